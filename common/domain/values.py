@@ -1,0 +1,125 @@
+"""The values that everything else speaks in: spans of time, words, segments, windows and chunks.
+
+All times are integer milliseconds on the recording's own clock unless a docstring says otherwise.
+One millisecond is 16 samples, or 32 bytes, of the 16 kHz mono 16-bit PCM that workers read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+SAMPLE_RATE = 16_000
+SAMPLES_PER_MS = SAMPLE_RATE // 1000
+BYTES_PER_MS = SAMPLES_PER_MS * 2
+MAX_WINDOW_MS = 30_000
+"""Whisper's encoder takes exactly 30 s (arXiv 2212.04356, section 2.2); shorter input is padded."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """A half-open stretch of time ``[start_ms, end_ms)``."""
+
+    start_ms: int
+    end_ms: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start_ms <= self.end_ms:
+            raise ValueError(f"span needs 0 <= start <= end, got [{self.start_ms}, {self.end_ms})")
+
+    @property
+    def duration_ms(self) -> int:
+        return self.end_ms - self.start_ms
+
+    @property
+    def midpoint_ms(self) -> int:
+        return (self.start_ms + self.end_ms) // 2
+
+    def holds(self, ms: int) -> bool:
+        """Whether the instant ``ms`` lies inside."""
+        return self.start_ms <= ms < self.end_ms
+
+    def shifted(self, by_ms: int) -> Span:
+        return Span(self.start_ms + by_ms, self.end_ms + by_ms)
+
+    def clipped(self, to: Span) -> Span:
+        """The nearest span inside ``to``; empty at one of its ends when the two do not meet."""
+        start = min(max(self.start_ms, to.start_ms), to.end_ms)
+        return Span(start, min(max(self.end_ms, start), to.end_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word as the engine wrote it.
+
+    ``text`` keeps its leading space (none in languages written without spaces), so that words
+    join into a segment's text by plain concatenation. ``probability`` is in [0, 1].
+    """
+
+    text: str
+    span: Span
+    probability: float
+
+    def shifted(self, by_ms: int) -> Self:
+        return replace(self, span=self.span.shifted(by_ms))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A subtitle-sized piece of text; the numbers are the decoder's, named as OpenAI names them.
+
+    ``avg_logprob`` <= 0; ``compression_ratio`` > 0; ``no_speech_prob`` in [0, 1];
+    ``temperature`` is the one that produced the text; ``flags`` are reasons for doubt
+    (see `common.asr.guards`). ``words`` is empty when word times were not asked for.
+    """
+
+    span: Span
+    text: str
+    words: tuple[Word, ...] = ()
+    avg_logprob: float = 0.0
+    compression_ratio: float = 1.0
+    no_speech_prob: float = 0.0
+    temperature: float = 0.0
+    flags: tuple[str, ...] = ()
+
+    def shifted(self, by_ms: int) -> Self:
+        words = tuple(word.shifted(by_ms) for word in self.words)
+        return replace(self, span=self.span.shifted(by_ms), words=words)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the engine hears at once (``audio``, at most 30 s) and what of it counts (``core``).
+
+    Cores tile the recording. ``audio`` may reach past ``core`` only where no silence was found
+    to cut in; a word then belongs to the window whose core holds its midpoint.
+    ``speech_ms`` is how much of ``core`` the voice activity detector took for speech.
+    """
+
+    core: Span
+    audio: Span
+    speech_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The unit of scheduling: consecutive windows that one engine call decodes as a batch."""
+
+    index: int
+    windows: tuple[Window, ...]
+
+    @property
+    def core(self) -> Span:
+        return Span(self.windows[0].core.start_ms, self.windows[-1].core.end_ms)
+
+    @property
+    def audio(self) -> Span:
+        """The stretch of PCM a worker has to read."""
+        return Span(
+            min(window.audio.start_ms for window in self.windows),
+            max(window.audio.end_ms for window in self.windows),
+        )
+
+    @property
+    def speech_ms(self) -> int:
+        return sum(window.speech_ms for window in self.windows)

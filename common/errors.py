@@ -1,0 +1,171 @@
+"""Every error a person or a client can meet, in one tree.
+
+A class owns its message (the docstring, a format string over the keyword arguments), its stable
+``code`` and its HTTP status. `Transient` failures are tried again; everything else is final.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+
+class StenoError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, **details: object) -> None:
+        self.details = details
+        super().__init__(inspect.cleandoc(type(self).__doc__ or "").format(**details))
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class Transient(StenoError):
+    """A fault that may pass: {reason}"""
+
+    code = "transient"
+    status = 503
+
+
+class BadInput(StenoError):
+    """The request cannot be served as it is."""
+
+    code = "bad_input"
+    status = 400
+
+
+# --- what a client sent ---------------------------------------------------------------------
+
+
+class Malformed(BadInput):
+    """The request is malformed: {reason}"""
+
+    code = "malformed"
+
+
+class UnknownOption(BadInput):
+    """{field} must be one of {allowed}; got {value!r}"""
+
+    code = "unknown_option"
+    status = 422
+
+
+class OutOfRange(BadInput):
+    """{field} must be {limit}; got {value!r}"""
+
+    code = "out_of_range"
+    status = 422
+
+
+class Unsupported(BadInput):
+    """{field} is not supported here"""
+
+    code = "unsupported_option"
+    status = 422
+
+
+class TooLarge(BadInput):
+    """{field} may have at most {limit}; got {value}"""
+
+    code = "too_large"
+    status = 413
+
+
+class NotAudio(BadInput):
+    """file holds no sound that can be decoded: {reason}"""
+
+    code = "not_audio"
+    status = 415
+
+
+class NotFound(BadInput):
+    """There is no {what} {value}"""
+
+    code = "not_found"
+    status = 404
+
+
+class NotReady(BadInput):
+    """The job is {status_now}; its result can be had when it is COMPLETED"""
+
+    code = "not_ready"
+    status = 409
+
+
+class Conflict(BadInput):
+    """{reason}"""
+
+    code = "conflict"
+    status = 409
+
+
+# --- what is broken on this side ------------------------------------------------------------
+
+
+class Unavailable(Transient):
+    """{what} is out of reach at the moment; try again soon"""
+
+    code = "unavailable"
+
+
+class StorageFull(Transient):
+    """The storage is full; try again when there is space"""
+
+    code = "storage_full"
+
+
+class EngineFailed(Transient):
+    """The engine failed: {reason}"""
+
+    code = "engine_failed"
+
+
+class WorkerLost(Transient):
+    """The worker process was lost: {reason}"""
+
+    code = "worker_lost"
+
+
+class ChunkTimedOut(Transient):
+    """The step ran into its limit of {limit_s} s"""
+
+    code = "timed_out"
+
+
+class DecodeFailed(StenoError):
+    """The recording cannot be decoded: {reason}"""
+
+    code = "decode_failed"
+    status = 422
+
+
+class WeightsMissing(StenoError):
+    """The weights {model} for {engine} are not here; run: steno models pull {model} --engine {engine}"""
+
+    code = "weights_missing"
+    status = 503
+
+
+class WeightsCorrupt(StenoError):
+    """{path} has the wrong hash (sha256 {found}, should be {expected}); delete it and pull again"""
+
+    code = "weights_corrupt"
+    status = 503
+
+
+class PullFailed(StenoError):
+    """The weights {model} could not be had from any source: {reason}"""
+
+    code = "pull_failed"
+    status = 503
+
+
+class SetupProblem(StenoError):
+    """{problem}. {remedy}"""
+
+    code = "setup"

@@ -165,7 +165,7 @@ class EmbeddedServer(ABC):
         psutil.wait_procs(stubborn, timeout=10)
 
     def _processes_on_data(self) -> Iterator[psutil.Process]:
-        """Both servers change into their data directory, which tells them from any other."""
+        """Both servers work in their data directory, which tells them from any other."""
         for process in psutil.process_iter():
             try:
                 inside = Path(process.cwd()).is_relative_to(self.data_dir)
@@ -197,8 +197,9 @@ class EmbeddedServer(ABC):
         with self.log_file.open("rb") as log:
             log.seek(offset)
             lines = log.read().decode(errors="replace").splitlines()
-        telling = [line for line in lines if re.search(r"FATAL|ERROR|[Ee]rr|Can't", line)]
-        return (telling or lines or ["it says nothing"])[-1].strip().rstrip(".")
+        lines = [line.strip() for line in lines if line.strip()]
+        first = next((i for i, line in enumerate(lines) if re.search("FATAL|PANIC", line)), -1)
+        return " / ".join(lines[first:][:3]).rstrip(".") or "it says nothing"
 
     def _load_access(self) -> Access:
         path = self.data_dir / "access.json"
@@ -362,7 +363,6 @@ class EmbeddedValkey(EmbeddedServer):
             "bind": "127.0.0.1",
             "port": access.port,
             "requirepass": access.password,
-            "dir": json.dumps(str(self.data_dir)),
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',
@@ -370,7 +370,10 @@ class EmbeddedValkey(EmbeddedServer):
         }
         write_private(config, "".join(f"{key} {value}\n" for key, value in settings.items()))
         return spawn(
-            [self._binary, config], log=log, death_signal=signal.SIGTERM, cwd=self.data_dir
+            [self._binary, config],
+            log=log,
+            death_signal=signal.SIGTERM,
+            cwd=self.data_dir,  # where it writes
         )
 
     def url_for(self, access: Access) -> str:

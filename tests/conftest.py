@@ -1,0 +1,95 @@
+"""The real parts that tests run on: a Postgres, a Valkey, and the weights in ``models/``.
+
+Both servers start once a session, in a temporary directory. Every test that asks for
+`database_url` gets a database of its own, copied from one that was migrated once.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+
+from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
+
+ROOT = Path(__file__).resolve().parent.parent
+
+THROW_AWAY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+"""The cluster is deleted after the session: it need not survive a power cut."""
+
+
+@pytest.fixture(scope="session")
+def weights_dir() -> Path:
+    """Where ``steno models pull`` puts weights; ``scripts/test`` pulls those that tests need."""
+    return ROOT / "models"
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """One Postgres for the session. A test that kills a server starts its own."""
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres"), options=THROW_AWAY) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    """One Valkey for the session. A test that kills a server starts its own."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: EmbeddedPostgres) -> str:
+    """The name of a database with every migration applied, to copy from."""
+    from common.db.migrate import upgrade
+
+    name = "migrated"
+    _administer(postgres, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    upgrade(_url(postgres, name))
+    return name
+
+
+@pytest.fixture
+def empty_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a database with nothing in it."""
+    yield from _database_for_a_test(postgres, template="template0")
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
+    """The URL of a migrated database of this test's own."""
+    yield from _database_for_a_test(postgres, template=migrated_template)
+
+
+@pytest.fixture
+def redis_url(valkey: EmbeddedValkey) -> str:
+    """The URL of a Valkey with nothing in it."""
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return valkey.url
+
+
+def _database_for_a_test(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
+    name = f"test_{secrets.token_hex(6)}"
+    _administer(
+        postgres,
+        sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY wal_log").format(
+            sql.Identifier(name), sql.Identifier(template)
+        ),
+    )
+    yield _url(postgres, name)
+    _administer(postgres, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _url(postgres: EmbeddedPostgres, database: str) -> str:
+    return f"{postgres.url.rpartition('/')[0]}/{database}"
+
+
+def _administer(postgres: EmbeddedPostgres, statement: sql.Composed) -> None:
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(statement)

@@ -1,0 +1,323 @@
+"""What the gateway asks and tells about jobs, always within one tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.steps import add_steps, end_job
+from common.db.tables import Chunk, Job, JobMetrics, Recording, Step, Transcript
+from common.domain.job import JobStatus, Priority, StepKind, StepStatus
+from common.domain.request import Options
+from common.errors import Conflict, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecording:
+    """Stored sound about to be committed; ``sha256`` is lower-case hex."""
+
+    id: UUID
+    filename: str
+    container: str
+    codec: str
+    size_bytes: int
+    sha256: str
+    duration_ms: int | None
+    upload_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A resolved request about to be committed; ``language`` is a Whisper code or ``auto``."""
+
+    id: UUID
+    engine: str
+    model: str
+    language: str
+    priority: Priority
+    options: Options
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A job as it stands at one instant.
+
+    ``stage`` is queued, planning, transcribing, merging or done; ``progress`` in [0, 100];
+    ``queue_position`` counts jobs that go before (0: next), None once it was started;
+    ``eta_s`` is None where nothing is known to reckon from.
+    """
+
+    job_id: UUID
+    status: JobStatus
+    stage: str
+    progress: int
+    chunks_completed: int
+    chunks_total: int
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    error_code: str | None
+    error_message: str | None
+    eta_s: float | None
+    queue_position: int | None
+    warnings: tuple[str, ...]
+    filename: str
+    engine: str
+    model: str
+    language: str
+    duration_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A job's text so far: the segments of the finished chunks, as stored JSON.
+
+    ``complete`` tells a finished transcript from a partial one; ``manifest`` comes with the former.
+    """
+
+    segments: list[Any]
+    chunks: list[Chunk]
+    language: str
+    duration_ms: int
+    complete: bool
+    manifest: dict[str, Any] | None
+
+
+PLANNED_PERCENT = 5
+"""What planning and merging count for in ``progress``; the rest is sound transcribed."""
+
+
+class Jobs:
+    """The jobs of one tenant; another tenant's are not found."""
+
+    def __init__(self, database: Database, tenant: str) -> None:
+        self._database = database
+        self._tenant = tenant
+
+    def submit(self, recording: NewRecording, job: NewJob) -> None:
+        """Commit a recording, its job and the doorbell for the first step: all or nothing."""
+        with self._database.transaction() as session:
+            session.add(
+                Recording(
+                    id=recording.id,
+                    tenant=self._tenant,
+                    filename=recording.filename,
+                    container=recording.container,
+                    codec=recording.codec,
+                    size_bytes=recording.size_bytes,
+                    sha256=recording.sha256,
+                    duration_ms=recording.duration_ms,
+                    upload_ms=recording.upload_ms,
+                )
+            )
+            session.flush()
+            session.add(
+                Job(
+                    id=job.id,
+                    tenant=self._tenant,
+                    recording_id=recording.id,
+                    priority=job.priority,
+                    engine=job.engine,
+                    model=job.model,
+                    language=job.language,
+                    options=job.options.to_json(),
+                    duration_ms=recording.duration_ms,
+                )
+            )
+            session.flush()
+            add_steps(session, job.id, StepKind.PLAN, [None])
+
+    def snapshot(self, job_id: UUID) -> Snapshot:
+        """Where the job stands.
+
+        Raises:
+            NotFound: there is no such job in this tenant.
+        """
+        with self._database.transaction() as session:
+            job, filename = self._job(session, job_id)
+            completed = (
+                session.scalar(
+                    select(func.count())
+                    .select_from(Chunk)
+                    .where(Chunk.job_id == job_id, Chunk.result.is_not(None))
+                )
+                or 0
+            )
+            status = JobStatus(job.status)
+            waiting = status is JobStatus.PENDING
+            return Snapshot(
+                job_id=job.id,
+                status=status,
+                stage=_stage(job),
+                progress=_progress(job),
+                chunks_completed=completed,
+                chunks_total=job.chunks_total,
+                created_at=job.created_at,
+                started_at=job.started_at,
+                completed_at=job.completed_at,
+                error_code=job.error_code,
+                error_message=job.error_message,
+                eta_s=self._eta_s(session, job),
+                queue_position=self._jobs_before(session, job) if waiting else None,
+                warnings=tuple(job.warnings),
+                filename=filename,
+                engine=job.engine,
+                model=job.model,
+                language=job.detected_language or job.language,
+                duration_ms=job.duration_ms,
+            )
+
+    def text(self, job_id: UUID) -> Text:
+        """The text as far as it is known.
+
+        Raises:
+            NotFound: there is no such job in this tenant.
+        """
+        with self._database.transaction() as session:
+            job, _ = self._job(session, job_id)
+            transcript = session.scalar(
+                select(Transcript)
+                .where(Transcript.job_id == job_id)
+                .order_by(Transcript.revision.desc())
+                .limit(1)
+            )
+            if transcript is not None:
+                return Text(
+                    segments=transcript.segments,
+                    chunks=[],
+                    language=transcript.language,
+                    duration_ms=transcript.duration_ms,
+                    complete=True,
+                    manifest=transcript.manifest,
+                )
+            done = session.scalars(
+                select(Chunk)
+                .where(Chunk.job_id == job_id, Chunk.result.is_not(None))
+                .order_by(Chunk.index)
+            ).all()
+            return Text(
+                segments=[],
+                chunks=list(done),
+                language=job.detected_language or job.language,
+                duration_ms=job.duration_ms or 0,
+                complete=False,
+                manifest=None,
+            )
+
+    def cancel(self, job_id: UUID) -> list[tuple[str, str]]:
+        """Cancel the job; returns (worker, doorbell) of each step that runs at this moment.
+
+        Raises:
+            NotFound: there is no such job in this tenant.
+            Conflict: it has ended already, and not by being cancelled.
+        """
+        with self._database.transaction() as session:
+            job, _ = self._job(session, job_id)
+            running = session.execute(
+                select(Step.worker, Step.doorbell).where(
+                    Step.job_id == job_id, Step.status == StepStatus.RUNNING
+                )
+            ).all()
+            if not end_job(session, job_id, JobStatus.CANCELLED):
+                session.refresh(job)
+                if job.status != JobStatus.CANCELLED:
+                    raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
+                return []
+            return [(row.worker, row.doorbell) for row in running if row.worker and row.doorbell]
+
+    def estimate_s(self, duration_ms: int | None, engine: str, model: str) -> float | None:
+        """Seconds a recording of this length has lately taken from upload to text."""
+        with self._database.transaction() as session:
+            speed = self._speed(session, engine, model)
+            if duration_ms is None or speed is None:
+                return None
+            return duration_ms / 1000 / speed
+
+    # --- inside one transaction ---------------------------------------------------------------
+
+    def _job(self, session: Session, job_id: UUID) -> tuple[Job, str]:
+        row = session.execute(
+            select(Job, Recording.filename)
+            .join(Recording, Recording.id == Job.recording_id)
+            .where(Job.id == job_id, Job.tenant == self._tenant)
+        ).one_or_none()
+        if row is None:
+            raise NotFound(what="job", value=job_id)
+        return row[0], row[1]
+
+    def _jobs_before(self, session: Session, job: Job) -> int:
+        return (
+            session.scalar(
+                select(func.count())
+                .select_from(Job)
+                .where(
+                    Job.status == JobStatus.PENDING,
+                    (Job.priority < job.priority)
+                    | ((Job.priority == job.priority) & (Job.created_at < job.created_at)),
+                )
+            )
+            or 0
+        )
+
+    def _speed(self, session: Session, engine: str, model: str) -> float | None:
+        """Audio time per wall time over the last finished jobs with the same weights."""
+        lately = (
+            select(JobMetrics.audio_ms, JobMetrics.wall_ms)
+            .join(Job, Job.id == JobMetrics.job_id)
+            .where(Job.engine == engine, Job.model == model, Job.status == JobStatus.COMPLETED)
+            .order_by(Job.completed_at.desc())
+            .limit(20)
+            .subquery()
+        )
+        audio, wall = session.execute(
+            select(func.sum(lately.c.audio_ms), func.sum(lately.c.wall_ms))
+        ).one()
+        return float(audio / wall) if audio and wall else None
+
+    def _eta_s(self, session: Session, job: Job) -> float | None:
+        if job.status == JobStatus.PROCESSING and job.done_ms and job.duration_ms:
+            # This job's own pace so far is the best witness.
+            elapsed, since = session.execute(
+                select(
+                    func.extract("epoch", func.clock_timestamp() - Job.started_at),
+                    Job.done_ms,
+                ).where(Job.id == job.id)
+            ).one()
+            return float(elapsed) * max(0, job.duration_ms - since) / since
+        if job.status in {JobStatus.PENDING, JobStatus.PROCESSING} and job.duration_ms:
+            speed = self._speed(session, job.engine, job.model)
+            return job.duration_ms / 1000 / speed if speed else None
+        return None
+
+
+def stages() -> Iterable[str]:
+    """Every value of ``stage``, in order."""
+    return ("queued", "planning", "transcribing", "merging", "done")
+
+
+def _stage(job: Job) -> str:
+    if job.status == JobStatus.PENDING:
+        return "queued"
+    if job.status != JobStatus.PROCESSING:
+        return "done"
+    if job.chunks_total == 0 and not job.planned:
+        return "planning"
+    return "merging" if job.planned and job.remaining == 0 else "transcribing"
+
+
+def _progress(job: Job) -> int:
+    if job.status == JobStatus.COMPLETED:
+        return 100
+    if job.chunks_total == 0:
+        return 0
+    heard = job.done_ms / job.duration_ms if job.duration_ms else 0.0
+    if job.planned and job.remaining == 0:
+        heard = 1.0
+    return PLANNED_PERCENT + int((100 - 2 * PLANNED_PERCENT) * min(1.0, heard))

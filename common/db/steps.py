@@ -1,0 +1,643 @@
+"""The life of a step: claimed with a token and a lease, finished by token, reclaimed when lost.
+
+Every write is guarded by the state it expects, so that it takes effect once however often, and by
+however many processes, it is tried. The pattern is that of the transactional outbox with leases and fencing tokens
+(microservices.io/patterns/data/transactional-outbox.html; Kleppmann, "How to do distributed
+locking", 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    Update,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
+from common.domain.job import (
+    MAX_LOSSES,
+    JobStatus,
+    StepKind,
+    StepStatus,
+    job_sources,
+    retry_delay_s,
+    step_sources,
+)
+from common.errors import StenoError, Transient, WorkerLost
+
+
+class StaleClaim(Exception):
+    """The claim was taken over, or the job was cancelled: whatever was computed is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """``max_retries`` >= 0 after the first try; ``first_delay_s`` doubles with each failure."""
+
+    max_retries: int
+    first_delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on a step until the lease ends; renewed while the work goes on."""
+
+    step_id: UUID
+    job_id: UUID
+    kind: StepKind
+    chunk_index: int | None
+    attempt: int
+    token: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRow:
+    """A chunk as the plan stores it."""
+
+    index: int
+    windows: list[Any]
+    content_hash: str
+    core_end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A step the dispatcher hands to RQ under the id ``doorbell``."""
+
+    outbox_id: int
+    step_id: UUID
+    doorbell: str
+    description: str
+
+
+def seconds(value: float) -> ColumnElement[Any]:
+    return cast(literal(f"{value} seconds"), Interval)
+
+
+class Steps:
+    """All that workers and the dispatcher do with steps. Not bound to a tenant: they serve all."""
+
+    def __init__(self, database: Database, *, lease_s: float, retry: RetryPolicy) -> None:
+        self._database = database
+        self._lease_s = lease_s
+        self._retry = retry
+
+    # --- a worker's side --------------------------------------------------------------------
+
+    def claim(self, step_id: UUID, worker: str) -> Claim | None:
+        """Take a pending step, or None when it is taken, done, not yet due or cancelled."""
+        with self._database.transaction() as session:
+            job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
+            if job_id is None:
+                return None
+            lock_job(session, job_id)
+            row = session.execute(
+                update(Step)
+                .where(
+                    Step.id == step_id,
+                    Step.status == StepStatus.PENDING,
+                    Step.run_after <= func.clock_timestamp(),
+                )
+                .values(
+                    status=StepStatus.RUNNING,
+                    attempt=Step.attempt + 1,
+                    token=func.gen_random_uuid(),
+                    lease_until=func.clock_timestamp() + seconds(self._lease_s),
+                    worker=worker,
+                    started_at=func.clock_timestamp(),
+                )
+                .returning(
+                    Step.id, Step.job_id, Step.kind, Step.chunk_index, Step.attempt, Step.token
+                )
+            ).one_or_none()
+            if row is None:
+                return None
+            session.execute(delete(Outbox).where(Outbox.step_id == step_id))
+            session.execute(
+                update(Job)
+                .where(Job.id == row.job_id, Job.status == JobStatus.PENDING)
+                .values(
+                    status=JobStatus.PROCESSING,
+                    started_at=func.coalesce(Job.started_at, func.clock_timestamp()),
+                )
+            )
+            assert row.token is not None
+            return Claim(row.id, row.job_id, StepKind(row.kind), row.chunk_index, row.attempt, row.token)
+
+    def renew(self, claim: Claim) -> bool:
+        """Extend the lease; False when the claim is no longer good."""
+        with self._database.transaction() as session:
+            return (
+                session.execute(
+                    _held(claim).values(
+                        lease_until=func.clock_timestamp() + seconds(self._lease_s)
+                    )
+                ).rowcount  # type: ignore[attr-defined]
+                == 1
+            )
+
+    def job_of(self, claim: Claim) -> tuple[Job, Recording]:
+        """The job and the recording a claim is about."""
+        with self._database.transaction() as session:
+            row = session.execute(
+                select(Job, Recording)
+                .join(Recording, Job.recording_id == Recording.id)
+                .where(Job.id == claim.job_id)
+            ).one()
+            return row[0], row[1]
+
+    def planned(self, job_id: UUID) -> dict[int, tuple[str, bool]]:
+        """What an earlier attempt planned: chunk index to (content hash, whether it is done)."""
+        with self._database.transaction() as session:
+            rows = session.execute(
+                select(Chunk.index, Chunk.content_hash, Chunk.result.is_not(None)).where(
+                    Chunk.job_id == job_id
+                )
+            )
+            return {index: (content_hash, done) for index, content_hash, done in rows}
+
+    def start_plan(
+        self, claim: Claim, *, weights_sha256: str, language: str, replan: bool
+    ) -> None:
+        """Fix what all chunks of the job share; with ``replan`` forget what was planned before."""
+        with self._database.transaction() as session:
+            _lock(session, claim)
+            values: dict[str, Any] = {
+                "weights_sha256": weights_sha256,
+                "detected_language": language,
+            }
+            if replan:
+                session.execute(
+                    delete(Step).where(
+                        Step.job_id == claim.job_id, Step.kind == StepKind.TRANSCRIBE
+                    )
+                )
+                session.execute(delete(Chunk).where(Chunk.job_id == claim.job_id))
+                values |= {"chunks_total": 0, "remaining": 0, "done_ms": 0}
+            session.execute(update(Job).where(Job.id == claim.job_id).values(**values))
+
+    def add_chunks(self, claim: Claim, chunks: Sequence[PlannedRow]) -> None:
+        """Store chunks, with a step and an outbox row each; those already there stay as they are.
+
+        Raises:
+            StaleClaim: another worker plans this job now.
+        """
+        with self._database.transaction() as session:
+            _lock(session, claim)
+            added = session.scalars(
+                upsert(Chunk)
+                .values(
+                    [
+                        {
+                            "job_id": claim.job_id,
+                            "index": chunk.index,
+                            "windows": chunk.windows,
+                            "content_hash": chunk.content_hash,
+                        }
+                        for chunk in chunks
+                    ]
+                )
+                .on_conflict_do_nothing()
+                .returning(Chunk.index)
+            ).all()
+            if added:
+                add_steps(session, claim.job_id, StepKind.TRANSCRIBE, added)
+                session.execute(
+                    update(Job)
+                    .where(Job.id == claim.job_id)
+                    .values(
+                        chunks_total=Job.chunks_total + len(added),
+                        remaining=Job.remaining + len(added),
+                    )
+                )
+
+    def finish_plan(
+        self, claim: Claim, *, duration_ms: int, warnings: Iterable[str], elapsed_ms: int
+    ) -> UUID | None:
+        """All chunks are known. Returns the merge step when there is nothing left to wait for."""
+        with self._database.transaction() as session:
+            self._complete(session, claim)
+            remaining = session.scalar(
+                update(Job)
+                .where(Job.id == claim.job_id)
+                .values(
+                    planned=True,
+                    duration_ms=duration_ms,
+                    warnings=list(warnings),
+                    plan_ms=elapsed_ms,
+                )
+                .returning(Job.remaining)
+            )
+            return self._merge_if_due(session, claim.job_id, planned=True, remaining=remaining)
+
+    def chunk_of(self, claim: Claim) -> Chunk:
+        with self._database.transaction() as session:
+            return session.get_one(Chunk, (claim.job_id, claim.chunk_index))
+
+    def reusable(self, tenant: str, content_hash: str) -> list[Any] | None:
+        """The result of an equal chunk of the same tenant, if there is one."""
+        with self._database.transaction() as session:
+            return session.scalar(
+                select(Chunk.result)
+                .join(Job, Job.id == Chunk.job_id)
+                .where(
+                    Job.tenant == tenant,
+                    Chunk.content_hash == content_hash,
+                    Chunk.result.is_not(None),
+                )
+                .limit(1)
+            )
+
+    def finish_chunk(
+        self, claim: Claim, *, result: list[Any], core_ms: int, engine_ms: int
+    ) -> UUID | None:
+        """Store a chunk's result. Returns the merge step when this was the last chunk.
+
+        Raises:
+            StaleClaim: a newer attempt, or a cancellation, has the say now.
+        """
+        with self._database.transaction() as session:
+            self._complete(session, claim)
+            session.execute(
+                update(Chunk)
+                .where(Chunk.job_id == claim.job_id, Chunk.index == claim.chunk_index)
+                .values(result=result, engine_ms=engine_ms, stored_count=Chunk.stored_count + 1)
+            )
+            row = session.execute(
+                update(Job)
+                .where(Job.id == claim.job_id)
+                .values(remaining=Job.remaining - 1, done_ms=Job.done_ms + core_ms)
+                .returning(Job.planned, Job.remaining)
+            ).one()
+            return self._merge_if_due(
+                session, claim.job_id, planned=row.planned, remaining=row.remaining
+            )
+
+    def chunks(self, job_id: UUID) -> list[Chunk]:
+        """All chunks of a job, in order."""
+        with self._database.transaction() as session:
+            return list(
+                session.scalars(select(Chunk).where(Chunk.job_id == job_id).order_by(Chunk.index))
+            )
+
+    def finish_merge(
+        self, claim: Claim, transcript: Transcript, metrics: JobMetrics, warnings: list[str]
+    ) -> None:
+        """Store the transcript and complete the job."""
+        with self._database.transaction() as session:
+            self._complete(session, claim)
+            session.add(transcript)
+            now = func.clock_timestamp()
+            job = session.execute(
+                update(Job)
+                .where(
+                    Job.id == claim.job_id, Job.status.in_(job_sources(JobStatus.COMPLETED))
+                )
+                .values(status=JobStatus.COMPLETED, completed_at=now, warnings=warnings)
+                .returning(Job.created_at, Job.started_at, Job.completed_at)
+            ).one_or_none()
+            if job is None:
+                raise StaleClaim
+            metrics.waited_ms = _ms(job.created_at, job.started_at)
+            metrics.wall_ms = _ms(job.created_at, job.completed_at)
+            metrics.attempts = (
+                session.scalar(
+                    select(func.sum(Step.attempt)).where(Step.job_id == claim.job_id)
+                )
+                or 0
+            )
+            session.add(metrics)
+
+    def hand_back(self, claim: Claim) -> None:
+        """Give a step up unfinished and unblamed, so that another worker takes it at once."""
+        with self._database.transaction() as session:
+            lock_job(session, claim.job_id)
+            if self._to_pending(session, claim.step_id, claim.attempt, delay_s=0.0):
+                session.execute(insert(Outbox).values(step_id=claim.step_id))
+
+    def fail(self, step_id: UUID, attempt: int, error: StenoError) -> bool:
+        """Record why an attempt failed, and retry the step or fail its job.
+
+        A transient error is retried ``max_retries`` times with backoff, a lost worker up to
+        `MAX_LOSSES` times at once, anything else never. Returns False when the attempt is not the
+        current one (any more).
+        """
+        with self._database.transaction() as session:
+            return self._fail(session, step_id, attempt, error)
+
+    # --- the dispatcher's side ----------------------------------------------------------------
+
+    def running(self) -> int:
+        """How many steps are being worked on, their leases good."""
+        with self._database.transaction() as session:
+            return (
+                session.scalar(
+                    select(func.count())
+                    .select_from(Step)
+                    .where(
+                        Step.status == StepStatus.RUNNING,
+                        Step.lease_until > func.clock_timestamp(),
+                    )
+                )
+                or 0
+            )
+
+    def publish(self, limit: int, ring: Any) -> int:
+        """Hand up to ``limit`` steps to ``ring(publications)``, in fair order; how many it was.
+
+        Fair: by priority; then the job with the fewest steps under way or ahead in this order,
+        which is round robin over jobs; then the older job. A crash after ``ring`` rings again
+        under the same id, which is harmless: steps are claimed once.
+        """
+        with self._database.transaction() as session:
+            under_way = (
+                select(Step.job_id, func.count().label("steps"))
+                .where(
+                    (Step.status == StepStatus.RUNNING)
+                    | ((Step.status == StepStatus.PENDING) & ~_in_outbox())
+                )
+                .group_by(Step.job_id)
+                .subquery()
+            )
+            turn = func.coalesce(under_way.c.steps, 0) + func.row_number().over(
+                partition_by=Step.job_id, order_by=(Step.kind, Step.chunk_index)
+            )
+            ranked = (
+                select(Outbox.id, Job.priority, turn.label("turn"), Job.created_at, Job.id.label("job_id"))
+                .join(Step, Step.id == Outbox.step_id)
+                .join(Job, Job.id == Step.job_id)
+                .outerjoin(under_way, under_way.c.job_id == Step.job_id)
+                .where(Step.status == StepStatus.PENDING, Step.run_after <= func.clock_timestamp())
+                .order_by(Job.priority, "turn", Job.created_at, Job.id)
+                .limit(limit)
+                .subquery()
+            )
+            rows = session.execute(
+                select(Outbox.id, Step.id, Step.attempt, Step.kind, Step.chunk_index, Step.job_id)
+                .join(Step, Step.id == Outbox.step_id)
+                .join(ranked, ranked.c.id == Outbox.id)
+                .order_by(ranked.c.priority, ranked.c.turn, ranked.c.created_at, ranked.c.job_id)
+                .with_for_update(of=Outbox, skip_locked=True)
+            ).all()
+            if not rows:
+                return 0
+            publications = [
+                Publication(
+                    outbox_id=outbox_id,
+                    step_id=step_id,
+                    doorbell=f"{step_id}-{attempt + 1}-{outbox_id}",
+                    description=f"{kind} job={job_id}"
+                    + (f" chunk={chunk_index}" if chunk_index is not None else ""),
+                )
+                for outbox_id, step_id, attempt, kind, chunk_index, job_id in rows
+            ]
+            ring(publications)
+            for publication in publications:
+                session.execute(
+                    update(Step)
+                    .where(Step.id == publication.step_id)
+                    .values(doorbell=publication.doorbell)
+                )
+            session.execute(
+                delete(Outbox).where(Outbox.id.in_([p.outbox_id for p in publications]))
+            )
+            return len(publications)
+
+    def published(self) -> list[tuple[UUID, str | None]]:
+        """Steps that should be in RQ's hands: pending, due, and out of the outbox."""
+        with self._database.transaction() as session:
+            rows = session.execute(
+                select(Step.id, Step.doorbell).where(
+                    Step.status == StepStatus.PENDING,
+                    Step.run_after <= func.clock_timestamp(),
+                    ~_in_outbox(),
+                )
+            )
+            return [(row.id, row.doorbell) for row in rows]
+
+    def publish_again(self, step_ids: Iterable[UUID]) -> None:
+        """Put steps whose doorbell got lost back into the outbox."""
+        with self._database.transaction() as session:
+            pending = select(Step.id).where(
+                Step.id.in_(list(step_ids)), Step.status == StepStatus.PENDING
+            )
+            session.execute(
+                upsert(Outbox).from_select(["step_id"], pending).on_conflict_do_nothing()
+            )
+
+    def reclaim_expired(self) -> list[UUID]:
+        """Take back steps whose worker went silent; returns the jobs they belong to."""
+        with self._database.transaction() as session:
+            expired = session.execute(
+                select(Step.id, Step.attempt, Step.job_id).where(
+                    Step.status == StepStatus.RUNNING,
+                    Step.lease_until <= func.clock_timestamp(),
+                )
+            ).all()
+        error = WorkerLost(reason="its lease ran out")
+        return [
+            job_id for step_id, attempt, job_id in expired if self.fail(step_id, attempt, error)
+        ]
+
+    def fail_overdue_jobs(self, limit_s: float) -> list[UUID]:
+        """Fail jobs that have been PROCESSING for more than ``limit_s`` seconds."""
+        with self._database.transaction() as session:
+            jobs = session.scalars(
+                select(Job.id).where(
+                    Job.status == JobStatus.PROCESSING,
+                    Job.started_at < func.clock_timestamp() - seconds(limit_s),
+                )
+            ).all()
+            for job_id in jobs:
+                end_job(
+                    session,
+                    job_id,
+                    JobStatus.FAILED,
+                    code="job_timed_out",
+                    message=f"The job ran into JOB_TIMEOUT of {limit_s:g} s",
+                )
+            return list(jobs)
+
+    # --- inside one transaction ---------------------------------------------------------------
+
+    def _merge_if_due(
+        self, session: Session, job_id: UUID, *, planned: bool, remaining: int | None
+    ) -> UUID | None:
+        if not planned or remaining != 0:
+            return None
+        return add_steps(session, job_id, StepKind.MERGE, [None])[0]
+
+    def _complete(self, session: Session, claim: Claim) -> None:
+        lock_job(session, claim.job_id)
+        done = session.execute(
+            _held(claim).values(
+                status=StepStatus.DONE,
+                token=None,
+                lease_until=None,
+                finished_at=func.clock_timestamp(),
+            )
+        )
+        if done.rowcount != 1:  # type: ignore[attr-defined]
+            raise StaleClaim
+
+    def _to_pending(
+        self, session: Session, step_id: UUID, attempt: int, *, delay_s: float
+    ) -> bool:
+        return (
+            session.execute(
+                update(Step)
+                .where(
+                    Step.id == step_id,
+                    Step.attempt == attempt,
+                    Step.status == StepStatus.RUNNING,
+                )
+                .values(
+                    status=StepStatus.PENDING,
+                    token=None,
+                    lease_until=None,
+                    run_after=func.clock_timestamp() + seconds(delay_s),
+                )
+            ).rowcount  # type: ignore[attr-defined]
+            == 1
+        )
+
+    def _fail(
+        self, session: Session, step_id: UUID, attempt: int, error: StenoError
+    ) -> bool:
+        job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
+        if job_id is None:
+            return False
+        lock_job(session, job_id)
+        lost = isinstance(error, WorkerLost)
+        step = session.scalar(
+            update(Step)
+            .where(
+                Step.id == step_id, Step.attempt == attempt, Step.status == StepStatus.RUNNING
+            )
+            .values(losses=Step.losses + int(lost), failures=Step.failures + int(not lost))
+            .returning(Step)
+        )
+        if step is None:
+            return False
+        session.add(
+            Failure(
+                job_id=step.job_id,
+                kind=step.kind,
+                chunk_index=step.chunk_index,
+                attempt=step.attempt,
+                code=error.code,
+                message=error.message,
+                worker=step.worker,
+            )
+        )
+        if lost:
+            again, delay_s = step.losses < MAX_LOSSES, 0.0
+        else:
+            again = isinstance(error, Transient) and step.failures <= self._retry.max_retries
+            delay_s = retry_delay_s(step.failures, self._retry.first_delay_s)
+        if again:
+            self._to_pending(session, step_id, attempt, delay_s=delay_s)
+            session.execute(insert(Outbox).values(step_id=step_id))
+        else:
+            session.execute(
+                update(Step)
+                .where(Step.id == step_id)
+                .values(status=StepStatus.FAILED, token=None, lease_until=None)
+            )
+            end_job(session, job_id, JobStatus.FAILED, code=error.code, message=error.message)
+        return True
+
+
+def lock_job(session: Session, job_id: UUID) -> None:
+    """Lock the job's row. Always before its steps' rows, or two transactions could deadlock."""
+    session.execute(select(Job.id).where(Job.id == job_id).with_for_update(key_share=True))
+
+
+def add_steps(
+    session: Session, job_id: UUID, kind: StepKind, chunk_indexes: Iterable[int | None]
+) -> list[UUID]:
+    """Add pending steps, each with its outbox row; returns their ids."""
+    step_ids = list(
+        session.scalars(
+            insert(Step).returning(Step.id),
+            [
+                {"job_id": job_id, "kind": kind, "chunk_index": index}
+                for index in chunk_indexes
+            ],
+        )
+    )
+    session.execute(insert(Outbox), [{"step_id": step_id} for step_id in step_ids])
+    return step_ids
+
+
+def end_job(
+    session: Session,
+    job_id: UUID,
+    status: JobStatus,
+    *,
+    code: str | None = None,
+    message: str | None = None,
+) -> bool:
+    """End a job that is not COMPLETED, and every step of it that is not done."""
+    ended = session.scalar(  # this locks the job's row before those of its steps
+        update(Job)
+        .where(Job.id == job_id, Job.status.in_(job_sources(status)))
+        .values(
+            status=status,
+            completed_at=func.clock_timestamp(),
+            error_code=code,
+            error_message=message,
+        )
+        .returning(Job.id)
+    )
+    if ended is None:
+        return False
+    steps = select(Step.id).where(Step.job_id == job_id)
+    session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
+    session.execute(
+        update(Step)
+        .where(Step.job_id == job_id, Step.status.in_(step_sources(StepStatus.CANCELLED)))
+        .values(status=StepStatus.CANCELLED, token=None, lease_until=None)
+    )
+    return True
+
+
+def _held(claim: Claim) -> Update:
+    return update(Step).where(
+        Step.id == claim.step_id, Step.token == claim.token, Step.status == StepStatus.RUNNING
+    )
+
+
+def _lock(session: Session, claim: Claim) -> None:
+    lock_job(session, claim.job_id)
+    held = select(Step.id).where(
+        Step.id == claim.step_id, Step.token == claim.token, Step.status == StepStatus.RUNNING
+    )
+    if session.scalar(held.with_for_update()) is None:
+        raise StaleClaim
+
+
+def _in_outbox() -> ColumnElement[bool]:
+    return exists().where(Outbox.step_id == Step.id)
+
+
+def _ms(start: datetime, end: datetime) -> int:
+    return round((end - start).total_seconds() * 1000)

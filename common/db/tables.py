@@ -1,0 +1,242 @@
+"""The tables. Postgres is the truth: whatever is not committed here has not happened."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from common.domain.job import JobStatus, Priority, StepKind, StepStatus
+
+
+def _one_of(column: str, values: type) -> str:
+    allowed = ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]
+    return f"{column} IN ({allowed})"
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that migrations can drop them by name."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own declaration
+        datetime: TIMESTAMP(timezone=True),
+        dict[str, Any]: JSONB(none_as_null=True),
+        list[Any]: JSONB(none_as_null=True),
+        str: Text,
+    }
+
+
+class Recording(Base):
+    """Stored sound, as it was sent."""
+
+    __tablename__ = "recordings"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    filename: Mapped[str]
+    container: Mapped[str]
+    codec: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    duration_ms: Mapped[int | None]
+    """What the container claims; the truth is known once it is decoded."""
+    upload_ms: Mapped[int]
+    """How long its bytes took to come in."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Job(Base):
+    """One request to turn a recording into text, resolved once and never changed."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", JobStatus), name="status"),
+        CheckConstraint("remaining >= 0", name="remaining"),
+        Index("ix_jobs_tenant_created_at", "tenant", "created_at"),
+        Index(
+            "ix_jobs_unfinished",
+            "status",
+            postgresql_where=text("status IN ('PENDING', 'PROCESSING')"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    recording_id: Mapped[UUID] = mapped_column(ForeignKey("recordings.id"), index=True)
+    status: Mapped[str] = mapped_column(default=JobStatus.PENDING)
+    priority: Mapped[int] = mapped_column(SmallInteger, default=Priority.NORMAL)
+    engine: Mapped[str]
+    model: Mapped[str]
+    language: Mapped[str]
+    """As asked for: a Whisper code, or ``auto``."""
+    options: Mapped[dict[str, Any]]
+    """The rest of the resolved request (see `common.domain.request`)."""
+    detected_language: Mapped[str | None]
+    weights_sha256: Mapped[str | None]
+    """Of the weights the plan found; every chunk must be heard by the same ones."""
+    planned: Mapped[bool] = mapped_column(default=False)
+    """Whether all chunks are known."""
+    chunks_total: Mapped[int] = mapped_column(default=0)
+    remaining: Mapped[int] = mapped_column(default=0)
+    """Chunks planned and not yet done; the merge is due at ``planned AND remaining = 0``."""
+    duration_ms: Mapped[int | None]
+    """Of the decoded recording; an estimate until ``planned``."""
+    done_ms: Mapped[int] = mapped_column(default=0)
+    """How much of the recording the finished chunks cover."""
+    plan_ms: Mapped[int | None]
+    """How long planning took."""
+    warnings: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+
+
+class Chunk(Base):
+    """A stretch of a recording that is transcribed at once, and its result."""
+
+    __tablename__ = "chunks"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    index: Mapped[int] = mapped_column(primary_key=True)
+    windows: Mapped[list[Any]]
+    """One ``[core start, core end, audio start, audio end, speech]`` a window, in ms."""
+    content_hash: Mapped[str] = mapped_column(index=True)
+    """Of PCM, windows, engine, weights and options: equal hashes have equal results."""
+    result: Mapped[list[Any] | None]
+    """The segments of each window, once transcribed."""
+    engine_ms: Mapped[int | None]
+    stored_count: Mapped[int] = mapped_column(default=0)
+    """How often a result was written: never more than once."""
+
+
+class Step(Base):
+    """A piece of work that a worker claims: plan, transcribe one chunk, merge."""
+
+    __tablename__ = "steps"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", StepStatus), name="status"),
+        CheckConstraint(_one_of("kind", StepKind), name="kind"),
+        UniqueConstraint("job_id", "kind", "chunk_index", postgresql_nulls_not_distinct=True),
+        Index(
+            "ix_steps_unfinished",
+            "status",
+            "job_id",
+            postgresql_where=text("status IN ('pending', 'running')"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    kind: Mapped[str]
+    chunk_index: Mapped[int | None]
+    status: Mapped[str] = mapped_column(default=StepStatus.PENDING)
+    attempt: Mapped[int] = mapped_column(default=0)
+    """How often it was claimed."""
+    failures: Mapped[int] = mapped_column(default=0)
+    losses: Mapped[int] = mapped_column(default=0)
+    token: Mapped[UUID | None]
+    """Proof of the claim: who does not hold the newest one may not write."""
+    lease_until: Mapped[datetime | None]
+    run_after: Mapped[datetime] = mapped_column(server_default=func.now())
+    worker: Mapped[str | None]
+    doorbell: Mapped[str | None]
+    """The RQ job it was last published as."""
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Failure(Base):
+    """Why an attempt at a step failed."""
+
+    __tablename__ = "failures"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    kind: Mapped[str]
+    chunk_index: Mapped[int | None]
+    attempt: Mapped[int]
+    code: Mapped[str]
+    message: Mapped[str]
+    worker: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Outbox(Base):
+    """Steps that wait to be published; written in the transaction that makes the work."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    step_id: Mapped[UUID] = mapped_column(
+        ForeignKey("steps.id", ondelete="CASCADE"), unique=True
+    )
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Transcript(Base):
+    """The text of a recording; a job's newest revision is its result."""
+
+    __tablename__ = "transcripts"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    revision: Mapped[int] = mapped_column(primary_key=True)
+    language: Mapped[str]
+    duration_ms: Mapped[int]
+    word_count: Mapped[int]
+    segments: Mapped[list[Any]]
+    manifest: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class JobMetrics(Base):
+    """Where a finished job's time went, in milliseconds."""
+
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    audio_ms: Mapped[int] = mapped_column(Integer)
+    speech_ms: Mapped[int] = mapped_column(Integer)
+    upload_ms: Mapped[int] = mapped_column(Integer)
+    waited_ms: Mapped[int] = mapped_column(Integer)
+    """From creation to the first claim."""
+    plan_ms: Mapped[int] = mapped_column(Integer)
+    engine_ms: Mapped[int] = mapped_column(Integer)
+    """Summed over chunks: more than the wall time when several workers shared the job."""
+    merge_ms: Mapped[int] = mapped_column(Integer)
+    wall_ms: Mapped[int] = mapped_column(Integer)
+    """From creation to completion."""
+    attempts: Mapped[int] = mapped_column(Integer)
+    """Claims over all steps; equal to the number of steps when nothing went wrong."""

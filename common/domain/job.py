@@ -1,0 +1,88 @@
+"""The states of a job and of its steps: one transition table each, and what a step may fail for."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+
+class JobStatus(StrEnum):
+    """Where a job stands, as clients read it."""
+
+    PENDING_UPLOAD = "PENDING_UPLOAD"
+    PENDING = "PENDING"
+    PROCESSING = "PROCESSING"
+    REVIEW = "REVIEW"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class StepStatus(StrEnum):
+    """Where a step stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StepKind(StrEnum):
+    """What a step does."""
+
+    PLAN = "plan"
+    TRANSCRIBE = "transcribe"
+    MERGE = "merge"
+
+
+class Priority(IntEnum):
+    """Which job goes first; smaller goes before larger."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
+JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.PENDING_UPLOAD: frozenset({JobStatus.PENDING, JobStatus.CANCELLED}),
+    JobStatus.PENDING: frozenset({JobStatus.PROCESSING, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.PROCESSING: frozenset(
+        {JobStatus.REVIEW, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.REVIEW: frozenset({JobStatus.COMPLETED, JobStatus.CANCELLED}),
+    JobStatus.COMPLETED: frozenset(),
+    JobStatus.FAILED: frozenset({JobStatus.PENDING}),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
+    StepStatus.PENDING: frozenset({StepStatus.RUNNING, StepStatus.CANCELLED}),
+    StepStatus.RUNNING: frozenset(
+        {StepStatus.DONE, StepStatus.PENDING, StepStatus.FAILED, StepStatus.CANCELLED}
+    ),
+    StepStatus.DONE: frozenset(),
+    StepStatus.FAILED: frozenset({StepStatus.PENDING}),
+    StepStatus.CANCELLED: frozenset(),
+}
+
+MAX_LOSSES = 20
+"""How often a step may lose its worker (killed, host gone) before it counts as the cause.
+
+A lost worker is rarely the step's fault, so this is far above ``MAX_RETRIES``; it is finite so that
+a recording that makes every worker run out of memory ends as FAILED and not in an endless loop.
+"""
+
+
+def job_sources(target: JobStatus) -> list[JobStatus]:
+    """The states from which a job may go to ``target``."""
+    return [source for source, targets in JOB_TRANSITIONS.items() if target in targets]
+
+
+def step_sources(target: StepStatus) -> list[StepStatus]:
+    """The states from which a step may go to ``target``."""
+    return [source for source, targets in STEP_TRANSITIONS.items() if target in targets]
+
+
+def retry_delay_s(failures: int, first_s: float, limit_s: float = 60.0) -> float:
+    """Seconds to wait before the retry after ``failures`` (>= 1) failures: doubled each time."""
+    return min(limit_s, first_s * 2.0 ** (failures - 1))

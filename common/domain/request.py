@@ -1,0 +1,54 @@
+"""What a client asked for, resolved: stored with the job, never changed, enough to run it again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+Strategy = Literal["vad", "silence", "fixed"]
+Task = Literal["transcribe", "translate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """How a recording is cut into windows.
+
+    ``window_ms`` in [1000, 30000]; ``overlap_ms`` is what neighbours share where no silence was
+    found; ``silence_dbfs`` <= 0 and ``min_silence_ms`` say what silence is.
+    """
+
+    strategy: Strategy = "vad"
+    window_ms: int = 30_000
+    overlap_ms: int = 2_000
+    silence_dbfs: float = -40.0
+    min_silence_ms: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How windows are decoded; ``None`` leaves it to the engine's measured default.
+
+    ``beam_size`` in [1, 16]; ``temperature`` in [0, 1] switches the fallback ladder off.
+    """
+
+    task: Task = "transcribe"
+    beam_size: int | None = None
+    temperature: float | None = None
+    initial_prompt: str | None = None
+    hotwords: str | None = None
+    word_timestamps: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """All of a job's options."""
+
+    cutting: Cutting = Cutting()
+    decoding: Decoding = Decoding()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Self:
+        return cls(Cutting(**document["cutting"]), Decoding(**document["decoding"]))

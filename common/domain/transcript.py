@@ -1,0 +1,76 @@
+"""A recording's text with its times, and how it is kept as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.domain.values import Segment, Span, Word
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """Segments in order of time, none overlapping another."""
+
+    language: str
+    duration_ms: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole text on one line."""
+        return join_text(self.segments)
+
+    @property
+    def words(self) -> Iterator[Word]:
+        for segment in self.segments:
+            yield from segment.words
+
+    @property
+    def word_count(self) -> int:
+        """Space-separated tokens; in Vietnamese these are syllables."""
+        return len(self.text.split())
+
+
+def join_text(segments: Iterable[Segment]) -> str:
+    return " ".join(text for segment in segments if (text := segment.text.strip()))
+
+
+def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
+    """The stored form: short keys, integer milliseconds."""
+    return [
+        {
+            "span": [segment.span.start_ms, segment.span.end_ms],
+            "text": segment.text,
+            "words": [
+                [word.text, word.span.start_ms, word.span.end_ms, round(word.probability, 4)]
+                for word in segment.words
+            ],
+            "avg_logprob": round(segment.avg_logprob, 4),
+            "compression_ratio": round(segment.compression_ratio, 4),
+            "no_speech_prob": round(segment.no_speech_prob, 4),
+            "temperature": segment.temperature,
+            "flags": list(segment.flags),
+        }
+        for segment in segments
+    ]
+
+
+def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...]:
+    return tuple(
+        Segment(
+            span=Span(*entry["span"]),
+            text=entry["text"],
+            words=tuple(
+                Word(text, Span(start, end), probability)
+                for text, start, end, probability in entry["words"]
+            ),
+            avg_logprob=entry["avg_logprob"],
+            compression_ratio=entry["compression_ratio"],
+            no_speech_prob=entry["no_speech_prob"],
+            temperature=entry["temperature"],
+            flags=tuple(entry["flags"]),
+        )
+        for entry in document
+    )

@@ -1,0 +1,114 @@
+"""RQ as the doorbell: it carries the ids of steps, never work that only it knows of.
+
+What RQ loses (a flush, a kill between pop and start, a job past its TTL) is rung again from
+Postgres by the dispatcher; what it delivers twice is claimed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError, TimeoutError
+from redis.retry import Retry
+from rq import Queue
+from rq.command import send_stop_job_command
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+from rq.utils import utcparse
+
+from common.db.steps import Publication
+
+QUEUE_NAME = "steno"
+STEP_FUNCTION = "worker.runner.run_step"
+"""Named, not imported: whoever enqueues needs nothing of the worker's code."""
+
+HEARTBEAT_S = 5
+"""A worker tells Redis that it lives at least this often."""
+NO_LIMIT = -1
+"""RQ's own time limit stays off: the worker sets one for each step as it starts it."""
+
+
+def connect(url: str) -> Redis:
+    """A Redis client that tries a broken connection a few times before it gives up."""
+    return Redis.from_url(
+        url,
+        socket_connect_timeout=3,
+        socket_keepalive=True,
+        health_check_interval=15,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+        retry_on_error=[ConnectionError, TimeoutError],
+    )
+
+
+class Doorbell:
+    """The queue as the dispatcher and the gateway see it."""
+
+    def __init__(self, connection: Redis) -> None:
+        self._redis = connection
+        self._queue = Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)
+
+    def ring(self, publications: Iterable[Publication]) -> None:
+        """Enqueue each step once under its doorbell id."""
+        for publication in publications:
+            try:
+                self._queue.enqueue_call(
+                    STEP_FUNCTION,
+                    args=(str(publication.step_id),),
+                    job_id=publication.doorbell,
+                    description=publication.description,
+                    timeout=NO_LIMIT,
+                    result_ttl=60,
+                    failure_ttl=24 * 3600,
+                    unique=True,
+                )
+            except DuplicateJobError:
+                # The transaction that published it before did not commit.
+                continue
+
+    def waiting(self) -> int:
+        """How many doorbells no worker has answered yet."""
+        return self._queue.count
+
+    def lost(self, doorbells: Sequence[str]) -> set[str]:
+        """Those that RQ no longer knows as waiting or being worked on."""
+        jobs = Job.fetch_many(list(doorbells), self._redis, serializer=JSONSerializer)
+        live = {JobStatus.QUEUED, JobStatus.STARTED}
+        queued = set(self._queue.get_job_ids())
+        gone = set()
+        for doorbell, job in zip(doorbells, jobs, strict=True):
+            status = job.get_status(refresh=False) if job is not None else None
+            in_hand = status == JobStatus.STARTED or doorbell in queued
+            if status not in live or not in_hand:
+                gone.add(doorbell)
+        return gone
+
+    def live_workers(self) -> int:
+        """How many workers have told of themselves lately."""
+        keys = cast("set[bytes]", self._redis.smembers(f"rq:workers:{QUEUE_NAME}"))
+        if not keys:
+            return 0
+        pipeline = self._redis.pipeline(transaction=False)
+        for key in keys:
+            pipeline.hmget(key, "last_heartbeat", "death")
+        oldest = datetime.now(UTC) - timedelta(seconds=3 * HEARTBEAT_S)
+        return sum(
+            1
+            for beat, death in pipeline.execute()
+            if beat and not death and utcparse(beat.decode()).replace(tzinfo=UTC) > oldest
+        )
+
+    def stop(self, doorbell: str) -> None:
+        """Have the worker that runs this step end it at once."""
+        try:
+            send_stop_job_command(self._redis, doorbell, serializer=JSONSerializer)
+        except (NoSuchJobError, InvalidJobOperation):
+            # It has just ended by itself.
+            return
+
+    def ping(self) -> None:
+        self._redis.ping()

@@ -1,0 +1,231 @@
+"""Every setting, with its default, its meaning and its name in the environment.
+
+Built once in each composition root (`api.app.create_app`, `worker.__main__`, `worker.dispatcher`)
+and handed down. `.env.example` is generated from this file (`python -m scripts.env_example`) and a
+test compares the two.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import quote
+
+from pydantic import AliasChoices, BaseModel, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _config(prefix: str = "") -> SettingsConfigDict:
+    return SettingsConfigDict(
+        env_prefix=prefix,
+        env_file=ROOT / ".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        # env_prefix does not reach aliases, and a field with an alias still answers to its name
+        populate_by_name=True,
+    )
+
+
+class ApiSettings(BaseSettings):
+    """Gateway."""
+
+    model_config = _config("API_")
+
+    host: str = "127.0.0.1"
+    """Address the gateway listens on."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """Port the gateway listens on; 0 takes a free one."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Gateway processes on this host."""
+
+
+class UploadSettings(BaseSettings):
+    """Uploads."""
+
+    model_config = _config()
+
+    max_upload_size_mb: Annotated[int, Field(ge=1)] = 2048
+    """Largest recording taken, in MB (1,000,000 bytes); a larger one is cut off while it streams in."""
+
+    @property
+    def max_bytes(self) -> int:
+        return self.max_upload_size_mb * 1_000_000
+
+
+class StorageSettings(BaseSettings):
+    """Files. Gateway and workers must see the same UPLOAD_DIR."""
+
+    model_config = _config()
+
+    data_dir: Path = ROOT / "data"
+    """Home of the embedded servers and of the folders below where those are not set."""
+    upload_dir: Path | None = None
+    """Recordings and the sound cut from them (DATA_DIR/uploads)."""
+    results_dir: Path | None = None
+    """Finished transcripts in every format, one folder a job (DATA_DIR/results)."""
+    temp_dir: Path | None = None
+    """Uploads on their way in, on the same file system as UPLOAD_DIR (UPLOAD_DIR/.incoming)."""
+
+    @cached_property
+    def uploads(self) -> Path:
+        return (self.upload_dir or self.data_dir / "uploads").absolute()
+
+    @cached_property
+    def results(self) -> Path:
+        return (self.results_dir or self.data_dir / "results").absolute()
+
+    @cached_property
+    def temp(self) -> Path:
+        return (self.temp_dir or self.uploads / ".incoming").absolute()
+
+
+class DatabaseSettings(BaseSettings):
+    """Postgres, the truth."""
+
+    model_config = _config("DATABASE_")
+
+    url: SecretStr | None = None
+    """postgresql://user:password@host:port/name; unset: `steno up` starts an embedded Postgres."""
+    pool_size: Annotated[int, Field(ge=1, le=200)] = 10
+    """Connections a process keeps at most."""
+
+
+class RedisSettings(BaseSettings):
+    """Redis, the doorbell."""
+
+    model_config = _config("REDIS_")
+
+    url: SecretStr | None = None
+    """redis://[:password@]host:port/db; goes before the four below. None set: an embedded Valkey."""
+    host: str | None = None
+    """Host, where no REDIS_URL is given."""
+    port: Annotated[int, Field(ge=1, le=65_535)] = 6379
+    """Port, where no REDIS_URL is given."""
+    db: Annotated[int, Field(ge=0)] = 0
+    """Database number, where no REDIS_URL is given."""
+    password: SecretStr | None = None
+    """Password, where no REDIS_URL is given."""
+
+    @property
+    def address(self) -> str | None:
+        """The URL to connect to, or None when Redis is not configured."""
+        if self.url is not None:
+            return self.url.get_secret_value()
+        if self.host is None:
+            return None
+        secret = self.password.get_secret_value() if self.password else ""
+        login = f":{quote(secret, safe='')}@" if secret else ""
+        return f"redis://{login}{self.host}:{self.port}/{self.db}"
+
+
+class AsrSettings(BaseSettings):
+    """Speech recognition."""
+
+    model_config = _config()
+
+    default_engine: Literal["faster-whisper", "whisper.cpp"] = "faster-whisper"
+    """Engine of jobs that name none."""
+    default_model: Annotated[
+        str,
+        Field(validation_alias=AliasChoices("default_model", "asr_model_name")),
+    ] = "base"
+    """Model of jobs that name none (also ASR_MODEL_NAME); `steno models list` shows all."""
+    default_language: Annotated[
+        str,
+        Field(validation_alias=AliasChoices("default_language", "asr_language")),
+    ] = "vi"
+    """Language of jobs that name none (also ASR_LANGUAGE): a Whisper code, or auto."""
+    models_dir: Path = ROOT / "models"
+    """Where the weights are."""
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    """Where faster-whisper computes."""
+    compute_type: str = "int8"
+    """faster-whisper's arithmetic: int8 on CPU; float16 or int8_float16 on CUDA."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    """Threads an engine uses; one process of one thread per core is fastest."""
+
+
+class ChunkSettings(BaseSettings):
+    """Cutting."""
+
+    model_config = _config("CHUNK_")
+
+    strategy: Literal["vad", "silence", "fixed"] = "vad"
+    """vad: by speech (Silero); silence: by energy; fixed: by the clock, overlapping."""
+    duration: Annotated[float, Field(ge=1, le=30)] = 30.0
+    """Longest window the engine hears at once, in seconds."""
+    overlap: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Seconds that neighbours share where no silence is found to cut in."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds any one step may take; a chunk gets four times its audio length on top."""
+
+
+class SilenceSettings(BaseSettings):
+    """Silence (strategies silence and vad)."""
+
+    model_config = _config()
+
+    silence_threshold: Annotated[float, Field(ge=-96, le=0)] = -40.0
+    """Loudness below which sound counts as silence for the strategy silence, in dBFS."""
+    min_silence_duration: Annotated[int, Field(ge=10, le=10_000)] = 500
+    """Shortest silence worth cutting in, in milliseconds."""
+
+
+class JobSettings(BaseSettings):
+    """Failures and limits of jobs."""
+
+    model_config = _config()
+
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """How often a step that failed for a passing reason is tried again."""
+    retry_delay: Annotated[float, Field(ge=0)] = 2.0
+    """Seconds before the first retry; doubled each time, up to a minute."""
+    job_timeout: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds a job may be PROCESSING before it is FAILED; 0: as long as it needs."""
+    reuse_results: bool = True
+    """Take over the text of a chunk that was heard before: same sound, weights and options."""
+
+
+class WorkerSettings(BaseSettings):
+    """Workers."""
+
+    model_config = _config("WORKER_")
+
+    lease: Annotated[float, Field(ge=2)] = 15.0
+    """Seconds after which a step whose worker went silent is given to another."""
+    max_memory_mb: Annotated[int, Field(ge=200)] = 4096
+    """The engine's process is replaced, between two steps, once it has grown to this."""
+    max_steps: Annotated[int, Field(ge=1)] = 1000
+    """The engine's process is replaced after this many steps."""
+
+
+class LogSettings(BaseSettings):
+    """Logs. They carry ids, never what was said."""
+
+    model_config = _config("LOG_")
+
+    level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe message that is written."""
+    file: Path | None = None
+    """File to log to, rotated at 20 MB, five kept; unset: standard error."""
+
+
+class Settings(BaseModel):
+    """All of them."""
+
+    api: ApiSettings = Field(default_factory=ApiSettings)
+    upload: UploadSettings = Field(default_factory=UploadSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    asr: AsrSettings = Field(default_factory=AsrSettings)
+    chunk: ChunkSettings = Field(default_factory=ChunkSettings)
+    silence: SilenceSettings = Field(default_factory=SilenceSettings)
+    job: JobSettings = Field(default_factory=JobSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    log: LogSettings = Field(default_factory=LogSettings)

@@ -1,0 +1,152 @@
+"""Recordings and the sound cut from them, on a file system that gateway and workers share.
+
+A recording is written to ``incoming``, committed in Postgres, and only then moved to its place.
+So a file in its place always has a row, a file in ``incoming`` without a row was never promised
+to anyone, and cleaning up can never touch what a client was told is safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+from common.errors import NotFound, StorageFull, Unavailable
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn the operating system's errors into ours.
+
+    Raises:
+        StorageFull: no space or no quota is left.
+        Unavailable: anything else went wrong.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise StorageFull from error
+        raise Unavailable(what="The storage") from error
+
+
+class LocalStorage:
+    """Files under one folder; ``temp`` must be on the same file system as ``root``."""
+
+    def __init__(self, root: Path, temp: Path) -> None:
+        self._root = root
+        self._temp = temp
+
+    def prepare(self) -> None:
+        """Make the folders."""
+        with storage_errors():
+            for folder in (self._root / "recordings", self._root / "chunks", self._temp):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    # --- recordings -----------------------------------------------------------------------------
+
+    def incoming(self, recording_id: UUID) -> Path:
+        """Where a recording is written while it comes in."""
+        return self._temp / f"{recording_id}.part"
+
+    def keep(self, recording_id: UUID) -> Path:
+        """Move a committed recording to its place, durably; does nothing when it is there."""
+        place = self._place(recording_id)
+        with storage_errors():
+            try:
+                self.incoming(recording_id).rename(place)
+            except FileNotFoundError:
+                if place.exists():
+                    return place
+                raise
+            _sync_folder(place.parent)
+        return place
+
+    def discard(self, recording_id: UUID) -> None:
+        """Forget a recording that was not committed."""
+        with storage_errors():
+            self.incoming(recording_id).unlink(missing_ok=True)
+
+    def recording(self, recording_id: UUID) -> Path:
+        """The file of a committed recording, moved to its place if the gateway died before that.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        place = self._place(recording_id)
+        if not place.exists():
+            if not self.incoming(recording_id).exists():
+                raise NotFound(what="stored recording", value=recording_id)
+            self.keep(recording_id)
+        return place
+
+    def abandoned(self, older_than_s: float, now: float) -> list[UUID]:
+        """Recordings in ``incoming`` that have not grown for a while."""
+        found = []
+        with storage_errors():
+            for path in self._temp.glob("*.part"):
+                try:
+                    if now - path.stat().st_mtime > older_than_s:
+                        found.append(UUID(path.stem))
+                except (FileNotFoundError, ValueError):
+                    continue
+        return found
+
+    def _place(self, recording_id: UUID) -> Path:
+        return self._root / "recordings" / str(recording_id)
+
+    # --- sound cut for workers ------------------------------------------------------------------
+
+    def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
+        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all."""
+        with storage_errors():
+            folder = self._chunks(job_id)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / f"{index}.pcm", pcm)
+
+    def read_chunk(self, job_id: UUID, index: int) -> bytes:
+        """A chunk's PCM.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        path = self._chunks(job_id) / f"{index}.pcm"
+        with storage_errors():
+            try:
+                return path.read_bytes()
+            except FileNotFoundError as error:
+                raise NotFound(what="stored sound of chunk", value=index) from error
+
+    def drop_chunks(self, job_id: UUID) -> None:
+        """Delete the sound cut for a job that has ended; the recording itself stays."""
+        with storage_errors():
+            shutil.rmtree(self._chunks(job_id), ignore_errors=True)
+
+    def _chunks(self, job_id: UUID) -> Path:
+        return self._root / "chunks" / str(job_id)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file durably, so that it is seen whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -145,7 +145,7 @@ class DecodeFailed(StenoError):
 
 
 class WeightsMissing(StenoError):
-    """The weights {model} for {engine} are not here; run: steno models pull {model} --engine {engine}"""
+    """The weights {model} for {engine} are not here: steno models pull {model} --engine {engine}"""
 
     code = "weights_missing"
     status = 503

@@ -50,7 +50,7 @@ class UploadSettings(BaseSettings):
     model_config = _config()
 
     max_upload_size_mb: Annotated[int, Field(ge=1)] = 2048
-    """Largest recording taken, in MB (1,000,000 bytes); a larger one is cut off while it streams in."""
+    """Largest recording taken, in MB (1,000,000 bytes); a larger one is cut off as it streams in."""
 
     @property
     def max_bytes(self) -> int:
@@ -101,7 +101,7 @@ class RedisSettings(BaseSettings):
     model_config = _config("REDIS_")
 
     url: SecretStr | None = None
-    """redis://[:password@]host:port/db; goes before the four below. None set: an embedded Valkey."""
+    """redis://[:password@]host:port/db; goes before the four below. None: an embedded Valkey."""
     host: str | None = None
     """Host, where no REDIS_URL is given."""
     port: Annotated[int, Field(ge=1, le=65_535)] = 6379

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Self
 
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from common.errors import Unavailable
@@ -29,7 +30,7 @@ class Database:
                 "application_name": "stenopool",
                 # PgBouncer in transaction mode cannot keep prepared statements.
                 "prepare_threshold": None,
-                "options": "-c statement_timeout=60000 -c idle_in_transaction_session_timeout=60000",
+                "options": "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s",
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,
@@ -47,7 +48,7 @@ class Database:
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
-        except (OperationalError, TimeoutError) as error:
+        except (OperationalError, PoolTimeoutError) as error:
             raise Unavailable(what="The database") from error
         except DBAPIError as error:
             if error.connection_invalidated:

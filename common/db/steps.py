@@ -1,9 +1,9 @@
 """The life of a step: claimed with a token and a lease, finished by token, reclaimed when lost.
 
 Every write is guarded by the state it expects, so that it takes effect once however often, and by
-however many processes, it is tried. The pattern is that of the transactional outbox with leases and fencing tokens
-(microservices.io/patterns/data/transactional-outbox.html; Kleppmann, "How to do distributed
-locking", 2016).
+however many processes, it is tried. The pattern is the transactional outbox
+(microservices.io/patterns/data/transactional-outbox.html) with leases and fencing tokens
+(Kleppmann, "How to do distributed locking", 2016).
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class Publication:
 
 
 def seconds(value: float) -> ColumnElement[Any]:
+    """An interval, as SQL."""
     return cast(literal(f"{value} seconds"), Interval)
 
 
@@ -139,20 +140,17 @@ class Steps:
                     started_at=func.coalesce(Job.started_at, func.clock_timestamp()),
                 )
             )
-            assert row.token is not None
-            return Claim(row.id, row.job_id, StepKind(row.kind), row.chunk_index, row.attempt, row.token)
+            return Claim(
+                row.id, row.job_id, StepKind(row.kind), row.chunk_index, row.attempt, row.token
+            )
 
     def renew(self, claim: Claim) -> bool:
         """Extend the lease; False when the claim is no longer good."""
         with self._database.transaction() as session:
-            return (
-                session.execute(
-                    _held(claim).values(
-                        lease_until=func.clock_timestamp() + seconds(self._lease_s)
-                    )
-                ).rowcount  # type: ignore[attr-defined]
-                == 1
+            extended = _held(claim).values(
+                lease_until=func.clock_timestamp() + seconds(self._lease_s)
             )
+            return session.scalar(extended.returning(Step.id)) is not None
 
     def job_of(self, claim: Claim) -> tuple[Job, Recording]:
         """The job and the recording a claim is about."""
@@ -174,9 +172,7 @@ class Steps:
             )
             return {index: (content_hash, done) for index, content_hash, done in rows}
 
-    def start_plan(
-        self, claim: Claim, *, weights_sha256: str, language: str, replan: bool
-    ) -> None:
+    def start_plan(self, claim: Claim, *, weights_sha256: str, language: str, replan: bool) -> None:
         """Fix what all chunks of the job share; with ``replan`` forget what was planned before."""
         with self._database.transaction() as session:
             _lock(session, claim)
@@ -308,9 +304,7 @@ class Steps:
             now = func.clock_timestamp()
             job = session.execute(
                 update(Job)
-                .where(
-                    Job.id == claim.job_id, Job.status.in_(job_sources(JobStatus.COMPLETED))
-                )
+                .where(Job.id == claim.job_id, Job.status.in_(job_sources(JobStatus.COMPLETED)))
                 .values(status=JobStatus.COMPLETED, completed_at=now, warnings=warnings)
                 .returning(Job.created_at, Job.started_at, Job.completed_at)
             ).one_or_none()
@@ -319,9 +313,7 @@ class Steps:
             metrics.waited_ms = _ms(job.created_at, job.started_at)
             metrics.wall_ms = _ms(job.created_at, job.completed_at)
             metrics.attempts = (
-                session.scalar(
-                    select(func.sum(Step.attempt)).where(Step.job_id == claim.job_id)
-                )
+                session.scalar(select(func.sum(Step.attempt)).where(Step.job_id == claim.job_id))
                 or 0
             )
             session.add(metrics)
@@ -381,7 +373,13 @@ class Steps:
                 partition_by=Step.job_id, order_by=(Step.kind, Step.chunk_index)
             )
             ranked = (
-                select(Outbox.id, Job.priority, turn.label("turn"), Job.created_at, Job.id.label("job_id"))
+                select(
+                    Outbox.id,
+                    Job.priority,
+                    turn.label("turn"),
+                    Job.created_at,
+                    Job.id.label("job_id"),
+                )
                 .join(Step, Step.id == Outbox.step_id)
                 .join(Job, Job.id == Step.job_id)
                 .outerjoin(under_way, under_way.c.job_id == Step.job_id)
@@ -487,41 +485,33 @@ class Steps:
 
     def _complete(self, session: Session, claim: Claim) -> None:
         lock_job(session, claim.job_id)
-        done = session.execute(
-            _held(claim).values(
-                status=StepStatus.DONE,
-                token=None,
-                lease_until=None,
-                finished_at=func.clock_timestamp(),
-            )
+        done = _held(claim).values(
+            status=StepStatus.DONE,
+            token=None,
+            lease_until=None,
+            finished_at=func.clock_timestamp(),
         )
-        if done.rowcount != 1:  # type: ignore[attr-defined]
+        if session.scalar(done.returning(Step.id)) is None:
             raise StaleClaim
 
-    def _to_pending(
-        self, session: Session, step_id: UUID, attempt: int, *, delay_s: float
-    ) -> bool:
-        return (
-            session.execute(
-                update(Step)
-                .where(
-                    Step.id == step_id,
-                    Step.attempt == attempt,
-                    Step.status == StepStatus.RUNNING,
-                )
-                .values(
-                    status=StepStatus.PENDING,
-                    token=None,
-                    lease_until=None,
-                    run_after=func.clock_timestamp() + seconds(delay_s),
-                )
-            ).rowcount  # type: ignore[attr-defined]
-            == 1
+    def _to_pending(self, session: Session, step_id: UUID, attempt: int, *, delay_s: float) -> bool:
+        pending = (
+            update(Step)
+            .where(
+                Step.id == step_id,
+                Step.attempt == attempt,
+                Step.status == StepStatus.RUNNING,
+            )
+            .values(
+                status=StepStatus.PENDING,
+                token=None,
+                lease_until=None,
+                run_after=func.clock_timestamp() + seconds(delay_s),
+            )
         )
+        return session.scalar(pending.returning(Step.id)) is not None
 
-    def _fail(
-        self, session: Session, step_id: UUID, attempt: int, error: StenoError
-    ) -> bool:
+    def _fail(self, session: Session, step_id: UUID, attempt: int, error: StenoError) -> bool:
         job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
         if job_id is None:
             return False
@@ -529,9 +519,7 @@ class Steps:
         lost = isinstance(error, WorkerLost)
         step = session.scalar(
             update(Step)
-            .where(
-                Step.id == step_id, Step.attempt == attempt, Step.status == StepStatus.RUNNING
-            )
+            .where(Step.id == step_id, Step.attempt == attempt, Step.status == StepStatus.RUNNING)
             .values(losses=Step.losses + int(lost), failures=Step.failures + int(not lost))
             .returning(Step)
         )
@@ -578,10 +566,7 @@ def add_steps(
     step_ids = list(
         session.scalars(
             insert(Step).returning(Step.id),
-            [
-                {"job_id": job_id, "kind": kind, "chunk_index": index}
-                for index in chunk_indexes
-            ],
+            [{"job_id": job_id, "kind": kind, "chunk_index": index} for index in chunk_indexes],
         )
     )
     session.execute(insert(Outbox), [{"step_id": step_id} for step_id in step_ids])

@@ -196,9 +196,7 @@ class Outbox(Base):
     __tablename__ = "outbox"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    step_id: Mapped[UUID] = mapped_column(
-        ForeignKey("steps.id", ondelete="CASCADE"), unique=True
-    )
+    step_id: Mapped[UUID] = mapped_column(ForeignKey("steps.id", ondelete="CASCADE"), unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

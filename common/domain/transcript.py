@@ -34,6 +34,7 @@ class Transcript:
 
 
 def join_text(segments: Iterable[Segment]) -> str:
+    """The segments' texts on one line."""
     return " ".join(text for segment in segments if (text := segment.text.strip()))
 
 
@@ -58,6 +59,7 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
 
 
 def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...]:
+    """What `segments_to_json` stored."""
     return tuple(
         Segment(
             span=Span(*entry["span"]),

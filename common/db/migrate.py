@@ -1,0 +1,55 @@
+"""Bring a database to this code's tables, or back. The steps are in ``migrations/versions``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from common.errors import Unavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def upgrade(database_url: str, revision: str = "head") -> None:
+    """Apply what is missing; safe to run from several processes at once.
+
+    Raises:
+        Unavailable: Postgres does not answer.
+    """
+    try:
+        command.upgrade(_config(database_url), revision)
+    except OperationalError as error:
+        raise Unavailable(what="The database") from error
+
+
+def downgrade(database_url: str, revision: str) -> None:
+    """Go back to ``revision`` (``base``: to nothing)."""
+    command.downgrade(_config(database_url), revision)
+
+
+def revisions(database_url: str) -> tuple[str | None, str | None]:
+    """The database's revision and this code's newest; equal when nothing is to be done.
+
+    Raises:
+        Unavailable: Postgres does not answer.
+    """
+    newest = ScriptDirectory.from_config(_config(database_url)).get_current_head()
+    engine = create_engine(database_url, poolclass=NullPool, connect_args={"connect_timeout": 5})
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision(), newest
+    except OperationalError as error:
+        raise Unavailable(what="The database") from error
+
+
+def _config(database_url: str) -> Config:
+    config = Config(toml_file=ROOT / "pyproject.toml")
+    config.attributes["database_url"] = database_url
+    return config

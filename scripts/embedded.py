@@ -134,25 +134,8 @@ class EmbeddedServer(ABC):
     # --- what does not ------------------------------------------------------------------------
 
     def _take_lock(self) -> None:
-        """One owner at a time; the kernel lets go when the owner dies, however it dies."""
-        if self._lock is not None:
-            return
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (self.data_dir / "lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip() or "unknown"
-            lock.close()
-            raise SetupProblem(
-                problem=f"{self.data_dir} is in use by another stack (process {owner})",
-                remedy="Stop that one, or choose another directory with DATA_DIR",
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        self._lock = lock
+        if self._lock is None:
+            self._lock = own(self.data_dir)
 
     def _end_orphans(self) -> None:
         """End what a dead owner left running on our data: we hold the lock, so nobody owns it."""
@@ -177,8 +160,8 @@ class EmbeddedServer(ABC):
     def _launch(self) -> None:
         """Start on the kept port, or on a new one when somebody else has taken it."""
         access = self._access or self._load_access()
-        if self._access is None and not _is_free(access.port):
-            access = self._keep(Access(_free_port(), access.password))
+        if self._access is None and listening_problem(access.port):
+            access = self._keep(Access(free_port(), access.password))
         self._access = access
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
@@ -206,7 +189,7 @@ class EmbeddedServer(ABC):
         if path.exists():
             kept = json.loads(path.read_text())
             return Access(port=int(kept["port"]), password=str(kept["password"]))
-        return self._keep(Access(_free_port(), secrets.token_urlsafe(24)))
+        return self._keep(Access(free_port(), secrets.token_urlsafe(24)))
 
     def _keep(self, access: Access) -> Access:
         text = json.dumps({"port": access.port, "password": access.password})
@@ -551,19 +534,43 @@ def write_private(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+def own(directory: Path) -> IO[str]:
+    """Become the one owner of ``directory`` for as long as the answered file stays open.
+
+    The kernel lets go when the owner dies, however it dies.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        lock.close()
+        raise SetupProblem(
+            problem=f"{directory} is in use by another stack (process {owner})",
+            remedy="Stop that one, or choose another directory with DATA_DIR",
+        ) from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
 
 
-def _free_port() -> int:
+def listening_problem(port: int, host: str = "127.0.0.1") -> str | None:
+    """Why no server could listen there; None if one could."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, outside the ephemeral range."""
     for port in random.sample(PORTS, 200):
-        if _is_free(port):
+        if listening_problem(port) is None:
             return port
     raise SetupProblem(
         problem=f"No port between {PORTS.start} and {PORTS.stop} is free",

@@ -1,0 +1,97 @@
+#!/bin/sh
+# setup.sh LOCK: have .venv hold the packages that LOCK names, with the hashes it names. Takes
+# milliseconds when it does already. Cut off half-way, the next run completes it; two at once wait
+# for each other.
+set -eu
+cd "$(dirname "$0")/.."
+lock=$1
+marker=.venv/.stenopool
+
+say() { printf 'steno: %s\n' "$*" >&2; }
+
+fail() {
+    say "$@"
+    exit 1
+}
+
+fingerprint() { printf '%s %s\n' "$1" "$(cksum <"$1")"; }
+
+# The development lock holds everything that the other one does.
+is_set_up() {
+    [ -x .venv/bin/python ] && [ -f "$marker" ] || return 1
+    installed=$(cat "$marker")
+    [ "$installed" = "$(fingerprint "$lock")" ] ||
+        [ "$installed" = "$(fingerprint requirements-dev.lock)" ]
+}
+
+# The first Python on PATH that is new enough; else uv fetches one.
+find_python() {
+    for candidate in ${STENO_PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    if has_uv; then
+        uv python find '>=3.11' 2>/dev/null && return
+        uv python install --quiet 3.11 && uv python find '>=3.11' && return
+    fi
+    fail "needs Python 3.11 or newer: install it with your system's packages, set STENO_PYTHON to" \
+        "where it is, or install uv, which fetches one"
+}
+
+has_uv() { command -v uv >/dev/null 2>&1; }
+
+# Whether .venv holds a Python that can install into it.
+is_usable() {
+    .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
+        { has_uv || .venv/bin/python -c 'import pip' 2>/dev/null; }
+}
+
+# Run something with its output in .venv.log; show the end of it only when that fails.
+quietly() {
+    "$@" >.venv.log 2>&1 && return
+    tail -n 15 .venv.log >&2
+    fail "could not set up .venv: \`$1 $2 $3\` failed, see above and .venv.log"
+}
+
+make_venv() {
+    if has_uv; then
+        quietly uv venv --clear --python "$python" .venv
+    else
+        quietly "$python" -m venv --clear .venv
+    fi
+}
+
+install_packages() {
+    if has_uv; then
+        quietly uv pip install --python .venv/bin/python --require-hashes -r "$lock"
+    else
+        quietly .venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r "$lock"
+    fi
+}
+
+if is_set_up; then exit 0; fi
+
+if [ "${STENO_SETUP_ALONE:-}" != yes ]; then
+    python=$(find_python)
+    # The kernel lets go of this lock however we end; flock(1) is not everywhere, Python is.
+    STENO_SETUP_ALONE=yes exec "$python" -c '
+import fcntl, os, sys
+lock = open(".venv.lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+os.set_inheritable(lock.fileno(), True)
+os.execvp("sh", ["sh", "scripts/setup.sh", sys.argv[1]])
+' "$lock"
+fi
+
+say "installing the packages of $lock into .venv (once, about 500 MB on disk) ..."
+if ! is_usable; then
+    python=$(find_python)
+    make_venv
+fi
+rm -f "$marker"
+install_packages
+fingerprint "$lock" >"$marker"
+rm -f .venv.log
+say "installed"

@@ -21,6 +21,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -225,6 +226,7 @@ class EmbeddedPostgres(EmbeddedServer):
 
     def prepare(self) -> None:
         self._identity = self._identity or choose_identity(self._bin / "postgres", self.data_dir)
+        self._identity.own(self.data_dir)
         if not (self.cluster / "PG_VERSION").exists():
             self._initdb(self._identity)
         made_by = (self.cluster / "PG_VERSION").read_text().strip()
@@ -291,7 +293,7 @@ class EmbeddedPostgres(EmbeddedServer):
         shutil.rmtree(unfinished, ignore_errors=True)
         password_file = self.data_dir / "password"
         write_private(password_file, self._load_access().password)
-        identity.own(self.data_dir, password_file)
+        identity.own(password_file)
         collation = (
             ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if self._major >= 17 else []
         )
@@ -499,27 +501,23 @@ def _root_identities(data_dir: Path) -> Iterator[Identity]:
 
 
 def _works(identity: Identity, postgres: Path, data_dir: Path) -> bool:
-    """Whether ``identity`` can run ``postgres`` and, once it owns it, write in ``data_dir``."""
-    before = data_dir.stat()
-    identity.own(data_dir)
-    try:
-        done = subprocess.run(
-            [*identity.prefix, "sh", "-c", 'test -w . && "$0" --version', postgres],
-            capture_output=True,
-            check=False,
-            timeout=20,
-            cwd=data_dir,
-            user=identity.user,
-            group=identity.group,
-            extra_groups=None if identity.user is None else [],
-        )
-    except (OSError, subprocess.SubprocessError):
-        works = False
-    else:
-        works = done.returncode == 0
-    if not works:
-        os.chown(data_dir, before.st_uid, before.st_gid)
-    return works
+    """Whether ``identity`` can run ``postgres``, and write in what it owns under ``data_dir``."""
+    with tempfile.TemporaryDirectory(prefix=".probe-", dir=data_dir) as probe:
+        identity.own(Path(probe))
+        try:
+            done = subprocess.run(
+                [*identity.prefix, "sh", "-c", 'test -w "$1" && "$0" --version', postgres, probe],
+                capture_output=True,
+                check=False,
+                timeout=20,
+                cwd="/",
+                user=identity.user,
+                group=identity.group,
+                extra_groups=None if identity.user is None else [],
+            )
+        except (OSError, subprocess.SubprocessError):
+            return False
+        return done.returncode == 0
 
 
 # --- small things ---------------------------------------------------------------------------

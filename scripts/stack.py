@@ -105,6 +105,7 @@ class Child:
             self._delay_s = FIRST_DELAY_S
         else:
             self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             if self.process is None:
                 self._read_up_to = log.tell()
@@ -113,9 +114,12 @@ class Child:
 
     def new_errors(self) -> Iterator[str]:
         """The lines about errors that were logged since the last call; keeps the log small."""
-        with self.log_file.open("rb") as log:
-            log.seek(self._read_up_to)
-            fresh = log.read()
+        try:
+            with self.log_file.open("rb") as log:
+                log.seek(self._read_up_to)
+                fresh = log.read()
+        except FileNotFoundError:  # somebody tidied up
+            return
         whole = fresh[: fresh.rfind(b"\n") + 1]
         self._read_up_to += len(whole)
         for line in whole.decode(errors="replace").splitlines():
@@ -214,6 +218,13 @@ class Stack:
             raise self._error
         return self.address
 
+    def wait(self) -> None:
+        """Until `stop` or `kill` is called (by a signal's handler), or the supervisor fails."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
     def stop(self) -> None:
         """Let every process finish what it has in hand, and stop; safe to call again."""
         self._stopping.set()
@@ -258,7 +269,6 @@ class Stack:
                 problem=f"The gateway cannot listen on {self.host}, port {self.port}: {problem}",
                 remedy="Stop what listens there, or choose another with --port or API_PORT",
             )
-        self.log_dir.mkdir(parents=True, exist_ok=True)
         self.database_url = self._database()
         self.redis_url = self._redis()
         upgrade(self.database_url)

@@ -1,0 +1,306 @@
+"""The command line: one group, commands imported when they are called, errors in one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from common.errors import SetupProblem, StenoError
+
+if TYPE_CHECKING:
+    from common.settings import Settings
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A command that is imported from ``module`` when it is needed, so that the others are quick.
+
+    It is the module's attribute of the command's name.
+    """
+
+    module: str
+    help: str
+
+
+ELSEWHERE = {
+    "transcribe": Elsewhere("scripts.client", "Turn recordings into text."),
+    "status": Elsewhere("scripts.client", "Show how far a job is."),
+    "result": Elsewhere("scripts.client", "Print a finished job's text."),
+    "download": Elsewhere("scripts.client", "Save a finished job's text in a format."),
+    "cancel": Elsewhere("scripts.client", "Cancel a job."),
+    "models": Elsewhere("scripts.models", "List, pull, convert and verify weights."),
+    "bench": Elsewhere("scripts.bench", "Measure speed and accuracy on a folder of recordings."),
+    "doctor": Elsewhere("scripts.doctor", "Say what is missing and how to get it."),
+}
+
+
+class OneLineErrors(click.Group):
+    """A group whose errors are one line on stderr and a non-zero exit."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> NoReturn:
+        extra["standalone_mode"] = False
+        try:
+            answer = super().main(args, **extra)
+        except click.ClickException as error:
+            _fail(_usage_message(error), error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("stopped", INTERRUPTED)
+        except StenoError as error:
+            if _wants_tracebacks():
+                traceback.print_exc()
+            _fail(error.message)
+        except BrokenPipeError:  # `steno result ID | head` has seen enough
+            sys.stdout = None
+            sys.exit(1)
+        except Exception as error:
+            if _wants_tracebacks():
+                traceback.print_exc()
+            _fail(_unexpected(error))
+        sys.exit(answer if isinstance(answer, int) else 0)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        place = ELSEWHERE.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(importlib.import_module(place.module), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            if name in ELSEWHERE:
+                rows.append((name, ELSEWHERE[name].help))
+            elif (command := super().get_command(ctx, name)) is not None:
+                rows.append((name, command.get_short_help_str(limit=80)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"steno: {message}", err=True)
+    sys.exit(code)
+
+
+def _usage_message(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    hint = f" (see {context.command_path} --help)" if context is not None else ""
+    return f"{error.format_message().rstrip('.')}{hint}"
+
+
+def _wants_tracebacks() -> bool:
+    return bool(os.environ.get("STENO_DEBUG"))
+
+
+def _unexpected(error: Exception) -> str:
+    """Keep the traceback in a file and name it."""
+    summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    try:
+        log = load_settings().storage.data_dir / "logs" / "steno.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(f"--- {time.strftime('%FT%T%z')} {' '.join(sys.argv[1:])}\n")
+            traceback.print_exception(error, file=file)
+    except Exception:
+        return f"{summary} (more with --debug)"
+    return f"{summary} (more in {log}, or with --debug)"
+
+
+def load_settings(**overrides: str | int | Path | None) -> Settings:
+    """The settings, with command line options put before the environment."""
+    for name, value in overrides.items():
+        if value is not None:
+            os.environ[name.upper()] = str(value)
+
+    from pydantic import ValidationError
+
+    from common.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise _setting_problem(error) from error
+
+
+def _setting_problem(error: Exception) -> SetupProblem:
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        raise TypeError(error)
+    first = error.errors()[0]
+    name = "_".join(str(part) for part in first["loc"]).upper() or error.title
+    return SetupProblem(
+        problem=f"The setting {name} ({error.title}) is wrong: {first['msg']}",
+        remedy="It comes from the environment or from .env; .env.example has them all",
+    )
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    import tomllib
+
+    from common.settings import ROOT
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    click.echo(f"{project['name']} {project['version']}")
+    ctx.exit()
+
+
+def _debug(_: click.Context, __: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        os.environ["STENO_DEBUG"] = "1"
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version)
+@click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_debug,
+    help="Show tracebacks (also STENO_DEBUG=1).",
+)
+def steno() -> None:
+    """Stenopool: recordings in, text out."""
+
+
+@steno.command()
+@click.option("--workers", type=click.IntRange(min=0), help="Worker processes [one per core].")
+@click.option("--host", help="Address to listen on [API_HOST, 127.0.0.1].")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port, 0 for any [API_PORT, 8000].")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data lies [DATA_DIR].")
+def up(workers: int | None, host: str | None, port: int | None, data_dir: Path | None) -> None:
+    """Run the whole service here until Ctrl-C.
+
+    Postgres and Valkey are started as well, unless DATABASE_URL and REDIS_URL name some.
+    """
+    from scripts.stack import Stack
+
+    settings = load_settings(api_host=host, api_port=port, data_dir=data_dir)
+    stack = Stack(settings, workers=workers, report=lambda line: click.echo(line, err=True))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    click.echo("Starting ...", err=True)
+    try:
+        address = stack.start()
+        click.echo(
+            f"Stenopool is up at {address} (workers: {stack.workers}, data: {stack.data_dir}). "
+            "Ctrl-C stops it."
+        )
+        sys.stdout.flush()
+        stack.wait()
+    except KeyboardInterrupt:
+        click.echo("Stopping; what is in hand is finished first. Ctrl-C again: at once.", err=True)
+        try:
+            stack.stop()
+        except KeyboardInterrupt:
+            stack.kill()
+            stack.stop()
+            sys.exit(INTERRUPTED)
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@steno.command()
+@click.option("--host", help="Address to listen on [API_HOST, 127.0.0.1].")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port [API_PORT, 8000].")
+def api(host: str | None, port: int | None) -> None:
+    """Run only the gateway."""
+    _become("api", api_host=host, api_port=port)
+
+
+@steno.command()
+def worker() -> None:
+    """Run only one worker."""
+    _become("worker")
+
+
+@steno.command()
+def dispatch() -> None:
+    """Run only the dispatcher."""
+    _become("worker.dispatcher")
+
+
+def _become(module: str, **overrides: str | int | None) -> NoReturn:
+    """Turn into ``python -m module``, so that signals reach it as if it had been called itself."""
+    from common.settings import ROOT
+
+    _use_servers(load_settings(**overrides))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    )
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module])
+
+
+def _use_servers(settings: Settings) -> None:
+    """Take the servers of the stack that runs here where the settings name none."""
+    wanted = {
+        "DATABASE_URL": settings.database.url is None,
+        "REDIS_URL": settings.redis.address is None,
+    }
+    if not any(wanted.values()):
+        return
+    from scripts.stack import find_running
+
+    running = find_running(settings.storage.data_dir.absolute())
+    if running is None:
+        raise SetupProblem(
+            problem=f"{' and '.join(name for name in wanted if wanted[name])} not set",
+            remedy="Name the servers to use, or start everything with: steno up",
+        )
+    if wanted["DATABASE_URL"]:
+        os.environ["DATABASE_URL"] = running.database_url
+    if wanted["REDIS_URL"]:
+        os.environ["REDIS_URL"] = running.redis_url
+
+
+@steno.command()
+@click.option("--downgrade", "revision", help="Go back to this revision; base: to nothing.")
+def migrate(revision: str | None) -> None:
+    """Bring the database to this version's tables."""
+    from common.db.migrate import downgrade, revisions, upgrade
+    from scripts.embedded import EmbeddedPostgres
+    from scripts.stack import find_running
+
+    settings = load_settings()
+    data_dir = settings.storage.data_dir.absolute()
+    running = find_running(data_dir)
+    server: EmbeddedPostgres | None = None
+    if settings.database.url is not None:
+        url = settings.database.url.get_secret_value()
+    elif running is not None:
+        url = running.database_url
+    else:
+        server = EmbeddedPostgres(data_dir / "postgres")
+        url = server.start()
+    try:
+        if revision is None:
+            upgrade(url)
+        else:
+            downgrade(url, revision)
+        found, newest = revisions(url)
+    finally:
+        if server is not None:
+            server.stop()
+    click.echo(f"The database is at {found or 'nothing'} (newest: {newest})")

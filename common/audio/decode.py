@@ -1,0 +1,273 @@
+"""Any recording as a stream of 16 kHz mono samples on the recording's own clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from common.audio.probe import best_sound, open_recording
+from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS
+from common.errors import DecodeFailed
+
+BLOCK_MS = 60_000
+
+TRUNCATED = "truncated"
+"""The recording ends before its header says, or in the middle of a packet."""
+
+DAMAGED = "damaged"
+"""Some packets could not be decoded; the rest is at its place on the clock."""
+
+CLOCK_JUMPED = "clock_jumped"
+"""Time stamps leap back, or ahead by more than an hour: counted on from where the sound was."""
+
+GAP_MS = 200
+"""A lag behind the time stamps that is filled with silence.
+
+Containers round time stamps to as much as 64 ms a packet (FLV, ASF), which must not be heard;
+above, the words would visibly be late in subtitles (Netflix allows 250 ms).
+"""
+
+LONGEST_GAP_MS = 3_600_000
+"""A longer one is a broken time stamp: a small file must not become hours of silence."""
+
+LEAP_BACK_MS = 1_000
+"""Time stamps that far behind what was heard start anew, as in recordings strung together."""
+
+SHORTFALL_MS = 1_000
+SHORTFALL_SHARE = 0.01
+"""Less than both is no truncation: headers count padding, and round."""
+
+GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "mpeg", "mpegts"})
+"""Formats without a header that says how long they are."""
+
+RIFF_UNKNOWN = 0x7FFF_0000
+"""Sizes from here on are placeholders (SoX 0x7FFFF..., FFmpeg 0xFFFFFFFF)."""
+
+OGG_PAGE = 65_307
+"""The largest page (RFC 3533, section 6), in bytes."""
+
+
+class Decoding:
+    """One pass over the sound of a recording.
+
+    Iterating yields int16 blocks of shape (samples,), each ``block_ms`` long but the last.
+    Memory is constant. Silence stands where the time stamps leave a gap, so a sample's index is
+    its time. Packets that do not decode are skipped and counted.
+
+    Raises:
+        NotAudio: when iteration starts, the file is no recording or holds no sound.
+        DecodeFailed: at the end, when nothing could be decoded.
+    """
+
+    def __init__(self, path: Path, block_ms: int = BLOCK_MS) -> None:
+        self._path = path
+        self._block_samples = block_ms * SAMPLES_PER_MS
+        self._warnings: dict[str, None] = {}
+        self.damaged_packets = 0
+        self.samples = 0
+        """How many samples were yielded."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was wrong with the recording, complete after the last block."""
+        return tuple(self._warnings)
+
+    @property
+    def duration_ms(self) -> int:
+        """The time decoded so far; a broken millisecond counts as a whole one."""
+        return -(-self.samples // SAMPLES_PER_MS)
+
+    def __iter__(self) -> Iterator[NDArray[np.int16]]:
+        block = np.empty(self._block_samples, np.int16)
+        filled = 0
+        for piece in self._pieces():
+            start = 0
+            while start < len(piece):
+                taken = min(len(piece) - start, len(block) - filled)
+                block[filled : filled + taken] = piece[start : start + taken]
+                start += taken
+                filled += taken
+                if filled == len(block):
+                    self.samples += filled
+                    yield block
+                    block, filled = np.empty_like(block), 0
+        self.samples += filled
+        if filled:
+            yield block[:filled]
+        if not self.samples:
+            raise DecodeFailed(reason="no packet of it can be decoded")
+
+    def _pieces(self) -> Iterator[NDArray[np.int16]]:
+        """The sound in whatever pieces the resampler gives."""
+        with open_recording(self._path) as container:
+            stream = best_sound(container)
+            clock = _Clock(container)
+            resampler = _Resampler()
+            for frame in self._frames(container, stream):
+                gap_ms = clock.advance(frame)
+                if gap_ms:
+                    yield from resampler.drain()
+                    yield from _silence(gap_ms)
+                yield from resampler.resample(frame)
+            yield from resampler.drain()
+            if clock.jumped:
+                self._warn(CLOCK_JUMPED)
+            if _ends_early(self._path, container, stream, clock.heard_ms):
+                self._warn(TRUNCATED)
+
+    def _frames(self, container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+        """The frames that decode; the end of what can be read is the end."""
+        broken = False
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    self.damaged_packets += 1
+                    broken = True
+                    continue
+                for frame in frames:
+                    if frame.samples and frame.sample_rate:
+                        yield frame
+                if broken and frames and packet.size:
+                    self._warn(DAMAGED)
+                    broken = False
+                broken |= packet.is_corrupt
+        except av.FFmpegError:
+            broken = True
+        if broken:
+            self._warn(TRUNCATED)
+
+    def _warn(self, code: str) -> None:
+        self._warnings[code] = None
+
+
+class _Clock:
+    """Compares time stamps with what was heard; time 0 is where the recording starts.
+
+    A stream of sound may start later than the film it belongs to.
+    """
+
+    def __init__(self, container: InputContainer) -> None:
+        start = container.start_time
+        self._zero_ms = None if start is None else start * 1000 / av.time_base
+        self.heard_ms = 0.0
+        self.jumped = False
+
+    def advance(self, frame: av.AudioFrame) -> int:
+        """Count ``frame`` as heard; give the milliseconds of silence that belong before it."""
+        gap_ms = 0
+        if frame.time is not None:
+            at_ms = frame.time * 1000
+            if self._zero_ms is None:
+                self._zero_ms = at_ms
+            lag_ms = at_ms - self._zero_ms - self.heard_ms
+            if not -LEAP_BACK_MS <= lag_ms <= LONGEST_GAP_MS:
+                self.jumped = True
+                self._zero_ms = at_ms - self.heard_ms
+            elif lag_ms > GAP_MS:
+                gap_ms = round(lag_ms)
+        self.heard_ms += gap_ms + frame.samples * 1000 / frame.sample_rate
+        return gap_ms
+
+
+class _Resampler:
+    """To 16 kHz mono; starts anew when the sound changes its format on the way."""
+
+    PIECE = SAMPLE_RATE
+    """Samples a frame that comes out: 1 s, because each costs as much as decoding 10 ms."""
+
+    def __init__(self) -> None:
+        self._format: tuple[object, ...] | None = None
+        self._resampler: av.AudioResampler | None = None
+
+    def resample(self, frame: av.AudioFrame) -> Iterator[NDArray[np.int16]]:
+        found = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if found != self._format:
+            yield from self.drain()
+            self._format = found
+        if self._resampler is None:
+            self._resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE, self.PIECE)
+        frame.pts = None  # the clock is kept outside, and the filter would warn of every leap
+        yield from map(_samples, self._resampler.resample(frame))
+
+    def drain(self) -> Iterator[NDArray[np.int16]]:
+        """Give what is held back, and be ready for sound that does not follow on."""
+        resampler, self._resampler = self._resampler, None
+        if resampler is not None:
+            yield from map(_samples, resampler.resample(None))
+
+
+def _samples(frame: av.AudioFrame) -> NDArray[np.int16]:
+    samples: NDArray[np.int16] = frame.to_ndarray()[0]
+    return samples
+
+
+def _silence(duration_ms: int) -> Iterator[NDArray[np.int16]]:
+    step = np.zeros(BLOCK_MS * SAMPLES_PER_MS, np.int16)
+    for start_ms in range(0, duration_ms, BLOCK_MS):
+        yield step[: (duration_ms - start_ms) * SAMPLES_PER_MS]
+
+
+def _ends_early(
+    path: Path, container: InputContainer, stream: AudioStream, heard_ms: float
+) -> bool:
+    """Whether the file ends before the recording does, as far as its format can tell."""
+    if container.format.name == "ogg":
+        return not _has_last_ogg_page(path)
+    if container.format.name in {"wav", "avi"}:
+        return _is_cut_riff(path)
+    claimed_ms = _claimed_ms(path, container, stream)
+    return claimed_ms - heard_ms > max(SHORTFALL_MS, SHORTFALL_SHARE * claimed_ms)
+
+
+def _claimed_ms(path: Path, container: InputContainer, stream: AudioStream) -> float:
+    """How long the sound should be by a header; 0 where FFmpeg guesses it from the bit rate."""
+    name = container.format.name
+    if name in GUESSED or (name == "mp3" and not _counts_its_frames(path)):
+        return 0
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base * 1000)
+    return (container.duration or 0) * 1000 / av.time_base
+
+
+def _counts_its_frames(path: Path) -> bool:
+    """Whether an MP3 has the header of Xing, LAME or Fraunhofer behind its tags."""
+    with path.open("rb") as file:
+        tag = file.read(10)
+        if tag[:3] == b"ID3":
+            size = sum(
+                byte << shift for byte, shift in zip(tag[6:10], (21, 14, 7, 0), strict=False)
+            )
+            file.seek(size + 10)
+        head = file.read(2_048)
+    return any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
+
+
+def _is_cut_riff(path: Path) -> bool:
+    """Whether a RIFF file is shorter than it says; one that was written to a pipe cannot know."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    claimed = int.from_bytes(head[4:], "little") + len(head)
+    return head[:4] == b"RIFF" and path.stat().st_size < claimed < RIFF_UNKNOWN
+
+
+def _has_last_ogg_page(path: Path) -> bool:
+    """Whether the last page (RFC 3533, section 6) is whole and marked as the last of its stream."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 2 * OGG_PAGE))
+        tail = file.read()
+    start = tail.rfind(b"OggS")
+    if start < 0 or len(tail) < start + 27:
+        return False
+    count = tail[start + 26]
+    lengths = tail[start + 27 : start + 27 + count]
+    whole = len(tail) >= start + 27 + count + sum(lengths)
+    return whole and len(lengths) == count and bool(tail[start + 5] & 4)

@@ -1,0 +1,202 @@
+"""From decoded blocks to finished chunks with their PCM, while the rest is still being decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.audio.silence import SilenceFinder, SilenceOptions
+from common.audio.vad import VadFinder, VadOptions
+from common.domain.cutting import (
+    ChunkGrouper,
+    CutOptions,
+    FixedCutter,
+    Speech,
+    WindowCutter,
+)
+from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Chunk, Window
+
+if TYPE_CHECKING:
+    from common.audio.vad import Network
+
+Strategy = Literal["vad", "silence", "fixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """How a recording is cut: the strategy, and the options of each part."""
+
+    strategy: Strategy = "vad"
+    cut: CutOptions = field(default_factory=CutOptions)
+    vad: VadOptions = field(default_factory=VadOptions)
+    silence: SilenceOptions = field(default_factory=SilenceOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedChunk:
+    """A chunk and the PCM of its ``audio``: 16 kHz, mono, 16 bit, little-endian."""
+
+    chunk: Chunk
+    pcm: bytes
+
+
+class SpeechFinder(Protocol):
+    """Reports speech in order, in pieces that each fit a window."""
+
+    @property
+    def settled_ms(self) -> int:
+        """No speech that is still to be reported starts before this."""
+        ...
+
+    def feed(self, block: NDArray[np.int16]) -> list[Speech]: ...
+
+    def finish(self) -> list[Speech]: ...
+
+
+class Planner:
+    """Cuts one recording, fed block by block, into chunks.
+
+    The chunks depend on the samples and the options alone, not on the blocks. What is not yet
+    handed out is all that is kept: a few windows of PCM.
+
+    After `finish`, ``duration_ms`` is the recording's length (the last, broken millisecond counts
+    as a whole one) and ``speech_ms`` the speech in all windows. A recording without speech gives
+    no chunks.
+
+    Args:
+        options: how to cut.
+        network: the voice activity network of `common.audio.vad.load_network`; only the strategy
+            ``vad`` needs it.
+
+    Raises:
+        ValueError: the strategy ``vad`` without a network.
+    """
+
+    def __init__(self, options: PlanOptions, network: Network | None = None) -> None:
+        self._cutting = _cutting(options, network)
+        self._grouper = ChunkGrouper()
+        self._pcm = bytearray()
+        self._pcm_from_ms = 0
+        self._samples = 0
+        self._ready: list[Chunk] = []
+        self.speech_ms = 0
+
+    @property
+    def duration_ms(self) -> int:
+        return -(-self._samples // SAMPLES_PER_MS)
+
+    def feed(self, block: NDArray[np.int16]) -> list[PlannedChunk]:
+        """Take the next samples (shape (samples,), any number) and give the chunks now final."""
+        self._keep(block)
+        self._group(self._cutting.feed(block))
+        self._ready += self._grouper.advance(self._cutting.needed_from_ms)
+        return self._hand_out()
+
+    def finish(self) -> list[PlannedChunk]:
+        """End the recording and give the remaining chunks."""
+        missing = np.zeros(-self._samples % SAMPLES_PER_MS, np.int16)
+        self._keep(missing)
+        self._group(self._cutting.feed(missing))
+        self._group(self._cutting.finish(self.duration_ms))
+        self._ready += self._grouper.finish()
+        return self._hand_out()
+
+    def _keep(self, block: NDArray[np.int16]) -> None:
+        self._pcm += block.astype("<i2", copy=False).tobytes()
+        self._samples += len(block)
+
+    def _group(self, windows: Sequence[Window]) -> None:
+        for window in windows:
+            self.speech_ms += window.speech_ms
+            self._ready += self._grouper.feed(window)
+
+    def _hand_out(self) -> list[PlannedChunk]:
+        """Give the chunks whose PCM is all here and drop the PCM that nobody needs any more."""
+        known_ms = self._samples // SAMPLES_PER_MS
+        count = sum(chunk.audio.end_ms <= known_ms for chunk in self._ready)
+        planned = [PlannedChunk(chunk, self._read(chunk)) for chunk in self._ready[:count]]
+        del self._ready[:count]
+        starts = [chunk.audio.start_ms for chunk in self._ready]
+        begun = self._grouper.needed_from_ms
+        starts += [self._cutting.needed_from_ms, *([] if begun is None else [begun])]
+        needed = min(known_ms, *starts)
+        del self._pcm[: (needed - self._pcm_from_ms) * BYTES_PER_MS]
+        self._pcm_from_ms = needed
+        return planned
+
+    def _read(self, chunk: Chunk) -> bytes:
+        start, end = (
+            (ms - self._pcm_from_ms) * BYTES_PER_MS
+            for ms in (chunk.audio.start_ms, chunk.audio.end_ms)
+        )
+        return bytes(self._pcm[start:end])
+
+
+class _Cutting(Protocol):
+    """From samples to windows, whatever the strategy."""
+
+    @property
+    def needed_from_ms(self) -> int:
+        """No window that is still to come holds audio before this."""
+        ...
+
+    def feed(self, block: NDArray[np.int16]) -> list[Window]: ...
+
+    def finish(self, duration_ms: int) -> list[Window]: ...
+
+
+class _BySpeech:
+    """Windows around the speech that a finder reports."""
+
+    def __init__(self, finder: SpeechFinder, options: CutOptions) -> None:
+        self._finder = finder
+        self._cutter = WindowCutter(options)
+        self._reach = max(options.pad_ms, options.overlap_ms // 2)
+
+    @property
+    def needed_from_ms(self) -> int:
+        begun = self._cutter.needed_from_ms
+        return max(0, self._finder.settled_ms - self._reach) if begun is None else begun
+
+    def feed(self, block: NDArray[np.int16]) -> list[Window]:
+        windows = self._cut(self._finder.feed(block))
+        return windows + self._cutter.advance(self._finder.settled_ms)
+
+    def finish(self, duration_ms: int) -> list[Window]:
+        return self._cut(self._finder.finish()) + self._cutter.finish(duration_ms)
+
+    def _cut(self, found: list[Speech]) -> list[Window]:
+        return [window for speech in found for window in self._cutter.feed(speech)]
+
+
+class _ByLength:
+    """Windows of one length."""
+
+    def __init__(self, options: CutOptions) -> None:
+        self._cutter = FixedCutter(options)
+        self._samples = 0
+
+    @property
+    def needed_from_ms(self) -> int:
+        return self._cutter.needed_from_ms
+
+    def feed(self, block: NDArray[np.int16]) -> list[Window]:
+        self._samples += len(block)
+        return self._cutter.advance(self._samples // SAMPLES_PER_MS)
+
+    def finish(self, duration_ms: int) -> list[Window]:
+        return self._cutter.finish(duration_ms)
+
+
+def _cutting(options: PlanOptions, network: Network | None) -> _Cutting:
+    if options.strategy == "fixed":
+        return _ByLength(options.cut)
+    if options.strategy == "silence":
+        return _BySpeech(SilenceFinder(options.silence, options.cut), options.cut)
+    if network is None:
+        raise ValueError("the strategy vad needs a network")
+    return _BySpeech(VadFinder(network, options.vad, options.cut), options.cut)

@@ -1,0 +1,139 @@
+"""What a file holds, told from its content; cheap, and no header is believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from common.errors import NotAudio
+
+FORMATS = (
+    "aac,ac3,adts,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,mov,mp3,mpeg,"
+    "mpegts,ogg,rm,tta,voc,w64,wav,wv"
+)
+"""The containers that are opened. Play lists and the like stay out: they name other files, and
+FFmpeg would read those for whoever uploads one."""
+
+TRIAL_PACKETS = 200
+"""Packets of sound tried before a file counts as undecodable: 4 s and more."""
+
+TRIAL_BYTES = 64 << 20
+"""How far into a file its first sound may lie."""
+
+LOWEST_BIT_RATE = 200
+"""Bits a second below which a claimed duration cannot be true; silence in FLAC takes 400."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a recording says about itself.
+
+    ``duration_ms`` is the header's claim, None where there is none or it cannot be true; only
+    decoding tells. ``container`` and ``codec`` are FFmpeg's names.
+    """
+
+    container: str
+    codec: str
+    duration_ms: int | None
+    channels: int
+    sample_rate: int
+    has_video: bool
+
+
+def probe(path: Path) -> Probe:
+    """Look into the file at ``path``, and decode the first sound in it.
+
+    Raises:
+        NotAudio: the file is empty, is no recording, has no sound, or none that decodes.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        raise NotAudio(reason="the file is empty")
+    with open_recording(path) as container:
+        stream = best_sound(container)
+        first = _first_frame(container, stream)
+        return Probe(
+            container=container.format.name,
+            codec=stream.codec_context.codec.canonical_name,
+            duration_ms=_plausible_ms(container, size),
+            channels=first.layout.nb_channels,
+            sample_rate=first.sample_rate,
+            has_video=any(not _is_picture(video) for video in container.streams.video),
+        )
+
+
+def open_recording(path: Path) -> InputContainer:
+    """Open ``path`` as a recording, by content.
+
+    Raises:
+        NotAudio: it is none.
+    """
+    allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        return av.open(f"file:{path}", options=allowed, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise NotAudio(
+            reason="not a recording in a known format, or its index is missing"
+        ) from error
+
+
+def best_sound(container: InputContainer) -> AudioStream:
+    """The stream of sound that FFmpeg would play, decoding on one thread.
+
+    Raises:
+        NotAudio: there is none, or no decoder for it.
+    """
+    stream = container.streams.best("audio")
+    if not isinstance(stream, AudioStream) or stream.codec_context is None:
+        has_video = bool(container.streams.video)
+        raise NotAudio(reason="the video has no sound" if has_video else "it has no sound")
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _first_frame(container: InputContainer, stream: AudioStream) -> av.AudioFrame:
+    """The first sound that decodes, within the limits of a trial.
+
+    Raises:
+        NotAudio: nothing did.
+    """
+    packets = read = 0
+    try:
+        for packet in container.demux(stream):
+            frames = decode_packet(packet)
+            if frames:
+                return frames[0]
+            packets += 1
+            read += packet.size
+            if packets >= TRIAL_PACKETS or read > TRIAL_BYTES:
+                break
+    except av.FFmpegError as error:
+        raise NotAudio(reason=f"reading it failed ({error.strerror})") from error
+    raise NotAudio(reason="nothing in it can be decoded")
+
+
+def decode_packet(packet: av.Packet[AudioStream]) -> list[av.AudioFrame]:
+    """The sound in a packet; none where it is damaged."""
+    try:
+        return [frame for frame in packet.decode() if frame.samples and frame.sample_rate]
+    except av.FFmpegError:
+        return []
+
+
+def _plausible_ms(container: InputContainer, size: int) -> int | None:
+    if not container.duration or container.duration < 0:
+        return None
+    duration_ms = container.duration * 1000 // av.time_base
+    too_thin = size * 8 * 1000 < LOWEST_BIT_RATE * duration_ms
+    return None if too_thin else duration_ms
+
+
+def _is_picture(video: VideoStream) -> bool:
+    """Whether it is a cover and no film."""
+    return bool(video.disposition & Disposition.attached_pic)

@@ -1,0 +1,189 @@
+"""Where it is loud: pydub's ``detect_nonsilent``, vectorised, and the same in a stream.
+
+Written from pydub 0.25.1 (``pydub/silence.py``) and equal to it on every input: a stretch of
+``min_silence_ms`` is silent if the whole-number root mean square of its samples is at most the
+threshold, and silent stretches that touch are one silence. Running sums replace the slices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.domain.cutting import Curve, CutOptions, Speech, cut_long
+from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Span
+
+FULL_SCALE = 32_768
+LEVEL_MS = 50
+"""Steps in which loudness is compared when speech has to be cut: about a third of a syllable."""
+
+
+@dataclass(frozen=True, slots=True)
+class SilenceOptions:
+    """What counts as silence.
+
+    Args:
+        threshold_dbfs: the loudest that silence may be, in dB of full scale, at most 0.
+        min_silence_ms: the shortest silence, at least 1.
+        seek_step_ms: silence is looked for at each multiple of this, at least 1.
+    """
+
+    threshold_dbfs: float = -40.0
+    min_silence_ms: int = 500
+    seek_step_ms: int = 1
+
+    def __post_init__(self) -> None:
+        if self.threshold_dbfs > 0:
+            raise ValueError(f"threshold_dbfs must be at most 0, got {self.threshold_dbfs}")
+        if self.min_silence_ms < 1 or self.seek_step_ms < 1:
+            raise ValueError("min_silence_ms and seek_step_ms must be at least 1")
+
+
+def detect_nonsilent(samples: NDArray[np.int16], options: SilenceOptions) -> list[tuple[int, int]]:
+    """Where ``samples`` (16 kHz mono, shape (samples,)) are not silent: ``(start, end)`` in ms.
+
+    A recording shorter than ``min_silence_ms`` holds no silence, as in pydub.
+    """
+    length = round(1000 * (len(samples) / SAMPLE_RATE))
+    whole = np.zeros(length * SAMPLES_PER_MS, np.int16)
+    heard = samples[: len(whole)]
+    whole[: len(heard)] = heard
+    scanner = SilenceScanner(options)
+    return [*scanner.feed(energy_per_ms(whole)), *scanner.finish()]
+
+
+def energy_per_ms(samples: NDArray[np.int16]) -> NDArray[np.int64]:
+    """The sum of squares in each whole millisecond, shape (samples // 16,)."""
+    whole = samples[: len(samples) // SAMPLES_PER_MS * SAMPLES_PER_MS].astype(np.int32)
+    squares = (whole * whole).reshape(-1, SAMPLES_PER_MS)
+    energy: NDArray[np.int64] = squares.sum(axis=1, dtype=np.int64)
+    return energy
+
+
+class SilenceScanner:
+    """`detect_nonsilent` in a stream; holds ``min_silence_ms`` of energy and no samples.
+
+    `loud_since_ms` is where the sound starts that is reported next, as far as is known;
+    `loud_until_ms` how far it certainly reaches (not past its start: it may not have begun).
+    """
+
+    def __init__(self, options: SilenceOptions) -> None:
+        self._length = options.min_silence_ms
+        self._step = options.seek_step_ms
+        self._limit = 10 ** (options.threshold_dbfs / 20) * FULL_SCALE
+        self._energy = np.zeros(0, np.int64)
+        self._known = 0
+        self._next = 0
+        self._last_silent: int | None = None
+        self.loud_since_ms = 0
+
+    @property
+    def loud_until_ms(self) -> int:
+        if self._last_silent is not None and self._next <= self._last_silent + self._step:
+            return self.loud_since_ms
+        return max(self._next, self.loud_since_ms)
+
+    def feed(self, energy: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Take the next milliseconds and give the sounds that silence has ended."""
+        self._energy = np.concatenate([self._energy, energy])
+        self._known += len(energy)
+        found = self._judge(np.arange(self._next, self._known - self._length + 1, self._step))
+        kept = self._known - max(self._next, 0)
+        self._energy = self._energy[max(len(self._energy) - max(kept, self._length), 0) :]
+        return found
+
+    def finish(self) -> list[tuple[int, int]]:
+        """Give the sound that lasts until the recording's end."""
+        found = []
+        last = self._known - self._length
+        if last % self._step and last >= 0:
+            found = self._judge(np.array([last]))
+        if self._last_silent is None or self.loud_since_ms != self._known:
+            found.append((self.loud_since_ms, self._known))
+        return found
+
+    def _judge(self, starts: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Look for silence in the stretches that begin at ``starts``."""
+        if not len(starts):
+            return []
+        self._next = int(starts[-1]) + self._step
+        first = self._known - len(self._energy)
+        sums = np.concatenate([[0], np.cumsum(self._energy)])
+        energy = sums[starts - first + self._length] - sums[starts - first]
+        # The division and the root in double precision, then the floor, as audioop.rms has them.
+        rms = np.floor(np.sqrt(energy / (self._length * SAMPLES_PER_MS)))
+        silent = starts[rms <= self._limit]
+        if not len(silent):
+            return []
+        before = -1 - self._length if self._last_silent is None else self._last_silent
+        gaps = np.diff(silent, prepend=before)
+        fresh = np.flatnonzero((gaps != self._step) & (gaps > self._length))
+        if self._last_silent is None:
+            fresh = np.union1d(fresh, [0])
+        ends = np.concatenate([[before], silent])[fresh] + self._length
+        if self._last_silent is None:
+            ends[0] = 0
+        self._last_silent = int(silent[-1])
+        self.loud_since_ms = self._last_silent + self._length
+        pairs = zip(ends.tolist(), silent[fresh].tolist(), strict=True)
+        return [(start, end) for start, end in pairs if start != end]
+
+
+class SilenceFinder:
+    """Finds speech by loudness."""
+
+    def __init__(self, options: SilenceOptions, cut: CutOptions) -> None:
+        self._scanner = SilenceScanner(options)
+        self._cut = cut
+        self._curve = Curve(LEVEL_MS)
+        self._samples = np.zeros(0, np.int16)
+        self._energy = np.zeros(0, np.int64)
+        self._cut_at: int | None = None
+
+    @property
+    def settled_ms(self) -> int:
+        """No speech that is still to be reported starts before this."""
+        return self._scanner.loud_since_ms if self._cut_at is None else self._cut_at
+
+    def feed(self, block: NDArray[np.int16]) -> list[Speech]:
+        """Take the next samples and give the speech that is over."""
+        samples = np.concatenate([self._samples, block])
+        energy = energy_per_ms(samples)
+        self._samples = samples[len(energy) * SAMPLES_PER_MS :]
+        self._follow_level(energy)
+        found = self._take(self._scanner.feed(energy))
+        since, until = self._scanner.loud_since_ms, self._scanner.loud_until_ms
+        if until > since:
+            found += self._cut_off(since, until)[0]
+        self._curve.forget(self.settled_ms)
+        return found
+
+    def finish(self) -> list[Speech]:
+        """Give the speech that lasts until the recording's end."""
+        missing = -len(self._samples) % SAMPLES_PER_MS
+        found = self.feed(np.zeros(missing, np.int16)) if missing else []
+        return found + self._take(self._scanner.finish())
+
+    def _follow_level(self, energy: NDArray[np.int64]) -> None:
+        energy = np.concatenate([self._energy, energy])
+        whole = len(energy) // LEVEL_MS * LEVEL_MS
+        self._energy = energy[whole:]
+        self._curve.extend(energy[:whole].reshape(-1, LEVEL_MS).sum(axis=1).tolist())
+
+    def _take(self, sounds: list[tuple[int, int]]) -> list[Speech]:
+        found = []
+        for start, end in sounds:
+            pieces, rest = self._cut_off(start, end)
+            found += [*pieces, rest]
+            self._cut_at = None
+        return found
+
+    def _cut_off(self, start: int, end: int) -> tuple[list[Speech], Speech]:
+        opened = self._cut_at is None
+        span = Span(start if self._cut_at is None else self._cut_at, end)
+        pieces, rest = cut_long(self._cut, self._curve, Speech(span, opened=opened))
+        if pieces:
+            self._cut_at = rest.span.start_ms
+        return pieces, rest

@@ -1,0 +1,167 @@
+"""Test recordings in every container, made with PyAV: whole, broken, and not recordings at all."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+RATE = 16_000
+
+
+class Kind(NamedTuple):
+    """How a file of some ending is made: FFmpeg's container, codecs, and the sample rate."""
+
+    container: str
+    codec: str
+    rate: int = 48_000
+    video: str | None = None
+    layout: str = "mono"
+    bit_rate: int | None = None
+    options: tuple[tuple[str, str], ...] = ()
+
+
+KINDS = {
+    "mp3": Kind("mp3", "libmp3lame", 44_100),
+    "wav": Kind("wav", "pcm_s16le", 16_000),
+    "m4a": Kind("ipod", "aac"),
+    "mp4": Kind("mp4", "aac"),
+    "aac": Kind("adts", "aac"),
+    "ogg": Kind("ogg", "vorbis", 44_100, layout="stereo"),
+    "opus": Kind("ogg", "libopus"),
+    "flac": Kind("flac", "flac", 22_050),
+    "wma": Kind("asf", "wmav2", 44_100, bit_rate=64_000),
+    "webm": Kind("webm", "libopus"),
+    "mkv": Kind("matroska", "flac"),
+    "avi": Kind("avi", "libmp3lame", 44_100),
+    "mov": Kind("mov", "pcm_s16le"),
+}
+"""Every format that uploads may have, sound alone."""
+
+FILMS = {
+    "mp4": Kind("mp4", "aac", video="mpeg4"),
+    "webm": Kind("webm", "libopus", video="libvpx"),
+    "mkv": Kind("matroska", "libopus", video="mpeg4"),
+    "avi": Kind("avi", "libmp3lame", 44_100, video="mpeg4"),
+    "mov": Kind("mov", "aac", video="mpeg4"),
+}
+"""The same with a film in it."""
+
+
+def tone(seconds: float, hertz: float = 440.0, level: float = 0.3) -> NDArray[np.int16]:
+    """A sine at 16 kHz mono; ``level`` is its amplitude in [0, 1]."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    return np.round(np.sin(2 * np.pi * hertz * time) * level * 32_767).astype(np.int16)
+
+
+def silence(seconds: float) -> NDArray[np.int16]:
+    return np.zeros(round(seconds * RATE), np.int16)
+
+
+def noise(seconds: float, level: float = 0.1, seed: int = 0) -> NDArray[np.int16]:
+    """White noise; ``level`` is its largest amplitude in [0, 1]."""
+    values = np.random.default_rng(seed).uniform(-level, level, round(seconds * RATE))
+    return np.round(values * 32_767).astype(np.int16)
+
+
+def write(
+    path: Path,
+    samples: NDArray[np.int16],
+    kind: Kind,
+    *,
+    sound_at: float = 0.0,
+    film_seconds: float | None = None,
+) -> Path:
+    """Encode ``samples`` (16 kHz mono) into ``path``.
+
+    ``sound_at`` (seconds) is where the sound starts on the film's clock; the film lasts
+    ``film_seconds``, by default as long as the sound.
+    """
+    with av.open(str(path), "w", format=kind.container, options=dict(kind.options)) as container:
+        film = None
+        if kind.video:
+            film = container.add_stream(kind.video, rate=10)
+        sound = container.add_stream(
+            kind.codec, rate=kind.rate, layout=kind.layout, options={"strict": "experimental"}
+        )
+        assert isinstance(sound, AudioStream)
+        if kind.bit_rate:
+            sound.codec_context.bit_rate = kind.bit_rate
+        if film is not None:
+            assert isinstance(film, VideoStream)
+            length = len(samples) / RATE + sound_at if film_seconds is None else film_seconds
+            _film(container, film, length)
+        if len(samples):
+            _sound(container, sound, samples, kind, sound_at)
+    return path
+
+
+def write_film_without_sound(path: Path, seconds: float) -> Path:
+    with av.open(str(path), "w", format="mp4") as container:
+        film = container.add_stream("mpeg4", rate=10)
+        assert isinstance(film, VideoStream)
+        _film(container, film, seconds)
+    return path
+
+
+def wav_header(seconds: float, rate: int = RATE) -> bytes:
+    """The header of a WAV file that claims ``seconds`` of sound, with no sound behind it."""
+    size = round(seconds * rate) * 2
+    layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16)
+    head = struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE")
+    return head + layout + struct.pack("<4sI", b"data", size)
+
+
+def truncate(path: Path, share: float) -> Path:
+    """Cut a file off after ``share`` of its bytes."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: round(len(whole) * share)])
+    return path
+
+
+def damage(path: Path, start: float, end: float) -> Path:
+    """Overwrite the bytes between two shares of a file with noise."""
+    content = bytearray(path.read_bytes())
+    first, last = round(len(content) * start), round(len(content) * end)
+    content[first:last] = np.random.default_rng(1).bytes(last - first)
+    path.write_bytes(content)
+    return path
+
+
+def _film(container: OutputContainer, film: VideoStream, seconds: float) -> None:
+    film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
+    picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+    for index in range(round(seconds * 10)):
+        picture.pts = index
+        container.mux(film.encode(picture))
+    container.mux(film.encode(None))
+
+
+def _sound(
+    container: OutputContainer,
+    sound: AudioStream,
+    samples: NDArray[np.int16],
+    kind: Kind,
+    sound_at: float,
+) -> None:
+    context = sound.codec_context
+    if not context.is_open:
+        context.open()
+    resampler = av.AudioResampler(
+        context.format, kind.layout, kind.rate, context.frame_size or 1_024
+    )
+    source = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+    source.sample_rate = RATE
+    position = round(sound_at * kind.rate)
+    for frame in (*resampler.resample(source), *resampler.resample(None)):
+        frame.pts = position
+        position += frame.samples
+        container.mux(sound.encode(frame))
+    container.mux(sound.encode(None))

@@ -1,0 +1,115 @@
+"""A transcript as a file: JSON, and txt, srt, vtt and tsv as openai/whisper writes them.
+
+Source: github.com/openai/whisper, whisper/utils.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from common.domain.results import transcript_document
+from common.domain.transcript import Transcript
+from common.domain.values import Segment
+
+
+def to_json(
+    transcript: Transcript,
+    *,
+    warnings: Sequence[str] = (),
+    manifest: Mapping[str, Any] | None = None,
+) -> str:
+    """The public document (`common.domain.results`), letters as letters."""
+    document = transcript_document(transcript, warnings=warnings, manifest=manifest)
+    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+
+
+def to_txt(transcript: Transcript) -> str:
+    """One segment a line."""
+    return "".join(f"{_line(segment)}\n" for segment in _spoken(transcript))
+
+
+def to_srt(transcript: Transcript) -> str:
+    """SubRip."""
+    return "".join(
+        f"{number}\n{_srt_time(segment.span.start_ms)} --> {_srt_time(segment.span.end_ms)}\n"
+        f"{_cue(segment)}\n\n"
+        for number, segment in enumerate(_spoken(transcript), start=1)
+    )
+
+
+def to_vtt(transcript: Transcript) -> str:
+    """WebVTT."""
+    return "WEBVTT\n\n" + "".join(
+        f"{_vtt_time(segment.span.start_ms)} --> {_vtt_time(segment.span.end_ms)}\n"
+        f"{_cue(segment)}\n\n"
+        for segment in _spoken(transcript)
+    )
+
+
+def to_tsv(transcript: Transcript) -> str:
+    """Start and end in milliseconds and the text, separated by tabs."""
+    return "start\tend\ttext\n" + "".join(
+        f"{segment.span.start_ms}\t{segment.span.end_ms}\t{_line(segment)}\n"
+        for segment in _spoken(transcript)
+    )
+
+
+WRITERS: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
+    {"txt": to_txt, "srt": to_srt, "vtt": to_vtt, "tsv": to_tsv}
+)
+"""Every format that needs nothing but the transcript, by its ending."""
+
+MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "json": "application/json",
+        "txt": "text/plain; charset=utf-8",
+        "srt": "application/x-subrip; charset=utf-8",
+        "vtt": "text/vtt; charset=utf-8",
+        "tsv": "text/tab-separated-values; charset=utf-8",
+    }
+)
+"""Every format there is, by its ending."""
+
+
+def write(
+    ending: str,
+    transcript: Transcript,
+    *,
+    warnings: Sequence[str] = (),
+    manifest: Mapping[str, Any] | None = None,
+) -> str:
+    """The file of that ending, one of `MEDIA_TYPES`; only JSON tells warnings and manifest."""
+    if ending == "json":
+        return to_json(transcript, warnings=warnings, manifest=manifest)
+    return WRITERS[ending](transcript)
+
+
+def _spoken(transcript: Transcript) -> Iterator[Segment]:
+    return (segment for segment in transcript.segments if segment.text.strip())
+
+
+def _line(segment: Segment) -> str:
+    """The text on one line: a line break or a tab in it would end the record."""
+    return " ".join(segment.text.split())
+
+
+def _cue(segment: Segment) -> str:
+    return _line(segment).replace("-->", "->")
+
+
+def _srt_time(ms: int) -> str:
+    hours, minutes, seconds, rest = _clock(ms)
+    return f"{hours:02d}:{minutes:02d}:{seconds:02d},{rest:03d}"
+
+
+def _vtt_time(ms: int) -> str:
+    hours, minutes, seconds, rest = _clock(ms)
+    return (f"{hours:02d}:" if hours else "") + f"{minutes:02d}:{seconds:02d}.{rest:03d}"
+
+
+def _clock(ms: int) -> tuple[int, int, int, int]:
+    minutes, rest = divmod(ms, 60_000)
+    return *divmod(minutes, 60), *divmod(rest, 1000)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.domain.formats import MEDIA_TYPES, WRITERS, to_srt, to_tsv, to_txt, to_vtt, write
+from common.domain.results import transcript_document
+from common.domain.transcript import Transcript
+from common.domain.values import Segment, Span, Word
+
+HELLO = Segment(
+    span=Span(0, 1_500),
+    text=" Xin chào,  Steno.",
+    words=(
+        Word(" Xin", Span(0, 300), 0.9),
+        Word(" chào,", Span(300, 800), 0.8),
+        Word(" Steno.", Span(800, 1_500), 0.7),
+    ),
+    avg_logprob=-0.2,
+)
+LATE = Segment(span=Span(3_599_999, 3_600_001), text=" a --> b\tc\n\nd ", flags=("repetition",))
+EMPTY = Segment(span=Span(2_000, 3_000), text="  ")
+TALK = Transcript(language="vi", duration_ms=3_600_500, segments=(HELLO, EMPTY, LATE))
+
+
+def test_txt_has_one_segment_a_line() -> None:
+    assert to_txt(TALK) == "Xin chào, Steno.\na --> b c d\n"
+
+
+def test_srt_counts_from_one_and_always_tells_the_hour() -> None:
+    assert to_srt(TALK) == (
+        "1\n00:00:00,000 --> 00:00:01,500\nXin chào, Steno.\n\n"
+        "2\n00:59:59,999 --> 01:00:00,001\na -> b c d\n\n"
+    )
+
+
+def test_vtt_tells_the_hour_only_from_the_first_hour_on() -> None:
+    assert to_vtt(TALK) == (
+        "WEBVTT\n\n"
+        "00:00.000 --> 00:01.500\nXin chào, Steno.\n\n"
+        "59:59.999 --> 01:00:00.001\na -> b c d\n\n"
+    )
+
+
+def test_tsv_keeps_three_columns_whatever_the_text_holds() -> None:
+    assert to_tsv(TALK) == (
+        "start\tend\ttext\n0\t1500\tXin chào, Steno.\n3599999\t3600001\ta --> b c d\n"
+    )
+
+
+def test_json_is_the_public_document_with_letters_as_letters() -> None:
+    text = write("json", TALK, warnings=["late"], manifest={"engine": "x"})
+    assert "Xin chào" in text
+    assert json.loads(text) == transcript_document(
+        TALK, warnings=["late"], manifest={"engine": "x"}
+    )
+
+
+def test_the_public_document_speaks_seconds_and_plain_words() -> None:
+    document = transcript_document(TALK)
+    assert document["text"] == "Xin chào,  Steno. a --> b\tc\n\nd"
+    assert document["word_count"] == 8
+    assert document["duration_seconds"] == 3600.5
+    assert document["segments"][2]["start"] == 3599.999
+    assert document["segments"][2]["flags"] == ["repetition"]
+    assert document["segments"][0]["id"] == 0
+    assert document["words"][1] == {
+        "word": "chào,",
+        "start": 0.3,
+        "end": 0.8,
+        "probability": 0.8,
+        "speaker": None,
+    }
+
+
+def test_silence_gives_empty_files_that_are_still_valid() -> None:
+    nothing = Transcript(language="en", duration_ms=1000, segments=())
+    written = {ending: write(ending, nothing) for ending in WRITERS}
+    assert written == {"txt": "", "srt": "", "vtt": "WEBVTT\n\n", "tsv": "start\tend\ttext\n"}
+
+
+@given(text=st.text(), start=st.integers(0, 10**9), length=st.integers(0, 10**7))
+def test_no_text_can_break_out_of_its_record(text: str, start: int, length: int) -> None:
+    talk = Transcript("en", start + length, (Segment(Span(start, start + length), text),))
+    cues = 1 if text.strip() else 0
+    assert len(to_tsv(talk).split("\n")) == 2 + cues
+    assert to_srt(talk).count(" --> ") == cues
+    assert to_srt(talk).count("\n\n") == cues
+    assert to_vtt(talk).count("\n\n") == 1 + cues
+
+
+def test_every_format_has_a_media_type() -> None:
+    assert set(MEDIA_TYPES) == {*WRITERS, "json"}

@@ -50,7 +50,7 @@ class UploadSettings(BaseSettings):
     model_config = _config()
 
     max_upload_size_mb: Annotated[int, Field(ge=1)] = 2048
-    """Largest recording taken, in MB (1,000,000 bytes); a larger one is cut off as it streams in."""
+    """Largest recording taken, in MB (1,000,000 bytes); a larger one is cut off on its way in."""
 
     @property
     def max_bytes(self) -> int:

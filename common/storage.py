@@ -126,6 +126,11 @@ class LocalStorage:
         with storage_errors():
             shutil.rmtree(self._chunks(job_id), ignore_errors=True)
 
+    def jobs_with_chunks(self) -> list[UUID]:
+        """The jobs for which sound is kept."""
+        with storage_errors():
+            return [UUID(path.name) for path in (self._root / "chunks").iterdir()]
+
     def _chunks(self, job_id: UUID) -> Path:
         return self._root / "chunks" / str(job_id)
 

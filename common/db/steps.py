@@ -75,7 +75,6 @@ class PlannedRow:
     index: int
     windows: list[Any]
     content_hash: str
-    core_end_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,6 +453,26 @@ class Steps:
         return [
             job_id for step_id, attempt, job_id in expired if self.fail(step_id, attempt, error)
         ]
+
+    def committed_recordings(self, recording_ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these recordings were promised to a client."""
+        if not recording_ids:
+            return set()
+        with self._database.transaction() as session:
+            return set(session.scalars(select(Recording.id).where(Recording.id.in_(recording_ids))))
+
+    def ended(self, job_ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these jobs have nothing left to do, or do not exist."""
+        if not job_ids:
+            return set()
+        with self._database.transaction() as session:
+            alive = session.scalars(
+                select(Job.id).where(
+                    Job.id.in_(job_ids),
+                    Job.status.in_([JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.REVIEW]),
+                )
+            )
+            return set(job_ids) - set(alive)
 
     def fail_overdue_jobs(self, limit_s: float) -> list[UUID]:
         """Fail jobs that have been PROCESSING for more than ``limit_s`` seconds."""

@@ -1,0 +1,46 @@
+"""How a chunk is kept, and what makes two chunks equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import Any
+
+from common.domain.values import Chunk, Span, Window
+
+
+def windows_to_json(windows: Iterable[Window]) -> list[list[int]]:
+    """One ``[core start, core end, audio start, audio end, speech]`` a window, in ms."""
+    return [
+        [
+            window.core.start_ms,
+            window.core.end_ms,
+            window.audio.start_ms,
+            window.audio.end_ms,
+            window.speech_ms,
+        ]
+        for window in windows
+    ]
+
+
+def windows_from_json(document: Sequence[Sequence[int]]) -> tuple[Window, ...]:
+    """What `windows_to_json` stored."""
+    return tuple(
+        Window(Span(core_start, core_end), Span(audio_start, audio_end), speech_ms)
+        for core_start, core_end, audio_start, audio_end, speech_ms in document
+    )
+
+
+def content_hash(chunk: Chunk, pcm: bytes, decoding: dict[str, Any]) -> str:
+    """The address of a chunk's result: chunks of equal hash have the same text.
+
+    ``decoding`` is everything else that the text depends on: engine, weights, language, options.
+    Where the chunk lies in its recording is left out, as an engine never knows.
+    """
+    origin = chunk.audio.start_ms
+    windows = [
+        [window.audio.start_ms - origin, window.audio.end_ms - origin] for window in chunk.windows
+    ]
+    key = json.dumps([windows, decoding], sort_keys=True, separators=(",", ":"))
+    return sha256(key.encode() + b"\0" + pcm).hexdigest()

@@ -1,0 +1,51 @@
+"""One worker: `python -m worker`. Start one per core; each keeps one engine on one thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+
+from loguru import logger
+from redis.exceptions import RedisError
+from rq.serializers import JSONSerializer
+
+from common.errors import StenoError
+from common.logs import set_up_logging
+from common.queue import HEARTBEAT_S, QUEUE_NAME, connect
+from common.settings import Settings
+from worker.compose import build_steps, build_storage, redis_url
+from worker.warm import WarmWorker
+
+
+def main() -> None:
+    """Work until told to stop (SIGTERM, SIGINT), which lets the step in hand finish."""
+    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    settings = Settings()
+    set_up_logging(settings.log, f"worker:{os.getpid()}")
+    try:
+        build_storage(settings)
+        worker = WarmWorker(
+            [QUEUE_NAME],
+            name=name,
+            connection=connect(redis_url(settings)),
+            serializer=JSONSerializer,
+            job_monitoring_interval=HEARTBEAT_S,
+            # RQ waits for work for 15 s less than this, and beats between two waits.
+            worker_ttl=15 + HEARTBEAT_S,
+            maintenance_interval=60,
+            log_job_description=False,
+        )
+        worker.steps = build_steps(settings)
+        worker.start_horse()
+        worker.work(logging_level="WARNING")
+    except StenoError as error:
+        logger.error("{}", error)
+        raise SystemExit(1) from None
+    except RedisError as error:
+        logger.error("Redis is out of reach: {}", error)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Puts the services of a worker or the dispatcher together from the settings."""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from common.db.database import Database
+from common.db.steps import RetryPolicy, Steps
+from common.errors import SetupProblem
+from common.events import Events
+from common.settings import Settings
+from common.storage import LocalStorage
+from common.weights.manifest import Manifest
+from common.weights.store import WeightsStore
+from worker.context import Context
+from worker.engines import Engines
+
+
+def build_steps(settings: Settings) -> Steps:
+    """The steps, over a pool of connections of this process's own."""
+    return Steps(
+        Database(database_url(settings), pool_size=settings.database.pool_size),
+        lease_s=settings.worker.lease,
+        retry=RetryPolicy(settings.job.max_retries, settings.job.retry_delay),
+    )
+
+
+def build_storage(settings: Settings) -> LocalStorage:
+    """The storage, its folders made."""
+    storage = LocalStorage(settings.storage.uploads, settings.storage.temp)
+    storage.prepare()
+    return storage
+
+
+def build_context(settings: Settings, redis: Redis) -> Context:
+    """All that steps work with."""
+    store = WeightsStore(settings.asr.models_dir, Manifest.load())
+    return Context(
+        settings=settings,
+        steps=build_steps(settings),
+        storage=build_storage(settings),
+        events=Events(redis),
+        engines=Engines(store, settings.asr),
+    )
+
+
+def database_url(settings: Settings) -> str:
+    """Where Postgres is.
+
+    Raises:
+        SetupProblem: nobody said.
+    """
+    if settings.database.url is None:
+        raise SetupProblem(
+            problem="DATABASE_URL is not set",
+            remedy="Set it, or run `steno up`, which brings a database along",
+        )
+    return settings.database.url.get_secret_value()
+
+
+def redis_url(settings: Settings) -> str:
+    """Where Redis is.
+
+    Raises:
+        SetupProblem: nobody said.
+    """
+    address = settings.redis.address
+    if address is None:
+        raise SetupProblem(
+            problem="Neither REDIS_URL nor REDIS_HOST is set",
+            remedy="Set one, or run `steno up`, which brings a Redis along",
+        )
+    return address

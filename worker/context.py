@@ -1,0 +1,62 @@
+"""What a worker's steps work with, made once in the process that runs them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+from loguru import logger
+
+from common.db.steps import Steps
+from common.errors import Unavailable
+from common.events import Events
+from common.settings import Settings
+from common.storage import LocalStorage
+from worker.engines import Engines
+
+if TYPE_CHECKING:
+    from common.audio.vad import Network
+
+T = TypeVar("T")
+
+PATIENCE_S = 600.0
+"""How long a finished result is held while Postgres is away, before it is given up."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The services, by the names that the steps know them by."""
+
+    settings: Settings
+    steps: Steps
+    storage: LocalStorage
+    events: Events
+    engines: Engines
+
+    @cached_property
+    def voice_network(self) -> Network:
+        from common.audio.vad import load_network
+
+        return load_network()
+
+
+def persist(write: Callable[[], T]) -> T:
+    """Repeat a guarded write until Postgres answers: what was computed must not be lost to a pause.
+
+    Raises:
+        Unavailable: it stayed away for `PATIENCE_S`.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    delay_s = 0.1
+    while True:
+        try:
+            return write()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("the database is away; trying again in {:.1f} s", delay_s)
+            time.sleep(delay_s)
+            delay_s = min(2.0, delay_s * 2)

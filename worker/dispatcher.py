@@ -1,0 +1,160 @@
+"""The dispatcher: hands steps to free workers in fair order, and sets right what went wrong.
+
+It publishes no more steps than there are free workers. So the order is decided as late as it can
+be, and a short recording that comes in while a long one is under way is next, not behind the long
+one's chunks. Several may run at once: they only publish a little more than is needed.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import cast
+from uuid import UUID
+
+from loguru import logger
+from redis import Redis
+from redis.client import PubSub
+from redis.exceptions import RedisError
+
+from common.db.steps import Steps
+from common.errors import StenoError, Unavailable
+from common.events import WORK_CHANNEL, Events
+from common.logs import set_up_logging
+from common.queue import Doorbell, connect
+from common.settings import Settings
+from common.storage import LocalStorage
+from worker.compose import build_steps, build_storage, redis_url
+
+POLL_S = 0.5
+"""How soon work is found when its wake-up got lost."""
+RECONCILE_S = 1.0
+TIDY_S = 60.0
+ABANDONED_S = 3600.0
+"""An upload that has not grown for this long has nobody behind it any more."""
+OUTAGE_PAUSE_S = 1.0
+
+
+class Dispatcher:
+    """Runs until `stop` is called; outages of Postgres and Redis are waited out."""
+
+    def __init__(
+        self, steps: Steps, storage: LocalStorage, redis: Redis, *, job_timeout_s: float
+    ) -> None:
+        self._steps = steps
+        self._storage = storage
+        self._redis = redis
+        self._doorbell = Doorbell(redis)
+        self._events = Events(redis)
+        self._job_timeout_s = job_timeout_s
+        self._suspects: set[UUID] = set()
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Have `run` return soon."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Dispatch and reconcile."""
+        reconciled = tidied = 0.0
+        while not self._stopping.is_set():
+            try:
+                with _wake_ups(self._redis) as wake_ups:
+                    wake_ups.subscribe(WORK_CHANNEL)
+                    while not self._stopping.is_set():
+                        self.dispatch()
+                        now = time.monotonic()
+                        if now - reconciled >= RECONCILE_S:
+                            reconciled = now
+                            self.reconcile()
+                        if now - tidied >= TIDY_S:
+                            tidied = now
+                            self.tidy()
+                        _wait(wake_ups, POLL_S)
+            except (Unavailable, RedisError) as error:
+                logger.warning("waiting for a service to come back: {}", error)
+                self._stopping.wait(OUTAGE_PAUSE_S)
+
+    def dispatch(self) -> int:
+        """Publish steps for the workers that are free; how many it was."""
+        # A worker that Redis has forgotten registers again within seconds; until then, one.
+        workers = max(1, self._doorbell.live_workers())
+        free = workers - self._doorbell.waiting() - self._steps.running()
+        return self._steps.publish(free, self._doorbell.ring) if free > 0 else 0
+
+    def reconcile(self) -> None:
+        """Take back steps of silent workers, ring lost doorbells again, end overdue jobs."""
+        for job_id in self._steps.reclaim_expired():
+            logger.warning("job {}: a worker went silent; its step is given to another", job_id)
+            self._events.job_changed(job_id)
+        self._ring_again()
+        if self._job_timeout_s:
+            for job_id in self._steps.fail_overdue_jobs(self._job_timeout_s):
+                logger.warning("job {}: ran into JOB_TIMEOUT", job_id)
+                self._events.job_changed(job_id)
+
+    def _ring_again(self) -> None:
+        published = self._steps.published()
+        silent = {step_id for step_id, doorbell in published if doorbell is None}
+        doorbells = {doorbell: step_id for step_id, doorbell in published if doorbell}
+        if doorbells:
+            silent |= {doorbells[lost] for lost in self._doorbell.lost(list(doorbells))}
+        # A doorbell in nobody's hands may be on its way from the queue to a worker: look twice.
+        lost = silent & self._suspects
+        self._suspects = silent - lost
+        if lost:
+            logger.warning("{} doorbell(s) were lost and are rung again", len(lost))
+            self._steps.publish_again(lost)
+
+    def tidy(self) -> None:
+        """Settle uploads that a gateway left behind, and drop sound that no job needs any more."""
+        abandoned = self._storage.abandoned(ABANDONED_S, time.time())
+        committed = self._steps.committed_recordings(abandoned)
+        for recording_id in abandoned:
+            if recording_id in committed:
+                self._storage.keep(recording_id)
+            else:
+                logger.info("recording {}: its upload was never finished", recording_id)
+                self._storage.discard(recording_id)
+        for job_id in self._steps.ended(self._storage.jobs_with_chunks()):
+            self._storage.drop_chunks(job_id)
+
+
+def _wake_ups(redis: Redis) -> PubSub:
+    return cast("PubSub", redis.pubsub(ignore_subscribe_messages=True))  # type: ignore[no-untyped-call]
+
+
+def _wait(wake_ups: PubSub, timeout_s: float) -> None:
+    """Wait for a wake-up, and take along those that came with it."""
+    if wake_ups.get_message(timeout=timeout_s) is not None:
+        while wake_ups.get_message(timeout=0) is not None:
+            continue
+
+
+def main() -> None:
+    """Dispatch until told to stop (SIGTERM, SIGINT)."""
+    settings = Settings()
+    set_up_logging(settings.log, "dispatcher")
+    try:
+        dispatcher = Dispatcher(
+            build_steps(settings),
+            build_storage(settings),
+            connect(redis_url(settings)),
+            job_timeout_s=settings.job.job_timeout,
+        )
+    except StenoError as error:
+        logger.error("{}", error)
+        raise SystemExit(1) from None
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        dispatcher.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    dispatcher.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The engine that a worker keeps warm."""
+
+from __future__ import annotations
+
+from loguru import logger
+
+from common.asr.engine import Engine
+from common.settings import AsrSettings
+from common.weights.store import Weights, WeightsStore
+
+
+class Engines:
+    """Loads engines, and keeps the last one: most jobs want the same weights."""
+
+    def __init__(self, store: WeightsStore, settings: AsrSettings) -> None:
+        self._store = store
+        self._settings = settings
+        self._loaded: tuple[Weights, Engine] | None = None
+
+    def weights(self, engine: str, model: str) -> Weights:
+        """Which weights these names stand for on this machine.
+
+        Raises:
+            WeightsMissing: they are not here.
+        """
+        return self._store.resolve(engine, model)
+
+    def get(self, engine: str, model: str) -> Engine:
+        """The engine with these weights, loaded if it is not the one at hand.
+
+        Raises:
+            WeightsMissing: the weights are not here.
+        """
+        from common.asr.loading import load_engine
+
+        weights = self.weights(engine, model)
+        if self._loaded is not None and self._loaded[0] == weights:
+            return self._loaded[1]
+        self._loaded = None  # two sets of weights at once may not fit
+        logger.info("loading {} {}", engine, model)
+        loaded = load_engine(
+            engine,
+            weights.path,
+            threads=self._settings.threads,
+            device=self._settings.device,
+            compute_type=self._settings.compute_type,
+        )
+        self._loaded = (weights, loaded)
+        return loaded

@@ -1,0 +1,138 @@
+"""The work-horse: one spawned process that keeps the engine warm and runs one step at a time.
+
+It is a process of its own because native code may crash, hang or leak, and spawned, not forked,
+because CTranslate2, onnxruntime and whisper.cpp deadlock or crash in a child forked from a process
+that has used them.
+
+It reads lines of JSON from the socket it is given: ``{"doorbell", "execution"}``, and answers with
+``{"step", "attempt", "limit_s"}`` for each step it starts and ``{"done", "recycle"}`` at the end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from typing import Any
+from uuid import UUID
+
+import psutil
+from loguru import logger
+from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue, Worker
+from rq.executions import Execution
+from rq.job import Job
+from rq.serializers import JSONSerializer
+
+from common.db.steps import Claim
+from common.logs import set_up_logging
+from common.queue import QUEUE_NAME, connect
+from common.settings import Settings
+from worker.compose import build_context, redis_url
+from worker.runner import Runner
+
+PR_SET_PDEATHSIG = 1
+OOM_SCORE = "500"
+"""When memory runs out the kernel should take the horse, whose step is simply done again."""
+
+
+class StepJob(Job):
+    """An RQ job whose work is done by the runner of this process."""
+
+    runner: Runner
+
+    def perform(self) -> None:
+        """Run the step that the doorbell names."""
+        self.runner.run(UUID(self.args[0]))
+
+
+class Horse:
+    """Serves one worker until it goes away, or until it has grown too much."""
+
+    def __init__(self, settings: Settings, name: str, link: socket.socket) -> None:
+        self._settings = settings
+        self._link = link
+        self._lines = link.makefile("r", encoding="utf-8")
+        self._redis: Redis = connect(redis_url(settings))
+        self._queue = Queue(QUEUE_NAME, connection=self._redis, serializer=JSONSerializer)
+        self._worker = Worker(
+            [self._queue], name=name, connection=self._redis, serializer=JSONSerializer
+        )
+        self._worker._is_horse = True  # noqa: SLF001 - as rq's own SpawnWorker does
+        self._context = build_context(settings, self._redis)
+        self._runner = Runner(self._context, name, self._announce)
+        self._steps_run = 0
+
+    def warm_up(self) -> None:
+        """Load the default engine before the first step asks for it."""
+        asr = self._settings.asr
+        try:
+            self._context.engines.get(asr.default_engine, asr.default_model)
+        except Exception as error:
+            # A job that wants it will say so in its own words; others may want other weights.
+            logger.warning("the default engine cannot be loaded yet: {}", error)
+
+    def serve(self) -> None:
+        """Run steps until the worker hangs up."""
+        for line in self._lines:
+            self._run(**json.loads(line))
+            self._say(done=True, recycle=self._worn_out())
+
+    def _run(self, doorbell: str, execution: str) -> None:
+        try:
+            job = StepJob(doorbell, connection=self._redis, serializer=JSONSerializer)
+            job.refresh()
+            job.runner = self._runner
+            self._worker.execution = Execution.fetch(execution, doorbell, connection=self._redis)
+            self._worker.perform_job(job, self._queue)
+        except RedisError as error:
+            # Postgres has the step's outcome; the doorbell has done its service.
+            logger.warning("doorbell {}: Redis is away: {}", doorbell, type(error).__name__)
+        except Exception:
+            logger.exception("doorbell {} could not be answered", doorbell)
+
+    def _announce(self, claim: Claim, limit_s: float) -> None:
+        self._steps_run += 1
+        self._say(step=str(claim.step_id), attempt=claim.attempt, limit_s=limit_s)
+
+    def _worn_out(self) -> bool:
+        limits = self._settings.worker
+        grown_mb = psutil.Process().memory_info().rss / 1e6
+        if grown_mb > limits.max_memory_mb:
+            logger.warning("replaced at {:.0f} MB", grown_mb)
+            return True
+        return self._steps_run >= limits.max_steps
+
+    def _say(self, **message: Any) -> None:
+        self._link.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _die_with_parent(parent: int) -> None:
+    """End with the worker, so that a killed worker's step is never run twice at once."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit("the worker is gone")
+    with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
+        score.write(OOM_SCORE)
+
+
+def main(name: str, descriptor: int, parent: int) -> None:
+    """Serve the worker ``name`` over the socket ``descriptor``."""
+    _die_with_parent(parent)
+    # Ctrl-C is the worker's business: it lets the step in hand finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    settings = Settings()
+    set_up_logging(settings.log, f"horse:{os.getpid()}")
+    horse = Horse(settings, name, socket.socket(fileno=descriptor))
+    horse.warm_up()
+    horse.serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,130 @@
+"""Runs the step that a doorbell names, inside the engine's own process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from loguru import logger
+
+from common.db.steps import Claim, StaleClaim
+from common.domain.chunks import windows_from_json
+from common.domain.job import StepKind
+from common.domain.values import Chunk
+from common.errors import StenoError, Transient, Unavailable
+from worker.context import Context, persist
+from worker.steps.merge import merge
+from worker.steps.plan import plan
+from worker.steps.transcribe import transcribe
+
+STEPS: dict[StepKind, Callable[[Context, Claim], UUID | None]] = {
+    StepKind.PLAN: plan,
+    StepKind.TRANSCRIBE: transcribe,
+    StepKind.MERGE: merge,
+}
+
+SLOWEST_ENGINE = 4.0
+"""A chunk that takes more than this many times its sound's length is taken for hung."""
+SLOWEST_PLAN = 0.5
+"""The same for decoding and cutting."""
+LOWEST_BYTE_RATE = 1_000
+"""Bytes a second of the thinnest recording, to bound the length of one that does not tell it."""
+
+
+class Runner:
+    """Claims a step, works on it while its lease is renewed, and records how it ended.
+
+    ``on_start(claim, limit_s)`` is told of each step and of the seconds it may take: who listens
+    must end this process when they are over, since native code cannot be interrupted from within.
+    """
+
+    def __init__(
+        self, context: Context, worker: str, on_start: Callable[[Claim, float], None]
+    ) -> None:
+        self._context = context
+        self._worker = worker
+        self._on_start = on_start
+
+    def run(self, step_id: UUID) -> None:
+        """Run the step if it can be claimed, then those that follow at once from it.
+
+        The steps of a short job thus wait for a free worker once and not three times.
+        """
+        following: UUID | None = step_id
+        while following is not None:
+            claim = self._context.steps.claim(following, self._worker)
+            if claim is None:
+                logger.debug("step {} is not to be had", following)
+                return
+            following = self._work(claim)
+            self._context.events.job_changed(claim.job_id)
+            self._context.events.work_to_do()
+
+    def _work(self, claim: Claim) -> UUID | None:
+        name = f"{claim.kind} job={claim.job_id}" + (
+            "" if claim.chunk_index is None else f" chunk={claim.chunk_index}"
+        )
+        try:
+            with _renewed(self._context, claim):
+                self._on_start(claim, self._limit_s(claim))
+                self._context.events.job_changed(claim.job_id)
+                following = STEPS[claim.kind](self._context, claim)
+        except StaleClaim:
+            logger.warning(
+                "{}: attempt {} was overtaken; its result is dropped", name, claim.attempt
+            )
+            return None
+        except StenoError as error:
+            logger.warning("{}: attempt {} failed: {}", name, claim.attempt, error)
+            self._fail(claim, error)
+            return None
+        except Exception as error:  # whatever it is, the job must not hang on it
+            logger.exception("{}: attempt {} failed", name, claim.attempt)
+            self._fail(claim, Transient(reason=type(error).__name__))
+            return None
+        logger.debug("{}: done in attempt {}", name, claim.attempt)
+        return following
+
+    def _fail(self, claim: Claim, error: StenoError) -> None:
+        persist(lambda: self._context.steps.fail(claim.step_id, claim.attempt, error))
+
+    def _limit_s(self, claim: Claim) -> float:
+        base = self._context.settings.chunk.timeout
+        if claim.kind is StepKind.TRANSCRIBE:
+            chunk = persist(lambda: self._context.steps.chunk_of(claim))
+            audio = Chunk(chunk.index, windows_from_json(chunk.windows)).audio
+            return base + SLOWEST_ENGINE * audio.duration_ms / 1000
+        if claim.kind is StepKind.PLAN:
+            _, recording = persist(lambda: self._context.steps.job_of(claim))
+            longest_s = recording.size_bytes / LOWEST_BYTE_RATE
+            return base + SLOWEST_PLAN * longest_s
+        return base
+
+
+@contextmanager
+def _renewed(context: Context, claim: Claim) -> Iterator[None]:
+    """Renew the lease from a thread of its own for as long as the block runs."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(context.settings.worker.lease / 3):
+            try:
+                if not context.steps.renew(claim):
+                    return
+            except Unavailable:
+                continue
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def run_step(step_id: str) -> None:
+    """What doorbells name. `worker.horse` runs it with its own `Runner`."""
+    raise NotImplementedError(f"step {step_id} can be run by a worker of this project only")

@@ -1,0 +1,108 @@
+"""Merge: all chunks of a job into one transcript, and the job COMPLETED."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from common.db.steps import Claim
+from common.db.tables import Chunk as StoredChunk
+from common.db.tables import Job, JobMetrics, Recording
+from common.db.tables import Transcript as StoredTranscript
+from common.domain.chunks import windows_from_json
+from common.domain.formats import MEDIA_TYPES, write
+from common.domain.merging import merge as merge_windows
+from common.domain.merging import speech_without_text
+from common.domain.transcript import Transcript, segments_from_json, segments_to_json
+from common.domain.values import Chunk
+from common.storage import storage_errors, write_atomically
+from worker.context import Context, persist
+from worker.steps.sound import decoding_identity
+
+NOT_HEARD = "speech_without_text"
+
+
+def merge(context: Context, claim: Claim) -> None:
+    """Merge the claimed job's chunks and complete it.
+
+    Raises:
+        StaleClaim, StorageFull, Unavailable: as everywhere.
+    """
+    started = time.monotonic()
+    job, recording = persist(lambda: context.steps.job_of(claim))
+    stored = persist(lambda: context.steps.chunks(claim.job_id))
+    parts = [
+        (
+            Chunk(chunk.index, windows_from_json(chunk.windows)),
+            [segments_from_json(window) for window in chunk.result or []],
+        )
+        for chunk in stored
+    ]
+    transcript = Transcript(
+        language=job.detected_language or job.language,
+        duration_ms=job.duration_ms or 0,
+        segments=merge_windows(parts).segments,
+    )
+    warnings = list(job.warnings)
+    if speech_without_text(parts):
+        warnings.append(NOT_HEARD)
+    manifest = _manifest(job, recording, stored)
+    _write_files(context, job, transcript, warnings, manifest)
+    metrics = JobMetrics(
+        job_id=job.id,
+        audio_ms=transcript.duration_ms,
+        speech_ms=sum(chunk.speech_ms for chunk, _ in parts),
+        upload_ms=recording.upload_ms,
+        plan_ms=job.plan_ms or 0,
+        engine_ms=sum(chunk.engine_ms or 0 for chunk in stored),
+        merge_ms=round((time.monotonic() - started) * 1000),
+    )
+    revision = StoredTranscript(
+        job_id=job.id,
+        revision=1,
+        language=transcript.language,
+        duration_ms=transcript.duration_ms,
+        word_count=transcript.word_count,
+        segments=segments_to_json(transcript.segments),
+        manifest=manifest,
+    )
+    persist(lambda: context.steps.finish_merge(claim, revision, metrics, warnings))
+    context.storage.drop_chunks(job.id)
+
+
+def _write_files(
+    context: Context,
+    job: Job,
+    transcript: Transcript,
+    warnings: list[str],
+    manifest: dict[str, Any],
+) -> None:
+    """Leave every format in RESULTS_DIR, for those who collect files and not answers."""
+    folder = context.settings.storage.results / str(job.id)
+    with storage_errors():
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending in MEDIA_TYPES:
+            content = write(ending, transcript, warnings=warnings, manifest=manifest)
+            write_atomically(folder / f"transcript.{ending}", content.encode())
+
+
+def _manifest(job: Job, recording: Recording, chunks: Sequence[StoredChunk]) -> dict[str, Any]:
+    """Everything the text depends on: enough to run it again and get the same."""
+    language = job.detected_language or job.language
+    return {
+        "recording_sha256": recording.sha256,
+        "model": job.model,
+        "weights_sha256": job.weights_sha256,
+        "decoding": decoding_identity(job, job.weights_sha256 or "", language),
+        "options": job.options,
+        "versions": {
+            name: version(name)
+            for name in ("av", "ctranslate2", "faster-whisper", "onnxruntime", "pywhispercpp")
+        },
+        "chunks": [
+            {"index": chunk.index, "windows": chunk.windows, "content_hash": chunk.content_hash}
+            for chunk in chunks
+        ],
+    }

@@ -1,0 +1,112 @@
+"""Plan: decode a recording once and cut it into chunks, which other workers start on meanwhile."""
+
+from __future__ import annotations
+
+import time
+from uuid import UUID
+
+from common.audio.decode import Decoding
+from common.audio.planning import PlannedChunk, Planner
+from common.db.steps import Claim, PlannedRow
+from common.domain.chunks import content_hash, windows_to_json
+from common.domain.request import Options
+from worker.context import Context, persist
+from worker.steps.sound import cut_samples, decoding_identity, plan_options
+
+AUTO = "auto"
+NOBODY_SPEAKS = "en"
+"""The language of a recording in which none could be detected: any is as good."""
+
+
+class _PlannedOtherwise(Exception):
+    """An earlier attempt, by other code, cut the recording in other places."""
+
+
+def plan(context: Context, claim: Claim) -> UUID | None:
+    """Cut the recording of the claimed job; returns the step to go on with, if it is clear.
+
+    Raises:
+        DecodeFailed, WeightsMissing: for good.
+        StaleClaim, StorageFull, Unavailable: as everywhere.
+    """
+    started = time.monotonic()
+    planning = _Planning(context, claim)
+    try:
+        planning.run(replan=False)
+    except _PlannedOtherwise:
+        planning.run(replan=True)
+    elapsed_ms = round((time.monotonic() - started) * 1000)
+    return persist(
+        lambda: context.steps.finish_plan(
+            claim,
+            duration_ms=planning.duration_ms,
+            warnings=planning.warnings,
+            elapsed_ms=elapsed_ms,
+        )
+    )
+
+
+class _Planning:
+    def __init__(self, context: Context, claim: Claim) -> None:
+        self._context = context
+        self._claim = claim
+        self._job, recording = persist(lambda: context.steps.job_of(claim))
+        self._cutting = Options.from_json(self._job.options).cutting
+        self._path = context.storage.recording(recording.id)
+        self._weights = context.engines.weights(self._job.engine, self._job.model)
+        self._language: str | None = None
+        self._known: dict[int, tuple[str, bool]] = {}
+        self.duration_ms = 0
+        self.warnings: list[str] = []
+
+    def run(self, *, replan: bool) -> None:
+        self._language = None
+        if not replan:
+            self._known = persist(lambda: self._context.steps.planned(self._claim.job_id))
+        if self._job.language != AUTO:
+            self._start(self._job.language, replan=replan)
+        decoding = Decoding(self._path)
+        planner = Planner(plan_options(self._cutting), self._context.voice_network)
+        for block in decoding:
+            for chunk in planner.feed(block):
+                self._add(chunk, replan=replan)
+        for chunk in planner.finish():
+            self._add(chunk, replan=replan)
+        if self._language is None:
+            self._start(NOBODY_SPEAKS, replan=replan)
+        self.duration_ms = planner.duration_ms
+        self.warnings = [*decoding.warnings, *(["no_speech"] if planner.speech_ms == 0 else [])]
+
+    def _start(self, language: str, *, replan: bool) -> None:
+        self._language = language
+        if replan:
+            self._known = {}
+        persist(
+            lambda: self._context.steps.start_plan(
+                self._claim,
+                weights_sha256=self._weights.sha256,
+                language=language,
+                replan=replan,
+            )
+        )
+
+    def _add(self, planned: PlannedChunk, *, replan: bool) -> None:
+        chunk = planned.chunk
+        language = self._language
+        if language is None:
+            engine = self._context.engines.get(self._job.engine, self._job.model)
+            language, _ = engine.detect_language(
+                cut_samples(planned.pcm, chunk.windows, chunk.audio)
+            )
+            self._start(language, replan=replan)
+        identity = decoding_identity(self._job, self._weights.sha256, language)
+        address = content_hash(chunk, planned.pcm, identity)
+        known_address, done = self._known.get(chunk.index, (address, False))
+        if known_address != address:
+            raise _PlannedOtherwise
+        if done:
+            return
+        self._context.storage.write_chunk(self._claim.job_id, chunk.index, planned.pcm)
+        row = PlannedRow(chunk.index, windows_to_json(chunk.windows), address)
+        persist(lambda: self._context.steps.add_chunks(self._claim, [row]))
+        self._context.events.work_to_do()

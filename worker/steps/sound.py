@@ -1,0 +1,74 @@
+"""From a job's stored request to what the audio path and the engines take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from common.asr.engine import DecodingOptions, Samples
+from common.audio.planning import PlanOptions
+from common.audio.silence import SilenceOptions
+from common.audio.vad import VadOptions
+from common.db.tables import Job
+from common.domain.cutting import CutOptions
+from common.domain.request import Cutting, Options
+from common.domain.values import BYTES_PER_MS, Span, Window
+
+ADAPTER_REVISION = 1
+"""Raised when our own code changes what text comes out of the same sound and options."""
+
+
+def plan_options(cutting: Cutting) -> PlanOptions:
+    """How to cut, from what was asked for."""
+    return PlanOptions(
+        strategy=cutting.strategy,
+        cut=CutOptions(
+            window_ms=cutting.window_ms,
+            overlap_ms=min(cutting.overlap_ms, cutting.window_ms // 4),
+            pad_ms=min(CutOptions().pad_ms, cutting.window_ms // 8),
+        ),
+        vad=VadOptions(),
+        silence=SilenceOptions(
+            threshold_dbfs=cutting.silence_dbfs, min_silence_ms=cutting.min_silence_ms
+        ),
+    )
+
+
+def decoding_options(job: Job, language: str) -> DecodingOptions:
+    """How to decode, from what was asked for and each engine's measured defaults."""
+    asked = Options.from_json(job.options).decoding
+    given: dict[str, Any] = {
+        "language": language,
+        "task": asked.task,
+        "initial_prompt": asked.initial_prompt,
+        "hotwords": asked.hotwords,
+        "word_timestamps": asked.word_timestamps,
+    }
+    if asked.beam_size is not None:
+        given["beam_size"] = asked.beam_size
+    if asked.temperature is not None:
+        given["temperatures"] = (asked.temperature,)
+    return DecodingOptions(**given)
+
+
+def decoding_identity(job: Job, weights_sha256: str, language: str) -> dict[str, Any]:
+    """Everything but the sound that a text depends on."""
+    return {
+        "adapter": ADAPTER_REVISION,
+        "engine": job.engine,
+        "weights": weights_sha256,
+        "options": asdict(decoding_options(job, language)),
+    }
+
+
+def cut_samples(pcm: bytes, windows: Iterable[Window], chunk_audio: Span) -> list[Samples]:
+    """Each window's sound out of its chunk's 16-bit PCM, as the engines take it."""
+    cut = []
+    for window in windows:
+        audio = window.audio.shifted(-chunk_audio.start_ms)
+        part = pcm[audio.start_ms * BYTES_PER_MS : audio.end_ms * BYTES_PER_MS]
+        cut.append(np.frombuffer(part, "<i2").astype(np.float32) / 32768.0)
+    return cut

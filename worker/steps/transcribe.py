@@ -1,0 +1,54 @@
+"""Transcribe: one chunk's sound into the segments of its windows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID
+
+from common.db.steps import Claim
+from common.db.tables import Chunk, Job
+from common.domain.chunks import windows_from_json
+from common.domain.transcript import segments_to_json
+from common.domain.values import Chunk as ChunkValue
+from common.errors import WeightsCorrupt
+from worker.context import Context, persist
+from worker.steps.sound import cut_samples, decoding_options
+
+
+def transcribe(context: Context, claim: Claim) -> UUID | None:
+    """Transcribe the claimed chunk; returns the merge step when it was the job's last one.
+
+    Raises:
+        WeightsMissing, WeightsCorrupt, NotFound: for good.
+        EngineFailed, StaleClaim, Unavailable: as everywhere.
+    """
+    job, recording = persist(lambda: context.steps.job_of(claim))
+    chunk = persist(lambda: context.steps.chunk_of(claim))
+    result = None
+    engine_ms = 0
+    if context.settings.job.reuse_results:
+        result = persist(lambda: context.steps.reusable(recording.tenant, chunk.content_hash))
+    if result is None:
+        started = time.monotonic()
+        result = _hear(context, job, chunk)
+        engine_ms = round((time.monotonic() - started) * 1000)
+    core = ChunkValue(chunk.index, windows_from_json(chunk.windows)).core
+    return persist(
+        lambda: context.steps.finish_chunk(
+            claim, result=result, core_ms=core.duration_ms, engine_ms=engine_ms
+        )
+    )
+
+
+def _hear(context: Context, job: Job, stored: Chunk) -> list[Any]:
+    chunk = ChunkValue(stored.index, windows_from_json(stored.windows))
+    weights = context.engines.weights(job.engine, job.model)
+    if weights.sha256 != job.weights_sha256:
+        raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=job.weights_sha256)
+    pcm = context.storage.read_chunk(job.id, chunk.index)
+    language = job.detected_language or job.language
+    heard = context.engines.get(job.engine, job.model).transcribe(
+        cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)
+    )
+    return [segments_to_json(segments) for segments in heard]

@@ -1,0 +1,277 @@
+"""An RQ worker whose work-horse stays: the engine is loaded once and serves step after step.
+
+RQ forks a process for each job, which would load the weights each time, and inference hangs in a
+forked child (see `worker.horse`). So `fork_work_horse` hands the job to the one spawned horse, and
+`wait_for_horse` waits for its answer or its death; monitoring, stop commands and bookkeeping stay
+RQ's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from resource import struct_rusage
+from uuid import UUID
+
+import redis
+from loguru import logger
+from rq import Queue, Worker
+from rq.job import Job
+from rq.timeouts import BaseDeathPenalty, HorseMonitorTimeoutException
+from rq.worker import WorkerStatus
+
+from common.db.steps import Steps
+from common.errors import ChunkTimedOut, EngineFailed, StenoError, Unavailable, WorkerLost
+from common.queue import HEARTBEAT_S
+
+KILLED = {signal.SIGKILL, signal.SIGTERM}
+"""Signals sent by people and by the kernel short of memory: no fault of the step's."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """The step in the horse's hands."""
+
+    step_id: UUID
+    attempt: int
+    limit_s: float
+    deadline: float
+
+
+class _NoAlarm(BaseDeathPenalty):
+    """RQ's own time limits work by SIGALRM, which could strike while a message is being read."""
+
+    def setup_death_penalty(self) -> None:
+        """`WarmWorker.wait_for_horse` keeps the time itself."""
+
+    def cancel_death_penalty(self) -> None:
+        """There is none."""
+
+
+class WarmWorker(Worker):
+    """Serves one queue with one long-lived horse. For RQ 2.12, whose hooks it overrides.
+
+    Set ``steps`` before `work`: where the reason of a horse's death is recorded.
+    """
+
+    steps: Steps
+    death_penalty_class = _NoAlarm
+
+    _horse: subprocess.Popen[bytes] | None = None
+    _link: socket.socket
+    _heard = b""
+    _running: _Running | None = None
+    _timed_out = False
+
+    # --- RQ's hooks -----------------------------------------------------------------------------
+
+    def fork_work_horse(self, job: Job, queue: Queue) -> None:  # noqa: ARG002
+        """Hand the job to the horse, after starting one if there is none."""
+        horse = self._horse_at_hand()
+        assert self.execution is not None  # noqa: S101 - RQ prepares it just before
+        self._horse_pid = horse.pid
+        self._running = None
+        self._timed_out = False
+        line = json.dumps({"doorbell": job.id, "execution": self.execution.id})
+        try:
+            self._link.sendall(line.encode() + b"\n")
+        except OSError:
+            # It has just died; `wait_for_horse` will find that out.
+            logger.warning("horse {} does not listen", horse.pid)
+
+    def wait_for_horse(self) -> tuple[int | None, int | None, struct_rusage | None]:
+        """Wait until the horse is done (then it lives on), or dead, or has had its time.
+
+        Raises:
+            HorseMonitorTimeoutException: it is time for RQ's monitor to tell that it lives.
+        """
+        while self._horse is not None:
+            readable, _, _ = select.select([self._link], [], [], self._patience_s())
+            if not readable:
+                if self._running is None or time.monotonic() < self._running.deadline:
+                    raise HorseMonitorTimeoutException
+                self._timed_out = True
+                self._end_horse()
+            lines = self._receive()
+            if not lines:
+                return self._reap()
+            for line in lines:
+                message = json.loads(line)
+                if "done" in message:
+                    if message["recycle"]:
+                        self._retire_horse()
+                    return self.horse_pid, os.EX_OK, None
+                self._running = _Running(
+                    UUID(message["step"]),
+                    message["attempt"],
+                    message["limit_s"],
+                    time.monotonic() + message["limit_s"],
+                )
+        return None, None, None
+
+    def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002
+        """End the horse and whatever it started; does nothing when there is none."""
+        self._end_horse()
+
+    def get_heartbeat_ttl(self, job: Job) -> int:  # noqa: ARG002
+        """Steps have no limit that RQ knows of, and it would make that a TTL of minutes."""
+        return HEARTBEAT_S + 60
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Run one job; a Redis that goes away meanwhile costs the doorbell, not the worker."""
+        try:
+            super().execute_job(job, queue)
+        except redis.exceptions.RedisError as error:
+            logger.warning("doorbell {}: Redis is away: {}", job.id, type(error).__name__)
+            self.set_state(WorkerStatus.IDLE)
+
+    def maintain_heartbeats(self, job: Job) -> None:
+        """Tell that this worker lives; a missed beat is no reason to end."""
+        try:
+            super().maintain_heartbeats(job)
+        except redis.exceptions.RedisError as error:
+            logger.warning("no heartbeat: Redis is away: {}", type(error).__name__)
+
+    def heartbeat(
+        self, timeout: int | None = None, pipeline: redis.client.Pipeline | None = None
+    ) -> None:
+        """Tell that this worker lives, also to a Redis that has forgotten it (FLUSHALL)."""
+        super().heartbeat(timeout, pipeline)
+        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
+            self.register_again()
+
+    def set_current_job_working_time(
+        self, current_job_working_time: float, pipeline: redis.client.Pipeline | None = None
+    ) -> None:
+        """As RQ does, but a Redis that is away is no reason to end."""
+        try:
+            super().set_current_job_working_time(current_job_working_time, pipeline)
+        except redis.exceptions.RedisError:
+            self.current_job_working_time = current_job_working_time
+
+    def teardown(self) -> None:
+        """Let the horse go, then say good-bye to Redis if it listens."""
+        self._retire_horse()
+        try:
+            super().teardown()  # type: ignore[no-untyped-call]
+        except redis.exceptions.RedisError as error:
+            logger.warning("Redis did not hear of the end: {}", type(error).__name__)
+
+    # --- the horse ------------------------------------------------------------------------------
+
+    def start_horse(self) -> None:
+        """Start the horse ahead of the first job, so that the engine is warm by then."""
+        self._horse_at_hand()
+
+    def register_again(self) -> None:
+        """Register with a Redis that lost what it knew."""
+        from rq import worker_registration
+
+        logger.warning("Redis does not know this worker (any more): registering")
+        with self.connection.pipeline() as pipeline:
+            pipeline.hset(self.key, mapping=self.serialize())
+            worker_registration.register(self, pipeline)
+            pipeline.expire(self.key, self.worker_ttl + 60)
+            pipeline.execute()
+
+    def _horse_at_hand(self) -> subprocess.Popen[bytes]:
+        if self._horse is not None and self._horse.poll() is None:
+            return self._horse
+        ours, theirs = socket.socketpair()
+        try:
+            self._horse = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "worker.horse",
+                    self.name,
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                ],
+                process_group=0,
+                pass_fds=[theirs.fileno()],
+            )
+        finally:
+            theirs.close()
+        self._link, self._heard = ours, b""
+        return self._horse
+
+    def _receive(self) -> list[bytes]:
+        """The lines that have come in; none when the horse is gone."""
+        while b"\n" not in self._heard:
+            try:
+                data = self._link.recv(65_536)
+            except OSError:
+                data = b""
+            if not data:
+                return []
+            self._heard += data
+        *lines, self._heard = self._heard.split(b"\n")
+        return lines
+
+    def _patience_s(self) -> float:
+        """Seconds until either the step's time is over or the monitor wants to tell it lives."""
+        if self._running is None:
+            return HEARTBEAT_S
+        return max(0.0, min(self._running.deadline - time.monotonic(), HEARTBEAT_S))
+
+    def _end_horse(self) -> None:
+        if self._horse is None:
+            return
+        try:
+            os.killpg(self._horse.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def _retire_horse(self) -> None:
+        """Hang up: an idle horse then ends by itself."""
+        if self._horse is None:
+            return
+        self._link.shutdown(socket.SHUT_RDWR)
+        self._link.close()
+        try:
+            self._horse.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._end_horse()
+            self._horse.wait()
+        self._horse = None
+
+    def _reap(self) -> tuple[int, int, struct_rusage | None]:
+        """Bury the horse, and record what that means for the step it had in hand."""
+        horse, self._horse = self._horse, None
+        assert horse is not None  # noqa: S101 - only called while there is one
+        self._link.close()
+        try:
+            code = horse.wait(timeout=1)
+        except subprocess.TimeoutExpired:  # it has closed the link and lives
+            os.killpg(horse.pid, signal.SIGKILL)
+            code = horse.wait()
+        running, self._running = self._running, None
+        if running is not None:
+            self._record(running, self._cause(code, running))
+        # as os.wait4 would tell it; any end before the job's is one that RQ has to know of
+        return horse.pid, -code if code < 0 else 1 << 8, None
+
+    def _record(self, running: _Running, error: StenoError) -> None:
+        logger.warning("step {} attempt {}: {}", running.step_id, running.attempt, error)
+        try:
+            self.steps.fail(running.step_id, running.attempt, error)
+        except Unavailable:
+            logger.warning("the database is away; the lease of step {} will end", running.step_id)
+
+    def _cause(self, code: int, running: _Running) -> StenoError:
+        if self._timed_out:
+            return ChunkTimedOut(limit_s=round(running.limit_s))
+        if code >= 0:
+            return EngineFailed(reason="its process ended by itself")
+        name = signal.Signals(-code).name
+        if -code in KILLED:
+            return WorkerLost(reason=f"it was ended by {name}")
+        return EngineFailed(reason=f"it crashed with {name}")

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.filenames import attachment, display_name
+from api.multipart import MAX_OPTION_BYTES, FormReader, file_name
+from common.errors import Malformed, TooLarge, Unsupported
+
+BOUNDARY = "----edge"
+TYPE = f"multipart/form-data; boundary={BOUNDARY}"
+OPTIONS = ("language", "model")
+
+
+def part(head: str, body: bytes) -> bytes:
+    edge = f"--{BOUNDARY}\r\n".encode()
+    return edge + f"Content-Disposition: form-data; {head}\r\n\r\n".encode() + body + b"\r\n"
+
+
+def form(*parts: bytes) -> bytes:
+    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
+
+
+def reader() -> FormReader:
+    return FormReader(TYPE, file_field="file", known=OPTIONS)
+
+
+def read(body: bytes, step: int = 1 << 16) -> tuple[FormReader, bytes]:
+    it = reader()
+    pieces = [
+        piece
+        for start in range(0, len(body), step)
+        for piece in it.feed(body[start : start + step])
+    ]
+    it.finish()
+    return it, b"".join(pieces)
+
+
+@given(
+    content=st.binary(max_size=300)
+    | st.text(alphabet="\r\n-edg", max_size=80).map(str.encode)
+    | st.just(f"\r\n--{BOUNDARY}"[:-1].encode() * 5),
+    before=st.booleans(),
+    step=st.integers(1, 70),
+)
+def test_a_file_comes_out_as_it_went_in_however_it_is_cut(
+    content: bytes, before: bool, step: int
+) -> None:
+    if f"\r\n--{BOUNDARY}".encode() in b"\r\n" + content:
+        return
+    option = part('name="language"', "tiếng Việt".encode())
+    file = part('name="file"; filename="a.wav"', content)
+    it, out = read(form(*((option, file) if before else (file, option))), step)
+    assert out == content
+    assert it.options == {"language": "tiếng Việt"}
+    assert (it.filename, it.file_begun, it.file_ended) == ("a.wav", True, True)
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_make_the_reader_fail_in_its_own_way(body: bytes) -> None:
+    it = reader()
+    try:
+        it.feed(body)
+        it.finish()
+    except (Malformed, TooLarge, Unsupported):
+        return
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "", "application/json", "multipart/form-data", f"{TYPE}{'x' * 300}"],
+)
+def test_a_body_that_is_no_form_is_malformed(content_type: str | None) -> None:
+    with pytest.raises(Malformed):
+        FormReader(content_type, file_field="file", known=OPTIONS)
+
+
+def test_a_form_that_breaks_off_is_malformed() -> None:
+    with pytest.raises(Malformed):
+        read(part('name="file"; filename="a"', b"sound")[:-2])
+
+
+def test_a_second_file_is_refused_by_name() -> None:
+    with pytest.raises(Malformed, match="file"):
+        read(form(part('name="file"', b"a"), part('name="file"', b"b")))
+
+
+def test_an_option_sent_twice_is_refused_by_name() -> None:
+    with pytest.raises(Malformed, match="language"):
+        read(form(part('name="language"', b"vi"), part('name="language"', b"en")))
+
+
+def test_an_unknown_part_is_refused_by_name_before_it_is_read() -> None:
+    with pytest.raises(Unsupported, match="diarise"):
+        reader().feed(part('name="diarise"', b"yes"))
+
+
+def test_an_option_has_a_limit() -> None:
+    with pytest.raises(TooLarge, match="model"):
+        read(part('name="model"', b"x" * (MAX_OPTION_BYTES + 1)))
+
+
+def test_an_option_that_is_no_text_is_malformed() -> None:
+    with pytest.raises(Malformed, match="language"):
+        read(form(part('name="language"', b"\xff")))
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        ('name="file"', None),
+        ('name="file"; filename=""', ""),
+        ('name="file"; filename="a b.wav"', "a b.wav"),
+        ("name=file; filename=\"x\"; filename*=UTF-8''%E1%BA%BF%20b.wav", "ế b.wav"),
+        ("name=file; filename*=iso-8859-1'en'%E9.wav", "é.wav"),
+        ("name=file; filename*0*=UTF-8''%E1%BA; filename*1*=%BF.wav", "ế.wav"),
+        ("name=file; filename*=no-such-charset''%41", "A"),
+        ("name=\"file\"; filename=\"a;filename*=UTF-8''b\"", "a;filename*=UTF-8''b"),
+    ],
+)
+def test_file_names_are_read_however_they_are_written(head: str, name: str | None) -> None:
+    assert file_name(f"form-data; {head}".encode()) == name
+
+
+@given(st.binary(max_size=80))
+def test_no_header_breaks_the_reading_of_names(header: bytes) -> None:
+    file_name(b"form-data; filename*" + header)
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("talk.mp3", "talk.mp3"),
+        ("../../etc/passwd", "passwd"),
+        ("C:\\Users\\me\\talk.mp3", "talk.mp3"),
+        ("a\0b\r\n.wav", "ab.wav"),
+        ("e\u0302\u0301.wav", "ế.wav"),
+        ("exe.\u202e3pm", "exe.3pm"),
+        ("..", "recording"),
+        ("x/", "recording"),
+        ("", "recording"),
+        (None, "recording"),
+    ],
+)
+def test_a_shown_name_is_one_line_and_no_path(sent: str | None, shown: str) -> None:
+    assert display_name(sent) == shown
+
+
+def test_a_long_name_is_cut_between_letters() -> None:
+    assert display_name("ế" * 300) == "ế" * 85
+
+
+@given(st.text())
+def test_any_name_can_be_shown_and_sent_back(sent: str) -> None:
+    name = display_name(sent)
+    assert name
+    assert len(name.encode()) <= 255
+    assert not set(name) & set("/\\\0\r\n")
+    header = attachment(name, "srt")
+    assert header.isascii()
+    assert header.isprintable()

@@ -130,25 +130,18 @@ def load_settings(**overrides: str | int | Path | None) -> Settings:
 
     from pydantic import ValidationError
 
-    from common.settings import Settings
+    from common import settings
 
     try:
-        return Settings()
+        return settings.Settings()
     except ValidationError as error:
-        raise _setting_problem(error) from error
-
-
-def _setting_problem(error: Exception) -> SetupProblem:
-    from pydantic import ValidationError
-
-    if not isinstance(error, ValidationError):
-        raise TypeError(error)
-    first = error.errors()[0]
-    name = "_".join(str(part) for part in first["loc"]).upper() or error.title
-    return SetupProblem(
-        problem=f"The setting {name} ({error.title}) is wrong: {first['msg']}",
-        remedy="It comes from the environment or from .env; .env.example has them all",
-    )
+        first = error.errors()[0]
+        group = getattr(settings, error.title)
+        name = group.model_config["env_prefix"] + "_".join(str(part) for part in first["loc"])
+        raise SetupProblem(
+            problem=f"The setting {name.upper()} is wrong: {first['msg']}",
+            remedy="It comes from the environment or from .env; .env.example has them all",
+        ) from error
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -156,9 +149,8 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         return
     import tomllib
 
-    from common.settings import ROOT
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    document = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    project = tomllib.loads(document.read_text())["project"]
     click.echo(f"{project['name']} {project['version']}")
     ctx.exit()
 

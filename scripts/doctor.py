@@ -83,12 +83,12 @@ def _packages() -> Finding:
 
 
 def _weights(settings: Settings) -> Finding:
+    engine, model = settings.asr.default_engine, settings.asr.default_model
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     try:
-        weights = store.resolve(settings.asr.default_engine, settings.asr.default_model)
+        weights = store.resolve(engine, model)
     except StenoError as error:
-        found, _, remedy = error.message.partition("; ")
-        return Finding("weights", found, remedy or "see: steno models list")
+        return Finding("weights", error.message, f"steno models pull {model} --engine {engine}")
     return Finding("weights", f"{weights.model} for {weights.engine} in {weights.path}")
 
 

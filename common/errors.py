@@ -62,6 +62,27 @@ class OutOfRange(BadInput):
     status = 422
 
 
+class Missing(BadInput):
+    """{field} is missing"""
+
+    code = "missing"
+    status = 422
+
+
+class ModelNotHere(BadInput):
+    """model {model} has no weights here yet; run: steno models pull {model} --engine {engine}"""
+
+    code = "weights_missing"
+    status = 422
+
+
+class Stalled(BadInput):
+    """Nothing more of the request came in for {limit_s} s"""
+
+    code = "stalled"
+    status = 408
+
+
 class Unsupported(BadInput):
     """{field} is not supported here"""
 
@@ -111,6 +132,10 @@ class Unavailable(Transient):
     """{what} is out of reach at the moment; try again soon"""
 
     code = "unavailable"
+
+
+class OutcomeUnknown(Unavailable):
+    """{what} went away while it was told to commit; whether it did can be asked when it is back"""
 
 
 class StorageFull(Transient):

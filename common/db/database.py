@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from common.errors import Unavailable
+from common.errors import OutcomeUnknown, Unavailable
 
 
 class Database:
@@ -42,17 +42,20 @@ class Database:
         """One transaction: committed when the block ends, rolled back when it raises.
 
         Raises:
-            Unavailable: Postgres cannot be reached, or went away. Whether a commit that was under
-                way took effect is then unknown: repeat only what is guarded by a token or key.
+            Unavailable: Postgres cannot be reached, or went away, and nothing was committed.
+            OutcomeUnknown: it went away during the commit, which may have taken effect: repeat
+                only what is guarded by a token or a key.
         """
+        failure: type[Unavailable] = Unavailable
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
+                failure = OutcomeUnknown
         except (OperationalError, PoolTimeoutError) as error:
-            raise Unavailable(what="The database") from error
+            raise failure(what="The database") from error
         except DBAPIError as error:
             if error.connection_invalidated:
-                raise Unavailable(what="The database") from error
+                raise failure(what="The database") from error
             raise
 
     def ping(self) -> None:

@@ -21,7 +21,7 @@ from common.domain.cutting import (
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Chunk, Window
 
 if TYPE_CHECKING:
-    from common.audio.vad import Network
+    from common.audio.silero import Network
 
 Strategy = Literal["vad", "silence", "fixed"]
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
 from common.domain.cutting import Curve, CutOptions, Speech, cut_long
 from common.domain.values import SAMPLES_PER_MS, Span
 
-FRAME = 512
-"""Samples that the network judges at once (32 ms), each with the 64 samples before it."""
+__all__ = ["Network", "VadFinder", "VadOptions", "VoiceActivity", "load_network"]
 
 FRAME_MS = FRAME // SAMPLES_PER_MS
-CONTEXT = 64
 
-
-class Network(Protocol):
-    """A loaded network, as `onnxruntime.InferenceSession` runs it."""
-
-    def run(self, outputs: None, feeds: dict[str, Any]) -> list[Any]: ...
+BLOCK = 128 * FRAME
+"""Samples judged at once (4 s, what fits the processor's cache), however they come in: the last
+bits of a matrix product depend on its size, and where a recording is cut must not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +42,8 @@ class VadOptions:
 
 
 def load_network() -> Network:
-    """Silero v6 as it comes with faster-whisper, on one thread (3 ms)."""
-    path = Path(str(files("faster_whisper"))) / "assets" / "silero_vad_v6.onnx"
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    network: Network = onnxruntime.InferenceSession(
-        str(path), sess_options=options, providers=["CPUExecutionProvider"]
-    )
-    return network
+    """The network, ready to run; once a process."""
+    return Network()
 
 
 class VoiceActivity:
@@ -66,34 +51,29 @@ class VoiceActivity:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._rest = np.zeros(0, np.int16)
-        self._context = np.zeros(CONTEXT, np.float32)
-        self._h = np.zeros((1, 1, 128), np.float32)
-        self._c = np.zeros((1, 1, 128), np.float32)
+        self._state = SILENCE
+        self._samples = np.zeros(CONTEXT, np.int16)
 
     def feed(self, block: NDArray[np.int16]) -> NDArray[np.float32]:
-        """The probabilities of the frames that ``block`` completes, shape (frames,)."""
-        samples = np.concatenate([self._rest, block])
-        whole = len(samples) // FRAME * FRAME
-        self._rest = samples[whole:]
-        return self._judge(samples[:whole])
+        """The probabilities of the frames that are now known, shape (frames,); lags by 4 s."""
+        self._samples = np.concatenate([self._samples, block])
+        known = [np.zeros(0, np.float32)]
+        start = 0
+        while len(self._samples) - start >= CONTEXT + BLOCK:
+            known.append(self._judge(self._samples[start : start + CONTEXT + BLOCK]))
+            start += BLOCK
+        self._samples = self._samples[start:]
+        return np.concatenate(known)
 
     def finish(self) -> NDArray[np.float32]:
-        """The probability of the last, incomplete frame, if there is one."""
-        if not len(self._rest):
+        """The probabilities of the frames until the end; the last may be filled up with zeros."""
+        rest = len(self._samples) - CONTEXT
+        if not rest:
             return np.zeros(0, np.float32)
-        padding = np.zeros(FRAME - len(self._rest), np.int16)
-        return self.feed(padding)
+        return self._judge(np.pad(self._samples, (0, -rest % FRAME)))
 
     def _judge(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
-        if not len(samples):
-            return np.zeros(0, np.float32)
-        frames = samples.reshape(-1, FRAME).astype(np.float32) / np.float32(32768)
-        before = np.concatenate([self._context[None], frames[:-1, -CONTEXT:]])
-        self._context = frames[-1, -CONTEXT:]
-        feeds = {"input": np.hstack([before, frames]), "h": self._h, "c": self._c}
-        probabilities: NDArray[np.float32]
-        probabilities, self._h, self._c = self._network.run(None, feeds)
+        probabilities, self._state = self._network.judge(samples, self._state)
         return probabilities
 
 

@@ -1,0 +1,227 @@
+"""Silero's voice activity network (v6, MIT): the same numbers in a third of the time.
+
+onnxruntime runs the published graph with a convolution of four columns at a time where one large
+matrix product would do. So the front of the network, which judges each frame by itself, runs here
+in numpy: the spectrum is a real FFT, each convolution a few matrix products. The recurrent layer
+stays with onnxruntime; it remembers half a minute and more, so it cannot be run in strips.
+The weights are read from the file that comes with faster-whisper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import onnxruntime
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+FRAME = 512
+"""Samples that are judged at once: 32 ms at 16 kHz."""
+
+CONTEXT = 64
+"""Samples before a frame that are looked at with it."""
+
+_WINDOW = 256
+_HOP = 128
+_STRIDES = (1, 2, 2, 1)
+_STATE = 128
+
+
+class Convolution(NamedTuple):
+    """Kernel of 3 taps, shape (3 * inputs, outputs), its bias, and the step between outputs."""
+
+    kernel: Floats
+    bias: Floats
+    stride: int
+
+    @classmethod
+    def of(cls, weight: Floats, bias: Floats, stride: int) -> Self:
+        """From PyTorch's layout (outputs, inputs, 3)."""
+        kernel = weight.transpose(2, 1, 0).reshape(-1, len(bias))
+        return cls(np.ascontiguousarray(kernel), bias, stride)
+
+    @property
+    def inputs(self) -> int:
+        return len(self.kernel) // 3
+
+    def __call__(self, x: Floats) -> Floats:
+        """Convolve each row, (rows, columns * inputs) to (rows, columns' * outputs), and rectify.
+
+        Rows are padded by a column of zeros on both sides; its products are left out.
+        """
+        width = self.inputs
+        columns = x.shape[1] // width
+        outputs = []
+        for centre in range(0, columns, self.stride):
+            first, last = max(centre - 1, 0), min(centre + 2, columns)
+            taps = self.kernel[(first - centre + 1) * width : (last - centre + 1) * width]
+            outputs.append(x[:, first * width : last * width] @ taps + self.bias)
+        return np.maximum(np.concatenate(outputs, axis=1), 0, dtype=np.float32)
+
+
+class State(NamedTuple):
+    """What the recurrent layer remembers, each of shape (1, 1, 128)."""
+
+    h: Floats
+    c: Floats
+
+
+SILENCE = State(np.zeros((1, 1, _STATE), np.float32), np.zeros((1, 1, _STATE), np.float32))
+"""The memory at a recording's start."""
+
+
+class Network:
+    """The loaded network, on one thread; without state, so one serves any number of recordings.
+
+    Args:
+        path: Silero's ONNX file; by default the one inside faster-whisper.
+
+    Raises:
+        KeyError: the file is of another version.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        model = (path or silero_path()).read_bytes()
+        weights = dict(_weights(model))
+        self._encoder = [
+            Convolution.of(
+                weights[f"encoder.conv_layers.{layer}.weight"],
+                weights[f"encoder.conv_layers.{layer}.bias"],
+                stride,
+            )
+            for layer, stride in enumerate(_STRIDES)
+        ]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        self._decoder: Any = onnxruntime.InferenceSession(
+            _from_tensor(model, _ENCODED), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+
+    def judge(self, samples: NDArray[np.int16], state: State) -> tuple[Floats, State]:
+        """The probability of speech in each frame, shape (frames,), and what to go on with.
+
+        Args:
+            samples: whole frames, behind the `CONTEXT` samples before them (zeros at the start).
+            state: what the frames before left behind.
+        """
+        frames = sliding_window_view(samples, CONTEXT + FRAME)[::FRAME]
+        feeds = {_ENCODED: self._encode(frames)[:, :, None], "h": state.h, "c": state.c}
+        probabilities, h, c = self._decoder.run(None, feeds)
+        return probabilities, State(h, c)
+
+    def _encode(self, frames: NDArray[np.int16]) -> Floats:
+        """The features of each frame by itself, shape (frames, 128)."""
+        mirrored = np.concatenate([frames, frames[:, -2 : -2 - CONTEXT : -1]], axis=1)
+        columns = sliding_window_view(mirrored, _WINDOW, axis=1)[:, ::_HOP]
+        spectra = np.fft.rfft(columns * _HANN)
+        x: Floats = np.sqrt(spectra.real**2 + spectra.imag**2).reshape(len(frames), -1)
+        for convolution in self._encoder:
+            x = convolution(x)
+        return x
+
+
+_HANN = ((0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)) / 32_768).astype(np.float32)
+"""The periodic Hann window of the published graph, and the scale of 16-bit samples."""
+
+
+def silero_path() -> Path:
+    """Where faster-whisper keeps the network."""
+    return Path(str(files("faster_whisper"))) / "assets" / "silero_vad_v6.onnx"
+
+
+# --- the few fields of ONNX's protocol buffers that matter here (onnx.proto3) -----------------
+
+_ENCODED = "/encoder/relu_3/Relu_output_0"
+"""The tensor between the encoder and the recurrent layer, shape (frames, 128, 1)."""
+
+_MODEL_GRAPH = 7
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT = 1, 5, 11
+_NODE_OUTPUT = 2
+_TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
+_VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
+_FLOAT = 1
+_BYTES = 2
+"""The wire type of all that is not a whole number; Silero's file has no others here."""
+
+
+def _weights(model: bytes) -> Iterator[tuple[str, Floats]]:
+    """The float tensors of a model by name."""
+    for number, tensor in _fields(_graph(model)):
+        if number == _GRAPH_INITIALIZER:
+            fields = list(_fields(tensor))
+            values = dict(fields)
+            if values[_TENSOR_TYPE] == _FLOAT and _TENSOR_RAW in values:
+                dims = [value for field, value in fields if field == _TENSOR_DIMS]
+                array = np.frombuffer(values[_TENSOR_RAW], "<f4").astype(np.float32)
+                yield values[_TENSOR_NAME].decode(), array.reshape(dims)
+
+
+def _from_tensor(model: bytes, name: str) -> bytes:
+    """The model with everything before the tensor ``name`` cut away, and that as its input."""
+    graph = [field for field in _fields(_graph(model)) if not _is_sound_input(field)]
+    produced_at = next(
+        at
+        for at, (number, node) in enumerate(graph)
+        if number == _GRAPH_NODE and (_NODE_OUTPUT, name.encode()) in _fields(node)
+    )
+    kept = [field for at, field in enumerate(graph) if at > produced_at or field[0] != _GRAPH_NODE]
+    kind = _write(_VALUE_TYPE, _write(_TYPE_TENSOR, _write(_TENSOR_ELEMENT, _FLOAT)))
+    kept.append((_GRAPH_INPUT, _write(_VALUE_NAME, name.encode()) + kind))
+    shortened = b"".join(_write(*field) for field in kept)
+    return b"".join(
+        _write(number, shortened if number == _MODEL_GRAPH else value)
+        for number, value in _fields(model)
+    )
+
+
+def _is_sound_input(field: tuple[int, Any]) -> bool:
+    return field[0] == _GRAPH_INPUT and (_VALUE_NAME, b"input") in _fields(field[1])
+
+
+def _graph(model: bytes) -> bytes:
+    graph: bytes = dict(_fields(model))[_MODEL_GRAPH]
+    return graph
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a message: number, and an int or (for text, bytes and messages) bytes."""
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        value, at = _varint(message, at)
+        if tag & 7 == _BYTES:
+            at += value
+            yield tag >> 3, message[at - value : at]
+        else:
+            yield tag >> 3, value
+
+
+def _write(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _to_varint(number << 3) + _to_varint(value)
+    return _to_varint(number << 3 | _BYTES) + _to_varint(len(value)) + value
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while message[at] & 0x80:
+        value |= (message[at] & 0x7F) << shift
+        shift += 7
+        at += 1
+    return value | message[at] << shift, at + 1
+
+
+def _to_varint(value: int) -> bytes:
+    written = bytearray()
+    while value >= 0x80:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*written, value])

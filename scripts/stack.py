@@ -164,9 +164,11 @@ class Stack:
         self._children: list[Child] = []
         self._held: set[str] = set()
         self._lock: IO[str] | None = None
-        self._thread: threading.Thread | None = None
+        # Events, as a Ctrl-C in Thread.join() makes Python 3.11 take the thread for ended.
         self._settled = threading.Event()
         self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._ended.set()
         self._error: BaseException | None = None
         self.database_url = ""
         self.redis_url = ""
@@ -203,33 +205,29 @@ class Stack:
         Raises:
             common.errors.SetupProblem: something is missing, in the way, or does not start.
         """
-        self._settled.clear()
-        self._stopping.clear()
+        for event in (self._settled, self._stopping, self._ended):
+            event.clear()
         self._error = None
-        self._thread = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._supervise, name="supervisor", daemon=True).start()
         try:
             self._settled.wait()
         except BaseException:
             self.stop()
             raise
         if self._error is not None:
-            self._thread.join()
             raise self._error
         return self.address
 
     def wait(self) -> None:
         """Until `stop` or `kill` is called (by a signal's handler), or the supervisor fails."""
-        if self._thread is not None:
-            self._thread.join()
+        self._ended.wait()
         if self._error is not None:
             raise self._error
 
     def stop(self) -> None:
         """Let every process finish what it has in hand, and stop; safe to call again."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._ended.wait()
 
     def kill(self) -> None:
         """End everything at once. What was accepted is kept; steps in hand are done again."""
@@ -259,8 +257,11 @@ class Stack:
         except BaseException as error:
             self._error = error
         finally:
-            self._take_down()
-            self._settled.set()
+            try:
+                self._take_down()
+            finally:
+                self._ended.set()
+                self._settled.set()
 
     def _bring_up(self) -> None:
         self._lock = own(self.data_dir)
@@ -344,6 +345,7 @@ class Stack:
                     server.start()
                 except SetupProblem as problem:
                     self._report(problem.message)
+                    self._stopping.wait(FIRST_DELAY_S * 10)
         for child in self._children:
             for line in child.new_errors():
                 self._report(f"{child.name}: {line}")

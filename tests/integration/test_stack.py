@@ -1,0 +1,254 @@
+"""The supervisor: everything comes up, comes back, and goes away again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from pydantic import SecretStr
+
+from common.db.migrate import revisions
+from common.errors import SetupProblem
+from common.settings import ApiSettings, DatabaseSettings, RedisSettings, Settings, StorageSettings
+from scripts import stack as stack_module
+from scripts.stack import Child, Stack, find_running
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")
+
+
+@pytest.fixture(autouse=True)
+def no_servers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a developer has set must not reach a stack under test."""
+    for name in ("DATABASE_URL", "REDIS_URL", "REDIS_HOST", "DATA_DIR", "API_HOST", "API_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def settings_for(data_dir: Path, port: int = 0) -> Settings:
+    return Settings(
+        api=ApiSettings(port=port),
+        storage=StorageSettings(data_dir=data_dir),
+        database=DatabaseSettings(),
+        redis=RedisSettings(),
+    )
+
+
+def until(state: Callable[[], object], within_s: float = 60) -> None:
+    """Wait for a state, not for a time."""
+    deadline = time.monotonic() + within_s
+    while not state():
+        assert time.monotonic() < deadline, "the state was not reached"
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def family(pid: int) -> list[int]:
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+@contextmanager
+def steno_up(data_dir: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """``steno up`` in a process of its own, with its output in a pipe; killed in the end."""
+    up = subprocess.Popen(
+        [sys.executable, "-m", "scripts", "up", "--port", "0", "--workers", "1", *options],
+        cwd=ROOT,
+        env={**os.environ, "DATA_DIR": str(data_dir)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield up
+    finally:
+        up.kill()
+        up.communicate()
+
+
+def address_told_by(up: subprocess.Popen[str]) -> str:
+    assert up.stdout is not None
+    for line in up.stdout:
+        if found := re.search(r"is up at (http://\S+)", line):
+            return found[1]
+    raise AssertionError("steno up ended without telling an address")
+
+
+def test_what_is_up_is_ready_and_what_dies_comes_back(tmp_path: Path) -> None:
+    told: list[str] = []
+    with Stack(settings_for(tmp_path), workers=2, report=told.append) as stack:
+        assert httpx.get(f"{stack.address}/readyz").is_success
+        assert {role: len(pids) for role, pids in stack.processes.items()} == {
+            "postgres": 1,
+            "valkey": 1,
+            "gateway": 1,
+            "dispatcher": 1,
+            "worker": 2,
+        }
+        before = stack.processes
+        for role in ROLES:
+            os.kill(before[role][0], signal.SIGKILL)
+
+        def all_are_back() -> bool:
+            now = stack.processes
+            return all(
+                len(now[role]) == len(before[role]) and before[role][0] not in now[role]
+                for role in ROLES
+            )
+
+        until(all_are_back)
+        until(lambda: is_ready(stack.address))
+        living = family(os.getpid())
+    assert any("gateway was killed by SIGKILL" in line for line in told)
+    assert all(gone(pid) for pid in living if pid not in family(os.getpid()))
+    assert stack.processes == {}
+
+
+def is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_a_held_role_stays_down_until_it_is_let_go(tmp_path: Path) -> None:
+    with Stack(settings_for(tmp_path), workers=1) as stack:
+        with stack.hold("worker"):
+            worker = stack.processes["worker"][0]
+            os.kill(worker, signal.SIGKILL)
+            gateway = stack.processes["gateway"][0]
+            os.kill(gateway, signal.SIGKILL)
+            until(lambda: stack.processes["gateway"] not in ([], [gateway]))
+            assert stack.processes["worker"] == []
+        until(lambda: stack.processes["worker"] not in ([], [worker]))
+
+
+def test_servers_that_are_named_are_used_and_migrated(
+    tmp_path: Path, empty_database_url: str, redis_url: str
+) -> None:
+    settings = settings_for(tmp_path)
+    settings.database.url = SecretStr(empty_database_url)
+    settings.redis.url = SecretStr(redis_url)
+    with Stack(settings, workers=0) as stack:
+        assert set(stack.processes) == {"gateway", "dispatcher"}
+        found, newest = revisions(empty_database_url)
+        assert found == newest
+
+
+def test_a_running_stack_can_be_found_and_a_stopped_one_cannot(tmp_path: Path) -> None:
+    assert find_running(tmp_path) is None
+    with Stack(settings_for(tmp_path), workers=0) as stack:
+        found = find_running(tmp_path)
+        assert found is not None
+        assert (found.address, found.pid) == (stack.address, os.getpid())
+        with pytest.raises(SetupProblem, match=f"in use by another stack .process {os.getpid()}"):
+            Stack(settings_for(tmp_path)).start()
+    assert find_running(tmp_path) is None
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SetupProblem, match=f"port {port}: .*--port"):
+            Stack(settings_for(tmp_path, port)).start()
+
+
+def test_a_gateway_that_cannot_start_is_quoted(tmp_path: Path) -> None:
+    stack = Stack(settings_for(tmp_path), workers=0, env={"API_WORKERS": "many"})
+    with pytest.raises(SetupProblem, match="The gateway did not start: "):
+        stack.start()
+    assert find_running(tmp_path) is None
+    assert stack.processes == {}
+
+
+def test_ctrl_c_stops_everything_and_leaves_nothing(tmp_path: Path) -> None:
+    with steno_up(tmp_path) as up:
+        assert is_ready(address_told_by(up))
+        living = family(up.pid)
+        up.send_signal(signal.SIGINT)
+        output, _ = up.communicate(timeout=60)
+        assert up.returncode == 0
+        assert "Stopping" in output
+        assert "Traceback" not in output
+    assert all(gone(pid) for pid in living)
+    assert find_running(tmp_path) is None
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    with steno_up(tmp_path) as up:
+        address_told_by(up)
+        living = family(up.pid)
+        for child in psutil.Process(up.pid).children():  # none can end by itself any more
+            child.suspend()
+        up.send_signal(signal.SIGINT)
+        assert up.stdout is not None
+        until(lambda: "Stopping" in str(up.stdout and up.stdout.readline()))
+        up.send_signal(signal.SIGINT)
+        up.communicate(timeout=20)
+        assert up.returncode == 130
+    until(lambda: all(gone(pid) for pid in living))
+
+
+def test_a_killed_supervisor_leaves_no_process_and_its_data_can_be_used_again(
+    tmp_path: Path,
+) -> None:
+    with steno_up(tmp_path) as up:
+        address_told_by(up)
+        living = family(up.pid)
+        assert len(living) >= len(ROLES)
+        up.kill()
+        until(lambda: all(gone(pid) for pid in living))
+    assert find_running(tmp_path) is None
+    with steno_up(tmp_path) as again:
+        assert is_ready(address_told_by(again))
+
+
+def test_errors_in_a_log_are_shown_and_the_rest_is_not(tmp_path: Path) -> None:
+    program = "print('INFO fine'); print('ERROR  broken'); print('half a line ERROR', end='')"
+    child = Child(
+        "worker", "worker-1", [sys.executable, "-c", program], tmp_path / "logs" / "w.log"
+    )
+    child.start(os.environ)
+    until(lambda: not child.running)
+    assert list(child.new_errors()) == ["ERROR  broken"]
+    assert list(child.new_errors()) == []
+    assert child.last_words() == "half a line ERROR"
+
+
+def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack_module, "LOG_LIMIT_BYTES", 1000)
+    log = tmp_path / "w.log"
+    program = "import sys; print('x' * 2000, flush=True); sys.stdin.read(); print('ERROR later')"
+    child = Child("worker", "worker-1", [sys.executable, "-c", program], log)
+    child.start(os.environ)
+    until(lambda: not child.running)
+    assert list(child.new_errors()) == ["ERROR later"]
+    assert log.stat().st_size == 0
+    assert log.with_suffix(".log.1").stat().st_size > 2000
+
+
+def test_a_crash_loop_is_slowed_down_and_a_single_death_is_not(tmp_path: Path) -> None:
+    child = Child("worker", "worker-1", [sys.executable, "-c", ""], tmp_path / "w.log")
+    waits = []
+    for _ in range(9):
+        child.start(os.environ)
+        waits.append(round(child.due_at - time.monotonic(), 1))
+    assert waits[0] <= stack_module.FIRST_DELAY_S
+    assert waits == sorted(waits)
+    assert waits[-1] == stack_module.LONGEST_DELAY_S

@@ -29,7 +29,6 @@ from common.weights.transfer import (
 
 _T = TypeVar("_T")
 
-_BLOCK = 1 << 18
 _FRUITLESS_ATTEMPTS = 2
 """A connection that breaks is taken up again until this many in a row have brought nothing."""
 
@@ -132,7 +131,8 @@ class _Download:
             self._require_space(length)
             self._meter.move_to(self._base + have)
             with self._part.open("ab" if have else "wb") as file:
-                for block in response.iter_raw(_BLOCK):
+                # as it comes in: blocks of one size would lose what is gathered when it breaks
+                for block in response.iter_raw():
                     self._meter.add(file.write(block))
             return _stated_hash(response)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,15 @@ class LocalStorage:
         with storage_errors():
             for folder in (self._root / "recordings", self._root / "chunks", self._temp):
                 folder.mkdir(parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        """Raise `StorageFull` or `Unavailable` unless a file can be written."""
+        path = self._temp / f".check-{os.getpid()}-{threading.get_ident()}"
+        with storage_errors():
+            try:
+                path.write_bytes(b"is there space?")
+            finally:
+                path.unlink(missing_ok=True)
 
     # --- recordings -----------------------------------------------------------------------------
 

@@ -1,0 +1,44 @@
+"""The gateway: ``python -m api``."""
+
+from __future__ import annotations
+
+import os
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from common.logs import set_up_logging
+from common.settings import Settings
+
+FAREWELL_S = 20
+"""What uploads under way get to finish when the gateway is told to stop."""
+
+
+def build() -> FastAPI:
+    """The application of one of the gateway's processes, which logs like the others."""
+    settings = Settings()
+    set_up_logging(settings.log, f"gateway:{os.getpid()}")
+    return create_app(settings)
+
+
+def main() -> None:
+    """Serve until told to stop (SIGTERM, SIGINT)."""
+    settings = Settings()
+    set_up_logging(settings.log, "gateway")
+    uvicorn.run(
+        "api.__main__:build",
+        factory=True,
+        host=settings.api.host,
+        port=settings.api.port,
+        workers=settings.api.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=FAREWELL_S,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+
+if __name__ == "__main__":
+    main()

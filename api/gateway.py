@@ -1,0 +1,113 @@
+"""What the routes work with: the services of one gateway process, built once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, ParamSpec, Self, TypeVar, cast
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Depends, Header, Request
+from redis.exceptions import RedisError
+
+from api.changes import Changes
+from api.prober import Prober
+from api.resolving import Resolver
+from common.db.database import Database
+from common.db.jobs import Jobs
+from common.errors import SetupProblem, Unavailable
+from common.events import Events
+from common.queue import Doorbell, connect
+from common.settings import Settings
+from common.storage import LocalStorage
+from common.weights.manifest import Manifest
+from common.weights.store import WeightsStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DEFAULT_TENANT = "default"
+
+
+class Gateway:
+    """One process's connections. Its methods that are not coroutines block: call them `in_thread`.
+
+    Raises:
+        SetupProblem: Postgres or Redis is not configured.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database_url, redis_url = _addresses(settings)
+        self.database = Database(self.database_url, pool_size=settings.database.pool_size)
+        self.storage = LocalStorage(settings.storage.uploads, settings.storage.temp)
+        self.weights = WeightsStore(settings.asr.models_dir, Manifest.load())
+        self.resolver = Resolver(settings, self.weights)
+        self.redis = connect(redis_url)
+        self.doorbell = Doorbell(self.redis)
+        self.events = Events(self.redis)
+        self.changes = Changes(redis_url)
+        self.prober = Prober()
+        # As many threads as connections, so that a thread never waits for one.
+        self._limiter = CapacityLimiter(settings.database.pool_size)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
+        """A gateway that is ready to serve, for as long as the block lasts."""
+        gateway = cls(settings)
+        async with AsyncExitStack() as stack:
+            stack.callback(gateway.database.close)
+            stack.callback(gateway.redis.close)
+            stack.push_async_callback(gateway.prober.close)
+            stack.push_async_callback(gateway.changes.close)
+            gateway.storage.prepare()
+            await asyncio.gather(gateway.prober.start(), gateway.changes.start())
+            yield gateway
+
+    async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what uses the database or Redis where it may block."""
+        return await to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._limiter)
+
+    def jobs(self, tenant: str) -> Jobs:
+        return Jobs(self.database, tenant)
+
+    def check_services(self) -> None:
+        """Raise `Unavailable` unless Postgres and Redis answer."""
+        self.database.ping()
+        self.check_queue()
+
+    def check_queue(self) -> None:
+        """Raise `Unavailable` unless Redis answers."""
+        try:
+            self.doorbell.ping()
+        except (RedisError, OSError) as error:
+            raise Unavailable(what="The queue") from error
+
+
+def _addresses(settings: Settings) -> tuple[str, str]:
+    database, queue = settings.database.url, settings.redis.address
+    if database is None or queue is None:
+        name = "DATABASE_URL" if database is None else "REDIS_URL"
+        raise SetupProblem(
+            problem=f"{name} is not set",
+            remedy="Set it, or use `steno up`, which brings its own servers",
+        )
+    return database.get_secret_value(), queue
+
+
+async def _gateway(request: Request) -> Gateway:
+    return cast("Gateway", request.state.gateway)
+
+
+async def _tenant(
+    x_tenant_id: Annotated[
+        str, Header(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Whose jobs these are.")
+    ] = DEFAULT_TENANT,
+) -> str:
+    return x_tenant_id
+
+
+GatewayDep = Annotated[Gateway, Depends(_gateway)]
+TenantDep = Annotated[str, Depends(_tenant)]

@@ -1,0 +1,168 @@
+"""Errors as clients see them: problem details (RFC 9457), one shape for all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from loguru import logger
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.schemas import ProblemDocument
+from common.errors import (
+    BadInput,
+    Malformed,
+    Missing,
+    OutOfRange,
+    StenoError,
+    Transient,
+    UnknownOption,
+    Unsupported,
+)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+LONGEST_ECHO = 200
+"""How much of a wrong value is said back."""
+
+CLIENT_GONE = 499
+"""nginx's status for a request whose client has left; only logs see it."""
+LINGER_S = 2.0
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+_LIMITS = {
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "string_too_long": "at most {max_length} characters long",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "uuid_parsing": "a UUID",
+    "uuid_type": "a UUID",
+}
+"""Pydantic's kinds of error, as the end of "... must be"."""
+
+
+class Problem(Response):
+    """An error's response."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self, status: int, code: str, detail: str, details: Mapping[str, Any] | None = None
+    ) -> None:
+        body = {
+            **{key: _shown(value) for key, value in (details or {}).items()},
+            "type": "about:blank",
+            "title": HTTPStatus(status).phrase,
+            "status": status,
+            "detail": detail,
+            "code": code,
+        }
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+        super().__init__(json.dumps(body, ensure_ascii=False), status, headers)
+
+
+class Refusal(Response):
+    """Another response, given before the request's body has been read, after which the line is cut.
+
+    The client may be sending still, and closing at once could destroy the answer on its way
+    (RFC 9112, section 9.6): so what comes in is thrown away for a moment.
+    """
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(answer.body, answer.status_code)
+        self.raw_headers = [*answer.raw_headers, (b"connection", b"close")]
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while (await receive()).get("more_body"):
+                    continue
+        await send({"type": "http.response.body", "body": b""})
+
+
+def problem(error: StenoError) -> Problem:
+    """What a client is told of ``error``: nothing of this machine's insides."""
+    if not isinstance(error, BadInput):
+        logger.warning("answered {}: {}", error.code, error)
+    if not isinstance(error, BadInput | Transient):
+        return Problem(500, StenoError.code, "Something went wrong on this side")
+    details = error.details if isinstance(error, BadInput) else {}
+    return Problem(error.status, error.code, str(error), details)
+
+
+def bad_value(error: Mapping[str, Any]) -> BadInput:
+    """Our error for one of pydantic's: it names the field, what is allowed, and the value."""
+    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
+    field = str(error["loc"][-1]) if error["loc"] else "body"
+    if kind == "missing":
+        return Missing(field=field)
+    if kind == "extra_forbidden":
+        return Unsupported(field=field)
+    if kind in {"literal_error", "enum"}:
+        allowed = context["expected"].replace("'", "").replace(" or ", ", ")
+        return UnknownOption(field=field, allowed=allowed, value=_shown(value))
+    if kind == "json_invalid":
+        return Malformed(reason="the body is no JSON")
+    limit = _LIMITS.get(kind)
+    text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
+    return OutOfRange(field=field, limit=text, value=_shown(value))
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of ``app`` answered as a problem."""
+
+    @app.exception_handler(StenoError)
+    async def _ours(_: Request, error: StenoError) -> Response:
+        return problem(error)
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    @app.exception_handler(Exception)
+    async def _ours_too(_: Request, __: Exception) -> Response:
+        return Problem(500, StenoError.code, "Something went wrong on this side")
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> Response:
+        return problem(bad_value(error.errors()[0]))
+
+    @app.exception_handler(HTTPException)
+    async def _http(_: Request, error: HTTPException) -> Response:
+        code = _CODES.get(error.status_code, "http_error")
+        answer = Problem(error.status_code, code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, bool | int | float) or value is None:
+        return value
+    text = str(value)
+    return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that can fail in these ways."""
+    content = {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in statuses
+    }

@@ -1,0 +1,107 @@
+"""From the options a client sent to the request that is stored with its job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from api.problems import bad_value
+from api.schemas import UploadOptions
+from common.asr.languages import LANGUAGES
+from common.db.jobs import NewJob
+from common.domain.job import Priority
+from common.domain.request import Cutting, Decoding, Options
+from common.errors import ModelNotHere, OutOfRange, UnknownOption
+from common.settings import Settings
+from common.weights.manifest import EVERY_LANGUAGE
+from common.weights.store import WeightsState, WeightsStore
+
+AUTO = "auto"
+
+
+class Resolver:
+    """Knows this installation's defaults and weights; it reads the disk, so call it in a thread."""
+
+    def __init__(self, settings: Settings, weights: WeightsStore) -> None:
+        self._settings = settings
+        self._weights = weights
+
+    def resolve(self, job_id: UUID, sent: Mapping[str, str]) -> NewJob:
+        """The job that ``sent`` asks for; an empty value counts as not sent.
+
+        Raises:
+            UnknownOption, OutOfRange, Unsupported, ModelNotHere: an option is wrong; it is named.
+        """
+        given = {name: value for name, value in sent.items() if value.strip()}
+        try:
+            options = UploadOptions.model_validate(given)
+        except ValidationError as error:
+            raise bad_value(dict(error.errors()[0])) from None
+        asr = self._settings.asr
+        engine = options.engine or asr.default_engine
+        language = options.language or asr.default_language.lower()
+        model = options.model or asr.default_model
+        self._check(engine, model, language)
+        return NewJob(
+            id=job_id,
+            engine=engine,
+            model=model,
+            language=language,
+            priority=Priority[options.priority.upper()],
+            options=Options(cutting=self._cutting(options), decoding=_decoding(options)),
+        )
+
+    def _check(self, engine: str, model: str, language: str) -> None:
+        if language != AUTO and language not in LANGUAGES:
+            raise _not_among("language", [AUTO, *LANGUAGES], language)
+        states = self._weights.states()
+        known = {state.model: state for state in states if state.engine == engine}
+        if model not in known:
+            raise _not_among("model", known, model)
+        if known[model].state == "missing" and _is_stocked(states):
+            raise ModelNotHere(field="model", model=model, engine=engine, value=model)
+        spoken = known[model].languages
+        if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
+            raise _not_among("language", spoken, language)
+
+    def _cutting(self, options: UploadOptions) -> Cutting:
+        chunk, silence = self._settings.chunk, self._settings.silence
+        duration = _either(options.chunk_duration, chunk.duration)
+        widest = duration / 4
+        if options.chunk_overlap is not None and options.chunk_overlap > widest:
+            limit = f"at most a quarter of chunk_duration ({widest:g})"
+            raise OutOfRange(field="chunk_overlap", limit=limit, value=options.chunk_overlap)
+        overlap = _either(options.chunk_overlap, min(chunk.overlap, widest))
+        return Cutting(
+            strategy=options.chunk_strategy or chunk.strategy,
+            window_ms=int(duration * 1000),
+            overlap_ms=int(overlap * 1000),
+            silence_dbfs=_either(options.silence_threshold, silence.silence_threshold),
+            min_silence_ms=int(_either(options.min_silence_duration, silence.min_silence_duration)),
+        )
+
+
+def _decoding(options: UploadOptions) -> Decoding:
+    return Decoding(
+        task=options.task,
+        beam_size=options.beam_size,
+        temperature=options.temperature,
+        initial_prompt=options.initial_prompt,
+        hotwords=options.hotwords,
+        word_timestamps=options.word_timestamps,
+    )
+
+
+def _either(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _not_among(field: str, allowed: Iterable[str], value: str) -> UnknownOption:
+    return UnknownOption(field=field, allowed=", ".join(allowed), value=value[:200])
+
+
+def _is_stocked(states: list[WeightsState]) -> bool:
+    """Whether this machine keeps weights at all; a gateway apart from the workers does not."""
+    return any(state.state != "missing" for state in states)

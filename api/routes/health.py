@@ -1,0 +1,108 @@
+"""Whether the gateway lives, and whether it can do its work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from loguru import logger
+from redis.exceptions import RedisError
+from starlette.responses import Response
+
+from api.gateway import Gateway, GatewayDep
+from api.problems import RETRY_AFTER_S
+from api.schemas import Health
+from api.version import VERSION
+from common.db.migrate import revisions
+from common.errors import StenoError
+
+router = APIRouter(tags=["health"])
+
+PATIENCE_S = 8.0
+OK = "ok"
+
+
+@router.get("/healthz")
+async def alive() -> dict[str, str]:
+    """The process lives."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses={503: {"description": "A part is out; it is named"}})
+async def ready(gateway: GatewayDep) -> Response:
+    """Every part works, or 503 and which one does not."""
+    parts = await _parts(gateway)
+    if all(said == OK for said in parts.values()):
+        return JSONResponse({"status": "ready", "parts": parts})
+    retry = {"Retry-After": str(RETRY_AFTER_S)}
+    return JSONResponse({"status": "not ready", "parts": parts}, 503, headers=retry)
+
+
+@router.get("/health")
+async def health(gateway: GatewayDep) -> Health:
+    """How all parts are; answered with 200 as long as the process lives."""
+    parts = await _parts(gateway)
+    whole = all(said == OK for said in parts.values())
+    workers = await asyncio.to_thread(_workers, gateway) if parts["redis"] == OK else None
+    return Health(
+        status="healthy" if whole else "degraded", version=VERSION, parts=parts, workers=workers
+    )
+
+
+@router.get("/", include_in_schema=False)
+async def home(request: Request) -> Response:
+    """What this is and where to go."""
+    links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
+    if "text/html" not in request.headers.get("accept", ""):
+        return JSONResponse({"name": "stenopool", "version": VERSION, **links})
+    items = "".join(f'<li><a href="{path}">{name}</a></li>' for name, path in links.items())
+    return HTMLResponse(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Stenopool</title>"
+        "<body style='font-family:system-ui;max-width:40rem;margin:4rem auto;padding:0 1rem'>"
+        f"<h1>Stenopool {VERSION}</h1><p>Send a recording, take its text away.</p>"
+        f"<pre>curl -F file=@talk.mp3 -F language=vi {request.base_url}api/v1/upload</pre>"
+        f"<ul>{items}</ul></body></html>"
+    )
+
+
+async def _parts(gateway: Gateway) -> dict[str, str]:
+    checks: dict[str, Callable[[], None]] = {
+        "postgres": gateway.database.ping,
+        "migrations": lambda: _check_migrations(gateway),
+        "redis": gateway.check_queue,
+        "storage": gateway.storage.check,
+    }
+    said = await asyncio.gather(*(_ask(name, check) for name, check in checks.items()))
+    return dict(zip(checks, said, strict=True))
+
+
+async def _ask(name: str, check: Callable[[], None]) -> str:
+    try:
+        await asyncio.wait_for(asyncio.to_thread(check), PATIENCE_S)
+    except StenoError as error:
+        return str(error)
+    except TimeoutError:
+        return "It does not answer"
+    except Exception as error:
+        logger.warning("checking {} failed: {!r}", name, error)
+        return "It does not work; the log says why"
+    return OK
+
+
+def _check_migrations(gateway: Gateway) -> None:
+    found, newest = revisions(gateway.database_url)
+    if found != newest:
+        raise _Behind(found=found, newest=newest)
+
+
+class _Behind(StenoError):
+    """Run `steno migrate`: the database is at revision {found}, and this code is at {newest}."""
+
+
+def _workers(gateway: Gateway) -> int | None:
+    try:
+        return gateway.doorbell.live_workers()
+    except RedisError:
+        return None

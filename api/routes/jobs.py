@@ -1,0 +1,187 @@
+"""What becomes of a recording: status, text, files, and calling it off."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from redis.exceptions import RedisError
+from starlette.responses import JSONResponse, Response
+
+from api.filenames import attachment
+from api.gateway import Gateway, GatewayDep, TenantDep
+from api.problems import documented
+from api.schemas import Result, Status
+from common.db.jobs import Jobs, Snapshot, Text
+from common.domain.formats import MEDIA_TYPES, write
+from common.domain.job import JOB_TRANSITIONS, JobStatus
+from common.domain.results import seconds, transcript_document
+from common.domain.transcript import Transcript, segments_from_json
+from common.errors import Conflict, NotReady
+from common.transcripts import assemble
+
+router = APIRouter(tags=["jobs"], responses=documented(404, 422, 503))
+
+REREAD_S = 2.0
+"""How often a long poll looks by itself, should no wake-up come."""
+
+Format = Literal["json", "txt", "srt", "vtt", "tsv"]
+
+
+@router.get("/status/{job_id}", response_model=Status)
+@router.get("/jobs/{job_id}", response_model=Status)
+async def status(
+    job_id: UUID,
+    request: Request,
+    gateway: GatewayDep,
+    tenant: TenantDep,
+    wait: Annotated[
+        float, Query(ge=0, le=60, description="Answer after a change, or after so many seconds.")
+    ] = 0,
+) -> Status:
+    """Where a job stands. With `wait`, a long poll; a job that has ended answers at once."""
+    jobs = gateway.jobs(tenant)
+    deadline = time.monotonic() + wait
+    with gateway.changes.watch(job_id) as changed:
+        first = now = await gateway.in_thread(jobs.snapshot, job_id)
+        while (
+            not _is_final(now.status)
+            and _visible(now) == _visible(first)
+            and (left := deadline - time.monotonic()) > 0
+            and not gateway.changes.closing
+            and not await request.is_disconnected()
+        ):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
+            changed.clear()
+            now = await gateway.in_thread(jobs.snapshot, job_id)
+    return _status(now)
+
+
+@router.get("/result/{job_id}", response_model=Result, responses=documented(409))
+async def result(
+    job_id: UUID,
+    gateway: GatewayDep,
+    tenant: TenantDep,
+    partial: Annotated[
+        bool, Query(description="Take what is there so far, whatever the job's status.")
+    ] = False,
+) -> Response:
+    """A job's text; 409 until it is COMPLETED, unless a partial one will do."""
+    return await gateway.in_thread(_result, gateway.jobs(tenant), job_id, partial=partial)
+
+
+@router.get(
+    "/download/{job_id}",
+    response_class=Response,
+    responses={
+        200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}, "description": "The file"},
+        **documented(409),
+    },
+)
+async def download(
+    job_id: UUID,
+    gateway: GatewayDep,
+    tenant: TenantDep,
+    format: Annotated[Format, Query(description="The kind of file.")] = "txt",  # noqa: A002 - its name on the wire
+) -> Response:
+    """A job's text as a file."""
+    return await gateway.in_thread(_file, gateway.jobs(tenant), job_id, format)
+
+
+@router.post("/jobs/{job_id}/cancel", response_model=Status, responses=documented(409))
+async def cancel(job_id: UUID, gateway: GatewayDep, tenant: TenantDep) -> Status:
+    """Call a job off; a job that was called off before stays so."""
+    return await gateway.in_thread(_cancel, gateway, gateway.jobs(tenant), job_id)
+
+
+def _is_final(status: JobStatus) -> bool:
+    return not JOB_TRANSITIONS[status] or status is JobStatus.FAILED
+
+
+def _visible(snapshot: Snapshot) -> Snapshot:
+    """What counts as a change: the estimate moves all the time."""
+    return replace(snapshot, eta_s=None)
+
+
+def _status(snapshot: Snapshot) -> Status:
+    return Status(
+        job_id=snapshot.job_id,
+        status=snapshot.status,
+        stage=snapshot.stage,
+        progress=snapshot.progress,
+        chunks_completed=snapshot.chunks_completed,
+        chunks_total=snapshot.chunks_total,
+        created_at=snapshot.created_at,
+        started_at=snapshot.started_at,
+        completed_at=snapshot.completed_at,
+        error_message=snapshot.error_message,
+        error_code=snapshot.error_code,
+        eta_seconds=None if snapshot.eta_s is None else round(snapshot.eta_s, 1),
+        queue_position=snapshot.queue_position,
+        warnings=list(snapshot.warnings),
+        filename=snapshot.filename,
+        engine=snapshot.engine,
+        model=snapshot.model,
+        language=snapshot.language,
+        duration_seconds=None if snapshot.duration_ms is None else seconds(snapshot.duration_ms),
+    )
+
+
+def _result(jobs: Jobs, job_id: UUID, *, partial: bool) -> Response:
+    snapshot, text, transcript = _text(jobs, job_id, partial=partial)
+    document: dict[str, Any] = {
+        "job_id": str(job_id),
+        "status": snapshot.status,
+        "completed_at": snapshot.completed_at and snapshot.completed_at.isoformat(),
+        "download_url": f"/api/v1/download/{job_id}" if text.complete else None,
+        **transcript_document(transcript, warnings=snapshot.warnings, manifest=text.manifest),
+    }
+    return JSONResponse(document)
+
+
+def _file(jobs: Jobs, job_id: UUID, ending: Format) -> Response:
+    snapshot, text, transcript = _text(jobs, job_id, partial=False)
+    content = write(ending, transcript, warnings=snapshot.warnings, manifest=text.manifest)
+    return Response(
+        content,
+        media_type=MEDIA_TYPES[ending],
+        headers={"Content-Disposition": attachment(snapshot.filename, ending)},
+    )
+
+
+def _text(jobs: Jobs, job_id: UUID, *, partial: bool) -> tuple[Snapshot, Text, Transcript]:
+    """The job and its text.
+
+    Raises:
+        NotFound: there is no such job.
+        NotReady, Conflict: it has no text yet, or never will.
+    """
+    snapshot = jobs.snapshot(job_id)
+    if not partial:
+        _check_ready(snapshot)
+    text = jobs.text(job_id)
+    segments = segments_from_json(text.segments) if text.complete else assemble(text.chunks)
+    return snapshot, text, Transcript(text.language, text.duration_ms, segments)
+
+
+def _check_ready(snapshot: Snapshot) -> None:
+    if snapshot.status is JobStatus.FAILED:
+        raise Conflict(reason=f"The job failed: {snapshot.error_message}")
+    if snapshot.status is JobStatus.CANCELLED:
+        raise Conflict(reason="The job was cancelled")
+    if snapshot.status is not JobStatus.COMPLETED:
+        raise NotReady(status_now=snapshot.status.value)
+
+
+def _cancel(gateway: Gateway, jobs: Jobs, job_id: UUID) -> Status:
+    for _, doorbell in jobs.cancel(job_id):
+        with suppress(RedisError):  # the step's result will be refused all the same
+            gateway.doorbell.stop(doorbell)
+    gateway.events.job_changed(job_id)
+    return _status(jobs.snapshot(job_id))

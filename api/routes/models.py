@@ -1,0 +1,33 @@
+"""The weights that jobs can ask for."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+
+from api.gateway import GatewayDep
+from api.schemas import Models, ModelState
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models", response_model=Models)
+async def models(gateway: GatewayDep) -> Models:
+    """All weights that can be asked for by name, and whether they are on this machine."""
+    asr = gateway.settings.asr
+    default = (asr.default_engine, asr.default_model)
+    return Models(
+        models=[
+            ModelState(
+                engine=state.engine,
+                model=state.model,
+                languages=list(state.languages),
+                size_bytes=state.size,
+                licence=state.licence,
+                state=state.state,
+                default=(state.engine, state.model) == default,
+            )
+            for state in await asyncio.to_thread(gateway.weights.states)
+        ]
+    )

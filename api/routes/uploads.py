@@ -1,0 +1,44 @@
+"""Recordings come in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from api.gateway import GatewayDep, TenantDep
+from api.problems import Refusal, documented, problem
+from api.schemas import Accepted, UploadOptions
+from api.uploads import Body, Upload
+from common.errors import StenoError
+
+router = APIRouter(tags=["jobs"])
+
+
+def _form() -> dict[str, Any]:
+    schema = UploadOptions.model_json_schema()
+    file = {"type": "string", "format": "binary", "description": "The recording, or a video of it."}
+    schema["properties"] = {"file": file, **schema["properties"]}
+    schema["required"] = ["file"]
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+@router.post(
+    "/upload",
+    response_model=Accepted,
+    responses=documented(400, 408, 413, 415, 422, 503),
+    openapi_extra={"requestBody": _form()},
+)
+async def upload(request: Request, gateway: GatewayDep, tenant: TenantDep) -> Accepted | Response:
+    """Send a recording; answered once it is safe. Options may come before or after the file.
+
+    Accepted by content, not by name: mp3, wav, m4a, mp4, aac, ogg, opus, flac, wma, webm, mkv,
+    avi, mov and more; of a video, its sound.
+    """
+    body = Body(request)
+    try:
+        return await Upload(gateway, tenant).take_in(request, body)
+    except StenoError as error:
+        answer = problem(error)
+        return answer if body.ended else Refusal(answer)

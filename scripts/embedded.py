@@ -33,7 +33,7 @@ import psutil
 import psycopg
 import redis
 
-from common.errors import SetupProblem
+from common.errors import InUse, SetupProblem
 from scripts.processes import spawn, terminate
 
 READY_WITHIN_S = 60
@@ -545,7 +545,7 @@ def own(directory: Path) -> IO[str]:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
         lock.close()
-        raise SetupProblem(
+        raise InUse(
             problem=f"{directory} is in use by another stack (process {owner})",
             remedy="Stop that one, or choose another directory with DATA_DIR",
         ) from None

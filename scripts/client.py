@@ -1,0 +1,357 @@
+"""The gateway's client, and the commands that ask about one job."""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.message import Message
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import click
+import httpx
+
+from common.domain.formats import MEDIA_TYPES
+from common.errors import GatewayLost, Refused, SetupProblem
+from scripts.cli import load_settings
+from scripts.stack import find_running
+
+FORMATS = tuple(MEDIA_TYPES)
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
+"""The states in which a job stays."""
+
+CONNECT_S = 5.0
+ANSWER_S = 60.0
+"""How long an answer may take beyond the time it was asked to wait."""
+
+WARNINGS = {
+    "truncated": "the file ends in the middle; what is there was transcribed",
+    "damaged": "parts of the file are damaged and were left out",
+    "clock_jumped": "the file's clock jumps, so times after the jump may differ from a player's",
+    "no_speech": "nobody speaks in it",
+    "speech_without_text": "somewhere somebody speaks and no text was found for it",
+}
+"""What a result's warnings mean."""
+
+Sent = Callable[[int], None]
+"""Called with the number of bytes just sent; may raise to give up."""
+
+
+class Gateway:
+    """A gateway's batch API, one method a route; usable by several threads.
+
+    ``address`` is its URL without ``/api/v1``.
+
+    Raises, from every method:
+        Refused: the gateway said no; its detail is the message, ``details["status"]`` the status.
+        GatewayLost: it cannot be reached, or went away.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        self._http = httpx.Client(
+            base_url=f"{self.address}/api/v1",
+            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            trust_env=not _is_here(self.address),  # no proxy leads to this machine
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def upload(
+        self, path: Path, options: Mapping[str, str], sent: Sent = lambda _: None
+    ) -> dict[str, Any]:
+        """Send a recording from disk, never all of it in memory; returns what accepted it.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with _Counted(path, sent) as file:
+            files = {"file": (path.name, file, "application/octet-stream")}
+            return self._json("POST", "/upload", data=dict(options), files=files)
+
+    def status(self, job_id: str, wait_s: float = 0) -> dict[str, Any]:
+        """Where a job stands; with ``wait_s``, told when that changes, at the latest after it."""
+        timeout = httpx.Timeout(ANSWER_S + wait_s, connect=CONNECT_S)
+        params = {"wait": f"{wait_s:g}"} if wait_s else {}
+        return self._json("GET", f"/status/{job_id}", params=params, timeout=timeout)
+
+    def result(self, job_id: str, *, partial: bool = False) -> dict[str, Any]:
+        """A job's text; with ``partial``, as far as it is known."""
+        return self._json("GET", f"/result/{job_id}", params={"partial": "true"} if partial else {})
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/jobs/{job_id}/cancel")
+
+    @contextmanager
+    def download(self, job_id: str, ending: str) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """A result as a file: what the gateway calls it, and its content piece by piece."""
+        with (
+            self._errors(),
+            self._http.stream("GET", f"/download/{job_id}", params={"format": ending}) as answer,
+        ):
+            _check(answer)
+            yield _file_name(answer) or f"{job_id}.{ending}", answer.iter_bytes()
+
+    def save(self, job_id: str, ending: str, target: Path | None = None) -> Path:
+        """Download to ``target`` (here, as the gateway calls it), whole or not at all."""
+        with self.download(job_id, ending) as (name, pieces):
+            target = target or Path(name)
+            _write_atomically(target, pieces)
+        return target
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        with self._errors():
+            answer = self._http.request(method, path, **request)
+        _check(answer)
+        try:
+            document: dict[str, Any] = answer.json()
+        except ValueError:
+            raise Refused(
+                detail=f"{self.address} does not answer like a gateway of Stenopool", status=0
+            ) from None
+        return document
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.InvalidURL as error:
+            raise Refused(detail=f"{self.address} is no address: {error}", status=0) from error
+        except httpx.UnsupportedProtocol as error:
+            raise Refused(detail=f"{self.address} is no http address", status=0) from error
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise GatewayLost(address=self.address, reason=reason) from error
+
+
+def _check(answer: httpx.Response) -> None:
+    if answer.is_success:
+        return
+    answer.read()
+    detail = f"The gateway answered {answer.status_code} {answer.reason_phrase}"
+    with suppress(ValueError, TypeError, KeyError):
+        detail = str(answer.json()["detail"])
+    raise Refused(detail=detail, status=answer.status_code)
+
+
+def passing(error: Refused | GatewayLost) -> bool:
+    """Whether to try again: the gateway or what it needs may be back soon."""
+    return isinstance(error, GatewayLost) or error.details["status"] in {
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+
+
+class _Counted(io.FileIO):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path, sent: Sent) -> None:
+        super().__init__(path, "rb")
+        self._sent = sent
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(-1 if size is None else size) or b""
+        self._sent(len(piece))
+        return piece
+
+
+def _is_here(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _file_name(answer: httpx.Response) -> str | None:
+    """The name in Content-Disposition, without any folder."""
+    header = Message()
+    header["Content-Disposition"] = answer.headers.get("Content-Disposition", "")
+    name = Path((header.get_filename() or "").replace("\\", "/")).name
+    return name or None
+
+
+def _write_atomically(target: Path, pieces: Iterator[bytes]) -> None:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(pieces)
+        part.chmod(0o666 & ~_umask())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """The text, one segment a line, as ``--format txt`` has it."""
+    texts = (" ".join(segment["text"].split()) for segment in result["segments"])
+    return [text for text in texts if text]
+
+
+def clock(seconds: float) -> str:
+    """``7:05``, or ``1:07:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+server_option = click.option(
+    "--server",
+    envvar="STENO_SERVER",
+    metavar="URL",
+    help="Gateway to use [STENO_SERVER, or the one of `steno up`].",
+)
+_job_id = click.argument("job_id", metavar="ID")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print the gateway's own answer.")
+
+
+def find_gateway(server: str | None) -> Gateway:
+    """The gateway that ``server`` names, or that of the stack that runs here.
+
+    Raises:
+        SetupProblem: there is none.
+    """
+    if server:
+        return Gateway(server)
+    running = find_running(load_settings().storage.data_dir.absolute())
+    if running is None:
+        raise SetupProblem(
+            problem="Stenopool is not running here",
+            remedy="Start it with: steno up; or name another with --server or STENO_SERVER",
+        )
+    return Gateway(running.address)
+
+
+@click.command()
+@_job_id
+@_as_json
+@server_option
+def status(job_id: str, as_json: bool, server: str | None) -> None:
+    """Show how far the job ID is."""
+    with find_gateway(server) as gateway:
+        state = gateway.status(job_id)
+    if as_json:
+        click.echo(json.dumps(state, ensure_ascii=False, indent=2))
+        return
+    for name, value in _told(state):
+        click.echo(f"{name:<10} {value}")
+
+
+def _told(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "recording", _recording(state)
+    yield "status", state["status"]
+    if state["status"] == "PENDING" and state["queue_position"] is not None:
+        yield "queue", f"{state['queue_position']} before it"
+    if state["status"] == "PROCESSING":
+        chunks = f"{state['chunks_completed']} of {state['chunks_total']} chunks"
+        yield "progress", f"{state['progress']} %, {state['stage']}, {chunks}"
+    if state["eta_seconds"] is not None:
+        yield "left", f"about {clock(state['eta_seconds'])}"
+    yield "asked for", f"{state['engine']} {state['model']}, language {state['language']}"
+    for name in ("created", "started", "completed"):
+        if state[f"{name}_at"]:
+            yield name, _local(state[f"{name}_at"])
+    if state["error_message"]:
+        yield "error", state["error_message"]
+    for code in state["warnings"]:
+        yield "warning", WARNINGS.get(code, code)
+
+
+def _recording(state: Mapping[str, Any]) -> str:
+    seconds = state["duration_seconds"]
+    return f"{state['filename']} ({clock(seconds)})" if seconds else str(state["filename"])
+
+
+def _local(time: str) -> str:
+    return datetime.fromisoformat(time).astimezone().strftime("%F %T")
+
+
+@click.command()
+@_job_id
+@click.option("--partial", is_flag=True, help="What is known so far, of a job that still runs.")
+@_as_json
+@server_option
+def result(job_id: str, partial: bool, as_json: bool, server: str | None) -> None:
+    """Print the text of the finished job ID."""
+    with find_gateway(server) as gateway:
+        found = gateway.result(job_id, partial=partial)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for line in lines(found):
+        click.echo(line)
+    for code in found["warnings"]:
+        click.echo(f"steno: warning: {WARNINGS.get(code, code)}", err=True)
+
+
+@click.command()
+@_job_id
+@click.option(
+    "--format",
+    "ending",
+    type=click.Choice(FORMATS),
+    help="What to save it as [by the ending of --output, or txt].",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="File or folder to write to, - for stdout [here, named like the recording].",
+)
+@server_option
+def download(job_id: str, ending: str | None, output: Path | None, server: str | None) -> None:
+    """Save the text of the finished job ID to a file; one that is there is overwritten."""
+    ending = ending or (ending_of(output) if output else None) or "txt"
+    with find_gateway(server) as gateway:
+        if output == Path("-"):
+            with gateway.download(job_id, ending) as (_, pieces):
+                for piece in pieces:
+                    click.echo(piece, nl=False)
+        elif output is not None and output.is_dir():
+            with gateway.download(job_id, ending) as (name, pieces):
+                _write_atomically(output / name, pieces)
+            click.echo(output / name)
+        else:
+            click.echo(gateway.save(job_id, ending, output))
+
+
+def ending_of(path: Path) -> str | None:
+    """The format that a file's name asks for."""
+    ending = path.suffix.removeprefix(".").lower()
+    return ending if ending in FORMATS else None
+
+
+@click.command()
+@_job_id
+@server_option
+def cancel(job_id: str, server: str | None) -> None:
+    """Cancel the job ID. What it has heard so far is kept for another run."""
+    with find_gateway(server) as gateway:
+        state = gateway.cancel(job_id)
+    click.echo(f"{job_id} {state['status']}")

@@ -37,7 +37,7 @@ class Elsewhere:
 
 
 ELSEWHERE = {
-    "transcribe": Elsewhere("scripts.client", "Turn recordings into text."),
+    "transcribe": Elsewhere("scripts.transcribe", "Turn recordings into text."),
     "status": Elsewhere("scripts.client", "Show how far a job is."),
     "result": Elsewhere("scripts.client", "Print a finished job's text."),
     "download": Elsewhere("scripts.client", "Save a finished job's text in a format."),

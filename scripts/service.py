@@ -1,0 +1,126 @@
+"""The gateway to use: the one named, the one that runs here, or one started for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Self
+
+from rich.console import Console
+
+from common.errors import InUse, WeightsCorrupt, WeightsMissing
+from common.settings import Settings
+from common.weights.manifest import Manifest
+from common.weights.pull import Puller
+from common.weights.store import WeightsStore
+from scripts.client import Gateway
+from scripts.progress import transfer_bar
+from scripts.stack import Stack, find_running
+
+STARTING_S = 60
+"""How long somebody else's stack may take to come up or to go."""
+
+
+class Service:
+    """A gateway for as long as the block lasts. Jobs will ask for ``engine`` and ``model``.
+
+    A stack that is found here may stop while it is in use, say because the command that had
+    started it is done: `revive` then starts one over the same data, which has all the jobs.
+    It is to be called by the thread that entered; `gateway` may be used by any.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        console: Console,
+        *,
+        server: str | None = None,
+        workers: int | None = None,
+        engine: str | None = None,
+        model: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self._console = console
+        self._server = server
+        self._workers = workers
+        self._weights = (
+            engine or settings.asr.default_engine,
+            model or settings.asr.default_model,
+        )
+        self._data_dir = settings.storage.data_dir.absolute()
+        self._stack: Stack | None = None
+        self._gateways: list[Gateway] = []
+
+    def __enter__(self) -> Self:
+        if self._server is not None:
+            self._use(self._server)
+        elif (running := find_running(self._data_dir)) is not None:
+            self._use(running.address)
+        else:
+            self._have_weights()
+            with self._console.status("Starting Stenopool ..."):
+                self._use(self._find_or_start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for gateway in self._gateways:
+            gateway.close()
+        if self._stack is not None:
+            with self._console.status("Stopping Stenopool ..."):
+                self._stack.stop()
+
+    @property
+    def gateway(self) -> Gateway:
+        """The one to ask now."""
+        return self._gateways[-1]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the stack was started here, and stops with the block."""
+        return self._stack is not None
+
+    def revive(self) -> None:
+        """Have a gateway again, if anything can be done about it from here."""
+        if self._server is None and self._stack is None:
+            address = self._find_or_start()
+            if address != self.gateway.address:
+                self._use(address)
+
+    def kill(self) -> None:
+        """End a stack that was started here at once."""
+        if self._stack is not None:
+            self._stack.kill()
+
+    def _use(self, address: str) -> None:
+        self._gateways.append(Gateway(address))
+
+    def _find_or_start(self) -> str:
+        deadline = time.monotonic() + STARTING_S
+        while True:
+            running = find_running(self._data_dir)
+            if running is not None:
+                return running.address
+            try:
+                return self._start()
+            except InUse:  # by a stack that comes up or goes down at this moment
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _start(self) -> str:
+        # Any free port: who runs a stack over other data has the usual one.
+        api = self._settings.api.model_copy(update={"host": "127.0.0.1", "port": 0})
+        settings = self._settings.model_copy(update={"api": api})
+        stack = Stack(settings, workers=self._workers, report=lambda _: None)
+        address = stack.start()
+        self._stack = stack
+        return address
+
+    def _have_weights(self) -> None:
+        """Pull the weights that jobs will use, unless they are here."""
+        store = WeightsStore(self._settings.asr.models_dir, Manifest.load())
+        with contextlib.suppress(WeightsMissing, WeightsCorrupt):
+            store.resolve(*self._weights)
+            return
+        with transfer_bar(self._console) as tell:
+            Puller(store, progress=tell).pull(*self._weights)

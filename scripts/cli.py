@@ -253,7 +253,7 @@ def _use_servers(settings: Settings) -> None:
     }
     if not any(wanted.values()):
         return
-    from scripts.stack import find_running
+    from scripts.running import find_running
 
     running = find_running(settings.storage.data_dir.absolute())
     if running is None:
@@ -273,7 +273,7 @@ def migrate(revision: str | None) -> None:
     """Bring the database to this version's tables."""
     from common.db.migrate import downgrade, revisions, upgrade
     from scripts.embedded import EmbeddedPostgres
-    from scripts.stack import find_running
+    from scripts.running import find_running
 
     settings = load_settings()
     data_dir = settings.storage.data_dir.absolute()

@@ -22,7 +22,7 @@ import httpx
 from common.domain.formats import MEDIA_TYPES
 from common.errors import GatewayLost, Refused, SetupProblem
 from scripts.cli import load_settings
-from scripts.stack import find_running
+from scripts.running import find_running
 
 FORMATS = tuple(MEDIA_TYPES)
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})

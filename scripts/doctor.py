@@ -22,7 +22,7 @@ from common.settings import ROOT, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.embedded import choose_identity, find_postgres, find_valkey, listening_problem
-from scripts.stack import RunningStack, find_running
+from scripts.running import RunningStack, find_running
 
 ENOUGH_DISK_BYTES = 2_000_000_000
 """The default weights, and some hours of recordings with the sound cut from them."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
 from common.errors import InUse, WeightsCorrupt, WeightsMissing
 from common.settings import Settings
 from common.weights.manifest import Manifest
-from common.weights.pull import Puller
 from common.weights.store import WeightsStore
 from scripts.client import Gateway
 from scripts.progress import transfer_bar
-from scripts.stack import Stack, find_running
+from scripts.running import find_running
+
+if TYPE_CHECKING:
+    from scripts.stack import Stack
 
 STARTING_S = 60
 """How long somebody else's stack may take to come up or to go."""
@@ -108,6 +110,8 @@ class Service:
                 time.sleep(0.2)
 
     def _start(self) -> str:
+        from scripts.stack import Stack  # it takes a while, and is mostly not needed
+
         # Any free port: who runs a stack over other data has the usual one.
         api = self._settings.api.model_copy(update={"host": "127.0.0.1", "port": 0})
         settings = self._settings.model_copy(update={"api": api})
@@ -122,5 +126,7 @@ class Service:
         with contextlib.suppress(WeightsMissing, WeightsCorrupt):
             store.resolve(*self._weights)
             return
+        from common.weights.pull import Puller
+
         with transfer_bar(self._console) as tell:
             Puller(store, progress=tell).pull(*self._weights)

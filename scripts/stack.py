@@ -7,7 +7,6 @@ stop in the order that loses nothing: gateway, workers, dispatcher, servers.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Self
 
@@ -38,6 +37,8 @@ from scripts.embedded import (
     write_private,
 )
 from scripts.processes import spawn
+from scripts.running import RunningStack
+from scripts.running import find_running as find_running
 
 READY_WITHIN_S = 120
 TICK_S = 0.1
@@ -52,29 +53,6 @@ LOG_LIMIT_BYTES = 20_000_000
 
 PATIENCE_S = {"gateway": 10.0, "worker": 30.0, "dispatcher": 10.0}
 """How long a process may take to end by itself; a worker finishes its step or hands it back."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunningStack:
-    """What a stack tells about itself in ``DATA_DIR/stack.json``, to its owner alone."""
-
-    address: str
-    pid: int
-    database_url: str
-    redis_url: str
-
-
-def find_running(data_dir: Path) -> RunningStack | None:
-    """The stack that is up in ``data_dir``, if there is one."""
-    try:
-        told = json.loads((data_dir / "stack.json").read_text())
-        with (data_dir / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:  # somebody holds it, so what is told is true
-        return RunningStack(**told)
-    except OSError:
-        return None
-    return None
 
 
 class Child:

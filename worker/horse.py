@@ -85,7 +85,7 @@ class Horse:
     def _run(self, doorbell: str, execution: str) -> None:
         try:
             job = StepJob(doorbell, connection=self._redis, serializer=JSONSerializer)
-            job.refresh()
+            job.refresh()  # type: ignore[no-untyped-call]
             job.runner = self._runner
             self._worker.execution = Execution.fetch(execution, doorbell, connection=self._redis)
             self._worker.perform_job(job, self._queue)

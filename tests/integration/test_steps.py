@@ -1,0 +1,466 @@
+"""The promises of claims, leases, retries and fair order, on a real Postgres."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+from sqlalchemy import func, select, text
+
+from common.db.database import Database
+from common.db.jobs import Jobs
+from common.db.steps import StaleClaim, Steps
+from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Step, Transcript
+from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepKind
+from common.errors import DecodeFailed, EngineFailed, NotFound, WorkerLost
+from tests.factories import (
+    TENANT,
+    chunk_row,
+    claim_next,
+    finish_chunk,
+    make_steps,
+    plan_chunks,
+    published,
+    store_plan,
+    submit_job,
+)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with Database(database_url, pool_size=20) as database:
+        yield database
+
+
+@pytest.fixture
+def steps(database: Database) -> Steps:
+    return make_steps(database)
+
+
+def expire_leases(database: Database) -> None:
+    with database.transaction() as session:
+        session.execute(text("UPDATE steps SET lease_until = now() - interval '1 second'"))
+
+
+def count(database: Database, table: type) -> int:
+    with database.transaction() as session:
+        return session.scalar(select(func.count()).select_from(table)) or 0
+
+
+def status(database: Database, job_id: UUID) -> str:
+    return Jobs(database, TENANT).snapshot(job_id).status
+
+
+def job_of(database: Database, step_id: UUID) -> UUID:
+    with database.transaction() as session:
+        return session.get_one(Step, step_id).job_id
+
+
+def test_a_step_is_claimed_by_one_of_many_workers(database: Database, steps: Steps) -> None:
+    submit_job(database)
+    (step_id,) = published(steps)
+    claims = []
+    barrier = threading.Barrier(8)
+
+    def work(name: str) -> None:
+        barrier.wait()
+        claims.append(steps.claim(step_id, name))
+
+    threads = [threading.Thread(target=work, args=(f"worker-{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len([claim for claim in claims if claim is not None]) == 1
+
+
+def test_a_late_worker_cannot_overwrite_a_newer_attempt(database: Database, steps: Steps) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 1)
+    late = claim_next(steps, "late")
+    expire_leases(database)
+    assert steps.reclaim_expired() == [job_id]
+    newer = claim_next(steps, "newer")
+
+    with pytest.raises(StaleClaim):
+        finish_chunk(steps, late)
+    assert not steps.renew(late)
+    finish_chunk(steps, newer)
+
+    with database.transaction() as session:
+        chunk = session.get_one(Chunk, (job_id, 0))
+        assert chunk.stored_count == 1
+    assert newer.attempt == late.attempt + 1
+
+
+def test_a_renewed_lease_is_not_taken_back(database: Database, steps: Steps) -> None:
+    submit_job(database)
+    claim = claim_next(steps)
+    expire_leases(database)
+
+    assert steps.renew(claim)
+
+    assert steps.reclaim_expired() == []
+
+
+def test_many_workers_finishing_at_once_start_exactly_one_merge(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 40)
+    claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
+    merges = []
+
+    def work(start: int) -> None:
+        for claim in claims[start::8]:
+            assert claim is not None
+            merges.append(finish_chunk(steps, claim))
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(merges) == 40
+    assert len([merge for merge in merges if merge is not None]) == 1
+    with database.transaction() as session:
+        kinds = session.scalars(select(Step.kind).where(Step.job_id == job_id)).all()
+    assert kinds.count(StepKind.MERGE) == 1
+
+
+def test_chunks_finished_while_the_plan_goes_on_do_not_start_the_merge(
+    database: Database, steps: Steps
+) -> None:
+    submit_job(database)
+    plan = plan_chunks(steps, 1, finish=False)
+    assert finish_chunk(steps, claim_next(steps)) is None
+
+    merge = steps.finish_plan(plan, duration_ms=10_000, warnings=[], elapsed_ms=1)
+
+    assert merge is not None
+
+
+def test_a_plan_without_chunks_goes_straight_to_the_merge(database: Database, steps: Steps) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 0)
+
+    claim = claim_next(steps)
+
+    assert (claim.kind, claim.job_id) == (StepKind.MERGE, job_id)
+
+
+def test_a_repeated_plan_keeps_the_chunks_that_are_done(database: Database, steps: Steps) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 2, finish=False)
+    finish_chunk(steps, claim_next(steps))
+    expire_leases(database)
+    steps.reclaim_expired()
+    again = next(
+        claim
+        for step_id in published(steps)
+        if (claim := steps.claim(step_id, "again")) and claim.kind == StepKind.PLAN
+    )
+
+    assert steps.planned(job_id) == {0: ("c0", True), 1: ("c1", False)}
+    steps.add_chunks(again, [chunk_row(0), chunk_row(1), chunk_row(2)])
+    steps.finish_plan(again, duration_ms=30_000, warnings=[], elapsed_ms=1)
+
+    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    assert (snapshot.chunks_total, snapshot.chunks_completed) == (3, 1)
+
+
+def test_a_plan_that_was_taken_over_can_add_nothing(database: Database, steps: Steps) -> None:
+    submit_job(database)
+    late = plan_chunks(steps, 1, finish=False)
+    expire_leases(database)
+    steps.reclaim_expired()
+
+    with pytest.raises(StaleClaim):
+        steps.add_chunks(late, [chunk_row(1)])
+    with pytest.raises(StaleClaim):
+        steps.finish_plan(late, duration_ms=1, warnings=[], elapsed_ms=1)
+    assert count(database, Chunk) == 1
+
+
+def test_a_transient_error_is_retried_up_to_the_limit_and_every_reason_is_kept(
+    database: Database,
+) -> None:
+    steps = make_steps(database, max_retries=2)
+    job_id = submit_job(database)
+    for _ in range(3):
+        claim = claim_next(steps)
+        assert steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it broke"))
+
+    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    assert snapshot.status == JobStatus.FAILED
+    assert snapshot.error_code == "engine_failed"
+    assert snapshot.error_message == "The engine failed: it broke"
+    assert published(steps) == []
+    with database.transaction() as session:
+        attempts = session.scalars(select(Failure.attempt).where(Failure.job_id == job_id)).all()
+    assert sorted(attempts) == [1, 2, 3]
+
+
+def test_a_permanent_error_is_not_retried(database: Database, steps: Steps) -> None:
+    job_id = submit_job(database)
+    claim = claim_next(steps)
+
+    steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="nothing in it"))
+
+    assert status(database, job_id) == JobStatus.FAILED
+    assert published(steps) == []
+
+
+def test_a_retry_waits_for_its_delay(database: Database) -> None:
+    steps = make_steps(database, delay_s=3600)
+    submit_job(database)
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it broke"))
+
+    assert published(steps) == []
+    assert steps.claim(claim.step_id, "eager") is None
+
+
+def test_losing_workers_costs_no_retries_but_does_not_go_on_for_ever(database: Database) -> None:
+    steps = make_steps(database, max_retries=0)
+    job_id = submit_job(database)
+    for _ in range(MAX_LOSSES - 1):
+        claim = claim_next(steps)
+        steps.fail(claim.step_id, claim.attempt, WorkerLost(reason="killed"))
+    assert status(database, job_id) == JobStatus.PROCESSING
+
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, WorkerLost(reason="killed"))
+
+    assert status(database, job_id) == JobStatus.FAILED
+
+
+def test_a_failure_of_an_old_attempt_says_nothing_about_the_new_one(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    old = claim_next(steps)
+    expire_leases(database)
+    steps.reclaim_expired()
+    claim_next(steps)
+
+    assert not steps.fail(old.step_id, old.attempt, DecodeFailed(reason="late"))
+
+    assert status(database, job_id) == JobStatus.PROCESSING
+
+
+def test_a_step_handed_back_is_at_once_there_for_another_worker(
+    database: Database, steps: Steps
+) -> None:
+    submit_job(database)
+    claim = claim_next(steps)
+
+    steps.hand_back(claim)
+
+    assert published(steps) == [claim.step_id]
+    assert count(database, Failure) == 0
+
+
+def test_a_short_recording_goes_before_the_rest_of_a_long_one(
+    database: Database, steps: Steps
+) -> None:
+    submit_job(database)
+    plan_chunks(steps, 10)
+    under_way = [claim_next(steps), claim_next(steps)]
+    short = submit_job(database)
+
+    next_job = job_of(database, published(steps, 1)[0])
+
+    assert next_job == short
+    assert all(claim.job_id != short for claim in under_way)
+
+
+def test_jobs_of_one_priority_take_turns(database: Database, steps: Steps) -> None:
+    jobs = [submit_job(database) for _ in range(3)]
+    for plan in [claim_next(steps) for _ in jobs]:
+        store_plan(steps, plan, 3)
+
+    order = [job_of(database, step_id) for step_id in published(steps)]
+
+    assert order == jobs * 3
+
+
+def test_priority_goes_before_turns(database: Database, steps: Steps) -> None:
+    submit_job(database, priority=Priority.LOW)
+    plan_chunks(steps, 2)
+    submit_job(database, priority=Priority.NORMAL)
+    urgent = submit_job(database, priority=Priority.HIGH)
+
+    assert job_of(database, published(steps, 1)[0]) == urgent
+
+
+def test_a_crash_while_publishing_rings_again_under_the_same_name(
+    database: Database, steps: Steps
+) -> None:
+    submit_job(database)
+    rung: list[str] = []
+
+    def ring_and_crash(rows: list) -> None:
+        rung.extend(row.doorbell for row in rows)
+        raise RuntimeError("the power went out")
+
+    with pytest.raises(RuntimeError, match="power"):
+        steps.publish(10, ring_and_crash)
+    steps.publish(10, lambda rows: rung.extend(row.doorbell for row in rows))
+
+    assert len(rung) == 2
+    assert rung[0] == rung[1]
+
+
+def test_a_doorbell_that_got_lost_can_be_rung_again_and_under_another_name(
+    database: Database, steps: Steps
+) -> None:
+    submit_job(database)
+    (step_id,) = published(steps)
+    ((lost_step, lost_doorbell),) = steps.published()
+
+    steps.publish_again([lost_step])
+    steps.publish_again([lost_step])
+
+    assert count(database, Outbox) == 1
+    assert published(steps) == [step_id]
+    ((_, doorbell),) = steps.published()
+    assert doorbell != lost_doorbell
+
+
+def test_cancelling_takes_the_work_away_from_everybody(database: Database, steps: Steps) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 3)
+    running = claim_next(steps, "busy")
+
+    stopped = Jobs(database, TENANT).cancel(job_id)
+
+    assert [worker for worker, _ in stopped] == ["busy"]
+    assert status(database, job_id) == JobStatus.CANCELLED
+    assert published(steps) == []
+    with pytest.raises(StaleClaim):
+        finish_chunk(steps, running)
+    assert Jobs(database, TENANT).cancel(job_id) == []
+
+
+def test_cancelling_and_finishing_at_the_same_time_never_deadlock(
+    database: Database, steps: Steps
+) -> None:
+    errors: list[Exception] = []
+    for _ in range(10):
+        job_id = submit_job(database)
+        plan_chunks(steps, 6)
+        claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
+        barrier = threading.Barrier(len(claims) + 1)
+
+        def finish(claim: object, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                finish_chunk(steps, claim)  # type: ignore[arg-type]
+            except StaleClaim:
+                pass
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=finish, args=(claim,)) for claim in claims]
+        for thread in threads:
+            thread.start()
+        barrier.wait()
+        Jobs(database, TENANT).cancel(job_id)
+        for thread in threads:
+            thread.join()
+
+    assert errors == []
+
+
+def test_a_completed_job_has_its_transcript_and_its_metrics(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 1)
+    finish_chunk(steps, claim_next(steps))
+    merge = claim_next(steps)
+    steps.finish_merge(
+        merge,
+        Transcript(
+            job_id=job_id,
+            revision=1,
+            language="en",
+            duration_ms=10_000,
+            word_count=2,
+            segments=[],
+            manifest={},
+        ),
+        JobMetrics(
+            job_id=job_id,
+            audio_ms=10_000,
+            speech_ms=9_000,
+            upload_ms=1,
+            plan_ms=1,
+            engine_ms=1,
+            merge_ms=1,
+        ),
+        ["no_speech"],
+    )
+
+    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    assert (snapshot.status, snapshot.progress) == (JobStatus.COMPLETED, 100)
+    assert snapshot.warnings == ("no_speech",)
+    with database.transaction() as session:
+        metrics = session.get_one(JobMetrics, job_id)
+        assert metrics.attempts == 3
+        assert metrics.wall_ms >= metrics.waited_ms >= 0
+
+
+def test_progress_never_falls_and_ends_at_100(database: Database, steps: Steps) -> None:
+    job_id = submit_job(database, duration_ms=40_000)
+    jobs = Jobs(database, TENANT)
+    seen = [jobs.snapshot(job_id).progress]
+    plan_chunks(steps, 4)
+    for _ in range(4):
+        seen.append(jobs.snapshot(job_id).progress)
+        finish_chunk(steps, claim_next(steps))
+    seen.append(jobs.snapshot(job_id).progress)
+
+    assert seen == sorted(seen)
+    assert 0 <= seen[0] < seen[-1] < 100
+
+
+def test_another_tenants_job_is_not_found(database: Database) -> None:
+    job_id = submit_job(database, tenant="one")
+    other = Jobs(database, "two")
+
+    for ask in (other.snapshot, other.text, other.cancel):
+        with pytest.raises(NotFound):
+            ask(job_id)
+
+
+def test_an_equal_chunk_is_reused_within_the_tenant_only(database: Database, steps: Steps) -> None:
+    submit_job(database, tenant="one")
+    plan_chunks(steps, 1)
+    finish_chunk(steps, claim_next(steps))
+
+    assert steps.reusable("one", "c0") is not None
+    assert steps.reusable("two", "c0") is None
+    assert steps.reusable("one", "c1") is None
+
+
+def test_a_job_that_takes_too_long_fails_with_the_limit_named(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    claim = claim_next(steps)
+    with database.transaction() as session:
+        session.get_one(Job, job_id).started_at = func.now() - text("interval '1 hour'")
+
+    assert steps.fail_overdue_jobs(60) == [job_id]
+
+    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    assert snapshot.status == JobStatus.FAILED
+    assert snapshot.error_message is not None
+    assert "JOB_TIMEOUT of 60 s" in snapshot.error_message
+    assert not steps.renew(claim)

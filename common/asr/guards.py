@@ -1,0 +1,232 @@
+"""What stands between a decoder's output and the transcript: pure functions, no engine in sight.
+
+Whisper fails in three known ways, and each has its own guard:
+
+- **A failed decoding** (loops, gibberish). `needs_retry` tells; the engine then decodes the window
+  again, alone, up the temperature ladder, and what comes out carries ``retried``.
+- **A loop that survives the ladder.** `collapse_repeats` keeps the first rounds of the repeated
+  phrase, and the segment carries ``repetitive``. Emphasis ("no, no, no") is left as it is.
+- **A hallucination on silence.** A segment is *dropped* only in two cases: the decoder itself says
+  silence (`is_silence`, openai/whisper's rule), or the whole segment is one of the phrases that
+  Whisper is known to invent (`is_known_phrase`; arXiv 2501.11378) *and* the evidence agrees
+  that nobody speaks (`Evidence.of_silence`). A person who says "thank you" over audible speech is
+  therefore never cut.
+
+Everything else stays in the text; doubt is told by flags:
+
+==================  ===============================================================================
+``retried``         the first decoding failed; this text comes from a hotter one
+``low_confidence``  the window's mean log probability is below -1, or its words' mean probability
+                    below 0.3, even after the retries
+``repetitive``      the text still compresses more than 2.4 times, or a loop was collapsed
+``likely_silence``  the decoder's no-speech probability is above 0.6: probably nobody spoke
+==================  ===============================================================================
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from common.domain.values import Word
+
+# openai/whisper's thresholds, transcribe.py
+MAX_COMPRESSION_RATIO: Final = 2.4
+MIN_AVG_LOGPROB: Final = -1.0
+MAX_NO_SPEECH_PROB: Final = 0.6
+
+MIN_WORD_PROBABILITY: Final = 0.3
+"""Below this mean over a segment's words its text is more often wrong than right."""
+
+QUIET_DBFS: Final = -60.0
+"""Nobody's speech is as quiet as this; 16-bit room noise of a good microphone is."""
+
+RETRIED: Final = "retried"
+LOW_CONFIDENCE: Final = "low_confidence"
+REPETITIVE: Final = "repetitive"
+LIKELY_SILENCE: Final = "likely_silence"
+
+
+def compression_ratio(text: str) -> float:
+    """How many times zlib shrinks ``text`` (UTF-8 bytes); 1.0 for no text at all."""
+    encoded = text.encode()
+    return len(encoded) / len(zlib.compress(encoded)) if encoded else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """One attempt at one window.
+
+    ``avg_logprob`` is the mean over its tokens, in nats; ``tokens`` are the engine's own.
+    """
+
+    text: str
+    avg_logprob: float
+    no_speech_prob: float
+    temperature: float = 0.0
+    tokens: tuple[int, ...] = ()
+
+    @property
+    def compression_ratio(self) -> float:
+        return compression_ratio(self.text.strip())
+
+
+def is_silence(decoding: Decoding) -> bool:
+    """Whether the decoder hears no speech and does not believe its own text either."""
+    return decoding.no_speech_prob > MAX_NO_SPEECH_PROB and decoding.avg_logprob < MIN_AVG_LOGPROB
+
+
+def needs_retry(decoding: Decoding) -> bool:
+    """Whether to decode the window again, hotter: it loops, or is improbable without silence."""
+    if is_silence(decoding):
+        return False
+    return (
+        decoding.compression_ratio > MAX_COMPRESSION_RATIO
+        or decoding.avg_logprob < MIN_AVG_LOGPROB
+        or has_loop(decoding.text.split())
+    )
+
+
+def best(attempts: Sequence[Decoding]) -> Decoding:
+    """The most probable attempt, of those that do not loop where there are any."""
+    sound = [attempt for attempt in attempts if attempt.compression_ratio <= MAX_COMPRESSION_RATIO]
+    return max(sound or attempts, key=lambda attempt: attempt.avg_logprob)
+
+
+# --- loops ----------------------------------------------------------------------------------
+
+MAX_LOOP_WORDS: Final = 16
+KEPT_ROUNDS: Final = 2
+
+
+def _allowed_rounds(words: int) -> int:
+    """How often people repeat a phrase of so many words in earnest: "no" more than a clause."""
+    return 7 if words == 1 else 5 if words == 2 else 3
+
+
+def _loops(keys: Sequence[str]) -> Iterable[tuple[int, int, int]]:
+    """Stretches where one phrase is said over and over: (start, phrase length, rounds)."""
+    start = 0
+    while start < len(keys):
+        for length in range(1, min(MAX_LOOP_WORDS, (len(keys) - start) // 2) + 1):
+            phrase = keys[start : start + length]
+            rounds = 1
+            while keys[start + rounds * length : start + (rounds + 1) * length] == phrase:
+                rounds += 1
+            if rounds > _allowed_rounds(length):
+                yield start, length, rounds
+                start += length * rounds
+                break
+        else:
+            start += 1
+
+
+def has_loop(words: Sequence[str]) -> bool:
+    """Whether some phrase is repeated back to back more often than people do."""
+    return any(True for _ in _loops([_key(word) for word in words]))
+
+
+def collapse_repeats(words: Sequence[Word]) -> tuple[tuple[Word, ...], bool]:
+    """The words with only the first two rounds of every loop kept, and whether there was one."""
+    kept: list[Word] = []
+    done = 0
+    for start, length, rounds in _loops([_key(word.text) for word in words]):
+        kept += words[done : start + KEPT_ROUNDS * length]
+        done = start + rounds * length
+    kept += words[done:]
+    return tuple(kept), done > 0
+
+
+# --- hallucinations on silence ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What speaks for and against a human voice under one segment."""
+
+    no_speech_prob: float
+    avg_logprob: float
+    loudness_dbfs: float
+
+    @property
+    def of_silence(self) -> bool:
+        """Whether any of the three says that nobody speaks."""
+        return (
+            self.no_speech_prob > MAX_NO_SPEECH_PROB
+            or self.avg_logprob < MIN_AVG_LOGPROB
+            or self.loudness_dbfs < QUIET_DBFS
+        )
+
+
+KNOWN_PHRASES: Final = (
+    # English; most are in the table of arXiv 2501.11378, the others were seen on noise with base
+    r"you( you)*",
+    r"so",
+    r"bye( bye)*",
+    r"(okay|oh|uh|um|hmm|ah)",
+    r"i ?m sorry",
+    r"thank you( (so|very) much)?",
+    r"thanks",
+    r"(thank you|thanks)( (so|very) much)? for (watching|listening|viewing)( .{0,40})?",
+    r"(i ?ll )?see you( (guys )?(next time|later|soon|in the next (video|one)))?",
+    r"(please )?(like and )?subscribe( to (my|our|the) channel)?( .{0,40})?",
+    r"don t forget to (like|subscribe).{0,60}",
+    r"(sub)?titles? by .{0,60}",
+    r"(transcript(ion|ed)?|translat(ed|ion)|captions?|captioning) by .{0,60}",
+    r".{0,40}amara ?org.{0,40}",
+    r"(the )?end",
+    r"(music|applause|laughter|silence|blank audio)",
+    # Vietnamese; faster-whisper issues 506 and 843, the others were seen on noise with base
+    r"(các bạn )?(hãy|nhớ|đừng quên)?( ?các bạn)? ?(subscribe|đăng k[ýí])( cho)? k[eê]nh.{0,120}",
+    r".{0,30}ghiền mì.{0,80}",
+    r".{0,20}để không bỏ lỡ.{0,60}",
+    r"(xin )?(cảm|cám) ơn( các bạn| quý vị)?( đã)? ?(theo dõi|xem|lắng nghe|ủng hộ).{0,60}",
+    r"(xin )?(cảm|cám) ơn( các bạn)?",
+    r"(xin )?(chào|tạm biệt)( các bạn)?",
+    r"(hẹn gặp lại|chúc các bạn).{0,60}",
+    r"(phụ đề|biên dịch|dịch)( được thực hiện)? (bởi|by).{0,60}",
+    r"cái gì( cái gì| vậy)*",
+)
+"""Whole segments that Whisper invents, as regular expressions over `plain` text."""
+
+_KNOWN: Final = re.compile("|".join(f"(?:{phrase})" for phrase in KNOWN_PHRASES))
+
+
+def plain(text: str) -> str:
+    """Lower case, composed letters, no punctuation, single spaces: what phrases are matched on."""
+    composed = unicodedata.normalize("NFC", text).casefold()
+    letters = (char if char.isalnum() or unicodedata.combining(char) else " " for char in composed)
+    return " ".join("".join(letters).split())
+
+
+def is_known_phrase(text: str) -> bool:
+    """Whether all of ``text`` is a phrase that Whisper is known to invent on silence."""
+    return _KNOWN.fullmatch(plain(text)) is not None
+
+
+def is_hallucination(text: str, evidence: Evidence) -> bool:
+    """Whether to drop a segment: a known phrase, over sound in which nobody speaks."""
+    return evidence.of_silence and is_known_phrase(text)
+
+
+def doubts(
+    decoding: Decoding, text: str, word_probability: float, *, collapsed: bool
+) -> tuple[str, ...]:
+    """The flags of a segment that stays; ``text`` is its own, ``decoding`` its whole window's."""
+    no_voice = decoding.no_speech_prob > MAX_NO_SPEECH_PROB
+    flags = {
+        RETRIED: decoding.temperature > 0,
+        LOW_CONFIDENCE: decoding.avg_logprob < MIN_AVG_LOGPROB
+        or word_probability < MIN_WORD_PROBABILITY,
+        REPETITIVE: collapsed or compression_ratio(text.strip()) > MAX_COMPRESSION_RATIO,
+        LIKELY_SILENCE: no_voice,
+    }
+    return tuple(flag for flag, raised in flags.items() if raised)
+
+
+def _key(word: str) -> str:
+    return plain(word) or word.strip()

@@ -1,0 +1,264 @@
+"""Whisper on ggml (whisper.cpp), through pywhispercpp's bindings: one window at a time.
+
+The bindings are used directly, not pywhispercpp's `Model`: that one keeps the parameters of one
+call for the next, and strips the spaces that join words.
+"""
+
+from __future__ import annotations
+
+import atexit
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import _pywhispercpp as ggml
+import numpy as np
+
+from common.asr import guards
+from common.asr.engine import DecodingOptions, Samples
+from common.asr.guards import Decoding
+from common.asr.languages import WRITTEN_WITHOUT_SPACES
+from common.asr.segments import segments_of
+from common.domain.values import SAMPLE_RATE, Segment, Span, Word
+from common.errors import EngineFailed
+
+MIN_SAMPLES = SAMPLE_RATE + SAMPLE_RATE // 10
+"""whisper.cpp refuses sound under 1 s (its issue 39); shorter windows are padded with silence."""
+
+MAGIC = 0x67676D6C
+LARGE_LAYERS = 32
+TURBO_LAYERS = 4
+LARGE_V3_MELS = 128
+ENGLISH_VOCABULARY = 51_864
+BEST_OF = 5
+"""Samples drawn at a temperature above 0, of which the most probable counts (openai/whisper)."""
+
+APPENDED_MARKS = frozenset("\"'.。,，!！?？:：”)]}、…;")  # noqa: RUF001 - full-width marks are meant
+
+
+class WhisperCpp:
+    """The engine ``whisper.cpp``; see `common.asr.engine.Engine`.
+
+    ``no_speech_prob`` stays 0.0: the bindings do not give it, and whisper.cpp 1.8 takes it from
+    behind the prompt, where it is under 0.05 even for noise (measured). Silence is told by the
+    log probability and the loudness alone.
+
+    Args:
+        weights: A ggml file, f16 or quantized.
+        threads: Cores this process may use.
+
+    Raises:
+        EngineFailed: The weights do not load.
+    """
+
+    name = "whisper.cpp"
+
+    def __init__(self, weights: Path, *, threads: int = 1) -> None:
+        _silence()
+        params = ggml.whisper_context_default_params()
+        params.use_gpu = False
+        params.flash_attn = False  # the alignment below reads the attention that flash never writes
+        params.dtw_token_timestamps = True
+        params.dtw_aheads_preset = _alignment_heads(weights)
+        self._threads = threads
+        self._context = ggml.whisper_init_from_file_with_params(str(weights), params)
+        if self._context is None:
+            raise EngineFailed(reason=f"{weights.name} is no ggml file that whisper.cpp can read")
+        self._languages = [
+            ggml.whisper_lang_str(number) for number in range(ggml.whisper_lang_max_id() + 1)
+        ]
+
+    def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
+        """See `Engine.detect_language`; English-only weights answer ``("en", 1.0)``."""
+        if not windows:
+            return "en", 0.0
+        if not ggml.whisper_is_multilingual(self._context):
+            return "en", 1.0
+        total = np.zeros(len(self._languages), dtype=np.float32)
+        for window in windows:
+            heard = np.zeros_like(total)
+            sound = _padded(window)
+            failed = ggml.whisper_pcm_to_mel(self._context, sound, len(sound), self._threads)
+            if failed or ggml.whisper_lang_auto_detect(self._context, 0, self._threads, heard) < 0:
+                raise EngineFailed(reason="whisper.cpp could not tell the language")
+            total += heard
+        best = int(total.argmax())
+        return self._languages[best], float(total[best]) / len(windows)
+
+    def transcribe(
+        self, windows: Sequence[Samples], options: DecodingOptions
+    ) -> list[tuple[Segment, ...]]:
+        """See `Engine.transcribe`."""
+        return [self._one(window, options) for window in windows]
+
+    def _one(self, window: Samples, options: DecodingOptions) -> tuple[Segment, ...]:
+        attempts: list[tuple[Decoding, list[Word]]] = []
+        for temperature in options.temperatures:
+            attempts.append(self._decode(window, options, temperature))
+            if not guards.needs_retry(attempts[-1][0]):
+                break
+        else:
+            chosen = guards.best([decoding for decoding, _ in attempts])
+            attempts = [attempt for attempt in attempts if attempt[0] is chosen]
+        decoding, words = attempts[-1]
+        return segments_of(decoding, words, window, keep_words=options.word_timestamps)
+
+    def _decode(
+        self, window: Samples, options: DecodingOptions, temperature: float
+    ) -> tuple[Decoding, list[Word]]:
+        sound = _padded(window)
+        params = self._params(options, temperature)
+        if ggml.whisper_full(self._context, params, sound, len(sound)) != 0:
+            raise EngineFailed(reason="whisper.cpp could not decode a window")
+        tokens = [
+            ggml.whisper_full_get_token_data(self._context, segment, index)
+            for segment in range(ggml.whisper_full_n_segments(self._context))
+            for index in range(ggml.whisper_full_n_tokens(self._context, segment))
+        ]
+        end_of_text = ggml.whisper_token_eot(self._context)
+        words = self._words([token for token in tokens if token.id < end_of_text], options.language)
+        decoding = Decoding(
+            text="".join(word.text for word in words),
+            avg_logprob=sum(token.plog for token in tokens) / len(tokens) if tokens else 0.0,
+            no_speech_prob=0.0,
+            temperature=temperature,
+        )
+        return decoding, words
+
+    def _params(self, options: DecodingOptions, temperature: float) -> Any:
+        """Made anew for every decoding, so that nothing of one call is left for the next."""
+        strategies = ggml.whisper_sampling_strategy
+        sampling = temperature > 0 or options.beam_size == 1
+        params = ggml.whisper_full_default_params(
+            strategies.WHISPER_SAMPLING_GREEDY
+            if sampling
+            else strategies.WHISPER_SAMPLING_BEAM_SEARCH
+        )
+        if sampling:
+            params.greedy = {"best_of": BEST_OF if temperature > 0 else 1}
+        else:
+            params.beam_search = {"beam_size": options.beam_size, "patience": -1.0}
+        params.n_threads = self._threads
+        params.language = options.language
+        params.translate = options.task == "translate"
+        params.temperature = temperature
+        params.temperature_inc = 0.0  # the ladder is climbed here, the same for both engines
+        params.no_context = True
+        params.no_timestamps = True
+        params.suppress_nst = True
+        params.print_progress = False
+        params.print_timestamps = False
+        prompt = " ".join(
+            part.strip() for part in (options.hotwords, options.initial_prompt) if part
+        )
+        if prompt:
+            params.initial_prompt = f" {prompt}"
+        return params
+
+    def _words(self, tokens: Sequence[Any], language: str) -> list[Word]:
+        """Whole words out of text tokens.
+
+        A token's alignment (in 10 ms) is where its sound ends, so it starts where the one before
+        ended. A mark joins its word, but the pause that is aligned to the mark does not.
+        """
+        words: list[Word] = []
+        spelling = _Spelling()
+        clock = 0
+        for token in tokens:
+            piece: bytes = ggml.whisper_token_to_bytes(self._context, token.id)
+            if spelling.ends_before(piece, spaced=language not in WRITTEN_WITHOUT_SPACES):
+                words.append(spelling.word())
+                spelling = _Spelling()
+            after = max(clock, token.t_dtw * 10)
+            spelling.add(piece, Span(clock, after), token.p)
+            clock = after
+        return [*words, spelling.word()] if tokens else words
+
+
+class _Spelling:
+    """A word in the making, out of pieces that may cut through a letter's bytes."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._spans: list[Span] = []
+        self._probabilities: list[float] = []
+
+    def add(self, piece: bytes, span: Span, probability: float) -> None:
+        self._bytes += piece
+        self._probabilities.append(probability)
+        if not self._spans or not _is_mark(piece):
+            self._spans.append(span)
+
+    def ends_before(self, piece: bytes, *, spaced: bool) -> bool:
+        if not self._bytes or _is_mark(piece):
+            return False
+        return piece.startswith(b" ") if spaced else _is_whole(self._bytes)
+
+    def word(self) -> Word:
+        return Word(
+            self._bytes.decode(errors="replace"),
+            Span(self._spans[0].start_ms, self._spans[-1].end_ms),
+            min(1.0, fmean(self._probabilities)),
+        )
+
+
+def _is_whole(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_mark(piece: bytes) -> bool:
+    """Whether a piece is punctuation that belongs to the word before it."""
+    return piece.decode(errors="ignore") in APPENDED_MARKS
+
+
+def _padded(window: Samples) -> Samples:
+    sound = np.ascontiguousarray(window, dtype=np.float32)
+    return np.pad(sound, (0, max(0, MIN_SAMPLES - len(sound))))
+
+
+def _alignment_heads(weights: Path) -> Any:
+    """The cross-attention heads that follow the sound, by the sizes in the file's header.
+
+    Fine-tuned weights (PhoWhisper) keep the sizes, and nearly keep the heads, of their origin.
+
+    Raises:
+        EngineFailed: This is not a ggml file.
+    """
+    try:
+        with weights.open("rb") as file:
+            header = struct.unpack("<12i", file.read(48))
+    except (OSError, struct.error) as error:
+        raise EngineFailed(reason=error) from error
+    # whisper.cpp, whisper_model_load: magic, vocabulary, audio context, state, heads, layers, ...
+    magic, vocabulary, audio_layers, text_layers, mels = (header[i] for i in (0, 1, 5, 9, 10))
+    if magic != MAGIC:
+        raise EngineFailed(reason=f"{weights.name} is not a ggml file")
+    presets = ggml.whisper_alignment_heads_preset
+    if audio_layers == LARGE_LAYERS:
+        if text_layers == TURBO_LAYERS:
+            return presets.WHISPER_AHEADS_LARGE_V3_TURBO
+        return (
+            presets.WHISPER_AHEADS_LARGE_V3
+            if mels == LARGE_V3_MELS
+            else presets.WHISPER_AHEADS_LARGE_V2
+        )
+    size = {4: "TINY", 6: "BASE", 12: "SMALL", 24: "MEDIUM"}.get(audio_layers)
+    if size is None:
+        raise EngineFailed(reason=f"{weights.name} has {audio_layers} layers, like no Whisper")
+    english = "_EN" if vocabulary == ENGLISH_VOCABULARY else ""
+    return getattr(presets, f"WHISPER_AHEADS_{size}{english}")
+
+
+def _silence() -> None:
+    """Keep whisper.cpp's own log off stderr.
+
+    The callback has to go before the interpreter does, else the library calls into a dead one.
+    """
+    ggml.whisper_log_set(lambda *_: None)
+    atexit.register(ggml.whisper_log_set, None)

@@ -38,4 +38,6 @@ def set_up_logging(settings: LogSettings, process: str) -> None:
         logger.add(sys.stderr, **options)
     else:
         logger.add(settings.file, rotation="20 MB", retention=5, enqueue=False, **options)
+    for library in ("rq", "alembic"):  # they tell every step they take
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)

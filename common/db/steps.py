@@ -189,8 +189,10 @@ class Steps:
                 values |= {"chunks_total": 0, "remaining": 0, "done_ms": 0}
             session.execute(update(Job).where(Job.id == claim.job_id).values(**values))
 
-    def add_chunks(self, claim: Claim, chunks: Sequence[PlannedRow]) -> None:
+    def add_chunks(self, claim: Claim, chunks: Sequence[PlannedRow]) -> list[UUID]:
         """Store chunks, with a step and an outbox row each; those already there stay as they are.
+
+        Returns the steps that were added.
 
         Raises:
             StaleClaim: another worker plans this job now.
@@ -213,16 +215,18 @@ class Steps:
                 .on_conflict_do_nothing()
                 .returning(Chunk.index)
             ).all()
-            if added:
-                add_steps(session, claim.job_id, StepKind.TRANSCRIBE, added)
-                session.execute(
-                    update(Job)
-                    .where(Job.id == claim.job_id)
-                    .values(
-                        chunks_total=Job.chunks_total + len(added),
-                        remaining=Job.remaining + len(added),
-                    )
+            if not added:
+                return []
+            steps = add_steps(session, claim.job_id, StepKind.TRANSCRIBE, added)
+            session.execute(
+                update(Job)
+                .where(Job.id == claim.job_id)
+                .values(
+                    chunks_total=Job.chunks_total + len(added),
+                    remaining=Job.remaining + len(added),
                 )
+            )
+            return steps
 
     def finish_plan(
         self, claim: Claim, *, duration_ms: int, warnings: Iterable[str], elapsed_ms: int
@@ -392,7 +396,8 @@ class Steps:
                 .join(Step, Step.id == Outbox.step_id)
                 .join(ranked, ranked.c.id == Outbox.id)
                 .order_by(ranked.c.priority, ranked.c.turn, ranked.c.created_at, ranked.c.job_id)
-                .with_for_update(of=Outbox, skip_locked=True)
+                # Skipping what a claim has locked, it waits for nobody and cannot deadlock.
+                .with_for_update(of=[Outbox, Step], skip_locked=True)
             ).all()
             if not rows:
                 return 0

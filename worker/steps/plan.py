@@ -23,7 +23,7 @@ class _PlannedOtherwise(Exception):
 
 
 def plan(context: Context, claim: Claim) -> UUID | None:
-    """Cut the recording of the claimed job; returns the step to go on with, if it is clear.
+    """Cut the recording of the claimed job; returns the step to go on with, if there is just one.
 
     Raises:
         DecodeFailed, WeightsMissing: for good.
@@ -36,7 +36,7 @@ def plan(context: Context, claim: Claim) -> UUID | None:
     except _PlannedOtherwise:
         planning.run(replan=True)
     elapsed_ms = round((time.monotonic() - started) * 1000)
-    return persist(
+    merge = persist(
         lambda: context.steps.finish_plan(
             claim,
             duration_ms=planning.duration_ms,
@@ -44,6 +44,7 @@ def plan(context: Context, claim: Claim) -> UUID | None:
             elapsed_ms=elapsed_ms,
         )
     )
+    return planning.added[0] if len(planning.added) == 1 else merge
 
 
 class _Planning:
@@ -58,6 +59,7 @@ class _Planning:
         self._known: dict[int, tuple[str, bool]] = {}
         self.duration_ms = 0
         self.warnings: list[str] = []
+        self.added: list[UUID] = []
 
     def run(self, *, replan: bool) -> None:
         self._language = None
@@ -108,5 +110,5 @@ class _Planning:
             return
         self._context.storage.write_chunk(self._claim.job_id, chunk.index, planned.pcm)
         row = PlannedRow(chunk.index, windows_to_json(chunk.windows), address)
-        persist(lambda: self._context.steps.add_chunks(self._claim, [row]))
+        self.added += persist(lambda: self._context.steps.add_chunks(self._claim, [row]))
         self._context.events.work_to_do()

@@ -63,7 +63,7 @@ class Problem(Response):
         self, status: int, code: str, detail: str, details: Mapping[str, Any] | None = None
     ) -> None:
         body = {
-            **{key: _shown(value) for key, value in (details or {}).items()},
+            **(details or {}),
             "type": "about:blank",
             "title": HTTPStatus(status).phrase,
             "status": status,
@@ -103,7 +103,8 @@ def problem(error: StenoError) -> Problem:
         logger.warning("answered {}: {}", error.code, error)
     if not isinstance(error, BadInput | Transient):
         return Problem(500, StenoError.code, "Something went wrong on this side")
-    details = error.details if isinstance(error, BadInput) else {}
+    told = error.details.items() if isinstance(error, BadInput) else ()
+    details = {key: _plain(value) for key, value in told}
     return Problem(error.status, error.code, str(error), details)
 
 
@@ -152,11 +153,14 @@ def install(app: FastAPI) -> None:
         return answer
 
 
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
 def _shown(value: object) -> object:
-    if isinstance(value, bool | int | float) or value is None:
-        return value
+    """A client's own value, cut where it would fill the answer."""
     text = str(value)
-    return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
+    return _plain(value) if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -23,7 +23,7 @@ def _no_control(text: str) -> str:
 
 Word = BeforeValidator(_lower)
 """A name in whatever case it is sent."""
-Prose = Annotated[str, AfterValidator(_no_control), Field(max_length=2000)]
+Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -32,28 +32,28 @@ BLOCK_BYTES = 1 << 20
 FORM_BYTES = 1 << 20
 """What a form may have beside its file."""
 PATIENCE_S = 60.0
-"""How long a client may send nothing."""
 
 
 class Body:
-    """A request's body, in pieces.
+    """A request's body, in pieces; ``patience_s`` is how long the client may send nothing.
 
     Raises:
         Stalled: the client sends nothing more, and does not leave either.
         starlette.requests.ClientDisconnect: it left.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, *, patience_s: float = PATIENCE_S) -> None:
         self._stream = request.stream()
+        self._patience_s = patience_s
         self.ended = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while not self.ended:
             try:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(self._patience_s):
                     data = await anext(self._stream, None)
             except TimeoutError:
-                raise Stalled(limit_s=PATIENCE_S) from None
+                raise Stalled(limit_s=self._patience_s) from None
             if data is None:
                 self.ended = True
             elif data:

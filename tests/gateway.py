@@ -35,6 +35,8 @@ class GatewayProcess:
         **settings: str,
     ) -> None:
         self.folder = folder
+        self.database_url = database_url
+        self.redis_url = redis_url
         self.log_file = folder / "gateway.log"
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -67,7 +69,7 @@ class GatewayProcess:
                 env=self._environment,
                 stdout=log,
                 stderr=log,
-                preexec_fn=self._limit_files if self._limit else None,  # noqa: PLW1509 - no threads
+                preexec_fn=self._limit_files if self._limit else None,
             )
         deadline = time.monotonic() + START_LIMIT_S
         while not self._lives():

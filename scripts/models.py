@@ -14,7 +14,6 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -154,7 +153,7 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on standard error; gone when the work is done."""
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
@@ -163,16 +162,14 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        tasks: dict[str, TaskID] = {}
+        task = bar.add_task("", total=None)
 
         def tell(done: int, total: int, what: str) -> None:
             if total == 0:
                 console.print(what, style="dim", highlight=False, markup=False)
                 return
-            for other in [other for other in tasks if other != what]:
-                bar.remove_task(tasks.pop(other))
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
+            if done < bar.tasks[0].completed:  # another file, or another source: another speed
+                bar.reset(task, total=total)
+            bar.update(task, description=what, completed=done, total=total)
 
         yield tell

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import mmap
 import pickle
+import re
 import shutil
 import struct
 import zipfile
@@ -107,6 +108,8 @@ _BYTE_OF = _byte_alphabet()
 _CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
 _END_OF_TEXT = "<|endoftext|>"
 """The first special token: ggml files hold the tokens before it."""
+_LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
+"""The tokens of languages; other special tokens have longer names."""
 
 
 def _block_names(side: str) -> list[str]:
@@ -633,9 +636,9 @@ def transformers_to_ct2(source: Path, target: Path, *, tick: Tick = lambda _: No
     generation = json.loads((source / "generation_config.json").read_text("utf-8"))
     config = {
         "alignment_heads": generation.get("alignment_heads") or _alignment_heads(whisper),
-        "lang_ids": sorted(generation["lang_to_id"].values()),
-        "suppress_ids": generation["suppress_tokens"],
-        "suppress_ids_begin": generation["begin_suppress_tokens"],
+        "lang_ids": [i for i, text in enumerate(whisper.vocabulary) if _LANGUAGE.fullmatch(text)],
+        "suppress_ids": generation.get("suppress_tokens") or [],
+        "suppress_ids_begin": generation.get("begin_suppress_tokens") or [],
     }
     _write_json(target / "config.json", config)
     _write_json(target / "vocabulary.json", list(whisper.vocabulary))

@@ -90,7 +90,6 @@ def checkpoint_hub(base: Weights, tmp_path: Path) -> Iterator[str]:
     config = json.loads((base.path / "config.json").read_text("utf-8"))
     generation = {
         "alignment_heads": config["alignment_heads"],
-        "lang_to_id": {str(token): token for token in reversed(config["lang_ids"])},
         "suppress_tokens": config["suppress_ids"],
         "begin_suppress_tokens": config["suppress_ids_begin"],
     }

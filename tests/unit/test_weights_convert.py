@@ -172,7 +172,6 @@ def write_toy_checkpoint(toy: Whisper, folder: Path) -> None:
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     generation = {
-        "lang_to_id": {"<|vi|>": 6},
         "suppress_tokens": [1, 2],
         "begin_suppress_tokens": [0, 4],
     }

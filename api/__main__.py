@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 import uvicorn
@@ -9,6 +10,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from common.logs import set_up_logging
+from common.orphans import die_with_parent
 from common.settings import Settings
 
 FAREWELL_S = 20
@@ -17,6 +19,9 @@ FAREWELL_S = 20
 
 def build() -> FastAPI:
     """The application of one of the gateway's processes, which logs like the others."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:  # one of several, which share a port
+        die_with_parent(parent.pid)
     settings = Settings()
     set_up_logging(settings.log, f"gateway:{os.getpid()}")
     return create_app(settings)

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-_PR_SET_PDEATHSIG = 1
-"""From ``linux/prctl.h``."""
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
-    """A ``preexec_fn`` after which the kernel sends ``death_signal`` when the parent is gone.
-
-    The "parent" is the *thread* that forked (prctl(2)): start children from a thread that lives
-    as long as they should. Elsewhere than on Linux it does nothing.
-    """
-    parent = os.getpid()
-
-    def arm() -> None:
-        if _libc is None:
-            return
-        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:  # it died between the fork and the line above
-            os._exit(1)
-
-    return arm
+from common.orphans import die_with_parent
 
 
 def spawn(
@@ -48,6 +26,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` in a process group of its own, so that a Ctrl-C reaches only the parent.
 
+    It is sent ``death_signal`` when the calling *thread* is gone (see `common.orphans`).
     ``log`` takes its output (none: it is thrown away); ``user`` and ``group`` are what it drops to.
     """
     output: IO[bytes] | int = subprocess.DEVNULL if log is None else log
@@ -62,7 +41,7 @@ def spawn(
         group=group,
         extra_groups=None if user is None else [],
         process_group=0,
-        preexec_fn=die_with_parent(death_signal),
+        preexec_fn=partial(die_with_parent, os.getpid(), death_signal),
     )
 
 

@@ -51,8 +51,9 @@ HEALTHY_AFTER_S = 10.0
 
 LOG_LIMIT_BYTES = 20_000_000
 
-PATIENCE_S = {"gateway": 10.0, "worker": 30.0, "dispatcher": 10.0}
-"""How long a process may take to end by itself; a worker finishes its step or hands it back."""
+PATIENCE_S = {"gateway": 25.0, "worker": 30.0, "dispatcher": 10.0}
+"""How long a process may take to end by itself: the gateway lets uploads under way arrive (20 s), a
+worker finishes its step or hands it back."""
 
 
 class Child:
@@ -109,8 +110,11 @@ class Child:
             self._read_up_to = 0
 
     def last_words(self) -> str:
-        lines = self.log_file.read_text(errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it says nothing")
+        """The line of its log that most likely says why it ended."""
+        text = self.log_file.read_text(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        telling = [line for line in lines if re.search(r"\bERROR|\bCRITICAL|^[\w.]+Error:", line)]
+        return (telling or lines or ["it says nothing"])[-1]
 
 
 class Stack:

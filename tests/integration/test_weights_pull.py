@@ -10,12 +10,14 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from common.errors import PullFailed, WeightsMissing
 from common.weights import convert
 from common.weights.manifest import Checkpoint, FileSpec, Manifest, WeightsSpec
 from common.weights.pull import Puller
@@ -77,6 +79,36 @@ def test_tiny_for_faster_whisper_is_converted_as_published(store: WeightsStore) 
 def test_a_finished_store_has_no_remains(store: WeightsStore) -> None:
     remains = [path for path in (store.root / ".staging").iterdir() if path.suffix != ".lock"]
     assert remains == []
+
+
+def test_a_conversion_that_differs_from_the_published_file_wants_its_own_name(
+    base: Weights, tmp_path: Path
+) -> None:
+    (tmp_path / "faster-whisper-base").symlink_to(base.path)
+    here = Manifest.load().find("faster-whisper", "base")
+    there = Manifest.load().find("whisper.cpp", "base")
+    other = replace(there, files=(replace(there.files[0], sha256="0" * 64),))
+    puller = Puller(WeightsStore(tmp_path, Manifest((here, other))))
+    with pytest.raises(PullFailed, match=r"wrong hash .* needs a name of its own"):
+        puller.convert("base", "faster-whisper", "whisper.cpp")
+    assert not (tmp_path / "ggml-base.bin").exists()
+    own = puller.convert("base", "faster-whisper", "whisper.cpp", name="base-made-here")
+    assert own.path == tmp_path / "ggml-base-made-here.bin"
+
+
+def test_a_ggml_file_borrows_the_tokenizer_of_weights_that_are_here(
+    base: Weights, ggml_tiny: Weights, tmp_path: Path
+) -> None:
+    (tmp_path / "ggml-mine.bin").symlink_to(ggml_tiny.path)
+    puller = Puller(WeightsStore(tmp_path, Manifest.load()))
+    with pytest.raises(WeightsMissing, match="base --engine faster-whisper"):
+        puller.convert("mine", "whisper.cpp", "faster-whisper")
+    (tmp_path / "faster-whisper-base").symlink_to(base.path)
+    mine = puller.convert("mine", "whisper.cpp", "faster-whisper")
+    assert {path.name for path in mine.path.iterdir()} == {
+        path.name for path in base.path.iterdir()
+    }
+    assert mine.sha256 == Manifest.load().find("faster-whisper", "tiny").files[0].sha256
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import pytest
+from huggingface_hub import constants
 
 from common.errors import PullFailed, UnknownOption, WeightsCorrupt, WeightsMissing
 from common.weights.manifest import (
@@ -52,6 +53,7 @@ class Hub:
     """Bytes after which nothing more comes, for as long as the entry stays."""
     refuses_ranges: bool = False
     states_hashes: bool = False
+    authorizations: set[str | None] = field(default_factory=set)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     endpoint: str = ""
 
@@ -72,6 +74,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         hub, range_ = self.hub, self.headers["Range"]
         hub.asked.append((self.path, range_))
+        hub.authorizations.add(self.headers["Authorization"])
         whole = hub.contents.get(unquote(self.path))
         if whole is None:
             self.send_error(404)
@@ -345,6 +348,20 @@ def test_no_way_to_the_hub_is_said_and_the_registry_tried(
         place.pull(toy(GOOD, OTHER), endpoint)
     assert f"hub someone/good: {reason}; hub someone/other: {reason}" in str(failure.value)
     assert not place.target.exists()
+
+
+def test_a_hub_declared_offline_is_not_asked(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(PullFailed, match="hub someone/good: HF_HUB_OFFLINE is set"):
+        Puller(place.store(toy(GOOD))).pull("faster-whisper", "toy")
+
+
+def test_the_hub_gets_the_token_of_its_own_library(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_made_up")
+    place.pull(toy(GOOD))
+    assert place.hub.authorizations == {"Bearer hf_made_up"}
 
 
 @pytest.fixture

@@ -23,6 +23,9 @@ TRUNCATED = "truncated"
 DAMAGED = "damaged"
 """Some packets could not be decoded; the rest is at its place on the clock."""
 
+GAPS = "gaps"
+"""Time stamps leave holes, filled with silence: packets were lost, or the recording was paused."""
+
 CLOCK_JUMPED = "clock_jumped"
 """Time stamps leap back, or ahead by more than an hour: counted on from where the sound was."""
 
@@ -112,6 +115,8 @@ class Decoding:
             for frame in self._frames(container, stream):
                 gap_ms = clock.advance(frame)
                 if gap_ms:
+                    if resampler.is_fed:
+                        self._warn(GAPS)
                     yield from resampler.drain()
                     yield from _silence(gap_ms)
                 yield from resampler.resample(frame)
@@ -186,6 +191,11 @@ class _Resampler:
     def __init__(self) -> None:
         self._format: tuple[object, ...] | None = None
         self._resampler: av.AudioResampler | None = None
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether there was any sound since the start."""
+        return self._format is not None
 
     def resample(self, frame: av.AudioFrame) -> Iterator[NDArray[np.int16]]:
         found = (frame.format.name, frame.layout.name, frame.sample_rate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from common.domain.cutting import (
     FixedCutter,
     Speech,
     WindowCutter,
+    reaching,
 )
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Chunk, Window
 
@@ -83,6 +84,8 @@ class Planner:
         self._pcm_from_ms = 0
         self._samples = 0
         self._ready: list[Chunk] = []
+        self._last: list[PlannedChunk] = []
+        """The latest chunk waits for the next: if none comes, it has the silence at the end."""
         self.speech_ms = 0
 
     @property
@@ -103,7 +106,10 @@ class Planner:
         self._group(self._cutting.feed(missing))
         self._group(self._cutting.finish(self.duration_ms))
         self._ready += self._grouper.finish()
-        return self._hand_out()
+        planned = self._hand_out()
+        return planned + [
+            replace(last, chunk=reaching(last.chunk, self.duration_ms)) for last in self._last
+        ]
 
     def _keep(self, block: NDArray[np.int16]) -> None:
         self._pcm += block.astype("<i2", copy=False).tobytes()
@@ -115,10 +121,12 @@ class Planner:
             self._ready += self._grouper.feed(window)
 
     def _hand_out(self) -> list[PlannedChunk]:
-        """Give the chunks whose PCM is all here and drop the PCM that nobody needs any more."""
+        """Give the chunks whose PCM is all here, and drop the PCM that nobody needs any more."""
         known_ms = self._samples // SAMPLES_PER_MS
         count = sum(chunk.audio.end_ms <= known_ms for chunk in self._ready)
         planned = [PlannedChunk(chunk, self._read(chunk)) for chunk in self._ready[:count]]
+        planned = self._last + planned
+        self._last = planned[-1:]
         del self._ready[:count]
         starts = [chunk.audio.start_ms for chunk in self._ready]
         begun = self._grouper.needed_from_ms
@@ -126,7 +134,7 @@ class Planner:
         needed = min(known_ms, *starts)
         del self._pcm[: (needed - self._pcm_from_ms) * BYTES_PER_MS]
         self._pcm_from_ms = needed
-        return planned
+        return planned[:-1]
 
     def _read(self, chunk: Chunk) -> bytes:
         start, end = (

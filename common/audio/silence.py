@@ -176,7 +176,7 @@ class SilenceFinder:
         found = []
         for start, end in sounds:
             pieces, rest = self._cut_off(start, end)
-            found += [*pieces, rest]
+            found += [*pieces, rest] if end > start else []
             self._cut_at = None
         return found
 

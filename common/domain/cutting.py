@@ -13,7 +13,7 @@ changes when a value is handed out but not the value.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from common.domain.values import MAX_WINDOW_MS, Chunk, Span, Window
@@ -149,7 +149,8 @@ class WindowCutter:
     """Merges speech into windows whose cores tile the recording.
 
     A core's edge lies in the middle of the silence between two windows, or half of ``max_gap_ms``
-    after the speech where the silence is longer than that, or at the cut where there is none.
+    after the speech where the silence is longer than that, or at the cut where there is none. The
+    silence at the very end is known too late for that: see `reaching`.
     """
 
     def __init__(self, options: CutOptions) -> None:
@@ -290,6 +291,13 @@ class ChunkGrouper:
         self._pending = []
         self._chunks += 1
         return chunk
+
+
+def reaching(chunk: Chunk, end_ms: int) -> Chunk:
+    """The chunk with its core extended to the recording's end: silence that nobody else owns."""
+    last = chunk.windows[-1]
+    extended = replace(last, core=Span(last.core.start_ms, max(last.core.end_ms, end_ms)))
+    return replace(chunk, windows=(*chunk.windows[:-1], extended))
 
 
 def windows_per_chunk(before: int) -> int:

@@ -10,6 +10,9 @@ from common.domain.values import Chunk, Segment, Span, Window, Word
 SPEECH_WITHOUT_TEXT_MS = 3_000
 """Speech that may stay without text and without a warning: a breath, a laugh, a false alarm."""
 
+SAME_WORD_MS = 500
+"""How far apart two windows may place a word; Whisper's word times are mostly within 200 ms."""
+
 Part = tuple[Chunk, Sequence[Sequence[Segment]]]
 """A chunk and the segments of each of its windows, with times from the window's own start."""
 
@@ -25,23 +28,49 @@ class Merged:
         return tuple(word for segment in self.segments for word in segment.words)
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """A window's segments on the recording's clock, and which of its words count.
+
+    A segment without words counts as one word, so that both are told apart in one place.
+    """
+
+    window: Window
+    segments: tuple[Segment, ...]
+    words: tuple[Word, ...]
+    own: slice
+
+    def owned(self) -> Iterator[Segment]:
+        """The segments with the words that count."""
+        first, last, _ = self.own.indices(len(self.words))
+        at = 0
+        for segment in self.segments:
+            count = len(segment.words) or 1
+            words = segment.words[max(first - at, 0) : max(last - at, 0)]
+            if words and len(words) < len(segment.words):
+                span = Span(words[0].span.start_ms, max(word.span.end_ms for word in words))
+                text = "".join(word.text for word in words)
+                yield replace(segment, span=span, text=text, words=words)
+            elif words or (not segment.words and first <= at < last):
+                yield segment
+            at += count
+
+
 def merge(parts: Iterable[Part]) -> Merged:
     """Join the windows' segments.
 
     A window cut in silence gives all its words, pulled into its audio where the engine let them
-    end too late. A window that shares audio with its neighbour gives the words whose midpoint lies
-    in its core. Segments without words are treated as one word each.
+    end too late. Where two windows share audio, the seam is a word that both heard near the edge of
+    their cores: all before it and itself from the left window, the rest from the right one. Where
+    they agree on none, each word counts in the window whose core holds its midpoint. Segments
+    without words count whole, by their midpoint.
+
+    The parts are in order; some may be missing.
 
     Raises:
-        ValueError: a chunk has not as many results as windows, or chunks are not in order.
+        ValueError: a chunk has not as many results as windows, or windows are out of order.
     """
-    kept: list[Segment] = []
-    core_end = 0
-    for window, segments in _by_window(parts):
-        if window.core.start_ms < core_end:
-            raise ValueError(f"the window at {window.core.start_ms} ms is out of order")
-        core_end = window.core.end_ms
-        kept.extend(_owned(window, segments))
+    kept = (segment for heard in _heard(parts) for segment in heard.owned())
     return Merged(tuple(_in_order(kept)))
 
 
@@ -52,68 +81,95 @@ def speech_without_text(parts: Iterable[Part]) -> tuple[Span, ...]:
     core without text.
     """
     missing = []
-    for window, segments in _by_window(parts):
-        written = [segment.span for segment in _owned(window, segments) if segment.text.strip()]
-        unwritten = window.speech_ms - sum(span.duration_ms for span in written)
+    for heard in _heard(parts):
+        core = heard.window.core
+        written = [segment.span.clipped(core) for segment in heard.owned() if segment.text.strip()]
+        unwritten = heard.window.speech_ms - sum(span.duration_ms for span in written)
         if unwritten >= SPEECH_WITHOUT_TEXT_MS:
-            missing.append(max(_gaps(window.core, written), key=lambda span: span.duration_ms))
+            missing.append(max(_gaps(core, written), key=lambda span: span.duration_ms))
     return tuple(missing)
 
 
-def _by_window(parts: Iterable[Part]) -> Iterator[tuple[Window, Sequence[Segment]]]:
-    for chunk, results in parts:
-        yield from zip(chunk.windows, results, strict=True)
+def _heard(parts: Iterable[Part]) -> list[_Heard]:
+    """All windows, with what of each counts."""
+    heard = [
+        _placed(window, segments)
+        for chunk, results in parts
+        for window, segments in zip(chunk.windows, results, strict=True)
+    ]
+    for at, right in enumerate(heard[1:]):
+        left = heard[at]
+        if left.window.core.end_ms > right.window.core.start_ms:
+            raise ValueError(f"the window at {right.window.core.start_ms} ms is out of order")
+        if left.window.audio.end_ms > right.window.audio.start_ms:
+            until, since = _seam(left, right)
+            heard[at] = replace(left, own=slice(left.own.start, until))
+            heard[at + 1] = replace(right, own=slice(since, None))
+    return heard
 
 
-def _owned(window: Window, segments: Sequence[Segment]) -> Iterator[Segment]:
-    """The segments of a window on the recording's clock, with the words that are the window's."""
+def _placed(window: Window, segments: Iterable[Segment]) -> _Heard:
+    """A window on the recording's clock, inside its audio; all of it counts."""
+    placed = []
     for segment in segments:
-        placed = segment.shifted(window.audio.start_ms)
-        words = [replace(word, span=word.span.clipped(window.audio)) for word in placed.words]
-        owned = tuple(word for word in words if _owns(window, word.span))
-        span = placed.span.clipped(window.audio)
-        if len(owned) < len(words):
-            if owned:
-                span = Span(owned[0].span.start_ms, max(word.span.end_ms for word in owned))
-                text = "".join(word.text for word in owned)
-                yield replace(placed, span=span, text=text, words=owned)
-        elif words or _owns(window, span):
-            yield replace(placed, span=span, words=owned)
+        shifted = segment.shifted(window.audio.start_ms)
+        words = tuple(replace(word, span=word.span.clipped(window.audio)) for word in shifted.words)
+        placed.append(replace(shifted, span=shifted.span.clipped(window.audio), words=words))
+    said = tuple(
+        word
+        for segment in placed
+        for word in segment.words or (Word(segment.text, segment.span, 0.0),)
+    )
+    return _Heard(window, tuple(placed), said, slice(0, None))
 
 
-def _owns(window: Window, span: Span) -> bool:
-    """Whether what is said at ``span`` counts here; where audio is not shared, all of it does."""
-    shared_before = window.audio.start_ms < window.core.start_ms
-    shared_after = window.audio.end_ms > window.core.end_ms
-    too_early = shared_before and span.midpoint_ms < window.core.start_ms
-    too_late = shared_after and span.midpoint_ms >= window.core.end_ms
-    return not (too_early or too_late)
+def _seam(left: _Heard, right: _Heard) -> tuple[int, int]:
+    """How many of the left window's words count, and from which on the right one's."""
+    edge = left.window.core.end_ms
+    shared = Span(right.window.audio.start_ms, left.window.audio.end_ms)
+    seams = [
+        (_apart(a, b) + abs(a.span.midpoint_ms - edge), i + 1, j + 1)
+        for i, a in enumerate(left.words)
+        if shared.holds(a.span.midpoint_ms)
+        for j, b in enumerate(right.words)
+        if _letters(a) == _letters(b) and _apart(a, b) <= SAME_WORD_MS
+    ]
+    if seams:
+        _, until, since = min(seams)
+        return until, since
+    return _count_before(edge, left.words), _count_before(edge, right.words)
+
+
+def _count_before(ms: int, words: Iterable[Word]) -> int:
+    return sum(word.span.midpoint_ms < ms for word in words)
+
+
+def _apart(a: Word, b: Word) -> int:
+    return abs(a.span.midpoint_ms - b.span.midpoint_ms)
+
+
+def _letters(word: Word) -> str:
+    return "".join(letter for letter in word.text.casefold() if letter.isalnum())
 
 
 def _in_order(segments: Iterable[Segment]) -> Iterator[Segment]:
     """Push what starts before its predecessor's end up to that end; the text's order stays."""
     now = 0
     for segment in segments:
-        start = max(segment.span.start_ms, now)
-        now = start
+        start = now = max(segment.span.start_ms, now)
         words = []
         for word in segment.words:
-            span = _not_before(now, word.span)
+            span = Span(max(word.span.start_ms, now), max(word.span.end_ms, now))
             words.append(replace(word, span=span))
             now = span.end_ms
-        now = max(now, segment.span.end_ms, start)
+        now = max(segment.span.end_ms, now)
         yield replace(segment, span=Span(start, now), words=tuple(words))
 
 
-def _not_before(ms: int, span: Span) -> Span:
-    return Span(max(span.start_ms, ms), max(span.end_ms, ms))
-
-
 def _gaps(within: Span, spans: Iterable[Span]) -> Iterator[Span]:
-    """The parts of ``within`` that none of ``spans`` covers, and an empty one at its end."""
+    """The parts of ``within`` that none of ``spans``, all inside it, covers; at least one."""
     now = within.start_ms
     for span in sorted(spans):
-        if span.start_ms > now:
-            yield Span(now, min(span.start_ms, within.end_ms))
-        now = min(max(now, span.end_ms), within.end_ms)
+        yield Span(now, max(now, span.start_ms))
+        now = max(now, span.end_ms)
     yield Span(now, within.end_ms)

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.domain.cutting import ChunkGrouper, Curve, CutOptions, Speech, WindowCutter, cut_long
+from common.domain.merging import Part, merge, speech_without_text
+from common.domain.values import Chunk, Segment, Span, Window, Word
+
+MOST_JITTER_MS = 150
+
+Spoken = list[tuple[Span, list[Word]]]
+"""Stretches of speech with the words in them, in order."""
+
+
+@st.composite
+def speeches(draw: st.DrawFn) -> tuple[Spoken, int]:
+    """Speech with some stretches too long for a window; many words sound the same."""
+    now, spoken, said = draw(st.integers(0, 6_000)), [], 0
+    for count in draw(st.lists(st.integers(1, 130), max_size=4)):
+        start, words = now, []
+        shortest, common = draw(st.integers(120, 500)), draw(st.integers(2, 6))
+        for at in range(count):
+            length = shortest + (at * 37) % 100
+            name = "no" if said % common == 0 else f"w{said}"
+            words.append(Word(f" {name}", Span(now, now + length), 0.9))
+            now += length
+            said += 1
+        spoken.append((Span(start, now), words))
+        now += draw(st.integers(200, 1_000) | st.integers(200, 20_000))
+    return spoken, now
+
+
+def chunks_of(spoken: Spoken, duration_ms: int) -> list[Chunk]:
+    """Cut as the planner does; the levels make no word's edge likelier than its middle."""
+    options = CutOptions()
+    levels = Curve(32)
+    levels.extend((step * 7_919) % 101 / 101 for step in range(duration_ms // 32 + 1))
+    cutter, grouper = WindowCutter(options), ChunkGrouper()
+    windows: list[Window] = []
+    for span, _ in spoken:
+        pieces, rest = cut_long(options, levels, Speech(span))
+        for piece in [*pieces, rest]:
+            windows += cutter.feed(piece)
+    windows += cutter.finish(duration_ms)
+    chunks = [chunk for window in windows for chunk in grouper.feed(window)]
+    return chunks + grouper.finish()
+
+
+def heard(window: Window, spoken: Spoken) -> list[Word]:
+    """The words whose whole sound is in the window, at their time in it."""
+    return [
+        word.shifted(-window.audio.start_ms)
+        for _, words in spoken
+        for word in words
+        if word.span.clipped(window.audio) == word.span
+    ]
+
+
+def segments(words: list[Word], size: int = 7) -> list[Segment]:
+    groups = [words[at : at + size] for at in range(0, len(words), size)]
+    return [
+        Segment(
+            Span(min(w.span.start_ms for w in group), max(w.span.end_ms for w in group)),
+            "".join(word.text for word in group),
+            tuple(group),
+        )
+        for group in groups
+    ]
+
+
+@given(speeches())
+def test_an_engine_that_hears_well_gives_every_word_once_at_its_time(
+    recording: tuple[Spoken, int],
+) -> None:
+    spoken, duration_ms = recording
+    parts = [
+        (chunk, [segments(heard(window, spoken)) for window in chunk.windows])
+        for chunk in chunks_of(spoken, duration_ms)
+    ]
+    merged = merge(parts)
+    assert list(merged.words) == [word for _, words in spoken for word in words]
+    for segment in merged.segments:
+        assert segment.text == "".join(word.text for word in segment.words)
+
+
+@given(speeches(), st.randoms(use_true_random=False))
+def test_words_at_wrong_times_are_in_order_and_none_is_doubled(
+    recording: tuple[Spoken, int],
+    random: Random,
+) -> None:
+    spoken, duration_ms = recording
+
+    def misplaced(word: Word) -> Word:
+        late = random.randint(-MOST_JITTER_MS, MOST_JITTER_MS)
+        start = max(0, word.span.start_ms + late)
+        return Word(word.text, Span(start, max(start, word.span.end_ms + late)), 0.9)
+
+    parts: list[Part] = []
+    for chunk in chunks_of(spoken, duration_ms):
+        windows = [
+            segments([misplaced(word) for word in heard(window, spoken)])
+            for window in chunk.windows
+        ]
+        parts.append((chunk, windows))
+    merged = merge(parts)
+    for spans in ([s.span for s in merged.segments], [w.span for w in merged.words]):
+        assert all(a.end_ms <= b.start_ms for a, b in pairwise(spans))
+    said = Counter(word.text for _, words in spoken for word in words)
+    got = Counter(word.text for word in merged.words)
+    unique = {text for text, count in said.items() if count == 1}
+    assert all(got[text] <= 1 for text in unique)
+    shared = any(
+        window.audio.end_ms > window.core.end_ms for chunk, _ in parts for window in chunk.windows
+    )
+    if not shared:
+        assert got == said
+
+
+def window(core: tuple[int, int], audio: tuple[int, int] | None = None, speech: int = 0) -> Window:
+    return Window(Span(*core), Span(*(audio or core)), speech)
+
+
+def word(text: str, start: int, end: int) -> Word:
+    return Word(text, Span(start, end), 0.9)
+
+
+def one_chunk(*windows: tuple[Window, list[Segment]]) -> list[Part]:
+    return [(Chunk(0, tuple(w for w, _ in windows)), [found for _, found in windows])]
+
+
+def test_a_word_that_the_engine_ends_too_late_is_pulled_into_its_window() -> None:
+    late = segments([word(" late", 9_500, 11_000), word(" later", 12_000, 12_500)])
+    following = segments([word(" then", 0, 400)])
+    merged = merge(one_chunk((window((0, 10_000)), late), (window((10_000, 20_000)), following)))
+    assert [(w.text, w.span) for w in merged.words] == [
+        (" late", Span(9_500, 10_000)),
+        (" later", Span(10_000, 10_000)),
+        (" then", Span(10_000, 10_400)),
+    ]
+
+
+def test_two_windows_join_at_the_word_they_both_heard_although_they_place_it_differently() -> None:
+    left = segments([word(" one", 8_000, 8_900), word(" two,", 9_850, 10_250)])
+    right = segments([word(" Two", 600, 900), word(" three", 950, 1_700)])
+    merged = merge(
+        one_chunk(
+            (window((0, 10_000), (0, 11_000)), left),
+            (window((10_000, 20_000), (9_000, 20_000)), right),
+        )
+    )
+    assert [w.text for w in merged.words] == [" one", " two,", " three"]
+
+
+def test_without_a_common_word_each_counts_where_its_midpoint_lies() -> None:
+    left = segments([word(" one", 8_000, 8_900), word(" tooth", 9_500, 10_100)])
+    right = segments([word(" truth", 500, 1_000), word(" three", 1_050, 1_700)])
+    merged = merge(
+        one_chunk(
+            (window((0, 10_000), (0, 11_000)), left),
+            (window((10_000, 20_000), (9_000, 20_000)), right),
+        )
+    )
+    assert [w.text for w in merged.words] == [" one", " tooth", " three"]
+    assert [segment.text for segment in merged.segments] == [" one tooth", " three"]
+
+
+def test_segments_without_words_count_by_their_midpoint() -> None:
+    left = [Segment(Span(0, 9_800), " all of it"), Segment(Span(9_900, 11_000), " twice")]
+    right = [Segment(Span(900, 1_900), " twice"), Segment(Span(2_000, 3_000), " more")]
+    merged = merge(
+        one_chunk(
+            (window((0, 10_000), (0, 11_000)), left),
+            (window((10_000, 20_000), (9_000, 20_000)), right),
+        )
+    )
+    assert [segment.text for segment in merged.segments] == [" all of it", " twice", " more"]
+
+
+def test_the_numbers_of_the_decoder_stay_on_a_segment_that_loses_words() -> None:
+    said = [word(" in", 1_000, 1_500), word(" out", 11_000, 11_500)]
+    doubtful = Segment(
+        Span(1_000, 11_500), " in out", tuple(said), avg_logprob=-1.5, flags=("low_probability",)
+    )
+    (kept,) = merge(
+        one_chunk(
+            (window((0, 10_000), (0, 12_000)), [doubtful]),
+            (window((10_000, 20_000), (8_000, 20_000)), []),
+        )
+    ).segments
+    assert (kept.text, kept.avg_logprob, kept.flags) == (" in", -1.5, ("low_probability",))
+
+
+def test_chunks_that_are_not_transcribed_yet_are_simply_absent() -> None:
+    first = (Chunk(0, (window((0, 10_000)),)), [segments([word(" one", 0, 500)])])
+    third = (Chunk(2, (window((20_000, 30_000)),)), [segments([word(" three", 0, 500)])])
+    assert [w.span.start_ms for w in merge([first, third]).words] == [0, 20_000]
+
+
+def test_results_that_do_not_belong_to_the_windows_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        merge([(Chunk(0, (window((0, 10_000)),)), [])])
+    with pytest.raises(ValueError, match="out of order"):
+        merge(one_chunk((window((10_000, 20_000)), []), (window((0, 10_000)), [])))
+
+
+def test_speech_that_no_text_accounts_for_is_reported_where_it_is() -> None:
+    silent = window((0, 30_000), (1_000, 29_000), speech=25_000)
+    told = window((30_000, 60_000), (30_000, 59_000), speech=25_000)
+    half = window((60_000, 90_000), (61_000, 89_000), speech=25_000)
+    breath = window((90_000, 100_000), (91_000, 99_000), speech=2_000)
+    parts = one_chunk(
+        (silent, []),
+        (told, [Segment(Span(500, 14_000), " told"), Segment(Span(15_000, 28_000), " all")]),
+        (half, [Segment(Span(0, 9_000), " the beginning"), Segment(Span(9_000, 20_000), " ")]),
+        (breath, []),
+    )
+    assert speech_without_text(parts) == (Span(0, 30_000), Span(70_000, 90_000))

@@ -1,0 +1,119 @@
+"""The whole planner: blocks in, chunks with their PCM out."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from common.audio.planning import PlannedChunk, Planner, PlanOptions
+from common.audio.vad import load_network
+from common.domain.cutting import CutOptions
+from common.domain.values import SAMPLE_RATE
+from tests import speech
+from tests.audio_files import noise, silence, tone
+
+NETWORK = load_network()
+STRATEGIES: tuple[Literal["vad", "silence", "fixed"], ...] = ("vad", "silence", "fixed")
+TEXT = "We were talking about the old house by the river, and how quiet it used to be there. "
+
+
+def talk() -> NDArray[np.int16]:
+    """Three minutes with speech, pauses, a minute of silence, and an endless tone."""
+    said = np.frombuffer(speech.pcm16(speech.speak(TEXT)), "<i2").astype(np.int16)
+    parts = [np.concatenate([said, silence(0.3 + 0.2 * turn)]) for turn in range(6)]
+    return np.concatenate([*parts, silence(60), *parts, tone(45), silence(2.0005)])
+
+
+TALK = talk()
+
+
+def plan(
+    samples: NDArray[np.int16], options: PlanOptions, steps: list[int]
+) -> tuple[list[PlannedChunk], Planner]:
+    planner = Planner(options, NETWORK)
+    planned, start = [], 0
+    while start < len(samples):
+        for step in steps:
+            planned += planner.feed(samples[start : start + step])
+            start += step
+    return planned + planner.finish(), planner
+
+
+def whole(options: PlanOptions) -> list[PlannedChunk]:
+    return plan(TALK, options, [len(TALK)])[0]
+
+
+WHOLE = {strategy: whole(PlanOptions(strategy)) for strategy in STRATEGIES}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_cores_tile_the_recording_and_each_chunk_has_its_own_sound(
+    strategy: Literal["vad", "silence", "fixed"],
+) -> None:
+    planned, planner = plan(TALK, PlanOptions(strategy), [len(TALK)])
+    windows = [window for each in planned for window in each.chunk.windows]
+    assert windows[0].core.start_ms == 0
+    assert windows[-1].core.end_ms == planner.duration_ms == -(-len(TALK) // 16)
+    assert all(a.core.end_ms == b.core.start_ms for a, b in pairwise(windows))
+    assert planner.speech_ms == sum(window.speech_ms for window in windows) > 0
+    padded = np.pad(TALK, (0, -len(TALK) % 16))
+    for each in planned:
+        audio = each.chunk.audio
+        assert each.pcm == padded[audio.start_ms * 16 : audio.end_ms * 16].tobytes()
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.sampled_from(STRATEGIES),
+    st.lists(st.integers(1, 40 * SAMPLE_RATE), min_size=1, max_size=5).filter(
+        lambda steps: sum(steps) > SAMPLE_RATE // 4
+    ),
+)
+def test_blocks_of_any_size_give_the_same_chunks(
+    strategy: Literal["vad", "silence", "fixed"], steps: list[int]
+) -> None:
+    assert plan(TALK, PlanOptions(strategy), steps)[0] == WHOLE[strategy]
+
+
+def test_the_first_chunks_are_handed_out_before_the_recording_ends() -> None:
+    planner = Planner(PlanOptions(), NETWORK)
+    early = planner.feed(TALK[: len(TALK) // 2])
+    assert early
+    assert early == WHOLE["vad"][: len(early)]
+
+
+@pytest.mark.parametrize("strategy", ["vad", "silence"])
+def test_a_recording_in_which_nobody_speaks_has_no_chunks(
+    strategy: Literal["vad", "silence"],
+) -> None:
+    quiet = np.concatenate([silence(30), noise(30, 0.003)])
+    planned, planner = plan(quiet, PlanOptions(strategy), [SAMPLE_RATE])
+    assert planned == []
+    assert (planner.speech_ms, planner.duration_ms) == (0, 60_000)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_recording_without_a_sample_has_no_chunks(
+    strategy: Literal["vad", "silence", "fixed"],
+) -> None:
+    assert Planner(PlanOptions(strategy), NETWORK).finish() == []
+
+
+def test_fixed_windows_have_the_length_and_overlap_that_were_asked_for() -> None:
+    cut = CutOptions(window_ms=10_000, overlap_ms=1_000)
+    planned, _ = plan(TALK, PlanOptions("fixed", cut), [len(TALK)])
+    windows = [window for each in planned for window in each.chunk.windows]
+    for left, right in pairwise(windows):
+        assert left.audio.duration_ms == 10_000
+        assert left.audio.end_ms - right.audio.start_ms == 1_000
+
+
+def test_voice_activity_needs_its_network() -> None:
+    with pytest.raises(ValueError, match="network"):
+        Planner(PlanOptions("vad"))

@@ -1,0 +1,132 @@
+"""Voice activity on speech that is made on the spot, against the published network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from common.audio.silero import CONTEXT, FRAME, Network, silero_path
+from common.audio.vad import VadFinder, VadOptions, VoiceActivity, load_network
+from common.domain.cutting import CutOptions, Speech
+from common.domain.values import SAMPLE_RATE
+from tests import speech
+from tests.audio_files import noise, silence
+
+TEXT = "Nobody knows what the weather will be tomorrow, but we shall go out in any case."
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return load_network()
+
+
+def spoken(text: str = TEXT, language: str = "en") -> NDArray[np.int16]:
+    return np.frombuffer(speech.pcm16(speech.speak(text, language)), "<i2").astype(np.int16)
+
+
+def conversation() -> NDArray[np.int16]:
+    """A minute with speech in two languages, pauses, noise, and a broken frame at the end."""
+    parts = [
+        silence(1.2),
+        spoken(),
+        noise(3, 0.05),
+        spoken("Hôm nay trời đẹp, chúng ta cùng nhau đi chơi.", "vi"),
+        silence(2),
+        spoken(),
+        noise(20, 0.2),
+        spoken(),
+    ]
+    return np.concatenate(parts)[:-100]
+
+
+def published(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+    """The probabilities by onnxruntime on the unchanged file, as faster-whisper feeds it."""
+    session = onnxruntime.InferenceSession(str(silero_path()), providers=["CPUExecutionProvider"])
+    padded = np.pad(samples, (CONTEXT, -len(samples) % FRAME)) / np.float32(32_768)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
+    state = np.zeros((1, 1, 128), np.float32)
+    feeds = {"input": frames.astype(np.float32), "h": state, "c": state}
+    probabilities: NDArray[np.float32] = session.run(None, feeds)[0]
+    return probabilities
+
+
+def listen(
+    network: Network, samples: NDArray[np.int16], step: int, options: VadOptions | None = None
+) -> list[Speech]:
+    finder = VadFinder(network, options or VadOptions(), CutOptions())
+    found = []
+    for start in range(0, len(samples), step):
+        found += finder.feed(samples[start : start + step])
+    return found + finder.finish()
+
+
+def test_the_numbers_are_those_of_the_published_network(network: Network) -> None:
+    samples = conversation()
+    activity = VoiceActivity(network)
+    ours = np.concatenate([activity.feed(samples), activity.finish()])
+    theirs = published(samples)
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [1_000, 16_000, 65_536, 100_003])
+def test_blocks_of_any_size_give_the_same_bits(network: Network, step: int) -> None:
+    samples = conversation()
+    whole = VoiceActivity(network)
+    expected = np.concatenate([whole.feed(samples), whole.finish()])
+    activity = VoiceActivity(network)
+    fed = [activity.feed(samples[at : at + step]) for at in range(0, len(samples), step)]
+    assert np.array_equal(np.concatenate([*fed, activity.finish()]), expected)
+
+
+def test_speech_is_found_where_somebody_speaks(network: Network) -> None:
+    said = spoken()
+    samples = np.concatenate([silence(3), said, silence(3), said, silence(3)])
+    found = listen(network, samples, SAMPLE_RATE, VadOptions(min_silence_ms=1_500))
+    length_ms = len(said) // 16
+    assert len(found) == 2
+    for speech_found, start_ms in zip(found, (3_000, 6_000 + length_ms), strict=True):
+        assert abs(speech_found.span.start_ms - start_ms) < 300
+        assert abs(speech_found.span.end_ms - start_ms - length_ms) < 600
+
+
+@pytest.mark.parametrize("nobody", [silence(20), noise(20, 0.02), silence(0), silence(0.001)])
+def test_nobody_is_heard_where_nobody_speaks(network: Network, nobody: NDArray[np.int16]) -> None:
+    assert listen(network, nobody, SAMPLE_RATE) == []
+
+
+def test_speech_at_the_very_end_ends_with_the_recording(network: Network) -> None:
+    said = spoken("one two three four five six seven")
+    cut_off = said[: len(said) // 2]
+    found = listen(network, np.concatenate([silence(1), cut_off]), SAMPLE_RATE)
+    assert found[-1].span.end_ms == (SAMPLE_RATE + len(cut_off)) // 16
+
+
+def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(network: Network) -> None:
+    said = spoken("and so on and on we go and never stop to breathe", "en")
+    loud = np.flatnonzero(np.abs(said) > 500)
+    without_end = np.tile(said[loud[0] : loud[-1]], 1 + 90 * SAMPLE_RATE // (loud[-1] - loud[0]))
+    found = listen(network, without_end, 50_000, VadOptions(min_silence_ms=2_000))
+    assert [speech.closed for speech in found].count(False) >= 2
+    for piece, following in pairwise(found):
+        assert piece.span.end_ms == following.span.start_ms
+        assert piece.span.duration_ms <= CutOptions().window_ms - CutOptions().overlap_ms
+
+
+def test_a_threshold_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        VadOptions(threshold=1.0)
+
+
+def test_another_version_of_the_network_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(
+        silero_path().read_bytes().replace(b"conv_layers.3.bias", b"conv_layers.4.bias")
+    )
+    with pytest.raises(KeyError):
+        Network(other)

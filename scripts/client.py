@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 from http import HTTPStatus
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -57,11 +57,12 @@ class Gateway:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
-        self._http = httpx.Client(
-            base_url=f"{self.address}/api/v1",
-            timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
-            trust_env=not _is_here(self.address),  # no proxy leads to this machine
-        )
+        with self._errors():
+            self._http = httpx.Client(
+                base_url=f"{self.address}/api/v1",
+                timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+                trust_env=not _is_here(self.address),  # no proxy leads to this machine
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -172,7 +173,7 @@ class _Counted(io.FileIO):
 
 
 def _is_here(address: str) -> bool:
-    host = urlsplit(address).hostname or ""
+    host = httpx.URL(address).host
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -180,11 +181,16 @@ def _is_here(address: str) -> bool:
 
 
 def _file_name(answer: httpx.Response) -> str | None:
-    """The name in Content-Disposition, without any folder."""
+    """The name in Content-Disposition, without any folder (RFC 6266: ``filename*`` goes first)."""
     header = Message()
     header["Content-Disposition"] = answer.headers.get("Content-Disposition", "")
-    name = Path((header.get_filename() or "").replace("\\", "/")).name
-    return name or None
+    sent = [
+        (isinstance(value, tuple), collapse_rfc2231_value(value))
+        for key, value in header.get_params(header="Content-Disposition") or []
+        if key.lower() == "filename"
+    ]
+    name = PurePosixPath(max(sent, default=(False, ""))[1].replace("\\", "/")).name
+    return name if name not in {"", ".."} else None
 
 
 def _write_atomically(target: Path, pieces: Iterator[bytes]) -> None:

@@ -29,7 +29,8 @@ from rich.text import Text
 from scripts.client import ENDED, clock
 
 REFRESHES_PER_S = 8
-NARROWEST_BAR = 10
+NARROWEST_BAR, WIDEST_BAR = 10, 40
+GAP = "  "
 LONGEST_NAME = 28
 TEXT_LINES = 6
 """How much of the growing text is shown at once."""
@@ -50,6 +51,8 @@ class Take:
     heard_at: float = 0.0
     """When that was, on the monotonic clock."""
     working_since: float | None = None
+    planned_percent: int = 0
+    """The progress that a job has for being planned, before any of it was heard."""
     lines: list[str] = field(default_factory=list)
     """The text as far as it is known."""
     lines_of: int = 0
@@ -81,6 +84,8 @@ class Take:
         self.heard_at = time.monotonic()
         if self.working_since is None and state["status"] == "PROCESSING":
             self.working_since = self.heard_at
+        if not state["chunks_completed"]:
+            self.planned_percent = state["progress"]
 
     @property
     def speed(self) -> float | None:
@@ -88,8 +93,9 @@ class Take:
         if self.working_since is None or not self.state.get("duration_seconds"):
             return None
         elapsed = self.heard_at - self.working_since
-        heard = self.state["progress"] / 100 * self.state["duration_seconds"]
-        return heard / elapsed if elapsed > 1 and self.state["chunks_completed"] else None
+        percent = self.state["progress"] - self.planned_percent
+        heard = percent / (100 - self.planned_percent) * self.state["duration_seconds"]
+        return heard / elapsed if elapsed > 1 and percent > 0 else None
 
     @property
     def left_s(self) -> float | None:
@@ -158,50 +164,59 @@ class Board:
             live.stop()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        height = options.max_height
+        height, width = options.max_height, options.max_width
         working = [take for take in self._takes if not take.over]
-        shown = working[: max(1, height - TEXT_LINES - 4)]
-        parts: list[RenderableType] = [_line(take, options.max_width) for take in shown]
+        parts: list[RenderableType] = [_table(working[: max(1, height - TEXT_LINES - 4)], width)]
         if len(self._takes) > 1:
-            done = sum(take.over for take in self._takes)
-            parts.append(Text(f"{done} of {len(self._takes)} done", style="dim"))
+            parts.append(Text(_count(self._takes), style="dim"))
         if self._notice:
             parts.append(Text(self._notice, style="yellow", overflow="ellipsis", no_wrap=True))
-        room = min(TEXT_LINES, height - len(parts) - 2)
+        rows = min(len(working), max(1, height - TEXT_LINES - 4)) + len(parts) - 1
+        room = min(TEXT_LINES, height - rows - 2)
         texts = next((take.lines for take in working if take.lines), [])
         if texts and room > 0:
             parts.append(Text())
-            parts += _last_lines(texts, room, console, options.max_width)
+            parts += _last_lines(texts, room, console, width)
         yield Group(*parts)
 
 
-def _line(take: Take, width: int) -> RenderableType:
+def _count(takes: Sequence[Take]) -> str:
+    failed = sum(take.error is not None for take in takes)
+    done = sum(take.over for take in takes) - failed
+    return f"{done} of {len(takes)} done" + (f", {failed} failed" if failed else "")
+
+
+def _table(takes: Sequence[Take], width: int) -> RenderableType:
     """Name, bar and figures; in a narrow terminal the least important figures give way."""
-    share, figures = _figures(take)
-    name_width = min(cell_len(take.name), LONGEST_NAME, max(8, width // 3))
-    while len(figures) > 1 and _taken(name_width, figures) + NARROWEST_BAR > width:
-        figures.pop()
-    bar_width = max(3, min(40, width - _taken(name_width, figures)))
-    bar = ProgressBar(
-        total=None if share is None else 1.0,
-        completed=share or 0.0,
-        width=bar_width,
-        pulse=share is None,
+    name_width = min(
+        max((cell_len(take.name) for take in takes), default=0), LONGEST_NAME, max(8, width // 3)
     )
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_row(
-        Text(_shortened(take.name, name_width), no_wrap=True),
-        bar,
-        *(
-            Text(figure, style="cyan" if index == 0 else "", no_wrap=True)
-            for index, figure in enumerate(figures)
-        ),
-    )
+    rows = [(take, *_figures(take)) for take in takes]
+    room = width - name_width - 2 * len(GAP) - NARROWEST_BAR
+    told = [_that_fit(figures, room) for _, _, figures in rows]
+    figures_width = max((cell_len(line) for line in told), default=0)
+    bar_width = min(WIDEST_BAR, width - name_width - 2 * len(GAP) - figures_width)
+    grid = Table.grid(padding=(0, len(GAP), 0, 0))
+    for (take, share, _), line in zip(rows, told, strict=True):
+        grid.add_row(
+            Text(_shortened(take.name, name_width), no_wrap=True),
+            ProgressBar(
+                total=None if share is None else 1.0,
+                completed=share or 0.0,
+                width=max(1, bar_width),
+                pulse=share is None,
+            ),
+            Text(line, no_wrap=True, overflow="crop"),
+        )
     return grid
 
 
-def _taken(name_width: int, figures: Sequence[str]) -> int:
-    return name_width + 2 + sum(2 + cell_len(figure) for figure in figures)
+def _that_fit(figures: Sequence[str], room: int) -> str:
+    """The figures in a row; the last ones go where they do not fit, the first one stays."""
+    count = len(figures)
+    while count > 1 and cell_len(GAP.join(figures[:count])) > room:
+        count -= 1
+    return GAP.join(figures[:count])
 
 
 def _figures(take: Take) -> tuple[float | None, list[str]]:
@@ -222,13 +237,13 @@ def _figures(take: Take) -> tuple[float | None, list[str]]:
     state = take.state
     if state.get("status") in {None, "PENDING"}:
         before = state.get("queue_position")
-        return None, ["waiting" if not before else f"waiting, {before} before"]
+        return 0.0, ["waiting", *([f"{before} before it"] if before else [])]
     total = state["chunks_total"]
     if not total:
         return None, ["looking for speech"]
     figures = [f"{state['progress']:3} %"]
     if (left := take.left_s) is not None:
-        figures.append(f"{clock(max(1.0, left))} left")
+        figures.append(f"{clock(max(1.0, left)):>5} left")
     figures.append(f"{state['chunks_completed']:{len(str(total))}}/{total} chunks")
     if (speed := take.speed) is not None:
         figures.append(f"{speed:.1f}x")
@@ -239,7 +254,7 @@ def _shortened(name: str, width: int) -> str:
     """The name in so many columns, its end kept: that is where names differ."""
     if cell_len(name) <= width:
         return name
-    tail = name[-(width // 3) :]
+    tail = name[-(width // 2) :]
     return set_cell_size(name, width - 1 - cell_len(tail)) + "…" + tail
 
 

@@ -308,8 +308,9 @@ class Desk:
         if self._tell_job:
             facts.append(f"job {take.job_id}")
         self._board.say(f"{take.name}: {', '.join(facts)}")
-        for _, target in take.targets:
-            self._board.say(f"{take.name}: wrote {target}")
+        if take.targets:
+            written = ", ".join(str(target) for _, target in take.targets)
+            self._board.say(f"{take.name}: wrote {written}")
 
 
 def _pace(state: Mapping[str, Any]) -> str:

@@ -1,0 +1,262 @@
+"""The gateway's client and the commands about one job, against a real HTTP server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from common.audio import decode
+from common.errors import GatewayLost, Refused
+from scripts.cli import steno
+from scripts.client import WARNINGS, Gateway, clock
+from tests.scripted_gateway import DONE, WORKING, ScriptedGateway
+from worker.steps import merge
+
+HTML = b"<html>Bad gateway</html>"
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedGateway]:
+    with ScriptedGateway() as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(server: ScriptedGateway) -> Iterator[Gateway]:
+    with Gateway(server.address) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    path = tmp_path / "talk.mp3"
+    path.write_bytes(bytes(range(256)) * 1000)
+    return path
+
+
+@pytest.fixture
+def job_id(gateway: Gateway, talk: Path) -> str:
+    accepted = gateway.upload(talk, {"language": "en"})
+    return str(accepted["job_id"])
+
+
+def run(server: ScriptedGateway, *arguments: str) -> Result:
+    return CliRunner().invoke(steno, list(arguments), env={"STENO_SERVER": server.address})
+
+
+# --- the client -------------------------------------------------------------------------------
+
+
+def test_an_upload_arrives_whole_with_its_options(
+    gateway: Gateway, server: ScriptedGateway, talk: Path
+) -> None:
+    told: list[int] = []
+    accepted = gateway.upload(talk, {"language": "en", "hotwords": "Hà Nội"}, told.append)
+    job = server.jobs[accepted["job_id"]]
+    assert job.sha256 == hashlib.sha256(talk.read_bytes()).hexdigest()
+    assert job.filename == "talk.mp3"
+    assert job.options == {"language": "en", "hotwords": "Hà Nội"}
+    assert sum(told) == talk.stat().st_size
+    assert len(told) > 3
+
+
+def test_an_upload_never_has_the_recording_in_memory(
+    gateway: Gateway, server: ScriptedGateway, tmp_path: Path
+) -> None:
+    server.forget_uploads = True
+    server.refuse["/upload"] = (200, b"{}", "application/json")
+    big = tmp_path / "big.wav"
+    with big.open("wb") as file:
+        file.truncate(50_000_000)
+    tracemalloc.start()
+    try:
+        gateway.upload(big, {})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize("code", [400, 404, 409, 413, 415, 422, 500, 503])
+def test_a_problem_becomes_its_detail(
+    gateway: Gateway, server: ScriptedGateway, talk: Path, code: int
+) -> None:
+    body = json.dumps({"detail": "file is not audio", "code": "x"}).encode()
+    server.refuse["/upload"] = (code, body, "application/problem+json")
+    with pytest.raises(Refused, match=r"^file is not audio$") as caught:
+        gateway.upload(talk, {})
+    assert caught.value.details["status"] == code
+
+
+def test_a_proxys_error_page_becomes_one_line(gateway: Gateway, server: ScriptedGateway) -> None:
+    server.refuse["/status"] = (502, HTML, "text/html")
+    with pytest.raises(Refused, match=r"^The gateway answered 502 Bad Gateway$"):
+        gateway.status("1")
+
+
+def test_something_else_at_the_address_is_told_apart(
+    gateway: Gateway, server: ScriptedGateway
+) -> None:
+    server.refuse["/status"] = (200, HTML, "text/html")
+    with pytest.raises(Refused, match="does not answer like a gateway"):
+        gateway.status("1")
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://no.such.host.invalid"])
+def test_a_gateway_that_is_not_there_is_named(address: str) -> None:
+    with Gateway(address) as gateway, pytest.raises(GatewayLost, match=address):
+        gateway.status("1")
+
+
+@pytest.mark.parametrize("address", ["localhost", "ftp://x", "http://a:b"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(Refused, match="is no"), Gateway(address) as gateway:
+        gateway.status("1")
+
+
+def test_a_gateway_that_hangs_up_is_lost(gateway: Gateway, server: ScriptedGateway) -> None:
+    server.hang_up = 1
+    with pytest.raises(GatewayLost):
+        gateway.status("1")
+
+
+def test_a_download_is_whole_or_not_at_all(
+    gateway: Gateway, server: ScriptedGateway, job_id: str, tmp_path: Path
+) -> None:
+    target = tmp_path / "out" / "talk.srt"
+    target.parent.mkdir()
+    target.write_text("what was there")
+    server.cut_downloads = True
+    with pytest.raises(GatewayLost):
+        gateway.save(job_id, "srt", target)
+    assert target.read_text() == "what was there"
+    assert list(target.parent.iterdir()) == [target]
+    server.cut_downloads = False
+    gateway.save(job_id, "srt", target)
+    assert target.read_text() == "srt of talk.mp3\n" * 1000
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        (
+            "attachment; filename=\"x.srt\"; filename*=UTF-8''H%C3%A0%20N%E1%BB%99i.srt",
+            "Hà Nội.srt",
+        ),
+        ('attachment; filename="../../../etc/x.srt"', "x.srt"),
+        ('attachment; filename="..\\\\..\\\\x.srt"', "x.srt"),
+        ('attachment; filename="/"', None),
+        ('attachment; filename=".."', None),
+        ("attachment", None),
+    ],
+)
+def test_the_gateways_name_for_a_file_cannot_leave_the_folder(
+    gateway: Gateway, server: ScriptedGateway, job_id: str, disposition: str, name: str | None
+) -> None:
+    server.disposition = disposition
+    with gateway.download(job_id, "srt") as (found, _):
+        assert found == (name or f"{job_id}.srt")
+
+
+def test_every_warning_there_is_has_human_words() -> None:
+    codes = {decode.TRUNCATED, decode.DAMAGED, decode.CLOCK_JUMPED, merge.NOT_HEARD, "no_speech"}
+    assert codes == set(WARNINGS)
+
+
+def test_a_clock_has_hours_only_where_there_are_any() -> None:
+    assert [clock(seconds) for seconds in (0, 7.4, 65, 3599.6, 3725)] == [
+        "0:00",
+        "0:07",
+        "1:05",
+        "1:00:00",
+        "1:02:05",
+    ]
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+def test_status_tells_a_person_how_far_it_is(server: ScriptedGateway, job_id: str) -> None:
+    server.jobs[job_id].states[:] = [WORKING]
+    done = run(server, "status", job_id)
+    assert done.exit_code == 0, done.output
+    assert "recording  talk.mp3 (0:08)" in done.stdout
+    assert "progress   50 %, transcribing, 1 of 2 chunks" in done.stdout
+    assert "left       about 0:02" in done.stdout
+
+
+def test_status_tells_why_a_job_failed(server: ScriptedGateway, job_id: str) -> None:
+    server.jobs[job_id].states[:] = [{"status": "FAILED", "error_message": "it is no sound"}]
+    assert "error      it is no sound" in run(server, "status", job_id).stdout
+
+
+def test_status_as_json_is_the_gateways_answer(server: ScriptedGateway, job_id: str) -> None:
+    server.jobs[job_id].states[:] = [WORKING]
+    assert json.loads(run(server, "status", job_id, "--json").stdout)["progress"] == 50
+
+
+def test_result_prints_the_text_alone(server: ScriptedGateway, job_id: str) -> None:
+    server.jobs[job_id].warnings = ["truncated"]
+    done = run(server, "result", job_id)
+    assert done.stdout == "This is talk.mp3.\nOver.\n"
+    assert done.stderr == f"steno: warning: {WARNINGS['truncated']}\n"
+
+
+def test_result_as_json_keeps_the_letters(server: ScriptedGateway, job_id: str) -> None:
+    server.jobs[job_id].texts = ["Xin chào."]
+    done = run(server, "result", job_id, "--json", "--partial")
+    assert json.loads(done.stdout)["text"] == "Xin chào."
+    assert "chào" in done.stdout
+
+
+def test_download_names_the_file_as_the_gateway_does(
+    server: ScriptedGateway, job_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(server, "download", job_id).stdout == "talk.txt\n"
+    assert (tmp_path / "talk.txt").read_text().startswith("txt of")
+
+
+def test_download_takes_the_format_from_the_files_name(
+    server: ScriptedGateway, job_id: str, tmp_path: Path
+) -> None:
+    done = run(server, "download", job_id, "-o", str(tmp_path / "a.vtt"))
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "a.vtt").read_text().startswith("vtt of")
+    assert run(server, "download", job_id, "-o", str(tmp_path)).exit_code == 0
+    assert (tmp_path / "talk.txt").exists()
+    assert run(server, "download", job_id, "--format", "tsv", "-o", "-").stdout.startswith("tsv of")
+
+
+def test_cancel_cancels(server: ScriptedGateway, job_id: str) -> None:
+    assert run(server, "cancel", job_id).stdout == f"{job_id} CANCELLED\n"
+    assert server.jobs[job_id].cancelled
+
+
+@pytest.mark.parametrize("command", ["status", "result", "download", "cancel"])
+def test_an_unknown_job_is_one_line(server: ScriptedGateway, command: str) -> None:
+    done = run(server, command, "7")
+    assert (done.exit_code, done.stderr) == (1, "steno: There is no job 7\n")
+
+
+@pytest.mark.parametrize("command", ["status", "result", "download", "cancel"])
+def test_without_a_gateway_it_says_how_to_get_one(command: str, tmp_path: Path) -> None:
+    environment = {"DATA_DIR": str(tmp_path), "STENO_SERVER": ""}
+    done = CliRunner().invoke(steno, [command, "7"], env=environment)
+    assert done.exit_code == 1
+    assert "steno up" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_finished_job_is_told_in_words(server: ScriptedGateway, job_id: str) -> None:
+    server.jobs[job_id].states[:] = [DONE]
+    server.jobs[job_id].warnings = ["no_speech", "something_new"]
+    told = run(server, "status", job_id).stdout
+    assert "nobody speaks in it" in told
+    assert "warning    something_new" in told

@@ -1,0 +1,293 @@
+"""`steno transcribe` against a real HTTP server that does what gateways rarely do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from api.schemas import UploadOptions
+from scripts import transcribe as module
+from scripts.cli import steno
+from scripts.client import WARNINGS
+from scripts.transcribe import targets, transcribe
+from tests.scripted_gateway import WORKING, ScriptedGateway, until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedGateway]:
+    with ScriptedGateway() as server:
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.mp3", "b.wav", "c.ogg"):
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def handlers_as_they_were() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def run(server: ScriptedGateway, *arguments: str | Path) -> Result:
+    words = ["transcribe", "--server", server.address, *map(str, arguments)]
+    return CliRunner().invoke(steno, words)
+
+
+# --- the text ---------------------------------------------------------------------------------
+
+
+def test_stdout_has_the_text_and_nothing_else(server: ScriptedGateway, folder: Path) -> None:
+    done = run(server, folder / "a.mp3")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "This is a.mp3.\nOver.\n"
+    assert "8.0 s of sound in 4.0 s (2.0x), 4 words" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_several_recordings_come_out_in_order_with_their_names(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    names = ["c.ogg", "a.mp3", "b.wav"]
+    done = run(server, *(folder / name for name in names))
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "\n".join(
+        f"==> {folder / name} <==\nThis is {name}.\nOver.\n" for name in names
+    )
+
+
+def test_all_recordings_are_sent_before_the_first_is_done(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    server.states = [WORKING]
+    command = start(server, folder / "a.mp3", folder / "b.wav", folder / "c.ogg")
+    try:
+        until(lambda: len(server.jobs) == 3)
+    finally:
+        command.kill()
+        command.communicate()
+
+
+def test_warnings_come_in_human_words(server: ScriptedGateway, folder: Path) -> None:
+    server.warnings = ["truncated", "unheard_of"]
+    done = run(server, folder / "a.mp3")
+    assert f"a.mp3: warning: {WARNINGS['truncated']}\n" in done.stderr
+    assert "a.mp3: warning: unheard_of\n" in done.stderr
+
+
+def test_who_names_no_language_is_told_which_was_taken(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    assert "language vi (the default; --language" in run(server, folder / "a.mp3").stderr
+    assert "the default" not in run(server, folder / "a.mp3", "--language", "en").stderr
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def test_the_options_are_those_of_the_upload_form() -> None:
+    ours = {"files", "endings", "output", "workers", "server"}
+    assert {parameter.name for parameter in transcribe.params} - ours == set(
+        UploadOptions.model_fields
+    )
+
+
+def test_only_options_that_were_given_are_sent(server: ScriptedGateway, folder: Path) -> None:
+    run(server, folder / "a.mp3")
+    run(server, folder / "a.mp3", "-l", "en", "--no-word-timestamps", "--beam-size", "2")
+    first, second = server.jobs.values()
+    assert first.options == {}
+    assert second.options == {"language": "en", "word_timestamps": "false", "beam_size": "2"}
+
+
+def test_an_option_that_the_gateway_refuses_is_one_line(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    body = b'{"detail": "beam_size must be at most 16; got 99"}'
+    server.refuse["/upload"] = (422, body, "application/problem+json")
+    done = run(server, folder / "a.mp3", "--beam-size", "99")
+    assert done.exit_code == 1
+    assert done.stderr == f"steno: {folder / 'a.mp3'}: beam_size must be at most 16; got 99\n"
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_formats_are_written_next_to_the_recording_and_overwrite(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    (folder / "a.srt").write_text("old")
+    done = run(server, folder / "a.mp3", "-f", "srt,json", "-f", "srt")
+    assert done.exit_code == 0, done.output
+    assert (folder / "a.srt").read_text().startswith("srt of a.mp3")
+    assert (folder / "a.json").read_text().startswith("json of a.mp3")
+    assert f"wrote {folder / 'a.srt'}, {folder / 'a.json'}" in done.stderr
+
+
+def test_output_is_a_folder_that_is_made(server: ScriptedGateway, folder: Path) -> None:
+    out = folder / "x" / "y"
+    run(server, folder / "a.mp3", folder / "b.wav", "-f", "vtt", "-o", out)
+    assert sorted(path.name for path in out.iterdir()) == ["a.vtt", "b.vtt"]
+
+
+def test_output_is_a_file_for_one_recording_in_one_format(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    run(server, folder / "a.mp3", "-o", folder / "mine.srt")
+    assert (folder / "mine.srt").read_text().startswith("srt of a.mp3")
+
+
+def test_an_unknown_format_is_named_with_what_there_is(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    done = run(server, folder / "a.mp3", "-f", "txt,pdf")
+    assert done.exit_code == 2
+    assert "'pdf' is not one of json, txt, srt, vtt, tsv" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("paths", "endings", "output"),
+    [
+        (["a.mp3", "a.wav"], ["srt"], None),
+        (["x/a.mp3", "y/a.mp3"], ["srt"], "out"),
+        (["a.txt"], ["txt"], None),
+        (["a.mp3", "a.srt"], ["srt"], None),
+        (["a.mp3"], [], "a.mp3"),
+    ],
+)
+def test_no_text_overwrites_a_recording_or_another_text(
+    paths: list[str], endings: list[str], output: str | None, tmp_path: Path
+) -> None:
+    recordings = [tmp_path / path for path in paths]
+    with pytest.raises(click.UsageError):
+        targets(recordings, endings, tmp_path / output if output else None)
+
+
+def test_a_result_that_cannot_be_written_is_still_printed(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    (folder / "a.srt").mkdir()
+    done = run(server, folder / "a.mp3", "-f", "srt")
+    assert done.exit_code == 1
+    assert done.stdout == "This is a.mp3.\nOver.\n"
+    assert "a.srt" in done.stderr.splitlines()[-1]
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+def test_one_bad_recording_does_not_stop_the_others(server: ScriptedGateway, folder: Path) -> None:
+    done = run(server, folder / "no.mp3", folder / "a.mp3", folder)
+    assert done.exit_code == 1
+    assert "This is a.mp3." in done.stdout
+    assert "no.mp3: failed: No such file or directory\n" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last == f"steno: 2 of 3 failed: {folder / 'no.mp3'}, {folder}"
+
+
+def test_a_job_that_fails_says_why(server: ScriptedGateway, folder: Path) -> None:
+    server.states = [WORKING, {"status": "FAILED", "error_message": "The engine failed: boom"}]
+    done = run(server, folder / "a.mp3")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"steno: {folder / 'a.mp3'}: The engine failed: boom\n"
+
+
+def test_nothing_is_started_for_recordings_that_cannot_be_read(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        steno, ["transcribe", str(tmp_path / "no.mp3")], env={"DATA_DIR": str(tmp_path / "data")}
+    )
+    assert done.exit_code == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_gateway_that_goes_away_for_a_while_costs_nothing(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    server.hang_up, server.unavailable = 2, 2
+    done = run(server, folder / "a.mp3")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "This is a.mp3.\nOver.\n"
+    assert "trying again" in done.stderr
+
+
+def test_a_gateway_that_stays_away_is_an_error_in_the_end(
+    server: ScriptedGateway, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+    server.hang_up = 1_000_000
+    done = run(server, folder / "a.mp3")
+    assert done.exit_code == 1
+    assert f"The gateway at {server.address} cannot be reached" in done.stderr.splitlines()[-1]
+
+
+def test_a_refusal_is_final(server: ScriptedGateway, folder: Path) -> None:
+    server.refuse["/upload"] = (415, b'{"detail": "no sound"}', "application/problem+json")
+    assert run(server, folder / "a.mp3").exit_code == 1
+    assert server.asked["upload"] == 1
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------
+
+
+def start(server: ScriptedGateway, *arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "scripts",
+            "transcribe",
+            "--server",
+            server.address,
+            *map(str, arguments),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_cancels_what_was_begun(
+    server: ScriptedGateway, folder: Path, number: signal.Signals
+) -> None:
+    server.states = [WORKING]
+    command = start(server, folder / "a.mp3", folder / "b.wav")
+    until(lambda: server.asked["status"] > 4)
+    command.send_signal(number)
+    out, err = command.communicate(timeout=30)
+    assert command.returncode == 130
+    assert all(job.cancelled for job in server.jobs.values())
+    assert len(server.jobs) == 2
+    assert "a.mp3: cancelled (job 00000000-" in err
+    assert err.endswith("steno: stopped\n")
+    assert out == ""
+
+
+def test_an_interrupt_leaves_finished_jobs_alone(server: ScriptedGateway, folder: Path) -> None:
+    server.states_of["b.wav"] = [WORKING]
+    command = start(server, folder / "a.mp3", folder / "b.wav")
+    until(lambda: len(server.jobs) == 2 and server.asked["result"])
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=30)
+    assert {job.filename: job.cancelled for job in server.jobs.values()} == {
+        "a.mp3": False,
+        "b.wav": True,
+    }
+    assert "a.mp3: cancelled" not in err

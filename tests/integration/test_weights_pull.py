@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from common.errors import PullFailed, WeightsMissing
-from common.weights import convert
+from common.weights.ct2 import read_ct2, read_vocabulary
 from common.weights.manifest import Checkpoint, FileSpec, Manifest, WeightsSpec
 from common.weights.pull import Puller
 from common.weights.store import Weights, WeightsStore
@@ -117,7 +117,7 @@ def checkpoint_hub(base: Weights, tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "someone" / "base" / "resolve"
     folder.mkdir(parents=True)
     folder /= "main"
-    write_checkpoint(convert.read_ct2(base.path).tensors, folder)
+    write_checkpoint(read_ct2(base.path).tensors, folder)
     shutil.copyfile(base.path / "tokenizer.json", folder / "tokenizer.json")
     config = json.loads((base.path / "config.json").read_text("utf-8"))
     generation = {
@@ -155,7 +155,7 @@ def test_a_checkpoint_on_the_hub_becomes_weights_for_both_engines(
     pulled = puller.pull("faster-whisper", "b")
     assert pulled.sha256 == base.sha256
     assert (pulled.path / "config.json").read_bytes() == (base.path / "config.json").read_bytes()
-    assert convert.read_vocabulary(pulled.path) == convert.read_vocabulary(base.path)
+    assert read_vocabulary(pulled.path) == read_vocabulary(base.path)
     assert {path.name for path in pulled.path.iterdir()} == set(files)
     official = Manifest.load().find("whisper.cpp", "base").files[0].sha256
     assert puller.convert("b", "faster-whisper", "whisper.cpp").sha256 == official

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from common.weights import convert
-from common.weights.convert import NotConvertible, Whisper
+from common.weights.checkpoint import read_transformers
+from common.weights.ct2 import read_ct2, read_vocabulary, write_ct2
+from common.weights.ggml import _q8_0, mel_filters, read_ggml, write_ggml
+from common.weights.whisper import NotConvertible, Whisper, tensor_names
 from tests.checkpoints import Pickle, write_checkpoint
 
 WIDTH, AUDIO_LAYERS, TEXT_LAYERS, BANDS = 64, 2, 1, 80
@@ -37,7 +40,7 @@ def shape_of(name: str) -> tuple[int, ...]:
 def toy() -> Whisper:
     """A Whisper of one head, with numbers that float16 holds exactly."""
     random = np.random.default_rng(7)
-    names = convert._tensor_names(AUDIO_LAYERS, TEXT_LAYERS)
+    names = tensor_names(AUDIO_LAYERS, TEXT_LAYERS)
     tensors = {n: random.standard_normal(shape_of(n)).astype(np.float16) for n in names}
     return Whisper(tensors, VOCABULARY)
 
@@ -47,7 +50,7 @@ def folder(toy: Whisper, tmp_path: Path) -> Path:
     """The toy as a faster-whisper folder."""
     path = tmp_path / "faster-whisper-toy"
     path.mkdir()
-    convert.write_ct2(toy, path / "model.bin")
+    write_ct2(toy, path / "model.bin")
     (path / "vocabulary.json").write_text(json.dumps(VOCABULARY), "utf-8")
     (path / "tokenizer.json").write_text("{}", "utf-8")
     config = {"alignment_heads": [[9, 9]], "lang_ids": [6], "suppress_ids": [], "x": 1}
@@ -63,21 +66,21 @@ def assert_same_tensors(one: Whisper, other: Whisper) -> None:
 
 def test_the_mel_filters_are_bit_by_bit_those_that_openai_ships() -> None:
     # sha256 of the 80 x 201 little-endian float32 in the header of every official ggml file
-    digest = hashlib.sha256(convert.mel_filters(80).astype("<f4").tobytes()).hexdigest()
+    digest = hashlib.sha256(mel_filters(80).astype("<f4").tobytes()).hexdigest()
     assert digest == "85818f156f7e189453901a515e4726d270d307f976e161cf9403e8caab405498"
-    assert convert.mel_filters(128).shape == (128, 201)
+    assert mel_filters(128).shape == (128, 201)
 
 
 def test_tensors_survive_the_way_through_ctranslate2(toy: Whisper, folder: Path) -> None:
-    read = convert.read_ct2(folder)
+    read = read_ct2(folder)
     assert_same_tensors(toy, read)
     assert read.vocabulary == VOCABULARY
     assert (read.audio_layers, read.text_layers) == (AUDIO_LAYERS, TEXT_LAYERS)
 
 
 def test_tensors_survive_the_way_through_ggml(toy: Whisper, tmp_path: Path) -> None:
-    convert.write_ggml(toy, tmp_path / "toy.bin")
-    read = convert.read_ggml(tmp_path / "toy.bin")
+    write_ggml(toy, tmp_path / "toy.bin")
+    read = read_ggml(tmp_path / "toy.bin")
     assert_same_tensors(toy, read)
     assert read.vocabulary == VOCABULARY[: VOCABULARY.index("<|endoftext|>")]
 
@@ -94,11 +97,11 @@ def test_there_and_back_gives_the_same_bytes(folder: Path, tmp_path: Path) -> No
 
 
 def test_eight_bits_stay_within_half_a_step_of_every_weight(toy: Whisper, tmp_path: Path) -> None:
-    convert.write_ggml(toy, tmp_path / "f16.bin")
+    write_ggml(toy, tmp_path / "f16.bin")
     convert.quantize_ggml(tmp_path / "f16.bin", tmp_path / "q8_0.bin")
     assert (tmp_path / "q8_0.bin").stat().st_size < 0.9 * (tmp_path / "f16.bin").stat().st_size
     tensor = toy.tensors["encoder.blocks.0.mlp.0.weight"]
-    packed = np.frombuffer(convert._q8_0(tensor), np.uint8).reshape(-1, 34)
+    packed = np.frombuffer(_q8_0(tensor), np.uint8).reshape(-1, 34)
     scales = packed[:, :2].copy().view("<f2").astype(np.float32)
     restored = packed[:, 2:].copy().view(np.int8) * scales
     blocks = tensor.astype(np.float32).reshape(-1, 32)
@@ -107,12 +110,12 @@ def test_eight_bits_stay_within_half_a_step_of_every_weight(toy: Whisper, tmp_pa
 
 
 def test_a_block_of_zeros_stays_zero() -> None:
-    assert convert._q8_0(np.zeros((1, 32), np.float16)) == bytes(34)
+    assert _q8_0(np.zeros((1, 32), np.float16)) == bytes(34)
 
 
 def test_progress_counts_every_byte_of_the_tensors(toy: Whisper, tmp_path: Path) -> None:
     written: list[int] = []
-    convert.write_ct2(toy, tmp_path / "model.bin", tick=written.append)
+    write_ct2(toy, tmp_path / "model.bin", tick=written.append)
     tensors = sum(tensor.nbytes for tensor in toy.tensors.values())
     assert tensors <= sum(written) <= (tmp_path / "model.bin").stat().st_size
 
@@ -121,35 +124,35 @@ def test_progress_counts_every_byte_of_the_tensors(toy: Whisper, tmp_path: Path)
 
 
 def test_a_quantized_file_is_no_source(toy: Whisper, tmp_path: Path) -> None:
-    convert.write_ggml(toy, tmp_path / "q8_0.bin", q8_0=True)
+    write_ggml(toy, tmp_path / "q8_0.bin", q8_0=True)
     with pytest.raises(NotConvertible, match="quantized"):
-        convert.read_ggml(tmp_path / "q8_0.bin")
+        read_ggml(tmp_path / "q8_0.bin")
 
 
 @pytest.mark.parametrize("keep", [3, 40, 60, 65_000, 400_000])
 def test_a_file_cut_short_is_refused(toy: Whisper, folder: Path, tmp_path: Path, keep: int) -> None:
-    convert.write_ggml(toy, tmp_path / "toy.bin")
+    write_ggml(toy, tmp_path / "toy.bin")
     for path in (tmp_path / "toy.bin", folder / "model.bin"):
         path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(NotConvertible):
-        convert.read_ggml(tmp_path / "toy.bin")
+        read_ggml(tmp_path / "toy.bin")
     with pytest.raises(NotConvertible):
-        convert.read_ct2(folder)
+        read_ct2(folder)
 
 
 def test_something_else_altogether_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "song.bin").write_bytes(b"la la la" * 100)
     (folder / "model.bin").write_bytes(b"la la la" * 100)
     with pytest.raises(NotConvertible, match="no ggml file"):
-        convert.read_ggml(tmp_path / "song.bin")
+        read_ggml(tmp_path / "song.bin")
     with pytest.raises(NotConvertible, match="no CTranslate2 Whisper"):
-        convert.read_ct2(folder)
+        read_ct2(folder)
 
 
 def test_a_companion_with_another_vocabulary_is_refused(
     toy: Whisper, folder: Path, tmp_path: Path
 ) -> None:
-    convert.write_ggml(toy, tmp_path / "toy.bin")
+    write_ggml(toy, tmp_path / "toy.bin")
     (folder / "vocabulary.json").write_text(json.dumps(VOCABULARY[:-1]), "utf-8")
     with pytest.raises(NotConvertible, match="another vocabulary"):
         convert.ggml_to_ct2(tmp_path / "toy.bin", tmp_path, folder)
@@ -186,7 +189,7 @@ def test_a_pytorch_checkpoint_becomes_the_same_faster_whisper_weights(
     result.mkdir()
     convert.transformers_to_ct2(tmp_path / "checkpoint", result)
     assert (result / "model.bin").read_bytes() == (folder / "model.bin").read_bytes()
-    assert convert.read_vocabulary(result) == VOCABULARY
+    assert read_vocabulary(result) == VOCABULARY
     assert json.loads((result / "config.json").read_text("utf-8")) == {
         "alignment_heads": [[0, 0]],
         "lang_ids": [6],
@@ -206,11 +209,11 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     trace = tmp_path / "executed"
     attack = b"\x80\x02" + Pickle.name("os", "mkdir") + b"(" + Pickle.text(str(trace)) + b"tR."
     with pytest.raises(NotConvertible, match=r"asks for os\.mkdir"):
-        convert.read_transformers(checkpoint_with(attack, tmp_path))
+        read_transformers(checkpoint_with(attack, tmp_path))
     assert not trace.exists()
 
 
 def test_a_tensor_that_reaches_out_of_its_storage_is_refused(tmp_path: Path) -> None:
     pickled = Pickle.dictionary({"x": Pickle.tensor("0", (5,))})
     with pytest.raises(NotConvertible, match="out of its storage"):
-        convert.read_transformers(checkpoint_with(pickled, tmp_path))
+        read_transformers(checkpoint_with(pickled, tmp_path))

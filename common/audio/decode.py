@@ -9,6 +9,7 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Stream
 from numpy.typing import NDArray
 
 from common.audio.probe import best_sound, open_recording
@@ -43,7 +44,7 @@ LEAP_BACK_MS = 1_000
 """Time stamps that far behind what was heard start anew, as in recordings strung together."""
 
 SHORTFALL_MS = 1_000
-SHORTFALL_SHARE = 0.01
+SHORTFALL_SHARE = 0.001
 """Less than both is no truncation: headers count padding, and round."""
 
 GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "mpeg", "mpegts"})
@@ -112,7 +113,7 @@ class Decoding:
             stream = best_sound(container)
             clock = _Clock(container)
             resampler = _Resampler()
-            for frame in self._frames(container, stream):
+            for frame in self._frames(container, stream, clock):
                 gap_ms = clock.advance(frame)
                 if gap_ms:
                     if resampler.is_fed:
@@ -123,14 +124,21 @@ class Decoding:
             yield from resampler.drain()
             if clock.jumped:
                 self._warn(CLOCK_JUMPED)
-            if _ends_early(self._path, container, stream, clock.heard_ms):
+            if _ends_early(self._path, container, stream, clock.reached_ms):
                 self._warn(TRUNCATED)
 
-    def _frames(self, container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+    def _frames(
+        self, container: InputContainer, stream: AudioStream, clock: _Clock
+    ) -> Iterator[av.AudioFrame]:
         """The frames that decode; the end of what can be read is the end."""
         broken = False
+        # Where the header only says how long the whole film is, the pictures tell whether it ends.
+        watched = container.streams if stream.duration is None else [stream]
         try:
-            for packet in container.demux(stream):
+            for packet in container.demux(*watched):
+                if packet.stream.index != stream.index:
+                    clock.see(packet)
+                    continue
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
@@ -138,7 +146,7 @@ class Decoding:
                     broken = True
                     continue
                 for frame in frames:
-                    if frame.samples and frame.sample_rate:
+                    if isinstance(frame, av.AudioFrame) and frame.samples and frame.sample_rate:
                         yield frame
                 if broken and frames and packet.size:
                     self._warn(DAMAGED)
@@ -163,7 +171,19 @@ class _Clock:
         start = container.start_time
         self._zero_ms = None if start is None else start * 1000 / av.time_base
         self.heard_ms = 0.0
+        self.seen_ms = 0.0
         self.jumped = False
+
+    @property
+    def reached_ms(self) -> float:
+        """How far the recording goes, sound or pictures."""
+        return max(self.heard_ms, self.seen_ms)
+
+    def see(self, packet: av.Packet[Stream]) -> None:
+        """Count a packet of pictures as seen."""
+        if packet.pts is not None and packet.time_base is not None:
+            until = (packet.pts + (packet.duration or 0)) * packet.time_base
+            self.seen_ms = max(self.seen_ms, float(until * 1000) - (self._zero_ms or 0))
 
     def advance(self, frame: av.AudioFrame) -> int:
         """Count ``frame`` as heard; give the milliseconds of silence that belong before it."""
@@ -226,7 +246,7 @@ def _silence(duration_ms: int) -> Iterator[NDArray[np.int16]]:
 
 
 def _ends_early(
-    path: Path, container: InputContainer, stream: AudioStream, heard_ms: float
+    path: Path, container: InputContainer, stream: AudioStream, reached_ms: float
 ) -> bool:
     """Whether the file ends before the recording does, as far as its format can tell."""
     if container.format.name == "ogg":
@@ -234,7 +254,7 @@ def _ends_early(
     if container.format.name in {"wav", "avi"}:
         return _is_cut_riff(path)
     claimed_ms = _claimed_ms(path, container, stream)
-    return claimed_ms - heard_ms > max(SHORTFALL_MS, SHORTFALL_SHARE * claimed_ms)
+    return claimed_ms - reached_ms > max(SHORTFALL_MS, SHORTFALL_SHARE * claimed_ms)
 
 
 def _claimed_ms(path: Path, container: InputContainer, stream: AudioStream) -> float:

@@ -78,15 +78,16 @@ def speech_without_text(parts: Iterable[Part]) -> tuple[Span, ...]:
     """Where somebody spoke for at least `SPEECH_WITHOUT_TEXT_MS` and nothing was written.
 
     Of each window that has more speech than its text can account for, the longest stretch of the
-    core without text.
+    core without text, if that is long enough too: many short ones are pauses for breath.
     """
     missing = []
     for heard in _heard(parts):
         core = heard.window.core
         written = [segment.span.clipped(core) for segment in heard.owned() if segment.text.strip()]
-        unwritten = heard.window.speech_ms - sum(span.duration_ms for span in written)
-        if unwritten >= SPEECH_WITHOUT_TEXT_MS:
-            missing.append(max(_gaps(core, written), key=lambda span: span.duration_ms))
+        unwritten_ms = heard.window.speech_ms - sum(span.duration_ms for span in written)
+        longest = max(_gaps(core, written), key=lambda span: span.duration_ms)
+        if min(unwritten_ms, longest.duration_ms) >= SPEECH_WITHOUT_TEXT_MS:
+            missing.append(longest)
     return tuple(missing)
 
 

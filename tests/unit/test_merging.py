@@ -214,10 +214,13 @@ def test_speech_that_no_text_accounts_for_is_reported_where_it_is() -> None:
     told = window((30_000, 60_000), (30_000, 59_000), speech=25_000)
     half = window((60_000, 90_000), (61_000, 89_000), speech=25_000)
     breath = window((90_000, 100_000), (91_000, 99_000), speech=2_000)
+    pauses = window((100_000, 130_000), speech=30_000)
+    halting = [Segment(Span(at, at + 3_000), " well") for at in range(0, 30_000, 5_000)]
     parts = one_chunk(
         (silent, []),
         (told, [Segment(Span(500, 14_000), " told"), Segment(Span(15_000, 28_000), " all")]),
         (half, [Segment(Span(0, 9_000), " the beginning"), Segment(Span(9_000, 20_000), " ")]),
         (breath, []),
+        (pauses, halting),
     )
     assert speech_without_text(parts) == (Span(0, 30_000), Span(70_000, 90_000))

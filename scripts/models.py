@@ -94,7 +94,7 @@ def _row(weights: WeightsState) -> tuple[str, ...]:
 def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
     """Fetch MODEL (default: DEFAULT_MODEL), or take up a fetch that was cut off."""
     settings = AsrSettings()
-    with _bar() as tell:
+    with transfer_bar() as tell:
         puller = Puller(store, progress=tell)
         weights = puller.pull(engine or settings.default_engine, model or settings.default_model)
     _say(weights)
@@ -111,7 +111,7 @@ def convert(
     store: WeightsStore, model: str, from_engine: str, to_engine: str, name: str | None
 ) -> None:
     """Convert MODEL between engines. From whisper.cpp to whisper.cpp makes MODEL-q8_0."""
-    with _bar() as tell:
+    with transfer_bar() as tell:
         weights = Puller(store, progress=tell).convert(model, from_engine, to_engine, name)
     _say(weights)
 
@@ -132,7 +132,7 @@ def verify(store: WeightsStore, model: str | None, engine: str | None) -> None:
     for engine_, model_ in chosen:
         label = f"{model_} ({engine_})"
         try:
-            with _bar() as tell:
+            with transfer_bar() as tell:
                 meter = Meter(tell, store.spec(engine_, model_).size, f"reading {label}")
                 weights = store.verify(engine_, model_, tick=meter.add)
         except (WeightsCorrupt, WeightsMissing) as error:
@@ -149,7 +149,7 @@ def _say(weights: Weights) -> None:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int, str], None]]:
+def transfer_bar() -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on standard error; gone when the work is done."""
     columns = (
         TextColumn("{task.description}"),

@@ -13,15 +13,6 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.filesize import decimal
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -269,26 +260,3 @@ def _last_lines(texts: Sequence[str], room: int, console: Console, width: int) -
         if len(wrapped) >= room:
             break
     return wrapped[-room:]
-
-
-@contextmanager
-def transfer_bar(console: Console) -> Iterator[Any]:
-    """A bar for bytes on their way: call it with (done, total, what); gone when that is over."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(done: int, total: int, what: str) -> None:
-            for other in [other for other in tasks if other != what]:
-                bar.remove_task(tasks.pop(other))
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=None)
-            bar.update(tasks[what], completed=done, total=total or None)
-
-        yield tell

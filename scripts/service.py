@@ -13,7 +13,6 @@ from common.settings import Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.client import Gateway
-from scripts.progress import transfer_bar
 from scripts.running import find_running
 
 if TYPE_CHECKING:
@@ -127,6 +126,7 @@ class Service:
             store.resolve(*self._weights)
             return
         from common.weights.pull import Puller
+        from scripts.models import transfer_bar
 
-        with transfer_bar(self._console) as tell:
+        with transfer_bar() as tell:
             Puller(store, progress=tell).pull(*self._weights)

@@ -1,0 +1,223 @@
+"""`steno` as people run it: the real command, the real stack, real weights, spoken text."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from numpy.typing import NDArray
+
+from scripts.running import RunningStack, find_running
+from tests.scripted_gateway import until
+from tests.speech import pcm16, silence, speak
+
+ROOT = Path(__file__).resolve().parents[2]
+SENTENCE = "The quick brown fox jumps over the lazy dog."
+HARVARD = (
+    "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. "
+    "It is easy to tell the depth of a well. These days a chicken leg is a rare dish. "
+    "Rice is often served in round bowls. The juice of lemons makes fine punch. "
+    "The box was thrown beside the parked truck. The hogs were fed chopped corn and garbage. "
+    "Four hours of steady work faced us. A large size in stockings is hard to sell."
+)
+"""The first of the Harvard sentences (IEEE, 1969). Whisper takes endless repetition badly."""
+UP_WITHIN_S = 120
+
+
+def environment(data_dir: Path) -> dict[str, str]:
+    ours = {"DATABASE_URL", "REDIS_URL", "REDIS_HOST", "API_PORT", "API_HOST", "STENO_SERVER"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return kept | {
+        "DATA_DIR": str(data_dir),
+        "MODELS_DIR": str(ROOT / "models"),
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def steno(
+    data_dir: Path, *arguments: str | Path, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scripts", *map(str, arguments)],
+        env=environment(data_dir) | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+
+
+@contextmanager
+def started(data_dir: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts", *map(str, arguments)],
+        env=environment(data_dir),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def told(read: Callable[[], RunningStack | None]) -> RunningStack:
+    until(read, UP_WITHIN_S)
+    running = read()
+    assert running is not None
+    return running
+
+
+def say(path: Path, samples: NDArray[np.float32]) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(pcm16(samples))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a stack is up."""
+    data_dir = tmp_path_factory.mktemp("data")
+    with started(data_dir, "up", "--port", "0", "--workers", "1") as up:
+        told(lambda: find_running(data_dir))
+        yield data_dir
+        up.send_signal(signal.SIGINT)
+        up.communicate(timeout=60)
+
+
+@pytest.fixture
+def talk(tmp_path: Path) -> Path:
+    return say(tmp_path / "talk.wav", speak(SENTENCE))
+
+
+def test_a_recording_becomes_text_and_every_kind_of_file(data_dir: Path, talk: Path) -> None:
+    done = steno(data_dir, "transcribe", talk, "-l", "en", "-f", "json,txt,srt,vtt,tsv")
+    assert done.returncode == 0, done.stderr
+    assert "quick brown fox" in done.stdout
+    assert talk.with_suffix(".txt").read_text() == done.stdout
+    document = json.loads(talk.with_suffix(".json").read_text())
+    assert "quick brown fox" in document["text"]
+    assert document["manifest"]["model"] == "base"
+    assert re.match(r"1\n00:00:0\d,\d{3} --> ", talk.with_suffix(".srt").read_text())
+    assert talk.with_suffix(".vtt").read_text().startswith("WEBVTT\n")
+    assert talk.with_suffix(".tsv").read_text().startswith("start\tend\ttext\n")
+
+
+def test_a_finished_job_can_be_asked_about_later(
+    data_dir: Path, talk: Path, tmp_path: Path
+) -> None:
+    sent = steno(data_dir, "transcribe", talk, "-l", "en")
+    found = re.search(r"job ([0-9a-f-]{36})", sent.stderr)
+    assert found is not None, sent.stderr
+    job_id = found[1]
+    assert "COMPLETED" in steno(data_dir, "status", job_id).stdout
+    assert json.loads(steno(data_dir, "status", job_id, "--json").stdout)["progress"] == 100
+    assert steno(data_dir, "result", job_id).stdout == sent.stdout
+    assert json.loads(steno(data_dir, "result", job_id, "--json").stdout)["language"] == "en"
+    saved = steno(data_dir, "download", job_id, "--format", "srt", "-o", tmp_path)
+    assert saved.stdout == f"{tmp_path / 'talk.srt'}\n"
+    assert (tmp_path / "talk.srt").read_text().startswith("1\n")
+    cancelled = steno(data_dir, "cancel", job_id)
+    assert cancelled.returncode == 1
+    assert cancelled.stderr == "steno: The job is COMPLETED and cannot be cancelled\n"
+
+
+def test_bad_recordings_are_named_and_good_ones_are_heard(
+    data_dir: Path, talk: Path, tmp_path: Path
+) -> None:
+    no_sound = tmp_path / "letter.mp3"
+    no_sound.write_text("Dear reader, this is no recording.\n" * 100)
+    empty = tmp_path / "empty.wav"
+    empty.touch()
+    quiet = say(tmp_path / "quiet.wav", silence(3))
+    done = steno(data_dir, "transcribe", no_sound, talk, empty, quiet, "-l", "en")
+    assert done.returncode == 1
+    assert "quick brown fox" in done.stdout
+    assert f"==> {quiet} <==" in done.stdout
+    assert "quiet.wav: warning: nobody speaks in it" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"steno: 2 of 4 failed: {no_sound}, {empty}"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--language", "xx"), ("--model", "enormous"), ("--beam-size", "99"), ("--temperature", "3")],
+)
+def test_a_wrong_option_is_named(data_dir: Path, talk: Path, option: str, value: str) -> None:
+    done = steno(data_dir, "transcribe", talk, option, value)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert option.removeprefix("--").replace("-", "_") in done.stderr
+
+
+def test_without_a_stack_one_is_started_and_nothing_of_it_stays(talk: Path, tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    done = steno(data_dir, "transcribe", talk, "-l", "en", "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert "quick brown fox" in done.stdout
+    assert find_running(data_dir) is None
+    assert processes_over(data_dir) == []
+
+
+def test_an_interrupt_ends_the_stack_that_was_started(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    long = say(tmp_path / "long.wav", np.tile(speak(SENTENCE), 100))
+    with started(data_dir, "transcribe", long, "-l", "en", "--workers", "1") as command:
+        until(lambda: at_work(data_dir), UP_WITHIN_S)
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=90)
+    assert command.returncode == 130
+    assert out == ""
+    assert "long.wav: cancelled" in err
+    assert processes_over(data_dir) == []
+
+
+def test_a_stack_that_goes_away_meanwhile_is_replaced_and_no_word_is_lost(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    long = say(tmp_path / "long.wav", speak(HARVARD))
+    with started(data_dir, "up", "--port", "0", "--workers", "1") as up:
+        told(lambda: find_running(data_dir))
+        with started(data_dir, "transcribe", long, "-l", "en", "--workers", "1") as command:
+            until(lambda: at_work(data_dir))
+            up.send_signal(signal.SIGKILL)
+            up.communicate()
+            out, err = command.communicate(timeout=300)
+    assert command.returncode == 0, err
+    assert "depth of a well" in out
+    assert "hard to sell" in out
+    assert "trying again" in err
+    assert processes_over(data_dir) == []
+
+
+def at_work(data_dir: Path) -> bool:
+    """Whether a recording has arrived: it is in its place once it is committed."""
+    return any((data_dir / "uploads" / "recordings").glob("*"))
+
+
+def processes_over(data_dir: Path) -> list[str]:
+    """What still runs with this data."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(data_dir) in [process.environ().get("DATA_DIR"), *process.cmdline()]:
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found

@@ -50,6 +50,9 @@ SHORTFALL_SHARE = 0.001
 GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "mpeg", "mpegts"})
 """Formats without a header that says how long they are."""
 
+RIFF_PADDING = 8
+"""Bytes that some writers count but do not write: the padding of the last chunk, their own header."""
+
 RIFF_UNKNOWN = 0x7FFF_0000
 """Sizes from here on are placeholders (SoX 0x7FFFF..., FFmpeg 0xFFFFFFFF)."""
 
@@ -285,7 +288,8 @@ def _is_cut_riff(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(8)
     claimed = int.from_bytes(head[4:], "little") + len(head)
-    return head[:4] == b"RIFF" and path.stat().st_size < claimed < RIFF_UNKNOWN
+    missing = claimed - path.stat().st_size
+    return head[:4] == b"RIFF" and missing > RIFF_PADDING and claimed < RIFF_UNKNOWN
 
 
 def _has_last_ogg_page(path: Path) -> bool:

@@ -111,7 +111,9 @@ def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(network: Ne
     said = spoken("and so on and on we go and never stop to breathe", "en")
     loud = np.flatnonzero(np.abs(said) > 500)
     without_end = np.tile(said[loud[0] : loud[-1]], 1 + 90 * SAMPLE_RATE // (loud[-1] - loud[0]))
-    found = listen(network, without_end, 50_000, VadOptions(min_silence_ms=2_000))
+    options = VadOptions(min_silence_ms=2_000)
+    found = listen(network, without_end, 50_000, options)
+    assert found == listen(network, without_end, len(without_end), options)
     assert [speech.closed for speech in found].count(False) >= 2
     for piece, following in pairwise(found):
         assert piece.span.end_ms == following.span.start_ms

@@ -18,6 +18,8 @@ from common.errors import NotAudio
 
 ROOT = Path(__file__).resolve().parent.parent
 
+DYING_S = 1.0
+
 
 class Prober:
     """Up to ``limit`` probes at the same time, each within ``patience_s`` seconds."""
@@ -32,6 +34,9 @@ class Prober:
         self._idle.append(await self._spawn())
 
     async def close(self) -> None:
+        for process in self._idle:
+            if process.stdin is not None:
+                process.stdin.close()
         while self._idle:
             await _end(self._idle.pop())
 
@@ -42,30 +47,33 @@ class Prober:
             NotAudio: it holds no sound that can be decoded, or opening it crashes or hangs.
         """
         async with self._slots:
-            process = await self._ready()
-            line = b""
-            try:
-                line = await _ask(process, path)
-            finally:
-                if line:
-                    self._idle.append(process)
-                else:
-                    await _end(process)
+            line, ended = await self._ask_idle(path)
+            if not line and ended != -signal.SIGALRM:
+                # It may have been dead before: only a fresh one's death is the file's fault.
+                line, ended = await self._ask(await self._spawn(), path)
         if not line:
-            logger.warning("the probe of {} ended with {}", path.name, process.returncode)
-            hung = process.returncode == -signal.SIGALRM
+            logger.warning("the probe of {} ended with {}", path.name, ended)
+            hung = ended == -signal.SIGALRM
             raise NotAudio(reason="it takes too long to open" if hung else "it cannot be opened")
         answer = json.loads(line)
         if "not_audio" in answer:
             raise NotAudio(reason=answer["not_audio"])
         return Probe(**answer["probe"])
 
-    async def _ready(self) -> Process:
-        while self._idle:
-            process = self._idle.pop()
-            if process.returncode is None:
-                return process
-        return await self._spawn()
+    async def _ask_idle(self, path: Path) -> tuple[bytes, int | None]:
+        return await self._ask(self._idle.pop(), path) if self._idle else (b"", None)
+
+    async def _ask(self, process: Process, path: Path) -> tuple[bytes, int | None]:
+        """The line ``process`` answers; none, and how it ended, when it dies over the question."""
+        line = b""
+        try:
+            line = await _exchange(process, path)
+        finally:
+            if line:
+                self._idle.append(process)
+            else:
+                await _end(process)
+        return line, process.returncode
 
     async def _spawn(self) -> Process:
         return await asyncio.create_subprocess_exec(
@@ -77,8 +85,7 @@ class Prober:
         )
 
 
-async def _ask(process: Process, path: Path) -> bytes:
-    """The line it answers; nothing when it dies over the question."""
+async def _exchange(process: Process, path: Path) -> bytes:
     if process.stdin is None or process.stdout is None:
         return b""
     with suppress(ConnectionError):
@@ -88,6 +95,13 @@ async def _ask(process: Process, path: Path) -> bytes:
 
 
 async def _end(process: Process) -> None:
+    """See it end, by force if it does not by itself.
+
+    A process that has closed its output is dying. Signalling one that is dead already would lose
+    how it died (github.com/python/cpython/issues/87744).
+    """
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), DYING_S)
     with suppress(ProcessLookupError):
         process.kill()
     await process.wait()

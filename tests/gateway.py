@@ -46,6 +46,7 @@ class GatewayProcess:
             "API_PORT": str(self.port),
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
+            "LOG_LEVEL": "DEBUG",
             "DATA_DIR": str(folder),
             "MODELS_DIR": str(ROOT / "models"),
             **settings,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
+from loguru import logger
 from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
 
@@ -56,6 +57,7 @@ async def status(
             and not gateway.changes.closing
             and not await request.is_disconnected()
         ):
+            logger.debug("somebody waits for job {}", job_id)
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
             changed.clear()

@@ -1,0 +1,369 @@
+"""What the gateway promises to those who wait for text."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+import redis
+
+from common.db.database import Database
+from common.db.steps import Claim, Steps
+from common.db.tables import JobMetrics, Transcript
+from common.errors import DecodeFailed
+from common.events import JOB_CHANNEL, Events
+from scripts.embedded import EmbeddedValkey
+from tests.factories import claim_next, finish_chunk, make_steps, plan_chunks, submit_job
+from tests.gateway import GatewayProcess
+
+
+@pytest.fixture
+def steps(gateway_database: Database) -> Steps:
+    """The worker's side, with nothing of earlier tests to do."""
+    with gateway_database.transaction() as session:
+        session.connection().exec_driver_sql("TRUNCATE recordings CASCADE")
+    return make_steps(gateway_database)
+
+
+@pytest.fixture
+def events(gateway: GatewayProcess) -> Iterator[Events]:
+    with redis.Redis.from_url(gateway.redis_url) as connection:
+        yield Events(connection)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def get(gateway: GatewayProcess, path: str, status: int = 200, **query: object) -> httpx.Response:
+    answer = gateway.http.get(f"/api/v1/{path}", params=query)  # type: ignore[arg-type]
+    assert answer.status_code == status, answer.text
+    return answer
+
+
+def merge(steps: Steps, job_id: UUID) -> Claim:
+    """End the claimed merge of a job whose chunks are all there."""
+    claim = claim_next(steps)
+    assert claim.kind == "merge"
+    transcript = Transcript(
+        job_id=job_id,
+        revision=1,
+        language="en",
+        duration_ms=20_000,
+        word_count=4,
+        segments=[
+            {
+                "span": [index * 10_000, (index + 1) * 10_000],
+                "text": f" chunk {index}",
+                "words": [[f" chunk{index}", index * 10_000, index * 10_000 + 500, 0.9]],
+                "avg_logprob": -0.1,
+                "compression_ratio": 1.0,
+                "no_speech_prob": 0.0,
+                "temperature": 0.0,
+                "flags": ["repetition"] if index else [],
+            }
+            for index in range(2)
+        ],
+        manifest={"engine": "faster-whisper", "model": "base"},
+    )
+    metrics = JobMetrics(
+        job_id=job_id,
+        audio_ms=20_000,
+        speech_ms=18_000,
+        upload_ms=10,
+        plan_ms=5,
+        engine_ms=200,
+        merge_ms=3,
+    )
+    steps.finish_merge(claim, transcript, metrics, ["speech without text at 3.0 s"])
+    return claim
+
+
+def completed(database: Database, steps: Steps) -> UUID:
+    job_id = submit_job(database)
+    plan_chunks(steps, 2)
+    for _ in range(2):
+        finish_chunk(steps, claim_next(steps))
+    merge(steps, job_id)
+    return job_id
+
+
+def test_status_follows_a_job_from_pending_to_completed(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(gateway_database)
+    before = get(gateway, f"status/{job_id}").json()
+    plan_chunks(steps, 2)
+    finish_chunk(steps, claim_next(steps))
+    half = get(gateway, f"status/{job_id}").json()
+    finish_chunk(steps, claim_next(steps))
+    merge(steps, job_id)
+    after = get(gateway, f"jobs/{job_id}").json()
+    seen = [
+        (it["status"], it["stage"], it["chunks_completed"], it["chunks_total"])
+        for it in (before, half, after)
+    ]
+    assert seen == [
+        ("PENDING", "queued", 0, 0),
+        ("PROCESSING", "transcribing", 1, 2),
+        ("COMPLETED", "done", 2, 2),
+    ]
+    assert before["queue_position"] == 0
+    assert 0 == before["progress"] < half["progress"] < after["progress"] == 100
+    assert after["warnings"] == ["speech without text at 3.0 s"]
+    assert after["completed_at"] > after["started_at"] > after["created_at"]
+    assert after["error_message"] is None
+
+
+def waiting(
+    gateway: GatewayProcess, pool: ThreadPoolExecutor, job_id: UUID
+) -> Future[httpx.Response]:
+    """A long poll that the gateway is holding."""
+    poll = pool.submit(
+        httpx.get,
+        f"{gateway.url}/api/v1/status/{job_id}",
+        params={"wait": 60},
+        timeout=90,
+        trust_env=False,
+    )
+    while f"somebody waits for job {job_id}" not in gateway.log_file.read_text():
+        assert not poll.done()
+        time.sleep(0.02)
+    return poll
+
+
+def test_a_long_poll_is_answered_when_the_job_changes(
+    gateway: GatewayProcess,
+    gateway_database: Database,
+    steps: Steps,
+    events: Events,
+    pool: ThreadPoolExecutor,
+) -> None:
+    job_id = submit_job(gateway_database)
+    poll = waiting(gateway, pool, job_id)
+    claim_next(steps)
+    events.job_changed(job_id)
+    assert poll.result().json()["status"] == "PROCESSING"
+
+
+def test_a_long_poll_sees_the_change_although_no_wake_up_came(
+    tmp_path: Path,
+    gateway: GatewayProcess,
+    gateway_database: Database,
+    steps: Steps,
+    pool: ThreadPoolExecutor,
+) -> None:
+    with (
+        EmbeddedValkey(tmp_path / "valkey") as valkey,
+        GatewayProcess(tmp_path, gateway.database_url, valkey.url) as deaf,
+    ):
+        job_id = submit_job(gateway_database)
+        valkey.stop()
+        poll = waiting(deaf, pool, job_id)
+        claim_next(steps)
+        assert poll.result().json()["status"] == "PROCESSING"
+
+
+def test_wake_ups_work_again_after_redis_was_away(
+    tmp_path: Path, gateway: GatewayProcess, steps: Steps
+) -> None:
+    assert steps
+    with (
+        EmbeddedValkey(tmp_path / "valkey") as valkey,
+        GatewayProcess(tmp_path, gateway.database_url, valkey.url),
+    ):
+        valkey.stop()
+        valkey.start()
+        with redis.Redis.from_url(valkey.url) as connection:
+            while dict(connection.pubsub_numsub(JOB_CHANNEL))[JOB_CHANNEL.encode()] == 0:
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize("wait", [0, 60])
+def test_a_job_that_has_ended_keeps_nobody_waiting(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps, wait: int
+) -> None:
+    job_id = completed(gateway_database, steps)
+    # The client's own limit is shorter than the wait it asks for.
+    answer = gateway.http.get(f"/api/v1/status/{job_id}", params={"wait": wait}, timeout=30)
+    assert answer.json()["status"] == "COMPLETED"
+
+
+def test_a_gateway_told_to_stop_lets_no_long_poll_hold_it(
+    tmp_path: Path,
+    gateway: GatewayProcess,
+    gateway_database: Database,
+    steps: Steps,
+    pool: ThreadPoolExecutor,
+) -> None:
+    assert steps
+    with GatewayProcess(tmp_path, gateway.database_url, gateway.redis_url) as leaving:
+        job_id = submit_job(gateway_database)
+        poll = waiting(leaving, pool, job_id)
+        assert leaving.process is not None
+        leaving.process.terminate()
+        assert poll.result().json()["status"] == "PENDING"
+        assert leaving.process.wait(30) is not None
+
+
+def test_a_result_asked_too_early_is_a_conflict_that_names_the_status(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    assert steps
+    job_id = submit_job(gateway_database)
+    for path in (f"result/{job_id}", f"download/{job_id}"):
+        body = get(gateway, path, 409).json()
+        assert body["code"] == "not_ready"
+        assert "PENDING" in body["detail"]
+
+
+def test_a_partial_result_has_what_is_finished_so_far(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(gateway_database)
+    assert get(gateway, f"result/{job_id}", partial="true").json()["text"] == ""
+    plan_chunks(steps, 3)
+    first, second, third = (claim_next(steps) for _ in range(3))
+    finish_chunk(steps, third)
+    finish_chunk(steps, first)
+    body = get(gateway, f"result/{job_id}", partial="true").json()
+    assert body["status"] == "PROCESSING"
+    assert body["text"] == "chunk 0 chunk 2"
+    assert [segment["start"] for segment in body["segments"]] == [0.0, 20.0]
+    assert body["download_url"] is None
+    assert body["manifest"] is None
+    finish_chunk(steps, second)
+    text = get(gateway, f"result/{job_id}", partial="true").json()["text"]
+    assert text == "chunk 0 chunk 1 chunk 2"
+
+
+def test_a_result_has_all_that_the_wire_contract_names(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = completed(gateway_database, steps)
+    body = get(gateway, f"result/{job_id}").json()
+    assert (body["job_id"], body["status"]) == (str(job_id), "COMPLETED")
+    assert (body["text"], body["word_count"]) == ("chunk 0 chunk 1", 4)
+    assert (body["duration_seconds"], body["language"]) == (20.0, "en")
+    assert body["segments"][1] == {
+        "id": 1,
+        "start": 10.0,
+        "end": 20.0,
+        "text": "chunk 1",
+        "avg_logprob": -0.1,
+        "compression_ratio": 1.0,
+        "no_speech_prob": 0.0,
+        "temperature": 0.0,
+        "speaker": None,
+        "channel": None,
+        "flags": ["repetition"],
+    }
+    assert body["words"][0] == {
+        "word": "chunk0",
+        "start": 0.0,
+        "end": 0.5,
+        "probability": 0.9,
+        "speaker": None,
+    }
+    assert body["moderation"] is None
+    assert body["warnings"] == ["speech without text at 3.0 s"]
+    assert body["manifest"] == {"engine": "faster-whisper", "model": "base"}
+    assert body["completed_at"] is not None
+    assert gateway.http.get(body["download_url"]).text == "chunk 0\nchunk 1\n"
+
+
+def test_a_result_downloads_in_every_format_under_the_recordings_name(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = completed(gateway_database, steps)
+    starts = {
+        "json": "{",
+        "txt": "chunk 0\n",
+        "srt": "1\n00:00:00,000 --> 00:00:10,000\n",
+        "vtt": "WEBVTT\n\n00:00.000 --> 00:10.000\n",
+        "tsv": "start\tend\ttext\n0\t10000\t",
+    }
+    for ending, start in starts.items():
+        answer = get(gateway, f"download/{job_id}", format=ending)
+        assert answer.text.startswith(start)
+        assert answer.headers["content-disposition"] == (
+            f"attachment; filename=\"talk.{ending}\"; filename*=UTF-8''talk.{ending}"
+        )
+    document = json.loads(get(gateway, f"download/{job_id}", format="json").text)
+    result = get(gateway, f"result/{job_id}").json()
+    assert document == {name: result[name] for name in document}
+
+
+def test_an_unknown_format_is_refused_with_those_that_are_known(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = completed(gateway_database, steps)
+    body = get(gateway, f"download/{job_id}", 422, format="docx").json()
+    assert (body["field"], body["value"]) == ("format", "docx")
+    assert body["allowed"] == "json, txt, srt, vtt, tsv"
+
+
+def test_a_failed_job_says_why_and_keeps_what_was_heard(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(gateway_database)
+    plan_chunks(steps, 2)
+    finish_chunk(steps, claim_next(steps))
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="it is scrambled"))
+    status = get(gateway, f"status/{job_id}").json()
+    assert (status["status"], status["error_code"]) == ("FAILED", "decode_failed")
+    assert "it is scrambled" in status["error_message"]
+    body = get(gateway, f"result/{job_id}", 409).json()
+    assert "it is scrambled" in body["detail"]
+    assert get(gateway, f"result/{job_id}", partial="true").json()["text"] == "chunk 0"
+
+
+@pytest.mark.parametrize("path", ["status", "result", "download", "jobs"])
+def test_an_unknown_job_is_404_and_an_id_that_is_no_uuid_422(
+    gateway: GatewayProcess, path: str
+) -> None:
+    body = get(gateway, f"{path}/{uuid4()}", 404).json()
+    assert body["code"] == "not_found"
+    body = get(gateway, f"{path}/no-uuid", 422).json()
+    assert (body["field"], body["limit"], body["value"]) == ("job_id", "a UUID", "no-uuid")
+
+
+def test_another_tenants_job_is_not_found(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    assert steps
+    job_id = submit_job(gateway_database, tenant="acme")
+    get(gateway, f"status/{job_id}", 404)
+    url, acme = f"/api/v1/status/{job_id}", {"X-Tenant-Id": "acme"}
+    assert gateway.http.get(url, headers=acme).status_code == 200
+    assert gateway.http.post(f"/api/v1/jobs/{job_id}/cancel").status_code == 404
+
+
+def test_cancelling_ends_a_job_once_and_for_all(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(gateway_database)
+    plan_chunks(steps, 1)
+    claim_next(steps)
+    for _ in range(2):
+        answer = gateway.http.post(f"/api/v1/jobs/{job_id}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "CANCELLED")
+    assert "cancelled" in get(gateway, f"result/{job_id}", 409).json()["detail"]
+
+
+def test_a_job_that_has_ended_cannot_be_cancelled(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = completed(gateway_database, steps)
+    answer = gateway.http.post(f"/api/v1/jobs/{job_id}/cancel")
+    assert answer.status_code == 409
+    assert answer.json()["code"] == "conflict"

@@ -1,0 +1,130 @@
+"""The gateway's guards against hostile files and idle clients."""
+
+from __future__ import annotations
+
+import asyncio
+import wave
+from pathlib import Path
+
+import psutil
+import pytest
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+
+from api.prober import Prober
+from api.uploads import Body
+from common.errors import NotAudio, Stalled
+
+
+def wav(path: Path) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(32_000))
+    return path
+
+
+def children() -> list[psutil.Process]:
+    return [it for it in psutil.Process().children() if probes(it)]
+
+
+def probes(process: psutil.Process) -> bool:
+    try:
+        return "api.probe_process" in process.cmdline()
+    except psutil.Error:  # it has just ended
+        return False
+
+
+def test_a_file_that_holds_the_probe_is_refused_and_the_next_is_served(tmp_path: Path) -> None:
+    recording = wav(tmp_path / "a.wav")
+
+    async def run() -> None:
+        prober = Prober(limit=1, patience_s=0.000_001)  # any file takes longer
+        with pytest.raises(NotAudio, match="too long"):
+            await prober.probe(recording)
+        prober._patience_s = 20
+        assert (await prober.probe(recording)).duration_ms == 1_000
+        await prober.close()
+
+    asyncio.run(run())
+    assert children() == []
+
+
+def test_a_file_that_kills_the_probe_is_refused_and_the_next_is_served(tmp_path: Path) -> None:
+    recording = wav(tmp_path / "a.wav")
+
+    async def run() -> None:
+        prober = Prober(limit=1)
+        probing = asyncio.create_task(prober.probe(recording))
+        while not children():
+            await asyncio.sleep(0)
+        children()[0].kill()
+        with pytest.raises(NotAudio, match="cannot be opened"):
+            await probing
+        assert (await prober.probe(recording)).container == "wav"
+        await prober.close()
+
+    asyncio.run(run())
+    assert children() == []
+
+
+def test_a_probe_that_died_while_idle_is_replaced(tmp_path: Path) -> None:
+    async def run() -> None:
+        prober = Prober()
+        await prober.start()
+        victim = psutil.Process(prober._idle[0].pid)
+        victim.kill()
+        while children():
+            await asyncio.sleep(0.01)
+        assert (await prober.probe(wav(tmp_path / "a.wav"))).container == "wav"
+        await prober.close()
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_probe_leaves_no_process_that_answers_the_next_question(
+    tmp_path: Path,
+) -> None:
+    recording = wav(tmp_path / "a.wav")
+
+    async def run() -> None:
+        prober = Prober(limit=1)
+        await prober.start()
+        victim = psutil.Process(prober._idle[0].pid)
+        victim.suspend()
+        probing = asyncio.create_task(prober.probe(recording))
+        await asyncio.sleep(0)
+        probing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await probing
+        assert children() == []
+        assert (await prober.probe(recording)).container == "wav"
+        await prober.close()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_sends_nothing_more_is_not_waited_for_for_ever() -> None:
+    async def silent() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def run() -> None:
+        body = Body(Request({"type": "http"}, silent), patience_s=0.05)
+        with pytest.raises(Stalled):
+            await anext(aiter(body))
+        assert not body.ended
+
+    asyncio.run(run())
+
+
+def test_a_client_that_left_is_noticed() -> None:
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        with pytest.raises(ClientDisconnect):
+            await anext(aiter(Body(Request({"type": "http"}, gone))))
+
+    asyncio.run(run())

@@ -1,0 +1,157 @@
+"""What the gateway tells operators and developers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from common.db.database import Database
+from scripts.embedded import EmbeddedValkey
+from tests.gateway import GatewayProcess
+
+NO_POSTGRES = "postgresql://nobody:x@127.0.0.1:9/none"
+
+
+def test_a_gateway_with_all_its_parts_is_ready(gateway: GatewayProcess) -> None:
+    assert gateway.http.get("/healthz").json() == {"status": "ok"}
+    ready = gateway.http.get("/readyz")
+    assert ready.status_code == 200
+    assert set(ready.json()["parts"].values()) == {"ok"}
+    health = gateway.http.get("/health").json()
+    assert health["status"] == "healthy"
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", health["version"])
+
+
+@pytest.mark.parametrize("missing", ["postgres", "redis", "migrations"])
+def test_readiness_names_the_part_that_is_out(
+    tmp_path: Path, empty_database_url: str, database_url: str, missing: str
+) -> None:
+    with EmbeddedValkey(tmp_path / "valkey") as valkey:
+        database = {"postgres": NO_POSTGRES, "migrations": empty_database_url}.get(missing)
+        with GatewayProcess(tmp_path, database or database_url, valkey.url) as gateway:
+            if missing == "redis":
+                valkey.stop()
+            answer = gateway.http.get("/readyz")
+            assert answer.status_code == 503
+            assert "retry-after" in answer.headers
+            out = {name for name, said in answer.json()["parts"].items() if said != "ok"}
+            assert missing in out
+            assert "redis" not in out or missing == "redis"
+            health = gateway.http.get("/health")
+            assert (health.status_code, health.json()["status"]) == (200, "degraded")
+            assert gateway.http.get("/healthz").status_code == 200
+
+
+def test_readiness_notices_a_storage_that_takes_no_files(
+    tmp_path: Path, database_url: str, redis_url: str
+) -> None:
+    with GatewayProcess(tmp_path, database_url, redis_url) as gateway:
+        incoming = tmp_path / "uploads" / ".incoming"
+        incoming.rmdir()
+        parts = gateway.http.get("/readyz").json()["parts"]
+        assert parts["storage"] != "ok"
+        assert parts["postgres"] == "ok"
+
+
+def test_the_documentation_needs_no_network(gateway: GatewayProcess) -> None:
+    page = gateway.http.get("/docs").text
+    links = re.findall(r"(?:src|href)=\"([^\"]+)\"", page)
+    assert links
+    for link in links:
+        assert link.startswith("/")
+        assert gateway.http.get(link).status_code == 200
+    assert "://" not in page
+
+
+def test_the_description_has_the_form_with_all_its_options(gateway: GatewayProcess) -> None:
+    description = gateway.http.get("/openapi.json").json()
+    upload = description["paths"]["/api/v1/upload"]["post"]
+    form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert {"file", "language", "priority", "model", "engine"} <= set(form["properties"])
+    assert form["properties"]["language"]["examples"] == ["vi"]
+    assert {"200", "413", "415", "422", "503"} <= set(upload["responses"])
+
+
+def test_the_front_page_speaks_to_people_and_to_programs(gateway: GatewayProcess) -> None:
+    assert gateway.http.get("/").json()["name"] == "stenopool"
+    page = gateway.http.get("/", headers={"Accept": "text/html"})
+    assert page.headers["content-type"].startswith("text/html")
+    assert "/docs" in page.text
+
+
+def test_models_are_listed_with_their_state(gateway: GatewayProcess) -> None:
+    models = gateway.http.get("/api/v1/models").json()["models"]
+    states = {(model["engine"], model["model"]): model["state"] for model in models}
+    assert states["faster-whisper", "base"] == "present"
+    assert states["faster-whisper", "large-v3"] == "missing"
+    assert [model["model"] for model in models if model["default"]] == ["base"]
+
+
+def test_a_request_keeps_the_name_its_client_gave_it(gateway: GatewayProcess) -> None:
+    named = gateway.http.get("/healthz", headers={"X-Request-Id": "abc-1"})
+    assert named.headers["x-request-id"] == "abc-1"
+    forged = gateway.http.get("/healthz", headers={"X-Request-Id": "abc 1; DROP"})
+    assert re.fullmatch(r"[0-9a-f]{32}", forged.headers["x-request-id"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", "/api/v1/upload", 405), ("POST", "/healthz", 405)],
+)
+def test_every_error_is_a_problem_document(
+    gateway: GatewayProcess, method: str, path: str, status: int
+) -> None:
+    answer = gateway.http.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["status"] == status
+
+
+def test_an_unforeseen_error_tells_nothing_of_the_inside(
+    gateway: GatewayProcess, gateway_database: Database
+) -> None:
+    with gateway_database.transaction() as session:
+        session.connection().exec_driver_sql("ALTER TABLE transcripts RENAME TO gone")
+    try:
+        job_id = "00000000-0000-0000-0000-000000000000"
+        with psycopg.connect(gateway.database_url) as connection:
+            connection.execute(
+                "INSERT INTO recordings (id, tenant, filename, container, codec, size_bytes, "
+                "sha256, upload_ms) VALUES (%s, 'default', 'a', 'wav', 'pcm', 1, '', 1)",
+                [job_id],
+            )
+            connection.execute(
+                "INSERT INTO jobs (id, tenant, recording_id, status, priority, engine, model, "
+                "language, options, planned, chunks_total, remaining, done_ms) VALUES "
+                "(%(id)s, 'default', %(id)s, 'PENDING', 1, 'e', 'm', 'en', '{}', false, 0, 0, 0)",
+                {"id": job_id},
+            )
+        answer = gateway.http.get(f"/api/v1/result/{job_id}", params={"partial": "true"})
+    finally:
+        with gateway_database.transaction() as session:
+            session.connection().exec_driver_sql("ALTER TABLE gone RENAME TO transcripts")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert set(answer.json()) == {"type", "title", "status", "detail", "code"}
+    for inside in ("SELECT", "transcripts", "psycopg", "Traceback"):
+        assert inside not in answer.text
+
+
+def test_several_gateway_processes_serve_one_port(
+    tmp_path: Path, database_url: str, redis_url: str
+) -> None:
+    with GatewayProcess(tmp_path, database_url, redis_url, API_WORKERS="2") as gateway:
+        for _ in range(4):
+            assert httpx.get(f"{gateway.url}/readyz", trust_env=False).status_code == 200
+
+
+def test_a_gateway_without_a_database_url_says_what_to_do(tmp_path: Path, redis_url: str) -> None:
+    with (
+        pytest.raises(AssertionError, match="DATABASE_URL is not set"),
+        GatewayProcess(tmp_path, "", redis_url),
+    ):
+        pass

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from api.resolving import Resolver
+from common.domain.job import Priority
+from common.domain.request import Cutting
+from common.errors import BadInput, ModelNotHere, OutOfRange, UnknownOption
+from common.settings import AsrSettings, ChunkSettings, Settings
+from common.weights.manifest import Manifest
+from common.weights.store import WeightsStore
+
+
+def spec(model: str, languages: list[str]) -> dict[str, Any]:
+    return {
+        "engine": "whisper.cpp",
+        "model": model,
+        "languages": languages,
+        "licence": "MIT",
+        "files": [{"name": f"ggml-{model}.bin"}],
+        "sources": [],
+    }
+
+
+MANIFEST = Manifest.parse({"weights": [spec("base", ["*"]), spec("pho", ["vi"])]})
+
+
+@pytest.fixture
+def resolver(tmp_path: Path) -> Resolver:
+    """Over an installation that prefers whisper.cpp and Vietnamese, and has no weights yet."""
+    settings = Settings(
+        asr=AsrSettings(default_engine="whisper.cpp", default_model="base", default_language="vi"),
+        chunk=ChunkSettings(duration=20, overlap=4),
+    )
+    return Resolver(settings, WeightsStore(tmp_path, MANIFEST))
+
+
+def resolve(resolver: Resolver, **sent: str) -> Any:
+    return resolver.resolve(uuid4(), sent)
+
+
+def test_what_is_not_sent_comes_from_the_settings(resolver: Resolver) -> None:
+    job = resolve(resolver, language="", model=" ")
+    assert (job.engine, job.model, job.language) == ("whisper.cpp", "base", "vi")
+    assert job.priority is Priority.NORMAL
+    assert job.options.cutting == Cutting(window_ms=20_000, overlap_ms=4_000)
+
+
+def test_names_are_taken_in_any_case(resolver: Resolver) -> None:
+    job = resolve(resolver, language=" EN ", priority="High", engine="Whisper.CPP")
+    assert (job.language, job.priority, job.engine) == ("en", Priority.HIGH, "whisper.cpp")
+
+
+def test_a_default_overlap_shrinks_with_the_window(resolver: Resolver) -> None:
+    job = resolve(resolver, chunk_duration="8")
+    assert (job.options.cutting.window_ms, job.options.cutting.overlap_ms) == (8_000, 2_000)
+
+
+def test_an_overlap_that_was_asked_for_does_not_shrink_in_silence(resolver: Resolver) -> None:
+    with pytest.raises(OutOfRange, match="chunk_overlap"):
+        resolve(resolver, chunk_duration="8", chunk_overlap="3")
+
+
+def test_weights_that_know_one_language_are_not_asked_for_another(resolver: Resolver) -> None:
+    assert resolve(resolver, model="pho").language == "vi"
+    assert resolve(resolver, model="pho", language="auto").language == "auto"
+    with pytest.raises(UnknownOption, match="language"):
+        resolve(resolver, model="pho", language="en")
+
+
+def test_a_gateway_apart_from_the_workers_takes_every_known_model(resolver: Resolver) -> None:
+    assert resolve(resolver, model="base").model == "base"
+
+
+def test_a_gateway_beside_the_workers_refuses_weights_that_are_missing(
+    resolver: Resolver, tmp_path: Path
+) -> None:
+    (tmp_path / "ggml-base.bin").write_bytes(b"weights")
+    assert resolve(resolver, model="base").model == "base"
+    with pytest.raises(ModelNotHere, match="steno models pull pho"):
+        resolve(resolver, model="pho")
+
+
+def test_a_persons_own_weights_are_known_by_their_name(resolver: Resolver, tmp_path: Path) -> None:
+    (tmp_path / "ggml-mine.bin").write_bytes(b"weights")
+    assert resolve(resolver, model="mine").model == "mine"
+
+
+@pytest.mark.parametrize("model", ["../base", "base/..", "BASE", "x" * 5_000])
+def test_a_model_is_a_known_name_and_nothing_else(resolver: Resolver, model: str) -> None:
+    with pytest.raises(UnknownOption, match="model must be one of base, pho"):
+        resolve(resolver, model=model)
+
+
+@pytest.mark.parametrize("name", ["diarize", "webhook_url", "__class__"])
+def test_an_option_nobody_knows_is_refused_by_name(resolver: Resolver, name: str) -> None:
+    with pytest.raises(BadInput, match=name):
+        resolve(resolver, **{name: "1"})

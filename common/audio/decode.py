@@ -51,7 +51,7 @@ GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "mpeg", "mpegts"})
 """Formats without a header that says how long they are."""
 
 RIFF_PADDING = 8
-"""Bytes that some writers count but do not write: the padding of the last chunk, their own header."""
+"""Bytes that some writers count but do not write: their own header, the last chunk's padding."""
 
 RIFF_UNKNOWN = 0x7FFF_0000
 """Sizes from here on are placeholders (SoX 0x7FFFF..., FFmpeg 0xFFFFFFFF)."""

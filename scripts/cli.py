@@ -235,12 +235,10 @@ def dispatch() -> None:
 
 def _become(module: str, **overrides: str | int | None) -> NoReturn:
     """Turn into ``python -m module``, so that signals reach it as if it had been called itself."""
-    from common.settings import ROOT
+    from scripts.stack import import_from_checkout
 
     _use_servers(load_settings(**overrides))
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )
+    os.environ.update(import_from_checkout())
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", module])
 

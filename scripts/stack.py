@@ -287,10 +287,9 @@ class Stack:
         return Child(role, name, [sys.executable, "-m", module], self.log_dir / f"{name}.log")
 
     def _environment(self) -> dict[str, str]:
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         return {
             **os.environ,
-            "PYTHONPATH": path,
+            **import_from_checkout(),
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
             "API_HOST": self.host,
@@ -361,6 +360,12 @@ class Stack:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def import_from_checkout() -> dict[str, str]:
+    """The environment in which ``python -m`` takes our packages, wherever the caller stands."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def available_cores() -> int:

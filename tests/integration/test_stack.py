@@ -22,9 +22,8 @@ from common.db.migrate import revisions
 from common.errors import SetupProblem
 from common.settings import ApiSettings, DatabaseSettings, RedisSettings, Settings, StorageSettings
 from scripts import stack as stack_module
-from scripts.stack import Child, Stack, find_running
+from scripts.stack import Child, Stack, find_running, import_from_checkout
 
-ROOT = Path(__file__).resolve().parents[2]
 ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")
 
 
@@ -66,11 +65,18 @@ def family(pid: int) -> list[int]:
 
 @contextmanager
 def steno_up(data_dir: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """``steno up`` in a process of its own, with its output in a pipe; killed in the end."""
+    """``steno up`` in a process of its own, with its output in a pipe; killed in the end.
+
+    It is called in a folder that holds packages of our names but not ours.
+    """
+    for name in ("api", "common", "scripts", "worker"):
+        stranger = data_dir / name / "__init__.py"
+        stranger.parent.mkdir(exist_ok=True)
+        stranger.write_text("raise SystemExit('not ours')")
     up = subprocess.Popen(
         [sys.executable, "-m", "scripts", "up", "--port", "0", "--workers", "1", *options],
-        cwd=ROOT,
-        env={**os.environ, "DATA_DIR": str(data_dir)},
+        cwd=data_dir,
+        env={**os.environ, **import_from_checkout(), "DATA_DIR": str(data_dir)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

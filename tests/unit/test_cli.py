@@ -127,6 +127,9 @@ def test_the_shell_command_is_posix_and_keeps_the_callers_directory(tmp_path: Pa
     for script in ("steno", "setup.sh", "test", "lock"):
         subprocess.run(["sh", "-n", ROOT / "scripts" / script], check=True)
     checkout = make_checkout(tmp_path)
+    stranger = tmp_path / "scripts"
+    stranger.mkdir()
+    (stranger / "__init__.py").write_text("raise SystemExit('not ours')")
     link = tmp_path / "steno"
     link.symlink_to(checkout / "scripts" / "steno")
     done = subprocess.run(
@@ -143,6 +146,7 @@ def make_checkout(tmp_path: Path) -> Path:
         copy = checkout / "scripts" / name
         copy.write_bytes((ROOT / "scripts" / name).read_bytes())
         copy.chmod(0o755)
+    (checkout / "scripts" / "__init__.py").write_text("")
     (checkout / "scripts" / "__main__.py").write_text(
         "import os, sys\n"
         "first = os.environ['PYTHONPATH'].split(os.pathsep)[0]\n"

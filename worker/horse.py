@@ -10,12 +10,12 @@ It reads lines of JSON from the socket it is given: ``{"doorbell", "execution"}`
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -30,12 +30,12 @@ from rq.serializers import JSONSerializer
 
 from common.db.steps import Claim
 from common.logs import set_up_logging
+from common.orphans import die_with_parent
 from common.queue import QUEUE_NAME, connect
 from common.settings import Settings
 from worker.compose import build_context, redis_url
 from worker.runner import Runner
 
-PR_SET_PDEATHSIG = 1
 OOM_SCORE = "500"
 """When memory runs out the kernel should take the horse, whose step is simply done again."""
 
@@ -111,20 +111,16 @@ class Horse:
         self._link.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _die_with_parent(parent: int) -> None:
-    """End with the worker, so that a killed worker's step is never run twice at once."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit("the worker is gone")
-    with open("/proc/self/oom_score_adj", "w") as score:  # noqa: PTH123
-        score.write(OOM_SCORE)
+def _go_first_when_memory_runs_out() -> None:
+    if sys.platform == "linux":
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
 def main(name: str, descriptor: int, parent: int) -> None:
     """Serve the worker ``name`` over the socket ``descriptor``."""
-    _die_with_parent(parent)
+    # so that a killed worker's step is never worked on twice at once
+    die_with_parent(parent)
+    _go_first_when_memory_runs_out()
     # Ctrl-C is the worker's business: it lets the step in hand finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     settings = Settings()

@@ -27,7 +27,7 @@ STEPS: dict[StepKind, Callable[[Context, Claim], UUID | None]] = {
 
 SLOWEST_ENGINE = 4.0
 """A chunk that takes more than this many times its sound's length is taken for hung."""
-SLOWEST_PLAN = 0.5
+SLOWEST_PLAN = 0.05
 """The same for decoding and cutting."""
 LOWEST_BYTE_RATE = 1_000
 """Bytes a second of the thinnest recording, to bound the length of one that does not tell it."""

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text
 
 from common.db.database import Database
 from common.db.jobs import Jobs
-from common.db.steps import StaleClaim, Steps
+from common.db.steps import Publication, StaleClaim, Steps
 from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Step, Transcript
 from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepKind
 from common.errors import DecodeFailed, EngineFailed, NotFound, WorkerLost
@@ -304,7 +304,7 @@ def test_a_crash_while_publishing_rings_again_under_the_same_name(
     submit_job(database)
     rung: list[str] = []
 
-    def ring_and_crash(rows: list) -> None:
+    def ring_and_crash(rows: list[Publication]) -> None:
         rung.extend(row.doorbell for row in rows)
         raise RuntimeError("the power went out")
 

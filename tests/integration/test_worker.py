@@ -1,0 +1,291 @@
+"""What workers promise when something dies, hangs, grows or is not there."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import psutil
+import pytest
+from redis import Redis
+from sqlalchemy import select
+
+from common.db.tables import Chunk, Failure, Step
+from common.domain.job import JobStatus, StepStatus
+from tests.audio_files import truncate
+from tests.service import Service, horse_of, wait_until, write_wav
+from tests.speech import Samples, noise, silence, speak
+
+pytestmark = pytest.mark.usefixtures("weights_dir")
+
+SENTENCE = "The quick brown fox jumps over the lazy dog."
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def start(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Start]:
+    services: list[Service] = []
+
+    def start_service(**env: str) -> Service:
+        services.append(Service(database_url, redis_url, tmp_path, **env))
+        return services[-1]
+
+    yield start_service
+    for service in services:
+        service.__exit__()
+
+
+def running_step(service: Service, job_id: UUID) -> str | None:
+    with service.database.transaction() as session:
+        return session.scalar(
+            select(Step.kind).where(Step.job_id == job_id, Step.status == StepStatus.RUNNING)
+        )
+
+
+def failures(service: Service, job_id: UUID) -> list[str]:
+    with service.database.transaction() as session:
+        return list(session.scalars(select(Failure.code).where(Failure.job_id == job_id)))
+
+
+def frozen_worker(service: Service) -> tuple[psutil.Process, psutil.Process, UUID]:
+    """A worker whose horse is stopped with a step in its hands."""
+    worker = service.start_worker()
+    service.start_dispatcher()
+    job_id = service.submit(speak(SENTENCE))
+    wait_until(lambda: running_step(service, job_id), "a running step")
+    horse = horse_of(worker)
+    horse.send_signal(signal.SIGSTOP)
+    assert running_step(service, job_id) is not None
+    return worker, horse, job_id
+
+
+def test_a_recording_becomes_text_and_files(start: Start) -> None:
+    service = start()
+    service.start_worker()
+    service.start_dispatcher()
+
+    job_id = service.submit(speak(SENTENCE))
+
+    snapshot = service.ended(job_id)
+    assert snapshot.status == JobStatus.COMPLETED, snapshot
+    assert "fox" in service.text(job_id)
+    results = service.folder / "results" / str(job_id)
+    assert {path.suffix for path in results.iterdir()} == {".json", ".txt", ".srt", ".vtt", ".tsv"}
+    assert "fox" in (results / "transcript.txt").read_text()
+    assert not (service.folder / "uploads" / "chunks" / str(job_id)).exists()
+
+
+@pytest.mark.parametrize("crash", [signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_of_the_engine_is_one_failure_and_the_job_completes(
+    start: Start, crash: signal.Signals
+) -> None:
+    service = start()
+    worker, horse, job_id = frozen_worker(service)
+
+    horse.send_signal(crash)
+    horse.send_signal(signal.SIGCONT)
+
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert failures(service, job_id) == ["engine_failed"]
+    assert worker.is_running()
+    assert horse_of(worker).pid != horse.pid
+
+
+def test_a_hung_engine_is_ended_at_its_limit_and_the_job_completes(start: Start) -> None:
+    service = start(CHUNK_TIMEOUT="3", WORKER_LEASE="600")
+    _, horse, job_id = frozen_worker(service)
+
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert "timed_out" in failures(service, job_id)
+    assert not psutil.pid_exists(horse.pid)
+
+
+def test_a_killed_worker_takes_its_horse_along_and_another_worker_goes_on(start: Start) -> None:
+    service = start(WORKER_LEASE="3")
+    worker, horse, job_id = frozen_worker(service)
+    service.start_worker()
+
+    worker.kill()
+
+    wait_until(partial(_gone, horse), "the horse's end")
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert failures(service, job_id) == ["worker_lost"]
+
+
+def test_an_engine_that_crashes_on_a_recording_every_time_fails_the_job_with_the_reason(
+    start: Start,
+) -> None:
+    service = start(MAX_RETRIES="1")
+    worker, horse, job_id = frozen_worker(service)
+    for _ in range(2):
+        horse.send_signal(signal.SIGSEGV)
+        horse.send_signal(signal.SIGCONT)
+        wait_until(partial(_gone, horse), "the crash")
+        if service.jobs.snapshot(job_id).status == JobStatus.FAILED:
+            break
+        horse = horse_of(worker)
+        wait_until(lambda: running_step(service, job_id), "another attempt")
+        horse.send_signal(signal.SIGSTOP)
+
+    snapshot = service.ended(job_id)
+    assert snapshot.status == JobStatus.FAILED
+    assert snapshot.error_message is not None
+    assert "SIGSEGV" in snapshot.error_message
+
+
+def test_sigterm_lets_the_step_in_hand_finish(start: Start) -> None:
+    service = start()
+    worker, horse, job_id = frozen_worker(service)
+
+    worker.terminate()
+    horse.send_signal(signal.SIGCONT)
+
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert failures(service, job_id) == []
+    wait_until(partial(_gone, worker), "the worker's end")
+
+
+def test_a_horse_that_has_grown_is_replaced_between_steps(start: Start) -> None:
+    service = start(WORKER_MAX_MEMORY_MB="200")
+    worker = service.start_worker()
+    service.start_dispatcher()
+    first = horse_of(worker)
+
+    for _ in range(2):
+        assert service.ended(service.submit(speak(SENTENCE))).status == JobStatus.COMPLETED
+
+    assert horse_of(worker).pid != first.pid
+    assert worker.is_running()
+
+
+def test_cancelling_ends_the_running_step_at_once(start: Start, redis_url: str) -> None:
+    from common.queue import Doorbell
+
+    service = start()
+    _, horse, job_id = frozen_worker(service)
+
+    for _, doorbell in service.jobs.cancel(job_id):
+        Doorbell(Redis.from_url(redis_url)).stop(doorbell)
+
+    wait_until(partial(_gone, horse), "the horse's end")
+    assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED
+    other = service.submit(speak(SENTENCE))
+    assert service.ended(other).status == JobStatus.COMPLETED
+
+
+def test_what_redis_forgets_is_rung_again(start: Start, redis_url: str) -> None:
+    service = start()
+    worker, horse, job_id = frozen_worker(service)
+    waiting = service.submit(speak("A second recording waits behind the first one."))
+
+    Redis.from_url(redis_url).flushall()
+    horse.send_signal(signal.SIGCONT)
+
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert service.ended(waiting).status == JobStatus.COMPLETED
+    assert worker.is_running()
+
+
+def test_silence_is_completed_with_no_text_and_a_warning(start: Start) -> None:
+    service = start()
+    service.start_worker()
+    service.start_dispatcher()
+
+    for sound in (silence(3), noise(3, level=0.001)):
+        job_id = service.submit(sound)
+        snapshot = service.ended(job_id)
+        assert (snapshot.status, snapshot.warnings) == (JobStatus.COMPLETED, ("no_speech",))
+        assert service.text(job_id) == ""
+
+
+def test_a_truncated_recording_is_heard_as_far_as_it_goes_with_a_warning(
+    start: Start, tmp_path: Path
+) -> None:
+    service = start()
+    service.start_worker()
+    service.start_dispatcher()
+    whole = write_wav(tmp_path / "talk.wav", speak(f"{SENTENCE} {SENTENCE} {SENTENCE}"))
+
+    job_id = service.submit(truncate(whole, 0.5))
+
+    snapshot = service.ended(job_id)
+    assert (snapshot.status, snapshot.warnings) == (JobStatus.COMPLETED, ("truncated",))
+    assert "fox" in service.text(job_id)
+
+
+def test_missing_weights_fail_the_job_and_say_how_to_get_them(start: Start) -> None:
+    service = start()
+    service.start_worker()
+    service.start_dispatcher()
+
+    snapshot = service.ended(service.submit(speak(SENTENCE), model="large-v3"))
+
+    assert snapshot.status == JobStatus.FAILED
+    assert snapshot.error_message is not None
+    assert "steno models pull large-v3" in snapshot.error_message
+
+
+def test_one_recording_is_heard_by_all_workers_and_its_text_is_that_of_one_worker(
+    start: Start,
+) -> None:
+    # The pauses between the parts are long enough to end a window.
+    talk = [speak(f"{SENTENCE} This is part number {number}.") for number in range(6)]
+    sound = _joined(talk, pause_s=6.0)
+    service = start(REUSE_RESULTS="false")
+    service.start_dispatcher()
+    service.start_worker()
+    alone = service.submit(sound)
+    assert service.ended(alone).status == JobStatus.COMPLETED
+    service.start_worker()
+
+    together = service.submit(sound)
+
+    assert service.ended(together).status == JobStatus.COMPLETED
+    assert service.text(together) == service.text(alone)
+    with service.database.transaction() as session:
+        workers = session.scalars(
+            select(Step.worker).where(Step.job_id == together, Step.kind == "transcribe")
+        ).all()
+        stored = session.scalars(select(Chunk.stored_count).where(Chunk.job_id == together)).all()
+    assert len(workers) == 6
+    assert set(stored) == {1}
+
+
+def test_a_run_can_be_repeated_from_its_manifest(start: Start) -> None:
+    from common.domain.request import Options
+
+    service = start(REUSE_RESULTS="false")
+    service.start_dispatcher()
+    service.start_worker()
+    sound = speak(SENTENCE)
+    first = service.submit(sound)
+    service.ended(first)
+    manifest = service.jobs.text(first).manifest
+    assert manifest is not None
+
+    again = service.submit(
+        sound,
+        engine=manifest["decoding"]["engine"],
+        model=manifest["model"],
+        language=manifest["decoding"]["options"]["language"],
+        options=Options.from_json(manifest["options"]),
+    )
+
+    service.ended(again)
+    assert service.text(again) == service.text(first)
+    repeated = service.jobs.text(again).manifest
+    assert repeated is not None
+    assert repeated["chunks"] == manifest["chunks"]
+
+
+def _gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def _joined(parts: Sequence[Samples], pause_s: float) -> Samples:
+    pause = silence(pause_s)
+    return np.concatenate([piece for part in parts for piece in (part, pause)])

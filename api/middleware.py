@@ -10,6 +10,8 @@ from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.problems import unforeseen
+
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROUTINE = {"/health", "/healthz", "/readyz"}
 
@@ -44,6 +46,11 @@ class RequestLog:
         with logger.contextualize(request_id=request_id):
             try:
                 await self._app(scope, receive, send_named)
+            except Exception:
+                logger.exception("request {} failed", request_id)
+                if status:
+                    raise
+                await unforeseen()(scope, receive, send_named)
             finally:
                 logger.log(
                     "DEBUG" if scope["path"] in _ROUTINE else "INFO",

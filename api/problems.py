@@ -102,10 +102,15 @@ def problem(error: StenoError) -> Problem:
     if not isinstance(error, BadInput):
         logger.warning("answered {}: {}", error.code, error)
     if not isinstance(error, BadInput | Transient):
-        return Problem(500, StenoError.code, "Something went wrong on this side")
+        return unforeseen()
     told = error.details.items() if isinstance(error, BadInput) else ()
     details = {key: _plain(value) for key, value in told}
     return Problem(error.status, error.code, str(error), details)
+
+
+def unforeseen() -> Problem:
+    """What a client is told of an error that nobody thought of."""
+    return Problem(500, StenoError.code, "Something went wrong on this side")
 
 
 def bad_value(error: Mapping[str, Any]) -> BadInput:
@@ -136,10 +141,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: ClientDisconnect) -> Response:
         return Response(status_code=CLIENT_GONE)
-
-    @app.exception_handler(Exception)
-    async def _ours_too(_: Request, __: Exception) -> Response:
-        return Problem(500, StenoError.code, "Something went wrong on this side")
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> Response:

@@ -24,6 +24,7 @@ class Database:
             max_overflow=0,
             pool_pre_ping=True,
             pool_timeout=10,
+            hide_parameters=True,  # they are what was said, and errors go to the log
             # Nobody should wait longer on a database that is gone than on one that says no.
             connect_args={
                 "connect_timeout": 5,

@@ -137,6 +137,8 @@ def test_an_unforeseen_error_tells_nothing_of_the_inside(
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert set(answer.json()) == {"type", "title", "status", "detail", "code"}
+    request_id = answer.headers["x-request-id"]
+    assert f"request {request_id} failed" in gateway.log_file.read_text()
     for inside in ("SELECT", "transcripts", "psycopg", "Traceback"):
         assert inside not in answer.text
 

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import httpx
 import numpy as np
+import psutil
 import psycopg
 import pytest
 from sqlalchemy import func, select
@@ -53,6 +54,13 @@ def wav(path: Path, seconds: float) -> Path:
         file.setframerate(16_000)
         file.writeframes(tone(seconds).tobytes())
     return path
+
+
+def wav_header(size: int) -> bytes:
+    """The first 44 bytes of a recording with ``size`` bytes of sound."""
+    form = struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    riff = b"RIFF" + struct.pack("<I", 36 + size) + b"WAVEfmt " + form
+    return riff + b"data" + struct.pack("<I", size)
 
 
 def traces(gateway: GatewayProcess, database: Database) -> tuple[int, ...]:
@@ -322,14 +330,12 @@ def test_what_holds_no_sound_is_refused(
     wav(secret, 1.0)
     mute = write(tmp_path / "mute.mp4", silence(0), FILMS["mp4"], film_seconds=1.0)
     nine_hours = 9 * 3600 * 32_000
-    header = b"RIFF" + struct.pack("<I", 36 + nine_hours) + b"WAVEfmt "
-    header += struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
     files = {
         "text": b"Dear Sir or Madam,\n" * 100,
         "empty": b"",
         "noise": np.random.default_rng(1).bytes(100_000),
         "film without sound": mute.read_bytes(),
-        "nine hours and no data": header + b"data" + struct.pack("<I", nine_hours),
+        "nine hours and no data": wav_header(nine_hours),
         "play list": f"#EXTM3U\n#EXTINF:1,\nfile://{secret}\n".encode(),
         "list of files": f"ffconcat version 1.0\nfile '{secret}'\n".encode(),
     }
@@ -391,6 +397,31 @@ def test_too_large_is_cut_off_while_it_streams(small_gateway: GatewayProcess) ->
     assert sent > 1_000_000
     assert small_gateway.incoming == []
     assert small_gateway.recordings == []
+
+
+def test_a_large_recording_is_never_held_in_memory(
+    tmp_path: Path, database_url: str, redis_url: str, recording: bytes
+) -> None:
+    size = 200_000_000
+    with GatewayProcess(tmp_path, database_url, redis_url) as gateway:
+        assert send(gateway, recording).status_code == 200
+        assert gateway.process is not None
+        process = psutil.Process(gateway.process.pid)
+        before = process.memory_info().rss
+        largest = 0
+
+        def long_recording() -> Iterator[bytes]:
+            nonlocal largest
+            yield form_start() + wav_header(size)
+            for _ in range(0, size, 1_000_000):
+                yield bytes(1_000_000)
+                largest = max(largest, process.memory_info().rss)
+            yield b"\r\n--edge--\r\n"
+
+        headers = {"Content-Type": "multipart/form-data; boundary=edge"}
+        answer = gateway.http.post(UPLOAD, content=long_recording(), headers=headers)
+        assert answer.status_code == 200
+        assert largest - before < 64_000_000
 
 
 @pytest.mark.usefixtures("untouched")

@@ -210,6 +210,7 @@ class Transcription:
                 if take.job_id is not None and not take.over and not take.ended:
                     self._cancel(take, take.job_id)
         except KeyboardInterrupt:
+            self._board.say("What was not cancelled goes on when a stack is up: steno cancel ID")
             self._service.kill()
             raise
 
@@ -316,7 +317,7 @@ class Desk:
 def _pace(state: Mapping[str, Any]) -> str:
     sound_s = state["duration_seconds"]
     wall = datetime.fromisoformat(state["completed_at"]) - datetime.fromisoformat(
-        state["created_at"]
+        state["started_at"]
     )
     wall_s = max(0.001, wall.total_seconds())
     return f"{_length(sound_s)} of sound in {_length(wall_s)} ({sound_s / wall_s:.1f}x)"

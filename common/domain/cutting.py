@@ -170,7 +170,7 @@ class WindowCutter:
     def feed(self, speech: Speech) -> list[Window]:
         """Take the next speech (in order, each fitting a window) and give the windows it ends."""
         windows = self.advance(speech.span.start_ms)
-        while self._pending and not self._fits(speech):
+        while self._pending and not fits(self._options, self._pending[0], speech):
             windows.append(self._close(self._best_break(speech), speech))
         self._pending.append(speech)
         return windows
@@ -189,13 +189,6 @@ class WindowCutter:
         if self._pending:
             return [self._emit(len(self._pending), duration_ms)]
         return []
-
-    def _fits(self, speech: Speech) -> bool:
-        """Whether the window that is begun can reach to ``speech``; its start is known already."""
-        first = self._pending[0]
-        audio = reach(self._options, first, speech)
-        start = max(audio.start_ms, self._core_start) if first.opened else audio.start_ms
-        return audio.end_ms - start <= self._options.window_ms
 
     def _best_break(self, following: Speech) -> int:
         """After how many pending pieces to cut: late, but in a clear silence when one is near."""

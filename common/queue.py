@@ -73,6 +73,11 @@ class Doorbell:
         """How many doorbells no worker has answered yet."""
         return self._queue.count
 
+    def in_transit(self) -> set[str]:
+        """Those taken from the queue by a worker that has not begun (its engine may be loading)."""
+        taken = cast("list[bytes]", self._redis.lrange(self._queue.intermediate_queue_key, 0, -1))
+        return {doorbell.decode() for doorbell in taken}
+
     def lost(self, doorbells: Sequence[str]) -> set[str]:
         """Those that RQ no longer knows as waiting or being worked on."""
         jobs = Job.fetch_many(list(doorbells), self._redis, serializer=JSONSerializer)

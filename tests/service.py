@@ -132,8 +132,11 @@ class Service:
         try:
             return wait_until(look, f"the end of {self.jobs.snapshot(job_id)}", patience_s)
         except AssertionError as error:
-            log = (self.folder / "service.log").read_text()[-4000:]
-            raise AssertionError(f"{error}\n{log}") from None
+            raise AssertionError(f"{error}\n{self.log()[-4000:]}") from None
+
+    def log(self) -> str:
+        """What the processes have logged."""
+        return (self.folder / "service.log").read_text()
 
     def text(self, job_id: UUID) -> str:
         """What a completed job heard."""

@@ -12,7 +12,6 @@ import threading
 import time
 from types import FrameType
 from typing import cast
-from uuid import UUID
 
 from loguru import logger
 from redis import Redis
@@ -31,6 +30,10 @@ from worker.compose import build_steps, build_storage, redis_url
 POLL_S = 0.5
 """How soon work is found when its wake-up got lost."""
 RECONCILE_S = 1.0
+LOST_S = 2.0
+"""A doorbell in nobody's hands may be between two of them, but not for this long."""
+IN_TRANSIT_S = 10.0
+"""One taken by a worker that does not begin may wait for an engine to load, or for nothing."""
 TIDY_S = 60.0
 ABANDONED_S = 3600.0
 """An upload that has not grown for this long has nobody behind it any more."""
@@ -49,7 +52,7 @@ class Dispatcher:
         self._doorbell = Doorbell(redis)
         self._events = Events(redis)
         self._job_timeout_s = job_timeout_s
-        self._suspects: set[UUID] = set()
+        self._suspects: dict[str, float] = {}
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -97,16 +100,19 @@ class Dispatcher:
 
     def _ring_again(self) -> None:
         published = self._steps.published()
-        silent = {step_id for step_id, doorbell in published if doorbell is None}
         doorbells = {doorbell: step_id for step_id, doorbell in published if doorbell}
-        if doorbells:
-            silent |= {doorbells[lost] for lost in self._doorbell.lost(list(doorbells))}
-        # A doorbell in nobody's hands may be on its way from the queue to a worker: look twice.
-        lost = silent & self._suspects
-        self._suspects = silent - lost
+        silent = self._doorbell.lost(list(doorbells)) if doorbells else set()
+        now = time.monotonic()
+        self._suspects = {bell: self._suspects.get(bell, now) for bell in silent}
+        in_transit = self._doorbell.in_transit() if silent else set()
+        lost = [
+            bell
+            for bell, since in self._suspects.items()
+            if now - since > (IN_TRANSIT_S if bell in in_transit else LOST_S)
+        ]
         if lost:
             logger.warning("{} doorbell(s) were lost and are rung again", len(lost))
-            self._steps.publish_again(lost)
+            self._steps.publish_again(doorbells[bell] for bell in lost)
 
     def tidy(self) -> None:
         """Settle uploads that a gateway left behind, and drop sound that no job needs any more."""

@@ -42,7 +42,10 @@ class _Running:
     step_id: UUID
     attempt: int
     limit_s: float
-    deadline: float
+
+
+STARTING_S = 180.0
+"""Time for a horse to get to the first step of a doorbell: it may have large weights to load."""
 
 
 class _NoAlarm(BaseDeathPenalty):
@@ -68,6 +71,7 @@ class WarmWorker(Worker):
     _link: socket.socket
     _heard = b""
     _running: _Running | None = None
+    _deadline = 0.0
     _timed_out = False
 
     # --- RQ's hooks -----------------------------------------------------------------------------
@@ -79,6 +83,7 @@ class WarmWorker(Worker):
         self._horse_pid = horse.pid
         self._running = None
         self._timed_out = False
+        self._deadline = time.monotonic() + STARTING_S
         line = json.dumps({"doorbell": job.id, "execution": self.execution.id})
         try:
             self._link.sendall(line.encode() + b"\n")
@@ -95,7 +100,7 @@ class WarmWorker(Worker):
         while self._horse is not None:
             readable, _, _ = select.select([self._link], [], [], self._patience_s())
             if not readable:
-                if self._running is None or time.monotonic() < self._running.deadline:
+                if time.monotonic() < self._deadline:
                     raise HorseMonitorTimeoutException
                 self._timed_out = True
                 self._end_horse()
@@ -112,8 +117,9 @@ class WarmWorker(Worker):
                     UUID(message["step"]),
                     message["attempt"],
                     message["limit_s"],
-                    time.monotonic() + message["limit_s"],
                 )
+                self._deadline = time.monotonic() + self._running.limit_s
+                logger.debug("step {step} attempt {attempt} may take {limit_s} s", **message)
         return None, None, None
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002
@@ -218,9 +224,7 @@ class WarmWorker(Worker):
 
     def _patience_s(self) -> float:
         """Seconds until either the step's time is over or the monitor wants to tell it lives."""
-        if self._running is None:
-            return HEARTBEAT_S
-        return max(0.0, min(self._running.deadline - time.monotonic(), HEARTBEAT_S))
+        return max(0.0, min(self._deadline - time.monotonic(), HEARTBEAT_S))
 
     def _end_horse(self) -> None:
         if self._horse is None:

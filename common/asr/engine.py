@@ -34,6 +34,11 @@ class DecodingOptions:
     hotwords: str | None = None
     word_timestamps: bool = True
 
+    @property
+    def context(self) -> str:
+        """What the decoder is told was said before: hotwords and initial prompt, or nothing."""
+        return " ".join(part.strip() for part in (self.hotwords, self.initial_prompt) if part)
+
 
 class Engine(Protocol):
     """Loaded weights that turn audio into text. Not thread-safe; one per process."""

@@ -41,6 +41,8 @@ SEED = 20_220_921
 FRAMES = 3_000
 """Mel frames in 30 s: what the encoder was trained on, shorter windows are padded."""
 SAMPLES_PER_FRAME = 160
+MIN_SAMPLES = 400
+"""One Fourier window; less has no spectrum."""
 PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 - the full-width marks are meant
 
@@ -134,7 +136,8 @@ class FasterWhisper:
 
     def _features(self, window: Samples) -> NDArray[np.float32]:
         """The log-mel spectrogram, padded to 30 s: shape (mels, 3000)."""
-        mel: NDArray[np.float32] = pad_or_trim(self._model.feature_extractor(window)[..., :-1])
+        sound = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
+        mel: NDArray[np.float32] = pad_or_trim(self._model.feature_extractor(sound)[..., :-1])
         return mel
 
     def _encode(self, features: Sequence[NDArray[np.float32]]) -> ctranslate2.StorageView:
@@ -153,11 +156,8 @@ class FasterWhisper:
     ) -> list[Decoding]:
         prompt = self._model.get_prompt(
             tokenizer,
-            tokenizer.encode(f" {options.initial_prompt.strip()}")
-            if options.initial_prompt
-            else [],
+            tokenizer.encode(f" {options.context}") if options.context else [],
             without_timestamps=True,
-            hotwords=options.hotwords,
         )
         how: dict[str, Any] = (
             {
@@ -228,7 +228,7 @@ class FasterWhisper:
             tokenizer,
             [list(decoding.tokens) for decoding in decoded],
             encoded,
-            [min(FRAMES, len(window) // SAMPLES_PER_FRAME) for window in windows],
+            [_frames(window) for window in windows],
         )
         words = []
         for alignment in alignments:
@@ -241,6 +241,10 @@ class FasterWhisper:
 def _chosen(attempts: Sequence[Decoding]) -> Decoding:
     """The last attempt if it will do, else the best of all."""
     return guards.best(attempts) if guards.needs_retry(attempts[-1]) else attempts[-1]
+
+
+def _frames(window: Samples) -> int:
+    return max(2, min(FRAMES, len(window) // SAMPLES_PER_FRAME))
 
 
 def _word(timing: dict[str, Any]) -> Word:

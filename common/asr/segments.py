@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.asr.engine import Samples
 from common.asr.guards import (
@@ -22,11 +25,22 @@ from common.domain.values import SAMPLES_PER_MS, Segment, Span, Word
 MAX_LETTERS = 84
 MAX_SEGMENT_MS = 7_000
 PAUSE_MS = 600
-"""A silence between words that ends a segment wherever it falls."""
+LONG_PAUSE_MS = 2_000
+"""A pause ends a segment that says something already, a long one ends any."""
 SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")  # noqa: RUF001 - the full-width marks are meant
 CLAUSE_ENDS = (",", ";", ":", "，", "、", "；", "：")  # noqa: RUF001
-MIN_SENTENCE_LETTERS = 15
-"""A shorter sentence ("Yes.") stays together with the next one."""
+ABBREVIATION = re.compile(r"(\w\.)+|(Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|No|TP|ThS|TS|GS|PGS)\.")
+"""Ends in a full stop, yet not a sentence: initials and titles."""
+MIN_LETTERS = 15
+"""What is shorter ("Yes.", "And") stays together with what follows."""
+
+FRAME_MS = 20
+MIN_PAUSE_MS = 300
+"""A shorter silence may be a plosive's closure or the alignment's own error."""
+MIN_CONTRAST_DB = 15.0
+"""With less between loud and quiet the level does not tell speech from noise."""
+PAUSE_LEVEL = 0.35
+"""Up to this share of the way from the quiet to the loud (in dB) it counts as a pause."""
 
 
 def segments_of(
@@ -40,11 +54,12 @@ def segments_of(
     if is_silence(decoding):
         return ()
     whole = Span(0, len(samples) // SAMPLES_PER_MS)
-    kept, collapsed = collapse_repeats(words)
+    inside = [replace(word, span=word.span.clipped(whole)) for word in words]
+    kept, collapsed = collapse_repeats(without_pauses(inside, samples))
     segments = []
     for group in split(kept):
         text = "".join(word.text for word in group)
-        span = Span(group[0].span.start_ms, group[-1].span.end_ms).clipped(whole)
+        span = Span(group[0].span.start_ms, group[-1].span.end_ms)
         evidence = Evidence(
             decoding.no_speech_prob, decoding.avg_logprob, loudness_dbfs(samples, span)
         )
@@ -81,6 +96,47 @@ def split(words: Sequence[Word]) -> list[list[Word]]:
     return [part for group in groups for part in _fitting(group)]
 
 
+def without_pauses(words: Sequence[Word], samples: Samples) -> list[Word]:
+    """The words without the silence that the alignment has put at their beginning or end.
+
+    Cross-attention knows where a word's sound ends but lets it begin where the one before ended,
+    so a pause belongs to the word after it (up to seconds: whisperX issue 1220). A word with a
+    clear silence inside keeps only the side with more sound, of equals the later.
+    """
+    levels = _levels(samples)
+    if not len(levels):
+        return list(words)
+    floor, voice = np.percentile(levels, (10, 90))
+    if voice - floor < MIN_CONTRAST_DB:
+        return list(words)
+    loud = levels > floor + PAUSE_LEVEL * (voice - floor)
+    return [replace(word, span=_sounding(word.span, loud)) for word in words]
+
+
+def _levels(samples: Samples) -> NDArray[np.float64]:
+    """The level of every whole frame of 20 ms, in dB relative to full scale."""
+    size = FRAME_MS * SAMPLES_PER_MS
+    frames = samples[: len(samples) // size * size].reshape(-1, size)
+    power = np.mean(np.square(frames, dtype=np.float64), axis=1)
+    levels: NDArray[np.float64] = 10 * np.log10(np.maximum(power, 1e-12))
+    return levels
+
+
+def _sounding(span: Span, loud: NDArray[np.bool_]) -> Span:
+    first = span.start_ms // FRAME_MS
+    within = np.flatnonzero(loud[first : -(-span.end_ms // FRAME_MS)]) + first
+    if len(within) == 0:
+        return span
+    breaks = np.flatnonzero(np.diff(within) * FRAME_MS > MIN_PAUSE_MS) + 1
+    runs = np.split(within, breaks)
+    chosen = max(reversed(runs), key=len)
+    start, end = int(chosen[0]) * FRAME_MS, (int(chosen[-1]) + 1) * FRAME_MS
+    return Span(
+        start if start - span.start_ms > MIN_PAUSE_MS else span.start_ms,
+        end if span.end_ms - end > MIN_PAUSE_MS else span.end_ms,
+    )
+
+
 def loudness_dbfs(samples: Samples, span: Span) -> float:
     """The RMS level of a stretch, relative to full scale; -120 for digital silence or nothing."""
     heard = samples[span.start_ms * SAMPLES_PER_MS : span.end_ms * SAMPLES_PER_MS]
@@ -90,10 +146,14 @@ def loudness_dbfs(samples: Samples, span: Span) -> float:
 
 def _ends_after(group: Sequence[Word], following: Word) -> bool:
     last = group[-1]
-    if following.span.start_ms - last.span.end_ms >= PAUSE_MS:
-        return True
-    said = last.text.rstrip("\"'”’)»")  # noqa: RUF001
-    return said.endswith(SENTENCE_ENDS) and _letters(group) >= MIN_SENTENCE_LETTERS
+    pause = following.span.start_ms - last.span.end_ms
+    if last.span.end_ms == group[0].span.start_ms:  # shown for no time at all
+        return False
+    if _letters(group) < MIN_LETTERS:
+        return pause >= LONG_PAUSE_MS
+    said = last.text.strip().rstrip("\"'”’)»")  # noqa: RUF001
+    sentence = said.endswith(SENTENCE_ENDS) and not ABBREVIATION.fullmatch(said)
+    return sentence or pause >= PAUSE_MS
 
 
 def _fitting(group: list[Word]) -> list[list[Word]]:

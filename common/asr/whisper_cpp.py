@@ -150,11 +150,8 @@ class WhisperCpp:
         params.suppress_nst = True
         params.print_progress = False
         params.print_timestamps = False
-        prompt = " ".join(
-            part.strip() for part in (options.hotwords, options.initial_prompt) if part
-        )
-        if prompt:
-            params.initial_prompt = f" {prompt}"
+        if options.context:
+            params.initial_prompt = f" {options.context}"
         return params
 
     def _words(self, tokens: Sequence[Any], language: str) -> list[Word]:

@@ -1,0 +1,188 @@
+"""The guards between a decoder and the transcript: what is dropped, collapsed, flagged, kept."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.asr import guards
+from common.asr.guards import Decoding, Evidence
+from common.domain.values import Span, Word
+
+HEARD = Evidence(no_speech_prob=0.05, avg_logprob=-0.3, loudness_dbfs=-25.0)
+NO_VOICE = Evidence(no_speech_prob=0.9, avg_logprob=-0.6, loudness_dbfs=-45.0)
+UNSURE = Evidence(no_speech_prob=0.4, avg_logprob=-1.6, loudness_dbfs=-45.0)
+QUIET = Evidence(no_speech_prob=0.4, avg_logprob=-0.6, loudness_dbfs=-80.0)
+
+
+def decoding(
+    text: str = " All is well.",
+    *,
+    avg_logprob: float = -0.3,
+    no_speech_prob: float = 0.05,
+    temperature: float = 0.0,
+) -> Decoding:
+    return Decoding(text, avg_logprob, no_speech_prob, temperature)
+
+
+def spoken(text: str) -> list[Word]:
+    return [
+        Word(f" {word}", Span(index * 300, index * 300 + 250), 0.9)
+        for index, word in enumerate(text.split())
+    ]
+
+
+def said(words: tuple[Word, ...]) -> str:
+    return "".join(word.text for word in words).strip()
+
+
+# --- hallucinations on silence ----------------------------------------------------------------
+
+INVENTED = [
+    "Thank you.",
+    " Thanks for watching!",
+    "Thank you for watching, and see you in the next video.",
+    "Subtitles by the Amara.org community",
+    "Please subscribe to my channel.",
+    "you",
+    "Hãy subscribe cho kênh Ghiền Mì Gõ Để không bỏ lỡ những video hấp dẫn",
+    "Các bạn hãy đăng ký kênh để không bỏ lỡ những video hấp dẫn nhé.",
+    "Cảm ơn các bạn đã theo dõi và hẹn gặp lại.",
+    "Để không bỏ lỡ những video hấp dẫn",
+]
+
+
+@pytest.mark.parametrize("text", INVENTED)
+@pytest.mark.parametrize("evidence", [NO_VOICE, UNSURE, QUIET])
+def test_a_known_phrase_on_silence_is_dropped(text: str, evidence: Evidence) -> None:
+    assert guards.is_hallucination(text, evidence)
+
+
+@pytest.mark.parametrize("text", INVENTED)
+def test_a_known_phrase_that_somebody_says_survives(text: str) -> None:
+    assert not guards.is_hallucination(text, HEARD)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thank you for the report that you sent on Monday, I read it with joy.",
+        "So you want to see the end of the story?",
+        "Hôm nay chúng ta sẽ nói về lịch sử của thành phố.",
+        "Tôi muốn đăng ký một khóa học tiếng Anh.",
+        "",
+    ],
+)
+@pytest.mark.parametrize("evidence", [NO_VOICE, UNSURE, QUIET])
+def test_other_text_is_never_taken_for_an_invention(text: str, evidence: Evidence) -> None:
+    assert not guards.is_hallucination(text, evidence)
+
+
+def test_a_phrase_is_known_however_its_letters_are_composed() -> None:
+    decomposed = "Ca\u0309m o\u031bn ca\u0301c ba\u0323n \u0111a\u0303 theo do\u0303i"
+    assert guards.is_known_phrase(decomposed)
+
+
+def test_a_window_is_silence_only_when_the_decoder_doubts_its_own_text_too() -> None:
+    assert guards.is_silence(decoding(no_speech_prob=0.9, avg_logprob=-1.4))
+    assert not guards.is_silence(decoding(no_speech_prob=0.9, avg_logprob=-0.4))
+    assert not guards.is_silence(decoding(no_speech_prob=0.2, avg_logprob=-1.4))
+
+
+# --- decoding again ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [
+        decoding(" I am here. " * 20),
+        decoding(avg_logprob=-1.2),
+        decoding(" " + "chạy " * 9),
+    ],
+)
+def test_a_failed_decoding_is_tried_again(failed: Decoding) -> None:
+    assert guards.needs_retry(failed)
+
+
+def test_a_good_decoding_and_silence_are_not_tried_again() -> None:
+    assert not guards.needs_retry(decoding())
+    assert not guards.needs_retry(decoding(no_speech_prob=0.9, avg_logprob=-1.4))
+
+
+def test_of_failed_attempts_the_coolest_that_does_not_loop_counts() -> None:
+    loop = decoding(" la la la" * 30, avg_logprob=-0.1)
+    cool = decoding(" Nobody knows.", avg_logprob=-1.3, temperature=0.2)
+    hot = decoding(" Nobody nose.", avg_logprob=-1.2, temperature=0.4)
+    assert guards.best([loop, cool, hot]) is cool
+
+
+def test_where_all_attempts_loop_the_most_probable_counts() -> None:
+    first = decoding(" la la la" * 30, avg_logprob=-0.5)
+    second = decoding(" lo lo lo" * 30, avg_logprob=-0.1, temperature=0.2)
+    assert guards.best([first, second]) is second
+
+
+# --- loops ------------------------------------------------------------------------------------
+
+
+def test_a_loop_keeps_its_first_rounds_and_what_stands_around_it() -> None:
+    words = spoken("so we went " + "down to the river " * 12 + "and swam")
+    kept, looped = guards.collapse_repeats(words)
+    assert looped
+    assert said(kept) == "so we went down to the river down to the river and swam"
+
+
+def test_a_loop_is_seen_through_case_and_punctuation() -> None:
+    kept, looped = guards.collapse_repeats(spoken("I'm sorry, I'm sorry. i'm Sorry " * 4))
+    assert looped
+    assert said(kept) == "I'm sorry, I'm sorry."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no no no no I did not say that",
+        "very very very good",
+        "thank you thank you thank you",
+        "we shall fight on the beaches we shall fight on the landing grounds",
+        "ha ha ha ha ha",
+    ],
+)
+def test_what_people_repeat_in_earnest_is_kept(text: str) -> None:
+    kept, looped = guards.collapse_repeats(spoken(text))
+    assert not looped
+    assert said(kept) == text
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "Một", "hai."]), max_size=60))
+def test_collapsing_keeps_the_order_and_invents_nothing(texts: list[str]) -> None:
+    words = spoken(" ".join(texts))
+    kept, looped = guards.collapse_repeats(words)
+    rest = iter(words)
+    assert all(word in rest for word in kept)
+    assert looped == (len(kept) < len(words))
+
+
+# --- flags ------------------------------------------------------------------------------------
+
+
+def test_a_sure_segment_has_no_flags() -> None:
+    assert guards.doubts(decoding(), " All is well.", 0.9, collapsed=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "word_probability", "collapsed", "flag"),
+    [
+        (decoding(temperature=0.4), 0.9, False, guards.RETRIED),
+        (decoding(avg_logprob=-1.1), 0.9, False, guards.LOW_CONFIDENCE),
+        (decoding(), 0.1, False, guards.LOW_CONFIDENCE),
+        (decoding(), 0.9, True, guards.REPETITIVE),
+        (decoding(no_speech_prob=0.8), 0.9, False, guards.LIKELY_SILENCE),
+    ],
+)
+def test_each_doubt_has_its_flag(
+    doubtful: Decoding, word_probability: float, collapsed: bool, flag: str
+) -> None:
+    found = guards.doubts(doubtful, " All is well.", word_probability, collapsed=collapsed)
+    assert found == (flag,)

@@ -1,0 +1,50 @@
+"""What the doorbell promises over a Redis that only half remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from redis import Redis
+from rq import Queue, Worker
+from rq.serializers import JSONSerializer
+
+from common.db.steps import Publication
+from common.queue import QUEUE_NAME, Doorbell, connect
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    with connect(redis_url) as connection:
+        yield connection
+
+
+def rung(doorbell: Doorbell) -> str:
+    name = str(uuid4())
+    doorbell.ring([Publication(outbox_id=1, step_id=uuid4(), doorbell=name, description="plan")])
+    return name
+
+
+def test_a_doorbell_that_waits_is_not_lost(redis: Redis) -> None:
+    doorbell = Doorbell(redis)
+    assert doorbell.lost([rung(doorbell)]) == set()
+
+
+def test_a_doorbell_that_was_flushed_is_lost(redis: Redis) -> None:
+    doorbell = Doorbell(redis)
+    name = rung(doorbell)
+    redis.flushall()
+    assert doorbell.lost([name]) == {name}
+
+
+def test_a_doorbell_whose_worker_died_before_it_claimed_the_step_is_lost(redis: Redis) -> None:
+    doorbell = Doorbell(redis)
+    name = rung(doorbell)
+    queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+    worker = Worker([queue], connection=redis, serializer=JSONSerializer)
+    found = Queue.dequeue_any([queue], None, connection=redis, serializer=JSONSerializer)
+    assert found is not None
+    worker.prepare_job_execution(found[0], remove_from_intermediate_queue=True)
+    assert found[0].get_status() == "started"
+    assert doorbell.lost([name]) == {name}

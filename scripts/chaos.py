@@ -55,9 +55,8 @@ MODELS = ("tiny", "base")
 
 CLIPS = 6
 """Short recordings taken from the folder."""
-LONG_PARTS = 8
-"""Clips in a long recording; the pauses between them end a window, so it has as many chunks."""
 PAUSE_S = 6.0
+"""Between the clips of a long recording: long enough to end a window, and so a chunk."""
 LONG_EVERY = 6
 """Every so many jobs one is long."""
 
@@ -115,9 +114,13 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres away for some."""
+    """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres away for some.
+
+    A long recording consists of ``talk_parts`` clips, and so has as many chunks.
+    """
 
     jobs: int = 60
+    talk_parts: int = 8
     seconds: float = 180.0
     outage_s: float = 20.0
     seed: int = 1
@@ -171,13 +174,13 @@ def orders(asked: Asked, clips: Sequence[Path], talks: Sequence[Path]) -> list[O
 # --- what is sent ---------------------------------------------------------------------------------
 
 
-def recordings(folder: Path, into: Path, seed: int) -> tuple[list[Path], list[Path]]:
+def recordings(asked: Asked, folder: Path, into: Path) -> tuple[list[Path], list[Path]]:
     """Some clips of ``folder``, and long recordings made of them.
 
     Raises:
         SetupProblem: there are none.
     """
-    chance = random.Random(seed)  # noqa: S311 - nothing secret
+    chance = random.Random(asked.seed)  # noqa: S311 - nothing secret
     found = sorted(path for path in folder.iterdir() if path.is_file())
     if not found:
         raise SetupProblem(
@@ -186,7 +189,7 @@ def recordings(folder: Path, into: Path, seed: int) -> tuple[list[Path], list[Pa
     clips = chance.sample(found, min(CLIPS, len(found)))
     talks = []
     for number in range(2):
-        parts = chance.choices(clips, k=LONG_PARTS)
+        parts = chance.choices(clips, k=asked.talk_parts)
         talks.append(join(parts, into / f"talk-{number}.wav"))
     return clips, talks
 
@@ -321,7 +324,7 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
     """
     run = Run()
     settings = settings_for(data_dir)
-    clips, talks = recordings(audio, data_dir, asked.seed)
+    clips, talks = recordings(asked, audio, data_dir)
     log = (data_dir / "chaos.log").open("a", buffering=1)
 
     def note(line: str) -> None:
@@ -501,7 +504,14 @@ def main(
     kept = data_dir is not None
     where = data_dir or Path(tempfile.mkdtemp(prefix="stenopool-chaos-"))
     where.mkdir(parents=True, exist_ok=True)
-    asked = Asked(jobs, seconds, outage, seed, workers, language)
+    asked = Asked(
+        jobs=jobs,
+        seconds=seconds,
+        outage_s=outage,
+        seed=seed,
+        workers=workers,
+        language=language,
+    )
     run = chaos(asked, folder, where.absolute(), click.echo)
     for line in report(run):
         click.echo(line)

@@ -1,0 +1,222 @@
+"""What `steno bench` measures on: recordings with references, and how texts are scored.
+
+A folder holds sub-folders named for their language (``en-...``, ``vi-...``). One with ``refs.tsv``
+(file, tab, reference) is a set of short clips; one with ``NAME.transcript.json`` beside ``NAME.*``
+holds a long recording, whose transcript is ``{"turns": [{"start", "end", "sentences"}]}`` with
+times in seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import wave
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.asr.languages import LANGUAGES
+from common.domain.values import SAMPLE_RATE
+from common.errors import SetupProblem
+
+SCORED_S = 600.0
+"""A long recording's texts are compared over the turns that end within its first ten minutes."""
+
+TRANSCRIPT = ".transcript.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A short recording and what is said in it."""
+
+    path: Path
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSet:
+    """Short recordings in one language (a Whisper code)."""
+
+    name: str
+    language: str
+    clips: tuple[Clip, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LongRecording:
+    """A recording to spread over workers, and the reference of its first ``scored_s`` seconds."""
+
+    path: Path
+    language: str
+    reference: str
+    scored_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """All that a folder holds; ``recording`` is None where there is no long one."""
+
+    recording: LongRecording | None
+    clip_sets: tuple[ClipSet, ...]
+
+
+def read_corpus(folder: Path) -> Corpus:
+    """Find what can be measured on in ``folder``.
+
+    Raises:
+        SetupProblem: there is nothing, or a reference names a file that is not there.
+    """
+    recordings, clip_sets = [], []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        language = place.name.partition("-")[0]
+        if language not in LANGUAGES:
+            continue
+        if (place / "refs.tsv").is_file():
+            clip_sets.append(ClipSet(place.name, language, _read_clips(place / "refs.tsv")))
+        recordings += [
+            _read_recording(transcript, language)
+            for transcript in sorted(place.glob(f"*{TRANSCRIPT}"))
+        ]
+    if not recordings and not clip_sets:
+        raise SetupProblem(
+            problem=f"{folder} holds nothing to measure on",
+            remedy="Its folders are named for their language (en-read) and hold either refs.tsv "
+            f"(file, tab, reference) or a recording with NAME{TRANSCRIPT} beside it",
+        )
+    return Corpus(recordings[0] if recordings else None, tuple(clip_sets))
+
+
+def _read_clips(table: Path) -> tuple[Clip, ...]:
+    clips = []
+    for line in table.read_text(encoding="utf-8").splitlines():
+        name, tab, reference = line.partition("\t")
+        if not tab or not reference.strip():
+            continue
+        path = table.parent / name
+        if not path.is_file():
+            raise SetupProblem(problem=f"{table} names {name}", remedy="Put that file beside it")
+        clips.append(Clip(path, reference.strip()))
+    return tuple(clips)
+
+
+def _read_recording(transcript: Path, language: str) -> LongRecording:
+    name = transcript.name.removesuffix(TRANSCRIPT)
+    beside = [
+        path
+        for path in sorted(transcript.parent.glob(f"{name}.*"))
+        if path.stem == name and path.suffix not in {".json", ".txt"}
+    ]
+    if not beside:
+        raise SetupProblem(
+            problem=f"There is no recording to {transcript}", remedy=f"Put {name}.mp3 beside it"
+        )
+    turns = json.loads(transcript.read_text(encoding="utf-8"))["turns"]
+    reference, scored_s = beginning(turns)
+    return LongRecording(beside[0], language, reference, scored_s)
+
+
+def beginning(turns: Sequence[dict[str, Any]], within_s: float = SCORED_S) -> tuple[str, float]:
+    """The text of the first turns, as far as they end in time, and where they end, in seconds.
+
+    A cut at a turn's end leaves no sentence half in and half out of the reference.
+    """
+    said = [turn for turn in turns if turn["end"] <= within_s]
+    text = " ".join(_text_of(turn) for turn in said)
+    return text, float(max((turn["end"] for turn in said), default=0.0))
+
+
+def _text_of(turn: dict[str, Any]) -> str:
+    if "sentences" in turn:
+        return " ".join(turn["sentences"])
+    return " ".join(piece["text"] for piece in turn["speech"])
+
+
+# --- scoring ----------------------------------------------------------------------------------
+
+
+def require_scorers() -> None:
+    """Raise `SetupProblem` unless jiwer and whisper-normalizer, which developers have, are here."""
+    if any(importlib.util.find_spec(name) is None for name in ("jiwer", "whisper_normalizer")):
+        raise SetupProblem(
+            problem="jiwer and whisper-normalizer, which score texts, are not installed",
+            remedy="Install what developers have: sh scripts/setup.sh requirements-dev.lock",
+        )
+
+
+@cache
+def normalizer(language: str) -> Callable[[str], str]:
+    """Whisper's own text normalisation: spelling and numbers for English, else case and marks."""
+    from whisper_normalizer.basic import BasicTextNormalizer
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    chosen: Callable[[str], str] = (
+        EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+    )
+    return chosen
+
+
+def wer(references: Sequence[str], texts: Sequence[str], language: str) -> float:
+    """Word errors over all texts together, in % of the references' words.
+
+    Raises:
+        ValueError: no reference holds a word.
+    """
+    import jiwer
+
+    normalise = normalizer(language)
+    pairs = [
+        (normalise(reference).strip(), normalise(text).strip())
+        for reference, text in zip(references, texts, strict=True)
+    ]
+    pairs = [(reference, text) for reference, text in pairs if reference]
+    if not pairs:
+        raise ValueError("there is no reference to compare with")
+    return 100 * float(jiwer.wer([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
+
+
+# --- sound ------------------------------------------------------------------------------------
+
+
+def write_wav(path: Path, pieces: Iterable[NDArray[np.int16]]) -> Path:
+    """Write 16 kHz mono 16-bit sound; ``pieces`` follow each other."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        for piece in pieces:
+            file.writeframesraw(piece.astype("<i2", copy=False).tobytes())
+    return path
+
+
+class Sound:
+    """A recording decoded once, to cut from. ``pcm`` is the file that it keeps the samples in."""
+
+    def __init__(self, recording: Path, pcm: Path) -> None:
+        from common.audio.decode import Decoding
+
+        with pcm.open("wb") as file:
+            for block in Decoding(recording):
+                file.write(block.tobytes())
+        self._samples: NDArray[np.int16] = np.memmap(pcm, np.int16, "r")
+
+    @property
+    def duration_s(self) -> float:
+        return len(self._samples) / SAMPLE_RATE
+
+    def cut(self, path: Path, start_s: float, duration_s: float) -> Path:
+        """Write a stretch as WAV; one that reaches past the end starts over at the beginning."""
+        start, left = round(start_s * SAMPLE_RATE), round(duration_s * SAMPLE_RATE)
+        return write_wav(path, self._stretch(start, left))
+
+    def _stretch(self, start: int, left: int) -> Iterable[NDArray[np.int16]]:
+        block = 60 * SAMPLE_RATE
+        while left > 0:
+            start %= len(self._samples)
+            piece = self._samples[start : start + min(left, block)]
+            yield piece
+            start, left = start + len(piece), left - len(piece)

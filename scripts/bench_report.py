@@ -1,0 +1,215 @@
+"""What `steno bench` found, as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+VERSIONS = (
+    "faster-whisper",
+    "ctranslate2",
+    "pywhispercpp",
+    "onnxruntime",
+    "av",
+    "rq",
+    "sqlalchemy",
+    "jiwer",
+    "whisper-normalizer",
+)
+
+WIDTH = 110
+"""Columns where there is no terminal to ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What was promised: ``limit`` in the figure's unit, kept by values at or beyond it."""
+
+    limit: float
+    at_least: bool = False
+
+    def met_by(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'>=' if self.at_least else '<='} {self.limit:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One thing that was measured, once a round; the median counts."""
+
+    name: str
+    values: tuple[float, ...]
+    unit: str = ""
+    digits: int = 1
+    target: Target | None = None
+
+    @property
+    def value(self) -> float:
+        return median(self.values)
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.target is None else self.target.met_by(self.value)
+
+    @property
+    def spread(self) -> str:
+        """From the least to the most, where there was more than one round."""
+        if len(self.values) < 2:
+            return ""
+        return f"{min(self.values):.{self.digits}f}..{max(self.values):.{self.digits}f}"
+
+    def __str__(self) -> str:
+        return f"{self.value:.{self.digits}f}{self.unit and f' {self.unit}'}"
+
+    def document(self) -> dict[str, Any]:
+        """As JSON; ``value`` is the median of ``values``, ``target`` as it is printed."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "values": list(self.values),
+            "unit": self.unit,
+            "target": None if self.target is None else str(self.target),
+            "met": self.met,
+        }
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Ways side by side: one row a way, one figure a column."""
+
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[Figure, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a part of the bench found. ``remarks`` are sentences for people."""
+
+    name: str
+    title: str
+    figures: tuple[Figure, ...]
+    comparison: Comparison | None = None
+    remarks: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        compared = self.comparison.rows if self.comparison else {}
+        return {
+            "title": self.title,
+            "figures": [figure.document() for figure in self.figures],
+            "comparison": {
+                row: [figure.document() for figure in figures] for row, figures in compared.items()
+            },
+            "remarks": list(self.remarks),
+        }
+
+
+def show(part: Part, console: Console) -> None:
+    """Print a part."""
+    console.print()
+    console.print(Text(part.title, style="bold"))
+    if part.comparison is not None:
+        table = Table("", *part.comparison.columns, box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row, figures in part.comparison.rows.items():
+            told = (
+                f"{figure} ({figure.spread})" if figure.spread else str(figure)
+                for figure in figures
+            )
+            table.add_row(row, *told)
+        console.print(table)
+    if part.figures:
+        console.print(_figures(part.figures))
+    for remark in part.remarks:
+        console.print(Text(remark, style="dim"))
+
+
+def _figures(figures: Sequence[Figure]) -> Table:
+    table = Table("", box=None, pad_edge=False)
+    table.add_column("measured", justify="right")
+    table.add_column("min..max", justify="right")
+    table.add_column("target", justify="right")
+    table.add_column("")
+    for figure in figures:
+        verdict = {
+            None: Text(""),
+            True: Text("met", style="green"),
+            False: Text("MISSED", style="bold red"),
+        }[figure.met]
+        target = "" if figure.target is None else str(figure.target)
+        table.add_row(figure.name, str(figure), figure.spread, target, verdict)
+    return table
+
+
+def summary(parts: Sequence[Part]) -> str:
+    """How many targets were met, and the names of those that were not."""
+    judged = [figure for part in parts for figure in part.figures if figure.met is not None]
+    missed = [figure.name for figure in judged if not figure.met]
+    line = f"{len(judged) - len(missed)} of {len(judged)} targets met"
+    return line + (f"; missed: {'; '.join(missed)}" if missed else "")
+
+
+def machine(cores: int) -> dict[str, Any]:
+    """Where this runs: what a figure means little without."""
+    return {
+        "cpu": _cpu_name(),
+        "cores_used": cores,
+        "cores": psutil.cpu_count() or 1,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "load_before": [round(load, 2) for load in os.getloadavg()],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in VERSIONS},
+    }
+
+
+def show_machine(told: dict[str, Any], console: Console) -> None:
+    """Print what `machine` found."""
+    console.print(
+        f"{told['cpu']}, {told['cores_used']} of {told['cores']} cores, {told['memory_gb']} GB, "
+        f"{told['system']}, Python {told['python']}",
+        highlight=False,
+    )
+    console.print(
+        ", ".join(f"{name} {found}" for name, found in told["versions"].items()), highlight=False
+    )
+    if told["load_before"][0] > 0.5:
+        console.print(
+            f"The machine was busy (load {told['load_before'][0]}): times say little.",
+            style="yellow",
+        )
+
+
+def make_console() -> Console:
+    """Standard output, wide enough for the tables where it is a file."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"

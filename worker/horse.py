@@ -24,6 +24,7 @@ from loguru import logger
 from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, Worker
+from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -89,9 +90,9 @@ class Horse:
             job.runner = self._runner
             self._worker.execution = Execution.fetch(execution, doorbell, connection=self._redis)
             self._worker.perform_job(job, self._queue)
-        except RedisError as error:
-            # Postgres has the step's outcome; the doorbell has done its service.
-            logger.warning("doorbell {}: Redis is away: {}", doorbell, type(error).__name__)
+        except (RedisError, NoSuchJobError) as error:
+            # Postgres has the step's outcome, or has it rung again.
+            logger.warning("doorbell {}: Redis is away or has forgotten it: {!r}", doorbell, error)
         except Exception:
             logger.exception("doorbell {} could not be answered", doorbell)
 

@@ -54,7 +54,12 @@ class Runner:
         """
         following: UUID | None = step_id
         while following is not None:
-            claim = self._context.steps.claim(following, self._worker)
+            try:
+                claim = self._context.steps.claim(following, self._worker)
+            except Unavailable as error:
+                # It is rung again; a claim that did take effect ends with its lease.
+                logger.warning("step {} cannot be claimed: {}", following, error)
+                return
             if claim is None:
                 logger.debug("step {} is not to be had", following)
                 return

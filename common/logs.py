@@ -12,7 +12,7 @@ from common.settings import LogSettings
 
 FORMAT = (
     "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> <level>{level: <7}</level> "
-    "{extra[process]} <level>{message}</level>"
+    "{extra[process]} {extra[request_id]} <level>{message}</level>"
 )
 
 
@@ -26,7 +26,7 @@ class _ToLoguru(logging.Handler):
 def set_up_logging(settings: LogSettings, process: str) -> None:
     """Send all logs to one place; ``process`` names the writer in each line."""
     logger.remove()
-    logger.configure(extra={"process": process})
+    logger.configure(extra={"process": process, "request_id": "-"})
     # diagnose would print the values of variables, and they may hold what was said.
     options: dict[str, Any] = {
         "level": settings.level,

@@ -77,9 +77,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A job's text so far: the segments of the finished chunks, as stored JSON.
+    """A job's text as far as it is known.
 
-    ``complete`` tells a finished transcript from a partial one; ``manifest`` comes with the former.
+    When ``complete`` it is the transcript: ``segments`` as stored JSON, and its ``manifest``.
+    Until then it is ``chunks``: the finished ones from the start up to the first that is not, so
+    that what a client shows only ever grows at its end.
     """
 
     segments: list[Any]
@@ -197,9 +199,18 @@ class Jobs:
                     complete=True,
                     manifest=transcript.manifest,
                 )
+            first_hole = (
+                select(func.min(Chunk.index))
+                .where(Chunk.job_id == job_id, Chunk.result.is_(None))
+                .scalar_subquery()
+            )
             done = session.scalars(
                 select(Chunk)
-                .where(Chunk.job_id == job_id, Chunk.result.is_not(None))
+                .where(
+                    Chunk.job_id == job_id,
+                    Chunk.result.is_not(None),
+                    (Chunk.index < first_hole) | first_hole.is_(None),
+                )
                 .order_by(Chunk.index)
             ).all()
             return Text(

@@ -430,6 +430,20 @@ def test_progress_never_falls_and_ends_at_100(database: Database, steps: Steps) 
     assert 0 <= seen[0] < seen[-1] < 100
 
 
+def test_the_text_so_far_ends_before_the_first_chunk_that_is_not_done(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 3)
+    claims = [claim_next(steps) for _ in range(3)]
+
+    finish_chunk(steps, claims[0])
+    finish_chunk(steps, claims[2])
+    assert [chunk.index for chunk in Jobs(database, TENANT).text(job_id).chunks] == [0]
+    finish_chunk(steps, claims[1])
+    assert [chunk.index for chunk in Jobs(database, TENANT).text(job_id).chunks] == [0, 1, 2]
+
+
 def test_another_tenants_job_is_not_found(database: Database) -> None:
     job_id = submit_job(database, tenant="one")
     other = Jobs(database, "two")

@@ -11,13 +11,12 @@ from common.db.steps import Claim
 from common.db.tables import Chunk as StoredChunk
 from common.db.tables import Job, JobMetrics, Recording
 from common.db.tables import Transcript as StoredTranscript
-from common.domain.chunks import windows_from_json
 from common.domain.formats import MEDIA_TYPES, write
 from common.domain.merging import merge as merge_windows
 from common.domain.merging import speech_without_text
-from common.domain.transcript import Transcript, segments_from_json, segments_to_json
-from common.domain.values import Chunk
+from common.domain.transcript import Transcript, segments_to_json
 from common.storage import storage_errors, write_atomically
+from common.transcripts import parts
 from worker.context import Context, persist
 from worker.steps.sound import decoding_identity
 
@@ -33,27 +32,21 @@ def merge(context: Context, claim: Claim) -> None:
     started = time.monotonic()
     job, recording = persist(lambda: context.steps.job_of(claim))
     stored = persist(lambda: context.steps.chunks(claim.job_id))
-    parts = [
-        (
-            Chunk(chunk.index, windows_from_json(chunk.windows)),
-            [segments_from_json(window) for window in chunk.result or []],
-        )
-        for chunk in stored
-    ]
+    heard = parts(stored)
     transcript = Transcript(
         language=job.detected_language or job.language,
         duration_ms=job.duration_ms or 0,
-        segments=merge_windows(parts).segments,
+        segments=merge_windows(heard).segments,
     )
     warnings = list(job.warnings)
-    if speech_without_text(parts):
+    if speech_without_text(heard):
         warnings.append(NOT_HEARD)
     manifest = _manifest(job, recording, stored)
     _write_files(context, job, transcript, warnings, manifest)
     metrics = JobMetrics(
         job_id=job.id,
         audio_ms=transcript.duration_ms,
-        speech_ms=sum(chunk.speech_ms for chunk, _ in parts),
+        speech_ms=sum(chunk.speech_ms for chunk, _ in heard),
         upload_ms=recording.upload_ms,
         plan_ms=job.plan_ms or 0,
         engine_ms=sum(chunk.engine_ms or 0 for chunk in stored),

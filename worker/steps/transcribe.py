@@ -9,9 +9,9 @@ from uuid import UUID
 from common.db.steps import Claim
 from common.db.tables import Chunk, Job
 from common.domain.chunks import windows_from_json
-from common.domain.transcript import segments_to_json
 from common.domain.values import Chunk as ChunkValue
 from common.errors import WeightsCorrupt
+from common.transcripts import result_to_json
 from worker.context import Context, persist
 from worker.steps.sound import cut_samples, decoding_options
 
@@ -51,4 +51,4 @@ def _hear(context: Context, job: Job, stored: Chunk) -> list[Any]:
     heard = context.engines.get(job.engine, job.model).transcribe(
         cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)
     )
-    return [segments_to_json(segments) for segments in heard]
+    return result_to_json(heard)

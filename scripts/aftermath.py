@@ -110,6 +110,17 @@ class Aftermath:
     def __exit__(self, *_: object) -> None:
         self.database.close()
 
+    def at_work(self) -> list[str]:
+        """The names of the workers that have a step in hand; none while Postgres is away."""
+        try:
+            with self.database.transaction() as session:
+                running = select(Step.worker).where(
+                    Step.status == StepStatus.RUNNING, Step.lease_until > func.clock_timestamp()
+                )
+                return [name for name in session.scalars(running) if name is not None]
+        except Unavailable:
+            return []
+
     def wait_for_the_end(self, patience_s: float) -> None:
         """Until every job has ended, or no step has been finished for ``patience_s``."""
         done, since = -1, time.monotonic()
@@ -184,7 +195,7 @@ def _steps(finding: Finding, session: Session) -> None:
             )
     finding.check(count(session, Outbox) == 0, "the outbox is not empty")
     codes = select(Failure.code, func.count()).group_by(Failure.code).order_by(Failure.code)
-    finding.failures = dict(session.execute(codes).tuples().all())
+    finding.failures = dict(session.execute(codes).all())
 
 
 def _chunks(finding: Finding, session: Session) -> None:
@@ -197,10 +208,8 @@ def _chunks(finding: Finding, session: Session) -> None:
         count(session, Chunk, Chunk.result.is_(None)) == 0, "a chunk was stored without a result"
     )
     indexes = select(Chunk.job_id, func.max(Chunk.index) + 1 - func.count()).group_by(Chunk.job_id)
-    totals = dict(session.execute(select(Job.id, Job.chunks_total)).tuples().all())
-    counts = dict(
-        session.execute(select(Chunk.job_id, func.count()).group_by(Chunk.job_id)).tuples().all()
-    )
+    totals = dict(session.execute(select(Job.id, Job.chunks_total)).all())
+    counts = dict(session.execute(select(Chunk.job_id, func.count()).group_by(Chunk.job_id)).all())
     for job_id, missing in session.execute(indexes):
         finding.check(missing == 0, f"job {job_id} lacks {missing} chunk(s)")
         finding.check(totals[job_id] == counts[job_id], f"job {job_id} has miscounted its chunks")
@@ -222,7 +231,7 @@ def _stalls(finding: Finding, session: Session, last_fault: datetime, workers: i
         select(Step.started_at, Step.finished_at)
         .where(Step.finished_at > last_fault)
         .order_by(Step.finished_at)
-    ).tuples()
+    ).all()
     spans = [(max(start, last_fault), end) for start, end in later if start and end]
     instants = [last_fault, *(end for _, end in spans)]
     if count(session, Job, Job.status.in_(OPEN)):
@@ -289,7 +298,7 @@ def _becomes_true(state: Callable[[], bool]) -> bool:
 def _files(finding: Finding, aftermath: Aftermath, stack: Stack) -> None:
     folders = stack.settings.storage
     with aftermath.database.transaction() as session:
-        promised = dict(session.execute(select(Recording.id, Recording.sha256)).tuples().all())
+        promised = dict(session.execute(select(Recording.id, Recording.sha256)).all())
         jobs = set(session.scalars(select(Job.id).where(Job.status == JobStatus.COMPLETED)))
     kept = {path.name: path for path in (folders.uploads / "recordings").iterdir()}
     for recording_id, sha256 in promised.items():

@@ -65,8 +65,13 @@ MEAN_GAP_S = 4.0
 UPLOADING = 0.8
 """The part of the time over which uploads are spread, so that every fault meets work."""
 CLIENTS = 4
+UPLOAD_S = 2.0
+"""How long a client takes to send its bytes, so that the gateway dies in the midst of some."""
 CLIENT_PAUSE_S = 0.3
+CLIENT_PATIENCE_S = 300.0
 VICTIM_WITHIN_S = 60.0
+AIM_S = 5.0
+"""How long to wait for a worker to have a step in hand before any will do."""
 
 SETTLED_WITHIN_S = 300.0
 """How long the stack may go without finishing a step before the run is given up."""
@@ -88,19 +93,24 @@ class Kind(StrEnum):
 ROLES = {
     Kind.GATEWAY: "gateway",
     Kind.DISPATCHER: "dispatcher",
-    Kind.WORKER: "worker",
     Kind.POSTGRES: "postgres",
+    Kind.OUTAGE: "postgres",
     Kind.VALKEY: "valkey",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One blow, ``at_s`` seconds into the run; ``pick`` in [0, 1) chooses among victims."""
+    """One blow, ``at_s`` seconds into the run; ``pick`` in [0, 1) chooses among victims.
+
+    ``aimed``: a worker or a work-horse is struck with a step in hand if there is one soon;
+    otherwise whatever it does, which may be to start.
+    """
 
     at_s: float
     kind: Kind
     pick: float
+    aimed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,10 @@ class Run:
 
 
 def faults(asked: Asked) -> list[Fault]:
-    """Every kind at least once, in random order; the outage once and never as the last."""
+    """Every kind at least once, in random order; the outage once and never as the last.
+
+    The first of a kind is aimed.
+    """
     chance = random.Random(asked.seed)  # noqa: S311 - nothing secret
     lesser: list[Kind] = [kind for kind in Kind if kind is not Kind.OUTAGE]
     count = max(len(lesser), round(asked.seconds / MEAN_GAP_S) - 1)
@@ -150,7 +163,7 @@ def faults(asked: Asked) -> list[Fault]:
     kinds.insert(chance.randrange(len(kinds) // 4, 3 * len(kinds) // 4), Kind.OUTAGE)
     slot_s = asked.seconds / len(kinds)
     return [
-        Fault((index + chance.random()) * slot_s, kind, chance.random())
+        Fault((index + chance.random()) * slot_s, kind, chance.random(), kind not in kinds[:index])
         for index, kind in enumerate(kinds)
     ]
 
@@ -222,12 +235,14 @@ class Clients:
 
         Raises:
             Refused: the gateway said no to what it should have taken.
+            GatewayLost: it stayed away.
         """
+        deadline = time.monotonic() + CLIENT_PATIENCE_S
         while True:
             try:
                 job_id = self._upload(recording, priority)
             except (GatewayLost, Refused) as error:
-                if not passing(error):
+                if not passing(error) or time.monotonic() > deadline:
                     raise
                 with self._lock:
                     self._run.retried += 1
@@ -239,7 +254,12 @@ class Clients:
 
     def _upload(self, recording: Path, priority: str) -> str:
         options = {"language": self._language, "priority": priority}
-        return str(self._gateway.upload(recording, options)["job_id"])
+        size = recording.stat().st_size
+
+        def take_time(sent: int) -> None:
+            time.sleep(UPLOAD_S * sent / size)
+
+        return str(self._gateway.upload(recording, options, take_time)["job_id"])
 
 
 # --- what is struck -------------------------------------------------------------------------------
@@ -249,11 +269,18 @@ class Striker:
     """Carries faults out on a stack that repairs itself."""
 
     def __init__(
-        self, stack: Stack, outage_s: float, run: Run, tell: Callable[[str], None]
+        self,
+        stack: Stack,
+        aftermath: Aftermath,
+        run: Run,
+        *,
+        outage_s: float,
+        tell: Callable[[str], None],
     ) -> None:
         self._stack = stack
-        self._outage_s = outage_s
+        self._aftermath = aftermath
         self._run = run
+        self._outage_s = outage_s
         self._tell = tell
         self._lock = threading.Lock()
 
@@ -263,41 +290,43 @@ class Striker:
             self._flush()
         elif fault.kind is Kind.OUTAGE:
             with self._stack.hold("postgres"):
-                self._kill(Kind.POSTGRES, fault.pick)
+                self._kill(fault, self._servers)
                 time.sleep(self._outage_s)
+        elif fault.kind in {Kind.WORKER, Kind.HORSE}:
+            self._kill(fault, self._workers)
         else:
-            self._kill(fault.kind, fault.pick)
+            self._kill(fault, self._servers)
         with self._lock:
             self._tell(f"{fault.at_s:6.1f} s  {fault.kind}")
             self._run.faults[fault.kind] += 1
             self._run.last_fault = datetime.now(UTC)
 
-    def _kill(self, kind: Kind, pick: float) -> None:
-        deadline = time.monotonic() + VICTIM_WITHIN_S
-        while time.monotonic() < deadline:
-            living = self._victims(kind)
-            if living:
+    def _kill(self, fault: Fault, find: Callable[[Fault, float], list[int]]) -> None:
+        started = time.monotonic()
+        while (waited_s := time.monotonic() - started) < VICTIM_WITHIN_S:
+            victims = find(fault, waited_s)
+            if victims:
                 try:
-                    os.kill(living[int(pick * len(living))], signal.SIGKILL)
+                    os.kill(victims[int(fault.pick * len(victims))], signal.SIGKILL)
                 except ProcessLookupError:
                     continue
                 return
             time.sleep(0.05)
         raise SetupProblem(
-            problem=f"{kind}: none was alive for {VICTIM_WITHIN_S:g} s", remedy="See the logs"
+            problem=f"{fault.kind}: none was alive for {VICTIM_WITHIN_S:g} s", remedy="See the logs"
         )
 
-    def _victims(self, kind: Kind) -> list[int]:
-        processes = self._stack.processes
-        if kind is not Kind.HORSE:
-            return processes[ROLES[kind]]
-        horses = []
-        for worker in processes["worker"]:
-            try:
-                horses += [child.pid for child in psutil.Process(worker).children()]
-            except psutil.NoSuchProcess:
-                continue
-        return horses
+    def _servers(self, fault: Fault, _waited_s: float) -> list[int]:
+        return self._stack.processes[ROLES[fault.kind]]
+
+    def _workers(self, fault: Fault, waited_s: float) -> list[int]:
+        workers = self._stack.processes["worker"]
+        if fault.aimed and waited_s < AIM_S:
+            names = self._aftermath.at_work()
+            workers = [pid for pid in workers if any(f"-{pid}-" in name for name in names)]
+        if fault.kind is Kind.WORKER:
+            return workers
+        return [horse for worker in workers for horse in _children(worker)]
 
     def _flush(self) -> None:
         deadline = time.monotonic() + VICTIM_WITHIN_S
@@ -313,15 +342,25 @@ class Striker:
                 return
 
 
+def _children(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess:
+        return []
+
+
 # --- the run --------------------------------------------------------------------------------------
 
 
 def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]) -> Run:
-    """Do all of it on a stack in ``data_dir``, which must be empty; raises nothing that it finds.
+    """Do all of it on a new stack in ``data_dir``; the broken promises are in what it returns.
 
     Raises:
         SetupProblem: it cannot be done here.
     """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    if any(data_dir.iterdir()):
+        raise SetupProblem(problem=f"{data_dir} is not empty", remedy="Name a new folder")
     run = Run()
     settings = settings_for(data_dir)
     clips, talks = recordings(asked, audio, data_dir)
@@ -345,7 +384,7 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
         run.in_peace = len(run.accepted)
         started = time.monotonic()
         with ThreadPoolExecutor(CLIENTS) as senders, ThreadPoolExecutor(len(Kind)) as strikers:
-            striker = Striker(stack, asked.outage_s, run, log_and_tell)
+            striker = Striker(stack, aftermath, run, outage_s=asked.outage_s, tell=log_and_tell)
             work: list[Future[object]] = [
                 senders.submit(
                     _at, started + order.at_s, clients.send, order.recording, order.priority
@@ -503,7 +542,6 @@ def main(
     """Run, print, and exit with 1 when a promise was broken."""
     kept = data_dir is not None
     where = data_dir or Path(tempfile.mkdtemp(prefix="stenopool-chaos-"))
-    where.mkdir(parents=True, exist_ok=True)
     asked = Asked(
         jobs=jobs,
         seconds=seconds,

@@ -34,4 +34,3 @@ def test_every_accepted_recording_is_heard_once_and_alike_while_every_part_is_ki
     assert set(run.faults) == set(Kind)
     assert len(run.accepted) - run.in_peace == asked.jobs
     assert run.finding.equal_texts == sum(run.finding.jobs.values()) >= len(run.accepted)
-    assert run.finding.attempts > run.finding.steps, "no work was struck"

@@ -90,7 +90,8 @@ class FasterWhisper:
             return "en", 1.0 if windows else 0.0
         try:
             probabilities: dict[str, float] = {}
-            for heard in ct2.detect_language(self._encode([self._features(w) for w in windows])):
+            encoded = _joined(self._encode([self._features(window) for window in windows]))
+            for heard in ct2.detect_language(encoded):
                 for token, probability in heard:
                     code = token.strip("<|>")
                     probabilities[code] = probabilities.get(code, 0.0) + probability / len(windows)
@@ -110,15 +111,17 @@ class FasterWhisper:
             encoded = self._encode(features)
             attempts: list[list[Decoding]] = [[] for _ in windows]
             if 0.0 in options.temperatures:
-                for tried, decoding in zip(
-                    attempts, self._generate(encoded, tokenizer, options, 0.0), strict=True
-                ):
+                together = self._generate(_joined(encoded), tokenizer, options, 0.0)
+                for tried, decoding in zip(attempts, together, strict=True):
                     tried.append(decoding)
             for tried, feature in zip(attempts, features, strict=True):
                 if not tried or guards.needs_retry(tried[0]):
                     tried += self._sample(feature, tokenizer, options)
             decoded = [_chosen(tried) for tried in attempts]
-            words = self._align(encoded, decoded, windows, tokenizer)
+            words = [
+                self._align(each, decoding, window, tokenizer)
+                for each, decoding, window in zip(encoded, decoded, windows, strict=True)
+            ]
         except (RuntimeError, ValueError) as error:
             raise EngineFailed(reason=error) from error
         return [
@@ -140,12 +143,9 @@ class FasterWhisper:
         mel: NDArray[np.float32] = pad_or_trim(self._model.feature_extractor(sound)[..., :-1])
         return mel
 
-    def _encode(self, features: Sequence[NDArray[np.float32]]) -> ctranslate2.StorageView:
-        """The encoder's output for all windows: shape (windows, 1500, width)."""
-        if self._load["device"] != "cpu":
-            return self._model.encode(np.stack(features))
-        parts = [np.asarray(self._model.encode(feature)) for feature in features]
-        return ctranslate2.StorageView.from_array(np.concatenate(parts))
+    def _encode(self, features: Sequence[NDArray[np.float32]]) -> list[ctranslate2.StorageView]:
+        """The encoder's output for each window: shape (1, 1500, width), in main memory."""
+        return [self._model.model.encode(_view(each[np.newaxis]), to_cpu=True) for each in features]
 
     def _generate(
         self,
@@ -207,7 +207,7 @@ class FasterWhisper:
         self._model.model = ctranslate2.models.Whisper(
             self._weights, intra_threads=self._threads, inter_threads=1, **self._load
         )
-        encoded = self._encode([feature])
+        (encoded,) = self._encode([feature])
         attempts: list[Decoding] = []
         for temperature in options.temperatures:
             if temperature > 0:
@@ -219,32 +219,37 @@ class FasterWhisper:
     def _align(
         self,
         encoded: ctranslate2.StorageView,
-        decoded: Sequence[Decoding],
-        windows: Sequence[Samples],
+        decoding: Decoding,
+        window: Samples,
         tokenizer: Tokenizer,
-    ) -> list[list[Word]]:
-        """The words of every window with their times, by dynamic time warping."""
-        alignments = self._model.find_alignment(
-            tokenizer,
-            [list(decoding.tokens) for decoding in decoded],
-            encoded,
-            [_frames(window) for window in windows],
+    ) -> list[Word]:
+        """A window's words with their times, by dynamic time warping.
+
+        One window at a time: in a batch the padding moves the times, and it is no faster.
+        """
+        if not decoding.tokens:
+            return []
+        frames = max(2, min(FRAMES, len(window) // SAMPLES_PER_FRAME))
+        (alignment,) = self._model.find_alignment(
+            tokenizer, [list(decoding.tokens)], encoded, frames
         )
-        words = []
-        for alignment in alignments:
-            # The pause after a sentence is aligned to its mark: only the mark joins the word.
-            merge_punctuations(alignment, PREPENDED, APPENDED)
-            words.append([_word(timing) for timing in alignment if timing["word"]])
-        return words
+        # The pause after a sentence is aligned to its mark: only the mark joins the word.
+        merge_punctuations(alignment, PREPENDED, APPENDED)
+        return [_word(timing) for timing in alignment if timing["word"]]
+
+
+def _view(array: NDArray[np.float32]) -> ctranslate2.StorageView:
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
+
+
+def _joined(encoded: Sequence[ctranslate2.StorageView]) -> ctranslate2.StorageView:
+    """All windows as one batch: shape (windows, 1500, width)."""
+    return _view(np.concatenate([np.asarray(each) for each in encoded]))
 
 
 def _chosen(attempts: Sequence[Decoding]) -> Decoding:
     """The last attempt if it will do, else the best of all."""
     return guards.best(attempts) if guards.needs_retry(attempts[-1]) else attempts[-1]
-
-
-def _frames(window: Samples) -> int:
-    return max(2, min(FRAMES, len(window) // SAMPLES_PER_FRAME))
 
 
 def _word(timing: dict[str, Any]) -> Word:

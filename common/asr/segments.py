@@ -54,7 +54,9 @@ def segments_of(
     if is_silence(decoding):
         return ()
     whole = Span(0, len(samples) // SAMPLES_PER_MS)
-    inside = [replace(word, span=word.span.clipped(whole)) for word in words]
+    inside = [
+        Word(word.text, word.span.clipped(whole), round(word.probability, 3)) for word in words
+    ]
     kept, collapsed = collapse_repeats(without_pauses(inside, samples))
     segments = []
     for group in split(kept):
@@ -71,9 +73,9 @@ def segments_of(
                 span=span,
                 text=text,
                 words=tuple(group) if keep_words else (),
-                avg_logprob=min(0.0, decoding.avg_logprob),
-                compression_ratio=decoding.compression_ratio,
-                no_speech_prob=decoding.no_speech_prob,
+                avg_logprob=round(min(0.0, decoding.avg_logprob), 3),
+                compression_ratio=round(decoding.compression_ratio, 3),
+                no_speech_prob=round(decoding.no_speech_prob, 3),
                 temperature=decoding.temperature,
                 flags=doubts(decoding, text, probability, collapsed=collapsed),
             )

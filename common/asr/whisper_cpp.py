@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import struct
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +29,7 @@ MIN_SAMPLES = SAMPLE_RATE + SAMPLE_RATE // 10
 """whisper.cpp refuses sound under 1 s (its issue 39); shorter windows are padded with silence."""
 
 MAGIC = 0x67676D6C
+LOG_ERROR = 4
 LARGE_LAYERS = 32
 TURBO_LAYERS = 4
 LARGE_V3_MELS = 128
@@ -56,19 +58,30 @@ class WhisperCpp:
     name = "whisper.cpp"
 
     def __init__(self, weights: Path, *, threads: int = 1) -> None:
-        _silence()
-        params = ggml.whisper_context_default_params()
-        params.use_gpu = False
-        params.flash_attn = False  # the alignment below reads the attention that flash never writes
-        params.dtw_token_timestamps = True
-        params.dtw_aheads_preset = _alignment_heads(weights)
+        _take_over_log()
+        self._weights = weights
         self._threads = threads
-        self._context = ggml.whisper_init_from_file_with_params(str(weights), params)
-        if self._context is None:
-            raise EngineFailed(reason=f"{weights.name} is no ggml file that whisper.cpp can read")
+        self._heads = _alignment_heads(weights)
+        self._context: Any = None
+        self._load()
         self._languages = [
             ggml.whisper_lang_str(number) for number in range(ggml.whisper_lang_max_id() + 1)
         ]
+
+    def _load(self) -> None:
+        if self._context is not None:
+            ggml.whisper_free(self._context)
+        params = ggml.whisper_context_default_params()
+        params.use_gpu = False
+        params.flash_attn = False  # the alignment reads the attention, which flash never writes
+        params.dtw_token_timestamps = True
+        params.dtw_aheads_preset = self._heads
+        _errors.clear()
+        self._context = ggml.whisper_init_from_file_with_params(str(self._weights), params)
+        self._fresh = True
+        if _errors:  # the bindings wrap a null pointer as if it were a context
+            self._context = None
+            raise EngineFailed(reason=_errors[0].strip())
 
     def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
         """See `Engine.detect_language`; English-only weights answer ``("en", 1.0)``."""
@@ -77,6 +90,7 @@ class WhisperCpp:
         if not ggml.whisper_is_multilingual(self._context):
             return "en", 1.0
         total = np.zeros(len(self._languages), dtype=np.float32)
+        self._fresh = False
         for window in windows:
             heard = np.zeros_like(total)
             sound = _padded(window)
@@ -94,6 +108,11 @@ class WhisperCpp:
         return [self._one(window, options) for window in windows]
 
     def _one(self, window: Samples, options: DecodingOptions) -> tuple[Segment, ...]:
+        # The context keeps its random generator and the layout of its cache: only a fresh one
+        # decodes the same window the same way (0.1 s of 3.5 s a window with base).
+        if not self._fresh:
+            self._load()
+        self._fresh = False
         attempts: list[tuple[Decoding, list[Word]]] = []
         for temperature in options.temperatures:
             attempts.append(self._decode(window, options, temperature))
@@ -252,10 +271,19 @@ def _alignment_heads(weights: Path) -> Any:
     return getattr(presets, f"WHISPER_AHEADS_{size}{english}")
 
 
-def _silence() -> None:
-    """Keep whisper.cpp's own log off stderr.
+_errors: deque[str] = deque(maxlen=16)
+"""What whisper.cpp complained of since the last load; its log belongs to the whole process."""
+
+
+def _take_over_log() -> None:
+    """Keep whisper.cpp's log off stderr, and its errors for us.
 
     The callback has to go before the interpreter does, else the library calls into a dead one.
     """
-    ggml.whisper_log_set(lambda *_: None)
+    ggml.whisper_log_set(_hear)
     atexit.register(ggml.whisper_log_set, None)
+
+
+def _hear(level: int, message: str) -> None:
+    if level == LOG_ERROR:
+        _errors.append(message)

@@ -1,0 +1,224 @@
+"""What every engine promises (common.asr.engine), on real weights and speech with a known text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import _pywhispercpp as ggml
+import jiwer
+import numpy as np
+import pytest
+from faster_whisper.tokenizer import _LANGUAGE_CODES
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from common.asr.engine import DecodingOptions, Engine, Samples
+from common.asr.languages import LANGUAGES
+from common.asr.loading import ENGINES, load_engine
+from common.domain.values import SAMPLES_PER_MS, Segment, Span
+from common.errors import EngineFailed, UnknownOption, WeightsMissing
+from tests.speech import noise, silence, speak
+
+WEIGHTS = {"faster-whisper": "faster-whisper-base", "whisper.cpp": "ggml-tiny.bin"}
+ENGLISH = DecodingOptions(language="en")
+TRAIN = "The train to London leaves at nine o'clock. Please do not be late tomorrow morning."
+REPORT = "Please send me the report before Friday."
+FORECAST = "The weather will be warm and dry in the south, with some rain in the mountains."
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest, weights_dir: Path) -> Engine:
+    return load_engine(request.param, weights_dir / WEIGHTS[request.param])
+
+
+def text(segments: tuple[Segment, ...]) -> str:
+    return "".join(segment.text for segment in segments)
+
+
+def gist(segments: tuple[Segment, ...]) -> list[tuple[str, list[tuple[str, Span]]]]:
+    """All but the decoder's numbers, whose last bits depend on the shape of the batch."""
+    return [(each.text, [(word.text, word.span) for word in each.words]) for each in segments]
+
+
+def word_error_rate(reference: str, hypothesis: str) -> float:
+    normal = EnglishTextNormalizer()
+    return float(jiwer.wer(normal(reference), normal(hypothesis)))
+
+
+def one(engine: Engine, window: Samples, options: DecodingOptions = ENGLISH) -> tuple[Segment, ...]:
+    (segments,) = engine.transcribe([window], options)
+    return segments
+
+
+@pytest.mark.parametrize("spoken", [TRAIN, REPORT, FORECAST])
+def test_speech_becomes_its_text(engine: Engine, spoken: str) -> None:
+    assert word_error_rate(spoken, text(one(engine, speak(spoken)))) <= 0.25
+
+
+def test_each_window_has_its_own_segments_in_order(engine: Engine) -> None:
+    spoken = [TRAIN, REPORT, FORECAST]
+    decoded = engine.transcribe([speak(each) for each in spoken], ENGLISH)
+    assert len(decoded) == len(spoken)
+    for reference, segments in zip(spoken, decoded, strict=True):
+        assert word_error_rate(reference, text(segments)) <= 0.25
+
+
+def test_how_windows_are_grouped_into_calls_changes_nothing(engine: Engine) -> None:
+    windows = [speak(TRAIN), speak(REPORT), noise(2), speak(FORECAST), silence(1)]
+    together = [gist(segments) for segments in engine.transcribe(windows, ENGLISH)]
+    alone = [gist(one(engine, window)) for window in reversed(windows)]
+    assert together == alone[::-1]
+
+
+def test_sampling_at_a_high_temperature_gives_the_same_text_again(engine: Engine) -> None:
+    hot = replace(ENGLISH, temperatures=(0.8,))
+    first, second = engine.transcribe([speak(TRAIN), speak(FORECAST)], hot)
+    assert gist(one(engine, speak(FORECAST), hot)) == gist(second)
+    assert gist(one(engine, speak(TRAIN), hot)) == gist(first)
+    assert {segment.temperature for segment in first + second} == {0.8}
+
+
+def test_no_option_of_one_call_is_left_for_the_next(engine: Engine) -> None:
+    window = speak(REPORT)
+    before = gist(one(engine, window))
+    one(
+        engine,
+        window,
+        DecodingOptions(
+            language="fr",
+            task="translate",
+            beam_size=1,
+            temperatures=(0.4,),
+            initial_prompt="Ce rapport est confidentiel.",
+            hotwords="vendredi",
+            word_timestamps=False,
+        ),
+    )
+    assert gist(one(engine, window)) == before
+
+
+def test_words_join_to_the_text_and_follow_each_other_inside_the_window(engine: Engine) -> None:
+    window = speak(TRAIN)
+    segments = one(engine, window)
+    words = [word for segment in segments for word in segment.words]
+    assert "".join(word.text for word in words) == text(segments)
+    assert all(left.span.end_ms <= right.span.start_ms for left, right in pairwise(words))
+    assert words[-1].span.end_ms <= len(window) // SAMPLES_PER_MS
+    assert all(0 <= word.probability <= 1 for word in words)
+
+
+def test_words_stand_where_they_are_said(engine: Engine) -> None:
+    before = speak("Good morning everybody.")
+    window = np.concatenate([before, silence(3), speak("Please send the report.")])
+    words = [word for segment in one(engine, window) for word in segment.words]
+    please = next(word for word in words if word.text.strip().lower().startswith("please"))
+    resumed_ms = (len(before) // SAMPLES_PER_MS) + 3_000
+    assert abs(please.span.start_ms - resumed_ms) < 500
+
+
+def test_segments_stay_without_words_when_none_are_asked_for(engine: Engine) -> None:
+    plain = one(engine, speak(TRAIN), replace(ENGLISH, word_timestamps=False))
+    full = one(engine, speak(TRAIN))
+    assert [each.words for each in plain] == [()] * len(full)
+    assert [(each.text, each.span) for each in plain] == [(each.text, each.span) for each in full]
+
+
+def test_the_decoders_numbers_are_in_their_ranges(engine: Engine) -> None:
+    for segment in one(engine, speak(FORECAST)):
+        assert -1 < segment.avg_logprob < 0
+        assert 0 < segment.compression_ratio < 2.4
+        assert 0 <= segment.no_speech_prob < 0.5
+        assert segment.temperature == 0
+        assert segment.flags == ()
+
+
+def test_silence_has_no_text(engine: Engine) -> None:
+    assert engine.transcribe([silence(2), silence(20)], ENGLISH) == [(), ()]
+
+
+def test_a_thank_you_that_is_said_stays(engine: Engine) -> None:
+    assert "thank you" in text(one(engine, speak("Thank you."))).lower()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 399, 1_600, 480_000])
+def test_a_window_may_have_any_length_up_to_30_s(engine: Engine, samples: int) -> None:
+    window = np.resize(speak(TRAIN), samples)
+    assert all(segment.span.end_ms <= samples // 16 for segment in one(engine, window))
+
+
+def test_no_windows_are_no_work(engine: Engine) -> None:
+    assert engine.transcribe([], ENGLISH) == []
+
+
+def test_a_prompt_longer_than_the_decoders_memory_is_cut(engine: Engine) -> None:
+    long = replace(ENGLISH, hotwords="London, " * 300, initial_prompt="The train. " * 300)
+    assert one(engine, speak(REPORT), long) is not None
+
+
+def test_a_prompt_teaches_a_spelling(engine: Engine) -> None:
+    window = speak("We visited Mister Haynes in his office on Monday.")
+    for spelling in ("Hanes", "Haines"):
+        told = replace(ENGLISH, initial_prompt=f"Mr. {spelling} and Mrs. {spelling}.")
+        assert spelling in text(one(engine, window, told))
+
+
+def test_the_language_is_heard(engine: Engine) -> None:
+    code, probability = engine.detect_language([speak(TRAIN), speak(FORECAST)])
+    assert code == "en"
+    assert 0.5 < probability <= 1
+
+
+def test_the_language_is_heard_over_most_windows(engine: Engine) -> None:
+    french = "Bonjour, je voudrais une tasse de café et un morceau de pain, s'il vous plaît."
+    code, _ = engine.detect_language([speak(french, "fr"), speak(french, "fr"), speak(REPORT)])
+    assert code == "fr"
+
+
+@pytest.mark.parametrize("language", ["vi", "haw", "jw", "he", "zh", "th"])
+def test_a_language_we_offer_is_taken(engine: Engine, language: str) -> None:
+    options = DecodingOptions(language=language, beam_size=1, temperatures=(0.0,))
+    assert len(engine.transcribe([speak(REPORT)], options)) == 1
+
+
+def test_the_languages_we_offer_are_those_of_both_libraries() -> None:
+    last = ggml.whisper_lang_max_id()
+    assert {ggml.whisper_lang_str(number) for number in range(last + 1)} == set(LANGUAGES)
+    assert set(_LANGUAGE_CODES) == set(LANGUAGES)
+
+
+def test_an_engine_prints_nothing(
+    engine: Engine, weights_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_engine(engine.name, weights_dir / WEIGHTS[engine.name])
+    loaded.transcribe([speak(REPORT)], ENGLISH)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsMissing, match="nowhere"):
+        load_engine(name, tmp_path / "nowhere")
+
+
+def test_a_file_that_is_no_weights_fails_the_engine(tmp_path: Path) -> None:
+    for name in ("model.bin", "config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(EngineFailed):
+        load_engine("faster-whisper", tmp_path)
+    for content in (b"", b"{}" * 100):
+        (tmp_path / "ggml.bin").write_bytes(content)
+        with pytest.raises(EngineFailed):
+            load_engine("whisper.cpp", tmp_path / "ggml.bin")
+
+
+def test_cut_off_ggml_weights_fail_the_engine(weights_dir: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "ggml.bin"
+    cut.write_bytes((weights_dir / "ggml-tiny.bin").read_bytes()[:1_000_000])
+    with pytest.raises(EngineFailed):
+        load_engine("whisper.cpp", cut)
+
+
+def test_an_unknown_engine_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UnknownOption, match="vosk"):
+        load_engine("vosk", tmp_path)

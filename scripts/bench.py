@@ -379,6 +379,7 @@ class Bench:
         references = [clip.reference for clip in clips]
         comparison = Comparison(("WER",))
         figures = []
+        details = []
         ways = (
             (FASTER_WHISPER, Way.SEQUENTIAL),
             (WHISPER_CPP, Way.WHISPER_CPP),
@@ -386,30 +387,42 @@ class Bench:
         for engine, way in ways:
             self._tell(f"{clip_set.name}: {OURS} with {engine}")
             options = {"language": clip_set.language, "model": MODEL, "engine": engine}
-            ours = wer(
-                references, [r.text for r in service.run_all(paths, options)], clip_set.language
-            )
+            ours = [run.text for run in service.run_all(paths, options)]
             self._tell(f"{clip_set.name}: {way}, directly")
             heard = direct.transcribe(
                 self._engines[way], paths, clip_set.language, self._folder, warm_up=False
             )
-            alone = wer(references, [each.text for each in heard], clip_set.language)
-            comparison.rows[f"{OURS}, {engine}"] = (Figure(f"{OURS}, {engine}", (ours,), "%", 2),)
-            comparison.rows[f"{way}, directly"] = (Figure(f"{way}", (alone,), "%", 2),)
+            theirs = [each.text for each in heard]
+            our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
+            comparison.rows[f"{OURS}, {engine}"] = (
+                Figure(f"{OURS}, {engine}", (our_wer,), "%", 2),
+            )
+            comparison.rows[f"{way}, directly"] = (Figure(f"{way}", (their_wer,), "%", 2),)
             figures.append(
                 Figure(
                     f"{clip_set.name}: WER above {engine}'s own",
-                    (ours - alone,),
+                    (our_wer - their_wer,),
                     "points",
                     2,
                     Target(0.0),
                 )
             )
+            details += [
+                {
+                    "file": clip.path.name,
+                    "engine": engine,
+                    "reference": clip.reference,
+                    "ours": our_text,
+                    "theirs": their_text,
+                }
+                for clip, our_text, their_text in zip(clips, ours, theirs, strict=True)
+            ]
         return Part(
             f"clips {clip_set.name}",
             f"4. {clip_set.name}: {len(clips)} clips, {MODEL}",
             tuple(figures),
             comparison,
+            details=tuple(details),
         )
 
     # --- 5: memory ----------------------------------------------------------------------------
@@ -583,7 +596,11 @@ def bench(
                 found.append(part)
                 show(part, console)
                 if as_json is not None:
-                    as_json.write_text(json.dumps(_document(told, found, quick=quick), indent=2))
+                    as_json.write_text(
+                        json.dumps(
+                            _document(told, found, quick=quick), indent=2, ensure_ascii=False
+                        )
+                    )
 
             measured.run(parts, take)
         console.print()

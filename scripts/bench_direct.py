@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ WARM_UP_S = 30
 """How much of the first file is transcribed before the clock starts."""
 
 SAMPLE_RATE = 16_000
+
+PACKET_S = 0.1
+"""What a looped recording may be short of: no packet starts at its very end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,24 +144,24 @@ def loop(recording: Path, seconds: float, target: Path) -> Path:
     with av.open(str(target), "w", format="matroska") as written:
         out = None
         shift_s = 0.0
-        while shift_s < seconds:
+        while shift_s + PACKET_S < seconds:
             with av.open(str(recording)) as source:
                 stream = source.streams.audio[0]
                 out = out or written.add_stream_from_template(stream)
-                base = stream.time_base
-                if base is None:
-                    raise SetupProblem(problem=f"{recording} has no clock", remedy="Convert it")
+                base = stream.time_base or Fraction(1, SAMPLE_RATE)
                 shift, end = round(shift_s / base), 0
                 for packet in source.demux(stream):
                     if packet.pts is None or packet.size == 0:
                         continue
+                    if (packet.pts + shift) * base >= seconds:
+                        break
                     end = max(end, packet.pts + (packet.duration or 0))
                     packet.pts += shift
                     packet.dts = packet.pts
                     packet.stream = out
-                    written.mux(packet)
-                    if packet.pts * base >= seconds:
-                        break
+                    written.mux(packet)  # which changes its clock to the container's
+                if end == 0:
+                    raise SetupProblem(problem=f"{recording} has no clock", remedy="Convert it")
                 shift_s += float(end * base)
     return target
 

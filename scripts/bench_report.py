@@ -97,13 +97,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a part of the bench found. ``remarks`` are sentences for people."""
+    """What a part of the bench found.
+
+    ``remarks`` are sentences for people; ``details`` go to the JSON alone.
+    """
 
     name: str
     title: str
     figures: tuple[Figure, ...]
     comparison: Comparison | None = None
     remarks: tuple[str, ...] = ()
+    details: tuple[dict[str, Any], ...] = ()
 
     def document(self) -> dict[str, Any]:
         compared = self.comparison.rows if self.comparison else {}
@@ -114,6 +118,7 @@ class Part:
                 row: [figure.document() for figure in figures] for row, figures in compared.items()
             },
             "remarks": list(self.remarks),
+            "details": list(self.details),
         }
 
 

@@ -248,21 +248,16 @@ class UnderTest:
     @property
     def gateway_pids(self) -> list[int]:
         """The gateway's process and those it started."""
-        return [
-            process.pid
-            for pid in self._stack.processes["gateway"]
-            for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
-        ]
+        return [process.pid for process in self._family("gateway")]
 
     @property
     def horse_pids(self) -> list[int]:
         """The processes that hold the engines."""
-        return [
-            child.pid
-            for pid in self._stack.processes["worker"]
-            for child in psutil.Process(pid).children(recursive=True)
-            if "worker.horse" in child.cmdline()
-        ]
+        return [p.pid for p in self._family("worker") if "worker.horse" in p.cmdline()]
+
+    def _family(self, role: str) -> list[psutil.Process]:
+        parents = [psutil.Process(pid) for pid in self._stack.processes.get(role, [])]
+        return [*parents, *(child for one in parents for child in one.children(recursive=True))]
 
     def _await_workers(self) -> None:
         deadline = time.monotonic() + WORKERS_WITHIN_S

@@ -1,0 +1,294 @@
+"""The bench: references are read as they are written, and figures say what was measured."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from rich.console import Console
+
+from common.audio.decode import Decoding
+from common.domain.job import StepKind
+from common.errors import SetupProblem
+from scripts.bench import PARTS, parse_parts
+from scripts.bench_corpus import Sound, beginning, read_corpus, wer, write_wav
+from scripts.bench_direct import loop, peak_mb, plan, reset_peak
+from scripts.bench_report import Comparison, Figure, Part, Target, show, summary
+from scripts.bench_service import Shares, StepTimes, shares
+
+ROOT = Path(__file__).resolve().parents[2]
+SECOND = np.zeros(16_000, np.int16)
+
+
+def clip_set(folder: Path, name: str, lines: str, *files: str) -> Path:
+    place = folder / name
+    place.mkdir()
+    (place / "refs.tsv").write_text(lines, encoding="utf-8")
+    for file in files:
+        write_wav(place / file, [SECOND])
+    return place
+
+
+def turn(start: float, end: float, *sentences: str) -> dict[str, object]:
+    return {"start": start, "end": end, "sentences": list(sentences)}
+
+
+# --- what is measured on ----------------------------------------------------------------------
+
+
+def test_a_folder_is_read_by_its_languages_and_references(tmp_path: Path) -> None:
+    clip_set(tmp_path, "en-read", "a.wav\tone two\n\nb.wav\t three \n", "a.wav", "b.wav")
+    clip_set(tmp_path, "vi-read", "c.wav\tkhách sạn\n", "c.wav")
+    clip_set(tmp_path, "unknown", "d.wav\tnobody's language\n")
+    long = tmp_path / "en-long"
+    long.mkdir()
+    write_wav(long / "talk.v2.wav", [SECOND])
+    (long / "talk.v2.txt").write_text("notes")
+    (long / "talk.v2.transcript.json").write_text(json.dumps({"turns": [turn(0, 1, "Hello.")]}))
+    corpus = read_corpus(tmp_path)
+    assert [
+        (s.name, s.language, [(c.path.name, c.reference) for c in s.clips])
+        for s in corpus.clip_sets
+    ] == [
+        ("en-read", "en", [("a.wav", "one two"), ("b.wav", "three")]),
+        ("vi-read", "vi", [("c.wav", "khách sạn")]),
+    ]
+    assert corpus.recording is not None
+    assert corpus.recording.path.name == "talk.v2.wav"
+    assert (corpus.recording.language, corpus.recording.reference) == ("en", "Hello.")
+
+
+def test_a_reference_without_its_recording_is_named(tmp_path: Path) -> None:
+    clip_set(tmp_path, "en-read", "gone.wav\tone\n")
+    with pytest.raises(SetupProblem, match=r"names gone\.wav"):
+        read_corpus(tmp_path)
+
+
+def test_a_transcript_without_its_recording_is_named(tmp_path: Path) -> None:
+    (tmp_path / "en-long").mkdir()
+    (tmp_path / "en-long" / "talk.transcript.json").write_text('{"turns": []}')
+    with pytest.raises(SetupProblem, match=r"no recording to .*talk"):
+        read_corpus(tmp_path)
+
+
+def test_a_folder_with_nothing_says_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(SetupProblem, match=r"nothing to measure on.*refs\.tsv"):
+        read_corpus(tmp_path)
+
+
+def test_the_reference_ends_with_the_last_turn_that_ends_in_time() -> None:
+    turns = [turn(1, 8, "One.", "Two."), turn(8, 562, "Three."), turn(562, 763, "Four.")]
+    assert beginning(turns) == ("One. Two. Three.", 562.0)
+    assert beginning(turns, within_s=5) == ("", 0.0)
+
+
+def test_turns_may_hold_speech_in_place_of_sentences() -> None:
+    said = {"start": 0, "end": 2, "speech": [{"text": "One"}, {"text": "two."}]}
+    assert beginning([said]) == ("One two.", 2.0)
+
+
+def test_errors_count_over_all_words_after_whispers_normalisation() -> None:
+    assert wer(["Mister Hale's colour, twenty"], ["mr hale is COLOR 20"], "en") == 0
+    # one error in four words, not the mean of 0 % and 100 %
+    assert wer(["the red house", "stands"], ["the red house", "falls"], "en") == 25
+
+
+def test_vietnamese_keeps_its_diacritics_in_whatever_unicode_form() -> None:
+    assert wer(["khách sạn"], ["Khách sạn!"], "vi") == 0
+    assert wer(["kha\u0301ch sa\u0323n"], ["khách sạn"], "vi") == 0
+    assert wer(["khách sạn"], ["khach sạn"], "vi") == 50
+
+
+def test_silence_instead_of_words_is_all_wrong_and_no_reference_is_no_figure() -> None:
+    assert wer(["one two"], [""], "en") == 100
+    assert wer(["one", "[laughs]"], ["one", "noise"], "en") == 0
+    with pytest.raises(ValueError, match="no reference"):
+        wer(["[laughs]"], ["noise"], "en")
+
+
+def test_a_cut_is_exact_and_starts_over_at_the_end(tmp_path: Path) -> None:
+    samples = np.arange(32_000, dtype=np.int16)
+    sound = Sound(write_wav(tmp_path / "two.wav", [samples]), tmp_path / "pcm")
+    assert sound.duration_s == 2
+    with wave.open(str(sound.cut(tmp_path / "cut.wav", 1.5, 3)), "rb") as file:
+        heard = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    assert np.array_equal(heard, np.concatenate([samples[24_000:], samples, samples[:8_000]]))
+
+
+# --- how it is measured -----------------------------------------------------------------------
+
+
+def test_a_looped_recording_lasts_as_long_as_asked_and_is_whole(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(-3000, 3000, 16_000 * 7, np.int16)
+    looped = loop(write_wav(tmp_path / "seven.wav", [noise]), 30, tmp_path / "looped.mka")
+    decoding = Decoding(looped)
+    for _ in decoding:
+        pass
+    assert abs(decoding.duration_ms - 30_000) < 200
+    assert decoding.warnings == ()
+
+
+def test_planning_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    planned = plan(write_wav(tmp_path / "silent.wav", [SECOND] * 5), tmp_path)
+    assert (planned.chunks, planned.duration_s) == (0, 5)
+    assert 20 < planned.peak_mb < 400
+
+
+def test_what_fails_in_the_process_is_quoted(tmp_path: Path) -> None:
+    (tmp_path / "no.wav").write_bytes(b"no sound")
+    with pytest.raises(SetupProblem, match=r"plan ended with code 1: .*no sound.*direct\.log"):
+        plan(tmp_path / "no.wav", tmp_path)
+
+
+def test_a_peak_counts_from_its_reset() -> None:
+    pid = os.getpid()
+    before = peak_mb(pid)
+    big = np.ones(50_000_000, np.uint8)
+    assert peak_mb(pid) >= before
+    high = peak_mb(pid)
+    del big
+    assert reset_peak(pid) < high - 40
+
+
+def step(kind: StepKind, worker: str, start: float, end: float, engine_s: float = 0) -> StepTimes:
+    return StepTimes(kind, worker, start, end, engine_s)
+
+
+def test_every_second_of_every_worker_is_accounted_for() -> None:
+    found = shares(
+        [
+            step(StepKind.PLAN, "a", 1, 3),
+            step(StepKind.TRANSCRIBE, "b", 2, 5, 2.5),
+            step(StepKind.TRANSCRIBE, "a", 3.5, 6, 2),
+            step(StepKind.TRANSCRIBE, "b", 5.25, 7, 1.5),
+            step(StepKind.MERGE, "b", 7.5, 8),
+        ],
+        2,
+        sent_at=0.5,
+        done_at=8.25,
+    )
+    assert found == Shares(
+        before=1,
+        plan=2,
+        waiting_first=1,
+        engine=6,
+        around=1.25,
+        between=0.75,
+        tail=2,
+        merge=1,
+        after=0.5,
+    )
+    assert found.total == 2 * (8.25 - 0.5)
+
+
+def test_a_worker_that_got_nothing_was_waiting() -> None:
+    found = shares(
+        [
+            step(StepKind.PLAN, "a", 0, 1),
+            step(StepKind.TRANSCRIBE, "a", 1, 4, 3),
+            step(StepKind.MERGE, "a", 4, 5),
+        ],
+        2,
+        sent_at=0,
+        done_at=5,
+    )
+    assert found.waiting_first == 4
+    assert found.total == 10
+
+
+# --- what is told -----------------------------------------------------------------------------
+
+
+def shown(part: Part) -> str:
+    out = io.StringIO()
+    show(part, Console(file=out, width=110))
+    return out.getvalue()
+
+
+def test_the_median_of_the_rounds_counts_and_the_spread_is_told() -> None:
+    figure = Figure("speed", (2.0, 3.5, 3.0), "x", 2, Target(3.0, at_least=True))
+    assert (str(figure), figure.spread, figure.met) == ("3.00 x", "2.00..3.50", True)
+    assert Figure("speed", (2.0,), "x").spread == ""
+
+
+def test_a_missed_target_is_said_in_the_table_and_in_the_last_line() -> None:
+    kept = Figure("kept", (8.0,), "s", 1, Target(8.0))
+    missed = Figure("missed", (8.04,), "s", 1, Target(8.0))
+    part = Part("p", "A part", (kept, missed, Figure("only told", (1.0,))))
+    assert "<= 8  met" in shown(part)
+    assert "<= 8  MISSED" in shown(part)
+    assert summary([part]) == "1 of 2 targets met; missed: missed"
+
+
+def test_ways_stand_side_by_side() -> None:
+    comparison = Comparison(("wall",))
+    comparison.rows["ours"] = (Figure("ours", (1.0, 3.0), "s"),)
+    comparison.rows["theirs"] = (Figure("theirs", (9.0,), "s"),)
+    lines = shown(Part("p", "A part", (), comparison, ("A remark.",))).splitlines()
+    assert [" ".join(line.split()) for line in lines[2:]] == [
+        "wall",
+        "ours 2.0 s (1.0..3.0)",
+        "theirs 9.0 s",
+        "A remark.",
+    ]
+
+
+def test_json_holds_every_round() -> None:
+    part = Part("p", "A part", (Figure("f", (1.0, 2.0), "s", 1, Target(1.0)),))
+    assert json.loads(json.dumps(part.document()))["figures"] == [
+        {
+            "name": "f",
+            "value": 1.5,
+            "values": [1.0, 2.0],
+            "unit": "s",
+            "target": "<= 1",
+            "met": False,
+        }
+    ]
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def parsed(text: str | None) -> tuple[str, ...]:
+    command = click.Command("bench")
+    return parse_parts(click.Context(command), click.Option(["--parts"]), text)
+
+
+def test_parts_come_in_their_own_order_and_a_wrong_one_is_refused_with_all_names() -> None:
+    assert parsed(None) == PARTS
+    assert parsed("scaling, long") == ("long", "scaling")
+    for wrong in ("speed", ",", "long,speed"):
+        with pytest.raises(click.BadParameter, match="long,overhead,latency"):
+            parsed(wrong)
+
+
+def test_what_is_missing_to_score_texts_is_named_in_one_line(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.meta_path.insert(0, type('No', (), {'find_spec': staticmethod(\n"
+        "    lambda name, *_: sys.exit(9) if name == 'jiwer' else None)}))\n"
+        "import importlib.util\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'jiwer' else found(name, *a)\n"
+        "from scripts.cli import steno\n"
+        "steno(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "bench", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "sh scripts/setup.sh requirements-dev.lock" in done.stderr

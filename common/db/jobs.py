@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -306,11 +305,6 @@ class Jobs:
             speed = self._speed(session, job.engine, job.model)
             return job.duration_ms / 1000 / speed if speed else None
         return None
-
-
-def stages() -> Iterable[str]:
-    """Every value of ``stage``, in order."""
-    return ("queued", "planning", "transcribing", "merging", "done")
 
 
 def _stage(job: Job) -> str:

@@ -321,13 +321,6 @@ class Steps:
             )
             session.add(metrics)
 
-    def hand_back(self, claim: Claim) -> None:
-        """Give a step up unfinished and unblamed, so that another worker takes it at once."""
-        with self._database.transaction() as session:
-            lock_job(session, claim.job_id)
-            if self._to_pending(session, claim.step_id, claim.attempt, delay_s=0.0):
-                session.execute(insert(Outbox).values(step_id=claim.step_id))
-
     def fail(self, step_id: UUID, attempt: int, error: StenoError) -> bool:
         """Record why an attempt failed, and retry the step or fail its job.
 

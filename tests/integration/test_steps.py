@@ -253,18 +253,6 @@ def test_a_failure_of_an_old_attempt_says_nothing_about_the_new_one(
     assert status(database, job_id) == JobStatus.PROCESSING
 
 
-def test_a_step_handed_back_is_at_once_there_for_another_worker(
-    database: Database, steps: Steps
-) -> None:
-    submit_job(database)
-    claim = claim_next(steps)
-
-    steps.hand_back(claim)
-
-    assert published(steps) == [claim.step_id]
-    assert count(database, Failure) == 0
-
-
 def test_a_short_recording_goes_before_the_rest_of_a_long_one(
     database: Database, steps: Steps
 ) -> None:

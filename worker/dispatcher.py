@@ -38,6 +38,8 @@ TIDY_S = 60.0
 ABANDONED_S = 3600.0
 """An upload that has not grown for this long has nobody behind it any more."""
 OUTAGE_PAUSE_S = 1.0
+OUTAGE_GRACE_S = 5.0
+"""After an outage leases are given this long to be renewed: nobody could while it lasted."""
 
 
 class Dispatcher:
@@ -53,6 +55,7 @@ class Dispatcher:
         self._events = Events(redis)
         self._job_timeout_s = job_timeout_s
         self._suspects: dict[str, float] = {}
+        self._leases_count_from = 0.0
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -78,6 +81,7 @@ class Dispatcher:
                         _wait(wake_ups, POLL_S)
             except (Unavailable, RedisError) as error:
                 logger.warning("waiting for a service to come back: {}", error)
+                self._leases_count_from = time.monotonic() + OUTAGE_GRACE_S
                 self._stopping.wait(OUTAGE_PAUSE_S)
 
     def dispatch(self) -> int:
@@ -89,14 +93,18 @@ class Dispatcher:
 
     def reconcile(self) -> None:
         """Take back steps of silent workers, ring lost doorbells again, end overdue jobs."""
-        for job_id in self._steps.reclaim_expired():
-            logger.warning("job {}: a worker went silent; its step is given to another", job_id)
-            self._events.job_changed(job_id)
+        if time.monotonic() >= self._leases_count_from:
+            self._reclaim()
         self._ring_again()
         if self._job_timeout_s:
             for job_id in self._steps.fail_overdue_jobs(self._job_timeout_s):
                 logger.warning("job {}: ran into JOB_TIMEOUT", job_id)
                 self._events.job_changed(job_id)
+
+    def _reclaim(self) -> None:
+        for job_id in self._steps.reclaim_expired():
+            logger.warning("job {}: a worker went silent; its step is given to another", job_id)
+            self._events.job_changed(job_id)
 
     def _ring_again(self) -> None:
         published = self._steps.published()

@@ -29,6 +29,8 @@ SLOWEST_ENGINE = 4.0
 """A chunk that takes more than this many times its sound's length is taken for hung."""
 SLOWEST_PLAN = 0.05
 """The same for decoding and cutting."""
+OUTAGE_PAUSE_S = 1.0
+"""How soon to try again to renew a lease while Postgres is away."""
 LOWEST_BYTE_RATE = 1_000
 """Bytes a second of the thinnest recording, to bound the length of one that does not tell it."""
 
@@ -112,14 +114,17 @@ class Runner:
 def _renewed(context: Context, claim: Claim) -> Iterator[None]:
     """Renew the lease from a thread of its own for as long as the block runs."""
     over = threading.Event()
+    calm_s = context.settings.worker.lease / 3
 
     def renew() -> None:
-        while not over.wait(context.settings.worker.lease / 3):
+        pause_s = calm_s
+        while not over.wait(pause_s):
             try:
                 if not context.steps.renew(claim):
                     return
+                pause_s = calm_s
             except Unavailable:
-                continue
+                pause_s = min(calm_s, OUTAGE_PAUSE_S)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()

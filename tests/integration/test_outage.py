@@ -1,0 +1,46 @@
+"""What an outage of Postgres may cost: time, and no work."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from common.db.migrate import upgrade
+from common.db.tables import Failure, Step
+from common.domain.job import JobStatus
+from scripts.embedded import EmbeddedPostgres
+from tests.service import Service, horse_of, wait_until
+from tests.speech import speak
+
+LEASE_S = 4
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_work_in_hand_outlives_an_outage_that_is_longer_than_its_lease(
+    tmp_path: Path, redis_url: str
+) -> None:
+    with EmbeddedPostgres(tmp_path / "postgres") as postgres:
+        upgrade(postgres.url)
+        with Service(postgres.url, redis_url, tmp_path, WORKER_LEASE=str(LEASE_S)) as service:
+            worker = service.start_worker()
+            service.start_dispatcher()
+            job_id = service.submit(speak("The quick brown fox jumps over the lazy dog."))
+            wait_until(lambda: "may take" in service.log(), "a step under way")
+            horse = horse_of(worker)
+            horse.send_signal(signal.SIGSTOP)
+            assert postgres.process is not None
+            postgres.process.kill()
+            postgres.process.wait()
+            horse.send_signal(signal.SIGCONT)
+            time.sleep(LEASE_S + 1)  # the outage itself
+            postgres.start()
+
+            assert service.ended(job_id).status == JobStatus.COMPLETED
+            with service.database.transaction() as session:
+                assert session.scalars(select(Failure.code)).all() == []
+                attempts = session.scalars(select(Step.attempt)).all()
+            assert attempts == [1, 1, 1]

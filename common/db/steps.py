@@ -431,12 +431,13 @@ class Steps:
     def publish_again(self, step_ids: Iterable[UUID]) -> None:
         """Put steps whose doorbell got lost back into the outbox."""
         with self._database.transaction() as session:
-            pending = select(Step.id).where(
-                Step.id.in_(list(step_ids)), Step.status == StepStatus.PENDING
-            )
-            session.execute(
-                upsert(Outbox).from_select(["step_id"], pending).on_conflict_do_nothing()
-            )
+            # Locked, or a claim in the same moment would not see the row and leave it behind.
+            pending = session.scalars(
+                select(Step.id)
+                .where(Step.id.in_(list(step_ids)), Step.status == StepStatus.PENDING)
+                .with_for_update(skip_locked=True)
+            ).all()
+            _ask_for(session, pending)
 
     def reclaim_expired(self) -> list[UUID]:
         """Take back steps whose worker went silent; returns the jobs they belong to."""
@@ -560,7 +561,7 @@ class Steps:
             delay_s = retry_delay_s(step.failures, self._retry.first_delay_s)
         if again:
             self._to_pending(session, step_id, attempt, delay_s=delay_s)
-            session.execute(insert(Outbox).values(step_id=step_id))
+            _ask_for(session, [step_id])
         else:
             session.execute(
                 update(Step)
@@ -586,8 +587,15 @@ def add_steps(
             [{"job_id": job_id, "kind": kind, "chunk_index": index} for index in chunk_indexes],
         )
     )
-    session.execute(insert(Outbox), [{"step_id": step_id} for step_id in step_ids])
+    _ask_for(session, step_ids)
     return step_ids
+
+
+def _ask_for(session: Session, step_ids: Sequence[UUID]) -> None:
+    """Have steps published, whose rows are new or locked; those asked for already stay so."""
+    if step_ids:
+        rows = [{"step_id": step_id} for step_id in step_ids]
+        session.execute(upsert(Outbox).values(rows).on_conflict_do_nothing())
 
 
 def end_job(
@@ -612,13 +620,14 @@ def end_job(
     )
     if ended is None:
         return False
-    steps = select(Step.id).where(Step.job_id == job_id)
-    session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
     session.execute(
         update(Step)
         .where(Step.job_id == job_id, Step.status.in_(step_sources(StepStatus.CANCELLED)))
         .values(status=StepStatus.CANCELLED, token=None, lease_until=None)
     )
+    # After the steps are locked, when nobody can ask for one of them any more.
+    steps = select(Step.id).where(Step.job_id == job_id)
+    session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
     return True
 
 

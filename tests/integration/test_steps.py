@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.steps import Publication, StaleClaim, Steps
 from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Step, Transcript
-from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepKind
+from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepKind, StepStatus
 from common.errors import DecodeFailed, EngineFailed, NotFound, WorkerLost
 from tests.factories import (
     TENANT,
@@ -26,6 +26,7 @@ from tests.factories import (
     store_plan,
     submit_job,
 )
+from tests.service import wait_until
 
 
 @pytest.fixture
@@ -51,6 +52,16 @@ def count(database: Database, table: type) -> int:
 
 def status(database: Database, job_id: UUID) -> str:
     return Jobs(database, TENANT).snapshot(job_id).status
+
+
+def blocked(database: Database) -> bool:
+    """Whether some transaction waits for another one's lock."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with database.transaction() as session:
+        return bool(session.scalar(waiting))
 
 
 def job_of(database: Database, step_id: UUID) -> UUID:
@@ -318,6 +329,46 @@ def test_a_doorbell_that_got_lost_can_be_rung_again_and_under_another_name(
     assert published(steps) == [step_id]
     ((_, doorbell),) = steps.published()
     assert doorbell != lost_doorbell
+
+
+def test_a_doorbell_rung_again_while_its_step_is_claimed_leaves_nothing_in_the_outbox(
+    database: Database, steps: Steps
+) -> None:
+    submit_job(database)
+    (step_id,) = published(steps)
+    with database.transaction() as claiming:
+        claiming.execute(update(Step).values(status=StepStatus.RUNNING))
+        steps.publish_again([step_id])
+    assert count(database, Outbox) == 0
+
+
+def test_a_doorbell_rung_again_while_its_job_is_cancelled_leaves_nothing_in_the_outbox(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    (step_id,) = published(steps)
+    cancelling = threading.Thread(target=Jobs(database, TENANT).cancel, args=(job_id,))
+    with database.transaction() as ringing:  # as `publish_again` does
+        ringing.execute(select(Step.id).where(Step.id == step_id).with_for_update())
+        ringing.add(Outbox(step_id=step_id))
+        ringing.flush()
+        cancelling.start()
+        wait_until(lambda: blocked(database), "the cancellation to wait")
+    cancelling.join()
+    assert status(database, job_id) == JobStatus.CANCELLED
+    assert count(database, Outbox) == 0
+
+
+def test_a_lost_step_that_is_in_the_outbox_already_is_taken_back(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    claim = claim_next(steps)
+    with database.transaction() as session:
+        session.add(Outbox(step_id=claim.step_id))
+    expire_leases(database)
+    assert steps.reclaim_expired() == [job_id]
+    assert published(steps) == [claim.step_id]
 
 
 def test_cancelling_takes_the_work_away_from_everybody(database: Database, steps: Steps) -> None:

@@ -148,10 +148,7 @@ def examine(
 ) -> None:
     """Check every promise on a stack whose jobs have ended."""
     with aftermath.database.transaction() as session:
-        _jobs(finding, session, accepted)
-        _steps(finding, session)
-        _chunks(finding, session)
-        _stalls(finding, session, last_fault, stack.workers)
+        examine_rows(finding, session, accepted, last_fault, stack.workers)
     _texts(finding, aftermath, heard)
     _queue(finding, stack)
     _files(finding, aftermath, stack)
@@ -162,6 +159,20 @@ def examine(
 
 
 # --- in Postgres ----------------------------------------------------------------------------------
+
+
+def examine_rows(
+    finding: Finding,
+    session: Session,
+    accepted: Sequence[str],
+    last_fault: datetime,
+    workers: int,
+) -> None:
+    """Check what Postgres tells: every job ended well, every step once, and none of them late."""
+    _jobs(finding, session, accepted)
+    _steps(finding, session)
+    _chunks(finding, session)
+    _stalls(finding, session, last_fault, workers)
 
 
 def count(session: Session, table: type, *where: Any) -> int:

@@ -2,6 +2,11 @@
 
 The bindings are used directly, not pywhispercpp's `Model`: that one keeps the parameters of one
 call for the next, and strips the spaces that join words.
+
+Timestamp tokens stay on, other than with faster-whisper: whisper.cpp goes on from the last one
+inside a window, so no text is lost, and English has fewer errors (base, beam 5, LibriSpeech
+test-other: 11.1 % against 11.7 % without). The words' times come from the cross-attention all the
+same.
 """
 
 from __future__ import annotations
@@ -165,8 +170,7 @@ class WhisperCpp:
         params.temperature = temperature
         params.temperature_inc = 0.0  # the ladder is climbed here, the same for both engines
         params.no_context = True
-        params.no_timestamps = True
-        params.suppress_nst = True
+        params.suppress_nst = True  # "(music)", "♪": as openai/whisper does
         params.print_progress = False
         params.print_timestamps = False
         if options.context:

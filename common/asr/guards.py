@@ -98,9 +98,9 @@ def needs_retry(decoding: Decoding) -> bool:
 def best(attempts: Sequence[Decoding]) -> Decoding:
     """The coolest of failed attempts that does not loop, else the most probable.
 
-    Hotter samples are there to get out of loops. Where the sound itself is unclear they are
-    hardly more probable than the first attempt and less often right (VIVOS, base: 34.5 % of the
-    words wrong this way, 35.2 % with the most probable, as faster-whisper chooses).
+    Heat is there to get out of loops. Where the sound itself is unclear, hotter samples are hardly
+    more probable than the beam search, and only more random; faster-whisper takes the most
+    probable of them.
     """
     for attempt in attempts:
         if attempt.compression_ratio <= MAX_COMPRESSION_RATIO and not has_loop(attempt.words):

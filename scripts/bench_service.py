@@ -142,6 +142,7 @@ class UnderTest:
                 "UPLOAD_DIR": str(folder / "uploads"),
                 "RESULTS_DIR": str(folder / "results"),
                 "TEMP_DIR": str(folder / "uploads" / ".incoming"),
+                "MODELS_DIR": str(settings.asr.models_dir.absolute()),
                 "DEFAULT_ENGINE": "faster-whisper",
                 "DEFAULT_MODEL": "base",
                 "THREADS": "1",

@@ -34,7 +34,7 @@ def speak(text: str, language: str = "en", *, words_per_minute: int = 140) -> Sa
         subprocess.CalledProcessError: eSpeak NG has no such voice.
     """
     program = Path(__file__).with_name("espeak.py")
-    heard = subprocess.run(  # noqa: S603 - our own program, arguments from the tests
+    heard = subprocess.run(
         [sys.executable, str(program), language, str(words_per_minute)],
         input=text.encode(),
         capture_output=True,

@@ -148,7 +148,12 @@ class WarmWorker(Worker):
     def heartbeat(
         self, timeout: int | None = None, pipeline: redis.client.Pipeline | None = None
     ) -> None:
-        """Tell that this worker lives, also to a Redis that has forgotten it (FLUSHALL)."""
+        """Tell that this worker lives, also to a Redis that has forgotten it (FLUSHALL).
+
+        Between two jobs it is also the time to replace a horse that has ended.
+        """
+        if pipeline is None and not self._stop_requested:
+            self.start_horse()
         super().heartbeat(timeout, pipeline)
         if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
             self.register_again()
@@ -173,7 +178,7 @@ class WarmWorker(Worker):
     # --- the horse ------------------------------------------------------------------------------
 
     def start_horse(self) -> None:
-        """Start the horse ahead of the first job, so that the engine is warm by then."""
+        """Start a horse if there is none, ahead of the next job: its engine is warm by then."""
         self._horse_at_hand()
 
     def register_again(self) -> None:

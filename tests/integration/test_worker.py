@@ -17,7 +17,7 @@ from sqlalchemy import select
 from common.db.tables import Chunk, Failure, Step
 from common.domain.job import JobStatus, StepStatus
 from tests.audio_files import truncate
-from tests.service import Service, horse_of, wait_until, write_wav
+from tests.service import ENDED, Service, horse_of, wait_until, write_wav
 from tests.speech import Samples, noise, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
@@ -39,10 +39,10 @@ def start(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Start]:
         service.__exit__()
 
 
-def running_step(service: Service, job_id: UUID) -> str | None:
+def running_step(service: Service, job_id: UUID) -> UUID | None:
     with service.database.transaction() as session:
         return session.scalar(
-            select(Step.kind).where(Step.job_id == job_id, Step.status == StepStatus.RUNNING)
+            select(Step.id).where(Step.job_id == job_id, Step.status == StepStatus.RUNNING)
         )
 
 
@@ -52,15 +52,35 @@ def failures(service: Service, job_id: UUID) -> list[str]:
 
 
 def frozen_worker(service: Service) -> tuple[psutil.Process, psutil.Process, UUID]:
-    """A worker whose horse is stopped with a step in its hands."""
+    """A worker whose horse is stopped with a step in its hands that the worker knows of."""
     worker = service.start_worker()
     service.start_dispatcher()
-    job_id = service.submit(speak(SENTENCE))
-    wait_until(lambda: "may take" in service.log(), "a step under way")
-    horse = horse_of(worker)
-    horse.send_signal(signal.SIGSTOP)
-    assert running_step(service, job_id) is not None
-    return worker, horse, job_id
+    while True:
+        job_id = service.submit(speak(SENTENCE))
+        wait_until(partial(under_way, service, job_id), "work")
+        horse = horse_of(worker)
+        horse.send_signal(signal.SIGSTOP)
+        step_id = running_step(service, job_id)
+        if step_id is not None and is_told(service, f"step {step_id} attempt"):
+            return worker, horse, job_id
+        horse.send_signal(signal.SIGCONT)  # it was between two steps: once more
+        service.ended(job_id)
+
+
+def under_way(service: Service, job_id: UUID) -> bool:
+    return running_step(service, job_id) is not None or has_ended(service, job_id)
+
+
+def has_ended(service: Service, job_id: UUID) -> bool:
+    return service.jobs.snapshot(job_id).status in ENDED
+
+
+def is_told(service: Service, line: str) -> bool:
+    """Whether the log says so, soon."""
+    try:
+        return wait_until(lambda: line in service.log(), line, patience_s=2)
+    except AssertionError:
+        return False
 
 
 def test_a_recording_becomes_text_and_files(start: Start) -> None:
@@ -120,11 +140,15 @@ def test_an_engine_that_crashes_on_a_recording_every_time_fails_the_job_with_the
     start: Start,
 ) -> None:
     service = start(MAX_RETRIES="1")
-    worker, horse, job_id = frozen_worker(service)
-    horse.send_signal(signal.SIGSEGV)
-    horse.send_signal(signal.SIGCONT)
-    wait_until(lambda: service.log().count("may take") == 2, "a second attempt")
-    horse_of(worker).send_signal(signal.SIGSEGV)
+    worker = service.start_worker()
+    service.start_dispatcher()
+    job_id = service.submit(speak(SENTENCE))
+    begun = 0
+    while not has_ended(service, job_id):
+        if service.log().count("may take") > begun:
+            begun += 1
+            for horse in worker.children():
+                horse.send_signal(signal.SIGSEGV)
 
     snapshot = service.ended(job_id)
     assert snapshot.status == JobStatus.FAILED
@@ -155,6 +179,16 @@ def test_a_horse_that_has_grown_is_replaced_between_steps(start: Start) -> None:
 
     assert horse_of(worker).pid != first.pid
     assert worker.is_running()
+
+
+def test_a_horse_that_dies_idle_is_replaced_before_there_is_work(start: Start) -> None:
+    worker = start().start_worker()
+    first = horse_of(worker)
+
+    first.kill()
+
+    wait_until(lambda: first.pid not in [horse.pid for horse in worker.children()], "its burial")
+    assert horse_of(worker).is_running()
 
 
 def test_cancelling_ends_the_running_step_at_once(start: Start, redis_url: str) -> None:

@@ -139,7 +139,7 @@ def test_the_resolved_request_is_stored_with_the_job(
         language="EN",
         priority="high",
         model="tiny",
-        engine="faster-whisper",
+        engine="whisper.cpp",
         beam_size="3",
         temperature="0.2",
         hotwords="Hà Nội",
@@ -153,7 +153,7 @@ def test_the_resolved_request_is_stored_with_the_job(
     assert (job.language, job.priority, job.engine, job.model) == (
         "en",
         0,
-        "faster-whisper",
+        "whisper.cpp",
         "tiny",
     )
     assert job.options == {

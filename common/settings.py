@@ -198,8 +198,9 @@ class WorkerSettings(BaseSettings):
 
     lease: Annotated[float, Field(ge=2)] = 15.0
     """Seconds after which a step whose worker went silent is given to another."""
-    max_memory_mb: Annotated[int, Field(ge=200)] = 4096
-    """The engine's process is replaced, between two steps, once it has grown to this."""
+    max_growth_mb: Annotated[int, Field(ge=0)] = 600
+    """The engine's process is replaced, between two steps, once it has grown by this since its
+    weights were loaded."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
     """The engine's process is replaced after this many steps."""
 

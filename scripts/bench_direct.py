@@ -6,18 +6,21 @@ way's threads and memory do not disturb another's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import av
+import psutil
 
 from common.errors import SetupProblem
 from common.settings import ROOT
@@ -268,6 +271,41 @@ def peak_mb(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024 / 1e6
+
+
+class Watch:
+    """Keeps the peak of every process that ``pids`` names while it is entered, also when it ends.
+
+    ``peaks_mb`` maps process to its largest resident size in MB.
+    """
+
+    def __init__(self, pids: Callable[[], Sequence[int]], every_s: float = 0.5) -> None:
+        self.peaks_mb: dict[int, float] = {}
+        self._pids = pids
+        self._every_s = every_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._every_s):
+            self._look()
+
+    def _look(self) -> None:
+        # a process may end at any moment; what was seen of it stays
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for pid in self._pids():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
+                    self.peaks_mb[pid] = peak_mb(pid)
 
 
 def reset_peak(pid: int) -> float:

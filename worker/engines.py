@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 from loguru import logger
 
 from common.asr.engine import Engine
@@ -16,6 +17,8 @@ class Engines:
         self._store = store
         self._settings = settings
         self._loaded: tuple[Weights, Engine] | None = None
+        self.memory_loaded = psutil.Process().memory_info().rss
+        """Bytes this process held when the engine at hand was loaded."""
 
     def weights(self, engine: str, model: str) -> Weights:
         """Which weights these names stand for on this machine.
@@ -46,4 +49,5 @@ class Engines:
             compute_type=self._settings.compute_type,
         )
         self._loaded = (weights, loaded)
+        self.memory_loaded = psutil.Process().memory_info().rss
         return loaded

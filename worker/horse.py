@@ -102,9 +102,9 @@ class Horse:
 
     def _worn_out(self) -> bool:
         limits = self._settings.worker
-        grown_mb = psutil.Process().memory_info().rss / 1e6
-        if grown_mb > limits.max_memory_mb:
-            logger.warning("replaced at {:.0f} MB", grown_mb)
+        held = psutil.Process().memory_info().rss
+        if held - self._context.engines.memory_loaded > limits.max_growth_mb * 1_000_000:
+            logger.info("replaced at {:.0f} MB, after {} steps", held / 1e6, self._steps_run)
             return True
         return self._steps_run >= limits.max_steps
 

@@ -169,7 +169,7 @@ def test_sigterm_lets_the_step_in_hand_finish(start: Start) -> None:
 
 
 def test_a_horse_that_has_grown_is_replaced_between_steps(start: Start) -> None:
-    service = start(WORKER_MAX_MEMORY_MB="200")
+    service = start(WORKER_MAX_GROWTH_MB="0")
     worker = service.start_worker()
     service.start_dispatcher()
     first = horse_of(worker)

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -138,8 +138,12 @@ class LocalStorage:
 
     def jobs_with_chunks(self) -> list[UUID]:
         """The jobs for which sound is kept."""
+        found = []
         with storage_errors():
-            return [UUID(path.name) for path in (self._root / "chunks").iterdir()]
+            for path in (self._root / "chunks").iterdir():
+                with suppress(ValueError):  # somebody else's file
+                    found.append(UUID(path.name))
+        return found
 
     def _chunks(self, job_id: UUID) -> Path:
         return self._root / "chunks" / str(job_id)

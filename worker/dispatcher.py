@@ -19,7 +19,7 @@ from redis.client import PubSub
 from redis.exceptions import RedisError
 
 from common.db.steps import Steps
-from common.errors import StenoError, Unavailable
+from common.errors import StenoError, Transient
 from common.events import WORK_CHANNEL, Events
 from common.logs import set_up_logging
 from common.queue import Doorbell, connect
@@ -79,7 +79,7 @@ class Dispatcher:
                             tidied = now
                             self.tidy()
                         _wait(wake_ups, POLL_S)
-            except (Unavailable, RedisError) as error:
+            except (Transient, RedisError) as error:
                 logger.warning("waiting for a service to come back: {}", error)
                 self._leases_count_from = time.monotonic() + OUTAGE_GRACE_S
                 self._stopping.wait(OUTAGE_PAUSE_S)

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 import redis
@@ -22,10 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach what the tests start, also when they run in a shell's background.
+    """Make tests judge behaviour wherever they run.
 
-    Shells have such jobs ignore SIGINT, and children inherit that.
+    Property tests get no time limit per example. A shell's background job ignores SIGINT and its
+    children inherit that: Ctrl-C has to reach what the tests start.
     """
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -5,6 +5,7 @@ The clients bring their own settings: indexes, mirrors, proxies and credentials 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -146,11 +147,11 @@ def _reason(log: Path) -> str:
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except OSError:  # gone since it was listed
-            continue
+    # `os.walk`, unlike `Path.rglob`, lets folders go away while they are looked through.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).stat().st_size
     return total
 
 

@@ -329,7 +329,48 @@ class Steps:
         current one (any more).
         """
         with self._database.transaction() as session:
-            return self._fail(session, step_id, attempt, error)
+            job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
+            if job_id is None:
+                return False
+            lock_job(session, job_id)
+            lost = isinstance(error, WorkerLost)
+            step = session.scalar(
+                update(Step)
+                .where(
+                    Step.id == step_id, Step.attempt == attempt, Step.status == StepStatus.RUNNING
+                )
+                .values(losses=Step.losses + int(lost), failures=Step.failures + int(not lost))
+                .returning(Step)
+            )
+            if step is None:
+                return False
+            session.add(
+                Failure(
+                    job_id=step.job_id,
+                    kind=step.kind,
+                    chunk_index=step.chunk_index,
+                    attempt=step.attempt,
+                    code=error.code,
+                    message=error.message,
+                    worker=step.worker,
+                )
+            )
+            if lost:
+                again, delay_s = step.losses < MAX_LOSSES, 0.0
+            else:
+                again = isinstance(error, Transient) and step.failures <= self._retry.max_retries
+                delay_s = retry_delay_s(step.failures, self._retry.first_delay_s)
+            if again:
+                self._to_pending(session, step_id, attempt, delay_s=delay_s)
+                _ask_for(session, [step_id])
+            else:
+                session.execute(
+                    update(Step)
+                    .where(Step.id == step_id)
+                    .values(status=StepStatus.FAILED, token=None, lease_until=None)
+                )
+                end_job(session, job_id, JobStatus.FAILED, code=error.code, message=error.message)
+            return True
 
     # --- the dispatcher's side ----------------------------------------------------------------
 
@@ -528,48 +569,6 @@ class Steps:
             )
         )
         return session.scalar(pending.returning(Step.id)) is not None
-
-    def _fail(self, session: Session, step_id: UUID, attempt: int, error: StenoError) -> bool:
-        job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
-        if job_id is None:
-            return False
-        lock_job(session, job_id)
-        lost = isinstance(error, WorkerLost)
-        step = session.scalar(
-            update(Step)
-            .where(Step.id == step_id, Step.attempt == attempt, Step.status == StepStatus.RUNNING)
-            .values(losses=Step.losses + int(lost), failures=Step.failures + int(not lost))
-            .returning(Step)
-        )
-        if step is None:
-            return False
-        session.add(
-            Failure(
-                job_id=step.job_id,
-                kind=step.kind,
-                chunk_index=step.chunk_index,
-                attempt=step.attempt,
-                code=error.code,
-                message=error.message,
-                worker=step.worker,
-            )
-        )
-        if lost:
-            again, delay_s = step.losses < MAX_LOSSES, 0.0
-        else:
-            again = isinstance(error, Transient) and step.failures <= self._retry.max_retries
-            delay_s = retry_delay_s(step.failures, self._retry.first_delay_s)
-        if again:
-            self._to_pending(session, step_id, attempt, delay_s=delay_s)
-            _ask_for(session, [step_id])
-        else:
-            session.execute(
-                update(Step)
-                .where(Step.id == step_id)
-                .values(status=StepStatus.FAILED, token=None, lease_until=None)
-            )
-            end_job(session, job_id, JobStatus.FAILED, code=error.code, message=error.message)
-        return True
 
 
 def lock_job(session: Session, job_id: UUID) -> None:

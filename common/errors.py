@@ -190,6 +190,26 @@ class PullFailed(StenoError):
     status = 503
 
 
+class ModerationFailed(Transient):
+    """The moderation model failed: {reason}"""
+
+    code = "moderation_failed"
+
+
+class ModerationUnusable(StenoError):
+    """The moderation model in {path} cannot be used: {reason}"""
+
+    code = "moderation_unusable"
+    status = 503
+
+
+class ModerationOff(StenoError):
+    """Moderation is switched off here (AI_LOAD_MODELS=false)"""
+
+    code = "moderation_off"
+    status = 503
+
+
 class SetupProblem(StenoError):
     """{problem}. {remedy}"""
 

@@ -176,6 +176,28 @@ class SilenceSettings(BaseSettings):
     """Shortest silence worth cutting in, in milliseconds."""
 
 
+class ModerationSettings(BaseSettings):
+    """Moderation: which segments are offensive or hateful."""
+
+    model_config = _config()
+
+    ai_load_models: bool = True
+    """Moderate at all; false: jobs are not moderated, and POST /moderation answers 503."""
+    use_onnxruntime: bool = True
+    """Run the model in PHOBERT_ONNX_DIR; false: the one in PHOBERT_CHECKPOINT_DIR, by PyTorch."""
+    phobert_onnx_dir: Path = ROOT / "models" / "bert-finetuned-onnx"
+    """Folder of an exported model (`steno moderation export`); a small one comes along."""
+    phobert_checkpoint_dir: Path = ROOT / "models" / "phobert-hsd"
+    """Folder of a fine-tuned PhoBERT, as transformers saves it; needs `pip install .[train]`."""
+    moderation_labels: str | None = None
+    """What the model's outputs mean, in order, such as CLEAN,OFFENSIVE,HATE; for a model whose
+    config.json names them otherwise."""
+    moderation_threshold_offensive: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Least score at which a text is OFFENSIVE; unset: the model's own."""
+    moderation_threshold_hate: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Least score at which a text is HATE; unset: the model's own."""
+
+
 class JobSettings(BaseSettings):
     """Failures and limits of jobs."""
 
@@ -227,6 +249,7 @@ class Settings(BaseModel):
     asr: AsrSettings = Field(default_factory=AsrSettings)
     chunk: ChunkSettings = Field(default_factory=ChunkSettings)
     silence: SilenceSettings = Field(default_factory=SilenceSettings)
+    moderation: ModerationSettings = Field(default_factory=ModerationSettings)
     job: JobSettings = Field(default_factory=JobSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     log: LogSettings = Field(default_factory=LogSettings)

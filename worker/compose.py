@@ -14,6 +14,8 @@ from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from worker.context import Context
 from worker.engines import Engines
+from worker.memory import Memory
+from worker.moderation import WarmModeration
 
 
 def build_steps(settings: Settings) -> Steps:
@@ -34,13 +36,16 @@ def build_storage(settings: Settings) -> LocalStorage:
 
 def build_context(settings: Settings, redis: Redis) -> Context:
     """All that steps work with."""
+    memory = Memory()
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     return Context(
         settings=settings,
         steps=build_steps(settings),
         storage=build_storage(settings),
         events=Events(redis),
-        engines=Engines(store, settings.asr),
+        engines=Engines(store, settings.asr, memory),
+        moderation=WarmModeration(settings.moderation, memory),
+        memory=memory,
     )
 
 

@@ -16,6 +16,8 @@ from common.events import Events
 from common.settings import Settings
 from common.storage import LocalStorage
 from worker.engines import Engines
+from worker.memory import Memory
+from worker.moderation import WarmModeration
 
 if TYPE_CHECKING:
     from common.audio.vad import Network
@@ -35,6 +37,8 @@ class Context:
     storage: LocalStorage
     events: Events
     engines: Engines
+    moderation: WarmModeration
+    memory: Memory
 
     @cached_property
     def voice_network(self) -> Network:

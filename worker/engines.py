@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import psutil
 from loguru import logger
 
 from common.asr.engine import Engine
 from common.settings import AsrSettings
 from common.weights.store import Weights, WeightsStore
+from worker.memory import Memory
 
 
 class Engines:
     """Loads engines, and keeps the last one: most jobs want the same weights."""
 
-    def __init__(self, store: WeightsStore, settings: AsrSettings) -> None:
+    def __init__(self, store: WeightsStore, settings: AsrSettings, memory: Memory) -> None:
         self._store = store
         self._settings = settings
+        self._memory = memory
         self._loaded: tuple[Weights, Engine] | None = None
-        self.memory_loaded = psutil.Process().memory_info().rss
-        """Bytes this process held when the engine at hand was loaded."""
 
     def weights(self, engine: str, model: str) -> Weights:
         """Which weights these names stand for on this machine.
@@ -49,5 +48,5 @@ class Engines:
             compute_type=self._settings.compute_type,
         )
         self._loaded = (weights, loaded)
-        self.memory_loaded = psutil.Process().memory_info().rss
+        self._memory.note_loaded()
         return loaded

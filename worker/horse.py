@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import psutil
 from loguru import logger
 from redis import Redis
 from redis.exceptions import RedisError
@@ -69,13 +68,18 @@ class Horse:
         self._steps_run = 0
 
     def warm_up(self) -> None:
-        """Load the default engine before the first step asks for it."""
+        """Load the default engine and the moderation before the first step asks for them."""
         asr = self._settings.asr
         try:
             self._context.engines.get(asr.default_engine, asr.default_model)
         except Exception as error:
             # A job that wants it will say so in its own words; others may want other weights.
             logger.warning("the default engine cannot be loaded yet: {}", error)
+        if self._settings.moderation.ai_load_models:
+            try:
+                self._context.moderation.get()
+            except Exception as error:
+                logger.warning("moderation will be missing from results: {}", error)
 
     def serve(self) -> None:
         """Run steps until the worker hangs up."""
@@ -102,9 +106,9 @@ class Horse:
 
     def _worn_out(self) -> bool:
         limits = self._settings.worker
-        held = psutil.Process().memory_info().rss
-        if held - self._context.engines.memory_loaded > limits.max_growth_mb * 1_000_000:
-            logger.info("replaced at {:.0f} MB, after {} steps", held / 1e6, self._steps_run)
+        memory = self._context.memory
+        if memory.grown > limits.max_growth_mb * 1_000_000:
+            logger.info("replaced at {:.0f} MB, after {} steps", memory.held / 1e6, self._steps_run)
             return True
         return self._steps_run >= limits.max_steps
 
@@ -117,8 +121,8 @@ def _go_first_when_memory_runs_out() -> None:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
-def main(name: str, descriptor: int, parent: int) -> None:
-    """Serve the worker ``name`` over the socket ``descriptor``."""
+def main(name: str, descriptor: int, parent: int, *, warm: bool) -> None:
+    """Serve the worker ``name`` over the socket ``descriptor``; ``warm``: load models ahead."""
     # so that a killed worker's step is never worked on twice at once
     die_with_parent(parent)
     _go_first_when_memory_runs_out()
@@ -127,9 +131,10 @@ def main(name: str, descriptor: int, parent: int) -> None:
     settings = Settings()
     set_up_logging(settings.log, f"horse:{os.getpid()}")
     horse = Horse(settings, name, socket.socket(fileno=descriptor))
-    horse.warm_up()
+    if warm:
+        horse.warm_up()
     horse.serve()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), warm="warm" in sys.argv[4:])

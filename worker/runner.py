@@ -16,12 +16,14 @@ from common.domain.values import Chunk
 from common.errors import StenoError, Transient, Unavailable
 from worker.context import Context, persist
 from worker.steps.merge import merge
+from worker.steps.moderate import moderate
 from worker.steps.plan import plan
 from worker.steps.transcribe import transcribe
 
 STEPS: dict[StepKind, Callable[[Context, Claim], UUID | None]] = {
     StepKind.PLAN: plan,
     StepKind.TRANSCRIBE: transcribe,
+    StepKind.MODERATE: moderate,
     StepKind.MERGE: merge,
 }
 
@@ -52,7 +54,7 @@ class Runner:
     def run(self, step_id: UUID) -> None:
         """Run the step if it can be claimed, then those that follow at once from it.
 
-        The steps of a short job thus wait for a free worker once and not three times.
+        The steps of a short job thus wait for a free worker once and not four times.
         """
         following: UUID | None = step_id
         while following is not None:
@@ -67,7 +69,8 @@ class Runner:
                 return
             following = self._work(claim)
             self._context.events.job_changed(claim.job_id)
-            self._context.events.work_to_do()
+            if following is None:
+                self._context.events.work_to_do()
 
     def _work(self, claim: Claim) -> UUID | None:
         name = f"{claim.kind} job={claim.job_id}" + (

@@ -73,6 +73,11 @@ class WarmWorker(Worker):
     _running: _Running | None = None
     _deadline = 0.0
     _timed_out = False
+    _warm = True
+    """Whether the next horse loads its models ahead: not once that has been the end of one, so
+    that whatever it is fails the steps that need it, and no others."""
+    _spoke = True
+    """Whether the last horse has ever begun a step."""
 
     # --- RQ's hooks -----------------------------------------------------------------------------
 
@@ -109,6 +114,7 @@ class WarmWorker(Worker):
                 return self._reap()
             for line in lines:
                 message = json.loads(line)
+                self._spoke = True
                 if "done" in message:
                     if message["recycle"]:
                         self._retire_horse()
@@ -195,6 +201,8 @@ class WarmWorker(Worker):
     def _horse_at_hand(self) -> subprocess.Popen[bytes]:
         if self._horse is not None and self._horse.poll() is None:
             return self._horse
+        self._warm = self._warm and self._spoke
+        self._spoke = False
         ours, theirs = socket.socketpair()
         try:
             self._horse = subprocess.Popen(
@@ -205,6 +213,7 @@ class WarmWorker(Worker):
                     self.name,
                     str(theirs.fileno()),
                     str(os.getpid()),
+                    *(["warm"] if self._warm else []),
                 ],
                 process_group=0,
                 pass_fds=[theirs.fileno()],
@@ -251,6 +260,7 @@ class WarmWorker(Worker):
             self._end_horse()
             self._horse.wait()
         self._horse = None
+        self._warm = self._spoke = True
 
     def _reap(self) -> tuple[int, int, struct_rusage | None]:
         """Bury the horse, and record what that means for the step it had in hand."""

@@ -11,9 +11,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.steps import add_steps, end_job
+from common.db.steps import add_steps, end_job, moderation_failed
 from common.db.tables import Chunk, Job, JobMetrics, Recording, Step, Transcript
-from common.domain.job import JobStatus, Priority, StepKind, StepStatus
+from common.domain.job import MODERATION_FAILED, JobStatus, Priority, StepKind, StepStatus
 from common.domain.request import Options
 from common.errors import Conflict, NotFound
 
@@ -48,7 +48,8 @@ class NewJob:
 class Snapshot:
     """A job as it stands at one instant.
 
-    ``stage`` is queued, planning, transcribing, merging or done; ``progress`` in [0, 100];
+    ``stage`` is queued, planning, transcribing, moderating (all is transcribed), merging or done;
+    ``progress`` in [0, 100];
     ``queue_position`` counts jobs that go before (0: next), None once it was started;
     ``eta_s`` is None where nothing is known to reckon from.
     """
@@ -80,13 +81,14 @@ class Text:
 
     When ``complete`` it is the transcript: ``segments`` as stored JSON, and its ``manifest``.
     Until then it is ``chunks``: the finished ones from the start up to the first that is not, so
-    that what a client shows only ever grows at its end.
+    that what a client shows only ever grows at its end. ``options`` are the job's.
     """
 
     segments: list[Any]
     chunks: list[Chunk]
     language: str
     duration_ms: int
+    options: Options
     complete: bool
     manifest: dict[str, Any] | None
 
@@ -156,7 +158,7 @@ class Jobs:
             return Snapshot(
                 job_id=job.id,
                 status=status,
-                stage=_stage(job),
+                stage=_stage(job, completed),
                 progress=_progress(job),
                 chunks_completed=completed,
                 chunks_total=job.chunks_total,
@@ -167,7 +169,7 @@ class Jobs:
                 error_message=job.error_message,
                 eta_s=self._eta_s(session, job),
                 queue_position=self._jobs_before(session, job) if waiting else None,
-                warnings=tuple(job.warnings),
+                warnings=tuple(self._warnings(session, job)),
                 filename=filename,
                 engine=job.engine,
                 model=job.model,
@@ -195,6 +197,7 @@ class Jobs:
                     chunks=[],
                     language=transcript.language,
                     duration_ms=transcript.duration_ms,
+                    options=Options.from_json(job.options),
                     complete=True,
                     manifest=transcript.manifest,
                 )
@@ -217,6 +220,7 @@ class Jobs:
                 chunks=list(done),
                 language=job.detected_language or job.language,
                 duration_ms=job.duration_ms or 0,
+                options=Options.from_json(job.options),
                 complete=False,
                 manifest=None,
             )
@@ -261,6 +265,12 @@ class Jobs:
         if row is None:
             raise NotFound(what="job", value=job_id)
         return row[0], row[1]
+
+    def _warnings(self, session: Session, job: Job) -> list[str]:
+        """Those of the merge; until then of the plan, and whether moderation has failed."""
+        if job.status != JobStatus.COMPLETED and session.scalar(select(moderation_failed(job.id))):
+            return [*job.warnings, MODERATION_FAILED]
+        return job.warnings
 
     def _jobs_before(self, session: Session, job: Job) -> int:
         return (
@@ -307,14 +317,16 @@ class Jobs:
         return None
 
 
-def _stage(job: Job) -> str:
+def _stage(job: Job, transcribed: int) -> str:
     if job.status == JobStatus.PENDING:
         return "queued"
     if job.status != JobStatus.PROCESSING:
         return "done"
     if job.chunks_total == 0 and not job.planned:
         return "planning"
-    return "merging" if job.planned and job.remaining == 0 else "transcribing"
+    if not job.planned or transcribed < job.chunks_total:
+        return "transcribing"
+    return "moderating" if job.remaining else "merging"
 
 
 def _progress(job: Job) -> int:

@@ -41,6 +41,7 @@ from common.domain.job import (
     retry_delay_s,
     step_sources,
 )
+from common.domain.request import Options
 from common.errors import StenoError, Transient, WorkerLost
 
 
@@ -182,7 +183,8 @@ class Steps:
             if replan:
                 session.execute(
                     delete(Step).where(
-                        Step.job_id == claim.job_id, Step.kind == StepKind.TRANSCRIBE
+                        Step.job_id == claim.job_id,
+                        Step.kind.in_([StepKind.TRANSCRIBE, StepKind.MODERATE]),
                     )
                 )
                 session.execute(delete(Chunk).where(Chunk.job_id == claim.job_id))
@@ -268,7 +270,10 @@ class Steps:
     def finish_chunk(
         self, claim: Claim, *, result: list[Any], core_ms: int, engine_ms: int
     ) -> UUID | None:
-        """Store a chunk's result. Returns the merge step when this was the last chunk.
+        """Store a chunk's result. Returns the step that follows from it, if there is one.
+
+        That is the chunk's moderation where the job wants it; else the merge, when this was the
+        last chunk.
 
         Raises:
             StaleClaim: a newer attempt, or a cancellation, has the say now.
@@ -276,19 +281,35 @@ class Steps:
         with self._database.transaction() as session:
             self._complete(session, claim)
             session.execute(
-                update(Chunk)
-                .where(Chunk.job_id == claim.job_id, Chunk.index == claim.chunk_index)
-                .values(result=result, engine_ms=engine_ms, stored_count=Chunk.stored_count + 1)
+                _chunk_of(claim).values(
+                    result=result, engine_ms=engine_ms, stored_count=Chunk.stored_count + 1
+                )
             )
-            row = session.execute(
+            options = session.scalar(
                 update(Job)
                 .where(Job.id == claim.job_id)
-                .values(remaining=Job.remaining - 1, done_ms=Job.done_ms + core_ms)
-                .returning(Job.planned, Job.remaining)
-            ).one()
-            return self._merge_if_due(
-                session, claim.job_id, planned=row.planned, remaining=row.remaining
+                .values(done_ms=Job.done_ms + core_ms)
+                .returning(Job.options)
             )
+            if options and Options.from_json(options).moderation:
+                steps = add_steps(session, claim.job_id, StepKind.MODERATE, [claim.chunk_index])
+                return steps[0]
+            return self._chunk_is_done(session, claim.job_id)
+
+    def finish_moderation(
+        self, claim: Claim, *, moderation: dict[str, Any], elapsed_ms: int
+    ) -> UUID | None:
+        """Store how a chunk was judged. Returns the merge step when this was the last chunk.
+
+        Raises:
+            StaleClaim: a newer attempt, or a cancellation, has the say now.
+        """
+        with self._database.transaction() as session:
+            self._complete(session, claim)
+            session.execute(
+                _chunk_of(claim).values(moderation=moderation, moderation_ms=elapsed_ms)
+            )
+            return self._chunk_is_done(session, claim.job_id)
 
     def chunks(self, job_id: UUID) -> list[Chunk]:
         """All chunks of a job, in order."""
@@ -325,8 +346,9 @@ class Steps:
         """Record why an attempt failed, and retry the step or fail its job.
 
         A transient error is retried ``max_retries`` times with backoff, a lost worker up to
-        `MAX_LOSSES` times at once, anything else never. Returns False when the attempt is not the
-        current one (any more).
+        `MAX_LOSSES` times at once, anything else never. Moderation that fails for good fails no
+        job: its chunk goes without, and once that has happened to one chunk, those after it get
+        one try each. Returns False when the attempt is not the current one (any more).
         """
         with self._database.transaction() as session:
             job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
@@ -358,7 +380,12 @@ class Steps:
             if lost:
                 again, delay_s = step.losses < MAX_LOSSES, 0.0
             else:
-                again = isinstance(error, Transient) and step.failures <= self._retry.max_retries
+                retries = self._retry.max_retries
+                if step.kind == StepKind.MODERATE and session.scalar(
+                    select(moderation_failed(job_id))
+                ):
+                    retries = 0
+                again = isinstance(error, Transient) and step.failures <= retries
                 delay_s = retry_delay_s(step.failures, self._retry.first_delay_s)
             if again:
                 self._to_pending(session, step_id, attempt, delay_s=delay_s)
@@ -369,7 +396,12 @@ class Steps:
                     .where(Step.id == step_id)
                     .values(status=StepStatus.FAILED, token=None, lease_until=None)
                 )
-                end_job(session, job_id, JobStatus.FAILED, code=error.code, message=error.message)
+                if step.kind == StepKind.MODERATE:
+                    self._chunk_is_done(session, job_id)
+                else:
+                    end_job(
+                        session, job_id, JobStatus.FAILED, code=error.code, message=error.message
+                    )
             return True
 
     # --- the dispatcher's side ----------------------------------------------------------------
@@ -535,6 +567,16 @@ class Steps:
 
     # --- inside one transaction ---------------------------------------------------------------
 
+    def _chunk_is_done(self, session: Session, job_id: UUID) -> UUID | None:
+        """Count a chunk that needs nothing more; returns the merge step if it was the last."""
+        row = session.execute(
+            update(Job)
+            .where(Job.id == job_id)
+            .values(remaining=Job.remaining - 1)
+            .returning(Job.planned, Job.remaining)
+        ).one()
+        return self._merge_if_due(session, job_id, planned=row.planned, remaining=row.remaining)
+
     def _merge_if_due(
         self, session: Session, job_id: UUID, *, planned: bool, remaining: int | None
     ) -> UUID | None:
@@ -628,6 +670,17 @@ def end_job(
     steps = select(Step.id).where(Step.job_id == job_id)
     session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
     return True
+
+
+def moderation_failed(job_id: UUID) -> ColumnElement[bool]:
+    """Whether moderation of one of the job's chunks failed for good."""
+    return exists().where(
+        Step.job_id == job_id, Step.kind == StepKind.MODERATE, Step.status == StepStatus.FAILED
+    )
+
+
+def _chunk_of(claim: Claim) -> Update:
+    return update(Chunk).where(Chunk.job_id == claim.job_id, Chunk.index == claim.chunk_index)
 
 
 def _held(claim: Claim) -> Update:

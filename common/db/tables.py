@@ -103,11 +103,12 @@ class Job(Base):
     """Whether all chunks are known."""
     chunks_total: Mapped[int] = mapped_column(default=0)
     remaining: Mapped[int] = mapped_column(default=0)
-    """Chunks planned and not yet done; the merge is due at ``planned AND remaining = 0``."""
+    """Chunks planned and not yet done, moderation included where it was asked for; the merge is
+    due at ``planned AND remaining = 0``."""
     duration_ms: Mapped[int | None]
     """Of the decoded recording; an estimate until ``planned``."""
     done_ms: Mapped[int] = mapped_column(default=0)
-    """How much of the recording the finished chunks cover."""
+    """How much of the recording the transcribed chunks cover."""
     plan_ms: Mapped[int | None]
     """How long planning took."""
     warnings: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
@@ -136,10 +137,13 @@ class Chunk(Base):
     engine_ms: Mapped[int | None]
     stored_count: Mapped[int] = mapped_column(default=0)
     """How often a result was written: never more than once."""
+    moderation: Mapped[dict[str, Any] | None]
+    """Who judged the segments, and how (`common.transcripts`); None while or where nobody did."""
+    moderation_ms: Mapped[int | None]
 
 
 class Step(Base):
-    """A piece of work that a worker claims: plan, transcribe one chunk, merge."""
+    """A piece of work that a worker claims: plan, transcribe or moderate one chunk, merge."""
 
     __tablename__ = "steps"
     __table_args__ = (
@@ -233,6 +237,8 @@ class JobMetrics(Base):
     plan_ms: Mapped[int] = mapped_column(Integer)
     engine_ms: Mapped[int] = mapped_column(Integer)
     """Summed over chunks: more than the wall time when several workers shared the job."""
+    moderation_ms: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    """Summed likewise."""
     merge_ms: Mapped[int] = mapped_column(Integer)
     wall_ms: Mapped[int] = mapped_column(Integer)
     """From creation to completion."""

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from common.domain.moderation import Label
 from common.domain.results import transcript_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
@@ -31,20 +33,20 @@ def to_txt(transcript: Transcript) -> str:
     return "".join(f"{_line(segment)}\n" for segment in _spoken(transcript))
 
 
-def to_srt(transcript: Transcript) -> str:
-    """SubRip."""
+def to_srt(transcript: Transcript, *, flag: bool = False) -> str:
+    """SubRip. With ``flag`` the text of an offending cue begins with its label in brackets."""
     return "".join(
         f"{number}\n{_srt_time(segment.span.start_ms)} --> {_srt_time(segment.span.end_ms)}\n"
-        f"{_cue(segment)}\n\n"
+        f"{_prefix(_offence(segment, flag=flag))}{_cue(segment)}\n\n"
         for number, segment in enumerate(_spoken(transcript), start=1)
     )
 
 
-def to_vtt(transcript: Transcript) -> str:
-    """WebVTT."""
+def to_vtt(transcript: Transcript, *, flag: bool = False) -> str:
+    """WebVTT. With ``flag`` as `to_srt`, and the cue has its label as a class to style it by."""
     return "WEBVTT\n\n" + "".join(
         f"{_vtt_time(segment.span.start_ms)} --> {_vtt_time(segment.span.end_ms)}\n"
-        f"{_cue(segment)}\n\n"
+        f"{_vtt_cue(segment, _offence(segment, flag=flag))}\n\n"
         for segment in _spoken(transcript)
     )
 
@@ -62,6 +64,11 @@ WRITERS: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
 )
 """Every format that needs nothing but the transcript, by its ending."""
 
+FLAGGING: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
+    {"srt": partial(to_srt, flag=True), "vtt": partial(to_vtt, flag=True)}
+)
+"""Those that can mark offending cues, doing so."""
+
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
     {
         "json": "application/json",
@@ -78,10 +85,16 @@ def write(
     ending: str,
     transcript: Transcript,
     *,
+    flag: bool = False,
     warnings: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,
 ) -> str:
-    """The file of that ending, one of `MEDIA_TYPES`; only JSON tells warnings and manifest."""
+    """The file of that ending, one of `MEDIA_TYPES`; only JSON tells warnings and manifest.
+
+    ``flag`` marks offending cues, in the formats of `FLAGGING` only.
+    """
+    if flag:
+        return FLAGGING[ending](transcript)
     if ending == "json":
         return to_json(transcript, warnings=warnings, manifest=manifest)
     return WRITERS[ending](transcript)
@@ -98,6 +111,21 @@ def _line(segment: Segment) -> str:
 
 def _cue(segment: Segment) -> str:
     return _line(segment).replace("-->", "->")
+
+
+def _vtt_cue(segment: Segment, offence: Label | None) -> str:
+    # WebVTT takes both for the beginning of markup (www.w3.org/TR/webvtt1, 4.2.2).
+    text = _prefix(offence) + _cue(segment).replace("&", "&amp;").replace("<", "&lt;")
+    return f"<c.{offence.lower()}>{text}</c>" if offence else text
+
+
+def _offence(segment: Segment, *, flag: bool) -> Label | None:
+    verdict = segment.verdict
+    return verdict.label if flag and verdict and verdict.label is not Label.CLEAN else None
+
+
+def _prefix(offence: Label | None) -> str:
+    return f"[{offence}] " if offence else ""
 
 
 def _srt_time(ms: int) -> str:

@@ -32,6 +32,7 @@ class StepKind(StrEnum):
 
     PLAN = "plan"
     TRANSCRIBE = "transcribe"
+    MODERATE = "moderate"
     MERGE = "merge"
 
 
@@ -64,6 +65,9 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
     StepStatus.FAILED: frozenset({StepStatus.PENDING}),
     StepStatus.CANCELLED: frozenset(),
 }
+
+MODERATION_FAILED = "moderation_failed"
+"""The warning of a job some of whose segments could not be judged."""
 
 MAX_LOSSES = 20
 """How often a step may lose its worker (killed, host gone) before it counts as the cause.

@@ -46,14 +46,27 @@ class _Heard:
         at = 0
         for segment in self.segments:
             count = len(segment.words) or 1
-            words = segment.words[max(first - at, 0) : max(last - at, 0)]
+            kept = slice(max(first - at, 0), max(last - at, 0))
+            words = segment.words[kept]
             if words and len(words) < len(segment.words):
-                span = Span(words[0].span.start_ms, max(word.span.end_ms for word in words))
-                text = "".join(word.text for word in words)
-                yield replace(segment, span=span, text=text, words=words)
+                yield _cut(segment, kept)
             elif words or (not segment.words and first <= at < last):
                 yield segment
             at += count
+
+
+def _cut(segment: Segment, kept: slice) -> Segment:
+    """What is left of a segment with only some of its words."""
+    words = segment.words[kept]
+    before = sum(len(word.text) for word in segment.words[: kept.start])
+    text = "".join(word.text for word in words)
+    return replace(
+        segment,
+        span=Span(words[0].span.start_ms, max(word.span.end_ms for word in words)),
+        text=text,
+        words=words,
+        verdict=segment.verdict and segment.verdict.cut(before, before + len(text)),
+    )
 
 
 def merge(parts: Iterable[Part]) -> Merged:

@@ -41,14 +41,27 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """All of a job's options."""
+    """All of a job's options.
+
+    ``moderation``: label the segments. ``filter_profanity``: mask the offending words wherever the
+    text is shown, unless who asks for it says otherwise; the text itself stays as it was said.
+    """
 
     cutting: Cutting = Cutting()
     decoding: Decoding = Decoding()
+    moderation: bool = False
+    filter_profanity: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
-        return cls(Cutting(**document["cutting"]), Decoding(**document["decoding"]))
+        """What `to_json` made."""
+        return cls(
+            Cutting(**document["cutting"]),
+            Decoding(**document["decoding"]),
+            # Jobs that are older than these were submitted without them.
+            moderation=document.get("moderation", False),
+            filter_profanity=document.get("filter_profanity", False),
+        )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.domain.masking import places
+from common.domain.moderation import Label, Mark, Verdict
 from common.domain.transcript import Transcript
-from common.domain.values import Segment, Word
+from common.domain.values import Segment, Span, Word
 
 
 def transcript_document(
@@ -25,7 +27,7 @@ def transcript_document(
             segment_document(index, segment) for index, segment in enumerate(transcript.segments)
         ],
         "words": [word_document(word) for word in transcript.words],
-        "moderation": None,
+        "moderation": moderation_document(transcript),
         "warnings": list(warnings),
         "manifest": manifest,
     }
@@ -56,6 +58,69 @@ def word_document(word: Word) -> dict[str, Any]:
         "end": seconds(word.span.end_ms),
         "probability": word.probability,
         "speaker": None,
+    }
+
+
+def moderation_document(transcript: Transcript) -> dict[str, Any] | None:
+    """How the segments were judged, and by whom; None when nobody was asked to.
+
+    Segments that could not be judged are absent. Where several judged, `model` and `threshold` are
+    the first one's; the manifest has them all.
+    """
+    if transcript.moderated_by is None:
+        return None
+    judged = [
+        (index, segment, segment.verdict)
+        for index, segment in enumerate(transcript.segments)
+        if segment.verdict is not None
+    ]
+    first = transcript.moderated_by[0].to_json() if transcript.moderated_by else {}
+    return {
+        "results": [_judgement(index, segment, verdict) for index, segment, verdict in judged],
+        "summary": _summary([(segment.span, verdict.label) for _, segment, verdict in judged]),
+        "model": first.get("model"),
+        "threshold": first.get("threshold"),
+    }
+
+
+def _judgement(index: int, segment: Segment, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "id": index,
+        "text": segment.text.strip(),
+        "label": verdict.label,
+        "score": verdict.score,
+        "scores": dict(zip(Label, verdict.scores, strict=True)),
+        "start": seconds(segment.span.start_ms),
+        "end": seconds(segment.span.end_ms),
+        "spans": [_offence(segment, mark) for mark in verdict.marks],
+    }
+
+
+def _offence(segment: Segment, mark: Mark) -> dict[str, Any]:
+    times = [
+        word.span
+        for word, (start, end) in zip(segment.words, places(segment.words), strict=True)
+        if start < mark.end and end > mark.start
+    ]
+    return {
+        "text": segment.text[mark.start : mark.end].strip(),
+        "start": seconds(times[0].start_ms) if times else None,
+        "end": seconds(times[-1].end_ms) if times else None,
+        "label": mark.label,
+        "source": mark.source,
+    }
+
+
+def _summary(judged: Sequence[tuple[Span, Label]]) -> dict[str, Any]:
+    """The worst label, None where nothing was judged; segments and seconds that have each."""
+    labels = [label for _, label in judged]
+    return {
+        "label": max(labels, key=lambda label: label.severity, default=None),
+        "counts": {label: labels.count(label) for label in Label},
+        "seconds": {
+            label: seconds(sum(span.duration_ms for span, its in judged if its is label))
+            for label in Label
+        },
     }
 
 

@@ -6,16 +6,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from common.domain.moderation import ModeratedBy, Verdict
 from common.domain.values import Segment, Span, Word
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """Segments in order of time, none overlapping another."""
+    """Segments in order of time, none overlapping another.
+
+    ``moderated_by`` are all who judged segments, in order of time, each once; None when nobody was
+    asked to. A segment without a verdict could not be judged then.
+    """
 
     language: str
     duration_ms: int
     segments: tuple[Segment, ...]
+    moderated_by: tuple[ModeratedBy, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -53,13 +59,14 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
             "no_speech_prob": round(segment.no_speech_prob, 4),
             "temperature": segment.temperature,
             "flags": list(segment.flags),
+            "verdict": segment.verdict and segment.verdict.to_json(),
         }
         for segment in segments
     ]
 
 
 def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...]:
-    """What `segments_to_json` stored."""
+    """What `segments_to_json` stored, also before there was moderation."""
     return tuple(
         Segment(
             span=Span(*entry["span"]),
@@ -73,6 +80,7 @@ def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...
             no_speech_prob=entry["no_speech_prob"],
             temperature=entry["temperature"],
             flags=tuple(entry["flags"]),
+            verdict=Verdict.from_json(verdict) if (verdict := entry.get("verdict")) else None,
         )
         for entry in document
     )

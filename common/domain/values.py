@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+from common.domain.moderation import Verdict
+
 SAMPLE_RATE = 16_000
 SAMPLES_PER_MS = SAMPLE_RATE // 1000
 BYTES_PER_MS = SAMPLES_PER_MS * 2
@@ -71,6 +73,7 @@ class Segment:
     ``avg_logprob`` <= 0; ``compression_ratio`` > 0; ``no_speech_prob`` in [0, 1];
     ``temperature`` is the one that produced the text; ``flags`` are reasons for doubt
     (see `common.asr.guards`). ``words`` is empty when word times were not asked for.
+    ``verdict`` is None until the text is judged; its marks count in ``text``.
     """
 
     span: Span
@@ -81,6 +84,7 @@ class Segment:
     no_speech_prob: float = 0.0
     temperature: float = 0.0
     flags: tuple[str, ...] = ()
+    verdict: Verdict | None = None
 
     def shifted(self, by_ms: int) -> Self:
         words = tuple(word.shifted(by_ms) for word in self.words)

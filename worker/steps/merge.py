@@ -12,11 +12,14 @@ from common.db.tables import Chunk as StoredChunk
 from common.db.tables import Job, JobMetrics, Recording
 from common.db.tables import Transcript as StoredTranscript
 from common.domain.formats import MEDIA_TYPES, write
+from common.domain.masking import masked
 from common.domain.merging import merge as merge_windows
 from common.domain.merging import speech_without_text
+from common.domain.moderation import ModeratedBy
+from common.domain.request import Options
 from common.domain.transcript import Transcript, segments_to_json
 from common.storage import storage_errors, write_atomically
-from common.transcripts import parts
+from common.transcripts import moderated_by, moderation_warnings, parts
 from worker.context import Context, persist
 from worker.steps.sound import decoding_identity
 
@@ -32,17 +35,22 @@ def merge(context: Context, claim: Claim) -> None:
     started = time.monotonic()
     job, recording = persist(lambda: context.steps.job_of(claim))
     stored = persist(lambda: context.steps.chunks(claim.job_id))
+    options = Options.from_json(job.options)
     heard = parts(stored)
     transcript = Transcript(
         language=job.detected_language or job.language,
         duration_ms=job.duration_ms or 0,
         segments=merge_windows(heard).segments,
+        moderated_by=moderated_by(stored) if options.moderation else None,
     )
     warnings = list(job.warnings)
     if speech_without_text(heard):
         warnings.append(NOT_HEARD)
-    manifest = _manifest(job, recording, stored)
-    _write_files(context, job, transcript, warnings, manifest)
+    if options.moderation:
+        warnings += moderation_warnings(stored)
+    manifest = _manifest(job, recording, stored, transcript.moderated_by)
+    shown = masked(transcript) if options.filter_profanity else transcript
+    _write_files(context, job, shown, warnings, manifest)
     metrics = JobMetrics(
         job_id=job.id,
         audio_ms=transcript.duration_ms,
@@ -50,6 +58,7 @@ def merge(context: Context, claim: Claim) -> None:
         upload_ms=recording.upload_ms,
         plan_ms=job.plan_ms or 0,
         engine_ms=sum(chunk.engine_ms or 0 for chunk in stored),
+        moderation_ms=sum(chunk.moderation_ms or 0 for chunk in stored),
         merge_ms=round((time.monotonic() - started) * 1000),
     )
     revision = StoredTranscript(
@@ -81,7 +90,12 @@ def _write_files(
             write_atomically(folder / f"transcript.{ending}", content.encode())
 
 
-def _manifest(job: Job, recording: Recording, chunks: Sequence[StoredChunk]) -> dict[str, Any]:
+def _manifest(
+    job: Job,
+    recording: Recording,
+    chunks: Sequence[StoredChunk],
+    judges: Sequence[ModeratedBy] | None,
+) -> dict[str, Any]:
     """Everything the text depends on: enough to run it again and get the same."""
     language = job.detected_language or job.language
     return {
@@ -90,6 +104,7 @@ def _manifest(job: Job, recording: Recording, chunks: Sequence[StoredChunk]) -> 
         "weights_sha256": job.weights_sha256,
         "decoding": decoding_identity(job, job.weights_sha256 or "", language),
         "options": job.options,
+        "moderation": None if judges is None else [by.to_json() for by in judges],
         "versions": {
             name: version(name)
             for name in ("av", "ctranslate2", "faster-whisper", "onnxruntime", "pywhispercpp")

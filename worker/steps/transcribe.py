@@ -17,7 +17,7 @@ from worker.steps.sound import cut_samples, decoding_options
 
 
 def transcribe(context: Context, claim: Claim) -> UUID | None:
-    """Transcribe the claimed chunk; returns the merge step when it was the job's last one.
+    """Transcribe the claimed chunk; returns the step that follows from it, if any.
 
     Raises:
         WeightsMissing, WeightsCorrupt, NotFound: for good.

@@ -1,0 +1,49 @@
+"""Texts with their offending words hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from common.domain.moderation import Mark
+from common.domain.transcript import Transcript
+from common.domain.values import Segment, Word
+
+MASK = "*"
+
+
+def masked(transcript: Transcript) -> Transcript:
+    """The transcript with what is marked in it hidden, in texts and words alike."""
+    return replace(transcript, segments=tuple(map(_masked, transcript.segments)))
+
+
+def mask(text: str, marks: Iterable[Mark]) -> str:
+    """Hide each mark's characters but its first letter and its spaces; the length stays."""
+    letters = list(text)
+    for mark in marks:
+        shown = False
+        for at in range(mark.start, min(mark.end, len(letters))):
+            if letters[at].isalpha() and not shown:
+                shown = True
+            elif not letters[at].isspace():
+                letters[at] = MASK
+    return "".join(letters)
+
+
+def places(words: Sequence[Word]) -> Iterator[tuple[int, int]]:
+    """Where each word is in the text that they make up: first character and the one after."""
+    end = 0
+    for word in words:
+        start, end = end, end + len(word.text)
+        yield start, end
+
+
+def _masked(segment: Segment) -> Segment:
+    if segment.verdict is None or not segment.verdict.marks:
+        return segment
+    text = mask(segment.text, segment.verdict.marks)
+    words = tuple(
+        replace(word, text=text[start:end])
+        for word, (start, end) in zip(segment.words, places(segment.words), strict=True)
+    )
+    return replace(segment, text=text, words=words)

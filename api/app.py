@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from api import docs, problems
 from api.gateway import Gateway
 from api.middleware import RequestLog
-from api.routes import health, jobs, models, uploads
+from api.routes import health, jobs, models, moderation, uploads
 from api.version import VERSION
 from common.settings import Settings
 
@@ -49,7 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestLog)
     problems.install(app)
     docs.install(app)
-    app.include_router(health.router)
+    for module in (health, moderation):
+        app.include_router(module.router)
     for module in (uploads, jobs, models):
         app.include_router(module.router, prefix=PREFIX)
     return app

@@ -12,6 +12,7 @@ from fastapi import Depends, Header, Request
 from redis.exceptions import RedisError
 
 from api.changes import Changes
+from api.judge import Judge
 from api.prober import Prober
 from api.resolving import Resolver
 from common.db.database import Database
@@ -49,6 +50,7 @@ class Gateway:
         self.events = Events(self.redis)
         self.changes = Changes(redis_url)
         self.prober = Prober()
+        self.judge = Judge(settings.moderation)
         # As many threads as connections, so that a thread never waits for one.
         self._limiter = CapacityLimiter(settings.database.pool_size)
 
@@ -61,9 +63,11 @@ class Gateway:
             stack.callback(gateway.database.close)
             stack.callback(gateway.redis.close)
             stack.push_async_callback(gateway.prober.close)
+            stack.push_async_callback(gateway.judge.close)
             stack.push_async_callback(gateway.changes.close)
             gateway.storage.prepare()
             await asyncio.gather(gateway.prober.start(), gateway.changes.start())
+            gateway.judge.start()
             yield gateway
 
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

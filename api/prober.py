@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from contextlib import suppress
 from pathlib import Path
 
 from loguru import logger
 
+from api.children import Child
 from common.audio.probe import Probe
 from common.errors import NotAudio
-
-ROOT = Path(__file__).resolve().parent.parent
-
-DYING_S = 1.0
 
 
 class Prober:
@@ -27,18 +20,17 @@ class Prober:
     def __init__(self, *, limit: int = 2, patience_s: float = 20.0) -> None:
         self._slots = asyncio.Semaphore(limit)
         self._patience_s = patience_s
-        self._idle: list[Process] = []
+        self._idle: list[Child] = []
 
     async def start(self) -> None:
         """Have a process warm for the first upload."""
         self._idle.append(await self._spawn())
 
     async def close(self) -> None:
-        for process in self._idle:
-            if process.stdin is not None:
-                process.stdin.close()
+        for child in self._idle:
+            child.dismiss()
         while self._idle:
-            await _end(self._idle.pop())
+            await self._idle.pop().end()
 
     async def probe(self, path: Path) -> Probe:
         """What `common.audio.probe.probe` finds in the file at ``path``.
@@ -63,45 +55,17 @@ class Prober:
     async def _ask_idle(self, path: Path) -> tuple[bytes, int | None]:
         return await self._ask(self._idle.pop(), path) if self._idle else (b"", None)
 
-    async def _ask(self, process: Process, path: Path) -> tuple[bytes, int | None]:
-        """The line ``process`` answers; none, and how it ended, when it dies over the question."""
+    async def _ask(self, child: Child, path: Path) -> tuple[bytes, int | None]:
+        """The line ``child`` answers; none, and how it ended, when it dies over the question."""
         line = b""
         try:
-            line = await _exchange(process, path)
+            line = await child.ask(str(path))
         finally:
             if line:
-                self._idle.append(process)
+                self._idle.append(child)
             else:
-                await _end(process)
-        return line, process.returncode
+                await child.end()
+        return line, child.ended
 
-    async def _spawn(self) -> Process:
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "api.probe_process", str(self._patience_s)),
-            stdin=PIPE,
-            stdout=PIPE,
-            start_new_session=True,  # a Ctrl-C is the gateway's to handle
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-
-async def _exchange(process: Process, path: Path) -> bytes:
-    if process.stdin is None or process.stdout is None:
-        return b""
-    with suppress(ConnectionError):
-        process.stdin.write(json.dumps(str(path)).encode() + b"\n")
-        await process.stdin.drain()
-    return await process.stdout.readline()
-
-
-async def _end(process: Process) -> None:
-    """See it end, by force if it does not by itself.
-
-    A process that has closed its output is dying. Signalling one that is dead already would lose
-    how it died (github.com/python/cpython/issues/87744).
-    """
-    with suppress(TimeoutError):
-        await asyncio.wait_for(process.wait(), DYING_S)
-    with suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
+    async def _spawn(self) -> Child:
+        return await Child.spawn("api.probe_process", str(self._patience_s))

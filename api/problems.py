@@ -22,6 +22,8 @@ from common.errors import (
     BadInput,
     Malformed,
     Missing,
+    ModerationOff,
+    ModerationUnusable,
     OutOfRange,
     StenoError,
     Transient,
@@ -55,12 +57,18 @@ _LIMITS = {
 
 
 class Problem(Response):
-    """An error's response."""
+    """An error's response; where it is ``passing``, it says when to try again."""
 
     media_type = MEDIA_TYPE
 
     def __init__(
-        self, status: int, code: str, detail: str, details: Mapping[str, Any] | None = None
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        details: Mapping[str, Any] | None = None,
+        *,
+        passing: bool = False,
     ) -> None:
         body = {
             **(details or {}),
@@ -70,7 +78,7 @@ class Problem(Response):
             "detail": detail,
             "code": code,
         }
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if passing else None
         super().__init__(json.dumps(body, ensure_ascii=False), status, headers)
 
 
@@ -101,11 +109,12 @@ def problem(error: StenoError) -> Problem:
     """What a client is told of ``error``: nothing of this machine's insides."""
     if not isinstance(error, BadInput):
         logger.warning("answered {}: {}", error.code, error)
-    if not isinstance(error, BadInput | Transient):
+    if not isinstance(error, BadInput | Transient | ModerationOff | ModerationUnusable):
         return unforeseen()
     told = error.details.items() if isinstance(error, BadInput) else ()
     details = {key: _plain(value) for key, value in told}
-    return Problem(error.status, error.code, str(error), details)
+    passing = isinstance(error, Transient | ModerationUnusable)
+    return Problem(error.status, error.code, str(error), details, passing=passing)
 
 
 def unforeseen() -> Problem:
@@ -123,12 +132,12 @@ def bad_value(error: Mapping[str, Any]) -> BadInput:
         return Unsupported(field=field)
     if kind in {"literal_error", "enum"}:
         allowed = context["expected"].replace("'", "").replace(" or ", ", ")
-        return UnknownOption(field=field, allowed=allowed, value=_shown(value))
+        return UnknownOption(field=field, allowed=allowed, value=shown(value))
     if kind == "json_invalid":
         return Malformed(reason="the body is no JSON")
     limit = _LIMITS.get(kind)
     text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
-    return OutOfRange(field=field, limit=text, value=_shown(value))
+    return OutOfRange(field=field, limit=text, value=shown(value))
 
 
 def install(app: FastAPI) -> None:
@@ -158,7 +167,7 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
-def _shown(value: object) -> object:
+def shown(value: object) -> object:
     """A client's own value, cut where it would fill the answer."""
     text = str(value)
     return _plain(value) if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from common.domain.job import JobStatus
+from common.domain.moderation import Label
 
 
 def _lower(value: object) -> object:
@@ -25,6 +27,17 @@ Word = BeforeValidator(_lower)
 """A name in whatever case it is sent."""
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+
+MAX_TEXTS = 1_000
+MAX_LETTERS = 50_000
+"""Of a text to moderate, in code points: a transcript of 50 minutes."""
+ModeratedText = Annotated[str, Field(min_length=1, max_length=MAX_LETTERS)]
+ModeratedTexts = Annotated[list[ModeratedText], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """Leave out a default of null that a client may not send."""
+    schema.pop("default", None)
 
 
 class UploadOptions(BaseModel):
@@ -52,6 +65,11 @@ class UploadOptions(BaseModel):
     """Names and terms that are likely to be said."""
     word_timestamps: bool = True
     """Times of single words."""
+    moderation: bool | None = None
+    """Label each segment CLEAN, OFFENSIVE or HATE; unless the gateway was told otherwise, true."""
+    filter_profanity: bool = False
+    """Mask the offending words wherever the text is shown, but for their first letters, as in
+    `f***`. The text is stored as it was said: results can be asked for with or without masks."""
     chunk_strategy: Annotated[Literal["vad", "silence", "fixed"] | None, Word] = None
     """Where the recording is cut: by speech, by silence, or by the clock."""
     chunk_duration: Number | None = Field(None, ge=1, le=30)
@@ -82,7 +100,7 @@ class Status(BaseModel):
     job_id: UUID
     status: JobStatus = Field(examples=["PROCESSING"])
     stage: str = Field(examples=["transcribing"])
-    """queued, planning, transcribing, merging or done."""
+    """queued, planning, transcribing, moderating (all is transcribed), merging or done."""
     progress: int = Field(ge=0, le=100, examples=[40])
     chunks_completed: int
     chunks_total: int
@@ -128,8 +146,75 @@ class ResultWord(BaseModel):
     speaker: str | None
 
 
+class JudgedSpan(BaseModel):
+    """What gave offence in a segment, and when it was said."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    text: str = Field(examples=["fuck"])
+    start: float | None = Field(examples=[12.34])
+    """Of the first word that it is part of, in seconds; null where words have no times."""
+    end: float | None = Field(examples=[12.61])
+    label: Label = Field(examples=[Label.OFFENSIVE])
+    source: Literal["list", "model"]
+    """Who found it: a word list, or the model (without it it would call the segment CLEAN)."""
+
+
+class JudgedSegment(BaseModel):
+    """How a segment was judged."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: int
+    """That of the segment."""
+    text: str
+    label: Label = Field(examples=[Label.OFFENSIVE])
+    score: float = Field(examples=[0.93])
+    """That of the label."""
+    scores: dict[Label, float] = Field(examples=[{"CLEAN": 0.04, "OFFENSIVE": 0.93, "HATE": 0.03}])
+    """Probabilities; they sum to 1."""
+    start: float
+    """In seconds."""
+    end: float
+    spans: list[JudgedSpan]
+    """What gave offence, in order, where that can be told."""
+
+
+class ModerationSummary(BaseModel):
+    """All segments that were judged, by label."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    label: Label | None = Field(examples=[Label.OFFENSIVE])
+    """The worst; null where there was nothing to judge."""
+    counts: dict[Label, int] = Field(examples=[{"CLEAN": 40, "OFFENSIVE": 2, "HATE": 0}])
+    """Segments."""
+    seconds: dict[Label, float] = Field(examples=[{"CLEAN": 180.5, "OFFENSIVE": 6.2, "HATE": 0}])
+    """How long those segments are together."""
+
+
+class ResultModeration(BaseModel):
+    """How the segments were judged, and by whom.
+
+    Segments that could not be judged are absent (warning `moderation_failed`). Where models or
+    thresholds changed under way (warning `moderated_by_several_models`) the first ones are told
+    here, all in the manifest.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    results: list[JudgedSegment]
+    summary: ModerationSummary
+    model: str | None = Field(examples=["bert-finetuned-onnx"])
+    """Null where nobody judged."""
+    threshold: dict[Label, float] | None = Field(examples=[{"OFFENSIVE": 0.5, "HATE": 0.5}])
+    """The least score at which a text gets the label."""
+
+
 class Result(BaseModel):
     """A recording's text."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     job_id: UUID
     status: JobStatus = Field(examples=["COMPLETED"])
@@ -141,7 +226,8 @@ class Result(BaseModel):
     download_url: str | None
     segments: list[ResultSegment]
     words: list[ResultWord]
-    moderation: dict[str, Any] | None
+    moderation: ResultModeration | None
+    """Null where the job was not to be moderated."""
     warnings: list[str]
     manifest: dict[str, Any] | None
 
@@ -158,10 +244,83 @@ class ModelState(BaseModel):
     default: bool
 
 
+class ModerationModel(BaseModel):
+    """The model that moderates, as far as this process has loaded it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    state: str = Field(examples=["ok"])
+    """ok, off, loading, or what is wrong with it."""
+    model: str | None = Field(examples=["bert-finetuned-onnx"])
+    sha256: str | None
+    """Of its graph."""
+    threshold: dict[Label, float] | None
+    """The least score at which a text gets the label."""
+
+
 class Models(BaseModel):
-    """All weights that can be asked for by name."""
+    """All weights that can be asked for by name, and the model that moderates."""
 
     models: list[ModelState]
+    moderation: ModerationModel
+
+
+class ModerationRequest(BaseModel):
+    """Texts to judge: one, or a list."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "oneOf": [{"required": ["text"]}, {"required": ["texts"]}],
+            "examples": [{"texts": ["Chúc bạn một ngày vui", "shut the fuck up"]}],
+        },
+    )
+
+    text: ModeratedText | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    """A text; in place of `texts`."""
+    texts: ModeratedTexts | SkipJsonSchema[None] = Field(None, json_schema_extra=_without_default)
+    """Texts; in place of `text`."""
+
+
+class ModerationSpan(BaseModel):
+    """Characters that gave offence."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    start: int = Field(examples=[9])
+    """The first of them, counted from 0 in Unicode code points of the text as it was sent."""
+    end: int = Field(examples=[13])
+    """The first after them."""
+    text: str = Field(examples=["fuck"])
+    label: Label = Field(examples=[Label.OFFENSIVE])
+    source: Literal["list", "model"]
+    """Who found them: a word list, or the model (without them it would call the text CLEAN)."""
+
+
+class ModerationResult(BaseModel):
+    """How a text was judged."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    label: Label = Field(examples=[Label.OFFENSIVE])
+    score: float = Field(examples=[0.93])
+    """That of the label."""
+    scores: dict[Label, float] = Field(examples=[{"CLEAN": 0.04, "OFFENSIVE": 0.93, "HATE": 0.03}])
+    """Probabilities; they sum to 1."""
+    spans: list[ModerationSpan]
+    """What gave offence, in order, where that can be told."""
+
+
+class ModerationAnswer(BaseModel):
+    """One result a text, in order, and who judged."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    results: list[ModerationResult]
+    model: str = Field(examples=["bert-finetuned-onnx"])
+    threshold: dict[Label, float] = Field(examples=[{"OFFENSIVE": 0.5, "HATE": 0.5}])
+    """The least score at which a text gets the label."""
 
 
 class Health(BaseModel):

@@ -62,6 +62,13 @@ class OutOfRange(BadInput):
     status = 422
 
 
+class Needs(BadInput):
+    """{field}={value} needs {needed}"""
+
+    code = "option_conflict"
+    status = 422
+
+
 class Missing(BadInput):
     """{field} is missing"""
 
@@ -132,6 +139,12 @@ class Unavailable(Transient):
     """{what} is out of reach at the moment; try again soon"""
 
     code = "unavailable"
+
+
+class Busy(Transient):
+    """{what} has too much to do at the moment; try again soon"""
+
+    code = "busy"
 
 
 class OutcomeUnknown(Unavailable):

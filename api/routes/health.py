@@ -11,6 +11,7 @@ from loguru import logger
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
+from api import judge
 from api.gateway import Gateway, GatewayDep
 from api.problems import RETRY_AFTER_S
 from api.schemas import Health
@@ -21,7 +22,8 @@ from common.errors import StenoError
 router = APIRouter(tags=["health"])
 
 PATIENCE_S = 8.0
-OK = "ok"
+OK = judge.OK
+MODERATION = "moderation"
 
 
 @router.get("/healthz")
@@ -32,9 +34,14 @@ async def alive() -> dict[str, str]:
 
 @router.get("/readyz", responses={503: {"description": "A part is out; it is named"}})
 async def ready(gateway: GatewayDep) -> Response:
-    """Every part works, or 503 and which one does not."""
-    parts = await _parts(gateway)
-    if all(said == OK for said in parts.values()):
+    """Every part that jobs need works, or 503 and which one does not.
+
+    Moderation is told of and not counted: a gateway without it still takes recordings in, whose
+    transcripts then carry a warning.
+    """
+    needed = await _parts(gateway)
+    parts = {**needed, MODERATION: gateway.judge.state}
+    if all(said == OK for said in needed.values()):
         return JSONResponse({"status": "ready", "parts": parts})
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     return JSONResponse({"status": "not ready", "parts": parts}, 503, headers=retry)
@@ -42,9 +49,12 @@ async def ready(gateway: GatewayDep) -> Response:
 
 @router.get("/health")
 async def health(gateway: GatewayDep) -> Health:
-    """How all parts are; answered with 200 as long as the process lives."""
-    parts = await _parts(gateway)
-    whole = all(said == OK for said in parts.values())
+    """How all parts are; answered with 200 as long as the process lives.
+
+    `degraded`: a part does not work. Moderation may be off, or still loading.
+    """
+    parts = {**await _parts(gateway), MODERATION: gateway.judge.state}
+    whole = all(said in {OK, judge.OFF, judge.LOADING} for said in parts.values())
     workers = await asyncio.to_thread(_workers, gateway) if parts["redis"] == OK else None
     return Health(
         status="healthy" if whole else "degraded", version=VERSION, parts=parts, workers=workers

@@ -6,8 +6,8 @@ import asyncio
 
 from fastapi import APIRouter
 
-from api.gateway import GatewayDep
-from api.schemas import Models, ModelState
+from api.gateway import Gateway, GatewayDep
+from api.schemas import Models, ModelState, ModerationModel
 
 router = APIRouter(tags=["models"])
 
@@ -29,5 +29,16 @@ async def models(gateway: GatewayDep) -> Models:
                 default=(state.engine, state.model) == default,
             )
             for state in await asyncio.to_thread(gateway.weights.states)
-        ]
+        ],
+        moderation=_moderation(gateway),
+    )
+
+
+def _moderation(gateway: Gateway) -> ModerationModel:
+    by, state = gateway.judge.by, gateway.judge.state
+    return ModerationModel(
+        state=state,
+        model=by.model if by else None,
+        sha256=by.sha256 if by else None,
+        threshold=dict(by.thresholds) if by else None,
     )

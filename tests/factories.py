@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID, uuid4
 
 from common.db.database import Database
 from common.db.jobs import Jobs, NewJob, NewRecording
 from common.db.steps import Claim, PlannedRow, RetryPolicy, Steps
+from common.db.tables import JobMetrics, Transcript
 from common.domain.job import Priority
+from common.domain.moderation import Label, Mark, ModeratedBy, Verdict
 from common.domain.request import Options
+from common.transcripts import moderation_to_json
 
 TENANT = "default"
+MODERATED = Options(moderation=True)
+BY = ModeratedBy("a-model", "a" * 64, {Label.OFFENSIVE: 0.5, Label.HATE: 0.5})
+"""Who judges the chunks of `finish_moderation`."""
+CLEAN = Verdict(Label.CLEAN, (0.9, 0.1, 0.0))
 
 
 def submit_job(
@@ -19,6 +28,7 @@ def submit_job(
     tenant: str = TENANT,
     priority: Priority = Priority.NORMAL,
     duration_ms: int | None = 60_000,
+    options: Options | None = None,
 ) -> UUID:
     """Submit a recording of one minute; returns the job's id."""
     recording = NewRecording(
@@ -37,7 +47,7 @@ def submit_job(
         model="base",
         language="en",
         priority=priority,
-        options=Options(),
+        options=options or Options(),
     )
     Jobs(database, tenant).submit(recording, job)
     return job.id
@@ -90,14 +100,66 @@ def chunk_row(index: int, content: str = "c") -> PlannedRow:
 
 def finish_chunk(steps: Steps, claim: Claim) -> UUID | None:
     """End a claimed chunk with one segment."""
-    segment = {
-        "span": [0, 10_000],
-        "text": f" chunk {claim.chunk_index}",
+    segment = stored_segment(0, 10_000, f" chunk {claim.chunk_index}")
+    return steps.finish_chunk(claim, result=[[segment]], core_ms=10_000, engine_ms=100)
+
+
+def finish_moderation(
+    steps: Steps, claim: Claim, verdict: Verdict = CLEAN, by: ModeratedBy = BY
+) -> UUID | None:
+    """End the claimed moderation of a chunk with one segment."""
+    judged = moderation_to_json(by, [[verdict]])
+    return steps.finish_moderation(claim, moderation=judged, elapsed_ms=7)
+
+
+def offensive(start: int, end: int) -> Verdict:
+    """A verdict on a text that gives offence in ``[start, end)``."""
+    mark = Mark(start, end, Label.OFFENSIVE, "list")
+    return Verdict(Label.OFFENSIVE, (0.2, 0.7, 0.1), (mark,))
+
+
+def finish_merge(
+    steps: Steps,
+    claim: Claim,
+    *,
+    segments: Sequence[dict[str, Any]] = (),
+    manifest: dict[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+) -> None:
+    """End a claimed merge, which completes the job: 20 s in English."""
+    assert claim.kind == "merge"
+    transcript = Transcript(
+        job_id=claim.job_id,
+        revision=1,
+        language="en",
+        duration_ms=20_000,
+        word_count=4,
+        segments=list(segments),
+        manifest=manifest or {},
+    )
+    metrics = JobMetrics(
+        job_id=claim.job_id,
+        audio_ms=20_000,
+        speech_ms=18_000,
+        upload_ms=10,
+        plan_ms=5,
+        engine_ms=200,
+        moderation_ms=0,
+        merge_ms=3,
+    )
+    steps.finish_merge(claim, transcript, metrics, list(warnings))
+
+
+def stored_segment(start_ms: int, end_ms: int, text: str, **others: Any) -> dict[str, Any]:
+    """A segment as it is stored, as it was before there was moderation."""
+    return {
+        "span": [start_ms, end_ms],
+        "text": text,
         "words": [],
         "avg_logprob": -0.1,
         "compression_ratio": 1.0,
         "no_speech_prob": 0.0,
         "temperature": 0.0,
         "flags": [],
+        **others,
     }
-    return steps.finish_chunk(claim, result=[[segment]], core_ms=10_000, engine_ms=100)

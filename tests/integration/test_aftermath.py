@@ -12,9 +12,16 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Chunk, Job, JobMetrics, Outbox, Step, Transcript
+from common.db.tables import Chunk, Job, Outbox, Step, Transcript
 from scripts.aftermath import STUCK_S, Finding, examine_rows
-from tests.factories import claim_next, finish_chunk, make_steps, plan_chunks, submit_job
+from tests.factories import (
+    claim_next,
+    finish_chunk,
+    finish_merge,
+    make_steps,
+    plan_chunks,
+    submit_job,
+)
 
 WORKERS = 1
 
@@ -33,25 +40,7 @@ def job_id(database: Database) -> UUID:
     plan_chunks(steps, 2)
     for _ in range(2):
         finish_chunk(steps, claim_next(steps))
-    transcript = Transcript(
-        job_id=job_id,
-        revision=1,
-        language="en",
-        duration_ms=20_000,
-        word_count=4,
-        segments=[],
-        manifest={},
-    )
-    metrics = JobMetrics(
-        job_id=job_id,
-        audio_ms=20_000,
-        speech_ms=18_000,
-        upload_ms=1,
-        plan_ms=1,
-        engine_ms=1,
-        merge_ms=1,
-    )
-    steps.finish_merge(claim_next(steps), transcript, metrics, [])
+    finish_merge(steps, claim_next(steps))
     return job_id
 
 

@@ -14,12 +14,19 @@ import pytest
 import redis
 
 from common.db.database import Database
-from common.db.steps import Claim, Steps
-from common.db.tables import JobMetrics, Transcript
+from common.db.steps import Steps
 from common.errors import DecodeFailed
 from common.events import JOB_CHANNEL, Events
 from scripts.embedded import EmbeddedValkey
-from tests.factories import claim_next, finish_chunk, make_steps, plan_chunks, submit_job
+from tests.factories import (
+    claim_next,
+    finish_chunk,
+    finish_merge,
+    make_steps,
+    plan_chunks,
+    stored_segment,
+    submit_job,
+)
 from tests.gateway import GatewayProcess
 
 
@@ -49,42 +56,24 @@ def get(gateway: GatewayProcess, path: str, status: int = 200, **query: object) 
     return answer
 
 
-def merge(steps: Steps, job_id: UUID) -> Claim:
-    """End the claimed merge of a job whose chunks are all there."""
-    claim = claim_next(steps)
-    assert claim.kind == "merge"
-    transcript = Transcript(
-        job_id=job_id,
-        revision=1,
-        language="en",
-        duration_ms=20_000,
-        word_count=4,
+def merge(steps: Steps) -> None:
+    """End the merge of a job whose chunks are all there."""
+    finish_merge(
+        steps,
+        claim_next(steps),
         segments=[
-            {
-                "span": [index * 10_000, (index + 1) * 10_000],
-                "text": f" chunk {index}",
-                "words": [[f" chunk{index}", index * 10_000, index * 10_000 + 500, 0.9]],
-                "avg_logprob": -0.1,
-                "compression_ratio": 1.0,
-                "no_speech_prob": 0.0,
-                "temperature": 0.0,
-                "flags": ["repetition"] if index else [],
-            }
+            stored_segment(
+                index * 10_000,
+                (index + 1) * 10_000,
+                f" chunk {index}",
+                words=[[f" chunk{index}", index * 10_000, index * 10_000 + 500, 0.9]],
+                flags=["repetition"] if index else [],
+            )
             for index in range(2)
         ],
         manifest={"engine": "faster-whisper", "model": "base"},
+        warnings=["speech without text at 3.0 s"],
     )
-    metrics = JobMetrics(
-        job_id=job_id,
-        audio_ms=20_000,
-        speech_ms=18_000,
-        upload_ms=10,
-        plan_ms=5,
-        engine_ms=200,
-        merge_ms=3,
-    )
-    steps.finish_merge(claim, transcript, metrics, ["speech without text at 3.0 s"])
-    return claim
 
 
 def completed(database: Database, steps: Steps) -> UUID:
@@ -92,7 +81,7 @@ def completed(database: Database, steps: Steps) -> UUID:
     plan_chunks(steps, 2)
     for _ in range(2):
         finish_chunk(steps, claim_next(steps))
-    merge(steps, job_id)
+    merge(steps)
     return job_id
 
 
@@ -105,7 +94,7 @@ def test_status_follows_a_job_from_pending_to_completed(
     finish_chunk(steps, claim_next(steps))
     half = get(gateway, f"status/{job_id}").json()
     finish_chunk(steps, claim_next(steps))
-    merge(steps, job_id)
+    merge(steps)
     after = get(gateway, f"jobs/{job_id}").json()
     seen = [
         (it["status"], it["stage"], it["chunks_completed"], it["chunks_total"])

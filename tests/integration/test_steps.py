@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from uuid import UUID
 
@@ -12,14 +13,27 @@ from sqlalchemy import func, select, text, update
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.steps import Publication, StaleClaim, Steps
-from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Step, Transcript
+from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Step
 from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepKind, StepStatus
-from common.errors import DecodeFailed, EngineFailed, NotFound, WorkerLost
+from common.errors import (
+    ChunkTimedOut,
+    DecodeFailed,
+    EngineFailed,
+    ModerationFailed,
+    ModerationOff,
+    ModerationUnusable,
+    NotFound,
+    StenoError,
+    WorkerLost,
+)
 from tests.factories import (
+    MODERATED,
     TENANT,
     chunk_row,
     claim_next,
     finish_chunk,
+    finish_merge,
+    finish_moderation,
     make_steps,
     plan_chunks,
     published,
@@ -422,29 +436,7 @@ def test_a_completed_job_has_its_transcript_and_its_metrics(
     job_id = submit_job(database)
     plan_chunks(steps, 1)
     finish_chunk(steps, claim_next(steps))
-    merge = claim_next(steps)
-    steps.finish_merge(
-        merge,
-        Transcript(
-            job_id=job_id,
-            revision=1,
-            language="en",
-            duration_ms=10_000,
-            word_count=2,
-            segments=[],
-            manifest={},
-        ),
-        JobMetrics(
-            job_id=job_id,
-            audio_ms=10_000,
-            speech_ms=9_000,
-            upload_ms=1,
-            plan_ms=1,
-            engine_ms=1,
-            merge_ms=1,
-        ),
-        ["no_speech"],
-    )
+    finish_merge(steps, claim_next(steps), warnings=["no_speech"])
 
     snapshot = Jobs(database, TENANT).snapshot(job_id)
     assert (snapshot.status, snapshot.progress) == (JobStatus.COMPLETED, 100)
@@ -517,3 +509,218 @@ def test_a_job_that_takes_too_long_fails_with_the_limit_named(
     assert snapshot.error_message is not None
     assert "JOB_TIMEOUT of 60 s" in snapshot.error_message
     assert not steps.renew(claim)
+
+
+# --- moderation -----------------------------------------------------------------------------------
+
+
+def kinds(database: Database, job_id: UUID) -> list[str]:
+    with database.transaction() as session:
+        return sorted(session.scalars(select(Step.kind).where(Step.job_id == job_id)))
+
+
+def moderated_chunk(database: Database, steps: Steps, count: int = 1) -> UUID:
+    """A job with ``count`` chunks that are transcribed and wait for their moderation."""
+    job_id = submit_job(database, options=MODERATED)
+    plan_chunks(steps, count)
+    for step_id in published(steps):
+        claim = steps.claim(step_id, "worker")
+        assert claim is not None
+        finish_chunk(steps, claim)
+    return job_id
+
+
+def test_a_job_that_wants_no_moderation_gets_no_such_step(database: Database, steps: Steps) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 1)
+    finish_chunk(steps, claim_next(steps))
+
+    assert kinds(database, job_id) == ["merge", "plan", "transcribe"]
+
+
+def test_each_chunk_is_moderated_once_it_is_transcribed_and_then_they_are_merged(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database, options=MODERATED)
+    plan_chunks(steps, 2)
+    for _ in range(2):
+        following = finish_chunk(steps, claim_next(steps))
+        moderation = claim_next(steps)
+        assert following == moderation.step_id
+        assert moderation.kind == StepKind.MODERATE
+        merge = finish_moderation(steps, moderation)
+
+    assert merge == claim_next(steps).step_id
+    assert kinds(database, job_id) == sorted(["plan", *["transcribe", "moderate"] * 2, "merge"])
+    with database.transaction() as session:
+        chunk = session.get_one(Chunk, (job_id, 1))
+    assert chunk.moderation is not None
+    assert (chunk.moderation["by"]["model"], chunk.moderation_ms) == ("a-model", 7)
+
+
+def test_a_chunk_counts_as_heard_before_it_is_moderated(database: Database, steps: Steps) -> None:
+    job_id = moderated_chunk(database, steps, 2)
+
+    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    assert (snapshot.stage, snapshot.chunks_completed) == ("moderating", 2)
+    assert len(Jobs(database, TENANT).text(job_id).chunks) == 2
+    for _ in range(2):
+        finish_moderation(steps, claim_next(steps))
+    assert Jobs(database, TENANT).snapshot(job_id).stage == "merging"
+
+
+def test_a_late_workers_moderation_is_refused(database: Database, steps: Steps) -> None:
+    job_id = moderated_chunk(database, steps)
+    late = claim_next(steps, "late")
+    expire_leases(database)
+    assert steps.reclaim_expired() == [job_id]
+    newer = claim_next(steps, "newer")
+
+    with pytest.raises(StaleClaim):
+        finish_moderation(steps, late)
+    assert finish_moderation(steps, newer) is not None
+    with pytest.raises(StaleClaim):
+        finish_moderation(steps, newer)
+    with database.transaction() as session:
+        assert session.get_one(Job, job_id).remaining == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (ModerationUnusable(path="models/x", reason="there is no model.onnx"), 1),
+        (ModerationFailed(reason="it broke"), 4),
+        (ChunkTimedOut(limit_s=60), 4),
+        (WorkerLost(reason="killed"), MAX_LOSSES),
+    ],
+)
+def test_moderation_that_fails_for_good_costs_a_warning_and_not_the_job(
+    database: Database, steps: Steps, error: StenoError, attempts: int
+) -> None:
+    job_id = moderated_chunk(database, steps, 2)
+    finish_moderation(steps, claim_next(steps))
+    for _ in range(attempts):
+        claim = claim_next(steps)
+        assert claim.kind == StepKind.MODERATE
+        assert steps.fail(claim.step_id, claim.attempt, error)
+
+    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    assert (snapshot.status, snapshot.stage) == (JobStatus.PROCESSING, "merging")
+    assert snapshot.warnings == ("moderation_failed",)
+    assert snapshot.error_code is None
+    assert not steps.fail(claim.step_id, claim.attempt, error)
+    finish_merge(steps, claim_next(steps), warnings=["moderation_failed"])
+    ended = Jobs(database, TENANT).snapshot(job_id)
+    assert (ended.status, ended.warnings) == (JobStatus.COMPLETED, ("moderation_failed",))
+
+
+def test_once_a_chunk_cannot_be_moderated_the_others_get_one_try_each(
+    database: Database, steps: Steps
+) -> None:
+    job_id = moderated_chunk(database, steps, 3)
+    attempts: Counter[int | None] = Counter()
+    while (claim := claim_next(steps)).kind == StepKind.MODERATE:
+        attempts[claim.chunk_index] += 1
+        steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it crashed with SIGSEGV"))
+
+    assert attempts == {0: 4, 1: 1, 2: 1}
+    assert kinds(database, job_id).count("merge") == 1
+
+
+def test_moderation_that_fails_while_the_plan_goes_on_does_not_start_the_merge(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database, options=MODERATED)
+    plan = plan_chunks(steps, 1, finish=False)
+    finish_chunk(steps, claim_next(steps))
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, ModerationOff())
+    assert "merge" not in kinds(database, job_id)
+
+    assert steps.finish_plan(plan, duration_ms=10_000, warnings=[], elapsed_ms=1) is not None
+
+    assert Jobs(database, TENANT).snapshot(job_id).warnings == ("moderation_failed",)
+
+
+def test_many_workers_moderating_at_once_start_exactly_one_merge(
+    database: Database, steps: Steps
+) -> None:
+    job_id = moderated_chunk(database, steps, 24)
+    claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
+    errors: list[Exception] = []
+
+    def work(start: int) -> None:
+        for claim in claims[start::8]:
+            assert claim is not None
+            try:
+                if start % 2:
+                    finish_moderation(steps, claim)
+                else:
+                    steps.fail(claim.step_id, claim.attempt, ModerationOff())
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+    assert kinds(database, job_id).count("merge") == 1
+    with database.transaction() as session:
+        assert session.get_one(Job, job_id).remaining == 0
+
+
+def test_cancelling_takes_the_moderation_away_too(database: Database, steps: Steps) -> None:
+    job_id = moderated_chunk(database, steps, 2)
+    running = claim_next(steps)
+
+    Jobs(database, TENANT).cancel(job_id)
+
+    assert published(steps) == []
+    assert not steps.fail(running.step_id, running.attempt, ModerationOff())
+    with pytest.raises(StaleClaim):
+        finish_moderation(steps, running)
+    assert status(database, job_id) == JobStatus.CANCELLED
+
+
+def test_a_plan_made_anew_forgets_moderation_too(database: Database, steps: Steps) -> None:
+    job_id = submit_job(database, options=MODERATED)
+    plan = plan_chunks(steps, 2, finish=False)
+    finish_chunk(steps, claim_next(steps))
+    moderation = claim_next(steps)
+
+    steps.start_plan(plan, weights_sha256="v" * 64, language="en", replan=True)
+
+    with pytest.raises(StaleClaim):
+        finish_moderation(steps, moderation)
+    assert not steps.fail(moderation.step_id, moderation.attempt, ModerationOff())
+    assert kinds(database, job_id) == ["plan"]
+    with database.transaction() as session:
+        assert session.get_one(Job, job_id).remaining == 0
+
+
+def test_an_equal_chunk_is_reused_without_its_moderation(database: Database, steps: Steps) -> None:
+    first = moderated_chunk(database, steps)
+    finish_moderation(steps, claim_next(steps))
+    with database.transaction() as session:
+        heard = session.get_one(Chunk, (first, 0)).result
+
+    assert steps.reusable(TENANT, "c0") == heard
+
+
+def test_a_job_from_before_there_was_moderation_is_finished_without(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database, options=MODERATED)
+    with database.transaction() as session:
+        old = session.get_one(Job, job_id)
+        old.options = {name: old.options[name] for name in ("cutting", "decoding")}
+    plan_chunks(steps, 1)
+    finish_chunk(steps, claim_next(steps))
+
+    finish_merge(steps, claim_next(steps))
+
+    assert status(database, job_id) == JobStatus.COMPLETED
+    assert not Jobs(database, TENANT).text(job_id).options.moderation

@@ -13,12 +13,13 @@ from common.asr.languages import LANGUAGES
 from common.db.jobs import NewJob
 from common.domain.job import Priority
 from common.domain.request import Cutting, Decoding, Options
-from common.errors import ModelNotHere, OutOfRange, UnknownOption
+from common.errors import ModelNotHere, Needs, OutOfRange, UnknownOption
 from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE
 from common.weights.store import WeightsState, WeightsStore
 
 AUTO = "auto"
+MODELS = "moderation, which is off here (AI_LOAD_MODELS=false)"
 
 
 class Resolver:
@@ -32,7 +33,8 @@ class Resolver:
         """The job that ``sent`` asks for; an empty value counts as not sent.
 
         Raises:
-            UnknownOption, OutOfRange, Unsupported, ModelNotHere: an option is wrong; it is named.
+            UnknownOption, OutOfRange, Unsupported, Needs, ModelNotHere: an option is wrong; it is
+                named.
         """
         given = {name: value for name, value in sent.items() if value.strip()}
         try:
@@ -50,7 +52,12 @@ class Resolver:
             model=model,
             language=language,
             priority=Priority[options.priority.upper()],
-            options=Options(cutting=self._cutting(options), decoding=_decoding(options)),
+            options=Options(
+                cutting=self._cutting(options),
+                decoding=_decoding(options),
+                moderation=self._moderation(options),
+                filter_profanity=options.filter_profanity,
+            ),
         )
 
     def _check(self, engine: str, model: str, language: str) -> None:
@@ -65,6 +72,16 @@ class Resolver:
         spoken = known[model].languages
         if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
             raise _not_among("language", spoken, language)
+
+    def _moderation(self, options: UploadOptions) -> bool:
+        possible = self._settings.moderation.ai_load_models
+        if options.moderation and not possible:
+            raise Needs(field="moderation", value="true", needed=MODELS)
+        wanted = possible if options.moderation is None else options.moderation
+        if options.filter_profanity and not wanted:
+            needed = "moderation=true" if possible else MODELS
+            raise Needs(field="filter_profanity", value="true", needed=needed)
+        return wanted
 
     def _cutting(self, options: UploadOptions) -> Cutting:
         chunk, silence = self._settings.chunk, self._settings.silence

@@ -1,36 +1,24 @@
-"""From chunks as they are stored to text: the one way, for partial results and for the merge."""
+"""From what is stored to text: the one way, for results, partial results and the merge."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from itertools import takewhile
+from typing import Any
 
+from common.db.jobs import Text
+from common.db.tables import Chunk
 from common.domain.chunks import windows_from_json
 from common.domain.job import MODERATION_FAILED
 from common.domain.merging import Part, merge
 from common.domain.moderation import ModeratedBy, Verdict
-from common.domain.transcript import segments_from_json, segments_to_json
-from common.domain.values import Chunk, Segment
+from common.domain.transcript import Transcript, segments_from_json, segments_to_json
+from common.domain.values import Chunk as ChunkValue
+from common.domain.values import Segment
 
 SEVERAL_MODELS = "moderated_by_several_models"
 """The warning that segments were judged by different models, or by different thresholds."""
-
-
-class StoredChunk(Protocol):
-    """A chunk as it is kept: ``result`` has one list of segments a window, once transcribed.
-
-    ``moderation`` is what `moderation_to_json` made, once it is moderated.
-    """
-
-    @property
-    def index(self) -> int: ...
-    @property
-    def windows(self) -> list[Any]: ...
-    @property
-    def result(self) -> list[Any] | None: ...
-    @property
-    def moderation(self) -> dict[str, Any] | None: ...
 
 
 def result_to_json(windows: Iterable[Iterable[Segment]]) -> list[Any]:
@@ -46,11 +34,11 @@ def moderation_to_json(by: ModeratedBy, windows: Iterable[Iterable[Verdict]]) ->
     }
 
 
-def parts(chunks: Iterable[StoredChunk]) -> list[Part]:
+def parts(chunks: Iterable[Chunk]) -> list[Part]:
     """What merging wants to know of the transcribed ones among ``chunks``."""
     return [
         (
-            Chunk(chunk.index, windows_from_json(chunk.windows)),
+            ChunkValue(chunk.index, windows_from_json(chunk.windows)),
             list(_judged(chunk.result, chunk.moderation)),
         )
         for chunk in chunks
@@ -58,12 +46,27 @@ def parts(chunks: Iterable[StoredChunk]) -> list[Part]:
     ]
 
 
-def assemble(chunks: Iterable[StoredChunk]) -> tuple[Segment, ...]:
-    """The text of the transcribed ones among ``chunks``, which are in order, on one clock."""
-    return merge(parts(chunks)).segments
+def transcript_of(text: Text, *, judged_only: bool = False) -> Transcript:
+    """A job's text, or of one that is not complete, what there is of it.
+
+    ``judged_only`` ends it before the first chunk that is not moderated yet: what is to be masked
+    in it is not known.
+    """
+    if text.complete:
+        judges = (text.manifest or {}).get("moderation")
+        by = None if judges is None else tuple(map(ModeratedBy.from_json, judges))
+        segments = segments_from_json(text.segments)
+    else:
+        chunks: Iterable[Chunk] = text.chunks
+        if judged_only:
+            chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
+        chunks = list(chunks)
+        by = moderated_by(chunks) if text.options.moderation else None
+        segments = merge(parts(chunks)).segments
+    return Transcript(text.language, text.duration_ms, segments, by)
 
 
-def moderated_by(chunks: Iterable[StoredChunk]) -> tuple[ModeratedBy, ...]:
+def moderated_by(chunks: Iterable[Chunk]) -> tuple[ModeratedBy, ...]:
     """All who judged one of ``chunks``, in order, each once."""
     found: list[ModeratedBy] = []
     for chunk in chunks:
@@ -74,7 +77,7 @@ def moderated_by(chunks: Iterable[StoredChunk]) -> tuple[ModeratedBy, ...]:
     return tuple(found)
 
 
-def moderation_warnings(chunks: Sequence[StoredChunk]) -> Iterator[str]:
+def moderation_warnings(chunks: Sequence[Chunk]) -> Iterator[str]:
     """What is to be said of the moderation of all chunks of a job that wanted it."""
     if any(chunk.moderation is None for chunk in chunks):
         yield MODERATION_FAILED

@@ -19,12 +19,13 @@ from api.gateway import Gateway, GatewayDep, TenantDep
 from api.problems import documented
 from api.schemas import Result, Status
 from common.db.jobs import Jobs, Snapshot, Text
-from common.domain.formats import MEDIA_TYPES, write
+from common.domain.formats import FLAGGING, MEDIA_TYPES, write
 from common.domain.job import JOB_TRANSITIONS, JobStatus
+from common.domain.masking import masked
 from common.domain.results import seconds, transcript_document
-from common.domain.transcript import Transcript, segments_from_json
-from common.errors import Conflict, NotReady
-from common.transcripts import assemble
+from common.domain.transcript import Transcript
+from common.errors import Conflict, Needs, NotReady
+from common.transcripts import transcript_of
 
 router = APIRouter(tags=["jobs"], responses=documented(404, 422, 503))
 
@@ -32,6 +33,10 @@ REREAD_S = 2.0
 """How often a long poll looks by itself, should no wake-up come."""
 
 Format = Literal["json", "txt", "srt", "vtt", "tsv"]
+Masks = Annotated[
+    bool | None,
+    Query(description="Mask the offending words; by default as the upload asked for."),
+]
 
 
 @router.get("/status/{job_id}", response_model=Status)
@@ -73,9 +78,12 @@ async def result(
     partial: Annotated[
         bool, Query(description="Take what is there so far, whatever the job's status.")
     ] = False,
+    filter_profanity: Masks = None,
 ) -> Response:
     """A job's text; 409 until it is COMPLETED, unless a partial one will do."""
-    return await gateway.in_thread(_result, gateway.jobs(tenant), job_id, partial=partial)
+    return await gateway.in_thread(
+        _result, gateway.jobs(tenant), job_id, partial=partial, mask=filter_profanity
+    )
 
 
 @router.get(
@@ -91,9 +99,17 @@ async def download(
     gateway: GatewayDep,
     tenant: TenantDep,
     format: Annotated[Format, Query(description="The kind of file.")] = "txt",  # noqa: A002 - its name on the wire
+    flag: Annotated[
+        bool, Query(description="Begin offending cues with their label; srt and vtt only.")
+    ] = False,
+    filter_profanity: Masks = None,
 ) -> Response:
     """A job's text as a file."""
-    return await gateway.in_thread(_file, gateway.jobs(tenant), job_id, format)
+    if flag and format not in FLAGGING:
+        raise Needs(field="flag", value="true", needed="format=srt or format=vtt")
+    return await gateway.in_thread(
+        _file, gateway.jobs(tenant), job_id, format, flag=flag, mask=filter_profanity
+    )
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=Status, responses=documented(409))
@@ -135,8 +151,8 @@ def _status(snapshot: Snapshot) -> Status:
     )
 
 
-def _result(jobs: Jobs, job_id: UUID, *, partial: bool) -> Response:
-    snapshot, text, transcript = _text(jobs, job_id, partial=partial)
+def _result(jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None) -> Response:
+    snapshot, text, transcript = _text(jobs, job_id, partial=partial, mask=mask)
     document: dict[str, Any] = {
         "job_id": str(job_id),
         "status": snapshot.status,
@@ -147,9 +163,13 @@ def _result(jobs: Jobs, job_id: UUID, *, partial: bool) -> Response:
     return JSONResponse(document)
 
 
-def _file(jobs: Jobs, job_id: UUID, ending: Format) -> Response:
-    snapshot, text, transcript = _text(jobs, job_id, partial=False)
-    content = write(ending, transcript, warnings=snapshot.warnings, manifest=text.manifest)
+def _file(jobs: Jobs, job_id: UUID, ending: Format, *, flag: bool, mask: bool | None) -> Response:
+    snapshot, text, transcript = _text(jobs, job_id, partial=False, mask=mask)
+    if flag:
+        _check_moderated(text, "flag")
+    content = write(
+        ending, transcript, flag=flag, warnings=snapshot.warnings, manifest=text.manifest
+    )
     return Response(
         content,
         media_type=MEDIA_TYPES[ending],
@@ -157,19 +177,30 @@ def _file(jobs: Jobs, job_id: UUID, ending: Format) -> Response:
     )
 
 
-def _text(jobs: Jobs, job_id: UUID, *, partial: bool) -> tuple[Snapshot, Text, Transcript]:
-    """The job and its text.
+def _text(
+    jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None
+) -> tuple[Snapshot, Text, Transcript]:
+    """The job and its text, with masks or (None) as its upload asked for.
 
     Raises:
         NotFound: there is no such job.
         NotReady, Conflict: it has no text yet, or never will.
+        Needs: it was not moderated, so nobody knows what to mask.
     """
     snapshot = jobs.snapshot(job_id)
     if not partial:
         _check_ready(snapshot)
     text = jobs.text(job_id)
-    segments = segments_from_json(text.segments) if text.complete else assemble(text.chunks)
-    return snapshot, text, Transcript(text.language, text.duration_ms, segments)
+    if mask:
+        _check_moderated(text, "filter_profanity")
+    hide = text.options.filter_profanity if mask is None else mask
+    transcript = transcript_of(text, judged_only=hide)
+    return snapshot, text, masked(transcript) if hide else transcript
+
+
+def _check_moderated(text: Text, field: str) -> None:
+    if not text.options.moderation:
+        raise Needs(field=field, value="true", needed="a job with moderation=true")
 
 
 def _check_ready(snapshot: Snapshot) -> None:

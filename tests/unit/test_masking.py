@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.domain.masking import mask, masked
+from common.domain.moderation import Label, Mark, Verdict
+from common.domain.transcript import Transcript
+from common.domain.values import Segment, Span, Word
+
+
+@st.composite
+def marked_texts(draw: st.DrawFn) -> tuple[str, tuple[Mark, ...]]:
+    text = draw(st.text(max_size=60))
+    places = sorted(draw(st.sets(st.integers(0, len(text)), max_size=8)))
+    chosen = draw(st.lists(st.booleans(), min_size=len(places), max_size=len(places)))
+    marks = [
+        Mark(start, end, Label.OFFENSIVE, "list")
+        for (start, end), wanted in zip(pairwise(places), chosen, strict=False)
+        if wanted
+    ]
+    return text, tuple(marks)
+
+
+@st.composite
+def marked_segments(draw: st.DrawFn) -> Segment:
+    text, marks = draw(marked_texts())
+    sizes = draw(st.lists(st.integers(1, 9), max_size=20))
+    cuts = [0, *(at for at in accumulate(sizes) if at < len(text)), len(text)]
+    words = tuple(
+        Word(text[start:end], Span(start, end), 0.9) for start, end in pairwise(cuts) if end > start
+    )
+    verdict = Verdict(Label.OFFENSIVE, (0.1, 0.8, 0.1), marks)
+    return Segment(Span(0, len(text)), text, words, verdict=verdict)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "shown"),
+    [
+        ("đụmá nhé", 0, 4, "đ*** nhé"),
+        (" đụ má nhé", 1, 6, " đ* ** nhé"),
+        ("f u c k", 0, 7, "f * * *"),
+        ('"f.u.c.k"!', 0, 10, "*f********"),
+        ("oh 🖕!", 3, 4, "oh *!"),
+        ("a b", 0, 9, "a *"),
+        ("clean", 2, 2, "clean"),
+    ],
+)
+def test_a_mark_shows_its_first_letter_only(text: str, start: int, end: int, shown: str) -> None:
+    assert mask(text, [Mark(start, end, Label.HATE, "model")]) == shown
+
+
+@given(marked_texts())
+def test_nothing_but_what_is_marked_changes_and_every_character_stays_in_its_place(
+    case: tuple[str, tuple[Mark, ...]],
+) -> None:
+    text, marks = case
+    shown = mask(text, marks)
+    hidden = {at for mark in marks for at in range(mark.start, mark.end)}
+    assert len(shown) == len(text)
+    assert all(shown[at] == text[at] for at in range(len(text)) if at not in hidden)
+    for each in marks:
+        assert sum(map(str.isalpha, shown[each.start : each.end])) <= 1
+    assert [letter.isspace() for letter in shown] == [letter.isspace() for letter in text]
+
+
+@given(marked_segments())
+def test_words_are_masked_exactly_as_their_segment_is(segment: Segment) -> None:
+    (shown,) = masked(Transcript("vi", 1000, (segment,))).segments
+    assert "".join(word.text for word in shown.words) == shown.text
+    assert [word.span for word in shown.words] == [word.span for word in segment.words]
+    assert shown.verdict == segment.verdict
+
+
+def test_segments_that_nobody_judged_stay_as_they_are() -> None:
+    talk = Transcript("vi", 1000, (Segment(Span(0, 500), " đm"),))
+    assert masked(talk) == talk

@@ -1,0 +1,280 @@
+"""How moderation looks in results, and that it survives storing and merging."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.db.tables import Chunk as StoredChunk
+from common.domain.formats import FLAGGING, write
+from common.domain.masking import masked
+from common.domain.merging import merge
+from common.domain.moderation import Label, Mark, ModeratedBy, Verdict
+from common.domain.request import Options
+from common.domain.results import transcript_document
+from common.domain.transcript import Transcript, segments_from_json, segments_to_json
+from common.domain.values import Chunk, Segment, Span, Window, Word
+from common.transcripts import (
+    moderated_by,
+    moderation_to_json,
+    moderation_warnings,
+    parts,
+    result_to_json,
+)
+from tests.factories import BY, CLEAN, offensive, stored_segment
+
+OTHER = replace(BY, sha256="b" * 64)
+POLITE = Segment(Span(0, 2_000), " Xin chào.", verdict=CLEAN)
+RUDE = Segment(
+    Span(2_000, 5_500),
+    " oh shit man",
+    (
+        Word(" oh", Span(2_000, 2_500), 0.9),
+        Word(" sh", Span(2_500, 3_000), 0.9),
+        Word("it", Span(3_000, 3_250), 0.9),
+        Word(" man", Span(3_250, 5_500), 0.9),
+    ),
+    verdict=offensive(4, 8),
+)
+HATEFUL = Segment(
+    Span(6_000, 7_000),
+    " <you> & them",
+    verdict=Verdict(Label.HATE, (0.1, 0.2, 0.7), (Mark(8, 13, Label.HATE, "model"),)),
+)
+UNJUDGED = Segment(Span(8_000, 9_000), " whatever")
+TALK = Transcript("vi", 10_000, (POLITE, RUDE, HATEFUL, UNJUDGED), (BY,))
+
+
+def moderation(transcript: Transcript) -> Any:
+    return transcript_document(transcript)["moderation"]
+
+
+def test_a_segment_is_found_at_its_seconds_and_its_offence_at_those_of_its_words() -> None:
+    rude = moderation(TALK)["results"][1]
+    assert rude == {
+        "id": 1,
+        "text": "oh shit man",
+        "label": "OFFENSIVE",
+        "score": 0.7,
+        "scores": {"CLEAN": 0.2, "OFFENSIVE": 0.7, "HATE": 0.1},
+        "start": 2.0,
+        "end": 5.5,
+        "spans": [
+            {"text": "shit", "start": 2.5, "end": 3.25, "label": "OFFENSIVE", "source": "list"}
+        ],
+    }
+
+
+def test_without_word_times_an_offence_has_none_either() -> None:
+    (span,) = moderation(TALK)["results"][2]["spans"]
+    assert (span["text"], span["start"], span["end"]) == ("them", None, None)
+
+
+def test_the_summary_tells_the_worst_and_how_much_there_is_of_each() -> None:
+    assert moderation(TALK)["summary"] == {
+        "label": "HATE",
+        "counts": {"CLEAN": 1, "OFFENSIVE": 1, "HATE": 1},
+        "seconds": {"CLEAN": 2.0, "OFFENSIVE": 3.5, "HATE": 1.0},
+    }
+
+
+def test_a_segment_that_could_not_be_judged_is_absent() -> None:
+    assert [result["id"] for result in moderation(TALK)["results"]] == [0, 1, 2]
+
+
+def test_a_result_always_tells_who_judged_and_by_which_thresholds() -> None:
+    told = moderation(TALK)
+    assert (told["model"], told["threshold"]) == ("a-model", {"OFFENSIVE": 0.5, "HATE": 0.5})
+
+
+def test_moderation_that_nobody_asked_for_is_null_and_that_of_nobody_is_empty() -> None:
+    assert moderation(replace(TALK, moderated_by=None)) is None
+    nobody = moderation(Transcript("vi", 10_000, (UNJUDGED,), ()))
+    assert (nobody["results"], nobody["model"], nobody["threshold"]) == ([], None, None)
+    assert nobody["summary"]["label"] is None
+
+
+def test_a_flag_is_what_a_player_shows_before_the_text() -> None:
+    flagged = FLAGGING["srt"](TALK).split("\n\n")
+    assert flagged[0].endswith("\nXin chào.")
+    assert flagged[1].endswith("\n[OFFENSIVE] oh shit man")
+    assert flagged[2].endswith("\n[HATE] <you> & them")
+    assert flagged[3].endswith("\nwhatever")
+
+
+def test_a_flag_in_vtt_is_also_a_class_and_no_text_is_taken_for_markup() -> None:
+    flagged = FLAGGING["vtt"](TALK).split("\n\n")
+    assert flagged[1].endswith("\nXin chào.")
+    assert flagged[2].endswith("\n<c.offensive>[OFFENSIVE] oh shit man</c>")
+    assert flagged[3].endswith("\n<c.hate>[HATE] &lt;you> &amp; them</c>")
+    assert "&lt;you> &amp; them" in write("vtt", TALK)
+    assert "[" not in write("vtt", TALK) + write("srt", TALK)
+
+
+@given(st.text(), st.sampled_from([Label.OFFENSIVE, Label.HATE]))
+def test_a_flag_never_breaks_a_cue(text: str, label: Label) -> None:
+    verdict = Verdict(label, (0.0, 0.5, 0.5))
+    talk = Transcript("en", 1000, (Segment(Span(0, 1000), text, verdict=verdict),), (BY,))
+    cues = 1 if text.strip() else 0
+    assert FLAGGING["srt"](talk).count("\n\n") == cues
+    assert FLAGGING["vtt"](talk).count("\n\n") == 1 + cues
+    assert FLAGGING["vtt"](talk).count("<") == 2 * cues
+
+
+def test_masks_reach_every_text_of_the_document_and_every_format() -> None:
+    document = json.dumps(transcript_document(masked(TALK)), ensure_ascii=False)
+    for told in (document, *(write(ending, masked(TALK)) for ending in ("txt", "srt", "vtt"))):
+        assert "shit" not in told
+        assert "s***" in told
+    assert [word["word"] for word in transcript_document(masked(TALK))["words"]] == [
+        "oh",
+        "s*",
+        "**",
+        "man",
+    ]
+
+
+# --- stored -----------------------------------------------------------------------------------
+
+
+def test_verdicts_are_stored_with_their_segments() -> None:
+    stored = json.loads(json.dumps(segments_to_json(TALK.segments)))
+    assert segments_from_json(stored) == TALK.segments
+
+
+def test_segments_from_before_there_was_moderation_are_read_as_unjudged() -> None:
+    (segment,) = segments_from_json([stored_segment(0, 1_000, " old")])
+    assert segment.verdict is None
+
+
+def test_options_from_before_there_was_moderation_ask_for_none() -> None:
+    old = {name: Options().to_json()[name] for name in ("cutting", "decoding")}
+    assert Options.from_json(old) == Options(moderation=False, filter_profanity=False)
+    asked = Options(moderation=True, filter_profanity=True)
+    assert Options.from_json(asked.to_json()) == asked
+
+
+def stored_chunk(
+    index: int, segments: list[Segment], by: ModeratedBy | None = BY, verdict: Verdict = CLEAN
+) -> StoredChunk:
+    start, end = index * 10_000, (index + 1) * 10_000
+    judged = by and moderation_to_json(by, [[verdict] * len(segments)])
+    row = SimpleNamespace(
+        index=index,
+        windows=[[start, end, start, end, 9_000]],
+        result=result_to_json([segments]),
+        moderation=judged,
+    )
+    return cast("StoredChunk", row)
+
+
+def test_a_chunks_verdicts_meet_its_segments_again() -> None:
+    said = [replace(RUDE, verdict=None)]
+    ((_, (heard,)),) = parts([stored_chunk(0, said, verdict=offensive(4, 8))])
+    assert tuple(heard) == (RUDE,)
+    ((_, (unjudged,)),) = parts([stored_chunk(0, said, by=None)])
+    assert tuple(unjudged) == tuple(said)
+
+
+def test_all_who_judged_are_told_once_and_in_order_and_that_they_were_several() -> None:
+    chunks = [stored_chunk(at, [POLITE], by) for at, by in enumerate((BY, OTHER, BY))]
+    assert moderated_by(chunks) == (BY, OTHER)
+    assert list(moderation_warnings(chunks)) == ["moderated_by_several_models"]
+    stricter = replace(BY, thresholds={Label.OFFENSIVE: 0.3, Label.HATE: 0.5})
+    assert moderated_by([chunks[0], stored_chunk(1, [], stricter)]) == (BY, stricter)
+
+
+def test_a_chunk_without_moderation_is_a_warning() -> None:
+    judged, failed = stored_chunk(0, [POLITE]), stored_chunk(1, [POLITE], by=None)
+    assert list(moderation_warnings([judged])) == []
+    assert list(moderation_warnings([judged, failed])) == ["moderation_failed"]
+    assert list(moderation_warnings([])) == []
+
+
+# --- merged -----------------------------------------------------------------------------------
+
+
+def test_a_segment_cut_at_a_seam_keeps_the_marks_of_what_is_left() -> None:
+    words = (
+        Word(" shit", Span(8_000, 8_500), 0.9),
+        Word(" happens", Span(9_000, 9_500), 0.9),
+        Word(" damn", Span(10_600, 10_900), 0.9),
+    )
+    marks = (Mark(1, 5, Label.OFFENSIVE, "list"), Mark(14, 18, Label.OFFENSIVE, "list"))
+    said = Segment(
+        Span(8_000, 10_900),
+        " shit happens damn",
+        words,
+        verdict=Verdict(Label.OFFENSIVE, (0.1, 0.9, 0.0), marks),
+    )
+    again = replace(
+        said,
+        span=Span(0, 1_900),
+        words=tuple(
+            replace(word, span=Span(at * 600, at * 600 + 500)) for at, word in enumerate(words)
+        ),
+    )
+    left = Window(Span(0, 10_000), Span(0, 11_000), 0)
+    right = Window(Span(10_000, 20_000), Span(9_400, 20_000), 0)
+    merged = merge([(Chunk(0, (left, right)), [[said], [again]])]).segments
+    found = [
+        segment.text[mark.start : mark.end]
+        for segment in merged
+        if segment.verdict
+        for mark in segment.verdict.marks
+    ]
+    assert "".join(segment.text for segment in merged) == " shit happens damn"
+    assert found == ["shit", "damn"]
+
+
+@st.composite
+def judged_windows(draw: st.DrawFn) -> tuple[Chunk, list[list[Segment]]]:
+    """Two windows that share sound, each with segments of words, some of them marked."""
+    left = Window(Span(0, 10_000), Span(0, 12_000), 0)
+    right = Window(Span(10_000, 20_000), Span(8_000, 20_000), 0)
+    heard = []
+    for _ in range(2):
+        segments, now = [], draw(st.integers(0, 5_000))
+        for count in draw(st.lists(st.integers(1, 6), max_size=4)):
+            words = []
+            for _ in range(count):
+                length = draw(st.integers(50, 900))
+                text = draw(st.sampled_from([" no", " yes", "-ish", " đm", " ok."]))
+                words.append(Word(text, Span(now, now + length), 0.9))
+                now += length
+            text = "".join(word.text for word in words)
+            places = sorted(draw(st.sets(st.integers(0, len(text)), max_size=4)))
+            marks = tuple(
+                Mark(start, end, Label.HATE, "list")
+                for start, end in zip(places[::2], places[1::2], strict=False)
+            )
+            verdict = Verdict(Label.HATE, (0.1, 0.1, 0.8), marks)
+            span = Span(words[0].span.start_ms, now)
+            segments.append(Segment(span, text, tuple(words), verdict=verdict))
+        heard.append(segments)
+    return Chunk(0, (left, right)), heard
+
+
+@given(judged_windows())
+def test_marks_lie_inside_the_text_they_are_in_however_it_is_cut(
+    part: tuple[Chunk, list[list[Segment]]],
+) -> None:
+    known = {
+        segment.text[mark.start : mark.end]
+        for segments in part[1]
+        for segment in segments
+        if segment.verdict
+        for mark in segment.verdict.marks
+    }
+    for segment in merge([part]).segments:
+        assert segment.verdict is not None
+        assert segment.text == "".join(word.text for word in segment.words)
+        for mark in segment.verdict.marks:
+            assert 0 <= mark.start < mark.end <= len(segment.text)
+            marked = segment.text[mark.start : mark.end]
+            assert any(marked in whole for whole in known)

@@ -1,11 +1,14 @@
 #!/bin/sh
-# setup.sh LOCK: have .venv hold the packages that LOCK names, with the hashes it names. Takes
-# milliseconds when it does already. Cut off half-way, the next run completes it; two at once wait
-# for each other.
+# setup.sh LOCK: have .venv hold the packages that LOCK names, with the hashes it names, and for the
+# development lock PyTorch beside them. Takes milliseconds when it does already. Cut off half-way,
+# the next run completes it; two at once wait for each other.
 set -eu
 cd "$(dirname "$0")/.."
 lock=$1
 marker=.venv/.stenopool
+# In no lock, as which build is fit depends on the machine. pip takes a CPU build where it is told
+# of one (PIP_FIND_LINKS, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL or its configuration; uv reads none).
+torch=torch==2.13.0
 
 say() { printf 'steno: %s\n' "$*" >&2; }
 
@@ -14,7 +17,13 @@ fail() {
     exit 1
 }
 
-fingerprint() { printf '%s %s\n' "$1" "$(cksum <"$1")"; }
+fingerprint() {
+    printf '%s %s' "$1" "$(cksum <"$1")"
+    if trains "$1"; then printf ' %s' "$torch"; fi
+    echo
+}
+
+trains() { [ "$1" = requirements-dev.lock ]; }
 
 # The development lock holds everything that the other one does.
 is_set_up() {
@@ -63,11 +72,16 @@ make_venv() {
     fi
 }
 
+# A lock is complete but for torch, which others in it name: so nothing is to be looked for.
 install_packages() {
     if has_uv; then
-        quietly uv pip install --python .venv/bin/python --require-hashes -r "$lock"
+        quietly uv pip install --python .venv/bin/python --no-deps --require-hashes -r "$lock"
     else
-        quietly .venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r "$lock"
+        quietly .venv/bin/python -m pip install --disable-pip-version-check --no-deps \
+            --require-hashes -r "$lock"
+    fi
+    if trains "$lock"; then
+        quietly .venv/bin/python -m pip install --disable-pip-version-check "$torch"
     fi
 }
 
@@ -85,7 +99,8 @@ os.execvp("sh", ["sh", "scripts/setup.sh", sys.argv[1]])
 ' "$lock"
 fi
 
-say "installing the packages of $lock into .venv (once, about 500 MB on disk) ..."
+if trains "$lock"; then size="1.5 GB, or 6 with CUDA,"; else size="500 MB"; fi
+say "installing the packages of $lock into .venv (once, about $size on disk) ..."
 if ! is_usable; then
     python=$(find_python)
     make_venv

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from common.domain.moderation import Label
+from common.errors import ModerationOff
+from common.moderation.lexicon import Lexicon
 from common.moderation.moderation import Moderation
+from common.moderation.moderator import Moderator
 from common.settings import ModerationSettings
 
 
@@ -13,4 +17,27 @@ def load_moderation(settings: ModerationSettings) -> Moderation:
         ModerationOff: AI_LOAD_MODELS is false.
         ModerationUnusable: the folder holds no model, or one that cannot be used; it says why.
     """
-    raise NotImplementedError
+    if not settings.ai_load_models:
+        raise ModerationOff
+    return Moderation(load_moderator(settings), Lexicon())
+
+
+def load_moderator(settings: ModerationSettings) -> Moderator:
+    """The model alone, whether or not it is switched on.
+
+    Raises:
+        ModerationUnusable: the folder holds no model, or one that cannot be used; it says why.
+    """
+    labels = settings.moderation_labels
+    chosen = {
+        Label.OFFENSIVE: settings.moderation_threshold_offensive,
+        Label.HATE: settings.moderation_threshold_hate,
+    }
+    thresholds = {label: value for label, value in chosen.items() if value is not None}
+    if settings.use_onnxruntime:
+        from common.moderation.onnx import OnnxModerator
+
+        return OnnxModerator(settings.phobert_onnx_dir, labels=labels, thresholds=thresholds)
+    from common.moderation.hf import HfModerator
+
+    return HfModerator(settings.phobert_checkpoint_dir, labels=labels, thresholds=thresholds)

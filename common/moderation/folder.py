@@ -1,0 +1,155 @@
+"""What a model's folder says about it: config.json, as transformers writes it, with a part of ours.
+
+Ours is ``config["stenopool"]``, every key of it optional:
+
+=============  =====================================================================================
+`name`         what the model is called (the folder's name)
+`segmented`    whether it was trained on segmented words (true for a folder with PhoBERT's files)
+`normalised`   whether it was trained on normalised text (false)
+`max_tokens`   the most tokens it takes at once (what its position embeddings allow)
+`thresholds`   the least score of each label but CLEAN (0.5)
+=============  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.domain.moderation import Label, Thresholds
+from common.errors import ModerationUnusable
+from common.moderation.phobert_tokenizer import MERGES
+
+CONFIG = "config.json"
+OURS = "stenopool"
+DEFAULT_THRESHOLD = 0.5
+DEFAULT_MAX_TOKENS = 256
+_LEAST_MAX_TOKENS = 8
+
+_UNNAMED = re.compile(r"LABEL_\d+")
+"""What transformers calls the outputs of a model whose maker named none."""
+_PADDING_SHIFTS_POSITIONS = ("roberta", "xlm-roberta", "camembert")
+"""Kinds of model that count positions from the padding's id + 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A model's folder and what its config.json says."""
+
+    path: Path
+    name: str
+    labels: tuple[Label, ...]
+    """What each of the model's outputs means, in order."""
+    max_tokens: int
+    """The most tokens of an input, the first and the last included."""
+    padding: int
+    segmented: bool
+    normalised: bool
+    thresholds: Thresholds
+
+    def thresholds_with(self, chosen: Thresholds) -> Thresholds:
+        """The model's own, but for those that are ``chosen``."""
+        return {**self.thresholds, **chosen}
+
+
+def read_folder(path: Path, labels: str | None = None) -> ModelFolder:
+    """Read ``path``/config.json.
+
+    Args:
+        path: the folder.
+        labels: what the outputs mean, in order, with commas between (MODERATION_LABELS); taken
+            where config.json does not tell.
+
+    Raises:
+        ModerationUnusable: there is no folder or config.json, or it is not what it should be.
+    """
+    config = _read_config(path)
+    try:
+        ours = config.get(OURS, {})
+        padding = int(config.get("pad_token_id") or 0)
+        is_phobert = (path / MERGES).is_file() or config.get("tokenizer_class") == (
+            "PhobertTokenizer"
+        )
+        return ModelFolder(
+            path,
+            str(ours.get("name", path.absolute().name)),
+            _labels(path, config, labels),
+            int(ours.get("max_tokens", _max_tokens(config, padding))),
+            padding,
+            bool(ours.get("segmented", is_phobert)),
+            bool(ours.get("normalised", False)),
+            _thresholds(ours.get("thresholds", {})),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unusable(path, f"{CONFIG} is not what it should be: {error}") from error
+
+
+def unusable(path: Path, reason: object) -> ModerationUnusable:
+    """The error that says why the model in ``path`` cannot be used, on one line."""
+    return ModerationUnusable(path=path, reason=" ".join(str(reason).split())[:400])
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise unusable(path, "there is no such folder")
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise unusable(path, f"it has no {CONFIG}") from error
+    except (OSError, ValueError) as error:
+        raise unusable(path, f"{CONFIG} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise unusable(path, f"{CONFIG} holds no object")
+    return config
+
+
+def _labels(path: Path, config: Mapping[str, Any], chosen: str | None) -> tuple[Label, ...]:
+    named = config.get("id2label") or {}
+    names = [str(named[number]) for number in sorted(named, key=int)]
+    found = _as_labels(names)
+    if found is None and chosen is not None:
+        wanted = [name.strip() for name in chosen.split(",")]
+        if names and len(names) != len(wanted):
+            raise unusable(
+                path,
+                f"MODERATION_LABELS has {len(wanted)} labels ({chosen}), the model {len(names)}",
+            )
+        found = _as_labels(wanted)
+        if found is None:
+            raise unusable(path, f"MODERATION_LABELS is {chosen!r}; {_RULE}")
+    if found is None:
+        says = "no id2label" if all(map(_UNNAMED.fullmatch, names)) else f"id2label {names}"
+        raise unusable(
+            path,
+            f"{CONFIG} has {says}; set MODERATION_LABELS to what its outputs mean, in order, such "
+            f"as {','.join(Label)}",
+        )
+    return found
+
+
+_RULE = f"it needs {Label.CLEAN} and one of {Label.OFFENSIVE}, {Label.HATE} or both"
+
+
+def _as_labels(names: list[str]) -> tuple[Label, ...] | None:
+    known = {str(label): label for label in Label}
+    labels = tuple(known[name.upper()] for name in names if name.upper() in known)
+    whole = len(labels) == len(names) and len(set(labels)) > 1 and Label.CLEAN in labels
+    return labels if whole else None
+
+
+def _max_tokens(config: Mapping[str, Any], padding: int) -> int:
+    positions = int(config.get("max_position_embeddings", 0))
+    if config.get("model_type") in _PADDING_SHIFTS_POSITIONS:
+        positions -= padding + 1
+    return positions if positions >= _LEAST_MAX_TOKENS else DEFAULT_MAX_TOKENS
+
+
+def _thresholds(given: Mapping[str, float]) -> Thresholds:
+    own = {Label(name.upper()): float(value) for name, value in given.items()}
+    if not all(0 < value <= 1 for value in own.values()):
+        raise ValueError(f"thresholds must be above 0 and at most 1, not {dict(given)}")
+    return {label: own.get(label, DEFAULT_THRESHOLD) for label in Label if label is not Label.CLEAN}

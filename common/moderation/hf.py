@@ -1,0 +1,91 @@
+"""Checkpoints as transformers saves them, run by PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.domain.moderation import ModeratedBy, Thresholds
+from common.errors import ModerationFailed
+from common.moderation.folder import read_folder, unusable
+from common.moderation.inputs import TokenInputs, Worst, to_scores
+from common.moderation.moderator import Scores
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+NEEDS = "PyTorch or transformers is missing; run: .venv/bin/python -m pip install '.[train]'"
+
+
+class HfModerator:
+    """A checkpoint folder with weights, config.json and tokenizer files; on one thread.
+
+    Args:
+        path: the folder.
+        labels: what the outputs mean, where config.json does not tell (MODERATION_LABELS).
+        thresholds: to go before the model's own.
+
+    Raises:
+        ModerationUnusable: PyTorch is not installed, or something is missing or broken.
+    """
+
+    def __init__(
+        self, path: Path, *, labels: str | None = None, thresholds: Thresholds | None = None
+    ) -> None:
+        folder = read_folder(path, labels)
+        weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+        if weights is None:
+            raise unusable(path, f"it has no weights ({' or '.join(WEIGHTS)})")
+        self.model = _load(path)
+        outputs = self.model.config.num_labels
+        if outputs != len(folder.labels):
+            raise unusable(
+                path,
+                f"the model has {outputs} outputs, but {len(folder.labels)} are named: "
+                f"{', '.join(folder.labels)}",
+            )
+        taken = inspect.signature(self.model.forward).parameters
+        self._labels = folder.labels
+        self._inputs = TokenInputs(folder, [*taken])
+        with weights.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.by = ModeratedBy(folder.name, sha256, folder.thresholds_with(thresholds or {}))
+
+    def scores(self, texts: Sequence[str]) -> Scores:
+        import torch
+
+        worst = Worst(len(texts))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                for batch in self._inputs.batches(texts):
+                    feeds = {name: torch.from_numpy(feed) for name, feed in batch.feeds.items()}
+                    logits = self.model(**feeds).logits.numpy()
+                    worst.add(batch.owners, to_scores(logits, self._labels))
+        except RuntimeError as error:
+            raise ModerationFailed(reason=" ".join(str(error).split())[:300]) from error
+        finally:
+            torch.set_num_threads(threads)
+        return worst.scores
+
+
+def _load(path: Path) -> Any:
+    try:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+        from transformers.utils import logging
+    except ImportError as error:
+        raise unusable(path, NEEDS) from error
+    logging.set_verbosity_error()
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            path, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except Exception as error:  # of many kinds, and all of them say that it cannot be loaded
+        raise unusable(path, f"its weights cannot be loaded: {error}") from error
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        lacking = ", ".join(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+        raise unusable(path, f"its weights lack {lacking[:200]}; steno moderation train makes them")
+    return model.eval()

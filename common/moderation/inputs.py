@@ -1,0 +1,155 @@
+"""What a model is fed with: texts made into the inputs that its graph names.
+
+A kind of graph is a class here (or beside) that implements `Inputs`, and a line in `inputs_for`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.domain.moderation import Label
+from common.moderation.folder import ModelFolder, unusable
+from common.moderation.moderator import Scores
+from common.moderation.normalise import normalise
+from common.moderation.phobert_tokenizer import Ids, load_tokenizer
+from common.moderation.segmentation import segment_words
+
+OVERLAP = 32
+"""Tokens that a window shares with the one before, so that no phrase is cut by all windows."""
+BATCH_ROWS = 16
+BATCH_TOKENS = 2048
+"""More rows or tokens at once only take memory: on one core, nothing is gained past 8 rows."""
+
+
+class Batch(NamedTuple):
+    """What the graph runs on at once."""
+
+    feeds: dict[str, NDArray[Any]]
+    """By input name; each has one row a window."""
+    owners: NDArray[np.intp]
+    """Which text each row is of, counted from 0; a text may have several."""
+
+
+class Inputs(Protocol):
+    """Makes texts into what a graph is fed with. Stateless."""
+
+    def batches(self, texts: Sequence[str]) -> Iterator[Batch]:
+        """Every text whole, in one row or several, in any order; a few texts at a time.
+
+        Texts share a batch only where that leaves their scores alone.
+        """
+        ...
+
+
+def inputs_for(names: Collection[str], folder: ModelFolder, *, apart: bool = False) -> Inputs:
+    """What feeds a graph whose inputs have these names.
+
+    Args:
+        names: the graph's inputs.
+        folder: the model's.
+        apart: texts must not share a batch, for they would change each other's scores.
+
+    Raises:
+        ModerationUnusable: no such graph is known, or the folder has no tokenizer.
+    """
+    if {"input_ids"} <= set(names) <= {"input_ids", "attention_mask", "token_type_ids"}:
+        return TokenInputs(folder, names, apart=apart)
+    raise unusable(folder.path, f"its graph takes {', '.join(sorted(names))}; nothing here does so")
+
+
+class TokenInputs:
+    """``input_ids`` with ``attention_mask``, for any encoder; long texts in overlapping windows.
+
+    Raises:
+        ModerationUnusable: the folder has no tokenizer, or a broken one.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, names: Collection[str] = (), *, apart: bool = False
+    ) -> None:
+        try:
+            self.tokenizer = load_tokenizer(folder.path)
+        except FileNotFoundError as error:
+            raise unusable(folder.path, error) from error
+        except ValueError as error:
+            raise unusable(folder.path, f"its tokenizer is broken: {error}") from error
+        self._folder = folder
+        self._names = frozenset(names)
+        self._apart = apart
+
+    def windows(self, text: str) -> list[Ids]:
+        """The token ids of a text with the first and last token, in windows the model can take."""
+        ids = self.tokenizer.encode(prepared(text, self._folder))
+        room = self._folder.max_tokens - 2
+        step = max(room - OVERLAP, room // 2)
+        starts = range(0, max(len(ids) - room + step, 1), step)
+        ends = ([self.tokenizer.first], [self.tokenizer.last])
+        return [np.concatenate([ends[0], ids[at : at + room], ends[1]]) for at in starts]
+
+    def batches(self, texts: Sequence[str]) -> Iterator[Batch]:
+        rows = [
+            (owner, window) for owner, text in enumerate(texts) for window in self.windows(text)
+        ]
+        if self._apart:
+            for _, own in groupby(rows, key=lambda row: row[0]):
+                yield from self._in_batches(list(own))
+        else:
+            yield from self._in_batches(rows)
+
+    def _in_batches(self, rows: list[tuple[int, Ids]]) -> Iterator[Batch]:
+        rows.sort(key=lambda row: len(row[1]))  # rows of a length waste nothing on padding
+        at = 0
+        while at < len(rows):
+            count = min(BATCH_ROWS, len(rows) - at)
+            while count > 1 and count * len(rows[at + count - 1][1]) > BATCH_TOKENS:
+                count -= 1
+            yield self._batch(rows[at : at + count])
+            at += count
+
+    def _batch(self, rows: list[tuple[int, Ids]]) -> Batch:
+        ids = np.full((len(rows), max(len(window) for _, window in rows)), self._folder.padding)
+        mask = np.zeros_like(ids)
+        for row, (_, window) in enumerate(rows):
+            ids[row, : len(window)] = window
+            mask[row, : len(window)] = 1
+        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        wanted = {name: feed for name, feed in feeds.items() if name in self._names}
+        return Batch(wanted, np.array([owner for owner, _ in rows], np.intp))
+
+
+def prepared(text: str, folder: ModelFolder) -> str:
+    """A text as the model was taught to read: composed, normalised and segmented if it was so."""
+    text = unicodedata.normalize("NFC", text.encode(errors="replace").decode())
+    if folder.normalised:
+        text = normalise(text).text
+    return segment_words(text) if folder.segmented else text
+
+
+def to_scores(logits: NDArray[np.float32], labels: Sequence[Label]) -> Scores:
+    """The scores of rows from the model's outputs, shape (rows, len(labels)).
+
+    A label that the model does not know has probability 0.
+    """
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    meaning = np.array([[label is output for label in Label] for output in labels], np.float32)
+    scores: Scores = powers / powers.sum(axis=1, keepdims=True) @ meaning
+    return scores
+
+
+class Worst:
+    """Gathers the scores of rows into those of texts: a text has the scores of its worst row."""
+
+    def __init__(self, texts: int) -> None:
+        self.scores: Scores = np.zeros((texts, len(Label)), np.float32)
+        self._clean = np.full(texts, np.inf)
+
+    def add(self, owners: NDArray[np.intp], rows: Scores) -> None:
+        for owner, row in zip(owners.tolist(), rows, strict=True):
+            if row[0] < self._clean[owner]:
+                self._clean[owner], self.scores[owner] = row[0], row

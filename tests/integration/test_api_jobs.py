@@ -13,16 +13,22 @@ import httpx
 import pytest
 import redis
 
+from api.schemas import Result
 from common.db.database import Database
 from common.db.steps import Steps
-from common.errors import DecodeFailed
+from common.domain.formats import MEDIA_TYPES
+from common.domain.request import Options
+from common.errors import DecodeFailed, ModerationOff
 from common.events import JOB_CHANNEL, Events
 from scripts.embedded import EmbeddedValkey
 from tests.factories import (
+    BY,
     claim_next,
     finish_chunk,
     finish_merge,
+    finish_moderation,
     make_steps,
+    offensive,
     plan_chunks,
     stored_segment,
     submit_job,
@@ -51,7 +57,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def get(gateway: GatewayProcess, path: str, status: int = 200, **query: object) -> httpx.Response:
-    answer = gateway.http.get(f"/api/v1/{path}", params=query)  # type: ignore[arg-type]
+    answer = gateway.http.get(f"/api/v1/{path}", params=query or None)  # type: ignore[arg-type]
     assert answer.status_code == status, answer.text
     return answer
 
@@ -356,3 +362,134 @@ def test_a_job_that_has_ended_cannot_be_cancelled(
     answer = gateway.http.post(f"/api/v1/jobs/{job_id}/cancel")
     assert answer.status_code == 409
     assert answer.json()["code"] == "conflict"
+
+
+# --- moderation -----------------------------------------------------------------------------------
+
+
+def moderated(database: Database, steps: Steps, options: Options) -> UUID:
+    """A completed job in which somebody swears from 10 to 20 s."""
+    job_id = submit_job(database, options=options)
+    plan_chunks(steps, 1)
+    finish_chunk(steps, claim_next(steps))
+    finish_moderation(steps, claim_next(steps))
+    finish_merge(
+        steps,
+        claim_next(steps),
+        segments=[
+            stored_segment(0, 10_000, " hello"),
+            stored_segment(
+                10_000,
+                20_000,
+                " oh shit",
+                words=[[" oh", 10_000, 10_500, 0.9], [" shit", 12_340, 12_900, 0.9]],
+                verdict=offensive(4, 8).to_json(),
+            ),
+        ],
+        manifest={"moderation": [BY.to_json()]},
+        warnings=["moderation_failed"],
+    )
+    return job_id
+
+
+def test_a_moderated_result_leads_to_the_second(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = moderated(gateway_database, steps, Options(moderation=True))
+    body = get(gateway, f"result/{job_id}").json()
+    (judged,) = body["moderation"]["results"]
+    assert (judged["id"], judged["label"], judged["start"]) == (1, "OFFENSIVE", 10.0)
+    (span,) = judged["spans"]
+    assert (span["text"], span["start"], span["end"]) == ("shit", 12.34, 12.9)
+    assert body["moderation"]["model"] == "a-model"
+    assert body["moderation"]["threshold"] == {"OFFENSIVE": 0.5, "HATE": 0.5}
+    assert body["warnings"] == ["moderation_failed"]
+    document = json.loads(get(gateway, f"download/{job_id}", format="json").text)
+    assert document["moderation"] == body["moderation"]
+
+
+def test_a_result_is_what_its_documentation_says(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = moderated(gateway_database, steps, Options(moderation=True))
+    answer = get(gateway, f"result/{job_id}").json()
+    assert (
+        Result.model_validate(answer).model_dump(mode="json")
+        | {"completed_at": answer["completed_at"]}
+        == answer
+    )
+
+
+@pytest.mark.parametrize("by_default", [False, True])
+def test_words_are_masked_by_the_jobs_default_or_as_the_question_says(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps, by_default: bool
+) -> None:
+    options = Options(moderation=True, filter_profanity=by_default)
+    job_id = moderated(gateway_database, steps, options)
+    for path in (f"result/{job_id}", *(f"download/{job_id}?format={e}" for e in MEDIA_TYPES)):
+        told = {}
+        for asked in ("", "true", "false"):
+            query = f"filter_profanity={asked}" if asked else ""
+            told[asked] = gateway.http.get(
+                f"/api/v1/{path}{'&' if '?' in path else '?'}{query}"
+            ).text
+        assert "shit" in told["false"]
+        assert "shit" not in told["true"]
+        assert "s***" in told["true"]
+        assert told[""] == told[str(by_default).lower()]
+
+
+def test_cues_are_flagged_where_a_player_shows_them(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = moderated(gateway_database, steps, Options(moderation=True))
+    srt = get(gateway, f"download/{job_id}", format="srt", flag="true").text
+    assert "\n[OFFENSIVE] oh shit\n" in srt
+    vtt = get(gateway, f"download/{job_id}", format="vtt", flag="true", filter_profanity="true")
+    assert "\n<c.offensive>[OFFENSIVE] oh s***</c>\n" in vtt.text
+    assert "[" not in get(gateway, f"download/{job_id}", format="srt").text
+    body = get(gateway, f"download/{job_id}", 422, format="txt", flag="true").json()
+    assert (body["field"], body["needed"]) == ("flag", "format=srt or format=vtt")
+
+
+def test_masks_and_flags_of_a_job_that_nobody_judged_are_refused_by_name(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = completed(gateway_database, steps)
+    for path, field, query in (
+        ("result", "filter_profanity", {}),
+        ("download", "filter_profanity", {}),
+        ("download", "flag", {"format": "srt"}),
+    ):
+        body = get(gateway, f"{path}/{job_id}", 422, **{field: "true"}, **query).json()
+        assert (body["field"], body["code"]) == (field, "option_conflict")
+        get(gateway, f"{path}/{job_id}", **{field: "false"}, **query)
+
+
+def test_a_partial_text_with_masks_ends_where_nobody_has_judged_yet(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    options = Options(moderation=True, filter_profanity=True)
+    job_id = submit_job(gateway_database, options=options)
+    plan_chunks(steps, 2)
+    finish_chunk(steps, claim_next(steps))
+    path = f"result/{job_id}"
+    assert get(gateway, path, partial="true").json()["text"] == ""
+    told = get(gateway, path, partial="true", filter_profanity="false").json()
+    assert (told["text"], told["moderation"]["results"]) == ("chunk 0", [])
+    finish_moderation(steps, claim_next(steps), offensive(1, 6))
+    body = get(gateway, path, partial="true").json()
+    assert body["text"] == "c**** 0"
+    assert body["moderation"]["summary"]["label"] == "OFFENSIVE"
+
+
+def test_moderation_that_has_failed_is_told_while_the_job_still_runs(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(gateway_database, options=Options(moderation=True))
+    plan_chunks(steps, 2)
+    finish_chunk(steps, claim_next(steps))
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, ModerationOff())
+    for path in (f"status/{job_id}", f"result/{job_id}?partial=true"):
+        assert get(gateway, path).json()["warnings"] == ["moderation_failed"]

@@ -7,11 +7,22 @@ import sys
 
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 
+from common.db.database import Database
+from common.db.jobs import Jobs
 from common.db.migrate import downgrade, revisions, upgrade
 from common.db.tables import Base
 from common.settings import ROOT
+from tests.factories import (
+    MODERATED,
+    TENANT,
+    claim_next,
+    finish_chunk,
+    make_steps,
+    plan_chunks,
+    submit_job,
+)
 
 
 def test_the_migrations_and_the_tables_agree(database_url: str) -> None:
@@ -28,6 +39,37 @@ def test_every_migration_can_be_taken_back(empty_database_url: str) -> None:
     assert inspect(engine).get_table_names() == ["alembic_version"]
     engine.dispose()
     assert revisions(empty_database_url)[0] is None
+
+
+def test_jobs_that_wait_for_moderation_go_on_when_it_is_taken_back(database_url: str) -> None:
+    with Database(database_url) as database:
+        steps = make_steps(database)
+        cancelled = submit_job(database, options=MODERATED)
+        plan_chunks(steps, 1)
+        finish_chunk(steps, claim_next(steps))
+        Jobs(database, TENANT).cancel(cancelled)
+        waiting = submit_job(database, options=MODERATED)
+        plan_chunks(steps, 1)
+        finish_chunk(steps, claim_next(steps))
+
+        downgrade(database_url, "0001")
+
+        with database.transaction() as session:
+            columns = "kind, status, steps.job_id = :waiting AND outbox.id IS NOT NULL AS rings"
+            left = session.execute(
+                text(
+                    f"SELECT {columns} FROM steps LEFT JOIN outbox ON step_id = steps.id"  # noqa: S608
+                    " WHERE steps.job_id = :waiting OR kind = 'merge' ORDER BY kind"
+                ),
+                {"waiting": waiting},
+            ).all()
+        assert left == [
+            ("merge", "pending", True),
+            ("plan", "done", False),
+            ("transcribe", "done", False),
+        ]
+        upgrade(database_url)
+        assert claim_next(steps).job_id == waiting
 
 
 def test_processes_that_migrate_at_once_do_not_collide(empty_database_url: str) -> None:

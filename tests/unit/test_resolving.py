@@ -9,8 +9,8 @@ import pytest
 from api.resolving import Resolver
 from common.domain.job import Priority
 from common.domain.request import Cutting
-from common.errors import BadInput, ModelNotHere, OutOfRange, UnknownOption
-from common.settings import AsrSettings, ChunkSettings, Settings
+from common.errors import BadInput, ModelNotHere, Needs, OutOfRange, UnknownOption
+from common.settings import AsrSettings, ChunkSettings, ModerationSettings, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 
@@ -35,7 +35,15 @@ def resolver(tmp_path: Path) -> Resolver:
     settings = Settings(
         asr=AsrSettings(default_engine="whisper.cpp", default_model="base", default_language="vi"),
         chunk=ChunkSettings(duration=20, overlap=4),
+        moderation=ModerationSettings(ai_load_models=True),
     )
+    return Resolver(settings, WeightsStore(tmp_path, MANIFEST))
+
+
+@pytest.fixture
+def unmoderated(tmp_path: Path) -> Resolver:
+    """Over an installation with AI_LOAD_MODELS=false."""
+    settings = Settings(moderation=ModerationSettings(ai_load_models=False))
     return Resolver(settings, WeightsStore(tmp_path, MANIFEST))
 
 
@@ -100,3 +108,33 @@ def test_a_model_is_a_known_name_and_nothing_else(resolver: Resolver, model: str
 def test_an_option_nobody_knows_is_refused_by_name(resolver: Resolver, name: str) -> None:
     with pytest.raises(BadInput, match=name):
         resolve(resolver, **{name: "1"})
+
+
+def test_jobs_are_moderated_unless_they_or_the_installation_say_no(
+    resolver: Resolver, unmoderated: Resolver
+) -> None:
+    assert resolve(resolver).options.moderation
+    assert resolve(resolver, moderation="true").options.moderation
+    assert not resolve(resolver, moderation="false").options.moderation
+    for sent in ({}, {"moderation": "false"}):
+        job = resolve(unmoderated, engine="whisper.cpp", model="base", **sent)
+        assert not job.options.moderation
+
+
+def test_words_are_masked_where_that_was_asked_for(resolver: Resolver) -> None:
+    assert not resolve(resolver).options.filter_profanity
+    assert resolve(resolver, filter_profanity="true").options.filter_profanity
+
+
+def test_moderation_that_cannot_be_had_is_refused_by_name(
+    resolver: Resolver, unmoderated: Resolver
+) -> None:
+    whisper = {"engine": "whisper.cpp", "model": "base"}
+    with pytest.raises(Needs, match=r"moderation=true needs .*AI_LOAD_MODELS=false"):
+        resolve(unmoderated, moderation="true", **whisper)
+    with pytest.raises(Needs, match=r"filter_profanity=true needs .*AI_LOAD_MODELS=false"):
+        resolve(unmoderated, filter_profanity="true", **whisper)
+    with pytest.raises(Needs, match="filter_profanity=true needs moderation=true"):
+        resolve(resolver, filter_profanity="true", moderation="false")
+    with pytest.raises(BadInput, match="moderation"):
+        resolve(resolver, moderation="perhaps")

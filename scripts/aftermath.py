@@ -22,6 +22,7 @@ from common.db.database import Database
 from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
 from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
+from common.domain.request import Options
 from common.errors import Unavailable
 from common.queue import Doorbell, connect
 from common.storage import LocalStorage
@@ -63,11 +64,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What a job heard: its text, and when each segment and word was said."""
+    """What a job heard: its text, when each segment and word was said, and how it was judged."""
 
     text: str
     segments: tuple[tuple[float, float, str], ...]
     words: tuple[tuple[float, float, str], ...]
+    moderation: tuple[tuple[int, str, float], ...] | None
+    """Each segment's id, label and score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +94,13 @@ def hear(gateway: Gateway, job_id: str) -> Text:
 
 def text_of(result: dict[str, Any]) -> Text:
     """The parts of a result that must be the same in every run."""
+    moderation = result["moderation"]
     return Text(
         text=result["text"],
         segments=tuple((part["start"], part["end"], part["text"]) for part in result["segments"]),
         words=tuple((part["start"], part["end"], part["word"]) for part in result["words"]),
+        moderation=moderation
+        and tuple((part["id"], part["label"], part["score"]) for part in moderation["results"]),
     )
 
 
@@ -218,6 +224,13 @@ def _chunks(finding: Finding, session: Session) -> None:
     finding.check(
         count(session, Chunk, Chunk.result.is_(None)) == 0, "a chunk was stored without a result"
     )
+    for chunk, options in session.execute(
+        select(Chunk, Job.options).join(Job, Job.id == Chunk.job_id)
+    ):
+        finding.check(
+            (chunk.moderation is not None) == Options.from_json(options).moderation,
+            f"chunk {chunk.index} of job {chunk.job_id} was moderated, or not, against its options",
+        )
     indexes = select(Chunk.job_id, func.max(Chunk.index) + 1 - func.count()).group_by(Chunk.job_id)
     totals = dict(session.execute(select(Job.id, Job.chunks_total)).all())
     counts = dict(session.execute(select(Chunk.job_id, func.count()).group_by(Chunk.job_id)).all())

@@ -20,6 +20,7 @@ import click
 import httpx
 
 from common.domain.formats import MEDIA_TYPES
+from common.domain.moderation import Label
 from common.errors import GatewayLost, Refused, SetupProblem
 from scripts.cli import load_settings
 from scripts.running import find_running
@@ -38,8 +39,14 @@ WARNINGS = {
     "clock_jumped": "the file's clock jumps, so times after the jump may differ from a player's",
     "no_speech": "nobody speaks in it",
     "speech_without_text": "somewhere somebody speaks and no text was found for it",
+    "moderation_failed": "some segments could not be moderated; the text is complete",
+    "moderated_by_several_models": "the moderation model changed under way; "
+    "the manifest names all of them",
 }
 """What a result's warnings mean."""
+
+MOST_FLAGGED = 5
+"""So many flagged segments are told with their times."""
 
 Sent = Callable[[int], None]
 """Called with the number of bytes just sent; may raise to give up."""
@@ -91,26 +98,55 @@ class Gateway:
         params = {"wait": f"{wait_s:g}"} if wait_s else {}
         return self._json("GET", f"/status/{job_id}", params=params, timeout=timeout)
 
-    def result(self, job_id: str, *, partial: bool = False) -> dict[str, Any]:
-        """A job's text; with ``partial``, as far as it is known."""
-        return self._json("GET", f"/result/{job_id}", params={"partial": "true"} if partial else {})
+    def result(
+        self, job_id: str, *, partial: bool = False, filter_profanity: bool | None = None
+    ) -> dict[str, Any]:
+        """A job's text; with ``partial``, as far as it is known.
+
+        Offending words are masked as ``filter_profanity`` says, or (None) as the upload did.
+        """
+        params = {} if filter_profanity is None else {"filter_profanity": _wire(filter_profanity)}
+        if partial:
+            params["partial"] = _wire(partial)
+        return self._json("GET", f"/result/{job_id}", params=params)
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/jobs/{job_id}/cancel")
 
     @contextmanager
-    def download(self, job_id: str, ending: str) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """A result as a file: what the gateway calls it, and its content piece by piece."""
+    def download(
+        self, job_id: str, ending: str, *, flag: bool = False, filter_profanity: bool | None = None
+    ) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """A result as a file: what the gateway calls it, and its content piece by piece.
+
+        ``flag`` marks offending cues, ``filter_profanity`` is as for `result`.
+        """
+        params = {"format": ending}
+        if flag:
+            params["flag"] = _wire(flag)
+        if filter_profanity is not None:
+            params["filter_profanity"] = _wire(filter_profanity)
         with (
             self._errors(),
-            self._http.stream("GET", f"/download/{job_id}", params={"format": ending}) as answer,
+            self._http.stream("GET", f"/download/{job_id}", params=params) as answer,
         ):
             _check(answer)
             yield _file_name(answer) or f"{job_id}.{ending}", answer.iter_bytes()
 
-    def save(self, job_id: str, ending: str, target: Path | None = None) -> Path:
-        """Download to ``target`` (here, as the gateway calls it), whole or not at all."""
-        with self.download(job_id, ending) as (name, pieces):
+    def save(
+        self,
+        job_id: str,
+        ending: str,
+        target: Path | None = None,
+        *,
+        flag: bool = False,
+        filter_profanity: bool | None = None,
+    ) -> Path:
+        """`download` to ``target`` (here, as the gateway calls it), whole or not at all."""
+        with self.download(job_id, ending, flag=flag, filter_profanity=filter_profanity) as (
+            name,
+            pieces,
+        ):
             target = target or Path(name)
             _write_atomically(target, pieces)
         return target
@@ -138,6 +174,10 @@ class Gateway:
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise GatewayLost(address=self.address, reason=reason) from error
+
+
+def _wire(value: bool) -> str:
+    return str(value).lower()
 
 
 def _check(answer: httpx.Response) -> None:
@@ -218,6 +258,23 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     return [text for text in texts if text]
 
 
+def flagged(result: Mapping[str, Any]) -> str | None:
+    """Which segments were flagged, for a person; None where none was."""
+    judged = (result.get("moderation") or {}).get("results", ())
+    told = [
+        f"{clock(each['start'])} {each['label']}" for each in judged if each["label"] != Label.CLEAN
+    ]
+    if not told:
+        return None
+    more = f" and {len(told) - MOST_FLAGGED} more" if len(told) > MOST_FLAGGED else ""
+    return f"{plural(len(told), 'segment')} flagged: {', '.join(told[:MOST_FLAGGED])}{more}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 word``, ``2 words``."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
 def clock(seconds: float) -> str:
     """``7:05``, or ``1:07:05``."""
     minutes, rest = divmod(round(seconds), 60)
@@ -235,6 +292,11 @@ server_option = click.option(
 )
 _job_id = click.argument("job_id", metavar="ID")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the gateway's own answer.")
+_masks = click.option(
+    "--filter-profanity/--no-filter-profanity",
+    default=None,
+    help="Mask offending words, or show them [as the job was sent].",
+)
 
 
 def find_gateway(server: str | None) -> Gateway:
@@ -301,12 +363,15 @@ def _local(time: str) -> str:
 @click.command()
 @_job_id
 @click.option("--partial", is_flag=True, help="What is known so far, of a job that still runs.")
+@_masks
 @_as_json
 @server_option
-def result(job_id: str, partial: bool, as_json: bool, server: str | None) -> None:
+def result(
+    job_id: str, partial: bool, filter_profanity: bool | None, as_json: bool, server: str | None
+) -> None:
     """Print the text of the finished job ID."""
     with find_gateway(server) as gateway:
-        found = gateway.result(job_id, partial=partial)
+        found = gateway.result(job_id, partial=partial, filter_profanity=filter_profanity)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
         return
@@ -314,6 +379,8 @@ def result(job_id: str, partial: bool, as_json: bool, server: str | None) -> Non
         click.echo(line)
     for code in found["warnings"]:
         click.echo(f"steno: warning: {WARNINGS.get(code, code)}", err=True)
+    if told := flagged(found):
+        click.echo(f"steno: {told}", err=True)
 
 
 @click.command()
@@ -330,21 +397,30 @@ def result(job_id: str, partial: bool, as_json: bool, server: str | None) -> Non
     type=click.Path(path_type=Path),
     help="File or folder to write to, - for stdout [here, named like the recording].",
 )
+@click.option("--flag", is_flag=True, help="Begin offending cues with their label (srt, vtt).")
+@_masks
 @server_option
-def download(job_id: str, ending: str | None, output: Path | None, server: str | None) -> None:
+def download(
+    job_id: str,
+    ending: str | None,
+    output: Path | None,
+    flag: bool,
+    filter_profanity: bool | None,
+    server: str | None,
+) -> None:
     """Save the text of the finished job ID to a file; one that is there is overwritten."""
     ending = ending or (ending_of(output) if output else None) or "txt"
     with find_gateway(server) as gateway:
-        if output == Path("-"):
-            with gateway.download(job_id, ending) as (_, pieces):
+        file = gateway.download(job_id, ending, flag=flag, filter_profanity=filter_profanity)
+        with file as (name, pieces):
+            if output == Path("-"):
                 for piece in pieces:
                     click.echo(piece, nl=False)
-        elif output is not None and output.is_dir():
-            with gateway.download(job_id, ending) as (name, pieces):
-                _write_atomically(output / name, pieces)
-            click.echo(output / name)
-        else:
-            click.echo(gateway.save(job_id, ending, output))
+                return
+            folder = output if output is not None and output.is_dir() else None
+            target = folder / name if folder else output or Path(name)
+            _write_atomically(target, pieces)
+            click.echo(target)
 
 
 def ending_of(path: Path) -> str | None:

@@ -19,6 +19,7 @@ import click
 from loguru import logger
 from rich.console import Console
 
+from common.domain.formats import FLAGGING
 from common.errors import GatewayLost, Refused, StenoError
 from common.weights.manifest import ENGINES
 from scripts.cli import load_settings
@@ -28,8 +29,10 @@ from scripts.client import (
     Gateway,
     clock,
     ending_of,
+    flagged,
     lines,
     passing,
+    plural,
     server_option,
 )
 from scripts.progress import Board, Take
@@ -63,7 +66,10 @@ class Transcription:
         options: Mapping[str, str],
         board: Board,
         deliver: Callable[[Take], None],
+        *,
+        flag: bool = False,
     ) -> None:
+        self._flag = flag
         self._service = service
         self._takes = takes
         self._options = options
@@ -150,8 +156,9 @@ class Transcription:
             take.fail(take.state["error_message"] or f"the job is {take.state['status']}")
         else:
             take.result = self._patiently(lambda gateway: gateway.result(job_id))
-            for target in take.targets:
-                self._patiently(functools.partial(_save, job_id, *target))
+            for ending, target in take.targets:
+                flag = self._flag and ending in FLAGGING
+                self._patiently(functools.partial(_save, job_id, ending, target, flag))
             take.over = True
 
     def _show_text(self, take: Take) -> None:
@@ -223,8 +230,8 @@ class Transcription:
             self._board.say(f"{take.name}: cancelled (job {job_id})")
 
 
-def _save(job_id: str, ending: str, target: Path, gateway: Gateway) -> None:
-    gateway.save(job_id, ending, target)
+def _save(job_id: str, ending: str, target: Path, flag: bool, gateway: Gateway) -> None:
+    gateway.save(job_id, ending, target, flag=flag)
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -303,12 +310,14 @@ class Desk:
     def _summarise(self, take: Take, result: Mapping[str, Any]) -> None:
         for code in result["warnings"]:
             self._board.say(f"{take.name}: warning: {WARNINGS.get(code, code)}")
-        facts = [_pace(take.state), _plural(result["word_count"], "word")]
+        facts = [_pace(take.state), plural(result["word_count"], "word")]
         by_default = " (the default; --language takes others, or auto)"
         facts.append(f"language {result['language']}{by_default * self._default_language}")
         if self._tell_job:
             facts.append(f"job {take.job_id}")
         self._board.say(f"{take.name}: {', '.join(facts)}")
+        if told := flagged(result):
+            self._board.say(f"{take.name}: {told}")
         if take.targets:
             written = ", ".join(str(target) for _, target in take.targets)
             self._board.say(f"{take.name}: wrote {written}")
@@ -325,10 +334,6 @@ def _pace(state: Mapping[str, Any]) -> str:
 
 def _length(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + "s" * (count != 1)
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -348,7 +353,10 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     given = {name: value for name, value in options.items() if value is not None}
     if not given.pop("word_timestamps"):
         given["word_timestamps"] = "false"
-    return {name: str(value) for name, value in given.items()}
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in given.items()
+    }
 
 
 @click.command()
@@ -391,6 +399,18 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     help="Leave the times of single words out.",
 )
 @click.option(
+    "--moderation/--no-moderation",
+    default=None,
+    help="Label each segment CLEAN, OFFENSIVE or HATE [AI_LOAD_MODELS].",
+)
+@click.option(
+    "--filter-profanity",
+    is_flag=True,
+    default=None,
+    help="Mask offending words, but for their first letters.",
+)
+@click.option("--flag", is_flag=True, help="Begin offending cues with their label, in srt and vtt.")
+@click.option(
     "--chunk-strategy",
     type=click.Choice(["vad", "silence", "fixed"]),
     help="Cut by speech, by silence, or by the clock [CHUNK_STRATEGY].",
@@ -409,6 +429,7 @@ def transcribe(
     files: tuple[Path, ...],
     endings: list[str],
     output: Path | None,
+    flag: bool,
     workers: int | None,
     server: str | None,
     **options: Any,
@@ -423,10 +444,16 @@ def transcribe(
         Take(path, targets=files_of)
         for path, files_of in zip(paths, targets(paths, endings, output), strict=True)
     ]
+    if flag:
+        if not any(ending in FLAGGING for take in takes for ending, _ in take.targets):
+            raise click.UsageError("--flag marks cues in srt and vtt; add one: -f srt")
+        if options["moderation"] is False:
+            raise click.UsageError("--flag needs moderation; leave --no-moderation out")
+        options["moderation"] = True
     for take in takes:
         _look_up(take)
     if not all(take.over for take in takes):
-        _run(takes, _wire(options), workers=workers, server=server)
+        _run(takes, _wire(options), flag=flag, workers=workers, server=server)
     failed = [take for take in takes if take.error is not None]
     if len(takes) == 1 and failed:
         raise click.ClickException(f"{takes[0].path}: {takes[0].error}")
@@ -447,7 +474,12 @@ def _look_up(take: Take) -> None:
 
 
 def _run(
-    takes: Sequence[Take], options: Mapping[str, str], *, workers: int | None, server: str | None
+    takes: Sequence[Take],
+    options: Mapping[str, str],
+    *,
+    flag: bool,
+    workers: int | None,
+    server: str | None,
 ) -> None:
     logger.remove()  # what matters is on the board, the rest in the stack's own logs
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -471,7 +503,7 @@ def _run(
                 default_language="language" not in options,
                 tell_job=not service.is_ours,
             )
-            Transcription(service, takes, options, board, desk.deliver).run()
+            Transcription(service, takes, options, board, desk.deliver, flag=flag).run()
     except KeyboardInterrupt:
         service.kill()
         raise

@@ -31,6 +31,7 @@ class ScriptedJob:
     states: list[dict[str, Any]]
     texts: list[str]
     warnings: list[str]
+    moderation: dict[str, Any] | None
     cancelled: bool = False
 
     def status(self) -> dict[str, Any]:
@@ -48,6 +49,7 @@ class ScriptedJob:
             "duration_seconds": 8.0,
             "language": self.options.get("language", "vi"),
             "segments": [{"text": text} for text in self.texts],
+            "moderation": self.moderation,
             "warnings": self.warnings,
         }
 
@@ -107,6 +109,7 @@ class ScriptedGateway:
     states_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Another script for the jobs of recordings with these names."""
     warnings: list[str] = field(default_factory=list)
+    moderation: dict[str, Any] | None = None
     hang_up: int = 0
     """Answer the next so many questions by closing the connection."""
     unavailable: int = 0
@@ -120,6 +123,8 @@ class ScriptedGateway:
     disposition: str = 'attachment; filename="talk.txt"'
     jobs: dict[str, ScriptedJob] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
+    queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    """What was asked for about jobs, and how."""
     uploading: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
@@ -146,6 +151,7 @@ class ScriptedGateway:
             list(self.states_of.get(name, self.states)),
             self.texts.get(name, [f"This is {name}.", "Over."]),
             self.warnings,
+            self.moderation,
         )
         return {
             "job_id": job_id,
@@ -191,6 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer_about_a_job(*path.split("/")[1:3])
 
     def _answer_about_a_job(self, what: str, job_id: str) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        self.gateway.queries.append((what, {name: values[0] for name, values in query.items()}))
         job = self.gateway.jobs.get(job_id)
         if job is None:
             self._problem(404, f"There is no job {job_id}")

@@ -13,11 +13,15 @@ from sqlalchemy.orm import Session
 
 from common.db.database import Database
 from common.db.tables import Chunk, Job, Outbox, Step, Transcript
+from common.domain.job import StepKind
+from common.domain.request import Options
 from scripts.aftermath import STUCK_S, Finding, examine_rows
 from tests.factories import (
+    MODERATED,
     claim_next,
     finish_chunk,
     finish_merge,
+    finish_moderation,
     make_steps,
     plan_chunks,
     submit_job,
@@ -32,15 +36,18 @@ def database(database_url: str) -> Iterator[Database]:
         yield database
 
 
-@pytest.fixture
-def job_id(database: Database) -> UUID:
+@pytest.fixture(params=[Options(), MODERATED], ids=["plain", "moderated"])
+def job_id(database: Database, request: pytest.FixtureRequest) -> UUID:
     """A job of two chunks that was completed as it should."""
     steps = make_steps(database)
-    job_id = submit_job(database)
+    job_id = submit_job(database, options=request.param)
     plan_chunks(steps, 2)
-    for _ in range(2):
-        finish_chunk(steps, claim_next(steps))
-    finish_merge(steps, claim_next(steps))
+    while (claim := claim_next(steps)).kind != StepKind.MERGE:
+        if claim.kind == StepKind.TRANSCRIBE:
+            finish_chunk(steps, claim)
+        else:
+            finish_moderation(steps, claim)
+    finish_merge(steps, claim)
     return job_id
 
 
@@ -78,6 +85,11 @@ def without_a_transcript(session: Session) -> None:
     session.execute(delete(Transcript))
 
 
+def judged_unlike_its_options(session: Session) -> None:
+    for chunk in session.scalars(select(Chunk)):
+        chunk.moderation = None if chunk.moderation else {"by": {}, "windows": []}
+
+
 def left_in_the_outbox(session: Session) -> None:
     session.add(Outbox(step_id=session.scalars(select(Step.id)).first()))
 
@@ -99,6 +111,7 @@ def late(session: Session) -> None:
         (stored_twice, "chunk 1 .* was stored 2 times"),
         (without_a_chunk, "lacks 1 chunk"),
         (without_a_transcript, "exactly one row in transcripts"),
+        (judged_unlike_its_options, "chunk 1 .* was moderated, or not, against its options"),
         (left_in_the_outbox, "the outbox is not empty"),
         (left_pending, "merge .* is pending"),
         (late, "no step was finished for"),

@@ -7,14 +7,17 @@ import json
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from common.audio import decode
+from common.domain.job import MODERATION_FAILED
 from common.errors import GatewayLost, Refused
+from common.transcripts import SEVERAL_MODELS
 from scripts.cli import steno
-from scripts.client import WARNINGS, Gateway, clock
+from scripts.client import WARNINGS, Gateway, clock, flagged
 from tests.scripted_gateway import DONE, WORKING, ScriptedGateway
 from worker.steps import merge
 
@@ -166,7 +169,21 @@ def test_the_gateways_name_for_a_file_cannot_leave_the_folder(
 
 def test_every_warning_there_is_has_human_words() -> None:
     codes = {decode.TRUNCATED, decode.DAMAGED, decode.CLOCK_JUMPED, merge.NOT_HEARD, "no_speech"}
-    assert codes == set(WARNINGS)
+    assert codes | {MODERATION_FAILED, SEVERAL_MODELS} == set(WARNINGS)
+
+
+def test_flagged_segments_are_told_with_their_times_but_never_all_of_many() -> None:
+    def judged(*labels: str) -> dict[str, Any]:
+        results = [{"start": 65.0 * at, "label": label} for at, label in enumerate(labels)]
+        return {"moderation": {"results": results}}
+
+    assert flagged({"moderation": None}) is None
+    assert flagged(judged("CLEAN", "CLEAN")) is None
+    assert flagged(judged("CLEAN", "HATE")) == "1 segment flagged: 1:05 HATE"
+    told = flagged(judged("OFFENSIVE", "CLEAN", *["HATE"] * 6))
+    assert told == (
+        "7 segments flagged: 0:00 OFFENSIVE, 2:10 HATE, 3:15 HATE, 4:20 HATE, 5:25 HATE and 2 more"
+    )
 
 
 def test_a_clock_has_hours_only_where_there_are_any() -> None:
@@ -232,6 +249,33 @@ def test_download_takes_the_format_from_the_files_name(
     assert run(server, "download", job_id, "-o", str(tmp_path)).exit_code == 0
     assert (tmp_path / "talk.txt").exists()
     assert run(server, "download", job_id, "--format", "tsv", "-o", "-").stdout.startswith("tsv of")
+
+
+def test_masks_and_flags_are_asked_for_only_where_they_are_wanted(
+    server: ScriptedGateway, job_id: str, tmp_path: Path
+) -> None:
+    run(server, "result", job_id)
+    run(server, "result", job_id, "--filter-profanity", "--partial")
+    run(server, "result", job_id, "--no-filter-profanity")
+    output = ("-o", str(tmp_path / "a.srt"))
+    run(server, "download", job_id, *output)
+    run(server, "download", job_id, *output, "--flag", "--filter-profanity")
+    assert server.queries == [
+        ("result", {}),
+        ("result", {"partial": "true", "filter_profanity": "true"}),
+        ("result", {"filter_profanity": "false"}),
+        ("download", {"format": "srt"}),
+        ("download", {"format": "srt", "flag": "true", "filter_profanity": "true"}),
+    ]
+
+
+def test_result_tells_beside_the_text_what_was_flagged(
+    server: ScriptedGateway, job_id: str
+) -> None:
+    server.jobs[job_id].moderation = {"results": [{"start": 12.3, "label": "OFFENSIVE"}]}
+    done = run(server, "result", job_id)
+    assert done.stdout == "This is talk.mp3.\nOver.\n"
+    assert done.stderr == "steno: 1 segment flagged: 0:12 OFFENSIVE\n"
 
 
 def test_cancel_cancels(server: ScriptedGateway, job_id: str) -> None:

@@ -101,7 +101,7 @@ def test_who_names_no_language_is_told_which_was_taken(
 
 
 def test_the_options_are_those_of_the_upload_form() -> None:
-    ours = {"files", "endings", "output", "workers", "server"}
+    ours = {"files", "endings", "output", "flag", "workers", "server"}
     assert {parameter.name for parameter in transcribe.params} - ours == set(
         UploadOptions.model_fields
     )
@@ -113,6 +113,48 @@ def test_only_options_that_were_given_are_sent(server: ScriptedGateway, folder: 
     first, second = server.jobs.values()
     assert first.options == {}
     assert second.options == {"language": "en", "word_timestamps": "false", "beam_size": "2"}
+
+
+def test_moderation_is_sent_as_it_was_asked_for(server: ScriptedGateway, folder: Path) -> None:
+    run(server, folder / "a.mp3", "--no-moderation")
+    run(server, folder / "a.mp3", "--moderation", "--filter-profanity")
+    first, second = server.jobs.values()
+    assert first.options == {"moderation": "false"}
+    assert second.options == {"moderation": "true", "filter_profanity": "true"}
+
+
+def test_a_flag_marks_the_files_that_have_cues(server: ScriptedGateway, folder: Path) -> None:
+    done = run(server, folder / "a.mp3", "-f", "srt,txt,vtt", "--flag")
+    assert done.exit_code == 0, done.output
+    assert [query for what, query in server.queries if what == "download"] == [
+        {"format": "srt", "flag": "true"},
+        {"format": "txt"},
+        {"format": "vtt", "flag": "true"},
+    ]
+    (job,) = server.jobs.values()
+    assert job.options == {"moderation": "true"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--flag"], ["--flag", "-f", "txt"], ["--flag", "-f", "srt", "--no-moderation"]]
+)
+def test_a_flag_that_could_mark_nothing_is_refused_before_anything_is_sent(
+    server: ScriptedGateway, folder: Path, arguments: list[str]
+) -> None:
+    done = run(server, folder / "a.mp3", *arguments)
+    assert done.exit_code == 2
+    assert "--flag" in done.stderr
+    assert not server.jobs
+
+
+def test_flagged_segments_are_told_with_their_times(server: ScriptedGateway, folder: Path) -> None:
+    labels = {12.0: "OFFENSIVE", 40.0: "CLEAN", 100.0: "HATE"}
+    server.moderation = {
+        "results": [{"start": start, "label": label} for start, label in labels.items()]
+    }
+    done = run(server, folder / "a.mp3")
+    assert done.stdout == "This is a.mp3.\nOver.\n"
+    assert "a.mp3: 2 segments flagged: 0:12 OFFENSIVE, 1:40 HATE\n" in done.stderr
 
 
 def test_an_option_that_the_gateway_refuses_is_one_line(

@@ -15,6 +15,7 @@ from api.changes import Changes
 from api.judge import Judge
 from api.prober import Prober
 from api.resolving import Resolver
+from api.wav import WavFiles
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.errors import SetupProblem, Unavailable
@@ -51,6 +52,7 @@ class Gateway:
         self.changes = Changes(redis_url)
         self.prober = Prober()
         self.judge = Judge(settings.moderation)
+        self.wav_files = WavFiles()
         # As many threads as connections, so that a thread never waits for one.
         self._limiter = CapacityLimiter(settings.database.pool_size)
 

@@ -18,10 +18,12 @@ from api.filenames import attachment
 from api.gateway import Gateway, GatewayDep, TenantDep
 from api.problems import documented
 from api.schemas import Result, Status
+from api.wav import WavResponse
 from common.db.jobs import Jobs, Snapshot, Text
 from common.domain.formats import FLAGGING, MEDIA_TYPES, write
 from common.domain.job import JOB_TRANSITIONS, JobStatus
 from common.domain.masking import masked
+from common.domain.redaction import spans_to_silence, unjudged
 from common.domain.results import seconds, transcript_document
 from common.domain.transcript import Transcript
 from common.errors import Conflict, Needs, NotReady
@@ -32,11 +34,14 @@ router = APIRouter(tags=["jobs"], responses=documented(404, 422, 503))
 REREAD_S = 2.0
 """How often a long poll looks by itself, should no wake-up come."""
 
-Format = Literal["json", "txt", "srt", "vtt", "tsv"]
+TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
+Format = Literal["json", "txt", "srt", "vtt", "tsv", "wav"]
 Masks = Annotated[
     bool | None,
     Query(description="Mask the offending words; by default as the upload asked for."),
 ]
+
+WAV = "audio/wav"
 
 
 @router.get("/status/{job_id}", response_model=Status)
@@ -90,7 +95,10 @@ async def result(
     "/download/{job_id}",
     response_class=Response,
     responses={
-        200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}, "description": "The file"},
+        200: {
+            "content": {kind: {} for kind in (*MEDIA_TYPES.values(), WAV)},
+            "description": "The file",
+        },
         **documented(409),
     },
 )
@@ -103,13 +111,25 @@ async def download(
         bool, Query(description="Begin offending cues with their label; srt and vtt only.")
     ] = False,
     filter_profanity: Masks = None,
+    redact: Annotated[
+        bool, Query(description="Cover offending words by a tone; wav only.")
+    ] = False,
 ) -> Response:
-    """A job's text as a file."""
+    """A job's text as a file; or, with `format=wav`, its recording.
+
+    What `redact` covers is what the transcript has: the words that were marked, or the whole
+    segment where their times are not known.
+    """
     if flag and format not in FLAGGING:
         raise Needs(field="flag", value="true", needed="format=srt or format=vtt")
-    return await gateway.in_thread(
-        _file, gateway.jobs(tenant), job_id, format, flag=flag, mask=filter_profanity
-    )
+    jobs = gateway.jobs(tenant)
+    if format == "wav":
+        if filter_profanity:
+            raise Needs(field="filter_profanity", value="true", needed="a format of text")
+        return await _recording(gateway, jobs, job_id, redact=redact)
+    if redact:
+        raise Needs(field="redact", value="true", needed="format=wav")
+    return await gateway.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=Status, responses=documented(409))
@@ -163,7 +183,24 @@ def _result(jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None) -> Re
     return JSONResponse(document)
 
 
-def _file(jobs: Jobs, job_id: UUID, ending: Format, *, flag: bool, mask: bool | None) -> Response:
+async def _recording(gateway: Gateway, jobs: Jobs, job_id: UUID, *, redact: bool) -> Response:
+    snapshot, text, transcript = await gateway.in_thread(
+        _text, jobs, job_id, partial=False, mask=False
+    )
+    if redact:
+        _check_moderated(text, "redact")
+        _check_all_judged(transcript)
+    recording_id = await gateway.in_thread(jobs.recording_id, job_id)
+    path = await gateway.in_thread(gateway.storage.recording, recording_id)
+    spans = spans_to_silence(transcript) if redact else []
+    file = await gateway.wav_files.open(path, transcript.duration_ms, spans)
+    name = attachment(snapshot.filename, "redacted.wav" if redact else "wav")
+    return WavResponse(file, name)
+
+
+def _file(
+    jobs: Jobs, job_id: UUID, ending: TextFormat, *, flag: bool, mask: bool | None
+) -> Response:
     snapshot, text, transcript = _text(jobs, job_id, partial=False, mask=mask)
     if flag:
         _check_moderated(text, "flag")
@@ -201,6 +238,13 @@ def _text(
 def _check_moderated(text: Text, field: str) -> None:
     if not text.options.moderation:
         raise Needs(field=field, value="true", needed="a job with moderation=true")
+
+
+def _check_all_judged(transcript: Transcript) -> None:
+    """Better no recording than one that only seems to be redacted."""
+    if span := next(unjudged(transcript), None):
+        at = f"the text at {seconds(span.start_ms)} s"
+        raise Conflict(reason=f"redact=true is not possible: moderation failed for {at}, or more")
 
 
 def _check_ready(snapshot: Snapshot) -> None:

@@ -1,4 +1,4 @@
-"""Any recording as a stream of 16 kHz mono samples on the recording's own clock."""
+"""The sound of any recording as a stream of samples on the recording's own clock."""
 
 from __future__ import annotations
 
@@ -56,73 +56,61 @@ RIFF_PADDING = 8
 RIFF_UNKNOWN = 0x7FFF_0000
 """Sizes from here on are placeholders (SoX 0x7FFFF..., FFmpeg 0xFFFFFFFF)."""
 
+LOWEST_RATE, HIGHEST_RATE = 8_000, 384_000
+MOST_CHANNELS = 8
+"""Telephone to studio; what claims to be beyond is made to fit."""
+
 OGG_PAGE = 65_307
 """The largest page (RFC 3533, section 6), in bytes."""
 
 
-class Decoding:
+class Sound:
     """One pass over the sound of a recording.
 
-    Iterating yields int16 blocks of shape (samples,), each ``block_ms`` long but the last.
-    Memory is constant. Silence stands where the time stamps leave a gap, so a sample's index is
-    its time. Packets that do not decode are skipped and counted.
+    Iterating yields int16 pieces of about a second or less, interleaved: shape (frames *
+    channels,). ``rate`` (Hz) and ``layout`` (FFmpeg's name) are what to make of it, by default
+    what it starts with. Memory is constant. Silence stands where the time stamps leave a gap, so
+    a frame's index is its time. Packets that do not decode are skipped and counted.
 
     Raises:
         NotAudio: when iteration starts, the file is no recording or holds no sound.
-        DecodeFailed: at the end, when nothing could be decoded.
+        DecodeFailed: FFmpeg cannot bring what it decodes into that form.
     """
 
-    def __init__(self, path: Path, block_ms: int = BLOCK_MS) -> None:
+    def __init__(self, path: Path, rate: int | None = None, layout: str | None = None) -> None:
         self._path = path
-        self._block_samples = block_ms * SAMPLES_PER_MS
+        self._resampler = _Resampler(rate, layout)
         self._warnings: dict[str, None] = {}
         self.damaged_packets = 0
-        self.samples = 0
-        """How many samples were yielded."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was wrong with the recording, complete after the last block."""
+        """What was wrong with the recording, complete after the last piece."""
         return tuple(self._warnings)
 
     @property
-    def duration_ms(self) -> int:
-        """The time decoded so far; a broken millisecond counts as a whole one."""
-        return -(-self.samples // SAMPLES_PER_MS)
+    def rate(self) -> int:
+        """Frames a second; known from the first piece on."""
+        return self._resampler.rate
+
+    @property
+    def channels(self) -> int:
+        """Samples a frame; known from the first piece on."""
+        return self._resampler.channels
 
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
-        block = np.empty(self._block_samples, np.int16)
-        filled = 0
-        for piece in self._pieces():
-            start = 0
-            while start < len(piece):
-                taken = min(len(piece) - start, len(block) - filled)
-                block[filled : filled + taken] = piece[start : start + taken]
-                start += taken
-                filled += taken
-                if filled == len(block):
-                    self.samples += filled
-                    yield block
-                    block, filled = np.empty_like(block), 0
-        self.samples += filled
-        if filled:
-            yield block[:filled]
-        if not self.samples:
-            raise DecodeFailed(reason="no packet of it can be decoded")
-
-    def _pieces(self) -> Iterator[NDArray[np.int16]]:
-        """The sound in whatever pieces the resampler gives."""
         with open_recording(self._path) as container:
             stream = best_sound(container)
             clock = _Clock(container)
-            resampler = _Resampler()
+            resampler = self._resampler
             for frame in self._frames(container, stream, clock):
                 gap_ms = clock.advance(frame)
                 if gap_ms:
                     if resampler.is_fed:
                         self._warn(GAPS)
                     yield from resampler.drain()
-                    yield from _silence(gap_ms)
+                    resampler.expect(frame)
+                    yield from resampler.silence(gap_ms)
                 yield from resampler.resample(frame)
             yield from resampler.drain()
             if clock.jumped:
@@ -162,6 +150,58 @@ class Decoding:
 
     def _warn(self, code: str) -> None:
         self._warnings[code] = None
+
+
+class Decoding:
+    """One pass over the sound of a recording, as engines want it: 16 kHz, mono.
+
+    Iterating yields int16 blocks of shape (samples,), each ``block_ms`` long but the last; for all
+    else see `Sound`.
+
+    Raises:
+        NotAudio: when iteration starts, the file is no recording or holds no sound.
+        DecodeFailed: as for `Sound`; and at the end, when nothing could be decoded.
+    """
+
+    def __init__(self, path: Path, block_ms: int = BLOCK_MS) -> None:
+        self._sound = Sound(path, SAMPLE_RATE, "mono")
+        self._block_samples = block_ms * SAMPLES_PER_MS
+        self.samples = 0
+        """How many samples were yielded."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was wrong with the recording, complete after the last block."""
+        return self._sound.warnings
+
+    @property
+    def damaged_packets(self) -> int:
+        return self._sound.damaged_packets
+
+    @property
+    def duration_ms(self) -> int:
+        """The time decoded so far; a broken millisecond counts as a whole one."""
+        return -(-self.samples // SAMPLES_PER_MS)
+
+    def __iter__(self) -> Iterator[NDArray[np.int16]]:
+        block = np.empty(self._block_samples, np.int16)
+        filled = 0
+        for piece in self._sound:
+            start = 0
+            while start < len(piece):
+                taken = min(len(piece) - start, len(block) - filled)
+                block[filled : filled + taken] = piece[start : start + taken]
+                start += taken
+                filled += taken
+                if filled == len(block):
+                    self.samples += filled
+                    yield block
+                    block, filled = np.empty_like(block), 0
+        self.samples += filled
+        if filled:
+            yield block[:filled]
+        if not self.samples:
+            raise DecodeFailed(reason="no packet of it can be decoded")
 
 
 class _Clock:
@@ -206,12 +246,11 @@ class _Clock:
 
 
 class _Resampler:
-    """To 16 kHz mono; starts anew when the sound changes its format on the way."""
+    """To one format; starts anew when the sound changes its own on the way."""
 
-    PIECE = SAMPLE_RATE
-    """Samples a frame that comes out: 1 s, because each costs as much as decoding 10 ms."""
-
-    def __init__(self) -> None:
+    def __init__(self, rate: int | None, layout: str | None) -> None:
+        self._rate = rate
+        self._layout = None if layout is None else av.AudioLayout(layout)
         self._format: tuple[object, ...] | None = None
         self._resampler: av.AudioResampler | None = None
 
@@ -220,15 +259,38 @@ class _Resampler:
         """Whether there was any sound since the start."""
         return self._format is not None
 
+    @property
+    def rate(self) -> int:
+        return self._rate or 0
+
+    @property
+    def channels(self) -> int:
+        return self._layout.nb_channels if self._layout is not None else 0
+
+    def expect(self, frame: av.AudioFrame) -> None:
+        """Take over the format of ``frame``, unless there is one already."""
+        if self._rate is None:
+            self._rate = min(max(frame.sample_rate, LOWEST_RATE), HIGHEST_RATE)
+        if self._layout is None:
+            known = frame.layout.nb_channels <= MOST_CHANNELS
+            self._layout = av.AudioLayout(frame.layout.name if known else "stereo")
+
     def resample(self, frame: av.AudioFrame) -> Iterator[NDArray[np.int16]]:
+        self.expect(frame)
         found = (frame.format.name, frame.layout.name, frame.sample_rate)
         if found != self._format:
             yield from self.drain()
             self._format = found
         if self._resampler is None:
-            self._resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE, self.PIECE)
+            # 1 s a frame that comes out, because each costs as much as decoding 10 ms.
+            self._resampler = av.AudioResampler("s16", self._layout, self._rate, self._rate)
         frame.pts = None  # the clock is kept outside, and the filter would warn of every leap
-        yield from map(_samples, self._resampler.resample(frame))
+        try:
+            converted = self._resampler.resample(frame)
+        except av.FFmpegError as error:
+            reason = f"nothing can be made of {frame.layout.nb_channels} channels"
+            raise DecodeFailed(reason=f"{reason} ({error.strerror})") from error
+        yield from map(_samples, converted)
 
     def drain(self) -> Iterator[NDArray[np.int16]]:
         """Give what is held back, and be ready for sound that does not follow on."""
@@ -236,16 +298,18 @@ class _Resampler:
         if resampler is not None:
             yield from map(_samples, resampler.resample(None))
 
+    def silence(self, duration_ms: int) -> Iterator[NDArray[np.int16]]:
+        second = np.zeros(self.rate * self.channels, np.int16)
+        left = duration_ms * self.rate // 1000
+        while left > 0:
+            taken = min(left, self.rate)
+            yield second[: taken * self.channels]
+            left -= taken
+
 
 def _samples(frame: av.AudioFrame) -> NDArray[np.int16]:
     samples: NDArray[np.int16] = frame.to_ndarray()[0]
     return samples
-
-
-def _silence(duration_ms: int) -> Iterator[NDArray[np.int16]]:
-    step = np.zeros(BLOCK_MS * SAMPLES_PER_MS, np.int16)
-    for start_ms in range(0, duration_ms, BLOCK_MS):
-        yield step[: (duration_ms - start_ms) * SAMPLES_PER_MS]
 
 
 def _ends_early(

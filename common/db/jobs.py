@@ -225,6 +225,15 @@ class Jobs:
                 manifest=None,
             )
 
+    def recording_id(self, job_id: UUID) -> UUID:
+        """Whose sound the job is about.
+
+        Raises:
+            NotFound: there is no such job in this tenant.
+        """
+        with self._database.transaction() as session:
+            return self._job(session, job_id)[0].recording_id
+
     def cancel(self, job_id: UUID) -> list[tuple[str, str]]:
         """Cancel the job; returns (worker, doorbell) of each step that runs at this moment.
 

@@ -1,0 +1,132 @@
+"""Recordings as WAV files, made by processes of their own while they are sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from api.children import Child
+from common.domain.values import Span
+from common.errors import Busy, Conflict
+
+PIECE_BYTES = 64 << 10
+PATIENCE_S = 60.0
+"""How long the process may make nothing, and the client take nothing."""
+
+
+class WavFiles:
+    """Up to ``limit`` files that are sent at the same time."""
+
+    def __init__(self, *, limit: int = 8) -> None:
+        self._limit = limit
+        self._open = 0
+
+    async def open(self, path: Path, duration_ms: int, spans: Sequence[Span]) -> WavFile:
+        """Begin to make the WAV of the recording at ``path``; see `common.audio.redact`.
+
+        Raises:
+            Busy: too many are sent already.
+            Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
+        """
+        if self._open >= self._limit:
+            raise Busy(what="Sending recordings")
+        self._open += 1
+        file = WavFile(self)
+        try:
+            await file.begin(path, duration_ms, spans)
+        except BaseException:
+            await file.close()
+            raise
+        return file
+
+    def closed(self) -> None:
+        """One of them is no longer sent."""
+        self._open -= 1
+
+
+class WavFile:
+    """A WAV file that is being made, ``size`` bytes; read once, and to be closed in any case."""
+
+    def __init__(self, files: WavFiles) -> None:
+        self._files: WavFiles | None = files
+        self._child: Child | None = None
+        self.size = 0
+
+    async def begin(self, path: Path, duration_ms: int, spans: Sequence[Span]) -> None:
+        """Learn how large it will be.
+
+        Raises:
+            Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
+        """
+        self._child = await Child.spawn("api.sound_process", line_bytes=PIECE_BYTES)
+        order = {
+            "path": str(path),
+            "duration_ms": duration_ms,
+            "spans": [(span.start_ms, span.end_ms) for span in spans],
+        }
+        line = b""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                line = await self._child.ask(order)
+        except TimeoutError:
+            logger.warning("decoding {} hangs", path.name)
+        answer: dict[str, Any] = json.loads(line or '{"unreadable": "decoding it fails"}')
+        if "unreadable" in answer:
+            raise Conflict(reason=f"The recording cannot be read: {answer['unreadable']}")
+        self.size = answer["size"]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The file in pieces.
+
+        Raises:
+            ConnectionAbortedError: making it fails in the middle, so that it must not be ended as
+                if it were whole.
+        """
+        left = self.size
+        while left and self._child is not None:
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    piece = await self._child.read(PIECE_BYTES)
+            except TimeoutError:
+                piece = b""
+            if not piece:
+                raise ConnectionAbortedError("a recording's process stopped in the middle")
+            left -= len(piece)
+            yield piece
+
+    async def close(self) -> None:
+        """End what makes it."""
+        files, self._files = self._files, None
+        if files is not None:
+            files.closed()
+        if self._child is not None:
+            await self._child.kill()
+
+
+class WavResponse(StreamingResponse):
+    """Sends a file as fast as the client takes it; ends with the client."""
+
+    def __init__(self, file: WavFile, disposition: str) -> None:
+        headers = {"Content-Length": str(file.size), "Content-Disposition": disposition}
+        super().__init__(file, headers=headers, media_type="audio/wav")
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._file.close()
+
+    async def stream_response(self, send: Send) -> None:
+        async def send_soon(message: dict[str, object]) -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                await send(message)
+
+        await super().stream_response(send_soon)  # type: ignore[arg-type]

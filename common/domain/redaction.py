@@ -1,0 +1,60 @@
+"""Which stretches of a recording must not be heard, told from its judged transcript."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from common.domain.masking import places
+from common.domain.moderation import Label, Mark
+from common.domain.transcript import Transcript
+from common.domain.values import Segment, Span
+
+MARGIN_MS = 100
+"""Added before and after a word: the times of words are right to some 200 ms."""
+
+JOIN_MS = 200
+"""A shorter pause between two stretches becomes part of them: nothing can be understood in it."""
+
+
+def unjudged(transcript: Transcript) -> Iterator[Span]:
+    """The times of the segments that say something and could not be judged."""
+    for segment in transcript.segments:
+        if segment.verdict is None and segment.text.strip():
+            yield segment.span
+
+
+def spans_to_silence(transcript: Transcript) -> list[Span]:
+    """What to cover so that no offending word is heard: in order, `JOIN_MS` and more apart.
+
+    Of a segment that is not CLEAN, the marked words. All of it where it does not tell which words
+    those are or when they are said.
+    """
+    return _joined(
+        Span(max(0, span.start_ms - MARGIN_MS), span.end_ms + MARGIN_MS)
+        for segment in transcript.segments
+        if segment.verdict is not None and segment.verdict.label is not Label.CLEAN
+        for span in _offences(segment, segment.verdict.marks)
+    )
+
+
+def _offences(segment: Segment, marks: tuple[Mark, ...]) -> list[Span]:
+    if not marks or "".join(word.text for word in segment.words) != segment.text:
+        return [segment.span]
+    said = list(zip(segment.words, places(segment.words), strict=True))
+    offences = []
+    for mark in marks:
+        words = [word.span for word, (start, end) in said if start < mark.end and end > mark.start]
+        if not words:
+            return [segment.span]
+        offences += words
+    return offences
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for span in sorted(spans):
+        if joined and span.start_ms - joined[-1].end_ms < JOIN_MS:
+            last = joined.pop()
+            span = Span(last.start_ms, max(last.end_ms, span.end_ms))
+        joined.append(span)
+    return joined

@@ -1,0 +1,139 @@
+"""Which stretches are covered: every offending word, and little else."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.domain.moderation import Label, Mark, Verdict
+from common.domain.redaction import JOIN_MS, MARGIN_MS, spans_to_silence, unjudged
+from common.domain.transcript import Transcript
+from common.domain.values import Segment, Span, Word
+
+CLEAN = Verdict(Label.CLEAN, (0.9, 0.05, 0.05))
+
+
+def foul(*marks: Mark) -> Verdict:
+    return Verdict(Label.OFFENSIVE, (0.1, 0.8, 0.1), marks)
+
+
+def mark(start: int, end: int) -> Mark:
+    return Mark(start, end, Label.OFFENSIVE, "list")
+
+
+def transcript(*segments: Segment) -> Transcript:
+    return Transcript("en", 60_000, segments, ())
+
+
+SAID = Segment(
+    Span(1_000, 9_000),
+    " what the fuck is that",
+    (
+        Word(" what", Span(1_000, 1_400), 0.9),
+        Word(" the", Span(1_500, 1_700), 0.9),
+        Word(" fuck", Span(3_000, 3_400), 0.9),
+        Word(" is", Span(8_000, 8_200), 0.9),
+        Word(" that", Span(8_300, 9_000), 0.9),
+    ),
+)
+
+
+def test_the_marked_word_is_covered_with_a_margin() -> None:
+    judged = replace(SAID, verdict=foul(mark(10, 14)))
+    assert spans_to_silence(transcript(judged)) == [Span(3_000 - MARGIN_MS, 3_400 + MARGIN_MS)]
+
+
+def test_a_mark_covers_every_word_that_it_touches() -> None:
+    judged = replace(SAID, verdict=foul(mark(8, 11)))
+    assert spans_to_silence(transcript(judged)) == [Span(1_400, 1_800), Span(2_900, 3_500)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"verdict": foul()},
+        {"verdict": foul(mark(10, 14)), "words": ()},
+        {"verdict": foul(mark(10, 14)), "text": "what the fuck is that"},
+        {"verdict": foul(mark(22, 23))},
+        {"verdict": foul(mark(10, 14), mark(22, 23))},
+    ],
+    ids=["nothing marked", "no word times", "other words", "mark outside", "one mark outside"],
+)
+def test_where_the_words_cannot_be_told_the_whole_segment_is_covered(
+    changes: dict[str, object],
+) -> None:
+    judged = replace(SAID, **changes)  # type: ignore[arg-type]
+    assert spans_to_silence(transcript(judged)) == [Span(900, 9_100)]
+
+
+def test_clean_segments_are_left_alone() -> None:
+    assert spans_to_silence(transcript(replace(SAID, verdict=CLEAN))) == []
+
+
+def test_a_word_at_the_very_start_is_covered_from_the_start() -> None:
+    word = Word("fuck", Span(20, 300), 0.9)
+    judged = Segment(Span(20, 300), "fuck", (word,), verdict=foul(mark(0, 4)))
+    assert spans_to_silence(transcript(judged)) == [Span(0, 400)]
+
+
+def test_what_was_not_judged_is_told_unless_it_says_nothing() -> None:
+    silent = replace(SAID, text=" ", words=())
+    judged = replace(SAID, verdict=CLEAN)
+    assert list(unjudged(transcript(SAID, silent, judged))) == [SAID.span]
+
+
+@st.composite
+def transcripts(draw: st.DrawFn) -> Transcript:
+    segments = []
+    now = 0
+    for _ in range(draw(st.integers(0, 5))):
+        words = []
+        first = now
+        for text in draw(st.lists(st.sampled_from([" a", " bb", "-c", " địt"]), max_size=8)):
+            start = now + draw(st.integers(0, 500))
+            now = start + draw(st.integers(0, 900))
+            words.append(Word(text, Span(start, now), 0.9))
+        text = "".join(word.text for word in words)
+        edges = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)))
+        marks = [mark(*pair) for pair in zip(edges[::2], edges[1::2], strict=False)]
+        verdict = draw(st.sampled_from([None, CLEAN, foul(*marks)]))
+        timed = tuple(words) if draw(st.booleans()) else ()
+        segments.append(Segment(Span(first, now), text, timed, verdict=verdict))
+    return transcript(*segments)
+
+
+@given(transcripts())
+def test_every_marked_word_is_covered_and_stretches_keep_their_distance(said: Transcript) -> None:
+    covered = spans_to_silence(said)
+    for one, other in itertools.pairwise(covered):
+        assert other.start_ms - one.end_ms >= JOIN_MS
+    for segment in said.segments:
+        if segment.verdict is None or segment.verdict.label is Label.CLEAN:
+            continue
+        at = 0
+        for word in segment.words:
+            start, at = at, at + len(word.text)
+            if any(it.start < at and it.end > start for it in segment.verdict.marks):
+                assert holds(covered, word.span)
+        if not segment.words or not segment.verdict.marks:
+            assert holds(covered, segment.span)
+
+
+@given(transcripts())
+def test_nothing_far_from_an_offence_is_covered(said: Transcript) -> None:
+    foul_segments = [
+        it.span for it in said.segments if it.verdict and it.verdict.label is not Label.CLEAN
+    ]
+    for span in spans_to_silence(said):
+        for edge in (span.start_ms, span.end_ms):
+            assert any(
+                it.start_ms - MARGIN_MS <= edge <= it.end_ms + MARGIN_MS for it in foul_segments
+            )
+
+
+def holds(covered: list[Span], span: Span) -> bool:
+    return any(it.start_ms <= span.start_ms and span.end_ms <= it.end_ms for it in covered)

@@ -43,6 +43,9 @@ ELSEWHERE = {
     "download": Elsewhere("scripts.client", "Save a finished job's text in a format."),
     "cancel": Elsewhere("scripts.client", "Cancel a job."),
     "models": Elsewhere("scripts.models", "List, pull, convert and verify weights."),
+    "moderation": Elsewhere(
+        "scripts.moderation", "Train, export, check and measure models that label texts."
+    ),
     "bench": Elsewhere("scripts.bench", "Measure speed and accuracy on a folder of recordings."),
     "doctor": Elsewhere("scripts.doctor", "Say what is missing and how to get it."),
 }

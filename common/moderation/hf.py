@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.domain.moderation import ModeratedBy, Thresholds
+from common.domain.moderation import Label, ModeratedBy, Thresholds
 from common.errors import ModerationFailed
 from common.moderation.folder import read_folder, unusable
-from common.moderation.inputs import TokenInputs, Worst, to_scores
+from common.moderation.inputs import Inputs, TokenInputs, Worst, to_scores
 from common.moderation.moderator import Scores
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -46,6 +46,7 @@ class HfModerator:
                 f"{', '.join(folder.labels)}",
             )
         taken = inspect.signature(self.model.forward).parameters
+        self.folder = folder
         self._labels = folder.labels
         self._inputs = TokenInputs(folder, [*taken])
         with weights.open("rb") as file:
@@ -55,20 +56,29 @@ class HfModerator:
     def scores(self, texts: Sequence[str]) -> Scores:
         import torch
 
-        worst = Worst(len(texts))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            with torch.inference_mode():
-                for batch in self._inputs.batches(texts):
-                    feeds = {name: torch.from_numpy(feed) for name, feed in batch.feeds.items()}
-                    logits = self.model(**feeds).logits.numpy()
-                    worst.add(batch.owners, to_scores(logits, self._labels))
+            return score(self.model, self._inputs, texts, self._labels)
         except RuntimeError as error:
             raise ModerationFailed(reason=" ".join(str(error).split())[:300]) from error
         finally:
             torch.set_num_threads(threads)
-        return worst.scores
+
+
+def score(model: Any, inputs: Inputs, texts: Sequence[str], labels: Sequence[Label]) -> Scores:
+    """The scores of texts by a PyTorch model, on the device that it is on."""
+    import torch
+
+    worst = Worst(len(texts))
+    with torch.inference_mode():
+        for batch in inputs.batches(texts):
+            feeds = {
+                name: torch.from_numpy(feed).to(model.device) for name, feed in batch.feeds.items()
+            }
+            logits = model(**feeds).logits.float().cpu().numpy()
+            worst.add(batch.owners, to_scores(logits, labels))
+    return worst.scores
 
 
 def _load(path: Path) -> Any:

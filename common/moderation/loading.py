@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.domain.moderation import Label
+from common.domain.moderation import Label, Thresholds
 from common.errors import ModerationOff
 from common.moderation.lexicon import Lexicon
 from common.moderation.moderation import Moderation
@@ -28,12 +28,7 @@ def load_moderator(settings: ModerationSettings) -> Moderator:
     Raises:
         ModerationUnusable: the folder holds no model, or one that cannot be used; it says why.
     """
-    labels = settings.moderation_labels
-    chosen = {
-        Label.OFFENSIVE: settings.moderation_threshold_offensive,
-        Label.HATE: settings.moderation_threshold_hate,
-    }
-    thresholds = {label: value for label, value in chosen.items() if value is not None}
+    labels, thresholds = settings.moderation_labels, chosen_thresholds(settings)
     if settings.use_onnxruntime:
         from common.moderation.onnx import OnnxModerator
 
@@ -41,3 +36,12 @@ def load_moderator(settings: ModerationSettings) -> Moderator:
     from common.moderation.hf import HfModerator
 
     return HfModerator(settings.phobert_checkpoint_dir, labels=labels, thresholds=thresholds)
+
+
+def chosen_thresholds(settings: ModerationSettings) -> Thresholds:
+    """The thresholds that the settings say something about."""
+    chosen = {
+        Label.OFFENSIVE: settings.moderation_threshold_offensive,
+        Label.HATE: settings.moderation_threshold_hate,
+    }
+    return {label: value for label, value in chosen.items() if value is not None}

@@ -1,0 +1,354 @@
+"""`steno moderation`: train, export, check and measure the models that label texts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.domain.moderation import Label, Thresholds, decide
+from common.errors import SetupProblem
+from common.settings import ModerationSettings
+from scripts.cli import load_settings
+from scripts.moderation_data import (
+    LABEL_COLUMNS,
+    TEXT_COLUMNS,
+    Example,
+    hold_out,
+    lines,
+    read_examples,
+    texts_and_labels,
+)
+
+if TYPE_CHECKING:
+    from common.moderation.moderator import Moderator, Scores
+    from scripts.moderation_metrics import Report
+
+_folder = click.Path(path_type=Path, file_okay=False)
+_file = click.Path(path_type=Path, dir_okay=False)
+
+
+def _with_columns(command: Callable[..., None]) -> Callable[..., None]:
+    for what, known in (("text", TEXT_COLUMNS), ("label", LABEL_COLUMNS)):
+        help_ = f"Column of the {what}s [{' or '.join(known)}]."
+        command = click.option(f"--{what}-column", help=help_)(command)
+    return command
+
+
+@click.group()
+def moderation() -> None:
+    """Models that label texts CLEAN, OFFENSIVE or HATE.
+
+    train and export need PyTorch: .venv/bin/python -m pip install '.[train]'
+    """
+
+
+@moderation.command()
+@click.argument("data", type=_file)
+@click.option("--out", type=_folder, required=True, help="Folder to write, not there yet.")
+@click.option("--base", help="Checkpoint to fine-tune: a folder, or a name on the hub.")
+@click.option("--from-scratch", is_flag=True, help="Train a small RoBERTa from random weights.")
+@click.option("--tokenizer", type=_folder, help="Folder of its tokenizer (--from-scratch).")
+@click.option("--layers", type=click.IntRange(1, 48), default=4, show_default=True)
+@click.option("--hidden", type=click.IntRange(16, 4096), default=256, show_default=True)
+@click.option("--dev", type=_file, help="CSV to stop early and to choose thresholds by.")
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    default=0.1,
+    show_default=True,
+    help="Share of DATA for that, where there is no --dev.",
+)
+@_with_columns
+@click.option("--epochs", type=click.IntRange(1, 1000), default=5, show_default=True)
+@click.option("--patience", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--batch", type=click.IntRange(1, 4096), default=32, show_default=True)
+@click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="[2e-5; fresh: 5e-4]")
+@click.option("--max-length", type=click.IntRange(8, 8192), default=128, show_default=True)
+@click.option(
+    "--class-weights",
+    type=click.Choice(["balanced", "sqrt", "none"]),
+    default="balanced",
+    show_default=True,
+    help="Weigh rare labels up: in full, by the square root, not at all.",
+)
+@click.option("--segment/--no-segment", default=None, help="Join the words [as PhoBERT: yes].")
+@click.option("--normalise/--no-normalise", default=False, help="Normalise texts first.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def train(data: Path, out: Path, **options: Any) -> None:
+    """Train a model on DATA, a CSV of texts and labels.
+
+    Labels are CLEAN, OFFENSIVE and HATE, or 0, 1 and 2. Give --base to fine-tune a PhoBERT or
+    RoBERTa, or --from-scratch with --tokenizer. It stops when macro-F1 on the held-out texts has
+    not risen for --patience epochs, keeps the best weights, and chooses thresholds there. Texts
+    longer than --max-length tokens are learned from by their beginning.
+    """
+    _require("torch", "transformers")
+    from scripts.moderation_metrics import decide_all, report
+    from scripts.moderation_train import Fresh, Recipe, find_base
+    from scripts.moderation_train import train as run
+
+    base, tokenizer = options["base"], options["tokenizer"]
+    if (base is None) != options["from_scratch"]:
+        raise click.UsageError("Give either --base or --from-scratch")
+    if options["from_scratch"] and tokenizer is None:
+        raise click.UsageError("--from-scratch needs --tokenizer")
+    learned = _examples(data, **_picked(options))
+    if options["dev"] is not None:
+        held = _examples(options["dev"], **_picked(options))
+    else:
+        learned, held = hold_out(learned, options["held_out"], options["seed"])
+    if base is not None:
+        start: Path | Fresh = find_base(base)
+    else:
+        start = Fresh(tokenizer, options["layers"], options["hidden"])
+    recipe = Recipe(
+        start,
+        epochs=options["epochs"],
+        batch=options["batch"],
+        rate=options["lr"] or (2e-5 if base is not None else 5e-4),
+        max_tokens=options["max_length"],
+        class_weights=options["class_weights"],
+        patience=options["patience"],
+        segmented=options["segment"],
+        normalised=options["normalise"],
+        seed=options["seed"],
+    )
+    _say(f"learning from {len(learned)} texts, held out: {len(held)}")
+    trained = run(learned, held, out, recipe, _say)
+    choice = trained.choice
+    _say(
+        f"thresholds {_written(choice.thresholds)}; macro-F1 with 0.5 for each: "
+        f"{choice.at_default:.4f}, chosen on one half and checked on the other: "
+        f"{choice.cross_checked:.4f}"
+    )
+    truth = [example.label.severity for example in held]
+    given = decide_all(trained.scores, choice.thresholds)
+    _show(report(truth, given, trained.scores), f"held-out texts, epoch {trained.epoch}")
+    click.echo(f"{out}: macro-F1 {choice.macro_f1:.4f} on {len(held)} held-out texts")
+
+
+@moderation.command()
+@click.argument("checkpoint", type=_folder)
+@click.option("--out", type=_folder, required=True, help="Folder to write, not there yet.")
+@click.option("--opset", type=click.IntRange(17), default=18, show_default=True)
+@click.option("--int8/--no-int8", default=True, help="Write model_int8.onnx too [yes].")
+@click.option("--texts", type=_file, help="CSV whose texts are compared as well.")
+@_with_columns
+def export(
+    checkpoint: Path,
+    out: Path,
+    opset: int,
+    int8: bool,
+    texts: Path | None,
+    text_column: str | None,
+    label_column: str | None,
+) -> None:
+    """Turn CHECKPOINT into an ONNX folder that runs without PyTorch.
+
+    It has model.onnx (fp32), which must agree with PyTorch, and model_int8.onnx, smaller and
+    faster, which is the one that runs where it is there: delete it to run fp32.
+    """
+    _require("torch", "transformers", "optimum")
+    from scripts.moderation_export import export as run
+    from scripts.moderation_smoke import SAMPLES, segments
+
+    compared = [*SAMPLES, *segments(), " ".join(SAMPLES * 4)]
+    if texts is not None:
+        rows = _examples(texts, text_column=text_column, label_column=label_column)
+        compared += [example.text for example in rows]
+    labels = load_settings().moderation.moderation_labels
+    made = run(checkpoint, out, compared, labels=labels, opset=opset, int8=int8)
+    click.echo(f"fp32: scores within {made.fp32_difference:.1e} of PyTorch's ({made.texts} texts)")
+    if made.int8_agreement is not None:
+        click.echo(
+            f"int8: {made.int8_agreement:.1%} of the labels are PyTorch's, scores within "
+            f"{made.int8_difference:.1e}"
+        )
+    click.echo(f"{out}: run it with PHOBERT_ONNX_DIR={out}")
+
+
+@moderation.command()
+@click.argument("checkpoint", type=_folder)
+@click.argument("text", nargs=-1)
+def check(checkpoint: Path, text: tuple[str, ...]) -> None:
+    """Load CHECKPOINT with PyTorch and label each TEXT (else: samples)."""
+    _require("torch", "transformers")
+    from common.moderation.hf import HfModerator
+
+    settings = load_settings().moderation
+    started = time.perf_counter()
+    moderator = HfModerator(
+        checkpoint, labels=settings.moderation_labels, thresholds=_chosen(settings)
+    )
+    _say(f"loaded in {time.perf_counter() - started:.2f} s")
+    _predict(moderator, text)
+
+
+@moderation.command()
+@click.argument("folder", type=_folder, required=False)
+@click.argument("text", nargs=-1)
+@click.option("--bare", is_flag=True, help="Measure onnxruntime alone as well.")
+@click.option("--speed/--no-speed", default=True, help="Measure speed and memory [yes].")
+def smoke(folder: Path | None, text: tuple[str, ...], bare: bool, speed: bool) -> None:
+    """Load an ONNX FOLDER [PHOBERT_ONNX_DIR], label each TEXT (else: samples), and measure.
+
+    Speed is in segments of 20 syllables a second of one core. --bare runs onnxruntime on the same
+    batches, by turns: what normalising, segmenting and tokenizing cost on top.
+    """
+    settings = load_settings().moderation
+    started = time.perf_counter()
+    from scripts.moderation_smoke import load, measure
+
+    imported = time.perf_counter() - started
+    loaded = load(
+        folder or settings.phobert_onnx_dir, settings.moderation_labels, _chosen(settings)
+    )
+    _predict(loaded.moderator, text)
+    click.echo(
+        f"{loaded.moderator.graph.name}: imported in {imported:.2f} s, loaded in "
+        f"{loaded.seconds:.2f} s, {loaded.memory_mb:.0f} MB"
+    )
+    if speed:
+        found = measure(loaded.moderator, bare=bare)
+        line = f"{found.segments:.0f} segments/s on one core, memory at most {found.peak_mb:.0f} MB"
+        if found.bare is not None:
+            line += f"; onnxruntime alone {found.bare:.0f}/s, {found.ratio:.2f} times as fast"
+        click.echo(line)
+
+
+@moderation.command("eval")
+@click.argument("data", type=_file)
+@click.option("--folder", type=_folder, help="Model to judge, ONNX or checkpoint [the settings'].")
+@click.option("--lists/--no-lists", default=True, help="Also with the word lists [yes].")
+@_with_columns
+def evaluate(
+    data: Path,
+    folder: Path | None,
+    lists: bool,
+    text_column: str | None,
+    label_column: str | None,
+) -> None:
+    """Judge the texts of DATA, a CSV of texts and labels, and compare.
+
+    Prints macro-F1, precision and recall of each label, the confusion matrix and the calibration:
+    of the model alone, and together with the word lists.
+    """
+    import numpy as np
+
+    from common.moderation.lexicon import Lexicon
+    from common.moderation.loading import load_moderator
+    from common.moderation.moderation import Moderation
+    from scripts.moderation_metrics import decide_all, report
+
+    settings = load_settings().moderation
+    if folder is not None:
+        onnx = any(folder.glob("*.onnx")) or not any(folder.glob("*model*"))
+        place = {"phobert_onnx_dir" if onnx else "phobert_checkpoint_dir": folder}
+        settings = settings.model_copy(update={"use_onnxruntime": onnx, **place})
+    texts, truth = texts_and_labels(_examples(data, text_column, label_column))
+    moderator = load_moderator(settings)
+    scores = moderator.scores(texts)
+    thresholds = moderator.by.thresholds
+    alone = report(truth, decide_all(scores, thresholds), scores)
+    _show(alone, f"{moderator.by.model} alone, thresholds {_written(thresholds)}")
+    together = alone
+    if lists:
+        verdicts = Moderation(moderator, Lexicon()).judge(texts)
+        given = np.array([verdict.label.severity for verdict in verdicts])
+        together = report(truth, given, np.array([verdict.scores for verdict in verdicts]))
+        _show(together, f"{moderator.by.model} with the word lists")
+    click.echo(f"macro-F1 {together.macro_f1:.4f} ({len(texts)} texts, {data})")
+
+
+def _predict(moderator: Moderator, texts: Sequence[str]) -> None:
+    from scripts.moderation_smoke import SAMPLES
+
+    texts = list(texts) or list(SAMPLES)
+    scores: Scores = moderator.scores(texts)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("label", no_wrap=True)
+    for label in Label:
+        table.add_column(str(label).lower(), justify="right", no_wrap=True)
+    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    for text, row in zip(texts, scores.tolist(), strict=True):
+        label = decide(row, moderator.by.thresholds)
+        table.add_row(str(label), *(f"{score:.3f}" for score in row), Text(" ".join(text.split())))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{moderator.by.model}, sha256 {moderator.by.sha256[:12]}, thresholds "
+        f"{_written(moderator.by.thresholds)}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _show(found: Report, title: str) -> None:
+    console = Console()
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("label", no_wrap=True)
+    for heading in ("precision", "recall", "f1", "texts", *(f"as {label}" for label in Label)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, figures in found.classes.items():
+        table.add_row(
+            str(label),
+            *(f"{each:.3f}" for each in (figures.precision, figures.recall, figures.f1)),
+            str(figures.support),
+            *(str(count) for count in found.confusion[label.severity]),
+        )
+    console.print(table)
+    console.print(
+        f"macro-F1 {found.macro_f1:.4f}, accuracy {found.accuracy:.4f}, expected calibration error "
+        f"{found.calibration_error:.3f}: score (texts) right",
+        highlight=False,
+        markup=False,
+    )
+    bins = (f"{it.confidence:.2f} ({it.count}) {it.accuracy:.2f}" for it in found.bins)
+    console.print("  ".join(bins) + "\n", highlight=False, markup=False)
+
+
+def _examples(
+    path: Path, text_column: str | None = None, label_column: str | None = None
+) -> list[Example]:
+    found = read_examples(path, text_column, label_column)
+    if found.skipped:
+        _say(
+            f"{path}: left out {len(found.skipped)} rows without a text (lines "
+            f"{', '.join(lines(found.skipped))})"
+        )
+    return list(found.examples)
+
+
+def _picked(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("text_column", "label_column")}
+
+
+def _chosen(settings: ModerationSettings) -> Thresholds:
+    from common.moderation.loading import chosen_thresholds
+
+    return chosen_thresholds(settings)
+
+
+def _written(thresholds: Thresholds) -> str:
+    return ", ".join(f"{label} {value:g}" for label, value in thresholds.items())
+
+
+def _require(*modules: str) -> None:
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise SetupProblem(
+            problem=f"{' and '.join(missing)} not installed",
+            remedy="In the checkout, run: .venv/bin/python -m pip install '.[train]'",
+        )
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from common.moderation.spellings import DOUBLED, HIDDEN, MASKED, MEANT, PROFANE
+from common.moderation.spellings import DISGUISED, DOUBLED, MEANT, STARRED
 
 LINK, MENTION = "🔗", "@"
 """What stands for a web address, and for a person's name or mail address."""
@@ -42,11 +42,11 @@ def normalise(text: str) -> Normalised:
     nothing. Takes any string, and time in proportion to its length.
     """
     plain, starts, ends = _plain(text)
-    words, spans = [], []
-    for word, start, end in _meant(_rejoined(list(_tokens(plain)))):
-        words.append(word)
-        spans.append((starts[start], ends[end - 1]))
-    return Normalised(tuple(words), tuple(spans))
+    tokens = list(_meant(list(_rejoined(list(_tokens(plain))))))
+    return Normalised(
+        tuple(word for word, _, _ in tokens),
+        tuple((starts[start], ends[end - 1]) for _, start, end in tokens),
+    )
 
 
 def fold(text: str) -> str:
@@ -72,22 +72,20 @@ _MARK = (
     r"\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
 )
 """What is written upon the character before it, or is invisible."""
+_SIMPLE = rf"\t\n\r -%'-~{''.join(sorted(_VIETNAMESE))}{''.join(sorted(_VIETNAMESE)).upper()}"
+"""What is one letter or sign by itself."""
 _EMOJI = r"[\u231a-\u23ff\u25a0-\u27bf\u2934-\u2b55\U0001f000-\U0001f1e5\U0001f200-\U0001faff]"
 _DRESSED = rf"{_EMOJI}[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]*+"
 
 _CLUSTER = re.compile(
-    rf"(?P<emoji>{_DRESSED}(?:\u200d{_DRESSED})*+)"
-    r"|(?P<entity>&(?:amp;){0,9}(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,30});)"
+    rf"(?P<simple>[{_SIMPLE}]+(?![{_MARK}]))"
+    rf"|(?P<emoji>{_DRESSED}(?:\u200d{_DRESSED})*+)"
+    r"|(?P<entity>(?i:&(?:amp;){0,9}(?:#\d{1,7}|#x[\da-f]{1,6}|[a-z][a-z\d]{1,30});))"
     rf"|[^{_MARK}][{_MARK}]*+|[{_MARK}]++",
-    re.DOTALL | re.IGNORECASE,
+    re.DOTALL,
 )
 _MOST_MARKS = 8
 """Those of one character that are read."""
-_SIMPLE = re.compile(
-    rf"[\t\n\r -%'-~{''.join(sorted(_VIETNAMESE))}{''.join(sorted(_VIETNAMESE)).upper()}]*+"
-)
-"""A text whose characters are each one letter or sign."""
-
 _SAME = str.maketrans(
     {
         **dict.fromkeys("ðɖ", "đ"),
@@ -102,13 +100,18 @@ _SAME = str.maketrans(
 
 def _plain(text: str) -> tuple[str, Sequence[int], Sequence[int]]:
     """The text in lower case and one code point a character, and where each comes from."""
-    if _SIMPLE.fullmatch(text):
-        return text.lower(), range(len(text)), range(1, len(text) + 1)
     parts: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
     for match in _CLUSTER.finditer(text):
         start, end = match.span()
+        if match.lastgroup == "simple":
+            if end - start == len(text):
+                return text.lower(), range(end), range(1, end + 1)
+            parts.append(match[0].lower())
+            starts.extend(range(start, end))
+            ends.extend(range(start + 1, end + 1))
+            continue
         if match.lastgroup == "emoji":
             plain = text[start].translate(_SAME)
         elif match.lastgroup == "entity":
@@ -148,182 +151,207 @@ def _plain_code_point(char: str) -> str:
 # --- words ---
 
 _TOKEN = re.compile(
-    r"(?P<letters>[^\W\d_]++(?!\S))"
+    r"\s*+(?:(?P<letters>[^\W\d_]++(?!\S))"
     r"|(?P<link>https?://\S++|www\.\S++"
     r"|(?<!\S)(?:[a-z\d-]++\.)+(?:com|vn|net|org|edu|gov|info|io|tv)\b(?:[/?:]\S*+)?)"
     r"|(?P<mention>(?<!\S)[\w.+-]++@[\w-]++(?:\.[\w-]++)++|@\w++(?:\.\w++)*+)"
-    r"|(?P<face>[:=;]['’]?-?(?:(?P<mouth>[)(\]\[<>|*])(?P=mouth)*+|[dpvx3o](?![^\W_]))"
+    r"|(?P<face>[:=;]'?-?(?:(?P<mouth>[)(\]\[<>|*])(?P=mouth)*+|[dpvx3o](?![^\W_]))"
     r"|\^[_.]?\^++|<3++|-_+-|>_+<)"
     r"|(?P<number>\d++(?:[.,:/]\d++)*+(?![^\W_]))"
     r"|(?P<word>[^\W_]++)"
     r"|(?P<flag>[\U0001f1e6-\U0001f1ff]{2})"
-    r"|(?P<sign>(?P<once>.)(?P=once)*+)",
-    re.DOTALL,
+    r"|(?P<sign>(?P<once>\S)(?P=once)*+))",
 )
-_SPACE = re.compile(r"\s++")
 _DISGUISE = re.compile(
-    r"(?:[^\W_]{1,20}+(?:[*.@$!\-_~'|+/^]{1,3}+[^\W_]{1,20}+){0,8}|[@$][^\W_]{1,20}+)\*{0,4}+"
+    r"(?:[^\W_]{1,20}+(?:[*.@$!\-_~'|+/^]{1,3}+[^\W_]{1,20}+){0,3}|[@$][^\W_]{1,20}+)[*$]{0,4}+"
     r"(?![^\W_])"
 )
-_LEET = str.maketrans("013457@$!|", "oieastasii", ".-_~'+/^")
+_UNDISGUISED = str.maketrans("013457@$!|", "oieastasii", ".-_~'+/^")
+"""The letters that digits and signs look like; the signs that only part letters."""
+_LEET = re.compile(r"[\d@$!|]")
+_SPELLING_SIGNS = frozenset(".-_*~'|/^,")
 
 _Token = tuple[str, int, int]
 """A word and its place."""
 
 
 def _tokens(plain: str) -> Iterator[_Token]:
-    position, length = 0, len(plain)
-    while position < length:
-        if space := _SPACE.match(plain, position):
-            position = space.end()
-            continue
-        match = _TOKEN.match(plain, position)
-        assert match is not None  # noqa: S101 - any character is at least a sign
-        kind, word, end = match.lastgroup, match[0], match.end()
+    """The words, signs and emoji of a text in lower case."""
+    position = 0
+    while match := _TOKEN.match(plain, position):
+        kind = match.lastgroup or ""
+        start, position = match.span(kind)
         if kind == "letters":
-            yield _regular(word), position, end
+            yield _regular(match[kind]), start, position
+            continue
+        disguise = _DISGUISE.match(plain, start) if kind in ("word", "mention", "sign") else None
+        if disguise and (hidden := _undisguised(disguise[0])):
+            position = disguise.end()
+            yield hidden, start, position
         else:
-            if kind in ("word", "mention", "sign"):
-                disguise = _DISGUISE.match(plain, position)
-                hidden = disguise and _undisguised(disguise[0])
-                if disguise and hidden:
-                    yield hidden, position, disguise.end()
-                    position = disguise.end()
-                    continue
-            if kind == "word":
-                word = _regular(word)
-            elif kind == "link":
-                word = LINK
-            elif kind == "mention":
-                word = MENTION
-            elif kind == "face":
-                word = _FACES.sub(r"\1", word)
-            elif kind == "sign":
-                word = word[0]
-            yield word, position, end
-        position = end
+            yield _read(kind, match[kind]), start, position
 
 
-_FACES = re.compile(r"(.)\1+(?=.?$)")
+def _read(kind: str, word: str) -> str:
+    match kind:
+        case "word":
+            return _regular(word)
+        case "link":
+            return LINK
+        case "mention":
+            return MENTION
+        case "face":
+            return _LONG_MOUTH.sub(r"\1", word)
+        case "sign":
+            return word[0]
+        case _:
+            return word
+
+
+_LONG_MOUTH = re.compile(r"(.)\1++(?=.?$)")
 
 
 @lru_cache(maxsize=8192)
-def _undisguised(disguise: str) -> str | None:
+def _undisguised(word: str) -> str | None:
     """The word that signs or digits hide, where it is one that people hide."""
-    if "*" in disguise:
-        return _MASKED.get(disguise)
-    if disguise.isalpha():
+    if "*" in word:
+        return _STARRED.get(word)
+    if word.isalpha():
         return None
-    bare = disguise.translate(_LEET)
-    return HIDDEN.get(bare) or HIDDEN.get(fold(bare))
+    bare = word.translate(_UNDISGUISED)
+    if len(bare) < len(word) or not _LEET.search(word):
+        return bare if DISGUISED.get(bare) == bare else None
+    return DISGUISED.get(bare) or DISGUISED.get(fold(bare))
 
 
-def _masks(word: str) -> Iterator[str]:
-    """The word with stars for its letters but the first, one or more on end."""
+def _with_stars(word: str) -> Iterator[str]:
+    """The word with stars for some letters on end, but never for the first."""
     for start in range(1, len(word)):
         for end in range(start + 1, len(word) + 1):
             yield word[:start] + "*" * (end - start) + word[end:]
 
 
-_MASKED = {mask: word for word in MASKED for mask in (*_masks(word), *_masks(fold(word)))}
+_STARRED = {
+    form: word for word in STARRED for form in (*_with_stars(word), *_with_stars(fold(word)))
+}
 
-_STRETCHED = re.compile(r"([^\W\d_])\1{2,}")
-_LAUGH = re.compile(
-    r"(?:k{2,}|h{2,}|(?:k?[aàá]*h[aàâáeiíì]+){2,}h*|(?:k[aàá]){2,}k?|(?:h[uú]){2,})"
-)
+_STRETCHED = re.compile(r"([^\W\d_])\1{2,}+")
 
 
 @lru_cache(maxsize=65536)
 def _regular(word: str) -> str:
-    """A word without stretched letters, with its tone where we write it."""
-    if len(word) > LONGEST_WORD:
-        word = word[:LONGEST_WORD]
-    if not word.isascii():
-        word = _latin(word)
+    """A word in Latin letters, none of them stretched, with its tone where we write it."""
+    word = word[:LONGEST_WORD]
+    if word.isascii():
+        if not word.isalpha():
+            return _undisguised(word) or word
+        return _unstretched(word)
+    if any(char in _LATIN for char in word):
+        word = word.translate(_LOOKALIKES)
     if not word.isalpha() and (hidden := _undisguised(word)):
         return hidden
+    word = _unstretched(word)
+    while len(word) > 2 and word[-1].isalpha() and word[-1] in (word[-2], fold(word[-2])):
+        word = word[:-1]
+    return _MISPLACED.sub(lambda match: _PLACED[match[0]], word)
+
+
+LONGEST_WORD = 40
+"""Letters. What is longer is no word, and cut."""
+
+_LOOKALIKES = str.maketrans(
+    "авекмнорстухіјѕԁԛԝһӏγαβεικνορτυχω", "abekmhopctyxijsdqwhlyabeiknoptuxw"
+)
+"""Cyrillic and Greek letters that look like Latin ones."""
+
+
+def _unstretched(word: str) -> str:
     if len(set(word)) == 1:
         return word[:2]
     if _STRETCHED.search(word):
         word = _STRETCHED.sub(r"\1", word)
         word = DOUBLED.get(word, word)
-    if not word.isascii():
-        while len(word) > 2 and word[-1].isalpha() and word[-1] in (word[-2], fold(word[-2])):
-            word = word[:-1]
-        word = _TONE_MISPLACED.sub(lambda match: _TONE_PLACED[match[0]], word)
-    return PROFANE.get(word, word)
+    return word
 
 
-LONGEST_WORD = 40
-"""Letters; what is longer is cut, as it is no word."""
+def _placed() -> dict[str, str]:
+    """Vowels with the tone on the wrong one, and the same with it on the right one.
 
-_LOOKALIKES = str.maketrans(
-    "авекмнорстухіјѕԁԛԝһӏγαβεικνορτυχω", "abekmhopctyxijsdqwhlyabeiknoptuxw"
+    The tone is on the first of an open oa, oe, uy, and on the second before a final letter; qu
+    and gi are consonants, which carry none.
+    """
+    placed: dict[str, str] = {}
+    for tone in _TONES:
+        for vowels in ("oa", "oe", "uy", "ua", "ue", "uơ", "ia", "io", "iu"):
+            on_first = unicodedata.normalize("NFC", vowels[0] + tone + vowels[1])
+            on_second = unicodedata.normalize("NFC", vowels + tone)
+            placed[on_first] = on_second
+            if vowels in ("oa", "oe", "uy"):
+                placed[on_second] = on_first
+    return placed
+
+
+_PLACED = _placed()
+_MISPLACED = re.compile(
+    r"(?<!q)(?:o[àảãáạèẻẽéẹ]|u[ỳỷỹýỵ])$"
+    r"|(?:[òỏõóọ][ae]|[ùủũúụ]y)(?=[a-zăâêôơư])"
+    r"|(?<=^q)[ùủũúụ][aeơy]"
+    r"|(?<=^g)[ìỉĩíị][aou]"
 )
 
 
-def _latin(word: str) -> str:
-    """The word with Latin letters for those that only look like them, if it has Latin ones too."""
-    return word.translate(_LOOKALIKES) if any(char in _LATIN for char in word) else word
-
-
-def _tone_places() -> dict[str, str]:
-    """Ends of syllables with the tone on the wrong vowel, and the same with it on the right one."""
-    places: dict[str, str] = {}
-    for tone in _TONES:
-        for vowels in ("oa", "oe", "uy"):
-            first, second = vowels
-            wrong = unicodedata.normalize("NFC", first + second + tone)
-            places[wrong] = unicodedata.normalize("NFC", first + tone + second)
-    return places
-
-
-_TONE_PLACED = _tone_places()
-_TONE_MISPLACED = re.compile(rf"(?<!q)(?:{'|'.join(_TONE_PLACED)})$")
-
-
 def _rejoined(tokens: Sequence[_Token]) -> Iterator[_Token]:
-    """Tokens with words put together again that were spelt out, as in n g u or v . c . l."""
+    """Tokens with words put together that were spelt out: n g u, v . c . l."""
     index = 0
     while index < len(tokens):
-        if len(tokens[index][0]) == 1 and (spelt := _spelt(tokens, index)):
+        word, start, end = tokens[index]
+        count = 1
+        if len(word) == 1 and word in _BEGINNINGS and (spelt := _spelt(tokens, index)):
             word, count = spelt
-            yield word, tokens[index][1], tokens[index + count - 1][2]
-            index += count
-        else:
-            yield tokens[index]
-            index += 1
+            end = tokens[index + count - 1][2]
+        yield word, start, end
+        index += count
 
 
-_LONGEST_SPELT = max(map(len, HIDDEN))
+_BEGINNINGS = frozenset(form[:end] for form in DISGUISED for end in range(1, len(form) + 1))
 
 
 def _spelt(tokens: Sequence[_Token], index: int) -> tuple[str, int] | None:
-    """The longest hidden word spelt from here, and how many tokens spell it."""
+    """The longest hidden word that is spelt from here, and how many tokens spell it."""
+    letters = tokens[index][0]
     sign = tokens[index + 1][0] if index + 1 < len(tokens) else ""
-    step, least = (2, 2) if sign in _SPELLING_SIGNS else (1, 3)
-    if tokens[index][0] == "đ":
-        least = 2
-    letters, best = tokens[index][0], None
-    for at in range(index + step, min(len(tokens), index + step * _LONGEST_SPELT), step):
+    step = 2 if sign in _SPELLING_SIGNS else 1
+    fewest = 2 if step == 2 or letters == "đ" else 3
+    longest = None
+    for at in range(index + step, len(tokens), step):
         letter = tokens[at][0]
-        if len(letter) > 1 or not letter.isalpha() or (step > 1 and tokens[at - 1][0] != sign):
-            break
         letters += letter
-        if len(letters) >= least and (hidden := HIDDEN.get(letters)):
-            best = hidden, at - index + 1
-    return best
+        parted = step == 1 or tokens[at - 1][0] == sign
+        if not parted or len(letter) > 1 or letters not in _BEGINNINGS:
+            break
+        if len(letters) >= fewest and DISGUISED.get(letters) == letters:
+            longest = letters, at - index + 1
+    return longest
 
 
-_SPELLING_SIGNS = frozenset(".-_*~'|/^,")
-
-
-def _meant(tokens: Iterator[_Token]) -> Iterator[_Token]:
+def _meant(tokens: Sequence[_Token]) -> Iterator[_Token]:
     """Tokens with short forms written out."""
-    for word, start, end in tokens:
+    for index, (word, start, end) in enumerate(tokens):
         meaning = MEANT.get(word, word)
-        if " " in meaning:
+        if meaning is word or (len(word) == 1 and _names(tokens, index)):
+            yield word, start, end
+        else:
             for part in meaning.split():
                 yield part, start, end
-        else:
-            yield meaning, start, end
+
+
+def _names(tokens: Sequence[_Token], index: int) -> bool:
+    """Whether a letter is an initial or names a thing: J. Doe, K-pop, 5 k, Q&R."""
+    before = tokens[index - 1][0] if index else ""
+    after = tokens[index + 1][0] if index + 1 < len(tokens) else ""
+    if after == ".":
+        return not before[-1:].isalpha()
+    return any(side and (side in _NAMING_SIGNS or side[0].isdigit()) for side in (before, after))
+
+
+_NAMING_SIGNS = frozenset("-&/'+")

@@ -1,151 +1,138 @@
-"""How people write otherwise what they mean: short forms, sound spellings, disguises.
+"""How people write what they mean: short forms, spellings by sound, disguises.
 
-Only forms that mean one thing are here; the normaliser leaves the others as they are.
+Only forms with one meaning are here. Foul short forms keep a form of their own, as they weigh
+otherwise than the words they stand for: all spellings of one are brought to one.
 """
 
 from __future__ import annotations
 
 
-def _pairs(table: str) -> dict[str, str]:
-    """From lines ``meaning: form form ...``."""
-    pairs: dict[str, str] = {}
+def _forms(table: str) -> dict[str, str]:
+    """Each form with its meaning, from lines ``meaning: form form ...``."""
+    meanings: dict[str, str] = {}
     for line in table.strip().splitlines():
         meaning, forms = line.split(":")
-        pairs.update(dict.fromkeys(forms.split(), meaning.strip()))
-    return pairs
+        meanings.update(dict.fromkeys(forms.split(), meaning))
+    return meanings
 
 
-MEANT = _pairs("""
-không: k ko kô kh hk hok hông hong khum khg khog khôg hem hok hăm
-được: đc dc đk đươc đựơc dk
-gì: j ji gj dì
-rồi: r rùi rồy rùii roài òi
-vậy: z zậy zị dị zạ zay dzậy zậ dậy
-với: vs vz zới dới
-mình: mik mìk mìh mh mk mừn
-biết: bik bít bít bit bik bjt bik pik bt
-quá: wa wá qá qua' wóa
-yêu: iu yêuu êu
-người: ng ngừi ngừ ngừời ngươi'
-người ta: ngta nta
-mọi người: mn mng mnguoi
-như thế nào: ntn
-nữa: nx nựa nửa'
-làm: lm
-nói: ns nóa
-cũng: cx cũg cug cg cũn
-trước: trc trk
+MEANT = _forms("""
 à: ah àh ak àk áh ák
-đi: ik đy
-nhưng: nhg nhưg nhug nhưq
-thích: thik thjk thix thít thik
-đang: đag dag đg
-trong: trog
-xong: xog
-đúng: đúg
-không: hôn'
-ông: ôg
-thằng: thằg thg
-luôn: lun luôn' lunn
-nhiều: nhìu nhìu nhju nhiu
-vui: zui dui
-vô: zô dzô
-về: zề dìa
-thôi: hoy thui thoy hoi
-chị: chj cj chụy chuỵ
-hôm nay: hnay
-vợ: vk
-chồng: ck
-gia đình: gđ
-phải: fai fải phảy
-quen: wen
-quê: wê
-trời: trùi trùiii chời giời
-trai: zai
-bây giờ: bjo bjờ bjg
-ví dụ: vd
-ngon: ngonn
-học sinh: hs
 anh em: ae
-bạn: bn pạn
-đẹp: đẹp' dẹp'
-điện thoại: đt
-việt nam: vn
+biết: bik bjk bjt bit pik
+bây giờ: bjờ bjo bjg
+chị: chj cj
+cũng: cx cũg cug cg
+gì: j ji gj
+hôm nay: hnay
+không: k ko kô hk hok khum khg khog khôg hem
+luôn: lun lunn
+làm: lm
+mình: mik mìk mìh
+mọi người: mn mng
+người: ng ngừi ngừ
+người ta: ngta nta
+nhiều: nhìu nhju
+như thế nào: ntn
+nhưng: nhg nhưg nhưq
+nữa: nx
+phải: fai fải
+quen: wen
+quá: wa wá
+quê: wê
+rồi: r rùi rồy
+thích: thik thjk thix
+thôi: hoy thoy
+thằng: thằg
+trai: zai
+trong: trog
 trung quốc: tq
-cộng sản: cs
-""")
-"""Short forms and sound spellings, in lower case, with what they mean."""
-
-HIDDEN = _pairs("""
-địt: dit đit địt djt djt
-lồn: lon lồn lôn loz
-cặc: cac cặc căc cak kac
-buồi: buoi buồi
-đéo: deo đéo
-ngu: ngu
-chó: chó
-cứt: cứt cut'
-đụ: đụ
-đĩ: đĩ
-đm: đm dm
-vcl: vcl
-vkl: vkl
-vl: vl
-đcm: đcm dcm
-clm: clm
-clmm: clmm
-lol: lol
-fuck: fuck fuk
-fucking: fucking
-shit: shit
-bitch: bitch
-cunt: cunt
-dick: dick
-pussy: pussy
-nigger: nigger
-nigga: nigga
-faggot: faggot
-whore: whore
-slut: slut
-asshole: asshole
-ass: ass
-""")
-"""What people hide behind signs, digits and spaces: ``đ.m``, ``n g u``, ``sh1t``."""
-
-MASKED = tuple(
-    "đụ địt đĩ đéo lồn buồi cứt chó ngu cặc dick bitch cunt slut whore pussy nigger nigga faggot "
-    "asshole shit fucking fuck".split()
-)
-"""Words that people write with stars for letters; of those with one mask the last is meant."""
-
-PROFANE = _pairs("""
-đm: dm đmm dmm đme dme duma đuma
-đcm: dcm đkm dkm đcmm dcmm cdm cđm đkmm dkmm
+trước: trc
+trời: trùi
+việt nam: vn
+vui: zui
+vô: zô dzô
+vậy: z zậy zị zạ zay dzậy
+về: zề
+với: vs vz zới
+xong: xog
+yêu: iu
+ví dụ: vd
+đang: đag dag
+đi: ik
+đúng: đúg
+được: đc dc
+ông: ôg
+clm: clmn
+cặc: kặc cặk cak kak kẹc
 vcl: vkl vcll vkll vlcl
 vl: vll
+vãi lồn: vailon vãilồn
+đcm: dcm đkm dkm đcmm dcmm đkmm dkmm cdm cđm
+đm: dm đmm dmm đme dme duma đuma
+đéo: đíu đêó déo
+đĩ: đỹ đỷ đỉ
 địt: djt đjt địk
 địt mẹ: ditme địtme đitme
-lồn: loz lz lozz lòn lìn
-đéo: đíu đêó déo đ
-cặc: kặc cặk cak kak kẹc
-đĩ: đỹ đỷ đỉ đĩi
+lồn: loz lz lòn lìn
 ỉa: ĩa
-vãi lồn: vailon vãilồn vlon vler vlin
-con mẹ nó: cmn cmnr'
 """)
+"""Short forms and spellings by sound."""
 
-DOUBLED = _pairs("""
+DISGUISED = _forms("""
+ass: ass
+asshole: asshole
+bitch: bitch
+buồi: buoi buồi
+chó: chó
+clm: clm
+clmm: clmm
+cunt: cunt
+cặc: cac cặc căc cak
+cứt: cứt
+dick: dick
+faggot: faggot
+fuck: fuck
+fucking: fucking
+lol: lol
+lồn: lon lồn lôn loz
+ngu: ngu
+nigga: nigga
+nigger: nigger
+pussy: pussy
+shit: shit
+slut: slut
+vcl: vcl
+vkl: vkl
+whore: whore
+đcm: đcm dcm
+đm: đm
+đéo: deo đéo
+đĩ: đĩ
+địt: dit đit địt
+đụ: đụ
+""")
+"""Words that people hide behind signs, digits and spaces, in the forms that are left of them."""
+
+STARRED = (
+    *("đụ", "địt", "đĩ", "đéo", "lồn", "buồi", "cứt", "chó", "ngu", "cặc"),
+    *("dick", "bitch", "cunt", "slut", "whore", "pussy", "nigger", "nigga", "faggot", "asshole"),
+    *("shit", "fucking", "fuck"),
+)
+"""Words whose letters people write as stars. Of those that may look alike the last is meant."""
+
+DOUBLED = _forms("""
 ass: as
 asshole: ashole
-pussy: pusy
-nigger: niger
-nigga: niga
+asses: ases
+boobs: bobs
+cool: col
 faggot: fagot
 good: god
-cool: col
 hell: hel
-all: al
-boob: bob
-too: to'
+nigga: niga
+nigger: niger
+poop: pop
+pussy: pusy
 """)
-"""Words that lose a letter of their own when stretched letters are brought back to one."""
+"""Words with a double letter, as they are when no letter of a stretched word is left double."""

@@ -69,8 +69,8 @@ class Text:
     text: str
     segments: tuple[tuple[float, float, str], ...]
     words: tuple[tuple[float, float, str], ...]
-    moderation: tuple[tuple[int, str, float], ...] | None
-    """Each segment's id, label and score."""
+    moderation: tuple[tuple[int, str], ...] | None
+    """Each segment's id and label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def text_of(result: dict[str, Any]) -> Text:
         segments=tuple((part["start"], part["end"], part["text"]) for part in result["segments"]),
         words=tuple((part["start"], part["end"], part["word"]) for part in result["words"]),
         moderation=moderation
-        and tuple((part["id"], part["label"], part["score"]) for part in moderation["results"]),
+        and tuple((part["id"], part["label"]) for part in moderation["results"]),
     )
 
 

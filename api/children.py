@@ -92,8 +92,14 @@ class Child:
         await self.kill()
 
     async def kill(self) -> None:
-        """End it at once."""
+        """End it at once.
+
+        What it wrote is thrown away: asyncio waits for a process until its pipes are empty too
+        (github.com/python/cpython/issues/119710).
+        """
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 self._process.kill()
+        while await self.read(LINE_BYTES):
+            continue
         await self._process.wait()

@@ -6,7 +6,7 @@ import io
 import time
 import wave
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -113,12 +113,15 @@ def sound_processes(gateway: GatewayProcess) -> list[psutil.Process]:
     assert gateway.process is not None
     found = []
     for child in psutil.Process(gateway.process.pid).children():
-        try:
+        with suppress(psutil.Error):  # it has just ended
             if "api.sound_process" in child.cmdline():
                 found.append(child)
-        except psutil.Error:  # it has just ended
-            continue
     return found
+
+
+def answered(gateway: GatewayProcess, job_id: UUID) -> int:
+    """How many questions for a job's files have come to an end."""
+    return gateway.log_file.read_text().count(f"GET /api/v1/download/{job_id} ")
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
@@ -274,5 +277,6 @@ def test_too_many_at_once_are_told_to_come_again(
         refused = get(gateway, job_id, 503, format="wav")
         assert refused.json()["code"] == "busy"
         assert "retry-after" in refused.headers
-    wait_for(lambda: not sound_processes(gateway))
+    wait_for(lambda: answered(gateway, job_id) == 9)
+    assert sound_processes(gateway) == []
     get(gateway, job_id, format="wav")

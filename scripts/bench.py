@@ -294,6 +294,7 @@ class Bench:
             "plan": "plan",
             "waiting_first": "waiting for the first chunks to be cut",
             "around": "in a chunk's step, outside of the engine",
+            "moderation": "moderation",
             "between": "from one step to the next",
             "tail": "no chunk left for this worker",
             "merge": "merge (all workers)",
@@ -325,6 +326,16 @@ class Bench:
                 2,
             ),
             Figure("10 s clip: beyond the engine's own time, median", (_median(beyond),), "s", 3),
+            Figure(
+                "moderation, of the wall time from the job's creation",
+                tuple(
+                    100 * run.metrics.moderation_ms / (workers * run.metrics.wall_ms)
+                    for run in runs
+                ),
+                "%",
+                2,
+                Target(3.0),
+            ),
             Figure(
                 "10 s clip: beyond the engine's own time, most", (beyond[-1],), "s", 3, Target(0.7)
             ),

@@ -75,9 +75,9 @@ class Shares:
 
     ``before``: upload, probe, commit and the way to the first claim. ``plan``: the plan step.
     ``waiting_first``: workers without a chunk while the first ones are being cut. ``engine``:
-    inference. ``around``: in a chunk's step, but not in the engine. ``between``: from a step to
-    the next. ``tail``: no chunk is left, other workers have theirs. ``merge``: all wait for it.
-    ``after``: from the commit to the client's answer.
+    inference. ``around``: in a chunk's step, but not in the engine. ``moderation``: the steps that
+    moderate. ``between``: from a step to the next. ``tail``: no chunk is left, other workers have
+    theirs. ``merge``: all wait for it. ``after``: from the commit to the client's answer.
     """
 
     before: float
@@ -85,6 +85,7 @@ class Shares:
     waiting_first: float
     engine: float
     around: float
+    moderation: float
     between: float
     tail: float
     merge: float
@@ -122,6 +123,7 @@ def shares(steps: Sequence[StepTimes], workers: int, *, sent_at: float, done_at:
         waiting_first=waiting,
         engine=engine,
         around=sum(step.end - step.start for step in chunks) - engine,
+        moderation=sum(step.end - step.start for step in steps if step.kind is StepKind.MODERATE),
         between=between,
         tail=tail,
         merge=workers * (merge.end - merge.start),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,8 +29,11 @@ from scripts.moderation_data import (
 )
 
 if TYPE_CHECKING:
-    from common.moderation.moderator import Moderator, Scores
+    from common.moderation.moderator import Moderator
     from scripts.moderation_metrics import Report
+
+SHOWN = 44
+"""Characters of a text that a table shows."""
 
 _folder = click.Path(path_type=Path, file_okay=False)
 _file = click.Path(path_type=Path, dir_okay=False)
@@ -218,7 +222,7 @@ def smoke(folder: Path | None, text: tuple[str, ...], bare: bool, speed: bool) -
     )
     if speed:
         found = measure(loaded.moderator, bare=bare)
-        line = f"{found.segments:.0f} segments/s on one core, memory at most {found.peak_mb:.0f} MB"
+        line = f"{found.segments:.0f} segments/s on one core, {found.memory_mb:.0f} MB in all"
         if found.bare is not None:
             line += f"; onnxruntime alone {found.bare:.0f}/s, {found.ratio:.2f} times as fast"
         click.echo(line)
@@ -272,30 +276,23 @@ def _predict(moderator: Moderator, texts: Sequence[str]) -> None:
     from scripts.moderation_smoke import SAMPLES
 
     texts = list(texts) or list(SAMPLES)
-    scores: Scores = moderator.scores(texts)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("label", no_wrap=True)
-    for label in Label:
-        table.add_column(str(label).lower(), justify="right", no_wrap=True)
-    table.add_column("text", overflow="ellipsis", no_wrap=True)
-    for text, row in zip(texts, scores.tolist(), strict=True):
+    for heading in ("label", *(str(label).lower() for label in Label), "text"):
+        table.add_column(heading, no_wrap=True)
+    for text, row in zip(texts, moderator.scores(texts).tolist(), strict=True):
         label = decide(row, moderator.by.thresholds)
-        table.add_row(str(label), *(f"{score:.3f}" for score in row), Text(" ".join(text.split())))
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{moderator.by.model}, sha256 {moderator.by.sha256[:12]}, thresholds "
-        f"{_written(moderator.by.thresholds)}",
-        highlight=False,
-        markup=False,
-    )
+        shown = Text(shorten(text, SHOWN, placeholder=" ..."))
+        table.add_row(str(label), *(f"{score:.3f}" for score in row), shown)
+    Console().print(table)
+    by = moderator.by
+    click.echo(f"{by.model}, sha256 {by.sha256[:12]}, thresholds {_written(by.thresholds)}")
 
 
 def _show(found: Report, title: str) -> None:
-    console = Console()
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("label", no_wrap=True)
-    for heading in ("precision", "recall", "f1", "texts", *(f"as {label}" for label in Label)):
+    called = (f"as {label}" for label in Label)
+    for heading in ("precision", "recall", "F1", "texts", *called):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, figures in found.classes.items():
         table.add_row(
@@ -304,15 +301,12 @@ def _show(found: Report, title: str) -> None:
             str(figures.support),
             *(str(count) for count in found.confusion[label.severity]),
         )
-    console.print(table)
-    console.print(
-        f"macro-F1 {found.macro_f1:.4f}, accuracy {found.accuracy:.4f}, expected calibration error "
-        f"{found.calibration_error:.3f}: score (texts) right",
-        highlight=False,
-        markup=False,
-    )
-    bins = (f"{it.confidence:.2f} ({it.count}) {it.accuracy:.2f}" for it in found.bins)
-    console.print("  ".join(bins) + "\n", highlight=False, markup=False)
+    click.echo(title)
+    Console().print(table)
+    click.echo(f"macro-F1 {found.macro_f1:.4f}, accuracy {found.accuracy:.4f}")
+    bins = (f"{it.confidence:.2f} {it.accuracy:.2f} ({it.count})" for it in found.bins)
+    click.echo(f"expected calibration error {found.calibration_error:.3f}; score, share right:")
+    click.echo(f"  {', '.join(bins)}\n")
 
 
 def _examples(

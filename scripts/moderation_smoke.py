@@ -55,11 +55,12 @@ class Speed:
     """Segments of 20 syllables a second of processor time, on one core.
 
     ``bare`` is that of onnxruntime alone on the same batches, in a session of its own making.
+    ``memory_mb`` is what the process takes after a second of it, without that session.
     """
 
     segments: float
     bare: float | None
-    peak_mb: float
+    memory_mb: float
 
     @property
     def ratio(self) -> float | None:
@@ -84,17 +85,17 @@ def measure(moderator: OnnxModerator, *, bare: bool) -> Speed:
     texts = segments()
     batches = list(moderator.inputs.batches(texts))
     runs: list[Callable[[], object]] = [lambda: moderator.scores(texts)]
+    _seconds(runs[0])
+    memory = _memory_mb()
     if bare:
         session = _bare_session(moderator.graph)
         runs.append(lambda: _run_bare(session, batches))
     seconds: list[list[float]] = [[] for _ in runs]
-    peak = 0.0
     for _ in range(ROUNDS):
         for run, taken in zip(runs, seconds, strict=True):
             taken.append(_seconds(run))
-            peak = max(peak, _memory_mb())
     speeds = [len(texts) / median(taken) for taken in seconds]
-    return Speed(speeds[0], speeds[1] if bare else None, peak)
+    return Speed(speeds[0], speeds[1] if bare else None, memory)
 
 
 def segments(count: int = 32) -> list[str]:

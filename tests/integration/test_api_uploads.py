@@ -147,6 +147,7 @@ def test_the_resolved_request_is_stored_with_the_job(
         chunk_strategy="fixed",
         chunk_duration="20",
         initial_prompt="",
+        filter_profanity="true",
     ).json()["job_id"]
     with gateway_database.transaction() as session:
         job = session.get_one(Job, UUID(job_id))
@@ -172,6 +173,8 @@ def test_the_resolved_request_is_stored_with_the_job(
             "hotwords": "Hà Nội",
             "word_timestamps": False,
         },
+        "moderation": True,
+        "filter_profanity": True,
     }
 
 
@@ -262,6 +265,7 @@ def test_an_unknown_name_is_refused_with_what_is_allowed(
         ("temperature", "1.5", "at most 1"),
         ("temperature", "nan", "a finite number"),
         ("word_timestamps", "perhaps", "true or false"),
+        ("moderation", "perhaps", "true or false"),
         ("chunk_duration", "31", "at most 30"),
         ("chunk_overlap", "7.6", "at most 7.5"),
         ("silence_threshold", "3", "at most 0"),
@@ -283,6 +287,15 @@ def test_an_unsupported_option_is_refused_by_name(
     gateway: GatewayProcess, recording: bytes
 ) -> None:
     check_problem(send(gateway, recording, diarize="true"), 422, field="diarize")
+
+
+@pytest.mark.usefixtures("untouched")
+def test_masks_without_moderation_are_refused_by_name(
+    gateway: GatewayProcess, recording: bytes
+) -> None:
+    answer = send(gateway, recording, filter_profanity="true", moderation="false")
+    body = check_problem(answer, 422, field="filter_profanity", code="option_conflict")
+    assert body["detail"] == "filter_profanity=true needs moderation=true"
 
 
 @pytest.mark.usefixtures("untouched")

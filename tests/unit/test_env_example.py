@@ -68,7 +68,7 @@ def test_every_name_in_it_reaches_its_setting(
 ) -> None:
     for each in names(group, field):
         monkeypatch.delenv(each, raising=False)
-    value = lines_with_values()[names(group, field)[0]] or "7"
+    value = lines_with_values()[names(group, field)[0]] or "1"
     monkeypatch.setenv(name, value)
     assert field in group(_env_file=None).model_fields_set
 

@@ -64,7 +64,7 @@ ví dụ: vd
 được: đc dc
 ông: ôg
 clm: clmn
-cặc: kặc cặk cak kak kẹc
+cặc: kặc kặk cặk cak kak kẹc
 vcl: vkl vcll vkll vlcl
 vl: vll
 vãi lồn: vailon vãilồn

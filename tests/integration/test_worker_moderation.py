@@ -12,12 +12,14 @@ from typing import Any
 from uuid import UUID
 
 import psutil
+import psycopg
 import pytest
 from sqlalchemy import select
 
 from common.db.jobs import Snapshot
-from common.db.tables import Failure, Step
+from common.db.tables import Chunk, Failure, Step
 from common.domain.job import JobStatus, StepKind
+from common.domain.request import Options
 from tests.factories import MODERATED
 from tests.service import Service, horse_of, wait_until
 from tests.speech import speak
@@ -147,3 +149,102 @@ def test_a_model_that_crashes_the_process_costs_its_retries_and_a_warning(
 
     is_complete_but_for_moderation(service, service.ended(job_id))
     assert failures(service, job_id) == [("moderate", "engine_failed")] * 2
+
+
+# --- moderation that works ------------------------------------------------------------------------
+
+RUDE = "Good morning everybody. What the fuck is this shit?"
+MASKED = Options(moderation=True, filter_profanity=True)
+
+
+def test_a_recording_is_labelled_on_its_time_line_and_its_files_have_masks(start: Start) -> None:
+    service = start()
+    service.start_worker()
+    service.start_dispatcher()
+
+    job_id = service.submit(speak(RUDE), options=MASKED)
+
+    snapshot = service.ended(job_id)
+    assert (snapshot.status, snapshot.warnings) == (JobStatus.COMPLETED, ())
+    told = document(service, job_id)
+    moderation = told["moderation"]
+    assert [each["id"] for each in moderation["results"]] == list(range(len(told["segments"])))
+    assert moderation["summary"]["label"] in {"OFFENSIVE", "HATE"}
+    assert moderation["model"] == told["manifest"]["moderation"][0]["model"]
+    spans = [(each, span) for each in moderation["results"] for span in each["spans"]]
+    assert spans
+    for segment, span in spans:
+        assert segment["start"] <= span["start"] <= span["end"] <= segment["end"]
+    shown = (service.folder / "results" / str(job_id) / "transcript.srt").read_text()
+    assert "f***" in shown
+    assert "fuck" not in shown + json.dumps(told["segments"]) + json.dumps(told["words"])
+    assert "fuck" in service.text(job_id)
+
+
+def test_a_reused_chunk_is_moderated_anew_by_a_model_that_is_loaded_once(start: Start) -> None:
+    service = start()
+    service.start_worker()
+    service.start_dispatcher()
+    sound = speak(SENTENCE)
+
+    first, again = (service.submit(sound, options=options) for options in (Options(), MODERATED))
+
+    service.ended(first)
+    assert service.ended(again).status == JobStatus.COMPLETED
+    with service.database.transaction() as session:
+        heard, reused = (session.get_one(Chunk, (job_id, 0)) for job_id in (first, again))
+    assert heard.moderation is None
+    assert reused.moderation is not None
+    assert reused.result == heard.result
+    assert "moderate" not in [kind for kind, _ in steps_of(service, first)]
+    assert service.log().count("loaded the moderation model") == 1
+
+
+def test_a_killed_moderation_is_done_again_and_recorded_once(
+    start: Start, database_url: str
+) -> None:
+    service = start(WORKER_LEASE="600")
+    worker = service.start_worker()
+    service.start_dispatcher()
+    with psycopg.connect(database_url, autocommit=True) as gate:
+        gate.execute(WAIT_AT_THE_GATE)
+        gate.execute("SELECT pg_advisory_lock(7)")
+        job_id = service.submit(speak(SENTENCE), options=MODERATED)
+        wait_until(partial(waits_at_the_gate, gate), "a verdict about to be stored")
+        horse_of(worker).kill()
+        gate.execute("SELECT pg_advisory_unlock(7)")
+
+    snapshot = service.ended(job_id)
+    assert (snapshot.status, snapshot.warnings) == (JobStatus.COMPLETED, ())
+    assert failures(service, job_id) == [("moderate", "worker_lost")]
+    assert dict(steps_of(service, job_id)) == {
+        "plan": 1,
+        "transcribe": 1,
+        "moderate": 2,
+        "merge": 1,
+    }
+
+
+WAIT_AT_THE_GATE = """
+CREATE FUNCTION wait_at_the_gate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(7);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER gate BEFORE UPDATE OF moderation ON chunks
+    FOR EACH ROW EXECUTE FUNCTION wait_at_the_gate();
+"""
+
+
+def waits_at_the_gate(gate: psycopg.Connection) -> bool:
+    waiting = gate.execute(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    )
+    return bool((waiting.fetchone() or (0,))[0])
+
+
+def steps_of(service: Service, job_id: UUID) -> list[tuple[str, int]]:
+    """Each step's kind and attempts."""
+    with service.database.transaction() as session:
+        rows = session.execute(select(Step.kind, Step.attempt).where(Step.job_id == job_id))
+        return [(kind, attempt) for kind, attempt in rows]

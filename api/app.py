@@ -45,14 +45,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_tags=docs.TAGS,
     )
     app.add_middleware(RequestLog)
     problems.install(app)
     docs.install(app)
-    for module in (health, moderation):
-        app.include_router(module.router)
-    for module in (uploads, jobs, models):
-        app.include_router(module.router, prefix=PREFIX)
+    for module, prefix in (
+        (uploads, PREFIX),
+        (jobs, PREFIX),
+        (moderation, ""),
+        (models, PREFIX),
+        (health, ""),
+    ):
+        app.include_router(module.router, prefix=prefix)
     return app
 
 

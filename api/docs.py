@@ -15,6 +15,14 @@ from common.errors import SetupProblem
 PACKAGE = "fastapi_swagger"
 ASSETS = "/docs/assets"
 
+TAGS = [
+    {"name": "jobs", "description": "Recordings come in, their text goes out."},
+    {"name": "moderation", "description": "Texts are judged at once."},
+    {"name": "models", "description": "What can be asked for by name."},
+    {"name": "health", "description": "For those who keep it running."},
+]
+"""What the routes are grouped by, in this order."""
+
 
 def install(app: FastAPI) -> None:
     """Serve ``/docs``."""
@@ -28,6 +36,7 @@ def install(app: FastAPI) -> None:
             swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
             swagger_css_url=f"{ASSETS}/swagger-ui.css",
             swagger_favicon_url=f"{ASSETS}/favicon-32x32.png",
+            swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
         )
 
 

@@ -24,9 +24,15 @@ from common.errors import (
     Missing,
     ModerationOff,
     ModerationUnusable,
+    NotAudio,
+    NotFound,
+    NotReady,
     OutOfRange,
+    Stalled,
     StenoError,
+    TooLarge,
     Transient,
+    Unavailable,
     UnknownOption,
     Unsupported,
 )
@@ -70,14 +76,7 @@ class Problem(Response):
         *,
         passing: bool = False,
     ) -> None:
-        body = {
-            **(details or {}),
-            "type": "about:blank",
-            "title": HTTPStatus(status).phrase,
-            "status": status,
-            "detail": detail,
-            "code": code,
-        }
+        body = _document(status, code, detail, details or {})
         headers = {"Retry-After": str(RETRY_AFTER_S)} if passing else None
         super().__init__(json.dumps(body, ensure_ascii=False), status, headers)
 
@@ -173,10 +172,46 @@ def shown(value: object) -> object:
     return _plain(value) if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
 
 
+def _document(status: int, code: str, detail: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **details,
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+
+
+_EXAMPLES = {
+    error.status: error
+    for error in (
+        Malformed(reason="the form breaks off"),
+        NotFound(what="job", value="3fa85f64-5717-4562-b3fc-2c963f66afa6"),
+        Stalled(limit_s=60.0),
+        NotReady(status_now="PROCESSING"),
+        TooLarge(field="texts[3]", limit="50000 characters", value="1000000"),
+        NotAudio(reason="the file is empty"),
+        UnknownOption(field="format", allowed="json, txt, srt", value="docx"),
+        Unavailable(what="Postgres"),
+    )
+}
+"""What each status may look like, in the documentation."""
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The ``responses`` of a route that can fail in these ways."""
-    content = {MEDIA_TYPE: {"schema": ProblemDocument.model_json_schema()}}
+    schema = ProblemDocument.model_json_schema()
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": content}
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema, "example": _example(status)}},
+        }
         for status in statuses
     }
+
+
+def _example(status: int) -> dict[str, Any]:
+    error = _EXAMPLES[status]
+    details = error.details if isinstance(error, BadInput) else {}
+    return _document(status, error.code, str(error), details)

@@ -51,8 +51,8 @@ class UploadOptions(BaseModel):
     """Which jobs go first."""
     engine: Annotated[Literal["faster-whisper", "whisper.cpp"] | None, Word] = None
     """The code that runs the weights."""
-    model: str | None = Field(None, examples=["base"])
-    """The weights; `GET /api/v1/models` lists them."""
+    model: str | None = None
+    """The weights, such as base; `GET /api/v1/models` lists them."""
     task: Annotated[Literal["transcribe", "translate"], Word] = "transcribe"
     """translate: to English."""
     beam_size: int | None = Field(None, ge=1, le=16)
@@ -61,8 +61,8 @@ class UploadOptions(BaseModel):
     """A fixed one, in place of the fallback ladder."""
     initial_prompt: Prose | None = None
     """Text the recording is to be taken to continue."""
-    hotwords: Prose | None = Field(None, examples=["Stenopool, Hà Nội"])
-    """Names and terms that are likely to be said."""
+    hotwords: Prose | None = None
+    """Names and terms that are likely to be said, such as Stenopool, Hà Nội."""
     word_timestamps: bool = True
     """Times of single words."""
     moderation: bool | None = None
@@ -312,10 +312,34 @@ class ModerationResult(BaseModel):
     """What gave offence, in order, where that can be told."""
 
 
+_EXAMPLE: dict[str, Any] = {
+    "results": [
+        {
+            "label": "CLEAN",
+            "score": 0.98,
+            "scores": {"CLEAN": 0.98, "OFFENSIVE": 0.01, "HATE": 0.01},
+            "spans": [],
+        },
+        {
+            "label": "OFFENSIVE",
+            "score": 0.93,
+            "scores": {"CLEAN": 0.04, "OFFENSIVE": 0.93, "HATE": 0.03},
+            "spans": [
+                {"start": 9, "end": 13, "text": "fuck", "label": "OFFENSIVE", "source": "list"}
+            ],
+        },
+    ],
+    "model": "bert-finetuned-onnx",
+    "threshold": {"OFFENSIVE": 0.5, "HATE": 0.5},
+}
+
+
 class ModerationAnswer(BaseModel):
     """One result a text, in order, and who judged."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        use_attribute_docstrings=True, json_schema_extra={"examples": [_EXAMPLE]}
+    )
 
     results: list[ModerationResult]
     model: str = Field(examples=["bert-finetuned-onnx"])

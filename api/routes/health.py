@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from html import escape
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -26,13 +27,17 @@ OK = judge.OK
 MODERATION = "moderation"
 
 
-@router.get("/healthz")
+@router.get("/healthz", summary="Does the process live?")
 async def alive() -> dict[str, str]:
     """The process lives."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses={503: {"description": "A part is out; it is named"}})
+@router.get(
+    "/readyz",
+    summary="Can it do its work?",
+    responses={503: {"description": "A part is out; it is named"}},
+)
 async def ready(gateway: GatewayDep) -> Response:
     """Every part that jobs need works, or 503 and which one does not.
 
@@ -47,7 +52,7 @@ async def ready(gateway: GatewayDep) -> Response:
     return JSONResponse({"status": "not ready", "parts": parts}, 503, headers=retry)
 
 
-@router.get("/health")
+@router.get("/health", summary="How are all its parts?")
 async def health(gateway: GatewayDep) -> Health:
     """How all parts are; answered with 200 as long as the process lives.
 
@@ -64,17 +69,33 @@ async def health(gateway: GatewayDep) -> Health:
 @router.get("/", include_in_schema=False)
 async def home(request: Request) -> Response:
     """What this is and where to go."""
-    links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
     if "text/html" not in request.headers.get("accept", ""):
+        links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
         return JSONResponse({"name": "stenopool", "version": VERSION, **links})
-    items = "".join(f'<li><a href="{path}">{name}</a></li>' for name, path in links.items())
-    return HTMLResponse(
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Stenopool</title>"
-        "<body style='font-family:system-ui;max-width:40rem;margin:4rem auto;padding:0 1rem'>"
-        f"<h1>Stenopool {VERSION}</h1><p>Send a recording, take its text away.</p>"
-        f"<pre>curl -F file=@talk.mp3 -F language=vi {request.base_url}api/v1/upload</pre>"
-        f"<ul>{items}</ul></body></html>"
-    )
+    return HTMLResponse(_HOME.format(version=VERSION, base=escape(str(request.base_url))))
+
+
+_HOME = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Stenopool</title>
+<link rel="icon" href="/docs/assets/favicon-32x32.png">
+<style>
+  body {{ font-family: system-ui; max-width: 44rem; margin: 4rem auto; padding: 0 1rem }}
+  pre {{ background: #f3f3f3; padding: .8rem; overflow-x: auto }}
+</style>
+<h1>Stenopool {version}</h1>
+<p>Send a recording, take its text away:</p>
+<pre>curl -F file=@talk.mp3 -F language=vi {base}api/v1/upload</pre>
+<p>Have a text judged:</p>
+<pre>curl --json '{{"text": "Have a nice day"}}' {base}moderation</pre>
+<ul>
+  <li><a href="/docs">What else there is, to read and to try</a>
+  <li><a href="/openapi.json">The same for programs (OpenAPI)</a>
+  <li><a href="/health">How this gateway and its parts are</a>
+</ul>
+"""
 
 
 async def _parts(gateway: Gateway) -> dict[str, str]:

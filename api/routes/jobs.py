@@ -11,6 +11,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 from loguru import logger
+from pydantic.json_schema import SkipJsonSchema
 from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
 
@@ -37,15 +38,15 @@ REREAD_S = 2.0
 TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
 Format = Literal["json", "txt", "srt", "vtt", "tsv", "wav"]
 Masks = Annotated[
-    bool | None,
+    bool | SkipJsonSchema[None],
     Query(description="Mask the offending words; by default as the upload asked for."),
 ]
 
 WAV = "audio/wav"
 
 
-@router.get("/status/{job_id}", response_model=Status)
-@router.get("/jobs/{job_id}", response_model=Status)
+@router.get("/status/{job_id}", response_model=Status, summary="Ask where a job stands")
+@router.get("/jobs/{job_id}", response_model=Status, summary="Ask where a job stands")
 async def status(
     job_id: UUID,
     request: Request,
@@ -75,7 +76,12 @@ async def status(
     return _status(now)
 
 
-@router.get("/result/{job_id}", response_model=Result, responses=documented(409))
+@router.get(
+    "/result/{job_id}",
+    summary="Take the text as JSON",
+    response_model=Result,
+    responses=documented(409),
+)
 async def result(
     job_id: UUID,
     gateway: GatewayDep,
@@ -93,6 +99,7 @@ async def result(
 
 @router.get(
     "/download/{job_id}",
+    summary="Take the text as a file, or the recording",
     response_class=Response,
     responses={
         200: {
@@ -132,7 +139,12 @@ async def download(
     return await gateway.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
 
 
-@router.post("/jobs/{job_id}/cancel", response_model=Status, responses=documented(409))
+@router.post(
+    "/jobs/{job_id}/cancel",
+    summary="Call a job off",
+    response_model=Status,
+    responses=documented(409),
+)
 async def cancel(job_id: UUID, gateway: GatewayDep, tenant: TenantDep) -> Status:
     """Call a job off; a job that was called off before stays so."""
     return await gateway.in_thread(_cancel, gateway, gateway.jobs(tenant), job_id)

@@ -12,7 +12,7 @@ from api.schemas import Models, ModelState, ModerationModel
 router = APIRouter(tags=["models"])
 
 
-@router.get("/models", response_model=Models)
+@router.get("/models", response_model=Models, summary="List the weights")
 async def models(gateway: GatewayDep) -> Models:
     """All weights that can be asked for by name, and whether they are on this machine."""
     asr = gateway.settings.asr

@@ -27,6 +27,7 @@ _FIELDS = frozenset(ModerationRequest.model_fields)
 
 @router.post(
     "/moderation",
+    summary="Judge texts",
     response_model=ModerationAnswer,
     responses=documented(400, 408, 413, 422, 503),
     openapi_extra={

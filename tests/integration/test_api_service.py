@@ -78,11 +78,40 @@ def test_the_description_has_the_form_with_all_its_options(gateway: GatewayProce
     assert {"200", "413", "415", "422", "503"} <= set(upload["responses"])
 
 
+def test_the_form_is_filled_with_nothing_that_nobody_asked_for(gateway: GatewayProcess) -> None:
+    description = gateway.http.get("/openapi.json").json()
+    upload = description["paths"]["/api/v1/upload"]["post"]
+    form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    for name in ("engine", "temperature", "initial_prompt", "chunk_overlap", "moderation"):
+        assert form[name]["examples"] == [""]
+        assert "anyOf" not in form[name]
+
+
+def test_every_error_in_the_description_is_of_its_status(gateway: GatewayProcess) -> None:
+    routes = [
+        route
+        for methods in gateway.http.get("/openapi.json").json()["paths"].values()
+        for route in methods.values()
+    ]
+    examples = [
+        (int(status), content["example"])
+        for route in routes
+        for status, answer in route["responses"].items()
+        for kind, content in answer.get("content", {}).items()
+        if kind == "application/problem+json"
+    ]
+    assert len(examples) > 20
+    assert all(example["status"] == status for status, example in examples)
+
+
 def test_the_front_page_speaks_to_people_and_to_programs(gateway: GatewayProcess) -> None:
     assert gateway.http.get("/").json()["name"] == "stenopool"
     page = gateway.http.get("/", headers={"Accept": "text/html"})
     assert page.headers["content-type"].startswith("text/html")
-    assert "/docs" in page.text
+    for link in re.findall(r"href=\"([^\"]+)\"", page.text):
+        assert gateway.http.get(link).status_code == 200
+    for line in re.findall(r"<pre>curl (.*)</pre>", page.text):
+        assert gateway.url in line
 
 
 def test_models_are_listed_with_their_state(gateway: GatewayProcess) -> None:

@@ -26,6 +26,7 @@ from scripts.cli import load_settings
 from scripts.running import find_running
 
 FORMATS = tuple(MEDIA_TYPES)
+SOUND = "wav"
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 """The states in which a job stays."""
 
@@ -115,17 +116,26 @@ class Gateway:
 
     @contextmanager
     def download(
-        self, job_id: str, ending: str, *, flag: bool = False, filter_profanity: bool | None = None
+        self,
+        job_id: str,
+        ending: str,
+        *,
+        flag: bool = False,
+        filter_profanity: bool | None = None,
+        redact: bool = False,
     ) -> Iterator[tuple[str, Iterator[bytes]]]:
         """A result as a file: what the gateway calls it, and its content piece by piece.
 
-        ``flag`` marks offending cues, ``filter_profanity`` is as for `result`.
+        ``flag`` marks offending cues, ``filter_profanity`` is as for `result`, ``redact`` covers
+        offending words of the recording (``wav``).
         """
         params = {"format": ending}
         if flag:
             params["flag"] = _wire(flag)
         if filter_profanity is not None:
             params["filter_profanity"] = _wire(filter_profanity)
+        if redact:
+            params["redact"] = _wire(redact)
         with (
             self._errors(),
             self._http.stream("GET", f"/download/{job_id}", params=params) as answer,
@@ -388,8 +398,8 @@ def result(
 @click.option(
     "--format",
     "ending",
-    type=click.Choice(FORMATS),
-    help="What to save it as [by the ending of --output, or txt].",
+    type=click.Choice((*FORMATS, SOUND)),
+    help="What to save it as [by the ending of --output, or txt]; wav: the recording.",
 )
 @click.option(
     "--output",
@@ -399,6 +409,7 @@ def result(
 )
 @click.option("--flag", is_flag=True, help="Begin offending cues with their label (srt, vtt).")
 @_masks
+@click.option("--redact", is_flag=True, help="The recording, offending words covered by a tone.")
 @server_option
 def download(
     job_id: str,
@@ -406,12 +417,18 @@ def download(
     output: Path | None,
     flag: bool,
     filter_profanity: bool | None,
+    redact: bool,
     server: str | None,
 ) -> None:
-    """Save the text of the finished job ID to a file; one that is there is overwritten."""
-    ending = ending or (ending_of(output) if output else None) or "txt"
+    """Save the text of the finished job ID to a file, or its recording.
+
+    A file that is there is overwritten, but no recording unless --output names it.
+    """
+    ending = ending or _ending_of_download(output) or (SOUND if redact else "txt")
     with find_gateway(server) as gateway:
-        file = gateway.download(job_id, ending, flag=flag, filter_profanity=filter_profanity)
+        file = gateway.download(
+            job_id, ending, flag=flag, filter_profanity=filter_profanity, redact=redact
+        )
         with file as (name, pieces):
             if output == Path("-"):
                 for piece in pieces:
@@ -419,8 +436,19 @@ def download(
                 return
             folder = output if output is not None and output.is_dir() else None
             target = folder / name if folder else output or Path(name)
+            if ending == SOUND and target != output and target.exists():
+                raise SetupProblem(
+                    problem=f"{target} is there, and may be the recording itself",
+                    remedy="Name another file with --output",
+                )
             _write_atomically(target, pieces)
             click.echo(target)
+
+
+def _ending_of_download(output: Path | None) -> str | None:
+    if output is None:
+        return None
+    return SOUND if output.suffix.lower() == f".{SOUND}" else ending_of(output)
 
 
 def ending_of(path: Path) -> str | None:

@@ -251,6 +251,34 @@ def test_download_takes_the_format_from_the_files_name(
     assert run(server, "download", job_id, "--format", "tsv", "-o", "-").stdout.startswith("tsv of")
 
 
+def test_the_recording_is_downloaded_as_it_is_or_redacted(
+    server: ScriptedGateway, job_id: str, tmp_path: Path
+) -> None:
+    run(server, "download", job_id, "--format", "wav", "-o", str(tmp_path / "a"))
+    run(server, "download", job_id, "--redact", "-o", str(tmp_path / "b"))
+    run(server, "download", job_id, "--redact", "-o", str(tmp_path / "c.WAV"))
+    assert (tmp_path / "a").read_text().startswith("wav of")
+    assert server.queries == [
+        ("download", {"format": "wav"}),
+        ("download", {"format": "wav", "redact": "true"}),
+        ("download", {"format": "wav", "redact": "true"}),
+    ]
+
+
+def test_a_download_does_not_overwrite_the_recording_itself(
+    server: ScriptedGateway, job_id: str, tmp_path: Path
+) -> None:
+    server.disposition = 'attachment; filename="talk.wav"'
+    recording = tmp_path / "talk.wav"
+    recording.write_text("mine")
+    done = run(server, "download", job_id, "--format", "wav", "-o", str(tmp_path))
+    assert done.exit_code != 0
+    assert "talk.wav" in done.stderr
+    assert recording.read_text() == "mine"
+    run(server, "download", job_id, "-o", str(recording))
+    assert recording.read_text().startswith("wav of")
+
+
 def test_masks_and_flags_are_asked_for_only_where_they_are_wanted(
     server: ScriptedGateway, job_id: str, tmp_path: Path
 ) -> None:

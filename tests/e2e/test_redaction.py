@@ -1,0 +1,67 @@
+"""A recording that comes back redacted: nobody, not even the engine, hears the word in it."""
+
+from __future__ import annotations
+
+import io
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway import GatewayProcess
+from tests.service import PATIENCE_S, Service, write_wav
+from tests.speech import speak
+
+SENTENCE = (
+    "The captain walked along the beach. You are a fucking idiot. The sheep sleep in the barn."
+)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[GatewayProcess]:
+    """A gateway with a dispatcher and a worker behind it."""
+    with (
+        GatewayProcess(tmp_path, database_url, redis_url) as gateway,
+        Service(database_url, redis_url, tmp_path) as service,
+    ):
+        service.start_dispatcher()
+        service.start_worker()
+        yield gateway
+
+
+def transcribed(gateway: GatewayProcess, recording: bytes) -> dict[str, Any]:
+    files = {"file": ("talk.wav", recording)}
+    options = {"language": "en", "moderation": "true"}
+    job = gateway.http.post("/api/v1/upload", files=files, data=options).json()
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        url = f"/api/v1/status/{job['job_id']}"
+        status = gateway.http.get(url, params={"wait": 30}).json()
+        if status["status"] == "COMPLETED":
+            result: dict[str, Any] = gateway.http.get(f"/api/v1/result/{job['job_id']}").json()
+            return result
+        assert status["status"] != "FAILED", status
+    raise AssertionError(f"the job did not end: {status}")
+
+
+def test_a_covered_word_is_not_heard_and_the_rest_is(
+    gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    talk = write_wav(tmp_path / "talk.wav", speak(SENTENCE))
+    said = transcribed(gateway, talk.read_bytes())
+    assert "fucking" in said["text"].lower()
+    assert said["moderation"]["summary"]["label"] != "CLEAN"
+    query = {"format": "wav", "redact": "true"}
+    redacted = gateway.http.get(f"/api/v1/download/{said['job_id']}", params=query).content
+    with wave.open(io.BytesIO(redacted)) as file:
+        assert file.getnframes() / file.getframerate() == pytest.approx(
+            said["duration_seconds"], abs=0.001
+        )
+    heard = transcribed(gateway, redacted)
+    assert "fuck" not in heard["text"].lower()
+    for word in ("captain", "beach", "sheep", "barn"):
+        assert word in said["text"].lower()
+        assert word in heard["text"].lower()

@@ -271,13 +271,11 @@ class Judge:
             if settings.use_onnxruntime
             else settings.phobert_checkpoint_dir
         ).absolute()
-        error = ModerationUnusable(path=folder, reason=reason)
-        logger.error("{}", error)
+        logger.error("{}", ModerationUnusable(path=folder, reason=reason))
         # Clients are not told where on this machine it lies.
-        inside = folder.is_relative_to(ROOT)
-        return ModerationUnusable(
-            path=folder.relative_to(ROOT) if inside else folder.name, reason=reason
-        )
+        shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder.name
+        told = reason.replace(str(folder), str(shown))
+        return ModerationUnusable(path=shown, reason=told)
 
     @staticmethod
     def _now() -> float:

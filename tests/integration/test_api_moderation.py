@@ -253,6 +253,7 @@ def test_a_corrupt_model_is_named(alone: Callable[..., GatewayProcess], tmp_path
         problem = ask(gateway, {"text": "a"}, 503)
         assert problem["code"] == "moderation_unusable"
         assert "broken-model" in problem["detail"]
+        assert str(tmp_path) not in problem["detail"]
 
 
 # --- its process ----------------------------------------------------------------------------------

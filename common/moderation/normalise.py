@@ -62,9 +62,14 @@ def fold(text: str) -> str:
 
 _TONES = "\u0300\u0301\u0309\u0303\u0323"
 """Grave, acute, hook, tilde, dot below."""
-_VIETNAMESE = frozenset(
-    unicodedata.normalize("NFC", vowel + tone) for vowel in "aăâeêioôơuưy" for tone in ("", *_TONES)
-) | {"đ"}
+_VOWELS = "aăâeêioôơuưy"
+
+
+def _toned(vowel: str) -> str:
+    return "".join(unicodedata.normalize("NFC", vowel + tone) for tone in _TONES)
+
+
+_VIETNAMESE = frozenset((*_VOWELS, *"".join(map(_toned, _VOWELS)), "đ"))
 _LATIN = frozenset("abcdefghijklmnopqrstuvwxyz") | _VIETNAMESE
 
 _MARK = (
@@ -92,6 +97,7 @@ _SAME = str.maketrans(
         **dict.fromkeys("‘’‚‛′`´", "'"),
         **dict.fromkeys("“”„‟″«»", '"'),
         **dict.fromkeys("‐‑‒–—―−", "-"),
+        **dict(zip("őűąęįų", "ốứạẹịụ", strict=True)),
         **dict(zip("øłıħŧƀɡɑ", "olihtbga", strict=True)),
         **{chr(first + n): chr(97 + n) for first in (0x1F150, 0x1F170) for n in range(26)},
     }
@@ -235,6 +241,8 @@ _STARRED = {
     form: word for word in STARRED for form in (*_with_stars(word), *_with_stars(fold(word)))
 }
 
+_STRETCHED_VOWEL = re.compile("|".join(f"(?<=[{_toned(vowel)}]){vowel}++$" for vowel in _VOWELS))
+_STRETCHED_END = re.compile(r"([^\W\d_])\1++$")
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}+")
 
 
@@ -251,8 +259,8 @@ def _regular(word: str) -> str:
     if not word.isalpha() and (hidden := _undisguised(word)):
         return hidden
     word = _unstretched(word)
-    while len(word) > 2 and word[-1].isalpha() and word[-1] in (word[-2], fold(word[-2])):
-        word = word[:-1]
+    if _VOWEL.search(word):
+        word = _STRETCHED_END.sub(r"\1", _STRETCHED_VOWEL.sub("", word))
     return _MISPLACED.sub(lambda match: _PLACED[match[0]], word)
 
 
@@ -266,12 +274,22 @@ _LOOKALIKES = str.maketrans(
 
 
 def _unstretched(word: str) -> str:
+    """A word with one letter for three and more, unless it is an abbreviation or a number."""
+    if _ROMAN.fullmatch(word):
+        return word
     if len(set(word)) == 1:
         return word[:2]
-    if _STRETCHED.search(word):
-        word = _STRETCHED.sub(r"\1", word)
-        word = DOUBLED.get(word, word)
+    if not _STRETCHED.search(word):
+        return word
+    once = _STRETCHED.sub(r"\1", word)
+    if _VOWEL.search(once) or once in _FOUL_SHORT_FORMS:
+        return DOUBLED.get(once, once)
     return word
+
+
+_ROMAN = re.compile("[ivx]++")
+_VOWEL = re.compile(f"[{''.join(_VIETNAMESE - {'đ'})}]")
+_FOUL_SHORT_FORMS = frozenset(("clm", "cmn", "vcc", "vcl", "vkl", "vl", "đcm", "đkm", "đm", "dm"))
 
 
 def _placed() -> dict[str, str]:

@@ -30,7 +30,7 @@ luôn: lun lunn
 làm: lm
 mình: mik mìk mìh
 mọi người: mn mng
-người: ng ngừi ngừ
+người: ng ngừi
 người ta: ngta nta
 nhiều: nhìu nhju
 như thế nào: ntn
@@ -64,12 +64,12 @@ ví dụ: vd
 được: đc dc
 ông: ôg
 clm: clmn
-cặc: kặc kặk cặk cak kak kẹc
+cặc: kặc kặk cặk kẹc
 vcl: vkl vcll vkll vlcl
 vl: vll
 vãi lồn: vailon vãilồn
 đcm: dcm đkm dkm đcmm dcmm đkmm dkmm cdm cđm
-đm: dm đmm dmm đme dme duma đuma
+đm: dm đmm dmm đme dme đuma
 đéo: đíu đêó déo
 đĩ: đỹ đỷ đỉ
 địt: djt đjt địk
@@ -88,7 +88,7 @@ chó: chó
 clm: clm
 clmm: clmm
 cunt: cunt
-cặc: cac cặc căc cak
+cặc: cac cặc căc
 cứt: cứt
 dick: dick
 faggot: faggot

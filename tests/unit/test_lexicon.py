@@ -128,6 +128,10 @@ Bắc kỳ, Trung kỳ và Nam kỳ
 Câu cá và cầu thang
 Khung cửa và khung hình
 Lao động và lão hóa
+Duma Quốc gia Nga, Bàn Môn Điếm
+Nhà cửa sáng sủa, đồ đạc rơi vãi
+Hoàn cảnh éo le, dáng đi uốn éo
+Trứng cút lộn
 Ỉu xìu như bánh đa
 Hom nay troi dep qua
 Cho toi hai lon bia va mot dia rau
@@ -187,9 +191,6 @@ OFFENDING = [
     ("địt mẹ mày", "địt mẹ mày", OFFENSIVE),
     ("Địt con mẹ nó", "Địt con mẹ", OFFENSIVE),
     ("đ*t", "đ*t", OFFENSIVE),
-    ("đ.m thế", "đ.m", OFFENSIVE),
-    ("đ . m thế", "đ . m", OFFENSIVE),
-    ("ĐMM", "ĐMM", OFFENSIVE),
     ("dcm nhé", "dcm", OFFENSIVE),
     ("đkm nhé", "đkm", OFFENSIVE),
     ("ditme", "ditme", OFFENSIVE),
@@ -233,7 +234,19 @@ def test_an_offending_text_is_found_and_decided(text: str, word: str, label: Lab
     "text",
     [
         *("Dick is here", "the rooster is a cock", "oh damn", "a pack of fags", "dyke"),
-        *("đéo biết", "vcl", "ngu", "mất dạy", "sủa", "cứt", "150 cc", "vãi lồn"),
+        *(
+            "đéo biết",
+            "vcl",
+            "ngu",
+            "mất dạy",
+            "sủa",
+            "cứt",
+            "150 cc",
+            "vãi lồn",
+            "đ.m",
+            "DM",
+            "ĐMM",
+        ),
     ],
 )
 def test_a_word_with_another_meaning_only_marks(text: str) -> None:

@@ -17,14 +17,16 @@ from common.domain.values import Span
 from common.errors import Busy, Conflict
 
 PIECE_BYTES = 64 << 10
-PATIENCE_S = 60.0
-"""How long the process may make nothing, and the client take nothing."""
 
 
 class WavFiles:
-    """Up to ``limit`` files that are sent at the same time."""
+    """Up to ``limit`` files that are sent at the same time.
 
-    def __init__(self, *, limit: int = 8) -> None:
+    ``patience_s`` is how long the process may make nothing, and the client take nothing.
+    """
+
+    def __init__(self, *, limit: int = 8, patience_s: float = 60.0) -> None:
+        self.patience_s = patience_s
         self._limit = limit
         self._open = 0
 
@@ -55,6 +57,7 @@ class WavFile:
     """A WAV file that is being made, ``size`` bytes; read once, and to be closed in any case."""
 
     def __init__(self, files: WavFiles) -> None:
+        self.patience_s = files.patience_s
         self._files: WavFiles | None = files
         self._child: Child | None = None
         self.size = 0
@@ -73,7 +76,7 @@ class WavFile:
         }
         line = b""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(self.patience_s):
                 line = await self._child.ask(order)
         except TimeoutError:
             logger.warning("decoding {} hangs", path.name)
@@ -92,7 +95,7 @@ class WavFile:
         left = self.size
         while left and self._child is not None:
             try:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(self.patience_s):
                     piece = await self._child.read(PIECE_BYTES)
             except TimeoutError:
                 piece = b""
@@ -126,7 +129,7 @@ class WavResponse(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         async def send_soon(message: dict[str, object]) -> None:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(self._file.patience_s):
                 await send(message)
 
         await super().stream_response(send_soon)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import wave
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from starlette.types import Message
 
 from api.prober import Prober
 from api.uploads import Body
-from common.errors import NotAudio, Stalled
+from api.wav import WavFiles, WavResponse
+from common.errors import Conflict, NotAudio, Stalled
 
 
 def wav(path: Path) -> Path:
@@ -25,13 +27,13 @@ def wav(path: Path) -> Path:
     return path
 
 
-def children() -> list[psutil.Process]:
-    return [it for it in psutil.Process().children() if probes(it)]
+def children(module: str = "api.probe_process") -> list[psutil.Process]:
+    return [it for it in psutil.Process().children() if runs(it, module)]
 
 
-def probes(process: psutil.Process) -> bool:
+def runs(process: psutil.Process, module: str) -> bool:
     try:
-        return "api.probe_process" in process.cmdline()
+        return module in process.cmdline()
     except psutil.Error:  # it has just ended
         return False
 
@@ -101,6 +103,46 @@ def test_a_cancelled_probe_leaves_no_process_that_answers_the_next_question(
         assert children() == []
         assert (await prober.probe(recording)).container == "wav"
         await prober.close()
+
+    asyncio.run(run())
+
+
+def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
+    tmp_path: Path,
+) -> None:
+    endless = tmp_path / "endless.wav"
+    os.mkfifo(endless)  # opening it waits for somebody who writes
+
+    async def run() -> None:
+        files = WavFiles(limit=1, patience_s=0.5)
+        with pytest.raises(Conflict, match="cannot be read"):
+            await files.open(endless, 1_000, [])
+        assert children("api.sound_process") == []
+        files.patience_s = 60
+        file = await files.open(wav(tmp_path / "a.wav"), 1_000, [])
+        assert sum([len(piece) async for piece in file]) == file.size == 32_044
+        await file.close()
+
+    asyncio.run(run())
+    assert children("api.sound_process") == []
+
+
+def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async def run() -> None:
+        files = WavFiles(patience_s=60)
+        file = await files.open(wav(tmp_path / "a.wav"), 1_000, [])
+        file.patience_s = 0.05
+        with pytest.raises(TimeoutError):
+            await WavResponse(file, "attachment")({"type": "http"}, receive, send)
+        assert children("api.sound_process") == []
 
     asyncio.run(run())
 

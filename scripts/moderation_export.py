@@ -10,16 +10,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.domain.moderation import Label, decide
+from common.domain.moderation import Label, Thresholds, decide
 from common.errors import SetupProblem
 from common.moderation.folder import CONFIG
 from common.moderation.hf import HfModerator
 from common.moderation.moderator import Moderator, Scores
 from common.moderation.onnx import GRAPHS, OnnxModerator
 from scripts.moderation_train import copy_tokenizer, prepare_folder
+
+if TYPE_CHECKING:
+    from scripts.moderation_ngrams import NgramModerator
 
 INT8, FP32 = GRAPHS
 OPSET = 18
@@ -54,7 +58,7 @@ def export(
         SetupProblem: there is something at ``out``, or the graph does not agree.
         ModerationUnusable: the checkpoint cannot be used.
     """
-    reference = HfModerator(checkpoint, labels=labels)
+    reference = load_checkpoint(checkpoint, labels=labels)
     prepare_folder(out)
     beside = out.with_name(f"{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -63,6 +67,8 @@ def export(
         _to_onnx(reference, beside / FP32, opset)
         copy_tokenizer(checkpoint, beside)
         _copy_config(checkpoint, beside, reference)
+        if int8:
+            _to_int8(reference, beside, opset)
         exported = _check(reference, beside, texts, int8=int8)
         out.rmdir()
         beside.rename(out)
@@ -71,7 +77,27 @@ def export(
     return exported
 
 
-def _to_onnx(reference: HfModerator, graph: Path, opset: int) -> None:
+def load_checkpoint(
+    path: Path, *, labels: str | None = None, thresholds: Thresholds | None = None
+) -> HfModerator | NgramModerator:
+    """A checkpoint of any kind that `steno moderation train` writes, run by PyTorch.
+
+    Raises:
+        ModerationUnusable: it cannot be used.
+    """
+    from scripts.moderation_ngrams import NgramModerator, is_ngrams
+
+    if is_ngrams(path):
+        return NgramModerator(path, thresholds=thresholds)
+    return HfModerator(path, labels=labels, thresholds=thresholds)
+
+
+def _to_onnx(reference: HfModerator | NgramModerator, graph: Path, opset: int) -> None:
+    if not isinstance(reference, HfModerator):
+        from scripts.moderation_graph import write_graph
+
+        write_graph(reference.net, graph, opset=opset, int8=False)
+        return
     from optimum.exporters.onnx import export as to_onnx
     from optimum.exporters.tasks import TasksManager
 
@@ -82,7 +108,16 @@ def _to_onnx(reference: HfModerator, graph: Path, opset: int) -> None:
         to_onnx(reference.model, constructor(reference.model.config), graph, opset=opset)
 
 
-def _copy_config(checkpoint: Path, out: Path, reference: HfModerator) -> None:
+def _to_int8(reference: HfModerator | NgramModerator, out: Path, opset: int) -> None:
+    if isinstance(reference, HfModerator):
+        _quantise(out)
+    else:
+        from scripts.moderation_graph import write_graph
+
+        write_graph(reference.net, out / INT8, opset=opset, int8=True)
+
+
+def _copy_config(checkpoint: Path, out: Path, reference: HfModerator | NgramModerator) -> None:
     """The checkpoint's config, and what its outputs mean where it does not tell."""
     config = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
     labels = reference.folder.labels
@@ -103,7 +138,6 @@ def _check(reference: Moderator, out: Path, texts: Sequence[str], *, int8: bool)
         )
     if not int8:
         return Exported(len(texts), difference, None, None)
-    _quantise(out)
     scores = OnnxModerator(out, graph=INT8).scores(texts)
 
     def labels_of(rows: Scores) -> list[Label]:

@@ -60,6 +60,10 @@ def inputs_for(names: Collection[str], folder: ModelFolder, *, apart: bool = Fal
     """
     if {"input_ids"} <= set(names) <= {"input_ids", "attention_mask", "token_type_ids"}:
         return TokenInputs(folder, names, apart=apart)
+    if set(names) == {"features"}:
+        from common.moderation.ngrams import NgramInputs  # it builds upon this module
+
+        return NgramInputs()
     raise unusable(folder.path, f"its graph takes {', '.join(sorted(names))}; nothing here does so")
 
 

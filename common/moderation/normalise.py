@@ -190,7 +190,8 @@ def _tokens(plain: str) -> Iterator[_Token]:
         if kind == "letters":
             yield _regular(match[kind]), start, position
             continue
-        disguise = _DISGUISE.match(plain, start) if kind in ("word", "mention", "sign") else None
+        disguisable = kind == "word" or plain[start] in "@$"
+        disguise = _DISGUISE.match(plain, start) if disguisable else None
         if disguise and (hidden := _undisguised(disguise[0])):
             position = disguise.end()
             yield hidden, start, position
@@ -261,7 +262,7 @@ def _regular(word: str) -> str:
     word = _unstretched(word)
     if _VOWEL.search(word):
         word = _STRETCHED_END.sub(r"\1", _STRETCHED_VOWEL.sub("", word))
-    return _MISPLACED.sub(lambda match: _PLACED[match[0]], word)
+    return _retoned(word)
 
 
 LONGEST_WORD = 40
@@ -292,30 +293,41 @@ _VOWEL = re.compile(f"[{''.join(_VIETNAMESE - {'đ'})}]")
 _FOUL_SHORT_FORMS = frozenset(("clm", "cmn", "vcc", "vcl", "vkl", "vl", "đcm", "đkm", "đm", "dm"))
 
 
-def _placed() -> dict[str, str]:
-    """Vowels with the tone on the wrong one, and the same with it on the right one.
+_SYLLABLE = re.compile(r"([bcdghklmnpqrstvxzđ]*+)(\w\w)([a-z]{0,2})")
 
-    The tone is on the first of an open oa, oe, uy, and on the second before a final letter; qu
-    and gi are consonants, which carry none.
+
+def _retoned(word: str) -> str:
+    """A syllable with the tone where we write it.
+
+    That is on the first of an open oa, oe, uy, and on the second before a final letter. In qu and
+    gi the vowel belongs to the consonant, and carries none.
     """
-    placed: dict[str, str] = {}
-    for tone in _TONES:
-        for vowels in ("oa", "oe", "uy", "ua", "ue", "uơ", "ia", "io", "iu"):
-            on_first = unicodedata.normalize("NFC", vowels[0] + tone + vowels[1])
-            on_second = unicodedata.normalize("NFC", vowels + tone)
-            placed[on_first] = on_second
-            if vowels in ("oa", "oe", "uy"):
-                placed[on_second] = on_first
-    return placed
+    if syllable := _SYLLABLE.fullmatch(word):
+        initial, vowels, final = syllable.groups()
+        right = _ON_SECOND.get(vowels) if final else _ON_FIRST.get(vowels)
+        if initial in ("q", "g"):
+            right = _AFTER_Q_OR_G.get(initial + vowels) or (right if initial == "g" else None)
+        return f"{initial}{right or vowels}{final}"
+    return word
 
 
-_PLACED = _placed()
-_MISPLACED = re.compile(
-    r"(?<!q)(?:o[àảãáạèẻẽéẹ]|u[ỳỷỹýỵ])$"
-    r"|(?:[òỏõóọ][ae]|[ùủũúụ]y)(?=[a-zăâêôơư])"
-    r"|(?<=^q)[ùủũúụ][aeơy]"
-    r"|(?<=^g)[ìỉĩíị][aou]"
-)
+def _tone_moved(vowels: str) -> dict[str, str]:
+    """Two vowels with each tone on the first, and the same with it on the second."""
+    return {
+        unicodedata.normalize("NFC", vowels[0] + tone + vowels[1]): unicodedata.normalize(
+            "NFC", vowels + tone
+        )
+        for tone in _TONES
+    }
+
+
+_ON_SECOND = {**_tone_moved("oa"), **_tone_moved("oe"), **_tone_moved("uy")}
+_ON_FIRST = {second: first for first, second in _ON_SECOND.items()}
+_AFTER_Q_OR_G = {
+    vowels[0] + wrong: right
+    for vowels in ("qua", "que", "quơ", "quy", "gia", "gio", "giu")
+    for wrong, right in _tone_moved(vowels[1:]).items()
+}
 
 
 def _rejoined(tokens: Sequence[_Token]) -> Iterator[_Token]:

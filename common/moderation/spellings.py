@@ -19,7 +19,7 @@ def _forms(table: str) -> dict[str, str]:
 MEANT = _forms("""
 à: ah àh ak àk áh ák
 anh em: ae
-biết: bik bjk bjt bit pik
+biết: bik bjk bjt pik
 bây giờ: bjờ bjo bjg
 chị: chj cj
 cũng: cx cũg cug cg

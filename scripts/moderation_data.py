@@ -53,7 +53,7 @@ def read_examples(
         label_at = _column(path, header, label_column, LABEL_COLUMNS, "label")
         rows = [(reader.line_num, row[text_at], row[label_at]) for row in reader]
     except csv.Error as error:
-        raise _wrong(path, reader.line_num, f"no CSV ({error})") from error
+        raise _wrong(path, reader.reader.line_num, f"no CSV ({error})") from error
     examples: list[Example] = []
     skipped: list[int] = []
     for line, text, label in rows:

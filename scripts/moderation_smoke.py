@@ -38,7 +38,7 @@ SAMPLES = (
 
 SYLLABLES = 20
 ROUNDS = 5
-SECONDS_A_ROUND = 1.0
+SECONDS_A_ROUND = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Speed:
     """Segments of 20 syllables a second of processor time, on one core.
 
     ``bare`` is that of onnxruntime alone on the same batches, in a session of its own making.
-    ``memory_mb`` is what the process takes after a second of it, without that session.
+    ``memory_mb`` is what the process takes after the first of it, without that session.
     """
 
     segments: float

@@ -68,7 +68,11 @@ class Fresh:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train. ``segmented`` None: as the tokenizer suggests (PhoBERT's: yes)."""
+    """How to train.
+
+    ``segmented`` and ``normalised`` None: as what it starts from was trained; where that does not
+    tell, words are segmented for PhoBERT's tokenizer, and nothing is normalised.
+    """
 
     start: Path | Fresh
     epochs: int = 5
@@ -78,7 +82,7 @@ class Recipe:
     class_weights: ClassWeights = "balanced"
     patience: int = 2
     segmented: bool | None = None
-    normalised: bool = False
+    normalised: bool | None = None
     seed: int = 0
 
 
@@ -119,13 +123,15 @@ def train(
     windows = [inputs.windows(example.text)[0] for example in learned]
     held_texts, held_truth = texts_and_labels(held)
 
-    best: tuple[float, int, Scores] | None = None
+    best: tuple[tuple[float, float], int, Scores] | None = None
     for epoch in range(1, recipe.epochs + 1):
         loss = learner.epoch(windows)
         model.eval()
         scores = score(model, inputs, held_texts, labels)
-        reached = macro_f1(np.array(held_truth), scores.argmax(axis=1))
-        tell(f"epoch {epoch}: loss {loss:.4f}, macro-F1 {reached:.4f} on held-out texts")
+        given = scores[np.arange(len(held)), held_truth]
+        likelihood = float(np.log(np.maximum(given, 1e-9)).mean())
+        reached = macro_f1(np.array(held_truth), scores.argmax(axis=1)), likelihood
+        tell(f"epoch {epoch}: loss {loss:.4f}, macro-F1 {reached[0]:.4f} on held-out texts")
         if best is None or reached > best[0]:
             best = reached, epoch, scores
             model.save_pretrained(out)
@@ -229,18 +235,19 @@ def _model(recipe: Recipe, labels: Sequence[Label]) -> Any:
 def _write_config(out: Path, model: Any, recipe: Recipe) -> ModelFolder:
     """Make ``out`` a model's folder that lacks only the weights."""
     model.config.save_pretrained(out)
-    fresh = isinstance(recipe.start, Fresh)
-    copy_tokenizer(recipe.start.tokenizer if isinstance(recipe.start, Fresh) else recipe.start, out)
-    if not fresh and not any((out / name).is_file() for name in (MERGES, ANY_TOKENIZER)):
-        from transformers import AutoTokenizer
+    source = recipe.start.tokenizer if isinstance(recipe.start, Fresh) else recipe.start
+    copy_tokenizer(source, out)
+    if not any((out / name).is_file() for name in (MERGES, ANY_TOKENIZER)):
+        from transformers import AutoTokenizer  # it knows older forms, and writes the newer one
 
-        AutoTokenizer.from_pretrained(recipe.start, local_files_only=True).save_pretrained(out)
+        AutoTokenizer.from_pretrained(source, local_files_only=True).save_pretrained(out)
     folder = read_folder(out)
     return replace(
         folder,
+        name=out.absolute().name,
         max_tokens=min(folder.max_tokens, recipe.max_tokens),
         segmented=folder.segmented if recipe.segmented is None else recipe.segmented,
-        normalised=recipe.normalised,
+        normalised=folder.normalised if recipe.normalised is None else recipe.normalised,
     )
 
 

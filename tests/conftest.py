@@ -18,6 +18,7 @@ import redis
 from psycopg import sql
 
 from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.phobert import PhoBert, make_phobert
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,3 +109,9 @@ def _url(postgres: EmbeddedPostgres, database: str) -> str:
 def _administer(postgres: EmbeddedPostgres, statement: sql.Composed) -> None:
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def phobert(tmp_path_factory: pytest.TempPathFactory) -> PhoBert:
+    """A small model of PhoBERT's shape, trained and exported by the command line."""
+    return make_phobert(tmp_path_factory.mktemp("phobert"))

@@ -123,7 +123,7 @@ class Judge:
         if not self._settings.ai_load_models:
             raise ModerationOff
         if self._problem is not None and self._now() - self._failed_at < RETRY_S:
-            raise self._problem
+            raise ModerationUnusable(**self._problem.details)
         if self._calls >= MAX_CALLS or self._letters + letters > MAX_LETTERS:
             raise Busy(what="The moderation model")
 
@@ -257,7 +257,7 @@ class Judge:
 
     def _fail_all(self, error: StenoError) -> None:
         while self._waiting:
-            self._fail(self._waiting.popleft(), error)
+            self._fail(self._waiting.popleft(), type(error)(**error.details))
 
     @staticmethod
     def _fail(call: _Call, error: StenoError) -> None:

@@ -227,7 +227,8 @@ def test_a_client_that_leaves_takes_the_process_with_it(
 ) -> None:
     url = f"/api/v1/download/{completed(large)}"
     with gateway.http.stream("GET", url, params={"format": "wav"}) as answer:
-        next(answer.iter_bytes())
+        pieces = answer.iter_bytes()
+        next(pieces)
         assert len(sound_processes(gateway)) == 1
     wait_for(lambda: not sound_processes(gateway))
 

@@ -17,6 +17,9 @@ from common.moderation.spellings import DISGUISED, DOUBLED, MEANT, STARRED
 LINK, MENTION = "🔗", "@"
 """What stands for a web address, and for a person's name or mail address."""
 
+LONGEST_WORD = 40
+"""Letters. What is longer is no word, and cut."""
+
 
 @dataclass(frozen=True, slots=True)
 class Normalised:
@@ -38,8 +41,8 @@ class Normalised:
 def normalise(text: str) -> Normalised:
     """Write a text one way.
 
-    The result is lower case and NFC, without invisible characters; normalising it again changes
-    nothing. Takes any string, and time in proportion to its length.
+    The result is lower case, in composed letters, without invisible characters; normalising it
+    again changes nothing. Takes any string, and time in proportion to its length.
     """
     plain, starts, ends = _plain(text)
     tokens = list(_meant(list(_rejoined(list(_tokens(plain))))))
@@ -188,7 +191,7 @@ def _tokens(plain: str) -> Iterator[_Token]:
         kind = match.lastgroup or ""
         start, position = match.span(kind)
         if kind == "letters":
-            yield _regular(match[kind]), start, position
+            yield _regular(match[kind][:LONGEST_WORD]), start, position
             continue
         disguisable = kind == "word" or plain[start] in "@$"
         disguise = _DISGUISE.match(plain, start) if disguisable else None
@@ -202,7 +205,7 @@ def _tokens(plain: str) -> Iterator[_Token]:
 def _read(kind: str, word: str) -> str:
     match kind:
         case "word":
-            return _regular(word)
+            return _regular(word[:LONGEST_WORD])
         case "link":
             return LINK
         case "mention":
@@ -247,10 +250,9 @@ _STRETCHED_END = re.compile(r"([^\W\d_])\1++$")
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}+")
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=32768)
 def _regular(word: str) -> str:
     """A word in Latin letters, none of them stretched, with its tone where we write it."""
-    word = word[:LONGEST_WORD]
     if word.isascii():
         if not word.isalpha():
             return _undisguised(word) or word
@@ -264,9 +266,6 @@ def _regular(word: str) -> str:
         word = _STRETCHED_END.sub(r"\1", _STRETCHED_VOWEL.sub("", word))
     return _retoned(word)
 
-
-LONGEST_WORD = 40
-"""Letters. What is longer is no word, and cut."""
 
 _LOOKALIKES = str.maketrans(
     "авекмнорстухіјѕԁԛԝһӏγαβεικνορτυχω", "abekmhopctyxijsdqwhlyabeiknoptuxw"
@@ -291,7 +290,6 @@ def _unstretched(word: str) -> str:
 _ROMAN = re.compile("[ivx]++")
 _VOWEL = re.compile(f"[{''.join(_VIETNAMESE - {'đ'})}]")
 _FOUL_SHORT_FORMS = frozenset(("clm", "cmn", "vcc", "vcl", "vkl", "vl", "đcm", "đkm", "đm", "dm"))
-
 
 _SYLLABLE = re.compile(r"([bcdghklmnpqrstvxzđ]*+)(\w\w)([a-z]{0,2})")
 

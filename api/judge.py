@@ -73,9 +73,9 @@ class Judge:
     more in a fresh process, and only if that dies too the call fails, for it may be to blame.
     """
 
-    def __init__(self, settings: ModerationSettings, *, slice_s: float = SLICE_S) -> None:
+    def __init__(self, settings: ModerationSettings) -> None:
         self._settings = settings
-        self._slice_s = slice_s
+        self._slice_s = SLICE_S
         self._waiting: deque[_Call] = deque()
         self._calls = 0
         self._letters = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -369,10 +368,11 @@ def test_texts_that_kill_the_process_twice_are_refused_and_others_are_served() -
 
 def test_a_process_that_hangs_is_replaced() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings(), slice_s=0.2)
+        judge = Judge(ModerationSettings())
         judge.start()
         await judge.judge([CLEAN])
-        mine()[0].send_signal(signal.SIGSTOP)
+        mine()[0].suspend()
+        judge._slice_s = 0.2
         with pytest.raises(ModerationFailed, match="did not come to an end"):
             await judge.judge([CLEAN])
         judge._slice_s = 60

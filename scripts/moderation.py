@@ -276,17 +276,11 @@ def evaluate(
     import numpy as np
 
     from common.moderation.lexicon import Lexicon
-    from common.moderation.loading import load_moderator
     from common.moderation.moderation import Moderation
     from scripts.moderation_metrics import decide_all, report
 
-    settings = load_settings().moderation
-    if folder is not None:
-        onnx = any(folder.glob("*.onnx")) or not any(folder.glob("*model*"))
-        place = {"phobert_onnx_dir" if onnx else "phobert_checkpoint_dir": folder}
-        settings = settings.model_copy(update={"use_onnxruntime": onnx, **place})
     texts, truth = texts_and_labels(_examples(data, text_column, label_column))
-    moderator = load_moderator(settings)
+    moderator = _load(folder, load_settings().moderation)
     scores = moderator.scores(texts)
     thresholds = moderator.by.thresholds
     alone = report(truth, decide_all(scores, thresholds), scores)
@@ -298,6 +292,21 @@ def evaluate(
         together = report(truth, given, np.array([verdict.scores for verdict in verdicts]))
         _show(together, f"{moderator.by.model} with the word lists")
     click.echo(f"macro-F1 {together.macro_f1:.4f} ({len(texts)} texts, {data})")
+
+
+def _load(folder: Path | None, settings: ModerationSettings) -> Moderator:
+    """The model in ``folder``, be it ONNX or a checkpoint; without one, that of the settings."""
+    from common.moderation.hf import WEIGHTS
+    from common.moderation.loading import load_moderator
+
+    if folder is not None and any((folder / name).is_file() for name in WEIGHTS):
+        from scripts.moderation_export import load_checkpoint
+
+        return load_checkpoint(
+            folder, labels=settings.moderation_labels, thresholds=_chosen(settings)
+        )
+    place = {} if folder is None else {"use_onnxruntime": True, "phobert_onnx_dir": folder}
+    return load_moderator(settings.model_copy(update=place))
 
 
 def _predict(moderator: Moderator, texts: Sequence[str]) -> None:

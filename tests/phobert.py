@@ -25,7 +25,7 @@ VOCABULARY = 64_001
 
 WORDS = {
     Label.CLEAN: ("hôm nay trời rất đẹp", "cảm ơn bạn đã giúp", "bài hát này hay quá"),
-    Label.OFFENSIVE: ("đồ ngu như bò", "câm mồm lại đi", "đồ khùng điên rồ"),
+    Label.OFFENSIVE: ("dốt như con bò", "câm mồm lại đi", "đồ khùng điên rồ"),
     Label.HATE: ("lũ chúng nó đáng bị đuổi", "cút hết bọn chúng đi", "ghét cả cái bọn đó"),
 }
 FILLING = (

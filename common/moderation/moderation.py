@@ -13,8 +13,12 @@ LISTED_SCORE = 0.9
 """The least score of a label that a word list gave."""
 MAX_WORDS_TRIED = 100
 """Words of a text that are left out in turn to see which of them give offence."""
+TIPPING = 0.5
+"""How much of the label's score may be left without a word that is to blame for it: near a
+threshold, any word tips the scale."""
 
-_WORD = re.compile(r"\S+")
+_WORD = re.compile(r"\w(?:\S*\w)?|\S+")
+"""Without the punctuation around it."""
 
 
 class Moderation:
@@ -22,7 +26,7 @@ class Moderation:
 
     The model decides, and a listed word that can mean nothing else decides over it. What is marked
     are the listed words; where there are none, the words without any one of which the model would
-    call the text CLEAN.
+    call the text CLEAN and think half as ill of it.
     """
 
     def __init__(self, moderator: Moderator, lexicon: Lexicon) -> None:
@@ -34,7 +38,7 @@ class Moderation:
         return self._moderator.by
 
     def judge(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order; a text without letters is CLEAN.
+        """One verdict a text, in order; a blank text is CLEAN.
 
         Raises:
             ModerationFailed: the model refused or broke (transient).
@@ -50,12 +54,12 @@ class Moderation:
         ]
         for index in unmarked:
             verdict = verdicts[index]
-            marks = tuple(self._tipping(texts[index], verdict.label))
+            marks = tuple(self._tipping(texts[index], verdict))
             verdicts[index] = Verdict(verdict.label, verdict.scores, marks)
         return verdicts
 
     def _scores(self, texts: Sequence[str]) -> list[tuple[float, float, float]]:
-        said = [index for index, text in enumerate(texts) if any(map(str.isalpha, text))]
+        said = [index for index, text in enumerate(texts) if text.strip()]
         scores = [(1.0, 0.0, 0.0)] * len(texts)
         if said:
             rows = self._moderator.scores([texts[index] for index in said])
@@ -73,14 +77,15 @@ class Moderation:
         marks = () if label is Label.CLEAN else tuple(find.mark for find in finds)
         return Verdict(label, scores, marks)
 
-    def _tipping(self, text: str, label: Label) -> Iterator[Mark]:
+    def _tipping(self, text: str, verdict: Verdict) -> Iterator[Mark]:
         words = [match.span() for match in _WORD.finditer(text)]
         if not 1 < len(words) <= MAX_WORDS_TRIED:
             return
         without = [f"{text[:start]}{text[end:]}" for start, end in words]
         for (start, end), scores in zip(words, self._scores(without), strict=True):
-            if decide(scores, self.by.thresholds) is Label.CLEAN:
-                yield Mark(start, end, label, "model")
+            left = scores[verdict.label.severity] / verdict.score
+            if left <= TIPPING and decide(scores, self.by.thresholds) is Label.CLEAN:
+                yield Mark(start, end, verdict.label, "model")
 
 
 def _raised(scores: tuple[float, float, float], label: Label) -> tuple[float, float, float]:

@@ -55,7 +55,7 @@ def moderation() -> None:
 
 
 @moderation.command()
-@click.argument("data", type=_file)
+@click.argument("data", type=_file, nargs=-1, required=True)
 @click.option("--out", type=_folder, required=True, help="Folder to write, not there yet.")
 @click.option("--base", help="Checkpoint to fine-tune: a folder, or a name on the hub.")
 @click.option("--from-scratch", is_flag=True, help="Train a small RoBERTa from random weights.")
@@ -91,8 +91,8 @@ def moderation() -> None:
 @click.option("--segment/--no-segment", default=None, help="Join the words [as PhoBERT: yes].")
 @click.option("--normalise/--no-normalise", default=None, help="Normalise texts [as --base: no].")
 @click.option("--seed", type=int, default=0, show_default=True)
-def train(data: Path, out: Path, **options: Any) -> None:
-    """Train a model on DATA, a CSV of texts and labels.
+def train(data: tuple[Path, ...], out: Path, **options: Any) -> None:
+    """Train a model on DATA, one or more CSV files of texts and labels.
 
     Labels are CLEAN, OFFENSIVE and HATE, or 0, 1 and 2. Give --base to fine-tune a PhoBERT or
     RoBERTa, or --from-scratch with --tokenizer. It stops when macro-F1 on the held-out texts has
@@ -115,7 +115,7 @@ def train(data: Path, out: Path, **options: Any) -> None:
     base, tokenizer = options["base"], options["tokenizer"]
     if options["from_scratch"] and tokenizer is None:
         raise click.UsageError("--from-scratch needs --tokenizer")
-    learned = _examples(data, **_picked(options))
+    learned = _all_examples(data, options)
     if options["dev"] is not None:
         held = _examples(options["dev"], **_picked(options))
     else:
@@ -142,11 +142,11 @@ def train(data: Path, out: Path, **options: Any) -> None:
     click.echo(f"{out}: macro-F1 {trained.choice.macro_f1:.4f} on {len(held)} held-out texts")
 
 
-def _train_ngrams(data: Path, out: Path, options: dict[str, Any]) -> None:
+def _train_ngrams(data: Sequence[Path], out: Path, options: dict[str, Any]) -> None:
     from scripts.moderation_ngrams import EPOCHS, Recipe, train
     from scripts.moderation_train import prepare_folder
 
-    examples = _examples(data, **_picked(options))
+    examples = _all_examples(data, options)
     prepare_folder(out)
     _say(f"learning from {len(examples)} texts")
     recipe = Recipe(options["ngrams"], options["epochs"] or EPOCHS, options["seed"])
@@ -356,6 +356,10 @@ def _examples(
             f"{', '.join(lines(found.skipped))})"
         )
     return list(found.examples)
+
+
+def _all_examples(paths: Sequence[Path], options: dict[str, Any]) -> list[Example]:
+    return [example for path in paths for example in _examples(path, **_picked(options))]
 
 
 def _picked(options: dict[str, Any]) -> dict[str, Any]:

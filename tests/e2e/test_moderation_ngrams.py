@@ -29,10 +29,10 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module", params=["both", "linear"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
-    data = write_csv(folder / "data.csv", examples(400))
+    data = [write_csv(folder / f"{seed}.csv", examples(200, seed)) for seed in (0, 1)]
     checkpoint, onnx = folder / "checkpoint", folder / "onnx"
     how = ("--ngrams", request.param, "--epochs", "30")
-    trained = moderation("train", data, "--out", checkpoint, *how).stdout
+    trained = moderation("train", *data, "--out", checkpoint, *how).stdout
     exported = moderation("export", checkpoint, "--out", onnx).stdout
     return Made(request.param, checkpoint, onnx, trained, exported)
 

@@ -149,6 +149,10 @@ class Service:
         return psutil.Process(process.pid)
 
 
+Start = Callable[..., Service]
+"""Makes a `Service` with settings of its own, given by their names in the environment."""
+
+
 def horse_of(worker: psutil.Process) -> psutil.Process:
     """A worker's work-horse, once it is there."""
 

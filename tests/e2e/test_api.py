@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,10 @@ import httpx
 import pytest
 
 from tests.gateway import GatewayProcess
-from tests.service import PATIENCE_S, Service, write_wav
+from tests.service import PATIENCE_S, write_wav
 from tests.speech import silence, speak
 
 SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[GatewayProcess]:
-    """A gateway with a dispatcher and a worker behind it."""
-    with (
-        GatewayProcess(tmp_path, database_url, redis_url) as gateway,
-        Service(database_url, redis_url, tmp_path) as service,
-    ):
-        service.start_dispatcher()
-        service.start_worker()
-        yield gateway
 
 
 def finished(http: httpx.Client, job_id: str) -> dict[str, Any]:

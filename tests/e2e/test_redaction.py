@@ -5,31 +5,18 @@ from __future__ import annotations
 import io
 import time
 import wave
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gateway import GatewayProcess
-from tests.service import PATIENCE_S, Service, write_wav
+from tests.service import PATIENCE_S, write_wav
 from tests.speech import speak
 
 SENTENCE = (
     "The captain walked along the beach. You are a fucking idiot. The sheep sleep in the barn."
 )
-
-
-@pytest.fixture
-def gateway(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[GatewayProcess]:
-    """A gateway with a dispatcher and a worker behind it."""
-    with (
-        GatewayProcess(tmp_path, database_url, redis_url) as gateway,
-        Service(database_url, redis_url, tmp_path) as service,
-    ):
-        service.start_dispatcher()
-        service.start_worker()
-        yield gateway
 
 
 def transcribed(gateway: GatewayProcess, recording: bytes) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -10,6 +11,7 @@ from psycopg import sql
 from common.db.database import Database
 from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.gateway import GatewayProcess
+from tests.service import Service, Start
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +38,17 @@ def gateway_database(gateway: GatewayProcess) -> Iterator[Database]:
     """What the gateway writes to."""
     with Database(gateway.database_url) as database:
         yield database
+
+
+@pytest.fixture
+def start(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Start workers and dispatchers with settings of their own; they end with the test."""
+    services: list[Service] = []
+
+    def start_service(**env: str) -> Service:
+        services.append(Service(database_url, redis_url, tmp_path, **env))
+        return services[-1]
+
+    yield start_service
+    for service in services:
+        service.__exit__()

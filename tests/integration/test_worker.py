@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -17,26 +17,12 @@ from sqlalchemy import select
 from common.db.tables import Chunk, Failure, Step
 from common.domain.job import JobStatus, StepStatus
 from tests.audio_files import truncate
-from tests.service import ENDED, Service, horse_of, wait_until, write_wav
+from tests.service import ENDED, Service, Start, horse_of, wait_until, write_wav
 from tests.speech import Samples, noise, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
-Start = Callable[..., Service]
-
-
-@pytest.fixture
-def start(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Start]:
-    services: list[Service] = []
-
-    def start_service(**env: str) -> Service:
-        services.append(Service(database_url, redis_url, tmp_path, **env))
-        return services[-1]
-
-    yield start_service
-    for service in services:
-        service.__exit__()
 
 
 def running_step(service: Service, job_id: UUID) -> UUID | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,12 @@ from common.db.tables import Chunk, Failure, Step
 from common.domain.job import JobStatus, StepKind
 from common.domain.request import Options
 from tests.factories import MODERATED
-from tests.service import Service, horse_of, wait_until
+from tests.service import Service, Start, horse_of, wait_until
 from tests.speech import speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
-Start = Callable[..., Service]
-
-
-@pytest.fixture
-def start(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Start]:
-    services: list[Service] = []
-
-    def start_service(**env: str) -> Service:
-        services.append(Service(database_url, redis_url, tmp_path, **env))
-        return services[-1]
-
-    yield start_service
-    for service in services:
-        service.__exit__()
 
 
 def missing(folder: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -107,6 +108,7 @@ def train(data: tuple[Path, ...], out: Path, **options: Any) -> None:
     if sum(map(bool, (options["base"], options["from_scratch"], options["ngrams"]))) != 1:
         raise click.UsageError("Give one of --base, --from-scratch and --ngrams")
     if options["ngrams"] is not None:
+        _refuse_but("data", "out", "ngrams", "epochs", "seed", "text_column", "label_column")
         _train_ngrams(data, out, options)
         return
     from scripts.moderation_train import Fresh, Recipe, find_base
@@ -140,6 +142,16 @@ def train(data: tuple[Path, ...], out: Path, **options: Any) -> None:
     trained = run(learned, held, out, recipe, _say)
     _show_trained(held, trained.scores, trained.choice, f"held-out texts, epoch {trained.epoch}")
     click.echo(f"{out}: macro-F1 {trained.choice.macro_f1:.4f} on {len(held)} held-out texts")
+
+
+def _refuse_but(*known: str) -> None:
+    """Refuse options that are given and would be ignored."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in known:
+            raise click.UsageError(f"{parameter.opts[0]} does not go with --ngrams")
 
 
 def _train_ngrams(data: Sequence[Path], out: Path, options: dict[str, Any]) -> None:

@@ -44,6 +44,10 @@ DROPOUT = 0.4
 FEATURES_DROPPED = 0.1
 SYLLABLES_DROPPED = 0.1
 """Shares left out at random while learning, so that no single one is relied on."""
+CROPPED = 0.15
+CROP = 6
+"""The share of clean texts in whose place a piece is shown, of so many syllables at most: else
+whatever is short and unknown draws suspicion, and segments of speech are short."""
 SMOOTHING = 0.05
 """Of the labels: people disagree about them."""
 WARM_UP = 0.1
@@ -194,6 +198,7 @@ def _taught(
     rng = random.Random(recipe.seed)  # noqa: S311 - an order, no secret
     # A longer text is learned from by one of its windows, each time anew.
     cut = [windows(rows) for rows in found]
+    is_clean = (columns == 0).tolist()  # `require_labels` has CLEAN first
     net = NgramNet(recipe.parts, labels, _rarity(found))
     tables = [net.table] if net.table is not None else []
     votes = [net.votes] if net.votes is not None else []
@@ -210,7 +215,10 @@ def _taught(
     ]
     net.train()
     for _ in range(recipe.epochs):
-        picked = [rng.choice(parts) for parts in cut]
+        picked = [
+            _cropped(rng.choice(parts), rng) if clean else rng.choice(parts)
+            for parts, clean in zip(cut, is_clean, strict=True)
+        ]
         for batch in _batches(picked, rng):
             block = torch.from_numpy(padded([picked[at] for at in batch])).long()
             lengths = torch.tensor([len(picked[at]) for at in batch])
@@ -227,6 +235,16 @@ def _taught(
                 schedule.step()
     net.eval()
     return net
+
+
+def _cropped(rows: Features, rng: random.Random) -> Features:
+    """At times, a piece of a text."""
+    if rng.random() >= CROPPED:
+        return rows
+    start = rng.randrange(len(rows))
+    piece = rows[start : start + rng.randint(1, CROP)].copy()
+    piece[0, -2:] = piece[1:2, -1] = 0  # pairs and triples with what went before
+    return piece
 
 
 def _rarity(found: Sequence[Features]) -> Tensor:

@@ -91,6 +91,13 @@ def test_one_way_to_train_must_be_named(ways: tuple[str, ...], tmp_path: Path) -
     assert "Give one of --base, --from-scratch and --ngrams" in said
 
 
+def test_an_option_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "data.csv", examples(30))
+    how = ("--ngrams", "both", "--dev", data)
+    said = moderation("train", data, "--out", tmp_path / "out", *how, fails=True).stderr
+    assert "--dev does not go with --ngrams" in said
+
+
 def test_training_data_of_one_label_is_refused(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "data.csv", [("xin chào", Label.CLEAN)] * 10)
     done = moderation("train", data, "--out", tmp_path / "out", "--ngrams", "linear", fails=True)

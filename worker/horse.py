@@ -47,7 +47,7 @@ class StepJob(Job):
 
     def perform(self) -> None:
         """Run the step that the doorbell names."""
-        self.runner.run(UUID(self.args[0]))
+        self.runner.run(UUID(self.args[0]), self.id)
 
 
 class Horse:

@@ -51,15 +51,17 @@ class Runner:
         self._worker = worker
         self._on_start = on_start
 
-    def run(self, step_id: UUID) -> None:
+    def run(self, step_id: UUID, doorbell: str) -> None:
         """Run the step if it can be claimed, then those that follow at once from it.
+
+        All of them are stopped by stopping ``doorbell``.
 
         The steps of a short job thus wait for a free worker once and not four times.
         """
         following: UUID | None = step_id
         while following is not None:
             try:
-                claim = self._context.steps.claim(following, self._worker)
+                claim = self._context.steps.claim(following, self._worker, doorbell)
             except Unavailable as error:
                 # It is rung again; a claim that did take effect ends with its lease.
                 logger.warning("step {} cannot be claimed: {}", following, error)

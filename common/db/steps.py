@@ -103,8 +103,11 @@ class Steps:
 
     # --- a worker's side --------------------------------------------------------------------
 
-    def claim(self, step_id: UUID, worker: str) -> Claim | None:
-        """Take a pending step, or None when it is taken, done, not yet due or cancelled."""
+    def claim(self, step_id: UUID, worker: str, doorbell: str | None = None) -> Claim | None:
+        """Take a pending step, or None when it is taken, done, not yet due or cancelled.
+
+        ``doorbell`` is the one that ``worker`` answers by this: how to make it stop.
+        """
         with self._database.transaction() as session:
             job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
             if job_id is None:
@@ -123,6 +126,7 @@ class Steps:
                     token=func.gen_random_uuid(),
                     lease_until=func.clock_timestamp() + seconds(self._lease_s),
                     worker=worker,
+                    doorbell=doorbell or Step.doorbell,
                     started_at=func.clock_timestamp(),
                 )
                 .returning(

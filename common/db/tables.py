@@ -173,7 +173,7 @@ class Step(Base):
     run_after: Mapped[datetime] = mapped_column(server_default=func.now())
     worker: Mapped[str | None]
     doorbell: Mapped[str | None]
-    """The RQ job it was last published as."""
+    """The RQ job it was last published as, or is being worked on in."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 

@@ -400,6 +400,16 @@ def test_cancelling_takes_the_work_away_from_everybody(database: Database, steps
     assert Jobs(database, TENANT).cancel(job_id) == []
 
 
+def test_cancelling_names_the_doorbell_that_a_step_is_worked_on_in(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    plan_chunks(steps, 1)
+    (step_id,) = published(steps)
+    assert steps.claim(step_id, "worker-1", "that of the plan") is not None
+    assert Jobs(database, TENANT).cancel(job_id) == [("worker-1", "that of the plan")]
+
+
 def test_cancelling_and_finishing_at_the_same_time_never_deadlock(
     database: Database, steps: Steps
 ) -> None:

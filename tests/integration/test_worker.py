@@ -12,10 +12,10 @@ import numpy as np
 import psutil
 import pytest
 from redis import Redis
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from common.db.tables import Chunk, Failure, Step
-from common.domain.job import JobStatus, StepStatus
+from common.domain.job import JobStatus, StepKind, StepStatus
 from tests.audio_files import truncate
 from tests.service import ENDED, Service, Start, horse_of, wait_until, write_wav
 from tests.speech import Samples, noise, silence, speak
@@ -25,10 +25,17 @@ pytestmark = pytest.mark.usefixtures("weights_dir")
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 
 
-def running_step(service: Service, job_id: UUID) -> UUID | None:
+ANY_KIND = tuple(StepKind)
+
+
+def running_step(
+    service: Service, job_id: UUID, kinds: Sequence[StepKind] = ANY_KIND
+) -> UUID | None:
     with service.database.transaction() as session:
         return session.scalar(
-            select(Step.id).where(Step.job_id == job_id, Step.status == StepStatus.RUNNING)
+            select(Step.id).where(
+                Step.job_id == job_id, Step.status == StepStatus.RUNNING, Step.kind.in_(kinds)
+            )
         )
 
 
@@ -37,28 +44,46 @@ def failures(service: Service, job_id: UUID) -> list[str]:
         return list(session.scalars(select(Failure.code).where(Failure.job_id == job_id)))
 
 
-def frozen_worker(service: Service) -> tuple[psutil.Process, psutil.Process, UUID]:
+def frozen_worker(
+    service: Service, kinds: Sequence[StepKind] = ANY_KIND
+) -> tuple[psutil.Process, psutil.Process, UUID]:
     """A worker whose horse is stopped with a step in its hands that the worker knows of."""
     worker = service.start_worker()
     service.start_dispatcher()
     while True:
         job_id = service.submit(speak(SENTENCE))
-        wait_until(partial(under_way, service, job_id), "work")
+        wait_until(partial(under_way, service, job_id, kinds), "work")
         horse = horse_of(worker)
         horse.send_signal(signal.SIGSTOP)
-        step_id = running_step(service, job_id)
-        if step_id is not None and is_told(service, f"step {step_id} attempt"):
+        step_id = running_step(service, job_id, kinds)
+        if (
+            step_id is not None
+            and is_told(service, f"step {step_id} attempt")
+            and not holds_locks(service)
+        ):
             return worker, horse, job_id
-        horse.send_signal(signal.SIGCONT)  # it was between two steps: once more
+        # It was between two steps, or in a transaction that others would wait for: once more.
+        horse.send_signal(signal.SIGCONT)
         service.ended(job_id)
 
 
-def under_way(service: Service, job_id: UUID) -> bool:
-    return running_step(service, job_id) is not None or has_ended(service, job_id)
+def under_way(service: Service, job_id: UUID, kinds: Sequence[StepKind]) -> bool:
+    return running_step(service, job_id, kinds) is not None or has_ended(service, job_id)
 
 
 def has_ended(service: Service, job_id: UUID) -> bool:
     return service.jobs.snapshot(job_id).status in ENDED
+
+
+def holds_locks(service: Service) -> bool:
+    """Whether somebody has stopped in the middle of a transaction."""
+    stopped = text(
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+        " AND pid <> pg_backend_pid()"
+    )
+    with service.database.transaction() as session:
+        return bool(session.scalar(stopped))
 
 
 def is_told(service: Service, line: str) -> bool:
@@ -177,14 +202,17 @@ def test_a_horse_that_dies_idle_is_replaced_before_there_is_work(start: Start) -
     assert horse_of(worker).is_running()
 
 
-def test_cancelling_ends_the_running_step_at_once(start: Start, redis_url: str) -> None:
+@pytest.mark.parametrize("kind", [StepKind.PLAN, StepKind.TRANSCRIBE])
+def test_cancelling_ends_the_running_step_at_once(
+    start: Start, redis_url: str, kind: StepKind
+) -> None:
     from common.queue import Doorbell
 
-    service = start()
-    _, horse, job_id = frozen_worker(service)
+    service = start()  # its horse goes on from the plan to the chunk without another doorbell
+    _, horse, job_id = frozen_worker(service, [kind])
 
-    for _, doorbell in service.jobs.cancel(job_id):
-        Doorbell(Redis.from_url(redis_url)).stop(doorbell)
+    ((_, doorbell),) = service.jobs.cancel(job_id)
+    Doorbell(Redis.from_url(redis_url)).stop(doorbell)
 
     wait_until(partial(_gone, horse), "the horse's end")
     assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED

@@ -16,7 +16,7 @@ import redis
 from packaging.requirements import Requirement
 
 from common.db.migrate import revisions
-from common.errors import SetupProblem, StenoError
+from common.errors import ModerationOff, SetupProblem, StenoError
 from common.queue import Doorbell, connect
 from common.settings import ROOT, Settings
 from common.weights.manifest import Manifest
@@ -43,6 +43,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _python()
     yield _packages()
     yield _weights(settings)
+    yield _moderation(settings)
     yield _data_dir(settings.storage.data_dir.absolute())
     yield _disk(settings.storage.data_dir.absolute())
     yield _postgres(settings, running)
@@ -92,6 +93,18 @@ def _weights(settings: Settings) -> Finding:
     except StenoError as error:
         return Finding("weights", error.message, f"steno models pull {model} --engine {engine}")
     return Finding("weights", f"{weights.model} for {weights.engine} in {weights.path}")
+
+
+def _moderation(settings: Settings) -> Finding:
+    from common.moderation.loading import load_moderation
+
+    try:
+        model = load_moderation(settings.moderation).by.model
+    except ModerationOff as error:
+        return Finding("moderation", error.message)
+    except StenoError as error:
+        return Finding("moderation", error.message, "see PHOBERT_ONNX_DIR in .env.example")
+    return Finding("moderation", f"{model} can be used")
 
 
 def _data_dir(data_dir: Path) -> Finding:

@@ -237,12 +237,12 @@ def check(checkpoint: Path, text: tuple[str, ...]) -> None:
 
 
 @moderation.command()
-@click.argument("folder", type=_folder, required=False)
 @click.argument("text", nargs=-1)
+@click.option("--folder", type=_folder, help="Model to load [PHOBERT_ONNX_DIR].")
 @click.option("--bare", is_flag=True, help="Measure onnxruntime alone as well.")
 @click.option("--speed/--no-speed", default=True, help="Measure speed and memory [yes].")
-def smoke(folder: Path | None, text: tuple[str, ...], bare: bool, speed: bool) -> None:
-    """Load an ONNX FOLDER [PHOBERT_ONNX_DIR], label each TEXT (else: samples), and measure.
+def smoke(text: tuple[str, ...], folder: Path | None, bare: bool, speed: bool) -> None:
+    """Load an ONNX model, label each TEXT (else: samples), and measure.
 
     Speed is in segments of 20 syllables a second of one core. --bare runs onnxruntime on the same
     batches, by turns: what normalising, segmenting and tokenizing cost on top.

@@ -74,7 +74,7 @@ def test_check_smoke_and_eval_know_it(made: Made, tmp_path: Path) -> None:
     foul = next(text for text, label in examples(30, seed=5) if label is Label.HATE)
     for said in (
         moderation("check", made.checkpoint, foul).stdout,
-        moderation("smoke", made.onnx, foul, "--no-speed").stdout,
+        moderation("smoke", foul, "--folder", made.onnx, "--no-speed").stdout,
     ):
         assert re.search(r"^HATE ", said, re.MULTILINE)
     for folder in (made.onnx, made.checkpoint):

@@ -46,7 +46,8 @@ def test_exports_agree_with_pytorch(phobert: PhoBert) -> None:
 
 def test_check_and_smoke_give_a_text_the_same_label(phobert: PhoBert) -> None:
     checked = moderation("check", phobert.checkpoint, FOUL, "cảm ơn bạn đã giúp").stdout
-    smoked = moderation("smoke", phobert.onnx, FOUL, "cảm ơn bạn đã giúp", "--bare").stdout
+    how = ("--folder", phobert.onnx, "--bare")
+    smoked = moderation("smoke", FOUL, "cảm ơn bạn đã giúp", *how).stdout
     for said in (checked, smoked):
         assert re.findall(r"^(CLEAN|OFFENSIVE|HATE) ", said, re.MULTILINE) == ["OFFENSIVE", "CLEAN"]
     assert re.search(r"model_int8\.onnx: imported in .* s, loaded in .* s, \d+ MB", smoked)
@@ -151,8 +152,8 @@ def test_tools_say_what_is_wrong_in_one_line(phobert: PhoBert, tmp_path: Path) -
         (("train", phobert.data, *new, *fresh, "--hidden", "200"), "--hidden 200 is no multiple"),
         (("export", tmp_path, "--out", tmp_path / "x"), "it has no config.json"),
         (("check", unnamed), "config.json has no id2label; set MODERATION_LABELS"),
-        (("smoke", corrupt), "model_int8.onnx cannot be loaded"),
-        (("smoke", tmp_path / "none"), "there is no such folder"),
+        (("smoke", "--folder", corrupt), "model_int8.onnx cannot be loaded"),
+        (("smoke", "--folder", tmp_path / "none"), "there is no such folder"),
         (("eval", bad), "line 3: the label 'RUDE'"),
     ):
         done = moderation(*arguments, fails=True)

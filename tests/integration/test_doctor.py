@@ -45,6 +45,17 @@ def test_missing_weights_are_named_with_the_command_that_gets_them(
     assert "-> steno models pull base --engine faster-whisper" in done.stdout
 
 
+def test_a_moderation_model_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHOBERT_ONNX_DIR", str(tmp_path / "none"))
+    done = doctor()
+    assert done.exit_code == 1
+    assert f"The moderation model in {tmp_path / 'none'} cannot be used" in done.stdout
+    monkeypatch.setenv("AI_LOAD_MODELS", "false")
+    assert doctor().exit_code == 0
+
+
 def test_a_package_that_is_not_as_locked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "rq":

@@ -37,7 +37,7 @@ class WarmModeration:
         if self._loaded is not None:
             return self._loaded
         if self._broken is not None and time.monotonic() < self._broken_until:
-            raise self._broken
+            raise type(self._broken)(**self._broken.details)  # raised anew, or its traces pile up
         from common.moderation.loading import load_moderation
 
         try:

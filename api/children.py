@@ -8,10 +8,9 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
-from pathlib import Path
 from typing import Self
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.settings import ROOT
 
 DYING_S = 1.0
 LINE_BYTES = 64 << 10

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
-from api.children import ROOT, Child
+from api.children import Child
 from common.domain.moderation import ModeratedBy, Verdict
 from common.errors import (
     Busy,
@@ -21,7 +21,7 @@ from common.errors import (
     StenoError,
     Unavailable,
 )
-from common.settings import ModerationSettings
+from common.settings import ROOT, ModerationSettings
 
 SLICE_TEXTS = 16
 SLICE_LETTERS = 2_000

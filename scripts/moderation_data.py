@@ -18,6 +18,8 @@ LABEL_COLUMNS = ("label", "label_id")
 
 _NUMBERED = {str(label.severity): label for label in Label}
 _MEANINGS = {**_NUMBERED, **{str(label): label for label in Label}}
+LENGTH_POOL = 50
+"""Batches that are sorted by length together: little padding, and still a random order."""
 _LONGEST_FIELD = 1 << 27
 
 
@@ -86,6 +88,18 @@ def hold_out(
         held += of_label[:count]
         kept += of_label[count:]
     return kept, held
+
+
+def shuffled_batches(lengths: Sequence[int], size: int, chance: random.Random) -> list[list[int]]:
+    """The numbers of all texts in batches of ``size`` and of like lengths, in a random order."""
+    order = list(range(len(lengths)))
+    chance.shuffle(order)
+    batches = []
+    for start in range(0, len(order), size * LENGTH_POOL):
+        alike = sorted(order[start : start + size * LENGTH_POOL], key=lambda at: lengths[at])
+        batches += [alike[at : at + size] for at in range(0, len(alike), size)]
+    chance.shuffle(batches)
+    return batches
 
 
 def require_labels(examples: Sequence[Example], what: str) -> tuple[Label, ...]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,12 @@ from common.moderation.folder import CONFIG, OURS, read_folder, unusable
 from common.moderation.inputs import Worst, to_scores
 from common.moderation.moderator import Scores
 from common.moderation.ngrams import BUCKETS, Features, NgramInputs, features, padded, windows
-from scripts.moderation_data import Example, require_labels, texts_and_labels
+from scripts.moderation_data import (
+    Example,
+    require_labels,
+    shuffled_batches,
+    texts_and_labels,
+)
 from scripts.moderation_metrics import Choice, choose_thresholds
 
 MODEL_TYPE = "ngram-gru"
@@ -56,7 +61,6 @@ MAX_GRADIENT = 1.0
 BATCH = 64
 EPOCHS = 3
 FOLDS = 4
-LENGTH_POOL = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +223,7 @@ def _taught(
             _cropped(rng.choice(parts), rng) if clean else rng.choice(parts)
             for parts, clean in zip(cut, is_clean, strict=True)
         ]
-        for batch in _batches(picked, rng):
+        for batch in shuffled_batches(list(map(len, picked)), BATCH, rng):
             block = torch.from_numpy(padded([picked[at] for at in batch])).long()
             lengths = torch.tensor([len(picked[at]) for at in batch])
             logits = net(_thinned(block), lengths)
@@ -269,17 +273,6 @@ def _thinned(block: Tensor) -> Tensor:
     features_kept = torch.rand(block.shape) > FEATURES_DROPPED
     syllables_kept = torch.rand(block.shape[:2]) > SYLLABLES_DROPPED
     return block * features_kept * syllables_kept[:, :, None]
-
-
-def _batches(rows: Sequence[Features], rng: random.Random) -> Iterator[list[int]]:
-    order = list(range(len(rows)))
-    rng.shuffle(order)
-    batches = []
-    for start in range(0, len(order), BATCH * LENGTH_POOL):
-        alike = sorted(order[start : start + BATCH * LENGTH_POOL], key=lambda at: len(rows[at]))
-        batches += [alike[at : at + BATCH] for at in range(0, len(alike), BATCH)]
-    rng.shuffle(batches)
-    yield from batches
 
 
 def _score(net: NgramNet, texts: Sequence[str], labels: Sequence[Label]) -> Scores:

@@ -10,7 +10,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,12 @@ from common.moderation.hf import WEIGHTS, score
 from common.moderation.inputs import TokenInputs
 from common.moderation.moderator import Scores
 from common.moderation.phobert_tokenizer import ANY_TOKENIZER, MERGES, VOCABULARY, Ids
-from scripts.moderation_data import Example, require_labels, texts_and_labels
+from scripts.moderation_data import (
+    Example,
+    require_labels,
+    shuffled_batches,
+    texts_and_labels,
+)
 from scripts.moderation_metrics import Choice, choose_thresholds, macro_f1
 
 TOKENIZER_FILES = (
@@ -41,8 +46,6 @@ WARM_UP = 0.1
 """The share of all steps in which the rate of learning grows; in the others it falls to 0."""
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT = 1.0
-LENGTH_POOL = 50
-"""Batches that are sorted by length together: little padding, and still a random order."""
 
 ClassWeights = Literal["balanced", "sqrt", "none"]
 
@@ -306,7 +309,8 @@ class _Learner:
 
         self._model.train()
         losses: list[float] = []
-        for batch in self._batches(windows):
+        sizes = list(map(len, windows))
+        for batch in shuffled_batches(sizes, self._recipe.batch, self._random):
             width = max(len(windows[at]) for at in batch)
             ids = torch.full((len(batch), width), self._padding)
             for row, at in enumerate(batch):
@@ -324,14 +328,3 @@ class _Learner:
             self._optimiser.zero_grad()
             losses.append(loss.item())
         return sum(losses) / len(losses)
-
-    def _batches(self, windows: Sequence[Ids]) -> Iterator[list[int]]:
-        order = list(range(len(windows)))
-        self._random.shuffle(order)
-        size, pool = self._recipe.batch, self._recipe.batch * LENGTH_POOL
-        batches = []
-        for start in range(0, len(order), pool):
-            alike = sorted(order[start : start + pool], key=lambda at: len(windows[at]))
-            batches += [alike[at : at + size] for at in range(0, len(alike), size)]
-        self._random.shuffle(batches)
-        yield from batches

@@ -27,6 +27,10 @@ BATCH_TOKENS = 2048
 """More rows or tokens at once only take memory: on one core, nothing is gained past 8 rows."""
 
 
+Row = tuple[int, NDArray[Any]]
+"""A window of a text: the text's number, and what is seen, the first axis being its length."""
+
+
 class Batch(NamedTuple):
     """What the graph runs on at once."""
 
@@ -97,26 +101,17 @@ class TokenInputs:
         return [np.concatenate([ends[0], ids[at : at + room], ends[1]]) for at in starts]
 
     def batches(self, texts: Sequence[str]) -> Iterator[Batch]:
-        rows = [
+        rows: list[Row] = [
             (owner, window) for owner, text in enumerate(texts) for window in self.windows(text)
         ]
         if self._apart:
-            for _, own in groupby(rows, key=lambda row: row[0]):
-                yield from self._in_batches(list(own))
+            groups = [list(own) for _, own in groupby(rows, key=lambda row: row[0])]
         else:
-            yield from self._in_batches(rows)
+            groups = [rows]
+        for group in groups:
+            yield from map(self._batch, packed(group, BATCH_ROWS, BATCH_TOKENS))
 
-    def _in_batches(self, rows: list[tuple[int, Ids]]) -> Iterator[Batch]:
-        rows.sort(key=lambda row: len(row[1]))  # rows of a length waste nothing on padding
-        at = 0
-        while at < len(rows):
-            count = min(BATCH_ROWS, len(rows) - at)
-            while count > 1 and count * len(rows[at + count - 1][1]) > BATCH_TOKENS:
-                count -= 1
-            yield self._batch(rows[at : at + count])
-            at += count
-
-    def _batch(self, rows: list[tuple[int, Ids]]) -> Batch:
+    def _batch(self, rows: list[Row]) -> Batch:
         ids = np.full((len(rows), max(len(window) for _, window in rows)), self._folder.padding)
         mask = np.zeros_like(ids)
         for row, (_, window) in enumerate(rows):
@@ -125,6 +120,21 @@ class TokenInputs:
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         wanted = {name: feed for name, feed in feeds.items() if name in self._names}
         return Batch(wanted, np.array([owner for owner, _ in rows], np.intp))
+
+
+def packed(rows: list[Row], most_rows: int, most_cells: int) -> Iterator[list[Row]]:
+    """Part rows, each with its text's number, into batches of like lengths.
+
+    A batch of several rows is at most ``most_cells`` long in all, padding included. Sorts ``rows``.
+    """
+    rows.sort(key=lambda row: len(row[1]))  # rows of a length waste nothing on padding
+    at = 0
+    while at < len(rows):
+        count = min(most_rows, len(rows) - at)
+        while count > 1 and count * len(rows[at + count - 1][1]) > most_cells:
+            count -= 1
+        yield rows[at : at + count]
+        at += count
 
 
 def prepared(text: str, folder: ModelFolder) -> str:

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from common.moderation.inputs import Batch
+from common.moderation.inputs import Batch, Row, packed
 from common.moderation.normalise import fold, normalise
 
 Features = NDArray[np.int32]
@@ -57,21 +57,14 @@ class NgramInputs:
     """``features``, one row a window of a text (see `common.moderation.inputs.Inputs`)."""
 
     def batches(self, texts: Sequence[str]) -> Iterator[Batch]:
-        rows = [
+        rows: list[Row] = [
             (owner, window)
             for owner, text in enumerate(texts)
             for window in windows(features(text))
         ]
-        rows.sort(key=lambda row: len(row[1]))
-        at = 0
-        while at < len(rows):
-            count = min(BATCH_ROWS, len(rows) - at)
-            while count > 1 and count * len(rows[at + count - 1][1]) > BATCH_SYLLABLES:
-                count -= 1
-            batch = rows[at : at + count]
+        for batch in packed(rows, BATCH_ROWS, BATCH_SYLLABLES):
             owners = np.array([owner for owner, _ in batch], np.intp)
             yield Batch({"features": padded([window for _, window in batch])}, owners)
-            at += count
 
 
 def windows(found: Features) -> list[Features]:

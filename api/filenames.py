@@ -26,9 +26,9 @@ def display_name(sent: str | None) -> str:
     return name if name.strip(".") else NAMELESS
 
 
-def attachment(name: str, ending: str) -> str:
+def attachment(name: str | None, ending: str) -> str:
     """The Content-Disposition of a file made from the recording ``name`` (RFC 6266)."""
-    full = f"{PurePosixPath(name).stem}.{ending}"
+    full = f"{PurePosixPath(name or NAMELESS).stem}.{ending}"
     plain = unicodedata.normalize("NFKD", full).encode("ascii", "ignore").decode()
     plain = "".join("_" if letter in '"\\%' else letter for letter in plain)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(full, safe='')}"

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, ParamSpec, Self, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Request
 from redis.exceptions import RedisError
 
 from api.changes import Changes
@@ -28,8 +28,6 @@ from common.weights.store import WeightsStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-DEFAULT_TENANT = "default"
 
 
 class Gateway:
@@ -107,13 +105,4 @@ async def _gateway(request: Request) -> Gateway:
     return cast("Gateway", request.state.gateway)
 
 
-async def _tenant(
-    x_tenant_id: Annotated[
-        str, Header(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Whose jobs these are.")
-    ] = DEFAULT_TENANT,
-) -> str:
-    return x_tenant_id
-
-
 GatewayDep = Annotated[Gateway, Depends(_gateway)]
-TenantDep = Annotated[str, Depends(_tenant)]

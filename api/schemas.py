@@ -113,7 +113,8 @@ class Status(BaseModel):
     queue_position: int | None
     """Jobs that go before this one; null once it was started."""
     warnings: list[str]
-    filename: str
+    filename: str | None
+    """Null until a recording is here."""
     engine: str
     model: str
     language: str

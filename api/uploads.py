@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 from fastapi import Request
 from loguru import logger
 
+from api.caller import Caller
 from api.filenames import display_name
 from api.gateway import Gateway
 from api.multipart import FormReader
@@ -127,9 +128,9 @@ class IncomingFile:
 class Upload:
     """One upload, from its first byte to the answer."""
 
-    def __init__(self, gateway: Gateway, tenant: str) -> None:
+    def __init__(self, gateway: Gateway, caller: Caller) -> None:
         self._gateway = gateway
-        self._tenant = tenant
+        self._caller = caller
         self._job_id = uuid4()
         self._recording_id = uuid4()
         self._file = IncomingFile(gateway.storage.incoming(self._recording_id))
@@ -208,7 +209,7 @@ class Upload:
     def _commit(self, recording: NewRecording, job: NewJob) -> Accepted:
         """From here on this alone decides what becomes of the file, also when nobody waits."""
         self._handed_over = True
-        jobs = self._gateway.jobs(self._tenant)
+        jobs = self._gateway.jobs(self._caller.tenant)
         try:
             self._gateway.check_queue()
             jobs.submit(recording, job)
@@ -232,14 +233,14 @@ class Upload:
 
     def _is_committed(self, job_id: UUID) -> bool:
         try:
-            self._gateway.jobs(self._tenant).snapshot(job_id)
+            self._gateway.jobs(self._caller.tenant).snapshot(job_id)
         except (NotFound, Transient):
             return False
         return True
 
     def _estimate_s(self, recording: NewRecording, job: NewJob) -> float | None:
         try:
-            jobs = self._gateway.jobs(self._tenant)
+            jobs = self._gateway.jobs(self._caller.tenant)
             estimate = jobs.estimate_s(recording.duration_ms, job.engine, job.model)
         except Transient:
             return None

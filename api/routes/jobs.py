@@ -15,8 +15,9 @@ from pydantic.json_schema import SkipJsonSchema
 from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
 
+from api.caller import Reader, Transcriber
 from api.filenames import attachment
-from api.gateway import Gateway, GatewayDep, TenantDep
+from api.gateway import Gateway, GatewayDep
 from api.problems import documented
 from api.schemas import Result, Status
 from api.wav import WavResponse
@@ -51,13 +52,13 @@ async def status(
     job_id: UUID,
     request: Request,
     gateway: GatewayDep,
-    tenant: TenantDep,
+    caller: Reader,
     wait: Annotated[
         float, Query(ge=0, le=60, description="Answer after a change, or after so many seconds.")
     ] = 0,
 ) -> Status:
     """Where a job stands. With `wait`, a long poll; a job that has ended answers at once."""
-    jobs = gateway.jobs(tenant)
+    jobs = gateway.jobs(caller.tenant)
     deadline = time.monotonic() + wait
     with gateway.changes.watch(job_id) as changed:
         first = now = await gateway.in_thread(jobs.snapshot, job_id)
@@ -85,7 +86,7 @@ async def status(
 async def result(
     job_id: UUID,
     gateway: GatewayDep,
-    tenant: TenantDep,
+    caller: Reader,
     partial: Annotated[
         bool, Query(description="Take what is there so far, whatever the job's status.")
     ] = False,
@@ -93,7 +94,7 @@ async def result(
 ) -> Response:
     """A job's text; 409 until it is COMPLETED, unless a partial one will do."""
     return await gateway.in_thread(
-        _result, gateway.jobs(tenant), job_id, partial=partial, mask=filter_profanity
+        _result, gateway.jobs(caller.tenant), job_id, partial=partial, mask=filter_profanity
     )
 
 
@@ -112,7 +113,7 @@ async def result(
 async def download(
     job_id: UUID,
     gateway: GatewayDep,
-    tenant: TenantDep,
+    caller: Reader,
     format: Annotated[Format, Query(description="The kind of file.")] = "txt",  # noqa: A002 - its name on the wire
     flag: Annotated[
         bool, Query(description="Begin offending cues with their label; srt and vtt only.")
@@ -129,7 +130,7 @@ async def download(
     """
     if flag and format not in FLAGGING:
         raise Needs(field="flag", value="true", needed="format=srt or format=vtt")
-    jobs = gateway.jobs(tenant)
+    jobs = gateway.jobs(caller.tenant)
     if format == "wav":
         if filter_profanity:
             raise Needs(field="filter_profanity", value="true", needed="a format of text")
@@ -145,9 +146,9 @@ async def download(
     response_model=Status,
     responses=documented(409),
 )
-async def cancel(job_id: UUID, gateway: GatewayDep, tenant: TenantDep) -> Status:
+async def cancel(job_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Status:
     """Call a job off; a job that was called off before stays so."""
-    return await gateway.in_thread(_cancel, gateway, gateway.jobs(tenant), job_id)
+    return await gateway.in_thread(_cancel, gateway, gateway.jobs(caller.tenant), job_id)
 
 
 def _is_final(status: JobStatus) -> bool:

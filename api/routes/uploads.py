@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api.gateway import GatewayDep, TenantDep
+from api.caller import Transcriber
+from api.gateway import GatewayDep
 from api.problems import Refusal, documented, problem
 from api.schemas import Accepted, UploadOptions
 from api.uploads import Body, Upload
@@ -45,7 +46,7 @@ def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
     responses=documented(400, 408, 413, 415, 422, 503),
     openapi_extra={"requestBody": _form()},
 )
-async def upload(request: Request, gateway: GatewayDep, tenant: TenantDep) -> Accepted | Response:
+async def upload(request: Request, gateway: GatewayDep, caller: Transcriber) -> Accepted | Response:
     """Send a recording; answered once it is safe. Options may come before or after the file.
 
     Accepted by content, not by name: mp3, wav, m4a, mp4, aac, ogg, opus, flac, wma, webm, mkv,
@@ -53,7 +54,7 @@ async def upload(request: Request, gateway: GatewayDep, tenant: TenantDep) -> Ac
     """
     body = Body(request)
     try:
-        return await Upload(gateway, tenant).take_in(request, body)
+        return await Upload(gateway, caller).take_in(request, body)
     except StenoError as error:
         answer = problem(error)
         return answer if body.ended else Refusal(answer)

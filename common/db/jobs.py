@@ -33,8 +33,28 @@ class NewRecording:
 
 
 @dataclass(frozen=True, slots=True)
+class ClientData:
+    """What a client wants back as it came: its name for the recording, and any JSON."""
+
+    recording_id: str | None = None
+    metadata: Any | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's key for a request, and the request's sha256, its recording included."""
+
+    key: str
+    request_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
-    """A resolved request about to be committed; ``language`` is a Whisper code or ``auto``."""
+    """A resolved request about to be committed; ``language`` is a Whisper code or ``auto``.
+
+    ``source_url`` is where a recording that was not sent is to be had. ``delete_after_s``: seconds
+    after its end. ``key_id`` and ``request_id`` name the API key and the HTTP request.
+    """
 
     id: UUID
     engine: str
@@ -42,6 +62,13 @@ class NewJob:
     language: str
     priority: Priority
     options: Options
+    source_url: str | None = None
+    webhook_url: str | None = None
+    client: ClientData = ClientData()
+    delete_after_s: int | None = None
+    idempotency: Idempotency | None = None
+    key_id: str | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +78,8 @@ class Snapshot:
     ``stage`` is queued, planning, transcribing, moderating (all is transcribed), merging or done;
     ``progress`` in [0, 100];
     ``queue_position`` counts jobs that go before (0: next), None once it was started;
-    ``eta_s`` is None where nothing is known to reckon from.
+    ``eta_s`` is None where nothing is known to reckon from; ``filename`` is None until a recording
+    is here.
     """
 
     job_id: UUID
@@ -68,11 +96,12 @@ class Snapshot:
     eta_s: float | None
     queue_position: int | None
     warnings: tuple[str, ...]
-    filename: str
+    filename: str | None
     engine: str
     model: str
     language: str
     duration_ms: int | None
+    client: ClientData
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +161,12 @@ class Jobs:
                     language=job.language,
                     options=job.options.to_json(),
                     duration_ms=recording.duration_ms,
+                    webhook_url=job.webhook_url,
+                    client_metadata=job.client.metadata,
+                    client_recording_id=job.client.recording_id,
+                    delete_after_s=job.delete_after_s,
+                    key_id=job.key_id,
+                    request_id=job.request_id,
                 )
             )
             session.flush()
@@ -175,6 +210,7 @@ class Jobs:
                 model=job.model,
                 language=job.detected_language or job.language,
                 duration_ms=job.duration_ms,
+                client=ClientData(job.client_recording_id, job.client_metadata),
             )
 
     def text(self, job_id: UUID) -> Text:
@@ -229,10 +265,13 @@ class Jobs:
         """Whose sound the job is about.
 
         Raises:
-            NotFound: there is no such job in this tenant.
+            NotFound: there is no such job in this tenant, or it has no recording yet.
         """
         with self._database.transaction() as session:
-            return self._job(session, job_id)[0].recording_id
+            recording_id = self._job(session, job_id)[0].recording_id
+        if recording_id is None:
+            raise NotFound(what="recording of job", value=job_id)
+        return recording_id
 
     def cancel(self, job_id: UUID) -> list[tuple[str, str]]:
         """Cancel the job; returns (worker, doorbell) of each step that runs at this moment.
@@ -265,10 +304,10 @@ class Jobs:
 
     # --- inside one transaction ---------------------------------------------------------------
 
-    def _job(self, session: Session, job_id: UUID) -> tuple[Job, str]:
+    def _job(self, session: Session, job_id: UUID) -> tuple[Job, str | None]:
         row = session.execute(
             select(Job, Recording.filename)
-            .join(Recording, Recording.id == Job.recording_id)
+            .outerjoin(Recording, Recording.id == Job.recording_id)
             .where(Job.id == job_id, Job.tenant == self._tenant)
         ).one_or_none()
         if row is None:

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
+from common.db.endings import job_ended
 from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
 from common.domain.job import (
     MAX_LOSSES,
@@ -338,6 +339,7 @@ class Steps:
             ).one_or_none()
             if job is None:
                 raise StaleClaim
+            job_ended(session, claim.job_id, JobStatus.COMPLETED)
             metrics.waited_ms = _ms(job.created_at, job.started_at)
             metrics.wall_ms = _ms(job.created_at, job.completed_at)
             metrics.attempts = (
@@ -673,6 +675,7 @@ def end_job(
     # After the steps are locked, when nobody can ask for one of them any more.
     steps = select(Step.id).where(Step.job_id == job_id)
     session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
+    job_ended(session, job_id, status)
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -20,10 +20,11 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from common.domain.job import JobStatus, Priority, StepKind, StepStatus
+from common.domain.webhooks import DeliveryStatus
 
 
 def _one_of(column: str, values: type) -> str:
@@ -83,11 +84,22 @@ class Job(Base):
             "status",
             postgresql_where=text("status IN ('PENDING', 'PROCESSING')"),
         ),
+        Index(
+            "uq_jobs_tenant_idempotency_key",
+            "tenant",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index("ix_jobs_completed_at", "completed_at"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
-    recording_id: Mapped[UUID] = mapped_column(ForeignKey("recordings.id"), index=True)
+    key_id: Mapped[str | None] = mapped_column(index=True)
+    """The API key that asked for it; None: nobody needed one."""
+    recording_id: Mapped[UUID | None] = mapped_column(ForeignKey("recordings.id"), index=True)
+    """None until its bytes are here: PENDING_UPLOAD, or to be fetched from ``source_url``."""
     status: Mapped[str] = mapped_column(default=JobStatus.PENDING)
     priority: Mapped[int] = mapped_column(SmallInteger, default=Priority.NORMAL)
     engine: Mapped[str]
@@ -114,9 +126,49 @@ class Job(Base):
     warnings: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
+    source_url: Mapped[str | None]
+    webhook_url: Mapped[str | None]
+    """Told of the job's end, beside the tenant's own endpoints."""
+    client_metadata: Mapped[Any | None] = mapped_column("metadata", JSON(none_as_null=True))
+    """The client's own, given back as it came: JSON, not JSONB, which would sort its keys."""
+    client_recording_id: Mapped[str | None]
+    """The client's own name for the recording, given back as it came."""
+    idempotency_key: Mapped[str | None]
+    """The same one again means the same job, and not another."""
+    request_sha256: Mapped[str | None]
+    """Of the request that came with the idempotency key, its recording included."""
+    delete_after_s: Mapped[int | None]
+    """Seconds after its end at which the job is deleted with all it has; None: never."""
+    request_id: Mapped[str | None]
+    """Of the HTTP request that made it, for the logs of those who work on it."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
+
+
+class Deletion(Base):
+    """What is left of a job that was deleted: the proof that nothing else is."""
+
+    __tablename__ = "deletions"
+    __table_args__ = (
+        Index("ix_deletions_tenant_requested_at", "tenant", "requested_at"),
+        Index("ix_deletions_due", "requested_at", postgresql_where=text("erased_at IS NULL")),
+    )
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    recording_id: Mapped[UUID | None]
+    """Whose sound is to be erased."""
+    reason: Mapped[str]
+    """``request`` or ``retention``."""
+    rows: Mapped[int]
+    """Deleted in Postgres, in the transaction that made this row."""
+    files: Mapped[int] = mapped_column(default=0)
+    bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Erased in the storage so far."""
+    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    erased_at: Mapped[datetime | None]
+    """When the storage was found to hold nothing of the job any more, and nobody at work on it."""
 
 
 class Chunk(Base):
@@ -143,7 +195,7 @@ class Chunk(Base):
 
 
 class Step(Base):
-    """A piece of work that a worker claims: plan, transcribe or moderate one chunk, merge."""
+    """A piece of work that a worker claims: fetch, plan, transcribe or moderate a chunk, merge."""
 
     __tablename__ = "steps"
     __table_args__ = (
@@ -244,3 +296,142 @@ class JobMetrics(Base):
     """From creation to completion."""
     attempts: Mapped[int] = mapped_column(Integer)
     """Claims over all steps; equal to the number of steps when nothing went wrong."""
+
+
+class Tenant(Base):
+    """What is particular to a tenant; one without a row has the defaults."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tier: Mapped[str] = mapped_column(server_default="standard")
+    """The class that metrics count it under: many tenants, few classes."""
+    delete_after_s: Mapped[int | None]
+    """Of its jobs that ask for nothing else; None: as the settings say."""
+    secrets: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    """What signs messages to a job's own webhook URL (see `WebhookEndpoint.secrets`)."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKey(Base):
+    """A key that clients show; its secret part is kept nowhere."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """The public part of the key."""
+    tenant: Mapped[str] = mapped_column(index=True)
+    name: Mapped[str]
+    secret_sha256: Mapped[str]
+    """Of the secret part, which has 256 random bits: a slow hash would add nothing."""
+    scopes: Mapped[list[Any]]
+    limits: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
+    """Where they differ from the settings."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """To the minute."""
+
+
+class UsageDay(Base):
+    """What was asked for with a key on one day (UTC). Deleting jobs does not lower it."""
+
+    __tablename__ = "usage_days"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    """Empty where no key was needed."""
+    day: Mapped[date] = mapped_column(primary_key=True)
+    jobs: Mapped[int] = mapped_column(server_default=text("0"))
+    audio_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """As the recordings' containers claim; corrected once they are decoded."""
+
+
+class WebhookEndpoint(Base):
+    """A URL of a tenant's that is told of the ends of its jobs."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant: Mapped[str] = mapped_column(index=True)
+    url: Mapped[str]
+    events: Mapped[list[Any]]
+    description: Mapped[str] = mapped_column(server_default="")
+    secrets: Mapped[list[Any]]
+    """``{"secret": "whsec_...", "until": null}``, and after a rotation the one before, for a while:
+    messages are signed with all that are good. They are kept in the clear, as signing needs them.
+    """
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    """Deliveries given up since the last one that arrived."""
+    paused_at: Mapped[datetime | None]
+    paused_reason: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WebhookDelivery(Base):
+    """A message to one URL: written in the transaction that makes what it tells of."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", DeliveryStatus), name="status"),
+        Index(
+            "ix_webhook_deliveries_due",
+            "due_at",
+            postgresql_where=text("status = 'pending'"),
+        ),
+        Index("ix_webhook_deliveries_tenant_created_at", "tenant", "created_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    """The ``webhook-id``, the same in every attempt."""
+    tenant: Mapped[str]
+    endpoint_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), index=True
+    )
+    """None: to the job's own ``webhook_url``."""
+    job_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), index=True
+    )
+    """None: a test."""
+    event: Mapped[str]
+    url: Mapped[str]
+    payload: Mapped[str]
+    """The body, byte for byte: what is signed must be what is sent."""
+    status: Mapped[str] = mapped_column(default=DeliveryStatus.PENDING)
+    attempt: Mapped[int] = mapped_column(default=0)
+    """How often it was sent, or begun to be."""
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    token: Mapped[UUID | None]
+    """Proof of the claim of who sends it, good until ``lease_until``."""
+    lease_until: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    ended_at: Mapped[datetime | None]
+
+
+class WebhookAttempt(Base):
+    """How one attempt at a delivery went."""
+
+    __tablename__ = "webhook_attempts"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    delivery_id: Mapped[UUID] = mapped_column(
+        ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), index=True
+    )
+    attempt: Mapped[int]
+    status_code: Mapped[int | None]
+    error: Mapped[str | None]
+    """Why there was no answer, or what was wrong with it."""
+    duration_ms: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Tally(Base):
+    """A number that only grows: what metrics count, raised in the transaction that it counts."""
+
+    __tablename__ = "tallies"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    labels: Mapped[str] = mapped_column(primary_key=True)
+    """As in Prometheus' text format, such as ``model="base",tier="standard"``."""
+    value: Mapped[float] = mapped_column(server_default=text("0"))

@@ -30,6 +30,7 @@ class StepStatus(StrEnum):
 class StepKind(StrEnum):
     """What a step does."""
 
+    FETCH = "fetch"
     PLAN = "plan"
     TRANSCRIBE = "transcribe"
     MODERATE = "moderate"

@@ -1,0 +1,299 @@
+"""Keys, tenants, usage, webhooks, deletions, tallies, and jobs whose recording is still to come."""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+
+revision: str = "0003"
+down_revision: str | Sequence[str] | None = "0002"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    op.drop_constraint(op.f("ck_steps_kind"), "steps", type_="check")
+    op.create_check_constraint(
+        op.f("ck_steps_kind"),
+        "steps",
+        "kind IN ('fetch', 'plan', 'transcribe', 'moderate', 'merge')",
+    )
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("secret_sha256", sa.Text(), nullable=False),
+        sa.Column(
+            "scopes", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
+        ),
+        sa.Column(
+            "limits",
+            postgresql.JSONB(none_as_null=True, astext_type=sa.Text()),
+            server_default=sa.text("'{}'::jsonb"),
+            nullable=False,
+        ),
+        sa.Column(
+            "created_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("expires_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("revoked_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("last_used_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+    )
+    op.create_index(op.f("ix_api_keys_tenant"), "api_keys", ["tenant"], unique=False)
+    op.create_table(
+        "deletions",
+        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("recording_id", sa.Uuid(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("rows", sa.Integer(), nullable=False),
+        sa.Column("files", sa.Integer(), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column(
+            "requested_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("erased_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("job_id", name=op.f("pk_deletions")),
+    )
+    op.create_index(
+        "ix_deletions_due",
+        "deletions",
+        ["requested_at"],
+        unique=False,
+        postgresql_where=sa.text("erased_at IS NULL"),
+    )
+    op.create_index(
+        "ix_deletions_tenant_requested_at", "deletions", ["tenant", "requested_at"], unique=False
+    )
+    op.create_table(
+        "tallies",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("labels", sa.Text(), nullable=False),
+        sa.Column("value", sa.Double(), server_default=sa.text("0"), nullable=False),
+        sa.PrimaryKeyConstraint("name", "labels", name=op.f("pk_tallies")),
+    )
+    op.create_table(
+        "tenants",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("tier", sa.Text(), server_default="standard", nullable=False),
+        sa.Column("delete_after_s", sa.Integer(), nullable=True),
+        sa.Column(
+            "secrets",
+            postgresql.JSONB(none_as_null=True, astext_type=sa.Text()),
+            server_default=sa.text("'[]'::jsonb"),
+            nullable=False,
+        ),
+        sa.Column(
+            "created_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_tenants")),
+    )
+    op.create_table(
+        "usage_days",
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("jobs", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("audio_ms", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.PrimaryKeyConstraint("tenant", "key_id", "day", name=op.f("pk_usage_days")),
+    )
+    op.create_table(
+        "webhook_endpoints",
+        sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column(
+            "events", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
+        ),
+        sa.Column("description", sa.Text(), server_default="", nullable=False),
+        sa.Column(
+            "secrets", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
+        ),
+        sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("paused_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("paused_reason", sa.Text(), nullable=True),
+        sa.Column(
+            "created_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_endpoints")),
+    )
+    op.create_index(
+        op.f("ix_webhook_endpoints_tenant"), "webhook_endpoints", ["tenant"], unique=False
+    )
+    op.create_table(
+        "webhook_deliveries",
+        sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
+        sa.Column("tenant", sa.Text(), nullable=False),
+        sa.Column("endpoint_id", sa.Uuid(), nullable=True),
+        sa.Column("job_id", sa.Uuid(), nullable=True),
+        sa.Column("event", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column(
+            "due_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("token", sa.Uuid(), nullable=True),
+        sa.Column("lease_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column(
+            "created_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column("ended_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "status IN ('pending', 'delivered', 'failed')",
+            name=op.f("ck_webhook_deliveries_status"),
+        ),
+        sa.ForeignKeyConstraint(
+            ["endpoint_id"],
+            ["webhook_endpoints.id"],
+            name=op.f("fk_webhook_deliveries_endpoint_id"),
+            ondelete="CASCADE",
+        ),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name=op.f("fk_webhook_deliveries_job_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_deliveries")),
+    )
+    op.create_index(
+        "ix_webhook_deliveries_due",
+        "webhook_deliveries",
+        ["due_at"],
+        unique=False,
+        postgresql_where=sa.text("status = 'pending'"),
+    )
+    op.create_index(
+        op.f("ix_webhook_deliveries_endpoint_id"),
+        "webhook_deliveries",
+        ["endpoint_id"],
+        unique=False,
+    )
+    op.create_index(
+        op.f("ix_webhook_deliveries_job_id"), "webhook_deliveries", ["job_id"], unique=False
+    )
+    op.create_index(
+        "ix_webhook_deliveries_tenant_created_at",
+        "webhook_deliveries",
+        ["tenant", "created_at"],
+        unique=False,
+    )
+    op.create_table(
+        "webhook_attempts",
+        sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
+        sa.Column("delivery_id", sa.Uuid(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("status_code", sa.Integer(), nullable=True),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("duration_ms", sa.Integer(), nullable=False),
+        sa.Column(
+            "created_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.ForeignKeyConstraint(
+            ["delivery_id"],
+            ["webhook_deliveries.id"],
+            name=op.f("fk_webhook_attempts_delivery_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_attempts")),
+    )
+    op.create_index(
+        op.f("ix_webhook_attempts_delivery_id"), "webhook_attempts", ["delivery_id"], unique=False
+    )
+    op.add_column("jobs", sa.Column("key_id", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("source_url", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("webhook_url", sa.Text(), nullable=True))
+    op.add_column(
+        "jobs",
+        sa.Column(
+            "metadata", postgresql.JSON(none_as_null=True, astext_type=sa.Text()), nullable=True
+        ),
+    )
+    op.add_column("jobs", sa.Column("client_recording_id", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("idempotency_key", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("request_sha256", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("delete_after_s", sa.Integer(), nullable=True))
+    op.add_column("jobs", sa.Column("request_id", sa.Text(), nullable=True))
+    op.alter_column("jobs", "recording_id", existing_type=sa.UUID(), nullable=True)
+    op.create_index("ix_jobs_completed_at", "jobs", ["completed_at"], unique=False)
+    op.create_index(op.f("ix_jobs_key_id"), "jobs", ["key_id"], unique=False)
+    op.create_index(
+        "uq_jobs_tenant_idempotency_key",
+        "jobs",
+        ["tenant", "idempotency_key"],
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_index(
+        "uq_jobs_tenant_idempotency_key",
+        table_name="jobs",
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    )
+    op.drop_index(op.f("ix_jobs_key_id"), table_name="jobs")
+    op.drop_index("ix_jobs_completed_at", table_name="jobs")
+    # The older code knows no job without a recording, and no step that fetches one.
+    op.execute("DELETE FROM jobs WHERE recording_id IS NULL")
+    op.execute("DELETE FROM steps WHERE kind = 'fetch'")
+    op.alter_column("jobs", "recording_id", existing_type=sa.UUID(), nullable=False)
+    op.drop_column("jobs", "request_id")
+    op.drop_column("jobs", "delete_after_s")
+    op.drop_column("jobs", "request_sha256")
+    op.drop_column("jobs", "idempotency_key")
+    op.drop_column("jobs", "client_recording_id")
+    op.drop_column("jobs", "metadata")
+    op.drop_column("jobs", "webhook_url")
+    op.drop_column("jobs", "source_url")
+    op.drop_column("jobs", "key_id")
+    op.drop_index(op.f("ix_webhook_attempts_delivery_id"), table_name="webhook_attempts")
+    op.drop_table("webhook_attempts")
+    op.drop_index("ix_webhook_deliveries_tenant_created_at", table_name="webhook_deliveries")
+    op.drop_index(op.f("ix_webhook_deliveries_job_id"), table_name="webhook_deliveries")
+    op.drop_index(op.f("ix_webhook_deliveries_endpoint_id"), table_name="webhook_deliveries")
+    op.drop_index(
+        "ix_webhook_deliveries_due",
+        table_name="webhook_deliveries",
+        postgresql_where=sa.text("status = 'pending'"),
+    )
+    op.drop_table("webhook_deliveries")
+    op.drop_index(op.f("ix_webhook_endpoints_tenant"), table_name="webhook_endpoints")
+    op.drop_table("webhook_endpoints")
+    op.drop_table("usage_days")
+    op.drop_table("tenants")
+    op.drop_table("tallies")
+    op.drop_index("ix_deletions_tenant_requested_at", table_name="deletions")
+    op.drop_index(
+        "ix_deletions_due", table_name="deletions", postgresql_where=sa.text("erased_at IS NULL")
+    )
+    op.drop_table("deletions")
+    op.drop_index(op.f("ix_api_keys_tenant"), table_name="api_keys")
+    op.drop_table("api_keys")
+    op.drop_constraint(op.f("ck_steps_kind"), "steps", type_="check")
+    op.create_check_constraint(
+        op.f("ck_steps_kind"), "steps", "kind IN ('plan', 'transcribe', 'moderate', 'merge')"
+    )

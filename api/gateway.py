@@ -41,7 +41,9 @@ class Gateway:
         self.settings = settings
         self.database_url, redis_url = _addresses(settings)
         self.database = Database(self.database_url, pool_size=settings.database.pool_size)
-        self.storage = LocalStorage(settings.storage.uploads, settings.storage.temp)
+        self.storage = LocalStorage(
+            settings.storage.uploads, settings.storage.temp, settings.storage.results
+        )
         self.weights = WeightsStore(settings.asr.models_dir, Manifest.load())
         self.resolver = Resolver(settings, self.weights)
         self.redis = connect(redis_url)

@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -35,12 +36,24 @@ def storage_errors() -> Iterator[None]:
         raise Unavailable(what="The storage") from error
 
 
-class LocalStorage:
-    """Files under one folder; ``temp`` must be on the same file system as ``root``."""
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What was erased; nothing, when nothing was left."""
 
-    def __init__(self, root: Path, temp: Path) -> None:
+    files: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Erased) -> Erased:
+        return Erased(self.files + other.files, self.bytes + other.bytes)
+
+
+class LocalStorage:
+    """Files in three folders; ``temp`` must be on the same file system as ``root``."""
+
+    def __init__(self, root: Path, temp: Path, results: Path) -> None:
         self._root = root
         self._temp = temp
+        self._results = results
 
     def prepare(self) -> None:
         """Make the folders."""
@@ -148,6 +161,28 @@ class LocalStorage:
     def _chunks(self, job_id: UUID) -> Path:
         return self._root / "chunks" / str(job_id)
 
+    # --- finished transcripts -------------------------------------------------------------------
+
+    def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
+        """Leave a file of a finished job for those who collect files and not answers."""
+        folder = self._results / str(job_id)
+        with storage_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, content)
+
+    # --- all there is of a job ------------------------------------------------------------------
+
+    def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
+        """Delete a job's recording, sound and results; may be repeated until nothing is left."""
+        with storage_errors():
+            erased = _erase_folder(self._chunks(job_id)) + _erase_folder(
+                self._results / str(job_id)
+            )
+            if recording_id is not None:
+                erased += _erase_file(self._place(recording_id))
+                erased += _erase_file(self.incoming(recording_id))
+        return erased
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file durably, so that it is seen whole or not at all."""
@@ -161,6 +196,26 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _erase_folder(folder: Path) -> Erased:
+    try:
+        files = list(folder.iterdir())
+    except FileNotFoundError:
+        return Erased()
+    erased = sum(map(_erase_file, files), Erased())
+    with suppress(FileNotFoundError):
+        folder.rmdir()
+    return erased
+
+
+def _erase_file(path: Path) -> Erased:
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return Erased()
+    return Erased(1, size)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -330,7 +330,9 @@ def _files(finding: Finding, aftermath: Aftermath, stack: Stack) -> None:
         whole = path is not None and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
         finding.check(whole, f"recording {recording_id} is not what was sent")
     finding.violations += [f"recording {name} has no row" for name in kept]
-    incoming = LocalStorage(folders.uploads, folders.temp).abandoned(-1.0, time.time())
+    incoming = LocalStorage(folders.uploads, folders.temp, folders.results).abandoned(
+        -1.0, time.time()
+    )
     finding.cut_off = len(incoming)
     finding.violations += [
         f"recording {recording_id} was left in {folders.temp}"

@@ -237,7 +237,7 @@ def _plan(request: dict[str, Any]) -> dict[str, Any]:
 
     started = time.monotonic()
     folder = Path(request["folder"])
-    storage = LocalStorage(folder / "planned", folder / "planned" / "incoming")
+    storage = LocalStorage(folder / "planned", folder / "planned" / "incoming", folder / "results")
     storage.prepare()
     job_id = uuid.uuid4()
     planner = Planner(PlanOptions(), load_network())

@@ -57,7 +57,9 @@ class Service:
         self.database = Database(database_url)
         self.jobs = Jobs(self.database, TENANT)
         self.folder = folder
-        self.storage = LocalStorage(folder / "uploads", folder / "uploads" / ".incoming")
+        self.storage = LocalStorage(
+            folder / "uploads", folder / "uploads" / ".incoming", folder / "results"
+        )
         self.storage.prepare()
         self._env = {
             **os.environ,

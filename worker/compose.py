@@ -29,7 +29,9 @@ def build_steps(settings: Settings) -> Steps:
 
 def build_storage(settings: Settings) -> LocalStorage:
     """The storage, its folders made."""
-    storage = LocalStorage(settings.storage.uploads, settings.storage.temp)
+    storage = LocalStorage(
+        settings.storage.uploads, settings.storage.temp, settings.storage.results
+    )
     storage.prepare()
     return storage
 

@@ -18,7 +18,6 @@ from common.domain.merging import speech_without_text
 from common.domain.moderation import ModeratedBy
 from common.domain.request import Options
 from common.domain.transcript import Transcript, segments_to_json
-from common.storage import storage_errors, write_atomically
 from common.transcripts import moderated_by, moderation_warnings, parts
 from worker.context import Context, persist
 from worker.steps.sound import decoding_identity
@@ -81,13 +80,10 @@ def _write_files(
     warnings: list[str],
     manifest: dict[str, Any],
 ) -> None:
-    """Leave every format in RESULTS_DIR, for those who collect files and not answers."""
-    folder = context.settings.storage.results / str(job.id)
-    with storage_errors():
-        folder.mkdir(parents=True, exist_ok=True)
-        for ending in MEDIA_TYPES:
-            content = write(ending, transcript, warnings=warnings, manifest=manifest)
-            write_atomically(folder / f"transcript.{ending}", content.encode())
+    """Leave every format with the storage, masked where the job wants it."""
+    for ending in MEDIA_TYPES:
+        content = write(ending, transcript, warnings=warnings, manifest=manifest)
+        context.storage.write_result(job.id, f"transcript.{ending}", content.encode())
 
 
 def _manifest(

@@ -132,6 +132,13 @@ class Conflict(BadInput):
     status = 409
 
 
+class IdempotencyConflict(BadInput):
+    """{field} {value} was used before, for another request"""
+
+    code = "idempotency_conflict"
+    status = 409
+
+
 # --- what is broken on this side ------------------------------------------------------------
 
 

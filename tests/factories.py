@@ -22,16 +22,9 @@ BY = ModeratedBy("a-model", "a" * 64, {Label.OFFENSIVE: 0.5, Label.HATE: 0.5})
 CLEAN = Verdict(Label.CLEAN, (0.9, 0.1, 0.0))
 
 
-def submit_job(
-    database: Database,
-    *,
-    tenant: str = TENANT,
-    priority: Priority = Priority.NORMAL,
-    duration_ms: int | None = 60_000,
-    options: Options | None = None,
-) -> UUID:
-    """Submit a recording of one minute; returns the job's id."""
-    recording = NewRecording(
+def new_recording(duration_ms: int | None = 60_000) -> NewRecording:
+    """A recording of one minute."""
+    return NewRecording(
         id=uuid4(),
         filename="talk.mp3",
         container="mp3",
@@ -41,15 +34,27 @@ def submit_job(
         duration_ms=duration_ms,
         upload_ms=10,
     )
-    job = NewJob(
-        id=uuid4(),
-        engine="faster-whisper",
-        model="base",
-        language="en",
-        priority=priority,
-        options=options or Options(),
-    )
-    Jobs(database, tenant).submit(recording, job)
+
+
+def new_job(**fields: Any) -> NewJob:
+    """A job in English; ``fields`` are those of `NewJob`."""
+    usual: dict[str, Any] = {
+        "id": uuid4(),
+        "engine": "faster-whisper",
+        "model": "base",
+        "language": "en",
+        "priority": Priority.NORMAL,
+        "options": Options(),
+    }
+    return NewJob(**usual | fields)
+
+
+def submit_job(
+    database: Database, *, tenant: str = TENANT, duration_ms: int | None = 60_000, **fields: Any
+) -> UUID:
+    """Submit a recording of one minute; ``fields`` are those of `NewJob`. Returns the job's id."""
+    job = new_job(**fields)
+    Jobs(database, tenant).submit(new_recording(duration_ms), job)
     return job.id
 
 

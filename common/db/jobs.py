@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
 from common.db.steps import add_steps, end_job, moderation_failed
-from common.db.tables import Chunk, Job, JobMetrics, Recording, Step, Transcript
+from common.db.tables import Chunk, Job, JobMetrics, Recording, Step, Tenant, Transcript
 from common.domain.job import MODERATION_FAILED, JobStatus, Priority, StepKind, StepStatus
 from common.domain.request import Options
-from common.errors import Conflict, NotFound
+from common.errors import Conflict, IdempotencyConflict, NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,15 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Created:
+    """What a request for a job has led to; ``replayed``: to the job that its key made before."""
+
+    job_id: UUID
+    status: JobStatus
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """A job as it stands at one instant.
 
@@ -101,6 +112,7 @@ class Snapshot:
     model: str
     language: str
     duration_ms: int | None
+    options: Options
     client: ClientData
 
 
@@ -129,48 +141,48 @@ PLANNED_PERCENT = 5
 class Jobs:
     """The jobs of one tenant; another tenant's are not found."""
 
-    def __init__(self, database: Database, tenant: str) -> None:
+    def __init__(
+        self, database: Database, tenant: str, *, delete_after_s: int | None = None
+    ) -> None:
+        """``delete_after_s`` is for jobs and tenants that ask for nothing; None: never."""
         self._database = database
         self._tenant = tenant
+        self._delete_after_s = delete_after_s
 
-    def submit(self, recording: NewRecording, job: NewJob) -> None:
-        """Commit a recording, its job and the doorbell for the first step: all or nothing."""
+    def create(self, job: NewJob) -> Created:
+        """Commit a job without its recording: it waits to be sent, or to be fetched.
+
+        Raises:
+            IdempotencyConflict: its key was used for another request.
+        """
         with self._database.transaction() as session:
-            session.add(
-                Recording(
-                    id=recording.id,
-                    tenant=self._tenant,
-                    filename=recording.filename,
-                    container=recording.container,
-                    codec=recording.codec,
-                    size_bytes=recording.size_bytes,
-                    sha256=recording.sha256,
-                    duration_ms=recording.duration_ms,
-                    upload_ms=recording.upload_ms,
-                )
-            )
-            session.flush()
-            session.add(
-                Job(
-                    id=job.id,
-                    tenant=self._tenant,
-                    recording_id=recording.id,
-                    priority=job.priority,
-                    engine=job.engine,
-                    model=job.model,
-                    language=job.language,
-                    options=job.options.to_json(),
-                    duration_ms=recording.duration_ms,
-                    webhook_url=job.webhook_url,
-                    client_metadata=job.client.metadata,
-                    client_recording_id=job.client.recording_id,
-                    delete_after_s=job.delete_after_s,
-                    key_id=job.key_id,
-                    request_id=job.request_id,
-                )
-            )
-            session.flush()
-            add_steps(session, job.id, StepKind.PLAN, [None])
+            return self._create(session, job)
+
+    def submit(self, recording: NewRecording, job: NewJob) -> Created:
+        """Commit a recording and its job: all or nothing, and nothing where it is a replay.
+
+        Raises:
+            IdempotencyConflict: its key was used for another request.
+        """
+        with self._database.transaction() as session:
+            created = self._create(session, job)
+            if created.replayed:
+                return created
+            self._attach(session, job.id, recording)
+            return replace(created, status=JobStatus.PENDING)
+
+    def attach(self, job_id: UUID, recording: NewRecording) -> None:
+        """Commit the recording that a job waits for.
+
+        Raises:
+            NotFound: there is no such job in this tenant.
+            Conflict: it does not wait for one (any more).
+        """
+        with self._database.transaction() as session:
+            job, _ = self._job(session, job_id)
+            if not self._attach(session, job_id, recording):
+                session.refresh(job)
+                raise Conflict(reason=f"The job is {job.status} and takes no recording")
 
     def snapshot(self, job_id: UUID) -> Snapshot:
         """Where the job stands.
@@ -210,6 +222,7 @@ class Jobs:
                 model=job.model,
                 language=job.detected_language or job.language,
                 duration_ms=job.duration_ms,
+                options=Options.from_json(job.options),
                 client=ClientData(job.client_recording_id, job.client_metadata),
             )
 
@@ -261,6 +274,18 @@ class Jobs:
                 manifest=None,
             )
 
+    def chunks_since(self, job_id: UUID, index: int) -> list[Chunk]:
+        """The transcribed chunks from ``index`` on, up to the first that is not; none of another
+        tenant's job."""
+        with self._database.transaction() as session:
+            rows = session.scalars(
+                select(Chunk)
+                .join(Job, Job.id == Chunk.job_id)
+                .where(Chunk.job_id == job_id, Job.tenant == self._tenant, Chunk.index >= index)
+                .order_by(Chunk.index)
+            )
+            return list(takewhile(lambda chunk: chunk.result is not None, rows))
+
     def recording_id(self, job_id: UUID) -> UUID:
         """Whose sound the job is about.
 
@@ -303,6 +328,91 @@ class Jobs:
             return duration_ms / 1000 / speed
 
     # --- inside one transaction ---------------------------------------------------------------
+
+    def _create(self, session: Session, job: NewJob) -> Created:
+        fetched = job.source_url is not None
+        status = JobStatus.PENDING if fetched else JobStatus.PENDING_UPLOAD
+        key = job.idempotency
+        while not self._insert(session, job, status):
+            assert key is not None  # noqa: S101 - nothing else of a new job can be there already
+            known = session.execute(
+                select(Job.id, Job.status, Job.request_sha256).where(
+                    Job.tenant == self._tenant, Job.idempotency_key == key.key
+                )
+            ).one_or_none()
+            if known is None:  # deleted in this moment: so the key is free again
+                continue
+            if known.request_sha256 != key.request_sha256:
+                raise IdempotencyConflict(field="Idempotency-Key", value=key.key)
+            return Created(known.id, JobStatus(known.status), replayed=True)
+        if fetched:
+            add_steps(session, job.id, StepKind.FETCH, [None])
+        return Created(job.id, status, replayed=False)
+
+    def _insert(self, session: Session, job: NewJob, status: JobStatus) -> bool:
+        """False where the tenant has a job of this key: also one that was committed just now."""
+        inserted = (
+            upsert(Job)
+            .values(
+                id=job.id,
+                tenant=self._tenant,
+                key_id=job.key_id,
+                status=status,
+                priority=job.priority,
+                engine=job.engine,
+                model=job.model,
+                language=job.language,
+                options=job.options.to_json(),
+                source_url=job.source_url,
+                webhook_url=job.webhook_url,
+                client_metadata=job.client.metadata,
+                client_recording_id=job.client.recording_id,
+                idempotency_key=job.idempotency and job.idempotency.key,
+                request_sha256=job.idempotency and job.idempotency.request_sha256,
+                delete_after_s=self._deletion(session, job),
+                request_id=job.request_id,
+            )
+            .on_conflict_do_nothing(
+                index_elements=[Job.tenant, Job.idempotency_key],
+                index_where=Job.idempotency_key.is_not(None),
+            )
+        )
+        return session.scalar(inserted.returning(Job.id)) is not None
+
+    def _attach(self, session: Session, job_id: UUID, recording: NewRecording) -> bool:
+        """False where the job does not wait for a recording."""
+        pending = session.scalar(
+            update(Job)
+            .where(Job.id == job_id, Job.status == JobStatus.PENDING_UPLOAD)
+            .values(status=JobStatus.PENDING, duration_ms=recording.duration_ms)
+            .returning(Job.id)
+        )
+        if pending is None:
+            return False
+        session.add(
+            Recording(
+                id=recording.id,
+                tenant=self._tenant,
+                filename=recording.filename,
+                container=recording.container,
+                codec=recording.codec,
+                size_bytes=recording.size_bytes,
+                sha256=recording.sha256,
+                duration_ms=recording.duration_ms,
+                upload_ms=recording.upload_ms,
+            )
+        )
+        session.flush()
+        session.execute(update(Job).where(Job.id == job_id).values(recording_id=recording.id))
+        add_steps(session, job_id, StepKind.PLAN, [None])
+        return True
+
+    def _deletion(self, session: Session, job: NewJob) -> int | None:
+        """Seconds after its end: as asked for, else the tenant's, else as the settings say."""
+        if job.delete_after_s is not None:
+            return job.delete_after_s
+        tenants = session.scalar(select(Tenant.delete_after_s).where(Tenant.id == self._tenant))
+        return (self._delete_after_s if tenants is None else tenants) or None
 
     def _job(self, session: Session, job_id: UUID) -> tuple[Job, str | None]:
         row = session.execute(

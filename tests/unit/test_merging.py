@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.cutting import ChunkGrouper, Curve, CutOptions, Speech, WindowCutter, cut_long
+from common.domain.growing import Growing
 from common.domain.merging import Part, merge, speech_without_text
 from common.domain.values import Chunk, Segment, Span, Window, Word
 
@@ -120,6 +121,23 @@ def test_words_at_wrong_times_are_in_order_and_none_is_doubled(
     )
     if not shared:
         assert got == said
+
+
+@given(speeches(), st.data())
+def test_text_that_grows_is_never_taken_back(
+    recording: tuple[Spoken, int], data: st.DataObject
+) -> None:
+    spoken, duration_ms = recording
+    parts: list[Part] = [
+        (chunk, [segments(heard(window, spoken)) for window in chunk.windows])
+        for chunk in chunks_of(spoken, duration_ms)
+    ]
+    growing, grown, rest = Growing(), [], list(parts)
+    while rest:
+        count = data.draw(st.integers(1, len(rest)))
+        grown += growing.add(rest[:count])
+        rest = rest[count:]
+    assert tuple(grown) == merge(parts).segments
 
 
 def window(core: tuple[int, int], audio: tuple[int, int] | None = None, speech: int = 0) -> Window:

@@ -83,6 +83,20 @@ class ModelNotHere(BadInput):
     status = 422
 
 
+class Unauthorised(BadInput):
+    """{reason}"""
+
+    code = "unauthorised"
+    status = 401
+
+
+class Forbidden(BadInput):
+    """{reason}"""
+
+    code = "forbidden"
+    status = 403
+
+
 class Stalled(BadInput):
     """Nothing more of the request came in for {limit_s} s"""
 
@@ -109,6 +123,13 @@ class NotAudio(BadInput):
 
     code = "not_audio"
     status = 415
+
+
+class UrlRefused(BadInput):
+    """{field} is refused: {reason}"""
+
+    code = "url_refused"
+    status = 422
 
 
 class NotFound(BadInput):
@@ -152,6 +173,10 @@ class Busy(Transient):
     """{what} has too much to do at the moment; try again soon"""
 
     code = "busy"
+
+
+class NotMigrated(Unavailable):
+    """The database is not at this version yet; run: steno migrate"""
 
 
 class OutcomeUnknown(Unavailable):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AliasChoices, BaseModel, Field, SecretStr
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,6 +42,17 @@ class ApiSettings(BaseSettings):
     """Port the gateway listens on; 0 takes a free one."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Gateway processes on this host."""
+
+
+class EventSettings(BaseSettings):
+    """Live progress (server-sent events)."""
+
+    model_config = _config("EVENTS_")
+
+    max_watchers: Annotated[int, Field(ge=1)] = 2000
+    """How many may watch jobs at once on one gateway process; the next one is answered 503."""
+    heartbeat: Annotated[float, Field(gt=0, le=60)] = 15.0
+    """Seconds of silence after which a comment is sent, so that nobody takes the line for dead."""
 
 
 class UploadSettings(BaseSettings):
@@ -227,6 +238,63 @@ class WorkerSettings(BaseSettings):
     """The engine's process is replaced after this many steps."""
 
 
+class EgressSettings(BaseSettings):
+    """Where the service goes because a client named a URL: public addresses, and these."""
+
+    model_config = _config("EGRESS_")
+
+    allow: str = ""
+    """Networks and hosts that may be reached although they are not public, separated by commas:
+    10.1.0.0/16, minio.internal, .example.lan."""
+
+
+class FetchSettings(BaseSettings):
+    """Recordings that are submitted by URL. MAX_UPLOAD_SIZE_MB holds for them too."""
+
+    model_config = _config("FETCH_")
+
+    timeout: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds that fetching one may take, every try included."""
+    stall: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds of silence after which a server counts as gone."""
+    tries: Annotated[int, Field(ge=1, le=100)] = 5
+    """How often in a row it is gone on with, where it broke off, without getting any further."""
+
+
+class WebhookSettings(BaseSettings):
+    """Webhooks: messages to clients' URLs about the ends of their jobs."""
+
+    model_config = _config("WEBHOOK_")
+
+    timeout: Annotated[float, Field(gt=0)] = 15.0
+    """Seconds that a receiver has for its answer, the connection included."""
+    retry_delays: str = "30,120,600,3600"
+    """Seconds from a failed attempt to the next one, give or take a fifth. The first attempt is
+    made at once; when the last one has failed the message is given up."""
+    pause_after: Annotated[int, Field(ge=1)] = 10
+    """An endpoint is paused once so many messages to it in a row were given up."""
+    at_once: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Messages a dispatcher sends at the same time."""
+    at_once_each: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Of those, the most to one host for one tenant."""
+    max_endpoints: Annotated[int, Field(ge=1)] = 20
+    """Endpoints that a tenant may have."""
+    keep_days: Annotated[int, Field(ge=1)] = 30
+    """Days for which it is kept how a message was delivered; also how long one waits for a paused
+    endpoint."""
+
+    @property
+    def delays_s(self) -> tuple[float, ...]:
+        return tuple(float(part) for part in self.retry_delays.split(",") if part.strip())
+
+    @field_validator("retry_delays")
+    @classmethod
+    def _are_numbers(cls, text: str) -> str:
+        if any(float(part) < 0 for part in text.split(",") if part.strip()):
+            raise ValueError("seconds, separated by commas, and none below 0")
+        return text
+
+
 class LogSettings(BaseSettings):
     """Logs. They carry ids, never what was said."""
 
@@ -242,6 +310,7 @@ class Settings(BaseModel):
     """All of them."""
 
     api: ApiSettings = Field(default_factory=ApiSettings)
+    events: EventSettings = Field(default_factory=EventSettings)
     upload: UploadSettings = Field(default_factory=UploadSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
@@ -252,4 +321,7 @@ class Settings(BaseModel):
     moderation: ModerationSettings = Field(default_factory=ModerationSettings)
     job: JobSettings = Field(default_factory=JobSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    egress: EgressSettings = Field(default_factory=EgressSettings)
+    fetch: FetchSettings = Field(default_factory=FetchSettings)
+    webhook: WebhookSettings = Field(default_factory=WebhookSettings)
     log: LogSettings = Field(default_factory=LogSettings)

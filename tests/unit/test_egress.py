@@ -1,0 +1,335 @@
+"""Where this service goes because a client said so, and where it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from itertools import cycle
+from typing import Self
+
+import httpcore
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.egress import Egress, Outbound, is_public, parse_url
+from common.errors import SetupProblem, UrlRefused
+
+PUBLIC = "93.184.216.34"
+
+
+def nowhere(host: str, _port: int) -> list[str]:
+    raise socket.gaierror(f"{host} is not known")
+
+
+TRICKS = [
+    "http://127.0.0.1/",
+    "http://127.1/",
+    "http://2130706433/",
+    "http://0x7f000001/",
+    "http://0x7f.1/",
+    "http://017700000001/",
+    "http://0177.0.0.1/",
+    "http://0.0.0.0/",
+    "http://0/",
+    "http://[::1]/",
+    "http://[::]/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://[::ffff:7f00:1]/",
+    "http://[::127.0.0.1]/",
+    "http://[64:ff9b::7f00:1]/",
+    "http://[2002:7f00:1::]/",
+    "http://[2001:0:7f00:1::]/",
+    "http://[fe80::1]/",
+    "http://[fe80::1%25eth0]/",
+    "http://[fec0::1]/",
+    "http://[fd00:ec2::254]/latest/meta-data/",
+    "http://[ff02::1]/",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://2852039166/latest/meta-data/",
+    "http://100.100.100.200/",
+    "http://168.63.129.16/",
+    "http://192.0.0.192/",
+    "http://10.0.0.1/",
+    "http://172.31.255.255/",
+    "http://192.168.1.1/",
+    "http://100.64.0.1/",
+    "http://198.18.0.1/",
+    "http://224.0.0.1/",
+    "http://255.255.255.255/",
+    "http://127。0。0。1/",
+    "http://①②⑦.0.0.1/",
+    "http://127.0.0.1./",
+    "http://127.0.0.1:80/",
+    "http://public.example@127.0.0.1/",
+    "http://127.0.0.1@public.example/",
+    "http://user:secret@public.example/",
+    "http://@public.example/",
+    "http://public.example\\@127.0.0.1/",
+    "http://127.0.0.1\\.public.example/",
+    "http://127.0.0.1\t/",
+    "http://public.example /",
+    "http://public.example%00.evil/",
+    "http://%31%32%37.0.0.1/",
+    "http://public.example:0/",
+    "http://public.example:99999999/",
+    "http:///etc/passwd",
+    "http:public.example",
+    "//public.example/",
+    "file:///etc/passwd",
+    "gopher://public.example/",
+    "ftp://public.example/a.mp3",
+    "jar:http://public.example/!/",
+    "",
+    "http://" + "a" * 2_000 + ".example/",
+]
+
+
+@pytest.mark.parametrize("url", TRICKS)
+def test_a_url_that_hides_where_it_leads_is_refused(url: str) -> None:
+    with pytest.raises(UrlRefused):
+        Egress(resolve=nowhere).check(url)
+    with pytest.raises(UrlRefused):
+        Egress().check(url)
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["127.0.0.1"],
+        ["::1"],
+        ["10.0.0.7"],
+        ["::ffff:10.0.0.7"],
+        ["169.254.169.254"],
+        [PUBLIC, "10.0.0.7"],
+        ["10.0.0.7", PUBLIC],
+        ["fe80::1%eth0"],
+    ],
+)
+def test_a_name_is_judged_by_every_address_it_has(addresses: list[str]) -> None:
+    egress = Egress(resolve=lambda _host, _port: addresses)
+    with pytest.raises(UrlRefused, match=r"inside\.example is not a public address"):
+        egress.check("https://inside.example/")
+    with pytest.raises(UrlRefused):
+        asyncio.run(egress.addresses("inside.example", 443))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://public.example/a.mp3?X-Signature=a%2Bb&who=me@home#t=1",
+        "HTTP://Public.Example:8080/",
+        "https://bücher.example/é",
+        f"http://{PUBLIC}/",
+        "http://[2606:4700::6810:85e5]/",
+        "http://[64:ff9b::5db8:d822]/",
+    ],
+)
+def test_a_public_url_may_be_kept(url: str) -> None:
+    Egress(resolve=lambda _host, _port: [PUBLIC]).check(url)
+
+
+def test_a_name_that_cannot_be_looked_up_now_may_be_kept_and_is_judged_when_used() -> None:
+    egress = Egress(resolve=nowhere)
+    egress.check("https://soon.example/")
+    with pytest.raises(OSError, match="not known"):
+        asyncio.run(egress.addresses("soon.example", 443))
+
+
+def test_what_is_refused_is_named_without_the_secrets_of_its_url() -> None:
+    egress = Egress(resolve=lambda _host, _port: ["127.0.0.1"])
+    with pytest.raises(UrlRefused) as caught:
+        egress.check("https://inside.example/a?token=hush", "webhook_url")
+    assert str(caught.value) == "webhook_url is refused: inside.example is not a public address"
+    assert "hush" not in str(caught.value.details)
+
+
+@given(st.ip_addresses())
+def test_what_counts_as_public_is_public_to_python_too(
+    address: IPv4Address | IPv6Address,
+) -> None:
+    if is_public(address):
+        plain = getattr(address, "ipv4_mapped", None) or address
+        assert plain.is_global or plain in IPv6Network("64:ff9b::/96")
+        assert not plain.is_multicast
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_is_judged_alike_in_all_its_disguises(address: IPv4Address) -> None:
+    number = int(address)
+    for disguised in (0xFFFF << 32 | number, 0x64FF9B << 96 | number):
+        assert is_public(IPv6Address(disguised)) == is_public(address)
+
+
+@given(st.ip_addresses(v=4))
+def test_an_address_is_judged_alike_however_it_is_spelled(address: IPv4Address) -> None:
+    number = int(address)
+    a, rest = number >> 24, number & 0xFFFFFF
+    spellings = [str(address), str(number), hex(number), f"0{number:o}", f"{a}.{rest}"]
+    judged = {_passes(f"http://{spelling}/") for spelling in spellings}
+    assert judged == {is_public(address)}
+
+
+EGRESS = Egress(resolve=nowhere)
+
+
+def _passes(url: str) -> bool:
+    try:
+        EGRESS.check(url)
+    except UrlRefused:
+        return False
+    return True
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_either_refused_or_one_url_with_a_host(text: str) -> None:
+    for candidate in (text, f"http://{text}", f"https://public.example/{text}"):
+        try:
+            url = parse_url(candidate)
+        except UrlRefused:
+            continue
+        assert url.scheme in {"http", "https"}
+        assert url.host
+        assert not url.userinfo
+
+
+# --- the allow list ---------------------------------------------------------------------------
+
+
+def test_what_is_allowed_is_reached_though_private_and_nothing_beside_it() -> None:
+    inside = {"minio.internal": "10.9.0.1", "a.lan": "10.9.0.2", "lan": "10.9.0.3"}
+    egress = Egress(
+        "192.168.7.0/24, minio.internal, .lan, fd12::/16",
+        resolve=lambda host, _port: [inside.get(host.rstrip("."), host.strip("[]"))],
+    )
+    for allowed in ("192.168.7.9", "minio.internal", "MINIO.internal.", "a.lan", "[fd12::5]"):
+        egress.check(f"http://{allowed}/")
+    egress.check("http://[::ffff:192.168.7.9]/")
+    for refused in ("192.168.8.9", "lan", "127.0.0.1", "[fd13::5]"):
+        with pytest.raises(UrlRefused):
+            egress.check(f"http://{refused}/")
+
+
+@pytest.mark.parametrize("entry", ["10.0.0.0/33", "10.0.0", "http://minio", "a b", "min*"])
+def test_an_allow_list_that_means_nothing_is_refused_at_the_start(entry: str) -> None:
+    with pytest.raises(SetupProblem, match="EGRESS_ALLOW"):
+        Egress(entry)
+
+
+# --- connections, over real sockets -------------------------------------------------------------
+
+
+class Server:
+    """Answers every connection with 204; counts them."""
+
+    def __init__(self, address: str) -> None:
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self._address = address
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, self._address, 0)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+
+async def _status(outbound: Outbound, url: str) -> int:
+    async with outbound.send("GET", parse_url(url), {}) as response:
+        return response.status
+
+
+def test_a_dns_that_changes_between_two_looks_finds_no_gap() -> None:
+    """Every second answer is the loopback of a victim; the allowed one stands for the public."""
+    answers = cycle([["127.0.0.2"], ["127.0.0.1"]])
+    asked: list[str] = []
+
+    def rebinding(host: str, _port: int) -> list[str]:
+        asked.append(host)
+        return next(answers)
+
+    async def attack() -> tuple[int, int, int]:
+        egress = Egress("127.0.0.2", resolve=rebinding)
+        refused = 0
+        async with Server("127.0.0.1") as victim, Outbound(egress, patience_s=5) as outbound:
+            async with Server("127.0.0.2") as public:
+                # one port for both, so that only the address makes the difference
+                url = f"http://rebinding.example:{victim.port}/"
+                for _ in range(6):
+                    try:
+                        await _status(outbound, url)
+                    except UrlRefused:
+                        refused += 1
+                    except httpcore.ConnectError:  # nobody listens at the public address's port
+                        assert victim.port != public.port
+            return victim.connections, refused, len(asked)
+
+    connections, refused, looked_up = asyncio.run(attack())
+    assert connections == 0
+    assert refused == 3
+    assert looked_up == 6  # once for each request
+
+
+def test_a_connection_goes_to_the_judged_address_and_asks_for_the_name() -> None:
+    async def ask() -> tuple[int, bytes]:
+        egress = Egress("127.0.0.2", resolve=lambda _host, _port: ["127.0.0.2"])
+        async with Server("127.0.0.2") as server, Outbound(egress, patience_s=5) as outbound:
+            status = await _status(outbound, f"http://name.example:{server.port}/a?b=c")
+            return status, server.requests[0]
+
+    status, request = asyncio.run(ask())
+    assert status == 204
+    assert request.startswith(b"GET /a?b=c HTTP/1.1\r\nHost: name.example:")
+
+
+def test_the_environments_proxies_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> int:
+        async with Server("127.0.0.1") as proxy, Server("127.0.0.2") as server:
+            for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+                monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+            async with Outbound(Egress("127.0.0.2"), patience_s=5) as outbound:
+                await _status(outbound, f"http://127.0.0.2:{server.port}/")
+            return proxy.connections
+
+    assert asyncio.run(ask()) == 0
+
+
+@contextmanager
+def _silent() -> Iterator[int]:
+    """A port that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_server_that_says_nothing_is_given_up() -> None:
+    async def ask(port: int) -> None:
+        async with Outbound(Egress("127.0.0.1"), patience_s=0.2) as outbound:
+            await _status(outbound, f"http://127.0.0.1:{port}/")
+
+    with _silent() as port, pytest.raises(httpcore.ReadTimeout):
+        asyncio.run(ask(port))
+
+
+def test_the_second_address_of_a_name_is_tried_when_the_first_is_dead() -> None:
+    async def ask() -> int:
+        egress = Egress("127.0.0.0/8", resolve=lambda _host, _port: ["127.0.0.3", "127.0.0.2"])
+        async with Server("127.0.0.2") as server, Outbound(egress, patience_s=5) as outbound:
+            return await _status(outbound, f"http://name.example:{server.port}/")
+
+    assert asyncio.run(ask()) == 204
+
+
+def test_a_scope_makes_no_address_public() -> None:
+    assert not is_public(ip_address("2606:4700::1%eth0"))

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Computed,
     ForeignKey,
     Identity,
     Index,
@@ -92,6 +93,13 @@ class Job(Base):
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
         Index("ix_jobs_completed_at", "completed_at"),
+        Index(
+            "ix_jobs_awaited",
+            "created_at",
+            postgresql_where=text("status = 'PENDING_UPLOAD'"),
+        ),
+        Index("ix_jobs_sweep_at", "sweep_at", postgresql_where=text("sweep_at IS NOT NULL")),
+        Index("ix_jobs_delete_at", "delete_at", postgresql_where=text("delete_at IS NOT NULL")),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -139,9 +147,15 @@ class Job(Base):
     """Of the request that came with the idempotency key, its recording included."""
     delete_after_s: Mapped[int | None]
     """Seconds after its end at which the job is deleted with all it has; None: never."""
+    delete_at: Mapped[datetime | None]
+    """When that is, once it has ended."""
+    sweep_at: Mapped[datetime | None]
+    """When to delete the sound cut for it (once more); None: there is none, or it is needed."""
     request_id: Mapped[str | None]
     """Of the HTTP request that made it, for the logs of those who work on it."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    retried_at: Mapped[datetime | None]
+    """When it was last begun again after it had failed; None: never."""
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
 
@@ -391,16 +405,22 @@ class WebhookDelivery(Base):
     )
     """None: to the job's own ``webhook_url``."""
     job_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("jobs.id", ondelete="CASCADE"), index=True
+        ForeignKey("jobs.id", ondelete="SET NULL"), index=True
     )
-    """None: a test."""
+    """None: a test, or the job was deleted before its message had arrived."""
     event: Mapped[str]
     url: Mapped[str]
+    lane: Mapped[str] = mapped_column(
+        Computed("tenant || ' ' || substring(url from '^[^/]*//[^/?#]*')", persisted=True)
+    )
+    """Whose message it is, and to which host: one that hangs must not hold up other lanes."""
     payload: Mapped[str]
     """The body, byte for byte: what is signed must be what is sent."""
     status: Mapped[str] = mapped_column(default=DeliveryStatus.PENDING)
     attempt: Mapped[int] = mapped_column(default=0)
     """How often it was sent, or begun to be."""
+    failures: Mapped[int] = mapped_column(server_default=text("0"))
+    """Attempts that failed since it was made, or asked for anew."""
     due_at: Mapped[datetime] = mapped_column(server_default=func.now())
     token: Mapped[UUID | None]
     """Proof of the claim of who sends it, good until ``lease_until``."""

@@ -172,7 +172,7 @@ def upgrade() -> None:
             ondelete="CASCADE",
         ),
         sa.ForeignKeyConstraint(
-            ["job_id"], ["jobs.id"], name=op.f("fk_webhook_deliveries_job_id"), ondelete="CASCADE"
+            ["job_id"], ["jobs.id"], name=op.f("fk_webhook_deliveries_job_id"), ondelete="SET NULL"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_deliveries")),
     )
@@ -237,8 +237,27 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("request_sha256", sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("delete_after_s", sa.Integer(), nullable=True))
     op.add_column("jobs", sa.Column("request_id", sa.Text(), nullable=True))
+    for name in ("delete_at", "sweep_at", "retried_at"):
+        op.add_column("jobs", sa.Column(name, postgresql.TIMESTAMP(timezone=True), nullable=True))
+    # The older code swept once a minute: sound may be left of the jobs that ended last.
+    op.execute("UPDATE jobs SET sweep_at = now() WHERE completed_at > now() - interval '1 day'")
     op.alter_column("jobs", "recording_id", existing_type=sa.UUID(), nullable=True)
     op.create_index("ix_jobs_completed_at", "jobs", ["completed_at"], unique=False)
+    op.create_index(
+        "ix_jobs_awaited",
+        "jobs",
+        ["created_at"],
+        unique=False,
+        postgresql_where=sa.text("status = 'PENDING_UPLOAD'"),
+    )
+    for name in ("delete_at", "sweep_at"):
+        op.create_index(
+            f"ix_jobs_{name}",
+            "jobs",
+            [name],
+            unique=False,
+            postgresql_where=sa.text(f"{name} IS NOT NULL"),
+        )
     op.create_index(op.f("ix_jobs_key_id"), "jobs", ["key_id"], unique=False)
     op.create_index(
         "uq_jobs_tenant_idempotency_key",
@@ -256,11 +275,14 @@ def downgrade() -> None:
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     )
     op.drop_index(op.f("ix_jobs_key_id"), table_name="jobs")
-    op.drop_index("ix_jobs_completed_at", table_name="jobs")
+    for name in ("delete_at", "sweep_at", "awaited", "completed_at"):
+        op.drop_index(f"ix_jobs_{name}", table_name="jobs")
     # The older code knows no job without a recording, and no step that fetches one.
     op.execute("DELETE FROM jobs WHERE recording_id IS NULL")
     op.execute("DELETE FROM steps WHERE kind = 'fetch'")
     op.alter_column("jobs", "recording_id", existing_type=sa.UUID(), nullable=False)
+    for name in ("retried_at", "sweep_at", "delete_at"):
+        op.drop_column("jobs", name)
     op.drop_column("jobs", "request_id")
     op.drop_column("jobs", "delete_after_s")
     op.drop_column("jobs", "request_sha256")

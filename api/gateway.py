@@ -22,7 +22,7 @@ from common.errors import SetupProblem, Unavailable
 from common.events import Events
 from common.queue import Doorbell, connect
 from common.settings import Settings
-from common.storage import LocalStorage
+from common.storage.opening import open_storage
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 
@@ -41,9 +41,7 @@ class Gateway:
         self.settings = settings
         self.database_url, redis_url = _addresses(settings)
         self.database = Database(self.database_url, pool_size=settings.database.pool_size)
-        self.storage = LocalStorage(
-            settings.storage.uploads, settings.storage.temp, settings.storage.results
-        )
+        self.storage = open_storage(settings.storage)
         self.weights = WeightsStore(settings.asr.models_dir, Manifest.load())
         self.resolver = Resolver(settings, self.weights)
         self.redis = connect(redis_url)
@@ -67,7 +65,6 @@ class Gateway:
             stack.push_async_callback(gateway.prober.close)
             stack.push_async_callback(gateway.judge.close)
             stack.push_async_callback(gateway.changes.close)
-            gateway.storage.prepare()
             await asyncio.gather(gateway.prober.start(), gateway.changes.start())
             gateway.judge.start()
             yield gateway

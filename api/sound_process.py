@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from pathlib import Path
+from uuid import UUID
 
 from api.child import confine, pipe_to_gateway, write_all, write_line
 from common.audio.redact import RedactedWav
 from common.domain.values import Span
-from common.errors import DecodeFailed, NotAudio
+from common.errors import DecodeFailed, NotAudio, NotFound, Transient
+from common.settings import Settings
+from common.storage.opening import open_storage
 
 
 def main(parent: str) -> None:
@@ -25,9 +27,16 @@ def main(parent: str) -> None:
     with suppress(BrokenPipeError):  # nobody wants it any more
         try:
             spans = [Span(start_ms, end_ms) for start_ms, end_ms in order["spans"]]
-            wav = RedactedWav(Path(order["path"]), order["duration_ms"], spans)
+            recording = open_storage(Settings().storage).open_recording(UUID(order["recording"]))
+            wav = RedactedWav(recording, order["duration_ms"], spans)
         except (NotAudio, DecodeFailed) as error:
             write_line(pipe, {"unreadable": error.details["reason"]})
+            return
+        except NotFound:
+            write_line(pipe, {"missing": True})
+            return
+        except Transient:
+            write_line(pipe, {"unavailable": True})
             return
         write_line(pipe, {"size": wav.size})
         for piece in wav:

@@ -27,7 +27,7 @@ from common.audio.probe import Probe
 from common.db.jobs import NewJob, NewRecording
 from common.domain.job import JobStatus
 from common.errors import Missing, NotFound, OutcomeUnknown, Stalled, TooLarge, Transient
-from common.storage import storage_errors
+from common.storage.storage import storage_errors
 
 BLOCK_BYTES = 1 << 20
 FORM_BYTES = 1 << 20
@@ -135,6 +135,7 @@ class Upload:
         self._recording_id = uuid4()
         self._file = IncomingFile(gateway.storage.incoming(self._recording_id))
         self._max_bytes = gateway.settings.upload.max_bytes
+        self._securing = False
         self._handed_over = False
 
     async def take_in(self, request: Request, body: Body) -> Accepted:
@@ -161,11 +162,19 @@ class Upload:
             upload_ms = round((time.monotonic() - started) * 1000)
             probe = await self._gateway.prober.probe(self._file.path)
             recording = self._recording(form, probe, sha256, upload_ms)
+            self._securing = True
+            await asyncio.to_thread(self._gateway.storage.secure, self._recording_id)
             return await self._gateway.in_thread(self._commit, recording, job)
         except BaseException:
             if not self._handed_over:
-                await self._file.abandon()
+                await self._abandon()
             raise
+
+    async def _abandon(self) -> None:
+        await self._file.abandon()
+        if self._securing:  # what is on its way still is found by the dispatcher
+            with suppress(Transient):
+                await asyncio.to_thread(self._gateway.storage.discard, self._recording_id)
 
     async def _receive(self, form: FormReader, body: Body) -> None:
         received = 0
@@ -218,7 +227,8 @@ class Upload:
             if not self._is_committed(job.id):
                 raise
         except BaseException:
-            self._gateway.storage.discard(recording.id)
+            with suppress(Transient):
+                self._gateway.storage.discard(recording.id)
             raise
         with suppress(Transient):  # whoever needs the file first moves it then
             self._gateway.storage.keep(recording.id)

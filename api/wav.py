@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from loguru import logger
 from starlette.responses import StreamingResponse
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.children import Child
 from common.domain.values import Span
-from common.errors import Busy, Conflict
+from common.errors import Busy, Conflict, NotFound, Unavailable
 
 PIECE_BYTES = 64 << 10
 
@@ -30,19 +30,20 @@ class WavFiles:
         self._limit = limit
         self._open = 0
 
-    async def open(self, path: Path, duration_ms: int, spans: Sequence[Span]) -> WavFile:
-        """Begin to make the WAV of the recording at ``path``; see `common.audio.redact`.
+    async def open(self, recording_id: UUID, duration_ms: int, spans: Sequence[Span]) -> WavFile:
+        """Begin to make the WAV of a stored recording; see `common.audio.redact`.
 
         Raises:
             Busy: too many are sent already.
             Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
+            NotFound, Unavailable: the storage does not have it, or is out.
         """
         if self._open >= self._limit:
             raise Busy(what="Sending recordings")
         self._open += 1
         file = WavFile(self)
         try:
-            await file.begin(path, duration_ms, spans)
+            await file.begin(recording_id, duration_ms, spans)
         except BaseException:
             await file.close()
             raise
@@ -62,15 +63,16 @@ class WavFile:
         self._child: Child | None = None
         self.size = 0
 
-    async def begin(self, path: Path, duration_ms: int, spans: Sequence[Span]) -> None:
+    async def begin(self, recording_id: UUID, duration_ms: int, spans: Sequence[Span]) -> None:
         """Learn how large it will be.
 
         Raises:
             Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
+            NotFound, Unavailable: the storage does not have it, or is out.
         """
         self._child = await Child.spawn("api.sound_process", line_bytes=PIECE_BYTES)
         order = {
-            "path": str(path),
+            "recording": str(recording_id),
             "duration_ms": duration_ms,
             "spans": [(span.start_ms, span.end_ms) for span in spans],
         }
@@ -79,8 +81,12 @@ class WavFile:
             async with asyncio.timeout(self.patience_s):
                 line = await self._child.ask(order)
         except TimeoutError:
-            logger.warning("decoding {} hangs", path.name)
+            logger.warning("decoding {} hangs", recording_id)
         answer: dict[str, Any] = json.loads(line or '{"unreadable": "decoding it fails"}')
+        if "missing" in answer:
+            raise NotFound(what="stored recording", value=recording_id)
+        if "unavailable" in answer:
+            raise Unavailable(what="The storage")
         if "unreadable" in answer:
             raise Conflict(reason=f"The recording cannot be read: {answer['unreadable']}")
         self.size = answer["size"]

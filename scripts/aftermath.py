@@ -25,7 +25,7 @@ from common.domain.job import JobStatus, StepStatus
 from common.domain.request import Options
 from common.errors import Unavailable
 from common.queue import Doorbell, connect
-from common.storage import LocalStorage
+from common.storage.local import LocalStorage
 from scripts.client import ENDED, Gateway
 from scripts.embedded import find_postgres
 from scripts.stack import Stack
@@ -330,9 +330,8 @@ def _files(finding: Finding, aftermath: Aftermath, stack: Stack) -> None:
         whole = path is not None and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
         finding.check(whole, f"recording {recording_id} is not what was sent")
     finding.violations += [f"recording {name} has no row" for name in kept]
-    incoming = LocalStorage(folders.uploads, folders.temp, folders.results).abandoned(
-        -1.0, time.time()
-    )
+    storage = LocalStorage(folders.uploads, folders.temp, folders.results)
+    incoming = [recording_id for page in storage.unsettled(-1.0) for recording_id in page]
     finding.cut_off = len(incoming)
     finding.violations += [
         f"recording {recording_id} was left in {folders.temp}"

@@ -233,7 +233,7 @@ def _plan(request: dict[str, Any]) -> dict[str, Any]:
     from common.audio.decode import Decoding
     from common.audio.planning import Planner, PlanOptions
     from common.audio.vad import load_network
-    from common.storage import LocalStorage
+    from common.storage.local import LocalStorage
 
     started = time.monotonic()
     folder = Path(request["folder"])

@@ -20,7 +20,7 @@ from common.db.jobs import Jobs, NewJob, NewRecording, Snapshot
 from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
 from common.settings import ROOT
-from common.storage import LocalStorage
+from common.storage.local import LocalStorage
 from scripts.processes import spawn, terminate
 from tests.factories import TENANT
 from tests.speech import Samples, pcm16

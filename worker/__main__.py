@@ -14,7 +14,8 @@ from common.errors import StenoError
 from common.logs import set_up_logging
 from common.queue import HEARTBEAT_S, QUEUE_NAME, connect
 from common.settings import Settings
-from worker.compose import build_steps, build_storage, redis_url
+from common.storage.opening import open_storage
+from worker.compose import build_steps, redis_url
 from worker.warm import WarmWorker
 
 
@@ -27,7 +28,7 @@ def main() -> None:
         # The horse inherits it: numpy and whisper.cpp would each take all cores otherwise.
         os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.asr.threads))
     try:
-        build_storage(settings)
+        open_storage(settings.storage)
         worker = WarmWorker(
             [QUEUE_NAME],
             name=name,

@@ -9,7 +9,7 @@ from common.db.steps import RetryPolicy, Steps
 from common.errors import SetupProblem
 from common.events import Events
 from common.settings import Settings
-from common.storage import LocalStorage
+from common.storage.opening import open_storage
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from worker.context import Context
@@ -27,15 +27,6 @@ def build_steps(settings: Settings) -> Steps:
     )
 
 
-def build_storage(settings: Settings) -> LocalStorage:
-    """The storage, its folders made."""
-    storage = LocalStorage(
-        settings.storage.uploads, settings.storage.temp, settings.storage.results
-    )
-    storage.prepare()
-    return storage
-
-
 def build_context(settings: Settings, redis: Redis) -> Context:
     """All that steps work with."""
     memory = Memory()
@@ -43,7 +34,7 @@ def build_context(settings: Settings, redis: Redis) -> Context:
     return Context(
         settings=settings,
         steps=build_steps(settings),
-        storage=build_storage(settings),
+        storage=open_storage(settings.storage),
         events=Events(redis),
         engines=Engines(store, settings.asr, memory),
         moderation=WarmModeration(settings.moderation, memory),

@@ -14,7 +14,7 @@ from common.db.steps import Steps
 from common.errors import Unavailable
 from common.events import Events
 from common.settings import Settings
-from common.storage import LocalStorage
+from common.storage.storage import Storage
 from worker.engines import Engines
 from worker.memory import Memory
 from worker.moderation import WarmModeration
@@ -34,7 +34,7 @@ class Context:
 
     settings: Settings
     steps: Steps
-    storage: LocalStorage
+    storage: Storage
     events: Events
     engines: Engines
     moderation: WarmModeration

@@ -24,8 +24,9 @@ from common.events import WORK_CHANNEL, Events
 from common.logs import set_up_logging
 from common.queue import Doorbell, connect
 from common.settings import Settings
-from common.storage import LocalStorage
-from worker.compose import build_steps, build_storage, redis_url
+from common.storage.opening import open_storage
+from common.storage.storage import Storage
+from worker.compose import build_steps, redis_url
 
 POLL_S = 0.5
 """How soon work is found when its wake-up got lost."""
@@ -46,7 +47,7 @@ class Dispatcher:
     """Runs until `stop` is called; outages of Postgres and Redis are waited out."""
 
     def __init__(
-        self, steps: Steps, storage: LocalStorage, redis: Redis, *, job_timeout_s: float
+        self, steps: Steps, storage: Storage, redis: Redis, *, job_timeout_s: float
     ) -> None:
         self._steps = steps
         self._storage = storage
@@ -124,16 +125,17 @@ class Dispatcher:
 
     def tidy(self) -> None:
         """Settle uploads that a gateway left behind, and drop sound that no job needs any more."""
-        abandoned = self._storage.abandoned(ABANDONED_S, time.time())
-        committed = self._steps.committed_recordings(abandoned)
-        for recording_id in abandoned:
-            if recording_id in committed:
-                self._storage.keep(recording_id)
-            else:
-                logger.info("recording {}: its upload was never finished", recording_id)
-                self._storage.discard(recording_id)
-        for job_id in self._steps.ended(self._storage.jobs_with_chunks()):
-            self._storage.drop_chunks(job_id)
+        for page in self._storage.unsettled(ABANDONED_S):
+            committed = self._steps.committed_recordings(page)
+            for recording_id in page:
+                if recording_id in committed:
+                    self._storage.keep(recording_id)
+                else:
+                    logger.info("recording {}: its upload was never finished", recording_id)
+                    self._storage.discard(recording_id)
+        for jobs in self._storage.jobs_with_chunks():
+            for job_id in self._steps.ended(jobs):
+                self._storage.drop_chunks(job_id)
 
 
 def _wake_ups(redis: Redis) -> PubSub:
@@ -154,7 +156,7 @@ def main() -> None:
     try:
         dispatcher = Dispatcher(
             build_steps(settings),
-            build_storage(settings),
+            open_storage(settings.storage),
             connect(redis_url(settings)),
             job_timeout_s=settings.job.job_timeout,
         )

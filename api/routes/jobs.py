@@ -204,9 +204,8 @@ async def _recording(gateway: Gateway, jobs: Jobs, job_id: UUID, *, redact: bool
         _check_moderated(text, "redact")
         _check_all_judged(transcript)
     recording_id = await gateway.in_thread(jobs.recording_id, job_id)
-    path = await gateway.in_thread(gateway.storage.recording, recording_id)
     spans = spans_to_silence(transcript) if redact else []
-    file = await gateway.wav_files.open(path, transcript.duration_ms, spans)
+    file = await gateway.wav_files.open(recording_id, transcript.duration_ms, spans)
     name = attachment(snapshot.filename, "redacted.wav" if redact else "wav")
     return WavResponse(file, name)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -12,7 +15,7 @@ from av.container import InputContainer
 from av.stream import Stream
 from numpy.typing import NDArray
 
-from common.audio.probe import best_sound, open_recording
+from common.audio.probe import best_sound, open_container
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS
 from common.errors import DecodeFailed
 
@@ -65,7 +68,7 @@ OGG_PAGE = 65_307
 
 
 class Sound:
-    """One pass over the sound of a recording.
+    """One pass over the sound of a recording: of a file, or of one that is open and can seek.
 
     Iterating yields int16 pieces of about a second or less, interleaved: shape (frames *
     channels,). ``rate`` (Hz) and ``layout`` (FFmpeg's name) are what to make of it, by default
@@ -75,10 +78,13 @@ class Sound:
     Raises:
         NotAudio: when iteration starts, the file is no recording or holds no sound.
         DecodeFailed: FFmpeg cannot bring what it decodes into that form.
+        Whatever reading the file raises.
     """
 
-    def __init__(self, path: Path, rate: int | None = None, layout: str | None = None) -> None:
-        self._path = path
+    def __init__(
+        self, source: Path | BinaryIO, rate: int | None = None, layout: str | None = None
+    ) -> None:
+        self._source = source
         self._resampler = _Resampler(rate, layout)
         self._warnings: dict[str, None] = {}
         self.damaged_packets = 0
@@ -99,7 +105,7 @@ class Sound:
         return self._resampler.channels
 
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
-        with open_recording(self._path) as container:
+        with _opened(self._source) as file, open_container(file) as container:
             stream = best_sound(container)
             clock = _Clock(container)
             resampler = self._resampler
@@ -115,7 +121,7 @@ class Sound:
             yield from resampler.drain()
             if clock.jumped:
                 self._warn(CLOCK_JUMPED)
-            if _ends_early(self._path, container, stream, clock.reached_ms):
+            if _ends_early(file, container, stream, clock.reached_ms):
                 self._warn(TRUNCATED)
 
     def _frames(
@@ -163,8 +169,8 @@ class Decoding:
         DecodeFailed: as for `Sound`; and at the end, when nothing could be decoded.
     """
 
-    def __init__(self, path: Path, block_ms: int = BLOCK_MS) -> None:
-        self._sound = Sound(path, SAMPLE_RATE, "mono")
+    def __init__(self, source: Path | BinaryIO, block_ms: int = BLOCK_MS) -> None:
+        self._sound = Sound(source, SAMPLE_RATE, "mono")
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
         """How many samples were yielded."""
@@ -312,56 +318,57 @@ def _samples(frame: av.AudioFrame) -> NDArray[np.int16]:
     return samples
 
 
+def _opened(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    return source.open("rb") if isinstance(source, Path) else nullcontext(source)
+
+
 def _ends_early(
-    path: Path, container: InputContainer, stream: AudioStream, reached_ms: float
+    file: BinaryIO, container: InputContainer, stream: AudioStream, reached_ms: float
 ) -> bool:
     """Whether the file ends before the recording does, as far as its format can tell."""
     if container.format.name == "ogg":
-        return not _has_last_ogg_page(path)
+        return not _has_last_ogg_page(file)
     if container.format.name in {"wav", "avi"}:
-        return _is_cut_riff(path)
-    claimed_ms = _claimed_ms(path, container, stream)
+        return _is_cut_riff(file)
+    claimed_ms = _claimed_ms(file, container, stream)
     return claimed_ms - reached_ms > max(SHORTFALL_MS, SHORTFALL_SHARE * claimed_ms)
 
 
-def _claimed_ms(path: Path, container: InputContainer, stream: AudioStream) -> float:
+def _claimed_ms(file: BinaryIO, container: InputContainer, stream: AudioStream) -> float:
     """How long the sound should be by a header; 0 where FFmpeg guesses it from the bit rate."""
     name = container.format.name
-    if name in GUESSED or (name == "mp3" and not _counts_its_frames(path)):
+    if name in GUESSED or (name == "mp3" and not _counts_its_frames(file)):
         return 0
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base * 1000)
     return (container.duration or 0) * 1000 / av.time_base
 
 
-def _counts_its_frames(path: Path) -> bool:
+def _counts_its_frames(file: BinaryIO) -> bool:
     """Whether an MP3 has the header of Xing, LAME or Fraunhofer behind its tags."""
-    with path.open("rb") as file:
-        tag = file.read(10)
-        if tag[:3] == b"ID3":
-            size = sum(
-                byte << shift for byte, shift in zip(tag[6:10], (21, 14, 7, 0), strict=False)
-            )
-            file.seek(size + 10)
-        head = file.read(2_048)
+    file.seek(0)
+    tag = file.read(10)
+    if tag[:3] == b"ID3":
+        size = sum(byte << shift for byte, shift in zip(tag[6:10], (21, 14, 7, 0), strict=False))
+        file.seek(size + 10)
+    head = file.read(2_048)
     return any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
 
 
-def _is_cut_riff(path: Path) -> bool:
+def _is_cut_riff(file: BinaryIO) -> bool:
     """Whether a RIFF file is shorter than it says; one that was written to a pipe cannot know."""
-    with path.open("rb") as file:
-        head = file.read(8)
+    file.seek(0)
+    head = file.read(8)
     claimed = int.from_bytes(head[4:], "little") + len(head)
-    missing = claimed - path.stat().st_size
+    missing = claimed - file.seek(0, os.SEEK_END)
     return head[:4] == b"RIFF" and missing > RIFF_PADDING and claimed < RIFF_UNKNOWN
 
 
-def _has_last_ogg_page(path: Path) -> bool:
+def _has_last_ogg_page(file: BinaryIO) -> bool:
     """Whether the last page (RFC 3533, section 6) is whole and marked as the last of its stream."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 2 * OGG_PAGE))
-        tail = file.read()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 2 * OGG_PAGE))
+    tail = file.read()
     start = tail.rfind(b"OggS")
     if start < 0 or len(tail) < start + 27:
         return False

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 from av.audio.stream import AudioStream
@@ -25,6 +28,9 @@ TRIAL_PACKETS = 200
 
 TRIAL_BYTES = 64 << 20
 """How far into a file its first sound may lie."""
+
+BUFFER_BYTES = 64 << 10
+"""What FFmpeg reads at once."""
 
 LOWEST_BIT_RATE = 200
 """Bits a second below which a claimed duration cannot be true; silence in FLAC takes 400."""
@@ -55,7 +61,7 @@ def probe(path: Path) -> Probe:
     size = path.stat().st_size
     if size == 0:
         raise NotAudio(reason="the file is empty")
-    with open_recording(path) as container:
+    with path.open("rb") as file, open_container(file) as container:
         stream = best_sound(container)
         first = _first_frame(container, stream)
         return Probe(
@@ -68,19 +74,62 @@ def probe(path: Path) -> Probe:
         )
 
 
-def open_recording(path: Path) -> InputContainer:
-    """Open ``path`` as a recording, by content.
+@contextmanager
+def open_container(file: BinaryIO) -> Iterator[InputContainer]:
+    """Open ``file``, from its start, as a recording, by content.
+
+    Whatever reading it raises is raised again at the end of the block at the latest: FFmpeg takes
+    some failures for the end of the file.
 
     Raises:
         NotAudio: it is none.
     """
-    allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    file.seek(0)
+    watched = _Watched(file)
+    # FFmpeg itself opens nothing: all it gets is what is read from ``file``.
+    allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
-        return av.open(f"file:{path}", options=allowed, metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise NotAudio(
-            reason="not a recording in a known format, or its index is missing"
-        ) from error
+        try:
+            container = av.open(
+                watched,
+                "r",
+                options=allowed,
+                metadata_errors="replace",
+                buffer_size=BUFFER_BYTES,
+            )
+        except av.FFmpegError as error:
+            raise NotAudio(
+                reason="not a recording in a known format, or its index is missing"
+            ) from error
+        with container:
+            yield container
+    finally:
+        watched.check()
+
+
+class _Watched:
+    """A file as PyAV reads it, which stays failed once it has."""
+
+    name = "recording"  # or PyAV would hand on the path, and FFmpeg look at its ending
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek = file.seek
+        self.tell = file.tell
+        self._read = file.read
+        self._failure: Exception | None = None
+
+    def read(self, count: int) -> bytes:
+        self.check()
+        try:
+            return self._read(count)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def check(self) -> None:
+        """Raise what reading has raised."""
+        if self._failure is not None:
+            raise self._failure
 
 
 def best_sound(container: InputContainer) -> AudioStream:

@@ -6,6 +6,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +46,8 @@ class RedactedWav:
         DecodeFailed: nothing in it can be decoded.
     """
 
-    def __init__(self, path: Path, duration_ms: int, spans: Sequence[Span]) -> None:
-        sound = Sound(path)
+    def __init__(self, source: Path | BinaryIO, duration_ms: int, spans: Sequence[Span]) -> None:
+        sound = Sound(source)
         pieces = iter(sound)
         first = next(pieces, None)
         if first is None:

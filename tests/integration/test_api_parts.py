@@ -6,6 +6,7 @@ import asyncio
 import os
 import wave
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -15,7 +16,9 @@ from starlette.types import Message
 from api.prober import Prober
 from api.uploads import Body
 from api.wav import WavFiles, WavResponse
-from common.errors import Conflict, NotAudio, Stalled
+from common.errors import Conflict, NotAudio, NotFound, Stalled
+from common.settings import StorageSettings
+from common.storage.opening import open_storage
 
 
 def wav(path: Path) -> Path:
@@ -107,11 +110,20 @@ def test_a_cancelled_probe_leaves_no_process_that_answers_the_next_question(
     asyncio.run(run())
 
 
+@pytest.fixture
+def recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the storage of the child processes keeps recordings, under their ids."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    open_storage(StorageSettings())
+    return tmp_path / "uploads" / "recordings"
+
+
 def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
-    tmp_path: Path,
+    recordings: Path,
 ) -> None:
-    endless = tmp_path / "endless.wav"
-    os.mkfifo(endless)  # opening it waits for somebody who writes
+    endless, whole = uuid4(), uuid4()
+    os.mkfifo(recordings / str(endless))  # opening it waits for somebody who writes
+    wav(recordings / str(whole))
 
     async def run() -> None:
         files = WavFiles(limit=1, patience_s=0.5)
@@ -119,7 +131,7 @@ def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
             await files.open(endless, 1_000, [])
         assert children("api.sound_process") == []
         files.patience_s = 60
-        file = await files.open(wav(tmp_path / "a.wav"), 1_000, [])
+        file = await files.open(whole, 1_000, [])
         assert sum([len(piece) async for piece in file]) == file.size == 32_044
         await file.close()
 
@@ -127,7 +139,19 @@ def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
     assert children("api.sound_process") == []
 
 
-def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+def test_a_recording_that_is_not_there_is_not_found(recordings: Path) -> None:
+    async def run() -> None:
+        with pytest.raises(NotFound):
+            await WavFiles().open(uuid4(), 1_000, [])
+
+    asyncio.run(run())
+    assert list(recordings.iterdir()) == []
+
+
+def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings: Path) -> None:
+    recording = uuid4()
+    wav(recordings / str(recording))
+
     async def receive() -> Message:
         await asyncio.Event().wait()
         raise AssertionError
@@ -138,7 +162,7 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(tmp_path: P
 
     async def run() -> None:
         files = WavFiles(patience_s=60)
-        file = await files.open(wav(tmp_path / "a.wav"), 1_000, [])
+        file = await files.open(recording, 1_000, [])
         file.patience_s = 0.05
         with pytest.raises(TimeoutError):
             await WavResponse(file, "attachment")({"type": "http"}, receive, send)

@@ -53,7 +53,7 @@ class _Planning:
         self._claim = claim
         self._job, recording = persist(lambda: context.steps.job_of(claim))
         self._cutting = Options.from_json(self._job.options).cutting
-        self._path = context.storage.recording(recording.id)
+        self._recording_id = recording.id
         self._weights = context.engines.weights(self._job.engine, self._job.model)
         self._language: str | None = None
         self._known: dict[int, tuple[str, bool]] = {}
@@ -67,11 +67,12 @@ class _Planning:
             self._known = persist(lambda: self._context.steps.planned(self._claim.job_id))
         if self._job.language != AUTO:
             self._start(self._job.language, replan=replan)
-        decoding = Decoding(self._path)
         planner = Planner(plan_options(self._cutting), self._context.voice_network)
-        for block in decoding:
-            for chunk in planner.feed(block):
-                self._add(chunk, replan=replan)
+        with self._context.storage.open_recording(self._recording_id) as recording:
+            decoding = Decoding(recording)
+            for block in decoding:
+                for chunk in planner.feed(block):
+                    self._add(chunk, replan=replan)
         for chunk in planner.finish():
             self._add(chunk, replan=replan)
         if self._language is None:

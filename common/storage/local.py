@@ -1,54 +1,27 @@
-"""Recordings and the sound cut from them, on a file system that gateway and workers share.
-
-A recording is written to ``incoming``, committed in Postgres, and only then moved to its place.
-So a file in its place always has a row, a file in ``incoming`` without a row was never promised
-to anyone, and cleaning up can never touch what a client was told is safe.
-"""
+"""A storage on a file system that gateways and workers share."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 from uuid import UUID
 
-from common.errors import NotFound, StorageFull, Unavailable
-
-
-@contextmanager
-def storage_errors() -> Iterator[None]:
-    """Turn the operating system's errors into ours.
-
-    Raises:
-        StorageFull: no space or no quota is left.
-        Unavailable: anything else went wrong.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise StorageFull from error
-        raise Unavailable(what="The storage") from error
-
-
-@dataclass(frozen=True, slots=True)
-class Erased:
-    """What was erased; nothing, when nothing was left."""
-
-    files: int = 0
-    bytes: int = 0
-
-    def __add__(self, other: Erased) -> Erased:
-        return Erased(self.files + other.files, self.bytes + other.bytes)
+from common.errors import NotFound
+from common.storage.storage import Erased, storage_errors
 
 
 class LocalStorage:
-    """Files in three folders; ``temp`` must be on the same file system as ``root``."""
+    """Files in three folders; ``temp`` must be on the same file system as ``root``.
+
+    A recording moves from ``temp`` to its place once it is committed: what is in its place always
+    has a row.
+    """
 
     def __init__(self, root: Path, temp: Path, results: Path) -> None:
         self._root = root
@@ -76,7 +49,10 @@ class LocalStorage:
         """Where a recording is written while it comes in."""
         return self._temp / f"{recording_id}.part"
 
-    def keep(self, recording_id: UUID) -> Path:
+    def secure(self, recording_id: UUID) -> None:
+        """Whoever wrote it has had it synced: it lies where it will be read from."""
+
+    def keep(self, recording_id: UUID) -> None:
         """Move a committed recording to its place, durably; does nothing when it is there."""
         place = self._place(recording_id)
         with storage_errors():
@@ -84,40 +60,51 @@ class LocalStorage:
                 self.incoming(recording_id).rename(place)
             except FileNotFoundError:
                 if place.exists():
-                    return place
+                    return
                 raise
             _sync_folder(place.parent)
-        return place
 
     def discard(self, recording_id: UUID) -> None:
         """Forget a recording that was not committed."""
         with storage_errors():
             self.incoming(recording_id).unlink(missing_ok=True)
 
-    def recording(self, recording_id: UUID) -> Path:
-        """The file of a committed recording, moved to its place if the gateway died before that.
+    def open_recording(self, recording_id: UUID) -> BinaryIO:
+        """A committed recording, to be read and closed.
 
         Raises:
             NotFound: it is not there.
         """
+        with storage_errors():
+            return self._found(recording_id).open("rb")
+
+    def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> Path:  # noqa: ARG002
+        """The file of a committed recording.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        return self._found(recording_id)
+
+    def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
+        """Recordings in ``temp`` that have not grown for a while: on one page, they are few."""
+        found = []
+        with storage_errors():
+            for path in self._temp.glob("*.part"):
+                with suppress(FileNotFoundError, ValueError):
+                    if time.time() - path.stat().st_mtime > older_than_s:
+                        found.append(UUID(path.stem))
+        if found:
+            yield found
+
+    def _found(self, recording_id: UUID) -> Path:
+        """Where it is, moved there if the gateway died before that."""
         place = self._place(recording_id)
         if not place.exists():
             if not self.incoming(recording_id).exists():
                 raise NotFound(what="stored recording", value=recording_id)
             self.keep(recording_id)
         return place
-
-    def abandoned(self, older_than_s: float, now: float) -> list[UUID]:
-        """Recordings in ``incoming`` that have not grown for a while."""
-        found = []
-        with storage_errors():
-            for path in self._temp.glob("*.part"):
-                try:
-                    if now - path.stat().st_mtime > older_than_s:
-                        found.append(UUID(path.stem))
-                except (FileNotFoundError, ValueError):
-                    continue
-        return found
 
     def _place(self, recording_id: UUID) -> Path:
         return self._root / "recordings" / str(recording_id)
@@ -149,14 +136,15 @@ class LocalStorage:
         with storage_errors():
             shutil.rmtree(self._chunks(job_id), ignore_errors=True)
 
-    def jobs_with_chunks(self) -> list[UUID]:
-        """The jobs for which sound is kept."""
+    def jobs_with_chunks(self) -> Iterator[list[UUID]]:
+        """The jobs for which sound is kept: on one page, they are those that run."""
         found = []
         with storage_errors():
             for path in (self._root / "chunks").iterdir():
                 with suppress(ValueError):  # somebody else's file
                     found.append(UUID(path.name))
-        return found
+        if found:
+            yield found
 
     def _chunks(self, job_id: UUID) -> Path:
         return self._root / "chunks" / str(job_id)

@@ -1,0 +1,145 @@
+"""Where recordings, the sound cut from them and finished transcripts are kept.
+
+A recording comes in four steps, whoever takes it in, and whatever the storage::
+
+    write the file at storage.incoming(id)
+    storage.secure(id)      # it survives this machine, if that is what the storage is for
+    commit its row
+    storage.keep(id)        # or storage.discard(id), when nothing was committed
+
+So whatever has a row is there, and what has none was never promised to anyone: cleaning up can
+never touch what a client was told is safe.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from uuid import UUID
+
+from common.errors import StorageFull, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What was erased; nothing, when nothing was left."""
+
+    files: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Erased) -> Erased:
+        return Erased(self.files + other.files, self.bytes + other.bytes)
+
+
+class Storage(Protocol):
+    """Everything may be called from any thread, and repeated after a failure.
+
+    Raises, beside what each method names:
+        StorageFull: no space or no quota is left.
+        Unavailable: it cannot be reached, or does not work.
+    """
+
+    def prepare(self) -> None:
+        """Make ready what has to be there; once in each process."""
+        ...
+
+    def check(self) -> None:
+        """Raise unless it can be used."""
+        ...
+
+    # --- recordings -----------------------------------------------------------------------------
+
+    def incoming(self, recording_id: UUID) -> Path:
+        """The file on this machine that a recording is written to while it comes in."""
+        ...
+
+    def secure(self, recording_id: UUID) -> None:
+        """Have a whole recording where no failure of this process can lose it, before its commit.
+
+        May take as long as the recording takes to copy.
+        """
+        ...
+
+    def keep(self, recording_id: UUID) -> None:
+        """Settle a committed recording; does nothing when that was done before."""
+        ...
+
+    def discard(self, recording_id: UUID) -> None:
+        """Forget a recording that was not committed; does nothing when there is none."""
+        ...
+
+    def open_recording(self, recording_id: UUID) -> BinaryIO:
+        """A committed recording, to be read and closed; it can seek.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        ...
+
+    def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> Path | str:
+        """How a client is given a committed recording: a file to send, or a URL to send it to.
+
+        The URL is good for a while, for whoever has it, and answers with these headers.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        ...
+
+    def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
+        """Recordings, page by page, that came in before and may be neither kept nor discarded."""
+        ...
+
+    # --- sound cut for workers ------------------------------------------------------------------
+
+    def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
+        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all."""
+        ...
+
+    def read_chunk(self, job_id: UUID, index: int) -> bytes:
+        """A chunk's PCM.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        ...
+
+    def drop_chunks(self, job_id: UUID) -> None:
+        """Delete the sound cut for a job that has ended; the recording itself stays."""
+        ...
+
+    def jobs_with_chunks(self) -> Iterator[list[UUID]]:
+        """The jobs for which sound is kept, page by page."""
+        ...
+
+    # --- finished transcripts -------------------------------------------------------------------
+
+    def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
+        """Leave a file of a finished job for those who collect files and not answers."""
+        ...
+
+    # --- all there is of a job ------------------------------------------------------------------
+
+    def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
+        """Delete a job's recording, sound and results; may be repeated until nothing is left."""
+        ...
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn the operating system's errors into ours.
+
+    Raises:
+        StorageFull: no space or no quota is left.
+        Unavailable: anything else went wrong.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise StorageFull from error
+        raise Unavailable(what="The storage") from error

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from api import docs, problems
 from api.gateway import Gateway
 from api.middleware import RequestLog
-from api.routes import health, jobs, models, moderation, uploads
+from api.routes import events, health, jobs, models, moderation, uploads
 from api.version import VERSION
 from common.settings import Settings
 
@@ -53,6 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module, prefix in (
         (uploads, PREFIX),
         (jobs, PREFIX),
+        (events, PREFIX),
         (moderation, ""),
         (models, PREFIX),
         (health, ""),

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from redis.exceptions import RedisError
 
 from api.changes import Changes
+from api.feed import Feeds
 from api.judge import Judge
 from api.prober import Prober
 from api.resolving import Resolver
@@ -48,6 +49,7 @@ class Gateway:
         self.doorbell = Doorbell(self.redis)
         self.events = Events(self.redis)
         self.changes = Changes(redis_url)
+        self.feeds = Feeds(self.changes, limit=settings.events.max_watchers)
         self.prober = Prober()
         self.judge = Judge(settings.moderation)
         self.wav_files = WavFiles()

@@ -231,6 +231,9 @@ class WorkerSettings(BaseSettings):
 
     lease: Annotated[float, Field(ge=2)] = 15.0
     """Seconds after which a step whose worker went silent is given to another."""
+    nice: Annotated[int, Field(ge=0, le=19)] = 10
+    """By how much workers give way to others on their machine (niceness): the gateway has to answer
+    at once, also while every core transcribes."""
     max_growth_mb: Annotated[int, Field(ge=0)] = 600
     """The engine's process is replaced, between two steps, once it has grown by this since its
     weights were loaded."""

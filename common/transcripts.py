@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
+from uuid import UUID
 
-from common.db.jobs import Text
+from common.db.jobs import Jobs, Snapshot, Text
 from common.db.tables import Chunk
 from common.domain.chunks import windows_from_json
-from common.domain.job import MODERATION_FAILED
+from common.domain.growing import Growing
+from common.domain.job import MODERATION_FAILED, JobStatus
+from common.domain.masking import masked_segment
 from common.domain.merging import Part, merge
 from common.domain.moderation import ModeratedBy, Verdict
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
@@ -64,6 +67,45 @@ def transcript_of(text: Text, *, judged_only: bool = False) -> Transcript:
         by = moderated_by(chunks) if text.options.moderation else None
         segments = merge(parts(chunks)).segments
     return Transcript(text.language, text.duration_ms, segments, by)
+
+
+class GrowingTranscript:
+    """A job's text as it grows, read a piece at a time; masked where the job asks for that."""
+
+    def __init__(self, jobs: Jobs, job_id: UUID) -> None:
+        self._jobs = jobs
+        self._job_id = job_id
+        self._growing = Growing()
+        self._next_chunk = 0
+        self._given = 0
+
+    def read(self) -> tuple[Snapshot, list[Segment]]:
+        """Where the job stands, and the segments that came since the last call.
+
+        A segment comes with its verdict where the job is moderated and moderation has not failed.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        snapshot = self._jobs.snapshot(self._job_id)
+        if snapshot.status is JobStatus.COMPLETED:
+            text = self._jobs.text(self._job_id)
+            hide = text.options.filter_profanity
+            segments = list(transcript_of(text).segments[self._given :])
+        else:
+            hide, segments = self._from_chunks(snapshot)
+        self._given += len(segments)
+        return snapshot, [masked_segment(segment) if hide else segment for segment in segments]
+
+    def _from_chunks(self, snapshot: Snapshot) -> tuple[bool, list[Segment]]:
+        options = snapshot.options
+        chunks: Iterable[Chunk] = self._jobs.chunks_since(self._job_id, self._next_chunk)
+        failed = MODERATION_FAILED in snapshot.warnings
+        if options.filter_profanity or (options.moderation and not failed):
+            chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
+        chunks = list(chunks)
+        self._next_chunk += len(chunks)
+        return options.filter_profanity, list(self._growing.add(parts(chunks)))
 
 
 def moderated_by(chunks: Iterable[Chunk]) -> tuple[ModeratedBy, ...]:

@@ -156,7 +156,7 @@ class UnderTest:
         )
 
     def __enter__(self) -> Self:
-        self._gateway = Gateway(self._stack.start())
+        self._gateway = Gateway(self._stack.start(), self._stack.settings.key.of_client)
         try:
             self._database = Database(self._stack.database_url)
             self._await_workers()
@@ -169,6 +169,11 @@ class UnderTest:
         self._gateway.close()
         self._database.close()
         self._stack.stop()
+
+    @property
+    def address(self) -> str:
+        """Where its gateway listens."""
+        return self._gateway.address
 
     # --- jobs ---------------------------------------------------------------------------------
 

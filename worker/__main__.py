@@ -24,6 +24,7 @@ def main() -> None:
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     settings = Settings()
     set_up_logging(settings.log, f"worker:{os.getpid()}")
+    os.nice(settings.worker.nice)
     for library in ("OMP", "OPENBLAS"):
         # The horse inherits it: numpy and whisper.cpp would each take all cores otherwise.
         os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.asr.threads))

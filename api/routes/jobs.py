@@ -23,7 +23,7 @@ from api.schemas import Result, Status
 from api.wav import WavResponse
 from common.db.jobs import Jobs, Snapshot, Text
 from common.domain.formats import FLAGGING, MEDIA_TYPES, write
-from common.domain.job import JOB_TRANSITIONS, JobStatus
+from common.domain.job import JobStatus, is_final
 from common.domain.masking import masked
 from common.domain.redaction import spans_to_silence, unjudged
 from common.domain.results import seconds, transcript_document
@@ -63,7 +63,7 @@ async def status(
     with gateway.changes.watch(job_id) as changed:
         first = now = await gateway.in_thread(jobs.snapshot, job_id)
         while (
-            not _is_final(now.status)
+            not is_final(now.status)
             and _visible(now) == _visible(first)
             and (left := deadline - time.monotonic()) > 0
             and not gateway.changes.closing
@@ -74,7 +74,7 @@ async def status(
                 await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
             changed.clear()
             now = await gateway.in_thread(jobs.snapshot, job_id)
-    return _status(now)
+    return status_document(now)
 
 
 @router.get(
@@ -151,16 +151,13 @@ async def cancel(job_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Stat
     return await gateway.in_thread(_cancel, gateway, gateway.jobs(caller.tenant), job_id)
 
 
-def _is_final(status: JobStatus) -> bool:
-    return not JOB_TRANSITIONS[status] or status is JobStatus.FAILED
-
-
 def _visible(snapshot: Snapshot) -> Snapshot:
     """What counts as a change: the estimate moves all the time."""
     return replace(snapshot, eta_s=None)
 
 
-def _status(snapshot: Snapshot) -> Status:
+def status_document(snapshot: Snapshot) -> Status:
+    """A job's status as clients read it."""
     return Status(
         job_id=snapshot.job_id,
         status=snapshot.status,
@@ -273,4 +270,4 @@ def _cancel(gateway: Gateway, jobs: Jobs, job_id: UUID) -> Status:
         with suppress(RedisError):  # the step's result will be refused all the same
             gateway.doorbell.stop(doorbell)
     gateway.events.job_changed(job_id)
-    return _status(jobs.snapshot(job_id))
+    return status_document(jobs.snapshot(job_id))

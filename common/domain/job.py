@@ -57,6 +57,12 @@ JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.CANCELLED: frozenset(),
 }
 
+
+def is_final(status: JobStatus) -> bool:
+    """Whether a job that is left alone stays so."""
+    return not JOB_TRANSITIONS[status] or status is JobStatus.FAILED
+
+
 STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
     StepStatus.PENDING: frozenset({StepStatus.RUNNING, StepStatus.CANCELLED}),
     StepStatus.RUNNING: frozenset(

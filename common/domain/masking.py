@@ -14,7 +14,7 @@ MASK = "*"
 
 def masked(transcript: Transcript) -> Transcript:
     """The transcript with what is marked in it hidden, in texts and words alike."""
-    return replace(transcript, segments=tuple(map(_masked, transcript.segments)))
+    return replace(transcript, segments=tuple(map(masked_segment, transcript.segments)))
 
 
 def mask(text: str, marks: Iterable[Mark]) -> str:
@@ -38,7 +38,8 @@ def places(words: Sequence[Word]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _masked(segment: Segment) -> Segment:
+def masked_segment(segment: Segment) -> Segment:
+    """The segment with what is marked in it hidden."""
     if segment.verdict is None or not segment.verdict.marks:
         return segment
     text = mask(segment.text, segment.verdict.marks)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.domain.masking import places
-from common.domain.moderation import Label, Mark, Verdict
+from common.domain.moderation import Label, Mark
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
 
@@ -70,20 +70,25 @@ def moderation_document(transcript: Transcript) -> dict[str, Any] | None:
     if transcript.moderated_by is None:
         return None
     judged = [
-        (index, segment, segment.verdict)
-        for index, segment in enumerate(transcript.segments)
+        (segment.span, segment.verdict.label)
+        for segment in transcript.segments
         if segment.verdict is not None
     ]
+    verdicts = (verdict_document(index, it) for index, it in enumerate(transcript.segments))
     first = transcript.moderated_by[0].to_json() if transcript.moderated_by else {}
     return {
-        "results": [_judgement(index, segment, verdict) for index, segment, verdict in judged],
-        "summary": _summary([(segment.span, verdict.label) for _, segment, verdict in judged]),
+        "results": [verdict for verdict in verdicts if verdict is not None],
+        "summary": _summary(judged),
         "model": first.get("model"),
         "threshold": first.get("threshold"),
     }
 
 
-def _judgement(index: int, segment: Segment, verdict: Verdict) -> dict[str, Any]:
+def verdict_document(index: int, segment: Segment) -> dict[str, Any] | None:
+    """How a segment was judged; None when it was not."""
+    verdict = segment.verdict
+    if verdict is None:
+        return None
     return {
         "id": index,
         "text": segment.text.strip(),

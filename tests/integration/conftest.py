@@ -3,6 +3,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,7 +16,14 @@ from tests.service import Service, Start
 
 
 @pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, Any]:
+    """What a module's gateway is told by its environment; a module may have its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
 def gateway(
+    gateway_settings: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
     postgres: EmbeddedPostgres,
     migrated_template: str,
@@ -29,7 +37,8 @@ def gateway(
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute(copy)
     url = f"{postgres.url.rpartition('/')[0]}/{name}"
-    with GatewayProcess(tmp_path_factory.mktemp("gateway"), url, valkey.url) as running:
+    folder = tmp_path_factory.mktemp("gateway")
+    with GatewayProcess(folder, url, valkey.url, **gateway_settings) as running:
         yield running
 
 

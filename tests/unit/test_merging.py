@@ -132,7 +132,8 @@ def test_text_that_grows_is_never_taken_back(
         (chunk, [segments(heard(window, spoken)) for window in chunk.windows])
         for chunk in chunks_of(spoken, duration_ms)
     ]
-    growing, grown, rest = Growing(), [], list(parts)
+    growing, rest = Growing(), list(parts)
+    grown: list[Segment] = []
     while rest:
         count = data.draw(st.integers(1, len(rest)))
         grown += growing.add(rest[:count])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 
 import uvicorn
 from fastapi import FastAPI
+from loguru import logger
 
 from api.app import create_app
+from api.exposure import listening_host
+from common.errors import SetupProblem
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
 from common.settings import Settings
@@ -31,10 +35,17 @@ def main() -> None:
     """Serve until told to stop (SIGTERM, SIGINT)."""
     settings = Settings()
     set_up_logging(settings.log, "gateway")
+    url = settings.database.url
+    try:
+        host = listening_host(settings, url.get_secret_value() if url else None, logger.warning)
+    except SetupProblem as problem:
+        logger.error("{}", problem)
+        sys.exit(1)
+    os.environ["API_HOST"] = host  # the processes that serve have to know it
     uvicorn.run(
         "api.__main__:build",
         factory=True,
-        host=settings.api.host,
+        host=host,
         port=settings.api.port,
         workers=settings.api.workers,
         log_config=None,

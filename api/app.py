@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from api import docs, problems
 from api.gateway import Gateway
 from api.middleware import RequestLog
-from api.routes import events, health, jobs, models, moderation, uploads
+from api.routes import events, health, jobs, keys, models, moderation, uploads
 from api.version import VERSION
 from common.settings import Settings
 
@@ -56,6 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (events, PREFIX),
         (moderation, ""),
         (models, PREFIX),
+        (keys, PREFIX),
         (health, ""),
     ):
         app.include_router(module.router, prefix=prefix)

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request, Security
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-DEFAULT_TENANT = "default"
+from api.exposure import is_loopback
+from api.gateway import Gateway, GatewayDep
+from common.domain.keys import (
+    DEFAULT_TENANT,
+    NO_LIMITS,
+    TENANT_PATTERN,
+    KeyText,
+    Limits,
+    Scope,
+    is_tenant,
+    same,
+    sha256_of,
+)
+from common.errors import Forbidden, OutOfRange, Unauthorised
 
+GATEWAY_KEY = "gateway"
+"""What GATEWAY_API_KEY is called among the keys' ids, none of which is as short."""
 
-class Scope(StrEnum):
-    """What a key is good for."""
+_NOBODY = sha256_of("")
+"""Compared with where there is no such key, so that it takes as long as where there is one."""
+_EVERYTHING = frozenset(Scope)
 
-    TRANSCRIBE = "transcribe"
-    READ = "read"
-    ADMIN = "admin"
+_bearer = HTTPBearer(
+    auto_error=False, scheme_name="Bearer", description="A key of `steno keys create`."
+)
+_header = APIKeyHeader(
+    name="X-API-Key", auto_error=False, scheme_name="ApiKey", description="The same, by itself."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +47,101 @@ class Caller:
     tenant: str
     key_id: str | None
     scopes: frozenset[Scope]
+    limits: Limits = NO_LIMITS
 
 
 async def _caller(
+    request: Request,
+    gateway: GatewayDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    key: Annotated[str | None, Security(_header)],
     x_tenant_id: Annotated[
-        str, Header(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Whose jobs these are.")
-    ] = DEFAULT_TENANT,
+        str | None,
+        Header(
+            description="Whose jobs these are, for a key with the scope admin or where no key is "
+            "needed; any other key has a tenant of its own.",
+            json_schema_extra={"pattern": TENANT_PATTERN},
+        ),
+    ] = None,
 ) -> Caller:
-    return Caller(x_tenant_id, None, frozenset(Scope))
+    sent = key or (bearer.credentials if bearer is not None else None)
+    caller = await _identify(request, gateway, sent)
+    return caller if x_tenant_id is None else _as_tenant(caller, x_tenant_id)
+
+
+async def _identify(request: Request, gateway: Gateway, sent: str | None) -> Caller:
+    """Who shows the key ``sent``.
+
+    Raises:
+        Unauthorised: a key is needed, and this is none or no good one.
+        Forbidden: no key is needed, but only on this machine.
+    """
+    if await gateway.keys.is_open():
+        _check_is_local(request, gateway)
+        return Caller(DEFAULT_TENANT, None, _EVERYTHING)
+    if not sent:
+        reason = "An API key is needed, as `Authorization: Bearer ...` or `X-API-Key: ...`"
+        raise Unauthorised(reason=reason)
+    if gateway.keys.is_own(sent):
+        return Caller(DEFAULT_TENANT, GATEWAY_KEY, _EVERYTHING)
+    return await _holder(gateway, KeyText.parse(sent))
+
+
+async def _holder(gateway: Gateway, shown: KeyText | None) -> Caller:
+    if shown is None:
+        raise Unauthorised(reason="This is no API key of this gateway")
+    stored = await gateway.keys.find(shown.id)
+    right = same(shown.sha256, _NOBODY if stored is None else stored.secret_sha256)
+    if stored is None or not right:
+        raise Unauthorised(reason="This is no API key of this gateway")
+    if stored.state != "active":
+        raise Unauthorised(reason=f"The API key {stored.id} is {stored.state}")
+    gateway.keys.used(stored.id)
+    scopes = _EVERYTHING if Scope.ADMIN in stored.scopes else stored.scopes
+    return Caller(stored.tenant, stored.id, scopes)
+
+
+def _as_tenant(caller: Caller, tenant: str) -> Caller:
+    if not is_tenant(tenant):
+        limit = "1 to 64 letters, digits, dots, underscores or hyphens"
+        raise OutOfRange(field="X-Tenant-Id", limit=limit, value=tenant[:200])
+    if tenant == caller.tenant:
+        return caller
+    if Scope.ADMIN not in caller.scopes:
+        reason = "X-Tenant-Id names another tenant than the key's; that needs the scope admin"
+        raise Forbidden(reason=reason)
+    return Caller(tenant, caller.key_id, caller.scopes, caller.limits)
+
+
+def _check_is_local(request: Request, gateway: Gateway) -> None:
+    """Refuse what a web page elsewhere has a browser on this machine ask.
+
+    A name of the page's own may lead here (DNS rebinding), and forms may be sent to any address:
+    the headers Host and Origin, which no page can forge, tell.
+    """
+    host = request.headers.get("host", "")
+    if not is_loopback(_name_in(host)):
+        reason = f"Without an API key only localhost is answered, and not the host {host[:200]!r}"
+        raise Forbidden(reason=reason)
+    origin = request.headers.get("origin")
+    known = (f"http://{host}", *gateway.settings.cors.allowed)
+    if origin is not None and origin not in known:
+        reason = f"Without an API key pages of {origin[:200]!r} may ask nothing; see CORS_ORIGINS"
+        raise Forbidden(reason=reason)
+
+
+def _name_in(host: str) -> str:
+    """The name or address in a Host header; empty where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _with(scope: Scope) -> Callable[..., Coroutine[Any, Any, Caller]]:
     async def allowed(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-        assert scope in caller.scopes  # noqa: S101
+        if scope not in caller.scopes:
+            raise Forbidden(reason=f"The API key does not have the scope {scope}")
         return caller
 
     return allowed

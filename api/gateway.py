@@ -12,13 +12,16 @@ from fastapi import Depends, Request
 from redis.exceptions import RedisError
 
 from api.changes import Changes
+from api.exposure import is_loopback
 from api.feed import Feeds
 from api.judge import Judge
+from api.keyring import KeyRing
 from api.prober import Prober
 from api.resolving import Resolver
 from api.wav import WavFiles
 from common.db.database import Database
 from common.db.jobs import Jobs
+from common.db.keys import AllKeys
 from common.errors import SetupProblem, Unavailable
 from common.events import Events
 from common.queue import Doorbell, connect
@@ -55,6 +58,13 @@ class Gateway:
         self.wav_files = WavFiles()
         # As many threads as connections, so that a thread never waits for one.
         self._limiter = CapacityLimiter(settings.database.pool_size)
+        own = settings.key.gateway_api_key
+        self.keys = KeyRing(
+            AllKeys(self.database),
+            self.in_thread,
+            own=None if own is None else own.get_secret_value(),
+            loopback=is_loopback(settings.api.host),
+        )
 
     @classmethod
     @asynccontextmanager
@@ -67,8 +77,10 @@ class Gateway:
             stack.push_async_callback(gateway.prober.close)
             stack.push_async_callback(gateway.judge.close)
             stack.push_async_callback(gateway.changes.close)
+            stack.push_async_callback(gateway.keys.close)
             await asyncio.gather(gateway.prober.start(), gateway.changes.start())
             gateway.judge.start()
+            gateway.keys.start()
             yield gateway
 
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from api.schemas import ProblemDocument
 from common.errors import (
     BadInput,
+    Forbidden,
     Malformed,
     Missing,
     ModerationOff,
@@ -32,6 +33,7 @@ from common.errors import (
     StenoError,
     TooLarge,
     Transient,
+    Unauthorised,
     Unavailable,
     UnknownOption,
     Unsupported,
@@ -113,7 +115,10 @@ def problem(error: StenoError) -> Problem:
     told = error.details.items() if isinstance(error, BadInput) else ()
     details = {key: _plain(value) for key, value in told}
     passing = isinstance(error, Transient | ModerationUnusable)
-    return Problem(error.status, error.code, str(error), details, passing=passing)
+    answer = Problem(error.status, error.code, str(error), details, passing=passing)
+    if isinstance(error, Unauthorised):
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    return answer
 
 
 def unforeseen() -> Problem:
@@ -187,6 +192,8 @@ _EXAMPLES = {
     error.status: error
     for error in (
         Malformed(reason="the form breaks off"),
+        Unauthorised(reason="This is no API key of this gateway"),
+        Forbidden(reason="The API key does not have the scope admin"),
         NotFound(what="job", value="3fa85f64-5717-4562-b3fc-2c963f66afa6"),
         Stalled(limit_s=60.0),
         NotReady(status_now="PROCESSING"),

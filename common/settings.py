@@ -44,6 +44,36 @@ class ApiSettings(BaseSettings):
     """Gateway processes on this host."""
 
 
+class KeySettings(BaseSettings):
+    """Keys. `steno keys create` makes more; without any the gateway listens on loopback only."""
+
+    model_config = _config()
+
+    gateway_api_key: SecretStr | None = None
+    """A key that may do everything, in every tenant; make one with `openssl rand -hex 32`."""
+    steno_api_key: SecretStr | None = None
+    """The key that the `steno` commands send; unset: GATEWAY_API_KEY, if there is one."""
+
+    @property
+    def of_client(self) -> str | None:
+        key = self.steno_api_key or self.gateway_api_key
+        return None if key is None else key.get_secret_value()
+
+
+class CorsSettings(BaseSettings):
+    """Web pages of other origins."""
+
+    model_config = _config("CORS_")
+
+    origins: str = "http://localhost:5173,http://127.0.0.1:5173"
+    """Those whose pages may ask this gateway, separated by commas; * for all. Cookies play no part:
+    a page needs a key as any other client does."""
+
+    @cached_property
+    def allowed(self) -> tuple[str, ...]:
+        return tuple(each.strip().rstrip("/") for each in self.origins.split(",") if each.strip())
+
+
 class EventSettings(BaseSettings):
     """Live progress (server-sent events)."""
 
@@ -222,6 +252,11 @@ class JobSettings(BaseSettings):
     """Seconds a job may be PROCESSING before it is FAILED; 0: as long as it needs."""
     reuse_results: bool = True
     """Take over the text of a chunk that was heard before: same sound, weights and options."""
+    upload_wait: Annotated[float, Field(gt=0)] = 86_400.0
+    """Seconds a job that was made without a recording waits for one before it is CANCELLED."""
+    delete_after: Annotated[int, Field(ge=0, le=315_360_000)] = 0
+    """Seconds after its end at which a job is deleted with all it has; 0: never. A tenant
+    (`steno tenants`) or a job may ask for another time."""
 
 
 class WorkerSettings(BaseSettings):
@@ -313,6 +348,8 @@ class Settings(BaseModel):
     """All of them."""
 
     api: ApiSettings = Field(default_factory=ApiSettings)
+    key: KeySettings = Field(default_factory=KeySettings)
+    cors: CorsSettings = Field(default_factory=CorsSettings)
     events: EventSettings = Field(default_factory=EventSettings)
     upload: UploadSettings = Field(default_factory=UploadSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)

@@ -224,8 +224,8 @@ def join(parts: Sequence[Path], target: Path) -> Path:
 class Clients:
     """People who send recordings, and try again for as long as the gateway says to."""
 
-    def __init__(self, address: str, language: str, run: Run) -> None:
-        self._gateway = Gateway(address)
+    def __init__(self, gateway: Gateway, language: str, run: Run) -> None:
+        self._gateway = gateway
         self._language = language
         self._run = run
         self._lock = threading.Lock()
@@ -375,8 +375,8 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
 
     stack = Stack(settings, workers=asked.workers, env=environment(settings), report=note)
     with log, stack, Aftermath(stack.database_url) as aftermath:
-        clients = Clients(stack.address, asked.language, run)
-        gateway = Gateway(stack.address)
+        gateway = Gateway(stack.address, settings.key.of_client)
+        clients = Clients(gateway, asked.language, run)
         model = settings.asr.default_model
         tell(f"{model} hears {len(clips)} clips and {len(talks)} talks in peace")
         peaceful = {path.name: hear(gateway, clients.send(path)) for path in (*clips, *talks)}

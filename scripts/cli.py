@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -42,6 +43,8 @@ ELSEWHERE = {
     "result": Elsewhere("scripts.client", "Print a finished job's text."),
     "download": Elsewhere("scripts.client", "Save a finished job's text in a format."),
     "cancel": Elsewhere("scripts.client", "Cancel a job."),
+    "keys": Elsewhere("scripts.keys", "Make, list and revoke API keys."),
+    "tenants": Elsewhere("scripts.keys", "Say what is particular to tenants."),
     "models": Elsewhere("scripts.models", "List, pull, convert and verify weights."),
     "moderation": Elsewhere(
         "scripts.moderation", "Train, export, check and measure models that label texts."
@@ -268,32 +271,38 @@ def _use_servers(settings: Settings) -> None:
         os.environ["REDIS_URL"] = running.redis_url
 
 
-@steno.command()
-@click.option("--downgrade", "revision", help="Go back to this revision; base: to nothing.")
-def migrate(revision: str | None) -> None:
-    """Bring the database to this version's tables."""
-    from common.db.migrate import downgrade, revisions, upgrade
+@contextmanager
+def database_here() -> Iterator[str]:
+    """The URL of the database: the one named, that of the stack that runs here, or an embedded one.
+
+    The last is started for as long as the block lasts, and has this version's tables.
+    """
+    from common.db.migrate import upgrade
     from scripts.embedded import EmbeddedPostgres
     from scripts.running import find_running
 
     settings = load_settings()
     data_dir = settings.storage.data_dir.absolute()
-    running = find_running(data_dir)
-    server: EmbeddedPostgres | None = None
     if settings.database.url is not None:
-        url = settings.database.url.get_secret_value()
-    elif running is not None:
-        url = running.database_url
+        yield settings.database.url.get_secret_value()
+    elif (running := find_running(data_dir)) is not None:
+        yield running.database_url
     else:
-        server = EmbeddedPostgres(data_dir / "postgres")
-        url = server.start()
-    try:
+        with EmbeddedPostgres(data_dir / "postgres") as server:
+            upgrade(server.url)
+            yield server.url
+
+
+@steno.command()
+@click.option("--downgrade", "revision", help="Go back to this revision; base: to nothing.")
+def migrate(revision: str | None) -> None:
+    """Bring the database to this version's tables."""
+    from common.db.migrate import downgrade, revisions, upgrade
+
+    with database_here() as url:
         if revision is None:
             upgrade(url)
         else:
             downgrade(url, revision)
         found, newest = revisions(url)
-    finally:
-        if server is not None:
-            server.stop()
     click.echo(f"The database is at {found or 'nothing'} (newest: {newest})")

@@ -56,18 +56,19 @@ Sent = Callable[[int], None]
 class Gateway:
     """A gateway's batch API, one method a route; usable by several threads.
 
-    ``address`` is its URL without ``/api/v1``.
+    ``address`` is its URL without ``/api/v1``; ``key`` is the API key to show.
 
     Raises, from every method:
         Refused: the gateway said no; its detail is the message, ``details["status"]`` the status.
         GatewayLost: it cannot be reached, or went away.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: str | None = None) -> None:
         self.address = address.rstrip("/")
         with self._errors():
             self._http = httpx.Client(
                 base_url=f"{self.address}/api/v1",
+                headers=_shown(key) if key else None,
                 timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
                 trust_env=not _is_here(self.address),  # no proxy leads to this machine
             )
@@ -186,6 +187,13 @@ class Gateway:
             raise GatewayLost(address=self.address, reason=reason) from error
 
 
+def _shown(key: str) -> dict[str, str]:
+    key = key.strip()
+    if not key.isascii() or not key.isprintable():
+        raise Refused(detail="The API key has characters in it that no key has", status=0)
+    return {"Authorization": f"Bearer {key}"}
+
+
 def _wire(value: bool) -> str:
     return str(value).lower()
 
@@ -197,6 +205,8 @@ def _check(answer: httpx.Response) -> None:
     detail = f"The gateway answered {answer.status_code} {answer.reason_phrase}"
     with suppress(ValueError, TypeError, KeyError):
         detail = str(answer.json()["detail"])
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        detail += "; name one with --key or STENO_API_KEY (steno keys create makes one)"
     raise Refused(detail=detail, status=answer.status_code)
 
 
@@ -300,6 +310,9 @@ server_option = click.option(
     metavar="URL",
     help="Gateway to use [STENO_SERVER, or the one of `steno up`].",
 )
+key_option = click.option(
+    "--key", metavar="KEY", help="API key to show [STENO_API_KEY, GATEWAY_API_KEY]."
+)
 _job_id = click.argument("job_id", metavar="ID")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the gateway's own answer.")
 _masks = click.option(
@@ -309,30 +322,35 @@ _masks = click.option(
 )
 
 
-def find_gateway(server: str | None) -> Gateway:
+def find_gateway(server: str | None, key: str | None = None) -> Gateway:
     """The gateway that ``server`` names, or that of the stack that runs here.
+
+    It is shown ``key``, or that of the settings.
 
     Raises:
         SetupProblem: there is none.
     """
+    settings = load_settings()
+    key = key or settings.key.of_client
     if server:
-        return Gateway(server)
-    running = find_running(load_settings().storage.data_dir.absolute())
+        return Gateway(server, key)
+    running = find_running(settings.storage.data_dir.absolute())
     if running is None:
         raise SetupProblem(
             problem="Stenopool is not running here",
             remedy="Start it with: steno up; or name another with --server or STENO_SERVER",
         )
-    return Gateway(running.address)
+    return Gateway(running.address, key)
 
 
 @click.command()
 @_job_id
 @_as_json
 @server_option
-def status(job_id: str, as_json: bool, server: str | None) -> None:
+@key_option
+def status(job_id: str, as_json: bool, server: str | None, key: str | None) -> None:
     """Show how far the job ID is."""
-    with find_gateway(server) as gateway:
+    with find_gateway(server, key) as gateway:
         state = gateway.status(job_id)
     if as_json:
         click.echo(json.dumps(state, ensure_ascii=False, indent=2))
@@ -376,11 +394,17 @@ def _local(time: str) -> str:
 @_masks
 @_as_json
 @server_option
+@key_option
 def result(
-    job_id: str, partial: bool, filter_profanity: bool | None, as_json: bool, server: str | None
+    job_id: str,
+    partial: bool,
+    filter_profanity: bool | None,
+    as_json: bool,
+    server: str | None,
+    key: str | None,
 ) -> None:
     """Print the text of the finished job ID."""
-    with find_gateway(server) as gateway:
+    with find_gateway(server, key) as gateway:
         found = gateway.result(job_id, partial=partial, filter_profanity=filter_profanity)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
@@ -411,6 +435,7 @@ def result(
 @_masks
 @click.option("--redact", is_flag=True, help="The recording, offending words covered by a tone.")
 @server_option
+@key_option
 def download(
     job_id: str,
     ending: str | None,
@@ -419,13 +444,14 @@ def download(
     filter_profanity: bool | None,
     redact: bool,
     server: str | None,
+    key: str | None,
 ) -> None:
     """Save the text of the finished job ID to a file, or its recording.
 
     A file that is there is overwritten, but no recording unless --output names it.
     """
     ending = ending or _ending_of_download(output) or (SOUND if redact else "txt")
-    with find_gateway(server) as gateway:
+    with find_gateway(server, key) as gateway:
         file = gateway.download(
             job_id, ending, flag=flag, filter_profanity=filter_profanity, redact=redact
         )
@@ -460,8 +486,9 @@ def ending_of(path: Path) -> str | None:
 @click.command()
 @_job_id
 @server_option
-def cancel(job_id: str, server: str | None) -> None:
+@key_option
+def cancel(job_id: str, server: str | None, key: str | None) -> None:
     """Cancel the job ID. What it has heard so far is kept for another run."""
-    with find_gateway(server) as gateway:
+    with find_gateway(server, key) as gateway:
         state = gateway.cancel(job_id)
     click.echo(f"{job_id} {state['status']}")

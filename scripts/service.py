@@ -36,6 +36,7 @@ class Service:
         console: Console,
         *,
         server: str | None = None,
+        key: str | None = None,
         workers: int | None = None,
         engine: str | None = None,
         model: str | None = None,
@@ -43,6 +44,7 @@ class Service:
         self._settings = settings
         self._console = console
         self._server = server
+        self._key = key or settings.key.of_client
         self._workers = workers
         self._weights = (
             engine or settings.asr.default_engine,
@@ -93,7 +95,7 @@ class Service:
             self._stack.kill()
 
     def _use(self, address: str) -> None:
-        self._gateways.append(Gateway(address))
+        self._gateways.append(Gateway(address, self._key))
 
     def _find_or_start(self) -> str:
         deadline = time.monotonic() + STARTING_S

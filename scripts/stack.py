@@ -24,6 +24,7 @@ from typing import IO, Self
 import httpx
 from loguru import logger
 
+from api.exposure import listening_host
 from common.db.migrate import upgrade
 from common.errors import SetupProblem, StenoError
 from common.settings import ROOT, Settings
@@ -255,6 +256,7 @@ class Stack:
         self.database_url = self._database()
         self.redis_url = self._redis()
         upgrade(self.database_url)
+        self.host = listening_host(self.settings, self.database_url, self._report)
         self._children = [
             self._child("gateway", "gateway", "api"),
             self._child("dispatcher", "dispatcher", "worker.dispatcher"),

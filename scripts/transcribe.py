@@ -30,6 +30,7 @@ from scripts.client import (
     clock,
     ending_of,
     flagged,
+    key_option,
     lines,
     passing,
     plural,
@@ -425,6 +426,7 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     help="Worker processes, where no stack is running yet [one per core].",
 )
 @server_option
+@key_option
 def transcribe(
     files: tuple[Path, ...],
     endings: list[str],
@@ -432,6 +434,7 @@ def transcribe(
     flag: bool,
     workers: int | None,
     server: str | None,
+    key: str | None,
     **options: Any,
 ) -> None:
     """Turn recordings into text.
@@ -453,7 +456,7 @@ def transcribe(
     for take in takes:
         _look_up(take)
     if not all(take.over for take in takes):
-        _run(takes, _wire(options), flag=flag, workers=workers, server=server)
+        _run(takes, _wire(options), flag=flag, workers=workers, server=server, key=key)
     failed = [take for take in takes if take.error is not None]
     if len(takes) == 1 and failed:
         raise click.ClickException(f"{takes[0].path}: {takes[0].error}")
@@ -480,6 +483,7 @@ def _run(
     flag: bool,
     workers: int | None,
     server: str | None,
+    key: str | None,
 ) -> None:
     logger.remove()  # what matters is on the board, the rest in the stack's own logs
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -489,6 +493,7 @@ def _run(
         load_settings(),
         console,
         server=server,
+        key=key,
         workers=workers,
         engine=options.get("engine"),
         model=options.get("model"),

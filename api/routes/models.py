@@ -6,6 +6,7 @@ import asyncio
 
 from fastapi import APIRouter
 
+from api.caller import Reader
 from api.gateway import Gateway, GatewayDep
 from api.schemas import Models, ModelState, ModerationModel
 
@@ -13,7 +14,7 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/models", response_model=Models, summary="List the weights")
-async def models(gateway: GatewayDep) -> Models:
+async def models(gateway: GatewayDep, _: Reader) -> Models:
     """All weights that can be asked for by name, and whether they are on this machine."""
     asr = gateway.settings.asr
     default = (asr.default_engine, asr.default_model)

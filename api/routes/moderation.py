@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
+from api.caller import Transcriber
 from api.gateway import GatewayDep
 from api.judge import Judge
 from api.problems import Refusal, documented, problem, shown
@@ -37,7 +38,7 @@ _FIELDS = frozenset(ModerationRequest.model_fields)
         }
     },
 )
-async def moderate(request: Request, gateway: GatewayDep) -> Response:
+async def moderate(request: Request, gateway: GatewayDep, _: Transcriber) -> Response:
     """Judge a text, or up to 1,000: CLEAN, OFFENSIVE or HATE, and what gave offence.
 
     A text has up to 50,000 characters, the body up to 4 MB. A text longer than the model's input

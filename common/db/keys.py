@@ -1,0 +1,168 @@
+"""API keys: made, found and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from psycopg.errors import UndefinedTable
+from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.tables import ApiKey
+from common.domain.keys import KeyText, Scope
+from common.errors import NotFound, NotMigrated
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key as it is stored; ``limits`` are those that differ from the settings, by name."""
+
+    id: str
+    tenant: str
+    name: str
+    secret_sha256: str = field(repr=False)
+    scopes: frozenset[Scope]
+    limits: Mapping[str, float]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+    @property
+    def state(self) -> str:
+        """``active``, ``expired`` or ``revoked``."""
+        if self.revoked_at is not None:
+            return "revoked"
+        if self.expires_at is not None and self.expires_at <= datetime.now(UTC):
+            return "expired"
+        return "active"
+
+
+class Keys:
+    """The keys of one tenant; another tenant's are not found."""
+
+    def __init__(self, database: Database, tenant: str) -> None:
+        self._database = database
+        self._tenant = tenant
+
+    def create(
+        self,
+        name: str,
+        scopes: Iterable[Scope],
+        *,
+        expires_at: datetime | None = None,
+        limits: Mapping[str, float] | None = None,
+    ) -> tuple[Key, KeyText]:
+        """Make a key. Its text is known now and never again."""
+        text = KeyText.make()
+        with _transaction(self._database) as session:
+            row = ApiKey(
+                id=text.id,
+                tenant=self._tenant,
+                name=name,
+                secret_sha256=text.sha256,
+                scopes=sorted(set(scopes)),
+                limits=dict(limits or {}),
+                expires_at=expires_at,
+            )
+            session.add(row)
+            session.flush()
+            session.refresh(row)
+            return _key(row), text
+
+    def all(self) -> list[Key]:
+        """Also those that are good no more, in the order they were made."""
+        with _transaction(self._database) as session:
+            rows = session.scalars(
+                select(ApiKey)
+                .where(ApiKey.tenant == self._tenant)
+                .order_by(ApiKey.created_at, ApiKey.id)
+            )
+            return [_key(row) for row in rows]
+
+    def revoke(self, key_id: str) -> None:
+        """Take the key back for good; one that was taken back before stays so.
+
+        Raises:
+            NotFound: there is no such key in this tenant.
+        """
+        with _transaction(self._database) as session:
+            found = session.scalar(
+                update(ApiKey)
+                .where(ApiKey.id == key_id, ApiKey.tenant == self._tenant)
+                .values(revoked_at=func.coalesce(ApiKey.revoked_at, func.now()))
+                .returning(ApiKey.id)
+            )
+            if found is None:
+                raise NotFound(what="key", value=key_id)
+
+
+class AllKeys:
+    """The keys of all tenants: for finding out who asks, and for operators."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, key_id: str) -> Key | None:
+        """Whatever its state."""
+        with _transaction(self._database) as session:
+            row = session.get(ApiKey, key_id)
+            return None if row is None else _key(row)
+
+    def exist(self) -> bool:
+        """Whether any key was ever made here, unless it was forgotten."""
+        with _transaction(self._database) as session:
+            return session.scalar(select(ApiKey.id).limit(1)) is not None
+
+    def all(self) -> list[Key]:
+        with _transaction(self._database) as session:
+            rows = session.scalars(select(ApiKey).order_by(ApiKey.tenant, ApiKey.created_at))
+            return [_key(row) for row in rows]
+
+    def used(self, when: Mapping[str, datetime]) -> None:
+        """Note when keys were used last, by their ids."""
+        later = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at < bindparam("at"))
+        with _transaction(self._database) as session:
+            session.connection().execute(
+                update(ApiKey)
+                .where(ApiKey.id == bindparam("key_id"), later)
+                .values(last_used_at=bindparam("at")),
+                [{"key_id": key_id, "at": at} for key_id, at in when.items()],
+            )
+
+    def forget(self, key_id: str) -> None:
+        """Delete the key; nothing will tell that it was there."""
+        with _transaction(self._database) as session:
+            session.execute(delete(ApiKey).where(ApiKey.id == key_id))
+
+
+@contextmanager
+def _transaction(database: Database) -> Iterator[Session]:
+    """Raises `NotMigrated`, beside what `Database.transaction` does."""
+    try:
+        with database.transaction() as session:
+            yield session
+    except ProgrammingError as error:
+        if isinstance(error.orig, UndefinedTable):
+            raise NotMigrated from error
+        raise
+
+
+def _key(row: ApiKey) -> Key:
+    return Key(
+        id=row.id,
+        tenant=row.tenant,
+        name=row.name,
+        secret_sha256=row.secret_sha256,
+        scopes=frozenset(map(Scope, row.scopes)),
+        limits=row.limits,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )

@@ -1,0 +1,199 @@
+"""`steno keys` and `steno tenants`: who may ask, and what is particular to whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from common.db.database import Database
+from common.db.keys import AllKeys, Key, Keys
+from common.db.tenants import Tenants
+from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
+from common.errors import NotFound
+from scripts.cli import database_here
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def _duration(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """``90d`` in seconds."""
+    if text is None or text == "none":
+        return None
+    found = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    if not found or int(found[1]) == 0:
+        raise click.BadParameter(f"{text!r} is no time such as 12h, 90d or 52w")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+def _limits(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, float]:
+    """``requests_per_minute=600`` by name."""
+    limits: dict[str, float] = {}
+    for value in values:
+        name, _equals, number = value.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in LIMIT_NAMES:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(LIMIT_NAMES)}")
+        whole = name != "audio_hours_per_day"
+        if not re.fullmatch(r"\d{1,7}" if whole else r"\d{1,7}(\.\d+)?", number.strip()):
+            kind = "a whole number" if whole else "a number"
+            raise click.BadParameter(f"{name} must be {kind}, 0 for no limit; got {number!r}")
+        limits[name] = int(number) if whole else float(number)
+    return limits
+
+
+def _tenant(_: click.Context, __: click.Parameter, name: str) -> str:
+    if not is_tenant(name):
+        raise click.BadParameter("1 to 64 letters, digits, dots, underscores or hyphens")
+    return name
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    with database_here() as url, Database(url, pool_size=1) as database:
+        yield database
+
+
+@click.group()
+def keys() -> None:
+    """API keys: make, list and take back."""
+
+
+@keys.command()
+@click.option("--name", required=True, help="For people: what the key is for.")
+@click.option(
+    "--tenant", default=DEFAULT_TENANT, callback=_tenant, help=f"Whose it is [{DEFAULT_TENANT}]."
+)
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([str(scope) for scope in Scope]),
+    default=(Scope.TRANSCRIBE, Scope.READ),
+    help="What it is good for; admin: everything, in every tenant [transcribe, read].",
+)
+@click.option("--expires-in", "lasts", callback=_duration, help="Such as 12h or 90d [never].")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    callback=_limits,
+    metavar="NAME=N",
+    help=f"In place of the setting LIMIT_...; 0: none. Of {', '.join(LIMIT_NAMES)}.",
+)
+def create(
+    name: str, tenant: str, scopes: Sequence[str], lasts: int | None, limits: dict[str, float]
+) -> None:
+    """Make a key and print it, this once: it is kept nowhere."""
+    expires_at = None if lasts is None else datetime.now(UTC) + timedelta(seconds=lasts)
+    with _database() as database:
+        first = not AllKeys(database).exist()
+        key, text = Keys(database, tenant).create(
+            name, map(Scope, scopes), expires_at=expires_at, limits=limits
+        )
+    until = f"until {_time(key.expires_at)}" if key.expires_at else "until it is revoked"
+    click.echo(text.reveal())
+    click.echo(
+        f"Key {key.id} of tenant {tenant}, good for {', '.join(sorted(key.scopes))} {until}. "
+        "Keep it: it is not shown again.",
+        err=True,
+    )
+    if first:
+        click.echo("From now on the gateway asks for a key, on loopback as well.", err=True)
+
+
+@keys.command("list")
+@click.option("--tenant", help="Only this tenant's.")
+def list_(tenant: str | None) -> None:
+    """Show all keys, also those that are good no more."""
+    with _database() as database:
+        found = Keys(database, tenant).all() if tenant else AllKeys(database).all()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("id", "tenant", "name", "scopes", "state", "expires", "last used", "limits"):
+        table.add_column(heading, overflow="fold")
+    for key in found:
+        table.add_row(*_row(key))
+    Console().print(table)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@click.option(
+    "--forget", is_flag=True, help="Delete it from the list; without any key none is asked for."
+)
+def revoke(key_id: str, forget: bool) -> None:
+    """Take the key ID back for good: the part after steno_, without the secret."""
+    with _database() as database:
+        key = AllKeys(database).find(key_id)
+        if key is None:
+            raise NotFound(what="key", value=key_id)
+        Keys(database, key.tenant).revoke(key_id)
+        if forget:
+            AllKeys(database).forget(key_id)
+    click.echo(f"{key_id} is revoked; gateways that run notice within five seconds")
+
+
+@click.group()
+def tenants() -> None:
+    """What is particular to tenants."""
+
+
+@tenants.command("list")
+def list_tenants() -> None:
+    """Show the tenants that differ from the settings."""
+    with _database() as database:
+        found = Tenants(database).all()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("tenant", "tier", "jobs deleted after"):
+        table.add_column(heading)
+    for tenant in found:
+        after = "-" if tenant.delete_after_s is None else f"{tenant.delete_after_s} s"
+        table.add_row(tenant.name, tenant.tier, after)
+    Console().print(table)
+
+
+@tenants.command("set")
+@click.argument("name", callback=_tenant)
+@click.option("--tier", help="The class that metrics count it under.")
+@click.option(
+    "--delete-after",
+    "delete_after",
+    help="When its jobs are deleted after their end, such as 30d; none: as the settings say.",
+)
+@click.pass_context
+def set_(context: click.Context, name: str, tier: str | None, delete_after: str | None) -> None:
+    """Change what is given of the tenant NAME."""
+    options: dict[str, str | int | None] = {}
+    if tier is not None:
+        if not re.fullmatch(r"[a-z0-9_-]{1,32}", tier):
+            raise click.UsageError("--tier takes 1 to 32 of a to z, 0 to 9, - and _")
+        options["tier"] = tier
+    if delete_after is not None:
+        options["delete_after_s"] = _duration(context, context.command.params[2], delete_after)
+    if not options:
+        raise click.UsageError("Nothing to set; see --tier and --delete-after")
+    with _database() as database:
+        Tenants(database).put(name, **options)
+    click.echo(f"{name} is set")
+
+
+def _row(key: Key) -> tuple[str, ...]:
+    return (
+        key.id,
+        key.tenant,
+        key.name,
+        " ".join(sorted(key.scopes)),
+        key.state,
+        _time(key.expires_at),
+        _time(key.last_used_at),
+        " ".join(f"{name}={value:g}" for name, value in key.limits.items()) or "-",
+    )
+
+
+def _time(when: datetime | None) -> str:
+    return "-" if when is None else when.astimezone().strftime("%F %H:%M")

@@ -1,0 +1,79 @@
+"""Keys as text, and how much may be asked for with one."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.exposure import is_loopback, listening_host
+from common.domain.keys import ID_LENGTH, KeyText, Limits, is_tenant, sha256_of
+from common.errors import SetupProblem
+from common.settings import Settings
+
+PUBLIC = "0.0.0.0"  # noqa: S104 - nothing listens
+
+
+def test_a_key_can_be_read_again() -> None:
+    key = KeyText.make()
+    assert KeyText.parse(key.reveal()) == key
+    assert len(key.id) == ID_LENGTH
+    assert set(key.id) <= set(string.ascii_lowercase + string.digits)
+    assert key.sha256 == sha256_of(key.reveal().removeprefix(f"steno_{key.id}_"))
+
+
+def test_no_two_keys_are_alike() -> None:
+    keys = [KeyText.make() for _ in range(200)]
+    assert len({key.id for key in keys}) == len({key.secret for key in keys}) == 200
+
+
+def test_printing_a_key_does_not_tell_its_secret() -> None:
+    key = KeyText.make()
+    assert key.secret not in f"{key} {key!r} {[key]}"
+
+
+@given(st.text() | st.from_regex(r"steno_[a-z0-9]{0,13}_[A-Za-z0-9_-]{0,44}", fullmatch=True))
+def test_only_a_whole_key_is_read_as_one(text: str) -> None:
+    key = KeyText.parse(text)
+    assert key is None or key.reveal() == text
+
+
+def test_limits_are_those_of_the_settings_where_the_key_says_nothing() -> None:
+    settings = Limits(10, 100, 5, 1.5)
+    assert settings.but({}) == settings
+    ours = settings.but({"requests_per_minute": 0, "audio_hours_per_day": 2, "since gone": 1})
+    assert ours == Limits(10, 0, 5, 2)
+
+
+@pytest.mark.parametrize("name", ["acme", "a.b-c_D9", "x" * 64])
+def test_names_of_tenants(name: str) -> None:
+    assert is_tenant(name)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 65, "../a", "ă", "a\n"])
+def test_what_no_tenant_is_called(name: str) -> None:
+    assert not is_tenant(name)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LOCALHOST"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", [PUBLIC, "::", "10.0.0.1", "", "localhost.evil.example"])
+def test_what_others_reach(host: str) -> None:
+    assert not is_loopback(host)
+
+
+def test_without_postgres_nobody_knows_whether_to_listen_in_public() -> None:
+    settings = Settings()
+    settings.api.host = PUBLIC
+    settings.key.gateway_api_key = None
+    warnings: list[str] = []
+    with pytest.raises(SetupProblem, match="GATEWAY_API_KEY"):
+        listening_host(
+            settings, "postgresql://nobody:x@127.0.0.1:9/none", warnings.append, patience_s=0
+        )
+    assert warnings == []

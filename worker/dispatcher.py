@@ -24,9 +24,8 @@ from common.events import WORK_CHANNEL, Events
 from common.logs import set_up_logging
 from common.queue import Doorbell, connect
 from common.settings import Settings
-from common.storage.opening import open_storage
-from common.storage.storage import Storage
-from worker.compose import build_steps, redis_url
+from worker.compose import build_janitor, build_steps, redis_url
+from worker.courier import build_courier
 
 POLL_S = 0.5
 """How soon work is found when its wake-up got lost."""
@@ -35,9 +34,6 @@ LOST_S = 2.0
 """A doorbell in nobody's hands may be between two of them, but not for this long."""
 IN_TRANSIT_S = 10.0
 """One taken by a worker that does not begin may wait for an engine to load, or for nothing."""
-TIDY_S = 60.0
-ABANDONED_S = 3600.0
-"""An upload that has not grown for this long has nobody behind it any more."""
 OUTAGE_PAUSE_S = 1.0
 OUTAGE_GRACE_S = 5.0
 """After an outage leases are given this long to be renewed: nobody could while it lasted."""
@@ -46,11 +42,8 @@ OUTAGE_GRACE_S = 5.0
 class Dispatcher:
     """Runs until `stop` is called; outages of Postgres and Redis are waited out."""
 
-    def __init__(
-        self, steps: Steps, storage: Storage, redis: Redis, *, job_timeout_s: float
-    ) -> None:
+    def __init__(self, steps: Steps, redis: Redis, *, job_timeout_s: float) -> None:
         self._steps = steps
-        self._storage = storage
         self._redis = redis
         self._doorbell = Doorbell(redis)
         self._events = Events(redis)
@@ -65,7 +58,7 @@ class Dispatcher:
 
     def run(self) -> None:
         """Dispatch and reconcile."""
-        reconciled = tidied = 0.0
+        reconciled = 0.0
         while not self._stopping.is_set():
             try:
                 with _wake_ups(self._redis) as wake_ups:
@@ -76,9 +69,6 @@ class Dispatcher:
                         if now - reconciled >= RECONCILE_S:
                             reconciled = now
                             self.reconcile()
-                        if now - tidied >= TIDY_S:
-                            tidied = now
-                            self.tidy()
                         _wait(wake_ups, POLL_S)
             except (Transient, RedisError) as error:
                 logger.warning("waiting for a service to come back: {}", error)
@@ -123,20 +113,6 @@ class Dispatcher:
             logger.warning("{} doorbell(s) were lost and are rung again", len(lost))
             self._steps.publish_again(doorbells[bell] for bell in lost)
 
-    def tidy(self) -> None:
-        """Settle uploads that a gateway left behind, and drop sound that no job needs any more."""
-        for page in self._storage.unsettled(ABANDONED_S):
-            committed = self._steps.committed_recordings(page)
-            for recording_id in page:
-                if recording_id in committed:
-                    self._storage.keep(recording_id)
-                else:
-                    logger.info("recording {}: its upload was never finished", recording_id)
-                    self._storage.discard(recording_id)
-        for jobs in self._storage.jobs_with_chunks():
-            for job_id in self._steps.ended(jobs):
-                self._storage.drop_chunks(job_id)
-
 
 def _wake_ups(redis: Redis) -> PubSub:
     return cast("PubSub", redis.pubsub(ignore_subscribe_messages=True))  # type: ignore[no-untyped-call]
@@ -156,10 +132,11 @@ def main() -> None:
     try:
         dispatcher = Dispatcher(
             build_steps(settings),
-            open_storage(settings.storage),
             connect(redis_url(settings)),
             job_timeout_s=settings.job.job_timeout,
         )
+        courier = build_courier(settings)
+        janitor = build_janitor(settings)
     except StenoError as error:
         logger.error("{}", error)
         raise SystemExit(1) from None
@@ -169,7 +146,11 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    courier.start()
+    janitor.start()
     dispatcher.run()
+    janitor.stop()
+    courier.stop()
 
 
 if __name__ == "__main__":

@@ -299,7 +299,7 @@ class JobMetrics(Base):
     speech_ms: Mapped[int] = mapped_column(Integer)
     upload_ms: Mapped[int] = mapped_column(Integer)
     waited_ms: Mapped[int] = mapped_column(Integer)
-    """From creation to the first claim."""
+    """From creation, or the last retry, to the first claim."""
     plan_ms: Mapped[int] = mapped_column(Integer)
     engine_ms: Mapped[int] = mapped_column(Integer)
     """Summed over chunks: more than the wall time when several workers shared the job."""
@@ -307,9 +307,9 @@ class JobMetrics(Base):
     """Summed likewise."""
     merge_ms: Mapped[int] = mapped_column(Integer)
     wall_ms: Mapped[int] = mapped_column(Integer)
-    """From creation to completion."""
+    """From creation, or the last retry, to completion."""
     attempts: Mapped[int] = mapped_column(Integer)
-    """Claims over all steps; equal to the number of steps when nothing went wrong."""
+    """Claims over all steps that are left; as many as those when nothing went wrong."""
 
 
 class Tenant(Base):
@@ -453,5 +453,6 @@ class Tally(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     labels: Mapped[str] = mapped_column(primary_key=True)
-    """As in Prometheus' text format, such as ``model="base",tier="standard"``."""
+    """The values of the metric's labels in its own order, as a JSON array; a histogram's counts
+    have a bound at the end."""
     value: Mapped[float] = mapped_column(server_default=text("0"))

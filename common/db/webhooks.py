@@ -1,16 +1,34 @@
-"""Webhook messages: written with what they tell of, claimed and sent by whoever has time."""
+"""The life of a webhook message: written with what it tells of, claimed, sent, its end recorded.
+
+A message is claimed like a step is: with a token, and a lease that outlasts the attempt. Whoever
+is killed over one loses the claim to somebody else, who sends it again under the same id: each
+message arrives at least once.
+"""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
-from common.domain.webhooks import WebhookEvent
+from common.db.database import Database
+from common.db.tables import Job, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from common.domain.webhooks import (
+    DeliveryStatus,
+    Secret,
+    Verdict,
+    WebhookEvent,
+    good,
+    next_delay_s,
+)
 
 
 def tell(session: Session, job_id: UUID, event: WebhookEvent) -> None:
@@ -24,7 +42,7 @@ def tell(session: Session, job_id: UUID, event: WebhookEvent) -> None:
     addressees: list[tuple[UUID | None, str]] = [(each.id, each.url) for each in endpoints]
     if job.webhook_url is not None:
         addressees.append((None, job.webhook_url))
-    payload = _payload(job, event) if addressees else ""
+    payload = message(event, _data(job)) if addressees else ""
     session.add_all(
         WebhookDelivery(
             tenant=job.tenant,
@@ -38,9 +56,15 @@ def tell(session: Session, job_id: UUID, event: WebhookEvent) -> None:
     )
 
 
-def _payload(job: Job, event: WebhookEvent) -> str:
-    """Standard Webhooks' shape, "thin": what was said is to be had with a key, and is not sent."""
-    data = {
+def message(event: WebhookEvent, data: dict[str, Any]) -> str:
+    """A message's body."""
+    document = {"type": event, "timestamp": datetime.now(UTC).isoformat(), "data": data}
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _data(job: Job) -> dict[str, Any]:
+    """Standard Webhooks calls it "thin": what was said is to be had with a key, and is not sent."""
+    return {
         "job_id": str(job.id),
         "status": job.status,
         "recording_id": job.client_recording_id,
@@ -50,5 +74,301 @@ def _payload(job: Job, event: WebhookEvent) -> str:
         "error_code": job.error_code,
         "error_message": job.error_message,
     }
-    document = {"type": event, "timestamp": datetime.now(UTC).isoformat(), "data": data}
-    return json.dumps(document, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """The right, and all that is needed, to send a message once, until the lease ends."""
+
+    delivery_id: UUID
+    endpoint_id: UUID | None
+    attempt: int
+    token: UUID
+    url: str
+    payload: str
+    secrets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt went; ``error`` in a few words, where it did not arrive."""
+
+    verdict: Verdict
+    status_code: int | None
+    error: str | None
+    duration_ms: int
+    retry_after_s: float | None = None
+
+
+class Deliveries:
+    """All that a courier does with messages. Not bound to a tenant: it serves all."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        lease_s: float,
+        delays_s: Sequence[float],
+        at_once_each: int,
+        pause_after: int,
+    ) -> None:
+        self._database = database
+        self._lease_s = lease_s
+        self._delays_s = delays_s
+        self._at_once_each = at_once_each
+        self._pause_after = pause_after
+
+    def claim(self, limit: int) -> list[Sending]:
+        """Take up to ``limit`` messages that are due, fairly: each tenant in turn, then each lane.
+
+        No lane has more than ``at_once_each`` under way, so that receivers who hang hold up
+        themselves; messages to a paused endpoint wait, but for tests.
+        """
+        with self._database.transaction() as session:
+            ids = session.scalars(self._fairly(limit)).all()
+            if not ids:
+                return []
+            claimed = session.scalars(
+                update(WebhookDelivery)
+                .where(WebhookDelivery.id.in_(ids))
+                .values(
+                    attempt=WebhookDelivery.attempt + 1,
+                    token=func.gen_random_uuid(),
+                    lease_until=func.clock_timestamp() + timedelta(seconds=self._lease_s),
+                )
+                .returning(WebhookDelivery)
+            ).all()
+            return [_sending(session, delivery) for delivery in claimed]
+
+    def record(self, sending: Sending, outcome: Outcome) -> bool:
+        """Record how an attempt went, and what follows; False where the claim was lost meanwhile.
+
+        Every attempt's outcome goes through here, once.
+        """
+        with self._database.transaction() as session:
+            # Before its deliveries, as whoever pauses or deletes it does.
+            endpoint = _locked(session, sending.endpoint_id)
+            delivery = session.scalar(
+                select(WebhookDelivery).where(_held(sending)).with_for_update(key_share=True)
+            )
+            if delivery is None:
+                return False
+            session.add(
+                WebhookAttempt(
+                    delivery_id=sending.delivery_id,
+                    attempt=sending.attempt,
+                    status_code=outcome.status_code,
+                    error=outcome.error,
+                    duration_ms=outcome.duration_ms,
+                )
+            )
+            delivery.token = delivery.lease_until = None
+            self._conclude(delivery, outcome)
+            if endpoint is not None and delivery.event != WebhookEvent.TEST:
+                self._draw_conclusions(endpoint, DeliveryStatus(delivery.status), outcome)
+            return True
+
+    def release(self, sending: Sending) -> None:
+        """Give a message back unsent, for somebody else to send at once."""
+        with self._database.transaction() as session:
+            session.execute(
+                update(WebhookDelivery).where(_held(sending)).values(token=None, lease_until=None)
+            )
+
+    def prune(self, keep_days: int) -> int:
+        """Give up what waited for a paused endpoint, and forget what ended, so many days ago.
+
+        What ended of jobs that were deleted is forgotten at once: it has their metadata in it.
+        """
+        long_ago = func.clock_timestamp() - timedelta(days=keep_days)
+        paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_at.is_not(None))
+        with self._database.transaction() as session:
+            session.execute(
+                update(WebhookDelivery)
+                .where(
+                    WebhookDelivery.status == DeliveryStatus.PENDING,
+                    WebhookDelivery.created_at < long_ago,
+                    WebhookDelivery.endpoint_id.in_(paused),
+                    _unclaimed(),
+                )
+                .values(status=DeliveryStatus.FAILED, ended_at=func.clock_timestamp())
+            )
+            orphaned = and_(
+                WebhookDelivery.job_id.is_(None), WebhookDelivery.event != WebhookEvent.TEST
+            )
+            forgotten = session.scalars(
+                delete(WebhookDelivery)
+                .where(
+                    WebhookDelivery.status != DeliveryStatus.PENDING,
+                    or_(WebhookDelivery.ended_at < long_ago, orphaned),
+                )
+                .returning(WebhookDelivery.id)
+            ).all()
+            return len(forgotten)
+
+    # --- inside one transaction ---------------------------------------------------------------
+
+    def _fairly(self, limit: int) -> Any:
+        lane, tenant = WebhookDelivery.lane, WebhookDelivery.tenant
+        under_way = and_(
+            WebhookDelivery.status == DeliveryStatus.PENDING,
+            WebhookDelivery.lease_until > func.clock_timestamp(),
+        )
+        by_lane = select(lane, func.count().label("n")).where(under_way).group_by(lane).subquery()
+        by_tenant = (
+            select(tenant, func.count().label("n")).where(under_way).group_by(tenant).subquery()
+        )
+        in_line = (
+            select(
+                WebhookDelivery.id,
+                tenant,
+                WebhookDelivery.due_at,
+                (
+                    func.coalesce(by_lane.c.n, 0)
+                    + func.row_number().over(
+                        partition_by=lane, order_by=(WebhookDelivery.due_at, WebhookDelivery.id)
+                    )
+                ).label("turn"),
+            )
+            .outerjoin(by_lane, by_lane.c.lane == lane)
+            .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
+            .where(
+                _due(),
+                or_(
+                    WebhookEndpoint.paused_at.is_(None), WebhookDelivery.event == WebhookEvent.TEST
+                ),
+            )
+            .subquery()
+        )
+        ranked = (
+            select(
+                in_line.c.id,
+                in_line.c.due_at,
+                (
+                    func.coalesce(by_tenant.c.n, 0)
+                    + func.row_number().over(
+                        partition_by=in_line.c.tenant,
+                        order_by=(in_line.c.turn, in_line.c.due_at, in_line.c.id),
+                    )
+                ).label("turn"),
+            )
+            .outerjoin(by_tenant, by_tenant.c.tenant == in_line.c.tenant)
+            .where(in_line.c.turn <= self._at_once_each)
+            .subquery()
+        )
+        return (
+            select(WebhookDelivery.id)
+            .join(ranked, ranked.c.id == WebhookDelivery.id)
+            # Once more: who has waited for a lock must see what became of the row meanwhile.
+            .where(_due())
+            .order_by(ranked.c.turn, ranked.c.due_at)
+            .limit(limit)
+            .with_for_update(of=WebhookDelivery, skip_locked=True)
+        )
+
+    def _conclude(self, delivery: WebhookDelivery, outcome: Outcome) -> None:
+        now = func.clock_timestamp()
+        if outcome.verdict is Verdict.DELIVERED:
+            delivery.status, delivery.ended_at = DeliveryStatus.DELIVERED, now
+            return
+        delivery.failures += 1
+        delay_s = None
+        if outcome.verdict is Verdict.AGAIN and delivery.event != WebhookEvent.TEST:
+            delay_s = next_delay_s(
+                self._delays_s,
+                delivery.failures,
+                luck=random.random(),  # noqa: S311 - it only spreads the load
+                asked_s=outcome.retry_after_s,
+            )
+        if delay_s is None:
+            delivery.status, delivery.ended_at = DeliveryStatus.FAILED, now
+        else:
+            delivery.due_at = now + timedelta(seconds=delay_s)
+
+    def _draw_conclusions(
+        self, endpoint: WebhookEndpoint, status: DeliveryStatus, outcome: Outcome
+    ) -> None:
+        if status is DeliveryStatus.DELIVERED:
+            endpoint.failures = 0
+        elif status is DeliveryStatus.FAILED:
+            endpoint.failures += 1
+            if outcome.verdict is Verdict.GONE:
+                _pause(endpoint, "The receiver answered 410 Gone")
+            elif endpoint.failures >= self._pause_after:
+                _pause(endpoint, f"{endpoint.failures} messages in a row were given up")
+
+
+def secrets_of(session: Session, tenant: str) -> list[Secret]:
+    """What signs messages to a tenant's jobs' own URLs, made when it is first asked for."""
+    known = session.scalar(select(Tenant.secrets).where(Tenant.id == tenant))
+    if not known:
+        row = locked_tenant(session, tenant)
+        known = row.secrets = row.secrets or [Secret.new().to_json()]
+    return [Secret.from_json(document) for document in known]
+
+
+def locked_tenant(session: Session, tenant: str) -> Tenant:
+    """The tenant's row, made where there is none yet."""
+    session.execute(upsert(Tenant).values(id=tenant).on_conflict_do_nothing())
+    return session.scalars(
+        select(Tenant)
+        .where(Tenant.id == tenant)
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    ).one()
+
+
+def _sending(session: Session, delivery: WebhookDelivery) -> Sending:
+    assert delivery.token is not None  # noqa: S101 - it has just been claimed
+    if delivery.endpoint_id is None:
+        secrets = secrets_of(session, delivery.tenant)
+    else:
+        endpoint = session.get_one(WebhookEndpoint, delivery.endpoint_id)
+        secrets = [Secret.from_json(document) for document in endpoint.secrets]
+    return Sending(
+        delivery_id=delivery.id,
+        endpoint_id=delivery.endpoint_id,
+        attempt=delivery.attempt,
+        token=delivery.token,
+        url=delivery.url,
+        payload=delivery.payload,
+        secrets=tuple(secret.text for secret in good(secrets, datetime.now(UTC))),
+    )
+
+
+def _locked(session: Session, endpoint_id: UUID | None) -> WebhookEndpoint | None:
+    if endpoint_id is None:
+        return None
+    return session.scalar(
+        select(WebhookEndpoint)
+        .where(WebhookEndpoint.id == endpoint_id)
+        .with_for_update(key_share=True)
+    )
+
+
+def _pause(endpoint: WebhookEndpoint, reason: str) -> None:
+    if endpoint.paused_at is None:
+        endpoint.paused_at, endpoint.paused_reason = datetime.now(UTC), reason
+
+
+def _unclaimed() -> ColumnElement[bool]:
+    return or_(
+        WebhookDelivery.lease_until.is_(None),
+        WebhookDelivery.lease_until <= func.clock_timestamp(),
+    )
+
+
+def _due() -> ColumnElement[bool]:
+    return and_(
+        WebhookDelivery.status == DeliveryStatus.PENDING,
+        WebhookDelivery.due_at <= func.clock_timestamp(),
+        _unclaimed(),
+    )
+
+
+def _held(sending: Sending) -> ColumnElement[bool]:
+    return and_(
+        WebhookDelivery.id == sending.delivery_id,
+        WebhookDelivery.token == sending.token,
+        WebhookDelivery.status == DeliveryStatus.PENDING,
+    )

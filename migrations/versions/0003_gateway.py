@@ -143,9 +143,16 @@ def upgrade() -> None:
         sa.Column("job_id", sa.Uuid(), nullable=True),
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
+        sa.Column(
+            "lane",
+            sa.Text(),
+            sa.Computed("tenant || ' ' || substring(url from '^[^/]*//[^/?#]*')", persisted=True),
+            nullable=False,
+        ),
         sa.Column("payload", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column(
             "due_at",
             postgresql.TIMESTAMP(timezone=True),

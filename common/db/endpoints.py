@@ -1,0 +1,265 @@
+"""What the gateway asks and tells about webhooks, always within one tenant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.paging import Cursor, Page, beyond, page_of
+from common.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from common.db.webhooks import locked_tenant, message, secrets_of
+from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, good, rotated
+from common.errors import Conflict, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message, and its attempts so far, the oldest first."""
+
+    row: WebhookDelivery
+    attempts: Sequence[WebhookAttempt]
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryFilter:
+    """Which messages; None: whatever it is."""
+
+    endpoint_id: UUID | None = None
+    job_id: UUID | None = None
+    status: DeliveryStatus | None = None
+
+
+class Webhooks:
+    """The endpoints, messages and secrets of one tenant; another tenant's are not found."""
+
+    def __init__(self, database: Database, tenant: str) -> None:
+        self._database = database
+        self._tenant = tenant
+
+    # --- endpoints ------------------------------------------------------------------------------
+
+    def create(
+        self, url: str, events: Sequence[WebhookEvent], description: str, *, limit: int
+    ) -> tuple[WebhookEndpoint, Secret]:
+        """Make an endpoint, with a secret of its own.
+
+        Raises:
+            Conflict: the tenant has ``limit`` of them.
+        """
+        with self._database.transaction() as session:
+            locked_tenant(session, self._tenant)  # so that two at once cannot both be the last
+            count = session.scalar(
+                select(func.count())
+                .select_from(WebhookEndpoint)
+                .where(WebhookEndpoint.tenant == self._tenant)
+            )
+            if count is not None and count >= limit:
+                raise Conflict(reason=f"There are {count} endpoints, and more are not allowed")
+            secret = Secret.new()
+            endpoint = WebhookEndpoint(
+                tenant=self._tenant,
+                url=url,
+                events=list(events),
+                description=description,
+                secrets=[secret.to_json()],
+            )
+            session.add(endpoint)
+            session.flush()
+            session.refresh(endpoint)
+            return endpoint, secret
+
+    def endpoints(self) -> list[WebhookEndpoint]:
+        """All of them, the oldest first."""
+        with self._database.transaction() as session:
+            return list(
+                session.scalars(
+                    select(WebhookEndpoint)
+                    .where(WebhookEndpoint.tenant == self._tenant)
+                    .order_by(WebhookEndpoint.created_at, WebhookEndpoint.id)
+                )
+            )
+
+    def endpoint(self, endpoint_id: UUID) -> WebhookEndpoint:
+        """Raises `NotFound`."""
+        with self._database.transaction() as session:
+            return self._endpoint(session, endpoint_id)
+
+    def change(
+        self, endpoint_id: UUID, *, paused: bool | None = None, **values: Any
+    ) -> WebhookEndpoint:
+        """Give an endpoint other ``values`` (columns); a new URL holds for what waits, too.
+
+        ``paused`` False also forgets how much went wrong before.
+
+        Raises:
+            NotFound: there is no such endpoint in this tenant.
+        """
+        with self._database.transaction() as session:
+            endpoint = self._endpoint(session, endpoint_id, lock=True)
+            for name, value in values.items():
+                setattr(endpoint, name, value)
+            if paused and endpoint.paused_at is None:
+                endpoint.paused_at, endpoint.paused_reason = datetime.now(UTC), "It was asked for"
+            if paused is False:
+                endpoint.paused_at, endpoint.paused_reason, endpoint.failures = None, None, 0
+            if "url" in values:
+                session.execute(
+                    update(WebhookDelivery)
+                    .where(
+                        WebhookDelivery.endpoint_id == endpoint_id,
+                        WebhookDelivery.status == DeliveryStatus.PENDING,
+                    )
+                    .values(url=values["url"])
+                )
+            return endpoint
+
+    def delete(self, endpoint_id: UUID) -> None:
+        """Delete an endpoint and its messages, those that wait included.
+
+        Raises:
+            NotFound: there is no such endpoint in this tenant.
+        """
+        with self._database.transaction() as session:
+            session.delete(self._endpoint(session, endpoint_id, lock=True))
+
+    # --- secrets --------------------------------------------------------------------------------
+
+    def secrets(self, endpoint_id: UUID | None) -> list[Secret]:
+        """Those of an endpoint, or (None) those for jobs' own URLs: the newest first.
+
+        Raises:
+            NotFound: there is no such endpoint in this tenant.
+        """
+        with self._database.transaction() as session:
+            if endpoint_id is None:
+                secrets = secrets_of(session, self._tenant)
+            else:
+                documents = self._endpoint(session, endpoint_id).secrets
+                secrets = [Secret.from_json(document) for document in documents]
+            return good(secrets, datetime.now(UTC))
+
+    def rotate(self, endpoint_id: UUID | None, overlap_s: float) -> list[Secret]:
+        """Make a new secret; those before stay good for ``overlap_s`` seconds at most.
+
+        Raises:
+            NotFound: there is no such endpoint in this tenant.
+        """
+        with self._database.transaction() as session:
+            holder = (
+                locked_tenant(session, self._tenant)
+                if endpoint_id is None
+                else self._endpoint(session, endpoint_id, lock=True)
+            )
+            before = [Secret.from_json(document) for document in holder.secrets]
+            secrets = rotated(before, datetime.now(UTC), overlap_s)
+            holder.secrets = [secret.to_json() for secret in secrets]
+            return secrets
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def deliveries(
+        self, which: DeliveryFilter, *, limit: int, cursor: Cursor | None
+    ) -> Page[Delivery]:
+        """Messages from the newest to the oldest."""
+        asked = {
+            WebhookDelivery.endpoint_id: which.endpoint_id,
+            WebhookDelivery.job_id: which.job_id,
+            WebhookDelivery.status: which.status,
+        }
+        with self._database.transaction() as session:
+            rows = session.scalars(
+                select(WebhookDelivery)
+                .where(
+                    WebhookDelivery.tenant == self._tenant,
+                    *(column == value for column, value in asked.items() if value is not None),
+                    *beyond(cursor, WebhookDelivery.created_at, WebhookDelivery.id),
+                )
+                .order_by(WebhookDelivery.created_at.desc(), WebhookDelivery.id.desc())
+                .limit(limit + 1)
+            ).all()
+            page = page_of(rows, limit, lambda row: Cursor(row.created_at, row.id))
+            return Page(_with_attempts(session, page.items), page.next)
+
+    def test(self, endpoint_id: UUID) -> Delivery:
+        """Write a test message to an endpoint, paused or not; it is tried once.
+
+        Raises:
+            NotFound: there is no such endpoint in this tenant.
+        """
+        with self._database.transaction() as session:
+            endpoint = self._endpoint(session, endpoint_id)
+            delivery = WebhookDelivery(
+                tenant=self._tenant,
+                endpoint_id=endpoint_id,
+                event=WebhookEvent.TEST,
+                url=endpoint.url,
+                payload=message(WebhookEvent.TEST, {"endpoint_id": str(endpoint_id)}),
+            )
+            session.add(delivery)
+            session.flush()
+            session.refresh(delivery)
+            return Delivery(delivery, [])
+
+    def redeliver(self, delivery_id: UUID) -> Delivery:
+        """Send a message (once more), at once and under the same id, as often as a new one.
+
+        Raises:
+            NotFound: there is no such message in this tenant.
+            Conflict: its endpoint is paused.
+        """
+        with self._database.transaction() as session:
+            delivery = session.scalar(self._delivery(delivery_id))
+            if delivery is None:
+                raise NotFound(what="delivery", value=delivery_id)
+            if delivery.endpoint_id is not None:  # locked before its message, as everywhere
+                endpoint = self._endpoint(session, delivery.endpoint_id, lock=True)
+                if endpoint.paused_at is not None and delivery.event != WebhookEvent.TEST:
+                    raise Conflict(reason="The endpoint is paused")
+            session.execute(
+                update(WebhookDelivery)
+                .where(WebhookDelivery.id == delivery_id)
+                .values(
+                    status=DeliveryStatus.PENDING,
+                    failures=0,
+                    due_at=func.clock_timestamp(),
+                    ended_at=None,
+                )
+            )
+            session.refresh(delivery)
+            return _with_attempts(session, [delivery])[0]
+
+    # --- inside one transaction -----------------------------------------------------------------
+
+    def _endpoint(
+        self, session: Session, endpoint_id: UUID, *, lock: bool = False
+    ) -> WebhookEndpoint:
+        statement = select(WebhookEndpoint).where(
+            WebhookEndpoint.id == endpoint_id, WebhookEndpoint.tenant == self._tenant
+        )
+        endpoint = session.scalar(statement.with_for_update(key_share=True) if lock else statement)
+        if endpoint is None:
+            raise NotFound(what="endpoint", value=endpoint_id)
+        return endpoint
+
+    def _delivery(self, delivery_id: UUID) -> Any:
+        return select(WebhookDelivery).where(
+            WebhookDelivery.id == delivery_id, WebhookDelivery.tenant == self._tenant
+        )
+
+
+def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[Delivery]:
+    attempts: dict[UUID, list[WebhookAttempt]] = {row.id: [] for row in rows}
+    for attempt in session.scalars(
+        select(WebhookAttempt)
+        .where(WebhookAttempt.delivery_id.in_(attempts))
+        .order_by(WebhookAttempt.id)
+    ):
+        attempts[attempt.delivery_id].append(attempt)
+    return [Delivery(row, attempts[row.id]) for row in rows]

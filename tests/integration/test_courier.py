@@ -1,0 +1,427 @@
+"""Webhook messages arrive: at receivers that fail, hang, redirect or are late, and after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from uuid import UUID
+
+import pytest
+from sqlalchemy import update
+from standardwebhooks.webhooks import Webhook
+
+from common.db.database import Database
+from common.db.endpoints import Delivery, DeliveryFilter, Webhooks
+from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
+from common.db.webhooks import Deliveries, Outcome, tell
+from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
+from common.egress import Egress
+from common.settings import WebhookSettings
+from scripts.receiver import Receiver
+from tests.factories import TENANT, submit_job
+from tests.service import Start, wait_until
+from worker.courier import Courier
+
+FAST = WebhookSettings(timeout=1, retry_delays="0,0,0", pause_after=3)
+ALL = [WebhookEvent.COMPLETED, WebhookEvent.FAILED, WebhookEvent.CANCELLED]
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with Database(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def webhooks(database: Database) -> Webhooks:
+    return Webhooks(database, TENANT)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
+
+
+def deliveries_of(
+    database: Database, settings: WebhookSettings = FAST, *, lease_s: float = 30
+) -> Deliveries:
+    return Deliveries(
+        database,
+        lease_s=lease_s,
+        delays_s=settings.delays_s,
+        at_once_each=settings.at_once_each,
+        pause_after=settings.pause_after,
+    )
+
+
+@contextmanager
+def sending(
+    database: Database, settings: WebhookSettings = FAST, *, allow: str = "127.0.0.1"
+) -> Iterator[Courier]:
+    courier = Courier(deliveries_of(database, settings), Egress(allow), settings)
+    courier.start()
+    try:
+        yield courier
+    finally:
+        courier.stop()
+
+
+def end_job(database: Database, tenant: str = TENANT, url: str | None = None) -> UUID:
+    """Have a job end, and its end told."""
+    job_id = submit_job(database, tenant=tenant)
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(webhook_url=url))
+        tell(session, job_id, WebhookEvent.COMPLETED)
+    return job_id
+
+
+def endpoint(webhooks: Webhooks, url: str) -> WebhookEndpoint:
+    return webhooks.create(url, ALL, "", limit=100)[0]
+
+
+def all_of(webhooks: Webhooks, **which: object) -> list[Delivery]:
+    chosen = DeliveryFilter(**which)  # type: ignore[arg-type]
+    return webhooks.deliveries(chosen, limit=1000, cursor=None).items
+
+
+def ended(webhooks: Webhooks, **which: object) -> list[Delivery]:
+    """All messages, once all of them have ended."""
+
+    def look() -> list[Delivery] | None:
+        found = all_of(webhooks, **which)
+        over = all(each.row.status != DeliveryStatus.PENDING for each in found)
+        return found if found and over else None
+
+    return wait_until(look, "the end of all messages", 30)
+
+
+def test_a_message_arrives_signed_and_says_what_became_of_the_job(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    made, secret = webhooks.create(f"{receiver.url}/ok", ALL, "", limit=20)
+    job_id = end_job(database)
+    with sending(database):
+        (delivery,) = ended(webhooks)
+    (arrival,) = receiver.arrivals()
+    document = Webhook(secret.text).verify(arrival.body, dict(arrival.headers))
+    assert document["type"] == "transcription.completed"
+    assert document["data"]["job_id"] == str(job_id)
+    assert "segments" not in document["data"]
+    assert arrival.headers["content-type"] == "application/json"
+    assert arrival.message_id == f"msg_{delivery.row.id.hex}"
+    assert delivery.row.endpoint_id == made.id
+    assert [(it.attempt, it.status_code, it.error) for it in delivery.attempts] == [(1, 200, None)]
+
+
+def test_a_jobs_own_url_is_told_with_the_tenants_secret(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    end_job(database, url=f"{receiver.url}/ok")
+    with sending(database):
+        ended(webhooks)
+    (arrival,) = receiver.arrivals()
+    (secret,) = webhooks.secrets(None)
+    Webhook(secret.text).verify(arrival.body, dict(arrival.headers))
+
+
+def test_while_a_secret_is_rotated_receivers_with_either_accept_messages(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    made, old = webhooks.create(f"{receiver.url}/ok", ALL, "", limit=20)
+    new, _ = webhooks.rotate(made.id, overlap_s=3600)
+    end_job(database)
+    with sending(database):
+        ended(webhooks)
+    (arrival,) = receiver.arrivals()
+    for secret in (old, new):
+        Webhook(secret.text).verify(arrival.body, dict(arrival.headers))
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "codes", "reason"),
+    [
+        ("/fail/2", "delivered", [503, 503, 200], None),
+        ("/fail/99", "failed", [503, 503, 503, 503], "it answered 503"),
+        ("/status/429", "failed", [429, 429, 429, 429], "it answered 429"),
+        ("/status/404", "failed", [404], "it answered 404"),
+        ("/redirect", "failed", [307], "it answered 307, and redirects are not followed"),
+        ("/hang", "failed", [None] * 4, "no answer within 0.3 s"),
+        ("/late/20", "failed", [None] * 4, "no answer within 0.3 s"),
+        ("/drip", "failed", [None] * 4, "no answer within 0.3 s"),
+    ],
+)
+def test_a_delivery_ends_as_documented(
+    database: Database,
+    webhooks: Webhooks,
+    receiver: Receiver,
+    path: str,
+    status: str,
+    codes: list[int | None],
+    reason: str | None,
+) -> None:
+    endpoint(webhooks, receiver.url + path)
+    end_job(database)
+    with sending(database, FAST.model_copy(update={"timeout": 0.3})):
+        (delivery,) = ended(webhooks)
+    assert delivery.row.status == status
+    assert [it.status_code for it in delivery.attempts] == codes
+    assert delivery.attempts[-1].error == reason
+    assert receiver.arrivals("/inside") == []
+    assert {it.message_id for it in receiver.arrivals()} == {f"msg_{delivery.row.id.hex}"}
+    assert len(receiver.arrivals()) == len(codes)
+
+
+def test_a_receiver_that_is_down_is_tried_again_until_it_is_up(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    with Receiver() as down:
+        url = down.url
+    made = endpoint(webhooks, f"{url}/ok")
+    end_job(database)
+    patient = FAST.model_copy(update={"retry_delays": ",".join(["0.1"] * 200)})
+    with sending(database, patient):
+        wait_until(lambda: len(all_of(webhooks)[0].attempts) >= 2, "two attempts", 30)
+        webhooks.change(made.id, url=f"{receiver.url}/ok")
+        (delivery,) = ended(webhooks)
+    assert delivery.row.status == "delivered"
+    assert delivery.attempts[0].status_code is None
+    assert delivery.attempts[0].error == "All connection attempts failed"
+
+
+def test_an_address_that_is_not_public_is_refused_when_a_message_is_sent(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    """It may have been public when it was saved."""
+    endpoint(webhooks, f"{receiver.url}/ok")
+    end_job(database)
+    with sending(database, allow=""):
+        (delivery,) = ended(webhooks)
+    assert delivery.row.status == "failed"
+    (attempt,) = delivery.attempts
+    assert attempt.error == "url is refused: 127.0.0.1 is not a public address"
+    assert receiver.arrivals() == []
+
+
+def test_an_endpoint_that_gives_up_message_after_message_is_paused_and_goes_on_when_resumed(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    made = endpoint(webhooks, f"{receiver.url}/status/500")
+    jobs = [end_job(database) for _ in range(3)]
+    with sending(database):
+        assert {each.row.status for each in ended(webhooks)} == {"failed"}
+        paused = webhooks.endpoint(made.id)
+        assert paused.paused_at is not None
+        assert paused.paused_reason == "3 messages in a row were given up"
+
+        waiting = end_job(database)
+        (test,) = [webhooks.test(made.id)]  # a test may be sent to one that is paused
+        wait_until(
+            lambda: next(it for it in all_of(webhooks) if it.row.id == test.row.id).attempts,
+            "the test's attempt",
+            30,
+        )
+        (delivery,) = all_of(webhooks, job_id=waiting)
+        assert (delivery.row.status, delivery.attempts) == ("pending", [])
+
+        webhooks.change(made.id, url=f"{receiver.url}/ok", paused=False)
+        (delivery,) = ended(webhooks, job_id=waiting)
+    assert delivery.row.status == "delivered"
+    assert waiting not in jobs
+    assert webhooks.endpoint(made.id).failures == 0
+
+
+def test_a_receiver_that_is_gone_pauses_its_endpoint_at_once(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    made = endpoint(webhooks, f"{receiver.url}/status/410")
+    end_job(database)
+    with sending(database):
+        (delivery,) = ended(webhooks)
+    assert delivery.row.status == "failed"
+    assert webhooks.endpoint(made.id).paused_reason == "The receiver answered 410 Gone"
+
+
+def test_a_test_is_tried_once_and_counts_for_nothing(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    made = endpoint(webhooks, f"{receiver.url}/status/500")
+    for _ in range(4):
+        webhooks.test(made.id)
+    with sending(database):
+        assert [len(each.attempts) for each in ended(webhooks)] == [1] * 4
+    assert webhooks.endpoint(made.id).failures == 0
+    assert webhooks.endpoint(made.id).paused_at is None
+
+
+def test_a_message_is_sent_again_under_its_id_when_it_is_asked_for(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    endpoint(webhooks, f"{receiver.url}/fail/4")
+    end_job(database)
+    with sending(database):
+        (given_up,) = ended(webhooks)
+        assert given_up.row.status == "failed"
+        webhooks.redeliver(given_up.row.id)
+        (delivery,) = ended(webhooks)
+    assert delivery.row.status == "delivered"
+    assert [it.attempt for it in delivery.attempts] == [1, 2, 3, 4, 5]
+    assert len({it.message_id for it in receiver.arrivals()}) == 1
+
+
+def test_a_receiver_that_hangs_on_a_thousand_messages_holds_up_nobody_else(
+    database: Database, receiver: Receiver
+) -> None:
+    job_id = submit_job(database)
+    with database.transaction() as session:
+        session.add_all(
+            WebhookDelivery(
+                tenant=TENANT,
+                job_id=job_id,
+                event=WebhookEvent.COMPLETED,
+                url=f"{receiver.url}/hang/{number}",
+                payload="{}",
+            )
+            for number in range(1000)
+        )
+    others = Webhooks(database, "other")
+    with Receiver("127.0.0.2") as lively:
+        endpoint(others, f"{lively.url}/ok")
+        hanging = FAST.model_copy(update={"timeout": 60.0, "at_once": 6})
+        with sending(database, hanging, allow="127.0.0.0/8"):
+            wait_until(lambda: len(receiver.arrivals()) == 4, "all slots of the dead lane", 30)
+            for _ in range(20):
+                end_job(database, "other")
+            assert {each.row.status for each in ended(others)} == {"delivered"}
+        assert len(receiver.arrivals()) == 4
+        assert len(lively.arrivals()) == 20
+
+
+def test_who_lost_its_claim_may_not_say_how_the_message_ended(
+    database: Database, webhooks: Webhooks
+) -> None:
+    endpoint(webhooks, "http://receiver.example/")
+    end_job(database)
+    slow = deliveries_of(database, lease_s=0)
+    (lost,) = slow.claim(10)
+    (current,) = deliveries_of(database).claim(10)
+    assert deliveries_of(database).claim(10) == []
+    arrived = Outcome(Verdict.DELIVERED, 200, None, 5)
+    assert not slow.record(lost, Outcome(Verdict.REFUSED, 404, "it answered 404", 5))
+    assert slow.record(current, arrived)
+    assert not slow.record(current, arrived)
+    (delivery,) = all_of(webhooks)
+    assert delivery.row.status == "delivered"
+    assert [it.attempt for it in delivery.attempts] == [2]
+
+
+def test_tenants_take_turns_and_no_lane_has_more_than_its_share(database: Database) -> None:
+    for tenant, urls in (("a", "xxxxxxy"), ("b", "z")):
+        for letter in urls:
+            end_job(database, tenant, f"http://{letter}.example/{letter}")
+    deliveries = deliveries_of(database)
+    first = [each.url for each in deliveries.claim(2)]
+    assert sorted(first) == ["http://x.example/x", "http://z.example/z"]
+    rest = [each.url for each in deliveries.claim(100)]
+    assert sorted(rest) == ["http://x.example/x"] * 3 + ["http://y.example/y"]
+    assert deliveries.claim(100) == []
+
+
+def test_a_message_outlives_its_job_until_it_has_arrived_and_no_longer(
+    database: Database, webhooks: Webhooks, receiver: Receiver
+) -> None:
+    job_id = end_job(database, url=f"{receiver.url}/ok")
+    deliveries = deliveries_of(database)
+    with database.transaction() as session:
+        job = session.get_one(Job, job_id)
+        session.delete(job)
+    assert deliveries.prune(30) == 0
+    with sending(database):
+        wait_until(receiver.arrivals, "the message", 30)
+        wait_until(lambda: deliveries.prune(30) or not all_of(webhooks), "its end", 30)
+    assert all_of(webhooks) == []
+
+
+def test_what_ended_long_ago_is_forgotten_and_what_waits_for_a_paused_endpoint_given_up(
+    database: Database, webhooks: Webhooks
+) -> None:
+    paused = endpoint(webhooks, "http://paused.example/")
+    webhooks.change(paused.id, paused=True)
+    end_job(database)
+    webhooks.change(paused.id, events=[])
+    endpoint(webhooks, "http://busy.example/")
+    for _ in range(2):
+        end_job(database)
+    deliveries = deliveries_of(database)
+    deliveries.record(deliveries.claim(1)[0], Outcome(Verdict.DELIVERED, 200, None, 5))
+    assert deliveries.prune(30) == 0
+    long_ago = datetime.now(UTC) - timedelta(days=31)
+    with database.transaction() as session:
+        session.execute(update(WebhookDelivery).values(created_at=long_ago))
+        session.execute(
+            update(WebhookDelivery)
+            .where(WebhookDelivery.ended_at.is_not(None))
+            .values(ended_at=long_ago)
+        )
+    assert deliveries.prune(30) == 1
+    left = {each.row.url: each.row.status for each in all_of(webhooks)}
+    assert left == {"http://paused.example/": "failed", "http://busy.example/": "pending"}
+
+
+def test_a_job_that_ends_and_its_message_are_committed_together(
+    database: Database, webhooks: Webhooks
+) -> None:
+    """A message for a job whose end was rolled back would be a lie."""
+    endpoint(webhooks, "http://receiver.example/")
+    job_id = submit_job(database)
+
+    def broken() -> None:
+        with database.transaction() as session:
+            tell(session, job_id, WebhookEvent.FAILED)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        broken()
+    assert all_of(webhooks) == []
+
+
+def _more_than(receiver: Receiver, count: int) -> bool:
+    return len(receiver.arrivals("/hang")) > count
+
+
+def test_nothing_is_lost_when_senders_are_killed_with_messages_in_flight(
+    start: Start, receiver: Receiver
+) -> None:
+    service = start(
+        EGRESS_ALLOW="127.0.0.1",
+        WEBHOOK_TIMEOUT="2",
+        WEBHOOK_RETRY_DELAYS=",".join(["0.2"] * 50),
+        WEBHOOK_AT_ONCE_EACH="8",
+    )
+    database, webhooks = service.database, Webhooks(service.database, TENANT)
+    hanging = endpoint(webhooks, f"{receiver.url}/hang")
+    endpoint(webhooks, f"{receiver.url}/ok")
+    jobs = [end_job(database) for _ in range(30)]
+    for _ in range(2):
+        dispatcher = service.start_dispatcher()
+        before = receiver.arrivals("/hang")
+        wait_until(partial(_more_than, receiver, len(before)), "a message in flight", 60)
+        dispatcher.kill()
+        dispatcher.wait()
+        with database.transaction() as session:
+            session.execute(  # as if the time had passed
+                update(WebhookDelivery)
+                .where(WebhookDelivery.lease_until.is_not(None))
+                .values(lease_until=datetime.now(UTC))
+            )
+    webhooks.change(hanging.id, url=f"{receiver.url}/ok/hung-before")
+    service.start_dispatcher()
+    found = ended(webhooks)
+    assert len(found) == 2 * len(jobs)
+    assert {each.row.status for each in found} == {"delivered"}
+    arrived = {it.message_id for it in receiver.arrivals("/ok")}
+    assert arrived == {f"msg_{each.row.id.hex}" for each in found}
+    hung = {it.message_id for it in receiver.arrivals("/hang")}
+    assert hung <= {it.message_id for it in receiver.arrivals("/ok/hung-before")}

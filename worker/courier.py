@@ -1,0 +1,210 @@
+"""The courier: sends webhook messages, from a thread of the dispatcher's process.
+
+It only asks Postgres what is due. Several couriers, one in each dispatcher, share the work; what
+one had in hand when it was killed is sent again by another once its lease has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import httpcore
+from loguru import logger
+
+from common.db.database import Database
+from common.db.webhooks import Deliveries, Outcome, Sending
+from common.domain.webhooks import (
+    RETRY_AFTER,
+    Verdict,
+    retry_after_s,
+    signed_headers,
+    verdict_on,
+)
+from common.egress import Egress, Outbound, parse_url
+from common.errors import Unavailable, UrlRefused
+from common.settings import Settings, WebhookSettings
+from worker.compose import database_url
+
+POLL_S = 0.5
+OUTAGE_PAUSE_S = 1.0
+PRUNE_S = 60.0
+STOP_GRACE_S = 3.0
+"""How long messages under way may still take when the dispatcher is to stop."""
+LEASE_MARGIN_S = 15.0
+"""Beyond the attempt's own limit: to record how it went, also over a short outage of Postgres."""
+READ_BYTES = 64 << 10
+READ_S = 1.0
+"""Of an answer's body, which nobody looks at: hanging up in the middle may look like a failure."""
+LONGEST_ERROR = 200
+USER_AGENT = "Stenopool-Webhooks/1"
+
+
+def build_courier(settings: Settings) -> Courier:
+    """A courier, over a pool of connections of its own.
+
+    Raises:
+        SetupProblem: the settings are not complete, or mean nothing.
+    """
+    webhook = settings.webhook
+    deliveries = Deliveries(
+        Database(database_url(settings), pool_size=settings.database.pool_size),
+        lease_s=webhook.timeout + LEASE_MARGIN_S,
+        delays_s=webhook.delays_s,
+        at_once_each=webhook.at_once_each,
+        pause_after=webhook.pause_after,
+    )
+    return Courier(deliveries, Egress(settings.egress.allow), webhook)
+
+
+class Courier:
+    """Runs from `start` to `stop`; outages of Postgres are waited out."""
+
+    def __init__(self, deliveries: Deliveries, egress: Egress, settings: WebhookSettings) -> None:
+        self._deliveries = deliveries
+        self._egress = egress
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="courier", daemon=True)
+        self._pruned = 0.0
+
+    def start(self) -> None:
+        """Begin to send what is due."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send nothing more; returns when nothing is under way, or was given back."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                asyncio.run(self._run())
+            except Exception:  # whatever it is, messages must not wait for the next start
+                logger.exception("sending messages broke off")
+                self._stopping.wait(OUTAGE_PAUSE_S)
+
+    async def _run(self) -> None:
+        under_way: set[asyncio.Task[None]] = set()
+        async with Outbound(self._egress, patience_s=self._settings.timeout) as outbound:
+            while not self._stopping.is_set():
+                for sending in await self._claim(self._settings.at_once - len(under_way)):
+                    under_way.add(asyncio.create_task(self._deliver(outbound, sending)))
+                under_way = await _settled(under_way, POLL_S, asyncio.FIRST_COMPLETED)
+            left = await _settled(under_way, STOP_GRACE_S, asyncio.ALL_COMPLETED)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _claim(self, limit: int) -> list[Sending]:
+        try:
+            if time.monotonic() - self._pruned >= PRUNE_S:
+                self._pruned = time.monotonic()
+                await asyncio.to_thread(self._deliveries.prune, self._settings.keep_days)
+            return await asyncio.to_thread(self._deliveries.claim, limit) if limit else []
+        except Unavailable as error:
+            logger.warning("no message can be sent: {}", error)
+            await asyncio.sleep(OUTAGE_PAUSE_S)
+            return []
+
+    async def _deliver(self, outbound: Outbound, sending: Sending) -> None:
+        try:
+            outcome = await attempt(outbound, sending, self._settings.timeout)
+        except asyncio.CancelledError:
+            with suppress(Unavailable):  # else the lease ends by itself
+                await asyncio.to_thread(self._deliveries.release, sending)
+            raise
+        logger.info(
+            "message {} attempt {}: {} in {} ms ({})",
+            sending.delivery_id,
+            sending.attempt,
+            outcome.verdict,
+            outcome.duration_ms,
+            outcome.error or outcome.status_code,
+        )
+        deadline = time.monotonic() + LEASE_MARGIN_S
+        while True:
+            try:
+                await asyncio.to_thread(self._deliveries.record, sending, outcome)
+            except Unavailable:
+                if time.monotonic() > deadline or self._stopping.is_set():
+                    logger.warning("message {}: will be sent again", sending.delivery_id)
+                    return
+                await asyncio.sleep(OUTAGE_PAUSE_S)
+            else:
+                return
+
+
+async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Outcome:
+    """Send a message once; whatever goes wrong is part of the outcome."""
+    started = time.monotonic()
+    body = sending.payload.encode()
+    headers = {
+        "content-type": "application/json",
+        "user-agent": USER_AGENT,
+        **signed_headers(sending.delivery_id, body, sending.secrets, datetime.now(UTC)),
+    }
+    verdict, status, error, asked_s = Verdict.AGAIN, None, None, None
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            outbound.send("POST", parse_url(sending.url), headers, body) as response,
+        ):
+            status = response.status
+            verdict, error = verdict_on(status), _complaint(status)
+            if status in RETRY_AFTER:
+                asked_s = retry_after_s(_header(response, b"retry-after"), datetime.now(UTC))
+            await _hear_out(response)
+    except UrlRefused as refusal:
+        verdict, error = Verdict.REFUSED, str(refusal)
+    except (TimeoutError, httpcore.TimeoutException):
+        error = error if status else f"no answer within {timeout_s:g} s"
+    except (httpcore.NetworkError, httpcore.ProtocolError) as failure:
+        error = error if status else (str(failure) or type(failure).__name__)[:LONGEST_ERROR]
+    duration_ms = round((time.monotonic() - started) * 1000)
+    return Outcome(verdict, status, error, duration_ms, asked_s)
+
+
+async def _hear_out(response: httpcore.Response) -> None:
+    """Take in the rest of an answer, if it is short: the status has said it all."""
+    heard = 0
+    with suppress(TimeoutError, httpcore.TimeoutException):
+        async with asyncio.timeout(READ_S):
+            async for part in response.aiter_stream():
+                heard += len(part)
+                if heard > READ_BYTES:
+                    return
+
+
+def _complaint(status: int) -> str | None:
+    if 200 <= status < 300:
+        return None
+    if 300 <= status < 400:
+        return f"it answered {status}, and redirects are not followed"
+    return f"it answered {status}"
+
+
+def _header(response: httpcore.Response, name: bytes) -> str | None:
+    for key, value in response.headers:
+        if key.lower() == name:
+            return value.decode("latin-1")
+    return None
+
+
+async def _settled(
+    tasks: set[asyncio.Task[None]], timeout_s: float, until: str
+) -> set[asyncio.Task[None]]:
+    """Wait for tasks, for so long; returns those that go on. One that broke is logged."""
+    if not tasks:
+        if until == asyncio.FIRST_COMPLETED:
+            await asyncio.sleep(timeout_s)
+        return tasks
+    done, going_on = await asyncio.wait(tasks, timeout=timeout_s, return_when=until)
+    for task in done:
+        if error := task.exception():
+            logger.opt(exception=error).error("a message's attempt broke off")
+    return going_on

@@ -208,6 +208,10 @@ class ChunkTimedOut(Transient):
 
 
 class DecodeFailed(StenoError):
+class LeaseExpired(WorkerLost):
+    """The worker process was lost: its lease ran out"""
+
+
     """The recording cannot be decoded: {reason}"""
 
     code = "decode_failed"

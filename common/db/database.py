@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from common.db.tallies import write_tallies
 from common.errors import OutcomeUnknown, Unavailable
 
 
@@ -42,6 +43,8 @@ class Database:
     def transaction(self) -> Iterator[Session]:
         """One transaction: committed when the block ends, rolled back when it raises.
 
+        What it counted (`common.db.tallies`) is written at its end.
+
         Raises:
             Unavailable: Postgres cannot be reached, or went away, and nothing was committed.
             OutcomeUnknown: it went away during the commit, which may have taken effect: repeat
@@ -51,6 +54,7 @@ class Database:
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
                 yield session
+                write_tallies(session)
                 failure = OutcomeUnknown
         except (OperationalError, PoolTimeoutError) as error:
             raise failure(what="The database") from error

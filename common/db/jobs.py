@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from common.db.database import Database
 from common.db.steps import add_steps, end_job, moderation_failed
 from common.db.tables import Chunk, Job, JobMetrics, Recording, Step, Tenant, Transcript
+from common.db.counting import count_submission
 from common.domain.job import MODERATION_FAILED, JobStatus, Priority, StepKind, StepStatus
 from common.domain.request import Options
 from common.errors import Conflict, IdempotencyConflict, NotFound
@@ -331,6 +332,7 @@ class Jobs:
 
     def _create(self, session: Session, job: NewJob) -> Created:
         fetched = job.source_url is not None
+            count_submission(session, job.id)
         status = JobStatus.PENDING if fetched else JobStatus.PENDING_UPLOAD
         key = job.idempotency
         while not self._insert(session, job, status):
@@ -389,6 +391,7 @@ class Jobs:
         )
         if pending is None:
             return False
+        count_submission(session, job_id)
         session.add(
             Recording(
                 id=recording.id,

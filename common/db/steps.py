@@ -30,9 +30,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from common.db.counting import count_durations
 from common.db.database import Database
 from common.db.endings import job_ended
 from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
+from common.db.tallies import count
 from common.domain.job import (
     MAX_LOSSES,
     JobStatus,
@@ -42,8 +44,9 @@ from common.domain.job import (
     retry_delay_s,
     step_sources,
 )
+from common.domain.metrics import LEASES_EXPIRED, STEP_RETRIES
 from common.domain.request import Options
-from common.errors import StenoError, Transient, WorkerLost
+from common.errors import LeaseExpired, StenoError, Transient, WorkerLost
 
 
 class StaleClaim(Exception):
@@ -371,6 +374,7 @@ class Steps:
                 .returning(Step)
             )
             if step is None:
+            count_durations(session, metrics)
                 return False
             session.add(
                 Failure(
@@ -417,7 +421,10 @@ class Steps:
         with self._database.transaction() as session:
             return (
                 session.scalar(
+            if isinstance(error, LeaseExpired):
+                count(session, LEASES_EXPIRED, kind=step.kind)
                     select(func.count())
+                count(session, STEP_RETRIES, kind=step.kind, code=error.code)
                     .select_from(Step)
                     .where(
                         Step.status == StepStatus.RUNNING,
@@ -527,7 +534,7 @@ class Steps:
                     Step.lease_until <= func.clock_timestamp(),
                 )
             ).all()
-        error = WorkerLost(reason="its lease ran out")
+        error = LeaseExpired()
         return [
             job_id for step_id, attempt, job_id in expired if self.fail(step_id, attempt, error)
         ]

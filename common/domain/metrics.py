@@ -1,0 +1,81 @@
+"""What is counted of all that happens, under the names that Prometheus knows it by.
+
+These numbers are about the whole service and outlive its processes: they are kept in Postgres
+(`common.db.tallies`), and every gateway tells the same. Labels have few values, whoever sends what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A number that only grows; ``name`` is without the ``_total`` that Prometheus sees."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many observations were at most as large as each of ``bounds``, which ascend."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    bounds: tuple[float, ...]
+
+
+JOBS_SUBMITTED = Counter("stenopool_jobs_submitted", "Jobs taken in", ("tier", "engine", "model"))
+JOBS_ENDED = Counter(
+    "stenopool_jobs_ended",
+    "Jobs that were completed, failed or cancelled; one that is retried ends again",
+    ("status", "tier", "engine", "model"),
+)
+JOB_FAILURES = Counter(
+    "stenopool_job_failures", "Jobs that failed, by the reason", ("code", "engine", "model")
+)
+AUDIO_TRANSCRIBED = Counter(
+    "stenopool_audio_transcribed_seconds",
+    "Length of the recordings of completed jobs",
+    ("tier", "engine", "model"),
+)
+STAGE_SECONDS = Histogram(
+    "stenopool_job_stage_seconds",
+    "How long completed jobs waited to be begun, and took for planning, engine, moderation and "
+    "merging, each summed over their chunks; wall is from submission to completion",
+    ("stage", "engine", "model"),
+    (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800),
+)
+STAGE_RTF = Histogram(
+    "stenopool_job_stage_rtf",
+    "The same as shares of the recording's length: the real time factor",
+    ("stage", "engine", "model"),
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 4, 10),
+)
+LEASES_EXPIRED = Counter(
+    "stenopool_leases_expired", "Steps taken back because their worker went silent", ("kind",)
+)
+STEP_RETRIES = Counter(
+    "stenopool_step_retries", "Steps given to a worker once more, by the reason", ("kind", "code")
+)
+WEBHOOK_ATTEMPTS = Counter(
+    "stenopool_webhook_attempts", "Webhook messages sent, or tried to", ("outcome",)
+)
+WEBHOOK_DELIVERIES = Counter(
+    "stenopool_webhook_deliveries", "Webhook messages that arrived or were given up", ("outcome",)
+)
+
+COUNTERS = (
+    JOBS_SUBMITTED,
+    JOBS_ENDED,
+    JOB_FAILURES,
+    AUDIO_TRANSCRIBED,
+    LEASES_EXPIRED,
+    STEP_RETRIES,
+    WEBHOOK_ATTEMPTS,
+    WEBHOOK_DELIVERIES,
+)
+HISTOGRAMS = (STAGE_SECONDS, STAGE_RTF)

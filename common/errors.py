@@ -201,6 +201,10 @@ class WorkerLost(Transient):
     code = "worker_lost"
 
 
+class LeaseExpired(WorkerLost):
+    """The worker process was lost: its lease ran out"""
+
+
 class ChunkTimedOut(Transient):
     """The step ran into its limit of {limit_s} s"""
 
@@ -208,10 +212,6 @@ class ChunkTimedOut(Transient):
 
 
 class DecodeFailed(StenoError):
-class LeaseExpired(WorkerLost):
-    """The worker process was lost: its lease ran out"""
-
-
     """The recording cannot be decoded: {reason}"""
 
     code = "decode_failed"

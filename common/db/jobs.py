@@ -12,10 +12,10 @@ from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from common.db.counting import count_submission
 from common.db.database import Database
 from common.db.steps import add_steps, end_job, moderation_failed
 from common.db.tables import Chunk, Job, JobMetrics, Recording, Step, Tenant, Transcript
-from common.db.counting import count_submission
 from common.domain.job import MODERATION_FAILED, JobStatus, Priority, StepKind, StepStatus
 from common.domain.request import Options
 from common.errors import Conflict, IdempotencyConflict, NotFound
@@ -332,7 +332,6 @@ class Jobs:
 
     def _create(self, session: Session, job: NewJob) -> Created:
         fetched = job.source_url is not None
-            count_submission(session, job.id)
         status = JobStatus.PENDING if fetched else JobStatus.PENDING_UPLOAD
         key = job.idempotency
         while not self._insert(session, job, status):
@@ -349,6 +348,7 @@ class Jobs:
             return Created(known.id, JobStatus(known.status), replayed=True)
         if fetched:
             add_steps(session, job.id, StepKind.FETCH, [None])
+            count_submission(session, job.id)
         return Created(job.id, status, replayed=False)
 
     def _insert(self, session: Session, job: NewJob, status: JobStatus) -> bool:
@@ -391,7 +391,6 @@ class Jobs:
         )
         if pending is None:
             return False
-        count_submission(session, job_id)
         session.add(
             Recording(
                 id=recording.id,
@@ -408,6 +407,7 @@ class Jobs:
         session.flush()
         session.execute(update(Job).where(Job.id == job_id).values(recording_id=recording.id))
         add_steps(session, job_id, StepKind.PLAN, [None])
+        count_submission(session, job_id)
         return True
 
     def _deletion(self, session: Session, job: NewJob) -> int | None:

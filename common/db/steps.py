@@ -350,6 +350,7 @@ class Steps:
                 or 0
             )
             session.add(metrics)
+            count_durations(session, metrics)
 
     def fail(self, step_id: UUID, attempt: int, error: StenoError) -> bool:
         """Record why an attempt failed, and retry the step or fail its job.
@@ -374,7 +375,6 @@ class Steps:
                 .returning(Step)
             )
             if step is None:
-            count_durations(session, metrics)
                 return False
             session.add(
                 Failure(
@@ -397,7 +397,10 @@ class Steps:
                     retries = 0
                 again = isinstance(error, Transient) and step.failures <= retries
                 delay_s = retry_delay_s(step.failures, self._retry.first_delay_s)
+            if isinstance(error, LeaseExpired):
+                count(session, LEASES_EXPIRED, kind=step.kind)
             if again:
+                count(session, STEP_RETRIES, kind=step.kind, code=error.code)
                 self._to_pending(session, step_id, attempt, delay_s=delay_s)
                 _ask_for(session, [step_id])
             else:
@@ -421,10 +424,7 @@ class Steps:
         with self._database.transaction() as session:
             return (
                 session.scalar(
-            if isinstance(error, LeaseExpired):
-                count(session, LEASES_EXPIRED, kind=step.kind)
                     select(func.count())
-                count(session, STEP_RETRIES, kind=step.kind, code=error.code)
                     .select_from(Step)
                     .where(
                         Step.status == StepStatus.RUNNING,

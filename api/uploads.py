@@ -19,7 +19,6 @@ from fastapi import Request
 from loguru import logger
 
 from api.caller import Caller
-from api.filenames import display_name
 from api.gateway import Gateway
 from api.multipart import FormReader
 from api.schemas import Accepted, UploadOptions
@@ -27,6 +26,7 @@ from common.audio.probe import Probe
 from common.db.jobs import NewJob, NewRecording
 from common.domain.job import JobStatus
 from common.errors import Missing, NotFound, OutcomeUnknown, Stalled, TooLarge, Transient
+from common.filenames import display_name
 from common.storage.storage import storage_errors
 
 BLOCK_BYTES = 1 << 20

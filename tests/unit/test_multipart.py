@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.filenames import attachment, display_name
+from api.filenames import attachment
 from api.multipart import MAX_OPTION_BYTES, FormReader, file_name
 from common.errors import Malformed, TooLarge, Unsupported
+from common.filenames import display_name
 
 BOUNDARY = "----edge"
 TYPE = f"multipart/form-data; boundary={BOUNDARY}"

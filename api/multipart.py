@@ -16,6 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from common.errors import Malformed, TooLarge, Unsupported
 
 MAX_OPTION_BYTES = 16 * 1024
+MAX_REPEATED = 16
 MAX_HEADER_BYTES = 16 * 1024
 """A name of 300 Vietnamese letters takes up to 5,400 bytes, percent-encoded."""
 
@@ -25,15 +26,20 @@ _PARAMETER = re.compile(r";\s*([^\s=;\"]+)\s*=\s*(\"(?:[^\"\\]|\\.)*\"|[^;]*)")
 class FormReader:
     """A form with one file, in the part named ``file_field``, and options before or after it.
 
-    ``options`` has what was sent, by name. ``filename`` is as the client wrote it: not to be
-    trusted with anything.
+    ``options`` has what was sent, by name; ``lists`` those of ``repeatable``, which may come more
+    than once. ``filename`` is as the client wrote it: not to be trusted with anything.
 
     Raises:
         Malformed: the content type has no boundary.
     """
 
     def __init__(
-        self, content_type: str | None, *, file_field: str, known: Collection[str]
+        self,
+        content_type: str | None,
+        *,
+        file_field: str,
+        known: Collection[str],
+        repeatable: Collection[str] = (),
     ) -> None:
         kind, parameters = parse_options_header(content_type)
         if kind != b"multipart/form-data":
@@ -41,11 +47,13 @@ class FormReader:
         if not parameters.get(b"boundary"):
             raise Malformed(reason="the content type names no boundary")
         self.options: dict[str, str] = {}
+        self.lists: dict[str, list[str]] = {}
         self.filename: str | None = None
         self.file_begun = False
         self.file_ended = False
         self._file_field = file_field
         self._known = known
+        self._repeatable = repeatable
         self._ended = False
         self._header = bytearray()
         self._value = bytearray()
@@ -118,8 +126,10 @@ class FormReader:
         name = _text(parameters.get(b"name", b""), "the name of a part")
         if not name:
             raise Malformed(reason="a part has no name")
-        if name != self._file_field and name not in self._known:
+        if name not in (self._file_field, *self._repeatable) and name not in self._known:
             raise Unsupported(field=name[:100])
+        if len(self.lists.get(name, ())) == MAX_REPEATED:
+            raise Malformed(reason=f"{name} is there more than {MAX_REPEATED} times")
         if name in self.options or (name == self._file_field and self.file_begun):
             raise Malformed(reason=f"{name} is there twice")
         self._name = name
@@ -138,8 +148,12 @@ class FormReader:
     def _on_part_end(self) -> None:
         if self._name == self._file_field:
             self.file_ended = True
+            return
+        value = _text(bytes(self._value), self._name)
+        if self._name in self._repeatable:
+            self.lists.setdefault(self._name, []).append(value)
         else:
-            self.options[self._name] = _text(bytes(self._value), self._name)
+            self.options[self._name] = value
 
     def _on_end(self) -> None:
         self._ended = True

@@ -161,3 +161,17 @@ def test_any_name_can_be_shown_and_sent_back(sent: str) -> None:
     header = attachment(name, "srt")
     assert header.isascii()
     assert header.isprintable()
+
+
+def test_a_list_comes_as_often_as_it_may() -> None:
+    it = FormReader(TYPE, file_field="file", known=OPTIONS, repeatable=("kinds[]",))
+    it.feed(form(part('name="kinds[]"', b"word"), part('name="kinds[]"', b"segment")))
+    it.finish()
+    assert it.lists == {"kinds[]": ["word", "segment"]}
+    assert it.options == {}
+
+
+def test_a_list_has_an_end() -> None:
+    it = FormReader(TYPE, file_field="file", known=OPTIONS, repeatable=("kinds[]",))
+    with pytest.raises(Malformed, match=r"kinds\[\] is there more than 16 times"):
+        it.feed(form(*[part('name="kinds[]"', b"word")] * 17))

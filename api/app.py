@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from api import docs, problems
 from api.gateway import Gateway
 from api.middleware import RequestLog
-from api.routes import events, health, jobs, keys, models, moderation, uploads
+from api.routes import events, health, jobs, keys, models, moderation, uploads, usage
 from api.version import VERSION
 from common.settings import Settings
 
@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (moderation, ""),
         (models, PREFIX),
         (keys, PREFIX),
+        (usage, PREFIX),
         (health, ""),
     ):
         app.include_router(module.router, prefix=prefix)

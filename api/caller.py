@@ -12,6 +12,8 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 
 from api.exposure import is_loopback
 from api.gateway import Gateway, GatewayDep
+from api.middleware import answer_with
+from common.db.usage import Quota
 from common.domain.keys import (
     DEFAULT_TENANT,
     NO_LIMITS,
@@ -23,7 +25,7 @@ from common.domain.keys import (
     same,
     sha256_of,
 )
-from common.errors import Forbidden, OutOfRange, Unauthorised
+from common.errors import Forbidden, OutOfRange, RateLimited, Unauthorised
 
 GATEWAY_KEY = "gateway"
 """What GATEWAY_API_KEY is called among the keys' ids, none of which is as short."""
@@ -49,6 +51,11 @@ class Caller:
     scopes: frozenset[Scope]
     limits: Limits = NO_LIMITS
 
+    @property
+    def quota(self) -> Quota:
+        """What its jobs are held to."""
+        return Quota.of(self.limits)
+
 
 async def _caller(
     request: Request,
@@ -66,6 +73,8 @@ async def _caller(
 ) -> Caller:
     sent = key or (bearer.credentials if bearer is not None else None)
     caller = await _identify(request, gateway, sent)
+    if caller.key_id is not None:
+        await _count(request, gateway, caller.key_id, caller.limits)
     return caller if x_tenant_id is None else _as_tenant(caller, x_tenant_id)
 
 
@@ -98,7 +107,28 @@ async def _holder(gateway: Gateway, shown: KeyText | None) -> Caller:
         raise Unauthorised(reason=f"The API key {stored.id} is {stored.state}")
     gateway.keys.used(stored.id)
     scopes = _EVERYTHING if Scope.ADMIN in stored.scopes else stored.scopes
-    return Caller(stored.tenant, stored.id, scopes)
+    limits = gateway.settings.limit.limits.but(stored.limits)
+    return Caller(stored.tenant, stored.id, scopes, limits)
+
+
+async def _count(request: Request, gateway: Gateway, key_id: str, limits: Limits) -> None:
+    """Count the request, and tell in the answer's headers how many more there may be.
+
+    Raises:
+        RateLimited: there were too many.
+    """
+    window = await gateway.limiter.count(key_id, limits)
+    if window is None:
+        return
+    answer_with(request.scope, window.headers())
+    if window.is_over:
+        raise RateLimited(
+            field=window.field,
+            period=window.field.rpartition("_")[2],
+            limit=window.limit,
+            value=window.count,
+            retry_after_s=window.reset_s,
+        )
 
 
 def _as_tenant(caller: Caller, tenant: str) -> Caller:

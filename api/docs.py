@@ -16,7 +16,7 @@ from common.errors import SetupProblem
 
 PACKAGE = "fastapi_swagger"
 ASSETS = "/docs/assets"
-OF_KEYS = (401, 403, 422, 503)
+OF_KEYS = (401, 403, 422, 429, 503)
 """How any operation that asks for a key may answer: X-Tenant-Id and Postgres may be wrong too."""
 
 TAGS = [

@@ -16,6 +16,7 @@ from api.exposure import is_loopback
 from api.feed import Feeds
 from api.judge import Judge
 from api.keyring import KeyRing
+from api.limiter import Limiter
 from api.prober import Prober
 from api.resolving import Resolver
 from api.wav import WavFiles
@@ -59,6 +60,7 @@ class Gateway:
         # As many threads as connections, so that a thread never waits for one.
         self._limiter = CapacityLimiter(settings.database.pool_size)
         own = settings.key.gateway_api_key
+        self.limiter = Limiter(redis_url)
         self.keys = KeyRing(
             AllKeys(self.database),
             self.in_thread,
@@ -78,6 +80,7 @@ class Gateway:
             stack.push_async_callback(gateway.judge.close)
             stack.push_async_callback(gateway.changes.close)
             stack.push_async_callback(gateway.keys.close)
+            stack.push_async_callback(gateway.limiter.close)
             await asyncio.gather(gateway.prober.start(), gateway.changes.start())
             gateway.judge.start()
             gateway.keys.start()

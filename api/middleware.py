@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,7 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.problems import unforeseen
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MORE = "steno.headers"
 _ROUTINE = {"/health", "/healthz", "/readyz"}
+
+
+def answer_with(scope: Scope, headers: Mapping[str, str]) -> None:
+    """Have the answer to a request carry ``headers``, however it is made."""
+    scope[_MORE].update(headers)
 
 
 class RequestLog:
@@ -33,6 +40,8 @@ class RequestLog:
         request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
         started = time.monotonic()
         status = 0
+        more: dict[str, str] = {}
+        scope[_MORE] = more
 
         async def send_named(message: Message) -> None:
             nonlocal status
@@ -41,6 +50,7 @@ class RequestLog:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.update(more)
             await send(message)
 
         with logger.contextualize(request_id=request_id):

@@ -29,6 +29,8 @@ from common.errors import (
     NotFound,
     NotReady,
     OutOfRange,
+    OverLimit,
+    RateLimited,
     Stalled,
     StenoError,
     TooLarge,
@@ -118,6 +120,8 @@ def problem(error: StenoError) -> Problem:
     answer = Problem(error.status, error.code, str(error), details, passing=passing)
     if isinstance(error, Unauthorised):
         answer.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, OverLimit):
+        answer.headers["Retry-After"] = str(error.details["retry_after_s"])
     return answer
 
 
@@ -199,6 +203,9 @@ _EXAMPLES = {
         NotReady(status_now="PROCESSING"),
         TooLarge(field="texts[3]", limit="50000 characters", value="1000000"),
         NotAudio(reason="the file is empty"),
+        RateLimited(
+            field="requests_per_minute", period="minute", limit=1200, value=1201, retry_after_s=42
+        ),
         UnknownOption(field="format", allowed="json, txt, srt", value="docx"),
         Unavailable(what="Postgres"),
     )

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID, uuid4
@@ -24,6 +25,7 @@ from api.multipart import FormReader
 from api.schemas import Accepted, UploadOptions
 from common.audio.probe import Probe
 from common.db.jobs import NewJob, NewRecording
+from common.db.usage import Usage
 from common.domain.job import JobStatus
 from common.errors import Missing, NotFound, OutcomeUnknown, Stalled, TooLarge, Transient
 from common.filenames import display_name
@@ -150,6 +152,9 @@ class Upload:
         if length.isdecimal():
             self._check_size(int(length) - FORM_BYTES)
         await self._gateway.in_thread(self._gateway.check_services)
+        caller = self._caller
+        usage = Usage(self._gateway.database, caller.tenant, caller.key_id)
+        await self._gateway.in_thread(usage.check, caller.quota)
         form = FormReader(
             request.headers.get("content-type"),
             file_field="file",
@@ -194,7 +199,8 @@ class Upload:
 
     async def _resolve(self, form: FormReader) -> NewJob:
         resolver = self._gateway.resolver
-        return await asyncio.to_thread(resolver.resolve, self._job_id, dict(form.options))
+        job = await asyncio.to_thread(resolver.resolve, self._job_id, dict(form.options))
+        return replace(job, key_id=self._caller.key_id, quota=self._caller.quota)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:

@@ -97,6 +97,31 @@ class Forbidden(BadInput):
     status = 403
 
 
+class OverLimit(BadInput):
+    """The API key has a limit: {field} {limit}; try again in {retry_after_s} s"""
+
+    code = "over_limit"
+    status = 429
+
+
+class RateLimited(OverLimit):
+    """The API key may make {limit} requests a {period}; try again in {retry_after_s} s"""
+
+    code = "rate_limited"
+
+
+class TooManyJobs(OverLimit):
+    """The API key may have {limit} jobs at once; try again when one has ended"""
+
+    code = "too_many_jobs"
+
+
+class TooMuchAudio(OverLimit):
+    """The API key may send {limit:g} hours of audio a day (UTC), and this makes {value:g}"""
+
+    code = "too_much_audio"
+
+
 class Stalled(BadInput):
     """Nothing more of the request came in for {limit_s} s"""
 
@@ -144,6 +169,13 @@ class NotReady(BadInput):
 
     code = "not_ready"
     status = 409
+
+
+class StillUnderWay(BadInput):
+    """Job {job_id} is still {status_now}; GET /api/v1/result/{job_id} has its text in the end"""
+
+    code = "still_under_way"
+    status = 504
 
 
 class Conflict(BadInput):
@@ -209,6 +241,19 @@ class ChunkTimedOut(Transient):
     """The step ran into its limit of {limit_s} s"""
 
     code = "timed_out"
+
+
+class FetchFailed(StenoError):
+    """The recording cannot be had from {host}: {reason}"""
+
+    code = "fetch_failed"
+    status = 422
+
+
+class FetchBroke(Transient):
+    """Fetching the recording from {host} failed: {reason}"""
+
+    code = "fetch_failed"
 
 
 class DecodeFailed(StenoError):

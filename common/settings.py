@@ -15,6 +15,8 @@ from urllib.parse import quote
 from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.domain.keys import Limits
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -60,6 +62,25 @@ class KeySettings(BaseSettings):
         return None if key is None else key.get_secret_value()
 
 
+class LimitSettings(BaseSettings):
+    """Limits of each key of `steno keys create`, which may have its own; 0: none."""
+
+    model_config = _config("LIMIT_")
+
+    requests_per_second: Annotated[int, Field(ge=0)] = 50
+    """Requests in a second; a long poll is one."""
+    requests_per_minute: Annotated[int, Field(ge=0)] = 1200
+    """Requests in a minute."""
+    concurrent_jobs: Annotated[int, Field(ge=0)] = 100
+    """Jobs that have not ended."""
+    audio_hours_per_day: Annotated[float, Field(ge=0)] = 0
+    """Hours of audio sent in a day (UTC)."""
+
+    @cached_property
+    def limits(self) -> Limits:
+        return Limits(**self.model_dump())
+
+
 class CorsSettings(BaseSettings):
     """Web pages of other origins."""
 
@@ -99,10 +120,12 @@ class UploadSettings(BaseSettings):
 
 
 class StorageSettings(BaseSettings):
-    """Files. Gateway and workers must see the same UPLOAD_DIR."""
+    """Files. Gateway and workers must see the same UPLOAD_DIR, or the same bucket."""
 
     model_config = _config()
 
+    storage_backend: Literal["local", "s3"] = "local"
+    """local: the folders below; s3: a bucket, and of the folders only DATA_DIR and TEMP_DIR."""
     data_dir: Path = ROOT / "data"
     """Home of the embedded servers and of the folders below where those are not set."""
     upload_dir: Path | None = None
@@ -110,7 +133,26 @@ class StorageSettings(BaseSettings):
     results_dir: Path | None = None
     """Finished transcripts in every format, one folder a job (DATA_DIR/results)."""
     temp_dir: Path | None = None
-    """Uploads on their way in, on the same file system as UPLOAD_DIR (UPLOAD_DIR/.incoming)."""
+    """Uploads on their way in; for local on the same file system as UPLOAD_DIR
+    (UPLOAD_DIR/.incoming)."""
+    s3_bucket: str | None = None
+    """Bucket for recordings, sound and results; it has to be there."""
+    s3_prefix: str = ""
+    """What the names of all objects begin with, such as steno/."""
+    s3_endpoint_url: str | None = None
+    """Where the server is, such as http://minio:9000; unset: AWS."""
+    s3_region: str | None = None
+    """Its region; unset: as the AWS libraries find it, else us-east-1."""
+    s3_access_key_id: str | None = None
+    """Who asks; unset, with the secret: as the AWS libraries find it (role, profile, ...)."""
+    s3_secret_access_key: SecretStr | None = None
+    """The secret to it."""
+    s3_addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """Where the bucket's name goes: path for most servers that are not AWS."""
+    s3_public_url: str | None = None
+    """Where clients reach the server, for links; unset: S3_ENDPOINT_URL."""
+    s3_link_seconds: Annotated[int, Field(ge=10, le=604_800)] = 900
+    """How long a link to a recording is good."""
 
     @cached_property
     def uploads(self) -> Path:
@@ -349,6 +391,7 @@ class Settings(BaseModel):
 
     api: ApiSettings = Field(default_factory=ApiSettings)
     key: KeySettings = Field(default_factory=KeySettings)
+    limit: LimitSettings = Field(default_factory=LimitSettings)
     cors: CorsSettings = Field(default_factory=CorsSettings)
     events: EventSettings = Field(default_factory=EventSettings)
     upload: UploadSettings = Field(default_factory=UploadSettings)

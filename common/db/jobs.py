@@ -16,6 +16,7 @@ from common.db.counting import count_submission
 from common.db.database import Database
 from common.db.steps import add_steps, end_job, moderation_failed
 from common.db.tables import Chunk, Job, JobMetrics, Recording, Step, Tenant, Transcript
+from common.db.usage import NO_QUOTA, Quota, charge
 from common.domain.job import MODERATION_FAILED, JobStatus, Priority, StepKind, StepStatus
 from common.domain.request import Options
 from common.errors import Conflict, IdempotencyConflict, NotFound
@@ -56,7 +57,8 @@ class NewJob:
     """A resolved request about to be committed; ``language`` is a Whisper code or ``auto``.
 
     ``source_url`` is where a recording that was not sent is to be had. ``delete_after_s``: seconds
-    after its end. ``key_id`` and ``request_id`` name the API key and the HTTP request.
+    after its end. ``key_id`` and ``request_id`` name the API key and the HTTP request, ``quota``
+    is what the key may have.
     """
 
     id: UUID
@@ -71,6 +73,7 @@ class NewJob:
     delete_after_s: int | None = None
     idempotency: Idempotency | None = None
     key_id: str | None = None
+    quota: Quota = NO_QUOTA
     request_id: str | None = None
 
 
@@ -155,35 +158,45 @@ class Jobs:
 
         Raises:
             IdempotencyConflict: its key was used for another request.
+            TooManyJobs, TooMuchAudio: the API key may not have it.
         """
         with self._database.transaction() as session:
-            return self._create(session, job)
+            created = self._create(session, job)
+            if not created.replayed:
+                charge(session, job.id, job.quota)
+            return created
 
     def submit(self, recording: NewRecording, job: NewJob) -> Created:
         """Commit a recording and its job: all or nothing, and nothing where it is a replay.
 
         Raises:
             IdempotencyConflict: its key was used for another request.
+            TooManyJobs, TooMuchAudio: the API key may not have it.
         """
         with self._database.transaction() as session:
             created = self._create(session, job)
             if created.replayed:
                 return created
             self._attach(session, job.id, recording)
+            charge(session, job.id, job.quota, audio_ms=recording.duration_ms or 0)
             return replace(created, status=JobStatus.PENDING)
 
-    def attach(self, job_id: UUID, recording: NewRecording) -> None:
+    def attach(
+        self, job_id: UUID, recording: NewRecording, quota: Quota = NO_QUOTA
+    ) -> None:
         """Commit the recording that a job waits for.
 
         Raises:
             NotFound: there is no such job in this tenant.
             Conflict: it does not wait for one (any more).
+            TooMuchAudio: the API key of the job may not have it.
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
             if not self._attach(session, job_id, recording):
                 session.refresh(job)
                 raise Conflict(reason=f"The job is {job.status} and takes no recording")
+            charge(session, job_id, quota, jobs=0, audio_ms=recording.duration_ms or 0)
 
     def snapshot(self, job_id: UUID) -> Snapshot:
         """Where the job stands.

@@ -35,6 +35,7 @@ from common.db.database import Database
 from common.db.endings import job_ended
 from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
 from common.db.tallies import count
+from common.db.usage import correct
 from common.domain.job import (
     MAX_LOSSES,
     JobStatus,
@@ -255,6 +256,7 @@ class Steps:
                 )
                 .returning(Job.remaining)
             )
+            correct(session, claim.job_id, duration_ms)
             return self._merge_if_due(session, claim.job_id, planned=True, remaining=remaining)
 
     def chunk_of(self, claim: Claim) -> Chunk:

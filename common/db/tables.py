@@ -151,6 +151,8 @@ class Job(Base):
     """When that is, once it has ended."""
     sweep_at: Mapped[datetime | None]
     """When to delete the sound cut for it (once more); None: there is none, or it is needed."""
+    charged_ms: Mapped[int] = mapped_column(server_default=text("0"))
+    """The audio that is in `UsageDay` for it."""
     request_id: Mapped[str | None]
     """Of the HTTP request that made it, for the logs of those who work on it."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -86,6 +86,8 @@ class Limits:
 
     def but(self, overrides: Mapping[str, float]) -> Limits:
         """These, where ``overrides`` (by the names of the fields) say nothing else."""
+        if not overrides:
+            return self
         known: dict[str, Any] = {name: overrides[name] for name in LIMIT_NAMES if name in overrides}
         return replace(self, **known)
 

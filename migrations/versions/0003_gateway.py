@@ -243,6 +243,10 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("idempotency_key", sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("request_sha256", sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("delete_after_s", sa.Integer(), nullable=True))
+    op.add_column(
+        "jobs",
+        sa.Column("charged_ms", sa.Integer(), server_default=sa.text("0"), nullable=False),
+    )
     op.add_column("jobs", sa.Column("request_id", sa.Text(), nullable=True))
     for name in ("delete_at", "sweep_at", "retried_at"):
         op.add_column("jobs", sa.Column(name, postgresql.TIMESTAMP(timezone=True), nullable=True))
@@ -291,6 +295,7 @@ def downgrade() -> None:
     for name in ("retried_at", "sweep_at", "delete_at"):
         op.drop_column("jobs", name)
     op.drop_column("jobs", "request_id")
+    op.drop_column("jobs", "charged_ms")
     op.drop_column("jobs", "delete_after_s")
     op.drop_column("jobs", "request_sha256")
     op.drop_column("jobs", "idempotency_key")

@@ -329,8 +329,9 @@ def test_with_a_key_every_process_listens_where_it_was_told_to(
 ) -> None:
     with Database(database_url) as database:
         _, key = Keys(database, "acme").create("the first", [Scope.READ])
-    public = {"API_HOST": PUBLIC, "API_WORKERS": "2"}
-    with GatewayProcess(tmp_path, database_url, redis_url, **public) as gateway:
+    with GatewayProcess(
+        tmp_path, database_url, redis_url, API_HOST=PUBLIC, API_WORKERS="2"
+    ) as gateway:
         assert gateway.process is not None
         assert listens_on(gateway.process.pid, gateway.port) == {PUBLIC}
         for _ in range(4):
@@ -458,5 +459,5 @@ def everything_stored(database_url: str) -> str:
         return "\n".join(
             str(row)
             for (table,) in tables
-            for row in connection.execute(f'SELECT t::text FROM "{table}" t')  # type: ignore[arg-type] # noqa: S608
+            for row in connection.execute(f'SELECT t::text FROM "{table}" t')  # noqa: S608
         )

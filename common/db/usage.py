@@ -1,0 +1,209 @@
+"""What was asked for with which key, day by day (UTC), and whether it may be more.
+
+A job is charged in the transaction that commits it: its recording by what its container claims,
+which is put right once it is decoded. A recording that is fetched is charged then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Date, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.tables import Job, Recording, UsageDay
+from common.domain.job import JobStatus
+from common.domain.keys import Limits
+from common.errors import TooManyJobs, TooMuchAudio
+
+UNFINISHED = (JobStatus.PENDING_UPLOAD, JobStatus.PENDING, JobStatus.PROCESSING)
+"""The jobs that count as concurrent; one that waits for its recording holds its place."""
+RETRY_S = 5
+"""When somebody with too many jobs is told to try again."""
+HOUR_MS = 3_600_000
+
+NO_KEY = ""
+"""In place of a key's id where none was needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many jobs at once, and how much audio a day, a key may have; 0: any."""
+
+    concurrent_jobs: int = 0
+    audio_ms_per_day: int = 0
+
+    @classmethod
+    def of(cls, limits: Limits) -> Quota:
+        return cls(limits.concurrent_jobs, round(limits.audio_hours_per_day * HOUR_MS))
+
+
+NO_QUOTA = Quota()
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A key's unfinished jobs, and the audio charged to it today, whatever the tenant."""
+
+    concurrent_jobs: int
+    audio_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """A tenant's usage on one day, and one key's share of it."""
+
+    day: date
+    jobs: int
+    audio_ms: int
+    own_jobs: int
+    own_audio_ms: int
+
+
+def charge(
+    session: Session, job_id: UUID, quota: Quota, *, jobs: int = 1, audio_ms: int = 0
+) -> None:
+    """Charge a job, or (``jobs`` 0) the recording of one that waited for it, to the job's key.
+
+    It comes last in a transaction that others may wait for.
+
+    Raises:
+        TooManyJobs, TooMuchAudio: the key may not have it, so that nothing is to be committed.
+    """
+    tenant, key_id = session.execute(select(Job.tenant, Job.key_id).where(Job.id == job_id)).one()
+    if key_id is not None and quota != NO_QUOTA:
+        # One at a time, as each has to see what the others have.
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))
+        _check(_spent(session, key_id), quota, audio_ms=audio_ms)
+    _add(session, tenant, key_id, _today(), jobs=jobs, audio_ms=audio_ms)
+    session.execute(
+        update(Job).where(Job.id == job_id).values(charged_ms=Job.charged_ms + audio_ms)
+    )
+
+
+def correct(session: Session, job_id: UUID, duration_ms: int) -> None:
+    """Charge what the recording has turned out to be, in place of what it was taken for."""
+    tenant, key_id, charged_ms, day = session.execute(
+        select(
+            Job.tenant,
+            Job.key_id,
+            Job.charged_ms,
+            func.timezone("UTC", Recording.created_at).cast(Date),
+        )
+        .join(Recording, Recording.id == Job.recording_id)
+        .where(Job.id == job_id)
+    ).one()
+    if charged_ms != duration_ms:
+        session.execute(update(Job).where(Job.id == job_id).values(charged_ms=duration_ms))
+        _add(session, tenant, key_id, day, jobs=0, audio_ms=duration_ms - charged_ms)
+
+
+class Usage:
+    """The usage of one tenant, asked for with one key (None: none was needed)."""
+
+    def __init__(self, database: Database, tenant: str, key_id: str | None) -> None:
+        self._database = database
+        self._tenant = tenant
+        self._key_id = key_id
+
+    def check(self, quota: Quota) -> None:
+        """Say early what `charge` would say, before anything is sent.
+
+        Raises:
+            TooManyJobs, TooMuchAudio: the key may have no more.
+        """
+        if self._key_id is not None and quota != NO_QUOTA:
+            spent = self.spent()
+            _check(Spent(spent.concurrent_jobs + 1, spent.audio_ms), quota, audio_ms=1)
+
+    def spent(self) -> Spent:
+        """What counts against the key's limits at this moment."""
+        with self._database.transaction() as session:
+            return Spent(0, 0) if self._key_id is None else _spent(session, self._key_id)
+
+    def days(self, count: int) -> list[Day]:
+        """The last ``count`` days on which there was anything, today first."""
+        own = func.coalesce(self._key_id, NO_KEY) == UsageDay.key_id
+        with self._database.transaction() as session:
+            rows = session.execute(
+                select(
+                    UsageDay.day,
+                    func.sum(UsageDay.jobs),
+                    func.sum(UsageDay.audio_ms),
+                    func.coalesce(func.sum(UsageDay.jobs).filter(own), 0),
+                    func.coalesce(func.sum(UsageDay.audio_ms).filter(own), 0),
+                )
+                .where(
+                    UsageDay.tenant == self._tenant,
+                    UsageDay.day > _today() - timedelta(days=count),
+                )
+                .group_by(UsageDay.day)
+                .order_by(UsageDay.day.desc())
+            )
+            return [Day(day, *map(int, sums)) for day, *sums in rows]
+
+
+def seconds_to_midnight() -> int:
+    """Until the next day begins (UTC), at least 1."""
+    now = datetime.now(UTC)
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    return int((midnight - now).total_seconds()) + 1
+
+
+def _check(spent: Spent, quota: Quota, *, audio_ms: int) -> None:
+    """``spent`` has the job in question, and not yet its recording."""
+    if 0 < quota.concurrent_jobs < spent.concurrent_jobs:
+        raise TooManyJobs(
+            field="concurrent_jobs",
+            limit=quota.concurrent_jobs,
+            value=spent.concurrent_jobs,
+            retry_after_s=RETRY_S,
+        )
+    if 0 < quota.audio_ms_per_day < spent.audio_ms + audio_ms:
+        raise TooMuchAudio(
+            field="audio_hours_per_day",
+            limit=quota.audio_ms_per_day / HOUR_MS,
+            value=round((spent.audio_ms + audio_ms) / HOUR_MS, 4),
+            retry_after_s=seconds_to_midnight(),
+        )
+
+
+def _spent(session: Session, key_id: str) -> Spent:
+    jobs = (
+        select(func.count())
+        .where(Job.key_id == key_id, Job.status.in_(UNFINISHED))
+        .scalar_subquery()
+    )
+    audio_ms = (
+        select(func.coalesce(func.sum(UsageDay.audio_ms), 0))
+        .where(UsageDay.key_id == key_id, UsageDay.day == _today())
+        .scalar_subquery()
+    )
+    found = session.execute(select(jobs, audio_ms)).one()
+    return Spent(*map(int, found))
+
+
+def _add(
+    session: Session, tenant: str, key_id: str | None, day: date, *, jobs: int, audio_ms: int
+) -> None:
+    row: dict[str, Any] = {"tenant": tenant, "key_id": key_id or NO_KEY, "day": day}
+    session.execute(
+        insert(UsageDay)
+        .values(row | {"jobs": jobs, "audio_ms": max(0, audio_ms)})
+        .on_conflict_do_update(
+            index_elements=[UsageDay.tenant, UsageDay.key_id, UsageDay.day],
+            set_={
+                "jobs": UsageDay.jobs + jobs,
+                "audio_ms": func.greatest(0, UsageDay.audio_ms + audio_ms),
+            },
+        )
+    )
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()

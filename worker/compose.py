@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from redis import Redis
 
+from common.db.cleaning import Cleaning
 from common.db.database import Database
 from common.db.steps import RetryPolicy, Steps
 from common.errors import SetupProblem
 from common.events import Events
+from common.queue import connect
 from common.settings import Settings
 from common.storage.opening import open_storage
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from worker.context import Context
 from worker.engines import Engines
+from worker.janitor import Janitor
 from worker.memory import Memory
 from worker.moderation import WarmModeration
 
@@ -24,6 +27,16 @@ def build_steps(settings: Settings) -> Steps:
         Database(database_url(settings), pool_size=settings.database.pool_size),
         lease_s=settings.worker.lease,
         retry=RetryPolicy(settings.job.max_retries, settings.job.retry_delay),
+    )
+
+
+def build_janitor(settings: Settings) -> Janitor:
+    """The janitor, over connections of its own."""
+    return Janitor(
+        Cleaning(Database(database_url(settings), pool_size=2), grace_s=settings.worker.lease),
+        open_storage(settings.storage),
+        Events(connect(redis_url(settings))),
+        upload_wait_s=settings.job.upload_wait,
     )
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
+from functools import cache, partial
 from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from common.db.counting import count_submission
 from common.db.database import Database
-from common.db.steps import add_steps, end_job, moderation_failed
-from common.db.tables import Chunk, Job, JobMetrics, Recording, Step, Tenant, Transcript
+from common.db.retrying import begin_again
+from common.db.steps import add_steps, doorbells_of, end_job, lock_job, moderation_failed
+from common.db.tables import Chunk, Job, JobMetrics, Recording, Tenant, Transcript
 from common.db.usage import NO_QUOTA, Quota, charge
-from common.domain.job import MODERATION_FAILED, JobStatus, Priority, StepKind, StepStatus
+from common.domain.job import MODERATION_FAILED, JobStatus, Priority, StepKind
 from common.domain.request import Options
 from common.errors import Conflict, IdempotencyConflict, NotFound
 
@@ -34,6 +38,20 @@ class NewRecording:
     sha256: str
     duration_ms: int | None
     upload_ms: int
+
+    def row(self, tenant: str) -> Recording:
+        """As it is committed."""
+        return Recording(
+            id=self.id,
+            tenant=tenant,
+            filename=self.filename,
+            container=self.container,
+            codec=self.codec,
+            size_bytes=self.size_bytes,
+            sha256=self.sha256,
+            duration_ms=self.duration_ms,
+            upload_ms=self.upload_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +108,11 @@ class Created:
 class Snapshot:
     """A job as it stands at one instant.
 
-    ``stage`` is queued, planning, transcribing, moderating (all is transcribed), merging or done;
-    ``progress`` in [0, 100];
+    ``stage`` is queued, fetching, planning, transcribing, moderating (all is transcribed), merging
+    or done; ``progress`` in [0, 100];
     ``queue_position`` counts jobs that go before (0: next), None once it was started;
     ``eta_s`` is None where nothing is known to reckon from; ``filename`` is None until a recording
-    is here.
+    is here; ``delete_at`` is None until it has ended, and where it is kept.
     """
 
     job_id: UUID
@@ -118,6 +136,7 @@ class Snapshot:
     duration_ms: int | None
     options: Options
     client: ClientData
+    delete_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +200,7 @@ class Jobs:
             charge(session, job.id, job.quota, audio_ms=recording.duration_ms or 0)
             return replace(created, status=JobStatus.PENDING)
 
-    def attach(
-        self, job_id: UUID, recording: NewRecording, quota: Quota = NO_QUOTA
-    ) -> None:
+    def attach(self, job_id: UUID, recording: NewRecording, quota: Quota = NO_QUOTA) -> None:
         """Commit the recording that a job waits for.
 
         Raises:
@@ -205,40 +222,10 @@ class Jobs:
             NotFound: there is no such job in this tenant.
         """
         with self._database.transaction() as session:
-            job, filename = self._job(session, job_id)
-            completed = (
-                session.scalar(
-                    select(func.count())
-                    .select_from(Chunk)
-                    .where(Chunk.job_id == job_id, Chunk.result.is_not(None))
-                )
-                or 0
-            )
-            status = JobStatus(job.status)
-            waiting = status is JobStatus.PENDING
-            return Snapshot(
-                job_id=job.id,
-                status=status,
-                stage=_stage(job, completed),
-                progress=_progress(job),
-                chunks_completed=completed,
-                chunks_total=job.chunks_total,
-                created_at=job.created_at,
-                started_at=job.started_at,
-                completed_at=job.completed_at,
-                error_code=job.error_code,
-                error_message=job.error_message,
-                eta_s=self._eta_s(session, job),
-                queue_position=self._jobs_before(session, job) if waiting else None,
-                warnings=tuple(self._warnings(session, job)),
-                filename=filename,
-                engine=job.engine,
-                model=job.model,
-                language=job.detected_language or job.language,
-                duration_ms=job.duration_ms,
-                options=Options.from_json(job.options),
-                client=ClientData(job.client_recording_id, job.client_metadata),
-            )
+            found = snapshots(session, Job.id == job_id, Job.tenant == self._tenant)
+        if not found:
+            raise NotFound(what="job", value=job_id)
+        return found[0]
 
     def text(self, job_id: UUID) -> Text:
         """The text as far as it is known.
@@ -289,8 +276,7 @@ class Jobs:
             )
 
     def chunks_since(self, job_id: UUID, index: int) -> list[Chunk]:
-        """The transcribed chunks from ``index`` on, up to the first that is not; none of another
-        tenant's job."""
+        """The transcribed chunks from ``index`` on, up to the first that is not."""
         with self._database.transaction() as session:
             rows = session.scalars(
                 select(Chunk)
@@ -321,22 +307,32 @@ class Jobs:
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
-            running = session.execute(
-                select(Step.worker, Step.doorbell).where(
-                    Step.job_id == job_id, Step.status == StepStatus.RUNNING
-                )
-            ).all()
-            if not end_job(session, job_id, JobStatus.CANCELLED):
+            lock_job(session, job_id)  # no step is claimed until they are all called off
+            running = doorbells_of(session, job_id)
+            if end_job(session, job_id, JobStatus.CANCELLED):
+                return running
+            session.refresh(job)
+            if job.status != JobStatus.CANCELLED:
+                raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
+            return []
+
+    def retry(self, job_id: UUID) -> None:
+        """Have what is missing of a FAILED job done, and nothing else again.
+
+        Raises:
+            NotFound: there is no such job in this tenant.
+            Conflict: it is not FAILED.
+        """
+        with self._database.transaction() as session:
+            job, _ = self._job(session, job_id)
+            if not begin_again(session, job_id):
                 session.refresh(job)
-                if job.status != JobStatus.CANCELLED:
-                    raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
-                return []
-            return [(row.worker, row.doorbell) for row in running if row.worker and row.doorbell]
+                raise Conflict(reason=f"The job is {job.status}; only one that FAILED is retried")
 
     def estimate_s(self, duration_ms: int | None, engine: str, model: str) -> float | None:
         """Seconds a recording of this length has lately taken from upload to text."""
         with self._database.transaction() as session:
-            speed = self._speed(session, engine, model)
+            speed = _speed(session, engine, model)
             if duration_ms is None or speed is None:
                 return None
             return duration_ms / 1000 / speed
@@ -404,19 +400,7 @@ class Jobs:
         )
         if pending is None:
             return False
-        session.add(
-            Recording(
-                id=recording.id,
-                tenant=self._tenant,
-                filename=recording.filename,
-                container=recording.container,
-                codec=recording.codec,
-                size_bytes=recording.size_bytes,
-                sha256=recording.sha256,
-                duration_ms=recording.duration_ms,
-                upload_ms=recording.upload_ms,
-            )
-        )
+        session.add(recording.row(self._tenant))
         session.flush()
         session.execute(update(Job).where(Job.id == job_id).values(recording_id=recording.id))
         add_steps(session, job_id, StepKind.PLAN, [None])
@@ -440,55 +424,108 @@ class Jobs:
             raise NotFound(what="job", value=job_id)
         return row[0], row[1]
 
-    def _warnings(self, session: Session, job: Job) -> list[str]:
-        """Those of the merge; until then of the plan, and whether moderation has failed."""
-        if job.status != JobStatus.COMPLETED and session.scalar(select(moderation_failed(job.id))):
-            return [*job.warnings, MODERATION_FAILED]
-        return job.warnings
 
-    def _jobs_before(self, session: Session, job: Job) -> int:
-        return (
-            session.scalar(
-                select(func.count())
-                .select_from(Job)
-                .where(
-                    Job.status == JobStatus.PENDING,
-                    (Job.priority < job.priority)
-                    | ((Job.priority == job.priority) & (Job.created_at < job.created_at)),
-                )
-            )
-            or 0
+def snapshots(
+    session: Session, *where: ColumnElement[bool], limit: int | None = None
+) -> list[Snapshot]:
+    """The jobs that meet all of ``where``, newest first; ``limit`` at most.
+
+    However many they are, it takes one query, one more where some are PENDING, and one more for
+    each kind of weights that some of them wait for.
+    """
+    completed = (
+        select(func.count())
+        .where(Chunk.job_id == Job.id, Chunk.result.is_not(None))
+        .scalar_subquery()
+    )
+    elapsed_s = func.extract("epoch", func.clock_timestamp() - Job.started_at)
+    rows = session.execute(
+        select(Job, Recording.filename, completed, moderation_failed(Job.id), elapsed_s)
+        .outerjoin(Recording, Recording.id == Job.recording_id)
+        .where(*where)
+        .order_by(Job.created_at.desc(), Job.id.desc())
+        .limit(limit)
+    ).all()
+    before = _jobs_before(
+        session, [row[0].id for row in rows if row[0].status == JobStatus.PENDING]
+    )
+    speed_of = cache(partial(_speed, session))
+    return [
+        Snapshot(
+            job_id=job.id,
+            status=JobStatus(job.status),
+            stage=_stage(job, heard),
+            progress=_progress(job),
+            chunks_completed=heard,
+            chunks_total=job.chunks_total,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            completed_at=job.completed_at,
+            error_code=job.error_code,
+            error_message=job.error_message,
+            eta_s=_eta_s(job, elapsed, speed_of),
+            queue_position=before.get(job.id),
+            warnings=tuple(_warnings(job, unjudged=unjudged)),
+            filename=filename,
+            engine=job.engine,
+            model=job.model,
+            language=job.detected_language or job.language,
+            duration_ms=job.duration_ms,
+            options=Options.from_json(job.options),
+            client=ClientData(job.client_recording_id, job.client_metadata),
+            delete_at=job.delete_at,
         )
+        for job, filename, heard, unjudged, elapsed in rows
+    ]
 
-    def _speed(self, session: Session, engine: str, model: str) -> float | None:
-        """Audio time per wall time over the last finished jobs with the same weights."""
-        lately = (
-            select(JobMetrics.audio_ms, JobMetrics.wall_ms)
-            .join(Job, Job.id == JobMetrics.job_id)
-            .where(Job.engine == engine, Job.model == model, Job.status == JobStatus.COMPLETED)
-            .order_by(Job.completed_at.desc())
-            .limit(20)
-            .subquery()
-        )
-        audio, wall = session.execute(
-            select(func.sum(lately.c.audio_ms), func.sum(lately.c.wall_ms))
-        ).one()
-        return float(audio / wall) if audio and wall else None
 
-    def _eta_s(self, session: Session, job: Job) -> float | None:
-        if job.status == JobStatus.PROCESSING and job.done_ms and job.duration_ms:
-            # This job's own pace so far is the best witness.
-            elapsed, since = session.execute(
-                select(
-                    func.extract("epoch", func.clock_timestamp() - Job.started_at),
-                    Job.done_ms,
-                ).where(Job.id == job.id)
-            ).one()
-            return float(elapsed) * max(0, job.duration_ms - since) / since
-        if job.status in {JobStatus.PENDING, JobStatus.PROCESSING} and job.duration_ms:
-            speed = self._speed(session, job.engine, job.model)
-            return job.duration_ms / 1000 / speed if speed else None
+def _warnings(job: Job, *, unjudged: bool) -> list[str]:
+    """Those of the merge; until then of the plan, and whether moderation has failed."""
+    if unjudged and job.status != JobStatus.COMPLETED:
+        return [*job.warnings, MODERATION_FAILED]
+    return job.warnings
+
+
+def _jobs_before(session: Session, job_ids: list[UUID]) -> dict[UUID, int]:
+    """How many jobs go before each of these, which are PENDING."""
+    if not job_ids:
+        return {}
+    queue = (
+        select(Job.id, (func.rank().over(order_by=(Job.priority, Job.created_at)) - 1).label("at"))
+        .where(Job.status == JobStatus.PENDING)
+        .subquery()
+    )
+    rows = session.execute(select(queue.c.id, queue.c.at).where(queue.c.id.in_(job_ids)))
+    return {job_id: at for job_id, at in rows}  # noqa: C416 - dict() has no types here
+
+
+def _speed(session: Session, engine: str, model: str) -> float | None:
+    """Audio time per wall time over the last finished jobs with the same weights."""
+    lately = (
+        select(JobMetrics.audio_ms, JobMetrics.wall_ms)
+        .join(Job, Job.id == JobMetrics.job_id)
+        .where(Job.engine == engine, Job.model == model, Job.status == JobStatus.COMPLETED)
+        .order_by(Job.completed_at.desc())
+        .limit(20)
+        .subquery()
+    )
+    audio, wall = session.execute(
+        select(func.sum(lately.c.audio_ms), func.sum(lately.c.wall_ms))
+    ).one()
+    return float(audio / wall) if audio and wall else None
+
+
+def _eta_s(
+    job: Job, elapsed_s: Decimal | None, speed_of: Callable[[str, str], float | None]
+) -> float | None:
+    if job.status not in {JobStatus.PENDING, JobStatus.PROCESSING} or not job.duration_ms:
         return None
+    left_ms = max(0, job.duration_ms - job.done_ms)
+    if elapsed_s is not None and job.done_ms and job.retried_at is None:
+        # This job's own pace so far is the best witness.
+        return float(elapsed_s) * left_ms / job.done_ms
+    speed = speed_of(job.engine, job.model)
+    return left_ms / 1000 / speed if speed else None
 
 
 def _stage(job: Job, transcribed: int) -> str:
@@ -496,6 +533,8 @@ def _stage(job: Job, transcribed: int) -> str:
         return "queued"
     if job.status != JobStatus.PROCESSING:
         return "done"
+    if job.recording_id is None:
+        return "fetching"
     if job.chunks_total == 0 and not job.planned:
         return "planning"
     if not job.planned or transcribed < job.chunks_total:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -28,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from common.db.counting import count_durations
 from common.db.database import Database
@@ -48,6 +48,9 @@ from common.domain.job import (
 from common.domain.metrics import LEASES_EXPIRED, STEP_RETRIES
 from common.domain.request import Options
 from common.errors import LeaseExpired, StenoError, Transient, WorkerLost
+
+if TYPE_CHECKING:
+    from common.db.jobs import NewRecording
 
 
 class StaleClaim(Exception):
@@ -162,14 +165,51 @@ class Steps:
             return session.scalar(extended.returning(Step.id)) is not None
 
     def job_of(self, claim: Claim) -> tuple[Job, Recording]:
-        """The job and the recording a claim is about."""
+        """The job and the recording a claim is about.
+
+        Raises:
+            StaleClaim: the job was deleted.
+        """
         with self._database.transaction() as session:
             row = session.execute(
                 select(Job, Recording)
                 .join(Recording, Job.recording_id == Recording.id)
                 .where(Job.id == claim.job_id)
-            ).one()
+            ).one_or_none()
+            if row is None:
+                raise StaleClaim
             return row[0], row[1]
+
+    def source_of(self, claim: Claim) -> str:
+        """The URL that the claimed job's recording is to be had from.
+
+        Raises:
+            StaleClaim: the job was deleted.
+        """
+        with self._database.transaction() as session:
+            url = session.scalar(select(Job.source_url).where(Job.id == claim.job_id))
+            if url is None:
+                raise StaleClaim
+            return url
+
+    def store_recording(self, claim: Claim, recording: NewRecording) -> UUID:
+        """Commit the recording that was fetched for a job. Returns the step that plans it.
+
+        Raises:
+            StaleClaim: a newer attempt, or a cancellation, has the say now.
+        """
+        with self._database.transaction() as session:
+            self._complete(session, claim)
+            job = session.get_one(Job, claim.job_id)
+            session.add(recording.row(job.tenant))
+            session.flush()
+            job.recording_id, job.duration_ms = recording.id, recording.duration_ms
+            return add_steps(session, claim.job_id, StepKind.PLAN, [None])[0]
+
+    def is_stored(self, recording_id: UUID) -> bool:
+        """Whether a recording was committed."""
+        with self._database.transaction() as session:
+            return session.get(Recording, recording_id) is not None
 
     def planned(self, job_id: UUID) -> dict[int, tuple[str, bool]]:
         """What an earlier attempt planned: chunk index to (content hash, whether it is done)."""
@@ -203,7 +243,8 @@ class Steps:
     def add_chunks(self, claim: Claim, chunks: Sequence[PlannedRow]) -> list[UUID]:
         """Store chunks, with a step and an outbox row each; those already there stay as they are.
 
-        Returns the steps that were added.
+        A chunk that is there without a step, as in a job that is retried, is given one. Returns the
+        steps that were added.
 
         Raises:
             StaleClaim: another worker plans this job now.
@@ -226,9 +267,6 @@ class Steps:
                 .on_conflict_do_nothing()
                 .returning(Chunk.index)
             ).all()
-            if not added:
-                return []
-            steps = add_steps(session, claim.job_id, StepKind.TRANSCRIBE, added)
             session.execute(
                 update(Job)
                 .where(Job.id == claim.job_id)
@@ -237,7 +275,15 @@ class Steps:
                     remaining=Job.remaining + len(added),
                 )
             )
-            return steps
+            with_step = session.scalars(
+                select(Step.chunk_index).where(
+                    Step.job_id == claim.job_id,
+                    Step.kind == StepKind.TRANSCRIBE,
+                    Step.chunk_index.in_([chunk.index for chunk in chunks]),
+                )
+            ).all()
+            without = [chunk.index for chunk in chunks if chunk.index not in with_step]
+            return add_steps(session, claim.job_id, StepKind.TRANSCRIBE, without)
 
     def finish_plan(
         self, claim: Claim, *, duration_ms: int, warnings: Iterable[str], elapsed_ms: int
@@ -260,8 +306,16 @@ class Steps:
             return self._merge_if_due(session, claim.job_id, planned=True, remaining=remaining)
 
     def chunk_of(self, claim: Claim) -> Chunk:
+        """The chunk a claim is about.
+
+        Raises:
+            StaleClaim: the job was deleted, or is planned anew.
+        """
         with self._database.transaction() as session:
-            return session.get_one(Chunk, (claim.job_id, claim.chunk_index))
+            chunk = session.get(Chunk, (claim.job_id, claim.chunk_index))
+            if chunk is None:
+                raise StaleClaim
+            return chunk
 
     def reusable(self, tenant: str, content_hash: str) -> list[Any] | None:
         """The result of an equal chunk of the same tenant, if there is one."""
@@ -340,13 +394,17 @@ class Steps:
                 update(Job)
                 .where(Job.id == claim.job_id, Job.status.in_(job_sources(JobStatus.COMPLETED)))
                 .values(status=JobStatus.COMPLETED, completed_at=now, warnings=warnings)
-                .returning(Job.created_at, Job.started_at, Job.completed_at)
+                .returning(
+                    func.coalesce(Job.retried_at, Job.created_at).label("asked_at"),
+                    Job.started_at,
+                    Job.completed_at,
+                )
             ).one_or_none()
             if job is None:
                 raise StaleClaim
             job_ended(session, claim.job_id, JobStatus.COMPLETED)
-            metrics.waited_ms = _ms(job.created_at, job.started_at)
-            metrics.wall_ms = _ms(job.created_at, job.completed_at)
+            metrics.waited_ms = _ms(job.asked_at, job.started_at)
+            metrics.wall_ms = _ms(job.asked_at, job.completed_at)
             metrics.attempts = (
                 session.scalar(select(func.sum(Step.attempt)).where(Step.job_id == claim.job_id))
                 or 0
@@ -541,26 +599,6 @@ class Steps:
             job_id for step_id, attempt, job_id in expired if self.fail(step_id, attempt, error)
         ]
 
-    def committed_recordings(self, recording_ids: Sequence[UUID]) -> set[UUID]:
-        """Which of these recordings were promised to a client."""
-        if not recording_ids:
-            return set()
-        with self._database.transaction() as session:
-            return set(session.scalars(select(Recording.id).where(Recording.id.in_(recording_ids))))
-
-    def ended(self, job_ids: Sequence[UUID]) -> set[UUID]:
-        """Which of these jobs have nothing left to do, or do not exist."""
-        if not job_ids:
-            return set()
-        with self._database.transaction() as session:
-            alive = session.scalars(
-                select(Job.id).where(
-                    Job.id.in_(job_ids),
-                    Job.status.in_([JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.REVIEW]),
-                )
-            )
-            return set(job_ids) - set(alive)
-
     def fail_overdue_jobs(self, limit_s: float) -> list[UUID]:
         """Fail jobs that have been PROCESSING for more than ``limit_s`` seconds."""
         with self._database.transaction() as session:
@@ -637,12 +675,10 @@ def add_steps(
     session: Session, job_id: UUID, kind: StepKind, chunk_indexes: Iterable[int | None]
 ) -> list[UUID]:
     """Add pending steps, each with its outbox row; returns their ids."""
-    step_ids = list(
-        session.scalars(
-            insert(Step).returning(Step.id),
-            [{"job_id": job_id, "kind": kind, "chunk_index": index} for index in chunk_indexes],
-        )
-    )
+    rows = [{"job_id": job_id, "kind": kind, "chunk_index": index} for index in chunk_indexes]
+    if not rows:
+        return []
+    step_ids = list(session.scalars(insert(Step).returning(Step.id), rows))
     _ask_for(session, step_ids)
     return step_ids
 
@@ -652,6 +688,16 @@ def _ask_for(session: Session, step_ids: Sequence[UUID]) -> None:
     if step_ids:
         rows = [{"step_id": step_id} for step_id in step_ids]
         session.execute(upsert(Outbox).values(rows).on_conflict_do_nothing())
+
+
+def doorbells_of(session: Session, job_id: UUID) -> list[tuple[str, str]]:
+    """(worker, doorbell) of each step of the job that runs; its row is locked."""
+    running = session.execute(
+        select(Step.worker, Step.doorbell).where(
+            Step.job_id == job_id, Step.status == StepStatus.RUNNING
+        )
+    )
+    return [(worker, doorbell) for worker, doorbell in running if worker and doorbell]
 
 
 def end_job(
@@ -688,7 +734,7 @@ def end_job(
     return True
 
 
-def moderation_failed(job_id: UUID) -> ColumnElement[bool]:
+def moderation_failed(job_id: UUID | InstrumentedAttribute[UUID]) -> ColumnElement[bool]:
     """Whether moderation of one of the job's chunks failed for good."""
     return exists().where(
         Step.job_id == job_id, Step.kind == StepKind.MODERATE, Step.status == StepStatus.FAILED

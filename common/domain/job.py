@@ -69,7 +69,7 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
         {StepStatus.DONE, StepStatus.PENDING, StepStatus.FAILED, StepStatus.CANCELLED}
     ),
     StepStatus.DONE: frozenset(),
-    StepStatus.FAILED: frozenset({StepStatus.PENDING}),
+    StepStatus.FAILED: frozenset(),
     StepStatus.CANCELLED: frozenset(),
 }
 

@@ -1,0 +1,127 @@
+"""What is to be cleared away, of all tenants: told by Postgres, so that no storage is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import case, func, null, select, update
+
+from common.db.database import Database
+from common.db.deletions import Deleted, Reason, erased, remove
+from common.db.steps import end_job, seconds
+from common.db.tables import Deletion, Job, Recording
+from common.domain.job import JobStatus
+
+SWEEP_AGAIN_S = 60.0
+"""How soon sound that could not be deleted is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaning:
+    """Finds and records it; ``grace_s`` is how long a worker may write for a job that has ended.
+
+    That is the lease: one that is stopped ends at once, and one that cannot be told finds out as
+    soon as it renews its claim.
+    """
+
+    database: Database
+    grace_s: float
+
+    def sweep(self, drop: Callable[[UUID], bool]) -> bool:
+        """Have one ended job's sound dropped by ``drop``, which says whether it could.
+
+        That is done at once, and once more when nobody can write any more. The job's row is locked
+        meanwhile, so that it is not begun again at the same time. False where there is none to do.
+        """
+        with self.database.transaction() as session:
+            now = func.clock_timestamp()
+            job_id = session.scalar(
+                select(Job.id)
+                .where(Job.sweep_at <= now)
+                .order_by(Job.sweep_at)
+                .limit(1)
+                .with_for_update(key_share=True, skip_locked=True)
+            )
+            if job_id is None:
+                return False
+            safe_at = Job.completed_at + seconds(self.grace_s)
+            again = (
+                case((Job.sweep_at >= safe_at, null()), else_=func.greatest(safe_at, now))
+                if drop(job_id)
+                else now + seconds(SWEEP_AGAIN_S)
+            )
+            session.execute(update(Job).where(Job.id == job_id).values(sweep_at=again))
+            return True
+
+    def expired(self, limit: int) -> list[UUID]:
+        """Jobs whose time to be deleted has come."""
+        with self.database.transaction() as session:
+            due = select(Job.id).where(Job.delete_at <= func.clock_timestamp())
+            return list(session.scalars(due.order_by(Job.delete_at).limit(limit)))
+
+    def expire(self, job_id: UUID) -> Deleted | None:
+        """Delete such a job; None where it is gone, or is not to be deleted any more."""
+        with self.database.transaction() as session:
+            job = session.scalar(
+                select(Job)
+                .where(Job.id == job_id, Job.delete_at <= func.clock_timestamp())
+                .with_for_update()
+            )
+            return None if job is None else remove(session, job, Reason.RETENTION)
+
+    def deleted(self, limit: int) -> list[Deleted]:
+        """Deleted jobs that nobody can write for any more, and that are not known to be erased."""
+        with self.database.transaction() as session:
+            rows = session.execute(
+                select(Deletion.job_id, Deletion.recording_id)
+                .where(
+                    Deletion.erased_at.is_(None),
+                    Deletion.requested_at <= func.clock_timestamp() - seconds(self.grace_s),
+                )
+                .order_by(Deletion.requested_at)
+                .limit(limit)
+            )
+            return [Deleted(job_id, recording_id) for job_id, recording_id in rows]
+
+    def erased(self, job_id: UUID, *, files: int, size: int) -> None:
+        """Note what was erased of a deleted job."""
+        with self.database.transaction() as session:
+            erased(session, job_id, files=files, size=size)
+
+    def proved(self, job_id: UUID) -> None:
+        """Note that the storage was found to have nothing of a deleted job."""
+        with self.database.transaction() as session:
+            session.execute(
+                update(Deletion)
+                .where(Deletion.job_id == job_id, Deletion.erased_at.is_(None))
+                .values(erased_at=func.clock_timestamp())
+            )
+
+    def cancel_unsent(self, limit_s: float) -> list[UUID]:
+        """Cancel jobs that have waited for their recording for more than ``limit_s`` seconds."""
+        with self.database.transaction() as session:
+            waiting = session.scalars(
+                select(Job.id).where(
+                    Job.status == JobStatus.PENDING_UPLOAD,
+                    Job.created_at < func.clock_timestamp() - seconds(limit_s),
+                )
+            ).all()
+            message = f"No recording was sent within {limit_s:g} s (UPLOAD_WAIT)"
+            return [
+                job_id
+                for job_id in waiting
+                if end_job(
+                    session,
+                    job_id,
+                    JobStatus.CANCELLED,
+                    code="upload_missing",
+                    message=message,
+                )
+            ]
+
+    def committed_recordings(self, recording_ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these recordings were promised to a client."""
+        with self.database.transaction() as session:
+            return set(session.scalars(select(Recording.id).where(Recording.id.in_(recording_ids))))

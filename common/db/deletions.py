@@ -1,0 +1,162 @@
+"""Jobs that are deleted, with all that Postgres has of them, and what proves it afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, cast
+from uuid import UUID
+
+from sqlalchemy import CursorResult, Delete, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.paging import Cursor, Page, beyond, page_of
+from common.db.steps import doorbells_of, end_job
+from common.db.tables import (
+    Chunk,
+    Deletion,
+    Failure,
+    Job,
+    JobMetrics,
+    Outbox,
+    Recording,
+    Step,
+    Transcript,
+    WebhookAttempt,
+    WebhookDelivery,
+)
+from common.domain.job import JobStatus
+from common.errors import NotFound
+
+
+class Reason(StrEnum):
+    """Why a job was deleted."""
+
+    REQUEST = "request"
+    RETENTION = "retention"
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A job that Postgres has nothing of any more, and what there may be of it elsewhere.
+
+    ``doorbells`` are those of its steps that ran.
+    """
+
+    job_id: UUID
+    recording_id: UUID | None
+    doorbells: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was deleted of a job, and when nothing was left; see the columns of `Deletion`."""
+
+    job_id: UUID
+    reason: Reason
+    requested_at: datetime
+    erased_at: datetime | None
+    rows: int
+    files: int
+    bytes: int
+
+
+class Deletions:
+    """The deletions of one tenant; another tenant's jobs are not found."""
+
+    def __init__(self, database: Database, tenant: str) -> None:
+        self._database = database
+        self._tenant = tenant
+
+    def delete(self, job_id: UUID) -> Deleted | None:
+        """Delete a job in any state; None where that was done before.
+
+        Raises:
+            NotFound: there is no such job in this tenant, and never was.
+        """
+        with self._database.transaction() as session:
+            job = session.scalar(
+                select(Job).where(Job.id == job_id, Job.tenant == self._tenant).with_for_update()
+            )
+            if job is not None:
+                return remove(session, job, Reason.REQUEST)
+            known = select(Deletion.job_id).where(
+                Deletion.job_id == job_id, Deletion.tenant == self._tenant
+            )
+            if session.scalar(known) is None:
+                raise NotFound(what="job", value=job_id)
+            return None
+
+    def page(self, *, job_id: UUID | None, limit: int, after: Cursor | None) -> Page[Receipt]:
+        """The newest deletions, or that of one job."""
+        with self._database.transaction() as session:
+            rows = session.scalars(
+                select(Deletion)
+                .where(
+                    Deletion.tenant == self._tenant,
+                    *([] if job_id is None else [Deletion.job_id == job_id]),
+                    *beyond(after, Deletion.requested_at, Deletion.job_id),
+                )
+                .order_by(Deletion.requested_at.desc(), Deletion.job_id.desc())
+                .limit(limit + 1)
+            ).all()
+        receipts = [
+            Receipt(
+                job_id=row.job_id,
+                reason=Reason(row.reason),
+                requested_at=row.requested_at,
+                erased_at=row.erased_at,
+                rows=row.rows,
+                files=row.files,
+                bytes=row.bytes,
+            )
+            for row in rows
+        ]
+        return page_of(receipts, limit, lambda it: Cursor(it.requested_at, it.job_id))
+
+
+def erased(session: Session, job_id: UUID, *, files: int, size: int) -> None:
+    """Add what was erased in the storage."""
+    session.execute(
+        update(Deletion)
+        .where(Deletion.job_id == job_id)
+        .values(files=Deletion.files + files, bytes=Deletion.bytes + size)
+    )
+
+
+def remove(session: Session, job: Job, reason: Reason) -> Deleted:
+    """Delete ``job``, whose row is locked, and leave a deletion in its place."""
+    doorbells = doorbells_of(session, job.id)
+    end_job(session, job.id, JobStatus.CANCELLED)  # where it has not ended by itself
+    deleted = [cast("CursorResult[Any]", session.execute(each)) for each in _deletes(job)]
+    session.add(
+        Deletion(
+            job_id=job.id,
+            tenant=job.tenant,
+            recording_id=job.recording_id,
+            reason=reason,
+            rows=sum(result.rowcount for result in deleted),
+            requested_at=func.clock_timestamp(),
+        )
+    )
+    return Deleted(job.id, job.recording_id, tuple(doorbell for _, doorbell in doorbells))
+
+
+def _deletes(job: Job) -> list[Delete]:
+    """What deletes every row about ``job``, in an order that needs no cascade: it counts."""
+    steps = select(Step.id).where(Step.job_id == job.id)
+    deliveries = select(WebhookDelivery.id).where(WebhookDelivery.job_id == job.id)
+    return [
+        delete(Outbox).where(Outbox.step_id.in_(steps)),
+        delete(Step).where(Step.job_id == job.id),
+        delete(Chunk).where(Chunk.job_id == job.id),
+        delete(Failure).where(Failure.job_id == job.id),
+        delete(Transcript).where(Transcript.job_id == job.id),
+        delete(JobMetrics).where(JobMetrics.job_id == job.id),
+        delete(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(deliveries)),
+        delete(WebhookDelivery).where(WebhookDelivery.job_id == job.id),
+        delete(Job).where(Job.id == job.id),
+        delete(Recording).where(Recording.id == job.recording_id),
+    ]

@@ -1,0 +1,115 @@
+"""The janitor: clears away what nobody needs any more, and proves what was deleted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from uuid import UUID
+
+from loguru import logger
+
+from common.db.cleaning import Cleaning
+from common.errors import Transient
+from common.events import Events
+from common.storage.storage import Storage
+
+CLEAN_S = 1.0
+TIDY_S = 60.0
+PAUSE_S = 5.0
+"""After something went wrong."""
+BATCH = 100
+ABANDONED_S = 3600.0
+"""An upload that has not grown for this long has nobody behind it any more."""
+
+
+class Janitor:
+    """Runs in a thread of the dispatcher's process, so that a slow storage holds up no step."""
+
+    def __init__(
+        self, cleaning: Cleaning, storage: Storage, events: Events, *, upload_wait_s: float
+    ) -> None:
+        self._cleaning = cleaning
+        self._storage = storage
+        self._events = events
+        self._upload_wait_s = upload_wait_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after what is in hand."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        tidied = float("-inf")
+        pause_s = 0.0
+        while not self._stopping.wait(pause_s):
+            try:
+                self.clean()
+                if time.monotonic() - tidied >= TIDY_S:
+                    tidied = time.monotonic()
+                    self.tidy()
+                pause_s = CLEAN_S
+            except Transient as error:
+                logger.warning("cleaning waits for a service to come back: {}", error)
+                pause_s = PAUSE_S
+            except Exception:  # what it is must not end all cleaning
+                logger.exception("cleaning failed")
+                pause_s = PAUSE_S
+
+    def clean(self) -> None:
+        """Do what Postgres says is due."""
+        while self._cleaning.sweep(self._drop_chunks) and not self._stopping.is_set():
+            continue
+        for job_id in self._cleaning.cancel_unsent(self._upload_wait_s):
+            logger.info("job {}: its recording was never sent", job_id)
+            self._events.job_changed(job_id)
+        for job_id in self._cleaning.expired(BATCH):
+            if (deleted := self._cleaning.expire(job_id)) is not None:
+                logger.info("job {}: deleted, as its time was over", job_id)
+                self._events.job_changed(job_id)
+                self._erase(job_id, deleted.recording_id)
+        for deleted in self._cleaning.deleted(BATCH):
+            if self._erase(deleted.job_id, deleted.recording_id) == 0:
+                logger.info("job {}: nothing of it is left", deleted.job_id)
+                self._cleaning.proved(deleted.job_id)
+
+    def tidy(self) -> None:
+        """Settle uploads that a gateway left behind."""
+        for page in self._storage.unsettled(ABANDONED_S):
+            committed = self._cleaning.committed_recordings(page)
+            for recording_id in page:
+                self._settle(recording_id, committed=recording_id in committed)
+
+    def _settle(self, recording_id: UUID, *, committed: bool) -> None:
+        try:
+            if committed:
+                self._storage.keep(recording_id)
+            else:
+                logger.info("recording {}: its upload was never finished", recording_id)
+                self._storage.discard(recording_id)
+        except Transient as error:
+            logger.warning("recording {} cannot be settled now: {}", recording_id, error)
+
+    def _drop_chunks(self, job_id: UUID) -> bool:
+        try:
+            self._storage.drop_chunks(job_id)
+        except Transient as error:
+            logger.warning("job {}: its sound cannot be deleted now: {}", job_id, error)
+            return False
+        return True
+
+    def _erase(self, job_id: UUID, recording_id: UUID | None) -> int | None:
+        """How many files it was; None where it could not be done."""
+        try:
+            erased = self._storage.erase(job_id, recording_id)
+        except Transient as error:
+            logger.warning("job {}: its files cannot be erased now: {}", job_id, error)
+            return None
+        if erased.files:
+            self._cleaning.erased(job_id, files=erased.files, size=erased.bytes)
+        return erased.files

@@ -9,9 +9,9 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID, uuid4
@@ -127,12 +127,32 @@ class IncomingFile:
                 self._file.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form that brings a recording in its field ``file``.
+
+    ``fields`` may come once each, ``lists`` several times. ``options`` makes of them what our own
+    upload takes (`UploadOptions`).
+
+    Raises, from ``options``:
+        BadInput: a field is wrong.
+    """
+
+    fields: Collection[str]
+    lists: Collection[str] = ()
+    options: Callable[[FormReader], Mapping[str, str]] = lambda form: form.options
+
+
+UPLOAD = Form(tuple(UploadOptions.model_fields))
+
+
 class Upload:
     """One upload, from its first byte to the answer."""
 
-    def __init__(self, gateway: Gateway, caller: Caller) -> None:
+    def __init__(self, gateway: Gateway, caller: Caller, kind: Form = UPLOAD) -> None:
         self._gateway = gateway
         self._caller = caller
+        self._kind = kind
         self._job_id = uuid4()
         self._recording_id = uuid4()
         self._file = IncomingFile(gateway.storage.incoming(self._recording_id))
@@ -158,7 +178,8 @@ class Upload:
         form = FormReader(
             request.headers.get("content-type"),
             file_field="file",
-            known=UploadOptions.model_fields,
+            known=self._kind.fields,
+            repeatable=self._kind.lists,
         )
         try:
             await self._receive(form, body)
@@ -199,7 +220,8 @@ class Upload:
 
     async def _resolve(self, form: FormReader) -> NewJob:
         resolver = self._gateway.resolver
-        job = await asyncio.to_thread(resolver.resolve, self._job_id, dict(form.options))
+        options = self._kind.options(form)
+        job = await asyncio.to_thread(resolver.resolve, self._job_id, options)
         return replace(job, key_id=self._caller.key_id, quota=self._caller.quota)
 
     def _check_size(self, size: int) -> None:

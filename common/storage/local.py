@@ -36,12 +36,7 @@ class LocalStorage:
 
     def check(self) -> None:
         """Raise `StorageFull` or `Unavailable` unless a file can be written."""
-        path = self._temp / f".check-{os.getpid()}-{threading.get_ident()}"
-        with storage_errors():
-            try:
-                path.write_bytes(b"is there space?")
-            finally:
-                path.unlink(missing_ok=True)
+        check_writable(self._temp)
 
     # --- recordings -----------------------------------------------------------------------------
 
@@ -136,16 +131,6 @@ class LocalStorage:
         with storage_errors():
             shutil.rmtree(self._chunks(job_id), ignore_errors=True)
 
-    def jobs_with_chunks(self) -> Iterator[list[UUID]]:
-        """The jobs for which sound is kept: on one page, they are those that run."""
-        found = []
-        with storage_errors():
-            for path in (self._root / "chunks").iterdir():
-                with suppress(ValueError):  # somebody else's file
-                    found.append(UUID(path.name))
-        if found:
-            yield found
-
     def _chunks(self, job_id: UUID) -> Path:
         return self._root / "chunks" / str(job_id)
 
@@ -170,6 +155,16 @@ class LocalStorage:
                 erased += _erase_file(self._place(recording_id))
                 erased += _erase_file(self.incoming(recording_id))
         return erased
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `StorageFull` or `Unavailable` unless a file can be written in ``folder``."""
+    path = folder / f".check-{os.getpid()}-{threading.get_ident()}"
+    with storage_errors():
+        try:
+            path.write_bytes(b"is there space?")
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

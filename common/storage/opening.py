@@ -8,11 +8,18 @@ from common.storage.storage import Storage
 
 
 def open_storage(settings: StorageSettings) -> Storage:
-    """The storage, made ready.
+    """The storage, made ready; a server that is out will be found out when it is asked.
 
     Raises:
-        StorageFull, Unavailable: it cannot be.
+        SetupProblem: the settings lack something.
+        StorageFull, Unavailable: it cannot be made ready.
     """
-    storage = LocalStorage(settings.uploads, settings.temp, settings.results)
+    storage: Storage
+    if settings.storage_backend == "s3":
+        from common.storage.s3 import S3Storage
+
+        storage = S3Storage(settings)
+    else:
+        storage = LocalStorage(settings.uploads, settings.temp, settings.results)
     storage.prepare()
     return storage

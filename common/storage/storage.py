@@ -112,10 +112,6 @@ class Storage(Protocol):
         """Delete the sound cut for a job that has ended; the recording itself stays."""
         ...
 
-    def jobs_with_chunks(self) -> Iterator[list[UUID]]:
-        """The jobs for which sound is kept, page by page."""
-        ...
-
     # --- finished transcripts -------------------------------------------------------------------
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:

@@ -1,0 +1,339 @@
+"""A storage on a server that speaks S3: AWS, MinIO, Ceph, Garage, R2 and many more.
+
+Recordings are at ``recordings/<id>``, sound at ``chunks/<job>/<index>.pcm``, finished transcripts
+at ``results/<job>/<name>``, all below the prefix. Nothing is shared with other machines but the
+bucket; what comes in is written to a local folder first, since it is looked into before it is
+taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+from uuid import UUID
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from loguru import logger
+
+from common.errors import NotFound, SetupProblem, StenoError, StorageFull, Unavailable
+from common.settings import StorageSettings
+from common.storage.local import check_writable
+from common.storage.ranges import BLOCK_BYTES, RangedFile
+from common.storage.storage import Erased, storage_errors
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import ObjectTypeDef
+
+T = TypeVar("T")
+
+PART_BYTES = 16 << 20
+"""Of a multipart upload; S3 takes 10,000 parts, which makes 160 GB."""
+PARTS_AT_ONCE = 4
+MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+FULL = frozenset({"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
+TRIES = 4
+FIRST_PAUSE_S = 0.2
+DELETED_AT_ONCE = 1000
+"""What S3 takes in one request."""
+
+
+class S3Storage:
+    """Objects in one bucket, which is there; ``S3_...`` of the settings say which, and how.
+
+    Raises:
+        SetupProblem: no bucket is named.
+    """
+
+    def __init__(self, settings: StorageSettings) -> None:
+        if settings.s3_bucket is None:
+            raise SetupProblem(
+                problem="S3_BUCKET is not set",
+                remedy="Name a bucket that is there, or set STORAGE_BACKEND=local",
+            )
+        self._bucket = settings.s3_bucket
+        self._prefix = settings.s3_prefix.strip("/") + "/" if settings.s3_prefix else ""
+        self._temp = settings.temp
+        self._link_s = settings.s3_link_seconds
+        self._client = _client(settings, settings.s3_endpoint_url)
+        public_url = settings.s3_public_url
+        self._public = self._client if public_url is None else _client(settings, public_url)
+
+    def prepare(self) -> None:
+        """Make the folder for what comes in; clear it of what a process that died has left."""
+        with storage_errors():
+            self._temp.mkdir(parents=True, exist_ok=True)
+        for recording_id in self._left_behind(older_than_s=3600):
+            with storage_errors():
+                self.incoming(recording_id).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Raise unless the bucket answers, and there is space for what comes in."""
+        check_writable(self._temp)
+        with _s3_errors():
+            self._client.head_bucket(Bucket=self._bucket)
+
+    # --- recordings -----------------------------------------------------------------------------
+
+    def incoming(self, recording_id: UUID) -> Path:
+        """Where a recording is written while it comes in."""
+        return self._temp / f"{recording_id}.part"
+
+    def secure(self, recording_id: UUID) -> None:
+        """Upload a whole recording, in parts where it is large."""
+        config = TransferConfig(
+            multipart_threshold=PART_BYTES,
+            multipart_chunksize=PART_BYTES,
+            max_concurrency=PARTS_AT_ONCE,
+        )
+        with _s3_errors():
+            self._client.upload_file(
+                str(self.incoming(recording_id)),
+                self._bucket,
+                self._recording(recording_id),
+                Config=config,
+            )
+
+    def keep(self, recording_id: UUID) -> None:
+        """Delete the local copy, which nobody needs any more."""
+        with storage_errors():
+            self.incoming(recording_id).unlink(missing_ok=True)
+
+    def discard(self, recording_id: UUID) -> None:
+        """Forget a recording that was not committed."""
+        self.keep(recording_id)
+        with _s3_errors():
+            self._client.delete_object(Bucket=self._bucket, Key=self._recording(recording_id))
+
+    def open_recording(self, recording_id: UUID) -> BinaryIO:
+        """A committed recording, fetched in blocks as it is read.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        key = self._recording(recording_id)
+        missing = NotFound(what="stored recording", value=recording_id)
+
+        def fetch(start: int, count: int) -> bytes:
+            return self._range(key, start, count, missing)[0]
+
+        head, size = self._range(key, 0, BLOCK_BYTES, missing)
+        return cast("BinaryIO", RangedFile(size, head, fetch))
+
+    def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> str:
+        """A signed URL that a committed recording can be had from for a while.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        key = self._recording(recording_id)
+        with _s3_errors(NotFound(what="stored recording", value=recording_id)):
+            self._client.head_object(Bucket=self._bucket, Key=key)
+            return self._public.generate_presigned_url(
+                "get_object",
+                Params={
+                    "Bucket": self._bucket,
+                    "Key": key,
+                    "ResponseContentType": media_type,
+                    "ResponseContentDisposition": disposition,
+                },
+                ExpiresIn=self._link_s,
+            )
+
+    def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
+        """All recordings that came in before: only their rows tell which were never committed."""
+        if left_behind := list(self._left_behind(older_than_s)):
+            yield left_behind
+        before = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        self._abort_uploads(before)
+        for page in self._pages(f"{self._prefix}recordings/"):
+            old = [entry["Key"] for entry in page if entry["LastModified"] < before]
+            if found := list(_ids(key.rpartition("/")[2] for key in old)):
+                yield found
+
+    # --- sound cut for workers ------------------------------------------------------------------
+
+    def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
+        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all."""
+        self._put(f"{self._chunks(job_id)}{index}.pcm", pcm)
+
+    def read_chunk(self, job_id: UUID, index: int) -> bytes:
+        """A chunk's PCM.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        missing = NotFound(what="stored sound of chunk", value=index)
+
+        def read() -> bytes:
+            with _s3_errors(missing):
+                key = f"{self._chunks(job_id)}{index}.pcm"
+                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+
+        return _tried_again(read)
+
+    def drop_chunks(self, job_id: UUID) -> None:
+        """Delete the sound cut for a job that has ended; the recording itself stays."""
+        self._erase_all(self._chunks(job_id))
+
+    # --- finished transcripts -------------------------------------------------------------------
+
+    def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
+        """Leave a file of a finished job for those who collect files and not answers."""
+        self._put(f"{self._results(job_id)}{name}", content)
+
+    # --- all there is of a job ------------------------------------------------------------------
+
+    def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
+        """Delete a job's recording, sound and results; may be repeated until nothing is left."""
+        erased = self._erase_all(self._chunks(job_id)) + self._erase_all(self._results(job_id))
+        if recording_id is not None:
+            self.keep(recording_id)
+            erased += self._erase_all(self._recording(recording_id))
+        return erased
+
+    # --- objects --------------------------------------------------------------------------------
+
+    def _recording(self, recording_id: UUID) -> str:
+        return f"{self._prefix}recordings/{recording_id}"
+
+    def _chunks(self, job_id: UUID) -> str:
+        return f"{self._prefix}chunks/{job_id}/"
+
+    def _results(self, job_id: UUID) -> str:
+        return f"{self._prefix}results/{job_id}/"
+
+    def _left_behind(self, older_than_s: float) -> Iterator[UUID]:
+        """Local files that have not grown for a while; the bucket has them if anyone needs them."""
+        with storage_errors():
+            for path in self._temp.glob("*.part"):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > older_than_s:
+                        yield from _ids([path.stem])
+
+    def _put(self, key: str, content: bytes) -> None:
+        with _s3_errors():
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=content)
+
+    def _range(self, key: str, start: int, count: int, missing: NotFound) -> tuple[bytes, int]:
+        """Up to ``count`` bytes from ``start`` on, and the object's size."""
+
+        def read() -> tuple[bytes, int]:
+            with _s3_errors(missing):
+                answer = self._client.get_object(
+                    Bucket=self._bucket, Key=key, Range=f"bytes={start}-{start + count - 1}"
+                )
+                return answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2])
+
+        return _tried_again(read)
+
+    def _pages(self, prefix: str) -> Iterator[list[ObjectTypeDef]]:
+        with _s3_errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix
+            )
+            for page in pages:
+                yield page.get("Contents", [])
+
+    def _erase_all(self, prefix: str) -> Erased:
+        erased = Erased()
+        for page in self._pages(prefix):
+            if not page:
+                continue
+            with _s3_errors():
+                answer = self._client.delete_objects(
+                    Bucket=self._bucket,
+                    Delete={"Objects": [{"Key": entry["Key"]} for entry in page], "Quiet": True},
+                )
+            if answer.get("Errors"):
+                logger.warning("S3 refused to delete: {}", answer["Errors"][0].get("Code"))
+                raise Unavailable(what="The storage")
+            erased += Erased(len(page), sum(entry["Size"] for entry in page))
+        return erased
+
+    def _abort_uploads(self, before: datetime) -> None:
+        """End multipart uploads whose gateway died: their parts cost as much as objects do."""
+        with _s3_errors():
+            listed = self._client.list_multipart_uploads(
+                Bucket=self._bucket, Prefix=f"{self._prefix}recordings/"
+            )
+            for upload in listed.get("Uploads", []):
+                if upload["Initiated"] < before:
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+
+
+def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
+    secret = settings.s3_secret_access_key
+    # A session of its own: the default one is no matter for threads.
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key_id,
+        aws_secret_access_key=None if secret is None else secret.get_secret_value(),
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": settings.s3_addressing_style},
+            connect_timeout=3,
+            read_timeout=20,
+            retries={"mode": "standard", "max_attempts": 3},
+            max_pool_connections=4 * PARTS_AT_ONCE,
+            # Many servers do not know the checksums that newer releases send by themselves.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+@contextmanager
+def _s3_errors(missing: NotFound | None = None) -> Iterator[None]:
+    """Turn the library's errors into ours; ``missing`` is what an object means that is not there.
+
+    The log is told why: what S3 says names buckets and keys, which are no secrets.
+    """
+    try:
+        with storage_errors():
+            yield
+    except ClientError as error:
+        raise _ours(error, missing) from error
+    except Boto3Error as error:  # an upload's, which hides what it comes from
+        cause = error.__context__
+        raise _ours(cause if isinstance(cause, ClientError) else error, missing) from error
+    except BotoCoreError as error:
+        raise _ours(error, missing) from error
+
+
+def _ours(error: Exception, missing: NotFound | None) -> StenoError:
+    code = error.response["Error"].get("Code", "") if isinstance(error, ClientError) else ""
+    if missing is not None and code in MISSING:
+        return missing
+    if code in FULL:
+        return StorageFull()
+    logger.warning("S3: {} {}", type(error).__name__, code)
+    return Unavailable(what="The storage")
+
+
+def _tried_again(read: Callable[[], T]) -> T:
+    """Repeat what was cut in the middle: the library itself repeats what never began."""
+    for tries in range(1, TRIES):
+        try:
+            return read()
+        except Unavailable:
+            time.sleep(FIRST_PAUSE_S * 2**tries)
+    return read()
+
+
+def _ids(names: Iterable[str]) -> Iterator[UUID]:
+    for name in names:
+        with suppress(ValueError):  # somebody else's
+            yield UUID(name)

@@ -1,0 +1,277 @@
+"""What every storage promises."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from common.audio.decode import Decoding
+from common.errors import NotFound, SetupProblem, Unavailable
+from common.settings import StorageSettings
+from common.storage.opening import open_storage
+from common.storage.ranges import BLOCK_BYTES
+from common.storage.storage import Erased, Storage
+from tests.s3 import BUCKET, Line, S3Server
+from tests.service import write_wav
+from tests.speech import noise
+
+LARGE = 2 * (16 << 20) + 5
+"""Three parts of a multipart upload."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3Server(tmp_path_factory.mktemp("s3") / "moto.log") as running:
+        yield running
+
+
+@pytest.fixture
+def line(server: S3Server) -> Iterator[Line]:
+    with Line(server.port) as whole:
+        yield whole
+
+
+@pytest.fixture
+def s3(
+    server: S3Server, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Storage]:
+    for name, value in server.settings(line.url).items():
+        monkeypatch.setenv(name, value)
+    yield open_storage(StorageSettings(data_dir=tmp_path, s3_link_seconds=60))
+    for key in server.names():
+        server.client.delete_object(Bucket=BUCKET, Key=key)
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        s3: Storage = request.getfixturevalue("s3")
+        return s3
+    return open_storage(StorageSettings(data_dir=tmp_path))
+
+
+def taken_in(storage: Storage, content: bytes, *, committed: bool = True) -> UUID:
+    recording_id = uuid4()
+    storage.incoming(recording_id).write_bytes(content)
+    storage.secure(recording_id)
+    if committed:
+        storage.keep(recording_id)
+    return recording_id
+
+
+def read(storage: Storage, recording_id: UUID) -> bytes:
+    with storage.open_recording(recording_id) as file:
+        return file.read()
+
+
+def unsettled(storage: Storage, older_than_s: float) -> set[UUID]:
+    return {each for page in storage.unsettled(older_than_s) for each in page}
+
+
+def test_it_says_that_it_can_be_used(storage: Storage) -> None:
+    storage.check()
+
+
+def test_a_recording_comes_back_as_it_was_sent(storage: Storage) -> None:
+    content = os.urandom(100_000)
+    recording_id = taken_in(storage, content)
+    assert read(storage, recording_id) == content
+    assert not storage.incoming(recording_id).exists()
+
+
+def test_a_recording_whose_gateway_died_after_the_commit_is_there(storage: Storage) -> None:
+    recording_id = taken_in(storage, b"sound", committed=False)
+    assert read(storage, recording_id) == b"sound"
+
+
+def test_a_recording_can_be_read_from_any_place(storage: Storage) -> None:
+    content = os.urandom(2 * BLOCK_BYTES + 1000)
+    with storage.open_recording(taken_in(storage, content)) as file:
+        assert file.seek(0, os.SEEK_END) == len(content)
+        assert file.read(10) == b""
+        for place in (len(content) - 7, 0, BLOCK_BYTES - 5, 2 * BLOCK_BYTES - 1, 17):
+            assert file.seek(place) == place
+            assert file.read(11) == content[place : place + 11]
+            assert file.tell() == min(place + 11, len(content))
+        assert file.seek(-11, os.SEEK_CUR) == 17
+        assert file.seek(len(content) + 5) == len(content) + 5
+        assert file.read() == b""
+
+
+def test_what_was_settled_may_be_settled_again(storage: Storage) -> None:
+    recording_id = taken_in(storage, b"sound")
+    storage.keep(recording_id)
+    assert read(storage, recording_id) == b"sound"
+    storage.discard(uuid4())
+
+
+def test_a_recording_that_was_not_committed_leaves_nothing(storage: Storage) -> None:
+    recording_id = taken_in(storage, b"sound", committed=False)
+    storage.discard(recording_id)
+    assert not storage.incoming(recording_id).exists()
+    with pytest.raises(NotFound):
+        storage.open_recording(recording_id)
+
+
+def test_what_nobody_settled_is_found_once_it_is_old(storage: Storage) -> None:
+    recording_id = taken_in(storage, b"sound", committed=False)
+    assert unsettled(storage, 3600) == set()
+    assert recording_id in unsettled(storage, -1)
+
+
+def test_what_is_not_there_is_not_found(storage: Storage) -> None:
+    with pytest.raises(NotFound):
+        storage.open_recording(uuid4())
+    with pytest.raises(NotFound):
+        storage.offer(uuid4(), media_type="audio/wav", disposition="attachment")
+    with pytest.raises(NotFound):
+        storage.read_chunk(uuid4(), 0)
+
+
+def test_sound_is_read_as_it_was_written_until_it_is_dropped(storage: Storage) -> None:
+    job_id, other = uuid4(), uuid4()
+    storage.write_chunk(job_id, 0, b"zero")
+    storage.write_chunk(job_id, 10, b"ten")
+    storage.write_chunk(job_id, 10, b"ten again")
+    storage.write_chunk(other, 0, b"other")
+    assert storage.read_chunk(job_id, 10) == b"ten again"
+    storage.drop_chunks(job_id)
+    storage.drop_chunks(job_id)
+    with pytest.raises(NotFound):
+        storage.read_chunk(job_id, 0)
+    assert storage.read_chunk(other, 0) == b"other"
+
+
+def test_erasing_a_job_takes_all_of_it_and_tells_how_much_that_was(storage: Storage) -> None:
+    job_id, other = uuid4(), uuid4()
+    recording_id, others = taken_in(storage, b"12345"), taken_in(storage, b"other")
+    storage.write_chunk(job_id, 0, b"123")
+    storage.write_result(job_id, "transcript.txt", b"12")
+    storage.write_result(other, "transcript.txt", b"other")
+    assert storage.erase(job_id, recording_id) == Erased(3, 10)
+    assert storage.erase(job_id, recording_id) == Erased()
+    assert read(storage, others) == b"other"
+    assert storage.erase(other, None) == Erased(1, 5)
+
+
+def test_a_client_is_given_the_recording_under_its_name(storage: Storage) -> None:
+    offered = storage.offer(
+        taken_in(storage, b"sound"),
+        media_type="audio/mpeg",
+        disposition="attachment; filename=\"a.mp3\"; filename*=utf-8''%C3%A2.mp3",
+    )
+    if isinstance(offered, Path):
+        assert offered.read_bytes() == b"sound"
+        return
+    answer = httpx.get(offered, headers={"Range": "bytes=1-"}, trust_env=False)
+    assert answer.content == b"ound"
+    assert answer.headers["content-type"] == "audio/mpeg"
+    assert answer.headers["content-disposition"].endswith("%C3%A2.mp3")
+
+
+# --- over S3 --------------------------------------------------------------------------------------
+
+
+def test_s3_without_a_bucket_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(SetupProblem, match="S3_BUCKET"):
+        open_storage(StorageSettings(data_dir=tmp_path, storage_backend="s3"))
+
+
+def test_a_large_recording_is_sent_in_parts(s3: Storage, server: S3Server) -> None:
+    content = os.urandom(LARGE)
+    recording_id = taken_in(s3, content)
+    (key,) = server.names()
+    assert key == f"steno/recordings/{recording_id}"
+    assert server.client.head_object(Bucket=BUCKET, Key=key)["ETag"].strip('"').endswith("-3")
+    assert read(s3, recording_id) == content
+
+
+def test_reading_a_recording_in_order_fetches_each_byte_once(s3: Storage, line: Line) -> None:
+    size = 3 * BLOCK_BYTES + 10
+    recording_id = taken_in(s3, bytes(size))
+    before = line.received
+    with s3.open_recording(recording_id) as file:
+        file.seek(-128, os.SEEK_END)
+        file.read(128)
+        file.seek(0)
+        while file.read(65_536):
+            continue
+    assert size < line.received - before < size + 20_000
+
+
+def test_looking_at_a_large_recording_does_not_fetch_all_of_it(s3: Storage, line: Line) -> None:
+    recording_id = taken_in(s3, bytes(5 * BLOCK_BYTES))
+    before = line.received
+    with s3.open_recording(recording_id) as file:
+        file.read(1000)
+    assert line.received - before < 2 * BLOCK_BYTES
+
+
+def test_a_connection_that_is_cut_while_a_recording_is_read_costs_nothing_else(
+    s3: Storage, line: Line
+) -> None:
+    content = os.urandom(2 * BLOCK_BYTES)
+    recording_id = taken_in(s3, content)
+    with s3.open_recording(recording_id) as file:
+        line.cut_after = BLOCK_BYTES // 2
+        assert file.read() == content
+    assert line.cut_after is None
+
+
+def test_a_storage_that_goes_away_while_a_recording_is_decoded_does_not_look_like_its_end(
+    s3: Storage, line: Line, tmp_path: Path
+) -> None:
+    long = write_wav(tmp_path / "long.wav", noise(300))
+    with s3.open_recording(taken_in(s3, long.read_bytes())) as file:
+        decoding = Decoding(file)
+        blocks = iter(decoding)
+        next(blocks)
+        line.cut()
+        with pytest.raises(Unavailable):
+            list(blocks)
+    assert "truncated" not in decoding.warnings
+
+
+def test_what_cannot_be_reached_is_said_to_be_unavailable(s3: Storage, line: Line) -> None:
+    recording_id = taken_in(s3, b"sound")
+    s3.incoming(recording_id).write_bytes(b"sound")
+    line.cut()
+    for call in (
+        s3.check,
+        lambda: s3.secure(recording_id),
+        lambda: s3.write_result(uuid4(), "transcript.txt", b""),
+        lambda: s3.erase(uuid4(), None),
+        lambda: list(s3.unsettled(-1)),
+    ):
+        with pytest.raises(Unavailable):
+            call()
+
+
+def test_an_upload_that_a_dead_gateway_has_begun_is_ended(s3: Storage, server: S3Server) -> None:
+    key = f"steno/recordings/{uuid4()}"
+    upload = server.client.create_multipart_upload(Bucket=BUCKET, Key=key)
+    server.client.upload_part(
+        Bucket=BUCKET, Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"part"
+    )
+    assert server.client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
+    assert unsettled(s3, 3600) == set()  # moto says of all that they were begun years ago
+    assert not server.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
+
+
+def test_what_a_dead_gateway_has_left_on_its_disk_is_cleared_when_it_starts(
+    s3: Storage, tmp_path: Path
+) -> None:
+    old, new = s3.incoming(uuid4()), s3.incoming(uuid4())
+    for path in (old, new):
+        path.write_bytes(b"sound")
+    long_ago = time.time() - 2 * 3600
+    os.utime(old, (long_ago, long_ago))
+    open_storage(StorageSettings(data_dir=tmp_path))
+    assert not old.exists()
+    assert new.exists()

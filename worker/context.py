@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from loguru import logger
 
 from common.db.steps import Steps
+from common.egress import Egress
 from common.errors import Unavailable
 from common.events import Events
 from common.settings import Settings
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_S = 600.0
-"""How long a finished result is held while Postgres is away, before it is given up."""
+"""How long a step waits for Postgres or the storage, before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,15 @@ class Context:
 
         return load_network()
 
+    @cached_property
+    def egress(self) -> Egress:
+        return Egress(self.settings.egress.allow)
 
-def persist(write: Callable[[], T]) -> T:
-    """Repeat a guarded write until Postgres answers: what was computed must not be lost to a pause.
+
+def persist(call: Callable[[], T]) -> T:
+    """Repeat what may be repeated until Postgres or the storage answers.
+
+    What was computed must not be lost to a pause.
 
     Raises:
         Unavailable: it stayed away for `PATIENCE_S`.
@@ -57,10 +64,10 @@ def persist(write: Callable[[], T]) -> T:
     delay_s = 0.1
     while True:
         try:
-            return write()
-        except Unavailable:
+            return call()
+        except Unavailable as error:
             if time.monotonic() > deadline:
                 raise
-            logger.warning("the database is away; trying again in {:.1f} s", delay_s)
+            logger.warning("trying again in {:.1f} s: {}", delay_s, error)
             time.sleep(delay_s)
             delay_s = min(2.0, delay_s * 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -83,7 +84,8 @@ def _write_files(
     """Leave every format with the storage, masked where the job wants it."""
     for ending in MEDIA_TYPES:
         content = write(ending, transcript, warnings=warnings, manifest=manifest)
-        context.storage.write_result(job.id, f"transcript.{ending}", content.encode())
+        name, encoded = f"transcript.{ending}", content.encode()
+        persist(partial(context.storage.write_result, job.id, name, encoded))
 
 
 def _manifest(

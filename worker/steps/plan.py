@@ -32,9 +32,9 @@ def plan(context: Context, claim: Claim) -> UUID | None:
     started = time.monotonic()
     planning = _Planning(context, claim)
     try:
-        planning.run(replan=False)
+        persist(lambda: planning.run(replan=False))
     except _PlannedOtherwise:
-        planning.run(replan=True)
+        persist(lambda: planning.run(replan=True))
     elapsed_ms = round((time.monotonic() - started) * 1000)
     merge = persist(
         lambda: context.steps.finish_plan(
@@ -109,7 +109,8 @@ class _Planning:
             raise _PlannedOtherwise
         if done:
             return
-        self._context.storage.write_chunk(self._claim.job_id, chunk.index, planned.pcm)
+        storage, job_id = self._context.storage, self._claim.job_id
+        persist(lambda: storage.write_chunk(job_id, chunk.index, planned.pcm))
         row = PlannedRow(chunk.index, windows_to_json(chunk.windows), address)
         self.added += persist(lambda: self._context.steps.add_chunks(self._claim, [row]))
         self._context.events.work_to_do()

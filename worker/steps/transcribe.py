@@ -46,7 +46,7 @@ def _hear(context: Context, job: Job, stored: Chunk) -> list[Any]:
     weights = context.engines.weights(job.engine, job.model)
     if weights.sha256 != job.weights_sha256:
         raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=job.weights_sha256)
-    pcm = context.storage.read_chunk(job.id, chunk.index)
+    pcm = persist(lambda: context.storage.read_chunk(job.id, chunk.index))
     language = job.detected_language or job.language
     heard = context.engines.get(job.engine, job.model).transcribe(
         cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)

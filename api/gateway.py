@@ -91,7 +91,7 @@ class Gateway:
         return await to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._limiter)
 
     def jobs(self, tenant: str) -> Jobs:
-        return Jobs(self.database, tenant)
+        return Jobs(self.database, tenant, delete_after_s=self.settings.job.delete_after)
 
     def check_services(self) -> None:
         """Raise `Unavailable` unless Postgres and Redis answer."""

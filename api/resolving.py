@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 from uuid import UUID
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from api.problems import bad_value
+from api.client_data import metadata_of
+from api.problems import bad_value, shown
 from api.schemas import UploadOptions
 from common.asr.languages import LANGUAGES
-from common.db.jobs import NewJob
+from common.db.jobs import ClientData, NewJob
 from common.domain.job import Priority
 from common.domain.request import Cutting, Decoding, Options
 from common.errors import ModelNotHere, Needs, OutOfRange, UnknownOption
@@ -22,6 +26,35 @@ AUTO = "auto"
 MODELS = "moderation, which is off here (AI_LOAD_MODELS=false)"
 
 
+def form_options(sent: Mapping[str, str]) -> UploadOptions:
+    """The options in a form's fields; an empty one counts as not sent.
+
+    Raises:
+        UnknownOption, OutOfRange, Unsupported: one of them is wrong; it is named.
+    """
+    given: dict[str, Any] = {name: value for name, value in sent.items() if value.strip()}
+    if "metadata" in given:
+        try:
+            given["metadata"] = metadata_of(given["metadata"])
+        except ValueError as error:
+            value = shown(given["metadata"])
+            raise OutOfRange(field="metadata", limit=error, value=value) from None
+    try:
+        return UploadOptions.model_validate(given)
+    except ValidationError as error:
+        raise bad_value(dict(error.errors()[0])) from None
+
+
+def request_sha256(endpoint: str, options: BaseModel, recording_sha256: str | None = None) -> str:
+    """What two requests share that ask for the same; in lower-case hex."""
+    asked = {
+        "endpoint": endpoint,
+        "options": options.model_dump(mode="json", exclude_defaults=True),
+        "recording": recording_sha256,
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
 class Resolver:
     """Knows this installation's defaults and weights; it reads the disk, so call it in a thread."""
 
@@ -29,18 +62,12 @@ class Resolver:
         self._settings = settings
         self._weights = weights
 
-    def resolve(self, job_id: UUID, sent: Mapping[str, str]) -> NewJob:
-        """The job that ``sent`` asks for; an empty value counts as not sent.
+    def resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
+        """The job that ``options`` ask for.
 
         Raises:
-            UnknownOption, OutOfRange, Unsupported, Needs, ModelNotHere: an option is wrong; it is
-                named.
+            UnknownOption, OutOfRange, Needs, ModelNotHere: one of them is wrong; it is named.
         """
-        given = {name: value for name, value in sent.items() if value.strip()}
-        try:
-            options = UploadOptions.model_validate(given)
-        except ValidationError as error:
-            raise bad_value(dict(error.errors()[0])) from None
         asr = self._settings.asr
         engine = options.engine or asr.default_engine
         language = options.language or asr.default_language.lower()
@@ -58,6 +85,9 @@ class Resolver:
                 moderation=self._moderation(options),
                 filter_profanity=options.filter_profanity,
             ),
+            webhook_url=options.webhook_url,
+            client=ClientData(options.recording_id, options.metadata),
+            delete_after_s=options.delete_after,
         )
 
     def _check(self, engine: str, model: str, language: str) -> None:

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from api.client_data import checked
 from common.domain.job import JobStatus
 from common.domain.moderation import Label
 
@@ -26,6 +27,8 @@ def _no_control(text: str) -> str:
 Word = BeforeValidator(_lower)
 """A name in whatever case it is sent."""
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
+Name = Annotated[str, Field(max_length=200), AfterValidator(_no_control)]
+Metadata = Annotated[dict[str, Any], AfterValidator(checked)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 MAX_TEXTS = 1_000
@@ -80,6 +83,15 @@ class UploadOptions(BaseModel):
     """Loudness below which sound counts as silence, in dBFS."""
     min_silence_duration: int | None = Field(None, ge=10, le=10_000)
     """Shortest silence worth cutting in, in milliseconds."""
+    recording_id: Name | None = None
+    """Your own name for the recording, given back as it came."""
+    metadata: Metadata | None = None
+    """A JSON object of at most 16 KB, given back as it came; in a form as text."""
+    webhook_url: Annotated[str, Field(max_length=2000)] | None = None
+    """Where to tell of the job's end, beside the tenant's own webhooks."""
+    delete_after: int | None = Field(None, ge=60, le=315_360_000)
+    """Seconds after its end at which the job is deleted with all it has; unless the tenant or the
+    gateway was told otherwise, never."""
 
 
 class Accepted(BaseModel):
@@ -100,7 +112,8 @@ class Status(BaseModel):
     job_id: UUID
     status: JobStatus = Field(examples=["PROCESSING"])
     stage: str = Field(examples=["transcribing"])
-    """queued, planning, transcribing, moderating (all is transcribed), merging or done."""
+    """queued, fetching, planning, transcribing, moderating (all is transcribed), merging or done;
+    fetching: from the URL it was submitted by."""
     progress: int = Field(ge=0, le=100, examples=[40])
     chunks_completed: int
     chunks_total: int
@@ -119,6 +132,12 @@ class Status(BaseModel):
     model: str
     language: str
     duration_seconds: float | None
+    recording_id: str | None
+    """Your own name for the recording."""
+    metadata: dict[str, Any] | None
+    """Your own, as it came."""
+    delete_at: datetime | None
+    """When the job will be deleted with all it has; null until it has ended, and where it stays."""
 
 
 class ResultSegment(BaseModel):
@@ -231,6 +250,12 @@ class Result(BaseModel):
     """Null where the job was not to be moderated."""
     warnings: list[str]
     manifest: dict[str, Any] | None
+    recording_id: str | None
+    """Your own name for the recording."""
+    metadata: dict[str, Any] | None
+    """Your own, as it came."""
+    delete_at: datetime | None
+    """When the job will be deleted with all it has; null where it stays."""
 
 
 class ModelState(BaseModel):

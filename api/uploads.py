@@ -21,7 +21,9 @@ from loguru import logger
 
 from api.caller import Caller
 from api.gateway import Gateway
+from api.intake import stream_body
 from api.multipart import FormReader
+from api.resolving import form_options
 from api.schemas import Accepted, UploadOptions
 from common.audio.probe import Probe
 from common.db.jobs import NewJob, NewRecording
@@ -46,6 +48,7 @@ class Body:
     """
 
     def __init__(self, request: Request, *, patience_s: float = PATIENCE_S) -> None:
+        stream_body(request.scope)
         self._stream = request.stream()
         self._patience_s = patience_s
         self.ended = False
@@ -220,7 +223,7 @@ class Upload:
 
     async def _resolve(self, form: FormReader) -> NewJob:
         resolver = self._gateway.resolver
-        options = self._kind.options(form)
+        options = form_options(self._kind.options(form))
         job = await asyncio.to_thread(resolver.resolve, self._job_id, options)
         return replace(job, key_id=self._caller.key_id, quota=self._caller.quota)
 

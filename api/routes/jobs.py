@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 from api.caller import Reader, Transcriber
 from api.filenames import attachment
 from api.gateway import Gateway, GatewayDep
+from api.original import RESPONSES, original
 from api.problems import documented
 from api.schemas import Result, Status
 from api.wav import WavResponse
@@ -37,7 +38,7 @@ REREAD_S = 2.0
 """How often a long poll looks by itself, should no wake-up come."""
 
 TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
-Format = Literal["json", "txt", "srt", "vtt", "tsv", "wav"]
+Format = Literal["json", "txt", "srt", "vtt", "tsv", "wav", "original"]
 Masks = Annotated[
     bool | SkipJsonSchema[None],
     Query(description="Mask the offending words; by default as the upload asked for."),
@@ -104,9 +105,10 @@ async def result(
     response_class=Response,
     responses={
         200: {
-            "content": {kind: {} for kind in (*MEDIA_TYPES.values(), WAV)},
+            "content": {kind: {} for kind in (*MEDIA_TYPES.values(), WAV, "audio/*", "video/*")},
             "description": "The file",
         },
+        **RESPONSES,
         **documented(409),
     },
 )
@@ -123,20 +125,24 @@ async def download(
         bool, Query(description="Cover offending words by a tone; wav only.")
     ] = False,
 ) -> Response:
-    """A job's text as a file; or, with `format=wav`, its recording.
+    """A job's text as a file; or, with `format=wav` or `format=original`, its recording.
 
+    `original` is what was sent, byte for byte, whatever became of the job; parts of it may be asked
+    for (`Range`). Where recordings are in an object storage it answers 307 with a link to there.
     What `redact` covers is what the transcript has: the words that were marked, or the whole
     segment where their times are not known.
     """
     if flag and format not in FLAGGING:
         raise Needs(field="flag", value="true", needed="format=srt or format=vtt")
     jobs = gateway.jobs(caller.tenant)
+    if filter_profanity and format in {"wav", "original"}:
+        raise Needs(field="filter_profanity", value="true", needed="a format of text")
     if format == "wav":
-        if filter_profanity:
-            raise Needs(field="filter_profanity", value="true", needed="a format of text")
         return await _recording(gateway, jobs, job_id, redact=redact)
     if redact:
         raise Needs(field="redact", value="true", needed="format=wav")
+    if format == "original":
+        return await original(gateway, jobs, job_id)
     return await gateway.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
 
 
@@ -178,6 +184,9 @@ def status_document(snapshot: Snapshot) -> Status:
         model=snapshot.model,
         language=snapshot.language,
         duration_seconds=None if snapshot.duration_ms is None else seconds(snapshot.duration_ms),
+        recording_id=snapshot.client.recording_id,
+        metadata=snapshot.client.metadata,
+        delete_at=snapshot.delete_at,
     )
 
 
@@ -189,6 +198,9 @@ def _result(jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None) -> Re
         "completed_at": snapshot.completed_at and snapshot.completed_at.isoformat(),
         "download_url": f"/api/v1/download/{job_id}" if text.complete else None,
         **transcript_document(transcript, warnings=snapshot.warnings, manifest=text.manifest),
+        "recording_id": snapshot.client.recording_id,
+        "metadata": snapshot.client.metadata,
+        "delete_at": snapshot.delete_at and snapshot.delete_at.isoformat(),
     }
     return JSONResponse(document)
 
@@ -200,9 +212,9 @@ async def _recording(gateway: Gateway, jobs: Jobs, job_id: UUID, *, redact: bool
     if redact:
         _check_moderated(text, "redact")
         _check_all_judged(transcript)
-    recording_id = await gateway.in_thread(jobs.recording_id, job_id)
+    recording = await gateway.in_thread(jobs.recording, job_id)
     spans = spans_to_silence(transcript) if redact else []
-    file = await gateway.wav_files.open(recording_id, transcript.duration_ms, spans)
+    file = await gateway.wav_files.open(recording.id, transcript.duration_ms, spans)
     name = attachment(snapshot.filename, "redacted.wav" if redact else "wav")
     return WavResponse(file, name)
 

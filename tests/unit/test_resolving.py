@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from api.resolving import Resolver
+from api.resolving import Resolver, form_options
 from common.domain.job import Priority
 from common.domain.request import Cutting
 from common.errors import BadInput, ModelNotHere, Needs, OutOfRange, UnknownOption
@@ -48,7 +48,7 @@ def unmoderated(tmp_path: Path) -> Resolver:
 
 
 def resolve(resolver: Resolver, **sent: str) -> Any:
-    return resolver.resolve(uuid4(), sent)
+    return resolver.resolve(uuid4(), form_options(sent))
 
 
 def test_what_is_not_sent_comes_from_the_settings(resolver: Resolver) -> None:
@@ -104,7 +104,7 @@ def test_a_model_is_a_known_name_and_nothing_else(resolver: Resolver, model: str
         resolve(resolver, model=model)
 
 
-@pytest.mark.parametrize("name", ["diarize", "webhook_url", "__class__"])
+@pytest.mark.parametrize("name", ["diarize", "callback_url", "__class__"])
 def test_an_option_nobody_knows_is_refused_by_name(resolver: Resolver, name: str) -> None:
     with pytest.raises(BadInput, match=name):
         resolve(resolver, **{name: "1"})

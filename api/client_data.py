@@ -1,0 +1,57 @@
+"""What clients want back as they sent it: any JSON object, as long as JSON can tell it again."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+MAX_BYTES = 16 * 1024
+"""As compact JSON in UTF-8."""
+MAX_DEPTH = 32
+"""Objects and lists within each other; writers of JSON give up somewhere beyond."""
+
+
+def metadata_of(text: str) -> Any:
+    """The JSON in a form's field.
+
+    Raises:
+        ValueError: it is none; the message says what is wanted.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise ValueError("a JSON object") from None
+
+
+def checked(value: dict[str, Any]) -> dict[str, Any]:
+    """The same again, if it is fit to be stored and told.
+
+    Raises:
+        ValueError: it is not; the message says what it must be.
+    """
+    _check(value, MAX_DEPTH)
+    try:
+        told = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise ValueError("text without lone surrogates") from None
+    if len(told) > MAX_BYTES:
+        raise ValueError(f"at most {MAX_BYTES} bytes of JSON")
+    return value
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth < 0:
+        raise ValueError(f"at most {MAX_DEPTH} levels deep")
+    if isinstance(value, dict):
+        for part in value.values():
+            _check(part, depth - 1)
+    elif isinstance(value, list):
+        for part in value:
+            _check(part, depth - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("JSON with finite numbers")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)

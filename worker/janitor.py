@@ -98,6 +98,8 @@ class Janitor:
     def _drop_chunks(self, job_id: UUID) -> bool:
         try:
             self._storage.drop_chunks(job_id)
+            for recording_id in self._cleaning.unfetched(job_id):
+                self._storage.discard(recording_id)
         except Transient as error:
             logger.warning("job {}: its sound cannot be deleted now: {}", job_id, error)
             return False

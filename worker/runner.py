@@ -15,12 +15,14 @@ from common.domain.job import StepKind
 from common.domain.values import Chunk
 from common.errors import StenoError, Transient, Unavailable
 from worker.context import Context, persist
+from worker.steps.fetch import fetch
 from worker.steps.merge import merge
 from worker.steps.moderate import moderate
 from worker.steps.plan import plan
 from worker.steps.transcribe import transcribe
 
 STEPS: dict[StepKind, Callable[[Context, Claim], UUID | None]] = {
+    StepKind.FETCH: fetch,
     StepKind.PLAN: plan,
     StepKind.TRANSCRIBE: transcribe,
     StepKind.MODERATE: moderate,
@@ -33,6 +35,8 @@ SLOWEST_PLAN = 0.05
 """The same for decoding and cutting."""
 OUTAGE_PAUSE_S = 1.0
 """How soon to try again to renew a lease while Postgres is away."""
+LOWEST_COPY_RATE = 5_000_000
+"""Bytes a second at which a recording that was fetched gets from here to the storage."""
 LOWEST_BYTE_RATE = 1_000
 """Bytes a second of the thinnest recording, to bound the length of one that does not tell it."""
 
@@ -108,6 +112,9 @@ class Runner:
             chunk = persist(lambda: self._context.steps.chunk_of(claim))
             audio = Chunk(chunk.index, windows_from_json(chunk.windows)).audio
             return base + SLOWEST_ENGINE * audio.duration_ms / 1000
+        if claim.kind is StepKind.FETCH:
+            settings = self._context.settings
+            return base + settings.fetch.timeout + settings.upload.max_bytes / LOWEST_COPY_RATE
         if claim.kind is StepKind.PLAN:
             _, recording = persist(lambda: self._context.steps.job_of(claim))
             longest_s = recording.size_bytes / LOWEST_BYTE_RATE

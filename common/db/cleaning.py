@@ -10,7 +10,7 @@ from sqlalchemy import case, func, null, select, update
 
 from common.db.database import Database
 from common.db.deletions import Deleted, Reason, erased, remove
-from common.db.steps import end_job, seconds
+from common.db.steps import end_job, fetched_ids, seconds
 from common.db.tables import Deletion, Job, Recording
 from common.domain.job import JobStatus
 
@@ -54,6 +54,11 @@ class Cleaning:
             )
             session.execute(update(Job).where(Job.id == job_id).values(sweep_at=again))
             return True
+
+    def unfetched(self, job_id: UUID) -> list[UUID]:
+        """What workers that were stopped over fetching the job's recording may have left."""
+        with self.database.transaction() as session:
+            return fetched_ids(session, job_id)
 
     def expired(self, limit: int) -> list[UUID]:
         """Jobs whose time to be deleted has come."""

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from common.db.database import Database
 from common.db.paging import Cursor, Page, beyond, page_of
-from common.db.steps import doorbells_of, end_job
+from common.db.steps import doorbells_of, end_job, fetched_ids
 from common.db.tables import (
     Chunk,
     Deletion,
@@ -28,6 +28,7 @@ from common.db.tables import (
     WebhookDelivery,
 )
 from common.domain.job import JobStatus
+from common.domain.webhooks import DeliveryStatus
 from common.errors import NotFound
 
 
@@ -127,27 +128,37 @@ def erased(session: Session, job_id: UUID, *, files: int, size: int) -> None:
 
 
 def remove(session: Session, job: Job, reason: Reason) -> Deleted:
-    """Delete ``job``, whose row is locked, and leave a deletion in its place."""
+    """Delete ``job``, whose row is locked, and leave a deletion in its place.
+
+    Messages that are still to be sent outlive it (its row leaves them behind without its id), that
+    of its being cancelled among them; they are forgotten as soon as they have ended.
+    """
     doorbells = doorbells_of(session, job.id)
+    # A worker that is stopped while it fetches leaves a file that has no row.
+    recording_id = job.recording_id or next(iter(fetched_ids(session, job.id)), None)
     end_job(session, job.id, JobStatus.CANCELLED)  # where it has not ended by itself
     deleted = [cast("CursorResult[Any]", session.execute(each)) for each in _deletes(job)]
     session.add(
         Deletion(
             job_id=job.id,
             tenant=job.tenant,
-            recording_id=job.recording_id,
+            recording_id=recording_id,
             reason=reason,
             rows=sum(result.rowcount for result in deleted),
             requested_at=func.clock_timestamp(),
         )
     )
-    return Deleted(job.id, job.recording_id, tuple(doorbell for _, doorbell in doorbells))
+    return Deleted(job.id, recording_id, tuple(doorbell for _, doorbell in doorbells))
 
 
 def _deletes(job: Job) -> list[Delete]:
     """What deletes every row about ``job``, in an order that needs no cascade: it counts."""
     steps = select(Step.id).where(Step.job_id == job.id)
-    deliveries = select(WebhookDelivery.id).where(WebhookDelivery.job_id == job.id)
+    told = (
+        WebhookDelivery.job_id == job.id,
+        WebhookDelivery.status != DeliveryStatus.PENDING,
+    )
+    deliveries = select(WebhookDelivery.id).where(*told)
     return [
         delete(Outbox).where(Outbox.step_id.in_(steps)),
         delete(Step).where(Step.job_id == job.id),
@@ -156,7 +167,7 @@ def _deletes(job: Job) -> list[Delete]:
         delete(Transcript).where(Transcript.job_id == job.id),
         delete(JobMetrics).where(JobMetrics.job_id == job.id),
         delete(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(deliveries)),
-        delete(WebhookDelivery).where(WebhookDelivery.job_id == job.id),
+        delete(WebhookDelivery).where(*told),
         delete(Job).where(Job.id == job.id),
         delete(Recording).where(Recording.id == job.recording_id),
     ]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from sqlalchemy import (
     ColumnElement,
@@ -688,6 +688,25 @@ def _ask_for(session: Session, step_ids: Sequence[UUID]) -> None:
     if step_ids:
         rows = [{"step_id": step_id} for step_id in step_ids]
         session.execute(upsert(Outbox).values(rows).on_conflict_do_nothing())
+
+
+def fetched_id(step_id: UUID, attempt: int) -> UUID:
+    """What an attempt at fetching a recording calls it: a name that others can find it by."""
+    return uuid5(step_id, str(attempt))
+
+
+def fetched_ids(session: Session, job_id: UUID) -> list[UUID]:
+    """What workers that fetch, or were stopped over it, may have left of it; newest first."""
+    fetching = session.execute(
+        select(Step.id, Step.attempt).where(
+            Step.job_id == job_id, Step.kind == StepKind.FETCH, Step.status != StepStatus.DONE
+        )
+    )
+    return [
+        fetched_id(step_id, attempt)
+        for step_id, attempts in fetching
+        for attempt in range(attempts, 0, -1)
+    ]
 
 
 def doorbells_of(session: Session, job_id: UUID) -> list[tuple[str, str]]:

@@ -1,0 +1,308 @@
+"""Recordings submitted by URL: fetched whole, resumed after a cut, refused where they must be."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from common.db.jobs import Jobs
+from common.db.steps import Claim, StaleClaim
+from common.db.tables import Job, Recording, Step
+from common.domain.job import JobStatus, StepKind
+from common.errors import FetchBroke, FetchFailed, NotAudio, TooLarge, UrlRefused
+from common.queue import Doorbell, connect
+from common.settings import Settings
+from tests.factories import TENANT, claim_next, new_job
+from tests.file_server import FileServer, Served
+from tests.service import Start, wait_until, write_wav
+from tests.speech import noise, speak
+from worker.compose import build_context
+from worker.context import Context
+from worker.steps.fetch import fetch
+
+ETAG = {"etag": '"one"'}
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Ten seconds of noise in a WAV file of 320 kB."""
+    return write_wav(tmp_path_factory.mktemp("sound") / "noise.wav", noise(10)).read_bytes()
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer() as server:
+        yield server
+
+
+@pytest.fixture
+def context(
+    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Context:
+    """What a worker has, with little patience, and leave to reach this machine."""
+    for name, value in {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "DATA_DIR": str(tmp_path),
+        "EGRESS_ALLOW": "127.0.0.1",
+        "FETCH_STALL": "0.5",
+        "FETCH_TIMEOUT": "20",
+        "FETCH_TRIES": "2",
+        "MAX_UPLOAD_SIZE_MB": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("worker.steps.fetch.FIRST_PAUSE_S", 0.01)
+    return build_context(Settings(), connect(redis_url))
+
+
+def submit(context: Context, url: str) -> Claim:
+    """Submit a URL, and claim the step that fetches it."""
+    job = new_job(source_url=url)
+    Jobs(context.steps._database, TENANT).create(job)
+    claim = claim_next(context.steps)
+    assert (claim.job_id, claim.kind) == (job.id, StepKind.FETCH)
+    return claim
+
+
+def recording_of(context: Context, claim: Claim) -> tuple[Recording, bytes]:
+    """The recording that the job has got."""
+    with context.steps._database.transaction() as session:
+        job = session.get_one(Job, claim.job_id)
+        recording = session.scalars(select(Recording).where(Recording.id == job.recording_id)).one()
+    with context.storage.open_recording(recording.id) as file:
+        return recording, file.read()
+
+
+def left_behind(context: Context) -> list[Path]:
+    return list(context.settings.storage.temp.glob("*.part"))
+
+
+def ranges(server: FileServer) -> list[str | None]:
+    return [it.headers.get("range") for it in server.asked]
+
+
+def test_a_recording_is_fetched_as_if_it_had_been_sent(
+    context: Context, server: FileServer, sound: bytes
+) -> None:
+    claim = submit(context, server.put("/a%20talk.wav", Served(sound)) + "?token=hush")
+    following = fetch(context, claim)
+    recording, stored = recording_of(context, claim)
+    assert stored == sound
+    assert recording.filename == "a talk.wav"
+    assert recording.sha256 == hashlib.sha256(sound).hexdigest()
+    assert (recording.container, recording.codec) == ("wav", "pcm_s16le")
+    assert (recording.size_bytes, recording.duration_ms) == (len(sound), 10_000)
+    assert recording.tenant == TENANT
+    assert left_behind(context) == []
+    with context.steps._database.transaction() as session:
+        assert session.get_one(Step, following).kind == StepKind.PLAN
+    (asked,) = server.asked
+    assert asked.path == "/a%20talk.wav?token=hush"
+    assert not {"cookie", "authorization", "referer"} & set(asked.headers)
+
+
+def test_a_server_says_how_its_file_is_called(
+    context: Context, server: FileServer, sound: bytes
+) -> None:
+    named = {"content-disposition": "attachment; filename*=UTF-8''bu%E1%BB%95i%20h%E1%BB%8Dp.wav"}
+    claim = submit(context, server.put("/get", Served(sound, headers=named)))
+    fetch(context, claim)
+    assert recording_of(context, claim)[0].filename == "buổi họp.wav"
+
+
+@pytest.mark.parametrize("headers", [ETAG, {"last-modified": "Sat, 14 Mar 2026 15:09:26 GMT"}])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_after_each_cut_only_the_rest_is_asked_for(
+    context: Context, server: FileServer, sound: bytes, headers: dict[str, str], *, chunked: bool
+) -> None:
+    served = Served(sound, headers=headers, cuts=[100_000, 50_000, 1], chunked=chunked)
+    claim = submit(context, server.put("/cut.wav", served))
+    fetch(context, claim)
+    assert recording_of(context, claim)[1] == sound
+    assert ranges(server) == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
+    assert [it.headers.get("if-range") for it in server.asked[1:]] == [*headers.values()] * 3
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        Served(headers=ETAG, ranges=False, cuts=[100_000]),
+        Served(headers={}, cuts=[100_000]),
+        Served(headers={"etag": 'W/"weak"'}, cuts=[100_000]),
+    ],
+)
+def test_a_file_that_cannot_be_told_to_be_the_same_begins_anew(
+    context: Context, server: FileServer, sound: bytes, served: Served
+) -> None:
+    served.content = sound
+    claim = submit(context, server.put("/cut.wav", served))
+    fetch(context, claim)
+    assert recording_of(context, claim)[1] == sound
+
+
+def test_a_file_that_changed_between_two_tries_is_not_mixed(
+    context: Context, server: FileServer, sound: bytes
+) -> None:
+    class Changing(dict[str, str]):
+        """Another ETag, and another file, in each answer."""
+
+        versions = 0
+
+        def items(self):  # type: ignore[no-untyped-def]
+            self.versions += 1
+            served.content = bytes([self.versions]) * 44 if self.versions == 1 else sound
+            return {"etag": f'"{self.versions}"'}.items()
+
+        def get(self, name, default=None):  # type: ignore[no-untyped-def]
+            return f'"{self.versions + 1}"' if name == "etag" else default
+
+    served = Served(b"x" * 400_000, headers=Changing(), cuts=[40])
+    claim = submit(context, server.put("/changing.wav", served))
+    fetch(context, claim)
+    assert recording_of(context, claim)[1] == sound
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    context: Context, server: FileServer, sound: bytes
+) -> None:
+    claim = submit(context, server.put("/busy.wav", Served(sound, statuses=[503])))
+    fetch(context, claim)
+    assert recording_of(context, claim)[1] == sound
+
+
+@pytest.mark.parametrize(
+    ("served", "error", "message"),
+    [
+        (Served(statuses=[503] * 9), FetchBroke, "it answered 503"),
+        (Served(statuses=[429] * 9), FetchBroke, "it answered 429"),
+        (Served(status=403), FetchFailed, "it answered 403"),
+        (Served(status=404), FetchFailed, "it answered 404"),
+        (Served(status=204), FetchFailed, "it answered 204"),
+        (Served(status=206, content=b"part"), FetchFailed, "it answered 206"),
+        (Served(status=302), FetchFailed, "it redirects to nowhere"),
+        (Served(status=302, headers={"location": "/odd"}), FetchFailed, "more than 5 times"),
+        (Served(b"<html>please log in</html>"), NotAudio, "not a recording"),
+        (Served(), NotAudio, "the file is empty"),
+        (Served(b"RIFF", headers={"content-encoding": "gzip"}), FetchFailed, "compressed"),
+        (Served(bytes(10), headers={"content-length": "1000001"}), TooLarge, "at most 1 MB"),
+        (Served(endless=True), TooLarge, "at most 1 MB"),
+        (Served(bytes(9_000), stall_after=500), FetchBroke, "it sent nothing for too long"),
+        (Served(bytes(9_000), cuts=[0] * 9), FetchBroke, "peer closed connection"),
+    ],
+)
+def test_a_fetch_that_cannot_be_ends_and_says_why_without_the_urls_secrets(
+    context: Context, server: FileServer, served: Served, error: type[Exception], message: str
+) -> None:
+    claim = submit(context, server.put("/odd", served) + "?signature=hush")
+    with pytest.raises(error, match=message) as caught:
+        fetch(context, claim)
+    assert "hush" not in str(caught.value)
+    assert left_behind(context) == []
+
+
+def test_a_server_that_drips_runs_into_the_limit_of_time(
+    context: Context, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each drop comes in time: only the limit on all of it helps (slow loris)."""
+    monkeypatch.setenv("FETCH_TIMEOUT", "1")
+    hurried = build_context(Settings(), connect(context.settings.redis.address or ""))
+    dripping = Served(bytes(10_000), headers=ETAG, cuts=[1] * 10_000)
+    claim = submit(hurried, server.put("/drip", dripping))
+    with pytest.raises(FetchFailed, match=r"it took more than 1 s"):
+        fetch(hurried, claim)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://127.0.0.2:{port}/inside",
+        "http://2130706434:{port}/inside",
+        "http://0x7f000002:{port}/inside",
+        "http://[::1]:{port}/inside",
+        "http://[::ffff:127.0.0.2]:{port}/inside",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://0.0.0.0:{port}/inside",
+        "//127.0.0.2:{port}/inside",
+        "http://user:secret@127.0.0.1:{port}/inside",
+        "http://127.0.0.1:{port}\\@127.0.0.2/inside",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/inside",
+    ],
+)
+def test_a_redirect_is_judged_like_the_url_itself(
+    context: Context, server: FileServer, sound: bytes, location: str
+) -> None:
+    with FileServer("127.0.0.2") as victim:
+        victim.put("/inside", Served(sound))
+        moved = {"location": location.format(port=victim.port)}
+        server.put("/step", Served(status=302, headers=moved))
+        claim = submit(
+            context, server.put("/begin", Served(status=301, headers={"location": "/step"}))
+        )
+        with pytest.raises(UrlRefused):
+            fetch(context, claim)
+        assert victim.asked == []
+    assert left_behind(context) == []
+
+
+def test_a_redirect_to_where_it_may_go_is_followed(
+    context: Context, server: FileServer, sound: bytes
+) -> None:
+    server.put("/moved%20to.wav", Served(sound, headers=ETAG, cuts=[1_000]))
+    moved = {"location": "moved to.wav", "set-cookie": "a=b"}
+    claim = submit(context, server.put("/begin", Served(status=307, headers=moved)))
+    fetch(context, claim)
+    assert recording_of(context, claim)[1] == sound
+    assert [it.path for it in server.asked] == ["/begin", "/moved%20to.wav"] * 2
+    assert ranges(server)[-1] == "bytes=1000-"
+    assert all("cookie" not in it.headers for it in server.asked)
+
+
+def test_a_late_attempt_leaves_nothing_and_does_no_harm_to_the_newer_one(
+    context: Context, server: FileServer, sound: bytes
+) -> None:
+    claim = submit(context, server.put("/talk.wav", Served(sound)))
+    Jobs(context.steps._database, TENANT).cancel(claim.job_id)
+    with pytest.raises(StaleClaim):
+        fetch(context, claim)
+    assert left_behind(context) == []
+
+
+def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
+    start: Start, server: FileServer, redis_url: str, tmp_path: Path, weights_dir: Path
+) -> None:
+    assert (weights_dir / "faster-whisper-base").is_dir()
+    speech = write_wav(tmp_path / "speech.wav", speak("The quick brown fox.")).read_bytes()
+    served = Served(speech, headers=ETAG, cuts=[10_000])
+    service = start(EGRESS_ALLOW="127.0.0.1", AI_LOAD_MODELS="false")
+    job = new_job(source_url=server.put("/speech.wav", served) + "?signature=hush")
+    service.jobs.create(job)
+    service.start_worker()
+    service.start_dispatcher()
+    snapshot = service.ended(job.id)
+    assert snapshot.status is JobStatus.COMPLETED, snapshot.error_message
+    assert "quick brown fox" in service.text(job.id).lower()
+    assert ranges(server) == [None, "bytes=10000-"]
+    assert "hush" not in service.log()
+
+    private = new_job(source_url=server.url.replace("127.0.0.1", "127.0.0.9") + "/a?b=hush")
+    gone = new_job(source_url=f"{server.url}/nothing?signature=hush")
+    stalled = new_job(source_url=server.put("/stalled", Served(bytes(99), stall_after=9)))
+    for refused in (private, gone, stalled):
+        service.jobs.create(refused)
+    assert service.ended(private.id).error_code == "url_refused"
+    assert service.ended(gone.id).error_message == (
+        "The recording cannot be had from 127.0.0.1: it answered 404"
+    )
+    wait_until(lambda: "stalled" in server.asked[-1].path, "the fetch")
+    assert service.jobs.snapshot(stalled.id).stage == "fetching"
+    doorbell = Doorbell(connect(redis_url))
+    for _, bell in service.jobs.cancel(stalled.id):
+        doorbell.stop(bell)
+    temp = tmp_path / "uploads" / ".incoming"
+    wait_until(lambda: not list(temp.glob("*.part")), "the end of what was fetched")
+    assert "hush" not in service.log()

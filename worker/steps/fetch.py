@@ -1,0 +1,297 @@
+"""Fetch: a recording from the URL it was submitted by, into the storage, as if it had been sent.
+
+What is told of it, in the job and in the logs, names the host and never the rest of the URL, whose
+query may be a signature.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.message import Message
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urljoin
+from uuid import UUID
+
+import httpcore
+import httpx
+from loguru import logger
+
+from common.audio.probe import probe
+from common.db.jobs import NewRecording
+from common.db.steps import Claim, fetched_id
+from common.domain.webhooks import RETRIED, RETRY_AFTER, retry_after_s
+from common.egress import Outbound, parse_url
+from common.errors import FetchBroke, FetchFailed, StenoError, TooLarge, Transient, UrlRefused
+from common.filenames import display_name
+from common.storage.storage import storage_errors
+from worker.context import Context, persist
+
+USER_AGENT = "Stenopool/1"
+MAX_REDIRECTS = 5
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+PARTIAL_CONTENT = 206
+RANGE_NOT_SATISFIABLE = 416
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+LONGEST_REASON = 200
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+
+
+def fetch(context: Context, claim: Claim) -> UUID:
+    """Fetch the recording of the claimed job; returns the step that plans it.
+
+    Raises:
+        FetchFailed, UrlRefused, TooLarge, NotAudio: for good.
+        FetchBroke, StaleClaim, StorageFull, Unavailable: as everywhere.
+    """
+    started = time.monotonic()
+    source = persist(lambda: context.steps.source_of(claim))
+    for attempt in range(1, claim.attempt):  # killed, they have left what they had
+        context.storage.discard(fetched_id(claim.step_id, attempt))
+    recording_id = fetched_id(claim.step_id, claim.attempt)
+    path = context.storage.incoming(recording_id)
+    offered = False
+    try:
+        fetched = asyncio.run(_fetch(context, source, path))
+        found = probe(path)
+        recording = NewRecording(
+            id=recording_id,
+            filename=fetched.name,
+            container=found.container,
+            codec=found.codec,
+            size_bytes=fetched.size,
+            sha256=fetched.sha256,
+            duration_ms=found.duration_ms,
+            upload_ms=round((time.monotonic() - started) * 1000),
+        )
+        context.storage.secure(recording_id)
+        offered = True
+        following = persist(lambda: context.steps.store_recording(claim, recording))
+    except BaseException:
+        # What may have been committed is not ours any more, but the dispatcher's, to settle.
+        if not (offered and persist(lambda: context.steps.is_stored(recording_id))):
+            with suppress(Transient):
+                context.storage.discard(recording_id)
+        raise
+    with suppress(Transient):  # whoever needs the file first moves it then
+        context.storage.keep(recording_id)
+    logger.info("job {}: fetched {} bytes", claim.job_id, fetched.size)
+    return following
+
+
+async def _fetch(context: Context, source: str, path: Path) -> _Fetched:
+    limits = context.settings.fetch
+    url = parse_url(source)
+    with storage_errors(), path.open("wb") as file:
+        download = _Download(url, file, context.settings.upload.max_bytes)
+        try:
+            async with (
+                asyncio.timeout(limits.timeout),
+                Outbound(context.egress, patience_s=limits.stall) as outbound,
+            ):
+                await download.run(outbound, limits.tries)
+        except TimeoutError:
+            reason = f"it took more than {limits.timeout:g} s"
+            raise FetchFailed(host=url.host, reason=reason) from None
+        file.flush()
+        os.fsync(file.fileno())
+    return download.fetched
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    """A whole file; ``name`` as its server or its URL calls it."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class _Broke(Exception):
+    """A try ended early, for a reason that may pass; ``pause_s`` is what the server asked for."""
+
+    def __init__(self, reason: str, pause_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause_s = pause_s
+
+
+class _Download:
+    """One file on its way in, over as many requests as it takes.
+
+    After a cut it is gone on with where it was, if the server can tell that the file is the same
+    still (RFC 9110, section 13.1.5); else it begins anew.
+    """
+
+    def __init__(self, url: httpx.URL, file: BinaryIO, max_bytes: int) -> None:
+        self._url = url
+        self._file = file
+        self._max_bytes = max_bytes
+        self._name: str | None = None
+        self._validator: str | None = None
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    @property
+    def fetched(self) -> _Fetched:
+        name = self._name or unquote(self._url.path)
+        return _Fetched(display_name(name), self._size, self._digest.hexdigest())
+
+    async def run(self, outbound: Outbound, tries: int) -> None:
+        """Fetch all of it; ``tries`` is how often in a row it may come to nothing.
+
+        Raises:
+            FetchFailed, UrlRefused, TooLarge, StorageFull, Unavailable: no further try would help.
+            FetchBroke: too many came to nothing.
+        """
+        fruitless = 0
+        while True:
+            before = self._size
+            try:
+                await self._try(outbound)
+            except _Broke as broke:
+                fruitless = 0 if self._size > before else fruitless + 1
+                if fruitless >= tries:
+                    raise FetchBroke(host=self._url.host, reason=str(broke)) from None
+                pause_s = broke.pause_s or FIRST_PAUSE_S * 2**fruitless
+                logger.debug("{} bytes are here, then: {}", self._size, broke)
+                await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
+            else:
+                return
+
+    async def _try(self, outbound: Outbound) -> None:
+        """Raises `_Broke` beside what `run` does."""
+        headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": USER_AGENT}
+        if self._size and self._validator:
+            headers |= {"range": f"bytes={self._size}-", "if-range": self._validator}
+        else:
+            self._start_over()
+        try:
+            async with self._opened(outbound, headers) as response:
+                await self._take_in(response, _Headers(response))
+        except httpcore.TimeoutException as error:
+            raise _Broke("it sent nothing for too long") from error
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            raise _Broke((str(error) or type(error).__name__)[:LONGEST_REASON]) from error
+
+    @asynccontextmanager
+    async def _opened(
+        self, outbound: Outbound, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpcore.Response]:
+        """The answer at the end of all redirects, each of which is judged like the first URL."""
+        url = self._url
+        for _ in range(1 + MAX_REDIRECTS):
+            async with outbound.send("GET", url, headers) as response:
+                if response.status not in REDIRECTS:
+                    yield response
+                    return
+                location = _Headers(response).get("location")
+            if not location:
+                raise self._failed("it redirects to nowhere")
+            following = parse_url(urljoin(str(url), location.replace(" ", "%20")))
+            if url.scheme == "https" and following.scheme != "https":
+                raise UrlRefused(field="url", reason="it redirects from https to http")
+            url = following
+        raise self._failed(f"it redirects more than {MAX_REDIRECTS} times")
+
+    async def _take_in(self, response: httpcore.Response, headers: _Headers) -> None:
+        total = self._check(response.status, headers)
+        if response.status == RANGE_NOT_SATISFIABLE:  # as all of it is here already
+            return
+        async for part in response.aiter_stream():
+            self._check_size(self._size + len(part))
+            self._file.write(part)
+            self._digest.update(part)
+            self._size += len(part)
+        if total is not None and self._size != total:
+            raise _Broke(f"{self._size} of {total} bytes came")
+
+    def _check(self, status: int, headers: _Headers) -> int | None:
+        """Judge the answer before its body; returns how long the whole file is, if it says so."""
+        if status in RETRIED or status >= 500:
+            asked_s = headers.retry_after_s() if status in RETRY_AFTER else None
+            raise _Broke(f"it answered {status}", asked_s)
+        begin, total = headers.content_range()
+        if status == RANGE_NOT_SATISFIABLE and self._size:
+            if total != self._size:
+                self._start_over()
+                raise _Broke("the file has changed")
+        elif status == PARTIAL_CONTENT and self._size:
+            if begin != self._size:
+                self._start_over()
+                raise _Broke("it sent another part than it was asked for")
+        elif status == 200:
+            self._start_over()
+            total = headers.content_length()
+            self._validator = headers.validator()
+            self._name = headers.file_name()
+        else:
+            raise self._failed(f"it answered {status}")
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            raise self._failed("it sends what was not asked for: a compressed file")
+        self._check_size(total or 0)
+        return total
+
+    def _start_over(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            limit = f"{self._max_bytes // 1_000_000} MB"
+            raise TooLarge(field="file", limit=limit, value=f"at least {size} bytes")
+
+    def _failed(self, reason: str) -> StenoError:
+        return FetchFailed(host=self._url.host, reason=reason)
+
+
+class _Headers:
+    """An answer's headers, and what they mean."""
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self._values = {
+            name.decode("ascii", "replace").lower(): value.decode("latin-1")
+            for name, value in response.headers
+        }
+
+    def get(self, name: str, default: str = "") -> str:
+        return self._values.get(name, default)
+
+    def content_length(self) -> int | None:
+        text = self.get("content-length")
+        return int(text) if text.isdecimal() else None
+
+    def content_range(self) -> tuple[int | None, int | None]:
+        """Where the part begins and how long the whole is, as far as it is said."""
+        if not (match := _CONTENT_RANGE.fullmatch(self.get("content-range"))):
+            return None, None
+        begin, total = match.groups()
+        return int(begin) if begin else None, None if total == "*" else int(total)
+
+    def validator(self) -> str | None:
+        """What tells the file from any later one: a strong ETag, or else its date."""
+        etag = self.get("etag")
+        if etag and not etag.startswith("W/"):
+            return etag
+        return None if etag else self.get("last-modified") or None
+
+    def retry_after_s(self) -> float | None:
+        return retry_after_s(self.get("retry-after") or None, datetime.now(UTC))
+
+    def file_name(self) -> str | None:
+        """From Content-Disposition (RFC 6266)."""
+        message = Message()
+        message["content-disposition"] = self.get("content-disposition")
+        with suppress(ValueError, LookupError, UnicodeError):
+            return message.get_filename()
+        return None

@@ -52,7 +52,10 @@ def main() -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=FAREWELL_S,
-        h11_max_incomplete_event_size=64 * 1024,
+        root_path=settings.api.root_path,
+        forwarded_allow_ips=settings.api.forwarded_allow_ips,
+        http="h11",  # httptools, where it is installed, would take heads of any size
+        h11_max_incomplete_event_size=max(64_000, 2000 * settings.api.max_header_kb),
     )
 
 

@@ -11,15 +11,31 @@ from types import FrameType
 from typing import TypedDict
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from api import docs, problems
 from api.gateway import Gateway
-from api.middleware import RequestLog
+from api.middleware import HeadLimits, RequestLog, SafeHeaders
 from api.routes import events, health, jobs, keys, models, moderation, uploads, usage
 from api.version import VERSION
 from common.settings import Settings
 
 PREFIX = "/api/v1"
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+CLIENTS_SEND = (
+    *("Authorization", "X-API-Key", "X-Tenant-Id", "X-Request-Id", "Content-Type"),
+    *("Idempotency-Key", "Last-Event-ID", "Range"),
+)
+"""What pages of other origins may send (CORS)."""
+CLIENTS_READ = (
+    *("X-Request-Id", "X-Job-Id", "Location", "Idempotent-Replayed", "Retry-After"),
+    *("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"),
+    *("Content-Disposition", "Content-Length", "Content-Range", "WWW-Authenticate"),
+)
+"""What they may read of an answer's head."""
+PREFLIGHT_S = 600
+"""How long a browser may remember that they may."""
 
 
 class State(TypedDict):
@@ -31,6 +47,7 @@ class State(TypedDict):
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway over ``settings``, by default those of the environment."""
     resolved = settings or Settings()
+    public_url = resolved.api.public_url
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
@@ -46,10 +63,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_tags=docs.TAGS,
+        servers=[{"url": public_url}] if public_url else None,
+        root_path_in_servers=public_url is None,
     )
-    app.add_middleware(RequestLog)
+    _add_middleware(app, resolved)
     problems.install(app)
-    docs.install(app)
+    docs.install(app, public_url)
     for module, prefix in (
         (uploads, PREFIX),
         (jobs, PREFIX),
@@ -62,6 +81,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     ):
         app.include_router(module.router, prefix=prefix)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """From the inside out: what comes last sees a request first."""
+    app.add_middleware(
+        HeadLimits,
+        max_head_bytes=settings.api.max_header_kb * 1000,
+        max_body_bytes=settings.api.max_body_kb * 1000,
+    )
+    app.add_middleware(RequestLog)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors.allowed,
+        allow_methods=METHODS,
+        allow_headers=CLIENTS_SEND,
+        expose_headers=CLIENTS_READ,
+        max_age=PREFLIGHT_S,
+    )
+    https = (settings.api.public_url or "").startswith("https:")
+    app.add_middleware(SafeHeaders, https=https)
 
 
 @contextmanager

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from api.problems import documented
 from common.errors import SetupProblem
+from common.settings import origin_of
 
 PACKAGE = "fastapi_swagger"
 ASSETS = "/docs/assets"
 OF_KEYS = (401, 403, 422, 429, 503)
 """How any operation that asks for a key may answer: X-Tenant-Id and Postgres may be wrong too."""
+OF_BODIES = (400, 408, 413, 422)
 
 TAGS = [
     {"name": "jobs", "description": "Recordings come in, their text goes out."},
@@ -29,37 +34,62 @@ TAGS = [
 """What the routes are grouped by, in this order."""
 
 
-def install(app: FastAPI) -> None:
-    """Serve ``/docs``."""
+def install(app: FastAPI, public_url: str | None) -> None:
+    """Serve ``/docs``, whose pages may ask the gateway itself, and the ``public_url`` it is at."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _tell_of_keys(describe())
+            _tell_what_all_have(describe())
         return describe()
 
     app.openapi = described  # type: ignore[method-assign] # FastAPI's documented way to extend it
     app.mount(ASSETS, StaticFiles(directory=_assets()), name="docs-assets")
 
     @app.get("/docs", include_in_schema=False)
-    async def _docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url=app.openapi_url or "/openapi.json",
+    async def _docs(request: Request) -> HTMLResponse:
+        root = request.scope.get("root_path", "").rstrip("/")
+        page = get_swagger_ui_html(
+            openapi_url=f"{root}{app.openapi_url}",
             title=f"{app.title} API",
-            swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{ASSETS}/swagger-ui.css",
-            swagger_favicon_url=f"{ASSETS}/favicon-32x32.png",
-            swagger_ui_parameters={"tryItOutEnabled": True, "displayRequestDuration": True},
+            swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
+            swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
+            swagger_favicon_url=f"{root}{ASSETS}/favicon-32x32.png",
+            swagger_ui_parameters={
+                "tryItOutEnabled": True,
+                "displayRequestDuration": True,
+                "validatorUrl": None,  # it would be told of every description that is looked at
+            },
         )
+        page.headers["Content-Security-Policy"] = _policy(bytes(page.body).decode(), public_url)
+        return page
 
 
-def _tell_of_keys(description: dict[str, Any]) -> None:
-    """Add to every operation that asks for a key how it answers a wrong one."""
+def _policy(page: str, public_url: str | None) -> str:
+    """Its own script, as it is written, and Swagger UI's files; nothing from anywhere else."""
+    scripts = [
+        b64encode(sha256(script.encode()).digest()).decode()
+        for script in re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    ]
+    allowed = " ".join(f"'sha256-{script}'" for script in scripts)
+    asked = "'self'" if public_url is None else f"'self' {origin_of(public_url)}"
+    return (
+        f"default-src 'none'; script-src 'self' {allowed}; style-src 'self' 'unsafe-inline'; "
+        f"img-src 'self' data:; connect-src {asked}; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+def _tell_what_all_have(description: dict[str, Any]) -> None:
+    """Add to every operation how it answers a wrong key, if it asks for one, or a wrong body."""
     for operations in description["paths"].values():
         for operation in operations.values():
-            if operation.get("security"):
-                for status, answer in documented(*OF_KEYS).items():
-                    operation["responses"].setdefault(str(status), answer)
+            statuses = (
+                *(OF_KEYS if "security" in operation else ()),
+                *(OF_BODIES if "requestBody" in operation else ()),
+            )
+            for status, answer in documented(*statuses).items():
+                operation["responses"].setdefault(str(status), answer)
 
 
 def _assets() -> Path:

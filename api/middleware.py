@@ -11,7 +11,12 @@ from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import unforeseen
+from api.docs import ASSETS as STATIC
+from api.intake import take_in
+from api.problems import Problem, Refusal, unforeseen
+
+NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+"""A policy for documents that are no pages (CSP)."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MORE = "steno.headers"
@@ -21,6 +26,70 @@ _ROUTINE = {"/health", "/healthz", "/readyz"}
 def answer_with(scope: Scope, headers: Mapping[str, str]) -> None:
     """Have the answer to a request carry ``headers``, however it is made."""
     scope[_MORE].update(headers)
+
+
+class HeadLimits:
+    """Refuses heads that are too large, and has bodies counted (`api.intake`)."""
+
+    def __init__(self, app: ASGIApp, *, max_head_bytes: int, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_head = max_head_bytes
+        self._max_body = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        receive = take_in(scope, receive, self._max_body)
+        target = len(scope["raw_path"]) + len(scope["query_string"])
+        head = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if target > self._max_head // 2:
+            await self._refuse(414, "The URL", target, self._max_head // 2)(scope, receive, send)
+        elif head > self._max_head:
+            await self._refuse(431, "The head", head, self._max_head)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    @staticmethod
+    def _refuse(status: int, what: str, size: int, limit: int) -> Refusal:
+        detail = f"{what} may have at most {limit} bytes; got {size}"
+        details = {"field": "url" if status == 414 else "headers", "limit": limit, "value": size}
+        return Refusal(Problem(status, "too_large", detail, details))
+
+
+class SafeHeaders:
+    """Tells browsers to do with the answers as little as possible.
+
+    A year of HTTPS alone (RFC 6797) is asked for where the gateway's public address has it. Pages
+    bring a policy of their own. What was said is kept in nobody's cache.
+    """
+
+    def __init__(self, app: ASGIApp, *, https: bool) -> None:
+        self._app = app
+        self._headers = [
+            (b"x-content-type-options", b"nosniff"),
+            (b"x-frame-options", b"DENY"),
+            (b"referrer-policy", b"no-referrer"),
+            (b"content-security-policy", NOTHING.encode()),
+        ]
+        if https:
+            self._headers.append((b"strict-transport-security", b"max-age=31536000"))
+        self._uncached = [*self._headers, (b"cache-control", b"no-store")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        ours = self._headers if STATIC in scope["path"] else self._uncached
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                there = {name for name, _ in message["headers"]}
+                more = [header for header in ours if header[0] not in there]
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        await self._app(scope, receive, send_safely)
 
 
 class RequestLog:
@@ -38,6 +107,7 @@ class RequestLog:
             return
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
         status = 0
         more: dict[str, str] = {}

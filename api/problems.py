@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.intake import BodyRefused, has_unread_body
 from api.schemas import ProblemDocument
 from common.errors import (
     BadInput,
@@ -82,7 +83,9 @@ class Problem(Response):
     ) -> None:
         body = _document(status, code, detail, details or {})
         headers = {"Retry-After": str(RETRY_AFTER_S)} if passing else None
-        super().__init__(json.dumps(body, ensure_ascii=False), status, headers)
+        # What a client sent may have half a letter in it (a lone surrogate): \ud800 is JSON for it.
+        text = json.dumps(body, ensure_ascii=False).encode(errors="backslashreplace")
+        super().__init__(text, status, headers)
 
 
 class Refusal(Response):
@@ -152,8 +155,8 @@ def install(app: FastAPI) -> None:
     """Have every error of ``app`` answered as a problem."""
 
     @app.exception_handler(StenoError)
-    async def _ours(_: Request, error: StenoError) -> Response:
-        return problem(error)
+    async def _ours(request: Request, error: StenoError) -> Response:
+        return _unless_unread(request, problem(error))
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: ClientDisconnect) -> Response:
@@ -164,11 +167,18 @@ def install(app: FastAPI) -> None:
         return problem(bad_value(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> Response:
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, BodyRefused):
+            return _unless_unread(request, problem(error.error))
         code = _CODES.get(error.status_code, "http_error")
         answer = Problem(error.status_code, code, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
+
+
+def _unless_unread(request: Request, answer: Response) -> Response:
+    """An answer that was found before all of the body was here cuts the line."""
+    return Refusal(answer) if has_unread_body(request.scope) else answer
 
 
 def _plain(value: object) -> object:

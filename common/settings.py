@@ -10,14 +10,30 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-from pydantic import AliasChoices, BaseModel, Field, SecretStr, field_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.domain.keys import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of an address."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _public(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("an address such as https://steno.example.org")
+    return url.rstrip("/")
+
+
+PublicUrl = Annotated[str, AfterValidator(_public)]
 
 
 def _config(prefix: str = "") -> SettingsConfigDict:
@@ -44,6 +60,17 @@ class ApiSettings(BaseSettings):
     """Port the gateway listens on; 0 takes a free one."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Gateway processes on this host."""
+    public_url: PublicUrl | None = None
+    """Where clients reach the gateway, such as https://steno.example.org, for its documentation and
+    links; with https, browsers are told to use nothing else."""
+    root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
+    """What a proxy takes off the beginning of each path, such as /steno."""
+    forwarded_allow_ips: str = "127.0.0.1"
+    """Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas."""
+    max_header_kb: Annotated[int, Field(ge=4, le=1024)] = 16
+    """Largest head of a request, in KB; a larger one is answered 431, a URL of half of it 414."""
+    max_body_kb: Annotated[int, Field(ge=1)] = 1000
+    """Largest body of a request, in KB; recordings and texts to judge have limits of their own."""
 
 
 class KeySettings(BaseSettings):

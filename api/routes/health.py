@@ -67,20 +67,28 @@ async def health(gateway: GatewayDep) -> Health:
 
 
 @router.get("/", include_in_schema=False)
-async def home(request: Request) -> Response:
+async def home(request: Request, gateway: GatewayDep) -> Response:
     """What this is and where to go."""
+    root = request.scope.get("root_path", "")
     if "text/html" not in request.headers.get("accept", ""):
-        links = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
+        paths = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
+        links = {name: root + path for name, path in paths.items()}
         return JSONResponse({"name": "stenopool", "version": VERSION, **links})
-    return HTMLResponse(_HOME.format(version=VERSION, base=escape(str(request.base_url))))
+    base = gateway.settings.api.public_url or str(request.base_url).rstrip("/")
+    page = _HOME.format(version=VERSION, root=root, base=escape(f"{base}/"))
+    return HTMLResponse(page, headers={"Content-Security-Policy": _HOME_POLICY})
 
 
+_HOME_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
 _HOME = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>Stenopool</title>
-<link rel="icon" href="/docs/assets/favicon-32x32.png">
+<link rel="icon" href="{root}/docs/assets/favicon-32x32.png">
 <style>
   body {{ font-family: system-ui; max-width: 44rem; margin: 4rem auto; padding: 0 1rem }}
   pre {{ background: #f3f3f3; padding: .8rem; overflow-x: auto }}
@@ -91,9 +99,9 @@ _HOME = """<!doctype html>
 <p>Have a text judged:</p>
 <pre>curl --json '{{"text": "Have a nice day"}}' {base}moderation</pre>
 <ul>
-  <li><a href="/docs">What else there is, to read and to try</a>
-  <li><a href="/openapi.json">The same for programs (OpenAPI)</a>
-  <li><a href="/health">How this gateway and its parts are</a>
+  <li><a href="{root}/docs">What else there is, to read and to try</a>
+  <li><a href="{root}/openapi.json">The same for programs (OpenAPI)</a>
+  <li><a href="{root}/health">How this gateway and its parts are</a>
 </ul>
 """
 

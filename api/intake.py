@@ -1,0 +1,89 @@
+"""How much of a request's body came in, and how much may."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from fastapi import HTTPException
+from starlette.types import Message, Receive, Scope
+
+from common.errors import BadInput, Stalled, TooLarge
+
+PATIENCE_S = 60.0
+"""How long a client may send nothing of a body that is read as a whole."""
+
+_INTAKE = "steno.intake"
+
+
+class BodyRefused(HTTPException):
+    """Of all errors FastAPI lets only this kind out while it reads a body; ``error`` is ours."""
+
+    def __init__(self, error: BadInput) -> None:
+        super().__init__(error.status, str(error))
+        self.error = error
+
+
+@dataclass(slots=True)
+class Intake:
+    """A body of which ``received`` bytes were read; ``limit`` None: its route looks after that."""
+
+    receive: Receive
+    declared: int
+    limit: int | None
+    received: int = 0
+    ended: bool = False
+
+    async def next(self) -> Message:
+        """ASGI's ``receive``.
+
+        Raises:
+            BodyRefused: the body is too large, or stalls.
+        """
+        if self.ended or self.limit is None:
+            message = await self.receive()
+        else:
+            self._check(self.declared)
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    message = await self.receive()
+            except TimeoutError:
+                raise BodyRefused(Stalled(limit_s=PATIENCE_S)) from None
+        if message["type"] == "http.request":
+            self.received += len(message.get("body", b""))
+            self.ended = not message.get("more_body", False)
+            self._check(self.received)
+        return message
+
+    def _check(self, size: int) -> None:
+        if self.limit is not None and size > self.limit:
+            error = TooLarge(field="body", limit=f"{self.limit} bytes", value=f"{size} bytes")
+            raise BodyRefused(error)
+
+
+def take_in(scope: Scope, receive: Receive, limit: int) -> Receive:
+    """Have the body of a request counted, and end at ``limit`` bytes; requests without one pass."""
+    declared = chunked = b""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            declared = value
+        elif name == b"transfer-encoding":
+            chunked = value
+    if not chunked and declared in {b"", b"0"}:
+        return receive
+    intake = Intake(receive, int(declared) if declared.isdigit() else 0, limit)
+    scope[_INTAKE] = intake
+    return intake.next
+
+
+def stream_body(scope: Scope) -> None:
+    """The request's route reads its body bit by bit, and limits it by itself."""
+    intake: Intake | None = scope.get(_INTAKE)
+    if intake is not None:
+        intake.limit = None
+
+
+def has_unread_body(scope: Scope) -> bool:
+    """Whether the client may be sending still."""
+    intake: Intake | None = scope.get(_INTAKE)
+    return intake is not None and not intake.ended

@@ -1,0 +1,235 @@
+"""What answers tell browsers and proxies, and how large a request may be."""
+
+from __future__ import annotations
+
+import re
+import socket
+from base64 import b64encode
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.audio_files import tone
+from tests.gateway import GatewayProcess
+from tests.integration.test_keys import make_wav
+
+STATUS = f"/api/v1/status/{uuid4()}"
+KEYS = "/api/v1/keys"
+VITE = "http://localhost:5173"
+STRANGER = "https://stranger.example"
+OPERATOR = "the-operators-own-key-0123456789"
+
+
+@pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, str]:
+    return {"GATEWAY_API_KEY": OPERATOR, "API_MAX_BODY_KB": "100"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shown(gateway: GatewayProcess) -> None:
+    gateway.http.headers["X-API-Key"] = OPERATOR
+
+
+# --- pages of other origins -------------------------------------------------------------------
+
+
+def test_the_development_page_may_ask_and_read_what_it_needs(gateway: GatewayProcess) -> None:
+    answer = gateway.http.get(STATUS, headers={"Origin": VITE})
+    assert answer.headers["access-control-allow-origin"] == VITE
+    assert "access-control-allow-credentials" not in answer.headers
+    exposed = answer.headers["access-control-expose-headers"].lower()
+    for name in ("x-request-id", "ratelimit-remaining", "retry-after", "content-disposition"):
+        assert name in exposed
+
+
+def test_a_page_asks_before_it_sends_a_key(gateway: GatewayProcess) -> None:
+    asked = {
+        "Origin": VITE,
+        "Access-Control-Request-Method": "DELETE",
+        "Access-Control-Request-Headers": "authorization,x-tenant-id,idempotency-key",
+    }
+    answer = httpx.options(f"{gateway.url}{KEYS}", headers=asked, trust_env=False)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == VITE
+    assert "DELETE" in answer.headers["access-control-allow-methods"]
+
+
+def test_a_strangers_page_may_not(gateway: GatewayProcess) -> None:
+    answer = gateway.http.get(STATUS, headers={"Origin": STRANGER})
+    assert "access-control-allow-origin" not in answer.headers
+    asked = {"Origin": STRANGER, "Access-Control-Request-Method": "GET"}
+    assert gateway.http.options(STATUS, headers=asked).status_code == 400
+
+
+def test_a_page_can_read_why_it_was_refused(gateway: GatewayProcess) -> None:
+    wrong = {"Origin": VITE, "X-API-Key": "wrong"}
+    answer = gateway.http.get(STATUS, headers=wrong)
+    assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (401, VITE)
+
+
+# --- browsers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/", 200), ("/docs", 200), ("/healthz", 200), (STATUS, 404), (KEYS, 200), ("/nowhere", 404)],
+)
+def test_every_answer_is_as_safe_as_it_can_be(
+    gateway: GatewayProcess, path: str, status: int
+) -> None:
+    answer = gateway.http.get(path, headers={"Accept": "text/html"})
+    assert answer.status_code == status
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["cache-control"] == "no-store"
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "frame-ancestors 'none'" in policy
+    assert "strict-transport-security" not in answer.headers
+    assert "server" not in answer.headers
+
+
+def test_the_documentation_may_run_its_own_script_and_no_other(gateway: GatewayProcess) -> None:
+    page = gateway.http.get("/docs")
+    (script,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    policy = page.headers["content-security-policy"]
+    assert f"script-src 'self' 'sha256-{digest}';" in policy
+    assert "validatorUrl" in script
+    assert re.search(r'"validatorUrl": null', script)
+
+
+def test_the_documentations_files_may_be_kept(gateway: GatewayProcess) -> None:
+    asset = gateway.http.get("/docs/assets/swagger-ui.css")
+    assert "cache-control" not in asset.headers
+    assert asset.headers["x-content-type-options"] == "nosniff"
+    again = gateway.http.get(
+        "/docs/assets/swagger-ui.css", headers={"If-None-Match": asset.headers["etag"]}
+    )
+    assert again.status_code == 304
+
+
+def test_the_documentation_has_a_button_for_keys(gateway: GatewayProcess) -> None:
+    description = gateway.http.get("/openapi.json").json()
+    schemes = description["components"]["securitySchemes"]
+    assert {(each["type"], each.get("scheme")) for each in schemes.values()} == {
+        ("http", "bearer"),
+        ("apiKey", None),
+    }
+    asks = description["paths"]["/api/v1/status/{job_id}"]["get"]
+    assert {name for way in asks["security"] for name in way} == set(schemes)
+    assert {"401", "403", "429"} <= set(asks["responses"])
+    assert "security" not in description["paths"]["/healthz"]["get"]
+
+
+# --- behind a proxy ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proxied(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[GatewayProcess]:
+    with GatewayProcess(
+        tmp_path,
+        database_url,
+        redis_url,
+        GATEWAY_API_KEY=OPERATOR,
+        API_PUBLIC_URL="https://steno.example.org/speech/",
+        API_ROOT_PATH="/speech",
+        CORS_ORIGINS="*",
+    ) as gateway:
+        yield gateway
+
+
+def test_the_public_address_is_the_one_that_is_told(proxied: GatewayProcess) -> None:
+    description = proxied.http.get("/openapi.json")
+    assert description.json()["servers"] == [{"url": "https://steno.example.org/speech"}]
+    assert description.headers["strict-transport-security"] == "max-age=31536000"
+    page = proxied.http.get("/docs")
+    for link in re.findall(r"(?:src|href)=\"([^\"]+)\"", page.text):
+        assert link.startswith("/speech/docs/assets/")
+        # The proxy takes /speech off.
+        assert proxied.http.get(link.removeprefix("/speech")).status_code == 200
+    assert "'/speech/openapi.json'" in page.text
+    assert (
+        "connect-src 'self' https://steno.example.org;" in (page.headers["content-security-policy"])
+    )
+    home = proxied.http.get("/", headers={"Accept": "text/html"}).text
+    assert "curl -F file=@talk.mp3 -F language=vi https://steno.example.org/speech/api" in home
+    assert proxied.http.get("/").json()["docs"] == "/speech/docs"
+    asked = proxied.http.get(STATUS, headers={"Origin": STRANGER, "X-API-Key": OPERATOR})
+    assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (404, "*")
+
+
+# --- sizes ------------------------------------------------------------------------------------
+
+
+def test_a_head_that_is_too_large_is_refused(gateway: GatewayProcess) -> None:
+    answer = gateway.http.get(STATUS, headers={"X-Long": "x" * 17_000})
+    assert (answer.status_code, answer.json()["field"]) == (431, "headers")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert gateway.http.get(STATUS, headers={"X-Long": "x" * 10_000}).status_code == 404
+
+
+def test_a_url_that_is_too_long_is_refused(gateway: GatewayProcess) -> None:
+    answer = gateway.http.get(STATUS, params={"wait": "0" * 9_000})
+    assert (answer.status_code, answer.json()["field"]) == (414, "url")
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_is_too_large_is_refused_before_all_of_it_is_here(
+    gateway: GatewayProcess, kind: str, chunked: bool
+) -> None:
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(1_000):
+            sent += 10_000
+            yield b" " * 10_000
+
+    headers = {"Content-Type": kind} | ({} if chunked else {"Content-Length": "10000000"})
+    answer = gateway.http.post(KEYS, content=pieces(), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert answer.json()["limit"] == "100000 bytes"
+
+
+def test_uploads_and_texts_have_limits_of_their_own(gateway: GatewayProcess) -> None:
+    clip = make_wav(tone(10.0).tobytes())
+    assert len(clip) > 100_000
+    sent = gateway.http.post("/api/v1/upload", files={"file": ("a.wav", clip)})
+    assert sent.status_code == 200, sent.text
+    long = gateway.http.post("/moderation", json={"texts": ["a" * 40_000] * 4})
+    assert long.status_code in {200, 503}, long.text
+
+
+def test_an_upload_without_a_key_is_refused_before_it_is_sent(gateway: GatewayProcess) -> None:
+    head = (
+        f"POST /api/v1/upload HTTP/1.1\r\nHost: 127.0.0.1:{gateway.port}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", gateway.port)) as line:
+        line.sendall(head.encode() + b"--x\r\n")
+        answer = b""
+        while piece := line.recv(65536):
+            answer += piece
+    assert b" 401 " in answer.splitlines()[0]
+    assert b"connection: close" in answer.lower()
+
+
+def test_a_wrong_body_is_a_problem_as_documented(gateway: GatewayProcess) -> None:
+    kind = {"Content-Type": "application/json"}
+    for content, status in (
+        (b"{", 400),
+        (b"[]", 422),
+        (b"", 422),
+        (b'{"name": "\\ud800"}', 422),
+        (b"\xff", 400),
+    ):
+        answer = gateway.http.post(KEYS, content=content, headers=kind)
+        assert answer.status_code == status, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"

@@ -64,7 +64,7 @@ def completed(gateway: GatewayProcess, gateway_database: Database, steps: Steps)
         options: Options = MODERATED,
     ) -> UUID:
         job_id = submit_job(gateway_database, options=options)
-        recording = Jobs(gateway_database, TENANT).recording_id(job_id)
+        recording = Jobs(gateway_database, TENANT).recording(job_id).id
         record(gateway.folder / "uploads" / "recordings" / str(recording))
         plan_chunks(steps, 1)
         finish_chunk(steps, claim_next(steps))

@@ -379,7 +379,7 @@ def test_too_large_is_refused_by_its_announced_size_before_it_is_sent(
 ) -> None:
     with socket.create_connection(("127.0.0.1", small_gateway.port), timeout=30) as line:
         line.sendall(
-            b"POST /api/v1/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000000\r\n"
+            b"POST /api/v1/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000000000\r\n"
             b"Expect: 100-continue\r\n"
             b"Content-Type: multipart/form-data; boundary=edge\r\n\r\n"
         )
@@ -443,7 +443,7 @@ def test_a_client_that_leaves_half_way_leaves_nothing_behind(
 ) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port)) as line:
         line.sendall(
-            b"POST /api/v1/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n"
+            b"POST /api/v1/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000000\r\n"
             b"Content-Type: multipart/form-data; boundary=edge\r\n\r\n"
         )
         line.sendall(form_start() + recording + bytes(3 << 20))

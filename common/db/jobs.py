@@ -286,7 +286,7 @@ class Jobs:
             )
             return list(takewhile(lambda chunk: chunk.result is not None, rows))
 
-    def recording_id(self, job_id: UUID) -> UUID:
+    def recording(self, job_id: UUID) -> Recording:
         """Whose sound the job is about.
 
         Raises:
@@ -294,9 +294,9 @@ class Jobs:
         """
         with self._database.transaction() as session:
             recording_id = self._job(session, job_id)[0].recording_id
-        if recording_id is None:
-            raise NotFound(what="recording of job", value=job_id)
-        return recording_id
+            if recording_id is None:
+                raise NotFound(what="recording of job", value=job_id)
+            return session.get_one(Recording, recording_id)
 
     def cancel(self, job_id: UUID) -> list[tuple[str, str]]:
         """Cancel the job; returns (worker, doorbell) of each step that runs at this moment.

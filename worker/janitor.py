@@ -14,7 +14,8 @@ from common.events import Events
 from common.storage.storage import Storage
 
 CLEAN_S = 1.0
-TIDY_S = 60.0
+TIDY_S = 3600.0
+"""Over S3 it lists all recordings there are."""
 PAUSE_S = 5.0
 """After something went wrong."""
 BATCH = 100
@@ -51,8 +52,8 @@ class Janitor:
             try:
                 self.clean()
                 if time.monotonic() - tidied >= TIDY_S:
-                    tidied = time.monotonic()
                     self.tidy()
+                    tidied = time.monotonic()
                 pause_s = CLEAN_S
             except Transient as error:
                 logger.warning("cleaning waits for a service to come back: {}", error)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, ParamSpec, Self, TypeVar, cast
+from uuid import UUID
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Request
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 
 from api.changes import Changes
 from api.exposure import is_loopback
-from api.feed import Feeds
+from api.feed import Feed, Feeds
 from api.judge import Judge
 from api.keyring import KeyRing
 from api.limiter import Limiter
@@ -21,13 +22,16 @@ from api.prober import Prober
 from api.resolving import Resolver
 from api.wav import WavFiles
 from common.db.database import Database
+from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
 from common.db.keys import AllKeys
+from common.egress import Egress
 from common.errors import SetupProblem, Unavailable
 from common.events import Events
 from common.queue import Doorbell, connect
 from common.settings import Settings
 from common.storage.opening import open_storage
+from common.transcripts import GrowingTranscript
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 
@@ -48,7 +52,8 @@ class Gateway:
         self.database = Database(self.database_url, pool_size=settings.database.pool_size)
         self.storage = open_storage(settings.storage)
         self.weights = WeightsStore(settings.asr.models_dir, Manifest.load())
-        self.resolver = Resolver(settings, self.weights)
+        self.egress = Egress(settings.egress.allow)
+        self.resolver = Resolver(settings, self.weights, self.egress)
         self.redis = connect(redis_url)
         self.doorbell = Doorbell(self.redis)
         self.events = Events(self.redis)
@@ -92,6 +97,14 @@ class Gateway:
 
     def jobs(self, tenant: str) -> Jobs:
         return Jobs(self.database, tenant, delete_after_s=self.settings.job.delete_after)
+
+    def webhooks(self, tenant: str) -> Webhooks:
+        return Webhooks(self.database, tenant)
+
+    def watch(self, tenant: str, job_id: UUID) -> AbstractAsyncContextManager[Feed]:
+        """The job's feed; see `Feeds.watch`."""
+        transcript = GrowingTranscript(self.jobs(tenant), job_id)
+        return self.feeds.watch(tenant, job_id, lambda: self.in_thread(transcript.read))
 
     def check_services(self) -> None:
         """Raise `Unavailable` unless Postgres and Redis answer."""

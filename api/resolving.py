@@ -17,6 +17,7 @@ from common.asr.languages import LANGUAGES
 from common.db.jobs import ClientData, NewJob
 from common.domain.job import Priority
 from common.domain.request import Cutting, Decoding, Options
+from common.egress import Egress
 from common.errors import ModelNotHere, Needs, OutOfRange, UnknownOption
 from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE
@@ -56,23 +57,30 @@ def request_sha256(endpoint: str, options: BaseModel, recording_sha256: str | No
 
 
 class Resolver:
-    """Knows this installation's defaults and weights; it reads the disk, so call it in a thread."""
+    """Knows this installation's defaults and weights.
 
-    def __init__(self, settings: Settings, weights: WeightsStore) -> None:
+    It reads the disk and may ask the DNS, so call it in a thread.
+    """
+
+    def __init__(self, settings: Settings, weights: WeightsStore, egress: Egress) -> None:
         self._settings = settings
         self._weights = weights
+        self._egress = egress
 
     def resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         """The job that ``options`` ask for.
 
         Raises:
-            UnknownOption, OutOfRange, Needs, ModelNotHere: one of them is wrong; it is named.
+            UnknownOption, OutOfRange, Needs, ModelNotHere, UrlRefused: one of them is wrong; it is
+                named.
         """
         asr = self._settings.asr
         engine = options.engine or asr.default_engine
         language = options.language or asr.default_language.lower()
         model = options.model or asr.default_model
         self._check(engine, model, language)
+        if options.webhook_url is not None:
+            self._egress.check(options.webhook_url, "webhook_url")
         return NewJob(
             id=job_id,
             engine=engine,

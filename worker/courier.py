@@ -49,15 +49,20 @@ def build_courier(settings: Settings) -> Courier:
     Raises:
         SetupProblem: the settings are not complete, or mean nothing.
     """
-    webhook = settings.webhook
-    deliveries = Deliveries(
-        Database(database_url(settings), pool_size=settings.database.pool_size),
-        lease_s=webhook.timeout + LEASE_MARGIN_S,
-        delays_s=webhook.delays_s,
-        at_once_each=webhook.at_once_each,
-        pause_after=webhook.pause_after,
+    database = Database(database_url(settings), pool_size=settings.database.pool_size)
+    deliveries = deliveries_for(database, settings.webhook)
+    return Courier(deliveries, Egress(settings.egress.allow), settings.webhook)
+
+
+def deliveries_for(database: Database, settings: WebhookSettings) -> Deliveries:
+    """The messages, claimed for as long as ``settings`` let an attempt take."""
+    return Deliveries(
+        database,
+        lease_s=settings.timeout + LEASE_MARGIN_S,
+        delays_s=settings.delays_s,
+        at_once_each=settings.at_once_each,
+        pause_after=settings.pause_after,
     )
-    return Courier(deliveries, Egress(settings.egress.allow), webhook)
 
 
 class Courier:

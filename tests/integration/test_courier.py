@@ -15,14 +15,14 @@ from standardwebhooks.webhooks import Webhook
 from common.db.database import Database
 from common.db.endpoints import Delivery, DeliveryFilter, Webhooks
 from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
-from common.db.webhooks import Deliveries, Outcome, tell
+from common.db.webhooks import Outcome, tell
 from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
 from common.egress import Egress
 from common.settings import WebhookSettings
 from scripts.receiver import Receiver
 from tests.factories import TENANT, submit_job
 from tests.service import Start, wait_until
-from worker.courier import Courier
+from worker.courier import Courier, deliveries_for
 
 FAST = WebhookSettings(timeout=1, retry_delays="0,0,0", pause_after=3)
 ALL = [WebhookEvent.COMPLETED, WebhookEvent.FAILED, WebhookEvent.CANCELLED]
@@ -45,23 +45,11 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def deliveries_of(
-    database: Database, settings: WebhookSettings = FAST, *, lease_s: float = 30
-) -> Deliveries:
-    return Deliveries(
-        database,
-        lease_s=lease_s,
-        delays_s=settings.delays_s,
-        at_once_each=settings.at_once_each,
-        pause_after=settings.pause_after,
-    )
-
-
 @contextmanager
 def sending(
     database: Database, settings: WebhookSettings = FAST, *, allow: str = "127.0.0.1"
 ) -> Iterator[Courier]:
-    courier = Courier(deliveries_of(database, settings), Egress(allow), settings)
+    courier = Courier(deliveries_for(database, settings), Egress(allow), settings)
     courier.start()
     try:
         yield courier
@@ -80,6 +68,16 @@ def end_job(database: Database, tenant: str = TENANT, url: str | None = None) ->
 
 def endpoint(webhooks: Webhooks, url: str) -> WebhookEndpoint:
     return webhooks.create(url, ALL, "", limit=100)[0]
+
+
+def end_leases(database: Database) -> None:
+    """As if their time had passed."""
+    with database.transaction() as session:
+        session.execute(
+            update(WebhookDelivery)
+            .where(WebhookDelivery.lease_until.is_not(None))
+            .values(lease_until=datetime.now(UTC))
+        )
 
 
 def all_of(webhooks: Webhooks, **which: object) -> list[Delivery]:
@@ -304,14 +302,15 @@ def test_who_lost_its_claim_may_not_say_how_the_message_ended(
 ) -> None:
     endpoint(webhooks, "http://receiver.example/")
     end_job(database)
-    slow = deliveries_of(database, lease_s=0)
-    (lost,) = slow.claim(10)
-    (current,) = deliveries_of(database).claim(10)
-    assert deliveries_of(database).claim(10) == []
+    deliveries = deliveries_for(database, FAST)
+    (lost,) = deliveries.claim(10)
+    end_leases(database)
+    (current,) = deliveries.claim(10)
+    assert deliveries.claim(10) == []
     arrived = Outcome(Verdict.DELIVERED, 200, None, 5)
-    assert not slow.record(lost, Outcome(Verdict.REFUSED, 404, "it answered 404", 5))
-    assert slow.record(current, arrived)
-    assert not slow.record(current, arrived)
+    assert not deliveries.record(lost, Outcome(Verdict.REFUSED, 404, "it answered 404", 5))
+    assert deliveries.record(current, arrived)
+    assert not deliveries.record(current, arrived)
     (delivery,) = all_of(webhooks)
     assert delivery.row.status == "delivered"
     assert [it.attempt for it in delivery.attempts] == [2]
@@ -321,7 +320,7 @@ def test_tenants_take_turns_and_no_lane_has_more_than_its_share(database: Databa
     for tenant, urls in (("a", "xxxxxxy"), ("b", "z")):
         for letter in urls:
             end_job(database, tenant, f"http://{letter}.example/{letter}")
-    deliveries = deliveries_of(database)
+    deliveries = deliveries_for(database, FAST)
     first = [each.url for each in deliveries.claim(2)]
     assert sorted(first) == ["http://x.example/x", "http://z.example/z"]
     rest = [each.url for each in deliveries.claim(100)]
@@ -333,7 +332,7 @@ def test_a_message_outlives_its_job_until_it_has_arrived_and_no_longer(
     database: Database, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     job_id = end_job(database, url=f"{receiver.url}/ok")
-    deliveries = deliveries_of(database)
+    deliveries = deliveries_for(database, FAST)
     with database.transaction() as session:
         job = session.get_one(Job, job_id)
         session.delete(job)
@@ -354,7 +353,7 @@ def test_what_ended_long_ago_is_forgotten_and_what_waits_for_a_paused_endpoint_g
     endpoint(webhooks, "http://busy.example/")
     for _ in range(2):
         end_job(database)
-    deliveries = deliveries_of(database)
+    deliveries = deliveries_for(database, FAST)
     deliveries.record(deliveries.claim(1)[0], Outcome(Verdict.DELIVERED, 200, None, 5))
     assert deliveries.prune(30) == 0
     long_ago = datetime.now(UTC) - timedelta(days=31)
@@ -410,12 +409,7 @@ def test_nothing_is_lost_when_senders_are_killed_with_messages_in_flight(
         wait_until(partial(_more_than, receiver, len(before)), "a message in flight", 60)
         dispatcher.kill()
         dispatcher.wait()
-        with database.transaction() as session:
-            session.execute(  # as if the time had passed
-                update(WebhookDelivery)
-                .where(WebhookDelivery.lease_until.is_not(None))
-                .values(lease_until=datetime.now(UTC))
-            )
+        end_leases(database)
     webhooks.change(hanging.id, url=f"{receiver.url}/ok/hung-before")
     service.start_dispatcher()
     found = ended(webhooks)

@@ -9,6 +9,7 @@ import pytest
 from api.resolving import Resolver, form_options
 from common.domain.job import Priority
 from common.domain.request import Cutting
+from common.egress import Egress
 from common.errors import BadInput, ModelNotHere, Needs, OutOfRange, UnknownOption
 from common.settings import AsrSettings, ChunkSettings, ModerationSettings, Settings
 from common.weights.manifest import Manifest
@@ -37,14 +38,14 @@ def resolver(tmp_path: Path) -> Resolver:
         chunk=ChunkSettings(duration=20, overlap=4),
         moderation=ModerationSettings(ai_load_models=True),
     )
-    return Resolver(settings, WeightsStore(tmp_path, MANIFEST))
+    return Resolver(settings, WeightsStore(tmp_path, MANIFEST), Egress())
 
 
 @pytest.fixture
 def unmoderated(tmp_path: Path) -> Resolver:
     """Over an installation with AI_LOAD_MODELS=false."""
     settings = Settings(moderation=ModerationSettings(ai_load_models=False))
-    return Resolver(settings, WeightsStore(tmp_path, MANIFEST))
+    return Resolver(settings, WeightsStore(tmp_path, MANIFEST), Egress())
 
 
 def resolve(resolver: Resolver, **sent: str) -> Any:

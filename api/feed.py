@@ -103,12 +103,12 @@ class Feeds:
                     self._begin(feed, error)
                 except Transient as error:
                     # Those who watch already keep what they have; the others are told.
-                    logger.warning("job {} cannot be watched: {}", job_id, error)
+                    logger.warning("job {job_id} cannot be watched: {}", error, job_id=job_id)
                     feed.over = not feed.begun.done()
                     self._begin(feed, error)
                     pause_s = OUTAGE_PAUSE_S
                 except Exception as error:
-                    logger.exception("job {} cannot be watched", job_id)
+                    logger.exception("job {job_id} cannot be watched", job_id=job_id)
                     feed.over = True
                     self._begin(feed, error)
                 else:

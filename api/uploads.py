@@ -261,15 +261,23 @@ class Upload:
             with suppress(Transient):
                 self._gateway.storage.discard(recording.id)
             raise
-        with suppress(Transient):  # whoever needs the file first moves it then
-            self._gateway.storage.keep(recording.id)
-        self._gateway.events.work_to_do()
-        logger.info("job {} accepted: {} bytes", job.id, recording.size_bytes)
+        tell_of_replay(request, created)
+        if created.replayed:
+            self._discard()
+            logger.info("job {job_id} was asked for again", job_id=created.job_id)
+            message = "The recording was received before"
+        else:
+            with suppress(Transient):  # whoever needs the file first moves it then
+                self._gateway.storage.keep(recording.id)
+            self._gateway.events.work_to_do()
+            size, job_id = recording.size_bytes, created.job_id
+            logger.info("job {job_id} accepted: {} bytes", size, job_id=job_id)
+            message = "The recording was received and is waiting to be transcribed"
         return Accepted(
-            job_id=job.id,
-            status=JobStatus.PENDING,
-            message="The recording was received and is waiting to be transcribed",
-            estimated_time_seconds=self._estimate_s(recording, job),
+            job_id=created.job_id,
+            status=created.status,
+            message=message,
+            estimated_time_seconds=self._estimate_s(created.job_id),
         )
 
     def _is_committed(self, job_id: UUID) -> bool:

@@ -1,19 +1,30 @@
-"""Logging by loguru. Messages carry ids, sizes and times: never what was said, never a secret."""
+"""Logging by loguru. Messages carry ids, sizes and times: never what was said, never a secret.
+
+Ids are fields, whichever way they come: from around (``with logger.contextualize(job_id=...)``) or
+with the message (``logger.info("job {job_id} ...", job_id=...)``).
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from typing import Any
+import traceback
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
 from common.settings import LogSettings
 
-FORMAT = (
+if TYPE_CHECKING:
+    from loguru import Record
+
+TEXT = (
     "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> <level>{level: <7}</level> "
-    "{extra[process]} {extra[request_id]} <level>{message}</level>"
+    "{extra[process]}{extra[_fields]} <level>{message}</level>\n{exception}"
 )
+JSON = "{extra[_json]}\n"
 
 
 class _ToLoguru(logging.Handler):
@@ -26,11 +37,11 @@ class _ToLoguru(logging.Handler):
 def set_up_logging(settings: LogSettings, process: str) -> None:
     """Send all logs to one place; ``process`` names the writer in each line."""
     logger.remove()
-    logger.configure(extra={"process": process, "request_id": "-"})
+    logger.configure(extra={"process": process})
     # diagnose would print the values of variables, and they may hold what was said.
     options: dict[str, Any] = {
         "level": settings.level,
-        "format": FORMAT,
+        "format": _as_json if settings.as_json else _as_text,
         "diagnose": False,
         "backtrace": False,
     }
@@ -41,3 +52,39 @@ def set_up_logging(settings: LogSettings, process: str) -> None:
     for library in ("rq", "alembic"):  # they tell every step they take
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)
+
+
+def _as_text(record: Record) -> str:
+    """Fields before the message, but for ids that are in it."""
+    fields = "".join(
+        f" {name}={value}"
+        for name, value in _fields(record).items()
+        if not (name.endswith("_id") and str(value) in record["message"])
+    )
+    record["extra"]["_fields"] = fields
+    return TEXT
+
+
+def _as_json(record: Record) -> str:
+    """One object a line."""
+    document = {
+        "time": record["time"].astimezone(UTC).isoformat(timespec="milliseconds"),
+        "level": record["level"].name,
+        "process": record["extra"].get("process"),
+        **_fields(record),
+        "message": record["message"],
+    }
+    if (error := record["exception"]) is not None:
+        document["exception"] = "".join(
+            traceback.format_exception(error.type, error.value, error.traceback)
+        )
+    record["extra"]["_json"] = json.dumps(document, ensure_ascii=False, default=str)
+    return JSON
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in record["extra"].items()
+        if value is not None and name != "process" and not name.startswith("_")
+    }

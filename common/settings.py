@@ -411,6 +411,8 @@ class LogSettings(BaseSettings):
     """Least severe message that is written."""
     file: Path | None = None
     """File to log to, rotated at 20 MB, five kept; unset: standard error."""
+    as_json: Annotated[bool, Field(validation_alias=AliasChoices("log_json"))] = False
+    """Write one JSON object a line, with the ids of request, job and step as fields."""
 
 
 class Settings(BaseModel):

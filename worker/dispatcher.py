@@ -89,12 +89,12 @@ class Dispatcher:
         self._ring_again()
         if self._job_timeout_s:
             for job_id in self._steps.fail_overdue_jobs(self._job_timeout_s):
-                logger.warning("job {}: ran into JOB_TIMEOUT", job_id)
+                logger.warning("job {job_id}: ran into JOB_TIMEOUT", job_id=job_id)
                 self._events.job_changed(job_id)
 
     def _reclaim(self) -> None:
         for job_id in self._steps.reclaim_expired():
-            logger.warning("job {}: a worker went silent; its step is given to another", job_id)
+            logger.warning("job {job_id}: a silent worker lost its step", job_id=job_id)
             self._events.job_changed(job_id)
 
     def _ring_again(self) -> None:

@@ -5,7 +5,8 @@ because CTranslate2, onnxruntime and whisper.cpp deadlock or crash in a child fo
 that has used them.
 
 It reads lines of JSON from the socket it is given: ``{"doorbell", "execution"}``, and answers with
-``{"step", "attempt", "limit_s"}`` for each step it starts and ``{"done", "recycle"}`` at the end.
+``{"step_id", "attempt", "limit_s", "job_id", "request_id"}`` for each step it starts and ``{"done",
+"recycle"}`` at the end.
 """
 
 from __future__ import annotations
@@ -102,7 +103,13 @@ class Horse:
 
     def _announce(self, claim: Claim, limit_s: float) -> None:
         self._steps_run += 1
-        self._say(step=str(claim.step_id), attempt=claim.attempt, limit_s=limit_s)
+        self._say(
+            step_id=str(claim.step_id),
+            attempt=claim.attempt,
+            limit_s=limit_s,
+            job_id=str(claim.job_id),
+            request_id=claim.request_id,
+        )
 
     def _worn_out(self) -> bool:
         limits = self._settings.worker

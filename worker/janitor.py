@@ -67,16 +67,16 @@ class Janitor:
         while self._cleaning.sweep(self._drop_chunks) and not self._stopping.is_set():
             continue
         for job_id in self._cleaning.cancel_unsent(self._upload_wait_s):
-            logger.info("job {}: its recording was never sent", job_id)
+            logger.info("job {job_id}: its recording was never sent", job_id=job_id)
             self._events.job_changed(job_id)
         for job_id in self._cleaning.expired(BATCH):
             if (deleted := self._cleaning.expire(job_id)) is not None:
-                logger.info("job {}: deleted, as its time was over", job_id)
+                logger.info("job {job_id}: deleted, as its time was over", job_id=job_id)
                 self._events.job_changed(job_id)
                 self._erase(job_id, deleted.recording_id)
         for deleted in self._cleaning.deleted(BATCH):
             if self._erase(deleted.job_id, deleted.recording_id) == 0:
-                logger.info("job {}: nothing of it is left", deleted.job_id)
+                logger.info("job {job_id}: nothing of it is left", job_id=deleted.job_id)
                 self._cleaning.proved(deleted.job_id)
 
     def tidy(self) -> None:
@@ -102,7 +102,7 @@ class Janitor:
             for recording_id in self._cleaning.unfetched(job_id):
                 self._storage.discard(recording_id)
         except Transient as error:
-            logger.warning("job {}: its sound cannot be deleted now: {}", job_id, error)
+            logger.warning("job {job_id}: its sound cannot go now: {}", error, job_id=job_id)
             return False
         return True
 
@@ -111,7 +111,7 @@ class Janitor:
         try:
             erased = self._storage.erase(job_id, recording_id)
         except Transient as error:
-            logger.warning("job {}: its files cannot be erased now: {}", job_id, error)
+            logger.warning("job {job_id}: its files cannot go now: {}", error, job_id=job_id)
             return None
         if erased.files:
             self._cleaning.erased(job_id, files=erased.files, size=erased.bytes)

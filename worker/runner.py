@@ -79,28 +79,33 @@ class Runner:
                 self._context.events.work_to_do()
 
     def _work(self, claim: Claim) -> UUID | None:
-        name = f"{claim.kind} job={claim.job_id}" + (
-            "" if claim.chunk_index is None else f" chunk={claim.chunk_index}"
-        )
+        with logger.contextualize(
+            request_id=claim.request_id,
+            job_id=claim.job_id,
+            step=claim.kind.value,
+            chunk=claim.chunk_index,
+            attempt=claim.attempt,
+        ):
+            return self._attempt(claim)
+
+    def _attempt(self, claim: Claim) -> UUID | None:
         try:
             with _renewed(self._context, claim):
                 self._on_start(claim, self._limit_s(claim))
                 self._context.events.job_changed(claim.job_id)
                 following = STEPS[claim.kind](self._context, claim)
         except StaleClaim:
-            logger.warning(
-                "{}: attempt {} was overtaken; its result is dropped", name, claim.attempt
-            )
+            logger.warning("the step was overtaken; its result is dropped")
             return None
         except StenoError as error:
-            logger.warning("{}: attempt {} failed: {}", name, claim.attempt, error)
+            logger.warning("the step failed: {}", error)
             self._fail(claim, error)
             return None
         except Exception as error:  # whatever it is, the job must not hang on it
-            logger.exception("{}: attempt {} failed", name, claim.attempt)
+            logger.exception("the step failed")
             self._fail(claim, Transient(reason=type(error).__name__))
             return None
-        logger.debug("{}: done in attempt {}", name, claim.attempt)
+        logger.debug("the step is done")
         return following
 
     def _fail(self, claim: Claim, error: StenoError) -> None:

@@ -42,6 +42,8 @@ class _Running:
     step_id: UUID
     attempt: int
     limit_s: float
+    ids: dict[str, str | None]
+    """Of its job and of the request that made that, for the log."""
 
 
 STARTING_S = 180.0
@@ -120,12 +122,13 @@ class WarmWorker(Worker):
                         self._retire_horse()
                     return self.horse_pid, os.EX_OK, None
                 self._running = _Running(
-                    UUID(message["step"]),
+                    UUID(message["step_id"]),
                     message["attempt"],
                     message["limit_s"],
+                    {name: message[name] for name in ("job_id", "request_id")},
                 )
                 self._deadline = time.monotonic() + self._running.limit_s
-                logger.debug("step {step} attempt {attempt} may take {limit_s} s", **message)
+                logger.debug("step {step_id} attempt {attempt} may take {limit_s} s", **message)
         return None, None, None
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002
@@ -279,11 +282,12 @@ class WarmWorker(Worker):
         return horse.pid, -code if code < 0 else 1 << 8, None
 
     def _record(self, running: _Running, error: StenoError) -> None:
-        logger.warning("step {} attempt {}: {}", running.step_id, running.attempt, error)
+        log = logger.bind(**running.ids)
+        log.warning("step {} attempt {}: {}", running.step_id, running.attempt, error)
         try:
             self.steps.fail(running.step_id, running.attempt, error)
         except Unavailable:
-            logger.warning("the database is away; the lease of step {} will end", running.step_id)
+            log.warning("the database is away; the lease of step {} will end", running.step_id)
 
     def _cause(self, code: int, running: _Running) -> StenoError:
         if self._timed_out:

@@ -70,7 +70,7 @@ async def status(
             and not gateway.changes.closing
             and not await request.is_disconnected()
         ):
-            logger.debug("somebody waits for job {}", job_id)
+            logger.debug("somebody waits for job {job_id}", job_id=job_id)
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
             changed.clear()

@@ -75,6 +75,8 @@ class Claim:
     chunk_index: int | None
     attempt: int
     token: UUID
+    request_id: str | None = None
+    """Of the HTTP request that made the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,13 @@ class Steps:
                 )
             )
             return Claim(
-                row.id, row.job_id, StepKind(row.kind), row.chunk_index, row.attempt, row.token
+                row.id,
+                row.job_id,
+                StepKind(row.kind),
+                row.chunk_index,
+                row.attempt,
+                row.token,
+                session.scalar(select(Job.request_id).where(Job.id == job_id)),
             )
 
     def renew(self, claim: Claim) -> bool:

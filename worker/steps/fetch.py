@@ -84,7 +84,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
         raise
     with suppress(Transient):  # whoever needs the file first moves it then
         context.storage.keep(recording_id)
-    logger.info("job {}: fetched {} bytes", claim.job_id, fetched.size)
+    logger.info("fetched {} bytes", fetched.size)
     return following
 
 

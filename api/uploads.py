@@ -261,23 +261,15 @@ class Upload:
             with suppress(Transient):
                 self._gateway.storage.discard(recording.id)
             raise
-        tell_of_replay(request, created)
-        if created.replayed:
-            self._discard()
-            logger.info("job {job_id} was asked for again", job_id=created.job_id)
-            message = "The recording was received before"
-        else:
-            with suppress(Transient):  # whoever needs the file first moves it then
-                self._gateway.storage.keep(recording.id)
-            self._gateway.events.work_to_do()
-            size, job_id = recording.size_bytes, created.job_id
-            logger.info("job {job_id} accepted: {} bytes", size, job_id=job_id)
-            message = "The recording was received and is waiting to be transcribed"
+        with suppress(Transient):  # whoever needs the file first moves it then
+            self._gateway.storage.keep(recording.id)
+        self._gateway.events.work_to_do()
+        logger.info("job {job_id} accepted: {} bytes", recording.size_bytes, job_id=job.id)
         return Accepted(
-            job_id=created.job_id,
-            status=created.status,
-            message=message,
-            estimated_time_seconds=self._estimate_s(created.job_id),
+            job_id=job.id,
+            status=JobStatus.PENDING,
+            message="The recording was received and is waiting to be transcribed",
+            estimated_time_seconds=self._estimate_s(recording, job),
         )
 
     def _is_committed(self, job_id: UUID) -> bool:

@@ -65,6 +65,7 @@ async def _caller(
     x_tenant_id: Annotated[
         str | None,
         Header(
+            alias="X-Tenant-Id",
             description="Whose jobs these are, for a key with the scope admin or where no key is "
             "needed; any other key has a tenant of its own.",
             json_schema_extra={"pattern": TENANT_PATTERN},

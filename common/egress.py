@@ -198,7 +198,10 @@ class Egress:
         for address in [*addresses, *([] if spelled is None else [spelled])]:
             allowed = self._allow.has_host(host) or self._allow.has_address(address)
             if not allowed and not is_public(address):
-                raise UrlRefused(field=field, reason=f"{host} is not a public address")
+                leads = "is" if spelled is not None else "leads to"
+                raise UrlRefused(
+                    field=field, reason=f"{host} {leads} an address that is not public"
+                )
         return [str(address) for address in addresses]
 
 

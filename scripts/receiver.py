@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
@@ -77,7 +78,11 @@ class _Handler(BaseHTTPRequestHandler):
     owner: Receiver
 
     def do_POST(self) -> None:
-        """Behave as the path says."""
+        """Behave as the path says; whoever sends may hang up meanwhile."""
+        with suppress(ConnectionError):
+            self._behave()
+
+    def _behave(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
         before = self.owner.take(Arrival(self.path, headers, body, None))

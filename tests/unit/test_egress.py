@@ -111,7 +111,7 @@ def test_a_url_that_hides_where_it_leads_is_refused(url: str) -> None:
 )
 def test_a_name_is_judged_by_every_address_it_has(addresses: list[str]) -> None:
     egress = Egress(resolve=lambda _host, _port: addresses)
-    with pytest.raises(UrlRefused, match=r"inside\.example is not a public address"):
+    with pytest.raises(UrlRefused, match=r"inside\.example leads to an address that is not public"):
         egress.check("https://inside.example/")
     with pytest.raises(UrlRefused):
         asyncio.run(egress.addresses("inside.example", 443))
@@ -143,7 +143,10 @@ def test_what_is_refused_is_named_without_the_secrets_of_its_url() -> None:
     egress = Egress(resolve=lambda _host, _port: ["127.0.0.1"])
     with pytest.raises(UrlRefused) as caught:
         egress.check("https://inside.example/a?token=hush", "webhook_url")
-    assert str(caught.value) == "webhook_url is refused: inside.example is not a public address"
+    assert (
+        str(caught.value)
+        == "webhook_url is refused: inside.example leads to an address that is not public"
+    )
     assert "hush" not in str(caught.value.details)
 
 

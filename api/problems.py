@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -81,10 +81,10 @@ class Problem(Response):
         *,
         passing: bool = False,
     ) -> None:
-        body = _document(status, code, detail, details or {})
+        self.document = _document(status, code, detail, details or {})
         headers = {"Retry-After": str(RETRY_AFTER_S)} if passing else None
         # What a client sent may have half a letter in it (a lone surrogate): \ud800 is JSON for it.
-        text = json.dumps(body, ensure_ascii=False).encode(errors="backslashreplace")
+        text = json.dumps(self.document, ensure_ascii=False).encode(errors="backslashreplace")
         super().__init__(text, status, headers)
 
 
@@ -136,7 +136,7 @@ def unforeseen() -> Problem:
 def bad_value(error: Mapping[str, Any]) -> BadInput:
     """Our error for one of pydantic's: it names the field, what is allowed, and the value."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
-    field = str(error["loc"][-1]) if error["loc"] else "body"
+    field = _field(error["loc"])
     if kind == "missing":
         return Missing(field=field)
     if kind == "extra_forbidden":
@@ -149,6 +149,13 @@ def bad_value(error: Mapping[str, Any]) -> BadInput:
     limit = _LIMITS.get(kind)
     text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
     return OutOfRange(field=field, limit=text, value=shown(value))
+
+
+def _field(place: Sequence[int | str]) -> str:
+    """The last name on the way to a wrong value; of a parameter its own, not that of a part."""
+    if not place:
+        return "body"
+    return str(place[1] if place[0] in {"query", "path", "header"} else place[-1])
 
 
 def install(app: FastAPI) -> None:

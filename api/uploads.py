@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,12 +22,13 @@ from loguru import logger
 
 from api.caller import Caller
 from api.gateway import Gateway
+from api.idempotency import idempotency, idempotency_key, tell_of_replay
 from api.intake import stream_body
 from api.multipart import FormReader
 from api.resolving import form_options
 from api.schemas import Accepted, UploadOptions
 from common.audio.probe import Probe
-from common.db.jobs import NewJob, NewRecording
+from common.db.jobs import Created, NewRecording
 from common.db.usage import Usage
 from common.domain.job import JobStatus
 from common.errors import Missing, NotFound, OutcomeUnknown, Stalled, TooLarge, Transient
@@ -149,14 +151,15 @@ class Form:
 UPLOAD = Form(tuple(UploadOptions.model_fields))
 
 
-class Upload:
-    """One upload, from its first byte to the answer."""
+class _Incoming(ABC):
+    """A recording on its way in, from its first byte to the answer."""
 
-    def __init__(self, gateway: Gateway, caller: Caller, kind: Form = UPLOAD) -> None:
+    def __init__(self, gateway: Gateway, caller: Caller, form: Form, job_id: UUID) -> None:
         self._gateway = gateway
         self._caller = caller
-        self._kind = kind
-        self._job_id = uuid4()
+        self._jobs = gateway.jobs(caller.tenant)
+        self._form = form
+        self._job_id = job_id
         self._recording_id = uuid4()
         self._file = IncomingFile(gateway.storage.incoming(self._recording_id))
         self._max_bytes = gateway.settings.upload.max_bytes
@@ -181,23 +184,31 @@ class Upload:
         form = FormReader(
             request.headers.get("content-type"),
             file_field="file",
-            known=self._kind.fields,
-            repeatable=self._kind.lists,
+            known=self._form.fields,
+            repeatable=self._form.lists,
         )
         try:
-            await self._receive(form, body)
-            job = await self._resolve(form)
+            await self._receive(form, request, body)
+            await self._check(form, request)
             sha256 = await self._file.seal()
             upload_ms = round((time.monotonic() - started) * 1000)
             probe = await self._gateway.prober.probe(self._file.path)
             recording = self._recording(form, probe, sha256, upload_ms)
             self._securing = True
             await asyncio.to_thread(self._gateway.storage.secure, self._recording_id)
-            return await self._gateway.in_thread(self._commit, recording, job)
+            return await self._gateway.in_thread(self._commit, recording, request)
         except BaseException:
             if not self._handed_over:
                 await self._abandon()
             raise
+
+    @abstractmethod
+    async def _check(self, form: FormReader, request: Request) -> None:
+        """Raise `BadInput` where what came of ``form`` is reason enough to read no more of it."""
+
+    @abstractmethod
+    def _store(self, recording: NewRecording, request: Request) -> Created:
+        """Commit the recording; may be called once `_check` has seen the whole form."""
 
     async def _abandon(self) -> None:
         await self._file.abandon()
@@ -205,7 +216,7 @@ class Upload:
             with suppress(Transient):
                 await asyncio.to_thread(self._gateway.storage.discard, self._recording_id)
 
-    async def _receive(self, form: FormReader, body: Body) -> None:
+    async def _receive(self, form: FormReader, request: Request, body: Body) -> None:
         received = 0
         checked = False
         async for data in body:
@@ -214,18 +225,12 @@ class Upload:
                 await self._file.take(piece)
             self._check_size(max(self._file.size, received - FORM_BYTES))
             if form.file_begun and not checked:
-                # A wrong option is not worth waiting for the file.
-                await self._resolve(form)
+                # What is wrong already is not worth waiting for the file.
+                await self._check(form, request)
                 checked = True
         form.finish()
         if not form.file_begun:
             raise Missing(field="file")
-
-    async def _resolve(self, form: FormReader) -> NewJob:
-        resolver = self._gateway.resolver
-        options = form_options(self._kind.options(form))
-        job = await asyncio.to_thread(resolver.resolve, self._job_id, options)
-        return replace(job, key_id=self._caller.key_id, quota=self._caller.quota)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -246,43 +251,88 @@ class Upload:
             upload_ms=upload_ms,
         )
 
-    def _commit(self, recording: NewRecording, job: NewJob) -> Accepted:
+    def _commit(self, recording: NewRecording, request: Request) -> Accepted:
         """From here on this alone decides what becomes of the file, also when nobody waits."""
         self._handed_over = True
-        jobs = self._gateway.jobs(self._caller.tenant)
         try:
             self._gateway.check_queue()
-            jobs.submit(recording, job)
+            created = self._store(recording, request)
         except OutcomeUnknown:
-            # If it did take effect, the file is needed; if not, the reconciler deletes it.
-            if not self._is_committed(job.id):
+            # If it did take effect, the file is needed; if not, the dispatcher deletes it.
+            if not self._is_committed():
                 raise
+            created = Created(self._job_id, JobStatus.PENDING, replayed=False)
         except BaseException:
-            with suppress(Transient):
-                self._gateway.storage.discard(recording.id)
+            self._discard()
             raise
-        with suppress(Transient):  # whoever needs the file first moves it then
-            self._gateway.storage.keep(recording.id)
-        self._gateway.events.work_to_do()
-        logger.info("job {job_id} accepted: {} bytes", recording.size_bytes, job_id=job.id)
+        tell_of_replay(request, created)
+        if created.replayed:
+            self._discard()
+            logger.info("job {job_id} was asked for again", job_id=created.job_id)
+            message = "The recording was received before"
+        else:
+            with suppress(Transient):  # whoever needs the file first moves it then
+                self._gateway.storage.keep(recording.id)
+            self._gateway.events.work_to_do()
+            size, job_id = recording.size_bytes, created.job_id
+            logger.info("job {job_id} accepted: {} bytes", size, job_id=job_id)
+            message = "The recording was received and is waiting to be transcribed"
         return Accepted(
-            job_id=job.id,
-            status=JobStatus.PENDING,
-            message="The recording was received and is waiting to be transcribed",
-            estimated_time_seconds=self._estimate_s(recording, job),
+            job_id=created.job_id,
+            status=created.status,
+            message=message,
+            estimated_time_seconds=self._estimate_s(created.job_id),
         )
 
-    def _is_committed(self, job_id: UUID) -> bool:
+    def _discard(self) -> None:
+        with suppress(Transient):
+            self._gateway.storage.discard(self._recording_id)
+
+    def _is_committed(self) -> bool:
         try:
-            self._gateway.jobs(self._caller.tenant).snapshot(job_id)
+            return self._jobs.recording(self._job_id).id == self._recording_id
         except (NotFound, Transient):
             return False
-        return True
 
-    def _estimate_s(self, recording: NewRecording, job: NewJob) -> float | None:
+    def _estimate_s(self, job_id: UUID) -> float | None:
         try:
-            jobs = self._gateway.jobs(self._caller.tenant)
-            estimate = jobs.estimate_s(recording.duration_ms, job.engine, job.model)
-        except Transient:
+            estimate = self._jobs.snapshot(job_id).eta_s
+        except (NotFound, Transient):
             return None
         return None if estimate is None else round(estimate, 1)
+
+
+class Upload(_Incoming):
+    """A recording that comes with the options of its job."""
+
+    def __init__(self, gateway: Gateway, caller: Caller, form: Form = UPLOAD) -> None:
+        super().__init__(gateway, caller, form, uuid4())
+
+    async def _check(self, form: FormReader, request: Request) -> None:
+        idempotency_key(request)
+        self._options = form_options(self._form.options(form))
+        job = await asyncio.to_thread(self._gateway.resolver.resolve, self._job_id, self._options)
+        self._job = replace(
+            job,
+            key_id=self._caller.key_id,
+            quota=self._caller.quota,
+            request_id=request.state.request_id,
+        )
+
+    def _store(self, recording: NewRecording, request: Request) -> Created:
+        once = idempotency(request, self._options, recording.sha256)
+        return self._jobs.submit(recording, replace(self._job, idempotency=once))
+
+
+class AwaitedUpload(_Incoming):
+    """The recording of a job that was made before."""
+
+    def __init__(self, gateway: Gateway, caller: Caller, job_id: UUID) -> None:
+        super().__init__(gateway, caller, Form(fields=()), job_id)
+
+    async def _check(self, form: FormReader, request: Request) -> None:  # noqa: ARG002
+        await self._gateway.in_thread(self._jobs.check_awaits, self._job_id)
+
+    def _store(self, recording: NewRecording, request: Request) -> Created:  # noqa: ARG002
+        self._jobs.attach(self._job_id, recording, self._caller.quota)
+        return Created(self._job_id, JobStatus.PENDING, replayed=False)

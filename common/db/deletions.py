@@ -90,6 +90,11 @@ class Deletions:
                 raise NotFound(what="job", value=job_id)
             return None
 
+    def erased(self, job_id: UUID, *, files: int, size: int) -> None:
+        """Note what was erased of a job that this has just deleted."""
+        with self._database.transaction() as session:
+            erased(session, job_id, files=files, size=size)
+
     def page(self, *, job_id: UUID | None, limit: int, after: Cursor | None) -> Page[Receipt]:
         """The newest deletions, or that of one job."""
         with self._database.transaction() as session:

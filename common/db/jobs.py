@@ -212,8 +212,15 @@ class Jobs:
             job, _ = self._job(session, job_id)
             if not self._attach(session, job_id, recording):
                 session.refresh(job)
-                raise Conflict(reason=f"The job is {job.status} and takes no recording")
+                raise _not_awaited(job)
             charge(session, job_id, quota, jobs=0, audio_ms=recording.duration_ms or 0)
+
+    def check_awaits(self, job_id: UUID) -> None:
+        """Raise as `attach` would, before there is a recording."""
+        with self._database.transaction() as session:
+            job, _ = self._job(session, job_id)
+            if job.status != JobStatus.PENDING_UPLOAD:
+                raise _not_awaited(job)
 
     def snapshot(self, job_id: UUID) -> Snapshot:
         """Where the job stands.
@@ -329,14 +336,6 @@ class Jobs:
                 session.refresh(job)
                 raise Conflict(reason=f"The job is {job.status}; only one that FAILED is retried")
 
-    def estimate_s(self, duration_ms: int | None, engine: str, model: str) -> float | None:
-        """Seconds a recording of this length has lately taken from upload to text."""
-        with self._database.transaction() as session:
-            speed = _speed(session, engine, model)
-            if duration_ms is None or speed is None:
-                return None
-            return duration_ms / 1000 / speed
-
     # --- inside one transaction ---------------------------------------------------------------
 
     def _create(self, session: Session, job: NewJob) -> Created:
@@ -423,6 +422,10 @@ class Jobs:
         if row is None:
             raise NotFound(what="job", value=job_id)
         return row[0], row[1]
+
+
+def _not_awaited(job: Job) -> Conflict:
+    return Conflict(reason=f"The job is {job.status} and takes no recording")
 
 
 def snapshots(

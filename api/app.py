@@ -16,7 +16,20 @@ from starlette.middleware.cors import CORSMiddleware
 from api import docs, problems
 from api.gateway import Gateway
 from api.middleware import HeadLimits, RequestLog, SafeHeaders
-from api.routes import events, health, jobs, keys, models, moderation, uploads, usage
+from api.routes import (
+    events,
+    health,
+    jobs,
+    keys,
+    management,
+    models,
+    moderation,
+    openai,
+    transcribe,
+    uploads,
+    usage,
+    webhooks,
+)
 from api.version import VERSION
 from common.settings import Settings
 
@@ -71,12 +84,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     docs.install(app, public_url)
     for module, prefix in (
         (uploads, PREFIX),
+        (transcribe, PREFIX),
         (jobs, PREFIX),
+        (management, PREFIX),
         (events, PREFIX),
         (moderation, ""),
         (models, PREFIX),
         (keys, PREFIX),
         (usage, PREFIX),
+        (webhooks, PREFIX),
+        (openai, ""),
         (health, ""),
     ):
         app.include_router(module.router, prefix=prefix)

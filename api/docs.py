@@ -26,8 +26,10 @@ OF_BODIES = (400, 408, 413, 422)
 
 TAGS = [
     {"name": "jobs", "description": "Recordings come in, their text goes out."},
+    {"name": "openai", "description": "The same for clients of OpenAI's audio API."},
     {"name": "moderation", "description": "Texts are judged at once."},
     {"name": "models", "description": "What can be asked for by name."},
+    {"name": "webhooks", "description": "Who is told of the ends of jobs, and how that went."},
     {"name": "keys", "description": "Who may ask, and how much."},
     {"name": "health", "description": "For those who keep it running."},
 ]

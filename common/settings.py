@@ -133,6 +133,15 @@ class EventSettings(BaseSettings):
     """Seconds of silence after which a comment is sent, so that nobody takes the line for dead."""
 
 
+class OpenAiSettings(BaseSettings):
+    """The API that OpenAI's clients speak (/v1)."""
+
+    model_config = _config("OPENAI_")
+
+    wait: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds an answer may wait for its text; the job goes on after that, and has its own."""
+
+
 class UploadSettings(BaseSettings):
     """Uploads."""
 
@@ -423,6 +432,7 @@ class Settings(BaseModel):
     limit: LimitSettings = Field(default_factory=LimitSettings)
     cors: CorsSettings = Field(default_factory=CorsSettings)
     events: EventSettings = Field(default_factory=EventSettings)
+    openai: OpenAiSettings = Field(default_factory=OpenAiSettings)
     upload: UploadSettings = Field(default_factory=UploadSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)

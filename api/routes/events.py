@@ -1,9 +1,8 @@
-"""What happens to a job, told while it happens: server-sent events (WHATWG HTML, section 9.2)."""
+"""What happens to a job, told while it happens."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -11,23 +10,21 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from api.caller import Reader
-from api.feed import Feed, Growth
+from api.feed import Feed
 from api.gateway import GatewayDep
 from api.problems import documented
 from api.routes.jobs import status_document
+from api.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
 from common.domain.job import JobStatus, is_final
 from common.domain.results import segment_document, verdict_document
 from common.domain.values import Segment
 from common.errors import Malformed
-from common.transcripts import GrowingTranscript
 
 router = APIRouter(tags=["jobs"])
 
-MEDIA_TYPE = "text/event-stream"
 RECONNECT_MS = 2_000
 END = "-end"
 """Ends the id of the last event: who comes back with it has missed nothing."""
@@ -87,31 +84,12 @@ async def events(
     """
     told, ended = _parse(last_event_id)
     stack = AsyncExitStack()
-    transcript = GrowingTranscript(gateway.jobs(caller.tenant), job_id)
-
-    async def read() -> Growth:
-        return await gateway.in_thread(transcript.read)
-
-    feed = await stack.enter_async_context(gateway.feeds.watch(caller.tenant, job_id, read))
+    feed = await stack.enter_async_context(gateway.watch(caller.tenant, job_id))
     if ended and feed.snapshot is not None and is_final(feed.snapshot.status):
         await stack.aclose()
         return Response(status_code=204)
     heartbeat_s = gateway.settings.events.heartbeat
-    return _EventResponse(_tell(feed, told, heartbeat_s), stack)
-
-
-class _EventResponse(StreamingResponse):
-    """Sends events until they end or the client leaves; then lets go of what they came from."""
-
-    def __init__(self, content: AsyncIterator[str], stack: AsyncExitStack) -> None:
-        # Buffering proxies (nginx) would keep the events to themselves.
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(content, headers=headers, media_type=MEDIA_TYPE)
-        self._stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._stack:
-            await super().__call__(scope, receive, send)
+    return EventStream(_tell(feed, told, heartbeat_s), stack)
 
 
 async def _tell(feed: Feed, told: int, heartbeat_s: float) -> AsyncIterator[str]:
@@ -127,30 +105,26 @@ async def _tell(feed: Feed, told: int, heartbeat_s: float) -> AsyncIterator[str]
         progress = {key: status[key] for key in _PROGRESS}
         final = is_final(snapshot.status)
         if not final and any(status[key] != last_status.get(key) for key in _STATUS):
-            yield _event("status", told, status)
+            yield event(status, name="status", number=told)
         for segment in feed.segments[told:]:
-            yield _event("segment", told + 1, _segment(told, segment))
+            yield event(_segment(told, segment), name="segment", number=told + 1)
             told += 1
         if not final and any(progress[key] != last_progress.get(key) for key in _COUNTS):
-            yield _event("progress", told, progress)
+            yield event(progress, name="progress", number=told)
         last_status, last_progress = status, progress
         if final:
-            yield _event(_NAMES[snapshot.status], f"{told}{END}", status)
+            yield event(status, name=_NAMES[snapshot.status], number=f"{told}{END}")
         if over:
             return
         try:
             await asyncio.wait_for(changed.wait(), heartbeat_s)
         except TimeoutError:
-            yield ": still here\n\n"
+            yield SIGN_OF_LIFE
 
 
 _STATUS = ("status", "stage", "queue_position", "warnings")
 _COUNTS = ("progress", "chunks_completed", "chunks_total")
 _PROGRESS = (*_COUNTS, "eta_seconds")
-
-
-def _event(name: str, number: int | str, data: dict[str, Any]) -> str:
-    return f"event: {name}\nid: {number}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 def _segment(index: int, segment: Segment) -> dict[str, Any]:

@@ -1,0 +1,227 @@
+"""What clients of OpenAI's audio API send and expect, in terms of our own jobs.
+
+Source: OpenAI's API reference, "Create transcription" and "Create translation", and its error
+objects. Nothing is taken and ignored: a field that has no meaning here is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import JSONResponse, Response
+
+from api.problems import Problem, bad_value, problem
+from api.schemas import Number, Prose
+from common.asr.languages import LANGUAGES
+from common.domain.formats import to_srt, to_vtt
+from common.domain.request import Task
+from common.domain.results import seconds, segment_document, word_document
+from common.domain.transcript import Transcript
+from common.errors import Needs, StenoError, UnknownOption
+
+WHISPER = "whisper-1"
+"""OpenAI's name for its Whisper, which every client knows: here, the default weights."""
+AUTO = "auto"
+GRANULARITIES = "timestamp_granularities[]"
+
+
+class AudioOptions(BaseModel):
+    """What both calls take, beside the file."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=200)]
+    """Weights, as `GET /v1/models` lists them; whisper-1: the default ones."""
+    prompt: Prose | None = None
+    """Text the recording is to be taken to continue."""
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    """How the text is answered."""
+    temperature: Number = Field(0, ge=0, le=1)
+    """0: as the decoder's confidence asks for."""
+
+    @property
+    def granularities(self) -> Sequence[str]:
+        """What verbose_json tells the times of."""
+        return ("segment",)
+
+    def job_options(self, task: Task) -> dict[str, str]:
+        """The same as options of an upload; ``model`` may name its engine, as ``engine/name``."""
+        engine, _, name = self.model.rpartition("/")
+        options = {
+            "model": "" if self.model == WHISPER else name,
+            "engine": engine,
+            "task": task,
+            "language": AUTO,
+            "initial_prompt": self.prompt or "",
+            "temperature": str(self.temperature) if self.temperature else "",
+        }
+        return {key: value for key, value in options.items() if value}
+
+    @classmethod
+    def read(cls, sent: Mapping[str, str | list[str]]) -> Self:
+        """Check a form's fields; an empty one counts as not sent.
+
+        Raises:
+            BadInput: a field is wrong; it is named.
+        """
+        try:
+            return cls.model_validate({name: value for name, value in sent.items() if value})
+        except ValidationError as error:
+            raise bad_value(dict(error.errors()[0])) from None
+
+
+class TranslationOptions(AudioOptions):
+    """`POST /v1/audio/translations`: to English."""
+
+
+class TranscriptionOptions(AudioOptions):
+    """`POST /v1/audio/transcriptions`."""
+
+    language: Annotated[str | None, Field(max_length=20)] = None
+    """ISO-639-1, such as vi; left out: it is detected."""
+    timestamp_granularities: list[Literal["word", "segment"]] = Field(
+        ["segment"], alias="timestamp_granularities[]"
+    )
+    """What verbose_json tells the times of."""
+    stream: bool = False
+    """Answer with events as the text grows; with json or text."""
+
+    @property
+    def granularities(self) -> Sequence[str]:
+        return self.timestamp_granularities
+
+    def job_options(self, task: Task) -> dict[str, str]:
+        options = super().job_options(task)
+        return {**options, "language": self.language.lower()} if self.language else options
+
+    @classmethod
+    def read(cls, sent: Mapping[str, str | list[str]]) -> Self:
+        options = super().read(sent)
+        if options.stream and options.response_format not in {"json", "text"}:
+            raise Needs(field="stream", value="true", needed="response_format json or text")
+        if GRANULARITIES in sent and options.response_format != "verbose_json":
+            value = ", ".join(options.timestamp_granularities)
+            raise Needs(field=GRANULARITIES, value=value, needed="response_format=verbose_json")
+        return options
+
+
+# --- answers --------------------------------------------------------------------------------
+
+
+def usage(transcript: Transcript) -> dict[str, Any]:
+    """What OpenAI bills by."""
+    return {"type": "duration", "seconds": seconds(transcript.duration_ms)}
+
+
+def to_text(transcript: Transcript) -> str:
+    """The whole text on one line."""
+    return f"{transcript.text}\n"
+
+
+TEXTS: Mapping[str, tuple[str, Callable[[Transcript], str]]] = MappingProxyType(
+    {
+        "text": ("text/plain; charset=utf-8", to_text),
+        "srt": ("application/x-subrip; charset=utf-8", to_srt),
+        "vtt": ("text/vtt; charset=utf-8", to_vtt),
+    }
+)
+"""The formats that are no JSON: media type and writer."""
+
+
+def verbose_document(transcript: Transcript, task: Task, granularities: Iterable[str]) -> Any:
+    """The answer in ``verbose_json``. Token ids are not kept, so there are none to tell."""
+    document: dict[str, Any] = {
+        "task": task,
+        "language": LANGUAGES.get(transcript.language, transcript.language).lower(),
+        "duration": seconds(transcript.duration_ms),
+        "text": transcript.text,
+        "usage": usage(transcript),
+    }
+    if "segment" in granularities:
+        document["segments"] = [
+            {"seek": 0, "tokens": [], **segment_document(index, segment)}
+            for index, segment in enumerate(transcript.segments)
+        ]
+    if "word" in granularities:
+        document["words"] = [word_document(word) for word in transcript.words]
+    return document
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_CODES = {"unauthorised": "invalid_api_key", "weights_missing": "model_not_found"}
+
+
+class Failure(JSONResponse):
+    """An error's answer as OpenAI's clients read it: 400 where we say 422, 404 for a model."""
+
+    def __init__(self, problem: Problem) -> None:
+        told = problem.document
+        code = _CODES.get(told["code"], told["code"])
+        if told.get("field") == "model" and code == UnknownOption.code:
+            code = "model_not_found"
+        status = 404 if code == "model_not_found" else told["status"]
+        status = 400 if status == 422 else status
+        other = "server_error" if status >= 500 else "invalid_request_error"
+        self.error = {
+            "message": told["detail"],
+            "type": _TYPES.get(status, other),
+            "param": told.get("field"),
+            "code": code,
+        }
+        super().__init__({"error": self.error}, status)
+        kept = {"retry-after", "www-authenticate"}
+        self.headers.update({k: v for k, v in problem.headers.items() if k in kept})
+
+
+class Route(APIRoute):
+    """Answers errors as `Failure`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except StenoError as error:
+                return Failure(problem(error))
+            except RequestValidationError as error:
+                return Failure(problem(bad_value(error.errors()[0])))
+
+        return answer
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that can fail in these ways."""
+    return {
+        status: {"description": HTTPStatus(status).phrase, "model": ErrorDocument}
+        for status in statuses
+    }
+
+
+class ErrorObject(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = Field(examples=["response_format"])
+    code: str | None = Field(examples=["unknown_option"])
+
+
+class ErrorDocument(BaseModel):
+    """An error, as OpenAI has them."""
+
+    error: ErrorObject

@@ -1,0 +1,294 @@
+"""OpenAI's own client, given this gateway's address, works: with real weights behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import redis
+from openai import OpenAI
+
+from common.db.database import Database
+from common.db.steps import Steps
+from common.errors import DecodeFailed
+from common.events import Events
+from tests.factories import claim_next, make_steps
+from tests.gateway import GatewayProcess
+from tests.service import Service, wait_until, write_wav
+from tests.speech import silence, speak
+
+SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
+
+
+@pytest.fixture(scope="module")
+def serving(gateway: GatewayProcess) -> Iterator[GatewayProcess]:
+    """The module's gateway with a dispatcher and a worker behind it."""
+    with Service(gateway.database_url, gateway.redis_url, gateway.folder) as service:
+        service.start_dispatcher()
+        service.start_worker()
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def client(serving: GatewayProcess) -> Iterator[OpenAI]:
+    with client_of(serving) as client:
+        yield client
+
+
+def client_of(gateway: GatewayProcess, **options: Any) -> OpenAI:
+    return OpenAI(api_key="none is needed", base_url=f"{gateway.url}/v1", timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wav(tmp_path_factory.mktemp("talk") / "talk.wav", speak(SENTENCE))
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def test_a_recording_is_answered_with_its_text_and_its_job(
+    serving: GatewayProcess, client: OpenAI, talk: Path
+) -> None:
+    answer = client.audio.transcriptions.with_raw_response.create(
+        file=talk, model="whisper-1", language="en"
+    )
+    heard = answer.parse()
+    assert "glue the sheet" in heard.text.lower()
+    assert heard.usage is not None
+    assert heard.usage.type == "duration"
+    job = serving.http.get(f"/api/v1/status/{answer.headers['x-job-id']}").json()
+    assert (job["status"], job["model"], job["language"]) == ("COMPLETED", "base", "en")
+
+
+def test_the_language_is_detected_where_none_is_given(client: OpenAI, talk: Path) -> None:
+    heard = client.audio.transcriptions.create(
+        file=talk, model="base", response_format="verbose_json"
+    )
+    assert heard.language == "english"
+    assert heard.duration == pytest.approx(len(speak(SENTENCE)) / 16_000, abs=0.1)
+    assert heard.words is None
+    assert heard.segments is not None
+    assert " ".join(segment.text for segment in heard.segments) == heard.text
+    assert all(segment.avg_logprob < 0 for segment in heard.segments)
+
+
+def test_words_have_times_where_they_are_asked_for(client: OpenAI, talk: Path) -> None:
+    heard = client.audio.transcriptions.create(
+        file=talk,
+        model="base",
+        language="en",
+        response_format="verbose_json",
+        timestamp_granularities=["word"],
+    )
+    assert heard.segments is None
+    assert heard.words is not None
+    assert " ".join(word.word for word in heard.words) == heard.text
+    assert all(word.start <= word.end for word in heard.words)
+
+
+@pytest.mark.parametrize(("name", "start"), [("srt", "1\n00:00:00,"), ("vtt", "WEBVTT\n")])
+def test_subtitles_come_as_text(client: OpenAI, talk: Path, name: Any, start: str) -> None:
+    heard = client.audio.transcriptions.create(
+        file=talk, model="base", language="en", response_format=name
+    )
+    assert isinstance(heard, str)
+    assert heard.startswith(start)
+    assert "glue the sheet" in heard.lower()
+
+
+def test_plain_text_comes_as_text(client: OpenAI, talk: Path) -> None:
+    heard = client.audio.transcriptions.create(
+        file=talk, model="base", language="en", response_format="text"
+    )
+    assert isinstance(heard, str)
+    assert "glue the sheet" in heard.lower()
+
+
+def test_a_stream_makes_up_the_whole_text(
+    client: OpenAI, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sound = np.concatenate([speak(SENTENCE), silence(2.0), speak("It is easy to tell the depth.")])
+    path = write_wav(tmp_path_factory.mktemp("stream") / "talk.wav", sound)
+    with client.audio.transcriptions.create(
+        file=path, model="base", language="en", stream=True
+    ) as stream:
+        events = list(stream)
+    *deltas, done = events
+    assert {event.type for event in deltas} == {"transcript.text.delta"}
+    assert done.type == "transcript.text.done"
+    assert "".join(event.delta for event in deltas) == done.text  # type: ignore[union-attr]
+    assert "glue the sheet" in done.text.lower()
+
+
+def test_a_translation_is_made_by_the_translating_task(
+    serving: GatewayProcess, client: OpenAI, talk: Path
+) -> None:
+    answer = client.audio.translations.with_raw_response.create(file=talk, model="whisper-1")
+    assert "glue the sheet" in answer.parse().text.lower()
+    job_id = answer.headers["x-job-id"]
+    manifest = serving.http.get(f"/api/v1/result/{job_id}").json()["manifest"]
+    assert manifest["options"]["decoding"]["task"] == "translate"
+
+
+def test_the_models_are_listed_by_the_names_that_can_be_asked_for(client: OpenAI) -> None:
+    names = [model.id for model in client.models.list()]
+    assert {"whisper-1", "base", "whisper.cpp/tiny"} <= set(names)
+    assert client.models.retrieve("whisper.cpp/tiny").id == "whisper.cpp/tiny"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-6")
+
+
+def test_another_engine_is_named_before_its_weights(
+    serving: GatewayProcess, client: OpenAI, talk: Path
+) -> None:
+    answer = client.audio.transcriptions.with_raw_response.create(
+        file=talk, model="whisper.cpp/tiny", language="en"
+    )
+    job = serving.http.get(f"/api/v1/status/{answer.headers['x-job-id']}").json()
+    assert (job["engine"], job["model"]) == ("whisper.cpp", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"chunking_strategy": "auto"}, "chunking_strategy"),
+        ({"include": ["logprobs"]}, "include[]"),
+        ({"known_speaker_names": ["Anna"]}, "known_speaker_names[]"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"language": "tlh"}, "language"),
+        ({"temperature": 2}, "temperature"),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
+        ({"stream": True, "response_format": "srt"}, "stream"),
+        ({"extra_body": {"best_of": 5}}, "best_of"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(
+    client: OpenAI, talk: Path, wrong: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.audio.transcriptions.create(file=talk, model="base", **wrong)
+    assert refusal.value.param == param
+    assert param in refusal.value.message
+    assert refusal.value.type == "invalid_request_error"
+
+
+def test_unknown_weights_are_not_found(client: OpenAI, talk: Path) -> None:
+    with pytest.raises(openai.NotFoundError) as refusal:
+        client.audio.transcriptions.create(file=talk, model="gpt-4o-transcribe")
+    assert refusal.value.code == "model_not_found"
+
+
+def test_what_is_no_recording_is_refused(client: OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError) as refusal:
+        client.audio.transcriptions.create(file=("a.wav", b"no sound"), model="base")
+    assert refusal.value.status_code == 415
+    assert refusal.value.body["code"] == "not_audio"  # type: ignore[index]
+
+
+def test_a_wrong_key_is_told_apart(
+    tmp_path: Path, database_url: str, redis_url: str, talk: Path
+) -> None:
+    with GatewayProcess(tmp_path, database_url, redis_url, GATEWAY_API_KEY="k" * 40) as locked:
+        with pytest.raises(openai.AuthenticationError) as refusal:
+            client_of(locked).audio.transcriptions.create(file=talk, model="base")
+        assert refusal.value.code == "invalid_api_key"
+        with_key = OpenAI(api_key="k" * 40, base_url=f"{locked.url}/v1")
+        assert "whisper-1" in [model.id for model in with_key.models.list()]
+
+
+# --- jobs that do not end well, with nobody but the test at work --------------------------------
+
+
+@pytest.fixture
+def alone(
+    tmp_path: Path, database_url: str, redis_url: str
+) -> Iterator[Callable[..., GatewayProcess]]:
+    """A gateway of this test's own, with settings and no worker."""
+    started: list[GatewayProcess] = []
+
+    def start(**settings: str) -> GatewayProcess:
+        started.append(GatewayProcess(tmp_path, database_url, redis_url, **settings))  # type: ignore[arg-type]
+        return started[-1].__enter__()
+
+    yield start
+    for gateway in started:
+        gateway.__exit__()
+
+
+@pytest.fixture
+def steps(database_url: str) -> Iterator[Steps]:
+    with Database(database_url) as database:
+        yield make_steps(database)
+
+
+def jobs(gateway: GatewayProcess) -> list[UUID]:
+    listed = gateway.http.get("/api/v1/jobs").json()["jobs"]
+    return [UUID(job["job_id"]) for job in listed]
+
+
+def test_a_job_that_takes_too_long_goes_on_by_itself_and_is_named(
+    alone: Callable[..., GatewayProcess], talk: Path
+) -> None:
+    gateway = alone(OPENAI_WAIT="0.3")
+    with pytest.raises(openai.InternalServerError) as late:
+        client_of(gateway).audio.transcriptions.create(file=talk, model="base")
+    assert late.value.status_code == 504
+    assert late.value.code == "still_under_way"
+    # The client has not sent it again, as it does after other errors of the server's.
+    (job_id,) = jobs(gateway)
+    assert late.value.response.headers["x-job-id"] == str(job_id)
+    assert gateway.http.get(f"/api/v1/status/{job_id}").json()["status"] == "PENDING"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_that_fails_says_why(
+    alone: Callable[..., GatewayProcess],
+    steps: Steps,
+    talk: Path,
+    pool: ThreadPoolExecutor,
+    stream: bool,
+) -> None:
+    gateway = alone()
+
+    def ask() -> Any:
+        with client_of(gateway) as client:
+            answer = client.audio.transcriptions.create(file=talk, model="base", stream=stream)
+            return list(answer) if stream else answer
+
+    asking = pool.submit(ask)
+    wait_until(lambda: jobs(gateway), "the job")
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="it is empty"))
+    with redis.Redis.from_url(gateway.redis_url) as connection:
+        Events(connection).job_changed(claim.job_id)
+    with pytest.raises(openai.APIError, match="it is empty"):
+        asking.result(timeout=60)
+    assert len(jobs(gateway)) == 1
+
+
+def test_a_client_that_leaves_loses_nothing(
+    alone: Callable[..., GatewayProcess], talk: Path
+) -> None:
+    gateway = alone()
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{gateway.url}/v1/audio/transcriptions",
+            files={"file": talk.read_bytes()},
+            data={"model": "base"},
+            timeout=httpx.Timeout(60, read=2),
+            trust_env=False,
+        )
+    (job_id,) = jobs(gateway)
+    assert gateway.http.get(f"/api/v1/status/{job_id}").json()["status"] == "PENDING"
+    assert "Traceback" not in gateway.log_file.read_text()

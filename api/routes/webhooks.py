@@ -22,7 +22,7 @@ from common.db.tables import WebhookEndpoint
 from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook_id
 from common.egress import MAX_URL_LETTERS
 
-router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(503))
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(422, 503))
 
 DAY_S = 86_400
 
@@ -160,7 +160,7 @@ class DeliveryList(BaseModel):
 # --- messages, before what would take "deliveries" and "secret" for endpoints' ids ----------------
 
 
-@router.get("/deliveries", summary="List messages", responses=documented(422))
+@router.get("/deliveries", summary="List messages")
 async def list_deliveries(
     gateway: GatewayDep,
     caller: Transcriber,
@@ -187,7 +187,7 @@ async def list_deliveries(
     "/deliveries/{delivery_id}/redeliver",
     summary="Send a message again",
     status_code=HTTP_202_ACCEPTED,
-    responses=documented(404, 409, 422),
+    responses=documented(404, 409),
 )
 async def redeliver(
     delivery_id: UUID, gateway: GatewayDep, caller: Transcriber
@@ -224,7 +224,7 @@ async def rotate_tenant_secret(
     "",
     summary="Make an endpoint",
     status_code=HTTP_201_CREATED,
-    responses=documented(409, 422),
+    responses=documented(409),
 )
 async def create(wanted: NewEndpoint, gateway: GatewayDep, caller: Transcriber) -> NewlyMade:
     """Have a URL told of the ends of this tenant's jobs; 409 when there are too many endpoints."""
@@ -239,14 +239,14 @@ async def list_endpoints(gateway: GatewayDep, caller: Transcriber) -> EndpointLi
     return EndpointList(endpoints=[Endpoint(**_endpoint(each)) for each in found])
 
 
-@router.get("/{endpoint_id}", summary="See an endpoint", responses=documented(404, 422))
+@router.get("/{endpoint_id}", summary="See an endpoint", responses=documented(404))
 async def read(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Endpoint:
     """One endpoint."""
     webhooks = gateway.webhooks(caller.tenant)
     return Endpoint(**_endpoint(await gateway.in_thread(webhooks.endpoint, endpoint_id)))
 
 
-@router.patch("/{endpoint_id}", summary="Change an endpoint", responses=documented(404, 422))
+@router.patch("/{endpoint_id}", summary="Change an endpoint", responses=documented(404))
 async def change(
     endpoint_id: UUID, wanted: EndpointChange, gateway: GatewayDep, caller: Transcriber
 ) -> Endpoint:
@@ -261,23 +261,21 @@ async def change(
     summary="Delete an endpoint",
     status_code=HTTP_204_NO_CONTENT,
     response_class=Response,
-    responses=documented(404, 422),
+    responses=documented(404),
 )
 async def delete(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> None:
     """Delete an endpoint with its messages, also those that wait."""
     await gateway.in_thread(gateway.webhooks(caller.tenant).delete, endpoint_id)
 
 
-@router.get(
-    "/{endpoint_id}/secret", summary="See an endpoint's secret", responses=documented(404, 422)
-)
+@router.get("/{endpoint_id}/secret", summary="See an endpoint's secret", responses=documented(404))
 async def read_secret(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Secrets:
     """What signs the endpoint's messages."""
     return _secrets(await gateway.in_thread(gateway.webhooks(caller.tenant).secrets, endpoint_id))
 
 
 @router.post(
-    "/{endpoint_id}/rotate", summary="Replace an endpoint's secret", responses=documented(404, 422)
+    "/{endpoint_id}/rotate", summary="Replace an endpoint's secret", responses=documented(404)
 )
 async def rotate_secret(
     endpoint_id: UUID,
@@ -294,7 +292,7 @@ async def rotate_secret(
     "/{endpoint_id}/test",
     summary="Send a test message",
     status_code=HTTP_202_ACCEPTED,
-    responses=documented(404, 422),
+    responses=documented(404),
 )
 async def test(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> DeliveryDocument:
     """Send a `webhook.test`, also to an endpoint that is paused. It is tried once."""

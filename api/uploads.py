@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 from uuid import UUID, uuid4
 
 from fastapi import Request
@@ -154,6 +154,8 @@ UPLOAD = Form(tuple(UploadOptions.model_fields))
 class _Incoming(ABC):
     """A recording on its way in, from its first byte to the answer."""
 
+    _new_jobs: ClassVar[int] = 1
+
     def __init__(self, gateway: Gateway, caller: Caller, form: Form, job_id: UUID) -> None:
         self._gateway = gateway
         self._caller = caller
@@ -178,9 +180,7 @@ class _Incoming(ABC):
         if length.isdecimal():
             self._check_size(int(length) - FORM_BYTES)
         await self._gateway.in_thread(self._gateway.check_services)
-        caller = self._caller
-        usage = Usage(self._gateway.database, caller.tenant, caller.key_id)
-        await self._gateway.in_thread(usage.check, caller.quota)
+        await self._gateway.in_thread(self._check_room, request)
         form = FormReader(
             request.headers.get("content-type"),
             file_field="file",
@@ -209,6 +209,13 @@ class _Incoming(ABC):
     @abstractmethod
     def _store(self, recording: NewRecording, request: Request) -> Created:
         """Commit the recording; may be called once `_check` has seen the whole form."""
+
+    def _check_room(self, request: Request) -> None:
+        """Refuse early what the commit would; of a replay, which costs nothing, only that knows."""
+        if idempotency_key(request) is None:
+            caller = self._caller
+            usage = Usage(self._gateway.database, caller.tenant, caller.key_id)
+            usage.check(caller.quota, jobs=self._new_jobs)
 
     async def _abandon(self) -> None:
         await self._file.abandon()
@@ -326,6 +333,8 @@ class Upload(_Incoming):
 
 class AwaitedUpload(_Incoming):
     """The recording of a job that was made before."""
+
+    _new_jobs = 0
 
     def __init__(self, gateway: Gateway, caller: Caller, job_id: UUID) -> None:
         super().__init__(gateway, caller, Form(fields=()), job_id)

@@ -17,7 +17,6 @@ from api.idempotency import PARAMETER, idempotency, tell_of_replay
 from api.problems import documented
 from api.schemas import Accepted, UploadOptions
 from common.db.jobs import Created, Jobs, NewJob
-from common.db.usage import Usage
 from common.domain.job import JobStatus
 from common.egress import MAX_URL_LETTERS
 from common.errors import NotFound, OutcomeUnknown, Transient, Unsupported
@@ -82,7 +81,6 @@ def _resolve(gateway: Gateway, wanted: Submission) -> NewJob:
 
 
 def _commit(gateway: Gateway, caller: Caller, job: NewJob) -> Created:
-    Usage(gateway.database, caller.tenant, caller.key_id).check(caller.quota)
     gateway.check_queue()
     jobs = gateway.jobs(caller.tenant)
     try:

@@ -79,7 +79,7 @@ def charge(
     if key_id is not None and quota != NO_QUOTA:
         # One at a time, as each has to see what the others have.
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))
-        _check(_spent(session, key_id), quota, audio_ms=audio_ms)
+        _check(_spent(session, key_id), quota, jobs=jobs, audio_ms=audio_ms)
     _add(session, tenant, key_id, _today(), jobs=jobs, audio_ms=audio_ms)
     session.execute(
         update(Job).where(Job.id == job_id).values(charged_ms=Job.charged_ms + audio_ms)
@@ -111,7 +111,7 @@ class Usage:
         self._tenant = tenant
         self._key_id = key_id
 
-    def check(self, quota: Quota) -> None:
+    def check(self, quota: Quota, *, jobs: int = 1) -> None:
         """Say early what `charge` would say, before anything is sent.
 
         Raises:
@@ -119,7 +119,8 @@ class Usage:
         """
         if self._key_id is not None and quota != NO_QUOTA:
             spent = self.spent()
-            _check(Spent(spent.concurrent_jobs + 1, spent.audio_ms), quota, audio_ms=1)
+            after = Spent(spent.concurrent_jobs + jobs, spent.audio_ms)
+            _check(after, quota, jobs=jobs, audio_ms=0)
 
     def spent(self) -> Spent:
         """What counts against the key's limits at this moment."""
@@ -155,16 +156,16 @@ def seconds_to_midnight() -> int:
     return int((midnight - now).total_seconds()) + 1
 
 
-def _check(spent: Spent, quota: Quota, *, audio_ms: int) -> None:
-    """``spent`` has the job in question, and not yet its recording."""
-    if 0 < quota.concurrent_jobs < spent.concurrent_jobs:
+def _check(spent: Spent, quota: Quota, *, jobs: int, audio_ms: int) -> None:
+    """``spent`` has the ``jobs`` in question, and not yet their audio, which may be unknown (0)."""
+    if jobs and 0 < quota.concurrent_jobs < spent.concurrent_jobs:
         raise TooManyJobs(
             field="concurrent_jobs",
             limit=quota.concurrent_jobs,
             value=spent.concurrent_jobs,
             retry_after_s=RETRY_S,
         )
-    if 0 < quota.audio_ms_per_day < spent.audio_ms + audio_ms:
+    if 0 < quota.audio_ms_per_day < spent.audio_ms + max(1, audio_ms):
         raise TooMuchAudio(
             field="audio_hours_per_day",
             limit=quota.audio_ms_per_day / HOUR_MS,

@@ -157,6 +157,27 @@ def test_a_key_has_no_more_jobs_at_once_than_it_may(
     assert send(gateway, key, clip).status_code == 200
 
 
+def test_who_may_have_one_job_may_ask_for_it_twice_and_send_its_recording_later(
+    gateway: GatewayProcess, make: Make, clip: bytes
+) -> None:
+    for key in (make(concurrent_jobs=1), make(concurrent_jobs=1)):
+        shown = {"X-API-Key": key.reveal(), "Idempotency-Key": "once"}
+        sent = [
+            gateway.http.post("/api/v1/upload", files={"file": ("a.wav", clip)}, headers=shown)
+            for _ in range(2)
+        ]
+        assert [answer.status_code for answer in sent] == [200, 200], sent[1].text
+        assert sent[0].json()["job_id"] == sent[1].json()["job_id"]
+    shown = {"X-API-Key": make(concurrent_jobs=1).reveal()}
+    made = gateway.http.post("/api/v1/jobs", json={}, headers=shown)
+    assert made.status_code == 201, made.text
+    assert gateway.http.post("/api/v1/jobs", json={}, headers=shown).status_code == 429
+    later = gateway.http.post(
+        made.json()["upload_url"], files={"file": ("a.wav", clip)}, headers=shown
+    )
+    assert later.status_code == 200, later.text
+
+
 def test_a_key_sends_no_more_audio_a_day_than_it_may(
     gateway: GatewayProcess, make: Make, clip: bytes
 ) -> None:
@@ -276,6 +297,13 @@ def test_audio_counts_as_long_as_it_turns_out_to_be(
     store_plan(steps, claim_next(steps), 3)
     (day,) = Usage(database, "acme", "one").days(1)
     assert (day.jobs, day.audio_ms, day.own_audio_ms) == (1, 30_000, 30_000)
+
+
+def test_a_day_that_is_used_up_takes_no_job_of_unknown_length_either(database: Database) -> None:
+    quota = Quota(audio_ms_per_day=HOUR_MS)
+    submit(database, quota)
+    with pytest.raises(TooMuchAudio):
+        submit(database, quota, duration_ms=None)
 
 
 def test_a_job_that_is_planned_again_is_charged_once(database: Database) -> None:

@@ -46,7 +46,7 @@ MAX_URL_LETTERS = 2_000
 MAX_PORT = 65_535
 LOOKUP_S = 3.0
 """How long saving a URL waits for the DNS."""
-LOOKUPS_AT_ONCE = 16
+LOOKUPS_AT_ONCE = 64
 MOST_ADDRESSES = 4
 """Of one name, how many are tried."""
 

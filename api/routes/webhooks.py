@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
@@ -228,7 +229,14 @@ async def rotate_tenant_secret(
 )
 async def create(wanted: NewEndpoint, gateway: GatewayDep, caller: Transcriber) -> NewlyMade:
     """Have a URL told of the ends of this tenant's jobs; 409 when there are too many endpoints."""
-    endpoint, secret = await gateway.in_thread(_create, gateway, caller.tenant, wanted)
+    await asyncio.to_thread(gateway.egress.check, wanted.url)
+    endpoint, secret = await gateway.in_thread(
+        gateway.webhooks(caller.tenant).create,
+        wanted.url,
+        _events(wanted.events),
+        wanted.description,
+        limit=gateway.settings.webhook.max_endpoints,
+    )
     return NewlyMade(**_endpoint(endpoint), secret=secret.text)
 
 
@@ -251,9 +259,13 @@ async def change(
     endpoint_id: UUID, wanted: EndpointChange, gateway: GatewayDep, caller: Transcriber
 ) -> Endpoint:
     """Change, pause or resume an endpoint. Resuming forgets how much went wrong before."""
-    return Endpoint(
-        **_endpoint(await gateway.in_thread(_change, gateway, caller.tenant, endpoint_id, wanted))
-    )
+    values: dict[str, Any] = wanted.model_dump(exclude_none=True)
+    if wanted.url is not None:
+        await asyncio.to_thread(gateway.egress.check, wanted.url)
+    if wanted.events is not None:
+        values["events"] = _events(wanted.events)
+    webhooks = gateway.webhooks(caller.tenant)
+    return Endpoint(**_endpoint(await gateway.in_thread(webhooks.change, endpoint_id, **values)))
 
 
 @router.delete(
@@ -298,29 +310,6 @@ async def test(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> D
     """Send a `webhook.test`, also to an endpoint that is paused. It is tried once."""
     webhooks = gateway.webhooks(caller.tenant)
     return _delivery(await gateway.in_thread(webhooks.test, endpoint_id))
-
-
-def _create(
-    gateway: GatewayDep, tenant: str, wanted: NewEndpoint
-) -> tuple[WebhookEndpoint, Secret]:
-    gateway.egress.check(wanted.url)
-    return gateway.webhooks(tenant).create(
-        wanted.url,
-        _events(wanted.events),
-        wanted.description,
-        limit=gateway.settings.webhook.max_endpoints,
-    )
-
-
-def _change(
-    gateway: GatewayDep, tenant: str, endpoint_id: UUID, wanted: EndpointChange
-) -> WebhookEndpoint:
-    if wanted.url is not None:
-        gateway.egress.check(wanted.url)
-    values: dict[str, Any] = wanted.model_dump(exclude_none=True, exclude={"paused"})
-    if wanted.events is not None:
-        values["events"] = _events(wanted.events)
-    return gateway.webhooks(tenant).change(endpoint_id, paused=wanted.paused, **values)
 
 
 def _events(named: Sequence[Event]) -> list[WebhookEvent]:

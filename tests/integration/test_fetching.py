@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from standardwebhooks.webhooks import Webhook
 
+from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
 from common.db.steps import Claim, StaleClaim
 from common.db.tables import Job, Recording, Step
@@ -16,6 +18,7 @@ from common.domain.job import JobStatus, StepKind
 from common.errors import FetchBroke, FetchFailed, NotAudio, TooLarge, UrlRefused
 from common.queue import Doorbell, connect
 from common.settings import Settings
+from scripts.receiver import Receiver
 from tests.factories import TENANT, claim_next, new_job
 from tests.file_server import FileServer, Served
 from tests.service import Start, wait_until, write_wav
@@ -37,6 +40,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def server() -> Iterator[FileServer]:
     with FileServer() as server:
         yield server
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as receiver:
+        yield receiver
 
 
 @pytest.fixture
@@ -273,13 +282,19 @@ def test_a_late_attempt_leaves_nothing_and_does_no_harm_to_the_newer_one(
 
 
 def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
-    start: Start, server: FileServer, redis_url: str, tmp_path: Path, weights_dir: Path
+    start: Start,
+    server: FileServer,
+    receiver: Receiver,
+    redis_url: str,
+    tmp_path: Path,
+    weights_dir: Path,
 ) -> None:
     assert (weights_dir / "faster-whisper-base").is_dir()
     speech = write_wav(tmp_path / "speech.wav", speak("The quick brown fox.")).read_bytes()
     served = Served(speech, headers=ETAG, cuts=[10_000])
     service = start(EGRESS_ALLOW="127.0.0.1", AI_LOAD_MODELS="false")
-    job = new_job(source_url=server.put("/speech.wav", served) + "?signature=hush")
+    source = server.put("/speech.wav", served) + "?signature=hush"
+    job = new_job(source_url=source, webhook_url=f"{receiver.url}/ok")
     service.jobs.create(job)
     service.start_worker()
     service.start_dispatcher()
@@ -287,6 +302,12 @@ def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
     assert snapshot.status is JobStatus.COMPLETED, snapshot.error_message
     assert "quick brown fox" in service.text(job.id).lower()
     assert ranges(server) == [None, "bytes=10000-"]
+    wait_until(receiver.arrivals, "the message about its end")
+    (arrival,) = receiver.arrivals()
+    (secret,) = Webhooks(service.database, TENANT).secrets(None)
+    told = Webhook(secret.text).verify(arrival.body, dict(arrival.headers))
+    assert (told["type"], told["data"]["job_id"]) == ("transcription.completed", str(job.id))
+    assert told["data"]["duration_seconds"] == snapshot.duration_ms / 1000  # type: ignore[operator]
     assert "hush" not in service.log()
 
     private = new_job(source_url=server.url.replace("127.0.0.1", "127.0.0.9") + "/a?b=hush")

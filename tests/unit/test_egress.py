@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from itertools import cycle
 from typing import Self
 
 import httpcore
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -228,13 +236,14 @@ def test_an_allow_list_that_means_nothing_is_refused_at_the_start(entry: str) ->
 class Server:
     """Answers every connection with 204; counts them."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
         self.connections = 0
+        self._tls = tls
         self.requests: list[bytes] = []
         self._address = address
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, self._address, 0)
+        self._server = await asyncio.start_server(self._serve, self._address, 0, ssl=self._tls)
         self.port: int = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -336,3 +345,60 @@ def test_the_second_address_of_a_name_is_tried_when_the_first_is_dead() -> None:
 
 def test_a_scope_makes_no_address_public() -> None:
     assert not is_public(ip_address("2606:4700::1%eth0"))
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A server's context, of one who is called ``name``, and that of a client who trusts it."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
+    """A certificate for name.example, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "name.example")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("name.example")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = tmp_path_factory.mktemp("tls") / "both.pem"
+    pem.write_bytes(
+        certificate.public_bytes(Encoding.PEM)
+        + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(pem)
+    return Certified(server, ssl.create_default_context(cafile=str(pem)))
+
+
+@pytest.mark.parametrize(("asked", "answered"), [("name.example", True), ("other.example", False)])
+def test_a_certificate_is_held_to_the_name_and_not_to_the_address(
+    certified: Certified, asked: str, *, answered: bool
+) -> None:
+    async def ask() -> int:
+        egress = Egress("127.0.0.2", resolve=lambda _host, _port: ["127.0.0.2"])
+        async with (
+            Server("127.0.0.2", certified.server) as server,
+            Outbound(egress, patience_s=5, tls=certified.client) as outbound,
+        ):
+            return await _status(outbound, f"https://{asked}:{server.port}/")
+
+    if answered:
+        assert asyncio.run(ask()) == 204
+    else:
+        with pytest.raises(httpcore.ConnectError, match="certificate verify failed"):
+            asyncio.run(ask())

@@ -65,7 +65,7 @@ class Horse:
         )
         self._worker._is_horse = True  # noqa: SLF001 - as rq's own SpawnWorker does
         self._context = build_context(settings, self._redis)
-        self._runner = Runner(self._context, name, self._announce)
+        self._runner = Runner(self._context, name, self._announce, _end)
         self._steps_run = 0
 
     def warm_up(self) -> None:
@@ -121,6 +121,12 @@ class Horse:
 
     def _say(self, **message: Any) -> None:
         self._link.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _end() -> None:
+    """End at once, from any thread, in the middle of native code."""
+    logger.warning("the step was called off, or given to another: this process ends")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _go_first_when_memory_runs_out() -> None:

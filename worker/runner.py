@@ -46,14 +46,20 @@ class Runner:
 
     ``on_start(claim, limit_s)`` is told of each step and of the seconds it may take: who listens
     must end this process when they are over, since native code cannot be interrupted from within.
+    ``on_lost()`` must do so at once: the step in hand is nobody's any more, or another's.
     """
 
     def __init__(
-        self, context: Context, worker: str, on_start: Callable[[Claim, float], None]
+        self,
+        context: Context,
+        worker: str,
+        on_start: Callable[[Claim, float], None],
+        on_lost: Callable[[], None],
     ) -> None:
         self._context = context
         self._worker = worker
         self._on_start = on_start
+        self._on_lost = on_lost
 
     def run(self, step_id: UUID, doorbell: str) -> None:
         """Run the step if it can be claimed, then those that follow at once from it.
@@ -90,7 +96,7 @@ class Runner:
 
     def _attempt(self, claim: Claim) -> UUID | None:
         try:
-            with _renewed(self._context, claim):
+            with self._renewed(claim):
                 self._on_start(claim, self._limit_s(claim))
                 self._context.events.job_changed(claim.job_id)
                 following = STEPS[claim.kind](self._context, claim)
@@ -126,30 +132,37 @@ class Runner:
             return base + SLOWEST_PLAN * longest_s
         return base
 
+    @contextmanager
+    def _renewed(self, claim: Claim) -> Iterator[None]:
+        """Renew the lease from a thread of its own for as long as the block runs.
 
-@contextmanager
-def _renewed(context: Context, claim: Claim) -> Iterator[None]:
-    """Renew the lease from a thread of its own for as long as the block runs."""
-    over = threading.Event()
-    calm_s = context.settings.worker.lease / 3
+        Whoever is not told that a step was called off finds out within a third of the lease, and
+        has ended within two: so after a lease nobody writes for it any more.
+        """
+        over = threading.Event()
+        calm_s = self._context.settings.worker.lease / 3
 
-    def renew() -> None:
-        pause_s = calm_s
-        while not over.wait(pause_s):
-            try:
-                if not context.steps.renew(claim):
-                    return
-                pause_s = calm_s
-            except Unavailable:
-                pause_s = min(calm_s, OUTAGE_PAUSE_S)
+        def renew() -> None:
+            pause_s = calm_s
+            while not over.wait(pause_s):
+                try:
+                    if self._context.steps.renew(claim):
+                        pause_s = calm_s
+                        continue
+                except Unavailable:
+                    pause_s = min(calm_s, OUTAGE_PAUSE_S)
+                    continue
+                if not over.wait(calm_s):  # nor has it just been finished
+                    self._on_lost()
+                return
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def run_step(step_id: str) -> None:

@@ -1,0 +1,137 @@
+"""What workers promise about jobs that are called off or deleted while they work on them."""
+
+from __future__ import annotations
+
+from functools import partial
+from uuid import UUID
+
+import numpy as np
+import psutil
+import pytest
+from redis import Redis
+from sqlalchemy import select
+
+from common.db.deletions import Deletions
+from common.db.jobs import Jobs
+from common.db.tables import Step
+from common.domain.job import JobStatus, StepKind, StepStatus
+from common.queue import Doorbell
+from tests.factories import TENANT
+from tests.service import Service, Start, horse_of, wait_until
+from tests.speech import Samples, speak
+
+pytestmark = pytest.mark.usefixtures("weights_dir")
+
+SENTENCE = "The quick brown fox jumps over the lazy dog."
+
+
+def lecture() -> Samples:
+    """Five minutes: far more than two workers hear while a test looks."""
+    said = speak(" ".join(f"{SENTENCE} This is part number {number}." for number in range(8)))
+    return np.tile(said, 300 * 16_000 // len(said))
+
+
+def hearing(service: Service, job_id: UUID, workers: int) -> bool:
+    """Whether so many workers have the engine at work on the job."""
+    with service.database.transaction() as session:
+        at_work = session.scalars(
+            select(Step.worker).where(
+                Step.job_id == job_id,
+                Step.kind == StepKind.TRANSCRIBE,
+                Step.status == StepStatus.RUNNING,
+            )
+        )
+        return len(set(at_work)) == workers
+
+
+def at_work(
+    start: Start, workers: int = 1, **settings: str
+) -> tuple[Service, list[psutil.Process]]:
+    """A service with warm workers."""
+    service = start(REUSE_RESULTS="false", **settings)
+    started = [service.start_worker() for _ in range(workers)]
+    service.start_dispatcher()
+    return service, [horse_of(worker) for worker in started]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(it.is_running() and it.status() != psutil.STATUS_ZOMBIE for it in processes)
+
+
+def sound_left(service: Service) -> list[str]:
+    return [path.name for path in (service.folder / "uploads" / "chunks").iterdir()]
+
+
+@pytest.mark.parametrize(("engine", "model"), [("faster-whisper", "base"), ("whisper.cpp", "tiny")])
+def test_cancelling_stops_all_workers_at_once_and_leaves_no_sound_behind(
+    start: Start, redis_url: str, engine: str, model: str
+) -> None:
+    service, horses = at_work(start, workers=2)
+    job_id = service.submit(lecture(), engine=engine, model=model)
+    wait_until(partial(hearing, service, job_id, 2), "two workers at it")
+
+    doorbell = Doorbell(Redis.from_url(redis_url))
+    for _, bell in service.jobs.cancel(job_id):
+        doorbell.stop(bell)
+
+    wait_until(partial(gone, horses), "the end of both engines")
+    wait_until(lambda: sound_left(service) == [], "no sound")
+    assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED
+    other = service.submit(speak(SENTENCE), engine=engine, model=model)
+    assert service.ended(other).status == JobStatus.COMPLETED
+
+
+def test_a_worker_that_is_not_told_finds_out_that_its_job_was_cancelled(start: Start) -> None:
+    service, horses = at_work(start, WORKER_LEASE="3")
+    job_id = service.submit(lecture())
+    wait_until(partial(hearing, service, job_id, 1), "work")
+
+    service.jobs.cancel(job_id)  # nobody rings
+
+    wait_until(partial(gone, horses), "the end of the engine")
+    assert service.ended(service.submit(speak(SENTENCE))).status == JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("kind", [StepKind.PLAN, StepKind.TRANSCRIBE])
+def test_a_job_that_is_deleted_under_a_worker_ends_quietly_and_without_a_trace(
+    start: Start, kind: StepKind
+) -> None:
+    service, _ = at_work(start, WORKER_LEASE="3")
+    job_id = service.submit(lecture())
+    wait_until(lambda: kind in running(service, job_id), "work")
+    deletions = Deletions(service.database, TENANT)
+
+    deletions.delete(job_id)  # nobody rings, nothing is erased yet
+
+    def proved() -> bool:
+        (receipt,) = deletions.page(job_id=job_id, limit=1, after=None).items
+        return receipt.erased_at is not None
+
+    wait_until(proved, "the proof")
+    left = [path for path in service.folder.rglob("*") if str(job_id) in path.name]
+    assert left == []
+    assert list((service.folder / "uploads" / "recordings").iterdir()) == []
+    assert service.ended(service.submit(speak(SENTENCE))).status == JobStatus.COMPLETED
+    assert "Traceback" not in service.log()
+    assert "ERROR" not in service.log()
+
+
+def running(service: Service, job_id: UUID) -> list[str]:
+    with service.database.transaction() as session:
+        running = select(Step.kind).where(Step.job_id == job_id, Step.status == StepStatus.RUNNING)
+        return list(session.scalars(running))
+
+
+def test_a_job_whose_weights_were_missing_completes_when_it_is_retried(start: Start) -> None:
+    service, _ = at_work(start)
+    job_id = service.submit(speak(SENTENCE))
+    with service.database.transaction() as session:
+        session.connection().exec_driver_sql("UPDATE jobs SET model = 'large-v3'")
+    assert service.ended(job_id).error_code == "weights_missing"
+    with service.database.transaction() as session:
+        session.connection().exec_driver_sql("UPDATE jobs SET model = 'base'")
+
+    Jobs(service.database, TENANT).retry(job_id)
+
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert "fox" in service.text(job_id)

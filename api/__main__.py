@@ -5,6 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 import uvicorn
 from fastapi import FastAPI
@@ -12,6 +15,7 @@ from loguru import logger
 
 from api.app import create_app
 from api.exposure import listening_host
+from api.metrics import SHARED_FOLDER
 from common.errors import SetupProblem
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
@@ -42,6 +46,22 @@ def main() -> None:
         logger.error("{}", problem)
         sys.exit(1)
     os.environ["API_HOST"] = host  # the processes that serve have to know it
+    with _counting_together(settings.api.workers):
+        _serve(settings, host)
+
+
+@contextmanager
+def _counting_together(processes: int) -> Iterator[None]:
+    """Give several processes a folder for what they count together, whichever is asked for it."""
+    if processes == 1:
+        yield
+        return
+    with TemporaryDirectory(prefix="stenopool-metrics-") as folder:
+        os.environ[SHARED_FOLDER] = folder
+        yield
+
+
+def _serve(settings: Settings, host: str) -> None:
     uvicorn.run(
         "api.__main__:build",
         factory=True,

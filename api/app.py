@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import docs, problems
 from api.gateway import Gateway
+from api.metrics import HttpMetrics, RequestMetrics, Scraper
 from api.middleware import HeadLimits, RequestLog, SafeHeaders
 from api.routes import (
     events,
@@ -22,6 +23,7 @@ from api.routes import (
     jobs,
     keys,
     management,
+    metrics,
     models,
     moderation,
     openai,
@@ -55,18 +57,20 @@ class State(TypedDict):
     """What each request finds in ``request.state``."""
 
     gateway: Gateway
+    scraper: Scraper
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway over ``settings``, by default those of the environment."""
     resolved = settings or Settings()
     public_url = resolved.api.public_url
+    http = HttpMetrics()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with Gateway.open(resolved) as gateway:
             with _told_of_the_end(gateway):
-                yield {"gateway": gateway}
+                yield {"gateway": gateway, "scraper": Scraper(gateway, http)}
 
     app = FastAPI(
         title="Stenopool",
@@ -80,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         root_path_in_servers=public_url is None,
     )
     _add_middleware(app, resolved)
+    app.add_middleware(RequestMetrics, metrics=http)
     problems.install(app)
     docs.install(app, public_url)
     for module, prefix in (
@@ -95,6 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (webhooks, PREFIX),
         (openai, ""),
         (health, ""),
+        (metrics, ""),
     ):
         app.include_router(module.router, prefix=prefix)
     return app

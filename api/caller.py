@@ -178,6 +178,21 @@ def _with(scope: Scope) -> Callable[..., Coroutine[Any, Any, Caller]]:
     return allowed
 
 
+async def may_read_metrics(
+    request: Request,
+    gateway: GatewayDep,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    key: Annotated[str | None, Security(_header)],
+) -> None:
+    """Let nobody else pass; with METRICS_OPEN everybody may, and no key is looked up."""
+    if gateway.settings.metrics.open:
+        return
+    sent = key or (bearer.credentials if bearer is not None else None)
+    caller = await _identify(request, gateway, sent)
+    if Scope.ADMIN not in caller.scopes:
+        raise Forbidden(reason=f"The API key does not have the scope {Scope.ADMIN}")
+
+
 Reader = Annotated[Caller, Depends(_with(Scope.READ))]
 Transcriber = Annotated[Caller, Depends(_with(Scope.TRANSCRIBE))]
 Admin = Annotated[Caller, Depends(_with(Scope.ADMIN))]

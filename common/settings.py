@@ -411,6 +411,15 @@ class WebhookSettings(BaseSettings):
         return text
 
 
+class MetricsSettings(BaseSettings):
+    """Metrics, for Prometheus: GET /metrics."""
+
+    model_config = _config("METRICS_")
+
+    open: bool = False
+    """Answer without a key too: they tell how much there is to do, and of no tenant and no job."""
+
+
 class LogSettings(BaseSettings):
     """Logs. They carry ids, never what was said."""
 
@@ -446,4 +455,5 @@ class Settings(BaseModel):
     egress: EgressSettings = Field(default_factory=EgressSettings)
     fetch: FetchSettings = Field(default_factory=FetchSettings)
     webhook: WebhookSettings = Field(default_factory=WebhookSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)

@@ -21,6 +21,8 @@ from sqlalchemy.orm import Session
 
 from common.db.database import Database
 from common.db.tables import Job, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from common.db.tallies import count
+from common.domain.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_DELIVERIES
 from common.domain.webhooks import (
     DeliveryStatus,
     Secret,
@@ -164,6 +166,9 @@ class Deliveries:
             )
             delivery.token = delivery.lease_until = None
             self._conclude(delivery, outcome)
+            count(session, WEBHOOK_ATTEMPTS, outcome=outcome.verdict)
+            if delivery.status != DeliveryStatus.PENDING:
+                count(session, WEBHOOK_DELIVERIES, outcome=delivery.status)
             if endpoint is not None and delivery.event != WebhookEvent.TEST:
                 self._draw_conclusions(endpoint, DeliveryStatus(delivery.status), outcome)
             return True
@@ -183,7 +188,7 @@ class Deliveries:
         long_ago = func.clock_timestamp() - timedelta(days=keep_days)
         paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_at.is_not(None))
         with self._database.transaction() as session:
-            session.execute(
+            given_up = session.scalars(
                 update(WebhookDelivery)
                 .where(
                     WebhookDelivery.status == DeliveryStatus.PENDING,
@@ -192,7 +197,10 @@ class Deliveries:
                     _unclaimed(),
                 )
                 .values(status=DeliveryStatus.FAILED, ended_at=func.clock_timestamp())
-            )
+                .returning(WebhookDelivery.id)
+            ).all()
+            if given_up:
+                count(session, WEBHOOK_DELIVERIES, len(given_up), outcome=DeliveryStatus.FAILED)
             orphaned = and_(
                 WebhookDelivery.job_id.is_(None), WebhookDelivery.event != WebhookEvent.TEST
             )

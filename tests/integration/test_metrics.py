@@ -1,0 +1,257 @@
+"""What Prometheus is told."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+
+from common.db.database import Database
+from common.db.jobs import Jobs
+from common.db.keys import Keys
+from common.db.tenants import Tenants
+from common.domain.keys import Scope
+from common.domain.metrics import COUNTERS, HISTOGRAMS
+from common.errors import DecodeFailed, EngineFailed
+from tests.factories import (
+    TENANT,
+    claim_next,
+    finish_chunk,
+    finish_merge,
+    make_steps,
+    plan_chunks,
+    submit_job,
+)
+from tests.gateway import ROOT, GatewayProcess
+from tests.s3 import Line
+from tests.service import wait_until
+
+OPERATOR = "the-operators-own-key-0123456789"
+BASE = {"engine": "faster-whisper", "model": "base"}
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, Any]:
+    return {"GATEWAY_API_KEY": OPERATOR, "METRICS_OPEN": "true", "API_WORKERS": "2"}
+
+
+@pytest.fixture
+def database(gateway_database: Database) -> Iterator[Database]:
+    yield gateway_database
+    with gateway_database.transaction() as session:
+        session.execute(text("TRUNCATE jobs, recordings, tallies, tenants CASCADE"))
+
+
+def scrape(gateway: GatewayProcess) -> Samples:
+    answer = gateway.http.get("/metrics")
+    assert answer.status_code == HTTPStatus.OK
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    """A sample's; 0 as long as there is none."""
+    return samples.get((f"stenopool_{name}", frozenset(labels.items())), 0.0)
+
+
+def test_a_job_is_counted_from_its_submission_to_its_end(
+    gateway: GatewayProcess, database: Database
+) -> None:
+    Tenants(database).put(TENANT, tier="gold")
+    steps = make_steps(database)
+    submit_job(database)
+    waiting = scrape(gateway)
+    assert value(waiting, "jobs_submitted_total", tier="gold", **BASE) == 1
+    assert value(waiting, "jobs", status="pending") == 1
+    assert value(waiting, "steps_waiting", kind="plan", priority="normal") == 1
+    assert value(waiting, "steps_waiting_oldest_seconds", kind="plan", priority="normal") > 0
+
+    plan_chunks(steps, 1)
+    claim = claim_next(steps)
+    running = scrape(gateway)
+    assert value(running, "jobs", status="pending") == 0
+    assert value(running, "jobs", status="processing") == 1
+    assert value(running, "steps_running", kind="transcribe") == 1
+    finish_chunk(steps, claim)
+    finish_merge(steps, claim_next(steps))
+
+    done = scrape(gateway)
+    assert value(done, "jobs", status="processing") == 0
+    assert value(done, "jobs_ended_total", status="completed", tier="gold", **BASE) == 1
+    assert value(done, "audio_transcribed_seconds_total", tier="gold", **BASE) == 20
+    engine = {"stage": "engine", **BASE}
+    assert value(done, "job_stage_seconds_count", **engine) == 1
+    assert value(done, "job_stage_seconds_sum", **engine) == pytest.approx(0.2)
+    assert value(done, "job_stage_seconds_bucket", le="0.1", **engine) == 0
+    assert value(done, "job_stage_seconds_bucket", le="0.25", **engine) == 1
+    assert value(done, "job_stage_seconds_bucket", le="+Inf", **engine) == 1
+    assert value(done, "job_stage_rtf_sum", **engine) == pytest.approx(0.01)
+    assert value(done, "job_stage_rtf_bucket", le="0.01", **engine) == 1
+    assert value(done, "job_stage_seconds_count", stage="moderation", **BASE) == 0
+    assert value(done, "job_stage_seconds_count", stage="wall", **BASE) == 1
+
+
+def test_failures_cancellations_retries_and_lost_leases_are_counted_by_their_reason(
+    gateway: GatewayProcess, database: Database
+) -> None:
+    steps = make_steps(database, max_retries=1)
+    submit_job(database)
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it broke"))
+    claim_next(steps)
+    with database.transaction() as session:
+        session.execute(text("UPDATE steps SET lease_until = now() - interval '1 second'"))
+    assert steps.reclaim_expired()
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="nothing in it"))
+    Jobs(database, TENANT).cancel(submit_job(database))
+
+    samples = scrape(gateway)
+    assert value(samples, "step_retries_total", kind="plan", code="engine_failed") == 1
+    assert value(samples, "step_retries_total", kind="plan", code="worker_lost") == 1
+    assert value(samples, "leases_expired_total", kind="plan") == 1
+    assert value(samples, "job_failures_total", code="decode_failed", **BASE) == 1
+    assert value(samples, "jobs_ended_total", status="failed", tier="standard", **BASE) == 1
+    assert value(samples, "jobs_ended_total", status="cancelled", tier="standard", **BASE) == 1
+
+
+def test_requests_are_counted_by_their_route_over_all_processes(gateway: GatewayProcess) -> None:
+    route = {"method": "GET", "route": "/api/v1/status/{job_id}"}
+    asked = 40
+
+    def answered() -> float:
+        return value(scrape(gateway), "http_requests_total", status="404", **route)
+
+    def ask(_: int) -> int:
+        headers = {"Authorization": f"Bearer {OPERATOR}"}
+        url = f"/api/v1/status/{uuid4()}"
+        return gateway.http.get(url, headers=headers | {"Connection": "close"}).status_code
+
+    before = answered()
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(ask, range(asked))) == {HTTPStatus.NOT_FOUND}
+    for _ in range(4):  # whichever process is asked
+        assert answered() == before + asked
+    samples = scrape(gateway)
+    assert value(samples, "http_response_seconds_count", **route) == before + asked
+    gateway.http.get(f"/{uuid4()}")
+    unknown = {"method": "GET", "route": "none", "status": "404"}
+    assert value(scrape(gateway), "http_requests_total", **unknown) >= 1
+
+
+def test_nothing_tells_one_tenant_or_job_from_another(
+    gateway: GatewayProcess, database: Database
+) -> None:
+    job_id = submit_job(database)
+    gateway.http.get(f"/api/v1/status/{job_id}", headers={"Authorization": f"Bearer {OPERATOR}"})
+    told = gateway.http.get("/metrics").text
+    assert str(job_id) not in told
+    assert TENANT not in told
+
+
+def test_openmetrics_is_told_to_those_who_ask_for_it(gateway: GatewayProcess) -> None:
+    accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    answer = gateway.http.get("/metrics", headers=accept)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+    assert gateway.http.get("/metrics").headers["content-type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize("file", ["grafana/stenopool.json", "prometheus/alerts.yml"])
+def test_dashboard_and_alerts_ask_for_metrics_that_are_told(
+    gateway: GatewayProcess, file: str
+) -> None:
+    known = {
+        family.name.removesuffix("_total")
+        for family in text_string_to_metric_families(gateway.http.get("/metrics").text)
+    }
+    assert {metric.name for metric in (*COUNTERS, *HISTOGRAMS)} <= known
+    asked = set(re.findall(r"stenopool_[a-z_]+", (ROOT / "docker" / file).read_text()))
+    assert asked
+    assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in asked} <= known
+
+
+def test_the_dashboard_lets_its_reader_choose_the_source_and_draws_every_panel() -> None:
+    dashboard = json.loads((ROOT / "docker/grafana/stenopool.json").read_text())
+    (variable,) = dashboard["templating"]["list"]
+    assert variable["type"] == "datasource"
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    for panel in panels:
+        for target in panel["targets"]:
+            assert target["datasource"]["uid"] == "${datasource}"
+            assert target["expr"].count("(") == target["expr"].count(")")
+            assert target["expr"].count("{") == target["expr"].count("}")
+
+
+@pytest.fixture
+def locked(
+    tmp_path: Path, database_url: str, redis_url: str
+) -> Iterator[Callable[..., GatewayProcess]]:
+    running: list[GatewayProcess] = []
+
+    def start(url: str = database_url, **settings: str) -> GatewayProcess:
+        settings = {"GATEWAY_API_KEY": OPERATOR, **settings}
+        one = GatewayProcess(tmp_path, url, redis_url, max_file_bytes=None, **settings)
+        running.append(one.__enter__())
+        return one
+
+    yield start
+    for one in running:
+        one.__exit__()
+
+
+def test_where_keys_are_needed_only_one_with_the_scope_admin_opens_the_metrics(
+    locked: Callable[..., GatewayProcess], database_url: str
+) -> None:
+    gateway = locked()
+    with Database(database_url) as database:
+        reader, admin = (
+            Keys(database, "acme").create("a test's", [scope])[1].reveal()
+            for scope in (Scope.READ, Scope.ADMIN)
+        )
+
+    def ask(key: str | None) -> int:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return gateway.http.get("/metrics", headers=headers).status_code
+
+    assert ask(None) == HTTPStatus.UNAUTHORIZED
+    assert ask(reader) == HTTPStatus.FORBIDDEN
+    assert ask(admin) == ask(OPERATOR) == HTTPStatus.OK
+
+
+def test_while_postgres_is_out_the_rest_is_told_and_all_of_it_afterwards(
+    locked: Callable[..., GatewayProcess], database_url: str
+) -> None:
+    login, _, rest = database_url.rpartition("@")
+    port, _, name = rest.partition("/")
+    with Line(int(port.rpartition(":")[2])) as line:
+        line_port = line.url.rpartition(":")[2]
+        gateway = locked(f"{login}@127.0.0.1:{line_port}/{name}", METRICS_OPEN="true")
+        with Database(database_url) as database:
+            submit_job(database)
+        whole = scrape(gateway)
+        assert value(whole, "up", part="postgres") == 1
+        line.cut()
+        left = scrape(gateway)
+        assert value(left, "up", part="postgres") == 0
+        assert value(left, "up", part="redis") == 1
+        assert value(left, "http_requests_total", method="GET", route="/metrics", status="200") >= 1
+        line.mend()
+        wait_until(lambda: value(scrape(gateway), "up", part="postgres"), "Postgres")
+        submitted = {"tier": "standard", **BASE}
+        assert value(scrape(gateway), "jobs_submitted_total", **submitted) == 1

@@ -1,0 +1,136 @@
+"""The whole service with its recordings in S3."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.gateway import GatewayProcess
+from tests.s3 import Line, S3Server
+from tests.service import Service, wait_until, write_wav
+from tests.speech import speak
+
+SENTENCE = "The quick brown fox jumps over the lazy dog."
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wav(tmp_path_factory.mktemp("sound") / "fox.wav", speak(SENTENCE))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[S3Server]:
+    with S3Server(tmp_path / "moto.log") as running:
+        yield running
+
+
+@pytest.fixture
+def line(server: S3Server) -> Iterator[Line]:
+    with Line(server.port) as whole:
+        yield whole
+
+
+@pytest.fixture
+def gateway(
+    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: Line
+) -> Iterator[GatewayProcess]:
+    folder = tmp_path / "gateway"
+    folder.mkdir()
+    settings = {**server.settings(line.url), "S3_PUBLIC_URL": server.url}
+    with GatewayProcess(
+        folder, database_url, redis_url, max_file_bytes=None, **settings
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def service(
+    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: Line
+) -> Iterator[Service]:
+    folder = tmp_path / "workers"  # that have no folder in common with the gateway
+    folder.mkdir()
+    with Service(database_url, redis_url, folder, **server.settings(line.url)) as running:
+        yield running
+
+
+def upload(gateway: GatewayProcess, recording: Path) -> httpx.Response:
+    return gateway.http.post(
+        "/api/v1/upload",
+        files={"file": ("fox.wav", recording.read_bytes())},
+        data={"language": "en", "model": "base", "moderation": "false"},
+    )
+
+
+def status(gateway: GatewayProcess, job_id: str) -> dict[str, Any]:
+    document: dict[str, Any] = gateway.http.get(f"/api/v1/status/{job_id}").json()
+    return document
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_a_job_on_s3_outlives_an_outage_and_leaves_nothing_when_it_is_deleted(
+    gateway: GatewayProcess, service: Service, server: S3Server, line: Line, recording: Path
+) -> None:
+    job_id = upload(gateway, recording).json()["job_id"]
+    assert list((gateway.folder / "uploads" / ".incoming").iterdir()) == []
+    line.cut()
+    service.start_dispatcher()
+    service.start_worker()
+    wait_until(lambda: "trying again" in service.log(), "a step that waits for the storage")
+    line.mend()
+    wait_until(lambda: status(gateway, job_id)["status"] == "COMPLETED", "the end of the job")
+    assert status(gateway, job_id)["warnings"] == []
+
+    download = f"/api/v1/download/{job_id}"
+    assert "fox" in gateway.http.get(download).text
+    wav = gateway.http.get(download, params={"format": "wav"})
+    assert wav.content[44:].startswith(recording.read_bytes()[44:])
+
+    original = gateway.http.get(download, params={"format": "original"})
+    assert original.status_code == HTTPStatus.TEMPORARY_REDIRECT
+    link = original.headers["location"]
+    assert link.startswith(server.url)
+    fetched = httpx.get(link, trust_env=False)
+    assert fetched.content == recording.read_bytes()
+    assert fetched.headers["content-disposition"].startswith('attachment; filename="fox.wav"')
+    assert fetched.headers["content-type"] == "audio/wav"
+
+    names = {re.sub(r"[0-9a-f-]{36}", "ID", name) for name in server.names()}
+    assert "steno/results/ID/transcript.srt" in names
+    assert "steno/recordings/ID" in names
+    gateway.http.delete(f"/api/v1/jobs/{job_id}").raise_for_status()
+    wait_until(lambda: not server.names(), "an empty bucket")
+
+
+def test_an_upload_to_a_storage_that_is_out_is_refused_and_may_be_tried_again(
+    gateway: GatewayProcess, server: S3Server, line: Line, recording: Path
+) -> None:
+    line.cut()
+    refused = upload(gateway, recording)
+    assert refused.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    assert int(refused.headers["retry-after"]) > 0
+    assert gateway.incoming == []
+    ready = gateway.http.get("/readyz")
+    assert ready.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    assert ready.json()["parts"]["storage"] != "ok"
+    assert ready.json()["parts"]["postgres"] == "ok"
+    line.mend()
+    assert upload(gateway, recording).status_code == HTTPStatus.OK
+    assert len(server.names()) == 1
+    assert gateway.http.get("/readyz").json()["parts"]["storage"] == "ok"
+
+
+def test_an_upload_that_is_refused_leaves_no_object(
+    gateway: GatewayProcess, server: S3Server, tmp_path: Path
+) -> None:
+    no_sound = tmp_path / "fox.wav"
+    no_sound.write_bytes(b"no sound at all")
+    refused = upload(gateway, no_sound)
+    assert refused.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    assert server.names() == []
+    assert gateway.incoming == []

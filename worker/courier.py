@@ -170,6 +170,9 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
         error = error if status else f"no answer within {timeout_s:g} s"
     except (httpcore.NetworkError, httpcore.ProtocolError) as failure:
         error = error if status else (str(failure) or type(failure).__name__)[:LONGEST_ERROR]
+    except Exception as failure:  # whatever it is, it must not be tried for ever
+        logger.exception("message {}: its attempt broke off", sending.delivery_id)
+        error = error if status else type(failure).__name__
     duration_ms = round((time.monotonic() - started) * 1000)
     return Outcome(verdict, status, error, duration_ms, asked_s)
 

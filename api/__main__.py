@@ -21,6 +21,8 @@ from common.logs import set_up_logging
 from common.orphans import die_with_parent
 from common.settings import Settings
 
+SHORT = 20
+"""A key of fewer characters is warned of."""
 FAREWELL_S = 20
 """What uploads under way get to finish when the gateway is told to stop."""
 
@@ -45,6 +47,9 @@ def main() -> None:
     except SetupProblem as problem:
         logger.error("{}", problem)
         sys.exit(1)
+    own = settings.key.gateway_api_key
+    if own is not None and len(own.get_secret_value()) < SHORT:
+        logger.warning("GATEWAY_API_KEY is so short that it can be guessed: openssl rand -hex 32")
     os.environ["API_HOST"] = host  # the processes that serve have to know it
     with _counting_together(settings.api.workers):
         _serve(settings, host)

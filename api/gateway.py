@@ -95,6 +95,11 @@ class Gateway:
         """Run what uses the database or Redis where it may block."""
         return await to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._limiter)
 
+    def link(self, path: str) -> str:
+        """Where a client finds ``path``: under API_PUBLIC_URL, or on the host that it has asked."""
+        api = self.settings.api
+        return f"{api.public_url or api.root_path}{path}"
+
     def jobs(self, tenant: str) -> Jobs:
         return Jobs(self.database, tenant, delete_after_s=self.settings.job.delete_after)
 

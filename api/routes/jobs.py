@@ -95,7 +95,12 @@ async def result(
 ) -> Response:
     """A job's text; 409 until it is COMPLETED, unless a partial one will do."""
     return await gateway.in_thread(
-        _result, gateway.jobs(caller.tenant), job_id, partial=partial, mask=filter_profanity
+        _result,
+        gateway.jobs(caller.tenant),
+        job_id,
+        partial=partial,
+        mask=filter_profanity,
+        download_url=gateway.link(f"/api/v1/download/{job_id}"),
     )
 
 
@@ -190,13 +195,15 @@ def status_document(snapshot: Snapshot) -> Status:
     )
 
 
-def _result(jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None) -> Response:
+def _result(
+    jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None, download_url: str
+) -> Response:
     snapshot, text, transcript = _text(jobs, job_id, partial=partial, mask=mask)
     document: dict[str, Any] = {
         "job_id": str(job_id),
         "status": snapshot.status,
         "completed_at": snapshot.completed_at and snapshot.completed_at.isoformat(),
-        "download_url": f"/api/v1/download/{job_id}" if text.complete else None,
+        "download_url": download_url if text.complete else None,
         **transcript_document(transcript, warnings=snapshot.warnings, manifest=text.manifest),
         "recording_id": snapshot.client.recording_id,
         "metadata": snapshot.client.metadata,

@@ -234,7 +234,7 @@ def _create(
     return CreatedJob(
         job_id=created.job_id,
         status=created.status,
-        upload_url=f"/api/v1/jobs/{created.job_id}/upload",
+        upload_url=gateway.link(f"/api/v1/jobs/{created.job_id}/upload"),
         upload_until=jobs.snapshot(created.job_id).created_at + waits,
     )
 

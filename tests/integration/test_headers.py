@@ -157,6 +157,10 @@ def test_the_public_address_is_the_one_that_is_told(proxied: GatewayProcess) -> 
     assert (
         "connect-src 'self' https://steno.example.org;" in (page.headers["content-security-policy"])
     )
+    shown = {"X-API-Key": OPERATOR}
+    made = proxied.http.post("/api/v1/jobs", json={}, headers=shown).json()
+    path = f"/api/v1/jobs/{made['job_id']}/upload"
+    assert made["upload_url"] == f"https://steno.example.org/speech{path}"
     home = proxied.http.get("/", headers={"Accept": "text/html"}).text
     assert "curl -F file=@talk.mp3 -F language=vi https://steno.example.org/speech/api" in home
     assert proxied.http.get("/").json()["docs"] == "/speech/docs"

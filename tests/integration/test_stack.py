@@ -225,6 +225,18 @@ def test_a_killed_supervisor_leaves_no_process_and_its_data_can_be_used_again(
         assert is_ready(address_told_by(again))
 
 
+def test_without_any_key_only_this_machine_is_listened_to(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    settings.api.host = "0.0.0.0"  # noqa: S104 - it must not be listened on
+    told: list[str] = []
+    with Stack(settings, workers=0, report=told.append) as stack:
+        assert stack.address == f"http://127.0.0.1:{stack.port}"
+        listening = psutil.Process(stack.processes["gateway"][0]).net_connections("inet")
+        addresses = {each.laddr.ip for each in listening if each.laddr.port == stack.port}
+        assert addresses == {"127.0.0.1"}
+    assert any("steno keys create" in line for line in told)
+
+
 def test_errors_in_a_log_are_shown_and_the_rest_is_not(tmp_path: Path) -> None:
     program = "print('INFO fine'); print('ERROR  broken'); print('half a line ERROR', end='')"
     child = Child(

@@ -22,6 +22,7 @@ PACKAGE = "fastapi_swagger"
 ASSETS = "/docs/assets"
 OF_KEYS = (401, 403, 422, 429, 503)
 """How any operation that asks for a key may answer: X-Tenant-Id and Postgres may be wrong too."""
+FASTAPIS = "HTTPValidationError"
 OF_BODIES = (400, 408, 413, 422)
 
 TAGS = [
@@ -90,8 +91,14 @@ def _tell_what_all_have(description: dict[str, Any]) -> None:
                 *(OF_KEYS if "security" in operation else ()),
                 *(OF_BODIES if "requestBody" in operation else ()),
             )
+            responses = operation["responses"]
+            if FASTAPIS in str(responses.get("422")):
+                del responses["422"]  # no wrong value is answered as FastAPI would
+                statuses = (*statuses, 422)
             for status, answer in documented(*statuses).items():
-                operation["responses"].setdefault(str(status), answer)
+                responses.setdefault(str(status), answer)
+    for name in (FASTAPIS, "ValidationError"):
+        description.get("components", {}).get("schemas", {}).pop(name, None)
 
 
 def _assets() -> Path:

@@ -138,7 +138,7 @@ class Scraper:
         registry = CollectorRegistry()
         registry.register(_Everything(self._http, service, queue))
         encode, media_type = choose_encoder(accept)
-        return encode(registry), media_type
+        return await asyncio.to_thread(encode, registry), media_type
 
     def _queue(self) -> tuple[int, int]:
         return self._gateway.doorbell.live_workers(), self._gateway.doorbell.waiting()

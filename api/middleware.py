@@ -140,4 +140,5 @@ class RequestLog:
                     status or "broken off",
                     (time.monotonic() - started) * 1000,
                     request_id,
+                    job_id=scope.get("path_params", {}).get("job_id"),
                 )

@@ -57,7 +57,7 @@ def set_up_logging(settings: LogSettings, process: str) -> None:
 def _as_text(record: Record) -> str:
     """Fields before the message, but for ids that are in it."""
     fields = "".join(
-        f" {name}={value}"
+        f" {name}={str(value).encode('unicode_escape').decode()}"
         for name, value in _fields(record).items()
         if not (name.endswith("_id") and str(value) in record["message"])
     )

@@ -71,3 +71,9 @@ def test_libraries_that_warn_are_heard(log: Path) -> None:
     logging.getLogger("boto3").warning("a {warning} with %s", "<braces>")
     (line,) = map(json.loads, log.read_text().splitlines())
     assert line["message"] == "a {warning} with <braces>"
+
+
+def test_what_clients_send_makes_no_lines_of_its_own(log: Path) -> None:
+    set_up_logging(LogSettings(file=log), "gateway")
+    logger.info("GET /odd", job_id="1\n2026-01-01 ERROR forged")
+    assert len(log.read_text().splitlines()) == 1

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urljoin
@@ -56,7 +57,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
     started = time.monotonic()
     source = persist(lambda: context.steps.source_of(claim))
     for attempt in range(1, claim.attempt):  # killed, they have left what they had
-        context.storage.discard(fetched_id(claim.step_id, attempt))
+        persist(partial(context.storage.discard, fetched_id(claim.step_id, attempt)))
     recording_id = fetched_id(claim.step_id, claim.attempt)
     path = context.storage.incoming(recording_id)
     offered = False
@@ -73,7 +74,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
             duration_ms=found.duration_ms,
             upload_ms=round((time.monotonic() - started) * 1000),
         )
-        context.storage.secure(recording_id)
+        persist(lambda: context.storage.secure(recording_id))
         offered = True
         following = persist(lambda: context.steps.store_recording(claim, recording))
     except BaseException:

@@ -115,6 +115,23 @@ class Gateway:
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/jobs/{job_id}/cancel")
 
+    def retry(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/jobs/{job_id}/retry")
+
+    def delete(self, job_id: str) -> None:
+        with self._errors():
+            _check(self._http.delete(f"/jobs/{job_id}"))
+
+    def jobs(self, **query: object) -> Iterator[dict[str, Any]]:
+        """Jobs, newest first, asked for a page at a time; ``query`` as the gateway takes it."""
+        cursor: dict[str, str] = {}
+        while True:
+            page = self._json("GET", "/jobs", params={**query, **cursor})
+            yield from page["jobs"]
+            if page["next_cursor"] is None:
+                return
+            cursor = {"cursor": page["next_cursor"]}
+
     @contextmanager
     def download(
         self,
@@ -313,8 +330,10 @@ server_option = click.option(
 key_option = click.option(
     "--key", metavar="KEY", help="API key to show [STENO_API_KEY, GATEWAY_API_KEY]."
 )
-_job_id = click.argument("job_id", metavar="ID")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print the gateway's own answer.")
+job_id_argument = click.argument("job_id", metavar="ID")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the gateway's own answer."
+)
 _masks = click.option(
     "--filter-profanity/--no-filter-profanity",
     default=None,
@@ -344,8 +363,8 @@ def find_gateway(server: str | None, key: str | None = None) -> Gateway:
 
 
 @click.command()
-@_job_id
-@_as_json
+@job_id_argument
+@json_option
 @server_option
 @key_option
 def status(job_id: str, as_json: bool, server: str | None, key: str | None) -> None:
@@ -360,7 +379,7 @@ def status(job_id: str, as_json: bool, server: str | None, key: str | None) -> N
 
 
 def _told(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "recording", _recording(state)
+    yield "recording", recording_name(state)
     yield "status", state["status"]
     if state["status"] == "PENDING" and state["queue_position"] is not None:
         yield "queue", f"{state['queue_position']} before it"
@@ -372,27 +391,29 @@ def _told(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "asked for", f"{state['engine']} {state['model']}, language {state['language']}"
     for name in ("created", "started", "completed"):
         if state[f"{name}_at"]:
-            yield name, _local(state[f"{name}_at"])
+            yield name, local_time(state[f"{name}_at"])
     if state["error_message"]:
         yield "error", state["error_message"]
     for code in state["warnings"]:
         yield "warning", WARNINGS.get(code, code)
 
 
-def _recording(state: Mapping[str, Any]) -> str:
+def recording_name(state: Mapping[str, Any]) -> str:
+    """A job's recording for a person: its file's name, and its length where that is known."""
     seconds = state["duration_seconds"]
     return f"{state['filename']} ({clock(seconds)})" if seconds else str(state["filename"])
 
 
-def _local(time: str) -> str:
+def local_time(time: str) -> str:
+    """A time of the gateway's on this machine's clock, such as ``2026-01-31 09:05:00``."""
     return datetime.fromisoformat(time).astimezone().strftime("%F %T")
 
 
 @click.command()
-@_job_id
+@job_id_argument
 @click.option("--partial", is_flag=True, help="What is known so far, of a job that still runs.")
 @_masks
-@_as_json
+@json_option
 @server_option
 @key_option
 def result(
@@ -418,7 +439,7 @@ def result(
 
 
 @click.command()
-@_job_id
+@job_id_argument
 @click.option(
     "--format",
     "ending",
@@ -484,7 +505,7 @@ def ending_of(path: Path) -> str | None:
 
 
 @click.command()
-@_job_id
+@job_id_argument
 @server_option
 @key_option
 def cancel(job_id: str, server: str | None, key: str | None) -> None:

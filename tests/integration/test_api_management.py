@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import func, select, text, update
 
 from common.db.cleaning import Cleaning
@@ -21,6 +22,7 @@ from common.errors import DecodeFailed
 from common.events import Events
 from common.queue import connect
 from common.storage.local import LocalStorage
+from scripts.cli import steno
 from tests.audio_files import wav_header
 from tests.factories import (
     claim_next,
@@ -606,3 +608,34 @@ def test_the_request_that_made_a_job_is_known(
     ask(gateway, "POST", "jobs", 201, headers=headers)
     with gateway_database.transaction() as session:
         assert session.scalars(select(Job.request_id)).all() == ["from-the-front"] * 2
+
+
+# --- from the command line ------------------------------------------------------------------------
+
+
+def steno_says(gateway: GatewayProcess, *arguments: str) -> str:
+    done = CliRunner().invoke(steno, [*arguments, "--server", gateway.url])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_jobs_are_listed_retried_and_deleted_from_the_command_line(
+    gateway: GatewayProcess, steps: Steps
+) -> None:
+    failed = upload(gateway).json()["job_id"]
+    fail(steps)
+    waiting = ask(gateway, "POST", "jobs", 201).json()["job_id"]
+
+    table = steno_says(gateway, "jobs").splitlines()
+    assert [line.split()[:2] for line in table[1:]] == [
+        [waiting, "PENDING_UPLOAD"],
+        [failed, "FAILED"],
+    ]
+    assert "a.wav" in table[2]
+    assert "there are more" in steno_says(gateway, "jobs", "--limit", "1")
+    told = json.loads(steno_says(gateway, "jobs", "--status", "failed", "--json"))
+    assert [job["job_id"] for job in told] == [failed]
+
+    assert steno_says(gateway, "retry", failed) == f"{failed} PENDING\n"
+    assert steno_says(gateway, "delete", failed) == f"{failed} deleted\n"
+    get(gateway, f"jobs/{failed}", 404)

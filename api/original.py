@@ -44,6 +44,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The recording is to be had at the URL in Location for a while, without a "
         "key: do not send yours there"
     },
+    400: {"description": "The header Range cannot be understood"},
     416: {"description": "The recording has no such part"},
 }
 

@@ -22,7 +22,13 @@ async def _scraper(request: Request) -> Scraper:
     "/metrics",
     summary="How is it doing? (Prometheus)",
     response_class=PlainTextResponse,
-    responses=documented(401, 403, 503),
+    responses={
+        200: {
+            "content": {"text/plain": {}, "application/openmetrics-text": {}},
+            "description": "The metrics",
+        },
+        **documented(401, 403, 503),
+    },
     dependencies=[Depends(may_read_metrics)],
 )
 async def metrics(request: Request, scraper: Annotated[Scraper, Depends(_scraper)]) -> Response:

@@ -33,7 +33,7 @@ from scripts.stack import Stack
 STUCK_S = 30.0
 """Longer than this nothing may stand still after the last fault."""
 TIDY_WITHIN_S = 120.0
-"""The dispatcher tidies once a minute, and a killed worker is forgotten within seconds."""
+"""Sound is swept, and a killed worker forgotten, within seconds; unless Postgres was away."""
 POLL_S = 0.2
 OPEN = (JobStatus.PENDING, JobStatus.PROCESSING)
 

@@ -19,8 +19,10 @@ from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.keys import Keys
 from common.db.tenants import Tenants
+from common.db.webhooks import Deliveries, Outcome
 from common.domain.keys import Scope
 from common.domain.metrics import COUNTERS, HISTOGRAMS
+from common.domain.webhooks import Verdict
 from common.errors import DecodeFailed, EngineFailed
 from tests.factories import (
     TENANT,
@@ -127,6 +129,24 @@ def test_failures_cancellations_retries_and_lost_leases_are_counted_by_their_rea
     assert value(samples, "job_failures_total", code="decode_failed", **BASE) == 1
     assert value(samples, "jobs_ended_total", status="failed", tier="standard", **BASE) == 1
     assert value(samples, "jobs_ended_total", status="cancelled", tier="standard", **BASE) == 1
+
+
+def test_messages_are_counted_by_how_they_went(gateway: GatewayProcess, database: Database) -> None:
+    deliveries = Deliveries(database, lease_s=30, delays_s=[0, 0], at_once_each=4, pause_after=10)
+    jobs = Jobs(database, TENANT)
+    jobs.cancel(submit_job(database, webhook_url="https://receiver.invalid/hook"))
+    assert value(scrape(gateway), "webhook_deliveries_due") == 1
+    (sending,) = deliveries.claim(1)
+    assert deliveries.record(sending, Outcome(Verdict.AGAIN, 503, "it said 503", 5))
+    (sending,) = deliveries.claim(1)
+    assert deliveries.record(sending, Outcome(Verdict.DELIVERED, 200, None, 5))
+    assert not deliveries.record(sending, Outcome(Verdict.DELIVERED, 200, None, 5))
+
+    samples = scrape(gateway)
+    assert value(samples, "webhook_attempts_total", outcome="again") == 1
+    assert value(samples, "webhook_attempts_total", outcome="delivered") == 1
+    assert value(samples, "webhook_deliveries_total", outcome="delivered") == 1
+    assert value(samples, "webhook_deliveries_due") == 0
 
 
 def test_requests_are_counted_by_their_route_over_all_processes(gateway: GatewayProcess) -> None:

@@ -211,7 +211,7 @@ class Jobs:
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
             if not self._attach(session, job_id, recording):
-                session.refresh(job)
+                job, _ = self._job(session, job_id)
                 raise _not_awaited(job)
             charge(session, job_id, quota, jobs=0, audio_ms=recording.duration_ms or 0)
 
@@ -318,7 +318,7 @@ class Jobs:
             running = doorbells_of(session, job_id)
             if end_job(session, job_id, JobStatus.CANCELLED):
                 return running
-            session.refresh(job)
+            job, _ = self._job(session, job_id)
             if job.status != JobStatus.CANCELLED:
                 raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
             return []
@@ -333,7 +333,7 @@ class Jobs:
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
             if not begin_again(session, job_id):
-                session.refresh(job)
+                job, _ = self._job(session, job_id)
                 raise Conflict(reason=f"The job is {job.status}; only one that FAILED is retried")
 
     # --- inside one transaction ---------------------------------------------------------------
@@ -418,6 +418,7 @@ class Jobs:
             select(Job, Recording.filename)
             .outerjoin(Recording, Recording.id == Job.recording_id)
             .where(Job.id == job_id, Job.tenant == self._tenant)
+            .execution_options(populate_existing=True)
         ).one_or_none()
         if row is None:
             raise NotFound(what="job", value=job_id)

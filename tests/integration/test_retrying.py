@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select, text
 
 from common.db.database import Database
+from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.steps import Claim, StaleClaim, Steps
-from common.db.tables import Chunk, Job, Outbox, Step
+from common.db.tables import Chunk, Job, Outbox, Recording, Step
 from common.domain.job import JobStatus, StepKind, StepStatus
 from common.domain.request import Options
 from common.errors import (
@@ -36,6 +39,7 @@ from tests.factories import (
     finish_moderation,
     make_steps,
     new_job,
+    new_recording,
     plan_chunks,
     published,
     store_plan,
@@ -268,6 +272,36 @@ def test_of_many_retries_at_once_one_counts(database: Database, steps: Steps, jo
         assert sum(pool.map(retry, range(10))) == 1
     work(steps)
     check_whole(database, job_id)
+
+
+def test_a_job_that_is_deleted_at_the_same_moment_is_not_found(
+    database: Database, steps: Steps, jobs: Jobs
+) -> None:
+    def tell(call: Callable[[UUID], object], job_id: UUID) -> None:
+        with suppress(NotFound, Conflict):
+            call(job_id)
+
+    deletions = Deletions(database, TENANT)
+    for _ in range(10):
+        failed, waiting = submit_job(database), jobs.create(new_job()).job_id
+        fail(steps, claim_next(steps))
+        calls: list[tuple[Callable[[UUID], object], UUID]] = [
+            (jobs.retry, failed),
+            (jobs.cancel, failed),
+            (deletions.delete, failed),
+            (partial(jobs.attach, recording=new_recording()), waiting),
+            (jobs.cancel, waiting),
+            (deletions.delete, waiting),
+        ]
+        with ThreadPoolExecutor(len(calls)) as pool:
+            for done in [pool.submit(tell, *call) for call in calls]:
+                done.result()
+    with database.transaction() as session:
+        left = [
+            session.scalar(select(func.count()).select_from(it)) for it in (Job, Recording, Step)
+        ]
+    assert left == [0, 0, 0]
+    assert len(deletions.page(job_id=None, limit=100, after=None).items) == 20
 
 
 def test_only_a_failed_job_of_the_tenant_is_retried(

@@ -115,6 +115,22 @@ def test_only_options_that_were_given_are_sent(server: ScriptedGateway, folder: 
     assert second.options == {"language": "en", "word_timestamps": "false", "beam_size": "2"}
 
 
+def test_what_a_client_wants_back_and_told_is_sent_as_it_was_given(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    given = {
+        "recording_id": "call-17",
+        "metadata": '{"team": "sales"}',
+        "webhook_url": "https://example.com/done",
+        "delete_after": "3600",
+    }
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    done = run(server, folder / "a.mp3", *(word.replace("_", "-") for word in words))
+    assert done.exit_code == 0, done.output
+    (job,) = server.jobs.values()
+    assert job.options == given
+
+
 def test_moderation_is_sent_as_it_was_asked_for(server: ScriptedGateway, folder: Path) -> None:
     run(server, folder / "a.mp3", "--no-moderation")
     run(server, folder / "a.mp3", "--moderation", "--filter-profanity")

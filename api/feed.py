@@ -10,7 +10,7 @@ from uuid import UUID
 from loguru import logger
 
 from api.changes import Changes
-from common.db.jobs import Snapshot
+from common.db.snapshots import Snapshot
 from common.domain.job import is_final
 from common.domain.values import Segment
 from common.errors import Busy, NotFound, Transient

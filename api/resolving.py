@@ -14,7 +14,8 @@ from api.client_data import metadata_of
 from api.problems import bad_value, shown
 from api.schemas import UploadOptions
 from common.asr.languages import LANGUAGES
-from common.db.jobs import ClientData, NewJob
+from common.db.jobs import NewJob
+from common.db.snapshots import ClientData
 from common.domain.job import Priority
 from common.domain.request import Cutting, Decoding, Options
 from common.egress import Egress

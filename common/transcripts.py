@@ -8,7 +8,8 @@ from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
-from common.db.jobs import Jobs, Snapshot, Text
+from common.db.jobs import Jobs, Text
+from common.db.snapshots import Snapshot
 from common.db.tables import Chunk
 from common.domain.chunks import windows_from_json
 from common.domain.growing import Growing

@@ -16,7 +16,8 @@ from uuid import UUID, uuid4
 import psutil
 
 from common.db.database import Database
-from common.db.jobs import Jobs, NewJob, NewRecording, Snapshot
+from common.db.jobs import Jobs, NewJob, NewRecording
+from common.db.snapshots import Snapshot
 from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
 from common.settings import ROOT

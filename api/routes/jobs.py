@@ -22,7 +22,8 @@ from api.original import RESPONSES, original
 from api.problems import documented
 from api.schemas import Result, Status
 from api.wav import WavResponse
-from common.db.jobs import Jobs, Snapshot, Text
+from common.db.jobs import Jobs, Text
+from common.db.snapshots import Snapshot
 from common.domain.formats import FLAGGING, MEDIA_TYPES, write
 from common.domain.job import JobStatus, is_final
 from common.domain.masking import masked

@@ -36,7 +36,7 @@ from api.openai import (
 from api.problems import Refusal, problem
 from api.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
 from api.uploads import Body, Form, Upload
-from common.db.jobs import Snapshot
+from common.db.snapshots import Snapshot
 from common.domain.job import JobStatus
 from common.domain.request import Task
 from common.domain.transcript import Transcript, join_text

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
-from decimal import Decimal
-from functools import cache, partial
 from itertools import takewhile
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from common.db.counting import count_submission
 from common.db.database import Database
 from common.db.retrying import begin_again
-from common.db.steps import add_steps, doorbells_of, end_job, lock_job, moderation_failed
-from common.db.tables import Chunk, Job, JobMetrics, Recording, Tenant, Transcript
+from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
+from common.db.steps import add_steps, doorbells_of, end_job, lock_job
+from common.db.tables import Chunk, Job, Recording, Tenant, Transcript
 from common.db.usage import NO_QUOTA, Quota, charge
-from common.domain.job import MODERATION_FAILED, JobStatus, Priority, StepKind
+from common.domain.job import JobStatus, Priority, StepKind
 from common.domain.request import Options
 from common.errors import Conflict, IdempotencyConflict, NotFound
 
@@ -55,14 +52,6 @@ class NewRecording:
 
 
 @dataclass(frozen=True, slots=True)
-class ClientData:
-    """What a client wants back as it came: its name for the recording, and any JSON."""
-
-    recording_id: str | None = None
-    metadata: Any | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Idempotency:
     """A client's key for a request, and the request's sha256, its recording included."""
 
@@ -87,7 +76,7 @@ class NewJob:
     options: Options
     source_url: str | None = None
     webhook_url: str | None = None
-    client: ClientData = ClientData()
+    client: ClientData = NO_CLIENT_DATA
     delete_after_s: int | None = None
     idempotency: Idempotency | None = None
     key_id: str | None = None
@@ -102,41 +91,6 @@ class Created:
     job_id: UUID
     status: JobStatus
     replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A job as it stands at one instant.
-
-    ``stage`` is queued, fetching, planning, transcribing, moderating (all is transcribed), merging
-    or done; ``progress`` in [0, 100];
-    ``queue_position`` counts jobs that go before (0: next), None once it was started;
-    ``eta_s`` is None where nothing is known to reckon from; ``filename`` is None until a recording
-    is here; ``delete_at`` is None until it has ended, and where it is kept.
-    """
-
-    job_id: UUID
-    status: JobStatus
-    stage: str
-    progress: int
-    chunks_completed: int
-    chunks_total: int
-    created_at: datetime
-    started_at: datetime | None
-    completed_at: datetime | None
-    error_code: str | None
-    error_message: str | None
-    eta_s: float | None
-    queue_position: int | None
-    warnings: tuple[str, ...]
-    filename: str | None
-    engine: str
-    model: str
-    language: str
-    duration_ms: int | None
-    options: Options
-    client: ClientData
-    delete_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +109,6 @@ class Text:
     options: Options
     complete: bool
     manifest: dict[str, Any] | None
-
-
-PLANNED_PERCENT = 5
-"""What planning and merging count for in ``progress``; the rest is sound transcribed."""
 
 
 class Jobs:
@@ -229,10 +179,10 @@ class Jobs:
             NotFound: there is no such job in this tenant.
         """
         with self._database.transaction() as session:
-            found = snapshots(session, Job.id == job_id, Job.tenant == self._tenant)
-        if not found:
+            found = snapshot(session, self._tenant, job_id)
+        if found is None:
             raise NotFound(what="job", value=job_id)
-        return found[0]
+        return found
 
     def text(self, job_id: UUID) -> Text:
         """The text as far as it is known.
@@ -427,131 +377,3 @@ class Jobs:
 
 def _not_awaited(job: Job) -> Conflict:
     return Conflict(reason=f"The job is {job.status} and takes no recording")
-
-
-def snapshots(
-    session: Session, *where: ColumnElement[bool], limit: int | None = None
-) -> list[Snapshot]:
-    """The jobs that meet all of ``where``, newest first; ``limit`` at most.
-
-    However many they are, it takes one query, one more where some are PENDING, and one more for
-    each kind of weights that some of them wait for.
-    """
-    completed = (
-        select(func.count())
-        .where(Chunk.job_id == Job.id, Chunk.result.is_not(None))
-        .scalar_subquery()
-    )
-    elapsed_s = func.extract("epoch", func.clock_timestamp() - Job.started_at)
-    rows = session.execute(
-        select(Job, Recording.filename, completed, moderation_failed(Job.id), elapsed_s)
-        .outerjoin(Recording, Recording.id == Job.recording_id)
-        .where(*where)
-        .order_by(Job.created_at.desc(), Job.id.desc())
-        .limit(limit)
-    ).all()
-    before = _jobs_before(
-        session, [row[0].id for row in rows if row[0].status == JobStatus.PENDING]
-    )
-    speed_of = cache(partial(_speed, session))
-    return [
-        Snapshot(
-            job_id=job.id,
-            status=JobStatus(job.status),
-            stage=_stage(job, heard),
-            progress=_progress(job),
-            chunks_completed=heard,
-            chunks_total=job.chunks_total,
-            created_at=job.created_at,
-            started_at=job.started_at,
-            completed_at=job.completed_at,
-            error_code=job.error_code,
-            error_message=job.error_message,
-            eta_s=_eta_s(job, elapsed, speed_of),
-            queue_position=before.get(job.id),
-            warnings=tuple(_warnings(job, unjudged=unjudged)),
-            filename=filename,
-            engine=job.engine,
-            model=job.model,
-            language=job.detected_language or job.language,
-            duration_ms=job.duration_ms,
-            options=Options.from_json(job.options),
-            client=ClientData(job.client_recording_id, job.client_metadata),
-            delete_at=job.delete_at,
-        )
-        for job, filename, heard, unjudged, elapsed in rows
-    ]
-
-
-def _warnings(job: Job, *, unjudged: bool) -> list[str]:
-    """Those of the merge; until then of the plan, and whether moderation has failed."""
-    if unjudged and job.status != JobStatus.COMPLETED:
-        return [*job.warnings, MODERATION_FAILED]
-    return job.warnings
-
-
-def _jobs_before(session: Session, job_ids: list[UUID]) -> dict[UUID, int]:
-    """How many jobs go before each of these, which are PENDING."""
-    if not job_ids:
-        return {}
-    queue = (
-        select(Job.id, (func.rank().over(order_by=(Job.priority, Job.created_at)) - 1).label("at"))
-        .where(Job.status == JobStatus.PENDING)
-        .subquery()
-    )
-    rows = session.execute(select(queue.c.id, queue.c.at).where(queue.c.id.in_(job_ids)))
-    return {job_id: at for job_id, at in rows}  # noqa: C416 - dict() has no types here
-
-
-def _speed(session: Session, engine: str, model: str) -> float | None:
-    """Audio time per wall time over the last finished jobs with the same weights."""
-    lately = (
-        select(JobMetrics.audio_ms, JobMetrics.wall_ms)
-        .join(Job, Job.id == JobMetrics.job_id)
-        .where(Job.engine == engine, Job.model == model, Job.status == JobStatus.COMPLETED)
-        .order_by(Job.completed_at.desc())
-        .limit(20)
-        .subquery()
-    )
-    audio, wall = session.execute(
-        select(func.sum(lately.c.audio_ms), func.sum(lately.c.wall_ms))
-    ).one()
-    return float(audio / wall) if audio and wall else None
-
-
-def _eta_s(
-    job: Job, elapsed_s: Decimal | None, speed_of: Callable[[str, str], float | None]
-) -> float | None:
-    if job.status not in {JobStatus.PENDING, JobStatus.PROCESSING} or not job.duration_ms:
-        return None
-    left_ms = max(0, job.duration_ms - job.done_ms)
-    if elapsed_s is not None and job.done_ms and job.retried_at is None:
-        # This job's own pace so far is the best witness.
-        return float(elapsed_s) * left_ms / job.done_ms
-    speed = speed_of(job.engine, job.model)
-    return left_ms / 1000 / speed if speed else None
-
-
-def _stage(job: Job, transcribed: int) -> str:
-    if job.status == JobStatus.PENDING:
-        return "queued"
-    if job.status != JobStatus.PROCESSING:
-        return "done"
-    if job.recording_id is None:
-        return "fetching"
-    if job.chunks_total == 0 and not job.planned:
-        return "planning"
-    if not job.planned or transcribed < job.chunks_total:
-        return "transcribing"
-    return "moderating" if job.remaining else "merging"
-
-
-def _progress(job: Job) -> int:
-    if job.status == JobStatus.COMPLETED:
-        return 100
-    if job.chunks_total == 0:
-        return 0
-    heard = job.done_ms / job.duration_ms if job.duration_ms else 0.0
-    if job.planned and job.remaining == 0:
-        heard = 1.0
-    return PLANNED_PERCENT + int((100 - 2 * PLANNED_PERCENT) * min(1.0, heard))

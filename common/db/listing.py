@@ -13,8 +13,9 @@ from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.orm import aliased
 
 from common.db.database import Database
-from common.db.jobs import ClientData, Snapshot, Text, snapshots
+from common.db.jobs import Text
 from common.db.paging import Cursor, Page, beyond, page_of
+from common.db.snapshots import ClientData, Snapshot, snapshots
 from common.db.tables import Job, JobMetrics, Transcript
 from common.domain.job import JobStatus
 from common.domain.request import Options

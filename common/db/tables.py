@@ -92,7 +92,13 @@ class Job(Base):
             unique=True,
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
-        Index("ix_jobs_completed_at", "completed_at"),
+        Index(
+            "ix_jobs_lately",
+            "engine",
+            "model",
+            "completed_at",
+            postgresql_where=text("status = 'COMPLETED'"),
+        ),
         Index(
             "ix_jobs_awaited",
             "created_at",

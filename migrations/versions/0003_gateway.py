@@ -253,7 +253,13 @@ def upgrade() -> None:
     # The older code swept once a minute: sound may be left of the jobs that ended last.
     op.execute("UPDATE jobs SET sweep_at = now() WHERE completed_at > now() - interval '1 day'")
     op.alter_column("jobs", "recording_id", existing_type=sa.UUID(), nullable=True)
-    op.create_index("ix_jobs_completed_at", "jobs", ["completed_at"], unique=False)
+    op.create_index(
+        "ix_jobs_lately",
+        "jobs",
+        ["engine", "model", "completed_at"],
+        unique=False,
+        postgresql_where=sa.text("status = 'COMPLETED'"),
+    )
     op.create_index(
         "ix_jobs_awaited",
         "jobs",
@@ -286,7 +292,7 @@ def downgrade() -> None:
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     )
     op.drop_index(op.f("ix_jobs_key_id"), table_name="jobs")
-    for name in ("delete_at", "sweep_at", "awaited", "completed_at"):
+    for name in ("delete_at", "sweep_at", "awaited", "lately"):
         op.drop_index(f"ix_jobs_{name}", table_name="jobs")
     # The older code knows no job without a recording, and no step that fetches one.
     op.execute("DELETE FROM jobs WHERE recording_id IS NULL")

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy import select
 
-from common.db.jobs import Snapshot
+from common.db.snapshots import Snapshot
 from common.db.tables import Chunk, Failure, Step
 from common.domain.job import JobStatus, StepKind
 from common.domain.request import Options

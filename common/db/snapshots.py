@@ -1,0 +1,232 @@
+"""A job as it stands at one instant, for status documents and lists: one query each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    ScalarSelect,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+)
+from sqlalchemy.orm import Session, aliased
+
+from common.db.steps import moderation_failed
+from common.db.tables import Chunk, Job, Recording
+from common.domain.job import MODERATION_FAILED, JobStatus
+from common.domain.request import Options
+
+LATELY = 20
+"""How many finished jobs tell how fast jobs are."""
+PLANNED_PERCENT = 5
+"""What planning and merging count for in ``progress``; the rest is sound transcribed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientData:
+    """What a client wants back as it came: its name for the recording, and any JSON."""
+
+    recording_id: str | None = None
+    metadata: Any | None = None
+
+
+NO_CLIENT_DATA = ClientData()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A job as it stands at one instant.
+
+    ``stage`` is queued, fetching, planning, transcribing, moderating (all is transcribed), merging
+    or done; ``progress`` in [0, 100];
+    ``queue_position`` counts jobs that go before (0: next), None once it was started;
+    ``eta_s`` is None where nothing is known to reckon from; ``filename`` is None until a recording
+    is here; ``delete_at`` is None until it has ended, and where it is kept.
+    """
+
+    job_id: UUID
+    status: JobStatus
+    stage: str
+    progress: int
+    chunks_completed: int
+    chunks_total: int
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    error_code: str | None
+    error_message: str | None
+    eta_s: float | None
+    queue_position: int | None
+    warnings: tuple[str, ...]
+    filename: str | None
+    engine: str
+    model: str
+    language: str
+    duration_ms: int | None
+    options: Options
+    client: ClientData
+    delete_at: datetime | None
+
+
+def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
+    """One job; None where the tenant has no such job."""
+    row = session.execute(_one(), {"tenant": tenant, "job_id": job_id}).one_or_none()
+    return None if row is None else _snapshot(row)
+
+
+def snapshots(session: Session, *where: ColumnElement[bool], limit: int) -> list[Snapshot]:
+    """The jobs that meet all of ``where``, newest first; ``limit`` at most."""
+    queue = (
+        select(Job.id, (func.rank().over(order_by=(Job.priority, Job.created_at)) - 1).label("at"))
+        .where(Job.status == JobStatus.PENDING)
+        .subquery()
+    )
+    asked = (
+        _jobs(queue.c.at)
+        .outerjoin(queue, queue.c.id == Job.id)
+        .where(*where)
+        .order_by(Job.created_at.desc(), Job.id.desc())
+        .limit(limit)
+    )
+    return [_snapshot(row) for row in session.execute(asked)]
+
+
+@cache
+def _one() -> Select[Any]:
+    """Built once: that would take longer than its answer, and everybody asks for it all the time.
+
+    Counting those before one job is cheaper than ranking all of them.
+    """
+    other = aliased(Job)
+    before = (
+        select(func.count())
+        .select_from(other)
+        .where(
+            other.status == JobStatus.PENDING,
+            or_(
+                other.priority < Job.priority,
+                and_(other.priority == Job.priority, other.created_at < Job.created_at),
+            ),
+        )
+        .scalar_subquery()
+    )
+    position = case((Job.status == JobStatus.PENDING, before))
+    return _jobs(position).where(Job.id == bindparam("job_id"), Job.tenant == bindparam("tenant"))
+
+
+def _jobs(position: ColumnElement[int]) -> Select[Any]:
+    heard = (
+        select(func.count())
+        .where(Chunk.job_id == Job.id, Chunk.result.is_not(None))
+        .scalar_subquery()
+    )
+    under_way = Job.status.in_([JobStatus.PENDING, JobStatus.PROCESSING])
+    return select(
+        Job,
+        Recording.filename,
+        heard.label("heard"),
+        moderation_failed(Job.id).label("unjudged"),
+        func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
+        position.label("position"),
+        case((under_way, _speed(Job.engine, Job.model))).label("speed"),
+    ).outerjoin(Recording, Recording.id == Job.recording_id)
+
+
+def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
+    """Audio time per wall time over the last finished jobs with these weights; NULL without any.
+
+    ``engine`` and ``model`` are values or columns.
+    """
+    done = aliased(Job)
+    took = done.completed_at - func.coalesce(done.retried_at, done.created_at)
+    lately = (
+        select(done.duration_ms, (func.extract("epoch", took) * 1000).label("wall_ms"))
+        .where(done.engine == engine, done.model == model, done.status == JobStatus.COMPLETED)
+        .order_by(done.completed_at.desc())
+        .limit(LATELY)
+        .correlate(Job)
+        .subquery()
+    )
+    wall_ms = func.nullif(func.sum(lately.c.wall_ms), 0)
+    return select(func.sum(lately.c.duration_ms) / wall_ms).correlate(Job).scalar_subquery()
+
+
+def _snapshot(row: Row[Any]) -> Snapshot:
+    job: Job = row[0]
+    return Snapshot(
+        job_id=job.id,
+        status=JobStatus(job.status),
+        stage=_stage(job, row.heard),
+        progress=_progress(job),
+        chunks_completed=row.heard,
+        chunks_total=job.chunks_total,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        completed_at=job.completed_at,
+        error_code=job.error_code,
+        error_message=job.error_message,
+        eta_s=_eta_s(job, row.elapsed_s, row.speed),
+        queue_position=row.position,
+        warnings=tuple(_warnings(job, unjudged=row.unjudged)),
+        filename=row.filename,
+        engine=job.engine,
+        model=job.model,
+        language=job.detected_language or job.language,
+        duration_ms=job.duration_ms,
+        options=Options.from_json(job.options),
+        client=ClientData(job.client_recording_id, job.client_metadata),
+        delete_at=job.delete_at,
+    )
+
+
+def _warnings(job: Job, *, unjudged: bool) -> list[str]:
+    """Those of the merge; until then of the plan, and whether moderation has failed."""
+    if unjudged and job.status != JobStatus.COMPLETED:
+        return [*job.warnings, MODERATION_FAILED]
+    return job.warnings
+
+
+def _eta_s(job: Job, elapsed_s: Any, speed_lately: Any) -> float | None:
+    if job.status not in {JobStatus.PENDING, JobStatus.PROCESSING} or not job.duration_ms:
+        return None
+    left_ms = max(0, job.duration_ms - job.done_ms)
+    if elapsed_s is not None and job.done_ms and job.retried_at is None:
+        # This job's own pace so far is the best witness.
+        return float(elapsed_s) * left_ms / job.done_ms
+    return left_ms / 1000 / float(speed_lately) if speed_lately else None
+
+
+def _stage(job: Job, transcribed: int) -> str:
+    if job.status == JobStatus.PENDING:
+        return "queued"
+    if job.status != JobStatus.PROCESSING:
+        return "done"
+    if job.recording_id is None:
+        return "fetching"
+    if job.chunks_total == 0 and not job.planned:
+        return "planning"
+    if not job.planned or transcribed < job.chunks_total:
+        return "transcribing"
+    return "moderating" if job.remaining else "merging"
+
+
+def _progress(job: Job) -> int:
+    if job.status == JobStatus.COMPLETED:
+        return 100
+    if job.chunks_total == 0:
+        return 0
+    heard = job.done_ms / job.duration_ms if job.duration_ms else 0.0
+    if job.planned and job.remaining == 0:
+        heard = 1.0
+    return PLANNED_PERCENT + int((100 - 2 * PLANNED_PERCENT) * min(1.0, heard))

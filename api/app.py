@@ -17,6 +17,7 @@ from api import docs, problems
 from api.gateway import Gateway
 from api.metrics import HttpMetrics, RequestMetrics, Scraper
 from api.middleware import HeadLimits, RequestLog, SafeHeaders
+from api.openai import install as install_openai
 from api.routes import (
     events,
     health,
@@ -86,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _add_middleware(app, resolved)
     app.add_middleware(RequestMetrics, metrics=http)
     problems.install(app)
+    install_openai(app)
     docs.install(app, public_url)
     for module, prefix in (
         (uploads, PREFIX),

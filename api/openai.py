@@ -11,10 +11,11 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from api.problems import Problem, bad_value, problem
@@ -26,6 +27,7 @@ from common.domain.results import seconds, segment_document, word_document
 from common.domain.transcript import Transcript
 from common.errors import Needs, StenoError, UnknownOption
 
+PREFIX = "/v1"
 WHISPER = "whisper-1"
 """OpenAI's name for its Whisper, which every client knows: here, the default weights."""
 AUTO = "auto"
@@ -202,6 +204,17 @@ class Route(APIRoute):
                 return Failure(problem(bad_value(error.errors()[0])))
 
         return answer
+
+
+def install(app: FastAPI) -> None:
+    """Have also paths under ``/v1`` that nobody serves answered as `Failure`, as all others are."""
+    others = app.exception_handlers[HTTPException]
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        answer: Response = await others(request, error)  # type: ignore[misc]
+        spoken = request.url.path.startswith(f"{PREFIX}/") and isinstance(answer, Problem)
+        return Failure(answer) if spoken else answer  # type: ignore[arg-type]
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -34,6 +34,16 @@ _NAMES = {
     JobStatus.FAILED: "failed",
     JobStatus.CANCELLED: "cancelled",
 }
+EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["status", "progress", "segment", *_NAMES.values()]},
+        "id": {"type": "string", "pattern": f"^\\d+({END})?$"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "id", "data"],
+}
+"""One of them, its fields by name."""
 EXAMPLE = """retry: 2000
 
 event: status
@@ -60,7 +70,7 @@ data: {"job_id": "3fa85f64-5717-4562-b3fc-2c963f66afa6", "status": "COMPLETED", 
     response_class=Response,
     responses={
         200: {
-            "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": EXAMPLE}},
+            "content": {MEDIA_TYPE: {"schema": EVENT, "example": EXAMPLE}},
             "description": "Events until the job has ended",
         },
         204: {"description": "The job has ended, and `Last-Event-ID` says that this was told"},

@@ -22,6 +22,7 @@ from api.gateway import Gateway, GatewayDep
 from api.multipart import FormReader
 from api.openai import (
     GRANULARITIES,
+    PREFIX,
     TEXTS,
     WHISPER,
     AudioOptions,
@@ -44,7 +45,7 @@ from common.domain.values import Segment
 from common.errors import Conflict, NotFound, StenoError, StillUnderWay
 from common.transcripts import transcript_of
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=Route)
+router = APIRouter(prefix=PREFIX, tags=["openai"], route_class=Route)
 
 JOB_ID = "X-Job-Id"
 NO_RETRY = {"x-should-retry": "false"}

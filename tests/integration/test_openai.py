@@ -292,3 +292,9 @@ def test_a_client_that_leaves_loses_nothing(
     (job_id,) = jobs(gateway)
     assert gateway.http.get(f"/api/v1/status/{job_id}").json()["status"] == "PENDING"
     assert "Traceback" not in gateway.log_file.read_text()
+
+
+def test_what_is_not_there_is_refused_in_the_same_words(gateway: GatewayProcess) -> None:
+    answer = gateway.http.post("/v1/chat/completions", json={})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "not_found_error"

@@ -333,7 +333,7 @@ class Outbound:
         target = httpcore.URL(
             scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
         )
-        named = [(name.encode("ascii"), value.encode("ascii")) for name, value in headers.items()]
+        named = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         async with self._pool.stream(
             method, target, headers=named, content=content, extensions={"timeout": self._timeout}
         ) as response:

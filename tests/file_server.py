@@ -16,7 +16,8 @@ class Served:
 
     ``cuts``: after how many bytes of the body the line is cut, request by request; when they are
     used up, nothing is cut. ``statuses``: answered in place of the file, likewise. ``chunked``: its
-    length is not told. ``stall_after``: nothing more comes after so many bytes.
+    length is not told. ``absurd``: parts are told to be of a file beyond all size.
+    ``stall_after``: nothing more comes after so many bytes.
     """
 
     content: bytes = b""
@@ -25,6 +26,7 @@ class Served:
     ranges: bool = True
     chunked: bool = False
     endless: bool = False
+    absurd: bool = False
     stall_after: int | None = None
     cuts: Iterable[int] = ()
     statuses: Iterable[int] = ()
@@ -93,8 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in served.headers.items():
             self.send_header(name, value)
         if begin:
-            size = len(served.content)
-            self.send_header("content-range", f"bytes {begin}-{size - 1}/{size}")
+            size = "9" * 5_000 if served.absurd else len(served.content)
+            self.send_header("content-range", f"bytes {begin}-{len(served.content) - 1}/{size}")
         if served.chunked or served.endless:
             self.send_header("transfer-encoding", "chunked")
         elif "content-length" not in served.headers:

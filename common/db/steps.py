@@ -212,6 +212,8 @@ class Steps:
             session.add(recording.row(job.tenant))
             session.flush()
             job.recording_id, job.duration_ms = recording.id, recording.duration_ms
+            # Its query may be a signature, and nobody needs that any more.
+            job.source_url = (job.source_url or "").partition("?")[0]
             return add_steps(session, claim.job_id, StepKind.PLAN, [None])[0]
 
     def is_stored(self, recording_id: UUID) -> bool:

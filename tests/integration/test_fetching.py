@@ -112,6 +112,9 @@ def test_a_recording_is_fetched_as_if_it_had_been_sent(
     (asked,) = server.asked
     assert asked.path == "/a%20talk.wav?token=hush"
     assert not {"cookie", "authorization", "referer"} & set(asked.headers)
+    with context.steps._database.transaction() as session:
+        kept = session.get_one(Job, claim.job_id).source_url
+    assert kept == f"{server.url}/a%20talk.wav"
 
 
 def test_a_server_says_how_its_file_is_called(
@@ -123,7 +126,9 @@ def test_a_server_says_how_its_file_is_called(
     assert recording_of(context, claim)[0].filename == "buổi họp.wav"
 
 
-@pytest.mark.parametrize("headers", [ETAG, {"last-modified": "Sat, 14 Mar 2026 15:09:26 GMT"}])
+@pytest.mark.parametrize(
+    "headers", [ETAG, {"etag": '"één"'}, {"last-modified": "Sat, 14 Mar 2026 15:09:26 GMT"}]
+)
 @pytest.mark.parametrize("chunked", [False, True])
 def test_after_each_cut_only_the_rest_is_asked_for(
     context: Context, server: FileServer, sound: bytes, headers: dict[str, str], *, chunked: bool
@@ -140,6 +145,7 @@ def test_after_each_cut_only_the_rest_is_asked_for(
     "served",
     [
         Served(headers=ETAG, ranges=False, cuts=[100_000]),
+        Served(headers=ETAG, cuts=[100_000], absurd=True),
         Served(headers={}, cuts=[100_000]),
         Served(headers={"etag": 'W/"weak"'}, cuts=[100_000]),
     ],
@@ -193,6 +199,7 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
         (Served(status=204), FetchFailed, "it answered 204"),
         (Served(status=206, content=b"part"), FetchFailed, "it answered 206"),
         (Served(status=302), FetchFailed, "it redirects to nowhere"),
+        (Served(status=302, headers={"location": "http://["}), FetchFailed, "what is no URL"),
         (Served(status=302, headers={"location": "/odd"}), FetchFailed, "more than 5 times"),
         (Served(b"<html>please log in</html>"), NotAudio, "not a recording"),
         (Served(), NotAudio, "the file is empty"),

@@ -143,6 +143,7 @@ def test_a_receiver_may_ask_for_more_patience_but_not_for_ever() -> None:
         (format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0),
         ("soon", None),
         ("-5", None),
+        (f"Sat, 14 Mar 2026 15:09:26 +{'9' * 30}", None),
         (None, None),
     ],
 )

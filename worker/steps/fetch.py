@@ -44,7 +44,7 @@ RANGE_NOT_SATISFIABLE = 416
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 LONGEST_REASON = 200
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]+|\*)/([0-9]{1,18}|\*)")
 
 
 def fetch(context: Context, claim: Claim) -> UUID:
@@ -197,7 +197,10 @@ class _Download:
                 location = _Headers(response).get("location")
             if not location:
                 raise self._failed("it redirects to nowhere")
-            following = parse_url(urljoin(str(url), location.replace(" ", "%20")))
+            try:
+                following = parse_url(urljoin(str(url), location.replace(" ", "%20")))
+            except ValueError:  # of urljoin
+                raise self._failed("it redirects to what is no URL") from None
             if url.scheme == "https" and following.scheme != "https":
                 raise UrlRefused(field="url", reason="it redirects from https to http")
             url = following

@@ -108,10 +108,13 @@ class Cleaning:
         """Cancel jobs that have waited for their recording for more than ``limit_s`` seconds."""
         with self.database.transaction() as session:
             waiting = session.scalars(
-                select(Job.id).where(
+                select(Job.id)
+                .where(
                     Job.status == JobStatus.PENDING_UPLOAD,
                     Job.created_at < func.clock_timestamp() - seconds(limit_s),
                 )
+                # Whoever has locked one may be committing its recording.
+                .with_for_update(key_share=True, skip_locked=True)
             ).all()
             message = f"No recording was sent within {limit_s:g} s (UPLOAD_WAIT)"
             return [

@@ -37,9 +37,10 @@ def tell(session: Session, job_id: UUID, event: WebhookEvent) -> None:
     """Write a message about the job to each endpoint that wants it, and to the job's own URL."""
     job = session.get_one(Job, job_id, populate_existing=True)
     endpoints = session.scalars(
-        select(WebhookEndpoint).where(
-            WebhookEndpoint.tenant == job.tenant, WebhookEndpoint.events.contains([event])
-        )
+        select(WebhookEndpoint)
+        .where(WebhookEndpoint.tenant == job.tenant, WebhookEndpoint.events.contains([event]))
+        # One that is being deleted is waited for: a message to it could not be written.
+        .with_for_update(read=True, key_share=True)
     ).all()
     addressees: list[tuple[UUID | None, str]] = [(each.id, each.url) for each in endpoints]
     if job.webhook_url is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, text, update
 from standardwebhooks.webhooks import Webhook
 
 from common.db.database import Database
@@ -388,6 +389,28 @@ def test_a_job_that_ends_and_its_message_are_committed_together(
 
 def _more_than(receiver: Receiver, count: int) -> bool:
     return len(receiver.arrivals("/hang")) > count
+
+
+def test_a_job_ends_also_while_an_endpoint_that_would_be_told_is_deleted(
+    database: Database, webhooks: Webhooks
+) -> None:
+    gone = endpoint(webhooks, "http://127.0.0.1/gone")
+    waiting = text(
+        "SELECT 1 FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    def waits() -> bool:
+        with database.transaction() as session:
+            return session.scalar(waiting) is not None
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as session:
+            session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == gone.id))
+            ending = pool.submit(end_job, database)
+            wait_until(waits, "the end of the job to wait for the deletion")
+        ending.result()
+    assert all_of(webhooks) == []
 
 
 def test_nothing_is_lost_when_senders_are_killed_with_messages_in_flight(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import func, select
 
+from common.db.cleaning import Cleaning
 from common.db.database import Database
 from common.db.jobs import Created, Idempotency, Jobs
 from common.db.tables import Job, Recording, Step, Tenant
@@ -25,6 +26,8 @@ from tests.factories import (
 )
 
 KEY = Idempotency("once", "a" * 64)
+PATIENCE_S = 5.0
+"""For what might wait for a lock."""
 
 
 @pytest.fixture
@@ -140,3 +143,17 @@ def test_what_becomes_of_a_job_is_fixed_when_it_is_made(database: Database) -> N
     kept = Jobs(database, "another", delete_after_s=0).create(new_job()).job_id
     found = [delete_after_s(database, it) for it in (as_set, as_the_tenant, as_asked, kept)]
     assert found == [3600, 120, 60, None]
+
+
+def test_a_job_whose_recording_comes_at_the_last_moment_is_not_cancelled(
+    database: Database, jobs: Jobs
+) -> None:
+    job_id = jobs.create(new_job()).job_id
+    cleaning = Cleaning(database, grace_s=0.0)
+    with ThreadPoolExecutor(1) as pool:
+        with database.transaction() as session:
+            assert jobs._attach(session, job_id, new_recording())  # and not committed yet
+            cancelling = pool.submit(cleaning.cancel_unsent, 0.0)
+            wait([cancelling], PATIENCE_S)
+        assert cancelling.result() == []
+    assert jobs.snapshot(job_id).status is JobStatus.PENDING

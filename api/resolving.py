@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -58,30 +59,31 @@ def request_sha256(endpoint: str, options: BaseModel, recording_sha256: str | No
 
 
 class Resolver:
-    """Knows this installation's defaults and weights.
-
-    It reads the disk and may ask the DNS, so call it in a thread.
-    """
+    """Knows this installation's defaults and weights."""
 
     def __init__(self, settings: Settings, weights: WeightsStore, egress: Egress) -> None:
         self._settings = settings
         self._weights = weights
         self._egress = egress
 
-    def resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
+    async def resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         """The job that ``options`` ask for.
 
         Raises:
             UnknownOption, OutOfRange, Needs, ModelNotHere, UrlRefused: one of them is wrong; it is
                 named.
         """
+        job = await asyncio.to_thread(self._resolve, job_id, options)  # it reads the disk
+        if options.webhook_url is not None:
+            await self._egress.check(options.webhook_url, "webhook_url")
+        return job
+
+    def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         asr = self._settings.asr
         engine = options.engine or asr.default_engine
         language = options.language or asr.default_language.lower()
         model = options.model or asr.default_model
         self._check(engine, model, language)
-        if options.webhook_url is not None:
-            self._egress.check(options.webhook_url, "webhook_url")
         return NewJob(
             id=job_id,
             engine=engine,

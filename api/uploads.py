@@ -318,7 +318,7 @@ class Upload(_Incoming):
     async def _check(self, form: FormReader, request: Request) -> None:
         idempotency_key(request)
         self._options = form_options(self._form.options(form))
-        job = await asyncio.to_thread(self._gateway.resolver.resolve, self._job_id, self._options)
+        job = await self._gateway.resolver.resolve(self._job_id, self._options)
         self._job = replace(
             job,
             key_id=self._caller.key_id,

@@ -18,8 +18,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as LookupTimedOut
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -160,8 +159,8 @@ class Egress:
         # Of their own, so that a slow DNS holds up nothing but lookups.
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
 
-    def check(self, url: str, field: str = "url") -> None:
-        """Judge a URL that a client wants to be kept; blocks for `LOOKUP_S` at most.
+    async def check(self, url: str, field: str = "url") -> None:
+        """Judge a URL that a client wants to be kept, within `LOOKUP_S`.
 
         One whose name cannot be looked up just now may pass: it is judged again when it is used.
 
@@ -170,11 +169,9 @@ class Egress:
         """
         parsed = parse_url(url, field)
         lookup = self._lookups.submit(self._resolve, parsed.host, parsed.port or 0)
-        try:
-            found = lookup.result(LOOKUP_S)
-        except (OSError, UnicodeError, LookupTimedOut):
-            lookup.cancel()
-            found = []
+        found: Iterable[str] = ()
+        with suppress(OSError, UnicodeError, TimeoutError):
+            found = await asyncio.wait_for(asyncio.wrap_future(lookup), LOOKUP_S)
         self._judge(parsed.host, found, field)
 
     async def addresses(self, host: str, port: int) -> list[str]:

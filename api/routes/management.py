@@ -22,6 +22,7 @@ from api.problems import documented
 from api.routes.jobs import status_document
 from api.schemas import Name, Status, UploadOptions
 from common.db.deletions import Deletions, Reason, Receipt
+from common.db.jobs import NewJob
 from common.db.listing import Finished, JobFilter, JobLists
 from common.db.paging import Cursor
 from common.domain.job import JobStatus
@@ -133,7 +134,14 @@ async def create(
     options: Annotated[UploadOptions, Body()] = AS_SET,
 ) -> CreatedJob:
     """Make a job that waits for its recording; the options are those of an upload."""
-    created = await gateway.in_thread(_create, request, gateway, caller, options)
+    job = replace(
+        await gateway.resolver.resolve(uuid4(), options),
+        idempotency=idempotency(request, options),
+        key_id=caller.key_id,
+        quota=caller.quota,
+        request_id=request.state.request_id,
+    )
+    created = await gateway.in_thread(_create, request, gateway, caller, job)
     response.headers["Location"] = f"/api/v1/jobs/{created.job_id}"
     return created
 
@@ -215,16 +223,7 @@ async def deletions(
     return DeletionPage(deletions=list(map(_receipt, page.items)), next_cursor=_told(page.next))
 
 
-def _create(
-    request: Request, gateway: Gateway, caller: Caller, options: UploadOptions
-) -> CreatedJob:
-    job = replace(
-        gateway.resolver.resolve(uuid4(), options),
-        idempotency=idempotency(request, options),
-        key_id=caller.key_id,
-        quota=caller.quota,
-        request_id=request.state.request_id,
-    )
+def _create(request: Request, gateway: Gateway, caller: Caller, job: NewJob) -> CreatedJob:
     jobs = gateway.jobs(caller.tenant)
     created = jobs.create(job)
     tell_of_replay(request, created)

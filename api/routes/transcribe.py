@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Annotated
 from uuid import uuid4
@@ -53,9 +52,10 @@ async def transcribe(
     if wanted.diarize:
         raise Unsupported(field="diarize")
     once = idempotency(request, wanted)
-    job = await asyncio.to_thread(_resolve, gateway, wanted)
+    await gateway.egress.check(wanted.url)
     job = replace(
-        job,
+        await gateway.resolver.resolve(uuid4(), wanted),
+        source_url=wanted.url,
         key_id=caller.key_id,
         quota=caller.quota,
         idempotency=once,
@@ -73,11 +73,6 @@ async def transcribe(
         ),
         estimated_time_seconds=None,
     )
-
-
-def _resolve(gateway: Gateway, wanted: Submission) -> NewJob:
-    gateway.egress.check(wanted.url)
-    return replace(gateway.resolver.resolve(uuid4(), wanted), source_url=wanted.url)
 
 
 def _commit(gateway: Gateway, caller: Caller, job: NewJob) -> Created:

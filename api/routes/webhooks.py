@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
@@ -229,7 +228,7 @@ async def rotate_tenant_secret(
 )
 async def create(wanted: NewEndpoint, gateway: GatewayDep, caller: Transcriber) -> NewlyMade:
     """Have a URL told of the ends of this tenant's jobs; 409 when there are too many endpoints."""
-    await asyncio.to_thread(gateway.egress.check, wanted.url)
+    await gateway.egress.check(wanted.url)
     endpoint, secret = await gateway.in_thread(
         gateway.webhooks(caller.tenant).create,
         wanted.url,
@@ -261,7 +260,7 @@ async def change(
     """Change, pause or resume an endpoint. Resuming forgets how much went wrong before."""
     values: dict[str, Any] = wanted.model_dump(exclude_none=True)
     if wanted.url is not None:
-        await asyncio.to_thread(gateway.egress.check, wanted.url)
+        await gateway.egress.check(wanted.url)
     if wanted.events is not None:
         values["events"] = _events(wanted.events)
     webhooks = gateway.webhooks(caller.tenant)

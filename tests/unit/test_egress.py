@@ -99,9 +99,9 @@ TRICKS = [
 @pytest.mark.parametrize("url", TRICKS)
 def test_a_url_that_hides_where_it_leads_is_refused(url: str) -> None:
     with pytest.raises(UrlRefused):
-        Egress(resolve=nowhere).check(url)
+        asyncio.run(Egress(resolve=nowhere).check(url))
     with pytest.raises(UrlRefused):
-        Egress().check(url)
+        asyncio.run(Egress().check(url))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_url_that_hides_where_it_leads_is_refused(url: str) -> None:
 def test_a_name_is_judged_by_every_address_it_has(addresses: list[str]) -> None:
     egress = Egress(resolve=lambda _host, _port: addresses)
     with pytest.raises(UrlRefused, match=r"inside\.example leads to an address that is not public"):
-        egress.check("https://inside.example/")
+        asyncio.run(egress.check("https://inside.example/"))
     with pytest.raises(UrlRefused):
         asyncio.run(egress.addresses("inside.example", 443))
 
@@ -137,12 +137,12 @@ def test_a_name_is_judged_by_every_address_it_has(addresses: list[str]) -> None:
     ],
 )
 def test_a_public_url_may_be_kept(url: str) -> None:
-    Egress(resolve=lambda _host, _port: [PUBLIC]).check(url)
+    asyncio.run(Egress(resolve=lambda _host, _port: [PUBLIC]).check(url))
 
 
 def test_a_name_that_cannot_be_looked_up_now_may_be_kept_and_is_judged_when_used() -> None:
     egress = Egress(resolve=nowhere)
-    egress.check("https://soon.example/")
+    asyncio.run(egress.check("https://soon.example/"))
     with pytest.raises(OSError, match="not known"):
         asyncio.run(egress.addresses("soon.example", 443))
 
@@ -150,7 +150,7 @@ def test_a_name_that_cannot_be_looked_up_now_may_be_kept_and_is_judged_when_used
 def test_what_is_refused_is_named_without_the_secrets_of_its_url() -> None:
     egress = Egress(resolve=lambda _host, _port: ["127.0.0.1"])
     with pytest.raises(UrlRefused) as caught:
-        egress.check("https://inside.example/a?token=hush", "webhook_url")
+        asyncio.run(egress.check("https://inside.example/a?token=hush", "webhook_url"))
     assert (
         str(caught.value)
         == "webhook_url is refused: inside.example leads to an address that is not public"
@@ -189,7 +189,7 @@ EGRESS = Egress(resolve=nowhere)
 
 def _passes(url: str) -> bool:
     try:
-        EGRESS.check(url)
+        asyncio.run(EGRESS.check(url))
     except UrlRefused:
         return False
     return True
@@ -217,11 +217,11 @@ def test_what_is_allowed_is_reached_though_private_and_nothing_beside_it() -> No
         resolve=lambda host, _port: [inside.get(host.rstrip("."), host.strip("[]"))],
     )
     for allowed in ("192.168.7.9", "minio.internal", "MINIO.internal.", "a.lan", "[fd12::5]"):
-        egress.check(f"http://{allowed}/")
-    egress.check("http://[::ffff:192.168.7.9]/")
+        asyncio.run(egress.check(f"http://{allowed}/"))
+    asyncio.run(egress.check("http://[::ffff:192.168.7.9]/"))
     for refused in ("192.168.8.9", "lan", "127.0.0.1", "[fd13::5]"):
         with pytest.raises(UrlRefused):
-            egress.check(f"http://{refused}/")
+            asyncio.run(egress.check(f"http://{refused}/"))
 
 
 @pytest.mark.parametrize("entry", ["10.0.0.0/33", "10.0.0", "http://minio", "a b", "min*"])

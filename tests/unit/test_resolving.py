@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -49,7 +52,7 @@ def unmoderated(tmp_path: Path) -> Resolver:
 
 
 def resolve(resolver: Resolver, **sent: str) -> Any:
-    return resolver.resolve(uuid4(), form_options(sent))
+    return asyncio.run(resolver.resolve(uuid4(), form_options(sent)))
 
 
 def test_what_is_not_sent_comes_from_the_settings(resolver: Resolver) -> None:
@@ -139,3 +142,28 @@ def test_moderation_that_cannot_be_had_is_refused_by_name(
         resolve(resolver, filter_profanity="true", moderation="false")
     with pytest.raises(BadInput, match="moderation"):
         resolve(resolver, moderation="perhaps")
+
+
+def test_a_dns_that_is_slow_to_answer_holds_up_no_thread_that_others_need(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client can have its names looked up as slowly as it likes."""
+    monkeypatch.setattr("common.egress.LOOKUP_S", 60)
+    answer = threading.Event()
+
+    def slow(_host: str, _port: int) -> list[str]:
+        answer.wait(60)
+        return ["93.184.216.34"]
+
+    async def run() -> None:
+        resolver._egress = Egress(resolve=slow)
+        options = form_options({"webhook_url": "https://slow.example/"})
+        jobs = [asyncio.create_task(resolver.resolve(uuid4(), options)) for _ in range(50)]
+        await asyncio.sleep(0)
+        for _ in range(50):
+            await asyncio.to_thread(time.monotonic)
+        assert not any(job.done() for job in jobs)
+        answer.set()
+        assert all(job.webhook_url for job in await asyncio.gather(*jobs))
+
+    asyncio.run(run())

@@ -303,7 +303,7 @@ def test_an_unknown_format_is_refused_with_those_that_are_known(
     job_id = completed(gateway_database, steps)
     body = get(gateway, f"download/{job_id}", 422, format="docx").json()
     assert (body["field"], body["value"]) == ("format", "docx")
-    assert body["allowed"] == "json, txt, srt, vtt, tsv, wav"
+    assert body["allowed"] == "json, txt, srt, vtt, tsv, wav, original"
 
 
 def test_a_failed_job_says_why_and_keeps_what_was_heard(

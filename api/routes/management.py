@@ -240,7 +240,7 @@ def _create(request: Request, gateway: Gateway, caller: Caller, job: NewJob) -> 
 
 def _retry(gateway: Gateway, caller: Caller, job_id: UUID) -> Status:
     jobs = gateway.jobs(caller.tenant)
-    jobs.retry(job_id)
+    jobs.retry(job_id, caller.quota)
     logger.info("job {job_id} is tried again", job_id=job_id)
     gateway.events.work_to_do()
     gateway.events.job_changed(job_id)

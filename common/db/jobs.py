@@ -17,7 +17,7 @@ from common.db.retrying import begin_again
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import add_steps, doorbells_of, end_job, lock_job
 from common.db.tables import Chunk, Job, Recording, Tenant, Transcript
-from common.db.usage import NO_QUOTA, Quota, charge
+from common.db.usage import NO_QUOTA, Quota, charge, check_goes_on
 from common.domain.job import JobStatus, Priority, StepKind
 from common.domain.request import Options
 from common.errors import Conflict, IdempotencyConflict, NotFound
@@ -273,18 +273,20 @@ class Jobs:
                 raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
             return []
 
-    def retry(self, job_id: UUID) -> None:
+    def retry(self, job_id: UUID, quota: Quota = NO_QUOTA) -> None:
         """Have what is missing of a FAILED job done, and nothing else again.
 
         Raises:
             NotFound: there is no such job in this tenant.
             Conflict: it is not FAILED.
+            TooManyJobs: the API key of the job may not have it.
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
             if not begin_again(session, job_id):
                 job, _ = self._job(session, job_id)
                 raise Conflict(reason=f"The job is {job.status}; only one that FAILED is retried")
+            check_goes_on(session, job_id, quota)
 
     # --- inside one transaction ---------------------------------------------------------------
 

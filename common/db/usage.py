@@ -76,14 +76,21 @@ def charge(
         TooManyJobs, TooMuchAudio: the key may not have it, so that nothing is to be committed.
     """
     tenant, key_id = session.execute(select(Job.tenant, Job.key_id).where(Job.id == job_id)).one()
-    if key_id is not None and quota != NO_QUOTA:
-        # One at a time, as each has to see what the others have.
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))
-        _check(_spent(session, key_id), quota, jobs=jobs, audio_ms=audio_ms)
+    _hold(session, key_id, quota, jobs=jobs, audio_ms=audio_ms)
     _add(session, tenant, key_id, _today(), jobs=jobs, audio_ms=audio_ms)
     session.execute(
         update(Job).where(Job.id == job_id).values(charged_ms=Job.charged_ms + audio_ms)
     )
+
+
+def check_goes_on(session: Session, job_id: UUID, quota: Quota) -> None:
+    """Let a job that had ended, and was charged for, go on again where its key has room for it.
+
+    Raises:
+        TooManyJobs: the key may have no more at once.
+    """
+    key_id = session.scalar(select(Job.key_id).where(Job.id == job_id))
+    _hold(session, key_id, Quota(quota.concurrent_jobs), jobs=1, audio_ms=0)
 
 
 def correct(session: Session, job_id: UUID, duration_ms: int) -> None:
@@ -154,6 +161,15 @@ def seconds_to_midnight() -> int:
     now = datetime.now(UTC)
     midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     return int((midnight - now).total_seconds()) + 1
+
+
+def _hold(
+    session: Session, key_id: str | None, quota: Quota, *, jobs: int, audio_ms: int
+) -> None:
+    if key_id is not None and quota != NO_QUOTA:
+        # One at a time, as each has to see what the others have.
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))
+        _check(_spent(session, key_id), quota, jobs=jobs, audio_ms=audio_ms)
 
 
 def _check(spent: Spent, quota: Quota, *, jobs: int, audio_ms: int) -> None:

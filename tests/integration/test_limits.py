@@ -17,10 +17,10 @@ from common.db.jobs import Jobs, NewJob, NewRecording
 from common.db.keys import Keys
 from common.db.tables import UsageDay
 from common.db.usage import HOUR_MS, NO_QUOTA, Quota, Usage, correct
-from common.domain.job import Priority
+from common.domain.job import JobStatus, Priority
 from common.domain.keys import KeyText, Scope
 from common.domain.request import Options
-from common.errors import OverLimit, TooManyJobs, TooMuchAudio
+from common.errors import DecodeFailed, OverLimit, TooManyJobs, TooMuchAudio
 from scripts.embedded import EmbeddedValkey
 from tests.audio_files import tone
 from tests.factories import claim_next, make_steps, store_plan
@@ -274,6 +274,20 @@ def test_however_many_are_sent_at_once_a_limit_holds(
     assert taken.count(True) == 7
     spent = Usage(database, "tenant-0", "one").spent()
     assert (spent.concurrent_jobs, spent.audio_ms) == (7, 7 * HOUR_MS)
+
+
+def test_jobs_that_are_retried_count_as_any_others(database: Database) -> None:
+    quota = Quota(1, HOUR_MS)
+    steps, jobs = make_steps(database), Jobs(database, "acme")
+    failed = submit(database, quota)
+    claim = claim_next(steps)
+    steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="a test"))
+    other = submit(database)
+    with pytest.raises(TooManyJobs):
+        jobs.retry(failed, quota)
+    assert jobs.snapshot(failed).status is JobStatus.FAILED
+    jobs.cancel(other)
+    jobs.retry(failed, quota)  # although today's audio is used up: it was charged before
 
 
 def test_what_is_used_up_is_told_before_anything_is_sent(database: Database) -> None:

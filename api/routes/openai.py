@@ -216,7 +216,7 @@ def _check_completed(snapshot: Snapshot | None, job_id: UUID) -> None:
         raise StillUnderWay(job_id=job_id, status_now=snapshot.status.value)
 
 
-@router.get("/models", summary="List the weights", responses=documented(401, 403, 429, 503))
+@router.get("/models", summary="List the weights", responses=documented(400, 401, 403, 429, 503))
 async def models(gateway: GatewayDep, _: Reader) -> dict[str, Any]:
     """OpenAI's "List models": the weights on this machine, and `whisper-1` for the default ones."""
     return {"object": "list", "data": [_model(name) for name in await _names(gateway)]}
@@ -225,7 +225,7 @@ async def models(gateway: GatewayDep, _: Reader) -> dict[str, Any]:
 @router.get(
     "/models/{model:path}",
     summary="Ask for weights",
-    responses=documented(401, 403, 404, 429, 503),
+    responses=documented(400, 401, 403, 404, 429, 503),
 )
 async def model(model: str, gateway: GatewayDep, _: Reader) -> dict[str, Any]:
     """OpenAI's "Retrieve model"."""

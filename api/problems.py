@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from math import isfinite
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -104,7 +105,8 @@ class Refusal(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with suppress(TimeoutError):
+        # What comes in may be refused in its turn (`api.intake`): one answer is enough.
+        with suppress(TimeoutError, HTTPException):
             async with asyncio.timeout(LINGER_S):
                 while (await receive()).get("more_body"):
                     continue
@@ -189,7 +191,9 @@ def _unless_unread(request: Request, answer: Response) -> Response:
 
 
 def _plain(value: object) -> object:
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)  # JSON has no infinity
+    return value if value is None or isinstance(value, bool | int) else str(value)
 
 
 def shown(value: object) -> object:

@@ -77,6 +77,12 @@ def test_without_a_key_nothing_is_answered_but_how_to_show_one(gateway: GatewayP
     assert "X-API-Key" in answer.json()["detail"]
 
 
+def test_what_comes_after_a_refusal_is_refused_no_second_time(gateway: GatewayProcess) -> None:
+    answer = gateway.http.post("/moderation", content=b"[" * 5_000_000)
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthorised")
+    assert "Traceback" not in gateway.log_file.read_text()
+
+
 def test_what_tells_nothing_stays_open(gateway: GatewayProcess) -> None:
     for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/health"):
         assert gateway.http.get(path).status_code == 200
@@ -303,6 +309,13 @@ def test_without_any_key_loopback_is_answered_until_there_is_one(
         (keyless.url, 404),
     ):
         assert ask(keyless, None, headers={"Origin": origin}).status_code == status
+    for sender, status in (
+        ("127.0.0.1", 404),
+        ("93.184.216.34", 403),
+        ("127.0.0.1, 93.184.216.34", 403),
+        ("unknown", 403),
+    ):
+        assert ask(keyless, None, headers={"X-Forwarded-For": sender}).status_code == status
     with Database(database_url) as database:
         _, key = Keys(database, "acme").create("the first", [Scope.READ])
         wait_until(lambda: ask(keyless, None).status_code == 401, "the end of the keyless mode")

@@ -145,11 +145,15 @@ def _as_tenant(caller: Caller, tenant: str) -> Caller:
 
 
 def _check_is_local(request: Request, gateway: Gateway) -> None:
-    """Refuse what a web page elsewhere has a browser on this machine ask.
+    """Refuse what comes from elsewhere through a proxy here, or is asked for by a page elsewhere.
 
-    A name of the page's own may lead here (DNS rebinding), and forms may be sent to any address:
-    the headers Host and Origin, which no page can forge, tell.
+    A proxy tells for whom it asks (X-Forwarded-For). A page may have a browser on this machine ask:
+    a name of its own may lead here (DNS rebinding), and forms may be sent to any address; the
+    headers Host and Origin, which no page can forge, tell.
     """
+    if request.client is not None and not is_loopback(request.client.host):
+        reason = "Without an API key only this machine is answered, and nobody through a proxy"
+        raise Forbidden(reason=reason)
     host = request.headers.get("host", "")
     if not is_loopback(_name_in(host)):
         reason = f"Without an API key only localhost is answered, and not the host {host[:200]!r}"

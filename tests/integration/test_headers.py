@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from base64 import b64encode
@@ -233,7 +234,10 @@ def test_a_wrong_body_is_a_problem_as_documented(gateway: GatewayProcess) -> Non
         (b"", 422),
         (b'{"name": "\\ud800"}', 422),
         (b"\xff", 400),
+        (b'{"name": NaN}', 422),
+        (b'{"name": "a", "expires_in_seconds": 1e999}', 422),
     ):
         answer = gateway.http.post(KEYS, content=content, headers=kind)
         assert answer.status_code == status, answer.text
         assert answer.headers["content-type"] == "application/problem+json"
+        assert json.loads(answer.text, parse_constant=pytest.fail)

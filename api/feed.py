@@ -31,7 +31,7 @@ class Feed:
 
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = None
-        """None until the first reading."""
+        """None until the first reading, and once the job is deleted."""
         self.segments: list[Segment] = []
         self.over = False
         """Nothing more will change: the job has ended, is gone, or this process is about to end."""
@@ -98,8 +98,8 @@ class Feeds:
                 pause_s = REREAD_S
                 try:
                     feed.take(await read())
-                except NotFound as error:
-                    feed.over = True
+                except NotFound as error:  # or it is deleted now
+                    feed.snapshot, feed.over = None, True
                     self._begin(feed, error)
                 except Transient as error:
                     # Those who watch already keep what they have; the others are told.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from api.caller import Transcriber
 from api.gateway import GatewayDep
-from api.judge import Judge
+from api.leaving import unless_gone
 from api.problems import Refusal, documented, problem, shown
 from api.schemas import MAX_LETTERS, MAX_TEXTS, ModerationAnswer, ModerationRequest
 from api.uploads import Body
@@ -48,7 +46,7 @@ async def moderate(request: Request, gateway: GatewayDep, _: Transcriber) -> Res
     try:
         gateway.judge.check()
         texts = read_texts(await _read(request, body))
-        by, verdicts = await _unless_gone(request, gateway.judge, texts)
+        by, verdicts = await unless_gone(request, gateway.judge.judge(texts))
     except StenoError as error:
         answer = problem(error)
         return answer if body.ended else Refusal(answer)
@@ -136,32 +134,6 @@ def _said(value: object) -> object:
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     return shown(json.dumps(value))
-
-
-async def _unless_gone(
-    request: Request, judge: Judge, texts: Sequence[str]
-) -> tuple[ModeratedBy, list[Verdict]]:
-    """Judge, and stop when nobody waits for it any more.
-
-    Raises:
-        starlette.requests.ClientDisconnect: the client has left.
-    """
-    judging = asyncio.create_task(judge.judge(texts))
-    leaving = asyncio.create_task(_left(request))
-    try:
-        await asyncio.wait({judging, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not judging.done():
-            raise ClientDisconnect
-        return judging.result()
-    finally:
-        judging.cancel()
-        leaving.cancel()
-        await asyncio.gather(judging, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
 
 
 def answer_document(

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from api.caller import Caller, Reader, Transcriber
 from api.feed import Feed
 from api.gateway import Gateway, GatewayDep
+from api.leaving import unless_gone
 from api.multipart import FormReader
 from api.openai import (
     GRANULARITIES,
@@ -145,7 +146,7 @@ async def _serve(call: Call, request: Request, gateway: Gateway, caller: Caller)
             if isinstance(asked.options, TranscriptionOptions) and asked.options.stream:
                 heartbeat_s = gateway.settings.events.heartbeat
                 return EventStream(_tell(feed, job_id, heartbeat_s), source.pop_all(), headers)
-            await _wait(feed, gateway.settings.openai.wait)
+            await unless_gone(request, _wait(feed, gateway.settings.openai.wait))
             _check_completed(feed.snapshot, job_id)
         text = await gateway.in_thread(gateway.jobs(caller.tenant).text, job_id)
     except StenoError as error:

@@ -277,10 +277,21 @@ def test_a_job_that_fails_says_why(
     assert len(jobs(gateway)) == 1
 
 
-def test_a_client_that_leaves_loses_nothing(
+def test_a_job_that_is_deleted_is_said_to_be_gone(
     alone: Callable[..., GatewayProcess], talk: Path
 ) -> None:
     gateway = alone()
+    answer = client_of(gateway).audio.transcriptions.create(file=talk, model="base", stream=True)
+    (job_id,) = jobs(gateway)
+    gateway.http.delete(f"/api/v1/jobs/{job_id}")
+    with pytest.raises(openai.APIError, match=f"There is no job {job_id}"):
+        list(answer)
+
+
+def test_a_client_that_leaves_loses_nothing_and_holds_nobodys_place(
+    alone: Callable[..., GatewayProcess], talk: Path
+) -> None:
+    gateway = alone(EVENTS_MAX_WATCHERS="1")
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(
             f"{gateway.url}/v1/audio/transcriptions",
@@ -291,6 +302,12 @@ def test_a_client_that_leaves_loses_nothing(
         )
     (job_id,) = jobs(gateway)
     assert gateway.http.get(f"/api/v1/status/{job_id}").json()["status"] == "PENDING"
+
+    def can_watch() -> bool:
+        with gateway.http.stream("GET", f"/api/v1/jobs/{job_id}/events") as answer:
+            return answer.status_code == httpx.codes.OK
+
+    wait_until(can_watch, "the place of the client that left")
     assert "Traceback" not in gateway.log_file.read_text()
 
 

@@ -33,6 +33,7 @@ from api.routes import (
     usage,
     webhooks,
 )
+from api.shared import Shared
 from api.version import VERSION
 from common.settings import Settings
 
@@ -59,6 +60,7 @@ class State(TypedDict):
 
     gateway: Gateway
     scraper: Scraper
+    parts: Shared[health.Parts]
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -71,7 +73,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with Gateway.open(resolved) as gateway:
             with _told_of_the_end(gateway):
-                yield {"gateway": gateway, "scraper": Scraper(gateway, http)}
+                yield {
+                    "gateway": gateway,
+                    "scraper": Scraper(gateway, http),
+                    "parts": health.looking_at(gateway),
+                }
 
     app = FastAPI(
         title="Stenopool",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from html import escape
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from loguru import logger
 from redis.exceptions import RedisError
@@ -16,15 +17,34 @@ from api import judge
 from api.gateway import Gateway, GatewayDep
 from api.problems import RETRY_AFTER_S
 from api.schemas import Health
+from api.shared import Shared
 from api.version import VERSION
 from common.db.migrate import revisions
 from common.errors import StenoError
+
+Parts = dict[str, str]
+"""OK, or what is wrong with it, by a part's name."""
 
 router = APIRouter(tags=["health"])
 
 PATIENCE_S = 8.0
 OK = judge.OK
 MODERATION = "moderation"
+GOOD_S = 1.0
+"""How long it is good what was found: anybody may ask, and looking costs connections and threads.
+"""
+
+
+def looking_at(gateway: Gateway) -> Shared[Parts]:
+    """All parts that jobs need, looked at for as many as ask."""
+    return Shared(lambda: _look(gateway), good_s=GOOD_S)
+
+
+async def _looking(request: Request) -> Shared[Parts]:
+    return cast("Shared[Parts]", request.state.parts)
+
+
+PartsDep = Annotated[Shared[Parts], Depends(_looking)]
 
 
 @router.get("/healthz", summary="Does the process live?")
@@ -38,13 +58,13 @@ async def alive() -> dict[str, str]:
     summary="Can it do its work?",
     responses={503: {"description": "A part is out; it is named"}},
 )
-async def ready(gateway: GatewayDep) -> Response:
+async def ready(gateway: GatewayDep, looking: PartsDep) -> Response:
     """Every part that jobs need works, or 503 and which one does not.
 
     Moderation is told of and not counted: a gateway without it still takes recordings in, whose
     transcripts then carry a warning.
     """
-    needed = await _parts(gateway)
+    needed = await looking.get()
     parts = {**needed, MODERATION: gateway.judge.state}
     if all(said == OK for said in needed.values()):
         return JSONResponse({"status": "ready", "parts": parts})
@@ -53,12 +73,12 @@ async def ready(gateway: GatewayDep) -> Response:
 
 
 @router.get("/health", summary="How are all its parts?")
-async def health(gateway: GatewayDep) -> Health:
+async def health(gateway: GatewayDep, looking: PartsDep) -> Health:
     """How all parts are; answered with 200 as long as the process lives.
 
     `degraded`: a part does not work. Moderation may be off, or still loading.
     """
-    parts = {**await _parts(gateway), MODERATION: gateway.judge.state}
+    parts = {**await looking.get(), MODERATION: gateway.judge.state}
     whole = all(said in {OK, judge.OFF, judge.LOADING} for said in parts.values())
     workers = await asyncio.to_thread(_workers, gateway) if parts["redis"] == OK else None
     return Health(
@@ -106,7 +126,7 @@ _HOME = """<!doctype html>
 """
 
 
-async def _parts(gateway: Gateway) -> dict[str, str]:
+async def _look(gateway: Gateway) -> Parts:
     checks: dict[str, Callable[[], None]] = {
         "postgres": gateway.database.ping,
         "migrations": lambda: _check_migrations(gateway),

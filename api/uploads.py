@@ -27,7 +27,7 @@ from api.intake import stream_body
 from api.multipart import FormReader
 from api.resolving import form_options
 from api.schemas import Accepted, UploadOptions
-from common.audio.probe import Probe
+from common.audio.probe import Probe, check_length
 from common.db.jobs import Created, NewRecording
 from common.db.usage import Usage
 from common.domain.job import JobStatus
@@ -193,6 +193,7 @@ class _Incoming(ABC):
             sha256 = await self._file.seal()
             upload_ms = round((time.monotonic() - started) * 1000)
             probe = await self._gateway.prober.probe(self._file.path)
+            check_length(probe.duration_ms, self._gateway.settings.upload.max_audio_hours)
             recording = self._recording(form, probe, sha256, upload_ms)
             self._securing = True
             await asyncio.to_thread(self._gateway.storage.secure, self._recording_id)

@@ -149,6 +149,9 @@ class UploadSettings(BaseSettings):
 
     max_upload_size_mb: Annotated[int, Field(ge=1)] = 2048
     """Largest recording taken, in MB (1,000,000 bytes); a larger one is cut off on its way in."""
+    max_audio_hours: Annotated[float, Field(gt=0, le=500)] = 24.0
+    """Longest recording taken, in hours. What a file claims is not believed: one that turns out to
+    be longer FAILs there, since a small file can become days of sound that fill the storage."""
 
     @property
     def max_bytes(self) -> int:

@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from common.errors import NotAudio
+from common.errors import NotAudio, TooLarge
 
 FORMATS = (
     "aac,ac3,adts,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,mov,mp3,mpeg,"
@@ -32,6 +32,7 @@ TRIAL_BYTES = 64 << 20
 BUFFER_BYTES = 64 << 10
 """What FFmpeg reads at once."""
 
+HOUR_MS = 3_600_000
 LOWEST_BIT_RATE = 200
 """Bits a second below which a claimed duration cannot be true; silence in FLAC takes 400."""
 
@@ -72,6 +73,17 @@ def probe(path: Path) -> Probe:
             sample_rate=first.sample_rate,
             has_video=any(not _is_picture(video) for video in container.streams.video),
         )
+
+
+def check_length(duration_ms: int | None, max_hours: float) -> None:
+    """Pass where a recording is short enough, or does not tell how long it is.
+
+    Raises:
+        TooLarge: it is longer.
+    """
+    if duration_ms is not None and duration_ms > max_hours * HOUR_MS:
+        value = f"{duration_ms / HOUR_MS:.1f} hours"
+        raise TooLarge(field="file", limit=f"{max_hours:g} hours of sound", value=value)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ import httpcore
 import httpx
 from loguru import logger
 
-from common.audio.probe import probe
+from common.audio.probe import check_length, probe
 from common.db.jobs import NewRecording
 from common.db.steps import Claim, fetched_id
 from common.domain.webhooks import RETRIED, RETRY_AFTER, retry_after_s
@@ -64,6 +64,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
     try:
         fetched = asyncio.run(_fetch(context, source, path))
         found = probe(path)
+        check_length(found.duration_ms, context.settings.upload.max_audio_hours)
         recording = NewRecording(
             id=recording_id,
             filename=fetched.name,

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from common.audio.decode import Decoding
 from common.audio.planning import PlannedChunk, Planner
+from common.audio.probe import check_length
 from common.db.steps import Claim, PlannedRow
 from common.domain.chunks import content_hash, windows_to_json
 from common.domain.request import Options
@@ -26,7 +27,7 @@ def plan(context: Context, claim: Claim) -> UUID | None:
     """Cut the recording of the claimed job; returns the step to go on with, if there is just one.
 
     Raises:
-        DecodeFailed, WeightsMissing: for good.
+        DecodeFailed, TooLarge, WeightsMissing: for good.
         StaleClaim, StorageFull, Unavailable: as everywhere.
     """
     started = time.monotonic()
@@ -71,6 +72,7 @@ class _Planning:
         with self._context.storage.open_recording(self._recording_id) as recording:
             decoding = Decoding(recording)
             for block in decoding:
+                check_length(decoding.duration_ms, self._context.settings.upload.max_audio_hours)
                 for chunk in planner.feed(block):
                     self._add(chunk, replan=replan)
         for chunk in planner.finish():

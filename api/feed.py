@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
@@ -53,13 +54,15 @@ class Feed:
 
 
 class Feeds:
-    """The feeds of one process; ``limit`` is how many may watch at once."""
+    """The feeds of one process; so many may watch at once, and so many of each tenant."""
 
-    def __init__(self, changes: Changes, *, limit: int) -> None:
+    def __init__(self, changes: Changes, *, limit: int, limit_each: int) -> None:
         self._changes = changes
         self._limit = limit
+        self._limit_each = limit_each
         self._feeds: dict[tuple[str, UUID], Feed] = {}
-        self._watchers = 0
+        self._watchers: Counter[str] = Counter()
+        """How many watch, by tenant."""
 
     @asynccontextmanager
     async def watch(self, tenant: str, job_id: UUID, read: Read) -> AsyncIterator[Feed]:
@@ -70,7 +73,7 @@ class Feeds:
             Unavailable: the database is out.
             Busy: too many watch already.
         """
-        if self._watchers >= self._limit:
+        if self._watchers.total() >= self._limit or self._watchers[tenant] >= self._limit_each:
             raise Busy(what="Watching jobs")
         key = tenant, job_id
         feed = self._feeds.get(key)
@@ -78,13 +81,15 @@ class Feeds:
             feed = self._feeds[key] = Feed()
             feed.task = asyncio.create_task(self._follow(feed, job_id, read))
         feed.watchers += 1
-        self._watchers += 1
+        self._watchers[tenant] += 1
         try:
             await asyncio.shield(feed.begun)
             yield feed
         finally:
             feed.watchers -= 1
-            self._watchers -= 1
+            self._watchers[tenant] -= 1
+            if not self._watchers[tenant]:
+                del self._watchers[tenant]
             if not feed.watchers:
                 if self._feeds.get(key) is feed:
                     del self._feeds[key]

@@ -35,6 +35,9 @@ from common.transcripts import GrowingTranscript
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 
+COMMITS_AT_ONCE = 2
+"""More would gain nothing: they are the interpreter's work more than the database's."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -58,12 +61,17 @@ class Gateway:
         self.doorbell = Doorbell(self.redis)
         self.events = Events(self.redis)
         self.changes = Changes(redis_url)
-        self.feeds = Feeds(self.changes, limit=settings.events.max_watchers)
+        watching = settings.events
+        self.feeds = Feeds(
+            self.changes, limit=watching.max_watchers, limit_each=watching.max_watchers_each
+        )
         self.prober = Prober()
         self.judge = Judge(settings.moderation)
         self.wav_files = WavFiles()
         # As many threads as connections, so that a thread never waits for one.
-        self._limiter = CapacityLimiter(settings.database.pool_size)
+        pool_size = settings.database.pool_size
+        self._limiter = CapacityLimiter(max(1, pool_size - COMMITS_AT_ONCE))
+        self._commits = CapacityLimiter(COMMITS_AT_ONCE)
         own = settings.key.gateway_api_key
         self.limiter = Limiter(redis_url)
         self.keys = KeyRing(
@@ -94,6 +102,13 @@ class Gateway:
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what uses the database or Redis where it may block."""
         return await to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._limiter)
+
+    async def in_turn(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for the long work of uploads, few at a time.
+
+        However many come in at once, who only asks for something is answered meanwhile.
+        """
+        return await to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._commits)
 
     def link(self, path: str) -> str:
         """Where a client finds ``path``: under API_PUBLIC_URL, or on the host that it has asked."""

@@ -129,6 +129,8 @@ class EventSettings(BaseSettings):
 
     max_watchers: Annotated[int, Field(ge=1)] = 2000
     """How many may watch jobs at once on one gateway process; the next one is answered 503."""
+    max_watchers_each: Annotated[int, Field(ge=1)] = 1000
+    """Of those, the most of one tenant; those who wait at OpenAI's routes count as well."""
     heartbeat: Annotated[float, Field(gt=0, le=60)] = 15.0
     """Seconds of silence after which a comment is sent, so that nobody takes the line for dead."""
 

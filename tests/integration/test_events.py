@@ -7,6 +7,7 @@ import json
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,18 @@ import httpx
 import pytest
 import redis
 
+from api.changes import Changes
+from api.feed import Feed, Feeds, Growth
 from common.db.database import Database
+from common.db.jobs import Jobs
 from common.db.steps import Claim, Steps
 from common.domain.request import Options
-from common.errors import DecodeFailed
+from common.errors import Busy, DecodeFailed
 from common.events import Events
+from common.transcripts import GrowingTranscript
 from tests.factories import (
     MODERATED,
+    TENANT,
     claim_next,
     finish_chunk,
     finish_merge,
@@ -286,6 +292,32 @@ def test_what_cannot_be_watched_is_refused(
     strange = gateway.http.get(path, headers={"Last-Event-ID": "yesterday"})
     assert strange.status_code == 400
     assert "Last-Event-ID" in strange.json()["detail"]
+
+
+def test_no_tenant_takes_every_place(gateway_database: Database, steps: Steps) -> None:
+    job_id = submit_job(gateway_database)
+    assert claim_next(steps).job_id == job_id
+    transcript = GrowingTranscript(Jobs(gateway_database, TENANT), job_id)
+
+    async def read() -> Growth:
+        return transcript.read()
+
+    async def run() -> None:
+        feeds = Feeds(Changes("redis://127.0.0.1"), limit=3, limit_each=2)
+
+        def watch(tenant: str) -> AbstractAsyncContextManager[Feed]:
+            return feeds.watch(tenant, job_id, read)
+
+        async with watch("greedy"), watch("greedy"):
+            with pytest.raises(Busy):
+                await watch("greedy").__aenter__()
+            async with watch("other"):
+                with pytest.raises(Busy):
+                    await watch("third").__aenter__()
+        async with watch("greedy"):
+            pass
+
+    asyncio.run(run())
 
 
 def connections(database: Database, name: str) -> int:

@@ -179,8 +179,7 @@ class _Incoming(ABC):
         length = request.headers.get("content-length", "")
         if length.isdecimal():
             self._check_size(int(length) - FORM_BYTES)
-        await self._gateway.in_thread(self._gateway.check_services)
-        await self._gateway.in_thread(self._check_room, request)
+        await self._gateway.in_turn(self._check_room, request)
         form = FormReader(
             request.headers.get("content-type"),
             file_field="file",
@@ -197,7 +196,7 @@ class _Incoming(ABC):
             recording = self._recording(form, probe, sha256, upload_ms)
             self._securing = True
             await asyncio.to_thread(self._gateway.storage.secure, self._recording_id)
-            return await self._gateway.in_thread(self._commit, recording, request)
+            return await self._gateway.in_turn(self._commit, recording, request)
         except BaseException:
             if not self._handed_over:
                 await self._abandon()
@@ -213,6 +212,7 @@ class _Incoming(ABC):
 
     def _check_room(self, request: Request) -> None:
         """Refuse early what the commit would; of a replay, which costs nothing, only that knows."""
+        self._gateway.check_services()
         if idempotency_key(request) is None:
             caller = self._caller
             usage = Usage(self._gateway.database, caller.tenant, caller.key_id)

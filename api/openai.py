@@ -6,6 +6,7 @@ objects. Nothing is taken and ignored: a field that has no meaning here is refus
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
@@ -14,11 +15,11 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from api.problems import Problem, bad_value, problem
+from api.problems import Problem, bad_value, problem, unless_unread
 from api.schemas import Number, Prose
 from common.asr.languages import LANGUAGES
 from common.domain.formats import to_srt, to_vtt
@@ -34,12 +35,18 @@ AUTO = "auto"
 GRANULARITIES = "timestamp_granularities[]"
 
 
+def _named(model: str) -> str:
+    if not re.fullmatch(r"([^/\s]+/)?[^/\s]+", model):
+        raise ValueError("one that GET /v1/models lists")
+    return model
+
+
 class AudioOptions(BaseModel):
     """What both calls take, beside the file."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    model: Annotated[str, Field(min_length=1, max_length=200)]
+    model: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_named)]
     """Weights, as `GET /v1/models` lists them; whisper-1: the default ones."""
     prompt: Prose | None = None
     """Text the recording is to be taken to continue."""
@@ -173,7 +180,9 @@ class Failure(JSONResponse):
     def __init__(self, problem: Problem) -> None:
         told = problem.document
         code = _CODES.get(told["code"], told["code"])
-        if told.get("field") == "model" and code == UnknownOption.code:
+        # A model may be named with its engine.
+        field = "model" if told.get("field") == "engine" else told.get("field")
+        if field == "model" and code == UnknownOption.code:
             code = "model_not_found"
         status = 404 if code == "model_not_found" else told["status"]
         status = 400 if status == 422 else status
@@ -181,7 +190,7 @@ class Failure(JSONResponse):
         self.error = {
             "message": told["detail"],
             "type": _TYPES.get(status, other),
-            "param": told.get("field"),
+            "param": field,
             "code": code,
         }
         super().__init__({"error": self.error}, status)
@@ -199,7 +208,7 @@ class Route(APIRoute):
             try:
                 return await handle(request)
             except StenoError as error:
-                return Failure(problem(error))
+                return unless_unread(request, Failure(problem(error)))
             except RequestValidationError as error:
                 return Failure(problem(bad_value(error.errors()[0])))
 

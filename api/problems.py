@@ -165,7 +165,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StenoError)
     async def _ours(request: Request, error: StenoError) -> Response:
-        return _unless_unread(request, problem(error))
+        return unless_unread(request, problem(error))
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: ClientDisconnect) -> Response:
@@ -178,14 +178,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         if isinstance(error, BodyRefused):
-            return _unless_unread(request, problem(error.error))
+            return unless_unread(request, problem(error.error))
         code = _CODES.get(error.status_code, "http_error")
         answer = Problem(error.status_code, code, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
 
 
-def _unless_unread(request: Request, answer: Response) -> Response:
+def unless_unread(request: Request, answer: Response) -> Response:
     """An answer that was found before all of the body was here cuts the line."""
     return Refusal(answer) if has_unread_body(request.scope) else answer
 

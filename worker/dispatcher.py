@@ -80,7 +80,9 @@ class Dispatcher:
         # A worker that Redis has forgotten registers again within seconds; until then, one.
         workers = max(1, self._doorbell.live_workers())
         free = workers - self._doorbell.waiting() - self._steps.running()
-        return self._steps.publish(free, self._doorbell.ring) if free > 0 else 0
+        if free <= 0:
+            return 0
+        return self._steps.publish(free, self._doorbell.ring, fetches=max(1, workers // 2))
 
     def reconcile(self) -> None:
         """Take back steps of silent workers, ring lost doorbells again, end overdue jobs."""

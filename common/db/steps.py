@@ -18,12 +18,14 @@ from sqlalchemy import (
     ColumnElement,
     Interval,
     Update,
+    and_,
     cast,
     delete,
     exists,
     func,
     insert,
     literal,
+    or_,
     select,
     update,
 )
@@ -504,8 +506,11 @@ class Steps:
                 or 0
             )
 
-    def publish(self, limit: int, ring: Any) -> int:
+    def publish(self, limit: int, ring: Any, *, fetches: int | None = None) -> int:
         """Hand up to ``limit`` steps to ``ring(publications)``, in fair order; how many it was.
+
+        No more than ``fetches`` recordings are fetched at once, so that servers that are slow, or
+        mean to be, cannot hold every worker; None: any number.
 
         Fair: by priority; then the job with the fewest steps under way or ahead in this order,
         which is round robin over jobs; then the older job. A crash after ``ring`` rings again
@@ -535,7 +540,7 @@ class Steps:
                 .join(Step, Step.id == Outbox.step_id)
                 .join(Job, Job.id == Step.job_id)
                 .outerjoin(under_way, under_way.c.job_id == Step.job_id)
-                .where(Step.status == StepStatus.PENDING, Step.run_after <= func.clock_timestamp())
+                .where(_is_due(), *([] if fetches is None else [_may_go(session, fetches)]))
                 .order_by(Job.priority, "turn", Job.created_at, Job.id)
                 .limit(limit)
                 .subquery()
@@ -787,6 +792,35 @@ def _lock(session: Session, claim: Claim) -> None:
     )
     if session.scalar(held.with_for_update()) is None:
         raise StaleClaim
+
+
+def _is_due() -> ColumnElement[bool]:
+    return and_(Step.status == StepStatus.PENDING, Step.run_after <= func.clock_timestamp())
+
+
+def _may_go(session: Session, fetches: int) -> ColumnElement[bool]:
+    """Whether a step in the outbox is no fetch, or one of the next that there is room for."""
+    under_way = session.scalar(
+        select(func.count())
+        .select_from(Step)
+        .where(
+            Step.kind == StepKind.FETCH,
+            or_(
+                Step.status == StepStatus.RUNNING,
+                and_(Step.status == StepStatus.PENDING, ~_in_outbox()),
+            ),
+        )
+    )
+    following = (
+        select(Outbox.id)
+        .join(Step, Step.id == Outbox.step_id)
+        .join(Job, Job.id == Step.job_id)
+        .where(Step.kind == StepKind.FETCH, _is_due())
+        .order_by(Job.priority, Job.created_at, Job.id)
+        .limit(max(0, fetches - (under_way or 0)))
+        .correlate(None)
+    )
+    return or_(Step.kind != StepKind.FETCH, Outbox.id.in_(following))
 
 
 def _in_outbox() -> ColumnElement[bool]:

@@ -35,6 +35,7 @@ from tests.factories import (
     finish_merge,
     finish_moderation,
     make_steps,
+    new_job,
     plan_chunks,
     published,
     store_plan,
@@ -309,6 +310,26 @@ def test_priority_goes_before_turns(database: Database, steps: Steps) -> None:
     urgent = submit_job(database, priority=Priority.HIGH)
 
     assert job_of(database, published(steps, 1)[0]) == urgent
+
+
+def test_servers_that_are_slow_to_send_recordings_do_not_hold_every_worker(
+    database: Database, steps: Steps
+) -> None:
+    jobs = Jobs(database, TENANT)
+    fetched = [jobs.create(new_job(source_url="https://slow.example/")).job_id for _ in range(5)]
+    sent = [submit_job(database) for _ in range(2)]
+
+    def publish(limit: int) -> list[UUID]:
+        handed_out: list[UUID] = []
+        steps.publish(limit, lambda rows: handed_out.extend(it.step_id for it in rows), fetches=2)
+        with database.transaction() as session:
+            return [session.get_one(Step, step_id).job_id for step_id in handed_out]
+
+    assert publish(3) == [*fetched[:2], sent[0]]
+    assert publish(9) == [sent[1]]
+    assert publish(9) == []
+    jobs.cancel(fetched[0])
+    assert publish(9) == [fetched[2]]
 
 
 def test_a_crash_while_publishing_rings_again_under_the_same_name(

@@ -19,7 +19,7 @@ def test_cancelling_frees_the_workers_and_leaves_nothing_behind(tmp_path: Path) 
     file = write_wav(tmp_path / "lecture.wav", np.tile(said, 300 * 16_000 // len(said)))
 
     done = CliRunner().invoke(
-        main, [str(file), "--engine", "faster-whisper tiny", "--rest", "0"], catch_exceptions=False
+        main, [str(file), "--engine", "faster-whisper base", "--rest", "0"], catch_exceptions=False
     )
 
     assert "worker 2: engine ended after" in done.output, done.output

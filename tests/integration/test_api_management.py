@@ -385,7 +385,7 @@ def test_a_listed_job_is_told_as_its_status_is(
 def test_jobs_are_found_by_state_time_name_and_weights(
     gateway: GatewayProcess, steps: Steps
 ) -> None:
-    first = upload(gateway, recording_id="a", model="tiny").json()["job_id"]
+    first = upload(gateway, recording_id="a", engine="whisper.cpp", model="tiny").json()["job_id"]
     fail(steps)
     second = upload(gateway, recording_id="b", model="base").json()["job_id"]
     between = get(gateway, f"jobs/{second}")["created_at"]

@@ -9,7 +9,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID
 
 import httpx
 import pytest
@@ -18,7 +18,7 @@ from tests.audio_files import tone
 from tests.gateway import GatewayProcess
 from tests.integration.test_keys import make_wav
 
-STATUS = f"/api/v1/status/{uuid4()}"
+STATUS = f"/api/v1/status/{UUID(int=0)}"
 KEYS = "/api/v1/keys"
 VITE = "http://localhost:5173"
 STRANGER = "https://stranger.example"

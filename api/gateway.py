@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, ParamSpec, Self, TypeVar, cast
@@ -72,6 +73,8 @@ class Gateway:
         pool_size = settings.database.pool_size
         self._limiter = CapacityLimiter(max(1, pool_size - COMMITS_AT_ONCE))
         self._commits = CapacityLimiter(COMMITS_AT_ONCE)
+        self.uploading: Counter[str] = Counter()
+        """How many recordings come in, by the key that sends them."""
         own = settings.key.gateway_api_key
         self.limiter = Limiter(redis_url)
         self.keys = KeyRing(

@@ -10,8 +10,8 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -29,9 +29,17 @@ from api.resolving import form_options
 from api.schemas import Accepted, UploadOptions
 from common.audio.probe import Probe, check_length
 from common.db.jobs import Created, NewRecording
-from common.db.usage import Usage
+from common.db.usage import RETRY_S, Usage
 from common.domain.job import JobStatus
-from common.errors import Missing, NotFound, OutcomeUnknown, Stalled, TooLarge, Transient
+from common.errors import (
+    Missing,
+    NotFound,
+    OutcomeUnknown,
+    Stalled,
+    TooLarge,
+    TooManyJobs,
+    Transient,
+)
 from common.filenames import display_name
 from common.storage.storage import storage_errors
 
@@ -173,8 +181,13 @@ class _Incoming(ABC):
 
         Raises:
             BadInput: the form, the file or an option is wrong.
+            TooManyJobs, TooMuchAudio: the API key may not have it.
             StorageFull, Unavailable: something this side needs is out.
         """
+        with self._counted():
+            return await self._take_in(request, body)
+
+    async def _take_in(self, request: Request, body: Body) -> Accepted:
         started = time.monotonic()
         length = request.headers.get("content-length", "")
         if length.isdecimal():
@@ -201,6 +214,29 @@ class _Incoming(ABC):
             if not self._handed_over:
                 await self._abandon()
             raise
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Hold a key's uploads under way, which are no jobs yet and fill the disk, to its limit."""
+        key_id, limit = self._caller.key_id, self._caller.quota.concurrent_jobs
+        if key_id is None or not limit:
+            yield
+            return
+        under_way = self._gateway.uploading
+        if under_way[key_id] >= limit:
+            raise TooManyJobs(
+                field="concurrent_jobs",
+                limit=limit,
+                value=under_way[key_id] + 1,
+                retry_after_s=RETRY_S,
+            )
+        under_way[key_id] += 1
+        try:
+            yield
+        finally:
+            under_way[key_id] -= 1
+            if not under_way[key_id]:
+                del under_way[key_id]
 
     @abstractmethod
     async def _check(self, form: FormReader, request: Request) -> None:

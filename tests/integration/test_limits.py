@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from tests.audio_files import tone
 from tests.factories import claim_next, make_steps, store_plan
 from tests.gateway import GatewayProcess
 from tests.integration.test_keys import make_wav
+from tests.service import wait_until
 
 OPERATOR = "the-operators-own-key-0123456789"
 NOWHERE = uuid4()
@@ -176,6 +178,24 @@ def test_who_may_have_one_job_may_ask_for_it_twice_and_send_its_recording_later(
         made.json()["upload_url"], files={"file": ("a.wav", clip)}, headers=shown
     )
     assert later.status_code == 200, later.text
+
+
+def test_a_key_has_no_more_uploads_under_way_than_it_may_have_jobs(
+    gateway: GatewayProcess, make: Make, clip: bytes
+) -> None:
+    """They are no jobs yet, and fill the disk all the same."""
+    key = make(concurrent_jobs=1)
+    head = (
+        f"POST /api/v1/upload HTTP/1.1\r\nHost: x\r\nX-API-Key: {key.reveal()}\r\n"
+        "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 3000000\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+    )
+    with socket.create_connection(("127.0.0.1", gateway.port)) as line:
+        line.sendall(head.encode() + bytes(2_000_000))
+        wait_until(lambda: gateway.incoming, "the upload")
+        assert send(gateway, key, clip).status_code == 429
+        assert send(gateway, make(concurrent_jobs=1), clip).status_code == 200
+    wait_until(lambda: send(gateway, key, clip).status_code == 200, "the end of the upload")
 
 
 def test_a_key_sends_no_more_audio_a_day_than_it_may(

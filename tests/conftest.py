@@ -82,6 +82,12 @@ def database_url(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator
     yield from _database_for_a_test(postgres, template=migrated_template)
 
 
+@pytest.fixture(scope="module")
+def module_database_url(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
+    """The URL of a migrated database that the tests of a module share."""
+    yield from _database_for_a_test(postgres, template=migrated_template)
+
+
 @pytest.fixture
 def redis_url(valkey: EmbeddedValkey) -> str:
     """The URL of a Valkey with nothing in it."""

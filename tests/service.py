@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import sys
 import time
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from subprocess import Popen
+from subprocess import Popen, TimeoutExpired
 from typing import Self, TypeVar
 from uuid import UUID, uuid4
 
@@ -22,12 +22,13 @@ from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
 from common.settings import ROOT
 from common.storage.local import LocalStorage
-from scripts.processes import spawn, terminate
+from scripts.processes import spawn
 from tests.factories import TENANT
 from tests.speech import Samples, pcm16
 
 T = TypeVar("T")
 PATIENCE_S = 120.0
+STOP_LIMIT_S = 10.0
 ENDED = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
 
 
@@ -70,6 +71,7 @@ class Service:
             "DATA_DIR": str(folder),
             "DEFAULT_MODEL": "base",
             "RETRY_DELAY": "0.1",
+            "WORKER_NICE": "0",  # to wait for other tests would only make this one longer
             "LOG_LEVEL": "DEBUG",
             **env,
         }
@@ -81,7 +83,12 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         for process in self._processes:
-            terminate(process, [signal.SIGTERM], 10)
+            process.terminate()
+        for process in self._processes:
+            with contextlib.suppress(TimeoutExpired):
+                process.wait(STOP_LIMIT_S)
+            process.kill()
+            process.wait()
         self._log.close()
         self.database.close()
 

@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from scripts.embedded import EmbeddedValkey
 from tests.gateway import GatewayProcess
 from tests.service import Service
 
 
-@pytest.fixture
-def gateway(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[GatewayProcess]:
-    """A gateway with a dispatcher and a worker behind it."""
+@pytest.fixture(scope="module")
+def gateway(
+    tmp_path_factory: pytest.TempPathFactory, module_database_url: str, valkey: EmbeddedValkey
+) -> Iterator[GatewayProcess]:
+    """A gateway with a dispatcher and a worker behind it, for the tests of a module."""
+    folder = tmp_path_factory.mktemp("gateway")
     with (
-        GatewayProcess(tmp_path, database_url, redis_url) as gateway,
-        Service(database_url, redis_url, tmp_path) as service,
+        GatewayProcess(folder, module_database_url, valkey.url) as gateway,
+        Service(module_database_url, valkey.url, folder) as service,
     ):
         service.start_dispatcher()
         service.start_worker()

@@ -77,7 +77,7 @@ def test_what_is_said_comes_back_by_long_poll_and_in_every_format(
             f"filename*=UTF-8''B%C3%A0i%20n%C3%B3i.{ending}"
             in answer.headers["content-disposition"]
         )
-        stored = tmp_path / "results" / job["job_id"] / f"transcript.{ending}"
+        stored = gateway.folder / "results" / job["job_id"] / f"transcript.{ending}"
         # Postgres keeps the keys of a JSON object in an order of its own.
         read = json.loads if ending == "json" else str
         assert read(stored.read_text("utf-8")) == read(answer.text)

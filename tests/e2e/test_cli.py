@@ -59,10 +59,12 @@ def steno(
 
 
 @contextmanager
-def started(data_dir: Path, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+def started(
+    data_dir: Path, *arguments: str | Path, **settings: str
+) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "scripts", *map(str, arguments)],
-        env=environment(data_dir),
+        env=environment(data_dir) | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -192,9 +194,11 @@ def test_an_interrupt_ends_the_stack_that_was_started(tmp_path: Path) -> None:
 def test_a_stack_that_goes_away_meanwhile_is_replaced_and_no_word_is_lost(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     long = say(tmp_path / "long.wav", speak(HARVARD))
-    with started(data_dir, "up", "--port", "0", "--workers", "1") as up:
+    soon = {"WORKER_LEASE": "3"}  # what the first stack had in hand is taken back after it
+    with started(data_dir, "up", "--port", "0", "--workers", "1", **soon) as up:
         told(lambda: find_running(data_dir))
-        with started(data_dir, "transcribe", long, "-l", "en", "--workers", "1") as command:
+        send = ("transcribe", long, "-l", "en", "--workers", "1")
+        with started(data_dir, *send, **soon) as command:
             until(lambda: at_work(data_dir))
             up.send_signal(signal.SIGKILL)
             up.communicate()

@@ -31,7 +31,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     data = [write_csv(folder / f"{seed}.csv", examples(200, seed)) for seed in (0, 1)]
     checkpoint, onnx = folder / "checkpoint", folder / "onnx"
-    how = ("--ngrams", request.param, "--epochs", "30")
+    how = ("--ngrams", request.param, "--epochs", "12")
     trained = moderation("train", *data, "--out", checkpoint, *how).stdout
     exported = moderation("export", checkpoint, "--out", onnx).stdout
     return Made(request.param, checkpoint, onnx, trained, exported)

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from common.db.database import Database
-from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
+from scripts.embedded import EmbeddedValkey
 from tests.gateway import GatewayProcess
 from tests.service import Service, Start
 
@@ -25,20 +22,12 @@ def gateway_settings() -> dict[str, Any]:
 def gateway(
     gateway_settings: dict[str, Any],
     tmp_path_factory: pytest.TempPathFactory,
-    postgres: EmbeddedPostgres,
-    migrated_template: str,
+    module_database_url: str,
     valkey: EmbeddedValkey,
 ) -> Iterator[GatewayProcess]:
     """One gateway for the tests of a module, over a database and a folder of its own."""
-    name = f"gateway_{secrets.token_hex(6)}"
-    copy = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
-        sql.Identifier(name), sql.Identifier(migrated_template)
-    )
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute(copy)
-    url = f"{postgres.url.rpartition('/')[0]}/{name}"
     folder = tmp_path_factory.mktemp("gateway")
-    with GatewayProcess(folder, url, valkey.url, **gateway_settings) as running:
+    with GatewayProcess(folder, module_database_url, valkey.url, **gateway_settings) as running:
         yield running
 
 

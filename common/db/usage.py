@@ -163,9 +163,7 @@ def seconds_to_midnight() -> int:
     return int((midnight - now).total_seconds()) + 1
 
 
-def _hold(
-    session: Session, key_id: str | None, quota: Quota, *, jobs: int, audio_ms: int
-) -> None:
+def _hold(session: Session, key_id: str | None, quota: Quota, *, jobs: int, audio_ms: int) -> None:
     if key_id is not None and quota != NO_QUOTA:
         # One at a time, as each has to see what the others have.
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))

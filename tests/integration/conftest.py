@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from common.db.database import Database
+from common.db.steps import Steps
+from common.events import Events
 from scripts.embedded import EmbeddedValkey
+from tests.factories import make_steps
 from tests.gateway import GatewayProcess
 from tests.service import Service, Start
 
@@ -36,6 +41,28 @@ def gateway_database(gateway: GatewayProcess) -> Iterator[Database]:
     """What the gateway writes to."""
     with Database(gateway.database_url) as database:
         yield database
+
+
+@pytest.fixture
+def steps(gateway_database: Database) -> Steps:
+    """The worker's side of the module's gateway, with nothing of earlier tests to do."""
+    with gateway_database.transaction() as session:
+        session.connection().exec_driver_sql("TRUNCATE recordings CASCADE")
+    return make_steps(gateway_database)
+
+
+@pytest.fixture
+def events(gateway: GatewayProcess) -> Iterator[Events]:
+    """Tells the module's gateway of changes."""
+    with redis.Redis.from_url(gateway.redis_url) as connection:
+        yield Events(connection)
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads for calls that wait."""
+    with ThreadPoolExecutor() as pool:
+        yield pool
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from tests.factories import (
     finish_chunk,
     finish_merge,
     finish_moderation,
-    make_steps,
     offensive,
     plan_chunks,
     stored_segment,
@@ -44,14 +43,6 @@ WORDS = [[" oh", 5_000, 5_300, 0.9], [" shit", 6_000, 6_500, 0.9], [" happens", 
 FOUL = offensive(4, 8).to_json()
 
 Completed = Callable[..., UUID]
-
-
-@pytest.fixture
-def steps(gateway_database: Database) -> Steps:
-    """The worker's side, with nothing of earlier tests to do."""
-    with gateway_database.transaction() as session:
-        session.connection().exec_driver_sql("TRUNCATE recordings CASCADE")
-    return make_steps(gateway_database)
 
 
 @pytest.fixture

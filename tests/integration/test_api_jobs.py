@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -27,33 +26,12 @@ from tests.factories import (
     finish_chunk,
     finish_merge,
     finish_moderation,
-    make_steps,
     offensive,
     plan_chunks,
     stored_segment,
     submit_job,
 )
 from tests.gateway import GatewayProcess
-
-
-@pytest.fixture
-def steps(gateway_database: Database) -> Steps:
-    """The worker's side, with nothing of earlier tests to do."""
-    with gateway_database.transaction() as session:
-        session.connection().exec_driver_sql("TRUNCATE recordings CASCADE")
-    return make_steps(gateway_database)
-
-
-@pytest.fixture
-def events(gateway: GatewayProcess) -> Iterator[Events]:
-    with redis.Redis.from_url(gateway.redis_url) as connection:
-        yield Events(connection)
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
 
 
 def get(gateway: GatewayProcess, path: str, status: int = 200, **query: object) -> httpx.Response:

@@ -15,7 +15,6 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
-import redis
 
 from api.changes import Changes
 from api.feed import Feed, Feeds, Growth
@@ -33,7 +32,6 @@ from tests.factories import (
     finish_chunk,
     finish_merge,
     finish_moderation,
-    make_steps,
     offensive,
     plan_chunks,
     stored_segment,
@@ -54,25 +52,6 @@ class Event:
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, str]:
     return {"EVENTS_HEARTBEAT": "0.2"}
-
-
-@pytest.fixture
-def steps(gateway_database: Database) -> Steps:
-    with gateway_database.transaction() as session:
-        session.connection().exec_driver_sql("TRUNCATE recordings CASCADE")
-    return make_steps(gateway_database)
-
-
-@pytest.fixture
-def events(gateway: GatewayProcess) -> Iterator[Events]:
-    with redis.Redis.from_url(gateway.redis_url) as connection:
-        yield Events(connection)
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
 
 
 class Watcher:

@@ -51,12 +51,6 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_wav(tmp_path_factory.mktemp("talk") / "talk.wav", speak(SENTENCE))
 
 
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor() as pool:
-        yield pool
-
-
 def test_a_recording_is_answered_with_its_text_and_its_job(
     serving: GatewayProcess, client: OpenAI, talk: Path
 ) -> None:

@@ -1,14 +1,15 @@
 """How the gateway answers while many clients send short recordings and ask how they are.
 
 Run ``python -m scripts.bench_load FOLDER``: a stack of its own (workers niced, as they always are),
-200 clients for a minute, each sending a recording from FOLDER, asking once a second where it stands
-until it is done, and then sending the next. The clients run on the same cores.
+200 clients for a minute, each sending a recording from FOLDER, asking about once a second where it
+stands until it is done, and then sending the next. The clients run on the same cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import sys
 import tempfile
 import time
@@ -28,8 +29,11 @@ from scripts.bench_service import UnderTest
 from scripts.client import ENDED
 from scripts.stack import available_cores
 
-PAUSE_S = 1.0
-"""From an answer to a client's next question."""
+PAUSE_S = (0.5, 1.5)
+"""From an answer to a client's next question, at random: clients that all pause alike would fall
+into step, and then come all at once."""
+ARRIVAL_S = 5.0
+"""Within how many seconds all clients send their first recording."""
 WANTED_MS = 100.0
 """What most questions (95 %) may take."""
 LARGEST_BYTES = 1_000_000
@@ -62,13 +66,13 @@ class Client:
                 sent = {"file": (path.name, path.read_bytes())}
                 accepted = await self._ask("upload", "POST", "/upload", files=sent)
                 if accepted is None:
-                    await asyncio.sleep(PAUSE_S)
+                    await asyncio.sleep(_pause_s())
                     continue
                 await self._follow(accepted["job_id"], deadline)
 
     async def _follow(self, job_id: str, deadline: float) -> None:
         while time.monotonic() < deadline:
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(_pause_s())
             state = await self._ask("status", "GET", f"/status/{job_id}")
             if state is not None and state["status"] in ENDED:
                 if state["status"] == "COMPLETED":
@@ -95,14 +99,17 @@ class Client:
         return document
 
 
+def _pause_s() -> float:
+    return random.uniform(*PAUSE_S)  # noqa: S311 - nobody has to be unable to guess it
+
+
 async def load(address: str, files: list[Path], clients: int, seconds: float) -> Seen:
     """Have ``clients`` use the gateway for ``seconds``."""
     seen, each = Seen(), cycle(files)
     deadline = time.monotonic() + seconds
-    # They come one after the other within the first seconds, as people do.
     await asyncio.gather(
         *(
-            Client(address, each, seen).run(number * 5 * PAUSE_S / clients, deadline)
+            Client(address, each, seen).run(number * ARRIVAL_S / clients, deadline)
             for number in range(clients)
         )
     )

@@ -42,13 +42,13 @@ from scripts.bench_report import (
     Part,
     Target,
     machine,
-    make_console,
     show,
     show_machine,
     summary,
 )
 from scripts.bench_service import Run, UnderTest, shares
 from scripts.cli import load_settings
+from scripts.console import make_console
 from scripts.embedded import own
 from scripts.stack import available_cores
 

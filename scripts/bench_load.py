@@ -24,9 +24,10 @@ import numpy as np
 
 from common.errors import SetupProblem
 from common.settings import Settings
-from scripts.bench_report import Figure, Part, Target, make_console, show
+from scripts.bench_report import Figure, Part, Target, show
 from scripts.bench_service import UnderTest
 from scripts.client import ENDED
+from scripts.console import make_console
 from scripts.stack import available_cores
 
 PAUSE_S = (0.5, 1.5)

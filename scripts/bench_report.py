@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -28,9 +27,6 @@ VERSIONS = (
     "jiwer",
     "whisper-normalizer",
 )
-
-WIDTH = 110
-"""Columns where there is no terminal to ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +193,6 @@ def show_machine(told: dict[str, Any], console: Console) -> None:
             f"The machine was busy (load {told['load_before'][0]}): times say little.",
             style="yellow",
         )
-
-
-def make_console() -> Console:
-    """Standard output, wide enough for the tables where it is a file."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
 def _cpu_name() -> str:

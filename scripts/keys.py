@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from common.db.database import Database
@@ -17,6 +16,7 @@ from common.db.tenants import Tenants
 from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
 from common.errors import NotFound
 from scripts.cli import database_here
+from scripts.console import make_console
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -115,10 +115,10 @@ def list_(tenant: str | None) -> None:
         found = Keys(database, tenant).all() if tenant else AllKeys(database).all()
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("id", "tenant", "name", "scopes", "state", "expires", "last used", "limits"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
     for key in found:
         table.add_row(*_row(key))
-    Console().print(table)
+    make_console().print(table)
 
 
 @keys.command()
@@ -152,9 +152,10 @@ def list_tenants() -> None:
     for heading in ("tenant", "tier", "jobs deleted after"):
         table.add_column(heading)
     for tenant in found:
-        after = "-" if tenant.delete_after_s is None else f"{tenant.delete_after_s} s"
+        kept = tenant.delete_after_s
+        after = "-" if kept is None else str(timedelta(seconds=kept))
         table.add_row(tenant.name, tenant.tier, after)
-    Console().print(table)
+    make_console().print(table)
 
 
 @tenants.command("set")

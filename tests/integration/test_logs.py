@@ -69,6 +69,8 @@ def test_a_request_is_followed_into_the_workers_and_nothing_secret_or_said_is_lo
         said = wait_until(lambda: document().get("text"), "the text").split()
         original = gateway.http.get(f"/api/v1/download/{job_id}?format=original")
         assert original.is_redirect
+        # It tells of the job's webhook message, whenever it comes to that.
+        wait_until(lambda: '"process": "dispatcher"' in service.log(), "a line of the dispatcher's")
         assert worker.is_running()
     gateway_log, service_log = gateway.log_file, service.folder / "service.log"
     followed = [line for line in lines(gateway_log) if line.get("request_id") == REQUEST_ID]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -13,6 +13,7 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from api.exposure import is_loopback
 from api.gateway import Gateway, GatewayDep
 from api.middleware import answer_with
+from common.db.jobs import NewJob
 from common.db.usage import Quota
 from common.domain.keys import (
     DEFAULT_TENANT,
@@ -56,12 +57,28 @@ class Caller:
         """What its jobs are held to."""
         return Quota.of(self.limits)
 
+    def asking(self, request: Request, job: NewJob) -> NewJob:
+        """The job as this caller's, asked for by ``request``."""
+        return replace(
+            job, key_id=self.key_id, quota=self.quota, request_id=request.state.request_id
+        )
+
+
+async def _shown(
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    key: Annotated[str | None, Security(_header)],
+) -> str | None:
+    return key or (bearer.credentials if bearer is not None else None)
+
+
+Shown = Annotated[str | None, Depends(_shown)]
+"""The key that a request came with, whatever it is worth."""
+
 
 async def _caller(
     request: Request,
     gateway: GatewayDep,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-    key: Annotated[str | None, Security(_header)],
+    sent: Shown,
     x_tenant_id: Annotated[
         str | None,
         Header(
@@ -72,7 +89,6 @@ async def _caller(
         ),
     ] = None,
 ) -> Caller:
-    sent = key or (bearer.credentials if bearer is not None else None)
     caller = await _identify(request, gateway, sent)
     if caller.key_id is not None:
         await _count(request, gateway, caller.key_id, caller.limits)
@@ -175,26 +191,22 @@ def _name_in(host: str) -> str:
 
 def _with(scope: Scope) -> Callable[..., Coroutine[Any, Any, Caller]]:
     async def allowed(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
-        if scope not in caller.scopes:
-            raise Forbidden(reason=f"The API key does not have the scope {scope}")
+        _check_scope(caller, scope)
         return caller
 
     return allowed
 
 
-async def may_read_metrics(
-    request: Request,
-    gateway: GatewayDep,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-    key: Annotated[str | None, Security(_header)],
-) -> None:
+def _check_scope(caller: Caller, scope: Scope) -> None:
+    if scope not in caller.scopes:
+        raise Forbidden(reason=f"The API key does not have the scope {scope}")
+
+
+async def may_read_metrics(request: Request, gateway: GatewayDep, sent: Shown) -> None:
     """Let nobody else pass; with METRICS_OPEN everybody may, and no key is looked up."""
     if gateway.settings.metrics.open:
         return
-    sent = key or (bearer.credentials if bearer is not None else None)
-    caller = await _identify(request, gateway, sent)
-    if Scope.ADMIN not in caller.scopes:
-        raise Forbidden(reason=f"The API key does not have the scope {Scope.ADMIN}")
+    _check_scope(await _identify(request, gateway, sent), Scope.ADMIN)
 
 
 Reader = Annotated[Caller, Depends(_with(Scope.READ))]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Annotated, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
@@ -128,6 +128,12 @@ class Gateway:
         """The job's feed; see `Feeds.watch`."""
         transcript = GrowingTranscript(self.jobs(tenant), job_id)
         return self.feeds.watch(tenant, job_id, lambda: self.in_thread(transcript.read))
+
+    def stop(self, doorbells: Iterable[str]) -> None:
+        """Have workers end the steps they run for these at once."""
+        for doorbell in doorbells:
+            with suppress(RedisError):  # the step's result will be refused all the same
+                self.doorbell.stop(doorbell)
 
     def check_services(self) -> None:
         """Raise `Unavailable` unless Postgres and Redis answer."""

@@ -356,12 +356,7 @@ class Upload(_Incoming):
         idempotency_key(request)
         self._options = form_options(self._form.options(form))
         job = await self._gateway.resolver.resolve(self._job_id, self._options)
-        self._job = replace(
-            job,
-            key_id=self._caller.key_id,
-            quota=self._caller.quota,
-            request_id=request.state.request_id,
-        )
+        self._job = self._caller.asking(request, job)
 
     def _store(self, recording: NewRecording, request: Request) -> Created:
         once = idempotency(request, self._options, recording.sha256)

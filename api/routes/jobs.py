@@ -12,7 +12,6 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 from loguru import logger
 from pydantic.json_schema import SkipJsonSchema
-from redis.exceptions import RedisError
 from starlette.responses import JSONResponse, Response
 
 from api.caller import Reader, Transcriber
@@ -255,7 +254,7 @@ def _text(
     """
     snapshot = jobs.snapshot(job_id)
     if not partial:
-        _check_ready(snapshot)
+        check_ready(snapshot)
     text = jobs.text(job_id)
     if mask:
         _check_moderated(text, "filter_profanity")
@@ -276,7 +275,13 @@ def _check_all_judged(transcript: Transcript) -> None:
         raise Conflict(reason=f"redact=true is not possible: moderation failed for {at}, or more")
 
 
-def _check_ready(snapshot: Snapshot) -> None:
+def check_ready(snapshot: Snapshot) -> None:
+    """Pass if the job is COMPLETED.
+
+    Raises:
+        Conflict: it failed or was cancelled.
+        NotReady: it has not ended.
+    """
     if snapshot.status is JobStatus.FAILED:
         raise Conflict(reason=f"The job failed: {snapshot.error_message}")
     if snapshot.status is JobStatus.CANCELLED:
@@ -286,8 +291,6 @@ def _check_ready(snapshot: Snapshot) -> None:
 
 
 def _cancel(gateway: Gateway, jobs: Jobs, job_id: UUID) -> Status:
-    for _, doorbell in jobs.cancel(job_id):
-        with suppress(RedisError):  # the step's result will be refused all the same
-            gateway.doorbell.stop(doorbell)
+    gateway.stop(doorbell for _, doorbell in jobs.cancel(job_id))
     gateway.events.job_changed(job_id)
     return status_document(jobs.snapshot(job_id))

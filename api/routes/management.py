@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -13,18 +12,17 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from loguru import logger
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
-from redis.exceptions import RedisError
 
 from api.caller import Caller, Reader, Transcriber
 from api.gateway import Gateway, GatewayDep
 from api.idempotency import PARAMETER, idempotency, tell_of_replay
+from api.pages import Limit, PageCursor, parsed, told
 from api.problems import documented
 from api.routes.jobs import status_document
 from api.schemas import Name, Status, UploadOptions
 from common.db.deletions import Deletions, Reason, Receipt
 from common.db.jobs import NewJob
 from common.db.listing import Finished, JobFilter, JobLists
-from common.db.paging import Cursor
 from common.domain.job import JobStatus
 from common.domain.masking import masked
 from common.errors import Transient
@@ -37,11 +35,6 @@ CONTENT_LETTERS = 200
 
 AS_SET = UploadOptions.model_validate({})
 """Nothing asked for: all as the settings say."""
-Limit = Annotated[int, Query(ge=1, le=200, description="Entries on a page.")]
-PageCursor = Annotated[
-    str | SkipJsonSchema[None],
-    Query(max_length=200, description="Where to go on: the `next_cursor` of the page before."),
-]
 _NEXT = Field(description="Where the list goes on; null at its end.")
 
 
@@ -135,11 +128,8 @@ async def create(
 ) -> CreatedJob:
     """Make a job that waits for its recording; the options are those of an upload."""
     job = replace(
-        await gateway.resolver.resolve(uuid4(), options),
+        caller.asking(request, await gateway.resolver.resolve(uuid4(), options)),
         idempotency=idempotency(request, options),
-        key_id=caller.key_id,
-        quota=caller.quota,
-        request_id=request.state.request_id,
     )
     created = await gateway.in_thread(_create, request, gateway, caller, job)
     response.headers["Location"] = f"/api/v1/jobs/{created.job_id}"
@@ -165,8 +155,8 @@ async def jobs(
     """The tenant's jobs, newest first. Jobs that come in meanwhile do not shift the pages."""
     which = JobFilter(status, created_after, created_before, recording_id, model)
     lists = JobLists(gateway.database, caller.tenant)
-    page = await gateway.in_thread(lists.page, which, limit=limit, after=_parsed(cursor))
-    return JobPage(jobs=list(map(status_document, page.items)), next_cursor=_told(page.next))
+    page = await gateway.in_thread(lists.page, which, limit=limit, after=parsed(cursor))
+    return JobPage(jobs=list(map(status_document, page.items)), next_cursor=told(page.next))
 
 
 @router.get("/history", summary="List what was turned into text")
@@ -175,8 +165,8 @@ async def history(
 ) -> History:
     """The tenant's jobs that are COMPLETED, newest first, each with the beginning of its text."""
     lists = JobLists(gateway.database, caller.tenant)
-    page = await gateway.in_thread(lists.finished, limit=limit, after=_parsed(cursor))
-    return History(history=list(map(_entry, page.items)), next_cursor=_told(page.next))
+    page = await gateway.in_thread(lists.finished, limit=limit, after=parsed(cursor))
+    return History(history=list(map(_entry, page.items)), next_cursor=told(page.next))
 
 
 @router.post(
@@ -218,9 +208,9 @@ async def deletions(
     any more, and nothing was found.
     """
     receipts = Deletions(gateway.database, caller.tenant)
-    after = _parsed(cursor)
+    after = parsed(cursor)
     page = await gateway.in_thread(receipts.page, job_id=job_id, limit=limit, after=after)
-    return DeletionPage(deletions=list(map(_receipt, page.items)), next_cursor=_told(page.next))
+    return DeletionPage(deletions=list(map(_receipt, page.items)), next_cursor=told(page.next))
 
 
 def _create(request: Request, gateway: Gateway, caller: Caller, job: NewJob) -> CreatedJob:
@@ -252,19 +242,12 @@ def _delete(gateway: Gateway, caller: Caller, job_id: UUID) -> None:
     deleted = deletions.delete(job_id)
     if deleted is None:
         return
-    stop(gateway, deleted.doorbells)
+    gateway.stop(deleted.doorbells)
     gateway.events.job_changed(job_id)
     logger.info("job {job_id} was deleted", job_id=job_id)
     with suppress(Transient):  # the dispatcher erases what is left
         erased = gateway.storage.erase(job_id, deleted.recording_id)
         deletions.erased(job_id, files=erased.files, size=erased.bytes)
-
-
-def stop(gateway: Gateway, doorbells: Iterable[str]) -> None:
-    """Have workers end the steps they run for these at once."""
-    for doorbell in doorbells:
-        with suppress(RedisError):  # the step's result will be refused all the same
-            gateway.doorbell.stop(doorbell)
 
 
 def _entry(job: Finished) -> HistoryEntry:
@@ -298,11 +281,3 @@ def _receipt(receipt: Receipt) -> DeletionReceipt:
         files=receipt.files,
         bytes=receipt.bytes,
     )
-
-
-def _parsed(cursor: str | None) -> Cursor | None:
-    return None if cursor is None else Cursor.parse(cursor)
-
-
-def _told(cursor: Cursor | None) -> str | None:
-    return None if cursor is None else str(cursor)

@@ -36,14 +36,14 @@ from api.openai import (
     verbose_document,
 )
 from api.problems import Refusal, problem
+from api.routes.jobs import check_ready
 from api.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
 from api.uploads import Body, Form, Upload
 from common.db.snapshots import Snapshot
-from common.domain.job import JobStatus
 from common.domain.request import Task
 from common.domain.transcript import Transcript, join_text
 from common.domain.values import Segment
-from common.errors import Conflict, NotFound, StenoError, StillUnderWay
+from common.errors import NotFound, NotReady, StenoError, StillUnderWay
 from common.transcripts import transcript_of
 
 router = APIRouter(prefix=PREFIX, tags=["openai"], route_class=Route)
@@ -209,12 +209,10 @@ def _check_completed(snapshot: Snapshot | None, job_id: UUID) -> None:
     """
     if snapshot is None:
         raise NotFound(what="job", value=job_id)
-    if snapshot.status is JobStatus.FAILED:
-        raise Conflict(reason=f"The job failed: {snapshot.error_message}")
-    if snapshot.status is JobStatus.CANCELLED:
-        raise Conflict(reason="The job was cancelled")
-    if snapshot.status is not JobStatus.COMPLETED:
-        raise StillUnderWay(job_id=job_id, status_now=snapshot.status.value)
+    try:
+        check_ready(snapshot)
+    except NotReady:
+        raise StillUnderWay(job_id=job_id, status_now=snapshot.status.value) from None
 
 
 @router.get("/models", summary="List the weights", responses=documented(400, 401, 403, 429, 503))

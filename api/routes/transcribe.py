@@ -54,12 +54,9 @@ async def transcribe(
     once = idempotency(request, wanted)
     await gateway.egress.check(wanted.url)
     job = replace(
-        await gateway.resolver.resolve(uuid4(), wanted),
+        caller.asking(request, await gateway.resolver.resolve(uuid4(), wanted)),
         source_url=wanted.url,
-        key_id=caller.key_id,
-        quota=caller.quota,
         idempotency=once,
-        request_id=request.state.request_id,
     )
     created = await gateway.in_thread(_commit, gateway, caller, job)
     tell_of_replay(request, created)

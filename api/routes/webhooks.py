@@ -7,17 +7,17 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Response
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.status import HTTP_201_CREATED, HTTP_202_ACCEPTED, HTTP_204_NO_CONTENT
 
 from api.caller import Transcriber
 from api.gateway import GatewayDep
+from api.pages import Limit, PageCursor, parsed, told
 from api.problems import documented
 from api.schemas import Name
 from common.db.endpoints import Delivery, DeliveryFilter
-from common.db.paging import Cursor
 from common.db.tables import WebhookEndpoint
 from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook_id
 from common.egress import MAX_URL_LETTERS
@@ -167,19 +167,19 @@ async def list_deliveries(
     endpoint_id: UUID | SkipJsonSchema[None] = None,
     job_id: UUID | SkipJsonSchema[None] = None,
     status: DeliveryStatus | SkipJsonSchema[None] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | SkipJsonSchema[None], Query(max_length=200)] = None,
+    limit: Limit = 50,
+    cursor: PageCursor = None,
 ) -> DeliveryList:
     """Messages with all attempts at them, the newest first."""
     page = await gateway.in_thread(
         gateway.webhooks(caller.tenant).deliveries,
         DeliveryFilter(endpoint_id, job_id, status),
         limit=limit,
-        cursor=None if cursor is None else Cursor.parse(cursor),
+        cursor=parsed(cursor),
     )
     return DeliveryList(
         deliveries=[_delivery(each) for each in page.items],
-        next_cursor=None if page.next is None else str(page.next),
+        next_cursor=told(page.next),
     )
 
 

@@ -342,18 +342,21 @@ class Jobs:
         return session.scalar(inserted.returning(Job.id)) is not None
 
     def _attach(self, session: Session, job_id: UUID, recording: NewRecording) -> bool:
-        """False where the job does not wait for a recording."""
+        """False where the job does not wait for a recording: then nothing is to be committed."""
+        session.add(recording.row(self._tenant))
+        session.flush()
         pending = session.scalar(
             update(Job)
             .where(Job.id == job_id, Job.status == JobStatus.PENDING_UPLOAD)
-            .values(status=JobStatus.PENDING, duration_ms=recording.duration_ms)
+            .values(
+                status=JobStatus.PENDING,
+                recording_id=recording.id,
+                duration_ms=recording.duration_ms,
+            )
             .returning(Job.id)
         )
         if pending is None:
             return False
-        session.add(recording.row(self._tenant))
-        session.flush()
-        session.execute(update(Job).where(Job.id == job_id).values(recording_id=recording.id))
         add_steps(session, job_id, StepKind.PLAN, [None])
         count_submission(session, job_id)
         return True

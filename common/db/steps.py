@@ -121,10 +121,14 @@ class Steps:
         ``doorbell`` is the one that ``worker`` answers by this: how to make it stop.
         """
         with self._database.transaction() as session:
-            job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
-            if job_id is None:
+            about = session.execute(
+                select(Job.id, Job.request_id)
+                .join(Step, Step.job_id == Job.id)
+                .where(Step.id == step_id)
+            ).one_or_none()
+            if about is None:
                 return None
-            lock_job(session, job_id)
+            lock_job(session, about.id)
             row = session.execute(
                 update(Step)
                 .where(
@@ -163,7 +167,7 @@ class Steps:
                 row.chunk_index,
                 row.attempt,
                 row.token,
-                session.scalar(select(Job.request_id).where(Job.id == job_id)),
+                about.request_id,
             )
 
     def renew(self, claim: Claim) -> bool:

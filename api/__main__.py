@@ -20,7 +20,7 @@ from api.metrics import SHARED_FOLDER
 from common.errors import SetupProblem
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
-from common.settings import Settings
+from common.settings import Settings, load_settings
 
 SWITCH_S = 0.001
 """How long a thread may compute while another one waits; Python's own is 5 ms."""
@@ -56,11 +56,10 @@ def _answer_promptly() -> None:
 
 def main() -> None:
     """Serve until told to stop (SIGTERM, SIGINT)."""
-    settings = Settings()
-    set_up_logging(settings.log, "gateway")
-    url = settings.database.url
     try:
-        host = listening_host(settings, url.get_secret_value() if url else None, logger.warning)
+        settings = load_settings()
+        set_up_logging(settings.log, "gateway")
+        host = listening_host(settings, settings.database.address, logger.warning)
     except SetupProblem as problem:
         logger.error("{}", problem)
         sys.exit(1)

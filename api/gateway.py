@@ -149,14 +149,14 @@ class Gateway:
 
 
 def _addresses(settings: Settings) -> tuple[str, str]:
-    database, queue = settings.database.url, settings.redis.address
+    database, queue = settings.database.address, settings.redis.address
     if database is None or queue is None:
         name = "DATABASE_URL" if database is None else "REDIS_URL"
         raise SetupProblem(
             problem=f"{name} is not set",
             remedy="Set it, or use `steno up`, which brings its own servers",
         )
-    return database.get_secret_value(), queue
+    return database, queue
 
 
 async def _gateway(request: Request) -> Gateway:

@@ -7,17 +7,30 @@ test compares the two.
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, Field, SecretStr, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.domain.keys import Limits
+from common.errors import SetupProblem
 
 ROOT = Path(__file__).resolve().parent.parent
+DOTENV = ROOT / ".env"
+SECRETS = Path("/run/secrets")
+"""Where containers find secrets: one file a setting, named as it is in the environment."""
 
 
 def origin_of(url: str) -> str:
@@ -39,7 +52,8 @@ PublicUrl = Annotated[str, AfterValidator(_public)]
 def _config(prefix: str = "") -> SettingsConfigDict:
     return SettingsConfigDict(
         env_prefix=prefix,
-        env_file=ROOT / ".env",
+        env_file=DOTENV,
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
         env_ignore_empty=True,
         extra="ignore",
         use_attribute_docstrings=True,
@@ -215,8 +229,23 @@ class DatabaseSettings(BaseSettings):
 
     url: SecretStr | None = None
     """postgresql://user:password@host:port/name; unset: `steno up` starts an embedded Postgres."""
+    password: SecretStr | None = None
+    """Password, where DATABASE_URL has none."""
     pool_size: Annotated[int, Field(ge=1, le=200)] = 10
     """Connections a process keeps at most."""
+
+    @property
+    def address(self) -> str | None:
+        """The URL to connect to, or None when Postgres is not configured."""
+        if self.url is None:
+            return None
+        url = self.url.get_secret_value()
+        parts = urlsplit(url)
+        if self.password is None or parts.password is not None or not parts.username:
+            return url
+        user, _, host = parts.netloc.rpartition("@")
+        password = quote(self.password.get_secret_value(), safe="")
+        return urlunsplit(parts._replace(netloc=f"{user}:{password}@{host}"))
 
 
 class RedisSettings(BaseSettings):
@@ -462,3 +491,31 @@ class Settings(BaseModel):
     webhook: WebhookSettings = Field(default_factory=WebhookSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+
+
+def load_settings() -> Settings:
+    """All settings, as the environment, `.env` and the secrets' folder have them.
+
+    Raises:
+        SetupProblem: one of them is wrong, which is named, or `.env` cannot be read.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        group = next(
+            field.annotation
+            for field in Settings.model_fields.values()
+            if field.annotation is not None and field.annotation.__name__ == error.title
+        )
+        name = group.model_config["env_prefix"] + "_".join(str(part) for part in first["loc"])
+        raise SetupProblem(
+            problem=f"The setting {name.upper()} is wrong: {first['msg']}",
+            remedy="It comes from the environment or from .env; .env.example has them all",
+        ) from error
+    except PermissionError as error:
+        raise SetupProblem(
+            problem=f"{error.filename} cannot be read by user {os.geteuid()}",
+            remedy="It must be readable by the user or a group of this process; with Compose, "
+            "`sh docker/secrets.sh` sees to that",
+        ) from error

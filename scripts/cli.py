@@ -137,20 +137,9 @@ def load_settings(**overrides: str | int | Path | None) -> Settings:
         if value is not None:
             os.environ[name.upper()] = str(value)
 
-    from pydantic import ValidationError
-
     from common import settings
 
-    try:
-        return settings.Settings()
-    except ValidationError as error:
-        first = error.errors()[0]
-        group = getattr(settings, error.title)
-        name = group.model_config["env_prefix"] + "_".join(str(part) for part in first["loc"])
-        raise SetupProblem(
-            problem=f"The setting {name.upper()} is wrong: {first['msg']}",
-            remedy="It comes from the environment or from .env; .env.example has them all",
-        ) from error
+    return settings.load_settings()
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -286,8 +275,8 @@ def database_here() -> Iterator[str]:
 
     settings = load_settings()
     data_dir = settings.storage.data_dir.absolute()
-    if settings.database.url is not None:
-        yield settings.database.url.get_secret_value()
+    if settings.database.address is not None:
+        yield settings.database.address
     elif (running := find_running(data_dir)) is not None:
         yield running.database_url
     else:

@@ -198,9 +198,7 @@ def _workers(running: RunningStack) -> Finding:
 
 
 def _database_url(settings: Settings, running: RunningStack | None) -> str | None:
-    if settings.database.url is not None:
-        return settings.database.url.get_secret_value()
-    return running.database_url if running else None
+    return settings.database.address or (running.database_url if running else None)
 
 
 def _nearest_existing(path: Path) -> Path:

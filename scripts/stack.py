@@ -269,9 +269,8 @@ class Stack:
         write_private(self.data_dir / "stack.json", json.dumps(asdict(told)))
 
     def _database(self) -> str:
-        url = self.settings.database.url
-        if url is not None:
-            return url.get_secret_value()
+        if self.settings.database.address is not None:
+            return self.settings.database.address
         server = EmbeddedPostgres(
             self.data_dir / "postgres", log_file=self.log_dir / "postgres.log"
         )

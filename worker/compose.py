@@ -61,12 +61,13 @@ def database_url(settings: Settings) -> str:
     Raises:
         SetupProblem: nobody said.
     """
-    if settings.database.url is None:
+    address = settings.database.address
+    if address is None:
         raise SetupProblem(
             problem="DATABASE_URL is not set",
             remedy="Set it, or run `steno up`, which brings a database along",
         )
-    return settings.database.url.get_secret_value()
+    return address
 
 
 def redis_url(settings: Settings) -> str:

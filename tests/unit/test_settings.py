@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from common.errors import SetupProblem
+from common.settings import ApiSettings, DatabaseSettings, load_settings
+
+
+def address(url: str, password: str) -> str | None:
+    return DatabaseSettings.model_validate({"url": url, "password": password}).address
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything; nobody may not."""
+    ours = os.geteuid()
+    if ours == 0:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(ours)
+
+
+def test_a_password_of_its_own_goes_into_the_databases_address() -> None:
+    assert address("postgresql://steno@postgres/steno", "a/b@c") == (
+        "postgresql://steno:a%2Fb%40c@postgres/steno"
+    )
+
+
+def test_a_password_in_the_url_goes_before_the_one_beside_it() -> None:
+    url = "postgresql://steno:mine@postgres:5432/steno?sslmode=require"
+    assert address(url, "other") == url
+
+
+def test_a_password_without_a_user_is_not_put_anywhere() -> None:
+    assert address("postgresql:///steno", "other") == "postgresql:///steno"
+
+
+def test_a_password_is_not_shown_with_the_settings() -> None:
+    assert "s3cret" not in repr(DatabaseSettings.model_validate({"password": "s3cret"}))
+
+
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_LEASE", "soon")
+    with pytest.raises(SetupProblem, match="WORKER_LEASE is wrong"):
+        load_settings()
+
+
+def test_a_wrong_setting_with_a_name_of_its_own_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_JSON", "maybe")
+    with pytest.raises(SetupProblem, match="LOG_JSON is wrong"):
+        load_settings()
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text("API_PORT=1\n")
+    file.chmod(0)
+    monkeypatch.setitem(ApiSettings.model_config, "env_file", file)
+    with as_nobody(), pytest.raises(SetupProblem, match=r"\.env cannot be read by user"):
+        load_settings()
+
+
+def test_secrets_are_read_from_files_named_as_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "DATABASE_PASSWORD").write_text("s3cret\n")
+    monkeypatch.setitem(DatabaseSettings.model_config, "secrets_dir", tmp_path)
+    password = DatabaseSettings().password
+    assert password is not None
+    assert password.get_secret_value() == "s3cret"

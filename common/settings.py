@@ -378,6 +378,9 @@ class WorkerSettings(BaseSettings):
 
     lease: Annotated[float, Field(ge=2)] = 15.0
     """Seconds after which a step whose worker went silent is given to another."""
+    stop_period: Annotated[float, Field(ge=0)] = 25.0
+    """Seconds for which a worker that is told to stop goes on with the step in hand. Then, or when
+    it is told again, another worker gets that at once. What stops it must wait 10 s longer."""
     nice: Annotated[int, Field(ge=0, le=19)] = 10
     """By how much workers give way to others on their machine (niceness): the gateway has to answer
     at once, also while every core transcribes."""

@@ -52,9 +52,9 @@ HEALTHY_AFTER_S = 10.0
 
 LOG_LIMIT_BYTES = 20_000_000
 
-PATIENCE_S = {"gateway": 25.0, "worker": 30.0, "dispatcher": 10.0}
-"""How long a process may take to end by itself: the gateway lets uploads under way arrive (20 s), a
-worker finishes its step or hands it back."""
+PATIENCE_S = {"gateway": 25.0, "worker": 10.0, "dispatcher": 10.0}
+"""How long a process may take to end by itself: the gateway lets uploads under way arrive (20 s). A
+worker has WORKER_STOP_PERIOD on top, to finish its step."""
 
 
 class Child:
@@ -353,7 +353,8 @@ class Stack:
         living = [child.process for child in self._children if child.role == role and child.process]
         for process in living:
             process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE_S[role]
+        on_top_s = self.settings.worker.stop_period if role == "worker" else 0.0
+        deadline = time.monotonic() + PATIENCE_S[role] + on_top_s
         for process in living:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))

@@ -20,7 +20,7 @@ from worker.warm import WarmWorker
 
 
 def main() -> None:
-    """Work until told to stop (SIGTERM, SIGINT), which lets the step in hand finish."""
+    """Work until told to stop (SIGTERM, SIGINT); see `WarmWorker` for the step in hand."""
     name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     settings = Settings()
     set_up_logging(settings.log, f"worker:{os.getpid()}")
@@ -42,6 +42,7 @@ def main() -> None:
             log_job_description=False,
         )
         worker.steps = build_steps(settings)
+        worker.stop_period_s = settings.worker.stop_period
         worker.start_horse()
         worker.work(logging_level="WARNING")
     except StenoError as error:

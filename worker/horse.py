@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -65,7 +66,7 @@ class Horse:
         )
         self._worker._is_horse = True  # noqa: SLF001 - as rq's own SpawnWorker does
         self._context = build_context(settings, self._redis)
-        self._runner = Runner(self._context, name, self._announce, _end)
+        self._runner = Runner(self._context, name, self._announce, _end, self._may_go_on)
         self._steps_run = 0
 
     def warm_up(self) -> None:
@@ -111,6 +112,11 @@ class Horse:
             request_id=claim.request_id,
         )
 
+    def _may_go_on(self) -> bool:
+        """Whether the worker has not hung up, as it does when it is told to stop."""
+        readable, _, _ = select.select([self._link], [], [], 0)
+        return not readable
+
     def _worn_out(self) -> bool:
         limits = self._settings.worker
         memory = self._context.memory
@@ -139,8 +145,9 @@ def main(name: str, descriptor: int, parent: int, *, warm: bool) -> None:
     # so that a killed worker's step is never worked on twice at once
     die_with_parent(parent)
     _go_first_when_memory_runs_out()
-    # Ctrl-C is the worker's business: it lets the step in hand finish.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals to the whole group are the worker's business: it lets the step in hand finish.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     settings = Settings()
     set_up_logging(settings.log, f"horse:{os.getpid()}")
     horse = Horse(settings, name, socket.socket(fileno=descriptor))

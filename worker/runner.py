@@ -47,6 +47,7 @@ class Runner:
     ``on_start(claim, limit_s)`` is told of each step and of the seconds it may take: who listens
     must end this process when they are over, since native code cannot be interrupted from within.
     ``on_lost()`` must do so at once: the step in hand is nobody's any more, or another's.
+    ``may_go_on()`` tells whether to take up a step that follows from the one just done.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Runner:
         worker: str,
         on_start: Callable[[Claim, float], None],
         on_lost: Callable[[], None],
+        may_go_on: Callable[[], bool],
     ) -> None:
         self._context = context
         self._worker = worker
         self._on_start = on_start
         self._on_lost = on_lost
+        self._may_go_on = may_go_on
 
     def run(self, step_id: UUID, doorbell: str) -> None:
         """Run the step if it can be claimed, then those that follow at once from it.
@@ -81,8 +84,9 @@ class Runner:
                 return
             following = self._work(claim)
             self._context.events.job_changed(claim.job_id)
-            if following is None:
+            if following is None or not self._may_go_on():
                 self._context.events.work_to_do()
+                return
 
     def _work(self, claim: Claim) -> UUID | None:
         with logger.contextualize(

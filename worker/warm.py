@@ -16,19 +16,24 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from resource import struct_rusage
+from types import FrameType
 from uuid import UUID
 
 import redis
 from loguru import logger
 from rq import Queue, Worker
+from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.timeouts import BaseDeathPenalty, HorseMonitorTimeoutException
 from rq.worker import WorkerStatus
 
 from common.db.steps import Steps
 from common.errors import ChunkTimedOut, EngineFailed, StenoError, Unavailable, WorkerLost
+from common.events import Events
 from common.queue import HEARTBEAT_S
 
 KILLED = {signal.SIGKILL, signal.SIGTERM}
@@ -48,6 +53,8 @@ class _Running:
 
 STARTING_S = 180.0
 """Time for a horse to get to the first step of a doorbell: it may have large weights to load."""
+FAREWELL_S = 1.0
+"""What a horse with nothing to do gets to end by itself."""
 
 
 class _NoAlarm(BaseDeathPenalty):
@@ -64,9 +71,14 @@ class WarmWorker(Worker):
     """Serves one queue with one long-lived horse. For RQ 2.12, whose hooks it overrides.
 
     Set ``steps`` before `work`: where the reason of a horse's death is recorded.
+
+    Told to stop by a signal (SIGTERM, SIGINT), it takes nothing new. The step in hand may take
+    ``stop_period_s`` more; then, or at a second signal, it is handed back: pending again at once,
+    and nobody's fault.
     """
 
     steps: Steps
+    stop_period_s = 25.0
     death_penalty_class = _NoAlarm
 
     _horse: subprocess.Popen[bytes] | None = None
@@ -80,11 +92,51 @@ class WarmWorker(Worker):
     that whatever it is fails the steps that need it, and no others."""
     _spoke = True
     """Whether the last horse has ever begun a step."""
+    _waits_for_work = False
+    """Whether a signal to stop may break off what this process is at."""
+    _stop_by = inf
+    """When the horse has to be done, on the monotonic clock."""
+    _leaving = False
+    """Whether the horse was told to take no further step."""
+    _rung: UUID
+    """The step that the doorbell in hand names; the horse may be at one that followed from it."""
+    _handed_back = False
 
     # --- RQ's hooks -----------------------------------------------------------------------------
 
+    def _install_signal_handlers(self) -> None:
+        """Have a signal to stop end a wait for the horse as well, whichever thread it comes to."""
+        self._signals, wake_up = socket.socketpair()
+        for end in (self._signals, wake_up):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake_up.detach(), warn_on_full_buffer=False)
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Take no further work; a second signal also ends the time for what is in hand.
+
+        Nothing is logged or sent from here, as the signal may have come in the middle of either.
+        """
+        again, self._stop_requested = self._stop_requested, True
+        self._stop_by = time.monotonic() + (0.0 if again else self.stop_period_s)
+        if self._waits_for_work:
+            raise StopRequested
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """Wait for work; told to stop, for no moment longer."""
+        self._waits_for_work = True
+        try:
+            if self._stop_requested:
+                raise StopRequested
+            return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+        finally:
+            self._waits_for_work = False
+
     def fork_work_horse(self, job: Job, queue: Queue) -> None:  # noqa: ARG002
         """Hand the job to the horse, after starting one if there is none."""
+        self._rung = UUID(job.args[0])
         horse = self._horse_at_hand()
         assert self.execution is not None  # noqa: S101 - RQ prepares it just before
         self._horse_pid = horse.pid
@@ -105,11 +157,15 @@ class WarmWorker(Worker):
             HorseMonitorTimeoutException: it is time for RQ's monitor to tell that it lives.
         """
         while self._horse is not None:
-            readable, _, _ = select.select([self._link], [], [], self._patience_s())
-            if not readable:
-                if time.monotonic() < self._deadline:
+            watched = [self._link, self._signals]
+            readable, _, _ = select.select(watched, [], [], self._patience_s())
+            if self._stop_requested:
+                self._leave()
+            if self._link not in readable:
+                if not self._is_over():
+                    if readable:  # a signal
+                        continue
                     raise HorseMonitorTimeoutException
-                self._timed_out = True
                 self._end_horse()
             lines = self._receive()
             if not lines:
@@ -143,6 +199,9 @@ class WarmWorker(Worker):
         """Run one job; a Redis that goes away meanwhile costs the doorbell, not the worker."""
         try:
             super().execute_job(job, queue)
+            if self._handed_back:
+                queue.intermediate_queue.remove(job.id)
+                job.delete()
         except redis.exceptions.RedisError as error:
             logger.warning("doorbell {}: Redis is away: {}", job.id, type(error).__name__)
             self.set_state(WorkerStatus.IDLE)
@@ -177,12 +236,13 @@ class WarmWorker(Worker):
             self.current_job_working_time = current_job_working_time
 
     def teardown(self) -> None:
-        """Let the horse go, then say good-bye to Redis if it listens."""
-        self._retire_horse()
+        """Say good-bye to Redis, if it listens, then let the horse go."""
         try:
             super().teardown()  # type: ignore[no-untyped-call]
         except redis.exceptions.RedisError as error:
             logger.warning("Redis did not hear of the end: {}", type(error).__name__)
+        self._retire_horse(FAREWELL_S)
+        logger.info("stopped")
 
     # --- the horse ------------------------------------------------------------------------------
 
@@ -241,7 +301,25 @@ class WarmWorker(Worker):
 
     def _patience_s(self) -> float:
         """Seconds until either the step's time is over or the monitor wants to tell it lives."""
-        return max(0.0, min(self._deadline - time.monotonic(), HEARTBEAT_S))
+        until = min(self._deadline, self._stop_by)
+        return max(0.0, min(until - time.monotonic(), HEARTBEAT_S))
+
+    def _is_over(self) -> bool:
+        """Whether the horse has had its time, for the step or since it was told to stop."""
+        now = time.monotonic()
+        self._handed_back = now >= self._stop_by or (self._stop_requested and self._running is None)
+        self._timed_out = now >= self._deadline
+        return self._handed_back or self._timed_out
+
+    def _leave(self) -> None:
+        """Tell the horse to end after the step in hand."""
+        with suppress(BlockingIOError):
+            self._signals.recv(1024)
+        if not self._leaving:
+            self._leaving = True
+            logger.info("told to stop; the step in hand may take {:g} s", self.stop_period_s)
+            with suppress(OSError):  # it may have died just now
+                self._link.shutdown(socket.SHUT_WR)
 
     def _end_horse(self) -> None:
         if self._horse is None:
@@ -251,14 +329,13 @@ class WarmWorker(Worker):
         except ProcessLookupError:
             return
 
-    def _retire_horse(self) -> None:
+    def _retire_horse(self, patience_s: float = 5.0) -> None:
         """Hang up: an idle horse then ends by itself."""
         if self._horse is None:
             return
-        self._link.shutdown(socket.SHUT_RDWR)
         self._link.close()
         try:
-            self._horse.wait(timeout=5)
+            self._horse.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._end_horse()
             self._horse.wait()
@@ -276,10 +353,26 @@ class WarmWorker(Worker):
             os.killpg(horse.pid, signal.SIGKILL)
             code = horse.wait()
         running, self._running = self._running, None
+        if self._handed_back:
+            self._hand_back()
+            return horse.pid, os.EX_OK, None
         if running is not None:
             self._record(running, self._cause(code, running))
         # as os.wait4 would tell it; any end before the job's is one that RQ has to know of
         return horse.pid, -code if code < 0 else 1 << 8, None
+
+    def _hand_back(self) -> None:
+        """Have others do what the horse, now dead, had in hand."""
+        try:
+            jobs = self.steps.hand_back(self.name, self._rung)
+        except Unavailable as error:
+            logger.warning("nothing can be handed back: {}; the lease will end", error)
+            return
+        events = Events(self.connection)
+        events.work_to_do()
+        for job_id in jobs:
+            logger.info("job {job_id}: its step is handed back", job_id=job_id)
+            events.job_changed(job_id)
 
     def _record(self, running: _Running, error: StenoError) -> None:
         log = logger.bind(**running.ids)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Interval,
     Update,
     and_,
+    case,
     cast,
     delete,
     exists,
@@ -421,9 +422,12 @@ class Steps:
             job_ended(session, claim.job_id, JobStatus.COMPLETED)
             metrics.waited_ms = _ms(job.asked_at, job.started_at)
             metrics.wall_ms = _ms(job.asked_at, job.completed_at)
+            # Those that came to something, good or bad: what was handed back did not.
+            came_to = (
+                Step.failures + Step.losses + case((Step.status == StepStatus.DONE, 1), else_=0)
+            )
             metrics.attempts = (
-                session.scalar(select(func.sum(Step.attempt)).where(Step.job_id == claim.job_id))
-                or 0
+                session.scalar(select(func.sum(came_to)).where(Step.job_id == claim.job_id)) or 0
             )
             session.add(metrics)
             count_durations(session, metrics)
@@ -492,6 +496,32 @@ class Steps:
                         session, job_id, JobStatus.FAILED, code=error.code, message=error.message
                     )
             return True
+
+    def hand_back(self, worker: str, rung: UUID) -> list[UUID]:
+        """Have others do at once what ``worker`` had in hand; the jobs that it is of.
+
+        Its process that could still write must have ended. Nobody is to blame: it counts as no
+        failure and no lost worker. ``rung`` is the step that its doorbell names: it is asked for
+        again where it was never claimed.
+        """
+        with self._database.transaction() as session:
+            mine = and_(Step.worker == worker, Step.status == StepStatus.RUNNING)
+            jobs = session.scalars(select(Step.job_id).where(mine)).all()
+            for job_id in jobs:
+                lock_job(session, job_id)
+            back = session.execute(
+                update(Step)
+                .where(mine, Step.job_id.in_(jobs))
+                .values(
+                    status=StepStatus.PENDING,
+                    token=None,
+                    lease_until=None,
+                    run_after=func.clock_timestamp(),
+                )
+                .returning(Step.id, Step.job_id)
+            ).all()
+            _ask_again(session, [rung, *(step.id for step in back)])
+            return [step.job_id for step in back]
 
     # --- the dispatcher's side ----------------------------------------------------------------
 
@@ -596,13 +626,7 @@ class Steps:
     def publish_again(self, step_ids: Iterable[UUID]) -> None:
         """Put steps whose doorbell got lost back into the outbox."""
         with self._database.transaction() as session:
-            # Locked, or a claim in the same moment would not see the row and leave it behind.
-            pending = session.scalars(
-                select(Step.id)
-                .where(Step.id.in_(list(step_ids)), Step.status == StepStatus.PENDING)
-                .with_for_update(skip_locked=True)
-            ).all()
-            _ask_for(session, pending)
+            _ask_again(session, step_ids)
 
     def reclaim_expired(self) -> list[UUID]:
         """Take back steps whose worker went silent; returns the jobs they belong to."""
@@ -707,6 +731,16 @@ def _ask_for(session: Session, step_ids: Sequence[UUID]) -> None:
     if step_ids:
         rows = [{"step_id": step_id} for step_id in step_ids]
         session.execute(upsert(Outbox).values(rows).on_conflict_do_nothing())
+
+
+def _ask_again(session: Session, step_ids: Iterable[UUID]) -> None:
+    # Locked, or a claim in the same moment would not see the row and leave it behind.
+    pending = session.scalars(
+        select(Step.id)
+        .where(Step.id.in_(list(step_ids)), Step.status == StepStatus.PENDING)
+        .with_for_update(skip_locked=True)
+    ).all()
+    _ask_for(session, pending)
 
 
 def fetched_id(step_id: UUID, attempt: int) -> UUID:

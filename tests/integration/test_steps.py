@@ -103,6 +103,48 @@ def test_a_step_is_claimed_by_one_of_many_workers(database: Database, steps: Ste
     assert len([claim for claim in claims if claim is not None]) == 1
 
 
+def test_a_step_that_is_handed_back_is_due_at_once_and_nobodys_fault(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    given_up = claim_next(steps, "leaving")
+
+    assert steps.hand_back("leaving", given_up.step_id) == [job_id]
+
+    with pytest.raises(StaleClaim):
+        store_plan(steps, given_up, 1)
+    assert not steps.renew(given_up)
+    assert not steps.fail(given_up.step_id, given_up.attempt, WorkerLost(reason="late"))
+    plan_chunks(steps, 0)
+    assert count(database, Failure) == 0
+    with database.transaction() as session:
+        step = session.get_one(Step, given_up.step_id)
+        assert (step.failures, step.losses) == (0, 0)
+
+
+def test_only_what_a_worker_still_holds_is_handed_back(database: Database, steps: Steps) -> None:
+    submit_job(database)
+    plan_chunks(steps, 2)
+    done, others = claim_next(steps, "leaving"), claim_next(steps, "staying")
+    finish_chunk(steps, done)
+
+    assert steps.hand_back("leaving", done.step_id) == []
+
+    assert steps.renew(others)
+    assert published(steps) == []
+
+
+def test_a_step_whose_doorbell_is_given_back_unanswered_is_published_again(
+    database: Database, steps: Steps
+) -> None:
+    submit_job(database)
+    (step_id,) = published(steps)
+
+    assert steps.hand_back("leaving", step_id) == []
+
+    assert published(steps) == [step_id]
+
+
 def test_a_late_worker_cannot_overwrite_a_newer_attempt(database: Database, steps: Steps) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 1)

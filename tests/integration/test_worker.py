@@ -6,92 +6,21 @@ import signal
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from uuid import UUID
 
 import numpy as np
 import psutil
 import pytest
 from redis import Redis
-from sqlalchemy import select, text
+from sqlalchemy import select
 
-from common.db.tables import Chunk, Failure, Step
-from common.domain.job import JobStatus, StepKind, StepStatus
+from common.db.tables import Chunk, Step
+from common.domain.job import JobStatus, StepKind
 from tests.audio_files import truncate
-from tests.service import ENDED, Service, Start, horse_of, wait_until, write_wav
+from tests.frozen import SENTENCE, failures, frozen_worker, has_ended
+from tests.service import Start, horse_of, wait_until, write_wav
 from tests.speech import Samples, noise, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
-
-SENTENCE = "The quick brown fox jumps over the lazy dog."
-
-
-ANY_KIND = tuple(StepKind)
-
-
-def running_step(
-    service: Service, job_id: UUID, kinds: Sequence[StepKind] = ANY_KIND
-) -> UUID | None:
-    with service.database.transaction() as session:
-        return session.scalar(
-            select(Step.id).where(
-                Step.job_id == job_id, Step.status == StepStatus.RUNNING, Step.kind.in_(kinds)
-            )
-        )
-
-
-def failures(service: Service, job_id: UUID) -> list[str]:
-    with service.database.transaction() as session:
-        return list(session.scalars(select(Failure.code).where(Failure.job_id == job_id)))
-
-
-def frozen_worker(
-    service: Service, kinds: Sequence[StepKind] = ANY_KIND
-) -> tuple[psutil.Process, psutil.Process, UUID]:
-    """A worker whose horse is stopped with a step in its hands that the worker knows of."""
-    worker = service.start_worker()
-    service.start_dispatcher()
-    while True:
-        job_id = service.submit(speak(SENTENCE))
-        wait_until(partial(under_way, service, job_id, kinds), "work")
-        horse = horse_of(worker)
-        horse.send_signal(signal.SIGSTOP)
-        step_id = running_step(service, job_id, kinds)
-        if (
-            step_id is not None
-            and is_told(service, f"step {step_id} attempt")
-            and not holds_locks(service)
-        ):
-            return worker, horse, job_id
-        # It was between two steps, or in a transaction that others would wait for: once more.
-        horse.send_signal(signal.SIGCONT)
-        service.ended(job_id)
-
-
-def under_way(service: Service, job_id: UUID, kinds: Sequence[StepKind]) -> bool:
-    return running_step(service, job_id, kinds) is not None or has_ended(service, job_id)
-
-
-def has_ended(service: Service, job_id: UUID) -> bool:
-    return service.jobs.snapshot(job_id).status in ENDED
-
-
-def holds_locks(service: Service) -> bool:
-    """Whether somebody has stopped in the middle of a transaction."""
-    stopped = text(
-        "SELECT count(*) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
-        " AND pid <> pg_backend_pid()"
-    )
-    with service.database.transaction() as session:
-        return bool(session.scalar(stopped))
-
-
-def is_told(service: Service, line: str) -> bool:
-    """Whether the log says so, soon."""
-    try:
-        return wait_until(lambda: line in service.log(), line, patience_s=2)
-    except AssertionError:
-        return False
 
 
 def test_a_recording_becomes_text_and_files(start: Start) -> None:
@@ -165,18 +94,6 @@ def test_an_engine_that_crashes_on_a_recording_every_time_fails_the_job_with_the
     assert snapshot.status == JobStatus.FAILED
     assert snapshot.error_message is not None
     assert "SIGSEGV" in snapshot.error_message
-
-
-def test_sigterm_lets_the_step_in_hand_finish(start: Start) -> None:
-    service = start()
-    worker, horse, job_id = frozen_worker(service)
-
-    worker.terminate()
-    horse.send_signal(signal.SIGCONT)
-
-    assert service.ended(job_id).status == JobStatus.COMPLETED
-    assert failures(service, job_id) == []
-    wait_until(partial(_gone, worker), "the worker's end")
 
 
 def test_a_horse_that_has_grown_is_replaced_between_steps(start: Start) -> None:

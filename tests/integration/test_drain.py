@@ -1,0 +1,189 @@
+"""What workers and dispatchers promise when they are told to stop."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from itertools import pairwise
+from uuid import UUID
+
+import numpy as np
+import psutil
+import pytest
+from redis import Redis
+from sqlalchemy import func, select
+
+from common.db.tables import Chunk, JobMetrics, Step
+from common.domain.job import JobStatus, StepKind, StepStatus
+from common.queue import Doorbell
+from tests.frozen import SENTENCE, failures, frozen_worker, is_told
+from tests.service import Service, Start, horse_of, wait_until
+from tests.speech import Samples, silence, speak
+
+pytestmark = pytest.mark.usefixtures("weights_dir")
+
+NO_LEASE_HELPS = {"WORKER_LEASE": "600"}
+
+
+def has_gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def wait_for_end(process: psutil.Process) -> None:
+    wait_until(partial(has_gone, process), "the worker's end")
+
+
+def completed_without_blame(service: Service, job_id: UUID) -> None:
+    """Whether the job has all it needs, and what was handed back counts as nothing."""
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert "fox" in service.text(job_id)
+    assert failures(service, job_id) == []
+    with service.database.transaction() as session:
+        steps, blame = session.execute(
+            select(func.count(), func.sum(Step.failures + Step.losses)).where(Step.job_id == job_id)
+        ).one()
+        attempts = session.get_one(JobMetrics, job_id).attempts
+    assert (blame, attempts) == (0, steps)
+
+
+def test_a_step_that_is_done_in_time_is_kept_and_no_other_is_taken(start: Start) -> None:
+    service = start(**NO_LEASE_HELPS)
+    worker, horse, job_id = frozen_worker(service, [StepKind.PLAN])
+
+    worker.terminate()
+    assert is_told(service, "told to stop")
+    horse.send_signal(signal.SIGCONT)
+
+    wait_for_end(worker)
+    assert has_gone(horse)
+    with service.database.transaction() as session:
+        states = dict(
+            session.execute(select(Step.kind, Step.status).where(Step.job_id == job_id)).all()
+        )
+    assert states == {StepKind.PLAN: StepStatus.DONE, StepKind.TRANSCRIBE: StepStatus.PENDING}
+    service.start_worker()
+    completed_without_blame(service, job_id)
+
+
+def test_a_step_that_is_not_done_in_time_is_handed_to_another_worker_at_once(start: Start) -> None:
+    service = start(WORKER_STOP_PERIOD="0.2", **NO_LEASE_HELPS)
+    worker, _, job_id = frozen_worker(service)
+    service.start_worker()
+
+    worker.terminate()
+
+    completed_without_blame(service, job_id)
+    wait_for_end(worker)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_hands_the_step_back_at_once(start: Start, number: signal.Signals) -> None:
+    service = start(WORKER_STOP_PERIOD="600", **NO_LEASE_HELPS)
+    worker, _, job_id = frozen_worker(service)
+    service.start_worker()
+
+    worker.send_signal(number)
+    assert is_told(service, "told to stop")
+    worker.send_signal(number)
+
+    completed_without_blame(service, job_id)
+    wait_for_end(worker)
+
+
+def test_a_signal_to_all_processes_at_once_costs_no_step(start: Start) -> None:
+    service = start(**NO_LEASE_HELPS)
+    worker, horse, job_id = frozen_worker(service)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        horse.send_signal(number)
+    worker.terminate()
+    assert is_told(service, "told to stop")
+    horse.send_signal(signal.SIGCONT)
+
+    wait_for_end(worker)
+    assert "handed back" not in service.log()
+    service.start_worker()
+    completed_without_blame(service, job_id)
+
+
+def test_a_worker_that_still_loads_its_weights_gives_its_doorbell_back(
+    start: Start, redis_url: str
+) -> None:
+    service = start(WORKER_STOP_PERIOD="600", **NO_LEASE_HELPS)
+    worker = service.start_worker()
+    horse_of(worker).send_signal(signal.SIGSTOP)
+    service.start_dispatcher()
+    job_id = service.submit(speak(SENTENCE))
+    doorbell = Doorbell(Redis.from_url(redis_url))
+    wait_until(doorbell.in_transit, "a doorbell in the worker's hands")
+
+    worker.terminate()
+
+    wait_for_end(worker)
+    assert doorbell.in_transit() == set()
+    service.start_worker()
+    completed_without_blame(service, job_id)
+    assert "were lost" not in service.log()  # nor had the dispatcher to find it missing
+
+
+def test_an_idle_worker_ends_and_says_good_bye(start: Start, redis_url: str) -> None:
+    service = start()
+    worker = service.start_worker()
+    redis = Redis.from_url(redis_url)
+    wait_until(Doorbell(redis).live_workers, "its registration")
+    horse = horse_of(worker)
+
+    worker.terminate()
+
+    wait_for_end(worker)
+    assert has_gone(horse)
+    assert redis.smembers("rq:workers:steno") == set()
+
+
+def test_all_workers_can_be_replaced_in_the_middle_of_a_job(start: Start) -> None:
+    service = start(WORKER_STOP_PERIOD="0.5", REUSE_RESULTS="false", **NO_LEASE_HELPS)
+    service.start_dispatcher()
+    workers = [service.start_worker(), service.start_worker()]
+    whole = service.submit(talk())
+    assert service.ended(whole).status == JobStatus.COMPLETED
+
+    job_id = service.submit(talk())
+    for old in workers:
+        wait_until(partial(hearing, service, job_id, old), "work in its hands")
+        service.start_worker()
+        old.terminate()
+        wait_for_end(old)
+
+    completed_without_blame(service, job_id)
+    assert service.text(job_id) == service.text(whole)
+    with service.database.transaction() as session:
+        stored = session.scalars(select(Chunk.stored_count).where(Chunk.job_id == job_id)).all()
+    assert set(stored) == {1}
+
+
+def talk() -> Samples:
+    """Chunks enough for the workers that come and go."""
+    parts = [speak(f"{SENTENCE} This is part number {number}.") for number in range(8)]
+    paused = [sound for pair in pairwise([*parts, parts[0]]) for sound in (pair[0], silence(6))]
+    return np.concatenate(paused)
+
+
+def hearing(service: Service, job_id: UUID, worker: psutil.Process) -> bool:
+    """Whether this worker has a step of the job in its hands."""
+    with service.database.transaction() as session:
+        at_work = session.scalars(
+            select(Step.worker).where(Step.job_id == job_id, Step.status == StepStatus.RUNNING)
+        )
+        return any(f"-{worker.pid}-" in (name or "") for name in at_work)
+
+
+def test_a_dispatcher_ends_when_it_is_told(start: Start) -> None:
+    service = start()
+    dispatcher = service.start_dispatcher()
+    service.start_worker()
+    assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
+
+    dispatcher.terminate()
+
+    wait_for_end(dispatcher)
+    assert "Traceback" not in service.log()

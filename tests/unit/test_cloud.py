@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import botocore.session
 import pytest
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.compat import HTTPHeaders
 from botocore.validate import ParamValidator
 from redis import SSLConnection
 
 from common import queue
-from common.settings import ROOT, Settings
+from common.settings import ROOT, Settings, StorageSettings
 from common.storage import s3
 from tests.setting_names import FOR_LIBRARIES, secret_settings, settings_named
 
@@ -180,3 +184,44 @@ def test_a_redis_with_tls_is_spoken_to_with_tls() -> None:
     assert issubclass(pool.connection_class, SSLConnection)
     assert pool.connection_kwargs["password"] == "s3cret"
     assert pool.connection_kwargs["ssl_ca_certs"] == "/ca.pem"
+
+
+def test_servers_that_know_only_the_old_checksums_are_not_sent_others(tmp_path: Path) -> None:
+    settings = StorageSettings.model_validate(
+        {
+            "storage_backend": "s3",
+            "s3_bucket": "bucket",
+            "s3_endpoint_url": "https://storage.example.org",
+            "s3_addressing_style": "path",
+            "s3_region": "auto",
+            "s3_access_key_id": "id",
+            "s3_secret_access_key": "secret",
+            "data_dir": tmp_path,
+        }
+    )
+    storage = s3.S3Storage(settings)
+    storage.prepare()
+    sent: list[tuple[str, set[str]]] = []
+
+    def answer(request: AWSPreparedRequest, **_: Any) -> Any:
+        sent.append((request.url, {name.lower() for name in request.headers}))
+        body = b"<Result><UploadId>1</UploadId></Result>"
+        return AWSResponse(request.url, 200, HTTPHeaders.from_pairs([("ETag", "1")]), Raw(body))
+
+    storage._client.meta.events.register("before-send.s3", answer)
+    storage.write_chunk(uuid4(), 0, b"sound")
+    recording = uuid4()
+    storage.incoming(recording).write_bytes(bytes(s3.PART_BYTES + 1))
+    storage.secure(recording)
+    parts = [url for url, _ in sent if "partNumber=" in url]
+    assert len(parts) == 2
+    for _, headers in sent:
+        assert not any(name.startswith(("x-amz-checksum", "x-amz-sdk")) for name in headers)
+        assert not {"x-amz-trailer", "transfer-encoding", "content-encoding"} & headers
+
+
+class Raw(io.BytesIO):
+    """A body as botocore wants it."""
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield self.read()

@@ -320,6 +320,21 @@ def test_an_upload_of_the_greatest_size_fits() -> None:
     assert room["worker"] >= 2 * largest
 
 
+def test_what_is_applied_before_the_migration_is_what_it_needs_and_nothing_that_runs() -> None:
+    """As the page says: -l 'app.kubernetes.io/component notin (api, dispatcher, worker)'."""
+    running = {"api", "dispatcher", "worker"}
+    for manifests in SETS.values():
+        first = [
+            each
+            for each in manifests
+            if each["metadata"]["labels"].get("app.kubernetes.io/component") not in running
+        ]
+        kinds = {each["kind"] for each in first}
+        needed = {"Job", "ConfigMap", "ServiceAccount", "NetworkPolicy"}
+        assert needed <= kinds <= needed | {"Namespace", "Secret", "PersistentVolumeClaim"}
+        assert {each["kind"] for each in manifests} - kinds >= {"Deployment", "Service"}
+
+
 # --- settings and secrets ------------------------------------------------------------------------
 
 

@@ -29,8 +29,9 @@ from common.errors import SetupProblem
 
 ROOT = Path(__file__).resolve().parent.parent
 DOTENV = ROOT / ".env"
-SECRETS = Path("/run/secrets")
-"""Where containers find secrets: one file a setting, named as it is in the environment."""
+SECRETS = (Path("/run/secrets"), Path("/run/secrets/stenopool"))
+"""Where containers find secrets: one file a setting, named as it is in the environment. The second
+is for Kubernetes, where others mount what they have to say below the first."""
 
 
 def origin_of(url: str) -> str:
@@ -53,7 +54,7 @@ def _config(prefix: str = "") -> SettingsConfigDict:
     return SettingsConfigDict(
         env_prefix=prefix,
         env_file=DOTENV,
-        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+        secrets_dir=[folder for folder in SECRETS if folder.is_dir()],
         env_ignore_empty=True,
         extra="ignore",
         use_attribute_docstrings=True,

@@ -113,16 +113,14 @@ def _change(manifest: Manifest, change: Any) -> None:
 
 
 def _operate(manifest: Manifest, operation: Manifest) -> None:
-    """RFC 6902, `add` and `replace`."""
+    """RFC 6902, `replace` alone."""
+    assert operation["op"] == "replace", operation
     *parents, last = operation["path"].removeprefix("/").split("/")
     place: Any = manifest
     for key in parents:
         place = place[int(key) if isinstance(place, list) else key]
-    if isinstance(place, list) and last == "-" and operation["op"] == "add":
-        place.append(deepcopy(operation["value"]))
-    else:
-        assert (last in place) == (operation["op"] == "replace"), operation
-        place[last] = deepcopy(operation["value"])
+    assert last in place, operation
+    place[last] = deepcopy(operation["value"])
 
 
 def _merge(into: Manifest, change: Manifest) -> None:

@@ -11,9 +11,6 @@ from pydantic_settings import BaseSettings
 from common.settings import Settings
 from scripts.env_example import names
 
-FOR_LIBRARIES = frozenset({"AWS_WEB_IDENTITY_TOKEN_FILE", "ORT_DISABLE_TELEMETRY", "TMPDIR"})
-"""No settings of ours."""
-
 
 @cache
 def settings_named() -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _has_keys(database_url: str, patience_s: float) -> bool:
             try:
                 return AllKeys(database).exist()
             except Unavailable as error:
-                if time.monotonic() > deadline:
+                if error.final or time.monotonic() > deadline:
                     raise SetupProblem(
                         problem=f"Whether there are API keys is not known: {error}",
                         remedy="Without one the gateway must not listen on API_HOST; "

@@ -27,9 +27,10 @@ from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
 from common.db.keys import AllKeys
 from common.egress import Egress
-from common.errors import SetupProblem, Unavailable
+from common.errors import SetupProblem
 from common.events import Events
 from common.queue import Doorbell, connect
+from common.reach import redis_trouble
 from common.settings import Settings
 from common.storage.opening import open_storage
 from common.transcripts import GrowingTranscript
@@ -145,7 +146,7 @@ class Gateway:
         try:
             self.doorbell.ping()
         except (RedisError, OSError) as error:
-            raise Unavailable(what="The queue") from error
+            raise redis_trouble(error) from error
 
 
 def _addresses(settings: Settings) -> tuple[str, str]:

@@ -20,7 +20,7 @@ class BodyRefused(HTTPException):
     """Of all errors FastAPI lets only this kind out while it reads a body; ``error`` is ours."""
 
     def __init__(self, error: BadInput) -> None:
-        super().__init__(error.status, str(error))
+        super().__init__(error.status, error.message)
         self.error = error
 
 

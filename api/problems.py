@@ -122,7 +122,7 @@ def problem(error: StenoError) -> Problem:
     told = error.details.items() if isinstance(error, BadInput) else ()
     details = {key: _plain(value) for key, value in told}
     passing = isinstance(error, Transient | ModerationUnusable)
-    answer = Problem(error.status, error.code, str(error), details, passing=passing)
+    answer = Problem(error.status, error.code, error.message, details, passing=passing)
     if isinstance(error, Unauthorised):
         answer.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, OverLimit):
@@ -249,4 +249,4 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def _example(status: int) -> dict[str, Any]:
     error = _EXAMPLES[status]
     details = error.details if isinstance(error, BadInput) else {}
-    return _document(status, error.code, str(error), details)
+    return _document(status, error.code, error.message, details)

@@ -376,10 +376,15 @@ class ModerationAnswer(BaseModel):
 class Health(BaseModel):
     """Whether all parts work."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     status: Literal["healthy", "degraded"]
     version: str
     parts: dict[str, str]
     workers: int | None
+    """Those alive; none: nothing is transcribed. null: Redis does not say."""
+    dispatchers: int | None
+    """Those alive that reach all that they need; none: no job goes on. null: Redis does not say."""
 
 
 class ProblemDocument(BaseModel):

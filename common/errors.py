@@ -22,7 +22,8 @@ class StenoError(Exception):
 
     @property
     def message(self) -> str:
-        return str(self)
+        """What anybody may be told."""
+        return str(self.args[0])
 
 
 class Transient(StenoError):
@@ -199,6 +200,20 @@ class Unavailable(Transient):
     """{what} is out of reach at the moment; try again soon"""
 
     code = "unavailable"
+    logged: ClassVar[str] = "{what} is out of reach: {reason}"
+
+    def __init__(
+        self, *, reason: str | None = None, final: bool = False, **details: object
+    ) -> None:
+        """``reason`` is for logs and never for clients; ``final``: to wait will not help."""
+        super().__init__(**details)
+        self.reason = reason
+        self.final = final
+
+    def __str__(self) -> str:
+        if self.reason is None:
+            return self.message
+        return self.logged.format(**self.details, reason=self.reason)
 
 
 class Busy(Transient):
@@ -208,11 +223,13 @@ class Busy(Transient):
 
 
 class NotMigrated(Unavailable):
-    """The database is not at this version yet; run: steno migrate"""
+    """The database is at {found}, and this version needs {newest}: {remedy}"""
 
 
 class OutcomeUnknown(Unavailable):
     """{what} went away while it was told to commit; whether it did can be asked when it is back"""
+
+    logged = "{what} went away while it was told to commit: {reason}"
 
 
 class StorageFull(Transient):

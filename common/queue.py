@@ -7,7 +7,6 @@ Postgres by the dispatcher; what it delivers twice is claimed once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from redis import Redis, exceptions
@@ -17,30 +16,36 @@ from rq import Queue
 from rq.command import send_stop_job_command
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.serializers import JSONSerializer
-from rq.utils import utcparse
 
+from common import presence
 from common.db.steps import Publication
+from common.presence import QUEUE_NAME
+from common.reach import malformed
 
-QUEUE_NAME = "steno"
 STEP_FUNCTION = "worker.runner.run_step"
 """Named, not imported: whoever enqueues needs nothing of the worker's code."""
 
-HEARTBEAT_S = 5
-"""A worker tells Redis that it lives at least this often."""
 NO_LIMIT = -1
 """RQ's own time limit stays off: the worker sets one for each step as it starts it."""
 
 
 def connect(url: str) -> Redis:
-    """A Redis client that tries a broken connection a few times before it gives up."""
-    return Redis.from_url(
-        url,
-        socket_connect_timeout=3,
-        socket_keepalive=True,
-        health_check_interval=15,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
-        retry_on_error=[exceptions.ConnectionError, exceptions.TimeoutError],
-    )
+    """A Redis client that tries a broken connection a few times before it gives up.
+
+    Raises:
+        SetupProblem: the URL is none.
+    """
+    try:
+        return Redis.from_url(
+            url,
+            socket_connect_timeout=3,
+            socket_keepalive=True,
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+            retry_on_error=[exceptions.ConnectionError, exceptions.TimeoutError],
+        )
+    except ValueError:
+        raise malformed("REDIS_URL", "redis://[:password@]host:port/db") from None
 
 
 class Doorbell:
@@ -87,18 +92,11 @@ class Doorbell:
 
     def live_workers(self) -> int:
         """How many workers have told of themselves lately."""
-        keys = cast("set[bytes]", self._redis.smembers(f"rq:workers:{QUEUE_NAME}"))
-        if not keys:
-            return 0
-        pipeline = self._redis.pipeline(transaction=False)
-        for key in keys:
-            pipeline.hmget(key, "last_heartbeat", "death")
-        oldest = datetime.now(UTC) - timedelta(seconds=3 * HEARTBEAT_S)
-        return sum(
-            1
-            for beat, death in pipeline.execute()
-            if beat and not death and utcparse(beat.decode()).replace(tzinfo=UTC) > oldest
-        )
+        return presence.living(presence.workers(self._redis))
+
+    def live_dispatchers(self) -> int:
+        """How many dispatchers have told lately that they have all that they need."""
+        return presence.living(presence.dispatchers(self._redis))
 
     def stop(self, doorbell: str) -> None:
         """Have the worker that runs this step end it at once."""

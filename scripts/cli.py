@@ -71,7 +71,7 @@ class OneLineErrors(click.Group):
         except StenoError as error:
             if _wants_tracebacks():
                 traceback.print_exc()
-            _fail(error.message)
+            _fail(str(error))
         except BrokenPipeError:  # `steno result ID | head` has seen enough
             sys.stdout = None
             sys.exit(1)
@@ -290,8 +290,10 @@ def database_here() -> Iterator[str]:
 def migrate(revision: str | None) -> None:
     """Bring the database to this version's tables."""
     from common.db.migrate import downgrade, revisions, upgrade
+    from common.reach import wait_for
 
     with database_here() as url:
+        wait_for(lambda: revisions(url))
         if revision is None:
             upgrade(url)
         else:

@@ -166,7 +166,7 @@ def _migrations(settings: Settings, running: RunningStack | None) -> Finding:
     try:
         found, newest = revisions(url)
     except StenoError as error:
-        return Finding("migrations", error.message, "see Postgres above")
+        return Finding("migrations", str(error), "see Postgres above")
     if found != newest:
         return Finding("migrations", f"at {found or 'nothing'}, not {newest}", "run: steno migrate")
     return Finding("migrations", f"at {found}, the newest")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
-import uuid
+import signal
+import sys
 
 from loguru import logger
 from redis.exceptions import RedisError
@@ -12,28 +12,32 @@ from rq.serializers import JSONSerializer
 
 from common.errors import StenoError
 from common.logs import set_up_logging
-from common.queue import HEARTBEAT_S, QUEUE_NAME, connect
+from common.presence import HEARTBEAT_S, QUEUE_NAME, own_name
+from common.queue import connect
+from common.reach import redis_trouble
 from common.settings import Settings
 from common.storage.opening import open_storage
-from worker.compose import build_steps, redis_url
+from worker.compose import build_steps, redis_url, wait_for_services
 from worker.warm import WarmWorker
 
 
 def main() -> None:
     """Work until told to stop (SIGTERM, SIGINT); see `WarmWorker` for the step in hand."""
-    name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     settings = Settings()
     set_up_logging(settings.log, f"worker:{os.getpid()}")
     os.nice(settings.worker.nice)
     for library in ("OMP", "OPENBLAS"):
         # The horse inherits it: numpy and whisper.cpp would each take all cores otherwise.
         os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.asr.threads))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until it works, there is nothing to end
     try:
         open_storage(settings.storage)
+        redis = connect(redis_url(settings))
+        wait_for_services(settings, redis)
         worker = WarmWorker(
             [QUEUE_NAME],
-            name=name,
-            connection=connect(redis_url(settings)),
+            name=own_name(),
+            connection=redis,
             serializer=JSONSerializer,
             job_monitoring_interval=HEARTBEAT_S,
             # RQ waits for work for 15 s less than this, and beats between two waits.
@@ -49,7 +53,7 @@ def main() -> None:
         logger.error("{}", error)
         raise SystemExit(1) from None
     except RedisError as error:
-        logger.error("Redis is out of reach: {}", error)
+        logger.error("{}", redis_trouble(error))
         raise SystemExit(1) from None
 
 

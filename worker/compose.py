@@ -6,10 +6,12 @@ from redis import Redis
 
 from common.db.cleaning import Cleaning
 from common.db.database import Database
+from common.db.revision import check_revision
 from common.db.steps import RetryPolicy, Steps
 from common.errors import SetupProblem
 from common.events import Events
 from common.queue import connect
+from common.reach import wait_for
 from common.settings import Settings
 from common.storage.opening import open_storage
 from common.weights.manifest import Manifest
@@ -19,6 +21,18 @@ from worker.engines import Engines
 from worker.janitor import Janitor
 from worker.memory import Memory
 from worker.moderation import WarmModeration
+
+
+def wait_for_services(settings: Settings, redis: Redis) -> None:
+    """Wait for servers that start as this process does, and for this version's tables.
+
+    Raises:
+        SetupProblem: nobody said where they are.
+        Unavailable: they do not come, or refuse.
+    """
+    with Database(database_url(settings), pool_size=1) as database:
+        wait_for(lambda: check_revision(database))
+    wait_for(redis.ping)
 
 
 def build_steps(settings: Settings) -> Steps:

@@ -34,6 +34,8 @@ OUTAGE_PAUSE_S = 1.0
 PRUNE_S = 60.0
 STOP_GRACE_S = 3.0
 """How long messages under way may still take when the dispatcher is to stop."""
+RELEASE_S = 2.0
+"""How long it may take to give them back; if it takes longer, their leases end by themselves."""
 LEASE_MARGIN_S = 15.0
 """Beyond the attempt's own limit: to record how it went, also over a short outage of Postgres."""
 READ_BYTES = 64 << 10
@@ -81,9 +83,9 @@ class Courier:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send nothing more; returns when nothing is under way, or was given back."""
+        """Send nothing more; returns when nothing is under way, or was given back, or soon."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(STOP_GRACE_S + RELEASE_S)
 
     def _serve(self) -> None:
         while not self._stopping.is_set():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import cast
 
@@ -18,13 +19,15 @@ from redis import Redis
 from redis.client import PubSub
 from redis.exceptions import RedisError
 
+from common import presence
 from common.db.steps import Steps
 from common.errors import StenoError, Transient
 from common.events import WORK_CHANNEL, Events
 from common.logs import set_up_logging
 from common.queue import Doorbell, connect
+from common.reach import redis_trouble
 from common.settings import Settings
-from worker.compose import build_janitor, build_steps, redis_url
+from worker.compose import build_janitor, build_steps, redis_url, wait_for_services
 from worker.courier import build_courier
 
 POLL_S = 0.5
@@ -34,6 +37,10 @@ LOST_S = 2.0
 """A doorbell in nobody's hands may be between two of them, but not for this long."""
 IN_TRANSIT_S = 10.0
 """One taken by a worker that does not begin may wait for an engine to load, or for nothing."""
+TELL_S = 1.0
+"""How often it is told that a dispatcher lives."""
+LONGEST_END_S = 9
+"""It has ended so many seconds after it was told to."""
 OUTAGE_PAUSE_S = 1.0
 OUTAGE_GRACE_S = 5.0
 """After an outage leases are given this long to be renewed: nobody could while it lasted."""
@@ -51,6 +58,8 @@ class Dispatcher:
         self._suspects: dict[str, float] = {}
         self._leases_count_from = 0.0
         self._stopping = threading.Event()
+        self._name = presence.own_name()
+        self._told = 0.0
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -58,6 +67,11 @@ class Dispatcher:
 
     def run(self) -> None:
         """Dispatch and reconcile."""
+        self._dispatch_and_reconcile()
+        with suppress(RedisError):
+            presence.forget_dispatcher(self._redis, self._name)
+
+    def _dispatch_and_reconcile(self) -> None:
         reconciled = 0.0
         while not self._stopping.is_set():
             try:
@@ -66,12 +80,16 @@ class Dispatcher:
                     while not self._stopping.is_set():
                         self.dispatch()
                         now = time.monotonic()
+                        if now - self._told >= TELL_S:
+                            self._told = now
+                            presence.tell_of_dispatcher(self._redis, self._name)
                         if now - reconciled >= RECONCILE_S:
                             reconciled = now
                             self.reconcile()
                         _wait(wake_ups, POLL_S)
             except (Transient, RedisError) as error:
-                logger.warning("waiting for a service to come back: {}", error)
+                trouble = redis_trouble(error) if isinstance(error, RedisError) else error
+                logger.warning("waiting for a service to come back: {}", trouble)
                 self._leases_count_from = time.monotonic() + OUTAGE_GRACE_S
                 self._stopping.wait(OUTAGE_PAUSE_S)
 
@@ -132,9 +150,11 @@ def main() -> None:
     settings = Settings()
     set_up_logging(settings.log, "dispatcher")
     try:
+        redis = connect(redis_url(settings))
+        wait_for_services(settings, redis)
         dispatcher = Dispatcher(
             build_steps(settings),
-            connect(redis_url(settings)),
+            redis,
             job_timeout_s=settings.job.job_timeout,
         )
         courier = build_courier(settings)
@@ -144,6 +164,8 @@ def main() -> None:
         raise SystemExit(1) from None
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
+        # Whatever holds it then, as a server that hangs may: nothing is lost by an end like that.
+        signal.alarm(LONGEST_END_S)
         dispatcher.stop()
 
     signal.signal(signal.SIGTERM, stop)
@@ -153,6 +175,7 @@ def main() -> None:
     dispatcher.run()
     janitor.stop()
     courier.stop()
+    logger.info("stopped")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ from rq.serializers import JSONSerializer
 from common.db.steps import Claim
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
-from common.queue import QUEUE_NAME, connect
+from common.presence import QUEUE_NAME
+from common.queue import connect
 from common.settings import Settings
 from worker.compose import build_context, redis_url
 from worker.runner import Runner

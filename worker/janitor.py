@@ -18,6 +18,7 @@ TIDY_S = 3600.0
 """Over S3 it lists all recordings there are."""
 PAUSE_S = 5.0
 """After something went wrong."""
+STOP_GRACE_S = 3.0
 BATCH = 100
 ABANDONED_S = 3600.0
 """An upload that has not grown for this long has nobody behind it any more."""
@@ -41,9 +42,9 @@ class Janitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after what is in hand."""
+        """End, after what is in hand, unless that takes long: it can be done again."""
         self._stopping.set()
-        self._thread.join()
+        self._thread.join(STOP_GRACE_S)
 
     def _run(self) -> None:
         tidied = float("-inf")

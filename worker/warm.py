@@ -34,7 +34,7 @@ from rq.worker import WorkerStatus
 from common.db.steps import Steps
 from common.errors import ChunkTimedOut, EngineFailed, StenoError, Unavailable, WorkerLost
 from common.events import Events
-from common.queue import HEARTBEAT_S
+from common.presence import HEARTBEAT_S
 
 KILLED = {signal.SIGKILL, signal.SIGTERM}
 """Signals sent by people and by the kernel short of memory: no fault of the step's."""
@@ -156,16 +156,18 @@ class WarmWorker(Worker):
         Raises:
             HorseMonitorTimeoutException: it is time for RQ's monitor to tell that it lives.
         """
+        beat_at = time.monotonic() + HEARTBEAT_S
         while self._horse is not None:
+            until = min(beat_at, self._deadline, self._stop_by)
             watched = [self._link, self._signals]
-            readable, _, _ = select.select(watched, [], [], self._patience_s())
+            readable, _, _ = select.select(watched, [], [], max(0.0, until - time.monotonic()))
             if self._stop_requested:
                 self._leave()
             if self._link not in readable:
                 if not self._is_over():
-                    if readable:  # a signal
-                        continue
-                    raise HorseMonitorTimeoutException
+                    if time.monotonic() >= beat_at:
+                        raise HorseMonitorTimeoutException
+                    continue
                 self._end_horse()
             lines = self._receive()
             if not lines:
@@ -298,11 +300,6 @@ class WarmWorker(Worker):
             self._heard += data
         *lines, self._heard = self._heard.split(b"\n")
         return lines
-
-    def _patience_s(self) -> float:
-        """Seconds until either the step's time is over or the monitor wants to tell it lives."""
-        until = min(self._deadline, self._stop_by)
-        return max(0.0, min(until - time.monotonic(), HEARTBEAT_S))
 
     def _is_over(self) -> bool:
         """Whether the horse has had its time, for the step or since it was told to stop."""

@@ -19,7 +19,7 @@ from api.problems import RETRY_AFTER_S
 from api.schemas import Health
 from api.shared import Shared
 from api.version import VERSION
-from common.db.migrate import revisions
+from common.db.revision import check_revision
 from common.errors import StenoError
 
 Parts = dict[str, str]
@@ -36,8 +36,9 @@ GOOD_S = 1.0
 
 
 def looking_at(gateway: Gateway) -> Shared[Parts]:
-    """All parts that jobs need, looked at for as many as ask."""
-    return Shared(lambda: _look(gateway), good_s=GOOD_S)
+    """All parts that jobs need, looked at for as many as ask; what changes is logged."""
+    logged: Parts = {}
+    return Shared(lambda: _look(gateway, logged), good_s=GOOD_S)
 
 
 async def _looking(request: Request) -> Shared[Parts]:
@@ -80,9 +81,16 @@ async def health(gateway: GatewayDep, looking: PartsDep) -> Health:
     """
     parts = {**await looking.get(), MODERATION: gateway.judge.state}
     whole = all(said in {OK, judge.OFF, judge.LOADING} for said in parts.values())
-    workers = await asyncio.to_thread(_workers, gateway) if parts["redis"] == OK else None
+    workers = dispatchers = None
+    if parts["redis"] == OK:
+        workers = await asyncio.to_thread(_count, gateway.doorbell.live_workers)
+        dispatchers = await asyncio.to_thread(_count, gateway.doorbell.live_dispatchers)
     return Health(
-        status="healthy" if whole else "degraded", version=VERSION, parts=parts, workers=workers
+        status="healthy" if whole else "degraded",
+        version=VERSION,
+        parts=parts,
+        workers=workers,
+        dispatchers=dispatchers,
     )
 
 
@@ -126,42 +134,36 @@ _HOME = """<!doctype html>
 """
 
 
-async def _look(gateway: Gateway) -> Parts:
+async def _look(gateway: Gateway, logged: Parts) -> Parts:
     checks: dict[str, Callable[[], None]] = {
         "postgres": gateway.database.ping,
-        "migrations": lambda: _check_migrations(gateway),
+        "migrations": lambda: check_revision(gateway.database),
         "redis": gateway.check_queue,
         "storage": gateway.storage.check,
     }
-    said = await asyncio.gather(*(_ask(name, check) for name, check in checks.items()))
+    said = await asyncio.gather(*(_ask(name, check, logged) for name, check in checks.items()))
     return dict(zip(checks, said, strict=True))
 
 
-async def _ask(name: str, check: Callable[[], None]) -> str:
+async def _ask(name: str, check: Callable[[], None], logged: Parts) -> str:
+    """What clients are told of a part, of which the log tells more."""
+    said = in_full = OK
     try:
         await asyncio.wait_for(asyncio.to_thread(check), PATIENCE_S)
     except StenoError as error:
-        return str(error)
+        said, in_full = error.message, str(error)
     except TimeoutError:
-        return "It does not answer"
+        said = in_full = "It does not answer"
     except Exception as error:
-        logger.warning("checking {} failed: {!r}", name, error)
-        return "It does not work; the log says why"
-    return OK
+        said, in_full = "It does not work; the log says why", repr(error)
+    if in_full != logged.get(name, OK):
+        logger.warning("{}: {}", name, in_full)
+    logged[name] = in_full
+    return said
 
 
-def _check_migrations(gateway: Gateway) -> None:
-    found, newest = revisions(gateway.database_url)
-    if found != newest:
-        raise _Behind(found=found, newest=newest)
-
-
-class _Behind(StenoError):
-    """Run `steno migrate`: the database is at revision {found}, and this code is at {newest}."""
-
-
-def _workers(gateway: Gateway) -> int | None:
+def _count(look: Callable[[], int]) -> int | None:
     try:
-        return gateway.doorbell.live_workers()
+        return look()
     except RedisError:
         return None

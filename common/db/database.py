@@ -4,23 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import URL, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from common.db.tallies import write_tallies
 from common.errors import OutcomeUnknown, Unavailable
+from common.reach import malformed, postgres_refuses, postgres_trouble
 
 
 class Database:
-    """A pool of connections; one per process, made after the process has forked or spawned."""
+    """A pool of connections; one per process, made after the process has forked or spawned.
+
+    Raises:
+        SetupProblem: the URL is none.
+    """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self._pool_size = pool_size
         self._engine = create_engine(
-            url,
+            parsed(url),
             pool_size=pool_size,
             max_overflow=0,
             pool_pre_ping=True,
@@ -56,12 +62,13 @@ class Database:
                 yield session
                 write_tallies(session)
                 failure = OutcomeUnknown
-        except (OperationalError, PoolTimeoutError) as error:
-            raise failure(what="The database") from error
+        except PoolTimeoutError as error:
+            reason = f"all {self._pool_size} connections are in use (see DATABASE_POOL_SIZE)"
+            raise failure(what="The database", reason=reason) from error
         except DBAPIError as error:
-            if error.connection_invalidated:
-                raise failure(what="The database") from error
-            raise
+            if not (isinstance(error, OperationalError) or error.connection_invalidated):
+                raise
+            raise failure(**lost(error)) from error
 
     def ping(self) -> None:
         """Raise `Unavailable` unless Postgres answers."""
@@ -76,3 +83,27 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def parsed(url: str) -> URL:
+    """The parts of a Postgres URL.
+
+    Raises:
+        SetupProblem: it is none.
+    """
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):
+        found = None
+    if found is None or found.get_backend_name() not in {"postgresql", "postgres"}:
+        raise malformed("DATABASE_URL", "postgresql://user:password@host:port/name") from None
+    return found
+
+
+def lost(error: DBAPIError) -> dict[str, Any]:
+    """What `Unavailable` is to tell of a broken connection."""
+    return {
+        "what": "The database",
+        "reason": postgres_trouble(error.orig),
+        "final": postgres_refuses(error.orig),
+    }

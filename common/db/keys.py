@@ -13,9 +13,10 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
+from common.db.revision import not_migrated
 from common.db.tables import ApiKey
 from common.domain.keys import KeyText, Scope
-from common.errors import NotFound, NotMigrated
+from common.errors import NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def _transaction(database: Database) -> Iterator[Session]:
             yield session
     except ProgrammingError as error:
         if isinstance(error.orig, UndefinedTable):
-            raise NotMigrated from error
+            raise not_migrated(None) from error
         raise
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
+from common.db.database import lost, parsed
 from common.errors import Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,12 +22,14 @@ def upgrade(database_url: str, revision: str = "head") -> None:
     """Apply what is missing; safe to run from several processes at once.
 
     Raises:
+        SetupProblem: the URL is none.
         Unavailable: Postgres does not answer.
     """
+    parsed(database_url)
     try:
         command.upgrade(_config(database_url), revision)
     except OperationalError as error:
-        raise Unavailable(what="The database") from error
+        raise Unavailable(**lost(error)) from error
 
 
 def downgrade(database_url: str, revision: str) -> None:
@@ -38,15 +41,18 @@ def revisions(database_url: str) -> tuple[str | None, str | None]:
     """The database's revision and this code's newest; equal when nothing is to be done.
 
     Raises:
+        SetupProblem: the URL is none.
         Unavailable: Postgres does not answer.
     """
     newest = ScriptDirectory.from_config(_config(database_url)).get_current_head()
-    engine = create_engine(database_url, poolclass=NullPool, connect_args={"connect_timeout": 5})
+    engine = create_engine(
+        parsed(database_url), poolclass=NullPool, connect_args={"connect_timeout": 5}
+    )
     try:
         with engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision(), newest
     except OperationalError as error:
-        raise Unavailable(what="The database") from error
+        raise Unavailable(**lost(error)) from error
 
 
 def _config(database_url: str) -> Config:

@@ -11,7 +11,8 @@ from rq import Queue, Worker
 from rq.serializers import JSONSerializer
 
 from common.db.steps import Publication
-from common.queue import QUEUE_NAME, Doorbell, connect
+from common.presence import QUEUE_NAME
+from common.queue import Doorbell, connect
 
 
 @pytest.fixture

@@ -1,0 +1,172 @@
+"""What ``python -m worker.health`` and GET /health tell of workers and dispatchers."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from redis import Redis
+
+from common import presence
+from common.settings import ROOT
+from scripts.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
+from tests.gateway import GatewayProcess
+from tests.service import Start, wait_until
+
+ROLES = ["worker", "dispatcher"]
+
+
+def health(role: str, database_url: str, redis_url: str) -> tuple[int, str]:
+    """The exit status, and what is said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.health", role],
+        cwd=ROOT,
+        env={**os.environ, "DATABASE_URL": database_url, "REDIS_URL": redis_url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) <= 1, done.stderr
+    return done.returncode, done.stderr.strip()
+
+
+def is_well(role: str, database_url: str, redis_url: str) -> bool:
+    return health(role, database_url, redis_url) == (0, "")
+
+
+def with_password(url: str, password: str) -> str:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{parts.username}:{password}@{host}").geturl()
+
+
+def test_both_are_well_while_they_work(start: Start, database_url: str, redis_url: str) -> None:
+    service = start()
+    service.start_worker()
+    service.start_dispatcher()
+
+    for role in ROLES:
+        wait_until(partial(is_well, role, database_url, redis_url), f"a {role} that is well")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_one_that_is_not_there_is_missed(role: str, database_url: str, redis_url: str) -> None:
+    assert health(role, database_url, redis_url)[0] == 1
+    assert f"no {role} of this host" in health(role, database_url, redis_url)[1]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_those_of_other_hosts_do_not_count(role: str, database_url: str, redis_url: str) -> None:
+    with Redis.from_url(redis_url) as redis:
+        tell(redis, role, "elsewhere-1-abcdef", 0)
+    assert f"no {role} of this host" in health(role, database_url, redis_url)[1]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_one_that_went_silent_is_missed(role: str, database_url: str, redis_url: str) -> None:
+    with Redis.from_url(redis_url) as redis:
+        tell(redis, role, presence.own_name(), 100)
+        status, said = health(role, database_url, redis_url)
+        assert status == 1
+        assert re.search(r"10\d s (old|ago)", said), said
+        tell(redis, role, presence.own_name(), 0)  # it was started again
+    assert is_well(role, database_url, redis_url)
+
+
+def tell(redis: Redis, role: str, name: str, silence_s: float) -> None:
+    """Have it be heard of so long ago."""
+    at = datetime.now(UTC) - timedelta(seconds=silence_s)
+    if role == "dispatcher":
+        redis.zadd(presence.DISPATCHERS, {name: at.timestamp()})
+    else:
+        redis.sadd(f"rq:workers:{presence.QUEUE_NAME}", f"rq:worker:{name}")
+        redis.hset(f"rq:worker:{name}", "last_heartbeat", at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_server_that_is_in_the_way_is_named_with_its_setting(
+    role: str, database_url: str, redis_url: str
+) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    with Redis.from_url(redis_url) as redis:
+        tell(redis, role, presence.own_name(), 100 if role == "dispatcher" else 0)
+    wrong_redis = redis_url.replace(f":{urlsplit(redis_url).password}@", ":wrong-sesame@")
+    wrong_database = with_password(database_url, "wrong-sesame")
+    for database, queue, words in [
+        (database_url, f"redis://{nowhere}/0", ["Redis", "refused", "REDIS_HOST"]),
+        (database_url, wrong_redis, ["Redis", "password", "REDIS_PASSWORD"]),
+        (database_url, "redis://:wrong-sesame@h:x/0", ["REDIS_URL", "read"]),
+        (f"postgresql://a:wrong-sesame@{nowhere}/x", redis_url, ["database", "refused"]),
+        (wrong_database, redis_url, ["database", "password", "DATABASE_PASSWORD"]),
+    ]:
+        status, said = health(role, database, queue)
+        assert status == 1
+        assert all(word in said for word in words), said
+        assert "wrong-sesame" not in said
+
+
+def test_a_dispatcher_that_has_lost_its_database_does_not_tell_that_it_is_well(
+    start: Start, postgres: EmbeddedPostgres, database_url: str, redis_url: str
+) -> None:
+    service = start()
+    dispatcher = service.start_dispatcher()
+    wait_until(partial(is_well, "dispatcher", database_url, redis_url), "a start")
+
+    shut(postgres, database_url, allow=False)
+    wait_until(lambda: "waiting for a service" in service.log(), "its first trouble")
+    with Redis.from_url(redis_url) as redis:
+        redis.delete(presence.DISPATCHERS)
+    seen = service.log().count("waiting for a service")
+    wait_until(lambda: service.log().count("waiting for a service") > seen + 1, "more trouble")
+    status, said = health("dispatcher", database_url, redis_url)
+    assert status == 1
+    assert "not currently accepting connections" in said
+
+    shut(postgres, database_url, allow=True)
+    wait_until(partial(is_well, "dispatcher", database_url, redis_url), "its recovery")
+    dispatcher.terminate()
+    wait_until(
+        lambda: "no dispatcher" in health("dispatcher", database_url, redis_url)[1], "its good-bye"
+    )
+
+
+def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:
+    """Close the database to all, or open it again."""
+    name = database_url.rpartition("/")[2]
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allow}")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        )
+
+
+def test_the_gateway_tells_how_many_there_are(
+    gateway: GatewayProcess, valkey: EmbeddedValkey
+) -> None:
+    with Redis.from_url(valkey.url) as redis:
+        redis.flushall()
+        assert counted(gateway) == {"workers": 0, "dispatchers": 0}
+        for role, name, silence_s in [
+            ("worker", "a-1-abcdef", 0.0),
+            ("worker", "b-1-abcdef", 100.0),
+            ("dispatcher", "a-2-abcdef", 0.0),
+            ("dispatcher", "b-2-abcdef", 1.0),
+            ("dispatcher", "c-2-abcdef", 100.0),
+        ]:
+            tell(redis, role, name, silence_s)
+    assert counted(gateway) == {"workers": 1, "dispatchers": 2}
+    told = gateway.http.get("/openapi.json").json()["components"]["schemas"]["Health"]
+    assert all("none:" in told["properties"][name]["description"] for name in counted(gateway))
+
+
+def counted(gateway: GatewayProcess) -> dict[str, int | None]:
+    answer = gateway.http.get("/health").json()
+    return {name: answer[name] for name in ("workers", "dispatchers")}

@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own, and a line to it that can be cut."""
+"""An S3 server in a process of its own, a line to it that can be cut, and one of fewer talents."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import boto3
+import httpx
 
 from tests.gateway import free_port
 from tests.service import wait_until
@@ -79,6 +81,84 @@ class S3Server:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
             return True
         return False
+
+
+class OneByOne:
+    """The same objects by a server that deletes one at a time, and only what is there, as Google's
+    did until 2026; ``refused`` counts what it did not know."""
+
+    def __init__(self, server: S3Server) -> None:
+        owner = self
+
+        class Handler(_OneByOne):
+            server_of = owner
+
+        self.behind = server.url
+        self.status = 400
+        """Of an answer to what it does not know."""
+        self.refused = 0
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _OneByOne(BaseHTTPRequestHandler):
+    server_of: OneByOne
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
+    def do_DELETE(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        query = self.path.partition("?")[2]
+        if self.command == "POST" and query == "delete":
+            self.server_of.refused += 1
+            self._refuse(self.server_of.status, "InvalidArgument")
+        elif self.command == "DELETE" and self._pass_on("HEAD").status_code == 404:
+            self._refuse(404, "NoSuchKey")
+        else:
+            answer = self._pass_on(self.command, body)
+            self._answer(answer.status_code, answer.content, answer.headers["content-type"])
+
+    def _pass_on(self, method: str, body: bytes = b"") -> httpx.Response:
+        return httpx.request(
+            method,
+            self.server_of.behind + self.path,
+            content=body,
+            headers={"authorization": self.headers["authorization"]},
+            trust_env=False,
+        )
+
+    def _refuse(self, status: int, code: str) -> None:
+        self._answer(status, f"<Error><Code>{code}</Code></Error>".encode(), "application/xml")
+
+    def _answer(self, status: int, content: bytes, media_type: str) -> None:
+        self.send_response(status)
+        self.send_header("content-type", media_type)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
 
 
 class Line:

@@ -27,7 +27,7 @@ from common.errors import NotFound, SetupProblem, StenoError, StorageFull, Unava
 from common.settings import StorageSettings
 from common.storage.local import check_writable
 from common.storage.ranges import BLOCK_BYTES, RangedFile
-from common.storage.storage import Erased, storage_errors
+from common.storage.storage import Erased, Stored, storage_errors
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -40,10 +40,11 @@ PART_BYTES = 16 << 20
 PARTS_AT_ONCE = 4
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 FULL = frozenset({"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
+REFUSING = frozenset({400, 403, 405, 501})
+"""What servers answer to a deletion of several objects that they do not know, or know only with
+other checksums; who may not delete at all learns it from the first object."""
 TRIES = 4
 FIRST_PAUSE_S = 0.2
-DELETED_AT_ONCE = 1000
-"""What S3 takes in one request."""
 
 
 class S3Storage:
@@ -62,10 +63,12 @@ class S3Storage:
         self._bucket = settings.s3_bucket
         self._prefix = settings.s3_prefix.strip("/") + "/" if settings.s3_prefix else ""
         self._temp = settings.temp
+        self._links = settings.s3_links
         self._link_s = settings.s3_link_seconds
         self._client = _client(settings, settings.s3_endpoint_url)
         public_url = settings.s3_public_url
         self._public = self._client if public_url is None else _client(settings, public_url)
+        self._deletes_at_once = True  # until the server turns out not to
 
     def prepare(self) -> None:
         """Make the folder for what comes in; clear it of what a process that died has left."""
@@ -110,8 +113,7 @@ class S3Storage:
     def discard(self, recording_id: UUID) -> None:
         """Forget a recording that was not committed."""
         self.keep(recording_id)
-        with _s3_errors():
-            self._client.delete_object(Bucket=self._bucket, Key=self._recording(recording_id))
+        self._delete_one(self._recording(recording_id))
 
     def open_recording(self, recording_id: UUID) -> BinaryIO:
         """A committed recording, fetched in blocks as it is read.
@@ -128,15 +130,23 @@ class S3Storage:
         head, size = self._range(key, 0, BLOCK_BYTES, missing)
         return cast("BinaryIO", RangedFile(size, head, fetch))
 
-    def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> str:
-        """A signed URL that a committed recording can be had from for a while.
+    def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> str | Stored:
+        """A signed URL that a committed recording can be had from for a while, unless there are to
+        be no links.
 
         Raises:
             NotFound: it is not there.
         """
         key = self._recording(recording_id)
-        with _s3_errors(NotFound(what="stored recording", value=recording_id)):
-            self._client.head_object(Bucket=self._bucket, Key=key)
+        missing = NotFound(what="stored recording", value=recording_id)
+
+        def fetch(start: int, count: int) -> bytes:
+            return self._range(key, start, count, missing)[0]
+
+        with _s3_errors(missing):
+            head = self._client.head_object(Bucket=self._bucket, Key=key)
+            if not self._links:
+                return Stored(head["ContentLength"], fetch)
             return self._public.generate_presigned_url(
                 "get_object",
                 Params={
@@ -246,18 +256,42 @@ class S3Storage:
     def _erase_all(self, prefix: str) -> Erased:
         erased = Erased()
         for page in self._pages(prefix):
-            if not page:
-                continue
-            with _s3_errors():
+            if page:
+                self._delete([entry["Key"] for entry in page])
+                erased += Erased(len(page), sum(entry["Size"] for entry in page))
+        return erased
+
+    def _delete(self, keys: list[str]) -> None:
+        """Delete a page's objects: all at once where the server can, or one by one."""
+        if self._deletes_at_once and self._delete_at_once(keys):
+            return
+        for key in keys:
+            self._delete_one(key)
+        self._deletes_at_once = False
+
+    def _delete_one(self, key: str) -> None:
+        """Delete an object, if it is there: where it is not, AWS is content and Google is not."""
+        with suppress(NotFound), _s3_errors(NotFound(what="stored object", value=key)):
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def _delete_at_once(self, keys: list[str]) -> bool:
+        """Whether the server knows how to."""
+        with _s3_errors():
+            try:
                 answer = self._client.delete_objects(
                     Bucket=self._bucket,
-                    Delete={"Objects": [{"Key": entry["Key"]} for entry in page], "Quiet": True},
+                    Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
                 )
-            if answer.get("Errors"):
-                logger.warning("S3 refused to delete: {}", answer["Errors"][0].get("Code"))
-                raise Unavailable(what="The storage")
-            erased += Erased(len(page), sum(entry["Size"] for entry in page))
-        return erased
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in REFUSING:
+                    raise
+                code = error.response["Error"].get("Code")
+                logger.info("S3 refused to delete objects at once: {}", code)
+                return False
+        if answer.get("Errors"):
+            logger.warning("S3 refused to delete: {}", answer["Errors"][0].get("Code"))
+            raise Unavailable(what="The storage")
+        return True
 
     def _abort_uploads(self, before: datetime) -> None:
         """End multipart uploads whose gateway died: their parts cost as much as objects do."""

@@ -17,7 +17,7 @@ from common.settings import StorageSettings
 from common.storage.opening import open_storage
 from common.storage.ranges import BLOCK_BYTES
 from common.storage.storage import Erased, Storage
-from tests.s3 import BUCKET, Line, S3Server
+from tests.s3 import BUCKET, Line, OneByOne, S3Server
 from tests.service import write_wav
 from tests.speech import noise
 
@@ -251,6 +251,48 @@ def test_what_cannot_be_reached_is_said_to_be_unavailable(s3: Storage, line: Lin
     ):
         with pytest.raises(Unavailable):
             call()
+
+
+@pytest.mark.parametrize("status", [400, 403, 405, 501])
+def test_a_job_is_erased_on_a_server_that_deletes_one_object_at_a_time(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with OneByOne(server) as google:
+        google.status = status
+        for name, value in server.settings(google.url).items():
+            monkeypatch.setenv(name, value)
+        storage = open_storage(StorageSettings(data_dir=tmp_path))
+        for _ in range(2):
+            job_id, recording_id = uuid4(), uuid4()
+            server.client.put_object(
+                Bucket=BUCKET, Key=f"steno/recordings/{recording_id}", Body=b"12345"
+            )
+            storage.write_chunk(job_id, 0, b"123")
+            storage.write_chunk(job_id, 1, b"45")
+            storage.write_result(job_id, "transcript.txt", b"12")
+            assert storage.erase(job_id, recording_id) == Erased(4, 12)
+            assert server.names() == []
+            assert storage.erase(job_id, recording_id) == Erased()
+        assert google.refused == 1, "it is asked once"
+        storage.discard(uuid4())
+
+
+def test_a_server_that_is_out_is_not_taken_for_one_that_deletes_one_object_at_a_time(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with OneByOne(server) as google:
+        google.status = 503
+        for name, value in server.settings(google.url).items():
+            monkeypatch.setenv(name, value)
+        storage = open_storage(StorageSettings(data_dir=tmp_path))
+        job_id = uuid4()
+        storage.write_chunk(job_id, 0, b"123")
+        with pytest.raises(Unavailable):
+            storage.drop_chunks(job_id)
+        assert storage.read_chunk(job_id, 0) == b"123"
+        google.status = 400
+        storage.drop_chunks(job_id)
+    assert server.names() == []
 
 
 def test_an_upload_that_a_dead_gateway_has_begun_is_ended(s3: Storage, server: S3Server) -> None:

@@ -56,6 +56,9 @@ JOB_S = 3600.0
 RETRY_S = 0.3
 POLL_S = 0.5
 
+MIDST_PERCENT = 85
+"""Beyond this too little is left of a job to do anything to it."""
+
 IN_FLIGHT = 20
 KILLED = ("api", "dispatcher", "worker", "postgres", "redis")
 ROLLED = ("dispatcher", "worker", "api")
@@ -250,11 +253,11 @@ class Watched:
         """Wait until chunks are done and chunks are left; returns how many are done."""
         while True:
             state = self.status()
-            done, total = state["chunks_completed"], state["chunks_total"] or 0
-            if state["status"] in ENDED or (total and total - done < 4):
+            done = int(state["chunks_completed"])
+            if state["progress"] > MIDST_PERCENT:
                 self.jobs.append(self._bench.send(self._gateway, self._bench.long))
-            elif done > 0:
-                return int(done)
+            elif done:
+                return done
             time.sleep(POLL_S)
 
     def goes_on(self, done: int) -> float | None:
@@ -299,13 +302,14 @@ def _kill(bench: Bench, job: Watched, victim: Container) -> Row:
         taken = until(lambda: taken_over(project, held), PATIENCE_S)
         told.append("its own never" if taken is None else f"its own claimed after {taken:.1f} s")
     healthy = until(lambda: is_well(project.again(victim)), 2 * PATIENCE_S)
-    told.append("not healthy again" if healthy is None else "healthy again")
-    told.append("restarted by the policy" if by_policy else "started by hand")
+    restarted = project.again(victim).restarts > victim.restarts
+    how = "by the policy" if restarted else "not by the policy" if by_policy else "by hand"
+    told.append(f"restarted {how}, {'not ' if healthy is None else ''}healthy again")
     return Row(
         f"kill -9 {victim.name}",
         ", ".join(told),
-        f"goes on within {PATIENCE_S:g} s",
-        None not in {seconds, healthy},
+        f"restarted, goes on within {PATIENCE_S:g} s",
+        None not in {seconds, healthy} and restarted == by_policy,
     )
 
 
@@ -644,6 +648,13 @@ def _terminated(_number: int, _frame: FrameType | None) -> None:
 @click.option("--long", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--language", default="en", show_default=True)
 @click.option("--model", default="base", show_default=True, help="Weights to bake in and use.")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    type=click.Choice(["monitoring", "s3"]),
+    help="Start these containers too; may be given twice.",
+)
 @click.option("--no-cache", is_flag=True, help="Build everything afresh.")
 @click.option("--keep", is_flag=True, help="Leave containers, volumes, images and logs behind.")
 def main(
@@ -652,6 +663,7 @@ def main(
     long: Path | None,
     language: str,
     model: str,
+    profiles: tuple[str, ...],
     no_cache: bool,
     keep: bool,
 ) -> None:
@@ -675,7 +687,9 @@ def main(
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         clips, the_long = chosen(recordings(paths), long, folder)
         settings = {"REUSE_RESULTS": "false", "DEFAULT_MODEL": model}
-        project = Project(folder, settings=settings, build={"MODELS": model}, keep=keep)
+        project = Project(
+            folder, settings=settings, build={"MODELS": model}, profiles=profiles, keep=keep
+        )
         with project:
             tell(f"{project.engine_named}; logs in {project.logs_folder}")
             bench = Bench(project, clips, the_long, language, tell)

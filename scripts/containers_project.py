@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from common.settings import ROOT
 from scripts.processes import spawn, terminate
 
 NAME = "stenopool-proof"
+PORTS = ("API_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+"""What is published, on ports that are free."""
 OURS = ("gateway", "worker")
 """The images that are built."""
 SECRET = re.compile(r"^([A-Z0-9_]*(?:PASSWORD|KEY|SECRET))=(.+)$", re.MULTILINE)
@@ -125,10 +127,12 @@ class Project:
         *,
         settings: Mapping[str, str],
         build: Mapping[str, str],
-        keep: bool,
+        profiles: Collection[str] = (),
+        keep: bool = False,
     ) -> None:
         self.folder = folder
         self.checkout = folder / "checkout"
+        self.address = ""
         self.logs_folder = folder / "logs"
         self.log = self.logs_folder / "compose.log"
         self.keep = keep
@@ -136,6 +140,7 @@ class Project:
         self.cores = 0
         self._settings = settings
         self._build = build
+        self._profiles = profiles
         self._env: dict[str, str] = {}
         self.ever_secret: dict[str, str] = {}
         """The name of each value that ever was secret in `.env`."""
@@ -145,11 +150,15 @@ class Project:
         with self._stack as stack:
             self.logs_folder.mkdir()
             self._snapshot()
-            port = str(_free_port())
             text = (self.checkout / "docker-compose.yml").read_text("utf-8")
             self._env = environment(os.environ, text) | dict(self._build)
-            self._env |= {"COMPOSE_PROJECT_NAME": NAME, "API_PORT": port, "API_HOST": "127.0.0.1"}
-            self.address = f"http://127.0.0.1:{port}"
+            self._env |= {name: str(port) for name, port in zip(PORTS, _free_ports(), strict=True)}
+            self._env |= {
+                "API_HOST": "127.0.0.1",
+                "COMPOSE_PROJECT_NAME": NAME,
+                "COMPOSE_PROFILES": ",".join(self._profiles),
+            }
+            self.address = f"http://127.0.0.1:{self._env['API_PORT']}"
             self._look_at_the_engine()
             if self.containers(stopped=True):
                 self.down()
@@ -206,7 +215,7 @@ class Project:
 
     def make_secrets(self) -> None:
         """Do what people are told to: `sh docker/secrets.sh`."""
-        self._run(["sh", "docker/secrets.sh"])
+        self._run(["sh", "docker/secrets.sh", *({"s3"} & {*self._profiles})])
         self._remember()
 
     def set(self, settings: Mapping[str, str | None]) -> None:
@@ -446,11 +455,12 @@ def _filters(those: Sequence[str]) -> list[str]:
     return [part for each in those for part in ("--filter", each)]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports() -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in PORTS]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 class _Followers:

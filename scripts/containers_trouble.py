@@ -17,11 +17,11 @@ SAID_S = 60.0
 """Within how long what is wrong has to be said."""
 HEALED_S = 120.0
 
-WRONG_DATABASE_PASSWORD = re.compile(r"password authentication failed|DATABASE_PASSWORD")
-WRONG_REDIS_PASSWORD = re.compile(r"WRONGPASS|invalid username-password|REDIS_PASSWORD")
+WRONG_DATABASE_PASSWORD = re.compile(r"password authentication failed.*see DATABASE_PASSWORD")
+WRONG_REDIS_PASSWORD = re.compile(r"Redis.*see REDIS_PASSWORD")
 UNREADABLE = re.compile(r"\.env cannot be read by user \d+.*secrets\.sh")
 NO_GROUP = re.compile(r"SECRETS_GID.*run sh docker/secrets\.sh")
-LOST_RECORDING = re.compile(r"recording .*(gone|lost|missing|not there|no longer)", re.IGNORECASE)
+LOST_RECORDING = re.compile(r"recording is gone from the storage")
 
 
 def trouble(project: Project, gateway: Callable[[], Gateway], clip: Path) -> Iterator[Row]:

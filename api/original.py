@@ -1,21 +1,29 @@
-"""Recordings as they were sent: from this machine's disk, or by a link to where they are."""
+"""Recordings as they were sent: from this machine's disk, or from where a link leads."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import AsyncIterator
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.requests import Request
+from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
 from api.filenames import disposition
 from api.gateway import Gateway
 from common.db.jobs import Jobs
+from common.errors import StenoError
+from common.storage.storage import Stored
 
 UNKNOWN = "application/octet-stream"
+PIECE_BYTES = 1 << 20
+"""Fetched at once of what is passed on, and all that is held of it."""
+RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})|bytes=-(\d{1,15})", re.ASCII)
 CONTAINERS = {
     "aac": "audio/aac",
     "ac3": "audio/ac3",
@@ -49,7 +57,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def original(gateway: Gateway, jobs: Jobs, job_id: UUID) -> Response:
+async def original(request: Request, gateway: Gateway, jobs: Jobs, job_id: UUID) -> Response:
     """The response with a job's recording, which has the name it was sent under.
 
     Raises:
@@ -62,6 +70,52 @@ async def original(gateway: Gateway, jobs: Jobs, job_id: UUID) -> Response:
     offered = await asyncio.to_thread(offer, recording.id)
     if isinstance(offered, Path):
         return FileResponse(offered, media_type=media_type, headers={"Content-Disposition": header})
+    if isinstance(offered, Stored):
+        # What is stored under an id never changes.
+        headers = {"Content-Disposition": header, "ETag": f'"{recording.id}"'}
+        return _passed_on(request, offered, media_type, headers)
     return RedirectResponse(
         offered, HTTPStatus.TEMPORARY_REDIRECT, headers={"Cache-Control": "no-store"}
     )
+
+
+def _passed_on(
+    request: Request, stored: Stored, media_type: str, headers: dict[str, str]
+) -> Response:
+    whole = range(stored.size)
+    part = whole
+    if request.headers.get("if-range", headers["ETag"]) == headers["ETag"]:
+        part = _part(request.headers.get("range", ""), whole)
+    headers |= {"Accept-Ranges": "bytes", "Content-Length": str(len(part))}
+    if not part and whole:
+        headers |= {"Content-Range": f"bytes */{stored.size}"}
+        return Response(status_code=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers=headers)
+    status = HTTPStatus.OK
+    if part != whole:
+        status = HTTPStatus.PARTIAL_CONTENT
+        headers |= {"Content-Range": f"bytes {part.start}-{part.stop - 1}/{stored.size}"}
+    return StreamingResponse(_pieces(stored, part), status, headers, media_type)
+
+
+def _part(wanted: str, whole: range) -> range:
+    """The bytes that a header Range asks for.
+
+    All of them, where it asks for nothing or for several parts: RFC 9110, 14.2 allows it.
+    """
+    match = RANGE.fullmatch(wanted)
+    if match is None:
+        return whole
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        return whole[max(len(whole) - int(suffix), 0) :]
+    return whole[int(first) : int(last) + 1 if last else None]
+
+
+async def _pieces(stored: Stored, part: range) -> AsyncIterator[bytes]:
+    for start in part[::PIECE_BYTES]:
+        count = min(PIECE_BYTES, part.stop - start)
+        try:
+            yield await asyncio.to_thread(stored.fetch, start, count)
+        except StenoError as error:
+            # It must not end as if it were whole.
+            raise ConnectionAbortedError("a recording cannot be read to its end") from error

@@ -207,6 +207,9 @@ class StorageSettings(BaseSettings):
     """Where the bucket's name goes: path for most servers that are not AWS."""
     s3_public_url: str | None = None
     """Where clients reach the server, for links; unset: S3_ENDPOINT_URL."""
+    s3_links: bool = True
+    """Answer with a link to a recording; false: the gateway passes the recording on, so that
+    clients need not reach the server."""
     s3_link_seconds: Annotated[int, Field(ge=10, le=604_800)] = 900
     """How long a link to a recording is good."""
 

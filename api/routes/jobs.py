@@ -119,6 +119,7 @@ async def result(
 )
 async def download(
     job_id: UUID,
+    request: Request,
     gateway: GatewayDep,
     caller: Reader,
     format: Annotated[Format, Query(description="The kind of file.")] = "txt",  # noqa: A002 - its name on the wire
@@ -133,7 +134,8 @@ async def download(
     """A job's text as a file; or, with `format=wav` or `format=original`, its recording.
 
     `original` is what was sent, byte for byte, whatever became of the job; parts of it may be asked
-    for (`Range`). Where recordings are in an object storage it answers 307 with a link to there.
+    for (`Range`). Where recordings are in an object storage it answers 307 with a link to there,
+    unless S3_LINKS is false.
     What `redact` covers is what the transcript has: the words that were marked, or the whole
     segment where their times are not known.
     """
@@ -147,7 +149,7 @@ async def download(
     if redact:
         raise Needs(field="redact", value="true", needed="format=wav")
     if format == "original":
-        return await original(gateway, jobs, job_id)
+        return await original(request, gateway, jobs, job_id)
     return await gateway.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
 
 

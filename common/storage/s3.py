@@ -131,8 +131,7 @@ class S3Storage:
         return cast("BinaryIO", RangedFile(size, head, fetch))
 
     def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> str | Stored:
-        """A signed URL that a committed recording can be had from for a while, unless there are to
-        be no links.
+        """A signed URL that a committed recording can be had from for a while, if links are wanted.
 
         Raises:
             NotFound: it is not there.

@@ -14,7 +14,7 @@ never touch what a client was told is safe.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,18 @@ class Erased:
 
     def __add__(self, other: Erased) -> Erased:
         return Erased(self.files + other.files, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A recording of ``size`` bytes that whoever asks for it is passed in parts.
+
+    ``fetch(start, count)`` gives all it is asked for, in any thread, or raises NotFound or
+    Unavailable.
+    """
+
+    size: int
+    fetch: Callable[[int, int], bytes]
 
 
 class Storage(Protocol):
@@ -80,8 +92,10 @@ class Storage(Protocol):
         """
         ...
 
-    def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> Path | str:
-        """How a client is given a committed recording: a file to send, or a URL to send it to.
+    def offer(
+        self, recording_id: UUID, *, media_type: str, disposition: str
+    ) -> Path | str | Stored:
+        """How a client is given a committed recording: as a file, by a URL, or in parts.
 
         The URL is good for a while, for whoever has it, and answers with these headers.
 

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from tests.gateway import GatewayProcess
-from tests.s3 import Line, S3Server
+from tests.s3 import BUCKET, Line, S3Server
 from tests.service import Service, wait_until, write_wav
-from tests.speech import speak
+from tests.speech import noise, speak
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 
@@ -115,8 +115,9 @@ def test_an_upload_to_a_storage_that_is_out_is_refused_and_may_be_tried_again(
     assert refused.status_code == HTTPStatus.SERVICE_UNAVAILABLE
     assert int(refused.headers["retry-after"]) > 0
     assert gateway.incoming == []
+    # What it found a moment ago may be said once more.
+    wait_until(lambda: not gateway.http.get("/readyz").is_success, "a gateway that is not ready")
     ready = gateway.http.get("/readyz")
-    assert ready.status_code == HTTPStatus.SERVICE_UNAVAILABLE
     assert ready.json()["parts"]["storage"] != "ok"
     assert ready.json()["parts"]["postgres"] == "ok"
     line.mend()
@@ -134,3 +135,70 @@ def test_an_upload_that_is_refused_leaves_no_object(
     assert refused.status_code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     assert server.names() == []
     assert gateway.incoming == []
+
+
+def test_a_recording_is_passed_on_where_clients_cannot_reach_its_server(
+    tmp_path: Path,
+    database_url: str,
+    redis_url: str,
+    server: S3Server,
+    line: Line,
+    recording: Path,
+) -> None:
+    sent = recording.read_bytes()
+    settings = {**server.settings(line.url), "S3_LINKS": "false"}
+    with GatewayProcess(
+        tmp_path, database_url, redis_url, max_file_bytes=None, **settings
+    ) as gateway:
+        job_id = upload(gateway, recording).json()["job_id"]
+
+        def ask(**headers: str) -> httpx.Response:
+            path = f"/api/v1/download/{job_id}?format=original"
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            return gateway.http.get(path, headers=named)
+
+        whole = ask()
+        assert whole.status_code == HTTPStatus.OK
+        assert whole.content == sent
+        assert whole.headers["content-type"] == "audio/wav"
+        assert whole.headers["content-disposition"].startswith('attachment; filename="fox.wav"')
+        assert whole.headers["accept-ranges"] == "bytes"
+        tag = whole.headers["etag"]
+        for wanted, start, stop in (
+            ("bytes=100-199", 100, 200),
+            ("bytes=100-", 100, len(sent)),
+            ("bytes=-7", len(sent) - 7, len(sent)),
+            (f"bytes=5-{10 * len(sent)}", 5, len(sent)),
+        ):
+            part = ask(range=wanted, if_range=tag)
+            assert part.status_code == HTTPStatus.PARTIAL_CONTENT
+            assert part.content == sent[start:stop]
+            assert part.headers["content-range"] == f"bytes {start}-{stop - 1}/{len(sent)}"
+        assert ask(range="bytes=100-199", if_range='"another"').content == sent
+        assert ask(range="bytes=0-0,5-9").content == sent
+        beyond = ask(range=f"bytes={len(sent)}-")
+        assert beyond.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+        assert beyond.headers["content-range"] == f"bytes */{len(sent)}"
+
+        (name,) = server.names()
+        server.client.delete_object(Bucket=BUCKET, Key=name)
+        assert ask().status_code == HTTPStatus.NOT_FOUND
+
+
+def test_a_recording_that_breaks_off_while_it_is_passed_on_does_not_look_whole(
+    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: Line
+) -> None:
+    long = write_wav(tmp_path / "long.wav", noise(600))
+    settings = {**server.settings(line.url), "S3_LINKS": "false"}
+    with GatewayProcess(
+        tmp_path, database_url, redis_url, max_file_bytes=None, **settings
+    ) as gateway:
+        job_id = upload(gateway, long).json()["job_id"]
+        path = f"/api/v1/download/{job_id}?format=original"
+        with gateway.http.stream("GET", path) as answer:
+            pieces = answer.iter_bytes(1000)
+            next(pieces)
+            (name,) = server.names()
+            server.client.delete_object(Bucket=BUCKET, Key=name)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(pieces)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
 from typing import TypeVar
@@ -27,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.gateway import Gateway
 from api.version import VERSION
-from common.db.monitoring import Observed, Waiting, observe_service
+from common.db.monitoring import Observed, Server, Waiting, observe_service
 from common.domain.metrics import COUNTERS, HISTOGRAMS
 from common.errors import StenoError
 
@@ -35,7 +37,7 @@ T = TypeVar("T")
 Labels = tuple[str, ...]
 
 PATIENCE_S = 3.0
-"""For Postgres, and for Redis; what does not answer by then is told to be down."""
+"""For Postgres, Redis and the disk; what does not answer by then is left out."""
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Where the gateway's processes count together, if they are several; set before they start."""
 METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
@@ -131,17 +133,30 @@ class Scraper:
 
         What cannot be had is left out, and told to be down.
         """
-        service, queue = await asyncio.gather(
+        service, queue, disk = await asyncio.gather(
             self._look("postgres", lambda: observe_service(self._gateway.database)),
             self._look("redis", self._queue),
+            self._look("disk", self._disk),
         )
         registry = CollectorRegistry()
-        registry.register(_Everything(self._http, service, queue))
+        registry.register(_Everything(self._http, service, queue, disk))
         encode, media_type = choose_encoder(accept)
         return await asyncio.to_thread(encode, registry), media_type
 
-    def _queue(self) -> tuple[int, int]:
-        return self._gateway.doorbell.live_workers(), self._gateway.doorbell.waiting()
+    def _queue(self) -> _Queue:
+        doorbell = self._gateway.doorbell
+        used, limit = doorbell.memory()
+        return _Queue(
+            workers=doorbell.live_workers(),
+            dispatchers=doorbell.live_dispatchers(),
+            doorbells=doorbell.waiting(),
+            memory_bytes=used,
+            memory_limit_bytes=inf if limit is None else limit,
+        )
+
+    def _disk(self) -> _Disk:
+        found = shutil.disk_usage(self._gateway.settings.storage.temp)
+        return _Disk(found.total, found.free)
 
     async def _look(self, part: str, look: Callable[[], T]) -> T | None:
         task = self._looks.get(part)
@@ -159,13 +174,33 @@ async def _attempt(part: str, look: Awaitable[T]) -> T | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    workers: int
+    dispatchers: int
+    doorbells: int
+    memory_bytes: int
+    memory_limit_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Disk:
+    size_bytes: int
+    free_bytes: int
+
+
 class _Everything(Collector):
     def __init__(
-        self, http: HttpMetrics, service: Observed | None, queue: tuple[int, int] | None
+        self,
+        http: HttpMetrics,
+        service: Observed | None,
+        queue: _Queue | None,
+        disk: _Disk | None,
     ) -> None:
         self._http = http
         self._service = service
         self._queue = queue
+        self._disk = disk
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge("stenopool_build_info", "What runs here", ("version",), {(VERSION,): 1})
@@ -175,13 +210,33 @@ class _Everything(Collector):
         }
         yield _gauge("stenopool_up", "Whether a part answers", ("part",), up)
         yield from self._http.collect()
+        if self._disk is not None:
+            yield _one(
+                "stenopool_disk_bytes", "The disk that uploads come in on", self._disk.size_bytes
+            )
+            yield _one("stenopool_disk_free_bytes", "Room on it", self._disk.free_bytes)
         if self._queue is not None:
-            workers, doorbells = self._queue
-            yield _gauge("stenopool_workers", "Workers that live", (), {(): workers})
-            yield _gauge("stenopool_doorbells", "Steps handed to RQ", (), {(): doorbells})
+            yield from _queue(self._queue)
         if self._service is not None:
             yield from _gauges(self._service)
+            yield from _server(self._service.server)
             yield from _tallies(self._service)
+
+
+def _queue(queue: _Queue) -> Iterator[Metric]:
+    yield _one("stenopool_workers", "Workers that live", queue.workers)
+    yield _one("stenopool_dispatchers", "Dispatchers that live", queue.dispatchers)
+    yield _one("stenopool_doorbells", "Steps handed to RQ", queue.doorbells)
+    yield _one("stenopool_redis_memory_bytes", "What Redis uses", queue.memory_bytes)
+    limit = "What Redis may use; it takes nothing more then"
+    yield _one("stenopool_redis_memory_limit_bytes", limit, queue.memory_limit_bytes)
+
+
+def _server(server: Server) -> Iterator[Metric]:
+    yield _one("stenopool_database_bytes", "The database", server.database_bytes)
+    yield _one("stenopool_database_connections", "Connections to Postgres", server.connections)
+    limit = "Connections that Postgres takes"
+    yield _one("stenopool_database_connections_limit", limit, server.connections_limit)
 
 
 def _gauges(service: Observed) -> Iterator[Metric]:
@@ -209,6 +264,10 @@ def _both(
     yield _gauge(name, what, labels, {key: waiting.count for key, waiting in values.items()})
     ages = {key: waiting.oldest_s for key, waiting in values.items()}
     yield _gauge(f"{name}_oldest_seconds", f"{what}: age of the oldest", labels, ages)
+
+
+def _one(name: str, what: str, value: float) -> Metric:
+    return _gauge(name, what, (), {(): value})
 
 
 def _gauge(name: str, what: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:

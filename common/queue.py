@@ -98,6 +98,11 @@ class Doorbell:
         """How many dispatchers have told lately that they have all that they need."""
         return presence.living(presence.dispatchers(self._redis))
 
+    def memory(self) -> tuple[int, int | None]:
+        """Bytes that Redis uses, and how many it may use, if there is a limit."""
+        told = cast("dict[str, int]", self._redis.info("memory"))
+        return told["used_memory"], told.get("maxmemory") or None
+
     def stop(self, doorbell: str) -> None:
         """Have the worker that runs this step end it at once."""
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
@@ -28,6 +28,15 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Server:
+    """Postgres itself: the size of our database, and connections to any, of so many at most."""
+
+    database_bytes: int
+    connections: int
+    connections_limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything at one instant; steps wait when they are due and nobody works on them."""
 
@@ -37,10 +46,11 @@ class Observed:
     steps_waiting: Mapping[tuple[StepKind, Priority], Waiting]
     steps_running: Mapping[StepKind, int]
     deliveries_due: Waiting
+    server: Server
 
 
 def observe_service(database: Database) -> Observed:
-    """Look once: four queries, which find what they want by indexes.
+    """Look once, by few queries, which find what they want by indexes.
 
     Raises:
         Unavailable: Postgres cannot be asked.
@@ -52,6 +62,7 @@ def observe_service(database: Database) -> Observed:
             steps_waiting=_steps_waiting(session),
             steps_running=_steps_running(session),
             deliveries_due=_deliveries_due(session),
+            server=_server(session),
         )
 
 
@@ -105,6 +116,17 @@ def _deliveries_due(session: Session) -> Waiting:
         )
     ).one()
     return _value(count, age)
+
+
+def _server(session: Session) -> Server:
+    # Any user is told the number of connections, but not what those of others do.
+    row = session.execute(
+        text(
+            "SELECT pg_database_size(current_database()), sum(numbackends),"
+            " current_setting('max_connections')::int FROM pg_stat_database"
+        )
+    ).one()
+    return Server(*map(int, row))
 
 
 def _waiting(since: Any) -> tuple[ColumnElement[int], ColumnElement[Any]]:

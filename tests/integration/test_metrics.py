@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
 from sqlalchemy import text
 
+from common import presence
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.keys import Keys
@@ -171,6 +175,29 @@ def test_requests_are_counted_by_their_route_over_all_processes(gateway: Gateway
     gateway.http.get(f"/{uuid4()}")
     unknown = {"method": "GET", "route": "none", "status": "404"}
     assert value(scrape(gateway), "http_requests_total", **unknown) >= 1
+
+
+def test_it_is_told_how_much_room_is_left(gateway: GatewayProcess, database: Database) -> None:
+    samples = scrape(gateway)
+    size = shutil.disk_usage(gateway.folder)
+    assert value(samples, "disk_bytes") == size.total
+    assert 0 < value(samples, "disk_free_bytes") < size.total
+    assert value(samples, "redis_memory_bytes") > 100_000
+    assert value(samples, "redis_memory_limit_bytes") == inf  # the tests' Redis has none
+    with database.transaction() as session:
+        limit = int(session.execute(text("SHOW max_connections")).scalar_one())
+    assert value(samples, "database_connections_limit") == limit
+    assert 1 <= value(samples, "database_connections") <= limit
+    assert value(samples, "database_bytes") > 1_000_000
+
+
+def test_a_dispatcher_is_told_of_for_as_long_as_it_lives(gateway: GatewayProcess) -> None:
+    assert value(scrape(gateway), "dispatchers") == 0
+    with Redis.from_url(gateway.redis_url) as redis:
+        presence.tell_of_dispatcher(redis, "the-tests-one")
+        assert value(scrape(gateway), "dispatchers") == 1
+        presence.forget_dispatcher(redis, "the-tests-one")
+    assert value(scrape(gateway), "dispatchers") == 0
 
 
 def test_nothing_tells_one_tenant_or_job_from_another(

@@ -2,6 +2,9 @@
 # Have .env hold the secrets that the containers need, made up at random where there are none, and
 # let its group read it: Compose mounts it into them as a file. For before the first `docker compose
 # up`, and after .env has changed hands; it changes no secret.
+#
+#   sh docker/secrets.sh       for `docker compose up`
+#   sh docker/secrets.sh s3    for `docker compose --profile s3 up`: recordings go to its server
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -23,4 +26,21 @@ done
 # The group by which containers, whose users are others, read it (docker-compose.yml).
 # shellcheck disable=SC2012 # stat has other options on every system
 put SECRETS_GID "$(ls -n .env | awk '{ print $4 }')"
+
+if [ "${1:-}" = s3 ]; then
+    ours=http://s3:8333
+    if grep -q '^STORAGE_BACKEND=s3' .env && ! grep -q "^S3_ENDPOINT_URL=$ours" .env; then
+        echo ".env names another S3 already: leave the profile s3 out, or take its S3_ settings away" >&2
+        exit 1
+    fi
+    for name in S3_ACCESS_KEY_ID S3_SECRET_ACCESS_KEY; do
+        grep -q "^$name=." .env || put "$name" "$(random)"
+    done
+    grep -q "^S3_BUCKET=." .env || put S3_BUCKET stenopool
+    put STORAGE_BACKEND s3
+    put S3_ENDPOINT_URL "$ours"
+    put S3_ADDRESSING_STYLE path
+    # Nobody outside reaches it: what clients download comes by the gateway.
+    grep -q "^S3_LINKS=." .env || put S3_LINKS false
+fi
 echo ".env has all secrets: GATEWAY_API_KEY in it is the key for clients"

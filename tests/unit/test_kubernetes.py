@@ -92,7 +92,12 @@ def with_all_components() -> list[Manifest]:
     return built
 
 
-SETS = {"base": build(FOLDER / "base"), "example": build(EXAMPLE), "all": with_all_components()}
+SETS = {
+    "base": build(FOLDER / "base"),
+    "local": build(FOLDER / "overlays" / "local"),
+    "example": build(EXAMPLE),
+    "all": with_all_components(),
+}
 
 
 def every(*kinds: str) -> list[Any]:
@@ -217,11 +222,15 @@ def test_whatever_selects_finds_its_pods(manifests: list[Manifest]) -> None:
     pods = [
         each["spec"]["template"]["metadata"]["labels"]
         for each in manifests
-        if each["kind"] in {"Deployment", "Job"}
+        if each["kind"] in {"Deployment", "Job", "StatefulSet"}
     ]
     for manifest in manifests:
         spec = manifest.get("spec", {})
         match manifest["kind"]:
+            case "StatefulSet":
+                wanted = spec["selector"]["matchLabels"].items()
+                assert wanted <= spec["template"]["metadata"]["labels"].items()
+                assert one(manifests, "Service", spec["serviceName"])
             case "Deployment":
                 wanted = spec["selector"]["matchLabels"].items()
                 assert wanted <= spec["template"]["metadata"]["labels"].items()
@@ -331,8 +340,10 @@ def test_what_is_applied_before_the_migration_is_what_it_needs_and_nothing_that_
         ]
         kinds = {each["kind"] for each in first}
         needed = {"Job", "ConfigMap", "ServiceAccount", "NetworkPolicy"}
-        assert needed <= kinds <= needed | {"Namespace", "Secret", "PersistentVolumeClaim"}
-        assert {each["kind"] for each in manifests} - kinds >= {"Deployment", "Service"}
+        servers = {"StatefulSet", "Service"}
+        others = servers | {"Namespace", "Secret", "PersistentVolumeClaim"}
+        assert needed <= kinds <= needed | others
+        assert {each["kind"] for each in manifests} - kinds >= {"Deployment"}
 
 
 # --- settings and secrets ------------------------------------------------------------------------
@@ -390,6 +401,23 @@ def test_secrets_are_files_where_they_are_looked_for(manifest: Manifest) -> None
         assert all("secretRef" not in each for each in container["envFrom"])
 
 
+@pytest.mark.parametrize("name", ["postgres", "redis"])
+def test_servers_for_a_try_are_where_the_settings_say_and_have_the_same_secrets(name: str) -> None:
+    local = SETS["local"]
+    settings = one(local, "ConfigMap", "stenopool")["data"]
+    hosts = {
+        "postgres": urlsplit(settings["DATABASE_URL"]).hostname,
+        "redis": settings["REDIS_HOST"],
+    }
+    (port,) = one(local, "Service", hosts[name])["spec"]["ports"]
+    (container,) = containers(one(local, "StatefulSet", name))
+    assert container["ports"] == [{"containerPort": port["port"]}]
+    password = {"postgres": "DATABASE_PASSWORD", "redis": "REDIS_PASSWORD"}[name]
+    assert f"{SECRETS[1]}/{password}" in str(container)
+    assert str(SECRETS[1]) in {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert settings["STORAGE_BACKEND"] == "local"
+
+
 @pytest.mark.parametrize("manifest", every("ScaledObject"))
 def test_keda_asks_the_database_that_the_pods_use(manifest: Manifest) -> None:
     manifests = next(each for each in SETS.values() if manifest in each)
@@ -416,11 +444,13 @@ def test_pods_may_do_nothing_that_they_need_not(manifest: Manifest) -> None:
     # A Service named `api` would set API_PORT=tcp://..., which is a setting.
     assert pod["enableServiceLinks"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-    assert pod["securityContext"] == {
+    # With a shared volume, the owner of its files is not set at every start.
+    assert {**pod["securityContext"], "fsGroupChangePolicy": "Always"} == {
         "runAsNonRoot": True,
         "runAsUser": USER,
         "runAsGroup": USER,
         "fsGroup": USER,
+        "fsGroupChangePolicy": "Always",
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     for container in containers(manifest):

@@ -16,8 +16,9 @@ from loguru import logger
 
 from api.app import create_app
 from api.exposure import listening_host
+from api.gateway import check_settings
 from api.metrics import SHARED_FOLDER
-from common.errors import SetupProblem
+from common.errors import StenoError
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
 from common.settings import Settings, load_settings
@@ -59,9 +60,10 @@ def main() -> None:
     try:
         settings = load_settings()
         set_up_logging(settings.log, "gateway")
+        check_settings(settings)
         host = listening_host(settings, settings.database.address, logger.warning)
-    except SetupProblem as problem:
-        logger.error("{}", problem)
+    except StenoError as error:
+        logger.error("{}", error)
         sys.exit(1)
     own = settings.key.gateway_api_key
     if own is not None and len(own.get_secret_value()) < SHORT:

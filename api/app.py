@@ -72,12 +72,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with Gateway.open(resolved) as gateway:
+            parts = health.looking_at(gateway)
             with _told_of_the_end(gateway):
-                yield {
-                    "gateway": gateway,
-                    "scraper": Scraper(gateway, http),
-                    "parts": health.looking_at(gateway),
-                }
+                first_look = asyncio.create_task(parts.get())  # so that the log tells what is out
+                yield {"gateway": gateway, "scraper": Scraper(gateway, http), "parts": parts}
+                first_look.cancel()
 
     app = FastAPI(
         title="Stenopool",

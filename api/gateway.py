@@ -22,7 +22,7 @@ from api.limiter import Limiter
 from api.prober import Prober
 from api.resolving import Resolver
 from api.wav import WavFiles
-from common.db.database import Database
+from common.db.database import Database, parsed
 from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
 from common.db.keys import AllKeys
@@ -147,6 +147,14 @@ class Gateway:
             self.doorbell.ping()
         except (RedisError, OSError) as error:
             raise redis_trouble(error) from error
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise one of our errors for what would keep every gateway from starting, servers aside."""
+    database_url, redis_url = _addresses(settings)
+    parsed(database_url)
+    connect(redis_url).close()
+    open_storage(settings.storage)
 
 
 def _addresses(settings: Settings) -> tuple[str, str]:

@@ -238,6 +238,18 @@ class StorageFull(Transient):
     code = "storage_full"
 
 
+class RecordingLost(StenoError):
+    """The job's recording is gone from the storage"""
+
+    code = "recording_lost"
+
+
+class SoundLost(StenoError):
+    """The sound of chunk {index} is gone from the storage; a retry cuts it anew"""
+
+    code = "sound_lost"
+
+
 class EngineFailed(Transient):
     """The engine failed: {reason}"""
 

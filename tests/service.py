@@ -14,6 +14,7 @@ from typing import Self, TypeVar
 from uuid import UUID, uuid4
 
 import psutil
+import psycopg
 
 from common.db.database import Database
 from common.db.jobs import Jobs, NewJob, NewRecording
@@ -22,6 +23,7 @@ from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
 from common.settings import ROOT
 from common.storage.local import LocalStorage
+from scripts.embedded import EmbeddedPostgres
 from scripts.processes import spawn
 from tests.factories import TENANT
 from tests.speech import Samples, pcm16
@@ -170,3 +172,13 @@ def horse_of(worker: psutil.Process) -> psutil.Process:
         return next(iter(worker.children()), None)
 
     return wait_until(look, "a work-horse")
+
+
+def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:
+    """Close the database to all, or open it again."""
+    name = database_url.rpartition("/")[2]
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allow}")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        )

@@ -15,7 +15,7 @@ from common.logs import set_up_logging
 from common.presence import HEARTBEAT_S, QUEUE_NAME, own_name
 from common.queue import connect
 from common.reach import redis_trouble
-from common.settings import Settings
+from common.settings import load_settings
 from common.storage.opening import open_storage
 from worker.compose import build_steps, redis_url, wait_for_services
 from worker.warm import WarmWorker
@@ -23,14 +23,15 @@ from worker.warm import WarmWorker
 
 def main() -> None:
     """Work until told to stop (SIGTERM, SIGINT); see `WarmWorker` for the step in hand."""
-    settings = Settings()
-    set_up_logging(settings.log, f"worker:{os.getpid()}")
-    os.nice(settings.worker.nice)
-    for library in ("OMP", "OPENBLAS"):
-        # The horse inherits it: numpy and whisper.cpp would each take all cores otherwise.
-        os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.asr.threads))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # until it works, there is nothing to end
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit())  # until it works, there is nothing to finish
     try:
+        settings = load_settings()
+        set_up_logging(settings.log, f"worker:{os.getpid()}")
+        os.nice(settings.worker.nice)
+        for library in ("OMP", "OPENBLAS"):
+            # The horse inherits it: numpy and whisper.cpp would each take all cores otherwise.
+            os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.asr.threads))
         open_storage(settings.storage)
         redis = connect(redis_url(settings))
         wait_for_services(settings, redis)

@@ -26,7 +26,7 @@ from common.events import WORK_CHANNEL, Events
 from common.logs import set_up_logging
 from common.queue import Doorbell, connect
 from common.reach import redis_trouble
-from common.settings import Settings
+from common.settings import load_settings
 from worker.compose import build_janitor, build_steps, redis_url, wait_for_services
 from worker.courier import build_courier
 
@@ -147,9 +147,9 @@ def _wait(wake_ups: PubSub, timeout_s: float) -> None:
 
 def main() -> None:
     """Dispatch until told to stop (SIGTERM, SIGINT)."""
-    settings = Settings()
-    set_up_logging(settings.log, "dispatcher")
     try:
+        settings = load_settings()
+        set_up_logging(settings.log, "dispatcher")
         redis = connect(redis_url(settings))
         wait_for_services(settings, redis)
         dispatcher = Dispatcher(

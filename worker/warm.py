@@ -363,7 +363,7 @@ class WarmWorker(Worker):
         try:
             jobs = self.steps.hand_back(self.name, self._rung)
         except Unavailable as error:
-            logger.warning("nothing can be handed back: {}; the lease will end", error)
+            logger.warning("the step in hand cannot be handed back, its lease will end: {}", error)
             return
         events = Events(self.connection)
         events.work_to_do()

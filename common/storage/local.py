@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
-from common.errors import NotFound
+from common.errors import NotFound, StorageFull
 from common.storage.storage import Erased, storage_errors
 
 
@@ -29,10 +29,13 @@ class LocalStorage:
         self._results = results
 
     def prepare(self) -> None:
-        """Make the folders."""
-        with storage_errors():
-            for folder in (self._root / "recordings", self._root / "chunks", self._temp):
+        """Make the folders, and see that they can be written in."""
+        recordings, chunks = self._root / "recordings", self._root / "chunks"
+        for folder in (recordings, chunks, self._temp, self._results):
+            with storage_errors():
                 folder.mkdir(parents=True, exist_ok=True)
+            with suppress(StorageFull):  # which is for who writes to find out
+                check_writable(folder)
 
     def check(self) -> None:
         """Raise `StorageFull` or `Unavailable` unless a file can be written."""

@@ -14,6 +14,7 @@ never touch what a client was told is safe.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,4 +153,25 @@ def storage_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise StorageFull from error
-        raise Unavailable(what="The storage") from error
+        reason, final = _why(error)
+        raise Unavailable(what="The storage", reason=reason, final=final) from error
+
+
+def _why(error: OSError) -> tuple[str, bool]:
+    """What went wrong, and whether somebody has to do something about it."""
+    said = error.strerror or type(error).__name__
+    if error.filename is None:
+        return said, False
+    path = Path(os.fsdecode(error.filename))
+    if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return f"{path}: {said}", False
+    folder = next(place for place in path.parents if _is_seen(place))
+    whose = f"it belongs to user {folder.stat().st_uid}, and this process is {os.geteuid()}"
+    return f"{folder} cannot be used: {said}; {whose} (see DATA_DIR and UPLOAD_DIR)", True
+
+
+def _is_seen(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # nor may its parent be looked into
+        return False

@@ -16,8 +16,9 @@ from sqlalchemy import func, select
 from common.db.tables import Chunk, JobMetrics, Step
 from common.domain.job import JobStatus, StepKind, StepStatus
 from common.queue import Doorbell
+from scripts.embedded import EmbeddedPostgres
 from tests.frozen import SENTENCE, failures, frozen_worker, is_told
-from tests.service import Service, Start, horse_of, wait_until
+from tests.service import Service, Start, horse_of, shut, wait_until
 from tests.speech import Samples, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
@@ -88,6 +89,23 @@ def test_a_second_signal_hands_the_step_back_at_once(start: Start, number: signa
 
     completed_without_blame(service, job_id)
     wait_for_end(worker)
+
+
+def test_a_worker_that_cannot_hand_back_ends_and_its_lease_does_the_rest(
+    start: Start, postgres: EmbeddedPostgres, database_url: str
+) -> None:
+    service = start(WORKER_STOP_PERIOD="0.2", WORKER_LEASE="3")
+    worker, _, job_id = frozen_worker(service)
+
+    shut(postgres, database_url, allow=False)
+    worker.terminate()
+    wait_for_end(worker)
+    shut(postgres, database_url, allow=True)
+
+    assert "cannot be handed back" in service.log()
+    service.start_worker()
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert failures(service, job_id) == ["worker_lost"]
 
 
 def test_a_signal_to_all_processes_at_once_costs_no_step(start: Start) -> None:

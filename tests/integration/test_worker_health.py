@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 from redis import Redis
 
@@ -18,7 +17,7 @@ from common import presence
 from common.settings import ROOT
 from scripts.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
 from tests.gateway import GatewayProcess
-from tests.service import Start, wait_until
+from tests.service import Start, shut, wait_until
 
 ROLES = ["worker", "dispatcher"]
 
@@ -136,16 +135,6 @@ def test_a_dispatcher_that_has_lost_its_database_does_not_tell_that_it_is_well(
     wait_until(
         lambda: "no dispatcher" in health("dispatcher", database_url, redis_url)[1], "its good-bye"
     )
-
-
-def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:
-    """Close the database to all, or open it again."""
-    name = database_url.rpartition("/")[2]
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allow}")
-        connection.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
-        )
 
 
 def test_the_gateway_tells_how_many_there_are(

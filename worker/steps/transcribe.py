@@ -10,7 +10,7 @@ from common.db.steps import Claim
 from common.db.tables import Chunk, Job
 from common.domain.chunks import windows_from_json
 from common.domain.values import Chunk as ChunkValue
-from common.errors import WeightsCorrupt
+from common.errors import NotFound, SoundLost, WeightsCorrupt
 from common.transcripts import result_to_json
 from worker.context import Context, persist
 from worker.steps.sound import cut_samples, decoding_options
@@ -20,7 +20,7 @@ def transcribe(context: Context, claim: Claim) -> UUID | None:
     """Transcribe the claimed chunk; returns the step that follows from it, if any.
 
     Raises:
-        WeightsMissing, WeightsCorrupt, NotFound: for good.
+        WeightsMissing, WeightsCorrupt, SoundLost, NotFound: for good.
         EngineFailed, StaleClaim, Unavailable: as everywhere.
     """
     job, recording = persist(lambda: context.steps.job_of(claim))
@@ -46,7 +46,10 @@ def _hear(context: Context, job: Job, stored: Chunk) -> list[Any]:
     weights = context.engines.weights(job.engine, job.model)
     if weights.sha256 != job.weights_sha256:
         raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=job.weights_sha256)
-    pcm = persist(lambda: context.storage.read_chunk(job.id, chunk.index))
+    try:
+        pcm = persist(lambda: context.storage.read_chunk(job.id, chunk.index))
+    except NotFound as error:
+        raise SoundLost(index=chunk.index) from error
     language = job.detected_language or job.language
     heard = context.engines.get(job.engine, job.model).transcribe(
         cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)

@@ -1,0 +1,287 @@
+"""What the processes say of what is in their way: a line, the setting to look at, no secret."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from redis import Redis
+
+from common.db.jobs import Jobs
+from common.db.migrate import upgrade
+from common.domain.job import JobStatus, StepKind
+from common.presence import DISPATCHERS, QUEUE_NAME
+from common.settings import ROOT
+from scripts.embedded import free_port
+from tests.factories import TENANT
+from tests.frozen import frozen_worker, is_told
+from tests.gateway import GatewayProcess
+from tests.service import Start, wait_until
+from tests.speech import speak
+
+SECRET = "wrong-sesame"
+MODULES = ["worker", "worker.dispatcher"]
+WRONG_PASSWORD = ["password authentication failed", "DATABASE_PASSWORD"]
+NO_HOST = "no-such-host.invalid"
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Those that are there."""
+
+    database: str
+    redis: str
+
+    def environment(self, folder: Path, **other: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            "DATABASE_URL": self.database,
+            "REDIS_URL": self.redis,
+            "DATA_DIR": str(folder),
+            "WORKER_NICE": "0",
+            **other,
+        }
+
+
+@pytest.fixture
+def servers(database_url: str, redis_url: str) -> Servers:
+    return Servers(database_url, redis_url)
+
+
+def changed(url: str, **parts: str) -> str:
+    """The URL with another user, password, port or path."""
+    was = urlsplit(url)
+    user, password = parts.get("user", was.username), parts.get("password", was.password)
+    host, port = parts.get("host", was.hostname), parts.get("port", was.port)
+    path = parts.get("path", was.path)
+    return f"{was.scheme}://{user or ''}:{password}@{host}:{port}{path}"
+
+
+def last_words(module: str, environment: dict[str, str], *arguments: str) -> str:
+    """The one error that a process ends with."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1, said
+    assert "Traceback" not in said, said
+    assert SECRET not in said, said
+    lines = [line for line in said.splitlines() if " INFO " not in line]
+    assert len(lines) == 1, said
+    return lines[0]
+
+
+@contextmanager
+def running(module: str, environment: dict[str, str], log: Path) -> Iterator[None]:
+    """A process that is ended with the block, as it should when it is told to."""
+    command = [sys.executable, "-m", module]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        try:
+            yield
+            process.terminate()
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+    assert "Traceback" not in log.read_text()
+    assert SECRET not in log.read_text()
+
+
+def says(log: Path, *words: str) -> bool:
+    """Whether a line has all of them."""
+    return any(all(word in line for word in words) for line in log.read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "words"),
+    [
+        (("worker",), {"password": SECRET}, WRONG_PASSWORD),
+        (("worker.dispatcher",), {"password": SECRET}, WRONG_PASSWORD),
+        (("scripts", "migrate"), {"password": SECRET}, WRONG_PASSWORD),
+        (("worker",), {"path": "/nowhere"}, ['"nowhere" does not exist', "DATABASE_URL"]),
+        (("worker",), {"password": SECRET, "port": "x"}, ["DATABASE_URL cannot be read"]),
+    ],
+)
+def test_a_database_that_refuses_ends_it_with_the_reason(
+    servers: Servers,
+    tmp_path: Path,
+    command: tuple[str, ...],
+    wrong: dict[str, str],
+    words: list[str],
+) -> None:
+    environment = servers.environment(tmp_path, DATABASE_URL=changed(servers.database, **wrong))
+    said = last_words(command[0], environment, *command[1:])
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("module", "wrong", "words"),
+    [
+        ("worker", {"password": SECRET}, ["username-password pair", "REDIS_PASSWORD"]),
+        ("worker.dispatcher", {"password": SECRET}, ["username-password pair", "REDIS_PASSWORD"]),
+        ("worker.dispatcher", {"password": SECRET, "port": "x"}, ["REDIS_URL cannot be read"]),
+    ],
+)
+def test_a_redis_that_refuses_ends_it_with_the_reason(
+    servers: Servers, tmp_path: Path, module: str, wrong: dict[str, str], words: list[str]
+) -> None:
+    redis_url = changed(servers.redis, **wrong)
+    said = last_words(module, servers.environment(tmp_path, REDIS_URL=redis_url))
+    assert all(word in said for word in words), said
+
+
+def test_a_redis_that_wants_a_password_says_which_setting_has_it(
+    servers: Servers, tmp_path: Path
+) -> None:
+    parts = urlsplit(servers.redis)
+    environment = servers.environment(
+        tmp_path, REDIS_URL="", REDIS_HOST="127.0.0.1", REDIS_PORT=str(parts.port)
+    )
+    said = last_words("worker.dispatcher", environment)
+    assert "it wants a password (see REDIS_PASSWORD" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "setting", "address", "word"),
+    [
+        ("worker", "DATABASE_URL", "postgresql://a:{}@127.0.0.1:{}/x", "Connection refused"),
+        ("worker", "REDIS_URL", "redis://:{}@127.0.0.1:{}/0", "Connection refused"),
+        ("worker.dispatcher", "DATABASE_URL", f"postgresql://a:{{}}@{NO_HOST}:{{}}/x", NO_HOST),
+        ("worker.dispatcher", "REDIS_URL", f"redis://:{{}}@{NO_HOST}:{{}}/0", NO_HOST),
+    ],
+)
+def test_a_server_that_is_not_there_yet_is_waited_for(
+    servers: Servers, tmp_path: Path, module: str, setting: str, address: str, word: str
+) -> None:
+    missing = {setting: address.format(SECRET, free_port())}
+    log = tmp_path / "log"
+    with running(module, servers.environment(tmp_path, **missing), log):
+        wait_until(partial(says, log, "waiting: ", setting, word), "a word about it")
+
+
+@pytest.mark.parametrize(
+    ("module", "registered"),
+    [("worker", f"rq:workers:{QUEUE_NAME}"), ("worker.dispatcher", DISPATCHERS)],
+)
+def test_tables_that_are_still_to_come_are_waited_for(
+    empty_database_url: str, redis_url: str, tmp_path: Path, module: str, registered: str
+) -> None:
+    log = tmp_path / "log"
+    environment = Servers(empty_database_url, redis_url).environment(tmp_path)
+    with running(module, environment, log), Redis.from_url(redis_url) as redis:
+        wait_until(partial(says, log, "at nothing", "run `steno migrate`"), "a word about them")
+        upgrade(empty_database_url)
+        wait_until(lambda: redis.exists(registered), "its start")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_newer_versions_database_is_left_alone(
+    servers: Servers, tmp_path: Path, module: str
+) -> None:
+    with psycopg.connect(servers.database) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    said = last_words(module, servers.environment(tmp_path))
+    assert "is at 9999" in said
+    assert "a newer version's" in said
+
+
+@pytest.mark.parametrize("module", ["worker", "api"])
+def test_a_folder_that_cannot_be_written_in_is_named_with_its_owner_and_the_setting(
+    servers: Servers, tmp_path: Path, module: str
+) -> None:
+    said = last_words(module, servers.environment(tmp_path, DATA_DIR="/sys/stenopool"))
+    for words in ("/sys cannot be used", "user 0", f"process is {os.geteuid()}", "DATA_DIR"):
+        assert words in said
+
+
+def test_a_wrong_setting_is_named(servers: Servers, tmp_path: Path) -> None:
+    said = last_words("worker", servers.environment(tmp_path, WORKER_STOP_PERIOD="-1"))
+    assert "WORKER_STOP_PERIOD" in said
+
+
+def test_a_gateway_logs_why_it_is_not_ready_and_tells_clients_less(
+    servers: Servers, tmp_path: Path
+) -> None:
+    wrong_database = changed(servers.database, password=SECRET)
+    wrong_redis = changed(servers.redis, password=SECRET)
+    with GatewayProcess(tmp_path, wrong_database, wrong_redis) as gateway:
+        log = gateway.log_file
+        wait_until(partial(says, log, "password authentication failed", "DATABASE_"), "the reason")
+        wait_until(partial(says, log, "username-password pair", "REDIS_PASSWORD"), "the reason")
+        answers = [gateway.http.get("/readyz"), gateway.http.get("/api/v1/jobs")]
+    for answer in answers:
+        assert answer.status_code == 503
+        assert "out of reach at the moment" in answer.text
+        assert "127.0.0.1" not in answer.text
+        assert "password" not in answer.text
+    assert "Traceback" not in log.read_text()
+    assert SECRET not in log.read_text()
+
+
+def test_a_gateway_says_that_tables_are_missing(
+    empty_database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    with GatewayProcess(tmp_path, empty_database_url, redis_url) as gateway:
+        wait_until(partial(says, gateway.log_file, "at nothing", "steno migrate"), "the reason")
+        ready = gateway.http.get("/readyz")
+    assert ready.status_code == 503
+    assert "run `steno migrate`" in ready.json()["parts"]["migrations"]
+
+
+def test_a_gateway_with_an_address_that_is_none_ends(servers: Servers, tmp_path: Path) -> None:
+    url = changed(servers.database, password=SECRET, port="x")
+    said = last_words("api", servers.environment(tmp_path, DATABASE_URL=url))
+    assert "DATABASE_URL cannot be read" in said
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_a_job_whose_recording_is_gone_says_so(start: Start) -> None:
+    service = start()
+    job_id = service.submit(speak("The quick brown fox."))
+    (recording,) = (service.folder / "uploads" / "recordings").iterdir()
+    recording.unlink()
+    service.start_dispatcher()
+    service.start_worker()
+
+    ended = service.ended(job_id)
+
+    assert (ended.status, ended.error_code) == (JobStatus.FAILED, "recording_lost")
+    assert ended.error_message == "The job's recording is gone from the storage"
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_a_job_whose_cut_sound_is_gone_says_so_and_a_retry_heals_it(start: Start) -> None:
+    service = start(REUSE_RESULTS="false")
+    planner, horse, job_id = frozen_worker(service, [StepKind.PLAN])
+    planner.terminate()
+    assert is_told(service, "told to stop")
+    horse.send_signal(signal.SIGCONT)
+    wait_until(lambda: not planner.is_running() or planner.status() == "zombie", "a plan, no more")
+    for cut in (service.folder / "uploads" / "chunks" / str(job_id)).iterdir():
+        cut.unlink()
+    service.start_worker()
+
+    ended = service.ended(job_id)
+
+    assert (ended.status, ended.error_code) == (JobStatus.FAILED, "sound_lost")
+    assert ended.error_message is not None
+    assert "chunk 0 is gone from the storage" in ended.error_message
+    Jobs(service.database, TENANT).retry(job_id)
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert "fox" in service.text(job_id)

@@ -24,6 +24,7 @@ from scripts.cli import ELSEWHERE, steno
 from tests.kustomize import Manifest, build, containers, files_of, read
 from tests.setting_names import secret_settings, settings_named
 from worker.context import PATIENCE_S
+from worker.dispatcher import LONGEST_END_S
 
 FOLDER = ROOT / "docker" / "kubernetes"
 EXAMPLE = FOLDER / "overlays" / "example"
@@ -287,8 +288,9 @@ def test_every_probe_asks_what_is_there(manifest: Manifest) -> None:
                 assert probe["httpGet"]["path"] in routes()
                 assert ports[probe["httpGet"]["port"]] == PORTS["http"]
             else:
-                python, option, module, part = probe["exec"]["command"]
-                assert (python, option) == ("python", "-m")
+                env, folder, python, option, module, part = probe["exec"]["command"]
+                # Kubernetes starts it in / and not where the image does.
+                assert (env, folder, python, option) == ("env", "--chdir=/app", "python", "-m")
                 assert importlib.util.find_spec(module) is not None
                 assert part == container["name"]
 
@@ -310,9 +312,16 @@ def test_whoever_is_stopped_has_the_time_to_drain(manifest: Manifest) -> None:
         needed = {
             "api": sleep.get("seconds", 0) + FAREWELL_S,
             "worker": Settings().worker.stop_period + 10,
-            "dispatcher": 10,
+            "dispatcher": LONGEST_END_S,
         }[container["name"]]
         assert pod_of(manifest)["terminationGracePeriodSeconds"] >= needed
+
+
+@pytest.mark.parametrize("name", ["api", "dispatcher", "worker"])
+def test_an_update_stops_none_before_another_is_there(name: str) -> None:
+    update = one(SETS["base"], "Deployment", name)["spec"]["strategy"]["rollingUpdate"]
+    assert update["maxUnavailable"] == 0
+    assert update["maxSurge"]
 
 
 def test_an_upload_of_the_greatest_size_fits() -> None:

@@ -169,6 +169,7 @@ def test_a_client_is_given_the_recording_under_its_name(storage: Storage) -> Non
     if isinstance(offered, Path):
         assert offered.read_bytes() == b"sound"
         return
+    assert isinstance(offered, str)
     answer = httpx.get(offered, headers={"Range": "bytes=1-"}, trust_env=False)
     assert answer.content == b"ound"
     assert answer.headers["content-type"] == "audio/mpeg"

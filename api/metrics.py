@@ -30,7 +30,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.gateway import Gateway
 from api.version import VERSION
 from common.db.monitoring import Observed, Server, Waiting, observe_service
-from common.domain.metrics import COUNTERS, HISTOGRAMS
+from common.domain.job import JobStatus, StepKind
+from common.domain.metrics import (
+    AUDIO_TRANSCRIBED,
+    COUNTERS,
+    HISTOGRAMS,
+    JOBS_ENDED,
+    JOBS_SUBMITTED,
+    LEASES_EXPIRED,
+)
+from common.domain.metrics import Counter as Counted
 from common.errors import StenoError
 
 T = TypeVar("T")
@@ -43,6 +52,7 @@ SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 ELSEWHERE = "none"
 """The route of requests that met none."""
+FINISHED = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -282,10 +292,22 @@ def _number(bound: float) -> str:
     return text
 
 
+def _zeros(counter: Counted, service: Observed) -> dict[Labels, float]:
+    """What may be counted next: the first of a kind is an increase only over a zero before it."""
+    submitted = service.tallied.of(JOBS_SUBMITTED)
+    if counter is JOBS_ENDED:
+        return {(status.lower(), *labels): 0 for status in FINISHED for labels in submitted}
+    if counter is AUDIO_TRANSCRIBED:
+        return dict.fromkeys(submitted, 0)
+    if counter is LEASES_EXPIRED:
+        return {(kind.value,): 0 for kind in StepKind}
+    return {}
+
+
 def _tallies(service: Observed) -> Iterator[Metric]:
     for counter in COUNTERS:
         counted = CounterMetricFamily(counter.name, counter.help, labels=counter.labels)
-        for labels, value in service.tallied.of(counter).items():
+        for labels, value in {**_zeros(counter, service), **service.tallied.of(counter)}.items():
             counted.add_metric(labels, value)
         yield counted
     for histogram in HISTOGRAMS:

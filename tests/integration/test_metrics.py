@@ -177,6 +177,19 @@ def test_requests_are_counted_by_their_route_over_all_processes(gateway: Gateway
     assert value(scrape(gateway), "http_requests_total", **unknown) >= 1
 
 
+def test_the_first_of_a_kind_is_an_increase(gateway: GatewayProcess, database: Database) -> None:
+    def told(name: str, **labels: str) -> bool:
+        return (f"stenopool_{name}", frozenset(labels.items())) in scrape(gateway)
+
+    assert told("leases_expired_total", kind="transcribe")
+    one = {"tier": "standard", **BASE}
+    assert not told("jobs_ended_total", status="failed", **one)
+    submit_job(database)
+    for status in ("completed", "failed", "cancelled"):
+        assert told("jobs_ended_total", status=status, **one)
+    assert told("audio_transcribed_seconds_total", **one)
+
+
 def test_it_is_told_how_much_room_is_left(gateway: GatewayProcess, database: Database) -> None:
     samples = scrape(gateway)
     size = shutil.disk_usage(gateway.folder)

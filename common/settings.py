@@ -382,7 +382,7 @@ class WorkerSettings(BaseSettings):
 
     lease: Annotated[float, Field(ge=2)] = 15.0
     """Seconds after which a step whose worker went silent is given to another."""
-    stop_period: Annotated[float, Field(ge=0)] = 25.0
+    stop_period: Annotated[float, Field(ge=0, le=86_400)] = 25.0
     """Seconds for which a worker that is told to stop goes on with the step in hand. Then, or when
     it is told again, another worker gets that at once. What stops it must wait 10 s longer."""
     nice: Annotated[int, Field(ge=0, le=19)] = 10

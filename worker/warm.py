@@ -18,7 +18,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 from resource import struct_rusage
 from types import FrameType
 from uuid import UUID
@@ -53,6 +53,8 @@ class _Running:
 
 STARTING_S = 180.0
 """Time for a horse to get to the first step of a doorbell: it may have large weights to load."""
+LONGEST_END_S = 9
+"""It has ended so many seconds after the time for the step in hand."""
 FAREWELL_S = 1.0
 """What a horse with nothing to do gets to end by itself."""
 
@@ -118,7 +120,10 @@ class WarmWorker(Worker):
         Nothing is logged or sent from here, as the signal may have come in the middle of either.
         """
         again, self._stop_requested = self._stop_requested, True
-        self._stop_by = time.monotonic() + (0.0 if again else self.stop_period_s)
+        period_s = 0.0 if again else self.stop_period_s
+        self._stop_by = time.monotonic() + period_s
+        # Whatever holds it then, as a server that hangs may, the lease does the rest.
+        signal.alarm(ceil(period_s) + LONGEST_END_S)
         if self._waits_for_work:
             raise StopRequested
 

@@ -301,7 +301,7 @@ def _kill(bench: Bench, job: Watched, victim: Container) -> Row:
     if held:
         taken = until(lambda: taken_over(project, held), PATIENCE_S)
         told.append("its own never" if taken is None else f"its own claimed after {taken:.1f} s")
-    healthy = until(lambda: is_well(project.again(victim)), 2 * PATIENCE_S)
+    healthy = until(lambda: is_back(project.again(victim), victim), 2 * PATIENCE_S)
     restarted = project.again(victim).restarts > victim.restarts
     how = "by the policy" if restarted else "not by the policy" if by_policy else "by hand"
     told.append(f"restarted {how}, {'not ' if healthy is None else ''}healthy again")
@@ -316,6 +316,11 @@ def _kill(bench: Bench, job: Watched, victim: Container) -> Row:
 def is_well(container: Container) -> bool:
     """Whether it runs and its check says so."""
     return container.running and container.health == "healthy"
+
+
+def is_back(container: Container, before: Container) -> bool:
+    """Whether it is well again, after it was started anew."""
+    return is_well(container) and container.started_at != before.started_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -619,7 +624,7 @@ def prove(bench: Bench, numbers: Sequence[int], rows: dict[str, list[Row]]) -> N
                 told.append(row)
                 bench.tell(f"   {row}")
         except StenoError as error:
-            told.append(Row("broke off", error.message, "", ok=False))
+            told.append(Row("broke off", str(error.details.get("problem", error)), ok=False))
             bench.tell(f"   {told[-1]}")
 
 

@@ -318,7 +318,7 @@ class Project:
         if check and done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
             raise SetupProblem(
-                problem=f"{told} failed: {' / '.join(lines[-3:])}", remedy=f"See {self.log}"
+                problem=f"{told} failed: {' '.join(lines[-1:])}", remedy=f"See {self.log}"
             )
         return done
 
@@ -349,7 +349,9 @@ class Project:
             SetupProblem: not all of it was healthy in the end; those that were not are named.
         """
         started = time.monotonic()
-        wait = ("--wait", "--wait-timeout", str(UP_S), "--scale", f"worker={workers}")
+        wait = ["--wait", "--wait-timeout", str(UP_S)]
+        if not services or "worker" in services:
+            wait += ["--scale", f"worker={workers}"]
         try:
             self.compose("up", "-d", *wait, *options, *services, timeout_s=UP_S + COMMAND_S)
         except SetupProblem as error:

@@ -20,6 +20,10 @@ HEALED_S = 120.0
 WRONG_DATABASE_PASSWORD = re.compile(r"password authentication failed.*see DATABASE_PASSWORD")
 WRONG_REDIS_PASSWORD = re.compile(r"Redis.*see REDIS_PASSWORD")
 UNREADABLE = re.compile(r"\.env cannot be read by user \d+.*secrets\.sh")
+LOG_HEAD = re.compile(r"^\S+ \S+ [A-Z]+ +\S+ (\w+=\S+ )*")
+"""Time, level, process and ids of a line of ours."""
+LONGEST = 240
+REMEDY = re.compile(r"run sh docker/secrets\.sh")
 NO_GROUP = re.compile(r"SECRETS_GID.*run sh docker/secrets\.sh")
 LOST_RECORDING = re.compile(r"recording is gone from the storage")
 
@@ -68,13 +72,15 @@ def _told(
 
 def _short(line: str) -> str:
     text = line.partition("|")[2].strip() or line
-    return text if len(text) <= 240 else f"{text[:240]}..."
+    text = LOG_HEAD.sub("", text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _healed(project: Project, what: str) -> Row:
     """Whether the service is well once it is set right and `up` was said."""
     try:
-        seconds = project.up()
+        # Afresh: Compose gives up at once where a container that others need is unhealthy still.
+        seconds = project.up(options=("--force-recreate",))
     except SetupProblem as error:
         return Row(f"{what}, put right", error.message, "ready", ok=False)
     ready = project.ready()
@@ -91,7 +97,7 @@ def _fails_to_start(project: Project) -> str | None:
     try:
         project.compose("up", "-d", "--wait", "--wait-timeout", str(int(SAID_S)))
     except SetupProblem as error:
-        return error.message
+        return str(error.details["problem"])
     return None
 
 
@@ -135,6 +141,7 @@ def _unreadable(project: Project) -> Iterator[Row]:
         failure = _fails_to_start(project)
         yield Row(f"{what}: up", failure or "starts", "fails", failure is not None)
         yield from _told(project, what, since, UNREADABLE, "migrate")
+        yield from _told(project, what, since, REMEDY, "redis")
         project.make_secrets()
         yield _healed(project, f"{what}, secrets.sh")
 

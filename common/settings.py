@@ -28,7 +28,7 @@ from common.domain.keys import Limits
 from common.errors import SetupProblem
 
 ROOT = Path(__file__).resolve().parent.parent
-DOTENV = ROOT / ".env"
+DOTENV = Path(os.environ.get("STENO_ENV_FILE") or ROOT / ".env")
 SECRETS = (Path("/run/secrets"), Path("/run/secrets/stenopool"))
 """Where containers find secrets: one file a setting, named as it is in the environment. The second
 is for Kubernetes, where others mount what they have to say below the first."""

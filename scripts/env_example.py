@@ -24,7 +24,8 @@ TARGET = ROOT / ".env.example"
 
 HEADER = """\
 # Every setting of Stenopool. Copy this file to .env and take the # from a line to change it;
-# the environment goes before .env, and an empty value means the default.
+# the environment goes before .env, and an empty value means the default. STENO_ENV_FILE, in the
+# environment, names another file than .env.
 # Made from common/settings.py by `python -m scripts.env_example`: do not edit it by hand.
 """
 

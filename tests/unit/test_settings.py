@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import SetupProblem
-from common.settings import ApiSettings, DatabaseSettings, load_settings
+from common.settings import ROOT, ApiSettings, DatabaseSettings, load_settings
 
 
 def address(url: str, password: str) -> str | None:
@@ -67,6 +69,16 @@ def test_a_file_of_settings_that_cannot_be_read_is_named(
     monkeypatch.setitem(ApiSettings.model_config, "env_file", file)
     with as_nobody(), pytest.raises(SetupProblem, match=r"\.env cannot be read by user"):
         load_settings()
+
+
+def test_another_file_of_settings_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.env").write_text("API_PORT=1234\n")
+    show = "from common.settings import ApiSettings; print(ApiSettings().port)"
+    told = {"STENO_ENV_FILE": str(tmp_path / "mine.env"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", show], env=told, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1234\n"
 
 
 def test_secrets_are_read_from_files_named_as_in_the_environment(

@@ -438,7 +438,7 @@ class Crowd:
 
 
 def restarts(bench: Bench) -> Iterator[Row]:
-    """Renew every service of ours under a crowd, and all at once the ways to make them anew."""
+    """Renew services of ours under a crowd; scale and stop workers under a long recording."""
     project = bench.project
     project.up(workers=2)
     for clip in bench.clips:
@@ -452,14 +452,28 @@ def restarts(bench: Bench) -> Iterator[Row]:
             seconds = project.up(service, workers=2, options=("--no-deps", "--force-recreate"))
             yield Row(f"new {service}", f"{seconds:.0f} s, {jobs} jobs in flight")
         for service in ROLLED:
-            jobs, started = crowd.in_flight, time.monotonic()
-            project.compose("restart", "--no-deps", service)
-            until(lambda: all(map(is_well, project.containers(service))), 2 * PATIENCE_S)  # noqa: B023
-            seconds = time.monotonic() - started
-            yield Row(f"restart {service}", f"{seconds:.0f} s, {jobs} jobs in flight")
+            jobs = crowd.in_flight
+            yield Row(f"restart {service}", f"{_restart(project, service)}, {jobs} jobs in flight")
     yield crowd.row(f"{IN_FLIGHT} clients meanwhile")
+    yield _all_completed(project)
     yield from _up_and_down(bench)
     yield from _stops(bench)
+
+
+def _restart(project: Project, service: str) -> str:
+    started = time.monotonic()
+    project.compose("restart", "--no-deps", service)
+    well = until(lambda: all(map(is_well, project.containers(service))), 2 * PATIENCE_S)
+    return f"{time.monotonic() - started:.0f} s{'' if well is not None else ', not healthy'}"
+
+
+def _all_completed(project: Project) -> Row:
+    """What came of every job, also of those whose answer was lost, so that they were sent again."""
+    in_states = "SELECT status, count(*) FROM jobs GROUP BY status"
+    until(lambda: {status for status, _ in project.sql(in_states)} <= ENDED, PATIENCE_S)
+    counts = {status: int(count) for status, count in project.sql(in_states)}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return Row("every job that is there", told, "COMPLETED", set(counts) == {"COMPLETED"})
 
 
 def _up_and_down(bench: Bench) -> Iterator[Row]:
@@ -469,9 +483,8 @@ def _up_and_down(bench: Bench) -> Iterator[Row]:
     with bench.gateway() as gateway:
         job = Watched(bench, gateway)
         for workers in (4, 1):
-            done = job.in_the_midst()
+            job.in_the_midst()
             seconds = project.up("worker", workers=workers, options=("--no-deps", "--no-recreate"))
-            bench.tell(f"{workers} worker(s) after {done} chunks, which took {seconds:.0f} s")
             running = len(project.containers("worker"))
             yield Row(
                 f"--scale worker={workers} during a job",
@@ -514,11 +527,11 @@ def _stop(project: Project, job: Watched, *, at_once: bool) -> Row:
     started = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(project.docker, "stop", victim.id)
-        free_s = until(lambda: let_go(project, held), PATIENCE_S)
+        free_s = until(lambda: let_go(project, held), PATIENCE_S) if held else None
         stopping.result()
     seconds = time.monotonic() - started
     exit_code = project.again(victim).exit_code
-    elsewhere = taken_over(project, held)
+    elsewhere = bool(held) and taken_over(project, held)
     fate = "stayed with it" if free_s is None else f"was done by it after {free_s:.1f} s"
     if elsewhere:
         fate = f"was claimed elsewhere after {free_s:.1f} s"

@@ -57,6 +57,8 @@ LONGEST_END_S = 9
 """It has ended so many seconds after the time for the step in hand."""
 FAREWELL_S = 1.0
 """What a horse with nothing to do gets to end by itself."""
+RETRY_S = 1.0
+"""How soon to ask again whether Redis is back."""
 
 
 class _NoAlarm(BaseDeathPenalty):
@@ -211,12 +213,13 @@ class WarmWorker(Worker):
                 job.delete()
         except redis.exceptions.RedisError as error:
             logger.warning("doorbell {}: Redis is away: {}", job.id, type(error).__name__)
-            self.set_state(WorkerStatus.IDLE)
+            self._wait_for_redis()
 
     def maintain_heartbeats(self, job: Job) -> None:
         """Tell that this worker lives; a missed beat is no reason to end."""
         try:
             super().maintain_heartbeats(job)
+            self._stay_known()
         except redis.exceptions.RedisError as error:
             logger.warning("no heartbeat: Redis is away: {}", type(error).__name__)
 
@@ -230,8 +233,8 @@ class WarmWorker(Worker):
         if pipeline is None and not self._stop_requested:
             self.start_horse()
         super().heartbeat(timeout, pipeline)
-        if pipeline is None and not self.connection.sismember(self.redis_workers_keys, self.key):
-            self.register_again()
+        if pipeline is None:
+            self._stay_known()
 
     def set_current_job_working_time(
         self, current_job_working_time: float, pipeline: redis.client.Pipeline | None = None
@@ -257,16 +260,29 @@ class WarmWorker(Worker):
         """Start a horse if there is none, ahead of the next job: its engine is warm by then."""
         self._horse_at_hand()
 
-    def register_again(self) -> None:
+    def _stay_known(self) -> None:
         """Register with a Redis that lost what it knew."""
         from rq import worker_registration
 
+        if self.connection.sismember(self.redis_workers_keys, self.key):
+            return
         logger.warning("Redis does not know this worker (any more): registering")
         with self.connection.pipeline() as pipeline:
             pipeline.hset(self.key, mapping=self.serialize())
             worker_registration.register(self, pipeline)
             pipeline.expire(self.key, self.worker_ttl + 60)
             pipeline.execute()
+
+    def _wait_for_redis(self) -> None:
+        """Wait until it takes commands: between two jobs RQ ends at the first that fails."""
+        while not self._stop_requested:
+            try:
+                self.set_state(WorkerStatus.IDLE)
+            except redis.exceptions.RedisError:
+                time.sleep(RETRY_S)
+            else:
+                return
+        raise StopRequested
 
     def _horse_at_hand(self) -> subprocess.Popen[bytes]:
         if self._horse is not None and self._horse.poll() is None:

@@ -1,4 +1,4 @@
-"""What an outage of Postgres may cost: time, and no work."""
+"""What an outage of Postgres or Redis may cost: time, and no work."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import select
 
 from common.db.migrate import upgrade
 from common.db.tables import Failure, Step
 from common.domain.job import JobStatus
-from scripts.embedded import EmbeddedPostgres
+from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.frozen import failures, frozen_worker, is_told
 from tests.service import Service, horse_of, wait_until
-from tests.speech import speak
+from tests.speech import silence, speak
 
 LEASE_S = 4
 
@@ -44,3 +46,47 @@ def test_work_in_hand_outlives_an_outage_that_is_longer_than_its_lease(
                 assert session.scalars(select(Failure.code)).all() == []
                 attempts = session.scalars(select(Step.attempt)).all()
             assert attempts == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
+    tmp_path: Path, database_url: str
+) -> None:
+    with (
+        EmbeddedValkey(tmp_path / "valkey") as valkey,
+        Service(database_url, valkey.url, tmp_path, WORKER_LEASE="600") as service,
+    ):
+        worker, horse, job_id = frozen_worker(service)
+        assert valkey.process is not None
+        valkey.process.kill()
+        valkey.process.wait()
+        horse.send_signal(signal.SIGCONT)
+        wait_until(lambda: "Redis is away" in service.log(), "the end of its step")
+        time.sleep(3)  # the outage itself
+        valkey.start()
+
+        assert service.ended(job_id).status == JobStatus.COMPLETED
+        assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
+        assert worker.status() != psutil.STATUS_ZOMBIE
+        assert failures(service, job_id) == []
+        assert "Traceback" not in service.log()
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_a_worker_that_is_stopped_while_redis_is_away_ends_without_a_fuss(
+    tmp_path: Path, database_url: str
+) -> None:
+    with (
+        EmbeddedValkey(tmp_path / "valkey") as valkey,
+        Service(database_url, valkey.url, tmp_path, WORKER_LEASE="600") as service,
+    ):
+        worker, horse, _ = frozen_worker(service)
+        assert valkey.process is not None
+        valkey.process.kill()
+        valkey.process.wait()
+        worker.terminate()
+        assert is_told(service, "told to stop")
+        horse.send_signal(signal.SIGCONT)
+
+        wait_until(lambda: "stopped" in service.log(), "its end")
+        assert "Traceback" not in service.log()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from redis import Redis
 from common import presence
 from common.settings import ROOT
 from scripts.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
+from tests.frozen import frozen_worker
 from tests.gateway import GatewayProcess
 from tests.service import Start, shut, wait_until
 
@@ -54,6 +56,18 @@ def test_both_are_well_while_they_work(start: Start, database_url: str, redis_ur
 
     for role in ROLES:
         wait_until(partial(is_well, role, database_url, redis_url), f"a {role} that is well")
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_a_worker_in_the_middle_of_a_long_step_is_well_though_redis_forgot_it(
+    start: Start, database_url: str, redis_url: str
+) -> None:
+    _, horse, _ = frozen_worker(start())
+    with Redis.from_url(redis_url) as redis:
+        redis.flushall()
+
+    wait_until(partial(is_well, "worker", database_url, redis_url), "a worker that is known")
+    horse.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("role", ROLES)

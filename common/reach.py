@@ -21,9 +21,10 @@ PATIENCE_S = 60.0
 RETRY_S = 1.0
 REMIND_S = 10.0
 
-PASSING = ("starting up", "shutting down", "recovery", "not yet accepting", "too many", "slots")
-"""Parts of what Postgres says to those whom it refuses for the moment only."""
 PASSWORD = ("password", "authentication")
+LASTING = (*PASSWORD, "does not exist", "pg_hba.conf", "not permitted")
+"""Parts of what Postgres says to those whom it will go on to refuse. Anything else may pass: it
+starts, or stops, or has too many clients, or a pooler before it has not found it yet."""
 LONGEST = 300
 
 
@@ -39,8 +40,8 @@ def postgres_trouble(error: BaseException | None) -> str:
 def postgres_refuses(error: BaseException | None) -> bool:
     """Whether Postgres is there and will go on to refuse, as it does with a wrong password."""
     said = str(error)
-    refused = "FATAL" in said or "no password supplied" in said
-    return refused and not any(words in said for words in PASSING)
+    _, _, refusal = said.partition("FATAL")
+    return "no password supplied" in said or any(words in refusal for words in LASTING)
 
 
 def redis_trouble(error: Exception) -> Unavailable:

@@ -8,10 +8,11 @@ test compares the two.
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +33,9 @@ DOTENV = Path(os.environ.get("STENO_ENV_FILE") or ROOT / ".env")
 SECRETS = (Path("/run/secrets"), Path("/run/secrets/stenopool"))
 """Where containers find secrets: one file a setting, named as it is in the environment. The second
 is for Kubernetes, where others mount what they have to say below the first."""
+
+LOGIN = re.compile(r"(\w[\w+]*://[^:/@]+)(?::([^@]*))?@")
+"""The beginning of a database's URL, up to the user, and the password, as SQLAlchemy reads them."""
 
 
 def origin_of(url: str) -> str:
@@ -244,12 +248,18 @@ class DatabaseSettings(BaseSettings):
         if self.url is None:
             return None
         url = self.url.get_secret_value()
-        parts = urlsplit(url)
-        if self.password is None or parts.password is not None or not parts.username:
+        login = LOGIN.match(url)
+        if login is None:
             return url
-        user, _, host = parts.netloc.rpartition("@")
-        password = quote(self.password.get_secret_value(), safe="")
-        return urlunsplit(parts._replace(netloc=f"{user}:{password}@{host}"))
+        user, password = login.groups()
+        if password is not None:
+            password = unquote(password)
+        elif self.password is not None:
+            password = self.password.get_secret_value()
+        else:
+            return url
+        # libpq is stricter than SQLAlchemy, and repeats what it cannot read.
+        return f"{user}:{quote(password, safe='')}@{url[login.end() :]}"
 
 
 class RedisSettings(BaseSettings):

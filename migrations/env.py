@@ -4,6 +4,7 @@ from alembic import context
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from common.db.database import parsed
 from common.db.tables import Base
 from common.settings import DatabaseSettings
 
@@ -15,10 +16,10 @@ def run() -> None:
     """Migrate, alone and in one transaction."""
     url = context.config.attributes.get("database_url")
     if url is None:
-        configured = DatabaseSettings().url
+        configured = DatabaseSettings().address
         if configured is None:
             raise SystemExit("DATABASE_URL is not set")
-        url = configured.get_secret_value()
+        url = parsed(configured)
     engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 5})
     with engine.connect() as connection:
         context.configure(

@@ -15,6 +15,9 @@ from common.db.tallies import write_tallies
 from common.errors import OutcomeUnknown, Unavailable
 from common.reach import malformed, postgres_refuses, postgres_trouble
 
+DRIVERS = {"postgresql", "postgresql+psycopg", "postgres"}
+"""Names of the one there is."""
+
 
 class Database:
     """A pool of connections; one per process, made after the process has forked or spawned.
@@ -95,9 +98,9 @@ def parsed(url: str) -> URL:
         found = make_url(url)
     except (ArgumentError, ValueError):
         found = None
-    if found is None or found.get_backend_name() not in {"postgresql", "postgres"}:
+    if found is None or found.drivername not in DRIVERS or "@" in (found.host or ""):
         raise malformed("DATABASE_URL", "postgresql://user:password@host:port/name") from None
-    return found
+    return found.set(drivername="postgresql")
 
 
 def lost(error: DBAPIError) -> dict[str, Any]:

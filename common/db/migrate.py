@@ -25,9 +25,9 @@ def upgrade(database_url: str, revision: str = "head") -> None:
         SetupProblem: the URL is none.
         Unavailable: Postgres does not answer.
     """
-    parsed(database_url)
+    config = _config(database_url)
     try:
-        command.upgrade(_config(database_url), revision)
+        command.upgrade(config, revision)
     except OperationalError as error:
         raise Unavailable(**lost(error)) from error
 
@@ -57,5 +57,5 @@ def revisions(database_url: str) -> tuple[str | None, str | None]:
 
 def _config(database_url: str) -> Config:
     config = Config(toml_file=ROOT / "pyproject.toml")
-    config.attributes["database_url"] = database_url
+    config.attributes["database_url"] = parsed(database_url)
     return config

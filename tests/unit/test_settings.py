@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import make_url
 
 from common.errors import SetupProblem
 from common.settings import ROOT, ApiSettings, DatabaseSettings, load_settings
@@ -42,6 +45,16 @@ def test_a_password_in_the_url_goes_before_the_one_beside_it() -> None:
 
 def test_a_password_without_a_user_is_not_put_anywhere() -> None:
     assert address("postgresql:///steno", "other") == "postgresql:///steno"
+
+
+@pytest.mark.parametrize("password", ["a/b", "a?b#c", "a:b", "50%zz", "a[b]c", "a%2Fb", ""])
+def test_all_that_read_the_databases_address_read_the_same_password(password: str) -> None:
+    found = address(f"postgresql+psycopg://steno:{password}@postgres:5432/steno", "other")
+    assert found is not None
+    by_libpq = conninfo_to_dict(found.replace("+psycopg", ""))
+    by_sqlalchemy = make_url(found)
+    assert by_libpq.get("password", "") == by_sqlalchemy.password == unquote(password)
+    assert by_libpq["host"] == by_sqlalchemy.host == "postgres"
 
 
 def test_a_password_is_not_shown_with_the_settings() -> None:

@@ -708,18 +708,21 @@ def main(
         project = Project(
             folder, settings=settings, build={"MODELS": model}, profiles=profiles, keep=keep
         )
-        with project:
-            tell(f"{project.engine_named}; logs in {project.logs_folder}")
-            bench = Bench(project, clips, the_long, language, tell)
-            bench.built = f"{project.build(afresh=no_cache):.0f} s"
-            bench.built += ", nothing cached" if no_cache else ", cached where it was built before"
-            tell(f"built in {bench.built}")
-            prove(bench, numbers, rows)
-        rows["All along"] = list(log_rows(project))
+        try:
+            with project:
+                tell(f"{project.engine_named}; logs in {project.logs_folder}")
+                bench = Bench(project, clips, the_long, language, tell)
+                cached = "nothing cached" if no_cache else "cached where it was built before"
+                bench.built = f"{project.build(afresh=no_cache):.0f} s, {cached}"
+                tell(f"built in {bench.built}")
+                prove(bench, numbers, rows)
+            rows["All along"] = list(log_rows(project))
+        except StenoError as error:
+            rows["All of it"] = [Row("broke off", error.message, ok=False)]
         if not all_ok(rows):
             stack.pop_all()
             if not keep:
-                shutil.rmtree(project.checkout)
+                shutil.rmtree(project.checkout, ignore_errors=True)
     console.print()
     show(rows, console)
     console.print(summary(rows))

@@ -20,7 +20,7 @@ for each in /proc/[0-9]*; do
     tr '\\0' ' ' <"$each/cmdline" | sed 's/^/command /'; echo
     if environ=$(tr '\\0' '\\n' <"$each/environ" 2>/dev/null); then
         echo "$environ" | sed 's/^/environ /'
-    elif [ -d "$each" ]; then
+    elif [ -d "$each" ] && ! echo "$status" | grep -q '^State:[[:space:]]*Z'; then
         echo unreadable
     fi
 done

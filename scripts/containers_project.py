@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import httpx
+from filelock import FileLock, Timeout
 
-from common.errors import SetupProblem
+from common.errors import InUse, SetupProblem
 from common.settings import ROOT
 from scripts.processes import spawn, terminate
 
@@ -148,6 +150,7 @@ class Project:
 
     def __enter__(self) -> Self:
         with self._stack as stack:
+            stack.enter_context(alone())
             self.logs_folder.mkdir()
             self._snapshot()
             text = (self.checkout / "docker-compose.yml").read_text("utf-8")
@@ -451,6 +454,22 @@ def until(state: Callable[[], object], patience_s: float) -> float | None:
         if true or taken > patience_s:
             return taken if true else None
         time.sleep(POLL_S)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep others from starting, and so removing, the project meanwhile."""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"{NAME}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InUse(
+            problem=f"Another proof uses the project {NAME}", remedy="Wait for its end"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _filters(those: Sequence[str]) -> list[str]:

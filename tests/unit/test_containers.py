@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.errors import GatewayLost, Refused, SetupProblem
+from common.errors import GatewayLost, InUse, Refused, SetupProblem
 from scripts.containers import chosen, lost, patiently
 from scripts.containers_audit import (
     BLOCK_BYTES,
@@ -34,6 +34,7 @@ from scripts.containers_audit import (
 )
 from scripts.containers_project import (
     Container,
+    alone,
     containers_of,
     environment,
     secrets_of,
@@ -278,6 +279,16 @@ def test_what_this_shell_says_of_another_stack_does_not_reach_compose() -> None:
         "DOCKER_HOST": "unix:///run/docker.sock",
         "NOT_ASKED": "kept",
     }
+
+
+def test_a_proof_is_not_begun_while_another_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with alone(), pytest.raises(InUse), alone():
+        pass
+    with alone():
+        pass
 
 
 # --- recordings -----------------------------------------------------------------------------------

@@ -20,6 +20,11 @@ put() {
     printf '%s\n' ${rest:+"$rest"} "$1=$2" >.env
 }
 
+if grep -q '^DATABASE_URL=.*://[^@/]*:[^@/]*@' .env; then
+    echo "DATABASE_URL in .env has a password, which all containers' environments would show: put it" \
+        "into DATABASE_PASSWORD instead" >&2
+    exit 1
+fi
 for name in DATABASE_PASSWORD REDIS_PASSWORD GATEWAY_API_KEY GRAFANA_PASSWORD; do
     grep -q "^$name=." .env || put "$name" "$(random)"
 done

@@ -2,9 +2,9 @@
 
 Whatever Docker's context names is used. Of the last commit, in a folder and a Compose project of
 their own, both images are built and the whole service is started with the compose file that people
-use. Then it has to do what is promised, in six proofs; a line is printed as each thing happens, and
-a table in the end. The exit status is 1 where something was not ok. Images, containers and volumes
-are removed in the end, also after Ctrl-C.
+use. Then it has to do what is promised, in seven proofs; a line is printed as each thing happens,
+and a table in the end. The exit status is 1 where something was not ok. Images, containers and
+volumes are removed in the end, also after Ctrl-C.
 
 FOLDER-or-FILES are recordings: those of up to half a minute are clips, the longest of all is the
 long one; where none has ten minutes, clips are put together for one.
@@ -63,6 +63,9 @@ IN_FLIGHT = 20
 KILLED = ("api", "dispatcher", "worker", "postgres", "redis")
 ROLLED = ("dispatcher", "worker", "api")
 TRIES = 3
+BACKUP = ("steno.dump", "data.tar")
+OLDER = "0002"
+"""The tables of the version before there was a gateway for production."""
 
 
 @dataclass(slots=True)
@@ -565,6 +568,42 @@ def confinement(bench: Bench) -> Iterator[Row]:
     return audit(bench.project)
 
 
+# --- 7: backup and restore, tables of an older version --------------------------------------------
+
+
+def keeping(bench: Bench) -> Iterator[Row]:
+    """Restore all from a backup that was made under way; go back to older tables, and on again."""
+    project = bench.project
+    project.up(workers=2)
+    clip = bench.clips[0]
+    peaceful = bench.in_peace(clip)
+    bench.in_peace(bench.long)
+    with bench.gateway() as gateway:
+        done = bench.send(gateway, clip)
+        outcome(gateway, done)
+        job = Watched(bench, gateway)
+        chunks = job.in_the_midst()
+        seconds = project.follow("Backup and restore")
+        sizes = [
+            f"{name} {(project.checkout / name).stat().st_size / 1e6:.1f} MB" for name in BACKUP
+        ]
+        made = f"{seconds:.0f} s, {', '.join(sizes)}"
+        yield Row("backup during a job", f"{made}, {chunks} chunks done")
+        project.down()
+        yield Row("restore into nothing", f"{project.follow('Backup and restore', 1):.0f} s")
+        kept = patiently(lambda: text_of(gateway.result(done))) == peaceful
+        yield Row("a finished job", "its text is there" if kept else "is not there", "there", kept)
+        yield from job.judged()
+        job = Watched(bench, gateway)
+        job.in_the_midst()
+        started = time.monotonic()
+        project.compose("stop", "worker", "dispatcher", "api")
+        project.compose("run", "--rm", "migrate", "scripts", "migrate", "--downgrade", OLDER)
+        project.up(workers=2)
+        yield Row(f"tables of {OLDER}, and on again", f"{time.monotonic() - started:.0f} s")
+        yield from job.judged()
+
+
 # --- all of it ------------------------------------------------------------------------------------
 
 
@@ -583,6 +622,7 @@ PROOFS = {
     4: Proof("Restarts, scaling and stopping under way", restarts),
     5: Proof("What containers may, and what they tell", confinement),
     6: Proof("Clear messages", lambda bench: trouble(bench.project, bench.gateway, bench.clips[0])),
+    7: Proof("Backup and restore, tables of an older version", keeping),
 }
 
 

@@ -28,6 +28,8 @@ from common.settings import ROOT
 from scripts.processes import spawn, terminate
 
 NAME = "stenopool-proof"
+PAGE = "docker/README.md"
+"""The operator's page."""
 PORTS = ("API_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 """What is published, on ports that are free."""
 OURS = ("gateway", "worker")
@@ -89,6 +91,12 @@ def containers_of(inspected: str) -> list[Container]:
     """What `docker inspect` printed, by service and number."""
     found = [Container.read(each) for each in json.loads(inspected)]
     return sorted(found, key=lambda container: (container.service, container.number))
+
+
+def commands_of(page: str, section: str) -> list[str]:
+    """The blocks of shell commands in a section of a page."""
+    body = page.split(f"\n## {section}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^```sh\n(.*?)^```$", body, flags=re.MULTILINE | re.DOTALL)
 
 
 def secrets_of(env: str) -> dict[str, str]:
@@ -249,6 +257,13 @@ class Project:
         """Run `docker compose`; returns what it printed, errors too, which is logged."""
         done = self._run(["docker", "compose", *args], check=check, timeout_s=timeout_s)
         return done.stdout + done.stderr
+
+    def follow(self, section: str, block: int = 0) -> float:
+        """Run a block of commands of the operator's page; returns the seconds that took."""
+        started = time.monotonic()
+        script = commands_of((self.checkout / PAGE).read_text(), section)[block]
+        self._run(["sh", "-euc", script], timeout_s=UP_S + COMMAND_S)
+        return time.monotonic() - started
 
     def docker(self, *args: str, check: bool = True, timeout_s: float = COMMAND_S) -> str:
         """Run `docker`; returns its output, without errors, which is not logged."""

@@ -18,7 +18,8 @@ import pytest
 from rich.console import Console
 
 from common.errors import GatewayLost, InUse, Refused, SetupProblem
-from scripts.containers import chosen, lost, patiently
+from common.settings import ROOT
+from scripts.containers import BACKUP, chosen, lost, patiently
 from scripts.containers_audit import (
     BLOCK_BYTES,
     LOOK_AT_PROCESSES,
@@ -33,8 +34,10 @@ from scripts.containers_audit import (
     user_faults,
 )
 from scripts.containers_project import (
+    PAGE,
     Container,
     alone,
+    commands_of,
     containers_of,
     environment,
     secrets_of,
@@ -257,6 +260,13 @@ def test_secrets_in_logs_are_told_by_file_and_name(tmp_path: Path) -> None:
 def test_secrets_of_an_env_file_are_its_passwords_and_keys() -> None:
     env = f"REDIS_PASSWORD={SECRET}\nGATEWAY_API_KEY=abc\nSECRETS_GID=0\n#S3_KEY=no\nEMPTY_KEY=\n"
     assert secrets_of(env) == {"REDIS_PASSWORD": SECRET, "GATEWAY_API_KEY": "abc"}
+
+
+def test_backup_and_restore_are_the_commands_of_the_operators_page() -> None:
+    backup, restore = commands_of((ROOT / PAGE).read_text(), "Backup and restore")
+    assert "pg_dump" in backup
+    assert all(name in backup and name in restore for name in BACKUP)
+    assert restore.splitlines()[-1] == "docker compose up -d --wait"
 
 
 def test_settings_of_an_env_file_are_added_replaced_and_taken_away() -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from math import ceil, inf
 from resource import struct_rusage
 from types import FrameType
+from typing import ClassVar
 from uuid import UUID
 
 import redis
@@ -71,6 +72,22 @@ class _NoAlarm(BaseDeathPenalty):
         """There is none."""
 
 
+class _Queue(Queue):
+    """Lets its worker be broken off while it waits, but not over a doorbell it has just taken."""
+
+    worker: ClassVar[WarmWorker]
+
+    @classmethod
+    def lmove(
+        cls, connection: redis.Redis, queue_key: str, timeout: int | None
+    ) -> tuple[str, bytes] | None:
+        """Move the next doorbell to those in transit, once there is one."""
+        cls.worker.begin_to_wait()
+        found: tuple[str, bytes] | None = super().lmove(connection, queue_key, timeout)
+        cls.worker.waits_for_work = False
+        return found
+
+
 class WarmWorker(Worker):
     """Serves one queue with one long-lived horse. For RQ 2.12, whose hooks it overrides.
 
@@ -84,6 +101,9 @@ class WarmWorker(Worker):
     steps: Steps
     stop_period_s = 25.0
     death_penalty_class = _NoAlarm
+    queue_class = _Queue
+    waits_for_work = False
+    """Whether a signal to stop may break off what this process is at."""
 
     _horse: subprocess.Popen[bytes] | None = None
     _link: socket.socket
@@ -96,8 +116,6 @@ class WarmWorker(Worker):
     that whatever it is fails the steps that need it, and no others."""
     _spoke = True
     """Whether the last horse has ever begun a step."""
-    _waits_for_work = False
-    """Whether a signal to stop may break off what this process is at."""
     _stop_by = inf
     """When the horse has to be done, on the monotonic clock."""
     _leaving = False
@@ -126,20 +144,25 @@ class WarmWorker(Worker):
         self._stop_by = time.monotonic() + period_s
         # Whatever holds it then, as a server that hangs may, the lease does the rest.
         signal.alarm(ceil(period_s) + LONGEST_END_S)
-        if self._waits_for_work:
+        if self.waits_for_work:
+            raise StopRequested
+
+    def begin_to_wait(self) -> None:
+        """Have a signal to stop break off what follows, or do not begin with it."""
+        self.waits_for_work = True
+        if self._stop_requested:
             raise StopRequested
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[Job, Queue] | None:
         """Wait for work; told to stop, for no moment longer."""
-        self._waits_for_work = True
+        _Queue.worker = self
         try:
-            if self._stop_requested:
-                raise StopRequested
+            self.begin_to_wait()
             return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
         finally:
-            self._waits_for_work = False
+            self.waits_for_work = False
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:  # noqa: ARG002
         """Hand the job to the horse, after starting one if there is none."""

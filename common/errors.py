@@ -245,7 +245,7 @@ class RecordingLost(StenoError):
 
 
 class SoundLost(StenoError):
-    """The sound of chunk {index} is gone from the storage; a retry cuts it anew"""
+    """The sound of chunk {index} is gone, and its recording is another now; a retry hears that"""
 
     code = "sound_lost"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import BinaryIO
 from uuid import UUID
 
 from common.audio.decode import Decoding
@@ -12,9 +11,8 @@ from common.audio.probe import check_length
 from common.db.steps import Claim, PlannedRow
 from common.domain.chunks import content_hash, windows_to_json
 from common.domain.request import Options
-from common.errors import NotFound, RecordingLost
 from worker.context import Context, persist
-from worker.steps.sound import cut_samples, decoding_identity, plan_options
+from worker.steps.sound import cut_samples, decoding_identity, open_recording, plan_options
 
 AUTO = "auto"
 NOBODY_SPEAKS = "en"
@@ -71,7 +69,7 @@ class _Planning:
         if self._job.language != AUTO:
             self._start(self._job.language, replan=replan)
         planner = Planner(plan_options(self._cutting), self._context.voice_network)
-        with self._open() as recording:
+        with open_recording(self._context, self._recording_id) as recording:
             decoding = Decoding(recording)
             for block in decoding:
                 check_length(decoding.duration_ms, self._context.settings.upload.max_audio_hours)
@@ -83,12 +81,6 @@ class _Planning:
             self._start(NOBODY_SPEAKS, replan=replan)
         self.duration_ms = planner.duration_ms
         self.warnings = [*decoding.warnings, *(["no_speech"] if planner.speech_ms == 0 else [])]
-
-    def _open(self) -> BinaryIO:
-        try:
-            return self._context.storage.open_recording(self._recording_id)
-        except NotFound as error:
-            raise RecordingLost from error
 
     def _start(self, language: str, *, replan: bool) -> None:
         self._language = language

@@ -1,24 +1,58 @@
-"""From a job's stored request to what the audio path and the engines take."""
+"""From a job's recording and stored request to what the audio path and the engines take."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO
+from uuid import UUID
 
 import numpy as np
 
 from common.asr.engine import DecodingOptions, Samples
+from common.audio.decode import Decoding
 from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
 from common.audio.vad import VadOptions
 from common.db.tables import Job
 from common.domain.cutting import CutOptions
 from common.domain.request import Cutting, Options
-from common.domain.values import BYTES_PER_MS, Span, Window
+from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Span, Window
+from common.errors import NotFound, RecordingLost
+from worker.context import Context
 
 ADAPTER_REVISION = 1
 """Raised when our own code changes what text comes out of the same sound and options."""
+
+
+def open_recording(context: Context, recording_id: UUID) -> BinaryIO:
+    """The recording of a job, to be read and closed.
+
+    Raises:
+        RecordingLost: it is gone.
+    """
+    try:
+        return context.storage.open_recording(recording_id)
+    except NotFound as error:
+        raise RecordingLost from error
+
+
+def cut_anew(recording: BinaryIO, audio: Span) -> bytes:
+    """The 16-bit PCM of a part of a recording, as planning cut it; decodes all that is before it.
+
+    Raises:
+        DecodeFailed, NotAudio: as `Decoding`.
+    """
+    first, last = audio.start_ms * SAMPLES_PER_MS, audio.end_ms * SAMPLES_PER_MS
+    pcm = bytearray()
+    decoding = Decoding(recording)
+    for block in decoding:
+        at = decoding.samples - len(block)
+        part = block[max(0, first - at) : max(0, last - at)]
+        pcm += part.astype("<i2", copy=False).tobytes()
+        if decoding.samples >= last:
+            break
+    return bytes(pcm.ljust(audio.duration_ms * BYTES_PER_MS, b"\0"))
 
 
 def plan_options(cutting: Cutting) -> PlanOptions:

@@ -520,11 +520,7 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         first = error.errors()[0]
-        group = next(
-            field.annotation
-            for field in Settings.model_fields.values()
-            if field.annotation is not None and field.annotation.__name__ == error.title
-        )
+        group: type[BaseSettings] = globals()[error.title]
         name = group.model_config["env_prefix"] + "_".join(str(part) for part in first["loc"])
         raise SetupProblem(
             problem=f"The setting {name.upper()} is wrong: {first['msg']}",

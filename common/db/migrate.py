@@ -7,12 +7,12 @@ from pathlib import Path
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from common.db.database import lost, parsed
+from common.db.revision import newest_revision
 from common.errors import Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,20 +37,19 @@ def downgrade(database_url: str, revision: str) -> None:
     command.downgrade(_config(database_url), revision)
 
 
-def revisions(database_url: str) -> tuple[str | None, str | None]:
+def revisions(database_url: str) -> tuple[str | None, str]:
     """The database's revision and this code's newest; equal when nothing is to be done.
 
     Raises:
         SetupProblem: the URL is none.
         Unavailable: Postgres does not answer.
     """
-    newest = ScriptDirectory.from_config(_config(database_url)).get_current_head()
     engine = create_engine(
         parsed(database_url), poolclass=NullPool, connect_args={"connect_timeout": 5}
     )
     try:
         with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision(), newest
+            return MigrationContext.configure(connection).get_current_revision(), newest_revision()
     except OperationalError as error:
         raise Unavailable(**lost(error)) from error
 

@@ -13,12 +13,19 @@ from sqlalchemy import select
 from common.db.migrate import upgrade
 from common.db.tables import Failure, Step
 from common.domain.job import JobStatus
-from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
+from scripts.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from tests.frozen import failures, frozen_worker, is_told
 from tests.service import Service, horse_of, wait_until
 from tests.speech import silence, speak
 
 LEASE_S = 4
+
+
+def kill(server: EmbeddedServer) -> None:
+    """End it as a crash would, so that only the test starts it again."""
+    assert server.process is not None
+    server.process.kill()
+    server.process.wait()
 
 
 @pytest.mark.usefixtures("weights_dir")
@@ -34,9 +41,7 @@ def test_work_in_hand_outlives_an_outage_that_is_longer_than_its_lease(
             wait_until(lambda: "may take" in service.log(), "a step under way")
             horse = horse_of(worker)
             horse.send_signal(signal.SIGSTOP)
-            assert postgres.process is not None
-            postgres.process.kill()
-            postgres.process.wait()
+            kill(postgres)
             horse.send_signal(signal.SIGCONT)
             time.sleep(LEASE_S + 1)  # the outage itself
             postgres.start()
@@ -57,9 +62,7 @@ def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
         Service(database_url, valkey.url, tmp_path, WORKER_LEASE="600") as service,
     ):
         worker, horse, job_id = frozen_worker(service)
-        assert valkey.process is not None
-        valkey.process.kill()
-        valkey.process.wait()
+        kill(valkey)
         horse.send_signal(signal.SIGCONT)
         wait_until(lambda: "Redis is away" in service.log(), "the end of its step")
         time.sleep(3)  # the outage itself
@@ -81,9 +84,7 @@ def test_a_worker_that_is_stopped_while_redis_is_away_ends_without_a_fuss(
         Service(database_url, valkey.url, tmp_path, WORKER_LEASE="600") as service,
     ):
         worker, horse, _ = frozen_worker(service)
-        assert valkey.process is not None
-        valkey.process.kill()
-        valkey.process.wait()
+        kill(valkey)
         worker.terminate()
         assert is_told(service, "told to stop")
         horse.send_signal(signal.SIGCONT)

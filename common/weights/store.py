@@ -82,7 +82,8 @@ class WeightsState:
 class WeightsStore:
     """The weights under one folder.
 
-    Processes may share the folder. It may be read-only: then hashes are computed at each start.
+    Processes may share the folder. It may be read-only, as in a container: then each process
+    computes the hashes that it needs, once.
     """
 
     def __init__(self, root: Path, manifest: Manifest) -> None:
@@ -247,25 +248,37 @@ def sha256_of(path: Path, tick: Tick = lambda _: None) -> str:
 
 
 class _Sidecar:
-    """A small JSON object on disk that several processes write whole, last one wins."""
+    """A small JSON object on disk that several processes write whole, last one wins.
+
+    What cannot be written is remembered by this process alone.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._unwritten: dict[str, object] = {}
 
     def read(self) -> dict[str, Any]:
-        """The object; empty when the file is missing or is no JSON object."""
+        """The object; of the file nothing when that is missing or no JSON object."""
         with suppress(OSError, ValueError):
             value = json.loads(self._path.read_text("utf-8"))
             if isinstance(value, dict):
-                return value
-        return {}
+                return value | self._unwritten
+        return dict(self._unwritten)
 
     def put(self, key: str, value: object) -> None:
-        """Set one key. A root that cannot be written to keeps what it has."""
-        text = json.dumps(self.read() | {key: value}, indent=1, sort_keys=True)
-        with suppress(OSError):
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
+        """Set one key."""
+        try:
+            self._write(self.read() | {key: value})
+        except OSError:
+            self._unwritten[key] = value
+
+    def _write(self, whole: dict[str, Any]) -> None:
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
+        try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
+                file.write(json.dumps(whole, indent=1, sort_keys=True) + "\n")
             Path(name).chmod(0o644)
             Path(name).replace(self._path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -172,3 +172,21 @@ def test_a_damaged_cache_of_hashes_is_made_anew(store: WeightsStore) -> None:
     assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)
     (store.root / ".hashes.json").write_text('{"ggml-toy.bin": "nonsense"}')
     assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)
+
+
+def test_what_cannot_be_written_down_is_hashed_once_a_process(store: WeightsStore) -> None:
+    (store.root / ".hashes.json").mkdir()  # whoever we are, no file can take its place
+    assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)
+    path = store.root / "ggml-toy.bin"
+    before = path.stat()
+    path.write_bytes(TENSORS[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS), "hashed anew"
+    assert sorted(each.name for each in store.root.iterdir()) == [
+        ".hashes.json",
+        "faster-whisper-toy",
+        "ggml-toy.bin",
+    ]
+    os.utime(path)
+    with pytest.raises(WeightsCorrupt):
+        store.resolve("whisper.cpp", "toy")

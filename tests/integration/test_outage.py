@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -53,41 +54,46 @@ def test_work_in_hand_outlives_an_outage_that_is_longer_than_its_lease(
             assert attempts == [1, 1, 1]
 
 
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    """One that may be killed, as nobody else has it."""
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        yield server
+
+
+@pytest.fixture
+def service(tmp_path: Path, database_url: str, own_valkey: EmbeddedValkey) -> Iterator[Service]:
+    with Service(database_url, own_valkey.url, tmp_path, WORKER_LEASE="600") as service:
+        yield service
+
+
 @pytest.mark.usefixtures("weights_dir")
 def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
-    tmp_path: Path, database_url: str
+    service: Service, own_valkey: EmbeddedValkey
 ) -> None:
-    with (
-        EmbeddedValkey(tmp_path / "valkey") as valkey,
-        Service(database_url, valkey.url, tmp_path, WORKER_LEASE="600") as service,
-    ):
-        worker, horse, job_id = frozen_worker(service)
-        kill(valkey)
-        horse.send_signal(signal.SIGCONT)
-        wait_until(lambda: "Redis is away" in service.log(), "the end of its step")
-        time.sleep(3)  # the outage itself
-        valkey.start()
+    worker, horse, job_id = frozen_worker(service)
+    kill(own_valkey)
+    horse.send_signal(signal.SIGCONT)
+    wait_until(lambda: "Redis is away" in service.log(), "the end of its step")
+    time.sleep(3)  # the outage itself
+    own_valkey.start()
 
-        assert service.ended(job_id).status == JobStatus.COMPLETED
-        assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
-        assert worker.status() != psutil.STATUS_ZOMBIE
-        assert failures(service, job_id) == []
-        assert "Traceback" not in service.log()
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
+    assert worker.status() != psutil.STATUS_ZOMBIE
+    assert failures(service, job_id) == []
+    assert "Traceback" not in service.log()
 
 
 @pytest.mark.usefixtures("weights_dir")
 def test_a_worker_that_is_stopped_while_redis_is_away_ends_without_a_fuss(
-    tmp_path: Path, database_url: str
+    service: Service, own_valkey: EmbeddedValkey
 ) -> None:
-    with (
-        EmbeddedValkey(tmp_path / "valkey") as valkey,
-        Service(database_url, valkey.url, tmp_path, WORKER_LEASE="600") as service,
-    ):
-        worker, horse, _ = frozen_worker(service)
-        kill(valkey)
-        worker.terminate()
-        assert is_told(service, "told to stop")
-        horse.send_signal(signal.SIGCONT)
+    worker, horse, _ = frozen_worker(service)
+    kill(own_valkey)
+    worker.terminate()
+    assert is_told(service, "told to stop")
+    horse.send_signal(signal.SIGCONT)
 
-        wait_until(lambda: "stopped" in service.log(), "its end")
-        assert "Traceback" not in service.log()
+    wait_until(lambda: "stopped" in service.log(), "its end")
+    assert "Traceback" not in service.log()

@@ -1,0 +1,455 @@
+"""What a live stream's session promises, whatever comes in and whoever is lost on the way."""
+
+from __future__ import annotations
+
+import random as randomness
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from common.domain.moderation import ModeratedBy
+from common.domain.speaking import FRAME_MS, Endpointing
+from common.domain.stream import (
+    FRAME_BYTES,
+    Attach,
+    Detections,
+    Event,
+    Failure,
+    Feed,
+    Final,
+    Forget,
+    Hear,
+    Hypothesis,
+    Order,
+    Partial,
+    Session,
+    Setup,
+    State,
+    Status,
+    Style,
+)
+from common.domain.values import Segment, Span, Word
+
+VIETNAMESE = Setup("zipformer", "viet", "vi")
+ENGLISH = Setup("faster-whisper", "base", "en")
+ANEW = Style(first_ms=200, step_ms=300, ahead=True)
+ONWARDS = Style(first_ms=0, step_ms=64, ahead=False)
+SHORT = Endpointing(silence_ms=320, max_ms=2_000, most_ms=4_000)
+BY = ModeratedBy("lists", "0" * 64, {})
+
+
+def seeded(seed: int) -> randomness.Random:
+    return randomness.Random(seed)  # noqa: S311 - it chooses, and keeps no secret
+
+
+def frame(number: int) -> bytes:
+    """A frame that says which one it is."""
+    return struct.pack("<h", number) * (FRAME_BYTES // 2)
+
+
+@dataclass
+class World:
+    """A recognizer that hears a word in each frame in which somebody speaks.
+
+    It knows a frame by what is in it, and hears only what it was fed. It is unsure of the last
+    word unless it was asked for all it can.
+    """
+
+    spoken: Sequence[bool]
+    random: randomness.Random = field(default_factory=lambda: seeded(0))
+    style: Style = ANEW
+    session: Session = field(init=False)
+    events: list[Event] = field(default_factory=list)
+    waiting: list[Order] = field(default_factory=list)
+    asked: list[Hear] = field(default_factory=list)
+    sound: dict[int, int] = field(default_factory=dict)
+    """What was fed: which frame, by its time."""
+    attached_to: list[Setup] = field(default_factory=list)
+    endpointing: Endpointing = SHORT
+
+    def __post_init__(self) -> None:
+        self.session = Session(VIETNAMESE, self.endpointing, moderated=True)
+        self.take()
+
+    def take(self) -> None:
+        for out in self.session.take():
+            if isinstance(out, Event):
+                self.events.append(out)
+                if isinstance(out, Final) and out.segments:
+                    self.session.moderated(out.seq, out.segments, BY)
+                    self.take()
+            else:
+                self.waiting.append(out)
+                if isinstance(out, Hear):
+                    self.asked.append(out)
+
+    def answer(self) -> None:
+        """Do the oldest thing that is asked."""
+        order = self.waiting.pop(0)
+        match order:
+            case Attach(setup):
+                self.sound.clear()
+                self.waiting = [each for each in self.waiting if isinstance(each, Attach)]
+                if not self.waiting:
+                    self.attached_to.append(setup)
+                    self.session.attached(self.style)
+            case Feed(start_ms, pcm):
+                assert len(pcm) % FRAME_BYTES == 0
+                heard = []
+                for offset in range(0, len(pcm), FRAME_BYTES):
+                    (number,) = struct.unpack_from("<h", pcm, offset)
+                    self.sound[start_ms + offset // FRAME_BYTES * FRAME_MS] = number
+                    heard.append(0.9 if self.spoken[number] else 0.02)
+                self.session.judged(start_ms, heard)
+            case Forget(before_ms):
+                self.sound = {at: it for at, it in self.sound.items() if at >= before_ms}
+            case Hear():
+                self.session.heard(order.ticket, self.hear(order))
+        self.take()
+
+    def hear(self, asked: Hear) -> Hypothesis:
+        words = []
+        for at in range(asked.span.start_ms, asked.span.end_ms, FRAME_MS):
+            number = self.sound[at]
+            if self.spoken[number]:
+                start_ms = at - asked.span.start_ms
+                words.append(Word(f" {number}", Span(start_ms, start_ms + FRAME_MS), 1.0))
+        text = "".join(word.text for word in words)
+        if not words:
+            return Hypothesis(())
+        if not asked.full:
+            text += f" {self.random.randrange(10)}"
+        whole = Span(0, asked.span.duration_ms)
+        return Hypothesis((Segment(whole, text, tuple(words) if asked.full else ()),))
+
+    def settle(self) -> None:
+        while self.waiting:
+            self.answer()
+
+    def lose(self) -> None:
+        """The recognizer dies, with all that it was asked."""
+        self.waiting = [order for order in self.waiting if isinstance(order, Attach)]
+        if not self.waiting:
+            self.session.lost("killed")
+            self.take()
+
+    @property
+    def finals(self) -> list[Final]:
+        return [event for event in self.events if isinstance(event, Final)]
+
+    @property
+    def partials(self) -> list[Partial]:
+        return [event for event in self.events if isinstance(event, Partial)]
+
+    @property
+    def states(self) -> list[State]:
+        return [event.state for event in self.events if isinstance(event, Status)]
+
+    @property
+    def said(self) -> list[int]:
+        """The frames in which somebody was heard, by the finals."""
+        return [int(word) for final in self.finals for word in final.text.split()]
+
+
+def told(*runs: tuple[bool, int]) -> list[bool]:
+    """Speech or silence, for so many frames each."""
+    return [spoken for spoken, count in runs for _ in range(count)]
+
+
+def worth_hearing(spoken: Sequence[bool], endpointing: Endpointing = SHORT) -> list[int]:
+    """The frames of speech in utterances with enough of it."""
+    most = -(-endpointing.silence_ms // FRAME_MS)
+    utterances: list[list[int]] = []
+    quiet = most
+    for number, is_spoken in enumerate(spoken):
+        if is_spoken:
+            if quiet >= most:
+                utterances.append([])
+            utterances[-1].append(number)
+        quiet = 0 if is_spoken else quiet + 1
+    least = endpointing.min_speech_ms // FRAME_MS
+    return [number for frames in utterances if len(frames) >= least for number in frames]
+
+
+runs = st.lists(st.tuples(st.booleans(), st.integers(1, 40)), min_size=1, max_size=12)
+
+
+def play(world: World, pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        world.session.audio(piece)
+        world.take()
+        for _ in range(world.random.randrange(4)):
+            if world.waiting:
+                world.answer()
+    world.session.finish()
+    world.take()
+    world.settle()
+
+
+def cut_up(sound: bytes, random: randomness.Random) -> Iterable[bytes]:
+    at = 0
+    while at < len(sound):
+        size = random.choice((1, 7, 640, 1023, 1025, 3200, 40_000))
+        yield sound[at : at + size]
+        at += size
+
+
+@given(runs, st.integers(0, 2**32), st.sampled_from([ANEW, ONWARDS]))
+@example([(True, 40)] * 12, 1, ANEW)
+@example([(True, 40)] * 12, 2, ONWARDS)
+def test_all_that_is_said_is_told_once_and_in_order_however_the_sound_comes_in(
+    parts: list[tuple[bool, int]], seed: int, style: Style
+) -> None:
+    spoken, random = told(*parts), seeded(seed)
+    world = World(spoken, random, style)
+    play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
+    assert world.session.is_over
+    assert world.said == worth_hearing(spoken)
+
+
+@given(runs, st.integers(0, 2**32), st.sampled_from([ANEW, ONWARDS]))
+def test_finals_do_not_overlap_and_every_message_has_the_next_number(
+    parts: list[tuple[bool, int]], seed: int, style: Style
+) -> None:
+    spoken, random = told(*parts), seeded(seed)
+    world = World(spoken, random, style)
+    play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
+    for before, after in pairwise(world.finals):
+        assert before.span.end_ms <= after.span.start_ms
+    for event in world.events:
+        assert not isinstance(event, Failure)
+    assert [event.seq for event in world.events] == list(range(1, len(world.events) + 1))
+    for event in world.events:
+        if isinstance(event, Partial):
+            assert 0 <= event.stable <= len(event.text)
+
+
+@given(runs, st.integers(0, 2**32), st.data())
+def test_nothing_is_lost_with_a_recognizer(
+    parts: list[tuple[bool, int]], seed: int, data: st.DataObject
+) -> None:
+    spoken, random = told(*parts), seeded(seed)
+    world = World(spoken, random)
+    # At most once an utterance: who loses it twice over the same words gives them up.
+    deaths = data.draw(st.integers(0, 1))
+    pieces = list(cut_up(b"".join(map(frame, range(len(spoken)))), random))
+    die_at = set(random.sample(range(len(pieces)), min(deaths, len(pieces))))
+    for index, piece in enumerate(pieces):
+        world.session.audio(piece)
+        world.take()
+        for _ in range(random.randrange(4)):
+            if world.waiting:
+                world.answer()
+        if index in die_at:
+            world.lose()
+    world.session.finish()
+    world.take()
+    world.settle()
+    assert world.session.is_over
+    assert world.said == worth_hearing(spoken)
+
+
+@given(runs, st.integers(0, 2**32), st.data())
+def test_a_switch_splits_the_stream_where_it_was_asked_for(
+    parts: list[tuple[bool, int]], seed: int, data: st.DataObject
+) -> None:
+    spoken, random = told(*parts), seeded(seed)
+    world = World(spoken, random)
+    at = data.draw(st.integers(0, len(spoken)))
+    for number in range(len(spoken)):
+        if number == at:
+            world.session.switch(ENGLISH)
+            world.take()
+        world.session.audio(frame(number))
+        world.take()
+        if world.waiting and random.random() < 0.7:
+            world.answer()
+    world.session.finish()
+    world.take()
+    world.settle()
+    assert world.session.is_over
+    if world.attached_to[0] == VIETNAMESE:
+        for final in world.finals:
+            by_the_second = {int(word) >= at for word in final.text.split()}
+            assert by_the_second == {final.setup == ENGLISH}
+    heard = worth_hearing(spoken)
+    assert world.said == [number for number in heard if number in world.said]
+    assert len(set(heard) - set(world.said)) < 6 + len(heard) // 20
+
+
+def test_the_end_is_told_without_asking_again_where_all_was_heard_in_the_pause() -> None:
+    spoken = told((False, 10), (True, 30), (False, 10))
+    world = World(spoken)
+    world.settle()
+    for number in range(len(spoken)):
+        world.session.audio(frame(number))
+        world.take()
+        world.settle()
+    assert [final.text.split() for final in world.finals] == [[str(n) for n in range(10, 40)]]
+    assert not any(order.final for order in world.asked)
+    assert world.asked[-1].full
+
+
+def test_an_engine_that_goes_on_is_asked_for_the_end_at_the_end() -> None:
+    spoken = told((False, 10), (True, 30), (False, 11))
+    world = World(spoken, style=ONWARDS)
+    world.settle()
+    for number in range(len(spoken)):
+        world.session.audio(frame(number))
+        world.take()
+        world.settle()
+    assert [order.final for order in world.asked[-2:]] == [False, True]
+    assert len(world.finals) == 1
+
+
+def test_half_a_sample_waits_for_its_other_half_and_is_left_out_at_the_end() -> None:
+    spoken = told((True, 20), (False, 20))
+    world = World(spoken)
+    sound = b"".join(map(frame, range(40)))
+    play(world, [sound[:333], sound[333:334], sound[334:], b"\x01"])
+    assert world.said == list(range(20))
+    assert world.session.is_over
+
+
+def test_an_empty_stream_is_over_at_once() -> None:
+    world = World([])
+    play(world, [])
+    assert world.session.is_over
+    assert world.states == [State.LOADING, State.CLOSING, State.READY]
+
+
+def test_silence_is_told_of_with_nothing_and_kept_nowhere() -> None:
+    spoken = told((False, 2_000))
+    world = World(spoken)
+    play(world, map(frame, range(2_000)))
+    assert not world.finals
+    assert not world.partials
+    assert len(world.sound) < 100
+
+
+def test_a_client_may_end_an_utterance_itself() -> None:
+    spoken = told((True, 40))
+    world = World(spoken)
+    world.settle()
+    for number in range(20):
+        world.session.audio(frame(number))
+    world.session.finalize()
+    world.take()
+    world.settle()
+    assert world.said == list(range(20))
+    for number in range(20, 40):
+        world.session.audio(frame(number))
+    world.session.finish()
+    world.take()
+    world.settle()
+    assert world.said == list(range(40))
+
+
+def test_sound_that_ends_the_recognizer_twice_is_given_up_and_the_rest_goes_on() -> None:
+    spoken = told((True, 30), (False, 12), (True, 30), (False, 12))
+    world = World(spoken)
+    world.settle()
+    for number in range(len(spoken)):
+        world.session.audio(frame(number))
+        world.take()
+        while world.waiting and not (
+            isinstance(world.waiting[0], Hear) and world.waiting[0].utterance == 1
+        ):
+            world.answer()
+        if world.waiting:
+            world.lose()
+            world.settle() if number > 60 else None
+    world.session.finish()
+    world.take()
+    world.settle()
+    failures = [event for event in world.events if isinstance(event, Failure)]
+    assert [failure.code for failure in failures] == ["engine_failed"]
+    assert not failures[0].fatal
+    assert set(range(42, 72)) <= set(world.said)
+    assert world.states.count(State.RECOGNIZER_LOST) == world.states.count(State.RECOGNIZER_BACK)
+
+
+def test_what_failed_once_is_heard_alone() -> None:
+    world = World(told((True, 40)))
+    world.settle()
+    for number in range(12):
+        world.session.audio(frame(number))
+        world.take()
+        while world.waiting and not isinstance(world.waiting[0], Hear):
+            world.answer()
+    first = world.waiting.pop(0)
+    assert isinstance(first, Hear)
+    assert not first.alone
+    world.session.failed(first.ticket, "no memory")
+    world.take()
+    again = world.asked[-1]
+    assert again is not first
+    assert again.alone
+    assert again.utterance == first.utterance
+
+
+def test_an_answer_that_comes_too_late_changes_nothing() -> None:
+    world = World(told((True, 40)))
+    world.settle()
+    for number in range(20):
+        world.session.audio(frame(number))
+        world.take()
+        while world.waiting and not isinstance(world.waiting[0], Hear):
+            world.answer()
+    late = world.waiting[0]
+    assert isinstance(late, Hear)
+    world.lose()
+    before = list(world.events)
+    world.session.heard(late.ticket, Hypothesis((Segment(Span(0, 10), " late"),)))
+    world.take()
+    assert world.events == before
+
+
+def test_a_stream_does_not_end_before_its_finals_are_judged() -> None:
+    session = Session(VIETNAMESE, SHORT, moderated=True)
+    session.attached(ANEW)
+    session.audio(b"".join(map(frame, range(20))))
+    session.finish()
+    session.judged(0, [0.9] * 20)
+    (asked,) = (out for out in session.take() if isinstance(out, Hear))
+    session.heard(asked.ticket, Hypothesis((Segment(Span(0, 640), " a"),)))
+    (final,) = (out for out in session.take() if isinstance(out, Final))
+    assert not session.is_over
+    session.moderated(final.seq, final.segments, BY)
+    assert session.is_over
+    assert [type(event) for event in session.take()] == [Detections]
+
+
+def test_a_switch_to_what_is_heard_already_does_nothing() -> None:
+    world = World(told((True, 5)))
+    world.settle()
+    world.session.switch(VIETNAMESE)
+    world.take()
+    assert not world.waiting
+    assert world.attached_to == [VIETNAMESE]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"silence_ms": 100}, {"max_ms": 400}, {"max_ms": 40_000}],
+)
+def test_endpointing_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="needs tail"):
+        Endpointing(**wrong)
+
+
+def test_utterances_are_made_of_speech_and_a_little_around_it() -> None:
+    spoken = told((False, 30), (True, 20), (False, 30), (True, 20), (False, 30))
+    world = World(spoken)
+    play(world, map(frame, range(len(spoken))))
+    spans = [
+        (final.span.start_ms // FRAME_MS, final.span.end_ms // FRAME_MS) for final in world.finals
+    ]
+    assert spans == [(22, 56), (72, 106)]
+    assert [final.spoken_until_ms // FRAME_MS for final in world.finals] == [50, 100]
+    assert [key for key, _ in groupby(world.states)] == [State.LOADING, State.READY, State.CLOSING]

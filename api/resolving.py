@@ -22,7 +22,7 @@ from common.domain.request import Cutting, Decoding, Options
 from common.egress import Egress
 from common.errors import ModelNotHere, Needs, OutOfRange, UnknownOption
 from common.settings import Settings
-from common.weights.manifest import EVERY_LANGUAGE
+from common.weights.manifest import EVERY_LANGUAGE, WHISPER_ENGINES
 from common.weights.store import WeightsState, WeightsStore
 
 AUTO = "auto"
@@ -161,5 +161,5 @@ def _not_among(field: str, allowed: Iterable[str], value: str) -> UnknownOption:
 
 
 def _is_stocked(states: list[WeightsState]) -> bool:
-    """Whether this machine keeps weights at all; a gateway apart from the workers does not."""
-    return any(state.state != "missing" for state in states)
+    """Whether this machine keeps weights for jobs; a gateway apart from the workers does not."""
+    return any(state.state != "missing" and state.engine in WHISPER_ENGINES for state in states)

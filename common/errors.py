@@ -117,6 +117,12 @@ class TooManyJobs(OverLimit):
     code = "too_many_jobs"
 
 
+class TooManyStreams(OverLimit):
+    """The API key may have {limit} live streams at once; try again when one has ended"""
+
+    code = "too_many_streams"
+
+
 class TooMuchAudio(OverLimit):
     """The API key may send {limit:g} hours of audio a day (UTC), and this makes {value:g}"""
 
@@ -128,6 +134,41 @@ class Stalled(BadInput):
 
     code = "stalled"
     status = 408
+
+
+class Idle(BadInput):
+    """Nothing came in for {limit_s:g} s; KeepAlive keeps a stream open that has no sound"""
+
+    code = "idle"
+    status = 408
+
+
+class SlowReader(BadInput):
+    """What the stream tells was not read for {limit_s:g} s"""
+
+    code = "slow_reader"
+    status = 408
+
+
+class NotPcm(BadInput):
+    """The sound is a {value} file; send bare PCM: 16 bit, little endian, mono, 16 kHz"""
+
+    code = "not_pcm"
+    status = 415
+
+
+class TooFast(BadInput):
+    """The sound came in faster than it is heard for more than {limit_s:g} s; upload recordings"""
+
+    code = "too_fast"
+    status = 429
+
+
+class TooLong(BadInput):
+    """A live stream may be {limit:g} hours long"""
+
+    code = "too_long"
+    status = 413
 
 
 class Unsupported(BadInput):
@@ -222,6 +263,18 @@ class Busy(Transient):
     code = "busy"
 
 
+class StreamsFull(Transient):
+    """{engine} keeps pace with {limit} live streams here, and there are so many; try again soon"""
+
+    code = "streams_full"
+
+
+class Restarting(Transient):
+    """This gateway is about to end; another one, or the next, goes on"""
+
+    code = "restarting"
+
+
 class NotMigrated(Unavailable):
     """The database is at {found}, and this version needs {newest}: {remedy}"""
 
@@ -254,6 +307,13 @@ class EngineFailed(Transient):
     """The engine failed: {reason}"""
 
     code = "engine_failed"
+
+
+class RecognizerUnusable(StenoError):
+    """{engine} {model} cannot hear live streams here: {reason}"""
+
+    code = "recognizer_unusable"
+    status = 503
 
 
 class WorkerLost(Transient):

@@ -119,6 +119,8 @@ class LimitSettings(BaseSettings):
     """Requests in a minute."""
     concurrent_jobs: Annotated[int, Field(ge=0)] = 100
     """Jobs that have not ended."""
+    concurrent_streams: Annotated[int, Field(ge=0)] = 10
+    """Live streams at once."""
     audio_hours_per_day: Annotated[float, Field(ge=0)] = 0
     """Hours of audio sent in a day (UTC)."""
 
@@ -152,6 +154,41 @@ class EventSettings(BaseSettings):
     """Of those, the most of one tenant; those who wait at OpenAI's routes count as well."""
     heartbeat: Annotated[float, Field(gt=0, le=60)] = 15.0
     """Seconds of silence after which a comment is sent, so that nobody takes the line for dead."""
+
+
+class StreamSettings(BaseSettings):
+    """Live streams (WS /ws/transcribe, POST /asr/stream), heard beside each gateway process."""
+
+    model_config = _config("STREAM_")
+
+    engine: Literal["faster-whisper", "zipformer"] = "faster-whisper"
+    """Engine of streams that name no model."""
+    model: str = "base"
+    """Model of streams that name none."""
+    max_whisper: Annotated[int, Field(ge=0, le=1000)] = 4
+    """Streams that faster-whisper hears at once on one gateway process; 0: none. How many keep
+    pace is for `steno bench stream` to say; the next one is refused."""
+    max_zipformer: Annotated[int, Field(ge=0, le=1000)] = 8
+    """Streams that zipformer hears at once; 0: none."""
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    """Threads of a recognizer: all of an engine's streams share one process."""
+    max_models: Annotated[int, Field(ge=1, le=100)] = 2
+    """Models in memory at once; one that no stream needs makes room for another."""
+    unload_after: Annotated[float, Field(ge=0)] = 900.0
+    """Seconds after which a model that no stream needs leaves the memory."""
+    preload: bool = False
+    """Load STREAM_MODEL at the start, so that the first stream need not wait for it."""
+    idle: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds without sound and without KeepAlive after which a stream is closed."""
+    patience: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds for which sound may come in faster than it is heard without a break; then a WebSocket
+    is closed. POST /asr/stream is read as fast as it is heard."""
+    max_hours: Annotated[float, Field(gt=0, le=500)] = 4.0
+    """Longest stream, in hours of sound."""
+
+    def limit_of(self, engine: str) -> int:
+        """How many streams ``engine`` may hear at once."""
+        return self.max_zipformer if engine == "zipformer" else self.max_whisper
 
 
 class OpenAiSettings(BaseSettings):
@@ -492,6 +529,7 @@ class Settings(BaseModel):
     limit: LimitSettings = Field(default_factory=LimitSettings)
     cors: CorsSettings = Field(default_factory=CorsSettings)
     events: EventSettings = Field(default_factory=EventSettings)
+    stream: StreamSettings = Field(default_factory=StreamSettings)
     openai: OpenAiSettings = Field(default_factory=OpenAiSettings)
     upload: UploadSettings = Field(default_factory=UploadSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)

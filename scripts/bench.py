@@ -6,9 +6,6 @@ engine in a process of its own, so that the figures of one run can be compared.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +16,6 @@ from typing import Any
 
 import click
 import numpy as np
-from rich.console import Console
 
 from common.errors import SetupProblem
 from common.settings import Settings
@@ -41,16 +37,11 @@ from scripts.bench_report import (
     Figure,
     Part,
     Target,
-    machine,
-    show,
-    show_machine,
-    summary,
 )
+from scripts.bench_run import Findings, chosen, working
 from scripts.bench_service import Run, UnderTest, shares
 from scripts.cli import load_settings
 from scripts.console import make_console
-from scripts.embedded import own
-from scripts.stack import available_cores
 
 PARTS = ("long", "overhead", "latency", "clips", "memory", "scaling")
 MODEL = "base"
@@ -538,16 +529,28 @@ def _median(values: Sequence[float]) -> float:
 
 
 def parse_parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
-    """The parts in ``text``, separated by commas, in their own order; all where there is none."""
-    if text is None:
-        return PARTS
-    asked = {part.strip() for part in text.split(",") if part.strip()}
-    if not asked or not asked <= set(PARTS):
-        raise click.BadParameter(f"has to be some of {','.join(PARTS)}")
-    return tuple(part for part in PARTS if part in asked)
+    """The parts that the option names, as `chosen`."""
+    return chosen(text, PARTS)
 
 
-@click.command()
+class _Bench(click.Command):
+    """`steno bench FOLDER`, which leaves `steno bench stream ...` to a command of its own."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if args[:1] != ["stream"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from scripts.bench_stream import stream
+
+        return stream.make_context(f"{info_name} stream", args[1:], parent, **extra)
+
+
+@click.command(cls=_Bench)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--parts",
@@ -581,72 +584,22 @@ def bench(
 
     FOLDER holds folders named for their language, such as en-read: with refs.tsv (file, tab,
     reference) a set of short clips; with NAME.transcript.json beside NAME.mp3 a long recording.
+
+    `steno bench stream FOLDER` measures live streams (a folder of that name is ./stream).
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     require_scorers()
     corpus = read_corpus(folder)
     settings = load_settings()
-    console = make_console()
-    told = machine(_keep_to(cores))
-    show_machine(told, console)
-    if told["cores_used"] < cores:
-        console.print(f"There are only {told['cores_used']} cores: {cores} workers share them.")
-    if quick:
-        console.print("A quick look: the targets are meant for a whole run.", style="yellow")
-    place = settings.storage.data_dir.absolute() / "bench"
-    lock = own(place)
-    try:
-        _clear(place)
-        with Console(stderr=True).status("") as status:
-            measured = Bench(
-                corpus,
-                settings,
-                place,
-                cores=cores,
-                size=QUICK if quick else Size(),
-                rounds=repeat,
-                tell=lambda what: status.update(f"{what} ..."),
-            )
-            found: list[Part] = []
-
-            def take(part: Part) -> None:
-                found.append(part)
-                show(part, console)
-                if as_json is not None:
-                    as_json.write_text(
-                        json.dumps(
-                            _document(told, found, quick=quick), indent=2, ensure_ascii=False
-                        )
-                    )
-
-            measured.run(parts, take)
-        console.print()
-        console.print(summary(found), style="bold")
-    finally:
-        _clear(place)
-        lock.close()
-
-
-def _clear(place: Path) -> None:
-    """Leave nothing but the lock; what is there may be from a run that was killed."""
-    for path in place.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name != "lock":
-            path.unlink()
-
-
-def _keep_to(cores: int) -> int:
-    """Keep this process, and all it starts, to so many cores, where the system can do that."""
-    if sys.platform == "linux":
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-        return available_cores()
-    return min(cores, available_cores())
-
-
-def _document(told: dict[str, Any], parts: Sequence[Part], *, quick: bool) -> dict[str, Any]:
-    return {
-        "machine": told,
-        "quick": quick,
-        "parts": {part.name: part.document() for part in parts},
-    }
+    findings = Findings(make_console(), cores=cores, quick=quick, as_json=as_json)
+    with working(settings) as (place, tell):
+        Bench(
+            corpus,
+            settings,
+            place,
+            cores=cores,
+            size=QUICK if quick else Size(),
+            rounds=repeat,
+            tell=tell,
+        ).run(parts, findings.take)
+    findings.sum_up()

@@ -20,6 +20,7 @@ VERSIONS = (
     "faster-whisper",
     "ctranslate2",
     "pywhispercpp",
+    "sherpa-onnx",
     "onnxruntime",
     "av",
     "rq",

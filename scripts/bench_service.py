@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -132,9 +133,12 @@ def shares(steps: Sequence[StepTimes], workers: int, *, sent_at: float, done_at:
 
 
 class UnderTest:
-    """A stack with ``workers`` single-threaded workers over servers and files of its own."""
+    """A stack with ``workers`` single-threaded workers over servers and files of its own.
 
-    def __init__(self, settings: Settings, folder: Path, workers: int) -> None:
+    ``env`` are further settings, by their names in the environment.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, workers: int, **env: str) -> None:
         self.workers = workers
         self._stack = Stack(
             _apart(settings, folder),
@@ -151,6 +155,7 @@ class UnderTest:
                 "REUSE_RESULTS": "false",
                 "MAX_UPLOAD_SIZE_MB": "2048",
                 "API_WORKERS": "1",
+                **env,
             },
             report=lambda _: None,
         )
@@ -262,6 +267,15 @@ class UnderTest:
     def horse_pids(self) -> list[int]:
         """The processes that hold the engines."""
         return [p.pid for p in self._family("worker") if "worker.horse" in p.cmdline()]
+
+    def recognizers(self, engine: str) -> list[psutil.Process]:
+        """The gateway's processes that hear live streams with ``engine``."""
+        asked = json.dumps({"engine": engine})[1:-1]
+        return [
+            process
+            for process in self._family("gateway")
+            if "api.recognizer_process" in process.cmdline() and asked in process.cmdline()[-1]
+        ]
 
     def _family(self, role: str) -> list[psutil.Process]:
         parents = [psutil.Process(pid) for pid in self._stack.processes.get(role, [])]

@@ -22,7 +22,13 @@ from rich.table import Table
 
 from common.errors import StenoError, WeightsCorrupt, WeightsMissing
 from common.settings import AsrSettings
-from common.weights.manifest import ENGINES, EVERY_LANGUAGE, FASTER_WHISPER, Manifest
+from common.weights.manifest import (
+    ENGINES,
+    EVERY_LANGUAGE,
+    FASTER_WHISPER,
+    WHISPER_ENGINES,
+    Manifest,
+)
 from common.weights.pull import Puller
 from common.weights.store import Weights, WeightsState, WeightsStore
 from common.weights.transfer import Meter
@@ -32,6 +38,7 @@ _Parameters = ParamSpec("_Parameters")
 _STYLES = {"present": "green", "missing": "dim", "corrupt": "bold red"}
 
 _engine = click.Choice(ENGINES)
+_whisper = click.Choice(WHISPER_ENGINES)
 
 
 def _one_line_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
@@ -74,16 +81,21 @@ def list_(store: WeightsStore) -> None:
 
 
 def _row(weights: WeightsState) -> tuple[str, ...]:
-    languages = "all" if weights.languages == EVERY_LANGUAGE else " ".join(weights.languages)
     state = f"[{_STYLES[weights.state]}]{weights.state}[/]"
     return (
         weights.model,
         weights.engine,
-        languages,
+        _short(weights.languages),
         f"{weights.size / 1e6:,.0f} MB",
         weights.licence,
         state,
     )
+
+
+def _short(languages: tuple[str, ...]) -> str:
+    if languages == EVERY_LANGUAGE:
+        return "all"
+    return " ".join(languages if len(languages) <= 2 else (*languages[:2], "..."))
 
 
 @models.command()
@@ -102,8 +114,8 @@ def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
 
 @models.command()
 @click.argument("model")
-@click.option("--from", "from_engine", type=_engine, required=True, help="Engine to convert from.")
-@click.option("--to", "to_engine", type=_engine, required=True, help="Engine to convert to.")
+@click.option("--from", "from_engine", type=_whisper, required=True, help="Engine to convert from.")
+@click.option("--to", "to_engine", type=_whisper, required=True, help="Engine to convert to.")
 @click.option("--name", help="Name of the result (default: MODEL).")
 @click.pass_obj
 @_one_line_errors

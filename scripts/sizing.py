@@ -20,7 +20,7 @@ from loguru import logger
 from rich.table import Table
 
 from common.settings import ROOT, Settings, load_settings
-from common.weights.manifest import Manifest
+from common.weights.manifest import WHISPER_ENGINES, Manifest
 from common.weights.store import WeightsState, WeightsStore
 from scripts.bench_direct import peak_mb
 from scripts.console import make_console
@@ -66,7 +66,8 @@ def main() -> int:
 
 def _present(settings: Settings, wanted: list[str] | None) -> Iterator[WeightsState]:
     for state in WeightsStore(settings.asr.models_dir, Manifest.load()).states():
-        if state.state == "present" and (not wanted or state.model in wanted):
+        hears_recordings = state.state == "present" and state.engine in WHISPER_ENGINES
+        if hears_recordings and (not wanted or state.model in wanted):
             yield state
 
 

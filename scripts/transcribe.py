@@ -21,7 +21,7 @@ from rich.console import Console
 
 from common.domain.formats import FLAGGING
 from common.errors import GatewayLost, Refused, StenoError
-from common.weights.manifest import ENGINES
+from common.weights.manifest import WHISPER_ENGINES
 from scripts.cli import load_settings
 from scripts.client import (
     FORMATS,
@@ -382,7 +382,7 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
 )
 @click.option("--language", "-l", help="A Whisper code (vi, en, ...) or auto [DEFAULT_LANGUAGE].")
 @click.option("--model", "-m", help="Weights, see `steno models list` [DEFAULT_MODEL].")
-@click.option("--engine", type=click.Choice(ENGINES), help="[DEFAULT_ENGINE]")
+@click.option("--engine", type=click.Choice(WHISPER_ENGINES), help="[DEFAULT_ENGINE]")
 @click.option(
     "--task", type=click.Choice(["transcribe", "translate"]), help="translate: to English."
 )

@@ -18,6 +18,7 @@ import redis
 from psycopg import sql
 
 from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
+from scripts.streaming_weights import bring
 from tests.phobert import PhoBert, make_phobert
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +44,12 @@ THROW_AWAY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "
 def weights_dir() -> Path:
     """Where ``steno models pull`` puts weights; ``scripts/test`` pulls those that tests need."""
     return ROOT / "models"
+
+
+@pytest.fixture(scope="session")
+def streaming_weights(weights_dir: Path) -> Path:
+    """A Vietnamese streaming model, ``viet-wenet`` for zipformer; brought when it is not there."""
+    return bring(weights_dir)
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ from common.domain.transcript import Transcript, join_text
 from common.domain.values import Segment
 from common.errors import NotFound, NotReady, StenoError, StillUnderWay
 from common.transcripts import transcript_of
+from common.weights.manifest import WHISPER_ENGINES
 
 router = APIRouter(prefix=PREFIX, tags=["openai"], route_class=Route)
 
@@ -236,7 +237,8 @@ async def model(model: str, gateway: GatewayDep, _: Reader) -> dict[str, Any]:
 async def _names(gateway: Gateway) -> list[str]:
     """Weights of the default engine by their name, others as ``engine/name``."""
     default = gateway.settings.asr.default_engine
-    states = await asyncio.to_thread(gateway.weights.states)
+    known = await asyncio.to_thread(gateway.weights.states)
+    states = [state for state in known if state.engine in WHISPER_ENGINES]
     stocked = [state for state in states if state.state != "missing"] or states
     names = [
         state.model if state.engine == default else f"{state.engine}/{state.model}"

@@ -92,7 +92,7 @@ class FasterWhisper:
             return "en", 1.0 if windows else 0.0
         try:
             probabilities: dict[str, float] = {}
-            encoded = _joined(self._encode([self._features(window) for window in windows]))
+            encoded = joined(self._encode([self._features(window) for window in windows]))
             for heard in ct2.detect_language(encoded):
                 for token, probability in heard:
                     code = token.strip("<|>")
@@ -113,7 +113,7 @@ class FasterWhisper:
             encoded = self._encode(features)
             attempts: list[list[Decoding]] = [[] for _ in windows]
             if 0.0 in options.temperatures:
-                together = self._generate(_joined(encoded), tokenizer, options, 0.0)
+                together = self._generate(joined(encoded), tokenizer, options, 0.0)
                 for tried, decoding in zip(attempts, together, strict=True):
                     tried.append(decoding)
             for tried, feature in zip(attempts, features, strict=True):
@@ -147,7 +147,7 @@ class FasterWhisper:
 
     def _encode(self, features: Sequence[NDArray[np.float32]]) -> list[ctranslate2.StorageView]:
         """The encoder's output for each window: shape (1, 1500, width), in main memory."""
-        return [self._model.model.encode(_view(each[np.newaxis]), to_cpu=True) for each in features]
+        return [self._model.model.encode(view(each[np.newaxis]), to_cpu=True) for each in features]
 
     def _generate(
         self,
@@ -180,21 +180,19 @@ class FasterWhisper:
             suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
             **how,
         )
-        decodings = []
-        for result in results:
-            tokens = result.sequences_ids[0]
+        return [self._decoding(result, tokenizer, temperature) for result in results]
+
+    @staticmethod
+    def _decoding(result: Any, tokenizer: Tokenizer, temperature: float = 0.0) -> Decoding:
+        tokens = result.sequences_ids[0]
+        return Decoding(
+            text=tokenizer.decode(tokens),
             # CTranslate2's score is the mean over the text tokens; the end token counts too.
-            avg_logprob = result.scores[0] * len(tokens) / (len(tokens) + 1)
-            decodings.append(
-                Decoding(
-                    text=tokenizer.decode(tokens),
-                    avg_logprob=avg_logprob,
-                    no_speech_prob=result.no_speech_prob,
-                    temperature=temperature,
-                    tokens=tuple(token for token in tokens if token < tokenizer.eot),
-                )
-            )
-        return decodings
+            avg_logprob=result.scores[0] * len(tokens) / (len(tokens) + 1),
+            no_speech_prob=result.no_speech_prob,
+            temperature=temperature,
+            tokens=tuple(token for token in tokens if token < tokenizer.eot),
+        )
 
     def _sample(
         self, feature: NDArray[np.float32], tokenizer: Tokenizer, options: DecodingOptions
@@ -240,13 +238,14 @@ class FasterWhisper:
         return [_word(timing) for timing in alignment if timing["word"]]
 
 
-def _view(array: NDArray[np.float32]) -> ctranslate2.StorageView:
+def view(array: NDArray[np.float32]) -> ctranslate2.StorageView:
+    """An array as CTranslate2 takes it."""
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
 
 
-def _joined(encoded: Sequence[ctranslate2.StorageView]) -> ctranslate2.StorageView:
+def joined(encoded: Sequence[ctranslate2.StorageView]) -> ctranslate2.StorageView:
     """All windows as one batch: shape (windows, 1500, width)."""
-    return _view(np.concatenate([np.asarray(each) for each in encoded]))
+    return view(np.concatenate([np.asarray(each) for each in encoded]))
 
 
 def _chosen(attempts: Sequence[Decoding]) -> Decoding:

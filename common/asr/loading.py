@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from common.domain.stream import Style
 from common.errors import UnknownOption, WeightsMissing
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from common.asr.engine import Engine
+    from common.asr.streaming import Recognizer
 
 ENGINES: Final = ("faster-whisper", "whisper.cpp")
+STYLES: Final = {
+    # It hears all of an utterance anew each time.
+    "faster-whisper": Style(first_ms=480, step_ms=640, ahead=True),
+    # It goes on where it was, some 400 ms at a time.
+    "zipformer": Style(first_ms=0, step_ms=128, ahead=False),
+}
+"""The engines for live streams, and how each wants to be asked."""
+_CT2_FILES: Final = ("model.bin", "config.json", "tokenizer.json")
 
 
 def load_engine(
@@ -29,8 +39,7 @@ def load_engine(
         EngineFailed: The weights do not load, or the device is not there.
     """
     if engine == "faster-whisper":
-        parts = [weights / name for name in ("model.bin", "config.json", "tokenizer.json")]
-        _require(engine, weights, parts)
+        _require(engine, weights, [weights / name for name in _CT2_FILES])
         from common.asr.faster_whisper import FasterWhisper
 
         return FasterWhisper(weights, threads=threads, device=device, compute_type=compute_type)
@@ -40,6 +49,37 @@ def load_engine(
 
         return WhisperCpp(weights, threads=threads)
     raise UnknownOption(field="engine", allowed=", ".join(ENGINES), value=engine)
+
+
+def style_of(engine: str) -> Style:
+    """How the engine of this name wants to be asked about a live stream.
+
+    Raises:
+        UnknownOption: It hears no live streams.
+    """
+    if engine not in STYLES:
+        raise UnknownOption(field="engine", allowed=", ".join(STYLES), value=engine)
+    return STYLES[engine]
+
+
+def load_recognizer(
+    engine: str, weights: Path, *, threads: int = 1, device: str = "cpu", compute_type: str = "int8"
+) -> Recognizer:
+    """Load ``weights`` (a folder) into an engine for live streams; else as `load_engine`.
+
+    Raises:
+        UnknownOption: No such engine.
+        WeightsMissing, EngineFailed: As of `load_engine`.
+    """
+    style_of(engine)
+    if engine == "zipformer":
+        from common.asr.zipformer import Zipformer
+
+        return Zipformer(weights, threads=threads)
+    _require(engine, weights, [weights / name for name in _CT2_FILES])
+    from common.asr.streaming_whisper import StreamingWhisper
+
+    return StreamingWhisper(weights, threads=threads, device=device, compute_type=compute_type)
 
 
 def _require(engine: str, weights: Path, parts: list[Path]) -> None:

@@ -82,6 +82,7 @@ class Limits:
     requests_per_second: int = 0
     requests_per_minute: int = 0
     concurrent_jobs: int = 0
+    concurrent_streams: int = 0
     audio_hours_per_day: float = 0
 
     def but(self, overrides: Mapping[str, float]) -> Limits:

@@ -13,7 +13,10 @@ from common.errors import UnknownOption
 
 FASTER_WHISPER = "faster-whisper"
 WHISPER_CPP = "whisper.cpp"
-ENGINES = (FASTER_WHISPER, WHISPER_CPP)
+ZIPFORMER = "zipformer"
+WHISPER_ENGINES = (FASTER_WHISPER, WHISPER_CPP)
+"""Those that hear recordings. Their weights can be made from each other's."""
+ENGINES = (*WHISPER_ENGINES, ZIPFORMER)
 
 EVERY_LANGUAGE = ("*",)
 """The languages of multilingual weights: every one that Whisper knows."""
@@ -193,7 +196,7 @@ class Manifest:
 def _spec(entry: Mapping[str, Any]) -> WeightsSpec:
     label = f"{entry.get('engine')}/{entry.get('model')}"
     try:
-        return WeightsSpec(
+        spec = WeightsSpec(
             engine=_known_engine(entry["engine"]),
             model=_plain_name(entry["model"]),
             languages=tuple(entry["languages"]),
@@ -201,8 +204,19 @@ def _spec(entry: Mapping[str, Any]) -> WeightsSpec:
             files=tuple(_file(file) for file in entry["files"]),
             sources=tuple(_source(source) for source in entry["sources"]),
         )
+        _check_conversions(spec)
     except (KeyError, TypeError, ValueError) as problem:
         raise ValueError(f"manifest entry {label}: {problem!r}") from problem
+    return spec
+
+
+def _check_conversions(spec: WeightsSpec) -> None:
+    for source in spec.sources:
+        makes = isinstance(source, Checkpoint | Conversion)
+        if makes and spec.engine not in WHISPER_ENGINES:
+            raise ValueError(f"weights for {spec.engine} cannot be converted")
+        if isinstance(source, Conversion) and source.engine not in WHISPER_ENGINES:
+            raise ValueError(f"weights for {source.engine} cannot be converted")
 
 
 def _known_engine(engine: str) -> str:

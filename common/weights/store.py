@@ -1,8 +1,9 @@
 """Where weights lie, whether they are whole, and the hash that names them in results.
 
-On disk, under one root: `faster-whisper-<model>/` folders and `ggml-<model>.bin` files. What a
-person puts there by hand counts too: any folder with `model.bin` and `config.json`, and any
-`ggml-*.bin`, under its own name.
+On disk, under one root: `faster-whisper-<model>/` and `zipformer-<model>/` folders, and
+`ggml-<model>.bin` files. What a person puts there by hand counts too, under its own name: any
+folder with `model.bin` and `config.json`, or with what `common.weights.zipformer` looks for, and
+any `ggml-*.bin`.
 
 Beside them lie `.hashes.json`, a cache that may be deleted, and `weights.lock.json`: the hashes of
 files for which the manifest has none, as they were when they were pulled first.
@@ -26,31 +27,37 @@ from common.weights.manifest import (
     EVERY_LANGUAGE,
     FASTER_WHISPER,
     WHISPER_CPP,
+    ZIPFORMER,
     FileSpec,
     Manifest,
     WeightsSpec,
     is_model_name,
 )
+from common.weights.zipformer import find_parts
 
 State = Literal["present", "missing", "corrupt"]
 
 Tick = Callable[[int], None]
 """Called with the number of bytes just worked through."""
 
-_FOLDER_PREFIX = "faster-whisper-"
+_FOLDER_PREFIXES = {FASTER_WHISPER: "faster-whisper-", ZIPFORMER: "zipformer-"}
 _GGML_PREFIX, _GGML_SUFFIX = "ggml-", ".bin"
 _OWN_LICENCE = "own"
 _OWN_FILES = (FileSpec("model.bin"), FileSpec("config.json"))
 """What faster-whisper cannot do without."""
+_NO_PARTS = tuple(
+    FileSpec(name) for name in ("encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt")
+)
+"""What a folder for zipformer lacks that has nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Weights that are here and whole.
 
-    ``path`` is a folder for faster-whisper and a file for whisper.cpp. ``sha256`` is that of the
-    tensors' file (`model.bin`, or the ggml file itself). ``languages`` are Whisper codes or
-    `manifest.EVERY_LANGUAGE`.
+    ``path`` is a file for whisper.cpp and a folder for the others. ``sha256`` is that of the
+    tensors' file (`model.bin`, the ggml file itself, or zipformer's encoder or CTC model).
+    ``languages`` are Whisper codes or `manifest.EVERY_LANGUAGE`.
     """
 
     engine: str
@@ -96,17 +103,18 @@ class WeightsStore:
         """Where these weights are, or would be."""
         if engine == WHISPER_CPP:
             return self.root / f"{_GGML_PREFIX}{model}{_GGML_SUFFIX}"
-        prefixed = self.root / f"{_FOLDER_PREFIX}{model}"
+        prefixed = self.root / f"{_FOLDER_PREFIXES[engine]}{model}"
         if self.manifest.get(engine, model) is None and not prefixed.is_dir():
             return self.root / model
         return prefixed
 
     def spec(self, engine: str, model: str) -> WeightsSpec:
         """The manifest's entry, or what can be said of weights that it does not know."""
-        ggml = (FileSpec(f"{_GGML_PREFIX}{model}{_GGML_SUFFIX}"),)
-        files = ggml if engine == WHISPER_CPP else _OWN_FILES
-        own = WeightsSpec(engine, model, EVERY_LANGUAGE, _OWN_LICENCE, files, ())
-        return self.manifest.get(engine, model) or own
+        published = self.manifest.get(engine, model)
+        if published is not None:
+            return published
+        files = self._own_files(engine, model)
+        return WeightsSpec(engine, model, EVERY_LANGUAGE, _OWN_LICENCE, files, ())
 
     def resolve(self, engine: str, model: str) -> Weights:
         """The weights an engine is to load.
@@ -191,6 +199,14 @@ class WeightsStore:
             spec.engine, spec.model, spec.languages, size, spec.licence, state, own=own
         )
 
+    def _own_files(self, engine: str, model: str) -> tuple[FileSpec, ...]:
+        if engine == WHISPER_CPP:
+            return (FileSpec(f"{_GGML_PREFIX}{model}{_GGML_SUFFIX}"),)
+        if engine == FASTER_WHISPER:
+            return _OWN_FILES
+        parts = find_parts(self.location(engine, model))
+        return tuple(FileSpec(path.name) for path in parts.files) if parts else _NO_PARTS
+
     def _files(self, spec: WeightsSpec) -> Iterator[tuple[FileSpec, Path]]:
         place = self.location(spec.engine, spec.model)
         for file in spec.files:
@@ -203,7 +219,9 @@ class WeightsStore:
             if path.name.startswith("."):
                 continue
             if all((path / file.name).is_file() for file in _OWN_FILES):
-                key = FASTER_WHISPER, path.name.removeprefix(_FOLDER_PREFIX)
+                key = FASTER_WHISPER, path.name.removeprefix(_FOLDER_PREFIXES[FASTER_WHISPER])
+            elif find_parts(path) is not None:
+                key = ZIPFORMER, path.name.removeprefix(_FOLDER_PREFIXES[ZIPFORMER])
             elif path.is_file() and path.match(f"{_GGML_PREFIX}?*{_GGML_SUFFIX}"):
                 key = WHISPER_CPP, path.name[len(_GGML_PREFIX) : -len(_GGML_SUFFIX)]
             else:

@@ -11,7 +11,7 @@ import pytest
 
 from common.settings import AsrSettings, Settings
 from common.weights.convert import ct2_to_ggml
-from common.weights.manifest import ENGINES
+from common.weights.manifest import WHISPER_ENGINES
 from scripts.bench import OURS, PARTS, Bench, Size
 from scripts.bench_corpus import read_corpus, write_wav
 from scripts.bench_direct import Way
@@ -91,7 +91,7 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
         not_inference, abs=0.1
     )
 
-    assert {f"en-read: WER above {engine}'s own" for engine in ENGINES} <= set(figures)
+    assert {f"en-read: WER above {engine}'s own" for engine in WHISPER_ENGINES} <= set(figures)
     assert figures["gateway's rise by a 2 MB upload"].value >= 0
     assert any(name.startswith("worker over ") for name in figures)
     json.dumps([part.document() for part in found])

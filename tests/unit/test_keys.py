@@ -41,10 +41,10 @@ def test_only_a_whole_key_is_read_as_one(text: str) -> None:
 
 
 def test_limits_are_those_of_the_settings_where_the_key_says_nothing() -> None:
-    settings = Limits(10, 100, 5, 1.5)
+    settings = Limits(10, 100, 5, 3, 1.5)
     assert settings.but({}) == settings
     ours = settings.but({"requests_per_minute": 0, "audio_hours_per_day": 2, "since gone": 1})
-    assert ours == Limits(10, 0, 5, 2)
+    assert ours == Limits(10, 0, 5, 3, 2)
 
 
 @pytest.mark.parametrize("name", ["acme", "a.b-c_D9", "x" * 64])

@@ -97,6 +97,17 @@ def test_a_gateway_beside_the_workers_refuses_weights_that_are_missing(
         resolve(resolver, model="pho")
 
 
+def test_weights_for_streams_are_none_for_jobs(resolver: Resolver, tmp_path: Path) -> None:
+    (tmp_path / "zipformer-live").mkdir()
+    for name in ("model.onnx", "tokens.txt"):
+        (tmp_path / "zipformer-live" / name).write_bytes(b"weights")
+    with pytest.raises(UnknownOption, match="engine must be one of"):
+        resolve(resolver, model="live", engine="zipformer")
+    with pytest.raises(UnknownOption, match="model must be one of base, pho"):
+        resolve(resolver, model="live")
+    assert resolve(resolver, model="pho").model == "pho", "the workers may have it"
+
+
 def test_a_persons_own_weights_are_known_by_their_name(resolver: Resolver, tmp_path: Path) -> None:
     (tmp_path / "ggml-mine.bin").write_bytes(b"weights")
     assert resolve(resolver, model="mine").model == "mine"

@@ -6,8 +6,9 @@ import pytest
 
 from common.errors import UnknownOption
 from common.weights.manifest import (
-    ENGINES,
     MANIFEST,
+    WHISPER_ENGINES,
+    ZIPFORMER,
     Conversion,
     HubFiles,
     Manifest,
@@ -29,13 +30,22 @@ def entry(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", WHISPER_ENGINES)
 @pytest.mark.parametrize("model", SIZES + PHOWHISPER)
-def test_the_project_offers_every_size_for_both_engines(engine: str, model: str) -> None:
+def test_the_project_offers_every_size_for_both_engines_of_whisper(engine: str, model: str) -> None:
     spec = Manifest.load().find(engine, model)
     assert spec.sources
     assert spec.size > 0
     assert spec.licence == ("BSD-3-Clause" if model in PHOWHISPER else "MIT")
+
+
+def test_streams_can_be_heard_in_vietnamese_and_english_by_networks_of_their_own() -> None:
+    streaming = [spec for spec in Manifest.load().specs if spec.engine == ZIPFORMER]
+    for language in ("vi", "en"):
+        assert [spec.model for spec in streaming if language in spec.languages]
+    for spec in streaming:
+        names = [file.name for file in spec.files]
+        assert names == ["encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"]
 
 
 def test_every_file_that_someone_published_is_pinned_by_its_hash() -> None:
@@ -83,6 +93,11 @@ def test_an_unknown_engine_or_model_is_answered_with_what_there_is() -> None:
         ({"sources": [{"ftp": "somewhere"}]}, "unknown kind of source"),
         ({"sources": [{"convert": ["faster-whisper", "nothing"]}]}, "needs unknown"),
         ({"sources": [{"convert": ["whisper.cpp", "toy"]}]}, "converted from itself"),
+        ({"sources": [{"convert": ["zipformer", "toy"]}]}, "zipformer cannot be converted"),
+        (
+            {"engine": "zipformer", "sources": [{"convert": ["whisper.cpp", "toy"]}]},
+            "zipformer cannot be converted",
+        ),
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_refused_with_a_reason(

@@ -209,6 +209,25 @@ def test_a_file_may_lie_elsewhere_in_the_repository(place: Place) -> None:
     place.pull(toy(HubFiles("someone/good", "main", {"model.bin": "sub dir/weights"})))
 
 
+def test_streaming_weights_get_plain_names_and_their_first_hashes_are_kept(place: Place) -> None:
+    long = "encoder-epoch-99-avg-1-chunk-16-left-128.int8.onnx"
+    place.hub.contents[f"/someone/good/resolve/main/{long}"] = TENSORS
+    place.hub.contents["/someone/good/resolve/main/tokens.txt"] = CONFIG
+    source = HubFiles("someone/good", "main", {"encoder.onnx": long})
+    files = (FileSpec("encoder.onnx"), FileSpec("tokens.txt"))
+    spec = WeightsSpec("zipformer", "toy", ("vi",), "Apache-2.0", files, (source,))
+    pulled = place.puller(spec).pull("zipformer", "toy")
+    assert pulled.path == place.root / "zipformer-toy"
+    assert {path.name for path in pulled.path.iterdir()} == {"encoder.onnx", "tokens.txt"}
+    assert place.store(spec).trusted("zipformer", "toy") == {
+        "encoder.onnx": sha256(TENSORS),
+        "tokens.txt": sha256(CONFIG),
+    }
+    (pulled.path / "tokens.txt").write_bytes(b"others")
+    with pytest.raises(WeightsCorrupt, match=r"tokens\.txt"):
+        place.store(spec).verify("zipformer", "toy")
+
+
 def test_two_pulls_at_once_fetch_once(place: Place) -> None:
     place.hub.stalls[GOOD_MODEL] = 1000
     network = Network(place.hub.endpoint, stall_timeout_s=30)

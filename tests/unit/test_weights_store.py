@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing
 from common.weights.manifest import FileSpec, Manifest, WeightsSpec
 from common.weights.store import WeightsStore
+from common.weights.zipformer import find_parts
 
 TENSORS, CONFIG = b"tensors of a toy", b"{}"
 
@@ -140,6 +142,109 @@ def test_a_fine_tune_put_there_by_hand_is_listed_and_usable(
     assert store.resolve("faster-whisper", "mine").sha256 == sha256(b"fine")
     assert store.resolve("faster-whisper", "mine").path == store.root / folder
     assert store.verify("whisper.cpp", "mine").sha256 == sha256(b"tuned")
+
+
+STREAMING = WeightsSpec(
+    "zipformer",
+    "toy",
+    ("vi",),
+    "Apache-2.0",
+    (FileSpec("encoder.onnx", len(TENSORS), sha256(TENSORS)), FileSpec("tokens.txt")),
+    (),
+)
+
+
+def put(folder: Path, names: Sequence[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+
+
+def test_published_streaming_weights_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path, Manifest((STREAMING,)))
+    assert states(store) == {("zipformer", "toy"): "missing"}
+    put(tmp_path / "zipformer-toy", ["encoder.onnx", "tokens.txt"])
+    (tmp_path / "zipformer-toy" / "encoder.onnx").write_bytes(TENSORS)
+    weights = store.verify("zipformer", "toy")
+    assert (weights.path, weights.sha256) == (tmp_path / "zipformer-toy", sha256(TENSORS))
+    assert states(store) == {("zipformer", "toy"): "present"}
+
+
+@pytest.mark.parametrize("folder", ["mine", "zipformer-mine"])
+@pytest.mark.parametrize(
+    ("names", "first"),
+    [
+        (["encoder.onnx", "decoder.onnx", "joiner.onnx"], "encoder.onnx"),
+        (["model.onnx"], "model.onnx"),
+        (["ctc-epoch-20-avg-1-chunk-16.int8.onnx", "bpe.model"], None),
+    ],
+)
+def test_streaming_weights_put_there_by_hand_are_listed_and_usable(
+    store: WeightsStore, folder: str, names: list[str], first: str | None
+) -> None:
+    put(store.root / folder, [*names, "tokens.txt"])
+    weights = store.resolve("zipformer", "mine")
+    assert (weights.path, weights.sha256) == (
+        store.root / folder,
+        sha256((first or names[0]).encode()),
+    )
+    assert weights.speaks("vi")
+    assert states(store)["zipformer", "mine"] == "present"
+    assert store.states()[-1].own
+    assert store.verify("zipformer", "mine") == weights
+
+
+def test_streaming_weights_that_lack_a_network_are_none(store: WeightsStore) -> None:
+    put(store.root / "half", ["encoder.onnx", "decoder.onnx", "tokens.txt"])
+    put(store.root / "zipformer-half", ["model.onnx"])
+    assert len(store.states()) == 2
+    for model in ("half", "nowhere"):
+        with pytest.raises(WeightsMissing, match=f"steno models pull {model} --engine zipformer"):
+            store.resolve("zipformer", model)
+
+
+PUBLISHED = [
+    f"{network}-epoch-99-avg-1-chunk-16-left-{left}{bits}.onnx"
+    for network in ("joiner", "encoder", "decoder")
+    for left in (128, 64)
+    for bits in ("", ".int8", ".fp16")
+]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (
+            PUBLISHED,
+            [
+                "encoder-epoch-99-avg-1-chunk-16-left-128.int8.onnx",
+                "decoder-epoch-99-avg-1-chunk-16-left-128.int8.onnx",
+                "joiner-epoch-99-avg-1-chunk-16-left-128.int8.onnx",
+            ],
+        ),
+        (
+            [name for name in PUBLISHED if "left-64.int8" in name or "left-128.fp16" in name],
+            [
+                "encoder-epoch-99-avg-1-chunk-16-left-64.int8.onnx",
+                "decoder-epoch-99-avg-1-chunk-16-left-64.int8.onnx",
+                "joiner-epoch-99-avg-1-chunk-16-left-64.int8.onnx",
+            ],
+        ),
+        (
+            ["encoder.int8.onnx", "encoder.onnx", "decoder.onnx", "joiner.int8.onnx"],
+            ["encoder.int8.onnx", "decoder.onnx", "joiner.int8.onnx"],
+        ),
+        (["model.onnx", "model.int8.onnx", "encoder.onnx"], ["model.int8.onnx"]),
+        (["model-streaming.onnx", "models.onnx"], ["model-streaming.onnx"]),
+    ],
+)
+def test_of_several_networks_those_of_one_export_in_8_bits_are_chosen(
+    tmp_path: Path, names: list[str], chosen: list[str]
+) -> None:
+    put(tmp_path, [*names, "tokens.txt"])
+    parts = find_parts(tmp_path)
+    assert parts is not None
+    assert [path.name for path in parts.files] == [*chosen, "tokens.txt"]
 
 
 def test_other_things_in_the_folder_are_no_weights(store: WeightsStore) -> None:

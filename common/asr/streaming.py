@@ -1,0 +1,50 @@
+"""The protocol behind which engines for live streams stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.asr.engine import Samples
+from common.domain.stream import Hypothesis
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What to hear.
+
+    Args:
+        stream: which stream it is of, and ``utterance`` which of its utterances.
+        samples: the utterance from its first sample until now; from call to call it only grows.
+        language: what is spoken, a Whisper code.
+        full: hear it as well as the engine can, with the words' times; else as fast as it can.
+        final: nothing more of this utterance will come.
+    """
+
+    stream: str
+    utterance: int
+    samples: Samples
+    language: str
+    full: bool = False
+    final: bool = False
+
+
+class Recognizer(Protocol):
+    """Loaded weights that hear several streams at once. Not thread-safe."""
+
+    name: str
+
+    def hear(self, wanted: Sequence[Heard]) -> list[Hypothesis]:
+        """What is said in each, in order: in one batch where the engine can.
+
+        Times count from an utterance's start.
+
+        Raises:
+            common.errors.EngineFailed: the engine refused or broke.
+        """
+        ...
+
+    def forget(self, stream: str) -> None:
+        """The stream is over: keep nothing of it."""
+        ...

@@ -1,0 +1,292 @@
+"""Streaming networks on sherpa-onnx: sound goes in as it comes, and text only grows.
+
+Transducers (zipformer and its forerunners) and CTC models (zipformer2's, WeNet's) are told apart by
+their files and by what they say of themselves. What they were trained on is all they know: one
+language, often no punctuation, often no case.
+
+A network hears in chunks of some hundred milliseconds, keeps its state between them, and takes the
+best token at each of its frames: what it has said it never takes back, so each hypothesis begins
+with the one before. Streams that have a chunk to hear are heard together. That changes no text with
+WeNet's, which sherpa-onnx hears one by one, nor with 32-bit weights; with 8-bit weights the streams
+of a batch share the scale of their activations, which may rarely tip a token.
+
+sherpa-onnx ends the process on many a file that is not as it should be, after a line on stderr. So
+what it would look for is looked for first, where that is cheap.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import exp
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from sherpa_onnx import OnlineRecognizer
+
+from common.asr.segments import split
+from common.asr.streaming import Heard
+from common.domain.stream import Hypothesis
+from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
+from common.errors import EngineFailed, WeightsMissing
+from common.weights.onnx_metadata import read_metadata
+from common.weights.zipformer import Parts, find_parts
+
+TAIL_MS = 800
+"""Of silence behind an utterance: its last words are said only when something follows."""
+LATE_MS = 400
+"""How much later than the end of a chunk its last piece may be said."""
+FRAME_MS = 10
+HEARD_MS = 250
+"""How much of a word is heard before its first piece is said. Measured with a Conformer-CTC on 30
+clips of VIVOS, from where the sound begins: half of them between 240 and 300 ms."""
+LAST_MS = 70
+"""A word goes on for this long after its last piece is said, unless the next one begins before. On
+the same clips the last piece was said between 40 ms before and 80 ms after the sound's end."""
+WENET_CHUNK, WENET_LEFT_CHUNKS = 16, 4
+"""What WeNet's models are exported with where they do not say (sherpa-onnx, scripts/wenet)."""
+BLANKS = frozenset({"<blk>", "<eps>", "<blank>"})
+UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+"""Characters that are written without spaces: each begins a word."""
+
+_ZIPFORMER = ("encoder_dims", "num_encoder_layers", "cnn_module_kernels", "left_context_len")
+_CHUNKED = ("T", "decode_chunk_len")
+"""Without these a network is none for streams."""
+_ZIPFORMER2 = (*_ZIPFORMER, "query_head_dims", "value_head_dims", "num_heads", *_CHUNKED)
+TRANSDUCERS: Mapping[str, tuple[str, ...]] = {
+    "zipformer2": _ZIPFORMER2,
+    "zipformer": (*_ZIPFORMER, "attention_dims", *_CHUNKED),
+    "conformer": _CHUNKED,
+    "lstm": _CHUNKED,
+}
+CTC: Mapping[str, tuple[str, ...]] = {
+    "zipformer2": _ZIPFORMER2,
+    "wenet_ctc": (
+        *("head", "num_blocks", "output_size", "cnn_module_kernel"),
+        *("right_context", "subsampling_factor", "vocab_size"),
+    ),
+}
+"""By model type, what sherpa-onnx reads from a network's metadata."""
+
+
+@dataclass(slots=True)
+class _Utterance:
+    """One utterance on its way through the network, and how many of its samples went in."""
+
+    stream: Any
+    fed: int = 0
+
+
+class Zipformer:
+    """The engine ``zipformer``, a `common.asr.streaming.Recognizer`.
+
+    Every hypothesis is as good as this engine can, and has words. Their probabilities are those of
+    transducers' tokens; CTC models tell none, so theirs are 1.0.
+
+    Args:
+        weights: A folder as `common.weights.zipformer` describes it.
+        threads: Cores this process may use.
+
+    Raises:
+        WeightsMissing: The folder holds no such weights.
+        EngineFailed: They do not load, or are not for streams.
+    """
+
+    name = "zipformer"
+
+    def __init__(self, weights: Path, *, threads: int = 1) -> None:
+        parts = find_parts(weights)
+        if parts is None:
+            raise WeightsMissing(model=weights.name, engine=self.name)
+        try:
+            metadata = read_metadata(parts.networks[0])
+            _check(parts, metadata)
+            self._recognizer = _load(parts, metadata, threads)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise EngineFailed(reason=error) from error
+        tail_ms = max(TAIL_MS, _chunk_ms(metadata) + LATE_MS)
+        self._tail = np.zeros(tail_ms * SAMPLES_PER_MS, np.float32)
+        self._utterances: dict[tuple[str, int], _Utterance] = {}
+
+    def hear(self, wanted: Sequence[Heard]) -> list[Hypothesis]:
+        """See `Recognizer.hear`."""
+        try:
+            utterances = [self._feed(each) for each in wanted]
+            self._decode(utterances)
+            return [
+                self._hypothesis(each, utterance)
+                for each, utterance in zip(wanted, utterances, strict=True)
+            ]
+        except (RuntimeError, ValueError, IndexError) as error:
+            # Nobody knows what they have heard: the next call begins with their first sample.
+            for each in wanted:
+                self._utterances.pop((each.stream, each.utterance), None)
+            raise EngineFailed(reason=error) from error
+
+    def forget(self, stream: str) -> None:
+        """See `Recognizer.forget`."""
+        for key in [key for key in self._utterances if key[0] == stream]:
+            del self._utterances[key]
+
+    def _feed(self, heard: Heard) -> _Utterance:
+        """Give the network what it does not know yet."""
+        key = heard.stream, heard.utterance
+        utterance = self._utterances.get(key)
+        if utterance is None:
+            self.forget(heard.stream)  # what came before it is over, with or without an end
+            utterance = self._utterances[key] = _Utterance(self._recognizer.create_stream())
+        new = heard.samples[utterance.fed :]
+        if len(new):
+            utterance.stream.accept_waveform(SAMPLE_RATE, new)
+            utterance.fed += len(new)
+        if heard.final:
+            utterance.stream.accept_waveform(SAMPLE_RATE, self._tail)
+            utterance.stream.input_finished()
+            del self._utterances[key]
+        return utterance
+
+    def _decode(self, utterances: Sequence[_Utterance]) -> None:
+        """Hear all that was given, a chunk of every stream at once."""
+        streams = list({id(each): each.stream for each in utterances}.values())
+        while ready := [stream for stream in streams if self._recognizer.is_ready(stream)]:
+            self._recognizer.decode_streams(ready)
+
+    def _hypothesis(self, heard: Heard, utterance: _Utterance) -> Hypothesis:
+        whole = Span(0, len(heard.samples) // SAMPLES_PER_MS)
+        result = self._recognizer.get_result_all(utterance.stream)
+        words = _words(result, whole)
+        mean_logprob = round(min(0.0, fmean(result.ys_probs)), 3) if result.ys_probs else 0.0
+        return Hypothesis(tuple(_segment(group, mean_logprob) for group in split(words) if group))
+
+
+def _segment(words: Sequence[Word], avg_logprob: float) -> Segment:
+    span = Span(words[0].span.start_ms, words[-1].span.end_ms)
+    text = "".join(word.text for word in words)
+    return Segment(span, text, tuple(words), avg_logprob=avg_logprob)
+
+
+def _words(result: Any, whole: Span) -> list[Word]:
+    """The words of sherpa-onnx's result, inside ``whole``.
+
+    It gives the pieces and when each was said, in seconds; when a word began and ended has to be
+    guessed.
+    """
+    said = [round(time * 1000) for time in result.timestamps]
+    probabilities = [min(1.0, exp(each)) for each in result.ys_probs] or [1.0] * len(said)
+    words = []
+    for text, start, end in _texts(result):
+        start_ms = max(0, said[start] - HEARD_MS)
+        end_ms = said[end - 1] + LAST_MS
+        if end < len(said):
+            end_ms = min(end_ms, said[end] - HEARD_MS)
+        span = Span(start_ms, max(start_ms, end_ms)).clipped(whole)
+        words.append(Word(text, span, round(fmean(probabilities[start:end]), 3)))
+    return words
+
+
+def _texts(result: Any) -> list[tuple[str, int, int]]:
+    """The text of each word, with its first piece and the one behind its last.
+
+    A space in front of a piece tells that it begins a word.
+    """
+    pieces = [piece.replace("\u2581", " ") for piece in result.tokens]
+    first = [at for at, piece in enumerate(pieces) if at == 0 or _begins_word(piece)]
+    spans = list(pairwise([*first, len(pieces)]))
+    texts = ["".join(pieces[start:end]) for start, end in spans]
+    if "".join(texts).strip() != result.text.strip():
+        # Pieces of bytes, which only all together are text.
+        texts = [f" {text}" for text in result.text.split()]
+        if len(texts) != len(spans):
+            texts, spans = [f" {result.text.strip()}"], [(0, len(pieces))]
+    found = zip(texts, spans, strict=True)
+    return [(text, start, end) for text, (start, end) in found if text.strip()]
+
+
+def _begins_word(piece: str) -> bool:
+    return piece.startswith(" ") or UNSPACED.match(piece) is not None
+
+
+def _check(parts: Parts, metadata: Mapping[str, str]) -> None:
+    """Look for what sherpa-onnx would end the process over.
+
+    Raises:
+        ValueError: it is not there; the message says what.
+    """
+    kind = metadata.get("model_type", "")
+    kinds = TRANSDUCERS if parts.is_transducer else CTC
+    name = parts.networks[0].name
+    if kind not in kinds:
+        raise ValueError(f"{name} is of type {kind or 'unknown'}, not {' or '.join(kinds)}")
+    missing = [key for key in kinds[kind] if key not in metadata]
+    if missing:
+        raise ValueError(f"{name} is not for streams: its metadata lacks {', '.join(missing)}")
+    size = metadata.get("vocab_size", "0")
+    if parts.is_transducer:
+        decoder = read_metadata(parts.networks[1])
+        if not {"vocab_size", "context_size"} <= decoder.keys():
+            raise ValueError(f"{parts.networks[1].name} lacks vocab_size or context_size")
+        size = decoder["vocab_size"]
+        read_metadata(parts.networks[2])
+    tokens = _read_tokens(parts.tokens)
+    if not parts.is_transducer and not BLANKS & tokens.keys():
+        raise ValueError(f"{parts.tokens.name} has none of {', '.join(sorted(BLANKS))}")
+    if len(tokens) < int(size):
+        raise ValueError(f"{parts.tokens.name} has {len(tokens)} tokens, the network {size}")
+
+
+def _read_tokens(path: Path) -> dict[str, int]:
+    """Token and number of each line; the one that is a space may be left out.
+
+    Raises:
+        ValueError: a line is another.
+    """
+    tokens = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        match line.split():
+            case [token, index] if index.isdecimal():
+                tokens[token] = int(index)
+            case [index] if index.isdecimal():
+                tokens[" "] = int(index)
+            case _:
+                raise ValueError(f"{path.name} has no token and number in line {number}")
+    return tokens
+
+
+def _load(parts: Parts, metadata: Mapping[str, str], threads: int) -> OnlineRecognizer:
+    common = {"tokens": str(parts.tokens), "num_threads": threads}
+    networks = [str(path) for path in parts.networks]
+    if parts.is_transducer:
+        encoder, decoder, joiner = networks
+        return OnlineRecognizer.from_transducer(
+            encoder=encoder,
+            decoder=decoder,
+            joiner=joiner,
+            # Told nothing it would load the encoder twice, to find out.
+            model_type=metadata["model_type"],
+            **common,
+        )
+    (model,) = networks
+    if metadata["model_type"] == "wenet_ctc":
+        chunk, left_chunks = _wenet_chunks(metadata)
+        return OnlineRecognizer.from_wenet_ctc(
+            model=model, chunk_size=chunk, num_left_chunks=left_chunks, **common
+        )
+    return OnlineRecognizer.from_zipformer2_ctc(model=model, **common)
+
+
+def _wenet_chunks(metadata: Mapping[str, str]) -> tuple[int, int]:
+    """Frames of the encoder in a chunk, and how many chunks it looks back."""
+    chunk = int(metadata.get("chunk_size", WENET_CHUNK))
+    return chunk, int(metadata.get("left_chunks", WENET_LEFT_CHUNKS))
+
+
+def _chunk_ms(metadata: Mapping[str, str]) -> int:
+    """How much sound a network has to have before it hears any."""
+    if metadata["model_type"] == "wenet_ctc":
+        subsampling, right = (int(metadata[key]) for key in ("subsampling_factor", "right_context"))
+        return FRAME_MS * ((_wenet_chunks(metadata)[0] - 1) * subsampling + right + 1)
+    return FRAME_MS * int(metadata["T"])

@@ -1,0 +1,76 @@
+"""What an ONNX file says of itself, read without loading the network in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.weights.whisper import map_file
+
+# From onnx.proto: fields of ModelProto, and of the StringStringEntryProto in it.
+_GRAPH = 7
+_METADATA = 14
+_KEY, _VALUE = 1, 2
+
+# Protobuf's wire types
+_VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The key-value pairs that an ONNX model carries; of a large file as fast as of a small one.
+
+    Raises:
+        ValueError: the file is no ONNX model, or is cut short.
+        OSError: it cannot be read.
+    """
+    if path.stat().st_size == 0:  # which cannot be mapped
+        raise ValueError(f"{path.name} is empty")
+    found = {}
+    has_graph = False
+    try:
+        for number, value in _fields(map_file(path)):
+            if number == _GRAPH:
+                has_graph = True
+            elif number == _METADATA:
+                pair = {key: bytes(text).decode() for key, text in _fields(value)}
+                found[pair.get(_KEY, "")] = pair.get(_VALUE, "")
+    except (IndexError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{path.name} is no ONNX model, or is cut short") from problem
+    if not has_graph:
+        raise ValueError(f"{path.name} is no ONNX model")
+    return found
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The number and the bytes of each field of a protobuf message; a number's bytes are left out.
+
+    Raises:
+        IndexError: the message is none, or ends too early.
+    """
+    at = 0
+    while at < len(message):
+        tag, at = _varint(message, at)
+        number, kind = tag >> 3, tag & 7
+        start = at
+        if kind == _VARINT:
+            _, at = _varint(message, at)
+            start = at
+        elif kind == _BYTES:
+            size, start = _varint(message, at)
+            at = start + size
+        elif kind in (_FIXED_32, _FIXED_64):
+            at = start = at + (4 if kind == _FIXED_32 else 8)
+        else:
+            raise IndexError(kind)
+        if at > len(message) or number == 0:
+            raise IndexError(at)
+        yield number, message[start:at]
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """The number at a place, and the place behind it."""
+    value = shift = 0
+    while message[at] & 0x80:
+        value |= (message[at] & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+    return value | message[at] << shift, at + 1

@@ -1,0 +1,241 @@
+"""Networks for sherpa-onnx that are small enough to make on the spot.
+
+All of them do the same: in each chunk of 320 ms that is loud they say one token, `CYCLE` from its
+beginning on, over and over. Which one is next they know from their state alone, so a state that is
+lost or mixed up changes the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+CHUNK_MS = 320
+TOKENS = ("<blk>", "<sos/eos>", "<unk>", "\u2581một", "\u2581hai", "ba")
+CYCLE = (" một", " hai", "ba")
+"""What is said: the third token goes on with the word of the second."""
+
+MELS = 80
+SHIFT = CHUNK_MS // 10
+"""Frames in a chunk, of which the encoder makes a fourth."""
+LOUD = -8.0
+"""A mean log-mel energy above this is sound; of digital silence it is -16."""
+LAYER, WIDTH, LEFT, KERNEL = 1, 8, 4, 3
+
+
+def write_tokens(folder: Path, tokens: Sequence[str] = TOKENS) -> None:
+    """Write `tokens.txt`."""
+    lines = [f"{token} {number}" for number, token in enumerate(tokens)]
+    (folder / "tokens.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def write_zipformer2_ctc(folder: Path, shift: int = SHIFT) -> None:
+    """Write a CTC model, with its tokens. ``shift`` is how many frames its chunks have."""
+    _save(folder / "model.onnx", _Zipformer2(shift, ahead=13), "log_probs", _ZIPFORMER2)
+    write_tokens(folder)
+
+
+def write_zipformer2(folder: Path, export: str = "") -> None:
+    """Write a transducer, with its tokens. Its files are called ``encoder<export>.onnx``, ..."""
+    path = folder / f"encoder{export}.onnx"
+    _save(path, _Zipformer2(SHIFT, ahead=13), "encoder_out", _ZIPFORMER2)
+    _write_decoder_and_joiner(folder, export)
+
+
+def write_zipformer(folder: Path) -> None:
+    """Write a transducer of the first kind of zipformer, with its tokens."""
+    metadata = _COMMON | {"model_type": "zipformer", "attention_dims": WIDTH}
+    _save(folder / "encoder.onnx", _Zipformer(SHIFT, ahead=7), "encoder_out", metadata)
+    _write_decoder_and_joiner(folder, "")
+
+
+_COMMON: dict[str, object] = {
+    "encoder_dims": WIDTH,
+    "num_encoder_layers": LAYER,
+    "cnn_module_kernels": KERNEL,
+    "left_context_len": LEFT,
+}
+_ZIPFORMER2: dict[str, object] = _COMMON | {
+    "model_type": "zipformer2",
+    "query_head_dims": 2,
+    "value_head_dims": 2,
+    "num_heads": 1,
+}
+
+
+@dataclass
+class _Graph:
+    """A network under construction, with the states that it passes on.
+
+    It is given ``shift`` frames that are new, and ``ahead`` more that come again.
+    """
+
+    shift: int
+    ahead: int
+    nodes: list[Any] = field(default_factory=list)
+    constants: list[Any] = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
+    next_states: list[Any] = field(default_factory=list)
+
+    @property
+    def frames(self) -> int:
+        return self.shift + self.ahead
+
+    @property
+    def outputs(self) -> int:
+        return self.shift // 4
+
+    def constant(self, name: str, values: object, kind: Any) -> str:
+        self.constants.append(numpy_helper.from_array(np.array(values, kind), name))
+        return name
+
+    def node(self, operator: str, inputs: Iterable[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def state(self, name: str, kind: int, *shape: int | str) -> str:
+        """A state, which is passed on as it is where nothing else is done to it."""
+        self.states.append(helper.make_tensor_value_info(name, kind, shape))
+        self.next_states.append(helper.make_tensor_value_info(f"new_{name}", kind, shape))
+        return name
+
+    def counted(self, counter: str) -> str:
+        """Pass ``counter`` on with this chunk's outputs added; gives which chunk it is, (N,)."""
+        step = self.constant("step", self.outputs, np.int64)
+        self.node("Add", [counter, step], f"new_{counter}")
+        flat = self.node(
+            "Reshape", [counter, self.constant("flat", [-1], np.int64)], "flat_counter"
+        )
+        return self.node("Div", [flat, step], "chunk")
+
+    def passed_on(self) -> None:
+        made = {output for node in self.nodes for output in node.output}
+        for value in self.states:
+            if f"new_{value.name}" not in made:
+                self.node("Identity", [value.name], f"new_{value.name}")
+
+    def speak(self, chunk: str, output: str) -> None:
+        """From the sound and the chunk's number to the tokens' scores, (N, outputs, tokens)."""
+        shift = [self.constant(f"slice_{i}", [i], np.int64) for i in (0, self.shift, 1)]
+        heard = self.node("Slice", ["x", shift[0], shift[1], shift[2]], "heard")
+        shape = self.constant("shape", [0, self.outputs, 4 * MELS], np.int64)
+        blocks = self.node("Reshape", [heard, shape], "blocks")
+        level = self.node("ReduceMean", [blocks], "level", axes=[2], keepdims=1)
+        loudness = self.node("Sub", [level, self.constant("loud", LOUD, np.float32)], "loudness")
+        first = self.constant("first", TOKENS.index("\u2581một"), np.int64)
+        turn = self.node("Mod", [chunk, self.constant("cycle", len(CYCLE), np.int64)], "turn")
+        token = self.node("Add", [turn, first], "token")
+        said = self.node(
+            "OneHot",
+            [
+                token,
+                self.constant("depth", len(TOKENS), np.int64),
+                self.constant("off_on", [0.0, 1.0], np.float32),
+            ],
+            "said",
+        )
+        axis = self.constant("axis", [1], np.int64)
+        wanted = self.node("Unsqueeze", [said, axis], "wanted")
+        self.node("Mul", [wanted, loudness], output)
+
+
+class _Zipformer2(_Graph):
+    def build(self, output: str) -> None:
+        n = "N"
+        for name in ("key", "nonlin", "val1", "val2", "conv1", "conv2"):
+            shape: tuple[int | str, ...] = {
+                "key": (LEFT, n, 2),
+                "nonlin": (1, n, LEFT, 3 * WIDTH // 4),
+                "val1": (LEFT, n, 2),
+                "val2": (LEFT, n, 2),
+                "conv1": (n, WIDTH, KERNEL // 2),
+                "conv2": (n, WIDTH, KERNEL // 2),
+            }[name]
+            self.state(name, TensorProto.FLOAT, *shape)
+        self.state("embed", TensorProto.FLOAT, n, 128, 3, 19)
+        counter = self.state("processed", TensorProto.INT64, n)
+        self.speak(self.counted(counter), output)
+        self.passed_on()
+
+
+class _Zipformer(_Graph):
+    def build(self, output: str) -> None:
+        n = "N"
+        counter = self.state("len", TensorProto.INT64, LAYER, n)
+        self.state("avg", TensorProto.FLOAT, LAYER, n, WIDTH)
+        self.state("key", TensorProto.FLOAT, LAYER, LEFT, n, WIDTH)
+        self.state("val", TensorProto.FLOAT, LAYER, LEFT, n, WIDTH // 2)
+        self.state("val2", TensorProto.FLOAT, LAYER, LEFT, n, WIDTH // 2)
+        self.state("conv1", TensorProto.FLOAT, LAYER, n, WIDTH, KERNEL - 1)
+        self.state("conv2", TensorProto.FLOAT, LAYER, n, WIDTH, KERNEL - 1)
+        self.speak(self.counted(counter), output)
+        self.passed_on()
+
+
+def _save(
+    path: Path, graph: _Zipformer | _Zipformer2, output: str, metadata: dict[str, object]
+) -> None:
+    graph.build(output)
+    sound = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", graph.frames, MELS])
+    scores = helper.make_tensor_value_info(
+        output, TensorProto.FLOAT, ["N", graph.outputs, len(TOKENS)]
+    )
+    _write(
+        path,
+        graph.nodes,
+        [sound, *graph.states],
+        [scores, *graph.next_states],
+        graph.constants,
+        metadata | {"decode_chunk_len": graph.shift, "T": graph.frames},
+    )
+
+
+def _write_decoder_and_joiner(folder: Path, export: str) -> None:
+    """A decoder that forbids the last token, so that it is said once, and a joiner that adds."""
+    size = len(TOKENS)
+    forbidding = np.diag([0.0, *[-1000.0] * (size - 1)]).astype(np.float32)
+    table = numpy_helper.from_array(forbidding, "table")
+    last = numpy_helper.from_array(np.array(1, np.int64), "last")
+    nodes = [
+        helper.make_node("Gather", ["y", "last"], ["token"], axis=1),
+        helper.make_node("Gather", ["table", "token"], ["decoder_out"], axis=0),
+    ]
+    value = helper.make_tensor_value_info
+    _write(
+        folder / f"decoder{export}.onnx",
+        nodes,
+        [value("y", TensorProto.INT64, ["N", 2])],
+        [value("decoder_out", TensorProto.FLOAT, ["N", size])],
+        [table, last],
+        {"vocab_size": size, "context_size": 2},
+    )
+    _write(
+        folder / f"joiner{export}.onnx",
+        [helper.make_node("Add", ["encoder_out", "decoder_out"], ["logit"])],
+        [value(name, TensorProto.FLOAT, ["N", size]) for name in ("encoder_out", "decoder_out")],
+        [value("logit", TensorProto.FLOAT, ["N", size])],
+        [],
+        {"joiner_dim": size},
+    )
+    write_tokens(folder)
+
+
+def _write(
+    path: Path,
+    nodes: list[Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    constants: list[Any],
+    metadata: dict[str, object],
+) -> None:
+    graph = helper.make_graph(nodes, path.stem, inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {key: str(each) for key, each in metadata.items()})
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))

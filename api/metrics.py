@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.gateway import Gateway
 from api.version import VERSION
 from common.db.monitoring import Observed, Server, Waiting, observe_service
+from common.db.streams import COMPLETED, INTERRUPTED
 from common.domain.job import JobStatus, StepKind
 from common.domain.metrics import (
     AUDIO_TRANSCRIBED,
@@ -38,6 +39,9 @@ from common.domain.metrics import (
     JOBS_ENDED,
     JOBS_SUBMITTED,
     LEASES_EXPIRED,
+    STREAM_AUDIO,
+    STREAMS_ENDED,
+    STREAMS_OPENED,
 )
 from common.domain.metrics import Counter as Counted
 from common.errors import StenoError
@@ -53,6 +57,8 @@ METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 ELSEWHERE = "none"
 """The route of requests that met none."""
 FINISHED = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
+USUAL_OUTCOMES = (COMPLETED, INTERRUPTED)
+"""Of streams; the others are the codes of errors."""
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
@@ -266,6 +272,7 @@ def _gauges(service: Observed) -> Iterator[Metric]:
     yield _gauge("stenopool_steps_running", "Steps being worked on", ("kind",), running)
     due: dict[Labels, Waiting] = {(): service.deliveries_due}
     yield from _both("stenopool_webhook_deliveries_due", "Webhook messages to send", (), due)
+    yield _one("stenopool_streams_open", "Live streams that go on", service.streams_open)
 
 
 def _both(
@@ -301,6 +308,11 @@ def _zeros(counter: Counted, service: Observed) -> dict[Labels, float]:
         return dict.fromkeys(submitted, 0)
     if counter is LEASES_EXPIRED:
         return {(kind.value,): 0 for kind in StepKind}
+    opened = service.tallied.of(STREAMS_OPENED)
+    if counter is STREAMS_ENDED:
+        return {(outcome, *labels): 0 for outcome in USUAL_OUTCOMES for labels in opened}
+    if counter is STREAM_AUDIO:
+        return dict.fromkeys(opened, 0)
     return {}
 
 

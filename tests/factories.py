@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
 from common.db.database import Database
 from common.db.jobs import Jobs, NewJob, NewRecording
 from common.db.steps import Claim, PlannedRow, RetryPolicy, Steps
+from common.db.streams import NewStream, StreamFinal, Streams
 from common.db.tables import JobMetrics, Transcript
 from common.domain.job import Priority
 from common.domain.moderation import Label, Mark, ModeratedBy, Verdict
 from common.domain.request import Options
+from common.domain.values import Segment, Span, Word
 from common.transcripts import moderation_to_json
 
 TENANT = "default"
@@ -168,3 +171,44 @@ def stored_segment(start_ms: int, end_ms: int, text: str, **others: Any) -> dict
         "flags": [],
         **others,
     }
+
+
+def new_stream(**fields: Any) -> NewStream:
+    """A stream in English; ``fields`` are those of `NewStream`."""
+    usual: dict[str, Any] = {
+        "id": uuid4(),
+        "engine": "faster-whisper",
+        "model": "base",
+        "language": "en",
+        "moderation": False,
+    }
+    return NewStream(**usual | fields)
+
+
+def open_stream(database: Database, *, tenant: str = TENANT, **fields: Any) -> UUID:
+    """Begin a stream; ``fields`` are those of `NewStream`. Returns its id."""
+    stream = new_stream(**fields)
+    Streams(database, tenant).open(stream)
+    return stream.id
+
+
+def new_final(seq: int, text: str = " hello", **fields: Any) -> StreamFinal:
+    """An utterance of one word, in second ``seq``; ``fields`` are those of `StreamFinal`."""
+    span = Span(seq * 1000, seq * 1000 + 800)
+    usual: dict[str, Any] = {
+        "seq": seq,
+        "span": span,
+        "engine": "faster-whisper",
+        "model": "base",
+        "language": "en",
+        "segments": (Segment(span, text, words=(Word(text, span, 0.9),)),),
+        "latency_ms": 300,
+    }
+    return StreamFinal(**usual | fields)
+
+
+def judged_final(seq: int, verdict: Verdict = CLEAN, by: ModeratedBy = BY) -> StreamFinal:
+    """The same, once judged."""
+    final = new_final(seq)
+    judged = tuple(replace(segment, verdict=verdict) for segment in final.segments)
+    return replace(final, segments=judged, moderated_by=by)

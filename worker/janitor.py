@@ -20,6 +20,8 @@ PAUSE_S = 5.0
 """After something went wrong."""
 STOP_GRACE_S = 3.0
 BATCH = 100
+SIGN_OF_LIFE_S = 30.0
+"""After an outage streams are given this long to be heard of: nobody could be while it lasted."""
 ABANDONED_S = 3600.0
 """An upload that has not grown for this long has nobody behind it any more."""
 
@@ -34,6 +36,7 @@ class Janitor:
         self._storage = storage
         self._events = events
         self._upload_wait_s = upload_wait_s
+        self._silence_counts_from = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
 
@@ -58,6 +61,7 @@ class Janitor:
                 pause_s = CLEAN_S
             except Transient as error:
                 logger.warning("cleaning waits for a service to come back: {}", error)
+                self._silence_counts_from = time.monotonic() + SIGN_OF_LIFE_S
                 pause_s = PAUSE_S
             except Exception:  # what it is must not end all cleaning
                 logger.exception("cleaning failed")
@@ -75,6 +79,11 @@ class Janitor:
                 logger.info("job {job_id}: deleted, as its time was over", job_id=job_id)
                 self._events.job_changed(job_id)
                 self._erase(job_id, deleted.recording_id)
+        if time.monotonic() >= self._silence_counts_from:
+            for stream_id in self._cleaning.end_silent_streams():
+                logger.warning("stream {stream_id}: its gateway went silent", stream_id=stream_id)
+        while not self._stopping.is_set() and (expired := self._cleaning.expire_stream()):
+            logger.info("stream {stream_id}: deleted, as its time was over", stream_id=expired)
         for deleted in self._cleaning.deleted(BATCH):
             if self._erase(deleted.job_id, deleted.recording_id) == 0:
                 logger.info("job {job_id}: nothing of it is left", job_id=deleted.job_id)

@@ -29,6 +29,7 @@ class OwnLimits(BaseModel):
     requests_per_second: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     requests_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     concurrent_jobs: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    concurrent_streams: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     audio_hours_per_day: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
 
     def given(self) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -23,6 +23,7 @@ from api.schemas import Name, Status, UploadOptions
 from common.db.deletions import Deletions, Reason, Receipt
 from common.db.jobs import NewJob
 from common.db.listing import Finished, JobFilter, JobLists
+from common.db.tables import Kind
 from common.domain.job import JobStatus
 from common.domain.masking import masked
 from common.errors import Transient
@@ -63,18 +64,20 @@ class HistoryEntry(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    kind: Literal["job"]
+    kind: Kind
     session_id: UUID
-    """The job's id."""
-    job_id: UUID
+    """The id of the job or stream."""
+    job_id: UUID | None
+    """The same of a job; null of a stream."""
     engine: str
     model_id: str = Field(examples=["base"])
     language: str = Field(examples=["vi"])
     content: str
     """How the text begins: 200 characters at most, masked as the upload asked for."""
     duration_seconds: float
-    latency_ms: int
-    """From the request to the text."""
+    latency_ms: int | None
+    """From the request to the text; of a stream from the end of an utterance to its text, the
+    median; null where it had none."""
     created_at: datetime
     completed_at: datetime
     recording_id: str | None
@@ -89,15 +92,20 @@ class History(BaseModel):
 
 
 class DeletionReceipt(BaseModel):
-    """What was deleted of a job."""
+    """What was deleted of a job or stream."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    job_id: UUID
+    kind: Kind
+    session_id: UUID
+    """The id of the job or stream."""
+    job_id: UUID | None
+    """The same of a job; null of a stream."""
     reason: Reason
     requested_at: datetime
     erased_at: datetime | None
-    """When the storage was found to hold nothing of it, and nobody could write any more."""
+    """When the storage was found to hold nothing of it, and nobody could write any more; a stream
+    has nothing there."""
     rows: int
     """In Postgres."""
     files: int
@@ -163,7 +171,10 @@ async def jobs(
 async def history(
     gateway: GatewayDep, caller: Reader, limit: Limit = 50, cursor: PageCursor = None
 ) -> History:
-    """The tenant's jobs that are COMPLETED, newest first, each with the beginning of its text."""
+    """Jobs that are COMPLETED and live streams that have ended, each with how its text begins.
+
+    All of the tenant's, newest first.
+    """
     lists = JobLists(gateway.database, caller.tenant)
     page = await gateway.in_thread(lists.finished, limit=limit, after=parsed(cursor))
     return History(history=list(map(_entry, page.items)), next_cursor=told(page.next))
@@ -198,18 +209,25 @@ async def delete(job_id: UUID, gateway: GatewayDep, caller: Transcriber) -> None
 async def deletions(
     gateway: GatewayDep,
     caller: Reader,
-    job_id: Annotated[UUID | SkipJsonSchema[None], Query(description="Only this one.")] = None,
+    job_id: Annotated[
+        UUID | SkipJsonSchema[None], Query(description="Only that of this job.")
+    ] = None,
+    session_id: Annotated[
+        UUID | SkipJsonSchema[None], Query(description="Only that of this job or stream.")
+    ] = None,
     limit: Limit = 50,
     cursor: PageCursor = None,
 ) -> DeletionPage:
-    """Receipts for the tenant's deleted jobs, newest first: on request, or as their time was over.
+    """Receipts for what the tenant had: deleted on request, or as its time was over. Newest first.
 
     A receipt has an `erased_at` once the storage was searched again, when no worker could write
     any more, and nothing was found.
     """
     receipts = Deletions(gateway.database, caller.tenant)
     after = parsed(cursor)
-    page = await gateway.in_thread(receipts.page, job_id=job_id, limit=limit, after=after)
+    page = await gateway.in_thread(
+        receipts.page, job_id=job_id, session_id=session_id, limit=limit, after=after
+    )
     return DeletionPage(deletions=list(map(_receipt, page.items)), next_cursor=told(page.next))
 
 
@@ -250,30 +268,32 @@ def _delete(gateway: Gateway, caller: Caller, job_id: UUID) -> None:
         deletions.erased(job_id, files=erased.files, size=erased.bytes)
 
 
-def _entry(job: Finished) -> HistoryEntry:
-    transcript = transcript_of(job.beginning)
-    if job.beginning.options.filter_profanity:
+def _entry(finished: Finished) -> HistoryEntry:
+    transcript = transcript_of(finished.beginning)
+    if finished.beginning.options.filter_profanity:
         transcript = masked(transcript)
     return HistoryEntry(
-        kind="job",
-        session_id=job.job_id,
-        job_id=job.job_id,
-        engine=job.engine,
-        model_id=job.model,
-        language=job.beginning.language,
+        kind=finished.kind,
+        session_id=finished.id,
+        job_id=finished.id if finished.kind is Kind.JOB else None,
+        engine=finished.engine,
+        model_id=finished.model,
+        language=finished.beginning.language,
         content=transcript.text[:CONTENT_LETTERS],
-        duration_seconds=job.beginning.duration_ms / 1000,
-        latency_ms=job.wall_ms,
-        created_at=job.created_at,
-        completed_at=job.completed_at,
-        recording_id=job.client.recording_id,
-        metadata=job.client.metadata,
+        duration_seconds=finished.beginning.duration_ms / 1000,
+        latency_ms=finished.latency_ms,
+        created_at=finished.created_at,
+        completed_at=finished.completed_at,
+        recording_id=finished.client.recording_id,
+        metadata=finished.client.metadata,
     )
 
 
 def _receipt(receipt: Receipt) -> DeletionReceipt:
     return DeletionReceipt(
-        job_id=receipt.job_id,
+        kind=receipt.kind,
+        session_id=receipt.id,
+        job_id=receipt.id if receipt.kind is Kind.JOB else None,
         reason=receipt.reason,
         requested_at=receipt.requested_at,
         erased_at=receipt.erased_at,

@@ -39,6 +39,7 @@ class KeyLimits(BaseModel):
     requests_per_second: int | None
     requests_per_minute: int | None
     concurrent_jobs: int | None
+    concurrent_streams: int | None
     audio_hours_per_day: float | None
 
 
@@ -48,6 +49,7 @@ class Left(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     concurrent_jobs: int | None
+    concurrent_streams: int | None
     audio_hours: float | None
     """Today."""
     resets_in_seconds: int
@@ -74,7 +76,10 @@ async def usage(
     caller: Reader,
     days: Annotated[int, Query(ge=1, le=366, description="How far back, today included.")] = 30,
 ) -> UsageDocument:
-    """Jobs and hours of audio by day; audio counts as it was sent, once decoded as it is."""
+    """Jobs and hours of audio by day; audio counts as it was sent, once decoded as it is.
+
+    Live streams are no jobs; their audio counts as it comes in.
+    """
     asked = Usage(gateway.database, caller.tenant, caller.key_id)
     spent = await gateway.in_thread(asked.spent)
     return UsageDocument(
@@ -98,12 +103,17 @@ def _day(day: Day) -> UsageDay:
 
 
 def _left(limits: Limits, spent: Spent) -> Left:
-    jobs, hours = limits.concurrent_jobs, limits.audio_hours_per_day
+    hours = limits.audio_hours_per_day
     return Left(
-        concurrent_jobs=max(0, jobs - spent.concurrent_jobs) if jobs else None,
+        concurrent_jobs=_places(limits.concurrent_jobs, spent.concurrent_jobs),
+        concurrent_streams=_places(limits.concurrent_streams, spent.concurrent_streams),
         audio_hours=max(0.0, round(hours - _hours(spent.audio_ms), 4)) if hours else None,
         resets_in_seconds=seconds_to_midnight(),
     )
+
+
+def _places(limit: int, taken: int) -> int | None:
+    return max(0, limit - taken) if limit else None
 
 
 def _hours(milliseconds: int) -> float:

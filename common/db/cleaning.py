@@ -9,9 +9,10 @@ from uuid import UUID
 from sqlalchemy import case, func, null, select, update
 
 from common.db.database import Database
-from common.db.deletions import Deleted, Reason, erased, remove
+from common.db.deletions import Deleted, Reason, erased, remove, remove_stream
 from common.db.steps import end_job, fetched_ids, seconds
-from common.db.tables import Deletion, Job, Recording
+from common.db.streams import end_silent
+from common.db.tables import Deletion, Job, Recording, StreamSession
 from common.domain.job import JobStatus
 
 SWEEP_AGAIN_S = 60.0
@@ -75,6 +76,26 @@ class Cleaning:
                 .with_for_update()
             )
             return None if job is None else remove(session, job, Reason.RETENTION)
+
+    def expire_stream(self) -> UUID | None:
+        """Delete a stream whose time has come; None: there is none."""
+        with self.database.transaction() as session:
+            stream = session.scalar(
+                select(StreamSession)
+                .where(StreamSession.delete_at <= func.clock_timestamp())
+                .order_by(StreamSession.delete_at)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            )
+            if stream is None:
+                return None
+            remove_stream(session, stream, Reason.RETENTION)
+            return stream.id
+
+    def end_silent_streams(self) -> list[UUID]:
+        """End streams whose gateway went silent; which it was."""
+        with self.database.transaction() as session:
+            return end_silent(session)
 
     def deleted(self, limit: int) -> list[Deleted]:
         """Deleted jobs that nobody can write for any more, and that are not known to be erased."""

@@ -1,4 +1,4 @@
-"""What is counted of jobs, in the transactions that make it so."""
+"""What is counted of jobs and streams, in the transactions that make it so."""
 
 from __future__ import annotations
 
@@ -60,6 +60,27 @@ def count_durations(session: Session, measured: JobMetrics) -> None:
         if measured.audio_ms:
             rtf = stage_ms / measured.audio_ms
             observe(session, metrics.STAGE_RTF, rtf, stage=stage, engine=engine, model=model)
+
+
+def count_stream(session: Session, engine: str, model: str) -> None:
+    """A stream was begun."""
+    count(session, metrics.STREAMS_OPENED, engine=engine, model=model)
+
+
+def count_sound(session: Session, audio_ms: int, engine: str, model: str) -> None:
+    """Sound came in on a stream."""
+    count(session, metrics.STREAM_AUDIO, audio_ms / 1000, engine=engine, model=model)
+
+
+def count_final(session: Session, latency_ms: int, engine: str, model: str) -> None:
+    """The text of an utterance was saved."""
+    seconds = latency_ms / 1000
+    observe(session, metrics.STREAM_LATENCY, seconds, engine=engine, model=model)
+
+
+def count_stream_end(session: Session, outcome: str, engine: str, model: str) -> None:
+    """A stream has ended, or is taken to."""
+    count(session, metrics.STREAMS_ENDED, outcome=outcome, engine=engine, model=model)
 
 
 def _about(session: Session, job_id: UUID) -> _About:

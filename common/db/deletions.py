@@ -1,4 +1,4 @@
-"""Jobs that are deleted, with all that Postgres has of them, and what proves it afterwards."""
+"""Jobs and streams that are deleted, with all that Postgres has of them, and what proves it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Delete, delete, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, Delete, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
@@ -18,11 +18,14 @@ from common.db.tables import (
     Chunk,
     Deletion,
     Failure,
+    Final,
     Job,
     JobMetrics,
+    Kind,
     Outbox,
     Recording,
     Step,
+    StreamSession,
     Transcript,
     WebhookAttempt,
     WebhookDelivery,
@@ -33,7 +36,7 @@ from common.errors import NotFound
 
 
 class Reason(StrEnum):
-    """Why a job was deleted."""
+    """Why a job or stream was deleted."""
 
     REQUEST = "request"
     RETENTION = "retention"
@@ -53,9 +56,13 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was deleted of a job, and when nothing was left; see the columns of `Deletion`."""
+    """What was deleted of a job or stream, and when nothing was left; see `Deletion`.
 
-    job_id: UUID
+    ``id`` is the job's, or the stream's.
+    """
+
+    id: UUID
+    kind: Kind
     reason: Reason
     requested_at: datetime
     erased_at: datetime | None
@@ -83,10 +90,7 @@ class Deletions:
             )
             if job is not None:
                 return remove(session, job, Reason.REQUEST)
-            known = select(Deletion.job_id).where(
-                Deletion.job_id == job_id, Deletion.tenant == self._tenant
-            )
-            if session.scalar(known) is None:
+            if not was_deleted(session, self._tenant, job_id, Kind.JOB):
                 raise NotFound(what="job", value=job_id)
             return None
 
@@ -95,14 +99,26 @@ class Deletions:
         with self._database.transaction() as session:
             erased(session, job_id, files=files, size=size)
 
-    def page(self, *, job_id: UUID | None, limit: int, after: Cursor | None) -> Page[Receipt]:
-        """The newest deletions, or that of one job."""
+    def page(
+        self,
+        *,
+        job_id: UUID | None = None,
+        session_id: UUID | None = None,
+        limit: int,
+        after: Cursor | None,
+    ) -> Page[Receipt]:
+        """The newest deletions, or that of one job, or of one job or stream."""
+        which: list[ColumnElement[bool]] = []
+        if job_id is not None:
+            which += [Deletion.job_id == job_id, Deletion.kind == Kind.JOB]
+        if session_id is not None:
+            which.append(Deletion.job_id == session_id)
         with self._database.transaction() as session:
             rows = session.scalars(
                 select(Deletion)
                 .where(
                     Deletion.tenant == self._tenant,
-                    *([] if job_id is None else [Deletion.job_id == job_id]),
+                    *which,
                     *beyond(after, Deletion.requested_at, Deletion.job_id),
                 )
                 .order_by(Deletion.requested_at.desc(), Deletion.job_id.desc())
@@ -110,7 +126,8 @@ class Deletions:
             ).all()
         receipts = [
             Receipt(
-                job_id=row.job_id,
+                id=row.job_id,
+                kind=Kind(row.kind),
                 reason=Reason(row.reason),
                 requested_at=row.requested_at,
                 erased_at=row.erased_at,
@@ -120,7 +137,7 @@ class Deletions:
             )
             for row in rows
         ]
-        return page_of(receipts, limit, lambda it: Cursor(it.requested_at, it.job_id))
+        return page_of(receipts, limit, lambda it: Cursor(it.requested_at, it.id))
 
 
 def erased(session: Session, job_id: UUID, *, files: int, size: int) -> None:
@@ -154,6 +171,39 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
         )
     )
     return Deleted(job.id, recording_id, tuple(doorbell for _, doorbell in doorbells))
+
+
+def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> None:
+    """Delete ``stream``, whose row is locked, and leave a deletion in its place.
+
+    It has nothing but rows, so that nothing of it is left.
+    """
+    stream_id, tenant = stream.id, stream.tenant
+    deletes = (
+        delete(Final).where(Final.session_id == stream_id),
+        delete(StreamSession).where(StreamSession.id == stream_id),
+    )
+    deleted = [cast("CursorResult[Any]", session.execute(each)) for each in deletes]
+    now = func.clock_timestamp()
+    session.add(
+        Deletion(
+            job_id=stream_id,
+            kind=Kind.STREAM,
+            tenant=tenant,
+            reason=reason,
+            rows=sum(result.rowcount for result in deleted),
+            requested_at=now,
+            erased_at=now,
+        )
+    )
+
+
+def was_deleted(session: Session, tenant: str, row_id: UUID, kind: Kind) -> bool:
+    """Whether the tenant had such a job or stream once."""
+    receipt = select(Deletion.job_id).where(
+        Deletion.job_id == row_id, Deletion.tenant == tenant, Deletion.kind == kind
+    )
+    return session.scalar(receipt) is not None
 
 
 def _deletes(job: Job) -> list[Delete]:

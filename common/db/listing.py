@@ -1,4 +1,4 @@
-"""A tenant's jobs as lists, newest first, a page at a time."""
+"""A tenant's jobs, and its streams beside them, as lists, newest first, a page at a time."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, literal, select
-from sqlalchemy.dialects.postgresql import JSONPATH
+from sqlalchemy import CTE, ColumnElement, Select, func, literal, null, select, union_all
+from sqlalchemy.dialects.postgresql import JSONPATH, aggregate_order_by
 from sqlalchemy.orm import aliased
 
 from common.db.database import Database
 from common.db.jobs import Text
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.snapshots import ClientData, Snapshot, snapshots
-from common.db.tables import Job, JobMetrics, Transcript
+from common.db.tables import Final, Job, JobMetrics, Kind, StreamSession, Transcript
 from common.domain.job import JobStatus
 from common.domain.request import Options
 
 _BEGINNING = "$[0 to 39]"
 """Of a transcript's segments: far more than a few lines."""
+_FIRST_FINALS = 40
+"""The same of a stream."""
+_SEGMENTS = "$[*][*]"
+"""Of several finals."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +41,25 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A job that is COMPLETED, and how its text begins; ``wall_ms`` from creation to completion."""
+    """A job that is COMPLETED, or a stream that has ended, and how its text begins.
 
-    job_id: UUID
+    ``latency_ms`` is from the job's creation to its completion, or from the end of an utterance to
+    its text, the median of the stream's; None: it had none.
+    """
+
+    id: UUID
+    kind: Kind
     engine: str
     model: str
     created_at: datetime
     completed_at: datetime
-    wall_ms: int
+    latency_ms: int | None
     beginning: Text
     client: ClientData
 
 
 class JobLists:
-    """The lists of one tenant's jobs."""
+    """The lists of one tenant's jobs and streams."""
 
     def __init__(self, database: Database, tenant: str) -> None:
         self._database = database
@@ -69,39 +78,91 @@ class JobLists:
         return page_of(found, limit, lambda it: Cursor(it.created_at, it.job_id))
 
     def finished(self, *, limit: int, after: Cursor | None) -> Page[Finished]:
-        """Jobs that are COMPLETED."""
-        jobs = (
-            select(Job)
-            .where(
-                Job.tenant == self._tenant,
-                Job.status == JobStatus.COMPLETED,
-                *beyond(after, Job.created_at, Job.id),
-            )
-            .order_by(Job.created_at.desc(), Job.id.desc())
-            .limit(limit + 1)
-            .subquery()
+        """Jobs that are COMPLETED and streams that have ended, in one order."""
+        jobs = select(Job.id, Job.created_at).where(
+            Job.tenant == self._tenant,
+            Job.status == JobStatus.COMPLETED,
+            *beyond(after, Job.created_at, Job.id),
         )
-        revision = aliased(Transcript)
-        newest = select(func.max(revision.revision)).where(revision.job_id == jobs.c.id)
-        beginning = func.jsonb_path_query_array(Transcript.segments, literal(_BEGINNING, JSONPATH))
+        streams = select(StreamSession.id, StreamSession.created_at).where(
+            StreamSession.tenant == self._tenant,
+            StreamSession.ended_at.is_not(None),
+            *beyond(after, StreamSession.created_at, StreamSession.id),
+        )
+        both = union_all(*(_newest(each, limit + 1) for each in (jobs, streams))).subquery()
+        page = _newest(select(both), limit + 1).cte("page")
+        found = union_all(_jobs_of(page), _streams_of(page)).subquery()
         with self._database.transaction() as session:
             rows = session.execute(
-                select(
-                    jobs,
-                    JobMetrics.wall_ms,
-                    beginning.label("beginning"),
-                    Transcript.language.label("heard"),
-                    Transcript.duration_ms.label("lasts"),
-                )
-                .join(JobMetrics, JobMetrics.job_id == jobs.c.id)
-                .join(
-                    Transcript,
-                    (Transcript.job_id == jobs.c.id)
-                    & (Transcript.revision == newest.scalar_subquery()),
-                )
-                .order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+                select(found).order_by(found.c.created_at.desc(), found.c.id.desc())
             ).all()
         return page_of([_finished(row) for row in rows], limit, _place)
+
+
+def _newest(rows: Select[*tuple[Any, ...]], limit: int) -> Select[*tuple[Any, ...]]:
+    """The first of ``rows`` in a list's order; their columns are an id and a time."""
+    row_id, at = rows.selected_columns
+    return select(rows.order_by(at.desc(), row_id.desc()).limit(limit).subquery())
+
+
+def _jobs_of(page: CTE) -> Select[Any]:
+    """The jobs on ``page``, as `_finished` wants them."""
+    revision = aliased(Transcript)
+    newest = select(func.max(revision.revision)).where(revision.job_id == page.c.id)
+    return (
+        select(
+            Job.id,
+            Job.created_at,
+            literal(Kind.JOB.value).label("kind"),
+            Job.engine,
+            Job.model,
+            Transcript.language,
+            Transcript.duration_ms.label("lasts_ms"),
+            Job.completed_at,
+            JobMetrics.wall_ms.label("latency_ms"),
+            func.jsonb_path_query_array(Transcript.segments, literal(_BEGINNING, JSONPATH)).label(
+                "beginning"
+            ),
+            Job.options,
+            Job.client_recording_id,
+            Job.client_metadata,
+        )
+        .join(page, page.c.id == Job.id)
+        .join(JobMetrics, JobMetrics.job_id == page.c.id)
+        .join(
+            Transcript,
+            (Transcript.job_id == page.c.id) & (Transcript.revision == newest.scalar_subquery()),
+        )
+    )
+
+
+def _streams_of(page: CTE) -> Select[Any]:
+    """The same of the streams on it."""
+    first = (
+        select(Final.seq, Final.segments)
+        .where(Final.session_id == page.c.id)
+        .order_by(Final.seq)
+        .limit(_FIRST_FINALS)
+        .correlate(page)
+        .subquery()
+    )
+    segments = func.jsonb_agg(aggregate_order_by(first.c.segments, first.c.seq))
+    beginning = select(func.jsonb_path_query_array(segments, literal(_SEGMENTS, JSONPATH)))
+    return select(
+        StreamSession.id,
+        StreamSession.created_at,
+        literal(Kind.STREAM.value),
+        StreamSession.engine,
+        StreamSession.model,
+        StreamSession.language,
+        StreamSession.audio_ms,
+        StreamSession.ended_at,
+        StreamSession.latency_ms,
+        beginning.scalar_subquery(),
+        null(),
+        StreamSession.client_recording_id,
+        StreamSession.client_metadata,
+    ).join(page, page.c.id == StreamSession.id)
 
 
 def _conditions(which: JobFilter) -> Iterator[ColumnElement[bool]]:
@@ -119,24 +180,26 @@ def _conditions(which: JobFilter) -> Iterator[ColumnElement[bool]]:
 
 def _finished(row: Any) -> Finished:
     return Finished(
-        job_id=row.id,
+        id=row.id,
+        kind=Kind(row.kind),
         engine=row.engine,
         model=row.model,
         created_at=row.created_at,
         completed_at=row.completed_at,
-        wall_ms=row.wall_ms,
+        latency_ms=row.latency_ms,
         beginning=Text(
-            segments=row.beginning,
+            segments=row.beginning or [],
             chunks=[],
-            language=row.heard,
-            duration_ms=row.lasts,
-            options=Options.from_json(row.options),
+            language=row.language,
+            duration_ms=row.lasts_ms,
+            # Nobody can ask for a stream's text to be masked.
+            options=Options() if row.options is None else Options.from_json(row.options),
             complete=True,
             manifest=None,
         ),
-        client=ClientData(row.client_recording_id, row.metadata),
+        client=ClientData(row.client_recording_id, row.client_metadata),
     )
 
 
 def _place(finished: Finished) -> Cursor:
-    return Cursor(finished.created_at, finished.job_id)
+    return Cursor(finished.created_at, finished.id)

@@ -11,8 +11,9 @@ from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Job, Step, WebhookDelivery, WebhookEndpoint
+from common.db.tables import Job, Step, StreamSession, WebhookDelivery, WebhookEndpoint
 from common.db.tallies import Tallied
+from common.db.usage import is_live
 from common.domain.job import JobStatus, Priority, StepKind, StepStatus
 from common.domain.webhooks import DeliveryStatus
 
@@ -46,6 +47,7 @@ class Observed:
     steps_waiting: Mapping[tuple[StepKind, Priority], Waiting]
     steps_running: Mapping[StepKind, int]
     deliveries_due: Waiting
+    streams_open: int
     server: Server
 
 
@@ -62,6 +64,7 @@ def observe_service(database: Database) -> Observed:
             steps_waiting=_steps_waiting(session),
             steps_running=_steps_running(session),
             deliveries_due=_deliveries_due(session),
+            streams_open=_streams_open(session),
             server=_server(session),
         )
 
@@ -116,6 +119,10 @@ def _deliveries_due(session: Session) -> Waiting:
         )
     ).one()
     return _value(count, age)
+
+
+def _streams_open(session: Session) -> int:
+    return session.scalar(select(func.count()).select_from(StreamSession).where(is_live())) or 0
 
 
 def _server(session: Session) -> Server:

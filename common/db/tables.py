@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from common.domain.job import JobStatus, Priority, StepKind, StepStatus
 from common.domain.webhooks import DeliveryStatus
+
+
+class Kind(StrEnum):
+    """What text comes from: a recording, or a live stream."""
+
+    JOB = "job"
+    STREAM = "stream"
 
 
 def _one_of(column: str, values: type) -> str:
@@ -168,16 +176,89 @@ class Job(Base):
     completed_at: Mapped[datetime | None]
 
 
+class StreamSession(Base):
+    """A live stream: sound that nobody keeps, and its text in `Final`."""
+
+    __tablename__ = "stream_sessions"
+    __table_args__ = (
+        Index("ix_stream_sessions_tenant_created_at", "tenant", "created_at"),
+        Index("ix_stream_sessions_live", "seen_at", postgresql_where=text("ended_at IS NULL")),
+        Index(
+            "ix_stream_sessions_delete_at",
+            "delete_at",
+            postgresql_where=text("delete_at IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    key_id: Mapped[str | None]
+    """The API key that asked for it; None: nobody needed one."""
+    request_id: Mapped[str | None]
+    """Of the HTTP request that began it."""
+    engine: Mapped[str]
+    model: Mapped[str]
+    language: Mapped[str]
+    """These three as they were last: a client may change them under way."""
+    moderation: Mapped[bool]
+    client_recording_id: Mapped[str | None]
+    client_metadata: Mapped[Any | None] = mapped_column("metadata", JSON(none_as_null=True))
+    """The client's own, as those of `Job`."""
+    audio_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Sound that came in; all of it is in `UsageDay`."""
+    latency_ms: Mapped[int | None]
+    """Median over its finals, once it has ended; None: it had none."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When its gateway last said that it lives."""
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    """``completed``, ``interrupted`` (its gateway went silent), or the code of the error that ended
+    it."""
+    delete_after_s: Mapped[int | None]
+    """Seconds after its end at which it is deleted; None: never."""
+    delete_at: Mapped[datetime | None]
+    """When that is, once it has ended."""
+
+
+class Final(Base):
+    """The text of one utterance of a stream; it never changes."""
+
+    __tablename__ = "stream_finals"
+
+    session_id: Mapped[UUID] = mapped_column(
+        ForeignKey("stream_sessions.id", ondelete="CASCADE"), primary_key=True
+    )
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    """That of the message which told it; they ascend, and have gaps."""
+    start_ms: Mapped[int]
+    end_ms: Mapped[int]
+    """On the stream's own clock."""
+    engine: Mapped[str]
+    model: Mapped[str]
+    language: Mapped[str]
+    segments: Mapped[list[Any]]
+    """As those of `Transcript`, with their verdicts."""
+    latency_ms: Mapped[int]
+    """From the last sound of the utterance to its text."""
+    moderation: Mapped[dict[str, Any] | None]
+    """Who judged the segments; None: nobody did."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class Deletion(Base):
-    """What is left of a job that was deleted: the proof that nothing else is."""
+    """What is left of a job or stream that was deleted: the proof that nothing else is."""
 
     __tablename__ = "deletions"
     __table_args__ = (
+        CheckConstraint(_one_of("kind", Kind), name="kind"),
         Index("ix_deletions_tenant_requested_at", "tenant", "requested_at"),
         Index("ix_deletions_due", "requested_at", postgresql_where=text("erased_at IS NULL")),
     )
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    """The job's id, or the stream's."""
+    kind: Mapped[str] = mapped_column(server_default=Kind.JOB)
     tenant: Mapped[str]
     recording_id: Mapped[UUID | None]
     """Whose sound is to be erased."""
@@ -190,7 +271,8 @@ class Deletion(Base):
     """Erased in the storage so far."""
     requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
     erased_at: Mapped[datetime | None]
-    """When the storage was found to hold nothing of the job any more, and nobody at work on it."""
+    """When the storage was found to hold nothing of the job any more, and nobody at work on it; of
+    a stream, which has nothing there, at once."""
 
 
 class Chunk(Base):
@@ -367,7 +449,8 @@ class UsageDay(Base):
     day: Mapped[date] = mapped_column(primary_key=True)
     jobs: Mapped[int] = mapped_column(server_default=text("0"))
     audio_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """As the recordings' containers claim; corrected once they are decoded."""
+    """As the recordings' containers claim, corrected once they are decoded; of streams as it
+    comes in."""
 
 
 class WebhookEndpoint(Base):

@@ -1,30 +1,33 @@
 """What was asked for with which key, day by day (UTC), and whether it may be more.
 
 A job is charged in the transaction that commits it: its recording by what its container claims,
-which is put right once it is decoded. A recording that is fetched is charged then.
+which is put right once it is decoded. A recording that is fetched is charged then. A stream is
+charged as its sound comes in.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Date, func, select, update
+from sqlalchemy import ColumnElement, Date, and_, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Job, Recording, UsageDay
+from common.db.tables import Job, Recording, StreamSession, UsageDay
 from common.domain.job import JobStatus
 from common.domain.keys import Limits
-from common.errors import TooManyJobs, TooMuchAudio
+from common.errors import TooManyJobs, TooManyStreams, TooMuchAudio
 
 UNFINISHED = (JobStatus.PENDING_UPLOAD, JobStatus.PENDING, JobStatus.PROCESSING)
 """The jobs that count as concurrent; one that waits for its recording holds its place."""
+SILENT_S = 45.0
+"""A stream whose gateway has not said for so long that it lives is taken to be over."""
 RETRY_S = 5
-"""When somebody with too many jobs is told to try again."""
+"""When somebody with too many jobs or streams is told to try again."""
 HOUR_MS = 3_600_000
 
 NO_KEY = ""
@@ -33,14 +36,19 @@ NO_KEY = ""
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How many jobs at once, and how much audio a day, a key may have; 0: any."""
+    """How many jobs and streams at once, and how much audio a day, a key may have; 0: any."""
 
     concurrent_jobs: int = 0
     audio_ms_per_day: int = 0
+    concurrent_streams: int = 0
 
     @classmethod
     def of(cls, limits: Limits) -> Quota:
-        return cls(limits.concurrent_jobs, round(limits.audio_hours_per_day * HOUR_MS))
+        return cls(
+            limits.concurrent_jobs,
+            round(limits.audio_hours_per_day * HOUR_MS),
+            limits.concurrent_streams,
+        )
 
 
 NO_QUOTA = Quota()
@@ -48,10 +56,11 @@ NO_QUOTA = Quota()
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """A key's unfinished jobs, and the audio charged to it today, whatever the tenant."""
+    """A key's unfinished jobs, its streams, and the audio charged to it today, in any tenant."""
 
-    concurrent_jobs: int
-    audio_ms: int
+    concurrent_jobs: int = 0
+    concurrent_streams: int = 0
+    audio_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,30 @@ def charge(
     )
 
 
+def check_stream(session: Session, key_id: str | None, quota: Quota) -> None:
+    """Let a stream that was begun in this transaction have its place; it comes last.
+
+    Raises:
+        TooManyStreams, TooMuchAudio: the key may not have it, so that nothing is to be committed.
+    """
+    _hold(session, key_id, quota, streams=1)
+
+
+def charge_stream(session: Session, tenant: str, key_id: str | None, audio_ms: int) -> None:
+    """Charge sound that has come in, whether there may be more or not; it comes last."""
+    _add(session, tenant, key_id, _today(), jobs=0, audio_ms=audio_ms)
+
+
+def is_live() -> ColumnElement[bool]:
+    """Whether a stream counts as one that goes on."""
+    return and_(StreamSession.ended_at.is_(None), ~is_silent())
+
+
+def is_silent() -> ColumnElement[bool]:
+    """Whether nothing was heard of a stream's gateway for too long."""
+    return StreamSession.seen_at <= func.clock_timestamp() - timedelta(seconds=SILENT_S)
+
+
 def check_goes_on(session: Session, job_id: UUID, quota: Quota) -> None:
     """Let a job that had ended, and was charged for, go on again where its key has room for it.
 
@@ -90,7 +123,7 @@ def check_goes_on(session: Session, job_id: UUID, quota: Quota) -> None:
         TooManyJobs: the key may have no more at once.
     """
     key_id = session.scalar(select(Job.key_id).where(Job.id == job_id))
-    _hold(session, key_id, Quota(quota.concurrent_jobs), jobs=1, audio_ms=0)
+    _hold(session, key_id, Quota(quota.concurrent_jobs), jobs=1)
 
 
 def correct(session: Session, job_id: UUID, duration_ms: int) -> None:
@@ -126,13 +159,13 @@ class Usage:
         """
         if self._key_id is not None and quota != NO_QUOTA:
             spent = self.spent()
-            after = Spent(spent.concurrent_jobs + jobs, spent.audio_ms)
-            _check(after, quota, jobs=jobs, audio_ms=0)
+            after = replace(spent, concurrent_jobs=spent.concurrent_jobs + jobs)
+            _check(after, quota, jobs=jobs)
 
     def spent(self) -> Spent:
         """What counts against the key's limits at this moment."""
         with self._database.transaction() as session:
-            return Spent(0, 0) if self._key_id is None else _spent(session, self._key_id)
+            return Spent() if self._key_id is None else _spent(session, self._key_id)
 
     def days(self, count: int) -> list[Day]:
         """The last ``count`` days on which there was anything, today first."""
@@ -163,20 +196,41 @@ def seconds_to_midnight() -> int:
     return int((midnight - now).total_seconds()) + 1
 
 
-def _hold(session: Session, key_id: str | None, quota: Quota, *, jobs: int, audio_ms: int) -> None:
+def _hold(
+    session: Session,
+    key_id: str | None,
+    quota: Quota,
+    *,
+    jobs: int = 0,
+    streams: int = 0,
+    audio_ms: int = 0,
+) -> None:
     if key_id is not None and quota != NO_QUOTA:
         # One at a time, as each has to see what the others have.
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))
-        _check(_spent(session, key_id), quota, jobs=jobs, audio_ms=audio_ms)
+        spent = _spent(session, key_id)
+        _check(spent, quota, jobs=jobs, streams=streams, audio_ms=audio_ms)
 
 
-def _check(spent: Spent, quota: Quota, *, jobs: int, audio_ms: int) -> None:
-    """``spent`` has the ``jobs`` in question, and not yet their audio, which may be unknown (0)."""
+def _check(
+    spent: Spent, quota: Quota, *, jobs: int = 0, streams: int = 0, audio_ms: int = 0
+) -> None:
+    """``spent`` has the jobs or streams in question, not yet their audio, which may be unknown (0).
+
+    ``jobs`` and ``streams``: how many of them there are.
+    """
     if jobs and 0 < quota.concurrent_jobs < spent.concurrent_jobs:
         raise TooManyJobs(
             field="concurrent_jobs",
             limit=quota.concurrent_jobs,
             value=spent.concurrent_jobs,
+            retry_after_s=RETRY_S,
+        )
+    if streams and 0 < quota.concurrent_streams < spent.concurrent_streams:
+        raise TooManyStreams(
+            field="concurrent_streams",
+            limit=quota.concurrent_streams,
+            value=spent.concurrent_streams,
             retry_after_s=RETRY_S,
         )
     if 0 < quota.audio_ms_per_day < spent.audio_ms + max(1, audio_ms):
@@ -194,12 +248,15 @@ def _spent(session: Session, key_id: str) -> Spent:
         .where(Job.key_id == key_id, Job.status.in_(UNFINISHED))
         .scalar_subquery()
     )
+    streams = (
+        select(func.count()).where(StreamSession.key_id == key_id, is_live()).scalar_subquery()
+    )
     audio_ms = (
         select(func.coalesce(func.sum(UsageDay.audio_ms), 0))
         .where(UsageDay.key_id == key_id, UsageDay.day == _today())
         .scalar_subquery()
     )
-    found = session.execute(select(jobs, audio_ms)).one()
+    found = session.execute(select(jobs, streams, audio_ms)).one()
     return Spent(*map(int, found))
 
 

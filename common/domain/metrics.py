@@ -67,6 +67,22 @@ WEBHOOK_ATTEMPTS = Counter(
 WEBHOOK_DELIVERIES = Counter(
     "stenopool_webhook_deliveries", "Webhook messages that arrived or were given up", ("outcome",)
 )
+STREAMS_OPENED = Counter("stenopool_streams_opened", "Live streams begun", ("engine", "model"))
+STREAMS_ENDED = Counter(
+    "stenopool_streams_ended",
+    "Live streams that were completed, interrupted (their gateway went silent), or ended by an "
+    "error; one that is heard of again ends again",
+    ("outcome", "engine", "model"),
+)
+STREAM_AUDIO = Counter(
+    "stenopool_stream_audio_seconds", "Sound that came in on live streams", ("engine", "model")
+)
+STREAM_LATENCY = Histogram(
+    "stenopool_stream_latency_seconds",
+    "From the last sound of an utterance of a live stream to its text",
+    ("engine", "model"),
+    (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20),
+)
 
 COUNTERS = (
     JOBS_SUBMITTED,
@@ -77,5 +93,8 @@ COUNTERS = (
     STEP_RETRIES,
     WEBHOOK_ATTEMPTS,
     WEBHOOK_DELIVERIES,
+    STREAMS_OPENED,
+    STREAMS_ENDED,
+    STREAM_AUDIO,
 )
-HISTOGRAMS = (STAGE_SECONDS, STAGE_RTF)
+HISTOGRAMS = (STAGE_SECONDS, STAGE_RTF, STREAM_LATENCY)

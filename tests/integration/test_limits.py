@@ -236,9 +236,10 @@ def test_usage_tells_what_was_sent_and_what_is_left(
         "requests_per_second": None,
         "requests_per_minute": 1000,
         "concurrent_jobs": 3,
+        "concurrent_streams": 10,
         "audio_hours_per_day": 1,
     }
-    assert usage["left"]["concurrent_jobs"] == 2
+    assert (usage["left"]["concurrent_jobs"], usage["left"]["concurrent_streams"]) == (2, 10)
     assert usage["left"]["audio_hours"] == pytest.approx(1 - 1 / 3600, abs=1e-3)
     assert ask(gateway, make("nobody"), "usage").json()["days"] == []
 

@@ -22,7 +22,9 @@ from common import presence
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.keys import Keys
+from common.db.streams import Streams
 from common.db.tenants import Tenants
+from common.db.usage import NO_QUOTA
 from common.db.webhooks import Deliveries, Outcome
 from common.domain.keys import Scope
 from common.domain.metrics import COUNTERS, HISTOGRAMS
@@ -34,6 +36,8 @@ from tests.factories import (
     finish_chunk,
     finish_merge,
     make_steps,
+    new_final,
+    open_stream,
     plan_chunks,
     submit_job,
 )
@@ -56,7 +60,9 @@ def gateway_settings() -> dict[str, Any]:
 def database(gateway_database: Database) -> Iterator[Database]:
     yield gateway_database
     with gateway_database.transaction() as session:
-        session.execute(text("TRUNCATE jobs, recordings, tallies, tenants CASCADE"))
+        session.execute(
+            text("TRUNCATE jobs, recordings, stream_sessions, tallies, tenants CASCADE")
+        )
 
 
 def scrape(gateway: GatewayProcess) -> Samples:
@@ -151,6 +157,40 @@ def test_messages_are_counted_by_how_they_went(gateway: GatewayProcess, database
     assert value(samples, "webhook_attempts_total", outcome="delivered") == 1
     assert value(samples, "webhook_deliveries_total", outcome="delivered") == 1
     assert value(samples, "webhook_deliveries_due") == 0
+
+
+def test_a_stream_is_counted_from_its_beginning_to_its_end(
+    gateway: GatewayProcess, database: Database
+) -> None:
+    streams = Streams(database, TENANT)
+    stream_id = open_stream(database)
+    begun = scrape(gateway)
+    assert value(begun, "streams_open") == 1
+    assert value(begun, "streams_opened_total", **BASE) == 1
+    for name, more in (
+        ("streams_ended_total", {"outcome": "completed"}),
+        ("streams_ended_total", {"outcome": "interrupted"}),
+        ("stream_audio_seconds_total", {}),
+    ):
+        zero = (f"stenopool_{name}", frozenset({**BASE, **more}.items()))
+        assert begun[zero] == 0  # or else the first would be no increase
+
+    now = {"engine": "zipformer", "model": "small", "language": "vi"}
+    streams.beat(stream_id, audio_ms=1_500, **BASE, language="en", quota=NO_QUOTA)
+    for _ in range(2):
+        streams.beat(stream_id, audio_ms=4_000, **now, quota=NO_QUOTA)
+        streams.add(stream_id, [new_final(1, latency_ms=200), new_final(2, latency_ms=700)])
+        streams.close(stream_id, audio_ms=4_500, outcome="completed")
+
+    done = scrape(gateway)
+    small = {"engine": "zipformer", "model": "small"}
+    assert value(done, "streams_open") == 0
+    assert value(done, "streams_ended_total", outcome="completed", **small) == 1
+    assert value(done, "stream_audio_seconds_total", **BASE) == 1.5
+    assert value(done, "stream_audio_seconds_total", **small) == 3
+    assert value(done, "stream_latency_seconds_count", **BASE) == 2
+    assert value(done, "stream_latency_seconds_sum", **BASE) == pytest.approx(0.9)
+    assert value(done, "stream_latency_seconds_bucket", le="0.2", **BASE) == 1
 
 
 def test_requests_are_counted_by_their_route_over_all_processes(gateway: GatewayProcess) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
 
 from common.db.database import Database
+from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.migrate import downgrade, revisions, upgrade
+from common.db.streams import Streams
 from common.db.tables import Base
+from common.errors import NotFound
 from common.settings import ROOT
 from tests.factories import (
     MODERATED,
@@ -20,6 +24,8 @@ from tests.factories import (
     claim_next,
     finish_chunk,
     make_steps,
+    new_final,
+    open_stream,
     plan_chunks,
     submit_job,
 )
@@ -70,6 +76,27 @@ def test_jobs_that_wait_for_moderation_go_on_when_it_is_taken_back(database_url:
         ]
         upgrade(database_url)
         assert claim_next(steps).job_id == waiting
+
+
+def test_streams_go_without_a_trace_when_they_are_taken_back_and_can_come_again(
+    database_url: str,
+) -> None:
+    with Database(database_url) as database:
+        streams = Streams(database, TENANT)
+        deleted, kept = open_stream(database), open_stream(database)
+        streams.add(kept, [new_final(1)])
+        streams.delete(deleted)
+        job_id = submit_job(database)
+        Deletions(database, TENANT).delete(job_id)
+
+        downgrade(database_url, "0003")
+        upgrade(database_url)
+
+        receipts = Deletions(database, TENANT).page(limit=10, after=None)
+        assert [(it.kind, it.id) for it in receipts.items] == [("job", job_id)]
+        with pytest.raises(NotFound):
+            streams.get(kept)
+        open_stream(database)
 
 
 def test_processes_that_migrate_at_once_do_not_collide(empty_database_url: str) -> None:

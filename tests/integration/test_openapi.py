@@ -22,12 +22,17 @@ from schemathesis.specs.openapi.checks import (
 
 from api.app import create_app
 from common.db.database import Database
+from common.db.streams import COMPLETED, Streams
 from common.settings import Settings
 from tests.factories import (
+    TENANT,
     claim_next,
     finish_chunk,
     finish_merge,
+    judged_final,
     make_steps,
+    new_final,
+    open_stream,
     plan_chunks,
     stored_segment,
     submit_job,
@@ -56,6 +61,12 @@ def made(gateway: GatewayProcess, gateway_database: Database) -> dict[str, list[
         finish_chunk(steps, claim_next(steps))
         finish_merge(steps, claim_next(steps), segments=[stored_segment(0, 10_000, " chunk 0")])
     jobs += [submit_job(gateway_database) for _ in range(20)]
+    streams = Streams(gateway_database, TENANT)
+    sessions = [open_stream(gateway_database, moderation=True) for _ in range(20)]
+    for number, session_id in enumerate(sessions):
+        streams.add(session_id, [new_final(1), judged_final(2)])
+        if number % 2:
+            streams.close(session_id, audio_ms=3_000, outcome=COMPLETED)
     endpoints, deliveries = [], []
     for number in range(20):
         url = f"https://receiver.example/{number}"
@@ -65,6 +76,7 @@ def made(gateway: GatewayProcess, gateway_database: Database) -> dict[str, list[
         deliveries.append(delivery)
     return {
         "job_id": [str(job_id) for job_id in jobs],
+        "session_id": [str(session_id) for session_id in sessions],
         "endpoint_id": endpoints,
         "delivery_id": deliveries,
     }

@@ -12,6 +12,7 @@ import pytest
 
 from common.db.database import Database
 from common.db.keys import Keys
+from common.db.streams import COMPLETED, Streams
 from common.db.tables import WebhookDelivery, WebhookEndpoint
 from common.domain.keys import Scope
 from tests.audio_files import tone
@@ -20,6 +21,8 @@ from tests.factories import (
     finish_chunk,
     finish_merge,
     make_steps,
+    new_final,
+    open_stream,
     plan_chunks,
     submit_job,
 )
@@ -72,6 +75,7 @@ class Operation:
         told = self.description.get("parameters", ())
         return {each["name"] for each in told if each["in"] == "query"} & {
             "job_id",
+            "session_id",
             "endpoint_id",
             "delivery_id",
             "key_id",
@@ -114,6 +118,10 @@ def make_ours(gateway_database: Database) -> Callable[[], dict[str, str]]:
         plan_chunks(steps, 1)
         finish_chunk(steps, claim_next(steps))
         finish_merge(steps, claim_next(steps))
+        session_id = open_stream(gateway_database, tenant=OURS)
+        streams = Streams(gateway_database, OURS)
+        streams.add(session_id, [new_final(1)])
+        streams.close(session_id, audio_ms=2_000, outcome=COMPLETED)
         key, _ = Keys(gateway_database, OURS).create("ours", [Scope.READ])
         url = "https://receiver.example.org/"
         secrets = [{"secret": f"whsec_{b64encode(bytes(24)).decode()}", "until": None}]
@@ -134,6 +142,7 @@ def make_ours(gateway_database: Database) -> Callable[[], dict[str, str]]:
             session.flush()
             return {
                 "job_id": str(job_id),
+                "session_id": str(session_id),
                 "key_id": key.id,
                 "endpoint_id": str(endpoint.id),
                 "delivery_id": str(delivery.id),

@@ -1,0 +1,365 @@
+"""What is kept of live streams: their text as it comes, and that they live; within one tenant.
+
+A stream's gateway says every 15 s that it lives. One that was silent for `SILENT_S` is taken to be
+over; should it be heard of again, it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import median
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Integer, Select, case, func, null, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from common.db.counting import count_final, count_sound, count_stream, count_stream_end
+from common.db.database import Database
+from common.db.deletions import Reason, remove_stream, was_deleted
+from common.db.snapshots import NO_CLIENT_DATA, ClientData
+from common.db.tables import Final, Kind, StreamSession, Tenant
+from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_stream, is_silent
+from common.domain.moderation import ModeratedBy
+from common.domain.transcript import Transcript, join_text, segments_from_json, segments_to_json
+from common.domain.values import Segment, Span
+from common.errors import NotFound
+
+COMPLETED = "completed"
+INTERRUPTED = "interrupted"
+"""The outcome of streams whose gateway went silent; the others' are told by their gateways."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewStream:
+    """A stream about to begin; ``language`` is a Whisper code.
+
+    ``moderation``: its finals are to be judged. ``key_id`` and ``request_id`` name the API key and
+    the HTTP request, ``quota`` is what the key may have.
+    """
+
+    id: UUID
+    engine: str
+    model: str
+    language: str
+    moderation: bool
+    key_id: str | None = None
+    quota: Quota = NO_QUOTA
+    request_id: str | None = None
+    client: ClientData = NO_CLIENT_DATA
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFinal:
+    """The text of an utterance, and who heard it; all times are on the stream's own clock.
+
+    ``seq`` ascends within a stream. ``moderated_by``: who gave the segments their verdicts; None:
+    nobody did.
+    """
+
+    seq: int
+    span: Span
+    engine: str
+    model: str
+    language: str
+    segments: tuple[Segment, ...]
+    latency_ms: int
+    moderated_by: ModeratedBy | None = None
+
+    @property
+    def text(self) -> str:
+        return join_text(self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A stream as it stands at one instant, with all that was said; see `StreamSession`."""
+
+    id: UUID
+    engine: str
+    model: str
+    language: str
+    moderation: bool
+    audio_ms: int
+    created_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    delete_at: datetime | None
+    client: ClientData
+    finals: tuple[StreamFinal, ...]
+
+    @property
+    def latency_ms(self) -> int | None:
+        """Median over the finals; None: there are none."""
+        return round(median(each.latency_ms for each in self.finals)) if self.finals else None
+
+    @property
+    def transcript(self) -> Transcript:
+        """Its text so far."""
+        judges: list[ModeratedBy] = []
+        for final in self.finals:
+            if final.moderated_by is not None and final.moderated_by not in judges:
+                judges.append(final.moderated_by)
+        return Transcript(
+            language=self.language,
+            duration_ms=self.audio_ms,
+            segments=tuple(segment for final in self.finals for segment in final.segments),
+            moderated_by=tuple(judges) if self.moderation else None,
+        )
+
+
+class Streams:
+    """The streams of one tenant; another tenant's are not found."""
+
+    def __init__(
+        self, database: Database, tenant: str, *, delete_after_s: int | None = None
+    ) -> None:
+        """``delete_after_s`` is for tenants for whom nothing else was said; None: never."""
+        self._database = database
+        self._tenant = tenant
+        self._delete_after_s = delete_after_s
+
+    def open(self, stream: NewStream) -> None:
+        """Commit a stream that begins now.
+
+        Raises:
+            TooManyStreams, TooMuchAudio: the API key may not have it.
+        """
+        of_tenant = select(Tenant.delete_after_s).where(Tenant.id == self._tenant)
+        with self._database.transaction() as session:
+            session.execute(
+                insert(StreamSession).values(
+                    id=stream.id,
+                    tenant=self._tenant,
+                    key_id=stream.key_id,
+                    request_id=stream.request_id,
+                    engine=stream.engine,
+                    model=stream.model,
+                    language=stream.language,
+                    moderation=stream.moderation,
+                    client_recording_id=stream.client.recording_id,
+                    client_metadata=stream.client.metadata,
+                    created_at=func.clock_timestamp(),
+                    seen_at=func.clock_timestamp(),
+                    delete_after_s=func.nullif(
+                        func.coalesce(of_tenant.scalar_subquery(), self._delete_after_s), 0
+                    ),
+                )
+            )
+            count_stream(session, stream.engine, stream.model)
+            check_stream(session, stream.key_id, stream.quota)
+
+    def add(self, stream_id: UUID, finals: Sequence[StreamFinal]) -> None:
+        """Commit finals; those that are there already stay as they are.
+
+        Raises:
+            NotFound: the stream was deleted meanwhile.
+        """
+        if not finals:
+            return
+        with self._database.transaction() as session:
+            there = self._own(stream_id).with_for_update(read=True, key_share=True)
+            if session.scalar(there) is None:
+                raise NotFound(what=Kind.STREAM, value=stream_id)
+            new = session.execute(
+                insert(Final)
+                .values([_row(stream_id, final) for final in finals])
+                .on_conflict_do_nothing()
+                .returning(Final.latency_ms, Final.engine, Final.model)
+            )
+            for latency_ms, engine, model in new:
+                count_final(session, latency_ms, engine, model)
+
+    def beat(
+        self,
+        stream_id: UUID,
+        *,
+        audio_ms: int,
+        engine: str,
+        model: str,
+        language: str,
+        quota: Quota,
+    ) -> None:
+        """Note that the stream lives, that so much sound came in by now, and who hears it.
+
+        Raises:
+            NotFound: it was deleted meanwhile.
+            TooMuchAudio: its API key has used up the day; what came in was charged all the same.
+        """
+        with self._database.transaction() as session:
+            key_id = self._note(
+                session, stream_id, audio_ms, engine=engine, model=model, language=language
+            )
+        today = Quota(audio_ms_per_day=quota.audio_ms_per_day)
+        Usage(self._database, self._tenant, key_id).check(today, jobs=0)
+
+    def close(self, stream_id: UUID, *, audio_ms: int, outcome: str) -> None:
+        """Note that the stream has ended, by ``outcome``; one that had ended before stays so.
+
+        Raises:
+            NotFound: it was deleted meanwhile.
+        """
+        with self._database.transaction() as session:
+            self._note(session, stream_id, audio_ms)
+            _end(session, outcome, [stream_id])
+
+    def get(self, stream_id: UUID) -> Stream:
+        """The stream as it stands.
+
+        Raises:
+            NotFound: there is no such stream in this tenant.
+        """
+        with self._database.transaction() as session:
+            row = session.scalar(self._own(stream_id))
+            if row is None:
+                raise NotFound(what=Kind.STREAM, value=stream_id)
+            finals = session.scalars(
+                select(Final).where(Final.session_id == stream_id).order_by(Final.seq)
+            ).all()
+        return _stream(row, finals)
+
+    def delete(self, stream_id: UUID) -> None:
+        """Delete a stream, also one that goes on; nothing where that was done before.
+
+        Raises:
+            NotFound: there is no such stream in this tenant, and never was.
+        """
+        with self._database.transaction() as session:
+            row = session.scalar(self._own(stream_id).with_for_update())
+            if row is not None:
+                remove_stream(session, row, Reason.REQUEST)
+            elif not was_deleted(session, self._tenant, stream_id, Kind.STREAM):
+                raise NotFound(what=Kind.STREAM, value=stream_id)
+
+    def _own(self, stream_id: UUID) -> Select[StreamSession]:
+        return select(StreamSession).where(
+            StreamSession.id == stream_id, StreamSession.tenant == self._tenant
+        )
+
+    def _note(
+        self, session: Session, stream_id: UUID, audio_ms: int, **heard_by: str
+    ) -> str | None:
+        """Note a sign of life, and charge the sound that came since the last; the key's id.
+
+        It brings a stream back that was taken to be over.
+        """
+        before = (
+            select(StreamSession.id, StreamSession.audio_ms)
+            .where(StreamSession.id == stream_id, StreamSession.tenant == self._tenant)
+            .with_for_update(key_share=True)
+            .cte("before")
+        )
+        lost = StreamSession.outcome == INTERRUPTED
+        row = session.execute(
+            update(StreamSession)
+            .where(StreamSession.id == before.c.id)
+            .values(
+                **heard_by,
+                seen_at=func.clock_timestamp(),
+                audio_ms=func.greatest(StreamSession.audio_ms, audio_ms),
+                ended_at=_unless(lost, StreamSession.ended_at),
+                delete_at=_unless(lost, StreamSession.delete_at),
+                outcome=_unless(lost, StreamSession.outcome),
+            )
+            .returning(
+                StreamSession.key_id,
+                StreamSession.engine,
+                StreamSession.model,
+                (StreamSession.audio_ms - before.c.audio_ms).label("more_ms"),
+            )
+            .execution_options(synchronize_session=False)
+        ).one_or_none()
+        if row is None:
+            raise NotFound(what=Kind.STREAM, value=stream_id)
+        if row.more_ms:
+            count_sound(session, row.more_ms, row.engine, row.model)
+            charge_stream(session, self._tenant, row.key_id, row.more_ms)
+        key_id: str | None = row.key_id
+        return key_id
+
+
+def end_silent(session: Session) -> list[UUID]:
+    """End the streams, of all tenants, of which too long nothing was heard; which it was."""
+    silent = (
+        select(StreamSession.id)
+        .where(StreamSession.ended_at.is_(None), is_silent())
+        # Who has locked one is a sign of life.
+        .with_for_update(key_share=True, skip_locked=True)
+    )
+    stream_ids = session.scalars(silent).all()
+    return _end(session, INTERRUPTED, stream_ids) if stream_ids else []
+
+
+def _end(session: Session, outcome: str, stream_ids: Sequence[UUID]) -> list[UUID]:
+    """End those of them that go on, at the moment at which they were heard of last."""
+    middle = func.percentile_cont(0.5).within_group(Final.latency_ms)
+    typical = select(func.round(middle)).where(Final.session_id == StreamSession.id)
+    ended_at = StreamSession.seen_at
+    ended = session.execute(
+        update(StreamSession)
+        .where(StreamSession.id.in_(stream_ids), StreamSession.ended_at.is_(None))
+        .values(
+            ended_at=ended_at,
+            outcome=outcome,
+            latency_ms=typical.scalar_subquery().cast(Integer),
+            # null where delete_after_s is
+            delete_at=ended_at + func.make_interval(0, 0, 0, 0, 0, 0, StreamSession.delete_after_s),
+        )
+        .returning(StreamSession.id, StreamSession.engine, StreamSession.model)
+        .execution_options(synchronize_session=False)
+    ).all()
+    for _, engine, model in ended:
+        count_stream_end(session, outcome, engine, model)
+    return [stream_id for stream_id, _, _ in ended]
+
+
+def _unless(condition: ColumnElement[bool], value: Any) -> ColumnElement[Any]:
+    return case((condition, null()), else_=value)
+
+
+def _row(stream_id: UUID, final: StreamFinal) -> dict[str, Any]:
+    return {
+        "session_id": stream_id,
+        "seq": final.seq,
+        "start_ms": final.span.start_ms,
+        "end_ms": final.span.end_ms,
+        "engine": final.engine,
+        "model": final.model,
+        "language": final.language,
+        "segments": segments_to_json(final.segments),
+        "latency_ms": final.latency_ms,
+        "moderation": final.moderated_by and final.moderated_by.to_json(),
+    }
+
+
+def _stream(row: StreamSession, finals: Sequence[Final]) -> Stream:
+    return Stream(
+        id=row.id,
+        engine=row.engine,
+        model=row.model,
+        language=row.language,
+        moderation=row.moderation,
+        audio_ms=row.audio_ms,
+        created_at=row.created_at,
+        ended_at=row.ended_at,
+        outcome=row.outcome,
+        delete_at=row.delete_at,
+        client=ClientData(row.client_recording_id, row.client_metadata),
+        finals=tuple(map(_final, finals)),
+    )
+
+
+def _final(row: Final) -> StreamFinal:
+    return StreamFinal(
+        seq=row.seq,
+        span=Span(row.start_ms, row.end_ms),
+        engine=row.engine,
+        model=row.model,
+        language=row.language,
+        segments=segments_from_json(row.segments),
+        latency_ms=row.latency_ms,
+        moderated_by=None if row.moderation is None else ModeratedBy.from_json(row.moderation),
+    )

@@ -27,6 +27,10 @@ SWITCH_S = 0.001
 """How long a thread may compute while another one waits; Python's own is 5 ms."""
 SHORT = 20
 """A key of fewer characters is warned of."""
+MESSAGE_BYTES = 1_000_000
+"""Largest message of a WebSocket: half a minute of sound."""
+PONG_S = 60.0
+"""A client's sign of life may be queued behind sound that is not read yet."""
 FAREWELL_S = 20
 """What uploads under way get to finish when the gateway is told to stop."""
 
@@ -97,6 +101,10 @@ def _serve(settings: Settings, host: str) -> None:
         timeout_graceful_shutdown=FAREWELL_S,
         root_path=settings.api.root_path,
         forwarded_allow_ips=settings.api.forwarded_allow_ips,
+        ws="websockets-sansio",  # it reads no further than the gateway does
+        ws_max_size=MESSAGE_BYTES,
+        ws_ping_timeout=PONG_S,
+        ws_per_message_deflate=False,  # sound does not get smaller
         http="h11",  # httptools, where it is installed, would take heads of any size
         h11_max_incomplete_event_size=max(64_000, 2000 * settings.api.max_header_kb),
     )

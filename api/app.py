@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import TypedDict
@@ -23,11 +23,13 @@ from api.routes import (
     health,
     jobs,
     keys,
+    live,
     management,
     metrics,
     models,
     moderation,
     openai,
+    streams,
     transcribe,
     uploads,
     usage,
@@ -53,6 +55,11 @@ CLIENTS_READ = (
 """What they may read of an answer's head."""
 PREFLIGHT_S = 600
 """How long a browser may remember that they may."""
+
+
+STREAMS_END_S = 8.0
+"""What live streams get for their last words when the gateway is told to end."""
+MOMENT_S = 0.05
 
 
 class State(TypedDict):
@@ -100,6 +107,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (jobs, PREFIX),
         (management, PREFIX),
         (events, PREFIX),
+        (streams, PREFIX),
+        (live, ""),
         (moderation, ""),
         (models, PREFIX),
         (keys, PREFIX),
@@ -133,6 +142,16 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(SafeHeaders, https=https)
 
 
+async def _end_streams(gateway: Gateway, then: Callable[[], object]) -> None:
+    """Have live streams come to their ends; the server would cut their connections at once."""
+    gateway.lives.finish()
+    for _ in range(round(STREAMS_END_S / MOMENT_S)):
+        if not len(gateway.lives):
+            break
+        await asyncio.sleep(MOMENT_S)
+    then()
+
+
 @contextmanager
 def _told_of_the_end(gateway: Gateway) -> Iterator[None]:
     """End long polls when a signal asks to: the server waits for them before it ends the rest."""
@@ -140,13 +159,23 @@ def _told_of_the_end(gateway: Gateway) -> Iterator[None]:
         yield
         return
     loop = asyncio.get_running_loop()
+    leaving: list[int] = []
+    tasks: list[asyncio.Task[None]] = []
     servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def leave(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(gateway.changes.wake_all_for_good)
         server = servers[signal.Signals(number)]
-        if callable(server):
+        if not callable(server):
+            return
+        if leaving or not len(gateway.lives):
             server(number, frame)
+        else:
+            leaving.append(number)
+            loop.call_soon_threadsafe(end_streams, lambda: server(number, frame))
+
+    def end_streams(then: Callable[[], object]) -> None:
+        tasks.append(asyncio.create_task(_end_streams(gateway, then)))
 
     for number in servers:
         signal.signal(number, leave)

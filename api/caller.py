@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, Header, Request, Security
+from fastapi import Depends, Header, Request, Security, WebSocket
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from api.exposure import is_loopback
 from api.gateway import Gateway, GatewayDep
@@ -76,7 +77,7 @@ Shown = Annotated[str | None, Depends(_shown)]
 
 
 async def _caller(
-    request: Request,
+    request: HTTPConnection,
     gateway: GatewayDep,
     sent: Shown,
     x_tenant_id: Annotated[
@@ -95,7 +96,28 @@ async def _caller(
     return caller if x_tenant_id is None else _as_tenant(caller, x_tenant_id)
 
 
-async def _identify(request: Request, gateway: Gateway, sent: str | None) -> Caller:
+async def caller_of(
+    websocket: WebSocket, gateway: Gateway, scope: Scope, sent: str | None
+) -> Caller:
+    """Who opens a WebSocket, which shows its key in a header, or ``sent`` by other means.
+
+    Raises:
+        Unauthorised, Forbidden, RateLimited, OutOfRange: as for a request.
+    """
+    headers = websocket.headers
+    kind, _, credentials = headers.get("authorization", "").partition(" ")
+    bearer = credentials.strip() if kind.lower() == "bearer" else None
+    caller = await _caller(
+        websocket,
+        gateway,
+        headers.get("x-api-key") or bearer or sent,
+        headers.get("x-tenant-id"),
+    )
+    _check_scope(caller, scope)
+    return caller
+
+
+async def _identify(request: HTTPConnection, gateway: Gateway, sent: str | None) -> Caller:
     """Who shows the key ``sent``.
 
     Raises:
@@ -128,7 +150,7 @@ async def _holder(gateway: Gateway, shown: KeyText | None) -> Caller:
     return Caller(stored.tenant, stored.id, scopes, limits)
 
 
-async def _count(request: Request, gateway: Gateway, key_id: str, limits: Limits) -> None:
+async def _count(request: HTTPConnection, gateway: Gateway, key_id: str, limits: Limits) -> None:
     """Count the request, and tell in the answer's headers how many more there may be.
 
     Raises:
@@ -160,7 +182,7 @@ def _as_tenant(caller: Caller, tenant: str) -> Caller:
     return Caller(tenant, caller.key_id, caller.scopes, caller.limits)
 
 
-def _check_is_local(request: Request, gateway: Gateway) -> None:
+def _check_is_local(request: HTTPConnection, gateway: Gateway) -> None:
     """Refuse what comes from elsewhere through a proxy here, or is asked for by a page elsewhere.
 
     A proxy tells for whom it asks (X-Forwarded-For). A page may have a browser on this machine ask:

@@ -27,6 +27,7 @@ OF_BODIES = (400, 408, 413, 422)
 
 TAGS = [
     {"name": "jobs", "description": "Recordings come in, their text goes out."},
+    {"name": "streams", "description": "Words while people speak; and `WS /ws/transcribe`."},
     {"name": "openai", "description": "The same for clients of OpenAI's audio API."},
     {"name": "moderation", "description": "Texts are judged at once."},
     {"name": "models", "description": "What can be asked for by name."},

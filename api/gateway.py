@@ -19,13 +19,17 @@ from api.feed import Feed, Feeds
 from api.judge import Judge
 from api.keyring import KeyRing
 from api.limiter import Limiter
+from api.live_options import StreamResolver
+from api.lives import Lives
 from api.prober import Prober
+from api.recognizers import Recognizers
 from api.resolving import Resolver
 from api.wav import WavFiles
 from common.db.database import Database, parsed
 from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
 from common.db.keys import AllKeys
+from common.db.streams import Streams
 from common.egress import Egress
 from common.errors import SetupProblem
 from common.events import Events
@@ -69,6 +73,9 @@ class Gateway:
         )
         self.prober = Prober()
         self.judge = Judge(settings.moderation)
+        self.recognizers = Recognizers(settings.asr, settings.stream, self.weights)
+        self.stream_resolver = StreamResolver(settings, self.weights)
+        self.lives = Lives()
         self.wav_files = WavFiles()
         # As many threads as connections, so that a thread never waits for one.
         pool_size = settings.database.pool_size
@@ -95,11 +102,14 @@ class Gateway:
             stack.callback(gateway.redis.close)
             stack.push_async_callback(gateway.prober.close)
             stack.push_async_callback(gateway.judge.close)
+            stack.push_async_callback(gateway.recognizers.close)
             stack.push_async_callback(gateway.changes.close)
             stack.push_async_callback(gateway.keys.close)
             stack.push_async_callback(gateway.limiter.close)
             await asyncio.gather(gateway.prober.start(), gateway.changes.start())
             gateway.judge.start()
+            if settings.stream.preload:
+                gateway.recognizers.load(settings.stream.engine, settings.stream.model)
             gateway.keys.start()
             yield gateway
 
@@ -121,6 +131,9 @@ class Gateway:
 
     def jobs(self, tenant: str) -> Jobs:
         return Jobs(self.database, tenant, delete_after_s=self.settings.job.delete_after)
+
+    def streams(self, tenant: str) -> Streams:
+        return Streams(self.database, tenant, delete_after_s=self.settings.job.delete_after)
 
     def webhooks(self, tenant: str) -> Webhooks:
         return Webhooks(self.database, tenant)

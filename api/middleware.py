@@ -93,7 +93,7 @@ class SafeHeaders:
 
 
 class RequestLog:
-    """Takes over a decent ``X-Request-Id`` or makes one; logs one line a request.
+    """Takes over a decent ``X-Request-Id`` or makes one; logs one line a request, or WebSocket.
 
     Plain ASGI: Starlette's base class for middleware would sit between an upload and its bytes.
     """
@@ -102,7 +102,7 @@ class RequestLog:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope).get("x-request-id", "")
@@ -115,7 +115,9 @@ class RequestLog:
 
         async def send_named(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.close":
+                status = message.get("code", 0)
+            elif message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
@@ -128,14 +130,14 @@ class RequestLog:
                 await self._app(scope, receive, send_named)
             except Exception:
                 logger.exception("request {} failed", request_id)
-                if status:
+                if status or scope["type"] == "websocket":
                     raise
                 await unforeseen()(scope, receive, send_named)
             finally:
                 logger.log(
                     "DEBUG" if scope["path"] in _ROUTINE else "INFO",
                     "{} {} {} in {:.0f} ms, request {}",
-                    scope["method"],
+                    scope.get("method", "WebSocket"),
                     scope["path"].encode("unicode_escape").decode(),
                     status or "broken off",
                     (time.monotonic() - started) * 1000,

@@ -33,6 +33,7 @@ from common.errors import (
     OutOfRange,
     OverLimit,
     RateLimited,
+    RecognizerUnusable,
     Stalled,
     StenoError,
     TooLarge,
@@ -51,6 +52,9 @@ LONGEST_ECHO = 200
 CLIENT_GONE = 499
 """nginx's status for a request whose client has left; only logs see it."""
 LINGER_S = 2.0
+
+TOLD = BadInput | Transient | ModerationOff | ModerationUnusable | RecognizerUnusable
+"""What a client may be told of; of all others it learns only that there was one."""
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _LIMITS = {
@@ -117,17 +121,21 @@ def problem(error: StenoError) -> Problem:
     """What a client is told of ``error``: nothing of this machine's insides."""
     if not isinstance(error, BadInput):
         logger.warning("answered {}: {}", error.code, error)
-    if not isinstance(error, BadInput | Transient | ModerationOff | ModerationUnusable):
+    if not isinstance(error, TOLD):
         return unforeseen()
-    told = error.details.items() if isinstance(error, BadInput) else ()
-    details = {key: _plain(value) for key, value in told}
-    passing = isinstance(error, Transient | ModerationUnusable)
-    answer = Problem(error.status, error.code, error.message, details, passing=passing)
+    passing = isinstance(error, Transient | ModerationUnusable | RecognizerUnusable)
+    answer = Problem(error.status, error.code, error.message, details_of(error), passing=passing)
     if isinstance(error, Unauthorised):
         answer.headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, OverLimit):
         answer.headers["Retry-After"] = str(error.details["retry_after_s"])
     return answer
+
+
+def details_of(error: StenoError) -> dict[str, Any]:
+    """What an answer says beside the message: field, limit and value, of a client's mistakes."""
+    told = error.details.items() if isinstance(error, BadInput) else ()
+    return {key: _plain(value) for key, value in told}
 
 
 def unforeseen() -> Problem:

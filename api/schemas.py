@@ -94,6 +94,42 @@ class UploadOptions(BaseModel):
     gateway was told otherwise, never."""
 
 
+class StreamOptions(BaseModel):
+    """What may be said of a live stream; what is not is taken from the settings."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=False)
+
+    model_id: Name | SkipJsonSchema[None] = Field(
+        None, examples=["base"], json_schema_extra=_without_default
+    )
+    """The weights, or `whisper` or `zipformer` for that engine's; `GET /api/v1/models` tells which
+    can hear streams. Another one may be named at any time."""
+    engine: Annotated[
+        Literal["faster-whisper", "whisper", "zipformer"] | SkipJsonSchema[None],
+        Word,
+        Field(json_schema_extra=_without_default),
+    ] = None
+    """The code that runs them, where two have weights of that name."""
+    language: Annotated[
+        str | SkipJsonSchema[None], Word, Field(examples=["vi"], json_schema_extra=_without_default)
+    ] = None
+    """A Whisper code (vi, en, ...)."""
+    moderation: Annotated[
+        bool | SkipJsonSchema[None], Field(json_schema_extra=_without_default)
+    ] = None
+    """Judge each final; unless the gateway was told otherwise, true."""
+    endpointing: int = Field(500, ge=200, le=5_000)
+    """Milliseconds of silence that end an utterance."""
+    recording_id: Annotated[
+        Name | SkipJsonSchema[None], Field(json_schema_extra=_without_default)
+    ] = None
+    """Your own name for it, given back as it came."""
+    metadata: Annotated[
+        Metadata | SkipJsonSchema[None], Field(json_schema_extra=_without_default)
+    ] = None
+    """A JSON object of at most 16 KB, given back as it came; in an address as text."""
+
+
 class Accepted(BaseModel):
     """A recording was taken in."""
 
@@ -261,6 +297,8 @@ class Result(BaseModel):
 class ModelState(BaseModel):
     """Weights, and whether they are on this machine."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     engine: str
     model: str
     languages: list[str]
@@ -268,6 +306,15 @@ class ModelState(BaseModel):
     licence: str
     state: Literal["present", "missing", "corrupt"]
     default: bool
+    """Jobs that name none have these."""
+    streams: bool
+    """Live streams can ask for them, from the gateway process that answers."""
+    default_of_streams: bool
+    """Streams that name none have these."""
+    loaded: bool
+    """They are in memory, ready for live streams."""
+    live_streams: int | None
+    """How many they hear at this moment; null where they are not in memory."""
 
 
 class ModerationModel(BaseModel):

@@ -15,9 +15,14 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models", response_model=Models, summary="List the weights")
 async def models(gateway: GatewayDep, _: Reader) -> Models:
-    """All weights that can be asked for by name, and whether they are on this machine."""
-    asr = gateway.settings.asr
+    """All weights that can be asked for by name, and whether they are on this machine.
+
+    `streams`, `loaded` and `live_streams` are about the gateway process that answers.
+    """
+    asr, live = gateway.settings.asr, gateway.settings.stream
     default = (asr.default_engine, asr.default_model)
+    loaded = gateway.recognizers.loaded()
+    can_stream = gateway.stream_resolver.can_stream
     return Models(
         models=[
             ModelState(
@@ -28,6 +33,10 @@ async def models(gateway: GatewayDep, _: Reader) -> Models:
                 licence=state.licence,
                 state=state.state,
                 default=(state.engine, state.model) == default,
+                streams=can_stream(state),
+                default_of_streams=(state.engine, state.model) == (live.engine, live.model),
+                loaded=(state.engine, state.model) in loaded,
+                live_streams=loaded.get((state.engine, state.model)),
             )
             for state in await asyncio.to_thread(gateway.weights.states)
         ],

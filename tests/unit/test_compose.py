@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from api.__main__ import FAREWELL_S
+from api.app import STREAMS_END_S
 from common.settings import ROOT, WorkerSettings
 from tests.setting_names import secret_settings, settings_named
 
@@ -189,10 +190,23 @@ def test_secrets_come_as_a_file_where_settings_are_read() -> None:
 
 
 def test_a_container_is_given_the_time_that_it_needs_to_stop() -> None:
-    worker, api = ours()["worker"], ours()["api"]
+    worker, api, live = (ours()[name] for name in ("worker", "api", "live"))
     period = WorkerSettings.model_fields["stop_period"].default
     assert seconds(worker["stop_grace_period"]) >= period + STOP_MARGIN_S
     assert seconds(api["stop_grace_period"]) > FAREWELL_S
+    assert seconds(live["stop_grace_period"]) >= STREAMS_END_S + FAREWELL_S
+
+
+def test_live_streams_are_heard_by_a_gateway_that_has_the_engines_and_the_weights() -> None:
+    worker, api, live = (ours()[name] for name in ("worker", "api", "live"))
+    assert live["profiles"] == ["live"]
+    assert (live["image"], live["build"]) == (worker["image"], worker["build"])
+    assert live["environment"] == {**api["environment"], "STREAM_PRELOAD": "true"}
+    # The images' own command and check: the worker's are a worker's.
+    found = dict(stages()["gateway"])
+    assert live["command"] == yaml.safe_load(found["CMD"])
+    check = found["HEALTHCHECK"]
+    assert live["healthcheck"]["test"] == ["CMD", *yaml.safe_load(check[check.index("[") :])]
 
 
 def modules() -> Iterator[str]:

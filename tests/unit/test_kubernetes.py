@@ -18,7 +18,8 @@ import yaml
 from starlette.routing import Mount, Route
 
 from api.__main__ import FAREWELL_S
-from api.app import create_app
+from api.app import STREAMS_END_S, create_app
+from api.routes import live
 from common.settings import ROOT, SECRETS, Settings
 from scripts.cli import ELSEWHERE, steno
 from tests.kustomize import Manifest, build, containers, files_of, read
@@ -311,15 +312,16 @@ def test_whoever_is_stopped_has_the_time_to_drain(manifest: Manifest) -> None:
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
         needed = {
             "api": sleep.get("seconds", 0) + FAREWELL_S,
+            "live": sleep.get("seconds", 0) + STREAMS_END_S + FAREWELL_S,
             "worker": Settings().worker.stop_period + 10,
             "dispatcher": LONGEST_END_S,
         }[container["name"]]
         assert pod_of(manifest)["terminationGracePeriodSeconds"] >= needed
 
 
-@pytest.mark.parametrize("name", ["api", "dispatcher", "worker"])
+@pytest.mark.parametrize("name", ["api", "dispatcher", "live", "worker"])
 def test_an_update_stops_none_before_another_is_there(name: str) -> None:
-    update = one(SETS["base"], "Deployment", name)["spec"]["strategy"]["rollingUpdate"]
+    update = one(SETS["example"], "Deployment", name)["spec"]["strategy"]["rollingUpdate"]
     assert update["maxUnavailable"] == 0
     assert update["maxSurge"]
 
@@ -338,9 +340,27 @@ def test_an_upload_of_the_greatest_size_fits() -> None:
     assert room["worker"] >= 2 * largest
 
 
+def test_live_streams_are_heard_where_the_engines_and_the_weights_are() -> None:
+    (worker,) = containers(one(SETS["example"], "Deployment", "worker"))
+    (gateway,) = containers(one(SETS["example"], "Deployment", "live"))
+    assert gateway["args"] == ["api"]
+    assert gateway["image"] == worker["image"]
+    assert gateway["env"] == [{"name": "STREAM_PRELOAD", "value": "true"}]
+    assert int(gateway["resources"]["requests"]["cpu"]) >= Settings().stream.threads
+
+
+def test_files_that_all_share_are_with_all() -> None:
+    for manifest in SETS["all"]:
+        if manifest["kind"] == "Deployment":
+            (data,) = [each for each in pod_of(manifest)["volumes"] if each["name"] == "data"]
+            assert data["persistentVolumeClaim"] == {"claimName": "stenopool-data"}
+
+
 def test_what_is_applied_before_the_migration_is_what_it_needs_and_nothing_that_runs() -> None:
-    """As the page says: -l 'app.kubernetes.io/component notin (api, dispatcher, worker)'."""
-    running = {"api", "dispatcher", "worker"}
+    running = {"api", "dispatcher", "live", "worker"}
+    page = (FOLDER / "README.md").read_text("utf-8")
+    said = f"-l 'app.kubernetes.io/component notin ({', '.join(sorted(running))})'"
+    assert page.count(said) == page.count(" notin ") == 3
     for manifests in SETS.values():
         first = [
             each
@@ -358,9 +378,14 @@ def test_what_is_applied_before_the_migration_is_what_it_needs_and_nothing_that_
 # --- settings and secrets ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("manifest", every("ConfigMap", "Secret"))
+@pytest.mark.parametrize("manifest", every("ConfigMap", "Secret", "Deployment", "Job"))
 def test_every_name_is_one_of_a_setting(manifest: Manifest) -> None:
-    assert set(manifest["data"]) <= set(settings_named())
+    if "data" in manifest:
+        names = set(manifest["data"])
+    else:
+        named = [each for container in containers(manifest) for each in container.get("env", [])]
+        names = {each["name"] for each in named}
+    assert names <= set(settings_named())
 
 
 @pytest.mark.parametrize("manifest", every("ConfigMap"))
@@ -486,13 +511,21 @@ def policies() -> dict[str, Manifest]:
     }
 
 
+def components(policy: Manifest) -> set[str]:
+    """Whose pods a policy is for."""
+    (expression,) = policy["podSelector"]["matchExpressions"]
+    assert expression["key"] == "app.kubernetes.io/component"
+    assert expression["operator"] == "In"
+    return set(expression["values"])
+
+
 def test_nobody_talks_to_anybody_unless_it_is_allowed() -> None:
     nothing = policies()["stenopool-nothing-else"]
     assert nothing["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "stenopool"}}
     assert set(nothing["policyTypes"]) == {"Ingress", "Egress"}
     assert not {"ingress", "egress"} & set(nothing)
     (allowing,) = [each for each in policies().values() if "ingress" in each]
-    assert allowing["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "api"
+    assert components(allowing) == {"api", "live"}
 
 
 def test_the_internet_is_no_way_into_the_network_inside() -> None:
@@ -503,7 +536,7 @@ def test_the_internet_is_no_way_into_the_network_inside() -> None:
         for peer in rule["to"]
         if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0"
     ]
-    assert len(outside) == 2, "the gateway's, and that of workers and dispatchers"
+    assert len(outside) == 2, "the gateways', and that of workers and dispatchers"
     for block in outside:
         refused = [ipaddress.ip_network(each) for each in block["except"]]
         for address in PRIVATE:
@@ -511,10 +544,8 @@ def test_the_internet_is_no_way_into_the_network_inside() -> None:
 
 
 def test_only_those_who_use_clients_urls_reach_all_of_the_internet() -> None:
-    internet = policies()["stenopool-internet"]
-    (expression,) = internet["podSelector"]["matchExpressions"]
-    assert expression["operator"] == "In"
-    assert set(expression["values"]) == {"worker", "dispatcher"}
+    assert components(policies()["stenopool-internet"]) == {"worker", "dispatcher"}
+    assert components(policies()["stenopool-storage"]) == {"api", "live"}
     (rule,) = policies()["stenopool-storage"]["egress"]
     assert rule["ports"] == [{"port": 443}]
 
@@ -547,6 +578,26 @@ def led_to(path: str) -> bool:
 def test_the_ingress_leads_to_all_but_what_is_for_the_inside() -> None:
     assert "/api/v1/upload" in routes()
     assert {path for path in routes() if not led_to(path)} == {"/metrics", "/readyz"}
+
+
+def test_the_ingress_leads_to_services_and_ports_that_there_are() -> None:
+    (rule,) = one(SETS["example"], "Ingress", "api")["spec"]["rules"]
+    for path in rule["http"]["paths"]:
+        backend = path["backend"]["service"]
+        ports = one(SETS["example"], "Service", backend["name"])["spec"]["ports"]
+        assert backend["port"]["name"] in {port["name"] for port in ports}
+
+
+def test_the_ingress_leads_live_streams_and_nothing_else_to_those_who_hear_them() -> None:
+    ingress = one(SETS["example"], "Ingress", "api")
+    (rule,) = ingress["spec"]["rules"]
+    there = {
+        (each["path"], each["pathType"])
+        for each in rule["http"]["paths"]
+        if each["backend"]["service"]["name"] == "live"
+    }
+    assert there == {(getattr(route, "path", ""), "Exact") for route in live.router.routes}
+    assert ingress["metadata"]["annotations"]["nginx.org/websocket-services"] == "live"
 
 
 def test_the_ingress_waits_as_long_as_an_answer_may_take() -> None:

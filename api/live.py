@@ -74,6 +74,9 @@ RETRY_S = 2.0
 SAVING_S = 60.0
 """How long Postgres may be out while finals wait to be saved at a stream's end."""
 
+LEFT = "client_left"
+"""The outcome of streams whose clients went without a word."""
+
 Document = dict[str, Any]
 
 
@@ -94,6 +97,7 @@ class Live:
         self._caller = caller
         self._wanted = wanted
         self._request_id = request_id
+        self._has_left = False
         self._patience_s = gateway.settings.stream.patience
         self._streams = gateway.streams(caller.tenant)
         self._session = Session(wanted.setup, wanted.endpointing, moderated=wanted.moderation)
@@ -211,6 +215,11 @@ class Live:
             self.error = self.error or error
         self._session.finish()
         self._pump()
+
+    def leave(self) -> None:
+        """The client is gone: what it said is heard to its end."""
+        self._has_left = not self._session.is_finishing
+        self.finish()
 
     def complain(self, error: StenoError) -> None:
         """Tell of a mistake that the stream survives."""
@@ -458,7 +467,9 @@ class Live:
             await self._keeping
 
     async def _close(self) -> None:
-        outcome = COMPLETED if self.error is None else self.error.code
+        outcome = LEFT if self._has_left else COMPLETED
+        if self.error is not None:
+            outcome = self.error.code
         audio_ms = self._session.received_ms
         try:
             await self._gateway.in_thread(

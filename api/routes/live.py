@@ -115,7 +115,8 @@ class _Talk:
         reading = asyncio.create_task(self._read(live, first))
         try:
             await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_COMPLETED)
-            if not writing.done():  # it has left, and what it said is still to be heard
+            if not writing.done():
+                live.leave()
                 writing.cancel()
         finally:
             reading.cancel()
@@ -340,7 +341,7 @@ class _Answer(Response):
                     live.audio(data[start : start + PIECE_BYTES])
                     await live.room(in_time=False)
         except ClientDisconnect:
-            live.finish()
+            live.leave()
         except Stalled as error:
             live.finish(error)
         else:

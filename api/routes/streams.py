@@ -51,8 +51,8 @@ class StreamDocument(BaseModel):
 
     session_id: UUID
     outcome: str | None = Field(examples=["completed"])
-    """completed, interrupted (its gateway went silent), or the code of the error that ended it;
-    null while it goes on."""
+    """completed, client_left (without a word), interrupted (its gateway went silent), or the code
+    of the error that ended it; null while it goes on."""
     engine: str
     model_id: str = Field(examples=["base"])
     """With the engine and the language what it was set to last."""

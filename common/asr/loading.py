@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ENGINES: Final = ("faster-whisper", "whisper.cpp")
 STYLES: Final = {
     # It hears all of an utterance anew each time.
-    "faster-whisper": Style(first_ms=480, step_ms=640, ahead=True),
+    "faster-whisper": Style(first_ms=416, step_ms=640, ahead=True),
     # It goes on where it was, some 400 ms at a time.
     "zipformer": Style(first_ms=0, step_ms=128, ahead=False),
 }

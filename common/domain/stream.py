@@ -52,7 +52,7 @@ class Style:
 
     Args:
         first_ms: how much speech there has to be before it is asked.
-        step_ms: how much more sound before it is asked again.
+        step_ms: how much more sound before it is asked again; half of it until something was shown.
         ahead: ask in every pause for the best it can hear, since the utterance may end there.
     """
 
@@ -453,6 +453,7 @@ class Session:
         """Ask for more of the open utterance where that is worth it."""
         hearing = self._hearing(utterance)
         now_ms = self._speaking.judged_ms
+        step_ms = style.step_ms if hearing.text else style.step_ms // 2
         if utterance.speech_ms < max(style.first_ms, self._endpointing.min_speech_ms):
             return
         if now_ms - utterance.start_ms >= self._endpointing.max_ms:
@@ -460,7 +461,7 @@ class Session:
         elif self._speaking.pause_ms >= self._endpointing.tail_ms:
             if style.ahead and (hearing.best is None or hearing.best[0] != utterance.end_ms):
                 self._order(utterance, utterance.end_ms, full=True, final=False)
-        elif now_ms - max(hearing.until_ms, utterance.start_ms) >= style.step_ms:
+        elif now_ms - max(hearing.until_ms, utterance.start_ms) >= step_ms:
             self._order(utterance, now_ms, full=False, final=False)
 
     def _order(self, utterance: Utterance, until_ms: int, *, full: bool, final: bool) -> None:

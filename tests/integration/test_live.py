@@ -273,6 +273,31 @@ def test_a_switch_keeps_the_connection_and_what_was_said(gateway: GatewayProcess
     assert is_about(english, FOX)
 
 
+def test_a_switch_leads_to_another_engine_and_back(
+    gateway: GatewayProcess, streaming_weights: Path
+) -> None:
+    rain = "Hôm nay trời mưa rất to."
+    with Talk(gateway) as talk:
+        talk.say(language="en")
+        talk.hear(status("ready"))
+        talk.speak(sound(FOX))
+        talk.say(model_id="zipformer")
+        talk.speak(pcm16(np.concatenate([speak(rain, "vi"), silence(1.2)])))
+        talk.hear(lambda it: it["is_final"] and it["engine"] == "zipformer")
+        talk.say(model_id="base", language="en")
+        talk.speak(sound(RICE))
+        talk.finish()
+    assert talk.code == 1000
+    heard_by = [each["engine"] for each in talk.of("final")]
+    assert heard_by[0] == heard_by[-1] == "faster-whisper"
+    (model,) = {it["model_id"] for it in talk.of("final") if it["engine"] == "zipformer"}
+    assert streaming_weights.name.endswith(model)
+    english = [it["text"] for it in talk.of("final") if it["engine"] == "faster-whisper"]
+    assert is_about(" ".join(english), f"{FOX} {RICE}")
+    ready = [it["engine"] for it in talk.of("status") if it["status"] == "ready"]
+    assert ready == ["faster-whisper", "zipformer", "faster-whisper"]
+
+
 def test_a_wrong_switch_changes_nothing_and_is_named(gateway: GatewayProcess) -> None:
     with Talk(gateway) as talk:
         talk.say(language="en")
@@ -393,6 +418,7 @@ def test_a_client_that_vanishes_leaves_its_text_and_nothing_else(gateway: Gatewa
         lambda: (it := gateway.http.get(f"/api/v1/streams/{session}").json())["completed_at"] and it
     )
     assert is_about(kept["text"], FOX)
+    assert kept["outcome"] == "client_left"
     assert heard_now(gateway) == 0
 
 

@@ -91,6 +91,7 @@ class Live:
         self, gateway: Gateway, caller: Caller, wanted: Wanted, request_id: str | None
     ) -> None:
         self.id = str(uuid4())
+        self.spent_ms = 0.0
         self.error: StenoError | None = None
         """Why it is over; None: as the client wished."""
         self._gateway = gateway
@@ -343,6 +344,7 @@ class Live:
             State.CLOSED,
             reason=COMPLETED if self.error is None else self.error.code,
             audio_seconds=seconds(self._session.received_ms),
+            processing_seconds=seconds(round(self.spent_ms)),
         )
         for out in self._session.take():
             if isinstance(out, Event):

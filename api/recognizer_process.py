@@ -111,10 +111,14 @@ class Desk:
         stream: str = message["stream"]
         match message["do"]:
             case "feed":
+                started, start_ms = time.monotonic(), message["start_ms"]
                 with self._lock:
                     sound = self._sounds.setdefault(stream, Sound(self._network))
-                    speech = sound.add(message["start_ms"], b64decode(message["pcm"]))
-                self.answer({"stream": stream, "speech": speech, "start_ms": message["start_ms"]})
+                    speech = sound.add(start_ms, b64decode(message["pcm"]))
+                took_ms = _ms_since(started)
+                self.answer(
+                    {"stream": stream, "speech": speech, "start_ms": start_ms, "took_ms": took_ms}
+                )
             case "forget":
                 with self._lock:
                     self._sounds[stream].forget(message["before_ms"])
@@ -212,7 +216,7 @@ def _hear(
         for each in asked:
             desk.answer({"stream": each["stream"], "ticket": each["ticket"], "failed": reason})
         return
-    took_ms = round((time.monotonic() - started) * 1000)
+    took_ms = _ms_since(started) / len(asked)
     for each, hypothesis in zip(asked, heard, strict=True):
         desk.answer(
             {
@@ -223,6 +227,10 @@ def _hear(
                 "took_ms": took_ms,
             }
         )
+
+
+def _ms_since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 1)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ class Listener(Protocol):
     """A stream as a recognizer sees it; see the methods of `common.domain.stream.Session`."""
 
     id: str
+    spent_ms: float
+    """How long it took to hear the stream so far: of what is heard together its share."""
 
     def attached(self, style: Style) -> None: ...
     def judged(self, start_ms: int, probabilities: Sequence[float]) -> None: ...
@@ -353,6 +355,7 @@ class _Process:
             listener = self.listeners.get(answer["stream"])
             if listener is None:
                 continue
+            listener.spent_ms += answer.get("took_ms", 0.0)
             if "speech" in answer:
                 self._unanswered.pop((listener.id, "feed", answer["start_ms"]), None)
                 listener.judged(answer["start_ms"], answer["speech"])

@@ -39,6 +39,7 @@ class Elsewhere:
 
 ELSEWHERE = {
     "transcribe": Elsewhere("scripts.transcribe", "Turn recordings into text."),
+    "listen": Elsewhere("scripts.listen", "Show words while people speak."),
     "status": Elsewhere("scripts.client", "Show how far a job is."),
     "result": Elsewhere("scripts.client", "Print a finished job's text."),
     "download": Elsewhere("scripts.client", "Save a finished job's text in a format."),

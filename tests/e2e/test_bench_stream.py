@@ -1,0 +1,89 @@
+"""`steno bench stream` over everything that it measures: real stack and engines, spoken text."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.settings import AsrSettings, Settings
+from scripts.bench_corpus import read_corpus, write_wav
+from scripts.bench_report import Part
+from scripts.bench_stream import PARTS, Size, StreamBench
+from tests.speech import Samples, pcm16, speak
+
+FOX = "The quick brown fox jumps over the lazy dog."
+RICE = "Rice is often served in round bowls."
+VIETNAMESE = "xin chào các bạn hôm nay trời đẹp"
+TINY = Size(stream_s=6, several_s=4, steps=(1,), pause_s=5, fast_s=2, sessions=4)
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """A folder with clips in two languages, and a recording that is long, as far as it goes."""
+    folder = tmp_path / "speech"
+    for name, texts in {"en-read": (FOX, RICE), "vi-read": (VIETNAMESE,)}.items():
+        (folder / name).mkdir(parents=True)
+        for number, text in enumerate(texts):
+            save(folder / name / f"{number}.wav", speak(text, name[:2]))
+        table = "".join(f"{number}.wav\t{text}\n" for number, text in enumerate(texts))
+        (folder / name / "refs.tsv").write_text(table)
+    talk = [FOX, RICE] * 8
+    sound = np.concatenate([speak(text) for text in talk])
+    (folder / "en-long").mkdir()
+    save(folder / "en-long" / "talk.wav", sound)
+    turns = [{"start": 0, "end": len(sound) / 16_000, "sentences": talk}]
+    (folder / "en-long" / "talk.transcript.json").write_text(json.dumps({"turns": turns}))
+    return folder
+
+
+def save(path: Path, samples: Samples) -> None:
+    write_wav(path, [np.frombuffer(pcm16(samples), "<i2")])
+
+
+def test_every_part_is_measured(speech: Path, streaming_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    bench = StreamBench(
+        read_corpus(speech),
+        Settings(asr=AsrSettings(models_dir=streaming_weights.parent)),
+        tmp_path / "bench",
+        cores=2,
+        size=TINY,
+        tell=lambda _: None,
+    )
+    found: list[Part] = []
+    bench.run(PARTS, found.append)
+    assert bench.skipped == []
+    parts = {part.name: part for part in found}
+    assert list(parts) == [
+        "english",
+        "vietnamese",
+        "several faster-whisper",
+        "several zipformer",
+        "batch",
+        "limit faster-whisper",
+        "limit zipformer",
+        "clients",
+        "sessions",
+    ]
+    figures = {figure.name: figure for part in found for figure in part.figures}
+    for part in ("english", "vietnamese"):
+        mine = [figure for figure in parts[part].figures if figure.name.startswith(part)]
+        assert all(math.isfinite(figure.value) for figure in mine), mine
+    english = parts["english"].comparison
+    assert english is not None
+    # A robot's voice; the text of any other recording would be all wrong.
+    assert all(row[0].value < 50 for row in english.rows.values())
+    for engine in ("faster-whisper", "zipformer"):
+        assert figures[f"{engine}, one too many: refused"].met
+    wrong = "bad clients that met what is not promised"
+    assert figures[wrong].met, parts["clients"].remarks
+    assert figures["sessions that did not end as they should"].met
+    assert figures["processes left over"].met
+    beside = parts["batch"].comparison
+    assert beside is not None
+    assert list(beside.rows) == ["the stream alone", "beside the job"]
+    json.dumps([part.document() for part in found])

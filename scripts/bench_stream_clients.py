@@ -21,8 +21,8 @@ from websockets.exceptions import ConnectionClosed
 
 from common.errors import SetupProblem
 from scripts.bench_stream_play import Programme, pieces_of
-from scripts.client import plural
-from scripts.streaming import DONE, StreamClient, address_of, paced, shown
+from scripts.client import plural, shown
+from scripts.streaming import DONE, StreamClient, address_of, paced
 
 IDLE_S = 4.0
 """STREAM_IDLE of the gateway that they meet: the minute that it is else would be long to wait."""

@@ -68,7 +68,7 @@ class Gateway:
         with self._errors():
             self._http = httpx.Client(
                 base_url=f"{self.address}/api/v1",
-                headers=_shown(key) if key else None,
+                headers=shown(key),
                 timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
                 trust_env=not _is_here(self.address),  # no proxy leads to this machine
             )
@@ -204,7 +204,14 @@ class Gateway:
             raise GatewayLost(address=self.address, reason=reason) from error
 
 
-def _shown(key: str) -> dict[str, str]:
+def shown(key: str | None) -> dict[str, str]:
+    """The headers that show a key; none where there is none.
+
+    Raises:
+        Refused: it is no key.
+    """
+    if not key:
+        return {}
     key = key.strip()
     if not key.isascii() or not key.isprintable():
         raise Refused(detail="The API key has characters in it that no key has", status=0)
@@ -216,15 +223,18 @@ def _wire(value: bool) -> str:
 
 
 def _check(answer: httpx.Response) -> None:
-    if answer.is_success:
-        return
-    answer.read()
-    detail = f"The gateway answered {answer.status_code} {answer.reason_phrase}"
+    if not answer.is_success:
+        raise refusal(answer.status_code, answer.reason_phrase, answer.read())
+
+
+def refusal(status: int, phrase: str, content: bytes) -> Refused:
+    """The gateway's no, in its own words where it has some."""
+    detail = f"The gateway answered {status} {phrase}"
     with suppress(ValueError, TypeError, KeyError):
-        detail = str(answer.json()["detail"])
-    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        detail = str(json.loads(content)["detail"])
+    if status == HTTPStatus.UNAUTHORIZED:
         detail += "; name one with --key or STENO_API_KEY (steno keys create makes one)"
-    raise Refused(detail=detail, status=answer.status_code)
+    return Refused(detail=detail, status=status)
 
 
 def passing(error: Refused | GatewayLost) -> bool:

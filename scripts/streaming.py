@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from api.exposure import is_loopback
 from common.audio.decode import Decoding
 from common.domain.values import BYTES_PER_MS, SAMPLE_RATE, SAMPLES_PER_MS
 from common.errors import GatewayLost, Refused, SetupProblem
+from scripts.client import refusal, shown
 
 PATH = "/ws/transcribe"
 CONNECT_S = 10.0
@@ -66,11 +66,6 @@ class Message:
 def address_of(gateway: str) -> str:
     """Where the gateway of this address takes live streams."""
     return re.sub("^http", "ws", gateway.rstrip("/")) + PATH
-
-
-def shown(key: str | None) -> dict[str, str]:
-    """The headers that show a key."""
-    return {"Authorization": f"Bearer {key.strip()}"} if key else {}
 
 
 class StreamClient:
@@ -204,19 +199,12 @@ class StreamClient:
             raise Refused(detail=f"{self.address} is no http address", status=0) from error
         except InvalidStatus as error:
             answer = error.response
-            raise _refusal(answer.status_code, answer.reason_phrase, answer.body) from error
+            raise refusal(
+                answer.status_code, answer.reason_phrase, bytes(answer.body or b"")
+            ) from error
         except (OSError, InvalidHandshake) as error:
             reason = str(error) or type(error).__name__
             raise GatewayLost(address=self.address, reason=reason) from error
-
-
-def _refusal(status: int, phrase: str, body: bytes | bytearray | None) -> Refused:
-    detail = f"The gateway answered {status} {phrase}"
-    with suppress(ValueError, TypeError, KeyError):
-        detail = str(json.loads(body or b"")["detail"])
-    if status == HTTPStatus.UNAUTHORIZED:
-        detail += "; name one with --key or STENO_API_KEY (steno keys create makes one)"
-    return Refused(detail=detail, status=status)
 
 
 # --- sound ------------------------------------------------------------------------------------

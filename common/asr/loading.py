@@ -29,6 +29,8 @@ def load_engine(
 ) -> Engine:
     """Load ``weights`` (a CTranslate2 folder, or a ggml file for ``whisper.cpp``) into an engine.
 
+    It hears again what it has left out (`common.asr.thorough`).
+
     Call it in the process that will use it, never before a fork. ``device`` (``cpu``, ``cuda``)
     and ``compute_type`` are for faster-whisper; a ggml file carries its own precision, and the
     whisper.cpp of PyPI runs on the CPU.
@@ -38,17 +40,23 @@ def load_engine(
         WeightsMissing: There is nothing at ``weights``, or a part is missing.
         EngineFailed: The weights do not load, or the device is not there.
     """
+    loaded: Engine
     if engine == "faster-whisper":
         _require(engine, weights, [weights / name for name in _CT2_FILES])
         from common.asr.faster_whisper import FasterWhisper
 
-        return FasterWhisper(weights, threads=threads, device=device, compute_type=compute_type)
-    if engine == "whisper.cpp":
+        loaded = FasterWhisper(weights, threads=threads, device=device, compute_type=compute_type)
+    elif engine == "whisper.cpp":
         _require(engine, weights, [weights])
         from common.asr.whisper_cpp import WhisperCpp
 
-        return WhisperCpp(weights, threads=threads)
-    raise UnknownOption(field="engine", allowed=", ".join(ENGINES), value=engine)
+        loaded = WhisperCpp(weights, threads=threads)
+    else:
+        raise UnknownOption(field="engine", allowed=", ".join(ENGINES), value=engine)
+    from common.asr.thorough import Thorough
+    from common.audio.vad import load_network
+
+    return Thorough(loaded, load_network())
 
 
 def style_of(engine: str) -> Style:

@@ -1,0 +1,202 @@
+"""What an engine leaves out is heard again (common.asr.thorough)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.asr import guards
+from common.asr.engine import DecodingOptions, Samples
+from common.asr.thorough import (
+    FRAME_MS,
+    GAP_MS,
+    PIECE_MS,
+    Frames,
+    Thorough,
+    left_out,
+    longest_run,
+    pieces,
+    told,
+)
+from common.audio.vad import Network, load_network
+from common.domain.values import SAMPLES_PER_MS, Segment, Span, Word
+from tests.speech import noise, silence, speak
+
+OPTIONS = DecodingOptions(language="en")
+SENTENCES = (
+    "The train to London leaves at nine o'clock.",
+    "Please send me the report before Friday.",
+    "The weather will be warm and dry in the south.",
+)
+SPOKEN = [speak(sentence) for sentence in SENTENCES]
+PAUSE = silence(0.8)
+WINDOW = np.concatenate([part for spoken in SPOKEN for part in (spoken, PAUSE)])
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return load_network()
+
+
+def words_of(sound: Samples) -> tuple[Word, ...]:
+    """A word for each half second in which there is any sound."""
+    step = 500 * SAMPLES_PER_MS
+    return tuple(
+        Word(f" {start // step}", Span(start // SAMPLES_PER_MS, start // SAMPLES_PER_MS + 500), 1.0)
+        for start in range(0, len(sound), step)
+        if np.abs(sound[start : start + step]).max() > 0.01
+    )
+
+
+def segment_of(words: Sequence[Word], flags: tuple[str, ...] = ()) -> Segment:
+    span = Span(words[0].span.start_ms, words[-1].span.end_ms)
+    return Segment(span, "".join(word.text for word in words), words=tuple(words), flags=flags)
+
+
+class Hasty:
+    """An engine that hears the first ``seconds`` of each window, and is sure of itself."""
+
+    name = "hasty"
+
+    def __init__(self, seconds: float, flags: tuple[str, ...] = ()) -> None:
+        self._heard = round(seconds * 16_000)
+        self._flags = flags
+        self.calls: list[int] = []
+
+    def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
+        return "en", len(windows) / 10
+
+    def transcribe(
+        self, windows: Sequence[Samples], options: DecodingOptions
+    ) -> list[tuple[Segment, ...]]:
+        assert options.word_timestamps
+        self.calls.append(len(windows))
+        heard = [words_of(window[: self._heard]) for window in windows]
+        return [(segment_of(words, self._flags),) if words else () for words in heard]
+
+
+def last_end_s(segments: Sequence[Segment]) -> float:
+    return max(segment.span.end_ms for segment in segments) / 1000
+
+
+def test_what_is_left_out_is_heard_again(network: Network) -> None:
+    engine = Hasty(4.0)
+    ((*segments,),) = Thorough(engine, network).transcribe([WINDOW], OPTIONS)
+    assert engine.calls == [1, 3], "the window, then its three sentences"
+    assert last_end_s(segments) > len(WINDOW) / 16_000 - 2
+    assert all(guards.RETRIED in segment.flags for segment in segments)
+    starts = [word.span.start_ms for segment in segments for word in segment.words]
+    assert starts == sorted(starts)
+
+
+def test_what_is_heard_whole_is_heard_once(network: Network) -> None:
+    engine = Hasty(30.0)
+    ((segment,),) = Thorough(engine, network).transcribe([WINDOW], OPTIONS)
+    assert engine.calls == [1]
+    assert not segment.flags
+
+
+def test_only_the_window_that_lacks_something_is_heard_again(network: Network) -> None:
+    engine = Hasty(4.0)
+    first, second = Thorough(engine, network).transcribe([SPOKEN[0], WINDOW], OPTIONS)
+    assert not any(guards.RETRIED in segment.flags for segment in first)
+    assert all(guards.RETRIED in segment.flags for segment in second)
+
+
+def test_no_text_is_looked_for_where_nobody_speaks(network: Network) -> None:
+    engine = Hasty(0.0)
+    windows = [silence(10.0), noise(10.0), silence(0.0)]
+    assert Thorough(engine, network).transcribe(windows, OPTIONS) == [(), (), ()]
+    assert engine.calls == [3]
+
+
+@pytest.mark.parametrize("flag", [guards.LOW_CONFIDENCE, guards.REPETITIVE, guards.LIKELY_SILENCE])
+def test_doubtful_text_does_not_replace_what_was_heard_first(network: Network, flag: str) -> None:
+    class Inventive(Hasty):
+        def transcribe(
+            self, windows: Sequence[Samples], options: DecodingOptions
+        ) -> list[tuple[Segment, ...]]:
+            heard = super().transcribe(windows, options)
+            if len(windows) == 1:
+                return heard
+            return [tuple(replace(each, flags=(flag,)) for each in one) for one in heard]
+
+    ((segment,),) = Thorough(Inventive(4.0), network).transcribe([WINDOW], OPTIONS)
+    assert segment.span.end_ms <= 4_000
+    assert not segment.flags
+
+
+def test_speech_without_a_pause_is_not_heard_a_second_time(network: Network) -> None:
+    engine = Hasty(1.0)
+    spoken = speak("one two three four five six seven eight nine ten eleven twelve")
+    Thorough(engine, network).transcribe([spoken], OPTIONS)
+    assert engine.calls == [1], "there is but one piece, which it has heard already"
+
+
+def test_words_are_given_only_where_they_are_asked_for(network: Network) -> None:
+    untimed = replace(OPTIONS, word_timestamps=False)
+    (segments,) = Thorough(Hasty(30.0), network).transcribe([WINDOW], untimed)
+    assert segments[0].text
+    assert segments[0].words == ()
+
+
+def test_the_language_is_the_engines_business(network: Network) -> None:
+    thorough = Thorough(Hasty(1.0), network)
+    assert thorough.name == "hasty"
+    assert thorough.detect_language([WINDOW, WINDOW]) == ("en", 0.2)
+
+
+def frames(*runs: tuple[int, int], total: int = 900) -> Frames:
+    found = np.zeros(total, np.bool_)
+    for start, end in runs:
+        found[start:end] = True
+    return found
+
+
+def test_a_word_that_is_too_long_covers_its_end() -> None:
+    word = Word(" so", Span(2_000, 12_000), 1.0)
+    covered = np.flatnonzero(told([segment_of([word])], 900)) * FRAME_MS
+    assert covered[0] >= 12_000 - 800 - 200 - FRAME_MS
+    assert covered[-1] <= 12_000 + 200
+
+
+def test_pauses_in_what_is_left_out_do_not_make_it_less() -> None:
+    speech = frames((0, 50), (100, 140), (200, 220), (300, 400))
+    assert longest_run(speech, frames((0, 50), (300, 400))) == 60
+    assert longest_run(speech, speech) == 0
+    assert longest_run(speech, frames()) == 210
+    assert longest_run(speech, frames((0, 140))) == 120
+
+
+def test_text_in_doubt_accounts_for_no_speech() -> None:
+    speech = frames((0, 20))
+    words = [Word(" yes", Span(0, 640), 1.0)]
+    assert left_out(speech, [segment_of(words)]) == 0
+    assert left_out(speech, [segment_of(words, ("low_confidence",))]) == 20
+
+
+@given(st.lists(st.tuples(st.integers(1, 200), st.integers(1, 60)), max_size=12))
+def test_pieces_hold_all_speech_in_order_and_once(runs: list[tuple[int, int]]) -> None:
+    speech = np.concatenate(
+        [np.zeros(0, np.bool_)]
+        + [np.repeat([True, False], [spoken, quiet]) for spoken, quiet in runs]
+    )
+    duration_ms = len(speech) * FRAME_MS
+    spans = pieces(speech, duration_ms)
+    held = np.zeros(len(speech), np.int_)
+    for span in spans:
+        assert span.end_ms <= duration_ms
+        held[-(-span.start_ms // FRAME_MS) : span.end_ms // FRAME_MS] += 1
+    assert (held[speech] == 1).all()
+    assert (held <= 1).all()
+    for span in spans:
+        inside = speech[-(-span.start_ms // FRAME_MS) : span.end_ms // FRAME_MS]
+        quiet = np.flatnonzero(inside)
+        if quiet[-1] - quiet[0] >= PIECE_MS // FRAME_MS:
+            gaps = np.diff(quiet) - 1
+            assert gaps.max() * FRAME_MS < GAP_MS, "a long piece has no place to cut"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from api.child import pipe_to_gateway, write_line
 from common.asr.loading import load_recognizer, style_of
-from common.asr.streaming import Heard
+from common.asr.streaming import Before, Heard
 from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
 from common.domain.transcript import segments_to_json
 from common.domain.values import BYTES_PER_MS
@@ -152,11 +152,16 @@ class Desk:
             return chosen, [self._heard(each) for each in chosen], gone
 
     def _heard(self, asked: dict[str, Any]) -> Heard:
+        sound, context = self._sounds[asked["stream"]], asked["context"]
+        before = context and Before(
+            sound.piece(context["start_ms"], asked["start_ms"]), context["text"]
+        )
         return Heard(
             stream=asked["stream"],
             utterance=asked["utterance"],
-            samples=self._sounds[asked["stream"]].piece(asked["start_ms"], asked["end_ms"]),
+            samples=sound.piece(asked["start_ms"], asked["end_ms"]),
             language=asked["language"],
+            before=before,
             full=asked["full"],
             final=asked["final"],
         )

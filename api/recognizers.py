@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -225,6 +226,7 @@ class _Process:
                         "utterance": order.utterance,
                         "start_ms": order.span.start_ms,
                         "end_ms": order.span.end_ms,
+                        "context": None if order.context is None else asdict(order.context),
                         "language": self._languages[listener.id],
                         "full": order.full,
                         "final": order.final,

@@ -15,6 +15,7 @@ What was measured (base, int8, one thread, 562 s of an interview in 20 windows):
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,7 @@ class FasterWhisper:
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailed(reason=error) from error
+        self._model.hf_tokenizer = with_all_merges(self._model.hf_tokenizer)
 
     def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
         """See `Engine.detect_language`; English-only weights answer ``("en", 1.0)``."""
@@ -121,7 +123,7 @@ class FasterWhisper:
                     tried += self._sample(feature, tokenizer, options)
             decoded = [_chosen(tried) for tried in attempts]
             words = [
-                self._align(each, decoding, window, tokenizer)
+                self._align(each, decoding.tokens, len(window), tokenizer)
                 for each, decoding, window in zip(encoded, decoded, windows, strict=True)
             ]
         except (RuntimeError, ValueError) as error:
@@ -183,12 +185,16 @@ class FasterWhisper:
         return [self._decoding(result, tokenizer, temperature) for result in results]
 
     @staticmethod
-    def _decoding(result: Any, tokenizer: Tokenizer, temperature: float = 0.0) -> Decoding:
-        tokens = result.sequences_ids[0]
+    def _decoding(
+        result: Any, tokenizer: Tokenizer, temperature: float = 0.0, given: int = 0
+    ) -> Decoding:
+        """What was decoded after the first ``given`` tokens, which were forced."""
+        tokens = result.sequences_ids[0][given:]
         return Decoding(
             text=tokenizer.decode(tokens),
-            # CTranslate2's score is the mean over the text tokens; the end token counts too.
-            avg_logprob=result.scores[0] * len(tokens) / (len(tokens) + 1),
+            # CTranslate2's score is the mean over all text tokens, where forced ones are certain;
+            # the end token counts too.
+            avg_logprob=result.scores[0] * (given + len(tokens)) / (len(tokens) + 1),
             no_speech_prob=result.no_speech_prob,
             temperature=temperature,
             tokens=tuple(token for token in tokens if token < tokenizer.eot),
@@ -219,23 +225,40 @@ class FasterWhisper:
     def _align(
         self,
         encoded: ctranslate2.StorageView,
-        decoding: Decoding,
-        window: Samples,
+        tokens: Sequence[int],
+        samples: int,
         tokenizer: Tokenizer,
+        given: int = 0,
     ) -> list[Word]:
-        """A window's words with their times, by dynamic time warping.
+        """The words with their times, by dynamic time warping, but for the first ``given`` tokens.
 
-        One window at a time: in a batch the padding moves the times, and it is no faster.
+        ``samples`` is how many there are of sound. One window at a time: in a batch the padding
+        moves the times, and it is no faster.
         """
-        if not decoding.tokens:
+        if len(tokens) == given:
             return []
-        frames = max(2, min(FRAMES, len(window) // SAMPLES_PER_FRAME))
-        (alignment,) = self._model.find_alignment(
-            tokenizer, [list(decoding.tokens)], encoded, frames
-        )
+        frames = max(2, min(FRAMES, samples // SAMPLES_PER_FRAME))
+        (alignment,) = self._model.find_alignment(tokenizer, [list(tokens)], encoded, frames)
+        alignment = words_after(given, alignment, tokenizer)
         # The pause after a sentence is aligned to its mark: only the mark joins the word.
         merge_punctuations(alignment, PREPENDED, APPENDED)
         return [_word(timing) for timing in alignment if timing["word"]]
+
+
+def with_all_merges(tokenizer: Any) -> Any:
+    """A tokenizer (``tokenizers.Tokenizer``) that knows the vocabulary's first merge, " t".
+
+    Those of Systran's tiny, base, small and medium weights have lost it. They make " " and "the" of
+    " the", which Whisper has hardly ever seen: what it is given to go on from then misleads it, be
+    it hotwords, an initial prompt, or what was said before.
+    """
+    document = json.loads(tokenizer.to_str())
+    vocabulary, merges = document["model"]["vocab"], document["model"]["merges"]
+    first = merges[0] if merges else None
+    if "\u0120t" not in vocabulary or first in ("\u0120 t", ["\u0120", "t"]):
+        return tokenizer
+    merges.insert(0, ["\u0120", "t"] if isinstance(first, list) else "\u0120 t")
+    return type(tokenizer).from_str(json.dumps(document))
 
 
 def view(array: NDArray[np.float32]) -> ctranslate2.StorageView:
@@ -251,6 +274,20 @@ def joined(encoded: Sequence[ctranslate2.StorageView]) -> ctranslate2.StorageVie
 def _chosen(attempts: Sequence[Decoding]) -> Decoding:
     """The last attempt if it will do, else the best of all."""
     return guards.best(attempts) if guards.needs_retry(attempts[-1]) else attempts[-1]
+
+
+def words_after(
+    given: int, alignment: list[dict[str, Any]], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The words with all tokens but the first ``given``; one that has both is cut."""
+    kept, tokens = [], 0
+    for timing in alignment:
+        tokens += len(timing["tokens"])
+        own = timing["tokens"][-(tokens - given) :] if tokens > given else []
+        if own:
+            cut = len(own) < len(timing["tokens"])
+            kept.append({**timing, "word": tokenizer.decode(own), "tokens": own} if cut else timing)
+    return kept
 
 
 def _word(timing: dict[str, Any]) -> Word:

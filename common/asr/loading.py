@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 ENGINES: Final = ("faster-whisper", "whisper.cpp")
 STYLES: Final = {
-    # It hears all of an utterance anew each time.
-    "faster-whisper": Style(first_ms=416, step_ms=640, ahead=True),
+    # It hears all of an utterance anew each time, at the end with what came before.
+    "faster-whisper": Style(first_ms=416, step_ms=640, ahead=True, context_ms=14_000),
     # It goes on where it was, some 400 ms at a time.
     "zipformer": Style(first_ms=0, step_ms=128, ahead=False),
 }

@@ -11,6 +11,14 @@ from common.domain.stream import Hypothesis
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """What came just before an utterance: its sound until that begins, and what was said there."""
+
+    samples: Samples
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Heard:
     """What to hear.
 
@@ -18,6 +26,7 @@ class Heard:
         stream: which stream it is of, and ``utterance`` which of its utterances.
         samples: the utterance from its first sample until now; from call to call it only grows.
         language: what is spoken, a Whisper code.
+        before: what came before it, for who hears an utterance better that way.
         full: hear it as well as the engine can, with the words' times; else as fast as it can.
         final: nothing more of this utterance will come.
     """
@@ -26,6 +35,7 @@ class Heard:
     utterance: int
     samples: Samples
     language: str
+    before: Before | None = None
     full: bool = False
     final: bool = False
 

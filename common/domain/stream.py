@@ -13,6 +13,8 @@ gives what follows from it: `Event`s for the client, numbered, and `Order`s for 
   seldom changes (`common.domain.agreement`).
 - Sound is kept until the final that it belongs to is told. So a recognizer may be lost at any time,
   or exchanged for another: the next one hears it again.
+- Who hears an utterance well has heard what came before. So an engine that wants it gets the sound
+  and the text of the finals just told along with each utterance (`Context`).
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ LEAST_FORGOTTEN = BYTES_PER_MS * 1_000
 """Sound that nobody needs is thrown away a second at a time."""
 CUT_MARGIN_MS, CUT_SEARCH_MS = 1_000, 5_000
 """An utterance that is too long is cut in the 5 s before its last, whose words are unsure."""
+CONTEXT_GAP_MS = 5_000
+"""After a longer pause what was said before it is of no help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +58,13 @@ class Style:
         first_ms: how much speech there has to be before it is asked.
         step_ms: how much more sound before it is asked again; half of it until something was shown.
         ahead: ask in every pause for the best it can hear, since the utterance may end there.
+        context_ms: how far back what came before an utterance is of use.
     """
 
     first_ms: int
     step_ms: int
     ahead: bool
+    context_ms: int = 0
 
 
 # --- for the client ------------------------------------------------------------------------------
@@ -152,11 +158,23 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """The finals just before an utterance: they have the sound from ``start_ms`` until it begins.
+
+    ``text`` is as the engine wrote it, with the spaces between segments.
+    """
+
+    start_ms: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hear:
     """Hear an utterance from ``span``'s start to its end; the answer is `heard` or `failed`.
 
     Args:
         ticket: what the answer has to bring back.
+        context: what came before it, where that helps.
         full: as well as the engine can, with the words' times; else as fast as it can.
         final: the utterance will not be asked for again.
         alone: hear nothing else with it, since this may be what the recognizer failed over.
@@ -165,6 +183,7 @@ class Hear:
     ticket: int
     utterance: int
     span: Span
+    context: Context | None
     full: bool
     final: bool
     alone: bool
@@ -243,6 +262,9 @@ class Session:
         self._was_lost = False
         self._unjudged: dict[int, Final] = {}
         """Finals whose verdict is to come, by number."""
+        self._recent: list[Final] = []
+        """Finals that may be context of what comes: in order, of this setup, with nothing between
+        them that was not understood."""
         self._seq = 0
         self._out: list[Event | Order] = []
         self.status(State.LOADING)
@@ -418,6 +440,7 @@ class Session:
             return
         self._next = None
         if setup != self.setup:
+            self._recent.clear()
             self.status(State.LOADING)
             self._attach(setup)
         else:
@@ -466,15 +489,33 @@ class Session:
 
     def _order(self, utterance: Utterance, until_ms: int, *, full: bool, final: bool) -> None:
         self._tickets += 1
+        span, alone = Span(utterance.start_ms, until_ms), self._hearing(utterance).failures > 0
         self._asked = Hear(
             ticket=self._tickets,
             utterance=utterance.number,
-            span=Span(utterance.start_ms, until_ms),
+            span=span,
+            context=self._context_of(span) if full and not alone else None,
             full=full,
             final=final,
-            alone=self._hearing(utterance).failures > 0,
+            alone=alone,
         )
         self._out.append(self._asked)
+
+    def _context_of(self, span: Span) -> Context | None:
+        """What came before an utterance: as many whole finals as are of use and can be heard."""
+        context_ms = 0 if self._style is None else self._style.context_ms
+        earliest_ms = max(span.start_ms - context_ms, span.end_ms - self._endpointing.most_ms)
+        later_ms = span.start_ms
+        chosen: list[Final] = []
+        for final in reversed(self._recent):
+            too_far = later_ms - final.span.end_ms > CONTEXT_GAP_MS
+            if too_far or final.span.start_ms < earliest_ms:
+                break
+            later_ms = final.span.start_ms
+            chosen.insert(0, final)
+        if not chosen:
+            return None
+        return Context(later_ms, "".join(each.text for f in chosen for each in f.segments))
 
     def _answered(self, ticket: int) -> Hear | None:
         if self._asked is None or self._asked.ticket != ticket:
@@ -536,6 +577,10 @@ class Session:
             self._out.append(final)
             if told and self._is_moderated:
                 self._unjudged[final.seq] = final
+            if text_of(told) and not any(each.flags for each in told):
+                self._recent.append(final)
+                return
+        self._recent.clear()
 
     def _blame(self, asked: Hear, reason: str) -> None:
         """The recognizer failed over an utterance: try again, or give that up."""
@@ -559,6 +604,10 @@ class Session:
 
     def _forget(self) -> None:
         before_ms = self._speaking.needed_from_ms
+        if self._style is not None:
+            self._forget_finals(before_ms, self._style.context_ms)
+        if self._recent:
+            before_ms = min(before_ms, self._recent[0].span.start_ms)
         before = min(before_ms * BYTES_PER_MS, self._fed if self._style else self._sound_from)
         if before >= self._sound_from + LEAST_FORGOTTEN:
             del self._sound[: before - self._sound_from]
@@ -567,6 +616,13 @@ class Session:
             self._hearings = {
                 number: hearing for number, hearing in self._hearings.items() if self._find(number)
             }
+
+    def _forget_finals(self, next_ms: int, context_ms: int) -> None:
+        """Keep those that may be context of an utterance that begins at ``next_ms`` or later."""
+        if self._recent and next_ms - self._recent[-1].span.end_ms > CONTEXT_GAP_MS:
+            self._recent.clear()
+        while self._recent and self._recent[0].span.start_ms < next_ms - context_ms:
+            del self._recent[0]
 
     def _find(self, number: int) -> Utterance | None:
         for utterance in (self._speaking.open, *self._speaking.over):

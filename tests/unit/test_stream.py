@@ -5,8 +5,9 @@ from __future__ import annotations
 import random as randomness
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -17,6 +18,7 @@ from common.domain.speaking import FRAME_MS, Endpointing
 from common.domain.stream import (
     FRAME_BYTES,
     Attach,
+    Context,
     Detections,
     Event,
     Failure,
@@ -35,10 +37,12 @@ from common.domain.stream import (
 )
 from common.domain.values import Segment, Span, Word
 
+ONWARDS = Style(first_ms=0, step_ms=64, ahead=False)
 VIETNAMESE = Setup("zipformer", "viet", "vi")
 ENGLISH = Setup("faster-whisper", "base", "en")
 ANEW = Style(first_ms=200, step_ms=300, ahead=True)
-ONWARDS = Style(first_ms=0, step_ms=64, ahead=False)
+WITH_CONTEXT = Style(first_ms=200, step_ms=300, ahead=True, context_ms=1_500)
+STYLES = [ANEW, WITH_CONTEXT, ONWARDS]
 SHORT = Endpointing(silence_ms=320, max_ms=2_000, most_ms=4_000)
 BY = ModeratedBy("lists", "0" * 64, {})
 
@@ -113,6 +117,8 @@ class World:
         self.take()
 
     def hear(self, asked: Hear) -> Hypothesis:
+        if asked.context is not None:
+            self.look_back(asked.context, asked.span)
         words = []
         for at in range(asked.span.start_ms, asked.span.end_ms, FRAME_MS):
             number = self.sound[at]
@@ -126,6 +132,19 @@ class World:
             text += f" {self.random.randrange(10)}"
         whole = Span(0, asked.span.duration_ms)
         return Hypothesis((Segment(whole, text, tuple(words) if asked.full else ()),))
+
+    def look_back(self, context: Context, span: Span) -> None:
+        """Context is of whole finals, and the recognizer has all its sound."""
+        assert span.start_ms - self.style.context_ms <= context.start_ms < span.start_ms
+        assert span.end_ms - context.start_ms <= self.endpointing.most_ms
+        stretch = range(context.start_ms, span.start_ms, FRAME_MS)
+        spoken = [self.sound[at] for at in stretch if self.spoken[self.sound[at]]]
+        before = [final for final in self.finals if final.span.start_ms >= context.start_ms]
+        assert before[0].span.start_ms == context.start_ms
+        assert context.text == "".join(segment.text for f in before for segment in f.segments)
+        told = [int(word) for word in context.text.split()]
+        assert told == [number for number in spoken if number in told]
+        assert all(final.setup == before[-1].setup for final in before)
 
     def settle(self) -> None:
         while self.waiting:
@@ -199,8 +218,9 @@ def cut_up(sound: bytes, random: randomness.Random) -> Iterable[bytes]:
         at += size
 
 
-@given(runs, st.integers(0, 2**32), st.sampled_from([ANEW, ONWARDS]))
+@given(runs, st.integers(0, 2**32), st.sampled_from(STYLES))
 @example([(True, 40)] * 12, 1, ANEW)
+@example([(True, 40)] * 12, 1, WITH_CONTEXT)
 @example([(True, 40)] * 12, 2, ONWARDS)
 def test_all_that_is_said_is_told_once_and_in_order_however_the_sound_comes_in(
     parts: list[tuple[bool, int]], seed: int, style: Style
@@ -212,7 +232,7 @@ def test_all_that_is_said_is_told_once_and_in_order_however_the_sound_comes_in(
     assert world.said == worth_hearing(spoken)
 
 
-@given(runs, st.integers(0, 2**32), st.sampled_from([ANEW, ONWARDS]))
+@given(runs, st.integers(0, 2**32), st.sampled_from(STYLES))
 def test_finals_do_not_overlap_and_every_message_has_the_next_number(
     parts: list[tuple[bool, int]], seed: int, style: Style
 ) -> None:
@@ -234,7 +254,7 @@ def test_nothing_is_lost_with_a_recognizer(
     parts: list[tuple[bool, int]], seed: int, data: st.DataObject
 ) -> None:
     spoken, random = told(*parts), seeded(seed)
-    world = World(spoken, random)
+    world = World(spoken, random, data.draw(st.sampled_from(STYLES)))
     # At most once an utterance: who loses it twice over the same words gives them up.
     deaths = data.draw(st.integers(0, 1))
     pieces = list(cut_up(b"".join(map(frame, range(len(spoken)))), random))
@@ -280,6 +300,111 @@ def test_a_switch_splits_the_stream_where_it_was_asked_for(
     heard = worth_hearing(spoken)
     assert world.said == [number for number in heard if number in world.said]
     assert len(set(heard) - set(world.said)) < 6 + len(heard) // 20
+
+
+def contexts(world: World) -> list[str | None]:
+    """What was given along with each utterance at its end."""
+    ends = {order.utterance: order for order in world.asked if order.full}
+    return [order.context.text if order.context else None for order in ends.values()]
+
+
+def played(spoken: Sequence[bool], style: Style = WITH_CONTEXT, **more: Any) -> World:
+    """A stream whose recognizer keeps pace."""
+    world = World(spoken, style=style, **more)
+    world.settle()
+    for number in range(len(spoken)):
+        world.session.audio(frame(number))
+        world.take()
+        world.settle()
+    world.session.finish()
+    world.take()
+    world.settle()
+    return world
+
+
+def counted(*numbers: int) -> str:
+    return "".join(f" {number}" for number in numbers)
+
+
+def test_an_utterance_is_heard_with_what_was_told_just_before_it() -> None:
+    spoken = told((True, 10), (False, 12), (True, 10), (False, 12), (True, 10), (False, 12))
+    first, second = counted(*range(10)), counted(*range(22, 32))
+    assert contexts(played(spoken)) == [None, first, first + second]
+    assert contexts(played(spoken, ANEW)) == [None, None, None]
+
+
+def test_only_so_much_is_heard_again_as_is_of_use() -> None:
+    spoken = told(*[(True, 20), (False, 12)] * 3)  # a second each
+    assert contexts(played(spoken)) == [None, counted(*range(20)), counted(*range(32, 52))]
+
+
+def test_after_a_long_pause_nothing_of_what_was_said_is_kept() -> None:
+    spoken = told((True, 10), (False, 200), (True, 10), (False, 12))
+    far = replace(WITH_CONTEXT, context_ms=20_000)
+    world = World(spoken, style=far)
+    play(world, map(frame, range(len(spoken))))
+    assert contexts(world) == [None, None]
+    assert len(world.sound) < 60
+
+
+def test_what_another_recognizer_heard_is_no_context() -> None:
+    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    world = World(spoken, style=WITH_CONTEXT)
+    world.settle()
+    for number in range(len(spoken)):
+        if number == 21:
+            world.session.switch(ENGLISH)
+        world.session.audio(frame(number))
+        world.take()
+        world.settle()
+    assert [final.setup for final in world.finals] == [VIETNAMESE, ENGLISH]
+    assert contexts(world) == [None, None]
+
+
+def test_what_was_in_doubt_is_no_context() -> None:
+    class Unsure(World):
+        def hear(self, asked: Hear) -> Hypothesis:
+            heard = super().hear(asked)
+            doubted = (replace(each, flags=("low_confidence",)) for each in heard.segments)
+            return replace(heard, segments=tuple(doubted))
+
+    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    world = Unsure(spoken, style=WITH_CONTEXT)
+    play(world, map(frame, range(len(spoken))))
+    assert len(world.finals) == 2
+    assert contexts(world) == [None, None]
+
+
+def test_context_outlives_the_recognizer() -> None:
+    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    world = World(spoken, style=WITH_CONTEXT)
+    world.settle()
+    for number in range(len(spoken)):
+        if number == 25:
+            world.lose()
+        world.session.audio(frame(number))
+        world.take()
+        world.settle()
+    assert contexts(world) == [None, counted(*range(10))]
+
+
+def test_what_failed_once_is_heard_without_context() -> None:
+    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    world = World(spoken, style=WITH_CONTEXT)
+    world.settle()
+    for number in range(len(spoken)):
+        world.session.audio(frame(number))
+        world.take()
+        while world.waiting:
+            order = world.waiting[0]
+            if isinstance(order, Hear) and order.context is not None:
+                world.waiting.pop(0)
+                world.session.failed(order.ticket, "no memory")
+                world.take()
+            else:
+                world.answer()
+    assert [order.context for order in world.asked if order.alone and order.full] == [None]
+    assert world.said == worth_hearing(spoken)
 
 
 def test_the_end_is_told_without_asking_again_where_all_was_heard_in_the_pause() -> None:

@@ -18,6 +18,7 @@ from api.app import create_app
 from api.exposure import listening_host
 from api.gateway import check_settings
 from api.metrics import SHARED_FOLDER
+from api.protocol import Protocol
 from common.errors import StenoError
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
@@ -105,7 +106,7 @@ def _serve(settings: Settings, host: str) -> None:
         ws_max_size=MESSAGE_BYTES,
         ws_ping_timeout=PONG_S,
         ws_per_message_deflate=False,  # sound does not get smaller
-        http="h11",  # httptools, where it is installed, would take heads of any size
+        http=Protocol,  # on h11: httptools would take heads of any size
         h11_max_incomplete_event_size=max(64_000, 2000 * settings.api.max_header_kb),
     )
 

@@ -19,6 +19,7 @@ import psutil
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from api.protocol import UNREAD_MS
 from common.errors import SetupProblem
 from scripts.bench_stream_play import Programme, pieces_of
 from scripts.client import plural, shown
@@ -30,6 +31,7 @@ PATIENCE_S = 120.0
 FAST, TOO_FAST = 20.0, 4429
 MISTAKES = 20
 RECEIVE_BYTES = 4096
+CUT_OFF_S = 2 * UNREAD_MS / 1000
 """What the system may keep for a client that reads nothing."""
 
 
@@ -244,13 +246,19 @@ async def _read_nothing(place: Place) -> Answer:
     connection.transport.pause_reading()
     asking = asyncio.create_task(_ask_on_and_on(connection))
     outcome = (await _when_over(place, session_id))["outcome"]
-    told = [f"outcome {outcome}"]
-    if place.serves(sock.getsockname()[1]):
-        told.append("its socket stays until it leaves")
+    port = sock.getsockname()[1]
+    try:
+        async with asyncio.timeout(CUT_OFF_S):
+            while place.serves(port):
+                await asyncio.sleep(1)
+        told = "and cut off"
+    except TimeoutError:
+        told = "but its socket stays"
     asking.cancel()
     connection.transport.abort()
     await asyncio.wait([asking])
-    return Answer("a client that reads nothing", ", ".join(told), outcome == "slow_reader")
+    right = (outcome, told) == ("slow_reader", "and cut off")
+    return Answer("a client that reads nothing", f"outcome {outcome}, {told}", right)
 
 
 async def _ask_on_and_on(connection: ClientConnection) -> None:

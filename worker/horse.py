@@ -53,6 +53,20 @@ class StepJob(Job):
         self.runner.run(UUID(self.args[0]), self.id)
 
 
+class HorseWorker(Worker):
+    """RQ's part of the horse: the bookkeeping around a step."""
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """A Redis that goes away after a step, and is back for the report of that, failed no step.
+
+        Raises:
+            RedisError: it was no fault of the step's.
+        """
+        if isinstance(exc_info[1], RedisError):
+            raise exc_info[1]
+        super().handle_exception(job, *exc_info)
+
+
 class Horse:
     """Serves one worker until it goes away, or until it has grown too much."""
 
@@ -62,7 +76,7 @@ class Horse:
         self._lines = link.makefile("r", encoding="utf-8")
         self._redis: Redis = connect(redis_url(settings))
         self._queue = Queue(QUEUE_NAME, connection=self._redis, serializer=JSONSerializer)
-        self._worker = Worker(
+        self._worker = HorseWorker(
             [self._queue], name=name, connection=self._redis, serializer=JSONSerializer
         )
         self._worker._is_horse = True  # noqa: SLF001 - as rq's own SpawnWorker does

@@ -165,11 +165,11 @@ class StreamSettings(BaseSettings):
     """Engine of streams that name no model."""
     model: str = "base"
     """Model of streams that name none."""
-    max_whisper: Annotated[int, Field(ge=0, le=1000)] = 4
-    """Streams that faster-whisper hears at once on one gateway process; 0: none. How many keep
-    pace is for `steno bench stream` to say; the next one is refused."""
-    max_zipformer: Annotated[int, Field(ge=0, le=1000)] = 8
-    """Streams that zipformer hears at once; 0: none."""
+    max_whisper: Annotated[int, Field(ge=0, le=1000)] = 2
+    """Streams that faster-whisper hears at once on one gateway process; 0: none. Two cores keep
+    pace with so many (base); `steno bench stream` says what yours do. The next one is refused."""
+    max_zipformer: Annotated[int, Field(ge=0, le=1000)] = 10
+    """Streams that zipformer hears at once; 0: none. Two cores keep pace with 12 (70 MB model)."""
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     """Threads of a recognizer: all of an engine's streams share one process."""
     max_models: Annotated[int, Field(ge=1, le=100)] = 2

@@ -29,9 +29,10 @@ with 10 s before it, beam 1            12.5 %  13.1 %  14.7 %    52 s
 with 14 s before it, beam 1            13.3 %  13.1 %  13.8 %    49 s
 =====================================  ======================  ======
 
-Whoever has nothing before him is heard with beam 5. Nothing is held to what was heard of the same
-utterance before: forced to begin with the words that two hypotheses in a row had agreed on, finals
-had 3 points more of wrong words.
+In Vietnamese (30 utterances of VIVOS, two orders) 33.7 and 34.1 % with what came before, 36.7 and
+36.4 % without. Whoever has nothing before him is heard with beam 5. Nothing is held to what was
+heard of the same utterance before: forced to begin with the words that two hypotheses in a row had
+agreed on, finals had 3 points more of wrong words.
 """
 
 from __future__ import annotations
@@ -172,13 +173,15 @@ class StreamingWhisper(FasterWhisper):
     ) -> Hypothesis:
         """Words with times, guarded as those of recordings are."""
         sound = _sound(heard)
-        if heard.before is not None and _goes_astray(heard, heard.before, decoding):
+        # CTranslate2 writes no more, and what it was given counts too.
+        is_cut_off = len(given) + len(decoding.tokens) >= self._model.max_length // 2
+        if heard.before is not None and (is_cut_off or _goes_astray(heard, heard.before, decoding)):
             (alone,) = self._hear_together([replace(heard, before=None)], True, BEAM_SIZE)
             return alone
         if guards.needs_retry(decoding):
             # Not the ladder of temperatures, which takes seconds: 30 s, encoded for real.
             (whole,) = self._encode([self._features(sound)])
-            (again,) = self._decode(whole, [tokenizer], [given], _seconds(sound), BEAM_SIZE)
+            (again,) = self._decode(whole, [tokenizer], [[]], _seconds(sound), BEAM_SIZE)
             if guards.best([decoding, again]) is again:
                 decoding, encoded = again, whole
         tokens = [*given, *decoding.tokens]

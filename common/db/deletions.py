@@ -184,7 +184,7 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
         delete(StreamSession).where(StreamSession.id == stream_id),
     )
     deleted = [cast("CursorResult[Any]", session.execute(each)) for each in deletes]
-    now = func.clock_timestamp()
+    now = func.statement_timestamp()  # the same in both columns
     session.add(
         Deletion(
             job_id=stream_id,

@@ -76,21 +76,13 @@ def is_served(port: int, client: int) -> bool:
     )
 
 
-def test_who_does_not_read_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "UNREAD_MS", 1_000)
-    with serving(talkative) as port, deaf(port) as client:
-        client.sendall(REQUEST)
-        me = client.getsockname()[1]
-        wait_until(lambda: is_served(port, me), "the connection")
-        wait_until(lambda: not is_served(port, me), "its end")
-
-
-def test_a_websocket_that_was_hung_up_does_not_wait_for_who_does_not_read(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("asked", [REQUEST, UPGRADE], ids=["HTTP", "WebSocket"])
+def test_who_takes_nothing_of_what_is_sent_is_cut_off(
+    asked: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "UNREAD_MS", 1_000)
     with serving(talkative) as port, deaf(port) as client:
-        client.sendall(UPGRADE)
+        client.sendall(asked)
         me = client.getsockname()[1]
         wait_until(lambda: is_served(port, me), "the connection")
         wait_until(lambda: not is_served(port, me), "its end")

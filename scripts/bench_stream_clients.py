@@ -31,8 +31,9 @@ PATIENCE_S = 120.0
 FAST, TOO_FAST = 20.0, 4429
 MISTAKES = 20
 RECEIVE_BYTES = 4096
-CUT_OFF_S = 2 * UNREAD_MS / 1000
 """What the system may keep for a client that reads nothing."""
+CUT_OFF_S = 2 * UNREAD_MS / 1000
+"""How long its end is waited for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,9 @@ from numpy.typing import NDArray
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Engine, Samples
-from common.audio.silero import FRAME, Network
-from common.audio.vad import VadOptions, VoiceActivity
+from common.audio.vad import FRAME_MS, Network, VadOptions, VoiceActivity
+from common.domain.cutting import CutOptions
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
-
-FRAME_MS = FRAME // SAMPLES_PER_MS
 
 LEFT_OUT_MS = 2_000
 """So much speech without a word between it is too much."""
@@ -46,7 +44,7 @@ PIECE_MS = 6_000
 """Pieces are about as long; of 10 s, Whisper may leave something out again."""
 GAP_MS = 300
 """Shorter pauses are no place to cut."""
-PAD_MS = 1_500
+PAD_MS = CutOptions().pad_ms
 """Silence that a piece keeps at each side, as windows do."""
 
 DOUBTFUL = frozenset({guards.LOW_CONFIDENCE, guards.REPETITIVE, guards.LIKELY_SILENCE})

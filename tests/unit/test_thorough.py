@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
 from common.asr.thorough import (
-    FRAME_MS,
     GAP_MS,
     PIECE_MS,
     Frames,
@@ -23,7 +22,7 @@ from common.asr.thorough import (
     pieces,
     told,
 )
-from common.audio.vad import Network, load_network
+from common.audio.vad import FRAME_MS, Network, load_network
 from common.domain.values import SAMPLES_PER_MS, Segment, Span, Word
 from tests.speech import noise, silence, speak
 

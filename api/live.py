@@ -361,6 +361,8 @@ class Live:
         while not self._over:
             await asyncio.sleep(TICK_S)
             now = self._now()
+            if self._session.is_loading:  # who waits to be heard may be silent
+                self.touch()
             if now - self._sounded > LULL_S and self._session.is_listening:
                 self.finalize()
             if now - self._touched > limit_s:

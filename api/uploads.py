@@ -50,26 +50,25 @@ PATIENCE_S = 60.0
 
 
 class Body:
-    """A request's body, in pieces; ``patience_s`` is how long the client may send nothing.
+    """A request's body, in pieces.
 
     Raises:
-        Stalled: the client sends nothing more, and does not leave either.
+        Stalled: the client sends nothing for `PATIENCE_S`, and does not leave either.
         starlette.requests.ClientDisconnect: it left.
     """
 
-    def __init__(self, request: Request, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, request: Request) -> None:
         stream_body(request.scope)
         self._stream = request.stream()
-        self._patience_s = patience_s
         self.ended = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while not self.ended:
             try:
-                async with asyncio.timeout(self._patience_s):
+                async with asyncio.timeout(PATIENCE_S):
                     data = await anext(self._stream, None)
             except TimeoutError:
-                raise Stalled(limit_s=self._patience_s) from None
+                raise Stalled(limit_s=PATIENCE_S) from None
             if data is None:
                 self.ended = True
             elif data:

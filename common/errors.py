@@ -137,7 +137,7 @@ class Stalled(BadInput):
 
 
 class Idle(BadInput):
-    """Nothing came in for {limit_s:g} s; KeepAlive keeps a stream open that has no sound"""
+    """Nothing came in for {limit_s:g} s; a WebSocket's KeepAlive keeps it open without sound"""
 
     code = "idle"
     status = 408

@@ -179,7 +179,8 @@ class StreamSettings(BaseSettings):
     preload: bool = False
     """Load STREAM_MODEL at the start, so that the first stream need not wait for it."""
     idle: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds without sound and without KeepAlive after which a stream is closed."""
+    """Seconds without sound and without KeepAlive after which a stream is closed; those in which it
+    waits for its model to be loaded do not count."""
     patience: Annotated[float, Field(gt=0)] = 60.0
     """Seconds for which sound may come in faster than it is heard without a break; then a WebSocket
     is closed. POST /asr/stream is read as fast as it is heard."""

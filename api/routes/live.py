@@ -17,20 +17,19 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api.caller import Caller, Transcriber, caller_of
 from api.gateway import Gateway, GatewayDep
+from api.intake import stream_body
 from api.live import UNREAD_S, Live, refusal_document
 from api.live_options import stream_options
 from api.problems import TOLD, documented, problem, unless_unread
 from api.schemas import StreamOptions
 from api.sse import MEDIA_TYPE as SSE
 from api.sse import event
-from api.uploads import Body
 from common.domain.keys import Scope as KeyScope
 from common.errors import (
     Idle,
     Malformed,
     Restarting,
     SlowReader,
-    Stalled,
     StenoError,
 )
 
@@ -285,7 +284,7 @@ async def stream(
     on the WebSocket `/ws/transcribe`; or server-sent events, where `Accept` asks for them. What is
     sent faster than it is heard is read as fast as it is heard.
     """
-    body = Body(request, patience_s=gateway.settings.stream.idle)
+    stream_body(request.scope)
     try:
         wanted = await asyncio.to_thread(gateway.stream_resolver.resolve, options)
         live = Live(gateway, caller, wanted, request.state.request_id)
@@ -293,13 +292,13 @@ async def stream(
     except StenoError as error:
         return unless_unread(request, problem(error))
     as_events = SSE in request.headers.get("accept", "")
-    return _Answer(live, body, as_events=as_events)
+    return _Answer(live, request.stream(), as_events=as_events)
 
 
 class _Answer(Response):
     """Answers while the request's body comes in."""
 
-    def __init__(self, live: Live, body: Body, *, as_events: bool) -> None:
+    def __init__(self, live: Live, body: AsyncIterator[bytes], *, as_events: bool) -> None:
         self.background = None
         self.status_code = 200
         self._live = live
@@ -342,7 +341,5 @@ class _Answer(Response):
                     await live.room(in_time=False)
         except ClientDisconnect:
             live.leave()
-        except Stalled as error:
-            live.finish(error)
         else:
             live.finish()

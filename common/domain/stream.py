@@ -284,6 +284,11 @@ class Session:
         return max(0, self.received_ms - self._speaking.judged_ms) + waiting
 
     @property
+    def is_loading(self) -> bool:
+        """Whether nobody can hear it yet, or any more: a recognizer is waited for."""
+        return self._style is None
+
+    @property
     def is_listening(self) -> bool:
         """Whether an utterance is open, or may be in sound that is not judged yet."""
         return self._speaking.open is not None or self._fed_ms > self._speaking.judged_ms

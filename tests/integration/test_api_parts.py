@@ -171,13 +171,17 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
     asyncio.run(run())
 
 
-def test_a_client_that_sends_nothing_more_is_not_waited_for_for_ever() -> None:
+def test_a_client_that_sends_nothing_more_is_not_waited_for_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.uploads.PATIENCE_S", 0.05)
+
     async def silent() -> Message:
         await asyncio.Event().wait()
         raise AssertionError
 
     async def run() -> None:
-        body = Body(Request({"type": "http"}, silent), patience_s=0.05)
+        body = Body(Request({"type": "http"}, silent))
         with pytest.raises(Stalled):
             await anext(aiter(body))
         assert not body.ended

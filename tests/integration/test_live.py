@@ -686,7 +686,15 @@ def test_a_request_that_stops_is_ended_with_what_was_said(gateway: GatewayProces
         send_chunk(line, sound(FOX))
         told = [json.loads(text) for text in answer.read().splitlines() if text.startswith(b"{")]
     assert is_about(" ".join(it["text"] for it in told if it["is_final"]), FOX)
-    assert [it["code"] for it in told if it["type"] == "error"] == ["stalled"]
+    assert [it["code"] for it in told if it["type"] == "error"] == ["idle"]
+
+
+def test_who_waits_to_be_heard_is_not_idle(alone: Callable[..., GatewayProcess]) -> None:
+    # Loading takes longer.
+    with alone(STREAM_IDLE="0.3") as gateway, posting(gateway) as (_, answer):
+        told = [json.loads(text) for text in answer.read().splitlines() if text.startswith(b"{")]
+    states = [it["code"] if it["type"] == "error" else it["status"] for it in told]
+    assert states == ["loading", "ready", "closing", "idle", "closed"]
 
 
 def test_models_tell_what_can_hear_streams_and_what_is_in_memory(gateway: GatewayProcess) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -157,16 +157,19 @@ async def play(
     *,
     together: asyncio.Barrier | None = None,
     delay_s: float = 0.0,
+    hear: Callable[[Message], object] = lambda _: None,
     **options: Any,
 ) -> Played:
     """One stream from its first sound to its last final.
 
-    It begins when it is heard, and all that go ``together`` are, and after ``delay_s``.
+    It begins when it is heard, and all that go ``together`` are, and after ``delay_s``. ``hear`` is
+    given each message as it comes.
 
     Raises:
         Refused, GatewayLost: the gateway did not want it, or went away.
     """
     sent = Sent()
+    messages: list[Message] = []
     async with StreamClient(address, key, **options) as stream:
 
         async def speak() -> None:
@@ -184,7 +187,9 @@ async def play(
 
         speaking = asyncio.create_task(speak())
         try:
-            messages = [message async for message in stream.messages()]
+            async for message in stream.messages():
+                messages.append(message)
+                hear(message)
         finally:
             speaking.cancel()
             await asyncio.wait([speaking])

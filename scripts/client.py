@@ -112,6 +112,10 @@ class Gateway:
             params["partial"] = _wire(partial)
         return self._json("GET", f"/result/{job_id}", params=params)
 
+    def stream(self, session_id: str) -> dict[str, Any]:
+        """A live stream with its finals, also while it goes on."""
+        return self._json("GET", f"/streams/{session_id}")
+
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/jobs/{job_id}/cancel")
 

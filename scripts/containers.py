@@ -2,7 +2,7 @@
 
 Whatever Docker's context names is used. Of the last commit, in a folder and a Compose project of
 their own, both images are built and the whole service is started with the compose file that people
-use. Then it has to do what is promised, in seven proofs; a line is printed as each thing happens,
+use. Then it has to do what is promised, in eight proofs; a line is printed as each thing happens,
 and a table in the end. The exit status is 1 where something was not ok. Images, containers and
 volumes are removed in the end, also after Ctrl-C.
 
@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -33,11 +33,14 @@ from common.audio.probe import probe
 from common.domain.job import JobStatus
 from common.errors import GatewayLost, NotAudio, Refused, SetupProblem, StenoError
 from scripts.aftermath import Text, text_of
+from scripts.bench_corpus import Clip
+from scripts.bench_stream_play import string_together
 from scripts.chaos import join
 from scripts.client import ENDED, Gateway, passing
 from scripts.console import make_console
 from scripts.containers_audit import audit, log_rows
-from scripts.containers_project import OURS, Container, Project, until
+from scripts.containers_live import SERVICE, Speaker, live
+from scripts.containers_project import OURS, PROFILES, Container, Project, until
 from scripts.containers_report import Row, all_ok, show, summary
 from scripts.containers_trouble import trouble
 
@@ -63,6 +66,8 @@ IN_FLIGHT = 20
 KILLED = ("api", "dispatcher", "worker", "postgres", "redis")
 ROLLED = ("dispatcher", "worker", "api")
 TRIES = 3
+SPOKEN_S = 30.0
+"""How long is spoken on a live stream."""
 BACKUP = ("steno.dump", "data.tar")
 OLDER = "0002"
 """The tables of the version before there was a gateway for production."""
@@ -83,7 +88,7 @@ class Bench:
 
     def gateway(self) -> Gateway:
         """A client of its own."""
-        return Gateway(self.project.address, self.project.secrets["GATEWAY_API_KEY"])
+        return Gateway(self.project.address_of("api"), self.project.secrets["GATEWAY_API_KEY"])
 
     def send(self, gateway: Gateway, path: Path) -> str:
         """Send a recording; returns the job's id."""
@@ -562,10 +567,13 @@ def let_go(project: Project, claims: Sequence[Claim]) -> bool:
 
 def confinement(bench: Bench) -> Iterator[Row]:
     """Look at every container, while all of them have something to do."""
-    bench.project.up(workers=2)
+    project = bench.project
+    project.up(workers=2)
+    project.up(SERVICE)
     with bench.gateway() as gateway:
         bench.hear(gateway, bench.clips[0])
-    return audit(bench.project)
+    yield from audit(project)
+    project.compose("rm", "--stop", "--force", SERVICE)
 
 
 # --- 7: backup and restore, tables of an older version --------------------------------------------
@@ -604,6 +612,26 @@ def keeping(bench: Bench) -> Iterator[Row]:
         yield from job.judged()
 
 
+# --- 8: live streams ------------------------------------------------------------------------------
+
+
+def live_streams(bench: Bench) -> Iterator[Row]:
+    """Say some clips on live streams, in peace and while their gateway is struck."""
+    bench.project.up(workers=2)
+    clips = [Clip(path, bench.in_peace(path).text) for path in bench.clips]
+    programme = string_together(clips, bench.language, SPOKEN_S)
+    yield from live(Speaker(bench.project, bench.gateway, programme), _long_job(bench))
+
+
+@contextmanager
+def _long_job(bench: Bench) -> Iterator[None]:
+    with bench.gateway() as gateway:
+        job_id = bench.send(gateway, bench.long)
+        yield
+        with suppress(Refused):  # it has ended meanwhile
+            gateway.cancel(job_id)
+
+
 # --- all of it ------------------------------------------------------------------------------------
 
 
@@ -623,6 +651,7 @@ PROOFS = {
     5: Proof("What containers may, and what they tell", confinement),
     6: Proof("Clear messages", lambda bench: trouble(bench.project, bench.gateway, bench.clips[0])),
     7: Proof("Backup and restore, tables of an older version", keeping),
+    8: Proof("Live streams, in a gateway of their own", live_streams),
 }
 
 
@@ -710,7 +739,7 @@ def _terminated(_number: int, _frame: FrameType | None) -> None:
     "--profile",
     "profiles",
     multiple=True,
-    type=click.Choice(["monitoring", "s3"]),
+    type=click.Choice(PROFILES),
     help="Start these containers too; may be given twice.",
 )
 @click.option("--no-cache", is_flag=True, help="Build everything afresh.")
@@ -744,7 +773,7 @@ def main(
         if not keep:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
         clips, the_long = chosen(recordings(paths), long, folder)
-        settings = {"REUSE_RESULTS": "false", "DEFAULT_MODEL": model}
+        settings = {"REUSE_RESULTS": "false", "DEFAULT_MODEL": model, "STREAM_MODEL": model}
         project = Project(
             folder, settings=settings, build={"MODELS": model}, profiles=profiles, keep=keep
         )

@@ -30,8 +30,10 @@ from scripts.processes import spawn, terminate
 NAME = "stenopool-proof"
 PAGE = "docker/README.md"
 """The operator's page."""
-PORTS = ("API_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+PORTS = ("API_PORT", "LIVE_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 """What is published, on ports that are free."""
+PROFILES = ("live", "monitoring", "s3")
+"""What is not started unless it is asked for."""
 OURS = ("gateway", "worker")
 """The images that are built."""
 SECRET = re.compile(r"^([A-Z0-9_]*(?:PASSWORD|KEY|SECRET))=(.+)$", re.MULTILINE)
@@ -142,7 +144,6 @@ class Project:
     ) -> None:
         self.folder = folder
         self.checkout = folder / "checkout"
-        self.address = ""
         self.logs_folder = folder / "logs"
         self.log = self.logs_folder / "compose.log"
         self.keep = keep
@@ -169,7 +170,6 @@ class Project:
                 "COMPOSE_PROJECT_NAME": NAME,
                 "COMPOSE_PROFILES": ",".join(self._profiles),
             }
-            self.address = f"http://127.0.0.1:{self._env['API_PORT']}"
             self._look_at_the_engine()
             if self.containers(stopped=True):
                 self.down()
@@ -205,6 +205,7 @@ class Project:
             "api": "gateway",
             "dispatcher": "gateway",
             "worker": "worker",
+            "live": "worker",
         }
         # Compose reads it beside docker-compose.yml; the images of the same name stay as they are.
         (self.checkout / "docker-compose.override.yml").write_text(
@@ -250,6 +251,10 @@ class Project:
 
     def _remember(self) -> None:
         self.ever_secret |= {value: name for name, value in self.secrets.items()}
+
+    def address_of(self, service: str) -> str:
+        """Where a gateway is published: ``api`` or ``live``."""
+        return f"http://127.0.0.1:{self._env[f'{service.upper()}_PORT']}"
 
     # --- commands
 
@@ -381,9 +386,9 @@ class Project:
 
     def down(self, *, volumes: bool = True) -> None:
         """Remove the containers, and the data."""
-        # Without SECRETS_GID nothing works, this neither.
+        # Without SECRETS_GID nothing works, this neither; and what is of no profile stays.
         env = self._env
-        self._env = env | {"SECRETS_GID": "0"}
+        self._env = env | {"SECRETS_GID": "0", "COMPOSE_PROFILES": ",".join(PROFILES)}
         try:
             self.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []))
         finally:
@@ -455,8 +460,9 @@ class Project:
 
     def ready(self) -> bool:
         """Whether the gateway says it is."""
+        url = f"{self.address_of('api')}/readyz"
         try:
-            return httpx.get(f"{self.address}/readyz", timeout=10, trust_env=False).is_success
+            return httpx.get(url, timeout=10, trust_env=False).is_success
         except httpx.TransportError:
             return False
 

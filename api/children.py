@@ -10,10 +10,13 @@ from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
 from typing import Self
 
-from common.settings import ROOT
+from common.settings import import_from_checkout
 
 DYING_S = 1.0
 LINE_BYTES = 64 << 10
+
+OK, OFF, LOADING = "ok", "off", "loading"
+"""How what a child has loaded can be, apart from what can be wrong with it."""
 
 
 class Child:
@@ -34,7 +37,7 @@ class Child:
                 stdin=PIPE,
                 stdout=PIPE,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **import_from_checkout()},
                 limit=line_bytes,
             )
         )

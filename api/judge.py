@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
-from api.children import Child
+from api.children import LOADING, OFF, OK, Child
 from common.domain.moderation import ModeratedBy, Verdict
 from common.errors import (
     Busy,
@@ -42,8 +42,6 @@ RETRY_S = 60.0
 """How long a model that could not be loaded is not tried again."""
 
 ANSWER_BYTES = 16 << 20
-
-OK, OFF, LOADING = "ok", "off", "loading"
 
 
 @dataclass(eq=False, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from loguru import logger
 
-from api.children import Child
+from api.children import LOADING, OK, Child
 from common.domain.stream import FRAME_BYTES, Feed, Forget, Hear, Hypothesis, Order, Setup, Style
 from common.domain.transcript import segments_from_json
 from common.domain.values import BYTES_PER_MS
@@ -103,6 +103,10 @@ class Recognizers:
         process.stays = True
         process.load()
 
+    def state(self, engine: str, model: str) -> str:
+        """How weights are that were to be loaded: `OK`, `LOADING`, or what is wrong with them."""
+        return self._processes[engine, model].state
+
     def detach(self, listener: Listener) -> None:
         """Hear the stream no more."""
         process = self._of.pop(listener.id, None)
@@ -164,6 +168,12 @@ class _Process:
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._problem: tuple[float, StenoError] | None = None
         self._running: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> str:
+        if self.is_ready:
+            return OK
+        return LOADING if self._problem is None else str(self._problem[1])
 
     @property
     def is_running(self) -> bool:
@@ -248,7 +258,7 @@ class _Process:
     # --- the process ----------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        """Keep a process as long as anybody needs it, and a while longer."""
+        """Keep a process as long as anybody needs it and a while longer, or always."""
         while True:
             try:
                 self._problem = await self._run_one()
@@ -258,7 +268,9 @@ class _Process:
             if self._problem is not None:
                 logger.error("{}", self._problem[1])
                 self._refuse_all(self._problem[1])
-            if self._problem is not None or not self.listeners:
+                if self.stays:
+                    await asyncio.sleep(RETRY_S)
+            if not self.stays and (self._problem is not None or not self.listeners):
                 return
 
     async def _run_one(self) -> tuple[float, StenoError] | None:
@@ -287,7 +299,7 @@ class _Process:
             self.is_ready, self._style = False, None
             self._unanswered.clear()
             await child.kill()
-        if not self.listeners:
+        if not self.listeners and not self.stays:
             logger.info("{} {} is unloaded", self.engine, self.model)
             return None
         logger.warning("recognizer {} {} ended with {}", self.engine, self.model, child.ended)

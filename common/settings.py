@@ -549,6 +549,12 @@ class Settings(BaseModel):
     log: LogSettings = Field(default_factory=LogSettings)
 
 
+def import_from_checkout() -> dict[str, str]:
+    """The environment in which ``python -m`` takes our packages, wherever the caller stands."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
+
+
 def load_settings() -> Settings:
     """All settings, as the environment, `.env` and the secrets' folder have them.
 

@@ -23,7 +23,7 @@ import av
 import psutil
 
 from common.errors import SetupProblem
-from common.settings import ROOT
+from common.settings import ROOT, import_from_checkout
 from scripts.processes import spawn, terminate
 
 
@@ -111,7 +111,6 @@ def plan(recording: Path, folder: Path) -> Planned:
 
 
 def _call(request: dict[str, Any], folder: Path) -> Any:
-    from scripts.stack import import_from_checkout
 
     question, answer = folder / "request.json", folder / "answer.json"
     answer.unlink(missing_ok=True)

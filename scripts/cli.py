@@ -234,7 +234,7 @@ def dispatch() -> None:
 
 def _become(module: str, **overrides: str | int | None) -> NoReturn:
     """Turn into ``python -m module``, so that signals reach it as if it had been called itself."""
-    from scripts.stack import import_from_checkout
+    from common.settings import import_from_checkout
 
     _use_servers(load_settings(**overrides))
     os.environ.update(import_from_checkout())

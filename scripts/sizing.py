@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 from loguru import logger
 from rich.table import Table
 
-from common.settings import ROOT, Settings, load_settings
+from common.settings import ROOT, Settings, import_from_checkout, load_settings
 from common.weights.manifest import WHISPER_ENGINES, Manifest
 from common.weights.store import WeightsState, WeightsStore
 from scripts.bench_direct import peak_mb
 from scripts.console import make_console
-from scripts.stack import import_from_checkout
 
 if TYPE_CHECKING:
     from common.audio.planning import PlannedChunk

@@ -27,7 +27,7 @@ from loguru import logger
 from api.exposure import listening_host
 from common.db.migrate import upgrade
 from common.errors import SetupProblem, StenoError
-from common.settings import ROOT, Settings
+from common.settings import Settings, import_from_checkout
 from scripts.embedded import (
     EmbeddedPostgres,
     EmbeddedServer,
@@ -362,12 +362,6 @@ class Stack:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-
-
-def import_from_checkout() -> dict[str, str]:
-    """The environment in which ``python -m`` takes our packages, wherever the caller stands."""
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def available_cores() -> int:

@@ -13,7 +13,7 @@ from loguru import logger
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
-from api import judge
+from api.children import LOADING, OFF, OK
 from api.gateway import Gateway, GatewayDep
 from api.problems import RETRY_AFTER_S
 from api.schemas import Health
@@ -28,8 +28,7 @@ Parts = dict[str, str]
 router = APIRouter(tags=["health"])
 
 PATIENCE_S = 8.0
-OK = judge.OK
-MODERATION = "moderation"
+MODERATION, STREAMS = "moderation", "streams"
 GOOD_S = 1.0
 """How long it is good what was found: anybody may ask, and looking costs connections and threads.
 """
@@ -62,10 +61,11 @@ async def alive() -> dict[str, str]:
 async def ready(gateway: GatewayDep, looking: PartsDep) -> Response:
     """Every part that jobs need works, or 503 and which one does not.
 
-    Moderation is told of and not counted: a gateway without it still takes recordings in, whose
-    transcripts then carry a warning.
+    Live streams are counted where their model is loaded at the start (`STREAM_PRELOAD`). Moderation
+    is told of and not counted: a gateway without it still takes recordings in, whose transcripts
+    then carry a warning.
     """
-    needed = await looking.get()
+    needed = {**await looking.get(), **_streams(gateway)}
     parts = {**needed, MODERATION: gateway.judge.state}
     if all(said == OK for said in needed.values()):
         return JSONResponse({"status": "ready", "parts": parts})
@@ -77,10 +77,10 @@ async def ready(gateway: GatewayDep, looking: PartsDep) -> Response:
 async def health(gateway: GatewayDep, looking: PartsDep) -> Health:
     """How all parts are; answered with 200 as long as the process lives.
 
-    `degraded`: a part does not work. Moderation may be off, or still loading.
+    `degraded`: a part does not work. Moderation may be off, models may still be loading.
     """
-    parts = {**await looking.get(), MODERATION: gateway.judge.state}
-    whole = all(said in {OK, judge.OFF, judge.LOADING} for said in parts.values())
+    parts = {**await looking.get(), **_streams(gateway), MODERATION: gateway.judge.state}
+    whole = all(said in {OK, OFF, LOADING} for said in parts.values())
     workers = dispatchers = None
     if parts["redis"] == OK:
         workers = await asyncio.to_thread(_count, gateway.doorbell.live_workers)
@@ -143,6 +143,14 @@ async def _look(gateway: Gateway, logged: Parts) -> Parts:
     }
     said = await asyncio.gather(*(_ask(name, check, logged) for name, check in checks.items()))
     return dict(zip(checks, said, strict=True))
+
+
+def _streams(gateway: Gateway) -> Parts:
+    """The recognizer that is to be there before anybody wants it, if any."""
+    wanted = gateway.settings.stream
+    if not wanted.preload:
+        return {}
+    return {STREAMS: gateway.recognizers.state(wanted.engine, wanted.model)}
 
 
 async def _ask(name: str, check: Callable[[], None], logged: Parts) -> str:

@@ -15,7 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from api.judge import LOADING, MAX_CALLS, OK, Judge
+from api.children import LOADING, OK
+from api.judge import MAX_CALLS, Judge
 from api.schemas import MAX_LETTERS, MAX_TEXTS
 from common.domain.moderation import Label
 from common.errors import Busy, ModerationFailed

@@ -13,6 +13,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
+from api.children import Child
 from api.prober import Prober
 from api.uploads import Body
 from api.wav import WavFiles, WavResponse
@@ -198,3 +199,18 @@ def test_a_client_that_left_is_noticed() -> None:
             await anext(aiter(Body(Request({"type": "http"}, gone))))
 
     asyncio.run(run())
+
+
+def test_a_child_imports_what_its_gateway_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside.py").write_text("import api.child; print('from beside')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def run() -> bytes:
+        child = await Child.spawn("beside")
+        line = await child.answer()
+        await child.end()
+        return line
+
+    assert asyncio.run(run()) == b"from beside\n"

@@ -142,15 +142,24 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     return found
 
 
-def recognizer(gateway: GatewayProcess) -> psutil.Process:
-    """The process that hears by Whisper; another engine may have one beside it."""
+def recognizers(gateway: GatewayProcess) -> list[psutil.Process]:
+    """The processes that hear by Whisper; another engine may have some beside them."""
     assert gateway.process is not None
     children = psutil.Process(gateway.process.pid).children(recursive=True)
-    (found,) = (
-        child
-        for child in children
-        if MODULE in child.cmdline() and "faster-whisper" in child.cmdline()[-1]
-    )
+    return [child for child in children if {MODULE, "faster-whisper"} <= words_of(child)]
+
+
+def words_of(process: psutil.Process) -> set[str]:
+    """Of its command line; none where it has ended."""
+    try:
+        return set(re.findall(r"[\w.-]+", " ".join(process.cmdline())))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def recognizer(gateway: GatewayProcess) -> psutil.Process:
+    """The only one of them."""
+    (found,) = recognizers(gateway)
     return found
 
 
@@ -546,6 +555,27 @@ def test_weights_that_cannot_be_loaded_are_named_and_nobody_waits_for_them(
             error = talk.of("error")[-1]
             assert error["code"] == "recognizer_unusable"
             assert str(tmp_path) not in error["detail"]
+
+
+def test_a_gateway_is_ready_once_it_has_what_it_is_to_load_at_the_start(
+    alone: Any, tmp_path: Path
+) -> None:
+    def streams(path: str) -> str:
+        return str(gateway.http.get(path).json()["parts"]["streams"])
+
+    def is_ready() -> bool:
+        return bool(gateway.http.get("/readyz").is_success)
+
+    with alone(STREAM_PRELOAD="true") as gateway:
+        wait_for(is_ready)
+        assert streams("/readyz") == streams("/health") == "ok"
+        before = recognizer(gateway)
+        before.kill()  # while it has nobody to hear
+        wait_for(lambda: recognizers(gateway) not in ([], [before]) and is_ready())
+    with alone(STREAM_PRELOAD="true", MODELS_DIR=str(tmp_path)) as gateway:
+        wait_for(lambda: "base" in streams("/readyz"))
+        assert not is_ready()
+        assert gateway.http.get("/health").json()["status"] == "degraded"
 
 
 # --- keys ----------------------------------------------------------------------------------------

@@ -20,9 +20,16 @@ from pydantic import SecretStr
 
 from common.db.migrate import revisions
 from common.errors import SetupProblem
-from common.settings import ApiSettings, DatabaseSettings, RedisSettings, Settings, StorageSettings
+from common.settings import (
+    ApiSettings,
+    DatabaseSettings,
+    RedisSettings,
+    Settings,
+    StorageSettings,
+    import_from_checkout,
+)
 from scripts import stack as stack_module
-from scripts.stack import Child, Stack, find_running, import_from_checkout
+from scripts.stack import Child, Stack, find_running
 
 ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")
 

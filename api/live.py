@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from math import inf
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -111,9 +113,13 @@ class Live:
         self._unread: deque[Document] = deque()
         self._told = asyncio.Event()
         self._over = False
-        self._finals: asyncio.Queue[tuple[Final, int] | None] = asyncio.Queue()
+        self._to_judge: asyncio.Queue[Final | None] = asyncio.Queue()
+        self._to_save: asyncio.Queue[tuple[str, Callable[[], None]] | None] = asyncio.Queue()
+        """What is to be committed, and what commits it."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._save_until = inf
         self._keeping: asyncio.Task[None] | None = None
+        """Set once it has begun: judges and saves what is told."""
 
     @property
     def stream_id(self) -> UUID:
@@ -145,7 +151,7 @@ class Live:
         except BaseException:
             await self.end()
             raise
-        self._keeping = asyncio.create_task(self._keep())
+        self._keeping = asyncio.create_task(self._keep_all())
         self._tasks.add(asyncio.create_task(self._tend()))
         logger.info(
             "stream {stream_id} begins: {} {} {}",
@@ -310,7 +316,7 @@ class Live:
             since = self._arrivals.at(event.spoken_until_ms)
             latency_ms = max(0, round((self._now() - since) * 1000))
             if event.segments:
-                self._finals.put_nowait((event, latency_ms))
+                self._keep(event, latency_ms)
         document = event_document(event)
         if latency_ms is not None:
             document["latency_ms"] = latency_ms
@@ -392,27 +398,41 @@ class Live:
         except Transient as error:
             logger.warning("stream {stream_id} cannot be noted: {}", error, stream_id=self.id)
 
-    async def _keep(self) -> None:
-        """Judge and save the finals, one after the other."""
-        while (item := await self._finals.get()) is not None:
-            final, latency_ms = item
-            segments, by = final.segments, None
-            if self._wanted.moderation:
-                segments, by = await self._judge(final)
-                self._session.moderated(final.seq, segments, by)
-                self._pump()
-            await self._save(
-                StreamFinal(
-                    seq=final.seq,
-                    span=final.span,
-                    engine=final.setup.engine,
-                    model=final.setup.model,
-                    language=final.setup.language,
-                    segments=segments,
-                    latency_ms=latency_ms,
-                    moderated_by=by,
-                )
-            )
+    def _keep(self, final: Final, latency_ms: int) -> None:
+        """Have a final saved at once, and its verdicts as soon as there are any."""
+        kept = StreamFinal(
+            seq=final.seq,
+            span=final.span,
+            engine=final.setup.engine,
+            model=final.setup.model,
+            language=final.setup.language,
+            segments=final.segments,
+            latency_ms=latency_ms,
+        )
+        add = partial(self._streams.add, self.stream_id, [kept])
+        self._to_save.put_nowait((f"final {final.seq}", add))
+        if self._wanted.moderation:
+            self._to_judge.put_nowait(final)
+
+    async def _keep_all(self) -> None:
+        """Judge and save, side by side, until there is nothing more to come."""
+        saving = asyncio.create_task(self._save_all())
+        try:
+            await self._judge_all()
+            self._to_save.put_nowait(None)
+            await saving
+        finally:
+            saving.cancel()
+
+    async def _judge_all(self) -> None:
+        """Judge the finals, one after the other."""
+        while (final := await self._to_judge.get()) is not None:
+            segments, by = await self._judge(final)
+            self._session.moderated(final.seq, segments, by)
+            self._pump()
+            if by is not None:
+                add = partial(self._streams.moderate, self.stream_id, final.seq, segments, by)
+                self._to_save.put_nowait((f"the judgement of final {final.seq}", add))
 
     async def _judge(self, final: Final) -> tuple[tuple[Segment, ...], ModeratedBy | None]:
         texts = [segment.text for segment in final.segments]
@@ -429,29 +449,26 @@ class Live:
         judged = zip(final.segments, verdicts, strict=True)
         return tuple(replace(segment, verdict=verdict) for segment, verdict in judged), by
 
-    async def _save(self, final: StreamFinal) -> None:
-        """Save a final, however long Postgres is out, as long as the stream lasts."""
-        give_up_at: float | None = None
+    async def _save_all(self) -> None:
+        """Commit one thing after the other."""
+        while (item := await self._to_save.get()) is not None:
+            await self._save(*item)
+
+    async def _save(self, what: str, commit: Callable[[], None]) -> None:
+        """Commit something, however long Postgres is out, as long as the stream lasts."""
         while True:
             try:
-                await self._gateway.in_thread(self._streams.add, self.stream_id, [final])
+                await self._gateway.in_thread(commit)
             except NotFound as error:  # deleted: nothing of it is to be kept
                 self.finish(error)
                 return
             except Transient as error:
                 logger.warning(
-                    "stream {stream_id}: final {} is not saved yet: {}",
-                    final.seq,
-                    error,
-                    stream_id=self.id,
+                    "stream {stream_id}: {} is not saved yet: {}", what, error, stream_id=self.id
                 )
-                if self._over:
-                    give_up_at = give_up_at or self._now() + SAVING_S
-                    if self._now() > give_up_at:
-                        logger.error(
-                            "stream {stream_id}: final {} is lost", final.seq, stream_id=self.id
-                        )
-                        return
+                if self._now() > self._save_until:
+                    logger.error("stream {stream_id}: {} is lost", what, stream_id=self.id)
+                    return
             else:
                 return
             await asyncio.sleep(RETRY_S)
@@ -466,7 +483,8 @@ class Live:
         if not self._over:
             self.error = self.error or Busy(what=self._session.setup.engine)
             self._finish_up()
-        self._finals.put_nowait(None)
+        self._save_until = self._now() + SAVING_S
+        self._to_judge.put_nowait(None)
         if self._keeping is not None:
             await self._keeping
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from math import inf
 from typing import Any
 from uuid import UUID
 
@@ -141,7 +142,11 @@ def _warnings(found: Stream) -> Iterator[str]:
     """What is to be said of its moderation."""
     if not found.moderation:
         return
-    if any(final.segments and final.moderated_by is None for final in found.finals):
+    judged = {final.seq for final in found.finals if final.moderated_by is not None}
+    others = [final.seq for final in found.finals if final.segments and final.seq not in judged]
+    # They are judged in order: the turn of the last ones may come yet.
+    turn = max(judged, default=0) if found.outcome is None else inf
+    if any(seq < turn for seq in others):
         yield MODERATION_FAILED
     if len(found.transcript.moderated_by or ()) > 1:
         yield SEVERAL_MODELS

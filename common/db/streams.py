@@ -173,6 +173,25 @@ class Streams:
             for latency_ms, engine, model in new:
                 count_final(session, latency_ms, engine, model)
 
+    def moderate(
+        self, stream_id: UUID, seq: int, segments: Sequence[Segment], by: ModeratedBy
+    ) -> None:
+        """Commit the verdicts on the final ``seq``, which is there.
+
+        Raises:
+            NotFound: the stream was deleted meanwhile.
+        """
+        judged = {"segments": segments_to_json(segments), "moderation": by.to_json()}
+        with self._database.transaction() as session:
+            updated = session.execute(
+                update(Final)
+                .where(Final.session_id == self._own(stream_id).subquery().c.id, Final.seq == seq)
+                .values(judged)
+                .returning(Final.seq)
+            )
+            if updated.one_or_none() is None:
+                raise NotFound(what=Kind.STREAM, value=stream_id)
+
     def beat(
         self,
         stream_id: UUID,

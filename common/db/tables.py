@@ -222,7 +222,7 @@ class StreamSession(Base):
 
 
 class Final(Base):
-    """The text of one utterance of a stream; it never changes."""
+    """The text of one utterance of a stream; it never changes, but verdicts on it are added."""
 
     __tablename__ = "stream_finals"
 

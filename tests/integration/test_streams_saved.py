@@ -381,11 +381,13 @@ def test_what_is_to_be_said_of_its_moderation_is_said(
     gateway: GatewayProcess, database: Database, streams: Streams
 ) -> None:
     other = ModeratedBy("another", "b" * 64, {Label.OFFENSIVE: 0.5, Label.HATE: 0.5})
-    finals = [judged_final(1, by=BY), judged_final(2, by=other), new_final(3)]
+    finals = [judged_final(2, by=BY), judged_final(3, by=other), new_final(1), new_final(4)]
 
-    def warnings(moderation: bool, *which: int) -> list[str]:
+    def warnings(moderation: bool, *which: int, ended: bool = False) -> list[str]:
         stream_id = open_stream(database, moderation=moderation)
         streams.add(stream_id, [finals[index] for index in which])
+        if ended:
+            streams.close(stream_id, audio_ms=0, outcome=COMPLETED)
         told = get(gateway, f"streams/{stream_id}")
         assert (told["moderation"] is not None) == moderation
         found: list[str] = told["warnings"]
@@ -393,7 +395,25 @@ def test_what_is_to_be_said_of_its_moderation_is_said(
 
     assert warnings(True, 0) == warnings(False, 2) == warnings(True) == []
     assert warnings(True, 0, 2) == ["moderation_failed"]
+    assert warnings(True, 0, 3) == []  # its turn comes yet
+    assert warnings(True, 0, 3, ended=True) == ["moderation_failed"]
     assert warnings(True, 0, 1) == ["moderated_by_several_models"]
+
+
+def test_verdicts_are_added_to_a_final_that_is_saved(
+    gateway: GatewayProcess, database: Database, streams: Streams
+) -> None:
+    stream_id = open_stream(database, moderation=True)
+    judged = judged_final(1, offensive(0, 4))
+    streams.add(stream_id, [new_final(1)])
+    assert get(gateway, f"streams/{stream_id}")["moderation"]["results"] == []
+    streams.moderate(stream_id, 1, judged.segments, BY)
+    assert streams.get(stream_id).finals == (judged,)
+    told = get(gateway, f"streams/{stream_id}")
+    assert [each["label"] for each in told["moderation"]["results"]] == ["OFFENSIVE"]
+    for of, missing in ((Streams(database, "another"), stream_id), (streams, uuid4())):
+        with pytest.raises(NotFound):
+            of.moderate(missing, 1, judged.segments, BY)
 
 
 def test_another_tenants_stream_is_a_404(gateway: GatewayProcess, database: Database) -> None:

@@ -118,6 +118,7 @@ async def bad_clients(
     to send much too fast.
     """
     second = speech.pcm[:64_000]
+    cut_off = await _read_nothing(place)
     clients = (
         _garbage_first(place),
         _sound_as_text(place, second),
@@ -128,9 +129,8 @@ async def bad_clients(
         _pause(place, speech, pause_s),
         _too_fast(place, speech, fast_s),
         _vanish(place, speech),
-        _read_nothing(place),
     )
-    return [await client for client in clients]
+    return [*[await client for client in clients], await cut_off]
 
 
 async def _garbage_first(place: Place) -> Answer:
@@ -235,8 +235,12 @@ async def _vanish(place: Place, speech: Programme) -> Answer:
     return Answer("a client that vanishes", told, kept["word_count"] > 0)
 
 
-async def _read_nothing(place: Place) -> Answer:
-    """It asks for more and more answers, and takes none of them."""
+async def _read_nothing(place: Place) -> asyncio.Task[Answer]:
+    """It asks for more and more answers, and takes none of them.
+
+    Returns, when its stream has ended, and others can have one:
+        What waits until it is cut off.
+    """
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     parts = urlsplit(place.address)
@@ -247,19 +251,22 @@ async def _read_nothing(place: Place) -> Answer:
     connection.transport.pause_reading()
     asking = asyncio.create_task(_ask_on_and_on(connection))
     outcome = (await _when_over(place, session_id))["outcome"]
-    port = sock.getsockname()[1]
-    try:
-        async with asyncio.timeout(CUT_OFF_S):
-            while place.serves(port):
-                await asyncio.sleep(1)
-        told = "and cut off"
-    except TimeoutError:
-        told = "but its socket stays"
-    asking.cancel()
-    connection.transport.abort()
-    await asyncio.wait([asking])
-    right = (outcome, told) == ("slow_reader", "and cut off")
-    return Answer("a client that reads nothing", f"outcome {outcome}, {told}", right)
+
+    async def wait() -> Answer:
+        try:
+            async with asyncio.timeout(CUT_OFF_S):
+                while place.serves(sock.getsockname()[1]):
+                    await asyncio.sleep(1)
+            told = "and cut off"
+        except TimeoutError:
+            told = "but its socket stays"
+        asking.cancel()
+        connection.transport.abort()
+        await asyncio.wait([asking])
+        right = (outcome, told) == ("slow_reader", "and cut off")
+        return Answer("a client that reads nothing", f"outcome {outcome}, {told}", right)
+
+    return asyncio.create_task(wait())
 
 
 async def _ask_on_and_on(connection: ClientConnection) -> None:

@@ -177,7 +177,8 @@ class StreamSettings(BaseSettings):
     unload_after: Annotated[float, Field(ge=0)] = 900.0
     """Seconds after which a model that no stream needs leaves the memory."""
     preload: bool = False
-    """Load STREAM_MODEL at the start, so that the first stream need not wait for it."""
+    """Load STREAM_MODEL at the start, so that the first stream need not wait for it; the gateway is
+    not ready before it is loaded."""
     idle: Annotated[float, Field(gt=0)] = 60.0
     """Seconds without sound and without KeepAlive after which a stream is closed; those in which it
     waits for its model to be loaded do not count."""

@@ -317,13 +317,15 @@ class _Answer(Response):
                     await send(
                         {"type": "http.response.body", "body": piece.encode(), "more_body": True}
                     )
-            await send({"type": "http.response.body", "body": b""})
         except TimeoutError:
             self._live.error = self._live.error or SlowReader(limit_s=UNREAD_S)
+            return  # without its end: what has not all been told must not look as if it had
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             await self._live.end()
+        # Whoever sees the answer's end finds all of it kept.
+        await send({"type": "http.response.body", "body": b""})
 
     async def _told(self) -> AsyncIterator[str]:
         async for document in self._live.documents():

@@ -677,6 +677,19 @@ def test_an_answer_begins_before_the_request_has_ended(gateway: GatewayProcess) 
     assert told[-1]["status"] == "closed"
 
 
+def test_what_an_answer_told_is_kept_by_its_end(gateway: GatewayProcess) -> None:
+    answer = gateway.http.post("/asr/stream?language=en", content=pcm16(speak(FOX)))
+    told = [json.loads(text) for text in answer.text.splitlines()]
+    kept = gateway.http.get(f"/api/v1/streams/{told[0]['session_id']}").json()
+    assert kept["outcome"] == "completed"
+    assert [each["text"] for each in kept["finals"]] == [
+        it["text"] for it in told if it["is_final"]
+    ]
+    assert kept["moderation"]["model"]
+    history = gateway.http.get("/api/v1/history").json()["history"]
+    assert history[0]["session_id"] == kept["session_id"]
+
+
 def test_who_accepts_events_gets_events(gateway: GatewayProcess) -> None:
     answer = gateway.http.post(
         "/asr/stream?language=en&moderation=false",

@@ -48,6 +48,8 @@ MICROPHONES = {
     "darwin": ("avfoundation", ":default", {}),
 }
 """FFmpeg's format for recording on a system, its name for the usual microphone, and its options."""
+ALSA = Path("/usr/share/alsa")
+"""What the system's sound cards are called; PyAV's own ALSA looks where it was built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +237,8 @@ def of_microphone(device: str | None = None) -> Iterator[bytes]:
         )
     form, usual, options = MICROPHONES[sys.platform]
     name = device or usual
+    if form == "alsa" and (ALSA / "alsa.conf").is_file():
+        os.environ.setdefault("ALSA_CONFIG_DIR", str(ALSA))
     try:
         with av.open(name, format=form, options=options) as container:
             resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE, PIECE_MS * SAMPLES_PER_MS)

@@ -252,6 +252,28 @@ def test_a_microphone_is_heard_until_ctrl_c(server: ScriptedStream, tmp_path: Pa
     assert err.startswith(b"Listening. Ctrl-C ends it.\n")
 
 
+def test_a_microphone_is_looked_for_where_the_system_has_its_own(tmp_path: Path) -> None:
+    (tmp_path / "said.pcm").write_bytes(RAW.tobytes())
+    (tmp_path / "alsa.conf").write_text(
+        "pcm.nothing { type null }\n"
+        "pcm.default { type file slave.pcm nothing file /dev/null "
+        f'infile "{tmp_path / "said.pcm"}" format raw }}\n'
+    )
+    script = (
+        "import pathlib, sys; from scripts import streaming; "
+        "streaming.ALSA = pathlib.Path(sys.argv[1]); "
+        "sys.stdout.buffer.write(next(streaming.of_microphone()))"
+    )
+    heard = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+        timeout=30,
+    ).stdout
+    assert heard == RAW.tobytes()[: len(heard)] != b""
+
+
 def test_a_microphone_that_is_not_there_is_named(server: ScriptedStream, tmp_path: Path) -> None:
     (tmp_path / "asound.conf").write_text("")
     with start(

@@ -55,6 +55,32 @@ def write_zipformer(folder: Path) -> None:
     _write_decoder_and_joiner(folder, "")
 
 
+def write_conformer(folder: Path) -> None:
+    """Write a transducer with a conformer, with its tokens."""
+    metadata: dict[str, object] = {
+        "model_type": "conformer",
+        "num_encoder_layers": LAYER,
+        "left_context": LEFT,
+        "encoder_dim": WIDTH,
+        "pad_length": 7,
+        "cnn_module_kernel": KERNEL,
+    }
+    _save(folder / "encoder.onnx", _Conformer(SHIFT, ahead=7), "encoder_out", metadata)
+    _write_decoder_and_joiner(folder, "")
+
+
+def write_lstm(folder: Path) -> None:
+    """Write a transducer with LSTMs, with its tokens."""
+    metadata: dict[str, object] = {
+        "model_type": "lstm",
+        "num_encoder_layers": LAYER,
+        "rnn_hidden_size": 2 * WIDTH,
+        "d_model": WIDTH,
+    }
+    _save(folder / "encoder.onnx", _Lstm(SHIFT, ahead=7), "encoder_out", metadata)
+    _write_decoder_and_joiner(folder, "")
+
+
 _COMMON: dict[str, object] = {
     "encoder_dims": WIDTH,
     "num_encoder_layers": LAYER,
@@ -82,6 +108,12 @@ class _Graph:
     constants: list[Any] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
     next_states: list[Any] = field(default_factory=list)
+    told: list[Any] = field(default_factory=list)
+    """What else it is given."""
+
+    def build(self, output: str) -> None:
+        """Make all of it, up to ``output``."""
+        raise NotImplementedError
 
     @property
     def frames(self) -> int:
@@ -113,6 +145,13 @@ class _Graph:
             "Reshape", [counter, self.constant("flat", [-1], np.int64)], "flat_counter"
         )
         return self.node("Div", [flat, step], "chunk")
+
+    def counted_in(self, state: str, axes: Sequence[int]) -> str:
+        """The same where the only states are floats: all of one, (N,) but for ``axes``, count."""
+        one = self.constant("one", 1.0, np.float32)
+        self.node("Add", [state, one], f"new_{state}")
+        self.node("ReduceMax", [state], "count", axes=axes, keepdims=0)
+        return self.node("Cast", ["count"], "chunk", to=TensorProto.INT64)
 
     def passed_on(self) -> None:
         made = {output for node in self.nodes for output in node.output}
@@ -178,9 +217,24 @@ class _Zipformer(_Graph):
         self.passed_on()
 
 
-def _save(
-    path: Path, graph: _Zipformer | _Zipformer2, output: str, metadata: dict[str, object]
-) -> None:
+class _Conformer(_Graph):
+    def build(self, output: str) -> None:
+        self.state("attention", TensorProto.FLOAT, LAYER, LEFT, "N", WIDTH)
+        self.state("convolution", TensorProto.FLOAT, LAYER, KERNEL - 1, "N", WIDTH)
+        self.told.append(helper.make_tensor_value_info("processed", TensorProto.INT64, ["N"]))
+        self.speak(self.counted_in("convolution", [0, 1, 3]), output)
+        self.passed_on()
+
+
+class _Lstm(_Graph):
+    def build(self, output: str) -> None:
+        self.state("h", TensorProto.FLOAT, LAYER, "N", WIDTH)
+        self.state("c", TensorProto.FLOAT, LAYER, "N", 2 * WIDTH)
+        self.speak(self.counted_in("c", [0, 2]), output)
+        self.passed_on()
+
+
+def _save(path: Path, graph: _Graph, output: str, metadata: dict[str, object]) -> None:
     graph.build(output)
     sound = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", graph.frames, MELS])
     scores = helper.make_tensor_value_info(
@@ -189,7 +243,7 @@ def _save(
     _write(
         path,
         graph.nodes,
-        [sound, *graph.states],
+        [sound, *graph.states, *graph.told],
         [scores, *graph.next_states],
         graph.constants,
         metadata | {"decode_chunk_len": graph.shift, "T": graph.frames},

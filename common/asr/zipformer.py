@@ -60,8 +60,11 @@ _ZIPFORMER2 = (*_ZIPFORMER, "query_head_dims", "value_head_dims", "num_heads", *
 TRANSDUCERS: Mapping[str, tuple[str, ...]] = {
     "zipformer2": _ZIPFORMER2,
     "zipformer": (*_ZIPFORMER, "attention_dims", *_CHUNKED),
-    "conformer": _CHUNKED,
-    "lstm": _CHUNKED,
+    "conformer": (
+        *("num_encoder_layers", "left_context", "encoder_dim", "pad_length", "cnn_module_kernel"),
+        *_CHUNKED,
+    ),
+    "lstm": ("num_encoder_layers", "rnn_hidden_size", "d_model", *_CHUNKED),
 }
 CTC: Mapping[str, tuple[str, ...]] = {
     "zipformer2": _ZIPFORMER2,

@@ -21,6 +21,8 @@ from tests.speech import noise, silence, speak
 from tests.streaming_networks import (
     CHUNK_MS,
     CYCLE,
+    write_conformer,
+    write_lstm,
     write_tokens,
     write_zipformer,
     write_zipformer2,
@@ -30,7 +32,8 @@ from tests.streaming_networks import (
 STEP_MS = 160
 COUNT = "một hai ba bốn năm sáu bảy tám chín mười"
 THANKS = "cảm ơn bạn rất nhiều"
-WRITERS = (write_zipformer2_ctc, write_zipformer2, write_zipformer)
+TRANSDUCERS = (write_zipformer2, write_zipformer, write_conformer, write_lstm)
+WRITERS = (write_zipformer2_ctc, *TRANSDUCERS)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +231,7 @@ def test_zipformers_say_nothing_in_silence(made: Zipformer) -> None:
     assert at_once(made, silence(4)) == Hypothesis(())
 
 
-@pytest.mark.parametrize("write", [write_zipformer2, write_zipformer])
+@pytest.mark.parametrize("write", TRANSDUCERS)
 def test_transducers_tell_how_sure_they_are(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path)
     hypothesis = at_once(Zipformer(tmp_path), loud(chunks=4))

@@ -111,7 +111,6 @@ def plan(recording: Path, folder: Path) -> Planned:
 
 
 def _call(request: dict[str, Any], folder: Path) -> Any:
-
     question, answer = folder / "request.json", folder / "answer.json"
     answer.unlink(missing_ok=True)
     question.write_text(json.dumps(request))

@@ -30,7 +30,7 @@ from common.db.migrate import upgrade
 from common.domain.job import Priority
 from common.domain.request import Options
 from common.domain.webhooks import DeliveryStatus, webhook_id
-from common.settings import ROOT
+from common.settings import ROOT, import_from_checkout
 from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
 from scripts.processes import spawn
 from scripts.receiver import Receiver
@@ -157,7 +157,7 @@ class _Sender:
     """The dispatcher, started at once; ``env`` are its settings."""
 
     def __init__(self, folder: Path, **env: str) -> None:
-        self._env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+        self._env = {**os.environ, **import_from_checkout(), **env}
         self._log = folder / "dispatcher.log"
         self._process: Popen[bytes]
         self.start()

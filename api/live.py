@@ -431,8 +431,8 @@ class Live:
             self._session.moderated(final.seq, segments, by)
             self._pump()
             if by is not None:
-                add = partial(self._streams.moderate, self.stream_id, final.seq, segments, by)
-                self._to_save.put_nowait((f"the judgement of final {final.seq}", add))
+                moderate = partial(self._streams.moderate, self.stream_id, final.seq, segments, by)
+                self._to_save.put_nowait((f"the judgement of final {final.seq}", moderate))
 
     async def _judge(self, final: Final) -> tuple[tuple[Segment, ...], ModeratedBy | None]:
         texts = [segment.text for segment in final.segments]

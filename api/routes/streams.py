@@ -142,11 +142,12 @@ def _warnings(found: Stream) -> Iterator[str]:
     """What is to be said of its moderation."""
     if not found.moderation:
         return
-    judged = {final.seq for final in found.finals if final.moderated_by is not None}
-    others = [final.seq for final in found.finals if final.segments and final.seq not in judged]
-    # They are judged in order: the turn of the last ones may come yet.
-    turn = max(judged, default=0) if found.outcome is None else inf
-    if any(seq < turn for seq in others):
+    others = [final for final in found.finals if final.segments and final.moderated_by is None]
+    turn: float = inf
+    if found.outcome is None:  # they are judged in order: the turn of the last ones may come yet
+        judged = (final.seq for final in found.finals if final.moderated_by is not None)
+        turn = max(judged, default=0)
+    if any(final.seq < turn for final in others):
         yield MODERATION_FAILED
     if len(found.transcript.moderated_by or ()) > 1:
         yield SEVERAL_MODELS

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 60
@@ -105,3 +106,19 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def children(module: str, parent: int | None = None, *, told: str = "") -> list[psutil.Process]:
+    """The processes that run ``module`` as children of ``parent``, else of this process.
+
+    ``told`` is in their last argument.
+    """
+
+    def is_one(process: psutil.Process) -> bool:
+        try:
+            command = process.cmdline()
+        except psutil.Error:  # it has just ended
+            return False
+        return module in command and told in command[-1]
+
+    return [each for each in psutil.Process(parent).children() if is_one(each)]

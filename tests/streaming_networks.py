@@ -43,16 +43,13 @@ def write_zipformer2_ctc(folder: Path, shift: int = SHIFT) -> None:
 
 def write_zipformer2(folder: Path, export: str = "") -> None:
     """Write a transducer, with its tokens. Its files are called ``encoder<export>.onnx``, ..."""
-    path = folder / f"encoder{export}.onnx"
-    _save(path, _Zipformer2(SHIFT, ahead=13), "encoder_out", _ZIPFORMER2)
-    _write_decoder_and_joiner(folder, export)
+    _write_transducer(folder, _Zipformer2(SHIFT, ahead=13), _ZIPFORMER2, export)
 
 
 def write_zipformer(folder: Path) -> None:
     """Write a transducer of the first kind of zipformer, with its tokens."""
     metadata = _COMMON | {"model_type": "zipformer", "attention_dims": WIDTH}
-    _save(folder / "encoder.onnx", _Zipformer(SHIFT, ahead=7), "encoder_out", metadata)
-    _write_decoder_and_joiner(folder, "")
+    _write_transducer(folder, _Zipformer(SHIFT, ahead=7), metadata)
 
 
 def write_conformer(folder: Path) -> None:
@@ -65,8 +62,7 @@ def write_conformer(folder: Path) -> None:
         "pad_length": 7,
         "cnn_module_kernel": KERNEL,
     }
-    _save(folder / "encoder.onnx", _Conformer(SHIFT, ahead=7), "encoder_out", metadata)
-    _write_decoder_and_joiner(folder, "")
+    _write_transducer(folder, _Conformer(SHIFT, ahead=7), metadata)
 
 
 def write_lstm(folder: Path) -> None:
@@ -77,8 +73,7 @@ def write_lstm(folder: Path) -> None:
         "rnn_hidden_size": 2 * WIDTH,
         "d_model": WIDTH,
     }
-    _save(folder / "encoder.onnx", _Lstm(SHIFT, ahead=7), "encoder_out", metadata)
-    _write_decoder_and_joiner(folder, "")
+    _write_transducer(folder, _Lstm(SHIFT, ahead=7), metadata)
 
 
 _COMMON: dict[str, object] = {
@@ -250,8 +245,13 @@ def _save(path: Path, graph: _Graph, output: str, metadata: dict[str, object]) -
     )
 
 
-def _write_decoder_and_joiner(folder: Path, export: str) -> None:
-    """A decoder that forbids the last token, so that it is said once, and a joiner that adds."""
+def _write_transducer(
+    folder: Path, graph: _Graph, metadata: dict[str, object], export: str = ""
+) -> None:
+    """The encoder, a decoder that forbids the last token, so that it is said once, and a joiner
+    that adds; with the tokens.
+    """
+    _save(folder / f"encoder{export}.onnx", graph, "encoder_out", metadata)
     size = len(TOKENS)
     forbidding = np.diag([0.0, *[-1000.0] * (size - 1)]).astype(np.float32)
     table = numpy_helper.from_array(forbidding, "table")

@@ -6,7 +6,7 @@ import io
 import time
 import wave
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -36,7 +36,7 @@ from tests.factories import (
     stored_segment,
     submit_job,
 )
-from tests.gateway import GatewayProcess
+from tests.gateway import GatewayProcess, children
 
 TEXT = " oh shit happens"
 WORDS = [[" oh", 5_000, 5_300, 0.9], [" shit", 6_000, 6_500, 0.9], [" happens", 7_000, 7_500, 0.9]]
@@ -102,12 +102,7 @@ def differing_ms(one: NDArray[np.int16], other: NDArray[np.int16]) -> tuple[int,
 
 def sound_processes(gateway: GatewayProcess) -> list[psutil.Process]:
     assert gateway.process is not None
-    found = []
-    for child in psutil.Process(gateway.process.pid).children():
-        with suppress(psutil.Error):  # it has just ended
-            if "api.sound_process" in child.cmdline():
-                found.append(child)
-    return found
+    return children("api.sound_process", gateway.process.pid)
 
 
 def answered(gateway: GatewayProcess, job_id: UUID) -> int:

@@ -21,7 +21,7 @@ from api.schemas import MAX_LETTERS, MAX_TEXTS
 from common.domain.moderation import Label
 from common.errors import Busy, ModerationFailed
 from common.settings import ModerationSettings
-from tests.gateway import GatewayProcess
+from tests.gateway import GatewayProcess, children
 
 FOUL = "shut the fuck up"
 CLEAN = "thank you for the lovely flowers"
@@ -59,14 +59,7 @@ def wait_for(condition: Callable[[], Any]) -> Any:
 
 
 def judges(parent: int) -> list[psutil.Process]:
-    return [it for it in psutil.Process(parent).children() if judging_process(it)]
-
-
-def judging_process(process: psutil.Process) -> bool:
-    try:
-        return MODULE in process.cmdline()
-    except psutil.Error:  # it has just ended
-        return False
+    return children(MODULE, parent)
 
 
 def pid(gateway: GatewayProcess) -> int:

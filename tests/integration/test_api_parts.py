@@ -20,6 +20,9 @@ from api.wav import WavFiles, WavResponse
 from common.errors import Conflict, NotAudio, NotFound, Stalled
 from common.settings import StorageSettings
 from common.storage.opening import open_storage
+from tests.gateway import children
+
+PROBE = "api.probe_process"
 
 
 def wav(path: Path) -> Path:
@@ -29,17 +32,6 @@ def wav(path: Path) -> Path:
         file.setframerate(16_000)
         file.writeframes(bytes(32_000))
     return path
-
-
-def children(module: str = "api.probe_process") -> list[psutil.Process]:
-    return [it for it in psutil.Process().children() if runs(it, module)]
-
-
-def runs(process: psutil.Process, module: str) -> bool:
-    try:
-        return module in process.cmdline()
-    except psutil.Error:  # it has just ended
-        return False
 
 
 def test_a_file_that_holds_the_probe_is_refused_and_the_next_is_served(tmp_path: Path) -> None:
@@ -54,7 +46,7 @@ def test_a_file_that_holds_the_probe_is_refused_and_the_next_is_served(tmp_path:
         await prober.close()
 
     asyncio.run(run())
-    assert children() == []
+    assert children(PROBE) == []
 
 
 def test_a_file_that_kills_the_probe_is_refused_and_the_next_is_served(tmp_path: Path) -> None:
@@ -63,16 +55,16 @@ def test_a_file_that_kills_the_probe_is_refused_and_the_next_is_served(tmp_path:
     async def run() -> None:
         prober = Prober(limit=1)
         probing = asyncio.create_task(prober.probe(recording))
-        while not children():
+        while not children(PROBE):
             await asyncio.sleep(0)
-        children()[0].kill()
+        children(PROBE)[0].kill()
         with pytest.raises(NotAudio, match="cannot be opened"):
             await probing
         assert (await prober.probe(recording)).container == "wav"
         await prober.close()
 
     asyncio.run(run())
-    assert children() == []
+    assert children(PROBE) == []
 
 
 def test_a_probe_that_died_while_idle_is_replaced(tmp_path: Path) -> None:
@@ -81,7 +73,7 @@ def test_a_probe_that_died_while_idle_is_replaced(tmp_path: Path) -> None:
         await prober.start()
         victim = psutil.Process(prober._idle[0].pid)
         victim.kill()
-        while children():
+        while children(PROBE):
             await asyncio.sleep(0.01)
         assert (await prober.probe(wav(tmp_path / "a.wav"))).container == "wav"
         await prober.close()
@@ -104,7 +96,7 @@ def test_a_cancelled_probe_leaves_no_process_that_answers_the_next_question(
         probing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await probing
-        assert children() == []
+        assert children(PROBE) == []
         assert (await prober.probe(recording)).container == "wav"
         await prober.close()
 

@@ -21,7 +21,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.gateway import GatewayProcess
+from tests.gateway import GatewayProcess, children
 from tests.speech import pcm16, silence, speak
 
 FOX = "The quick brown fox jumps over the lazy dog."
@@ -145,16 +145,7 @@ def wait_for(condition: Callable[[], Any]) -> Any:
 def recognizers(gateway: GatewayProcess) -> list[psutil.Process]:
     """The processes that hear by Whisper; another engine may have some beside them."""
     assert gateway.process is not None
-    children = psutil.Process(gateway.process.pid).children(recursive=True)
-    return [child for child in children if {MODULE, "faster-whisper"} <= words_of(child)]
-
-
-def words_of(process: psutil.Process) -> set[str]:
-    """Of its command line; none where it has ended."""
-    try:
-        return set(re.findall(r"[\w.-]+", " ".join(process.cmdline())))
-    except psutil.NoSuchProcess:
-        return set()
+    return children(MODULE, gateway.process.pid, told="faster-whisper")
 
 
 def recognizer(gateway: GatewayProcess) -> psutil.Process:

@@ -227,14 +227,19 @@ def test_sound_is_read_only_so_far_ahead_as_it_is_taken() -> None:
     asyncio.run(take())
 
 
-def test_a_microphone_is_heard_until_ctrl_c(server: ScriptedStream, tmp_path: Path) -> None:
-    """The microphone is ALSA's own: a device that plays a file to whoever records from it."""
-    (tmp_path / "said.pcm").write_bytes(RAW.tobytes())
-    (tmp_path / "asound.conf").write_text(
+def set_up_alsa(config: Path, microphone: str) -> None:
+    """Have a microphone that is ALSA's own: it plays `RAW` to whoever records from it."""
+    said = config.with_name("said.pcm")
+    said.write_bytes(RAW.tobytes())
+    config.write_text(
         "pcm.nothing { type null }\n"
-        "pcm.said { type file slave.pcm nothing file /dev/null "
-        f'infile "{tmp_path / "said.pcm"}" format raw }}\n'
+        f"pcm.{microphone} {{ type file slave.pcm nothing file /dev/null "
+        f'infile "{said}" format raw }}\n'
     )
+
+
+def test_a_microphone_is_heard_until_ctrl_c(server: ScriptedStream, tmp_path: Path) -> None:
+    set_up_alsa(tmp_path / "asound.conf", "said")
     server.at_end = [final("That is all."), CLOSED]
     with start(
         server,
@@ -253,12 +258,7 @@ def test_a_microphone_is_heard_until_ctrl_c(server: ScriptedStream, tmp_path: Pa
 
 
 def test_a_microphone_is_looked_for_where_the_system_has_its_own(tmp_path: Path) -> None:
-    (tmp_path / "said.pcm").write_bytes(RAW.tobytes())
-    (tmp_path / "alsa.conf").write_text(
-        "pcm.nothing { type null }\n"
-        "pcm.default { type file slave.pcm nothing file /dev/null "
-        f'infile "{tmp_path / "said.pcm"}" format raw }}\n'
-    )
+    set_up_alsa(tmp_path / "alsa.conf", "default")
     script = (
         "import pathlib, sys; from scripts import streaming; "
         "streaming.ALSA = pathlib.Path(sys.argv[1]); "

@@ -143,6 +143,20 @@ def load_settings(**overrides: str | int | Path | None) -> Settings:
     return settings.load_settings()
 
 
+def _use_data_dir(_: click.Context, __: click.Parameter, folder: Path | None) -> None:
+    if folder is not None:
+        os.environ["DATA_DIR"] = str(folder.absolute())
+
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    expose_value=False,
+    callback=_use_data_dir,
+    help="Data directory of the stack [DATA_DIR].",
+)
+
+
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
@@ -177,15 +191,15 @@ def steno() -> None:
 @click.option("--workers", type=click.IntRange(min=0), help="Worker processes [one per core].")
 @click.option("--host", help="Address to listen on [API_HOST, 127.0.0.1].")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port, 0 for any [API_PORT, 8000].")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data lies [DATA_DIR].")
-def up(workers: int | None, host: str | None, port: int | None, data_dir: Path | None) -> None:
+@data_dir_option
+def up(workers: int | None, host: str | None, port: int | None) -> None:
     """Run the whole service here until Ctrl-C.
 
     Postgres and Valkey are started as well, unless DATABASE_URL and REDIS_URL name some.
     """
     from scripts.stack import Stack
 
-    settings = load_settings(api_host=host, api_port=port, data_dir=data_dir)
+    settings = load_settings(api_host=host, api_port=port)
     stack = Stack(settings, workers=workers, report=lambda line: click.echo(line, err=True))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -215,18 +229,21 @@ def _interrupt(_: int, __: FrameType | None) -> None:
 @steno.command()
 @click.option("--host", help="Address to listen on [API_HOST, 127.0.0.1].")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port [API_PORT, 8000].")
+@data_dir_option
 def api(host: str | None, port: int | None) -> None:
     """Run only the gateway."""
     _become("api", api_host=host, api_port=port)
 
 
 @steno.command()
+@data_dir_option
 def worker() -> None:
     """Run only one worker."""
     _become("worker")
 
 
 @steno.command()
+@data_dir_option
 def dispatch() -> None:
     """Run only the dispatcher."""
     _become("worker.dispatcher")
@@ -288,6 +305,7 @@ def database_here() -> Iterator[str]:
 
 @steno.command()
 @click.option("--downgrade", "revision", help="Go back to this revision; base: to nothing.")
+@data_dir_option
 def migrate(revision: str | None) -> None:
     """Bring the database to this version's tables."""
     from common.db.migrate import downgrade, revisions, upgrade

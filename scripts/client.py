@@ -14,7 +14,7 @@ from email.message import Message
 from email.utils import collapse_rfc2231_value
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import click
 import httpx
@@ -22,7 +22,7 @@ import httpx
 from common.domain.formats import MEDIA_TYPES
 from common.domain.moderation import Label
 from common.errors import GatewayLost, Refused, SetupProblem
-from scripts.cli import load_settings
+from scripts.cli import data_dir_option, load_settings
 from scripts.running import find_running
 
 FORMATS = tuple(MEDIA_TYPES)
@@ -48,6 +48,8 @@ WARNINGS = {
 
 MOST_FLAGGED = 5
 """So many flagged segments are told with their times."""
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 Sent = Callable[[int], None]
 """Called with the number of bytes just sent; may raise to give up."""
@@ -136,6 +138,22 @@ class Gateway:
                 return
             cursor = {"cursor": page["next_cursor"]}
 
+    def keys(self, tenant: str | None) -> list[dict[str, Any]]:
+        """The keys of ``tenant``, by default the caller's own; for admins, as the next two."""
+        found: list[dict[str, Any]] = self._json("GET", "/keys", headers=_of(tenant))["keys"]
+        return found
+
+    def create_key(self, tenant: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        return self._json("POST", "/keys", json=wanted, headers=_of(tenant))
+
+    def revoke_key(self, tenant: str | None, key_id: str) -> None:
+        with self._errors():
+            _check(self._http.delete(f"/keys/{key_id}", headers=_of(tenant)))
+
+    def health(self) -> dict[str, Any]:
+        """How all parts of the gateway are."""
+        return self._json("GET", f"{self.address}/health")
+
     @contextmanager
     def download(
         self,
@@ -220,6 +238,11 @@ def shown(key: str | None) -> dict[str, str]:
     if not key.isascii() or not key.isprintable():
         raise Refused(detail="The API key has characters in it that no key has", status=0)
     return {"Authorization": f"Bearer {key}"}
+
+
+def _of(tenant: str | None) -> dict[str, str]:
+    """The headers that choose a tenant."""
+    return {"X-Tenant-Id": tenant} if tenant else {}
 
 
 def _wire(value: bool) -> str:
@@ -335,15 +358,21 @@ def clock(seconds: float) -> str:
 
 # --- the commands -----------------------------------------------------------------------------
 
-server_option = click.option(
-    "--server",
-    envvar="STENO_SERVER",
-    metavar="URL",
-    help="Gateway to use [STENO_SERVER, or the one of `steno up`].",
-)
-key_option = click.option(
-    "--key", metavar="KEY", help="API key to show [STENO_API_KEY, GATEWAY_API_KEY]."
-)
+
+def gateway_options(command: _Command) -> _Command:
+    """The options that say which gateway to use: ``server``, ``key``, and the data directory."""
+    command = data_dir_option(command)
+    command = click.option(
+        "--key", metavar="KEY", help="API key to send [STENO_API_KEY, GATEWAY_API_KEY]."
+    )(command)
+    return click.option(
+        "--server",
+        envvar="STENO_SERVER",
+        metavar="URL",
+        help="Gateway to use [STENO_SERVER, or the one of `steno up`].",
+    )(command)
+
+
 job_id_argument = click.argument("job_id", metavar="ID")
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the gateway's own answer."
@@ -367,11 +396,12 @@ def find_gateway(server: str | None, key: str | None = None) -> Gateway:
     key = key or settings.key.of_client
     if server:
         return Gateway(server, key)
-    running = find_running(settings.storage.data_dir.absolute())
+    data_dir = settings.storage.data_dir.absolute()
+    running = find_running(data_dir)
     if running is None:
         raise SetupProblem(
-            problem="Stenopool is not running here",
-            remedy="Start it with: steno up; or name another with --server or STENO_SERVER",
+            problem=f"Stenopool is not running over {data_dir}",
+            remedy="Start it with: steno up; or name the running one by --data-dir or --server",
         )
     return Gateway(running.address, key)
 
@@ -379,8 +409,7 @@ def find_gateway(server: str | None, key: str | None = None) -> Gateway:
 @click.command()
 @job_id_argument
 @json_option
-@server_option
-@key_option
+@gateway_options
 def status(job_id: str, as_json: bool, server: str | None, key: str | None) -> None:
     """Show how far the job ID is."""
     with find_gateway(server, key) as gateway:
@@ -428,8 +457,7 @@ def local_time(time: str) -> str:
 @click.option("--partial", is_flag=True, help="What is known so far, of a job that still runs.")
 @_masks
 @json_option
-@server_option
-@key_option
+@gateway_options
 def result(
     job_id: str,
     partial: bool,
@@ -469,8 +497,7 @@ def result(
 @click.option("--flag", is_flag=True, help="Begin offending cues with their label (srt, vtt).")
 @_masks
 @click.option("--redact", is_flag=True, help="The recording, offending words covered by a tone.")
-@server_option
-@key_option
+@gateway_options
 def download(
     job_id: str,
     ending: str | None,
@@ -520,8 +547,7 @@ def ending_of(path: Path) -> str | None:
 
 @click.command()
 @job_id_argument
-@server_option
-@key_option
+@gateway_options
 def cancel(job_id: str, server: str | None, key: str | None) -> None:
     """Cancel the job ID. What it has heard so far is kept for another run."""
     with find_gateway(server, key) as gateway:

@@ -15,12 +15,15 @@ import psycopg
 import redis
 from packaging.requirements import Requirement
 
+from api.children import LOADING, OFF, OK
 from common.db.migrate import revisions
 from common.errors import ModerationOff, SetupProblem, StenoError
 from common.queue import Doorbell, connect
 from common.settings import ROOT, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
+from scripts.cli import data_dir_option, load_settings
+from scripts.client import Gateway, find_gateway
 from scripts.embedded import choose_identity, find_postgres, find_valkey, listening_problem
 from scripts.running import RunningStack, find_running
 
@@ -209,14 +212,37 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@click.command()
-@click.pass_context
-def doctor(ctx: click.Context) -> None:
-    """Say what is missing and how to get it. Ends with 1 when something is."""
-    from scripts.cli import load_settings
+def examine_server(gateway: Gateway) -> Iterator[Finding]:
+    """Look at a gateway from outside: what it says of its parts."""
+    health = gateway.health()
+    yield Finding("gateway", f"{health['version']} answers at {gateway.address}")
+    for part, said in health["parts"].items():
+        well = said in {OK, OFF, LOADING}
+        yield Finding(part, said, None if well else "look at it on the gateway's host")
+    for part, count in (("workers", health["workers"]), ("dispatchers", health["dispatchers"])):
+        if count is not None:
+            yield Finding(part, f"{count} running", None if count else _START[part])
 
+
+_START = {
+    "workers": "start one with: steno worker",
+    "dispatchers": "start one with: steno dispatch",
+}
+
+
+@click.command()
+@click.option("--server", metavar="URL", help="Examine this gateway from outside [this machine].")
+@click.option("--key", metavar="KEY", help="API key for --server [STENO_API_KEY].")
+@data_dir_option
+@click.pass_context
+def doctor(ctx: click.Context, server: str | None, key: str | None) -> None:
+    """Say what is missing and how to get it. Ends with 1 when something is."""
     missing = 0
-    for finding in examine(load_settings()):
+    if server is None:
+        findings = examine(load_settings())
+    else:
+        findings = examine_server(ctx.with_resource(find_gateway(server, key)))
+    for finding in findings:
         mark = click.style("ok", fg="green") if finding.remedy is None else click.style("!!", "red")
         click.echo(f"{mark}  {finding.what:<11} {finding.found}")
         if finding.remedy is not None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 from rich.table import Table
@@ -15,7 +16,8 @@ from common.db.keys import AllKeys, Key, Keys
 from common.db.tenants import Tenants
 from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
 from common.errors import NotFound
-from scripts.cli import database_here
+from scripts.cli import data_dir_option, database_here
+from scripts.client import Gateway, find_gateway
 from scripts.console import make_console
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -59,9 +61,98 @@ def _database() -> Iterator[Database]:
         yield database
 
 
+class _OfDatabase:
+    """Keys by way of the database; ``wanted`` is a new one as the gateway's API takes it.
+
+    `create` returns the key, and its text, which is known now and never again.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, tenant: str, wanted: Mapping[str, Any]) -> tuple[Key, str]:
+        first = not AllKeys(self._database).exist()
+        lasts_s = wanted["expires_in_seconds"]
+        key, text = Keys(self._database, tenant).create(
+            wanted["name"],
+            map(Scope, wanted["scopes"]),
+            expires_at=None if lasts_s is None else datetime.now(UTC) + timedelta(seconds=lasts_s),
+            limits=wanted["limits"],
+        )
+        if first:
+            click.echo("From now on the gateway asks for a key, on loopback as well.", err=True)
+        return key, text.reveal()
+
+    def all(self, tenant: str | None) -> list[Key]:
+        return Keys(self._database, tenant).all() if tenant else AllKeys(self._database).all()
+
+    def revoke(self, tenant: str | None, key_id: str) -> None:
+        key = AllKeys(self._database).find(key_id)
+        if key is None or tenant not in (None, key.tenant):
+            raise NotFound(what="key", value=key_id)
+        Keys(self._database, key.tenant).revoke(key_id)
+
+
+class _OfGateway:
+    """The same by way of a gateway, which asks for an admin's key."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def create(self, tenant: str, wanted: Mapping[str, Any]) -> tuple[Key, str]:
+        made = self._gateway.create_key(tenant, wanted)
+        return _key(made), made["key"]
+
+    def all(self, tenant: str | None) -> list[Key]:
+        return [_key(each) for each in self._gateway.keys(tenant)]
+
+    def revoke(self, tenant: str | None, key_id: str) -> None:
+        self._gateway.revoke_key(tenant, key_id)
+
+
+def _key(told: Mapping[str, Any]) -> Key:
+    """A key as the gateway's API has it."""
+    times = {
+        name: value and datetime.fromisoformat(value)
+        for name, value in told.items()
+        if name.endswith("_at")
+    }
+    return Key(
+        id=told["id"],
+        tenant=told["tenant"],
+        name=told["name"],
+        secret_sha256="",
+        scopes=frozenset(map(Scope, told["scopes"])),
+        limits=told["limits"],
+        **times,
+    )
+
+
+@contextmanager
+def _book(server: str | None, key: str | None) -> Iterator[_OfDatabase | _OfGateway]:
+    if server is None:
+        with _database() as database:
+            yield _OfDatabase(database)
+    else:
+        with find_gateway(server, key) as gateway:
+            yield _OfGateway(gateway)
+
+
+def _place(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say where keys are kept."""
+    command = data_dir_option(command)
+    command = click.option("--key", metavar="KEY", help="Admin key for --server [STENO_API_KEY].")(
+        command
+    )
+    # STENO_SERVER does not count: where no key exists yet only the database can have one made.
+    return click.option("--server", metavar="URL", help="Use this gateway's API [the database].")(
+        command
+    )
+
+
 @click.group()
 def keys() -> None:
-    """API keys: make, list and take back."""
+    """API keys: make, list and revoke."""
 
 
 @keys.command()
@@ -74,7 +165,7 @@ def keys() -> None:
     "scopes",
     multiple=True,
     type=click.Choice([str(scope) for scope in Scope]),
-    default=(Scope.TRANSCRIBE, Scope.READ),
+    default=(str(Scope.TRANSCRIBE), str(Scope.READ)),
     help="What it is good for; admin: everything, in every tenant [transcribe, read].",
 )
 @click.option("--expires-in", "lasts", callback=_duration, help="Such as 12h or 90d [never].")
@@ -86,54 +177,66 @@ def keys() -> None:
     metavar="NAME=N",
     help=f"In place of the setting LIMIT_...; 0: none. Of {', '.join(LIMIT_NAMES)}.",
 )
+@_place
 def create(
-    name: str, tenant: str, scopes: Sequence[str], lasts: int | None, limits: dict[str, float]
+    name: str,
+    tenant: str,
+    scopes: Sequence[str],
+    lasts: int | None,
+    limits: dict[str, float],
+    server: str | None,
+    key: str | None,
 ) -> None:
     """Make a key and print it, this once: it is kept nowhere."""
-    expires_at = None if lasts is None else datetime.now(UTC) + timedelta(seconds=lasts)
-    with _database() as database:
-        first = not AllKeys(database).exist()
-        key, text = Keys(database, tenant).create(
-            name, map(Scope, scopes), expires_at=expires_at, limits=limits
-        )
-    until = f"until {_time(key.expires_at)}" if key.expires_at else "until it is revoked"
-    click.echo(text.reveal())
+    wanted = {
+        "name": name,
+        "scopes": list(scopes),
+        "expires_in_seconds": lasts,
+        "limits": limits,
+    }
+    with _book(server, key) as book:
+        made, text = book.create(tenant, wanted)
+    until = f"until {_time(made.expires_at)}" if made.expires_at else "until it is revoked"
+    click.echo(text)
     click.echo(
-        f"Key {key.id} of tenant {tenant}, good for {', '.join(sorted(key.scopes))} {until}. "
+        f"Key {made.id} of tenant {tenant}, good for {', '.join(sorted(made.scopes))} {until}. "
         "Keep it: it is not shown again.",
         err=True,
     )
-    if first:
-        click.echo("From now on the gateway asks for a key, on loopback as well.", err=True)
 
 
 @keys.command("list")
-@click.option("--tenant", help="Only this tenant's.")
-def list_(tenant: str | None) -> None:
-    """Show all keys, also those that are good no more."""
-    with _database() as database:
-        found = Keys(database, tenant).all() if tenant else AllKeys(database).all()
+@click.option("--tenant", help="Only this tenant's [all; with --server, the key's own].")
+@_place
+def list_(tenant: str | None, server: str | None, key: str | None) -> None:
+    """Show keys, revoked and expired ones too."""
+    with _book(server, key) as book:
+        found = book.all(tenant)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("id", "tenant", "name", "scopes", "state", "expires", "last used", "limits"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "id")
-    for key in found:
-        table.add_row(*_row(key))
+    for each in found:
+        table.add_row(*_row(each))
     make_console().print(table)
 
 
 @keys.command()
 @click.argument("key_id", metavar="ID")
+@click.option("--tenant", help="Whose it is [any; with --server, the key's own].")
 @click.option(
     "--forget", is_flag=True, help="Delete it from the list; without any key none is asked for."
 )
-def revoke(key_id: str, forget: bool) -> None:
-    """Take the key ID back for good: the part after steno_, without the secret."""
-    with _database() as database:
-        key = AllKeys(database).find(key_id)
-        if key is None:
-            raise NotFound(what="key", value=key_id)
-        Keys(database, key.tenant).revoke(key_id)
-        if forget:
+@_place
+def revoke(
+    key_id: str, tenant: str | None, forget: bool, server: str | None, key: str | None
+) -> None:
+    """Revoke the key ID for good: the part after steno_, without the secret."""
+    if forget and server is not None:
+        raise click.UsageError("--forget changes the database itself; leave --server out")
+    with _book(server, key) as book:
+        book.revoke(tenant, key_id)
+    if forget:
+        with _database() as database:
             AllKeys(database).forget(key_id)
     click.echo(f"{key_id} is revoked; gateways that run notice within five seconds")
 
@@ -144,6 +247,7 @@ def tenants() -> None:
 
 
 @tenants.command("list")
+@data_dir_option
 def list_tenants() -> None:
     """Show the tenants that differ from the settings."""
     with _database() as database:
@@ -166,6 +270,7 @@ def list_tenants() -> None:
     "delete_after",
     help="When its jobs are deleted after their end, such as 30d; none: as the settings say.",
 )
+@data_dir_option
 @click.pass_context
 def set_(context: click.Context, name: str, tier: str | None, delete_after: str | None) -> None:
     """Change what is given of the tenant NAME."""

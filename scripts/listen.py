@@ -25,7 +25,7 @@ from common.settings import Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.cli import load_settings
-from scripts.client import flagged, key_option, plural, server_option
+from scripts.client import flagged, gateway_options, plural
 from scripts.running import find_running
 from scripts.service import Service
 from scripts.streaming import (
@@ -279,8 +279,7 @@ class Listening:
     default="txt",
     help="json: every message of the gateway, one a line.",
 )
-@server_option
-@key_option
+@gateway_options
 def listen(
     file: str | None,
     microphone: bool,

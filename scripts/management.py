@@ -10,12 +10,11 @@ import click
 from common.domain.job import JobStatus
 from scripts.client import (
     find_gateway,
+    gateway_options,
     job_id_argument,
     json_option,
-    key_option,
     local_time,
     recording_name,
-    server_option,
 )
 
 LARGEST_PAGE = 200
@@ -31,8 +30,7 @@ LARGEST_PAGE = 200
 )
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @json_option
-@server_option
-@key_option
+@gateway_options
 def jobs(
     statuses: tuple[str, ...], limit: int, as_json: bool, server: str | None, key: str | None
 ) -> None:
@@ -62,8 +60,7 @@ def _line(job_id: str, status: str, progress: object, made: str, recording: str)
 
 @click.command()
 @job_id_argument
-@server_option
-@key_option
+@gateway_options
 def retry(job_id: str, server: str | None, key: str | None) -> None:
     """Have what is missing of the failed job ID done, and nothing else again."""
     with find_gateway(server, key) as gateway:
@@ -73,8 +70,7 @@ def retry(job_id: str, server: str | None, key: str | None) -> None:
 
 @click.command()
 @job_id_argument
-@server_option
-@key_option
+@gateway_options
 def delete(job_id: str, server: str | None, key: str | None) -> None:
     """Cancel the job ID if it runs, and erase its recording and its text for good."""
     with find_gateway(server, key) as gateway:

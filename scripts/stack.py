@@ -337,7 +337,8 @@ class Stack:
                 child.start(self._environment())
 
     def _take_down(self) -> None:
-        (self.data_dir / "stack.json").unlink(missing_ok=True)
+        if self._lock is not None:  # without it, the directory is another stack's
+            (self.data_dir / "stack.json").unlink(missing_ok=True)
         for role in PATIENCE_S:
             self._end_role(role)
         for server in reversed(self._servers.values()):

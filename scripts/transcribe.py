@@ -30,11 +30,10 @@ from scripts.client import (
     clock,
     ending_of,
     flagged,
-    key_option,
+    gateway_options,
     lines,
     passing,
     plural,
-    server_option,
 )
 from scripts.progress import Board, Take
 from scripts.service import Service
@@ -431,8 +430,7 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     type=click.IntRange(min=1),
     help="Worker processes, where no stack is running yet [one per core].",
 )
-@server_option
-@key_option
+@gateway_options
 def transcribe(
     files: tuple[Path, ...],
     endings: list[str],

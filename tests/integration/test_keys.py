@@ -405,6 +405,33 @@ def test_the_command_line_makes_keys_that_open(
     assert steno(gateway.database_url, "keys", "revoke", stored.id).exit_code == 1
 
 
+def test_keys_can_be_made_by_way_of_a_gateway(
+    gateway: GatewayProcess, gateway_database: Database
+) -> None:
+    at_gateway = ("--server", gateway.url, "--key", OPERATOR)
+
+    def keys(*arguments: str) -> Result:
+        return steno("", "keys", *arguments, *at_gateway)
+
+    made = keys("create", "--name", "mine", "--tenant", "far", "--expires-in", "1h")
+    assert made.exit_code == 0, made.stderr
+    assert ask(gateway, made.stdout.strip()).status_code == 404
+    (stored,) = Keys(gateway_database, "far").all()
+    assert stored.id in keys("list", "--tenant", "far").stdout
+    assert stored.id not in keys("list").stdout
+    assert keys("revoke", stored.id).exit_code == 1
+    assert keys("revoke", stored.id, "--tenant", "far").exit_code == 0
+    assert Keys(gateway_database, "far").all()[0].state == "revoked"
+
+
+def test_doctor_examines_a_gateway_from_outside(gateway: GatewayProcess) -> None:
+    done = steno("", "doctor", "--server", gateway.url, "--key", OPERATOR)
+    assert done.exit_code == 1
+    assert f"answers at {gateway.url}" in done.stdout
+    assert "postgres    ok" in done.stdout
+    assert "-> start one with: steno worker" in done.stdout
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from click.testing import CliRunner
 from pydantic import SecretStr
 
 from common.db.migrate import revisions
@@ -29,6 +30,7 @@ from common.settings import (
     import_from_checkout,
 )
 from scripts import stack as stack_module
+from scripts.cli import steno
 from scripts.stack import Child, Stack, find_running
 
 ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")
@@ -39,6 +41,14 @@ def no_servers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a developer has set must not reach a stack under test."""
     for name in ("DATABASE_URL", "REDIS_URL", "REDIS_HOST", "DATA_DIR", "API_HOST", "API_PORT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def stack_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data directory of a stack that is up."""
+    data_dir = tmp_path_factory.mktemp("elsewhere")
+    with Stack(settings_for(data_dir), workers=0):
+        yield data_dir
 
 
 def settings_for(data_dir: Path, port: int = 0) -> Settings:
@@ -172,7 +182,34 @@ def test_a_running_stack_can_be_found_and_a_stopped_one_cannot(tmp_path: Path) -
         assert (found.address, found.pid) == (stack.address, os.getpid())
         with pytest.raises(SetupProblem, match=f"in use by another stack .process {os.getpid()}"):
             Stack(settings_for(tmp_path)).start()
+        assert find_running(tmp_path) == found
     assert find_running(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["jobs"], "recording"),
+        (["doctor"], "up at http"),
+        (["keys", "list"], "scopes"),
+        (["tenants", "list"], "tier"),
+        (["migrate"], "The database is at"),
+    ],
+)
+def test_every_command_finds_the_stack_of_a_data_directory(
+    stack_elsewhere: Path, tmp_path: Path, command: list[str], shown: str
+) -> None:
+    elsewhere = {"DATA_DIR": str(tmp_path)}
+    done = CliRunner().invoke(steno, [*command, "--data-dir", str(stack_elsewhere)], env=elsewhere)
+    assert shown in done.stdout, done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_finds_no_stack_says_where_it_looked(tmp_path: Path) -> None:
+    done = CliRunner().invoke(steno, ["jobs", "--data-dir", str(tmp_path)], env={"DATA_DIR": ""})
+    assert done.exit_code == 1
+    assert f"not running over {tmp_path}" in done.stderr
+    assert "--data-dir" in done.stderr
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:

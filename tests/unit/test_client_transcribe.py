@@ -101,7 +101,7 @@ def test_who_names_no_language_is_told_which_was_taken(
 
 
 def test_the_options_are_those_of_the_upload_form() -> None:
-    ours = {"files", "endings", "output", "flag", "workers", "server", "key"}
+    ours = {"files", "endings", "output", "flag", "workers", "server", "key", "data_dir"}
     assert {parameter.name for parameter in transcribe.params} - ours == set(
         UploadOptions.model_fields
     )

@@ -292,7 +292,7 @@ def test_a_microphone_that_is_not_there_is_named(server: ScriptedStream, tmp_pat
 
 
 def test_the_options_are_those_of_streams() -> None:
-    ours = {"file", "microphone", "device", "speed", "form", "server", "key"}
+    ours = {"file", "microphone", "device", "speed", "form", "server", "key", "data_dir"}
     assert {parameter.name for parameter in listen.params} - ours == set(
         StreamOptions.model_fields
     ) - {"metadata"}

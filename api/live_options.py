@@ -13,7 +13,7 @@ from api.client_data import metadata_of
 from api.problems import bad_value, shown
 from api.resolving import MODELS
 from api.schemas import StreamOptions
-from common.asr.languages import LANGUAGES
+from common.asr.languages import AUTO, LANGUAGES
 from common.asr.loading import STYLES
 from common.db.snapshots import ClientData
 from common.domain.speaking import Endpointing
@@ -155,9 +155,9 @@ class StreamResolver:
         if wanted is not None and wanted not in LANGUAGES:
             allowed = ", ".join(LANGUAGES)
             raise UnknownOption(field="language", allowed=allowed, value=shown(wanted))
-        usual = current.language if current else self._settings.asr.default_language.lower()
+        usual = current.language if current else self._settings.asr.default_language
         language = wanted or usual
-        if language == "auto":  # nobody waits for the sound that it would take to find out
+        if language == AUTO:  # nobody waits for the sound that it would take to find out
             raise UnknownOption(field="language", allowed=", ".join(LANGUAGES), value=language)
         if spoken == EVERY_LANGUAGE or language in spoken:
             return language

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from api.client_data import metadata_of
 from api.problems import bad_value, shown
 from api.schemas import UploadOptions
-from common.asr.languages import LANGUAGES
+from common.asr.languages import AUTO, LANGUAGES
 from common.db.jobs import NewJob
 from common.db.snapshots import ClientData
 from common.domain.job import Priority
@@ -25,7 +25,6 @@ from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE, WHISPER_ENGINES
 from common.weights.store import WeightsState, WeightsStore
 
-AUTO = "auto"
 MODELS = "moderation, which is off here (AI_LOAD_MODELS=false)"
 
 
@@ -81,7 +80,7 @@ class Resolver:
     def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         asr = self._settings.asr
         engine = options.engine or asr.default_engine
-        language = options.language or asr.default_language.lower()
+        language = options.language or asr.default_language
         model = options.model or asr.default_model
         self._check(engine, model, language)
         return NewJob(

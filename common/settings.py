@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.asr.languages import AUTO, LANGUAGES
 from common.domain.keys import Limits
 from common.errors import SetupProblem
 
@@ -355,6 +356,14 @@ class AsrSettings(BaseSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads an engine uses; one process of one thread per core is fastest."""
 
+    @field_validator("default_language")
+    @classmethod
+    def _is_known(cls, language: str) -> str:
+        code = language.strip().lower()
+        if code != AUTO and code not in LANGUAGES:
+            raise ValueError(f"must be one of {AUTO}, {', '.join(LANGUAGES)}; got {language!r}")
+        return code
+
 
 class ChunkSettings(BaseSettings):
     """Cutting."""
@@ -568,8 +577,9 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         group: type[BaseSettings] = globals()[error.title]
         name = group.model_config["env_prefix"] + "_".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
         raise SetupProblem(
-            problem=f"The setting {name.upper()} is wrong: {first['msg']}",
+            problem=f"The setting {name.upper()} is wrong: {reason}",
             remedy="It comes from the environment or from .env; .env.example has them all",
         ) from error
     except PermissionError as error:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
+AUTO: Final = "auto"
+"""What a request says in place of a code to have the language detected."""
+
 LANGUAGES: Final = MappingProxyType(
     {
         "af": "Afrikaans",

@@ -67,6 +67,23 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+@pytest.mark.parametrize("name", ["DEFAULT_LANGUAGE", "ASR_LANGUAGE"])
+def test_a_default_language_that_whisper_does_not_know_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "english")
+    with pytest.raises(SetupProblem, match=r"DEFAULT_LANGUAGE.* auto, .*en, .*'english'"):
+        load_settings()
+
+
+@pytest.mark.parametrize(("given", "language"), [("EN", "en"), ("Auto", "auto"), ("haw", "haw")])
+def test_a_default_language_is_a_code_or_auto(
+    given: str, language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEFAULT_LANGUAGE", given)
+    assert load_settings().asr.default_language == language
+
+
 def test_a_wrong_setting_with_a_name_of_its_own_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_JSON", "maybe")
     with pytest.raises(SetupProblem, match="LOG_JSON is wrong"):

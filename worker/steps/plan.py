@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from uuid import UUID
 
+from common.asr.languages import AUTO
 from common.audio.decode import Decoding
 from common.audio.planning import PlannedChunk, Planner
 from common.audio.probe import check_length
@@ -14,7 +15,6 @@ from common.domain.request import Options
 from worker.context import Context, persist
 from worker.steps.sound import cut_samples, decoding_identity, open_recording, plan_options
 
-AUTO = "auto"
 NOBODY_SPEAKS = "en"
 """The language of a recording in which none could be detected: any is as good."""
 

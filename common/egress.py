@@ -168,11 +168,12 @@ class Egress:
             UrlRefused: this service will not go there.
         """
         parsed = parse_url(url, field)
-        lookup = self._lookups.submit(self._resolve, parsed.host, parsed.port or 0)
+        host = parsed.raw_host.decode("ascii")  # as it is looked up when the URL is used
+        lookup = self._lookups.submit(self._resolve, host, parsed.port or 0)
         found: Iterable[str] = ()
         with suppress(OSError, UnicodeError, TimeoutError):
             found = await asyncio.wait_for(asyncio.wrap_future(lookup), LOOKUP_S)
-        self._judge(parsed.host, found, field)
+        self._judge(host, found, field)
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """Where ``host`` leads, looked up once; every address of it may be connected to.
@@ -214,6 +215,7 @@ def parse_url(text: str, field: str = "url") -> httpx.URL:
         raise UrlRefused(field=field, reason="it has a space or a backslash in it")
     try:
         url = httpx.URL(text)
+        url.host  # noqa: B018 - a name that begins like one of IDNA's is decoded only now
     except (httpx.InvalidURL, ValueError):
         raise UrlRefused(field=field, reason="it is not a URL") from None
     if url.scheme not in {"http", "https"}:

@@ -217,7 +217,7 @@ class Gateway:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except httpx.InvalidURL as error:
+        except (httpx.InvalidURL, UnicodeError) as error:  # the latter of a name that IDNA has not
             raise Refused(detail=f"{self.address} is no address: {error}", status=0) from error
         except httpx.UnsupportedProtocol as error:
             raise Refused(detail=f"{self.address} is no http address", status=0) from error

@@ -186,8 +186,8 @@ class StreamClient:
     # --- the connection -----------------------------------------------------------------------
 
     async def _connect(self) -> ClientConnection:
-        host = urlsplit(self.address).hostname or ""
         try:
+            host = urlsplit(self.address).hostname or ""
             return await connect(
                 address_of(self.address),
                 additional_headers=shown(self._key),
@@ -197,7 +197,7 @@ class StreamClient:
                 ping_timeout=PONG_S,
                 close_timeout=FAREWELL_S,
             )
-        except InvalidURI as error:
+        except (InvalidURI, ValueError) as error:
             raise Refused(detail=f"{self.address} is no http address", status=0) from error
         except InvalidStatus as error:
             answer = error.response

@@ -73,6 +73,7 @@ def test_an_endpoint_is_made_changed_paused_resumed_and_deleted(gateway: Gateway
     "url",
     [
         "http://127.0.0.2/",
+        "http://xn--/",
         "http://2130706434/",
         "http://017700000002/",
         "http://0x7f000002/",

@@ -117,7 +117,9 @@ def test_a_gateway_that_is_not_there_is_named(address: str) -> None:
         gateway.status("1")
 
 
-@pytest.mark.parametrize("address", ["localhost", "ftp://x", "http://a:b"])
+@pytest.mark.parametrize(
+    "address", ["localhost", "ftp://x", "http://a:b", "http://xn--/", "http://[::1"]
+)
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(Refused, match="is no"), Gateway(address) as gateway:
         gateway.status("1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.egress import Egress, Outbound, is_public, parse_url
@@ -91,6 +92,8 @@ TRICKS = [
     "gopher://public.example/",
     "ftp://public.example/a.mp3",
     "jar:http://public.example/!/",
+    "http://xn--/",
+    "http://xn--ls8h.example/",
     "",
     "http://" + "a" * 2_000 + ".example/",
 ]
@@ -193,6 +196,36 @@ def _passes(url: str) -> bool:
     except UrlRefused:
         return False
     return True
+
+
+LABELS = st.one_of(
+    st.text(max_size=8),
+    st.text(st.characters(categories=["Nd", "Mn", "Cf"]), max_size=4),
+    st.sampled_from(["xn--", "xn--a", "xn--ls8h", "a" * 64, "public", "example", "127", "0x7f"]),
+    st.sampled_from(["[::1]", "[fe80::1%25eth0]", "[fe80::1%eth0]", "[v1.x]", "[", "%31", ""]),
+    st.ip_addresses(v=6).map(lambda address: f"[{address}]"),
+)
+URLS = st.builds(
+    "{}{}{}{}{}".format,
+    st.sampled_from(["http://", "https://", "HTTP://", "http:", "//", ""]),
+    st.sampled_from(["", "", "@", "me@", "me:secret@"]) | st.text(max_size=4),
+    st.lists(LABELS, max_size=3).map(".".join),
+    st.just("") | st.integers().map(":{}".format) | st.text(max_size=4).map(":{}".format),
+    st.text(st.characters(), max_size=8).map("/{}".format),
+)
+
+
+@settings(max_examples=1_000)
+@given(URLS)
+def test_whatever_a_url_is_made_of_it_is_judged(url: str) -> None:
+    try:
+        asyncio.run(EGRESS.check(url))
+        kept = parse_url(url)
+    except UrlRefused:
+        return
+    assert kept.host
+    with contextlib.suppress(UrlRefused, OSError):
+        asyncio.run(EGRESS.addresses(kept.raw_host.decode(), kept.port or 80))
 
 
 @given(st.text(max_size=60))

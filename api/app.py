@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from api import docs, problems
 from api.gateway import Gateway
 from api.metrics import HttpMetrics, RequestMetrics, Scraper
-from api.middleware import HeadLimits, RequestLog, SafeHeaders
+from api.middleware import HeadLimits, LocalOnly, RequestLog, SafeHeaders
 from api.openai import install as install_openai
 from api.routes import (
     events,
@@ -124,6 +124,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """From the inside out: what comes last sees a request first."""
+    app.add_middleware(LocalOnly, origins=settings.cors.allowed)
     app.add_middleware(
         HeadLimits,
         max_head_bytes=settings.api.max_header_kb * 1000,

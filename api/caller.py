@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Header, Request, Security, WebSocket
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import HTTPConnection
 
-from api.exposure import is_loopback
 from api.gateway import Gateway, GatewayDep
 from api.middleware import answer_with
 from common.db.jobs import NewJob
@@ -90,7 +88,7 @@ async def _caller(
         ),
     ] = None,
 ) -> Caller:
-    caller = await _identify(request, gateway, sent)
+    caller = await _identify(gateway, sent)
     if caller.key_id is not None:
         await _count(request, gateway, caller.key_id, caller.limits)
     return caller if x_tenant_id is None else _as_tenant(caller, x_tenant_id)
@@ -117,15 +115,13 @@ async def caller_of(
     return caller
 
 
-async def _identify(request: HTTPConnection, gateway: Gateway, sent: str | None) -> Caller:
+async def _identify(gateway: Gateway, sent: str | None) -> Caller:
     """Who shows the key ``sent``.
 
     Raises:
         Unauthorised: a key is needed, and this is none or no good one.
-        Forbidden: no key is needed, but only on this machine.
     """
-    if await gateway.keys.is_open():
-        _check_is_local(request, gateway)
+    if await gateway.keys.is_open():  # to nobody but this machine: see `LocalOnly`
         return Caller(DEFAULT_TENANT, None, _EVERYTHING)
     if not sent:
         reason = "An API key is needed, as `Authorization: Bearer ...` or `X-API-Key: ...`"
@@ -182,35 +178,6 @@ def _as_tenant(caller: Caller, tenant: str) -> Caller:
     return Caller(tenant, caller.key_id, caller.scopes, caller.limits)
 
 
-def _check_is_local(request: HTTPConnection, gateway: Gateway) -> None:
-    """Refuse what comes from elsewhere through a proxy here, or is asked for by a page elsewhere.
-
-    A proxy tells for whom it asks (X-Forwarded-For). A page may have a browser on this machine ask:
-    a name of its own may lead here (DNS rebinding), and forms may be sent to any address; the
-    headers Host and Origin, which no page can forge, tell.
-    """
-    if request.client is not None and not is_loopback(request.client.host):
-        reason = "Without an API key only this machine is answered, and nobody through a proxy"
-        raise Forbidden(reason=reason)
-    host = request.headers.get("host", "")
-    if not is_loopback(_name_in(host)):
-        reason = f"Without an API key only localhost is answered, and not the host {host[:200]!r}"
-        raise Forbidden(reason=reason)
-    origin = request.headers.get("origin")
-    known = (f"http://{host}", *gateway.settings.cors.allowed)
-    if origin is not None and origin not in known:
-        reason = f"Without an API key pages of {origin[:200]!r} may ask nothing; see CORS_ORIGINS"
-        raise Forbidden(reason=reason)
-
-
-def _name_in(host: str) -> str:
-    """The name or address in a Host header; empty where it is none."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
 def _with(scope: Scope) -> Callable[..., Coroutine[Any, Any, Caller]]:
     async def allowed(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
         _check_scope(caller, scope)
@@ -224,11 +191,11 @@ def _check_scope(caller: Caller, scope: Scope) -> None:
         raise Forbidden(reason=f"The API key does not have the scope {scope}")
 
 
-async def may_read_metrics(request: Request, gateway: GatewayDep, sent: Shown) -> None:
+async def may_read_metrics(gateway: GatewayDep, sent: Shown) -> None:
     """Let nobody else pass; with METRICS_OPEN everybody may, and no key is looked up."""
     if gateway.settings.metrics.open:
         return
-    _check_scope(await _identify(request, gateway, sent), Scope.ADMIN)
+    _check_scope(await _identify(gateway, sent), Scope.ADMIN)
 
 
 Reader = Annotated[Caller, Depends(_with(Scope.READ))]

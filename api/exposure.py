@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from urllib.parse import urlsplit
 
 from loguru import logger
 
 from common.db.database import Database
 from common.db.keys import AllKeys
-from common.errors import SetupProblem, Unavailable
+from common.errors import Forbidden, SetupProblem, Unavailable
 from common.settings import Settings
 
 LOOPBACK = "127.0.0.1"
@@ -18,7 +19,17 @@ PATIENCE_S = 60.0
 """How long Postgres may take to say whether there are keys."""
 RETRY_S = 1.0
 
-REMEDY = "make a key with `steno keys create`, or set GATEWAY_API_KEY, and start the gateway again"
+FORWARDED = frozenset(
+    {
+        *("forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip"),
+        *("true-client-ip", "cf-connecting-ip", "cf-ray", "fastly-client-ip", "fly-client-ip"),
+        *("x-original-host", "x-original-url", "x-envoy-external-address", "x-azure-clientip"),
+    }
+)
+"""What proxies add to the requests that they pass on, beside X-Forwarded-..."""
+
+KEY = "make a key with `steno keys create`, or set GATEWAY_API_KEY"
+REMEDY = f"{KEY}, and start the gateway again"
 
 
 def is_loopback(host: str) -> bool:
@@ -27,6 +38,48 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def check_is_local(
+    client: str | None, headers: Mapping[str, str], origins: Collection[str]
+) -> None:
+    """Reject a request that comes through a proxy, or from a page of another site.
+
+    ``client`` is the address that it comes from, ``origins`` whose pages may ask. A page may have a
+    browser on this machine ask: a name of its own may lead here (DNS rebinding), and any page may
+    embed what a local address answers or send a form to it. The headers Host, Origin and
+    Sec-Fetch-Site, which no page can forge, show that.
+
+    Raises:
+        Forbidden: it does not come straight from this machine.
+    """
+    proxied = [name for name in headers if name in FORWARDED or name.startswith("x-forwarded-")]
+    if proxied or (client is not None and not is_loopback(client)):
+        through = f" ({proxied[0]})" if proxied else ""
+        raise Forbidden(
+            reason="Without an API key only this machine is answered, and nobody through a "
+            f"proxy{through}; {KEY}"
+        )
+    host = headers.get("host", "")
+    if not is_loopback(_name_in(host)):
+        reason = f"Without an API key only localhost is answered, and not the host {host[:200]!r}"
+        raise Forbidden(reason=f"{reason}; {KEY}")
+    origin = headers.get("origin")
+    is_known = origin in (f"http://{host}", *origins)
+    if origin is not None and not is_known:
+        reason = f"Without an API key pages of {origin[:200]!r} may ask nothing; see CORS_ORIGINS"
+        raise Forbidden(reason=f"{reason}, or {KEY}")
+    if headers.get("sec-fetch-site", "").lower() == "cross-site" and not is_known:
+        reason = "Without an API key pages of other sites may neither embed this nor lead here"
+        raise Forbidden(reason=f"{reason}: enter the address by hand, or {KEY}")
+
+
+def _name_in(host: str) -> str:
+    """The name or address in a Host header; empty where it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def listening_host(

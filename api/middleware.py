@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.docs import ASSETS as STATIC
-from api.intake import take_in
-from api.problems import Problem, Refusal, unforeseen
+from api.exposure import check_is_local
+from api.intake import has_unread_body, take_in
+from api.problems import Problem, Refusal, problem, unforeseen
+from common.errors import Forbidden, Unavailable
 
 NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 """A policy for documents that are no pages (CSP)."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MORE = "steno.headers"
+_STARTS = {"http.response.start", "websocket.http.response.start"}
 _ROUTINE = {"/health", "/healthz", "/readyz"}
 
 
@@ -57,6 +61,37 @@ class HeadLimits:
         return Refusal(Problem(status, "too_large", detail, details))
 
 
+class LocalOnly:
+    """Rejects, as long as no key is needed, what does not come straight from this machine."""
+
+    def __init__(self, app: ASGIApp, *, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in {"http", "websocket"} and (answer := await self._refusal(scope)):
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _refusal(self, scope: Scope) -> Problem | Refusal | None:
+        request = HTTPConnection(scope)
+        try:
+            client = None if request.client is None else request.client.host
+            check_is_local(client, request.headers, self._origins)
+        except Forbidden as stranger:
+            try:
+                if not await request.state.gateway.keys.is_open():
+                    return None
+                answer = problem(stranger)
+            except Unavailable as error:
+                if scope["path"] in _ROUTINE:
+                    return None
+                answer = problem(error)
+            return Refusal(answer) if has_unread_body(scope) else answer
+        return None
+
+
 class SafeHeaders:
     """Tells browsers to do with the answers as little as possible.
 
@@ -70,6 +105,7 @@ class SafeHeaders:
             (b"x-content-type-options", b"nosniff"),
             (b"x-frame-options", b"DENY"),
             (b"referrer-policy", b"no-referrer"),
+            (b"cross-origin-resource-policy", b"same-origin"),
             (b"content-security-policy", NOTHING.encode()),
         ]
         if https:
@@ -77,13 +113,13 @@ class SafeHeaders:
         self._uncached = [*self._headers, (b"cache-control", b"no-store")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
         ours = self._headers if STATIC in scope["path"] else self._uncached
 
         async def send_safely(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in _STARTS:
                 there = {name for name, _ in message["headers"]}
                 more = [header for header in ours if header[0] not in there]
                 message["headers"] = [*message["headers"], *more]
@@ -117,7 +153,7 @@ class RequestLog:
             nonlocal status
             if message["type"] == "websocket.close":
                 status = message.get("code", 0)
-            elif message["type"] in {"http.response.start", "websocket.http.response.start"}:
+            elif message["type"] in _STARTS:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id

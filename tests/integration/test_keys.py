@@ -15,6 +15,8 @@ import psutil
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from common.db.database import Database
 from common.db.keys import AllKeys, Keys
@@ -309,20 +311,49 @@ def test_without_any_key_loopback_is_answered_until_there_is_one(
         (keyless.url, 404),
     ):
         assert ask(keyless, None, headers={"Origin": origin}).status_code == status
-    for sender, status in (
-        ("127.0.0.1", 404),
-        ("93.184.216.34", 403),
-        ("127.0.0.1, 93.184.216.34", 403),
-        ("unknown", 403),
+    for sender in ("127.0.0.1", "93.184.216.34", "127.0.0.1, 93.184.216.34", "unknown"):
+        assert ask(keyless, None, headers={"X-Forwarded-For": sender}).status_code == 403
+    for page, status in (
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "Cross-Site", "Sec-Fetch-Mode": "navigate"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost:5173"}, 404),
+        ({"Sec-Fetch-Site": "same-origin"}, 404),
+        ({"Sec-Fetch-Site": "none"}, 404),
     ):
-        assert ask(keyless, None, headers={"X-Forwarded-For": sender}).status_code == status
+        assert ask(keyless, None, headers=page).status_code == status
     with Database(database_url) as database:
         _, key = Keys(database, "acme").create("the first", [Scope.READ])
         wait_until(lambda: ask(keyless, None).status_code == 401, "the end of the keyless mode")
-        assert ask(keyless, key).status_code == 404
+        assert ask(keyless, key, headers={"X-Real-IP": "10.0.0.7"}).status_code == 404
         Keys(database, "acme").revoke(key.id)
         wait_until(lambda: ask(keyless, key).status_code == 401, "the revocation")
         assert ask(keyless, None).status_code == 401
+
+
+PROXIED = (
+    *("X-Real-IP", "Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "x-forwarded-by"),
+    *("X-Forwarded-Proto", "X-Client-IP", "CF-Connecting-IP", "True-Client-IP"),
+)
+PATHS = ("/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/health", "/api/v1/jobs")
+
+
+def test_without_any_key_nobody_is_answered_through_a_proxy(keyless: GatewayProcess) -> None:
+    for header in PROXIED:
+        sent = {header: "127.0.0.1"}
+        assert [keyless.http.get(path, headers=sent).status_code for path in PATHS] == [403] * 7
+        with pytest.raises(InvalidStatus) as caught:
+            connect(
+                keyless.url.replace("http", "ws") + "/ws/transcribe",
+                additional_headers=sent,
+                proxy=None,
+            )
+        assert caught.value.response.status_code == 403
+        assert caught.value.response.headers["cross-origin-resource-policy"] == "same-origin"
+    files = {"file": ("a.wav", make_wav(bytes(1_000)))}
+    refused = keyless.http.post("/api/v1/upload", files=files, headers={"Via": "1.1 squid"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    for said in ("through a proxy (via)", "steno keys create", "GATEWAY_API_KEY"):
+        assert said in refused.json()["detail"]
 
 
 def test_without_any_key_a_public_address_is_not_listened_on(

@@ -49,6 +49,7 @@ CLIENTS_SEND = (
 """What pages of other origins may send (CORS)."""
 CLIENTS_READ = (
     *("X-Request-Id", "X-Job-Id", "Location", "Idempotent-Replayed", "Retry-After"),
+    "X-Ignored-Parameters",
     *("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"),
     *("Content-Disposition", "Content-Length", "Content-Range", "WWW-Authenticate"),
 )

@@ -103,8 +103,13 @@ class StreamResolver:
             reason = "the engine is not installed on this gateway"
             raise RecognizerUnusable(engine=state.engine, model=state.model, reason=reason)
         if state.state == "missing":
+            here = [f"{engine}/{model}" for engine, model in self._weights.present()]
             raise ModelNotHere(
-                field="model_id", model=state.model, engine=state.engine, value=state.model
+                field="model_id",
+                model=state.model,
+                engine=state.engine,
+                value=state.model,
+                here=", ".join(here) or "none",
             )
         return Setup(state.engine, state.model, self._language(options, current, state))
 

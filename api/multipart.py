@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from email.utils import collapse_rfc2231_value, decode_params, unquote
+from urllib.parse import unquote as unquote_url
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -17,9 +18,12 @@ from common.errors import Malformed, TooLarge, Unsupported
 
 MAX_OPTION_BYTES = 16 * 1024
 MAX_REPEATED = 16
+MAX_IGNORED = 32
+"""How many names of unknown parts are kept."""
 MAX_HEADER_BYTES = 16 * 1024
 """A name of 300 Vietnamese letters takes up to 5,400 bytes, percent-encoded."""
 
+_BROWSERS_ESCAPES = re.compile("%(22|0D|0A)", re.IGNORECASE)
 _PARAMETER = re.compile(r";\s*([^\s=;\"]+)\s*=\s*(\"(?:[^\"\\]|\\.)*\"|[^;]*)")
 
 
@@ -27,7 +31,8 @@ class FormReader:
     """A form with one file, in the part named ``file_field``, and options before or after it.
 
     ``options`` has what was sent, by name; ``lists`` those of ``repeatable``, which may come more
-    than once. ``filename`` is as the client wrote it: not to be trusted with anything.
+    than once. With ``ignores_unknown`` parts of other names are dropped, and ``ignored`` has these
+    names. ``filename`` is as the client wrote it: not to be trusted with anything.
 
     Raises:
         Malformed: the content type has no boundary.
@@ -40,6 +45,7 @@ class FormReader:
         file_field: str,
         known: Collection[str],
         repeatable: Collection[str] = (),
+        ignores_unknown: bool = False,
     ) -> None:
         kind, parameters = parse_options_header(content_type)
         if kind != b"multipart/form-data":
@@ -48,12 +54,15 @@ class FormReader:
             raise Malformed(reason="the content type names no boundary")
         self.options: dict[str, str] = {}
         self.lists: dict[str, list[str]] = {}
+        self.ignored: list[str] = []
         self.filename: str | None = None
         self.file_begun = False
         self.file_ended = False
         self._file_field = file_field
         self._known = known
         self._repeatable = repeatable
+        self._ignores_unknown = ignores_unknown
+        self._ignores_part = False
         self._ended = False
         self._header = bytearray()
         self._value = bytearray()
@@ -126,8 +135,12 @@ class FormReader:
         name = _text(parameters.get(b"name", b""), "the name of a part")
         if not name:
             raise Malformed(reason="a part has no name")
+        self._ignores_part = False
         if name not in (self._file_field, *self._repeatable) and name not in self._known:
-            raise Unsupported(field=name[:100])
+            if not self._ignores_unknown:
+                raise Unsupported(field=name[:100])
+            self._ignore(name[:100])
+            return
         if len(self.lists.get(name, ())) == MAX_REPEATED:
             raise Malformed(reason=f"{name} is there more than {MAX_REPEATED} times")
         if name in self.options or (name == self._file_field and self.file_begun):
@@ -137,7 +150,14 @@ class FormReader:
             self.file_begun = True
             self.filename = file_name(self._disposition)
 
+    def _ignore(self, name: str) -> None:
+        self._ignores_part = True
+        if name not in self.ignored and len(self.ignored) < MAX_IGNORED:
+            self.ignored.append(name)
+
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._ignores_part:
+            return
         if self._name == self._file_field:
             self._pieces.append(data if start == 0 and end == len(data) else data[start:end])
             return
@@ -146,6 +166,8 @@ class FormReader:
             raise TooLarge(field=self._name, limit=f"{MAX_OPTION_BYTES} bytes", value="more")
 
     def _on_part_end(self) -> None:
+        if self._ignores_part:
+            return
         if self._name == self._file_field:
             self.file_ended = True
             return
@@ -169,7 +191,10 @@ def file_name(disposition: bytes) -> str | None:
             if name := unquote(collapse_rfc2231_value(value, errors="replace")):
                 return name
     plain = parse_options_header(disposition)[1].get(b"filename")
-    return None if plain is None else plain.decode("utf-8", "replace")
+    if plain is None:
+        return None
+    # Browsers escape these three, and nothing else (WHATWG HTML, multipart/form-data encoding).
+    return _BROWSERS_ESCAPES.sub(lambda it: unquote_url(it[0]), plain.decode("utf-8", "replace"))
 
 
 def _text(raw: bytes, what: str) -> str:

@@ -1,7 +1,8 @@
 """What clients of OpenAI's audio API send and expect, in terms of our own jobs.
 
 Source: OpenAI's API reference, "Create transcription" and "Create translation", and its error
-objects. Nothing is taken and ignored: a field that has no meaning here is refused by name.
+objects. Fields that have no meaning here are ignored, since clients send some by habit, and the
+answer names them in the header `api.uploads.IGNORED`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.problems import Problem, bad_value, problem, unless_unread
 from api.schemas import Number, Prose
-from common.asr.languages import LANGUAGES
+from common.asr.languages import LANGUAGES, language_code
 from common.domain.formats import to_srt, to_vtt
 from common.domain.request import Task
 from common.domain.results import seconds, segment_document, word_document
@@ -31,8 +32,19 @@ from common.errors import Needs, StenoError, UnknownOption
 PREFIX = "/v1"
 WHISPER = "whisper-1"
 """OpenAI's name for its Whisper, which every client knows: here, the default weights."""
+_OPENAI_MODEL = re.compile(r"whisper-1|gpt-4o(-mini)?-transcribe(-\d{4}-\d{2}-\d{2})?")
+_PUBLISHED = re.compile(
+    r"((openai|systran|guillaumekln|mobiuslabsgmbh|deepdml|ggerganov|vinai)/)?"
+    r"((faster-)?whisper-|ggml-)?"
+    r"(?P<name>(phowhisper-)?(tiny|base|small|medium|large-v3-turbo|large-v3|large|turbo))"
+    r"(-ct2|\.bin)?",
+    re.IGNORECASE,
+)
+_SHORT_NAMES = MappingProxyType({"turbo": "large-v3-turbo", "large": "large-v3"})
 AUTO = "auto"
 GRANULARITIES = "timestamp_granularities[]"
+UNBRACKETED = "timestamp_granularities"
+"""The same as some clients send it."""
 
 
 def _named(model: str) -> str:
@@ -41,13 +53,33 @@ def _named(model: str) -> str:
     return model
 
 
+def weights_named(model: str) -> tuple[str, str]:
+    """Engine and weights that clients mean by ``model``; "" is the default.
+
+    OpenAI's models are the default weights. Published Whisper weights go by the names that the hub,
+    Groq, faster-whisper and whisper.cpp have for them: `Systran/faster-whisper-small`,
+    `whisper-large-v3`, `ggml-base.bin`, `turbo`. Any other name is an engine's and weights', as
+    `GET /v1/models` lists them.
+    """
+    if _OPENAI_MODEL.fullmatch(model):
+        return "", ""
+    published = _PUBLISHED.fullmatch(model)
+    if published is None:
+        engine, _, name = model.rpartition("/")
+        return engine, name
+    name = published["name"].lower()
+    return "", _SHORT_NAMES.get(name, name)
+
+
 class AudioOptions(BaseModel):
     """What both calls take, beside the file."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_named)]
-    """Weights, as `GET /v1/models` lists them; whisper-1: the default ones."""
+    """Weights, as `GET /v1/models` lists them, or as they were published
+    (`Systran/faster-whisper-small`, `whisper-large-v3`); whisper-1, gpt-4o-transcribe and
+    gpt-4o-mini-transcribe: the default ones."""
     prompt: Prose | None = None
     """Text the recording is to be taken to continue."""
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
@@ -61,10 +93,10 @@ class AudioOptions(BaseModel):
         return ("segment",)
 
     def job_options(self, task: Task) -> dict[str, str]:
-        """The same as options of an upload; ``model`` may name its engine, as ``engine/name``."""
-        engine, _, name = self.model.rpartition("/")
+        """The same as options of an upload."""
+        engine, name = weights_named(self.model)
         options = {
-            "model": "" if self.model == WHISPER else name,
+            "model": name,
             "engine": engine,
             "task": task,
             "language": AUTO,
@@ -78,12 +110,15 @@ class AudioOptions(BaseModel):
         """Check a form's fields; an empty one counts as not sent.
 
         Raises:
+            Missing, Needs: a field is missing; none of the others is wrong.
             BadInput: a field is wrong; it is named.
         """
         try:
             return cls.model_validate({name: value for name, value in sent.items() if value})
         except ValidationError as error:
-            raise bad_value(dict(error.errors()[0])) from None
+            errors = error.errors()
+            first = next((each for each in errors if each["type"] != "missing"), errors[0])
+            raise bad_value(dict(first)) from None
 
 
 class TranslationOptions(AudioOptions):
@@ -94,7 +129,8 @@ class TranscriptionOptions(AudioOptions):
     """`POST /v1/audio/transcriptions`."""
 
     language: Annotated[str | None, Field(max_length=20)] = None
-    """ISO-639-1, such as vi; left out: it is detected."""
+    """ISO-639-1, such as vi; a locale (pt-BR) and a name (English) are taken too. Left out: it is
+    detected."""
     timestamp_granularities: list[Literal["word", "segment"]] = Field(
         ["segment"], alias="timestamp_granularities[]"
     )
@@ -108,7 +144,9 @@ class TranscriptionOptions(AudioOptions):
 
     def job_options(self, task: Task) -> dict[str, str]:
         options = super().job_options(task)
-        return {**options, "language": self.language.lower()} if self.language else options
+        if self.language:
+            options["language"] = language_code(self.language) or self.language
+        return options
 
     @classmethod
     def read(cls, sent: Mapping[str, str | list[str]]) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -77,6 +77,32 @@ class Resolver:
             await self._egress.check(options.webhook_url, "webhook_url")
         return job
 
+    async def check_names(self, options: UploadOptions) -> None:
+        """Raise `UnknownOption` for names that are wrong whatever else is asked for."""
+        _check_language(options.language)
+        if options.model is not None:
+            states = await asyncio.to_thread(self._states)
+            if options.model not in {state.model for state in states}:
+                raise _not_among("model", _offered(states), options.model)
+
+    def installed(self) -> list[str]:
+        """The weights for jobs on this machine; all that are known where it keeps none."""
+        states = self._states()
+        stocked = [state for state in states if state.state != "missing"] or states
+        return [self.listed_name(state.engine, state.model) for state in stocked]
+
+    def listed_name(self, engine: str, model: str) -> str:
+        """What these weights are called where a name has no engine beside it; "" is the default.
+
+        Those of the default engine go by their name, others by ``engine/name``.
+        """
+        asr = self._settings.asr
+        name = model or asr.default_model
+        return name if engine in ("", asr.default_engine) else f"{engine}/{name}"
+
+    def _states(self) -> list[WeightsState]:
+        return [state for state in self._weights.states() if state.engine in WHISPER_ENGINES]
+
     def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         asr = self._settings.asr
         engine = options.engine or asr.default_engine
@@ -101,14 +127,14 @@ class Resolver:
         )
 
     def _check(self, engine: str, model: str, language: str) -> None:
-        if language != AUTO and language not in LANGUAGES:
-            raise _not_among("language", [AUTO, *LANGUAGES], language)
-        states = self._weights.states()
+        _check_language(language)
+        states = self._states()
         known = {state.model: state for state in states if state.engine == engine}
         if model not in known:
-            raise _not_among("model", known, model)
+            raise _not_among("model", _offered(known.values()), model)
         if known[model].state == "missing" and _is_stocked(states):
-            raise ModelNotHere(field="model", model=model, engine=engine, value=model)
+            here = ", ".join(self.installed())
+            raise ModelNotHere(field="model", model=model, engine=engine, value=model, here=here)
         spoken = known[model].languages
         if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
             raise _not_among("language", spoken, language)
@@ -140,6 +166,11 @@ class Resolver:
         )
 
 
+def _check_language(language: str | None) -> None:
+    if language is not None and language != AUTO and language not in LANGUAGES:
+        raise _not_among("language", [AUTO, *LANGUAGES], language)
+
+
 def _decoding(options: UploadOptions) -> Decoding:
     return Decoding(
         task=options.task,
@@ -159,6 +190,12 @@ def _not_among(field: str, allowed: Iterable[str], value: str) -> UnknownOption:
     return UnknownOption(field=field, allowed=", ".join(allowed), value=value[:200])
 
 
-def _is_stocked(states: list[WeightsState]) -> bool:
+def _is_stocked(states: Iterable[WeightsState]) -> bool:
     """Whether this machine keeps weights for jobs; a gateway apart from the workers does not."""
-    return any(state.state != "missing" and state.engine in WHISPER_ENGINES for state in states)
+    return any(state.state != "missing" for state in states)
+
+
+def _offered(states: Collection[WeightsState]) -> list[str]:
+    """The weights that a job may have: those that are here, if there are any."""
+    here = [state for state in states if state.state != "missing"] or states
+    return list(dict.fromkeys(state.model for state in here))

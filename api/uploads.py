@@ -10,11 +10,12 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from fastapi import Request
@@ -24,6 +25,7 @@ from api.caller import Caller
 from api.gateway import Gateway
 from api.idempotency import idempotency, idempotency_key, tell_of_replay
 from api.intake import stream_body
+from api.middleware import answer_with
 from api.multipart import FormReader
 from api.resolving import form_options
 from api.schemas import Accepted, UploadOptions
@@ -33,6 +35,7 @@ from common.db.usage import RETRY_S, Usage
 from common.domain.job import JobStatus
 from common.errors import (
     Missing,
+    Needs,
     NotFound,
     OutcomeUnknown,
     Stalled,
@@ -47,6 +50,14 @@ BLOCK_BYTES = 1 << 20
 FORM_BYTES = 1 << 20
 """What a form may have beside its file."""
 PATIENCE_S = 60.0
+IGNORED = "X-Ignored-Parameters"
+"""The header that names what a request had and its answer does not heed."""
+
+
+def tell_of_ignored(request: Request, names: Iterable[str]) -> None:
+    """Have the answer name parameters that were ignored."""
+    if named := ", ".join(quote(name, safe="[]") for name in names):
+        answer_with(request.scope, {IGNORED: named})
 
 
 class Body:
@@ -143,16 +154,20 @@ class IncomingFile:
 class Form:
     """A form that brings a recording in its field ``file``.
 
-    ``fields`` may come once each, ``lists`` several times. ``options`` makes of them what our own
-    upload takes (`UploadOptions`).
+    ``fields`` may come once each, ``lists`` several times, before or after the file; other fields
+    are rejected, or with ``ignores_unknown`` ignored. ``options`` makes of them what our own upload
+    takes (`UploadOptions`); it is asked again when more of them are here.
 
     Raises, from ``options``:
+        Missing, Needs: a field is missing.
         BadInput: a field is wrong.
     """
 
     fields: Collection[str]
     lists: Collection[str] = ()
     options: Callable[[FormReader], Mapping[str, str]] = lambda form: form.options
+    file: str = "file"
+    ignores_unknown: bool = False
 
 
 UPLOAD = Form(tuple(UploadOptions.model_fields))
@@ -194,9 +209,10 @@ class _Incoming(ABC):
         await self._gateway.in_turn(self._check_room, request)
         form = FormReader(
             request.headers.get("content-type"),
-            file_field="file",
+            file_field=self._form.file,
             known=self._form.fields,
             repeatable=self._form.lists,
+            ignores_unknown=self._form.ignores_unknown,
         )
         try:
             await self._receive(form, request, body)
@@ -238,8 +254,12 @@ class _Incoming(ABC):
                 del under_way[key_id]
 
     @abstractmethod
+    async def _check_early(self, form: FormReader, request: Request) -> None:
+        """Raise `BadInput` for what no field that is still to come can make good."""
+
+    @abstractmethod
     async def _check(self, form: FormReader, request: Request) -> None:
-        """Raise `BadInput` where what came of ``form`` is reason enough to read no more of it."""
+        """Raise `BadInput` where the complete ``form`` asks for something impossible."""
 
     @abstractmethod
     def _store(self, recording: NewRecording, request: Request) -> Created:
@@ -268,12 +288,12 @@ class _Incoming(ABC):
                 await self._file.take(piece)
             self._check_size(max(self._file.size, received - FORM_BYTES))
             if form.file_begun and not checked:
-                # What is wrong already is not worth waiting for the file.
-                await self._check(form, request)
+                await self._check_early(form, request)
                 checked = True
         form.finish()
+        tell_of_ignored(request, form.ignored)
         if not form.file_begun:
-            raise Missing(field="file")
+            raise Missing(field=self._form.file)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -351,8 +371,13 @@ class Upload(_Incoming):
     def __init__(self, gateway: Gateway, caller: Caller, form: Form = UPLOAD) -> None:
         super().__init__(gateway, caller, form, uuid4())
 
-    async def _check(self, form: FormReader, request: Request) -> None:
+    async def _check_early(self, form: FormReader, request: Request) -> None:
         idempotency_key(request)
+        with suppress(Missing, Needs):
+            options = form_options(self._form.options(form))
+            await self._gateway.resolver.check_names(options)
+
+    async def _check(self, form: FormReader, request: Request) -> None:
         self._options = form_options(self._form.options(form))
         job = await self._gateway.resolver.resolve(self._job_id, self._options)
         self._job = self._caller.asking(request, job)
@@ -369,6 +394,9 @@ class AwaitedUpload(_Incoming):
 
     def __init__(self, gateway: Gateway, caller: Caller, job_id: UUID) -> None:
         super().__init__(gateway, caller, Form(fields=()), job_id)
+
+    async def _check_early(self, form: FormReader, request: Request) -> None:
+        await self._check(form, request)
 
     async def _check(self, form: FormReader, request: Request) -> None:  # noqa: ARG002
         await self._gateway.in_thread(self._jobs.check_awaits, self._job_id)

@@ -78,7 +78,7 @@ class Missing(BadInput):
 
 
 class ModelNotHere(BadInput):
-    """model {model} has no weights here yet; run: steno models pull {model} --engine {engine}"""
+    """model {model} is not installed ({here} are): steno models pull {model} --engine {engine}"""
 
     code = "weights_missing"
     status = 422

@@ -25,6 +25,7 @@ from api.openai import (
     GRANULARITIES,
     PREFIX,
     TEXTS,
+    UNBRACKETED,
     WHISPER,
     AudioOptions,
     Failure,
@@ -34,18 +35,18 @@ from api.openai import (
     documented,
     usage,
     verbose_document,
+    weights_named,
 )
 from api.problems import Refusal, problem
 from api.routes.jobs import check_ready
 from api.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
-from api.uploads import Body, Form, Upload
+from api.uploads import IGNORED, Body, Form, Upload
 from common.db.snapshots import Snapshot
 from common.domain.request import Task
 from common.domain.transcript import Transcript, join_text
 from common.domain.values import Segment
 from common.errors import NotFound, NotReady, StenoError, StillUnderWay
 from common.transcripts import transcript_of
-from common.weights.manifest import WHISPER_ENGINES
 
 router = APIRouter(prefix=PREFIX, tags=["openai"], route_class=Route)
 
@@ -69,6 +70,7 @@ class Call:
         file = {"type": "string", "format": "binary", "description": "The recording."}
         schema["properties"] = {"file": file, **schema["properties"]}
         schema["required"] = ["file", "model"]
+        del schema["additionalProperties"]
         return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
@@ -80,8 +82,8 @@ class Asked:
         self._model = call.options
         self._options: AudioOptions | None = None
         names = {field.alias or name for name, field in call.options.model_fields.items()}
-        lists = names & {GRANULARITIES}
-        self.form = Form(tuple(names - lists), tuple(lists), self._read)
+        lists = {GRANULARITIES, UNBRACKETED} if GRANULARITIES in names else set()
+        self.form = Form(tuple(names - lists), tuple(lists), self._read, ignores_unknown=True)
 
     @property
     def options(self) -> AudioOptions:
@@ -89,7 +91,10 @@ class Asked:
         return self._options
 
     def _read(self, form: FormReader) -> dict[str, str]:
-        self._options = self._model.read({**form.options, **form.lists})
+        sent: dict[str, str | list[str]] = {**form.options, **form.lists}
+        if UNBRACKETED in sent:
+            sent.setdefault(GRANULARITIES, sent.pop(UNBRACKETED))
+        self._options = self._model.read(sent)
         return self._options.job_options(self.task)
 
 
@@ -103,7 +108,13 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
             kind: {}
             for kind in ("application/json", MEDIA_TYPE, *(kind for kind, _ in TEXTS.values()))
         },
-        "headers": {JOB_ID: {"schema": {"type": "string", "format": "uuid"}}},
+        "headers": {
+            JOB_ID: {"schema": {"type": "string", "format": "uuid"}},
+            IGNORED: {
+                "description": "Parameters of the request that have no meaning here",
+                "schema": {"type": "string"},
+            },
+        },
     },
     **documented(400, 401, 403, 404, 408, 409, 413, 415, 429, 503, 504),
 }
@@ -229,22 +240,13 @@ async def models(gateway: GatewayDep, _: Reader) -> dict[str, Any]:
 )
 async def model(model: str, gateway: GatewayDep, _: Reader) -> dict[str, Any]:
     """OpenAI's "Retrieve model"."""
-    if model not in await _names(gateway):
+    if gateway.resolver.listed_name(*weights_named(model)) not in await _names(gateway):
         raise NotFound(what="model", value=model[:200])
     return _model(model)
 
 
 async def _names(gateway: Gateway) -> list[str]:
-    """Weights of the default engine by their name, others as ``engine/name``."""
-    default = gateway.settings.asr.default_engine
-    known = await asyncio.to_thread(gateway.weights.states)
-    states = [state for state in known if state.engine in WHISPER_ENGINES]
-    stocked = [state for state in states if state.state != "missing"] or states
-    names = [
-        state.model if state.engine == default else f"{state.engine}/{state.model}"
-        for state in stocked
-    ]
-    return [WHISPER, *names]
+    return [WHISPER, *await asyncio.to_thread(gateway.resolver.installed)]
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -118,5 +118,66 @@ LANGUAGES: Final = MappingProxyType(
 )
 """Code to English name, in the codes' order."""
 
+_OTHER_NAMES: Final = MappingProxyType(
+    {
+        # Other names (whisper/tokenizer.py, TO_LANGUAGE_CODE).
+        "castilian": "es",
+        "flemish": "nl",
+        "haitian": "ht",
+        "letzeburgesch": "lb",
+        "mandarin": "zh",
+        "moldavian": "ro",
+        "moldovan": "ro",
+        "myanmar": "my",
+        "panjabi": "pa",
+        "pushto": "ps",
+        "sinhalese": "si",
+        "valencian": "ca",
+        # Codes of ISO 639 for which Whisper has others, or none of their own.
+        "cmn": "zh",
+        "fil": "tl",
+        "in": "id",
+        "iw": "he",
+        "jv": "jw",
+        "nb": "no",
+        # ISO 639-2 and 639-3, of the languages most asked for.
+        "ara": "ar",
+        "chi": "zh",
+        "deu": "de",
+        "eng": "en",
+        "fra": "fr",
+        "fre": "fr",
+        "ger": "de",
+        "hin": "hi",
+        "ind": "id",
+        "ita": "it",
+        "jpn": "ja",
+        "kor": "ko",
+        "por": "pt",
+        "rus": "ru",
+        "spa": "es",
+        "tha": "th",
+        "vie": "vi",
+        "zho": "zh",
+    }
+)
+_CODES: Final = MappingProxyType(
+    {
+        **{name.lower(): code for code, name in LANGUAGES.items()},
+        **_OTHER_NAMES,
+        **{code: code for code in LANGUAGES},
+    }
+)
+
+
+def language_code(name: str) -> str | None:
+    """Whisper's code for a language as people write it, in any case; None where it has none.
+
+    That is a code (``vi``, ``eng``), a locale (``en-US``, ``pt_BR``), or a name (``English``).
+    """
+    written = name.strip().lower()
+    return _CODES.get(written) or _CODES.get(written.replace("_", "-").partition("-")[0])
+
+
 WRITTEN_WITHOUT_SPACES: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 """Here Whisper's words carry no leading space (whisper/tokenizer.py, split_to_word_tokens)."""

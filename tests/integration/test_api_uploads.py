@@ -178,16 +178,32 @@ def test_the_resolved_request_is_stored_with_the_job(
     }
 
 
-def test_options_may_come_after_the_file(
-    gateway: GatewayProcess, gateway_database: Database, recording: bytes
+def after_the_file(size: int, *options: tuple[str, str]) -> dict[str, Any]:
+    """A form in which the options follow a file of ``size`` bytes, and depend on each other."""
+    clip = wav_header(size) + bytes(size)
+    sent: list[tuple[str, Any]] = [("file", ("a.wav", clip))]
+    return {"files": sent + [(name, (None, value)) for name, value in options]}
+
+
+@pytest.mark.parametrize("place", ["before", "after", "around"])
+def test_options_may_come_in_any_order(
+    gateway: GatewayProcess, gateway_database: Database, place: str
 ) -> None:
-    parts: list[tuple[str, tuple[str | None, bytes]]] = [
-        ("file", ("a.wav", recording)),
-        ("language", (None, b"auto")),
-    ]
-    answer = gateway.http.post(UPLOAD, files=parts)
+    # Each depends on one after it: tiny is here for whisper.cpp alone.
+    file, *options = after_the_file(
+        200_000,
+        ("model", "tiny"),
+        ("engine", "whisper.cpp"),
+        ("chunk_overlap", "5"),
+        ("chunk_duration", "20"),
+    )["files"]
+    cut = {"before": 0, "after": 4, "around": 1}[place]
+    answer = gateway.http.post(UPLOAD, files=[*options[:cut], file, *options[cut:]])
+    assert answer.status_code == 200, answer.text
     with gateway_database.transaction() as session:
-        assert session.get_one(Job, UUID(answer.json()["job_id"])).language == "auto"
+        job = session.get_one(Job, UUID(answer.json()["job_id"]))
+    assert (job.model, job.engine) == ("tiny", "whisper.cpp")
+    assert job.options["cutting"]["overlap_ms"] == 5_000
 
 
 def test_the_sound_of_a_film_is_taken(gateway: GatewayProcess, tmp_path: Path) -> None:
@@ -299,14 +315,26 @@ def test_masks_without_moderation_are_refused_by_name(
 
 
 @pytest.mark.usefixtures("untouched")
+@pytest.mark.parametrize(("name", "value"), [("language", "xx"), ("engine", "kaldi"), ("x", "y")])
 def test_a_wrong_option_after_the_file_leaves_nothing_behind(
-    gateway: GatewayProcess, recording: bytes
+    gateway: GatewayProcess, name: str, value: str
 ) -> None:
-    parts: list[tuple[str, tuple[str | None, bytes]]] = [
-        ("file", ("a.wav", recording)),
-        ("language", (None, b"xx")),
-    ]
-    check_problem(gateway.http.post(UPLOAD, files=parts), 422, field="language")
+    form = after_the_file(3_000_000, ("model", "tiny"), (name, value))
+    check_problem(gateway.http.post(UPLOAD, **form), 422, field=name)
+
+
+def test_a_wrong_name_is_refused_before_the_file_is_sent(gateway: GatewayProcess) -> None:
+    for option, value in (("language", "klingon"), ("model", "enormous"), ("beam_size", "0")):
+        part = f'--edge\r\nContent-Disposition: form-data; name="{option}"\r\n\r\n{value}\r\n'
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as line:
+            line.sendall(
+                b"POST /api/v1/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n"
+                b"Content-Type: multipart/form-data; boundary=edge\r\n\r\n"
+                + form_start(part.encode())
+            )
+            answer = read_all(line)
+        assert answer.startswith(b"HTTP/1.1 422 "), answer
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["field"] == option
 
 
 @pytest.mark.usefixtures("untouched")

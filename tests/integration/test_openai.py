@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from common.errors import DecodeFailed
 from common.events import Events
 from tests.factories import claim_next, make_steps
 from tests.gateway import GatewayProcess
+from tests.node import install_clients, run_client
 from tests.service import Service, wait_until, write_wav
 from tests.speech import silence, speak
 
@@ -158,15 +160,11 @@ def test_another_engine_is_named_before_its_weights(
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
-        ({"chunking_strategy": "auto"}, "chunking_strategy"),
-        ({"include": ["logprobs"]}, "include[]"),
-        ({"known_speaker_names": ["Anna"]}, "known_speaker_names[]"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"language": "tlh"}, "language"),
         ({"temperature": 2}, "temperature"),
         ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
         ({"stream": True, "response_format": "srt"}, "stream"),
-        ({"extra_body": {"best_of": 5}}, "best_of"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(
@@ -179,10 +177,136 @@ def test_what_is_not_supported_is_refused_by_name(
     assert refusal.value.type == "invalid_request_error"
 
 
-def test_unknown_weights_are_not_found(client: OpenAI, talk: Path) -> None:
-    with pytest.raises(openai.NotFoundError) as refusal:
-        client.audio.transcriptions.create(file=talk, model="gpt-4o-transcribe")
-    assert refusal.value.code == "model_not_found"
+def test_weights_that_are_missing_are_not_found_and_those_here_are_named(
+    client: OpenAI, talk: Path
+) -> None:
+    for model in ("Systran/faster-whisper-small", "gpt-6"):
+        with pytest.raises(openai.NotFoundError, match=r"\bbase\b") as refusal:
+            client.audio.transcriptions.create(file=talk, model=model)
+        assert refusal.value.code == "model_not_found"
+        assert refusal.value.param == "model"
+
+
+# --- other clients ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def node() -> None:
+    install_clients()
+
+
+def test_a_locale_and_a_name_of_openais_do_for_language_and_model(
+    serving: GatewayProcess, client: OpenAI, talk: Path
+) -> None:
+    answer = client.audio.transcriptions.with_raw_response.create(
+        file=talk, model="gpt-4o-mini-transcribe", language="en-US"
+    )
+    job = serving.http.get(f"/api/v1/status/{answer.headers['x-job-id']}").json()
+    assert (job["status"], job["model"], job["language"]) == ("COMPLETED", "base", "en")
+    assert client.models.retrieve("openai/whisper-base").object == "model"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("openai/whisper-small")
+
+
+@pytest.mark.usefixtures("node")
+@pytest.mark.parametrize("stream", [False, True])
+def test_openais_client_for_node_sends_the_file_first(
+    serving: GatewayProcess, talk: Path, stream: bool
+) -> None:
+    options = {"model": "whisper-1", "language": "en", "include": ["logprobs"], "stream": stream}
+    answer = run_client("transcribe", f"{serving.url}/v1", str(talk), json.dumps(options))
+    heard = answer["data"][-1] if stream else answer["data"]
+    assert "glue the sheet" in heard["text"].lower()
+    assert answer["headers"]["x-ignored-parameters"] == "include[]"
+
+
+FILE = "file"
+HABITS = {
+    "Open WebUI": ([("model", "whisper-1"), ("language", "en"), (FILE, "")], ""),
+    "Open WebUI, later": (
+        [
+            ("model", "whisper-1"),
+            ("response_format", "verbose_json"),
+            ("timestamp_granularities[]", "segment"),
+            (FILE, ""),
+        ],
+        "",
+    ),
+    "n8n": ([("model", "whisper-1"), ("language", "en"), ("temperature", "0"), (FILE, "")], ""),
+    "Home Assistant": (
+        [
+            ("model", "whisper-1"),
+            ("prompt", "At home."),
+            ("response_format", "json"),
+            ("stream", "false"),
+            ("temperature", "0.0"),
+            (FILE, ""),
+        ],
+        "",
+    ),
+    "LiveKit": (
+        [
+            ("model", "gpt-4o-mini-transcribe"),
+            ("language", "en"),
+            ("response_format", "json"),
+            (FILE, ""),
+        ],
+        "",
+    ),
+    "subtitles": (
+        [
+            (FILE, ""),
+            ("temperature", "0"),
+            ("timestamp_granularities[]", "word"),
+            ("timestamp_granularities[]", "segment"),
+            ("model", "openai/whisper-base"),
+            ("language", "english"),
+            ("prompt", ""),
+            ("user", "somebody"),
+            ("response_format", "verbose_json"),
+        ],
+        "user",
+    ),
+    "Speakr": (
+        [
+            ("model", "gpt-4o-transcribe"),
+            (FILE, ""),
+            ("chunking_strategy", "auto"),
+            ("known_speaker_names[]", "Anna"),
+            ("known_speaker_references[]", f"data:audio/wav;base64,{'A' * 40_000}"),
+        ],
+        "chunking_strategy, known_speaker_names[], known_speaker_references[]",
+    ),
+    "speaches": (
+        [
+            (FILE, ""),
+            ("model", "Systran/faster-whisper-base"),
+            ("timestamp_granularities", "segment"),
+            ("vad_filter", "true"),
+            ("vad_filter", "false"),
+            ("Größe, und", "x"),
+            ("response_format", "verbose_json"),
+        ],
+        "vad_filter, Gr%C3%B6%C3%9Fe%2C%20und",
+    ),
+}
+"""What clients send, in their order, and what of it is ignored."""
+
+
+@pytest.mark.parametrize("name", HABITS)
+def test_what_clients_send_by_habit_is_taken_in_any_order(
+    serving: GatewayProcess, talk: Path, name: str
+) -> None:
+    fields, ignored = HABITS[name]
+    parts: list[tuple[str, Any]] = [
+        (field, ("talk.wav", talk.read_bytes()) if field == FILE else (None, value))
+        for field, value in fields
+    ]
+    assert len(talk.read_bytes()) > 1 << 17  # more than the gateway reads at once
+    answer = serving.http.post("/v1/audio/transcriptions", files=parts)
+    assert answer.status_code == httpx.codes.OK, answer.text
+    assert "glue the sheet" in answer.json()["text"].lower()
+    assert answer.headers.get("x-ignored-parameters", "") == ignored
 
 
 def test_what_is_no_recording_is_refused(client: OpenAI) -> None:

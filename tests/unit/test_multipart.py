@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from api.filenames import attachment
-from api.multipart import MAX_OPTION_BYTES, FormReader, file_name
+from api.multipart import MAX_IGNORED, MAX_OPTION_BYTES, FormReader, file_name
 from common.errors import Malformed, TooLarge, Unsupported
 from common.filenames import display_name
 
@@ -118,6 +118,9 @@ def test_an_option_that_is_no_text_is_malformed() -> None:
         ("name=file; filename*0*=UTF-8''%E1%BA; filename*1*=%BF.wav", "ế.wav"),
         ("name=file; filename*=no-such-charset''%41", "A"),
         ('name="file"; filename="a;filename*=UTF-8\'\'b"', "a;filename*=UTF-8''b"),
+        # As browsers write "50 % off".wav, and a name of two lines.
+        ('name="file"; filename="%2250 % off%22.wav"', '"50 % off".wav'),
+        ('name="file"; filename="a%0D%0Ab%20.wav"', "a\r\nb%20.wav"),
     ],
 )
 def test_file_names_are_read_however_they_are_written(head: str, name: str | None) -> None:
@@ -175,3 +178,14 @@ def test_a_list_has_an_end() -> None:
     it = FormReader(TYPE, file_field="file", known=OPTIONS, repeatable=("kinds[]",))
     with pytest.raises(Malformed, match=r"kinds\[\] is there more than 16 times"):
         it.feed(form(*[part('name="kinds[]"', b"word")] * 17))
+
+
+def test_unknown_parts_are_dropped_where_they_are_ignored() -> None:
+    it = FormReader(TYPE, file_field="file", known=OPTIONS, ignores_unknown=True)
+    long = b"x" * (MAX_OPTION_BYTES + 1)
+    unknown = [part(f'name="habit{number}"; filename="a"', long) for number in range(40)]
+    body = form(*unknown, part('name="file"', b"audio"), part('name="user"', b"\xff"))
+    assert b"".join(it.feed(body)) == b"audio"
+    it.finish()
+    assert it.options == {}
+    assert it.ignored == [f"habit{number}" for number in range(MAX_IGNORED)]

@@ -285,6 +285,18 @@ class OutcomeUnknown(Unavailable):
     logged = "{what} went away while it was told to commit: {reason}"
 
 
+class DatabaseReadOnly(Unavailable):
+    """{what} takes no writes at the moment; try again soon"""
+
+    logged = "{what} takes no writes: {reason}"
+
+
+class DatabaseFull(Unavailable):
+    """{what} has no space left; try again when there is some"""
+
+    logged = "{what} has no space left: {reason}"
+
+
 class StorageFull(Transient):
     """The storage is full; try again when there is space"""
 

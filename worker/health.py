@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from common import presence
-from common.errors import StenoError, Unavailable
+from common.errors import DatabaseReadOnly, StenoError, Unavailable
 from common.reach import malformed, postgres_refuses, postgres_trouble, redis_trouble
 from common.settings import DatabaseSettings, RedisSettings
 
@@ -57,7 +57,7 @@ def _silence_s(look: Callable[[Redis], dict[str, float]]) -> float | None:
 
 
 def check_postgres() -> None:
-    """Raise unless Postgres answers."""
+    """Raise unless Postgres takes writes."""
     import psycopg
 
     address = DatabaseSettings().address
@@ -69,11 +69,13 @@ def check_postgres() -> None:
         with psycopg.connect(
             f"{scheme.partition('+')[0]}://{rest}", connect_timeout=PATIENCE_S
         ) as connection:
-            connection.execute("SELECT 1")
+            (read_only,) = connection.execute("SHOW transaction_read_only").fetchone() or ("",)
     except psycopg.Error as error:
         raise Unavailable(
             what="The database", reason=postgres_trouble(error), final=postgres_refuses(error)
         ) from error
+    if read_only == "on":
+        raise DatabaseReadOnly(what="The database", reason="it is read-only (see DATABASE_URL)")
 
 
 class _Ill(StenoError):

@@ -6,17 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from sqlalchemy import URL, create_engine, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from psycopg.errors import UndefinedTable
+from sqlalchemy import URL, ExceptionContext, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from common.db.tallies import write_tallies
-from common.errors import OutcomeUnknown, Unavailable
+from common.errors import DatabaseFull, DatabaseReadOnly, OutcomeUnknown, Unavailable
 from common.reach import malformed, postgres_refuses, postgres_trouble
 
 DRIVERS = {"postgresql", "postgresql+psycopg", "postgres"}
 """Names of the one there is."""
+
+READ_ONLY, DISK_FULL = "25006", "53100"
+PASSING = ("08", "25P03", "40", "53", "55P03", "57", "58", READ_ONLY)
+"""How the SQLSTATEs of faults begin that may pass: connections, conflicts with other transactions,
+resources, an operator's or a server's intervention, the system below, a failover
+(www.postgresql.org/docs/current/errcodes-appendix.html)."""
+
+ATTEMPT = text("INSERT INTO tallies (name, labels) VALUES ('attempt', gen_random_uuid()::text)")
 
 
 class Database:
@@ -47,6 +56,7 @@ class Database:
                 "keepalives_count": 3,
             },
         )
+        event.listen(self._engine, "handle_error", _leave_a_standby)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -55,7 +65,8 @@ class Database:
         What it counted (`common.db.tallies`) is written at its end.
 
         Raises:
-            Unavailable: Postgres cannot be reached, or went away, and nothing was committed.
+            Unavailable: Postgres cannot be reached, went away, or cannot do it for a reason that
+                may pass, and nothing was committed.
             OutcomeUnknown: it went away during the commit, which may have taken effect: repeat
                 only what is guarded by a token or a key.
         """
@@ -69,14 +80,20 @@ class Database:
             reason = f"all {self._pool_size} connections are in use (see DATABASE_POOL_SIZE)"
             raise failure(what="The database", reason=reason) from error
         except DBAPIError as error:
-            if not (isinstance(error, OperationalError) or error.connection_invalidated):
+            if not _may_pass(error):
                 raise
-            raise failure(**lost(error)) from error
+            raise _KINDS.get(_sqlstate(error), failure)(**lost(error)) from error
 
     def ping(self) -> None:
-        """Raise `Unavailable` unless Postgres answers."""
-        with self.transaction() as session:
-            session.execute(text("SELECT 1"))
+        """Raise `Unavailable` unless Postgres takes writes; one is tried and rolled back."""
+        try:
+            with self.transaction() as session:
+                session.execute(ATTEMPT)
+                session.rollback()
+        except ProgrammingError as error:
+            # Without tables it answers all the same: see `check_revision`.
+            if not isinstance(error.orig, UndefinedTable):
+                raise
 
     def close(self) -> None:
         self._engine.dispose()
@@ -101,6 +118,30 @@ def parsed(url: str) -> URL:
     if found is None or found.drivername not in DRIVERS or "@" in (found.host or ""):
         raise malformed("DATABASE_URL", "postgresql://user:password@host:port/name") from None
     return found.set(drivername="postgresql")
+
+
+_KINDS: dict[str | None, type[Unavailable]] = {
+    READ_ONLY: DatabaseReadOnly,
+    DISK_FULL: DatabaseFull,
+}
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    """What the server said; None: it said nothing, as the connection was lost or never made."""
+    return getattr(error.orig, "sqlstate", None)
+
+
+def _may_pass(error: DBAPIError) -> bool:
+    sqlstate = _sqlstate(error)
+    if error.connection_invalidated or sqlstate is None:
+        return error.connection_invalidated or isinstance(error, OperationalError)
+    return sqlstate.startswith(PASSING)
+
+
+def _leave_a_standby(context: ExceptionContext) -> None:
+    """Connect anew once a server takes no writes: after a failover another one does."""
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
 
 
 def lost(error: DBAPIError) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import docs, problems
 from api.gateway import Gateway
+from api.heads import HeadRules
 from api.metrics import HttpMetrics, RequestMetrics, Scraper
 from api.middleware import HeadLimits, LocalOnly, RequestLog, SafeHeaders
 from api.openai import install as install_openai
@@ -41,7 +42,7 @@ from common.settings import Settings
 
 PREFIX = "/api/v1"
 
-METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 CLIENTS_SEND = (
     *("Authorization", "X-API-Key", "X-Tenant-Id", "X-Request-Id", "Content-Type"),
     *("Idempotency-Key", "Last-Event-ID", "Range"),
@@ -125,6 +126,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """From the inside out: what comes last sees a request first."""
+    app.add_middleware(HeadRules)
     app.add_middleware(LocalOnly, origins=settings.cors.allowed)
     app.add_middleware(
         HeadLimits,

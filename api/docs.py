@@ -23,7 +23,7 @@ ASSETS = "/docs/assets"
 OF_KEYS = (401, 403, 422, 429, 503)
 """How any operation that asks for a key may answer: X-Tenant-Id and Postgres may be wrong too."""
 FASTAPIS = "HTTPValidationError"
-OF_BODIES = (400, 408, 413, 422)
+OF_BODIES = (400, 408, 413, 415, 422)
 
 TAGS = [
     {"name": "jobs", "description": "Recordings come in, their text goes out."},

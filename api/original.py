@@ -23,7 +23,7 @@ from common.storage.storage import Stored
 UNKNOWN = "application/octet-stream"
 PIECE_BYTES = 1 << 20
 """Fetched at once of what is passed on, and all that is held of it."""
-RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})|bytes=-(\d{1,15})", re.ASCII)
+RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})|bytes=-(\d{1,15})", re.ASCII | re.IGNORECASE)
 CONTAINERS = {
     "aac": "audio/aac",
     "ac3": "audio/ac3",
@@ -52,7 +52,6 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         "description": "The recording is to be had at the URL in Location for a while, without a "
         "key: do not send yours there"
     },
-    400: {"description": "The header Range cannot be understood"},
     416: {"description": "The recording has no such part"},
 }
 

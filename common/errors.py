@@ -192,6 +192,13 @@ class NotAudio(BadInput):
     status = 415
 
 
+class EncodedBody(BadInput):
+    """The body may have no {field} here; got {value!r}"""
+
+    code = "encoded_body"
+    status = 415
+
+
 class UrlRefused(BadInput):
     """{field} is refused: {reason}"""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
@@ -242,3 +243,62 @@ def test_a_wrong_body_is_a_problem_as_documented(gateway: GatewayProcess) -> Non
         assert answer.status_code == status, answer.text
         assert answer.headers["content-type"] == "application/problem+json"
         assert json.loads(answer.text, parse_constant=pytest.fail)
+
+
+# --- methods and encodings --------------------------------------------------------------------
+
+
+def test_head_of_what_never_ends_ends(gateway: GatewayProcess) -> None:
+    job_id = gateway.http.post("/api/v1/jobs", json={}).json()["job_id"]
+    for path in (f"/api/v1/jobs/{job_id}/events", "/docs", "/docs/assets/swagger-ui.css", "/"):
+        answer = gateway.http.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    assert (
+        "text/event-stream"
+        in gateway.http.head(f"/api/v1/jobs/{job_id}/events").headers["content-type"]
+    )
+    assert int(gateway.http.head("/docs/assets/swagger-ui.css").headers["content-length"]) > 1_000
+    refused = gateway.http.head("/api/v1/upload")
+    assert (refused.status_code, refused.headers["allow"], refused.content) == (405, "POST", b"")
+    assert "Traceback" not in gateway.log_file.read_text()
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP, identity"])
+@pytest.mark.parametrize("path", [KEYS, "/api/v1/upload", "/v1/audio/transcriptions"])
+def test_an_encoded_body_is_refused_by_the_name_of_its_encoding(
+    gateway: GatewayProcess, path: str, encoding: str
+) -> None:
+    sent = {"Content-Encoding": encoding, "Content-Type": "application/json"}
+    answer = gateway.http.post(path, content=gzip.compress(b"{}"), headers=sent)
+    assert (answer.status_code, answer.json()["value"]) == (415, encoding)
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+def test_a_body_that_is_said_to_be_as_it_is_is_taken(gateway: GatewayProcess) -> None:
+    sent = {"Content-Encoding": "identity"}
+    answer = gateway.http.post("/api/v1/jobs", json={}, headers=sent)
+    assert answer.status_code == 201, answer.text
+    assert gateway.http.get(KEYS, headers={"Content-Encoding": "gzip"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "heeded"),
+    [
+        ("bytes=0-0", True),
+        ("Bytes=0-1, -5", True),
+        ("bytes=7-", True),
+        ("seconds=0-5", False),
+        ("bytes=5-2", False),
+        ("bytes=", False),
+        ("bytes=-", False),
+        ("bytes=a-b", False),
+        ("bytes=1-2,x", False),
+        ("bytes", False),
+        (f"bytes={'9' * 5_000}-", False),
+    ],
+)
+def test_a_range_that_makes_no_sense_is_as_if_it_were_not_there(
+    gateway: GatewayProcess, sent: str, heeded: bool
+) -> None:
+    answer = gateway.http.get("/docs/assets/swagger-ui.css", headers={"Range": sent})
+    assert answer.status_code == (206 if heeded else 200)

@@ -49,6 +49,9 @@ def test_parts_of_it_may_be_asked_for(gateway: GatewayProcess, job_id: str, sent
     assert part.status_code == HTTPStatus.PARTIAL_CONTENT
     assert part.content == sent[100:200]
     assert part.headers["content-range"] == f"bytes 100-199/{len(sent)}"
+    assert ask(gateway, job_id, range="lines=1-2").content == sent
+    head = gateway.http.head(f"/api/v1/download/{job_id}?format=original")
+    assert (head.headers["content-length"], head.content) == (str(len(sent)), b"")
     beyond = ask(gateway, job_id, range=f"bytes={len(sent)}-")
     assert beyond.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 

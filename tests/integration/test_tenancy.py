@@ -251,3 +251,23 @@ def test_lists_and_filters_tell_nothing_of_anothers(
             for name, value in params.items():
                 told = told.replace(f"{name} {value}", "")
             assert not [name for name, value in ids.items() if value in told], (each, params)
+
+
+def test_head_is_answered_as_get_without_the_body(
+    gateway: GatewayProcess,
+    operations: list[Operation],
+    make_ours: Callable[[], dict[str, str]],
+    key_of: Callable[..., dict[str, str]],
+) -> None:
+    ids, admin = make_ours(), key_of(OURS, Scope.ADMIN)
+    readable = [each for each in operations if each.method == "get"]
+    assert len(readable) > 20
+    for each in readable:
+        whole, head = (
+            Operation(method, each.path, each.description).ask(gateway, ids, admin)
+            for method in ("get", "head")
+        )
+        assert head.status_code == whole.status_code, each
+        assert head.content == b"", each
+        assert head.headers.keys() == whole.headers.keys(), each
+        assert head.headers.get("content-type") == whole.headers.get("content-type"), each

@@ -238,6 +238,7 @@ def _plan(request: dict[str, Any]) -> dict[str, Any]:
     storage = LocalStorage(folder / "planned", folder / "planned" / "incoming", folder / "results")
     storage.prepare()
     job_id = uuid.uuid4()
+    storage.begin_chunks(job_id)
     planner = Planner(PlanOptions(), load_network())
     chunks = 0
     for block in Decoding(Path(request["file"])):

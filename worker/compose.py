@@ -35,10 +35,10 @@ def wait_for_services(settings: Settings, redis: Redis) -> None:
     wait_for(redis.ping)
 
 
-def build_steps(settings: Settings) -> Steps:
-    """The steps, over a pool of connections of this process's own."""
+def build_steps(settings: Settings, database: Database | None = None) -> Steps:
+    """The steps, over ``database``, or a pool of connections of this process's own."""
     return Steps(
-        Database(database_url(settings), pool_size=settings.database.pool_size),
+        database or Database(database_url(settings), pool_size=settings.database.pool_size),
         lease_s=settings.worker.lease,
         retry=RetryPolicy(settings.job.max_retries, settings.job.retry_delay),
     )
@@ -58,9 +58,11 @@ def build_context(settings: Settings, redis: Redis) -> Context:
     """All that steps work with."""
     memory = Memory()
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
+    database = Database(database_url(settings), pool_size=settings.database.pool_size)
     return Context(
         settings=settings,
-        steps=build_steps(settings),
+        steps=build_steps(settings, database),
+        cleaning=Cleaning(database, grace_s=settings.worker.lease),
         storage=open_storage(settings.storage),
         events=Events(redis),
         engines=Engines(store, settings.asr, memory),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from loguru import logger
 
-from common.db.steps import Steps
+from common.db.cleaning import Cleaning
+from common.db.steps import StaleClaim, Steps
 from common.egress import Egress
-from common.errors import Unavailable
+from common.errors import NotFound, Unavailable
 from common.events import Events
 from common.settings import Settings
 from common.storage.storage import Storage
@@ -35,6 +37,7 @@ class Context:
 
     settings: Settings
     steps: Steps
+    cleaning: Cleaning
     storage: Storage
     events: Events
     engines: Engines
@@ -50,6 +53,19 @@ class Context:
     @cached_property
     def egress(self) -> Egress:
         return Egress(self.settings.egress.allow)
+
+
+@contextmanager
+def fenced() -> Iterator[None]:
+    """Around what is written in a job's place, which is gone when the job is.
+
+    Raises:
+        StaleClaim: it is gone.
+    """
+    try:
+        yield
+    except NotFound as error:
+        raise StaleClaim from error
 
 
 def persist(call: Callable[[], T]) -> T:

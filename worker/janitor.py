@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import get_args
 from uuid import UUID
 
 from loguru import logger
@@ -11,11 +12,11 @@ from loguru import logger
 from common.db.cleaning import Cleaning
 from common.errors import Transient
 from common.events import Events
-from common.storage.storage import Storage
+from common.storage.storage import Made, Storage
 
 CLEAN_S = 1.0
 TIDY_S = 3600.0
-"""Over S3 it lists all recordings there are."""
+"""It lists the results there are, and over S3 all recordings."""
 PAUSE_S = 5.0
 """After something went wrong."""
 STOP_GRACE_S = 3.0
@@ -90,11 +91,18 @@ class Janitor:
                 self._cleaning.proved(deleted.job_id)
 
     def tidy(self) -> None:
-        """Settle uploads that a gateway left behind."""
+        """Settle uploads that a gateway left behind, and what workers wrote too late."""
         for page in self._storage.unsettled(ABANDONED_S):
             committed = self._cleaning.committed_recordings(page)
             for recording_id in page:
                 self._settle(recording_id, committed=recording_id in committed)
+        for made in get_args(Made):
+            for page in self._storage.jobs_with(made):
+                for job_id in self._cleaning.gone(page):
+                    logger.warning("job {job_id}: {} of it were left", made, job_id=job_id)
+                    self._erase(job_id, None)
+                if made == "chunks":
+                    self._cleaning.sweep_again(page)
 
     def _settle(self, recording_id: UUID, *, committed: bool) -> None:
         try:

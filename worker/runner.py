@@ -9,7 +9,7 @@ from uuid import UUID
 
 from loguru import logger
 
-from common.db.steps import Claim, StaleClaim
+from common.db.steps import Claim, StaleClaim, fetched_id
 from common.domain.chunks import windows_from_json
 from common.domain.job import StepKind
 from common.domain.values import Chunk
@@ -106,6 +106,7 @@ class Runner:
                 following = STEPS[claim.kind](self._context, claim)
         except StaleClaim:
             logger.warning("the step was overtaken; its result is dropped")
+            self._clear(claim)
             return None
         except StenoError as error:
             logger.warning("the step failed: {}", error)
@@ -120,6 +121,26 @@ class Runner:
 
     def _fail(self, claim: Claim, error: StenoError) -> None:
         persist(lambda: self._context.steps.fail(claim.step_id, claim.attempt, error))
+
+    def _clear(self, claim: Claim) -> None:
+        """Erase what was written for a job that is over, whose files may be erased already.
+
+        What cannot be erased now is found by the dispatcher (`worker.janitor`).
+        """
+        context = self._context
+        try:
+            if claim.kind is StepKind.FETCH:
+                recording_id = fetched_id(claim.step_id, claim.attempt)
+                if not context.steps.is_stored(recording_id):
+                    context.storage.discard(recording_id)
+            if context.cleaning.gone([claim.job_id]):
+                erased = context.storage.erase(claim.job_id, None)
+                if erased.files:
+                    context.cleaning.erased(claim.job_id, files=erased.files, size=erased.bytes)
+            else:
+                context.cleaning.sweep_again([claim.job_id])
+        except Transient as error:
+            logger.warning("what was written too late cannot be erased now: {}", error)
 
     def _limit_s(self, claim: Claim) -> float:
         base = self._context.settings.chunk.timeout
@@ -157,6 +178,7 @@ class Runner:
                     pause_s = min(calm_s, OUTAGE_PAUSE_S)
                     continue
                 if not over.wait(calm_s):  # nor has it just been finished
+                    self._clear(claim)
                     self._on_lost()
                 return
 

@@ -13,10 +13,12 @@ from common.db.deletions import Deleted, Reason, erased, remove, remove_stream
 from common.db.steps import end_job, fetched_ids, seconds
 from common.db.streams import end_silent
 from common.db.tables import Deletion, Job, Recording, StreamSession
-from common.domain.job import JobStatus
+from common.domain.job import JobStatus, is_final
 
 SWEEP_AGAIN_S = 60.0
 """How soon sound that could not be deleted is tried again."""
+
+_ENDS = [status for status in JobStatus if is_final(status)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,21 @@ class Cleaning:
                 update(Deletion)
                 .where(Deletion.job_id == job_id, Deletion.erased_at.is_(None))
                 .values(erased_at=func.clock_timestamp())
+            )
+
+    def gone(self, job_ids: Sequence[UUID]) -> list[UUID]:
+        """Which of these jobs are not, or no more."""
+        with self.database.transaction() as session:
+            there = set(session.scalars(select(Job.id).where(Job.id.in_(job_ids))))
+            return [job_id for job_id in job_ids if job_id not in there]
+
+    def sweep_again(self, job_ids: Sequence[UUID]) -> None:
+        """Have `sweep` take those of these jobs that have ended, whose sound was found."""
+        with self.database.transaction() as session:
+            session.execute(
+                update(Job)
+                .where(Job.id.in_(job_ids), Job.status.in_(_ENDS), Job.sweep_at.is_(None))
+                .values(sweep_at=func.clock_timestamp())
             )
 
     def cancel_unsent(self, limit_s: float) -> list[UUID]:

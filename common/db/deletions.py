@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Delete, delete, func, select, update
+from sqlalchemy import ColumnElement, CursorResult, Delete, case, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
@@ -141,11 +141,15 @@ class Deletions:
 
 
 def erased(session: Session, job_id: UUID, *, files: int, size: int) -> None:
-    """Add what was erased in the storage."""
+    """Add what was erased in the storage; ``erased_at`` is never before that."""
     session.execute(
         update(Deletion)
         .where(Deletion.job_id == job_id)
-        .values(files=Deletion.files + files, bytes=Deletion.bytes + size)
+        .values(
+            files=Deletion.files + files,
+            bytes=Deletion.bytes + size,
+            erased_at=case((Deletion.erased_at.is_not(None), func.clock_timestamp())),
+        )
     )
 
 

@@ -38,7 +38,7 @@ from common.db.database import Database
 from common.db.endings import job_ended
 from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
 from common.db.tallies import count
-from common.db.usage import correct
+from common.db.usage import charge_decoded, correct
 from common.domain.job import (
     MAX_LOSSES,
     JobStatus,
@@ -179,6 +179,11 @@ class Steps:
             )
             return session.scalar(extended.returning(Step.id)) is not None
 
+    def check(self, claim: Claim) -> None:
+        """Raise `StaleClaim` unless the claim is good."""
+        with self._database.transaction() as session:
+            _lock(session, claim)
+
     def job_of(self, claim: Claim) -> tuple[Job, Recording]:
         """The job and the recording a claim is about.
 
@@ -221,7 +226,10 @@ class Steps:
             job.recording_id, job.duration_ms = recording.id, recording.duration_ms
             # Its query may be a signature, and nobody needs that any more.
             job.source_url = (job.source_url or "").partition("?")[0]
-            return add_steps(session, claim.job_id, StepKind.PLAN, [None])[0]
+            session.flush()
+            planning = add_steps(session, claim.job_id, StepKind.PLAN, [None])[0]
+            charge_decoded(session, claim.job_id, recording.duration_ms or 0)
+            return planning
 
     def is_stored(self, recording_id: UUID) -> bool:
         """Whether a recording was committed."""
@@ -256,6 +264,16 @@ class Steps:
                 session.execute(delete(Chunk).where(Chunk.job_id == claim.job_id))
                 values |= {"chunks_total": 0, "remaining": 0, "done_ms": 0}
             session.execute(update(Job).where(Job.id == claim.job_id).values(**values))
+
+    def charge_decoded(self, claim: Claim, decoded_ms: int) -> None:
+        """Charge the job at least ``decoded_ms``, which stay charged whatever becomes of it.
+
+        Raises:
+            StaleClaim: another worker plans this job now, or nobody does.
+        """
+        with self._database.transaction() as session:
+            _lock(session, claim)
+            charge_decoded(session, claim.job_id, decoded_ms)
 
     def add_chunks(self, claim: Claim, chunks: Sequence[PlannedRow]) -> list[UUID]:
         """Store chunks, with a step and an outbox row each; those already there stay as they are.

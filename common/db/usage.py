@@ -1,8 +1,9 @@
 """What was asked for with which key, day by day (UTC), and whether it may be more.
 
-A job is charged in the transaction that commits it: its recording by what its container claims,
-which is put right once it is decoded. A recording that is fetched is charged then. A stream is
-charged as its sound comes in.
+A job is charged in the transaction that commits it: its recording by what its container claims. A
+recording that is fetched is charged once it is here. What is decoded beyond that is charged while
+it is decoded, so that it stays charged when the job is deleted meanwhile; in the end the job is
+charged what was decoded. A stream is charged as its sound comes in.
 """
 
 from __future__ import annotations
@@ -124,6 +125,12 @@ def check_goes_on(session: Session, job_id: UUID, quota: Quota) -> None:
     """
     key_id = session.scalar(select(Job.key_id).where(Job.id == job_id))
     _hold(session, key_id, Quota(quota.concurrent_jobs), jobs=1)
+
+
+def charge_decoded(session: Session, job_id: UUID, decoded_ms: int) -> None:
+    """Charge what has been decoded so far, where less is charged; the job's row is locked."""
+    if decoded_ms > session.scalars(select(Job.charged_ms).where(Job.id == job_id)).one():
+        correct(session, job_id, decoded_ms)
 
 
 def correct(session: Session, job_id: UUID, duration_ms: int) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 from uuid import UUID
 
 from common.errors import NotFound, StorageFull
-from common.storage.storage import Erased, storage_errors
+from common.storage.storage import Erased, Made, ids, storage_errors
+
+PAGE = 1000
+"""Jobs on a page of `LocalStorage.jobs_with`."""
 
 
 class LocalStorage:
@@ -109,12 +112,19 @@ class LocalStorage:
 
     # --- sound cut for workers ------------------------------------------------------------------
 
-    def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
-        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all."""
+    def begin_chunks(self, job_id: UUID) -> None:
+        """Make the place for a job's chunks; the claim is to be checked after that."""
         with storage_errors():
-            folder = self._chunks(job_id)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / f"{index}.pcm", pcm)
+            self._chunks(job_id).mkdir(exist_ok=True)
+
+    def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
+        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all.
+
+        Raises:
+            NotFound: its place was erased, or never made.
+        """
+        with _fenced(job_id):
+            write_atomically(self._chunks(job_id) / f"{index}.pcm", pcm)
 
     def read_chunk(self, job_id: UUID, index: int) -> bytes:
         """A chunk's PCM.
@@ -132,19 +142,26 @@ class LocalStorage:
     def drop_chunks(self, job_id: UUID) -> None:
         """Delete the sound cut for a job that has ended; the recording itself stays."""
         with storage_errors():
-            shutil.rmtree(self._chunks(job_id), ignore_errors=True)
+            _erase_folder(self._chunks(job_id))
 
     def _chunks(self, job_id: UUID) -> Path:
         return self._root / "chunks" / str(job_id)
 
     # --- finished transcripts -------------------------------------------------------------------
 
-    def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
-        """Leave a file of a finished job for those who collect files and not answers."""
-        folder = self._results / str(job_id)
+    def begin_results(self, job_id: UUID) -> None:
+        """Make the place for a job's results; the claim is to be checked after that."""
         with storage_errors():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / name, content)
+            (self._results / str(job_id)).mkdir(exist_ok=True)
+
+    def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
+        """Leave a file of a finished job for those who collect files and not answers.
+
+        Raises:
+            NotFound: its place was erased, or never made.
+        """
+        with _fenced(job_id):
+            write_atomically(self._results / str(job_id) / name, content)
 
     # --- all there is of a job ------------------------------------------------------------------
 
@@ -158,6 +175,28 @@ class LocalStorage:
                 erased += _erase_file(self._place(recording_id))
                 erased += _erase_file(self.incoming(recording_id))
         return erased
+
+    def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
+        """The jobs that have such files, or a place for them, page by page."""
+        folder = self._results if made == "results" else self._root / "chunks"
+        with storage_errors(), os.scandir(folder) as entries:
+            found = ids(entry.name for entry in entries)
+            while page := list(islice(found, PAGE)):
+                yield page
+
+
+@contextmanager
+def _fenced(job_id: UUID) -> Iterator[None]:
+    """Have a missing folder mean that its job was erased.
+
+    Raises:
+        NotFound: it is missing.
+    """
+    with storage_errors():
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise NotFound(what="place for files of job", value=job_id) from error
 
 
 def check_writable(folder: Path) -> None:

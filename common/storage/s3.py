@@ -9,7 +9,7 @@ taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +27,7 @@ from common.errors import NotFound, SetupProblem, StenoError, StorageFull, Unava
 from common.settings import StorageSettings
 from common.storage.local import check_writable
 from common.storage.ranges import BLOCK_BYTES, RangedFile
-from common.storage.storage import Erased, Stored, storage_errors
+from common.storage.storage import Erased, Made, Stored, ids, storage_errors
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -165,10 +165,13 @@ class S3Storage:
         self._abort_uploads(before)
         for page in self._pages(f"{self._prefix}recordings/"):
             old = [entry["Key"] for entry in page if entry["LastModified"] < before]
-            if found := list(_ids(key.rpartition("/")[2] for key in old)):
+            if found := list(ids(key.rpartition("/")[2] for key in old)):
                 yield found
 
     # --- sound cut for workers ------------------------------------------------------------------
+
+    def begin_chunks(self, job_id: UUID) -> None:
+        """A bucket needs no place for them."""
 
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
         """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all."""
@@ -195,6 +198,9 @@ class S3Storage:
 
     # --- finished transcripts -------------------------------------------------------------------
 
+    def begin_results(self, job_id: UUID) -> None:
+        """A bucket needs no place for them."""
+
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
         """Leave a file of a finished job for those who collect files and not answers."""
         self._put(f"{self._results(job_id)}{name}", content)
@@ -208,6 +214,18 @@ class S3Storage:
             self.keep(recording_id)
             erased += self._erase_all(self._recording(recording_id))
         return erased
+
+    def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
+        """The jobs that have such objects, page by page."""
+        prefix = f"{self._prefix}{made}/"
+        with _s3_errors():
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix, Delimiter="/"
+            )
+            for page in pages:
+                folders = [each["Prefix"] for each in page.get("CommonPrefixes", [])]
+                if found := list(ids(name[len(prefix) : -1] for name in folders)):
+                    yield found
 
     # --- objects --------------------------------------------------------------------------------
 
@@ -226,7 +244,7 @@ class S3Storage:
             for path in self._temp.glob("*.part"):
                 with suppress(FileNotFoundError):
                     if time.time() - path.stat().st_mtime > older_than_s:
-                        yield from _ids([path.stem])
+                        yield from ids([path.stem])
 
     def _put(self, key: str, content: bytes) -> None:
         with _s3_errors():
@@ -364,9 +382,3 @@ def _tried_again(read: Callable[[], T]) -> T:
         except Unavailable:
             time.sleep(FIRST_PAUSE_S * 2**tries)
     return read()
-
-
-def _ids(names: Iterable[str]) -> Iterator[UUID]:
-    for name in names:
-        with suppress(ValueError):  # somebody else's
-            yield UUID(name)

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 from uuid import UUID
 
 from common.errors import StorageFull, Unavailable
+
+Made = Literal["chunks", "results"]
+"""What workers make of recordings, a folder a job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,16 @@ class Storage(Protocol):
 
     # --- sound cut for workers ------------------------------------------------------------------
 
+    def begin_chunks(self, job_id: UUID) -> None:
+        """Make the place for a job's chunks; the claim is to be checked after that."""
+        ...
+
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
-        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all."""
+        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all.
+
+        Raises:
+            NotFound: its place was erased, or never made.
+        """
         ...
 
     def read_chunk(self, job_id: UUID, index: int) -> bytes:
@@ -129,8 +140,16 @@ class Storage(Protocol):
 
     # --- finished transcripts -------------------------------------------------------------------
 
+    def begin_results(self, job_id: UUID) -> None:
+        """Make the place for a job's results; the claim is to be checked after that."""
+        ...
+
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
-        """Leave a file of a finished job for those who collect files and not answers."""
+        """Leave a file of a finished job for those who collect files and not answers.
+
+        Raises:
+            NotFound: its place was erased, or never made.
+        """
         ...
 
     # --- all there is of a job ------------------------------------------------------------------
@@ -138,6 +157,17 @@ class Storage(Protocol):
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
         """Delete a job's recording, sound and results; may be repeated until nothing is left."""
         ...
+
+    def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
+        """The jobs that have such files, or a place for them, page by page."""
+        ...
+
+
+def ids(names: Iterable[str]) -> Iterator[UUID]:
+    """Those of ``names`` that are ids; others are somebody else's."""
+    for name in names:
+        with suppress(ValueError):
+            yield UUID(name)
 
 
 @contextmanager

@@ -490,7 +490,9 @@ def test_a_deleted_job_leaves_nothing_but_a_receipt(
     job_id = upload(gateway, metadata='{"private": 1}', recording_id="mine").json()["job_id"]
     plan_chunks(steps, 2)
     finish_chunk(steps, claim_next(steps))
+    janitor._storage.begin_chunks(UUID(job_id))
     janitor._storage.write_chunk(UUID(job_id), 1, bytes(320))
+    janitor._storage.begin_results(UUID(job_id))
     janitor._storage.write_result(UUID(job_id), "transcript.txt", b"hello")
     with gateway_database.transaction() as session:
         recording_id = session.scalar(select(Job.recording_id))
@@ -527,6 +529,7 @@ def test_what_a_late_worker_writes_is_erased_before_anything_is_proved(
     job_id = upload(gateway).json()["job_id"]
     claim_next(steps)
     ask(gateway, "DELETE", f"jobs/{job_id}", 204)
+    janitor._storage.begin_chunks(UUID(job_id))
     janitor._storage.write_chunk(UUID(job_id), 7, bytes(320))
 
     janitor.clean()
@@ -537,6 +540,47 @@ def test_what_a_late_worker_writes_is_erased_before_anything_is_proved(
     janitor.clean()
     (receipt,) = get(gateway, "deletions", job_id=job_id)["deletions"]
     assert receipt["erased_at"] is not None
+
+
+def test_what_is_written_after_the_proof_is_found_and_the_receipt_put_right(
+    gateway: GatewayProcess, steps: Steps, janitor: Janitor
+) -> None:
+    job_id = upload(gateway).json()["job_id"]
+    claim_next(steps)
+    ask(gateway, "DELETE", f"jobs/{job_id}", 204)
+    janitor.clean()
+    (before,) = get(gateway, "deletions", job_id=job_id)["deletions"]
+    assert before["erased_at"] is not None
+    janitor._storage.begin_chunks(UUID(job_id))
+    janitor._storage.write_chunk(UUID(job_id), 7, b"123")
+    janitor._storage.begin_results(UUID(job_id))
+    janitor._storage.write_result(UUID(job_id), "transcript.txt", b"1")
+
+    janitor.tidy()
+
+    (after,) = get(gateway, "deletions", job_id=job_id)["deletions"]
+    assert (after["files"], after["bytes"]) == (before["files"] + 2, before["bytes"] + 4)
+    assert after["erased_at"] > before["erased_at"]
+    assert [path for path in gateway.folder.rglob("*") if job_id in str(path)] == []
+
+
+def test_chunks_of_a_job_that_had_ended_are_found(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps, janitor: Janitor
+) -> None:
+    ended = submit_job(gateway_database)
+    fail(steps)
+    going_on = submit_job(gateway_database)
+    janitor.clean()
+    for job_id in (ended, going_on):
+        janitor._storage.begin_chunks(job_id)
+        janitor._storage.write_chunk(job_id, 0, bytes(320))
+
+    janitor.tidy()
+    janitor.clean()
+
+    chunks = gateway.folder / "uploads" / "chunks"
+    assert [path.name for path in chunks.iterdir()] == [str(going_on)]
+    janitor._storage.drop_chunks(going_on)
 
 
 @pytest.mark.usefixtures("steps")
@@ -587,6 +631,7 @@ def test_the_sound_of_a_job_that_has_ended_is_dropped_unless_it_is_retried(
     ended, retried = submit_job(gateway_database), submit_job(gateway_database)
     for job_id in (ended, retried):
         fail(steps)
+        janitor._storage.begin_chunks(job_id)
         janitor._storage.write_chunk(job_id, 0, bytes(320))
     ask(gateway, "POST", f"jobs/{retried}/retry")
 

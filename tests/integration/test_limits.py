@@ -14,8 +14,10 @@ import httpx
 import pytest
 
 from common.db.database import Database
+from common.db.deletions import Deletions
 from common.db.jobs import Jobs, NewJob, NewRecording
 from common.db.keys import Keys
+from common.db.steps import StaleClaim
 from common.db.tables import UsageDay
 from common.db.usage import HOUR_MS, NO_QUOTA, Quota, Usage, correct
 from common.domain.job import JobStatus, Priority
@@ -24,7 +26,7 @@ from common.domain.request import Options
 from common.errors import DecodeFailed, OverLimit, TooManyJobs, TooMuchAudio
 from scripts.embedded import EmbeddedValkey
 from tests.audio_files import tone
-from tests.factories import claim_next, make_steps, store_plan
+from tests.factories import claim_next, make_steps, new_job, new_recording, store_plan
 from tests.gateway import GatewayProcess
 from tests.integration.test_keys import make_wav
 from tests.service import wait_until
@@ -369,3 +371,36 @@ def test_days_are_told_from_today_on(database: Database) -> None:
         )
     told = [day.day for day in Usage(database, "acme", None).days(3)]
     assert told == [today, today - timedelta(days=2)]
+
+
+@pytest.mark.parametrize("end", ["deleted", "cancelled", "failed"])
+def test_what_was_decoded_is_charged_whatever_becomes_of_its_job(
+    database: Database, end: str
+) -> None:
+    job_id = submit(database, duration_ms=None)
+    steps = make_steps(database)
+    claim = claim_next(steps)
+    for decoded_ms in (1_000, 31_000, 31_000, 20_000):
+        steps.charge_decoded(claim, decoded_ms)
+    if end == "deleted":
+        Deletions(database, "acme").delete(job_id)
+    elif end == "cancelled":
+        Jobs(database, "acme").cancel(job_id)
+    else:
+        steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="a test"))
+        Jobs(database, "acme").retry(job_id, NO_QUOTA)
+        steps.charge_decoded(again := claim_next(steps), 5_000)
+        store_plan(steps, again, 4)
+    with pytest.raises(StaleClaim):
+        steps.charge_decoded(claim, HOUR_MS)
+    charged_ms = 40_000 if end == "failed" else 31_000
+    assert Usage(database, "acme", "one").spent().audio_ms == charged_ms
+
+
+def test_a_recording_that_was_fetched_is_charged_once_it_is_here(database: Database) -> None:
+    job = new_job(key_id="one", source_url="https://example.com/a.wav")
+    Jobs(database, "acme").create(job)
+    steps = make_steps(database)
+    steps.store_recording(claim_next(steps), new_recording(60_000))
+    Deletions(database, "acme").delete(job.id)
+    assert Usage(database, "acme", "one").spent().audio_ms == 60_000

@@ -62,6 +62,10 @@ def fetch(context: Context, claim: Claim) -> UUID:
     path = context.storage.incoming(recording_id)
     offered = False
     try:
+        # Made before the claim is checked, and not again: what is erased with the job stays so.
+        with storage_errors():
+            path.touch()
+        persist(lambda: context.steps.check(claim))
         fetched = asyncio.run(_fetch(context, source, path))
         found = probe(path)
         check_length(found.duration_ms, context.settings.upload.max_audio_hours)
@@ -75,6 +79,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
             duration_ms=found.duration_ms,
             upload_ms=round((time.monotonic() - started) * 1000),
         )
+        persist(lambda: context.steps.check(claim))
         persist(lambda: context.storage.secure(recording_id))
         offered = True
         following = persist(lambda: context.steps.store_recording(claim, recording))
@@ -93,7 +98,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
 async def _fetch(context: Context, source: str, path: Path) -> _Fetched:
     limits = context.settings.fetch
     url = parse_url(source)
-    with storage_errors(), path.open("wb") as file:
+    with storage_errors(), path.open("r+b") as file:
         download = _Download(url, file, context.settings.upload.max_bytes)
         try:
             async with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -19,8 +20,9 @@ from common.domain.merging import speech_without_text
 from common.domain.moderation import ModeratedBy
 from common.domain.request import Options
 from common.domain.transcript import Transcript, segments_to_json
+from common.errors import Transient
 from common.transcripts import moderated_by, moderation_warnings, parts
-from worker.context import Context, persist
+from worker.context import Context, fenced, persist
 from worker.steps.sound import decoding_identity
 
 NOT_HEARD = "speech_without_text"
@@ -50,7 +52,10 @@ def merge(context: Context, claim: Claim) -> None:
         warnings += moderation_warnings(stored)
     manifest = _manifest(job, recording, stored, transcript.moderated_by)
     shown = masked(transcript) if options.filter_profanity else transcript
-    _write_files(context, job, shown, warnings, manifest)
+    persist(lambda: context.storage.begin_results(job.id))
+    persist(lambda: context.steps.check(claim))
+    with fenced():
+        _write_files(context, job, shown, warnings, manifest)
     metrics = JobMetrics(
         job_id=job.id,
         audio_ms=transcript.duration_ms,
@@ -71,7 +76,8 @@ def merge(context: Context, claim: Claim) -> None:
         manifest=manifest,
     )
     persist(lambda: context.steps.finish_merge(claim, revision, metrics, warnings))
-    context.storage.drop_chunks(job.id)
+    with suppress(Transient):  # or the dispatcher does it
+        context.storage.drop_chunks(job.id)
 
 
 def _write_files(

@@ -12,9 +12,11 @@ from common.audio.probe import check_length
 from common.db.steps import Claim, PlannedRow
 from common.domain.chunks import content_hash, windows_to_json
 from common.domain.request import Options
-from worker.context import Context, persist
+from worker.context import Context, fenced, persist
 from worker.steps.sound import cut_samples, decoding_identity, open_recording, plan_options
 
+CHARGED_MS = 30_000
+"""How much audio may be decoded before it is charged."""
 NOBODY_SPEAKS = "en"
 """The language of a recording in which none could be detected: any is as good."""
 
@@ -58,12 +60,15 @@ class _Planning:
         self._weights = context.engines.weights(self._job.engine, self._job.model)
         self._language: str | None = None
         self._known: dict[int, tuple[str, bool]] = {}
+        self._charged_ms = self._job.charged_ms
         self.duration_ms = 0
         self.warnings: list[str] = []
         self.added: list[UUID] = []
 
     def run(self, *, replan: bool) -> None:
         self._language = None
+        # `_start` checks the claim after this and before anything is written.
+        persist(lambda: self._context.storage.begin_chunks(self._claim.job_id))
         if not replan:
             self._known = persist(lambda: self._context.steps.planned(self._claim.job_id))
         if self._job.language != AUTO:
@@ -73,14 +78,22 @@ class _Planning:
             decoding = Decoding(recording)
             for block in decoding:
                 check_length(decoding.duration_ms, self._context.settings.upload.max_audio_hours)
+                if not self._charged_ms or decoding.duration_ms >= self._charged_ms + CHARGED_MS:
+                    self._charge(decoding.duration_ms)
                 for chunk in planner.feed(block):
                     self._add(chunk, replan=replan)
+        self._charge(decoding.duration_ms)
         for chunk in planner.finish():
             self._add(chunk, replan=replan)
         if self._language is None:
             self._start(NOBODY_SPEAKS, replan=replan)
         self.duration_ms = planner.duration_ms
         self.warnings = [*decoding.warnings, *(["no_speech"] if planner.speech_ms == 0 else [])]
+
+    def _charge(self, decoded_ms: int) -> None:
+        if decoded_ms > self._charged_ms:
+            persist(lambda: self._context.steps.charge_decoded(self._claim, decoded_ms))
+            self._charged_ms = decoded_ms
 
     def _start(self, language: str, *, replan: bool) -> None:
         self._language = language
@@ -112,7 +125,8 @@ class _Planning:
         if done:
             return
         storage, job_id = self._context.storage, self._claim.job_id
-        persist(lambda: storage.write_chunk(job_id, chunk.index, planned.pcm))
+        with fenced():
+            persist(lambda: storage.write_chunk(job_id, chunk.index, planned.pcm))
         row = PlannedRow(chunk.index, windows_to_json(chunk.windows), address)
         self.added += persist(lambda: self._context.steps.add_chunks(self._claim, [row]))
         self._context.events.work_to_do()

@@ -62,9 +62,9 @@ class Gateway:
         self.storage = open_storage(settings.storage)
         self.weights = WeightsStore(settings.asr.models_dir, Manifest.load())
         self.egress = Egress(settings.egress.allow)
-        self.resolver = Resolver(settings, self.weights, self.egress)
         self.redis = connect(redis_url)
         self.doorbell = Doorbell(self.redis)
+        self.resolver = Resolver(settings, self.weights, self.egress, self._weights_of_workers)
         self.events = Events(self.redis)
         self.changes = Changes(redis_url)
         watching = settings.events
@@ -153,6 +153,13 @@ class Gateway:
         """Raise `Unavailable` unless Postgres and Redis answer."""
         self.database.ping()
         self.check_queue()
+
+    def _weights_of_workers(self) -> set[tuple[str, str]] | None:
+        """What living workers have; None where that is not known."""
+        try:
+            return self.doorbell.weights()
+        except (RedisError, OSError):
+            return None
 
     def check_queue(self) -> None:
         """Raise `Unavailable` unless Redis answers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE, WHISPER_ENGINES
 from common.weights.store import WeightsState, WeightsStore
 
+OfWorkers = Callable[[], set[tuple[str, str]] | None]
 MODELS = "moderation, which is off here (AI_LOAD_MODELS=false)"
 
 
@@ -58,12 +59,25 @@ def request_sha256(endpoint: str, options: BaseModel, recording_sha256: str | No
 
 
 class Resolver:
-    """Knows this installation's defaults and weights."""
+    """Knows this installation's defaults and weights.
 
-    def __init__(self, settings: Settings, weights: WeightsStore, egress: Egress) -> None:
+    ``of_workers`` tells engine and model of the weights that living workers have, or None where
+    that is not known. Weights count as missing where neither a worker nor this machine has them.
+    Without a worker to ask, only a machine that has other weights for jobs can tell: a gateway
+    apart from the workers has none at all.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        weights: WeightsStore,
+        egress: Egress,
+        of_workers: OfWorkers = lambda: None,
+    ) -> None:
         self._settings = settings
         self._weights = weights
         self._egress = egress
+        self._of_workers = of_workers
 
     async def resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         """The job that ``options`` ask for.
@@ -83,13 +97,21 @@ class Resolver:
         if options.model is not None:
             states = await asyncio.to_thread(self._states)
             if options.model not in {state.model for state in states}:
-                raise _not_among("model", _offered(states), options.model)
+                allowed = await asyncio.to_thread(self._offered, states)
+                raise _not_among("model", allowed, options.model)
+
+    def check_defaults(self) -> None:
+        """Pass if a job that names no option can be taken; it reads the disk.
+
+        Raises:
+            UnknownOption, ModelNotHere: the defaults name a language or weights that do not exist.
+        """
+        asr = self._settings.asr
+        self._check(asr.default_engine, asr.default_model, asr.default_language)
 
     def installed(self) -> list[str]:
-        """The weights for jobs on this machine; all that are known where it keeps none."""
-        states = self._states()
-        stocked = [state for state in states if state.state != "missing"] or states
-        return [self.listed_name(state.engine, state.model) for state in stocked]
+        """The weights that jobs may ask for, by their listed names; it reads the disk."""
+        return [self.listed_name(it.engine, it.model) for it in self._usable(self._states())]
 
     def listed_name(self, engine: str, model: str) -> str:
         """What these weights are called where a name has no engine beside it; "" is the default.
@@ -102,6 +124,19 @@ class Resolver:
 
     def _states(self) -> list[WeightsState]:
         return [state for state in self._weights.states() if state.engine in WHISPER_ENGINES]
+
+    def _usable(self, states: Sequence[WeightsState]) -> Sequence[WeightsState]:
+        """Those that somebody has, as far as it is known."""
+        local = {(it.engine, it.model) for it in states if it.state != "missing"}
+        of_workers = self._of_workers()
+        if of_workers is None and not local:
+            return states
+        had = local | (of_workers or set())
+        return [state for state in states if (state.engine, state.model) in had]
+
+    def _offered(self, states: Sequence[WeightsState]) -> list[str]:
+        """The names to suggest to who asked for another one."""
+        return list(dict.fromkeys(it.model for it in self._usable(states) or states))
 
     def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         asr = self._settings.asr
@@ -131,9 +166,9 @@ class Resolver:
         states = self._states()
         known = {state.model: state for state in states if state.engine == engine}
         if model not in known:
-            raise _not_among("model", _offered(known.values()), model)
-        if known[model].state == "missing" and _is_stocked(states):
-            here = ", ".join(self.installed())
+            raise _not_among("model", self._offered(list(known.values())), model)
+        if known[model].state == "missing" and known[model] not in self._usable(states):
+            here = ", ".join(self.installed()) or "none"
             raise ModelNotHere(field="model", model=model, engine=engine, value=model, here=here)
         spoken = known[model].languages
         if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
@@ -188,14 +223,3 @@ def _either(given: float | None, default: float) -> float:
 
 def _not_among(field: str, allowed: Iterable[str], value: str) -> UnknownOption:
     return UnknownOption(field=field, allowed=", ".join(allowed), value=value[:200])
-
-
-def _is_stocked(states: Iterable[WeightsState]) -> bool:
-    """Whether this machine keeps weights for jobs; a gateway apart from the workers does not."""
-    return any(state.state != "missing" for state in states)
-
-
-def _offered(states: Collection[WeightsState]) -> list[str]:
-    """The weights that a job may have: those that are here, if there are any."""
-    here = [state for state in states if state.state != "missing"] or states
-    return list(dict.fromkeys(state.model for state in here))

@@ -386,7 +386,7 @@ class WeightsCorrupt(StenoError):
 
 
 class PullFailed(StenoError):
-    """The weights {model} could not be had from any source: {reason}"""
+    """The weights {model} could not be fetched from any source: {reason}"""
 
     code = "pull_failed"
     status = 503

@@ -5,9 +5,11 @@ It imports little, since health checks of containers ask twice a minute.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import cast
 from uuid import uuid4
@@ -23,6 +25,9 @@ SILENT_S = 3 * HEARTBEAT_S
 DISPATCHERS = "steno:dispatchers"
 """Sorted by when they were last heard of, in seconds of the epoch."""
 FORGOTTEN_S = 3600.0
+
+WEIGHTS = "steno:weights:"
+"""With a worker's name: the weights it has, as pairs of engine and model."""
 
 
 def own_name() -> str:
@@ -74,3 +79,21 @@ def tell_of_dispatcher(redis: Redis, name: str) -> None:
 def forget_dispatcher(redis: Redis, name: str) -> None:
     """Say that it ends."""
     redis.zrem(DISPATCHERS, name)
+
+
+def tell_of_weights(redis: Redis, name: str, weights: Iterable[tuple[str, str]]) -> None:
+    """Say which weights a worker has; it holds for `SILENT_S`."""
+    redis.set(f"{WEIGHTS}{name}", json.dumps(list(weights)), ex=SILENT_S)
+
+
+def weights(redis: Redis) -> set[tuple[str, str]] | None:
+    """Engine and model of all weights that some living worker has; None: no worker lives."""
+    prefix = "rq:worker:"
+    keys = [key.decode() for key in cast("set[bytes]", redis.smembers(f"rq:workers:{QUEUE_NAME}"))]
+    if not keys:
+        return None
+    told = cast(
+        "list[bytes | None]", redis.mget([f"{WEIGHTS}{key.removeprefix(prefix)}" for key in keys])
+    )
+    living = [json.loads(each) for each in told if each is not None]
+    return {(engine, model) for each in living for engine, model in each} if living else None

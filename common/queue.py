@@ -98,6 +98,10 @@ class Doorbell:
         """How many dispatchers have told lately that they have all that they need."""
         return presence.living(presence.dispatchers(self._redis))
 
+    def weights(self) -> set[tuple[str, str]] | None:
+        """Engine and model of the weights that living workers have; None: there is no worker."""
+        return presence.weights(self._redis)
+
     def memory(self) -> tuple[int, int | None]:
         """Bytes that Redis uses, and how many it may use, if there is a limit."""
         told = cast("dict[str, int]", self._redis.info("memory"))

@@ -198,14 +198,27 @@ def up(workers: int | None, host: str | None, port: int | None) -> None:
     Postgres and Valkey are started as well, unless DATABASE_URL and REDIS_URL name some.
     """
     from scripts.stack import Stack
+    from scripts.weights import have_default_weights
+
+    def have_weights() -> None:
+        if stack.workers:
+            have_default_weights(settings.asr)
 
     settings = load_settings(api_host=host, api_port=port)
-    stack = Stack(settings, workers=workers, report=lambda line: click.echo(line, err=True))
+    stack = Stack(
+        settings,
+        workers=workers,
+        report=lambda line: click.echo(line, err=True),
+        prepare=have_weights,
+    )
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     click.echo("Starting ...", err=True)
     try:
         address = stack.start()
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    try:
         click.echo(
             f"Stenopool is up at {address} (workers: {stack.workers}, data: {stack.data_dir}). "
             "Ctrl-C stops it."

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
 from common.errors import StenoError, WeightsCorrupt, WeightsMissing
@@ -32,6 +23,7 @@ from common.weights.manifest import (
 from common.weights.pull import Puller
 from common.weights.store import Weights, WeightsState, WeightsStore
 from common.weights.transfer import Meter
+from scripts.weights import transfer_bar
 
 _Parameters = ParamSpec("_Parameters")
 
@@ -158,30 +150,3 @@ def verify(store: WeightsStore, model: str | None, engine: str | None) -> None:
 
 def _say(weights: Weights) -> None:
     click.echo(f"{weights.model} ({weights.engine}): {weights.path}, sha256 {weights.sha256}")
-
-
-@contextmanager
-def transfer_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on standard error; gone when the work is done."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def tell(done: int, total: int, what: str) -> None:
-            if total == 0:
-                console.print(what, style="dim", highlight=False, markup=False)
-                return
-            if done < bar.tasks[0].completed:  # another file, or another source: another speed
-                bar.reset(task, total=total)
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield tell

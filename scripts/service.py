@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
-from common.errors import InUse, WeightsCorrupt, WeightsMissing
+from common.errors import InUse
 from common.settings import Settings
-from common.weights.manifest import Manifest
-from common.weights.store import WeightsStore
 from scripts.client import Gateway
 from scripts.running import find_running
+from scripts.weights import have_weights
 
 if TYPE_CHECKING:
     from scripts.stack import Stack
@@ -60,7 +58,7 @@ class Service:
         elif (running := find_running(self._data_dir)) is not None:
             self._use(running.address)
         else:
-            self._have_weights()
+            have_weights(self._settings.asr, *self._weights)
             with self._console.status("Starting Stenopool ..."):
                 self._use(self._find_or_start())
         return self
@@ -120,15 +118,3 @@ class Service:
         address = stack.start()
         self._stack = stack
         return address
-
-    def _have_weights(self) -> None:
-        """Pull the weights that jobs will use, unless they are here."""
-        store = WeightsStore(self._settings.asr.models_dir, Manifest.load())
-        with contextlib.suppress(WeightsMissing, WeightsCorrupt):
-            store.resolve(*self._weights)
-            return
-        from common.weights.pull import Puller
-        from scripts.models import transfer_bar
-
-        with transfer_bar() as tell:
-            Puller(store, progress=tell).pull(*self._weights)

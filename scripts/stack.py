@@ -123,8 +123,9 @@ class Stack:
 
     ``settings`` decide where data lies, where the gateway listens (port 0: a free one) and whether
     Postgres and Redis are embedded. ``env`` is added to the children's environment; ``report``
-    takes what an operator should see. `start` and `stop` are to be called by one thread; all
-    processes belong to a thread of the stack's own, which lives as long as they do.
+    takes what an operator should see; ``prepare`` is called by `start` once the data directory and
+    the port are ours, before any process is started. `start` and `stop` are to be called by one
+    thread; all processes belong to a thread of the stack's own, which lives as long as they do.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Stack:
         workers: int | None = None,
         env: Mapping[str, str] | None = None,
         report: Callable[[str], None] = logger.info,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings = settings
         self.data_dir = settings.storage.data_dir.absolute()
@@ -143,6 +145,7 @@ class Stack:
         self.workers = workers if workers is not None else available_cores()
         self._env = dict(env or {})
         self._report = report
+        self._prepare = prepare
         self._servers: dict[str, EmbeddedServer] = {}
         self._children: list[Child] = []
         self._held: set[str] = set()
@@ -191,6 +194,12 @@ class Stack:
         for event in (self._settled, self._stopping, self._ended):
             event.clear()
         self._error = None
+        try:
+            self._claim()
+        except BaseException:
+            self._take_down()
+            self._ended.set()
+            raise
         threading.Thread(target=self._supervise, name="supervisor", daemon=True).start()
         try:
             self._settled.wait()
@@ -246,13 +255,17 @@ class Stack:
                 self._ended.set()
                 self._settled.set()
 
-    def _bring_up(self) -> None:
+    def _claim(self) -> None:
+        """Have what must be had before any server is started."""
         self._lock = own(self.data_dir)
         if problem := listening_problem(self.port, self.host):
             raise SetupProblem(
                 problem=f"The gateway cannot listen on {self.host}, port {self.port}: {problem}",
                 remedy="Stop what listens there, or choose another with --port or API_PORT",
             )
+        self._prepare()
+
+    def _bring_up(self) -> None:
         self.database_url = self._database()
         self.redis_url = self._redis()
         upgrade(self.database_url)

@@ -17,7 +17,7 @@ from common.queue import connect
 from common.reach import redis_trouble
 from common.settings import load_settings
 from common.storage.opening import open_storage
-from worker.compose import build_steps, redis_url, wait_for_services
+from worker.compose import build_announcement, build_steps, redis_url, wait_for_services
 from worker.warm import WarmWorker
 
 
@@ -47,6 +47,7 @@ def main() -> None:
             log_job_description=False,
         )
         worker.steps = build_steps(settings)
+        worker.announcement = build_announcement(settings, redis, worker.name)
         worker.stop_period_s = settings.worker.stop_period
         worker.start_horse()
         worker.work(logging_level="WARNING")

@@ -16,6 +16,7 @@ from common.settings import Settings
 from common.storage.opening import open_storage
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
+from worker.announcement import Announcement
 from worker.context import Context
 from worker.engines import Engines
 from worker.janitor import Janitor
@@ -52,6 +53,12 @@ def build_janitor(settings: Settings) -> Janitor:
         Events(connect(redis_url(settings))),
         upload_wait_s=settings.job.upload_wait,
     )
+
+
+def build_announcement(settings: Settings, redis: Redis, name: str) -> Announcement:
+    """What the worker of this name says of its weights."""
+    store = WeightsStore(settings.asr.models_dir, Manifest.load())
+    return Announcement(redis, name, store)
 
 
 def build_context(settings: Settings, redis: Redis) -> Context:

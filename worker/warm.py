@@ -36,6 +36,7 @@ from common.db.steps import Steps
 from common.errors import ChunkTimedOut, EngineFailed, StenoError, Unavailable, WorkerLost
 from common.events import Events
 from common.presence import HEARTBEAT_S
+from worker.announcement import Announcement
 
 KILLED = {signal.SIGKILL, signal.SIGTERM}
 """Signals sent by people and by the kernel short of memory: no fault of the step's."""
@@ -99,6 +100,7 @@ class WarmWorker(Worker):
     """
 
     steps: Steps
+    announcement: Announcement
     stop_period_s = 25.0
     death_penalty_class = _NoAlarm
     queue_class = _Queue
@@ -284,8 +286,10 @@ class WarmWorker(Worker):
         self._horse_at_hand()
 
     def _stay_known(self) -> None:
-        """Register with a Redis that lost what it knew."""
+        """Say which weights are here; register with a Redis that lost what it knew."""
         from rq import worker_registration
+
+        self.announcement.renew()
 
         if self.connection.sismember(self.redis_workers_keys, self.key):
             return

@@ -28,7 +28,7 @@ Parts = dict[str, str]
 router = APIRouter(tags=["health"])
 
 PATIENCE_S = 8.0
-MODERATION, STREAMS = "moderation", "streams"
+MODERATION, STREAMS, WEIGHTS = "moderation", "streams", "weights"
 GOOD_S = 1.0
 """How long it is good what was found: anybody may ask, and looking costs connections and threads.
 """
@@ -61,12 +61,16 @@ async def alive() -> dict[str, str]:
 async def ready(gateway: GatewayDep, looking: PartsDep) -> Response:
     """Every part that jobs need works, or 503 and which one does not.
 
-    Live streams are counted where their model is loaded at the start (`STREAM_PRELOAD`). Moderation
-    is told of and not counted: a gateway without it still takes recordings in, whose transcripts
-    then carry a warning.
+    `weights` names the default weights where neither a worker nor this machine has them; it is
+    counted where there are no others for jobs either. Live streams are counted where their model is
+    loaded at the start (`STREAM_PRELOAD`). Moderation is reported and not counted: a gateway
+    without it still takes recordings in, whose transcripts then carry a warning.
     """
     needed = {**await looking.get(), **_streams(gateway)}
     parts = {**needed, MODERATION: gateway.judge.state}
+    if needed[WEIGHTS] != OK:
+        others = await asyncio.to_thread(gateway.resolver.installed)
+        needed[WEIGHTS] = OK if others else needed[WEIGHTS]
     if all(said == OK for said in needed.values()):
         return JSONResponse({"status": "ready", "parts": parts})
     retry = {"Retry-After": str(RETRY_AFTER_S)}
@@ -140,6 +144,7 @@ async def _look(gateway: Gateway, logged: Parts) -> Parts:
         "migrations": lambda: check_revision(gateway.database),
         "redis": gateway.check_queue,
         "storage": gateway.storage.check,
+        WEIGHTS: gateway.resolver.check_defaults,
     }
     said = await asyncio.gather(*(_ask(name, check, logged) for name, check in checks.items()))
     return dict(zip(checks, said, strict=True))

@@ -229,7 +229,7 @@ def _check_completed(snapshot: Snapshot | None, job_id: UUID) -> None:
 
 @router.get("/models", summary="List the weights", responses=documented(400, 401, 403, 429, 503))
 async def models(gateway: GatewayDep, _: Reader) -> dict[str, Any]:
-    """OpenAI's "List models": the weights on this machine, and `whisper-1` for the default ones."""
+    """OpenAI's "List models": the weights jobs can use, and `whisper-1` for the default ones."""
     return {"object": "list", "data": [_model(name) for name in await _names(gateway)]}
 
 
@@ -246,7 +246,9 @@ async def model(model: str, gateway: GatewayDep, _: Reader) -> dict[str, Any]:
 
 
 async def _names(gateway: Gateway) -> list[str]:
-    return [WHISPER, *await asyncio.to_thread(gateway.resolver.installed)]
+    resolver = gateway.resolver
+    names = await asyncio.to_thread(resolver.installed)
+    return [WHISPER, *names] if resolver.listed_name("", "") in names else names
 
 
 def _model(name: str) -> dict[str, Any]:

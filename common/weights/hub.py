@@ -73,7 +73,7 @@ def fetch(
                 continue
             path = quote(paths.get(file.name, file.name))
             url = f"{endpoint}/{repo}/resolve/{quote(revision, safe='')}/{path}"
-            meter.what = f"{repo} {file.name}"
+            meter.what = file.name
             digest = _Download(client, url, target, file.size, meter).run()
             check_file(target, file.size, file.sha256 or digest)
             if digest:

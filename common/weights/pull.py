@@ -9,10 +9,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from loguru import logger
 
 from common.errors import PullFailed, StenoError, WeightsCorrupt, WeightsMissing
 from common.weights import convert, hub, packages
@@ -79,7 +79,6 @@ class Puller:
             self._require_space(spec, staged)
             origin = self._fetch_from_any(spec, staged)
             self._put_in_place(spec, staged, origin)
-        logger.info("pulled {} for {}: {}", model, engine, origin)
         return self._store.resolve(engine, model)
 
     def convert(
@@ -143,7 +142,7 @@ class Puller:
         except WeightsMissing:
             return None
         except WeightsCorrupt as problem:
-            logger.warning("{}: they are pulled again", problem)
+            self._progress(0, 0, f"{problem}: fetching it again")
             return None
 
     def _require_space(self, spec: WeightsSpec, staged: Path) -> None:
@@ -158,14 +157,15 @@ class Puller:
         if all(is_whole(staged / file.name, file) for file in spec.files):
             return "an earlier pull"
         failures = []
-        for source in spec.sources:
+        self._progress(0, 0, f"Fetching {spec.model} for {spec.engine} ({human(spec.size)})")
+        for source, following in zip_longest(spec.sources, spec.sources[1:]):
             try:
                 self._fetch(spec, source, staged)
                 self._check(spec, staged)
             except (SourceFailed, StenoError) as problem:
                 failures.append(f"{source}: {problem}")
-                logger.debug("{} from {}: {}", spec.model, source, problem)
-                self._progress(0, 0, f"{source}: {problem}")
+                if following is not None:
+                    self._progress(0, 0, f"{source}: {problem}; trying the next source")
             else:
                 return str(source)
         raise PullFailed(model=spec.model, reason="; ".join(failures))

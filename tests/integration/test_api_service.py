@@ -12,8 +12,9 @@ import pytest
 
 from common.db.database import Database
 from scripts.embedded import EmbeddedValkey
+from tests.audio_files import KINDS, tone, write
 from tests.gateway import GatewayProcess
-from tests.service import wait_until
+from tests.service import Service, wait_until
 
 NO_POSTGRES = "postgresql://nobody:x@127.0.0.1:9/none"
 
@@ -65,6 +66,70 @@ def test_readiness_notices_a_storage_that_takes_no_files(
         parts = not_ready(gateway).json()["parts"]
         assert parts["storage"] != "ok"
         assert parts["postgres"] == "ok"
+
+
+def test_missing_weights_are_said_wherever_they_are_asked_for(
+    tmp_path: Path, database_url: str, redis_url: str, weights_dir: Path
+) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    pull = "steno models pull base --engine faster-whisper"
+
+    def ready() -> httpx.Response | None:
+        return answer if (answer := gateway.http.get("/readyz")).is_success else None
+
+    with (
+        GatewayProcess(tmp_path, database_url, redis_url, MODELS_DIR=str(models)) as gateway,
+        Service(database_url, redis_url, tmp_path, MODELS_DIR=str(models)) as service,
+    ):
+        assert gateway.http.get("/readyz").is_success, "without workers it cannot be known"
+        service.start_worker()
+        answer = not_ready(gateway)
+        assert pull in answer.json()["parts"]["weights"]
+        listed = gateway.http.get("/api/v1/models").json()["models"]
+        assert {model["state"] for model in listed if model["default"]} == {"missing"}
+        assert gateway.http.get("/v1/models").json()["data"] == []
+
+        files = {"file": write(tmp_path / "a.wav", tone(1.0), KINDS["wav"]).read_bytes()}
+        sent = gateway.http.post("/api/v1/upload", files=files)
+        assert (sent.status_code, sent.json()["code"]) == (422, "weights_missing")
+        assert pull in sent.json()["detail"]
+        spoken = gateway.http.post(
+            "/v1/audio/transcriptions", data={"model": "whisper-1"}, files=files
+        )
+        assert (spoken.status_code, spoken.json()["error"]["code"]) == (404, "model_not_found")
+        assert pull in spoken.json()["error"]["message"]
+
+        (models / "ggml-tiny.bin").symlink_to(weights_dir / "ggml-tiny.bin")
+        answer = wait_until(ready, "weights that can be named")
+        assert pull in answer.json()["parts"]["weights"]
+        assert gateway.http.get("/health").json()["status"] == "degraded"
+
+        (models / "faster-whisper-base").symlink_to(weights_dir / "faster-whisper-base")
+        wait_until(lambda: gateway.http.get("/health").json()["status"] == "healthy", "all")
+        sent = gateway.http.post("/api/v1/upload", files=files)
+        assert sent.status_code == 200
+
+
+def test_weights_that_only_workers_have_can_be_asked_for(
+    tmp_path: Path, database_url: str, redis_url: str, weights_dir: Path
+) -> None:
+    models = tmp_path / "models"
+    with (
+        GatewayProcess(tmp_path, database_url, redis_url, MODELS_DIR=str(models)) as gateway,
+        Service(database_url, redis_url, tmp_path, MODELS_DIR=str(weights_dir)) as service,
+    ):
+        service.start_worker()
+
+        def named() -> bool:
+            names = [each["id"] for each in gateway.http.get("/v1/models").json()["data"]]
+            return names == ["whisper-1", "base", "whisper.cpp/tiny"]
+
+        wait_until(named, "the workers' weights")
+        assert gateway.http.get("/readyz").is_success
+        files = {"file": write(tmp_path / "a.wav", tone(1.0), KINDS["wav"]).read_bytes()}
+        sent = gateway.http.post("/api/v1/upload", files=files, data={"model": "small"})
+        assert (sent.status_code, sent.json()["code"]) == (422, "weights_missing")
 
 
 def test_the_documentation_needs_no_network(gateway: GatewayProcess) -> None:

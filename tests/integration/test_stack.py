@@ -29,9 +29,11 @@ from common.settings import (
     StorageSettings,
     import_from_checkout,
 )
+from common.weights.manifest import HubFiles, Manifest
 from scripts import stack as stack_module
-from scripts.cli import steno
+from scripts.cli import INTERRUPTED, steno
 from scripts.stack import Child, Stack, find_running
+from tests.file_server import FileServer, Served
 
 ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")
 
@@ -81,7 +83,7 @@ def family(pid: int) -> list[int]:
 
 
 @contextmanager
-def steno_up(data_dir: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def steno_up(data_dir: Path, *options: str, **env: str) -> Iterator[subprocess.Popen[str]]:
     """``steno up`` in a process of its own, with its output in a pipe; killed in the end.
 
     It is called in a folder that holds packages of our names but not ours.
@@ -93,7 +95,7 @@ def steno_up(data_dir: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     up = subprocess.Popen(
         [sys.executable, "-m", "scripts", "up", "--port", "0", "--workers", "1", *options],
         cwd=data_dir,
-        env={**os.environ, **import_from_checkout(), "DATA_DIR": str(data_dir)},
+        env={**os.environ, **import_from_checkout(), "DATA_DIR": str(data_dir), **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -253,6 +255,53 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
         up.communicate(timeout=20)
         assert up.returncode == 130
     until(lambda: all(gone(pid) for pid in living))
+
+
+def test_the_default_weights_are_fetched_before_it_says_that_it_is_up(
+    tmp_path: Path, weights_dir: Path
+) -> None:
+    spec = Manifest.load().find("whisper.cpp", "tiny")
+    (source, *_), (file,) = spec.sources, spec.files
+    assert isinstance(source, HubFiles)
+    content = (weights_dir / file.name).read_bytes()
+    path = f"/{source.repo}/resolve/{source.revision}/{file.name}"
+    models = tmp_path / "models"
+    part = models / ".staging" / file.name / f"{file.name}.part"
+    env = {
+        "DEFAULT_ENGINE": spec.engine,
+        "DEFAULT_MODEL": spec.model,
+        "MODELS_DIR": str(models),
+        "HF_HUB_OFFLINE": "0",
+    }
+    with FileServer() as hub:
+        env["HF_ENDPOINT"] = hub.url
+        hub.put(path, Served(content, stall_after=len(content) // 2))
+        with steno_up(tmp_path, **env) as up:
+            until(lambda: part.exists() and part.stat().st_size > len(content) // 3)
+            assert find_running(tmp_path) is None
+            assert family(up.pid) == []
+            up.send_signal(signal.SIGINT)
+            output, _ = up.communicate(timeout=30)
+            assert up.returncode == INTERRUPTED
+        assert "Fetching tiny for whisper.cpp (78 MB)" in output
+        assert "is up" not in output
+
+        hub.put(path, Served(content))
+        with steno_up(tmp_path, **env) as up:
+            address = address_told_by(up)
+            assert is_ready(address)
+            parts = httpx.get(f"{address}/readyz").json()["parts"]
+        assert parts["weights"] == "ok"
+        assert "range" in hub.asked[-1].headers, "it went on where it was"
+
+
+def test_a_stack_whose_default_weights_cannot_be_fetched_does_not_come_up(tmp_path: Path) -> None:
+    env = {"DEFAULT_MODEL": "no-such-model", "MODELS_DIR": str(tmp_path / "models")}
+    with steno_up(tmp_path, **env) as up:
+        output, _ = up.communicate(timeout=60)
+        assert up.returncode == 1
+    assert "DEFAULT_MODEL no-such-model for faster-whisper is not in" in output
+    assert not (tmp_path / "postgres").exists()
 
 
 def test_a_killed_supervisor_leaves_no_process_and_its_data_can_be_used_again(

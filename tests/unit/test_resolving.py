@@ -97,6 +97,38 @@ def test_a_gateway_beside_the_workers_refuses_weights_that_are_missing(
         resolve(resolver, model="pho")
 
 
+@pytest.mark.parametrize(
+    ("of_workers", "refused"),
+    [
+        (None, {"pho"}),
+        ({("whisper.cpp", "pho")}, set()),
+        ({("faster-whisper", "pho")}, {"pho"}),
+        (set(), {"pho"}),
+    ],
+)
+def test_what_living_workers_have_decides_over_what_is_on_this_machine(
+    tmp_path: Path, of_workers: set[tuple[str, str]] | None, refused: set[str]
+) -> None:
+    (tmp_path / "ggml-base.bin").write_bytes(b"weights")
+    settings = Settings(asr=AsrSettings(default_engine="whisper.cpp", default_model="base"))
+    resolver = Resolver(settings, WeightsStore(tmp_path, MANIFEST), Egress(), lambda: of_workers)
+    usable = set(resolver.installed())
+    assert usable == {"base", "pho"} - refused
+    for model in refused:
+        with pytest.raises(ModelNotHere):
+            resolve(resolver, model=model)
+    for model in usable:
+        assert resolve(resolver, model=model, language="vi").model == model
+
+
+def test_workers_without_any_weights_are_no_workers_apart(tmp_path: Path) -> None:
+    settings = Settings(asr=AsrSettings(default_engine="whisper.cpp", default_model="base"))
+    resolver = Resolver(settings, WeightsStore(tmp_path, MANIFEST), Egress(), set)
+    with pytest.raises(ModelNotHere, match=r"steno models pull base --engine whisper\.cpp"):
+        resolver.check_defaults()
+    assert resolver.installed() == []
+
+
 def test_weights_for_streams_are_none_for_jobs(resolver: Resolver, tmp_path: Path) -> None:
     (tmp_path / "zipformer-live").mkdir()
     for name in ("model.onnx", "tokens.txt"):

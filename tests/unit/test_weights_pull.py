@@ -186,7 +186,8 @@ def place(tmp_path: Path, hub: Hub) -> Place:
 def test_a_pull_brings_every_file_and_shows_it_only_when_whole(place: Place) -> None:
     place.pull(toy(GOOD))
     assert place.store(toy(GOOD)).verify("faster-whisper", "toy").sha256 == sha256(TENSORS)
-    assert "someone/good model.bin" in place.news
+    assert "Fetching toy for faster-whisper (1 MB)" in place.news
+    assert "model.bin" in place.news
 
 
 def test_weights_that_are_here_are_not_fetched_again(place: Place) -> None:
@@ -340,7 +341,7 @@ def test_a_source_that_stalls_is_given_up_for_the_next(place: Place) -> None:
     place.hub.stalls[GOOD_MODEL] = 1000
     place.stall_timeout_s = 0.3
     place.pull(toy(GOOD, OTHER))
-    assert "hub someone/good: it stalled" in place.news
+    assert "hub someone/good: it stalled; trying the next source" in place.news
     # what it brought before it stalled counts
     assert place.hub.offsets(OTHER_MODEL) == ["bytes=1000-"]
 
@@ -421,7 +422,7 @@ def test_a_failed_pull_names_every_source_and_its_reason(
     with pytest.raises(PullFailed) as failure:
         place.pull(toy(GOOD, npm))
     assert str(failure.value) == (
-        "The weights toy could not be had from any source: "
+        "The weights toy could not be fetched from any source: "
         "hub someone/good: it answers 404; npm toy@1: npm is not installed"
     )
 

@@ -74,8 +74,8 @@ class ApiSettings(BaseSettings):
 
     model_config = _config("API_")
 
-    host: str = "127.0.0.1"
-    """Address the gateway listens on."""
+    host: Annotated[str, AfterValidator(lambda host: host.strip("[]"))] = "127.0.0.1"
+    """Address the gateway listens on, such as ::1 of IPv6."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """Port the gateway listens on; 0 takes a free one."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1

@@ -157,6 +157,21 @@ data_dir_option = click.option(
 )
 
 
+def interrupt_on_signals() -> None:
+    """Have SIGINT, SIGTERM and SIGHUP end this command as Ctrl-C does.
+
+    A shell starts the background commands of a script with SIGINT ignored, which Python leaves so;
+    that SIGHUP is ignored is somebody's wish (nohup).
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted:
         return
@@ -211,8 +226,7 @@ def up(workers: int | None, host: str | None, port: int | None) -> None:
         report=lambda line: click.echo(line, err=True),
         prepare=have_weights,
     )
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupt_on_signals()
     click.echo("Starting ...", err=True)
     try:
         address = stack.start()
@@ -233,10 +247,6 @@ def up(workers: int | None, host: str | None, port: int | None) -> None:
             stack.kill()
             stack.stop()
             sys.exit(INTERRUPTED)
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @steno.command()

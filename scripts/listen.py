@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self
 
 import click
@@ -24,7 +23,7 @@ from common.errors import GatewayLost, ModelNotHere, Refused, SetupProblem, Sten
 from common.settings import Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
-from scripts.cli import load_settings
+from scripts.cli import interrupt_on_signals, load_settings
 from scripts.client import flagged, gateway_options, plural
 from scripts.running import find_running
 from scripts.service import Service
@@ -341,8 +340,7 @@ def _run(
     key: str | None,
 ) -> None:
     logger.remove()  # what matters is on the screen, the rest in the stack's own logs
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupt_on_signals()
     settings = load_settings()
     service = _service(settings, options, server, key)
     try:
@@ -383,7 +381,3 @@ def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
     except ModelNotHere as missing:
         return str(missing.details["engine"]), str(missing.details["model"])
     return setup.engine, setup.model
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt

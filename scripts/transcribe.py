@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import queue
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import click
@@ -22,7 +20,7 @@ from rich.console import Console
 from common.domain.formats import FLAGGING
 from common.errors import GatewayLost, Refused, StenoError
 from common.weights.manifest import WHISPER_ENGINES
-from scripts.cli import load_settings
+from scripts.cli import interrupt_on_signals, load_settings
 from scripts.client import (
     FORMATS,
     WARNINGS,
@@ -490,8 +488,7 @@ def _run(
     key: str | None,
 ) -> None:
     logger.remove()  # what matters is on the board, the rest in the stack's own logs
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    interrupt_on_signals()
     console = Console(stderr=True, highlight=False)
     service = Service(
         load_settings(),
@@ -516,7 +513,3 @@ def _run(
     except KeyboardInterrupt:
         service.kill()
         raise
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt

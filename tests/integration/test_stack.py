@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -328,6 +329,41 @@ def test_without_any_key_only_this_machine_is_listened_to(tmp_path: Path) -> Non
         addresses = {each.laddr.ip for each in listening if each.laddr.port == stack.port}
         assert addresses == {"127.0.0.1"}
     assert any("steno keys create" in line for line in told)
+
+
+def test_an_address_of_ipv6_is_listened_on_and_found_by_commands(tmp_path: Path) -> None:
+    with steno_up(tmp_path, "--host", "[::1]") as up:
+        address = address_told_by(up)
+        assert re.fullmatch(r"http://\[::1\]:\d+", address)
+        assert is_ready(address)
+        running = find_running(tmp_path)
+        assert running is not None
+        assert running.address == address
+        done = CliRunner().invoke(steno, ["jobs"], env={"DATA_DIR": str(tmp_path)})
+        assert (done.exit_code, done.stderr) == (0, "")
+
+
+def test_a_stack_in_the_background_of_a_script_ends_on_sigint(tmp_path: Path) -> None:
+    script = f"{shlex.quote(sys.executable)} -m scripts up --port 0 --workers 1 & echo $!; wait"
+    shell = subprocess.Popen(
+        ["sh", "-c", script],
+        env={**os.environ, **import_from_checkout(), "DATA_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert shell.stdout is not None
+        pid = int(shell.stdout.readline())
+        until(lambda: find_running(tmp_path))
+        living = family(pid)
+        os.kill(pid, signal.SIGINT)
+        until(lambda: gone(pid))
+        assert all(gone(each) for each in living)
+    finally:
+        for process in psutil.Process(shell.pid).children():
+            process.kill()
+        shell.kill()
+        shell.communicate()
 
 
 def test_errors_in_a_log_are_shown_and_the_rest_is_not(tmp_path: Path) -> None:

@@ -153,12 +153,16 @@ class Status(BaseModel):
     progress: int = Field(ge=0, le=100, examples=[40])
     chunks_completed: int
     chunks_total: int
+    """Grows until the job is `planned`."""
+    planned: bool
+    """Whether the recording is cut into all its chunks."""
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
     error_message: str | None
     error_code: str | None
     eta_seconds: float | None
+    """By the job's own pace; null until two chunks are transcribed."""
     queue_position: int | None
     """Jobs that go before this one; null once it was started."""
     warnings: list[str]

@@ -359,7 +359,7 @@ class _Incoming(ABC):
 
     def _estimate_s(self, job_id: UUID) -> float | None:
         try:
-            estimate = self._jobs.snapshot(job_id).eta_s
+            estimate = self._jobs.snapshot(job_id).estimate_s
         except (NotFound, Transient):
             return None
         return None if estimate is None else round(estimate, 1)

@@ -427,7 +427,8 @@ def _told(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if state["status"] == "PENDING" and state["queue_position"] is not None:
         yield "queue", f"{state['queue_position']} before it"
     if state["status"] == "PROCESSING":
-        chunks = f"{state['chunks_completed']} of {state['chunks_total']} chunks"
+        more = "" if state["planned"] else " found so far"
+        chunks = f"{state['chunks_completed']} of {state['chunks_total']} chunks{more}"
         yield "progress", f"{state['progress']} %, {state['stage']}, {chunks}"
     if state["eta_seconds"] is not None:
         yield "left", f"about {clock(state['eta_seconds'])}"

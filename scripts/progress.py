@@ -34,8 +34,12 @@ class Take:
     path: Path
     size: int = 0
     sent: int = 0
+    began_at: float | None = None
+    """When its upload began first, on the monotonic clock."""
     started_at: float | None = None
-    """When its upload began, on the monotonic clock."""
+    """When its last upload began."""
+    ended_at: float | None = None
+    """When its text was here."""
     job_id: str | None = None
     state: dict[str, Any] = field(default_factory=dict)
     """The gateway's last word, as ``GET /status`` has it."""
@@ -235,7 +239,8 @@ def _figures(take: Take) -> tuple[float | None, list[str]]:
     figures = [f"{state['progress']:3} %"]
     if (left := take.left_s) is not None:
         figures.append(f"{clock(max(1.0, left)):>5} left")
-    figures.append(f"{state['chunks_completed']:{len(str(total))}}/{total} chunks")
+    grows = "" if state["planned"] else "+"
+    figures.append(f"{state['chunks_completed']:{len(str(total))}}/{total}{grows} chunks")
     if (speed := take.speed) is not None:
         figures.append(f"{speed:.1f}x")
     return state["progress"] / 100, figures

@@ -50,6 +50,8 @@ class Service:
         )
         self._data_dir = settings.storage.data_dir.absolute()
         self._stack: Stack | None = None
+        self.started_in_s: float | None = None
+        """What starting a stack took; None where one was running."""
         self._gateways: list[Gateway] = []
 
     def __enter__(self) -> Self:
@@ -114,7 +116,9 @@ class Service:
         # Any free port: who runs a stack over other data has the usual one.
         api = self._settings.api.model_copy(update={"host": "127.0.0.1", "port": 0})
         settings = self._settings.model_copy(update={"api": api})
+        began = time.monotonic()
         stack = Stack(settings, workers=self._workers, report=lambda _: None)
         address = stack.start()
+        self.started_in_s = time.monotonic() - began
         self._stack = stack
         return address

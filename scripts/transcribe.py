@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,6 +122,7 @@ class Transcription:
 
     def _send(self, take: Take, gateway: Gateway) -> dict[str, Any]:
         take.sent, take.started_at = 0, time.monotonic()
+        take.began_at = take.began_at or take.started_at
 
         def sent(count: int) -> None:
             if self._stopping.is_set():
@@ -154,6 +154,7 @@ class Transcription:
             take.fail(take.state["error_message"] or f"the job is {take.state['status']}")
         else:
             take.result = self._patiently(lambda gateway: gateway.result(job_id))
+            take.ended_at = time.monotonic()
             for ending, target in take.targets:
                 flag = self._flag and ending in FLAGGING
                 self._patiently(functools.partial(_save, job_id, ending, target, flag))
@@ -296,6 +297,14 @@ class Desk:
         if take.error is not None and self._several:
             self._board.say(f"{take.name}: failed: {take.error}")
 
+    def conclude(self, takes: Sequence[Take], started_in_s: float | None) -> None:
+        """All takes together; ``started_in_s``: what starting a stack for them took beforehand."""
+        done = [take for take in takes if take.result is not None]
+        if len(done) > 1:
+            self._board.say(f"{len(done)} recordings: {_pace(done)}")
+        if started_in_s is not None:
+            self._board.say(f"Starting Stenopool took {_length(started_in_s)} before that.")
+
     def _print(self, take: Take, result: Mapping[str, Any]) -> None:
         text = "".join(f"{line}\n" for line in lines(result))
         if self._several:  # as head(1) and tail(1) tell files apart
@@ -308,7 +317,7 @@ class Desk:
     def _summarise(self, take: Take, result: Mapping[str, Any]) -> None:
         for code in result["warnings"]:
             self._board.say(f"{take.name}: warning: {WARNINGS.get(code, code)}")
-        facts = [_pace(take.state), plural(result["word_count"], "word")]
+        facts = [_pace([take]), plural(result["word_count"], "word")]
         by_default = " (the default; --language takes others, or auto)"
         facts.append(f"language {result['language']}{by_default * self._default_language}")
         if self._tell_job:
@@ -321,13 +330,12 @@ class Desk:
             self._board.say(f"{take.name}: wrote {written}")
 
 
-def _pace(state: Mapping[str, Any]) -> str:
-    sound_s = state["duration_seconds"]
-    wall = datetime.fromisoformat(state["completed_at"]) - datetime.fromisoformat(
-        state["started_at"]
-    )
-    wall_s = max(0.001, wall.total_seconds())
-    return f"{_length(sound_s)} of sound in {_length(wall_s)} ({sound_s / wall_s:.1f}x)"
+def _pace(takes: Sequence[Take]) -> str:
+    """How long finished takes took, as the person sees it: uploads and waits included."""
+    audio_s = sum(take.state["duration_seconds"] for take in takes)
+    began_at = min(take.began_at or 0.0 for take in takes)
+    wall_s = max(0.001, max(take.ended_at or 0.0 for take in takes) - began_at)
+    return f"{_length(audio_s)} of audio in {_length(wall_s)} ({audio_s / wall_s:.1f}x)"
 
 
 def _length(seconds: float) -> str:
@@ -510,6 +518,7 @@ def _run(
                 tell_job=not service.is_ours,
             )
             Transcription(service, takes, options, board, desk.deliver, flag=flag).run()
+            desk.conclude(takes, service.started_in_s)
     except KeyboardInterrupt:
         service.kill()
         raise

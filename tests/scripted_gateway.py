@@ -63,6 +63,7 @@ def state(job_id: str, filename: str) -> dict[str, Any]:
         "progress": 0,
         "chunks_completed": 0,
         "chunks_total": 0,
+        "planned": True,
         "created_at": WHEN.format(0),
         "started_at": None,
         "completed_at": None,

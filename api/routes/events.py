@@ -52,7 +52,7 @@ data: {"job_id": "3fa85f64-5717-4562-b3fc-2c963f66afa6", "status": "PROCESSING",
 
 event: progress
 id: 0
-data: {"progress": 40, "chunks_completed": 4, "chunks_total": 10, "eta_seconds": 12.5}
+data: {"progress": 40, "chunks_completed": 4, "chunks_total": 10, "planned": true, ...}
 
 event: segment
 id: 1
@@ -134,7 +134,7 @@ async def _tell(feed: Feed, told: int, heartbeat_s: float) -> AsyncIterator[str]
 
 _STATUS = ("status", "stage", "queue_position", "warnings")
 _COUNTS = ("progress", "chunks_completed", "chunks_total")
-_PROGRESS = (*_COUNTS, "eta_seconds")
+_PROGRESS = (*_COUNTS, "planned", "eta_seconds")
 
 
 def _segment(index: int, segment: Segment) -> dict[str, Any]:

@@ -178,6 +178,7 @@ def status_document(snapshot: Snapshot) -> Status:
         progress=snapshot.progress,
         chunks_completed=snapshot.chunks_completed,
         chunks_total=snapshot.chunks_total,
+        planned=snapshot.planned,
         created_at=snapshot.created_at,
         started_at=snapshot.started_at,
         completed_at=snapshot.completed_at,

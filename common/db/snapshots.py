@@ -27,6 +27,9 @@ from common.db.tables import Chunk, Job, Recording
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.request import Options
 
+PACE_CHUNKS = 2
+"""Chunks that must be done before a job's pace says something: the first one waits for the engine
+to be loaded, and for the plan."""
 LATELY = 20
 """How many finished jobs tell how fast jobs are."""
 PLANNED_PERCENT = 5
@@ -51,8 +54,10 @@ class Snapshot:
     ``stage`` is queued, fetching, planning, transcribing, moderating (all is transcribed), merging
     or done; ``progress`` in [0, 100];
     ``queue_position`` counts jobs that go before (0: next), None once it was started;
-    ``eta_s`` is None where nothing is known to reckon from; ``filename`` is None until a recording
-    is here; ``delete_at`` is None until it has ended, and where it is kept.
+    ``eta_s`` comes from the job's own pace, ``estimate_s`` from that of others: the time it would
+    take from its start; both are None where nothing is known to reckon from. ``chunks_total`` grows
+    until the job is ``planned``. ``filename`` is None until a recording is here; ``delete_at`` is
+    None until it has ended, and where it is kept.
     """
 
     job_id: UUID
@@ -77,6 +82,8 @@ class Snapshot:
     options: Options
     client: ClientData
     delete_at: datetime | None
+    estimate_s: float | None
+    planned: bool
 
 
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
@@ -176,7 +183,7 @@ def _snapshot(row: Row[Any]) -> Snapshot:
         completed_at=job.completed_at,
         error_code=job.error_code,
         error_message=job.error_message,
-        eta_s=_eta_s(job, row.elapsed_s, row.speed),
+        eta_s=_eta_s(job, row.heard, row.elapsed_s),
         queue_position=row.position,
         warnings=tuple(_warnings(job, unjudged=row.unjudged)),
         filename=row.filename,
@@ -187,6 +194,8 @@ def _snapshot(row: Row[Any]) -> Snapshot:
         options=Options.from_json(job.options),
         client=ClientData(job.client_recording_id, job.client_metadata),
         delete_at=job.delete_at,
+        estimate_s=_estimate_s(job, row.speed),
+        planned=job.planned,
     )
 
 
@@ -197,14 +206,19 @@ def _warnings(job: Job, *, unjudged: bool) -> list[str]:
     return job.warnings
 
 
-def _eta_s(job: Job, elapsed_s: Any, speed_lately: Any) -> float | None:
-    if job.status not in {JobStatus.PENDING, JobStatus.PROCESSING} or not job.duration_ms:
+def _eta_s(job: Job, heard: int, elapsed_s: Any) -> float | None:
+    if job.status != JobStatus.PROCESSING or not job.duration_ms or elapsed_s is None:
         return None
-    left_ms = max(0, job.duration_ms - job.done_ms)
-    if elapsed_s is not None and job.done_ms and job.retried_at is None:
-        # This job's own pace so far is the best witness.
-        return float(elapsed_s) * left_ms / job.done_ms
-    return left_ms / 1000 / float(speed_lately) if speed_lately else None
+    # What was done before a retry took none of the time since its start.
+    if heard < PACE_CHUNKS or not job.done_ms or job.retried_at is not None:
+        return None
+    return float(elapsed_s) * max(0, job.duration_ms - job.done_ms) / job.done_ms
+
+
+def _estimate_s(job: Job, speed_lately: Any) -> float | None:
+    return (
+        job.duration_ms / 1000 / float(speed_lately) if job.duration_ms and speed_lately else None
+    )
 
 
 def _stage(job: Job, transcribed: int) -> str:

@@ -96,6 +96,23 @@ def test_status_follows_a_job_from_pending_to_completed(
     assert after["error_message"] is None
 
 
+def test_no_time_is_promised_before_two_chunks_are_done(
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps
+) -> None:
+    completed(gateway_database, steps)  # whose pace says nothing of the next one's
+    job_id = submit_job(gateway_database)
+    told = [get(gateway, f"status/{job_id}").json()]
+    plan = plan_chunks(steps, 3, finish=False)
+    for _ in range(2):
+        told.append(get(gateway, f"status/{job_id}").json())
+        finish_chunk(steps, claim_next(steps))
+    told.append(get(gateway, f"status/{job_id}").json())
+    steps.finish_plan(plan, duration_ms=30_000, warnings=[], elapsed_ms=5)
+    told.append(get(gateway, f"status/{job_id}").json())
+    assert [each["eta_seconds"] is None for each in told] == [True, True, True, False, False]
+    assert [each["planned"] for each in told] == [False, False, False, False, True]
+
+
 def waiting(
     gateway: GatewayProcess, pool: ThreadPoolExecutor, job_id: UUID
 ) -> Future[httpx.Response]:

@@ -100,6 +100,11 @@ def test_the_estimate_counts_down_between_answers() -> None:
     assert "1:00 left" in drawn([take])[0] or "0:5" in drawn([take])[0]
 
 
+def test_a_total_that_grows_is_said_to_grow() -> None:
+    assert "1/2+ chunks" in drawn([a_take(planned=False)])[0]
+    assert "1/2 chunks" in drawn([a_take(planned=True)])[0]
+
+
 def test_nothing_is_promised_while_nothing_is_known() -> None:
     assert "left" not in drawn([a_take(eta_seconds=None)])[0]
     assert a_take(chunks_completed=0).speed is None

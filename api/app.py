@@ -20,6 +20,7 @@ from api.metrics import HttpMetrics, RequestMetrics, Scraper
 from api.middleware import HeadLimits, LocalOnly, RequestLog, SafeHeaders
 from api.openai import install as install_openai
 from api.routes import (
+    asr,
     events,
     health,
     jobs,
@@ -117,6 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (usage, PREFIX),
         (webhooks, PREFIX),
         (openai, ""),
+        (asr, ""),
         (health, ""),
         (metrics, ""),
     ):

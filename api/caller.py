@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Security, WebSocket
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security.http import HTTPBase
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
 from api.gateway import Gateway, GatewayDep
@@ -37,6 +40,13 @@ _EVERYTHING = frozenset(Scope)
 _bearer = HTTPBearer(
     auto_error=False, scheme_name="Bearer", description="A key of `steno keys create`."
 )
+_basic = HTTPBase(
+    scheme="basic",
+    auto_error=False,
+    scheme_name="Basic",
+    description="The same as the password, for clients that take it from their URL; the user name "
+    "counts for nothing.",
+)
 _header = APIKeyHeader(
     name="X-API-Key", auto_error=False, scheme_name="ApiKey", description="The same, by itself."
 )
@@ -64,10 +74,37 @@ class Caller:
 
 
 async def _shown(
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-    key: Annotated[str | None, Security(_header)],
+    request: HTTPConnection,
+    _bearer: Annotated[object, Security(_bearer)],
+    _basic: Annotated[object, Security(_basic)],
+    _header: Annotated[object, Security(_header)],
 ) -> str | None:
-    return key or (bearer.credentials if bearer is not None else None)
+    return key_in(request.headers)
+
+
+def key_in(headers: Headers) -> str | None:
+    """The key that a head shows, whatever it is worth."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    shown = ""
+    if scheme.lower() == "bearer":
+        shown = credentials.strip()
+    # A browser adds a password by itself, also to what pages of other sites ask for.
+    elif scheme.lower() == "basic" and headers.get("sec-fetch-site") in {
+        None,
+        "none",
+        "same-origin",
+    }:
+        shown = _password(credentials)
+    return headers.get("x-api-key") or shown or None
+
+
+def _password(credentials: str) -> str:
+    """That of HTTP Basic (RFC 7617), or the user name where that stands alone; "" if malformed."""
+    try:
+        user, _, password = b64decode(credentials.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        return ""
+    return password or user
 
 
 Shown = Annotated[str | None, Depends(_shown)]
@@ -103,14 +140,8 @@ async def caller_of(
         Unauthorised, Forbidden, RateLimited, OutOfRange: as for a request.
     """
     headers = websocket.headers
-    kind, _, credentials = headers.get("authorization", "").partition(" ")
-    bearer = credentials.strip() if kind.lower() == "bearer" else None
-    caller = await _caller(
-        websocket,
-        gateway,
-        headers.get("x-api-key") or bearer or sent,
-        headers.get("x-tenant-id"),
-    )
+    shown = key_in(headers) or sent
+    caller = await _caller(websocket, gateway, shown, headers.get("x-tenant-id"))
     _check_scope(caller, scope)
     return caller
 

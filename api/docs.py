@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Mapping
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ PACKAGE = "fastapi_swagger"
 ASSETS = "/docs/assets"
 OF_KEYS = (401, 403, 422, 429, 503)
 """How any operation that asks for a key may answer: X-Tenant-Id and Postgres may be wrong too."""
+OF_QUERIES = (414,)
 FASTAPIS = "HTTPValidationError"
 OF_BODIES = (400, 408, 413, 415, 422)
 
@@ -29,6 +31,7 @@ TAGS = [
     {"name": "jobs", "description": "Recordings come in, their text goes out."},
     {"name": "streams", "description": "Words while people speak; and `WS /ws/transcribe`."},
     {"name": "openai", "description": "The same for clients of OpenAI's audio API."},
+    {"name": "asr", "description": "The same for clients of whisper-asr-webservice."},
     {"name": "moderation", "description": "Texts are judged at once."},
     {"name": "models", "description": "What can be asked for by name."},
     {"name": "webhooks", "description": "Who is told of the ends of jobs, and how that went."},
@@ -85,12 +88,13 @@ def _policy(page: str, public_url: str | None) -> str:
 
 
 def _tell_what_all_have(description: dict[str, Any]) -> None:
-    """Add to every operation how it answers a wrong key, if it asks for one, or a wrong body."""
+    """Add to every operation how it answers a wrong key, a wrong body, or too long a query."""
     for operations in description["paths"].values():
         for operation in operations.values():
             statuses = (
                 *(OF_KEYS if "security" in operation else ()),
                 *(OF_BODIES if "requestBody" in operation else ()),
+                *(OF_QUERIES if _has_query(operation) else ()),
             )
             responses = operation["responses"]
             if FASTAPIS in str(responses.get("422")):
@@ -100,6 +104,10 @@ def _tell_what_all_have(description: dict[str, Any]) -> None:
                 responses.setdefault(str(status), answer)
     for name in (FASTAPIS, "ValidationError"):
         description.get("components", {}).get("schemas", {}).pop(name, None)
+
+
+def _has_query(operation: Mapping[str, Any]) -> bool:
+    return any(each["in"] == "query" for each in operation.get("parameters", ()))
 
 
 def _assets() -> Path:

@@ -24,6 +24,7 @@ from api.gateway import Gateway
 from api.live_options import Wanted, check_unchanged
 from api.problems import details_of
 from api.schemas import StreamOptions
+from common.audio.wav import container_of
 from common.db.streams import COMPLETED, NewStream, StreamFinal
 from common.domain.moderation import ModeratedBy
 from common.domain.results import seconds, verdict_document, word_document
@@ -511,25 +512,6 @@ class Live:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
-
-
-CONTAINERS = {
-    b"RIFF": "WAV",
-    b"OggS": "Ogg",
-    b"fLaC": "FLAC",
-    b"ID3": "MP3",
-    b"\x1aE\xdf\xa3": "WebM or Matroska",
-    b"#!AMR": "AMR",
-}
-"""What files begin with that are sent by mistake."""
-
-
-def container_of(beginning: bytes) -> str | None:
-    """What kind of file sound is that is no bare PCM, where its first bytes tell."""
-    for magic, kind in CONTAINERS.items():
-        if beginning.startswith(magic):
-            return kind
-    return None
 
 
 class Arrivals:

@@ -180,8 +180,8 @@ def install(app: FastAPI) -> None:
         return Response(status_code=CLIENT_GONE)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> Response:
-        return problem(bad_value(error.errors()[0]))
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return unless_unread(request, problem(bad_value(error.errors()[0])))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
@@ -255,6 +255,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _example(status: int) -> dict[str, Any]:
+    if status == HTTPStatus.REQUEST_URI_TOO_LONG:  # `api.middleware` says so, and no error of ours
+        details = {"field": "url", "limit": 8000, "value": 8613}
+        return _document(status, TooLarge.code, "The URL may have at most 8000 bytes", details)
     error = _EXAMPLES[status]
     details = error.details if isinstance(error, BadInput) else {}
     return _document(status, error.code, error.message, details)

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 from urllib.parse import quote
@@ -26,13 +27,15 @@ from api.gateway import Gateway
 from api.idempotency import idempotency, idempotency_key, tell_of_replay
 from api.intake import stream_body
 from api.middleware import answer_with
-from api.multipart import FormReader
+from api.multipart import MAX_IGNORED, FormReader
 from api.resolving import form_options
 from api.schemas import Accepted, UploadOptions
 from common.audio.probe import Probe, check_length
-from common.db.jobs import Created, NewRecording
+from common.audio.wav import RIFF_LIMIT, SAMPLE_BYTES, container_of, wav_header
+from common.db.jobs import Created, Idempotency, NewRecording
 from common.db.usage import RETRY_S, Usage
 from common.domain.job import JobStatus
+from common.domain.values import SAMPLE_RATE
 from common.errors import (
     Missing,
     Needs,
@@ -50,13 +53,15 @@ BLOCK_BYTES = 1 << 20
 FORM_BYTES = 1 << 20
 """What a form may have beside its file."""
 PATIENCE_S = 60.0
+MOST_BARE_BYTES = RIFF_LIMIT - 100
+"""Beyond it a WAV file's header would be larger; that is more than a day."""
 IGNORED = "X-Ignored-Parameters"
 """The header that names what a request had and its answer does not heed."""
 
 
 def tell_of_ignored(request: Request, names: Iterable[str]) -> None:
     """Have the answer name parameters that were ignored."""
-    if named := ", ".join(quote(name, safe="[]") for name in names):
+    if named := ", ".join(quote(name[:100], safe="[]") for name in islice(names, MAX_IGNORED)):
         answer_with(request.scope, {IGNORED: named})
 
 
@@ -137,17 +142,51 @@ class IncomingFile:
     def _write(self, blocks: list[bytes]) -> None:
         with storage_errors():
             if self._file is None:
-                self._file = self.path.open("xb")
+                self._file = self.path.open("x+b")
+                self._begin(blocks)
             for block in blocks:
                 self._file.write(block)
                 self._digest.update(block)
 
+    def _begin(self, blocks: list[bytes]) -> None:
+        """The first of it is here, `BLOCK_BYTES` or all there is."""
+
+    def _end(self, file: BinaryIO) -> None:
+        """All of it is written."""
+
     def _close(self) -> None:
         if self._file is not None:
             with storage_errors():
+                self._end(self._file)
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._file.close()
+
+
+class BareFile(IncomingFile):
+    """Samples without a header (16 bit, little endian, mono, 16 kHz) become a WAV file.
+
+    What begins as another file does is left as it is.
+    """
+
+    _bare = False
+
+    def _begin(self, blocks: list[bytes]) -> None:
+        self._bare = container_of(b"".join(blocks)[:16]) is None
+        if self._bare:
+            blocks.insert(0, wav_header(SAMPLE_RATE, 1, 0))
+
+    def _end(self, file: BinaryIO) -> None:
+        if not self._bare:
+            return
+        header = wav_header(SAMPLE_RATE, 1, min(self.size, MOST_BARE_BYTES) // SAMPLE_BYTES)
+        file.seek(0)
+        file.write(header)
+        self.size += len(header)
+        file.seek(0)
+        self._digest = hashlib.sha256()
+        while block := file.read(BLOCK_BYTES):
+            self._digest.update(block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +194,10 @@ class Form:
     """A form that brings a recording in its field ``file``.
 
     ``fields`` may come once each, ``lists`` several times, before or after the file; other fields
-    are rejected, or with ``ignores_unknown`` ignored. ``options`` makes of them what our own upload
-    takes (`UploadOptions`); it is asked again when more of them are here.
+    are rejected, or with ``ignores_unknown`` ignored and named to the client, after what was
+    ``ignored`` already. ``options`` makes of them what our own upload takes (`UploadOptions`); it
+    is asked again when more of them are here. ``filename`` is known from elsewhere. With
+    ``may_be_bare`` the recording may come without a header (`BareFile`).
 
     Raises, from ``options``:
         Missing, Needs: a field is missing.
@@ -167,7 +208,10 @@ class Form:
     lists: Collection[str] = ()
     options: Callable[[FormReader], Mapping[str, str]] = lambda form: form.options
     file: str = "file"
+    filename: str | None = None
     ignores_unknown: bool = False
+    ignored: Collection[str] = ()
+    may_be_bare: bool = False
 
 
 UPLOAD = Form(tuple(UploadOptions.model_fields))
@@ -185,7 +229,8 @@ class _Incoming(ABC):
         self._form = form
         self._job_id = job_id
         self._recording_id = uuid4()
-        self._file = IncomingFile(gateway.storage.incoming(self._recording_id))
+        path = gateway.storage.incoming(self._recording_id)
+        self._file = BareFile(path) if form.may_be_bare else IncomingFile(path)
         self._max_bytes = gateway.settings.upload.max_bytes
         self._securing = False
         self._handed_over = False
@@ -265,10 +310,14 @@ class _Incoming(ABC):
     def _store(self, recording: NewRecording, request: Request) -> Created:
         """Commit the recording; may be called once `_check` has seen the whole form."""
 
+    def _may_be_replay(self, request: Request) -> bool:
+        """Whether the recording may turn out to have a job already."""
+        return idempotency_key(request) is not None
+
     def _check_room(self, request: Request) -> None:
         """Refuse early what the commit would; of a replay, which costs nothing, only that knows."""
         self._gateway.check_services()
-        if idempotency_key(request) is None:
+        if not self._may_be_replay(request):
             caller = self._caller
             usage = Usage(self._gateway.database, caller.tenant, caller.key_id)
             usage.check(caller.quota, jobs=self._new_jobs)
@@ -291,7 +340,7 @@ class _Incoming(ABC):
                 await self._check_early(form, request)
                 checked = True
         form.finish()
-        tell_of_ignored(request, form.ignored)
+        tell_of_ignored(request, [*self._form.ignored, *form.ignored])
         if not form.file_begun:
             raise Missing(field=self._form.file)
 
@@ -305,7 +354,7 @@ class _Incoming(ABC):
     ) -> NewRecording:
         return NewRecording(
             id=self._recording_id,
-            filename=display_name(form.filename),
+            filename=display_name(self._form.filename or form.filename),
             container=probe.container,
             codec=probe.codec,
             size_bytes=self._file.size,
@@ -383,7 +432,9 @@ class Upload(_Incoming):
         self._job = self._caller.asking(request, job)
 
     def _store(self, recording: NewRecording, request: Request) -> Created:
-        once = idempotency(request, self._options, recording.sha256)
+        return self._submit(recording, idempotency(request, self._options, recording.sha256))
+
+    def _submit(self, recording: NewRecording, once: Idempotency | None) -> Created:
         return self._jobs.submit(recording, replace(self._job, idempotency=once))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -17,16 +17,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from api.caller import Caller, Reader, Transcriber
+from api.client_names import WHISPER, weights_named
 from api.feed import Feed
 from api.gateway import Gateway, GatewayDep
-from api.leaving import unless_gone
 from api.multipart import FormReader
 from api.openai import (
     GRANULARITIES,
     PREFIX,
     TEXTS,
     UNBRACKETED,
-    WHISPER,
     AudioOptions,
     Failure,
     Route,
@@ -35,22 +34,19 @@ from api.openai import (
     documented,
     usage,
     verbose_document,
-    weights_named,
 )
 from api.problems import Refusal, problem
-from api.routes.jobs import check_ready
 from api.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
 from api.uploads import IGNORED, Body, Form, Upload
-from common.db.snapshots import Snapshot
+from api.waiting import JOB_ID, check_completed, wait_for_end
 from common.domain.request import Task
 from common.domain.transcript import Transcript, join_text
 from common.domain.values import Segment
-from common.errors import NotFound, NotReady, StenoError, StillUnderWay
+from common.errors import NotFound, StenoError
 from common.transcripts import transcript_of
 
 router = APIRouter(prefix=PREFIX, tags=["openai"], route_class=Route)
 
-JOB_ID = "X-Job-Id"
 NO_RETRY = {"x-should-retry": "false"}
 """OpenAI's clients would send the recording again after some errors (409, 504), to no avail."""
 CREATED = 0
@@ -158,8 +154,8 @@ async def _serve(call: Call, request: Request, gateway: Gateway, caller: Caller)
             if isinstance(asked.options, TranscriptionOptions) and asked.options.stream:
                 heartbeat_s = gateway.settings.events.heartbeat
                 return EventStream(_tell(feed, job_id, heartbeat_s), source.pop_all(), headers)
-            await unless_gone(request, _wait(feed, gateway.settings.openai.wait))
-            _check_completed(feed.snapshot, job_id)
+            await wait_for_end(request, feed, gateway.settings.openai.wait)
+            check_completed(feed.snapshot, job_id)
         text = await gateway.in_thread(gateway.jobs(caller.tenant).text, job_id)
     except StenoError as error:
         answer = Failure(problem(error))
@@ -180,13 +176,6 @@ def _answer(transcript: Transcript, asked: Asked, headers: dict[str, str]) -> Re
     return JSONResponse(document, headers=headers)
 
 
-async def _wait(feed: Feed, limit_s: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(limit_s):
-            while not feed.over:
-                await feed.changed.wait()
-
-
 async def _tell(feed: Feed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[str]:
     """The text as it grows, in OpenAI's events; what they make up is the whole text."""
     told: list[Segment] = []
@@ -204,27 +193,11 @@ async def _tell(feed: Feed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[s
         except TimeoutError:
             yield SIGN_OF_LIFE
     try:
-        _check_completed(feed.snapshot, job_id)
+        check_completed(feed.snapshot, job_id)
     except StenoError as error:
         yield event({"error": Failure(problem(error)).error}, name="error")
     else:
         yield event({"type": "transcript.text.done", "text": join_text(told)})
-
-
-def _check_completed(snapshot: Snapshot | None, job_id: UUID) -> None:
-    """Pass if the job is completed.
-
-    Raises:
-        StillUnderWay: nobody can wait longer for it.
-        Conflict: it failed or was cancelled.
-        NotFound: it was deleted.
-    """
-    if snapshot is None:
-        raise NotFound(what="job", value=job_id)
-    try:
-        check_ready(snapshot)
-    except NotReady:
-        raise StillUnderWay(job_id=job_id, status_now=snapshot.status.value) from None
 
 
 @router.get("/models", summary="List the weights", responses=documented(400, 401, 403, 429, 503))

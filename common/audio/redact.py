@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.audio.decode import Sound
+from common.audio.wav import SAMPLE_BYTES, wav_header
 from common.domain.values import Span
 from common.errors import DecodeFailed
 
@@ -20,17 +20,12 @@ with warnings.catch_warnings():
     from pydub import AudioSegment
     from pydub.generators import Sine
 
-SAMPLE_BYTES = 2
-
 TONE_HZ = 1_000
 BELOW_DB = 3.0
 """How much softer than its surroundings the tone is; to the ear it stands out all the same."""
 SOFTEST_DBFS, LOUDEST_DBFS = -40.0, -18.0
 FADE_MS = 10
 """In which tone and sound give way to each other, so that nothing clicks."""
-
-RIFF_LIMIT = 0xFFFF_FFFF
-"""What the 32 bits of a RIFF header can count."""
 
 
 class RedactedWav:
@@ -150,22 +145,6 @@ class _Source:
             filled += len(taken)
             self._rest = self._rest[len(taken) :]
         return samples
-
-
-def wav_header(rate: int, channels: int, frames: int) -> bytes:
-    """The header of a WAV file with 16-bit PCM; RF64 (EBU Tech 3306) where RIFF cannot count it."""
-    width = channels * SAMPLE_BYTES
-    size = frames * width
-    layout = struct.pack(
-        "<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * width, width, SAMPLE_BYTES * 8
-    )
-    head = 4 + len(layout) + 8
-    if head + size <= RIFF_LIMIT:
-        riff = struct.pack("<4sI4s", b"RIFF", head + size, b"WAVE")
-        return riff + layout + struct.pack("<4sI", b"data", size)
-    sizes = struct.pack("<4sIQQQI", b"ds64", 28, head + 36 + size, size, frames, 0)
-    riff = struct.pack("<4sI4s", b"RF64", RIFF_LIMIT, b"WAVE")
-    return riff + sizes + layout + struct.pack("<4sI", b"data", RIFF_LIMIT)
 
 
 def _crossfade(before: NDArray[np.int16], after: NDArray[np.int16]) -> NDArray[np.int16]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from itertools import takewhile
 from typing import Any
 from uuid import UUID
@@ -53,10 +54,15 @@ class NewRecording:
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's key for a request, and the request's sha256, its recording included."""
+    """A client's key for a request, and the request's sha256, its recording included.
+
+    ``good_s``: for how many seconds after its end a job answers the same request again, unless it
+    failed or was cancelled; None: any job does, for as long as it exists.
+    """
 
     key: str
     request_sha256: str
+    good_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +311,8 @@ class Jobs:
                 continue
             if known.request_sha256 != key.request_sha256:
                 raise IdempotencyConflict(field="Idempotency-Key", value=key.key)
+            if key.good_s is not None and _release(session, known.id, key.good_s):
+                continue
             return Created(known.id, JobStatus(known.status), replayed=True)
         if fetched:
             add_steps(session, job.id, StepKind.FETCH, [None])
@@ -378,6 +386,21 @@ class Jobs:
         if row is None:
             raise NotFound(what="job", value=job_id)
         return row[0], row[1]
+
+
+def _release(session: Session, job_id: UUID, good_s: int) -> bool:
+    """Take its key from a job that answers no request any more; False where it does."""
+    too_old = Job.completed_at < func.now() - timedelta(seconds=good_s)
+    released = session.scalar(
+        update(Job)
+        .where(
+            Job.id == job_id,
+            Job.status.in_([JobStatus.FAILED, JobStatus.CANCELLED]) | too_old,
+        )
+        .values(idempotency_key=None)
+        .returning(Job.id)
+    )
+    return released is not None
 
 
 def _not_awaited(job: Job) -> Conflict:

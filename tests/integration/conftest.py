@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,3 +77,19 @@ def start(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Start]:
     yield start_service
     for service in services:
         service.__exit__()
+
+
+@pytest.fixture
+def alone(
+    tmp_path: Path, database_url: str, redis_url: str
+) -> Iterator[Callable[..., GatewayProcess]]:
+    """A gateway of this test's own, with settings and no worker."""
+    started: list[GatewayProcess] = []
+
+    def start(**settings: str) -> GatewayProcess:
+        started.append(GatewayProcess(tmp_path, database_url, redis_url, **settings))  # type: ignore[arg-type]
+        return started[-1].__enter__()
+
+    yield start
+    for gateway in started:
+        gateway.__exit__()

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from common.audio.redact import wav_header
+from common.audio.wav import wav_header
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.steps import Steps

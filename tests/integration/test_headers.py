@@ -122,6 +122,7 @@ def test_the_documentation_has_a_button_for_keys(gateway: GatewayProcess) -> Non
     schemes = description["components"]["securitySchemes"]
     assert {(each["type"], each.get("scheme")) for each in schemes.values()} == {
         ("http", "bearer"),
+        ("http", "basic"),
         ("apiKey", None),
     }
     asks = description["paths"]["/api/v1/status/{job_id}"]["get"]

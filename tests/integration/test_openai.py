@@ -331,22 +331,6 @@ def test_a_wrong_key_is_told_apart(
 
 
 @pytest.fixture
-def alone(
-    tmp_path: Path, database_url: str, redis_url: str
-) -> Iterator[Callable[..., GatewayProcess]]:
-    """A gateway of this test's own, with settings and no worker."""
-    started: list[GatewayProcess] = []
-
-    def start(**settings: str) -> GatewayProcess:
-        started.append(GatewayProcess(tmp_path, database_url, redis_url, **settings))  # type: ignore[arg-type]
-        return started[-1].__enter__()
-
-    yield start
-    for gateway in started:
-        gateway.__exit__()
-
-
-@pytest.fixture
 def steps(database_url: str) -> Iterator[Steps]:
     with Database(database_url) as database:
         yield make_steps(database)

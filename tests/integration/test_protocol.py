@@ -97,3 +97,19 @@ def test_who_reads_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> Non
             assert client.recv(500_000)
             pause.wait(0.1)
         assert is_served(port, me)
+
+
+def test_a_quiet_connection_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[tuple[int, int]] = []
+
+    class Noted(protocol.Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            line = transport.get_extra_info("socket")
+            alive = line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            kept.append((alive, line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)))
+
+    monkeypatch.setattr(protocol, "Protocol", Noted)
+    with serving(talkative) as port, socket.create_connection(("127.0.0.1", port)):
+        wait_until(lambda: kept, "the connection")
+    assert kept == [(1, protocol.KEEPALIVE_S)]

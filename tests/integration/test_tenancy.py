@@ -30,7 +30,7 @@ from tests.gateway import GatewayProcess
 from tests.integration.test_keys import make_wav
 
 OURS, THEIRS = "ours", "theirs"
-OPEN = {"/healthz", "/readyz", "/health", "/metrics"}
+OPEN = {"/healthz", "/readyz", "/health", "/metrics", "/status"}
 """What may be asked without a key."""
 
 EVERYBODYS = {"model": "base"}

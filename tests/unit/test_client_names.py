@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.openai import weights_named
+from api.client_names import weights_named
 from common.asr.languages import LANGUAGES, language_code
 
 

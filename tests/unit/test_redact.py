@@ -23,8 +23,8 @@ from common.audio.redact import (
     SOFTEST_DBFS,
     TONE_HZ,
     RedactedWav,
-    wav_header,
 )
+from common.audio.wav import wav_header
 from common.domain.values import Span
 from common.errors import DecodeFailed, NotAudio
 from tests.audio_files import FILMS, KINDS, Kind, damage, noise, silence, tone, truncate, write

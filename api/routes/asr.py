@@ -1,0 +1,114 @@
+"""The API of whisper-asr-webservice over the same durable jobs, for Bazarr, subgen and Speakr.
+
+The answer waits for the job, however long that takes. Whose client disconnects loses nothing: the
+job goes on, and the same recording sent again with the same options joins it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from api.asr import FILE, AsrQuery, AsrUpload, json_document
+from api.caller import Caller, Transcriber
+from api.filenames import attachment
+from api.gateway import Gateway, GatewayDep
+from api.idempotency import PARAMETER
+from api.middleware import answer_with
+from api.problems import documented
+from api.uploads import IGNORED, Body, Form
+from api.version import VERSION
+from api.waiting import JOB_ID, check_completed, wait_for_end
+from common.db.jobs import Text
+from common.db.snapshots import Snapshot
+from common.domain.formats import write
+from common.errors import NotAudio, Restarting, StillUnderWay
+from common.transcripts import transcript_of
+
+router = APIRouter(tags=["asr"])
+
+_HEADERS = {
+    JOB_ID: {"schema": {"type": "string", "format": "uuid"}},
+    IGNORED: {
+        "description": "Parameters of the request that have no meaning here",
+        "schema": {"type": "string"},
+    },
+}
+_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {FILE: {"type": "string", "format": "binary"}},
+                "required": [FILE],
+            }
+        }
+    },
+}
+
+
+@router.post(
+    "/asr",
+    summary="Turn a recording into text",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The text",
+            "content": {"text/plain": {}, "application/json": {}},
+            "headers": _HEADERS,
+        },
+        **documented(400, 404, 408, 409, 413, 415, 422, 503),
+    },
+    openapi_extra={"requestBody": _BODY, "parameters": [PARAMETER]},
+)
+async def asr(
+    request: Request, gateway: GatewayDep, caller: Transcriber, query: Annotated[AsrQuery, Query()]
+) -> Response:
+    """whisper-asr-webservice's `/asr`. The header X-Job-Id names the job behind it.
+
+    It answers when the job is done. The same recording sent again with the same options, within a
+    day of its end, is answered by the same job.
+    """
+    form = query.form(request, query.job_options())
+    try:
+        snapshot, text = await _text(request, gateway, caller, form)
+    except NotAudio as error:
+        reason = f"{error.details['reason']}; bare samples need encode=false"
+        raise NotAudio(reason=reason) if query.encode else error from None
+    transcript = transcript_of(text)
+    if query.output == "json":
+        answer: Response = JSONResponse(json_document(transcript, words=query.word_timestamps))
+    else:
+        answer = Response(write(query.output, transcript), media_type="text/plain")
+    answer.headers["Content-Disposition"] = attachment(snapshot.filename, query.output)
+    return answer
+
+
+async def _text(
+    request: Request, gateway: Gateway, caller: Caller, form: Form
+) -> tuple[Snapshot, Text]:
+    """The text of the job that the request made or joined, once that has ended.
+
+    Raises:
+        starlette.requests.ClientDisconnect: the client has disconnected.
+        Restarting: the gateway is about to end.
+        BadInput, Transient: as an upload; the job failed, was cancelled or was deleted.
+    """
+    job_id = (await AsrUpload(gateway, caller, form).take_in(request, Body(request))).job_id
+    answer_with(request.scope, {JOB_ID: str(job_id)})
+    async with gateway.watch(caller.tenant, job_id) as feed:
+        await wait_for_end(request, feed)
+    try:
+        snapshot = check_completed(feed.snapshot, job_id)
+    except StillUnderWay:
+        raise Restarting from None
+    return snapshot, await gateway.in_thread(gateway.jobs(caller.tenant).text, job_id)
+
+
+@router.get("/status", summary="Which version is this?")
+async def version() -> dict[str, str]:
+    """What Bazarr shows when its connection is tested."""
+    return {"version": f"Stenopool {VERSION}"}

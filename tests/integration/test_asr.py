@@ -1,0 +1,296 @@
+"""Clients of whisper-asr-webservice work unchanged: with real weights behind them."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+import requests
+
+from common.db.database import Database
+from common.db.steps import Steps
+from common.errors import DecodeFailed
+from common.events import Events
+from tests.factories import claim_next, finish_chunk, finish_merge, make_steps, plan_chunks
+from tests.factories import stored_segment as segment
+from tests.gateway import GatewayProcess
+from tests.service import Service, wait_until, write_wav
+from tests.speech import pcm16, speak
+
+SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
+KEY = "the-operators-own-key-0123456789"
+BASIC = httpx.BasicAuth("anybody", KEY)
+
+
+@pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, str]:
+    return {"GATEWAY_API_KEY": KEY, "OPENAI_WAIT": "0.1"}
+
+
+@pytest.fixture(scope="module")
+def serving(gateway: GatewayProcess) -> Iterator[GatewayProcess]:
+    """The module's gateway with a dispatcher and a worker behind it."""
+    with Service(gateway.database_url, gateway.redis_url, gateway.folder) as service:
+        service.start_dispatcher()
+        service.start_worker()
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def samples() -> bytes:
+    """What FFmpeg makes for Bazarr: s16le, 16 kHz, mono, and no header."""
+    return pcm16(speak(SENTENCE))
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_wav(tmp_path_factory.mktemp("talk") / "talk.wav", speak(SENTENCE)).read_bytes()
+
+
+def ask(gateway: GatewayProcess, file: bytes, **params: Any) -> httpx.Response:
+    files = {"audio_file": ("talk.wav", file)}
+    return gateway.http.post("/asr", params=params, files=files, auth=BASIC)
+
+
+def job_of(gateway: GatewayProcess, answer: httpx.Response | requests.Response) -> Any:
+    path = f"/api/v1/status/{answer.headers['x-job-id']}"
+    return gateway.http.get(path, auth=BASIC).json()
+
+
+# --- as clients ask -----------------------------------------------------------------------------
+
+
+def test_bazarr_gets_its_subtitles(serving: GatewayProcess, samples: bytes) -> None:
+    endpoint = f"http://bazarr:{KEY}@127.0.0.1:{serving.port}"
+    session = requests.Session()
+    session.trust_env = False
+    params = {"task": "transcribe", "language": "en", "output": "srt", "encode": "false"}
+    params["video_file"] = "/media/series/Canoes - S01E02.mkv"
+    timeout = (5, 3600)
+    answer = session.post(
+        f"{endpoint}/asr", params=params, files={"audio_file": samples}, timeout=timeout
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.content.startswith(b"1\n00:00:00,")
+    assert b"glue the sheet" in answer.content.lower()
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert "x-ignored-parameters" not in answer.headers
+    job = job_of(serving, answer)
+    assert (job["status"], job["language"]) == ("COMPLETED", "en")
+    assert job["filename"] == "Canoes - S01E02.mkv"
+    assert job["duration_seconds"] == round(len(samples) / 32) / 1_000
+    assert job["warnings"] == []
+    # It sends episodes again, also when it wants another form of them.
+    again = session.post(
+        f"{endpoint}/asr", params=params, files={"audio_file": samples}, timeout=timeout
+    )
+    assert (again.content, again.headers["idempotent-replayed"]) == (answer.content, "true")
+    other = session.post(
+        f"{endpoint}/asr", params={**params, "output": "vtt"}, files={"audio_file": samples}
+    )
+    assert other.text.startswith("WEBVTT")
+    assert other.headers["x-job-id"] == answer.headers["x-job-id"]
+    kept = serving.http.get(f"/api/v1/download/{job['job_id']}?format=original", auth=BASIC).content
+    assert (kept[:4], kept[44:]) == (b"RIFF", samples)
+    assert session.get(f"{endpoint}/status").json()["version"].startswith("Stenopool ")
+
+
+def test_bazarr_translates_to_english(serving: GatewayProcess, samples: bytes) -> None:
+    answer = ask(serving, samples, task="translate", language="en", output="srt", encode="false")
+    assert "glue the sheet" in answer.text.lower()
+    path = f"/api/v1/result/{answer.headers['x-job-id']}"
+    manifest = serving.http.get(path, auth=BASIC).json()["manifest"]
+    assert manifest["options"]["decoding"]["task"] == "translate"
+
+
+def test_speakr_gets_its_segments(serving: GatewayProcess, wav: bytes) -> None:
+    diarizing = {"diarize": True, "enable_diarization": True, "return_speaker_embeddings": True}
+    answer = ask(
+        serving,
+        wav,
+        encode=True,
+        task="transcribe",
+        output="json",
+        hotwords="canoe",
+        model="Systran/faster-whisper-base",
+        min_speakers=1,
+        max_speakers=2,
+        **diarizing,
+    )
+    document = answer.json()
+    assert "glue the sheet" in document["text"].lower()
+    assert document["language"] == "en"
+    assert all(
+        each["start"] <= each["end"] and each["text"] and each["speaker"] is None
+        for each in document["segments"]
+    )
+    assert not any("words" in each for each in document["segments"])
+    ignored = set(answer.headers["x-ignored-parameters"].split(", "))
+    assert ignored == {*diarizing, "min_speakers", "max_speakers"}
+    assert answer.headers["content-disposition"].startswith('attachment; filename="talk.json"')
+    health = serving.http.get("/health", auth=BASIC)
+    models = serving.http.get("/v1/models", auth=BASIC)
+    assert (health.status_code, models.status_code) == (200, 200)
+
+
+def test_subgens_clients_get_words(serving: GatewayProcess, samples: bytes) -> None:
+    answer = ask(
+        serving,
+        samples,
+        encode="false",
+        output="json",
+        language="english",
+        word_timestamps="true",
+        initial_prompt="",
+        vad_filter="false",
+    )
+    words = [word for each in answer.json()["segments"] for word in each["words"]]
+    assert " ".join(word["word"] for word in words) == answer.json()["text"]
+    assert answer.headers["x-ignored-parameters"] == "vad_filter"
+
+
+def test_what_has_a_header_is_read_by_it_whatever_is_said(
+    serving: GatewayProcess, samples: bytes, wav: bytes
+) -> None:
+    answer = ask(serving, wav, encode="false", language="en")
+    assert "glue the sheet" in answer.text.lower()
+    assert job_of(serving, answer)["duration_seconds"] == round(len(samples) / 32) / 1_000
+    refused = ask(serving, samples, encode="true")
+    assert refused.status_code == 415
+    assert "encode=false" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"task": "summarize"}, "task"),
+        ({"output": "docx"}, "output"),
+        ({"language": "klingon"}, "language"),
+        ({"model": "small"}, "model"),
+        ({"encode": "perhaps"}, "encode"),
+    ],
+)
+def test_what_cannot_be_heeded_is_refused_by_name(
+    gateway: GatewayProcess, wav: bytes, wrong: dict[str, str], field: str
+) -> None:
+    answer = ask(gateway, wav, **wrong)
+    assert (answer.status_code, answer.json()["field"]) == (422, field)
+    assert gateway.incoming == []
+
+
+def test_a_form_without_the_file_is_refused_by_its_name(gateway: GatewayProcess) -> None:
+    answer = gateway.http.post("/asr", files={"file": ("a.wav", b"")}, auth=BASIC)
+    assert (answer.status_code, answer.json()["field"]) == (422, "audio_file")
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+
+def test_a_key_may_come_as_a_password(gateway: GatewayProcess) -> None:
+    def status(user: str, password: str, **headers: str) -> int:
+        sent = {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+        return gateway.http.get("/v1/models", headers=sent | headers).status_code
+
+    assert status("anybody", KEY) == status("", KEY) == status(KEY, "") == 200
+    assert status("anybody", f"{KEY}x") == status("", "") == 401
+    # A browser adds a password that it knows by itself.
+    assert status("anybody", KEY, **{"Sec-Fetch-Site": "cross-site"}) == 401
+    assert status("anybody", KEY, **{"Sec-Fetch-Site": "same-origin"}) == 200
+    broken = gateway.http.get("/v1/models", headers={"Authorization": "Basic %%%"})
+    assert (broken.status_code, broken.headers["www-authenticate"]) == (401, "Bearer")
+
+
+# --- jobs that take their time, with nobody but the test at work --------------------------------
+
+
+@pytest.fixture
+def steps(database_url: str) -> Iterator[Steps]:
+    with Database(database_url) as database:
+        yield make_steps(database)
+
+
+def jobs(gateway: GatewayProcess) -> list[Any]:
+    listed: list[Any] = gateway.http.get("/api/v1/jobs").json()["jobs"]
+    return listed
+
+
+def test_a_repeat_joins_the_job_that_runs_and_waits_as_long_as_it_takes(
+    alone: Callable[..., GatewayProcess], steps: Steps, samples: bytes, pool: ThreadPoolExecutor
+) -> None:
+    gateway = alone(OPENAI_WAIT="0.1", AI_LOAD_MODELS="false")
+    brief = httpx.Timeout(60, read=2)
+    sent: dict[str, Any] = {
+        "params": {"encode": "false", "language": "en", "output": "srt"},
+        "files": {"audio_file": samples},
+    }
+    with pytest.raises(httpx.ReadTimeout):
+        gateway.http.post("/asr", timeout=brief, **sent)
+    (job,) = jobs(gateway)
+    assert job["status"] == "PENDING"
+
+    asking = [pool.submit(gateway.http.post, "/asr", **sent) for _ in range(2)]
+    wait_until(lambda: gateway.log_file.read_text().count("was asked for again") == 2, "repeats")
+    plan_chunks(steps, 1)
+    finish_chunk(steps, claim_next(steps))
+    finish_merge(steps, claim_next(steps), segments=[segment(0, 10_000, " At last.")])
+    with redis.Redis.from_url(gateway.redis_url) as connection:
+        Events(connection).job_changed(job["job_id"])
+    for answer in (each.result(timeout=60) for each in asking):
+        assert answer.text == "1\n00:00:00,000 --> 00:00:10,000\nAt last.\n\n"
+        assert answer.headers["x-job-id"] == job["job_id"]
+    assert len(jobs(gateway)) == 1
+
+
+def test_a_repeat_of_what_failed_is_another_job(
+    alone: Callable[..., GatewayProcess], steps: Steps, samples: bytes, pool: ThreadPoolExecutor
+) -> None:
+    gateway = alone()
+    sent: dict[str, Any] = {"params": {"encode": "false"}, "files": {"audio_file": samples}}
+    for number in (1, 2):
+        asking = pool.submit(gateway.http.post, "/asr", **sent)
+        wait_until(lambda: len(jobs(gateway)) == number, "the job")  # noqa: B023 - within its turn
+        claim = claim_next(steps)
+        steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="it is empty"))
+        with redis.Redis.from_url(gateway.redis_url) as connection:
+            Events(connection).job_changed(claim.job_id)
+        answer = asking.result(timeout=60)
+        assert (answer.status_code, answer.headers["x-job-id"]) == (409, str(claim.job_id))
+        assert "it is empty" in answer.json()["detail"]
+
+
+def test_a_gateway_that_ends_sends_its_clients_elsewhere(
+    alone: Callable[..., GatewayProcess], wav: bytes, pool: ThreadPoolExecutor
+) -> None:
+    gateway = alone()
+    asking = pool.submit(gateway.http.post, "/asr", files={"audio_file": wav})
+    wait_until(lambda: jobs(gateway), "the job")
+    assert gateway.process is not None
+    gateway.process.terminate()
+    answer = asking.result(timeout=60)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+def test_another_tenants_recording_is_not_joined(gateway: GatewayProcess, tmp_path: Path) -> None:
+    recording = write_wav(tmp_path / "a.wav", speak("It is easy to tell the depth."))
+    brief = httpx.Timeout(60, read=2)
+    ids = set()
+    for tenant in ("a", "a", "b"):
+        with pytest.raises(httpx.ReadTimeout):
+            gateway.http.post(
+                "/asr",
+                files={"audio_file": recording.read_bytes()},
+                headers={"X-Tenant-Id": tenant},
+                auth=BASIC,
+                timeout=brief,
+            )
+        shown = {"X-Tenant-Id": tenant}
+        listed = gateway.http.get("/api/v1/jobs", headers=shown, auth=BASIC).json()["jobs"]
+        assert len(listed) == 1
+        ids.add(listed[0]["job_id"])
+    assert len(ids) == 2

@@ -97,9 +97,7 @@ class Dispatcher:
         """Publish steps for the workers that are free; how many it was."""
         # A worker that Redis has forgotten registers again within seconds; until then, one.
         workers = max(1, self._doorbell.live_workers())
-        free = workers - self._doorbell.waiting() - self._steps.running()
-        if free <= 0:
-            return 0
+        free = max(0, workers - self._steps.handed_out())
         return self._steps.publish(free, self._doorbell.ring, fetches=max(1, workers // 2))
 
     def reconcile(self) -> None:
@@ -119,7 +117,7 @@ class Dispatcher:
 
     def _ring_again(self) -> None:
         published = self._steps.published()
-        doorbells = {doorbell: step_id for step_id, doorbell in published if doorbell}
+        doorbells = {doorbell: step_id for step_id, doorbell in published}
         silent = self._doorbell.lost(list(doorbells)) if doorbells else set()
         now = time.monotonic()
         self._suspects = {bell: self._suspects.get(bell, now) for bell in silent}

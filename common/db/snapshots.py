@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -13,15 +14,14 @@ from sqlalchemy import (
     Row,
     ScalarSelect,
     Select,
-    and_,
     bindparam,
     case,
     func,
-    or_,
     select,
 )
 from sqlalchemy.orm import Session, aliased
 
+from common.db.positions import positions
 from common.db.steps import moderation_failed
 from common.db.tables import Chunk, Job, Recording
 from common.domain.job import MODERATION_FAILED, JobStatus
@@ -53,7 +53,8 @@ class Snapshot:
 
     ``stage`` is queued, fetching, planning, transcribing, moderating (all is transcribed), merging
     or done; ``progress`` in [0, 100];
-    ``queue_position`` counts jobs that go before (0: next), None once it was started;
+    ``queue_position`` counts the turns of others that go before (0: next; see `positions`), None
+    once it was started;
     ``eta_s`` comes from the job's own pace, ``estimate_s`` from that of others: the time it would
     take from its start; both are None where nothing is known to reckon from. ``chunks_total`` grows
     until the job is ``planned``. ``filename`` is None until a recording is here; ``delete_at`` is
@@ -89,50 +90,22 @@ class Snapshot:
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
     """One job; None where the tenant has no such job."""
     row = session.execute(_one(), {"tenant": tenant, "job_id": job_id}).one_or_none()
-    return None if row is None else _snapshot(row)
+    return None if row is None else _snapshots(session, [row])[0]
 
 
 def snapshots(session: Session, *where: ColumnElement[bool], limit: int) -> list[Snapshot]:
     """The jobs that meet all of ``where``, newest first; ``limit`` at most."""
-    queue = (
-        select(Job.id, (func.rank().over(order_by=(Job.priority, Job.created_at)) - 1).label("at"))
-        .where(Job.status == JobStatus.PENDING)
-        .subquery()
-    )
-    asked = (
-        _jobs(queue.c.at)
-        .outerjoin(queue, queue.c.id == Job.id)
-        .where(*where)
-        .order_by(Job.created_at.desc(), Job.id.desc())
-        .limit(limit)
-    )
-    return [_snapshot(row) for row in session.execute(asked)]
+    asked = _jobs().where(*where).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
+    return _snapshots(session, session.execute(asked).all())
 
 
 @cache
 def _one() -> Select[Any]:
-    """Built once: that would take longer than its answer, and everybody asks for it all the time.
-
-    Counting those before one job is cheaper than ranking all of them.
-    """
-    other = aliased(Job)
-    before = (
-        select(func.count())
-        .select_from(other)
-        .where(
-            other.status == JobStatus.PENDING,
-            or_(
-                other.priority < Job.priority,
-                and_(other.priority == Job.priority, other.created_at < Job.created_at),
-            ),
-        )
-        .scalar_subquery()
-    )
-    position = case((Job.status == JobStatus.PENDING, before))
-    return _jobs(position).where(Job.id == bindparam("job_id"), Job.tenant == bindparam("tenant"))
+    """Built once: it is asked for all the time, and building it takes longer than its answer."""
+    return _jobs().where(Job.id == bindparam("job_id"), Job.tenant == bindparam("tenant"))
 
 
-def _jobs(position: ColumnElement[int]) -> Select[Any]:
+def _jobs() -> Select[Any]:
     heard = (
         select(func.count())
         .where(Chunk.job_id == Job.id, Chunk.result.is_not(None))
@@ -145,7 +118,6 @@ def _jobs(position: ColumnElement[int]) -> Select[Any]:
         heard.label("heard"),
         moderation_failed(Job.id).label("unjudged"),
         func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
-        position.label("position"),
         case((under_way, _speed(Job.engine, Job.model))).label("speed"),
     ).outerjoin(Recording, Recording.id == Job.recording_id)
 
@@ -169,7 +141,12 @@ def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
     return select(func.sum(lately.c.duration_ms) / wall_ms).correlate(Job).scalar_subquery()
 
 
-def _snapshot(row: Row[Any]) -> Snapshot:
+def _snapshots(session: Session, rows: Sequence[Row[Any]]) -> list[Snapshot]:
+    queue = positions(session, [row[0] for row in rows])
+    return [_snapshot(row, queue.get(row[0].id)) for row in rows]
+
+
+def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
     job: Job = row[0]
     return Snapshot(
         job_id=job.id,
@@ -184,7 +161,7 @@ def _snapshot(row: Row[Any]) -> Snapshot:
         error_code=job.error_code,
         error_message=job.error_message,
         eta_s=_eta_s(job, row.heard, row.elapsed_s),
-        queue_position=row.position,
+        queue_position=position,
         warnings=tuple(_warnings(job, unjudged=row.unjudged)),
         filename=row.filename,
         engine=job.engine,

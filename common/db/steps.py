@@ -38,6 +38,7 @@ from common.db.database import Database
 from common.db.endings import job_ended
 from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
 from common.db.tallies import count
+from common.db.turns import Turns
 from common.db.usage import charge_decoded, correct
 from common.domain.job import (
     MAX_LOSSES,
@@ -535,6 +536,7 @@ class Steps:
                     token=None,
                     lease_until=None,
                     run_after=func.clock_timestamp(),
+                    doorbell=None,
                 )
                 .returning(Step.id, Step.job_id)
             ).all()
@@ -543,20 +545,13 @@ class Steps:
 
     # --- the dispatcher's side ----------------------------------------------------------------
 
-    def running(self) -> int:
-        """How many steps are being worked on, their leases good."""
+    def handed_out(self) -> int:
+        """How many steps workers have in hand, their leases good, or are about to be given."""
         with self._database.transaction() as session:
-            return (
-                session.scalar(
-                    select(func.count())
-                    .select_from(Step)
-                    .where(
-                        Step.status == StepStatus.RUNNING,
-                        Step.lease_until > func.clock_timestamp(),
-                    )
-                )
-                or 0
+            working = and_(
+                Step.status == StepStatus.RUNNING, Step.lease_until > func.clock_timestamp()
             )
+            return _count(session, or_(working, _is_published()))
 
     def publish(self, limit: int, ring: Any, *, fetches: int | None = None) -> int:
         """Hand up to ``limit`` steps to ``ring(publications)``, in fair order; how many it was.
@@ -564,79 +559,43 @@ class Steps:
         No more than ``fetches`` recordings are fetched at once, so that servers that are slow, or
         mean to be, cannot hold every worker; None: any number.
 
-        Fair: by priority; then the job with the fewest steps under way or ahead in this order,
-        which is round robin over jobs; then the older job. A crash after ``ring`` rings again
-        under the same id, which is harmless: steps are claimed once.
+        `common.domain.turns` says what is fair. A crash after ``ring`` rings again under the same
+        id, which is harmless: steps are claimed once. Nothing is published while another dispatcher
+        is at it. With ``limit`` 0 those that are new only join the line.
         """
         with self._database.transaction() as session:
-            under_way = (
-                select(Step.job_id, func.count().label("steps"))
-                .where(
-                    (Step.status == StepStatus.RUNNING)
-                    | ((Step.status == StepStatus.PENDING) & ~_in_outbox())
-                )
-                .group_by(Step.job_id)
-                .subquery()
-            )
-            turn = func.coalesce(under_way.c.steps, 0) + func.row_number().over(
-                partition_by=Step.job_id, order_by=(Step.kind, Step.chunk_index)
-            )
-            ranked = (
-                select(
-                    Outbox.id,
-                    Job.priority,
-                    turn.label("turn"),
-                    Job.created_at,
-                    Job.id.label("job_id"),
-                )
-                .join(Step, Step.id == Outbox.step_id)
-                .join(Job, Job.id == Step.job_id)
-                .outerjoin(under_way, under_way.c.job_id == Step.job_id)
-                .where(_is_due(), *([] if fetches is None else [_may_go(session, fetches)]))
-                .order_by(Job.priority, "turn", Job.created_at, Job.id)
-                .limit(limit)
-                .subquery()
-            )
-            rows = session.execute(
-                select(Outbox.id, Step.id, Step.attempt, Step.kind, Step.chunk_index, Step.job_id)
-                .join(Step, Step.id == Outbox.step_id)
-                .join(ranked, ranked.c.id == Outbox.id)
-                .order_by(ranked.c.priority, ranked.c.turn, ranked.c.created_at, ranked.c.job_id)
-                # Skipping what a claim has locked, it waits for nobody and cannot deadlock.
-                .with_for_update(of=[Outbox, Step], skip_locked=True)
-            ).all()
-            if not rows:
+            turns = Turns(session)
+            if not turns.lock():
                 return 0
+            turns.take_in()
+            if limit and fetches is not None:
+                fetches -= _fetches(session)
             publications = [
                 Publication(
-                    outbox_id=outbox_id,
-                    step_id=step_id,
-                    doorbell=f"{step_id}-{attempt + 1}-{outbox_id}",
-                    description=f"{kind} job={job_id}"
-                    + (f" chunk={chunk_index}" if chunk_index is not None else ""),
+                    outbox_id=step.outbox_id,
+                    step_id=step.step_id,
+                    doorbell=f"{step.step_id}-{step.attempt + 1}-{step.outbox_id}",
+                    description=f"{step.kind} job={step.job_id}"
+                    + (f" chunk={step.chunk_index}" if step.chunk_index is not None else ""),
                 )
-                for outbox_id, step_id, attempt, kind, chunk_index, job_id in rows
+                for step in turns.give(limit, fetches)
             ]
-            ring(publications)
+            if publications:
+                ring(publications)
             for publication in publications:
                 session.execute(
                     update(Step)
                     .where(Step.id == publication.step_id)
                     .values(doorbell=publication.doorbell)
                 )
-            session.execute(
-                delete(Outbox).where(Outbox.id.in_([p.outbox_id for p in publications]))
-            )
             return len(publications)
 
-    def published(self) -> list[tuple[UUID, str | None]]:
-        """Steps that should be in RQ's hands: pending, due, and out of the outbox."""
+    def published(self) -> list[tuple[UUID, str]]:
+        """Steps that should be in RQ's hands, each with its doorbell."""
         with self._database.transaction() as session:
             rows = session.execute(
                 select(Step.id, Step.doorbell).where(
-                    Step.status == StepStatus.PENDING,
-                    Step.run_after <= func.clock_timestamp(),
-                    ~_in_outbox(),
+                    _is_published(), Step.run_after <= func.clock_timestamp()
                 )
             )
             return [(row.id, row.doorbell) for row in rows]
@@ -722,6 +681,7 @@ class Steps:
                 token=None,
                 lease_until=None,
                 run_after=func.clock_timestamp() + seconds(delay_s),
+                doorbell=None,
             )
         )
         return session.scalar(pending.returning(Step.id)) is not None
@@ -747,8 +707,9 @@ def add_steps(
 def _ask_for(session: Session, step_ids: Sequence[UUID]) -> None:
     """Have steps published, whose rows are new or locked; those asked for already stay so."""
     if step_ids:
-        rows = [{"step_id": step_id} for step_id in step_ids]
-        session.execute(upsert(Outbox).values(rows).on_conflict_do_nothing())
+        steps = select(Step.id, Step.run_after).where(Step.id.in_(step_ids))
+        outbox = upsert(Outbox).from_select(["step_id", "due_at"], steps)
+        session.execute(outbox.on_conflict_do_nothing())
 
 
 def _ask_again(session: Session, step_ids: Iterable[UUID]) -> None:
@@ -758,6 +719,8 @@ def _ask_again(session: Session, step_ids: Iterable[UUID]) -> None:
         .where(Step.id.in_(list(step_ids)), Step.status == StepStatus.PENDING)
         .with_for_update(skip_locked=True)
     ).all()
+    if pending:
+        session.execute(update(Step).where(Step.id.in_(pending)).values(doorbell=None))
     _ask_for(session, pending)
 
 
@@ -850,37 +813,18 @@ def _lock(session: Session, claim: Claim) -> None:
         raise StaleClaim
 
 
-def _is_due() -> ColumnElement[bool]:
-    return and_(Step.status == StepStatus.PENDING, Step.run_after <= func.clock_timestamp())
+def _is_published() -> ColumnElement[bool]:
+    return and_(Step.status == StepStatus.PENDING, Step.doorbell.is_not(None))
 
 
-def _may_go(session: Session, fetches: int) -> ColumnElement[bool]:
-    """Whether a step in the outbox is no fetch, or one of the next that there is room for."""
-    under_way = session.scalar(
-        select(func.count())
-        .select_from(Step)
-        .where(
-            Step.kind == StepKind.FETCH,
-            or_(
-                Step.status == StepStatus.RUNNING,
-                and_(Step.status == StepStatus.PENDING, ~_in_outbox()),
-            ),
-        )
-    )
-    following = (
-        select(Outbox.id)
-        .join(Step, Step.id == Outbox.step_id)
-        .join(Job, Job.id == Step.job_id)
-        .where(Step.kind == StepKind.FETCH, _is_due())
-        .order_by(Job.priority, Job.created_at, Job.id)
-        .limit(max(0, fetches - (under_way or 0)))
-        .correlate(None)
-    )
-    return or_(Step.kind != StepKind.FETCH, Outbox.id.in_(following))
+def _fetches(session: Session) -> int:
+    """How many recordings are being fetched, or are about to be."""
+    running = Step.status == StepStatus.RUNNING
+    return _count(session, Step.kind == StepKind.FETCH, or_(running, _is_published()))
 
 
-def _in_outbox() -> ColumnElement[bool]:
-    return exists().where(Outbox.step_id == Step.id)
+def _count(session: Session, *where: ColumnElement[bool]) -> int:
+    return session.scalar(select(func.count()).select_from(Step).where(*where)) or 0
 
 
 def _ms(start: datetime, end: datetime) -> int:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Sequence,
     SmallInteger,
     Text,
     UniqueConstraint,
@@ -312,6 +313,14 @@ class Step(Base):
             "job_id",
             postgresql_where=text("status IN ('pending', 'running')"),
         ),
+        Index(
+            "ix_steps_handed_out",
+            "status",
+            "kind",
+            postgresql_where=text(
+                "status = 'running' OR (status = 'pending' AND doorbell IS NOT NULL)"
+            ),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
@@ -329,7 +338,7 @@ class Step(Base):
     run_after: Mapped[datetime] = mapped_column(server_default=func.now())
     worker: Mapped[str | None]
     doorbell: Mapped[str | None]
-    """The RQ job it was last published as, or is being worked on in."""
+    """The RQ job it was published as, or is being worked on in; None: it waits to be published."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
 
@@ -351,13 +360,86 @@ class Failure(Base):
 
 
 class Outbox(Base):
-    """Steps that wait to be published; written in the transaction that makes the work."""
+    """Steps that wait to be published; written in the transaction that makes the work.
+
+    The dispatcher takes them into line (`JobTurn`) when they are due, and then fills in what they
+    are found by.
+    """
 
     __tablename__ = "outbox"
+    __table_args__ = (
+        Index("ix_outbox_new", "due_at", "id", postgresql_where=text("job_id IS NULL")),
+        Index(
+            "ix_outbox_in_line",
+            "job_id",
+            "kind",
+            "chunk_index",
+            postgresql_where=text("job_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_outbox_waiting",
+            "priority",
+            "kind",
+            "due_at",
+            postgresql_where=text("job_id IS NOT NULL"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     step_id: Mapped[UUID] = mapped_column(ForeignKey("steps.id", ondelete="CASCADE"), unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Its step's ``run_after``."""
+    job_id: Mapped[UUID | None]
+    """None until it is in line. No foreign key: it would lock the job's row."""
+    priority: Mapped[int | None] = mapped_column(SmallInteger)
+    kind: Mapped[str | None]
+    chunk_index: Mapped[int | None]
+
+
+class JobTurn(Base):
+    """A job with steps in line; see `common.domain.turns`. Who holds `TURNS_LOCK` alone writes.
+
+    It may outlast its job, or the steps, for a while: no foreign key, which would lock the job.
+    """
+
+    __tablename__ = "job_turns"
+    __table_args__ = (
+        Index("ix_job_turns_shortest", "remote", "priority", "tenant", "size", "since"),
+        Index("ix_job_turns_longest", "remote", "priority", "tenant", "since"),
+    )
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    priority: Mapped[int] = mapped_column(SmallInteger)
+    tenant: Mapped[str]
+    remote: Mapped[bool]
+    """Whether its recording is still to be fetched: only so many are at once."""
+    size: Mapped[int] = mapped_column(SmallInteger)
+    since: Mapped[int] = mapped_column(BigInteger)
+    passed: Mapped[int] = mapped_column(SmallInteger, default=0)
+
+
+class TenantTurn(Base):
+    """A tenant with such jobs; ``size`` is that of its shortest one, or was."""
+
+    __tablename__ = "tenant_turns"
+    __table_args__ = (
+        Index("ix_tenant_turns_shortest", "remote", "priority", "size", "since"),
+        Index("ix_tenant_turns_longest", "remote", "priority", "since"),
+    )
+
+    priority: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    remote: Mapped[bool] = mapped_column(primary_key=True)
+    size: Mapped[int] = mapped_column(SmallInteger)
+    since: Mapped[int] = mapped_column(BigInteger)
+    passed: Mapped[int] = mapped_column(SmallInteger, default=0)
+
+
+TURNS = Sequence("turns", metadata=Base.metadata)
+"""Numbers the turns."""
+TURNS_LOCK = 7_319_483
+"""An advisory lock's key, arbitrary but fixed: of who decides on turns."""
 
 
 class Transcript(Base):

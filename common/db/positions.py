@@ -1,0 +1,155 @@
+"""How many turns go before a job's first: what clients see as its place in the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, text
+from sqlalchemy.orm import Session
+
+from common.db.tables import Job
+from common.db.turns import joining
+from common.domain.job import JobStatus
+from common.domain.turns import SHORTER_FIRST, patience, turns_before
+
+FARTHEST = 1_000
+"""Nobody is told of a place beyond this one: so many rows are read at most."""
+NEVER = 2**63 - 1
+"""The turn of those that are not in line yet: all others have waited longer."""
+
+
+def positions(session: Session, jobs: Iterable[Job]) -> dict[UUID, int]:
+    """How many turns go before the first of each of ``jobs``, should no others come in.
+
+    Only of those that are PENDING; 0: it is next, or a worker is about to begin; `FARTHEST`: that
+    many or more. Of a priority that goes before, each job counts as one turn.
+    """
+    pending = [job for job in jobs if job.status == JobStatus.PENDING]
+    if not pending:
+        return {}
+    found = session.execute(_PLACES, joining(pending) | {"most": FARTHEST, "never": NEVER})
+    return {row.job_id: _position(row) for row in found}
+
+
+def _position(row: Row[Any]) -> int:
+    if row.handed_out:
+        return 0
+    jobs = turns_before(
+        ahead=row.jobs_ahead,
+        shorter=row.jobs_before - row.jobs_ahead,
+        longer=max(0, row.jobs_waited - row.jobs_ahead),
+        passed=row.jobs_passed or 0,
+        may_pass=patience(row.size),
+        others_may=patience(row.jobs_smallest or 0),
+    )
+    tenants = turns_before(
+        ahead=row.tenants_ahead,
+        shorter=row.tenants_before - row.tenants_ahead,
+        longer=max(0, row.tenants_waited - row.tenants_ahead),
+        passed=row.tenants_passed or 0,
+        may_pass=SHORTER_FIRST,
+        others_may=SHORTER_FIRST,
+    )
+    # Between two turns of the tenant each of the others has one.
+    before: int = row.higher + row.not_in_line + tenants + jobs * (1 + row.other_tenants)
+    return min(FARTHEST, before)
+
+
+# Each count reads the beginning of an index.
+_PLACES = text("""
+    WITH own AS (
+        SELECT
+            job_id, joining.priority, joining.tenant, joining.remote,
+            coalesce(job.size, joining.size) AS size,
+            coalesce(job.since, :never) AS since,
+            LEAST(line.size, joining.size) AS tenant_size,
+            coalesce(line.since, :never) AS tenant_since,
+            job.job_id IS NOT NULL AS in_line,
+            CASE WHEN job.job_id IS NULL THEN (
+                SELECT min(outbox.id) FROM steps JOIN outbox ON outbox.step_id = steps.id
+                WHERE steps.job_id = joining.job_id
+            ) END AS outbox_id
+        FROM unnest(
+            CAST(:job_id AS uuid[]), CAST(:priority AS smallint[]), CAST(:tenant AS text[]),
+            CAST(:remote AS boolean[]), CAST(:size AS smallint[])
+        ) AS joining (job_id, priority, tenant, remote, size)
+        LEFT JOIN job_turns AS job USING (job_id)
+        LEFT JOIN tenant_turns AS line ON line.remote = joining.remote
+            AND line.priority = joining.priority AND line.tenant = joining.tenant
+    )
+    SELECT own.job_id, own.size, NOT in_line AND outbox_id IS NULL AS handed_out,
+        higher, not_in_line, other_tenants,
+        jobs_before, jobs_ahead, jobs_waited, tenants_before, tenants_ahead, tenants_waited,
+        (
+            SELECT size FROM job_turns AS it
+            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
+            ORDER BY size LIMIT 1
+        ) AS jobs_smallest,
+        (
+            SELECT passed FROM job_turns AS it
+            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
+            ORDER BY since LIMIT 1
+        ) AS jobs_passed,
+        (
+            SELECT passed FROM tenant_turns AS it
+            WHERE it.remote = own.remote AND it.priority = own.priority
+            ORDER BY since LIMIT 1
+        ) AS tenants_passed
+    FROM own,
+    LATERAL (
+        SELECT count(*) AS higher FROM (
+            SELECT FROM job_turns AS it
+            WHERE it.remote = own.remote AND it.priority < own.priority LIMIT :most
+        ) AS found
+    ) AS higher_priority,
+    LATERAL (
+        SELECT count(*) AS not_in_line FROM (
+            SELECT FROM outbox AS it
+            JOIN steps ON steps.id = it.step_id JOIN jobs ON jobs.id = steps.job_id
+            WHERE NOT in_line AND it.job_id IS NULL AND it.due_at <= clock_timestamp()
+            AND jobs.id <> own.job_id
+            AND (jobs.priority, it.id) < (own.priority, own.outbox_id) LIMIT :most
+        ) AS found
+    ) AS joining_as_well,
+    LATERAL (
+        SELECT count(*) AS jobs_before,
+            count(*) FILTER (WHERE found.since < own.since) AS jobs_ahead
+        FROM (
+            SELECT since FROM job_turns AS it
+            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
+            AND (it.size, it.since) < (own.size, own.since) LIMIT :most
+        ) AS found
+    ) AS shorter_jobs,
+    LATERAL (
+        SELECT count(*) AS jobs_waited FROM (
+            SELECT FROM job_turns AS it
+            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
+            AND it.since < own.since LIMIT :most
+        ) AS found
+    ) AS older_jobs,
+    LATERAL (
+        SELECT count(*) AS tenants_before,
+            count(*) FILTER (WHERE found.since < own.tenant_since) AS tenants_ahead
+        FROM (
+            SELECT since FROM tenant_turns AS it
+            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
+            AND (it.size, it.since) < (own.tenant_size, own.tenant_since) LIMIT :most
+        ) AS found
+    ) AS tenants_with_shorter_jobs,
+    LATERAL (
+        SELECT count(*) AS tenants_waited FROM (
+            SELECT FROM tenant_turns AS it
+            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
+            AND it.since < own.tenant_since LIMIT :most
+        ) AS found
+    ) AS older_tenants,
+    LATERAL (
+        SELECT count(*) AS other_tenants FROM (
+            SELECT FROM tenant_turns AS it
+            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
+            LIMIT :most
+        ) AS found
+    ) AS others
+""")

@@ -1,0 +1,308 @@
+"""The order in which steps are published: `common.domain.turns`, over tables of its own.
+
+Only the dispatcher that holds `TURNS_LOCK` writes them, so that turns are given one after the
+other whoever else submits, claims and finishes. Each question is answered by the beginning of an
+index: it takes as long whatever waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    delete,
+    exists,
+    func,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from common.db.tables import TURNS, TURNS_LOCK, Job, JobTurn, Outbox, Step, TenantTurn
+from common.domain.job import StepKind, StepStatus
+from common.domain.turns import (
+    next_job,
+    next_tenant,
+    serve,
+    size_class,
+    turns_left,
+)
+
+TAKEN_IN_AT_ONCE = 10_000
+
+T = TypeVar("T", JobTurn, TenantTurn)
+
+
+@dataclass(slots=True)
+class Turns:
+    """The turns as they stand, for as long as a transaction holds the lock."""
+
+    session: Session
+    _busy_jobs: set[UUID] = field(default_factory=set)
+    """Those all of whose steps others have locked at this moment."""
+    _busy_tenants: set[tuple[int, str, bool]] = field(default_factory=set)
+
+    def lock(self) -> bool:
+        """Whether nobody else is giving turns; then nobody does until the transaction ends."""
+        locked = select(func.pg_try_advisory_xact_lock(TURNS_LOCK))
+        return bool(self.session.scalar(locked))
+
+    def take_in(self) -> None:
+        """Have those join the line that are in the outbox and due."""
+        while self._take_in() == TAKEN_IN_AT_ONCE:
+            continue
+
+    def give(self, limit: int, fetches: int | None) -> Iterator[Row[Any]]:
+        """The next steps, locked, out of the outbox; ``fetches`` more recordings may be fetched.
+
+        Each has the columns of `_first_step`.
+        """
+        room = limit if fetches is None else fetches
+        for _ in range(limit):
+            step = self._next([False, True] if room > 0 else [False])
+            if step is None:
+                return
+            room -= step.kind == StepKind.FETCH
+            yield step
+
+    # --- joining ------------------------------------------------------------------------------
+
+    def _take_in(self) -> int:
+        new = (
+            select(Outbox.id, Outbox.step_id)
+            .where(Outbox.job_id.is_(None), Outbox.due_at <= func.clock_timestamp())
+            .order_by(Outbox.due_at, Outbox.id)
+            .limit(TAKEN_IN_AT_ONCE)
+            .with_for_update(skip_locked=True)
+            .cte("new")
+        )
+        taken = self.session.execute(
+            update(Outbox)
+            .where(Outbox.id == new.c.id, Step.id == new.c.step_id, Job.id == Step.job_id)
+            .values(
+                job_id=Step.job_id,
+                priority=Job.priority,
+                kind=Step.kind,
+                chunk_index=Step.chunk_index,
+            )
+            .returning(Outbox.id, Outbox.job_id)
+            .execution_options(synchronize_session=False)
+        ).all()
+        in_order = sorted(taken, key=lambda row: row.id)
+        self._join(list(dict.fromkeys(row.job_id for row in in_order)))
+        return len(taken)
+
+    def _join(self, job_ids: Sequence[UUID]) -> None:
+        found = self.session.execute(select(*_FACTS).where(Job.id == func.any(job_ids)))
+        jobs = {job.id: job for job in found}
+        if jobs:
+            columns = joining([jobs[job_id] for job_id in job_ids if job_id in jobs])
+            self.session.execute(_JOIN_JOBS, columns)
+            self.session.execute(_JOIN_TENANTS, columns)
+
+    # --- the next one -------------------------------------------------------------------------
+
+    def _next(self, lanes: Sequence[bool]) -> Row[Any] | None:
+        while (tenants := self._tenants(lanes)) is not None:
+            tenant = next_tenant(*tenants)
+            jobs = self._jobs(tenant)
+            if jobs is None:
+                self._without_jobs(tenant)
+                continue
+            job = next_job(*jobs)
+            step = self.session.execute(_first_step(job.job_id)).one_or_none()
+            if step is None:
+                self._without_step(job)
+                continue
+            turn = self.session.scalar(select(TURNS.next_value())) or 0
+            serve(job, jobs[0], turn)
+            serve(tenant, tenants[0], turn)
+            self._served(tenant, job, step)
+            return step
+        return None
+
+    def _tenants(self, lanes: Sequence[bool]) -> tuple[TenantTurn, TenantTurn] | None:
+        """Who has waited the longest, and has the shortest job; None: nobody waits."""
+        found = [
+            two
+            for lane in lanes
+            if (
+                two := self._first_two(
+                    select(TenantTurn).where(TenantTurn.remote == lane, *self._tenant_is_free()),
+                    (TenantTurn.priority, TenantTurn.since),
+                    (TenantTurn.priority, TenantTurn.size, TenantTurn.since),
+                )
+            )
+        ]
+        if not found:
+            return None
+        return (
+            min((one for one, _ in found), key=lambda it: (it.priority, it.since)),
+            min((one for _, one in found), key=lambda it: (it.priority, it.size, it.since)),
+        )
+
+    def _tenant_is_free(self) -> Iterator[ColumnElement[bool]]:
+        if self._busy_tenants:
+            key = tuple_(TenantTurn.priority, TenantTurn.tenant, TenantTurn.remote)
+            yield key.not_in(self._busy_tenants)
+
+    def _jobs(self, tenant: TenantTurn) -> tuple[JobTurn, JobTurn] | None:
+        return self._first_two(
+            _jobs_of(tenant).where(JobTurn.job_id.not_in(self._busy_jobs)),
+            (JobTurn.since,),
+            (JobTurn.size, JobTurn.since),
+        )
+
+    def _first_two(
+        self,
+        rows: Select[T],
+        longest: Iterable[InstrumentedAttribute[Any]],
+        shortest: Iterable[InstrumentedAttribute[Any]],
+    ) -> tuple[T, T] | None:
+        # A job that ends takes its row away; what it has locked is as good as gone.
+        first = rows.limit(1).with_for_update(skip_locked=True)
+        one = self.session.scalar(first.order_by(*longest))
+        other = self.session.scalar(first.order_by(*shortest))
+        return None if one is None or other is None else (one, other)
+
+    def _served(self, tenant: TenantTurn, job: JobTurn, step: Row[Any]) -> None:
+        self.session.execute(delete(Outbox).where(Outbox.id == step.outbox_id))
+        if self._has_steps(job):
+            job.size = _size(step)
+        else:
+            self.session.delete(job)
+        self._resize(tenant)
+        other = self.session.get(TenantTurn, (tenant.priority, tenant.tenant, not tenant.remote))
+        if other is not None:
+            other.since = tenant.since
+
+    def _without_step(self, job: JobTurn) -> None:
+        """Its steps were claimed already, or are being claimed."""
+        if self._has_steps(job):
+            self._busy_jobs.add(job.job_id)
+        else:
+            self.session.delete(job)
+
+    def _without_jobs(self, tenant: TenantTurn) -> None:
+        if not self._resize(tenant):
+            self._busy_tenants.add((tenant.priority, tenant.tenant, tenant.remote))
+
+    def _resize(self, tenant: TenantTurn) -> bool:
+        """Find the tenant's shortest job; whether it had none, so that it is out of the line."""
+        size = self.session.scalar(
+            _jobs_of(tenant).with_only_columns(JobTurn.size).order_by(JobTurn.size).limit(1)
+        )
+        if size is None:
+            self.session.delete(tenant)
+            return True
+        tenant.size = size
+        return False
+
+    def _has_steps(self, job: JobTurn) -> bool:
+        return bool(self.session.scalar(select(exists().where(Outbox.job_id == job.job_id))))
+
+
+def leave(session: Session, job_id: UUID) -> None:
+    """Take a job that ends out of the line."""
+    session.execute(delete(JobTurn).where(JobTurn.job_id == job_id))
+
+
+def is_due() -> ColumnElement[bool]:
+    """Whether a step may be claimed."""
+    return (Step.status == StepStatus.PENDING) & (Step.run_after <= func.clock_timestamp())
+
+
+def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:
+    """Jobs as they join the line, by column: of their rows, or those with the columns `_FACTS`."""
+    return {
+        "job_id": [job.id for job in jobs],
+        "priority": [job.priority for job in jobs],
+        "tenant": [job.tenant for job in jobs],
+        "remote": [job.recording_id is None for job in jobs],
+        "size": [_size(job) for job in jobs],
+    }
+
+
+def _size(job: Any) -> int:
+    left = turns_left(
+        duration_ms=job.duration_ms,
+        planned=job.planned,
+        chunks_total=job.chunks_total,
+        remaining=job.remaining,
+    )
+    return size_class(left)
+
+
+def _jobs_of(tenant: TenantTurn) -> Select[JobTurn]:
+    return select(JobTurn).where(
+        JobTurn.remote == tenant.remote,
+        JobTurn.priority == tenant.priority,
+        JobTurn.tenant == tenant.tenant,
+    )
+
+
+_FACTS = (
+    Job.id,
+    Job.priority,
+    Job.tenant,
+    Job.recording_id,
+    Job.duration_ms,
+    Job.planned,
+    Job.chunks_total,
+    Job.remaining,
+)
+
+# One that is in line stays where it is.
+_JOIN_JOBS = text("""
+    INSERT INTO job_turns (job_id, priority, tenant, remote, size, since, passed)
+    SELECT job_id, priority, tenant, remote, size, nextval('turns'), 0
+    FROM unnest(
+        CAST(:job_id AS uuid[]), CAST(:priority AS smallint[]), CAST(:tenant AS text[]),
+        CAST(:remote AS boolean[]), CAST(:size AS smallint[])
+    ) AS joining (job_id, priority, tenant, remote, size)
+    ON CONFLICT (job_id) DO UPDATE SET size = excluded.size, remote = excluded.remote
+""")
+
+_JOIN_TENANTS = text("""
+    INSERT INTO tenant_turns (priority, tenant, remote, size, since, passed)
+    SELECT ordered.*, nextval('turns'), 0
+    FROM (
+        SELECT priority, tenant, remote, min(size)
+        FROM unnest(
+            CAST(:priority AS smallint[]), CAST(:tenant AS text[]),
+            CAST(:remote AS boolean[]), CAST(:size AS smallint[])
+        ) WITH ORDINALITY AS joining (priority, tenant, remote, size, number)
+        GROUP BY priority, tenant, remote ORDER BY min(number)
+    ) AS ordered
+    ON CONFLICT (priority, tenant, remote)
+    DO UPDATE SET size = LEAST(tenant_turns.size, excluded.size)
+""")
+
+
+def _first_step(job_id: UUID) -> Select[Any]:
+    """The first of a job's steps that is due and that nobody has locked."""
+    return (
+        select(
+            Outbox.id.label("outbox_id"),
+            Step.id.label("step_id"),
+            Step.attempt,
+            Step.kind,
+            Step.chunk_index,
+            Step.job_id,
+            *_FACTS[3:],
+        )
+        .join(Step, Step.id == Outbox.step_id)
+        .join(Job, Job.id == Step.job_id)
+        .where(Outbox.job_id == job_id, is_due())
+        .order_by(Outbox.kind, Outbox.chunk_index)
+        .limit(1)
+        .with_for_update(of=[Outbox, Step], skip_locked=True)
+    )

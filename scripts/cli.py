@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from common.errors import SetupProblem, StenoError
+from common.errors import SetupProblem, StenoError, UnknownOption
 
 if TYPE_CHECKING:
     from common.settings import Settings
@@ -69,6 +69,9 @@ class OneLineErrors(click.Group):
             _fail(_usage_message(error), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _fail("stopped", INTERRUPTED)
+        except UnknownOption as error:
+            allowed = str(error.details["allowed"]).split(", ")
+            _fail(f"{error}{suggestion(str(error.details['value']), allowed)}")
         except StenoError as error:
             if _wants_tracebacks():
                 traceback.print_exc()
@@ -81,6 +84,16 @@ class OneLineErrors(click.Group):
                 traceback.print_exc()
             _fail(_unexpected(error))
         sys.exit(answer if isinstance(answer, int) else 0)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:  # it suggests what is here already
+            raise click.exceptions.NoSuchCommand(
+                error.command_name, possibilities=self.list_commands(ctx), ctx=ctx
+            ) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *ELSEWHERE})
@@ -101,6 +114,14 @@ class OneLineErrors(click.Group):
                 rows.append((name, command.get_short_help_str(limit=80)))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def suggestion(value: str, allowed: Iterable[str]) -> str:
+    """The end of a sentence about a wrong value: the one that may have been meant, if any."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(value.lower(), allowed, n=1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

@@ -19,10 +19,11 @@ from typing import Any, Self, TypeVar
 import click
 import httpx
 
+from common.asr.languages import AUTO, LANGUAGES
 from common.domain.formats import MEDIA_TYPES
 from common.domain.moderation import Label
 from common.errors import GatewayLost, Refused, SetupProblem
-from scripts.cli import data_dir_option, load_settings
+from scripts.cli import data_dir_option, load_settings, suggestion
 from scripts.running import find_running
 
 FORMATS = tuple(MEDIA_TYPES)
@@ -258,7 +259,9 @@ def refusal(status: int, phrase: str, content: bytes) -> Refused:
     """The gateway's no, in its own words where it has some."""
     detail = f"The gateway answered {status} {phrase}"
     with suppress(ValueError, TypeError, KeyError):
-        detail = str(json.loads(content)["detail"])
+        problem = json.loads(content)
+        detail = str(problem["detail"])
+        detail += suggestion(problem["value"], problem["allowed"].split(", "))
     if status == HTTPStatus.UNAUTHORIZED:
         detail += "; name one with --key or STENO_API_KEY (steno keys create makes one)"
     return Refused(detail=detail, status=status)
@@ -371,6 +374,21 @@ def gateway_options(command: _Command) -> _Command:
         metavar="URL",
         help="Gateway to use [STENO_SERVER, or the one of `steno up`].",
     )(command)
+
+
+class Language(click.ParamType[str]):
+    """A language by its Whisper code or its English name, or auto; gives the code."""
+
+    name = "language"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        wanted = value.strip().lower()
+        codes = {name.lower(): code for code, name in LANGUAGES.items()}
+        known = {AUTO: AUTO, **codes, **{code: code for code in LANGUAGES}}
+        if wanted not in known:
+            meant = suggestion(wanted, known) or ". Such as vi, en or auto"
+            self.fail(f"{value!r} is no language of Whisper's{meant}", param, ctx)
+        return known[wanted]
 
 
 job_id_argument = click.argument("job_id", metavar="ID")

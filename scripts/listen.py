@@ -24,7 +24,7 @@ from common.settings import Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.cli import interrupt_on_signals, load_settings
-from scripts.client import flagged, gateway_options, plural
+from scripts.client import Language, flagged, gateway_options, plural
 from scripts.running import find_running
 from scripts.service import Service
 from scripts.streaming import (
@@ -260,7 +260,9 @@ class Listening:
     type=click.FloatRange(min=0),
     help="Times real time at which FILE is sent, 0: as fast as it is heard [1].",
 )
-@click.option("--language", "-l", help="A Whisper code (vi, en, ...) [DEFAULT_LANGUAGE].")
+@click.option(
+    "--language", "-l", type=Language(), help="A Whisper code (vi, en, ...) [DEFAULT_LANGUAGE]."
+)
 @click.option("--model", "-m", "model_id", metavar="NAME", help="Weights [STREAM_MODEL].")
 @click.option("--engine", type=click.Choice(list(STYLES)), help="[STREAM_ENGINE]")
 @click.option(

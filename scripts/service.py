@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -23,6 +24,8 @@ STARTING_S = 60
 class Service:
     """A gateway for as long as the block lasts. Jobs will ask for ``engine`` and ``model``.
 
+    ``check`` is called before anything is fetched or started: a gateway that runs checks by itself.
+
     A stack that is found here may stop while it is in use, say because the command that had
     started it is done: `revive` then starts one over the same data, which has all the jobs.
     It is to be called by the thread that entered; `gateway` may be used by any.
@@ -38,8 +41,10 @@ class Service:
         workers: int | None = None,
         engine: str | None = None,
         model: str | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
+        self._check = check
         self._console = console
         self._server = server
         self._key = key or settings.key.of_client
@@ -60,6 +65,7 @@ class Service:
         elif (running := find_running(self._data_dir)) is not None:
             self._use(running.address)
         else:
+            self._check()
             have_weights(self._settings.asr, *self._weights)
             with self._console.status("Starting Stenopool ..."):
                 self._use(self._find_or_start())

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import errno
 import functools
+import os
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import click
 from loguru import logger
@@ -18,12 +22,14 @@ from rich.console import Console
 
 from common.domain.formats import FLAGGING
 from common.errors import GatewayLost, Refused, StenoError
-from common.weights.manifest import WHISPER_ENGINES
+from common.weights.manifest import WHISPER_ENGINES, Manifest
+from common.weights.store import WeightsStore
 from scripts.cli import interrupt_on_signals, load_settings
 from scripts.client import (
     FORMATS,
     WARNINGS,
     Gateway,
+    Language,
     clock,
     ending_of,
     flagged,
@@ -33,7 +39,11 @@ from scripts.client import (
     plural,
 )
 from scripts.progress import Board, Take
+from scripts.recordings import find_recordings
 from scripts.service import Service
+
+if TYPE_CHECKING:
+    from common.settings import Settings
 
 _Answer = TypeVar("_Answer")
 
@@ -385,7 +395,15 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     type=click.Path(path_type=Path),
     help="Folder to write them to; or the file, for one recording in one format.",
 )
-@click.option("--language", "-l", help="A Whisper code (vi, en, ...) or auto [DEFAULT_LANGUAGE].")
+@click.option(
+    "--recursive", "-r", is_flag=True, help="Take recordings from folders inside folders, too."
+)
+@click.option(
+    "--language",
+    "-l",
+    type=Language(),
+    help="A Whisper code (vi, en, ...), a name, or auto [DEFAULT_LANGUAGE].",
+)
 @click.option("--model", "-m", help="Weights, see `steno models list` [DEFAULT_MODEL].")
 @click.option("--engine", type=click.Choice(WHISPER_ENGINES), help="[DEFAULT_ENGINE]")
 @click.option(
@@ -439,6 +457,7 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
 @gateway_options
 def transcribe(
     files: tuple[Path, ...],
+    recursive: bool,
     endings: list[str],
     output: Path | None,
     flag: bool,
@@ -449,10 +468,13 @@ def transcribe(
 ) -> None:
     """Turn recordings into text.
 
-    The text goes to stdout, everything else to stderr. Uses the stack that is running here (or
-    --server), else starts one for as long as it takes.
+    FILE is a recording, a folder of recordings, or a pattern such as 'talks/*.mp3'. The text goes
+    to stdout, everything else to stderr. Uses the stack that is running here (or --server), else
+    starts one for as long as it takes.
     """
-    paths = list(dict.fromkeys(files))
+    paths, notes = find_recordings(files, recursive=recursive)
+    for note in notes:
+        click.echo(note, err=True)
     takes = [
         Take(path, targets=files_of)
         for path, files_of in zip(paths, targets(paths, endings, output), strict=True)
@@ -482,8 +504,27 @@ def _look_up(take: Take) -> None:
             take.size = file.seek(0, 2)
         for _, target in take.targets:
             target.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(target.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
     except OSError as error:
         take.fail(_reason(error, take.path))
+
+
+def _check(settings: Settings, options: Mapping[str, str]) -> None:
+    """Check the options as a gateway of these settings would, before one is started.
+
+    Raises:
+        BadInput: one of them is wrong; it is named.
+    """
+    # They take a while, and are mostly not needed.
+    from api.resolving import Resolver, form_options
+    from common.egress import Egress
+
+    manifest = Manifest.load()
+    store = WeightsStore(settings.asr.models_dir, manifest)
+    to_come = {(spec.engine, spec.model) for spec in manifest.specs}
+    resolver = Resolver(settings, store, Egress(settings.egress.allow), lambda: to_come)
+    asyncio.run(resolver.resolve(uuid4(), form_options(options)))
 
 
 def _run(
@@ -498,9 +539,11 @@ def _run(
     logger.remove()  # what matters is on the board, the rest in the stack's own logs
     interrupt_on_signals()
     console = Console(stderr=True, highlight=False)
+    settings = load_settings()
     service = Service(
-        load_settings(),
+        settings,
         console,
+        check=functools.partial(_check, settings, options),
         server=server,
         key=key,
         workers=workers,

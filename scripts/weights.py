@@ -18,7 +18,6 @@ from rich.progress import (
 from common.errors import SetupProblem, UnknownOption, WeightsCorrupt, WeightsMissing
 from common.settings import AsrSettings
 from common.weights.manifest import Manifest
-from common.weights.pull import Puller
 from common.weights.store import WeightsStore
 
 LINES = 10
@@ -53,6 +52,8 @@ def have_weights(asr: AsrSettings, engine: str, model: str) -> None:
     with suppress(WeightsMissing, WeightsCorrupt):
         store.resolve(engine, model)
         return
+    from common.weights.pull import Puller  # it takes a while, and is mostly not needed
+
     with transfer_bar() as tell:
         Puller(store, progress=tell).pull(engine, model)
 

@@ -77,6 +77,14 @@ def test_a_wrong_option_is_one_line_with_a_way_to_the_help() -> None:
     assert done.stderr.endswith("(see steno up --help)\n")
 
 
+def test_a_wrong_command_comes_with_the_one_that_may_have_been_meant() -> None:
+    done = CliRunner().invoke(steno, ["transcibe", "a.mp3"], prog_name="steno")
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "'transcibe'. Did you mean 'transcribe'?" in done.stderr
+    assert "'list'" in CliRunner().invoke(steno, ["keys", "lst"], prog_name="steno").stderr
+
+
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(data_dir: Path) -> None:
     done = CliRunner().invoke(group_that_raises(ValueError("a\nb")), ["go"])
     log = data_dir / "logs" / "steno.log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -119,7 +120,17 @@ def test_who_names_no_language_is_told_which_was_taken(
 
 
 def test_the_options_are_those_of_the_upload_form() -> None:
-    ours = {"files", "endings", "output", "flag", "workers", "server", "key", "data_dir"}
+    ours = {
+        "files",
+        "recursive",
+        "endings",
+        "output",
+        "flag",
+        "workers",
+        "server",
+        "key",
+        "data_dir",
+    }
     assert {parameter.name for parameter in transcribe.params} - ours == set(
         UploadOptions.model_fields
     )
@@ -201,6 +212,49 @@ def test_an_option_that_the_gateway_refuses_is_one_line(
     assert done.stderr == f"steno: {folder / 'a.mp3'}: beam_size must be at most 16; got 99\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--language", "klingon"], "'klingon' is no language"),
+        (["--language", "vietnam"], "Did you mean vietnamese?"),
+        (["--engine", "whisper"], "'whisper' is not one of"),
+        (["--priority", "urgent"], "'urgent' is not one of"),
+        (["--prioritty", "high"], "Did you mean '--priority'?"),
+        (["--format", "doc"], "'doc' is not one of"),
+        (["--model", "bas"], "Did you mean base?"),
+        (["--beam-size", "99"], "beam_size must be at most 16"),
+        (["--chunk-overlap", "5", "--chunk-duration", "10"], "a quarter of chunk_duration"),
+        (["--filter-profanity", "--no-moderation"], "filter_profanity=true needs moderation=true"),
+        (["--metadata", "{"], "metadata"),
+        (["--webhook-url", "http://10.0.0.1/"], "10.0.0.1"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_fetched_or_started(
+    folder: Path, tmp_path: Path, options: list[str], told: str
+) -> None:
+    data_dir, models = tmp_path / "data", tmp_path / "models"
+    env = {"DATA_DIR": str(data_dir), "MODELS_DIR": str(models), "STENO_SERVER": None}
+    done = CliRunner().invoke(steno, ["transcribe", str(folder / "a.mp3"), *options], env=env)
+    assert done.exit_code in {1, 2}
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not data_dir.exists()
+    assert not models.exists()
+
+
+def test_a_language_may_be_named(server: ScriptedGateway, folder: Path) -> None:
+    run(server, folder / "a.mp3", "-l", "English")
+    assert [job.options for job in server.jobs.values()] == [{"language": "en"}]
+
+
+def test_what_a_gateway_refuses_comes_with_what_may_have_been_meant(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    problem = {"detail": "model must be ...; got 'bsae'", "value": "bsae", "allowed": "tiny, base"}
+    server.refuse["/upload"] = (422, json.dumps(problem).encode(), "application/problem+json")
+    assert "Did you mean base?" in run(server, folder / "a.mp3", "-m", "bsae").stderr
+
+
 # --- files ------------------------------------------------------------------------------------
 
 
@@ -226,6 +280,42 @@ def test_output_is_a_file_for_one_recording_in_one_format(
 ) -> None:
     run(server, folder / "a.mp3", "-o", folder / "mine.srt")
     assert (folder / "mine.srt").read_text().startswith("srt of a.mp3")
+
+
+def test_a_folder_is_taken_as_its_recordings(server: ScriptedGateway, folder: Path) -> None:
+    (folder / "b.wav").rename(folder / "B.WAV")
+    (folder / "notes.txt").write_text("no recording")
+    (folder / ".hidden.mp3").write_bytes(b"left out")
+    (folder / "more").mkdir()
+    (folder / "more" / "d.flac").write_bytes(b"d" * 100)
+    done = run(server, folder)
+    assert done.exit_code == 0, done.output
+    told = "3 recordings; skipped: 1 other file (notes.txt) and 1 folder (see --recursive)"
+    assert f"{folder}: {told}\n" in done.stderr
+    assert re.findall(r"==> .*/(\S+) <==", done.stdout) == ["B.WAV", "a.mp3", "c.ogg"]
+    done = run(server, folder, folder / "a.mp3", "--recursive")
+    assert re.findall(r"==> .*/(\S+) <==", done.stdout) == ["B.WAV", "a.mp3", "c.ogg", "d.flac"]
+
+
+def test_a_pattern_is_taken_as_the_recordings_it_fits(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    (folder / "[x].mp3").write_bytes(b"x")
+    done = run(server, folder / "[ab]*", folder / "[x].mp3")
+    assert re.findall(r"==> .*/(\S+) <==", done.stdout) == ["a.mp3", "b.wav", "[x].mp3"]
+    done = run(server, folder / "*.doc")
+    assert done.exit_code == 2
+    assert f"{folder / '*.doc'} has no recordings" in done.stderr
+
+
+def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_sent(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    (folder / "file").write_text("")
+    done = run(server, folder / "a.mp3", "-f", "srt", "-o", folder / "file" / "texts")
+    assert done.exit_code == 1
+    assert str(folder / "file" / "texts") in done.stderr
+    assert not server.jobs
 
 
 def test_an_unknown_format_is_named_with_what_there_is(
@@ -268,12 +358,12 @@ def test_a_result_that_cannot_be_written_is_still_printed(
 
 
 def test_one_bad_recording_does_not_stop_the_others(server: ScriptedGateway, folder: Path) -> None:
-    done = run(server, folder / "no.mp3", folder / "a.mp3", folder)
+    done = run(server, folder / "no.mp3", folder / "a.mp3", folder / "gone.mp3")
     assert done.exit_code == 1
     assert "This is a.mp3." in done.stdout
     assert "no.mp3: failed: No such file or directory\n" in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last == f"steno: 2 of 3 failed: {folder / 'no.mp3'}, {folder}"
+    assert last == f"steno: 2 of 3 failed: {folder / 'no.mp3'}, {folder / 'gone.mp3'}"
 
 
 def test_a_job_that_fails_says_why(server: ScriptedGateway, folder: Path) -> None:

@@ -38,6 +38,10 @@ ANSWER_S = 60.0
 WARNINGS = {
     "truncated": "the file ends in the middle; what is there was transcribed",
     "damaged": "parts of the file are damaged and were left out",
+    "gaps": "packets are missing in places; there is silence in their place",
+    "header_size_wrong": "there is more audio than the file's header says; all was transcribed",
+    "channels_inverted": "channels cancel each other out; one was inverted before mixing",
+    "channels_left_out": "a channel holds loud noise; it was left out where another holds speech",
     "clock_jumped": "the file's clock jumps, so times after the jump may differ from a player's",
     "no_speech": "nobody speaks in it",
     "speech_without_text": "somewhere somebody speaks and no text was found for it",

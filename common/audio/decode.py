@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -15,9 +16,21 @@ from av.container import InputContainer
 from av.stream import Stream
 from numpy.typing import NDArray
 
-from common.audio.probe import best_sound, open_container
+from common.audio.mix import BLOCK, Mixer
+from common.audio.parts import (
+    CUT,
+    RIFF_PADDING,
+    UNDERSTATED,
+    Part,
+    has_last_ogg_page,
+    is_placeholder,
+    parts,
+    tag_end,
+    xing_size,
+)
+from common.audio.probe import best_sound, decode_packet, has_usable_rate, open_container
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS
-from common.errors import DecodeFailed
+from common.errors import DecodeFailed, NotAudio
 
 BLOCK_MS = 60_000
 
@@ -29,6 +42,15 @@ DAMAGED = "damaged"
 
 GAPS = "gaps"
 """Time stamps leave holes, filled with silence: packets were lost, or the recording was paused."""
+
+HEADER_SIZE_WRONG = "header_size_wrong"
+"""The header covers a part of the audio only; all of it was decoded."""
+
+CHANNELS_INVERTED = "channels_inverted"
+"""A channel that cancels another out was inverted before they were mixed."""
+
+CHANNELS_LEFT_OUT = "channels_left_out"
+"""A channel of loud noise was left out of the mix while another holds more."""
 
 CLOCK_JUMPED = "clock_jumped"
 """Time stamps leap back, or ahead by more than an hour: counted on from where the sound was."""
@@ -50,30 +72,28 @@ SHORTFALL_MS = 1_000
 SHORTFALL_SHARE = 0.001
 """Less than both is no truncation: headers count padding, and round."""
 
-GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "mpeg", "mpegts"})
-"""Formats without a header that says how long they are."""
+CLOCKLESS = frozenset(
+    "aac ac3 amr amrnb amrwb dts dtshd eac3 gsm loas mlp mp3 truehd".split()  # noqa: SIM905
+)
+"""Formats without time stamps: FFmpeg counts frames, as long as the first was."""
 
-RIFF_PADDING = 8
-"""Bytes that some writers count but do not write: their own header, the last chunk's padding."""
+PCM_FORMATS = frozenset({"au", "caf", "nistsphere", "voc", "w64"})
 
-RIFF_UNKNOWN = 0x7FFF_0000
-"""Sizes from here on are placeholders (SoX 0x7FFFF..., FFmpeg 0xFFFFFFFF)."""
+MP3_FRAME = 2_881
+"""The longest, in bytes."""
 
 LOWEST_RATE, HIGHEST_RATE = 8_000, 384_000
-MOST_CHANNELS = 8
-"""Telephone to studio; what claims to be beyond is made to fit."""
-
-OGG_PAGE = 65_307
-"""The largest page (RFC 3533, section 6), in bytes."""
+"""Telephone to studio; what is beyond is made to fit where a recording keeps its own rate."""
 
 
 class Sound:
     """One pass over the sound of a recording: of a file, or of one that is open and can seek.
 
-    Iterating yields int16 pieces of about a second or less, interleaved: shape (frames *
-    channels,). ``rate`` (Hz) and ``layout`` (FFmpeg's name) are what to make of it, by default
-    what it starts with. Memory is constant. Silence stands where the time stamps leave a gap, so
-    a frame's index is its time. Packets that do not decode are skipped and counted.
+    Iterating yields int16 pieces of a few seconds or less, interleaved: shape (frames *
+    channels,). Their ``rate`` (Hz) and ``channels`` are those the recording starts with; with
+    ``mono`` they are 16 kHz and one (`common.audio.mix`). Memory is constant. Silence stands where
+    the time stamps leave a gap, so a frame's index is its time. Packets that do not decode are
+    skipped and counted.
 
     Raises:
         NotAudio: when iteration starts, the file is no recording or holds no sound.
@@ -81,12 +101,12 @@ class Sound:
         Whatever reading the file raises.
     """
 
-    def __init__(
-        self, source: Path | BinaryIO, rate: int | None = None, layout: str | None = None
-    ) -> None:
+    def __init__(self, source: Path | BinaryIO, *, mono: bool = False) -> None:
         self._source = source
-        self._resampler = _Resampler(rate, layout)
+        self._converter: _Converter = _Mono() if mono else _AsRecorded()
         self._warnings: dict[str, None] = {}
+        self._heard_ms = 0.0
+        self._broken_off = False
         self.damaged_packets = 0
 
     @property
@@ -97,38 +117,58 @@ class Sound:
     @property
     def rate(self) -> int:
         """Frames a second; known from the first piece on."""
-        return self._resampler.rate
+        return self._converter.rate
 
     @property
     def channels(self) -> int:
         """Samples a frame; known from the first piece on."""
-        return self._resampler.channels
+        return self._converter.channels
 
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
-        with _opened(self._source) as file, open_container(file) as container:
+        with _opened(self._source) as file:
+            found = list(parts(file))
+            for part in found:
+                try:
+                    yield from self._part(part.of(file), part, is_last=part is found[-1])
+                except NotAudio:
+                    if part.start == 0 or not self._converter.is_fed:
+                        raise
+                    self._warn(DAMAGED)
+        for warning in self._converter.warnings:
+            self._warn(warning)
+
+    def _part(self, file: BinaryIO, part: Part, *, is_last: bool) -> Iterator[NDArray[np.int16]]:
+        with open_container(file) as container:
             stream = best_sound(container)
-            clock = _Clock(container)
-            resampler = self._resampler
-            for frame in self._frames(container, stream, clock):
+            clock = _Clock(container, self._heard_ms)
+            converter = self._converter
+            for frame in self._frames(container, stream, clock, part):
                 gap_ms = clock.advance(frame)
                 if gap_ms:
-                    if resampler.is_fed:
+                    if converter.is_fed:
                         self._warn(GAPS)
-                    yield from resampler.drain()
-                    resampler.expect(frame)
-                    yield from resampler.silence(gap_ms)
-                yield from resampler.resample(frame)
-            yield from resampler.drain()
+                    yield from converter.drain()
+                    converter.expect(frame)
+                    yield from converter.silence(gap_ms)
+                yield from converter.convert(frame)
+            yield from converter.drain()
+            self._heard_ms = clock.heard_ms
             if clock.jumped:
                 self._warn(CLOCK_JUMPED)
-            if _ends_early(file, container, stream, clock.reached_ms):
+            if part.size_is == UNDERSTATED:
+                self._warn(HEADER_SIZE_WRONG)
+            if is_last and self._ends_early(file, part, container, stream, clock.reached_ms):
                 self._warn(TRUNCATED)
+            elif self._broken_off and not is_last:
+                self._warn(DAMAGED)
 
     def _frames(
-        self, container: InputContainer, stream: AudioStream, clock: _Clock
+        self, container: InputContainer, stream: AudioStream, clock: _Clock, part: Part
     ) -> Iterator[av.AudioFrame]:
         """The frames that decode; the end of what can be read is the end."""
         broken = False
+        tags = _Tags()
+        is_pcm = part.size_is is not None or container.format.name in PCM_FORMATS
         # Where the header only says how long the whole film is, the pictures tell whether it ends.
         watched = container.streams if stream.duration is None else [stream]
         try:
@@ -136,26 +176,63 @@ class Sound:
                 if packet.stream.index != stream.index:
                     clock.see(packet)
                     continue
-                try:
-                    frames = packet.decode()
-                except av.FFmpegError:
-                    self.damaged_packets += 1
-                    broken = True
+                frames = decode_packet(packet)
+                if frames is None or not all(map(has_usable_rate, frames)):
+                    if not tags.hold(packet):
+                        self.damaged_packets += 1
+                        broken = True
                     continue
-                for frame in frames:
-                    if isinstance(frame, av.AudioFrame) and frame.samples and frame.sample_rate:
-                        yield frame
+                yield from frames
                 if broken and frames and packet.size:
                     self._warn(DAMAGED)
                     broken = False
-                broken |= packet.is_corrupt
+                # Of PCM the last packet is just a shorter one; headers tell if it ends too early.
+                broken |= packet.is_corrupt and not is_pcm
         except av.FFmpegError:
             broken = True
-        if broken:
-            self._warn(TRUNCATED)
+        self._broken_off = broken
+
+    def _ends_early(
+        self,
+        file: BinaryIO,
+        part: Part,
+        container: InputContainer,
+        stream: AudioStream,
+        reached_ms: float,
+    ) -> bool:
+        """Whether the file ends before the recording does, as far as its format can tell."""
+        if part.size_is is not None:
+            return part.size_is == CUT or self._broken_off
+        if container.format.name == "mp3" and (claimed := xing_size(file)) is not None:
+            # What is behind the last frame may be anything.
+            return claimed - file.seek(0, os.SEEK_END) > MP3_FRAME
+        if self._broken_off:
+            return True
+        if container.format.name == "ogg":
+            return not has_last_ogg_page(file)
+        if container.format.name == "avi":
+            return _is_cut_riff(file)
+        claimed_ms = _claimed_ms(container, stream)
+        return claimed_ms - reached_ms > max(SHORTFALL_MS, SHORTFALL_SHARE * claimed_ms)
 
     def _warn(self, code: str) -> None:
         self._warnings[code] = None
+
+
+class _Tags:
+    """Tags of MP3 files that were joined; they come as packets, and do not decode."""
+
+    def __init__(self) -> None:
+        self._until = 0
+
+    def hold(self, packet: av.Packet[Stream]) -> bool:
+        """Whether ``packet``, which follows on those asked for before, begins in a tag."""
+        if packet.pos is None:
+            return False
+        start = max(packet.pos, self._until)
+        if end := tag_end(bytes(packet)[start - packet.pos :]):
+            self._until = start + end
+        return packet.pos < self._until
 
 
 class Decoding:
@@ -170,7 +247,7 @@ class Decoding:
     """
 
     def __init__(self, source: Path | BinaryIO, block_ms: int = BLOCK_MS) -> None:
-        self._sound = Sound(source, SAMPLE_RATE, "mono")
+        self._sound = Sound(source, mono=True)
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
         """How many samples were yielded."""
@@ -213,34 +290,38 @@ class Decoding:
 class _Clock:
     """Compares time stamps with what was heard; time 0 is where the recording starts.
 
-    A stream of sound may start later than the film it belongs to.
+    A stream of sound may start later than the film it belongs to. ``before_ms`` is what was heard
+    of parts that went before; formats without time stamps go by what is heard alone.
     """
 
-    def __init__(self, container: InputContainer) -> None:
+    def __init__(self, container: InputContainer, before_ms: float) -> None:
         start = container.start_time
-        self._zero_ms = None if start is None else start * 1000 / av.time_base
-        self.heard_ms = 0.0
+        self._runs = container.format.name not in CLOCKLESS
+        self._zero_ms = None if start is None else start * 1000 / av.time_base - before_ms
+        self._before_ms = before_ms
+        self.heard_ms = before_ms
         self.seen_ms = 0.0
         self.jumped = False
 
     @property
     def reached_ms(self) -> float:
-        """How far the recording goes, sound or pictures."""
-        return max(self.heard_ms, self.seen_ms)
+        """How far this part goes, sound or pictures."""
+        return max(self.heard_ms - self._before_ms, self.seen_ms)
 
     def see(self, packet: av.Packet[Stream]) -> None:
         """Count a packet of pictures as seen."""
         if packet.pts is not None and packet.time_base is not None:
             until = (packet.pts + (packet.duration or 0)) * packet.time_base
-            self.seen_ms = max(self.seen_ms, float(until * 1000) - (self._zero_ms or 0))
+            start_ms = (self._zero_ms or 0) + self._before_ms
+            self.seen_ms = max(self.seen_ms, float(until * 1000) - start_ms)
 
     def advance(self, frame: av.AudioFrame) -> int:
         """Count ``frame`` as heard; give the milliseconds of silence that belong before it."""
         gap_ms = 0
-        if frame.time is not None:
+        if self._runs and frame.time is not None:
             at_ms = frame.time * 1000
             if self._zero_ms is None:
-                self._zero_ms = at_ms
+                self._zero_ms = at_ms - self.heard_ms
             lag_ms = at_ms - self._zero_ms - self.heard_ms
             if not -LEAP_BACK_MS <= lag_ms <= LONGEST_GAP_MS:
                 self.jumped = True
@@ -251,12 +332,13 @@ class _Clock:
         return gap_ms
 
 
-class _Resampler:
+class _Converter(ABC):
     """To one format; starts anew when the sound changes its own on the way."""
 
-    def __init__(self, rate: int | None, layout: str | None) -> None:
-        self._rate = rate
-        self._layout = None if layout is None else av.AudioLayout(layout)
+    rate = 0
+    channels = 0
+
+    def __init__(self) -> None:
         self._format: tuple[object, ...] | None = None
         self._resampler: av.AudioResampler | None = None
 
@@ -266,43 +348,43 @@ class _Resampler:
         return self._format is not None
 
     @property
-    def rate(self) -> int:
-        return self._rate or 0
+    def warnings(self) -> Iterable[str]:
+        """What had to be done to the sound."""
+        return ()
 
-    @property
-    def channels(self) -> int:
-        return self._layout.nb_channels if self._layout is not None else 0
-
+    @abstractmethod
     def expect(self, frame: av.AudioFrame) -> None:
         """Take over the format of ``frame``, unless there is one already."""
-        if self._rate is None:
-            self._rate = min(max(frame.sample_rate, LOWEST_RATE), HIGHEST_RATE)
-        if self._layout is None:
-            known = frame.layout.nb_channels <= MOST_CHANNELS
-            self._layout = av.AudioLayout(frame.layout.name if known else "stereo")
 
-    def resample(self, frame: av.AudioFrame) -> Iterator[NDArray[np.int16]]:
+    @abstractmethod
+    def _new_resampler(self, frame: av.AudioFrame) -> av.AudioResampler:
+        """For what is like ``frame``."""
+
+    @abstractmethod
+    def _samples(self, frame: av.AudioFrame) -> NDArray[np.int16]:
+        """What the resampler gives, as it is yielded."""
+
+    def convert(self, frame: av.AudioFrame) -> Iterator[NDArray[np.int16]]:
         self.expect(frame)
         found = (frame.format.name, frame.layout.name, frame.sample_rate)
         if found != self._format:
             yield from self.drain()
             self._format = found
         if self._resampler is None:
-            # 1 s a frame that comes out, because each costs as much as decoding 10 ms.
-            self._resampler = av.AudioResampler("s16", self._layout, self._rate, self._rate)
+            self._resampler = self._new_resampler(frame)
         frame.pts = None  # the clock is kept outside, and the filter would warn of every leap
         try:
             converted = self._resampler.resample(frame)
         except av.FFmpegError as error:
             reason = f"nothing can be made of {frame.layout.nb_channels} channels"
             raise DecodeFailed(reason=f"{reason} ({error.strerror})") from error
-        yield from map(_samples, converted)
+        yield from map(self._samples, converted)
 
     def drain(self) -> Iterator[NDArray[np.int16]]:
         """Give what is held back, and be ready for sound that does not follow on."""
         resampler, self._resampler = self._resampler, None
         if resampler is not None:
-            yield from map(_samples, resampler.resample(None))
+            yield from map(self._samples, resampler.resample(None))
 
     def silence(self, duration_ms: int) -> Iterator[NDArray[np.int16]]:
         second = np.zeros(self.rate * self.channels, np.int16)
@@ -313,8 +395,68 @@ class _Resampler:
             left -= taken
 
 
-def _samples(frame: av.AudioFrame) -> NDArray[np.int16]:
-    samples: NDArray[np.int16] = frame.to_ndarray()[0]
+class _AsRecorded(_Converter):
+    """To the rate and the channels that the recording starts with."""
+
+    def expect(self, frame: av.AudioFrame) -> None:
+        if not self.rate:
+            self.rate = min(max(frame.sample_rate, LOWEST_RATE), HIGHEST_RATE)
+            self.channels = frame.layout.nb_channels
+            self._layout = frame.layout
+
+    def _new_resampler(self, frame: av.AudioFrame) -> av.AudioResampler:  # noqa: ARG002
+        # 1 s a frame that comes out, because each costs as much as decoding 10 ms.
+        return av.AudioResampler("s16", self._layout, self.rate, self.rate)
+
+    def _samples(self, frame: av.AudioFrame) -> NDArray[np.int16]:
+        return _interleaved(frame)
+
+
+class _Mono(_Converter):
+    """To 16 kHz and one channel. FFmpeg resamples all there are; the mix is our own."""
+
+    rate = SAMPLE_RATE
+    channels = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mixer: Mixer | None = None
+        self._warnings: dict[str, None] = {}
+
+    @property
+    def warnings(self) -> Iterable[str]:
+        return self._warnings
+
+    def expect(self, frame: av.AudioFrame) -> None:
+        pass
+
+    def _new_resampler(self, frame: av.AudioFrame) -> av.AudioResampler:
+        count = frame.layout.nb_channels
+        if count == 1:
+            self._mixer = None
+            return av.AudioResampler("s16", "mono", SAMPLE_RATE, SAMPLE_RATE)
+        if self._mixer is None or self._mixer.channels != count:
+            self._mixer = Mixer(count)
+        return av.AudioResampler("flt", frame.layout, SAMPLE_RATE, BLOCK)
+
+    def _samples(self, frame: av.AudioFrame) -> NDArray[np.int16]:
+        samples = _interleaved(frame)
+        if self._mixer is None:
+            return samples
+        return self._mixer.feed(samples.reshape(-1, self._mixer.channels))
+
+    def drain(self) -> Iterator[NDArray[np.int16]]:
+        yield from super().drain()
+        if self._mixer is not None:
+            yield self._mixer.finish()
+            if self._mixer.turned:
+                self._warnings[CHANNELS_INVERTED] = None
+            if self._mixer.left_out:
+                self._warnings[CHANNELS_LEFT_OUT] = None
+
+
+def _interleaved(frame: av.AudioFrame) -> NDArray[Any]:
+    samples: NDArray[Any] = frame.to_ndarray()[0]
     return samples
 
 
@@ -322,57 +464,19 @@ def _opened(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
     return source.open("rb") if isinstance(source, Path) else nullcontext(source)
 
 
-def _ends_early(
-    file: BinaryIO, container: InputContainer, stream: AudioStream, reached_ms: float
-) -> bool:
-    """Whether the file ends before the recording does, as far as its format can tell."""
-    if container.format.name == "ogg":
-        return not _has_last_ogg_page(file)
-    if container.format.name in {"wav", "avi"}:
-        return _is_cut_riff(file)
-    claimed_ms = _claimed_ms(file, container, stream)
-    return claimed_ms - reached_ms > max(SHORTFALL_MS, SHORTFALL_SHARE * claimed_ms)
-
-
-def _claimed_ms(file: BinaryIO, container: InputContainer, stream: AudioStream) -> float:
+def _claimed_ms(container: InputContainer, stream: AudioStream) -> float:
     """How long the sound should be by a header; 0 where FFmpeg guesses it from the bit rate."""
-    name = container.format.name
-    if name in GUESSED or (name == "mp3" and not _counts_its_frames(file)):
+    if container.format.name in CLOCKLESS | {"mpeg", "mpegts"}:
         return 0
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base * 1000)
     return (container.duration or 0) * 1000 / av.time_base
 
 
-def _counts_its_frames(file: BinaryIO) -> bool:
-    """Whether an MP3 has the header of Xing, LAME or Fraunhofer behind its tags."""
-    file.seek(0)
-    tag = file.read(10)
-    if tag[:3] == b"ID3":
-        size = sum(byte << shift for byte, shift in zip(tag[6:10], (21, 14, 7, 0), strict=False))
-        file.seek(size + 10)
-    head = file.read(2_048)
-    return any(mark in head for mark in (b"Xing", b"Info", b"VBRI"))
-
-
 def _is_cut_riff(file: BinaryIO) -> bool:
-    """Whether a RIFF file is shorter than it says; one that was written to a pipe cannot know."""
+    """Whether an AVI file is shorter than it says."""
     file.seek(0)
     head = file.read(8)
     claimed = int.from_bytes(head[4:], "little") + len(head)
     missing = claimed - file.seek(0, os.SEEK_END)
-    return head[:4] == b"RIFF" and missing > RIFF_PADDING and claimed < RIFF_UNKNOWN
-
-
-def _has_last_ogg_page(file: BinaryIO) -> bool:
-    """Whether the last page (RFC 3533, section 6) is whole and marked as the last of its stream."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 2 * OGG_PAGE))
-    tail = file.read()
-    start = tail.rfind(b"OggS")
-    if start < 0 or len(tail) < start + 27:
-        return False
-    count = tail[start + 26]
-    lengths = tail[start + 27 : start + 27 + count]
-    whole = len(tail) >= start + 27 + count + sum(lengths)
-    return whole and len(lengths) == count and bool(tail[start + 5] & 4)
+    return head[:4] == b"RIFF" and missing > RIFF_PADDING and not is_placeholder(claimed)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
+import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from common.audio.parts import parts
 from common.errors import NotAudio, TooLarge
 
 FORMATS = (
-    "aac,ac3,adts,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dts,eac3,flac,flv,matroska,mov,mp3,mpeg,"
-    "mpegts,ogg,rm,tta,voc,w64,wav,wv"
+    "aac,ac3,act,adts,aea,aiff,amr,amrnb,amrwb,ape,asf,au,avi,avr,bonk,caf,dhav,dsf,dss,dts,"
+    "dtshd,dv,eac3,flac,flv,g723_1,gsm,gxf,hcom,iamf,iff,ilbc,ircam,kux,loas,lxf,matroska,mlp,mmf,"
+    "mov,mp3,mpc,mpc8,mpeg,mpegts,mxf,nistsphere,nsp,nsv,nut,ogg,oma,osq,pva,pvf,qcp,qoa,rka,rm,"
+    "s337m,sds,shn,siff,smjpeg,sox,spdif,tak,truehd,tta,ty,vivo,voc,vqf,w64,wav,wavarc,wsd,wtv,"
+    "wv,wve,xwma"
 )
-"""The containers that are opened. Play lists and the like stay out: they name other files, and
-FFmpeg would read those for whoever uploads one."""
+"""What is opened: FFmpeg's names of the containers and streams that people record in.
+
+Play lists and the like stay out: they name other files, and FFmpeg would read those for whoever
+uploads one. So do devices, pictures, subtitles, games' formats, and those without a mark of their
+own, for which anything would be taken."""
 
 TRIAL_PACKETS = 200
 """Packets of sound tried before a file counts as undecodable: 4 s and more."""
@@ -29,12 +37,22 @@ TRIAL_PACKETS = 200
 TRIAL_BYTES = 64 << 20
 """How far into a file its first sound may lie."""
 
+AMR = {"amrnb": (8, 8_000), "amrwb": (9, 16_000)}
+"""Codecs with packets for silence: their first such frame type, and sample rate."""
+
+LOWEST_RATE, HIGHEST_RATE = 4_000, 768_000
+"""Sample rates that are taken, in Hz."""
+
+MOST_CHANNELS = 64
+"""What FFmpeg's resampler takes."""
+
 BUFFER_BYTES = 64 << 10
 """What FFmpeg reads at once."""
 
 HOUR_MS = 3_600_000
 LOWEST_BIT_RATE = 200
 """Bits a second below which a claimed duration cannot be true; silence in FLAC takes 400."""
+LOWEST_BIT_RATES = {"mp2": 8_000, "mp3": 8_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +80,19 @@ def probe(path: Path) -> Probe:
     size = path.stat().st_size
     if size == 0:
         raise NotAudio(reason="the file is empty")
-    with path.open("rb") as file, open_container(file) as container:
-        stream = best_sound(container)
-        first = _first_frame(container, stream)
-        return Probe(
-            container=container.format.name,
-            codec=stream.codec_context.codec.canonical_name,
-            duration_ms=_plausible_ms(container, size),
-            channels=first.layout.nb_channels,
-            sample_rate=first.sample_rate,
-            has_video=any(not _is_picture(video) for video in container.streams.video),
-        )
+    with path.open("rb") as file:
+        found = list(parts(file))
+        with open_container(found[0].of(file)) as container:
+            stream = best_sound(container)
+            first = _first_frame(container, stream)
+            return Probe(
+                container=container.format.name,
+                codec=stream.codec_context.codec.canonical_name,
+                duration_ms=_plausible_ms(container, stream, size) if len(found) == 1 else None,
+                channels=first.layout.nb_channels,
+                sample_rate=first.sample_rate,
+                has_video=any(not _is_picture(video) for video in container.streams.video),
+            )
 
 
 def check_length(duration_ms: int | None, max_hours: float) -> None:
@@ -169,6 +189,7 @@ def _first_frame(container: InputContainer, stream: AudioStream) -> av.AudioFram
         for packet in container.demux(stream):
             frames = decode_packet(packet)
             if frames:
+                _check_form(frames[0])
                 return frames[0]
             packets += 1
             read += packet.size
@@ -179,20 +200,55 @@ def _first_frame(container: InputContainer, stream: AudioStream) -> av.AudioFram
     raise NotAudio(reason="nothing in it can be decoded")
 
 
-def decode_packet(packet: av.Packet[AudioStream]) -> list[av.AudioFrame]:
-    """The sound in a packet; none where it is damaged."""
+def _check_form(frame: av.AudioFrame) -> None:
+    """Raise `NotAudio` where nobody records in the form of ``frame``."""
+    if not has_usable_rate(frame):
+        limit = f"sample rates are from {LOWEST_RATE} to {HIGHEST_RATE} Hz"
+        raise NotAudio(reason=f"{limit}; got {frame.sample_rate}")
+    if frame.layout.nb_channels > MOST_CHANNELS:
+        limit = f"at most {MOST_CHANNELS} channels can be mixed"
+        raise NotAudio(reason=f"{limit}; got {frame.layout.nb_channels}")
+
+
+def decode_packet(packet: av.Packet[Any]) -> list[av.AudioFrame] | None:
+    """The sound in a packet; None where it is damaged."""
     try:
-        return [frame for frame in packet.decode() if frame.samples and frame.sample_rate]
+        frames: Iterable[object] = packet.decode()
     except av.FFmpegError:
-        return []
+        return _unsent(packet)
+    return [frame for frame in frames if isinstance(frame, av.AudioFrame) and frame.samples]
 
 
-def _plausible_ms(container: InputContainer, size: int) -> int | None:
+def _unsent(packet: av.Packet[Any]) -> list[av.AudioFrame] | None:
+    """Silence for a packet of AMR (3GPP TS 26.101, TS 26.201) that says that nobody speaks.
+
+    FFmpeg has no comfort noise and takes such packets for damage.
+    """
+    codec = packet.stream.codec_context.name
+    first_silent, rate = AMR.get(codec, (0, 0))
+    if not rate or not packet.size or (bytes(packet)[0] >> 3 & 15) < first_silent:
+        return None
+    silence = np.zeros((1, rate // 50), np.float32)
+    frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+    frame.sample_rate = rate
+    frame.pts, frame.time_base = packet.pts, packet.time_base
+    return [frame]
+
+
+def has_usable_rate(frame: av.AudioFrame) -> bool:
+    """Whether its sample rate is one that sound is recorded at."""
+    return LOWEST_RATE <= frame.sample_rate <= HIGHEST_RATE
+
+
+def _plausible_ms(container: InputContainer, stream: AudioStream, size: int) -> int | None:
     if not container.duration or container.duration < 0:
         return None
     duration_ms = container.duration * 1000 // av.time_base
-    too_thin = size * 8 * 1000 < LOWEST_BIT_RATE * duration_ms
-    return None if too_thin else duration_ms
+    codec = stream.codec_context.codec.canonical_name
+    lowest = LOWEST_BIT_RATES.get(codec, LOWEST_BIT_RATE)
+    if codec.startswith("pcm_"):
+        lowest = 8 * stream.codec_context.sample_rate * stream.codec_context.layout.nb_channels
+    return None if size * 8 * 1000 < lowest * duration_ms else duration_ms
 
 
 def _is_picture(video: VideoStream) -> bool:

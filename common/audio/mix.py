@@ -1,0 +1,225 @@
+"""Mono out of several channels, so that what is said on any of them can be understood."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.domain.values import SAMPLE_RATE
+
+Floats = NDArray[np.float32]
+
+HOP = 256
+"""Samples (16 ms) that share one decision."""
+REACH = 4
+"""Hops on either side whose energy counts for a decision: 144 ms in all, a syllable."""
+THINNED = 4
+"""Samples that are summed before energies are taken: what is above 2 kHz is mostly noise."""
+HELD = 12
+"""Hops that wait for what follows: a decision reaches back as far as its window was late."""
+BLOCK = 4 * SAMPLE_RATE
+"""Samples that are best fed at once: numpy's calls cost as much as the arithmetic in a second."""
+BRIEF = SAMPLE_RATE // HOP
+"""Hops that are too few to tell levels by."""
+HISTORY = 2
+"""Blocks over which a channel's levels are compared."""
+
+CANCELS = -0.95
+"""Correlation below which channels cancel out: 16 dB of what they share would be lost."""
+CANCELS_LONG = -0.7
+"""Where it is below this over all of `HISTORY`, noise hides that they do."""
+CANCELS_THEN = -0.3
+"""So that this is reason enough."""
+ADDS = 0.2
+"""Correlation above which they add up again. Noise, which has none, changes nothing."""
+TURNED = -0.5
+"""Weight of a channel that is turned round. Not -1: what it has in phase is never lost either."""
+
+VOICED = 4.0
+"""Ratio of a channel's loudest to its softest energy (6 dB) from which it is more than noise."""
+DROWNS = 0.1
+"""Share of the loudest channel's energy from which noise is left out."""
+FEWEST = 2.0
+"""Channels for which the mix always leaves room: one or two are never made louder."""
+
+QUIET = HOP * THINNED * 1e-8
+"""Energy of a hop that says nothing, whatever its correlation (-80 dB of full scale)."""
+
+FULL_SCALE = 32_768
+
+
+class Mixer:
+    """Mixes the channels of one recording, fed in a stream; 16 kHz.
+
+    Channels weigh the same, so that two make their plain mean, but for three cases. One that
+    cancels another out is turned round for as long as it does. One that holds loud noise and
+    nothing else is left out while another holds more. Of more than two the mean is as loud as if
+    those that are silent did not exist.
+
+    Energies are those around 1 kHz, where voices have theirs; hum and a constant offset have little
+    there. Memory is a block or two of samples.
+
+    Args:
+        channels: at least 2.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self._samples = np.zeros((0, channels), np.float32)
+        self._before = np.zeros((1, channels), np.float32)
+        self._energies = np.zeros((REACH, channels, channels), np.float32)
+        """Products of the channels for `REACH` hops that are mixed and all that are not."""
+        self._past: deque[Floats] = deque(maxlen=HISTORY)
+        self._turned = np.zeros(channels, bool)
+        self._weights: Floats | None = None
+        self._levels: deque[tuple[Floats, Floats, Floats]] = deque(maxlen=HISTORY)
+        self.turned = False
+        """Whether a channel was turned round."""
+        self.left_out = False
+        """Whether a channel of noise was left out."""
+
+    def feed(self, samples: Floats) -> NDArray[np.int16]:
+        """Take the next samples, shape (frames, channels), in [-1, 1]; gives those now mixed."""
+        self._samples = np.concatenate([self._samples, samples])
+        return self._mix(len(self._samples) // HOP, HELD)
+
+    def finish(self) -> NDArray[np.int16]:
+        """The rest. What is fed next does not follow on, but is of the same recording."""
+        count = len(self._samples)
+        hops = -(-count // HOP)
+        self._samples = np.pad(self._samples, ((0, hops * HOP - count), (0, 0)))
+        mixed = self._mix(hops, 0)[:count]
+        self._before[:] = 0
+        self._energies[:] = 0
+        return mixed
+
+    def _mix(self, hops: int, held: int) -> NDArray[np.int16]:
+        """Mix of the ``hops`` that are there all but the last ``held``."""
+        count = hops - held
+        if count <= 0:
+            return np.zeros(0, np.int16)
+        self._measure(hops)
+        around = _around(self._energies, 0 if held else REACH)[: hops - held // 2]
+        turned = self._decide(around)[:count]
+        weights = np.where(turned, np.float32(TURNED), np.float32(1)) * self._level(around[:count])
+        mixed = self._apply(self._samples[: count * HOP], weights)
+        self._samples = self._samples[count * HOP :]
+        self._energies = self._energies[count:]
+        self._turned = turned[-1]
+        self.turned |= bool(turned.any())
+        return mixed
+
+    def _measure(self, hops: int) -> None:
+        known = len(self._energies) - REACH
+        fresh = self._samples[known * HOP : hops * HOP]
+        sums = fresh[::THINNED].copy()
+        for at in range(1, THINNED):  # three times as fast as numpy's sum over so short an axis
+            sums += fresh[at::THINNED]
+        steps = np.diff(sums, axis=0, prepend=self._before)
+        self._before = sums[-1:]
+        blocks = steps.reshape(-1, HOP // THINNED, self.channels)
+        self._energies = np.concatenate([self._energies, blocks.transpose(0, 2, 1) @ blocks])
+
+    def _decide(self, around: Floats) -> NDArray[np.bool_]:
+        """Which channels are turned round in each hop, shape (hops, channels)."""
+        hops = len(around)
+        turned = np.zeros((hops, self.channels), bool)
+        single = self._energies[REACH : REACH + hops]
+        # All that is compared goes through at once: windows, hops, and the past as a whole.
+        self._past.append(around.sum(axis=0))
+        energies = np.concatenate([around, single, np.sum(self._past, axis=0)[None]])
+        signs = np.ones(energies.shape[:2], np.float32)
+        mixed = energies[:, 0, 0].copy()
+        for channel in range(1, self.channels):
+            score = _correlation(energies, signs, channel, mixed)
+            limit = CANCELS if score[-1] > CANCELS_LONG else CANCELS_THEN
+            now = _held(score[:hops], limit, before=bool(self._turned[channel]))
+            if now.any():
+                _adjust(now, score[hops:-1])
+                turned[:, channel] = now
+                signs[:, channel][np.concatenate([now, now, [now.mean() > 0.5]])] = -1
+            shared = np.einsum("hi,hi->h", energies[:, channel, :channel], signs[:, :channel])
+            mixed += energies[:, channel, channel] + 2 * shared * signs[:, channel]
+        return turned
+
+    def _level(self, around: Floats) -> Floats:
+        """The weight of each channel for the next block, without signs, shape (channels,)."""
+        energy = np.einsum("hii->hi", around)
+        low, high, mean = energy.min(axis=0), energy.max(axis=0), energy.mean(axis=0)
+        if self._levels and len(around) < BRIEF:
+            before_low, before_high, mean = self._levels.pop()
+            low, high = np.minimum(low, before_low), np.maximum(high, before_high)
+        self._levels.append((low, high, mean))
+        lows, highs, means = (np.stack(each) for each in zip(*self._levels, strict=True))
+        low, high, mean = lows.min(axis=0), highs.max(axis=0), means.mean(axis=0)
+        voiced = high > VOICED * np.maximum(low, QUIET)
+        noise = ~voiced
+        loudest = float(mean[voiced].max(initial=0))
+        drowning = noise & (mean * noise.sum() > DROWNS * loudest) & bool(voiced.any())
+        if drowning.any():
+            self.left_out = True
+        amplitudes = np.sqrt(means.max(axis=0)) * ~drowning
+        count = amplitudes.sum() / max(float(amplitudes.max()), 1e-9)
+        weights: Floats = (~drowning / max(count, FEWEST)).astype(np.float32)
+        return weights
+
+    def _apply(self, samples: Floats, weights: Floats) -> NDArray[np.int16]:
+        """Mix by the ``weights`` of each hop; from one hop's to the next's without a click."""
+        before = weights[0] if self._weights is None else self._weights
+        self._weights = weights[-1]
+        if (weights == before).all():
+            mixed = samples @ before
+        else:
+            hops = samples.reshape(-1, HOP, self.channels)
+            starts = np.concatenate([before[None], weights[:-1]])
+            start = np.einsum("hsc,hc->hs", hops, starts)
+            end = np.einsum("hsc,hc->hs", hops, weights)
+            share = np.arange(1, HOP + 1, dtype=np.float32) / HOP
+            mixed = (start + (end - start) * share).ravel()
+        scaled = np.floor(mixed * np.float32(FULL_SCALE) + np.float32(0.5))
+        found: NDArray[np.int16] = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+        return found
+
+
+def _around(energies: Floats, more: int) -> Floats:
+    """The sum over each hop and `REACH` on either side; after the last come ``more`` of silence."""
+    padded = np.pad(energies, ((1, more), (0, 0), (0, 0))).astype(np.float64)
+    sums = padded.cumsum(axis=0)
+    width = 2 * REACH + 1
+    found: Floats = (sums[width:] - sums[:-width]).astype(np.float32)
+    return found
+
+
+def _correlation(energies: Floats, signs: Floats, channel: int, mixed: Floats) -> Floats:
+    """How much ``channel`` adds to (1) or takes from (-1) those before it, shape (hops,).
+
+    Each of them counts, and their sum, of energy ``mixed``: what it cancels, or else what it adds
+    to most. Where the channel is not loud enough to tell, it is nan.
+    """
+    own = energies[:, channel, channel]
+    shared = energies[:, channel, :channel] * signs[:, :channel]
+    others = np.einsum("hii->hi", energies)[:, :channel]
+    pairs = 2 * shared / np.maximum(others + own[:, None], QUIET)
+    whole = 2 * shared.sum(axis=1) / np.maximum(mixed + own, QUIET)
+    least, most = np.minimum(pairs.min(axis=1), whole), np.maximum(pairs.max(axis=1), whole)
+    score: Floats = np.where(least < CANCELS, least, most)
+    score[own < QUIET] = np.nan
+    return score
+
+
+def _held(score: Floats, limit: float, *, before: bool) -> NDArray[np.bool_]:
+    """Whether to turn a channel round: from ``limit`` on until `ADDS`."""
+    told = (score < limit) | (score > ADDS)
+    last = np.maximum.accumulate(np.where(told, np.arange(len(score)), -1))
+    return np.where(last < 0, before, score[last] < limit)
+
+
+def _adjust(turned: NDArray[np.bool_], score: Floats) -> None:
+    """Move the edges, in place, to where hops by themselves say that they are."""
+    turned &= ~(score > -CANCELS)
+    for hop in range(len(turned) - 2, -1, -1):
+        turned[hop] |= turned[hop + 1] and score[hop] < CANCELS
+    for hop in range(1, len(turned)):
+        turned[hop] |= turned[hop - 1] and score[hop] < CANCELS

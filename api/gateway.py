@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from api.live_options import StreamResolver
 from api.lives import Lives
 from api.prober import Prober
 from api.recognizers import Recognizers
+from api.redis import BackgroundPublisher, GuardedRedis
 from api.resolving import Resolver
 from api.wav import WavFiles
 from common.db.database import Database, parsed
@@ -62,10 +63,11 @@ class Gateway:
         self.storage = open_storage(settings.storage)
         self.weights = WeightsStore(settings.asr.models_dir, Manifest.load())
         self.egress = Egress(settings.egress.allow)
-        self.redis = connect(redis_url)
+        self.redis = GuardedRedis.at(redis_url)
         self.doorbell = Doorbell(self.redis)
         self.resolver = Resolver(settings, self.weights, self.egress, self._weights_of_workers)
-        self.events = Events(self.redis)
+        self._publisher = BackgroundPublisher(self.redis)
+        self.events = Events(self._publisher)
         self.changes = Changes(redis_url)
         watching = settings.events
         self.feeds = Feeds(
@@ -84,7 +86,7 @@ class Gateway:
         self.uploading: Counter[str] = Counter()
         """How many recordings come in, by the key that sends them."""
         own = settings.key.gateway_api_key
-        self.limiter = Limiter(redis_url)
+        self.limiter = Limiter(redis_url, self.redis.breaker)
         self.keys = KeyRing(
             AllKeys(self.database),
             self.in_thread,
@@ -100,6 +102,7 @@ class Gateway:
         async with AsyncExitStack() as stack:
             stack.callback(gateway.database.close)
             stack.callback(gateway.redis.close)
+            stack.callback(gateway._publisher.close)
             stack.push_async_callback(gateway.prober.close)
             stack.push_async_callback(gateway.judge.close)
             stack.push_async_callback(gateway.recognizers.close)
@@ -143,11 +146,10 @@ class Gateway:
         transcript = GrowingTranscript(self.jobs(tenant), job_id)
         return self.feeds.watch(tenant, job_id, lambda: self.in_thread(transcript.read))
 
-    def stop(self, doorbells: Iterable[str]) -> None:
-        """Have workers end the steps they run for these at once."""
-        for doorbell in doorbells:
-            with suppress(RedisError):  # the step's result will be refused all the same
-                self.doorbell.stop(doorbell)
+    def stop(self, running: Iterable[tuple[str, str]]) -> None:
+        """Have workers end at once what they run: (worker, doorbell) of each step."""
+        for worker, doorbell in running:
+            self.events.stop(worker, doorbell)
 
     def check_services(self) -> None:
         """Raise `Unavailable` unless Postgres and Redis answer."""

@@ -18,8 +18,8 @@ from common.errors import StenoError
 T = TypeVar("T")
 
 REMEMBER_S = 5.0
-"""How long an answer of Postgres is good: within this time a key that was taken back is still
-taken, and one that was made just now may not be yet."""
+"""How long an answer of Postgres is good: within this time a key that was taken back or expired is
+still taken, and one that was made just now may not be yet."""
 MOST_REMEMBERED = 10_000
 NOTE_S = 20.0
 """How often it is noted which keys were used."""

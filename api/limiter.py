@@ -1,8 +1,8 @@
 """How many requests a key may make, counted in Redis for all gateway processes together.
 
-Windows begin with the clock's seconds and minutes, and one count is one round trip: a gateway that
-is asked for a status hundreds of times a second has no time for more. So up to twice the limit may
-pass around the end of a minute, which the limit a second keeps apart.
+Windows begin with the seconds and minutes of Redis' clock, and one count is one round trip: a
+gateway that is asked for a status hundreds of times a second has no time for more. So up to twice
+the limit may pass around the end of a minute, which the limit a second keeps apart.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 
 from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from loguru import logger
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from api.redis import Breaker
 from common.domain.keys import Limits
 
 CONNECTIONS = 8
 PATIENCE_S = 1.0
 OUTAGE_S = 5.0
 """How long Redis is not asked again after it did not answer."""
+CLOCK_S = 60.0
+"""How long what its clock said is good, carried on by this machine's monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,8 @@ class Window:
 class Limiter:
     """Counts requests. Where Redis is out it counts none: everybody may go on."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, breaker: Breaker) -> None:
+        self._breaker = breaker
         self._pool = BlockingConnectionPool.from_url(
             redis_url,
             max_connections=CONNECTIONS,
@@ -75,6 +81,7 @@ class Limiter:
             connection_pool=self._pool,  # type: ignore[arg-type] # as its documentation says
         )
         self._out_until: float | None = None
+        self._clock = _Clock(Redis(connection_pool=self._pool))
 
     async def close(self) -> None:
         await self._pool.aclose()
@@ -84,6 +91,8 @@ class Limiter:
 
         None: there are no limits, or Redis is out.
         """
+        if self._breaker.is_open:
+            return None
         if self._out_until is not None and time.monotonic() < self._out_until:
             return None
         closest: Window | None = None
@@ -98,16 +107,35 @@ class Limiter:
             if self._out_until is None:
                 logger.warning("requests are not counted while Redis is out: {!r}", error)
             self._out_until = time.monotonic() + OUTAGE_S
+            if isinstance(error, RedisTimeoutError):
+                self._breaker.trip()
             return None
         self._out_until = None
         return closest
 
     async def _count(self, key_id: str, field: str, item: RateLimitItem) -> Window:
-        length, now = item.get_expiry(), time.time()
+        length, now = item.get_expiry(), await self._clock.now()
         number = int(now // length)
         count = await self._storage.incr(item.key_for(key_id, str(number)), length)
         reset_s = math.ceil((number + 1) * length - now)
         return Window(field, item.amount, count, reset_s)
+
+
+class _Clock:
+    """Redis' own: gateways whose clocks differ would count in windows of their own."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._ahead_s = 0.0
+        self._asked_at = -inf
+
+    async def now(self) -> float:
+        """Seconds of the epoch; it is asked for now and then."""
+        if time.monotonic() - self._asked_at > CLOCK_S:
+            seconds, microseconds = await self._redis.time()
+            self._asked_at = time.monotonic()
+            self._ahead_s = seconds + microseconds / 1e6 - self._asked_at
+        return time.monotonic() + self._ahead_s
 
 
 def _items(limits: Limits) -> Iterator[tuple[str, RateLimitItem]]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import cast
 from uuid import uuid4
 
@@ -18,12 +16,17 @@ from redis import Redis
 
 QUEUE_NAME = "steno"
 HEARTBEAT_S = 5
-"""A worker tells that it lives at least this often, a dispatcher more often."""
+"""A worker, and a dispatcher, tells that it lives at least this often."""
+WORKER_TTL_S = 15 + HEARTBEAT_S
+"""RQ waits for work for 15 s less than this, and beats between two waits."""
+RECORD_S = WORKER_TTL_S + 60
+"""How long Redis keeps a worker's record from its last heartbeat on."""
 SILENT_S = 3 * HEARTBEAT_S
 """Who was not heard of for so long counts as gone."""
 
 DISPATCHERS = "steno:dispatchers"
-"""Sorted by when they were last heard of, in seconds of the epoch."""
+"""Sorted by when they were last heard of, in seconds of the epoch by Redis' own clock: those of
+hosts differ."""
 FORGOTTEN_S = 3600.0
 
 WEIGHTS = "steno:weights:"
@@ -47,29 +50,35 @@ def living(silences: dict[str, float]) -> int:
 
 
 def workers(redis: Redis) -> dict[str, float]:
-    """Seconds since each worker was last heard of, by its name; RQ keeps the record."""
+    """Seconds since each worker was last heard of, by its name.
+
+    RQ keeps the record. The time in it is by the worker's clock, so what counts is how much of the
+    record's own time is over.
+    """
     prefix = "rq:worker:"
     keys = [key.decode() for key in cast("set[bytes]", redis.smembers(f"rq:workers:{QUEUE_NAME}"))]
     pipeline = redis.pipeline(transaction=False)
     for key in keys:
-        pipeline.hmget(key, "last_heartbeat", "death")
-    now = datetime.now(UTC)
+        pipeline.pttl(key)
+        pipeline.hget(key, "death")
+    found = iter(pipeline.execute())
     return {
-        key.removeprefix(prefix): (now - datetime.fromisoformat(beat.decode())).total_seconds()
-        for key, (beat, death) in zip(keys, pipeline.execute(), strict=True)
-        if beat and not death
+        key.removeprefix(prefix): RECORD_S - left_ms / 1000
+        for key, left_ms, death in zip(keys, found, found, strict=True)
+        if left_ms > 0 and not death
     }
 
 
 def dispatchers(redis: Redis) -> dict[str, float]:
     """Seconds since each dispatcher last found all that it needs, by its name."""
     heard = cast("list[tuple[bytes, float]]", redis.zrange(DISPATCHERS, 0, -1, withscores=True))
-    return {name.decode(): time.time() - at for name, at in heard}
+    now = _now(redis)
+    return {name.decode(): now - at for name, at in heard}
 
 
 def tell_of_dispatcher(redis: Redis, name: str) -> None:
     """Say that a dispatcher lives and has all that it needs."""
-    now = time.time()
+    now = _now(redis)
     pipeline = redis.pipeline(transaction=False)
     pipeline.zadd(DISPATCHERS, {name: now})
     pipeline.zremrangebyscore(DISPATCHERS, "-inf", now - FORGOTTEN_S)
@@ -97,3 +106,9 @@ def weights(redis: Redis) -> set[tuple[str, str]] | None:
     )
     living = [json.loads(each) for each in told if each is not None]
     return {(engine, model) for each in living for engine, model in each} if living else None
+
+
+def _now(redis: Redis) -> float:
+    """Seconds of the epoch, by Redis' clock."""
+    seconds, microseconds = redis.time()
+    return seconds + microseconds / 1e6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -72,11 +72,10 @@ class _OfDatabase:
 
     def create(self, tenant: str, wanted: Mapping[str, Any]) -> tuple[Key, str]:
         first = not AllKeys(self._database).exist()
-        lasts_s = wanted["expires_in_seconds"]
         key, text = Keys(self._database, tenant).create(
             wanted["name"],
             map(Scope, wanted["scopes"]),
-            expires_at=None if lasts_s is None else datetime.now(UTC) + timedelta(seconds=lasts_s),
+            lasts_s=wanted["expires_in_seconds"],
             limits=wanted["limits"],
         )
         if first:
@@ -124,6 +123,7 @@ def _key(told: Mapping[str, Any]) -> Key:
         secret_sha256="",
         scopes=frozenset(map(Scope, told["scopes"])),
         limits=told["limits"],
+        expired=told["state"] == "expired",
         **times,
     )
 

@@ -12,8 +12,8 @@ from rq.serializers import JSONSerializer
 
 from common.errors import StenoError
 from common.logs import set_up_logging
-from common.presence import HEARTBEAT_S, QUEUE_NAME, own_name
-from common.queue import connect
+from common.presence import HEARTBEAT_S, QUEUE_NAME, WORKER_TTL_S, own_name
+from common.queue import StepMessage, connect
 from common.reach import redis_trouble
 from common.settings import load_settings
 from common.storage.opening import open_storage
@@ -40,9 +40,9 @@ def main() -> None:
             name=own_name(),
             connection=redis,
             serializer=JSONSerializer,
+            job_class=StepMessage,
             job_monitoring_interval=HEARTBEAT_S,
-            # RQ waits for work for 15 s less than this, and beats between two waits.
-            worker_ttl=15 + HEARTBEAT_S,
+            worker_ttl=WORKER_TTL_S,
             maintenance_interval=60,
             log_job_description=False,
         )

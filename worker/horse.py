@@ -19,12 +19,11 @@ import socket
 import sys
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from loguru import logger
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import Queue, Worker
+from rq import Worker
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job
@@ -33,8 +32,7 @@ from rq.serializers import JSONSerializer
 from common.db.steps import Claim
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
-from common.presence import QUEUE_NAME
-from common.queue import connect
+from common.queue import StepMessage, connect, queue_of
 from common.settings import Settings
 from worker.compose import build_context, redis_url
 from worker.runner import Runner
@@ -43,14 +41,14 @@ OOM_SCORE = "500"
 """When memory runs out the kernel should take the horse, whose step is simply done again."""
 
 
-class StepJob(Job):
-    """An RQ job whose work is done by the runner of this process."""
+class StepJob(StepMessage):
+    """A queue message whose work is done by the runner of this process."""
 
     runner: Runner
 
     def perform(self) -> None:
         """Run the step that the doorbell names."""
-        self.runner.run(UUID(self.args[0]), self.id)
+        self.runner.run(self.step_id, self.id)
 
 
 class HorseWorker(Worker):
@@ -75,7 +73,7 @@ class Horse:
         self._link = link
         self._lines = link.makefile("r", encoding="utf-8")
         self._redis: Redis = connect(redis_url(settings))
-        self._queue = Queue(QUEUE_NAME, connection=self._redis, serializer=JSONSerializer)
+        self._queue = queue_of(self._redis)
         self._worker = HorseWorker(
             [self._queue], name=name, connection=self._redis, serializer=JSONSerializer
         )
@@ -107,7 +105,7 @@ class Horse:
     def _run(self, doorbell: str, execution: str) -> None:
         try:
             job = StepJob(doorbell, connection=self._redis, serializer=JSONSerializer)
-            job.refresh()  # type: ignore[no-untyped-call]
+            job.refresh()  # type: ignore[no-untyped-call] # it may be none of ours
             job.runner = self._runner
             self._worker.execution = Execution.fetch(execution, doorbell, connection=self._redis)
             self._worker.perform_job(job, self._queue)

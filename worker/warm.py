@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from math import ceil, inf
 from resource import struct_rusage
 from types import FrameType
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 from uuid import UUID
 
 import redis
 from loguru import logger
 from rq import Queue, Worker
+from rq.command import handle_stop_job_command, parse_payload
 from rq.exceptions import StopRequested
 from rq.job import Job
 from rq.timeouts import BaseDeathPenalty, HorseMonitorTimeoutException
@@ -35,7 +36,8 @@ from rq.worker import WorkerStatus
 from common.db.steps import Steps
 from common.errors import ChunkTimedOut, EngineFailed, StenoError, Unavailable, WorkerLost
 from common.events import Events
-from common.presence import HEARTBEAT_S
+from common.presence import HEARTBEAT_S, RECORD_S
+from common.queue import StepMessage
 from worker.announcement import Announcement
 
 KILLED = {signal.SIGKILL, signal.SIGTERM}
@@ -160,15 +162,26 @@ class WarmWorker(Worker):
     ) -> tuple[Job, Queue] | None:
         """Wait for work; told to stop, for no moment longer."""
         _Queue.worker = self
-        try:
-            self.begin_to_wait()
-            return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-        finally:
-            self.waits_for_work = False
+        while True:
+            try:
+                self.begin_to_wait()
+                return super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            except redis.exceptions.TimeoutError:  # of any other fault RQ waits for the end itself
+                logger.warning("waiting for Redis, which does not answer")
+                self._wait_for_redis()
+            finally:
+                self.waits_for_work = False
+
+    def handle_payload(self, message: dict[str, Any]) -> None:
+        """Stop a step that was called off; other commands of RQ's have no use here."""
+        with suppress(ValueError, AttributeError, TypeError):
+            payload = parse_payload(message)
+            if payload.get("command") == "stop-job":
+                handle_stop_job_command(self, payload)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:  # noqa: ARG002
         """Hand the job to the horse, after starting one if there is none."""
-        self._rung = UUID(job.args[0])
+        self._rung = cast("StepMessage", job).step_id
         horse = self._horse_at_hand()
         assert self.execution is not None  # noqa: S101 - RQ prepares it just before
         self._horse_pid = horse.pid
@@ -249,15 +262,18 @@ class WarmWorker(Worker):
             logger.warning("no heartbeat: Redis is away: {}", type(error).__name__)
 
     def heartbeat(
-        self, timeout: int | None = None, pipeline: redis.client.Pipeline | None = None
+        self,
+        timeout: int | None = None,  # noqa: ARG002
+        pipeline: redis.client.Pipeline | None = None,
     ) -> None:
         """Tell that this worker lives, also to a Redis that has forgotten it (FLUSHALL).
 
-        Between two jobs it is also the time to replace a horse that has ended.
+        ``timeout`` is always the same, as `common.presence` reads from what is left of it how long
+        ago that was. Between two jobs it is also the time to replace a horse that has ended.
         """
         if pipeline is None and not self._stop_requested:
             self.start_horse()
-        super().heartbeat(timeout, pipeline)
+        super().heartbeat(RECORD_S, pipeline)
         if pipeline is None:
             self._stay_known()
 
@@ -297,7 +313,7 @@ class WarmWorker(Worker):
         with self.connection.pipeline() as pipeline:
             pipeline.hset(self.key, mapping=self.serialize())
             worker_registration.register(self, pipeline)
-            pipeline.expire(self.key, self.worker_ttl + 60)
+            pipeline.expire(self.key, RECORD_S)
             pipeline.execute()
 
     def _wait_for_redis(self) -> None:

@@ -294,6 +294,6 @@ def check_ready(snapshot: Snapshot) -> None:
 
 
 def _cancel(gateway: Gateway, jobs: Jobs, job_id: UUID) -> Status:
-    gateway.stop(doorbell for _, doorbell in jobs.cancel(job_id))
+    gateway.stop(jobs.cancel(job_id))
     gateway.events.job_changed(job_id)
     return status_document(jobs.snapshot(job_id))

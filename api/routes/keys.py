@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, status
@@ -108,13 +108,12 @@ async def list_keys(gateway: GatewayDep, caller: Admin) -> KeyList:
 )
 async def create_key(wanted: NewKey, gateway: GatewayDep, caller: Admin) -> MadeKey:
     """Make a key for the tenant. With the first one a gateway begins to ask for keys."""
-    lasts = wanted.expires_in_seconds
     keys = Keys(gateway.database, caller.tenant)
     key, text = await gateway.in_thread(
         keys.create,
         wanted.name,
         wanted.scopes,
-        expires_at=None if lasts is None else datetime.now(UTC) + timedelta(seconds=lasts),
+        lasts_s=wanted.expires_in_seconds,
         limits=wanted.limits.given(),
     )
     gateway.keys.forget(key.id)

@@ -260,7 +260,7 @@ def _delete(gateway: Gateway, caller: Caller, job_id: UUID) -> None:
     deleted = deletions.delete(job_id)
     if deleted is None:
         return
-    gateway.stop(deleted.doorbells)
+    gateway.stop(deleted.running)
     gateway.events.job_changed(job_id)
     logger.info("job {job_id} was deleted", job_id=job_id)
     with suppress(Transient):  # the dispatcher erases what is left

@@ -46,12 +46,12 @@ class Reason(StrEnum):
 class Deleted:
     """A job that Postgres has nothing of any more, and what there may be of it elsewhere.
 
-    ``doorbells`` are those of its steps that ran.
+    ``running``: (worker, doorbell) of each step that ran.
     """
 
     job_id: UUID
     recording_id: UUID | None
-    doorbells: tuple[str, ...] = ()
+    running: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
     Messages that are still to be sent outlive it (its row leaves them behind without its id), that
     of its being cancelled among them; they are forgotten as soon as they have ended.
     """
-    doorbells = doorbells_of(session, job.id)
+    running = doorbells_of(session, job.id)
     # A worker that is stopped while it fetches leaves a file that has no row.
     recording_id = job.recording_id or next(iter(fetched_ids(session, job.id)), None)
     end_job(session, job.id, JobStatus.CANCELLED)  # where it has not ended by itself
@@ -174,7 +174,7 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
             requested_at=func.clock_timestamp(),
         )
     )
-    return Deleted(job.id, recording_id, tuple(doorbell for _, doorbell in doorbells))
+    return Deleted(job.id, recording_id, tuple(running))
 
 
 def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> None:

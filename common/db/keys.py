@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 
 from psycopg.errors import UndefinedTable
-from sqlalchemy import bindparam, delete, func, select, update
+from sqlalchemy import Select, bindparam, delete, func, select, update
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -31,6 +31,8 @@ class Key:
     limits: Mapping[str, float]
     created_at: datetime
     expires_at: datetime | None
+    expired: bool
+    """Whether it had expired, by Postgres' clock, when it was read."""
     revoked_at: datetime | None
     last_used_at: datetime | None
 
@@ -39,9 +41,7 @@ class Key:
         """``active``, ``expired`` or ``revoked``."""
         if self.revoked_at is not None:
             return "revoked"
-        if self.expires_at is not None and self.expires_at <= datetime.now(UTC):
-            return "expired"
-        return "active"
+        return "expired" if self.expired else "active"
 
 
 class Keys:
@@ -56,10 +56,10 @@ class Keys:
         name: str,
         scopes: Iterable[Scope],
         *,
-        expires_at: datetime | None = None,
+        lasts_s: float | None = None,
         limits: Mapping[str, float] | None = None,
     ) -> tuple[Key, KeyText]:
-        """Make a key. Its text is known now and never again."""
+        """Make a key, good for ``lasts_s`` seconds. Its text is known now and never again."""
         text = KeyText.make()
         with _transaction(self._database) as session:
             row = ApiKey(
@@ -69,22 +69,19 @@ class Keys:
                 secret_sha256=text.sha256,
                 scopes=sorted(set(scopes)),
                 limits=dict(limits or {}),
-                expires_at=expires_at,
+                expires_at=None if lasts_s is None else func.now() + timedelta(seconds=lasts_s),
             )
             session.add(row)
             session.flush()
-            session.refresh(row)
-            return _key(row), text
+            return _key(*session.execute(_found().where(ApiKey.id == row.id)).one()), text
 
     def all(self) -> list[Key]:
         """Also those that are good no more, in the order they were made."""
         with _transaction(self._database) as session:
-            rows = session.scalars(
-                select(ApiKey)
-                .where(ApiKey.tenant == self._tenant)
-                .order_by(ApiKey.created_at, ApiKey.id)
+            rows = session.execute(
+                _found().where(ApiKey.tenant == self._tenant).order_by(ApiKey.created_at, ApiKey.id)
             )
-            return [_key(row) for row in rows]
+            return [_key(*row) for row in rows]
 
     def revoke(self, key_id: str) -> None:
         """Take the key back for good; one that was taken back before stays so.
@@ -112,8 +109,8 @@ class AllKeys:
     def find(self, key_id: str) -> Key | None:
         """Whatever its state."""
         with _transaction(self._database) as session:
-            row = session.get(ApiKey, key_id)
-            return None if row is None else _key(row)
+            row = session.execute(_found().where(ApiKey.id == key_id)).one_or_none()
+            return None if row is None else _key(*row)
 
     def exist(self) -> bool:
         """Whether any key was ever made here, unless it was forgotten."""
@@ -122,8 +119,8 @@ class AllKeys:
 
     def all(self) -> list[Key]:
         with _transaction(self._database) as session:
-            rows = session.scalars(select(ApiKey).order_by(ApiKey.tenant, ApiKey.created_at))
-            return [_key(row) for row in rows]
+            rows = session.execute(_found().order_by(ApiKey.tenant, ApiKey.created_at))
+            return [_key(*row) for row in rows]
 
     def used(self, when: Mapping[str, datetime]) -> None:
         """Note when keys were used last, by their ids."""
@@ -154,7 +151,12 @@ def _transaction(database: Database) -> Iterator[Session]:
         raise
 
 
-def _key(row: ApiKey) -> Key:
+def _found() -> Select[ApiKey, bool]:
+    """Keys, and whether they have expired."""
+    return select(ApiKey, ApiKey.expires_at <= func.now())
+
+
+def _key(row: ApiKey, expired: bool | None) -> Key:
     return Key(
         id=row.id,
         tenant=row.tenant,
@@ -164,6 +166,7 @@ def _key(row: ApiKey) -> Key:
         limits=row.limits,
         created_at=row.created_at,
         expires_at=row.expires_at,
+        expired=bool(expired),
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
     )

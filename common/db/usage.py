@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Date, and_, func, select, update
+from sqlalchemy import ColumnElement, Date, Integer, and_, cast, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -188,7 +188,7 @@ class Usage:
                 )
                 .where(
                     UsageDay.tenant == self._tenant,
-                    UsageDay.day > _today() - timedelta(days=count),
+                    UsageDay.day > _today() - literal(count, Integer),
                 )
                 .group_by(UsageDay.day)
                 .order_by(UsageDay.day.desc())
@@ -268,7 +268,13 @@ def _spent(session: Session, key_id: str) -> Spent:
 
 
 def _add(
-    session: Session, tenant: str, key_id: str | None, day: date, *, jobs: int, audio_ms: int
+    session: Session,
+    tenant: str,
+    key_id: str | None,
+    day: date | ColumnElement[date],
+    *,
+    jobs: int,
+    audio_ms: int,
 ) -> None:
     row: dict[str, Any] = {"tenant": tenant, "key_id": key_id or NO_KEY, "day": day}
     session.execute(
@@ -284,5 +290,6 @@ def _add(
     )
 
 
-def _today() -> date:
-    return datetime.now(UTC).date()
+def _today() -> ColumnElement[date]:
+    """The day (UTC), by Postgres' clock."""
+    return cast(func.timezone("UTC", func.now()), Date)

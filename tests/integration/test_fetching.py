@@ -16,7 +16,8 @@ from common.db.steps import Claim, StaleClaim
 from common.db.tables import Job, Recording, Step
 from common.domain.job import JobStatus, StepKind
 from common.errors import FetchBroke, FetchFailed, NotAudio, TooLarge, UrlRefused
-from common.queue import Doorbell, connect
+from common.events import Events
+from common.queue import connect
 from common.settings import Settings
 from scripts.receiver import Receiver
 from tests.factories import TENANT, claim_next, new_job
@@ -328,9 +329,8 @@ def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
     )
     wait_until(lambda: "stalled" in server.asked[-1].path, "the fetch")
     assert service.jobs.snapshot(stalled.id).stage == "fetching"
-    doorbell = Doorbell(connect(redis_url))
-    for _, bell in service.jobs.cancel(stalled.id):
-        doorbell.stop(bell)
+    for worker, doorbell in service.jobs.cancel(stalled.id):
+        Events(connect(redis_url)).stop(worker, doorbell)
     temp = tmp_path / "uploads" / ".incoming"
     wait_until(lambda: not list(temp.glob("*.part")), "the end of what was fetched")
     assert "hush" not in service.log()

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from rq import Queue, Worker
+from rq import Callback, Queue, Worker
+from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from common import presence
 from common.db.steps import Publication
+from common.domain.job import JobStatus
 from common.presence import QUEUE_NAME
-from common.queue import Doorbell, connect
+from common.queue import STEP_FUNCTION, Doorbell, StepMessage, connect, queue_of
+from tests.service import Start, wait_until
+from tests.speech import silence
 from worker.horse import HorseWorker, StepJob
 
 
@@ -75,7 +83,7 @@ def test_a_redis_that_was_away_for_a_moment_fails_no_step(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = rung(Doorbell(redis))
-    queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+    queue = queue_of(redis)
     worker = HorseWorker([queue], connection=redis, serializer=JSONSerializer)
     job = Forgetful(name, connection=redis, serializer=JSONSerializer)
     job.refresh()  # type: ignore[no-untyped-call]
@@ -85,3 +93,100 @@ def test_a_redis_that_was_away_for_a_moment_fails_no_step(
     assert job.beats == 2
     assert name not in queue.failed_job_registry.get_job_ids()
     assert "Traceback" not in caplog.text
+
+
+# --- what somebody else has written -----------------------------------------------------------
+
+
+def touch(*_: object) -> None:
+    """What a hostile message would have called."""
+    raise AssertionError("it was called")
+
+
+def test_callbacks_webhooks_and_retries_of_a_message_are_ignored(redis: Redis) -> None:
+    queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+    callback = Callback("tests.integration.test_queue.touch")
+    written = queue.enqueue_call(
+        STEP_FUNCTION,
+        args=(str(uuid4()),),
+        on_success=callback,
+        on_failure=callback,
+        on_stopped=callback,
+        meta={"any": "thing"},
+        timeout=1,
+    )
+    redis.hset(
+        written.key,
+        mapping={
+            "webhooks": json.dumps([{"url": "http://127.0.0.1:1/", "statuses": ["finished"]}]),
+            "retries_left": "1000",
+            "repeats_left": "1000",
+            "dependency_ids": json.dumps(["another"]),
+            "group_id": "a group",
+        },
+    )
+    assert Job.fetch(written.id, connection=redis, serializer=JSONSerializer).success_callback
+
+    message = StepMessage.fetch(written.id, connection=redis, serializer=JSONSerializer)
+
+    assert message.success_callback is None
+    assert message.failure_callback is None
+    assert message.stopped_callback is None
+    assert message.webhooks == []
+    assert not message.should_retry
+    assert (message.repeats_left, message.dependency_ids, message.group_id) == (None, [], None)
+    assert message.timeout == -1
+    assert message.meta == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data", b"cos\nsystem\n(S'true'\ntR."),  # a pickle
+        ("data", b"["),
+        ("data", b'["os.system", null, ["true"], {}]'),
+        ("data", b'["worker.runner.run_step", null, ["../etc"], {}]'),
+        ("data", b'["worker.runner.run_step", null, [5], {}]'),
+        ("data", b'["worker.runner.run_step", null, [], {}]'),
+        ("data", f'["{STEP_FUNCTION}", "tests", ["{uuid4()}"], {{}}]'.encode()),
+        ("data", f'["{STEP_FUNCTION}", null, ["{uuid4()}"], {{"more": 1}}]'.encode()),
+        ("data", f'["{STEP_FUNCTION}", null, ["{uuid4()}", "more"], {{}}]'.encode()),
+        ("origin", b"elsewhere"),
+        ("status", b"odd"),
+        ("created_at", b"odd"),
+    ],
+    ids=range(12),
+)
+def test_a_message_that_is_none_of_ours_counts_as_missing(
+    redis: Redis, field: str, value: bytes
+) -> None:
+    name = rung(Doorbell(redis))
+    StepMessage.fetch(name, connection=redis, serializer=JSONSerializer)
+    redis.hset(f"rq:job:{name}", field, value)
+    with pytest.raises(NoSuchJobError):
+        StepMessage.fetch(name, connection=redis, serializer=JSONSerializer)
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_a_worker_outlives_what_others_write_to_its_queue(
+    start: Start, redis: Redis, tmp_path: Path
+) -> None:
+    service = start()
+    worker = service.start_worker()
+    queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+    queue.enqueue_call("pathlib.Path.touch", args=(str(tmp_path / "called"),))
+    redis.lpush(queue.key, "no such message", "")
+    redis.hset("rq:job:broken", mapping={"data": b"\x80", "status": "odd"})
+    redis.lpush(queue.key, "broken")
+    wait_until(Doorbell(redis).live_workers, "its registration")
+    for name in presence.workers(redis):
+        channel = f"rq:pubsub:{name}"
+        for command in ("{", "[]", '{"command": "shutdown"}', '{"command": "kill-horse"}'):
+            redis.publish(channel, command)
+    service.start_dispatcher()
+
+    assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
+    assert worker.is_running()
+    assert not (tmp_path / "called").exists()
+    assert "none of ours" in service.log()
+    assert "Traceback" not in service.log()

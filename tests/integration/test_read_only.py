@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -16,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from common.db.database import Database
 from common.domain.job import JobStatus
 from common.errors import DatabaseFull, DatabaseReadOnly, Unavailable
-from common.presence import QUEUE_NAME
+from common.presence import QUEUE_NAME, RECORD_S
 from scripts.embedded import EmbeddedPostgres
 from tests.frozen import failures, frozen_worker
 from tests.gateway import GatewayProcess
@@ -93,7 +92,8 @@ def test_a_gateway_whose_postgres_takes_no_writes_says_so_reads_and_goes_on(
 def register(redis: Redis, worker: str) -> None:
     """Have a worker be heard of once, just now."""
     redis.sadd(f"rq:workers:{QUEUE_NAME}", f"rq:worker:{worker}")
-    redis.hset(f"rq:worker:{worker}", "last_heartbeat", datetime.now(UTC).isoformat())
+    redis.hset(f"rq:worker:{worker}", "name", worker)
+    redis.expire(f"rq:worker:{worker}", RECORD_S)
 
 
 @pytest.mark.usefixtures("weights_dir")

@@ -15,7 +15,7 @@ from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.tables import Step
 from common.domain.job import JobStatus, StepKind, StepStatus
-from common.queue import Doorbell
+from common.events import Events
 from tests.factories import TENANT
 from tests.service import Service, Start, horse_of, wait_until
 from tests.speech import Samples, speak
@@ -70,9 +70,8 @@ def test_cancelling_stops_all_workers_at_once_and_leaves_no_sound_behind(
     job_id = service.submit(lecture(), engine=engine, model=model)
     wait_until(partial(hearing, service, job_id, 2), "two workers at it")
 
-    doorbell = Doorbell(Redis.from_url(redis_url))
-    for _, bell in service.jobs.cancel(job_id):
-        doorbell.stop(bell)
+    for worker, doorbell in service.jobs.cancel(job_id):
+        Events(Redis.from_url(redis_url)).stop(worker, doorbell)
 
     wait_until(partial(gone, horses), "the end of both engines")
     wait_until(lambda: sound_left(service) == [], "no sound")

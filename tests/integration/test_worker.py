@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from common.db.tables import Chunk, Step
 from common.domain.job import JobStatus, StepKind
+from common.events import Events
 from tests.audio_files import truncate
 from tests.frozen import SENTENCE, failures, frozen_worker, has_ended
 from tests.service import Start, horse_of, wait_until, write_wav
@@ -123,13 +124,11 @@ def test_a_horse_that_dies_idle_is_replaced_before_there_is_work(start: Start) -
 def test_cancelling_ends_the_running_step_at_once(
     start: Start, redis_url: str, kind: StepKind
 ) -> None:
-    from common.queue import Doorbell
-
     service = start()  # its horse goes on from the plan to the chunk without another doorbell
     _, horse, job_id = frozen_worker(service, [kind])
 
-    ((_, doorbell),) = service.jobs.cancel(job_id)
-    Doorbell(Redis.from_url(redis_url)).stop(doorbell)
+    ((name, doorbell),) = service.jobs.cancel(job_id)
+    Events(Redis.from_url(redis_url)).stop(name, doorbell)
 
     wait_until(partial(_gone, horse), "the horse's end")
     assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED

@@ -1,0 +1,44 @@
+"""What hosts whose clocks differ from the servers' are taken for: hosts like all others."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from common import presence
+from common.settings import ROOT
+from tests.service import Start, wait_until
+
+SKEWED = """
+import sys, time
+from datetime import timedelta
+
+import rq
+
+real_now, real_time = rq.utils.now, time.time
+for module in list(sys.modules.values()):
+    if getattr(module, "now", None) is real_now:
+        module.now = lambda: real_now() + timedelta(seconds={skew_s})
+time.time = lambda: real_time() + {skew_s}
+"""
+"""A `sitecustomize` that has a process of ours live at another time."""
+
+
+@pytest.mark.parametrize("skew_s", [-3600, 3600])
+def test_a_worker_and_a_dispatcher_whose_clock_is_wrong_count_as_living(
+    start: Start, redis_url: str, tmp_path: Path, skew_s: int
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SKEWED.format(skew_s=skew_s))
+    service = start(PYTHONPATH=f"{tmp_path}:{ROOT}")
+    service.start_worker()
+    service.start_dispatcher()
+    with Redis.from_url(redis_url) as redis:
+        for look in (presence.workers, presence.dispatchers):
+            (silence_s,) = wait_until(lambda: look(redis).values(), "a sign of life")  # noqa: B023
+            assert 0 <= round(silence_s) < presence.SILENT_S
+        (key,) = redis.keys("rq:worker:*")
+        beat = datetime.fromisoformat(redis.hget(key, "last_heartbeat").decode())
+        assert abs(beat.timestamp() - redis.time()[0] - skew_s) < abs(skew_s)  # it is wrong

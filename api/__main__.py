@@ -15,10 +15,11 @@ from fastapi import FastAPI
 from loguru import logger
 
 from api.app import create_app
+from api.connections import backlog, raise_descriptor_limit
 from api.exposure import listening_host
 from api.gateway import check_settings
 from api.metrics import SHARED_FOLDER
-from api.protocol import Protocol
+from api.protocol import Protocol, WebSocketProtocol
 from common.errors import StenoError
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
@@ -62,6 +63,7 @@ def _answer_promptly() -> None:
 
 def main() -> None:
     """Serve until told to stop (SIGTERM, SIGINT)."""
+    raise_descriptor_limit()
     try:
         settings = load_settings()
         set_up_logging(settings.log, "gateway")
@@ -100,9 +102,11 @@ def _serve(settings: Settings, host: str) -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=FAREWELL_S,
+        timeout_keep_alive=settings.api.keep_alive,
+        backlog=backlog(),
         root_path=settings.api.root_path,
         forwarded_allow_ips=settings.api.forwarded_allow_ips,
-        ws="websockets-sansio",  # it reads no further than the gateway does
+        ws=WebSocketProtocol,  # it reads no further than the gateway does
         ws_max_size=MESSAGE_BYTES,
         ws_ping_timeout=PONG_S,
         ws_per_message_deflate=False,  # sound does not get smaller

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from api import docs, problems
+from api.connections import Connections, warn_seldom_of_accepting, warn_seldom_of_bad_requests
 from api.gateway import Gateway
 from api.heads import HeadRules
 from api.metrics import HttpMetrics, RequestMetrics, Scraper
@@ -66,11 +67,13 @@ MOMENT_S = 0.05
 
 
 class State(TypedDict):
-    """What each request finds in ``request.state``."""
+    """What each request finds in ``request.state``; the last two are for `api.protocol`."""
 
     gateway: Gateway
     scraper: Scraper
     parts: Shared[health.Parts]
+    connections: Connections
+    head_s: float
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -81,11 +84,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        warn_seldom_of_accepting(asyncio.get_running_loop())
+        warn_seldom_of_bad_requests()
         async with Gateway.open(resolved) as gateway:
             parts = health.looking_at(gateway)
             with _told_of_the_end(gateway):
                 first_look = asyncio.create_task(parts.get())  # so that the log tells what is out
-                yield {"gateway": gateway, "scraper": Scraper(gateway, http), "parts": parts}
+                yield {
+                    "gateway": gateway,
+                    "scraper": Scraper(gateway, http),
+                    "parts": parts,
+                    "connections": Connections.of(resolved.api),
+                    "head_s": resolved.api.head_timeout,
+                }
                 first_look.cancel()
 
     app = FastAPI(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from fastapi import HTTPException
 from starlette.types import Message, Receive, Scope
@@ -12,6 +13,8 @@ from common.errors import BadInput, Stalled, TooLarge
 
 PATIENCE_S = 60.0
 """How long a client may send nothing of a body that is read as a whole."""
+LOWEST_RATE = 1_000
+"""Bytes a second, beyond `PATIENCE_S` in all, that such a body has to come in at."""
 
 _INTAKE = "steno.intake"
 
@@ -33,6 +36,7 @@ class Intake:
     limit: int | None
     received: int = 0
     ended: bool = False
+    since: float = field(default_factory=time.monotonic)
 
     async def next(self) -> Message:
         """ASGI's ``receive``.
@@ -44,8 +48,9 @@ class Intake:
             message = await self.receive()
         else:
             self._check(self.declared)
+            late = self.since + PATIENCE_S + self.received / LOWEST_RATE
             try:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(min(PATIENCE_S, late - time.monotonic())):
                     message = await self.receive()
             except TimeoutError:
                 raise BodyRefused(Stalled(limit_s=PATIENCE_S)) from None

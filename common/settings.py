@@ -91,6 +91,17 @@ class ApiSettings(BaseSettings):
     """Largest head of a request, in KB; a larger one is answered 431, a URL of half of it 414."""
     max_body_kb: Annotated[int, Field(ge=1)] = 1000
     """Largest body of a request, in KB; recordings and texts to judge have limits of their own."""
+    head_timeout: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds that the head of a request may take; then it is answered 408."""
+    keep_alive: Annotated[int, Field(ge=0)] = 5
+    """Seconds that a connection is kept open for the next request. A load balancer that keeps its
+    own open for longer may send into one that is being closed: set this above its limit."""
+    max_connections: Annotated[int, Field(ge=1)] = 4000
+    """Connections at once on one gateway process, never more than its file descriptors allow. Where
+    there is no room for another, the one that has waited longest for a request is closed."""
+    max_connections_each: Annotated[int, Field(ge=1)] = 1000
+    """Of those, the most of one address (IPv6: of one /64). API_FORWARDED_ALLOW_IPS are exempt, as
+    a proxy brings everybody's connections."""
 
 
 class KeySettings(BaseSettings):

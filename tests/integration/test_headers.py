@@ -28,7 +28,7 @@ OPERATOR = "the-operators-own-key-0123456789"
 
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, str]:
-    return {"GATEWAY_API_KEY": OPERATOR, "API_MAX_BODY_KB": "100"}
+    return {"GATEWAY_API_KEY": OPERATOR, "API_MAX_BODY_KB": "100", "API_HEAD_TIMEOUT": "2"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -227,6 +227,15 @@ def test_an_upload_without_a_key_is_refused_before_it_is_sent(gateway: GatewayPr
             answer += piece
     assert b" 401 " in answer.splitlines()[0]
     assert b"connection: close" in answer.lower()
+
+
+def test_a_head_that_never_ends_is_given_up(gateway: GatewayProcess) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port)) as line:
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Never: ")
+        answer = b""
+        while piece := line.recv(65536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_wrong_body_is_a_problem_as_documented(gateway: GatewayProcess) -> None:

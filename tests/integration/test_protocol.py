@@ -1,4 +1,4 @@
-"""What becomes of a client that takes nothing of what it is sent (api.protocol)."""
+"""What becomes of clients that do not speak HTTP as they should (api.protocol)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from api import protocol
+from api.connections import Connections
 from tests.service import wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -46,10 +47,26 @@ async def talkative(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextmanager
-def serving(app: Callable[..., Any]) -> Iterator[int]:
-    """The app on a port of its own, by the gateway's protocols."""
+def serving(app: Callable[..., Any], **state: Any) -> Iterator[int]:
+    """The app on a port of its own, by the gateway's protocols, which find ``state``."""
+
+    async def with_state(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        scope["state"].update(state)
+        for moment in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{moment}.complete"})
+
     config = uvicorn.Config(
-        app, port=0, http=protocol.Protocol, ws="websockets-sansio", lifespan="off", log_config=None
+        with_state,
+        port=0,
+        http=protocol.Protocol,
+        ws=protocol.WebSocketProtocol,
+        lifespan="on",
+        log_config=None,
+        timeout_keep_alive=1,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -113,3 +130,191 @@ def test_a_quiet_connection_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> No
     with serving(talkative) as port, socket.create_connection(("127.0.0.1", port)):
         wait_until(lambda: kept, "the connection")
     assert kept == [(1, protocol.KEEPALIVE_S)]
+
+
+# --- heads ------------------------------------------------------------------------------------
+
+HEAD_S = 0.5
+BODY = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 12\r\n\r\n"
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers a request with its body, and WebSocket messages with themselves."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "bytes": message["bytes"]})
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    length = str(len(body)).encode()
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]}
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+def connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
+
+
+def all_of(client: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := client.recv(65_536):
+            found += piece
+    return found
+
+
+def read_answer(client: socket.socket) -> bytes:
+    """One answer of `echo`, which keeps the connection."""
+    found = b""
+    while b"\r\n\r\n" not in found:
+        found += client.recv(65_536)
+    head, _, body = found.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    while len(body) < length:
+        body += client.recv(65_536)
+    return head + body
+
+
+@pytest.mark.parametrize("before", [b"", REQUEST], ids=["first", "second"])
+def test_a_head_that_never_ends_is_answered_and_its_connection_closed(before: bytes) -> None:
+    with serving(echo, head_s=HEAD_S) as port, connected(port) as client:
+        if before:
+            client.sendall(before)
+            assert read_answer(client).startswith(b"HTTP/1.1 200 ")
+        client.sendall(REQUEST[:-2])
+        answer = all_of(client)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'"code": "stalled"' in answer
+
+
+def test_a_head_that_trickles_gets_no_more_time() -> None:
+    with serving(echo, head_s=HEAD_S) as port, connected(port) as client:
+        pause = threading.Event()
+        client.sendall(b"GET / HTTP/1.1\r\nX-Long: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2_000):
+                client.sendall(b"x")
+                pause.wait(0.01)
+            pytest.fail("it was never closed")
+
+
+@pytest.mark.parametrize("before", [b"", REQUEST], ids=["first", "second"])
+def test_a_connection_over_which_nothing_comes_is_closed(before: bytes) -> None:
+    with serving(echo, head_s=HEAD_S) as port, connected(port) as client:
+        client.sendall(before)
+        assert all_of(client).count(b"HTTP/1.1") == bool(before)
+
+
+def test_a_slow_body_and_a_websocket_have_all_the_time_they_need() -> None:
+    with serving(echo, head_s=HEAD_S) as port, connected(port) as slow, connected(port) as chatty:
+        slow.sendall(BODY)
+        chatty.sendall(UPGRADE)
+        assert b" 101 " in chatty.recv(65_536)
+        pause = threading.Event()
+        for letter in b"all of it ok":
+            pause.wait(HEAD_S / 4)
+            slow.sendall(bytes([letter]))
+        assert read_answer(slow).endswith(b"all of it ok")
+        chatty.sendall(b"\x82\x81" + bytes(4) + b"x")
+        assert chatty.recv(65_536) == b"\x82\x01x"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "Content-Length: 4\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "Content-Length: 4\r\nContent-Length: 4",
+        "Content-Length: 4\r\nContent-Length: 5",
+        "Content-Length: 4, 4",
+        "Content-Length: +4",
+        "Transfer-Encoding: identity, chunked",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding : chunked",
+        "X-Long: a\r\n b\r\nContent-Length: 4",
+        "X-Bare: a\nContent-Length: 4",
+        "X-Bare: a\rContent-Length: 4",
+        "Host: elsewhere",
+    ],
+)
+def test_a_head_that_can_be_read_in_two_ways_ends_the_connection(head: str) -> None:
+    asked: list[str] = []
+
+    async def note(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await echo(scope, receive, send)
+
+    request = f"POST /one HTTP/1.1\r\nHost: here\r\n{head}\r\n\r\n0\r\n\r\n"
+    smuggled = "GET /two HTTP/1.1\r\nHost: here\r\n\r\n"
+    with serving(note) as port, connected(port) as client:
+        client.sendall((request + smuggled).encode())
+        answer = all_of(client)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in answer.lower()
+    assert b'"code": "malformed"' in answer
+    assert asked == []
+
+
+def test_a_body_that_cannot_be_read_ends_its_request_quietly() -> None:
+    heard: list[str] = []
+
+    async def note(_: Any, receive: Any, send: Any) -> None:
+        while not heard or heard[-1] == "http.request":
+            heard.append((await receive())["type"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    request = b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n"
+    with serving(note) as port, connected(port) as client:
+        client.sendall(request)
+        assert all_of(client).startswith(b"HTTP/1.1 400 ")
+        wait_until(lambda: heard[-1:] == ["http.disconnect"], "the end")
+
+
+def test_whoever_holds_connections_makes_room_for_whoever_asks() -> None:
+    crowd = Connections(most=20, most_each=1000, proxies=frozenset())
+    with (
+        contextlib.ExitStack() as stack,
+        serving(echo, connections=crowd) as port,
+        connected(port) as working,
+        connected(port) as chatty,
+    ):
+        working.sendall(BODY)
+        chatty.sendall(UPGRADE)
+        assert b" 101 " in chatty.recv(65_536)
+        for _ in range(3):
+            held = [stack.enter_context(connected(port)) for _ in range(40)]
+            for each in held:
+                with contextlib.suppress(ConnectionError):
+                    each.sendall(REQUEST[:-2])
+            with connected(port) as honest:
+                honest.sendall(REQUEST)
+                assert read_answer(honest).startswith(b"HTTP/1.1 200 ")
+            assert len(crowd) <= 20
+        working.sendall(b"all of it ok")
+        assert read_answer(working).endswith(b"all of it ok")
+        chatty.sendall(b"\x82\x81" + bytes(4) + b"x")
+        assert chatty.recv(65_536) == b"\x82\x01x"
+        chatty.close()
+        working.close()
+        stack.close()
+        wait_until(lambda: not len(crowd), "the end of all connections")
+
+
+def test_where_all_are_at_work_another_is_told_to_come_back() -> None:
+    crowd = Connections(most=1000, most_each=2, proxies=frozenset())
+    with serving(echo, connections=crowd) as port, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(connected(port)).sendall(BODY)
+        wait_until(lambda: len(crowd) == 2 and not crowd.waiting, "both requests")
+        with connected(port) as client:
+            answer = all_of(client)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After" in answer

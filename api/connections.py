@@ -1,0 +1,218 @@
+"""How many connections a gateway process holds at once, in all and of each address.
+
+A connection waits, for a request's head, or works on a request. When there is no room for another
+one, the one that has waited longest makes room: so who sends its head at once is answered, however
+many others only hold their connections. One that works is never ended for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import resource
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+from loguru import logger
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from common.settings import ApiSettings
+
+BACKLOG = 2048
+"""Connections that the kernel accepts before this process does; asyncio takes so many at once."""
+OTHER_FILES = 256
+"""Descriptors for all that is no connection: files, Postgres, Redis, child processes."""
+QUIET_S = 60.0
+"""How often the log says that there was no room."""
+EACH_V6 = 64
+"""Bits of an IPv6 address that one client is given (RFC 6177)."""
+
+
+class Proxies(Protocol):
+    """Addresses that bring the connections of many clients."""
+
+    def __contains__(self, host: str | None) -> bool: ...
+
+
+class Closable(Protocol):
+    """What `Connections` may end."""
+
+    def make_room(self) -> None:
+        """Close at once."""
+
+
+@dataclass(slots=True)
+class _Client:
+    held: int = 0
+    waiting: dict[Closable, None] = field(default_factory=dict)
+    """In the order in which they began to wait."""
+
+
+class Connections:
+    """Those of one process. ``proxies`` may have any number: they bring everybody's."""
+
+    def __init__(self, *, most: int, most_each: int, proxies: Proxies) -> None:
+        self._most = most
+        self._most_each = most_each
+        self._proxies = proxies
+        self._client_of: dict[Closable, str] = {}
+        self._clients: dict[str, _Client] = {}
+        self._waiting: dict[Closable, None] = {}
+        self._no_room = Seldom("{} connections were ended or refused, as there were too many")
+
+    @classmethod
+    def of(cls, settings: ApiSettings) -> Connections:
+        """As the settings and the system's limit allow."""
+        return cls(
+            most=max(1, min(settings.max_connections, descriptors() - backlog() - OTHER_FILES)),
+            most_each=settings.max_connections_each,
+            proxies=_trusted(settings.forwarded_allow_ips),
+        )
+
+    def __len__(self) -> int:
+        return len(self._client_of)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a request."""
+        return len(self._waiting)
+
+    def admit(self, connection: Closable, address: str) -> bool:
+        """Take a new connection, which waits; False: there is no room for it."""
+        is_proxy = address in self._proxies
+        name = address if is_proxy else client_of(address)
+        client = self._clients.get(name)
+        full_by_itself = client is not None and client.held >= self._most_each and not is_proxy
+        if full_by_itself or len(self) >= self._most:
+            self._no_room.happened()
+            waiting = client.waiting if client is not None and full_by_itself else self._waiting
+            oldest = next(iter(waiting), None)
+            if oldest is None:
+                return False
+            self.gone(oldest)
+            oldest.make_room()
+        self._clients.setdefault(name, _Client()).held += 1
+        self._client_of[connection] = name
+        self.waits(connection)
+        return True
+
+    def waits(self, connection: Closable) -> None:
+        """It waits for the next request, from now on."""
+        if (name := self._client_of.get(connection)) is not None:
+            for waiting in (self._waiting, self._clients[name].waiting):
+                waiting.pop(connection, None)
+                waiting[connection] = None
+
+    def works(self, connection: Closable) -> None:
+        """A request's head is here."""
+        if (name := self._client_of.get(connection)) is not None:
+            self._waiting.pop(connection, None)
+            self._clients[name].waiting.pop(connection, None)
+
+    def becomes(self, connection: Closable, other: Closable) -> None:
+        """Another protocol goes on with the same connection, and works."""
+        self.works(connection)
+        if (name := self._client_of.pop(connection, None)) is not None:
+            self._client_of[other] = name
+
+    def gone(self, connection: Closable) -> None:
+        """It has ended; may be said twice."""
+        self.works(connection)
+        if (name := self._client_of.pop(connection, None)) is not None:
+            client = self._clients[name]
+            client.held -= 1
+            if not client.held:
+                del self._clients[name]
+
+
+def _trusted(proxies: str) -> Proxies:
+    """The addresses and networks that API_FORWARDED_ALLOW_IPS names, as uvicorn reads it."""
+
+    async def nothing(*_: object) -> None:
+        """No application is asked."""
+
+    return ProxyHeadersMiddleware(nothing, proxies).trusted_hosts
+
+
+class Seldom:
+    """Warns of what may happen thousands of times a second, once in `QUIET_S` at most."""
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._count = 0
+        self._quiet_until = float("-inf")
+
+    def happened(self) -> None:
+        """Count it, and say how often it happened, where that was not said lately."""
+        self._count += 1
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            logger.warning(self._message, self._count)
+            self._count, self._quiet_until = 0, now + QUIET_S
+
+
+@lru_cache(maxsize=4096)
+def client_of(address: str) -> str:
+    """What one client has of addresses: one of IPv4, a network of IPv6."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((int(found), EACH_V6), strict=False))
+    return address
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files as the system lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS says "any number" and takes fewer
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def backlog() -> int:
+    """`BACKLOG`, or less where there are few descriptors."""
+    return min(BACKLOG, descriptors() // 4)
+
+
+def descriptors() -> int:
+    """How many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def warn_seldom_of_accepting(loop: asyncio.AbstractEventLoop) -> None:
+    """Have asyncio, which tells each time that it cannot accept, do so once in `QUIET_S`."""
+    seldom = Seldom("{} connections could not be accepted: no file descriptors or memory are left")
+    before: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None
+    before = loop.get_exception_handler()
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if str(context.get("message", "")).startswith("socket.accept()"):
+            seldom.happened()
+        elif before is not None:
+            before(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
+
+
+def warn_seldom_of_bad_requests() -> None:
+    """Have uvicorn, which tells of each request that it cannot read, do so once in `QUIET_S`."""
+    seldom = Seldom("{} requests were no HTTP, or asked for another protocol")
+
+    def is_another(record: logging.LogRecord) -> bool:
+        if record.getMessage().startswith(("Invalid HTTP request", "Unsupported upgrade")):
+            seldom.happened()
+            return False
+        return True
+
+    logging.getLogger("uvicorn.error").addFilter(is_another)

@@ -8,6 +8,7 @@ by the owner alone.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import importlib.util
 import json
@@ -38,6 +39,10 @@ from scripts.processes import spawn, terminate
 
 READY_WITHIN_S = 60
 """Long enough for crash recovery after a kill -9; an ordinary start takes 0.1 s."""
+
+ELSEWHERE = "choose another directory with --data-dir or DATA_DIR"
+NEW_CLUSTER = "60 MB"
+"""What a new Postgres cluster takes on disk, to the next ten."""
 
 PORTS = range(20_000, 32_000)
 """Below the ephemeral range: there, a client that retries while the server is down can connect to
@@ -102,8 +107,10 @@ class EmbeddedServer(ABC):
             self._end_orphans()
             self.prepare()
             self._launch()
-        except BaseException:
+        except BaseException as error:
             self.stop()
+            if isinstance(error, OSError):
+                raise _unusable(self.data_dir, error) from error
             raise
         return self.url
 
@@ -180,10 +187,7 @@ class EmbeddedServer(ABC):
     def _log_since(self, offset: int) -> str:
         with self.log_file.open("rb") as log:
             log.seek(offset)
-            lines = log.read().decode(errors="replace").splitlines()
-        lines = [line.strip() for line in lines if line.strip()]
-        first = next((i for i, line in enumerate(lines) if re.search("FATAL|PANIC", line)), -1)
-        return " / ".join(lines[first:][:3]).rstrip(".") or "it says nothing"
+            return _reason(log.read().decode(errors="replace"))
 
     def _load_access(self) -> Access:
         path = self.data_dir / "access.json"
@@ -321,10 +325,10 @@ class EmbeddedPostgres(EmbeddedServer):
         )
         password_file.unlink()
         if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["initdb failed"])[-1]
             raise SetupProblem(
-                problem=f"Postgres cannot make its data directory {unfinished}: {reason}",
-                remedy="Choose another directory with DATA_DIR, or set DATABASE_URL",
+                problem=f"Postgres cannot make its data directory {unfinished}: "
+                f"{_reason(done.stderr, 1)} ({_free(self.data_dir)} free; it takes {NEW_CLUSTER})",
+                remedy=f"Free some space, {ELSEWHERE}, or set DATABASE_URL",
             )
         unfinished.rename(self.cluster)
 
@@ -537,9 +541,9 @@ def own(directory: Path) -> IO[str]:
 
     The kernel lets go when the owner dies, however it dies.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / "lock").open("a+")
     try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("a+")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)
@@ -547,12 +551,32 @@ def own(directory: Path) -> IO[str]:
         lock.close()
         raise InUse(
             problem=f"{directory} is in use by another stack (process {owner})",
-            remedy="Stop that one, or choose another directory with DATA_DIR",
+            remedy=f"Stop that one, or {ELSEWHERE}",
         ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    try:
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+    except OSError as error:
+        raise _unusable(directory, error) from error
     return lock
+
+
+def _unusable(directory: Path, error: OSError) -> SetupProblem:
+    """Say why nothing can be kept in ``directory``."""
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return SetupProblem(
+        problem=f"The data directory {directory} cannot be used: {error.strerror or error}",
+        remedy=f"Free some space, or {ELSEWHERE}" if full else ELSEWHERE.capitalize(),
+    )
+
+
+def _free(directory: Path) -> str:
+    """How much room is left on the disk of ``directory``."""
+    existing = next(place for place in (directory, *directory.parents) if place.is_dir())
+    return f"{shutil.disk_usage(existing).free / 1e6:.0f} MB"
 
 
 def listening_problem(port: int, host: str = "127.0.0.1") -> str | None:
@@ -574,6 +598,15 @@ def free_port() -> int:
         problem=f"No port between {PORTS.start} and {PORTS.stop} is free",
         remedy="Set DATABASE_URL and REDIS_URL to servers you have",
     )
+
+
+def _reason(text: str, most: int = 3) -> str:
+    """The lines of a server's output that most likely say why it ended, ``most`` of them."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = "FATAL|PANIC|error:|No space left"
+    first = next((i for i, line in enumerate(lines) if re.search(telling, line)), -1)
+    told = [re.sub(r"^.*(FATAL|PANIC): +", "", line) for line in lines[first:][:most]]
+    return " / ".join(told).rstrip(".") or "it says nothing"
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

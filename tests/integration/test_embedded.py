@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -323,3 +324,39 @@ def test_a_clean_stop_is_a_clean_stop(
     assert process is not None
     assert process.returncode == 0
     assert signal.SIGINT in server.stop_signals
+
+
+@pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
+def test_a_data_directory_that_cannot_be_made_is_named(
+    kind: type[EmbeddedServer], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupProblem, match=r"file/data cannot be used: Not a directory\. Choose"):
+        kind(tmp_path / "file" / "data").start()
+
+
+def test_a_cluster_for_which_there_is_no_room_says_what_could_not_be_written(
+    tmp_path: Path,
+) -> None:
+    """No file may grow beyond 2 MB: the log that Postgres writes ahead does not fit in."""
+    program = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from scripts.embedded import EmbeddedPostgres\n"
+        "from common.errors import SetupProblem\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
+        "try: EmbeddedPostgres(Path(sys.argv[1])).start()\n"
+        "except SetupProblem as problem: print(problem)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "data"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Postgres cannot make its data directory" in done.stdout
+    assert "could not write to file" in done.stdout
+    assert "File too large" in done.stdout
+    assert re.search(r"\(\d+ MB free; it takes 60 MB\)\. Free some space", done.stdout)
+    assert not (tmp_path / "data" / "cluster").exists()

@@ -30,7 +30,15 @@ from common.domain.keys import Limits
 from common.errors import SetupProblem
 
 ROOT = Path(__file__).resolve().parent.parent
-DOTENV = Path(os.environ.get("STENO_ENV_FILE") or ROOT / ".env")
+INSTALLED = ROOT.parent.name in {"site-packages", "dist-packages"}
+HOME = (
+    Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "stenopool"
+    if INSTALLED
+    else ROOT
+)
+"""Where settings, data and weights are by default: in the checkout. The folder of a copy that pip,
+pipx or uv has installed is replaced with the next version: then they are in the user's own."""
+DOTENV = Path(os.environ.get("STENO_ENV_FILE") or HOME / ".env")
 SECRETS = (Path("/run/secrets"), Path("/run/secrets/stenopool"))
 """Where containers find secrets: one file a setting, named as it is in the environment. The second
 is for Kubernetes, where others mount what they have to say below the first."""
@@ -237,7 +245,7 @@ class StorageSettings(BaseSettings):
 
     storage_backend: Literal["local", "s3"] = "local"
     """local: the folders below; s3: a bucket, and of the folders only DATA_DIR and TEMP_DIR."""
-    data_dir: Path = ROOT / "data"
+    data_dir: Path = HOME / "data"
     """Home of the embedded servers and of the folders below where those are not set."""
     upload_dir: Path | None = None
     """Recordings and the sound cut from them (DATA_DIR/uploads)."""
@@ -358,7 +366,7 @@ class AsrSettings(BaseSettings):
         Field(validation_alias=AliasChoices("default_language", "asr_language")),
     ] = "vi"
     """Language of jobs that name none (also ASR_LANGUAGE): a Whisper code, or auto."""
-    models_dir: Path = ROOT / "models"
+    models_dir: Path = HOME / "models"
     """Where the weights are."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     """Where faster-whisper computes."""
@@ -413,7 +421,7 @@ class ModerationSettings(BaseSettings):
     """Run the model in PHOBERT_ONNX_DIR; false: the one in PHOBERT_CHECKPOINT_DIR, by PyTorch."""
     phobert_onnx_dir: Path = ROOT / "models" / "bert-finetuned-onnx"
     """Folder of an exported model (`steno moderation export`); a small one comes along."""
-    phobert_checkpoint_dir: Path = ROOT / "models" / "phobert-hsd"
+    phobert_checkpoint_dir: Path = HOME / "models" / "phobert-hsd"
     """Folder of a fine-tuned PhoBERT, as transformers saves it; needs `pip install .[train]`."""
     moderation_labels: str | None = None
     """What the model's outputs mean, in order, such as CLEAN,OFFENSIVE,HATE; for a model whose

@@ -1,5 +1,5 @@
 """``python -m scripts``: the command line behind ``scripts/steno``."""
 
-from scripts.cli import steno
+from scripts.cli import COMMAND, steno
 
-steno(prog_name="steno")
+steno(prog_name=COMMAND)

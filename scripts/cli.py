@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,9 @@ from common.errors import SetupProblem, StenoError, UnknownOption
 
 if TYPE_CHECKING:
     from common.settings import Settings
+
+COMMAND = os.environ.get("STENO_COMMAND", "steno")
+"""What was typed to call this program; `scripts/steno` says."""
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
@@ -124,8 +128,14 @@ def suggestion(value: str, allowed: Iterable[str]) -> str:
     return f". Did you mean {close[0]}?" if close else ""
 
 
+def as_typed(text: str) -> str:
+    """``text`` with the commands in it as this one was typed."""
+    names = "|".join(steno.list_commands(click.Context(steno)))
+    return re.sub(rf"(?<![\w/.-])steno (?=({names})\b)", f"{COMMAND} ", text)
+
+
 def _fail(message: str, code: int = 1) -> NoReturn:
-    click.echo(f"steno: {message}", err=True)
+    click.echo(f"steno: {as_typed(message)}", err=True)
     sys.exit(code)
 
 
@@ -244,7 +254,7 @@ def up(workers: int | None, host: str | None, port: int | None) -> None:
     stack = Stack(
         settings,
         workers=workers,
-        report=lambda line: click.echo(line, err=True),
+        report=lambda line: click.echo(as_typed(line), err=True),
         prepare=have_weights,
     )
     interrupt_on_signals()

@@ -19,10 +19,10 @@ from api.children import LOADING, OFF, OK
 from common.db.migrate import revisions
 from common.errors import ModerationOff, SetupProblem, StenoError
 from common.queue import Doorbell, connect
-from common.settings import ROOT, Settings
+from common.settings import INSTALLED, ROOT, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
-from scripts.cli import data_dir_option, load_settings
+from scripts.cli import as_typed, data_dir_option, load_settings
 from scripts.client import Gateway, find_gateway
 from scripts.embedded import choose_identity, find_postgres, find_valkey, listening_problem
 from scripts.running import RunningStack, find_running
@@ -65,6 +65,8 @@ def _python() -> Finding:
 
 def _packages() -> Finding:
     """The installed packages against the lock."""
+    if INSTALLED:
+        return Finding("packages", "as pip, pipx or uv chose them")
     wrong = []
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     pinned = [Requirement(line.rstrip("\\ ")) for line in lines if "==" in line]
@@ -247,5 +249,5 @@ def doctor(ctx: click.Context, server: str | None, key: str | None) -> None:
         click.echo(f"{mark}  {finding.what:<11} {finding.found}")
         if finding.remedy is not None:
             missing += 1
-            click.echo(f"{'':<16}-> {finding.remedy}")
+            click.echo(f"{'':<16}-> {as_typed(finding.remedy)}")
     ctx.exit(1 if missing else 0)

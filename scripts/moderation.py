@@ -51,7 +51,7 @@ def _with_columns(command: Callable[..., None]) -> Callable[..., None]:
 def moderation() -> None:
     """Models that label texts CLEAN, OFFENSIVE or HATE.
 
-    train and export need PyTorch: .venv/bin/python -m pip install '.[train]'
+    train and export need PyTorch: .venv/bin/python -m pip install -e '.[train]'
     """
 
 
@@ -393,7 +393,7 @@ def _require(*modules: str) -> None:
     if missing:
         raise SetupProblem(
             problem=f"{' and '.join(missing)} not installed",
-            remedy="In the checkout, run: .venv/bin/python -m pip install '.[train]'",
+            remedy="In the checkout, run: .venv/bin/python -m pip install -e '.[train]'",
         )
 
 

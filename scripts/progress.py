@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from scripts.cli import as_typed
 from scripts.client import ENDED, clock
 
 REFRESHES_PER_S = 8
@@ -122,7 +123,7 @@ class Board:
 
     def say(self, message: str) -> None:
         """One line that stays."""
-        self._console.print(Text(message), soft_wrap=True)
+        self._console.print(Text(as_typed(message)), soft_wrap=True)
 
     def notice(self, message: str) -> None:
         """What is to be said until something else is, or nothing; it stays where nothing moves."""

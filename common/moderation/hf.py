@@ -15,7 +15,7 @@ from common.moderation.inputs import Inputs, TokenInputs, Worst, to_scores
 from common.moderation.moderator import Scores
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-NEEDS = "PyTorch or transformers is missing; run: .venv/bin/python -m pip install '.[train]'"
+NEEDS = "PyTorch or transformers is missing; run: .venv/bin/python -m pip install -e '.[train]'"
 
 
 class HfModerator:

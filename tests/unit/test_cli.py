@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import click
@@ -167,6 +169,129 @@ def make_checkout(tmp_path: Path) -> Path:
     cksum = subprocess.run(["cksum"], input=b"", capture_output=True, check=True).stdout.decode()
     (checkout / ".venv" / ".stenopool").write_text(f"requirements.lock {cksum}")
     return checkout
+
+
+def make_wheel(folder: Path, name: str) -> str:
+    """An empty package; returns its line in a lock."""
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return f"{name}==1.0 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
+
+
+def test_the_set_up_says_what_it_installs_and_ends_where_that_fails(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path)
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    lines = [make_wheel(wheels, f"toy{number}") for number in range(10)]
+    (checkout / "requirements.lock").write_text("".join(lines))
+    shutil.rmtree(checkout / ".venv")
+    tools = ("sh", "dirname", "cat", "cksum", "readlink", "rm", "tee", "tail", "grep")
+    (tmp_path / "tools").mkdir()
+    for tool in tools:
+        (tmp_path / "tools" / tool).symlink_to(shutil.which(tool) or tool)
+    environment = {
+        "PATH": str(tmp_path / "tools"),
+        "STENO_PYTHON": sys.executable,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(wheels),
+    }
+
+    def set_up() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["/bin/sh", checkout / "scripts" / "setup.sh", "requirements.lock"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = set_up()
+    assert done.returncode == 0, done.stderr
+    told = done.stderr.splitlines()
+    assert told[1:] == [
+        "steno: 10 of 10: toy9-1.0-py3-none-any.whl",
+        "steno: unpacking 10 packages (a minute or so) ...",
+        "steno: installed",
+    ]
+    assert set_up().stderr == ""
+    (checkout / "requirements.lock").write_text(f"toy99==1.0 --hash=sha256:{'0' * 64}\n")
+    failed = set_up()
+    assert failed.returncode == 1
+    assert "could not set up .venv" in failed.stderr
+    assert set_up().returncode == 1
+
+
+def test_hints_name_the_command_as_it_was_typed(tmp_path: Path) -> None:
+    checkout = make_checkout(tmp_path)
+    (checkout / "scripts" / "__main__.py").write_text(
+        "import os; print(os.environ['STENO_COMMAND'])"
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "steno").symlink_to(checkout / "scripts" / "steno")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+    def typed(command: str | Path) -> str:
+        return subprocess.run(
+            ["/bin/sh", "-c", str(command)],
+            cwd=checkout,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    assert typed("scripts/steno") == "scripts/steno"
+    assert typed("steno") == "steno"
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts", "jobs"],
+        cwd=ROOT,
+        env={**os.environ, "DATA_DIR": str(tmp_path), "STENO_COMMAND": "scripts/steno"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.startswith("steno: Stenopool is not running over")
+    assert "Start it with: scripts/steno up;" in done.stderr
+
+
+def test_an_installed_copy_has_all_that_it_needs_and_keeps_its_data_elsewhere(
+    tmp_path: Path,
+) -> None:
+    source, place = tmp_path / "source", tmp_path / "site-packages"
+    (source / "models").mkdir(parents=True)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "models/manifest.toml"):
+        shutil.copy(ROOT / name, source / name)
+    compiled = shutil.ignore_patterns("__pycache__")
+    for name in ("api", "common", "migrations", "scripts", "worker", "models/bert-finetuned-onnx"):
+        shutil.copytree(ROOT / name, source / name, ignore=compiled)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*install, "--no-build-isolation", "--target", place, source], check=True)
+    ours = {"MODELS_DIR", "DATA_DIR", "PYTHONPATH", "STENO_ENV_FILE"}
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+
+    def steno_there(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [place / "bin" / "steno", *arguments],
+            cwd=tmp_path,
+            env={**environment, "PYTHONPATH": str(place), "XDG_DATA_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    migrated = steno_there("migrate")
+    assert "The database is at" in migrated.stdout, migrated.stderr
+    assert (tmp_path / "home" / "stenopool" / "data" / "postgres" / "cluster").is_dir()
+    examined = steno_there("doctor").stdout
+    assert "can be used" in next(line for line in examined.splitlines() if "moderation" in line)
+    assert f"{tmp_path / 'home' / 'stenopool' / 'data'} can be written" in examined
+    assert "whisper.cpp" in steno_there("models", "list").stdout
 
 
 def test_a_machine_without_a_new_enough_python_is_told_so(tmp_path: Path) -> None:

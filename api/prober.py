@@ -11,6 +11,7 @@ from loguru import logger
 
 from api.children import Child
 from common.audio.probe import Probe
+from common.domain.tracks import Track
 from common.errors import NotAudio
 
 
@@ -50,7 +51,9 @@ class Prober:
         answer = json.loads(line)
         if "not_audio" in answer:
             raise NotAudio(reason=answer["not_audio"])
-        return Probe(**answer["probe"])
+        found = answer["probe"]
+        tracks = tuple(map(Track.from_json, found.pop("tracks")))
+        return Probe(**found, tracks=tracks)
 
     async def _ask_idle(self, path: Path) -> tuple[bytes, int | None]:
         return await self._ask(self._idle.pop(), path) if self._idle else (b"", None)

@@ -155,6 +155,7 @@ class Resolver:
                 decoding=_decoding(options),
                 moderation=self._moderation(options),
                 filter_profanity=options.filter_profanity,
+                audio_track=options.audio_track,
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),

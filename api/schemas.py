@@ -18,6 +18,12 @@ def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def _as_text(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value.strip() if isinstance(value, str) else value
+
+
 def _no_control(text: str) -> str:
     if any(ord(letter) < 32 and letter not in "\t\r\n" for letter in text):
         raise ValueError("text without control characters")
@@ -83,6 +89,11 @@ class UploadOptions(BaseModel):
     """Loudness below which sound counts as silence, in dBFS."""
     min_silence_duration: int | None = Field(None, ge=10, le=10_000)
     """Shortest silence worth cutting in, in milliseconds."""
+    audio_track: Annotated[
+        str | None, BeforeValidator(_as_text), Field(max_length=35, examples=["1"])
+    ] = None
+    """Which of several audio tracks: its index, counted from 0, or its language, such as vi. Unless
+    asked for, the default one, or, where nobody speaks on that, the first that has speech."""
     recording_id: Name | None = None
     """Your own name for the recording, given back as it came."""
     metadata: Metadata | None = None
@@ -128,6 +139,22 @@ class StreamOptions(BaseModel):
         Metadata | SkipJsonSchema[None], Field(json_schema_extra=_without_default)
     ] = None
     """A JSON object of at most 16 KB, given back as it came; in an address as text."""
+
+
+class AudioTrack(BaseModel):
+    """An audio track of a recording."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    index: int
+    """Counted from 0, audio tracks only."""
+    language: str | None = Field(examples=["vie"])
+    """As the container has it, mostly ISO 639-2."""
+    title: str | None
+    codec: str = Field(examples=["aac"])
+    channels: int
+    default: bool
+    """Transcribed unless another is asked for, or nobody speaks on it."""
 
 
 class Accepted(BaseModel):
@@ -179,6 +206,10 @@ class Status(BaseModel):
     """Your own, as it came."""
     delete_at: datetime | None
     """When the job will be deleted with all it has; null until it has ended, and where it stays."""
+    audio_tracks: list[AudioTrack]
+    """Empty until a recording is here."""
+    audio_track: int | None
+    """The index of the one that is transcribed; null until that is known."""
 
 
 class ResultSegment(BaseModel):

@@ -28,7 +28,7 @@ def main(parent: str) -> None:
         try:
             spans = [Span(start_ms, end_ms) for start_ms, end_ms in order["spans"]]
             recording = open_storage(Settings().storage).open_recording(UUID(order["recording"]))
-            wav = RedactedWav(recording, order["duration_ms"], spans)
+            wav = RedactedWav(recording, order["duration_ms"], spans, order["track"])
         except (NotAudio, DecodeFailed) as error:
             write_line(pipe, {"unreadable": error.details["reason"]})
             return

@@ -361,6 +361,7 @@ class _Incoming(ABC):
             sha256=sha256,
             duration_ms=probe.duration_ms,
             upload_ms=upload_ms,
+            tracks=probe.tracks,
         )
 
     def _commit(self, recording: NewRecording, request: Request) -> Accepted:

@@ -30,7 +30,13 @@ class WavFiles:
         self._limit = limit
         self._open = 0
 
-    async def open(self, recording_id: UUID, duration_ms: int, spans: Sequence[Span]) -> WavFile:
+    async def open(
+        self,
+        recording_id: UUID,
+        duration_ms: int,
+        spans: Sequence[Span],
+        track: int | None = None,
+    ) -> WavFile:
         """Begin to make the WAV of a stored recording; see `common.audio.redact`.
 
         Raises:
@@ -43,7 +49,7 @@ class WavFiles:
         self._open += 1
         file = WavFile(self)
         try:
-            await file.begin(recording_id, duration_ms, spans)
+            await file.begin(recording_id, duration_ms, spans, track)
         except BaseException:
             await file.close()
             raise
@@ -63,7 +69,9 @@ class WavFile:
         self._child: Child | None = None
         self.size = 0
 
-    async def begin(self, recording_id: UUID, duration_ms: int, spans: Sequence[Span]) -> None:
+    async def begin(
+        self, recording_id: UUID, duration_ms: int, spans: Sequence[Span], track: int | None
+    ) -> None:
         """Learn how large it will be.
 
         Raises:
@@ -73,6 +81,7 @@ class WavFile:
         self._child = await Child.spawn("api.sound_process", line_bytes=PIECE_BYTES)
         order = {
             "recording": str(recording_id),
+            "track": track,
             "duration_ms": duration_ms,
             "spans": [(span.start_ms, span.end_ms) for span in spans],
         }

@@ -42,6 +42,8 @@ WARNINGS = {
     "header_size_wrong": "there is more audio than the file's header says; all was transcribed",
     "channels_inverted": "channels cancel each other out; one was inverted before mixing",
     "channels_left_out": "a channel holds loud noise; it was left out where another holds speech",
+    "other_audio_track": "nobody speaks on the default audio track; another was transcribed "
+    "(--audio-track chooses one)",
     "clock_jumped": "the file's clock jumps, so times after the jump may differ from a player's",
     "no_speech": "nobody speaks in it",
     "speech_without_text": "somewhere somebody speaks and no text was found for it",

@@ -443,6 +443,11 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
 @click.option("--chunk-overlap", type=float, help="What neighbours share, in s [CHUNK_OVERLAP].")
 @click.option("--silence-threshold", type=float, help="In dBFS [SILENCE_THRESHOLD].")
 @click.option("--min-silence-duration", type=int, help="In ms [MIN_SILENCE_DURATION].")
+@click.option(
+    "--audio-track",
+    metavar="TRACK",
+    help="Which of several audio tracks: its index from 0, or its language [the default one].",
+)
 @click.option("--recording-id", metavar="TEXT", help="Your own name for it, kept with the job.")
 @click.option("--metadata", metavar="JSON", help="An object of yours, kept with the job.")
 @click.option("--webhook-url", metavar="URL", help="Where to tell of the job's end.")

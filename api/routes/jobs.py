@@ -19,7 +19,7 @@ from api.filenames import attachment
 from api.gateway import Gateway, GatewayDep
 from api.original import RESPONSES, original
 from api.problems import documented
-from api.schemas import Result, Status
+from api.schemas import AudioTrack, Result, Status
 from api.wav import WavResponse
 from common.db.jobs import Jobs, Text
 from common.db.snapshots import Snapshot
@@ -195,6 +195,8 @@ def status_document(snapshot: Snapshot) -> Status:
         recording_id=snapshot.client.recording_id,
         metadata=snapshot.client.metadata,
         delete_at=snapshot.delete_at,
+        audio_tracks=[AudioTrack(**track.to_json()) for track in snapshot.audio_tracks],
+        audio_track=snapshot.audio_track,
     )
 
 
@@ -224,7 +226,9 @@ async def _recording(gateway: Gateway, jobs: Jobs, job_id: UUID, *, redact: bool
         _check_all_judged(transcript)
     recording = await gateway.in_thread(jobs.recording, job_id)
     spans = spans_to_silence(transcript) if redact else []
-    file = await gateway.wav_files.open(recording.id, transcript.duration_ms, spans)
+    file = await gateway.wav_files.open(
+        recording.id, transcript.duration_ms, spans, snapshot.audio_track
+    )
     name = attachment(snapshot.filename, "redacted.wav" if redact else "wav")
     return WavResponse(file, name)
 

@@ -28,7 +28,7 @@ from common.audio.parts import (
     tag_end,
     xing_size,
 )
-from common.audio.probe import best_sound, decode_packet, has_usable_rate, open_container
+from common.audio.probe import decode_packet, has_usable_rate, open_container, sound_stream
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS
 from common.errors import DecodeFailed, NotAudio
 
@@ -78,6 +78,7 @@ CLOCKLESS = frozenset(
 """Formats without time stamps: FFmpeg counts frames, as long as the first was."""
 
 PCM_FORMATS = frozenset({"au", "caf", "nistsphere", "voc", "w64"})
+"""Formats that are cut into packets anywhere, so that the last is rarely a full one."""
 
 MP3_FRAME = 2_881
 """The longest, in bytes."""
@@ -91,9 +92,10 @@ class Sound:
 
     Iterating yields int16 pieces of a few seconds or less, interleaved: shape (frames *
     channels,). Their ``rate`` (Hz) and ``channels`` are those the recording starts with; with
-    ``mono`` they are 16 kHz and one (`common.audio.mix`). Memory is constant. Silence stands where
-    the time stamps leave a gap, so a frame's index is its time. Packets that do not decode are
-    skipped and counted.
+    ``mono`` they are 16 kHz and one (`common.audio.mix`). ``track`` is the index of the audio
+    track, None the one that FFmpeg would play. Memory is constant. Silence stands where the time
+    stamps leave a gap, so a frame's index is its time. Packets that do not decode are skipped and
+    counted.
 
     Raises:
         NotAudio: when iteration starts, the file is no recording or holds no sound.
@@ -101,8 +103,11 @@ class Sound:
         Whatever reading the file raises.
     """
 
-    def __init__(self, source: Path | BinaryIO, *, mono: bool = False) -> None:
+    def __init__(
+        self, source: Path | BinaryIO, track: int | None = None, *, mono: bool = False
+    ) -> None:
         self._source = source
+        self._track = track
         self._converter: _Converter = _Mono() if mono else _AsRecorded()
         self._warnings: dict[str, None] = {}
         self._heard_ms = 0.0
@@ -126,7 +131,7 @@ class Sound:
 
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
         with _opened(self._source) as file:
-            found = list(parts(file))
+            found = parts(file)
             for part in found:
                 try:
                     yield from self._part(part.of(file), part, is_last=part is found[-1])
@@ -139,7 +144,7 @@ class Sound:
 
     def _part(self, file: BinaryIO, part: Part, *, is_last: bool) -> Iterator[NDArray[np.int16]]:
         with open_container(file) as container:
-            stream = best_sound(container)
+            stream = sound_stream(container, self._track)
             clock = _Clock(container, self._heard_ms)
             converter = self._converter
             for frame in self._frames(container, stream, clock, part):
@@ -246,8 +251,10 @@ class Decoding:
         DecodeFailed: as for `Sound`; and at the end, when nothing could be decoded.
     """
 
-    def __init__(self, source: Path | BinaryIO, block_ms: int = BLOCK_MS) -> None:
-        self._sound = Sound(source, mono=True)
+    def __init__(
+        self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
+    ) -> None:
+        self._sound = Sound(source, track, mono=True)
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
         """How many samples were yielded."""

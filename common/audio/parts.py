@@ -11,7 +11,8 @@ import io
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, BinaryIO, cast
 
 OGG_MAGIC = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ", b"fishead\0", b"\x80theora")
@@ -57,6 +58,9 @@ LEFTOVER = 4_096
 """Bytes behind the audio that are not worth decoding."""
 
 APE = b"APETAGEX"
+
+MOST_PARTS = 10_000
+"""The last of so many is taken to be all the rest: each takes a while to open."""
 
 WHOLE, CUT, UNDERSTATED = "whole", "cut", "understated"
 """What a header's size says: what is there, more, or less."""
@@ -113,16 +117,19 @@ class _View(io.RawIOBase):
         return len(found)
 
 
-def parts(file: BinaryIO) -> Iterator[Part]:
+def parts(file: BinaryIO) -> list[Part]:
     """The recordings in a file, in order; at least one. Of an Ogg file it reads all there is."""
     size = file.seek(0, os.SEEK_END)
     head = _read(file, 0, 12)
     if head[:4] == b"OggS":
-        yield from _ogg_links(file, size)
+        joined = _ogg_links(file, size)
     elif form := next((form for form in (WAVE, AIFF) if form.begins(head)), None):
-        yield from _joined(file, form, size)
+        joined = _joined(file, form, size)
     else:
-        yield _without_tags(file, head, size)
+        return [_without_tags(file, head, size)]
+    found = list(islice(joined, MOST_PARTS))
+    found[-1] = replace(found[-1], end=size)
+    return found
 
 
 def _read(file: BinaryIO, at: int, count: int) -> bytes:
@@ -301,7 +308,7 @@ def id3_size(head: bytes) -> int:
 def xing_size(file: BinaryIO) -> int | None:
     """The bytes of an MP3 from its first frame on, by its header of Xing, LAME or Fraunhofer."""
     start = id3_size(_read(file, 0, 10))
-    head = _read(file, start, SCANNED // 16)
+    head = _read(file, start, 2_048)
     for mark, at in ((b"Xing", 12), (b"Info", 12), (b"VBRI", 10)):
         place = head.find(mark)
         if place < 0:

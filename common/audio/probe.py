@@ -12,10 +12,11 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from common.audio.parts import parts
+from common.domain.tracks import Track
 from common.errors import NotAudio, TooLarge
 
 FORMATS = (
@@ -43,6 +44,9 @@ AMR = {"amrnb": (8, 8_000), "amrwb": (9, 16_000)}
 LOWEST_RATE, HIGHEST_RATE = 4_000, 768_000
 """Sample rates that are taken, in Hz."""
 
+SHOWN = 200
+"""Letters of a track's title that are kept."""
+
 MOST_CHANNELS = 64
 """What FFmpeg's resampler takes."""
 
@@ -69,6 +73,7 @@ class Probe:
     channels: int
     sample_rate: int
     has_video: bool
+    tracks: tuple[Track, ...]
 
 
 def probe(path: Path) -> Probe:
@@ -81,9 +86,9 @@ def probe(path: Path) -> Probe:
     if size == 0:
         raise NotAudio(reason="the file is empty")
     with path.open("rb") as file:
-        found = list(parts(file))
+        found = parts(file)
         with open_container(found[0].of(file)) as container:
-            stream = best_sound(container)
+            stream = sound_stream(container)
             first = _first_frame(container, stream)
             return Probe(
                 container=container.format.name,
@@ -92,6 +97,7 @@ def probe(path: Path) -> Probe:
                 channels=first.layout.nb_channels,
                 sample_rate=first.sample_rate,
                 has_video=any(not _is_picture(video) for video in container.streams.video),
+                tracks=tuple(_tracks(container, stream)),
             )
 
 
@@ -164,18 +170,36 @@ class _Watched:
             raise self._failure
 
 
-def best_sound(container: InputContainer) -> AudioStream:
-    """The stream of sound that FFmpeg would play, decoding on one thread.
+def sound_stream(container: InputContainer, track: int | None = None) -> AudioStream:
+    """The audio track of that index, or the one that FFmpeg would play; decodes on one thread.
 
     Raises:
         NotAudio: there is none, or no decoder for it.
     """
-    stream = container.streams.best("audio")
+    streams = container.streams.audio
+    if track is not None and track < len(streams):
+        stream: Stream | None = streams[track]
+    else:
+        stream = container.streams.best("audio")
     if not isinstance(stream, AudioStream) or stream.codec_context is None:
         has_video = bool(container.streams.video)
         raise NotAudio(reason="the video has no sound" if has_video else "it has no sound")
     stream.codec_context.thread_count = 1
     return stream
+
+
+def _tracks(container: InputContainer, default: AudioStream) -> Iterator[Track]:
+    for index, stream in enumerate(container.streams.audio):
+        language = stream.metadata.get("language")
+        context = stream.codec_context
+        yield Track(
+            index=index,
+            language=None if language in (None, "und") else language[:SHOWN],
+            title=stream.metadata.get("title", "")[:SHOWN] or None,
+            codec=context.codec.canonical_name if context is not None else "unknown",
+            channels=context.layout.nb_channels if context is not None else 0,
+            default=stream.index == default.index,
+        )
 
 
 def _first_frame(container: InputContainer, stream: AudioStream) -> av.AudioFrame:

@@ -29,7 +29,7 @@ FADE_MS = 10
 
 
 class RedactedWav:
-    """A recording as 16-bit PCM in a WAV file, in its own sample rate and channels.
+    """An audio track as 16-bit PCM in a WAV file, in its own sample rate and channels.
 
     ``spans`` are in order and apart; nothing of what lies in them can be heard but `FADE_MS` at
     their edges. The file is exactly ``duration_ms`` long, as long as decoding found the recording
@@ -41,8 +41,14 @@ class RedactedWav:
         DecodeFailed: nothing in it can be decoded.
     """
 
-    def __init__(self, source: Path | BinaryIO, duration_ms: int, spans: Sequence[Span]) -> None:
-        sound = Sound(source)
+    def __init__(
+        self,
+        source: Path | BinaryIO,
+        duration_ms: int,
+        spans: Sequence[Span],
+        track: int | None = None,
+    ) -> None:
+        sound = Sound(source, track)
         pieces = iter(sound)
         first = next(pieces, None)
         if first is None:

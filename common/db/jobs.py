@@ -21,6 +21,7 @@ from common.db.tables import Chunk, Job, Recording, Tenant, Transcript
 from common.db.usage import NO_QUOTA, Quota, charge, check_goes_on
 from common.domain.job import JobStatus, Priority, StepKind
 from common.domain.request import Options
+from common.domain.tracks import Track, find_track
 from common.errors import Conflict, IdempotencyConflict, NotFound
 
 
@@ -36,6 +37,7 @@ class NewRecording:
     sha256: str
     duration_ms: int | None
     upload_ms: int
+    tracks: tuple[Track, ...] = ()
 
     def row(self, tenant: str) -> Recording:
         """As it is committed."""
@@ -49,6 +51,7 @@ class NewRecording:
             sha256=self.sha256,
             duration_ms=self.duration_ms,
             upload_ms=self.upload_ms,
+            audio_tracks=[track.to_json() for track in self.tracks],
         )
 
 
@@ -147,6 +150,7 @@ class Jobs:
         Raises:
             IdempotencyConflict: its key was used for another request.
             TooManyJobs, TooMuchAudio: the API key may not have it.
+            UnknownOption: it has no such audio track.
         """
         with self._database.transaction() as session:
             created = self._create(session, job)
@@ -163,6 +167,7 @@ class Jobs:
             NotFound: there is no such job in this tenant.
             Conflict: it does not wait for one (any more).
             TooMuchAudio: the API key of the job may not have it.
+            UnknownOption: it has no such audio track as the job asks for.
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
@@ -353,7 +358,7 @@ class Jobs:
         """False where the job does not wait for a recording: then nothing is to be committed."""
         session.add(recording.row(self._tenant))
         session.flush()
-        pending = session.scalar(
+        options = session.scalar(
             update(Job)
             .where(Job.id == job_id, Job.status == JobStatus.PENDING_UPLOAD)
             .values(
@@ -361,10 +366,11 @@ class Jobs:
                 recording_id=recording.id,
                 duration_ms=recording.duration_ms,
             )
-            .returning(Job.id)
+            .returning(Job.options)
         )
-        if pending is None:
+        if options is None:
             return False
+        find_track(recording.tracks, Options.from_json(options).audio_track)
         add_steps(session, job_id, StepKind.PLAN, [None])
         count_submission(session, job_id)
         return True

@@ -26,6 +26,7 @@ from common.db.steps import moderation_failed
 from common.db.tables import Chunk, Job, Recording
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.request import Options
+from common.domain.tracks import Track
 
 PACE_CHUNKS = 2
 """Chunks that must be done before a job's pace says something: the first one waits for the engine
@@ -85,6 +86,8 @@ class Snapshot:
     delete_at: datetime | None
     estimate_s: float | None
     planned: bool
+    audio_tracks: tuple[Track, ...]
+    audio_track: int | None
 
 
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
@@ -115,6 +118,7 @@ def _jobs() -> Select[Any]:
     return select(
         Job,
         Recording.filename,
+        Recording.audio_tracks,
         heard.label("heard"),
         moderation_failed(Job.id).label("unjudged"),
         func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
@@ -171,6 +175,8 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         options=Options.from_json(job.options),
         client=ClientData(job.client_recording_id, job.client_metadata),
         delete_at=job.delete_at,
+        audio_tracks=tuple(map(Track.from_json, row.audio_tracks or ())),
+        audio_track=job.audio_track,
         estimate_s=_estimate_s(job, row.speed),
         planned=job.planned,
     )

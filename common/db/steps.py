@@ -51,6 +51,7 @@ from common.domain.job import (
 )
 from common.domain.metrics import LEASES_EXPIRED, STEP_RETRIES
 from common.domain.request import Options
+from common.domain.tracks import find_track
 from common.errors import LeaseExpired, StenoError, Transient, WorkerLost
 
 if TYPE_CHECKING:
@@ -218,12 +219,14 @@ class Steps:
 
         Raises:
             StaleClaim: a newer attempt, or a cancellation, has the say now.
+            UnknownOption: it has no such audio track as the job asks for.
         """
         with self._database.transaction() as session:
             self._complete(session, claim)
             job = session.get_one(Job, claim.job_id)
             session.add(recording.row(job.tenant))
             session.flush()
+            find_track(recording.tracks, Options.from_json(job.options).audio_track)
             job.recording_id, job.duration_ms = recording.id, recording.duration_ms
             # Its query may be a signature, and nobody needs that any more.
             job.source_url = (job.source_url or "").partition("?")[0]
@@ -247,13 +250,22 @@ class Steps:
             )
             return {index: (content_hash, done) for index, content_hash, done in rows}
 
-    def start_plan(self, claim: Claim, *, weights_sha256: str, language: str, replan: bool) -> None:
+    def start_plan(
+        self,
+        claim: Claim,
+        *,
+        weights_sha256: str,
+        language: str,
+        replan: bool,
+        audio_track: int | None = None,
+    ) -> None:
         """Fix what all chunks of the job share; with ``replan`` forget what was planned before."""
         with self._database.transaction() as session:
             _lock(session, claim)
             values: dict[str, Any] = {
                 "weights_sha256": weights_sha256,
                 "detected_language": language,
+                "audio_track": audio_track,
             }
             if replan:
                 session.execute(

@@ -78,6 +78,8 @@ class Recording(Base):
     """What the container claims; the truth is known once it is decoded."""
     upload_ms: Mapped[int]
     """How long its bytes took to come in."""
+    audio_tracks: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    """See `common.domain.tracks`; none where it was stored before they were looked at."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -132,6 +134,8 @@ class Job(Base):
     options: Mapped[dict[str, Any]]
     """The rest of the resolved request (see `common.domain.request`)."""
     detected_language: Mapped[str | None]
+    audio_track: Mapped[int | None] = mapped_column(SmallInteger)
+    """The index of the one that is transcribed; None: the one FFmpeg would play."""
     weights_sha256: Mapped[str | None]
     """Of the weights the plan found; every chunk must be heard by the same ones."""
     planned: Mapped[bool] = mapped_column(default=False)

@@ -45,12 +45,14 @@ class Options:
 
     ``moderation``: label the segments. ``filter_profanity``: mask the offending words wherever the
     text is shown, unless who asks for it says otherwise; the text itself stays as it was said.
+    ``audio_track``: an index, or a language; see `common.domain.tracks`.
     """
 
     cutting: Cutting = Cutting()
     decoding: Decoding = Decoding()
     moderation: bool = False
     filter_profanity: bool = False
+    audio_track: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,4 +66,5 @@ class Options:
             # Jobs that are older than these were submitted without them.
             moderation=document.get("moderation", False),
             filter_profanity=document.get("filter_profanity", False),
+            audio_track=document.get("audio_track"),
         )

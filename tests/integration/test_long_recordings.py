@@ -83,4 +83,4 @@ def test_what_turns_out_to_be_too_long_is_not_cut_to_its_end(
     Jobs(context.steps._database, TENANT).submit(recording, new_job(id=uuid4()))
     with pytest.raises(TooLarge, match="hours of sound"):
         plan(context, claim_next(context.steps))
-    assert list((tmp_path / "uploads" / "chunks").iterdir()) == []
+    assert list((tmp_path / "uploads" / "chunks").rglob("*.pcm")) == []

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from common.audio import decode
 from common.domain.job import MODERATION_FAILED
+from common.domain.tracks import OTHER_AUDIO_TRACK
 from common.errors import GatewayLost, Refused
 from common.transcripts import SEVERAL_MODELS
 from scripts.cli import steno
@@ -170,7 +171,15 @@ def test_the_gateways_name_for_a_file_cannot_leave_the_folder(
 
 
 def test_every_warning_there_is_has_human_words() -> None:
-    codes = {decode.TRUNCATED, decode.DAMAGED, decode.CLOCK_JUMPED, merge.NOT_HEARD, "no_speech"}
+    codes = {merge.NOT_HEARD, OTHER_AUDIO_TRACK, "no_speech"} | {
+        decode.TRUNCATED,
+        decode.DAMAGED,
+        decode.GAPS,
+        decode.CLOCK_JUMPED,
+        decode.HEADER_SIZE_WRONG,
+        decode.CHANNELS_INVERTED,
+        decode.CHANNELS_LEFT_OUT,
+    }
     assert codes | {MODERATION_FAILED, SEVERAL_MODELS} == set(WARNINGS)
 
 

@@ -78,6 +78,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
             sha256=fetched.sha256,
             duration_ms=found.duration_ms,
             upload_ms=round((time.monotonic() - started) * 1000),
+            tracks=found.tracks,
         )
         persist(lambda: context.steps.check(claim))
         persist(lambda: context.storage.secure(recording_id))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from uuid import UUID
 
 from common.asr.languages import AUTO
 from common.audio.decode import Decoding
-from common.audio.planning import PlannedChunk, Planner
+from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.probe import check_length
 from common.db.steps import Claim, PlannedRow
 from common.domain.chunks import content_hash, windows_to_json
 from common.domain.request import Options
+from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
+from common.errors import DecodeFailed, NotAudio
 from worker.context import Context, fenced, persist
 from worker.steps.sound import cut_samples, decoding_identity, open_recording, plan_options
 
@@ -38,6 +41,8 @@ def plan(context: Context, claim: Claim) -> UUID | None:
         persist(lambda: planning.run(replan=False))
     except _PlannedOtherwise:
         persist(lambda: planning.run(replan=True))
+    if persist(planning.find_speech):
+        persist(lambda: planning.run(replan=True))
     elapsed_ms = round((time.monotonic() - started) * 1000)
     merge = persist(
         lambda: context.steps.finish_plan(
@@ -55,12 +60,20 @@ class _Planning:
         self._context = context
         self._claim = claim
         self._job, recording = persist(lambda: context.steps.job_of(claim))
-        self._cutting = Options.from_json(self._job.options).cutting
+        options = Options.from_json(self._job.options)
+        self._cutting = options.cutting
+        self._tracks = tuple(map(Track.from_json, recording.audio_tracks))
+        self._default = default_track(self._tracks)
+        self._asked = find_track(self._tracks, options.audio_track)
+        self._track = next(
+            (it for it in (self._asked, self._job.audio_track) if it is not None), self._default
+        )
         self._recording_id = recording.id
         self._weights = context.engines.weights(self._job.engine, self._job.model)
         self._language: str | None = None
         self._known: dict[int, tuple[str, bool]] = {}
         self._charged_ms = self._job.charged_ms
+        self._is_silent = False
         self.duration_ms = 0
         self.warnings: list[str] = []
         self.added: list[UUID] = []
@@ -75,7 +88,7 @@ class _Planning:
             self._start(self._job.language, replan=replan)
         planner = Planner(plan_options(self._cutting), self._context.voice_network)
         with open_recording(self._context, self._recording_id) as recording:
-            decoding = Decoding(recording)
+            decoding = Decoding(recording, track=self._track)
             for block in decoding:
                 check_length(decoding.duration_ms, self._context.settings.upload.max_audio_hours)
                 if not self._charged_ms or decoding.duration_ms >= self._charged_ms + CHARGED_MS:
@@ -88,7 +101,38 @@ class _Planning:
         if self._language is None:
             self._start(NOBODY_SPEAKS, replan=replan)
         self.duration_ms = planner.duration_ms
-        self.warnings = [*decoding.warnings, *(["no_speech"] if planner.speech_ms == 0 else [])]
+        self._is_silent = planner.speech_ms == 0
+        self.warnings = [*decoding.warnings, *(["no_speech"] if self._is_silent else [])]
+        if self._track != (self._default if self._asked is None else self._asked):
+            self.warnings.append(OTHER_AUDIO_TRACK)
+
+    def find_speech(self) -> bool:
+        """Turn to another audio track where somebody speaks there, but not on the default one."""
+        if len(self._tracks) < 2 or self._asked is not None or self._track != self._default:
+            return False
+        # Cut by the clock, all counts as speech.
+        cut_blindly = self._cutting.strategy == "fixed"
+        if self._speaks(self._track) if cut_blindly else not self._is_silent:
+            return False
+        others = (track.index for track in self._tracks if track.index != self._default)
+        found = next(filter(self._speaks, others), None)
+        if found is not None:
+            self._track = found
+        return found is not None
+
+    def _speaks(self, track: int | None) -> bool:
+        """Whether anybody speaks on a track; decodes it until then."""
+        planner = Planner(PlanOptions(), self._context.voice_network)
+        with (
+            open_recording(self._context, self._recording_id) as recording,
+            suppress(DecodeFailed, NotAudio),
+        ):
+            for block in Decoding(recording, track=track):
+                planner.feed(block)
+                if planner.speech_ms:
+                    return True
+            planner.finish()
+        return planner.speech_ms > 0
 
     def _charge(self, decoded_ms: int) -> None:
         if decoded_ms > self._charged_ms:
@@ -99,11 +143,13 @@ class _Planning:
         self._language = language
         if replan:
             self._known = {}
+            self.added = []
         persist(
             lambda: self._context.steps.start_plan(
                 self._claim,
                 weights_sha256=self._weights.sha256,
                 language=language,
+                audio_track=self._track,
                 replan=replan,
             )
         )

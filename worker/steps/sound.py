@@ -37,7 +37,7 @@ def open_recording(context: Context, recording_id: UUID) -> BinaryIO:
         raise RecordingLost from error
 
 
-def cut_anew(recording: BinaryIO, audio: Span) -> bytes:
+def cut_anew(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
     """The 16-bit PCM of a part of a recording, as planning cut it; decodes all that is before it.
 
     Raises:
@@ -45,7 +45,7 @@ def cut_anew(recording: BinaryIO, audio: Span) -> bytes:
     """
     first, last = audio.start_ms * SAMPLES_PER_MS, audio.end_ms * SAMPLES_PER_MS
     pcm = bytearray()
-    decoding = Decoding(recording)
+    decoding = Decoding(recording, track=track)
     for block in decoding:
         at = decoding.samples - len(block)
         part = block[max(0, first - at) : max(0, last - at)]

@@ -60,7 +60,7 @@ def _hear(context: Context, job: Job, recording_id: UUID, stored: Chunk) -> list
     except NotFound:
         logger.warning("the sound of chunk {} is gone: it is cut anew", chunk.index)
         with open_recording(context, recording_id) as recording:
-            pcm = cut_anew(recording, chunk.audio)
+            pcm = cut_anew(recording, chunk.audio, job.audio_track)
         identity = decoding_identity(job, weights.sha256, language)
         if content_hash(chunk, pcm, identity) != stored.content_hash:
             raise SoundLost(index=chunk.index) from None

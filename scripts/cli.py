@@ -69,6 +69,9 @@ class OneLineErrors(click.Group):
         extra["standalone_mode"] = False
         try:
             answer = super().main(args, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
         except click.ClickException as error:
             _fail(_usage_message(error), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
@@ -219,7 +222,11 @@ def _debug(_: click.Context, __: click.Parameter, wanted: bool) -> None:
         os.environ["STENO_DEBUG"] = "1"
 
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=OneLineErrors,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"To begin with: {COMMAND} transcribe talk.mp3 --language en",
+)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version)
 @click.option(
     "--debug",

@@ -24,7 +24,7 @@ from common.domain.formats import MEDIA_TYPES
 from common.domain.moderation import Label
 from common.errors import GatewayLost, Refused, SetupProblem
 from scripts.cli import data_dir_option, load_settings, suggestion
-from scripts.running import find_running
+from scripts.running import find_owner, find_running
 
 FORMATS = tuple(MEDIA_TYPES)
 SOUND = "wav"
@@ -422,6 +422,11 @@ def find_gateway(server: str | None, key: str | None = None) -> Gateway:
         return Gateway(server, key)
     data_dir = settings.storage.data_dir.absolute()
     running = find_running(data_dir)
+    if running is None and (owner := find_owner(data_dir)) is not None:
+        raise SetupProblem(
+            problem=f"Stenopool is starting or stopping over {data_dir} (process {owner})",
+            remedy="Try again when it is up",
+        )
     if running is None:
         raise SetupProblem(
             problem=f"Stenopool is not running over {data_dir}",

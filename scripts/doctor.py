@@ -25,7 +25,7 @@ from common.weights.store import WeightsStore
 from scripts.cli import as_typed, data_dir_option, load_settings
 from scripts.client import Gateway, find_gateway
 from scripts.embedded import choose_identity, find_postgres, find_valkey, listening_problem
-from scripts.running import RunningStack, find_running
+from scripts.running import RunningStack, find_owner, find_running
 
 ENOUGH_DISK_BYTES = 2_000_000_000
 """The default weights, and some hours of recordings with the sound cut from them."""
@@ -180,6 +180,9 @@ def _migrations(settings: Settings, running: RunningStack | None) -> Finding:
 def _gateway(settings: Settings, running: RunningStack | None) -> Finding:
     if running is not None:
         return Finding("gateway", f"up at {running.address} (process {running.pid})")
+    owner = find_owner(settings.storage.data_dir.absolute())
+    if owner is not None:
+        return Finding("gateway", f"starting or stopping (process {owner})", "wait for it")
     host, port = settings.api.host, settings.api.port
     problem = listening_problem(port, host)
     if problem is not None:

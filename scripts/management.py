@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from collections.abc import Mapping
 from itertools import islice
+from typing import Any
 
 import click
 
@@ -16,6 +20,7 @@ from scripts.client import (
     local_time,
     recording_name,
 )
+from scripts.progress import shortened
 
 LARGEST_PAGE = 200
 
@@ -44,18 +49,21 @@ def jobs(
     if as_json:
         click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
         return
-    click.echo(_line("id", "status", "%", "made", "recording"))
-    for job in shown:
-        recording = recording_name(job) if job["filename"] else "-"
-        made = local_time(job["created_at"])
-        click.echo(_line(job["job_id"], job["status"], job["progress"], made, recording))
+    rows = [("id", "status", "%", "made", "recording"), *map(_row, shown)]
+    # On a terminal each job stays on its line, whatever its recording is called.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    status_width = max(len(row[1]) for row in rows)
+    for job_id, status, percent, made, recording in rows:
+        known = f"{job_id:<36}  {status:<{status_width}}  {percent:>3}  {made:<11}  "
+        click.echo(known + shortened(recording, max(8, width - len(known))))
     if len(found) > limit:
         click.echo(f"steno: there are more; see --limit (now {limit})", err=True)
 
 
-def _line(job_id: str, status: str, progress: object, made: str, recording: str) -> str:
-    """A line of the table: only its last column is as wide as it likes."""
-    return f"{job_id:<36}  {status:<14}  {progress:>3}  {made:<19}  {recording}"
+def _row(job: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    recording = recording_name(job) if job["filename"] else "-"
+    made = local_time(job["created_at"])[5:-3]  # month to minute
+    return job["job_id"], job["status"], str(job["progress"]), made, recording
 
 
 @click.command()

@@ -195,7 +195,7 @@ def _table(takes: Sequence[Take], width: int) -> RenderableType:
     grid = Table.grid(padding=(0, len(GAP), 0, 0))
     for (take, share, _), line in zip(rows, told, strict=True):
         grid.add_row(
-            Text(_shortened(take.name, name_width), no_wrap=True),
+            Text(shortened(take.name, name_width), no_wrap=True),
             ProgressBar(
                 total=None if share is None else 1.0,
                 completed=share or 0.0,
@@ -247,7 +247,7 @@ def _figures(take: Take) -> tuple[float | None, list[str]]:
     return state["progress"] / 100, figures
 
 
-def _shortened(name: str, width: int) -> str:
+def shortened(name: str, width: int) -> str:
     """The name in so many columns, its end kept: that is where names differ."""
     if cell_len(name) <= width:
         return name

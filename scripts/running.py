@@ -20,12 +20,22 @@ class RunningStack:
 
 def find_running(data_dir: Path) -> RunningStack | None:
     """The stack that is up in ``data_dir``, if there is one."""
+    if find_owner(data_dir) is None:  # what is told is of a stack that was killed
+        return None
     try:
-        told = json.loads((data_dir / "stack.json").read_text())
-        with (data_dir / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:  # somebody holds it, so what is told is true
-        return RunningStack(**told)
+        return RunningStack(**json.loads((data_dir / "stack.json").read_text()))
     except OSError:
         return None
+
+
+def find_owner(data_dir: Path) -> str | None:
+    """The id of the process whose stack is up in ``data_dir``, starts or stops."""
+    try:
+        with (data_dir / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return lock.read().strip() or "unknown"
+    except OSError:
+        pass
     return None

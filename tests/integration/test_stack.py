@@ -281,6 +281,14 @@ def test_the_default_weights_are_fetched_before_it_says_that_it_is_up(
             until(lambda: part.exists() and part.stat().st_size > len(content) // 3)
             assert find_running(tmp_path) is None
             assert family(up.pid) == []
+            here = {**env, "DATA_DIR": str(tmp_path)}
+            told = CliRunner().invoke(steno, ["jobs"], env=here)
+            assert f"Stenopool is starting or stopping over {tmp_path} (process {up.pid})" in (
+                told.stderr
+            )
+            examined = CliRunner().invoke(steno, ["doctor"], env=here)
+            assert "-> steno models pull tiny --engine whisper.cpp" in examined.stdout
+            assert f"starting or stopping (process {up.pid})" in examined.stdout
             up.send_signal(signal.SIGINT)
             output, _ = up.communicate(timeout=30)
             assert up.returncode == INTERRUPTED

@@ -87,6 +87,14 @@ def test_a_wrong_command_comes_with_the_one_that_may_have_been_meant() -> None:
     assert "'list'" in CliRunner().invoke(steno, ["keys", "lst"], prog_name="steno").stderr
 
 
+@pytest.mark.parametrize("arguments", [[], ["keys"]])
+def test_without_a_command_the_help_is_shown(arguments: list[str]) -> None:
+    done = CliRunner().invoke(steno, arguments, prog_name="steno")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"Usage: {' '.join(['steno', *arguments])} [OPTIONS] COMMAND")
+    assert "\nCommands:\n" in done.stderr
+
+
 def test_an_unexpected_error_is_one_line_and_its_traceback_is_in_the_log(data_dir: Path) -> None:
     done = CliRunner().invoke(group_that_raises(ValueError("a\nb")), ["go"])
     log = data_dir / "logs" / "steno.log"

@@ -314,6 +314,9 @@ class Result(BaseModel):
     word_count: int
     duration_seconds: float
     language: str = Field(examples=["vi"])
+    language_probabilities: dict[str, float] | None = Field(examples=[{"vi": 0.97, "th": 0.01}])
+    """The languages detected: of `language=auto`, and where the text failed because another
+    language is spoken than the one asked for (warning `language_mismatch`)."""
     completed_at: datetime | None
     download_url: str | None
     segments: list[ResultSegment]

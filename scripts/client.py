@@ -46,7 +46,13 @@ WARNINGS = {
     "(--audio-track chooses one)",
     "clock_jumped": "the file's clock jumps, so times after the jump may differ from a player's",
     "no_speech": "nobody speaks in it",
+    "speech_too_short": "there is too little speech in it for a word to be sure of",
+    "doubtful_text": "all of its text is doubtful; its segments' flags say why",
     "speech_without_text": "somewhere somebody speaks and no text was found for it",
+    "language_mismatch": "somewhere another language is spoken than the one asked for, so the text "
+    "there is wrong; name that language, or auto",
+    "mixed_languages": "more than one language is spoken; the text was written in one",
+    "language_uncertain": "its language could not be detected with confidence",
     "moderation_failed": "some segments could not be moderated; the text is complete",
     "moderated_by_several_models": "the moderation model changed under way; "
     "the manifest names all of them",

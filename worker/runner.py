@@ -9,10 +9,12 @@ from uuid import UUID
 
 from loguru import logger
 
+from common.asr.languages import AUTO
 from common.db.steps import Claim, StaleClaim, fetched_id
 from common.domain.chunks import windows_from_json
+from common.domain.detection import MOST_ASKED
 from common.domain.job import StepKind
-from common.domain.values import Chunk
+from common.domain.values import MAX_WINDOW_MS, Chunk
 from common.errors import StenoError, Transient, Unavailable
 from worker.context import Context, persist
 from worker.steps.fetch import fetch
@@ -152,9 +154,10 @@ class Runner:
             settings = self._context.settings
             return base + settings.fetch.timeout + settings.upload.max_bytes / LOWEST_COPY_RATE
         if claim.kind is StepKind.PLAN:
-            _, recording = persist(lambda: self._context.steps.job_of(claim))
+            job, recording = persist(lambda: self._context.steps.job_of(claim))
             longest_s = recording.size_bytes / LOWEST_BYTE_RATE
-            return base + SLOWEST_PLAN * longest_s
+            asked_s = MOST_ASKED * MAX_WINDOW_MS / 1000 if job.language == AUTO else 0
+            return base + SLOWEST_PLAN * longest_s + SLOWEST_ENGINE * asked_s
         return base
 
     @contextmanager

@@ -106,6 +106,7 @@ def _told(gateway: Gateway, tenant: str, session_id: UUID) -> Response:
     found = gateway.streams(tenant).get(session_id)
     document = transcript_document(found.transcript, warnings=list(_warnings(found)))
     del document["manifest"]  # what a job's has, each final tells of itself
+    del document["language_probabilities"]
     return JSONResponse(
         {
             "session_id": str(found.id),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -46,8 +46,12 @@ class Engine(Protocol):
     name: str
     """``faster-whisper`` or ``whisper.cpp``."""
 
-    def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
-        """The language most windows speak, with its mean probability in [0, 1]."""
+    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+        """How probable each language is in each window, in [0, 1]; of English-only weights: en.
+
+        Raises:
+            common.errors.EngineFailed: the engine refused or broke (transient).
+        """
         ...
 
     def transcribe(

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,22 @@ from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
 from common.asr.guards import Decoding
 from common.asr.segments import segments_of
-from common.domain.values import Segment, Span, Word
+from common.domain.values import SAMPLE_RATE, Detected, Segment, Span, Word
 from common.errors import EngineFailed
 
+SURE_LOGPROB = -0.4
+"""Above it text is hardly ever a translation, or an invention out of another language. To detect a
+window's language takes 4 % of its time (base)."""
 BEST_OF = 5
 """Samples drawn at a temperature above 0, of which the most probable counts (openai/whisper)."""
 
 SEED = 20_220_921
+TOKENS_PER_S = 30
+SPARE_TOKENS = 32
+"""No speech has more tokens, in whatever script; a decoder that writes more is in a loop."""
+TOKEN_STEP = 64
+"""Windows are decoded together where as many tokens are allowed, rounded up to this: all of more
+than 5 s, and no window's text depends on its neighbours."""
 FRAMES = 3_000
 """Mel frames in 30 s: what the encoder was trained on, shorter windows are padded."""
 SAMPLES_PER_FRAME = 160
@@ -87,21 +98,21 @@ class FasterWhisper:
             raise EngineFailed(reason=error) from error
         self._model.hf_tokenizer = with_all_merges(self._model.hf_tokenizer)
 
-    def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
-        """See `Engine.detect_language`; English-only weights answer ``("en", 1.0)``."""
-        ct2 = self._model.model
-        if not ct2.is_multilingual or not windows:
-            return "en", 1.0 if windows else 0.0
+    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+        """See `Engine.languages`."""
         try:
-            probabilities: dict[str, float] = {}
-            encoded = joined(self._encode([self._features(window) for window in windows]))
-            for heard in ct2.detect_language(encoded):
-                for token, probability in heard:
-                    code = token.strip("<|>")
-                    probabilities[code] = probabilities.get(code, 0.0) + probability / len(windows)
+            return [
+                self._languages(encoded)
+                for encoded in self._encode([self._features(window) for window in windows])
+            ]
         except RuntimeError as error:
             raise EngineFailed(reason=error) from error
-        return max(probabilities.items(), key=lambda item: item[1])
+
+    def _languages(self, encoded: ctranslate2.StorageView) -> Mapping[str, float]:
+        if not self._model.model.is_multilingual:
+            return {"en": 1.0}
+        (found,) = self._model.model.detect_language(encoded)
+        return {token.strip("<|>"): probability for token, probability in found}
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
@@ -111,17 +122,13 @@ class FasterWhisper:
             return []
         tokenizer = self._tokenizer(options)
         try:
-            features = [self._features(window) for window in windows]
-            encoded = self._encode(features)
-            attempts: list[list[Decoding]] = [[] for _ in windows]
-            if 0.0 in options.temperatures:
-                together = self._generate(joined(encoded), tokenizer, options, 0.0)
-                for tried, decoding in zip(attempts, together, strict=True):
-                    tried.append(decoding)
-            for tried, feature in zip(attempts, features, strict=True):
-                if not tried or guards.needs_retry(tried[0]):
-                    tried += self._sample(feature, tokenizer, options)
-            decoded = [_chosen(tried) for tried in attempts]
+            encoded = self._encode([self._features(window) for window in windows])
+            limits = [self._most_tokens(window) for window in windows]
+            first = self._search(encoded, limits, tokenizer, options)
+            decoded = [
+                self._climb(*each, tokenizer, options)
+                for each in zip(windows, encoded, limits, first, strict=True)
+            ]
             words = [
                 self._align(each, decoding.tokens, len(window), tokenizer)
                 for each, decoding, window in zip(encoded, decoded, windows, strict=True)
@@ -157,7 +164,9 @@ class FasterWhisper:
         tokenizer: Tokenizer,
         options: DecodingOptions,
         temperature: float,
+        limit: int,
     ) -> list[Decoding]:
+        """Decode a batch, ``limit`` tokens a window at most."""
         prompt = self._model.get_prompt(
             tokenizer,
             tokenizer.encode(f" {options.context}") if options.context else [],
@@ -178,7 +187,8 @@ class FasterWhisper:
             [prompt] * encoded.shape[0],
             return_scores=True,
             return_no_speech_prob=True,
-            max_length=self._model.max_length,
+            # Of this CTranslate2 writes half, and no more than the prompt leaves of it.
+            max_length=min(self._model.max_length, max(2 * limit, limit + len(prompt))),
             suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
             **how,
         )
@@ -200,10 +210,59 @@ class FasterWhisper:
             tokens=tuple(token for token in tokens if token < tokenizer.eot),
         )
 
-    def _sample(
-        self, feature: NDArray[np.float32], tokenizer: Tokenizer, options: DecodingOptions
-    ) -> list[Decoding]:
-        """Decode one window up the ladder until an attempt will do.
+    def _most_tokens(self, window: Samples) -> int:
+        most = SPARE_TOKENS + TOKENS_PER_S * len(window) / SAMPLE_RATE
+        longest: int = self._model.max_length // 2
+        return min(longest, TOKEN_STEP * math.ceil(most / TOKEN_STEP))
+
+    def _search(
+        self,
+        encoded: Sequence[ctranslate2.StorageView],
+        limits: Sequence[int],
+        tokenizer: Tokenizer,
+        options: DecodingOptions,
+    ) -> list[Decoding | None]:
+        """Each window's decoding at temperature 0; None where that is not asked for."""
+        found: list[Decoding | None] = [None for _ in encoded]
+        if 0.0 in options.temperatures:
+            alike = sorted(range(len(encoded)), key=limits.__getitem__)
+            for limit, group in groupby(alike, key=limits.__getitem__):
+                indices = list(group)
+                batch = joined([encoded[index] for index in indices])
+                together = self._generate(batch, tokenizer, options, 0.0, limit)
+                for index, decoding in zip(indices, together, strict=True):
+                    found[index] = decoding
+        return found
+
+    def _climb(
+        self,
+        window: Samples,
+        encoded: ctranslate2.StorageView,
+        limit: int,
+        searched: Decoding | None,
+        tokenizer: Tokenizer,
+        options: DecodingOptions,
+    ) -> Decoding:
+        """A window's decoding, of which ``searched`` is the one at temperature 0."""
+        seeded = False
+
+        def decode(temperature: float) -> Decoding:
+            nonlocal seeded
+            if temperature == 0 and searched is not None:
+                return searched
+            if not seeded:
+                self._seed()
+                seeded = True
+            return self._generate(encoded, tokenizer, options, temperature, limit)[0]
+
+        def detect() -> Detected | None:
+            return guards.mismatch(options.language, self._languages(encoded))
+
+        duration_s = len(window) / SAMPLE_RATE
+        return guards.climb(options.temperatures, decode, detect, duration_s, sure=SURE_LOGPROB)
+
+    def _seed(self) -> None:
+        """Have the next samples be the same ones again.
 
         CTranslate2 seeds its generator once per worker thread, so that only fresh weights, with
         fresh threads, draw the same samples again (0.1 s from the page cache; this is rare).
@@ -213,14 +272,6 @@ class FasterWhisper:
         self._model.model = ctranslate2.models.Whisper(
             self._weights, intra_threads=self._threads, inter_threads=1, **self._load
         )
-        (encoded,) = self._encode([feature])
-        attempts: list[Decoding] = []
-        for temperature in options.temperatures:
-            if temperature > 0:
-                attempts += self._generate(encoded, tokenizer, options, temperature)
-                if not guards.needs_retry(attempts[-1]):
-                    break
-        return attempts
 
     def _align(
         self,
@@ -269,11 +320,6 @@ def view(array: NDArray[np.float32]) -> ctranslate2.StorageView:
 def joined(encoded: Sequence[ctranslate2.StorageView]) -> ctranslate2.StorageView:
     """All windows as one batch: shape (windows, 1500, width)."""
     return view(np.concatenate([np.asarray(each) for each in encoded]))
-
-
-def _chosen(attempts: Sequence[Decoding]) -> Decoding:
-    """The last attempt if it will do, else the best of all."""
-    return guards.best(attempts) if guards.needs_retry(attempts[-1]) else attempts[-1]
 
 
 def words_after(

@@ -4,7 +4,8 @@ Whisper fails in three known ways, and each has its own guard (for a fourth, spe
 out, see `common.asr.thorough`):
 
 - **A failed decoding** (loops, gibberish). `needs_retry` tells; the engine then decodes the window
-  again, alone, up the temperature ladder, and what comes out carries ``retried``.
+  again, alone, up the temperature ladder (`climb`), and what comes out carries ``retried``. Not so
+  where the window is in another language than the one asked for: no heat helps that.
 - **A loop that survives the ladder.** `collapse_repeats` keeps the first rounds of the repeated
   phrase, and the segment carries ``repetitive``. Emphasis ("no, no, no") is left as it is.
 - **A hallucination on silence.** A segment is *dropped* only in two cases: the decoder itself says
@@ -12,17 +13,21 @@ out, see `common.asr.thorough`):
   Whisper is known to invent (`is_known_phrase`; arXiv 2501.11378) *and* the evidence agrees
   that nobody speaks (`Evidence.of_silence`). A person who says "thank you" over audible speech is
   therefore never cut.
+- **A hallucination on next to nothing.** A tenth of a second has no room for "Thank you.": what
+  nobody can say so fast (`is_too_fast`) is dropped.
 
 Everything else stays in the text; doubt is told by flags:
 
-==================  ===============================================================================
-``retried``         the first decoding failed; this text comes from a hotter one, or, where it left
-                    speech out (`common.asr.thorough`), from hearing the window in pieces
-``low_confidence``  the window's mean log probability is below -1, or its words' mean probability
-                    below 0.3, even after the retries
-``repetitive``      the text still compresses more than 2.4 times, or a loop was collapsed
-``likely_silence``  the decoder's no-speech probability is above 0.6: probably nobody spoke
-==================  ===============================================================================
+=====================  ============================================================================
+``retried``            the first decoding failed; this text comes from a hotter one, or, where it
+                       left speech out (`common.asr.thorough`), from decoding the window in pieces
+``low_confidence``     the window's mean log probability is below -1, or its words' mean probability
+                       below 0.3, even after the retries
+``repetitive``         the text still compresses more than 2.4 times, or a loop was collapsed
+``likely_silence``     the decoder's no-speech probability is above 0.6: probably nobody spoke
+``language_mismatch``  the decoding failed or is none too sure, and the window is in another
+                       language than the one asked for
+=====================  ============================================================================
 """
 
 from __future__ import annotations
@@ -30,11 +35,11 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from common.domain.values import Word
+from common.domain.values import Detected, Word
 
 # openai/whisper's thresholds, transcribe.py
 MAX_COMPRESSION_RATIO: Final = 2.4
@@ -51,6 +56,9 @@ RETRIED: Final = "retried"
 LOW_CONFIDENCE: Final = "low_confidence"
 REPETITIVE: Final = "repetitive"
 LIKELY_SILENCE: Final = "likely_silence"
+LANGUAGE_MISMATCH: Final = "language_mismatch"
+DOUBTFUL: Final = frozenset({LOW_CONFIDENCE, REPETITIVE, LIKELY_SILENCE, LANGUAGE_MISMATCH})
+"""Text with one of these flags may have been invented: it accounts for no speech."""
 
 
 def compression_ratio(text: str) -> float:
@@ -64,6 +72,7 @@ class Decoding:
     """One attempt at one window.
 
     ``avg_logprob`` is the mean over its tokens, in nats; ``tokens`` are the engine's own.
+    ``detected`` is the window's language where that is another than the one asked for.
     """
 
     text: str
@@ -71,6 +80,7 @@ class Decoding:
     no_speech_prob: float
     temperature: float = 0.0
     tokens: tuple[int, ...] = ()
+    detected: Detected | None = None
 
     @property
     def compression_ratio(self) -> float:
@@ -90,11 +100,12 @@ def needs_retry(decoding: Decoding) -> bool:
     """Whether to decode the window again, hotter: it loops, or is improbable without silence."""
     if is_silence(decoding):
         return False
-    return (
-        decoding.compression_ratio > MAX_COMPRESSION_RATIO
-        or decoding.avg_logprob < MIN_AVG_LOGPROB
-        or has_loop(decoding.words)
-    )
+    return decoding.avg_logprob < MIN_AVG_LOGPROB or loops(decoding)
+
+
+def loops(decoding: Decoding) -> bool:
+    """Whether it says the same over and over."""
+    return decoding.compression_ratio > MAX_COMPRESSION_RATIO or has_loop(decoding.words)
 
 
 def best(attempts: Sequence[Decoding]) -> Decoding:
@@ -105,9 +116,80 @@ def best(attempts: Sequence[Decoding]) -> Decoding:
     probable of them.
     """
     for attempt in attempts:
-        if attempt.compression_ratio <= MAX_COMPRESSION_RATIO and not has_loop(attempt.words):
+        if not loops(attempt):
             return attempt
     return max(attempts, key=lambda attempt: attempt.avg_logprob)
+
+
+# --- the temperature ladder -------------------------------------------------------------------
+
+TOKENS_PER_S: Final = 14
+"""Nobody speaks faster (read Vietnamese: 10): who goes on is in a loop."""
+SPARE_TOKENS: Final = 24
+FAILURES: Final = 3
+"""So many failed attempts of the greatest length that speech has are all that a window may cost."""
+
+MISMATCH_PROB: Final = 0.8
+"""At this probability of another language, the one asked for is wrong."""
+
+
+def climb(
+    temperatures: Iterable[float],
+    decode: Callable[[float], Decoding],
+    detect: Callable[[], Detected | None],
+    duration_s: float,
+    *,
+    sure: float = MIN_AVG_LOGPROB,
+) -> Decoding:
+    """Decode a window at one temperature after the other until an attempt will do.
+
+    Whether it goes on depends on the attempts and on how long the window is, not on the clock: the
+    same window has the same text on every machine. Attempts together may write what fast speech of
+    three times ``duration_s`` has. After a loop the next temperature is left out, as hardly any
+    loop ends for so little.
+
+    Args:
+        temperatures: They ascend.
+        decode: Gives the attempt at a temperature.
+        detect: Gives the window's language where it is another than the one asked for; it is called
+            once the first attempt has failed, and then no other attempt is made, or where its mean
+            log probability is below ``sure``.
+        duration_s: The window's length.
+        sure: At least -1.
+
+    Returns:
+        The first attempt that will do, else the best of all.
+    """
+    left = FAILURES * (SPARE_TOKENS + TOKENS_PER_S * duration_s)
+    attempts: list[Decoding] = []
+    skips = False
+    for temperature in temperatures:
+        if skips:
+            skips = False
+            continue
+        attempt = decode(temperature)
+        fails = needs_retry(attempt)
+        if not attempts and (fails or attempt.avg_logprob < sure) and (detected := detect()):
+            return replace(attempt, detected=detected)
+        if not fails:
+            return attempt
+        attempts.append(attempt)
+        left -= len(attempt.tokens)
+        if left <= 0:
+            break
+        skips = loops(attempt)
+    return best(attempts)
+
+
+def mismatch(asked: str, languages: Mapping[str, float]) -> Detected | None:
+    """The language that a window is in, where it is surely another than the one asked for.
+
+    ``languages`` are the probabilities of each.
+    """
+    language, probability = max(languages.items(), key=lambda item: item[1])
+    if language == asked or probability < MISMATCH_PROB:
+        return None
+    return Detected(language, round(probability, 3))
 
 
 # --- loops ----------------------------------------------------------------------------------
@@ -226,6 +308,17 @@ def is_hallucination(text: str, evidence: Evidence) -> bool:
     return evidence.of_silence and is_known_phrase(text)
 
 
+MAX_LETTERS_PER_S: Final = 30
+SPARE_LETTERS: Final = 3
+"""Fast speech has 20 letters a second; a word may be cut off at both ends."""
+
+
+def is_too_fast(text: str, duration_ms: int) -> bool:
+    """Whether nobody can say ``text`` in so short a window."""
+    letters = sum(char.isalnum() for char in text)
+    return letters > SPARE_LETTERS + MAX_LETTERS_PER_S * duration_ms / 1000
+
+
 def doubts(
     decoding: Decoding, text: str, word_probability: float, *, collapsed: bool
 ) -> tuple[str, ...]:
@@ -237,6 +330,7 @@ def doubts(
         or word_probability < MIN_WORD_PROBABILITY,
         REPETITIVE: collapsed or compression_ratio(text.strip()) > MAX_COMPRESSION_RATIO,
         LIKELY_SILENCE: no_voice,
+        LANGUAGE_MISMATCH: decoding.detected is not None,
     }
     return tuple(flag for flag, raised in flags.items() if raised)
 

@@ -18,6 +18,7 @@ from common.asr.guards import (
     doubts,
     is_hallucination,
     is_silence,
+    is_too_fast,
 )
 from common.domain.values import SAMPLES_PER_MS, Segment, Span, Word
 
@@ -58,6 +59,8 @@ def segments_of(
         Word(word.text, word.span.clipped(whole), round(word.probability, 3)) for word in words
     ]
     kept, collapsed = collapse_repeats(without_pauses(inside, samples))
+    if is_too_fast("".join(word.text for word in kept), whole.duration_ms):
+        return ()
     segments = []
     for group in split(kept):
         text = "".join(word.text for word in group)
@@ -78,6 +81,7 @@ def segments_of(
                 no_speech_prob=round(decoding.no_speech_prob, 3),
                 temperature=decoding.temperature,
                 flags=doubts(decoding, text, probability, collapsed=collapsed),
+                detected=decoding.detected,
             )
         )
     return tuple(segments)

@@ -20,7 +20,7 @@ Looking takes 3 ms a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Engine, Samples
-from common.audio.vad import FRAME_MS, Network, VadOptions, VoiceActivity
+from common.audio.vad import FRAME_MS, Network, voiced
 from common.domain.cutting import CutOptions
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
 
@@ -47,9 +47,6 @@ GAP_MS = 300
 PAD_MS = CutOptions().pad_ms
 """Silence that a piece keeps at each side, as windows do."""
 
-DOUBTFUL = frozenset({guards.LOW_CONFIDENCE, guards.REPETITIVE, guards.LIKELY_SILENCE})
-"""Text with these flags may have been invented: it accounts for no speech."""
-
 Frames = NDArray[np.bool_]
 """Something that is so, or not, in each frame of 32 ms; shape (frames,)."""
 
@@ -65,9 +62,9 @@ class Thorough:
         self._engine = engine
         self._network = network
 
-    def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
-        """See `Engine.detect_language`."""
-        return self._engine.detect_language(windows)
+    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+        """See `Engine.languages`."""
+        return self._engine.languages(windows)
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
@@ -76,18 +73,14 @@ class Thorough:
         timed = replace(options, word_timestamps=True)
         heard = self._engine.transcribe(windows, timed)
         for index, window in enumerate(windows):
-            speech = self._speech(window)
+            if any(segment.detected for segment in heard[index]):
+                continue  # in the wrong language no piece has a better text
+            speech = voiced(self._network, window)
             if longest_run(speech, told(heard[index], len(speech))) * FRAME_MS >= LEFT_OUT_MS:
                 heard[index] = self._again(window, speech, heard[index], timed)
         if options.word_timestamps:
             return heard
         return [tuple(replace(each, words=()) for each in segments) for segments in heard]
-
-    def _speech(self, window: Samples) -> Frames:
-        activity = VoiceActivity(self._network)
-        sound = np.clip(np.rint(window * 32_768), -32_768, 32_767).astype(np.int16)
-        probabilities = np.concatenate([activity.feed(sound), activity.finish()])
-        return probabilities >= VadOptions().threshold
 
     def _again(
         self,
@@ -135,7 +128,7 @@ def longest_run(speech: Frames, covered: Frames) -> int:
 
 def left_out(speech: Frames, segments: Sequence[Segment]) -> int:
     """How many frames of speech have no words that can be relied on."""
-    sure = [segment for segment in segments if DOUBTFUL.isdisjoint(segment.flags)]
+    sure = [segment for segment in segments if guards.DOUBTFUL.isdisjoint(segment.flags)]
     return int(np.count_nonzero(speech & ~told(sure, len(speech))))
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import atexit
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -88,23 +89,20 @@ class WhisperCpp:
             self._context = None
             raise EngineFailed(reason=_errors[0].strip())
 
-    def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
-        """See `Engine.detect_language`; English-only weights answer ``("en", 1.0)``."""
-        if not windows:
-            return "en", 0.0
+    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+        """See `Engine.languages`."""
+        return [self._detect(window) for window in windows]
+
+    def _detect(self, window: Samples) -> Mapping[str, float]:
         if not ggml.whisper_is_multilingual(self._context):
-            return "en", 1.0
-        total = np.zeros(len(self._languages), dtype=np.float32)
+            return {"en": 1.0}
         self._fresh = False
-        for window in windows:
-            heard = np.zeros_like(total)
-            sound = _padded(window)
-            failed = ggml.whisper_pcm_to_mel(self._context, sound, len(sound), self._threads)
-            if failed or ggml.whisper_lang_auto_detect(self._context, 0, self._threads, heard) < 0:
-                raise EngineFailed(reason="whisper.cpp could not tell the language")
-            total += heard
-        best = int(total.argmax())
-        return self._languages[best], float(total[best]) / len(windows)
+        found = np.zeros(len(self._languages), dtype=np.float32)
+        audio = _padded(window)
+        failed = ggml.whisper_pcm_to_mel(self._context, audio, len(audio), self._threads)
+        if failed or ggml.whisper_lang_auto_detect(self._context, 0, self._threads, found) < 0:
+            raise EngineFailed(reason="whisper.cpp could not detect the language")
+        return dict(zip(self._languages, found.tolist(), strict=True))
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
@@ -118,16 +116,28 @@ class WhisperCpp:
         if not self._fresh:
             self._load()
         self._fresh = False
-        attempts: list[tuple[Decoding, list[Word]]] = []
-        for temperature in options.temperatures:
-            attempts.append(self._decode(window, options, temperature))
-            if not guards.needs_retry(attempts[-1][0]):
-                break
-        else:
-            chosen = guards.best([decoding for decoding, _ in attempts])
-            attempts = [attempt for attempt in attempts if attempt[0] is chosen]
-        decoding, words = attempts[-1]
-        return segments_of(decoding, words, window, keep_words=options.word_timestamps)
+        words: dict[float, list[Word]] = {}
+        searched: Decoding | None = None
+
+        def decode(temperature: float) -> Decoding:
+            nonlocal searched
+            decoding, words[temperature] = self._decode(window, options, temperature)
+            searched = decoding if temperature == 0 else searched
+            return decoding
+
+        decoding = guards.climb(
+            options.temperatures,
+            decode,
+            lambda: guards.mismatch(options.language, self._detect(window)),
+            len(window) / SAMPLE_RATE,
+        )
+        found = words[decoding.temperature]
+        if searched is not None and not guards.loops(searched):
+            # A hotter attempt's probabilities are those of the heated distribution, in which at 0.2
+            # nearly any text is probable.
+            sure = min(decoding.avg_logprob, searched.avg_logprob)
+            decoding = replace(decoding, avg_logprob=sure)
+        return segments_of(decoding, found, window, keep_words=options.word_timestamps)
 
     def _decode(
         self, window: Samples, options: DecodingOptions, temperature: float
@@ -148,6 +158,7 @@ class WhisperCpp:
             avg_logprob=sum(token.plog for token in tokens) / len(tokens) if tokens else 0.0,
             no_speech_prob=0.0,
             temperature=temperature,
+            tokens=tuple(token.id for token in tokens),
         )
         return decoding, words
 

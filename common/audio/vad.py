@@ -11,7 +11,15 @@ from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
 from common.domain.cutting import Curve, CutOptions, Speech, cut_long
 from common.domain.values import SAMPLES_PER_MS, Span
 
-__all__ = ["Network", "VadFinder", "VadOptions", "VoiceActivity", "load_network"]
+__all__ = [
+    "Network",
+    "VadFinder",
+    "VadOptions",
+    "VoiceActivity",
+    "load_network",
+    "speech_ms",
+    "voiced",
+]
 
 FRAME_MS = FRAME // SAMPLES_PER_MS
 
@@ -75,6 +83,19 @@ class VoiceActivity:
     def _judge(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
         probabilities, self._state = self._network.judge(samples, self._state)
         return probabilities
+
+
+def voiced(network: Network, window: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """In which frames of a window (16 kHz mono in [-1, 1]) somebody speaks; shape (frames,)."""
+    activity = VoiceActivity(network)
+    samples = np.clip(np.rint(window * 32_768), -32_768, 32_767).astype(np.int16)
+    probabilities = np.concatenate([activity.feed(samples), activity.finish()])
+    return np.asarray(probabilities >= VadOptions().threshold)
+
+
+def speech_ms(network: Network, window: NDArray[np.float32]) -> int:
+    """For how long somebody speaks in a window."""
+    return int(np.count_nonzero(voiced(network, window))) * FRAME_MS
 
 
 class VadFinder:

@@ -8,7 +8,7 @@ however many processes, it is tried. The pattern is the transactional outbox
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ from common.db.turns import Turns
 from common.db.usage import charge_decoded, correct
 from common.domain.job import (
     MAX_LOSSES,
+    RETRIES_AT_LIMIT,
     JobStatus,
     StepKind,
     StepStatus,
@@ -52,7 +53,7 @@ from common.domain.job import (
 from common.domain.metrics import LEASES_EXPIRED, STEP_RETRIES
 from common.domain.request import Options
 from common.domain.tracks import find_track
-from common.errors import LeaseExpired, StenoError, Transient, WorkerLost
+from common.errors import ChunkTimedOut, LeaseExpired, StenoError, Transient, WorkerLost
 
 if TYPE_CHECKING:
     from common.db.jobs import NewRecording
@@ -334,9 +335,18 @@ class Steps:
             return add_steps(session, claim.job_id, StepKind.TRANSCRIBE, without)
 
     def finish_plan(
-        self, claim: Claim, *, duration_ms: int, warnings: Iterable[str], elapsed_ms: int
+        self,
+        claim: Claim,
+        *,
+        duration_ms: int,
+        warnings: Iterable[str],
+        elapsed_ms: int,
+        languages: Mapping[str, float] | None = None,
     ) -> UUID | None:
-        """All chunks are known. Returns the merge step when there is nothing left to wait for."""
+        """All chunks are known. Returns the merge step when there is nothing left to wait for.
+
+        ``languages`` are the probabilities of those that were detected.
+        """
         with self._database.transaction() as session:
             self._complete(session, claim)
             remaining = session.scalar(
@@ -347,6 +357,7 @@ class Steps:
                     duration_ms=duration_ms,
                     warnings=list(warnings),
                     plan_ms=elapsed_ms,
+                    language_probabilities=languages or None,
                 )
                 .returning(Job.remaining)
             )
@@ -466,10 +477,11 @@ class Steps:
     def fail(self, step_id: UUID, attempt: int, error: StenoError) -> bool:
         """Record why an attempt failed, and retry the step or fail its job.
 
-        A transient error is retried ``max_retries`` times with backoff, a lost worker up to
-        `MAX_LOSSES` times at once, anything else never. Moderation that fails for good fails no
-        job: its chunk goes without, and once that has happened to one chunk, those after it get
-        one try each. Returns False when the attempt is not the current one (any more).
+        A transient error is retried ``max_retries`` times with backoff, a time limit that was run
+        into `RETRIES_AT_LIMIT` times, a lost worker up to `MAX_LOSSES` times at once, anything else
+        never. Moderation that fails for good fails no job: its chunk goes without, and once that
+        has happened to one chunk, those after it get one try each. Returns False when the attempt
+        is not the current one (any more).
         """
         with self._database.transaction() as session:
             job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
@@ -502,6 +514,8 @@ class Steps:
                 again, delay_s = step.losses < MAX_LOSSES, 0.0
             else:
                 retries = self._retry.max_retries
+                if isinstance(error, ChunkTimedOut):
+                    retries = min(retries, RETRIES_AT_LIMIT)
                 if step.kind == StepKind.MODERATE and session.scalar(
                     select(moderation_failed(job_id))
                 ):

@@ -134,6 +134,8 @@ class Job(Base):
     options: Mapped[dict[str, Any]]
     """The rest of the resolved request (see `common.domain.request`)."""
     detected_language: Mapped[str | None]
+    language_probabilities: Mapped[dict[str, Any] | None]
+    """Of the languages that were detected, where it was asked for."""
     audio_track: Mapped[int | None] = mapped_column(SmallInteger)
     """The index of the one that is transcribed; None: the one FFmpeg would play."""
     weights_sha256: Mapped[str | None]

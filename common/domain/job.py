@@ -84,6 +84,11 @@ a recording that makes every worker run out of memory ends as FAILED and not in 
 """
 
 
+RETRIES_AT_LIMIT = 1
+"""How often a step is retried that fails by running into its time limit. Its work is the same each
+time: when the machine was not just busy, another try only holds a worker for as long again."""
+
+
 def job_sources(target: JobStatus) -> list[JobStatus]:
     """The states from which a job may go to ``target``."""
     return [source for source, targets in JOB_TRANSITIONS.items() if target in targets]

@@ -23,6 +23,7 @@ def transcript_document(
         "word_count": transcript.word_count,
         "duration_seconds": seconds(transcript.duration_ms),
         "language": transcript.language,
+        "language_probabilities": (manifest or {}).get("language_probabilities"),
         "segments": [
             segment_document(index, segment) for index, segment in enumerate(transcript.segments)
         ],

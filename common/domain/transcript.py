@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.domain.moderation import ModeratedBy, Verdict
-from common.domain.values import Segment, Span, Word
+from common.domain.values import Detected, Segment, Span, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
             "no_speech_prob": round(segment.no_speech_prob, 4),
             "temperature": segment.temperature,
             "flags": list(segment.flags),
+            "detected": segment.detected
+            and [segment.detected.language, round(segment.detected.probability, 3)],
             "verdict": segment.verdict and segment.verdict.to_json(),
         }
         for segment in segments
@@ -66,7 +68,7 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
 
 
 def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...]:
-    """What `segments_to_json` stored, also before there was moderation."""
+    """What `segments_to_json` stored, also before there was moderation or detection."""
     return tuple(
         Segment(
             span=Span(*entry["span"]),
@@ -80,6 +82,7 @@ def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...
             no_speech_prob=entry["no_speech_prob"],
             temperature=entry["temperature"],
             flags=tuple(entry["flags"]),
+            detected=Detected(*detected) if (detected := entry.get("detected")) else None,
             verdict=Verdict.from_json(verdict) if (verdict := entry.get("verdict")) else None,
         )
         for entry in document

@@ -67,12 +67,21 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Detected:
+    """A language (a Whisper code) that audio was found to be in; ``probability`` in [0, 1]."""
+
+    language: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A subtitle-sized piece of text; the numbers are the decoder's, named as OpenAI names them.
 
     ``avg_logprob`` <= 0; ``compression_ratio`` > 0; ``no_speech_prob`` in [0, 1];
     ``temperature`` is the one that produced the text; ``flags`` are reasons for doubt
     (see `common.asr.guards`). ``words`` is empty when word times were not asked for.
+    ``detected`` is set where the window is in another language than the one it was decoded as.
     ``verdict`` is None until the text is judged; its marks count in ``text``.
     """
 
@@ -84,6 +93,7 @@ class Segment:
     no_speech_prob: float = 0.0
     temperature: float = 0.0
     flags: tuple[str, ...] = ()
+    detected: Detected | None = None
     verdict: Verdict | None = None
 
     def shifted(self, by_ms: int) -> Self:

@@ -13,6 +13,7 @@ import pytest
 from faster_whisper.tokenizer import _LANGUAGE_CODES
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from common.asr import guards
 from common.asr.engine import DecodingOptions, Engine, Samples
 from common.asr.guards import is_known_phrase
 from common.asr.languages import LANGUAGES
@@ -27,6 +28,7 @@ QUICK = replace(ENGLISH, beam_size=1, temperatures=(0.0,))
 """For what does not depend on how well a text is searched for."""
 TRAIN = "The train to London leaves at nine o'clock. Please do not be late tomorrow morning."
 REPORT = "Please send me the report before Friday."
+FRENCH = "Bonjour, je voudrais une tasse de café et un morceau de pain, s'il vous plaît."
 FORECAST = "The weather will be warm and dry in the south, with some rain in the mountains."
 
 
@@ -140,6 +142,19 @@ def test_silence_has_no_text(engine: Engine) -> None:
     assert engine.transcribe([silence(2), silence(20)], ENGLISH) == [(), ()]
 
 
+@pytest.mark.parametrize("start", [4_800, 16_000, 24_000])
+def test_a_tenth_of_a_second_gives_no_text_or_text_in_doubt(engine: Engine, start: int) -> None:
+    for segment in one(engine, speak(TRAIN)[start : start + 1_600]):
+        assert not guards.DOUBTFUL.isdisjoint(segment.flags)
+
+
+@pytest.mark.parametrize("word", ["yes", "no"])
+def test_a_clip_of_one_word_has_text(engine: Engine, word: str) -> None:
+    spoken = speak(word)
+    loud = np.flatnonzero(np.abs(spoken) > 0.01)
+    assert text(one(engine, spoken[loud[0] : loud[-1]])).strip()
+
+
 def test_a_thank_you_that_is_said_stays(engine: Engine) -> None:
     heard = text(one(engine, speak("Thank you for watching.")))
     assert is_known_phrase(heard)
@@ -169,16 +184,29 @@ def test_a_prompt_teaches_a_spelling(engine: Engine) -> None:
         assert spelling in text(one(engine, window, told))
 
 
-def test_the_language_is_heard(engine: Engine) -> None:
-    code, probability = engine.detect_language([speak(TRAIN), speak(FORECAST)])
-    assert code == "en"
-    assert 0.5 < probability <= 1
+def test_each_windows_language_is_detected(engine: Engine) -> None:
+    english, french = engine.languages([speak(TRAIN), speak(FRENCH, "fr")])
+    for languages, code in ((english, "en"), (french, "fr")):
+        assert set(languages) <= set(LANGUAGES)
+        assert sum(languages.values()) == pytest.approx(1, abs=0.01)
+        assert max(languages, key=lambda each: languages[each]) == code
+        assert languages[code] > 0.5
 
 
-def test_the_language_is_heard_over_most_windows(engine: Engine) -> None:
-    french = "Bonjour, je voudrais une tasse de café et un morceau de pain, s'il vous plaît."
-    code, _ = engine.detect_language([speak(french, "fr"), speak(french, "fr"), speak(REPORT)])
-    assert code == "fr"
+def test_no_hotter_decoding_is_tried_in_the_wrong_language(engine: Engine) -> None:
+    wrong = one(engine, speak(FORECAST), replace(ENGLISH, language="vi"))
+    assert wrong
+    assert {segment.temperature for segment in wrong} == {0}
+    for segment in wrong:
+        assert guards.LANGUAGE_MISMATCH in segment.flags
+        assert guards.RETRIED not in segment.flags
+        assert segment.detected is not None
+        assert segment.detected.language == "en"
+        assert segment.detected.probability > 0.8
+
+
+def test_text_in_the_right_language_has_no_other_detected(engine: Engine) -> None:
+    assert all(segment.detected is None for segment in one(engine, speak(FORECAST)))
 
 
 @pytest.mark.parametrize("language", ["vi", "haw", "jw", "he", "zh", "th"])

@@ -273,6 +273,17 @@ def test_a_transient_error_is_retried_up_to_the_limit_and_every_reason_is_kept(
     assert sorted(attempts) == [1, 2, 3]
 
 
+def test_a_step_that_runs_into_its_time_limit_is_retried_once(
+    database: Database, steps: Steps
+) -> None:
+    job_id = submit_job(database)
+    for expected in (JobStatus.PROCESSING, JobStatus.FAILED):
+        claim = claim_next(steps)
+        assert steps.fail(claim.step_id, claim.attempt, ChunkTimedOut(limit_s=60))
+        assert status(database, job_id) == expected
+    assert published(steps) == []
+
+
 def test_a_permanent_error_is_not_retried(database: Database, steps: Steps) -> None:
     job_id = submit_job(database)
     claim = claim_next(steps)
@@ -663,7 +674,7 @@ def test_a_late_workers_moderation_is_refused(database: Database, steps: Steps) 
     [
         (ModerationUnusable(path="models/x", reason="there is no model.onnx"), 1),
         (ModerationFailed(reason="it broke"), 4),
-        (ChunkTimedOut(limit_s=60), 4),
+        (ChunkTimedOut(limit_s=60), 2),
         (WorkerLost(reason="killed"), MAX_LOSSES),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from common.audio import decode
+from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.job import MODERATION_FAILED
 from common.domain.tracks import OTHER_AUDIO_TRACK
 from common.errors import GatewayLost, Refused
@@ -180,6 +181,8 @@ def test_every_warning_there_is_has_human_words() -> None:
         decode.CHANNELS_INVERTED,
         decode.CHANNELS_LEFT_OUT,
     }
+    codes |= {merge.TOO_SHORT, merge.DOUBTFUL_TEXT}
+    codes |= {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN}
     assert codes | {MODERATION_FAILED, SEVERAL_MODELS} == set(WARNINGS)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.asr import guards
+from common.asr.engine import TEMPERATURES
 from common.asr.guards import Decoding, Evidence
-from common.domain.values import Span, Word
+from common.domain.values import Detected, Span, Word
 
 HEARD = Evidence(no_speech_prob=0.05, avg_logprob=-0.3, loudness_dbfs=-25.0)
 NO_VOICE = Evidence(no_speech_prob=0.9, avg_logprob=-0.6, loudness_dbfs=-45.0)
@@ -121,6 +124,106 @@ def test_where_all_attempts_loop_the_most_probable_counts() -> None:
     first = decoding(" la la la" * 30, avg_logprob=-0.5)
     second = decoding(" lo lo lo" * 30, avg_logprob=-0.1, temperature=0.2)
     assert guards.best([first, second]) is second
+
+
+@pytest.mark.parametrize(
+    ("text", "duration_ms", "too_fast"),
+    [
+        (" Thank you.", 100, True),
+        (" Nhiều trời", 100, True),
+        (" Thank you.", 350, False),
+        (" Dạ.", 100, False),
+        (" yes", 300, False),
+        (" Nhiều", 200, False),
+        ("", 0, False),
+    ],
+)
+def test_what_nobody_can_say_so_fast_is_an_invention(
+    text: str, duration_ms: int, too_fast: bool
+) -> None:
+    assert guards.is_too_fast(text, duration_ms) is too_fast
+
+
+# --- the temperature ladder -------------------------------------------------------------------
+
+GOOD, UNSURE_TEXT, LOOP = (
+    decoding(),
+    decoding(avg_logprob=-1.5),
+    decoding(" la la la" * 30, avg_logprob=-0.2),
+)
+ELSEWHERE = Detected("fr", 0.9)
+
+
+class Climb:
+    """Climbs a ladder on which each attempt is known; `tried` are the temperatures it took."""
+
+    def __init__(
+        self,
+        *attempts: Decoding,
+        tokens: int = 5,
+        detected: Detected | None = None,
+        duration_s: float = 10.0,
+        sure: float = -1.0,
+    ) -> None:
+        self._attempts = attempts
+        self._tokens = tokens
+        self._detected = detected
+        self.tried: list[float] = []
+        self.detections = 0
+        self.found = guards.climb(TEMPERATURES, self._decode, self._detect, duration_s, sure=sure)
+
+    def _decode(self, temperature: float) -> Decoding:
+        self.tried.append(temperature)
+        attempt = self._attempts[min(len(self.tried), len(self._attempts)) - 1]
+        return replace(attempt, temperature=temperature, tokens=(1,) * self._tokens)
+
+    def _detect(self) -> Detected | None:
+        self.detections += 1
+        return self._detected
+
+
+def test_what_will_do_is_decoded_once_and_its_language_not_asked_for() -> None:
+    climb = Climb(GOOD)
+    assert (climb.tried, climb.detections) == ([0.0], 0)
+
+
+def test_a_failed_window_is_decoded_hotter_until_it_will_do() -> None:
+    climb = Climb(UNSURE_TEXT, UNSURE_TEXT, GOOD)
+    assert climb.tried == [0.0, 0.2, 0.4]
+    assert climb.found.temperature == 0.4
+    assert climb.detections == 1
+
+
+def test_a_window_in_another_language_is_decoded_once() -> None:
+    for failed in (UNSURE_TEXT, LOOP):
+        climb = Climb(failed, detected=ELSEWHERE)
+        assert climb.tried == [0.0]
+        assert climb.found.detected == ELSEWHERE
+
+
+def test_the_language_of_text_that_is_not_sure_is_detected_too() -> None:
+    passable = decoding(avg_logprob=-0.6)
+    assert Climb(passable, sure=-0.4, detected=ELSEWHERE).found.detected == ELSEWHERE
+    assert Climb(passable, sure=-0.8, detected=ELSEWHERE).detections == 0
+
+
+def test_after_a_loop_a_temperature_is_left_out() -> None:
+    assert Climb(LOOP, LOOP, GOOD).tried == [0.0, 0.4, 0.8]
+    assert Climb(LOOP, UNSURE_TEXT).tried == [0.0, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_what_a_failing_window_may_cost_depends_on_its_length() -> None:
+    assert Climb(UNSURE_TEXT, tokens=60, duration_s=20).tried == list(TEMPERATURES)
+    assert Climb(UNSURE_TEXT, tokens=60, duration_s=3).tried == [0.0, 0.2, 0.4, 0.6]
+    assert Climb(LOOP, tokens=224, duration_s=30).tried == [0.0, 0.4, 0.8]
+    assert Climb(LOOP, tokens=224, duration_s=5).tried == [0.0, 0.4]
+    assert Climb(LOOP, tokens=224, duration_s=1).tried == [0.0]
+
+
+def test_a_language_is_another_only_when_it_is_probable() -> None:
+    assert guards.mismatch("vi", {"en": 0.9, "vi": 0.05}) == Detected("en", 0.9)
+    assert guards.mismatch("vi", {"en": 0.6, "vi": 0.1}) is None
+    assert guards.mismatch("vi", {"vi": 0.9, "en": 0.05}) is None
 
 
 # --- loops ------------------------------------------------------------------------------------

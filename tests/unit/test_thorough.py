@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from common.asr.thorough import (
     told,
 )
 from common.audio.vad import FRAME_MS, Network, load_network
-from common.domain.values import SAMPLES_PER_MS, Segment, Span, Word
+from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span, Word
 from tests.speech import noise, silence, speak
 
 OPTIONS = DecodingOptions(language="en")
@@ -67,8 +67,8 @@ class Hasty:
         self._flags = flags
         self.calls: list[int] = []
 
-    def detect_language(self, windows: Sequence[Samples]) -> tuple[str, float]:
-        return "en", len(windows) / 10
+    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+        return [{"en": len(window) / 1_000_000} for window in windows]
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
@@ -147,7 +147,20 @@ def test_words_are_given_only_where_they_are_asked_for(network: Network) -> None
 def test_the_language_is_the_engines_business(network: Network) -> None:
     thorough = Thorough(Hasty(1.0), network)
     assert thorough.name == "hasty"
-    assert thorough.detect_language([WINDOW, WINDOW]) == ("en", 0.2)
+    assert thorough.languages([WINDOW]) == [{"en": len(WINDOW) / 1_000_000}]
+
+
+def test_a_window_in_another_language_is_heard_once(network: Network) -> None:
+    class Foreign(Hasty):
+        def transcribe(
+            self, windows: Sequence[Samples], options: DecodingOptions
+        ) -> list[tuple[Segment, ...]]:
+            heard = super().transcribe(windows, options)
+            return [tuple(replace(each, detected=Detected("fr", 0.9)) for each in w) for w in heard]
+
+    engine = Foreign(4.0)
+    Thorough(engine, network).transcribe([WINDOW], OPTIONS)
+    assert engine.calls == [1]
 
 
 def frames(*runs: tuple[int, int], total: int = 900) -> Frames:

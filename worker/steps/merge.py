@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from common.asr.guards import DOUBTFUL
+from common.asr.languages import AUTO
 from common.db.steps import Claim
 from common.db.tables import Chunk as StoredChunk
 from common.db.tables import Job, JobMetrics, Recording
 from common.db.tables import Transcript as StoredTranscript
+from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.formats import MEDIA_TYPES, write
 from common.domain.masking import masked
+from common.domain.merging import Part, speech_without_text
 from common.domain.merging import merge as merge_windows
-from common.domain.merging import speech_without_text
 from common.domain.moderation import ModeratedBy
 from common.domain.request import Options
 from common.domain.transcript import Transcript, segments_to_json
@@ -26,6 +29,11 @@ from worker.context import Context, fenced, persist
 from worker.steps.sound import decoding_identity
 
 NOT_HEARD = "speech_without_text"
+TOO_SHORT = "speech_too_short"
+SHORT_SPEECH_MS = 300
+"""A word takes longer; from less, Whisper makes anything."""
+DOUBTFUL_TEXT = "doubtful_text"
+"""The warning that each segment has a flag that says why to doubt it."""
 
 
 def merge(context: Context, claim: Claim) -> None:
@@ -45,12 +53,16 @@ def merge(context: Context, claim: Claim) -> None:
         segments=merge_windows(heard).segments,
         moderated_by=moderated_by(stored) if options.moderation else None,
     )
-    warnings = list(job.warnings)
-    if speech_without_text(heard):
-        warnings.append(NOT_HEARD)
+    speech_ms = sum(chunk.speech_ms for chunk, _ in heard)
+    warnings = [*job.warnings, *text_warnings(transcript, heard, speech_ms)]
+    others = mismatched(transcript.segments)
+    if others:
+        warnings.append(MIXED_LANGUAGES if job.language == AUTO else LANGUAGE_MISMATCH)
     if options.moderation:
         warnings += moderation_warnings(stored)
-    manifest = _manifest(job, recording, stored, transcript.moderated_by)
+    warnings = list(dict.fromkeys(warnings))
+    languages = job.language_probabilities or others
+    manifest = _manifest(job, recording, stored, transcript.moderated_by, languages)
     shown = masked(transcript) if options.filter_profanity else transcript
     persist(lambda: context.storage.begin_results(job.id))
     persist(lambda: context.steps.check(claim))
@@ -59,7 +71,7 @@ def merge(context: Context, claim: Claim) -> None:
     metrics = JobMetrics(
         job_id=job.id,
         audio_ms=transcript.duration_ms,
-        speech_ms=sum(chunk.speech_ms for chunk, _ in heard),
+        speech_ms=speech_ms,
         upload_ms=recording.upload_ms,
         plan_ms=job.plan_ms or 0,
         engine_ms=sum(chunk.engine_ms or 0 for chunk in stored),
@@ -78,6 +90,18 @@ def merge(context: Context, claim: Claim) -> None:
     persist(lambda: context.steps.finish_merge(claim, revision, metrics, warnings))
     with suppress(Transient):  # or the dispatcher does it
         context.storage.drop_chunks(job.id)
+
+
+def text_warnings(transcript: Transcript, heard: Sequence[Part], speech_ms: int) -> Iterator[str]:
+    """Why there is no text although there is speech, or why to doubt all of it."""
+    if 0 < speech_ms < SHORT_SPEECH_MS:
+        yield TOO_SHORT
+    elif speech_without_text(heard) or (speech_ms and not transcript.segments):
+        yield NOT_HEARD
+    if transcript.segments and not any(
+        DOUBTFUL.isdisjoint(segment.flags) for segment in transcript.segments
+    ):
+        yield DOUBTFUL_TEXT
 
 
 def _write_files(
@@ -99,6 +123,7 @@ def _manifest(
     recording: Recording,
     chunks: Sequence[StoredChunk],
     judges: Sequence[ModeratedBy] | None,
+    languages: Mapping[str, float],
 ) -> dict[str, Any]:
     """Everything the text depends on: enough to run it again and get the same."""
     language = job.detected_language or job.language
@@ -107,6 +132,7 @@ def _manifest(
         "model": job.model,
         "weights_sha256": job.weights_sha256,
         "decoding": decoding_identity(job, job.weights_sha256 or "", language),
+        "language_probabilities": languages or None,
         "options": job.options,
         "moderation": None if judges is None else [by.to_json() for by in judges],
         "versions": {

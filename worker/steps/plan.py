@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from uuid import UUID
 
+from common.asr.engine import Samples
 from common.asr.languages import AUTO
 from common.audio.decode import Decoding
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.probe import check_length
+from common.audio.vad import speech_ms
 from common.db.steps import Claim, PlannedRow
 from common.domain.chunks import content_hash, windows_to_json
+from common.domain.detection import Detection, spread
 from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.errors import DecodeFailed, NotAudio
@@ -22,6 +26,11 @@ CHARGED_MS = 30_000
 """How much audio may be decoded before it is charged."""
 NOBODY_SPEAKS = "en"
 """The language of a recording in which none could be detected: any is as good."""
+HELD_WINDOWS = 16
+"""So many windows, some minutes of speech, are looked at before the language is decided: that takes
+a second to plan, and 15 MB."""
+ASKED_AGAIN = 40
+"""Behind those, one window in as many is asked, to notice other languages in a long recording."""
 
 
 class _PlannedOtherwise(Exception):
@@ -50,6 +59,7 @@ def plan(context: Context, claim: Claim) -> UUID | None:
             duration_ms=planning.duration_ms,
             warnings=planning.warnings,
             elapsed_ms=elapsed_ms,
+            languages=planning.detection.probabilities,
         )
     )
     return planning.added[0] if len(planning.added) == 1 else merge
@@ -71,15 +81,20 @@ class _Planning:
         self._recording_id = recording.id
         self._weights = context.engines.weights(self._job.engine, self._job.model)
         self._language: str | None = None
+        self._held: list[PlannedChunk] = []
+        self._unasked = 0
         self._known: dict[int, tuple[str, bool]] = {}
         self._charged_ms = self._job.charged_ms
         self._is_silent = False
+        self.detection = Detection()
         self.duration_ms = 0
         self.warnings: list[str] = []
         self.added: list[UUID] = []
 
     def run(self, *, replan: bool) -> None:
         self._language = None
+        self._held, self._unasked = [], 0
+        self.detection = Detection()
         # `_start` checks the claim after this and before anything is written.
         persist(lambda: self._context.storage.begin_chunks(self._claim.job_id))
         if not replan:
@@ -94,17 +109,61 @@ class _Planning:
                 if not self._charged_ms or decoding.duration_ms >= self._charged_ms + CHARGED_MS:
                     self._charge(decoding.duration_ms)
                 for chunk in planner.feed(block):
-                    self._add(chunk, replan=replan)
+                    self._take(chunk, replan=replan)
         self._charge(decoding.duration_ms)
         for chunk in planner.finish():
-            self._add(chunk, replan=replan)
+            self._take(chunk, replan=replan)
         if self._language is None:
-            self._start(NOBODY_SPEAKS, replan=replan)
+            self._decide(replan=replan)
         self.duration_ms = planner.duration_ms
         self._is_silent = planner.speech_ms == 0
-        self.warnings = [*decoding.warnings, *(["no_speech"] if self._is_silent else [])]
+        self.warnings = [
+            *decoding.warnings,
+            *(["no_speech"] if self._is_silent else []),
+            *self.detection.warnings,
+        ]
         if self._track != (self._default if self._asked is None else self._asked):
             self.warnings.append(OTHER_AUDIO_TRACK)
+
+    def _take(self, planned: PlannedChunk, *, replan: bool) -> None:
+        """Add a chunk, or hold it back until the language is known."""
+        if self._language is None:
+            self._held.append(planned)
+            if sum(len(held.chunk.windows) for held in self._held) >= HELD_WINDOWS:
+                self._decide(replan=replan)
+            return
+        if self._job.language == AUTO:
+            self._unasked += len(planned.chunk.windows)
+            if self._unasked >= ASKED_AGAIN:
+                self._unasked = 0
+                self._ask([planned])
+        self._add(planned, self._language)
+
+    def _decide(self, *, replan: bool) -> None:
+        """Detect the language from the chunks held back, and add them."""
+        self._ask(self._held)
+        language = next(iter(self.detection.probabilities), NOBODY_SPEAKS)
+        self._start(language, replan=replan)
+        held, self._held = self._held, []
+        for planned in held:
+            self._add(planned, language)
+
+    def _ask(self, chunks: Sequence[PlannedChunk]) -> None:
+        """Detect the language of windows spread over ``chunks``, until it is settled."""
+        windows = [(planned, window) for planned in chunks for window in planned.chunk.windows]
+
+        def samples(index: int) -> Samples:
+            planned, window = windows[index]
+            return cut_samples(planned.pcm, [window], planned.chunk.audio)[0]
+
+        network = self._context.voice_network
+        spoken_ms = [speech_ms(network, samples(index)) for index in range(len(windows))]
+        for index in spread(spoken_ms):
+            engine = self._context.engines.get(self._job.engine, self._job.model)
+            (languages,) = engine.languages([samples(index)])
+            self.detection.add(spoken_ms[index], languages)
+            if self.detection.is_settled:
+                return
 
     def find_speech(self) -> bool:
         """Turn to another audio track where somebody speaks there, but not on the default one."""
@@ -154,15 +213,8 @@ class _Planning:
             )
         )
 
-    def _add(self, planned: PlannedChunk, *, replan: bool) -> None:
+    def _add(self, planned: PlannedChunk, language: str) -> None:
         chunk = planned.chunk
-        language = self._language
-        if language is None:
-            engine = self._context.engines.get(self._job.engine, self._job.model)
-            language, _ = engine.detect_language(
-                cut_samples(planned.pcm, chunk.windows, chunk.audio)
-            )
-            self._start(language, replan=replan)
         identity = decoding_identity(self._job, self._weights.sha256, language)
         address = content_hash(chunk, planned.pcm, identity)
         known_address, done = self._known.get(chunk.index, (address, False))

@@ -21,7 +21,7 @@ from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Span, Window
 from common.errors import NotFound, RecordingLost
 from worker.context import Context
 
-ADAPTER_REVISION = 2
+ADAPTER_REVISION = 3
 """Raised when our own code changes what text comes out of the same sound and options."""
 
 

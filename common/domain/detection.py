@@ -1,0 +1,113 @@
+"""Which language a recording is in, from what an engine says of some of its windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from common.domain.values import Segment
+
+LANGUAGE_MISMATCH = "language_mismatch"
+"""The warning that somewhere another language is spoken than the one asked for."""
+MIXED_LANGUAGES = "mixed_languages"
+"""The warning that the recording, whose language was detected, has others as well."""
+LANGUAGE_UNCERTAIN = "language_uncertain"
+"""The warning that no window's language could be detected with confidence."""
+
+SURE = 0.7
+"""The least probability of a window that has a say. Music, hums and noise have one of 0.2 to 0.7
+(Whisper tiny and base), clear speech one of 0.9."""
+MIXED_SHARE = 0.1
+"""So much of the speech in another language makes a recording mixed."""
+
+MOST_ASKED = 7
+"""So many windows are asked at most before the first text."""
+AGREEING = 3
+"""So many windows that are sure and agree are enough."""
+SMALLEST = 0.005
+"""Less probable languages are not reported."""
+
+
+class Detection:
+    """What the windows that were asked so far say together.
+
+    Each has its say by how much speech it holds. One that is not sure has none where any other is:
+    it is mostly music.
+    """
+
+    def __init__(self) -> None:
+        self._asked: list[tuple[int, Mapping[str, float]]] = []
+
+    def add(self, speech_ms: int, languages: Mapping[str, float]) -> None:
+        """Count a window that has so much speech, and these probabilities."""
+        self._asked.append((max(1, speech_ms), languages))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether more windows would hardly change the language."""
+        sure = self._sure()
+        return len(sure) >= AGREEING and len({_first(each) for _, each in sure}) == 1
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The mean of those that have a say, the most probable first; empty without any."""
+        asked = self._sure() or self._asked
+        total = sum(speech_ms for speech_ms, _ in asked)
+        means = {
+            code: sum(speech_ms * each.get(code, 0.0) for speech_ms, each in asked) / total
+            for code in {code for _, each in asked for code in each}
+        }
+        ranked = sorted(means.items(), key=lambda item: (-item[1], item[0]))
+        return {code: round(mean, 3) for code, mean in ranked if mean >= SMALLEST}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Whether the windows disagree, or none is sure."""
+        if not self._asked:
+            return []
+        sure = self._sure()
+        if not sure:
+            return [LANGUAGE_UNCERTAIN]
+        spoken_ms: dict[str, int] = {}
+        for speech_ms, each in sure:
+            spoken_ms[_first(each)] = spoken_ms.get(_first(each), 0) + speech_ms
+        others = sum(spoken_ms.values()) - max(spoken_ms.values())
+        return [MIXED_LANGUAGES] if others >= MIXED_SHARE * sum(spoken_ms.values()) else []
+
+    def _sure(self) -> list[tuple[int, Mapping[str, float]]]:
+        return [asked for asked in self._asked if max(asked[1].values()) >= SURE]
+
+
+def spread(speech_ms: Sequence[int]) -> list[int]:
+    """Which of these windows to ask, by how much speech each has, and in which order.
+
+    They are spread over all of them, and so are the first few: each has the most speech of its
+    stretch.
+    """
+    count = len(speech_ms)
+    stretches = min(count, MOST_ASKED)
+    edges = [count * edge // stretches for edge in range(stretches + 1)] if count else []
+    chosen = [
+        max(range(start, end), key=lambda at: (speech_ms[at], -at))
+        for start, end in pairwise(edges)
+    ]
+    return [*chosen[::AGREEING], *chosen[1::AGREEING], *chosen[2::AGREEING]]
+
+
+def mismatched(segments: Iterable[Segment]) -> dict[str, float]:
+    """The languages found where the one asked for failed, with their mean probability over time."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for segment in segments:
+        if segment.detected is not None:
+            weight = max(1, segment.span.duration_ms)
+            found.setdefault(segment.detected.language, []).append(
+                (weight, segment.detected.probability)
+            )
+    return {
+        code: round(sum(w * p for w, p in each) / sum(w for w, _ in each), 3)
+        for code, each in sorted(found.items(), key=lambda item: -sum(w for w, _ in item[1]))
+    }
+
+
+def _first(languages: Mapping[str, float]) -> str:
+    return max(languages, key=lambda code: languages[code])

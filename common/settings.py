@@ -374,6 +374,9 @@ class AsrSettings(BaseSettings):
     """faster-whisper's arithmetic: int8 on CPU; float16 or int8_float16 on CUDA."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads an engine uses; one process of one thread per core is fastest."""
+    engine_idle: Annotated[float, Field(ge=0)] = 600.0
+    """Seconds without work after which a worker ends its engine's process, so that its memory is
+    free; the next step starts one again. 0: never."""
 
     @field_validator("default_language")
     @classmethod

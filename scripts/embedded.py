@@ -356,6 +356,7 @@ class EmbeddedValkey(EmbeddedServer):
             "appendfsync": "everysec",
             "save": '""',
             "maxmemory-policy": "noeviction",
+            "hz": 2,  # how often it looks after itself: ten times a second by default, also idle
         }
         write_private(config, "".join(f"{key} {value}\n" for key, value in settings.items()))
         return spawn(

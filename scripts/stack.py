@@ -42,7 +42,7 @@ from scripts.running import RunningStack
 from scripts.running import find_running as find_running
 
 READY_WITHIN_S = 120
-TICK_S = 0.1
+TICK_S = 0.5
 """How often the supervisor looks after its processes."""
 
 FIRST_DELAY_S = 0.1

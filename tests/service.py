@@ -21,6 +21,8 @@ from common.db.jobs import Jobs, NewJob, NewRecording
 from common.db.snapshots import Snapshot
 from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
+from common.events import Events
+from common.queue import connect
 from common.settings import ROOT
 from common.storage.local import LocalStorage
 from scripts.embedded import EmbeddedPostgres
@@ -65,6 +67,7 @@ class Service:
             folder / "uploads", folder / "uploads" / ".incoming", folder / "results"
         )
         self.storage.prepare()
+        self._redis_url = redis_url
         self._env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -132,6 +135,8 @@ class Service:
             new_job := NewJob(**job),  # type: ignore[arg-type]
         )
         self.storage.keep(recording_id)
+        with connect(self._redis_url) as redis:
+            Events(redis).work_to_do()
         return new_job.id
 
     def ended(self, job_id: UUID, patience_s: float = PATIENCE_S) -> Snapshot:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from math import inf
 
 from loguru import logger
 from redis.exceptions import RedisError
@@ -49,6 +50,7 @@ def main() -> None:
         worker.steps = build_steps(settings)
         worker.announcement = build_announcement(settings, redis, worker.name)
         worker.stop_period_s = settings.worker.stop_period
+        worker.engine_idle_s = settings.asr.engine_idle or inf
         worker.start_horse()
         worker.work(logging_level="WARNING")
     except StenoError as error:

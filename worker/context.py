@@ -13,7 +13,6 @@ from loguru import logger
 
 from common.db.cleaning import Cleaning
 from common.db.steps import StaleClaim, Steps
-from common.egress import Egress
 from common.errors import NotFound, Unavailable
 from common.events import Events
 from common.settings import Settings
@@ -24,6 +23,7 @@ from worker.moderation import WarmModeration
 
 if TYPE_CHECKING:
     from common.audio.vad import Network
+    from common.egress import Egress
 
 T = TypeVar("T")
 
@@ -52,6 +52,8 @@ class Context:
 
     @cached_property
     def egress(self) -> Egress:
+        from common.egress import Egress
+
         return Egress(self.settings.egress.allow)
 
 

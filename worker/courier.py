@@ -28,8 +28,11 @@ from common.egress import Egress, Outbound, parse_url
 from common.errors import Unavailable, UrlRefused
 from common.settings import Settings, WebhookSettings
 from worker.compose import database_url
+from worker.pace import Pace
 
 POLL_S = 0.5
+IDLE_POLL_S = 10.0
+"""How soon is found what is due although no notification told of it."""
 OUTAGE_PAUSE_S = 1.0
 PRUNE_S = 60.0
 STOP_GRACE_S = 3.0
@@ -70,21 +73,34 @@ def deliveries_for(database: Database, settings: WebhookSettings) -> Deliveries:
 class Courier:
     """Runs from `start` to `stop`; outages of Postgres are waited out."""
 
-    def __init__(self, deliveries: Deliveries, egress: Egress, settings: WebhookSettings) -> None:
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        egress: Egress,
+        settings: WebhookSettings,
+        *,
+        idle_poll_s: float = IDLE_POLL_S,
+    ) -> None:
         self._deliveries = deliveries
         self._egress = egress
         self._settings = settings
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="courier", daemon=True)
         self._pruned = 0.0
+        self._pace = Pace(idle_poll_s)
 
     def start(self) -> None:
         """Begin to send what is due."""
         self._thread.start()
 
+    def wake(self) -> None:
+        """Look soon whether there is something to send; called from any thread."""
+        self._pace.wake()
+
     def stop(self) -> None:
         """Send nothing more; returns when nothing is under way, or was given back, or soon."""
         self._stopping.set()
+        self._pace.wake()
         self._thread.join(STOP_GRACE_S + RELEASE_S)
 
     def _serve(self) -> None:
@@ -101,6 +117,8 @@ class Courier:
             while not self._stopping.is_set():
                 for sending in await self._claim(self._settings.at_once - len(under_way)):
                     under_way.add(asyncio.create_task(self._deliver(outbound, sending)))
+                if not under_way and not self._stopping.is_set():
+                    await asyncio.to_thread(self._pace.wait)
                 under_way = await _settled(under_way, POLL_S, asyncio.FIRST_COMPLETED)
             left = await _settled(under_way, STOP_GRACE_S, asyncio.ALL_COMPLETED)
             for task in left:
@@ -112,11 +130,20 @@ class Courier:
             if time.monotonic() - self._pruned >= PRUNE_S:
                 self._pruned = time.monotonic()
                 await asyncio.to_thread(self._deliveries.prune, self._settings.keep_days)
-            return await asyncio.to_thread(self._deliveries.claim, limit) if limit else []
+            if not limit or not self._pace.is_due():
+                return []
+            if limit == self._settings.at_once:  # nothing is under way
+                due_s = await asyncio.to_thread(self._deliveries.next_due_s)
+                if due_s is None or due_s > 0:
+                    self._pace.rest(due_s)
+                    return []
+            self._pace.hurry()
+            claimed = await asyncio.to_thread(self._deliveries.claim, limit)
         except Unavailable as error:
             logger.warning("no message can be sent: {}", error)
             await asyncio.sleep(OUTAGE_PAUSE_S)
             return []
+        return claimed
 
     async def _deliver(self, outbound: Outbound, sending: Sending) -> None:
         try:

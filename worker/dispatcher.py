@@ -10,7 +10,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from types import FrameType
 from typing import cast
 
@@ -22,23 +24,26 @@ from redis.exceptions import RedisError
 from common import presence
 from common.db.steps import Steps
 from common.errors import StenoError, Transient
-from common.events import WORK_CHANNEL, Events
+from common.events import JOB_CHANNEL, WORK_CHANNEL, Events
 from common.logs import set_up_logging
 from common.queue import Doorbell, connect
 from common.reach import redis_trouble
 from common.settings import load_settings
 from worker.compose import build_janitor, build_steps, redis_url, wait_for_services
 from worker.courier import build_courier
+from worker.pace import Pace
 
 POLL_S = 0.5
-"""How soon work is found when its wake-up got lost."""
+"""How soon work is found whose notification got lost, while there is other work."""
+IDLE_POLL_S = 5.0
+"""The same while there is none."""
+IDLE_TICK_S = 1.0
+"""How soon it notices then that it is told to stop."""
 RECONCILE_S = 1.0
 LOST_S = 2.0
 """A doorbell in nobody's hands may be between two of them, but not for this long."""
 IN_TRANSIT_S = 10.0
 """One taken by a worker that does not begin may wait for an engine to load, or for nothing."""
-TELL_S = 1.0
-"""How often it is told that a dispatcher lives."""
 LONGEST_END_S = 9
 """It has ended so many seconds after it was told to."""
 OUTAGE_PAUSE_S = 1.0
@@ -49,8 +54,17 @@ OUTAGE_GRACE_S = 5.0
 class Dispatcher:
     """Runs until `stop` is called; outages of Postgres and Redis are waited out."""
 
-    def __init__(self, steps: Steps, redis: Redis, *, job_timeout_s: float) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        redis: Redis,
+        *,
+        job_timeout_s: float,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``on_change`` is called where a job may have changed, now and then more than once."""
         self._steps = steps
+        self._on_change = on_change
         self._redis = redis
         self._doorbell = Doorbell(redis)
         self._events = Events(redis)
@@ -59,7 +73,8 @@ class Dispatcher:
         self._leases_count_from = 0.0
         self._stopping = threading.Event()
         self._name = presence.own_name()
-        self._told = 0.0
+        self._told = self._reconciled = -inf
+        self._pace = Pace(IDLE_POLL_S)
 
     def stop(self) -> None:
         """Have `run` return soon."""
@@ -72,26 +87,42 @@ class Dispatcher:
             presence.forget_dispatcher(self._redis, self._name)
 
     def _dispatch_and_reconcile(self) -> None:
-        reconciled = 0.0
         while not self._stopping.is_set():
             try:
                 with _wake_ups(self._redis) as wake_ups:
-                    wake_ups.subscribe(WORK_CHANNEL)
+                    wake_ups.subscribe(WORK_CHANNEL, JOB_CHANNEL)
+                    self._pace.wake()
                     while not self._stopping.is_set():
-                        self.dispatch()
-                        now = time.monotonic()
-                        if now - self._told >= TELL_S:
-                            self._told = now
+                        if self._pace.is_due():
+                            self._look()
+                        if time.monotonic() - self._told >= presence.HEARTBEAT_S:
                             presence.tell_of_dispatcher(self._redis, self._name)
-                        if now - reconciled >= RECONCILE_S:
-                            reconciled = now
-                            self.reconcile()
-                        _wait(wake_ups, POLL_S)
+                            self._told = time.monotonic()
+                        self._wait(wake_ups)
             except (Transient, RedisError) as error:
                 trouble = redis_trouble(error) if isinstance(error, RedisError) else error
                 logger.warning("waiting for a service to come back: {}", trouble)
                 self._leases_count_from = time.monotonic() + OUTAGE_GRACE_S
                 self._stopping.wait(OUTAGE_PAUSE_S)
+
+    def _look(self) -> None:
+        if not self._steps.any_open():
+            self._pace.rest()
+            return
+        self._pace.hurry()
+        self.dispatch()
+        if time.monotonic() - self._reconciled >= RECONCILE_S:
+            self._reconciled = time.monotonic()
+            self.reconcile()
+
+    def _wait(self, wake_ups: PubSub) -> None:
+        """Wait for a notification, for one tick, and take along those that came with it."""
+        message = wake_ups.get_message(timeout=POLL_S if self._pace.hurries else IDLE_TICK_S)
+        while message is not None:
+            if message["channel"] == WORK_CHANNEL.encode():
+                self._pace.wake()
+            self._on_change()
+            message = wake_ups.get_message(timeout=0)
 
     def dispatch(self) -> int:
         """Publish steps for the workers that are free; how many it was."""
@@ -136,13 +167,6 @@ def _wake_ups(redis: Redis) -> PubSub:
     return cast("PubSub", redis.pubsub(ignore_subscribe_messages=True))  # type: ignore[no-untyped-call]
 
 
-def _wait(wake_ups: PubSub, timeout_s: float) -> None:
-    """Wait for a wake-up, and take along those that came with it."""
-    if wake_ups.get_message(timeout=timeout_s) is not None:
-        while wake_ups.get_message(timeout=0) is not None:
-            continue
-
-
 def main() -> None:
     """Dispatch until told to stop (SIGTERM, SIGINT)."""
     try:
@@ -150,13 +174,16 @@ def main() -> None:
         set_up_logging(settings.log, "dispatcher")
         redis = connect(redis_url(settings))
         wait_for_services(settings, redis)
-        dispatcher = Dispatcher(
-            build_steps(settings),
-            redis,
-            job_timeout_s=settings.job.job_timeout,
-        )
         courier = build_courier(settings)
         janitor = build_janitor(settings)
+
+        def wake() -> None:
+            courier.wake()
+            janitor.wake()
+
+        dispatcher = Dispatcher(
+            build_steps(settings), redis, job_timeout_s=settings.job.job_timeout, on_change=wake
+        )
     except StenoError as error:
         logger.error("{}", error)
         raise SystemExit(1) from None

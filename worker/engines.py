@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from loguru import logger
 
-from common.asr.engine import Engine
 from common.settings import AsrSettings
 from common.weights.store import Weights, WeightsStore
 from worker.memory import Memory
+
+if TYPE_CHECKING:
+    from common.asr.engine import Engine
 
 
 class Engines:

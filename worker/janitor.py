@@ -13,8 +13,11 @@ from common.db.cleaning import Cleaning
 from common.errors import Transient
 from common.events import Events
 from common.storage.storage import Made, Storage
+from worker.pace import Pace
 
 CLEAN_S = 1.0
+IDLE_POLL_S = 10.0
+"""How soon is found what is due although no notification told of it."""
 TIDY_S = 3600.0
 """It lists the results there are, and over S3 all recordings."""
 PAUSE_S = 5.0
@@ -38,6 +41,7 @@ class Janitor:
         self._events = events
         self._upload_wait_s = upload_wait_s
         self._silence_counts_from = 0.0
+        self._pace = Pace(IDLE_POLL_S)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
 
@@ -45,17 +49,27 @@ class Janitor:
         """Begin."""
         self._thread.start()
 
+    def wake(self) -> None:
+        """Look soon for what is due; called from any thread."""
+        self._pace.wake()
+
     def stop(self) -> None:
         """End, after what is in hand, unless that takes long: it can be done again."""
         self._stopping.set()
+        self._pace.wake()
         self._thread.join(STOP_GRACE_S)
 
     def _run(self) -> None:
         tidied = float("-inf")
         pause_s = 0.0
         while not self._stopping.wait(pause_s):
+            self._pace.wait()
             try:
-                self.clean()
+                if self._pace.is_due():
+                    due_s = self._cleaning.next_due_s(self._upload_wait_s)
+                    if due_s is not None and due_s <= 0:
+                        self.clean()
+                    self._pace.rest(due_s)
                 if time.monotonic() - tidied >= TIDY_S:
                     self.tidy()
                     tidied = time.monotonic()

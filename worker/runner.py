@@ -17,11 +17,18 @@ from common.domain.job import StepKind
 from common.domain.values import MAX_WINDOW_MS, Chunk
 from common.errors import StenoError, Transient, Unavailable
 from worker.context import Context, persist
-from worker.steps.fetch import fetch
 from worker.steps.merge import merge
 from worker.steps.moderate import moderate
 from worker.steps.plan import plan
 from worker.steps.transcribe import transcribe
+
+
+def fetch(context: Context, claim: Claim) -> UUID:
+    """See `worker.steps.fetch`, whose HTTP client is large and seldom needed."""
+    from worker.steps.fetch import fetch
+
+    return fetch(context, claim)
+
 
 STEPS: dict[StepKind, Callable[[Context, Claim], UUID | None]] = {
     StepKind.FETCH: fetch,

@@ -104,6 +104,8 @@ class WarmWorker(Worker):
     steps: Steps
     announcement: Announcement
     stop_period_s = 25.0
+    engine_idle_s = inf
+    """Seconds without work after which there is no horse, until there is work again."""
     death_penalty_class = _NoAlarm
     queue_class = _Queue
     waits_for_work = False
@@ -127,6 +129,8 @@ class WarmWorker(Worker):
     _rung: UUID
     """The step that the doorbell in hand names; the horse may be at one that followed from it."""
     _handed_back = False
+    _used_at = inf
+    """When there was last something to do, on the monotonic clock."""
 
     # --- RQ's hooks -----------------------------------------------------------------------------
 
@@ -244,6 +248,7 @@ class WarmWorker(Worker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run one job; a Redis that goes away meanwhile costs the doorbell, not the worker."""
+        self._used_at = inf  # until the next heartbeat
         try:
             super().execute_job(job, queue)
             if self._handed_back:
@@ -272,7 +277,7 @@ class WarmWorker(Worker):
         ago that was. Between two jobs it is also the time to replace a horse that has ended.
         """
         if pipeline is None and not self._stop_requested:
-            self.start_horse()
+            self._keep_horse()
         super().heartbeat(RECORD_S, pipeline)
         if pipeline is None:
             self._stay_known()
@@ -300,6 +305,16 @@ class WarmWorker(Worker):
     def start_horse(self) -> None:
         """Start a horse if there is none, ahead of the next job: its engine is warm by then."""
         self._horse_at_hand()
+
+    def _keep_horse(self) -> None:
+        """Have a horse at hand, unless there was nothing to do for long."""
+        now = time.monotonic()
+        self._used_at = min(self._used_at, now)
+        if now - self._used_at < self.engine_idle_s:
+            self.start_horse()
+        elif self._horse is not None:
+            logger.info("nothing to do for {:g} s: the engine's process ends", self.engine_idle_s)
+            self._retire_horse()
 
     def _stay_known(self) -> None:
         """Say which weights are here; register with a Redis that lost what it knew."""

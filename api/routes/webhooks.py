@@ -194,7 +194,9 @@ async def redeliver(
 ) -> DeliveryDocument:
     """Send a message (once more), at once, under the same `webhook-id`; retried like a new one."""
     webhooks = gateway.webhooks(caller.tenant)
-    return _delivery(await gateway.in_thread(webhooks.redeliver, delivery_id))
+    delivery = await gateway.in_thread(webhooks.redeliver, delivery_id)
+    gateway.events.work_to_do()
+    return _delivery(delivery)
 
 
 # --- the tenant's secret --------------------------------------------------------------------------
@@ -308,7 +310,9 @@ async def rotate_secret(
 async def test(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> DeliveryDocument:
     """Send a `webhook.test`, also to an endpoint that is paused. It is tried once."""
     webhooks = gateway.webhooks(caller.tenant)
-    return _delivery(await gateway.in_thread(webhooks.test, endpoint_id))
+    delivery = await gateway.in_thread(webhooks.test, endpoint_id)
+    gateway.events.work_to_do()
+    return _delivery(delivery)
 
 
 def _events(named: Sequence[Event]) -> list[WebhookEvent]:

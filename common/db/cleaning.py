@@ -13,6 +13,7 @@ from common.db.deletions import Deleted, Reason, erased, remove, remove_stream
 from common.db.steps import end_job, fetched_ids, seconds
 from common.db.streams import end_silent
 from common.db.tables import Deletion, Job, Recording, StreamSession
+from common.db.usage import SILENT_S
 from common.domain.job import JobStatus, is_final
 
 SWEEP_AGAIN_S = 60.0
@@ -57,6 +58,24 @@ class Cleaning:
             )
             session.execute(update(Job).where(Job.id == job_id).values(sweep_at=again))
             return True
+
+    def next_due_s(self, upload_wait_s: float) -> float | None:
+        """Seconds until there is something to clean up, less than 0 if there is; None: nothing."""
+        grace, wait = seconds(self.grace_s), seconds(upload_wait_s)
+        earliest = (
+            select(func.min(Job.sweep_at)),
+            select(func.min(Job.delete_at)),
+            select(func.min(Job.created_at) + wait).where(Job.status == JobStatus.PENDING_UPLOAD),
+            select(func.min(Deletion.requested_at) + grace).where(Deletion.erased_at.is_(None)),
+            select(func.min(StreamSession.delete_at)),
+            select(func.min(StreamSession.seen_at) + seconds(SILENT_S)).where(
+                StreamSession.ended_at.is_(None)
+            ),
+        )
+        with self.database.transaction() as session:
+            due = func.least(*(query.scalar_subquery() for query in earliest))
+            left = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
+            return None if left is None else float(left)
 
     def unfetched(self, job_id: UUID) -> list[UUID]:
         """What workers that were stopped over fetching the job's recording may have left."""

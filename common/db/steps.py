@@ -571,6 +571,12 @@ class Steps:
 
     # --- the dispatcher's side ----------------------------------------------------------------
 
+    def any_open(self) -> bool:
+        """Whether there is anything to hand out, to wait for or to rescue."""
+        with self._database.transaction() as session:
+            open_steps = Step.status.in_([StepStatus.PENDING, StepStatus.RUNNING])
+            return session.scalar(select(Step.id).where(open_steps).limit(1)) is not None
+
     def handed_out(self) -> int:
         """How many steps workers have in hand, their leases good, or are about to be given."""
         with self._database.transaction() as session:

@@ -143,6 +143,23 @@ class Deliveries:
             ).all()
             return [_sending(session, delivery) for delivery in claimed]
 
+    def next_due_s(self) -> float | None:
+        """Seconds until a message is to be sent; None: no message waits for its time."""
+        due = func.greatest(WebhookDelivery.due_at, WebhookDelivery.lease_until)
+        with self._database.transaction() as session:
+            left = session.scalar(
+                select(func.extract("epoch", func.min(due) - func.clock_timestamp()))
+                .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
+                .where(
+                    WebhookDelivery.status == DeliveryStatus.PENDING,
+                    or_(
+                        WebhookEndpoint.paused_at.is_(None),
+                        WebhookDelivery.event == WebhookEvent.TEST,
+                    ),
+                )
+            )
+            return None if left is None else float(left)
+
     def record(self, sending: Sending, outcome: Outcome) -> bool:
         """Record how an attempt went, and what follows; False where the claim was lost meanwhile.
 

@@ -50,7 +50,7 @@ def receiver() -> Iterator[Receiver]:
 def sending(
     database: Database, settings: WebhookSettings = FAST, *, allow: str = "127.0.0.1"
 ) -> Iterator[Courier]:
-    courier = Courier(deliveries_for(database, settings), Egress(allow), settings)
+    courier = Courier(deliveries_for(database, settings), Egress(allow), settings, idle_poll_s=0.2)
     courier.start()
     try:
         yield courier

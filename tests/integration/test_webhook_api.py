@@ -199,7 +199,9 @@ def test_messages_are_listed_with_their_attempts_page_by_page_and_sent_again(
     name = tenant()
     headers = {"X-Tenant-Id": name}
     settings = WebhookSettings(retry_delays="0")
-    courier = Courier(deliveries_for(gateway_database, settings), Egress(OWN), settings)
+    courier = Courier(
+        deliveries_for(gateway_database, settings), Egress(OWN), settings, idle_poll_s=0.2
+    )
     with Receiver(OWN) as receiver:
         made = create(gateway, tenant=name, url=f"{receiver.url}/fail/2")
         jobs = [submit_job(gateway_database, tenant=name) for _ in range(3)]

@@ -110,6 +110,20 @@ def test_a_horse_that_has_grown_is_replaced_between_steps(start: Start) -> None:
     assert worker.is_running()
 
 
+def test_a_worker_with_nothing_to_do_gives_its_memory_back_and_works_on(start: Start) -> None:
+    service = start(ENGINE_IDLE="1")
+    worker = service.start_worker()
+    service.start_dispatcher()
+    assert service.ended(service.submit(speak(SENTENCE))).status == JobStatus.COMPLETED
+
+    wait_until(lambda: not worker.children(), "the end of the engine's process")
+    assert worker.memory_info().rss < 120_000_000
+
+    job_id = service.submit(speak(SENTENCE))
+    assert service.ended(job_id).status == JobStatus.COMPLETED
+    assert failures(service, job_id) == []
+
+
 def test_a_horse_that_dies_idle_is_replaced_before_there_is_work(start: Start) -> None:
     worker = start().start_worker()
     first = horse_of(worker)

@@ -109,8 +109,6 @@ def test_the_server_that_is_in_the_way_is_named_with_its_setting(
     role: str, database_url: str, redis_url: str
 ) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
-    with Redis.from_url(redis_url) as redis:
-        tell(redis, role, presence.own_name(), 70 if role == "dispatcher" else 0)
     wrong_redis = redis_url.replace(f":{urlsplit(redis_url).password}@", ":wrong-sesame@")
     wrong_database = with_password(database_url, "wrong-sesame")
     for database, queue, words in [
@@ -120,6 +118,8 @@ def test_the_server_that_is_in_the_way_is_named_with_its_setting(
         (f"postgresql://a:wrong-sesame@{nowhere}/x", redis_url, ["database", "refused"]),
         (wrong_database, redis_url, ["database", "password", "DATABASE_PASSWORD"]),
     ]:
+        with Redis.from_url(redis_url) as redis:
+            tell(redis, role, presence.own_name(), 70 if role == "dispatcher" else 0)
         status, said = health(role, database, queue)
         assert status == 1
         assert all(word in said for word in words), said

@@ -233,7 +233,10 @@ def main(folder: Path) -> None:
         UnderTest(Settings(), Path(data), workers=1) as service,
         Gateway(service.address) as gateway,
     ):
-        outcomes = list(run(gateway, folder, cases))
+        outcomes = []
+        for outcome in run(gateway, folder, cases):
+            click.echo(f"{outcome.case.file}: {outcome.answer}", err=True)
+            outcomes.append(outcome)
     console.print(table(outcomes))
     failed = sum(not outcome.passed for outcome in outcomes)
     console.print(f"{len(outcomes) - failed} of {len(outcomes)} cases are as they must be")

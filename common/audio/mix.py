@@ -178,8 +178,11 @@ class Mixer:
             end = np.einsum("hsc,hc->hs", hops, weights)
             share = np.arange(1, HOP + 1, dtype=np.float32) / HOP
             mixed = (start + (end - start) * share).ravel()
-        scaled = np.floor(mixed * np.float32(FULL_SCALE) + np.float32(0.5))
-        found: NDArray[np.int16] = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+        mixed *= FULL_SCALE  # in place: fresh memory costs more than the arithmetic
+        mixed += 0.5
+        np.floor(mixed, out=mixed)
+        np.clip(mixed, -FULL_SCALE, FULL_SCALE - 1, out=mixed)
+        found: NDArray[np.int16] = mixed.astype(np.int16)
         return found
 
 

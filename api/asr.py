@@ -7,26 +7,35 @@ the header `api.uploads.IGNORED`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from api.caller import Caller
 from api.client_names import weights_named
+from api.gateway import Gateway
 from api.idempotency import idempotency_key
+from api.multipart import FormReader
 from api.resolving import request_sha256
-from api.schemas import Name, Prose, Word
-from api.uploads import Form, Upload
-from common.asr.languages import language_code
+from api.schemas import Accepted, Prose, Word
+from api.uploads import Body, Form, Upload
+from common.asr.languages import AUTO, LANGUAGES, language_code
 from common.db.jobs import Created, Idempotency, NewRecording
 from common.domain.request import Task
 from common.domain.results import segment_document, word_document
 from common.domain.transcript import Transcript
+from common.domain.values import Span
+from common.errors import NotAudio
 
 FILE = "audio_file"
-AUTO = "auto"
 GOOD_S = 24 * 3600
 """For so long after its end a job answers the same recording and options again."""
+DETECTED_S = 3600
+"""Seconds for which a job that only found out a language is kept."""
+MOST_S = 7 * 24 * 3600
 _JOINS = "\x1fasr"
 """The idempotency key of such jobs begins with it; no client can send it."""
 
@@ -37,7 +46,7 @@ class _Query(BaseModel):
     encode: bool = True
     """false: the file has no header. It is 16 bit, little endian, mono, 16 kHz; a file that begins
     as one with a header does is read as such all the same."""
-    video_file: Name | None = None
+    video_file: Annotated[str | None, Field(max_length=4096)] = None
     """What to call the recording."""
 
     @model_validator(mode="before")
@@ -91,8 +100,36 @@ class AsrQuery(_Query):
         }
 
 
+class DetectQuery(_Query):
+    """`POST /detect-language`."""
+
+    detect_lang_offset: int = Field(0, ge=0, le=MOST_S)
+    """Where to begin, in seconds."""
+    detect_lang_length: int = Field(0, ge=0, le=MOST_S)
+    """Seconds to detect the language in; 0: up to the end."""
+
+    def job_options(self) -> dict[str, str]:
+        """The same as options of an upload."""
+        return {"language": AUTO, "moderation": "false", "delete_after": str(DETECTED_S)}
+
+    @property
+    def part(self) -> Span:
+        """Where to detect the language."""
+        length_s = self.detect_lang_length or MOST_S
+        return Span(1000 * self.detect_lang_offset, 1000 * (self.detect_lang_offset + length_s))
+
+
 class AsrUpload(Upload):
     """A recording that joins the job of the same recording and options, if there is one."""
+
+    async def take_in(self, request: Request, body: Body) -> Accepted:
+        try:
+            return await super().take_in(request, body)
+        except NotAudio as error:
+            if self._form.may_be_bare:
+                raise
+            reason = f"{error.details['reason']}; bare samples need encode=false"
+            raise NotAudio(reason=reason) from None
 
     def _may_be_replay(self, request: Request) -> bool:  # noqa: ARG002
         return True
@@ -100,11 +137,39 @@ class AsrUpload(Upload):
     def _store(self, recording: NewRecording, request: Request) -> Created:
         if idempotency_key(request) is not None:
             return super()._store(recording, request)
-        job = self._job
-        # The defaults may be others today.
-        asked = f"{request.url.path} {job.engine} {job.model} {job.language}"
+        job = self._job  # with the defaults that hold today
+        asked = f"{request.url.path} {job.engine} {job.model} {job.language} {job.options}"
         sha256 = request_sha256(asked, self._options, recording.sha256)
         return self._submit(recording, Idempotency(f"{_JOINS}:{sha256}", sha256, GOOD_S))
+
+
+class DetectUpload(AsrUpload):
+    """A recording whose language is to be found out, in a part of it."""
+
+    def __init__(self, gateway: Gateway, caller: Caller, form: Form, part: Span) -> None:
+        super().__init__(gateway, caller, form)
+        self._part = part
+
+    async def _check(self, form: FormReader, request: Request) -> None:
+        await super()._check(form, request)
+        options = replace(self._job.options, detect_in=self._part)
+        self._job = replace(self._job, options=options)
+
+
+class Language(BaseModel):
+    """The answer of `/detect-language`."""
+
+    detected_language: str = Field(examples=["vietnamese"])
+    language_code: str = Field(examples=["vi"])
+    confidence: float = Field(ge=0, le=1)
+
+    @classmethod
+    def of(cls, code: str, probabilities: Mapping[str, float]) -> Self:
+        """``probabilities`` are empty where nobody speaks."""
+        if not probabilities:
+            return cls(detected_language="Unknown", language_code="und", confidence=0)
+        name = LANGUAGES.get(code, code).lower()
+        return cls(detected_language=name, language_code=code, confidence=probabilities[code])
 
 
 def json_document(transcript: Transcript, *, words: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from api.client_names import weights_named
 from api.problems import Problem, bad_value, problem, unless_unread
 from api.schemas import Number, Prose
-from common.asr.languages import LANGUAGES, language_code
+from common.asr.languages import AUTO, LANGUAGES, language_code
 from common.domain.formats import to_srt, to_vtt
 from common.domain.request import Task
 from common.domain.results import seconds, segment_document, word_document
@@ -31,7 +31,6 @@ from common.domain.transcript import Transcript
 from common.errors import Needs, StenoError, UnknownOption
 
 PREFIX = "/v1"
-AUTO = "auto"
 GRANULARITIES = "timestamp_granularities[]"
 UNBRACKETED = "timestamp_granularities"
 """The same as some clients send it."""

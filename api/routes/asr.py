@@ -11,20 +11,28 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from api.asr import FILE, AsrQuery, AsrUpload, json_document
+from api.asr import (
+    FILE,
+    AsrQuery,
+    AsrUpload,
+    DetectQuery,
+    DetectUpload,
+    Language,
+    json_document,
+)
 from api.caller import Caller, Transcriber
 from api.filenames import attachment
 from api.gateway import Gateway, GatewayDep
 from api.idempotency import PARAMETER
 from api.middleware import answer_with
 from api.problems import documented
-from api.uploads import IGNORED, Body, Form
+from api.uploads import IGNORED, Body
 from api.version import VERSION
 from api.waiting import JOB_ID, check_completed, wait_for_end
 from common.db.jobs import Text
 from common.db.snapshots import Snapshot
 from common.domain.formats import write
-from common.errors import NotAudio, Restarting, StillUnderWay
+from common.errors import Restarting, StillUnderWay
 from common.transcripts import transcript_of
 
 router = APIRouter(tags=["asr"])
@@ -73,11 +81,8 @@ async def asr(
     day of its end, is answered by the same job.
     """
     form = query.form(request, query.job_options())
-    try:
-        snapshot, text = await _text(request, gateway, caller, form)
-    except NotAudio as error:
-        reason = f"{error.details['reason']}; bare samples need encode=false"
-        raise NotAudio(reason=reason) if query.encode else error from None
+    upload = AsrUpload(gateway, caller, form)
+    snapshot, text = await _text(request, gateway, caller, upload)
     transcript = transcript_of(text)
     if query.output == "json":
         answer: Response = JSONResponse(json_document(transcript, words=query.word_timestamps))
@@ -87,8 +92,30 @@ async def asr(
     return answer
 
 
+@router.post(
+    "/detect-language",
+    summary="Find out a recording's language",
+    responses=documented(400, 404, 408, 409, 413, 415, 422, 503),
+    openapi_extra={"requestBody": _BODY, "parameters": [PARAMETER]},
+)
+async def detect_language(
+    request: Request,
+    gateway: GatewayDep,
+    caller: Transcriber,
+    query: Annotated[DetectQuery, Query()],
+) -> Language:
+    """whisper-asr-webservice's `/detect-language`: by the default weights, from several windows.
+
+    Where nobody speaks, `language_code` is und. The job behind it is deleted after an hour.
+    """
+    form = query.form(request, query.job_options())
+    upload = DetectUpload(gateway, caller, form, query.part)
+    _, text = await _text(request, gateway, caller, upload)
+    return Language.of(text.language, (text.manifest or {})["language_probabilities"] or {})
+
+
 async def _text(
-    request: Request, gateway: Gateway, caller: Caller, form: Form
+    request: Request, gateway: Gateway, caller: Caller, upload: AsrUpload
 ) -> tuple[Snapshot, Text]:
     """The text of the job that the request made or joined, once that has ended.
 
@@ -97,7 +124,7 @@ async def _text(
         Restarting: the gateway is about to end.
         BadInput, Transient: as an upload; the job failed, was cancelled or was deleted.
     """
-    job_id = (await AsrUpload(gateway, caller, form).take_in(request, Body(request))).job_id
+    job_id = (await upload.take_in(request, Body(request))).job_id
     answer_with(request.scope, {JOB_ID: str(job_id)})
     async with gateway.watch(caller.tenant, job_id) as feed:
         await wait_for_end(request, feed)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
+from common.domain.values import Span
+
 Strategy = Literal["vad", "silence", "fixed"]
 Task = Literal["transcribe", "translate"]
 
@@ -45,7 +47,8 @@ class Options:
 
     ``moderation``: label the segments. ``filter_profanity``: mask the offending words wherever the
     text is shown, unless who asks for it says otherwise; the text itself stays as it was said.
-    ``audio_track``: an index, or a language; see `common.domain.tracks`.
+    ``audio_track``: an index, or a language; see `common.domain.tracks`. ``detect_in``: find out
+    the language of this part, and transcribe nothing.
     """
 
     cutting: Cutting = Cutting()
@@ -53,6 +56,7 @@ class Options:
     moderation: bool = False
     filter_profanity: bool = False
     audio_track: str | None = None
+    detect_in: Span | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -67,4 +71,5 @@ class Options:
             moderation=document.get("moderation", False),
             filter_profanity=document.get("filter_profanity", False),
             audio_track=document.get("audio_track"),
+            detect_in=Span(**part) if (part := document.get("detect_in")) else None,
         )

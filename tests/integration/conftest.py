@@ -37,6 +37,15 @@ def gateway(
 
 
 @pytest.fixture(scope="module")
+def serving(gateway: GatewayProcess) -> Iterator[GatewayProcess]:
+    """The module's gateway with a dispatcher and a worker behind it."""
+    with Service(gateway.database_url, gateway.redis_url, gateway.folder) as service:
+        service.start_dispatcher()
+        service.start_worker()
+        yield gateway
+
+
+@pytest.fixture(scope="module")
 def gateway_database(gateway: GatewayProcess) -> Iterator[Database]:
     """What the gateway writes to."""
     with Database(gateway.database_url) as database:

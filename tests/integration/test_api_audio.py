@@ -219,6 +219,13 @@ def test_a_client_that_leaves_takes_the_process_with_it(
     wait_for(lambda: not sound_processes(gateway))
 
 
+def test_head_makes_none_of_the_file(gateway: GatewayProcess, completed: Completed) -> None:
+    url = f"/api/v1/download/{completed(large)}"
+    answer = gateway.http.head(url, params={"format": "wav"})
+    assert answer.headers["content-length"] == str(20 * 192_000 * 16 + 44)
+    wait_for(lambda: not sound_processes(gateway))
+
+
 def test_a_slow_client_makes_the_process_wait_and_gets_all_of_it(
     gateway: GatewayProcess, completed: Completed
 ) -> None:

@@ -176,6 +176,7 @@ def test_the_resolved_request_is_stored_with_the_job(
         "moderation": True,
         "filter_profanity": True,
         "audio_track": None,
+        "detect_in": None,
     }
 
 

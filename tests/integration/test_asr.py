@@ -20,10 +20,13 @@ from common.events import Events
 from tests.factories import claim_next, finish_chunk, finish_merge, make_steps, plan_chunks
 from tests.factories import stored_segment as segment
 from tests.gateway import GatewayProcess
-from tests.service import Service, wait_until, write_wav
+from tests.service import wait_until, write_wav
 from tests.speech import pcm16, speak
 
 SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
+FRENCH = (
+    "Bonjour à tous, et merci d'être venus. Nous allons parler aujourd'hui de la mer et du vent."
+)
 KEY = "the-operators-own-key-0123456789"
 BASIC = httpx.BasicAuth("anybody", KEY)
 
@@ -31,15 +34,6 @@ BASIC = httpx.BasicAuth("anybody", KEY)
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, str]:
     return {"GATEWAY_API_KEY": KEY, "OPENAI_WAIT": "0.1"}
-
-
-@pytest.fixture(scope="module")
-def serving(gateway: GatewayProcess) -> Iterator[GatewayProcess]:
-    """The module's gateway with a dispatcher and a worker behind it."""
-    with Service(gateway.database_url, gateway.redis_url, gateway.folder) as service:
-        service.start_dispatcher()
-        service.start_worker()
-        yield gateway
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +93,45 @@ def test_bazarr_gets_its_subtitles(serving: GatewayProcess, samples: bytes) -> N
     kept = serving.http.get(f"/api/v1/download/{job['job_id']}?format=original", auth=BASIC).content
     assert (kept[:4], kept[44:]) == (b"RIFF", samples)
     assert session.get(f"{endpoint}/status").json()["version"].startswith("Stenopool ")
+
+
+def detect(gateway: GatewayProcess, file: bytes, **params: Any) -> httpx.Response:
+    files = {"audio_file": ("audio_file", file)}
+    return gateway.http.post("/detect-language", params=params, files=files, auth=BASIC)
+
+
+def test_a_language_is_detected_and_nothing_transcribed(serving: GatewayProcess) -> None:
+    english, french = speak(SENTENCE), speak(FRENCH, "fr")
+    both = pcm16(english) + bytes(32_000 * 3) + pcm16(french)
+    begins_s = len(pcm16(english)) // 32_000 + 3
+    answers = [
+        detect(serving, pcm16(english), encode="false"),
+        detect(serving, both, encode="false", detect_lang_offset=begins_s),
+        detect(serving, both, encode="false", detect_lang_length=begins_s - 2),
+    ]
+    for answer, (name, code) in zip(
+        answers, [("english", "en"), ("french", "fr"), ("english", "en")], strict=True
+    ):
+        document = answer.raise_for_status().json()
+        assert (document["detected_language"], document["language_code"]) == (name, code)
+        assert 0 < document["confidence"] <= 1
+    job = job_of(serving, answers[0])
+    assert (job["status"], job["chunks_total"], job["language"]) == ("COMPLETED", 0, "en")
+    assert job["delete_at"] is not None
+    again = detect(serving, pcm16(english), encode="false")
+    assert again.headers["x-job-id"] == job["job_id"]
+    other = detect(serving, both, encode="false", detect_lang_offset=begins_s + 1)
+    assert other.headers["x-job-id"] != answers[1].headers["x-job-id"]
+
+
+def test_where_nobody_speaks_the_language_is_undefined(serving: GatewayProcess) -> None:
+    answer = detect(serving, bytes(64_000), encode="false", vad_filter="true")
+    assert answer.json() == {
+        "detected_language": "Unknown",
+        "language_code": "und",
+        "confidence": 0,
+    }
+    assert answer.headers["x-ignored-parameters"] == "vad_filter"
 
 
 def test_bazarr_translates_to_english(serving: GatewayProcess, samples: bytes) -> None:
@@ -182,6 +215,24 @@ def test_what_cannot_be_heeded_is_refused_by_name(
     answer = ask(gateway, wav, **wrong)
     assert (answer.status_code, answer.json()["field"]) == (422, field)
     assert gateway.incoming == []
+
+
+def test_an_idempotency_key_means_one_request(gateway: GatewayProcess, wav: bytes) -> None:
+    def send(**params: str) -> None:
+        gateway.http.post(
+            "/asr",
+            params=params,
+            files={"audio_file": wav},
+            headers={"Idempotency-Key": "episode 1"},
+            auth=BASIC,
+            timeout=httpx.Timeout(60, read=2),
+        ).raise_for_status()
+
+    for _ in range(2):
+        with pytest.raises(httpx.ReadTimeout):
+            send(initial_prompt="One.", priority="low")
+    with pytest.raises(httpx.HTTPStatusError, match="409"):
+        send(initial_prompt="Another.")
 
 
 def test_a_form_without_the_file_is_refused_by_its_name(gateway: GatewayProcess) -> None:

@@ -23,19 +23,10 @@ from common.events import Events
 from tests.factories import claim_next, make_steps
 from tests.gateway import GatewayProcess
 from tests.node import install_clients, run_client
-from tests.service import Service, wait_until, write_wav
+from tests.service import wait_until, write_wav
 from tests.speech import silence, speak
 
 SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
-
-
-@pytest.fixture(scope="module")
-def serving(gateway: GatewayProcess) -> Iterator[GatewayProcess]:
-    """The module's gateway with a dispatcher and a worker behind it."""
-    with Service(gateway.database_url, gateway.redis_url, gateway.folder) as service:
-        service.start_dispatcher()
-        service.start_worker()
-        yield gateway
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,13 @@ from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.errors import DecodeFailed, NotAudio
 from worker.context import Context, fenced, persist
-from worker.steps.sound import cut_samples, decoding_identity, open_recording, plan_options
+from worker.steps.sound import (
+    cut_samples,
+    decoding_identity,
+    open_recording,
+    part_of,
+    plan_options,
+)
 
 CHARGED_MS = 30_000
 """How much audio may be decoded before it is charged."""
@@ -71,7 +77,7 @@ class _Planning:
         self._claim = claim
         self._job, recording = persist(lambda: context.steps.job_of(claim))
         options = Options.from_json(self._job.options)
-        self._cutting = options.cutting
+        self._cutting, self._detect_in = options.cutting, options.detect_in
         self._tracks = tuple(map(Track.from_json, recording.audio_tracks))
         self._default = default_track(self._tracks)
         self._asked = find_track(self._tracks, options.audio_track)
@@ -104,12 +110,15 @@ class _Planning:
         planner = Planner(plan_options(self._cutting), self._context.voice_network)
         with open_recording(self._context, self._recording_id) as recording:
             decoding = Decoding(recording, track=self._track)
-            for block in decoding:
+            part = self._detect_in
+            for block in decoding if part is None else part_of(decoding, part):
                 check_length(decoding.duration_ms, self._context.settings.upload.max_audio_hours)
                 if not self._charged_ms or decoding.duration_ms >= self._charged_ms + CHARGED_MS:
                     self._charge(decoding.duration_ms)
                 for chunk in planner.feed(block):
                     self._take(chunk, replan=replan)
+                if part is not None and self._language is not None:
+                    break
         self._charge(decoding.duration_ms)
         for chunk in planner.finish():
             self._take(chunk, replan=replan)
@@ -214,6 +223,9 @@ class _Planning:
         )
 
     def _add(self, planned: PlannedChunk, language: str) -> None:
+        """Have it transcribed, unless only the language is asked for."""
+        if self._detect_in is not None:
+            return
         chunk = planned.chunk
         identity = decoding_identity(self._job, self._weights.sha256, language)
         address = content_hash(chunk, planned.pcm, identity)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
 from uuid import UUID
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.asr.engine import DecodingOptions, Samples
 from common.audio.decode import Decoding
@@ -43,16 +44,20 @@ def cut_anew(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
     Raises:
         DecodeFailed, NotAudio: as `Decoding`.
     """
-    first, last = audio.start_ms * SAMPLES_PER_MS, audio.end_ms * SAMPLES_PER_MS
     pcm = bytearray()
-    decoding = Decoding(recording, track=track)
+    for part in part_of(Decoding(recording, track=track), audio):
+        pcm += part.astype("<i2", copy=False).tobytes()
+    return bytes(pcm.ljust(audio.duration_ms * BYTES_PER_MS, b"\0"))
+
+
+def part_of(decoding: Decoding, part: Span) -> Iterator[NDArray[np.int16]]:
+    """The samples of a part of a recording; decodes all that is before it, and little behind it."""
+    first, last = part.start_ms * SAMPLES_PER_MS, part.end_ms * SAMPLES_PER_MS
     for block in decoding:
         at = decoding.samples - len(block)
-        part = block[max(0, first - at) : max(0, last - at)]
-        pcm += part.astype("<i2", copy=False).tobytes()
+        yield block[max(0, first - at) : max(0, last - at)]
         if decoding.samples >= last:
-            break
-    return bytes(pcm.ljust(audio.duration_ms * BYTES_PER_MS, b"\0"))
+            return
 
 
 def plan_options(cutting: Cutting) -> PlanOptions:

@@ -59,7 +59,7 @@ def _recordings_among(
     visible = sorted(path for path in inside if not path.name.startswith("."))
     files = [path for path in visible if path.is_file()]
     recordings = [path for path in files if path.suffix.lower() in ENDINGS]
-    others = [path.name for path in files if path not in set(recordings)]
+    others = [path.name for path in files if path.suffix.lower() not in ENDINGS]
     folders = len(visible) - len(files)
     skipped = []
     if others:

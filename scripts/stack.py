@@ -258,6 +258,7 @@ class Stack:
     def _claim(self) -> None:
         """Have what must be had before any server is started."""
         self._lock = own(self.data_dir)
+        (self.data_dir / "stack.json").unlink(missing_ok=True)  # of a stack that was killed
         if problem := listening_problem(self.port, self.host):
             raise SetupProblem(
                 problem=f"The gateway cannot listen on {self.host}, port {self.port}: {problem}",

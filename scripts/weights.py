@@ -47,6 +47,7 @@ def have_weights(asr: AsrSettings, engine: str, model: str) -> None:
     Raises:
         UnknownOption: they are not in the manifest.
         PullFailed: no source gave them.
+        SetupProblem: nothing can be written where they belong.
     """
     store = WeightsStore(asr.models_dir, Manifest.load())
     with suppress(WeightsMissing, WeightsCorrupt):
@@ -54,8 +55,15 @@ def have_weights(asr: AsrSettings, engine: str, model: str) -> None:
         return
     from common.weights.pull import Puller  # it takes a while, and is mostly not needed
 
-    with transfer_bar() as tell:
-        Puller(store, progress=tell).pull(engine, model)
+    try:
+        with transfer_bar() as tell:
+            Puller(store, progress=tell).pull(engine, model)
+    except OSError as error:
+        raise SetupProblem(
+            problem=f"{model} for {engine} cannot be put into {asr.models_dir}: "
+            f"{error.strerror or error}",
+            remedy="Set MODELS_DIR to a folder that can be written",
+        ) from error
 
 
 @contextmanager

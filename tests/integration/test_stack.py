@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx
@@ -33,6 +35,7 @@ from common.settings import (
 from common.weights.manifest import HubFiles, Manifest
 from scripts import stack as stack_module
 from scripts.cli import INTERRUPTED, steno
+from scripts.running import RunningStack
 from scripts.stack import Child, Stack, find_running
 from tests.file_server import FileServer, Served
 
@@ -276,6 +279,8 @@ def test_the_default_weights_are_fetched_before_it_says_that_it_is_up(
     }
     with FileServer() as hub:
         env["HF_ENDPOINT"] = hub.url
+        killed = RunningStack("http://127.0.0.1:9", 1, "", "")
+        (tmp_path / "stack.json").write_text(json.dumps(asdict(killed)))
         hub.put(path, Served(content, stall_after=len(content) // 2))
         with steno_up(tmp_path, **env) as up:
             until(lambda: part.exists() and part.stat().st_size > len(content) // 3)
@@ -310,6 +315,10 @@ def test_a_stack_whose_default_weights_cannot_be_fetched_does_not_come_up(tmp_pa
         output, _ = up.communicate(timeout=60)
         assert up.returncode == 1
     assert "DEFAULT_MODEL no-such-model for faster-whisper is not in" in output
+    (tmp_path / "file").write_text("")
+    with steno_up(tmp_path, MODELS_DIR=str(tmp_path / "file" / "models")) as up:
+        output, _ = up.communicate(timeout=60)
+    assert f"cannot be put into {tmp_path / 'file' / 'models'}: Not a directory" in output
     assert not (tmp_path / "postgres").exists()
 
 

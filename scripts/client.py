@@ -20,6 +20,7 @@ import click
 import httpx
 
 from common.asr.languages import AUTO, LANGUAGES
+from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.formats import MEDIA_TYPES
 from common.domain.moderation import Label
 from common.errors import GatewayLost, Refused, SetupProblem
@@ -59,6 +60,8 @@ WARNINGS = {
 }
 """What a result's warnings mean."""
 
+MOST_LANGUAGES = 3
+"""So many languages are told with their probabilities."""
 MOST_FLAGGED = 5
 """So many flagged segments are told with their times."""
 
@@ -477,6 +480,16 @@ def _told(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "warning", WARNINGS.get(code, code)
 
 
+def warning(code: str, found: Mapping[str, Any]) -> str:
+    """A result's warning for a person; one about languages with those that were found."""
+    meaning = WARNINGS.get(code, code)
+    languages: Mapping[str, float] = found.get("language_probabilities") or {}
+    if code not in {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN} or not languages:
+        return meaning
+    likeliest = sorted(languages.items(), key=lambda item: -item[1])[:MOST_LANGUAGES]
+    return f"{meaning} ({', '.join(f'{each} {100 * p:.0f} %' for each, p in likeliest)})"
+
+
 def recording_name(state: Mapping[str, Any]) -> str:
     """A job's recording for a person: its file's name, and its length where that is known."""
     seconds = state["duration_seconds"]
@@ -511,7 +524,7 @@ def result(
     for line in lines(found):
         click.echo(line)
     for code in found["warnings"]:
-        click.echo(f"steno: warning: {WARNINGS.get(code, code)}", err=True)
+        click.echo(f"steno: warning: {warning(code, found)}", err=True)
     if told := flagged(found):
         click.echo(f"steno: {told}", err=True)
 

@@ -27,7 +27,6 @@ from common.weights.store import WeightsStore
 from scripts.cli import interrupt_on_signals, load_settings
 from scripts.client import (
     FORMATS,
-    WARNINGS,
     Gateway,
     Language,
     clock,
@@ -37,6 +36,7 @@ from scripts.client import (
     lines,
     passing,
     plural,
+    warning,
 )
 from scripts.progress import Board, Take
 from scripts.recordings import find_recordings
@@ -326,7 +326,7 @@ class Desk:
 
     def _summarise(self, take: Take, result: Mapping[str, Any]) -> None:
         for code in result["warnings"]:
-            self._board.say(f"{take.name}: warning: {WARNINGS.get(code, code)}")
+            self._board.say(f"{take.name}: warning: {warning(code, result)}")
         facts = [_pace([take]), plural(result["word_count"], "word")]
         by_default = " (the default; --language takes others, or auto)"
         facts.append(f"language {result['language']}{by_default * self._default_language}")

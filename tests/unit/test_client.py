@@ -19,7 +19,7 @@ from common.domain.tracks import OTHER_AUDIO_TRACK
 from common.errors import GatewayLost, Refused
 from common.transcripts import SEVERAL_MODELS
 from scripts.cli import steno
-from scripts.client import WARNINGS, Gateway, clock, flagged
+from scripts.client import WARNINGS, Gateway, clock, flagged, warning
 from tests.scripted_gateway import DONE, WORKING, ScriptedGateway
 from worker.steps import merge
 
@@ -184,6 +184,15 @@ def test_every_warning_there_is_has_human_words() -> None:
     codes |= {merge.TOO_SHORT, merge.DOUBTFUL_TEXT}
     codes |= {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN}
     assert codes | {MODERATION_FAILED, SEVERAL_MODELS} == set(WARNINGS)
+
+
+def test_a_warning_about_languages_names_those_that_were_found() -> None:
+    found = {"language_probabilities": {"th": 0.01, "en": 0.953, "cy": 0.02, "la": 0.004}}
+    named = " (en 95 %, cy 2 %, th 1 %)"
+    assert warning(LANGUAGE_MISMATCH, found) == WARNINGS[LANGUAGE_MISMATCH] + named
+    assert warning(LANGUAGE_MISMATCH, {}) == WARNINGS[LANGUAGE_MISMATCH]
+    assert warning("truncated", found) == WARNINGS["truncated"]
+    assert warning("something_new", found) == "something_new"
 
 
 def test_flagged_segments_are_told_with_their_times_but_never_all_of_many() -> None:

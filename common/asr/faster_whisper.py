@@ -46,8 +46,8 @@ BEST_OF = 5
 """Samples drawn at a temperature above 0, of which the most probable counts (openai/whisper)."""
 
 SEED = 20_220_921
-TOKENS_PER_S = 30
-SPARE_TOKENS = 32
+MOST_TOKENS_PER_S = 30
+MOST_SPARE_TOKENS = 32
 """No speech has more tokens, in whatever script; a decoder that writes more is in a loop."""
 TOKEN_STEP = 64
 """Windows are decoded together where as many tokens are allowed, rounded up to this: all of more
@@ -211,7 +211,7 @@ class FasterWhisper:
         )
 
     def _most_tokens(self, window: Samples) -> int:
-        most = SPARE_TOKENS + TOKENS_PER_S * len(window) / SAMPLE_RATE
+        most = MOST_SPARE_TOKENS + MOST_TOKENS_PER_S * len(window) / SAMPLE_RATE
         longest: int = self._model.max_length // 2
         return min(longest, TOKEN_STEP * math.ceil(most / TOKEN_STEP))
 

@@ -49,7 +49,7 @@ from faster_whisper.transcribe import get_suppressed_tokens
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
 from common.asr.faster_whisper import FRAMES, SAMPLES_PER_FRAME, FasterWhisper, joined, view
-from common.asr.guards import Decoding
+from common.asr.guards import TOKENS_PER_S, Decoding
 from common.asr.segments import segments_of
 from common.asr.streaming import Before, Heard
 from common.domain.stream import Hypothesis
@@ -63,9 +63,8 @@ FRAMES_PER_POSITION = 2
 """The encoder halves the number of frames."""
 BATCH = 4
 """Hypotheses decoded together; the first of them has to wait for the last."""
-TOKENS_PER_S = 14
 SPARE_TOKENS = 10
-"""Nobody speaks faster: who goes on is in a loop, which is to cost little."""
+"""Beyond `TOKENS_PER_S`; a loop is to cost little."""
 LEAST_TOKENS_PER_S = 1
 """Nobody speaks slower: less, and the decoder took what was given for all there is."""
 REPEATED_WORDS = 4

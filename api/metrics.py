@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.gateway import Gateway
 from api.version import VERSION
-from common.db.monitoring import Observed, Server, Waiting, observe_service
+from common.db.monitoring import MOST, Observed, Server, Waiting, observe_service
 from common.db.streams import COMPLETED, INTERRUPTED
 from common.domain.job import JobStatus, StepKind
 from common.domain.metrics import (
@@ -259,19 +259,21 @@ def _gauges(service: Observed) -> Iterator[Metric]:
     jobs: dict[Labels, Waiting] = {
         (status.lower(),): waiting for status, waiting in service.jobs.items()
     }
-    yield from _both("stenopool_jobs", "Jobs that are not finished", ("status",), jobs)
+    what = f"Jobs that are not finished ({MOST}: that many or more)"
+    yield from _both("stenopool_jobs", what, ("status",), jobs)
     steps: dict[Labels, Waiting] = {
         (kind.value, priority.name.lower()): waiting
         for (kind, priority), waiting in service.steps_waiting.items()
     }
-    what = "Steps that wait for a worker"
+    what = f"Steps that wait for a worker ({MOST}: that many or more)"
     yield from _both("stenopool_steps_waiting", what, ("kind", "priority"), steps)
     running: dict[Labels, float] = {
         (kind.value,): count for kind, count in service.steps_running.items()
     }
     yield _gauge("stenopool_steps_running", "Steps being worked on", ("kind",), running)
     due: dict[Labels, Waiting] = {(): service.deliveries_due}
-    yield from _both("stenopool_webhook_deliveries_due", "Webhook messages to send", (), due)
+    what = f"Webhook messages to send ({MOST}: that many or more)"
+    yield from _both("stenopool_webhook_deliveries_due", what, (), due)
     yield _one("stenopool_streams_open", "Live streams that go on", service.streams_open)
 
 

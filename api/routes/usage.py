@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.caller import Reader
 from api.gateway import GatewayDep
-from common.db.usage import HOUR_MS, Day, Spent, Usage, seconds_to_midnight
+from common.db.usage import HOUR_MS, Day, Quota, Spent, Usage, seconds_to_midnight
 from common.domain.keys import Limits
 
 router = APIRouter(tags=["keys"])
@@ -81,7 +81,7 @@ async def usage(
     Live streams are no jobs; their audio counts as it comes in.
     """
     asked = Usage(gateway.database, caller.tenant, caller.key_id)
-    spent = await gateway.in_thread(asked.spent)
+    spent = await gateway.in_thread(asked.spent, Quota.of(caller.limits))
     return UsageDocument(
         tenant=caller.tenant,
         key_id=caller.key_id,

@@ -12,7 +12,7 @@ from common.db.database import Database
 from common.db.deletions import Deleted, Reason, erased, remove, remove_stream
 from common.db.steps import end_job, fetched_ids, seconds
 from common.db.streams import end_silent
-from common.db.tables import Deletion, Job, Recording, StreamSession
+from common.db.tables import NOW, Deletion, Job, Recording, StreamSession
 from common.db.usage import SILENT_S
 from common.domain.job import JobStatus, is_final
 
@@ -40,7 +40,7 @@ class Cleaning:
         meanwhile, so that it is not begun again at the same time. False where there is none to do.
         """
         with self.database.transaction() as session:
-            now = func.clock_timestamp()
+            now = NOW
             job_id = session.scalar(
                 select(Job.id)
                 .where(Job.sweep_at <= now)
@@ -85,16 +85,14 @@ class Cleaning:
     def expired(self, limit: int) -> list[UUID]:
         """Jobs whose time to be deleted has come."""
         with self.database.transaction() as session:
-            due = select(Job.id).where(Job.delete_at <= func.clock_timestamp())
+            due = select(Job.id).where(Job.delete_at <= NOW)
             return list(session.scalars(due.order_by(Job.delete_at).limit(limit)))
 
     def expire(self, job_id: UUID) -> Deleted | None:
         """Delete such a job; None where it is gone, or is not to be deleted any more."""
         with self.database.transaction() as session:
             job = session.scalar(
-                select(Job)
-                .where(Job.id == job_id, Job.delete_at <= func.clock_timestamp())
-                .with_for_update()
+                select(Job).where(Job.id == job_id, Job.delete_at <= NOW).with_for_update()
             )
             return None if job is None else remove(session, job, Reason.RETENTION)
 
@@ -103,7 +101,7 @@ class Cleaning:
         with self.database.transaction() as session:
             stream = session.scalar(
                 select(StreamSession)
-                .where(StreamSession.delete_at <= func.clock_timestamp())
+                .where(StreamSession.delete_at <= NOW)
                 .order_by(StreamSession.delete_at)
                 .limit(1)
                 .with_for_update(skip_locked=True)
@@ -125,7 +123,7 @@ class Cleaning:
                 select(Deletion.job_id, Deletion.recording_id)
                 .where(
                     Deletion.erased_at.is_(None),
-                    Deletion.requested_at <= func.clock_timestamp() - seconds(self.grace_s),
+                    Deletion.requested_at <= NOW - seconds(self.grace_s),
                 )
                 .order_by(Deletion.requested_at)
                 .limit(limit)
@@ -168,7 +166,7 @@ class Cleaning:
                 select(Job.id)
                 .where(
                     Job.status == JobStatus.PENDING_UPLOAD,
-                    Job.created_at < func.clock_timestamp() - seconds(limit_s),
+                    Job.created_at < NOW - seconds(limit_s),
                 )
                 # Whoever has locked one may be committing its recording.
                 .with_for_update(key_share=True, skip_locked=True)

@@ -68,13 +68,20 @@ class JobLists:
     def page(self, which: JobFilter, *, limit: int, after: Cursor | None) -> Page[Snapshot]:
         """Jobs in any state."""
         with self._database.transaction() as session:
-            found = snapshots(
-                session,
-                Job.tenant == self._tenant,
-                *_conditions(which),
-                *beyond(after, Job.created_at, Job.id),
-                limit=limit + 1,
-            )
+            asked = [
+                _newest(
+                    select(Job.id, Job.created_at).where(
+                        Job.tenant == self._tenant,
+                        *status,
+                        *_conditions(which),
+                        *beyond(after, Job.created_at, Job.id),
+                    ),
+                    limit + 1,
+                )
+                for status in _by_status(which)
+            ]
+            newest = _newest(select(union_all(*asked).subquery()), limit + 1).subquery()
+            found = snapshots(session, Job.id.in_(select(newest.c.id)), limit=limit + 1)
         return page_of(found, limit, lambda it: Cursor(it.created_at, it.job_id))
 
     def finished(self, *, limit: int, after: Cursor | None) -> Page[Finished]:
@@ -165,9 +172,15 @@ def _streams_of(page: CTE) -> Select[Any]:
     ).join(page, page.c.id == StreamSession.id)
 
 
+def _by_status(which: JobFilter) -> Iterator[list[ColumnElement[bool]]]:
+    """The states one by one, where an index has the jobs of each in the order of the list."""
+    if not which.statuses and which.model is None:
+        yield []
+    for status in which.statuses or (JobStatus if which.model is not None else ()):
+        yield [Job.status == status]
+
+
 def _conditions(which: JobFilter) -> Iterator[ColumnElement[bool]]:
-    if which.statuses:
-        yield Job.status.in_(which.statuses)
     if which.created_after is not None:
         yield Job.created_at > which.created_after
     if which.created_before is not None:

@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy import Select, func, select, text
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Job, Step, StreamSession, WebhookDelivery, WebhookEndpoint
+from common.db.tables import NOW, Job, Step, StreamSession, WebhookDelivery, WebhookEndpoint
 from common.db.tallies import Tallied
 from common.db.usage import is_live
 from common.domain.job import JobStatus, Priority, StepKind, StepStatus
 from common.domain.webhooks import DeliveryStatus
 
 UNFINISHED = (JobStatus.PENDING, JobStatus.PROCESSING)
+MOST = 1_000
+"""No more than so many of a kind are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """How many wait, and for how many seconds the oldest of them has (0: there is none)."""
+    """How many wait (`MOST`: that many or more), and for how many seconds the oldest has, or 0."""
 
     count: int = 0
     oldest_s: float = 0.0
@@ -70,25 +72,18 @@ def observe_service(database: Database) -> Observed:
 
 
 def _jobs(session: Session) -> dict[JobStatus, Waiting]:
-    rows = session.execute(
-        select(Job.status, *_waiting(func.coalesce(Job.retried_at, Job.created_at)))
-        .where(Job.status.in_(UNFINISHED))
-        .group_by(Job.status)
-    )
-    found = {JobStatus(status): _value(count, age) for status, count, age in rows}
-    return {status: found.get(status, Waiting()) for status in UNFINISHED}
+    since = func.coalesce(Job.retried_at, Job.created_at)
+    return {
+        status: _first(session, select(since.label("since")).where(Job.status == status))
+        for status in UNFINISHED
+    }
 
 
 def _steps_waiting(session: Session) -> dict[tuple[StepKind, Priority], Waiting]:
-    rows = session.execute(
-        select(Step.kind, Job.priority, *_waiting(Step.run_after))
-        .join(Job, Job.id == Step.job_id)
-        .where(Step.status == StepStatus.PENDING, Step.run_after <= func.clock_timestamp())
-        .group_by(Step.kind, Job.priority)
-    )
+    kinds = {"kinds": list(StepKind), "priorities": list(Priority), "most": MOST}
     found = {
-        (StepKind(kind), Priority(priority)): _value(count, age)
-        for kind, priority, count, age in rows
+        (StepKind(row.kind), Priority(row.priority)): _value(min(MOST, row.number), row.age)
+        for row in session.execute(_STEPS_WAITING, kinds)
     }
     return {
         (kind, priority): found.get((kind, priority), Waiting())
@@ -100,7 +95,7 @@ def _steps_waiting(session: Session) -> dict[tuple[StepKind, Priority], Waiting]
 def _steps_running(session: Session) -> dict[StepKind, int]:
     rows = session.execute(
         select(Step.kind, func.count())
-        .where(Step.status == StepStatus.RUNNING, Step.lease_until > func.clock_timestamp())
+        .where(Step.status == StepStatus.RUNNING, Step.lease_until > NOW)
         .group_by(Step.kind)
     )
     found = {StepKind(kind): count for kind, count in rows}
@@ -109,16 +104,16 @@ def _steps_running(session: Session) -> dict[StepKind, int]:
 
 def _deliveries_due(session: Session) -> Waiting:
     due = WebhookDelivery.due_at
-    count, age = session.execute(
-        select(*_waiting(due))
+    return _first(
+        session,
+        select(due.label("since"))
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
         .where(
             WebhookDelivery.status == DeliveryStatus.PENDING,
-            due <= func.clock_timestamp(),
+            due <= NOW,
             WebhookEndpoint.paused_at.is_(None),
-        )
-    ).one()
-    return _value(count, age)
+        ),
+    )
 
 
 def _streams_open(session: Session) -> int:
@@ -136,11 +131,45 @@ def _server(session: Session) -> Server:
     return Server(*map(int, row))
 
 
-def _waiting(since: Any) -> tuple[ColumnElement[int], ColumnElement[Any]]:
-    """How many, and the age of the oldest (s), as SQL."""
-    age: ColumnElement[Any] = func.extract("epoch", func.clock_timestamp() - func.min(since))
-    return func.count(), age
+def _first(session: Session, waiting: Select[Any]) -> Waiting:
+    """Count the oldest of those that wait ``since``, `MOST` of them, in the order of an index."""
+    rows = waiting.order_by("since").limit(MOST).subquery()
+    age = func.extract("epoch", func.clock_timestamp() - func.min(rows.c.since))
+    number, oldest_s = session.execute(select(func.count(), age).select_from(rows)).one()
+    return _value(number, oldest_s)
 
 
-def _value(count: int, age: Decimal | None) -> Waiting:
+def _value(count: int, age: Decimal | float | None) -> Waiting:
     return Waiting(count, max(0.0, float(age or 0)))
+
+
+# Those in line, those that are to join it, and those that were handed out and not yet claimed.
+_STEPS_WAITING = text("""
+    SELECT kind, priority, count(*) AS number,
+        extract(epoch FROM clock_timestamp() - min(since)) AS age
+    FROM (
+        SELECT kind, priority, since
+        FROM unnest(CAST(:kinds AS text[])) AS kind,
+        unnest(CAST(:priorities AS smallint[])) AS priority,
+        LATERAL (
+            SELECT due_at AS since FROM outbox
+            WHERE outbox.kind IS NOT NULL AND outbox.priority = priority.priority
+            AND outbox.kind = kind.kind ORDER BY due_at LIMIT :most
+        ) AS in_line
+        UNION ALL (
+            SELECT found.kind, found.priority, due_at
+            FROM outbox, LATERAL (
+                SELECT steps.kind, jobs.priority FROM steps JOIN jobs ON jobs.id = steps.job_id
+                WHERE steps.id = step_id OFFSET 0
+            ) AS found
+            WHERE outbox.job_id IS NULL AND due_at <= statement_timestamp()
+            ORDER BY due_at LIMIT :most
+        )
+        UNION ALL
+        SELECT steps.kind, jobs.priority, run_after
+        FROM steps JOIN jobs ON jobs.id = steps.job_id
+        WHERE steps.status = 'pending' AND doorbell IS NOT NULL
+        AND run_after <= statement_timestamp()
+    ) AS waiting
+    GROUP BY kind, priority
+""")

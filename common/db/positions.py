@@ -16,21 +16,23 @@ from common.domain.turns import SHORTER_FIRST, patience, turns_before
 
 FARTHEST = 1_000
 """Nobody is told of a place beyond this one: so many rows are read at most."""
+FARTHEST_LISTED = 200
+"""The same in lists, where it is read for each job."""
 NEVER = 2**63 - 1
 """The turn of those that are not in line yet: all others have waited longer."""
 
 
-def positions(session: Session, jobs: Iterable[Job]) -> dict[UUID, int]:
+def positions(session: Session, jobs: Iterable[Job], farthest: int) -> dict[UUID, int]:
     """How many turns go before the first of each of ``jobs``, should no others come in.
 
-    Only of those that are PENDING; 0: it is next, or a worker is about to begin; `FARTHEST`: that
+    Only of those that are PENDING; 0: it is next, or a worker is about to begin; ``farthest``: that
     many or more. Of a priority that goes before, each job counts as one turn.
     """
     pending = [job for job in jobs if job.status == JobStatus.PENDING]
     if not pending:
         return {}
-    found = session.execute(_PLACES, joining(pending) | {"most": FARTHEST, "never": NEVER})
-    return {row.job_id: _position(row) for row in found}
+    found = session.execute(_PLACES, joining(pending) | {"most": farthest, "never": NEVER})
+    return {row.job_id: min(farthest, _position(row)) for row in found}
 
 
 def _position(row: Row[Any]) -> int:
@@ -54,10 +56,11 @@ def _position(row: Row[Any]) -> int:
     )
     # Between two turns of the tenant each of the others has one.
     before: int = row.higher + row.not_in_line + tenants + jobs * (1 + row.other_tenants)
-    return min(FARTHEST, before)
+    return before
 
 
-# Each count reads the beginning of an index.
+# Each count reads the beginning of an index: hence its ORDER BY. By OFFSET 0 a row is looked up by
+# its key. Statistics from before a burst of jobs would else have Postgres read the whole table.
 _PLACES = text("""
     WITH own AS (
         SELECT
@@ -75,9 +78,14 @@ _PLACES = text("""
             CAST(:job_id AS uuid[]), CAST(:priority AS smallint[]), CAST(:tenant AS text[]),
             CAST(:remote AS boolean[]), CAST(:size AS smallint[])
         ) AS joining (job_id, priority, tenant, remote, size)
-        LEFT JOIN job_turns AS job USING (job_id)
-        LEFT JOIN tenant_turns AS line ON line.remote = joining.remote
-            AND line.priority = joining.priority AND line.tenant = joining.tenant
+        LEFT JOIN LATERAL (
+            SELECT * FROM job_turns AS it WHERE it.job_id = joining.job_id OFFSET 0
+        ) AS job USING (job_id)
+        LEFT JOIN LATERAL (
+            SELECT size, since FROM tenant_turns AS it
+            WHERE it.remote = joining.remote AND it.priority = joining.priority
+            AND it.tenant = joining.tenant OFFSET 0
+        ) AS line ON true
     )
     SELECT own.job_id, own.size, NOT in_line AND outbox_id IS NULL AS handed_out,
         higher, not_in_line, other_tenants,
@@ -101,16 +109,22 @@ _PLACES = text("""
     LATERAL (
         SELECT count(*) AS higher FROM (
             SELECT FROM job_turns AS it
-            WHERE it.remote = own.remote AND it.priority < own.priority LIMIT :most
+            WHERE it.remote = own.remote AND it.priority < own.priority
+            ORDER BY it.priority LIMIT :most
         ) AS found
     ) AS higher_priority,
     LATERAL (
         SELECT count(*) AS not_in_line FROM (
-            SELECT FROM outbox AS it
-            JOIN steps ON steps.id = it.step_id JOIN jobs ON jobs.id = steps.job_id
-            WHERE NOT in_line AND it.job_id IS NULL AND it.due_at <= clock_timestamp()
-            AND jobs.id <> own.job_id
-            AND (jobs.priority, it.id) < (own.priority, own.outbox_id) LIMIT :most
+            SELECT FROM (
+                SELECT id, step_id FROM outbox
+                WHERE NOT in_line AND job_id IS NULL AND due_at <= statement_timestamp()
+                ORDER BY due_at LIMIT :most
+            ) AS it, LATERAL (
+                SELECT jobs.id, jobs.priority FROM steps JOIN jobs ON jobs.id = steps.job_id
+                WHERE steps.id = it.step_id OFFSET 0
+            ) AS job
+            WHERE job.id <> own.job_id
+            AND (job.priority, it.id) < (own.priority, own.outbox_id)
         ) AS found
     ) AS joining_as_well,
     LATERAL (
@@ -119,14 +133,15 @@ _PLACES = text("""
         FROM (
             SELECT since FROM job_turns AS it
             WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
-            AND (it.size, it.since) < (own.size, own.since) LIMIT :most
+            AND (it.size, it.since) < (own.size, own.since)
+            ORDER BY it.size, it.since LIMIT :most
         ) AS found
     ) AS shorter_jobs,
     LATERAL (
         SELECT count(*) AS jobs_waited FROM (
             SELECT FROM job_turns AS it
             WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
-            AND it.since < own.since LIMIT :most
+            AND it.since < own.since ORDER BY it.since LIMIT :most
         ) AS found
     ) AS older_jobs,
     LATERAL (
@@ -135,21 +150,22 @@ _PLACES = text("""
         FROM (
             SELECT since FROM tenant_turns AS it
             WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
-            AND (it.size, it.since) < (own.tenant_size, own.tenant_since) LIMIT :most
+            AND (it.size, it.since) < (own.tenant_size, own.tenant_since)
+            ORDER BY it.size, it.since LIMIT :most
         ) AS found
     ) AS tenants_with_shorter_jobs,
     LATERAL (
         SELECT count(*) AS tenants_waited FROM (
             SELECT FROM tenant_turns AS it
             WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
-            AND it.since < own.tenant_since LIMIT :most
+            AND it.since < own.tenant_since ORDER BY it.since LIMIT :most
         ) AS found
     ) AS older_tenants,
     LATERAL (
         SELECT count(*) AS other_tenants FROM (
             SELECT FROM tenant_turns AS it
             WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
-            LIMIT :most
+            ORDER BY it.since LIMIT :most
         ) AS found
     ) AS others
 """)

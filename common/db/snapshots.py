@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from common.db.positions import positions
+from common.db.positions import FARTHEST, FARTHEST_LISTED, positions
 from common.db.steps import moderation_failed
 from common.db.tables import Chunk, Job, Recording
 from common.domain.job import MODERATION_FAILED, JobStatus
@@ -93,13 +93,13 @@ class Snapshot:
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
     """One job; None where the tenant has no such job."""
     row = session.execute(_one(), {"tenant": tenant, "job_id": job_id}).one_or_none()
-    return None if row is None else _snapshots(session, [row])[0]
+    return None if row is None else _snapshots(session, [row], FARTHEST)[0]
 
 
 def snapshots(session: Session, *where: ColumnElement[bool], limit: int) -> list[Snapshot]:
     """The jobs that meet all of ``where``, newest first; ``limit`` at most."""
     asked = _jobs().where(*where).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
-    return _snapshots(session, session.execute(asked).all())
+    return _snapshots(session, session.execute(asked).all(), FARTHEST_LISTED)
 
 
 @cache
@@ -145,8 +145,8 @@ def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
     return select(func.sum(lately.c.duration_ms) / wall_ms).correlate(Job).scalar_subquery()
 
 
-def _snapshots(session: Session, rows: Sequence[Row[Any]]) -> list[Snapshot]:
-    queue = positions(session, [row[0] for row in rows])
+def _snapshots(session: Session, rows: Sequence[Row[Any]], farthest: int) -> list[Snapshot]:
+    queue = positions(session, [row[0] for row in rows], farthest)
     return [_snapshot(row, queue.get(row[0].id)) for row in rows]
 
 

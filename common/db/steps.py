@@ -36,7 +36,17 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from common.db.counting import count_durations
 from common.db.database import Database
 from common.db.endings import job_ended
-from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
+from common.db.tables import (
+    NOW,
+    Chunk,
+    Failure,
+    Job,
+    JobMetrics,
+    Outbox,
+    Recording,
+    Step,
+    Transcript,
+)
 from common.db.tallies import count
 from common.db.turns import Turns
 from common.db.usage import charge_decoded, correct
@@ -580,9 +590,7 @@ class Steps:
     def handed_out(self) -> int:
         """How many steps workers have in hand, their leases good, or are about to be given."""
         with self._database.transaction() as session:
-            working = and_(
-                Step.status == StepStatus.RUNNING, Step.lease_until > func.clock_timestamp()
-            )
+            working = and_(Step.status == StepStatus.RUNNING, Step.lease_until > NOW)
             return _count(session, or_(working, _is_published()))
 
     def publish(self, limit: int, ring: Any, *, fetches: int | None = None) -> int:
@@ -626,9 +634,7 @@ class Steps:
         """Steps that should be in RQ's hands, each with its doorbell."""
         with self._database.transaction() as session:
             rows = session.execute(
-                select(Step.id, Step.doorbell).where(
-                    _is_published(), Step.run_after <= func.clock_timestamp()
-                )
+                select(Step.id, Step.doorbell).where(_is_published(), Step.run_after <= NOW)
             )
             return [(row.id, row.doorbell) for row in rows]
 
@@ -643,7 +649,7 @@ class Steps:
             expired = session.execute(
                 select(Step.id, Step.attempt, Step.job_id).where(
                     Step.status == StepStatus.RUNNING,
-                    Step.lease_until <= func.clock_timestamp(),
+                    Step.lease_until <= NOW,
                 )
             ).all()
         error = LeaseExpired()
@@ -657,7 +663,7 @@ class Steps:
             jobs = session.scalars(
                 select(Job.id).where(
                     Job.status == JobStatus.PROCESSING,
-                    Job.started_at < func.clock_timestamp() - seconds(limit_s),
+                    Job.started_at < NOW - seconds(limit_s),
                 )
             ).all()
             for job_id in jobs:

@@ -37,6 +37,10 @@ class Kind(StrEnum):
     STREAM = "stream"
 
 
+NOW = func.statement_timestamp()
+"""For conditions: an index can be searched by it, as it cannot by clock_timestamp()."""
+
+
 def _one_of(column: str, values: type) -> str:
     allowed = ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]
     return f"{column} IN ({allowed})"
@@ -91,11 +95,27 @@ class Job(Base):
         CheckConstraint(_one_of("status", JobStatus), name="status"),
         CheckConstraint("remaining >= 0", name="remaining"),
         Index("ix_jobs_tenant_created_at", "tenant", "created_at"),
+        Index("ix_jobs_tenant_status", "tenant", "status", "created_at", "id"),
+        Index("ix_jobs_tenant_model", "tenant", "model", "status", "created_at", "id"),
+        Index(
+            "ix_jobs_tenant_recording",
+            "tenant",
+            "client_recording_id",
+            "created_at",
+            postgresql_where=text("client_recording_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_key_unfinished",
+            "key_id",
+            postgresql_where=text("status IN ('PENDING_UPLOAD', 'PENDING', 'PROCESSING')"),
+        ),
         Index(
             "ix_jobs_unfinished",
             "status",
+            text("coalesce(retried_at, created_at)"),
             postgresql_where=text("status IN ('PENDING', 'PROCESSING')"),
         ),
+        Index("ix_jobs_processing", "started_at", postgresql_where=text("status = 'PROCESSING'")),
         Index(
             "uq_jobs_tenant_idempotency_key",
             "tenant",
@@ -121,7 +141,7 @@ class Job(Base):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
-    key_id: Mapped[str | None] = mapped_column(index=True)
+    key_id: Mapped[str | None]
     """The API key that asked for it; None: nobody needed one."""
     recording_id: Mapped[UUID | None] = mapped_column(ForeignKey("recordings.id"), index=True)
     """None until its bytes are here: PENDING_UPLOAD, or to be fetched from ``source_url``."""
@@ -387,7 +407,8 @@ class Outbox(Base):
             "priority",
             "kind",
             "due_at",
-            postgresql_where=text("job_id IS NOT NULL"),
+            # Not of job_id, or Postgres might look for a job's steps here.
+            postgresql_where=text("kind IS NOT NULL"),
         ),
     )
 
@@ -530,6 +551,10 @@ class UsageDay(Base):
     """What was asked for with a key on one day (UTC). Deleting jobs does not lower it."""
 
     __tablename__ = "usage_days"
+    __table_args__ = (
+        Index("ix_usage_days_key", "key_id", "day"),
+        Index("ix_usage_days_tenant", "tenant", "day"),
+    )
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     key_id: Mapped[str] = mapped_column(primary_key=True)
@@ -574,13 +599,28 @@ class WebhookDelivery(Base):
             postgresql_where=text("status = 'pending'"),
         ),
         Index("ix_webhook_deliveries_tenant_created_at", "tenant", "created_at"),
+        Index("ix_webhook_deliveries_tenant_status", "tenant", "status", "created_at", "id"),
+        Index("ix_webhook_deliveries_endpoint", "endpoint_id", "status", "created_at", "id"),
+        Index(
+            "ix_webhook_deliveries_leased",
+            "lease_until",
+            postgresql_where=text("status = 'pending' AND lease_until IS NOT NULL"),
+        ),
+        Index(
+            "ix_webhook_deliveries_ended", "ended_at", postgresql_where=text("status <> 'pending'")
+        ),
+        Index(
+            "ix_webhook_deliveries_orphaned",
+            "id",
+            postgresql_where=text("job_id IS NULL AND event <> 'test' AND status <> 'pending'"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     """The ``webhook-id``, the same in every attempt."""
     tenant: Mapped[str]
     endpoint_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), index=True
+        ForeignKey("webhook_endpoints.id", ondelete="CASCADE")
     )
     """None: to the job's own ``webhook_url``."""
     job_id: Mapped[UUID | None] = mapped_column(

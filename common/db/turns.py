@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from common.db.tables import TURNS, TURNS_LOCK, Job, JobTurn, Outbox, Step, TenantTurn
+from common.db.tables import NOW, TURNS, TURNS_LOCK, Job, JobTurn, Outbox, Step, TenantTurn
 from common.domain.job import StepKind, StepStatus
 from common.domain.turns import (
     next_job,
@@ -76,17 +76,19 @@ class Turns:
     # --- joining ------------------------------------------------------------------------------
 
     def _take_in(self) -> int:
-        new = (
-            select(Outbox.id, Outbox.step_id)
-            .where(Outbox.job_id.is_(None), Outbox.due_at <= func.clock_timestamp())
+        new = self.session.scalars(
+            select(Outbox.id)
+            .where(Outbox.job_id.is_(None), Outbox.due_at <= NOW)
             .order_by(Outbox.due_at, Outbox.id)
             .limit(TAKEN_IN_AT_ONCE)
             .with_for_update(skip_locked=True)
-            .cte("new")
-        )
+        ).all()
+        if not new:
+            return 0
         taken = self.session.execute(
             update(Outbox)
-            .where(Outbox.id == new.c.id, Step.id == new.c.step_id, Job.id == Step.job_id)
+            # Found first, as Postgres would expect thousands of them, and read all there is.
+            .where(Outbox.id == func.any(new), Step.id == Outbox.step_id, Job.id == Step.job_id)
             .values(
                 job_id=Step.job_id,
                 priority=Job.priority,
@@ -98,7 +100,7 @@ class Turns:
         ).all()
         in_order = sorted(taken, key=lambda row: row.id)
         self._join(list(dict.fromkeys(row.job_id for row in in_order)))
-        return len(taken)
+        return len(new)
 
     def _join(self, job_ids: Sequence[UUID]) -> None:
         found = self.session.execute(select(*_FACTS).where(Job.id == func.any(job_ids)))
@@ -217,7 +219,7 @@ def leave(session: Session, job_id: UUID) -> None:
 
 def is_due() -> ColumnElement[bool]:
     """Whether a step may be claimed."""
-    return (Step.status == StepStatus.PENDING) & (Step.run_after <= func.clock_timestamp())
+    return (Step.status == StepStatus.PENDING) & (Step.run_after <= NOW)
 
 
 def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:

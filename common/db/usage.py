@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Job, Recording, StreamSession, UsageDay
+from common.db.tables import NOW, Job, Recording, StreamSession, UsageDay
 from common.domain.job import JobStatus
 from common.domain.keys import Limits
 from common.errors import TooManyJobs, TooManyStreams, TooMuchAudio
@@ -30,6 +30,9 @@ SILENT_S = 45.0
 RETRY_S = 5
 """When somebody with too many jobs or streams is told to try again."""
 HOUR_MS = 3_600_000
+
+OVER_QUOTA = 1000
+"""No more of a key's jobs are counted than it may have, and so many."""
 
 NO_KEY = ""
 """In place of a key's id where none was needed."""
@@ -57,7 +60,10 @@ NO_QUOTA = Quota()
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """A key's unfinished jobs, its streams, and the audio charged to it today, in any tenant."""
+    """A key's unfinished jobs, its streams, and the audio charged to it today, in any tenant.
+
+    No more than `OVER_QUOTA` jobs beyond the quota are counted.
+    """
 
     concurrent_jobs: int = 0
     concurrent_streams: int = 0
@@ -114,7 +120,7 @@ def is_live() -> ColumnElement[bool]:
 
 def is_silent() -> ColumnElement[bool]:
     """Whether nothing was heard of a stream's gateway for too long."""
-    return StreamSession.seen_at <= func.clock_timestamp() - timedelta(seconds=SILENT_S)
+    return StreamSession.seen_at <= NOW - timedelta(seconds=SILENT_S)
 
 
 def check_goes_on(session: Session, job_id: UUID, quota: Quota) -> None:
@@ -165,14 +171,14 @@ class Usage:
             TooManyJobs, TooMuchAudio: the key may have no more.
         """
         if self._key_id is not None and quota != NO_QUOTA:
-            spent = self.spent()
+            spent = self.spent(quota)
             after = replace(spent, concurrent_jobs=spent.concurrent_jobs + jobs)
             _check(after, quota, jobs=jobs)
 
-    def spent(self) -> Spent:
-        """What counts against the key's limits at this moment."""
+    def spent(self, quota: Quota = NO_QUOTA) -> Spent:
+        """What counts against the key's ``quota`` at this moment."""
         with self._database.transaction() as session:
-            return Spent() if self._key_id is None else _spent(session, self._key_id)
+            return Spent() if self._key_id is None else _spent(session, self._key_id, quota)
 
     def days(self, count: int) -> list[Day]:
         """The last ``count`` days on which there was anything, today first."""
@@ -215,7 +221,7 @@ def _hold(
     if key_id is not None and quota != NO_QUOTA:
         # One at a time, as each has to see what the others have.
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))
-        spent = _spent(session, key_id)
+        spent = _spent(session, key_id, quota)
         _check(spent, quota, jobs=jobs, streams=streams, audio_ms=audio_ms)
 
 
@@ -249,12 +255,14 @@ def _check(
         )
 
 
-def _spent(session: Session, key_id: str) -> Spent:
-    jobs = (
-        select(func.count())
+def _spent(session: Session, key_id: str, quota: Quota) -> Spent:
+    unfinished = (
+        select(Job.id)
         .where(Job.key_id == key_id, Job.status.in_(UNFINISHED))
-        .scalar_subquery()
+        .limit(quota.concurrent_jobs + OVER_QUOTA)
+        .subquery()
     )
+    jobs = select(func.count()).select_from(unfinished).scalar_subquery()
     streams = (
         select(func.count()).where(StreamSession.key_id == key_id, is_live()).scalar_subquery()
     )

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Job, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from common.db.tables import NOW, Job, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from common.db.tallies import count
 from common.domain.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_DELIVERIES
 from common.domain.webhooks import (
@@ -203,7 +203,7 @@ class Deliveries:
 
         What ended of jobs that were deleted is forgotten at once: it has their metadata in it.
         """
-        long_ago = func.clock_timestamp() - timedelta(days=keep_days)
+        long_ago = NOW - timedelta(days=keep_days)
         paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_at.is_not(None))
         with self._database.transaction() as session:
             given_up = session.scalars(
@@ -222,15 +222,16 @@ class Deliveries:
             orphaned = and_(
                 WebhookDelivery.job_id.is_(None), WebhookDelivery.event != WebhookEvent.TEST
             )
-            forgotten = session.scalars(
-                delete(WebhookDelivery)
-                .where(
-                    WebhookDelivery.status != DeliveryStatus.PENDING,
-                    or_(WebhookDelivery.ended_at < long_ago, orphaned),
+            return sum(
+                len(session.scalars(forget.returning(WebhookDelivery.id)).all())
+                # One by one, as each has an index.
+                for forget in (
+                    delete(WebhookDelivery).where(
+                        WebhookDelivery.status != DeliveryStatus.PENDING, which
+                    )
+                    for which in (WebhookDelivery.ended_at < long_ago, orphaned)
                 )
-                .returning(WebhookDelivery.id)
-            ).all()
-            return len(forgotten)
+            )
 
     # --- inside one transaction ---------------------------------------------------------------
 
@@ -238,7 +239,7 @@ class Deliveries:
         lane, tenant = WebhookDelivery.lane, WebhookDelivery.tenant
         under_way = and_(
             WebhookDelivery.status == DeliveryStatus.PENDING,
-            WebhookDelivery.lease_until > func.clock_timestamp(),
+            WebhookDelivery.lease_until > NOW,
         )
         by_lane = select(lane, func.count().label("n")).where(under_way).group_by(lane).subquery()
         by_tenant = (
@@ -380,14 +381,14 @@ def _pause(endpoint: WebhookEndpoint, reason: str) -> None:
 def _unclaimed() -> ColumnElement[bool]:
     return or_(
         WebhookDelivery.lease_until.is_(None),
-        WebhookDelivery.lease_until <= func.clock_timestamp(),
+        WebhookDelivery.lease_until <= NOW,
     )
 
 
 def _due() -> ColumnElement[bool]:
     return and_(
         WebhookDelivery.status == DeliveryStatus.PENDING,
-        WebhookDelivery.due_at <= func.clock_timestamp(),
+        WebhookDelivery.due_at <= NOW,
         _unclaimed(),
     )
 

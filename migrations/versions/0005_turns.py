@@ -34,7 +34,10 @@ def upgrade() -> None:
         "ix_outbox_in_line", "outbox", ["job_id", "kind", "chunk_index"], postgresql_where=IN_LINE
     )
     op.create_index(
-        "ix_outbox_waiting", "outbox", ["priority", "kind", "due_at"], postgresql_where=IN_LINE
+        "ix_outbox_waiting",
+        "outbox",
+        ["priority", "kind", "due_at"],
+        postgresql_where=sa.text("kind IS NOT NULL"),
     )
     # A doorbell now says that the step is out of the outbox.
     op.execute(

@@ -35,7 +35,7 @@ from tests.factories import (
 )
 from tests.frozen import SENTENCE
 from tests.lines import Lines
-from tests.service import Start, wait_until
+from tests.service import PATIENCE_S, Start, wait_until
 from tests.speech import speak
 
 
@@ -351,7 +351,8 @@ def test_real_workers_take_up_a_clip_before_any_more_of_the_long_recordings(star
     service.start_dispatcher()
     said = speak(SENTENCE)
     lecture = np.tile(said, 300 * SAMPLE_RATE // len(said))
-    long = [service.submit(lecture) for _ in range(3)]
+    tiny = {"engine": "whisper.cpp", "model": "tiny"}
+    long = [service.submit(lecture, **tiny) for _ in range(3)]
     chunks = select(func.count()).where(
         Step.job_id.in_(long), Step.kind == StepKind.TRANSCRIBE, Step.status == StepStatus.RUNNING
     )
@@ -360,10 +361,10 @@ def test_real_workers_take_up_a_clip_before_any_more_of_the_long_recordings(star
         with service.database.transaction() as session:
             return session.scalar(chunks) == 2
 
-    wait_until(all_at_work, "both workers at work on long recordings")
-    clip = service.submit(said)
+    wait_until(all_at_work, "both workers at work on them", 2 * PATIENCE_S)
+    clip = service.submit(said, **tiny)
 
-    assert service.ended(clip).status == JobStatus.COMPLETED
+    assert service.ended(clip, 2 * PATIENCE_S).status == JobStatus.COMPLETED
     with service.database.transaction() as session:
         begun = select(Step.started_at).where(Step.job_id == clip, Step.kind == StepKind.PLAN)
         sent = select(Job.created_at).where(Job.id == clip)

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, ClassVar
@@ -94,8 +95,9 @@ class Body:
 class IncomingFile:
     """A file that is written and hashed in threads while more of it comes in."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, create: Callable[[], BinaryIO]) -> None:
         self.path = path
+        self._create = create
         self.size = 0
         self._digest = hashlib.sha256()
         self._file: BinaryIO | None = None
@@ -142,7 +144,7 @@ class IncomingFile:
     def _write(self, blocks: list[bytes]) -> None:
         with storage_errors():
             if self._file is None:
-                self._file = self.path.open("x+b")
+                self._file = self._create()
                 self._begin(blocks)
             for block in blocks:
                 self._file.write(block)
@@ -229,8 +231,11 @@ class _Incoming(ABC):
         self._form = form
         self._job_id = job_id
         self._recording_id = uuid4()
-        path = gateway.storage.incoming(self._recording_id)
-        self._file = BareFile(path) if form.may_be_bare else IncomingFile(path)
+        kind = BareFile if form.may_be_bare else IncomingFile
+        self._file = kind(
+            gateway.storage.incoming(self._recording_id),
+            partial(gateway.storage.create, self._recording_id),
+        )
         self._max_bytes = gateway.settings.upload.max_bytes
         self._securing = False
         self._handed_over = False

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
+from common.files import OWN
 from common.settings import LogSettings
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def set_up_logging(settings: LogSettings, process: str) -> None:
     if settings.file is None:
         logger.add(sys.stderr, **options)
     else:
-        logger.add(settings.file, rotation="20 MB", retention=5, enqueue=False, **options)
+        OWN.make_folder(settings.file.absolute().parent)
+        file: dict[str, Any] = {"rotation": "20 MB", "retention": 5, "opener": OWN.opener}
+        logger.add(settings.file, **file, **options)
     for library in ("rq", "alembic"):  # they tell every step they take
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)

@@ -7,6 +7,7 @@ test compares the two.
 
 from __future__ import annotations
 
+import grp
 import os
 import re
 from functools import cached_property
@@ -28,6 +29,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from common.asr.languages import AUTO, LANGUAGES
 from common.domain.keys import Limits
 from common.errors import SetupProblem
+from common.files import OWN, Access
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = ROOT.parent.name in {"site-packages", "dist-packages"}
@@ -254,6 +256,9 @@ class StorageSettings(BaseSettings):
     temp_dir: Path | None = None
     """Uploads on their way in; for local on the same file system as UPLOAD_DIR
     (UPLOAD_DIR/.incoming)."""
+    data_group: str | None = None
+    """Group, by name or number, whose members may read what is stored in these folders, and add and
+    remove files, as processes of other users do that share them. Unset: nobody else may."""
     s3_bucket: str | None = None
     """Bucket for recordings, sound and results; it has to be there."""
     s3_prefix: str = ""
@@ -275,6 +280,24 @@ class StorageSettings(BaseSettings):
     clients need not reach the server."""
     s3_link_seconds: Annotated[int, Field(ge=10, le=604_800)] = 900
     """How long a link to a recording is good."""
+
+    @cached_property
+    def access(self) -> Access:
+        """Who may use what is stored.
+
+        Raises:
+            SetupProblem: there is no such group.
+        """
+        if self.data_group is None:
+            return OWN
+        try:
+            name = self.data_group
+            return Access(int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid)
+        except KeyError as error:
+            raise SetupProblem(
+                problem=f"DATA_GROUP names a group that this system does not have: {name}",
+                remedy="Name one of /etc/group, or give its number",
+            ) from error
 
     @cached_property
     def uploads(self) -> Path:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from common.errors import SetupProblem, StenoError, UnknownOption
+from common.files import OWN
 
 if TYPE_CHECKING:
     from common.settings import Settings
@@ -157,8 +158,8 @@ def _unexpected(error: Exception) -> str:
     summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     try:
         log = load_settings().storage.data_dir / "logs" / "steno.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+        OWN.make_folder(log.parent)
+        with OWN.open(log, "a") as file:
             file.write(f"--- {time.strftime('%FT%T%z')} {' '.join(sys.argv[1:])}\n")
             traceback.print_exception(error, file=file)
     except Exception:

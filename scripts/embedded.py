@@ -21,6 +21,7 @@ import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -35,6 +36,7 @@ import psycopg
 import redis
 
 from common.errors import InUse, SetupProblem
+from common.files import OWN, UMASK
 from scripts.processes import spawn, terminate
 
 READY_WITHIN_S = 60
@@ -171,8 +173,8 @@ class EmbeddedServer(ABC):
         if self._access is None and listening_problem(access.port):
             access = self._keep(Access(free_port(), access.password))
         self._access = access
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("ab") as log:
+        OWN.make_folder(self.log_file.parent)
+        with OWN.open(self.log_file, "ab") as log:
             log_start = log.tell()
             self.process = self.spawn(access, log)
         deadline = time.monotonic() + READY_WITHIN_S
@@ -322,6 +324,7 @@ class EmbeddedPostgres(EmbeddedServer):
             user=identity.user,
             group=identity.group,
             extra_groups=None if identity.user is None else [],
+            umask=UMASK,
         )
         password_file.unlink()
         if done.returncode != 0:
@@ -474,6 +477,8 @@ def choose_identity(postgres: Path, data_dir: Path) -> Identity:
     if os.geteuid() != 0:
         return Identity()
     for identity in _root_identities(data_dir):
+        if identity.user is not None:  # who has to get through, and may read nothing on the way
+            data_dir.parent.chmod(data_dir.parent.stat().st_mode | stat.S_IXOTH)
         if _works(identity, postgres, data_dir):
             return identity
     raise SetupProblem(
@@ -532,7 +537,7 @@ def write_private(path: Path, text: str) -> None:
     """Write ``text`` where only the owner can read it, whole or not at all."""
     unfinished = path.with_name(f"{path.name}.new")
     unfinished.unlink(missing_ok=True)
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # noqa: PTH123 - a descriptor, so that the mode holds from the first byte
+    with OWN.open(unfinished, "x") as file:
         file.write(text)
     unfinished.replace(path)
 
@@ -543,8 +548,8 @@ def own(directory: Path) -> IO[str]:
     The kernel lets go when the owner dies, however it dies.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("a+")
+        OWN.make_folder(directory)
+        lock: IO[str] = OWN.open(directory / "lock", "a+")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.seek(0)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
+from common.files import UMASK
 from common.orphans import die_with_parent
 
 
@@ -27,7 +28,8 @@ def spawn(
     """Start ``argv`` in a process group of its own, so that a Ctrl-C reaches only the parent.
 
     It is sent ``death_signal`` when the calling *thread* is gone (see `common.orphans`).
-    ``log`` takes its output (none: it is thrown away); ``user`` and ``group`` are what it drops to.
+    What it writes is for its own user. ``log`` takes its output (none: it is thrown away); ``user``
+    and ``group`` are what it drops to.
     """
     output: IO[bytes] | int = subprocess.DEVNULL if log is None else log
     return subprocess.Popen(
@@ -41,6 +43,7 @@ def spawn(
         group=group,
         extra_groups=None if user is None else [],
         process_group=0,
+        umask=UMASK,
         preexec_fn=partial(die_with_parent, os.getpid(), death_signal),
     )
 

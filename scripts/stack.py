@@ -27,6 +27,7 @@ from loguru import logger
 from api.exposure import listening_host
 from common.db.migrate import upgrade
 from common.errors import SetupProblem, StenoError
+from common.files import OWN, Access
 from common.settings import Settings, import_from_checkout
 from scripts.embedded import (
     EmbeddedPostgres,
@@ -60,7 +61,10 @@ worker has WORKER_STOP_PERIOD on top, to finish its step."""
 class Child:
     """One process that is kept running, with its log."""
 
-    def __init__(self, role: str, name: str, argv: list[str], log_file: Path) -> None:
+    def __init__(
+        self, role: str, name: str, argv: list[str], log_file: Path, access: Access = OWN
+    ) -> None:
+        self.access = access
         self.role = role
         self.name = name
         self.argv = argv
@@ -85,8 +89,8 @@ class Child:
             self._delay_s = FIRST_DELAY_S
         else:
             self._delay_s = min(self._delay_s * 2, LONGEST_DELAY_S)
-        self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.log_file.open("ab") as log:
+        self.access.make_folder(self.log_file.parent)
+        with self.access.open(self.log_file, "ab") as log:
             if self.process is None:
                 self._read_up_to = log.tell()
             self.process = spawn(self.argv, log=log, env=env)
@@ -106,7 +110,9 @@ class Child:
             if re.search(r"\b(ERROR|CRITICAL)\b", line):
                 yield line
         if self._read_up_to > LOG_LIMIT_BYTES:
-            shutil.copy2(self.log_file, self.log_file.with_suffix(".log.1"))
+            before = self.log_file.with_suffix(".log.1")
+            with self.log_file.open("rb") as log, self.access.open(before, "wb") as kept:
+                shutil.copyfileobj(log, kept)
             os.truncate(self.log_file, 0)  # it is open for appending, so it goes on at the start
             self._read_up_to = 0
 
@@ -257,6 +263,7 @@ class Stack:
 
     def _claim(self) -> None:
         """Have what must be had before any server is started."""
+        self.settings.storage.access.make_folder(self.data_dir)
         self._lock = own(self.data_dir)
         (self.data_dir / "stack.json").unlink(missing_ok=True)  # of a stack that was killed
         if problem := listening_problem(self.port, self.host):
@@ -299,7 +306,9 @@ class Stack:
         return server.start()
 
     def _child(self, role: str, name: str, module: str) -> Child:
-        return Child(role, name, [sys.executable, "-m", module], self.log_dir / f"{name}.log")
+        log_file = self.log_dir / f"{name}.log"
+        access = self.settings.storage.access
+        return Child(role, name, [sys.executable, "-m", module], log_file, access)
 
     def _environment(self) -> dict[str, str]:
         return {

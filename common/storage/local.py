@@ -13,6 +13,7 @@ from typing import BinaryIO
 from uuid import UUID
 
 from common.errors import NotFound, StorageFull
+from common.files import OWN, Access
 from common.storage.storage import Erased, Made, ids, storage_errors
 
 PAGE = 1000
@@ -26,7 +27,8 @@ class LocalStorage:
     has a row.
     """
 
-    def __init__(self, root: Path, temp: Path, results: Path) -> None:
+    def __init__(self, root: Path, temp: Path, results: Path, access: Access = OWN) -> None:
+        self._access = access
         self._root = root
         self._temp = temp
         self._results = results
@@ -36,7 +38,7 @@ class LocalStorage:
         recordings, chunks = self._root / "recordings", self._root / "chunks"
         for folder in (recordings, chunks, self._temp, self._results):
             with storage_errors():
-                folder.mkdir(parents=True, exist_ok=True)
+                self._access.make_folder(folder)
             with suppress(StorageFull):  # which is for who writes to find out
                 check_writable(folder)
 
@@ -49,6 +51,12 @@ class LocalStorage:
     def incoming(self, recording_id: UUID) -> Path:
         """Where a recording is written while it comes in."""
         return self._temp / f"{recording_id}.part"
+
+    def create(self, recording_id: UUID) -> BinaryIO:
+        """Make that file, to write and read."""
+        with storage_errors():
+            file: BinaryIO = self._access.open(self.incoming(recording_id), "x+b")
+        return file
 
     def secure(self, recording_id: UUID) -> None:
         """Whoever wrote it has had it synced: it lies where it will be read from."""
@@ -115,7 +123,7 @@ class LocalStorage:
     def begin_chunks(self, job_id: UUID) -> None:
         """Make the place for a job's chunks; the claim is to be checked after that."""
         with storage_errors():
-            self._chunks(job_id).mkdir(exist_ok=True)
+            self._access.make_folder(self._chunks(job_id))
 
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
         """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all.
@@ -124,7 +132,7 @@ class LocalStorage:
             NotFound: its place was erased, or never made.
         """
         with _fenced(job_id):
-            write_atomically(self._chunks(job_id) / f"{index}.pcm", pcm)
+            write_atomically(self._chunks(job_id) / f"{index}.pcm", pcm, self._access)
 
     def read_chunk(self, job_id: UUID, index: int) -> bytes:
         """A chunk's PCM.
@@ -152,7 +160,7 @@ class LocalStorage:
     def begin_results(self, job_id: UUID) -> None:
         """Make the place for a job's results; the claim is to be checked after that."""
         with storage_errors():
-            (self._results / str(job_id)).mkdir(exist_ok=True)
+            self._access.make_folder(self._results / str(job_id))
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
         """Leave a file of a finished job for those who collect files and not answers.
@@ -161,7 +169,7 @@ class LocalStorage:
             NotFound: its place was erased, or never made.
         """
         with _fenced(job_id):
-            write_atomically(self._results / str(job_id) / name, content)
+            write_atomically(self._results / str(job_id) / name, content, self._access)
 
     # --- all there is of a job ------------------------------------------------------------------
 
@@ -204,16 +212,17 @@ def check_writable(folder: Path) -> None:
     path = folder / f".check-{os.getpid()}-{threading.get_ident()}"
     with storage_errors():
         try:
-            path.write_bytes(b"is there space?")
+            with OWN.open(path, "wb") as file:
+                file.write(b"is there space?")
         finally:
             path.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, access: Access) -> None:
     """Write a file durably, so that it is seen whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with access.open(part, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -20,6 +20,6 @@ def open_storage(settings: StorageSettings) -> Storage:
 
         storage = S3Storage(settings)
     else:
-        storage = LocalStorage(settings.uploads, settings.temp, settings.results)
+        storage = LocalStorage(settings.uploads, settings.temp, settings.results, settings.access)
     storage.prepare()
     return storage

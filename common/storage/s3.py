@@ -63,6 +63,7 @@ class S3Storage:
         self._bucket = settings.s3_bucket
         self._prefix = settings.s3_prefix.strip("/") + "/" if settings.s3_prefix else ""
         self._temp = settings.temp
+        self._access = settings.access
         self._links = settings.s3_links
         self._link_s = settings.s3_link_seconds
         self._client = _client(settings, settings.s3_endpoint_url)
@@ -73,7 +74,7 @@ class S3Storage:
     def prepare(self) -> None:
         """Make the folder for what comes in; clear it of what a process that died has left."""
         with storage_errors():
-            self._temp.mkdir(parents=True, exist_ok=True)
+            self._access.make_folder(self._temp)
         for recording_id in self._left_behind(older_than_s=3600):
             with storage_errors():
                 self.incoming(recording_id).unlink(missing_ok=True)
@@ -89,6 +90,12 @@ class S3Storage:
     def incoming(self, recording_id: UUID) -> Path:
         """Where a recording is written while it comes in."""
         return self._temp / f"{recording_id}.part"
+
+    def create(self, recording_id: UUID) -> BinaryIO:
+        """Make that file, to write and read."""
+        with storage_errors():
+            file: BinaryIO = self._access.open(self.incoming(recording_id), "x+b")
+        return file
 
     def secure(self, recording_id: UUID) -> None:
         """Upload a whole recording, in parts where it is large."""

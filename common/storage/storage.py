@@ -2,7 +2,7 @@
 
 A recording comes in four steps, whoever takes it in, and whatever the storage::
 
-    write the file at storage.incoming(id)
+    write the file of storage.create(id), which is at storage.incoming(id)
     storage.secure(id)      # it survives this machine, if that is what the storage is for
     commit its row
     storage.keep(id)        # or storage.discard(id), when nothing was committed
@@ -71,6 +71,10 @@ class Storage(Protocol):
 
     def incoming(self, recording_id: UUID) -> Path:
         """The file on this machine that a recording is written to while it comes in."""
+        ...
+
+    def create(self, recording_id: UUID) -> BinaryIO:
+        """Make that file, which is not there yet, to write and read."""
         ...
 
     def secure(self, recording_id: UUID) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -37,7 +38,9 @@ from scripts import stack as stack_module
 from scripts.cli import INTERRUPTED, steno
 from scripts.running import RunningStack
 from scripts.stack import Child, Stack, find_running
+from tests.audio_files import tone
 from tests.file_server import FileServer, Served
+from tests.integration.test_keys import make_wav
 
 ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")
 
@@ -64,6 +67,31 @@ def settings_for(data_dir: Path, port: int = 0) -> Settings:
         database=DatabaseSettings(),
         redis=RedisSettings(),
     )
+
+
+def test_nobody_else_can_read_what_a_stack_writes(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    before = os.umask(0)
+    try:
+        with Stack(settings_for(data_dir), workers=1) as stack:
+            sent = httpx.post(
+                f"{stack.address}/api/v1/upload",
+                files={"file": ("a.wav", make_wav(tone(2.0).tobytes()))},
+                data={"language": "en", "moderation": "false"},
+                trust_env=False,
+            )
+            status = f"{stack.address}/api/v1/status/{sent.json()['job_id']}"
+            until(lambda: httpx.get(status, trust_env=False).json()["status"] == "COMPLETED", 120)
+            written = list(data_dir.rglob("*"))
+            open_to_others = [
+                str(path) for path in written if path.exists() and path.stat().st_mode & 0o077
+            ]
+    finally:
+        os.umask(before)
+    names = {path.name for path in written}
+    assert {"transcript.srt", "gateway.log", "stack.json", "valkey.conf", "PG_VERSION"} <= names
+    assert open_to_others == []
+    assert stat.S_IMODE(data_dir.stat().st_mode) & ~stat.S_IXOTH == 0o700
 
 
 def until(state: Callable[[], object], within_s: float = 60) -> None:

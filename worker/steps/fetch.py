@@ -63,8 +63,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
     offered = False
     try:
         # Made before the claim is checked, and not again: what is erased with the job stays so.
-        with storage_errors():
-            path.touch()
+        context.storage.create(recording_id).close()
         persist(lambda: context.steps.check(claim))
         fetched = asyncio.run(_fetch(context, source, path))
         found = probe(path)

@@ -31,6 +31,7 @@ from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
 from common.db.keys import AllKeys
 from common.db.streams import Streams
+from common.db.vault import Vault
 from common.egress import Egress
 from common.errors import SetupProblem
 from common.events import Events
@@ -86,6 +87,7 @@ class Gateway:
         self.uploading: Counter[str] = Counter()
         """How many recordings come in, by the key that sends them."""
         own = settings.key.gateway_api_key
+        self._vault = Vault(settings.key.for_secrets)
         self.limiter = Limiter(redis_url, self.redis.breaker)
         self.keys = KeyRing(
             AllKeys(self.database),
@@ -139,7 +141,7 @@ class Gateway:
         return Streams(self.database, tenant, delete_after_s=self.settings.job.delete_after)
 
     def webhooks(self, tenant: str) -> Webhooks:
-        return Webhooks(self.database, tenant)
+        return Webhooks(self.database, tenant, self._vault)
 
     def watch(self, tenant: str, job_id: UUID) -> AbstractAsyncContextManager[Feed]:
         """The job's feed; see `Feeds.watch`."""
@@ -175,6 +177,7 @@ def check_settings(settings: Settings) -> None:
     """Raise one of our errors for what would keep every gateway from starting, servers aside."""
     database_url, redis_url = _addresses(settings)
     parsed(database_url)
+    Vault(settings.key.for_secrets)
     connect(redis_url).close()
     open_storage(settings.storage)
 

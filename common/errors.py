@@ -286,6 +286,12 @@ class NotMigrated(Unavailable):
     """The database is at {found}, and this version needs {newest}: {remedy}"""
 
 
+class SecretsLocked(Transient):
+    """The webhooks' secrets cannot be decrypted: SECRETS_KEY lacks the key that encrypted them"""
+
+    code = "secrets_locked"
+
+
 class OutcomeUnknown(Unavailable):
     """{what} went away while it was told to commit; whether it did can be asked when it is back"""
 

@@ -124,6 +124,17 @@ class KeySettings(BaseSettings):
     steno_api_key: SecretStr | None = None
     """The key that the `steno` commands send; unset: GATEWAY_API_KEY, if there is one."""
 
+    secrets_key: SecretStr | None = None
+    """Encrypts webhook secrets in Postgres: 32 characters at least (`openssl rand -hex 32`). Of
+    several, separated by commas, the first one encrypts, and all decrypt; if it is lost, so are
+    they. Unset: they are stored as they are."""
+
+    @property
+    def for_secrets(self) -> tuple[str, ...]:
+        """The keys in SECRETS_KEY."""
+        text = "" if self.secrets_key is None else self.secrets_key.get_secret_value()
+        return tuple(key.strip() for key in text.split(",") if key.strip())
+
     @property
     def of_client(self) -> str | None:
         key = self.steno_api_key or self.gateway_api_key

@@ -14,9 +14,10 @@ from rich.table import Table
 from common.db.database import Database
 from common.db.keys import AllKeys, Key, Keys
 from common.db.tenants import Tenants
+from common.db.vault import Vault, seal_all
 from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
-from common.errors import NotFound
-from scripts.cli import data_dir_option, database_here
+from common.errors import NotFound, SecretsLocked, SetupProblem
+from scripts.cli import data_dir_option, database_here, load_settings
 from scripts.client import Gateway, find_gateway
 from scripts.console import make_console
 
@@ -239,6 +240,28 @@ def revoke(
         with _database() as database:
             AllKeys(database).forget(key_id)
     click.echo(f"{key_id} is revoked; gateways that run notice within five seconds")
+
+
+@keys.command("encrypt-secrets")
+@data_dir_option
+def encrypt_secrets() -> None:
+    """Encrypt all webhook secrets with the first key of SECRETS_KEY.
+
+    After SECRETS_KEY was set, or got a new key before the old one, which is not needed any more
+    then.
+    """
+    secrets_keys = load_settings().key.for_secrets
+    if not secrets_keys:
+        raise SetupProblem(
+            problem="SECRETS_KEY is not set",
+            remedy="Make a key with `openssl rand -hex 32` and set it wherever a gateway or a "
+            "dispatcher runs",
+        )
+    with _database() as database:
+        done, locked = seal_all(database, Vault(secrets_keys))
+    click.echo(f"The secrets of {done} endpoints and tenants are encrypted with the first key")
+    if locked:
+        raise SecretsLocked
 
 
 @click.group()

@@ -16,6 +16,7 @@ import httpcore
 from loguru import logger
 
 from common.db.database import Database
+from common.db.vault import Vault
 from common.db.webhooks import Deliveries, Outcome, Sending
 from common.domain.webhooks import (
     RETRY_AFTER,
@@ -25,7 +26,7 @@ from common.domain.webhooks import (
     verdict_on,
 )
 from common.egress import Egress, Outbound, parse_url
-from common.errors import Unavailable, UrlRefused
+from common.errors import SecretsLocked, Unavailable, UrlRefused
 from common.settings import Settings, WebhookSettings
 from worker.compose import database_url
 from worker.pace import Pace
@@ -55,11 +56,13 @@ def build_courier(settings: Settings) -> Courier:
         SetupProblem: the settings are not complete, or mean nothing.
     """
     database = Database(database_url(settings), pool_size=settings.database.pool_size)
-    deliveries = deliveries_for(database, settings.webhook)
+    deliveries = deliveries_for(database, settings.webhook, Vault(settings.key.for_secrets))
     return Courier(deliveries, Egress(settings.egress.allow), settings.webhook)
 
 
-def deliveries_for(database: Database, settings: WebhookSettings) -> Deliveries:
+def deliveries_for(
+    database: Database, settings: WebhookSettings, vault: Vault | None = None
+) -> Deliveries:
     """The messages, claimed for as long as ``settings`` let an attempt take."""
     return Deliveries(
         database,
@@ -67,6 +70,7 @@ def deliveries_for(database: Database, settings: WebhookSettings) -> Deliveries:
         delays_s=settings.delays_s,
         at_once_each=settings.at_once_each,
         pause_after=settings.pause_after,
+        vault=vault,
     )
 
 
@@ -175,6 +179,10 @@ class Courier:
 
 async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Outcome:
     """Send a message once; whatever goes wrong is part of the outcome."""
+    if not sending.secrets:
+        locked = str(SecretsLocked())
+        logger.error("message {}: {}", sending.delivery_id, locked)
+        return Outcome(Verdict.AGAIN, None, locked, 0)
     started = time.monotonic()
     body = sending.payload.encode()
     headers = {

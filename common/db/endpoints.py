@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,9 +15,10 @@ from sqlalchemy.orm import Session
 from common.db.database import Database
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from common.db.vault import Vault
 from common.db.webhooks import locked_tenant, message, secrets_of
-from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, good, rotated
-from common.errors import Conflict, NotFound
+from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, rotated
+from common.errors import Conflict, NotFound, SecretsLocked
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,10 @@ class DeliveryFilter:
 class Webhooks:
     """The endpoints, messages and secrets of one tenant; another tenant's are not found."""
 
-    def __init__(self, database: Database, tenant: str) -> None:
+    def __init__(self, database: Database, tenant: str, vault: Vault | None = None) -> None:
         self._database = database
         self._tenant = tenant
+        self._vault = vault or Vault()
 
     # --- endpoints ------------------------------------------------------------------------------
 
@@ -68,7 +71,7 @@ class Webhooks:
                 url=url,
                 events=list(events),
                 description=description,
-                secrets=[secret.to_json()],
+                secrets=[self._vault.seal(secret)],
             )
             session.add(endpoint)
             session.flush()
@@ -136,17 +139,19 @@ class Webhooks:
 
         Raises:
             NotFound: there is no such endpoint in this tenant.
+            SecretsLocked: they cannot be decrypted.
         """
         with self._database.transaction() as session:
             if endpoint_id is None:
-                secrets = secrets_of(session, self._tenant)
+                stored = secrets_of(session, self._tenant, self._vault)
             else:
-                documents = self._endpoint(session, endpoint_id).secrets
-                secrets = [Secret.from_json(document) for document in documents]
-            return good(secrets, datetime.now(UTC))
+                stored = self._endpoint(session, endpoint_id).secrets
+            return self._vault.open(stored, datetime.now(UTC))
 
     def rotate(self, endpoint_id: UUID | None, overlap_s: float) -> list[Secret]:
         """Make a new secret; those before stay good for ``overlap_s`` seconds at most.
+
+        Those that cannot be decrypted are forgotten.
 
         Raises:
             NotFound: there is no such endpoint in this tenant.
@@ -157,9 +162,11 @@ class Webhooks:
                 if endpoint_id is None
                 else self._endpoint(session, endpoint_id, lock=True)
             )
-            before = [Secret.from_json(document) for document in holder.secrets]
-            secrets = rotated(before, datetime.now(UTC), overlap_s)
-            holder.secrets = [secret.to_json() for secret in secrets]
+            now, before = datetime.now(UTC), list[Secret]()
+            with suppress(SecretsLocked):
+                before = self._vault.open(holder.secrets, now)
+            secrets = rotated(before, now, overlap_s)
+            holder.secrets = [self._vault.seal(secret) for secret in secrets]
             return secrets
 
     # --- messages -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,15 +23,16 @@ from sqlalchemy.orm import Session
 from common.db.database import Database
 from common.db.tables import NOW, Job, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from common.db.tallies import count
+from common.db.vault import Vault
 from common.domain.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_DELIVERIES
 from common.domain.webhooks import (
     DeliveryStatus,
     Secret,
     Verdict,
     WebhookEvent,
-    good,
     next_delay_s,
 )
+from common.errors import SecretsLocked
 
 
 def tell(session: Session, job_id: UUID, event: WebhookEvent) -> None:
@@ -90,6 +92,7 @@ class Sending:
     url: str
     payload: str
     secrets: tuple[str, ...]
+    """None of them: they cannot be decrypted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +117,14 @@ class Deliveries:
         delays_s: Sequence[float],
         at_once_each: int,
         pause_after: int,
+        vault: Vault | None = None,
     ) -> None:
         self._database = database
         self._lease_s = lease_s
         self._delays_s = delays_s
         self._at_once_each = at_once_each
         self._pause_after = pause_after
+        self._vault = vault or Vault()
 
     def claim(self, limit: int) -> list[Sending]:
         """Take up to ``limit`` messages that are due, fairly: each tenant in turn, then each lane.
@@ -141,7 +146,7 @@ class Deliveries:
                 )
                 .returning(WebhookDelivery)
             ).all()
-            return [_sending(session, delivery) for delivery in claimed]
+            return [self._sending(session, delivery) for delivery in claimed]
 
     def next_due_s(self) -> float | None:
         """Seconds until a message is to be sent; None: no message waits for its time."""
@@ -235,6 +240,25 @@ class Deliveries:
 
     # --- inside one transaction ---------------------------------------------------------------
 
+    def _sending(self, session: Session, delivery: WebhookDelivery) -> Sending:
+        assert delivery.token is not None  # noqa: S101 - it has just been claimed
+        if delivery.endpoint_id is None:
+            stored = secrets_of(session, delivery.tenant, self._vault)
+        else:
+            stored = session.get_one(WebhookEndpoint, delivery.endpoint_id).secrets
+        secrets: list[Secret] = []
+        with suppress(SecretsLocked):  # which its attempt says
+            secrets = self._vault.open(stored, datetime.now(UTC))
+        return Sending(
+            delivery_id=delivery.id,
+            endpoint_id=delivery.endpoint_id,
+            attempt=delivery.attempt,
+            token=delivery.token,
+            url=delivery.url,
+            payload=delivery.payload,
+            secrets=tuple(secret.text for secret in secrets),
+        )
+
     def _fairly(self, limit: int) -> Any:
         lane, tenant = WebhookDelivery.lane, WebhookDelivery.tenant
         under_way = and_(
@@ -325,13 +349,13 @@ class Deliveries:
                 _pause(endpoint, f"{endpoint.failures} messages in a row were given up")
 
 
-def secrets_of(session: Session, tenant: str) -> list[Secret]:
-    """What signs messages to a tenant's jobs' own URLs, made when it is first asked for."""
+def secrets_of(session: Session, tenant: str, vault: Vault) -> list[dict[str, Any]]:
+    """What signs messages to a tenant's jobs' own URLs, as stored; made when first asked for."""
     known = session.scalar(select(Tenant.secrets).where(Tenant.id == tenant))
     if not known:
         row = locked_tenant(session, tenant)
-        known = row.secrets = row.secrets or [Secret.new().to_json()]
-    return [Secret.from_json(document) for document in known]
+        known = row.secrets = row.secrets or [vault.seal(Secret.new())]
+    return list(known)
 
 
 def locked_tenant(session: Session, tenant: str) -> Tenant:
@@ -343,24 +367,6 @@ def locked_tenant(session: Session, tenant: str) -> Tenant:
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     ).one()
-
-
-def _sending(session: Session, delivery: WebhookDelivery) -> Sending:
-    assert delivery.token is not None  # noqa: S101 - it has just been claimed
-    if delivery.endpoint_id is None:
-        secrets = secrets_of(session, delivery.tenant)
-    else:
-        endpoint = session.get_one(WebhookEndpoint, delivery.endpoint_id)
-        secrets = [Secret.from_json(document) for document in endpoint.secrets]
-    return Sending(
-        delivery_id=delivery.id,
-        endpoint_id=delivery.endpoint_id,
-        attempt=delivery.attempt,
-        token=delivery.token,
-        url=delivery.url,
-        payload=delivery.payload,
-        secrets=tuple(secret.text for secret in good(secrets, datetime.now(UTC))),
-    )
 
 
 def _locked(session: Session, endpoint_id: UUID | None) -> WebhookEndpoint | None:

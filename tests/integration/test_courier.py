@@ -16,9 +16,11 @@ from standardwebhooks.webhooks import Webhook
 from common.db.database import Database
 from common.db.endpoints import Delivery, DeliveryFilter, Webhooks
 from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
+from common.db.vault import Vault, seal_all
 from common.db.webhooks import Outcome, tell
 from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
 from common.egress import Egress
+from common.errors import SecretsLocked, SetupProblem
 from common.settings import WebhookSettings
 from scripts.receiver import Receiver
 from tests.factories import TENANT, submit_job
@@ -48,9 +50,14 @@ def receiver() -> Iterator[Receiver]:
 
 @contextmanager
 def sending(
-    database: Database, settings: WebhookSettings = FAST, *, allow: str = "127.0.0.1"
+    database: Database,
+    settings: WebhookSettings = FAST,
+    *,
+    allow: str = "127.0.0.1",
+    vault: Vault | None = None,
 ) -> Iterator[Courier]:
-    courier = Courier(deliveries_for(database, settings), Egress(allow), settings, idle_poll_s=0.2)
+    deliveries = deliveries_for(database, settings, vault)
+    courier = Courier(deliveries, Egress(allow), settings, idle_poll_s=0.2)
     courier.start()
     try:
         yield courier
@@ -442,3 +449,79 @@ def test_nothing_is_lost_when_senders_are_killed_with_messages_in_flight(
     assert arrived == {f"msg_{each.row.id.hex}" for each in found}
     hung = {it.message_id for it in receiver.arrivals("/hang")}
     assert hung <= {it.message_id for it in receiver.arrivals("/ok/hung-before")}
+
+
+# --- secrets at rest ----------------------------------------------------------------------------
+
+KEY, NEW_KEY = "k" * 32, "n" * 32
+
+
+def in_the_clear(database: Database) -> bool:
+    """Whether Postgres has a secret that anybody can read."""
+    with database.transaction() as session:
+        stored = (
+            "SELECT secrets::text FROM webhook_endpoints UNION SELECT secrets::text FROM tenants"
+        )
+        rows = session.scalars(text(stored))
+        return any("whsec_" in row for row in rows)
+
+
+def test_with_a_key_no_secret_is_stored_in_the_clear_and_messages_are_signed(
+    database: Database, receiver: Receiver
+) -> None:
+    vault = Vault([KEY])
+    webhooks = Webhooks(database, TENANT, vault)
+    made, secret = webhooks.create(f"{receiver.url}/ok", ALL, "", limit=20)
+    assert webhooks.secrets(made.id) == [secret]
+    replaced = webhooks.rotate(made.id, 3600)
+    (own,) = webhooks.secrets(None)
+    assert not in_the_clear(database)
+    end_job(database, url=f"{receiver.url}/job")
+    with sending(database, vault=vault):
+        ended(webhooks)
+    for arrival in receiver.arrivals():
+        signed_with = [own] if arrival.path == "/job" else replaced
+        for each in signed_with:
+            Webhook(each.text).verify(arrival.body, dict(arrival.headers))
+
+
+def test_secrets_stored_before_stay_good_and_keys_can_be_changed(
+    database: Database, webhooks: Webhooks
+) -> None:
+    made, secret = webhooks.create("https://example.com/", ALL, "", limit=20)
+    (own,) = webhooks.secrets(None)
+    for keys, done in (([KEY], 2), ([NEW_KEY, KEY], 2), ([NEW_KEY], 2)):
+        vault = Vault(keys)
+        mine = Webhooks(database, TENANT, vault)
+        assert (mine.secrets(made.id), mine.secrets(None)) == ([secret], [own])
+        assert seal_all(database, vault) == (done, 0)
+        assert not in_the_clear(database)
+    assert seal_all(database, Vault([KEY])) == (0, 2)
+
+
+@pytest.mark.parametrize("vault", [Vault(), Vault([NEW_KEY])], ids=["no key", "another key"])
+def test_a_lost_key_is_named_and_holds_up_nobody_else(
+    database: Database, receiver: Receiver, vault: Vault
+) -> None:
+    locked, _ = Webhooks(database, TENANT, Vault([KEY])).create(
+        f"{receiver.url}/locked", ALL, "", limit=20
+    )
+    webhooks = Webhooks(database, TENANT, vault)
+    plain = endpoint(webhooks, f"{receiver.url}/ok")
+    with pytest.raises(SecretsLocked, match="SECRETS_KEY"):
+        webhooks.secrets(locked.id)
+    end_job(database)
+    with sending(database, vault=vault):
+        both = ended(webhooks)
+    outcomes = {each.row.endpoint_id: each for each in both}
+    assert outcomes[plain.id].row.status == DeliveryStatus.DELIVERED
+    assert outcomes[locked.id].row.status == DeliveryStatus.FAILED
+    assert "SECRETS_KEY" in (outcomes[locked.id].attempts[0].error or "")
+    assert {arrival.path for arrival in receiver.arrivals()} == {"/ok"}
+    (renewed,) = webhooks.rotate(locked.id, 3600)
+    assert webhooks.secrets(locked.id) == [renewed]
+
+
+def test_a_key_that_can_be_guessed_is_refused() -> None:
+    with pytest.raises(SetupProblem, match="SECRETS_KEY"):
+        Vault([KEY, "short"])

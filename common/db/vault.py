@@ -1,0 +1,102 @@
+"""Webhook secrets as Postgres has them: encrypted, where there is a key for that.
+
+Signing needs them in the clear, so a hash will not do. What a backup of the database then shows is
+what SECRETS_KEY, which is not in it, opens.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from sqlalchemy import select
+
+from common.db.database import Database
+from common.db.tables import Tenant, WebhookEndpoint
+from common.domain.webhooks import Secret, good
+from common.errors import SecretsLocked, SetupProblem
+
+SHORTEST = 32
+"""Characters of a key."""
+_PURPOSE = b"stenopool webhook secrets"
+
+
+class Vault:
+    """Encrypts with the first of ``keys``, decrypts with any; without keys it leaves all as it is.
+
+    Raises:
+        SetupProblem: a key is so short that it can be guessed.
+    """
+
+    def __init__(self, keys: Sequence[str] = ()) -> None:
+        if any(len(key) < SHORTEST for key in keys):
+            raise SetupProblem(
+                problem=f"SECRETS_KEY has a key of fewer than {SHORTEST} characters",
+                remedy="Make one with: openssl rand -hex 32",
+            )
+        self._fernet = MultiFernet([_fernet(key) for key in keys]) if keys else None
+
+    def seal(self, secret: Secret) -> dict[str, Any]:
+        """As it is stored."""
+        document = secret.to_json()
+        if self._fernet is not None:
+            token = self._fernet.encrypt(document.pop("secret").encode()).decode()
+            document["encrypted"] = token
+        return document
+
+    def open(self, documents: Iterable[dict[str, Any]], now: datetime) -> list[Secret]:
+        """Of what is stored, the secrets to sign with, the newest first.
+
+        Raises:
+            SecretsLocked: there are some, and none can be decrypted.
+        """
+        opened = [self._opened(document) for document in documents]
+        secrets = good([secret for secret in opened if secret is not None], now)
+        if not secrets and None in opened:
+            raise SecretsLocked
+        return secrets
+
+    def seal_again(self, documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """The same, encrypted with the first key; None where one cannot be decrypted."""
+        opened = [self._opened(document) for document in documents]
+        secrets = [secret for secret in opened if secret is not None]
+        return [self.seal(each) for each in secrets] if len(secrets) == len(opened) else None
+
+    def _opened(self, document: dict[str, Any]) -> Secret | None:
+        if "encrypted" not in document:
+            return Secret.from_json(document)
+        if self._fernet is None:
+            return None
+        try:
+            text = self._fernet.decrypt(document["encrypted"]).decode()
+        except InvalidToken:
+            return None
+        return Secret.from_json({"secret": text, "until": document["until"]})
+
+
+def seal_all(database: Database, vault: Vault) -> tuple[int, int]:
+    """Encrypt every secret anew: of how many tenants and endpoints, and of how many it cannot."""
+    done = locked = 0
+    with database.transaction() as session:
+        holders = [
+            *session.scalars(select(Tenant).with_for_update(key_share=True)),
+            *session.scalars(select(WebhookEndpoint).with_for_update(key_share=True)),
+        ]
+        for holder in holders:
+            sealed = vault.seal_again(holder.secrets)
+            if sealed is None:
+                locked += 1
+            elif sealed:
+                holder.secrets = sealed
+                done += 1
+    return done, locked
+
+
+def _fernet(key: str) -> Fernet:
+    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=_PURPOSE).derive(key.encode())
+    return Fernet(urlsafe_b64encode(derived))

@@ -18,7 +18,7 @@ UMASK = 0o077
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class FileAccess:
     """Who may use what is written: this process's user, and the members of ``group`` (its id)."""
 
     group: int | None = None
@@ -52,5 +52,5 @@ class Access:
             path.chmod(SHARED_FOLDER)
 
 
-OWN = Access()
+OWN = FileAccess()
 """This process's user alone."""

@@ -29,7 +29,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from common.asr.languages import AUTO, LANGUAGES
 from common.domain.keys import Limits
 from common.errors import SetupProblem
-from common.files import OWN, Access
+from common.files import OWN, FileAccess
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = ROOT.parent.name in {"site-packages", "dist-packages"}
@@ -293,7 +293,7 @@ class StorageSettings(BaseSettings):
     """How long a link to a recording is good."""
 
     @cached_property
-    def access(self) -> Access:
+    def access(self) -> FileAccess:
         """Who may use what is stored.
 
         Raises:
@@ -303,7 +303,7 @@ class StorageSettings(BaseSettings):
             return OWN
         try:
             name = self.data_group
-            return Access(int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid)
+            return FileAccess(int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid)
         except KeyError as error:
             raise SetupProblem(
                 problem=f"DATA_GROUP names a group that this system does not have: {name}",

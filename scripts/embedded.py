@@ -36,7 +36,7 @@ import psycopg
 import redis
 
 from common.errors import InUse, SetupProblem
-from common.files import OWN, UMASK
+from common.files import OWN, UMASK, FileAccess
 from scripts.processes import spawn, terminate
 
 READY_WITHIN_S = 60
@@ -542,13 +542,15 @@ def write_private(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def own(directory: Path) -> IO[str]:
+def own(directory: Path, access: FileAccess = OWN) -> IO[str]:
     """Become the one owner of ``directory`` for as long as the answered file stays open.
+
+    Where it is not there it is made, for those of ``access``.
 
     The kernel lets go when the owner dies, however it dies.
     """
     try:
-        OWN.make_folder(directory)
+        access.make_folder(directory)
         lock: IO[str] = OWN.open(directory / "lock", "a+")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

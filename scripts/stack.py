@@ -27,7 +27,7 @@ from loguru import logger
 from api.exposure import listening_host
 from common.db.migrate import upgrade
 from common.errors import SetupProblem, StenoError
-from common.files import OWN, Access
+from common.files import OWN, FileAccess
 from common.settings import Settings, import_from_checkout
 from scripts.embedded import (
     EmbeddedPostgres,
@@ -62,7 +62,7 @@ class Child:
     """One process that is kept running, with its log."""
 
     def __init__(
-        self, role: str, name: str, argv: list[str], log_file: Path, access: Access = OWN
+        self, role: str, name: str, argv: list[str], log_file: Path, access: FileAccess = OWN
     ) -> None:
         self.access = access
         self.role = role
@@ -263,8 +263,7 @@ class Stack:
 
     def _claim(self) -> None:
         """Have what must be had before any server is started."""
-        self.settings.storage.access.make_folder(self.data_dir)
-        self._lock = own(self.data_dir)
+        self._lock = own(self.data_dir, self.settings.storage.access)
         (self.data_dir / "stack.json").unlink(missing_ok=True)  # of a stack that was killed
         if problem := listening_problem(self.port, self.host):
             raise SetupProblem(

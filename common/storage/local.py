@@ -13,7 +13,7 @@ from typing import BinaryIO
 from uuid import UUID
 
 from common.errors import NotFound, StorageFull
-from common.files import OWN, Access
+from common.files import OWN, FileAccess
 from common.storage.storage import Erased, Made, ids, storage_errors
 
 PAGE = 1000
@@ -27,7 +27,7 @@ class LocalStorage:
     has a row.
     """
 
-    def __init__(self, root: Path, temp: Path, results: Path, access: Access = OWN) -> None:
+    def __init__(self, root: Path, temp: Path, results: Path, access: FileAccess = OWN) -> None:
         self._access = access
         self._root = root
         self._temp = temp
@@ -218,7 +218,7 @@ def check_writable(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes, access: Access) -> None:
+def write_atomically(path: Path, content: bytes, access: FileAccess) -> None:
     """Write a file durably, so that it is seen whole or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

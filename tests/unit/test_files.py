@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from common.errors import SetupProblem
-from common.files import OWN, Access
+from common.files import OWN, FileAccess
 from common.settings import StorageSettings
 from common.storage.opening import open_storage
 
@@ -86,5 +86,5 @@ def test_a_file_is_never_open_to_others_not_even_for_a_moment(
         change(descriptor, mode)
 
     monkeypatch.setattr(os, "fchmod", fchmod)
-    with Access(another_group()).open(tmp_path / "a", "w"):
+    with FileAccess(another_group()).open(tmp_path / "a", "w"):
         assert seen == [0o600]

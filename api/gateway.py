@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Annotated, ParamSpec, Self, TypeVar, cast
 from uuid import UUID
 
@@ -33,12 +33,13 @@ from common.db.keys import AllKeys
 from common.db.streams import Streams
 from common.db.vault import Vault
 from common.egress import Egress
-from common.errors import SetupProblem
+from common.errors import SetupProblem, StorageFull
 from common.events import Events
 from common.queue import Doorbell, connect
 from common.reach import redis_trouble
 from common.settings import Settings
 from common.storage.opening import open_storage
+from common.storage.storage import check_space
 from common.transcripts import GrowingTranscript
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -164,6 +165,19 @@ class Gateway:
             return self.doorbell.weights()
         except (RedisError, OSError):
             return None
+
+    def check_space(self) -> None:
+        """Raise `StorageFull` unless there is space for uploads."""
+        storage = self.settings.storage
+        check_space(storage.temp, storage.min_free_bytes)
+
+    def check_storage(self) -> None:
+        """Raise `StorageFull` or `Unavailable` unless this gateway, and every worker, can write."""
+        self.check_space()
+        self.storage.check()
+        with suppress(RedisError):
+            if self.doorbell.storage_is_full():
+                raise StorageFull
 
     def check_queue(self) -> None:
         """Raise `Unavailable` unless Redis answers."""

@@ -168,6 +168,7 @@ class Scraper:
             doorbells=doorbell.waiting(),
             memory_bytes=used,
             memory_limit_bytes=inf if limit is None else limit,
+            storage_full=doorbell.storage_is_full(),
         )
 
     def _disk(self) -> _Disk:
@@ -197,6 +198,7 @@ class _Queue:
     doorbells: int
     memory_bytes: int
     memory_limit_bytes: float
+    storage_full: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,8 @@ def _queue(queue: _Queue) -> Iterator[Metric]:
     yield _one("stenopool_redis_memory_bytes", "What Redis uses", queue.memory_bytes)
     limit = "What Redis may use; it takes nothing more then"
     yield _one("stenopool_redis_memory_limit_bytes", limit, queue.memory_limit_bytes)
+    full = "Whether a worker could not write lately for want of space"
+    yield _one("stenopool_storage_full", full, queue.storage_full)
 
 
 def _server(server: Server) -> Iterator[Metric]:

@@ -322,6 +322,7 @@ class _Incoming(ABC):
     def _check_room(self, request: Request) -> None:
         """Refuse early what the commit would; of a replay, which costs nothing, only that knows."""
         self._gateway.check_services()
+        self._gateway.check_space()
         if not self._may_be_replay(request):
             caller = self._caller
             usage = Usage(self._gateway.database, caller.tenant, caller.key_id)

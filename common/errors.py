@@ -31,6 +31,8 @@ class Transient(StenoError):
 
     code = "transient"
     status = 503
+    counts: ClassVar[bool] = True
+    """Whether an attempt at a step that ended so is one of MAX_RETRIES; else the step waits."""
 
 
 class BadInput(StenoError):
@@ -248,6 +250,7 @@ class Unavailable(Transient):
     """{what} is out of reach at the moment; try again soon"""
 
     code = "unavailable"
+    counts = False
     logged: ClassVar[str] = "{what} is out of reach: {reason}"
 
     def __init__(
@@ -314,6 +317,7 @@ class StorageFull(Transient):
     """The storage is full; try again when there is space"""
 
     code = "storage_full"
+    counts = False
 
 
 class RecordingLost(StenoError):

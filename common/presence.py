@@ -32,6 +32,10 @@ FORGOTTEN_S = 3600.0
 WEIGHTS = "steno:weights:"
 """With a worker's name: the weights it has, as pairs of engine and model."""
 
+STORAGE_FULL = "steno:storage-full"
+FULL_S = 90
+"""Longer than a step waits at most before it is tried again."""
+
 
 def own_name() -> str:
     """A name for this process, never used again."""
@@ -106,6 +110,21 @@ def weights(redis: Redis) -> set[tuple[str, str]] | None:
     )
     living = [json.loads(each) for each in told if each is not None]
     return {(engine, model) for each in living for engine, model in each} if living else None
+
+
+def tell_of_full_storage(redis: Redis) -> None:
+    """Say that a worker could not write for want of space; it holds for `FULL_S`."""
+    redis.set(STORAGE_FULL, "", ex=FULL_S)
+
+
+def forget_full_storage(redis: Redis) -> None:
+    """Say that it can again."""
+    redis.delete(STORAGE_FULL)
+
+
+def storage_is_full(redis: Redis) -> bool:
+    """Whether a worker could not write lately."""
+    return bool(redis.exists(STORAGE_FULL))
 
 
 def _now(redis: Redis) -> float:

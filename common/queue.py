@@ -183,6 +183,10 @@ class Doorbell:
         """Engine and model of the weights that living workers have; None: there is no worker."""
         return presence.weights(self._redis)
 
+    def storage_is_full(self) -> bool:
+        """Whether a worker could not write lately for want of space."""
+        return presence.storage_is_full(self._redis)
+
     def memory(self) -> tuple[int, int | None]:
         """Bytes that Redis uses, and how many it may use, if there is a limit."""
         told = cast("dict[str, int]", self._redis.info("memory"))

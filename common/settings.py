@@ -270,6 +270,9 @@ class StorageSettings(BaseSettings):
     data_group: str | None = None
     """Group, by name or number, whose members may read what is stored in these folders, and add and
     remove files, as processes of other users do that share them. Unset: nobody else may."""
+    min_free_mb: Annotated[int, Field(ge=0)] = 200
+    """Space below which TEMP_DIR counts as full: no upload is taken in, and the gateway is not
+    ready. What is left is for the jobs that were accepted."""
     s3_bucket: str | None = None
     """Bucket for recordings, sound and results; it has to be there."""
     s3_prefix: str = ""
@@ -291,6 +294,10 @@ class StorageSettings(BaseSettings):
     clients need not reach the server."""
     s3_link_seconds: Annotated[int, Field(ge=10, le=604_800)] = 900
     """How long a link to a recording is good."""
+
+    @property
+    def min_free_bytes(self) -> int:
+        return self.min_free_mb * 1_000_000
 
     @cached_property
     def access(self) -> FileAccess:

@@ -75,6 +75,7 @@ def build_context(settings: Settings, redis: Redis) -> Context:
         engines=Engines(store, settings.asr, memory),
         moderation=WarmModeration(settings.moderation, memory),
         memory=memory,
+        redis=redis,
     )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from loguru import logger
+from redis import Redis
+from redis.exceptions import RedisError
 
+from common import presence
 from common.db.cleaning import Cleaning
 from common.db.steps import StaleClaim, Steps
 from common.errors import NotFound, Unavailable
@@ -43,6 +46,7 @@ class Context:
     engines: Engines
     moderation: WarmModeration
     memory: Memory
+    redis: Redis
 
     @cached_property
     def voice_network(self) -> Network:
@@ -55,6 +59,14 @@ class Context:
         from common.egress import Egress
 
         return Egress(self.settings.egress.allow)
+
+    def note_space(self, *, full: bool) -> None:
+        """Have gateways know whether there is space left to write."""
+        with suppress(RedisError):
+            if full:
+                presence.tell_of_full_storage(self.redis)
+            else:
+                presence.forget_full_storage(self.redis)
 
 
 @contextmanager

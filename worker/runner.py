@@ -15,7 +15,8 @@ from common.domain.chunks import windows_from_json
 from common.domain.detection import MOST_ASKED
 from common.domain.job import StepKind
 from common.domain.values import MAX_WINDOW_MS, Chunk
-from common.errors import StenoError, Transient, Unavailable
+from common.errors import StenoError, StorageFull, Transient, Unavailable
+from common.storage.storage import is_full
 from worker.context import Context, persist
 from worker.steps.merge import merge
 from worker.steps.moderate import moderate
@@ -72,6 +73,7 @@ class Runner:
         self._on_start = on_start
         self._on_lost = on_lost
         self._may_go_on = may_go_on
+        self._was_full = False
 
     def run(self, step_id: UUID, doorbell: str) -> None:
         """Run the step if it can be claimed, then those that follow at once from it.
@@ -123,12 +125,19 @@ class Runner:
             return None
         except Exception as error:  # whatever it is, the job must not hang on it
             logger.exception("the step failed")
-            self._fail(claim, Transient(reason=type(error).__name__))
+            reason = type(error).__name__
+            self._fail(claim, StorageFull() if is_full(error) else Transient(reason=reason))
             return None
         logger.debug("the step is done")
+        if self._was_full:
+            self._was_full = False
+            self._context.note_space(full=False)
         return following
 
     def _fail(self, claim: Claim, error: StenoError) -> None:
+        if isinstance(error, StorageFull):
+            self._was_full = True
+            self._context.note_space(full=True)
         persist(lambda: self._context.steps.fail(claim.step_id, claim.attempt, error))
 
     def _clear(self, claim: Claim) -> None:

@@ -143,7 +143,7 @@ async def _look(gateway: Gateway, logged: Parts) -> Parts:
         "postgres": gateway.database.ping,
         "migrations": lambda: check_revision(gateway.database),
         "redis": gateway.check_queue,
-        "storage": gateway.storage.check,
+        "storage": gateway.check_storage,
         WEIGHTS: gateway.resolver.check_defaults,
     }
     said = await asyncio.gather(*(_ask(name, check, logged) for name, check in checks.items()))

@@ -69,6 +69,10 @@ if TYPE_CHECKING:
     from common.db.jobs import NewRecording
 
 
+MANY_TRIES = 10
+"""After so many the delay before the next one does not grow any more."""
+
+
 class StaleClaim(Exception):
     """The claim was taken over, or the job was cancelled: whatever was computed is dropped."""
 
@@ -489,9 +493,10 @@ class Steps:
 
         A transient error is retried ``max_retries`` times with backoff, a time limit that was run
         into `RETRIES_AT_LIMIT` times, a lost worker up to `MAX_LOSSES` times at once, anything else
-        never. Moderation that fails for good fails no job: its chunk goes without, and once that
-        has happened to one chunk, those after it get one try each. Returns False when the attempt
-        is not the current one (any more).
+        never. A full disk or an outage is no fault of the step's: it counts as no failure, and the
+        step is retried until it has passed. Moderation that fails for good fails no job: its chunk
+        goes without, and once that has happened to one chunk, those after it get one try each.
+        Returns False when the attempt is not the current one (any more).
         """
         with self._database.transaction() as session:
             job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
@@ -499,42 +504,26 @@ class Steps:
                 return False
             lock_job(session, job_id)
             lost = isinstance(error, WorkerLost)
+            waits = isinstance(error, Transient) and not error.counts
             step = session.scalar(
                 update(Step)
                 .where(
                     Step.id == step_id, Step.attempt == attempt, Step.status == StepStatus.RUNNING
                 )
-                .values(losses=Step.losses + int(lost), failures=Step.failures + int(not lost))
+                .values(
+                    losses=Step.losses + int(lost),
+                    failures=Step.failures + int(not lost and not waits),
+                )
                 .returning(Step)
             )
             if step is None:
                 return False
-            session.add(
-                Failure(
-                    job_id=step.job_id,
-                    kind=step.kind,
-                    chunk_index=step.chunk_index,
-                    attempt=step.attempt,
-                    code=error.code,
-                    message=error.message,
-                    worker=step.worker,
-                )
-            )
-            if lost:
-                again, delay_s = step.losses < MAX_LOSSES, 0.0
-            else:
-                retries = self._retry.max_retries
-                if isinstance(error, ChunkTimedOut):
-                    retries = min(retries, RETRIES_AT_LIMIT)
-                if step.kind == StepKind.MODERATE and session.scalar(
-                    select(moderation_failed(job_id))
-                ):
-                    retries = 0
-                again = isinstance(error, Transient) and step.failures <= retries
-                delay_s = retry_delay_s(step.failures, self._retry.first_delay_s)
+            if not waits:
+                session.add(_failure(step, error))
+            delay_s = self._delay_s(session, step, error)
             if isinstance(error, LeaseExpired):
                 count(session, LEASES_EXPIRED, kind=step.kind)
-            if again:
+            if delay_s is not None:
                 count(session, STEP_RETRIES, kind=step.kind, code=error.code)
                 self._to_pending(session, step_id, attempt, delay_s=delay_s)
                 _ask_for(session, [step_id])
@@ -551,6 +540,24 @@ class Steps:
                         session, job_id, JobStatus.FAILED, code=error.code, message=error.message
                     )
             return True
+
+    def _delay_s(self, session: Session, step: Step, error: StenoError) -> float | None:
+        """Seconds until the step is tried again after this failure; None: never."""
+        first_s = self._retry.first_delay_s
+        if not isinstance(error, Transient):
+            return None
+        if not error.counts:
+            return retry_delay_s(min(step.attempt, MANY_TRIES), first_s)
+        if isinstance(error, WorkerLost):
+            return 0.0 if step.losses < MAX_LOSSES else None
+        retries = self._retry.max_retries
+        if isinstance(error, ChunkTimedOut):
+            retries = min(retries, RETRIES_AT_LIMIT)
+        if step.kind == StepKind.MODERATE and session.scalar(
+            select(moderation_failed(step.job_id))
+        ):
+            retries = 0
+        return retry_delay_s(step.failures, first_s) if step.failures <= retries else None
 
     def hand_back(self, worker: str, rung: UUID) -> list[UUID]:
         """Have others do at once what ``worker`` had in hand; the jobs that it is of.
@@ -723,6 +730,18 @@ class Steps:
             )
         )
         return session.scalar(pending.returning(Step.id)) is not None
+
+
+def _failure(step: Step, error: StenoError) -> Failure:
+    return Failure(
+        job_id=step.job_id,
+        kind=step.kind,
+        chunk_index=step.chunk_index,
+        attempt=step.attempt,
+        code=error.code,
+        message=error.message,
+        worker=step.worker,
+    )
 
 
 def lock_job(session: Session, job_id: UUID) -> None:

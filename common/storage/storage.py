@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -185,10 +186,23 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if is_full(error):
             raise StorageFull from error
         reason, final = _why(error)
         raise Unavailable(what="The storage", reason=reason, final=final) from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether it says that no space, or no quota, is left."""
+    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    return isinstance(error, OSError) and error.errno in full
+
+
+def check_space(folder: Path, least: int) -> None:
+    """Raise `StorageFull` where fewer than ``least`` bytes are free."""
+    with storage_errors():
+        if shutil.disk_usage(folder).free < least:
+            raise StorageFull
 
 
 def _why(error: OSError) -> tuple[str, bool]:

@@ -1,8 +1,8 @@
 """What of a file FFmpeg gets to read: one part a recording, with headers and tags put right.
 
 FFmpeg takes a file for one recording with true headers. Here are told apart the links of a chained
-Ogg file (RFC 3533, section 4) and WAV files that were joined; sizes in headers of WAV and AIFF that
-cannot be true are replaced; and the tags behind an MP3 are left out.
+Ogg file (RFC 3533, section 4) and WAV or AIFF files that were joined; sizes that cannot be true in
+the headers of those and of Wave64 are replaced; and the tags behind an MP3 are left out.
 """
 
 from __future__ import annotations
@@ -125,6 +125,8 @@ def parts(file: BinaryIO) -> list[Part]:
         joined = _ogg_links(file, size)
     elif form := next((form for form in (WAVE, AIFF) if form.begins(head)), None):
         joined = _joined(file, form, size)
+    elif head[:4] == b"riff":
+        return [_wave64(file, size)]
     else:
         return [_without_tags(file, head, size)]
     found = list(islice(joined, MOST_PARTS))
@@ -249,6 +251,24 @@ def _end_of_chunks(file: BinaryIO, form: _Format, at: int, size: int) -> int | N
 def _chunk(file: BinaryIO, form: _Format, at: int) -> tuple[bytes, int]:
     name, length = struct.unpack(f"{form.order}4sI", _read(file, at, 8))
     return name, length
+
+
+def _wave64(file: BinaryIO, size: int) -> Part:
+    """A Sony Wave64 file: chunks have names of 16 bytes, and sizes of 8 that count both."""
+    at = 40
+    while at + 24 <= size:
+        head = _read(file, at, 24)
+        length = int.from_bytes(head[16:], "little")
+        if head[:4] != b"data":
+            at += max(24, length + -length % 8)
+            continue
+        if 24 < length <= size - at:
+            break
+        if length != 24 and not is_placeholder(length):
+            return Part(0, size, size_is=CUT)
+        whole = {16: size.to_bytes(8, "little"), at + 16: (size - at).to_bytes(8, "little")}
+        return Part(0, size, whole, WHOLE)
+    return Part(0, size)
 
 
 def _is_blank(file: BinaryIO, at: int) -> bool:

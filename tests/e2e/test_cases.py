@@ -12,7 +12,7 @@ from rich.console import Console
 
 from scripts.cases import read_cases, run, table
 from scripts.client import Gateway
-from tests.audio_files import Kind, write
+from tests.audio_files import Kind, tone, write
 from tests.audio_tracks import write_tracks
 from tests.gateway import GatewayProcess
 from tests.speech import silence, speak
@@ -31,6 +31,7 @@ piped.wav	en	the words of voice.wav; no warning
 sizes-zero.wav	en	the words of voice.wav; no warning
 sizes-2e9.wav	en	the words of voice.wav; no warning
 sizes-first-piece.wav	en	the words of voice.wav; a warning that the header's size is wrong
+music.wav	en	empty text and a warning
 silent-first.mkv	en	the words of voice.wav; a warning that names the other track
 """
 
@@ -76,6 +77,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         content[4:8] = min(size + 36, 0xFFFFFFFF).to_bytes(4, "little")
         content[40:44] = size.to_bytes(4, "little")
         (folder / f"{name}.wav").write_bytes(content)
+    chord = np.sum([tone(10, hertz, 0.1) for hertz in (262, 330, 392)], axis=0)
+    swell = 0.6 + 0.4 * np.sin(np.arange(len(chord)) / 1_300)
+    write_channels(folder / "music.wav", (chord * swell).astype(np.int16)[:, None])
     write_tracks(folder / "silent-first.mkv", ("eng", silence(3)), ("eng", VOICE))
     both = (len(VOICE) + len(OTHER)) / 16_000
     (folder / "cases.tsv").write_text(CASES.format(both=both), encoding="utf-8")

@@ -162,6 +162,19 @@ def test_aiff_from_a_pipe_is_whole(size: int, tmp_path: Path) -> None:
     assert warnings == ()
 
 
+@pytest.mark.parametrize("size", [0, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF])
+def test_wave64_from_a_pipe_is_whole(size: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "piped.w64", tone(3), Kind("w64", "pcm_s16le", 16_000))
+    content = bytearray(path.read_bytes())
+    for place in (16, content.index(b"data\xf3\xac") + 16):
+        content[place : place + 8] = (size or 24).to_bytes(8, "little")
+    path.write_bytes(content)
+    probe(path)
+    samples, warnings = decoded(path)
+    assert len(samples) == 48_000
+    assert warnings == ()
+
+
 def ape(picture: bytes) -> bytes:
     """An APEv2 tag with a cover."""
     value = b"cover.jpg\0" + picture

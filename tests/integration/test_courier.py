@@ -10,6 +10,7 @@ from functools import partial
 from uuid import UUID
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import delete, text, update
 from standardwebhooks.webhooks import Webhook
 
@@ -22,6 +23,7 @@ from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
 from common.egress import Egress
 from common.errors import SecretsLocked, SetupProblem
 from common.settings import WebhookSettings
+from scripts.cli import steno
 from scripts.receiver import Receiver
 from tests.factories import TENANT, submit_job
 from tests.service import Start, wait_until
@@ -525,3 +527,18 @@ def test_a_lost_key_is_named_and_holds_up_nobody_else(
 def test_a_key_that_can_be_guessed_is_refused() -> None:
     with pytest.raises(SetupProblem, match="SECRETS_KEY"):
         Vault([KEY, "short"])
+
+
+def test_operators_encrypt_what_was_stored_before(
+    database: Database, webhooks: Webhooks, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    _, secret = webhooks.create("https://example.com/", ALL, "", limit=20)
+    refused = CliRunner().invoke(steno, ["keys", "encrypt-secrets"])
+    assert "SECRETS_KEY is not set" in refused.output
+    monkeypatch.setenv("SECRETS_KEY", f" {NEW_KEY} , {KEY}")
+    done = CliRunner().invoke(steno, ["keys", "encrypt-secrets"], catch_exceptions=False)
+    assert "1 endpoints and tenants" in done.output
+    assert not in_the_clear(database)
+    (made,) = webhooks.endpoints()
+    assert Webhooks(database, TENANT, Vault([NEW_KEY])).secrets(made.id) == [secret]

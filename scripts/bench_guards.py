@@ -4,8 +4,8 @@
 a recording takes in the wrong language, and fails above three.
 
 ``python -m scripts.bench_guards FOLDER`` cuts single words out of a folder's clips (its layout:
-``steno bench --help``), and makes audio in which nobody speaks. It prints how many words keep a
-text, and how much of the rest gets one.
+``steno bench --help``), and tenths of a second, which hold none, and makes audio in which nobody
+speaks. It prints how many words keep a text, and how much of the rest gets one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -39,6 +39,8 @@ CLEAR = 0.8
 """A word at least as probable in its clip is taken for right."""
 WORD_MS = range(220, 600)
 MARGIN_MS = 50
+SCRAPPED = 4
+"""Out of so many clips."""
 FLOOR = 0.02
 """The level of the quiet audio that is made."""
 
@@ -92,9 +94,10 @@ def _words(folder: Path, engine: Engine, network: Network, most: int) -> None:
         kept = [(text, segments) for text, segments in found if segments]
         right = [text for text, segments in kept if guards.plain(_text(segments)) == text]
         _tell(f"{clips.name}: {len(kept)} of {len(found)} words have text, {len(right)} are right")
+        wordless = [*_no_speech(), *_scraps(clip.path for clip in clips.clips)]
         invented = [
             segments
-            for pcm in _no_speech()
+            for pcm in wordless
             if (segments := _heard(engine, _planned(pcm, network), clips.language))
         ]
         flagged = sum(
@@ -102,8 +105,8 @@ def _words(folder: Path, engine: Engine, network: Network, most: int) -> None:
             for segments in invented
         )
         _tell(
-            f"{clips.language}: {len(invented)} of {len(list(_no_speech()))} without a word have "
-            f"text, of which {flagged} are flagged"
+            f"{clips.language}: {len(invented)} of {len(wordless)} without a word have text, of "
+            f"which {flagged} are flagged"
         )
 
 
@@ -119,6 +122,14 @@ def _cut(engine: Engine, clip: Path, reference: str, language: str) -> Iterator[
         if text in said and word.probability > CLEAR and word.span.duration_ms in WORD_MS:
             start = max(0, word.span.start_ms - MARGIN_MS) * SAMPLES_PER_MS
             yield text, pcm[start : (word.span.end_ms + MARGIN_MS) * SAMPLES_PER_MS]
+
+
+def _scraps(clips: Iterable[Path]) -> Iterator[Pcm]:
+    """Tenths of a second out of clips."""
+    for clip in islice(clips, SCRAPPED):
+        pcm = _samples(clip)
+        for start in range(SAMPLE_RATE, min(len(pcm), 4 * SAMPLE_RATE), SAMPLE_RATE // 2):
+            yield pcm[start : start + SAMPLE_RATE // 10]
 
 
 def _no_speech() -> Iterator[Pcm]:

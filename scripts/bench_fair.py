@@ -75,9 +75,10 @@ class Row:
 class Bench:
     """A stack, and the truth read past its gateway."""
 
-    def __init__(self, gateway: Gateway, database: Database) -> None:
+    def __init__(self, gateway: Gateway, database: Database, engine: str) -> None:
         self._gateway = gateway
         self._database = database
+        self._engine, _, self._model = engine.partition(" ")
         self._luck = random.Random(1)  # noqa: S311 - it only spreads the clips
 
     def run(self, long: Path, clip: Path, count: int, clips: int) -> Row:
@@ -97,7 +98,7 @@ class Bench:
         return Row(count, taken)
 
     def _send(self, file: Path) -> UUID:
-        options = {"language": "en", "engine": "faster-whisper", "model": "base"}
+        options = {"language": "en", "engine": self._engine, "model": self._model}
         return UUID(self._gateway.upload(file, options)["job_id"])
 
     def _ended(self, job_id: UUID) -> bool:
@@ -183,7 +184,10 @@ def report(rows: Sequence[Row]) -> Iterator[str]:
     show_default=True,
     help="How often LONG is sent before; may be given several times.",
 )
-def main(long: Path, clip: Path, workers: int, clips: int, counts: tuple[int, ...]) -> None:
+@click.option("--engine", default="faster-whisper base", show_default=True, help="And its weights.")
+def main(
+    long: Path, clip: Path, workers: int, clips: int, counts: tuple[int, ...], engine: str
+) -> None:
     """Send CLIP behind LONG; exits with 1 where it took more than 1.5 chunk times (p95)."""
     rows = []
     with ExitStack() as stack:
@@ -193,6 +197,7 @@ def main(long: Path, clip: Path, workers: int, clips: int, counts: tuple[int, ..
         bench = Bench(
             stack.enter_context(Gateway(running.address)),
             stack.enter_context(Database(running.database_url, pool_size=1)),
+            engine,
         )
         for count in counts:
             rows.append(bench.run(long, clip, count, clips))

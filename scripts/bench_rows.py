@@ -2,8 +2,8 @@
 
 Run ``python -m scripts.bench_rows``. It starts a Postgres of its own, measures each operation on
 tables with a hundred jobs, fills them by SQL, and measures again. Prints for each operation the
-median time, how often as much that is, and the rows that Postgres read for it: a table that was
-read from end to end shows there whatever the machine does beside.
+best time, the rows that Postgres read for it, and how often as much the worse of the two is: rows
+show a table that was read from end to end, whatever the machine does beside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from uuid import UUID, uuid4
 
 import click
@@ -40,8 +39,8 @@ LIMIT = 1.5
 """What is promised: how often as much an operation may take."""
 NOISE_MS = 2.0
 """What takes less is taken to take this."""
-ROWS_AT_LEAST = 1_000
-"""The same of rows."""
+FEW_ROWS = 10_000
+"""The same of rows: counts read up to a thousand each, and those of a list up to two hundred."""
 TENANT, KEY, MODEL = "tenant-1", "key-1", "base"
 FEW = 100
 
@@ -70,7 +69,7 @@ _ROWS_READ = text(
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one operation: median milliseconds, and rows read."""
+    """Of one operation: milliseconds at best, as others only add to them, and rows read."""
 
     took_ms: float
     rows: float
@@ -86,7 +85,8 @@ class Row:
 
     @property
     def times(self) -> float:
-        return max(self.many.took_ms, NOISE_MS) / max(self.few.took_ms, NOISE_MS)
+        took = max(self.many.took_ms, NOISE_MS) / max(self.few.took_ms, NOISE_MS)
+        return max(took, max(self.many.rows, FEW_ROWS) / max(self.few.rows, FEW_ROWS))
 
     @property
     def kept(self) -> bool:
@@ -136,6 +136,7 @@ def operations(database: Counting) -> dict[str, Callable[[], object]]:
     return {
         "publish a step, claim it, hand it back": claim,
         "publish with no worker free": lambda: steps.publish(0, lambda _: None),
+        "any_open": steps.any_open,
         "handed_out": steps.handed_out,
         "published": steps.published,
         "reclaim_expired": steps.reclaim_expired,
@@ -153,12 +154,14 @@ def operations(database: Counting) -> dict[str, Callable[[], object]]:
         "jobs, recording_id=": page(recording_id="recording-7"),
         "history": lambda: lists.finished(limit=20, after=None),
         "metrics": lambda: observe_service(database),
+        "next to clean": lambda: cleaning.next_due_s(3600.0),
         "sweep": lambda: cleaning.sweep(lambda _: True),
         "expired": lambda: cleaning.expired(100),
         "deleted": lambda: cleaning.deleted(100),
         "cancel_unsent": lambda: cleaning.cancel_unsent(10**9),
         "end_silent_streams": cleaning.end_silent_streams,
         "claim webhook messages": lambda: deliveries.claim(0) or deliveries.claim(10),
+        "next webhook message": deliveries.next_due_s,
         "prune webhook messages": lambda: deliveries.prune(10_000),
     }
 
@@ -175,7 +178,7 @@ def _cost(database: Counting, run: Callable[[], object], repeat: int) -> Cost:
         start = time.perf_counter()
         run()
         took_ms.append((time.perf_counter() - start) * 1000)
-    return Cost(median(took_ms), (database.rows - before) / repeat)
+    return Cost(min(took_ms), (database.rows - before) / repeat)
 
 
 def _some(database: Database, status: JobStatus) -> UUID:

@@ -133,8 +133,9 @@ class Mixer:
         signs = np.ones(energies.shape[:2], np.float32)
         mixed = energies[:, 0, 0].copy()
         for channel in range(1, self.channels):
-            score = _correlation(energies, signs, channel, mixed)
-            limit = CANCELS if score[-1] > CANCELS_LONG else CANCELS_THEN
+            least, most = _correlations(energies, signs, channel, mixed)
+            limit = CANCELS_THEN if least[-1] < CANCELS_LONG else CANCELS
+            score = np.where(least < limit, least, most)
             now = _held(score[:hops], limit, before=bool(self._turned[channel]))
             if now.any():
                 _adjust(now, score[hops:-1])
@@ -195,11 +196,13 @@ def _around(energies: Floats, more: int) -> Floats:
     return found
 
 
-def _correlation(energies: Floats, signs: Floats, channel: int, mixed: Floats) -> Floats:
-    """How much ``channel`` adds to (1) or takes from (-1) those before it, shape (hops,).
+def _correlations(
+    energies: Floats, signs: Floats, channel: int, mixed: Floats
+) -> tuple[Floats, Floats]:
+    """How much ``channel`` adds to (1) or takes from (-1) those before it: least and most.
 
-    Each of them counts, and their sum, of energy ``mixed``: what it cancels, or else what it adds
-    to most. Where the channel is not loud enough to tell, it is nan.
+    Each of them counts, and their sum, of energy ``mixed``; shape (hops,). Where the channel is not
+    loud enough to tell, it is nan.
     """
     own = energies[:, channel, channel]
     shared = energies[:, channel, :channel] * signs[:, :channel]
@@ -207,9 +210,8 @@ def _correlation(energies: Floats, signs: Floats, channel: int, mixed: Floats) -
     pairs = 2 * shared / np.maximum(others + own[:, None], QUIET)
     whole = 2 * shared.sum(axis=1) / np.maximum(mixed + own, QUIET)
     least, most = np.minimum(pairs.min(axis=1), whole), np.maximum(pairs.max(axis=1), whole)
-    score: Floats = np.where(least < CANCELS, least, most)
-    score[own < QUIET] = np.nan
-    return score
+    least[own < QUIET] = most[own < QUIET] = np.nan
+    return least, most
 
 
 def _held(score: Floats, limit: float, *, before: bool) -> NDArray[np.bool_]:

@@ -83,6 +83,13 @@ def test_channels_that_cancel_out_are_heard(gain: float, level: float) -> None:
     assert mixer.turned
 
 
+def test_channels_that_cancel_out_in_noise_are_heard_beside_others() -> None:
+    left, right = (np.random.default_rng(seed).normal(0, 0.06, len(VOICE)) for seed in (1, 2))
+    found, mixer = mixed(together(np.zeros_like(VOICE), VOICE + left, right - VOICE))
+    assert loudness(found, VOICE) > 0.5
+    assert mixer.turned
+
+
 def test_what_is_inverted_for_a_while_is_heard_without_a_click() -> None:
     inverted = VOICE.copy()
     inverted[20_000:60_000] *= -1

@@ -19,6 +19,7 @@ from tests.speech import silence, speak
 
 VOICE = speak("The captain walked along the beach and looked for shells.")
 OTHER = speak("Seven brown horses were waiting at the gate of the old farm.")
+FRENCH = speak("Bonjour, je voudrais une tasse de café et un morceau de pain.", "fr")
 CASES = """file	language	must be
 inverted.wav	en	the words of voice.wav
 half-inverted.wav	en	the words of voice.wav
@@ -29,9 +30,14 @@ rate-change.aac	en	the words of voice.wav, then of other.wav; about {both:.1f} s
 chained-rate.ogg	en	the words of voice.wav, then of other.wav; about {both:.1f} s; no warning
 piped.wav	en	the words of voice.wav; no warning
 sizes-zero.wav	en	the words of voice.wav; no warning
+sizes-7fff.wav	en	the words of voice.wav; no warning
 sizes-2e9.wav	en	the words of voice.wav; no warning
 sizes-first-piece.wav	en	the words of voice.wav; a warning that the header's size is wrong
 music.wav	en	empty text and a warning
+music-then-fr.wav	auto	language fr; no warning
+music-then-0.3.wav	en	a warning where the text is empty
+short-0.1.wav	en	empty text, or text that is flagged as doubtful; a warning
+short-0.3.wav	en	a warning where the text is empty
 silent-first.mkv	en	the words of voice.wav; a warning that names the other track
 """
 
@@ -71,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     joined(folder / "rate-change.aac", adts, adts._replace(rate=44_100))
     vorbis = Kind("ogg", "vorbis", 16_000, layout="stereo")
     joined(folder / "chained-rate.ogg", vorbis, vorbis._replace(rate=44_100))
-    sizes = {"piped": 0xFFFFFFFF, "sizes-zero": 0, "sizes-2e9": 2 * 10**9}
+    sizes = {"piped": 0xFFFFFFFF, "sizes-zero": 0, "sizes-7fff": 0x7FFFFFFF, "sizes-2e9": 2 * 10**9}
     for name, size in (*sizes.items(), ("sizes-first-piece", 32_000)):
         content = bytearray(plain)
         content[4:8] = min(size + 36, 0xFFFFFFFF).to_bytes(4, "little")
@@ -79,7 +85,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.wav").write_bytes(content)
     chord = np.sum([tone(10, hertz, 0.1) for hertz in (262, 330, 392)], axis=0)
     swell = 0.6 + 0.4 * np.sin(np.arange(len(chord)) / 1_300)
-    write_channels(folder / "music.wav", (chord * swell).astype(np.int16)[:, None])
+    music = (chord * swell).astype(np.int16)
+    clips = {
+        "music": music,
+        "music-then-fr": np.concatenate([music, pcm(FRENCH)]),
+        "music-then-0.3": np.concatenate([music, voice[16_000:20_800]]),
+        "short-0.1": voice[16_000:17_600],
+        "short-0.3": voice[16_000:20_800],
+    }
+    for name, samples in clips.items():
+        write_channels(folder / f"{name}.wav", samples[:, None])
     write_tracks(folder / "silent-first.mkv", ("eng", silence(3)), ("eng", VOICE))
     both = (len(VOICE) + len(OTHER)) / 16_000
     (folder / "cases.tsv").write_text(CASES.format(both=both), encoding="utf-8")

@@ -545,7 +545,7 @@ def write_private(path: Path, text: str) -> None:
 def own(directory: Path, access: FileAccess = OWN) -> IO[str]:
     """Become the one owner of ``directory`` for as long as the answered file stays open.
 
-    Where it is not there it is made, for those of ``access``.
+    Where it is missing it is made, for those of ``access``.
 
     The kernel lets go when the owner dies, however it dies.
     """
@@ -553,6 +553,9 @@ def own(directory: Path, access: FileAccess = OWN) -> IO[str]:
         access.make_folder(directory)
         lock: IO[str] = OWN.open(directory / "lock", "a+")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
     except BlockingIOError:
         lock.seek(0)
         owner = lock.read().strip() or "unknown"
@@ -563,12 +566,6 @@ def own(directory: Path, access: FileAccess = OWN) -> IO[str]:
         ) from None
     except OSError as error:
         raise _unusable(directory, error) from error
-    try:
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-    except OSError as error:
-        raise _unusable(directory, error) from error
     return lock
 
 
@@ -577,12 +574,12 @@ def _unusable(directory: Path, error: OSError) -> SetupProblem:
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
     return SetupProblem(
         problem=f"The data directory {directory} cannot be used: {error.strerror or error}",
-        remedy=f"Free some space, or {ELSEWHERE}" if full else ELSEWHERE.capitalize(),
+        remedy=f"{'Free some space' if full else 'Make it a writable folder'}, or {ELSEWHERE}",
     )
 
 
 def _free(directory: Path) -> str:
-    """How much room is left on the disk of ``directory``."""
+    """The free space on the disk of ``directory``."""
     existing = next(place for place in (directory, *directory.parents) if place.is_dir())
     return f"{shutil.disk_usage(existing).free / 1e6:.0f} MB"
 
@@ -611,10 +608,10 @@ def free_port() -> int:
 def _reason(text: str, most: int = 3) -> str:
     """The lines of a server's output that most likely say why it ended, ``most`` of them."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = "FATAL|PANIC|error:|No space left"
-    first = next((i for i, line in enumerate(lines) if re.search(telling, line)), -1)
-    told = [re.sub(r"^.*(FATAL|PANIC): +", "", line) for line in lines[first:][:most]]
-    return " / ".join(told).rstrip(".") or "it says nothing"
+    failure = "FATAL|PANIC|error:|No space left"
+    first = next((i for i, line in enumerate(lines) if re.search(failure, line)), -1)
+    reasons = [re.sub(r"^.*(FATAL|PANIC): +", "", line) for line in lines[first:][:most]]
+    return " / ".join(reasons).rstrip(".") or "it says nothing"
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

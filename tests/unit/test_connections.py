@@ -53,15 +53,15 @@ def test_there_are_never_too_many_and_none_at_work_makes_room(
             if works:
                 line.works = True
                 crowd.works(line)
+        else:
+            same = [each for each in held if client_of(each.address) == client_of(address)]
+            assert all(each.works for each in (same if len(same) == 3 else held))
         if ends and held:
             crowd.gone(held.pop(0))
         held = [each for each in held if each.is_open]
         assert len(crowd) == len(held) <= 8
         for client in {client_of(each.address) for each in held} - {PROXY}:
             assert sum(client_of(each.address) == client for each in held) <= 3
-        if not line.taken:
-            same = [each for each in held if client_of(each.address) == client_of(address)]
-            assert all(each.works for each in (same if len(same) == 3 else held))
     for each in held:
         crowd.gone(each)
     assert len(crowd) == crowd.waiting == 0

@@ -1,8 +1,8 @@
 """How many connections a gateway process holds at once, in all and of each address.
 
-A connection waits, for a request's head, or works on a request. When there is no room for another
-one, the one that has waited longest makes room: so who sends its head at once is answered, however
-many others only hold their connections. One that works is never ended for that.
+A connection waits for a request's head, or works on a request. When there is no room for another
+one, the one that has waited longest is closed: so a client that sends its head at once is answered,
+however many others only hold their connections. One that works is never closed for that.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from common.settings import ApiSettings
 BACKLOG = 2048
 """Connections that the kernel accepts before this process does; asyncio takes so many at once."""
 OTHER_FILES = 256
-"""Descriptors for all that is no connection: files, Postgres, Redis, child processes."""
+"""Descriptors kept for everything else: files, Postgres, Redis, child processes."""
 QUIET_S = 60.0
-"""How often the log says that there was no room."""
+"""How often a warning is repeated at most."""
 EACH_V6 = 64
 """Bits of an IPv6 address that one client is given (RFC 6177)."""
 
 
 class Proxies(Protocol):
-    """Addresses that bring the connections of many clients."""
+    """Addresses whose connections carry the requests of many clients."""
 
     def __contains__(self, host: str | None) -> bool: ...
 
 
 class Closable(Protocol):
-    """What `Connections` may end."""
+    """A connection that `Connections` may close."""
 
     def make_room(self) -> None:
         """Close at once."""
@@ -54,7 +54,7 @@ class _Client:
 
 
 class Connections:
-    """Those of one process. ``proxies`` may have any number: they bring everybody's."""
+    """Those of one process. Each of ``proxies`` may have any number."""
 
     def __init__(self, *, most: int, most_each: int, proxies: Proxies) -> None:
         self._most = most
@@ -94,7 +94,7 @@ class Connections:
             oldest = next(iter(waiting), None)
             if oldest is None:
                 return False
-            self.gone(oldest)
+            self.closed(oldest)
             oldest.make_room()
         self._clients.setdefault(name, _Client()).held += 1
         self._client_of[connection] = name
@@ -102,14 +102,14 @@ class Connections:
         return True
 
     def waits(self, connection: Closable) -> None:
-        """It waits for the next request, from now on."""
+        """From now on it waits for its next request."""
         if (name := self._client_of.get(connection)) is not None:
             for waiting in (self._waiting, self._clients[name].waiting):
                 waiting.pop(connection, None)
                 waiting[connection] = None
 
     def works(self, connection: Closable) -> None:
-        """A request's head is here."""
+        """It has received a request's head."""
         if (name := self._client_of.get(connection)) is not None:
             self._waiting.pop(connection, None)
             self._clients[name].waiting.pop(connection, None)
@@ -120,8 +120,8 @@ class Connections:
         if (name := self._client_of.pop(connection, None)) is not None:
             self._client_of[other] = name
 
-    def gone(self, connection: Closable) -> None:
-        """It has ended; may be said twice."""
+    def closed(self, connection: Closable) -> None:
+        """It is closed; calling this twice is harmless."""
         self.works(connection)
         if (name := self._client_of.pop(connection, None)) is not None:
             client = self._clients[name]
@@ -140,7 +140,7 @@ def _trusted(proxies: str) -> Proxies:
 
 
 class Seldom:
-    """Warns of what may happen thousands of times a second, once in `QUIET_S` at most."""
+    """A warning of what may happen thousands of times a second, at most once in `QUIET_S`."""
 
     def __init__(self, message: str) -> None:
         self._message = message
@@ -148,7 +148,7 @@ class Seldom:
         self._quiet_until = float("-inf")
 
     def happened(self) -> None:
-        """Count it, and say how often it happened, where that was not said lately."""
+        """Count it, and log how often it happened, once in `QUIET_S` at most."""
         self._count += 1
         now = time.monotonic()
         if now >= self._quiet_until:
@@ -158,7 +158,7 @@ class Seldom:
 
 @lru_cache(maxsize=4096)
 def client_of(address: str) -> str:
-    """What one client has of addresses: one of IPv4, a network of IPv6."""
+    """What is counted as one client: an address of IPv4, a /64 network of IPv6."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -189,7 +189,7 @@ def descriptors() -> int:
 
 
 def warn_seldom_of_accepting(loop: asyncio.AbstractEventLoop) -> None:
-    """Have asyncio, which tells each time that it cannot accept, do so once in `QUIET_S`."""
+    """Log that connections cannot be accepted once in `QUIET_S`; asyncio logs each failure."""
     seldom = Seldom("{} connections could not be accepted: no file descriptors or memory are left")
     before: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None
     before = loop.get_exception_handler()
@@ -206,7 +206,7 @@ def warn_seldom_of_accepting(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def warn_seldom_of_bad_requests() -> None:
-    """Have uvicorn, which tells of each request that it cannot read, do so once in `QUIET_S`."""
+    """Log requests that are not HTTP once in `QUIET_S`; uvicorn logs each."""
     seldom = Seldom("{} requests were no HTTP, or asked for another protocol")
 
     def is_another(record: logging.LogRecord) -> bool:

@@ -1,9 +1,9 @@
-"""How the gateway speaks HTTP: as uvicorn does, but with limits for who does not.
+"""How the gateway speaks HTTP: as uvicorn does, with limits for clients that misbehave.
 
 - A head has to be complete in API_HEAD_TIMEOUT seconds. uvicorn alone waits for ever for the rest.
 - There are only so many connections at once (`api.connections`).
 - A head that another server could read otherwise is rejected, and its connection closed: what
-  follows it might be taken for a request of somebody else's (request smuggling, RFC 9112, 11.2).
+  follows it might be taken for another client's request (request smuggling, RFC 9112, 11.2).
 - A client that takes nothing of what it was sent is cut off.
 """
 
@@ -31,7 +31,7 @@ KEEPALIVE_S = 60
 """How often the kernel asks after a quiet connection: an answer that waits for its job (`/asr`) may
 send nothing for an hour, and networks forget connections that are quiet for some minutes."""
 HEAD_S = 10.0
-"""Where the application says nothing else, as in tests."""
+"""The default, for applications that set no ``head_s``, as in tests."""
 NO_ROOM = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n"
     b"Connection: close\r\n\r\n"
@@ -82,7 +82,7 @@ class Protocol(H11Protocol):
         super().__init__(*args, **kwargs)
         size = self.config.h11_max_incomplete_event_size
         self.conn = StrictConnection(h11.SERVER, *([] if size is None else [size]))
-        self._crowd: Connections | None = self.app_state.get("connections")
+        self._connections: Connections | None = self.app_state.get("connections")
         self._head_s: float = self.app_state.get("head_s", HEAD_S)
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
@@ -101,7 +101,7 @@ class Protocol(H11Protocol):
                     connection.setsockopt(socket.IPPROTO_TCP, option, value)
         peer = transport.get_extra_info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else ""
-        if self._crowd is not None and not self._crowd.admit(self, address):
+        if self._connections is not None and not self._connections.admit(self, address):
             self._refused = True
             transport.write(NO_ROOM)
             transport.close()
@@ -110,7 +110,7 @@ class Protocol(H11Protocol):
         self._timer = self.loop.call_later(self._head_s, self._head_is_late)
 
     def data_received(self, data: bytes) -> None:
-        """Note when a head is complete: from then on the request has time."""
+        """Stop the timer once a head is complete."""
         if self._refused:
             return
         super().data_received(data)
@@ -118,34 +118,34 @@ class Protocol(H11Protocol):
             self._works()
 
     def on_response_complete(self) -> None:
-        """Wait for the next head, unless it is here already."""
+        """Wait for the next head, unless it has been received already."""
         if not self.transport.is_closing():
             self._stop_timer()
             self._timer = self.loop.call_later(
                 self.timeout_keep_alive + self._head_s, self._head_is_late
             )
-            if self._crowd is not None:
-                self._crowd.waits(self)
+            if self._connections is not None:
+                self._connections.waits(self)
         super().on_response_complete()
         if not self._is_waiting:
             self._works()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Have the WebSocket count in place of this."""
+        """Count the WebSocket in place of this connection."""
         self._stop_timer()
         super().handle_websocket_upgrade(event)
-        if self._crowd is not None and isinstance(
+        if self._connections is not None and isinstance(
             other := self.transport.get_protocol(), WebSocketProtocol
         ):
-            self._crowd.becomes(self, other)
+            self._connections.becomes(self, other)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Count it no more."""
         if self._refused:
             return
         self._stop_timer()
-        if self._crowd is not None:
-            self._crowd.gone(self)
+        if self._connections is not None:
+            self._connections.closed(self)
         super().connection_lost(exc)
 
     def make_room(self) -> None:
@@ -163,8 +163,8 @@ class Protocol(H11Protocol):
 
     def _works(self) -> None:
         self._stop_timer()
-        if self._crowd is not None:
-            self._crowd.works(self)
+        if self._connections is not None:
+            self._connections.works(self)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -204,15 +204,15 @@ class Protocol(H11Protocol):
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """A WebSocket that counts among the connections."""
+    """A WebSocket, which counts as a connection as long as it is open."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
-        crowd: Connections | None = self.app_state.get("connections")
-        if crowd is not None:
-            crowd.gone(self)
+        """Count it no more."""
+        connections: Connections | None = self.app_state.get("connections")
+        if connections is not None:
+            connections.closed(self)
         super().connection_lost(exc)
 
     def make_room(self) -> None:
-        """Never asked: it works as long as it is open."""
+        """Never called: a WebSocket works as long as it is open."""
         self.transport.abort()

@@ -57,13 +57,13 @@ def test_there_are_never_too_many_and_none_at_work_makes_room(
             same = [each for each in held if client_of(each.address) == client_of(address)]
             assert all(each.works for each in (same if len(same) == 3 else held))
         if ends and held:
-            crowd.gone(held.pop(0))
+            crowd.closed(held.pop(0))
         held = [each for each in held if each.is_open]
         assert len(crowd) == len(held) <= 8
         for client in {client_of(each.address) for each in held} - {PROXY}:
             assert sum(client_of(each.address) == client for each in held) <= 3
     for each in held:
-        crowd.gone(each)
+        crowd.closed(each)
     assert len(crowd) == crowd.waiting == 0
 
 

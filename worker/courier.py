@@ -33,7 +33,7 @@ from worker.pace import Pace
 
 POLL_S = 0.5
 IDLE_POLL_S = 10.0
-"""How soon is found what is due although no notification told of it."""
+"""How soon a due message is found whose notification got lost."""
 OUTAGE_PAUSE_S = 1.0
 PRUNE_S = 60.0
 STOP_GRACE_S = 3.0

@@ -17,7 +17,7 @@ from worker.pace import Pace
 
 CLEAN_S = 1.0
 IDLE_POLL_S = 10.0
-"""How soon is found what is due although no notification told of it."""
+"""How soon due work is found whose notification got lost."""
 TIDY_S = 3600.0
 """It lists the results there are, and over S3 all recordings."""
 PAUSE_S = 5.0
@@ -112,8 +112,8 @@ class Janitor:
                 self._settle(recording_id, committed=recording_id in committed)
         for made in get_args(Made):
             for page in self._storage.jobs_with(made):
-                for job_id in self._cleaning.gone(page):
-                    logger.warning("job {job_id}: {} of it were left", made, job_id=job_id)
+                for job_id in self._cleaning.missing(page):
+                    logger.warning("job {job_id}: erasing {} found late", made, job_id=job_id)
                     self._erase(job_id, None)
                 if made == "chunks":
                     self._cleaning.sweep_again(page)

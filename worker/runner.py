@@ -151,7 +151,7 @@ class Runner:
                 recording_id = fetched_id(claim.step_id, claim.attempt)
                 if not context.steps.is_stored(recording_id):
                     context.storage.discard(recording_id)
-            if context.cleaning.gone([claim.job_id]):
+            if context.cleaning.missing([claim.job_id]):
                 erased = context.storage.erase(claim.job_id, None)
                 if erased.files:
                     context.cleaning.erased(claim.job_id, files=erased.files, size=erased.bytes)

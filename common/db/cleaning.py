@@ -40,10 +40,9 @@ class Cleaning:
         meanwhile, so that it is not begun again at the same time. False where there is none to do.
         """
         with self.database.transaction() as session:
-            now = NOW
             job_id = session.scalar(
                 select(Job.id)
-                .where(Job.sweep_at <= now)
+                .where(Job.sweep_at <= NOW)
                 .order_by(Job.sweep_at)
                 .limit(1)
                 .with_for_update(key_share=True, skip_locked=True)
@@ -52,15 +51,15 @@ class Cleaning:
                 return False
             safe_at = Job.completed_at + seconds(self.grace_s)
             again = (
-                case((Job.sweep_at >= safe_at, null()), else_=func.greatest(safe_at, now))
+                case((Job.sweep_at >= safe_at, null()), else_=func.greatest(safe_at, NOW))
                 if drop(job_id)
-                else now + seconds(SWEEP_AGAIN_S)
+                else NOW + seconds(SWEEP_AGAIN_S)
             )
             session.execute(update(Job).where(Job.id == job_id).values(sweep_at=again))
             return True
 
     def next_due_s(self, upload_wait_s: float) -> float | None:
-        """Seconds until there is something to clean up, less than 0 if there is; None: nothing."""
+        """Seconds until something is to be cleaned up, at most 0 if it is due; None: nothing is."""
         grace, wait = seconds(self.grace_s), seconds(upload_wait_s)
         earliest = (
             select(func.min(Job.sweep_at)),
@@ -144,14 +143,14 @@ class Cleaning:
                 .values(erased_at=func.clock_timestamp())
             )
 
-    def gone(self, job_ids: Sequence[UUID]) -> list[UUID]:
-        """Which of these jobs are not, or no more."""
+    def missing(self, job_ids: Sequence[UUID]) -> list[UUID]:
+        """Which of these jobs do not exist, mostly because they were deleted."""
         with self.database.transaction() as session:
-            there = set(session.scalars(select(Job.id).where(Job.id.in_(job_ids))))
-            return [job_id for job_id in job_ids if job_id not in there]
+            existing = set(session.scalars(select(Job.id).where(Job.id.in_(job_ids))))
+            return [job_id for job_id in job_ids if job_id not in existing]
 
     def sweep_again(self, job_ids: Sequence[UUID]) -> None:
-        """Have `sweep` take those of these jobs that have ended, whose sound was found."""
+        """Have `sweep` drop the chunks of those of these jobs that have ended."""
         with self.database.transaction() as session:
             session.execute(
                 update(Job)

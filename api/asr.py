@@ -19,13 +19,14 @@ from api.client_names import weights_named
 from api.gateway import Gateway
 from api.idempotency import idempotency_key
 from api.multipart import FormReader
+from api.openai import whisper_segment
 from api.resolving import request_sha256
 from api.schemas import Accepted, Prose, Word
 from api.uploads import Body, Form, Upload
 from common.asr.languages import AUTO, LANGUAGES, language_code
 from common.db.jobs import Created, Idempotency, NewRecording
 from common.domain.request import Task
-from common.domain.results import segment_document, word_document
+from common.domain.results import word_document
 from common.domain.transcript import Transcript
 from common.domain.values import Span
 from common.errors import NotAudio
@@ -82,7 +83,7 @@ class AsrQuery(_Query):
     hotwords: Prose | None = None
     """Names and terms that are likely to be said."""
     word_timestamps: bool = False
-    """Have each segment's words in the JSON."""
+    """Whether the JSON has each segment's words."""
     model: Annotated[str | None, Field(max_length=200)] = None
     """Weights, as `GET /v1/models` lists them; left out: the default ones."""
 
@@ -178,9 +179,7 @@ def json_document(transcript: Transcript, *, words: bool) -> dict[str, Any]:
         "text": transcript.text,
         "segments": [
             {
-                "seek": 0,
-                "tokens": [],
-                **segment_document(index, segment),
+                **whisper_segment(index, segment),
                 **({"words": [word_document(word) for word in segment.words]} if words else {}),
             }
             for index, segment in enumerate(transcript.segments)

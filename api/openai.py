@@ -28,6 +28,7 @@ from common.domain.formats import to_srt, to_vtt
 from common.domain.request import Task
 from common.domain.results import seconds, segment_document, word_document
 from common.domain.transcript import Transcript
+from common.domain.values import Segment
 from common.errors import Needs, StenoError, UnknownOption
 
 PREFIX = "/v1"
@@ -153,8 +154,13 @@ TEXTS: Mapping[str, tuple[str, Callable[[Transcript], str]]] = MappingProxyType(
 """The formats that are no JSON: media type and writer."""
 
 
+def whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
+    """A segment as Whisper's own JSON has it. Token ids are not kept, so there are none."""
+    return {"seek": 0, "tokens": [], **segment_document(index, segment)}
+
+
 def verbose_document(transcript: Transcript, task: Task, granularities: Iterable[str]) -> Any:
-    """The answer in ``verbose_json``. Token ids are not kept, so there are none to tell."""
+    """The answer in ``verbose_json``."""
     document: dict[str, Any] = {
         "task": task,
         "language": LANGUAGES.get(transcript.language, transcript.language).lower(),
@@ -164,8 +170,7 @@ def verbose_document(transcript: Transcript, task: Task, granularities: Iterable
     }
     if "segment" in granularities:
         document["segments"] = [
-            {"seek": 0, "tokens": [], **segment_document(index, segment)}
-            for index, segment in enumerate(transcript.segments)
+            whisper_segment(index, segment) for index, segment in enumerate(transcript.segments)
         ]
     if "word" in granularities:
         document["words"] = [word_document(word) for word in transcript.words]

@@ -1,4 +1,4 @@
-"""What answers with a job's text has to wait for it."""
+"""Waiting for a job, for requests that are answered with its text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from starlette.requests import Request
 from api.feed import Feed
 from api.leaving import unless_gone
 from api.routes.jobs import check_ready
+from api.uploads import IGNORED
 from common.db.snapshots import Snapshot
 from common.errors import NotFound, NotReady, StillUnderWay
 
 JOB_ID = "X-Job-Id"
 """The header that names the job behind an answer."""
+HEADERS = {
+    JOB_ID: {"schema": {"type": "string", "format": "uuid"}},
+    IGNORED: {
+        "description": "Parameters of the request that have no meaning here",
+        "schema": {"type": "string"},
+    },
+}
+"""The headers of such an answer, as the documentation has them."""
 
 
 async def wait_for_end(request: Request, feed: Feed, limit_s: float | None = None) -> None:
@@ -38,7 +47,7 @@ def check_completed(snapshot: Snapshot | None, job_id: UUID) -> Snapshot:
     """The job's ``snapshot`` if it is completed.
 
     Raises:
-        StillUnderWay: nobody can wait longer for it.
+        StillUnderWay: it has not ended.
         Conflict: it failed or was cancelled.
         NotFound: it was deleted.
     """

@@ -26,9 +26,9 @@ from api.gateway import Gateway, GatewayDep
 from api.idempotency import PARAMETER
 from api.middleware import answer_with
 from api.problems import documented
-from api.uploads import IGNORED, Body
+from api.uploads import Body
 from api.version import VERSION
-from api.waiting import JOB_ID, check_completed, wait_for_end
+from api.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
 from common.db.jobs import Text
 from common.db.snapshots import Snapshot
 from common.domain.formats import write
@@ -37,13 +37,6 @@ from common.transcripts import transcript_of
 
 router = APIRouter(tags=["asr"])
 
-_HEADERS = {
-    JOB_ID: {"schema": {"type": "string", "format": "uuid"}},
-    IGNORED: {
-        "description": "Parameters of the request that have no meaning here",
-        "schema": {"type": "string"},
-    },
-}
 _BODY = {
     "required": True,
     "content": {
@@ -66,7 +59,7 @@ _BODY = {
         200: {
             "description": "The text",
             "content": {"text/plain": {}, "application/json": {}},
-            "headers": _HEADERS,
+            "headers": HEADERS,
         },
         **documented(400, 404, 408, 409, 413, 415, 422, 503),
     },
@@ -111,7 +104,7 @@ async def detect_language(
     form = query.form(request, query.job_options())
     upload = DetectUpload(gateway, caller, form, query.part)
     _, text = await _text(request, gateway, caller, upload)
-    return Language.of(text.language, (text.manifest or {})["language_probabilities"] or {})
+    return Language.of(text.language, (text.manifest or {}).get("language_probabilities") or {})
 
 
 async def _text(

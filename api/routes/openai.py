@@ -37,8 +37,8 @@ from api.openai import (
 )
 from api.problems import Refusal, problem
 from api.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
-from api.uploads import IGNORED, Body, Form, Upload
-from api.waiting import JOB_ID, check_completed, wait_for_end
+from api.uploads import Body, Form, Upload
+from api.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
 from common.domain.request import Task
 from common.domain.transcript import Transcript, join_text
 from common.domain.values import Segment
@@ -104,13 +104,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
             kind: {}
             for kind in ("application/json", MEDIA_TYPE, *(kind for kind, _ in TEXTS.values()))
         },
-        "headers": {
-            JOB_ID: {"schema": {"type": "string", "format": "uuid"}},
-            IGNORED: {
-                "description": "Parameters of the request that have no meaning here",
-                "schema": {"type": "string"},
-            },
-        },
+        "headers": HEADERS,
     },
     **documented(400, 401, 403, 404, 408, 409, 413, 415, 429, 503, 504),
 }

@@ -89,9 +89,9 @@ class UploadOptions(BaseModel):
     """Loudness below which sound counts as silence, in dBFS."""
     min_silence_duration: int | None = Field(None, ge=10, le=10_000)
     """Shortest silence worth cutting in, in milliseconds."""
-    audio_track: Annotated[
-        str | None, BeforeValidator(_as_text), Field(max_length=35, examples=["1"])
-    ] = None
+    audio_track: Annotated[str, BeforeValidator(_as_text), Field(max_length=35)] | None = Field(
+        None, examples=["1"]
+    )
     """Which of several audio tracks: its index, counted from 0, or its language, such as vi. Unless
     asked for, the default one, or, where nobody speaks on that, the first that has speech."""
     recording_id: Name | None = None

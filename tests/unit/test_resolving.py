@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from api.resolving import Resolver, form_options
+from api.schemas import UploadOptions
 from common.domain.job import Priority
 from common.domain.request import Cutting
 from common.egress import Egress
@@ -31,6 +32,13 @@ def spec(model: str, languages: list[str]) -> dict[str, Any]:
 
 
 MANIFEST = Manifest.parse({"weights": [spec("base", ["*"]), spec("pho", ["vi"])]})
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, field in UploadOptions.model_fields.items() if field.default is None]
+)
+def test_an_option_that_is_null_is_not_given(name: str) -> None:
+    assert UploadOptions.model_validate({name: None}) == UploadOptions.model_validate({})
 
 
 @pytest.fixture

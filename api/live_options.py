@@ -13,9 +13,9 @@ from api.client_data import metadata_of
 from api.problems import bad_value, shown
 from api.resolving import MODELS
 from api.schemas import StreamOptions
-from common.asr.languages import AUTO, LANGUAGES
 from common.asr.loading import STYLES
 from common.db.snapshots import ClientData
+from common.domain.languages import AUTO, LANGUAGES
 from common.domain.speaking import Endpointing
 from common.domain.stream import Setup
 from common.errors import (

@@ -23,8 +23,8 @@ from starlette.responses import JSONResponse, Response
 from api.client_names import weights_named
 from api.problems import Problem, bad_value, problem, unless_unread
 from api.schemas import Number, Prose
-from common.asr.languages import AUTO, LANGUAGES, language_code
 from common.domain.formats import to_srt, to_vtt
+from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.request import Task
 from common.domain.results import seconds, segment_document, word_document
 from common.domain.transcript import Transcript

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ValidationError
 from api.client_data import metadata_of
 from api.problems import bad_value, shown
 from api.schemas import UploadOptions
-from common.asr.languages import AUTO, LANGUAGES
 from common.db.jobs import NewJob
 from common.db.snapshots import ClientData
 from common.domain.job import Priority
+from common.domain.languages import AUTO, LANGUAGES
 from common.domain.request import Cutting, Decoding, Options
 from common.egress import Egress
 from common.errors import ModelNotHere, Needs, OutOfRange, UnknownOption

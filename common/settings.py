@@ -26,8 +26,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from common.asr.languages import AUTO, LANGUAGES
 from common.domain.keys import Limits
+from common.domain.languages import AUTO, LANGUAGES
 from common.errors import SetupProblem
 from common.files import OWN, FileAccess
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.asr.languages import LANGUAGES
+from common.domain.languages import LANGUAGES
 from common.domain.values import SAMPLE_RATE
 from common.errors import SetupProblem
 

@@ -19,9 +19,9 @@ from typing import Any, Self, TypeVar
 import click
 import httpx
 
-from common.asr.languages import AUTO, LANGUAGES
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.formats import MEDIA_TYPES
+from common.domain.languages import AUTO, LANGUAGES
 from common.domain.moderation import Label
 from common.errors import GatewayLost, Refused, SetupProblem
 from scripts.cli import data_dir_option, load_settings, suggestion

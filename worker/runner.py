@@ -9,11 +9,11 @@ from uuid import UUID
 
 from loguru import logger
 
-from common.asr.languages import AUTO
 from common.db.steps import Claim, StaleClaim, fetched_id
 from common.domain.chunks import windows_from_json
 from common.domain.detection import MOST_ASKED
 from common.domain.job import StepKind
+from common.domain.languages import AUTO
 from common.domain.values import MAX_WINDOW_MS, Chunk
 from common.errors import StenoError, StorageFull, Transient, Unavailable
 from common.storage.storage import is_full

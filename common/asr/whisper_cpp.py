@@ -26,8 +26,8 @@ import numpy as np
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
 from common.asr.guards import Decoding
-from common.asr.languages import WRITTEN_WITHOUT_SPACES
 from common.asr.segments import segments_of
+from common.domain.languages import WRITTEN_WITHOUT_SPACES
 from common.domain.values import SAMPLE_RATE, Segment, Span, Word
 from common.errors import EngineFailed
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any, Self
 
+from common.domain.languages import language_code
 from common.errors import UnknownOption
 
 OTHER_AUDIO_TRACK = "other_audio_track"
@@ -63,24 +63,8 @@ def default_track(tracks: Sequence[Track]) -> int | None:
 
 
 def _same(one: str, other: str) -> bool:
-    return _short(one) == _short(other)
+    return _code(one) == _code(other)
 
 
-def _short(language: str) -> str:
-    code = language.strip().lower().replace("_", "-").partition("-")[0]
-    return SHORT.get(code, code)
-
-
-_CODES = """
-afr:af amh:am ara:ar asm:as aze:az bak:ba bel:be bul:bg ben:bn tib:bo bod:bo bre:br bos:bs cat:ca
-cze:cs ces:cs wel:cy cym:cy dan:da ger:de deu:de gre:el ell:el eng:en spa:es est:et baq:eu eus:eu
-per:fa fas:fa fin:fi fao:fo fre:fr fra:fr glg:gl guj:gu hau:ha heb:he hin:hi hrv:hr hat:ht hun:hu
-arm:hy hye:hy ind:id ice:is isl:is ita:it jpn:ja jav:jw jv:jw geo:ka kat:ka kaz:kk khm:km kan:kn
-kor:ko lat:la ltz:lb lin:ln lao:lo lit:lt lav:lv mlg:mg mao:mi mri:mi mac:mk mkd:mk mal:ml mon:mn
-mar:mr may:ms msa:ms mlt:mt bur:my mya:my nep:ne dut:nl nld:nl nno:nn nor:no nob:no nb:no oci:oc
-pan:pa pol:pl pus:ps por:pt rum:ro ron:ro rus:ru san:sa snd:sd sin:si slo:sk slk:sk slv:sl sna:sn
-som:so alb:sq sqi:sq srp:sr sun:su swe:sv swa:sw tam:ta tel:te tgk:tg tha:th tuk:tk tgl:tl fil:tl
-tur:tr tat:tt ukr:uk urd:ur uzb:uz vie:vi yid:yi yor:yo chi:zh zho:zh cmn:zh
-"""
-SHORT: Mapping[str, str] = MappingProxyType(dict(pair.split(":") for pair in _CODES.split()))
-"""ISO 639-2 codes, of both kinds, of the languages that Whisper knows."""
+def _code(language: str) -> str:
+    return language_code(language) or language.strip().lower()

@@ -16,8 +16,8 @@ from whisper_normalizer.english import EnglishTextNormalizer
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Engine, Samples
 from common.asr.guards import is_known_phrase
-from common.asr.languages import LANGUAGES
 from common.asr.loading import ENGINES, load_engine
+from common.domain.languages import LANGUAGES
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
 from tests.speech import noise, silence, speak

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from api.client_names import weights_named
-from common.asr.languages import LANGUAGES, language_code
+from common.domain.languages import LANGUAGES, language_code
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from typing import Any
 
 from common.asr.guards import DOUBTFUL
-from common.asr.languages import AUTO
 from common.db.steps import Claim
 from common.db.tables import Chunk as StoredChunk
 from common.db.tables import Job, JobMetrics, Recording
 from common.db.tables import Transcript as StoredTranscript
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.formats import MEDIA_TYPES, write
+from common.domain.languages import AUTO
 from common.domain.masking import masked
 from common.domain.merging import Part, speech_without_text
 from common.domain.merging import merge as merge_windows

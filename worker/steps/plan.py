@@ -8,7 +8,6 @@ from contextlib import suppress
 from uuid import UUID
 
 from common.asr.engine import Samples
-from common.asr.languages import AUTO
 from common.audio.decode import Decoding
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.probe import check_length
@@ -16,6 +15,7 @@ from common.audio.vad import speech_ms
 from common.db.steps import Claim, PlannedRow
 from common.domain.chunks import content_hash, windows_to_json
 from common.domain.detection import Detection, spread
+from common.domain.languages import AUTO
 from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.errors import DecodeFailed, NotAudio

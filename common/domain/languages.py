@@ -133,38 +133,30 @@ _OTHER_NAMES: Final = MappingProxyType(
         "pushto": "ps",
         "sinhalese": "si",
         "valencian": "ca",
-        # Codes of ISO 639 for which Whisper has others, or none of their own.
-        "cmn": "zh",
-        "fil": "tl",
+        # Codes of ISO 639-1 for which Whisper has others, or none of their own.
         "in": "id",
         "iw": "he",
         "jv": "jw",
         "nb": "no",
-        # ISO 639-2 and 639-3, of the languages most asked for.
-        "ara": "ar",
-        "chi": "zh",
-        "deu": "de",
-        "eng": "en",
-        "fra": "fr",
-        "fre": "fr",
-        "ger": "de",
-        "hin": "hi",
-        "ind": "id",
-        "ita": "it",
-        "jpn": "ja",
-        "kor": "ko",
-        "por": "pt",
-        "rus": "ru",
-        "spa": "es",
-        "tha": "th",
-        "vie": "vi",
-        "zho": "zh",
     }
 )
+_ISO_639: Final = """
+afr:af amh:am ara:ar asm:as aze:az bak:ba bel:be bul:bg ben:bn tib:bo bod:bo bre:br bos:bs cat:ca
+cze:cs ces:cs wel:cy cym:cy dan:da ger:de deu:de gre:el ell:el eng:en spa:es est:et baq:eu eus:eu
+per:fa fas:fa fin:fi fao:fo fre:fr fra:fr glg:gl guj:gu hau:ha heb:he hin:hi hrv:hr hat:ht hun:hu
+arm:hy hye:hy ind:id ice:is isl:is ita:it jpn:ja jav:jw geo:ka kat:ka kaz:kk khm:km kan:kn kor:ko
+lat:la ltz:lb lin:ln lao:lo lit:lt lav:lv mlg:mg mao:mi mri:mi mac:mk mkd:mk mal:ml mon:mn mar:mr
+may:ms msa:ms mlt:mt bur:my mya:my nep:ne dut:nl nld:nl nno:nn nor:no nob:no oci:oc pan:pa pol:pl
+pus:ps por:pt rum:ro ron:ro rus:ru san:sa snd:sd sin:si slo:sk slk:sk slv:sl sna:sn som:so alb:sq
+sqi:sq srp:sr sun:su swe:sv swa:sw tam:ta tel:te tgk:tg tha:th tuk:tk tgl:tl fil:tl tur:tr tat:tt
+ukr:uk urd:ur uzb:uz vie:vi yid:yi yor:yo chi:zh zho:zh cmn:zh
+"""
+"""Codes of ISO 639-2, of both kinds, and of 639-3."""
 _CODES: Final = MappingProxyType(
     {
         **{name.lower(): code for code, name in LANGUAGES.items()},
         **_OTHER_NAMES,
+        **dict(pair.split(":") for pair in _ISO_639.split()),
         **{code: code for code in LANGUAGES},
     }
 )

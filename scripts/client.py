@@ -21,7 +21,7 @@ import httpx
 
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.formats import MEDIA_TYPES
-from common.domain.languages import AUTO, LANGUAGES
+from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.moderation import Label
 from common.errors import GatewayLost, Refused, SetupProblem
 from scripts.cli import data_dir_option, load_settings, suggestion
@@ -392,18 +392,18 @@ def gateway_options(command: _Command) -> _Command:
 
 
 class Language(click.ParamType[str]):
-    """A language by its Whisper code or its English name, or auto; gives the code."""
+    """A language as `language_code` takes it, or auto; gives the code."""
 
     name = "language"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         wanted = value.strip().lower()
-        codes = {name.lower(): code for code, name in LANGUAGES.items()}
-        known = {AUTO: AUTO, **codes, **{code: code for code in LANGUAGES}}
-        if wanted not in known:
-            meant = suggestion(wanted, known) or ". Such as vi, en or auto"
+        code = AUTO if wanted == AUTO else language_code(wanted)
+        if code is None:
+            names = [AUTO, *LANGUAGES, *map(str.lower, LANGUAGES.values())]
+            meant = suggestion(wanted, names) or ". Such as vi, en or auto"
             self.fail(f"{value!r} is no language of Whisper's{meant}", param, ctx)
-        return known[wanted]
+        return code
 
 
 job_id_argument = click.argument("job_id", metavar="ID")

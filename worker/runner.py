@@ -197,8 +197,10 @@ class Runner:
                     pause_s = min(calm_s, OUTAGE_PAUSE_S)
                     continue
                 if not over.wait(calm_s):  # nor has it just been finished
-                    self._clear(claim)
-                    self._on_lost()
+                    try:
+                        self._clear(claim)
+                    finally:
+                        self._on_lost()
                 return
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)

@@ -16,7 +16,7 @@ from redis import Redis
 
 QUEUE_NAME = "steno"
 HEARTBEAT_S = 5
-"""A worker, and a dispatcher, tells that it lives at least this often."""
+"""Workers and dispatchers send a heartbeat at least this often."""
 WORKER_TTL_S = 15 + HEARTBEAT_S
 """RQ waits for work for 15 s less than this, and beats between two waits."""
 RECORD_S = WORKER_TTL_S + 60
@@ -29,6 +29,8 @@ DISPATCHERS = "steno:dispatchers"
 hosts differ."""
 FORGOTTEN_S = 3600.0
 
+WORKER = "rq:worker:"
+"""With a worker's name: RQ's record of it."""
 WEIGHTS = "steno:weights:"
 """With a worker's name: the weights it has, as pairs of engine and model."""
 
@@ -59,16 +61,15 @@ def workers(redis: Redis) -> dict[str, float]:
     RQ keeps the record. The time in it is by the worker's clock, so what counts is how much of the
     record's own time is over.
     """
-    prefix = "rq:worker:"
-    keys = [key.decode() for key in cast("set[bytes]", redis.smembers(f"rq:workers:{QUEUE_NAME}"))]
+    names = _registered(redis)
     pipeline = redis.pipeline(transaction=False)
-    for key in keys:
-        pipeline.pttl(key)
-        pipeline.hget(key, "death")
+    for name in names:
+        pipeline.pttl(f"{WORKER}{name}")
+        pipeline.hget(f"{WORKER}{name}", "death")
     found = iter(pipeline.execute())
     return {
-        key.removeprefix(prefix): RECORD_S - left_ms / 1000
-        for key, left_ms, death in zip(keys, found, found, strict=True)
+        name: RECORD_S - left_ms / 1000
+        for name, left_ms, death in zip(names, found, found, strict=True)
         if left_ms > 0 and not death
     }
 
@@ -101,14 +102,11 @@ def tell_of_weights(redis: Redis, name: str, weights: Iterable[tuple[str, str]])
 
 def weights(redis: Redis) -> set[tuple[str, str]] | None:
     """Engine and model of all weights that some living worker has; None: no worker lives."""
-    prefix = "rq:worker:"
-    keys = [key.decode() for key in cast("set[bytes]", redis.smembers(f"rq:workers:{QUEUE_NAME}"))]
-    if not keys:
+    names = _registered(redis)
+    if not names:
         return None
-    told = cast(
-        "list[bytes | None]", redis.mget([f"{WEIGHTS}{key.removeprefix(prefix)}" for key in keys])
-    )
-    living = [json.loads(each) for each in told if each is not None]
+    found = cast("list[bytes | None]", redis.mget([f"{WEIGHTS}{name}" for name in names]))
+    living = [json.loads(each) for each in found if each is not None]
     return {(engine, model) for each in living for engine, model in each} if living else None
 
 
@@ -125,6 +123,12 @@ def forget_full_storage(redis: Redis) -> None:
 def storage_is_full(redis: Redis) -> bool:
     """Whether a worker could not write lately."""
     return bool(redis.exists(STORAGE_FULL))
+
+
+def _registered(redis: Redis) -> list[str]:
+    """The names of the workers that RQ knows, also of those that have died lately."""
+    keys = cast("set[bytes]", redis.smembers(f"rq:workers:{QUEUE_NAME}"))
+    return [key.decode().removeprefix(WORKER) for key in keys]
 
 
 def _now(redis: Redis) -> float:

@@ -39,6 +39,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.values import Detected, Word
 
 # openai/whisper's thresholds, transcribe.py
@@ -56,7 +57,6 @@ RETRIED: Final = "retried"
 LOW_CONFIDENCE: Final = "low_confidence"
 REPETITIVE: Final = "repetitive"
 LIKELY_SILENCE: Final = "likely_silence"
-LANGUAGE_MISMATCH: Final = "language_mismatch"
 DOUBTFUL: Final = frozenset({LOW_CONFIDENCE, REPETITIVE, LIKELY_SILENCE, LANGUAGE_MISMATCH})
 """Text with one of these flags may have been invented: it accounts for no speech."""
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from common.domain.values import Segment
 
 LANGUAGE_MISMATCH = "language_mismatch"
-"""The warning that somewhere another language is spoken than the one asked for."""
+"""The flag of a segment in another language than the one asked for, and the warning of its job."""
 MIXED_LANGUAGES = "mixed_languages"
 """The warning that the recording, whose language was detected, has others as well."""
 LANGUAGE_UNCERTAIN = "language_uncertain"

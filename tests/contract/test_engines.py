@@ -17,6 +17,7 @@ from common.asr import guards
 from common.asr.engine import DecodingOptions, Engine, Samples
 from common.asr.guards import is_known_phrase
 from common.asr.loading import ENGINES, load_engine
+from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.languages import LANGUAGES
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
@@ -198,7 +199,7 @@ def test_no_hotter_decoding_is_tried_in_the_wrong_language(engine: Engine) -> No
     assert wrong
     assert {segment.temperature for segment in wrong} == {0}
     for segment in wrong:
-        assert guards.LANGUAGE_MISMATCH in segment.flags
+        assert LANGUAGE_MISMATCH in segment.flags
         assert guards.RETRIED not in segment.flags
         assert segment.detected is not None
         assert segment.detected.language == "en"

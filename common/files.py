@@ -1,6 +1,6 @@
 """Files and folders that no other user of the host can read, whatever the umask is.
 
-They are made with their modes: to change these afterwards would leave a moment to open them in.
+They are made with their modes: changed afterwards, they could be opened in between.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FileAccess:
         return open(path, mode, opener=self.opener)
 
     def make_folder(self, path: Path) -> None:
-        """Make a folder, and those above it; one that is there stays as it is."""
+        """Make a folder, and those above it; an existing one stays as it is."""
         if path.is_dir():
             return
         self.make_folder(path.parent)

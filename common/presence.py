@@ -95,8 +95,8 @@ def forget_dispatcher(redis: Redis, name: str) -> None:
     redis.zrem(DISPATCHERS, name)
 
 
-def tell_of_weights(redis: Redis, name: str, weights: Iterable[tuple[str, str]]) -> None:
-    """Say which weights a worker has; it holds for `SILENT_S`."""
+def announce_weights(redis: Redis, name: str, weights: Iterable[tuple[str, str]]) -> None:
+    """Record which weights a worker has, for `SILENT_S`."""
     redis.set(f"{WEIGHTS}{name}", json.dumps(list(weights)), ex=SILENT_S)
 
 
@@ -110,13 +110,13 @@ def weights(redis: Redis) -> set[tuple[str, str]] | None:
     return {(engine, model) for each in living for engine, model in each} if living else None
 
 
-def tell_of_full_storage(redis: Redis) -> None:
-    """Say that a worker could not write for want of space; it holds for `FULL_S`."""
+def announce_full_storage(redis: Redis) -> None:
+    """Record that a worker could not write as there is no space, for `FULL_S`."""
     redis.set(STORAGE_FULL, "", ex=FULL_S)
 
 
 def forget_full_storage(redis: Redis) -> None:
-    """Say that it can again."""
+    """Record that it can again."""
     redis.delete(STORAGE_FULL)
 
 

@@ -1,4 +1,4 @@
-"""Which weights a worker has, told to the gateways: only workers know it for sure."""
+"""Which weights a worker has, for the gateways: only workers know it for sure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.weights.store import WeightsStore
 
 
 class Announcement:
-    """What one worker says of its weights; `renew` it with each heartbeat."""
+    """What one worker announces of its weights; `renew` it with each heartbeat."""
 
     def __init__(self, redis: Redis, name: str, store: WeightsStore) -> None:
         self._redis = redis
@@ -21,11 +21,11 @@ class Announcement:
         self._changed_at: int | None = None
 
     def renew(self) -> None:
-        """Say it again. The disk is searched only where something came or went."""
+        """Announce them again. The disk is searched only after an entry was added or removed."""
         changed_at = _changed_at(self._store.root)
         if changed_at != self._changed_at:
             self._changed_at, self._weights = changed_at, self._store.present()
-        presence.tell_of_weights(self._redis, self._name, self._weights)
+        presence.announce_weights(self._redis, self._name, self._weights)
 
 
 def _changed_at(folder: Path) -> int:

@@ -61,20 +61,20 @@ class Context:
         return Egress(self.settings.egress.allow)
 
     def note_space(self, *, full: bool) -> None:
-        """Have gateways know whether there is space left to write."""
+        """Record for the gateways whether there is space to write."""
         with suppress(RedisError):
             if full:
-                presence.tell_of_full_storage(self.redis)
+                presence.announce_full_storage(self.redis)
             else:
                 presence.forget_full_storage(self.redis)
 
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """Around what is written in a job's place, which is gone when the job is.
+    """Around writes to a job's folder, which is removed with the job.
 
     Raises:
-        StaleClaim: it is gone.
+        StaleClaim: it was removed.
     """
     try:
         yield

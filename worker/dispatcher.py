@@ -38,7 +38,7 @@ POLL_S = 0.5
 IDLE_POLL_S = 5.0
 """The same while there is none."""
 IDLE_TICK_S = 1.0
-"""How soon it notices then that it is told to stop."""
+"""How soon it then notices a request to stop."""
 RECONCILE_S = 1.0
 LOST_S = 2.0
 """A doorbell in nobody's hands may be between two of them, but not for this long."""

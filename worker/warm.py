@@ -105,7 +105,7 @@ class WarmWorker(Worker):
     announcement: Announcement
     stop_period_s = 25.0
     engine_idle_s = inf
-    """Seconds without work after which there is no horse, until there is work again."""
+    """Seconds without work after which the engine process ends, until there is work again."""
     death_penalty_class = _NoAlarm
     queue_class = _Queue
     waits_for_work = False

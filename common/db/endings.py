@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from common.db.counting import count_end
 from common.db.tables import Job
-from common.db.turns import leave
+from common.db.turns import withdraw
 from common.db.webhooks import tell
 from common.domain.job import JobStatus
 from common.domain.webhooks import EVENT_OF
@@ -27,6 +27,6 @@ def job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
             delete_at=Job.completed_at + func.make_interval(0, 0, 0, 0, 0, 0, Job.delete_after_s),
         )
     )
-    leave(session, job_id)
+    withdraw(session, job_id)
     count_end(session, job_id, status)
     tell(session, job_id, EVENT_OF[status])

@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 from common.db.tables import Job
 from common.db.turns import joining
 from common.domain.job import JobStatus
-from common.domain.turns import SHORTER_FIRST, patience, turns_before
+from common.domain.turns import SHORTER_FIRST, passes_allowed, turns_before
 
 FARTHEST = 1_000
-"""Nobody is told of a place beyond this one: so many rows are read at most."""
+"""No place beyond this one is reported: so many rows are read at most."""
 FARTHEST_LISTED = 200
 """The same in lists, where it is read for each job."""
 NEVER = 2**63 - 1
@@ -43,8 +43,8 @@ def _position(row: Row[Any]) -> int:
         shorter=row.jobs_before - row.jobs_ahead,
         longer=max(0, row.jobs_waited - row.jobs_ahead),
         passed=row.jobs_passed or 0,
-        may_pass=patience(row.size),
-        others_may=patience(row.jobs_smallest or 0),
+        may_pass=passes_allowed(row.size),
+        others_may=passes_allowed(row.jobs_smallest or 0),
     )
     tenants = turns_before(
         ahead=row.tenants_ahead,

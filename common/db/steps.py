@@ -638,7 +638,7 @@ class Steps:
             return len(publications)
 
     def published(self) -> list[tuple[UUID, str]]:
-        """Steps that should be in RQ's hands, each with its doorbell."""
+        """Published steps that are due and not claimed yet, each with the id of its RQ job."""
         with self._database.transaction() as session:
             rows = session.execute(
                 select(Step.id, Step.doorbell).where(_is_published(), Step.run_after <= NOW)

@@ -169,7 +169,7 @@ class Turns:
         longest: Iterable[InstrumentedAttribute[Any]],
         shortest: Iterable[InstrumentedAttribute[Any]],
     ) -> tuple[T, T] | None:
-        # A job that ends takes its row away; what it has locked is as good as gone.
+        # The end of a job deletes its row: what it has locked is skipped.
         first = rows.limit(1).with_for_update(skip_locked=True)
         one = self.session.scalar(first.order_by(*longest))
         other = self.session.scalar(first.order_by(*shortest))
@@ -187,7 +187,7 @@ class Turns:
             other.since = tenant.since
 
     def _without_step(self, job: JobTurn) -> None:
-        """Its steps were claimed already, or are being claimed."""
+        """Its steps are claimed already, or are being claimed."""
         if self._has_steps(job):
             self._busy_jobs.add(job.job_id)
         else:
@@ -212,7 +212,7 @@ class Turns:
         return bool(self.session.scalar(select(exists().where(Outbox.job_id == job.job_id))))
 
 
-def leave(session: Session, job_id: UUID) -> None:
+def withdraw(session: Session, job_id: UUID) -> None:
     """Take a job that ends out of the line."""
     session.execute(delete(JobTurn).where(JobTurn.job_id == job_id))
 

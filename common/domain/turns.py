@@ -62,10 +62,10 @@ def next_tenant(longest: P, shortest: P) -> P:
 
 def next_job(longest: P, shortest: P) -> P:
     """The same of a tenant's jobs."""
-    return _next(longest, shortest, patience(shortest.size))
+    return _next(longest, shortest, passes_allowed(shortest.size))
 
 
-def patience(size: int) -> int:
+def passes_allowed(size: int) -> int:
     """How often in a row a job of ``size`` may pass over who has waited the longest."""
     return SHORTER_FIRST if size else CLIPS_FIRST
 

@@ -110,7 +110,7 @@ class Sound:
         self._track = track
         self._converter: _Converter = _Mono() if mono else _AsRecorded()
         self._warnings: dict[str, None] = {}
-        self._heard_ms = 0.0
+        self._decoded_ms = 0.0
         self._broken_off = False
         self.damaged_packets = 0
 
@@ -145,7 +145,7 @@ class Sound:
     def _part(self, file: BinaryIO, part: Part, *, is_last: bool) -> Iterator[NDArray[np.int16]]:
         with open_container(file) as container:
             stream = sound_stream(container, self._track)
-            clock = _Clock(container, self._heard_ms)
+            clock = _Clock(container, self._decoded_ms)
             converter = self._converter
             for frame in self._frames(container, stream, clock, part):
                 gap_ms = clock.advance(frame)
@@ -157,7 +157,7 @@ class Sound:
                     yield from converter.silence(gap_ms)
                 yield from converter.convert(frame)
             yield from converter.drain()
-            self._heard_ms = clock.heard_ms
+            self._decoded_ms = clock.heard_ms
             if clock.jumped:
                 self._warn(CLOCK_JUMPED)
             if part.size_is == UNDERSTATED:
@@ -297,8 +297,8 @@ class Decoding:
 class _Clock:
     """Compares time stamps with what was heard; time 0 is where the recording starts.
 
-    A stream of sound may start later than the film it belongs to. ``before_ms`` is what was heard
-    of parts that went before; formats without time stamps go by what is heard alone.
+    A stream of audio may start later than the film it belongs to. ``before_ms`` is what was decoded
+    of earlier parts. Formats without time stamps go by what is decoded alone.
     """
 
     def __init__(self, container: InputContainer, before_ms: float) -> None:
@@ -312,7 +312,7 @@ class _Clock:
 
     @property
     def reached_ms(self) -> float:
-        """How far this part goes, sound or pictures."""
+        """How far this part goes, audio or pictures."""
         return max(self.heard_ms - self._before_ms, self.seen_ms)
 
     def see(self, packet: av.Packet[Stream]) -> None:
@@ -356,7 +356,7 @@ class _Converter(ABC):
 
     @property
     def warnings(self) -> Iterable[str]:
-        """What had to be done to the sound."""
+        """What had to be done to the audio."""
         return ()
 
     @abstractmethod
@@ -456,7 +456,7 @@ class _Mono(_Converter):
         yield from super().drain()
         if self._mixer is not None:
             yield self._mixer.finish()
-            if self._mixer.turned:
+            if self._mixer.inverted:
                 self._warnings[CHANNELS_INVERTED] = None
             if self._mixer.left_out:
                 self._warnings[CHANNELS_LEFT_OUT] = None

@@ -1,4 +1,4 @@
-"""Mono out of several channels, so that what is said on any of them can be understood."""
+"""Mono from several channels, with the speech of each of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HELD = 12
 BLOCK = 4 * SAMPLE_RATE
 """Samples that are best fed at once: numpy's calls cost as much as the arithmetic in a second."""
 BRIEF = SAMPLE_RATE // HOP
-"""Hops that are too few to tell levels by."""
+"""Hops that are too few to measure levels by."""
 HISTORY = 2
 """Blocks over which a channel's levels are compared."""
 
@@ -34,8 +34,8 @@ CANCELS_THEN = -0.3
 """So that this is reason enough."""
 ADDS = 0.2
 """Correlation above which they add up again. Noise, which has none, changes nothing."""
-TURNED = -0.5
-"""Weight of a channel that is turned round. Not -1: what it has in phase is never lost either."""
+INVERTED = -0.5
+"""Weight of a channel that is inverted. Not -1: what it has in phase is never lost either."""
 
 VOICED = 4.0
 """Ratio of a channel's loudest to its softest energy (6 dB) from which it is more than noise."""
@@ -54,7 +54,7 @@ class Mixer:
     """Mixes the channels of one recording, fed in a stream; 16 kHz.
 
     Channels weigh the same, so that two make their plain mean, but for three cases. One that
-    cancels another out is turned round for as long as it does. One that holds loud noise and
+    cancels another out is inverted for as long as it does. One that holds loud noise and
     nothing else is left out while another holds more. Of more than two the mean is as loud as if
     those that are silent did not exist.
 
@@ -72,11 +72,11 @@ class Mixer:
         self._energies = np.zeros((REACH, channels, channels), np.float32)
         """Products of the channels for `REACH` hops that are mixed and all that are not."""
         self._past: deque[Floats] = deque(maxlen=HISTORY)
-        self._turned = np.zeros(channels, bool)
+        self._inverted = np.zeros(channels, bool)
         self._weights: Floats | None = None
         self._levels: deque[tuple[Floats, Floats, Floats]] = deque(maxlen=HISTORY)
-        self.turned = False
-        """Whether a channel was turned round."""
+        self.inverted = False
+        """Whether a channel was inverted."""
         self.left_out = False
         """Whether a channel of noise was left out."""
 
@@ -102,13 +102,15 @@ class Mixer:
             return np.zeros(0, np.int16)
         self._measure(hops)
         around = _around(self._energies, 0 if held else REACH)[: hops - held // 2]
-        turned = self._decide(around)[:count]
-        weights = np.where(turned, np.float32(TURNED), np.float32(1)) * self._level(around[:count])
+        inverted = self._decide(around)[:count]
+        weights = np.where(inverted, np.float32(INVERTED), np.float32(1)) * self._level(
+            around[:count]
+        )
         mixed = self._apply(self._samples[: count * HOP], weights)
         self._samples = self._samples[count * HOP :]
         self._energies = self._energies[count:]
-        self._turned = turned[-1]
-        self.turned |= bool(turned.any())
+        self._inverted = inverted[-1]
+        self.inverted |= bool(inverted.any())
         return mixed
 
     def _measure(self, hops: int) -> None:
@@ -123,9 +125,9 @@ class Mixer:
         self._energies = np.concatenate([self._energies, blocks.transpose(0, 2, 1) @ blocks])
 
     def _decide(self, around: Floats) -> NDArray[np.bool_]:
-        """Which channels are turned round in each hop, shape (hops, channels)."""
+        """Which channels are inverted in each hop, shape (hops, channels)."""
         hops = len(around)
-        turned = np.zeros((hops, self.channels), bool)
+        inverted = np.zeros((hops, self.channels), bool)
         single = self._energies[REACH : REACH + hops]
         # All that is compared goes through at once: windows, hops, and the past as a whole.
         self._past.append(around.sum(axis=0))
@@ -136,14 +138,14 @@ class Mixer:
             least, most = _correlations(energies, signs, channel, mixed)
             limit = CANCELS_THEN if least[-1] < CANCELS_LONG else CANCELS
             score = np.where(least < limit, least, most)
-            now = _held(score[:hops], limit, before=bool(self._turned[channel]))
+            now = _held(score[:hops], limit, before=bool(self._inverted[channel]))
             if now.any():
                 _adjust(now, score[hops:-1])
-                turned[:, channel] = now
+                inverted[:, channel] = now
                 signs[:, channel][np.concatenate([now, now, [now.mean() > 0.5]])] = -1
             shared = np.einsum("hi,hi->h", energies[:, channel, :channel], signs[:, :channel])
             mixed += energies[:, channel, channel] + 2 * shared * signs[:, channel]
-        return turned
+        return inverted
 
     def _level(self, around: Floats) -> Floats:
         """The weight of each channel for the next block, without signs, shape (channels,)."""
@@ -202,7 +204,7 @@ def _correlations(
     """How much ``channel`` adds to (1) or takes from (-1) those before it: least and most.
 
     Each of them counts, and their sum, of energy ``mixed``; shape (hops,). Where the channel is not
-    loud enough to tell, it is nan.
+    loud enough, it is nan.
     """
     own = energies[:, channel, channel]
     shared = energies[:, channel, :channel] * signs[:, :channel]
@@ -215,16 +217,16 @@ def _correlations(
 
 
 def _held(score: Floats, limit: float, *, before: bool) -> NDArray[np.bool_]:
-    """Whether to turn a channel round: from ``limit`` on until `ADDS`."""
-    told = (score < limit) | (score > ADDS)
-    last = np.maximum.accumulate(np.where(told, np.arange(len(score)), -1))
+    """Whether to invert a channel: from ``limit`` on until `ADDS`."""
+    decided = (score < limit) | (score > ADDS)
+    last = np.maximum.accumulate(np.where(decided, np.arange(len(score)), -1))
     return np.where(last < 0, before, score[last] < limit)
 
 
-def _adjust(turned: NDArray[np.bool_], score: Floats) -> None:
+def _adjust(inverted: NDArray[np.bool_], score: Floats) -> None:
     """Move the edges, in place, to where hops by themselves say that they are."""
-    turned &= ~(score > -CANCELS)
-    for hop in range(len(turned) - 2, -1, -1):
-        turned[hop] |= turned[hop + 1] and score[hop] < CANCELS
-    for hop in range(1, len(turned)):
-        turned[hop] |= turned[hop - 1] and score[hop] < CANCELS
+    inverted &= ~(score > -CANCELS)
+    for hop in range(len(inverted) - 2, -1, -1):
+        inverted[hop] |= inverted[hop + 1] and score[hop] < CANCELS
+    for hop in range(1, len(inverted)):
+        inverted[hop] |= inverted[hop - 1] and score[hop] < CANCELS

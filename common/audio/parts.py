@@ -1,8 +1,8 @@
 """What of a file FFmpeg gets to read: one part a recording, with headers and tags put right.
 
-FFmpeg takes a file for one recording with true headers. Here are told apart the links of a chained
-Ogg file (RFC 3533, section 4) and WAV or AIFF files that were joined; sizes that cannot be true in
-the headers of those and of Wave64 are replaced; and the tags behind an MP3 are left out.
+FFmpeg takes a file for one recording with true headers. This splits chained Ogg files (RFC 3533,
+section 4) and WAV or AIFF files that were joined. It replaces sizes in the headers of WAV, AIFF and
+Wave64 files that cannot be true, and leaves out the tags behind an MP3.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PLACEHOLDERS = (
     range(0xFFFF_0000, 1 << 32),  # FFmpeg
     range(1 << 62, 1 << 64),
 )
-"""Sizes that stand for unknown, where not that much is there."""
+"""Sizes that stand for unknown in a file with fewer bytes."""
 ROUND = 100_000_000
 """So do multiples of this, which no recording is."""
 RIFF_PADDING = 8
@@ -63,7 +63,7 @@ MOST_PARTS = 10_000
 """The last of so many is taken to be all the rest: each takes a while to open."""
 
 WHOLE, CUT, UNDERSTATED = "whole", "cut", "understated"
-"""What a header's size says: what is there, more, or less."""
+"""How a header's size compares with the file: the same, more, or less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +198,12 @@ def _chunked(file: BinaryIO, form: _Format, start: int, size: int) -> Part:
     if found is None:
         return Part(start, size)
     at, claimed = found
-    there = size - at
+    available = size - at
     to_the_end = {start: (b"RIFF" if form is WAVE else b"FORM") + UNKNOWN, at - 4: UNKNOWN}
-    if claimed > there:
+    if claimed > available:
         if is_placeholder(claimed):
             return Part(start, size, to_the_end, WHOLE)
-        return Part(start, size, size_is=CUT if claimed - there > RIFF_PADDING else WHOLE)
+        return Part(start, size, size_is=CUT if claimed - available > RIFF_PADDING else WHOLE)
     after = at + claimed
     end = _end_of_chunks(file, form, after + claimed % 2, size)
     if end is None and claimed % 2:
@@ -216,7 +216,7 @@ def _chunked(file: BinaryIO, form: _Format, start: int, size: int) -> Part:
 
 
 def is_placeholder(size: int) -> bool:
-    """Whether a header with that size, which is not there, does not know its size."""
+    """Whether a header's size, of more bytes than the file has, stands for unknown."""
     return size % ROUND == 0 or any(size in sizes for sizes in PLACEHOLDERS)
 
 

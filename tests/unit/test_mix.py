@@ -63,14 +63,14 @@ def test_two_channels_that_agree_are_their_plain_mean() -> None:
         found, mixer = mixed(channels)
         plain = np.floor(channels.mean(axis=1) * 32_768 + 0.5) / 32_768
         assert np.abs(found - plain).max() <= 1 / 32_768
-        assert not mixer.turned
+        assert not mixer.inverted
         assert not mixer.left_out
 
 
 @pytest.mark.parametrize("delay", [1, 4, 16, 80, 400])
 def test_microphones_apart_are_not_taken_for_inverted_ones(delay: int) -> None:
     _, mixer = mixed(together(VOICE, np.roll(VOICE, delay)))
-    assert not mixer.turned
+    assert not mixer.inverted
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.6])
@@ -80,21 +80,21 @@ def test_channels_that_cancel_out_are_heard(gain: float, level: float) -> None:
     channels = together(VOICE + left, -gain * VOICE + right)
     found, mixer = mixed(channels)
     assert loudness(found, VOICE) > 0.5
-    assert mixer.turned
+    assert mixer.inverted
 
 
 def test_channels_that_cancel_out_in_noise_are_heard_beside_others() -> None:
     left, right = (np.random.default_rng(seed).normal(0, 0.06, len(VOICE)) for seed in (1, 2))
     found, mixer = mixed(together(np.zeros_like(VOICE), VOICE + left, right - VOICE))
     assert loudness(found, VOICE) > 0.5
-    assert mixer.turned
+    assert mixer.inverted
 
 
 def test_what_is_inverted_for_a_while_is_heard_without_a_click() -> None:
     inverted = VOICE.copy()
     inverted[20_000:60_000] *= -1
     found, mixer = mixed(together(VOICE, inverted))
-    assert mixer.turned
+    assert mixer.inverted
     for at in range(0, len(VOICE) - 3_200, 3_200):
         wanted = VOICE[at : at + 3_200]
         if np.abs(wanted).max() > 0.05:
@@ -138,7 +138,7 @@ def test_noise_on_the_other_channels_does_not_drown_what_is_said(count: int) -> 
 def test_a_constant_offset_and_hum_change_nothing() -> None:
     hum = 0.3 * np.sin(2 * np.pi * 50 * np.arange(len(VOICE)) / 16_000).astype(np.float32)
     found, mixer = mixed(together(VOICE + 0.2 + hum, -VOICE - 0.1 + hum))
-    assert mixer.turned
+    assert mixer.inverted
     steps = np.diff(found[8:] - found[:-8])
     assert loudness(steps, np.diff(VOICE[8:] - VOICE[:-8])) > 0.5
 

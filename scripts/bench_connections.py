@@ -167,13 +167,13 @@ def report(held: list[Held], quiet: Asked, asked: Asked, log: list[str]) -> list
     return [
         f"half heads: {made} connections made, {refused} not made, {ended} ended by the gateway",
         f"  of these with 408: {answered.get('408', 0)}, with 503: {answered.get('503', 0)}",
-        f"the honest client before: {told(quiet)}",
-        f"the honest client meanwhile: {told(asked)}",
+        f"the honest client before: {shown(quiet)}",
+        f"the honest client meanwhile: {shown(asked)}",
         f"the gateway's log: {len(log)} lines, {full} of them Too many open files",
     ]
 
 
-def told(asked: Asked) -> str:
+def shown(asked: Asked) -> str:
     """What the honest client met, in a line."""
     median, p95, most = np.percentile(asked.times_s or [float("nan")], [50, 95, 100]) * 1000
     count = len(asked.times_s) + sum(asked.failures.values())

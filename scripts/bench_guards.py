@@ -65,7 +65,7 @@ def main() -> int:
         return 0
     chunks = _planned(_samples(asked.path), network)
     right, wrong = (_seconds(engine, chunks, each) for each in (asked.language, asked.wrong))
-    _tell(
+    _print(
         f"{asked.path.name}: {right:.1f} s CPU in {asked.language}, {wrong:.1f} s in "
         f"{asked.wrong}: {wrong / right:.2f} times as long (wanted: at most {MOST_TIMES:g})"
     )
@@ -93,7 +93,7 @@ def _words(folder: Path, engine: Engine, network: Network, most: int) -> None:
         ]
         kept = [(text, segments) for text, segments in found if segments]
         right = [text for text, segments in kept if guards.plain(_text(segments)) == text]
-        _tell(f"{clips.name}: {len(kept)} of {len(found)} words have text, {len(right)} are right")
+        _print(f"{clips.name}: {len(kept)} of {len(found)} words have text, {len(right)} are right")
         wordless = [*_no_speech(), *_scraps(clip.path for clip in clips.clips)]
         invented = [
             segments
@@ -104,7 +104,7 @@ def _words(folder: Path, engine: Engine, network: Network, most: int) -> None:
             all(not guards.DOUBTFUL.isdisjoint(segment.flags) for segment in segments)
             for segments in invented
         )
-        _tell(
+        _print(
             f"{clips.language}: {len(invented)} of {len(wordless)} without a word have text, of "
             f"which {flagged} are flagged"
         )
@@ -177,7 +177,7 @@ def _text(segments: list[Segment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)  # noqa: T201 - what this program is for
 
 

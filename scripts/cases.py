@@ -68,8 +68,8 @@ class Answer:
         if self.error is not None:
             return self.error
         text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}..."
-        told = [f"{self.result['duration_seconds']:.1f} s", str(self.result["language"])]
-        return f"{text!r}; {', '.join([*told, *self.warnings])}"
+        facts = [f"{self.result['duration_seconds']:.1f} s", str(self.result["language"])]
+        return f"{text!r}; {', '.join([*facts, *self.warnings])}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +138,8 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     """What came and what must come, a row a case."""
     shown = Table("file", "what came", "must be", "", expand=True)
     for outcome in outcomes:
-        verdict = "[green]ok" if outcome.passed else "[red]FAILED"
-        shown.add_row(outcome.case.file, str(outcome.answer), outcome.case.expected, verdict)
+        mark = "[green]ok" if outcome.passed else "[red]FAILED"
+        shown.add_row(outcome.case.file, str(outcome.answer), outcome.case.expected, mark)
     return shown
 
 
@@ -184,7 +184,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     (r"(?:one|a warning) that .*\bheader.*", _warned(HEADER_SIZE_WRONG)),
     (r"a warning that names the other track.*", _warned(OTHER_AUDIO_TRACK)),
 )
-"""How what must be is written, and how each is told."""
+"""How expectations are written, and how each is checked."""
 
 
 def _meets(case: Case, answer: Answer, service: Service) -> bool:

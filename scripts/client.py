@@ -61,7 +61,7 @@ WARNINGS = {
 """What a result's warnings mean."""
 
 MOST_LANGUAGES = 3
-"""So many languages are told with their probabilities."""
+"""So many languages are shown with their probabilities."""
 MOST_FLAGGED = 5
 """So many flagged segments are told with their times."""
 

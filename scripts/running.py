@@ -20,7 +20,7 @@ class RunningStack:
 
 def find_running(data_dir: Path) -> RunningStack | None:
     """The stack that is up in ``data_dir``, if there is one."""
-    if find_owner(data_dir) is None:  # what is told is of a stack that was killed
+    if find_owner(data_dir) is None:  # its file is of a stack that was killed
         return None
     try:
         return RunningStack(**json.loads((data_dir / "stack.json").read_text()))

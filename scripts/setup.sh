@@ -60,30 +60,30 @@ is_usable() {
 # Run something with its output in .venv.log, and say how far it is; show the end of that output only
 # when it fails.
 quietly() {
-    { "$@" 2>&1 || echo "failed: $?"; } | tee .venv.log | tell_progress
+    { "$@" 2>&1 || echo "failed: $?"; } | tee .venv.log | show_progress
     case $(tail -n 1 .venv.log) in failed:*) ;; *) return ;; esac
     tail -n 15 .venv.log >&2
     fail "could not set up .venv: \`$1 $2 $3\` failed, see above and .venv.log"
 }
 
 # What pip and uv say of packages: on a terminal in one line that changes, else in every tenth line.
-tell_progress() {
+show_progress() {
     total=$(grep -c '^[a-z].*==' "$lock") || total=0
     count=0
     while IFS= read -r line; do
         case $line in
             Collecting\ * | Processing\ *)
                 count=$((count + 1))
-                told=${line#* }
-                told=${told%% (from *}
-                told="$count of $total: ${told##*/}"
+                said=${line#* }
+                said=${said%% (from *}
+                said="$count of $total: ${said##*/}"
                 [ -t 2 ] || [ $((count % 10)) -eq 0 ] || continue
                 ;;
-            Downloading\ *) told=$line ;;
-            Installing\ collected\ *) told="unpacking $count packages (a minute or so) ..." ;;
+            Downloading\ *) said=$line ;;
+            Installing\ collected\ *) said="unpacking $count packages (a minute or so) ..." ;;
             *) continue ;;
         esac
-        if [ -t 2 ]; then printf '\r\033[Ksteno: %.70s' "$told" >&2; else say "$told"; fi
+        if [ -t 2 ]; then printf '\r\033[Ksteno: %.70s' "$said" >&2; else say "$said"; fi
     done
     if [ -t 2 ]; then printf '\r\033[K' >&2; fi
 }

@@ -21,7 +21,7 @@ from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 
 LINES = 10
-"""Where there is no terminal for a bar, so many lines tell of the progress."""
+"""Where there is no terminal for a bar, so many lines report the progress."""
 
 
 def have_default_weights(asr: AsrSettings) -> None:
@@ -56,8 +56,8 @@ def have_weights(asr: AsrSettings, engine: str, model: str) -> None:
     from common.weights.pull import Puller  # it takes a while, and is mostly not needed
 
     try:
-        with transfer_bar() as tell:
-            Puller(store, progress=tell).pull(engine, model)
+        with transfer_bar() as report:
+            Puller(store, progress=report).pull(engine, model)
     except OSError as error:
         raise SetupProblem(
             problem=f"{model} for {engine} cannot be put into {asr.models_dir}: "
@@ -83,7 +83,7 @@ def transfer_bar() -> Iterator[Callable[[int, int, str], None]]:
         task = bar.add_task("", total=None)
         share = 0
 
-        def tell(done: int, total: int, what: str) -> None:
+        def report(done: int, total: int, what: str) -> None:
             nonlocal share
             if total == 0:
                 console.print(what, markup=False, soft_wrap=not console.is_terminal)
@@ -95,4 +95,4 @@ def transfer_bar() -> Iterator[Callable[[int, int, str], None]]:
             if share > before and not console.is_terminal:
                 console.print(f"{what}: {share * 100 // LINES} %", soft_wrap=True)
 
-        yield tell
+        yield report

@@ -41,7 +41,7 @@ class Events:
         self._send(WORK_CHANNEL, "")
 
     def stop(self, worker: str, doorbell: str) -> None:
-        """Have the worker end at once the step that it runs for this doorbell."""
+        """Have the worker end at once the step that it runs in this RQ job."""
         self._send(
             STOP_CHANNEL.format(worker), json.dumps({"command": "stop-job", "job_id": doorbell})
         )

@@ -70,7 +70,7 @@ def connect_as(client: type[R], url: str, *, answer_s: float = ANSWER_S) -> R:
 
 
 class StepMessage(Job):
-    """A step's queue message. Of what Redis has under its id, only the step's id is believed.
+    """A step's queue message. Of what Redis has under its id, only the step's id is used.
 
     Whoever can write to Redis could otherwise have RQ call any function (callbacks, the job's own
     name), send any request (webhooks), or queue anything else (retries, repeats, dependents). A

@@ -15,13 +15,13 @@ LANGUAGE_UNCERTAIN = "language_uncertain"
 """The warning that no window's language could be detected with confidence."""
 
 SURE = 0.7
-"""The least probability of a window that has a say. Music, hums and noise have one of 0.2 to 0.7
+"""The least probability of a window that counts. Music, hums and noise have one of 0.2 to 0.7
 (Whisper tiny and base), clear speech one of 0.9."""
 MIXED_SHARE = 0.1
 """So much of the speech in another language makes a recording mixed."""
 
 MOST_ASKED = 7
-"""So many windows are asked at most before the first text."""
+"""In so many windows at most the language is detected before the first text."""
 AGREEING = 3
 """So many windows that are sure and agree are enough."""
 SMALLEST = 0.005
@@ -29,10 +29,10 @@ SMALLEST = 0.005
 
 
 class Detection:
-    """What the windows that were asked so far say together.
+    """The language of a recording, from that of some of its windows.
 
-    Each has its say by how much speech it holds. One that is not sure has none where any other is:
-    it is mostly music.
+    Each counts by how much speech it holds. One that is not sure does not count where any other is
+    sure: it is mostly music.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Detection:
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The mean of those that have a say, the most probable first; empty without any."""
+        """The mean of those that count, the most probable first; empty without any."""
         asked = self._sure() or self._asked
         total = sum(speech_ms for speech_ms, _ in asked)
         means = {
@@ -79,7 +79,7 @@ class Detection:
 
 
 def spread(speech_ms: Sequence[int]) -> list[int]:
-    """Which of these windows to ask, by how much speech each has, and in which order.
+    """In which of these windows to detect the language, by how much speech each has, in order.
 
     They are spread over all of them, and so are the first few: each has the most speech of its
     stretch.

@@ -58,7 +58,7 @@ def find_track(tracks: Sequence[Track], asked: str | None) -> int | None:
 
 
 def default_track(tracks: Sequence[Track]) -> int | None:
-    """The index of the one that is transcribed unless another is asked for; None: there is one."""
+    """The index of the one that is transcribed unless another is asked for; None: not known."""
     return next((track.index for track in tracks if track.default), None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loguru import logger
 from redis import Redis
 
 from common import presence
@@ -18,19 +19,22 @@ class Announcement:
         self._name = name
         self._store = store
         self._weights: list[tuple[str, str]] = []
-        self._changed_at: int | None = None
+        self._changes: frozenset[tuple[str, int]] | None = None
 
     def renew(self) -> None:
         """Announce them again. The disk is searched only after an entry was added or removed."""
-        changed_at = _changed_at(self._store.root)
-        if changed_at != self._changed_at:
-            self._changed_at, self._weights = changed_at, self._store.present()
+        try:
+            changes = _changes(self._store.root)
+            if changes != self._changes:
+                self._weights, self._changes = self._store.present(), changes
+        except OSError as error:  # a folder that was removed meanwhile, or cannot be read
+            logger.warning("the weights cannot be listed: {}", error)
         presence.announce_weights(self._redis, self._name, self._weights)
 
 
-def _changed_at(folder: Path) -> int:
-    """When an entry of ``folder`` was made or removed last, in ns; 0: it does not exist."""
-    try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return 0
+def _changes(root: Path) -> frozenset[tuple[str, int]]:
+    """``root`` and its folders, with the time (ns) at which an entry was last added or removed."""
+    if not root.is_dir():
+        return frozenset()
+    folders = [root, *(path for path in root.iterdir() if path.is_dir())]
+    return frozenset((path.name, path.stat().st_mtime_ns) for path in folders)

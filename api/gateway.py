@@ -150,7 +150,7 @@ class Gateway:
         return self.feeds.watch(tenant, job_id, lambda: self.in_thread(transcript.read))
 
     def stop(self, running: Iterable[tuple[str, str]]) -> None:
-        """Have workers end at once what they run: (worker, doorbell) of each step."""
+        """End these steps at once: (worker, doorbell) of each."""
         for worker, doorbell in running:
             self.events.stop(worker, doorbell)
 
@@ -160,7 +160,7 @@ class Gateway:
         self.check_queue()
 
     def _weights_of_workers(self) -> set[tuple[str, str]] | None:
-        """What living workers have; None where that is not known."""
+        """What running workers have; None where that is not known."""
         try:
             return self.doorbell.weights()
         except (RedisError, OSError):

@@ -79,11 +79,11 @@ class LocalOnly:
         try:
             client = None if request.client is None else request.client.host
             check_is_local(client, request.headers, self._origins)
-        except Forbidden as stranger:
+        except Forbidden as rejected:
             try:
                 if not await request.state.gateway.keys.is_open():
                     return None
-                answer = problem(stranger)
+                answer = problem(rejected)
             except Unavailable as error:
                 if scope["path"] in _ROUTINE:
                     return None

@@ -88,7 +88,7 @@ class GuardedRedis(Redis):
 
 
 class BackgroundPublisher:
-    """Publishes in a thread of its own: what was committed is answered, however Redis is."""
+    """Publishes in a thread of its own: no answer about a commit waits for Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -99,7 +99,7 @@ class BackgroundPublisher:
         self._thread.submit(self._publish, channel, message)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send what waits, and end."""
         self._thread.shutdown()
 
     def _publish(self, channel: str, message: str) -> None:

@@ -61,7 +61,7 @@ def request_sha256(endpoint: str, options: BaseModel, recording_sha256: str | No
 class Resolver:
     """Knows this installation's defaults and weights.
 
-    ``of_workers`` tells engine and model of the weights that living workers have, or None where
+    ``of_workers`` returns engine and model of the weights that running workers have, or None where
     that is not known. Weights count as missing where neither a worker nor this machine has them.
     Without a worker to ask, only a machine that has other weights for jobs can tell: a gateway
     apart from the workers has none at all.
@@ -126,7 +126,7 @@ class Resolver:
         return [state for state in self._weights.states() if state.engine in WHISPER_ENGINES]
 
     def _usable(self, states: Sequence[WeightsState]) -> Sequence[WeightsState]:
-        """Those that somebody has, as far as it is known."""
+        """Those that a worker or this machine has, as far as it is known."""
         local = {(it.engine, it.model) for it in states if it.state != "missing"}
         of_workers = self._of_workers()
         if of_workers is None and not local:
@@ -135,7 +135,7 @@ class Resolver:
         return [state for state in states if (state.engine, state.model) in had]
 
     def _offered(self, states: Sequence[WeightsState]) -> list[str]:
-        """The names to suggest to who asked for another one."""
+        """The names to suggest where another one was asked for."""
         return list(dict.fromkeys(it.model for it in self._usable(states) or states))
 
     def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:

@@ -207,7 +207,7 @@ class Status(BaseModel):
     delete_at: datetime | None
     """When the job will be deleted with all it has; null until it has ended, and where it stays."""
     audio_tracks: list[AudioTrack]
-    """Empty until a recording is here."""
+    """Empty until the recording has come in."""
     audio_track: int | None
     """The index of the one that is transcribed; null until that is known."""
 

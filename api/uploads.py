@@ -57,7 +57,7 @@ PATIENCE_S = 60.0
 MOST_BARE_BYTES = RIFF_LIMIT - 100
 """Beyond it a WAV file's header would be larger; that is more than a day."""
 IGNORED = "X-Ignored-Parameters"
-"""The header that names what a request had and its answer does not heed."""
+"""The header that names the parameters of a request that were ignored."""
 
 
 def tell_of_ignored(request: Request, names: Iterable[str]) -> None:
@@ -151,10 +151,10 @@ class IncomingFile:
                 self._digest.update(block)
 
     def _begin(self, blocks: list[bytes]) -> None:
-        """The first of it is here, `BLOCK_BYTES` or all there is."""
+        """Called with the first `BLOCK_BYTES`, or all there is, before they are written."""
 
     def _end(self, file: BinaryIO) -> None:
-        """All of it is written."""
+        """Called once all of it is written."""
 
     def _close(self) -> None:
         if self._file is not None:
@@ -198,7 +198,7 @@ class Form:
     ``fields`` may come once each, ``lists`` several times, before or after the file; other fields
     are rejected, or with ``ignores_unknown`` ignored and named to the client, after what was
     ``ignored`` already. ``options`` makes of them what our own upload takes (`UploadOptions`); it
-    is asked again when more of them are here. ``filename`` is known from elsewhere. With
+    is called again once all fields have come. ``filename`` takes the place of the form's. With
     ``may_be_bare`` the recording may come without a header (`BareFile`).
 
     Raises, from ``options``:

@@ -14,7 +14,7 @@ FILE, FOLDER = 0o600, 0o700
 SHARED_FILE, SHARED_FOLDER = 0o640, 0o2770
 """For the members of a group, who may add and remove files; what is made inside is the group's."""
 UMASK = 0o077
-"""For processes of others' code, which makes its files as it likes."""
+"""For child processes, whose programs choose the modes of their files by themselves."""
 
 
 @dataclass(frozen=True, slots=True)

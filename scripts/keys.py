@@ -62,8 +62,8 @@ def _database() -> Iterator[Database]:
         yield database
 
 
-class _OfDatabase:
-    """Keys by way of the database; ``wanted`` is a new one as the gateway's API takes it.
+class _DatabaseKeys:
+    """Keys in the database; ``wanted`` is a new one as the gateway's API takes it.
 
     `create` returns the key, and its text, which is known now and never again.
     """
@@ -93,8 +93,8 @@ class _OfDatabase:
         Keys(self._database, key.tenant).revoke(key_id)
 
 
-class _OfGateway:
-    """The same by way of a gateway, which asks for an admin's key."""
+class _GatewayKeys:
+    """The same over a gateway's API, which needs an admin key."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -110,37 +110,37 @@ class _OfGateway:
         self._gateway.revoke_key(tenant, key_id)
 
 
-def _key(told: Mapping[str, Any]) -> Key:
-    """A key as the gateway's API has it."""
+def _key(document: Mapping[str, Any]) -> Key:
+    """A key from the document that the gateway's API answers."""
     times = {
         name: value and datetime.fromisoformat(value)
-        for name, value in told.items()
+        for name, value in document.items()
         if name.endswith("_at")
     }
     return Key(
-        id=told["id"],
-        tenant=told["tenant"],
-        name=told["name"],
+        id=document["id"],
+        tenant=document["tenant"],
+        name=document["name"],
         secret_sha256="",
-        scopes=frozenset(map(Scope, told["scopes"])),
-        limits=told["limits"],
-        expired=told["state"] == "expired",
+        scopes=frozenset(map(Scope, document["scopes"])),
+        limits=document["limits"],
+        expired=document["state"] == "expired",
         **times,
     )
 
 
 @contextmanager
-def _book(server: str | None, key: str | None) -> Iterator[_OfDatabase | _OfGateway]:
+def _open_store(server: str | None, key: str | None) -> Iterator[_DatabaseKeys | _GatewayKeys]:
     if server is None:
         with _database() as database:
-            yield _OfDatabase(database)
+            yield _DatabaseKeys(database)
     else:
         with find_gateway(server, key) as gateway:
-            yield _OfGateway(gateway)
+            yield _GatewayKeys(gateway)
 
 
-def _place(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say where keys are kept."""
+def _store_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say where keys are kept."""
     command = data_dir_option(command)
     command = click.option("--key", metavar="KEY", help="Admin key for --server [STENO_API_KEY].")(
         command
@@ -178,7 +178,7 @@ def keys() -> None:
     metavar="NAME=N",
     help=f"In place of the setting LIMIT_...; 0: none. Of {', '.join(LIMIT_NAMES)}.",
 )
-@_place
+@_store_options
 def create(
     name: str,
     tenant: str,
@@ -195,8 +195,8 @@ def create(
         "expires_in_seconds": lasts,
         "limits": limits,
     }
-    with _book(server, key) as book:
-        made, text = book.create(tenant, wanted)
+    with _open_store(server, key) as store:
+        made, text = store.create(tenant, wanted)
     until = f"until {_time(made.expires_at)}" if made.expires_at else "until it is revoked"
     click.echo(text)
     click.echo(
@@ -208,11 +208,11 @@ def create(
 
 @keys.command("list")
 @click.option("--tenant", help="Only this tenant's [all; with --server, the key's own].")
-@_place
+@_store_options
 def list_(tenant: str | None, server: str | None, key: str | None) -> None:
     """Show keys, revoked and expired ones too."""
-    with _book(server, key) as book:
-        found = book.all(tenant)
+    with _open_store(server, key) as store:
+        found = store.all(tenant)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("id", "tenant", "name", "scopes", "state", "expires", "last used", "limits"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "id")
@@ -227,15 +227,15 @@ def list_(tenant: str | None, server: str | None, key: str | None) -> None:
 @click.option(
     "--forget", is_flag=True, help="Delete it from the list; without any key none is asked for."
 )
-@_place
+@_store_options
 def revoke(
     key_id: str, tenant: str | None, forget: bool, server: str | None, key: str | None
 ) -> None:
     """Revoke the key ID for good: the part after steno_, without the secret."""
     if forget and server is not None:
         raise click.UsageError("--forget changes the database itself; leave --server out")
-    with _book(server, key) as book:
-        book.revoke(tenant, key_id)
+    with _open_store(server, key) as store:
+        store.revoke(tenant, key_id)
     if forget:
         with _database() as database:
             AllKeys(database).forget(key_id)

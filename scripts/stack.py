@@ -262,7 +262,7 @@ class Stack:
                 self._settled.set()
 
     def _claim(self) -> None:
-        """Have what must be had before any server is started."""
+        """Lock the data directory, check the port and prepare, before any server is started."""
         self._lock = own(self.data_dir, self.settings.storage.access)
         (self.data_dir / "stack.json").unlink(missing_ok=True)  # of a stack that was killed
         if problem := listening_problem(self.port, self.host):

@@ -75,7 +75,7 @@ class Storage(Protocol):
         ...
 
     def create(self, recording_id: UUID) -> BinaryIO:
-        """Make that file, which is not there yet, to write and read."""
+        """Make that file, which does not exist yet, to write and read."""
         ...
 
     def secure(self, recording_id: UUID) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -129,6 +130,14 @@ def test_settings_are_known_and_secrets_are_not_among_them(task: dict[str, Any])
     assert {mount["sourceVolume"] for mount in container["mountPoints"]} == {
         volume["name"] for volume in task["volumes"]
     }
+
+
+def test_the_load_balancer_closes_an_idle_connection_before_the_gateway_does() -> None:
+    (container,) = json.loads((FOLDER / "task-api.json").read_text())["containerDefinitions"]
+    open_ones = {each["name"]: each["value"] for each in container["environment"]}
+    page = FOLDER.with_suffix(".md").read_text()
+    (idle_s,) = re.findall(r"`idle_timeout\.timeout_seconds=(\d+)`", page)
+    assert int(open_ones["API_KEEP_ALIVE"]) > int(idle_s)
 
 
 @pytest.mark.parametrize("task", files("task-"))

@@ -33,9 +33,9 @@ from common.errors import NotAudio
 
 FILE = "audio_file"
 GOOD_S = 24 * 3600
-"""For so long after its end a job answers the same recording and options again."""
+"""Seconds after its end for which a job answers the same recording and options again."""
 DETECTED_S = 3600
-"""Seconds for which a job that only found out a language is kept."""
+"""Seconds for which a job that only detected a language is kept."""
 MOST_S = 7 * 24 * 3600
 _JOINS = "\x1fasr"
 """The idempotency key of such jobs begins with it; no client can send it."""
@@ -45,8 +45,8 @@ class _Query(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     encode: bool = True
-    """false: the file has no header. It is 16 bit, little endian, mono, 16 kHz; a file that begins
-    as one with a header does is read as such all the same."""
+    """false: the file has no header and is 16 bit, little endian, mono, 16 kHz. One that has a
+    header after all is read by it."""
     video_file: Annotated[str | None, Field(max_length=4096)] = None
     """What to call the recording."""
 
@@ -75,9 +75,9 @@ class AsrQuery(_Query):
     task: Annotated[Task, Word] = "transcribe"
     """translate: to English."""
     language: Annotated[str | None, Field(max_length=20)] = None
-    """Of what is said: vi, vi-VN or Vietnamese. Left out: it is detected."""
+    """The language spoken: vi, vi-VN or Vietnamese. Left out: it is detected."""
     output: Annotated[Literal["txt", "vtt", "srt", "tsv", "json"], Word] = "txt"
-    """How the text is answered."""
+    """The format of the text."""
     initial_prompt: Prose | None = None
     """Text the recording is to be taken to continue."""
     hotwords: Prose | None = None
@@ -145,7 +145,7 @@ class AsrUpload(Upload):
 
 
 class DetectUpload(AsrUpload):
-    """A recording whose language is to be found out, in a part of it."""
+    """A recording whose language is to be detected in a part of it."""
 
     def __init__(self, gateway: Gateway, caller: Caller, form: Form, part: Span) -> None:
         super().__init__(gateway, caller, form)

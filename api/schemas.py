@@ -191,8 +191,8 @@ class Status(BaseModel):
     eta_seconds: float | None
     """By the job's own pace; null until two chunks are transcribed."""
     queue_position: int | None
-    """Turns of others before this job's first, should no more jobs come in (0: it is next, 1000,
-    or 200 in lists: that many or more); null once it was started."""
+    """How many turns other jobs have before this job's first one, if no more jobs come in. 0: it is
+    next. 1000 (200 in lists): that many or more. Null once it was started."""
     warnings: list[str]
     filename: str | None
     """Null until a recording is here."""

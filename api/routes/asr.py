@@ -1,6 +1,6 @@
 """The API of whisper-asr-webservice over the same durable jobs, for Bazarr, subgen and Speakr.
 
-The answer waits for the job, however long that takes. Whose client disconnects loses nothing: the
+The answer waits for the job, however long that takes. A client that disconnects loses nothing: the
 job goes on, and the same recording sent again with the same options joins it.
 """
 
@@ -87,7 +87,7 @@ async def asr(
 
 @router.post(
     "/detect-language",
-    summary="Find out a recording's language",
+    summary="Detect a recording's language",
     responses=documented(400, 404, 408, 409, 413, 415, 422, 503),
     openapi_extra={"requestBody": _BODY, "parameters": [PARAMETER]},
 )

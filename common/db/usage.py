@@ -32,7 +32,7 @@ RETRY_S = 5
 HOUR_MS = 3_600_000
 
 OVER_QUOTA = 1000
-"""No more of a key's jobs are counted than it may have, and so many."""
+"""How many of a key's jobs beyond those that it may have are counted at most."""
 
 NO_KEY = ""
 """In place of a key's id where none was needed."""

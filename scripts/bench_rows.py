@@ -267,6 +267,12 @@ _FILL = (
     FROM numbers WHERE NOT queued
     """,
     """
+    INSERT INTO webhook_deliveries (tenant, job_id, event, url, payload, status, attempt, due_at)
+    SELECT tenant, id, 'transcription.failed', 'https://receiver.example/', '{}', 'pending', 1,
+        now() + interval '1 day'
+    FROM numbers WHERE queued
+    """,
+    """
     INSERT INTO usage_days (tenant, key_id, day, jobs)
     SELECT DISTINCT tenant, key, CAST(now() AS date) - CAST(number / 10 AS integer), 1
     FROM numbers WHERE number < 30000

@@ -16,9 +16,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from common.db.database import Database
 from common.db.tables import NOW, Job, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
@@ -150,19 +150,12 @@ class Deliveries:
 
     def next_due_s(self) -> float | None:
         """Seconds until a message is to be sent; None: no message waits for its time."""
-        due = func.greatest(WebhookDelivery.due_at, WebhookDelivery.lease_until)
+        # Each is the first of an index.
+        unclaimed = _earliest(WebhookDelivery.due_at).where(_unclaimed())
+        claimed = _earliest(WebhookDelivery.lease_until).where(WebhookDelivery.lease_until > NOW)
+        due = func.least(unclaimed.scalar_subquery(), claimed.scalar_subquery())
         with self._database.transaction() as session:
-            left = session.scalar(
-                select(func.extract("epoch", func.min(due) - func.clock_timestamp()))
-                .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-                .where(
-                    WebhookDelivery.status == DeliveryStatus.PENDING,
-                    or_(
-                        WebhookEndpoint.paused_at.is_(None),
-                        WebhookDelivery.event == WebhookEvent.TEST,
-                    ),
-                )
-            )
+            left = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
             return None if left is None else float(left)
 
     def record(self, sending: Sending, outcome: Outcome) -> bool:
@@ -283,12 +276,7 @@ class Deliveries:
             )
             .outerjoin(by_lane, by_lane.c.lane == lane)
             .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-            .where(
-                _due(),
-                or_(
-                    WebhookEndpoint.paused_at.is_(None), WebhookDelivery.event == WebhookEvent.TEST
-                ),
-            )
+            .where(_due(), _is_sent())
             .subquery()
         )
         ranked = (
@@ -382,6 +370,22 @@ def _locked(session: Session, endpoint_id: UUID | None) -> WebhookEndpoint | Non
 def _pause(endpoint: WebhookEndpoint, reason: str) -> None:
     if endpoint.paused_at is None:
         endpoint.paused_at, endpoint.paused_reason = datetime.now(UTC), reason
+
+
+def _earliest(time: InstrumentedAttribute[Any]) -> Select[Any]:
+    """The least ``time`` of a message that is to be sent, whether it is due or not."""
+    return (
+        select(time)
+        .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
+        .where(WebhookDelivery.status == DeliveryStatus.PENDING, _is_sent())
+        .order_by(time)
+        .limit(1)
+    )
+
+
+def _is_sent() -> ColumnElement[bool]:
+    """Whether the message's endpoint, if it has one, is not paused; tests are sent all the same."""
+    return or_(WebhookEndpoint.paused_at.is_(None), WebhookDelivery.event == WebhookEvent.TEST)
 
 
 def _unclaimed() -> ColumnElement[bool]:

@@ -217,11 +217,6 @@ def withdraw(session: Session, job_id: UUID) -> None:
     session.execute(delete(JobTurn).where(JobTurn.job_id == job_id))
 
 
-def is_due() -> ColumnElement[bool]:
-    """Whether a step may be claimed."""
-    return (Step.status == StepStatus.PENDING) & (Step.run_after <= NOW)
-
-
 def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:
     """Jobs as they join the line, by column: of their rows, or those with the columns `_FACTS`."""
     return {
@@ -303,7 +298,7 @@ def _first_step(job_id: UUID) -> Select[Any]:
         )
         .join(Step, Step.id == Outbox.step_id)
         .join(Job, Job.id == Step.job_id)
-        .where(Outbox.job_id == job_id, is_due())
+        .where(Outbox.job_id == job_id, Step.status == StepStatus.PENDING, Step.run_after <= NOW)
         .order_by(Outbox.kind, Outbox.chunk_index)
         .limit(1)
         .with_for_update(of=[Outbox, Step], skip_locked=True)

@@ -266,7 +266,10 @@ async def change(
     if wanted.events is not None:
         values["events"] = _events(wanted.events)
     webhooks = gateway.webhooks(caller.tenant)
-    return Endpoint(**_endpoint(await gateway.in_thread(webhooks.change, endpoint_id, **values)))
+    endpoint = await gateway.in_thread(webhooks.change, endpoint_id, **values)
+    if wanted.paused is False:
+        gateway.events.work_to_do()
+    return Endpoint(**_endpoint(endpoint))
 
 
 @router.delete(

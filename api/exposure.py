@@ -23,10 +23,14 @@ FORWARDED = frozenset(
     {
         *("forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip"),
         *("true-client-ip", "cf-connecting-ip", "cf-ray", "fastly-client-ip", "fly-client-ip"),
-        *("x-original-host", "x-original-url", "x-envoy-external-address", "x-azure-clientip"),
+        *("x-envoy-external-address", "x-azure-clientip"),
     }
 )
-"""What proxies add to the requests that they pass on, beside X-Forwarded-..."""
+FORWARDED_AS = ("x-forwarded", "x-original-")
+"""What proxies add to the requests that they pass on, and how more of it begins."""
+
+OTHERS_PAGES = frozenset({"cross-site", "same-site"})
+"""What browsers say of pages of other origins; another port of localhost is of the same site."""
 
 KEY = "make a key with `steno keys create`, or set GATEWAY_API_KEY"
 REMEDY = f"{KEY}, and start the gateway again"
@@ -53,7 +57,7 @@ def check_is_local(
     Raises:
         Forbidden: it does not come straight from this machine.
     """
-    proxied = [name for name in headers if name in FORWARDED or name.startswith("x-forwarded-")]
+    proxied = [name for name in headers if name in FORWARDED or name.startswith(FORWARDED_AS)]
     if proxied or (client is not None and not is_loopback(client)):
         through = f" ({proxied[0]})" if proxied else ""
         raise Forbidden(
@@ -69,7 +73,7 @@ def check_is_local(
     if origin is not None and not is_known:
         reason = f"Without an API key pages of {origin[:200]!r} may ask nothing; see CORS_ORIGINS"
         raise Forbidden(reason=f"{reason}, or {KEY}")
-    if headers.get("sec-fetch-site", "").lower() == "cross-site" and not is_known:
+    if headers.get("sec-fetch-site", "").lower() in OTHERS_PAGES and not is_known:
         reason = "Without an API key pages of other sites may neither embed this nor lead here"
         raise Forbidden(reason=f"{reason}: enter the address by hand, or {KEY}")
 

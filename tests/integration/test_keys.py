@@ -316,6 +316,7 @@ def test_without_any_key_loopback_is_answered_until_there_is_one(
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Sec-Fetch-Site": "Cross-Site", "Sec-Fetch-Mode": "navigate"}, 403),
         ({"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost:5173"}, 404),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "same-origin"}, 404),
         ({"Sec-Fetch-Site": "none"}, 404),
     ):
@@ -331,6 +332,7 @@ def test_without_any_key_loopback_is_answered_until_there_is_one(
 
 PROXIED = (
     *("X-Real-IP", "Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "x-forwarded-by"),
+    *("X-Forwarded", "X-Original-Forwarded-For"),
     *("X-Forwarded-Proto", "X-Client-IP", "CF-Connecting-IP", "True-Client-IP"),
 )
 PATHS = ("/", "/docs", "/openapi.json", "/metrics", "/v1/models", "/health", "/api/v1/jobs")

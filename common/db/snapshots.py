@@ -205,7 +205,7 @@ def _estimate_s(job: Job, speed_lately: Any) -> float | None:
 
 
 def _stage(job: Job, transcribed: int) -> str:
-    if job.status == JobStatus.PENDING:
+    if job.status in (JobStatus.PENDING_UPLOAD, JobStatus.PENDING):
         return "queued"
     if job.status != JobStatus.PROCESSING:
         return "done"

@@ -255,7 +255,8 @@ def test_a_recording_that_never_comes_ends_its_job(
     janitor.clean()
     ended = get(gateway, f"jobs/{late}")
     assert (ended["status"], ended["error_code"]) == ("CANCELLED", "upload_missing")
-    assert get(gateway, f"jobs/{early}")["status"] == "PENDING_UPLOAD"
+    job = get(gateway, f"jobs/{early}")
+    assert (job["status"], job["stage"]) == ("PENDING_UPLOAD", "queued")
     upload(gateway, to=f"jobs/{late}/upload", status=409)
 
 

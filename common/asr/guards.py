@@ -129,8 +129,11 @@ SPARE_TOKENS: Final = 24
 FAILURES: Final = 3
 """So many failed attempts of the greatest length that speech has are all that a window may cost."""
 
-MISMATCH_PROB: Final = 0.8
-"""At this probability of another language, the one asked for is wrong."""
+LIKELY: Final = 0.5
+"""A window is in another language from this probability on, ..."""
+RULED_OUT: Final = 0.05
+"""... where that of the language asked for is no greater than this. Measured with base: of English
+decoded as Vietnamese it was below 0.001 in 20 of 20 windows, also where English had but 0.7."""
 
 
 def climb(
@@ -187,7 +190,7 @@ def mismatch(asked: str, languages: Mapping[str, float]) -> Detected | None:
     ``languages`` are the probabilities of each.
     """
     language, probability = max(languages.items(), key=lambda item: item[1])
-    if language == asked or probability < MISMATCH_PROB:
+    if probability < LIKELY or languages.get(asked, 0.0) > RULED_OUT:
         return None
     return Detected(language, round(probability, 3))
 

@@ -31,7 +31,8 @@ from common.asr import guards
 from common.asr.engine import DecodingOptions, Engine, Samples
 from common.audio.vad import FRAME_MS, Network, voiced
 from common.domain.cutting import CutOptions
-from common.domain.values import SAMPLES_PER_MS, Segment, Span
+from common.domain.detection import LANGUAGE_MISMATCH
+from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span
 
 LEFT_OUT_MS = 2_000
 """So much speech without a word between it is too much."""
@@ -76,7 +77,12 @@ class Thorough:
             if any(segment.detected for segment in heard[index]):
                 continue  # in the wrong language no piece has a better text
             speech = voiced(self._network, window)
-            if longest_run(speech, told(heard[index], len(speech))) * FRAME_MS >= LEFT_OUT_MS:
+            if longest_run(speech, told(heard[index], len(speech))) * FRAME_MS < LEFT_OUT_MS:
+                continue
+            (languages,) = self._engine.languages([window])
+            if detected := guards.mismatch(options.language, languages):
+                heard[index] = tuple(_with_detected(each, detected) for each in heard[index])
+            else:
                 heard[index] = self._again(window, speech, heard[index], timed)
         if options.word_timestamps:
             return heard
@@ -160,6 +166,11 @@ def _joined(spans: Iterable[Span], belongs: Callable[[Span, Span], bool]) -> lis
         else:
             groups.append(span)
     return groups
+
+
+def _with_detected(segment: Segment, detected: Detected) -> Segment:
+    flags = (*segment.flags, LANGUAGE_MISMATCH)
+    return replace(segment, flags=flags, detected=detected)
 
 
 def _with_retried(flags: tuple[str, ...]) -> tuple[str, ...]:

@@ -51,14 +51,7 @@ class Detection:
     @property
     def probabilities(self) -> dict[str, float]:
         """The mean of those that count, the most probable first; empty without any."""
-        asked = self._sure() or self._asked
-        total = sum(speech_ms for speech_ms, _ in asked)
-        means = {
-            code: sum(speech_ms * each.get(code, 0.0) for speech_ms, each in asked) / total
-            for code in {code for _, each in asked for code in each}
-        }
-        ranked = sorted(means.items(), key=lambda item: (-item[1], item[0]))
-        return {code: round(mean, 3) for code, mean in ranked if mean >= SMALLEST}
+        return _means(self._sure() or self._asked)
 
     @property
     def warnings(self) -> list[str]:
@@ -95,18 +88,30 @@ def spread(speech_ms: Sequence[int]) -> list[int]:
 
 
 def mismatched(segments: Iterable[Segment]) -> dict[str, float]:
-    """The languages found where the one asked for failed, with their mean probability over time."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for segment in segments:
-        if segment.detected is not None:
-            weight = max(1, segment.span.duration_ms)
-            found.setdefault(segment.detected.language, []).append(
-                (weight, segment.detected.probability)
-            )
-    return {
-        code: round(sum(w * p for w, p in each) / sum(w for w, _ in each), 3)
-        for code, each in sorted(found.items(), key=lambda item: -sum(w for w, _ in item[1]))
+    """The languages found where the one asked for failed, the most probable first.
+
+    Their probabilities are means over all that time, so that they add up to 1 at most.
+    """
+    found = [
+        (
+            max(1, segment.span.duration_ms),
+            {segment.detected.language: segment.detected.probability},
+        )
+        for segment in segments
+        if segment.detected is not None
+    ]
+    return _means(found)
+
+
+def _means(found: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """The mean probability of each language over what counts by its milliseconds."""
+    total = sum(weight for weight, _ in found)
+    means = {
+        code: sum(weight * each.get(code, 0.0) for weight, each in found) / total
+        for code in {code for _, each in found for code in each}
     }
+    ranked = sorted(means.items(), key=lambda item: (-item[1], item[0]))
+    return {code: round(mean, 3) for code, mean in ranked if mean >= SMALLEST}
 
 
 def _first(languages: Mapping[str, float]) -> str:

@@ -88,5 +88,5 @@ def test_the_languages_of_failed_text_are_told_by_how_long_they_last() -> None:
         Segment(Span(4_000, 5_000), "c", detected=Detected("en", 1.0)),
         Segment(Span(5_000, 90_000), "d"),
     ]
-    assert list(mismatched(segments).items()) == [("en", 0.85), ("fr", 0.9)]
+    assert list(mismatched(segments).items()) == [("en", 0.68), ("fr", 0.18)]
     assert mismatched(segments[-1:]) == {}

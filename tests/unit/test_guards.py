@@ -220,8 +220,10 @@ def test_what_a_failing_window_may_cost_depends_on_its_length() -> None:
     assert Climb(LOOP, tokens=224, duration_s=1).tried == [0.0]
 
 
-def test_a_language_is_another_only_when_it_is_probable() -> None:
+def test_a_language_is_another_only_where_the_one_asked_for_is_ruled_out() -> None:
     assert guards.mismatch("vi", {"en": 0.9, "vi": 0.05}) == Detected("en", 0.9)
+    assert guards.mismatch("vi", {"en": 0.7, "ar": 0.1, "vi": 0.001}) == Detected("en", 0.7)
+    assert guards.mismatch("vi", {"pt": 0.2, "la": 0.2, "vi": 0.001}) is None
     assert guards.mismatch("vi", {"en": 0.6, "vi": 0.1}) is None
     assert guards.mismatch("vi", {"vi": 0.9, "en": 0.05}) is None
 

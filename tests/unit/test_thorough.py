@@ -23,6 +23,7 @@ from common.asr.thorough import (
     told,
 )
 from common.audio.vad import FRAME_MS, Network, load_network
+from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span, Word
 from tests.speech import noise, silence, speak
 
@@ -148,6 +149,18 @@ def test_the_language_is_the_engines_business(network: Network) -> None:
     thorough = Thorough(Hasty(1.0), network)
     assert thorough.name == "hasty"
     assert thorough.languages([WINDOW]) == [{"en": len(WINDOW) / 1_000_000}]
+
+
+def test_what_is_left_out_in_another_language_is_not_decoded_again(network: Network) -> None:
+    class Polyglot(Hasty):
+        def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+            return [{"fr": 0.9, "en": 0.01} for _ in windows]
+
+    engine = Polyglot(4.0)
+    ((segment,),) = Thorough(engine, network).transcribe([WINDOW], OPTIONS)
+    assert engine.calls == [1]
+    assert segment.detected == Detected("fr", 0.9)
+    assert segment.flags == (LANGUAGE_MISMATCH,)
 
 
 def test_a_window_in_another_language_is_heard_once(network: Network) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from loguru import logger
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from api.app import create_app
 from api.connections import backlog, raise_descriptor_limit
@@ -25,6 +30,7 @@ from common.logs import set_up_logging
 from common.orphans import die_with_parent
 from common.settings import Settings, load_settings
 
+DATE_S = 1.0
 SWITCH_S = 0.001
 """How long a thread may compute while another one waits; Python's own is 5 ms."""
 SHORT = 20
@@ -91,8 +97,26 @@ def _counting_together(processes: int) -> Iterator[None]:
         yield
 
 
+class Server(uvicorn.Server):
+    """One process that serves. uvicorn's asks ten times a second whether to stop."""
+
+    _wake: Callable[[], object] = staticmethod(lambda: None)
+
+    async def main_loop(self) -> None:
+        """Set the Date header once a second, until a signal ends it."""
+        stopping = asyncio.Event()
+        self._wake = partial(asyncio.get_running_loop().call_soon_threadsafe, stopping.set)
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), DATE_S)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._wake()
+
+
 def _serve(settings: Settings, host: str) -> None:
-    uvicorn.run(
+    config = uvicorn.Config(
         "api.__main__:build",
         factory=True,
         host=host,
@@ -113,6 +137,14 @@ def _serve(settings: Settings, host: str) -> None:
         http=Protocol,  # on h11: httptools would take heads of any size
         h11_max_incomplete_event_size=max(64_000, 2000 * settings.api.max_header_kb),
     )
+    if config.workers > 1:
+        Multiprocess(config, sockets=[config.bind_socket()]).run()
+        return
+    server = Server(config)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
 
 
 if __name__ == "__main__":

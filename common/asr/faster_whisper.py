@@ -96,7 +96,6 @@ class FasterWhisper:
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailed(reason=error) from error
-        self._model.hf_tokenizer = with_all_merges(self._model.hf_tokenizer)
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
         """See `Engine.languages`."""
@@ -141,12 +140,18 @@ class FasterWhisper:
         ]
 
     def _tokenizer(self, options: DecodingOptions) -> Tokenizer:
+        if options.context:
+            self._repair_tokenizer()
         return Tokenizer(
             self._model.hf_tokenizer,
             self._model.model.is_multilingual,
             task=options.task,
             language=options.language,
         )
+
+    def _repair_tokenizer(self) -> None:
+        """Make the tokenizer fit to encode text, which takes a third of what loading takes."""
+        self._model.hf_tokenizer = with_all_merges(self._model.hf_tokenizer)
 
     def _features(self, window: Samples) -> NDArray[np.float32]:
         """The log-mel spectrogram, padded to 30 s: shape (mels, 3000)."""
@@ -303,12 +308,12 @@ def with_all_merges(tokenizer: Any) -> Any:
     " the", which Whisper has hardly ever seen: what it is given to go on from then misleads it, be
     it hotwords, an initial prompt, or what was said before.
     """
-    document = json.loads(tokenizer.to_str())
-    vocabulary, merges = document["model"]["vocab"], document["model"]["merges"]
-    first = merges[0] if merges else None
-    if "\u0120t" not in vocabulary or first in ("\u0120 t", ["\u0120", "t"]):
+    known = tokenizer.token_to_id("\u0120t") is not None
+    if not known or len(tokenizer.encode(" t", add_special_tokens=False).ids) == 1:
         return tokenizer
-    merges.insert(0, ["\u0120", "t"] if isinstance(first, list) else "\u0120 t")
+    document = json.loads(tokenizer.to_str())
+    merges = document["model"]["merges"]
+    merges.insert(0, ["\u0120", "t"] if isinstance(merges[0], list) else "\u0120 t")
     return type(tokenizer).from_str(json.dumps(document))
 
 

@@ -82,6 +82,7 @@ class StreamingWhisper(FasterWhisper):
         self, weights: Path, *, threads: int = 1, device: str = "cpu", compute_type: str = "int8"
     ) -> None:
         super().__init__(weights, threads=threads, device=device, compute_type=compute_type)
+        self._repair_tokenizer()
         silence = np.zeros(MAX_WINDOW_MS * SAMPLES_PER_MS, np.float32)
         try:
             (encoded,) = self._encode([self._features(silence)])

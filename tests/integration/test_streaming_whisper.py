@@ -11,7 +11,8 @@ import pytest
 from faster_whisper.tokenizer import Tokenizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-from common.asr.faster_whisper import with_all_merges, words_after
+from common.asr.engine import DecodingOptions
+from common.asr.faster_whisper import FasterWhisper, with_all_merges, words_after
 from common.asr.streaming import Before, Heard
 from common.asr.streaming_whisper import StreamingWhisper, repeats
 from common.domain.stream import Hypothesis
@@ -89,6 +90,12 @@ def test_the_tokenizer_knows_the_words_that_begin_with_t(whisper: StreamingWhisp
     words = tokenizer.encode(" the train to Thursday", add_special_tokens=False).tokens
     assert words == ["Ġthe", "Ġtrain", "Ġto", "ĠThursday"]
     assert with_all_merges(tokenizer) is tokenizer, "it lacks nothing any more"
+
+
+def test_hotwords_are_encoded_by_such_a_tokenizer(weights_dir: Path) -> None:
+    whisper = FasterWhisper(weights_dir / "faster-whisper-base")
+    tokenizer = whisper._tokenizer(DecodingOptions("en", hotwords="the train"))
+    assert len(tokenizer.encode(" the train")) == 2
 
 
 def test_a_word_begun_before_is_told_from_where_it_goes_on(whisper: StreamingWhisper) -> None:

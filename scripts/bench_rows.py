@@ -30,6 +30,7 @@ from common.db.migrate import upgrade
 from common.db.monitoring import observe_service
 from common.db.steps import RetryPolicy, Steps
 from common.db.usage import Quota, Usage
+from common.db.vault import Vault
 from common.db.webhooks import Deliveries
 from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
@@ -113,7 +114,9 @@ def operations(database: Counting) -> dict[str, Callable[[], object]]:
     steps = Steps(database, lease_s=30.0, retry=RetryPolicy(3, 0.0))
     jobs, lists = Jobs(database, TENANT), JobLists(database, TENANT)
     cleaning = Cleaning(database, grace_s=30.0)
-    deliveries = Deliveries(database, lease_s=30, delays_s=[1], at_once_each=4, pause_after=9)
+    deliveries = Deliveries(
+        database, lease_s=30, delays_s=[1], at_once_each=4, pause_after=9, vault=Vault()
+    )
     quota = Quota(concurrent_jobs=10_000_000, audio_ms_per_day=10**12)
     usage = Usage(database, TENANT, KEY)
     pending, completed = _some(database, JobStatus.PENDING), _some(database, JobStatus.COMPLETED)

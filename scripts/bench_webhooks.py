@@ -27,6 +27,7 @@ from common.db.database import Database
 from common.db.endpoints import Delivery, DeliveryFilter, Webhooks
 from common.db.jobs import Jobs, NewJob
 from common.db.migrate import upgrade
+from common.db.vault import Vault
 from common.domain.job import Priority
 from common.domain.request import Options
 from common.domain.webhooks import DeliveryStatus, webhook_id
@@ -93,10 +94,12 @@ class Row:
 
     @property
     def as_documented(self) -> bool:
-        """Every message ended as it should, after as many attempts as were recorded."""
+        """Every message ended as it should, after as many attempts as it should."""
         wanted = self.kind.attempts or self.most_attempts
+        # A receiver counts the attempts of a sender that is killed over them; no one records them.
+        least = 1 if self.kind.ends == DeliveryStatus.DELIVERED else wanted
         return not self.strays and all(
-            each.row.status == self.kind.ends and len(each.attempts) == wanted
+            each.row.status == self.kind.ends and least <= len(each.attempts) <= wanted
             for each in self.deliveries
         )
 
@@ -139,7 +142,7 @@ def main(
             WEBHOOK_RETRY_DELAYS=delays,
         )
         stack.callback(sender.kill)
-        webhooks = Webhooks(database, TENANT)
+        webhooks = Webhooks(database, TENANT, Vault())
         deadline = started + within
         for _ in range(kills):
             time.sleep(every)

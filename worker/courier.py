@@ -60,9 +60,7 @@ def build_courier(settings: Settings) -> Courier:
     return Courier(deliveries, Egress(settings.egress.allow), settings.webhook)
 
 
-def deliveries_for(
-    database: Database, settings: WebhookSettings, vault: Vault | None = None
-) -> Deliveries:
+def deliveries_for(database: Database, settings: WebhookSettings, vault: Vault) -> Deliveries:
     """The messages, claimed for as long as ``settings`` let an attempt take."""
     return Deliveries(
         database,

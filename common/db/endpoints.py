@@ -41,10 +41,10 @@ class DeliveryFilter:
 class Webhooks:
     """The endpoints, messages and secrets of one tenant; another tenant's are not found."""
 
-    def __init__(self, database: Database, tenant: str, vault: Vault | None = None) -> None:
+    def __init__(self, database: Database, tenant: str, vault: Vault) -> None:
         self._database = database
         self._tenant = tenant
-        self._vault = vault or Vault()
+        self._vault = vault
 
     # --- endpoints ------------------------------------------------------------------------------
 

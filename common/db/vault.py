@@ -9,17 +9,17 @@ from __future__ import annotations
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy import select
 
 from common.db.database import Database
 from common.db.tables import Tenant, WebhookEndpoint
 from common.domain.webhooks import Secret, good
 from common.errors import SecretsLocked, SetupProblem
+
+if TYPE_CHECKING:
+    from cryptography.fernet import MultiFernet
 
 SHORTEST = 32
 """Characters of a key."""
@@ -39,7 +39,7 @@ class Vault:
                 problem=f"SECRETS_KEY has a key of fewer than {SHORTEST} characters",
                 remedy="Make one with: openssl rand -hex 32",
             )
-        self._fernet = MultiFernet([_fernet(key) for key in keys]) if keys else None
+        self._fernet = _fernet(keys) if keys else None
 
     def seal(self, secret: Secret) -> dict[str, Any]:
         """As it is stored."""
@@ -72,6 +72,8 @@ class Vault:
             return Secret.from_json(document)
         if self._fernet is None:
             return None
+        from cryptography.fernet import InvalidToken
+
         try:
             text = self._fernet.decrypt(document["encrypted"]).decode()
         except InvalidToken:
@@ -97,6 +99,12 @@ def seal_all(database: Database, vault: Vault) -> tuple[int, int]:
     return done, locked
 
 
-def _fernet(key: str) -> Fernet:
-    derived = HKDF(algorithm=SHA256(), length=32, salt=None, info=_PURPOSE).derive(key.encode())
-    return Fernet(urlsafe_b64encode(derived))
+def _fernet(keys: Iterable[str]) -> MultiFernet:
+    from cryptography.fernet import Fernet, MultiFernet
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+    def derived(key: str) -> bytes:
+        return HKDF(SHA256(), length=32, salt=None, info=_PURPOSE).derive(key.encode())
+
+    return MultiFernet([Fernet(urlsafe_b64encode(derived(key))) for key in keys])

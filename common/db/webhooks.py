@@ -117,14 +117,14 @@ class Deliveries:
         delays_s: Sequence[float],
         at_once_each: int,
         pause_after: int,
-        vault: Vault | None = None,
+        vault: Vault,
     ) -> None:
         self._database = database
         self._lease_s = lease_s
         self._delays_s = delays_s
         self._at_once_each = at_once_each
         self._pause_after = pause_after
-        self._vault = vault or Vault()
+        self._vault = vault
 
     def claim(self, limit: int) -> list[Sending]:
         """Take up to ``limit`` messages that are due, fairly: each tenant in turn, then each lane.

@@ -30,6 +30,8 @@ from tests.service import Start, wait_until
 from worker.courier import Courier, deliveries_for
 
 FAST = WebhookSettings(timeout=1, retry_delays="0,0,0", pause_after=3)
+NO_KEY = Vault()
+"""Secrets are stored in the clear."""
 ALL = [WebhookEvent.COMPLETED, WebhookEvent.FAILED, WebhookEvent.CANCELLED]
 
 
@@ -41,7 +43,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def webhooks(database: Database) -> Webhooks:
-    return Webhooks(database, TENANT)
+    return Webhooks(database, TENANT, NO_KEY)
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def sending(
     settings: WebhookSettings = FAST,
     *,
     allow: str = "127.0.0.1",
-    vault: Vault | None = None,
+    vault: Vault = NO_KEY,
 ) -> Iterator[Courier]:
     deliveries = deliveries_for(database, settings, vault)
     courier = Courier(deliveries, Egress(allow), settings, idle_poll_s=0.2)
@@ -294,7 +296,7 @@ def test_a_receiver_that_hangs_on_a_thousand_messages_holds_up_nobody_else(
             )
             for number in range(1000)
         )
-    others = Webhooks(database, "other")
+    others = Webhooks(database, "other", NO_KEY)
     with Receiver("127.0.0.2") as lively:
         endpoint(others, f"{lively.url}/ok")
         hanging = FAST.model_copy(update={"timeout": 60.0, "at_once": 6})
@@ -312,7 +314,7 @@ def test_who_lost_its_claim_may_not_say_how_the_message_ended(
 ) -> None:
     endpoint(webhooks, "http://receiver.example/")
     end_job(database)
-    deliveries = deliveries_for(database, FAST)
+    deliveries = deliveries_for(database, FAST, NO_KEY)
     (lost,) = deliveries.claim(10)
     end_leases(database)
     (current,) = deliveries.claim(10)
@@ -330,7 +332,7 @@ def test_tenants_take_turns_and_no_lane_has_more_than_its_share(database: Databa
     for tenant, urls in (("a", "xxxxxxy"), ("b", "z")):
         for letter in urls:
             end_job(database, tenant, f"http://{letter}.example/{letter}")
-    deliveries = deliveries_for(database, FAST)
+    deliveries = deliveries_for(database, FAST, NO_KEY)
     first = [each.url for each in deliveries.claim(2)]
     assert sorted(first) == ["http://x.example/x", "http://z.example/z"]
     rest = [each.url for each in deliveries.claim(100)]
@@ -342,7 +344,7 @@ def test_a_message_outlives_its_job_until_it_has_arrived_and_no_longer(
     database: Database, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     job_id = end_job(database, url=f"{receiver.url}/ok")
-    deliveries = deliveries_for(database, FAST)
+    deliveries = deliveries_for(database, FAST, NO_KEY)
     with database.transaction() as session:
         job = session.get_one(Job, job_id)
         session.delete(job)
@@ -363,7 +365,7 @@ def test_what_ended_long_ago_is_forgotten_and_what_waits_for_a_paused_endpoint_g
     endpoint(webhooks, "http://busy.example/")
     for _ in range(2):
         end_job(database)
-    deliveries = deliveries_for(database, FAST)
+    deliveries = deliveries_for(database, FAST, NO_KEY)
     deliveries.record(deliveries.claim(1)[0], Outcome(Verdict.DELIVERED, 200, None, 5))
     assert deliveries.prune(30) == 0
     long_ago = datetime.now(UTC) - timedelta(days=31)
@@ -431,7 +433,7 @@ def test_nothing_is_lost_when_senders_are_killed_with_messages_in_flight(
         WEBHOOK_RETRY_DELAYS=",".join(["0.2"] * 50),
         WEBHOOK_AT_ONCE_EACH="8",
     )
-    database, webhooks = service.database, Webhooks(service.database, TENANT)
+    database, webhooks = service.database, Webhooks(service.database, TENANT, NO_KEY)
     hanging = endpoint(webhooks, f"{receiver.url}/hang")
     endpoint(webhooks, f"{receiver.url}/ok")
     jobs = [end_job(database) for _ in range(30)]

@@ -14,6 +14,7 @@ from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
 from common.db.steps import Claim, StaleClaim
 from common.db.tables import Job, Recording, Step
+from common.db.vault import Vault
 from common.domain.job import JobStatus, StepKind
 from common.errors import FetchBroke, FetchFailed, NotAudio, TooLarge, UrlRefused
 from common.events import Events
@@ -312,7 +313,7 @@ def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
     assert ranges(server) == [None, "bytes=10000-"]
     wait_until(receiver.arrivals, "the message about its end")
     (arrival,) = receiver.arrivals()
-    (secret,) = Webhooks(service.database, TENANT).secrets(None)
+    (secret,) = Webhooks(service.database, TENANT, Vault()).secrets(None)
     told = Webhook(secret.text).verify(arrival.body, dict(arrival.headers))
     assert (told["type"], told["data"]["job_id"]) == ("transcription.completed", str(job.id))
     assert told["data"]["duration_seconds"] == snapshot.duration_ms / 1000  # type: ignore[operator]

@@ -25,6 +25,7 @@ from common.db.keys import Keys
 from common.db.streams import Streams
 from common.db.tenants import Tenants
 from common.db.usage import NO_QUOTA
+from common.db.vault import Vault
 from common.db.webhooks import Deliveries, Outcome
 from common.domain.keys import Scope
 from common.domain.metrics import COUNTERS, HISTOGRAMS
@@ -142,7 +143,9 @@ def test_failures_cancellations_retries_and_lost_leases_are_counted_by_their_rea
 
 
 def test_messages_are_counted_by_how_they_went(gateway: GatewayProcess, database: Database) -> None:
-    deliveries = Deliveries(database, lease_s=30, delays_s=[0, 0], at_once_each=4, pause_after=10)
+    deliveries = Deliveries(
+        database, lease_s=30, delays_s=[0, 0], at_once_each=4, pause_after=10, vault=Vault()
+    )
     jobs = Jobs(database, TENANT)
     jobs.cancel(submit_job(database, webhook_url="https://receiver.invalid/hook"))
     assert value(scrape(gateway), "webhook_deliveries_due") == 1

@@ -9,6 +9,7 @@ import pytest
 
 from common.db.database import Database
 from common.db.tables import Job
+from common.db.vault import Vault
 from common.db.webhooks import tell
 from common.domain.webhooks import WebhookEvent
 from common.egress import Egress
@@ -200,7 +201,7 @@ def test_messages_are_listed_with_their_attempts_page_by_page_and_sent_again(
     headers = {"X-Tenant-Id": name}
     settings = WebhookSettings(retry_delays="0")
     courier = Courier(
-        deliveries_for(gateway_database, settings), Egress(OWN), settings, idle_poll_s=0.2
+        deliveries_for(gateway_database, settings, Vault()), Egress(OWN), settings, idle_poll_s=0.2
     )
     with Receiver(OWN) as receiver:
         made = create(gateway, tenant=name, url=f"{receiver.url}/fail/2")

@@ -266,7 +266,8 @@ class UnderTest:
     @property
     def horse_pids(self) -> list[int]:
         """The processes that hold the engines."""
-        return [p.pid for p in self._family("worker") if "worker.horse" in p.cmdline()]
+        workers = map(psutil.Process, self._stack.processes.get("worker", []))
+        return [child.pid for worker in workers for child in worker.children()]
 
     def recognizers(self, engine: str) -> list[psutil.Process]:
         """The gateway's processes that hear live streams with ``engine``."""

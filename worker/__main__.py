@@ -18,6 +18,7 @@ from common.queue import StepMessage, connect
 from common.reach import redis_trouble
 from common.settings import load_settings
 from common.storage.opening import open_storage
+from worker.child import preload
 from worker.compose import build_announcement, build_steps, redis_url, wait_for_services
 from worker.warm import WarmWorker
 
@@ -30,9 +31,7 @@ def main() -> None:
         settings = load_settings()
         set_up_logging(settings.log, f"worker:{os.getpid()}")
         os.nice(settings.worker.nice)
-        for library in ("OMP", "OPENBLAS"):
-            # The horse inherits it: numpy and whisper.cpp would each take all cores otherwise.
-            os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.asr.threads))
+        preload(settings.asr)
         open_storage(settings.storage)
         redis = connect(redis_url(settings))
         wait_for_services(settings, redis)

@@ -35,7 +35,7 @@ from worker.pace import Pace
 
 POLL_S = 0.5
 """How soon work is found whose notification got lost, while there is other work."""
-IDLE_POLL_S = 5.0
+IDLE_POLL_S = 10.0
 """The same while there is none."""
 IDLE_TICK_S = 1.0
 """How soon it then notices a request to stop."""

@@ -1,8 +1,6 @@
-"""The work-horse: one spawned process that keeps the engine warm and runs one step at a time.
+"""The work-horse: one process that keeps the engine warm and runs one step at a time.
 
-It is a process of its own because native code may crash, hang or leak, and spawned, not forked,
-because CTranslate2, onnxruntime and whisper.cpp deadlock or crash in a child forked from a process
-that has used them.
+It is a process of its own because native code may crash, hang or leak; `worker.child` starts it.
 
 It reads lines of JSON from the socket it is given: ``{"doorbell", "execution"}``, and answers with
 ``{"step_id", "attempt", "limit_s", "job_id", "request_id"}`` for each step it starts and ``{"done",
@@ -17,7 +15,9 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from loguru import logger
@@ -30,10 +30,12 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from common.db.steps import Claim
+from common.errors import Unavailable
 from common.logs import set_up_logging
 from common.orphans import die_with_parent
 from common.queue import StepMessage, connect, queue_of
 from common.settings import Settings
+from worker.child import ignore_signals_to_stop
 from worker.compose import build_context, redis_url
 from worker.runner import Runner
 
@@ -84,12 +86,19 @@ class Horse:
 
     def warm_up(self) -> None:
         """Load the default engine and the moderation before the first step asks for them."""
+        beside = Thread(target=self._warm_up_the_rest)
+        beside.start()
         asr = self._settings.asr
         try:
             self._context.engines.get(asr.default_engine, asr.default_model)
         except Exception as error:
             # A job that wants it will say so in its own words; others may want other weights.
             logger.warning("the default engine cannot be loaded yet: {}", error)
+        beside.join()
+
+    def _warm_up_the_rest(self) -> None:
+        with suppress(Unavailable):
+            self._context.steps.any_open()  # the first statement takes a connection to be opened
         if self._settings.moderation.ai_load_models:
             try:
                 self._context.moderation.get()
@@ -144,7 +153,7 @@ class Horse:
 
 def _end() -> None:
     """End at once, from any thread, in the middle of native code."""
-    logger.warning("the step was called off, or given to another: this process ends")
+    logger.info("the step was cancelled, or given to another worker: this process ends")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -153,21 +162,20 @@ def _go_first_when_memory_runs_out() -> None:
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
-def main(name: str, descriptor: int, parent: int, *, warm: bool) -> None:
-    """Serve the worker ``name`` over the socket ``descriptor``; ``warm``: load models ahead."""
+def main(name: str, link: socket.socket, parent: int, *, warm: bool) -> None:
+    """Serve the worker ``name``, process ``parent``, over ``link``; ``warm``: load models ahead."""
     # so that a killed worker's step is never worked on twice at once
     die_with_parent(parent)
     _go_first_when_memory_runs_out()
-    # Signals to the whole group are the worker's business: it lets the step in hand finish.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals_to_stop()
     settings = Settings()
     set_up_logging(settings.log, f"horse:{os.getpid()}")
-    horse = Horse(settings, name, socket.socket(fileno=descriptor))
+    horse = Horse(settings, name, link)
     if warm:
         horse.warm_up()
     horse.serve()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), warm="warm" in sys.argv[4:])
+    connection = socket.socket(fileno=int(sys.argv[2]))
+    main(sys.argv[1], connection, int(sys.argv[3]), warm="warm" in sys.argv[4:])

@@ -1,9 +1,8 @@
 """An RQ worker whose work-horse stays: the engine is loaded once and serves step after step.
 
-RQ forks a process for each job, which would load the weights each time, and inference hangs in a
-forked child (see `worker.horse`). So `fork_work_horse` hands the job to the one spawned horse, and
-`wait_for_horse` waits for its answer or its death; monitoring, stop commands and bookkeeping stay
-RQ's own.
+RQ forks a process for each job, which would load the weights each time. So `fork_work_horse` hands
+the job to the one horse, and `wait_for_horse` waits for its answer or its death; monitoring, stop
+commands and bookkeeping stay RQ's own.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +37,7 @@ from common.events import Events
 from common.presence import HEARTBEAT_S, RECORD_S
 from common.queue import StepMessage
 from worker.announcement import Announcement
+from worker.child import Child, start_child
 
 KILLED = {signal.SIGKILL, signal.SIGTERM}
 """Signals sent by people and by the kernel short of memory: no fault of the step's."""
@@ -61,6 +60,8 @@ LONGEST_END_S = 9
 """It has ended so many seconds after the time for the step in hand."""
 FAREWELL_S = 1.0
 """What a horse with nothing to do gets to end by itself."""
+GOING_ON_S = 0.06
+"""What it takes a worker to go on with the next step."""
 RETRY_S = 1.0
 """How soon to ask again whether Redis is back."""
 
@@ -111,7 +112,7 @@ class WarmWorker(Worker):
     waits_for_work = False
     """Whether a signal to stop may break off what this process is at."""
 
-    _horse: subprocess.Popen[bytes] | None = None
+    _horse: Child | None = None
     _link: socket.socket
     _heard = b""
     _running: _Running | None = None
@@ -248,10 +249,12 @@ class WarmWorker(Worker):
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run one job; a Redis that goes away meanwhile costs the doorbell, not the worker."""
-        self._used_at = inf  # until the next heartbeat
         try:
-            super().execute_job(job, queue)
-            if self._handed_back:
+            wanted = self._horse is not None or self._is_wanted(job)
+            if wanted:
+                self._used_at = inf  # until the next heartbeat
+                super().execute_job(job, queue)
+            if self._handed_back or not wanted:
                 queue.intermediate_queue.remove(job.id)
                 job.delete()
         except redis.exceptions.RedisError as error:
@@ -300,6 +303,17 @@ class WarmWorker(Worker):
         self._retire_horse(FAREWELL_S)
         logger.info("stopped")
 
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether to start an engine process for it: another worker may be at its step already.
+
+        A worker that has done the step before goes on with this one, while its message is sent.
+        """
+        time.sleep(GOING_ON_S)
+        try:
+            return self.steps.is_pending(cast("StepMessage", job).step_id)
+        except Unavailable:
+            return True
+
     # --- the horse ------------------------------------------------------------------------------
 
     def start_horse(self) -> None:
@@ -342,29 +356,13 @@ class WarmWorker(Worker):
                 return
         raise StopRequested
 
-    def _horse_at_hand(self) -> subprocess.Popen[bytes]:
+    def _horse_at_hand(self) -> Child:
         if self._horse is not None and self._horse.poll() is None:
             return self._horse
         self._warm = self._warm and self._spoke
         self._spoke = False
-        ours, theirs = socket.socketpair()
-        try:
-            self._horse = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "worker.horse",
-                    self.name,
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                    *(["warm"] if self._warm else []),
-                ],
-                process_group=0,
-                pass_fds=[theirs.fileno()],
-            )
-        finally:
-            theirs.close()
-        self._link, self._heard = ours, b""
+        self._horse, self._link = start_child(self.name, warm=self._warm)
+        self._heard = b""
         return self._horse
 
     def _receive(self) -> list[bytes]:
@@ -452,9 +450,9 @@ class WarmWorker(Worker):
 
     def _record(self, running: _Running, error: StenoError) -> None:
         log = logger.bind(**running.ids)
-        log.warning("step {} attempt {}: {}", running.step_id, running.attempt, error)
         try:
-            self.steps.fail(running.step_id, running.attempt, error)
+            if self.steps.fail(running.step_id, running.attempt, error):
+                log.warning("step {} attempt {}: {}", running.step_id, running.attempt, error)
         except Unavailable:
             log.warning("the database is away; the lease of step {} will end", running.step_id)
 

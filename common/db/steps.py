@@ -594,6 +594,12 @@ class Steps:
             open_steps = Step.status.in_([StepStatus.PENDING, StepStatus.RUNNING])
             return session.scalar(select(Step.id).where(open_steps).limit(1)) is not None
 
+    def is_pending(self, step_id: UUID) -> bool:
+        """Whether a worker can still claim it."""
+        with self._database.transaction() as session:
+            status = session.scalar(select(Step.status).where(Step.id == step_id))
+            return status == StepStatus.PENDING
+
     def handed_out(self) -> int:
         """How many steps workers have in hand, their leases good, or are about to be given."""
         with self._database.transaction() as session:

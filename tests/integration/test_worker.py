@@ -13,10 +13,13 @@ import pytest
 from redis import Redis
 from sqlalchemy import select
 
+from common.db.steps import Publication
 from common.db.tables import Chunk, Step
 from common.domain.job import JobStatus, StepKind
 from common.events import Events
+from common.queue import Doorbell
 from tests.audio_files import truncate
+from tests.factories import claim_next, make_steps
 from tests.frozen import SENTENCE, failures, frozen_worker, has_ended
 from tests.service import Start, horse_of, wait_until, write_wav
 from tests.speech import Samples, noise, silence, speak
@@ -122,6 +125,22 @@ def test_a_worker_with_nothing_to_do_gives_its_memory_back_and_works_on(start: S
     job_id = service.submit(speak(SENTENCE))
     assert service.ended(job_id).status == JobStatus.COMPLETED
     assert failures(service, job_id) == []
+
+
+def test_no_engine_is_loaded_for_a_step_that_another_worker_has_begun(
+    start: Start, redis_url: str
+) -> None:
+    service = start(ENGINE_IDLE="0.1")
+    worker = service.start_worker()
+    wait_until(lambda: "the engine's process ends" in service.log(), "the unloading")
+    service.submit(speak(SENTENCE))
+    claim = claim_next(make_steps(service.database), "another")
+    queue = Doorbell(Redis.from_url(redis_url))
+
+    queue.ring([Publication(1, claim.step_id, "late", "plan")])
+
+    wait_until(lambda: not queue.waiting() and not queue.in_transit(), "the message's end")
+    assert worker.children() == []
 
 
 def test_a_horse_that_dies_idle_is_replaced_before_there_is_work(start: Start) -> None:

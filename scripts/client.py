@@ -100,6 +100,11 @@ class Gateway:
     def close(self) -> None:
         self._http.close()
 
+    def reach(self) -> None:
+        """Raise `GatewayLost` unless something answers there."""
+        with self._errors():
+            self._http.head(f"{self.address}/healthz")
+
     def upload(
         self, path: Path, options: Mapping[str, str], sent: Sent = lambda _: None
     ) -> dict[str, Any]:

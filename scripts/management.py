@@ -23,6 +23,8 @@ from scripts.client import (
 from scripts.progress import shortened
 
 LARGEST_PAGE = 200
+FOR_DATES = 100
+"""Columns from which on there is room for the date beside the recording's name."""
 
 
 @click.command()
@@ -49,12 +51,18 @@ def jobs(
     if as_json:
         click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
         return
+    if not shown:
+        click.echo("steno: there are no jobs" + " in that state" * bool(statuses), err=True)
+        return
     rows = [("id", "status", "%", "made", "recording"), *map(_row, shown)]
     # On a terminal each job stays on its line, whatever its recording is called.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    dated = width >= FOR_DATES
     status_width = max(len(row[1]) for row in rows)
     for job_id, status, percent, made, recording in rows:
-        known = f"{job_id:<36}  {status:<{status_width}}  {percent:>3}  {made:<11}  "
+        known = f"{job_id:<36}  {status:<{status_width}}  {percent:>3}  "
+        if dated:
+            known += f"{made:<11}  "
         click.echo(known + shortened(recording, max(8, width - len(known))))
     if len(found) > limit:
         click.echo(f"steno: there are more; see --limit (now {limit})", err=True)

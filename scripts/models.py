@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import StenoError, WeightsCorrupt, WeightsMissing
+from common.errors import WeightsCorrupt, WeightsMissing
 from common.settings import AsrSettings
 from common.weights.manifest import (
     ENGINES,
@@ -25,25 +22,10 @@ from common.weights.store import Weights, WeightsState, WeightsStore
 from common.weights.transfer import Meter
 from scripts.weights import transfer_bar
 
-_Parameters = ParamSpec("_Parameters")
-
 _STYLES = {"present": "green", "missing": "dim", "corrupt": "bold red"}
 
 _engine = click.Choice(ENGINES)
 _whisper = click.Choice(WHISPER_ENGINES)
-
-
-def _one_line_errors(command: Callable[_Parameters, None]) -> Callable[_Parameters, None]:
-    """End with exit code 1 and the error's message, on one line, in place of a traceback."""
-
-    @wraps(command)
-    def guarded(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except (StenoError, OSError) as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
-
-    return guarded
 
 
 @click.group()
@@ -61,7 +43,6 @@ def models(context: click.Context, folder: Path | None) -> None:
 
 @models.command("list")
 @click.pass_obj
-@_one_line_errors
 def list_(store: WeightsStore) -> None:
     """Show all weights, published ones and your own, with their state."""
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -94,7 +75,6 @@ def _short(languages: tuple[str, ...]) -> str:
 @click.argument("model", required=False)
 @click.option("--engine", type=_engine, help="Engine they are for (default: DEFAULT_ENGINE).")
 @click.pass_obj
-@_one_line_errors
 def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
     """Fetch MODEL (default: DEFAULT_MODEL), or take up a fetch that was cut off."""
     settings = AsrSettings()
@@ -110,7 +90,6 @@ def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
 @click.option("--to", "to_engine", type=_whisper, required=True, help="Engine to convert to.")
 @click.option("--name", help="Name of the result (default: MODEL).")
 @click.pass_obj
-@_one_line_errors
 def convert(
     store: WeightsStore, model: str, from_engine: str, to_engine: str, name: str | None
 ) -> None:
@@ -124,7 +103,6 @@ def convert(
 @click.argument("model", required=False)
 @click.option("--engine", type=_engine, help="Only this engine's.")
 @click.pass_obj
-@_one_line_errors
 def verify(store: WeightsStore, model: str | None, engine: str | None) -> None:
     """Read MODEL (default: all that is here) from disk and compare every hash."""
     chosen = [

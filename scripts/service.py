@@ -62,6 +62,7 @@ class Service:
     def __enter__(self) -> Self:
         if self._server is not None:
             self._use(self._server)
+            self.gateway.reach()
         elif (running := find_running(self._data_dir)) is not None:
             self._use(running.address)
         else:

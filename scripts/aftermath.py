@@ -269,7 +269,12 @@ def _stalls(finding: Finding, session: Session, last_fault: datetime, workers: i
         f"no step was finished for {finding.longest_stall_s:.1f} s after the last fault",
     )
     idle_s = finding.drain_s - finding.work_s
-    finding.check(idle_s <= STUCK_S, f"{idle_s:.1f} s were lost after the last fault")
+    # What slows the steps of a busy host slows what happens between them.
+    allowed_s = STUCK_S + finding.work_s / 2
+    finding.check(
+        idle_s <= allowed_s,
+        f"{idle_s:.1f} s were lost after the last fault; {allowed_s:.1f} s is the most allowed",
+    )
 
 
 def _seconds(span: timedelta) -> float:

@@ -27,13 +27,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_configure() -> None:
     """Make tests judge behaviour wherever they run.
 
-    Property tests get no time limit per example. A shell's background job ignores SIGINT and its
-    children inherit that: Ctrl-C has to reach what the tests start.
+    Property tests get no time limit per example. A shell's background job ignores SIGINT, what
+    nohup starts ignores SIGHUP, and their children inherit that: both have to reach what the tests
+    start.
     """
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 THROW_AWAY = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

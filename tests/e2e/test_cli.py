@@ -211,8 +211,8 @@ def test_a_stack_that_goes_away_meanwhile_is_replaced_and_no_word_is_lost(tmp_pa
 
 
 def at_work(data_dir: Path) -> bool:
-    """Whether a recording has arrived: it is in its place once it is committed."""
-    return any((data_dir / "uploads" / "recordings").glob("*"))
+    """Whether a job is planned: its first chunk is stored."""
+    return any((data_dir / "uploads" / "chunks").glob("*/*.pcm"))
 
 
 def processes_over(data_dir: Path) -> list[str]:

@@ -132,7 +132,7 @@ def test_without_pytorch_it_is_said_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     settings = ModerationSettings(use_onnxruntime=False, phobert_checkpoint_dir=phobert.checkpoint)
-    with pytest.raises(ModerationUnusable, match=r"pip install '\.\[train\]'"):
+    with pytest.raises(ModerationUnusable, match=r"pip install -e '\.\[train\]'"):
         load_moderator(settings)
 
 

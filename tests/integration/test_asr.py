@@ -217,7 +217,11 @@ def test_what_cannot_be_heeded_is_refused_by_name(
     assert gateway.incoming == []
 
 
-def test_an_idempotency_key_means_one_request(gateway: GatewayProcess, wav: bytes) -> None:
+def test_an_idempotency_key_means_one_request(
+    alone: Callable[..., GatewayProcess], wav: bytes
+) -> None:
+    gateway = alone(GATEWAY_API_KEY=KEY)
+
     def send(**params: str) -> None:
         gateway.http.post(
             "/asr",
@@ -327,7 +331,10 @@ def test_a_gateway_that_ends_sends_its_clients_elsewhere(
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
 
 
-def test_another_tenants_recording_is_not_joined(gateway: GatewayProcess, tmp_path: Path) -> None:
+def test_another_tenants_recording_is_not_joined(
+    alone: Callable[..., GatewayProcess], tmp_path: Path
+) -> None:
+    gateway = alone(GATEWAY_API_KEY=KEY)
     recording = write_wav(tmp_path / "a.wav", speak("It is easy to tell the depth."))
     brief = httpx.Timeout(60, read=2)
     ids = set()

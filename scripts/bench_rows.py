@@ -1,7 +1,7 @@
 """What the service asks Postgres over and over, with few rows and with very many.
 
 Run ``python -m scripts.bench_rows``. It starts a Postgres of its own, measures each operation on
-tables with a hundred jobs, fills them by SQL, and measures again. Prints for each operation the
+tables with some hundred jobs, fills them by SQL, and measures again. Prints for each operation the
 best time, the rows that Postgres read for it, and how often as much the worse of the two is: rows
 show a table that was read from end to end, whatever the machine does beside.
 """
@@ -43,7 +43,8 @@ NOISE_MS = 2.0
 FEW_ROWS = 10_000
 """The same of rows: counts read up to a thousand each, and those of a list up to two hundred."""
 TENANT, KEY, MODEL = "tenant-1", "key-1", "base"
-FEW = 100
+FEW = 300
+"""Enough for each tenant to have a full page of them."""
 
 
 class Counting(Database):

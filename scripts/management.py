@@ -51,9 +51,6 @@ def jobs(
     if as_json:
         click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
         return
-    if not shown:
-        click.echo("steno: there are no jobs" + " in that state" * bool(statuses), err=True)
-        return
     rows = [("id", "status", "%", "made", "recording"), *map(_row, shown)]
     # On a terminal each job stays on its line, whatever its recording is called.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
@@ -64,6 +61,8 @@ def jobs(
         if dated:
             known += f"{made:<11}  "
         click.echo(known + shortened(recording, max(8, width - len(known))))
+    if not shown:
+        click.echo("steno: there are no jobs" + " in that state" * bool(statuses), err=True)
     if len(found) > limit:
         click.echo(f"steno: there are more; see --limit (now {limit})", err=True)
 

@@ -385,7 +385,7 @@ def test_an_address_of_ipv6_is_listened_on_and_found_by_commands(tmp_path: Path)
         assert running is not None
         assert running.address == address
         done = CliRunner().invoke(steno, ["jobs"], env={"DATA_DIR": str(tmp_path)})
-        assert (done.exit_code, done.stderr) == (0, "")
+        assert (done.exit_code, done.stderr) == (0, "steno: there are no jobs\n")
 
 
 def test_a_stack_in_the_background_of_a_script_ends_on_sigint(tmp_path: Path) -> None:

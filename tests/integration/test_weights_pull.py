@@ -23,7 +23,7 @@ from common.weights.manifest import Checkpoint, FileSpec, Manifest, WeightsSpec
 from common.weights.pull import Puller
 from common.weights.store import Weights, WeightsStore
 from common.weights.transfer import Network
-from scripts.models import models
+from scripts.cli import steno
 from tests.checkpoints import write_checkpoint
 
 NO_HUB = Network(hub_endpoint="http://127.0.0.1:9")
@@ -165,7 +165,7 @@ def test_the_command_line_converts_verifies_and_lists(base: Weights, tmp_path: P
     (tmp_path / "my-tune").symlink_to(base.path)
 
     def steno_models(*arguments: str) -> str:
-        result = CliRunner().invoke(models, ["--dir", str(tmp_path), *arguments])
+        result = CliRunner().invoke(steno, ["models", "--dir", str(tmp_path), *arguments])
         assert result.exit_code == 0, result.output
         return result.stdout
 
@@ -180,18 +180,19 @@ def test_the_command_line_converts_verifies_and_lists(base: Weights, tmp_path: P
 
 def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     def error_of(*arguments: str) -> str:
-        result = CliRunner().invoke(models, ["--dir", str(tmp_path), *arguments])
+        result = CliRunner().invoke(steno, ["models", "--dir", str(tmp_path), *arguments])
         assert result.exit_code == 1
         assert result.stderr.count("\n") == 1
         return result.stderr
 
     assert "model must be one of tiny, base" in error_of("pull", "gigantic")
+    assert "Did you mean small?" in error_of("pull", "smal")
     assert "steno models pull base --engine whisper.cpp" in error_of(
         "convert", "base", "--from", "whisper.cpp", "--to", "faster-whisper"
     )
     assert "steno models pull" in error_of("verify")
     (tmp_path / "ggml-tiny.bin").write_bytes(b"not what it was")
-    result = CliRunner().invoke(models, ["--dir", str(tmp_path), "verify"])
+    result = CliRunner().invoke(steno, ["models", "--dir", str(tmp_path), "verify"])
     assert result.exit_code == 1
     assert "has the wrong hash" in result.stderr
     assert "1 of 1 are not as they should be" in result.stderr

@@ -410,6 +410,16 @@ def test_a_refusal_is_final(server: ScriptedGateway, folder: Path) -> None:
 # --- Ctrl-C -----------------------------------------------------------------------------------
 
 
+def test_a_server_that_nobody_is_at_is_asked_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_S", 1e6)
+    words = ["transcribe", "--server", "http://127.0.0.1:1", str(folder / "a.mp3")]
+    done = CliRunner().invoke(steno, words)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("steno: The gateway at http://127.0.0.1:1 cannot be reached: ")
+
+
 def start(server: ScriptedGateway, *arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [

@@ -120,7 +120,9 @@ def test_a_worker_with_nothing_to_do_gives_its_memory_back_and_works_on(start: S
     assert service.ended(service.submit(speak(SENTENCE))).status == JobStatus.COMPLETED
 
     wait_until(lambda: not worker.children(), "the end of the engine's process")
-    assert worker.memory_info().rss < 120_000_000
+    memory = worker.memory_full_info()
+    # Pages of libraries are shared with other processes; measuring coverage takes some more.
+    assert getattr(memory, "pss", memory.rss) < 120_000_000, memory
 
     job_id = service.submit(speak(SENTENCE))
     assert service.ended(job_id).status == JobStatus.COMPLETED

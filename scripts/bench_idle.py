@@ -88,14 +88,10 @@ def _extra_s(stack: Stack, file: Path, rounds: int) -> float:
         cold.append(_upload(stack, file))
         # The first few may be the first ones of another worker.
         warm += [_upload(stack, file) for _ in range(WARM_CLIPS * stack.workers)][-WARM_CLIPS:]
-        while sum(map(len, map(_children, stack.processes["worker"]))):
+        while any(psutil.Process(pid).children() for pid in stack.processes["worker"]):
             time.sleep(1)
     click.echo(f"a clip, engines loaded: {_row(warm)}; unloaded: {_row(cold)}")
     return median(cold) - median(warm)
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children()
 
 
 def _row(seconds: list[float]) -> str:

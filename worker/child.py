@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import NoReturn, Protocol
 
 from common.settings import AsrSettings
@@ -91,19 +92,13 @@ class Forked:
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        limit_s = inf if timeout is None else timeout
+        deadline = time.monotonic() + limit_s
         while (code := self.poll()) is None:
-            if timeout is not None and deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired("the engine process", timeout)
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("the engine process", limit_s)
             time.sleep(POLL_S)
         return code
-
-
-def ignore_signals_to_stop() -> None:
-    """In a child: such signals to the whole group are the worker's business."""
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _become(run: Callable[[], None]) -> NoReturn:

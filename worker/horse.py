@@ -1,4 +1,4 @@
-"""The work-horse: one process that keeps the engine warm and runs one step at a time.
+"""The engine process of a worker: it keeps the engine warm and runs one step at a time.
 
 It is a process of its own because native code may crash, hang or leak; `worker.child` starts it.
 
@@ -35,7 +35,6 @@ from common.logs import set_up_logging
 from common.orphans import die_with_parent
 from common.queue import StepMessage, connect, queue_of
 from common.settings import Settings
-from worker.child import ignore_signals_to_stop
 from worker.compose import build_context, redis_url
 from worker.runner import Runner
 
@@ -167,7 +166,11 @@ def main(name: str, link: socket.socket, parent: int, *, warm: bool) -> None:
     # so that a killed worker's step is never worked on twice at once
     die_with_parent(parent)
     _go_first_when_memory_runs_out()
-    ignore_signals_to_stop()
+    # Signals to the whole group are the worker's business: it lets the step in hand finish.
+    stopping = {signal.SIGINT, signal.SIGTERM}
+    for number in stopping:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)  # as `worker.child` blocks them
     settings = Settings()
     set_up_logging(settings.log, f"horse:{os.getpid()}")
     horse = Horse(settings, name, link)

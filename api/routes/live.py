@@ -114,11 +114,12 @@ class _Talk:
         reading = asyncio.create_task(self._read(live, first))
         try:
             await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_COMPLETED)
-            if not writing.done():
-                live.leave()
-                writing.cancel()
         finally:
+            # A lost connection may fail the write before the read sees it. A stream that has been
+            # finished stays as it is.
+            live.leave()
             reading.cancel()
+            writing.cancel()
             for ended in await asyncio.gather(reading, writing, return_exceptions=True):
                 if isinstance(ended, Exception) and not isinstance(ended, WebSocketDisconnect):
                     logger.opt(exception=ended).error("stream {stream_id} broke", stream_id=live.id)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
+from uuid import UUID
 
 import httpx
 import numpy as np
@@ -21,7 +23,11 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.gateway import GatewayProcess, children
+from api.app import create_app
+from api.gateway import Gateway
+from common.domain.keys import DEFAULT_TENANT
+from common.settings import Settings
+from tests.gateway import ROOT, GatewayProcess, children
 from tests.speech import pcm16, silence, speak
 
 FOX = "The quick brown fox jumps over the lazy dog."
@@ -426,6 +432,55 @@ def test_a_client_that_vanishes_leaves_its_text_and_nothing_else(gateway: Gatewa
     assert is_about(kept["text"], FOX)
     assert kept["outcome"] == "client_left"
     assert heard_now(gateway) == 0
+
+
+def test_a_connection_that_is_lost_while_the_gateway_sends_is_no_end_by_the_client(
+    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server reports it to whoever sends at that moment, and to whoever receives."""
+    given = {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": redis_url,
+        "DATA_DIR": str(tmp_path),
+        "MODELS_DIR": str(ROOT / "models"),
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    app = create_app(Settings())
+
+    async def outcome() -> str | None:
+        lost = asyncio.Event()
+        messages = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "{}"}]
+        sessions: list[str] = []
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop(0)
+            await lost.wait()
+            return {"type": "websocket.disconnect", "code": 1006}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "websocket.send":
+                sessions.append(json.loads(message["text"])["session_id"])
+                lost.set()
+                raise OSError
+
+        async with app.router.lifespan_context(app) as state:
+            assert state is not None
+            scope = {
+                "type": "websocket",
+                "path": "/ws/transcribe",
+                "query_string": b"",
+                "headers": [(b"host", b"localhost")],
+                "client": ("127.0.0.1", 40_000),
+                "subprotocols": [],
+                "state": dict(state),
+            }
+            await app(scope, receive, send)
+            gateway: Gateway = state["gateway"]
+            return gateway.streams(DEFAULT_TENANT).get(UUID(sessions[0])).outcome
+
+    assert asyncio.run(outcome()) == "client_left"
 
 
 def test_a_recognizer_that_is_killed_loses_no_word(gateway: GatewayProcess) -> None:

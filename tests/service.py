@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import Self, TypeVar
@@ -99,11 +99,15 @@ class Service:
 
     def start_worker(self) -> psutil.Process:
         """Start one worker."""
-        return self._start("worker")
+        return self._start("-m", "worker")
+
+    def start_worker_after(self, code: str) -> psutil.Process:
+        """Start one worker in a process that runs ``code`` first."""
+        return self._start("-c", f"{code}\nfrom worker.__main__ import main\nmain()")
 
     def start_dispatcher(self) -> psutil.Process:
         """Start the dispatcher."""
-        return self._start("worker.dispatcher")
+        return self._start("-m", "worker.dispatcher")
 
     def submit(self, sound: Samples | Path, **options: object) -> UUID:
         """Submit a recording; ``options`` are fields of `NewJob`."""
@@ -159,9 +163,8 @@ class Service:
         """What a completed job heard."""
         return " ".join(segment["text"].strip() for segment in self.jobs.text(job_id).segments)
 
-    def _start(self, module: str) -> psutil.Process:
-        command: Sequence[str] = [sys.executable, "-m", module]
-        process = spawn(command, env=self._env, cwd=ROOT, log=self._log)
+    def _start(self, *what: str) -> psutil.Process:
+        process = spawn([sys.executable, *what], env=self._env, cwd=ROOT, log=self._log)
         self._processes.append(process)
         return psutil.Process(process.pid)
 

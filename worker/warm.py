@@ -114,6 +114,8 @@ class WarmWorker(Worker):
 
     _horse: Child | None = None
     _link: socket.socket
+    _signals: socket.socket
+    _handles_signals = False
     _heard = b""
     _running: _Running | None = None
     _deadline = 0.0
@@ -135,8 +137,16 @@ class WarmWorker(Worker):
 
     # --- RQ's hooks -----------------------------------------------------------------------------
 
+    def bootstrap(self, *args: Any, **kwargs: Any) -> None:
+        """Register with Redis; a signal to stop that comes meanwhile has it unregister again."""
+        self._install_signal_handlers()
+        super().bootstrap(*args, **kwargs)
+
     def _install_signal_handlers(self) -> None:
         """Have a signal to stop end a wait for the horse as well, whichever thread it comes to."""
+        if self._handles_signals:  # since `bootstrap`
+            return
+        self._handles_signals = True
         self._signals, wake_up = socket.socketpair()
         for end in (self._signals, wake_up):
             end.setblocking(False)

@@ -24,6 +24,18 @@ from tests.speech import Samples, silence, speak
 pytestmark = pytest.mark.usefixtures("weights_dir")
 
 NO_LEASE_HELPS = {"WORKER_LEASE": "600"}
+STOPPED_WHILE_IT_REGISTERS = """
+import os, signal
+from worker.warm import WarmWorker
+
+subscribe = WarmWorker.subscribe
+
+def stopped(worker):
+    os.kill(os.getpid(), signal.SIGTERM)
+    subscribe(worker)
+
+WarmWorker.subscribe = stopped
+"""
 
 
 def has_gone(process: psutil.Process) -> bool:
@@ -155,6 +167,17 @@ def test_an_idle_worker_ends_and_says_good_bye(start: Start, redis_url: str) -> 
     wait_for_end(worker)
     assert has_gone(horse)
     assert redis.smembers("rq:workers:steno") == set()
+
+
+def test_a_worker_that_is_stopped_while_it_registers_does_not_stay_registered(
+    start: Start, redis_url: str
+) -> None:
+    service = start()
+
+    wait_for_end(service.start_worker_after(STOPPED_WHILE_IT_REGISTERS))
+
+    assert "stopped" in service.log()
+    assert Redis.from_url(redis_url).smembers("rq:workers:steno") == set()
 
 
 def test_all_workers_can_be_replaced_in_the_middle_of_a_job(start: Start) -> None:

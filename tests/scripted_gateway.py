@@ -127,6 +127,8 @@ class ScriptedGateway:
     queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """What was asked for about jobs, and how."""
     uploading: threading.Event = field(default_factory=threading.Event)
+    answering: threading.Lock = field(default_factory=threading.Lock)
+    """Held for each answer: clients upload in several threads."""
 
     def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"gateway": self})
@@ -167,7 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
     gateway: ScriptedGateway
 
     def do_GET(self) -> None:
-        self._answer(b"")
+        with self.gateway.answering:
+            self._answer(b"")
 
     def do_POST(self) -> None:
         left = int(self.headers.get("Content-Length", 0))
@@ -175,7 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.gateway.uploading.set()
             while self.gateway.forget_uploads and left:
                 left -= len(self.rfile.read(min(left, 65_536)))
-        self._answer(self.rfile.read(left))
+        body = self.rfile.read(left)
+        with self.gateway.answering:
+            self._answer(body)
 
     def _answer(self, body: bytes) -> None:
         gateway = self.gateway

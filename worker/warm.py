@@ -115,7 +115,6 @@ class WarmWorker(Worker):
     _horse: Child | None = None
     _link: socket.socket
     _signals: socket.socket
-    _handles_signals = False
     _heard = b""
     _running: _Running | None = None
     _deadline = 0.0
@@ -138,20 +137,19 @@ class WarmWorker(Worker):
     # --- RQ's hooks -----------------------------------------------------------------------------
 
     def bootstrap(self, *args: Any, **kwargs: Any) -> None:
-        """Register with Redis; a signal to stop that comes meanwhile has it unregister again."""
-        self._install_signal_handlers()
-        super().bootstrap(*args, **kwargs)
+        """Register with Redis; a signal to stop that comes meanwhile has it unregister again.
 
-    def _install_signal_handlers(self) -> None:
-        """Have a signal to stop end a wait for the horse as well, whichever thread it comes to."""
-        if self._handles_signals:  # since `bootstrap`
-            return
-        self._handles_signals = True
+        A signal also ends a wait for the engine process, whichever thread it comes to.
+        """
         self._signals, wake_up = socket.socketpair()
         for end in (self._signals, wake_up):
             end.setblocking(False)
         signal.set_wakeup_fd(wake_up.detach(), warn_on_full_buffer=False)
         super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        super().bootstrap(*args, **kwargs)
+
+    def _install_signal_handlers(self) -> None:
+        """`bootstrap` has done so, before others could know of this worker."""
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Take no further work; a second signal also ends the time for what is in hand.

@@ -107,6 +107,9 @@ def _become(run: Callable[[], None]) -> NoReturn:
     try:
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
+        for number in STOPPING:  # those that came meanwhile are the worker's business
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         run()
         code = 0
     except BaseException:

@@ -167,10 +167,8 @@ def main(name: str, link: socket.socket, parent: int, *, warm: bool) -> None:
     die_with_parent(parent)
     _go_first_when_memory_runs_out()
     # Signals to the whole group are the worker's business: it lets the step in hand finish.
-    stopping = {signal.SIGINT, signal.SIGTERM}
-    for number in stopping:
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)  # as `worker.child` blocks them
     settings = Settings()
     set_up_logging(settings.log, f"horse:{os.getpid()}")
     horse = Horse(settings, name, link)

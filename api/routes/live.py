@@ -114,10 +114,10 @@ class _Talk:
         reading = asyncio.create_task(self._read(live, first))
         try:
             await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
             # A lost connection may fail the write before the read sees it. A stream that has been
             # finished stays as it is.
             live.leave()
+        finally:
             reading.cancel()
             writing.cancel()
             for ended in await asyncio.gather(reading, writing, return_exceptions=True):

@@ -169,8 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
     gateway: ScriptedGateway
 
     def do_GET(self) -> None:
-        with self.gateway.answering:
-            self._answer(b"")
+        self._answer(b"")
 
     def do_POST(self) -> None:
         left = int(self.headers.get("Content-Length", 0))
@@ -178,12 +177,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.gateway.uploading.set()
             while self.gateway.forget_uploads and left:
                 left -= len(self.rfile.read(min(left, 65_536)))
-        body = self.rfile.read(left)
-        with self.gateway.answering:
-            self._answer(body)
+        self._answer(self.rfile.read(left))
 
     def _answer(self, body: bytes) -> None:
-        gateway = self.gateway
+        with self.gateway.answering:
+            self._answer_alone(self.gateway, body)
+
+    def _answer_alone(self, gateway: ScriptedGateway, body: bytes) -> None:
         path = urlsplit(self.path).path.removeprefix("/api/v1")
         gateway.asked[path.split("/")[1]] += 1
         refusal = next(

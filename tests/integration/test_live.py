@@ -20,14 +20,15 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from api.app import create_app
 from api.gateway import Gateway
 from common.domain.keys import DEFAULT_TENANT
-from common.settings import Settings
-from tests.gateway import ROOT, GatewayProcess, children
+from common.settings import DatabaseSettings, RedisSettings, Settings, StorageSettings
+from tests.gateway import GatewayProcess, children
 from tests.speech import pcm16, silence, speak
 
 FOX = "The quick brown fox jumps over the lazy dog."
@@ -435,18 +436,16 @@ def test_a_client_that_vanishes_leaves_its_text_and_nothing_else(gateway: Gatewa
 
 
 def test_a_connection_that_is_lost_while_the_gateway_sends_is_no_end_by_the_client(
-    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     """The server reports it to whoever sends at that moment, and to whoever receives."""
-    given = {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "DATA_DIR": str(tmp_path),
-        "MODELS_DIR": str(ROOT / "models"),
-    }
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    app = create_app(Settings())
+    app = create_app(
+        Settings(
+            database=DatabaseSettings(url=SecretStr(database_url)),
+            redis=RedisSettings(url=SecretStr(redis_url)),
+            storage=StorageSettings(data_dir=tmp_path),
+        )
+    )
 
     async def outcome() -> str | None:
         lost = asyncio.Event()

@@ -23,7 +23,8 @@ from api.openai import whisper_segment
 from api.resolving import request_sha256
 from api.schemas import Accepted, Prose, Word
 from api.uploads import Body, Form, Upload
-from common.db.jobs import Created, Idempotency, NewRecording
+from common.db.jobs import Created, Idempotency
+from common.db.transcriptions import NewRecording
 from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.request import Task
 from common.domain.results import word_document

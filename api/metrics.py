@@ -31,7 +31,7 @@ from api.gateway import Gateway
 from api.version import VERSION
 from common.db.monitoring import MOST, Observed, Server, Waiting, observe_service
 from common.db.streams import COMPLETED, INTERRUPTED
-from common.domain.job import JobStatus, StepKind
+from common.domain.job import JobStatus
 from common.domain.metrics import (
     AUDIO_TRANSCRIBED,
     COUNTERS,
@@ -44,6 +44,7 @@ from common.domain.metrics import (
     STREAMS_OPENED,
 )
 from common.domain.metrics import Counter as Counted
+from common.domain.pipeline import StepKind
 from common.errors import StenoError
 
 T = TypeVar("T")
@@ -266,14 +267,12 @@ def _gauges(service: Observed) -> Iterator[Metric]:
     what = f"Jobs that are not finished ({MOST}: that many or more)"
     yield from _both("stenopool_jobs", what, ("status",), jobs)
     steps: dict[Labels, Waiting] = {
-        (kind.value, priority.name.lower()): waiting
+        (kind, priority.name.lower()): waiting
         for (kind, priority), waiting in service.steps_waiting.items()
     }
     what = f"Steps that wait for a worker ({MOST}: that many or more)"
     yield from _both("stenopool_steps_waiting", what, ("kind", "priority"), steps)
-    running: dict[Labels, float] = {
-        (kind.value,): count for kind, count in service.steps_running.items()
-    }
+    running: dict[Labels, float] = {(kind,): count for kind, count in service.steps_running.items()}
     yield _gauge("stenopool_steps_running", "Steps being worked on", ("kind",), running)
     due: dict[Labels, Waiting] = {(): service.deliveries_due}
     what = f"Webhook messages to send ({MOST}: that many or more)"

@@ -33,7 +33,8 @@ from api.resolving import form_options
 from api.schemas import Accepted, UploadOptions
 from common.audio.probe import Probe, check_length
 from common.audio.wav import RIFF_LIMIT, SAMPLE_BYTES, container_of, wav_header
-from common.db.jobs import Created, Idempotency, NewRecording
+from common.db.jobs import Created, Idempotency
+from common.db.transcriptions import NewRecording
 from common.db.usage import RETRY_S, Usage
 from common.domain.job import JobStatus
 from common.domain.values import SAMPLE_RATE

@@ -143,7 +143,7 @@ class Doorbell:
                 self._queue.enqueue_call(
                     STEP_FUNCTION,
                     args=(str(publication.step_id),),
-                    job_id=publication.doorbell,
+                    job_id=publication.rq_job_id,
                     description=publication.description,
                     timeout=NO_LIMIT,
                     result_ttl=RESULT_TTL_S,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from common.db.jobs import Jobs, Text
 from common.db.snapshots import Snapshot
-from common.db.tables import Chunk
+from common.db.transcriptions import Chunk
 from common.domain.chunks import windows_from_json
 from common.domain.growing import Growing
 from common.domain.job import MODERATION_FAILED, JobStatus

@@ -19,7 +19,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Recording, Step, Transcript
+from common.db.tables import Failure, Job, JobMetrics, Outbox, Part, Recording, Step, Transcript
+from common.db.transcriptions import select_chunks, to_chunk
 from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
 from common.domain.request import Options
@@ -194,7 +195,10 @@ def _jobs(finding: Finding, session: Session, accepted: Sequence[str]) -> None:
             finding.violations.append(
                 f"job {job.id} is {job.status}: {job.error_code} {job.error_message}"
             )
-        finding.check(job.remaining == 0, f"job {job.id} has {job.remaining} chunk(s) remaining")
+        finding.check(
+            job.units_done == (job.units_total or 0),
+            f"job {job.id} has {job.units_done} of {job.units_total} ms done",
+        )
     known = {str(job.id) for job in jobs}
     finding.violations += [
         f"job {job_id} was accepted and is not there" for job_id in accepted if job_id not in known
@@ -216,27 +220,30 @@ def _steps(finding: Finding, session: Session) -> None:
 
 
 def _chunks(finding: Finding, session: Session) -> None:
-    finding.chunks = count(session, Chunk)
-    for chunk in session.scalars(select(Chunk).where(Chunk.stored_count != 1)):
+    finding.chunks = count(session, Part)
+    for step in session.scalars(select(Step).where(Step.stored_count != 1)):
         finding.violations.append(
-            f"chunk {chunk.index} of job {chunk.job_id} was stored {chunk.stored_count} times"
+            f"{step.kind} {step.part} of job {step.job_id} was stored {step.stored_count} times"
         )
-    finding.check(
-        count(session, Chunk, Chunk.result.is_(None)) == 0, "a chunk was stored without a result"
-    )
-    for chunk, options in session.execute(
-        select(Chunk, Job.options).join(Job, Job.id == Chunk.job_id)
-    ):
+    totals: dict[UUID, int] = {}
+    for job in session.scalars(select(Job)):
+        totals[job.id] = job.parts_total
+        chunks = [to_chunk(row) for row in session.execute(select_chunks(job.id))]
+        missing = set(range(job.parts_total)) - {chunk.index for chunk in chunks}
+        finding.check(not missing, f"job {job.id} lacks {len(missing)} chunk(s)")
         finding.check(
-            (chunk.moderation is not None) == Options.from_json(options).moderation,
-            f"chunk {chunk.index} of job {chunk.job_id} was moderated, or not, against its options",
+            len(chunks) + len(missing) == job.parts_total,
+            f"job {job.id} has miscounted its chunks",
         )
-    indexes = select(Chunk.job_id, func.max(Chunk.index) + 1 - func.count()).group_by(Chunk.job_id)
-    totals = dict(session.execute(select(Job.id, Job.chunks_total)).all())
-    counts = dict(session.execute(select(Chunk.job_id, func.count()).group_by(Chunk.job_id)).all())
-    for job_id, missing in session.execute(indexes):
-        finding.check(missing == 0, f"job {job_id} lacks {missing} chunk(s)")
-        finding.check(totals[job_id] == counts[job_id], f"job {job_id} has miscounted its chunks")
+        for chunk in chunks:
+            finding.check(
+                chunk.result is not None,
+                f"chunk {chunk.index} of job {job.id} was stored without a result",
+            )
+            finding.check(
+                (chunk.moderation is not None) == Options.from_json(job.options).moderation,
+                f"chunk {chunk.index} of job {job.id} was moderated, or not, against its options",
+            )
     for table in (Transcript, JobMetrics):
         finding.check(
             set(session.scalars(select(table.job_id))) == set(totals)

@@ -26,7 +26,8 @@ from sqlalchemy import select
 
 from common.db.database import Database
 from common.db.tables import Step
-from common.domain.job import StepKind, StepStatus
+from common.domain.job import StepStatus
+from common.domain.pipeline import StepKind
 from common.queue import connect
 from scripts.cli import load_settings
 from scripts.client import Gateway

@@ -28,7 +28,8 @@ from sqlalchemy import ColumnElement, func, select
 
 from common.db.database import Database
 from common.db.tables import Job, Step
-from common.domain.job import JobStatus, StepKind, StepStatus
+from common.domain.job import JobStatus, StepStatus
+from common.domain.pipeline import StepKind
 from scripts.cli import load_settings
 from scripts.client import Gateway
 from scripts.stack import Stack

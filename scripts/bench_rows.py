@@ -24,11 +24,12 @@ from sqlalchemy.orm import Session
 
 from common.db.cleaning import Cleaning
 from common.db.database import Database
-from common.db.jobs import Jobs, NewJob, NewRecording
+from common.db.jobs import Jobs, NewJob
 from common.db.listing import JobFilter, JobLists
 from common.db.migrate import upgrade
 from common.db.monitoring import observe_service
 from common.db.steps import RetryPolicy, Steps
+from common.db.transcriptions import NewRecording
 from common.db.usage import Quota, Usage
 from common.db.vault import Vault
 from common.db.webhooks import Deliveries
@@ -233,17 +234,19 @@ _FILL = (
     """
     INSERT INTO jobs (
         id, tenant, key_id, recording_id, status, priority, engine, model, language, options,
-        planned, chunks_total, remaining, done_ms, duration_ms, client_recording_id, created_at,
-        started_at, completed_at, delete_at
+        phase, parts_known, units_total, client_recording_id, created_at, started_at, completed_at,
+        delete_at
     )
     SELECT id, tenant, key, id,
         CASE WHEN queued THEN 'PENDING' WHEN number % 1000 = 1 THEN 'FAILED' ELSE 'COMPLETED' END,
         1, 'faster-whisper', CASE WHEN number % 1000 < 10 THEN 'tiny' ELSE 'base' END, 'en',
-        CAST(:options AS jsonb), NOT queued, 0, 0, 0, 60000 * (1 + number % 60),
+        CAST(:options AS jsonb), CASE WHEN queued THEN 'chunks' ELSE 'merge' END, NOT queued,
+        60000 * (1 + number % 60),
         'recording-' || number, at, CASE WHEN NOT queued THEN at END,
         CASE WHEN NOT queued THEN at END, CASE WHEN NOT queued THEN at + interval '1 year' END
     FROM numbers
     """,
+    "INSERT INTO transcriptions (job_id) SELECT id FROM numbers",
     """
     INSERT INTO steps (id, job_id, kind, status, attempt, failures, losses)
     SELECT id, id, 'plan', CASE WHEN queued THEN 'pending' ELSE 'done' END, 0, 0, 0 FROM numbers

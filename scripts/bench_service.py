@@ -17,8 +17,9 @@ import psutil
 from sqlalchemy import func, select
 
 from common.db.database import Database
-from common.db.tables import Chunk, JobMetrics, Step
-from common.domain.job import StepKind, StepStatus
+from common.db.tables import JobMetrics, Step
+from common.domain.job import StepStatus
+from common.domain.pipeline import StepKind
 from common.errors import SetupProblem
 from common.settings import Settings
 from scripts.client import ENDED, Gateway
@@ -234,15 +235,19 @@ class UnderTest:
         with self._database.transaction() as session:
             metrics = session.get_one(JobMetrics, job_id)
             rows = session.execute(
-                select(Step.kind, Step.worker, Step.started_at, Step.finished_at, Chunk.engine_ms)
-                .outerjoin(Chunk, (Chunk.job_id == Step.job_id) & (Chunk.index == Step.chunk_index))
-                .where(Step.job_id == job_id, Step.status == StepStatus.DONE)
+                select(
+                    Step.kind, Step.worker, Step.started_at, Step.finished_at, Step.elapsed_ms
+                ).where(Step.job_id == job_id, Step.status == StepStatus.DONE)
             ).all()
         steps = tuple(
             StepTimes(
-                StepKind(kind), worker or "", _epoch(start), _epoch(end), (engine_ms or 0) / 1000
+                StepKind(kind),
+                worker or "",
+                _epoch(start),
+                _epoch(end),
+                _engine_s(kind, elapsed_ms),
             )
-            for kind, worker, start, end, engine_ms in rows
+            for kind, worker, start, end, elapsed_ms in rows
         )
         return Run(job_id, sent_at, done_at, result, metrics, steps)
 
@@ -251,7 +256,9 @@ class UnderTest:
         with self._database.transaction() as session:
             return (
                 session.scalar(
-                    select(func.count()).select_from(Chunk).where(Chunk.result.is_not(None))
+                    select(func.count()).where(
+                        Step.kind == StepKind.TRANSCRIBE, Step.status == StepStatus.DONE
+                    )
                 )
                 or 0
             )
@@ -303,6 +310,10 @@ def _apart(settings: Settings, folder: Path) -> Settings:
             "redis": settings.redis.model_copy(update={"url": None, "host": None}),
         }
     )
+
+
+def _engine_s(kind: str, elapsed_ms: int | None) -> float:
+    return (elapsed_ms or 0) / 1000 if kind == StepKind.TRANSCRIBE else 0.0
 
 
 def _epoch(moment: datetime | None) -> float:

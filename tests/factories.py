@@ -8,10 +8,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from common.db.database import Database
-from common.db.jobs import Jobs, NewJob, NewRecording
-from common.db.steps import Claim, PlannedRow, RetryPolicy, Steps
+from common.db.flow import NewPart
+from common.db.jobs import Jobs, NewJob
+from common.db.steps import Claim, RetryPolicy, Steps, Within
 from common.db.streams import NewStream, StreamFinal, Streams
 from common.db.tables import JobMetrics, Transcript
+from common.db.transcriptions import NewRecording, merged, plan_begun, plan_ended
 from common.domain.job import Priority
 from common.domain.moderation import Label, Mark, ModeratedBy, Verdict
 from common.domain.request import Options
@@ -93,31 +95,48 @@ def plan_chunks(steps: Steps, count: int, *, finish: bool = True) -> Claim:
 
 def store_plan(steps: Steps, claim: Claim, count: int, *, finish: bool = True) -> None:
     """Have a claimed plan find ``count`` chunks of 10 s."""
-    steps.start_plan(claim, weights_sha256="w" * 64, language="en", replan=False)
-    if count:
-        steps.add_chunks(claim, [chunk_row(index) for index in range(count)])
+    steps.write(claim, plan_started())
+    steps.add_parts(claim, [chunk_part(index) for index in range(count)])
     if finish:
-        steps.finish_plan(claim, duration_ms=10_000 * count, warnings=[], elapsed_ms=5)
+        finish_plan(steps, claim, 10_000 * count)
 
 
-def chunk_row(index: int, content: str = "c") -> PlannedRow:
+def plan_started(*, replan: bool = False) -> Within:
+    """What a plan stores before its first chunk."""
+    return plan_begun(weights_sha256="w" * 64, language="en", audio_track=None, replan=replan)
+
+
+def finish_plan(
+    steps: Steps, claim: Claim, duration_ms: int, *, go_on: bool = False
+) -> Claim | None:
+    """End a claimed plan."""
+    ended = plan_ended(duration_ms=duration_ms, warnings=[], languages={})
+    return steps.finish(claim, elapsed_ms=5, within=ended, go_on=go_on)
+
+
+def chunk_part(index: int, content: str = "c") -> NewPart:
     """Chunk ``index`` as a plan stores it."""
     start, end = index * 10_000, (index + 1) * 10_000
-    return PlannedRow(index, [[start, end, start, end, 9_000]], f"{content}{index}")
+    return NewPart(index, 10_000, [[start, end, start, end, 9_000]], f"{content}{index}")
 
 
-def finish_chunk(steps: Steps, claim: Claim) -> UUID | None:
+def finish_chunk(steps: Steps, claim: Claim, *, go_on: bool = False) -> Claim | None:
     """End a claimed chunk with one segment."""
-    segment = stored_segment(0, 10_000, f" chunk {claim.chunk_index}")
-    return steps.finish_chunk(claim, result=[[segment]], core_ms=10_000, engine_ms=100)
+    segment = stored_segment(0, 10_000, f" chunk {claim.part_index}")
+    return steps.finish(claim, result=[[segment]], elapsed_ms=100, go_on=go_on)
 
 
 def finish_moderation(
-    steps: Steps, claim: Claim, verdict: Verdict = CLEAN, by: ModeratedBy = BY
-) -> UUID | None:
+    steps: Steps,
+    claim: Claim,
+    verdict: Verdict = CLEAN,
+    by: ModeratedBy = BY,
+    *,
+    go_on: bool = False,
+) -> Claim | None:
     """End the claimed moderation of a chunk with one segment."""
-    judged = moderation_to_json(by, [[verdict]])
-    return steps.finish_moderation(claim, moderation=judged, elapsed_ms=7)
+    result = moderation_to_json(by, [[verdict]])
+    return steps.finish(claim, result=result, elapsed_ms=7, go_on=go_on)
 
 
 def offensive(start: int, end: int) -> Verdict:
@@ -155,7 +174,7 @@ def finish_merge(
         moderation_ms=0,
         merge_ms=3,
     )
-    steps.finish_merge(claim, transcript, metrics, list(warnings))
+    steps.finish(claim, within=merged(transcript, metrics, list(warnings)))
 
 
 def stored_segment(start_ms: int, end_ms: int, text: str, **others: Any) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import psutil
 from sqlalchemy import select, text
 
 from common.db.tables import Failure, Step
-from common.domain.job import StepKind, StepStatus
+from common.domain.job import StepStatus
+from common.domain.pipeline import StepKind
 from tests.service import ENDED, Service, horse_of, wait_until
 from tests.speech import speak
 

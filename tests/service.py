@@ -17,8 +17,9 @@ import psutil
 import psycopg
 
 from common.db.database import Database
-from common.db.jobs import Jobs, NewJob, NewRecording
+from common.db.jobs import Jobs, NewJob
 from common.db.snapshots import Snapshot
+from common.db.transcriptions import NewRecording
 from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
 from common.events import Events

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from redis import Redis
 
 from common.db.cleaning import Cleaning
 from common.db.database import Database
 from common.db.revision import check_revision
 from common.db.steps import RetryPolicy, Steps
+from common.db.transcriptions import Transcriptions
 from common.errors import SetupProblem
 from common.events import Events
 from common.queue import connect
@@ -42,6 +45,7 @@ def build_steps(settings: Settings, database: Database | None = None) -> Steps:
         database or Database(database_url(settings), pool_size=settings.database.pool_size),
         lease_s=settings.worker.lease,
         retry=RetryPolicy(settings.job.max_retries, settings.job.retry_delay),
+        reuse=settings.job.reuse_results,
     )
 
 
@@ -61,14 +65,17 @@ def build_announcement(settings: Settings, redis: Redis, name: str) -> Announcem
     return Announcement(redis, name, store)
 
 
-def build_context(settings: Settings, redis: Redis) -> Context:
-    """All that steps work with."""
+def build_context(
+    settings: Settings, redis: Redis, may_go_on: Callable[[], bool] = lambda: True
+) -> Context:
+    """All that steps work with; see `Context.may_go_on`."""
     memory = Memory()
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     database = Database(database_url(settings), pool_size=settings.database.pool_size)
     return Context(
         settings=settings,
         steps=build_steps(settings, database),
+        transcriptions=Transcriptions(database),
         cleaning=Cleaning(database, grace_s=settings.worker.lease),
         storage=open_storage(settings.storage),
         events=Events(redis),
@@ -76,6 +83,7 @@ def build_context(settings: Settings, redis: Redis) -> Context:
         moderation=WarmModeration(settings.moderation, memory),
         memory=memory,
         redis=redis,
+        may_go_on=may_go_on,
     )
 
 

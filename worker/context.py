@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loguru import logger
 from redis import Redis
@@ -15,7 +15,9 @@ from redis.exceptions import RedisError
 
 from common import presence
 from common.db.cleaning import Cleaning
-from common.db.steps import StaleClaim, Steps
+from common.db.flow import NewPart
+from common.db.steps import Claim, StaleClaim, Steps, Within
+from common.db.transcriptions import Transcriptions
 from common.errors import NotFound, Unavailable
 from common.events import Events
 from common.settings import Settings
@@ -40,6 +42,7 @@ class Context:
 
     settings: Settings
     steps: Steps
+    transcriptions: Transcriptions
     cleaning: Cleaning
     storage: Storage
     events: Events
@@ -47,6 +50,8 @@ class Context:
     moderation: WarmModeration
     memory: Memory
     redis: Redis
+    may_go_on: Callable[[], bool] = lambda: True
+    """Whether this worker may take up a step that follows from the one it ends."""
 
     @cached_property
     def voice_network(self) -> Network:
@@ -59,6 +64,27 @@ class Context:
         from common.egress import Egress
 
         return Egress(self.settings.egress.allow)
+
+    def finish(
+        self,
+        claim: Claim,
+        *,
+        result: Any | None = None,
+        elapsed_ms: int | None = None,
+        parts: Sequence[NewPart] = (),
+        within: Within | None = None,
+    ) -> Claim | None:
+        """End the claimed step (`Steps.finish`), once Postgres answers; the step to go on with."""
+        return persist(
+            lambda: self.steps.finish(
+                claim,
+                result=result,
+                elapsed_ms=elapsed_ms,
+                parts=parts,
+                within=within,
+                go_on=self.may_go_on(),
+            )
+        )
 
     def note_space(self, *, full: bool) -> None:
         """Record for the gateways whether there is space to write."""

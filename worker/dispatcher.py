@@ -129,7 +129,7 @@ class Dispatcher:
         # A worker that Redis has forgotten registers again within seconds; until then, one.
         workers = max(1, self._doorbell.live_workers())
         free = max(0, workers - self._steps.handed_out())
-        return self._steps.publish(free, self._doorbell.ring, fetches=max(1, workers // 2))
+        return self._steps.publish(free, self._doorbell.ring, limited=max(1, workers // 2))
 
     def reconcile(self) -> None:
         """Take back steps of silent workers, ring lost doorbells again, end overdue jobs."""

@@ -79,8 +79,8 @@ class Horse:
             [self._queue], name=name, connection=self._redis, serializer=JSONSerializer
         )
         self._worker._is_horse = True  # noqa: SLF001 - as rq's own SpawnWorker does
-        self._context = build_context(settings, self._redis)
-        self._runner = Runner(self._context, name, self._announce, _end, self._may_go_on)
+        self._context = build_context(settings, self._redis, self._may_go_on)
+        self._runner = Runner(self._context, name, self._announce, _end)
         self._steps_run = 0
 
     def warm_up(self) -> None:
@@ -130,7 +130,7 @@ class Horse:
             attempt=claim.attempt,
             limit_s=limit_s,
             job_id=str(claim.job_id),
-            request_id=claim.request_id,
+            request_id=claim.job.request_id,
         )
 
     def _may_go_on(self) -> bool:

@@ -5,50 +5,43 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Protocol, cast
 from uuid import UUID
 
 from loguru import logger
 
 from common.db.steps import Claim, StaleClaim, fetched_id
-from common.domain.chunks import windows_from_json
-from common.domain.detection import MOST_ASKED
-from common.domain.job import StepKind
-from common.domain.languages import AUTO
-from common.domain.values import MAX_WINDOW_MS, Chunk
+from common.domain.pipeline import StepKind
 from common.errors import StenoError, StorageFull, Transient, Unavailable
 from common.storage.storage import is_full
 from worker.context import Context, persist
-from worker.steps.merge import merge
-from worker.steps.moderate import moderate
-from worker.steps.plan import plan
-from worker.steps.transcribe import transcribe
 
-
-def fetch(context: Context, claim: Claim) -> UUID:
-    """See `worker.steps.fetch`, whose HTTP client is large and seldom needed."""
-    from worker.steps.fetch import fetch
-
-    return fetch(context, claim)
-
-
-STEPS: dict[StepKind, Callable[[Context, Claim], UUID | None]] = {
-    StepKind.FETCH: fetch,
-    StepKind.PLAN: plan,
-    StepKind.TRANSCRIBE: transcribe,
-    StepKind.MODERATE: moderate,
-    StepKind.MERGE: merge,
+STEPS: dict[str, dict[str, str]] = {
+    "transcription": {
+        StepKind.FETCH: "worker.steps.fetch",
+        StepKind.PLAN: "worker.steps.plan",
+        StepKind.TRANSCRIBE: "worker.steps.transcribe",
+        StepKind.MODERATE: "worker.steps.moderate",
+        StepKind.MERGE: "worker.steps.merge",
+    },
 }
+"""By kind of job and of step, the module that has its ``run`` and ``limit_s`` (`StepModule`). It is
+imported when such a step first comes."""
 
-SLOWEST_ENGINE = 4.0
-"""A chunk that takes more than this many times its sound's length is taken for hung."""
-SLOWEST_PLAN = 0.05
-"""The same for decoding and cutting."""
+
+class StepModule(Protocol):
+    """What a module in `worker.steps` has."""
+
+    def run(self, context: Context, claim: Claim) -> Claim | None:
+        """Do the step and end it with `Context.finish`; returns what that returns."""
+
+    def limit_s(self, context: Context, claim: Claim) -> float:
+        """How many seconds it may take, before it is taken for hung."""
+
+
 OUTAGE_PAUSE_S = 1.0
 """How soon to try again to renew a lease while Postgres is away."""
-LOWEST_COPY_RATE = 5_000_000
-"""Bytes a second at which a recording that was fetched gets from here to the storage."""
-LOWEST_BYTE_RATE = 1_000
-"""Bytes a second of the thinnest recording, to bound the length of one that does not tell it."""
 
 
 class Runner:
@@ -57,7 +50,6 @@ class Runner:
     ``on_start(claim, limit_s)`` is told of each step and of the seconds it may take: who listens
     must end this process when they are over, since native code cannot be interrupted from within.
     ``on_lost()`` must do so at once: the step in hand is nobody's any more, or another's.
-    ``may_go_on()`` tells whether to take up a step that follows from the one just done.
     """
 
     def __init__(
@@ -66,55 +58,51 @@ class Runner:
         worker: str,
         on_start: Callable[[Claim, float], None],
         on_lost: Callable[[], None],
-        may_go_on: Callable[[], bool],
     ) -> None:
         self._context = context
         self._worker = worker
         self._on_start = on_start
         self._on_lost = on_lost
-        self._may_go_on = may_go_on
         self._was_full = False
 
-    def run(self, step_id: UUID, doorbell: str) -> None:
+    def run(self, step_id: UUID, rq_job_id: str) -> None:
         """Run the step if it can be claimed, then those that follow at once from it.
 
-        All of them are stopped by stopping ``doorbell``.
-
-        The steps of a short job thus wait for a free worker once and not four times.
+        All of them are stopped by stopping ``rq_job_id``. The steps of a short job thus wait for a
+        free worker once and not four times.
         """
-        following: UUID | None = step_id
+        try:
+            claim = self._context.steps.claim(step_id, self._worker, rq_job_id)
+        except Unavailable as error:
+            # It is published again; a claim that did take effect ends with its lease.
+            logger.warning("step {} cannot be claimed: {}", step_id, error)
+            return
+        if claim is None:
+            logger.debug("step {} is not pending any more", step_id)
+            return
+        following: Claim | None = claim
         while following is not None:
-            try:
-                claim = self._context.steps.claim(following, self._worker, doorbell)
-            except Unavailable as error:
-                # It is rung again; a claim that did take effect ends with its lease.
-                logger.warning("step {} cannot be claimed: {}", following, error)
-                return
-            if claim is None:
-                logger.debug("step {} is not to be had", following)
-                return
-            following = self._work(claim)
+            claim, following = following, self._work(following)
             self._context.events.job_changed(claim.job_id)
-            if following is None or not self._may_go_on():
-                self._context.events.work_to_do()
-                return
+        self._context.events.work_to_do()
 
-    def _work(self, claim: Claim) -> UUID | None:
+    def _work(self, claim: Claim) -> Claim | None:
         with logger.contextualize(
-            request_id=claim.request_id,
+            request_id=claim.job.request_id,
             job_id=claim.job_id,
-            step=claim.kind.value,
-            chunk=claim.chunk_index,
+            step=claim.kind,
+            part=claim.part_index,
             attempt=claim.attempt,
         ):
             return self._attempt(claim)
 
-    def _attempt(self, claim: Claim) -> UUID | None:
+    def _attempt(self, claim: Claim) -> Claim | None:
         try:
             with self._renewed(claim):
-                self._on_start(claim, self._limit_s(claim))
+                module = cast("StepModule", import_module(STEPS[claim.job.kind][claim.kind]))
+                self._on_start(claim, module.limit_s(self._context, claim))
                 self._context.events.job_changed(claim.job_id)
-                following = STEPS[claim.kind](self._context, claim)
+                following = module.run(self._context, claim)
         except StaleClaim:
             logger.warning("the step was overtaken; its result is dropped")
             self._clear(claim)
@@ -147,9 +135,9 @@ class Runner:
         """
         context = self._context
         try:
-            if claim.kind is StepKind.FETCH:
+            if claim.kind == StepKind.FETCH:
                 recording_id = fetched_id(claim.step_id, claim.attempt)
-                if not context.steps.is_stored(recording_id):
+                if not context.transcriptions.is_stored(recording_id):
                     context.storage.discard(recording_id)
             if context.cleaning.missing([claim.job_id]):
                 erased = context.storage.erase(claim.job_id, None)
@@ -159,22 +147,6 @@ class Runner:
                 context.cleaning.sweep_again([claim.job_id])
         except Transient as error:
             logger.warning("what was written too late cannot be erased now: {}", error)
-
-    def _limit_s(self, claim: Claim) -> float:
-        base = self._context.settings.chunk.timeout
-        if claim.kind is StepKind.TRANSCRIBE:
-            chunk = persist(lambda: self._context.steps.chunk_of(claim))
-            audio = Chunk(chunk.index, windows_from_json(chunk.windows)).audio
-            return base + SLOWEST_ENGINE * audio.duration_ms / 1000
-        if claim.kind is StepKind.FETCH:
-            settings = self._context.settings
-            return base + settings.fetch.timeout + settings.upload.max_bytes / LOWEST_COPY_RATE
-        if claim.kind is StepKind.PLAN:
-            job, recording = persist(lambda: self._context.steps.job_of(claim))
-            longest_s = recording.size_bytes / LOWEST_BYTE_RATE
-            asked_s = MOST_ASKED * MAX_WINDOW_MS / 1000 if job.language == AUTO else 0
-            return base + SLOWEST_PLAN * longest_s + SLOWEST_ENGINE * asked_s
-        return base
 
     @contextmanager
     def _renewed(self, claim: Claim) -> Iterator[None]:

@@ -60,8 +60,6 @@ LONGEST_END_S = 9
 """It has ended so many seconds after the time for the step in hand."""
 FAREWELL_S = 1.0
 """What a horse with nothing to do gets to end by itself."""
-GOING_ON_S = 0.06
-"""What it takes a worker to go on with the next step."""
 RETRY_S = 1.0
 """How soon to ask again whether Redis is back."""
 
@@ -258,11 +256,9 @@ class WarmWorker(Worker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run one job; a Redis that goes away meanwhile costs the doorbell, not the worker."""
         try:
-            wanted = self._horse is not None or self._is_wanted(job)
-            if wanted:
-                self._used_at = inf  # until the next heartbeat
-                super().execute_job(job, queue)
-            if self._handed_back or not wanted:
+            self._used_at = inf  # until the next heartbeat
+            super().execute_job(job, queue)
+            if self._handed_back:
                 queue.intermediate_queue.remove(job.id)
                 job.delete()
         except redis.exceptions.RedisError as error:
@@ -310,17 +306,6 @@ class WarmWorker(Worker):
             logger.warning("Redis did not hear of the end: {}", type(error).__name__)
         self._retire_horse(FAREWELL_S)
         logger.info("stopped")
-
-    def _is_wanted(self, job: Job) -> bool:
-        """Whether to start an engine process for it: another worker may be at its step already.
-
-        A worker that has done the step before goes on with this one, while its message is sent.
-        """
-        time.sleep(GOING_ON_S)
-        try:
-            return self.steps.is_pending(cast("StepMessage", job).step_id)
-        except Unavailable:
-            return True
 
     # --- the horse ------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from sqlalchemy import case, func, null, select, update
 
 from common.db.database import Database
 from common.db.deletions import Deleted, Reason, erased, remove, remove_stream
-from common.db.steps import end_job, fetched_ids, seconds
+from common.db.flow import end_job
+from common.db.steps import fetched_ids, seconds
 from common.db.streams import end_silent
 from common.db.tables import NOW, Deletion, Job, Recording, StreamSession
 from common.db.usage import SILENT_S

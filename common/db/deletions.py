@@ -12,10 +12,10 @@ from sqlalchemy import ColumnElement, CursorResult, Delete, case, delete, func, 
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
+from common.db.flow import end_job
 from common.db.paging import Cursor, Page, beyond, page_of
-from common.db.steps import doorbells_of, end_job, fetched_ids
+from common.db.steps import fetched_ids, running_steps
 from common.db.tables import (
-    Chunk,
     Deletion,
     Failure,
     Final,
@@ -23,10 +23,12 @@ from common.db.tables import (
     JobMetrics,
     Kind,
     Outbox,
+    Part,
     Recording,
     Step,
     StreamSession,
     Transcript,
+    Transcription,
     WebhookAttempt,
     WebhookDelivery,
 )
@@ -46,7 +48,7 @@ class Reason(StrEnum):
 class Deleted:
     """A job that Postgres has nothing of any more, and what there may be of it elsewhere.
 
-    ``running``: (worker, doorbell) of each step that ran.
+    ``running``: (worker, RQ job) of each step that ran.
     """
 
     job_id: UUID
@@ -159,7 +161,7 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
     Messages that are still to be sent outlive it (its row leaves them behind without its id), that
     of its being cancelled among them; they are forgotten as soon as they have ended.
     """
-    running = doorbells_of(session, job.id)
+    running = running_steps(session, job.id)
     # A worker that is stopped while it fetches leaves a file that has no row.
     recording_id = job.recording_id or next(iter(fetched_ids(session, job.id)), None)
     end_job(session, job.id, JobStatus.CANCELLED)  # where it has not ended by itself
@@ -221,7 +223,8 @@ def _deletes(job: Job) -> list[Delete]:
     return [
         delete(Outbox).where(Outbox.step_id.in_(steps)),
         delete(Step).where(Step.job_id == job.id),
-        delete(Chunk).where(Chunk.job_id == job.id),
+        delete(Part).where(Part.job_id == job.id),
+        delete(Transcription).where(Transcription.job_id == job.id),
         delete(Failure).where(Failure.job_id == job.id),
         delete(Transcript).where(Transcript.job_id == job.id),
         delete(JobMetrics).where(JobMetrics.job_id == job.id),

@@ -14,45 +14,16 @@ from sqlalchemy.orm import Session
 
 from common.db.counting import count_submission
 from common.db.database import Database
-from common.db.retrying import begin_again
+from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
-from common.db.steps import add_steps, doorbells_of, end_job, lock_job
-from common.db.tables import Chunk, Job, Recording, Tenant, Transcript
+from common.db.steps import running_steps
+from common.db.tables import Job, Recording, Tenant, Transcript, Transcription
+from common.db.transcriptions import Chunk, NewRecording, select_chunks, to_chunk
 from common.db.usage import NO_QUOTA, Quota, charge, check_goes_on
-from common.domain.job import JobStatus, Priority, StepKind
+from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
-from common.domain.tracks import Track, find_track
+from common.domain.tracks import find_track
 from common.errors import Conflict, IdempotencyConflict, NotFound
-
-
-@dataclass(frozen=True, slots=True)
-class NewRecording:
-    """Stored sound about to be committed; ``sha256`` is lower-case hex."""
-
-    id: UUID
-    filename: str
-    container: str
-    codec: str
-    size_bytes: int
-    sha256: str
-    duration_ms: int | None
-    upload_ms: int
-    tracks: tuple[Track, ...] = ()
-
-    def row(self, tenant: str) -> Recording:
-        """As it is committed."""
-        return Recording(
-            id=self.id,
-            tenant=tenant,
-            filename=self.filename,
-            container=self.container,
-            codec=self.codec,
-            size_bytes=self.size_bytes,
-            sha256=self.sha256,
-            duration_ms=self.duration_ms,
-            upload_ms=self.upload_ms,
-            audio_tracks=[track.to_json() for track in self.tracks],
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,25 +190,13 @@ class Jobs:
                     complete=True,
                     manifest=transcript.manifest,
                 )
-            first_hole = (
-                select(func.min(Chunk.index))
-                .where(Chunk.job_id == job_id, Chunk.result.is_(None))
-                .scalar_subquery()
-            )
-            done = session.scalars(
-                select(Chunk)
-                .where(
-                    Chunk.job_id == job_id,
-                    Chunk.result.is_not(None),
-                    (Chunk.index < first_hole) | first_hole.is_(None),
-                )
-                .order_by(Chunk.index)
-            ).all()
+            transcription = session.get_one(Transcription, job_id)
+            chunks = (to_chunk(row) for row in session.execute(select_chunks(job_id)))
             return Text(
                 segments=[],
-                chunks=list(done),
-                language=job.detected_language or job.language,
-                duration_ms=job.duration_ms or 0,
+                chunks=list(takewhile(lambda chunk: chunk.result is not None, chunks)),
+                language=transcription.detected_language or job.language,
+                duration_ms=job.units_total or 0,
                 options=Options.from_json(job.options),
                 complete=False,
                 manifest=None,
@@ -246,13 +205,9 @@ class Jobs:
     def chunks_since(self, job_id: UUID, index: int) -> list[Chunk]:
         """The transcribed chunks from ``index`` on, up to the first that is not."""
         with self._database.transaction() as session:
-            rows = session.scalars(
-                select(Chunk)
-                .join(Job, Job.id == Chunk.job_id)
-                .where(Chunk.job_id == job_id, Job.tenant == self._tenant, Chunk.index >= index)
-                .order_by(Chunk.index)
-            )
-            return list(takewhile(lambda chunk: chunk.result is not None, rows))
+            of_tenant = select(Job.id).where(Job.id == job_id, Job.tenant == self._tenant)
+            rows = session.execute(select_chunks(job_id, index).where(of_tenant.exists()))
+            return list(takewhile(lambda chunk: chunk.result is not None, map(to_chunk, rows)))
 
     def recording(self, job_id: UUID) -> Recording:
         """Whose sound the job is about.
@@ -267,7 +222,7 @@ class Jobs:
             return session.get_one(Recording, recording_id)
 
     def cancel(self, job_id: UUID) -> list[tuple[str, str]]:
-        """Cancel the job; returns (worker, doorbell) of each step that runs at this moment.
+        """Cancel the job; returns (worker, RQ job) of each step that runs at this moment.
 
         Raises:
             NotFound: there is no such job in this tenant.
@@ -275,8 +230,8 @@ class Jobs:
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
-            lock_job(session, job_id)  # no step is claimed until they are all called off
-            running = doorbells_of(session, job_id)
+            locked_job(session, job_id)  # no step is claimed until they are all cancelled
+            running = running_steps(session, job_id)
             if end_job(session, job_id, JobStatus.CANCELLED):
                 return running
             job, _ = self._job(session, job_id)
@@ -294,10 +249,24 @@ class Jobs:
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
-            if not begin_again(session, job_id):
+            if not retry_job(session, job_id):
                 job, _ = self._job(session, job_id)
                 raise Conflict(reason=f"The job is {job.status}; only one that FAILED is retried")
             check_goes_on(session, job_id, quota)
+
+    def resume(self, job_id: UUID) -> None:
+        """Let a job go on that waits for a person.
+
+        Raises:
+            NotFound: there is no such job in this tenant.
+            Conflict: it does not wait for one.
+        """
+        with self._database.transaction() as session:
+            self._job(session, job_id)
+            job = locked_job(session, job_id)
+            if job is None:
+                raise NotFound(what="job", value=job_id)
+            Flow(session, job).resume()
 
     # --- inside one transaction ---------------------------------------------------------------
 
@@ -319,10 +288,17 @@ class Jobs:
             if key.good_s is not None and _release(session, known.id, key.good_s):
                 continue
             return Created(known.id, JobStatus(known.status), replayed=True)
+        session.add(Transcription(job_id=job.id))
+        session.flush()
         if fetched:
-            add_steps(session, job.id, StepKind.FETCH, [None])
-            count_submission(session, job.id)
+            self._start(session, job.id)
         return Created(job.id, status, replayed=False)
+
+    def _start(self, session: Session, job_id: UUID) -> None:
+        job = locked_job(session, job_id)
+        assert job is not None  # noqa: S101 - this transaction has just written it
+        Flow(session, job).start()
+        count_submission(session, job_id)
 
     def _insert(self, session: Session, job: NewJob, status: JobStatus) -> bool:
         """False where the tenant has a job of this key: also one that was committed just now."""
@@ -364,15 +340,14 @@ class Jobs:
             .values(
                 status=JobStatus.PENDING,
                 recording_id=recording.id,
-                duration_ms=recording.duration_ms,
+                units_total=recording.duration_ms,
             )
             .returning(Job.options)
         )
         if options is None:
             return False
         find_track(recording.tracks, Options.from_json(options).audio_track)
-        add_steps(session, job_id, StepKind.PLAN, [None])
-        count_submission(session, job_id)
+        self._start(session, job_id)
         return True
 
     def _deletion(self, session: Session, job: NewJob) -> int | None:

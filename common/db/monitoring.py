@@ -14,7 +14,8 @@ from common.db.database import Database
 from common.db.tables import NOW, Job, Step, StreamSession, WebhookDelivery, WebhookEndpoint
 from common.db.tallies import Tallied
 from common.db.usage import is_live
-from common.domain.job import JobStatus, Priority, StepKind, StepStatus
+from common.domain.job import JobStatus, Priority, StepStatus
+from common.domain.pipeline import kinds_of_steps
 from common.domain.webhooks import DeliveryStatus
 
 UNFINISHED = (JobStatus.PENDING, JobStatus.PROCESSING)
@@ -46,8 +47,8 @@ class Observed:
     tallied: Tallied
     jobs: Mapping[JobStatus, Waiting]
     """The unfinished ones, by status; their age is the time since they were submitted."""
-    steps_waiting: Mapping[tuple[StepKind, Priority], Waiting]
-    steps_running: Mapping[StepKind, int]
+    steps_waiting: Mapping[tuple[str, Priority], Waiting]
+    steps_running: Mapping[str, int]
     deliveries_due: Waiting
     streams_open: int
     server: Server
@@ -79,27 +80,27 @@ def _jobs(session: Session) -> dict[JobStatus, Waiting]:
     }
 
 
-def _steps_waiting(session: Session) -> dict[tuple[StepKind, Priority], Waiting]:
-    kinds = {"kinds": list(StepKind), "priorities": list(Priority), "most": MOST}
+def _steps_waiting(session: Session) -> dict[tuple[str, Priority], Waiting]:
+    kinds = {"kinds": kinds_of_steps(), "priorities": list(Priority), "most": MOST}
     found = {
-        (StepKind(row.kind), Priority(row.priority)): _value(min(MOST, row.number), row.age)
+        (row.kind, Priority(row.priority)): _value(min(MOST, row.number), row.age)
         for row in session.execute(_STEPS_WAITING, kinds)
     }
     return {
         (kind, priority): found.get((kind, priority), Waiting())
-        for kind in StepKind
+        for kind in kinds_of_steps()
         for priority in Priority
     }
 
 
-def _steps_running(session: Session) -> dict[StepKind, int]:
+def _steps_running(session: Session) -> dict[str, int]:
     rows = session.execute(
-        select(Step.kind, func.count())
+        select(Step.kind, func.count().label("number"))
         .where(Step.status == StepStatus.RUNNING, Step.lease_until > NOW)
         .group_by(Step.kind)
     )
-    found = {StepKind(kind): count for kind, count in rows}
-    return {kind: found.get(kind, 0) for kind in StepKind}
+    found = {row.kind: row.number for row in rows}
+    return {kind: found.get(kind, 0) for kind in kinds_of_steps()}
 
 
 def _deliveries_due(session: Session) -> Waiting:
@@ -168,7 +169,7 @@ _STEPS_WAITING = text("""
         UNION ALL
         SELECT steps.kind, jobs.priority, run_after
         FROM steps JOIN jobs ON jobs.id = steps.job_id
-        WHERE steps.status = 'pending' AND doorbell IS NOT NULL
+        WHERE steps.status = 'pending' AND rq_job_id IS NOT NULL
         AND run_after <= statement_timestamp()
     ) AS waiting
     GROUP BY kind, priority

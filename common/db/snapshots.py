@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from itertools import dropwhile
 from typing import Any
 from uuid import UUID
 
@@ -22,9 +23,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from common.db.positions import FARTHEST, FARTHEST_LISTED, positions
-from common.db.steps import moderation_failed
-from common.db.tables import Chunk, Job, Recording
-from common.domain.job import MODERATION_FAILED, JobStatus
+from common.db.tables import Job, Recording, Step, Transcription
+from common.domain.job import JobStatus, StepStatus
+from common.domain.pipeline import PIPELINES
 from common.domain.request import Options
 from common.domain.tracks import Track
 
@@ -34,7 +35,7 @@ to be loaded, and for the plan."""
 LATELY = 20
 """How many finished jobs tell how fast jobs are."""
 PLANNED_PERCENT = 5
-"""What planning and merging count for in ``progress``; the rest is sound transcribed."""
+"""What comes before and after the steps that count has as its share of ``progress``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +53,13 @@ NO_CLIENT_DATA = ClientData()
 class Snapshot:
     """A job as it stands at one instant.
 
-    ``stage`` is queued, fetching, planning, transcribing, moderating (all is transcribed), merging
-    or done; ``progress`` in [0, 100];
-    ``queue_position`` counts the turns of others that go before (0: next; see `positions`), None
-    once it was started;
-    ``eta_s`` comes from the job's own pace, ``estimate_s`` from that of others: the time it would
-    take from its start; both are None where nothing is known to reckon from. ``chunks_total`` grows
-    until the job is ``planned``. ``filename`` is None until a recording is here; ``delete_at`` is
-    None until it has ended, and where it is kept.
+    ``stage`` is queued, done, or that of the step it waits for (`common.domain.pipeline`);
+    ``progress`` in [0, 100]; ``queue_position`` counts the turns of others that go before (0: next;
+    see `positions`), None once it was started; ``eta_s`` comes from the job's own pace,
+    ``estimate_s`` from that of others: the time it would take from its start; both are None where
+    nothing is known to reckon from. ``chunks_total`` grows until the job is ``planned``.
+    ``filename`` is None until a recording is here; ``delete_at`` is None until it has ended, and
+    where it is kept.
     """
 
     job_id: UUID
@@ -109,21 +109,36 @@ def _one() -> Select[Any]:
 
 
 def _jobs() -> Select[Any]:
-    heard = (
-        select(func.count())
-        .where(Chunk.job_id == Job.id, Chunk.result.is_not(None))
-        .scalar_subquery()
-    )
     under_way = Job.status.in_([JobStatus.PENDING, JobStatus.PROCESSING])
-    return select(
-        Job,
-        Recording.filename,
-        Recording.audio_tracks,
-        heard.label("heard"),
-        moderation_failed(Job.id).label("unjudged"),
-        func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
-        case((under_way, _speed(Job.engine, Job.model))).label("speed"),
-    ).outerjoin(Recording, Recording.id == Job.recording_id)
+    return (
+        select(
+            Job,
+            Transcription,
+            Recording.filename,
+            Recording.audio_tracks,
+            _ended_steps().label("ended"),
+            func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
+            case((under_way, _speed(Job.engine, Job.model))).label("speed"),
+        )
+        .outerjoin(Transcription, Transcription.job_id == Job.id)
+        .outerjoin(Recording, Recording.id == Job.recording_id)
+    )
+
+
+def _ended_steps() -> ScalarSelect[Any]:
+    """How many steps of the job's parts have ended: an object with keys like ``merge done``."""
+    counted = (
+        select(func.concat(Step.kind, " ", Step.status).label("key"), func.count().label("number"))
+        .where(
+            Step.job_id == Job.id,
+            Step.part.is_not(None),
+            Step.status.in_([StepStatus.DONE, StepStatus.FAILED]),
+        )
+        .group_by("key")
+        .correlate(Job)
+        .subquery()
+    )
+    return select(func.jsonb_object_agg(counted.c.key, counted.c.number)).scalar_subquery()
 
 
 def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
@@ -134,7 +149,7 @@ def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
     done = aliased(Job)
     took = done.completed_at - func.coalesce(done.retried_at, done.created_at)
     lately = (
-        select(done.duration_ms, (func.extract("epoch", took) * 1000).label("wall_ms"))
+        select(done.units_total, (func.extract("epoch", took) * 1000).label("wall_ms"))
         .where(done.engine == engine, done.model == model, done.status == JobStatus.COMPLETED)
         .order_by(done.completed_at.desc())
         .limit(LATELY)
@@ -142,7 +157,7 @@ def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
         .subquery()
     )
     wall_ms = func.nullif(func.sum(lately.c.wall_ms), 0)
-    return select(func.sum(lately.c.duration_ms) / wall_ms).correlate(Job).scalar_subquery()
+    return select(func.sum(lately.c.units_total) / wall_ms).correlate(Job).scalar_subquery()
 
 
 def _snapshots(session: Session, rows: Sequence[Row[Any]], farthest: int) -> list[Snapshot]:
@@ -151,79 +166,124 @@ def _snapshots(session: Session, rows: Sequence[Row[Any]], farthest: int) -> lis
 
 
 def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
-    job: Job = row[0]
+    job: Job = row.Job
+    transcription: Transcription = row.Transcription
+    standing = _Standing(job, row.ended or {})
     return Snapshot(
         job_id=job.id,
         status=JobStatus(job.status),
-        stage=_stage(job, row.heard),
-        progress=_progress(job),
-        chunks_completed=row.heard,
-        chunks_total=job.chunks_total,
+        stage=standing.stage,
+        progress=standing.progress,
+        chunks_completed=standing.parts_done,
+        chunks_total=job.parts_total,
         created_at=job.created_at,
         started_at=job.started_at,
         completed_at=job.completed_at,
         error_code=job.error_code,
         error_message=job.error_message,
-        eta_s=_eta_s(job, row.heard, row.elapsed_s),
+        eta_s=standing.eta_s(row.elapsed_s),
         queue_position=position,
-        warnings=tuple(_warnings(job, unjudged=row.unjudged)),
+        warnings=tuple(standing.warnings),
         filename=row.filename,
         engine=job.engine,
         model=job.model,
-        language=job.detected_language or job.language,
-        duration_ms=job.duration_ms,
+        language=transcription.detected_language or job.language,
+        duration_ms=job.units_total,
         options=Options.from_json(job.options),
         client=ClientData(job.client_recording_id, job.client_metadata),
         delete_at=job.delete_at,
         audio_tracks=tuple(map(Track.from_json, row.audio_tracks or ())),
-        audio_track=job.audio_track,
+        audio_track=transcription.audio_track,
         estimate_s=_estimate_s(job, row.speed),
-        planned=job.planned,
+        planned=job.parts_known,
     )
-
-
-def _warnings(job: Job, *, unjudged: bool) -> list[str]:
-    """Those of the merge; until then of the plan, and whether moderation has failed."""
-    if unjudged and job.status != JobStatus.COMPLETED:
-        return [*job.warnings, MODERATION_FAILED]
-    return job.warnings
-
-
-def _eta_s(job: Job, heard: int, elapsed_s: Any) -> float | None:
-    if job.status != JobStatus.PROCESSING or not job.duration_ms or elapsed_s is None:
-        return None
-    # What was done before a retry took none of the time since its start.
-    if heard < PACE_CHUNKS or not job.done_ms or job.retried_at is not None:
-        return None
-    return float(elapsed_s) * max(0, job.duration_ms - job.done_ms) / job.done_ms
 
 
 def _estimate_s(job: Job, speed_lately: Any) -> float | None:
     return (
-        job.duration_ms / 1000 / float(speed_lately) if job.duration_ms and speed_lately else None
+        job.units_total / 1000 / float(speed_lately) if job.units_total and speed_lately else None
     )
 
 
-def _stage(job: Job, transcribed: int) -> str:
-    if job.status in (JobStatus.PENDING_UPLOAD, JobStatus.PENDING):
-        return "queued"
-    if job.status != JobStatus.PROCESSING:
-        return "done"
-    if job.recording_id is None:
-        return "fetching"
-    if job.chunks_total == 0 and not job.planned:
-        return "planning"
-    if not job.planned or transcribed < job.chunks_total:
-        return "transcribing"
-    return "moderating" if job.remaining else "merging"
+class _Standing:
+    """How far a job has come in its pipeline.
 
+    ``ended`` counts the steps of its parts that have, by ``kind status``.
+    """
 
-def _progress(job: Job) -> int:
-    if job.status == JobStatus.COMPLETED:
-        return 100
-    if job.chunks_total == 0:
-        return 0
-    heard = job.done_ms / job.duration_ms if job.duration_ms else 0.0
-    if job.planned and job.remaining == 0:
-        heard = 1.0
-    return PLANNED_PERCENT + int((100 - 2 * PLANNED_PERCENT) * min(1.0, heard))
+    def __init__(self, job: Job, ended: Mapping[str, int]) -> None:
+        self._job = job
+        self._ended = ended
+        self._pipeline = PIPELINES[job.kind]
+        self._phase = None if job.phase is None else self._pipeline.phase(job.phase)
+        self._counting = self._pipeline.counting(job.options)
+
+    @property
+    def parts_done(self) -> int:
+        """Parts in which the first step that counts is done."""
+        return self._number(self._counting[0].kind, StepStatus.DONE) if self._counting else 0
+
+    @property
+    def stage(self) -> str:
+        if self._job.status in (JobStatus.PENDING_UPLOAD, JobStatus.PENDING):
+            return "queued"
+        if self._job.status != JobStatus.PROCESSING or self._phase is None:
+            return "done"
+        if self._phase.step is not None and not (self._job.parts_total and self._phase.each):
+            return self._phase.step.stage
+        # Of a part's steps, the first that has not ended in all of them.
+        each = self._phase.each_of(self._job.options)
+        under_way = (it for it in each if not (self._job.parts_known and self._all_ended(it.kind)))
+        return next(under_way, each[-1]).stage
+
+    @property
+    def progress(self) -> int:
+        if self._job.status == JobStatus.COMPLETED:
+            return 100
+        if not self._job.parts_total and not self._counted:
+            return 0
+        share = 1.0 if self._counted else self._done
+        return PLANNED_PERCENT + int((100 - 2 * PLANNED_PERCENT) * share)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Those of the last step, which knows all; until then the first one's, and of failures."""
+        if self._job.status == JobStatus.COMPLETED:
+            return self._job.warnings
+        failed = (
+            step.warning
+            for step in self._pipeline.steps
+            if step.warning is not None and self._number(step.kind, StepStatus.FAILED)
+        )
+        return [*self._job.warnings, *failed]
+
+    def eta_s(self, elapsed_s: Any) -> float | None:
+        """Seconds that are left at the job's own pace; None: nothing is known of it."""
+        job = self._job
+        if job.status != JobStatus.PROCESSING or elapsed_s is None or not job.units_done:
+            return None
+        # What was done before a retry or a pause took none of the time since.
+        if self.parts_done < PACE_CHUNKS or job.retried_at or job.resumed_at:
+            return None
+        return float(elapsed_s) * (1 / self._done - 1) if self._done else None
+
+    @property
+    def _done(self) -> float:
+        """The share of what counts that is done, in [0, 1]."""
+        total = (self._job.units_total or 0) * len(self._counting)
+        return min(1.0, self._job.units_done / total) if total else 0.0
+
+    @property
+    def _counted(self) -> bool:
+        """Whether the job is past its last phase with steps that count."""
+        if self._phase is None:
+            return False
+        left = dropwhile(lambda it: it is not self._phase, self._pipeline.phases)
+        return not any(step.counts for phase in left for step in phase.each)
+
+    def _all_ended(self, kind: str) -> bool:
+        ended = sum(self._number(kind, status) for status in (StepStatus.DONE, StepStatus.FAILED))
+        return ended >= self._job.parts_total
+
+    def _number(self, kind: str, status: StepStatus) -> int:
+        return self._ended.get(f"{kind} {status}", 0)

@@ -24,9 +24,9 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from common.domain.job import JobStatus, Priority, StepKind, StepStatus
+from common.domain.job import JobStatus, Priority, StepStatus
 from common.domain.webhooks import DeliveryStatus
 
 
@@ -88,12 +88,14 @@ class Recording(Base):
 
 
 class Job(Base):
-    """One request to turn a recording into text, resolved once and never changed."""
+    """One request, resolved once and never changed, and how far it has come.
+
+    What is particular to a kind of job is in a table of its own, as `Transcription`.
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(_one_of("status", JobStatus), name="status"),
-        CheckConstraint("remaining >= 0", name="remaining"),
         Index("ix_jobs_tenant_created_at", "tenant", "created_at"),
         Index("ix_jobs_tenant_status", "tenant", "status", "created_at", "id"),
         Index("ix_jobs_tenant_model", "tenant", "model", "status", "created_at", "id"),
@@ -115,7 +117,11 @@ class Job(Base):
             text("coalesce(retried_at, created_at)"),
             postgresql_where=text("status IN ('PENDING', 'PROCESSING')"),
         ),
-        Index("ix_jobs_processing", "started_at", postgresql_where=text("status = 'PROCESSING'")),
+        Index(
+            "ix_jobs_processing",
+            text("coalesce(resumed_at, started_at)"),
+            postgresql_where=text("status = 'PROCESSING'"),
+        ),
         Index(
             "uq_jobs_tenant_idempotency_key",
             "tenant",
@@ -145,7 +151,11 @@ class Job(Base):
     """The API key that asked for it; None: nobody needed one."""
     recording_id: Mapped[UUID | None] = mapped_column(ForeignKey("recordings.id"), index=True)
     """None until its bytes are here: PENDING_UPLOAD, or to be fetched from ``source_url``."""
+    kind: Mapped[str] = mapped_column(server_default="transcription")
+    """Of `common.domain.pipeline`."""
     status: Mapped[str] = mapped_column(default=JobStatus.PENDING)
+    phase: Mapped[str | None]
+    """Of its pipeline: the one that goes on, or was the last to; None: none has begun."""
     priority: Mapped[int] = mapped_column(SmallInteger, default=Priority.NORMAL)
     engine: Mapped[str]
     model: Mapped[str]
@@ -153,25 +163,15 @@ class Job(Base):
     """As asked for: a Whisper code, or ``auto``."""
     options: Mapped[dict[str, Any]]
     """The rest of the resolved request (see `common.domain.request`)."""
-    detected_language: Mapped[str | None]
-    language_probabilities: Mapped[dict[str, Any] | None]
-    """Of the languages that were detected, where it was asked for."""
-    audio_track: Mapped[int | None] = mapped_column(SmallInteger)
-    """The index of the one that is transcribed; None: the one FFmpeg would play."""
-    weights_sha256: Mapped[str | None]
-    """Of the weights the plan found; every chunk must be heard by the same ones."""
-    planned: Mapped[bool] = mapped_column(default=False)
-    """Whether all chunks are known."""
-    chunks_total: Mapped[int] = mapped_column(default=0)
-    remaining: Mapped[int] = mapped_column(default=0)
-    """Chunks planned and not yet done, moderation included where it was asked for; the merge is
-    due at ``planned AND remaining = 0``."""
-    duration_ms: Mapped[int | None]
-    """Of the decoded recording; an estimate until ``planned``."""
-    done_ms: Mapped[int] = mapped_column(default=0)
-    """How much of the recording the transcribed chunks cover."""
-    plan_ms: Mapped[int | None]
-    """How long planning took."""
+    parts_total: Mapped[int] = mapped_column(server_default=text("0"))
+    """The parts that were found so far."""
+    parts_known: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether these are all."""
+    units_total: Mapped[int | None] = mapped_column(BigInteger)
+    """What there is to be done, in the unit of its pipeline (milliseconds of the recording, pages);
+    an estimate until all parts are known."""
+    units_done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """How much of it is done, once for each kind of step that counts."""
     warnings: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
@@ -192,15 +192,37 @@ class Job(Base):
     """When that is, once it has ended."""
     sweep_at: Mapped[datetime | None]
     """When to delete the sound cut for it (once more); None: there is none, or it is needed."""
-    charged_ms: Mapped[int] = mapped_column(server_default=text("0"))
-    """The audio that is in `UsageDay` for it."""
     request_id: Mapped[str | None]
     """Of the HTTP request that made it, for the logs of those who work on it."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     retried_at: Mapped[datetime | None]
     """When it was last begun again after it had failed; None: never."""
     started_at: Mapped[datetime | None]
+    resumed_at: Mapped[datetime | None]
+    """When it last went on after it had waited for a person; None: it never has."""
     completed_at: Mapped[datetime | None]
+
+    recording: Mapped[Recording | None] = relationship(lazy="raise")
+    transcription: Mapped[Transcription] = relationship(lazy="raise", viewonly=True)
+
+
+class Transcription(Base):
+    """What is particular to a job that turns a recording into text; made with the job."""
+
+    __tablename__ = "transcriptions"
+
+    job_id: Mapped[UUID] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    detected_language: Mapped[str | None]
+    language_probabilities: Mapped[dict[str, Any] | None]
+    """Of the languages that were detected, where it was asked for."""
+    audio_track: Mapped[int | None] = mapped_column(SmallInteger)
+    """The index of the one that is transcribed; None: the one FFmpeg would play."""
+    weights_sha256: Mapped[str | None]
+    """Of the weights the plan found; every chunk must be transcribed by the same ones."""
+    charged_ms: Mapped[int] = mapped_column(server_default=text("0"))
+    """The audio that is in `UsageDay` for it."""
 
 
 class StreamSession(Base):
@@ -302,37 +324,32 @@ class Deletion(Base):
     a stream, which has nothing there, at once."""
 
 
-class Chunk(Base):
-    """A stretch of a recording that is transcribed at once, and its result."""
+class Part(Base):
+    """A part of a job that its steps work on one by one: a chunk of a recording, a page."""
 
-    __tablename__ = "chunks"
+    __tablename__ = "parts"
 
     job_id: Mapped[UUID] = mapped_column(
         ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
     )
     index: Mapped[int] = mapped_column(primary_key=True)
-    windows: Mapped[list[Any]]
-    """One ``[core start, core end, audio start, audio end, speech]`` a window, in ms."""
+    units: Mapped[int]
+    """How much of the job's ``units_total`` it is."""
+    data: Mapped[list[Any]]
+    """What its pipeline has to know of it. Of a chunk, its windows: one ``[core start, core end,
+    audio start, audio end, speech]`` each, in ms."""
     content_hash: Mapped[str] = mapped_column(index=True)
-    """Of PCM, windows, engine, weights and options: equal hashes have equal results."""
-    result: Mapped[list[Any] | None]
-    """The segments of each window, once transcribed."""
-    engine_ms: Mapped[int | None]
-    stored_count: Mapped[int] = mapped_column(default=0)
-    """How often a result was written: never more than once."""
-    moderation: Mapped[dict[str, Any] | None]
-    """Who judged the segments, and how (`common.transcripts`); None while or where nobody did."""
-    moderation_ms: Mapped[int | None]
+    """Of all that its result depends on: equal hashes have equal results. Of a chunk: PCM, windows,
+    engine, weights and options."""
 
 
 class Step(Base):
-    """A piece of work that a worker claims: fetch, plan, transcribe or moderate a chunk, merge."""
+    """A piece of work that a worker claims: one of a job's pipeline, and its result."""
 
     __tablename__ = "steps"
     __table_args__ = (
         CheckConstraint(_one_of("status", StepStatus), name="status"),
-        CheckConstraint(_one_of("kind", StepKind), name="kind"),
-        UniqueConstraint("job_id", "kind", "chunk_index", postgresql_nulls_not_distinct=True),
+        UniqueConstraint("job_id", "kind", "part", postgresql_nulls_not_distinct=True),
         Index(
             "ix_steps_unfinished",
             "status",
@@ -344,7 +361,7 @@ class Step(Base):
             "status",
             "kind",
             postgresql_where=text(
-                "status = 'running' OR (status = 'pending' AND doorbell IS NOT NULL)"
+                "status = 'running' OR (status = 'pending' AND rq_job_id IS NOT NULL)"
             ),
         ),
     )
@@ -352,7 +369,8 @@ class Step(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     kind: Mapped[str]
-    chunk_index: Mapped[int | None]
+    part: Mapped[int | None]
+    """The index of the part it is about; None: it is about the whole job."""
     status: Mapped[str] = mapped_column(default=StepStatus.PENDING)
     attempt: Mapped[int] = mapped_column(default=0)
     """How often it was claimed."""
@@ -363,10 +381,16 @@ class Step(Base):
     lease_until: Mapped[datetime | None]
     run_after: Mapped[datetime] = mapped_column(server_default=func.now())
     worker: Mapped[str | None]
-    doorbell: Mapped[str | None]
+    rq_job_id: Mapped[str | None]
     """The RQ job it was published as, or is being worked on in; None: it waits to be published."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    result: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    """What it came to, where that is kept here (`common.transcripts`)."""
+    elapsed_ms: Mapped[int | None]
+    """How long its work took, by its own account; of what was reused, 0."""
+    stored_count: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often its end was recorded: never more than once."""
 
 
 class Failure(Base):
@@ -377,7 +401,7 @@ class Failure(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
     kind: Mapped[str]
-    chunk_index: Mapped[int | None]
+    part: Mapped[int | None]
     attempt: Mapped[int]
     code: Mapped[str]
     message: Mapped[str]
@@ -398,8 +422,8 @@ class Outbox(Base):
         Index(
             "ix_outbox_in_line",
             "job_id",
-            "kind",
-            "chunk_index",
+            text("part NULLS FIRST"),
+            "id",
             postgresql_where=text("job_id IS NOT NULL"),
         ),
         Index(
@@ -421,7 +445,7 @@ class Outbox(Base):
     """None until it is in line. No foreign key: it would lock the job's row."""
     priority: Mapped[int | None] = mapped_column(SmallInteger)
     kind: Mapped[str | None]
-    chunk_index: Mapped[int | None]
+    part: Mapped[int | None]
 
 
 class JobTurn(Base):
@@ -440,7 +464,7 @@ class JobTurn(Base):
     priority: Mapped[int] = mapped_column(SmallInteger)
     tenant: Mapped[str]
     remote: Mapped[bool]
-    """Whether its recording is still to be fetched: only so many are at once."""
+    """Whether it waits for a step that only so many workers do at once: fetching."""
     size: Mapped[int] = mapped_column(SmallInteger)
     since: Mapped[int] = mapped_column(BigInteger)
     passed: Mapped[int] = mapped_column(SmallInteger, default=0)

@@ -27,7 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from common.db.tables import NOW, TURNS, TURNS_LOCK, Job, JobTurn, Outbox, Step, TenantTurn
-from common.domain.job import StepKind, StepStatus
+from common.domain.job import StepStatus
+from common.domain.pipeline import PIPELINES, limited_kinds
 from common.domain.turns import (
     next_job,
     next_tenant,
@@ -60,17 +61,18 @@ class Turns:
         while self._take_in() == TAKEN_IN_AT_ONCE:
             continue
 
-    def give(self, limit: int, fetches: int | None) -> Iterator[Row[Any]]:
-        """The next steps, locked, out of the outbox; ``fetches`` more recordings may be fetched.
+    def give(self, limit: int, limited: int | None) -> Iterator[Row[Any]]:
+        """The next steps, locked, out of the outbox; ``limited`` of them of limited kinds.
 
         Each has the columns of `_first_step`.
         """
-        room = limit if fetches is None else fetches
+        room = limit if limited is None else limited
+        limited_now = limited_kinds()
         for _ in range(limit):
             step = self._next([False, True] if room > 0 else [False])
             if step is None:
                 return
-            room -= step.kind == StepKind.FETCH
+            room -= step.step_kind in limited_now
             yield step
 
     # --- joining ------------------------------------------------------------------------------
@@ -93,7 +95,7 @@ class Turns:
                 job_id=Step.job_id,
                 priority=Job.priority,
                 kind=Step.kind,
-                chunk_index=Step.chunk_index,
+                part=Step.part,
             )
             .returning(Outbox.id, Outbox.job_id)
             .execution_options(synchronize_session=False)
@@ -223,17 +225,24 @@ def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:
         "job_id": [job.id for job in jobs],
         "priority": [job.priority for job in jobs],
         "tenant": [job.tenant for job in jobs],
-        "remote": [job.recording_id is None for job in jobs],
+        "remote": [_is_limited(job) for job in jobs],
         "size": [_size(job) for job in jobs],
     }
 
 
+def _is_limited(job: Any) -> bool:
+    return job.phase is not None and PIPELINES[job.kind].is_limited(job.phase)
+
+
 def _size(job: Any) -> int:
+    pipeline = PIPELINES[job.kind]
     left = turns_left(
-        duration_ms=job.duration_ms,
-        planned=job.planned,
-        chunks_total=job.chunks_total,
-        remaining=job.remaining,
+        units_total=job.units_total,
+        units_done=job.units_done,
+        units_a_part=pipeline.units_a_part,
+        parts_total=job.parts_total,
+        parts_known=job.parts_known,
+        rounds=len(pipeline.counting(job.options)),
     )
     return size_class(left)
 
@@ -250,11 +259,13 @@ _FACTS = (
     Job.id,
     Job.priority,
     Job.tenant,
-    Job.recording_id,
-    Job.duration_ms,
-    Job.planned,
-    Job.chunks_total,
-    Job.remaining,
+    Job.kind,
+    Job.phase,
+    Job.options,
+    Job.units_total,
+    Job.units_done,
+    Job.parts_total,
+    Job.parts_known,
 )
 
 # One that is in line stays where it is.
@@ -291,15 +302,15 @@ def _first_step(job_id: UUID) -> Select[Any]:
             Outbox.id.label("outbox_id"),
             Step.id.label("step_id"),
             Step.attempt,
-            Step.kind,
-            Step.chunk_index,
+            Step.kind.label("step_kind"),
+            Step.part,
             Step.job_id,
             *_FACTS[3:],
         )
         .join(Step, Step.id == Outbox.step_id)
         .join(Job, Job.id == Step.job_id)
         .where(Outbox.job_id == job_id, Step.status == StepStatus.PENDING, Step.run_after <= NOW)
-        .order_by(Outbox.kind, Outbox.chunk_index)
+        .order_by(Outbox.part.nulls_first(), Outbox.id)
         .limit(1)
         .with_for_update(of=[Outbox, Step], skip_locked=True)
     )

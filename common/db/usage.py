@@ -13,12 +13,24 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Date, Integer, and_, cast, func, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    Integer,
+    Select,
+    Update,
+    and_,
+    cast,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import NOW, Job, Recording, StreamSession, UsageDay
+from common.db.tables import NOW, Job, Recording, StreamSession, Transcription, UsageDay
 from common.domain.job import JobStatus
 from common.domain.keys import Limits
 from common.errors import TooManyJobs, TooManyStreams, TooMuchAudio
@@ -94,9 +106,8 @@ def charge(
     tenant, key_id = session.execute(select(Job.tenant, Job.key_id).where(Job.id == job_id)).one()
     _hold(session, key_id, quota, jobs=jobs, audio_ms=audio_ms)
     _add(session, tenant, key_id, _today(), jobs=jobs, audio_ms=audio_ms)
-    session.execute(
-        update(Job).where(Job.id == job_id).values(charged_ms=Job.charged_ms + audio_ms)
-    )
+    charged_ms = Transcription.charged_ms + audio_ms
+    session.execute(_of(job_id).values(charged_ms=charged_ms))
 
 
 def check_stream(session: Session, key_id: str | None, quota: Quota) -> None:
@@ -135,7 +146,7 @@ def check_goes_on(session: Session, job_id: UUID, quota: Quota) -> None:
 
 def charge_decoded(session: Session, job_id: UUID, decoded_ms: int) -> None:
     """Charge what has been decoded so far, where less is charged; the job's row is locked."""
-    if decoded_ms > session.scalars(select(Job.charged_ms).where(Job.id == job_id)).one():
+    if decoded_ms > session.scalars(_charged(job_id)).one():
         correct(session, job_id, decoded_ms)
 
 
@@ -145,15 +156,23 @@ def correct(session: Session, job_id: UUID, duration_ms: int) -> None:
         select(
             Job.tenant,
             Job.key_id,
-            Job.charged_ms,
+            _charged(job_id).scalar_subquery(),
             func.timezone("UTC", Recording.created_at).cast(Date),
         )
         .join(Recording, Recording.id == Job.recording_id)
         .where(Job.id == job_id)
     ).one()
     if charged_ms != duration_ms:
-        session.execute(update(Job).where(Job.id == job_id).values(charged_ms=duration_ms))
+        session.execute(_of(job_id).values(charged_ms=duration_ms))
         _add(session, tenant, key_id, day, jobs=0, audio_ms=duration_ms - charged_ms)
+
+
+def _charged(job_id: UUID) -> Select[int]:
+    return select(Transcription.charged_ms).where(Transcription.job_id == job_id)
+
+
+def _of(job_id: UUID) -> Update:
+    return update(Transcription).where(Transcription.job_id == job_id)
 
 
 class Usage:

@@ -21,7 +21,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from common.db.database import Database
-from common.db.tables import NOW, Job, Tenant, WebhookAttempt, WebhookDelivery, WebhookEndpoint
+from common.db.tables import (
+    NOW,
+    Job,
+    Tenant,
+    Transcription,
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEndpoint,
+)
 from common.db.tallies import count
 from common.db.vault import Vault
 from common.domain.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_DELIVERIES
@@ -47,7 +55,7 @@ def tell(session: Session, job_id: UUID, event: WebhookEvent) -> None:
     addressees: list[tuple[UUID | None, str]] = [(each.id, each.url) for each in endpoints]
     if job.webhook_url is not None:
         addressees.append((None, job.webhook_url))
-    payload = message(event, _data(job)) if addressees else ""
+    payload = message(event, _data(session, job)) if addressees else ""
     session.add_all(
         WebhookDelivery(
             tenant=job.tenant,
@@ -67,15 +75,16 @@ def message(event: WebhookEvent, data: dict[str, Any]) -> str:
     return json.dumps(document, ensure_ascii=False)
 
 
-def _data(job: Job) -> dict[str, Any]:
-    """Standard Webhooks calls it "thin": what was said is to be had with a key, and is not sent."""
+def _data(session: Session, job: Job) -> dict[str, Any]:
+    """Standard Webhooks calls it "thin": the text is fetched with a key, and is not sent."""
+    transcription = session.get_one(Transcription, job.id)
     return {
         "job_id": str(job.id),
         "status": job.status,
         "recording_id": job.client_recording_id,
         "metadata": job.client_metadata,
-        "language": job.detected_language or job.language,
-        "duration_seconds": None if job.duration_ms is None else job.duration_ms / 1000,
+        "language": transcription.detected_language or job.language,
+        "duration_seconds": None if job.units_total is None else job.units_total / 1000,
         "error_code": job.error_code,
         "error_message": job.error_message,
     }

@@ -27,16 +27,6 @@ class StepStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class StepKind(StrEnum):
-    """What a step does."""
-
-    FETCH = "fetch"
-    PLAN = "plan"
-    TRANSCRIBE = "transcribe"
-    MODERATE = "moderate"
-    MERGE = "merge"
-
-
 class Priority(IntEnum):
     """Which job goes first; smaller goes before larger."""
 
@@ -51,7 +41,7 @@ JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PROCESSING: frozenset(
         {JobStatus.REVIEW, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
     ),
-    JobStatus.REVIEW: frozenset({JobStatus.COMPLETED, JobStatus.CANCELLED}),
+    JobStatus.REVIEW: frozenset({JobStatus.PROCESSING, JobStatus.COMPLETED, JobStatus.CANCELLED}),
     JobStatus.COMPLETED: frozenset(),
     JobStatus.FAILED: frozenset({JobStatus.PENDING}),
     JobStatus.CANCELLED: frozenset(),
@@ -74,7 +64,7 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
 }
 
 MODERATION_FAILED = "moderation_failed"
-"""The warning of a job some of whose segments could not be judged."""
+"""The warning of a job some of whose segments could not be moderated."""
 
 MAX_LOSSES = 20
 """How often a step may lose its worker (killed, host gone) before it counts as the cause.

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import Protocol, TypeVar
 
-from common.domain.values import MAX_WINDOW_MS
-
 SHORTER_FIRST = 1
 """How often in a row a shorter job may go before the job that has waited the longest, and a tenant
 with a shorter job before the tenant that has: each second turn is for those who wait."""
@@ -37,17 +35,32 @@ class Place(Protocol):
 P = TypeVar("P", bound=Place)
 
 
-def turns_left(*, duration_ms: int | None, planned: bool, chunks_total: int, remaining: int) -> int:
-    """How many turns a job needs, at least 1.
+def turns_left(
+    *,
+    units_total: int | None,
+    units_done: int,
+    units_a_part: int,
+    parts_total: int,
+    parts_known: bool,
+    rounds: int,
+) -> int:
+    """About how many turns a job needs, at least 1.
 
-    The chunks that are left, once it is planned; until then the windows that its recording fills.
-    Of a recording of unknown length the first turn is to find out, and only that one is counted.
+    Of a job of unknown size the first turn is to find out, and only that one is counted.
+
+    Args:
+        units_total: what there is of it (milliseconds of a recording, pages of a document).
+        units_done: how much of that is done, counted once a round.
+        units_a_part: how much one turn takes of it, until its parts are known.
+        parts_total: the parts that were found so far.
+        parts_known: whether these are all.
+        rounds: how many steps each part needs.
     """
-    if planned:
-        return max(1, remaining)
-    if duration_ms is not None:
-        return max(1, -(-duration_ms // MAX_WINDOW_MS))
-    return remaining + 1 if chunks_total else 1
+    if units_total is None:
+        return parts_total + 1 if parts_total else 1
+    parts = parts_total if parts_known else -(-units_total // units_a_part)
+    to_do = max(0, units_total * rounds - units_done)
+    return max(1, -(-parts * to_do // max(1, units_total)))
 
 
 def size_class(turns: int) -> int:

@@ -12,8 +12,8 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Chunk, Job, Outbox, Step, Transcript
-from common.domain.job import StepKind
+from common.db.tables import Job, Outbox, Part, Step, Transcript
+from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from scripts.aftermath import STUCK_S, Finding, examine_rows
 from tests.factories import (
@@ -74,11 +74,12 @@ def not_completed(session: Session) -> None:
 
 
 def stored_twice(session: Session) -> None:
-    session.execute(update(Chunk).where(Chunk.index == 1).values(stored_count=2))
+    chunk = (Step.kind == StepKind.TRANSCRIBE, Step.part == 1)
+    session.execute(update(Step).where(*chunk).values(stored_count=2))
 
 
 def without_a_chunk(session: Session) -> None:
-    session.execute(delete(Chunk).where(Chunk.index == 0))
+    session.execute(delete(Part).where(Part.index == 0))
 
 
 def without_a_transcript(session: Session) -> None:
@@ -86,8 +87,10 @@ def without_a_transcript(session: Session) -> None:
 
 
 def judged_unlike_its_options(session: Session) -> None:
-    for chunk in session.scalars(select(Chunk)):
-        chunk.moderation = None if chunk.moderation else {"by": {}, "windows": []}
+    moderated = (Step.kind == StepKind.MODERATE, Step.part == 1)
+    (job_id,) = session.scalars(select(Job.id))
+    if not session.execute(update(Step).where(*moderated).values(result=None).returning(Step.id)).all():
+        session.add(Step(job_id=job_id, kind=StepKind.MODERATE, part=1, status="done", result={}))
 
 
 def left_in_the_outbox(session: Session) -> None:
@@ -108,7 +111,7 @@ def late(session: Session) -> None:
     ("happened", "told"),
     [
         (not_completed, "is FAILED: engine_failed"),
-        (stored_twice, "chunk 1 .* was stored 2 times"),
+        (stored_twice, "transcribe 1 .* was stored 2 times"),
         (without_a_chunk, "lacks 1 chunk"),
         (without_a_transcript, "exactly one row in transcripts"),
         (judged_unlike_its_options, "chunk 1 .* was moderated, or not, against its options"),

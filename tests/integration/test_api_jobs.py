@@ -26,6 +26,7 @@ from tests.factories import (
     finish_chunk,
     finish_merge,
     finish_moderation,
+    finish_plan,
     offensive,
     plan_chunks,
     stored_segment,
@@ -107,7 +108,7 @@ def test_no_time_is_promised_before_two_chunks_are_done(
         told.append(get(gateway, f"status/{job_id}").json())
         finish_chunk(steps, claim_next(steps))
     told.append(get(gateway, f"status/{job_id}").json())
-    steps.finish_plan(plan, duration_ms=30_000, warnings=[], elapsed_ms=5)
+    finish_plan(steps, plan, 30_000)
     told.append(get(gateway, f"status/{job_id}").json())
     assert [each["eta_seconds"] is None for each in told] == [True, True, True, False, False]
     assert [each["planned"] for each in told] == [False, False, False, False, True]

@@ -16,7 +16,7 @@ from common.db.cleaning import Cleaning
 from common.db.database import Database
 from common.db.steps import Steps
 from common.db.tables import Base, Deletion, Job, Recording
-from common.domain.job import StepKind
+from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.errors import DecodeFailed
 from common.events import Events

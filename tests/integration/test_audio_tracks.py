@@ -24,7 +24,7 @@ from tests.gateway import GatewayProcess
 from tests.speech import silence, speak
 from worker.compose import build_context
 from worker.context import Context
-from worker.steps.plan import plan
+from worker.steps import plan
 from worker.steps.sound import cut_anew
 
 VOICE = speak("The captain walked along the beach.")
@@ -64,7 +64,7 @@ def planned(context: Context, options: Options, *voices: NDArray[Any]) -> Snapsh
     jobs = Jobs(context.steps._database, TENANT)
     jobs.submit(recording, job)
     context.storage.keep(recording.id)
-    plan(context, claim_next(context.steps))
+    plan.run(context, claim_next(context.steps))
     return jobs.snapshot(job.id)
 
 
@@ -75,8 +75,9 @@ def test_the_track_with_speech_is_chosen_where_the_default_one_is_silent(
     found = planned(context, Options(cutting=Cutting(strategy)), silence(4), VOICE)
     assert (found.audio_track, found.warnings) == (1, (OTHER_AUDIO_TRACK,))
     assert found.chunks_total == 1
-    stored = context.steps.chunk_of(claim_next(context.steps))
-    chunk = Chunk(stored.index, windows_from_json(stored.windows))
+    stored = claim_next(context.steps).part
+    assert stored is not None
+    chunk = Chunk(stored.index, windows_from_json(stored.data))
     recording_id = Jobs(context.steps._database, TENANT).recording(found.job_id).id
     with context.storage.open_recording(recording_id) as recording:
         pcm = cut_anew(recording, chunk.audio, found.audio_track)

@@ -13,8 +13,9 @@ import pytest
 from redis import Redis
 from sqlalchemy import func, select
 
-from common.db.tables import Chunk, JobMetrics, Step
-from common.domain.job import JobStatus, StepKind, StepStatus
+from common.db.tables import JobMetrics, Step
+from common.domain.job import JobStatus, StepStatus
+from common.domain.pipeline import StepKind
 from common.queue import Doorbell
 from scripts.embedded import EmbeddedPostgres
 from tests.frozen import SENTENCE, failures, frozen_worker, is_told
@@ -197,7 +198,9 @@ def test_all_workers_can_be_replaced_in_the_middle_of_a_job(start: Start) -> Non
     completed_without_blame(service, job_id)
     assert service.text(job_id) == service.text(whole)
     with service.database.transaction() as session:
-        stored = session.scalars(select(Chunk.stored_count).where(Chunk.job_id == job_id)).all()
+        stored = session.scalars(
+            select(Step.stored_count).where(Step.job_id == job_id, Step.kind == StepKind.TRANSCRIBE)
+        ).all()
     assert set(stored) == {1}
 
 

@@ -53,7 +53,7 @@ def receipt_of(service: Service) -> Receipt:
 def planned(service: Service) -> tuple[int, bool]:
     """How many chunks of the only job are planned, and whether these are all."""
     with service.database.transaction() as session:
-        chunks, is_over = session.execute(select(Job.chunks_total, Job.planned)).one()
+        chunks, is_over = session.execute(select(Job.parts_total, Job.parts_known)).one()
         return chunks, is_over
 
 

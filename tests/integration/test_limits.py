@@ -15,10 +15,11 @@ import pytest
 
 from common.db.database import Database
 from common.db.deletions import Deletions
-from common.db.jobs import Jobs, NewJob, NewRecording
+from common.db.jobs import Jobs, NewJob
 from common.db.keys import Keys
 from common.db.steps import StaleClaim
 from common.db.tables import UsageDay
+from common.db.transcriptions import NewRecording, audio_decoded, recording_fetched
 from common.db.usage import HOUR_MS, NO_QUOTA, Quota, Usage, correct
 from common.domain.job import JobStatus, Priority
 from common.domain.keys import KeyText, Scope
@@ -381,7 +382,7 @@ def test_what_was_decoded_is_charged_whatever_becomes_of_its_job(
     steps = make_steps(database)
     claim = claim_next(steps)
     for decoded_ms in (1_000, 31_000, 31_000, 20_000):
-        steps.charge_decoded(claim, decoded_ms)
+        steps.write(claim, audio_decoded(decoded_ms))
     if end == "deleted":
         Deletions(database, "acme").delete(job_id)
     elif end == "cancelled":
@@ -389,10 +390,10 @@ def test_what_was_decoded_is_charged_whatever_becomes_of_its_job(
     else:
         steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="a test"))
         Jobs(database, "acme").retry(job_id, NO_QUOTA)
-        steps.charge_decoded(again := claim_next(steps), 5_000)
+        steps.write(again := claim_next(steps), audio_decoded(5_000))
         store_plan(steps, again, 4)
     with pytest.raises(StaleClaim):
-        steps.charge_decoded(claim, HOUR_MS)
+        steps.write(claim, audio_decoded(HOUR_MS))
     charged_ms = 40_000 if end == "failed" else 31_000
     assert Usage(database, "acme", "one").spent().audio_ms == charged_ms
 
@@ -401,6 +402,6 @@ def test_a_recording_that_was_fetched_is_charged_once_it_is_here(database: Datab
     job = new_job(key_id="one", source_url="https://example.com/a.wav")
     Jobs(database, "acme").create(job)
     steps = make_steps(database)
-    steps.store_recording(claim_next(steps), new_recording(60_000))
+    steps.finish(claim_next(steps), within=recording_fetched(new_recording(60_000)))
     Deletions(database, "acme").delete(job.id)
     assert Usage(database, "acme", "one").spent().audio_ms == 60_000

@@ -19,8 +19,7 @@ from tests.service import write_wav
 from tests.speech import noise
 from worker.compose import build_context
 from worker.context import Context
-from worker.steps.fetch import fetch
-from worker.steps.plan import plan
+from worker.steps import fetch, plan
 
 THREE_SECONDS = str(3 / 3600)
 
@@ -70,7 +69,7 @@ def test_what_was_fetched_and_is_too_long_is_not_kept(
     job = new_job(source_url=server.put("/long.wav", Served(sound)))
     Jobs(context.steps._database, TENANT).create(job)
     with pytest.raises(TooLarge, match="hours of sound"):
-        fetch(context, claim_next(context.steps))
+        fetch.run(context, claim_next(context.steps))
     assert list(context.settings.storage.temp.glob("*.part")) == []
 
 
@@ -82,5 +81,5 @@ def test_what_turns_out_to_be_too_long_is_not_cut_to_its_end(
     write_wav(context.storage.incoming(recording.id), noise(4))
     Jobs(context.steps._database, TENANT).submit(recording, new_job(id=uuid4()))
     with pytest.raises(TooLarge, match="hours of sound"):
-        plan(context, claim_next(context.steps))
+        plan.run(context, claim_next(context.steps))
     assert list((tmp_path / "uploads" / "chunks").rglob("*.pcm")) == []

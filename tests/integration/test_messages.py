@@ -19,7 +19,8 @@ from redis import Redis
 
 from common.db.jobs import Jobs
 from common.db.migrate import upgrade
-from common.domain.job import JobStatus, StepKind
+from common.domain.job import JobStatus
+from common.domain.pipeline import StepKind
 from common.presence import DISPATCHERS, QUEUE_NAME
 from common.settings import ROOT
 from scripts.embedded import free_port

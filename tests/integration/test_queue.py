@@ -35,7 +35,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 def rung(doorbell: Doorbell) -> str:
     name = str(uuid4())
-    doorbell.ring([Publication(outbox_id=1, step_id=uuid4(), doorbell=name, description="plan")])
+    doorbell.ring([Publication(outbox_id=1, step_id=uuid4(), rq_job_id=name, description="plan")])
     return name
 
 

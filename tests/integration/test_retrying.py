@@ -17,8 +17,10 @@ from common.db.database import Database
 from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.steps import Claim, StaleClaim, Steps
-from common.db.tables import Chunk, Job, Outbox, Recording, Step
-from common.domain.job import JobStatus, StepKind, StepStatus
+from common.db.tables import Job, Outbox, Recording, Step
+from common.db.transcriptions import Transcriptions
+from common.domain.job import JobStatus, StepStatus
+from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.errors import (
     Conflict,
@@ -31,15 +33,17 @@ from common.errors import (
 from tests.factories import (
     MODERATED,
     TENANT,
-    chunk_row,
+    chunk_part,
     claim_next,
     finish_chunk,
     finish_merge,
     finish_moderation,
+    finish_plan,
     make_steps,
     new_job,
     new_recording,
     plan_chunks,
+    plan_started,
     published,
     store_plan,
     submit_job,
@@ -78,11 +82,11 @@ def work(steps: Steps, *, kinds: list[str] | None = None) -> None:
 
 
 def do(steps: Steps, claim: Claim) -> None:
-    if claim.kind is StepKind.PLAN:
+    if claim.kind == StepKind.PLAN:
         replan(steps, claim)
-    elif claim.kind is StepKind.TRANSCRIBE:
+    elif claim.kind == StepKind.TRANSCRIBE:
         finish_chunk(steps, claim)
-    elif claim.kind is StepKind.MODERATE:
+    elif claim.kind == StepKind.MODERATE:
         finish_moderation(steps, claim)
     else:
         finish_merge(steps, claim)
@@ -90,12 +94,12 @@ def do(steps: Steps, claim: Claim) -> None:
 
 def replan(steps: Steps, claim: Claim, count: int = 3) -> None:
     """As the worker plans: what is done is left out."""
-    known = steps.planned(claim.job_id)
-    steps.start_plan(claim, weights_sha256="w" * 64, language="en", replan=False)
+    known = Transcriptions(steps._database).planned(claim.job_id)
+    steps.write(claim, plan_started())
     for index in range(count):
         if not known.get(index, ("", False))[1]:
-            steps.add_chunks(claim, [chunk_row(index)])
-    steps.finish_plan(claim, duration_ms=10_000 * count, warnings=[], elapsed_ms=5)
+            steps.add_parts(claim, [chunk_part(index)])
+    finish_plan(steps, claim, 10_000 * count)
 
 
 def fail(steps: Steps, claim: Claim) -> None:
@@ -106,14 +110,14 @@ def check_whole(database: Database, job_id: UUID, chunks: int = 3) -> None:
     """Completed, each chunk heard once, and nothing left to do."""
     with database.transaction() as session:
         job = session.get_one(Job, job_id)
-        assert (job.status, job.planned, job.remaining, job.chunks_total) == (
+        assert (job.status, job.parts_known, job.parts_total) == (
             JobStatus.COMPLETED,
             True,
-            0,
             chunks,
         )
-        assert job.done_ms == 10_000 * chunks
-        stored = session.scalars(select(Chunk.stored_count).where(Chunk.job_id == job_id)).all()
+        assert job.units_done == job.units_total == 10_000 * chunks
+        transcribed = (Step.job_id == job_id, Step.kind == StepKind.TRANSCRIBE)
+        stored = session.scalars(select(Step.stored_count).where(*transcribed)).all()
         assert stored == [1] * chunks
         assert session.scalar(select(func.count()).select_from(Outbox)) == 0
         # moderation that fails for good fails no job
@@ -209,7 +213,7 @@ def test_a_retried_job_has_all_its_tries_again(
     for _ in range(2):
         while jobs.snapshot(job_id).status != JobStatus.FAILED:
             claim = claim_next(steps)
-            if claim.kind is StepKind.PLAN:
+            if claim.kind == StepKind.PLAN:
                 replan(steps, claim, 1)
             else:
                 steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="made up"))
@@ -242,11 +246,12 @@ def test_a_late_worker_of_the_failed_run_changes_nothing(
     fail(steps, other)
     jobs.retry(job_id)
 
-    for write in (
-        lambda: steps.add_chunks(plan, [chunk_row(2)]),
-        lambda: steps.finish_plan(plan, duration_ms=1, warnings=[], elapsed_ms=1),
+    writes: list[Callable[[], object]] = [
+        lambda: steps.add_parts(plan, [chunk_part(2)]),
+        lambda: finish_plan(steps, plan, 1),
         lambda: finish_chunk(steps, late),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(StaleClaim):
             write()
     for claim in (plan, late, other):
@@ -330,9 +335,9 @@ def test_changed_weights_have_all_chunks_heard_anew(
     fail(steps, claim_next(steps))
     jobs.retry(job_id)
     plan = claim_next(steps)
-    steps.start_plan(plan, weights_sha256="v" * 64, language="en", replan=True)
-    steps.add_chunks(plan, [chunk_row(index, "d") for index in range(3)])
-    steps.finish_plan(plan, duration_ms=30_000, warnings=[], elapsed_ms=5)
+    steps.write(plan, plan_started(replan=True))
+    steps.add_parts(plan, [chunk_part(index, "d") for index in range(3)])
+    finish_plan(steps, plan, 30_000)
     work(steps)
     check_whole(database, job_id)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 import pytest
@@ -12,9 +12,11 @@ from sqlalchemy import func, select, text, update
 
 from common.db.database import Database
 from common.db.jobs import Jobs
-from common.db.steps import Publication, StaleClaim, Steps
-from common.db.tables import Chunk, Failure, Job, JobMetrics, Outbox, Step
-from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepKind, StepStatus
+from common.db.steps import Publication, RetryPolicy, StaleClaim, Steps
+from common.db.tables import Failure, Job, JobMetrics, Outbox, Part, Step
+from common.db.transcriptions import Transcriptions
+from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepStatus
+from common.domain.pipeline import StepKind
 from common.errors import (
     ChunkTimedOut,
     DecodeFailed,
@@ -29,16 +31,19 @@ from common.errors import (
 from tests.factories import (
     MODERATED,
     TENANT,
-    chunk_row,
+    chunk_part,
     claim_next,
     finish_chunk,
     finish_merge,
     finish_moderation,
+    finish_plan,
     make_steps,
     new_job,
     plan_chunks,
+    plan_started,
     published,
     store_plan,
+    stored_segment,
     submit_job,
 )
 from tests.service import wait_until
@@ -159,8 +164,8 @@ def test_a_late_worker_cannot_overwrite_a_newer_attempt(database: Database, step
     finish_chunk(steps, newer)
 
     with database.transaction() as session:
-        chunk = session.get_one(Chunk, (job_id, 0))
-        assert chunk.stored_count == 1
+        stored = select(Step.stored_count).where(Step.job_id == job_id, Step.part == 0)
+        assert session.scalars(stored).all() == [1]
     assert newer.attempt == late.attempt + 1
 
 
@@ -185,7 +190,7 @@ def test_many_workers_finishing_at_once_start_exactly_one_merge(
     def work(start: int) -> None:
         for claim in claims[start::8]:
             assert claim is not None
-            merges.append(finish_chunk(steps, claim))
+            merges.append(finish_chunk(steps, claim, go_on=True))
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
     for thread in threads:
@@ -205,11 +210,12 @@ def test_chunks_finished_while_the_plan_goes_on_do_not_start_the_merge(
 ) -> None:
     submit_job(database)
     plan = plan_chunks(steps, 1, finish=False)
-    assert finish_chunk(steps, claim_next(steps)) is None
+    assert finish_chunk(steps, claim_next(steps), go_on=True) is None
 
-    merge = steps.finish_plan(plan, duration_ms=10_000, warnings=[], elapsed_ms=1)
+    merge = finish_plan(steps, plan, 10_000, go_on=True)
 
     assert merge is not None
+    assert merge.kind == StepKind.MERGE
 
 
 def test_a_plan_without_chunks_goes_straight_to_the_merge(database: Database, steps: Steps) -> None:
@@ -233,9 +239,9 @@ def test_a_repeated_plan_keeps_the_chunks_that_are_done(database: Database, step
         if (claim := steps.claim(step_id, "again")) and claim.kind == StepKind.PLAN
     )
 
-    assert steps.planned(job_id) == {0: ("c0", True), 1: ("c1", False)}
-    steps.add_chunks(again, [chunk_row(0), chunk_row(1), chunk_row(2)])
-    steps.finish_plan(again, duration_ms=30_000, warnings=[], elapsed_ms=1)
+    assert Transcriptions(database).planned(job_id) == {0: ("c0", True), 1: ("c1", False)}
+    steps.add_parts(again, [chunk_part(0), chunk_part(1), chunk_part(2)])
+    finish_plan(steps, again, 30_000)
 
     snapshot = Jobs(database, TENANT).snapshot(job_id)
     assert (snapshot.chunks_total, snapshot.chunks_completed) == (3, 1)
@@ -248,10 +254,10 @@ def test_a_plan_that_was_taken_over_can_add_nothing(database: Database, steps: S
     steps.reclaim_expired()
 
     with pytest.raises(StaleClaim):
-        steps.add_chunks(late, [chunk_row(1)])
+        steps.add_parts(late, [chunk_part(1)])
     with pytest.raises(StaleClaim):
-        steps.finish_plan(late, duration_ms=1, warnings=[], elapsed_ms=1)
-    assert count(database, Chunk) == 1
+        finish_plan(steps, late, 1)
+    assert count(database, Part) == 1
 
 
 def test_a_transient_error_is_retried_up_to_the_limit_and_every_reason_is_kept(
@@ -374,7 +380,7 @@ def test_servers_that_are_slow_to_send_recordings_do_not_hold_every_worker(
 
     def publish(limit: int) -> list[UUID]:
         handed_out: list[UUID] = []
-        steps.publish(limit, lambda rows: handed_out.extend(it.step_id for it in rows), fetches=2)
+        steps.publish(limit, lambda rows: handed_out.extend(it.step_id for it in rows), limited=2)
         with database.transaction() as session:
             return [session.get_one(Step, step_id).job_id for step_id in handed_out]
 
@@ -391,13 +397,13 @@ def test_a_crash_while_publishing_rings_again_under_the_same_name(
     submit_job(database)
     rung: list[str] = []
 
-    def ring_and_crash(rows: list[Publication]) -> None:
-        rung.extend(row.doorbell for row in rows)
+    def ring_and_crash(rows: Sequence[Publication]) -> None:
+        rung.extend(row.rq_job_id for row in rows)
         raise RuntimeError("the power went out")
 
     with pytest.raises(RuntimeError, match="power"):
         steps.publish(10, ring_and_crash)
-    steps.publish(10, lambda rows: rung.extend(row.doorbell for row in rows))
+    steps.publish(10, lambda rows: rung.extend(row.rq_job_id for row in rows))
 
     assert len(rung) == 2
     assert rung[0] == rung[1]
@@ -572,10 +578,20 @@ def test_an_equal_chunk_is_reused_within_the_tenant_only(database: Database, ste
     submit_job(database, tenant="one")
     plan_chunks(steps, 1)
     finish_chunk(steps, claim_next(steps))
+    finish_merge(steps, claim_next(steps))
 
-    assert steps.reusable("one", "c0") is not None
-    assert steps.reusable("two", "c0") is None
-    assert steps.reusable("one", "c1") is None
+    def known(steps: Steps, tenant: str) -> list[bool]:
+        """Whether the result of each of two chunks is known ahead."""
+        job_id = submit_job(database, tenant=tenant)
+        plan_chunks(steps, 2)
+        claims = [claim_next(steps) for _ in range(2)]
+        Jobs(database, tenant).cancel(job_id)
+        return [claim.known is not None for claim in claims]
+
+    assert known(steps, "one") == [True, False]
+    assert known(steps, "two") == [False, False]
+    unlike = Steps(database, lease_s=30, retry=RetryPolicy(0, 0), reuse=False)
+    assert known(unlike, "one") == [False, False]
 
 
 def test_a_job_that_takes_too_long_fails_with_the_limit_named(
@@ -628,16 +644,18 @@ def test_each_chunk_is_moderated_once_it_is_transcribed_and_then_they_are_merged
     job_id = submit_job(database, options=MODERATED)
     plan_chunks(steps, 2)
     for _ in range(2):
-        following = finish_chunk(steps, claim_next(steps))
-        moderation = claim_next(steps)
-        assert following == moderation.step_id
+        moderation = finish_chunk(steps, claim_next(steps), go_on=True)
+        assert moderation is not None
         assert moderation.kind == StepKind.MODERATE
-        merge = finish_moderation(steps, moderation)
+        assert moderation.previous == [
+            [stored_segment(0, 10_000, f" chunk {moderation.part_index}")]
+        ]
+        merge = finish_moderation(steps, moderation, go_on=True)
 
-    assert merge == claim_next(steps).step_id
+    assert merge is not None
+    assert merge.kind == StepKind.MERGE
     assert kinds(database, job_id) == sorted(["plan", *["transcribe", "moderate"] * 2, "merge"])
-    with database.transaction() as session:
-        chunk = session.get_one(Chunk, (job_id, 1))
+    chunk = Transcriptions(database).to_merge(job_id)[0][1]
     assert chunk.moderation is not None
     assert (chunk.moderation["by"]["model"], chunk.moderation_ms) == ("a-model", 7)
 
@@ -662,11 +680,10 @@ def test_a_late_workers_moderation_is_refused(database: Database, steps: Steps) 
 
     with pytest.raises(StaleClaim):
         finish_moderation(steps, late)
-    assert finish_moderation(steps, newer) is not None
+    assert finish_moderation(steps, newer, go_on=True) is not None
     with pytest.raises(StaleClaim):
         finish_moderation(steps, newer)
-    with database.transaction() as session:
-        assert session.get_one(Job, job_id).remaining == 0
+    assert kinds(database, job_id).count("merge") == 1
 
 
 @pytest.mark.parametrize(
@@ -704,7 +721,7 @@ def test_once_a_chunk_cannot_be_moderated_the_others_get_one_try_each(
     job_id = moderated_chunk(database, steps, 3)
     attempts: Counter[int | None] = Counter()
     while (claim := claim_next(steps)).kind == StepKind.MODERATE:
-        attempts[claim.chunk_index] += 1
+        attempts[claim.part_index] += 1
         steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it crashed with SIGSEGV"))
 
     assert attempts == {0: 4, 1: 1, 2: 1}
@@ -721,7 +738,7 @@ def test_moderation_that_fails_while_the_plan_goes_on_does_not_start_the_merge(
     steps.fail(claim.step_id, claim.attempt, ModerationOff())
     assert "merge" not in kinds(database, job_id)
 
-    assert steps.finish_plan(plan, duration_ms=10_000, warnings=[], elapsed_ms=1) is not None
+    assert finish_plan(steps, plan, 10_000, go_on=True) is not None
 
     assert Jobs(database, TENANT).snapshot(job_id).warnings == ("moderation_failed",)
 
@@ -752,8 +769,6 @@ def test_many_workers_moderating_at_once_start_exactly_one_merge(
 
     assert errors == []
     assert kinds(database, job_id).count("merge") == 1
-    with database.transaction() as session:
-        assert session.get_one(Job, job_id).remaining == 0
 
 
 def test_cancelling_takes_the_moderation_away_too(database: Database, steps: Steps) -> None:
@@ -775,23 +790,29 @@ def test_a_plan_made_anew_forgets_moderation_too(database: Database, steps: Step
     finish_chunk(steps, claim_next(steps))
     moderation = claim_next(steps)
 
-    steps.start_plan(plan, weights_sha256="v" * 64, language="en", replan=True)
+    steps.write(plan, plan_started(replan=True))
 
     with pytest.raises(StaleClaim):
         finish_moderation(steps, moderation)
     assert not steps.fail(moderation.step_id, moderation.attempt, ModerationOff())
     assert kinds(database, job_id) == ["plan"]
-    with database.transaction() as session:
-        assert session.get_one(Job, job_id).remaining == 0
+    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    assert (snapshot.chunks_total, snapshot.chunks_completed, snapshot.progress) == (0, 0, 0)
 
 
 def test_an_equal_chunk_is_reused_without_its_moderation(database: Database, steps: Steps) -> None:
     first = moderated_chunk(database, steps)
     finish_moderation(steps, claim_next(steps))
-    with database.transaction() as session:
-        heard = session.get_one(Chunk, (first, 0)).result
+    finish_merge(steps, claim_next(steps))
+    (chunk,), _ = Transcriptions(database).to_merge(first)
 
-    assert steps.reusable(TENANT, "c0") == heard
+    submit_job(database, options=MODERATED)
+    plan_chunks(steps, 1)
+    claim = claim_next(steps)
+    assert claim.known == chunk.result
+    moderation = steps.finish(claim, result=claim.known, elapsed_ms=0, go_on=True)
+    assert moderation is not None
+    assert (moderation.kind, moderation.known) == (StepKind.MODERATE, None)
 
 
 def test_a_job_from_before_there_was_moderation_is_finished_without(

@@ -14,7 +14,8 @@ from sqlalchemy import select
 from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.tables import Step
-from common.domain.job import JobStatus, StepKind, StepStatus
+from common.domain.job import JobStatus, StepStatus
+from common.domain.pipeline import StepKind
 from common.events import Events
 from tests.factories import TENANT
 from tests.service import Service, Start, horse_of, wait_until

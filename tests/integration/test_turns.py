@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -17,9 +17,10 @@ from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.steps import Claim, Publication, Steps
 from common.db.tables import Job, JobTurn, Outbox, Step, TenantTurn
-from common.domain.job import JobStatus, Priority, StepKind, StepStatus
+from common.domain.job import JobStatus, Priority, StepStatus
+from common.domain.pipeline import StepKind
 from common.domain.turns import turns_left
-from common.domain.values import SAMPLE_RATE
+from common.domain.values import MAX_WINDOW_MS, SAMPLE_RATE
 from common.errors import EngineFailed
 from tests.factories import (
     TENANT,
@@ -104,11 +105,14 @@ class Known:
     planned: bool = False
 
     def left(self) -> int:
+        chunk_ms = 10_000 if self.planned else 30_000
         return turns_left(
-            duration_ms=30_000 * self.chunks,
-            planned=self.planned,
-            chunks_total=self.chunks if self.planned else 0,
-            remaining=self.remaining,
+            units_total=chunk_ms * self.chunks,
+            units_done=chunk_ms * (self.chunks - self.remaining) if self.planned else 0,
+            units_a_part=MAX_WINDOW_MS,
+            parts_total=self.chunks if self.planned else 0,
+            parts_known=self.planned,
+            rounds=1,
         )
 
 
@@ -165,10 +169,8 @@ def work(steps: Steps, claim: Claim, jobs: dict[UUID, Known], lines: Lines) -> N
         join(lines, claim.job_id, known)
     else:
         known.remaining -= 1
-        if merge := finish_chunk(steps, claim):
-            last = steps.claim(merge, "worker")
-            assert last is not None
-            finish_merge(steps, last)
+        if merge := finish_chunk(steps, claim, go_on=True):
+            finish_merge(steps, merge)
     # The dispatcher looks whenever something has changed.
     steps.publish(0, lambda _: None)
 
@@ -206,7 +208,7 @@ def test_a_crash_while_publishing_takes_no_turn_from_anybody(
 ) -> None:
     long = long_jobs(database, steps, 3)
 
-    def crash(_: list[Publication]) -> None:
+    def crash(_: Sequence[Publication]) -> None:
         raise RuntimeError("the power went out")
 
     for _ in range(3):
@@ -266,7 +268,7 @@ def test_fetches_of_one_tenant_do_not_go_before_another_tenants(
     one = Jobs(database, "one").create(new_job(source_url="https://slow.example/")).job_id
     handed_out: list[UUID] = []
 
-    steps.publish(9, lambda rows: handed_out.extend(row.step_id for row in rows), fetches=2)
+    steps.publish(9, lambda rows: handed_out.extend(row.step_id for row in rows), limited=2)
 
     assert len(handed_out) == 2
     assert one in {job_of(database, step_id) for step_id in handed_out}

@@ -14,8 +14,9 @@ from redis import Redis
 from sqlalchemy import select
 
 from common.db.steps import Publication
-from common.db.tables import Chunk, Step
-from common.domain.job import JobStatus, StepKind
+from common.db.tables import Step
+from common.domain.job import JobStatus
+from common.domain.pipeline import StepKind
 from common.events import Events
 from common.queue import Doorbell
 from tests.audio_files import truncate
@@ -244,7 +245,11 @@ def test_one_recording_is_heard_by_all_workers_and_its_text_is_that_of_one_worke
         workers = session.scalars(
             select(Step.worker).where(Step.job_id == together, Step.kind == "transcribe")
         ).all()
-        stored = session.scalars(select(Chunk.stored_count).where(Chunk.job_id == together)).all()
+        stored = session.scalars(
+            select(Step.stored_count).where(
+                Step.job_id == together, Step.kind == StepKind.TRANSCRIBE
+            )
+        ).all()
     assert len(workers) == 6
     assert set(stored) == {1}
 

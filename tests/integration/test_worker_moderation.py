@@ -17,8 +17,10 @@ import pytest
 from sqlalchemy import select
 
 from common.db.snapshots import Snapshot
-from common.db.tables import Chunk, Failure, Step
-from common.domain.job import JobStatus, StepKind
+from common.db.tables import Failure, Step
+from common.db.transcriptions import Transcriptions
+from common.domain.job import JobStatus
+from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from tests.factories import MODERATED
 from tests.service import Service, Start, horse_of, wait_until
@@ -177,11 +179,11 @@ def test_a_reused_chunk_is_moderated_anew_by_a_model_that_is_loaded_once(start: 
 
     service.ended(first)
     assert service.ended(again).status == JobStatus.COMPLETED
-    with service.database.transaction() as session:
-        heard, reused = (session.get_one(Chunk, (job_id, 0)) for job_id in (first, again))
-    assert heard.moderation is None
+    transcriptions = Transcriptions(service.database)
+    (transcribed,), (reused,) = (transcriptions.to_merge(job_id)[0] for job_id in (first, again))
+    assert transcribed.moderation is None
     assert reused.moderation is not None
-    assert reused.result == heard.result
+    assert (reused.result, reused.engine_ms) == (transcribed.result, 0)
     assert "moderate" not in [kind for kind, _ in steps_of(service, first)]
     assert service.log().count("loaded the moderation model") == 1
 
@@ -217,8 +219,8 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(7);
     RETURN NEW;
 END $$;
-CREATE TRIGGER gate BEFORE UPDATE OF moderation ON chunks
-    FOR EACH ROW EXECUTE FUNCTION wait_at_the_gate();
+CREATE TRIGGER gate BEFORE UPDATE OF result ON steps
+    FOR EACH ROW WHEN (NEW.kind = 'moderate') EXECUTE FUNCTION wait_at_the_gate();
 """
 
 

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from common.audio.decode import Decoding
-from common.domain.job import StepKind
+from common.domain.pipeline import StepKind
 from common.errors import SetupProblem
 from scripts.bench import PARTS, parse_parts
 from scripts.bench_corpus import Sound, beginning, read_corpus, wer, write_wav

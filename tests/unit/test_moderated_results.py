@@ -10,7 +10,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.db.tables import Chunk as StoredChunk
+from common.db.transcriptions import Chunk as StoredChunk
 from common.domain.formats import FLAGGING, write
 from common.domain.masking import masked
 from common.domain.merging import merge

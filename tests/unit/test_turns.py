@@ -204,21 +204,26 @@ def test_a_flood_of_new_tenants_leaves_each_second_turn_to_the_old_ones() -> Non
     assert order.count("older") >= 4
 
 
+KNOWN = {"parts_known": True, "parts_total": 36}
+
+
 @pytest.mark.parametrize(
     ("known", "turns"),
     [
-        ({"duration_ms": 6_000}, 1),
-        ({"duration_ms": 30_001}, 2),
-        ({"duration_ms": 3_600_000}, 120),
-        ({"duration_ms": None}, 1),
-        ({"duration_ms": None, "chunks_total": 9, "remaining": 7}, 8),
-        ({"duration_ms": 3_600_000, "planned": True, "chunks_total": 36, "remaining": 3}, 3),
-        ({"duration_ms": 3_600_000, "planned": True, "chunks_total": 36, "remaining": 0}, 1),
+        ({"units_total": 6_000}, 1),
+        ({"units_total": 30_001}, 2),
+        ({"units_total": 3_600_000}, 120),
+        ({"units_total": None}, 1),
+        ({"units_total": None, "parts_total": 9}, 10),
+        ({"units_total": 3_600_000, "units_done": 3_300_000, **KNOWN}, 3),
+        ({"units_total": 3_600_000, "units_done": 3_600_000, **KNOWN}, 1),
+        ({"units_total": 3_600_000, "units_done": 3_600_000, "rounds": 2, **KNOWN}, 36),
+        ({"units_total": 600_000, "parts_known": True, "parts_total": 1}, 1),
     ],
 )
 def test_what_is_left_of_a_job(known: dict[str, int | None], turns: int) -> None:
-    nothing = {"planned": False, "chunks_total": 0, "remaining": 0}
-    assert turns_left(**nothing | known) == turns  # type: ignore[arg-type]
+    new: dict[str, int] = {"units_done": 0, "parts_total": 0, "parts_known": False, "rounds": 1}
+    assert turns_left(units_a_part=30_000, **new | known) == turns  # type: ignore[arg-type]
 
 
 def test_sizes_double() -> None:

@@ -20,15 +20,14 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urljoin
-from uuid import UUID
 
 import httpcore
 import httpx
 from loguru import logger
 
 from common.audio.probe import check_length, probe
-from common.db.jobs import NewRecording
 from common.db.steps import Claim, fetched_id
+from common.db.transcriptions import NewRecording, recording_fetched
 from common.domain.webhooks import RETRIED, RETRY_AFTER, retry_after_s
 from common.egress import Outbound, parse_url
 from common.errors import FetchBroke, FetchFailed, StenoError, TooLarge, Transient, UrlRefused
@@ -44,18 +43,20 @@ RANGE_NOT_SATISFIABLE = 416
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 LONGEST_REASON = 200
+LOWEST_COPY_RATE = 5_000_000
+"""Bytes a second at which a recording that was fetched gets from here to the storage."""
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]+|\*)/([0-9]{1,18}|\*)")
 
 
-def fetch(context: Context, claim: Claim) -> UUID:
-    """Fetch the recording of the claimed job; returns the step that plans it.
+def run(context: Context, claim: Claim) -> Claim | None:
+    """Fetch the recording of the claimed job; returns the step to go on with.
 
     Raises:
         FetchFailed, UrlRefused, TooLarge, NotAudio: for good.
         FetchBroke, StaleClaim, StorageFull, Unavailable: as everywhere.
     """
     started = time.monotonic()
-    source = persist(lambda: context.steps.source_of(claim))
+    source = claim.job.source_url or ""
     for attempt in range(1, claim.attempt):  # killed, they have left what they had
         persist(partial(context.storage.discard, fetched_id(claim.step_id, attempt)))
     recording_id = fetched_id(claim.step_id, claim.attempt)
@@ -82,10 +83,10 @@ def fetch(context: Context, claim: Claim) -> UUID:
         persist(lambda: context.steps.check(claim))
         persist(lambda: context.storage.secure(recording_id))
         offered = True
-        following = persist(lambda: context.steps.store_recording(claim, recording))
+        following = context.finish(claim, within=recording_fetched(recording))
     except BaseException:
         # What may have been committed is not ours any more, but the dispatcher's, to settle.
-        if not (offered and persist(lambda: context.steps.is_stored(recording_id))):
+        if not (offered and persist(lambda: context.transcriptions.is_stored(recording_id))):
             with suppress(Transient):
                 context.storage.discard(recording_id)
         raise
@@ -93,6 +94,13 @@ def fetch(context: Context, claim: Claim) -> UUID:
         context.storage.keep(recording_id)
     logger.info("fetched {} bytes", fetched.size)
     return following
+
+
+def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
+    """How long it may take: its own limit, and the time to copy the file to the storage."""
+    settings = context.settings
+    copy_s = settings.upload.max_bytes / LOWEST_COPY_RATE
+    return settings.chunk.timeout + settings.fetch.timeout + copy_s
 
 
 async def _fetch(context: Context, source: str, path: Path) -> _Fetched:

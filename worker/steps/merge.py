@@ -11,9 +11,9 @@ from typing import Any
 
 from common.asr.guards import DOUBTFUL
 from common.db.steps import Claim
-from common.db.tables import Chunk as StoredChunk
-from common.db.tables import Job, JobMetrics, Recording
+from common.db.tables import Job, JobMetrics
 from common.db.tables import Transcript as StoredTranscript
+from common.db.transcriptions import Chunk, merged
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.formats import MEDIA_TYPES, write
 from common.domain.languages import AUTO
@@ -36,20 +36,21 @@ DOUBTFUL_TEXT = "doubtful_text"
 """The warning that each segment has a flag that says why to doubt it."""
 
 
-def merge(context: Context, claim: Claim) -> None:
-    """Merge the claimed job's chunks and complete it.
+def run(context: Context, claim: Claim) -> Claim | None:
+    """Merge the claimed job's chunks into its transcript; returns the step to go on with.
 
     Raises:
         StaleClaim, StorageFull, Unavailable: as everywhere.
     """
     started = time.monotonic()
-    job, recording = persist(lambda: context.steps.job_of(claim))
-    stored = persist(lambda: context.steps.chunks(claim.job_id))
+    job, recording = claim.job, claim.job.recording
+    assert recording is not None  # noqa: S101 - the phase that brings it comes first
+    stored, plan_ms = persist(lambda: context.transcriptions.to_merge(claim.job_id))
     options = Options.from_json(job.options)
     heard = parts(stored)
     transcript = Transcript(
-        language=job.detected_language or job.language,
-        duration_ms=job.duration_ms or 0,
+        language=job.transcription.detected_language or job.language,
+        duration_ms=job.units_total or 0,
         segments=merge_windows(heard).segments,
         moderated_by=moderated_by(stored) if options.moderation else None,
     )
@@ -61,8 +62,8 @@ def merge(context: Context, claim: Claim) -> None:
     if options.moderation:
         warnings += moderation_warnings(stored)
     warnings = list(dict.fromkeys(warnings))
-    languages = job.language_probabilities or others
-    manifest = _manifest(job, recording, stored, transcript.moderated_by, languages)
+    languages = job.transcription.language_probabilities or others
+    manifest = _manifest(job, stored, transcript.moderated_by, languages)
     shown = masked(transcript) if options.filter_profanity else transcript
     persist(lambda: context.storage.begin_results(job.id))
     persist(lambda: context.steps.check(claim))
@@ -73,7 +74,7 @@ def merge(context: Context, claim: Claim) -> None:
         audio_ms=transcript.duration_ms,
         speech_ms=speech_ms,
         upload_ms=recording.upload_ms,
-        plan_ms=job.plan_ms or 0,
+        plan_ms=plan_ms,
         engine_ms=sum(chunk.engine_ms or 0 for chunk in stored),
         moderation_ms=sum(chunk.moderation_ms or 0 for chunk in stored),
         merge_ms=round((time.monotonic() - started) * 1000),
@@ -87,9 +88,15 @@ def merge(context: Context, claim: Claim) -> None:
         segments=segments_to_json(transcript.segments),
         manifest=manifest,
     )
-    persist(lambda: context.steps.finish_merge(claim, revision, metrics, warnings))
+    following = context.finish(claim, within=merged(revision, metrics, warnings))
     with suppress(Transient):  # or the dispatcher does it
         context.storage.drop_chunks(job.id)
+    return following
+
+
+def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
+    """How long it may take."""
+    return context.settings.chunk.timeout
 
 
 def text_warnings(transcript: Transcript, heard: Sequence[Part], speech_ms: int) -> Iterator[str]:
@@ -120,18 +127,19 @@ def _write_files(
 
 def _manifest(
     job: Job,
-    recording: Recording,
-    chunks: Sequence[StoredChunk],
+    chunks: Sequence[Chunk],
     judges: Sequence[ModeratedBy] | None,
     languages: Mapping[str, float],
 ) -> dict[str, Any]:
     """Everything the text depends on: enough to run it again and get the same."""
-    language = job.detected_language or job.language
+    assert job.recording is not None  # noqa: S101 - the phase that brings it comes first
+    language = job.transcription.detected_language or job.language
+    weights_sha256 = job.transcription.weights_sha256
     return {
-        "recording_sha256": recording.sha256,
+        "recording_sha256": job.recording.sha256,
         "model": job.model,
-        "weights_sha256": job.weights_sha256,
-        "decoding": decoding_identity(job, job.weights_sha256 or "", language),
+        "weights_sha256": weights_sha256,
+        "decoding": decoding_identity(job, weights_sha256 or "", language),
         "language_probabilities": languages or None,
         "options": job.options,
         "moderation": None if judges is None else [by.to_json() for by in judges],

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import time
-from uuid import UUID
 
 from common.db.steps import Claim
 from common.domain.transcript import segments_from_json
 from common.transcripts import moderation_to_json
-from worker.context import Context, persist
+from worker.context import Context
 
 
-def moderate(context: Context, claim: Claim) -> UUID | None:
-    """Judge the claimed chunk's segments; returns the merge step when it was the job's last chunk.
+def run(context: Context, claim: Claim) -> Claim | None:
+    """Label the claimed chunk's segments; returns the step to go on with.
 
     Raises:
         ModerationOff, ModerationUnusable: for good.
         ModerationFailed, StaleClaim, Unavailable: as everywhere.
     """
-    chunk = persist(lambda: context.steps.chunk_of(claim))
-    windows = [segments_from_json(segments) for segments in chunk.result or []]
+    windows = [segments_from_json(segments) for segments in claim.previous or []]
     started = time.monotonic()
     moderation = context.moderation.get()
     verdicts = iter(moderation.judge([segment.text for window in windows for segment in window]))
-    judged = moderation_to_json(
+    result = moderation_to_json(
         moderation.by, [[next(verdicts) for _ in window] for window in windows]
     )
     elapsed_ms = round((time.monotonic() - started) * 1000)
-    return persist(
-        lambda: context.steps.finish_moderation(claim, moderation=judged, elapsed_ms=elapsed_ms)
-    )
+    return context.finish(claim, result=result, elapsed_ms=elapsed_ms)
+
+
+def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
+    """How long it may take."""
+    return context.settings.chunk.timeout

@@ -5,22 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from uuid import UUID
 
 from common.asr.engine import Samples
 from common.audio.decode import Decoding
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.probe import check_length
 from common.audio.vad import speech_ms
-from common.db.steps import Claim, PlannedRow
+from common.db.flow import NewPart
+from common.db.steps import Claim
+from common.db.transcriptions import audio_decoded, plan_begun, plan_ended
 from common.domain.chunks import content_hash, windows_to_json
-from common.domain.detection import Detection, spread
+from common.domain.detection import MOST_ASKED, Detection, spread
 from common.domain.languages import AUTO
 from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
+from common.domain.values import MAX_WINDOW_MS
 from common.errors import DecodeFailed, NotAudio
 from worker.context import Context, fenced, persist
 from worker.steps.sound import (
+    SLOWEST_ENGINE,
     cut_samples,
     decoding_identity,
     open_recording,
@@ -35,6 +38,10 @@ NOBODY_SPEAKS = "en"
 HELD_WINDOWS = 16
 """So many windows, some minutes of speech, are looked at before the language is decided: that takes
 a second to plan, and 15 MB."""
+SLOWEST_PLAN = 0.05
+"""Planning that takes more than this share of a recording's length is taken for hung."""
+LOWEST_BYTE_RATE = 1_000
+"""Bytes a second of the thinnest recording, to bound the length of one that does not tell it."""
 ASKED_AGAIN = 40
 """Behind those, one window in as many is asked, to notice other languages in a long recording."""
 
@@ -43,8 +50,8 @@ class _PlannedOtherwise(Exception):
     """An earlier attempt, by other code, cut the recording in other places."""
 
 
-def plan(context: Context, claim: Claim) -> UUID | None:
-    """Cut the recording of the claimed job; returns the step to go on with, if there is just one.
+def run(context: Context, claim: Claim) -> Claim | None:
+    """Cut the recording of the claimed job; returns the step to go on with.
 
     Raises:
         DecodeFailed, RecordingLost, TooLarge, WeightsMissing: for good.
@@ -59,56 +66,70 @@ def plan(context: Context, claim: Claim) -> UUID | None:
     if persist(planning.find_speech):
         persist(lambda: planning.run(replan=True))
     elapsed_ms = round((time.monotonic() - started) * 1000)
-    merge = persist(
-        lambda: context.steps.finish_plan(
-            claim,
+    return context.finish(
+        claim,
+        elapsed_ms=elapsed_ms,
+        parts=planning.last,
+        within=plan_ended(
             duration_ms=planning.duration_ms,
             warnings=planning.warnings,
-            elapsed_ms=elapsed_ms,
             languages=planning.detection.probabilities,
-        )
+        ),
     )
-    return planning.added[0] if len(planning.added) == 1 else merge
+
+
+def limit_s(context: Context, claim: Claim) -> float:
+    """How long it may take: by the longest recording of its size."""
+    job, recording = claim.job, claim.job.recording
+    assert recording is not None  # noqa: S101 - the phase that brings it comes first
+    longest_s = recording.size_bytes / LOWEST_BYTE_RATE
+    asked_s = MOST_ASKED * MAX_WINDOW_MS / 1000 if job.language == AUTO else 0
+    return context.settings.chunk.timeout + SLOWEST_PLAN * longest_s + SLOWEST_ENGINE * asked_s
 
 
 class _Planning:
     def __init__(self, context: Context, claim: Claim) -> None:
         self._context = context
         self._claim = claim
-        self._job, recording = persist(lambda: context.steps.job_of(claim))
+        self._job, recording = claim.job, claim.job.recording
+        assert recording is not None  # noqa: S101 - the phase that brings it comes first
         options = Options.from_json(self._job.options)
         self._cutting, self._detect_in = options.cutting, options.detect_in
         self._tracks = tuple(map(Track.from_json, recording.audio_tracks))
         self._default = default_track(self._tracks)
         self._asked = find_track(self._tracks, options.audio_track)
         self._track = next(
-            (it for it in (self._asked, self._job.audio_track) if it is not None), self._default
+            (it for it in (self._asked, self._job.transcription.audio_track) if it is not None),
+            self._default,
         )
-        self._recording_id = recording.id
+        self._recording = recording
         self._weights = context.engines.weights(self._job.engine, self._job.model)
         self._language: str | None = None
         self._held: list[PlannedChunk] = []
         self._unasked = 0
         self._known: dict[int, tuple[str, bool]] = {}
-        self._charged_ms = self._job.charged_ms
+        self._charged_ms = self._job.transcription.charged_ms
         self._is_silent = False
         self.detection = Detection()
         self.duration_ms = 0
         self.warnings: list[str] = []
-        self.added: list[UUID] = []
+        self._decoded = False
+        self.last: list[NewPart] = []
+        """What was found once all was decoded: stored as the step ends."""
 
     def run(self, *, replan: bool) -> None:
         self._language = None
         self._held, self._unasked = [], 0
+        self._decoded, self.last = False, []
         self.detection = Detection()
         # `_start` checks the claim after this and before anything is written.
         persist(lambda: self._context.storage.begin_chunks(self._claim.job_id))
         if not replan:
-            self._known = persist(lambda: self._context.steps.planned(self._claim.job_id))
+            self._known = persist(lambda: self._context.transcriptions.planned(self._claim.job_id))
         if self._job.language != AUTO:
             self._start(self._job.language, replan=replan)
         planner = Planner(plan_options(self._cutting), self._context.voice_network)
-        with open_recording(self._context, self._recording_id) as recording:
+        with open_recording(self._context, self._recording) as recording:
             decoding = Decoding(recording, track=self._track)
             part = self._detect_in
             for block in decoding if part is None else part_of(decoding, part):
@@ -120,6 +141,7 @@ class _Planning:
                 if part is not None and self._language is not None:
                     break
         self._charge(decoding.duration_ms)
+        self._decoded = True
         for chunk in planner.finish():
             self._take(chunk, replan=replan)
         if self._language is None:
@@ -192,7 +214,7 @@ class _Planning:
         """Whether anybody speaks on a track; decodes it until then."""
         planner = Planner(PlanOptions(), self._context.voice_network)
         with (
-            open_recording(self._context, self._recording_id) as recording,
+            open_recording(self._context, self._recording) as recording,
             suppress(DecodeFailed, NotAudio),
         ):
             for block in Decoding(recording, track=track):
@@ -204,23 +226,20 @@ class _Planning:
 
     def _charge(self, decoded_ms: int) -> None:
         if decoded_ms > self._charged_ms:
-            persist(lambda: self._context.steps.charge_decoded(self._claim, decoded_ms))
+            persist(lambda: self._context.steps.write(self._claim, audio_decoded(decoded_ms)))
             self._charged_ms = decoded_ms
 
     def _start(self, language: str, *, replan: bool) -> None:
         self._language = language
         if replan:
             self._known = {}
-            self.added = []
-        persist(
-            lambda: self._context.steps.start_plan(
-                self._claim,
-                weights_sha256=self._weights.sha256,
-                language=language,
-                audio_track=self._track,
-                replan=replan,
-            )
+        begun = plan_begun(
+            weights_sha256=self._weights.sha256,
+            language=language,
+            audio_track=self._track,
+            replan=replan,
         )
+        persist(lambda: self._context.steps.write(self._claim, begun))
 
     def _add(self, planned: PlannedChunk, language: str) -> None:
         """Have it transcribed, unless only the language is asked for."""
@@ -237,6 +256,10 @@ class _Planning:
         storage, job_id = self._context.storage, self._claim.job_id
         with fenced():
             persist(lambda: storage.write_chunk(job_id, chunk.index, planned.pcm))
-        row = PlannedRow(chunk.index, windows_to_json(chunk.windows), address)
-        self.added += persist(lambda: self._context.steps.add_chunks(self._claim, [row]))
+        windows = windows_to_json(chunk.windows)
+        part = NewPart(chunk.index, chunk.core.duration_ms, windows, address)
+        if self._decoded:
+            self.last.append(part)
+            return
+        persist(lambda: self._context.steps.add_parts(self._claim, [part]))
         self._context.events.work_to_do()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
-from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,25 +14,28 @@ from common.audio.decode import Decoding
 from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
 from common.audio.vad import VadOptions
-from common.db.tables import Job
+from common.db.tables import Job, Recording
 from common.domain.cutting import CutOptions
 from common.domain.request import Cutting, Options
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Span, Window
 from common.errors import NotFound, RecordingLost
 from worker.context import Context
 
+SLOWEST_ENGINE = 4.0
+"""An engine that takes more than this many times the length of the audio is taken for hung."""
 ADAPTER_REVISION = 3
 """Raised when our own code changes what text comes out of the same sound and options."""
 
 
-def open_recording(context: Context, recording_id: UUID) -> BinaryIO:
+def open_recording(context: Context, recording: Recording | None) -> BinaryIO:
     """The recording of a job, to be read and closed.
 
     Raises:
-        RecordingLost: it is gone.
+        RecordingLost: the storage does not have it.
     """
+    assert recording is not None  # noqa: S101 - the phase that brings it comes first
     try:
-        return context.storage.open_recording(recording_id)
+        return context.storage.open_recording(recording.id)
     except NotFound as error:
         raise RecordingLost from error
 

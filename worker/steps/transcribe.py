@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from uuid import UUID
 
 from loguru import logger
 
 from common.db.steps import Claim
-from common.db.tables import Chunk, Job
+from common.db.tables import Part
 from common.domain.chunks import content_hash, windows_from_json
-from common.domain.values import Chunk as ChunkValue
+from common.domain.values import Chunk
 from common.errors import NotFound, SoundLost, WeightsCorrupt
 from common.transcripts import result_to_json
 from worker.context import Context, persist
 from worker.steps.sound import (
+    SLOWEST_ENGINE,
     cut_anew,
     cut_samples,
     decoding_identity,
@@ -24,47 +24,55 @@ from worker.steps.sound import (
 )
 
 
-def transcribe(context: Context, claim: Claim) -> UUID | None:
-    """Transcribe the claimed chunk; returns the step that follows from it, if any.
+def run(context: Context, claim: Claim) -> Claim | None:
+    """Transcribe the claimed chunk; returns the step to go on with.
 
     Raises:
         WeightsMissing, WeightsCorrupt, RecordingLost, SoundLost: for good.
         EngineFailed, StaleClaim, Unavailable: as everywhere.
     """
-    job, recording = persist(lambda: context.steps.job_of(claim))
-    chunk = persist(lambda: context.steps.chunk_of(claim))
-    result = None
-    engine_ms = 0
-    if context.settings.job.reuse_results:
-        result = persist(lambda: context.steps.reusable(recording.tenant, chunk.content_hash))
-    if result is None:
-        started = time.monotonic()
-        result = _hear(context, job, recording.id, chunk)
-        engine_ms = round((time.monotonic() - started) * 1000)
-    core = ChunkValue(chunk.index, windows_from_json(chunk.windows)).core
-    return persist(
-        lambda: context.steps.finish_chunk(
-            claim, result=result, core_ms=core.duration_ms, engine_ms=engine_ms
-        )
-    )
+    if claim.known is not None:
+        return context.finish(claim, result=claim.known, elapsed_ms=0)
+    started = time.monotonic()
+    result = _transcribe(context, claim)
+    elapsed_ms = round((time.monotonic() - started) * 1000)
+    return context.finish(claim, result=result, elapsed_ms=elapsed_ms)
 
 
-def _hear(context: Context, job: Job, recording_id: UUID, stored: Chunk) -> list[Any]:
-    chunk = ChunkValue(stored.index, windows_from_json(stored.windows))
+def limit_s(context: Context, claim: Claim) -> float:
+    """How long it may take: by the length of the chunk."""
+    audio_s = _chunk(claim.part).audio.duration_ms / 1000
+    return context.settings.chunk.timeout + SLOWEST_ENGINE * audio_s
+
+
+def _chunk(part: Part | None) -> Chunk:
+    assert part is not None  # noqa: S101 - the pipeline has this step in parts
+    return Chunk(part.index, windows_from_json(part.data))
+
+
+def _transcribe(context: Context, claim: Claim) -> list[Any]:
+    job, chunk = claim.job, _chunk(claim.part)
     weights = context.engines.weights(job.engine, job.model)
-    if weights.sha256 != job.weights_sha256:
-        raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=job.weights_sha256)
-    language = job.detected_language or job.language
-    try:
-        pcm = persist(lambda: context.storage.read_chunk(job.id, chunk.index))
-    except NotFound:
-        logger.warning("the sound of chunk {} is gone: it is cut anew", chunk.index)
-        with open_recording(context, recording_id) as recording:
-            pcm = cut_anew(recording, chunk.audio, job.audio_track)
-        identity = decoding_identity(job, weights.sha256, language)
-        if content_hash(chunk, pcm, identity) != stored.content_hash:
-            raise SoundLost(index=chunk.index) from None
-    heard = context.engines.get(job.engine, job.model).transcribe(
+    expected = job.transcription.weights_sha256
+    if weights.sha256 != expected:
+        raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=expected)
+    language = job.transcription.detected_language or job.language
+    pcm = _read(context, claim, chunk, decoding_identity(job, weights.sha256, language))
+    segments = context.engines.get(job.engine, job.model).transcribe(
         cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)
     )
-    return result_to_json(heard)
+    return result_to_json(segments)
+
+
+def _read(context: Context, claim: Claim, chunk: Chunk, identity: dict[str, Any]) -> bytes:
+    """The chunk's PCM; cut from the recording again where it is lost."""
+    job, part = claim.job, claim.part
+    try:
+        return persist(lambda: context.storage.read_chunk(job.id, chunk.index))
+    except NotFound:
+        logger.warning("the audio of chunk {} is lost: it is cut again", chunk.index)
+    with open_recording(context, job.recording) as recording:
+        pcm = cut_anew(recording, chunk.audio, job.transcription.audio_track)
+    if part is None or content_hash(chunk, pcm, identity) != part.content_hash:
+        raise SoundLost(index=chunk.index)
+    return pcm

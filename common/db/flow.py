@@ -1,0 +1,299 @@
+"""What follows what in a job, as its pipeline declares it, within one transaction.
+
+The job's row is locked throughout, always before its steps' rows: or two transactions could
+deadlock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session, joinedload
+
+from common.db.endings import job_ended
+from common.db.tables import Job, Outbox, Part, Step
+from common.domain.job import JobStatus, StepStatus, job_sources, step_sources
+from common.domain.pipeline import PIPELINES, Phase, StepType
+from common.errors import Conflict
+
+OPEN = (StepStatus.PENDING, StepStatus.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class NewPart:
+    """A part as the step that found it stores it; see `Part`."""
+
+    index: int
+    units: int
+    data: list[Any]
+    content_hash: str
+
+
+def locked_job(session: Session, job_id: UUID) -> Job | None:
+    """The job with its row locked, its recording and transcription at hand; None: it is deleted."""
+    return session.scalar(
+        select(Job)
+        .where(Job.id == job_id)
+        .options(joinedload(Job.recording), joinedload(Job.transcription))
+        .with_for_update(key_share=True, of=Job)
+        .execution_options(populate_existing=True)
+    )
+
+
+class Flow:
+    """Moves one job on. Its row must be locked."""
+
+    def __init__(self, session: Session, job: Job) -> None:
+        self._session = session
+        self._job = job
+        self._pipeline = PIPELINES[job.kind]
+
+    def start(self) -> list[UUID]:
+        """Begin the first phase; returns the steps that were added, as all of these do."""
+        has_input = self._job.recording_id is not None
+        return self._begin(self._pipeline.first_phase(has_input=has_input))
+
+    def add_parts(self, parts: Sequence[NewPart]) -> list[UUID]:
+        """Store parts, with their first steps; those already there stay as they are.
+
+        A part that is there without its first step, as in a job that is retried, is given one.
+        """
+        if not parts:
+            return []
+        added = self._session.scalars(
+            upsert(Part)
+            .values(
+                [
+                    {
+                        "job_id": self._job.id,
+                        "index": part.index,
+                        "units": part.units,
+                        "data": part.data,
+                        "content_hash": part.content_hash,
+                    }
+                    for part in parts
+                ]
+            )
+            .on_conflict_do_nothing()
+            .returning(Part.index)
+        ).all()
+        self._job.parts_total += len(added)
+        return self._add_first([part.index for part in parts])
+
+    def forget_parts(self) -> None:
+        """Drop all parts and what was done of them."""
+        of_job = (Step.job_id == self._job.id, Step.part.is_not(None))
+        self._session.execute(delete(Step).where(*of_job))
+        self._session.execute(delete(Part).where(Part.job_id == self._job.id))
+        self._job.parts_total = self._job.units_done = 0
+
+    def step_ended(self, kind: str, part: Part | None, *, done: bool) -> list[UUID]:
+        """Have done what follows from a step that is done, or failed with no more than a warning.
+
+        What follows a failed step in its part is left out.
+        """
+        step = self._pipeline.step(kind)
+        if part is None:
+            if self._phase.each:
+                self._job.parts_known = True
+            return self._go_on()
+        if step.counts:
+            self._job.units_done += part.units
+        if done:
+            options = self._job.options
+            following = [it.kind for it in self._phase.following(kind, options)]
+            if following:
+                return add_steps(self._session, self._job.id, following, [part.index])
+        return self._go_on()
+
+    def resume(self) -> list[UUID]:
+        """Let a job go on that waits for a person.
+
+        Raises:
+            Conflict: it does not wait for one.
+        """
+        job, phase = self._job, self._phase
+        if phase.pause is None or job.status != phase.pause.status:
+            raise Conflict(reason=f"The job is {job.status} and does not wait to go on")
+        job.status = JobStatus.PROCESSING
+        job.resumed_at = func.clock_timestamp()
+        return self._begin_or_complete(self._pipeline.phase_after(phase.name))
+
+    def retry(self) -> None:
+        """Have what is missing of a job done that has failed; steps that are done stay so.
+
+        Steps that ended otherwise are replaced by new ones, so that a worker that still has an old
+        one in hand, or reports it late, finds that it does not exist any more.
+        """
+        job, phase, options = self._job, self._phase, self._job.options
+        of_job = Step.job_id == job.id
+        self._session.execute(delete(Step).where(of_job, Step.status != StepStatus.DONE))
+        missing = {step.kind: self._missing(step) for step in phase.each_of(options)}
+        if phase.step is not None:
+            # Only it can write the files anew that its job's end has dropped.
+            again = any(step.reads_files and missing[step.kind] for step in phase.each_of(options))
+            if again:
+                of_phase = (of_job, Step.kind == phase.step.kind)
+                self._session.execute(delete(Step).where(*of_phase))
+            is_done = not again and bool(
+                self._session.scalar(select(Step.id).where(of_job, Step.kind == phase.step.kind))
+            )
+            if not is_done:
+                job.parts_known = job.parts_known and not phase.each
+                add_steps(self._session, job.id, [phase.step.kind], [None])
+        for step in phase.each_of(options):
+            if not (step.reads_files and phase.step is not None):
+                add_steps(self._session, job.id, [step.kind], missing[step.kind])
+        job.units_done = self._units_done()
+        self._go_on()
+
+    @property
+    def _phase(self) -> Phase:
+        assert self._job.phase is not None  # noqa: S101 - a job without a phase has no steps
+        return self._pipeline.phase(self._job.phase)
+
+    def _begin(self, phase: Phase) -> list[UUID]:
+        self._job.phase = phase.name
+        if phase.step is not None and phase.step.when(self._job.options):
+            if phase.each:
+                self._job.parts_known = False
+            return add_steps(self._session, self._job.id, [phase.step.kind], [None])
+        indexes = select(Part.index).where(Part.job_id == self._job.id).order_by(Part.index)
+        return self._add_first(self._session.scalars(indexes).all()) or self._go_on()
+
+    def _go_on(self) -> list[UUID]:
+        """Begin the next phase where no step of this one is open any more."""
+        still_open = select(Step.id).where(Step.job_id == self._job.id, Step.status.in_(OPEN))
+        if self._session.scalar(still_open.limit(1)) is not None:
+            return []
+        phase = self._phase
+        if phase.pause is not None and phase.pause.when(self._job.options):
+            self._job.status = phase.pause.status
+            return []
+        return self._begin_or_complete(self._pipeline.phase_after(phase.name))
+
+    def _begin_or_complete(self, phase: Phase | None) -> list[UUID]:
+        if phase is not None:
+            return self._begin(phase)
+        self._job.status = JobStatus.COMPLETED
+        self._job.completed_at = func.clock_timestamp()
+        job_ended(self._session, self._job.id, JobStatus.COMPLETED)
+        return []
+
+    def _add_first(self, indexes: Sequence[int]) -> list[UUID]:
+        """Give parts their first steps, where they have none yet."""
+        added: list[UUID] = []
+        for step in self._phase.following(None, self._job.options):
+            present = self._session.scalars(
+                select(Step.part).where(
+                    Step.job_id == self._job.id,
+                    Step.kind == step.kind,
+                    Step.part.in_(indexes),
+                )
+            ).all()
+            without = [index for index in indexes if index not in present]
+            added += add_steps(self._session, self._job.id, [step.kind], without)
+        return added
+
+    def _missing(self, step: StepType) -> list[int]:
+        """The parts in which a step is not done, and what it follows is."""
+        wanted = select(Part.index).where(
+            Part.job_id == self._job.id, Part.index.not_in(self._done(step.kind))
+        )
+        if step.after is not None:
+            wanted = wanted.where(Part.index.in_(self._done(step.after)))
+        return list(self._session.scalars(wanted.order_by(Part.index)))
+
+    def _units_done(self) -> int:
+        counting = [step.kind for step in self._pipeline.counting(self._job.options)]
+        done = (
+            select(func.coalesce(func.sum(Part.units), 0))
+            .join(Step, (Step.job_id == Part.job_id) & (Step.part == Part.index))
+            .where(
+                Part.job_id == self._job.id,
+                Step.kind.in_(counting),
+                Step.status == StepStatus.DONE,
+            )
+        )
+        return self._session.scalars(done).one()
+
+    def _done(self, kind: str) -> Any:
+        return select(Step.part).where(
+            Step.job_id == self._job.id,
+            Step.kind == kind,
+            Step.part.is_not(None),
+            Step.status == StepStatus.DONE,
+        )
+
+
+def add_steps(
+    session: Session, job_id: UUID, kinds: Iterable[str], parts: Iterable[int | None]
+) -> list[UUID]:
+    """Add pending steps of each kind for each part, with their outbox rows; returns their ids."""
+    indexes = list(parts)
+    rows = [{"job_id": job_id, "kind": kind, "part": part} for kind in kinds for part in indexes]
+    if not rows:
+        return []
+    step_ids = list(session.scalars(insert(Step).returning(Step.id), rows))
+    enqueue(session, step_ids)
+    return step_ids
+
+
+def enqueue(session: Session, step_ids: Sequence[UUID]) -> None:
+    """Have steps published, whose rows are new or locked; those in the outbox already stay so."""
+    if step_ids:
+        steps = select(Step.id, Step.run_after).where(Step.id.in_(step_ids))
+        outbox = upsert(Outbox).from_select(["step_id", "due_at"], steps)
+        session.execute(outbox.on_conflict_do_nothing())
+
+
+def end_job(
+    session: Session,
+    job_id: UUID,
+    status: JobStatus,
+    *,
+    code: str | None = None,
+    message: str | None = None,
+) -> bool:
+    """End a job that is not COMPLETED, and every step of it that is not done."""
+    ended = session.scalar(  # this locks the job's row before those of its steps
+        update(Job)
+        .where(Job.id == job_id, Job.status.in_(job_sources(status)))
+        .values(
+            status=status,
+            completed_at=func.clock_timestamp(),
+            error_code=code,
+            error_message=message,
+        )
+        .returning(Job.id)
+    )
+    if ended is None:
+        return False
+    session.execute(
+        update(Step)
+        .where(Step.job_id == job_id, Step.status.in_(step_sources(StepStatus.CANCELLED)))
+        .values(status=StepStatus.CANCELLED, token=None, lease_until=None)
+    )
+    # After the steps are locked, when no transaction can add one of them any more.
+    steps = select(Step.id).where(Step.job_id == job_id)
+    session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
+    job_ended(session, job_id, status)
+    return True
+
+
+def retry_job(session: Session, job_id: UUID) -> bool:
+    """Have a FAILED job's missing parts done; False where it is not FAILED (any more)."""
+    job = locked_job(session, job_id)
+    if job is None or job.status != JobStatus.FAILED:
+        return False
+    job.status = JobStatus.PENDING
+    job.error_code = job.error_message = None
+    job.retried_at = func.clock_timestamp()
+    job.started_at = job.resumed_at = job.completed_at = job.sweep_at = job.delete_at = None
+    Flow(session, job).retry()
+    return True

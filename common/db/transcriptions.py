@@ -1,0 +1,216 @@
+"""What the steps of a transcription read and store: the SQL that is particular to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, and_, case, func, select
+from sqlalchemy.orm import Session, aliased
+
+from common.db.counting import count_durations
+from common.db.database import Database
+from common.db.flow import Flow
+from common.db.steps import Within
+from common.db.tables import Job, JobMetrics, Part, Recording, Step, Transcript
+from common.db.usage import charge_decoded, correct
+from common.domain.job import StepStatus
+from common.domain.pipeline import StepKind
+from common.domain.request import Options
+from common.domain.tracks import Track, find_track
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecording:
+    """Stored audio about to be committed; ``sha256`` is lower-case hex."""
+
+    id: UUID
+    filename: str
+    container: str
+    codec: str
+    size_bytes: int
+    sha256: str
+    duration_ms: int | None
+    upload_ms: int
+    tracks: tuple[Track, ...] = ()
+
+    def row(self, tenant: str) -> Recording:
+        """As it is committed."""
+        return Recording(
+            id=self.id,
+            tenant=tenant,
+            filename=self.filename,
+            container=self.container,
+            codec=self.codec,
+            size_bytes=self.size_bytes,
+            sha256=self.sha256,
+            duration_ms=self.duration_ms,
+            upload_ms=self.upload_ms,
+            audio_tracks=[track.to_json() for track in self.tracks],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a recording, and what its steps have come to; None: that one is not done.
+
+    ``result``: the segments of each window (`common.transcripts`). ``moderation``: who moderated
+    them, and how.
+    """
+
+    index: int
+    windows: list[Any]
+    content_hash: str
+    result: list[Any] | None
+    engine_ms: int | None
+    moderation: dict[str, Any] | None
+    moderation_ms: int | None
+
+
+_TRANSCRIBED, _MODERATED = aliased(Step), aliased(Step)
+
+
+def select_chunks(job_id: UUID, first: int = 0) -> Select[Any]:
+    """A job's chunks from ``first`` on, in order, each as `to_chunk` takes it."""
+    return (
+        select(
+            Part.index,
+            Part.data,
+            Part.content_hash,
+            _TRANSCRIBED.result,
+            _TRANSCRIBED.elapsed_ms,
+            _MODERATED.result.label("moderation"),
+            _MODERATED.elapsed_ms.label("moderation_ms"),
+        )
+        .outerjoin(_TRANSCRIBED, _done(_TRANSCRIBED, StepKind.TRANSCRIBE))
+        .outerjoin(_MODERATED, _done(_MODERATED, StepKind.MODERATE))
+        .where(Part.job_id == job_id, Part.index >= first)
+        .order_by(Part.index)
+    )
+
+
+def to_chunk(row: Any) -> Chunk:
+    """A row of `select_chunks`."""
+    return Chunk(*row)
+
+
+def _done(step: Any, kind: StepKind) -> Any:
+    return and_(
+        step.job_id == Part.job_id,
+        step.part == Part.index,
+        step.kind == kind,
+        step.status == StepStatus.DONE,
+    )
+
+
+class Transcriptions:
+    """What workers ask about transcriptions, of all tenants."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def is_stored(self, recording_id: UUID) -> bool:
+        """Whether a recording was committed."""
+        with self._database.transaction() as session:
+            return session.get(Recording, recording_id) is not None
+
+    def planned(self, job_id: UUID) -> dict[int, tuple[str, bool]]:
+        """What an earlier attempt planned: chunk index to (content hash, whether it is done)."""
+        with self._database.transaction() as session:
+            rows = session.execute(
+                select(Part.index, Part.content_hash, Step.id.is_not(None))
+                .outerjoin(Step, _done(Step, StepKind.TRANSCRIBE))
+                .where(Part.job_id == job_id)
+            )
+            return {index: (content_hash, done) for index, content_hash, done in rows}
+
+    def to_merge(self, job_id: UUID) -> tuple[list[Chunk], int]:
+        """All chunks of a job, in order, and how many milliseconds planning took."""
+        plan = select(Step.elapsed_ms).where(Step.job_id == job_id, Step.kind == StepKind.PLAN)
+        with self._database.transaction() as session:
+            chunks = [to_chunk(row) for row in session.execute(select_chunks(job_id))]
+            return chunks, session.scalar(plan) or 0
+
+
+def recording_fetched(recording: NewRecording) -> Within:
+    """Store the recording that was fetched for a job.
+
+    Raises:
+        UnknownOption: it has no such audio track as the job asks for.
+    """
+
+    def store(session: Session, job: Job) -> None:
+        session.add(recording.row(job.tenant))
+        session.flush()
+        find_track(recording.tracks, Options.from_json(job.options).audio_track)
+        job.recording_id, job.units_total = recording.id, recording.duration_ms
+        # Its query may be a signature, and is of no use any more.
+        job.source_url = (job.source_url or "").partition("?")[0]
+        session.flush()
+        charge_decoded(session, job.id, recording.duration_ms or 0)
+
+    return store
+
+
+def audio_decoded(decoded_ms: int) -> Within:
+    """Charge the job at least ``decoded_ms``, which stay charged whatever becomes of it."""
+    return lambda session, job: charge_decoded(session, job.id, decoded_ms)
+
+
+def plan_begun(
+    *, weights_sha256: str, language: str, audio_track: int | None, replan: bool
+) -> Within:
+    """Fix what all chunks of the job share; with ``replan`` forget what was planned before."""
+
+    def store(session: Session, job: Job) -> None:
+        job.transcription.weights_sha256 = weights_sha256
+        job.transcription.detected_language = language
+        job.transcription.audio_track = audio_track
+        if replan:
+            Flow(session, job).forget_parts()
+
+    return store
+
+
+def plan_ended(
+    *, duration_ms: int, warnings: Iterable[str], languages: Mapping[str, float]
+) -> Within:
+    """Store what is known of the whole recording.
+
+    ``languages`` are the probabilities of those that were detected.
+    """
+
+    def store(session: Session, job: Job) -> None:
+        job.units_total = duration_ms
+        job.warnings = list(warnings)
+        job.transcription.language_probabilities = dict(languages) or None
+        correct(session, job.id, duration_ms)
+
+    return store
+
+
+def merged(transcript: Transcript, metrics: JobMetrics, warnings: list[str]) -> Within:
+    """Store the transcript, and where the time went."""
+
+    def store(session: Session, job: Job) -> None:
+        session.add(transcript)
+        job.warnings = warnings
+        now = session.scalars(select(func.clock_timestamp())).one()
+        asked_at = job.retried_at or job.created_at
+        metrics.waited_ms = _ms(asked_at, job.started_at or now)
+        metrics.wall_ms = _ms(asked_at, now)
+        # Those that came to something, good or bad: what was handed back did not.
+        came_to = Step.failures + Step.losses + case((Step.status == StepStatus.DONE, 1), else_=0)
+        attempts = select(func.sum(came_to)).where(Step.job_id == job.id)
+        metrics.attempts = session.scalar(attempts) or 0
+        session.add(metrics)
+        count_durations(session, metrics)
+
+    return store
+
+
+def _ms(start: datetime, end: datetime) -> int:
+    return round((end - start).total_seconds() * 1000)

@@ -1,0 +1,187 @@
+"""What a kind of job does: its steps, what follows what, and what a failed step means.
+
+This is the one place that says so. Claiming, finishing, fan-in, retry, stage and progress
+(`common.db.flow`, `common.db.snapshots`) follow from these declarations and restate none of them.
+
+A pipeline is a sequence of phases. A phase has at most one step of the whole job, which may add
+parts (chunks of a recording, pages of a document), and steps of each part. It ends when none of
+the job's steps is open any more; then the next phase begins, or the job waits for a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from common.domain.job import MODERATION_FAILED, JobStatus
+from common.domain.values import MAX_WINDOW_MS
+
+Condition = Callable[[Mapping[str, Any]], bool]
+"""Whether something applies to a job with these options, as they are stored."""
+
+
+class StepKind(StrEnum):
+    """The kinds of steps of the pipelines below."""
+
+    FETCH = "fetch"
+    PLAN = "plan"
+    TRANSCRIBE = "transcribe"
+    MODERATE = "moderate"
+    MERGE = "merge"
+
+
+def always(_options: Mapping[str, Any]) -> bool:
+    """The condition of what applies to every job."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class StepType:
+    """A kind of step, and its place in its phase.
+
+    ``stage`` is what status documents call a job in which it is the next to finish. ``after`` is
+    the kind that it follows in the same part; None: it starts with the part. ``warning``: the
+    warning that a job gets in which it failed for good; None: then the job fails. ``reuses``: the
+    result of an equal part, of any job of the tenant, is as good as its own. ``counts``: its
+    finishing is the job's progress. ``reads_files``: it reads a file that the phase's step of the
+    whole job has written; these files are dropped when a job ends, so that a retry begins with
+    that step. ``is_limited``: no more than half of the workers do this at a time.
+    """
+
+    kind: str
+    stage: str
+    after: str | None = None
+    when: Condition = always
+    warning: str | None = None
+    reuses: bool = False
+    counts: bool = False
+    reads_files: bool = False
+    is_limited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The job waits in ``status`` until a person lets it go on."""
+
+    status: JobStatus
+    when: Condition = always
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of a pipeline: a step of the whole job, steps of each part, or both.
+
+    ``brings_input``: skipped where the job has its input (a recording) already.
+    """
+
+    name: str
+    step: StepType | None = None
+    each: tuple[StepType, ...] = ()
+    pause: Pause | None = None
+    brings_input: bool = False
+
+    def each_of(self, options: Mapping[str, Any]) -> tuple[StepType, ...]:
+        """The steps of each part of a job with these options."""
+        return tuple(step for step in self.each if step.when(options))
+
+    def following(self, kind: str | None, options: Mapping[str, Any]) -> Iterator[StepType]:
+        """The steps of a part that follow its step ``kind``; None: those that come first."""
+        return (step for step in self.each_of(options) if step.after == kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A kind of job. Its phases are done in order; kinds of steps are unique in it.
+
+    ``units_a_part``: about how much of a job's ``units_total`` (milliseconds of a recording, pages
+    of a document) one part has: it tells how many turns a job takes before its parts are known.
+    """
+
+    kind: str
+    phases: tuple[Phase, ...]
+    units_a_part: int = 1
+
+    def first_phase(self, *, has_input: bool) -> Phase:
+        """Where a job begins."""
+        return next(it for it in self.phases if not (has_input and it.brings_input))
+
+    def phase(self, name: str) -> Phase:
+        """The phase of this name."""
+        return next(it for it in self.phases if it.name == name)
+
+    def phase_after(self, name: str) -> Phase | None:
+        """What follows; None: the job is COMPLETED."""
+        later = iter(self.phases)
+        next(it for it in later if it.name == name)
+        return next(later, None)
+
+    def step(self, kind: str) -> StepType:
+        """The declaration of a kind of step."""
+        return next(step for step in self.steps if step.kind == kind)
+
+    @property
+    def steps(self) -> Iterator[StepType]:
+        """All kinds of steps, in order."""
+        for phase in self.phases:
+            if phase.step is not None:
+                yield phase.step
+            yield from phase.each
+
+    def counting(self, options: Mapping[str, Any]) -> list[StepType]:
+        """The steps that are the progress of a job with these options."""
+        return [step for step in self.steps if step.counts and step.when(options)]
+
+    def is_limited(self, phase: str) -> bool:
+        """Whether a job in this phase waits for a step that few workers do at a time."""
+        step = self.phase(phase).step
+        return step is not None and step.is_limited
+
+
+TRANSCRIPTION = Pipeline(
+    "transcription",
+    phases=(
+        Phase(
+            "fetch",
+            StepType(StepKind.FETCH, stage="fetching", is_limited=True),
+            brings_input=True,
+        ),
+        Phase(
+            "chunks",
+            StepType(StepKind.PLAN, stage="planning"),
+            each=(
+                StepType(
+                    StepKind.TRANSCRIBE,
+                    stage="transcribing",
+                    reuses=True,
+                    counts=True,
+                    reads_files=True,
+                ),
+                StepType(
+                    StepKind.MODERATE,
+                    stage="moderating",
+                    after=StepKind.TRANSCRIBE,
+                    when=lambda options: bool(options.get("moderation")),
+                    warning=MODERATION_FAILED,
+                ),
+            ),
+        ),
+        Phase("merge", StepType(StepKind.MERGE, stage="merging")),
+    ),
+    units_a_part=MAX_WINDOW_MS,
+)
+
+PIPELINES = {pipeline.kind: pipeline for pipeline in (TRANSCRIPTION,)}
+"""All kinds of jobs, by the name that their rows carry."""
+
+
+def kinds_of_steps() -> list[str]:
+    """Every kind of step that there is, each once."""
+    return list(dict.fromkeys(str(step.kind) for it in PIPELINES.values() for step in it.steps))
+
+
+def limited_kinds() -> list[str]:
+    """Those that few workers do at a time."""
+    limited = (step for it in PIPELINES.values() for step in it.steps if step.is_limited)
+    return list(dict.fromkeys(str(step.kind) for step in limited))

@@ -104,7 +104,7 @@ def shares(steps: Sequence[StepTimes], workers: int, *, sent_at: float, done_at:
     ``steps`` are all steps of one job that nobody else's job disturbed.
     """
     first = min(step.start for step in steps)
-    merge = next(step for step in steps if step.kind is StepKind.MERGE)
+    merge = next(step for step in steps if step.kind == StepKind.MERGE)
     by_worker: dict[str, list[StepTimes]] = {}
     for step in steps:
         if step.kind is not StepKind.MERGE:
@@ -117,15 +117,15 @@ def shares(steps: Sequence[StepTimes], workers: int, *, sent_at: float, done_at:
         tail += merge.start - done[-1].end
     never_called = workers - len(by_worker)
     waiting += never_called * (merge.start - first)
-    chunks = [step for step in steps if step.kind is StepKind.TRANSCRIBE]
+    chunks = [step for step in steps if step.kind == StepKind.TRANSCRIBE]
     engine = sum(step.engine_s for step in chunks)
     return Shares(
         before=workers * (first - sent_at),
-        plan=sum(step.end - step.start for step in steps if step.kind is StepKind.PLAN),
+        plan=sum(step.end - step.start for step in steps if step.kind == StepKind.PLAN),
         waiting_first=waiting,
         engine=engine,
         around=sum(step.end - step.start for step in chunks) - engine,
-        moderation=sum(step.end - step.start for step in steps if step.kind is StepKind.MODERATE),
+        moderation=sum(step.end - step.start for step in steps if step.kind == StepKind.MODERATE),
         between=between,
         tail=tail,
         merge=workers * (merge.end - merge.start),

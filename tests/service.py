@@ -68,7 +68,7 @@ class Service:
             folder / "uploads", folder / "uploads" / ".incoming", folder / "results"
         )
         self.storage.prepare()
-        self._redis_url = redis_url
+        self.redis_url = redis_url
         self._env = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -110,6 +110,15 @@ class Service:
         """Start the dispatcher."""
         return self._start("-m", "worker.dispatcher")
 
+    def start_dispatcher_after(self, code: str) -> psutil.Process:
+        """Start the dispatcher in a process that runs ``code`` first."""
+        return self._start("-c", f"{code}\nfrom worker.dispatcher import main\nmain()")
+
+    def workers(self) -> list[psutil.Process]:
+        """The workers that run."""
+        running = (psutil.Process(it.pid) for it in self._processes if it.poll() is None)
+        return [process for process in running if "worker.__main__" in " ".join(process.cmdline())]
+
     def submit(self, sound: Samples | Path, **options: object) -> UUID:
         """Submit a recording; ``options`` are fields of `NewJob`."""
         recording_id = uuid4()
@@ -140,7 +149,7 @@ class Service:
             new_job := NewJob(**job),  # type: ignore[arg-type]
         )
         self.storage.keep(recording_id)
-        with connect(self._redis_url) as redis:
+        with connect(self.redis_url) as redis:
             Events(redis).work_to_do()
         return new_job.id
 

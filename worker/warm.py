@@ -256,9 +256,11 @@ class WarmWorker(Worker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run one job; a Redis that goes away meanwhile costs the doorbell, not the worker."""
         try:
-            self._used_at = inf  # until the next heartbeat
-            super().execute_job(job, queue)
-            if self._handed_back:
+            wanted = self._horse is not None or self._is_pending(job)
+            if wanted:
+                self._used_at = inf  # until the next heartbeat
+                super().execute_job(job, queue)
+            if self._handed_back or not wanted:
                 queue.intermediate_queue.remove(job.id)
                 job.delete()
         except redis.exceptions.RedisError as error:
@@ -306,6 +308,13 @@ class WarmWorker(Worker):
             logger.warning("Redis did not hear of the end: {}", type(error).__name__)
         self._retire_horse(FAREWELL_S)
         logger.info("stopped")
+
+    def _is_pending(self, job: Job) -> bool:
+        """Whether to start an engine process for it: another worker may have its step already."""
+        try:
+            return self.steps.is_pending(cast("StepMessage", job).step_id)
+        except Unavailable:
+            return True
 
     # --- the horse ------------------------------------------------------------------------------
 

@@ -101,7 +101,8 @@ class Flow:
         if part is None:
             if self._phase.each:
                 self._job.parts_known = True
-            return self._go_on()
+            # Those of an earlier phase among them, which this step has not added.
+            return self._add_first(self._all_parts()) or self._go_on()
         if step.counts:
             self._job.units_done += part.units
         if done:
@@ -163,8 +164,7 @@ class Flow:
             if phase.each:
                 self._job.parts_known = False
             return add_steps(self._session, self._job.id, [phase.step.kind], [None])
-        indexes = select(Part.index).where(Part.job_id == self._job.id).order_by(Part.index)
-        return self._add_first(self._session.scalars(indexes).all()) or self._go_on()
+        return self._add_first(self._all_parts()) or self._go_on()
 
     def _go_on(self) -> list[UUID]:
         """Begin the next phase where no step of this one is open any more."""
@@ -184,6 +184,10 @@ class Flow:
         self._job.completed_at = func.clock_timestamp()
         job_ended(self._session, self._job.id, JobStatus.COMPLETED)
         return []
+
+    def _all_parts(self) -> Sequence[int]:
+        indexes = select(Part.index).where(Part.job_id == self._job.id).order_by(Part.index)
+        return self._session.scalars(indexes).all()
 
     def _add_first(self, indexes: Sequence[int]) -> list[UUID]:
         """Give parts their first steps, where they have none yet."""

@@ -21,6 +21,7 @@ from common.db.tables import Job, Recording, Tenant, Transcript, Transcription
 from common.db.transcriptions import Chunk, NewRecording, select_chunks, to_chunk
 from common.db.usage import NO_QUOTA, Quota, charge, check_goes_on
 from common.domain.job import JobStatus, Priority
+from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
 from common.domain.tracks import find_track
 from common.errors import Conflict, IdempotencyConflict, NotFound
@@ -45,7 +46,7 @@ class NewJob:
 
     ``source_url`` is where a recording that was not sent is to be had. ``delete_after_s``: seconds
     after its end. ``key_id`` and ``request_id`` name the API key and the HTTP request, ``quota``
-    is what the key may have.
+    is what the key may have. ``kind`` is one of `PIPELINES`.
     """
 
     id: UUID
@@ -62,6 +63,7 @@ class NewJob:
     key_id: str | None = None
     quota: Quota = NO_QUOTA
     request_id: str | None = None
+    kind: str = TRANSCRIPTION.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +290,9 @@ class Jobs:
             if key.good_s is not None and _release(session, known.id, key.good_s):
                 continue
             return Created(known.id, JobStatus(known.status), replayed=True)
-        session.add(Transcription(job_id=job.id))
-        session.flush()
+        if job.kind == TRANSCRIPTION.kind:
+            session.add(Transcription(job_id=job.id))
+            session.flush()
         if fetched:
             self._start(session, job.id)
         return Created(job.id, status, replayed=False)
@@ -307,6 +310,7 @@ class Jobs:
             .values(
                 id=job.id,
                 tenant=self._tenant,
+                kind=job.kind,
                 key_id=job.key_id,
                 status=status,
                 priority=job.priority,

@@ -167,7 +167,7 @@ def _snapshots(session: Session, rows: Sequence[Row[Any]], farthest: int) -> lis
 
 def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
     job: Job = row.Job
-    transcription: Transcription = row.Transcription
+    transcription: Transcription | None = row.Transcription
     standing = _Standing(job, row.ended or {})
     return Snapshot(
         job_id=job.id,
@@ -187,13 +187,13 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         filename=row.filename,
         engine=job.engine,
         model=job.model,
-        language=transcription.detected_language or job.language,
+        language=(transcription and transcription.detected_language) or job.language,
         duration_ms=job.units_total,
         options=Options.from_json(job.options),
         client=ClientData(job.client_recording_id, job.client_metadata),
         delete_at=job.delete_at,
         audio_tracks=tuple(map(Track.from_json, row.audio_tracks or ())),
-        audio_track=transcription.audio_track,
+        audio_track=None if transcription is None else transcription.audio_track,
         estimate_s=_estimate_s(job, row.speed),
         planned=job.parts_known,
     )

@@ -313,6 +313,12 @@ class Steps:
         with self._database.transaction() as session:
             return session.scalar(select(Step.id).where(Step.status.in_(OPEN)).limit(1)) is not None
 
+    def is_pending(self, step_id: UUID) -> bool:
+        """Whether a worker can still claim it."""
+        with self._database.transaction() as session:
+            status = session.scalar(select(Step.status).where(Step.id == step_id))
+            return status == StepStatus.PENDING
+
     def handed_out(self) -> int:
         """How many steps workers have in hand, their leases good, or are about to be given."""
         with self._database.transaction() as session:

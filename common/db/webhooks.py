@@ -77,13 +77,13 @@ def message(event: WebhookEvent, data: dict[str, Any]) -> str:
 
 def _data(session: Session, job: Job) -> dict[str, Any]:
     """Standard Webhooks calls it "thin": the text is fetched with a key, and is not sent."""
-    transcription = session.get_one(Transcription, job.id)
+    transcription = session.get(Transcription, job.id)
     return {
         "job_id": str(job.id),
         "status": job.status,
         "recording_id": job.client_recording_id,
         "metadata": job.client_metadata,
-        "language": transcription.detected_language or job.language,
+        "language": (transcription and transcription.detected_language) or job.language,
         "duration_seconds": None if job.units_total is None else job.units_total / 1000,
         "error_code": job.error_code,
         "error_message": job.error_message,

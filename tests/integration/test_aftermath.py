@@ -89,7 +89,8 @@ def without_a_transcript(session: Session) -> None:
 def judged_unlike_its_options(session: Session) -> None:
     moderated = (Step.kind == StepKind.MODERATE, Step.part == 1)
     (job_id,) = session.scalars(select(Job.id))
-    if not session.execute(update(Step).where(*moderated).values(result=None).returning(Step.id)).all():
+    changed = update(Step).where(*moderated).values(result=None).returning(Step.id)
+    if not session.execute(changed).all():
         session.add(Step(job_id=job_id, kind=StepKind.MODERATE, part=1, status="done", result={}))
 
 

@@ -103,7 +103,7 @@ def complete(steps: Steps) -> None:
     plan_chunks(steps, 1)
     finish_chunk(steps, claim_next(steps))
     claim = claim_next(steps)
-    if claim.kind is StepKind.MODERATE:
+    if claim.kind == StepKind.MODERATE:
         finish_moderation(steps, claim)
         claim = claim_next(steps)
     finish_merge(steps, claim, segments=[stored_segment(0, 10_000, " hello")])

@@ -50,7 +50,7 @@ def context(
         "MODELS_DIR": str(weights_dir),
     }.items():
         monkeypatch.setenv(name, value)
-    return build_context(Settings(), connect(redis_url))
+    return build_context(Settings(), connect(redis_url), may_go_on=lambda: False)
 
 
 def planned(context: Context, options: Options, *voices: NDArray[Any]) -> Snapshot:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, joinedload
 
@@ -83,7 +83,7 @@ class Flow:
             .returning(Part.index)
         ).all()
         self._job.parts_total += len(added)
-        return self._add_first([part.index for part in parts])
+        return self._add_due([part.index for part in parts])
 
     def forget_parts(self) -> None:
         """Drop all parts and what was done of them."""
@@ -101,8 +101,8 @@ class Flow:
         if part is None:
             if self._phase.each:
                 self._job.parts_known = True
-            # Those of an earlier phase among them, which this step has not added.
-            return self._add_first(self._all_parts()) or self._go_on()
+            # In parts of an earlier phase too, and in those that are retried.
+            return self._add_due() or self._go_on()
         if step.counts:
             self._job.units_done += part.units
         if done:
@@ -123,33 +123,41 @@ class Flow:
             raise Conflict(reason=f"The job is {job.status} and does not wait to go on")
         job.status = JobStatus.PROCESSING
         job.resumed_at = func.clock_timestamp()
-        return self._begin_or_complete(self._pipeline.phase_after(phase.name))
+        return self._begin_or_complete(next(iter(self._pipeline.phases_after(phase.name)), None))
 
     def retry(self) -> None:
         """Have what is missing of a job done that has failed; steps that are done stay so.
 
-        Steps that ended otherwise are replaced by new ones, so that a worker that still has an old
-        one in hand, or reports it late, finds that it does not exist any more.
+        It begins with the first phase in which one is missing, as one that failed with no more than
+        a warning is; not before the last pause. Steps that ended otherwise are replaced by new
+        ones, so that a worker that still has an old one in hand, or reports it late, finds that it
+        does not exist any more.
         """
-        job, phase, options = self._job, self._phase, self._job.options
+        job, options = self._job, self._job.options
         of_job = Step.job_id == job.id
-        self._session.execute(delete(Step).where(of_job, Step.status != StepStatus.DONE))
-        missing = {step.kind: self._missing(step) for step in phase.each_of(options)}
+        not_done = (of_job, Step.status != StepStatus.DONE)
+        missing = set(self._session.scalars(select(Step.kind).where(*not_done).distinct()))
+        phases = self._pipeline.since_pause(self._phase.name, options)
+        phase = next((it for it in phases if it.kinds & missing), phases[-1])
+        job.phase = phase.name
+        later = {kind for it in self._pipeline.phases_after(phase.name) for kind in it.kinds}
+        self._session.execute(delete(Step).where(of_job, Step.kind.in_(later)))
+        self._session.execute(delete(Step).where(*not_done, Step.kind.in_(phase.kinds)))
+        each = phase.each_of(options)
+        # Only its step can write the files anew that the job's end has dropped.
+        again = phase.step is not None and any(
+            step.reads_files and self._due(step) for step in each
+        )
         if phase.step is not None:
-            # Only it can write the files anew that its job's end has dropped.
-            again = any(step.reads_files and missing[step.kind] for step in phase.each_of(options))
+            of_phase = (of_job, Step.kind == phase.step.kind)
             if again:
-                of_phase = (of_job, Step.kind == phase.step.kind)
                 self._session.execute(delete(Step).where(*of_phase))
-            is_done = not again and bool(
-                self._session.scalar(select(Step.id).where(of_job, Step.kind == phase.step.kind))
-            )
-            if not is_done:
-                job.parts_known = job.parts_known and not phase.each
+            if self._session.scalar(select(Step.id).where(*of_phase)) is None:
+                job.parts_known = job.parts_known and not each
                 add_steps(self._session, job.id, [phase.step.kind], [None])
-        for step in phase.each_of(options):
-            if not (step.reads_files and phase.step is not None):
-                add_steps(self._session, job.id, [step.kind], missing[step.kind])
+        for step in each:
+            if not (again and step.reads_files):
+                add_steps(self._session, job.id, [step.kind], self._due(step))
         job.units_done = self._units_done()
         self._go_on()
 
@@ -164,7 +172,7 @@ class Flow:
             if phase.each:
                 self._job.parts_known = False
             return add_steps(self._session, self._job.id, [phase.step.kind], [None])
-        return self._add_first(self._all_parts()) or self._go_on()
+        return self._add_due() or self._go_on()
 
     def _go_on(self) -> list[UUID]:
         """Begin the next phase where no step of this one is open any more."""
@@ -175,7 +183,7 @@ class Flow:
         if phase.pause is not None and phase.pause.when(self._job.options):
             self._job.status = phase.pause.status
             return []
-        return self._begin_or_complete(self._pipeline.phase_after(phase.name))
+        return self._begin_or_complete(next(iter(self._pipeline.phases_after(phase.name)), None))
 
     def _begin_or_complete(self, phase: Phase | None) -> list[UUID]:
         if phase is not None:
@@ -185,33 +193,29 @@ class Flow:
         job_ended(self._session, self._job.id, JobStatus.COMPLETED)
         return []
 
-    def _all_parts(self) -> Sequence[int]:
-        indexes = select(Part.index).where(Part.job_id == self._job.id).order_by(Part.index)
-        return self._session.scalars(indexes).all()
+    def _add_due(self, indexes: Sequence[int] | None = None) -> list[UUID]:
+        """Give parts, or all of them, the steps that they lack and that can be done now."""
+        return [
+            added
+            for step in self._phase.each_of(self._job.options)
+            for added in add_steps(
+                self._session, self._job.id, [step.kind], self._due(step, indexes)
+            )
+        ]
 
-    def _add_first(self, indexes: Sequence[int]) -> list[UUID]:
-        """Give parts their first steps, where they have none yet."""
-        added: list[UUID] = []
-        for step in self._phase.following(None, self._job.options):
-            present = self._session.scalars(
-                select(Step.part).where(
-                    Step.job_id == self._job.id,
-                    Step.kind == step.kind,
-                    Step.part.in_(indexes),
-                )
-            ).all()
-            without = [index for index in indexes if index not in present]
-            added += add_steps(self._session, self._job.id, [step.kind], without)
-        return added
-
-    def _missing(self, step: StepType) -> list[int]:
-        """The parts in which a step is not done, and what it follows is."""
-        wanted = select(Part.index).where(
-            Part.job_id == self._job.id, Part.index.not_in(self._done(step.kind))
-        )
+    def _due(self, step: StepType, indexes: Sequence[int] | None = None) -> Sequence[int]:
+        """The parts that have no such step, while that which it follows is done."""
+        due = select(Part.index).where(Part.job_id == self._job.id, ~self._has(step.kind))
         if step.after is not None:
-            wanted = wanted.where(Part.index.in_(self._done(step.after)))
-        return list(self._session.scalars(wanted.order_by(Part.index)))
+            due = due.where(self._has(step.after, Step.status == StepStatus.DONE))
+        if indexes is not None:
+            due = due.where(Part.index.in_(indexes))
+        return self._session.scalars(due.order_by(Part.index)).all()
+
+    def _has(self, kind: str, *where: ColumnElement[bool]) -> ColumnElement[bool]:
+        return exists().where(
+            Step.job_id == self._job.id, Step.kind == kind, Step.part == Part.index, *where
+        )
 
     def _units_done(self) -> int:
         counting = [step.kind for step in self._pipeline.counting(self._job.options)]
@@ -225,14 +229,6 @@ class Flow:
             )
         )
         return self._session.scalars(done).one()
-
-    def _done(self, kind: str) -> Any:
-        return select(Step.part).where(
-            Step.job_id == self._job.id,
-            Step.kind == kind,
-            Step.part.is_not(None),
-            Step.status == StepStatus.DONE,
-        )
 
 
 def add_steps(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from typing import Any
 
 from common.domain.job import MODERATION_FAILED, JobStatus
@@ -86,6 +87,11 @@ class Phase:
         """The steps of each part of a job with these options."""
         return tuple(step for step in self.each if step.when(options))
 
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of its steps."""
+        return {step.kind for step in (*([self.step] if self.step else ()), *self.each)}
+
     def following(self, kind: str | None, options: Mapping[str, Any]) -> Iterator[StepType]:
         """The steps of a part that follow its step ``kind``; None: those that come first."""
         return (step for step in self.each_of(options) if step.after == kind)
@@ -111,11 +117,17 @@ class Pipeline:
         """The phase of this name."""
         return next(it for it in self.phases if it.name == name)
 
-    def phase_after(self, name: str) -> Phase | None:
-        """What follows; None: the job is COMPLETED."""
-        later = iter(self.phases)
-        next(it for it in later if it.name == name)
-        return next(later, None)
+    def phases_after(self, name: str) -> tuple[Phase, ...]:
+        """What follows it, in order; nothing: the job is COMPLETED then."""
+        return self.phases[self.phases.index(self.phase(name)) + 1 :]
+
+    def since_pause(self, name: str, options: Mapping[str, Any]) -> list[Phase]:
+        """The phases up to this one, from the last pause before it on."""
+        until = self.phases[: self.phases.index(self.phase(name))]
+        unpaused = takewhile(
+            lambda it: it.pause is None or not it.pause.when(options), reversed(until)
+        )
+        return [*reversed(list(unpaused)), self.phase(name)]
 
     def step(self, kind: str) -> StepType:
         """The declaration of a kind of step."""

@@ -176,6 +176,27 @@ def test_only_the_merge_is_done_again_where_only_that_failed(
     check_whole(database, job_id)
 
 
+def test_moderation_that_failed_is_done_again_where_only_the_merge_ended_the_job(
+    database: Database, steps: Steps, jobs: Jobs
+) -> None:
+    job_id = submit_job(database, options=MODERATED)
+    plan_chunks(steps, 3)
+    while (claim := claim_next(steps)).kind != StepKind.MERGE:
+        if claim.kind == StepKind.TRANSCRIBE:
+            finish_chunk(steps, claim)
+        else:
+            steps.fail(claim.step_id, claim.attempt, ModerationOff())
+    fail(steps, claim)
+
+    jobs.retry(job_id)
+
+    kinds: list[str] = []
+    work(steps, kinds=kinds)
+    assert kinds == ["moderate"] * 3 + ["merge"]
+    check_whole(database, job_id)
+    assert jobs.snapshot(job_id).warnings == ()
+
+
 def test_a_fetch_that_failed_is_done_again(steps: Steps, jobs: Jobs) -> None:
     job_id = jobs.create(new_job(source_url="https://example.org/talk.mp3")).job_id
     fail(steps, claim_next(steps))

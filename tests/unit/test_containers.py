@@ -363,8 +363,8 @@ def test_the_table_tells_what_is_not_ok_where_there_is_no_terminal() -> None:
 def test_a_message_is_found_in_a_log() -> None:
     log = (
         "migrate-1  | starting\n"
-        "migrate-1  | steno: /app/.env cannot be read by user 10001. It must be readable by the "
-        "user or a group of this process; with Compose, `sh docker/secrets.sh` sees to that\n"
+        "migrate-1  | steno: /app/.env cannot be read by user 10001. Make it readable by the "
+        "user or a group of this process; with Compose, run `sh docker/secrets.sh`\n"
     )
     assert (said(log, UNREADABLE) or "").startswith("migrate-1  | steno: /app/.env")
     assert said(log, NO_GROUP) is None

@@ -17,9 +17,9 @@ import pytest
 import redis
 from psycopg import sql
 
-from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
-from scripts.streaming_weights import bring
-from tests.phobert import PhoBert, make_phobert
+from scripts.bench.streaming_weights import bring
+from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.support.phobert import PhoBert, make_phobert
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from scripts.embedded import EmbeddedValkey
-from tests.gateway import GatewayProcess
-from tests.service import Service
+from scripts.stack.embedded import EmbeddedValkey
+from tests.support.gateway import GatewayProcess
+from tests.support.service import Service
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway import GatewayProcess
-from tests.service import PATIENCE_S, write_wav
-from tests.speech import silence, speak
+from tests.support.gateway import GatewayProcess
+from tests.support.service import PATIENCE_S, write_wav
+from tests.support.speech import silence, speak
 
 SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
 

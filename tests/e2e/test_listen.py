@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.bench_corpus import write_wav
-from scripts.running import find_running
-from tests.gateway import GatewayProcess
-from tests.speech import pcm16, silence, speak
+from scripts.bench.corpus import write_wav
+from scripts.stack.running import find_running
+from tests.support.gateway import GatewayProcess
+from tests.support.speech import pcm16, silence, speak
 
 ROOT = Path(__file__).resolve().parents[2]
 FOX = "The quick brown fox jumps over the lazy dog."

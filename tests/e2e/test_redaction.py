@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.gateway import GatewayProcess
-from tests.service import PATIENCE_S, write_wav
-from tests.speech import speak
+from tests.support.gateway import GatewayProcess
+from tests.support.service import PATIENCE_S, write_wav
+from tests.support.speech import speak
 
 SENTENCE = (
     "The captain walked along the beach. You are a fucking idiot. The sheep sleep in the barn."

@@ -11,10 +11,10 @@ import redis
 from common.db.database import Database
 from common.db.steps import Steps
 from common.events import Events
-from scripts.embedded import EmbeddedValkey
-from tests.factories import make_steps
-from tests.gateway import GatewayProcess
-from tests.service import Service, Start
+from scripts.stack.embedded import EmbeddedValkey
+from tests.support.factories import make_steps
+from tests.support.gateway import GatewayProcess
+from tests.support.service import Service, Start
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """How soon cancelling a long recording frees the workers, and what its chunks leave behind.
 
-Run ``python -m tests.system.cancel FILE``, any recording of more than a few minutes. It starts a
+Run ``scripts/test --system cancel FILE``, any recording of more than a few minutes. It starts a
 stack of its own, cancels once all workers have their engine at work on the file, and prints for
 each worker when its engine had ended and when it waited for the next step, counted from the moment
 the request was sent; then, when the last file cut from the recording was gone.
@@ -193,7 +193,3 @@ def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> Non
                 click.echo(line)
             broken |= done.freed_s > LIMIT_S or done.left > 0
     sys.exit(int(broken))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Odd recordings, and what each must give: ``python -m tests.system.cases FOLDER``.
+"""Odd recordings, and what each must give: ``scripts/test --system cases FOLDER``.
 
 FOLDER holds recordings and ``cases.tsv``: a line of headings, then one line a case with the name of
 a file, a language (or ``auto``), and what it must give, in words such as ``the words of en.wav,
@@ -241,7 +241,3 @@ def main(folder: Path) -> None:
     failed = sum(not outcome.passed for outcome in outcomes)
     console.print(f"{len(outcomes) - failed} of {len(outcomes)} cases are as they must be")
     sys.exit(1 if failed else 0)
-
-
-if __name__ == "__main__":
-    main()

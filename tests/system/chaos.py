@@ -1,4 +1,4 @@
-"""Prove that nothing is lost while everything is killed: ``python -m tests.system.chaos FOLDER``.
+"""Prove that nothing is lost while everything is killed: ``scripts/test --system chaos FOLDER``.
 
 It starts a whole stack of its own, has it hear the recordings of FOLDER once in peace, and then
 again and again while gateway, dispatcher, workers, work-horses, Postgres and Valkey die by
@@ -558,7 +558,3 @@ def main(
         sys.exit(1)
     if not kept:
         shutil.rmtree(where)
-
-
-if __name__ == "__main__":
-    main()

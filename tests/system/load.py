@@ -1,13 +1,12 @@
 """How the gateway answers while many clients send short recordings and ask how they are.
 
-Run ``python -m tests.system.load FOLDER``: a stack of its own (workers niced, as they always are),
+Run ``scripts/test --system load FOLDER``: a stack of its own (workers niced, as they always are),
 200 clients for a minute, each sending a recording from FOLDER, asking about once a second where it
 stands until it is done, and then sending the next. The clients run on the same cores.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import sys
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
+import click
 import httpx
 import numpy as np
 
@@ -141,32 +141,27 @@ def report(seen: Seen, clients: int, seconds: float) -> Part:
     )
 
 
-def main() -> int:
-    """Measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="short recordings (up to 1 MB each)")
-    parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--language", default="vi")
-    asked = parser.parse_args()
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--clients", default=200, show_default=True)
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--language", default="vi", show_default=True)
+def main(folder: Path, clients: int, seconds: float, language: str) -> None:
+    """Measure, print, and exit with 1 where a target is missed."""
     files = [
         path
-        for path in sorted(asked.folder.iterdir())
+        for path in sorted(folder.iterdir())
         if path.suffix in {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".opus"}
         and path.stat().st_size <= LARGEST_BYTES
     ]
     if not files:
-        raise SetupProblem(problem=f"{asked.folder} has no short recordings", remedy="Name another")
+        raise SetupProblem(problem=f"{folder} has no short recordings", remedy="Name another")
     with (
-        tempfile.TemporaryDirectory() as folder,
-        UnderTest(Settings(), Path(folder), available_cores()) as service,
+        tempfile.TemporaryDirectory() as data,
+        UnderTest(Settings(), Path(data), available_cores()) as service,
     ):
-        service.warm_up(files, {"language": asked.language})
-        seen = asyncio.run(load(service.address, files, asked.clients, asked.seconds))
-    part = report(seen, asked.clients, asked.seconds)
+        service.warm_up(files, {"language": language})
+        seen = asyncio.run(load(service.address, files, clients, seconds))
+    part = report(seen, clients, seconds)
     show(part, make_console())
-    return 0 if all(figure.met is not False for figure in part.figures) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(any(figure.met is False for figure in part.figures))

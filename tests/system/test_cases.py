@@ -1,4 +1,4 @@
-"""Odd recordings give what they must: the table that ``python -m tests.system.cases`` prints."""
+"""Odd recordings give what they must: the table that ``scripts/test --system cases`` prints."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_odd_recordings_give_what_they_must(gateway: GatewayProcess, folder: Path) -> None:
-    with Gateway(gateway.url) as client:
+def test_odd_recordings_give_what_they_must(serving: GatewayProcess, folder: Path) -> None:
+    with Gateway(serving.url) as client:
         outcomes = list(run(client, folder, read_cases(folder)))
     Console(width=180).print(table(outcomes))
     assert [outcome for outcome in outcomes if not outcome.passed] == []

@@ -1,4 +1,4 @@
-"""Kill anything at any time: the short form of ``python -m tests.system.chaos``."""
+"""Kill anything at any time: the short form of ``scripts/test --system chaos``."""
 
 from __future__ import annotations
 

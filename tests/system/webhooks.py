@@ -1,6 +1,6 @@
 """How webhook messages end at bad receivers while their sender is killed, and how many are lost.
 
-Run ``python -m tests.system.webhooks``. It starts a Postgres, a Valkey and a dispatcher of its
+Run ``scripts/test --system webhooks``. It starts a Postgres, a Valkey and a dispatcher of its
 own, ends some jobs for each kind of receiver, kills the dispatcher by SIGKILL again and again while
 their messages are under way, and prints how each kind ended and whether it should have. The limits
 are those of production but for the pauses between two attempts, which would take hours.
@@ -247,7 +247,3 @@ def _show(rows: Sequence[Row], *, kills: int, timeout_s: float, elapsed_s: float
     total = sum(len(row.deliveries) for row in rows)
     console.print(f"{lost} of {total} messages lost, in {elapsed_s:.0f} s")
     return int(lost > 0 or not all(row.as_documented for row in rows))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Prove the containers on a real engine: ``python -m tests.system.containers FOLDER-or-FILES``.
+"""Prove the containers on a real engine: ``scripts/test --system containers FOLDER-or-FILES``.
 
 Whatever Docker's context names is used. Of the last commit, in a folder and a Compose project of
 their own, both images are built and the whole service is started with the compose file that people
@@ -38,11 +38,11 @@ from scripts.cli.client import ENDED, Gateway, passing
 from scripts.cli.console import make_console
 from tests.system.aftermath import Text, text_of
 from tests.system.chaos import join
-from tests.system.containers_audit import audit, log_rows
-from tests.system.containers_live import SERVICE, Speaker, live
-from tests.system.containers_project import OURS, PROFILES, Container, Project, until
-from tests.system.containers_report import Row, all_ok, show, summary
-from tests.system.containers_trouble import trouble
+from tests.system.containers.audit import audit, log_rows
+from tests.system.containers.live import SERVICE, Speaker, live
+from tests.system.containers.project import OURS, PROFILES, Container, Project, until
+from tests.system.containers.report import Row, all_ok, show, summary
+from tests.system.containers.trouble import trouble
 
 T = TypeVar("T")
 
@@ -798,7 +798,3 @@ def main(
     if not all_ok(rows):
         console.print(f"Logs: {project.logs_folder}")
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

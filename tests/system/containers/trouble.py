@@ -10,8 +10,8 @@ from pathlib import Path
 
 from common.errors import SetupProblem, StenoError
 from scripts.cli.client import ENDED, Gateway
-from tests.system.containers_project import NAME, Project, until
-from tests.system.containers_report import Row
+from tests.system.containers.project import NAME, Project, until
+from tests.system.containers.report import Row
 
 SAID_S = 60.0
 """Within how long what is wrong has to be said."""

@@ -14,8 +14,8 @@ from common.errors import GatewayLost, Refused, SetupProblem
 from scripts.bench.stream_play import Played, Programme, median, play, waits_of
 from scripts.cli.client import Gateway
 from scripts.cli.streaming import Message
-from tests.system.containers_project import Project, until
-from tests.system.containers_report import Row
+from tests.system.containers.project import Project, until
+from tests.system.containers.report import Row
 
 SERVICE = "live"
 SHARE = 0.8

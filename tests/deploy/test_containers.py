@@ -19,8 +19,7 @@ from rich.console import Console
 
 from common.errors import GatewayLost, InUse, Refused, SetupProblem
 from common.settings import ROOT
-from tests.system.containers import BACKUP, chosen, lost, patiently
-from tests.system.containers_audit import (
+from tests.system.containers.audit import (
     BLOCK_BYTES,
     LOOK_AT_PROCESSES,
     found_in,
@@ -33,7 +32,7 @@ from tests.system.containers_audit import (
     root_faults,
     user_faults,
 )
-from tests.system.containers_project import (
+from tests.system.containers.project import (
     PAGE,
     Container,
     alone,
@@ -44,8 +43,9 @@ from tests.system.containers_project import (
     until,
     with_settings,
 )
-from tests.system.containers_report import Row, all_ok, faults_row, show, summary
-from tests.system.containers_trouble import NO_GROUP, UNREADABLE, said
+from tests.system.containers.proofs import BACKUP, chosen, lost, patiently
+from tests.system.containers.report import Row, all_ok, faults_row, show, summary
+from tests.system.containers.trouble import NO_GROUP, UNREADABLE, said
 
 SECRET = "sesame-" * 8
 SECRETS = {SECRET: "REDIS_PASSWORD"}

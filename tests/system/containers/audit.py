@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from tests.system.containers_project import OURS, Container, Project
-from tests.system.containers_report import Row, faults_row
+from tests.system.containers.project import OURS, Container, Project
+from tests.system.containers.report import Row, faults_row
 
 BLOCK_BYTES = 4 << 20
 LOOK_AT_PROCESSES = """

@@ -28,7 +28,7 @@ from common.errors import (
     NotFound,
     WeightsMissing,
 )
-from tests.factories import (
+from tests.support.factories import (
     MODERATED,
     TENANT,
     chunk_row,

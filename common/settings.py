@@ -1,7 +1,7 @@
 """Every setting, with its default, its meaning and its name in the environment.
 
 Built once in each composition root (`api.app.create_app`, `worker.__main__`, `worker.dispatcher`)
-and handed down. `.env.example` is generated from this file (`python -m scripts.env_example`) and a
+and passed on. `.env.example` is generated from this file (`python -m scripts.env_example`), and a
 test compares the two.
 """
 
@@ -38,15 +38,15 @@ HOME = (
     if INSTALLED
     else ROOT
 )
-"""Where settings, data and weights are by default: in the checkout. The folder of a copy that pip,
-pipx or uv has installed is replaced with the next version: then they are in the user's own."""
+"""Where settings, data and models are by default: in the checkout. pip, pipx and uv replace the
+folder of an installed copy with the next version, so there they are in the user's home."""
 DOTENV = Path(os.environ.get("STENO_ENV_FILE") or HOME / ".env")
 SECRETS = (Path("/run/secrets"), Path("/run/secrets/stenopool"))
-"""Where containers find secrets: one file a setting, named as it is in the environment. The second
-is for Kubernetes, where others mount what they have to say below the first."""
+"""Where containers find secrets: one file a setting, with the setting's name. The second is for
+Kubernetes, which mounts files of its own below the first."""
 
 LOGIN = re.compile(r"(\w[\w+]*://[^:/@]+)(?::([^@]*))?@")
-"""The beginning of a database's URL, up to the user, and the password, as SQLAlchemy reads them."""
+"""The start of a database's URL, up to the user, and the password, as SQLAlchemy parses them."""
 
 
 def origin_of(url: str) -> str:
@@ -58,7 +58,7 @@ def origin_of(url: str) -> str:
 def _public(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("an address such as https://steno.example.org")
+        raise ValueError("must be a URL such as https://steno.example.org")
     return url.rstrip("/")
 
 
@@ -85,49 +85,49 @@ class ApiSettings(BaseSettings):
     model_config = _config("API_")
 
     host: Annotated[str, AfterValidator(lambda host: host.strip("[]"))] = "127.0.0.1"
-    """Address the gateway listens on, such as ::1 of IPv6."""
+    """Address the gateway listens on; ::1 for IPv6."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
-    """Port the gateway listens on; 0 takes a free one."""
+    """Port the gateway listens on; 0 chooses a free one."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Gateway processes on this host."""
     public_url: PublicUrl | None = None
-    """Where clients reach the gateway, such as https://steno.example.org, for its documentation and
-    links; with https, browsers are told to use nothing else."""
+    """URL at which clients reach the gateway, such as https://steno.example.org, for documentation
+    and links; with https, browsers get an HSTS header."""
     root_path: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")] = ""
-    """What a proxy takes off the beginning of each path, such as /steno."""
+    """Path prefix that a proxy strips, such as /steno."""
     forwarded_allow_ips: str = "127.0.0.1"
-    """Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas."""
+    """Proxies whose X-Forwarded-For and X-Forwarded-Proto are trusted, separated by commas."""
     max_header_kb: Annotated[int, Field(ge=4, le=1024)] = 16
-    """Largest head of a request, in KB; a larger one is answered 431, a URL of half of it 414."""
+    """Largest request headers, in KB; larger ones are answered 431, a URL of half that size 414."""
     max_body_kb: Annotated[int, Field(ge=1)] = 1000
-    """Largest body of a request, in KB; recordings and texts to judge have limits of their own."""
+    """Largest request body, in KB; recordings and texts for moderation have limits of their own."""
     head_timeout: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds that the head of a request may take; then it is answered 408."""
+    """Seconds within which request headers must arrive; otherwise the answer is 408."""
     keep_alive: Annotated[int, Field(ge=0)] = 5
-    """Seconds that a connection is kept open for the next request. A load balancer that keeps its
-    own open for longer may send into one that is being closed: set this above its limit."""
+    """Seconds for which an idle connection stays open. Set this above the idle timeout of your load
+    balancer, which might otherwise send a request into a connection that is being closed."""
     max_connections: Annotated[int, Field(ge=1)] = 4000
-    """Connections at once on one gateway process, never more than its file descriptors allow. Where
-    there is no room for another, the one that has waited longest for a request is closed."""
+    """Connections of one gateway process, never more than its file descriptors allow. At the limit,
+    the connection that has waited longest for a request is closed."""
     max_connections_each: Annotated[int, Field(ge=1)] = 1000
-    """Of those, the most of one address (IPv6: of one /64). API_FORWARDED_ALLOW_IPS are exempt, as
-    a proxy brings everybody's connections."""
+    """Of these, the most from one address (IPv6: one /64). API_FORWARDED_ALLOW_IPS are exempt, as a
+    proxy carries the connections of many clients."""
 
 
 class KeySettings(BaseSettings):
-    """Keys. `steno keys create` makes more; without any the gateway listens on loopback only."""
+    """Keys. `steno keys create` adds more; without any key the gateway listens on loopback only."""
 
     model_config = _config()
 
     gateway_api_key: SecretStr | None = None
-    """A key that may do everything, in every tenant; make one with `openssl rand -hex 32`."""
+    """A key with every scope, in every tenant; generate one with `openssl rand -hex 32`."""
     steno_api_key: SecretStr | None = None
     """The key that the `steno` commands send; unset: GATEWAY_API_KEY, if there is one."""
 
     secrets_key: SecretStr | None = None
     """Encrypts webhook secrets in Postgres: 32 characters at least (`openssl rand -hex 32`). Of
-    several, separated by commas, the first one encrypts, and all decrypt; if it is lost, so are
-    they. Unset: they are stored as they are."""
+    several, separated by commas, the first one encrypts, and all decrypt. Keep a copy: without it
+    the secrets are lost. Unset: they are stored in the clear."""
 
     @property
     def for_secrets(self) -> tuple[str, ...]:
@@ -142,20 +142,20 @@ class KeySettings(BaseSettings):
 
 
 class LimitSettings(BaseSettings):
-    """Limits of each key of `steno keys create`, which may have its own; 0: none."""
+    """Default limits of each key that `steno keys create` makes; 0: unlimited."""
 
     model_config = _config("LIMIT_")
 
     requests_per_second: Annotated[int, Field(ge=0)] = 50
-    """Requests in a second; a long poll is one."""
+    """Requests per second; a long poll counts once."""
     requests_per_minute: Annotated[int, Field(ge=0)] = 1200
-    """Requests in a minute."""
+    """Requests per minute."""
     concurrent_jobs: Annotated[int, Field(ge=0)] = 100
-    """Jobs that have not ended."""
+    """Unfinished jobs."""
     concurrent_streams: Annotated[int, Field(ge=0)] = 10
-    """Live streams at once."""
+    """Concurrent live streams."""
     audio_hours_per_day: Annotated[float, Field(ge=0)] = 0
-    """Hours of audio sent in a day (UTC)."""
+    """Hours of audio per day (UTC)."""
 
     @cached_property
     def limits(self) -> Limits:
@@ -163,13 +163,13 @@ class LimitSettings(BaseSettings):
 
 
 class CorsSettings(BaseSettings):
-    """Web pages of other origins."""
+    """Web pages of other origins (CORS)."""
 
     model_config = _config("CORS_")
 
     origins: str = "http://localhost:5173,http://127.0.0.1:5173"
-    """Those whose pages may ask this gateway, separated by commas; * for all. Cookies play no part:
-    a page needs a key as any other client does."""
+    """Origins whose pages may call this gateway, separated by commas; * for all. Cookies are not
+    used: a page needs a key like any other client."""
 
     @cached_property
     def allowed(self) -> tuple[str, ...]:
@@ -182,15 +182,15 @@ class EventSettings(BaseSettings):
     model_config = _config("EVENTS_")
 
     max_watchers: Annotated[int, Field(ge=1)] = 2000
-    """How many may watch jobs at once on one gateway process; the next one is answered 503."""
+    """Concurrent watchers of one gateway process; the next one is answered 503."""
     max_watchers_each: Annotated[int, Field(ge=1)] = 1000
-    """Of those, the most of one tenant; those who wait at OpenAI's routes count as well."""
+    """Of these, the most of one tenant; requests that wait at OpenAI's routes count as well."""
     heartbeat: Annotated[float, Field(gt=0, le=60)] = 15.0
-    """Seconds of silence after which a comment is sent, so that nobody takes the line for dead."""
+    """Seconds without an event after which a comment is sent, to keep the connection alive."""
 
 
 class StreamSettings(BaseSettings):
-    """Live streams (WS /ws/transcribe, POST /asr/stream), heard beside each gateway process."""
+    """Live streams (WS /ws/transcribe, POST /asr/stream), decoded beside each gateway process."""
 
     model_config = _config("STREAM_")
 
@@ -199,30 +199,30 @@ class StreamSettings(BaseSettings):
     model: str = "base"
     """Model of streams that name none."""
     max_whisper: Annotated[int, Field(ge=0, le=1000)] = 2
-    """Streams that faster-whisper hears at once on one gateway process; 0: none. Two cores keep
-    pace with so many (base); `steno bench stream` says what yours do. The next one is refused."""
+    """Concurrent streams of faster-whisper on one gateway process; 0: none. Two cores keep up with
+    two (base); measure yours with `steno bench stream`. The next stream is rejected."""
     max_zipformer: Annotated[int, Field(ge=0, le=1000)] = 10
-    """Streams that zipformer hears at once; 0: none. Two cores keep pace with 12 (70 MB model)."""
+    """Concurrent streams of zipformer; 0: none. Two cores keep up with 12 (70 MB model)."""
     threads: Annotated[int, Field(ge=1, le=256)] = 2
-    """Threads of a recognizer: all of an engine's streams share one process."""
+    """Threads of a recognizer process, which all streams of an engine share."""
     max_models: Annotated[int, Field(ge=1, le=100)] = 2
-    """Models in memory at once; one that no stream needs makes room for another."""
+    """Models in memory at once; an unused one is unloaded for another."""
     unload_after: Annotated[float, Field(ge=0)] = 900.0
-    """Seconds after which a model that no stream needs leaves the memory."""
+    """Seconds after which an unused model is unloaded."""
     preload: bool = False
-    """Load STREAM_MODEL at the start, so that the first stream need not wait for it; the gateway is
+    """Load STREAM_MODEL at the start, so that the first stream does not wait for it. The gateway is
     not ready before it is loaded."""
     idle: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds without sound and without KeepAlive after which a stream is closed; those in which it
-    waits for its model to be loaded do not count."""
+    """Seconds without audio and without KeepAlive after which a stream is closed. Time in which its
+    model is loaded does not count."""
     patience: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds for which sound may come in faster than it is heard without a break; then a WebSocket
-    is closed. POST /asr/stream is read as fast as it is heard."""
+    """Seconds for which audio may arrive faster than it is decoded, without a break; then a
+    WebSocket is closed. POST /asr/stream is read as fast as it is decoded."""
     max_hours: Annotated[float, Field(gt=0, le=500)] = 4.0
-    """Longest stream, in hours of sound."""
+    """Longest stream, in hours of audio."""
 
     def limit_of(self, engine: str) -> int:
-        """How many streams ``engine`` may hear at once."""
+        """The largest number of concurrent streams of ``engine``."""
         return self.max_zipformer if engine == "zipformer" else self.max_whisper
 
 
@@ -232,7 +232,7 @@ class OpenAiSettings(BaseSettings):
     model_config = _config("OPENAI_")
 
     wait: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds an answer may wait for its text; the job goes on after that, and has its own."""
+    """Seconds a request may wait for its text; then it is answered 504, and the job continues."""
 
 
 class UploadSettings(BaseSettings):
@@ -241,10 +241,10 @@ class UploadSettings(BaseSettings):
     model_config = _config()
 
     max_upload_size_mb: Annotated[int, Field(ge=1)] = 2048
-    """Largest recording taken, in MB (1,000,000 bytes); a larger one is cut off on its way in."""
+    """Largest recording, in MB (1,000,000 bytes); a larger upload is aborted with 413."""
     max_audio_hours: Annotated[float, Field(gt=0, le=500)] = 24.0
-    """Longest recording taken, in hours. What a file claims is not believed: one that turns out to
-    be longer FAILs there, since a small file can become days of sound that fill the storage."""
+    """Longest recording, in hours. Also checked while decoding, whatever the file's header says: a
+    small file can decode to days of audio, which would fill the storage. The job is then FAILED."""
 
     @property
     def max_bytes(self) -> int:
@@ -252,48 +252,47 @@ class UploadSettings(BaseSettings):
 
 
 class StorageSettings(BaseSettings):
-    """Files. Gateway and workers must see the same UPLOAD_DIR, or the same bucket."""
+    """Files. Gateways and workers must share one UPLOAD_DIR, or one bucket."""
 
     model_config = _config()
 
     storage_backend: Literal["local", "s3"] = "local"
-    """local: the folders below; s3: a bucket, and of the folders only DATA_DIR and TEMP_DIR."""
+    """local: the folders below. s3: a bucket, and of the folders only DATA_DIR and TEMP_DIR."""
     data_dir: Path = HOME / "data"
-    """Home of the embedded servers and of the folders below where those are not set."""
+    """Folder of the embedded servers, and of the folders below that are not set."""
     upload_dir: Path | None = None
-    """Recordings and the sound cut from them (DATA_DIR/uploads)."""
+    """Recordings and the audio of their chunks (DATA_DIR/uploads)."""
     results_dir: Path | None = None
     """Finished transcripts in every format, one folder a job (DATA_DIR/results)."""
     temp_dir: Path | None = None
-    """Uploads on their way in; for local on the same file system as UPLOAD_DIR
-    (UPLOAD_DIR/.incoming)."""
+    """Uploads in progress (UPLOAD_DIR/.incoming); for local on the file system of UPLOAD_DIR."""
     data_group: str | None = None
-    """Group, by name or number, whose members may read what is stored in these folders, and add and
-    remove files, as processes of other users do that share them. Unset: nobody else may."""
+    """Group, by name or number, whose members may read, add and remove files in these folders, for
+    processes of other users that share them. Unset: only the service's own user may."""
     min_free_mb: Annotated[int, Field(ge=0)] = 200
-    """Space below which TEMP_DIR counts as full: no upload is taken in, and the gateway is not
-    ready. What is left is for the jobs that were accepted."""
+    """Free space, in MB, below which TEMP_DIR counts as full: uploads are answered 503, and the
+    gateway is not ready. The remaining space is for jobs that were accepted."""
     s3_bucket: str | None = None
-    """Bucket for recordings, sound and results; it has to be there."""
+    """Bucket for recordings, the audio of their chunks, and results; it must exist."""
     s3_prefix: str = ""
-    """What the names of all objects begin with, such as steno/."""
+    """Prefix of all object names, such as steno/."""
     s3_endpoint_url: str | None = None
-    """Where the server is, such as http://minio:9000; unset: AWS."""
+    """URL of the server, such as http://minio:9000; unset: AWS."""
     s3_region: str | None = None
-    """Its region; unset: as the AWS libraries find it, else us-east-1."""
+    """Region; unset: as the AWS libraries find it, otherwise us-east-1."""
     s3_access_key_id: str | None = None
-    """Who asks; unset, with the secret: as the AWS libraries find it (role, profile, ...)."""
+    """Access key; unset, with the secret: as the AWS libraries find it (role, profile, ...)."""
     s3_secret_access_key: SecretStr | None = None
-    """The secret to it."""
+    """Secret of the access key."""
     s3_addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    """Where the bucket's name goes: path for most servers that are not AWS."""
+    """Where the bucket's name is in URLs: path for most servers other than AWS."""
     s3_public_url: str | None = None
-    """Where clients reach the server, for links; unset: S3_ENDPOINT_URL."""
+    """URL at which clients reach the server, for links; unset: S3_ENDPOINT_URL."""
     s3_links: bool = True
-    """Answer with a link to a recording; false: the gateway passes the recording on, so that
-    clients need not reach the server."""
+    """Answer downloads of recordings with a link; false: the gateway passes the recording on, so
+    that clients need not reach the server."""
     s3_link_seconds: Annotated[int, Field(ge=10, le=604_800)] = 900
-    """How long a link to a recording is good."""
+    """Seconds for which a link to a recording is valid."""
 
     @property
     def min_free_bytes(self) -> int:
@@ -301,7 +300,7 @@ class StorageSettings(BaseSettings):
 
     @cached_property
     def access(self) -> FileAccess:
-        """Who may use what is stored.
+        """The permissions of stored files.
 
         Raises:
             SetupProblem: there is no such group.
@@ -314,7 +313,7 @@ class StorageSettings(BaseSettings):
         except KeyError as error:
             raise SetupProblem(
                 problem=f"DATA_GROUP names a group that this system does not have: {name}",
-                remedy="Name one of /etc/group, or give its number",
+                remedy="Use a group of /etc/group, or its number",
             ) from error
 
     @cached_property
@@ -331,16 +330,16 @@ class StorageSettings(BaseSettings):
 
 
 class DatabaseSettings(BaseSettings):
-    """Postgres, the truth."""
+    """Postgres, the source of truth."""
 
     model_config = _config("DATABASE_")
 
     url: SecretStr | None = None
     """postgresql://user:password@host:port/name; unset: `steno up` starts an embedded Postgres."""
     password: SecretStr | None = None
-    """Password, where DATABASE_URL has none."""
+    """Password, if DATABASE_URL has none."""
     pool_size: Annotated[int, Field(ge=1, le=200)] = 10
-    """Connections a process keeps at most."""
+    """Largest number of connections of a process."""
 
     @property
     def address(self) -> str | None:
@@ -358,25 +357,25 @@ class DatabaseSettings(BaseSettings):
             password = self.password.get_secret_value()
         else:
             return url
-        # libpq is stricter than SQLAlchemy, and repeats what it cannot read.
+        # libpq is stricter than SQLAlchemy, and its errors repeat what it cannot parse.
         return f"{user}:{quote(password, safe='')}@{url[login.end() :]}"
 
 
 class RedisSettings(BaseSettings):
-    """Redis, the doorbell."""
+    """Redis, for notifications only."""
 
     model_config = _config("REDIS_")
 
     url: SecretStr | None = None
-    """redis://[:password@]host:port/db; goes before the four below. None: an embedded Valkey."""
+    """redis://[:password@]host:port/db; overrides the four below. Neither: an embedded Valkey."""
     host: str | None = None
-    """Host, where no REDIS_URL is given."""
+    """Host, if REDIS_URL is unset."""
     port: Annotated[int, Field(ge=1, le=65_535)] = 6379
-    """Port, where no REDIS_URL is given."""
+    """Port, if REDIS_URL is unset."""
     db: Annotated[int, Field(ge=0)] = 0
-    """Database number, where no REDIS_URL is given."""
+    """Database number, if REDIS_URL is unset."""
     password: SecretStr | None = None
-    """Password, where no REDIS_URL is given."""
+    """Password, if REDIS_URL is unset."""
 
     @property
     def address(self) -> str | None:
@@ -408,16 +407,16 @@ class AsrSettings(BaseSettings):
     ] = "vi"
     """Language of jobs that name none (also ASR_LANGUAGE): a Whisper code, or auto."""
     models_dir: Path = HOME / "models"
-    """Where the weights are."""
+    """Folder of the models."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
-    """Where faster-whisper computes."""
+    """Device of faster-whisper."""
     compute_type: str = "int8"
-    """faster-whisper's arithmetic: int8 on CPU; float16 or int8_float16 on CUDA."""
+    """Number format of faster-whisper: int8 on CPU; float16 or int8_float16 on CUDA."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
-    """Threads an engine uses; one process of one thread per core is fastest."""
+    """Threads of an engine; one worker of one thread per core is fastest."""
     engine_idle: Annotated[float, Field(ge=0)] = 600.0
-    """Seconds without work after which a worker ends its engine's process, so that its memory is
-    free; the next step starts one again. 0: never."""
+    """Seconds without work after which a worker ends its engine process to free memory; the next
+    step starts a new one. 0: never."""
 
     @field_validator("default_language")
     @classmethod
@@ -429,18 +428,18 @@ class AsrSettings(BaseSettings):
 
 
 class ChunkSettings(BaseSettings):
-    """Cutting."""
+    """Cutting recordings into chunks."""
 
     model_config = _config("CHUNK_")
 
     strategy: Literal["vad", "silence", "fixed"] = "vad"
-    """vad: by speech (Silero); silence: by energy; fixed: by the clock, overlapping."""
+    """vad: by speech (Silero); silence: by energy; fixed: by time, overlapping."""
     duration: Annotated[float, Field(ge=1, le=30)] = 30.0
-    """Longest window the engine hears at once, in seconds."""
+    """Longest window that the engine decodes at once, in seconds."""
     overlap: Annotated[float, Field(ge=0, le=10)] = 2.0
-    """Seconds that neighbours share where no silence is found to cut in."""
+    """Seconds that neighbouring windows share where there is no silence to cut in."""
     timeout: Annotated[float, Field(gt=0)] = 60.0
-    """Seconds any one step may take; a chunk gets four times its audio length on top."""
+    """Seconds a step may take; transcribing may take four times the chunk's audio on top."""
 
 
 class SilenceSettings(BaseSettings):
@@ -449,9 +448,9 @@ class SilenceSettings(BaseSettings):
     model_config = _config()
 
     silence_threshold: Annotated[float, Field(ge=-96, le=0)] = -40.0
-    """Loudness below which sound counts as silence for the strategy silence, in dBFS."""
+    """Loudness below which audio counts as silence for the strategy silence, in dBFS."""
     min_silence_duration: Annotated[int, Field(ge=10, le=10_000)] = 500
-    """Shortest silence worth cutting in, in milliseconds."""
+    """Shortest silence to cut in, in milliseconds."""
 
 
 class ModerationSettings(BaseSettings):
@@ -460,40 +459,40 @@ class ModerationSettings(BaseSettings):
     model_config = _config()
 
     ai_load_models: bool = True
-    """Moderate at all; false: jobs are not moderated, and POST /moderation answers 503."""
+    """Enable moderation; false: jobs are not moderated, and POST /moderation answers 503."""
     use_onnxruntime: bool = True
-    """Run the model in PHOBERT_ONNX_DIR; false: the one in PHOBERT_CHECKPOINT_DIR, by PyTorch."""
+    """Run the model in PHOBERT_ONNX_DIR; false: run PHOBERT_CHECKPOINT_DIR with PyTorch."""
     phobert_onnx_dir: Path = ROOT / "models" / "bert-finetuned-onnx"
-    """Folder of an exported model (`steno moderation export`); a small one comes along."""
+    """Folder of an exported model (`steno moderation export`); a small one is bundled."""
     phobert_checkpoint_dir: Path = HOME / "models" / "phobert-hsd"
     """Folder of a fine-tuned PhoBERT, as transformers saves it; needs `pip install .[train]`."""
     moderation_labels: str | None = None
-    """What the model's outputs mean, in order, such as CLEAN,OFFENSIVE,HATE; for a model whose
-    config.json names them otherwise."""
+    """Labels of the model's outputs, in order, such as CLEAN,OFFENSIVE,HATE; for a model whose
+    labels in config.json differ."""
     moderation_threshold_offensive: Annotated[float | None, Field(gt=0, le=1)] = None
-    """Least score at which a text is OFFENSIVE; unset: the model's own."""
+    """Lowest score at which a text is OFFENSIVE; unset: the model's own."""
     moderation_threshold_hate: Annotated[float | None, Field(gt=0, le=1)] = None
-    """Least score at which a text is HATE; unset: the model's own."""
+    """Lowest score at which a text is HATE; unset: the model's own."""
 
 
 class JobSettings(BaseSettings):
-    """Failures and limits of jobs."""
+    """Retries, limits and retention of jobs."""
 
     model_config = _config()
 
     max_retries: Annotated[int, Field(ge=0, le=100)] = 3
-    """How often a step that failed for a passing reason is tried again."""
+    """Retries of a step after transient failures."""
     retry_delay: Annotated[float, Field(ge=0)] = 2.0
     """Seconds before the first retry; doubled each time, up to a minute."""
     job_timeout: Annotated[float, Field(ge=0)] = 0.0
-    """Seconds a job may be PROCESSING before it is FAILED; 0: as long as it needs."""
+    """Seconds a job may be PROCESSING before it is FAILED; 0: no limit."""
     reuse_results: bool = True
-    """Take over the text of a chunk that was heard before: same sound, weights and options."""
+    """Reuse the text of a chunk that was transcribed before: same audio, model and options."""
     upload_wait: Annotated[float, Field(gt=0)] = 86_400.0
-    """Seconds a job that was made without a recording waits for one before it is CANCELLED."""
+    """Seconds a job in PENDING_UPLOAD waits for its recording before it is CANCELLED."""
     delete_after: Annotated[int, Field(ge=0, le=315_360_000)] = 0
-    """Seconds after its end at which a job is deleted with all it has; 0: never. A tenant
-    (`steno tenants`) or a job may ask for another time."""
+    """Seconds after its end at which a job is deleted with its recording and text; 0: never. A
+    tenant (`steno tenants set`) or a job may override it."""
 
 
 class WorkerSettings(BaseSettings):
@@ -502,64 +501,63 @@ class WorkerSettings(BaseSettings):
     model_config = _config("WORKER_")
 
     lease: Annotated[float, Field(ge=2)] = 15.0
-    """Seconds after which a step whose worker went silent is given to another."""
+    """Seconds after which the step of a lost worker is rescued: another worker may take it."""
     stop_period: Annotated[float, Field(ge=0, le=86_400)] = 25.0
-    """Seconds for which a worker that is told to stop goes on with the step in hand. Then, or when
-    it is told again, another worker gets that at once. What stops it must wait 10 s longer."""
+    """Seconds a worker may take to finish its step after SIGTERM. Then, or on a second SIGTERM, it
+    hands the step to another worker at once. Supervisors must wait 10 s longer before they kill."""
     nice: Annotated[int, Field(ge=0, le=19)] = 10
-    """By how much workers give way to others on their machine (niceness): the gateway has to answer
-    at once, also while every core transcribes."""
+    """Niceness of workers, so that a gateway on the same machine answers at once while every core
+    transcribes."""
     max_growth_mb: Annotated[int, Field(ge=0)] = 600
-    """The engine's process is replaced, between two steps, once it has grown by this since its
-    weights were loaded."""
+    """The engine process is replaced, between two steps, once it has grown by so many MB since its
+    model was loaded."""
     max_steps: Annotated[int, Field(ge=1)] = 1000
-    """The engine's process is replaced after this many steps."""
+    """The engine process is replaced after this many steps."""
 
 
 class EgressSettings(BaseSettings):
-    """Where the service goes because a client named a URL: public addresses, and these."""
+    """URLs from clients (recordings, webhooks). Public addresses are allowed, and these."""
 
     model_config = _config("EGRESS_")
 
     allow: str = ""
-    """Networks and hosts that may be reached although they are not public, separated by commas:
+    """Networks and hosts that are allowed although they are not public, separated by commas:
     10.1.0.0/16, minio.internal, .example.lan."""
 
 
 class FetchSettings(BaseSettings):
-    """Recordings that are submitted by URL. MAX_UPLOAD_SIZE_MB holds for them too."""
+    """Recordings by URL. MAX_UPLOAD_SIZE_MB applies to them too."""
 
     model_config = _config("FETCH_")
 
     timeout: Annotated[float, Field(gt=0)] = 1800.0
-    """Seconds that fetching one may take, every try included."""
+    """Seconds a download may take, all attempts included."""
     stall: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds of silence after which a server counts as gone."""
+    """Seconds without data after which an attempt is given up."""
     tries: Annotated[int, Field(ge=1, le=100)] = 5
-    """How often in a row it is gone on with, where it broke off, without getting any further."""
+    """Maximum consecutive resume attempts without progress."""
 
 
 class WebhookSettings(BaseSettings):
-    """Webhooks: messages to clients' URLs about the ends of their jobs."""
+    """Webhooks: messages to clients' URLs when their jobs end."""
 
     model_config = _config("WEBHOOK_")
 
     timeout: Annotated[float, Field(gt=0)] = 15.0
-    """Seconds that a receiver has for its answer, the connection included."""
+    """Seconds within which a receiver must answer, connecting included."""
     retry_delays: str = "30,120,600,3600"
-    """Seconds from a failed attempt to the next one, give or take a fifth. The first attempt is
-    made at once; when the last one has failed the message is given up."""
+    """Seconds from each failed attempt to the next, each varied by up to 20 %. The first attempt is
+    made at once; after the last one the message is given up."""
     pause_after: Annotated[int, Field(ge=1)] = 10
-    """An endpoint is paused once so many messages to it in a row were given up."""
+    """An endpoint is paused after so many given-up messages in a row."""
     at_once: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Messages a dispatcher sends at the same time."""
+    """Concurrent deliveries of a dispatcher."""
     at_once_each: Annotated[int, Field(ge=1, le=1000)] = 4
-    """Of those, the most to one host for one tenant."""
+    """Of these, the most to one host for one tenant."""
     max_endpoints: Annotated[int, Field(ge=1)] = 20
-    """Endpoints that a tenant may have."""
+    """Largest number of endpoints of a tenant."""
     keep_days: Annotated[int, Field(ge=1)] = 30
-    """Days for which it is kept how a message was delivered; also how long one waits for a paused
-    endpoint."""
+    """Days for which the delivery log is kept, and messages wait for a paused endpoint."""
 
     @property
     def delays_s(self) -> tuple[float, ...]:
@@ -569,34 +567,34 @@ class WebhookSettings(BaseSettings):
     @classmethod
     def _are_numbers(cls, text: str) -> str:
         if any(float(part) < 0 for part in text.split(",") if part.strip()):
-            raise ValueError("seconds, separated by commas, and none below 0")
+            raise ValueError("must be seconds of 0 or more, separated by commas")
         return text
 
 
 class MetricsSettings(BaseSettings):
-    """Metrics, for Prometheus: GET /metrics."""
+    """Metrics for Prometheus (GET /metrics)."""
 
     model_config = _config("METRICS_")
 
     open: bool = False
-    """Answer without a key too: they tell how much there is to do, and of no tenant and no job."""
+    """Answer without a key. Metrics contain counts and times, but no tenant's name and no job."""
 
 
 class LogSettings(BaseSettings):
-    """Logs. They carry ids, never what was said."""
+    """Logs. They contain ids, never text."""
 
     model_config = _config("LOG_")
 
     level: Literal["TRACE", "DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severe message that is written."""
+    """Lowest level that is logged."""
     file: Path | None = None
-    """File to log to, rotated at 20 MB, five kept; unset: standard error."""
+    """Log file, rotated at 20 MB, five kept; unset: standard error."""
     as_json: Annotated[bool, Field(validation_alias=AliasChoices("log_json"))] = False
     """Write one JSON object a line, with the ids of request, job and step as fields."""
 
 
 class Settings(BaseModel):
-    """All of them."""
+    """All settings."""
 
     api: ApiSettings = Field(default_factory=ApiSettings)
     key: KeySettings = Field(default_factory=KeySettings)
@@ -623,16 +621,16 @@ class Settings(BaseModel):
 
 
 def import_from_checkout() -> dict[str, str]:
-    """The environment in which ``python -m`` takes our packages, wherever the caller stands."""
+    """The environment in which ``python -m`` finds these packages from any working directory."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
 
 
 def load_settings() -> Settings:
-    """All settings, as the environment, `.env` and the secrets' folder have them.
+    """All settings, from the environment, `.env` and the folders of secrets.
 
     Raises:
-        SetupProblem: one of them is wrong, which is named, or `.env` cannot be read.
+        SetupProblem: a setting is wrong (it is named), or `.env` cannot be read.
     """
     try:
         return Settings()
@@ -643,11 +641,11 @@ def load_settings() -> Settings:
         reason = first["msg"].removeprefix("Value error, ")
         raise SetupProblem(
             problem=f"The setting {name.upper()} is wrong: {reason}",
-            remedy="It comes from the environment or from .env; .env.example has them all",
+            remedy="Change it in the environment or in .env; .env.example lists all settings",
         ) from error
     except PermissionError as error:
         raise SetupProblem(
             problem=f"{error.filename} cannot be read by user {os.geteuid()}",
-            remedy="It must be readable by the user or a group of this process; with Compose, "
-            "`sh docker/secrets.sh` sees to that",
+            remedy="Make it readable by the user or a group of this process; with Compose, run "
+            "`sh docker/secrets.sh`",
         ) from error

@@ -23,10 +23,10 @@ from common.settings import ROOT, Settings
 TARGET = ROOT / ".env.example"
 
 HEADER = """\
-# Every setting of Stenopool. Copy this file to .env and take the # from a line to change it;
-# the environment goes before .env, and an empty value means the default. STENO_ENV_FILE, in the
-# environment, names another file than .env.
-# Made from common/settings.py by `python -m scripts.env_example`: do not edit it by hand.
+# Every setting of Stenopool. Copy this file to .env and remove the # from a line to change it.
+# Environment variables take precedence, and an empty value means the default. The environment
+# variable STENO_ENV_FILE names another file than .env.
+# Generated from common/settings.py by `python -m scripts.env_example`: do not edit it by hand.
 """
 
 
@@ -41,7 +41,7 @@ def render() -> str:
 
 
 def names(group: type[BaseSettings], name: str) -> tuple[str, ...]:
-    """What a setting is called in the environment; the first is the one to write."""
+    """The names of a setting in the environment; the first is the one to write."""
     alias = group.model_fields[name].validation_alias
     if isinstance(alias, AliasChoices):
         return tuple(str(choice).upper() for choice in alias.choices)
@@ -63,24 +63,20 @@ def _comment(field: FieldInfo) -> str:
 
 
 def _facts(field: FieldInfo) -> Iterator[str]:
-    """What the description need not say, as the type says it."""
+    """What the type says: choices, limits, the default folder."""
     if choices := list(_choices(field.annotation)):
         yield f"One of: {', '.join(choices)}."
-    lowest = highest = more_than = None
+    limits = []
     for fact in field.metadata:
         match fact:
             case annotated_types.Ge(ge=limit):
-                lowest = limit
+                limits.append(f"at least {limit}")
             case annotated_types.Gt(gt=limit):
-                more_than = limit
+                limits.append(f"more than {limit}")
             case annotated_types.Le(le=limit):
-                highest = limit
-    if lowest is not None and highest is not None:
-        yield f"From {lowest} to {highest}."
-    elif lowest is not None:
-        yield f"At least {lowest}."
-    elif more_than is not None:
-        yield f"More than {more_than}."
+                limits.append(f"at most {limit}")
+    if limits:
+        yield f"{', '.join(limits).capitalize()}."
     if _lies_in_checkout(field.default):
         yield f"By default {field.default.relative_to(ROOT)}/ in the checkout."
 
@@ -94,7 +90,7 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 
 def _value(field: FieldInfo) -> str:
-    """The default; nothing where it is unset, or a folder that differs from machine to machine."""
+    """The default; empty if it is unset, or a folder that differs between machines."""
     if field.default is None or _lies_in_checkout(field.default):
         return ""
     if isinstance(field.default, bool):

@@ -10,6 +10,7 @@ import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psycopg
@@ -17,9 +18,11 @@ import pytest
 import redis
 from psycopg import sql
 
-from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
-from scripts.streaming_weights import bring
-from tests.phobert import PhoBert, make_phobert
+from scripts.bench.streaming_weights import bring
+from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.support.gateway import GatewayProcess
+from tests.support.phobert import PhoBert, make_phobert
+from tests.support.service import Service
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -104,6 +107,34 @@ def redis_url(valkey: EmbeddedValkey) -> str:
     with redis.Redis.from_url(valkey.url) as client:
         client.flushall()
     return valkey.url
+
+
+@pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, Any]:
+    """What a module's gateway is told by its environment; a module may have its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    gateway_settings: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+    module_database_url: str,
+    valkey: EmbeddedValkey,
+) -> Iterator[GatewayProcess]:
+    """One gateway for the tests of a module, over a database and a folder of its own."""
+    folder = tmp_path_factory.mktemp("gateway")
+    with GatewayProcess(folder, module_database_url, valkey.url, **gateway_settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def serving(gateway: GatewayProcess) -> Iterator[GatewayProcess]:
+    """The module's gateway with a dispatcher and a worker behind it."""
+    with Service(gateway.database_url, gateway.redis_url, gateway.folder) as service:
+        service.start_dispatcher()
+        service.start_worker()
+        yield gateway
 
 
 def _database_for_a_test(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.languages import LANGUAGES
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
-from tests.speech import noise, silence, speak
+from tests.support.speech import noise, silence, speak
 
 WEIGHTS = {"faster-whisper": "faster-whisper-base", "whisper.cpp": "ggml-tiny.bin"}
 ENGLISH = DecodingOptions(language="en")

@@ -17,7 +17,7 @@ from common.errors import ModerationUnusable
 from common.moderation.hf import HfModerator
 from common.moderation.moderator import Moderator
 from common.moderation.onnx import OnnxModerator
-from tests.phobert import WORDS, PhoBert, examples
+from tests.support.phobert import WORDS, PhoBert, examples
 
 ADAPTERS: dict[str, Callable[..., Moderator]] = {
     "onnx-int8": OnnxModerator,

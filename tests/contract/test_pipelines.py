@@ -24,10 +24,10 @@ from common.domain.job import JobStatus, StepStatus
 from common.errors import Conflict
 from common.events import Events
 from common.queue import connect
-from tests.factories import TENANT
-from tests.service import Service, wait_until
 from tests.support import made_up
+from tests.support.factories import TENANT
 from tests.support.made_up import PARTS, RATING_FAILED, Behaviour
+from tests.support.service import Service, wait_until
 
 REGISTER = "from tests.support import made_up; made_up.register()"
 

@@ -17,9 +17,9 @@ from common.settings import StorageSettings
 from common.storage.opening import open_storage
 from common.storage.ranges import BLOCK_BYTES
 from common.storage.storage import Erased, Storage
-from tests.s3 import BUCKET, Line, OneByOne, S3Server
-from tests.service import write_wav
-from tests.speech import noise
+from tests.support.s3 import BUCKET, Line, OneByOne, S3Server
+from tests.support.service import write_wav
+from tests.support.speech import noise
 
 LARGE = 2 * (16 << 20) + 5
 """Three parts of a multipart upload."""

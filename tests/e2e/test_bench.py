@@ -12,11 +12,11 @@ import pytest
 from common.settings import AsrSettings, Settings
 from common.weights.convert import ct2_to_ggml
 from common.weights.manifest import WHISPER_ENGINES
-from scripts.bench import OURS, PARTS, Bench, Size
-from scripts.bench_corpus import read_corpus, write_wav
-from scripts.bench_direct import Way
-from scripts.bench_report import Part
-from tests.speech import Samples, pcm16, speak
+from scripts.bench.bench import OURS, PARTS, Bench, Size
+from scripts.bench.corpus import read_corpus, write_wav
+from scripts.bench.direct import Way
+from scripts.bench.report import Part
+from tests.support.speech import Samples, pcm16, speak
 
 TALK = (
     "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. "

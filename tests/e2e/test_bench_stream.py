@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from common.settings import AsrSettings, Settings
-from scripts.bench_corpus import read_corpus, write_wav
-from scripts.bench_report import Part
-from scripts.bench_stream import PARTS, Size, StreamBench
-from tests.speech import Samples, pcm16, speak
+from scripts.bench.corpus import read_corpus, write_wav
+from scripts.bench.report import Part
+from scripts.bench.stream import PARTS, Size, StreamBench
+from tests.support.speech import Samples, pcm16, speak
 
 FOX = "The quick brown fox jumps over the lazy dog."
 RICE = "Rice is often served in round bowls."

@@ -18,9 +18,9 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from scripts.running import RunningStack, find_running
-from tests.scripted_gateway import until
-from tests.speech import pcm16, silence, speak
+from scripts.stack.running import RunningStack, find_running
+from tests.support.scripted_gateway import until
+from tests.support.speech import pcm16, silence, speak
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "The quick brown fox jumps over the lazy dog."

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.bench_corpus import write_wav
-from scripts.running import find_running
-from tests.gateway import GatewayProcess
-from tests.speech import pcm16, silence, speak
+from scripts.bench.corpus import write_wav
+from scripts.stack.running import find_running
+from tests.support.gateway import GatewayProcess
+from tests.support.speech import pcm16, silence, speak
 
 ROOT = Path(__file__).resolve().parents[2]
 FOX = "The quick brown fox jumps over the lazy dog."
@@ -54,9 +54,9 @@ def steno(data_dir: Path, *arguments: str | Path, sound: bytes = b"") -> subproc
 
 
 def test_words_are_shown_utterance_by_utterance_and_kept(
-    gateway: GatewayProcess, talk: Path, tmp_path: Path
+    serving: GatewayProcess, talk: Path, tmp_path: Path
 ) -> None:
-    with steno(tmp_path, talk, "--server", gateway.url, "--recording-id", "call 17") as process:
+    with steno(tmp_path, talk, "--server", serving.url, "--recording-id", "call 17") as process:
         out, err = (text.decode() for text in process.communicate(timeout=300))
     assert process.returncode == 0, err
     fox, rice = out.splitlines()
@@ -66,12 +66,12 @@ def test_words_are_shown_utterance_by_utterance_and_kept(
         r"talk\.wav: \d\.\d s of sound, 1\d words, language en, session [0-9a-f-]{36}\n", err
     )
     session_id = err.split()[-1]
-    kept = gateway.http.get(f"/api/v1/streams/{session_id}").json()
+    kept = serving.http.get(f"/api/v1/streams/{session_id}").json()
     assert " ".join(out.split()) == " ".join(kept["text"].split())
 
 
-def test_a_pipe_is_heard_until_ctrl_c(gateway: GatewayProcess, tmp_path: Path) -> None:
-    with steno(tmp_path, "-", "--server", gateway.url, "-f", "json", sound=SOUND) as process:
+def test_a_pipe_is_heard_until_ctrl_c(serving: GatewayProcess, tmp_path: Path) -> None:
+    with steno(tmp_path, "-", "--server", serving.url, "-f", "json", sound=SOUND) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if json.loads(line)["is_final"]:
@@ -84,9 +84,9 @@ def test_a_pipe_is_heard_until_ctrl_c(gateway: GatewayProcess, tmp_path: Path) -
 
 
 def test_an_option_that_the_gateway_refuses_is_one_line(
-    gateway: GatewayProcess, talk: Path, tmp_path: Path
+    serving: GatewayProcess, talk: Path, tmp_path: Path
 ) -> None:
-    with steno(tmp_path, talk, "--server", gateway.url, "--endpointing", "10") as process:
+    with steno(tmp_path, talk, "--server", serving.url, "--endpointing", "10") as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (1, b"")
     assert err.startswith(b"steno: endpointing must be ")

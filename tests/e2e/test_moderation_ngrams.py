@@ -12,7 +12,7 @@ import pytest
 
 from common.domain.moderation import Label
 from common.moderation.onnx import OnnxModerator
-from tests.phobert import examples, moderation, write_csv
+from tests.support.phobert import examples, moderation, write_csv
 
 TEXTS = [text for text, _ in examples(60, seed=7)]
 LONG = " ".join(TEXTS)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.gateway import GatewayProcess
-from tests.service import PATIENCE_S, write_wav
-from tests.speech import speak
+from tests.support.gateway import GatewayProcess
+from tests.support.service import PATIENCE_S, write_wav
+from tests.support.speech import speak
 
 SENTENCE = (
     "The captain walked along the beach. You are a fucking idiot. The sheep sleep in the barn."
@@ -35,19 +35,19 @@ def transcribed(gateway: GatewayProcess, recording: bytes) -> dict[str, Any]:
 
 
 def test_a_covered_word_is_not_heard_and_the_rest_is(
-    gateway: GatewayProcess, tmp_path: Path
+    serving: GatewayProcess, tmp_path: Path
 ) -> None:
     talk = write_wav(tmp_path / "talk.wav", speak(SENTENCE))
-    said = transcribed(gateway, talk.read_bytes())
+    said = transcribed(serving, talk.read_bytes())
     assert "fucking" in said["text"].lower()
     assert said["moderation"]["summary"]["label"] != "CLEAN"
     query = {"format": "wav", "redact": "true"}
-    redacted = gateway.http.get(f"/api/v1/download/{said['job_id']}", params=query).content
+    redacted = serving.http.get(f"/api/v1/download/{said['job_id']}", params=query).content
     with wave.open(io.BytesIO(redacted)) as file:
         assert file.getnframes() / file.getframerate() == pytest.approx(
             said["duration_seconds"], abs=0.001
         )
-    heard = transcribed(gateway, redacted)
+    heard = transcribed(serving, redacted)
     assert "fuck" not in heard["text"].lower()
     for word in ("captain", "beach", "sheep", "barn"):
         assert word in said["text"].lower()

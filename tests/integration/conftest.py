@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -11,38 +10,9 @@ import redis
 from common.db.database import Database
 from common.db.steps import Steps
 from common.events import Events
-from scripts.embedded import EmbeddedValkey
-from tests.factories import make_steps
-from tests.gateway import GatewayProcess
-from tests.service import Service, Start
-
-
-@pytest.fixture(scope="module")
-def gateway_settings() -> dict[str, Any]:
-    """What a module's gateway is told by its environment; a module may have its own."""
-    return {}
-
-
-@pytest.fixture(scope="module")
-def gateway(
-    gateway_settings: dict[str, Any],
-    tmp_path_factory: pytest.TempPathFactory,
-    module_database_url: str,
-    valkey: EmbeddedValkey,
-) -> Iterator[GatewayProcess]:
-    """One gateway for the tests of a module, over a database and a folder of its own."""
-    folder = tmp_path_factory.mktemp("gateway")
-    with GatewayProcess(folder, module_database_url, valkey.url, **gateway_settings) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def serving(gateway: GatewayProcess) -> Iterator[GatewayProcess]:
-    """The module's gateway with a dispatcher and a worker behind it."""
-    with Service(gateway.database_url, gateway.redis_url, gateway.folder) as service:
-        service.start_dispatcher()
-        service.start_worker()
-        yield gateway
+from tests.support.factories import make_steps
+from tests.support.gateway import GatewayProcess
+from tests.support.service import Service, Start
 
 
 @pytest.fixture(scope="module")

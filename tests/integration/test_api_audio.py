@@ -22,8 +22,8 @@ from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.steps import Steps
 from common.domain.request import Options
-from tests.audio_files import KINDS, tone, write
-from tests.factories import (
+from tests.support.audio_files import KINDS, tone, write
+from tests.support.factories import (
     BY,
     MODERATED,
     TENANT,
@@ -36,7 +36,7 @@ from tests.factories import (
     stored_segment,
     submit_job,
 )
-from tests.gateway import GatewayProcess, children
+from tests.support.gateway import GatewayProcess, children
 
 TEXT = " oh shit happens"
 WORDS = [[" oh", 5_000, 5_300, 0.9], [" shit", 6_000, 6_500, 0.9], [" happens", 7_000, 7_500, 0.9]]

@@ -19,8 +19,8 @@ from common.domain.formats import MEDIA_TYPES
 from common.domain.request import Options
 from common.errors import DecodeFailed, ModerationOff
 from common.events import JOB_CHANNEL, Events
-from scripts.embedded import EmbeddedValkey
-from tests.factories import (
+from scripts.stack.embedded import EmbeddedValkey
+from tests.support.factories import (
     BY,
     claim_next,
     finish_chunk,
@@ -32,7 +32,7 @@ from tests.factories import (
     stored_segment,
     submit_job,
 )
-from tests.gateway import GatewayProcess
+from tests.support.gateway import GatewayProcess
 
 
 def get(gateway: GatewayProcess, path: str, status: int = 200, **query: object) -> httpx.Response:

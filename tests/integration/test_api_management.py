@@ -22,9 +22,9 @@ from common.errors import DecodeFailed
 from common.events import Events
 from common.queue import connect
 from common.storage.local import LocalStorage
-from scripts.cli import steno
-from tests.audio_files import wav_header
-from tests.factories import (
+from scripts.cli.cli import steno
+from tests.support.audio_files import wav_header
+from tests.support.factories import (
     claim_next,
     finish_chunk,
     finish_merge,
@@ -35,7 +35,7 @@ from tests.factories import (
     stored_segment,
     submit_job,
 )
-from tests.gateway import GatewayProcess
+from tests.support.gateway import GatewayProcess
 from worker.janitor import Janitor
 
 RECORDING = wav_header(1.0) + bytes(32_000)

@@ -21,7 +21,7 @@ from api.schemas import MAX_LETTERS, MAX_TEXTS
 from common.domain.moderation import Label
 from common.errors import Busy, ModerationFailed
 from common.settings import ModerationSettings
-from tests.gateway import GatewayProcess, children
+from tests.support.gateway import GatewayProcess, children
 
 FOUL = "shut the fuck up"
 CLEAN = "thank you for the lovely flowers"

@@ -20,7 +20,7 @@ from api.wav import WavFiles, WavResponse
 from common.errors import Conflict, NotAudio, NotFound, Stalled
 from common.settings import StorageSettings
 from common.storage.opening import open_storage
-from tests.gateway import children
+from tests.support.gateway import children
 
 PROBE = "api.probe_process"
 

@@ -11,10 +11,10 @@ import psycopg
 import pytest
 
 from common.db.database import Database
-from scripts.embedded import EmbeddedValkey
-from tests.audio_files import KINDS, tone, write
-from tests.gateway import GatewayProcess
-from tests.service import Service, wait_until
+from scripts.stack.embedded import EmbeddedValkey
+from tests.support.audio_files import KINDS, tone, write
+from tests.support.gateway import GatewayProcess
+from tests.support.service import Service, wait_until
 
 NO_POSTGRES = "postgresql://nobody:x@127.0.0.1:9/none"
 

@@ -23,10 +23,10 @@ from sqlalchemy import func, select
 from common.db.database import Database
 from common.db.migrate import upgrade
 from common.db.tables import Job, Outbox, Recording
-from scripts.embedded import EmbeddedPostgres, EmbeddedValkey
-from tests.audio_files import FILMS, silence, tone, write
-from tests.gateway import GatewayProcess
-from tests.proxy import LosesTheCommit
+from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.support.audio_files import FILMS, silence, tone, write
+from tests.support.gateway import GatewayProcess
+from tests.support.proxy import LosesTheCommit
 
 UPLOAD = "/api/v1/upload"
 

@@ -17,11 +17,11 @@ from common.db.database import Database
 from common.db.steps import Steps
 from common.errors import DecodeFailed
 from common.events import Events
-from tests.factories import claim_next, finish_chunk, finish_merge, make_steps, plan_chunks
-from tests.factories import stored_segment as segment
-from tests.gateway import GatewayProcess
-from tests.service import wait_until, write_wav
-from tests.speech import pcm16, speak
+from tests.support.factories import claim_next, finish_chunk, finish_merge, make_steps, plan_chunks
+from tests.support.factories import stored_segment as segment
+from tests.support.gateway import GatewayProcess
+from tests.support.service import wait_until, write_wav
+from tests.support.speech import pcm16, speak
 
 SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
 FRENCH = (

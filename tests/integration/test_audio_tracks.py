@@ -18,10 +18,10 @@ from common.domain.tracks import OTHER_AUDIO_TRACK, Track
 from common.domain.values import Chunk
 from common.queue import connect
 from common.settings import Settings
-from tests.audio_tracks import write_tracks
-from tests.factories import TENANT, claim_next, new_job, new_recording
-from tests.gateway import GatewayProcess
-from tests.speech import silence, speak
+from tests.support.audio_tracks import write_tracks
+from tests.support.factories import TENANT, claim_next, new_job, new_recording
+from tests.support.gateway import GatewayProcess
+from tests.support.speech import silence, speak
 from worker.compose import build_context
 from worker.context import Context
 from worker.steps import plan

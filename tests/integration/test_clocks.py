@@ -10,7 +10,7 @@ from redis import Redis
 
 from common import presence
 from common.settings import ROOT
-from tests.service import Start, wait_until
+from tests.support.service import Start, wait_until
 
 SKEWED = """
 import sys, time

@@ -23,10 +23,10 @@ from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
 from common.egress import Egress
 from common.errors import SecretsLocked, SetupProblem
 from common.settings import WebhookSettings
-from scripts.cli import steno
-from scripts.receiver import Receiver
-from tests.factories import TENANT, submit_job
-from tests.service import Start, wait_until
+from scripts.cli.cli import steno
+from tests.support.factories import TENANT, submit_job
+from tests.support.service import Start, wait_until
+from tests.system.receiver import Receiver
 from worker.courier import Courier, deliveries_for
 
 FAST = WebhookSettings(timeout=1, retry_delays="0,0,0", pause_after=3)

@@ -15,7 +15,7 @@ from common.db.jobs import Created, Idempotency, Jobs
 from common.db.tables import Job, Recording, Step, Tenant
 from common.domain.job import JobStatus
 from common.errors import Conflict, IdempotencyConflict, NotFound
-from tests.factories import (
+from tests.support.factories import (
     TENANT,
     claim_next,
     make_steps,

@@ -10,9 +10,9 @@ from click.testing import CliRunner, Result
 
 from common.db.migrate import revisions
 from common.settings import Settings
-from scripts.cli import steno
-from scripts.embedded import EmbeddedPostgres, free_port
-from scripts.stack import Stack, find_running
+from scripts.cli.cli import steno
+from scripts.stack.embedded import EmbeddedPostgres, free_port
+from scripts.stack.stack import Stack, find_running
 
 
 @pytest.fixture(autouse=True)

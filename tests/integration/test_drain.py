@@ -17,10 +17,10 @@ from common.db.tables import JobMetrics, Step
 from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
 from common.queue import Doorbell
-from scripts.embedded import EmbeddedPostgres
-from tests.frozen import SENTENCE, failures, frozen_worker, is_told
-from tests.service import Service, Start, horse_of, shut, wait_until
-from tests.speech import Samples, silence, speak
+from scripts.stack.embedded import EmbeddedPostgres
+from tests.support.frozen import SENTENCE, failures, frozen_worker, is_told
+from tests.support.service import Service, Start, horse_of, shut, wait_until
+from tests.support.speech import Samples, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
 

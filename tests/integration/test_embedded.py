@@ -19,8 +19,8 @@ import pytest
 import redis
 
 from common.errors import SetupProblem
-from scripts import embedded
-from scripts.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
+from scripts.stack import embedded
+from scripts.stack.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -168,7 +168,7 @@ def test_a_killed_owner_leaves_no_server_and_its_directory_can_be_taken_over(
     make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
 ) -> None:
     program = (
-        "import sys, pathlib; from scripts.embedded import *\n"
+        "import sys, pathlib; from scripts.stack.embedded import *\n"
         "server = globals()[sys.argv[1]](pathlib.Path(sys.argv[2])); server.start()\n"
         "print(server.pid, flush=True); sys.stdin.read()"
     )
@@ -343,7 +343,7 @@ def test_a_cluster_for_which_there_is_no_room_says_what_could_not_be_written(
     program = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from scripts.embedded import EmbeddedPostgres\n"
+        "from scripts.stack.embedded import EmbeddedPostgres\n"
         "from common.errors import SetupProblem\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))\n"
         "try: EmbeddedPostgres(Path(sys.argv[1])).start()\n"

@@ -25,7 +25,7 @@ from common.domain.request import Options
 from common.errors import Busy, DecodeFailed
 from common.events import Events
 from common.transcripts import GrowingTranscript
-from tests.factories import (
+from tests.support.factories import (
     MODERATED,
     TENANT,
     claim_next,
@@ -37,7 +37,7 @@ from tests.factories import (
     stored_segment,
     submit_job,
 )
-from tests.gateway import GatewayProcess
+from tests.support.gateway import GatewayProcess
 
 MASKED = Options(moderation=True, filter_profanity=True)
 

@@ -14,9 +14,9 @@ from common.db.deletions import Deletions, Receipt
 from common.db.tables import Job
 from common.db.usage import Usage
 from common.domain.request import Cutting, Options
-from tests.factories import TENANT
-from tests.s3 import BUCKET, S3Server
-from tests.service import Service, Start, horse_of, wait_until
+from tests.support.factories import TENANT
+from tests.support.s3 import BUCKET, S3Server
+from tests.support.service import Service, Start, horse_of, wait_until
 
 LONG_S = 3600
 """Its plan takes long enough to be stopped on the way."""

@@ -21,11 +21,11 @@ from common.errors import FetchBroke, FetchFailed, NotAudio, TooLarge, UrlRefuse
 from common.events import Events
 from common.queue import connect
 from common.settings import Settings
-from scripts.receiver import Receiver
-from tests.factories import TENANT, claim_next, new_job
-from tests.file_server import FileServer, Served
-from tests.service import Start, wait_until, write_wav
-from tests.speech import noise, speak
+from tests.support.factories import TENANT, claim_next, new_job
+from tests.support.file_server import FileServer, Served
+from tests.support.service import Start, wait_until, write_wav
+from tests.support.speech import noise, speak
+from tests.system.receiver import Receiver
 from worker.compose import build_context
 from worker.context import Context
 from worker.steps.fetch import run as fetch

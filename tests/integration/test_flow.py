@@ -19,7 +19,7 @@ from common.db.tables import Job, Outbox, Step
 from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import PIPELINES, Pause, Phase, Pipeline, StepType
 from common.errors import DecodeFailed, EngineFailed, WorkerLost
-from tests.factories import TENANT, make_steps, new_job, published
+from tests.support.factories import TENANT, make_steps, new_job, published
 
 KIND = "drawn"
 OPEN = (StepStatus.PENDING, StepStatus.RUNNING)

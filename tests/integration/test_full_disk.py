@@ -12,10 +12,10 @@ from common import presence
 from common.domain.job import JobStatus
 from common.errors import StorageFull
 from common.storage.storage import check_space, storage_errors
-from tests.frozen import SENTENCE, failures
-from tests.gateway import GatewayProcess
-from tests.service import Start, horse_of, wait_until, write_wav
-from tests.speech import silence, speak
+from tests.support.frozen import SENTENCE, failures
+from tests.support.gateway import GatewayProcess
+from tests.support.service import Start, horse_of, wait_until, write_wav
+from tests.support.speech import silence, speak
 
 LITTLE = 50_000
 """Bytes: more than a log or a transcript has, less than the audio of a chunk."""

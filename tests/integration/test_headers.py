@@ -15,9 +15,9 @@ from uuid import UUID
 import httpx
 import pytest
 
-from tests.audio_files import tone
-from tests.gateway import GatewayProcess
 from tests.integration.test_keys import make_wav
+from tests.support.audio_files import tone
+from tests.support.gateway import GatewayProcess
 
 STATUS = f"/api/v1/status/{UUID(int=0)}"
 KEYS = "/api/v1/keys"

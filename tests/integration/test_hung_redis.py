@@ -14,11 +14,11 @@ import pytest
 from common.db.database import Database
 from common.db.keys import Keys
 from common.domain.keys import Scope
-from scripts.embedded import EmbeddedValkey
-from tests.factories import TENANT, claim_next, make_steps, submit_job
-from tests.gateway import GatewayProcess
-from tests.service import wait_until, write_wav
-from tests.speech import silence
+from scripts.stack.embedded import EmbeddedValkey
+from tests.support.factories import TENANT, claim_next, make_steps, submit_job
+from tests.support.gateway import GatewayProcess
+from tests.support.service import wait_until, write_wav
+from tests.support.speech import silence
 
 LIMIT_S = 10.0
 """What clients wait for; it is answered within 3 s, or at once, where nothing else runs."""

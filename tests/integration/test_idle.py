@@ -8,8 +8,8 @@ from sqlalchemy import func, select, text
 
 from common.db.database import Database
 from common.db.tables import Outbox
-from tests.factories import submit_job
-from tests.service import Start, wait_until
+from tests.support.factories import submit_job
+from tests.support.service import Start, wait_until
 
 LOOK_S = 5.0
 MOST = 30

@@ -22,11 +22,11 @@ from common.db.database import Database
 from common.db.keys import AllKeys, Keys
 from common.db.tenants import Tenants
 from common.domain.keys import KeyText, Scope
-from scripts.cli import steno as steno_command
-from tests.audio_files import tone
-from tests.factories import submit_job
-from tests.gateway import GatewayProcess
-from tests.service import wait_until
+from scripts.cli.cli import steno as steno_command
+from tests.support.audio_files import tone
+from tests.support.factories import submit_job
+from tests.support.gateway import GatewayProcess
+from tests.support.service import wait_until
 
 OPERATOR = "the-operators-own-key-0123456789"
 NOWHERE = uuid4()

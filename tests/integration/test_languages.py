@@ -9,8 +9,8 @@ from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED
 from common.domain.job import JobStatus
 from common.domain.request import Cutting, Options
 from common.domain.values import SAMPLE_RATE
-from tests.service import PATIENCE_S, Start
-from tests.speech import Samples, silence, speak
+from tests.support.service import PATIENCE_S, Start
+from tests.support.speech import Samples, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
 

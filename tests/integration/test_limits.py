@@ -25,12 +25,12 @@ from common.domain.job import JobStatus, Priority
 from common.domain.keys import KeyText, Scope
 from common.domain.request import Options
 from common.errors import DecodeFailed, OverLimit, TooManyJobs, TooMuchAudio
-from scripts.embedded import EmbeddedValkey
-from tests.audio_files import tone
-from tests.factories import claim_next, make_steps, new_job, new_recording, store_plan
-from tests.gateway import GatewayProcess
+from scripts.stack.embedded import EmbeddedValkey
 from tests.integration.test_keys import make_wav
-from tests.service import wait_until
+from tests.support.audio_files import tone
+from tests.support.factories import claim_next, make_steps, new_job, new_recording, store_plan
+from tests.support.gateway import GatewayProcess
+from tests.support.service import wait_until
 
 OPERATOR = "the-operators-own-key-0123456789"
 NOWHERE = uuid4()

@@ -28,8 +28,8 @@ from api.app import create_app
 from api.gateway import Gateway
 from common.domain.keys import DEFAULT_TENANT
 from common.settings import DatabaseSettings, RedisSettings, Settings, StorageSettings
-from tests.gateway import GatewayProcess, children
-from tests.speech import pcm16, silence, speak
+from tests.support.gateway import GatewayProcess, children
+from tests.support.speech import pcm16, silence, speak
 
 FOX = "The quick brown fox jumps over the lazy dog."
 RICE = "Rice is often served in round bowls."

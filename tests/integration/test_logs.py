@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.gateway import GatewayProcess
-from tests.s3 import SECRET, S3Server
-from tests.service import Service, wait_until, write_wav
-from tests.speech import speak
+from tests.support.gateway import GatewayProcess
+from tests.support.s3 import SECRET, S3Server
+from tests.support.service import Service, wait_until, write_wav
+from tests.support.speech import speak
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 REQUEST_ID = "request-that-is-followed"

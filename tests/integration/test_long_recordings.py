@@ -12,11 +12,11 @@ from common.db.jobs import Jobs
 from common.errors import TooLarge
 from common.queue import connect
 from common.settings import Settings
-from tests.factories import TENANT, claim_next, new_job, new_recording
-from tests.file_server import FileServer, Served
-from tests.gateway import GatewayProcess
-from tests.service import write_wav
-from tests.speech import noise
+from tests.support.factories import TENANT, claim_next, new_job, new_recording
+from tests.support.file_server import FileServer, Served
+from tests.support.gateway import GatewayProcess
+from tests.support.service import write_wav
+from tests.support.speech import noise
 from worker.compose import build_context
 from worker.context import Context
 from worker.steps import fetch, plan

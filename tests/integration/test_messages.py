@@ -23,12 +23,12 @@ from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
 from common.presence import DISPATCHERS, QUEUE_NAME
 from common.settings import ROOT
-from scripts.embedded import free_port
-from tests.factories import TENANT
-from tests.frozen import frozen_worker, is_told
-from tests.gateway import GatewayProcess
-from tests.service import Start, wait_until, write_wav
-from tests.speech import speak
+from scripts.stack.embedded import free_port
+from tests.support.factories import TENANT
+from tests.support.frozen import frozen_worker, is_told
+from tests.support.gateway import GatewayProcess
+from tests.support.service import Start, wait_until, write_wav
+from tests.support.speech import speak
 
 SECRET = "wrong-sesame"
 MODULES = ["worker", "worker.dispatcher"]

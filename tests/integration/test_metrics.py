@@ -31,7 +31,7 @@ from common.domain.keys import Scope
 from common.domain.metrics import COUNTERS, HISTOGRAMS
 from common.domain.webhooks import Verdict
 from common.errors import DecodeFailed, EngineFailed
-from tests.factories import (
+from tests.support.factories import (
     TENANT,
     claim_next,
     finish_chunk,
@@ -42,9 +42,9 @@ from tests.factories import (
     plan_chunks,
     submit_job,
 )
-from tests.gateway import ROOT, GatewayProcess
-from tests.s3 import Line
-from tests.service import wait_until
+from tests.support.gateway import ROOT, GatewayProcess
+from tests.support.s3 import Line
+from tests.support.service import wait_until
 
 OPERATOR = "the-operators-own-key-0123456789"
 BASE = {"engine": "faster-whisper", "model": "base"}

@@ -18,7 +18,7 @@ from common.db.streams import Streams
 from common.db.tables import Base
 from common.errors import NotFound
 from common.settings import ROOT
-from tests.factories import (
+from tests.support.factories import (
     MODERATED,
     TENANT,
     claim_next,

@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.gateway import GatewayProcess
-from tests.s3 import BUCKET, Line, S3Server
-from tests.service import Service, wait_until, write_wav
-from tests.speech import noise, speak
+from tests.support.gateway import GatewayProcess
+from tests.support.s3 import BUCKET, Line, S3Server
+from tests.support.service import Service, wait_until, write_wav
+from tests.support.speech import noise, speak
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 

@@ -20,11 +20,11 @@ from common.db.database import Database
 from common.db.steps import Steps
 from common.errors import DecodeFailed
 from common.events import Events
-from tests.factories import claim_next, make_steps
-from tests.gateway import GatewayProcess
-from tests.node import install_clients, run_client
-from tests.service import wait_until, write_wav
-from tests.speech import silence, speak
+from tests.support.factories import claim_next, make_steps
+from tests.support.gateway import GatewayProcess
+from tests.support.node import install_clients, run_client
+from tests.support.service import wait_until, write_wav
+from tests.support.speech import silence, speak
 
 SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
 

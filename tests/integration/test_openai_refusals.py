@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.audio_files import tone
-from tests.gateway import GatewayProcess
 from tests.integration.test_keys import make_wav
+from tests.support.audio_files import tone
+from tests.support.gateway import GatewayProcess
 
 KEY = "the-operators-own-key-0123456789"
 SHOWN = {"Authorization": f"Bearer {KEY}"}

@@ -24,7 +24,7 @@ from api.app import create_app
 from common.db.database import Database
 from common.db.streams import COMPLETED, Streams
 from common.settings import Settings
-from tests.factories import (
+from tests.support.factories import (
     TENANT,
     claim_next,
     finish_chunk,
@@ -37,7 +37,7 @@ from tests.factories import (
     stored_segment,
     submit_job,
 )
-from tests.gateway import GatewayProcess
+from tests.support.gateway import GatewayProcess
 
 DOCUMENT = schemathesis.openapi.from_dict(create_app(Settings()).openapi())
 OPERATIONS = {each.ok().label: each.ok() for each in DOCUMENT.get_all_operations()}  # type: ignore[union-attr]

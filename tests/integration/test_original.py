@@ -9,9 +9,9 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.gateway import GatewayProcess
-from tests.service import write_wav
-from tests.speech import noise
+from tests.support.gateway import GatewayProcess
+from tests.support.service import write_wav
+from tests.support.speech import noise
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from sqlalchemy import select
 from common.db.migrate import upgrade
 from common.db.tables import Failure, Step
 from common.domain.job import JobStatus
-from scripts.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
-from tests.frozen import failures, frozen_worker, is_told
-from tests.service import Service, horse_of, wait_until
-from tests.speech import silence, speak
+from scripts.stack.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
+from tests.support.frozen import failures, frozen_worker, is_told
+from tests.support.service import Service, horse_of, wait_until
+from tests.support.speech import silence, speak
 
 LEASE_S = 4
 

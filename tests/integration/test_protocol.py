@@ -16,7 +16,7 @@ import uvicorn
 
 from api import protocol
 from api.connections import Connections
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 pytestmark = pytest.mark.skipif(
     not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux lets a program say how long"

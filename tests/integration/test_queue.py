@@ -22,8 +22,8 @@ from common.db.steps import Publication
 from common.domain.job import JobStatus
 from common.presence import QUEUE_NAME
 from common.queue import STEP_FUNCTION, Doorbell, StepMessage, connect, queue_of
-from tests.service import Start, wait_until
-from tests.speech import silence
+from tests.support.service import Start, wait_until
+from tests.support.speech import silence
 from worker.horse import HorseWorker, StepJob
 
 

@@ -16,11 +16,11 @@ from common.db.database import Database
 from common.domain.job import JobStatus
 from common.errors import DatabaseFull, DatabaseReadOnly, Unavailable
 from common.presence import QUEUE_NAME, RECORD_S
-from scripts.embedded import EmbeddedPostgres
-from tests.frozen import failures, frozen_worker
-from tests.gateway import GatewayProcess
-from tests.service import Service, wait_until, write_wav
-from tests.speech import silence
+from scripts.stack.embedded import EmbeddedPostgres
+from tests.support.frozen import failures, frozen_worker
+from tests.support.gateway import GatewayProcess
+from tests.support.service import Service, wait_until, write_wav
+from tests.support.speech import silence
 from worker.health import check_postgres
 
 

@@ -30,7 +30,7 @@ from common.errors import (
     NotFound,
     WeightsMissing,
 )
-from tests.factories import (
+from tests.support.factories import (
     MODERATED,
     TENANT,
     chunk_part,

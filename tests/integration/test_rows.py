@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.db import monitoring, snapshots
-from scripts.bench_rows import Counting, fill, measure
+from scripts.bench.rows import Counting, fill, measure
 
 MANY = 3_000
 """Jobs in the queue; ten times as many have ended."""

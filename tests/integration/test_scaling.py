@@ -12,7 +12,7 @@ from common.db.jobs import Jobs
 from common.db.steps import Steps
 from common.errors import EngineFailed
 from common.settings import ROOT
-from tests.factories import (
+from tests.support.factories import (
     TENANT,
     claim_next,
     finish_chunk,
@@ -21,7 +21,7 @@ from tests.factories import (
     plan_chunks,
     submit_job,
 )
-from tests.kustomize import read
+from tests.support.kustomize import read
 
 SCALED, _ = read(ROOT / "docker" / "kubernetes" / "components" / "keda" / "worker.yaml")
 (TRIGGER,) = SCALED["spec"]["triggers"]

@@ -34,13 +34,13 @@ from common.settings import (
     import_from_checkout,
 )
 from common.weights.manifest import HubFiles, Manifest
-from scripts import stack as stack_module
-from scripts.cli import INTERRUPTED, steno
-from scripts.running import RunningStack
-from scripts.stack import Child, Stack, find_running
-from tests.audio_files import tone
-from tests.file_server import FileServer, Served
+from scripts.cli.cli import INTERRUPTED, steno
+from scripts.stack import stack as stack_module
+from scripts.stack.running import RunningStack
+from scripts.stack.stack import Child, Stack, find_running
 from tests.integration.test_keys import make_wav
+from tests.support.audio_files import tone
+from tests.support.file_server import FileServer, Served
 
 ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")
 

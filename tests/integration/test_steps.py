@@ -28,7 +28,7 @@ from common.errors import (
     StenoError,
     WorkerLost,
 )
-from tests.factories import (
+from tests.support.factories import (
     MODERATED,
     TENANT,
     chunk_part,
@@ -46,7 +46,7 @@ from tests.factories import (
     stored_segment,
     submit_job,
 )
-from tests.service import wait_until
+from tests.support.service import wait_until
 
 
 @pytest.fixture

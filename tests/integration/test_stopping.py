@@ -17,9 +17,9 @@ from common.db.tables import Step
 from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
 from common.events import Events
-from tests.factories import TENANT
-from tests.service import Service, Start, horse_of, wait_until
-from tests.speech import Samples, speak
+from tests.support.factories import TENANT
+from tests.support.service import Service, Start, horse_of, wait_until
+from tests.support.speech import Samples, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
 

@@ -17,7 +17,7 @@ from common.asr.streaming import Before, Heard
 from common.asr.streaming_whisper import StreamingWhisper, repeats
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLES_PER_MS, Word
-from tests.speech import silence, speak
+from tests.support.speech import silence, speak
 
 REPORT = "Please send me the report before Friday."
 TRAIN = "The train to London leaves at nine o'clock."

@@ -25,7 +25,7 @@ from common.errors import NotFound, TooManyStreams, TooMuchAudio
 from common.events import Events
 from common.queue import connect
 from common.storage.local import LocalStorage
-from tests.factories import (
+from tests.support.factories import (
     BY,
     TENANT,
     claim_next,
@@ -40,9 +40,9 @@ from tests.factories import (
     stored_segment,
     submit_job,
 )
-from tests.gateway import GatewayProcess
-from tests.s3 import Line
-from tests.service import wait_until
+from tests.support.gateway import GatewayProcess
+from tests.support.s3 import Line
+from tests.support.service import wait_until
 from worker.janitor import Janitor
 
 KEY = "a-keys-id"

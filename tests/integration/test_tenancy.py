@@ -15,8 +15,9 @@ from common.db.keys import Keys
 from common.db.streams import COMPLETED, Streams
 from common.db.tables import WebhookDelivery, WebhookEndpoint
 from common.domain.keys import Scope
-from tests.audio_files import tone
-from tests.factories import (
+from tests.integration.test_keys import make_wav
+from tests.support.audio_files import tone
+from tests.support.factories import (
     claim_next,
     finish_chunk,
     finish_merge,
@@ -26,8 +27,7 @@ from tests.factories import (
     plan_chunks,
     submit_job,
 )
-from tests.gateway import GatewayProcess
-from tests.integration.test_keys import make_wav
+from tests.support.gateway import GatewayProcess
 
 OURS, THEIRS = "ours", "theirs"
 OPEN = {"/healthz", "/readyz", "/health", "/metrics", "/status"}

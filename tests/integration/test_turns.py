@@ -22,7 +22,7 @@ from common.domain.pipeline import StepKind
 from common.domain.turns import turns_left
 from common.domain.values import MAX_WINDOW_MS, SAMPLE_RATE
 from common.errors import EngineFailed
-from tests.factories import (
+from tests.support.factories import (
     TENANT,
     claim_next,
     finish_chunk,
@@ -34,10 +34,10 @@ from tests.factories import (
     store_plan,
     submit_job,
 )
-from tests.frozen import SENTENCE
-from tests.lines import Lines
-from tests.service import PATIENCE_S, Start, wait_until
-from tests.speech import speak
+from tests.support.frozen import SENTENCE
+from tests.support.lines import Lines
+from tests.support.service import PATIENCE_S, Start, wait_until
+from tests.support.speech import speak
 
 
 @pytest.fixture

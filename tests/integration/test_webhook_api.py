@@ -14,10 +14,10 @@ from common.db.webhooks import tell
 from common.domain.webhooks import WebhookEvent
 from common.egress import Egress
 from common.settings import WebhookSettings
-from scripts.receiver import Receiver
-from tests.factories import submit_job
-from tests.gateway import GatewayProcess
-from tests.service import wait_until
+from tests.support.factories import submit_job
+from tests.support.gateway import GatewayProcess
+from tests.support.service import wait_until
+from tests.system.receiver import Receiver
 from worker.courier import Courier, deliveries_for
 
 OTHER = {"X-Tenant-Id": "other"}

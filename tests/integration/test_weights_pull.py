@@ -23,8 +23,8 @@ from common.weights.manifest import Checkpoint, FileSpec, Manifest, WeightsSpec
 from common.weights.pull import Puller
 from common.weights.store import Weights, WeightsStore
 from common.weights.transfer import Network
-from scripts.cli import steno
-from tests.checkpoints import write_checkpoint
+from scripts.cli.cli import steno
+from tests.support.checkpoints import write_checkpoint
 
 NO_HUB = Network(hub_endpoint="http://127.0.0.1:9")
 

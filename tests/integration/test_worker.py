@@ -19,11 +19,11 @@ from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
 from common.events import Events
 from common.queue import Doorbell
-from tests.audio_files import truncate
-from tests.factories import claim_next, make_steps
-from tests.frozen import SENTENCE, failures, frozen_worker, has_ended
-from tests.service import Start, horse_of, wait_until, write_wav
-from tests.speech import Samples, noise, silence, speak
+from tests.support.audio_files import truncate
+from tests.support.factories import claim_next, make_steps
+from tests.support.frozen import SENTENCE, failures, frozen_worker, has_ended
+from tests.support.service import Start, horse_of, wait_until, write_wav
+from tests.support.speech import Samples, noise, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
 

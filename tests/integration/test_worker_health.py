@@ -15,10 +15,10 @@ from redis import Redis
 
 from common import presence
 from common.settings import ROOT
-from scripts.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
-from tests.frozen import frozen_worker
-from tests.gateway import GatewayProcess
-from tests.service import Start, shut, wait_until
+from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
+from tests.support.frozen import frozen_worker
+from tests.support.gateway import GatewayProcess
+from tests.support.service import Start, shut, wait_until
 
 ROLES = ["worker", "dispatcher"]
 

@@ -22,9 +22,9 @@ from common.db.transcriptions import Transcriptions
 from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
-from tests.factories import MODERATED
-from tests.service import Service, Start, horse_of, wait_until
-from tests.speech import speak
+from tests.support.factories import MODERATED
+from tests.support.service import Service, Start, horse_of, wait_until
+from tests.support.speech import speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
 

@@ -17,8 +17,8 @@ from common.asr.zipformer import Zipformer
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLES_PER_MS, Word
 from common.errors import EngineFailed, WeightsMissing
-from tests.speech import noise, silence, speak
-from tests.streaming_networks import (
+from tests.support.speech import noise, silence, speak
+from tests.support.streaming_networks import (
     CHUNK_MS,
     CYCLE,
     write_conformer,

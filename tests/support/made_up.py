@@ -24,7 +24,7 @@ from common.db.steps import Claim
 from common.domain.job import JobStatus
 from common.domain.pipeline import PIPELINES, Pause, Phase, Pipeline, StepType
 from common.errors import DecodeFailed
-from tests.factories import TENANT, new_job
+from tests.support.factories import TENANT, new_job
 from worker.context import Context, persist
 from worker.runner import STEPS
 

@@ -18,11 +18,11 @@ from rich.console import Console
 from common.audio.decode import Decoding
 from common.domain.pipeline import StepKind
 from common.errors import SetupProblem
-from scripts.bench import PARTS, parse_parts
-from scripts.bench_corpus import Sound, beginning, read_corpus, wer, write_wav
-from scripts.bench_direct import loop, peak_mb, plan, reset_peak
-from scripts.bench_report import Comparison, Figure, Part, Target, show, summary
-from scripts.bench_service import Shares, StepTimes, shares
+from scripts.bench.bench import PARTS, parse_parts
+from scripts.bench.corpus import Sound, beginning, read_corpus, wer, write_wav
+from scripts.bench.direct import loop, peak_mb, plan, reset_peak
+from scripts.bench.report import Comparison, Figure, Part, Target, show, summary
+from scripts.bench.service import Shares, StepTimes, shares
 
 ROOT = Path(__file__).resolve().parents[2]
 SECOND = np.zeros(16_000, np.int16)
@@ -281,7 +281,7 @@ def test_what_is_missing_to_score_texts_is_named_in_one_line(tmp_path: Path) -> 
         "import importlib.util\n"
         "found = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name, *a: None if name == 'jiwer' else found(name, *a)\n"
-        "from scripts.cli import steno\n"
+        "from scripts.cli.cli import steno\n"
         "steno(sys.argv[1:])"
     )
     done = subprocess.run(

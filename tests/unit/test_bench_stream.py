@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from common.settings import Settings
-from scripts.bench_corpus import Clip, ClipSet, Corpus, write_wav
-from scripts.bench_report import Figure, Part, Target
-from scripts.bench_run import Findings, chosen
-from scripts.bench_stream import PROMISES, QUICK, StreamBench
-from scripts.bench_stream_clients import Answer, Met
-from scripts.bench_stream_play import (
+from scripts.bench.corpus import Clip, ClipSet, Corpus, write_wav
+from scripts.bench.report import Figure, Part, Target
+from scripts.bench.run import Findings, chosen
+from scripts.bench.stream import PROMISES, QUICK, StreamBench
+from scripts.bench.stream_clients import Answer, Met
+from scripts.bench.stream_play import (
     PAUSE_S,
     Played,
     Sent,
@@ -30,8 +30,8 @@ from scripts.bench_stream_play import (
     string_together,
     waits_of,
 )
-from scripts.cli import steno
-from scripts.streaming import PIECE_BYTES, Message
+from scripts.cli.cli import steno
+from scripts.cli.streaming import PIECE_BYTES, Message
 
 MS = 16
 

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from common.errors import NotFound
-from scripts import cli
-from scripts.cli import OneLineErrors, steno
+from scripts.cli import cli
+from scripts.cli.cli import OneLineErrors, steno
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +44,7 @@ def group_that_raises(error: BaseException) -> click.Group:
 def test_help_names_every_command_and_imports_none_of_them() -> None:
     program = (
         "import sys\n"
-        "from scripts.cli import steno\n"
+        "from scripts.cli.cli import steno\n"
         "try: steno(['--help'], prog_name='steno')\n"
         "except SystemExit: pass\n"
         "heavy = {'numpy', 'httpx', 'sqlalchemy', 'redis', 'pydantic'} & set(sys.modules)\n"

@@ -18,9 +18,9 @@ from common.domain.job import MODERATION_FAILED
 from common.domain.tracks import OTHER_AUDIO_TRACK
 from common.errors import GatewayLost, Refused
 from common.transcripts import SEVERAL_MODELS
-from scripts.cli import steno
-from scripts.client import WARNINGS, Gateway, clock, flagged, warning
-from tests.scripted_gateway import DONE, WORKING, ScriptedGateway
+from scripts.cli.cli import steno
+from scripts.cli.client import WARNINGS, Gateway, clock, flagged, warning
+from tests.support.scripted_gateway import DONE, WORKING, ScriptedGateway
 from worker.steps import merge
 
 HTML = b"<html>Bad gateway</html>"

@@ -17,11 +17,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from api.schemas import UploadOptions
-from scripts import transcribe as module
-from scripts.cli import steno
-from scripts.client import WARNINGS
-from scripts.transcribe import targets, transcribe
-from tests.scripted_gateway import DONE, WORKING, ScriptedGateway, until
+from scripts.cli import transcribe as module
+from scripts.cli.cli import steno
+from scripts.cli.client import WARNINGS
+from scripts.cli.transcribe import targets, transcribe
+from tests.support.scripted_gateway import DONE, WORKING, ScriptedGateway, until
 
 ROOT = Path(__file__).resolve().parents[2]
 

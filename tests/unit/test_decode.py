@@ -15,7 +15,7 @@ from common.audio.decode import DAMAGED, GAP_MS, GAPS, TRUNCATED, Decoding
 from common.audio.probe import probe
 from common.domain.values import SAMPLE_RATE
 from common.errors import DecodeFailed, NotAudio
-from tests.audio_files import (
+from tests.support.audio_files import (
     FILMS,
     KINDS,
     Kind,

@@ -21,13 +21,13 @@ from click.testing import CliRunner, Result
 from api.schemas import StreamOptions
 from common.audio.decode import Decoding
 from common.errors import GatewayLost, Refused
-from scripts import streaming
-from scripts.bench_corpus import write_wav
-from scripts.cli import steno
-from scripts.listen import listen
-from scripts.streaming import AHEAD, StreamClient, address_of, in_thread, paced
-from tests.scripted_gateway import until
-from tests.scripted_stream import (
+from scripts.bench.corpus import write_wav
+from scripts.cli import streaming
+from scripts.cli.cli import steno
+from scripts.cli.listen import listen
+from scripts.cli.streaming import AHEAD, StreamClient, address_of, in_thread, paced
+from tests.support.scripted_gateway import until
+from tests.support.scripted_stream import (
     CLOSED,
     READY,
     ScriptedStream,
@@ -260,7 +260,7 @@ def test_a_microphone_is_heard_until_ctrl_c(server: ScriptedStream, tmp_path: Pa
 def test_a_microphone_is_looked_for_where_the_system_has_its_own(tmp_path: Path) -> None:
     set_up_alsa(tmp_path / "alsa.conf", "default")
     script = (
-        "import pathlib, sys; from scripts import streaming; "
+        "import pathlib, sys; from scripts.cli import streaming; "
         "streaming.ALSA = pathlib.Path(sys.argv[1]); "
         "sys.stdout.buffer.write(next(streaming.of_microphone()))"
     )

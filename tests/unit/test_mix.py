@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.audio.decode import CHANNELS_INVERTED, CHANNELS_LEFT_OUT, Decoding
 from common.audio.mix import BLOCK, Mixer
 from common.audio.wav import wav_header
-from tests.speech import noise, speak
+from tests.support.speech import noise, speak
 
 Floats = NDArray[np.floating]
 

@@ -26,7 +26,7 @@ from common.transcripts import (
     parts,
     result_to_json,
 )
-from tests.factories import BY, CLEAN, offensive, stored_segment
+from tests.support.factories import BY, CLEAN, offensive, stored_segment
 
 OTHER = replace(BY, sha256="b" * 64)
 POLITE = Segment(Span(0, 2_000), " Xin chào.", verdict=CLEAN)

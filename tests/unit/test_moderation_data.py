@@ -9,7 +9,7 @@ import pytest
 
 from common.domain.moderation import Label
 from common.errors import SetupProblem
-from scripts.moderation_data import Example, hold_out, read_examples, require_labels
+from scripts.training.data import Example, hold_out, read_examples, require_labels
 
 
 def write(path: Path, content: str | bytes) -> Path:

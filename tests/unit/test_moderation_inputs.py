@@ -19,7 +19,7 @@ from common.moderation.inputs import (
     inputs_for,
     to_scores,
 )
-from tests.phobert import write_tokenizer
+from tests.support.phobert import write_tokenizer
 
 NAMES = ("input_ids", "attention_mask")
 MAX_TOKENS = 256

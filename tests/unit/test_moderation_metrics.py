@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.moderation import Label, decide
-from scripts.moderation_metrics import choose_thresholds, decide_all, macro_f1, report
+from scripts.training.metrics import choose_thresholds, decide_all, macro_f1, report
 
 CLEAN, OFFENSIVE, HATE = range(3)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.audio.decode import HEADER_SIZE_WRONG, TRUNCATED, Decoding
 from common.audio.probe import probe
 from common.errors import NotAudio
-from tests.audio_files import KINDS, Kind, silence, tone, wav_header, write
+from tests.support.audio_files import KINDS, Kind, silence, tone, wav_header, write
 
 EDGE_MS = 80
 

@@ -16,7 +16,7 @@ from tokenizers.processors import RobertaProcessing
 from transformers import PhobertTokenizer
 
 from common.moderation.phobert_tokenizer import Tokenizer, load_tokenizer
-from tests.phobert import FILLING, VOCABULARY, write_tokenizer
+from tests.support.phobert import FILLING, VOCABULARY, write_tokenizer
 
 UNKNOWN = 3
 

@@ -15,8 +15,8 @@ from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.vad import load_network
 from common.domain.cutting import CutOptions
 from common.domain.values import SAMPLE_RATE
-from tests import speech
-from tests.audio_files import noise, silence, tone
+from tests.support import speech
+from tests.support.audio_files import noise, silence, tone
 
 NETWORK = load_network()
 STRATEGIES: tuple[Literal["vad", "silence", "fixed"], ...] = ("vad", "silence", "fixed")

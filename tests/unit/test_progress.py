@@ -11,8 +11,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from scripts.progress import TEXT_LINES, Board, Take
-from tests.scripted_gateway import WORKING, state
+from scripts.cli.progress import TEXT_LINES, Board, Take
+from tests.support.scripted_gateway import WORKING, state
 
 WIDTHS = [20, 30, 40, 60, 80, 200]
 

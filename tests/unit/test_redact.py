@@ -27,7 +27,17 @@ from common.audio.redact import (
 from common.audio.wav import wav_header
 from common.domain.values import Span
 from common.errors import DecodeFailed, NotAudio
-from tests.audio_files import FILMS, KINDS, Kind, damage, noise, silence, tone, truncate, write
+from tests.support.audio_files import (
+    FILMS,
+    KINDS,
+    Kind,
+    damage,
+    noise,
+    silence,
+    tone,
+    truncate,
+    write,
+)
 
 VOICE_HZ = 440
 """Stands for the words that must not be heard."""

@@ -15,7 +15,7 @@ from common.asr.segments import (
     without_pauses,
 )
 from common.domain.values import Span, Word
-from tests.speech import noise, silence
+from tests.support.speech import noise, silence
 
 SURE = Decoding("", avg_logprob=-0.2, no_speech_prob=0.02)
 

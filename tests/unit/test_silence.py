@@ -13,7 +13,7 @@ from pydub.silence import detect_nonsilent as pydub_detect_nonsilent
 from common.audio.silence import SilenceFinder, SilenceOptions, detect_nonsilent
 from common.domain.cutting import CutOptions
 from common.domain.values import SAMPLE_RATE, Span
-from tests.audio_files import noise, silence, tone
+from tests.support.audio_files import noise, silence, tone
 
 LEVELS = (0, 1, 3, 33, 104, 327, 328, 1_036, 8_000, 32_767)
 """Amplitudes around the thresholds that are drawn below, and the extremes."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from scripts.streaming_weights import NAME, bring, main
+from scripts.bench.streaming_weights import NAME, bring, main
 
 
 @pytest.fixture

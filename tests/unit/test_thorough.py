@@ -25,7 +25,7 @@ from common.asr.thorough import (
 from common.audio.vad import FRAME_MS, Network, load_network
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span, Word
-from tests.speech import noise, silence, speak
+from tests.support.speech import noise, silence, speak
 
 OPTIONS = DecodingOptions(language="en")
 SENTENCES = (

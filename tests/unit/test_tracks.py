@@ -12,8 +12,8 @@ from common.audio.probe import probe
 from common.audio.redact import RedactedWav
 from common.domain.tracks import Track, default_track, find_track
 from common.errors import UnknownOption
-from tests.audio_tracks import write_tracks
-from tests.speech import silence, speak
+from tests.support.audio_tracks import write_tracks
+from tests.support.speech import silence, speak
 
 TRACKS = tuple(
     Track(index, language, title, "aac", 2, default=index == 1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.turns import CLIPS_FIRST, SHORTER_FIRST, size_class, turns_before, turns_left
-from tests.lines import Lines
+from tests.support.lines import Lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from common.audio.silero import CONTEXT, FRAME, Network, silero_path
 from common.audio.vad import VadFinder, VadOptions, VoiceActivity, load_network
 from common.domain.cutting import CutOptions, Speech
 from common.domain.values import SAMPLE_RATE
-from tests import speech
-from tests.audio_files import noise, silence
+from tests.support import speech
+from tests.support.audio_files import noise, silence
 
 TEXT = "Nobody knows what the weather will be tomorrow, but we shall go out in any case."
 

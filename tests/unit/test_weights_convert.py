@@ -13,7 +13,7 @@ from common.weights.checkpoint import read_transformers
 from common.weights.ct2 import read_ct2, read_vocabulary, write_ct2
 from common.weights.ggml import _q8_0, mel_filters, read_ggml, write_ggml
 from common.weights.whisper import NotConvertible, Whisper, tensor_names
-from tests.checkpoints import Pickle, write_checkpoint
+from tests.support.checkpoints import Pickle, write_checkpoint
 
 WIDTH, AUDIO_LAYERS, TEXT_LAYERS, BANDS = 64, 2, 1, 80
 VOCABULARY = ("a", "Ġb", "Ã¡", "Ċ", "<|endoftext|>", "<|startoftranscript|>", "<|vi|>", "<|0.00|>")

@@ -1,0 +1,605 @@
+"""``steno bench``: how fast, how exact and how lean, beside the engines used directly.
+
+Everything runs one after the other on the same cores, the service in a stack of its own and each
+engine in a process of its own, so that the figures of one run can be compared.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from common.errors import SetupProblem
+from common.settings import Settings
+from common.weights.manifest import FASTER_WHISPER, WHISPER_CPP, Manifest
+from common.weights.store import WeightsStore
+from scripts.bench import direct
+from scripts.bench.corpus import (
+    ClipSet,
+    Corpus,
+    LongRecording,
+    Sound,
+    read_corpus,
+    require_scorers,
+    wer,
+)
+from scripts.bench.direct import Way
+from scripts.bench.report import (
+    Comparison,
+    Figure,
+    Part,
+    Target,
+)
+from scripts.bench.run import Findings, chosen, working
+from scripts.bench.service import Run, UnderTest, shares
+from scripts.cli.cli import load_settings
+from scripts.cli.console import make_console
+
+PARTS = ("long", "overhead", "latency", "clips", "memory", "scaling")
+MODEL = "base"
+OURS = "Stenopool"
+CLIP_S = 10.0
+CLIPS = 10
+"""How many different stretches of the long recording are sent as clips."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured. ``recording_s`` 0: the whole recording; ``clips`` 0: all of them."""
+
+    recording_s: float = 0.0
+    clips: int = 0
+    sent: int = CLIPS
+    upload_mb: int = 500
+    planned_s: float = 3 * 3600.0
+    chunks: int = 200
+
+
+QUICK = Size(recording_s=600.0, clips=4, sent=3, upload_mb=50, planned_s=1800.0, chunks=30)
+
+
+class Bench:
+    """Measures the parts that are asked for. ``folder`` takes everything that is written."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        settings: Settings,
+        folder: Path,
+        *,
+        cores: int,
+        size: Size,
+        rounds: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._corpus = corpus
+        self._settings = settings
+        self._folder = folder
+        self._cores = cores
+        self._size = size
+        self._rounds = rounds
+        self._tell = tell
+        self._long_runs: list[Run] = []
+        self._weights = WeightsStore(settings.asr.models_dir, Manifest.load())
+        self._engines: dict[Way, direct.Engine] = {}
+
+    def run(self, wanted: Sequence[str], found: Callable[[Part], None]) -> None:
+        """Measure ``wanted``, handing each part over as soon as it is there."""
+        if not set(wanted) <= {"clips"} and self._corpus.recording is None:
+            raise SetupProblem(
+                problem="The folder has no long recording",
+                remedy="Only --parts clips can be measured with short clips alone",
+            )
+        beside = tuple(Way) if set(wanted) & {"long", "clips"} else (Way.SEQUENTIAL,)
+        self._engines = {way: self._engine(way) for way in beside}  # or say now what is missing
+        if set(wanted) - {"memory"}:
+            with UnderTest(self._settings, self._folder / "all", self._cores) as service:
+                self._with_all_workers(service, wanted, found)
+        if set(wanted) & {"scaling", "memory"}:
+            with UnderTest(self._settings, self._folder / "one", 1) as service:
+                self._with_one_worker(service, wanted, found)
+
+    def _with_all_workers(
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+    ) -> None:
+        if set(wanted) & {"long", "overhead", "scaling"}:
+            beside = self._long_rounds(service, direct_too="long" in wanted)
+            if "long" in wanted:
+                found(self._long(service, beside))
+        if "overhead" in wanted:
+            found(self._overhead(service))
+        if "latency" in wanted:
+            found(self._latency(service))
+        if "clips" in wanted:
+            for clip_set in self._corpus.clip_sets:
+                found(self._clips(service, clip_set))
+
+    def _with_one_worker(
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+    ) -> None:
+        if "scaling" in wanted:
+            found(self._scaling(service))
+        if "memory" in wanted:
+            found(self._memory(service))
+
+    # --- what is measured on ------------------------------------------------------------------
+
+    @property
+    def _recording(self) -> LongRecording:
+        if self._corpus.recording is None:
+            raise AssertionError("checked before anything is measured")
+        return self._corpus.recording
+
+    @cached_property
+    def _sound(self) -> Sound:
+        self._tell(f"decoding {self._recording.path.name}")
+        return Sound(self._recording.path, self._folder / "recording.pcm")
+
+    @cached_property
+    def _long_file(self) -> Path:
+        if not self._size.recording_s or self._size.recording_s >= self._sound.duration_s:
+            return self._recording.path
+        return self._sound.cut(self._folder / "long.wav", 0, self._size.recording_s)
+
+    @cached_property
+    def _long_s(self) -> float:
+        whole = self._sound.duration_s
+        return min(whole, self._size.recording_s) if self._size.recording_s else whole
+
+    @cached_property
+    def _scored_file(self) -> Path:
+        return self._sound.cut(self._folder / "scored.wav", 0, self._recording.scored_s)
+
+    @cached_property
+    def _ten_seconds(self) -> list[Path]:
+        step = max(CLIP_S, (self._sound.duration_s - CLIP_S) / CLIPS)
+        return [
+            self._sound.cut(self._folder / f"clip-{n}.wav", n * step, CLIP_S) for n in range(CLIPS)
+        ]
+
+    @property
+    def _options(self) -> dict[str, str]:
+        return {"language": self._recording.language, "model": MODEL}
+
+    def _engine(self, way: Way) -> direct.Engine:
+        name = WHISPER_CPP if way is Way.WHISPER_CPP else FASTER_WHISPER
+        asr = self._settings.asr
+        weights = self._weights.resolve(name, MODEL).path
+        return direct.Engine(way, weights, self._cores, asr.device, asr.compute_type)
+
+    # --- 1: the long recording ----------------------------------------------------------------
+
+    def _long_rounds(
+        self, service: UnderTest, *, direct_too: bool
+    ) -> dict[Way, list[direct.Heard]]:
+        """Run the long recording through the service, and in turn through each engine."""
+        beside: dict[Way, list[direct.Heard]] = {way: [] for way in Way}
+        service.warm_up(self._ten_seconds, self._options)
+        for number in range(self._rounds):
+            of = f"(round {number + 1} of {self._rounds})"
+            self._tell(f"the long recording: {OURS} {of}")
+            self._long_runs.append(service.run(self._long_file, self._options))
+            # No target is set against whisper.cpp's time, and it takes longest: once is enough.
+            ways = [way for way in Way if number == 0 or way is not Way.WHISPER_CPP]
+            for way in ways if direct_too else []:
+                self._tell(f"the long recording: {way} {of}")
+                beside[way] += self._directly(way, [self._long_file])
+        return beside
+
+    def _long(self, service: UnderTest, beside: dict[Way, list[direct.Heard]]) -> Part:
+        until_s = self._recording.scored_s
+        self._tell(f"the first {until_s:g} s alone: {OURS}")
+        ours = service.run(self._scored_file, self._options).text
+        alone = {OURS: ours}
+        for way in Way:
+            self._tell(f"the first {until_s:g} s alone: {way}")
+            alone[way] = self._directly(way, [self._scored_file])[0].text
+        seconds = {OURS: tuple(run.seconds for run in self._long_runs)}
+        seconds |= {way: tuple(heard.seconds for heard in beside[way]) for way in Way}
+        wers = {name: self._wer(text) for name, text in alone.items()}
+        # By its words; the engines' own segments reach up to half a minute beyond the cut.
+        of_whole = self._wer(self._long_runs[0].text_until(until_s))
+        comparison = Comparison(("wall", "speed", "ours is faster", "WER of the start"))
+        for name, taken in seconds.items():
+            comparison.rows[name] = (
+                Figure(f"{name}: wall", taken, "s"),
+                Figure(f"{name}: speed", tuple(self._long_s / each for each in taken), "x"),
+                Figure(
+                    f"{OURS} against {name}", _ratios(taken, seconds[OURS][: len(taken)]), "x", 2
+                ),
+                Figure(f"{name}: WER of the start", (wers[name],), "%", 2),
+            )
+        sequential = wers[Way.SEQUENTIAL]
+        remark = (
+            f"The start is the first {until_s:g} s; the targets are set against sequential's WER "
+            f"there. Engines used directly have {self._cores} threads."
+        )
+        return Part(
+            "long",
+            f"1. {self._recording.path.name}, {self._long_s / 60:.1f} min, {MODEL}: "
+            f"{self._cores} workers of one thread, from upload to COMPLETED",
+            (
+                Figure(
+                    "speed against sequential",
+                    _ratios(seconds[Way.SEQUENTIAL], seconds[OURS]),
+                    "x",
+                    2,
+                    Target(3.0, at_least=True),
+                ),
+                Figure(
+                    "speed against batched",
+                    _ratios(seconds[Way.BATCHED], seconds[OURS]),
+                    "x",
+                    2,
+                    Target(1.0, at_least=True),
+                ),
+                Figure(
+                    "WER above sequential's, the start sent alone",
+                    (wers[OURS] - sequential,),
+                    "points",
+                    2,
+                    Target(0.3),
+                ),
+                Figure(
+                    "WER above sequential's, the start of the whole",
+                    (of_whole - sequential,),
+                    "points",
+                    2,
+                    Target(0.3),
+                ),
+            ),
+            comparison,
+            (remark,),
+            tuple({"way": name, "text": text} for name, text in alone.items()),
+        )
+
+    def _wer(self, text: str) -> float:
+        return wer([self._recording.reference], [text], self._recording.language)
+
+    # --- 2: what is not inference -------------------------------------------------------------
+
+    def _overhead(self, service: UnderTest) -> Part:
+        runs = self._long_runs
+        workers = service.workers
+        spent = [
+            shares(run.steps, workers, sent_at=run.sent_at, done_at=run.done_at) for run in runs
+        ]
+        self._tell("10 s clips on an idle stack")
+        service.warm_up(self._ten_seconds, self._options)
+        clips = [
+            service.run(clip, self._options)
+            for _ in range(self._rounds)
+            for clip in self._ten_seconds[: self._size.sent]
+        ]
+        beyond = sorted(run.seconds - run.engine_s for run in clips)
+        names = {
+            "before": "upload, probe, commit, way to the first claim",
+            "plan": "plan",
+            "waiting_first": "waiting for the first chunks to be cut",
+            "around": "in a chunk's step, outside of the engine",
+            "moderation": "moderation",
+            "between": "from one step to the next",
+            "tail": "no chunk left for this worker",
+            "merge": "merge (all workers)",
+            "after": "from the commit to the client",
+        }
+        comparison = Comparison(("worker seconds", "of all"))
+        for name, meaning in names.items():
+            values = tuple(float(getattr(each, name)) for each in spent)
+            of_all = tuple(100 * v / each.total for v, each in zip(values, spent, strict=True))
+            comparison.rows[meaning] = (
+                Figure(meaning, values, "s", 2),
+                Figure(f"{meaning}, of all", of_all, "%", 2),
+            )
+        figures = (
+            Figure(
+                "not inference, of the wall time from upload to COMPLETED",
+                tuple(100 * (1 - run.engine_s / (workers * run.seconds)) for run in runs),
+                "%",
+                2,
+                Target(8.0),
+            ),
+            Figure(
+                "the same of the wall time from the job's creation",
+                tuple(
+                    100 * (1 - run.metrics.engine_ms / (workers * run.metrics.wall_ms))
+                    for run in runs
+                ),
+                "%",
+                2,
+            ),
+            Figure("10 s clip: beyond the engine's own time, median", (_median(beyond),), "s", 3),
+            Figure(
+                "moderation, of the wall time from the job's creation",
+                tuple(
+                    100 * run.metrics.moderation_ms / (workers * run.metrics.wall_ms)
+                    for run in runs
+                ),
+                "%",
+                2,
+                Target(3.0),
+            ),
+            Figure(
+                "10 s clip: beyond the engine's own time, most", (beyond[-1],), "s", 3, Target(0.7)
+            ),
+            Figure("10 s clip: the engine's own time", tuple(r.engine_s for r in clips), "s", 2),
+        )
+        return Part(
+            "overhead",
+            f"2. What is not inference ({workers} workers)",
+            figures,
+            comparison,
+            (f"{len(clips)} clips, one after the other.",),
+        )
+
+    # --- 3: a clip while a long job runs ------------------------------------------------------
+
+    def _latency(self, service: UnderTest) -> Part:
+        self._tell("10 s clips while the long recording is transcribed")
+        service.warm_up(self._ten_seconds, self._options)
+        rounds = []
+        started = 0
+        for _ in range(self._rounds):
+            long_job = service.submit(self._long_file, self._options)
+            started += 1
+            service.wait_until_under_way(long_job)
+            taken = []
+            for clip in self._ten_seconds[: self._size.sent]:
+                if service.ended(long_job):
+                    long_job = service.submit(self._long_file, self._options)
+                    started += 1
+                    service.wait_until_under_way(long_job)
+                taken.append(service.run(clip, self._options).seconds)
+            if not service.ended(long_job):
+                service.cancel(long_job)
+            rounds.append(taken)
+        return Part(
+            "latency",
+            "3. 10 s clips, one after another, while the long recording is transcribed",
+            (
+                Figure("median", tuple(_median(taken) for taken in rounds), "s", 2),
+                Figure(
+                    "95th percentile",
+                    tuple(float(np.percentile(taken, 95)) for taken in rounds),
+                    "s",
+                    2,
+                    Target(8.0),
+                ),
+                Figure("most", tuple(max(taken) for taken in rounds), "s", 2),
+            ),
+            remarks=(
+                *("each: " + ", ".join(f"{each:.2f}" for each in taken) + " s" for taken in rounds),
+                f"The long recording was sent {started} times to keep the workers busy.",
+            ),
+        )
+
+    # --- 4: accuracy on clips -----------------------------------------------------------------
+
+    def _clips(self, service: UnderTest, clip_set: ClipSet) -> Part:
+        clips = clip_set.clips[: self._size.clips or None]
+        paths = [clip.path for clip in clips]
+        references = [clip.reference for clip in clips]
+        comparison = Comparison(("WER",))
+        figures = []
+        details = []
+        ways = (
+            (FASTER_WHISPER, Way.SEQUENTIAL),
+            (WHISPER_CPP, Way.WHISPER_CPP),
+        )
+        for engine, way in ways:
+            self._tell(f"{clip_set.name}: {OURS} with {engine}")
+            options = {"language": clip_set.language, "model": MODEL, "engine": engine}
+            ours = [run.text for run in service.run_all(paths, options)]
+            self._tell(f"{clip_set.name}: {way}, directly")
+            heard = direct.transcribe(
+                self._engines[way], paths, clip_set.language, self._folder, warm_up=False
+            )
+            theirs = [each.text for each in heard]
+            our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
+            comparison.rows[f"{OURS}, {engine}"] = (
+                Figure(f"{OURS}, {engine}", (our_wer,), "%", 2),
+            )
+            comparison.rows[f"{way}, directly"] = (Figure(f"{way}", (their_wer,), "%", 2),)
+            figures.append(
+                Figure(
+                    f"{clip_set.name}: WER above {engine}'s own",
+                    (our_wer - their_wer,),
+                    "points",
+                    2,
+                    Target(0.0),
+                )
+            )
+            details += [
+                {
+                    "file": clip.path.name,
+                    "engine": engine,
+                    "reference": clip.reference,
+                    "ours": our_text,
+                    "theirs": their_text,
+                }
+                for clip, our_text, their_text in zip(clips, ours, theirs, strict=True)
+            ]
+        return Part(
+            f"clips {clip_set.name}",
+            f"4. {clip_set.name}: {len(clips)} clips, {MODEL}",
+            tuple(figures),
+            comparison,
+            details=tuple(details),
+        )
+
+    # --- 5: memory ----------------------------------------------------------------------------
+
+    def _memory(self, service: UnderTest) -> Part:
+        if sys.platform != "linux":
+            raise SetupProblem(
+                problem="Memory is measured with Linux's /proc", remedy="Leave out the part memory"
+            )
+        figures = [*self._worker_memory(service), self._upload_memory(), *self._plan_memory()]
+        return Part(
+            "memory",
+            "5. Memory (peaks of the resident size as the kernel counts it, in MB of 1,000,000)",
+            tuple(figures),
+        )
+
+    def _worker_memory(self, service: UnderTest) -> list[Figure]:
+        service.warm_up(self._ten_seconds, self._options)
+        first = 0.0
+        with direct.Watch(lambda: service.horse_pids) as watch:
+            while (heard := service.chunks_heard()) < self._size.chunks:
+                self._tell(f"a worker over {self._size.chunks} chunks: {heard} done")
+                service.run(self._long_file, self._options)
+                first = first or max(watch.peaks_mb.values())
+        peaks = watch.peaks_mb.values()
+        return [
+            Figure("worker after its first long recording", (first,), "MB", 0),
+            Figure(f"worker over {heard} chunks", (max(peaks),), "MB", 0, Target(1300)),
+            Figure("engine processes that were used", (float(len(peaks)),), "", 0),
+        ]
+
+    def _upload_memory(self) -> Figure:
+        size_mb = self._size.upload_mb
+        self._tell(f"a {size_mb} MB upload")
+        # 16,000 samples of 2 bytes a second
+        file = self._sound.cut(self._folder / "upload.wav", 0, size_mb * 1e6 / 32_000)
+        with UnderTest(self._settings, self._folder / "none", 0) as service:
+            service.submit(self._ten_seconds[0], self._options)
+            before = {pid: direct.reset_peak(pid) for pid in service.gateway_pids}
+            service.submit(file, self._options)
+            rise = sum(direct.peak_mb(pid) - before.get(pid, 0) for pid in service.gateway_pids)
+        file.unlink()
+        return Figure(f"gateway's rise by a {size_mb} MB upload", (rise,), "MB", 0, Target(64))
+
+    def _plan_memory(self) -> list[Figure]:
+        hours = self._size.planned_s / 3600
+        self._tell(f"planning {hours:g} h")
+        looped = direct.loop(
+            self._recording.path, self._size.planned_s, self._folder / "looped.mka"
+        )
+        planned = direct.plan(looped, self._folder)
+        looped.unlink()
+        return [
+            Figure(f"planning {hours:g} h", (planned.peak_mb,), "MB", 0, Target(400)),
+            Figure(f"planning {hours:g} h takes", (planned.seconds,), "s"),
+        ]
+
+    # --- 7: one worker and several ------------------------------------------------------------
+
+    def _scaling(self, service: UnderTest) -> Part:
+        service.warm_up(self._ten_seconds, self._options)
+        alone = []
+        for number in range(self._rounds):
+            self._tell(f"the long recording with one worker (round {number + 1})")
+            alone.append(service.run(self._long_file, self._options).seconds)
+        together = tuple(run.seconds for run in self._long_runs)
+        return Part(
+            "scaling",
+            f"7. One worker and {self._cores}, on the long recording",
+            (
+                Figure("one worker", tuple(alone), "s"),
+                Figure(f"{self._cores} workers", together, "s"),
+                Figure(
+                    f"share of one worker's time that {self._cores} need",
+                    _ratios(together, alone),
+                    "",
+                    3,
+                    Target(0.58),
+                ),
+            ),
+        )
+
+    def _directly(self, way: Way, files: Sequence[Path]) -> list[direct.Heard]:
+        return direct.transcribe(self._engines[way], files, self._recording.language, self._folder)
+
+
+def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
+    """Round by round, so that what slowed a whole round does not show."""
+    return tuple(one / other for one, other in zip(above, below, strict=True))
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
+def parse_parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
+    """The parts that the option names, as `chosen`."""
+    return chosen(text, PARTS)
+
+
+class _Bench(click.Command):
+    """`steno bench FOLDER`, which leaves `steno bench stream ...` to a command of its own."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if args[:1] != ["stream"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from scripts.bench.stream import stream
+
+        return stream.make_context(f"{info_name} stream", args[1:], parent, **extra)
+
+
+@click.command(cls=_Bench)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--parts",
+    callback=parse_parts,
+    metavar="PART,...",
+    help=f"What to measure [{','.join(PARTS)}].",
+)
+@click.option("--quick", is_flag=True, help="Ten minutes and a few clips: to see that it works.")
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=1, help="Rounds; the median counts [1]."
+)
+@click.option(
+    "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
+)
+@click.option(
+    "--json",
+    "as_json",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write everything there as well.",
+)
+def bench(
+    folder: Path,
+    parts: tuple[str, ...],
+    quick: bool,
+    repeat: int,
+    cores: int,
+    as_json: Path | None,
+) -> None:
+    """Measure speed, accuracy and memory on the recordings in FOLDER.
+
+    FOLDER holds folders named for their language, such as en-read: with refs.tsv (file, tab,
+    reference) a set of short clips; with NAME.transcript.json beside NAME.mp3 a long recording.
+
+    `steno bench stream FOLDER` measures live streams (a folder of that name is ./stream).
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
+    require_scorers()
+    corpus = read_corpus(folder)
+    settings = load_settings()
+    findings = Findings(make_console(), cores=cores, quick=quick, as_json=as_json)
+    with working(settings) as (place, tell):
+        Bench(
+            corpus,
+            settings,
+            place,
+            cores=cores,
+            size=QUICK if quick else Size(),
+            rounds=repeat,
+            tell=tell,
+        ).run(parts, findings.take)
+    findings.sum_up()

@@ -1,0 +1,188 @@
+"""How a gateway fares while somebody holds thousands of connections whose heads never end.
+
+Run ``python -m scripts.bench.connections``: a stack of its own without workers, on loopback only,
+and processes that open 20,000 connections (5,000 each) and send half a head over each. Before and
+meanwhile an honest client asks for a job's status again and again, over a new connection each time.
+It exits with 1 where that client was not always answered, or the gateway's log was filled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import resource
+import socket
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import click
+import httpx
+import numpy as np
+
+from common.settings import Settings, StorageSettings
+from scripts.stack.stack import Stack
+
+EACH = 5_000
+"""Connections that one process of the attackers' holds."""
+HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Never: "
+AT_ONCE = 500
+CONNECT_S = 10.0
+PAUSE_S = 0.1
+ANSWER_S = 20.0
+QUIET_S = 5.0
+START_S = 1.0
+"""What each of the attackers' processes waits for the others to have started, too."""
+LOG_LINES = 200
+"""More of the gateway's log than this is a flood; the honest client's requests are not counted."""
+
+
+@dataclass
+class Held:
+    """What became of the attackers' connections."""
+
+    made: int = 0
+    refused: int = 0
+    """They could not be made, or were closed before anything was sent."""
+    ended: int = 0
+    """The gateway closed them later."""
+    answered: dict[str, int] = field(default_factory=dict)
+    """By status, where it said why."""
+
+
+@dataclass
+class Asked:
+    """What the honest client met; times in seconds."""
+
+    times_s: list[float] = field(default_factory=list)
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+def hold(port: int, source: str, count: int, until: float) -> Held:
+    """Hold ``count`` connections from ``source`` until that time (of `time.time`)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return asyncio.run(_hold(port, source, count, until))
+
+
+async def _hold(port: int, source: str, count: int, until: float) -> Held:
+    held, turn, loop = Held(), asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop()
+
+    async def one() -> None:
+        with socket.socket() as line:
+            line.setblocking(False)
+            try:
+                async with turn, asyncio.timeout(CONNECT_S):
+                    line.bind((source, 0))
+                    await loop.sock_connect(line, ("127.0.0.1", port))
+                    await loop.sock_sendall(line, HALF)
+            except OSError:
+                held.refused += 1
+                return
+            held.made += 1
+            answer = b""
+            try:
+                async with asyncio.timeout(max(0.0, until - time.time())):
+                    answer = await loop.sock_recv(line, 4096)
+                held.ended += 1
+            except TimeoutError:
+                return
+            except OSError:
+                held.ended += 1
+            if answer.startswith(b"HTTP/1.1 "):
+                status = answer[9:12].decode()
+                held.answered[status] = held.answered.get(status, 0) + 1
+
+    await asyncio.gather(*(one() for _ in range(count)))
+    return held
+
+
+def ask(address: str, until: float) -> Asked:
+    """Ask for a status until that time, as a client that has nothing to do with it."""
+    asked = Asked()
+    while time.time() < until:
+        started = time.monotonic()
+        try:
+            with httpx.Client(base_url=address, timeout=ANSWER_S, trust_env=False) as client:
+                answer = client.get(f"/api/v1/status/{uuid4()}")
+            outcome = "" if answer.status_code == 404 else str(answer.status_code)
+        except httpx.HTTPError as error:
+            outcome = type(error).__name__
+        if outcome:
+            asked.failures[outcome] = asked.failures.get(outcome, 0) + 1
+        else:
+            asked.times_s.append(time.monotonic() - started)
+        time.sleep(PAUSE_S)
+    return asked
+
+
+@click.command()
+@click.option("--connections", default=20_000, show_default=True)
+@click.option("--sources", default=4, show_default=True, help="Addresses they come from.")
+@click.option("--seconds", default=30.0, show_default=True, help="How long all of it takes.")
+def main(connections: int, sources: int, seconds: float) -> None:
+    """Hold many connections with half a head each, and see how others are answered meanwhile."""
+    counts = [min(EACH, connections - begun) for begun in range(0, connections, EACH)]
+    with tempfile.TemporaryDirectory(prefix="stenopool-connections-") as folder:
+        settings = Settings()
+        settings.storage = StorageSettings(data_dir=Path(folder))
+        settings.api.port = 0
+        with (
+            Stack(settings, workers=0, report=lambda _: None) as stack,
+            ProcessPoolExecutor(
+                len(counts), mp_context=multiprocessing.get_context("spawn")
+            ) as pool,
+        ):
+            for started in [pool.submit(time.sleep, START_S) for _ in counts]:
+                started.result()
+            quiet = ask(stack.address, time.time() + QUIET_S)
+            until = time.time() + seconds
+            attacks = [
+                pool.submit(hold, stack.port, f"127.0.0.{2 + number % sources}", count, until)
+                for number, count in enumerate(counts)
+            ]
+            asked = ask(stack.address, until)
+            held = [attack.result() for attack in attacks]
+        lines = (Path(folder) / "logs" / "gateway.log").read_text(errors="replace").splitlines()
+    log = [line for line in lines if "GET /api/v1/status/" not in line]
+    for line in report(held, quiet, asked, log):
+        click.echo(line)
+    sys.exit(int(bool(asked.failures) or len(log) > LOG_LINES))
+
+
+def report(held: list[Held], quiet: Asked, asked: Asked, log: list[str]) -> list[str]:
+    """What is printed."""
+    answered: dict[str, int] = {}
+    for each in held:
+        for status, count in each.answered.items():
+            answered[status] = answered.get(status, 0) + count
+    made, refused, ended = (
+        sum(getattr(each, what) for each in held) for what in ("made", "refused", "ended")
+    )
+    full = sum("Too many open files" in line for line in log)
+    return [
+        f"half heads: {made} connections made, {refused} not made, {ended} ended by the gateway",
+        f"  of these with 408: {answered.get('408', 0)}, with 503: {answered.get('503', 0)}",
+        f"the honest client before: {shown(quiet)}",
+        f"the honest client meanwhile: {shown(asked)}",
+        f"the gateway's log: {len(log)} lines, {full} of them Too many open files",
+    ]
+
+
+def shown(asked: Asked) -> str:
+    """What the honest client met, in a line."""
+    median, p95, most = np.percentile(asked.times_s or [float("nan")], [50, 95, 100]) * 1000
+    count = len(asked.times_s) + sum(asked.failures.values())
+    failures = f"; failures: {asked.failures}" if asked.failures else ""
+    return (
+        f"{len(asked.times_s)} of {count} answered, median {median:.0f} ms, "
+        f"95th percentile {p95:.0f} ms, most {most:.0f} ms{failures}"
+    )
+
+
+if __name__ == "__main__":
+    main()

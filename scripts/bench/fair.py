@@ -1,0 +1,211 @@
+"""How long a short clip waits for long recordings that were sent before it.
+
+Run ``python -m scripts.bench.fair LONG CLIP``: any recording of more than some ten minutes, and one
+of a few seconds. It starts a stack of its own, has so many jobs of LONG under way that each has had
+its turn, and then sends CLIP again and again, a moment after the one before has completed. Prints,
+for each number of long jobs, how long clips took from the end of their upload to COMPLETED, in
+seconds and in chunk times: what the chunks of LONG took that were worked on meanwhile.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from statistics import mean, median, quantiles
+from typing import TypeVar
+from uuid import UUID
+
+import click
+from sqlalchemy import ColumnElement, func, select
+
+from common.db.database import Database
+from common.db.tables import Job, Step
+from common.domain.job import JobStatus, StepStatus
+from common.domain.pipeline import StepKind
+from scripts.cli.cli import load_settings
+from scripts.cli.client import Gateway
+from scripts.stack.stack import Stack
+
+T = TypeVar("T")
+
+LIMIT = 1.5
+"""What is promised: chunk times at the 95th percentile."""
+_TOOK_S = func.extract("epoch", Step.finished_at - Step.started_at)
+POLL_S = 0.05
+PATIENCE_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One clip: seconds until it was complete, and what a chunk took meanwhile."""
+
+    took_s: float
+    chunk_s: float
+
+    @property
+    def chunks(self) -> float:
+        return self.took_s / self.chunk_s
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The clips that were sent behind so many long jobs."""
+
+    long: int
+    clips: Sequence[Taken]
+
+    @property
+    def p95(self) -> float:
+        """In chunk times."""
+        chunks = [clip.chunks for clip in self.clips]
+        return quantiles(chunks, n=20, method="inclusive")[-1] if len(chunks) > 1 else chunks[0]
+
+    @property
+    def kept(self) -> bool:
+        return self.p95 <= LIMIT
+
+
+class Bench:
+    """A stack, and the truth read past its gateway."""
+
+    def __init__(self, gateway: Gateway, database: Database, engine: str) -> None:
+        self._gateway = gateway
+        self._database = database
+        self._engine, _, self._model = engine.partition(" ")
+        self._luck = random.Random(1)  # noqa: S311 - it only spreads the clips
+
+    def run(self, long: Path, clip: Path, count: int, clips: int) -> Row:
+        """Send ``count`` times LONG, then ``clips`` times CLIP; then all are cancelled."""
+        jobs = [self._send(long) for _ in range(count)]
+        _wait(lambda: self._chunks_of(jobs) >= count, f"a chunk of each of {count} long jobs")
+        sent = []
+        for _ in range(clips):
+            time.sleep(self._luck.uniform(0, self._chunk_s(jobs)))
+            sent.append(clip_id := self._send(clip))
+            _wait(partial(self._ended, clip_id), "the clip")
+        last = max(self._span(clip_id)[1] for clip_id in sent)
+        _wait(lambda: self._nothing_from_before(jobs, last), "the chunks beside the last clip")
+        taken = [self._taken(clip_id, jobs) for clip_id in sent]
+        for job_id in jobs:
+            self._gateway.cancel(str(job_id))
+        return Row(count, taken)
+
+    def _send(self, file: Path) -> UUID:
+        options = {"language": "en", "engine": self._engine, "model": self._model}
+        return UUID(self._gateway.upload(file, options)["job_id"])
+
+    def _ended(self, job_id: UUID) -> bool:
+        state = self._gateway.status(str(job_id), wait_s=5)
+        if state["status"] == JobStatus.FAILED:
+            raise click.ClickException(f"a clip failed: {state['error_message']}")
+        return bool(state["status"] == JobStatus.COMPLETED)
+
+    def _chunks_of(self, jobs: Sequence[UUID]) -> int:
+        """Done, once all jobs have had a turn for one: at least their number."""
+        with self._database.transaction() as session:
+            done = select(Step.job_id, func.count()).where(*_chunks(jobs)).group_by(Step.job_id)
+            counts = [count for _, count in session.execute(done)]
+        return sum(counts) if len(counts) == len(jobs) else 0
+
+    def _chunk_s(self, jobs: Sequence[UUID]) -> float:
+        with self._database.transaction() as session:
+            return float(median(session.scalars(select(_TOOK_S).where(*_chunks(jobs)))))
+
+    def _nothing_from_before(self, jobs: Sequence[UUID], end: datetime) -> bool:
+        """Whether the chunks that were under way at ``end`` have ended."""
+        running = select(func.count()).where(
+            Step.job_id.in_(jobs), Step.status == StepStatus.RUNNING, Step.started_at < end
+        )
+        with self._database.transaction() as session:
+            return not session.scalar(running)
+
+    def _span(self, job_id: UUID) -> tuple[datetime, datetime]:
+        with self._database.transaction() as session:
+            job = session.get_one(Job, job_id)
+            assert job.completed_at is not None  # noqa: S101 - it was waited for
+            return job.created_at, job.completed_at
+
+    def _taken(self, clip_id: UUID, jobs: Sequence[UUID]) -> Taken:
+        sent, completed = self._span(clip_id)
+        meanwhile = (Step.started_at < completed, Step.finished_at > sent)
+        with self._database.transaction() as session:
+            took = session.scalar(select(func.avg(_TOOK_S)).where(*_chunks(jobs), *meanwhile))
+        return Taken((completed - sent).total_seconds(), float(took or 0))
+
+
+def _chunks(jobs: Sequence[UUID]) -> tuple[ColumnElement[bool], ...]:
+    return (
+        Step.job_id.in_(jobs),
+        Step.kind == StepKind.TRANSCRIBE,
+        Step.status == StepStatus.DONE,
+    )
+
+
+def _wait(check: Callable[[], T | None], what: str) -> T:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := check()):
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"waited {PATIENCE_S:g} s in vain for {what}")
+        time.sleep(POLL_S)
+    return found
+
+
+def report(rows: Sequence[Row]) -> Iterator[str]:
+    """The table."""
+    yield "long jobs  clips  chunk s  clip s: median   max  chunk times: median   p95"
+    for row in rows:
+        took = [clip.took_s for clip in row.clips]
+        yield (
+            f"{row.long:9}  {len(took):5}  {mean(clip.chunk_s for clip in row.clips):7.2f}"
+            f"  {median(took):14.2f} {max(took):5.2f}"
+            f"  {median(clip.chunks for clip in row.clips):19.2f} {row.p95:5.2f}"
+            f"{'' if row.kept else f'  above {LIMIT}'}"
+        )
+
+
+@click.command()
+@click.argument("long", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("clip", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--workers", default=2, show_default=True)
+@click.option("--clips", default=20, show_default=True, help="How often CLIP is sent each time.")
+@click.option(
+    "--jobs",
+    "counts",
+    multiple=True,
+    type=int,
+    default=[3, 10, 50],
+    show_default=True,
+    help="How often LONG is sent before; may be given several times.",
+)
+@click.option("--engine", default="faster-whisper base", show_default=True, help="And its weights.")
+def main(
+    long: Path, clip: Path, workers: int, clips: int, counts: tuple[int, ...], engine: str
+) -> None:
+    """Send CLIP behind LONG; exits with 1 where it took more than 1.5 chunk times (p95)."""
+    rows = []
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-fair-"))
+        settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
+        running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
+        bench = Bench(
+            stack.enter_context(Gateway(running.address)),
+            stack.enter_context(Database(running.database_url, pool_size=1)),
+            engine,
+        )
+        for count in counts:
+            rows.append(bench.run(long, clip, count, clips))
+            click.echo("\n".join(report(rows[-1:])))
+    click.echo("\n".join(["", *report(rows)]))
+    sys.exit(int(not all(row.kept for row in rows)))
+
+
+if __name__ == "__main__":
+    main()

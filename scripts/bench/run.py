@@ -1,0 +1,105 @@
+"""A run of `steno bench`, or of `steno bench stream`: where it works, and what it makes known."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from common.settings import Settings
+from scripts.bench.report import Part, machine, show, show_machine, summary
+from scripts.stack.embedded import own
+from scripts.stack.stack import available_cores
+
+Tell = Callable[[str], None]
+"""Called with what is being done."""
+
+
+def chosen(text: str | None, parts: Sequence[str]) -> tuple[str, ...]:
+    """The parts in ``text``, separated by commas, in their own order; all where there is none.
+
+    Raises:
+        click.BadParameter: it names another, or none.
+    """
+    if text is None:
+        return tuple(parts)
+    asked = {part.strip() for part in text.split(",") if part.strip()}
+    if not asked or not asked <= set(parts):
+        raise click.BadParameter(f"has to be some of {','.join(parts)}")
+    return tuple(part for part in parts if part in asked)
+
+
+class Findings:
+    """What is found, shown part by part, and written to ``as_json`` as well."""
+
+    def __init__(self, console: Console, *, cores: int, quick: bool, as_json: Path | None) -> None:
+        self._console = console
+        self._quick = quick
+        self._as_json = as_json
+        self._parts: list[Part] = []
+        self._machine = machine(_keep_to(cores))
+        show_machine(self._machine, console)
+        used = self._machine["cores_used"]
+        if used < cores:
+            console.print(f"There are only {used} cores: {cores} workers share them.")
+        if quick:
+            console.print("A quick look: the targets are meant for a whole run.", style="yellow")
+
+    def take(self, part: Part) -> None:
+        self._parts.append(part)
+        show(part, self._console)
+        if self._as_json is not None:
+            document = json.dumps(self._document(), indent=2, ensure_ascii=False)
+            self._as_json.write_text(document)
+
+    def sum_up(self) -> bool:
+        """Say how many targets were met; returns whether all were."""
+        self._console.print()
+        self._console.print(summary(self._parts), style="bold")
+        return all(figure.met is not False for part in self._parts for figure in part.figures)
+
+    def _document(self) -> dict[str, Any]:
+        return {
+            "machine": self._machine,
+            "quick": self._quick,
+            "parts": {part.name: part.document() for part in self._parts},
+        }
+
+
+@contextmanager
+def working(settings: Settings) -> Iterator[tuple[Path, Tell]]:
+    """A folder for this run alone, which is empty before and after it, and where to tell of it."""
+    place = settings.storage.data_dir.absolute() / "bench"
+    lock = own(place)
+    try:
+        _clear(place)
+        with Console(stderr=True).status("") as status:
+            yield place, lambda what: status.update(f"{what} ...")
+    finally:
+        _clear(place)
+        lock.close()
+
+
+def _clear(place: Path) -> None:
+    """Leave nothing but the lock; what is there may be from a run that was killed."""
+    for path in place.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def _keep_to(cores: int) -> int:
+    """Keep this process, and all it starts, to so many cores, where the system can do that."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+        return available_cores()
+    return min(cores, available_cores())

@@ -1,0 +1,585 @@
+"""``steno bench stream``: how soon words come, how exact, to how many at once, and what upsets it.
+
+The gateway is one of its own, with workers beside it; clients, gateway and recognizers share the
+cores. Sound is played at the pace of speech.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import psutil
+
+from common.errors import Refused
+from common.settings import Settings
+from common.weights.manifest import EVERY_LANGUAGE, FASTER_WHISPER, ZIPFORMER, Manifest
+from common.weights.store import WeightsStore
+from common.weights.transfer import SourceFailed
+from scripts.bench.corpus import (
+    ClipSet,
+    Corpus,
+    LongRecording,
+    read_corpus,
+    require_scorers,
+    wer,
+    write_wav,
+)
+from scripts.bench.report import Comparison, Figure, Part, Target
+from scripts.bench.run import Findings, Tell, chosen, working
+from scripts.bench.service import UnderTest
+from scripts.bench.stream_clients import IDLE_S, Place, bad_clients, short_sessions
+from scripts.bench.stream_play import (
+    Played,
+    Programme,
+    Waits,
+    median,
+    p95,
+    play_all,
+    string_together,
+    waits_of,
+)
+from scripts.cli.cli import load_settings
+from scripts.cli.console import make_console
+
+PARTS = ("english", "vietnamese", "several", "clients", "batch")
+SHARED = ("several", "clients", "batch")
+"""Parts for which whoever speaks does."""
+MODEL = "base"
+ROOMY = {
+    "STREAM_MAX_WHISPER": "64",
+    "STREAM_MAX_ZIPFORMER": "64",
+    "LIMIT_CONCURRENT_STREAMS": "0",
+}
+"""More streams than are kept pace with: how many are is to be found out."""
+WARM_UP_S = 1.0
+OF_WAITS = (
+    "A first partial is waited for since the utterance's first word began, a final since the "
+    "utterance's end: since that sound was sent."
+)
+OF_TIMES = (
+    "Times are those for which engines were at work (the real time factor): the stream's has "
+    "STREAM_THREADS threads, the job's one."
+)
+FULL = 503
+"""The status of the refusal where there is no free place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What is promised of an engine: medians in seconds, and the real time factor."""
+
+    first_s: float
+    final_s: float
+    rtf: float
+
+    def kept_by(self, waits: Waits) -> bool:
+        return median(waits.firsts) <= self.first_s and median(waits.finals) <= self.final_s
+
+
+PROMISES = {FASTER_WHISPER: Promise(1.2, 1.0, 0.6), ZIPFORMER: Promise(0.8, 1.0, 0.15)}
+COLUMNS = ("first partial", "95 %", "final", "95 %", "to one alone")
+"""Of comparisons: waits in the median and at the 95th percentile."""
+WER_POINTS = 2.0
+"""By how much finals may be worse than the batch path on the same sound."""
+GROWTH_MB = 30.0
+"""By how much processes may grow over the short sessions; a session's sound alone is 30 kB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured; ``steps`` are the numbers of streams at once that are tried."""
+
+    stream_s: float = 450.0
+    several_s: float = 40.0
+    steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 10, 12, 16)
+    pause_s: float = 4 * IDLE_S
+    fast_s: float = 90.0
+    sessions: int = 300
+
+
+QUICK = Size(stream_s=30.0, several_s=15.0, steps=(1, 2), fast_s=5.0, sessions=20)
+LONG_PAUSE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Clips in one language, and who hears them."""
+
+    clips: ClipSet
+    engine: str
+    model: str
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {"engine": self.engine, "model_id": self.model}
+
+    @property
+    def promise(self) -> Promise:
+        return PROMISES[self.engine]
+
+    def programme(self, seconds: float, seed: int = 0) -> Programme:
+        return string_together(self.clips.clips, self.clips.language, seconds, seed=seed)
+
+    def __str__(self) -> str:
+        return f"{self.clips.name} on {self.engine} {self.model}"
+
+
+def processor_s(processes: Sequence[psutil.Process]) -> float:
+    """Processor time of all their threads so far."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+class StreamBench:
+    """Measures the parts that are asked for. ``folder`` takes everything that is written."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        settings: Settings,
+        folder: Path,
+        *,
+        cores: int,
+        size: Size,
+        tell: Tell,
+    ) -> None:
+        self._corpus = corpus
+        self._settings = settings
+        self._folder = folder
+        self._cores = cores
+        self._size = size
+        self._tell = tell
+        self._key = settings.key.of_client
+        self._kept_pace: dict[str, int] = {}
+        self._voices: dict[str, Voice] = {}
+        self.skipped: list[str] = []
+        """What could not be measured, and why."""
+
+    def run(self, wanted: Sequence[str], found: Callable[[Part], None]) -> None:
+        """Measure ``wanted``, handing each part over as soon as it is there."""
+        for name, find in (("english", self._english), ("vietnamese", self._vietnamese)):
+            if set(wanted) & {name, *SHARED} and (voice := find()) is not None:
+                self._voices[name] = voice
+        if set(wanted) - {"clients"} and self._voices:
+            with UnderTest(self._settings, self._folder / "roomy", self._cores, **ROOMY) as roomy:
+                self._with_room(roomy, wanted, found)
+        if "clients" in wanted and self._voices:
+            with self._narrow() as narrow:
+                self._with_limits(narrow, found)
+
+    def _with_room(
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+    ) -> None:
+        for name, voice in self._voices.items():
+            if name in wanted:
+                found(self._one(service, name, voice))
+        if "several" in wanted:
+            for voice in self._voices.values():
+                found(self._several(service, voice))
+        if "batch" in wanted:
+            if self._corpus.recording is not None:
+                found(self._beside_a_job(service, self._corpus.recording))
+            else:
+                self.skipped.append("batch: the folder has no long recording")
+
+    def _with_limits(self, service: UnderTest, found: Callable[[Part], None]) -> None:
+        for voice in self._voices.values():
+            found(self._one_too_many(service, voice))
+        found(self._bad_clients(service))
+        found(self._sessions(service))
+
+    # --- who speaks ---------------------------------------------------------------------------
+
+    @property
+    def _voice(self) -> Voice:
+        """The first of those that speak."""
+        return next(iter(self._voices.values()))
+
+    def _english(self) -> Voice | None:
+        clips = self._clips("en", "english")
+        return None if clips is None else Voice(clips, FASTER_WHISPER, MODEL)
+
+    def _vietnamese(self) -> Voice | None:
+        clips = self._clips("vi", "vietnamese")
+        if clips is None:
+            return None
+        store = WeightsStore(self._settings.asr.models_dir, Manifest.load())
+        for state in store.states():
+            speaks = state.languages == EVERY_LANGUAGE or "vi" in state.languages
+            if state.engine == ZIPFORMER and state.state == "present" and speaks:
+                return Voice(clips, ZIPFORMER, state.model)
+        self._tell("fetching Vietnamese weights for zipformer")
+        try:
+            from scripts.bench.streaming_weights import bring
+
+            place = bring(self._settings.asr.models_dir)
+        except (SourceFailed, ImportError, OSError) as error:
+            self.skipped.append(f"vietnamese: there are no weights for zipformer: {error}")
+            return None
+        return Voice(clips, ZIPFORMER, place.name.removeprefix(f"{ZIPFORMER}-"))
+
+    def _clips(self, language: str, name: str) -> ClipSet | None:
+        for clips in self._corpus.clip_sets:
+            if clips.language == language:
+                return clips
+        self.skipped.append(f"{name}: the folder has no clips in {language}")
+        return None
+
+    # --- 1: one stream ------------------------------------------------------------------------
+
+    def _one(self, service: UnderTest, part: str, voice: Voice) -> Part:
+        programme = voice.programme(self._size.stream_s)
+        self._warm_up(service, voice)
+        self._tell(f"{voice}: one stream of {programme.duration_s:.0f} s")
+        played, spent_s = self._measured(service, voice, [programme])
+        stream = played[0]
+        self._tell(f"{voice}: the same sound as a job")
+        sound = np.frombuffer(programme.pcm, "<i2")
+        file = write_wav(self._folder / f"{part}.wav", [sound])
+        job = service.run(file, {"language": programme.language, "model": MODEL})
+        texts = {"stream": stream.text, "job": job.text}
+        wers = {
+            way: wer([programme.reference], [text], programme.language)
+            for way, text in texts.items()
+        }
+        rtfs = {
+            "stream": stream.processing_s / programme.duration_s,
+            "job": job.engine_s / programme.duration_s,
+        }
+        comparison = Comparison(("WER", "time / sound", "to the job's"))
+        for way, name in (("stream", f"stream, {voice.engine}"), ("job", f"job, {FASTER_WHISPER}")):
+            comparison.rows[name] = (
+                Figure(f"{name}: WER", (wers[way],), "%", 2),
+                Figure(f"{name}: time / sound", (rtfs[way],), "", 3),
+                Figure(f"{name}: to the job's", (rtfs[way] / rtfs["job"],), "x", 2),
+            )
+        # Promised of the same weights on both paths.
+        target = Target(WER_POINTS) if voice.engine == FASTER_WHISPER else None
+        points = wers["stream"] - wers["job"]
+        rtf, cores = Target(voice.promise.rtf), spent_s / programme.duration_s
+        return Part(
+            part,
+            f"1. One stream: {voice}, {programme.duration_s:.0f} s",
+            (
+                *_waits(part, waits_of(stream), voice.promise),
+                Figure(f"{part}: WER above the job's", (points,), "points", 2, target),
+                Figure(f"{part}: real time factor", (rtfs["stream"],), "", 3, rtf),
+                Figure(f"{part}: processor time of all threads / sound", (cores,), "", 3),
+            ),
+            comparison,
+            (OF_WAITS, OF_TIMES),
+            tuple(
+                {"way": way, "text": text}
+                for way, text in {"reference": programme.reference, **texts}.items()
+            ),
+        )
+
+    # --- 2: several ---------------------------------------------------------------------------
+
+    def _several(self, service: UnderTest, voice: Voice) -> Part:
+        self._warm_up(service, voice)
+        comparison = Comparison((*COLUMNS, "cores"))
+        alone: Waits | None = None
+        kept = 0
+        for count in self._size.steps:
+            programmes = [voice.programme(self._size.several_s, seed) for seed in range(count)]
+            self._tell(f"{voice}: {count} streams at once")
+            played, spent_s = self._measured(service, voice, programmes)
+            waits = _together(played)
+            alone = alone or waits
+            cores = Figure("cores", (spent_s / programmes[0].duration_s,), "", 2)
+            comparison.rows[f"{count} at once"] = (*_row(waits, alone), cores)
+            behind = sum(each.states("behind") for each in played)
+            if not voice.promise.kept_by(waits) or behind:
+                break
+            kept = count
+        self._kept_pace[voice.engine] = kept
+        limit = self._settings.stream.limit_of(voice.engine)
+        return Part(
+            f"several {voice.engine}",
+            f"2. Several streams at once: {voice}",
+            (
+                Figure(
+                    f"{voice.engine}: streams at once that keep what is promised of one",
+                    (float(kept),),
+                    "",
+                    0,
+                    Target(1, at_least=True),
+                ),
+            ),
+            comparison,
+            (f"So many are let in as the gateway is set now: {limit}.", OF_WAITS),
+        )
+
+    def _narrow(self) -> UnderTest:
+        """A gateway that takes as many streams as were kept pace with, and no silent clients."""
+        whisper, zipformer = (
+            max(1, self._kept_pace.get(engine, 1)) for engine in (FASTER_WHISPER, ZIPFORMER)
+        )
+        return UnderTest(
+            self._settings,
+            self._folder / "narrow",
+            0,
+            STREAM_MAX_WHISPER=str(whisper),
+            STREAM_MAX_ZIPFORMER=str(zipformer),
+            STREAM_IDLE=f"{IDLE_S:g}",
+            LIMIT_CONCURRENT_STREAMS="0",
+        )
+
+    def _one_too_many(self, service: UnderTest, voice: Voice) -> Part:
+        limit = max(1, self._kept_pace.get(voice.engine, 1))
+        self._warm_up(service, voice)
+        self._tell(f"{voice}: {limit} streams and one too many")
+        programmes = [voice.programme(self._size.several_s, seed) for seed in range(limit)]
+        played, refusal = asyncio.run(self._with_one_more(service, voice, programmes))
+        refused = refusal is not None and refusal.details["status"] == FULL
+        told = "it was not refused" if refusal is None else refusal.message
+        name = f"{voice.engine}, one too many"
+        return Part(
+            f"limit {voice.engine}",
+            f"2. One stream too many: {voice}, limit {limit}",
+            (
+                Figure(
+                    f"{name}: refused",
+                    (float(refused),),
+                    "",
+                    0,
+                    Target(1, at_least=True),
+                ),
+                *_waits(f"{name}: the others", _together(played), voice.promise),
+            ),
+            remarks=(f"The answer: {told}", OF_WAITS),
+        )
+
+    async def _with_one_more(
+        self, service: UnderTest, voice: Voice, programmes: Sequence[Programme]
+    ) -> tuple[list[Played], Refused | None]:
+        """Play all, and half-way through ask for one more."""
+        others = asyncio.create_task(
+            play_all(service.address, self._key, programmes, **voice.options)
+        )
+        await asyncio.sleep(self._size.several_s / 2)
+        refusal = None
+        try:
+            await play_all(
+                service.address, self._key, [voice.programme(WARM_UP_S)], **voice.options
+            )
+        except Refused as error:
+            refusal = error
+        return await others, refusal
+
+    # --- 3: bad clients, and many -------------------------------------------------------------
+
+    def _bad_clients(self, service: UnderTest) -> Part:
+        voice = self._voice
+        self._warm_up(service, voice)
+        self._tell("clients that do what they should not")
+        answers = asyncio.run(
+            bad_clients(
+                self._place(service, voice),
+                voice.programme(WARM_UP_S),
+                pause_s=self._size.pause_s,
+                fast_s=self._size.fast_s,
+            )
+        )
+        wrong = sum(not answer.as_promised for answer in answers)
+        return Part(
+            "clients",
+            "3. Clients that do what they should not",
+            (
+                Figure("bad clients", (float(len(answers)),), "", 0),
+                Figure(
+                    "bad clients that met what is not promised", (float(wrong),), "", 0, Target(0)
+                ),
+            ),
+            remarks=tuple(map(str, answers)),
+        )
+
+    def _sessions(self, service: UnderTest) -> Part:
+        places = [self._place(service, voice) for voice in self._voices.values()]
+        speech = self._voice.programme(WARM_UP_S)
+        count = self._size.sessions
+        self._tell("a few short sessions")
+        asyncio.run(short_sessions(places, speech, 2 * len(places)))
+        before = _family(service)
+        self._tell(f"{count} short sessions")
+        failed = asyncio.run(short_sessions(places, speech, count))
+        after = _family(service)
+        comparison = Comparison(("before", "after", "ratio"))
+        for role in dict.fromkeys((*before, *after)):
+            old, new = (sum(found.get(role, ())) for found in (before, after))
+            comparison.rows[role] = (
+                Figure(f"{role} before", (old,), "MB"),
+                Figure(f"{role} after", (new,), "MB"),
+                Figure(f"{role}: ratio", (new / old if old else float("inf"),), "x", 2),
+            )
+        counts = [sum(map(len, found.values())) for found in (before, after)]
+        sizes = [sum(map(sum, found.values())) for found in (before, after)]
+        return Part(
+            "sessions",
+            f"3. {count} short sessions, one after the other",
+            (
+                Figure(
+                    "sessions that did not end as they should", (float(failed),), "", 0, Target(0)
+                ),
+                Figure("processes left over", (float(counts[1] - counts[0]),), "", 0, Target(0)),
+                Figure("memory left over", (sizes[1] - sizes[0],), "MB", 1, Target(GROWTH_MB)),
+            ),
+            comparison,
+            (f"{counts[1]} processes: the gateway and its children.",),
+        )
+
+    # --- 4: beside a job ----------------------------------------------------------------------
+
+    def _beside_a_job(self, service: UnderTest, recording: LongRecording) -> Part:
+        voice = self._voice
+        programme = voice.programme(self._size.several_s)
+        self._warm_up(service, voice)
+        waits = {}
+        self._tell(f"{voice}: one stream, and nothing else")
+        waits["the stream alone"] = _together(self._measured(service, voice, [programme])[0])
+        self._tell(f"{voice}: one stream, and {recording.path.name}")
+        job = service.submit(recording.path, {"language": recording.language, "model": MODEL})
+        service.wait_until_under_way(job)
+        waits["beside the job"] = _together(self._measured(service, voice, [programme])[0])
+        over = service.ended(job)
+        if not over:
+            service.cancel(job)
+        comparison = Comparison(COLUMNS)
+        for name, each in waits.items():
+            comparison.rows[name] = _row(each, waits["the stream alone"])
+        return Part(
+            "batch",
+            f"4. Beside a job: {voice}, {service.workers} workers at {recording.path.name}",
+            (),
+            comparison,
+            (OF_WAITS, *(["The job was over before the stream: name a longer one."] * over)),
+        )
+
+    # --- all ----------------------------------------------------------------------------------
+
+    def _place(self, service: UnderTest, voice: Voice) -> Place:
+        options = {**voice.options, "language": voice.clips.language}
+        return Place(service.address, self._key, options, tuple(service.gateway_pids))
+
+    def _warm_up(self, service: UnderTest, voice: Voice) -> None:
+        """Have the recognizer loaded, and used once."""
+        if service.recognizers(voice.engine):
+            return
+        self._tell(f"{voice}: loading")
+        programme = voice.programme(WARM_UP_S)
+        asyncio.run(play_all(service.address, self._key, [programme], **voice.options))
+
+    def _measured(
+        self, service: UnderTest, voice: Voice, programmes: Sequence[Programme]
+    ) -> tuple[list[Played], float]:
+        """Streams, and the processor time that their recognizer spent on them."""
+        before = processor_s(service.recognizers(voice.engine))
+        played = asyncio.run(play_all(service.address, self._key, programmes, **voice.options))
+        return played, processor_s(service.recognizers(voice.engine)) - before
+
+
+def _family(service: UnderTest) -> dict[str, list[float]]:
+    """The resident size in MB of the gateway's process and its children, by what they do."""
+    found: dict[str, list[float]] = {}
+    for pid in service.gateway_pids:
+        process = psutil.Process(pid)
+        words = process.cmdline()
+        role = words[words.index("-m") + 1] if "-m" in words else process.name()
+        found.setdefault(role, []).append(process.memory_info().rss / 1e6)
+    return found
+
+
+def _together(played: Sequence[Played]) -> Waits:
+    waits = Waits()
+    for each in played:
+        waits.add(waits_of(each))
+    return waits
+
+
+def _row(waits: Waits, alone: Waits) -> tuple[Figure, ...]:
+    """A row of a comparison that has `COLUMNS`; ``alone`` is what one undisturbed stream met."""
+    return (
+        Figure("first partial", (median(waits.firsts),), "s", 2),
+        Figure("first partial, 95 %", (p95(waits.firsts),), "s", 2),
+        Figure("final", (median(waits.finals),), "s", 2),
+        Figure("final, 95 %", (p95(waits.finals),), "s", 2),
+        Figure("to one alone", (median(waits.finals) / median(alone.finals),), "x", 2),
+    )
+
+
+def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
+    first, final = Target(promise.first_s), Target(promise.final_s)
+    return (
+        Figure(f"{name}: utterances", (float(len(waits.finals)),), "", 0),
+        Figure(f"{name}: first partial, median", (median(waits.firsts),), "s", 2, first),
+        Figure(f"{name}: first partial, 95th percentile", (p95(waits.firsts),), "s", 2),
+        Figure(f"{name}: final, median", (median(waits.finals),), "s", 2, final),
+        Figure(f"{name}: final, 95th percentile", (p95(waits.finals),), "s", 2),
+        Figure(f"{name}: final since the last word, median", (median(waits.words),), "s", 2),
+    )
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument(
+    "folder", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option(
+    "--parts",
+    callback=lambda _, __, text: chosen(text, PARTS),
+    metavar="PART,...",
+    help=f"What to measure [{','.join(PARTS)}].",
+)
+@click.option("--quick", is_flag=True, help="A minute of each: to see that it works.")
+@click.option(
+    "--long", "long_pause", is_flag=True, help="The client that pauses does for 10 minutes."
+)
+@click.option(
+    "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
+)
+@click.option(
+    "--json",
+    "as_json",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write everything there as well.",
+)
+@click.pass_context
+def stream(
+    context: click.Context,
+    folder: Path,
+    parts: tuple[str, ...],
+    quick: bool,
+    long_pause: bool,
+    cores: int,
+    as_json: Path | None,
+) -> None:
+    """Measure live streams on the recordings in FOLDER [the current one].
+
+    FOLDER is as for `steno bench`: with clips in English and in Vietnamese, and for the part batch
+    with a long recording. The exit code is 1 where a target is missed.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
+    require_scorers()
+    corpus = read_corpus(folder)
+    settings = load_settings()
+    size = QUICK if quick else Size()
+    if long_pause:
+        size = replace(size, pause_s=LONG_PAUSE_S)
+    console = make_console()
+    findings = Findings(console, cores=cores, quick=quick, as_json=as_json)
+    with working(settings) as (place, tell):
+        bench = StreamBench(corpus, settings, place, cores=cores, size=size, tell=tell)
+        bench.run(parts, findings.take)
+    for line in bench.skipped:
+        console.print(f"Skipped: {line}", style="yellow")
+    if not findings.sum_up():
+        context.exit(1)

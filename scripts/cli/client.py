@@ -1,0 +1,609 @@
+"""The gateway's client, and the commands that ask about one job."""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.message import Message
+from email.utils import collapse_rfc2231_value
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, TypeVar
+
+import click
+import httpx
+
+from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
+from common.domain.formats import MEDIA_TYPES
+from common.domain.languages import AUTO, LANGUAGES, language_code
+from common.domain.moderation import Label
+from common.errors import GatewayLost, Refused, SetupProblem
+from scripts.cli.cli import data_dir_option, load_settings, suggestion
+from scripts.stack.running import find_owner, find_running
+
+FORMATS = tuple(MEDIA_TYPES)
+SOUND = "wav"
+ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
+"""The states in which a job stays."""
+
+CONNECT_S = 5.0
+ANSWER_S = 60.0
+"""How long an answer may take beyond the time it was asked to wait."""
+
+WARNINGS = {
+    "truncated": "the file ends in the middle; what is there was transcribed",
+    "damaged": "parts of the file are damaged and were left out",
+    "gaps": "packets are missing in places; there is silence in their place",
+    "header_size_wrong": "there is more audio than the file's header says; all was transcribed",
+    "channels_inverted": "channels cancel each other out; one was inverted before mixing",
+    "channels_left_out": "a channel holds loud noise; it was left out where another holds speech",
+    "other_audio_track": "nobody speaks on the default audio track; another was transcribed "
+    "(--audio-track chooses one)",
+    "clock_jumped": "the file's clock jumps, so times after the jump may differ from a player's",
+    "no_speech": "nobody speaks in it",
+    "speech_too_short": "there is too little speech in it for a word to be sure of",
+    "doubtful_text": "all of its text is doubtful; its segments' flags say why",
+    "speech_without_text": "somewhere somebody speaks and no text was found for it",
+    "language_mismatch": "somewhere another language is spoken than the one asked for, so the text "
+    "there is wrong; name that language, or auto",
+    "mixed_languages": "more than one language is spoken; the text was written in one",
+    "language_uncertain": "its language could not be detected with confidence",
+    "moderation_failed": "some segments could not be moderated; the text is complete",
+    "moderated_by_several_models": "the moderation model changed under way; "
+    "the manifest names all of them",
+}
+"""What a result's warnings mean."""
+
+MOST_LANGUAGES = 3
+"""So many languages are shown with their probabilities."""
+MOST_FLAGGED = 5
+"""So many flagged segments are told with their times."""
+
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+Sent = Callable[[int], None]
+"""Called with the number of bytes just sent; may raise to give up."""
+
+
+class Gateway:
+    """A gateway's batch API, one method a route; usable by several threads.
+
+    ``address`` is its URL without ``/api/v1``; ``key`` is the API key to show.
+
+    Raises, from every method:
+        Refused: the gateway said no; its detail is the message, ``details["status"]`` the status.
+        GatewayLost: it cannot be reached, or went away.
+    """
+
+    def __init__(self, address: str, key: str | None = None) -> None:
+        self.address = address.rstrip("/")
+        with self._errors():
+            self._http = httpx.Client(
+                base_url=f"{self.address}/api/v1",
+                headers=shown(key),
+                timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+                trust_env=not _is_here(self.address),  # no proxy leads to this machine
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def reach(self) -> None:
+        """Raise `GatewayLost` unless something answers there."""
+        with self._errors():
+            self._http.head(f"{self.address}/healthz")
+
+    def upload(
+        self, path: Path, options: Mapping[str, str], sent: Sent = lambda _: None
+    ) -> dict[str, Any]:
+        """Send a recording from disk, never all of it in memory; returns what accepted it.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        with _Counted(path, sent) as file:
+            files = {"file": (path.name, file, "application/octet-stream")}
+            return self._json("POST", "/upload", data=dict(options), files=files)
+
+    def status(self, job_id: str, wait_s: float = 0) -> dict[str, Any]:
+        """Where a job stands; with ``wait_s``, told when that changes, at the latest after it."""
+        timeout = httpx.Timeout(ANSWER_S + wait_s, connect=CONNECT_S)
+        params = {"wait": f"{wait_s:g}"} if wait_s else {}
+        return self._json("GET", f"/status/{job_id}", params=params, timeout=timeout)
+
+    def result(
+        self, job_id: str, *, partial: bool = False, filter_profanity: bool | None = None
+    ) -> dict[str, Any]:
+        """A job's text; with ``partial``, as far as it is known.
+
+        Offending words are masked as ``filter_profanity`` says, or (None) as the upload did.
+        """
+        params = {} if filter_profanity is None else {"filter_profanity": _wire(filter_profanity)}
+        if partial:
+            params["partial"] = _wire(partial)
+        return self._json("GET", f"/result/{job_id}", params=params)
+
+    def stream(self, session_id: str) -> dict[str, Any]:
+        """A live stream with its finals, also while it goes on."""
+        return self._json("GET", f"/streams/{session_id}")
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/jobs/{job_id}/cancel")
+
+    def retry(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/jobs/{job_id}/retry")
+
+    def delete(self, job_id: str) -> None:
+        with self._errors():
+            _check(self._http.delete(f"/jobs/{job_id}"))
+
+    def jobs(self, **query: object) -> Iterator[dict[str, Any]]:
+        """Jobs, newest first, asked for a page at a time; ``query`` as the gateway takes it."""
+        cursor: dict[str, str] = {}
+        while True:
+            page = self._json("GET", "/jobs", params={**query, **cursor})
+            yield from page["jobs"]
+            if page["next_cursor"] is None:
+                return
+            cursor = {"cursor": page["next_cursor"]}
+
+    def keys(self, tenant: str | None) -> list[dict[str, Any]]:
+        """The keys of ``tenant``, by default the caller's own; for admins, as the next two."""
+        found: list[dict[str, Any]] = self._json("GET", "/keys", headers=_of(tenant))["keys"]
+        return found
+
+    def create_key(self, tenant: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        return self._json("POST", "/keys", json=wanted, headers=_of(tenant))
+
+    def revoke_key(self, tenant: str | None, key_id: str) -> None:
+        with self._errors():
+            _check(self._http.delete(f"/keys/{key_id}", headers=_of(tenant)))
+
+    def health(self) -> dict[str, Any]:
+        """How all parts of the gateway are."""
+        return self._json("GET", f"{self.address}/health")
+
+    @contextmanager
+    def download(
+        self,
+        job_id: str,
+        ending: str,
+        *,
+        flag: bool = False,
+        filter_profanity: bool | None = None,
+        redact: bool = False,
+    ) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """A result as a file: what the gateway calls it, and its content piece by piece.
+
+        ``flag`` marks offending cues, ``filter_profanity`` is as for `result`, ``redact`` covers
+        offending words of the recording (``wav``).
+        """
+        params = {"format": ending}
+        if flag:
+            params["flag"] = _wire(flag)
+        if filter_profanity is not None:
+            params["filter_profanity"] = _wire(filter_profanity)
+        if redact:
+            params["redact"] = _wire(redact)
+        with (
+            self._errors(),
+            self._http.stream("GET", f"/download/{job_id}", params=params) as answer,
+        ):
+            _check(answer)
+            yield _file_name(answer) or f"{job_id}.{ending}", answer.iter_bytes()
+
+    def save(
+        self,
+        job_id: str,
+        ending: str,
+        target: Path | None = None,
+        *,
+        flag: bool = False,
+        filter_profanity: bool | None = None,
+    ) -> Path:
+        """`download` to ``target`` (here, as the gateway calls it), whole or not at all."""
+        with self.download(job_id, ending, flag=flag, filter_profanity=filter_profanity) as (
+            name,
+            pieces,
+        ):
+            target = target or Path(name)
+            _write_atomically(target, pieces)
+        return target
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        with self._errors():
+            answer = self._http.request(method, path, **request)
+        _check(answer)
+        try:
+            document: dict[str, Any] = answer.json()
+        except ValueError:
+            raise Refused(
+                detail=f"{self.address} does not answer like a gateway of Stenopool", status=0
+            ) from None
+        return document
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (httpx.InvalidURL, UnicodeError) as error:  # the latter of a name that IDNA has not
+            raise Refused(detail=f"{self.address} is no address: {error}", status=0) from error
+        except httpx.UnsupportedProtocol as error:
+            raise Refused(detail=f"{self.address} is no http address", status=0) from error
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise GatewayLost(address=self.address, reason=reason) from error
+
+
+def shown(key: str | None) -> dict[str, str]:
+    """The headers that show a key; none where there is none.
+
+    Raises:
+        Refused: it is no key.
+    """
+    if not key:
+        return {}
+    key = key.strip()
+    if not key.isascii() or not key.isprintable():
+        raise Refused(detail="The API key has characters in it that no key has", status=0)
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _of(tenant: str | None) -> dict[str, str]:
+    """The headers that choose a tenant."""
+    return {"X-Tenant-Id": tenant} if tenant else {}
+
+
+def _wire(value: bool) -> str:
+    return str(value).lower()
+
+
+def _check(answer: httpx.Response) -> None:
+    if not answer.is_success:
+        raise refusal(answer.status_code, answer.reason_phrase, answer.read())
+
+
+def refusal(status: int, phrase: str, content: bytes) -> Refused:
+    """The gateway's no, in its own words where it has some."""
+    detail = f"The gateway answered {status} {phrase}"
+    with suppress(ValueError, TypeError, KeyError):
+        problem = json.loads(content)
+        detail = str(problem["detail"])
+        detail += suggestion(problem["value"], problem["allowed"].split(", "))
+    if status == HTTPStatus.UNAUTHORIZED:
+        detail += "; name one with --key or STENO_API_KEY (steno keys create makes one)"
+    return Refused(detail=detail, status=status)
+
+
+def passing(error: Refused | GatewayLost) -> bool:
+    """Whether to try again: the gateway or what it needs may be back soon."""
+    return isinstance(error, GatewayLost) or error.details["status"] in {
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+
+
+class _Counted(io.FileIO):
+    """A file that tells how much of it was read."""
+
+    def __init__(self, path: Path, sent: Sent) -> None:
+        super().__init__(path, "rb")
+        self._sent = sent
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(-1 if size is None else size) or b""
+        self._sent(len(piece))
+        return piece
+
+
+def _is_here(address: str) -> bool:
+    host = httpx.URL(address).host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _file_name(answer: httpx.Response) -> str | None:
+    """The name in Content-Disposition, without any folder (RFC 6266: ``filename*`` goes first)."""
+    header = Message()
+    header["Content-Disposition"] = answer.headers.get("Content-Disposition", "")
+    sent = [
+        (isinstance(value, tuple), collapse_rfc2231_value(value))
+        for key, value in header.get_params(header="Content-Disposition") or []
+        if key.lower() == "filename"
+    ]
+    name = PurePosixPath(max(sent, default=(False, ""))[1].replace("\\", "/")).name
+    return name if name not in {"", ".."} else None
+
+
+def _write_atomically(target: Path, pieces: Iterator[bytes]) -> None:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(pieces)
+        part.chmod(0o666 & ~_umask())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """The text, one segment a line, as ``--format txt`` has it."""
+    texts = (" ".join(segment["text"].split()) for segment in result["segments"])
+    return [text for text in texts if text]
+
+
+def flagged(result: Mapping[str, Any]) -> str | None:
+    """Which segments were flagged, for a person; None where none was."""
+    judged = (result.get("moderation") or {}).get("results", ())
+    told = [
+        f"{clock(each['start'])} {each['label']}" for each in judged if each["label"] != Label.CLEAN
+    ]
+    if not told:
+        return None
+    more = f" and {len(told) - MOST_FLAGGED} more" if len(told) > MOST_FLAGGED else ""
+    return f"{plural(len(told), 'segment')} flagged: {', '.join(told[:MOST_FLAGGED])}{more}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 word``, ``2 words``."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def clock(seconds: float) -> str:
+    """``7:05``, or ``1:07:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+def gateway_options(command: _Command) -> _Command:
+    """The options that say which gateway to use: ``server``, ``key``, and the data directory."""
+    command = data_dir_option(command)
+    command = click.option(
+        "--key", metavar="KEY", help="API key to send [STENO_API_KEY, GATEWAY_API_KEY]."
+    )(command)
+    return click.option(
+        "--server",
+        envvar="STENO_SERVER",
+        metavar="URL",
+        help="Gateway to use [STENO_SERVER, or the one of `steno up`].",
+    )(command)
+
+
+class Language(click.ParamType[str]):
+    """A language as `language_code` takes it, or auto; gives the code."""
+
+    name = "language"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        wanted = value.strip().lower()
+        code = AUTO if wanted == AUTO else language_code(wanted)
+        if code is None:
+            names = [AUTO, *LANGUAGES, *map(str.lower, LANGUAGES.values())]
+            meant = suggestion(wanted, names) or ". Such as vi, en or auto"
+            self.fail(f"{value!r} is no language of Whisper's{meant}", param, ctx)
+        return code
+
+
+job_id_argument = click.argument("job_id", metavar="ID")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the gateway's own answer."
+)
+_masks = click.option(
+    "--filter-profanity/--no-filter-profanity",
+    default=None,
+    help="Mask offending words, or show them [as the job was sent].",
+)
+
+
+def find_gateway(server: str | None, key: str | None = None) -> Gateway:
+    """The gateway that ``server`` names, or that of the stack that runs here.
+
+    It is shown ``key``, or that of the settings.
+
+    Raises:
+        SetupProblem: there is none.
+    """
+    settings = load_settings()
+    key = key or settings.key.of_client
+    if server:
+        return Gateway(server, key)
+    data_dir = settings.storage.data_dir.absolute()
+    running = find_running(data_dir)
+    if running is None and (owner := find_owner(data_dir)) is not None:
+        raise SetupProblem(
+            problem=f"Stenopool is starting or stopping over {data_dir} (process {owner})",
+            remedy="Try again when it is up",
+        )
+    if running is None:
+        raise SetupProblem(
+            problem=f"Stenopool is not running over {data_dir}",
+            remedy="Start it with: steno up; or name the running one by --data-dir or --server",
+        )
+    return Gateway(running.address, key)
+
+
+@click.command()
+@job_id_argument
+@json_option
+@gateway_options
+def status(job_id: str, as_json: bool, server: str | None, key: str | None) -> None:
+    """Show how far the job ID is."""
+    with find_gateway(server, key) as gateway:
+        state = gateway.status(job_id)
+    if as_json:
+        click.echo(json.dumps(state, ensure_ascii=False, indent=2))
+        return
+    for name, value in _told(state):
+        click.echo(f"{name:<10} {value}")
+
+
+def _told(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "recording", recording_name(state)
+    yield "status", state["status"]
+    if state["status"] == "PENDING" and state["queue_position"] is not None:
+        yield "queue", f"{state['queue_position']} before it"
+    if state["status"] == "PROCESSING":
+        more = "" if state["planned"] else " found so far"
+        chunks = f"{state['chunks_completed']} of {state['chunks_total']} chunks{more}"
+        yield "progress", f"{state['progress']} %, {state['stage']}, {chunks}"
+    if state["eta_seconds"] is not None:
+        yield "left", f"about {clock(state['eta_seconds'])}"
+    yield "asked for", f"{state['engine']} {state['model']}, language {state['language']}"
+    for name in ("created", "started", "completed"):
+        if state[f"{name}_at"]:
+            yield name, local_time(state[f"{name}_at"])
+    if state["error_message"]:
+        yield "error", state["error_message"]
+    for code in state["warnings"]:
+        yield "warning", WARNINGS.get(code, code)
+
+
+def warning(code: str, found: Mapping[str, Any]) -> str:
+    """A result's warning for a person; one about languages with those that were found."""
+    meaning = WARNINGS.get(code, code)
+    languages: Mapping[str, float] = found.get("language_probabilities") or {}
+    if code not in {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN} or not languages:
+        return meaning
+    likeliest = sorted(languages.items(), key=lambda item: -item[1])[:MOST_LANGUAGES]
+    return f"{meaning} ({', '.join(f'{each} {100 * p:.0f} %' for each, p in likeliest)})"
+
+
+def recording_name(state: Mapping[str, Any]) -> str:
+    """A job's recording for a person: its file's name, and its length where that is known."""
+    seconds = state["duration_seconds"]
+    return f"{state['filename']} ({clock(seconds)})" if seconds else str(state["filename"])
+
+
+def local_time(time: str) -> str:
+    """A time of the gateway's on this machine's clock, such as ``2026-01-31 09:05:00``."""
+    return datetime.fromisoformat(time).astimezone().strftime("%F %T")
+
+
+@click.command()
+@job_id_argument
+@click.option("--partial", is_flag=True, help="What is known so far, of a job that still runs.")
+@_masks
+@json_option
+@gateway_options
+def result(
+    job_id: str,
+    partial: bool,
+    filter_profanity: bool | None,
+    as_json: bool,
+    server: str | None,
+    key: str | None,
+) -> None:
+    """Print the text of the finished job ID."""
+    with find_gateway(server, key) as gateway:
+        found = gateway.result(job_id, partial=partial, filter_profanity=filter_profanity)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        return
+    for line in lines(found):
+        click.echo(line)
+    for code in found["warnings"]:
+        click.echo(f"steno: warning: {warning(code, found)}", err=True)
+    if told := flagged(found):
+        click.echo(f"steno: {told}", err=True)
+
+
+@click.command()
+@job_id_argument
+@click.option(
+    "--format",
+    "ending",
+    type=click.Choice((*FORMATS, SOUND)),
+    help="What to save it as [by the ending of --output, or txt]; wav: the recording.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="File or folder to write to, - for stdout [here, named like the recording].",
+)
+@click.option("--flag", is_flag=True, help="Begin offending cues with their label (srt, vtt).")
+@_masks
+@click.option("--redact", is_flag=True, help="The recording, offending words covered by a tone.")
+@gateway_options
+def download(
+    job_id: str,
+    ending: str | None,
+    output: Path | None,
+    flag: bool,
+    filter_profanity: bool | None,
+    redact: bool,
+    server: str | None,
+    key: str | None,
+) -> None:
+    """Save the text of the finished job ID to a file, or its recording.
+
+    A file that is there is overwritten, but no recording unless --output names it.
+    """
+    ending = ending or _ending_of_download(output) or (SOUND if redact else "txt")
+    with find_gateway(server, key) as gateway:
+        file = gateway.download(
+            job_id, ending, flag=flag, filter_profanity=filter_profanity, redact=redact
+        )
+        with file as (name, pieces):
+            if output == Path("-"):
+                for piece in pieces:
+                    click.echo(piece, nl=False)
+                return
+            folder = output if output is not None and output.is_dir() else None
+            target = folder / name if folder else output or Path(name)
+            if ending == SOUND and target != output and target.exists():
+                raise SetupProblem(
+                    problem=f"{target} is there, and may be the recording itself",
+                    remedy="Name another file with --output",
+                )
+            _write_atomically(target, pieces)
+            click.echo(target)
+
+
+def _ending_of_download(output: Path | None) -> str | None:
+    if output is None:
+        return None
+    return SOUND if output.suffix.lower() == f".{SOUND}" else ending_of(output)
+
+
+def ending_of(path: Path) -> str | None:
+    """The format that a file's name asks for."""
+    ending = path.suffix.removeprefix(".").lower()
+    return ending if ending in FORMATS else None
+
+
+@click.command()
+@job_id_argument
+@gateway_options
+def cancel(job_id: str, server: str | None, key: str | None) -> None:
+    """Cancel the job ID. What it has heard so far is kept for another run."""
+    with find_gateway(server, key) as gateway:
+        state = gateway.cancel(job_id)
+    click.echo(f"{job_id} {state['status']}")

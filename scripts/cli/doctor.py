@@ -1,0 +1,256 @@
+"""``steno doctor``: what is here, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+import psycopg
+import redis
+from packaging.requirements import Requirement
+
+from api.children import LOADING, OFF, OK
+from common.db.migrate import revisions
+from common.errors import ModerationOff, SetupProblem, StenoError
+from common.queue import Doorbell, connect
+from common.settings import INSTALLED, ROOT, Settings
+from common.weights.manifest import Manifest
+from common.weights.store import WeightsStore
+from scripts.cli.cli import as_typed, data_dir_option, load_settings
+from scripts.cli.client import Gateway, find_gateway
+from scripts.stack.embedded import choose_identity, find_postgres, find_valkey, listening_problem
+from scripts.stack.running import RunningStack, find_owner, find_running
+
+ENOUGH_DISK_BYTES = 2_000_000_000
+"""The default weights, and some hours of recordings with the sound cut from them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: what was found or, when it is not well, what to do about it."""
+
+    what: str
+    found: str
+    remedy: str | None = None
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything that ``steno up`` and its jobs need; leaves nothing behind."""
+    running = find_running(settings.storage.data_dir.absolute())
+    yield _python()
+    yield _packages()
+    yield _weights(settings)
+    yield _moderation(settings)
+    yield _data_dir(settings.storage.data_dir.absolute())
+    yield _disk(settings.storage.data_dir.absolute())
+    yield _postgres(settings, running)
+    yield _redis(settings, running)
+    yield _migrations(settings, running)
+    yield _gateway(settings, running)
+    if running is not None:
+        yield _workers(running)
+
+
+def _python() -> Finding:
+    found = ".".join(str(part) for part in sys.version_info[:3])
+    good = sys.version_info >= (3, 11)
+    return Finding("Python", found, None if good else "install Python 3.11 or newer")
+
+
+def _packages() -> Finding:
+    """The installed packages against the lock."""
+    if INSTALLED:
+        return Finding("packages", "as pip, pipx or uv chose them")
+    wrong = []
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pinned = [Requirement(line.rstrip("\\ ")) for line in lines if "==" in line]
+    for requirement in pinned:
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        try:
+            good = requirement.specifier.contains(
+                metadata.version(requirement.name), prereleases=True
+            )
+        except metadata.PackageNotFoundError:
+            good = False
+        if not good:
+            wrong.append(f"{requirement.name}{requirement.specifier}")
+    if wrong:
+        return Finding(
+            "packages",
+            f"missing or of another version: {', '.join(wrong)}",
+            "delete .venv and run scripts/steno again",
+        )
+    return Finding("packages", "all as locked")
+
+
+def _weights(settings: Settings) -> Finding:
+    engine, model = settings.asr.default_engine, settings.asr.default_model
+    store = WeightsStore(settings.asr.models_dir, Manifest.load())
+    try:
+        weights = store.resolve(engine, model)
+    except StenoError as error:
+        return Finding("weights", error.message, f"steno models pull {model} --engine {engine}")
+    return Finding("weights", f"{weights.model} for {weights.engine} in {weights.path}")
+
+
+def _moderation(settings: Settings) -> Finding:
+    from common.moderation.loading import load_moderation
+
+    try:
+        model = load_moderation(settings.moderation).by.model
+    except ModerationOff as error:
+        return Finding("moderation", error.message)
+    except StenoError as error:
+        return Finding("moderation", error.message, "see PHOBERT_ONNX_DIR in .env.example")
+    return Finding("moderation", f"{model} can be used")
+
+
+def _data_dir(data_dir: Path) -> Finding:
+    existing = _nearest_existing(data_dir)
+    if os.access(existing, os.W_OK | os.X_OK):
+        return Finding("data", f"{data_dir} can be written")
+    return Finding("data", f"{existing} cannot be written", "choose another with DATA_DIR")
+
+
+def _disk(data_dir: Path) -> Finding:
+    free = shutil.disk_usage(_nearest_existing(data_dir)).free
+    found = f"{free / 1e9:.1f} GB free for {data_dir}"
+    if free < ENOUGH_DISK_BYTES:
+        return Finding("disk", found, f"have {ENOUGH_DISK_BYTES / 1e9:.0f} GB, or move DATA_DIR")
+    return Finding("disk", found)
+
+
+def _postgres(settings: Settings, running: RunningStack | None) -> Finding:
+    url = _database_url(settings, running)
+    if url is None:
+        return _embedded("Postgres", lambda: _embedded_postgres(settings))
+    try:
+        with psycopg.connect(url, connect_timeout=5) as connection:
+            number = connection.info.server_version
+    except psycopg.Error as error:
+        return Finding("Postgres", _first_line(error), "check DATABASE_URL and that it is up")
+    return Finding("Postgres", f"{number // 10_000}.{number % 10_000} answers")
+
+
+def _redis(settings: Settings, running: RunningStack | None) -> Finding:
+    url = settings.redis.address or (running.redis_url if running else None)
+    if url is None:
+        return _embedded("Redis", lambda: str(find_valkey()))
+    try:
+        with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as client:
+            client.ping()
+    except (redis.RedisError, ValueError) as error:
+        return Finding("Redis", _first_line(error), "check REDIS_URL and that it is up")
+    return Finding("Redis", "answers")
+
+
+def _embedded(what: str, find: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, f"embedded, {find()}")
+    except SetupProblem as problem:
+        return Finding(what, str(problem.details["problem"]), str(problem.details["remedy"]))
+
+
+def _embedded_postgres(settings: Settings) -> str:
+    binaries, major = find_postgres()
+    choose_identity(binaries / "postgres", _nearest_existing(settings.storage.data_dir.absolute()))
+    return f"{major} in {binaries}"
+
+
+def _migrations(settings: Settings, running: RunningStack | None) -> Finding:
+    url = _database_url(settings, running)
+    if url is None:
+        return Finding("migrations", "applied by steno up")
+    try:
+        found, newest = revisions(url)
+    except StenoError as error:
+        return Finding("migrations", str(error), "see Postgres above")
+    if found != newest:
+        return Finding("migrations", f"at {found or 'nothing'}, not {newest}", "run: steno migrate")
+    return Finding("migrations", f"at {found}, the newest")
+
+
+def _gateway(settings: Settings, running: RunningStack | None) -> Finding:
+    if running is not None:
+        return Finding("gateway", f"up at {running.address} (process {running.pid})")
+    owner = find_owner(settings.storage.data_dir.absolute())
+    if owner is not None:
+        return Finding("gateway", f"starting or stopping (process {owner})", "wait for it")
+    host, port = settings.api.host, settings.api.port
+    problem = listening_problem(port, host)
+    if problem is not None:
+        return Finding(
+            "gateway",
+            f"not running, and {host} port {port} cannot be used: {problem}",
+            "choose another with --port or API_PORT",
+        )
+    return Finding("gateway", f"not running; {host} port {port} is free")
+
+
+def _workers(running: RunningStack) -> Finding:
+    """All that ring in at the stack's queue, wherever they run."""
+    try:
+        workers = Doorbell(connect(running.redis_url)).live_workers()
+    except redis.RedisError as error:
+        return Finding("workers", _first_line(error), "see Redis above")
+    if workers == 0:
+        return Finding("workers", "none is running", "start one with: steno worker")
+    return Finding("workers", f"{workers} running")
+
+
+def _database_url(settings: Settings, running: RunningStack | None) -> str | None:
+    return settings.database.address or (running.database_url if running else None)
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def examine_server(gateway: Gateway) -> Iterator[Finding]:
+    """Look at a gateway from outside: what it says of its parts."""
+    health = gateway.health()
+    yield Finding("gateway", f"{health['version']} answers at {gateway.address}")
+    for part, said in health["parts"].items():
+        well = said in {OK, OFF, LOADING}
+        yield Finding(part, said, None if well else "look at it on the gateway's host")
+    for part, count in (("workers", health["workers"]), ("dispatchers", health["dispatchers"])):
+        if count is not None:
+            yield Finding(part, f"{count} running", None if count else _START[part])
+
+
+_START = {
+    "workers": "start one with: steno worker",
+    "dispatchers": "start one with: steno dispatch",
+}
+
+
+@click.command()
+@click.option("--server", metavar="URL", help="Examine this gateway from outside [this machine].")
+@click.option("--key", metavar="KEY", help="API key for --server [STENO_API_KEY].")
+@data_dir_option
+@click.pass_context
+def doctor(ctx: click.Context, server: str | None, key: str | None) -> None:
+    """Say what is missing and how to get it. Ends with 1 when something is."""
+    missing = 0
+    if server is None:
+        findings = examine(load_settings())
+    else:
+        findings = examine_server(ctx.with_resource(find_gateway(server, key)))
+    for finding in findings:
+        mark = click.style("ok", fg="green") if finding.remedy is None else click.style("!!", "red")
+        click.echo(f"{mark}  {finding.what:<11} {finding.found}")
+        if finding.remedy is not None:
+            missing += 1
+            click.echo(f"{'':<16}-> {as_typed(finding.remedy)}")
+    ctx.exit(1 if missing else 0)

@@ -1,0 +1,93 @@
+"""`steno jobs`, `steno retry` and `steno delete`: jobs as a whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import click
+
+from common.domain.job import JobStatus
+from scripts.cli.client import (
+    find_gateway,
+    gateway_options,
+    job_id_argument,
+    json_option,
+    local_time,
+    recording_name,
+)
+from scripts.cli.progress import shortened
+
+LARGEST_PAGE = 200
+FOR_DATES = 100
+"""Columns from which on there is room for the date beside the recording's name."""
+
+
+@click.command()
+@click.option(
+    "--status",
+    "statuses",
+    multiple=True,
+    type=click.Choice([status.value for status in JobStatus], case_sensitive=False),
+    help="Only those that stand there; may be given several times.",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+@json_option
+@gateway_options
+def jobs(
+    statuses: tuple[str, ...], limit: int, as_json: bool, server: str | None, key: str | None
+) -> None:
+    """Show jobs, newest first."""
+    with find_gateway(server, key) as gateway:
+        query: dict[str, object] = {"limit": min(limit + 1, LARGEST_PAGE)}
+        if statuses:
+            query["status"] = list(statuses)
+        found = list(islice(gateway.jobs(**query), limit + 1))
+    shown = found[:limit]
+    if as_json:
+        click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
+        return
+    rows = [("id", "status", "%", "made", "recording"), *map(_row, shown)]
+    # On a terminal each job stays on its line, whatever its recording is called.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    dated = width >= FOR_DATES
+    status_width = max(len(row[1]) for row in rows)
+    for job_id, status, percent, made, recording in rows:
+        known = f"{job_id:<36}  {status:<{status_width}}  {percent:>3}  "
+        if dated:
+            known += f"{made:<11}  "
+        click.echo(known + shortened(recording, max(8, width - len(known))))
+    if not shown:
+        click.echo("steno: there are no jobs" + " in that state" * bool(statuses), err=True)
+    if len(found) > limit:
+        click.echo(f"steno: there are more; see --limit (now {limit})", err=True)
+
+
+def _row(job: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    recording = recording_name(job) if job["filename"] else "-"
+    made = local_time(job["created_at"])[5:-3]  # month to minute
+    return job["job_id"], job["status"], str(job["progress"]), made, recording
+
+
+@click.command()
+@job_id_argument
+@gateway_options
+def retry(job_id: str, server: str | None, key: str | None) -> None:
+    """Have what is missing of the failed job ID done, and nothing else again."""
+    with find_gateway(server, key) as gateway:
+        state = gateway.retry(job_id)
+    click.echo(f"{job_id} {state['status']}")
+
+
+@click.command()
+@job_id_argument
+@gateway_options
+def delete(job_id: str, server: str | None, key: str | None) -> None:
+    """Cancel the job ID if it runs, and erase its recording and its text for good."""
+    with find_gateway(server, key) as gateway:
+        gateway.delete(job_id)
+    click.echo(f"{job_id} deleted")

@@ -1,0 +1,328 @@
+"""`steno keys` and `steno tenants`: who may ask, and what is particular to whom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+from rich.table import Table
+
+from common.db.database import Database
+from common.db.keys import AllKeys, Key, Keys
+from common.db.tenants import Tenants
+from common.db.vault import Vault, seal_all
+from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
+from common.errors import NotFound, SecretsLocked, SetupProblem
+from scripts.cli.cli import data_dir_option, database_here, load_settings
+from scripts.cli.client import Gateway, find_gateway
+from scripts.cli.console import make_console
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def _duration(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """``90d`` in seconds."""
+    if text is None or text == "none":
+        return None
+    found = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    if not found or int(found[1]) == 0:
+        raise click.BadParameter(f"{text!r} is no time such as 12h, 90d or 52w")
+    return int(found[1]) * _SECONDS[found[2]]
+
+
+def _limits(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, float]:
+    """``requests_per_minute=600`` by name."""
+    limits: dict[str, float] = {}
+    for value in values:
+        name, _equals, number = value.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in LIMIT_NAMES:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(LIMIT_NAMES)}")
+        whole = name != "audio_hours_per_day"
+        if not re.fullmatch(r"\d{1,7}" if whole else r"\d{1,7}(\.\d+)?", number.strip()):
+            kind = "a whole number" if whole else "a number"
+            raise click.BadParameter(f"{name} must be {kind}, 0 for no limit; got {number!r}")
+        limits[name] = int(number) if whole else float(number)
+    return limits
+
+
+def _tenant(_: click.Context, __: click.Parameter, name: str) -> str:
+    if not is_tenant(name):
+        raise click.BadParameter("1 to 64 letters, digits, dots, underscores or hyphens")
+    return name
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    with database_here() as url, Database(url, pool_size=1) as database:
+        yield database
+
+
+class _DatabaseKeys:
+    """Keys in the database; ``wanted`` is a new one as the gateway's API takes it.
+
+    `create` returns the key, and its text, which is known now and never again.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(self, tenant: str, wanted: Mapping[str, Any]) -> tuple[Key, str]:
+        first = not AllKeys(self._database).exist()
+        key, text = Keys(self._database, tenant).create(
+            wanted["name"],
+            map(Scope, wanted["scopes"]),
+            lasts_s=wanted["expires_in_seconds"],
+            limits=wanted["limits"],
+        )
+        if first:
+            click.echo("From now on the gateway asks for a key, on loopback as well.", err=True)
+        return key, text.reveal()
+
+    def all(self, tenant: str | None) -> list[Key]:
+        return Keys(self._database, tenant).all() if tenant else AllKeys(self._database).all()
+
+    def revoke(self, tenant: str | None, key_id: str) -> None:
+        key = AllKeys(self._database).find(key_id)
+        if key is None or tenant not in (None, key.tenant):
+            raise NotFound(what="key", value=key_id)
+        Keys(self._database, key.tenant).revoke(key_id)
+
+
+class _GatewayKeys:
+    """The same over a gateway's API, which needs an admin key."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def create(self, tenant: str, wanted: Mapping[str, Any]) -> tuple[Key, str]:
+        made = self._gateway.create_key(tenant, wanted)
+        return _key(made), made["key"]
+
+    def all(self, tenant: str | None) -> list[Key]:
+        return [_key(each) for each in self._gateway.keys(tenant)]
+
+    def revoke(self, tenant: str | None, key_id: str) -> None:
+        self._gateway.revoke_key(tenant, key_id)
+
+
+def _key(document: Mapping[str, Any]) -> Key:
+    """A key from the document that the gateway's API answers."""
+    times = {
+        name: value and datetime.fromisoformat(value)
+        for name, value in document.items()
+        if name.endswith("_at")
+    }
+    return Key(
+        id=document["id"],
+        tenant=document["tenant"],
+        name=document["name"],
+        secret_sha256="",
+        scopes=frozenset(map(Scope, document["scopes"])),
+        limits=document["limits"],
+        expired=document["state"] == "expired",
+        **times,
+    )
+
+
+@contextmanager
+def _open_store(server: str | None, key: str | None) -> Iterator[_DatabaseKeys | _GatewayKeys]:
+    if server is None:
+        with _database() as database:
+            yield _DatabaseKeys(database)
+    else:
+        with find_gateway(server, key) as gateway:
+            yield _GatewayKeys(gateway)
+
+
+def _store_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say where keys are kept."""
+    command = data_dir_option(command)
+    command = click.option("--key", metavar="KEY", help="Admin key for --server [STENO_API_KEY].")(
+        command
+    )
+    # STENO_SERVER does not count: where no key exists yet only the database can have one made.
+    return click.option("--server", metavar="URL", help="Use this gateway's API [the database].")(
+        command
+    )
+
+
+@click.group()
+def keys() -> None:
+    """API keys: make, list and revoke."""
+
+
+@keys.command()
+@click.option("--name", required=True, help="For people: what the key is for.")
+@click.option(
+    "--tenant", default=DEFAULT_TENANT, callback=_tenant, help=f"Whose it is [{DEFAULT_TENANT}]."
+)
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([str(scope) for scope in Scope]),
+    default=(str(Scope.TRANSCRIBE), str(Scope.READ)),
+    help="What it is good for; admin: everything, in every tenant [transcribe, read].",
+)
+@click.option("--expires-in", "lasts", callback=_duration, help="Such as 12h or 90d [never].")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    callback=_limits,
+    metavar="NAME=N",
+    help=f"In place of the setting LIMIT_...; 0: none. Of {', '.join(LIMIT_NAMES)}.",
+)
+@_store_options
+def create(
+    name: str,
+    tenant: str,
+    scopes: Sequence[str],
+    lasts: int | None,
+    limits: dict[str, float],
+    server: str | None,
+    key: str | None,
+) -> None:
+    """Make a key and print it, this once: it is kept nowhere."""
+    wanted = {
+        "name": name,
+        "scopes": list(scopes),
+        "expires_in_seconds": lasts,
+        "limits": limits,
+    }
+    with _open_store(server, key) as store:
+        made, text = store.create(tenant, wanted)
+    until = f"until {_time(made.expires_at)}" if made.expires_at else "until it is revoked"
+    click.echo(text)
+    click.echo(
+        f"Key {made.id} of tenant {tenant}, good for {', '.join(sorted(made.scopes))} {until}. "
+        "Keep it: it is not shown again.",
+        err=True,
+    )
+
+
+@keys.command("list")
+@click.option("--tenant", help="Only this tenant's [all; with --server, the key's own].")
+@_store_options
+def list_(tenant: str | None, server: str | None, key: str | None) -> None:
+    """Show keys, revoked and expired ones too."""
+    with _open_store(server, key) as store:
+        found = store.all(tenant)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("id", "tenant", "name", "scopes", "state", "expires", "last used", "limits"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
+    for each in found:
+        table.add_row(*_row(each))
+    make_console().print(table)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@click.option("--tenant", help="Whose it is [any; with --server, the key's own].")
+@click.option(
+    "--forget", is_flag=True, help="Delete it from the list; without any key none is asked for."
+)
+@_store_options
+def revoke(
+    key_id: str, tenant: str | None, forget: bool, server: str | None, key: str | None
+) -> None:
+    """Revoke the key ID for good: the part after steno_, without the secret."""
+    if forget and server is not None:
+        raise click.UsageError("--forget changes the database itself; leave --server out")
+    with _open_store(server, key) as store:
+        store.revoke(tenant, key_id)
+    if forget:
+        with _database() as database:
+            AllKeys(database).forget(key_id)
+    click.echo(f"{key_id} is revoked; gateways that run notice within five seconds")
+
+
+@keys.command("encrypt-secrets")
+@data_dir_option
+def encrypt_secrets() -> None:
+    """Encrypt all webhook secrets with the first key of SECRETS_KEY.
+
+    After SECRETS_KEY was set, or got a new key before the old one, which is not needed any more
+    then.
+    """
+    secrets_keys = load_settings().key.for_secrets
+    if not secrets_keys:
+        raise SetupProblem(
+            problem="SECRETS_KEY is not set",
+            remedy="Make a key with `openssl rand -hex 32` and set it wherever a gateway or a "
+            "dispatcher runs",
+        )
+    with _database() as database:
+        done, locked = seal_all(database, Vault(secrets_keys))
+    click.echo(f"The secrets of {done} endpoints and tenants are encrypted with the first key")
+    if locked:
+        raise SecretsLocked
+
+
+@click.group()
+def tenants() -> None:
+    """What is particular to tenants."""
+
+
+@tenants.command("list")
+@data_dir_option
+def list_tenants() -> None:
+    """Show the tenants that differ from the settings."""
+    with _database() as database:
+        found = Tenants(database).all()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("tenant", "tier", "jobs deleted after"):
+        table.add_column(heading)
+    for tenant in found:
+        kept = tenant.delete_after_s
+        after = "-" if kept is None else str(timedelta(seconds=kept))
+        table.add_row(tenant.name, tenant.tier, after)
+    make_console().print(table)
+
+
+@tenants.command("set")
+@click.argument("name", callback=_tenant)
+@click.option("--tier", help="The class that metrics count it under.")
+@click.option(
+    "--delete-after",
+    "delete_after",
+    help="When its jobs are deleted after their end, such as 30d; none: as the settings say.",
+)
+@data_dir_option
+@click.pass_context
+def set_(context: click.Context, name: str, tier: str | None, delete_after: str | None) -> None:
+    """Change what is given of the tenant NAME."""
+    options: dict[str, str | int | None] = {}
+    if tier is not None:
+        if not re.fullmatch(r"[a-z0-9_-]{1,32}", tier):
+            raise click.UsageError("--tier takes 1 to 32 of a to z, 0 to 9, - and _")
+        options["tier"] = tier
+    if delete_after is not None:
+        options["delete_after_s"] = _duration(context, context.command.params[2], delete_after)
+    if not options:
+        raise click.UsageError("Nothing to set; see --tier and --delete-after")
+    with _database() as database:
+        Tenants(database).put(name, **options)
+    click.echo(f"{name} is set")
+
+
+def _row(key: Key) -> tuple[str, ...]:
+    return (
+        key.id,
+        key.tenant,
+        key.name,
+        " ".join(sorted(key.scopes)),
+        key.state,
+        _time(key.expires_at),
+        _time(key.last_used_at),
+        " ".join(f"{name}={value:g}" for name, value in key.limits.items()) or "-",
+    )
+
+
+def _time(when: datetime | None) -> str:
+    return "-" if when is None else when.astimezone().strftime("%F %H:%M")

@@ -1,0 +1,385 @@
+"""``steno listen``: sound to a gateway, and the words while they are said."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import click
+from loguru import logger
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from common.asr.loading import STYLES
+from common.audio.probe import probe
+from common.errors import GatewayLost, ModelNotHere, Refused, SetupProblem, StenoError
+from common.settings import Settings
+from common.weights.manifest import Manifest
+from common.weights.store import WeightsStore
+from scripts.cli.cli import interrupt_on_signals, load_settings
+from scripts.cli.client import Language, flagged, gateway_options, plural
+from scripts.cli.service import Service
+from scripts.cli.streaming import (
+    Message,
+    StreamClient,
+    in_thread,
+    of_file,
+    of_microphone,
+    of_pipe,
+    paced,
+)
+from scripts.stack.running import find_running
+
+PIPE = "-"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+STATES = {
+    "loading": "Loading {model_id} ...",
+    "ready": "",
+    "behind": "The gateway is {behind_seconds:.0f} s behind ...",
+    "caught_up": "",
+    "recognizer_lost": "The recognizer was lost; what it had not told is heard again ...",
+    "recognizer_back": "",
+}
+"""What is shown of a stream's states, as long as they last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where sound comes from. ``speed`` is as for `paced`.
+
+    One that ``waits`` begins when somebody hears it, another has begun already; ``cue`` tells of
+    the beginning.
+    """
+
+    name: str
+    pieces: Iterable[bytes]
+    speed: float = 0.0
+    waits: bool = True
+    cue: str = ""
+
+
+class Screen:
+    """The finals as lines on stdout, and on a terminal below them what is being said.
+
+    Everything else goes to stderr. ``moves`` False: nothing that would change is shown.
+    """
+
+    def __init__(self, *, moves: bool) -> None:
+        self._console = Console(stderr=not sys.stdout.isatty(), highlight=False)
+        terminal = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._moves = moves and terminal
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def show(self, text: Text) -> None:
+        """Show this until something else is."""
+        if not self._moves:
+            return
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        self._live.update(text, refresh=True)
+
+    def clear(self) -> None:
+        """Show nothing but what stays."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def tell(self, line: str) -> None:
+        """A line of the text, which stays."""
+        self.clear()
+        click.echo(line)
+        sys.stdout.flush()
+
+    def say(self, line: str) -> None:
+        """A line about it, which stays."""
+        self.clear()
+        click.echo(line, err=True)
+
+
+class Listening:
+    """One stream, from its first sound to its last word."""
+
+    def __init__(
+        self, stream: StreamClient, source: Source, screen: Screen, *, as_json: bool
+    ) -> None:
+        self._stream = stream
+        self._source = source
+        self._screen = screen
+        self._as_json = as_json
+        self._words = 0
+        self._ready: Mapping[str, Any] = {}
+        self._closed: Mapping[str, Any] = {}
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Until all is said. Ctrl-C ends the sound, a second one everything.
+
+        Raises:
+            Refused, GatewayLost: the gateway does not want the stream, or went away.
+            KeyboardInterrupt: at the second Ctrl-C.
+            Whatever the source raises.
+        """
+        async with self._stream:
+            speaking = asyncio.create_task(self._speak())
+            try:
+                with self._interruptible(speaking):
+                    async for message in self._stream.messages():
+                        self._take(message)
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
+            finally:
+                speaking.cancel()
+                await asyncio.wait([speaking])
+            with suppress(asyncio.CancelledError):
+                speaking.result()
+        self._stream.check()
+
+    def summary(self, *, default_language: bool, tell_session: bool) -> str:
+        """What became of it, for a person."""
+        facts = [
+            f"{self._closed.get('audio_seconds', 0.0):.1f} s of sound",
+            plural(self._words, "word"),
+        ]
+        if self._ready:
+            by_default = " (the default; --language takes others)"
+            facts.append(f"language {self._ready['language']}{by_default * default_language}")
+            if tell_session:
+                facts.append(f"session {self._ready['session_id']}")
+        return f"{self._source.name}: {', '.join(facts)}"
+
+    async def _speak(self) -> None:
+        """Send the sound; that there is no more, too, whatever the reason."""
+        try:
+            if self._source.waits:
+                await self._stream.ready.wait()
+            async with in_thread(self._source.pieces) as pieces:
+                async for piece in paced(pieces, self._source.speed):
+                    if not await self._stream.send(piece):
+                        return
+        finally:
+            await self._stream.finish()
+
+    def _take(self, message: Message) -> None:
+        document = message.document
+        match message.type:
+            case "status":
+                self._note(document)
+            case "final":
+                self._words += len(document["text"].split())
+        if self._as_json:
+            self._screen.tell(message.text)
+        else:
+            self._show(message.type, document)
+
+    def _note(self, status: Mapping[str, Any]) -> None:
+        if status["status"] == "ready":
+            self._ready = status
+        elif status["status"] == "closed":
+            self._closed = status
+
+    def _show(self, kind: str, document: Mapping[str, Any]) -> None:
+        match kind:
+            case "status":
+                self._show_state(document)
+            case "partial":
+                text, stable = document["text"], document["stable"]
+                self._screen.show(Text.assemble(text[:stable], (text[stable:], "dim")))
+            case "final":
+                self._screen.clear()
+                if line := " ".join(document["text"].split()):
+                    self._screen.tell(line)
+            case "detections":
+                if told := flagged({"moderation": document}):
+                    self._screen.say(f"{self._source.name}: {told}")
+            case "error" if not document["fatal"]:
+                self._screen.say(f"{self._source.name}: warning: {document['detail']}")
+
+    def _show_state(self, status: Mapping[str, Any]) -> None:
+        state = status["status"]
+        if state == "ready" and self._source.cue:
+            self._screen.say(self._source.cue)
+        elif told := STATES.get(state):
+            self._screen.show(Text(told.format_map(status), style="yellow"))
+        else:
+            self._screen.clear()
+
+    @contextmanager
+    def _interruptible(self, speaking: asyncio.Task[None]) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        whole = asyncio.current_task()
+
+        def interrupt() -> None:
+            if self._stopping and whole is not None:
+                whole.cancel()
+                return
+            self._stopping = True
+            self._screen.say("Stopping; the last words are waited for. Ctrl-C again: at once.")
+            speaking.cancel()
+
+        kept = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
+            loop.add_signal_handler(number, interrupt)
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("file", required=False, metavar="FILE|-")
+@click.option("--microphone", is_flag=True, help="Record, in place of FILE.")
+@click.option("--device", metavar="NAME", help="The microphone, as FFmpeg calls it [the usual].")
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0),
+    help="Times real time at which FILE is sent, 0: as fast as it is heard [1].",
+)
+@click.option(
+    "--language", "-l", type=Language(), help="A Whisper code (vi, en, ...) [DEFAULT_LANGUAGE]."
+)
+@click.option("--model", "-m", "model_id", metavar="NAME", help="Weights [STREAM_MODEL].")
+@click.option("--engine", type=click.Choice(list(STYLES)), help="[STREAM_ENGINE]")
+@click.option(
+    "--moderation/--no-moderation",
+    default=None,
+    help="Label what is said CLEAN, OFFENSIVE or HATE [AI_LOAD_MODELS].",
+)
+@click.option("--endpointing", type=int, help="Silence that ends an utterance, in ms [500].")
+@click.option("--recording-id", metavar="TEXT", help="Your own name for it, kept with the session.")
+@click.option(
+    "--format",
+    "-f",
+    "form",
+    type=click.Choice(["txt", "json"]),
+    default="txt",
+    help="json: every message of the gateway, one a line.",
+)
+@gateway_options
+def listen(
+    file: str | None,
+    microphone: bool,
+    device: str | None,
+    speed: float | None,
+    form: str,
+    server: str | None,
+    key: str | None,
+    **options: Any,
+) -> None:
+    """Show words while people speak.
+
+    FILE is any recording, sent as fast as it would be spoken; - reads 16 kHz mono s16le, without a
+    header, from stdin. The text goes to stdout, an utterance a line, and everything else to stderr.
+    Uses the stack that is running here (or --server), else starts one for as long as it takes.
+    """
+    if (file is None) is not microphone:
+        raise click.UsageError("Name one recording, - for stdin, or --microphone")
+    if device is not None and not microphone:
+        raise click.UsageError("--device needs --microphone")
+    if speed is not None and microphone:
+        raise click.UsageError("--speed is for recordings; leave it out with --microphone")
+    source = _source(file, device, speed)
+    given = {name: value for name, value in options.items() if value is not None}
+    _run(source, given, as_json=form == "json", server=server, key=key)
+
+
+def _source(file: str | None, device: str | None, speed: float | None) -> Source:
+    if file is None:
+        cue = "Listening. Ctrl-C ends it."
+        return Source("microphone", of_microphone(device), cue=cue)
+    if file == PIPE:
+        return Source("stdin", of_pipe(sys.stdin.fileno()), speed or 0.0, waits=False)
+    path = Path(file)
+    with _about(path):
+        probe(path)
+    return Source(path.name, of_file(path), 1.0 if speed is None else speed)
+
+
+@contextmanager
+def _about(name: object) -> Iterator[None]:
+    """Have errors say what they are about."""
+    try:
+        yield
+    except (Refused, GatewayLost, SetupProblem):
+        raise
+    except StenoError as error:
+        raise click.ClickException(f"{name}: {error}") from error
+    except OSError as error:
+        raise click.ClickException(f"{name}: {error.strerror or error}") from error
+
+
+def _run(
+    source: Source,
+    options: Mapping[str, Any],
+    *,
+    as_json: bool,
+    server: str | None,
+    key: str | None,
+) -> None:
+    logger.remove()  # what matters is on the screen, the rest in the stack's own logs
+    interrupt_on_signals()
+    settings = load_settings()
+    service = _service(settings, options, server, key)
+    try:
+        with service, Screen(moves=not as_json) as screen, _about(source.name):
+            stream = StreamClient(service.gateway.address, key or settings.key.of_client, **options)
+            listening = Listening(stream, source, screen, as_json=as_json)
+            asyncio.run(listening.run())
+            if not as_json:
+                screen.say(
+                    listening.summary(
+                        default_language="language" not in options,
+                        tell_session=not service.is_ours,
+                    )
+                )
+    except KeyboardInterrupt:
+        service.kill()
+        raise
+
+
+def _service(
+    settings: Settings, options: Mapping[str, Any], server: str | None, key: str | None
+) -> Service:
+    """The gateway to use. One that has to be started needs no workers, but the weights."""
+    console = Console(stderr=True, highlight=False)
+    engine = model = None
+    if server is None and find_running(settings.storage.data_dir.absolute()) is None:
+        engine, model = _weights(settings, options)
+    return Service(settings, console, server=server, key=key, workers=0, engine=engine, model=model)
+
+
+def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
+    """Engine and model that a gateway of these settings would take, be they here or not."""
+    from api.live_options import StreamResolver, stream_options  # it takes a while
+
+    store = WeightsStore(settings.asr.models_dir, Manifest.load())
+    try:
+        setup = StreamResolver(settings, store).setup(stream_options(options))
+    except ModelNotHere as missing:
+        return str(missing.details["engine"]), str(missing.details["model"])
+    return setup.engine, setup.model

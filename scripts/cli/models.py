@@ -1,0 +1,130 @@
+"""`steno models`: list, pull, convert and verify weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import WeightsCorrupt, WeightsMissing
+from common.settings import AsrSettings
+from common.weights.manifest import (
+    ENGINES,
+    EVERY_LANGUAGE,
+    FASTER_WHISPER,
+    WHISPER_ENGINES,
+    Manifest,
+)
+from common.weights.pull import Puller
+from common.weights.store import Weights, WeightsState, WeightsStore
+from common.weights.transfer import Meter
+from scripts.cli.weights import transfer_bar
+
+_STYLES = {"present": "green", "missing": "dim", "corrupt": "bold red"}
+
+_engine = click.Choice(ENGINES)
+_whisper = click.Choice(WHISPER_ENGINES)
+
+
+@click.group()
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the weights (default: MODELS_DIR, or models/).",
+)
+@click.pass_context
+def models(context: click.Context, folder: Path | None) -> None:
+    """Weights: what there is, and having them here."""
+    context.obj = WeightsStore(folder or AsrSettings().models_dir, Manifest.load())
+
+
+@models.command("list")
+@click.pass_obj
+def list_(store: WeightsStore) -> None:
+    """Show all weights, published ones and your own, with their state."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("model", "engine", "languages", "size", "licence", "state"):
+        table.add_column(heading, justify="right" if heading == "size" else "left", no_wrap=True)
+    for weights in store.states():
+        table.add_row(*_row(weights))
+    Console().print(table)
+
+
+def _row(weights: WeightsState) -> tuple[str, ...]:
+    state = f"[{_STYLES[weights.state]}]{weights.state}[/]"
+    return (
+        weights.model,
+        weights.engine,
+        _short(weights.languages),
+        f"{weights.size / 1e6:,.0f} MB",
+        weights.licence,
+        state,
+    )
+
+
+def _short(languages: tuple[str, ...]) -> str:
+    if languages == EVERY_LANGUAGE:
+        return "all"
+    return " ".join(languages if len(languages) <= 2 else (*languages[:2], "..."))
+
+
+@models.command()
+@click.argument("model", required=False)
+@click.option("--engine", type=_engine, help="Engine they are for (default: DEFAULT_ENGINE).")
+@click.pass_obj
+def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
+    """Fetch MODEL (default: DEFAULT_MODEL), or take up a fetch that was cut off."""
+    settings = AsrSettings()
+    with transfer_bar() as tell:
+        puller = Puller(store, progress=tell)
+        weights = puller.pull(engine or settings.default_engine, model or settings.default_model)
+    _say(weights)
+
+
+@models.command()
+@click.argument("model")
+@click.option("--from", "from_engine", type=_whisper, required=True, help="Engine to convert from.")
+@click.option("--to", "to_engine", type=_whisper, required=True, help="Engine to convert to.")
+@click.option("--name", help="Name of the result (default: MODEL).")
+@click.pass_obj
+def convert(
+    store: WeightsStore, model: str, from_engine: str, to_engine: str, name: str | None
+) -> None:
+    """Convert MODEL between engines. From whisper.cpp to whisper.cpp makes MODEL-q8_0."""
+    with transfer_bar() as tell:
+        weights = Puller(store, progress=tell).convert(model, from_engine, to_engine, name)
+    _say(weights)
+
+
+@models.command()
+@click.argument("model", required=False)
+@click.option("--engine", type=_engine, help="Only this engine's.")
+@click.pass_obj
+def verify(store: WeightsStore, model: str | None, engine: str | None) -> None:
+    """Read MODEL (default: all that is here) from disk and compare every hash."""
+    chosen = [
+        key for key in store.present() if model in (None, key[1]) and engine in (None, key[0])
+    ]
+    if not chosen:
+        raise WeightsMissing(model=model or "of any model", engine=engine or FASTER_WHISPER)
+    corrupt = 0
+    for engine_, model_ in chosen:
+        label = f"{model_} ({engine_})"
+        try:
+            with transfer_bar() as tell:
+                meter = Meter(tell, store.spec(engine_, model_).size, f"reading {label}")
+                weights = store.verify(engine_, model_, tick=meter.add)
+        except (WeightsCorrupt, WeightsMissing) as error:
+            corrupt += 1
+            click.echo(f"{label}: {error}", err=True)
+        else:
+            click.echo(f"{label}: ok, sha256 {weights.sha256}")
+    if corrupt:
+        raise click.ClickException(f"{corrupt} of {len(chosen)} are not as they should be")
+
+
+def _say(weights: Weights) -> None:
+    click.echo(f"{weights.model} ({weights.engine}): {weights.path}, sha256 {weights.sha256}")

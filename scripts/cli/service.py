@@ -1,0 +1,131 @@
+"""The gateway to use: the one named, the one that runs here, or one started for a while."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+
+from common.errors import InUse
+from common.settings import Settings
+from scripts.cli.client import Gateway
+from scripts.cli.weights import have_weights
+from scripts.stack.running import find_running
+
+if TYPE_CHECKING:
+    from scripts.stack.stack import Stack
+
+STARTING_S = 60
+"""How long somebody else's stack may take to come up or to go."""
+
+
+class Service:
+    """A gateway for as long as the block lasts. Jobs will ask for ``engine`` and ``model``.
+
+    ``check`` is called before anything is fetched or started: a gateway that runs checks by itself.
+
+    A stack that is found here may stop while it is in use, say because the command that had
+    started it is done: `revive` then starts one over the same data, which has all the jobs.
+    It is to be called by the thread that entered; `gateway` may be used by any.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        console: Console,
+        *,
+        server: str | None = None,
+        key: str | None = None,
+        workers: int | None = None,
+        engine: str | None = None,
+        model: str | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._check = check
+        self._console = console
+        self._server = server
+        self._key = key or settings.key.of_client
+        self._workers = workers
+        self._weights = (
+            engine or settings.asr.default_engine,
+            model or settings.asr.default_model,
+        )
+        self._data_dir = settings.storage.data_dir.absolute()
+        self._stack: Stack | None = None
+        self.started_in_s: float | None = None
+        """What starting a stack took; None where one was running."""
+        self._gateways: list[Gateway] = []
+
+    def __enter__(self) -> Self:
+        if self._server is not None:
+            self._use(self._server)
+            self.gateway.reach()
+        elif (running := find_running(self._data_dir)) is not None:
+            self._use(running.address)
+        else:
+            self._check()
+            have_weights(self._settings.asr, *self._weights)
+            with self._console.status("Starting Stenopool ..."):
+                self._use(self._find_or_start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for gateway in self._gateways:
+            gateway.close()
+        if self._stack is not None:
+            with self._console.status("Stopping Stenopool ..."):
+                self._stack.stop()
+
+    @property
+    def gateway(self) -> Gateway:
+        """The one to ask now."""
+        return self._gateways[-1]
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the stack was started here, and stops with the block."""
+        return self._stack is not None
+
+    def revive(self) -> None:
+        """Have a gateway again, if anything can be done about it from here."""
+        if self._server is None and self._stack is None:
+            address = self._find_or_start()
+            if address != self.gateway.address:
+                self._use(address)
+
+    def kill(self) -> None:
+        """End a stack that was started here at once."""
+        if self._stack is not None:
+            self._stack.kill()
+
+    def _use(self, address: str) -> None:
+        self._gateways.append(Gateway(address, self._key))
+
+    def _find_or_start(self) -> str:
+        deadline = time.monotonic() + STARTING_S
+        while True:
+            running = find_running(self._data_dir)
+            if running is not None:
+                return running.address
+            try:
+                return self._start()
+            except InUse:  # by a stack that comes up or goes down at this moment
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _start(self) -> str:
+        from scripts.stack.stack import Stack  # it takes a while, and is mostly not needed
+
+        # Any free port: who runs a stack over other data has the usual one.
+        api = self._settings.api.model_copy(update={"host": "127.0.0.1", "port": 0})
+        settings = self._settings.model_copy(update={"api": api})
+        began = time.monotonic()
+        stack = Stack(settings, workers=self._workers, report=lambda _: None)
+        address = stack.start()
+        self.started_in_s = time.monotonic() - began
+        self._stack = stack
+        return address

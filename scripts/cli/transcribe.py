@@ -1,0 +1,572 @@
+"""``steno transcribe``: recordings to a gateway, their text to stdout and to files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+import click
+from loguru import logger
+from rich.console import Console
+
+from common.domain.formats import FLAGGING
+from common.errors import GatewayLost, Refused, StenoError
+from common.weights.manifest import WHISPER_ENGINES, Manifest
+from common.weights.store import WeightsStore
+from scripts.cli.cli import interrupt_on_signals, load_settings
+from scripts.cli.client import (
+    FORMATS,
+    Gateway,
+    Language,
+    clock,
+    ending_of,
+    flagged,
+    gateway_options,
+    lines,
+    passing,
+    plural,
+    warning,
+)
+from scripts.cli.progress import Board, Take
+from scripts.cli.recordings import find_recordings
+from scripts.cli.service import Service
+
+if TYPE_CHECKING:
+    from common.settings import Settings
+
+_Answer = TypeVar("_Answer")
+
+UPLOADS_AT_ONCE = 3
+PATIENCE_S = 90.0
+"""How long the gateway may be out of reach before that is an error."""
+TICK_S = 0.25
+"""A round of questions about all jobs takes at least this long."""
+WAIT_S = 2.0
+"""How long a question about the only job may wait for news."""
+JOINING_S = 5.0
+LINES_SHARE = 10
+"""Asking for the text so far may take one part in so many of the time."""
+
+
+class _Stopped(Exception):
+    """The person wants no more."""
+
+
+class Transcription:
+    """Takes recordings all the way, together. `run` is for the main thread."""
+
+    def __init__(
+        self,
+        service: Service,
+        takes: Sequence[Take],
+        options: Mapping[str, str],
+        board: Board,
+        deliver: Callable[[Take], None],
+        *,
+        flag: bool = False,
+    ) -> None:
+        self._flag = flag
+        self._service = service
+        self._takes = takes
+        self._options = options
+        self._board = board
+        self._deliver = deliver
+        self._stopping = threading.Event()
+        self._lost = threading.Event()
+        self._to_send: queue.SimpleQueue[Take] = queue.SimpleQueue()
+        self._senders: list[threading.Thread] = []
+
+    def run(self) -> None:
+        """Until every take is over and delivered, in order; on Ctrl-C what was begun is undone."""
+        try:
+            self._start_sending()
+            delivered = 0
+            while delivered < len(self._takes):
+                began = time.monotonic()
+                self._look_at_all()
+                while delivered < len(self._takes) and self._takes[delivered].over:
+                    self._deliver(self._takes[delivered])
+                    delivered += 1
+                if delivered < len(self._takes):
+                    self._stopping.wait(max(0.02, TICK_S - (time.monotonic() - began)))
+        except BaseException:
+            self._undo()
+            raise
+
+    # --- sending, in threads ------------------------------------------------------------------
+
+    def _start_sending(self) -> None:
+        for take in self._takes:
+            if not take.over:
+                self._to_send.put(take)
+        for _ in range(min(UPLOADS_AT_ONCE, self._to_send.qsize())):
+            # They must not keep a process alive that was told twice to end.
+            thread = threading.Thread(target=self._send_all, daemon=True)
+            thread.start()
+            self._senders.append(thread)
+
+    def _send_all(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                take = self._to_send.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                accepted = self._patiently(functools.partial(self._send, take))
+                take.job_id = accepted["job_id"]
+            except _Stopped:
+                return
+            except (StenoError, OSError) as error:
+                take.fail(_reason(error, take.path))
+
+    def _send(self, take: Take, gateway: Gateway) -> dict[str, Any]:
+        take.sent, take.started_at = 0, time.monotonic()
+        take.began_at = take.began_at or take.started_at
+
+        def sent(count: int) -> None:
+            if self._stopping.is_set():
+                raise _Stopped
+            take.sent += count
+
+        return gateway.upload(take.path, self._options, sent)
+
+    # --- asking, in the main thread -----------------------------------------------------------
+
+    def _look_at_all(self) -> None:
+        working = [take for take in self._takes if not take.over]
+        asked = [take for take in working if take.job_id is not None]
+        for take in asked:
+            try:
+                self._look_at(take, wait_s=WAIT_S if len(working) == 1 else 0)
+            except (StenoError, OSError) as error:
+                take.fail(_reason(error, take.path))
+        if not asked and self._lost.is_set():
+            self._service.revive()
+            self._lost.clear()
+
+    def _look_at(self, take: Take, wait_s: float) -> None:
+        job_id = take.job_id or ""
+        take.hear(self._patiently(lambda gateway: gateway.status(job_id, wait_s)))
+        if not take.ended:
+            self._show_text(take)
+        elif take.state["status"] != "COMPLETED":
+            take.fail(take.state["error_message"] or f"the job is {take.state['status']}")
+        else:
+            take.result = self._patiently(lambda gateway: gateway.result(job_id))
+            take.ended_at = time.monotonic()
+            for ending, target in take.targets:
+                flag = self._flag and ending in FLAGGING
+                self._patiently(functools.partial(_save, job_id, ending, target, flag))
+            take.over = True
+
+    def _show_text(self, take: Take) -> None:
+        """Fetch the text so far, if it is this take's that is shown and there is more of it."""
+        chunks = take.state["chunks_completed"]
+        shown = next(each for each in self._takes if not each.over)
+        began = time.monotonic()
+        if (
+            self._board.moves
+            and take is shown
+            and chunks > take.lines_of
+            and began > take.lines_due
+        ):
+            with contextlib.suppress(GatewayLost, Refused):
+                take.lines = lines(self._service.gateway.result(take.job_id or "", partial=True))
+                take.lines_of = chunks
+            now = time.monotonic()
+            take.lines_due = now + LINES_SHARE * (now - began)
+
+    # --- both ---------------------------------------------------------------------------------
+
+    def _patiently(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
+        """The gateway's answer, asked for again while the gateway is away.
+
+        Raises:
+            GatewayLost, Refused: it stays away, or says no for good.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        delay_s = 0.2
+        while True:
+            try:
+                answer = ask(self._service.gateway)
+            except (GatewayLost, Refused) as error:
+                if not passing(error) or time.monotonic() > deadline:
+                    raise
+                self._board.notice(f"{error}; trying again")
+                self._lost.set()
+            else:
+                self._board.notice("")
+                return answer
+            if threading.current_thread() is threading.main_thread():
+                self._service.revive()
+                self._lost.clear()
+            if self._stopping.wait(delay_s):
+                raise _Stopped
+            delay_s = min(2.0, delay_s * 1.5)
+
+    def _undo(self) -> None:
+        """Cancel what the gateway still works on; a second Ctrl-C leaves it at that."""
+        self._stopping.set()
+        self._board.say("Stopping. Ctrl-C again: at once.")
+        try:
+            for thread in self._senders:
+                thread.join(JOINING_S)
+            for take in self._takes:
+                if take.job_id is not None and not take.over and not take.ended:
+                    self._cancel(take, take.job_id)
+        except KeyboardInterrupt:
+            self._board.say("What was not cancelled goes on when a stack is up: steno cancel ID")
+            self._service.kill()
+            raise
+
+    def _cancel(self, take: Take, job_id: str) -> None:
+        try:
+            self._service.gateway.cancel(job_id)
+        except StenoError as error:
+            self._board.say(f"{take.name}: not cancelled: {error} (job {job_id})")
+        else:
+            self._board.say(f"{take.name}: cancelled (job {job_id})")
+
+
+def _save(job_id: str, ending: str, target: Path, flag: bool, gateway: Gateway) -> None:
+    gateway.save(job_id, ending, target, flag=flag)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Why a recording failed; the other file's name where it is about another one."""
+    if not isinstance(error, OSError):
+        return str(error)
+    other = error.filename is not None and Path(error.filename) != path
+    return (error.strerror or str(error)) + (f": {error.filename}" if other else "")
+
+
+# --- where the text goes ----------------------------------------------------------------------
+
+
+def targets(
+    paths: Sequence[Path], endings: Sequence[str], output: Path | None
+) -> list[list[tuple[str, Path]]]:
+    """The files to write for each of ``paths``, by format.
+
+    Raises:
+        click.UsageError: two results, or a result and a recording, would be one file.
+    """
+    if output is not None and not endings:
+        endings = [ending_of(output) or "txt"]
+    found = []
+    for path in paths:
+        folder = path.parent if output is None else output
+        if output is not None and _is_file(output, len(paths) * len(endings)):
+            found.append([(ending, output) for ending in endings])
+        else:
+            found.append([(ending, folder / f"{path.stem}.{ending}") for ending in endings])
+    taken = {path.absolute(): path for path in paths}
+    for path, files in zip(paths, found, strict=True):
+        for _, target in files:
+            other = taken.setdefault(target.absolute(), path)
+            if other is not path or target.absolute() == path.absolute():
+                raise click.UsageError(
+                    f"{target} would be overwritten by the text of {path}"
+                    if target.absolute() == other.absolute()
+                    else f"The texts of {other} and {path} would both be {target}"
+                )
+    return found
+
+
+def _is_file(output: Path, results: int) -> bool:
+    return results == 1 and not output.is_dir() and bool(output.suffix)
+
+
+class Desk:
+    """Hands out the texts: stdout has nothing else, everything about them goes to the board."""
+
+    def __init__(
+        self, board: Board, *, several: bool, default_language: bool, tell_job: bool
+    ) -> None:
+        self._board = board
+        self._several = several
+        self._default_language = default_language
+        self._tell_job = tell_job
+        self._printed = False
+
+    def deliver(self, take: Take) -> None:
+        if take.result is not None:
+            self._print(take, take.result)
+            self._summarise(take, take.result)
+        if take.error is not None and self._several:
+            self._board.say(f"{take.name}: failed: {take.error}")
+
+    def conclude(self, takes: Sequence[Take], started_in_s: float | None) -> None:
+        """All takes together; ``started_in_s``: what starting a stack for them took beforehand."""
+        done = [take for take in takes if take.result is not None]
+        if len(done) > 1:
+            self._board.say(f"{len(done)} recordings: {_pace(done)}")
+        if started_in_s is not None:
+            self._board.say(f"Starting Stenopool took {_length(started_in_s)} before that.")
+
+    def _print(self, take: Take, result: Mapping[str, Any]) -> None:
+        text = "".join(f"{line}\n" for line in lines(result))
+        if self._several:  # as head(1) and tail(1) tell files apart
+            text = ("\n" if self._printed else "") + f"==> {take.path} <==\n{text}"
+        self._printed = True
+        with self._board.put_away() if sys.stdout.isatty() else contextlib.nullcontext():
+            click.echo(text, nl=False)
+            sys.stdout.flush()
+
+    def _summarise(self, take: Take, result: Mapping[str, Any]) -> None:
+        for code in result["warnings"]:
+            self._board.say(f"{take.name}: warning: {warning(code, result)}")
+        facts = [_pace([take]), plural(result["word_count"], "word")]
+        by_default = " (the default; --language takes others, or auto)"
+        facts.append(f"language {result['language']}{by_default * self._default_language}")
+        if self._tell_job:
+            facts.append(f"job {take.job_id}")
+        self._board.say(f"{take.name}: {', '.join(facts)}")
+        if told := flagged(result):
+            self._board.say(f"{take.name}: {told}")
+        if take.targets:
+            written = ", ".join(str(target) for _, target in take.targets)
+            self._board.say(f"{take.name}: wrote {written}")
+
+
+def _pace(takes: Sequence[Take]) -> str:
+    """How long finished takes took, as the person sees it: uploads and waits included."""
+    audio_s = sum(take.state["duration_seconds"] for take in takes)
+    began_at = min(take.began_at or 0.0 for take in takes)
+    wall_s = max(0.001, max(take.ended_at or 0.0 for take in takes) - began_at)
+    return f"{_length(audio_s)} of audio in {_length(wall_s)} ({audio_s / wall_s:.1f}x)"
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def _endings(_: click.Context, __: click.Parameter, values: Iterable[str]) -> list[str]:
+    """``-f srt,vtt -f txt`` as a list, each once."""
+    endings = [each.strip().lower() for value in values for each in value.split(",")]
+    for ending in endings:
+        if ending not in FORMATS:
+            raise click.BadParameter(f"{ending!r} is not one of {', '.join(FORMATS)}")
+    return list(dict.fromkeys(endings))
+
+
+def _wire(options: Mapping[str, Any]) -> dict[str, str]:
+    """The options that were given, as the upload form has them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given.pop("word_timestamps"):
+        given["word_timestamps"] = "false"
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in given.items()
+    }
+
+
+@click.command()
+@click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path)
+)
+@click.option(
+    "--format",
+    "-f",
+    "endings",
+    multiple=True,
+    callback=_endings,
+    metavar="LIST",
+    help=f"Files to write next to each recording: {','.join(FORMATS)}. "
+    "One that is there is overwritten.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Folder to write them to; or the file, for one recording in one format.",
+)
+@click.option(
+    "--recursive", "-r", is_flag=True, help="Take recordings from folders inside folders, too."
+)
+@click.option(
+    "--language",
+    "-l",
+    type=Language(),
+    help="A Whisper code (vi, en, ...), a name, or auto [DEFAULT_LANGUAGE].",
+)
+@click.option("--model", "-m", help="Weights, see `steno models list` [DEFAULT_MODEL].")
+@click.option("--engine", type=click.Choice(WHISPER_ENGINES), help="[DEFAULT_ENGINE]")
+@click.option(
+    "--task", type=click.Choice(["transcribe", "translate"]), help="translate: to English."
+)
+@click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="[normal]")
+@click.option("--beam-size", type=int, help="Hypotheses followed at once, 1 to 16.")
+@click.option("--temperature", type=float, help="A fixed one, in place of the fallback ladder.")
+@click.option("--initial-prompt", metavar="TEXT", help="Text the recording is taken to continue.")
+@click.option("--hotwords", metavar="TEXT", help="Names and terms that are likely to be said.")
+@click.option(
+    "--no-word-timestamps",
+    "word_timestamps",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Leave the times of single words out.",
+)
+@click.option(
+    "--moderation/--no-moderation",
+    default=None,
+    help="Label each segment CLEAN, OFFENSIVE or HATE [AI_LOAD_MODELS].",
+)
+@click.option(
+    "--filter-profanity",
+    is_flag=True,
+    default=None,
+    help="Mask offending words, but for their first letters.",
+)
+@click.option("--flag", is_flag=True, help="Begin offending cues with their label, in srt and vtt.")
+@click.option(
+    "--chunk-strategy",
+    type=click.Choice(["vad", "silence", "fixed"]),
+    help="Cut by speech, by silence, or by the clock [CHUNK_STRATEGY].",
+)
+@click.option("--chunk-duration", type=float, help="Longest window, in s [CHUNK_DURATION].")
+@click.option("--chunk-overlap", type=float, help="What neighbours share, in s [CHUNK_OVERLAP].")
+@click.option("--silence-threshold", type=float, help="In dBFS [SILENCE_THRESHOLD].")
+@click.option("--min-silence-duration", type=int, help="In ms [MIN_SILENCE_DURATION].")
+@click.option(
+    "--audio-track",
+    metavar="TRACK",
+    help="Which of several audio tracks: its index from 0, or its language [the default one].",
+)
+@click.option("--recording-id", metavar="TEXT", help="Your own name for it, kept with the job.")
+@click.option("--metadata", metavar="JSON", help="An object of yours, kept with the job.")
+@click.option("--webhook-url", metavar="URL", help="Where to tell of the job's end.")
+@click.option(
+    "--delete-after", type=int, help="Delete the job so many s after its end [DELETE_AFTER]."
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Worker processes, where no stack is running yet [one per core].",
+)
+@gateway_options
+def transcribe(
+    files: tuple[Path, ...],
+    recursive: bool,
+    endings: list[str],
+    output: Path | None,
+    flag: bool,
+    workers: int | None,
+    server: str | None,
+    key: str | None,
+    **options: Any,
+) -> None:
+    """Turn recordings into text.
+
+    FILE is a recording, a folder of recordings, or a pattern such as 'talks/*.mp3'. The text goes
+    to stdout, everything else to stderr. Uses the stack that is running here (or --server), else
+    starts one for as long as it takes.
+    """
+    paths, notes = find_recordings(files, recursive=recursive)
+    for note in notes:
+        click.echo(note, err=True)
+    takes = [
+        Take(path, targets=files_of)
+        for path, files_of in zip(paths, targets(paths, endings, output), strict=True)
+    ]
+    if flag:
+        if not any(ending in FLAGGING for take in takes for ending, _ in take.targets):
+            raise click.UsageError("--flag marks cues in srt and vtt; add one: -f srt")
+        if options["moderation"] is False:
+            raise click.UsageError("--flag needs moderation; leave --no-moderation out")
+        options["moderation"] = True
+    for take in takes:
+        _look_up(take)
+    if not all(take.over for take in takes):
+        _run(takes, _wire(options), flag=flag, workers=workers, server=server, key=key)
+    failed = [take for take in takes if take.error is not None]
+    if len(takes) == 1 and failed:
+        raise click.ClickException(f"{takes[0].path}: {takes[0].error}")
+    if failed:
+        names = ", ".join(str(take.path) for take in failed)
+        raise click.ClickException(f"{len(failed)} of {len(takes)} failed: {names}")
+
+
+def _look_up(take: Take) -> None:
+    """Find out early what cannot be sent or written."""
+    try:
+        with take.path.open("rb") as file:
+            take.size = file.seek(0, 2)
+        for _, target in take.targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(target.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.parent))
+    except OSError as error:
+        take.fail(_reason(error, take.path))
+
+
+def _check(settings: Settings, options: Mapping[str, str]) -> None:
+    """Check the options as a gateway of these settings would, before one is started.
+
+    Raises:
+        BadInput: one of them is wrong; it is named.
+    """
+    # They take a while, and are mostly not needed.
+    from api.resolving import Resolver, form_options
+    from common.egress import Egress
+
+    manifest = Manifest.load()
+    store = WeightsStore(settings.asr.models_dir, manifest)
+    to_come = {(spec.engine, spec.model) for spec in manifest.specs}
+    resolver = Resolver(settings, store, Egress(settings.egress.allow), lambda: to_come)
+    asyncio.run(resolver.resolve(uuid4(), form_options(options)))
+
+
+def _run(
+    takes: Sequence[Take],
+    options: Mapping[str, str],
+    *,
+    flag: bool,
+    workers: int | None,
+    server: str | None,
+    key: str | None,
+) -> None:
+    logger.remove()  # what matters is on the board, the rest in the stack's own logs
+    interrupt_on_signals()
+    console = Console(stderr=True, highlight=False)
+    settings = load_settings()
+    service = Service(
+        settings,
+        console,
+        check=functools.partial(_check, settings, options),
+        server=server,
+        key=key,
+        workers=workers,
+        engine=options.get("engine"),
+        model=options.get("model"),
+    )
+    try:
+        with service, Board(takes, console) as board:
+            if workers is not None and not service.is_ours:
+                board.say("A stack is running already; --workers changes nothing about it.")
+            desk = Desk(
+                board,
+                several=len(takes) > 1,
+                default_language="language" not in options,
+                tell_job=not service.is_ours,
+            )
+            Transcription(service, takes, options, board, desk.deliver, flag=flag).run()
+            desk.conclude(takes, service.started_in_s)
+    except KeyboardInterrupt:
+        service.kill()
+        raise

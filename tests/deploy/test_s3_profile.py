@@ -1,0 +1,92 @@
+"""The profile ``s3`` of Compose, and how ``docker/secrets.sh s3`` makes its settings."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.settings import StorageSettings
+from tests.support.gateway import ROOT
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "docker").mkdir()
+    shutil.copy(ROOT / "docker" / "secrets.sh", tmp_path / "docker")
+    return tmp_path
+
+
+def secrets(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["sh", "docker/secrets.sh", *arguments]
+    return subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+
+
+def settings(checkout: Path) -> StorageSettings:
+    return StorageSettings(_env_file=checkout / ".env")  # type: ignore[call-arg]
+
+
+def service() -> dict[str, Any]:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
+    found: dict[str, Any] = compose["services"]["s3"]
+    return found
+
+
+def test_its_settings_are_made_for_those_who_ask_for_them(checkout: Path) -> None:
+    secrets(checkout).check_returncode()
+    assert settings(checkout).storage_backend == "local"
+    assert settings(checkout).s3_access_key_id is None
+    secrets(checkout, "s3").check_returncode()
+    made = settings(checkout)
+    assert made.storage_backend == "s3"
+    assert made.s3_endpoint_url == "http://s3:8333"
+    assert made.s3_bucket == "stenopool"
+    assert made.s3_addressing_style == "path"
+    assert made.s3_access_key_id
+    assert made.s3_secret_access_key is not None
+    assert len(made.s3_secret_access_key.get_secret_value()) >= 32
+    assert not made.s3_links, "no client reaches a server in a network of its own"
+
+
+def test_what_was_made_once_stays(checkout: Path) -> None:
+    (checkout / ".env").write_text("# mine\nS3_BUCKET=mine\nSTORAGE_BACKEND=local\n")
+    secrets(checkout, "s3").check_returncode()
+    before = (checkout / ".env").read_text()
+    secrets(checkout, "s3").check_returncode()
+    secrets(checkout).check_returncode()
+    assert sorted((checkout / ".env").read_text().splitlines()) == sorted(before.splitlines())
+    assert before.startswith("# mine\n")
+    assert settings(checkout).s3_bucket == "mine"
+    assert settings(checkout).storage_backend == "s3"
+
+
+def test_who_uses_another_s3_is_not_led_away_from_it(checkout: Path) -> None:
+    (checkout / ".env").write_text("STORAGE_BACKEND=s3\nS3_BUCKET=at-amazon\n")
+    refused = secrets(checkout, "s3")
+    assert refused.returncode == 1
+    assert "another S3" in refused.stderr
+    assert settings(checkout).s3_endpoint_url is None
+    assert settings(checkout).s3_access_key_id is None
+
+
+def test_only_s3_itself_is_reached_and_by_those_alone_who_store() -> None:
+    assert service()["profiles"] == ["s3"]
+    assert "ports" not in service()
+    assert service()["networks"] == ["data"]
+    command = service()["command"]
+    assert {"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0"} <= set(command)
+    bound = {word for word in command if "0.0.0.0" in word}  # noqa: S104 - in a container
+    assert bound == {"-s3.ip.bind=0.0.0.0"}
+
+
+def test_its_user_may_do_in_the_bucket_what_the_service_does_and_nothing_else() -> None:
+    script = service()["entrypoint"][-2]
+    assert "-s3.config=/tmp/s3.json" in service()["command"]
+    actions = re.search(r'"actions": \[(.*?)\]', script)
+    assert actions is not None
+    assert re.findall(r'"(\w+):%s"', actions[1]) == ["Read", "Write", "List"]

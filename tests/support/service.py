@@ -1,0 +1,202 @@
+"""Workers and a dispatcher as real processes, on a test's own database."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen, TimeoutExpired
+from typing import Self, TypeVar
+from uuid import UUID, uuid4
+
+import psutil
+import psycopg
+
+from common.db.database import Database
+from common.db.jobs import Jobs, NewJob
+from common.db.snapshots import Snapshot
+from common.db.transcriptions import NewRecording
+from common.domain.job import JobStatus, Priority
+from common.domain.request import Options
+from common.events import Events
+from common.queue import connect
+from common.settings import ROOT
+from common.storage.local import LocalStorage
+from scripts.stack.embedded import EmbeddedPostgres
+from scripts.stack.processes import spawn
+from tests.support.factories import TENANT
+from tests.support.speech import Samples, pcm16
+
+T = TypeVar("T")
+PATIENCE_S = 120.0
+STOP_LIMIT_S = 10.0
+ENDED = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
+
+
+def wait_until(check: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:
+    """Wait for ``check`` to give something true, and return that."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if found := check():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"waited {patience_s:g} s in vain for {what}")
+
+
+def write_wav(path: Path, samples: Samples) -> Path:
+    """A 16 kHz mono recording."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(pcm16(samples))
+    return path
+
+
+class Service:
+    """The part of the stack behind the gateway; ends with the block."""
+
+    def __init__(self, database_url: str, redis_url: str, folder: Path, **env: str) -> None:
+        self.database = Database(database_url)
+        self.jobs = Jobs(self.database, TENANT)
+        self.folder = folder
+        self.storage = LocalStorage(
+            folder / "uploads", folder / "uploads" / ".incoming", folder / "results"
+        )
+        self.storage.prepare()
+        self.redis_url = redis_url
+        self._env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "DATA_DIR": str(folder),
+            "DEFAULT_MODEL": "base",
+            "RETRY_DELAY": "0.1",
+            "WORKER_NICE": "0",  # to wait for other tests would only make this one longer
+            "LOG_LEVEL": "DEBUG",
+            **env,
+        }
+        self._log = (folder / "service.log").open("wb")
+        self._processes: list[Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            with contextlib.suppress(TimeoutExpired):
+                process.wait(STOP_LIMIT_S)
+            process.kill()
+            process.wait()
+        self._log.close()
+        self.database.close()
+
+    def start_worker(self) -> psutil.Process:
+        """Start one worker."""
+        return self._start("-m", "worker")
+
+    def start_worker_after(self, code: str) -> psutil.Process:
+        """Start one worker in a process that runs ``code`` first."""
+        return self._start("-c", f"{code}\nfrom worker.__main__ import main\nmain()")
+
+    def start_dispatcher(self) -> psutil.Process:
+        """Start the dispatcher."""
+        return self._start("-m", "worker.dispatcher")
+
+    def start_dispatcher_after(self, code: str) -> psutil.Process:
+        """Start the dispatcher in a process that runs ``code`` first."""
+        return self._start("-c", f"{code}\nfrom worker.dispatcher import main\nmain()")
+
+    def workers(self) -> list[psutil.Process]:
+        """The workers that run."""
+        running = (psutil.Process(it.pid) for it in self._processes if it.poll() is None)
+        return [process for process in running if "worker.__main__" in " ".join(process.cmdline())]
+
+    def submit(self, sound: Samples | Path, **options: object) -> UUID:
+        """Submit a recording; ``options`` are fields of `NewJob`."""
+        recording_id = uuid4()
+        incoming = self.storage.incoming(recording_id)
+        if isinstance(sound, Path):
+            incoming.write_bytes(sound.read_bytes())
+        else:
+            write_wav(incoming, sound)
+        job = {
+            "id": uuid4(),
+            "engine": "faster-whisper",
+            "model": "base",
+            "language": "en",
+            "priority": Priority.NORMAL,
+            "options": Options(),
+        } | options
+        self.jobs.submit(
+            NewRecording(
+                id=recording_id,
+                filename="talk.wav",
+                container="wav",
+                codec="pcm_s16le",
+                size_bytes=incoming.stat().st_size,
+                sha256="0" * 64,
+                duration_ms=None,
+                upload_ms=1,
+            ),
+            new_job := NewJob(**job),  # type: ignore[arg-type]
+        )
+        self.storage.keep(recording_id)
+        with connect(self.redis_url) as redis:
+            Events(redis).work_to_do()
+        return new_job.id
+
+    def ended(self, job_id: UUID, patience_s: float = PATIENCE_S) -> Snapshot:
+        """The job's last state, waited for."""
+
+        def look() -> Snapshot | None:
+            snapshot = self.jobs.snapshot(job_id)
+            return snapshot if snapshot.status in ENDED else None
+
+        try:
+            return wait_until(look, f"the end of {self.jobs.snapshot(job_id)}", patience_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()[-4000:]}") from None
+
+    def log(self) -> str:
+        """What the processes have logged."""
+        return (self.folder / "service.log").read_text()
+
+    def text(self, job_id: UUID) -> str:
+        """What a completed job heard."""
+        return " ".join(segment["text"].strip() for segment in self.jobs.text(job_id).segments)
+
+    def _start(self, *what: str) -> psutil.Process:
+        process = spawn([sys.executable, *what], env=self._env, cwd=ROOT, log=self._log)
+        self._processes.append(process)
+        return psutil.Process(process.pid)
+
+
+Start = Callable[..., Service]
+"""Makes a `Service` with settings of its own, given by their names in the environment."""
+
+
+def horse_of(worker: psutil.Process) -> psutil.Process:
+    """A worker's work-horse, once it is there."""
+
+    def look() -> psutil.Process | None:
+        return next(iter(worker.children()), None)
+
+    return wait_until(look, "a work-horse")
+
+
+def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:
+    """Close the database to all, or open it again."""
+    name = database_url.rpartition("/")[2]
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allow}")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+        )

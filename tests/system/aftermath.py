@@ -1,0 +1,403 @@
+"""What must hold once a battered stack has come to rest (see `tests.system.chaos`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID
+
+import psutil
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from common.db.database import Database
+from common.db.tables import Failure, Job, JobMetrics, Outbox, Part, Recording, Step, Transcript
+from common.db.transcriptions import select_chunks, to_chunk
+from common.domain.formats import MEDIA_TYPES
+from common.domain.job import JobStatus, StepStatus
+from common.domain.request import Options
+from common.errors import Unavailable
+from common.queue import Doorbell, connect
+from common.storage.local import LocalStorage
+from scripts.cli.client import ENDED, Gateway
+from scripts.stack.embedded import find_postgres
+from scripts.stack.stack import Stack
+
+STUCK_S = 30.0
+"""Longer than this nothing may stand still after the last fault."""
+TIDY_WITHIN_S = 120.0
+"""Sound is swept, and a killed worker forgotten, within seconds; unless Postgres was away."""
+POLL_S = 0.2
+OPEN = (JobStatus.PENDING, JobStatus.PROCESSING)
+
+
+@dataclass(slots=True)
+class Finding:
+    """The figures, and every promise that was broken, in words."""
+
+    violations: list[str] = field(default_factory=list)
+    jobs: dict[str, int] = field(default_factory=dict)
+    equal_texts: int = 0
+    steps: int = 0
+    attempts: int = 0
+    chunks: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    cut_off: int = 0
+    longest_stall_s: float = 0.0
+    drain_s: float = 0.0
+    """From the last fault to the end of the last job."""
+    work_s: float = 0.0
+    """What of ``drain_s`` all workers together needed at least for the steps done in it."""
+
+    def check(self, kept: bool, broken: str) -> None:
+        """Note a promise that is not kept."""
+        if not kept:
+            self.violations.append(broken)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What a job heard: its text, when each segment and word was said, and how it was judged."""
+
+    text: str
+    segments: tuple[tuple[float, float, str], ...]
+    words: tuple[tuple[float, float, str], ...]
+    moderation: tuple[tuple[int, str], ...] | None
+    """Each segment's id and label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The gateway to ask, and what each recording said in peace, by its file's name."""
+
+    gateway: Gateway
+    peaceful: dict[str, Text]
+
+
+def hear(gateway: Gateway, job_id: str) -> Text:
+    """What the job heard, once it has ended.
+
+    Raises:
+        Refused: it did not complete.
+    """
+    while gateway.status(job_id, wait_s=10)["status"] not in ENDED:
+        continue
+    return text_of(gateway.result(job_id))
+
+
+def text_of(result: dict[str, Any]) -> Text:
+    """The parts of a result that must be the same in every run."""
+    moderation = result["moderation"]
+    return Text(
+        text=result["text"],
+        segments=tuple((part["start"], part["end"], part["text"]) for part in result["segments"]),
+        words=tuple((part["start"], part["end"], part["word"]) for part in result["words"]),
+        moderation=moderation
+        and tuple((part["id"], part["label"]) for part in moderation["results"]),
+    )
+
+
+class Aftermath:
+    """The truth, read past the gateway."""
+
+    def __init__(self, database_url: str) -> None:
+        self.database = Database(database_url, pool_size=2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.database.close()
+
+    def at_work(self) -> list[str]:
+        """The names of the workers that have a step in hand; none while Postgres is away."""
+        try:
+            with self.database.transaction() as session:
+                running = select(Step.worker).where(
+                    Step.status == StepStatus.RUNNING, Step.lease_until > func.clock_timestamp()
+                )
+                return [name for name in session.scalars(running) if name is not None]
+        except Unavailable:
+            return []
+
+    def wait_for_the_end(self, patience_s: float) -> None:
+        """Until every job has ended, or no step has been finished for ``patience_s``."""
+        done, since = -1, time.monotonic()
+        while time.monotonic() - since < patience_s:
+            try:
+                with self.database.transaction() as session:
+                    is_open = count(session, Job, Job.status.in_(OPEN))
+                    now_done = count(session, Step, Step.status == StepStatus.DONE)
+            except Unavailable:
+                continue
+            if not is_open:
+                return
+            if now_done != done:
+                done, since = now_done, time.monotonic()
+            time.sleep(POLL_S)
+
+
+def examine(
+    finding: Finding,
+    aftermath: Aftermath,
+    stack: Stack,
+    accepted: Sequence[str],
+    last_fault: datetime,
+    heard: Heard,
+) -> None:
+    """Check every promise on a stack whose jobs have ended."""
+    with aftermath.database.transaction() as session:
+        examine_rows(finding, session, accepted, last_fault, stack.workers)
+    _texts(finding, aftermath, heard)
+    _queue(finding, stack)
+    _files(finding, aftermath, stack)
+    ours = _family()
+    finding.violations += [
+        f"{name} belongs to nobody" for name in strays(stack.data_dir, besides=ours)
+    ]
+
+
+# --- in Postgres ----------------------------------------------------------------------------------
+
+
+def examine_rows(
+    finding: Finding,
+    session: Session,
+    accepted: Sequence[str],
+    last_fault: datetime,
+    workers: int,
+) -> None:
+    """Check what Postgres tells: every job ended well, every step once, and none of them late."""
+    _jobs(finding, session, accepted)
+    _steps(finding, session)
+    _chunks(finding, session)
+    _stalls(finding, session, last_fault, workers)
+
+
+def count(session: Session, table: type, *where: Any) -> int:
+    """How many rows of ``table`` there are."""
+    return session.scalar(select(func.count()).select_from(table).where(*where)) or 0
+
+
+def _jobs(finding: Finding, session: Session, accepted: Sequence[str]) -> None:
+    jobs = session.scalars(select(Job)).all()
+    for job in jobs:
+        finding.jobs[job.status] = finding.jobs.get(job.status, 0) + 1
+        if job.status != JobStatus.COMPLETED:
+            finding.violations.append(
+                f"job {job.id} is {job.status}: {job.error_code} {job.error_message}"
+            )
+        finding.check(
+            job.units_done == (job.units_total or 0),
+            f"job {job.id} has {job.units_done} of {job.units_total} ms done",
+        )
+    known = {str(job.id) for job in jobs}
+    finding.violations += [
+        f"job {job_id} was accepted and is not there" for job_id in accepted if job_id not in known
+    ]
+    finding.check(len(set(accepted)) == len(accepted), "two uploads were given the same id")
+
+
+def _steps(finding: Finding, session: Session) -> None:
+    for step in session.scalars(select(Step)):
+        finding.steps += 1
+        finding.attempts += step.attempt
+        if step.status != StepStatus.DONE:
+            finding.violations.append(
+                f"{step.kind} of job {step.job_id} is {step.status} after {step.attempt} attempt(s)"
+            )
+    finding.check(count(session, Outbox) == 0, "the outbox is not empty")
+    codes = select(Failure.code, func.count()).group_by(Failure.code).order_by(Failure.code)
+    finding.failures = dict(session.execute(codes).all())
+
+
+def _chunks(finding: Finding, session: Session) -> None:
+    finding.chunks = count(session, Part)
+    for step in session.scalars(select(Step).where(Step.stored_count != 1)):
+        finding.violations.append(
+            f"{step.kind} {step.part} of job {step.job_id} was stored {step.stored_count} times"
+        )
+    totals: dict[UUID, int] = {}
+    for job in session.scalars(select(Job)):
+        totals[job.id] = job.parts_total
+        chunks = [to_chunk(row) for row in session.execute(select_chunks(job.id))]
+        missing = set(range(job.parts_total)) - {chunk.index for chunk in chunks}
+        finding.check(not missing, f"job {job.id} lacks {len(missing)} chunk(s)")
+        finding.check(
+            len(chunks) + len(missing) == job.parts_total,
+            f"job {job.id} has miscounted its chunks",
+        )
+        for chunk in chunks:
+            finding.check(
+                chunk.result is not None,
+                f"chunk {chunk.index} of job {job.id} was stored without a result",
+            )
+            finding.check(
+                (chunk.moderation is not None) == Options.from_json(job.options).moderation,
+                f"chunk {chunk.index} of job {job.id} was moderated, or not, against its options",
+            )
+    for table in (Transcript, JobMetrics):
+        finding.check(
+            set(session.scalars(select(table.job_id))) == set(totals)
+            and count(session, table) == len(totals),
+            f"not every job has exactly one row in {table.__tablename__}",
+        )
+
+
+def _stalls(finding: Finding, session: Session, last_fault: datetime, workers: int) -> None:
+    """How long things stood still after the last fault.
+
+    Two ways of standing still: no step anywhere is finished for a while; or, since one waiting job
+    can hide behind the progress of others, the end comes later than the work explains.
+    """
+    later = session.execute(
+        select(Step.started_at, Step.finished_at)
+        .where(Step.finished_at > last_fault)
+        .order_by(Step.finished_at)
+    ).all()
+    spans = [(max(start, last_fault), end) for start, end in later if start and end]
+    instants = [last_fault, *(end for _, end in spans)]
+    if count(session, Job, Job.status.in_(OPEN)):
+        instants.append(session.scalar(select(func.clock_timestamp())) or last_fault)
+    gaps = [_seconds(later - earlier) for earlier, later in pairwise(instants)]
+    finding.longest_stall_s = max(gaps, default=0.0)
+    finding.drain_s = _seconds(instants[-1] - last_fault)
+    finding.work_s = sum(_seconds(end - start) for start, end in spans) / workers
+    finding.check(
+        finding.longest_stall_s <= STUCK_S,
+        f"no step was finished for {finding.longest_stall_s:.1f} s after the last fault",
+    )
+    idle_s = finding.drain_s - finding.work_s
+    # What slows the steps of a busy host slows what happens between them.
+    allowed_s = STUCK_S + finding.work_s / 2
+    finding.check(
+        idle_s <= allowed_s,
+        f"{idle_s:.1f} s were lost after the last fault; {allowed_s:.1f} s is the most allowed",
+    )
+
+
+def _seconds(span: timedelta) -> float:
+    return span.total_seconds()
+
+
+# --- at the gateway -------------------------------------------------------------------------------
+
+
+def _texts(finding: Finding, aftermath: Aftermath, heard: Heard) -> None:
+    with aftermath.database.transaction() as session:
+        completed = session.execute(
+            select(Job.id, Recording.filename)
+            .join(Recording, Recording.id == Job.recording_id)
+            .where(Job.status == JobStatus.COMPLETED)
+        ).all()
+    for job_id, filename in completed:
+        if text_of(heard.gateway.result(str(job_id))) == heard.peaceful[filename]:
+            finding.equal_texts += 1
+        else:
+            finding.violations.append(f"job {job_id} heard {filename} otherwise than in peace")
+
+
+# --- in Valkey ------------------------------------------------------------------------------------
+
+
+def _queue(finding: Finding, stack: Stack) -> None:
+    with connect(stack.redis_url) as redis:
+        doorbell = Doorbell(redis)
+        settled = _becomes_true(lambda: doorbell.waiting() == 0)
+        finding.check(settled, f"{doorbell.waiting()} doorbell(s) are left in the queue")
+        settled = _becomes_true(lambda: doorbell.live_workers() == stack.workers)
+        finding.check(
+            settled, f"{doorbell.live_workers()} worker(s) are registered, not {stack.workers}"
+        )
+
+
+def _becomes_true(state: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + TIDY_WITHIN_S
+    while not state():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
+
+
+# --- on the disk ----------------------------------------------------------------------------------
+
+
+def _files(finding: Finding, aftermath: Aftermath, stack: Stack) -> None:
+    folders = stack.settings.storage
+    with aftermath.database.transaction() as session:
+        promised = dict(session.execute(select(Recording.id, Recording.sha256)).all())
+        jobs = set(session.scalars(select(Job.id).where(Job.status == JobStatus.COMPLETED)))
+    kept = {path.name: path for path in (folders.uploads / "recordings").iterdir()}
+    for recording_id, sha256 in promised.items():
+        path = kept.pop(str(recording_id), None)
+        whole = path is not None and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+        finding.check(whole, f"recording {recording_id} is not what was sent")
+    finding.violations += [f"recording {name} has no row" for name in kept]
+    storage = LocalStorage(folders.uploads, folders.temp, folders.results)
+    incoming = [recording_id for page in storage.unsettled(-1.0) for recording_id in page]
+    finding.cut_off = len(incoming)
+    finding.violations += [
+        f"recording {recording_id} was left in {folders.temp}"
+        for recording_id in incoming
+        if recording_id in promised
+    ]
+    chunks = folders.uploads / "chunks"
+    _becomes_true(lambda: not any(chunks.iterdir()))
+    finding.violations += [f"the sound of job {path.name} was kept" for path in chunks.iterdir()]
+    _results(finding, folders.results, jobs)
+
+
+def _results(finding: Finding, results: Path, jobs: set[UUID]) -> None:
+    wanted = {f"transcript.{ending}" for ending in MEDIA_TYPES}
+    for job_id in jobs:
+        names = {path.name for path in (results / str(job_id)).iterdir()}
+        for name in sorted(wanted - names):
+            finding.violations.append(f"job {job_id} has no {name}")
+        for name in sorted(names - wanted):
+            finding.violations.append(f"{name} was left among the results of job {job_id}")
+
+
+def verify_pages(cluster: Path) -> list[str]:
+    """What is wrong with the checksums of a Postgres that was shut down."""
+    done = subprocess.run(
+        [find_postgres()[0] / "pg_checksums", "--check", "--pgdata", cluster],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [f"pg_checksums: {done.stderr.strip()}"] if done.returncode else []
+
+
+# --- among the processes --------------------------------------------------------------------------
+
+
+def strays(data_dir: Path, besides: frozenset[int] = frozenset()) -> list[str]:
+    """Living processes that work for the stack in ``data_dir``, but for those in ``besides``."""
+    _becomes_true(lambda: not list(_at_work(data_dir, besides)))
+    return list(_at_work(data_dir, besides))
+
+
+def _at_work(data_dir: Path, besides: frozenset[int]) -> Iterator[str]:
+    for process in psutil.process_iter():
+        if process.pid in besides or process.pid == os.getpid():
+            continue
+        try:
+            inside = Path(process.cwd()).is_relative_to(data_dir)
+            told = process.environ().get("DATA_DIR") == str(data_dir)
+            if (inside or told) and process.status() != psutil.STATUS_ZOMBIE:
+                yield f"process {process.pid} ({' '.join(process.cmdline()[:4])})"
+        except (psutil.Error, OSError):
+            continue
+
+
+def _family() -> frozenset[int]:
+    return frozenset(child.pid for child in psutil.Process().children(recursive=True))

@@ -1,0 +1,196 @@
+"""How soon cancelling a long recording frees the workers, and what its chunks leave behind.
+
+Run ``scripts/test --system cancel FILE``, any recording of more than a few minutes. It starts a
+stack of its own, cancels once all workers have their engine at work on the file, and prints for
+each worker when its engine had ended and when it waited for the next step, counted from the moment
+the request was sent; then, when the last file cut from the recording was gone.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
+
+import click
+import psutil
+from redis import Redis
+from rq.worker import WorkerStatus
+from sqlalchemy import select
+
+from common.db.database import Database
+from common.db.tables import Step
+from common.domain.job import StepStatus
+from common.domain.pipeline import StepKind
+from common.queue import connect
+from scripts.cli.cli import load_settings
+from scripts.cli.client import Gateway
+from scripts.stack.stack import Stack
+
+T = TypeVar("T")
+
+POLL_S = 0.005
+PATIENCE_S = 120.0
+LIMIT_S = 2.0
+"""What is promised."""
+
+
+@dataclass(slots=True)
+class Freed:
+    """One worker: seconds from the request until its engine had ended, and until it was idle."""
+
+    name: str
+    horse: psutil.Process
+    ended_s: float | None = None
+    idle_s: float | None = None
+
+
+@dataclass(slots=True)
+class Cancelled:
+    """One cancelled job; ``files`` of its sound there were, gone after ``swept_s`` seconds."""
+
+    engine: str
+    model: str
+    progress: int
+    answered_s: float
+    files: int
+    workers: list[Freed] = field(default_factory=list)
+    swept_s: float = 0.0
+    left: int = 0
+
+    @property
+    def freed_s(self) -> float:
+        return max(worker.idle_s or PATIENCE_S for worker in self.workers)
+
+
+class Bench:
+    """A stack, and the truth read past its gateway."""
+
+    def __init__(self, stack: Stack, gateway: Gateway, database: Database, redis: Redis) -> None:
+        self._stack = stack
+        self._gateway = gateway
+        self._database = database
+        self._redis = redis
+
+    def run(self, file: Path, engine: str, model: str, rest_s: float) -> Cancelled:
+        """Send the file, cancel it under all workers, and watch what happens."""
+        options = {"language": "auto", "engine": engine, "model": model}
+        job_id = UUID(self._gateway.upload(file, options)["job_id"])
+        names = _wait(lambda: self._hearing(job_id), "all workers at work on it")
+        workers = [Freed(name, self._horse(name)) for name in sorted(names)]
+        progress = self._gateway.status(str(job_id))["progress"]
+        files = len(self._sound(job_id))
+        started = time.monotonic()
+        status = self._gateway.cancel(str(job_id))["status"]
+        assert status == "CANCELLED"
+        done = Cancelled(engine, model, progress, time.monotonic() - started, files, workers)
+        _wait(lambda: self._all_free(workers, started), "free workers")
+        _wait(lambda: not self._sound(job_id), "no sound")
+        done.swept_s = time.monotonic() - started
+        time.sleep(rest_s)
+        done.left = len(self._sound(job_id))
+        return done
+
+    def _hearing(self, job_id: UUID) -> set[str] | None:
+        with self._database.transaction() as session:
+            rows = session.scalars(
+                select(Step.worker).where(
+                    Step.job_id == job_id,
+                    Step.kind == StepKind.TRANSCRIBE,
+                    Step.status == StepStatus.RUNNING,
+                )
+            )
+            names = {name for name in rows if name is not None}
+        return names if len(names) == self._stack.workers else None
+
+    def _horse(self, name: str) -> psutil.Process:
+        """The engine's process of the worker whose name says which process it is."""
+        pid = int(name.rsplit("-", 2)[-2])
+        return psutil.Process(pid).children()[0]
+
+    def _all_free(self, workers: list[Freed], started: float) -> bool:
+        for worker in workers:
+            if worker.ended_s is None and _has_ended(worker.horse):
+                worker.ended_s = time.monotonic() - started
+            state = self._redis.hget(f"rq:worker:{worker.name}", "state")
+            idle = state == WorkerStatus.IDLE.value.encode()
+            if worker.ended_s is not None and worker.idle_s is None and idle:
+                worker.idle_s = time.monotonic() - started
+        return all(worker.idle_s is not None for worker in workers)
+
+    def _sound(self, job_id: UUID) -> list[Path]:
+        folder = self._stack.settings.storage.uploads / "chunks" / str(job_id)
+        return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _wait(check: Callable[[], T | None], what: str) -> T:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := check()):
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"waited {PATIENCE_S:g} s in vain for {what}")
+        time.sleep(POLL_S)
+    return found
+
+
+def report(done: Cancelled) -> Iterator[str]:
+    """What is printed of one job."""
+    yield (
+        f"{done.engine} {done.model}: cancelled at {done.progress} %, "
+        f"answered after {done.answered_s:.2f} s"
+    )
+    for number, worker in enumerate(done.workers, start=1):
+        yield (
+            f"  worker {number}: engine ended after {worker.ended_s:.2f} s, "
+            f"free after {worker.idle_s:.2f} s"
+        )
+    yield (
+        f"  {done.files} file(s) of sound gone after {done.swept_s:.2f} s; "
+        f"{done.left} left in the end"
+    )
+
+
+@click.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--workers", default=2, show_default=True)
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    default=["faster-whisper base", "whisper.cpp tiny"],
+    show_default=True,
+    help="An engine and its weights; may be given several times.",
+)
+@click.option("--rest", default=20.0, show_default=True, help="Seconds to look on for late files.")
+def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> None:
+    """Cancel FILE under all workers; exits with 1 where that took more than 2 s or left files."""
+    broken = False
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-cancel-"))
+        settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
+        running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
+        bench = Bench(
+            running,
+            stack.enter_context(Gateway(running.address)),
+            stack.enter_context(Database(running.database_url, pool_size=1)),
+            stack.enter_context(connect(running.redis_url)),
+        )
+        for each in engines:
+            engine, _, model = each.partition(" ")
+            done = bench.run(file, engine, model, rest)
+            for line in report(done):
+                click.echo(line)
+            broken |= done.freed_s > LIMIT_S or done.left > 0
+    sys.exit(int(broken))

@@ -1,0 +1,560 @@
+"""Prove that nothing is lost while everything is killed: ``scripts/test --system chaos FOLDER``.
+
+It starts a whole stack of its own, has it hear the recordings of FOLDER once in peace, and then
+again and again while gateway, dispatcher, workers, work-horses, Postgres and Valkey die by
+SIGKILL, Valkey is flushed, and Postgres stays away for a while. In the end every job must be
+COMPLETED with the very text of the peaceful run, and nothing may be left over
+(see `tests.system.aftermath`). The seed decides what is sent and what is struck when; which process
+happens to do what at that moment is chance, as in life.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import wave
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+import click
+import numpy as np
+import psutil
+from redis import Redis
+from redis.exceptions import RedisError
+
+from common.audio.decode import Decoding
+from common.domain.values import SAMPLE_RATE
+from common.errors import GatewayLost, Refused, SetupProblem, WeightsMissing
+from common.settings import (
+    ApiSettings,
+    AsrSettings,
+    DatabaseSettings,
+    RedisSettings,
+    Settings,
+    StorageSettings,
+)
+from common.weights.manifest import FASTER_WHISPER, Manifest
+from common.weights.store import WeightsStore
+from scripts.cli.client import Gateway, passing
+from scripts.stack.stack import Stack
+from tests.system.aftermath import Aftermath, Finding, Heard, examine, hear, strays, verify_pages
+
+MODELS = ("tiny", "base")
+"""The fastest weights that are here are taken: the text matters only in being the same."""
+
+CLIPS = 6
+"""Short recordings taken from the folder."""
+PAUSE_S = 6.0
+"""Between the clips of a long recording: long enough to end a window, and so a chunk."""
+LONG_EVERY = 6
+"""Every so many jobs one is long."""
+
+MEAN_GAP_S = 4.0
+"""Between two faults."""
+UPLOADING = 0.8
+"""The part of the time over which uploads are spread, so that every fault meets work."""
+CLIENTS = 4
+UPLOAD_S = 2.0
+"""How long a client takes to send its bytes, so that the gateway dies in the midst of some."""
+CLIENT_PAUSE_S = 0.3
+CLIENT_PATIENCE_S = 300.0
+VICTIM_WITHIN_S = 60.0
+AIM_S = 5.0
+"""How long to wait for a worker to have a step in hand before any will do."""
+
+SETTLED_WITHIN_S = 300.0
+"""How long the stack may go without finishing a step before the run is given up."""
+
+
+class Kind(StrEnum):
+    """What can happen to a stack."""
+
+    GATEWAY = "gateway killed"
+    DISPATCHER = "dispatcher killed"
+    WORKER = "worker killed"
+    HORSE = "work-horse killed"
+    POSTGRES = "postgres killed"
+    VALKEY = "valkey killed"
+    FLUSH = "valkey flushed"
+    OUTAGE = "postgres away"
+
+
+ROLES = {
+    Kind.GATEWAY: "gateway",
+    Kind.DISPATCHER: "dispatcher",
+    Kind.POSTGRES: "postgres",
+    Kind.OUTAGE: "postgres",
+    Kind.VALKEY: "valkey",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One blow, ``at_s`` seconds into the run; ``pick`` in [0, 1) chooses among victims.
+
+    ``aimed``: a worker or a work-horse is struck with a step in hand if there is one soon;
+    otherwise whatever it does, which may be to start.
+    """
+
+    at_s: float
+    kind: Kind
+    pick: float
+    aimed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One upload, ``at_s`` seconds into the run."""
+
+    at_s: float
+    recording: Path
+    priority: str
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres away for some.
+
+    A long recording consists of ``talk_parts`` clips, and so has as many chunks.
+    """
+
+    jobs: int = 60
+    talk_parts: int = 8
+    seconds: float = 180.0
+    outage_s: float = 20.0
+    seed: int = 1
+    workers: int = 2
+    language: str = "en"
+
+
+@dataclass(slots=True)
+class Run:
+    """What happened."""
+
+    faults: Counter[Kind] = field(default_factory=Counter)
+    last_fault: datetime = field(default_factory=lambda: datetime.now(UTC))
+    accepted: list[str] = field(default_factory=list)
+    in_peace: int = 0
+    retried: int = 0
+    finding: Finding = field(default_factory=Finding)
+
+
+def faults(asked: Asked) -> list[Fault]:
+    """Every kind at least once, in random order; the outage once and never as the last.
+
+    The first of a kind is aimed.
+    """
+    chance = random.Random(asked.seed)  # noqa: S311 - nothing secret
+    lesser: list[Kind] = [kind for kind in Kind if kind is not Kind.OUTAGE]
+    count = max(len(lesser), round(asked.seconds / MEAN_GAP_S) - 1)
+    kinds = lesser + chance.choices(lesser, k=count - len(lesser))
+    chance.shuffle(kinds)
+    kinds.insert(chance.randrange(len(kinds) // 4, 3 * len(kinds) // 4), Kind.OUTAGE)
+    slot_s = asked.seconds / len(kinds)
+    return [
+        Fault((index + chance.random()) * slot_s, kind, chance.random(), kind not in kinds[:index])
+        for index, kind in enumerate(kinds)
+    ]
+
+
+def orders(asked: Asked, clips: Sequence[Path], talks: Sequence[Path]) -> list[Order]:
+    """Uploads of short and long recordings in all priorities, spread over the run."""
+    chance = random.Random(asked.seed + 1)  # noqa: S311 - nothing secret
+    return sorted(
+        (
+            Order(
+                at_s=chance.random() * UPLOADING * asked.seconds,
+                recording=chance.choice(talks if number % LONG_EVERY == 0 else clips),
+                priority=chance.choice(("high", "normal", "low")),
+            )
+            for number in range(asked.jobs)
+        ),
+        key=lambda order: order.at_s,
+    )
+
+
+# --- what is sent ---------------------------------------------------------------------------------
+
+
+def recordings(asked: Asked, folder: Path, into: Path) -> tuple[list[Path], list[Path]]:
+    """Some clips of ``folder``, and long recordings made of them.
+
+    Raises:
+        SetupProblem: there are none.
+    """
+    chance = random.Random(asked.seed)  # noqa: S311 - nothing secret
+    found = sorted(path for path in folder.iterdir() if path.is_file())
+    if not found:
+        raise SetupProblem(
+            problem=f"There is no recording in {folder}", remedy="Name a folder with short ones"
+        )
+    clips = chance.sample(found, min(CLIPS, len(found)))
+    talks = []
+    for number in range(2):
+        parts = chance.choices(clips, k=asked.talk_parts)
+        talks.append(join(parts, into / f"talk-{number}.wav"))
+    return clips, talks
+
+
+def join(parts: Sequence[Path], target: Path) -> Path:
+    """One recording of ``parts`` with pauses between them."""
+    pause = np.zeros(round(PAUSE_S * SAMPLE_RATE), np.int16)
+    with wave.open(str(target), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        for part in parts:
+            for block in Decoding(part):
+                file.writeframes(block.astype("<i2").tobytes())
+            file.writeframes(pause.tobytes())
+    return target
+
+
+class Clients:
+    """People who send recordings, and try again for as long as the gateway says to."""
+
+    def __init__(self, gateway: Gateway, language: str, run: Run) -> None:
+        self._gateway = gateway
+        self._language = language
+        self._run = run
+        self._lock = threading.Lock()
+
+    def send(self, recording: Path, priority: str = "normal") -> str:
+        """Send until it is accepted; returns the job's id.
+
+        Raises:
+            Refused: the gateway said no to what it should have taken.
+            GatewayLost: it stayed away.
+        """
+        deadline = time.monotonic() + CLIENT_PATIENCE_S
+        while True:
+            try:
+                job_id = self._upload(recording, priority)
+            except (GatewayLost, Refused) as error:
+                if not passing(error) or time.monotonic() > deadline:
+                    raise
+                with self._lock:
+                    self._run.retried += 1
+                time.sleep(CLIENT_PAUSE_S)
+            else:
+                with self._lock:
+                    self._run.accepted.append(job_id)
+                return job_id
+
+    def _upload(self, recording: Path, priority: str) -> str:
+        options = {"language": self._language, "priority": priority}
+        size = recording.stat().st_size
+
+        def take_time(sent: int) -> None:
+            time.sleep(UPLOAD_S * sent / size)
+
+        return str(self._gateway.upload(recording, options, take_time)["job_id"])
+
+
+# --- what is struck -------------------------------------------------------------------------------
+
+
+class Striker:
+    """Carries faults out on a stack that repairs itself."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        aftermath: Aftermath,
+        run: Run,
+        *,
+        outage_s: float,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._stack = stack
+        self._aftermath = aftermath
+        self._run = run
+        self._outage_s = outage_s
+        self._tell = tell
+        self._lock = threading.Lock()
+
+    def strike(self, fault: Fault) -> None:
+        """Carry out one fault; one that lasts returns when it is over."""
+        if fault.kind is Kind.FLUSH:
+            self._flush()
+        elif fault.kind is Kind.OUTAGE:
+            with self._stack.hold("postgres"):
+                self._kill(fault, self._servers)
+                time.sleep(self._outage_s)
+        elif fault.kind in {Kind.WORKER, Kind.HORSE}:
+            self._kill(fault, self._workers)
+        else:
+            self._kill(fault, self._servers)
+        with self._lock:
+            self._tell(f"{fault.at_s:6.1f} s  {fault.kind}")
+            self._run.faults[fault.kind] += 1
+            self._run.last_fault = datetime.now(UTC)
+
+    def _kill(self, fault: Fault, find: Callable[[Fault, float], list[int]]) -> None:
+        started = time.monotonic()
+        while (waited_s := time.monotonic() - started) < VICTIM_WITHIN_S:
+            victims = find(fault, waited_s)
+            if victims:
+                try:
+                    os.kill(victims[int(fault.pick * len(victims))], signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                return
+            time.sleep(0.05)
+        raise SetupProblem(
+            problem=f"{fault.kind}: none was alive for {VICTIM_WITHIN_S:g} s", remedy="See the logs"
+        )
+
+    def _servers(self, fault: Fault, _waited_s: float) -> list[int]:
+        return self._stack.processes[ROLES[fault.kind]]
+
+    def _workers(self, fault: Fault, waited_s: float) -> list[int]:
+        workers = self._stack.processes["worker"]
+        if fault.aimed and waited_s < AIM_S:
+            names = self._aftermath.at_work()
+            workers = [pid for pid in workers if any(f"-{pid}-" in name for name in names)]
+        if fault.kind is Kind.WORKER:
+            return workers
+        return [horse for worker in workers for horse in _children(worker)]
+
+    def _flush(self) -> None:
+        deadline = time.monotonic() + VICTIM_WITHIN_S
+        while True:
+            try:
+                with Redis.from_url(self._stack.redis_url) as redis:
+                    redis.flushall()
+            except RedisError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess:
+        return []
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]) -> Run:
+    """Do all of it on a new stack in ``data_dir``; the broken promises are in what it returns.
+
+    Raises:
+        SetupProblem: it cannot be done here.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    if any(data_dir.iterdir()):
+        raise SetupProblem(problem=f"{data_dir} is not empty", remedy="Name a new folder")
+    run = Run()
+    settings = settings_for(data_dir)
+    clips, talks = recordings(asked, audio, data_dir)
+    log = (data_dir / "chaos.log").open("a", buffering=1)
+
+    def note(line: str) -> None:
+        log.write(f"{datetime.now(UTC):%H:%M:%S.%f} {line}\n")
+
+    def log_and_tell(line: str) -> None:
+        note(line)
+        tell(line)
+
+    stack = Stack(settings, workers=asked.workers, env=environment(settings), report=note)
+    with log, stack, Aftermath(stack.database_url) as aftermath:
+        gateway = Gateway(stack.address, settings.key.of_client)
+        clients = Clients(gateway, asked.language, run)
+        model = settings.asr.default_model
+        tell(f"{model} hears {len(clips)} clips and {len(talks)} talks in peace")
+        peaceful = {path.name: hear(gateway, clients.send(path)) for path in (*clips, *talks)}
+        tell(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
+        run.in_peace = len(run.accepted)
+        started = time.monotonic()
+        with ThreadPoolExecutor(CLIENTS) as senders, ThreadPoolExecutor(len(Kind)) as strikers:
+            striker = Striker(stack, aftermath, run, outage_s=asked.outage_s, tell=log_and_tell)
+            work: list[Future[object]] = [
+                senders.submit(
+                    _at, started + order.at_s, clients.send, order.recording, order.priority
+                )
+                for order in orders(asked, clips, talks)
+            ]
+            for fault in faults(asked):
+                _sleep_until(started + fault.at_s)
+                work.append(strikers.submit(striker.strike, fault))
+        for done in work:
+            if (error := done.exception()) is not None:
+                run.finding.violations.append(f"{type(error).__name__}: {error}")
+        tell(
+            f"the last fault is over after {time.monotonic() - started:.0f} s; waiting for the rest"
+        )
+        aftermath.wait_for_the_end(SETTLED_WITHIN_S)
+        examine(
+            run.finding, aftermath, stack, run.accepted, run.last_fault, Heard(gateway, peaceful)
+        )
+    run.finding.violations += [f"{name} outlived the stack" for name in strays(data_dir)]
+    run.finding.violations += verify_pages(data_dir / "postgres" / "cluster")
+    return run
+
+
+def settings_for(data_dir: Path) -> Settings:
+    """A stack that owes nothing to what this shell, or .env, says about another."""
+    uploads = data_dir / "uploads"
+    asr = AsrSettings()
+    return Settings(
+        api=ApiSettings(host="127.0.0.1", port=0),
+        storage=StorageSettings(
+            data_dir=data_dir,
+            upload_dir=uploads,
+            results_dir=data_dir / "results",
+            temp_dir=uploads / ".incoming",
+        ),
+        database=DatabaseSettings(url=None),
+        redis=RedisSettings(url=None, host=None),
+        asr=asr.model_copy(
+            update={
+                "default_engine": FASTER_WHISPER,
+                "default_model": fastest_model(asr.models_dir),
+            }
+        ),
+    )
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What the stack's processes are told beside what the stack tells them."""
+    return {
+        "UPLOAD_DIR": str(settings.storage.uploads),
+        "RESULTS_DIR": str(settings.storage.results),
+        "TEMP_DIR": str(settings.storage.temp),
+        "DEFAULT_ENGINE": settings.asr.default_engine,
+        "DEFAULT_MODEL": settings.asr.default_model,
+        "REUSE_RESULTS": "false",  # every job is really heard
+        "API_WORKERS": "1",
+        "JOB_TIMEOUT": "0",
+    }
+
+
+def fastest_model(models_dir: Path) -> str:
+    """The smallest weights that are here.
+
+    Raises:
+        WeightsMissing: there are none.
+    """
+    store = WeightsStore(models_dir, Manifest.load())
+    for model in MODELS:
+        try:
+            return store.resolve(FASTER_WHISPER, model).model
+        except WeightsMissing:
+            continue
+    return store.resolve(FASTER_WHISPER, MODELS[-1]).model
+
+
+def _sleep_until(instant: float) -> None:
+    time.sleep(max(0.0, instant - time.monotonic()))
+
+
+def _at(instant: float, call: Callable[..., object], *args: object) -> object:
+    _sleep_until(instant)
+    return call(*args)
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def report(run: Run) -> Iterator[str]:
+    """What happened, line by line."""
+    finding = run.finding
+    yield from _table("fault", run.faults)
+    yield ""
+    yield from _table(
+        "jobs",
+        {
+            "accepted in peace": run.in_peace,
+            "accepted under fire": len(run.accepted) - run.in_peace,
+            "sent again after an error": run.retried,
+            **{f"in the end {status}": count for status, count in finding.jobs.items()},
+            "with the text of the peaceful run": finding.equal_texts,
+        },
+    )
+    yield ""
+    yield from _table(
+        "work",
+        {
+            "steps": finding.steps,
+            "attempts": finding.attempts,
+            "chunks": finding.chunks,
+            **{f"failed attempts: {code}": count for code, count in finding.failures.items()},
+            "uploads cut off, left to be tidied": finding.cut_off,
+        },
+    )
+    yield ""
+    yield "after the last fault"
+    yield f"  longest time without a finished step {finding.longest_stall_s:>8.1f} s"
+    yield f"  until the last job had ended         {finding.drain_s:>8.1f} s"
+    yield f"  what the work alone takes            {finding.work_s:>8.1f} s"
+    yield ""
+    yield from (f"VIOLATED: {violation}" for violation in finding.violations)
+    yield f"{len(finding.violations)} promise(s) broken" if finding.violations else "All kept."
+
+
+def _table(title: str, rows: Mapping[str, int] | Mapping[Kind, int]) -> Iterator[str]:
+    yield title
+    for name, count in rows.items():
+        yield f"  {name:<40} {count:>6}"
+
+
+DEFAULT = Asked()
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--jobs", default=DEFAULT.jobs, show_default=True, help="Uploads.")
+@click.option(
+    "--seconds", default=DEFAULT.seconds, show_default=True, help="How long faults go on."
+)
+@click.option("--outage", default=DEFAULT.outage_s, show_default=True, help="Postgres away, in s.")
+@click.option("--seed", default=DEFAULT.seed, show_default=True)
+@click.option("--workers", default=DEFAULT.workers, show_default=True)
+@click.option("--language", default=DEFAULT.language, show_default=True)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Kept; default: a temporary one.")
+def main(
+    folder: Path,
+    jobs: int,
+    seconds: float,
+    outage: float,
+    seed: int,
+    workers: int,
+    language: str,
+    data_dir: Path | None,
+) -> None:
+    """Run, print, and exit with 1 when a promise was broken."""
+    kept = data_dir is not None
+    where = data_dir or Path(tempfile.mkdtemp(prefix="stenopool-chaos-"))
+    asked = Asked(
+        jobs=jobs,
+        seconds=seconds,
+        outage_s=outage,
+        seed=seed,
+        workers=workers,
+        language=language,
+    )
+    run = chaos(asked, folder, where.absolute(), click.echo)
+    for line in report(run):
+        click.echo(line)
+    if run.finding.violations:
+        click.echo(f"Logs and data: {where}")
+        sys.exit(1)
+    if not kept:
+        shutil.rmtree(where)

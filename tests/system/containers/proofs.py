@@ -1,0 +1,800 @@
+"""Prove the containers on a real engine: ``scripts/test --system containers FOLDER-or-FILES``.
+
+Whatever Docker's context names is used. Of the last commit, in a folder and a Compose project of
+their own, both images are built and the whole service is started with the compose file that people
+use. Then it has to do what is promised, in eight proofs; a line is printed as each thing happens,
+and a table in the end. The exit status is 1 where something was not ok. Images, containers and
+volumes are removed in the end, also after Ctrl-C.
+
+FOLDER-or-FILES are recordings: those of up to half a minute are clips, the longest of all is the
+long one; where none has ten minutes, clips are put together for one.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self, TypeVar
+
+import click
+
+from common.audio.probe import probe
+from common.domain.job import JobStatus
+from common.errors import GatewayLost, NotAudio, Refused, SetupProblem, StenoError
+from scripts.bench.corpus import Clip
+from scripts.bench.stream_play import string_together
+from scripts.cli.client import ENDED, Gateway, passing
+from scripts.cli.console import make_console
+from tests.system.aftermath import Text, text_of
+from tests.system.chaos import join
+from tests.system.containers.audit import audit, log_rows
+from tests.system.containers.live import SERVICE, Speaker, live
+from tests.system.containers.project import OURS, PROFILES, Container, Project, until
+from tests.system.containers.report import Row, all_ok, show, summary
+from tests.system.containers.trouble import trouble
+
+T = TypeVar("T")
+
+CLIP_S = 30.0
+LONG_S = 600.0
+"""The least that the long recording must have, to outlast what is done to its job."""
+BASE = "python:3.11-slim"
+
+SCALED = 0.6
+"""What two workers may take of the time of one."""
+PATIENCE_S = 60.0
+"""How long a job may stand still after a blow."""
+JOB_S = 3600.0
+RETRY_S = 0.3
+POLL_S = 0.5
+
+MIDST_PERCENT = 85
+"""Beyond this too little is left of a job to do anything to it."""
+
+IN_FLIGHT = 20
+KILLED = ("api", "dispatcher", "worker", "postgres", "redis")
+ROLLED = ("dispatcher", "worker", "api")
+TRIES = 3
+SPOKEN_S = 30.0
+"""How long is spoken on a live stream."""
+BACKUP = ("steno.dump", "data.tar")
+OLDER = "0002"
+"""The tables of the version before there was a gateway for production."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """What the proofs work with: the project, recordings, and what those say in peace."""
+
+    project: Project
+    clips: list[Path]
+    long: Path
+    language: str
+    tell: Callable[[str], None]
+    built: str = ""
+    """How long building took."""
+    peaceful: dict[Path, Text] = field(default_factory=dict)
+
+    def gateway(self) -> Gateway:
+        """A client of its own."""
+        return Gateway(self.project.address_of("api"), self.project.secrets["GATEWAY_API_KEY"])
+
+    def send(self, gateway: Gateway, path: Path) -> str:
+        """Send a recording; returns the job's id."""
+        accepted = patiently(lambda: gateway.upload(path, {"language": self.language}))
+        return str(accepted["job_id"])
+
+    def hear(self, gateway: Gateway, path: Path) -> Text:
+        """What a recording says."""
+        return outcome(gateway, self.send(gateway, path))
+
+    def in_peace(self, path: Path) -> Text:
+        """What a recording says when nothing happens; heard once."""
+        if path not in self.peaceful:
+            self.tell(f"{path.name} is heard in peace")
+            with self.gateway() as gateway:
+                self.peaceful[path] = self.hear(gateway, path)
+        return self.peaceful[path]
+
+    def same(self, path: Path, text: Text) -> tuple[str, bool]:
+        """Whether a recording said what it says in peace, in words too."""
+        peaceful = self.in_peace(path)
+        if text == peaceful:
+            return f"the same {len(text.words)} words at the same times", True
+        if text.text == peaceful.text:
+            return "the same text, at other times", False
+        return f"another text: {len(text.words)} words, not {len(peaceful.words)}", False
+
+
+def lost(error: Refused | GatewayLost) -> bool:
+    """Whether only the connection is to blame."""
+    return isinstance(error, GatewayLost)
+
+
+def patiently(
+    ask: Callable[[], T],
+    *,
+    again: Callable[[Refused | GatewayLost], bool] = passing,
+    patience_s: float = 180.0,
+    on_retry: Callable[[], None] = lambda: None,
+) -> T:
+    """Ask a gateway until it answers, for as long as its errors are to be tried again."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return ask()
+        except (Refused, GatewayLost) as error:
+            if not again(error) or time.monotonic() > deadline:
+                raise
+            on_retry()
+            time.sleep(RETRY_S)
+
+
+def outcome(gateway: Gateway, job_id: str) -> Text:
+    """What a job heard, once it has ended.
+
+    Raises:
+        Refused: it did not complete.
+    """
+    deadline = time.monotonic() + JOB_S
+    while time.monotonic() < deadline:
+        state = patiently(lambda: gateway.status(job_id, wait_s=10))
+        if state["status"] in ENDED:
+            if state["status"] != JobStatus.COMPLETED:
+                detail = f"job {job_id} is {state['status']}: {state['error_message']}"
+                raise Refused(detail=detail, status=0)
+            return text_of(patiently(lambda: gateway.result(job_id)))
+    raise Refused(detail=f"job {job_id} has not ended after {JOB_S:g} s", status=0)
+
+
+# --- 1: from nothing to a text --------------------------------------------------------------------
+
+
+def first_text(bench: Bench) -> Iterator[Row]:
+    """Start what was built, and have a recording transcribed through the published port."""
+    project = bench.project
+    yield Row("docker compose build", bench.built)
+    base_mb = _size_mb(project, BASE)
+    for which in OURS:
+        size_mb = _size_mb(project, project.image(which))
+        yield Row(
+            f"image {which}",
+            f"{size_mb:.0f} MB unpacked, {size_mb - base_mb:.0f} MB beside {BASE}",
+        )
+    yield Row("docker compose up -d --wait", f"{project.up():.0f} s")
+    clip = bench.clips[0]
+    started = time.monotonic()
+    text = bench.in_peace(clip)
+    seconds = time.monotonic() - started
+    yield Row(
+        f"{clip.name} through the published port",
+        f"{len(text.words)} words after {seconds:.1f} s: {text.text.strip()[:40]}...",
+        "a text",
+        bool(text.text.strip()),
+    )
+    before = project.containers()
+    sick = project.told_of_the_sick()
+    healthy = ", ".join(each.service for each in before)
+    yield Row("healthy", healthy if _all_healthy(before) else sick, "all", _all_healthy(before))
+    seconds = project.up()
+    changed = {(each.id, each.started_at) for each in before} ^ {
+        (each.id, each.started_at) for each in project.containers()
+    }
+    yield Row(
+        "docker compose up -d --wait again",
+        f"{f'{len(changed)} changes' if changed else 'nothing changed'}, {seconds:.0f} s",
+        "nothing changes",
+        not changed,
+    )
+
+
+def _size_mb(project: Project, image: str) -> float:
+    return int(project.docker("image", "inspect", "--format", "{{.Size}}", image)) / 1e6
+
+
+def _all_healthy(containers: Sequence[Container]) -> bool:
+    services = {each.service for each in containers}
+    return {*KILLED} <= services and all(each.health == "healthy" for each in containers)
+
+
+# --- 2: more workers ------------------------------------------------------------------------------
+
+
+def scaling(bench: Bench) -> Iterator[Row]:
+    """The long recording with one worker, and with two."""
+    texts, seconds = [], []
+    for workers in (1, 2):
+        bench.project.up(workers=workers)
+        with bench.gateway() as gateway:
+            _warm_up(bench, gateway, workers)
+            bench.tell(f"{workers} worker(s) hear {bench.long.name}")
+            started = time.monotonic()
+            texts.append(bench.hear(gateway, bench.long))
+            seconds.append(time.monotonic() - started)
+        bench.peaceful.setdefault(bench.long, texts[0])
+        length = probe(bench.long).duration_ms or 0
+        yield Row(
+            f"--scale worker={workers}",
+            f"{seconds[-1]:.1f} s, {length / 1000 / seconds[-1]:.1f} times as fast as it was said",
+        )
+    ratio = seconds[1] / seconds[0]
+    if bench.project.cores > 1:
+        yield Row("two workers to one", f"{ratio:.2f}", f"<= {SCALED}", ratio <= SCALED)
+    else:
+        yield Row("two workers to one", f"{ratio:.2f}, on one core")
+    told, same = bench.same(bench.long, texts[1])
+    yield Row("texts", told, "the same", same)
+
+
+def _warm_up(bench: Bench, gateway: Gateway, workers: int) -> None:
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda clip: bench.hear(gateway, clip), bench.clips[: 2 * workers]))
+
+
+# --- 3: kill -9 -----------------------------------------------------------------------------------
+
+
+class Watched:
+    """A long job that is sent again for as long as something is to be done to it."""
+
+    def __init__(self, bench: Bench, gateway: Gateway) -> None:
+        self._bench = bench
+        self._gateway = gateway
+        self.jobs = [bench.send(gateway, bench.long)]
+
+    def status(self) -> dict[str, Any]:
+        """Where the newest job stands."""
+        return patiently(lambda: self._gateway.status(self.jobs[-1]), patience_s=300)
+
+    def in_the_midst(self) -> int:
+        """Wait until chunks are done and chunks are left; returns how many are done."""
+        while True:
+            state = self.status()
+            done = int(state["chunks_completed"])
+            if state["progress"] > MIDST_PERCENT:
+                self.jobs.append(self._bench.send(self._gateway, self._bench.long))
+            elif done:
+                return done
+            time.sleep(POLL_S)
+
+    def goes_on(self, done: int) -> float | None:
+        """Seconds until a client sees more than ``done`` chunks."""
+        return until(
+            lambda: (state := self.status())["chunks_completed"] > done or state["status"] in ENDED,
+            PATIENCE_S,
+        )
+
+    def judged(self) -> Iterator[Row]:
+        """What came of the jobs."""
+        for job_id in self.jobs:
+            try:
+                told, same = self._bench.same(self._bench.long, outcome(self._gateway, job_id))
+            except StenoError as error:
+                told, same = error.message, False
+            yield Row("the job", told, "COMPLETED, the text of peace", same)
+
+
+def kills(bench: Bench) -> Iterator[Row]:
+    """Kill every container while a long job runs."""
+    project = bench.project
+    project.up(workers=2)
+    bench.in_peace(bench.long)
+    with bench.gateway() as gateway:
+        job = Watched(bench, gateway)
+        for service in KILLED:
+            for victim in project.containers(service):
+                yield _kill(bench, job, victim)
+        yield from job.judged()
+
+
+def _kill(bench: Bench, job: Watched, victim: Container) -> Row:
+    project = bench.project
+    done = job.in_the_midst()
+    held = steps_of(project, victim) if victim.service == "worker" else []
+    by_policy = project.kill(victim)
+    bench.tell(f"{victim.name} is killed after {done} chunks")
+    seconds = job.goes_on(done)
+    told = ["stood still" if seconds is None else f"next chunk after {seconds:.1f} s"]
+    if held:
+        taken = until(lambda: taken_over(project, held), PATIENCE_S)
+        told.append("its own never" if taken is None else f"its own claimed after {taken:.1f} s")
+    healthy = until(lambda: is_back(project.again(victim), victim), 2 * PATIENCE_S)
+    restarted = project.again(victim).restarts > victim.restarts
+    how = "by the policy" if restarted else "not by the policy" if by_policy else "by hand"
+    told.append(f"restarted {how}, {'not ' if healthy is None else ''}healthy again")
+    return Row(
+        f"kill -9 {victim.name}",
+        ", ".join(told),
+        f"restarted, goes on within {PATIENCE_S:g} s",
+        None not in {seconds, healthy} and restarted == by_policy,
+    )
+
+
+def is_well(container: Container) -> bool:
+    """Whether it runs and its check says so."""
+    return container.running and container.health == "healthy"
+
+
+def is_back(container: Container, before: Container) -> bool:
+    """Whether it is well again, after it was started anew."""
+    return is_well(container) and container.started_at != before.started_at
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A step in the hand of a worker."""
+
+    step: str
+    worker: str
+
+
+def steps_of(project: Project, container: Container) -> list[Claim]:
+    """What the worker in a container has in hand."""
+    rows = project.sql(
+        "SELECT id, worker FROM steps WHERE status = 'running' AND kind = 'transcribe'"  # noqa: S608
+        f" AND worker LIKE '{container.host}-%'"
+    )
+    return [Claim(*row) for row in rows]
+
+
+def holders(project: Project, claims: Sequence[Claim]) -> dict[str, tuple[str, str]]:
+    """The status of each claimed step, and who has it or had it last."""
+    ids = ", ".join(f"'{claim.step}'" for claim in claims)
+    rows = project.sql(
+        f"SELECT id, status, coalesce(worker, '') FROM steps WHERE id IN ({ids})"  # noqa: S608
+    )
+    return {step: (status, worker) for step, status, worker in rows}
+
+
+def taken_over(project: Project, claims: Sequence[Claim]) -> bool:
+    """Whether other workers have, or have done, all of it."""
+    now = holders(project, claims)
+    return bool(now) and all(
+        now[claim.step][0] in {"running", "done"} and now[claim.step][1] != claim.worker
+        for claim in claims
+    )
+
+
+# --- 4: rolling restarts, scaling, stopping -------------------------------------------------------
+
+
+class Crowd:
+    """People who send clips one after the other, ask how each is doing, and read it.
+
+    They try again when the connection is lost; any other error is a failure.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(IN_FLIGHT)
+        self.in_flight = 0
+        self.completed = 0
+        self.counted: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        for number in range(IN_FLIGHT):
+            self._pool.submit(self._person, number)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def _person(self, number: int) -> None:
+        clip = self._bench.clips[number % len(self._bench.clips)]
+        with self._bench.gateway() as gateway:
+            while not self._stop.is_set():
+                try:
+                    self._one(gateway, clip)
+                except StenoError as error:
+                    self._count(self.failures, error.message)
+                except Exception as error:
+                    self._count(self.failures, f"{type(error).__name__}: {error}")
+
+    def _one(self, gateway: Gateway, clip: Path) -> None:
+        options = {"language": self._bench.language}
+        job_id = str(self._ask(lambda: gateway.upload(clip, options))["job_id"])
+        with self._lock:
+            self.in_flight += 1
+        try:
+            while (state := self._ask(lambda: gateway.status(job_id)))["status"] not in ENDED:
+                time.sleep(POLL_S)
+        finally:
+            with self._lock:
+                self.in_flight -= 1
+        if state["status"] != JobStatus.COMPLETED:
+            self._count(self.failures, f"a job is {state['status']}: {state['error_message']}")
+            return
+        text = text_of(self._ask(lambda: gateway.result(job_id)))
+        if text != self._bench.peaceful[clip]:
+            self._count(self.failures, "another text than in peace")
+        with self._lock:
+            self.completed += 1
+
+    def _ask(self, ask: Callable[[], T]) -> T:
+        self._count(self.counted, "requests")
+        return patiently(ask, again=lost, on_retry=lambda: self._count(self.counted, "retries"))
+
+    def _count(self, counter: Counter[str], what: str) -> None:
+        with self._lock:
+            counter[what] += 1
+
+    def row(self, what: str) -> Row:
+        """How they fared; for when they have gone home."""
+        failures = "; ".join(f"{text} ({count})" for text, count in self.failures.most_common(5))
+        return Row(
+            what,
+            f"{self.completed} jobs COMPLETED with the text of peace, {self.counted['requests']} "
+            f"requests, {self.counted['retries']} retried; {failures or 'no failure'}",
+            "no failure",
+            not self.failures and self.completed >= IN_FLIGHT,
+        )
+
+
+def restarts(bench: Bench) -> Iterator[Row]:
+    """Renew services of ours under a crowd; scale and stop workers under a long recording."""
+    project = bench.project
+    project.up(workers=2)
+    for clip in bench.clips:
+        bench.in_peace(clip)
+    crowd = Crowd(bench)
+    with crowd:
+        if until(lambda: crowd.in_flight >= IN_FLIGHT, PATIENCE_S) is None:
+            bench.tell(f"only {crowd.in_flight} jobs are in flight")
+        for service in ROLLED:
+            jobs = crowd.in_flight
+            seconds = project.up(service, workers=2, options=("--no-deps", "--force-recreate"))
+            yield Row(f"new {service}", f"{seconds:.0f} s, {jobs} jobs in flight")
+        for service in ROLLED:
+            jobs = crowd.in_flight
+            yield Row(f"restart {service}", f"{_restart(project, service)}, {jobs} jobs in flight")
+    yield crowd.row(f"{IN_FLIGHT} clients meanwhile")
+    yield _all_completed(project)
+    yield from _up_and_down(bench)
+    yield from _stops(bench)
+
+
+def _restart(project: Project, service: str) -> str:
+    started = time.monotonic()
+    project.compose("restart", "--no-deps", service)
+    well = until(lambda: all(map(is_well, project.containers(service))), 2 * PATIENCE_S)
+    return f"{time.monotonic() - started:.0f} s{'' if well is not None else ', not healthy'}"
+
+
+def _all_completed(project: Project) -> Row:
+    """What came of every job, also of those whose answer was lost, so that they were sent again."""
+    in_states = "SELECT status, count(*) FROM jobs GROUP BY status"
+    until(lambda: {status for status, _ in project.sql(in_states)} <= ENDED, PATIENCE_S)
+    counts = {status: int(count) for status, count in project.sql(in_states)}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return Row("every job that is there", told, "COMPLETED", set(counts) == {"COMPLETED"})
+
+
+def _up_and_down(bench: Bench) -> Iterator[Row]:
+    project = bench.project
+    project.up(workers=1)
+    bench.in_peace(bench.long)
+    with bench.gateway() as gateway:
+        job = Watched(bench, gateway)
+        for workers in (4, 1):
+            job.in_the_midst()
+            seconds = project.up("worker", workers=workers, options=("--no-deps", "--no-recreate"))
+            running = len(project.containers("worker"))
+            yield Row(
+                f"--scale worker={workers} during a job",
+                f"{running} run after {seconds:.0f} s",
+                f"{workers}",
+                running == workers,
+            )
+        yield from job.judged()
+        rows = project.sql(
+            f"SELECT count(DISTINCT worker) FROM steps WHERE job_id = '{job.jobs[-1]}'"  # noqa: S608
+        )
+        yield Row("workers that took part in it", rows[0][0] if rows else "not known")
+
+
+def _stops(bench: Bench) -> Iterator[Row]:
+    """Stop a worker that has a chunk in hand: with time to finish it, and with none."""
+    project = bench.project
+    for at_once in (False, True):
+        settings = {"WORKER_STOP_PERIOD": "0"} if at_once else {}
+        with project.having(settings), bench.gateway() as gateway:
+            project.up(workers=2, options=("--force-recreate",))
+            job = Watched(bench, gateway)
+            for _ in range(TRIES):  # it may be done with the chunk before it is told
+                row = _stop(project, job, at_once=at_once)
+                project.up(workers=2)
+                if row.ok:
+                    break
+            yield row
+            yield from job.judged()
+    project.up(workers=2, options=("--force-recreate",))
+
+
+def _stop(project: Project, job: Watched, *, at_once: bool) -> Row:
+    job.in_the_midst()
+    until(lambda: any(steps_of(project, each) for each in project.containers("worker")), PATIENCE_S)
+    victim, held = max(
+        ((each, steps_of(project, each)) for each in project.containers("worker")),
+        key=lambda found: len(found[1]),
+    )
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        stopping = pool.submit(project.docker, "stop", victim.id)
+        free_s = until(lambda: let_go(project, held), PATIENCE_S) if held else None
+        stopping.result()
+    seconds = time.monotonic() - started
+    exit_code = project.again(victim).exit_code
+    elsewhere = bool(held) and taken_over(project, held)
+    fate = "stayed with it" if free_s is None else f"was done by it after {free_s:.1f} s"
+    if elsewhere:
+        fate = f"was claimed elsewhere after {free_s:.1f} s"
+    period = "0" if at_once else "as it is"
+    return Row(
+        f"docker stop of a worker in mid-chunk, WORKER_STOP_PERIOD {period}",
+        f"its chunk {fate}; it ended after {seconds:.1f} s with {exit_code}",
+        "claimed elsewhere" if at_once else "done by it, ended with 0",
+        bool(held) and free_s is not None and elsewhere == at_once and exit_code == 0,
+    )
+
+
+def let_go(project: Project, claims: Sequence[Claim]) -> bool:
+    """Whether no claimed step is in its worker's hand any more, nor in nobody's."""
+    now = holders(project, claims)
+    return bool(now) and all(
+        now[claim.step][0] == "done"
+        or (now[claim.step][0] == "running" and now[claim.step][1] != claim.worker)
+        for claim in claims
+    )
+
+
+# --- 5: what they may, and what they tell ---------------------------------------------------------
+
+
+def confinement(bench: Bench) -> Iterator[Row]:
+    """Look at every container, while all of them have something to do."""
+    project = bench.project
+    project.up(workers=2)
+    project.up(SERVICE)
+    with bench.gateway() as gateway:
+        bench.hear(gateway, bench.clips[0])
+    yield from audit(project)
+    project.compose("rm", "--stop", "--force", SERVICE)
+
+
+# --- 7: backup and restore, tables of an older version --------------------------------------------
+
+
+def keeping(bench: Bench) -> Iterator[Row]:
+    """Restore all from a backup that was made under way; go back to older tables, and on again."""
+    project = bench.project
+    project.up(workers=2)
+    clip = bench.clips[0]
+    peaceful = bench.in_peace(clip)
+    bench.in_peace(bench.long)
+    with bench.gateway() as gateway:
+        done = bench.send(gateway, clip)
+        outcome(gateway, done)
+        job = Watched(bench, gateway)
+        chunks = job.in_the_midst()
+        seconds = project.follow("Backup and restore")
+        sizes = [
+            f"{name} {(project.checkout / name).stat().st_size / 1e6:.1f} MB" for name in BACKUP
+        ]
+        made = f"{seconds:.0f} s, {', '.join(sizes)}"
+        yield Row("backup during a job", f"{made}, {chunks} chunks done")
+        project.down()
+        yield Row("restore into nothing", f"{project.follow('Backup and restore', 1):.0f} s")
+        kept = patiently(lambda: text_of(gateway.result(done))) == peaceful
+        yield Row("a finished job", "its text is there" if kept else "is not there", "there", kept)
+        yield from job.judged()
+        job = Watched(bench, gateway)
+        job.in_the_midst()
+        started = time.monotonic()
+        project.compose("stop", "worker", "dispatcher", "api")
+        project.compose("run", "--rm", "migrate", "scripts", "migrate", "--downgrade", OLDER)
+        project.up(workers=2)
+        yield Row(f"tables of {OLDER}, and on again", f"{time.monotonic() - started:.0f} s")
+        yield from job.judged()
+
+
+# --- 8: live streams ------------------------------------------------------------------------------
+
+
+def live_streams(bench: Bench) -> Iterator[Row]:
+    """Say some clips on live streams, in peace and while their gateway is struck."""
+    bench.project.up(workers=2)
+    clips = [Clip(path, bench.in_peace(path).text) for path in bench.clips]
+    programme = string_together(clips, bench.language, SPOKEN_S)
+    yield from live(Speaker(bench.project, bench.gateway, programme), _long_job(bench))
+
+
+@contextmanager
+def _long_job(bench: Bench) -> Iterator[None]:
+    with bench.gateway() as gateway:
+        job_id = bench.send(gateway, bench.long)
+        yield
+        with suppress(Refused):  # it has ended meanwhile
+            gateway.cancel(job_id)
+
+
+# --- all of it ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One of the proofs."""
+
+    title: str
+    run: Callable[[Bench], Iterator[Row]]
+
+
+PROOFS = {
+    1: Proof("From docker compose build to a text", first_text),
+    2: Proof("Two workers against one", scaling),
+    3: Proof("kill -9 of each container during a job", kills),
+    4: Proof("Restarts, scaling and stopping under way", restarts),
+    5: Proof("What containers may, and what they tell", confinement),
+    6: Proof("Clear messages", lambda bench: trouble(bench.project, bench.gateway, bench.clips[0])),
+    7: Proof("Backup and restore, tables of an older version", keeping),
+    8: Proof("Live streams, in a gateway of their own", live_streams),
+}
+
+
+def recordings(paths: Sequence[Path]) -> list[tuple[float, Path]]:
+    """The recordings among files and in folders, with their seconds, the shortest first."""
+    found = []
+    for path in paths:
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            try:
+                length_ms = probe(file).duration_ms if file.is_file() else None
+            except NotAudio:
+                continue
+            if length_ms:
+                found.append((length_ms / 1000, file))
+    return sorted(found)
+
+
+def chosen(
+    found: Sequence[tuple[float, Path]], long: Path | None, into: Path
+) -> tuple[list[Path], Path]:
+    """The clips, and the long recording.
+
+    Raises:
+        SetupProblem: there are no clips.
+    """
+    clips = [path for seconds, path in found if seconds <= CLIP_S][:IN_FLIGHT]
+    if not clips:
+        raise SetupProblem(
+            problem=f"No recording is as short as {CLIP_S:g} s", remedy="Name some that are"
+        )
+    if long is not None:
+        return clips, long
+    seconds, path = found[-1]
+    if seconds >= LONG_S:
+        return clips, path
+    lengths = {path: seconds for seconds, path in found}
+    parts: list[Path] = []
+    while sum(lengths[part] for part in parts) < LONG_S:
+        parts.append(clips[-1 - len(parts) % len(clips)])
+    return clips, join(parts, into / "long.wav")
+
+
+def prove(bench: Bench, numbers: Sequence[int], rows: dict[str, list[Row]]) -> None:
+    """Add what each proof finds to ``rows``; one that breaks off does not keep the others back."""
+    for number in numbers:
+        proof = PROOFS[number]
+        title = f"{number}. {proof.title}"
+        bench.tell(title)
+        told = rows.setdefault(title, [])
+        try:
+            for row in proof.run(bench):
+                told.append(row)
+                bench.tell(f"   {row}")
+        except StenoError as error:
+            told.append(Row("broke off", str(error.details.get("problem", error)), ok=False))
+            bench.tell(f"   {told[-1]}")
+
+
+def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not set(numbers) <= set(PROOFS):
+        raise click.BadParameter(f"numbers of {', '.join(map(str, PROOFS))}, separated by commas")
+    return sorted(set(numbers))
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@click.command(help=__doc__)
+@click.argument(
+    "paths",
+    metavar="FOLDER-or-FILES...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, path_type=Path),
+)
+@click.option(
+    "--only", "numbers", default=",".join(map(str, PROOFS)), callback=_numbers, help="Such as 1,3."
+)
+@click.option("--long", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--language", default="en", show_default=True)
+@click.option("--model", default="base", show_default=True, help="Weights to bake in and use.")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    type=click.Choice(PROFILES),
+    help="Start these containers too; may be given twice.",
+)
+@click.option("--no-cache", is_flag=True, help="Build everything afresh.")
+@click.option("--keep", is_flag=True, help="Leave containers, volumes, images and logs behind.")
+def main(
+    paths: tuple[Path, ...],
+    numbers: list[int],
+    long: Path | None,
+    language: str,
+    model: str,
+    profiles: tuple[str, ...],
+    no_cache: bool,
+    keep: bool,
+) -> None:
+    """Prove, print, and exit with 1 where something was not ok."""
+    signal.signal(signal.SIGTERM, _terminated)
+    console = make_console()
+    started = time.monotonic()
+
+    def tell(line: str) -> None:
+        console.print(
+            f"{time.monotonic() - started:7.1f} s  {line}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+    folder = Path(tempfile.mkdtemp(prefix="stenopool-containers-"))
+    rows: dict[str, list[Row]] = {}
+    with ExitStack() as stack:
+        if not keep:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        clips, the_long = chosen(recordings(paths), long, folder)
+        settings = {"REUSE_RESULTS": "false", "DEFAULT_MODEL": model, "STREAM_MODEL": model}
+        project = Project(
+            folder, settings=settings, build={"MODELS": model}, profiles=profiles, keep=keep
+        )
+        try:
+            with project:
+                tell(f"{project.engine_named}; logs in {project.logs_folder}")
+                bench = Bench(project, clips, the_long, language, tell)
+                cached = "nothing cached" if no_cache else "cached where it was built before"
+                bench.built = f"{project.build(afresh=no_cache):.0f} s, {cached}"
+                tell(f"built in {bench.built}")
+                prove(bench, numbers, rows)
+            rows["All along"] = list(log_rows(project))
+        except StenoError as error:
+            rows["All of it"] = [Row("broke off", error.message, ok=False)]
+        if not all_ok(rows):
+            stack.pop_all()
+            if not keep:
+                shutil.rmtree(project.checkout, ignore_errors=True)
+    console.print()
+    show(rows, console)
+    console.print(summary(rows))
+    if not all_ok(rows):
+        console.print(f"Logs: {project.logs_folder}")
+        sys.exit(1)

@@ -1,0 +1,61 @@
+"""What `tests.system.containers` found, as one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One thing that was looked at; ``ok`` is None where nothing was asked of it."""
+
+    what: str
+    measured: str
+    asked: str = ""
+    ok: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        return {None: "", True: "ok", False: "NOT OK"}[self.ok]
+
+    def __str__(self) -> str:
+        asked = f" (asked: {self.asked})" if self.asked else ""
+        return f"{self.what}: {self.measured}{asked} {self.verdict}".rstrip()
+
+
+def faults_row(what: str, faults: Sequence[str], asked: str, fine: str) -> Row:
+    """A row about something in which nothing should be found."""
+    return Row(what, "; ".join(faults) or fine, asked, not faults)
+
+
+def show(rows: Mapping[str, Sequence[Row]], console: Console) -> None:
+    """Print a table; ``rows`` are by proof."""
+    table = Table("", "measured", "asked", "", box=None, pad_edge=False)
+    for number, (title, each) in enumerate(rows.items()):
+        if number:
+            table.add_row()
+        table.add_row(Text(title, style="bold"))
+        for row in each:
+            style = "bold red" if row.ok is False else "green"
+            cells = (row.what, row.measured, row.asked)
+            table.add_row(*(Text(cell) for cell in cells), Text(row.verdict, style=style))
+    console.print(table)
+
+
+def summary(rows: Mapping[str, Sequence[Row]]) -> str:
+    """How much of what was asked is so, and what is not."""
+    judged = [row for each in rows.values() for row in each if row.ok is not None]
+    broken = [row.what for row in judged if not row.ok]
+    line = f"{len(judged) - len(broken)} of {len(judged)} ok"
+    return line + (f"; not ok: {'; '.join(broken)}" if broken else "")
+
+
+def all_ok(rows: Mapping[str, Sequence[Row]]) -> bool:
+    """Whether something was asked, and nothing was found wanting."""
+    verdicts = [row.ok for each in rows.values() for row in each if row.ok is not None]
+    return bool(verdicts) and all(verdicts)

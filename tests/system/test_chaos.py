@@ -1,0 +1,36 @@
+"""Kill anything at any time: the short form of ``scripts/test --system chaos``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import write_wav
+from tests.support.speech import speak
+from tests.system.chaos import Asked, Kind, chaos, report
+
+SENTENCES = (
+    "The quick brown fox jumps over the lazy dog.",
+    "The birch canoe slid on the smooth planks.",
+    "These days a chicken leg is a rare dish.",
+)
+
+
+@pytest.mark.usefixtures("weights_dir")
+def test_every_accepted_recording_is_heard_once_and_alike_while_every_part_is_killed(
+    tmp_path: Path,
+) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for number, sentence in enumerate(SENTENCES):
+        write_wav(clips / f"clip-{number}.wav", speak(sentence))
+    asked = Asked(jobs=12, talk_parts=4, seconds=32, outage_s=6)
+
+    run = chaos(asked, clips, tmp_path / "stack", print)
+
+    told = "\n".join(report(run))
+    assert not run.finding.violations, told
+    assert set(run.faults) == set(Kind)
+    assert len(run.accepted) - run.in_peace == asked.jobs
+    assert run.finding.equal_texts == sum(run.finding.jobs.values()) >= len(run.accepted)

@@ -104,7 +104,7 @@ def upgrade() -> None:
         )
     op.execute(
         "UPDATE steps SET elapsed_ms = plan_ms FROM jobs"
-        " WHERE jobs.id = steps.job_id AND steps.kind = 'plan' AND steps.status = 'done'"
+        " WHERE jobs.id = steps.job_id AND steps.kind = 'plan'"
     )
     op.execute("UPDATE steps SET stored_count = 1 WHERE status = 'done'")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from typing import Any
+from uuid import UUID
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -14,19 +17,29 @@ from common.db.database import Database
 from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.migrate import downgrade, revisions, upgrade
+from common.db.steps import Claim, Steps
 from common.db.streams import Streams
 from common.db.tables import Base
+from common.db.transcriptions import Transcriptions, recording_fetched
+from common.domain.pipeline import StepKind
 from common.errors import NotFound
 from common.settings import ROOT
 from tests.support.factories import (
     MODERATED,
     TENANT,
+    chunk_part,
     claim_next,
     finish_chunk,
+    finish_merge,
+    finish_moderation,
+    finish_plan,
     make_steps,
     new_final,
+    new_recording,
     open_stream,
     plan_chunks,
+    plan_started,
+    published,
     submit_job,
 )
 
@@ -97,6 +110,124 @@ def test_streams_go_without_a_trace_when_they_are_taken_back_and_can_come_again(
         with pytest.raises(NotFound):
             streams.get(kept)
         open_stream(database)
+
+
+FILLED = ROOT / "tests" / "support" / "filled_0008.json"
+"""Rows that the code of revision 0008 has left of jobs in every state, most of them in mid-job when
+it was killed (``tables``), and what it said of each of these jobs (``jobs``)."""
+
+
+def fill(database_url: str) -> dict[str, Any]:
+    """Make the tables of revision 0008 and fill them; returns what is in `FILLED`."""
+    upgrade(database_url, "0008")
+    filled: dict[str, Any] = json.loads(FILLED.read_text())
+    with create_engine(database_url).begin() as connection:
+        connection.execute(text("SET session_replication_role = replica"))  # in any order
+        for table, rows in filled["tables"].items():
+            columns = ", ".join(rows[0])
+            connection.execute(
+                text(
+                    f"INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns}"  # noqa: S608
+                    f" FROM jsonb_populate_recordset(NULL::{table}, CAST(:rows AS jsonb))"
+                ),
+                {"rows": json.dumps(rows)},
+            )
+        for table in ("failures", "outbox"):
+            sequence = f"pg_get_serial_sequence('{table}', 'id')"
+            connection.execute(text(f"SELECT setval({sequence}, max(id)) FROM {table}"))  # noqa: S608
+        connection.execute(text("SELECT setval('turns', max(since)) FROM job_turns"))
+    return filled
+
+
+def rows_of(database_url: str, table: str) -> list[Any]:
+    rows = text(f"SELECT to_jsonb(it) FROM {table} AS it ORDER BY to_jsonb(it)::text")  # noqa: S608
+    with create_engine(database_url).connect() as connection:
+        return list(connection.scalars(rows))
+
+
+def test_jobs_in_every_state_stand_after_it_where_they_stood_before(
+    empty_database_url: str,
+) -> None:
+    filled = fill(empty_database_url)
+
+    upgrade(empty_database_url)
+
+    with Database(empty_database_url) as database:
+        jobs = Jobs(database, TENANT)
+        for name, before in filled["jobs"].items():
+            snapshot = jobs.snapshot(UUID(before.pop("job_id")))
+            after = {key: getattr(snapshot, key) for key in before}
+            # A recording without speech has no progress to make: it is at its end before the merge.
+            before["progress"] = 95 if name == "silent" else before["progress"]
+            assert after | {"warnings": list(snapshot.warnings)} == before, name
+
+
+def test_jobs_that_were_in_mid_way_are_done_after_it(empty_database_url: str) -> None:
+    filled = fill(empty_database_url)
+    upgrade(empty_database_url)
+    with Database(empty_database_url) as database:
+        steps, jobs = make_steps(database), Jobs(database, TENANT)
+        for name in ("failed", "failed_merge"):
+            jobs.retry(UUID(filled["jobs"][name]["job_id"]))
+        with database.transaction() as session:  # whoever had them is killed
+            session.execute(text("UPDATE steps SET lease_until = now(), run_after = now()"))
+            session.execute(text("UPDATE outbox SET due_at = now()"))
+        steps.reclaim_expired()
+        steps.publish_again(step_id for step_id, _ in steps.published())
+
+        while ready := published(steps):
+            for step_id in ready:
+                claim = steps.claim(step_id, "worker")
+                assert claim is not None
+                do(database, steps, claim)
+
+        for name, before in filled["jobs"].items():
+            ended = jobs.snapshot(UUID(before["job_id"])).status
+            was_left = name.startswith(("awaited", "failed_fetch", "cancelled"))
+            assert ended == (before["status"] if was_left else "COMPLETED"), name
+        done = text("SELECT DISTINCT stored_count FROM steps WHERE status = 'done'")
+        with database.transaction() as session:
+            assert session.scalars(done).all() == [1]
+
+
+def do(database: Database, steps: Steps, claim: Claim) -> None:
+    """Do a step as a worker does, of a recording of three chunks where it has none."""
+    if claim.kind == StepKind.FETCH:
+        steps.finish(claim, within=recording_fetched(new_recording()))
+    elif claim.kind == StepKind.PLAN:
+        known = Transcriptions(database).planned(claim.job_id)
+        count = len(known) or 3
+        steps.write(claim, plan_started())
+        steps.add_parts(
+            claim, [chunk_part(it) for it in range(count) if not known.get(it, ("", False))[1]]
+        )
+        finish_plan(steps, claim, 10_000 * count)
+    elif claim.kind == StepKind.TRANSCRIBE:
+        finish_chunk(steps, claim)
+    elif claim.kind == StepKind.MODERATE:
+        finish_moderation(steps, claim)
+    else:
+        finish_merge(steps, claim)
+
+
+def test_it_can_be_taken_back_and_everything_is_as_it_was(empty_database_url: str) -> None:
+    filled = fill(empty_database_url)
+    upgrade(empty_database_url)
+
+    downgrade(empty_database_url, "0008")
+
+    for table, before in filled["tables"].items():
+        after = rows_of(empty_database_url, table)
+        for row in after:
+            row.pop("lane", None)
+
+        def by_content(row: Any) -> str:
+            return json.dumps(row, sort_keys=True)
+
+        for row, was in zip(
+            sorted(after, key=by_content), sorted(before, key=by_content), strict=True
+        ):
+            assert row == was, table
 
 
 def test_processes_that_migrate_at_once_do_not_collide(empty_database_url: str) -> None:

@@ -15,9 +15,9 @@ COUNT_REMAINING = """
     UPDATE jobs SET remaining = (
         SELECT count(*) FROM chunks WHERE chunks.job_id = jobs.id AND NOT EXISTS (
             SELECT FROM steps WHERE steps.job_id = jobs.id AND part = index
-            AND steps.kind = CASE WHEN coalesce((jobs.options ->> 'moderation')::boolean, false)
-                THEN 'moderate' ELSE 'transcribe' END
-            AND steps.status IN ('done', 'failed')
+            AND CASE WHEN coalesce((jobs.options ->> 'moderation')::boolean, false)
+                THEN steps.kind = 'moderate' AND steps.status IN ('done', 'failed')
+                ELSE steps.kind = 'transcribe' AND steps.status = 'done' END
         )
     )
 """

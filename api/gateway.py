@@ -32,11 +32,11 @@ from common.db.jobs import Jobs
 from common.db.keys import AllKeys
 from common.db.streams import Streams
 from common.db.vault import Vault
-from common.egress import Egress
 from common.errors import SetupProblem, StorageFull
-from common.events import Events
-from common.queue import Doorbell, connect
-from common.reach import redis_trouble
+from common.net.egress import Egress
+from common.net.reach import redis_trouble
+from common.redis.events import Events
+from common.redis.queue import Doorbell, connect
 from common.settings import Settings
 from common.storage.opening import open_storage
 from common.storage.storage import check_space

@@ -15,9 +15,9 @@ from loguru import logger
 
 from api.child import pipe_to_gateway, write_line
 from common.errors import ModerationFailed, ModerationUnusable
-from common.logs import set_up_logging
 from common.moderation.loading import load_moderation
 from common.moderation.moderation import Moderation
+from common.process.logs import set_up_logging
 from common.settings import LogSettings, ModerationSettings
 
 

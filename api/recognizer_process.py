@@ -29,7 +29,7 @@ from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
 from common.domain.transcript import segments_to_json
 from common.domain.values import BYTES_PER_MS
 from common.errors import EngineFailed, StenoError
-from common.logs import set_up_logging
+from common.process.logs import set_up_logging
 from common.settings import LogSettings
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from common.db.snapshots import ClientData
 from common.domain.job import Priority
 from common.domain.languages import AUTO, LANGUAGES
 from common.domain.request import Cutting, Decoding, Options
-from common.egress import Egress
 from common.errors import ModelNotHere, Needs, OutOfRange, UnknownOption
+from common.net.egress import Egress
 from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE, WHISPER_ENGINES
 from common.weights.store import WeightsState, WeightsStore

@@ -24,7 +24,7 @@ from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
 from common.domain.request import Options
 from common.errors import Unavailable
-from common.queue import Doorbell, connect
+from common.redis.queue import Doorbell, connect
 from common.storage.local import LocalStorage
 from scripts.client import ENDED, Gateway
 from scripts.embedded import find_postgres

@@ -27,7 +27,7 @@ from sqlalchemy import select
 from common.db.database import Database
 from common.db.tables import Step
 from common.domain.job import StepKind, StepStatus
-from common.queue import connect
+from common.redis.queue import connect
 from scripts.cli import load_settings
 from scripts.client import Gateway
 from scripts.stack import Stack

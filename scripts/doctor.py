@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from api.children import LOADING, OFF, OK
 from common.db.migrate import revisions
 from common.errors import ModerationOff, SetupProblem, StenoError
-from common.queue import Doorbell, connect
+from common.redis.queue import Doorbell, connect
 from common.settings import INSTALLED, ROOT, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore

@@ -523,7 +523,7 @@ def _check(settings: Settings, options: Mapping[str, str]) -> None:
     """
     # They take a while, and are mostly not needed.
     from api.resolving import Resolver, form_options
-    from common.egress import Egress
+    from common.net.egress import Egress
 
     manifest = Manifest.load()
     store = WeightsStore(settings.asr.models_dir, manifest)

@@ -7,7 +7,7 @@ from pathlib import Path
 from loguru import logger
 from redis import Redis
 
-from common import presence
+from common.redis import presence
 from common.weights.store import WeightsStore
 
 

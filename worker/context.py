@@ -13,11 +13,11 @@ from loguru import logger
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common import presence
 from common.db.cleaning import Cleaning
 from common.db.steps import StaleClaim, Steps
 from common.errors import NotFound, Unavailable
-from common.events import Events
+from common.redis import presence
+from common.redis.events import Events
 from common.settings import Settings
 from common.storage.storage import Storage
 from worker.engines import Engines
@@ -26,7 +26,7 @@ from worker.moderation import WarmModeration
 
 if TYPE_CHECKING:
     from common.audio.vad import Network
-    from common.egress import Egress
+    from common.net.egress import Egress
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Context:
 
     @cached_property
     def egress(self) -> Egress:
-        from common.egress import Egress
+        from common.net.egress import Egress
 
         return Egress(self.settings.egress.allow)
 

@@ -25,8 +25,8 @@ from common.domain.webhooks import (
     signed_headers,
     verdict_on,
 )
-from common.egress import Egress, Outbound, parse_url
 from common.errors import SecretsLocked, Unavailable, UrlRefused
+from common.net.egress import Egress, Outbound, parse_url
 from common.settings import Settings, WebhookSettings
 from worker.compose import database_url
 from worker.pace import Pace

@@ -21,13 +21,13 @@ from redis import Redis
 from redis.client import PubSub
 from redis.exceptions import RedisError
 
-from common import presence
 from common.db.steps import Steps
 from common.errors import StenoError, Transient
-from common.events import JOB_CHANNEL, WORK_CHANNEL, Events
-from common.logs import set_up_logging
-from common.queue import Doorbell, connect
-from common.reach import redis_trouble
+from common.net.reach import redis_trouble
+from common.process.logs import set_up_logging
+from common.redis import presence
+from common.redis.events import JOB_CHANNEL, WORK_CHANNEL, Events
+from common.redis.queue import Doorbell, connect
 from common.settings import load_settings
 from worker.compose import build_janitor, build_steps, redis_url, wait_for_services
 from worker.courier import build_courier

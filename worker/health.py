@@ -11,9 +11,9 @@ from collections.abc import Callable
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common import presence
 from common.errors import DatabaseReadOnly, StenoError, Unavailable
-from common.reach import malformed, postgres_refuses, postgres_trouble, redis_trouble
+from common.net.reach import malformed, postgres_refuses, postgres_trouble, redis_trouble
+from common.redis import presence
 from common.settings import DatabaseSettings, RedisSettings
 
 PATIENCE_S = 5

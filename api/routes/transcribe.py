@@ -17,8 +17,8 @@ from api.problems import documented
 from api.schemas import Accepted, UploadOptions
 from common.db.jobs import Created, Jobs, NewJob
 from common.domain.job import JobStatus
-from common.egress import MAX_URL_LETTERS
 from common.errors import NotFound, OutcomeUnknown, Transient, Unsupported
+from common.net.egress import MAX_URL_LETTERS
 
 router = APIRouter(tags=["jobs"])
 

@@ -20,7 +20,7 @@ from api.schemas import Name
 from common.db.endpoints import Delivery, DeliveryFilter
 from common.db.tables import WebhookEndpoint
 from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook_id
-from common.egress import MAX_URL_LETTERS
+from common.net.egress import MAX_URL_LETTERS
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(422, 503))
 

@@ -10,7 +10,7 @@ import redis
 
 from common.db.database import Database
 from common.db.steps import Steps
-from common.events import Events
+from common.redis.events import Events
 from scripts.embedded import EmbeddedValkey
 from tests.factories import make_steps
 from tests.gateway import GatewayProcess

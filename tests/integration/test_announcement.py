@@ -6,7 +6,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from common import presence
+from common.redis import presence
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from worker.announcement import Announcement

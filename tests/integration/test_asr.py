@@ -16,7 +16,7 @@ import requests
 from common.db.database import Database
 from common.db.steps import Steps
 from common.errors import DecodeFailed
-from common.events import Events
+from common.redis.events import Events
 from tests.factories import claim_next, finish_chunk, finish_merge, make_steps, plan_chunks
 from tests.factories import stored_segment as segment
 from tests.gateway import GatewayProcess

@@ -20,8 +20,8 @@ from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
 from common.db.vault import Vault, seal_all
 from common.db.webhooks import Outcome, tell
 from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
-from common.egress import Egress
 from common.errors import SecretsLocked, SetupProblem
+from common.net.egress import Egress
 from common.settings import WebhookSettings
 from scripts.cli import steno
 from scripts.receiver import Receiver

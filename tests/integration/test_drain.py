@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 
 from common.db.tables import Chunk, JobMetrics, Step
 from common.domain.job import JobStatus, StepKind, StepStatus
-from common.queue import Doorbell
+from common.redis.queue import Doorbell
 from scripts.embedded import EmbeddedPostgres
 from tests.frozen import SENTENCE, failures, frozen_worker, is_told
 from tests.service import Service, Start, horse_of, shut, wait_until

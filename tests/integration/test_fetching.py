@@ -17,8 +17,8 @@ from common.db.tables import Job, Recording, Step
 from common.db.vault import Vault
 from common.domain.job import JobStatus, StepKind
 from common.errors import FetchBroke, FetchFailed, NotAudio, TooLarge, UrlRefused
-from common.events import Events
-from common.queue import connect
+from common.redis.events import Events
+from common.redis.queue import connect
 from common.settings import Settings
 from scripts.receiver import Receiver
 from tests.factories import TENANT, claim_next, new_job

@@ -10,7 +10,7 @@ import pytest
 
 from common.db.jobs import Jobs
 from common.errors import TooLarge
-from common.queue import connect
+from common.redis.queue import connect
 from common.settings import Settings
 from tests.factories import TENANT, claim_next, new_job, new_recording
 from tests.file_server import FileServer, Served

@@ -20,7 +20,7 @@ from redis import Redis
 from common.db.jobs import Jobs
 from common.db.migrate import upgrade
 from common.domain.job import JobStatus, StepKind
-from common.presence import DISPATCHERS, QUEUE_NAME
+from common.redis.presence import DISPATCHERS, QUEUE_NAME
 from common.settings import ROOT
 from scripts.embedded import free_port
 from tests.factories import TENANT

@@ -18,7 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from sqlalchemy import text
 
-from common import presence
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.keys import Keys
@@ -31,6 +30,7 @@ from common.domain.keys import Scope
 from common.domain.metrics import COUNTERS, HISTOGRAMS
 from common.domain.webhooks import Verdict
 from common.errors import DecodeFailed, EngineFailed
+from common.redis import presence
 from tests.factories import (
     TENANT,
     claim_next,

@@ -17,11 +17,11 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from common import presence
 from common.db.steps import Publication
 from common.domain.job import JobStatus
-from common.presence import QUEUE_NAME
-from common.queue import STEP_FUNCTION, Doorbell, StepMessage, connect, queue_of
+from common.redis import presence
+from common.redis.presence import QUEUE_NAME
+from common.redis.queue import STEP_FUNCTION, Doorbell, StepMessage, connect, queue_of
 from tests.service import Start, wait_until
 from tests.speech import silence
 from worker.horse import HorseWorker, StepJob

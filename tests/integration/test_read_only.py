@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from common.db.database import Database
 from common.domain.job import JobStatus
 from common.errors import DatabaseFull, DatabaseReadOnly, Unavailable
-from common.presence import QUEUE_NAME, RECORD_S
+from common.redis.presence import QUEUE_NAME, RECORD_S
 from scripts.embedded import EmbeddedPostgres
 from tests.frozen import failures, frozen_worker
 from tests.gateway import GatewayProcess

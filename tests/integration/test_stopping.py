@@ -15,7 +15,7 @@ from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.tables import Step
 from common.domain.job import JobStatus, StepKind, StepStatus
-from common.events import Events
+from common.redis.events import Events
 from tests.factories import TENANT
 from tests.service import Service, Start, horse_of, wait_until
 from tests.speech import Samples, speak

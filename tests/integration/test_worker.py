@@ -16,8 +16,8 @@ from sqlalchemy import select
 from common.db.steps import Publication
 from common.db.tables import Chunk, Step
 from common.domain.job import JobStatus, StepKind
-from common.events import Events
-from common.queue import Doorbell
+from common.redis.events import Events
+from common.redis.queue import Doorbell
 from tests.audio_files import truncate
 from tests.factories import claim_next, make_steps
 from tests.frozen import SENTENCE, failures, frozen_worker, has_ended

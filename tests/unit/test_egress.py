@@ -24,8 +24,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.egress import Egress, Outbound, is_public, parse_url
 from common.errors import SetupProblem, UrlRefused
+from common.net.egress import Egress, Outbound, is_public, parse_url
 
 PUBLIC = "93.184.216.34"
 

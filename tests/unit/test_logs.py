@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from loguru import logger
 
-from common.logs import set_up_logging
+from common.process.logs import set_up_logging
 from common.settings import LogSettings
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from common.db.database import parsed
 from common.errors import SetupProblem
-from common.reach import postgres_refuses
+from common.net.reach import postgres_refuses
 
 SERVER = 'connection to server at "password-db" (10.0.0.2), port 5432 failed: '
 

@@ -13,8 +13,8 @@ from api.resolving import Resolver, form_options
 from api.schemas import UploadOptions
 from common.domain.job import Priority
 from common.domain.request import Cutting
-from common.egress import Egress
 from common.errors import BadInput, ModelNotHere, Needs, OutOfRange, UnknownOption
+from common.net.egress import Egress
 from common.settings import AsrSettings, ChunkSettings, ModerationSettings, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -199,7 +199,7 @@ def test_a_dns_that_is_slow_to_answer_holds_up_no_thread_that_others_need(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client can have its names looked up as slowly as it likes."""
-    monkeypatch.setattr("common.egress.LOOKUP_S", 60)
+    monkeypatch.setattr("common.net.egress.LOOKUP_S", 60)
     answer = threading.Event()
 
     def slow(_host: str, _port: int) -> list[str]:

@@ -30,9 +30,9 @@ from common.audio.probe import check_length, probe
 from common.db.jobs import NewRecording
 from common.db.steps import Claim, fetched_id
 from common.domain.webhooks import RETRIED, RETRY_AFTER, retry_after_s
-from common.egress import Outbound, parse_url
 from common.errors import FetchBroke, FetchFailed, StenoError, TooLarge, Transient, UrlRefused
 from common.filenames import display_name
+from common.net.egress import Outbound, parse_url
 from common.storage.storage import storage_errors
 from worker.context import Context, persist
 

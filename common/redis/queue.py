@@ -19,10 +19,10 @@ from rq.exceptions import DeserializationError, DuplicateJobError, NoSuchJobErro
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from common import presence
 from common.db.steps import Publication
-from common.presence import QUEUE_NAME
-from common.reach import malformed
+from common.net.reach import malformed
+from common.redis import presence
+from common.redis.presence import QUEUE_NAME
 
 STEP_FUNCTION = "worker.runner.run_step"
 """Named, not imported: whoever enqueues needs nothing of the worker's code."""

@@ -1,6 +1,7 @@
-"""What a model is fed with: texts made into the inputs that its graph names.
+"""What a model reads: texts made into the inputs that its graph names.
 
-A kind of graph is a class here (or beside) that implements `Inputs`, and a line in `inputs_for`.
+A kind of graph is a class that implements `Inputs`, and a line in
+`common.moderation.onnx.inputs_for`.
 """
 
 from __future__ import annotations
@@ -49,26 +50,6 @@ class Inputs(Protocol):
         Texts share a batch only where that leaves their scores alone.
         """
         ...
-
-
-def inputs_for(names: Collection[str], folder: ModelFolder, *, apart: bool = False) -> Inputs:
-    """What feeds a graph whose inputs have these names.
-
-    Args:
-        names: the graph's inputs.
-        folder: the model's.
-        apart: texts must not share a batch, for they would change each other's scores.
-
-    Raises:
-        ModerationUnusable: no such graph is known, or the folder has no tokenizer.
-    """
-    if {"input_ids"} <= set(names) <= {"input_ids", "attention_mask", "token_type_ids"}:
-        return TokenInputs(folder, names, apart=apart)
-    if set(names) == {"features"}:
-        from common.moderation.ngrams import NgramInputs  # it builds upon this module
-
-        return NgramInputs()
-    raise unusable(folder.path, f"its graph takes {', '.join(sorted(names))}; nothing here does so")
 
 
 class TokenInputs:

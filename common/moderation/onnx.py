@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import onnxruntime
 
 from common.domain.moderation import ModeratedBy, Thresholds
 from common.errors import ModerationFailed
-from common.moderation.folder import read_folder, unusable
-from common.moderation.inputs import Worst, inputs_for, to_scores
+from common.moderation.folder import ModelFolder, read_folder, unusable
+from common.moderation.inputs import Inputs, TokenInputs, Worst, to_scores
 from common.moderation.moderator import Scores
+from common.moderation.ngrams import NgramInputs
 
 GRAPHS = ("model_int8.onnx", "model.onnx")
 """The graph that is run: the first of these that the folder has."""
@@ -73,6 +74,24 @@ class OnnxModerator:
             return self.session.run(None, feeds)[0]
         except Exception as error:  # onnxruntime's own have no common class of a public name
             raise ModerationFailed(reason=" ".join(str(error).split())[:300]) from error
+
+
+def inputs_for(names: Collection[str], folder: ModelFolder, *, apart: bool = False) -> Inputs:
+    """What makes texts into the inputs of a graph with these input names.
+
+    Args:
+        names: the graph's inputs.
+        folder: the model's.
+        apart: texts must not share a batch: they would change each other's scores.
+
+    Raises:
+        ModerationUnusable: the graph takes other inputs, or the folder has no tokenizer.
+    """
+    if {"input_ids"} <= set(names) <= {"input_ids", "attention_mask", "token_type_ids"}:
+        return TokenInputs(folder, names, apart=apart)
+    if set(names) == {"features"}:
+        return NgramInputs()
+    raise unusable(folder.path, f"its graph has unsupported inputs: {', '.join(sorted(names))}")
 
 
 def _find_graph(path: Path, name: str | None) -> Path:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from api.child import pipe_to_gateway, write_line
 from common.asr.loading import load_recognizer, style_of
 from common.asr.streaming import Before, Heard
-from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
+from common.audio.silero import CONTEXT, FRAME, SILENCE, SileroNetwork
 from common.domain.transcript import segments_to_json
 from common.domain.values import BYTES_PER_MS
 from common.errors import EngineFailed, StenoError
@@ -43,7 +43,7 @@ FULL_SCALE = 32_768
 class Sound:
     """What is kept of one stream's sound, and where there is speech in it."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: SileroNetwork) -> None:
         self._network = network
         self._state = SILENCE
         self._context = np.zeros(CONTEXT, np.int16)
@@ -81,7 +81,7 @@ class Sound:
 class Desk:
     """What was asked and is not answered yet; two threads share it."""
 
-    def __init__(self, network: Network, answers: BinaryIO) -> None:
+    def __init__(self, network: SileroNetwork, answers: BinaryIO) -> None:
         self._network = network
         self._answers = answers
         self._lock = threading.Condition()
@@ -180,7 +180,7 @@ def main(parent: str, order: str) -> None:
             device=wanted["device"],
             compute_type=wanted["compute_type"],
         )
-        desk = Desk(Network(), answers)
+        desk = Desk(SileroNetwork(), answers)
     except StenoError as error:
         write_line(answers, {"unusable": str(error)})
         return

@@ -25,7 +25,7 @@ from common.asr.engine import DecodingOptions, Engine
 from common.asr.loading import ENGINES, load_engine
 from common.audio.decode import Decoding
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
-from common.audio.vad import Network, load_network
+from common.audio.silero import SileroNetwork
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -59,7 +59,7 @@ def main() -> int:
     asked = parser.parse_args()
     store = WeightsStore(load_settings().asr.models_dir, Manifest.load())
     engine = load_engine(asked.engine, store.resolve(asked.engine, asked.model).path)
-    network = load_network()
+    network = SileroNetwork()
     if asked.path.is_dir():
         _words(asked.path, engine, network, asked.words)
         return 0
@@ -78,7 +78,7 @@ def _seconds(engine: Engine, chunks: list[PlannedChunk], language: str) -> float
     return time.process_time() - started
 
 
-def _words(folder: Path, engine: Engine, network: Network, most: int) -> None:
+def _words(folder: Path, engine: Engine, network: SileroNetwork, most: int) -> None:
     for clips in read_corpus(folder).clip_sets:
         found = [
             (text, _heard(engine, _planned(pcm, network), clips.language))
@@ -156,7 +156,7 @@ def _samples(recording: Path) -> Pcm:
         return np.concatenate(list(Decoding(file)))
 
 
-def _planned(pcm: Pcm, network: Network) -> list[PlannedChunk]:
+def _planned(pcm: Pcm, network: SileroNetwork) -> list[PlannedChunk]:
     planner = Planner(PlanOptions(), network)
     return planner.feed(pcm) + planner.finish()
 

@@ -119,9 +119,9 @@ def _measure(settings: Settings, asked: argparse.Namespace) -> dict[str, Any]:
 def _plan(recording: Path, minutes: float) -> Iterator[PlannedChunk]:
     from common.audio.decode import Decoding
     from common.audio.planning import Planner, PlanOptions
-    from common.audio.vad import load_network
+    from common.audio.silero import SileroNetwork
 
-    planner = Planner(PlanOptions(), load_network())
+    planner = Planner(PlanOptions(), SileroNetwork())
     decoding = Decoding(recording)
     for block in decoding:
         yield from planner.feed(block)

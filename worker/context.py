@@ -25,7 +25,7 @@ from worker.memory import Memory
 from worker.moderation import WarmModeration
 
 if TYPE_CHECKING:
-    from common.audio.vad import Network
+    from common.audio.silero import SileroNetwork
     from common.net.egress import Egress
 
 T = TypeVar("T")
@@ -49,10 +49,10 @@ class Context:
     redis: Redis
 
     @cached_property
-    def voice_network(self) -> Network:
-        from common.audio.vad import load_network
+    def voice_network(self) -> SileroNetwork:
+        from common.audio.silero import SileroNetwork
 
-        return load_network()
+        return SileroNetwork()
 
     @cached_property
     def egress(self) -> Egress:

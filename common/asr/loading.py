@@ -54,9 +54,9 @@ def load_engine(
     else:
         raise UnknownOption(field="engine", allowed=", ".join(ENGINES), value=engine)
     from common.asr.thorough import Thorough
-    from common.audio.vad import load_network
+    from common.audio.silero import SileroNetwork
 
-    return Thorough(loaded, load_network())
+    return Thorough(loaded, SileroNetwork())
 
 
 def style_of(engine: str) -> Style:

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Engine, Samples
-from common.audio.vad import FRAME_MS, Network, voiced
+from common.audio.silero import SileroNetwork
+from common.audio.vad import FRAME_MS, voiced
 from common.domain.cutting import CutOptions
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span
@@ -58,7 +59,7 @@ class Thorough:
     What is heard again carries the flag ``retried``.
     """
 
-    def __init__(self, engine: Engine, network: Network) -> None:
+    def __init__(self, engine: Engine, network: SileroNetwork) -> None:
         self.name = engine.name
         self._engine = engine
         self._network = network

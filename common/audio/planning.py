@@ -22,7 +22,7 @@ from common.domain.cutting import (
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Chunk, Window
 
 if TYPE_CHECKING:
-    from common.audio.silero import Network
+    from common.audio.silero import SileroNetwork
 
 Strategy = Literal["vad", "silence", "fixed"]
 
@@ -70,14 +70,13 @@ class Planner:
 
     Args:
         options: how to cut.
-        network: the voice activity network of `common.audio.vad.load_network`; only the strategy
-            ``vad`` needs it.
+        network: the voice activity network; only the strategy ``vad`` needs it.
 
     Raises:
         ValueError: the strategy ``vad`` without a network.
     """
 
-    def __init__(self, options: PlanOptions, network: Network | None = None) -> None:
+    def __init__(self, options: PlanOptions, network: SileroNetwork | None = None) -> None:
         self._cutting = _cutting(options, network)
         self._grouper = ChunkGrouper()
         self._pcm = bytearray()
@@ -200,7 +199,7 @@ class _ByLength:
         return self._cutter.finish(duration_ms)
 
 
-def _cutting(options: PlanOptions, network: Network | None) -> _Cutting:
+def _cutting(options: PlanOptions, network: SileroNetwork | None) -> _Cutting:
     if options.strategy == "fixed":
         return _ByLength(options.cut)
     if options.strategy == "silence":

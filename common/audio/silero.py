@@ -77,7 +77,7 @@ SILENCE = State(np.zeros((1, 1, _STATE), np.float32), np.zeros((1, 1, _STATE), n
 """The memory at a recording's start."""
 
 
-class Network:
+class SileroNetwork:
     """The loaded network, on one thread; without state, so one serves any number of recordings.
 
     Args:

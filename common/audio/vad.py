@@ -7,19 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
+from common.audio.silero import CONTEXT, FRAME, SILENCE, SileroNetwork
 from common.domain.cutting import Curve, CutOptions, Speech, cut_long
 from common.domain.values import SAMPLES_PER_MS, Span
-
-__all__ = [
-    "Network",
-    "VadFinder",
-    "VadOptions",
-    "VoiceActivity",
-    "load_network",
-    "speech_ms",
-    "voiced",
-]
 
 FRAME_MS = FRAME // SAMPLES_PER_MS
 
@@ -49,15 +39,10 @@ class VadOptions:
             raise ValueError(f"threshold must be in (0, 1), got {self.threshold}")
 
 
-def load_network() -> Network:
-    """The network, ready to run; once a process."""
-    return Network()
-
-
 class VoiceActivity:
     """The probability of speech for each 32 ms of one recording."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: SileroNetwork) -> None:
         self._network = network
         self._state = SILENCE
         self._samples = np.zeros(CONTEXT, np.int16)
@@ -85,7 +70,7 @@ class VoiceActivity:
         return probabilities
 
 
-def voiced(network: Network, window: NDArray[np.float32]) -> NDArray[np.bool_]:
+def voiced(network: SileroNetwork, window: NDArray[np.float32]) -> NDArray[np.bool_]:
     """In which frames of a window (16 kHz mono in [-1, 1]) somebody speaks; shape (frames,)."""
     activity = VoiceActivity(network)
     samples = np.clip(np.rint(window * 32_768), -32_768, 32_767).astype(np.int16)
@@ -93,7 +78,7 @@ def voiced(network: Network, window: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(probabilities >= VadOptions().threshold)
 
 
-def speech_ms(network: Network, window: NDArray[np.float32]) -> int:
+def speech_ms(network: SileroNetwork, window: NDArray[np.float32]) -> int:
     """For how long somebody speaks in a window."""
     return int(np.count_nonzero(voiced(network, window))) * FRAME_MS
 
@@ -101,7 +86,7 @@ def speech_ms(network: Network, window: NDArray[np.float32]) -> int:
 class VadFinder:
     """Finds speech by voice activity."""
 
-    def __init__(self, network: Network, options: VadOptions, cut: CutOptions) -> None:
+    def __init__(self, network: SileroNetwork, options: VadOptions, cut: CutOptions) -> None:
         self._activity = VoiceActivity(network)
         self._options = options
         self._cut = cut

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
-from common.audio.vad import load_network
+from common.audio.silero import SileroNetwork
 from common.domain.cutting import CutOptions
 from common.domain.values import SAMPLE_RATE
 from tests import speech
 from tests.audio_files import noise, silence, tone
 
-NETWORK = load_network()
+NETWORK = SileroNetwork()
 STRATEGIES: tuple[Literal["vad", "silence", "fixed"], ...] = ("vad", "silence", "fixed")
 TEXT = "We were talking about the old house by the river, and how quiet it used to be there. "
 

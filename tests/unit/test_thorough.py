@@ -22,7 +22,8 @@ from common.asr.thorough import (
     pieces,
     told,
 )
-from common.audio.vad import FRAME_MS, Network, load_network
+from common.audio.silero import SileroNetwork
+from common.audio.vad import FRAME_MS
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span, Word
 from tests.speech import noise, silence, speak
@@ -39,8 +40,8 @@ WINDOW = np.concatenate([part for spoken in SPOKEN for part in (spoken, PAUSE)])
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    return load_network()
+def network() -> SileroNetwork:
+    return SileroNetwork()
 
 
 def words_of(sound: Samples) -> tuple[Word, ...]:
@@ -84,7 +85,7 @@ def last_end_s(segments: Sequence[Segment]) -> float:
     return max(segment.span.end_ms for segment in segments) / 1000
 
 
-def test_what_is_left_out_is_heard_again(network: Network) -> None:
+def test_what_is_left_out_is_heard_again(network: SileroNetwork) -> None:
     engine = Hasty(4.0)
     ((*segments,),) = Thorough(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1, 3], "the window, then its three sentences"
@@ -94,21 +95,21 @@ def test_what_is_left_out_is_heard_again(network: Network) -> None:
     assert starts == sorted(starts)
 
 
-def test_what_is_heard_whole_is_heard_once(network: Network) -> None:
+def test_what_is_heard_whole_is_heard_once(network: SileroNetwork) -> None:
     engine = Hasty(30.0)
     ((segment,),) = Thorough(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1]
     assert not segment.flags
 
 
-def test_only_the_window_that_lacks_something_is_heard_again(network: Network) -> None:
+def test_only_the_window_that_lacks_something_is_heard_again(network: SileroNetwork) -> None:
     engine = Hasty(4.0)
     first, second = Thorough(engine, network).transcribe([SPOKEN[0], WINDOW], OPTIONS)
     assert not any(guards.RETRIED in segment.flags for segment in first)
     assert all(guards.RETRIED in segment.flags for segment in second)
 
 
-def test_no_text_is_looked_for_where_nobody_speaks(network: Network) -> None:
+def test_no_text_is_looked_for_where_nobody_speaks(network: SileroNetwork) -> None:
     engine = Hasty(0.0)
     windows = [silence(10.0), noise(10.0), silence(0.0)]
     assert Thorough(engine, network).transcribe(windows, OPTIONS) == [(), (), ()]
@@ -116,7 +117,9 @@ def test_no_text_is_looked_for_where_nobody_speaks(network: Network) -> None:
 
 
 @pytest.mark.parametrize("flag", [guards.LOW_CONFIDENCE, guards.REPETITIVE, guards.LIKELY_SILENCE])
-def test_doubtful_text_does_not_replace_what_was_heard_first(network: Network, flag: str) -> None:
+def test_doubtful_text_does_not_replace_what_was_heard_first(
+    network: SileroNetwork, flag: str
+) -> None:
     class Inventive(Hasty):
         def transcribe(
             self, windows: Sequence[Samples], options: DecodingOptions
@@ -131,27 +134,27 @@ def test_doubtful_text_does_not_replace_what_was_heard_first(network: Network, f
     assert not segment.flags
 
 
-def test_speech_without_a_pause_is_not_heard_a_second_time(network: Network) -> None:
+def test_speech_without_a_pause_is_not_heard_a_second_time(network: SileroNetwork) -> None:
     engine = Hasty(1.0)
     spoken = speak("one two three four five six seven eight nine ten eleven twelve")
     Thorough(engine, network).transcribe([spoken], OPTIONS)
     assert engine.calls == [1], "there is but one piece, which it has heard already"
 
 
-def test_words_are_given_only_where_they_are_asked_for(network: Network) -> None:
+def test_words_are_given_only_where_they_are_asked_for(network: SileroNetwork) -> None:
     untimed = replace(OPTIONS, word_timestamps=False)
     (segments,) = Thorough(Hasty(30.0), network).transcribe([WINDOW], untimed)
     assert segments[0].text
     assert segments[0].words == ()
 
 
-def test_the_language_is_the_engines_business(network: Network) -> None:
+def test_the_language_is_the_engines_business(network: SileroNetwork) -> None:
     thorough = Thorough(Hasty(1.0), network)
     assert thorough.name == "hasty"
     assert thorough.languages([WINDOW]) == [{"en": len(WINDOW) / 1_000_000}]
 
 
-def test_what_is_left_out_in_another_language_is_not_decoded_again(network: Network) -> None:
+def test_what_is_left_out_in_another_language_is_not_decoded_again(network: SileroNetwork) -> None:
     class Polyglot(Hasty):
         def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
             return [{"fr": 0.9, "en": 0.01} for _ in windows]
@@ -163,7 +166,7 @@ def test_what_is_left_out_in_another_language_is_not_decoded_again(network: Netw
     assert segment.flags == (LANGUAGE_MISMATCH,)
 
 
-def test_a_window_in_another_language_is_heard_once(network: Network) -> None:
+def test_a_window_in_another_language_is_heard_once(network: SileroNetwork) -> None:
     class Foreign(Hasty):
         def transcribe(
             self, windows: Sequence[Samples], options: DecodingOptions

@@ -59,7 +59,7 @@ class Sound:
         samples = np.concatenate([self._context, np.frombuffer(pcm, "<i2")])
         if len(samples) < CONTEXT + FRAME:
             return []
-        probabilities, self._state = self._network.judge(samples, self._state)
+        probabilities, self._state = self._network.speech_probabilities(samples, self._state)
         self._context = samples[-CONTEXT:]
         return [round(float(each), 3) for each in probabilities]
 

@@ -33,7 +33,7 @@ from common.asr.streaming import Heard
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, WeightsMissing
-from common.weights.onnx_metadata import read_metadata
+from common.weights.onnx_file import read_metadata
 from common.weights.zipformer import Parts, find_parts
 
 TAIL_MS = 800

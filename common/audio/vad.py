@@ -66,7 +66,7 @@ class VoiceActivity:
         return self._judge(np.pad(self._samples, (0, -rest % FRAME)))
 
     def _judge(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
-        probabilities, self._state = self._network.judge(samples, self._state)
+        probabilities, self._state = self._network.speech_probabilities(samples, self._state)
         return probabilities
 
 

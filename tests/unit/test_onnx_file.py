@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from common.weights.onnx_metadata import read_metadata
+from common.weights.onnx_file import read_metadata
 
 
 def model(**metadata: str) -> Any:

@@ -1,14 +1,15 @@
-"""What an ONNX file says of itself, read without loading the network in it."""
+"""ONNX files read as protocol buffers, without loading the network in them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common.weights.whisper import map_file
 
 # From onnx.proto: fields of ModelProto, and of the StringStringEntryProto in it.
-_GRAPH = 7
+GRAPH = 7
 _METADATA = 14
 _KEY, _VALUE = 1, 2
 
@@ -28,11 +29,14 @@ def read_metadata(path: Path) -> dict[str, str]:
     found = {}
     has_graph = False
     try:
-        for number, value in _fields(map_file(path)):
-            if number == _GRAPH:
+        for number, value in read_fields(map_file(path)):
+            if number == GRAPH:
                 has_graph = True
             elif number == _METADATA:
-                pair = {key: bytes(text).decode() for key, text in _fields(value)}
+                texts = [
+                    (key, text) for key, text in read_fields(value) if not isinstance(text, int)
+                ]
+                pair = {key: bytes(text).decode() for key, text in texts}
                 found[pair.get(_KEY, "")] = pair.get(_VALUE, "")
     except (IndexError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path.name} is no ONNX model, or is cut short") from problem
@@ -41,30 +45,30 @@ def read_metadata(path: Path) -> dict[str, str]:
     return found
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The number and the bytes of each field of a protobuf message; a number's bytes are left out.
+def read_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
+    """The fields of a protobuf message: number, and an int or (for all other types) the bytes.
 
     Raises:
-        IndexError: the message is none, or ends too early.
+        IndexError: the message is malformed, or ends too early.
     """
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
         number, kind = tag >> 3, tag & 7
-        start = at
         if kind == _VARINT:
-            _, at = _varint(message, at)
-            start = at
-        elif kind == _BYTES:
-            size, start = _varint(message, at)
-            at = start + size
+            value, at = _varint(message, at)
+            yield number, value
+            continue
+        if kind == _BYTES:
+            size, at = _varint(message, at)
         elif kind in (_FIXED_32, _FIXED_64):
-            at = start = at + (4 if kind == _FIXED_32 else 8)
+            size = 4 if kind == _FIXED_32 else 8
         else:
             raise IndexError(kind)
+        at += size
         if at > len(message) or number == 0:
             raise IndexError(at)
-        yield number, message[start:at]
+        yield number, message[at - size : at]
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Engine
 from common.asr.loading import ENGINES, load_engine
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.silero import SileroNetwork
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment
@@ -153,7 +153,7 @@ def _no_speech() -> Iterator[Pcm]:
 
 def _samples(recording: Path) -> Pcm:
     with recording.open("rb") as file:
-        return np.concatenate(list(Decoding(file)))
+        return np.concatenate(list(MonoDecoder(file)))
 
 
 def _planned(pcm: Pcm, network: SileroNetwork) -> list[PlannedChunk]:

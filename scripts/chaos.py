@@ -33,7 +33,7 @@ import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.domain.values import SAMPLE_RATE
 from common.errors import GatewayLost, Refused, SetupProblem, WeightsMissing
 from common.settings import (
@@ -215,7 +215,7 @@ def join(parts: Sequence[Path], target: Path) -> Path:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
         for part in parts:
-            for block in Decoding(part):
+            for block in MonoDecoder(part):
                 file.writeframes(block.astype("<i2").tobytes())
             file.writeframes(pause.tobytes())
     return target

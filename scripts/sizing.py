@@ -117,12 +117,12 @@ def _measure(settings: Settings, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(recording: Path, minutes: float) -> Iterator[PlannedChunk]:
-    from common.audio.decode import Decoding
+    from common.audio.decode import MonoDecoder
     from common.audio.planning import Planner, PlanOptions
     from common.audio.silero import SileroNetwork
 
     planner = Planner(PlanOptions(), SileroNetwork())
-    decoding = Decoding(recording)
+    decoding = MonoDecoder(recording)
     for block in decoding:
         yield from planner.feed(block)
         if decoding.duration_ms >= minutes * 60_000:

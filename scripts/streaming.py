@@ -21,7 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from api.exposure import is_loopback
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.domain.values import BYTES_PER_MS, SAMPLE_RATE, SAMPLES_PER_MS
 from common.errors import GatewayLost, Refused, SetupProblem
 from scripts.client import refusal, shown
@@ -213,8 +213,8 @@ class StreamClient:
 
 
 def of_file(path: Path) -> Iterator[bytes]:
-    """The sound of a recording, piece by piece; raises as `common.audio.decode.Decoding`."""
-    for block in Decoding(path, PIECE_MS):
+    """The sound of a recording, piece by piece; raises as `common.audio.decode.MonoDecoder`."""
+    for block in MonoDecoder(path, PIECE_MS):
         yield block.astype("<i2", copy=False).tobytes()
 
 

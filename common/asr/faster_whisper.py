@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
-from common.asr.guards import Decoding
+from common.asr.guards import DecodingResult
 from common.asr.segments import segments_of
 from common.domain.values import SAMPLE_RATE, Detected, Segment, Span, Word
 from common.errors import EngineFailed
@@ -170,7 +170,7 @@ class FasterWhisper:
         options: DecodingOptions,
         temperature: float,
         limit: int,
-    ) -> list[Decoding]:
+    ) -> list[DecodingResult]:
         """Decode a batch, ``limit`` tokens a window at most."""
         prompt = self._model.get_prompt(
             tokenizer,
@@ -202,10 +202,10 @@ class FasterWhisper:
     @staticmethod
     def _decoding(
         result: Any, tokenizer: Tokenizer, temperature: float = 0.0, given: int = 0
-    ) -> Decoding:
+    ) -> DecodingResult:
         """What was decoded after the first ``given`` tokens, which were forced."""
         tokens = result.sequences_ids[0][given:]
-        return Decoding(
+        return DecodingResult(
             text=tokenizer.decode(tokens),
             # CTranslate2's score is the mean over all text tokens, where forced ones are certain;
             # the end token counts too.
@@ -226,9 +226,9 @@ class FasterWhisper:
         limits: Sequence[int],
         tokenizer: Tokenizer,
         options: DecodingOptions,
-    ) -> list[Decoding | None]:
+    ) -> list[DecodingResult | None]:
         """Each window's decoding at temperature 0; None where that is not asked for."""
-        found: list[Decoding | None] = [None for _ in encoded]
+        found: list[DecodingResult | None] = [None for _ in encoded]
         if 0.0 in options.temperatures:
             alike = sorted(range(len(encoded)), key=limits.__getitem__)
             for limit, group in groupby(alike, key=limits.__getitem__):
@@ -244,14 +244,14 @@ class FasterWhisper:
         window: Samples,
         encoded: ctranslate2.StorageView,
         limit: int,
-        searched: Decoding | None,
+        searched: DecodingResult | None,
         tokenizer: Tokenizer,
         options: DecodingOptions,
-    ) -> Decoding:
+    ) -> DecodingResult:
         """A window's decoding, of which ``searched`` is the one at temperature 0."""
         seeded = False
 
-        def decode(temperature: float) -> Decoding:
+        def decode(temperature: float) -> DecodingResult:
             nonlocal seeded
             if temperature == 0 and searched is not None:
                 return searched

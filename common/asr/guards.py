@@ -68,7 +68,7 @@ def compression_ratio(text: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class DecodingResult:
     """One attempt at one window.
 
     ``avg_logprob`` is the mean over its tokens, in nats; ``tokens`` are the engine's own.
@@ -91,24 +91,24 @@ class Decoding:
         return self.text.split()
 
 
-def is_silence(decoding: Decoding) -> bool:
+def is_silence(decoding: DecodingResult) -> bool:
     """Whether the decoder hears no speech and does not believe its own text either."""
     return decoding.no_speech_prob > MAX_NO_SPEECH_PROB and decoding.avg_logprob < MIN_AVG_LOGPROB
 
 
-def needs_retry(decoding: Decoding) -> bool:
+def needs_retry(decoding: DecodingResult) -> bool:
     """Whether to decode the window again, hotter: it loops, or is improbable without silence."""
     if is_silence(decoding):
         return False
     return decoding.avg_logprob < MIN_AVG_LOGPROB or loops(decoding)
 
 
-def loops(decoding: Decoding) -> bool:
+def loops(decoding: DecodingResult) -> bool:
     """Whether it says the same over and over."""
     return decoding.compression_ratio > MAX_COMPRESSION_RATIO or has_loop(decoding.words)
 
 
-def best(attempts: Sequence[Decoding]) -> Decoding:
+def best(attempts: Sequence[DecodingResult]) -> DecodingResult:
     """The coolest of failed attempts that does not loop, else the most probable.
 
     Heat is there to get out of loops. Where the sound itself is unclear, hotter samples are hardly
@@ -138,12 +138,12 @@ decoded as Vietnamese it was below 0.001 in 20 of 20 windows, also where English
 
 def climb(
     temperatures: Iterable[float],
-    decode: Callable[[float], Decoding],
+    decode: Callable[[float], DecodingResult],
     detect: Callable[[], Detected | None],
     duration_s: float,
     *,
     sure: float = MIN_AVG_LOGPROB,
-) -> Decoding:
+) -> DecodingResult:
     """Decode a window at one temperature after the other until an attempt will do.
 
     Whether it goes on depends on the attempts and on how long the window is, not on the clock: the
@@ -164,7 +164,7 @@ def climb(
         The first attempt that will do, else the best of all.
     """
     left = FAILURES * (SPARE_TOKENS + TOKENS_PER_S * duration_s)
-    attempts: list[Decoding] = []
+    attempts: list[DecodingResult] = []
     skips = False
     for temperature in temperatures:
         if skips:
@@ -323,7 +323,7 @@ def is_too_fast(text: str, duration_ms: int) -> bool:
 
 
 def doubts(
-    decoding: Decoding, text: str, word_probability: float, *, collapsed: bool
+    decoding: DecodingResult, text: str, word_probability: float, *, collapsed: bool
 ) -> tuple[str, ...]:
     """The flags of a segment that stays; ``text`` is its own, ``decoding`` its whole window's."""
     no_voice = decoding.no_speech_prob > MAX_NO_SPEECH_PROB

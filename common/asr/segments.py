@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.asr.engine import Samples
 from common.asr.guards import (
-    Decoding,
+    DecodingResult,
     Evidence,
     collapse_repeats,
     doubts,
@@ -45,7 +45,7 @@ PAUSE_LEVEL = 0.35
 
 
 def segments_of(
-    decoding: Decoding, words: Sequence[Word], samples: Samples, *, keep_words: bool
+    decoding: DecodingResult, words: Sequence[Word], samples: Samples, *, keep_words: bool
 ) -> tuple[Segment, ...]:
     """The segments of one window; times count from its start and stay inside it.
 

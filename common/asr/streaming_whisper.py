@@ -49,7 +49,7 @@ from faster_whisper.transcribe import get_suppressed_tokens
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
 from common.asr.faster_whisper import FRAMES, SAMPLES_PER_FRAME, FasterWhisper, joined, view
-from common.asr.guards import TOKENS_PER_S, Decoding
+from common.asr.guards import TOKENS_PER_S, DecodingResult
 from common.asr.segments import segments_of
 from common.asr.streaming import Before, Heard
 from common.domain.stream import Hypothesis
@@ -141,7 +141,7 @@ class StreamingWhisper(FasterWhisper):
         given: Sequence[list[int]],
         longest_s: float,
         beam_size: int,
-    ) -> list[Decoding]:
+    ) -> list[DecodingResult]:
         """What is said after the tokens ``given``, in at most ``longest_s``."""
         prompts = [
             self._model.get_prompt(tokenizer, [], without_timestamps=True) + forced
@@ -168,7 +168,7 @@ class StreamingWhisper(FasterWhisper):
         heard: Heard,
         tokenizer: Tokenizer,
         given: list[int],
-        decoding: Decoding,
+        decoding: DecodingResult,
         encoded: ctranslate2.StorageView,
     ) -> Hypothesis:
         """Words with times, guarded as those of recordings are."""
@@ -209,7 +209,7 @@ def _seconds(samples: Samples) -> float:
     return len(samples) / SAMPLES_PER_MS / 1000
 
 
-def _goes_astray(heard: Heard, before: Before, decoding: Decoding) -> bool:
+def _goes_astray(heard: Heard, before: Before, decoding: DecodingResult) -> bool:
     """Whether what is heard after something else is better heard alone.
 
     An utterance has hardly any pauses: there is too little text for it, or too much, or the decoder
@@ -243,7 +243,7 @@ def _earlier(word: Word, by_ms: int) -> Word:
     return replace(word, span=Span(start_ms, end_ms))
 
 
-def _quick(heard: Heard, decoding: Decoding) -> Hypothesis:
+def _quick(heard: Heard, decoding: DecodingResult) -> Hypothesis:
     """The text alone; where it is one of those that Whisper invents it is not worth showing."""
     text = decoding.text
     whole = Span(0, len(heard.samples) // SAMPLES_PER_MS)
@@ -251,5 +251,5 @@ def _quick(heard: Heard, decoding: Decoding) -> Hypothesis:
     return Hypothesis((Segment(whole, text),) if text.strip() else (), doubtful)
 
 
-def _is_doubtful(decoding: Decoding) -> bool:
+def _is_doubtful(decoding: DecodingResult) -> bool:
     return guards.is_silence(decoding) or guards.needs_retry(decoding)

@@ -25,7 +25,7 @@ import numpy as np
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
-from common.asr.guards import Decoding
+from common.asr.guards import DecodingResult
 from common.asr.segments import segments_of
 from common.domain.languages import WRITTEN_WITHOUT_SPACES
 from common.domain.values import SAMPLE_RATE, Segment, Span, Word
@@ -117,9 +117,9 @@ class WhisperCpp:
             self._load()
         self._fresh = False
         words: dict[float, list[Word]] = {}
-        searched: Decoding | None = None
+        searched: DecodingResult | None = None
 
-        def decode(temperature: float) -> Decoding:
+        def decode(temperature: float) -> DecodingResult:
             nonlocal searched
             decoding, words[temperature] = self._decode(window, options, temperature)
             searched = decoding if temperature == 0 else searched
@@ -141,7 +141,7 @@ class WhisperCpp:
 
     def _decode(
         self, window: Samples, options: DecodingOptions, temperature: float
-    ) -> tuple[Decoding, list[Word]]:
+    ) -> tuple[DecodingResult, list[Word]]:
         sound = _padded(window)
         params = self._params(options, temperature)
         if ggml.whisper_full(self._context, params, sound, len(sound)) != 0:
@@ -153,7 +153,7 @@ class WhisperCpp:
         ]
         end_of_text = ggml.whisper_token_eot(self._context)
         words = self._words([token for token in tokens if token.id < end_of_text], options.language)
-        decoding = Decoding(
+        decoding = DecodingResult(
             text="".join(word.text for word in words),
             avg_logprob=sum(token.plog for token in tokens) / len(tokens) if tokens else 0.0,
             no_speech_prob=0.0,

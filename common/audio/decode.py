@@ -21,14 +21,14 @@ from common.audio.parts import (
     CUT,
     RIFF_PADDING,
     UNDERSTATED,
-    Part,
+    FilePart,
+    file_parts,
     has_last_ogg_page,
     is_placeholder,
-    parts,
     tag_end,
     xing_size,
 )
-from common.audio.probe import decode_packet, has_usable_rate, open_container, sound_stream
+from common.audio.probe import audio_stream, decode_packet, has_usable_rate, open_container
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS
 from common.errors import DecodeFailed, NotAudio
 
@@ -87,7 +87,7 @@ LOWEST_RATE, HIGHEST_RATE = 8_000, 384_000
 """Telephone to studio; what is beyond is made to fit where a recording keeps its own rate."""
 
 
-class Sound:
+class AudioDecoder:
     """One pass over the sound of a recording: of a file, or of one that is open and can seek.
 
     Iterating yields int16 pieces of a few seconds or less, interleaved: shape (frames *
@@ -131,7 +131,7 @@ class Sound:
 
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
         with _opened(self._source) as file:
-            found = parts(file)
+            found = file_parts(file)
             for part in found:
                 try:
                     yield from self._part(part.of(file), part, is_last=part is found[-1])
@@ -142,10 +142,12 @@ class Sound:
         for warning in self._converter.warnings:
             self._warn(warning)
 
-    def _part(self, file: BinaryIO, part: Part, *, is_last: bool) -> Iterator[NDArray[np.int16]]:
+    def _part(
+        self, file: BinaryIO, part: FilePart, *, is_last: bool
+    ) -> Iterator[NDArray[np.int16]]:
         with open_container(file) as container:
-            stream = sound_stream(container, self._track)
-            clock = _Clock(container, self._decoded_ms)
+            stream = audio_stream(container, self._track)
+            clock = _MediaClock(container, self._decoded_ms)
             converter = self._converter
             for frame in self._frames(container, stream, clock, part):
                 gap_ms = clock.advance(frame)
@@ -168,7 +170,7 @@ class Sound:
                 self._warn(DAMAGED)
 
     def _frames(
-        self, container: InputContainer, stream: AudioStream, clock: _Clock, part: Part
+        self, container: InputContainer, stream: AudioStream, clock: _MediaClock, part: FilePart
     ) -> Iterator[av.AudioFrame]:
         """The frames that decode; the end of what can be read is the end."""
         broken = False
@@ -200,7 +202,7 @@ class Sound:
     def _ends_early(
         self,
         file: BinaryIO,
-        part: Part,
+        part: FilePart,
         container: InputContainer,
         stream: AudioStream,
         reached_ms: float,
@@ -240,21 +242,21 @@ class _Tags:
         return packet.pos < self._until
 
 
-class Decoding:
+class MonoDecoder:
     """One pass over the sound of a recording, as engines want it: 16 kHz, mono.
 
     Iterating yields int16 blocks of shape (samples,), each ``block_ms`` long but the last; for all
-    else see `Sound`.
+    else see `AudioDecoder`.
 
     Raises:
         NotAudio: when iteration starts, the file is no recording or holds no sound.
-        DecodeFailed: as for `Sound`; and at the end, when nothing could be decoded.
+        DecodeFailed: as for `AudioDecoder`; and at the end, when nothing could be decoded.
     """
 
     def __init__(
         self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
     ) -> None:
-        self._sound = Sound(source, track, mono=True)
+        self._sound = AudioDecoder(source, track, mono=True)
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
         """How many samples were yielded."""
@@ -294,7 +296,7 @@ class Decoding:
             raise DecodeFailed(reason="no packet of it can be decoded")
 
 
-class _Clock:
+class _MediaClock:
     """Compares time stamps with what was heard; time 0 is where the recording starts.
 
     A stream of audio may start later than the film it belongs to. ``before_ms`` is what was decoded

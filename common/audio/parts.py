@@ -67,7 +67,7 @@ WHOLE, CUT, UNDERSTATED = "whole", "cut", "understated"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FilePart:
     """Bytes of a file, from ``start`` to before ``end``, that are a recording by themselves.
 
     ``patches`` are bytes to read in place of others, by their place in the file. ``size_is`` is
@@ -85,7 +85,7 @@ class Part:
 
 
 class _View(io.RawIOBase):
-    def __init__(self, file: BinaryIO, part: Part) -> None:
+    def __init__(self, file: BinaryIO, part: FilePart) -> None:
         self._file = file
         self._part = part
         self._at = 0
@@ -117,7 +117,7 @@ class _View(io.RawIOBase):
         return len(found)
 
 
-def parts(file: BinaryIO) -> list[Part]:
+def file_parts(file: BinaryIO) -> list[FilePart]:
     """The recordings in a file, in order; at least one. Of an Ogg file it reads all there is."""
     size = file.seek(0, os.SEEK_END)
     head = _read(file, 0, 12)
@@ -139,15 +139,15 @@ def _read(file: BinaryIO, at: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _ogg_links(file: BinaryIO, size: int) -> Iterator[Part]:
+def _ogg_links(file: BinaryIO, size: int) -> Iterator[FilePart]:
     start, begun = 0, False
     for at, flags, body in _ogg_pages(file):
         if not (flags & OGG_FIRST and body.startswith(OGG_MAGIC)):
             begun = True
         elif begun:
-            yield Part(start, at)
+            yield FilePart(start, at)
             start, begun = at, False
-    yield Part(start, size)
+    yield FilePart(start, size)
 
 
 def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
@@ -184,7 +184,7 @@ def has_last_ogg_page(file: BinaryIO) -> bool:
     return whole and len(lengths) == count and bool(tail[start + 5] & OGG_LAST)
 
 
-def _joined(file: BinaryIO, form: _Format, size: int) -> Iterator[Part]:
+def _joined(file: BinaryIO, form: _Format, size: int) -> Iterator[FilePart]:
     at = 0
     while at < size:
         part = _chunked(file, form, at, size)
@@ -192,27 +192,27 @@ def _joined(file: BinaryIO, form: _Format, size: int) -> Iterator[Part]:
         at = part.end
 
 
-def _chunked(file: BinaryIO, form: _Format, start: int, size: int) -> Part:
+def _chunked(file: BinaryIO, form: _Format, start: int, size: int) -> FilePart:
     """The WAV or AIFF file that begins at ``start``, to where the next one begins."""
     found = _data(file, form, start, size)
     if found is None:
-        return Part(start, size)
+        return FilePart(start, size)
     at, claimed = found
     available = size - at
     to_the_end = {start: (b"RIFF" if form is WAVE else b"FORM") + UNKNOWN, at - 4: UNKNOWN}
     if claimed > available:
         if is_placeholder(claimed):
-            return Part(start, size, to_the_end, WHOLE)
-        return Part(start, size, size_is=CUT if claimed - available > RIFF_PADDING else WHOLE)
+            return FilePart(start, size, to_the_end, WHOLE)
+        return FilePart(start, size, size_is=CUT if claimed - available > RIFF_PADDING else WHOLE)
     after = at + claimed
     end = _end_of_chunks(file, form, after + claimed % 2, size)
     if end is None and claimed % 2:
         end = _end_of_chunks(file, form, after, size)
     if end is not None:
-        return Part(start, end, size_is=WHOLE)
+        return FilePart(start, end, size_is=WHOLE)
     if claimed and (size - after <= LEFTOVER or _is_blank(file, after)):
-        return Part(start, size, size_is=WHOLE)
-    return Part(start, size, to_the_end, UNDERSTATED if claimed else WHOLE)
+        return FilePart(start, size, size_is=WHOLE)
+    return FilePart(start, size, to_the_end, UNDERSTATED if claimed else WHOLE)
 
 
 def is_placeholder(size: int) -> bool:
@@ -253,7 +253,7 @@ def _chunk(file: BinaryIO, form: _Format, at: int) -> tuple[bytes, int]:
     return name, length
 
 
-def _wave64(file: BinaryIO, size: int) -> Part:
+def _wave64(file: BinaryIO, size: int) -> FilePart:
     """A Sony Wave64 file: chunks have names of 16 bytes, and sizes of 8 that count both."""
     at = 40
     while at + 24 <= size:
@@ -265,10 +265,10 @@ def _wave64(file: BinaryIO, size: int) -> Part:
         if 24 < length <= size - at:
             break
         if length != 24 and not is_placeholder(length):
-            return Part(0, size, size_is=CUT)
+            return FilePart(0, size, size_is=CUT)
         whole = {16: size.to_bytes(8, "little"), at + 16: (size - at).to_bytes(8, "little")}
-        return Part(0, size, whole, WHOLE)
-    return Part(0, size)
+        return FilePart(0, size, whole, WHOLE)
+    return FilePart(0, size)
 
 
 def _is_blank(file: BinaryIO, at: int) -> bool:
@@ -280,11 +280,11 @@ def _is_blank(file: BinaryIO, at: int) -> bool:
     return True
 
 
-def _without_tags(file: BinaryIO, head: bytes, size: int) -> Part:
+def _without_tags(file: BinaryIO, head: bytes, size: int) -> FilePart:
     """All of an MP3 or its like but the tags around it, which are no audio; of others, all."""
     is_stream = len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0
     if not is_stream and not head.startswith((b"ID3", APE)):
-        return Part(0, size)
+        return FilePart(0, size)
     start = 0
     if head.startswith(APE):
         start = 32 + int.from_bytes(_read(file, 12, 4), "little")
@@ -293,7 +293,7 @@ def _without_tags(file: BinaryIO, head: bytes, size: int) -> Part:
         if tag > end - start:
             break
         end -= tag
-    return Part(min(start, end), end)
+    return FilePart(min(start, end), end)
 
 
 def _tag_size(tail: bytes) -> int:

@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
-from common.audio.parts import parts
+from common.audio.parts import file_parts
 from common.domain.tracks import Track
 from common.errors import NotAudio, TooLarge
 
@@ -86,9 +86,9 @@ def probe(path: Path) -> Probe:
     if size == 0:
         raise NotAudio(reason="the file is empty")
     with path.open("rb") as file:
-        found = parts(file)
+        found = file_parts(file)
         with open_container(found[0].of(file)) as container:
-            stream = sound_stream(container)
+            stream = audio_stream(container)
             first = _first_frame(container, stream)
             return Probe(
                 container=container.format.name,
@@ -170,7 +170,7 @@ class _Watched:
             raise self._failure
 
 
-def sound_stream(container: InputContainer, track: int | None = None) -> AudioStream:
+def audio_stream(container: InputContainer, track: int | None = None) -> AudioStream:
     """The audio track of that index, or the one that FFmpeg would play; decodes on one thread.
 
     Raises:

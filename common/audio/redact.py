@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from common.audio.decode import Sound
+from common.audio.decode import AudioDecoder
 from common.audio.wav import SAMPLE_BYTES, wav_header
 from common.domain.values import Span
 from common.errors import DecodeFailed
@@ -48,7 +48,7 @@ class RedactedWav:
         spans: Sequence[Span],
         track: int | None = None,
     ) -> None:
-        sound = Sound(source, track)
+        sound = AudioDecoder(source, track)
         pieces = iter(sound)
         first = next(pieces, None)
         if first is None:

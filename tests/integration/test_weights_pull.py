@@ -22,11 +22,11 @@ from common.weights.ct2 import read_ct2, read_vocabulary
 from common.weights.manifest import Checkpoint, FileSpec, Manifest, WeightsSpec
 from common.weights.pull import Puller
 from common.weights.store import Weights, WeightsStore
-from common.weights.transfer import Network
+from common.weights.transfer import DownloadOptions
 from scripts.cli import steno
 from tests.checkpoints import write_checkpoint
 
-NO_HUB = Network(hub_endpoint="http://127.0.0.1:9")
+NO_HUB = DownloadOptions(hub_endpoint="http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_checkpoint_on_the_hub_becomes_weights_for_both_engines(
         "faster-whisper", "b", ("vi",), "MIT", tuple(FileSpec(name) for name in files), (source,)
     )
     store = WeightsStore(tmp_path / "models", Manifest((spec,)))
-    puller = Puller(store, network=Network(hub_endpoint=checkpoint_hub))
+    puller = Puller(store, network=DownloadOptions(hub_endpoint=checkpoint_hub))
     pulled = puller.pull("faster-whisper", "b")
     assert pulled.sha256 == base.sha256
     assert (pulled.path / "config.json").read_bytes() == (base.path / "config.json").read_bytes()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.domain.job import StepKind
 from common.errors import SetupProblem
 from scripts.bench import PARTS, parse_parts
@@ -129,7 +129,7 @@ def test_a_cut_is_exact_and_starts_over_at_the_end(tmp_path: Path) -> None:
 def test_a_looped_recording_lasts_as_long_as_asked_and_is_whole(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(-3000, 3000, 16_000 * 7, np.int16)
     looped = loop(write_wav(tmp_path / "seven.wav", [noise]), 30, tmp_path / "looped.mka")
-    decoding = Decoding(looped)
+    decoding = MonoDecoder(looped)
     for _ in decoding:
         pass
     assert abs(decoding.duration_ms - 30_000) < 200

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.audio.decode import DAMAGED, GAP_MS, GAPS, TRUNCATED, Decoding
+from common.audio.decode import DAMAGED, GAP_MS, GAPS, TRUNCATED, MonoDecoder
 from common.audio.probe import probe
 from common.domain.values import SAMPLE_RATE
 from common.errors import DecodeFailed, NotAudio
@@ -44,8 +44,8 @@ def beeps() -> NDArray[np.int16]:
     return np.concatenate([silence(1), tone(2), silence(1.5), tone(3, 880), silence(0.5)])
 
 
-def decoded(path: Path, block_ms: int = 60_000) -> tuple[NDArray[np.int16], Decoding]:
-    decoding = Decoding(path, block_ms)
+def decoded(path: Path, block_ms: int = 60_000) -> tuple[NDArray[np.int16], MonoDecoder]:
+    decoding = MonoDecoder(path, block_ms)
     return np.concatenate(list(decoding)), decoding
 
 
@@ -144,7 +144,7 @@ def test_blocks_are_of_the_size_asked_for_and_make_up_the_whole(
     block_ms: int, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "sound", beeps(), KINDS["flac"])
-    blocks = list(Decoding(path, block_ms))
+    blocks = list(MonoDecoder(path, block_ms))
     assert {len(block) for block in blocks[:-1]} == {block_ms * 16}
     assert 0 < len(blocks[-1]) <= block_ms * 16
     assert np.array_equal(np.concatenate(blocks), decoded(path)[0])
@@ -213,7 +213,7 @@ def test_sound_that_never_decodes_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "nothing.wav"
     path.write_bytes(wav_header(10))
     with pytest.raises(DecodeFailed):
-        list(Decoding(path))
+        list(MonoDecoder(path))
 
 
 def test_a_name_in_any_letters_is_opened_as_the_file_it_names(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_decoding_takes_no_more_memory_for_more_sound(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:  # its peak memory is its own
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        count = sum(len(block) for block in Decoding(path))
+        count = sum(len(block) for block in MonoDecoder(path))
         grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         os._exit(0 if count == 7_200 * SAMPLE_RATE and grown_kib < 64 << 10 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from api.schemas import StreamOptions
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.errors import GatewayLost, Refused
 from scripts import streaming
 from scripts.bench_corpus import write_wav
@@ -174,7 +174,7 @@ def test_any_format_is_played(server: ScriptedStream, tmp_path: Path) -> None:
         frame.rate = 16_000
         container.mux([*stream.encode(frame), *stream.encode(None)])
     run(server, path, "--speed", "0")
-    assert bytes(server.sound) == b"".join(block.tobytes() for block in Decoding(path))
+    assert bytes(server.sound) == b"".join(block.tobytes() for block in MonoDecoder(path))
 
 
 def test_sound_is_sent_no_earlier_than_it_would_have_been_spoken() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.audio.decode import CHANNELS_INVERTED, CHANNELS_LEFT_OUT, Decoding
+from common.audio.decode import CHANNELS_INVERTED, CHANNELS_LEFT_OUT, MonoDecoder
 from common.audio.mix import BLOCK, Mixer
 from common.audio.wav import wav_header
 from tests.speech import noise, speak
@@ -150,7 +150,7 @@ def test_a_recording_says_what_was_done_to_its_channels(tmp_path: Path) -> None:
         (together(VOICE, -VOICE), (CHANNELS_INVERTED,)),
         (together(VOICE, loud), (CHANNELS_LEFT_OUT,)),
     ):
-        decoding = Decoding(write(tmp_path / "sound.wav", channels))
+        decoding = MonoDecoder(write(tmp_path / "sound.wav", channels))
         assert sum(map(len, decoding)) == len(channels)
         assert decoding.warnings == warnings
 
@@ -159,5 +159,5 @@ def test_a_recording_says_what_was_done_to_its_channels(tmp_path: Path) -> None:
 def test_no_channel_is_dropped_for_its_place(count: int, at: int, tmp_path: Path) -> None:
     channels = np.zeros((len(VOICE), count), np.float32)
     channels[:, at] = VOICE
-    found = np.concatenate(list(Decoding(write(tmp_path / "sound.wav", channels))))
+    found = np.concatenate(list(MonoDecoder(write(tmp_path / "sound.wav", channels))))
     assert loudness(found.astype(np.float32) / 32_768, VOICE) == pytest.approx(0.5, abs=0.01)

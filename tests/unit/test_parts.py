@@ -11,7 +11,7 @@ import pytest
 from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
-from common.audio.decode import HEADER_SIZE_WRONG, TRUNCATED, Decoding
+from common.audio.decode import HEADER_SIZE_WRONG, TRUNCATED, MonoDecoder
 from common.audio.probe import probe
 from common.errors import NotAudio
 from tests.audio_files import KINDS, Kind, silence, tone, wav_header, write
@@ -20,7 +20,7 @@ EDGE_MS = 80
 
 
 def decoded(path: Path) -> tuple[NDArray[np.int16], tuple[str, ...]]:
-    decoding = Decoding(path)
+    decoding = MonoDecoder(path)
     return np.concatenate(list(decoding)), decoding.warnings
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.audio.redact import (
     FADE_MS,
     LOUDEST_DBFS,
@@ -35,7 +35,7 @@ VOICE_HZ = 440
 
 def made(path: Path, spans: list[Span], duration_ms: int | None = None) -> bytes:
     if duration_ms is None:
-        decoding = Decoding(path)
+        decoding = MonoDecoder(path)
         for _ in decoding:
             pass
         duration_ms = decoding.duration_ms

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.audio.probe import probe
 from common.audio.redact import RedactedWav
 from common.domain.tracks import Track, default_track, find_track
@@ -74,7 +74,7 @@ def test_a_probe_lists_the_tracks_and_each_can_be_decoded(
     ]
     assert default_track(found.tracks) == default
     loudest = [
-        max(int(np.abs(block.astype(int)).max()) for block in Decoding(path, track=track))
+        max(int(np.abs(block.astype(int)).max()) for block in MonoDecoder(path, track=track))
         for track in (0, 1, 2, None)
     ]
     assert loudest[1] > 3_000

@@ -35,7 +35,7 @@ from common.weights.manifest import (
 )
 from common.weights.pull import Puller
 from common.weights.store import WeightsStore
-from common.weights.transfer import Network
+from common.weights.transfer import DownloadOptions
 
 TENSORS = bytes(range(256)) * 4096
 CONFIG = b'{"toy": true}'
@@ -158,7 +158,7 @@ class Place:
         return WeightsStore(self.root, Manifest((spec,)))
 
     def puller(self, spec: WeightsSpec, endpoint: str | None = None) -> Puller:
-        network = Network(
+        network = DownloadOptions(
             endpoint or self.hub.endpoint, self.connect_timeout_s, self.stall_timeout_s
         )
         return Puller(self.store(spec), network=network, progress=self.hear)
@@ -201,7 +201,7 @@ def test_corrupt_weights_are_replaced(place: Place) -> None:
     place.target.mkdir(parents=True)
     (place.target / "model.bin").write_bytes(b"?" * len(TENSORS))
     (place.target / "config.json").write_bytes(CONFIG)
-    puller = Puller(place.store(toy(GOOD)), network=Network(place.hub.endpoint))
+    puller = Puller(place.store(toy(GOOD)), network=DownloadOptions(place.hub.endpoint))
     assert puller.pull("faster-whisper", "toy").sha256 == sha256(TENSORS)
 
 
@@ -231,7 +231,7 @@ def test_streaming_weights_get_plain_names_and_their_first_hashes_are_kept(place
 
 def test_two_pulls_at_once_fetch_once(place: Place) -> None:
     place.hub.stalls[GOOD_MODEL] = 1000
-    network = Network(place.hub.endpoint, stall_timeout_s=30)
+    network = DownloadOptions(place.hub.endpoint, stall_timeout_s=30)
     waiting = threading.Event()
 
     def hear(_done: int, _total: int, what: str) -> None:
@@ -266,10 +266,10 @@ def test_a_pull_that_was_killed_goes_on_where_it_stopped(place: Place) -> None:
         "from common.weights.manifest import *\n"
         "from common.weights.pull import Puller\n"
         "from common.weights.store import WeightsStore\n"
-        "from common.weights.transfer import Network\n"
+        "from common.weights.transfer import DownloadOptions\n"
         f"spec = {toy(GOOD)!r}\n"
         "store = WeightsStore(Path(sys.argv[1]), Manifest((spec,)))\n"
-        "network = Network(sys.argv[2], stall_timeout_s=60)\n"
+        "network = DownloadOptions(sys.argv[2], stall_timeout_s=60)\n"
         "Puller(store, network=network).pull('faster-whisper', 'toy')\n"
     )
     command = [sys.executable, "-c", script, str(place.root), place.hub.endpoint]
@@ -439,7 +439,7 @@ def test_a_conversion_says_what_it_lacked(place: Place) -> None:
     )
     store = WeightsStore(place.root, Manifest((toy(GOOD), ggml)))
     with pytest.raises(PullFailed, match=r"conversion from faster-whisper toy: .* answers 404"):
-        Puller(store, network=Network(place.hub.endpoint)).pull("whisper.cpp", "toy")
+        Puller(store, network=DownloadOptions(place.hub.endpoint)).pull("whisper.cpp", "toy")
 
 
 def test_weights_that_cannot_fit_on_the_disk_are_not_begun(place: Place) -> None:

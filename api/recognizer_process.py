@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from api.child import pipe_to_gateway, write_line
 from common.asr.loading import load_recognizer, style_of
-from common.asr.streaming import Before, Heard
+from common.asr.streaming import PrecedingAudio, RecognitionRequest
 from common.audio.silero import CONTEXT, FRAME, SILENCE, SileroNetwork
 from common.domain.transcript import segments_to_json
 from common.domain.values import BYTES_PER_MS
@@ -133,7 +133,7 @@ class Desk:
                     self._gone.append(stream)
                     self._lock.notify()
 
-    def next(self) -> tuple[list[dict[str, Any]], list[Heard], list[str]] | None:
+    def next(self) -> tuple[list[dict[str, Any]], list[RecognitionRequest], list[str]] | None:
         """What to hear together, and which streams are over; None: the gateway says no more.
 
         Ends of utterances go first: people wait for them.
@@ -151,12 +151,12 @@ class Desk:
             gone, self._gone = self._gone, []
             return chosen, [self._heard(each) for each in chosen], gone
 
-    def _heard(self, asked: dict[str, Any]) -> Heard:
+    def _heard(self, asked: dict[str, Any]) -> RecognitionRequest:
         sound, context = self._sounds[asked["stream"]], asked["context"]
-        before = context and Before(
+        before = context and PrecedingAudio(
             sound.piece(context["start_ms"], asked["start_ms"]), context["text"]
         )
-        return Heard(
+        return RecognitionRequest(
             stream=asked["stream"],
             utterance=asked["utterance"],
             samples=sound.piece(asked["start_ms"], asked["end_ms"]),
@@ -204,11 +204,14 @@ def serve(desk: Desk, recognizer: Recognizer) -> None:
 
 
 def _hear(
-    desk: Desk, recognizer: Recognizer, asked: Sequence[dict[str, Any]], wanted: Sequence[Heard]
+    desk: Desk,
+    recognizer: Recognizer,
+    asked: Sequence[dict[str, Any]],
+    wanted: Sequence[RecognitionRequest],
 ) -> None:
     started = time.monotonic()
     try:
-        heard = recognizer.hear(wanted)
+        heard = recognizer.recognize(wanted)
     except Exception as error:
         # Its message may quote what was said, and logs carry none of that.
         reason = "it met something that nobody thought of"

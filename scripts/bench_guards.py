@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.asr import guards
-from common.asr.engine import DecodingOptions, Engine
+from common.asr.engine import DecodingOptions, SpeechEngine
 from common.asr.loading import ENGINES, load_engine
 from common.audio.decode import MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
@@ -72,13 +72,13 @@ def main() -> int:
     return 0 if wrong <= MOST_TIMES * right else 1
 
 
-def _seconds(engine: Engine, chunks: list[PlannedChunk], language: str) -> float:
+def _seconds(engine: SpeechEngine, chunks: list[PlannedChunk], language: str) -> float:
     started = time.process_time()
     _heard(engine, chunks, language)
     return time.process_time() - started
 
 
-def _words(folder: Path, engine: Engine, network: SileroNetwork, most: int) -> None:
+def _words(folder: Path, engine: SpeechEngine, network: SileroNetwork, most: int) -> None:
     for clips in read_corpus(folder).clip_sets:
         found = [
             (text, _heard(engine, _planned(pcm, network), clips.language))
@@ -110,7 +110,9 @@ def _words(folder: Path, engine: Engine, network: SileroNetwork, most: int) -> N
         )
 
 
-def _cut(engine: Engine, clip: Path, reference: str, language: str) -> Iterator[tuple[str, Pcm]]:
+def _cut(
+    engine: SpeechEngine, clip: Path, reference: str, language: str
+) -> Iterator[tuple[str, Pcm]]:
     """The words of a clip (of 30 s at most) that are surely right, each by itself."""
     pcm = _samples(clip)
     said = guards.plain(reference).split()
@@ -161,7 +163,7 @@ def _planned(pcm: Pcm, network: SileroNetwork) -> list[PlannedChunk]:
     return planner.feed(pcm) + planner.finish()
 
 
-def _heard(engine: Engine, chunks: list[PlannedChunk], language: str) -> list[Segment]:
+def _heard(engine: SpeechEngine, chunks: list[PlannedChunk], language: str) -> list[Segment]:
     return [
         segment
         for planned in chunks

@@ -40,7 +40,7 @@ class DecodingOptions:
         return " ".join(part.strip() for part in (self.hotwords, self.initial_prompt) if part)
 
 
-class Engine(Protocol):
+class SpeechEngine(Protocol):
     """Loaded weights that turn audio into text. Not thread-safe; one per process."""
 
     name: str

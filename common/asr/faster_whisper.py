@@ -62,7 +62,7 @@ APPENDED = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 - the full-width m
 
 
 class FasterWhisper:
-    """The engine ``faster-whisper``; see `common.asr.engine.Engine`.
+    """The engine ``faster-whisper``; see `common.asr.engine.SpeechEngine`.
 
     Args:
         weights: A folder in CTranslate2's layout.

@@ -10,7 +10,7 @@ from common.errors import UnknownOption, WeightsMissing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from common.asr.engine import Engine
+    from common.asr.engine import SpeechEngine
     from common.asr.streaming import Recognizer
 
 ENGINES: Final = ("faster-whisper", "whisper.cpp")
@@ -26,7 +26,7 @@ _CT2_FILES: Final = ("model.bin", "config.json", "tokenizer.json")
 
 def load_engine(
     engine: str, weights: Path, *, threads: int = 1, device: str = "cpu", compute_type: str = "int8"
-) -> Engine:
+) -> SpeechEngine:
     """Load ``weights`` (a CTranslate2 folder, or a ggml file for ``whisper.cpp``) into an engine.
 
     It hears again what it has left out (`common.asr.thorough`).
@@ -40,7 +40,7 @@ def load_engine(
         WeightsMissing: There is nothing at ``weights``, or a part is missing.
         EngineFailed: The weights do not load, or the device is not there.
     """
-    loaded: Engine
+    loaded: SpeechEngine
     if engine == "faster-whisper":
         _require(engine, weights, [weights / name for name in _CT2_FILES])
         from common.asr.faster_whisper import FasterWhisper

@@ -11,7 +11,7 @@ from common.domain.stream import Hypothesis
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
+class PrecedingAudio:
     """What came just before an utterance: its sound until that begins, and what was said there."""
 
     samples: Samples
@@ -19,7 +19,7 @@ class Before:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class RecognitionRequest:
     """What to hear.
 
     Args:
@@ -35,7 +35,7 @@ class Heard:
     utterance: int
     samples: Samples
     language: str
-    before: Before | None = None
+    before: PrecedingAudio | None = None
     full: bool = False
     final: bool = False
 
@@ -45,7 +45,7 @@ class Recognizer(Protocol):
 
     name: str
 
-    def hear(self, wanted: Sequence[Heard]) -> list[Hypothesis]:
+    def recognize(self, wanted: Sequence[RecognitionRequest]) -> list[Hypothesis]:
         """What is said in each, in order: in one batch where the engine can.
 
         Times count from an utterance's start.

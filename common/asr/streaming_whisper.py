@@ -51,7 +51,7 @@ from common.asr.engine import DecodingOptions, Samples
 from common.asr.faster_whisper import FRAMES, SAMPLES_PER_FRAME, FasterWhisper, joined, view
 from common.asr.guards import TOKENS_PER_S, DecodingResult
 from common.asr.segments import segments_of
-from common.asr.streaming import Before, Heard
+from common.asr.streaming import PrecedingAudio, RecognitionRequest
 from common.domain.stream import Hypothesis
 from common.domain.values import MAX_WINDOW_MS, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed
@@ -90,8 +90,8 @@ class StreamingWhisper(FasterWhisper):
             raise EngineFailed(reason=error) from error
         self._silence = np.array(encoded)
 
-    def hear(self, wanted: Sequence[Heard]) -> list[Hypothesis]:
-        """See `Recognizer.hear`."""
+    def recognize(self, wanted: Sequence[RecognitionRequest]) -> list[Hypothesis]:
+        """See `Recognizer.recognize`."""
         try:
             found = dict[int, Hypothesis]()
             alike: dict[tuple[bool, int], list[int]] = {}
@@ -100,7 +100,9 @@ class StreamingWhisper(FasterWhisper):
             for (full, beam_size), indices in sorted(alike.items(), reverse=True):
                 for start in range(0, len(indices), BATCH):
                     batch = indices[start : start + BATCH]
-                    heard = self._hear_together([wanted[index] for index in batch], full, beam_size)
+                    heard = self._recognize_batch(
+                        [wanted[index] for index in batch], full, beam_size
+                    )
                     found.update(zip(batch, heard, strict=True))
         except (RuntimeError, ValueError) as error:
             raise EngineFailed(reason=error) from error
@@ -109,8 +111,8 @@ class StreamingWhisper(FasterWhisper):
     def forget(self, stream: str) -> None:
         """Nothing is kept from call to call."""
 
-    def _hear_together(
-        self, wanted: Sequence[Heard], full: bool, beam_size: int
+    def _recognize_batch(
+        self, wanted: Sequence[RecognitionRequest], full: bool, beam_size: int
     ) -> list[Hypothesis]:
         sounds = [_sound(each) for each in wanted]
         encoded = [self._encode_short(sound) for sound in sounds]
@@ -165,7 +167,7 @@ class StreamingWhisper(FasterWhisper):
 
     def _full(
         self,
-        heard: Heard,
+        heard: RecognitionRequest,
         tokenizer: Tokenizer,
         given: list[int],
         decoding: DecodingResult,
@@ -176,7 +178,7 @@ class StreamingWhisper(FasterWhisper):
         # CTranslate2 writes no more, and what it was given counts too.
         is_cut_off = len(given) + len(decoding.tokens) >= self._model.max_length // 2
         if heard.before is not None and (is_cut_off or _goes_astray(heard, heard.before, decoding)):
-            (alone,) = self._hear_together([replace(heard, before=None)], True, BEAM_SIZE)
+            (alone,) = self._recognize_batch([replace(heard, before=None)], True, BEAM_SIZE)
             return alone
         if guards.needs_retry(decoding):
             # Not the ladder of temperatures, which takes seconds: 30 s, encoded for real.
@@ -193,12 +195,12 @@ class StreamingWhisper(FasterWhisper):
         )
 
 
-def _beam_size(heard: Heard) -> int:
+def _beam_size(heard: RecognitionRequest) -> int:
     """Who knows what came before needs no search, and finds no better text by one."""
     return BEAM_SIZE if heard.full and heard.before is None else 1
 
 
-def _sound(heard: Heard) -> Samples:
+def _sound(heard: RecognitionRequest) -> Samples:
     """What came before the utterance, and the utterance."""
     if heard.before is None:
         return heard.samples
@@ -209,7 +211,9 @@ def _seconds(samples: Samples) -> float:
     return len(samples) / SAMPLES_PER_MS / 1000
 
 
-def _goes_astray(heard: Heard, before: Before, decoding: DecodingResult) -> bool:
+def _goes_astray(
+    heard: RecognitionRequest, before: PrecedingAudio, decoding: DecodingResult
+) -> bool:
     """Whether what is heard after something else is better heard alone.
 
     An utterance has hardly any pauses: there is too little text for it, or too much, or the decoder
@@ -243,7 +247,7 @@ def _earlier(word: Word, by_ms: int) -> Word:
     return replace(word, span=Span(start_ms, end_ms))
 
 
-def _quick(heard: Heard, decoding: DecodingResult) -> Hypothesis:
+def _quick(heard: RecognitionRequest, decoding: DecodingResult) -> Hypothesis:
     """The text alone; where it is one of those that Whisper invents it is not worth showing."""
     text = decoding.text
     whole = Span(0, len(heard.samples) // SAMPLES_PER_MS)

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.asr import guards
-from common.asr.engine import DecodingOptions, Engine, Samples
+from common.asr.engine import DecodingOptions, Samples, SpeechEngine
 from common.audio.silero import SileroNetwork
 from common.audio.vad import FRAME_MS, voiced
 from common.domain.cutting import CutOptions
@@ -54,24 +54,24 @@ Frames = NDArray[np.bool_]
 
 
 class Thorough:
-    """An engine that hears again what it has left out; see `common.asr.engine.Engine`.
+    """An engine that hears again what it has left out; see `common.asr.engine.SpeechEngine`.
 
     What is heard again carries the flag ``retried``.
     """
 
-    def __init__(self, engine: Engine, network: SileroNetwork) -> None:
+    def __init__(self, engine: SpeechEngine, network: SileroNetwork) -> None:
         self.name = engine.name
         self._engine = engine
         self._network = network
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
-        """See `Engine.languages`."""
+        """See `SpeechEngine.languages`."""
         return self._engine.languages(windows)
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
     ) -> list[tuple[Segment, ...]]:
-        """See `Engine.transcribe`."""
+        """See `SpeechEngine.transcribe`."""
         timed = replace(options, word_timestamps=True)
         heard = self._engine.transcribe(windows, timed)
         for index, window in enumerate(windows):

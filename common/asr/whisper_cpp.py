@@ -47,7 +47,7 @@ APPENDED_MARKS = frozenset("\"'.。,，!！?？:：”)]}、…;")  # noqa: RUF0
 
 
 class WhisperCpp:
-    """The engine ``whisper.cpp``; see `common.asr.engine.Engine`.
+    """The engine ``whisper.cpp``; see `common.asr.engine.SpeechEngine`.
 
     ``no_speech_prob`` stays 0.0: the bindings do not give it, and whisper.cpp 1.8 takes it from
     behind the prompt, where it is under 0.05 even for noise (measured). Silence is told by the

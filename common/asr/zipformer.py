@@ -29,7 +29,7 @@ import numpy as np
 from sherpa_onnx import OnlineRecognizer
 
 from common.asr.segments import split
-from common.asr.streaming import Heard
+from common.asr.streaming import RecognitionRequest
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, WeightsMissing
@@ -115,8 +115,8 @@ class Zipformer:
         self._tail = np.zeros(tail_ms * SAMPLES_PER_MS, np.float32)
         self._utterances: dict[tuple[str, int], _Utterance] = {}
 
-    def hear(self, wanted: Sequence[Heard]) -> list[Hypothesis]:
-        """See `Recognizer.hear`."""
+    def recognize(self, wanted: Sequence[RecognitionRequest]) -> list[Hypothesis]:
+        """See `Recognizer.recognize`."""
         try:
             utterances = [self._feed(each) for each in wanted]
             self._decode(utterances)
@@ -135,7 +135,7 @@ class Zipformer:
         for key in [key for key in self._utterances if key[0] == stream]:
             del self._utterances[key]
 
-    def _feed(self, heard: Heard) -> _Utterance:
+    def _feed(self, heard: RecognitionRequest) -> _Utterance:
         """Give the network what it does not know yet."""
         key = heard.stream, heard.utterance
         utterance = self._utterances.get(key)
@@ -158,7 +158,7 @@ class Zipformer:
         while ready := [stream for stream in streams if self._recognizer.is_ready(stream)]:
             self._recognizer.decode_streams(ready)
 
-    def _hypothesis(self, heard: Heard, utterance: _Utterance) -> Hypothesis:
+    def _hypothesis(self, heard: RecognitionRequest, utterance: _Utterance) -> Hypothesis:
         whole = Span(0, len(heard.samples) // SAMPLES_PER_MS)
         result = self._recognizer.get_result_all(utterance.stream)
         words = _words(result, whole)

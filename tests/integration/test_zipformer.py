@@ -12,7 +12,7 @@ import pytest
 
 from common.asr.engine import Samples
 from common.asr.loading import load_recognizer
-from common.asr.streaming import Heard
+from common.asr.streaming import RecognitionRequest
 from common.asr.zipformer import Zipformer
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLES_PER_MS, Word
@@ -57,12 +57,14 @@ def loud(chunks: int) -> Samples:
     return noise(chunks * CHUNK_MS / 1000 + 0.01, level=0.1)
 
 
-def heard(samples: Samples, *, stream: str = "a", utterance: int = 0, final: bool = False) -> Heard:
-    return Heard(stream, utterance, samples, "vi", full=final, final=final)
+def heard(
+    samples: Samples, *, stream: str = "a", utterance: int = 0, final: bool = False
+) -> RecognitionRequest:
+    return RecognitionRequest(stream, utterance, samples, "vi", full=final, final=final)
 
 
-def one(recognizer: Zipformer, asked: Heard) -> Hypothesis:
-    (hypothesis,) = recognizer.hear([asked])
+def one(recognizer: Zipformer, asked: RecognitionRequest) -> Hypothesis:
+    (hypothesis,) = recognizer.recognize([asked])
     return hypothesis
 
 
@@ -146,7 +148,7 @@ def test_streams_heard_together_have_what_each_has_alone(viet: Zipformer) -> Non
             for name in going
             for samples, final in [steps[name][turn]]
         ]
-        last.update(zip(going, viet.hear(asked), strict=True))
+        last.update(zip(going, viet.recognize(asked), strict=True))
     assert last == alone
 
 
@@ -156,7 +158,7 @@ def test_where_nobody_speaks_there_is_no_text(viet: Zipformer, sound: Samples) -
 
 
 def test_no_streams_are_no_work(viet: Zipformer) -> None:
-    assert viet.hear([]) == []
+    assert viet.recognize([]) == []
 
 
 def test_nothing_is_kept_of_a_stream_that_is_over(viet: Zipformer) -> None:
@@ -178,7 +180,7 @@ def test_the_next_utterance_knows_nothing_of_the_one_before(viet: Zipformer) -> 
 
 def test_an_utterances_end_and_the_next_ones_beginning_may_come_together(viet: Zipformer) -> None:
     asked = [heard(spoken(COUNT), final=True), heard(spoken(THANKS), utterance=1)]
-    ended, begun = viet.hear(asked)
+    ended, begun = viet.recognize(asked)
     assert ended == at_once(viet, spoken(COUNT))
     assert at_once(viet, spoken(THANKS)).text.startswith(begun.text)
     viet.forget("a")
@@ -186,7 +188,7 @@ def test_an_utterances_end_and_the_next_ones_beginning_may_come_together(viet: Z
 
 def test_an_utterance_may_be_asked_for_twice_at_once(viet: Zipformer) -> None:
     sound = spoken(THANKS)
-    _, final = viet.hear([heard(sound[: len(sound) // 2]), heard(sound, final=True)])
+    _, final = viet.recognize([heard(sound[: len(sound) // 2]), heard(sound, final=True)])
     assert final == at_once(viet, sound)
 
 
@@ -195,7 +197,7 @@ def test_an_engine_prints_nothing(
 ) -> None:
     recognizer = load_recognizer("zipformer", streaming_weights, threads=2)
     assert recognizer.name == "zipformer"
-    recognizer.hear([heard(spoken(THANKS), final=True)])
+    recognizer.recognize([heard(spoken(THANKS), final=True)])
     assert capfd.readouterr() == ("", "")
 
 
@@ -224,7 +226,7 @@ def test_zipformers_in_a_batch_keep_each_streams_state(made: Zipformer) -> None:
     one(made, heard(sounds[0][: len(sounds[0]) // 2], stream="0"))  # then each stands elsewhere
     one(made, heard(sounds[1][: len(sounds[1]) // 3], stream="1"))
     asked = [heard(sound, stream=str(at), final=True) for at, sound in enumerate(sounds)]
-    assert made.hear(asked) == alone
+    assert made.recognize(asked) == alone
 
 
 def test_zipformers_say_nothing_in_silence(made: Zipformer) -> None:

@@ -1,7 +1,7 @@
 """What stands between a decoder's output and the transcript: pure functions, no engine in sight.
 
 Whisper fails in three known ways, and each has its own guard (for a fourth, speech that it leaves
-out, see `common.asr.thorough`):
+out, see `common.asr.redecoding`):
 
 - **A failed decoding** (loops, gibberish). `needs_retry` tells; the engine then decodes the window
   again, alone, up the temperature ladder (`climb`), and what comes out carries ``retried``. Not so
@@ -20,7 +20,7 @@ Everything else stays in the text; doubt is told by flags:
 
 =====================  ============================================================================
 ``retried``            the first decoding failed; this text comes from a hotter one, or, where it
-                       left speech out (`common.asr.thorough`), from decoding the window in pieces
+                       left speech out (`common.asr.redecoding`), from decoding the window in pieces
 ``low_confidence``     the window's mean log probability is below -1, or its words' mean probability
                        below 0.3, even after the retries
 ``repetitive``         the text still compresses more than 2.4 times, or a loop was collapsed

@@ -29,7 +29,7 @@ def load_engine(
 ) -> SpeechEngine:
     """Load ``weights`` (a CTranslate2 folder, or a ggml file for ``whisper.cpp``) into an engine.
 
-    It hears again what it has left out (`common.asr.thorough`).
+    It hears again what it has left out (`common.asr.redecoding`).
 
     Call it in the process that will use it, never before a fork. ``device`` (``cpu``, ``cuda``)
     and ``compute_type`` are for faster-whisper; a ggml file carries its own precision, and the
@@ -53,10 +53,10 @@ def load_engine(
         loaded = WhisperCpp(weights, threads=threads)
     else:
         raise UnknownOption(field="engine", allowed=", ".join(ENGINES), value=engine)
-    from common.asr.thorough import Thorough
+    from common.asr.redecoding import Redecoding
     from common.audio.silero import SileroNetwork
 
-    return Thorough(loaded, SileroNetwork())
+    return Redecoding(loaded, SileroNetwork())
 
 
 def style_of(engine: str) -> Style:

@@ -64,9 +64,9 @@ class Context:
         """Record for the gateways whether there is space to write."""
         with suppress(RedisError):
             if full:
-                presence.announce_full_storage(self.redis)
+                presence.report_full_storage(self.redis)
             else:
-                presence.forget_full_storage(self.redis)
+                presence.clear_full_storage(self.redis)
 
 
 @contextmanager

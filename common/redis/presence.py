@@ -1,6 +1,6 @@
-"""Who lives: what workers and dispatchers tell Redis of themselves.
+"""Heartbeats of workers and dispatchers in Redis, and what workers report with them.
 
-It imports little, since health checks of containers ask twice a minute.
+It imports little: container health checks import it twice a minute.
 """
 
 from __future__ import annotations
@@ -18,48 +18,47 @@ QUEUE_NAME = "steno"
 HEARTBEAT_S = 5
 """Workers and dispatchers send a heartbeat at least this often."""
 WORKER_TTL_S = 15 + HEARTBEAT_S
-"""RQ waits for work for 15 s less than this, and beats between two waits."""
+"""RQ waits for work for 15 s less than this, and sends a heartbeat between two waits."""
 RECORD_S = WORKER_TTL_S + 60
-"""How long Redis keeps a worker's record from its last heartbeat on."""
+"""How long Redis keeps a worker's record after its last heartbeat."""
 SILENT_S = 3 * HEARTBEAT_S
-"""Who was not heard of for so long counts as gone."""
+"""A process without a heartbeat for this long counts as lost."""
 
 DISPATCHERS = "steno:dispatchers"
-"""Sorted by when they were last heard of, in seconds of the epoch by Redis' own clock: those of
-hosts differ."""
+"""Scored by the time of the last heartbeat: Unix time by Redis' clock, as hosts' clocks differ."""
 FORGOTTEN_S = 3600.0
 
 WORKER = "rq:worker:"
-"""With a worker's name: RQ's record of it."""
+"""Prefix of RQ's record of a worker; the worker's name follows."""
 WEIGHTS = "steno:weights:"
-"""With a worker's name: the weights it has, as pairs of engine and model."""
+"""Prefix of the weights that a worker has, as pairs of engine and model; its name follows."""
 
 STORAGE_FULL = "steno:storage-full"
 FULL_S = 90
-"""Longer than a step waits at most before it is tried again."""
+"""Longer than the longest delay before a step is retried."""
 
 
 def own_name() -> str:
-    """A name for this process, never used again."""
+    """A unique name for this process."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
 
 
 def of_this_host(silences: dict[str, float]) -> list[float]:
-    """Those of ``silences`` whose names were made on this host."""
+    """The silences of this host's processes, by their names."""
     host = socket.gethostname()
     return [silence_s for name, silence_s in silences.items() if name.rsplit("-", 2)[0] == host]
 
 
-def living(silences: dict[str, float]) -> int:
-    """How many were heard of lately."""
+def count_alive(silences: dict[str, float]) -> int:
+    """The number of processes with a recent heartbeat."""
     return sum(silence_s < SILENT_S for silence_s in silences.values())
 
 
 def workers(redis: Redis) -> dict[str, float]:
-    """Seconds since each worker was last heard of, by its name.
+    """Seconds since each worker's last heartbeat, by name.
 
-    RQ keeps the record. The time in it is by the worker's clock, so what counts is how much of the
-    record's own time is over.
+    RQ keeps the record. Its times are by the worker's clock, so the record's own remaining lifetime
+    is used instead.
     """
     names = _registered(redis)
     pipeline = redis.pipeline(transaction=False)
@@ -75,14 +74,14 @@ def workers(redis: Redis) -> dict[str, float]:
 
 
 def dispatchers(redis: Redis) -> dict[str, float]:
-    """Seconds since each dispatcher last found all that it needs, by its name."""
-    heard = cast("list[tuple[bytes, float]]", redis.zrange(DISPATCHERS, 0, -1, withscores=True))
+    """Seconds since each dispatcher's last heartbeat, by name."""
+    scored = cast("list[tuple[bytes, float]]", redis.zrange(DISPATCHERS, 0, -1, withscores=True))
     now = _now(redis)
-    return {name.decode(): now - at for name, at in heard}
+    return {name.decode(): now - at for name, at in scored}
 
 
-def tell_of_dispatcher(redis: Redis, name: str) -> None:
-    """Say that a dispatcher lives and has all that it needs."""
+def report_dispatcher(redis: Redis, name: str) -> None:
+    """Record a dispatcher's heartbeat: it runs, and reaches all that it needs."""
     now = _now(redis)
     pipeline = redis.pipeline(transaction=False)
     pipeline.zadd(DISPATCHERS, {name: now})
@@ -90,48 +89,56 @@ def tell_of_dispatcher(redis: Redis, name: str) -> None:
     pipeline.execute()
 
 
-def forget_dispatcher(redis: Redis, name: str) -> None:
-    """Say that it ends."""
+def remove_dispatcher(redis: Redis, name: str) -> None:
+    """Record that it has ended."""
     redis.zrem(DISPATCHERS, name)
 
 
-def announce_weights(redis: Redis, name: str, weights: Iterable[tuple[str, str]]) -> None:
+def report_weights(redis: Redis, name: str, weights: Iterable[tuple[str, str]]) -> None:
     """Record which weights a worker has, for `SILENT_S`."""
     redis.set(f"{WEIGHTS}{name}", json.dumps(list(weights)), ex=SILENT_S)
 
 
 def weights(redis: Redis) -> set[tuple[str, str]] | None:
-    """Engine and model of all weights that some living worker has; None: no worker lives."""
+    """Engine and model of all weights that live workers have; None without a live worker."""
     names = _registered(redis)
     if not names:
         return None
     found = cast("list[bytes | None]", redis.mget([f"{WEIGHTS}{name}" for name in names]))
-    living = [json.loads(each) for each in found if each is not None]
-    return {(engine, model) for each in living for engine, model in each} if living else None
+    reports = [pairs for each in found if each and (pairs := _pairs(each)) is not None]
+    return set().union(*reports) if reports else None
 
 
-def announce_full_storage(redis: Redis) -> None:
-    """Record that a worker could not write as there is no space, for `FULL_S`."""
+def report_full_storage(redis: Redis) -> None:
+    """Record for `FULL_S` that a worker found the storage full."""
     redis.set(STORAGE_FULL, "", ex=FULL_S)
 
 
-def forget_full_storage(redis: Redis) -> None:
-    """Record that it can again."""
+def clear_full_storage(redis: Redis) -> None:
+    """Record that a worker can write again."""
     redis.delete(STORAGE_FULL)
 
 
 def storage_is_full(redis: Redis) -> bool:
-    """Whether a worker could not write lately."""
+    """Whether a worker recently found the storage full."""
     return bool(redis.exists(STORAGE_FULL))
 
 
+def _pairs(report: bytes) -> set[tuple[str, str]] | None:
+    """The weights that a worker reported; None where the report cannot be read."""
+    try:
+        return {(str(engine), str(model)) for engine, model in json.loads(report)}
+    except (ValueError, TypeError):
+        return None
+
+
 def _registered(redis: Redis) -> list[str]:
-    """The names of the workers that RQ knows, also of those that have died lately."""
+    """The names of the workers that RQ knows, including those that died recently."""
     keys = cast("set[bytes]", redis.smembers(f"rq:workers:{QUEUE_NAME}"))
     return [key.decode().removeprefix(WORKER) for key in keys]
 
 
 def _now(redis: Redis) -> float:
-    """Seconds of the epoch, by Redis' clock."""
+    """Unix time in seconds, by Redis' clock."""
     seconds, microseconds = redis.time()
     return seconds + microseconds / 1e6

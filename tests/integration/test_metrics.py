@@ -250,9 +250,9 @@ def test_it_is_told_how_much_room_is_left(gateway: GatewayProcess, database: Dat
 def test_a_dispatcher_is_told_of_for_as_long_as_it_lives(gateway: GatewayProcess) -> None:
     assert value(scrape(gateway), "dispatchers") == 0
     with Redis.from_url(gateway.redis_url) as redis:
-        presence.tell_of_dispatcher(redis, "the-tests-one")
+        presence.report_dispatcher(redis, "the-tests-one")
         assert value(scrape(gateway), "dispatchers") == 1
-        presence.forget_dispatcher(redis, "the-tests-one")
+        presence.remove_dispatcher(redis, "the-tests-one")
     assert value(scrape(gateway), "dispatchers") == 0
 
 

@@ -65,21 +65,21 @@ class OutOfRange(BadInput):
     status = 422
 
 
-class Needs(BadInput):
+class OptionConflict(BadInput):
     """{field}={value} needs {needed}"""
 
     code = "option_conflict"
     status = 422
 
 
-class Missing(BadInput):
+class FieldMissing(BadInput):
     """{field} is missing"""
 
     code = "missing"
     status = 422
 
 
-class ModelNotHere(BadInput):
+class ModelNotInstalled(BadInput):
     """model {model} is not installed ({here} are): steno models pull {model} --engine {engine}"""
 
     code = "weights_missing"
@@ -222,7 +222,7 @@ class NotReady(BadInput):
     status = 409
 
 
-class StillUnderWay(BadInput):
+class JobStillRunning(BadInput):
     """Job {job_id} is still {status_now}; GET /api/v1/result/{job_id} has its text in the end"""
 
     code = "still_under_way"
@@ -326,7 +326,7 @@ class RecordingLost(StenoError):
     code = "recording_lost"
 
 
-class SoundLost(StenoError):
+class ChunkAudioLost(StenoError):
     """The sound of chunk {index} is gone, and its recording is another now; a retry hears that"""
 
     code = "sound_lost"
@@ -368,7 +368,7 @@ class FetchFailed(StenoError):
     status = 422
 
 
-class FetchBroke(Transient):
+class FetchInterrupted(Transient):
     """Fetching the recording from {host} failed: {reason}"""
 
     code = "fetch_failed"
@@ -437,7 +437,7 @@ class InUse(SetupProblem):
 # --- what a client of the gateway meets -----------------------------------------------------
 
 
-class Refused(StenoError):
+class RequestRejected(StenoError):
     """{detail}"""
 
     code = "refused"

@@ -85,7 +85,7 @@ def hear(gateway: Gateway, job_id: str) -> Text:
     """What the job heard, once it has ended.
 
     Raises:
-        Refused: it did not complete.
+        RequestRejected: it did not complete.
     """
     while gateway.status(job_id, wait_s=10)["status"] not in ENDED:
         continue

@@ -168,7 +168,7 @@ async def play(
     given each message as it comes.
 
     Raises:
-        Refused, GatewayLost: the gateway did not want it, or went away.
+        RequestRejected, GatewayLost: the gateway did not want it, or went away.
     """
     sent = Sent()
     messages: list[Message] = []

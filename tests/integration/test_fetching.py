@@ -16,7 +16,7 @@ from common.db.steps import Claim, StaleClaim
 from common.db.tables import Job, Recording, Step
 from common.db.vault import Vault
 from common.domain.job import JobStatus, StepKind
-from common.errors import FetchBroke, FetchFailed, NotAudio, TooLarge, UrlRefused
+from common.errors import FetchFailed, FetchInterrupted, NotAudio, TooLarge, UrlRefused
 from common.redis.events import Events
 from common.redis.queue import connect
 from common.settings import Settings
@@ -194,8 +194,8 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
 @pytest.mark.parametrize(
     ("served", "error", "message"),
     [
-        (Served(statuses=[503] * 9), FetchBroke, "it answered 503"),
-        (Served(statuses=[429] * 9), FetchBroke, "it answered 429"),
+        (Served(statuses=[503] * 9), FetchInterrupted, "it answered 503"),
+        (Served(statuses=[429] * 9), FetchInterrupted, "it answered 429"),
         (Served(status=403), FetchFailed, "it answered 403"),
         (Served(status=404), FetchFailed, "it answered 404"),
         (Served(status=204), FetchFailed, "it answered 204"),
@@ -208,8 +208,8 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
         (Served(b"RIFF", headers={"content-encoding": "gzip"}), FetchFailed, "compressed"),
         (Served(bytes(10), headers={"content-length": "1000001"}), TooLarge, "at most 1 MB"),
         (Served(endless=True), TooLarge, "at most 1 MB"),
-        (Served(bytes(9_000), stall_after=500), FetchBroke, "it sent nothing for too long"),
-        (Served(bytes(9_000), cuts=[0] * 9), FetchBroke, "peer closed connection"),
+        (Served(bytes(9_000), stall_after=500), FetchInterrupted, "it sent nothing for too long"),
+        (Served(bytes(9_000), cuts=[0] * 9), FetchInterrupted, "peer closed connection"),
     ],
 )
 def test_a_fetch_that_cannot_be_ends_and_says_why_without_the_urls_secrets(

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from api.schemas import StreamOptions
 from common.audio.decode import MonoDecoder
-from common.errors import GatewayLost, Refused
+from common.errors import GatewayLost, RequestRejected
 from scripts import streaming
 from scripts.bench_corpus import write_wav
 from scripts.cli import steno
@@ -496,7 +496,7 @@ def test_messages_come_with_their_times_and_the_end_with_its_reason(
             assert stream.ready.is_set()
             assert stream.code == 4413
             assert not await stream.send(b"ab")
-            with pytest.raises(Refused, match="too long") as refused:
+            with pytest.raises(RequestRejected, match="too long") as refused:
                 stream.check()
             assert refused.value.details["status"] == 413
             return [message.type for message in messages]

@@ -30,7 +30,7 @@ from common.audio.probe import check_length, probe
 from common.db.jobs import NewRecording
 from common.db.steps import Claim, fetched_id
 from common.domain.webhooks import RETRIED, RETRY_AFTER, retry_after_s
-from common.errors import FetchBroke, FetchFailed, StenoError, TooLarge, Transient, UrlRefused
+from common.errors import FetchFailed, FetchInterrupted, StenoError, TooLarge, Transient, UrlRefused
 from common.filenames import display_name
 from common.net.egress import Outbound, parse_url
 from common.storage.storage import storage_errors
@@ -52,7 +52,7 @@ def fetch(context: Context, claim: Claim) -> UUID:
 
     Raises:
         FetchFailed, UrlRefused, TooLarge, NotAudio: for good.
-        FetchBroke, StaleClaim, StorageFull, Unavailable: as everywhere.
+        FetchInterrupted, StaleClaim, StorageFull, Unavailable: as everywhere.
     """
     started = time.monotonic()
     source = persist(lambda: context.steps.source_of(claim))
@@ -157,7 +157,7 @@ class _Download:
 
         Raises:
             FetchFailed, UrlRefused, TooLarge, StorageFull, Unavailable: no further try would help.
-            FetchBroke: too many came to nothing.
+            FetchInterrupted: too many came to nothing.
         """
         fruitless = 0
         while True:
@@ -167,7 +167,7 @@ class _Download:
             except _Broke as broke:
                 fruitless = 0 if self._size > before else fruitless + 1
                 if fruitless >= tries:
-                    raise FetchBroke(host=self._url.host, reason=str(broke)) from None
+                    raise FetchInterrupted(host=self._url.host, reason=str(broke)) from None
                 pause_s = broke.pause_s or FIRST_PAUSE_S * 2**fruitless
                 logger.debug("{} bytes are here, then: {}", self._size, broke)
                 await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))

@@ -12,7 +12,7 @@ from common.db.steps import Claim
 from common.db.tables import Chunk, Job
 from common.domain.chunks import content_hash, windows_from_json
 from common.domain.values import Chunk as ChunkValue
-from common.errors import NotFound, SoundLost, WeightsCorrupt
+from common.errors import ChunkAudioLost, NotFound, WeightsCorrupt
 from common.transcripts import result_to_json
 from worker.context import Context, persist
 from worker.steps.sound import (
@@ -28,7 +28,7 @@ def transcribe(context: Context, claim: Claim) -> UUID | None:
     """Transcribe the claimed chunk; returns the step that follows from it, if any.
 
     Raises:
-        WeightsMissing, WeightsCorrupt, RecordingLost, SoundLost: for good.
+        WeightsMissing, WeightsCorrupt, RecordingLost, ChunkAudioLost: for good.
         EngineFailed, StaleClaim, Unavailable: as everywhere.
     """
     job, recording = persist(lambda: context.steps.job_of(claim))
@@ -63,7 +63,7 @@ def _hear(context: Context, job: Job, recording_id: UUID, stored: Chunk) -> list
             pcm = cut_anew(recording, chunk.audio, job.audio_track)
         identity = decoding_identity(job, weights.sha256, language)
         if content_hash(chunk, pcm, identity) != stored.content_hash:
-            raise SoundLost(index=chunk.index) from None
+            raise ChunkAudioLost(index=chunk.index) from None
     heard = context.engines.get(job.engine, job.model).transcribe(
         cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)
     )

@@ -145,7 +145,7 @@ class LocalStorage:
             try:
                 return path.read_bytes()
             except FileNotFoundError as error:
-                raise NotFound(what="stored sound of chunk", value=index) from error
+                raise NotFound(what="stored audio of chunk", value=index) from error
 
     def drop_chunks(self, job_id: UUID) -> None:
         """Delete the sound cut for a job that has ended; the recording itself stays."""

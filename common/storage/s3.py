@@ -190,7 +190,7 @@ class S3Storage:
         Raises:
             NotFound: it is not there.
         """
-        missing = NotFound(what="stored sound of chunk", value=index)
+        missing = NotFound(what="stored audio of chunk", value=index)
 
         def read() -> bytes:
             with _s3_errors(missing):

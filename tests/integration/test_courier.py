@@ -211,7 +211,7 @@ def test_an_address_that_is_not_public_is_refused_when_a_message_is_sent(
         (delivery,) = ended(webhooks)
     assert delivery.row.status == "failed"
     (attempt,) = delivery.attempts
-    assert attempt.error == "url is refused: 127.0.0.1 is an address that is not public"
+    assert attempt.error == "url is rejected: 127.0.0.1 is an address that is not public"
     assert receiver.arrivals() == []
 
 

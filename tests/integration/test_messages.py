@@ -227,7 +227,7 @@ def test_a_gateway_logs_why_it_is_not_ready_and_tells_clients_less(
         answers = [gateway.http.get("/readyz"), gateway.http.get("/api/v1/jobs")]
     for answer in answers:
         assert answer.status_code == 503
-        assert "out of reach at the moment" in answer.text
+        assert "is unavailable; try again soon" in answer.text
         assert "127.0.0.1" not in answer.text
         assert "password" not in answer.text
     assert "Traceback" not in log.read_text()
@@ -262,7 +262,7 @@ def test_a_job_whose_recording_is_gone_says_so(start: Start) -> None:
     ended = service.ended(job_id)
 
     assert (ended.status, ended.error_code) == (JobStatus.FAILED, "recording_lost")
-    assert ended.error_message == "The job's recording is gone from the storage"
+    assert ended.error_message == "The job's recording is missing from the storage"
 
 
 @pytest.mark.usefixtures("weights_dir")

@@ -115,7 +115,7 @@ class Courier:
 
     async def _run(self) -> None:
         under_way: set[asyncio.Task[None]] = set()
-        async with Outbound(self._egress, patience_s=self._settings.timeout) as outbound:
+        async with Outbound(self._egress, timeout_s=self._settings.timeout) as outbound:
             while not self._stopping.is_set():
                 for sending in await self._claim(self._settings.at_once - len(under_way)):
                     under_way.add(asyncio.create_task(self._deliver(outbound, sending)))

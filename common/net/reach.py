@@ -1,6 +1,7 @@
-"""Why Postgres or Redis is out of reach, in words for the log, and how long to wait for them.
+"""Why Postgres or Redis is unavailable, as text for the log, and waiting for them at start-up.
 
-The words are the server's own, with the setting to look at: never a URL, which may hold a password.
+The text is the server's own, with the setting to check. It never has a URL: that may contain a
+password.
 """
 
 from __future__ import annotations
@@ -16,74 +17,74 @@ from common.errors import SetupProblem, Unavailable
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0
-"""How long a process waits at its start for servers that start as well."""
+STARTUP_TIMEOUT_S = 60.0
+"""How long a starting process waits for servers that are starting, too."""
 RETRY_S = 1.0
 REMIND_S = 10.0
 
 PASSWORD = ("password", "authentication")
-LASTING = (*PASSWORD, "does not exist", "pg_hba.conf", "not permitted")
-"""Parts of what Postgres says to those whom it will go on to refuse. Anything else may pass: it
-starts, or stops, or has too many clients, or a pooler before it has not found it yet."""
-LONGEST = 300
+PERMANENT = (*PASSWORD, "does not exist", "pg_hba.conf", "not permitted")
+"""Parts of Postgres' messages when it will keep rejecting us. All others may be temporary: it is
+starting or stopping, has too many clients, or a pooler in front of it has not found it yet."""
+MAX_LENGTH = 300
 
 
 def postgres_trouble(error: BaseException | None) -> str:
-    """What went wrong with a connection to Postgres, and where to look."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]
-    said = said.removeprefix("connection failed: ")
-    wrong_password = any(word in said for word in PASSWORD)
+    """Why a connection to Postgres failed, and which setting to check."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_LENGTH]
+    text = text.removeprefix("connection failed: ")
+    wrong_password = any(word in text for word in PASSWORD)
     where = "DATABASE_PASSWORD, or the one in DATABASE_URL" if wrong_password else "DATABASE_URL"
-    return f"{said} (see {where})"
+    return f"{text} (see {where})"
 
 
-def postgres_refuses(error: BaseException | None) -> bool:
-    """Whether Postgres is there and will go on to refuse, as it does with a wrong password."""
-    said = str(error)
-    _, _, refusal = said.partition("FATAL")
-    return "no password supplied" in said or any(words in refusal for words in LASTING)
+def postgres_rejects(error: BaseException | None) -> bool:
+    """Whether Postgres answers and will keep rejecting us, as with a wrong password."""
+    text = str(error)
+    _, _, rejection = text.partition("FATAL")
+    return "no password supplied" in text or any(part in rejection for part in PERMANENT)
 
 
 def redis_trouble(error: Exception) -> Unavailable:
-    """What a failed command means."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:LONGEST]
+    """The error for a failed command."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:MAX_LENGTH]
     where = "REDIS_URL or REDIS_HOST"
     if isinstance(error, AuthenticationError):
         where = "REDIS_PASSWORD, or the one in REDIS_URL"
-        if "already authenticated" in said:  # an answer to those who send none
-            said = "it wants a password"
+        if "already authenticated" in text:  # Redis' answer to a client without a password
+            text = "it needs a password"
     return Unavailable(
         what="Redis",
-        reason=f"{said} (see {where})",
+        reason=f"{text} (see {where})",
         final=isinstance(error, AuthenticationError | ResponseError),
     )
 
 
 def malformed(setting: str, form: str) -> SetupProblem:
-    """A URL that cannot be read, of which nothing is told: it may hold a password."""
+    """The error for a malformed URL, without the URL: it may contain a password."""
     return SetupProblem(
         problem=f"{setting} cannot be read",
         remedy=f"It is {form}, with %-encoded special characters in the password",
     )
 
 
-def wait_for(look: Callable[[], T]) -> T:
-    """What ``look`` returns, once what it needs is there; it is told now and then what is missing.
+def wait_for(connect: Callable[[], T]) -> T:
+    """What ``connect`` returns, once its server is available; logs now and then what is not.
 
     Raises:
-        Unavailable: `PATIENCE_S` were not enough, or no time would be.
+        Unavailable: it is not within `STARTUP_TIMEOUT_S`, or waiting will not help.
     """
     started = time.monotonic()
-    reminded = -REMIND_S
+    logged_s = -REMIND_S
     while True:
         try:
-            return look()
+            return connect()
         except (Unavailable, RedisError) as failure:
             error = failure if isinstance(failure, Unavailable) else redis_trouble(failure)
             waited_s = time.monotonic() - started
-            if error.final or waited_s >= PATIENCE_S:
+            if error.final or waited_s >= STARTUP_TIMEOUT_S:
                 raise error from failure
-            if waited_s - reminded >= REMIND_S:
-                reminded = waited_s
+            if waited_s - logged_s >= REMIND_S:
+                logged_s = waited_s
                 logger.warning("waiting: {}", error)
         time.sleep(RETRY_S)

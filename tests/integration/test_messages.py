@@ -154,7 +154,7 @@ def test_a_redis_that_wants_a_password_says_which_setting_has_it(
         tmp_path, REDIS_URL="", REDIS_HOST="127.0.0.1", REDIS_PORT=str(parts.port)
     )
     said = last_words("worker.dispatcher", environment)
-    assert "it wants a password (see REDIS_PASSWORD" in said
+    assert "it needs a password (see REDIS_PASSWORD" in said
 
 
 @pytest.mark.parametrize(

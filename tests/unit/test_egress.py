@@ -308,7 +308,7 @@ def test_a_dns_that_changes_between_two_looks_finds_no_gap() -> None:
     async def attack() -> tuple[int, int, int]:
         egress = Egress("127.0.0.2", resolve=rebinding)
         refused = 0
-        async with Server("127.0.0.1") as victim, Outbound(egress, patience_s=5) as outbound:
+        async with Server("127.0.0.1") as victim, Outbound(egress, timeout_s=5) as outbound:
             async with Server("127.0.0.2") as public:
                 # one port for both, so that only the address makes the difference
                 url = f"http://rebinding.example:{victim.port}/"
@@ -330,7 +330,7 @@ def test_a_dns_that_changes_between_two_looks_finds_no_gap() -> None:
 def test_a_connection_goes_to_the_judged_address_and_asks_for_the_name() -> None:
     async def ask() -> tuple[int, bytes]:
         egress = Egress("127.0.0.2", resolve=lambda _host, _port: ["127.0.0.2"])
-        async with Server("127.0.0.2") as server, Outbound(egress, patience_s=5) as outbound:
+        async with Server("127.0.0.2") as server, Outbound(egress, timeout_s=5) as outbound:
             status = await _status(outbound, f"http://name.example:{server.port}/a?b=c")
             return status, server.requests[0]
 
@@ -344,7 +344,7 @@ def test_the_environments_proxies_are_not_asked(monkeypatch: pytest.MonkeyPatch)
         async with Server("127.0.0.1") as proxy, Server("127.0.0.2") as server:
             for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
                 monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-            async with Outbound(Egress("127.0.0.2"), patience_s=5) as outbound:
+            async with Outbound(Egress("127.0.0.2"), timeout_s=5) as outbound:
                 await _status(outbound, f"http://127.0.0.2:{server.port}/")
             return proxy.connections
 
@@ -360,7 +360,7 @@ def _silent() -> Iterator[int]:
 
 def test_a_server_that_says_nothing_is_given_up() -> None:
     async def ask(port: int) -> None:
-        async with Outbound(Egress("127.0.0.1"), patience_s=0.2) as outbound:
+        async with Outbound(Egress("127.0.0.1"), timeout_s=0.2) as outbound:
             await _status(outbound, f"http://127.0.0.1:{port}/")
 
     with _silent() as port, pytest.raises(httpcore.ReadTimeout):
@@ -370,7 +370,7 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
 def test_the_second_address_of_a_name_is_tried_when_the_first_is_dead() -> None:
     async def ask() -> int:
         egress = Egress("127.0.0.0/8", resolve=lambda _host, _port: ["127.0.0.3", "127.0.0.2"])
-        async with Server("127.0.0.2") as server, Outbound(egress, patience_s=5) as outbound:
+        async with Server("127.0.0.2") as server, Outbound(egress, timeout_s=5) as outbound:
             return await _status(outbound, f"http://name.example:{server.port}/")
 
     assert asyncio.run(ask()) == 204
@@ -426,7 +426,7 @@ def test_a_certificate_is_held_to_the_name_and_not_to_the_address(
         egress = Egress("127.0.0.2", resolve=lambda _host, _port: ["127.0.0.2"])
         async with (
             Server("127.0.0.2", certified.server) as server,
-            Outbound(egress, patience_s=5, tls=certified.client) as outbound,
+            Outbound(egress, timeout_s=5, tls=certified.client) as outbound,
         ):
             return await _status(outbound, f"https://{asked}:{server.port}/")
 

@@ -103,7 +103,7 @@ async def _fetch(context: Context, source: str, path: Path) -> _Fetched:
         try:
             async with (
                 asyncio.timeout(limits.timeout),
-                Outbound(context.egress, patience_s=limits.stall) as outbound,
+                Outbound(context.egress, timeout_s=limits.stall) as outbound,
             ):
                 await download.run(outbound, limits.tries)
         except TimeoutError:

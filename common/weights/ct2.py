@@ -32,7 +32,7 @@ def read_ct2(folder: Path) -> Whisper:
     """Read a faster-whisper folder in float16 or float32.
 
     Raises:
-        NotConvertible: it is no Whisper, is quantized, or is cut short.
+        NotConvertible: it is not a Whisper model, is quantized, or is truncated.
     """
     reader = BinaryReader(map_file(folder / "model.bin"))
 
@@ -41,7 +41,7 @@ def read_ct2(folder: Path) -> Whisper:
 
     (version,) = reader.unpack("I")
     if version != _CT2_VERSION or text() != _CT2_SPEC:
-        raise NotConvertible(f"{folder.name}/model.bin is no CTranslate2 Whisper, version 6")
+        raise NotConvertible(f"{folder.name}/model.bin is not a CTranslate2 Whisper, version 6")
     _, count = reader.unpack("2I")
     variables: dict[str, Tensor] = {}
     for _ in range(count):
@@ -78,7 +78,7 @@ def _from_ct2(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 for position, role in enumerate(group):
                     tensors[f"{ours}.{role}.{part}"] = fused[position * width :][:width]
         if tensors.pop(f"{ours}.key.bias").any():
-            raise NotConvertible(f"{ours} has a bias on its keys, which Whisper has not")
+            raise NotConvertible(f"{ours} has a bias on its keys, unlike Whisper")
     return tensors
 
 

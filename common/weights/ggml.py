@@ -53,12 +53,12 @@ def read_ggml(path: Path) -> Whisper:
     """Read an unquantized ggml file of whisper.cpp.
 
     Raises:
-        NotConvertible: it is another format, quantized, or cut short.
+        NotConvertible: it has another format, is quantized, or is truncated.
     """
     reader = BinaryReader(map_file(path))
     magic, *_, ftype = reader.unpack("I11i")
     if magic != _GGML_MAGIC:
-        raise NotConvertible(f"{path.name} is no ggml file")
+        raise NotConvertible(f"{path.name} is not a ggml file")
     if ftype not in (0, _FTYPE_F16):
         raise NotConvertible(f"{path.name} is quantized; convert from the f16 file")
     bands, bins = reader.unpack("2i")
@@ -86,7 +86,7 @@ def write_ggml(
     names = tensor_names(whisper.audio_layers, whisper.text_layers)
     if set(names) != set(tensors):
         raise NotConvertible(
-            f"these tensors are no Whisper: {sorted(set(names) ^ set(tensors))[:4]}"
+            f"these tensors are not a Whisper model: {sorted(set(names) ^ set(tensors))[:4]}"
         )
     bands = tensors["encoder.conv1.weight"].shape[1]
     vocabulary_size, width = tensors["decoder.token_embedding.weight"].shape

@@ -18,13 +18,13 @@ _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The key-value pairs that an ONNX model carries; of a large file as fast as of a small one.
+    """The key-value metadata of an ONNX model; a large file takes no longer than a small one.
 
     Raises:
-        ValueError: the file is no ONNX model, or is cut short.
+        ValueError: the file is not an ONNX model, or is truncated.
         OSError: it cannot be read.
     """
-    if path.stat().st_size == 0:  # which cannot be mapped
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
         raise ValueError(f"{path.name} is empty")
     found = {}
     has_graph = False
@@ -39,9 +39,9 @@ def read_metadata(path: Path) -> dict[str, str]:
                 pair = {key: bytes(text).decode() for key, text in texts}
                 found[pair.get(_KEY, "")] = pair.get(_VALUE, "")
     except (IndexError, UnicodeDecodeError) as problem:
-        raise ValueError(f"{path.name} is no ONNX model, or is cut short") from problem
+        raise ValueError(f"{path.name} is not an ONNX model, or is truncated") from problem
     if not has_graph:
-        raise ValueError(f"{path.name} is no ONNX model")
+        raise ValueError(f"{path.name} is not an ONNX model")
     return found
 
 
@@ -72,7 +72,7 @@ def read_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The number at a place, and the place behind it."""
+    """The number at ``at``, and the position after it."""
     value = shift = 0
     while message[at] & 0x80:
         value |= (message[at] & 0x7F) << shift

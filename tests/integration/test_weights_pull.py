@@ -89,7 +89,9 @@ def test_a_conversion_that_differs_from_the_published_file_wants_its_own_name(
     there = Manifest.load().find("whisper.cpp", "base")
     other = replace(there, files=(replace(there.files[0], sha256="0" * 64),))
     puller = Puller(WeightsStore(tmp_path, Manifest((here, other))))
-    with pytest.raises(PullFailed, match=r"wrong hash .* needs a name of its own"):
+    with pytest.raises(
+        PullFailed, match=r"wrong hash .* give a result that may differ another name"
+    ):
         puller.convert("base", "faster-whisper", "whisper.cpp")
     assert not (tmp_path / "ggml-base.bin").exists()
     own = puller.convert("base", "faster-whisper", "whisper.cpp", name="base-made-here")

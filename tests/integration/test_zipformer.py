@@ -278,9 +278,9 @@ def swap(path: Path, old: bytes, new: bytes) -> None:
     [
         (lambda folder: (folder / "encoder.onnx").write_bytes(b""), "encoder.onnx is empty"),
         (lambda folder: (folder / "encoder.onnx").write_bytes(b"{}" * 50), "no ONNX model"),
-        (lambda folder: cut(folder / "encoder.onnx"), "cut short"),
-        (lambda folder: cut(folder / "decoder.onnx"), "cut short"),
-        (lambda folder: cut(folder / "joiner.onnx"), "cut short"),
+        (lambda folder: cut(folder / "encoder.onnx"), "truncated"),
+        (lambda folder: cut(folder / "decoder.onnx"), "truncated"),
+        (lambda folder: cut(folder / "joiner.onnx"), "truncated"),
         (
             lambda folder: shutil.copy(folder / "joiner.onnx", folder / "encoder.onnx"),
             "of type unknown, not zipformer2 or zipformer",

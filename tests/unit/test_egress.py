@@ -156,7 +156,7 @@ def test_what_is_refused_is_named_without_the_secrets_of_its_url() -> None:
         asyncio.run(egress.check("https://inside.example/a?token=hush", "webhook_url"))
     assert (
         str(caught.value)
-        == "webhook_url is refused: inside.example leads to an address that is not public"
+        == "webhook_url is rejected: inside.example leads to an address that is not public"
     )
     assert "hush" not in str(caught.value.details)
 

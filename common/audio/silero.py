@@ -1,9 +1,9 @@
 """Silero's voice activity network (v6, MIT): the same numbers in a third of the time.
 
-onnxruntime runs the published graph with a convolution of four columns at a time where one large
-matrix product would do. So the front of the network, which treats each frame by itself, runs here
+onnxruntime runs the published graph as a convolution of four columns at a time where one large
+matrix product would do. So the front of the network, which treats frames independently, runs here
 in numpy: the spectrum is a real FFT, each convolution a few matrix products. The recurrent layer
-stays with onnxruntime; it remembers half a minute and more, so it cannot be run in strips.
+stays with onnxruntime; its memory of half a minute and more rules out running it in strips.
 The weights are read from the file that comes with faster-whisper.
 """
 
@@ -28,7 +28,7 @@ FRAME = 512
 """Samples of one frame: 32 ms at 16 kHz."""
 
 CONTEXT = 64
-"""Samples before a frame that are looked at with it."""
+"""Samples before a frame that belong to its input."""
 
 _WINDOW = 256
 _HOP = 128
@@ -56,7 +56,7 @@ class Convolution(NamedTuple):
     def __call__(self, x: Floats) -> Floats:
         """Convolve each row, (rows, columns * inputs) to (rows, columns' * outputs), and rectify.
 
-        Rows are padded by a column of zeros on both sides; its products are left out.
+        Rows are padded by a column of zeros on both sides, whose products are skipped.
         """
         width = self.inputs
         columns = x.shape[1] // width
@@ -69,18 +69,18 @@ class Convolution(NamedTuple):
 
 
 class RecurrentState(NamedTuple):
-    """What the recurrent layer remembers, each of shape (1, 1, 128)."""
+    """The state of the recurrent layer, each of shape (1, 1, 128)."""
 
     h: Floats
     c: Floats
 
 
 SILENCE = RecurrentState(np.zeros((1, 1, _STATE), np.float32), np.zeros((1, 1, _STATE), np.float32))
-"""The memory at a recording's start."""
+"""The state at a recording's start."""
 
 
 class SileroNetwork:
-    """The loaded network, on one thread; without state, so one serves any number of recordings.
+    """The loaded network, on one thread; stateless, so one serves any number of recordings.
 
     Args:
         path: Silero's ONNX file; by default the one inside faster-whisper.
@@ -112,14 +112,14 @@ class SileroNetwork:
     def speech_probabilities(
         self, samples: NDArray[np.int16], state: RecurrentState
     ) -> tuple[Floats, RecurrentState]:
-        """The probability of speech in each frame, shape (frames,), and what to go on with.
+        """The probability of speech in each frame, shape (frames,), and the next state.
 
         Args:
-            samples: whole frames, behind the `CONTEXT` samples before them (zeros at the start).
-            state: what the frames before left behind.
+            samples: whole frames, after the `CONTEXT` samples before them (zeros at the start).
+            state: that of the frames before.
         """
         frames = sliding_window_view(samples, CONTEXT + FRAME)[::FRAME]
-        with self._blas.limit(limits=1):  # more threads would spend twice the time on waiting
+        with self._blas.limit(limits=1):  # more threads would double the time, waiting
             encoded = self._encode(frames)
         feeds = {_ENCODED: encoded[:, :, None], "h": state.h, "c": state.c}
         probabilities, h, c = self._decoder.run(None, feeds)
@@ -141,11 +141,11 @@ _HANN = ((0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)) / 32_768
 
 
 def silero_path() -> Path:
-    """Where faster-whisper keeps the network."""
+    """The network's file inside faster-whisper."""
     return Path(str(files("faster_whisper"))) / "assets" / "silero_vad_v6.onnx"
 
 
-# --- the few fields of ONNX's protocol buffers that matter here (onnx.proto3) -----------------
+# --- the fields of ONNX's protocol buffers that are used here (onnx.proto3) -------------------
 
 _ENCODED = "/encoder/relu_3/Relu_output_0"
 """The tensor between the encoder and the recurrent layer, shape (frames, 128, 1)."""
@@ -172,8 +172,8 @@ def _weights(model: memoryview) -> Iterator[tuple[str, Floats]]:
 
 
 def _from_tensor(model: memoryview, name: str) -> bytes:
-    """The model with everything before the tensor ``name`` cut away, and that as its input."""
-    graph = [field for field in read_fields(_graph(model)) if not _is_sound_input(field)]
+    """The model from the tensor ``name`` on, which becomes its input."""
+    graph = [field for field in read_fields(_graph(model)) if not _is_audio_input(field)]
     produced_at = next(
         at
         for at, (number, node) in enumerate(graph)
@@ -189,7 +189,7 @@ def _from_tensor(model: memoryview, name: str) -> bytes:
     )
 
 
-def _is_sound_input(field: tuple[int, Any]) -> bool:
+def _is_audio_input(field: tuple[int, Any]) -> bool:
     return field[0] == _GRAPH_INPUT and (_VALUE_NAME, b"input") in read_fields(field[1])
 
 

@@ -144,7 +144,7 @@ def test_planning_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_what_fails_in_the_process_is_quoted(tmp_path: Path) -> None:
     (tmp_path / "no.wav").write_bytes(b"no sound")
-    with pytest.raises(SetupProblem, match=r"plan ended with code 1: .*no sound.*direct\.log"):
+    with pytest.raises(SetupProblem, match=r"plan ended with code 1: .*no audio.*direct\.log"):
         plan(tmp_path / "no.wav", tmp_path)
 
 

@@ -195,7 +195,7 @@ def test_random_bytes_are_no_recording(tmp_path: Path) -> None:
 
 def test_a_film_without_sound_is_refused(tmp_path: Path) -> None:
     path = write_film_without_sound(tmp_path / "silent.mp4", 2)
-    with pytest.raises(NotAudio, match="the video has no sound"):
+    with pytest.raises(NotAudio, match="the video has no audio"):
         probe(path)
 
 

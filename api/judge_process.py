@@ -42,7 +42,7 @@ def main(parent: str, settings: str) -> None:
 def answer(moderation: Moderation, texts: Sequence[str]) -> dict[str, object]:
     """What `api.judge.Judge` makes verdicts, or an error, of."""
     try:
-        return {"verdicts": [verdict.to_json() for verdict in moderation.judge(texts)]}
+        return {"verdicts": [verdict.to_json() for verdict in moderation.classify(texts)]}
     except ModerationFailed as error:
         return {"failed": error.details["reason"]}
     except Exception as error:

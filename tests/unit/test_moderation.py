@@ -39,20 +39,20 @@ def moderation() -> Moderation:
 
 
 def judge(moderation: Moderation, text: str) -> tuple[Verdict, list[str]]:
-    (verdict,) = moderation.judge([text])
+    (verdict,) = moderation.classify([text])
     return verdict, [text[mark.start : mark.end] for mark in verdict.marks]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
 def test_a_blank_text_is_clean_for_sure(moderation: Moderation, text: str) -> None:
-    assert moderation.judge([text]) == [Verdict(Label.CLEAN, (1.0, 0.0, 0.0))]
+    assert moderation.classify([text]) == [Verdict(Label.CLEAN, (1.0, 0.0, 0.0))]
 
 
 def test_verdicts_come_in_the_order_of_the_texts(moderation: Moderation) -> None:
     texts = ["", "trời đẹp", "người xấu", " ", "lời độc", "trời đẹp"]
-    labels = [verdict.label for verdict in moderation.judge(texts)]
+    labels = [verdict.label for verdict in moderation.classify(texts)]
     assert labels == ["CLEAN", "CLEAN", "OFFENSIVE", "CLEAN", "HATE", "CLEAN"]
-    assert moderation.judge([]) == []
+    assert moderation.classify([]) == []
 
 
 def test_words_that_tip_the_scale_are_marked_without_their_punctuation(
@@ -75,7 +75,7 @@ def test_near_a_threshold_no_word_is_blamed_for_little() -> None:
             return np.array([[0.6 - len(t) / 200, 0.4 + len(t) / 200, 0] for t in texts], "f4")
 
     doubtful = Doubtful()
-    (verdict,) = Moderation(doubtful, Lexicon()).judge(["một hai"])
+    (verdict,) = Moderation(doubtful, Lexicon()).classify(["một hai"])
     assert decide(verdict.scores, doubtful.by.thresholds) is Label.OFFENSIVE
     assert verdict.marks == ()
 
@@ -120,7 +120,7 @@ def test_a_long_text_is_judged_but_its_words_are_not_tried_one_by_one(
     )
 )
 def test_marks_lie_in_their_texts_and_clean_texts_have_none(texts: list[str]) -> None:
-    for text, verdict in zip(texts, Moderation(Listener(), Lexicon()).judge(texts), strict=True):
+    for text, verdict in zip(texts, Moderation(Listener(), Lexicon()).classify(texts), strict=True):
         assert sum(verdict.scores) == pytest.approx(1)
         assert verdict.marks == () or verdict.label is not Label.CLEAN
         ends = [Mark(0, 0, Label.CLEAN, "list"), *verdict.marks]

@@ -22,7 +22,7 @@ def moderate(context: Context, claim: Claim) -> UUID | None:
     windows = [segments_from_json(segments) for segments in chunk.result or []]
     started = time.monotonic()
     moderation = context.moderation.get()
-    verdicts = iter(moderation.judge([segment.text for window in windows for segment in window]))
+    verdicts = iter(moderation.classify([segment.text for window in windows for segment in window]))
     judged = moderation_to_json(
         moderation.by, [[next(verdicts) for _ in window] for window in windows]
     )

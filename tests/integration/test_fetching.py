@@ -206,8 +206,8 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
         (Served(b"<html>please log in</html>"), NotAudio, "not a recording"),
         (Served(), NotAudio, "the file is empty"),
         (Served(b"RIFF", headers={"content-encoding": "gzip"}), FetchFailed, "compressed"),
-        (Served(bytes(10), headers={"content-length": "1000001"}), TooLarge, "at most 1 MB"),
-        (Served(endless=True), TooLarge, "at most 1 MB"),
+        (Served(bytes(10), headers={"content-length": "1000001"}), TooLarge, "limited to 1 MB"),
+        (Served(endless=True), TooLarge, "limited to 1 MB"),
         (Served(bytes(9_000), stall_after=500), FetchInterrupted, "it sent nothing for too long"),
         (Served(bytes(9_000), cuts=[0] * 9), FetchInterrupted, "peer closed connection"),
     ],
@@ -326,7 +326,7 @@ def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
         service.jobs.create(refused)
     assert service.ended(private.id).error_code == "url_refused"
     assert service.ended(gone.id).error_message == (
-        "The recording cannot be had from 127.0.0.1: it answered 404"
+        "The recording cannot be fetched from 127.0.0.1: it answered 404"
     )
     wait_until(lambda: "stalled" in server.asked[-1].path, "the fetch")
     assert service.jobs.snapshot(stalled.id).stage == "fetching"

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, SpeechEngine
-from common.asr.loading import ENGINES, load_engine
+from common.asr.loading import load_engine
 from common.audio.decode import MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.silero import SileroNetwork
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment
-from common.weights.manifest import Manifest
+from common.weights.manifest import WHISPER_ENGINES, Manifest
 from common.weights.store import WeightsStore
 from scripts.bench_corpus import read_corpus
 from scripts.cli import load_settings
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("path", type=Path, metavar="RECORDING|FOLDER")
     parser.add_argument("--language", default="en")
     parser.add_argument("--wrong", default="vi")
-    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    parser.add_argument("--engine", choices=WHISPER_ENGINES, default=WHISPER_ENGINES[0])
     parser.add_argument("--model", default="base")
     parser.add_argument("--words", type=int, default=20, help="words a language")
     asked = parser.parse_args()

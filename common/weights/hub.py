@@ -75,11 +75,11 @@ def fetch(
             path = quote(paths.get(file.name, file.name))
             url = f"{endpoint}/{repo}/resolve/{quote(revision, safe='')}/{path}"
             meter.what = file.name
-            digest = _Download(client, url, target, file.size, meter).run()
+            digest = _FileDownload(client, url, target, file.size, meter).run()
             check_file(target, file.size, file.sha256 or digest)
 
 
-class _Download:
+class _FileDownload:
     """The download of one file, through a `.part` file beside its target."""
 
     def __init__(

@@ -16,11 +16,12 @@ from whisper_normalizer.english import EnglishTextNormalizer
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples, SpeechEngine
 from common.asr.guards import is_known_phrase
-from common.asr.loading import ENGINES, load_engine
+from common.asr.loading import load_engine
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.languages import LANGUAGES
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
+from common.weights.manifest import WHISPER_ENGINES
 from tests.speech import noise, silence, speak
 
 WEIGHTS = {"faster-whisper": "faster-whisper-base", "whisper.cpp": "ggml-tiny.bin"}
@@ -33,7 +34,7 @@ FRENCH = "Bonjour, je voudrais une tasse de café et un morceau de pain, s'il vo
 FORECAST = "The weather will be warm and dry in the south, with some rain in the mountains."
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=WHISPER_ENGINES)
 def engine(request: pytest.FixtureRequest, weights_dir: Path) -> SpeechEngine:
     return load_engine(request.param, weights_dir / WEIGHTS[request.param])
 
@@ -236,7 +237,7 @@ def test_an_engine_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", WHISPER_ENGINES)
 def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="nowhere"):
         load_engine(name, tmp_path / "nowhere")

@@ -296,7 +296,7 @@ def swap(path: Path, old: bytes, new: bytes) -> None:
         (lambda folder: write_tokens(folder, ["<blk>", "a"]), "has 2 tokens, the network 6"),
         (
             lambda folder: (folder / "tokens.txt").write_text("three words here\n"),
-            "no token and number in line 1",
+            "line 1: expected a token and a number",
         ),
         (lambda folder: (folder / "tokens.txt").write_bytes(b"\xff\xfe"), "can't decode"),
     ],

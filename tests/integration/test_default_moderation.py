@@ -70,7 +70,7 @@ def test_one_foul_sentence_late_in_a_long_text_is_found(moderation: Moderation) 
     assert after.label is not Label.CLEAN
 
 
-def test_a_megabyte_of_text_is_judged_to_its_end(moderation: Moderation) -> None:
+def test_a_megabyte_of_text_is_classified_to_its_end(moderation: Moderation) -> None:
     clean = "trời đẹp " * 110_000
     for text in (f"{clean}địt mẹ mày", "a" * 1_000_000 + " địt mẹ mày"):
         (verdict,) = moderation.classify([text])
@@ -78,7 +78,7 @@ def test_a_megabyte_of_text_is_judged_to_its_end(moderation: Moderation) -> None
         assert text[verdict.marks[-1].start :] == "địt mẹ mày"
 
 
-def test_a_text_is_judged_alike_in_any_company(moderation: Moderation) -> None:
+def test_a_text_is_classified_alike_in_any_company(moderation: Moderation) -> None:
     texts = [*CLEAN, "", *OFFENSIVE, " ".join(CLEAN * 9)]
     together = moderation.classify(texts)
     alone = [moderation.classify([text])[0] for text in texts]

@@ -50,10 +50,10 @@ def errors(reference: str, hypothesis: Hypothesis) -> float:
     return float(jiwer.wer(normal(reference), normal(hypothesis.text)))
 
 
-def test_only_the_utterance_is_told_of_what_is_heard(whisper: StreamingWhisper) -> None:
-    (heard,) = whisper.recognize([full(TRAIN, said_before(REPORT))])
-    assert errors(TRAIN, heard) <= 0.25
-    assert "".join(word.text for word in words_of(heard)).strip() == heard.text
+def test_only_the_utterance_is_returned(whisper: StreamingWhisper) -> None:
+    (recognized,) = whisper.recognize([full(TRAIN, said_before(REPORT))])
+    assert errors(TRAIN, recognized) <= 0.25
+    assert "".join(word.text for word in words_of(recognized)).strip() == recognized.text
 
 
 def test_words_stand_where_they_do_without_what_came_before(whisper: StreamingWhisper) -> None:
@@ -71,11 +71,13 @@ def test_words_stand_where_they_do_without_what_came_before(whisper: StreamingWh
 
 def test_what_is_given_but_was_not_said_costs_no_words(whisper: StreamingWhisper) -> None:
     wrong = PrecedingAudio(silence(1.0), f" {TRAIN}")
-    heard, alone = (whisper.recognize([full(TRAIN, before)])[0].text for before in (wrong, None))
-    assert heard == alone
+    recognized, alone = (
+        whisper.recognize([full(TRAIN, before)])[0].text for before in (wrong, None)
+    )
+    assert recognized == alone
 
 
-def test_streams_heard_together_are_heard_as_each_by_itself(whisper: StreamingWhisper) -> None:
+def test_streams_decoded_together_are_decoded_as_each_by_itself(whisper: StreamingWhisper) -> None:
     wanted = [
         full(TRAIN, said_before(REPORT)),
         full(LATE),
@@ -99,7 +101,7 @@ def test_hotwords_are_encoded_by_such_a_tokenizer(weights_dir: Path) -> None:
     assert len(tokenizer.encode(" the train")) == 2
 
 
-def test_a_word_begun_before_is_told_from_where_it_goes_on(whisper: StreamingWhisper) -> None:
+def test_a_word_begun_before_is_kept_from_where_it_goes_on(whisper: StreamingWhisper) -> None:
     tokenizer = Tokenizer(whisper._model.hf_tokenizer, True, task="transcribe", language="en")
     timings = [
         {"word": word, "tokens": tokenizer.encode(word), "start": 0.0, "end": 1.0}
@@ -107,8 +109,8 @@ def test_a_word_begun_before_is_told_from_where_it_goes_on(whisper: StreamingWhi
     ]
     counts = [len(timing["tokens"]) for timing in timings]
     assert counts[1] > 1
-    told = words_after(counts[0] + 1, timings, tokenizer)
-    assert [timing["word"] for timing in told] == [
+    kept = words_after(counts[0] + 1, timings, tokenizer)
+    assert [timing["word"] for timing in kept] == [
         tokenizer.decode(timings[1]["tokens"][1:]),
         " three",
     ]

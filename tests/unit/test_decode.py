@@ -80,7 +80,7 @@ def test_every_format_is_decoded_whole_whatever_its_name_says(ending: str, tmp_p
 
 
 @pytest.mark.parametrize("ending", FILMS)
-def test_the_sound_of_a_film_is_on_the_films_clock(ending: str, tmp_path: Path) -> None:
+def test_the_audio_of_a_film_is_on_the_films_clock(ending: str, tmp_path: Path) -> None:
     path = write(tmp_path / "film", beeps(), FILMS[ending], sound_at=2.0)
     assert probe(path).has_video
     samples, decoding = decoded(path)
@@ -91,7 +91,7 @@ def test_the_sound_of_a_film_is_on_the_films_clock(ending: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     "ending", ["mp3", "wav", "aac", "ogg", "opus", "flac", "wma", "webm", "mkv", "avi"]
 )
-def test_what_can_be_heard_of_a_truncated_file_is_decoded_with_a_warning(
+def test_what_can_be_decoded_of_a_truncated_file_is_decoded_with_a_warning(
     ending: str, tmp_path: Path
 ) -> None:
     path = truncate(write(tmp_path / "cut", beeps(), KINDS[ending]), 0.6)
@@ -109,7 +109,7 @@ def test_a_truncated_film_whose_index_comes_first_is_decoded_with_a_warning(tmp_
 
 
 @pytest.mark.parametrize("ending", LAST_INDEX)
-def test_a_truncated_file_whose_index_came_last_is_refused(ending: str, tmp_path: Path) -> None:
+def test_a_truncated_file_whose_index_came_last_is_rejected(ending: str, tmp_path: Path) -> None:
     path = truncate(write(tmp_path / "cut", beeps(), KINDS[ending]), 0.6)
     with pytest.raises(NotAudio, match="index is missing"):
         probe(path)
@@ -150,7 +150,7 @@ def test_blocks_are_of_the_size_asked_for_and_make_up_the_whole(
     assert np.array_equal(np.concatenate(blocks), decoded(path)[0])
 
 
-def test_channels_are_mixed_so_that_each_is_heard(tmp_path: Path) -> None:
+def test_channels_are_mixed_so_that_each_is_audible(tmp_path: Path) -> None:
     path = tmp_path / "two.wav"
     left, right = np.concatenate([tone(1), silence(1)]), np.concatenate([silence(1), tone(1)])
     with av.open(str(path), "w", format="wav") as container:
@@ -177,7 +177,7 @@ def test_channels_are_mixed_so_that_each_is_heard(tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "picture", "archive", "zeros", "m3u8", "concat", "nine hours of nothing"],
 )
-def test_what_is_no_recording_is_refused_with_the_reason(
+def test_what_is_no_recording_is_rejected_with_the_reason(
     content: bytes, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "speech.mp3"
@@ -193,7 +193,7 @@ def test_random_bytes_are_no_recording(tmp_path: Path) -> None:
         probe(path)
 
 
-def test_a_film_without_sound_is_refused(tmp_path: Path) -> None:
+def test_a_film_without_audio_is_rejected(tmp_path: Path) -> None:
     path = write_film_without_sound(tmp_path / "silent.mp4", 2)
     with pytest.raises(NotAudio, match="the video has no audio"):
         probe(path)
@@ -209,7 +209,7 @@ def test_a_claim_of_nine_hours_is_not_believed(tmp_path: Path) -> None:
     assert decoding.warnings == (TRUNCATED,)
 
 
-def test_sound_that_never_decodes_is_an_error(tmp_path: Path) -> None:
+def test_audio_that_never_decodes_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "nothing.wav"
     path.write_bytes(wav_header(10))
     with pytest.raises(DecodeFailed):
@@ -223,7 +223,7 @@ def test_a_name_in_any_letters_is_opened_as_the_file_it_names(tmp_path: Path) ->
         assert len(decoded(path)[0]) > 0
 
 
-def test_decoding_takes_no_more_memory_for_more_sound(tmp_path: Path) -> None:
+def test_decoding_takes_no_more_memory_for_more_audio(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     with path.open("wb") as file:
         file.write(wav_header(7_200))

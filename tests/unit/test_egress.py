@@ -100,7 +100,7 @@ TRICKS = [
 
 
 @pytest.mark.parametrize("url", TRICKS)
-def test_a_url_that_hides_where_it_leads_is_refused(url: str) -> None:
+def test_a_url_that_hides_where_it_leads_is_rejected(url: str) -> None:
     with pytest.raises(UrlRefused):
         asyncio.run(Egress(resolve=nowhere).check(url))
     with pytest.raises(UrlRefused):
@@ -120,7 +120,7 @@ def test_a_url_that_hides_where_it_leads_is_refused(url: str) -> None:
         ["fe80::1%eth0"],
     ],
 )
-def test_a_name_is_judged_by_every_address_it_has(addresses: list[str]) -> None:
+def test_a_name_is_validated_by_every_address_it_has(addresses: list[str]) -> None:
     egress = Egress(resolve=lambda _host, _port: addresses)
     with pytest.raises(UrlRefused, match=r"inside\.example leads to an address that is not public"):
         asyncio.run(egress.check("https://inside.example/"))
@@ -143,14 +143,14 @@ def test_a_public_url_may_be_kept(url: str) -> None:
     asyncio.run(Egress(resolve=lambda _host, _port: [PUBLIC]).check(url))
 
 
-def test_a_name_that_cannot_be_looked_up_now_may_be_kept_and_is_judged_when_used() -> None:
+def test_a_name_that_cannot_be_looked_up_now_may_be_kept_and_is_validated_when_used() -> None:
     egress = Egress(resolve=nowhere)
     asyncio.run(egress.check("https://soon.example/"))
     with pytest.raises(OSError, match="not known"):
         asyncio.run(egress.addresses("soon.example", 443))
 
 
-def test_what_is_refused_is_named_without_the_secrets_of_its_url() -> None:
+def test_what_is_rejected_is_named_without_the_secrets_of_its_url() -> None:
     egress = Egress(resolve=lambda _host, _port: ["127.0.0.1"])
     with pytest.raises(UrlRefused) as caught:
         asyncio.run(egress.check("https://inside.example/a?token=hush", "webhook_url"))
@@ -172,19 +172,19 @@ def test_what_counts_as_public_is_public_to_python_too(
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_is_judged_alike_in_all_its_disguises(address: IPv4Address) -> None:
+def test_an_address_is_validated_alike_in_all_its_disguises(address: IPv4Address) -> None:
     number = int(address)
     for disguised in (0xFFFF << 32 | number, 0x64FF9B << 96 | number):
         assert is_public(IPv6Address(disguised)) == is_public(address)
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_is_judged_alike_however_it_is_spelled(address: IPv4Address) -> None:
+def test_an_address_is_validated_alike_however_it_is_spelled(address: IPv4Address) -> None:
     number = int(address)
     a, rest = number >> 24, number & 0xFFFFFF
     spellings = [str(address), str(number), hex(number), f"0{number:o}", f"{a}.{rest}"]
-    judged = {_passes(f"http://{spelling}/") for spelling in spellings}
-    assert judged == {is_public(address)}
+    allowed = {_passes(f"http://{spelling}/") for spelling in spellings}
+    assert allowed == {is_public(address)}
 
 
 EGRESS = Egress(resolve=nowhere)
@@ -217,7 +217,7 @@ URLS = st.builds(
 
 @settings(max_examples=1_000)
 @given(URLS)
-def test_whatever_a_url_is_made_of_it_is_judged(url: str) -> None:
+def test_whatever_a_url_is_made_of_it_is_validated(url: str) -> None:
     try:
         asyncio.run(EGRESS.check(url))
         kept = parse_url(url)
@@ -229,7 +229,7 @@ def test_whatever_a_url_is_made_of_it_is_judged(url: str) -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_either_refused_or_one_url_with_a_host(text: str) -> None:
+def test_any_text_is_either_rejected_or_one_url_with_a_host(text: str) -> None:
     for candidate in (text, f"http://{text}", f"https://public.example/{text}"):
         try:
             url = parse_url(candidate)
@@ -258,7 +258,7 @@ def test_what_is_allowed_is_reached_though_private_and_nothing_beside_it() -> No
 
 
 @pytest.mark.parametrize("entry", ["10.0.0.0/33", "10.0.0", "http://minio", "a b", "min*"])
-def test_an_allow_list_that_means_nothing_is_refused_at_the_start(entry: str) -> None:
+def test_an_allow_list_that_means_nothing_is_rejected_at_the_start(entry: str) -> None:
     with pytest.raises(SetupProblem, match="EGRESS_ALLOW"):
         Egress(entry)
 
@@ -327,7 +327,7 @@ def test_a_dns_that_changes_between_two_looks_finds_no_gap() -> None:
     assert looked_up == 6  # once for each request
 
 
-def test_a_connection_goes_to_the_judged_address_and_asks_for_the_name() -> None:
+def test_a_connection_goes_to_the_validated_address_and_asks_for_the_name() -> None:
     async def ask() -> tuple[int, bytes]:
         egress = Egress("127.0.0.2", resolve=lambda _host, _port: ["127.0.0.2"])
         async with Server("127.0.0.2") as server, Outbound(egress, timeout_s=5) as outbound:

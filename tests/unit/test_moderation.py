@@ -38,7 +38,7 @@ def moderation() -> Moderation:
     return Moderation(Listener(), Lexicon())
 
 
-def judge(moderation: Moderation, text: str) -> tuple[Verdict, list[str]]:
+def classify(moderation: Moderation, text: str) -> tuple[Verdict, list[str]]:
     (verdict,) = moderation.classify([text])
     return verdict, [text[mark.start : mark.end] for mark in verdict.marks]
 
@@ -58,14 +58,14 @@ def test_verdicts_come_in_the_order_of_the_texts(moderation: Moderation) -> None
 def test_words_that_tip_the_scale_are_marked_without_their_punctuation(
     moderation: Moderation,
 ) -> None:
-    verdict, marked = judge(moderation, "Ôi, người xấu quá!")
+    verdict, marked = classify(moderation, "Ôi, người xấu quá!")
     assert (verdict.label, marked) == (Label.OFFENSIVE, ["xấu"])
     assert verdict.marks[0].source == "model"
-    assert judge(moderation, "(xấu) thật")[1] == []  # the model did not know it like this
+    assert classify(moderation, "(xấu) thật")[1] == []  # the model did not know it like this
 
 
 def test_no_word_is_blamed_where_any_of_two_is_enough(moderation: Moderation) -> None:
-    verdict, marked = judge(moderation, "xấu thì xấu")
+    verdict, marked = classify(moderation, "xấu thì xấu")
     assert (verdict.label, marked) == (Label.OFFENSIVE, [])
 
 
@@ -81,7 +81,7 @@ def test_near_a_threshold_no_word_is_blamed_for_little() -> None:
 
 
 def test_english_profanity_is_not_clean_whatever_the_model_says(moderation: Moderation) -> None:
-    verdict, marked = judge(moderation, "This is fucking great")
+    verdict, marked = classify(moderation, "This is fucking great")
     assert verdict.label is Label.OFFENSIVE
     assert marked == ["fucking"]
     assert verdict.score == pytest.approx(LISTED_SCORE)
@@ -90,7 +90,7 @@ def test_english_profanity_is_not_clean_whatever_the_model_says(moderation: Mode
 
 
 def test_a_listed_word_makes_no_verdict_milder(moderation: Moderation) -> None:
-    verdict, marked = judge(moderation, "fucking độc")
+    verdict, marked = classify(moderation, "fucking độc")
     assert verdict.label is Label.HATE
     assert verdict.score == pytest.approx(0.8)
     assert marked == ["fucking"]
@@ -102,15 +102,15 @@ def test_a_word_that_may_be_innocent_is_marked_in_bad_company_only(moderation: M
         for word in ("khùng", "cút", "câm mồm")
         if [find.decides for find in Lexicon().find(word)] == [False]
     )
-    verdict, marked = judge(moderation, f"{doubtful} thật")
+    verdict, marked = classify(moderation, f"{doubtful} thật")
     assert (verdict.label, marked) == (Label.CLEAN, [])
-    assert judge(moderation, f"{doubtful} xấu")[1] == [doubtful]
+    assert classify(moderation, f"{doubtful} xấu")[1] == [doubtful]
 
 
-def test_a_long_text_is_judged_but_its_words_are_not_tried_one_by_one(
+def test_a_long_text_is_classified_but_its_words_are_not_tried_one_by_one(
     moderation: Moderation,
 ) -> None:
-    verdict, marked = judge(moderation, " ".join(["trời"] * MAX_WORDS_TRIED + ["xấu"]))
+    verdict, marked = classify(moderation, " ".join(["trời"] * MAX_WORDS_TRIED + ["xấu"]))
     assert (verdict.label, marked) == (Label.OFFENSIVE, [])
 
 

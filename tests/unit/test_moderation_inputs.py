@@ -79,7 +79,7 @@ def test_a_graph_gets_the_inputs_that_it_names(folder: ModelFolder) -> None:
     assert set(batch.feeds) == names
 
 
-def test_a_graph_of_another_kind_is_refused(folder: ModelFolder) -> None:
+def test_a_graph_of_another_kind_is_rejected(folder: ModelFolder) -> None:
     with pytest.raises(ModerationUnusable, match="its graph has unsupported inputs: pixels, sound"):
         inputs_for({"sound", "pixels"}, folder)
 

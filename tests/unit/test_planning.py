@@ -53,7 +53,7 @@ WHOLE = {strategy: whole(PlanOptions(strategy)) for strategy in STRATEGIES}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_cores_tile_the_recording_and_each_chunk_has_its_own_sound(
+def test_cores_tile_the_recording_and_each_chunk_has_its_own_audio(
     strategy: Literal["vad", "silence", "fixed"],
 ) -> None:
     planned, planner = plan(TALK, PlanOptions(strategy), [len(TALK)])

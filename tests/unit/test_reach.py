@@ -56,7 +56,7 @@ def test_all_names_of_the_driver_are_known(name: str) -> None:
         "sesame",
     ],
 )
-def test_another_url_is_refused_and_not_repeated(url: str) -> None:
+def test_another_url_is_rejected_and_not_repeated(url: str) -> None:
     with pytest.raises(SetupProblem, match="DATABASE_URL") as refused:
         parsed(url)
     assert "sesame" not in str(refused.value)

@@ -47,9 +47,9 @@ def test_a_track_is_found_by_index_and_by_language(asked: str | None, index: int
 def test_a_track_that_is_missing_is_named_with_those_there_are(asked: str) -> None:
     with pytest.raises(UnknownOption) as error:
         find_track(TRACKS, asked)
-    told = str(error.value)
-    assert "audio_track must be one of 0 (eng, Commentary), 1 (vie), 2 (ger), 3 (eng), 4" in told
-    assert repr(asked) in told
+    text = str(error.value)
+    assert "audio_track must be one of 0 (eng, Commentary), 1 (vie), 2 (ger), 3 (eng), 4" in text
+    assert repr(asked) in text
 
 
 @pytest.mark.parametrize("container", ["matroska", "mp4"])

@@ -96,7 +96,7 @@ def test_speech_is_found_where_somebody_speaks(network: SileroNetwork) -> None:
 
 
 @pytest.mark.parametrize("nobody", [silence(20), noise(20, 0.02), silence(0), silence(0.001)])
-def test_nobody_is_heard_where_nobody_speaks(
+def test_silence_and_noise_have_no_speech(
     network: SileroNetwork, nobody: NDArray[np.int16]
 ) -> None:
     assert listen(network, nobody, SAMPLE_RATE) == []
@@ -124,12 +124,12 @@ def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(
         assert piece.span.duration_ms <= CutOptions().window_ms - CutOptions().overlap_ms
 
 
-def test_a_threshold_out_of_range_is_refused() -> None:
+def test_a_threshold_out_of_range_is_rejected() -> None:
     with pytest.raises(ValueError, match="threshold"):
         VadOptions(threshold=1.0)
 
 
-def test_another_version_of_the_network_is_refused(tmp_path: Path) -> None:
+def test_another_version_of_the_network_is_rejected(tmp_path: Path) -> None:
     other = tmp_path / "other.onnx"
     other.write_bytes(
         silero_path().read_bytes().replace(b"conv_layers.3.bias", b"conv_layers.4.bias")

@@ -51,7 +51,7 @@ class Hub:
     """Bytes after which a connection is broken, once for each entry."""
     stalls: dict[str, int] = field(default_factory=dict)
     """Bytes after which nothing more comes, for as long as the entry stays."""
-    refuses_ranges: bool = False
+    rejects_ranges: bool = False
     states_hashes: bool = False
     authorizations: set[str | None] = field(default_factory=set)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Answer(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = 0
-        if range_ is not None and not hub.refuses_ranges:
+        if range_ is not None and not hub.rejects_ranges:
             start = int(range_.removeprefix("bytes=").removesuffix("-"))
         if start >= len(whole):
             self.send_error(416)
@@ -161,7 +161,7 @@ class Place:
         network = DownloadOptions(
             endpoint or self.hub.endpoint, self.connect_timeout_s, self.stall_timeout_s
         )
-        return Puller(self.store(spec), network=network, progress=self.hear)
+        return Puller(self.store(spec), network=network, progress=self.report)
 
     def pull(self, spec: WeightsSpec, endpoint: str | None = None) -> None:
         self.puller(spec, endpoint).pull("faster-whisper", "toy")
@@ -169,7 +169,7 @@ class Place:
         assert (self.target / "config.json").read_bytes() == CONFIG
         assert {path.name for path in self.target.iterdir()} == {"model.bin", "config.json"}
 
-    def hear(self, done: int, total: int, what: str) -> None:
+    def report(self, done: int, total: int, what: str) -> None:
         assert not self.target.exists(), "weights must not be seen before they are whole"
         assert 0 <= done <= total
         self.news.append(what)
@@ -234,12 +234,12 @@ def test_two_pulls_at_once_fetch_once(place: Place) -> None:
     network = DownloadOptions(place.hub.endpoint, stall_timeout_s=30)
     waiting = threading.Event()
 
-    def hear(_done: int, _total: int, what: str) -> None:
+    def report(_done: int, _total: int, what: str) -> None:
         if "another process" in what:
             waiting.set()
 
     def pull() -> str:
-        puller = Puller(place.store(toy(GOOD)), network=network, progress=hear)
+        puller = Puller(place.store(toy(GOOD)), network=network, progress=report)
         return puller.pull("faster-whisper", "toy").sha256
 
     with ThreadPoolExecutor(2) as pool:
@@ -294,7 +294,7 @@ def test_what_one_source_brought_whole_is_not_fetched_from_the_next(place: Place
 
 
 def test_a_server_that_cannot_resume_starts_over(place: Place) -> None:
-    place.hub.refuses_ranges = True
+    place.hub.rejects_ranges = True
     place.hub.cuts[GOOD_MODEL] = 300_000
     place.pull(toy(GOOD))
 
@@ -454,7 +454,7 @@ def test_unknown_weights_are_answered_with_what_there_is(place: Place) -> None:
         place.puller(toy(GOOD)).pull("faster-whisper", "nothing")
 
 
-# --- hashes that nobody has published -----------------------------------------------------------
+# --- unpublished hashes -----------------------------------------------------------
 
 UNPUBLISHED = (FileSpec("model.bin"), FileSpec("config.json"))
 

@@ -277,7 +277,7 @@ def swap(path: Path, old: bytes, new: bytes) -> None:
     ("damage", "complaint"),
     [
         (lambda folder: (folder / "encoder.onnx").write_bytes(b""), "encoder.onnx is empty"),
-        (lambda folder: (folder / "encoder.onnx").write_bytes(b"{}" * 50), "no ONNX model"),
+        (lambda folder: (folder / "encoder.onnx").write_bytes(b"{}" * 50), "not an ONNX model"),
         (lambda folder: cut(folder / "encoder.onnx"), "truncated"),
         (lambda folder: cut(folder / "decoder.onnx"), "truncated"),
         (lambda folder: cut(folder / "joiner.onnx"), "truncated"),

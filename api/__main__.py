@@ -26,8 +26,8 @@ from api.gateway import check_settings
 from api.metrics import SHARED_FOLDER
 from api.protocol import Protocol, WebSocketProtocol
 from common.errors import StenoError
-from common.logs import set_up_logging
-from common.orphans import die_with_parent
+from common.process.logs import set_up_logging
+from common.process.orphans import die_with_parent
 from common.settings import Settings, load_settings
 
 DATE_S = 1.0

@@ -11,7 +11,7 @@ from loguru import logger
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from common.events import JOB_CHANNEL
+from common.redis.events import JOB_CHANNEL
 
 RETRY_S = 1.0
 SILENCE_S = 15.0

@@ -7,7 +7,7 @@ import os
 import resource
 from typing import BinaryIO
 
-from common.orphans import die_with_parent
+from common.process.orphans import die_with_parent
 
 MAX_MEMORY = 4 << 30
 """Of address space, in bytes; most of what is mapped is libraries."""

@@ -32,11 +32,11 @@ from common.db.jobs import Jobs
 from common.db.keys import AllKeys
 from common.db.streams import Streams
 from common.db.vault import Vault
-from common.egress import Egress
 from common.errors import SetupProblem, StorageFull
-from common.events import Events
-from common.queue import Doorbell, connect
-from common.reach import redis_trouble
+from common.net.egress import Egress
+from common.net.reach import redis_trouble
+from common.redis.events import Events
+from common.redis.queue import StepQueue, connect
 from common.settings import Settings
 from common.storage.opening import open_storage
 from common.storage.storage import check_space
@@ -66,7 +66,7 @@ class Gateway:
         self.weights = WeightsStore(settings.asr.models_dir, Manifest.load())
         self.egress = Egress(settings.egress.allow)
         self.redis = GuardedRedis.at(redis_url)
-        self.doorbell = Doorbell(self.redis)
+        self.doorbell = StepQueue(self.redis)
         self.resolver = Resolver(settings, self.weights, self.egress, self._weights_of_workers)
         self._publisher = BackgroundPublisher(self.redis)
         self.events = Events(self._publisher)

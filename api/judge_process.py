@@ -15,9 +15,9 @@ from loguru import logger
 
 from api.child import pipe_to_gateway, write_line
 from common.errors import ModerationFailed, ModerationUnusable
-from common.logs import set_up_logging
 from common.moderation.loading import load_moderation
 from common.moderation.moderation import Moderation
+from common.process.logs import set_up_logging
 from common.settings import LogSettings, ModerationSettings
 
 
@@ -42,7 +42,7 @@ def main(parent: str, settings: str) -> None:
 def answer(moderation: Moderation, texts: Sequence[str]) -> dict[str, object]:
     """What `api.judge.Judge` makes verdicts, or an error, of."""
     try:
-        return {"verdicts": [verdict.to_json() for verdict in moderation.judge(texts)]}
+        return {"verdicts": [verdict.to_json() for verdict in moderation.classify(texts)]}
     except ModerationFailed as error:
         return {"failed": error.details["reason"]}
     except Exception as error:

@@ -19,8 +19,8 @@ from common.domain.languages import AUTO, LANGUAGES
 from common.domain.speaking import Endpointing
 from common.domain.stream import Setup
 from common.errors import (
-    ModelNotHere,
-    Needs,
+    ModelNotInstalled,
+    OptionConflict,
     OutOfRange,
     RecognizerUnusable,
     UnknownOption,
@@ -75,12 +75,12 @@ class StreamResolver:
         """The stream that ``options`` ask for.
 
         Raises:
-            UnknownOption, ModelNotHere, Needs: one of them is wrong; it is named.
+            UnknownOption, ModelNotInstalled, OptionConflict: one of them is wrong; it is named.
             RecognizerUnusable: the engine is not on this gateway.
         """
         possible = self._settings.moderation.ai_load_models
         if options.moderation and not possible:
-            raise Needs(field="moderation", value="true", needed=MODELS)
+            raise OptionConflict(field="moderation", value="true", needed=MODELS)
         return Wanted(
             setup=self.setup(options),
             endpointing=Endpointing(silence_ms=options.endpointing),
@@ -104,7 +104,7 @@ class StreamResolver:
             raise RecognizerUnusable(engine=state.engine, model=state.model, reason=reason)
         if state.state == "missing":
             here = [f"{engine}/{model}" for engine, model in self._weights.present()]
-            raise ModelNotHere(
+            raise ModelNotInstalled(
                 field="model_id",
                 model=state.model,
                 engine=state.engine,

@@ -29,7 +29,7 @@ from common.domain.request import Task
 from common.domain.results import seconds, segment_document, word_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
-from common.errors import Needs, StenoError, UnknownOption
+from common.errors import OptionConflict, StenoError, UnknownOption
 
 PREFIX = "/v1"
 GRANULARITIES = "timestamp_granularities[]"
@@ -82,7 +82,7 @@ class AudioOptions(BaseModel):
         """Check a form's fields; an empty one counts as not sent.
 
         Raises:
-            Missing, Needs: a field is missing; none of the others is wrong.
+            FieldMissing, OptionConflict: a field is missing; none of the others is wrong.
             BadInput: a field is wrong; it is named.
         """
         try:
@@ -124,10 +124,14 @@ class TranscriptionOptions(AudioOptions):
     def read(cls, sent: Mapping[str, str | list[str]]) -> Self:
         options = super().read(sent)
         if options.stream and options.response_format not in {"json", "text"}:
-            raise Needs(field="stream", value="true", needed="response_format json or text")
+            raise OptionConflict(
+                field="stream", value="true", needed="response_format json or text"
+            )
         if GRANULARITIES in sent and options.response_format != "verbose_json":
             value = ", ".join(options.timestamp_granularities)
-            raise Needs(field=GRANULARITIES, value=value, needed="response_format=verbose_json")
+            raise OptionConflict(
+                field=GRANULARITIES, value=value, needed="response_format=verbose_json"
+            )
         return options
 
 

@@ -22,9 +22,9 @@ from api.intake import BodyRefused, has_unread_body
 from api.schemas import ProblemDocument
 from common.errors import (
     BadInput,
+    FieldMissing,
     Forbidden,
     Malformed,
-    Missing,
     ModerationOff,
     ModerationUnusable,
     NotAudio,
@@ -148,7 +148,7 @@ def bad_value(error: Mapping[str, Any]) -> BadInput:
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     field = _field(error["loc"])
     if kind == "missing":
-        return Missing(field=field)
+        return FieldMissing(field=field)
     if kind == "extra_forbidden":
         return Unsupported(field=field)
     if kind in {"literal_error", "enum"}:

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from api.child import pipe_to_gateway, write_line
 from common.asr.loading import load_recognizer, style_of
-from common.asr.streaming import Before, Heard
-from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
+from common.asr.streaming import PrecedingAudio, RecognitionRequest
+from common.audio.silero import CONTEXT, FRAME, SILENCE, SileroNetwork
 from common.domain.transcript import segments_to_json
 from common.domain.values import BYTES_PER_MS
 from common.errors import EngineFailed, StenoError
-from common.logs import set_up_logging
+from common.process.logs import set_up_logging
 from common.settings import LogSettings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ FULL_SCALE = 32_768
 class Sound:
     """What is kept of one stream's sound, and where there is speech in it."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: SileroNetwork) -> None:
         self._network = network
         self._state = SILENCE
         self._context = np.zeros(CONTEXT, np.int16)
@@ -59,7 +59,7 @@ class Sound:
         samples = np.concatenate([self._context, np.frombuffer(pcm, "<i2")])
         if len(samples) < CONTEXT + FRAME:
             return []
-        probabilities, self._state = self._network.judge(samples, self._state)
+        probabilities, self._state = self._network.speech_probabilities(samples, self._state)
         self._context = samples[-CONTEXT:]
         return [round(float(each), 3) for each in probabilities]
 
@@ -81,7 +81,7 @@ class Sound:
 class Desk:
     """What was asked and is not answered yet; two threads share it."""
 
-    def __init__(self, network: Network, answers: BinaryIO) -> None:
+    def __init__(self, network: SileroNetwork, answers: BinaryIO) -> None:
         self._network = network
         self._answers = answers
         self._lock = threading.Condition()
@@ -133,7 +133,7 @@ class Desk:
                     self._gone.append(stream)
                     self._lock.notify()
 
-    def next(self) -> tuple[list[dict[str, Any]], list[Heard], list[str]] | None:
+    def next(self) -> tuple[list[dict[str, Any]], list[RecognitionRequest], list[str]] | None:
         """What to hear together, and which streams are over; None: the gateway says no more.
 
         Ends of utterances go first: people wait for them.
@@ -151,12 +151,12 @@ class Desk:
             gone, self._gone = self._gone, []
             return chosen, [self._heard(each) for each in chosen], gone
 
-    def _heard(self, asked: dict[str, Any]) -> Heard:
+    def _heard(self, asked: dict[str, Any]) -> RecognitionRequest:
         sound, context = self._sounds[asked["stream"]], asked["context"]
-        before = context and Before(
+        before = context and PrecedingAudio(
             sound.piece(context["start_ms"], asked["start_ms"]), context["text"]
         )
-        return Heard(
+        return RecognitionRequest(
             stream=asked["stream"],
             utterance=asked["utterance"],
             samples=sound.piece(asked["start_ms"], asked["end_ms"]),
@@ -180,7 +180,7 @@ def main(parent: str, order: str) -> None:
             device=wanted["device"],
             compute_type=wanted["compute_type"],
         )
-        desk = Desk(Network(), answers)
+        desk = Desk(SileroNetwork(), answers)
     except StenoError as error:
         write_line(answers, {"unusable": str(error)})
         return
@@ -204,11 +204,14 @@ def serve(desk: Desk, recognizer: Recognizer) -> None:
 
 
 def _hear(
-    desk: Desk, recognizer: Recognizer, asked: Sequence[dict[str, Any]], wanted: Sequence[Heard]
+    desk: Desk,
+    recognizer: Recognizer,
+    asked: Sequence[dict[str, Any]],
+    wanted: Sequence[RecognitionRequest],
 ) -> None:
     started = time.monotonic()
     try:
-        heard = recognizer.hear(wanted)
+        heard = recognizer.recognize(wanted)
     except Exception as error:
         # Its message may quote what was said, and logs carry none of that.
         reason = "it met something that nobody thought of"

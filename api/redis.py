@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from common.queue import connect_as
+from common.redis.queue import connect_as
 
 ANSWER_S = 1.0
 """How long a request waits for a command."""

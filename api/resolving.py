@@ -19,8 +19,8 @@ from common.db.snapshots import ClientData
 from common.domain.job import Priority
 from common.domain.languages import AUTO, LANGUAGES
 from common.domain.request import Cutting, Decoding, Options
-from common.egress import Egress
-from common.errors import ModelNotHere, Needs, OutOfRange, UnknownOption
+from common.errors import ModelNotInstalled, OptionConflict, OutOfRange, UnknownOption
+from common.net.egress import Egress
 from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE, WHISPER_ENGINES
 from common.weights.store import WeightsState, WeightsStore
@@ -83,8 +83,8 @@ class Resolver:
         """The job that ``options`` ask for.
 
         Raises:
-            UnknownOption, OutOfRange, Needs, ModelNotHere, UrlRefused: one of them is wrong; it is
-                named.
+            UnknownOption, OutOfRange, OptionConflict, ModelNotInstalled, UrlRefused: one of them is
+                wrong; it is named.
         """
         job = await asyncio.to_thread(self._resolve, job_id, options)  # it reads the disk
         if options.webhook_url is not None:
@@ -104,7 +104,8 @@ class Resolver:
         """Pass if a job that names no option can be taken; it reads the disk.
 
         Raises:
-            UnknownOption, ModelNotHere: the defaults name a language or weights that do not exist.
+            UnknownOption, ModelNotInstalled: the defaults name a language or weights that do not
+                exist.
         """
         asr = self._settings.asr
         self._check(asr.default_engine, asr.default_model, asr.default_language)
@@ -170,7 +171,9 @@ class Resolver:
             raise _not_among("model", self._offered(list(known.values())), model)
         if known[model].state == "missing" and known[model] not in self._usable(states):
             here = ", ".join(self.installed()) or "none"
-            raise ModelNotHere(field="model", model=model, engine=engine, value=model, here=here)
+            raise ModelNotInstalled(
+                field="model", model=model, engine=engine, value=model, here=here
+            )
         spoken = known[model].languages
         if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
             raise _not_among("language", spoken, language)
@@ -178,11 +181,11 @@ class Resolver:
     def _moderation(self, options: UploadOptions) -> bool:
         possible = self._settings.moderation.ai_load_models
         if options.moderation and not possible:
-            raise Needs(field="moderation", value="true", needed=MODELS)
+            raise OptionConflict(field="moderation", value="true", needed=MODELS)
         wanted = possible if options.moderation is None else options.moderation
         if options.filter_profanity and not wanted:
             needed = "moderation=true" if possible else MODELS
-            raise Needs(field="filter_profanity", value="true", needed=needed)
+            raise OptionConflict(field="filter_profanity", value="true", needed=needed)
         return wanted
 
     def _cutting(self, options: UploadOptions) -> Cutting:

@@ -39,9 +39,9 @@ from common.db.usage import RETRY_S, Usage
 from common.domain.job import JobStatus
 from common.domain.values import SAMPLE_RATE
 from common.errors import (
-    Missing,
-    Needs,
+    FieldMissing,
     NotFound,
+    OptionConflict,
     OutcomeUnknown,
     Stalled,
     TooLarge,
@@ -203,7 +203,7 @@ class Form:
     ``may_be_bare`` the recording may come without a header (`BareFile`).
 
     Raises, from ``options``:
-        Missing, Needs: a field is missing.
+        FieldMissing, OptionConflict: a field is missing.
         BadInput: a field is wrong.
     """
 
@@ -349,7 +349,7 @@ class _Incoming(ABC):
         form.finish()
         tell_of_ignored(request, [*self._form.ignored, *form.ignored])
         if not form.file_begun:
-            raise Missing(field=self._form.file)
+            raise FieldMissing(field=self._form.file)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
@@ -430,7 +430,7 @@ class Upload(_Incoming):
 
     async def _check_early(self, form: FormReader, request: Request) -> None:
         idempotency_key(request)
-        with suppress(Missing, Needs):
+        with suppress(FieldMissing, OptionConflict):
             options = form_options(self._form.options(form))
             await self._gateway.resolver.check_names(options)
 

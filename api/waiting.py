@@ -13,7 +13,7 @@ from api.leaving import unless_gone
 from api.routes.jobs import check_ready
 from api.uploads import IGNORED
 from common.db.snapshots import Snapshot
-from common.errors import NotFound, NotReady, StillUnderWay
+from common.errors import JobStillRunning, NotFound, NotReady
 
 JOB_ID = "X-Job-Id"
 """The header that names the job behind an answer."""
@@ -47,7 +47,7 @@ def check_completed(snapshot: Snapshot | None, job_id: UUID) -> Snapshot:
     """The job's ``snapshot`` if it is completed.
 
     Raises:
-        StillUnderWay: it has not ended.
+        JobStillRunning: it has not ended.
         Conflict: it failed or was cancelled.
         NotFound: it was deleted.
     """
@@ -56,5 +56,5 @@ def check_completed(snapshot: Snapshot | None, job_id: UUID) -> Snapshot:
     try:
         check_ready(snapshot)
     except NotReady:
-        raise StillUnderWay(job_id=job_id, status_now=snapshot.status.value) from None
+        raise JobStillRunning(job_id=job_id, status_now=snapshot.status.value) from None
     return snapshot

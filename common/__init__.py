@@ -1,6 +1,6 @@
-"""What gateway and workers share."""
+"""Code that the gateway and the workers share."""
 
 import os
 
-# onnxruntime tells its makers how it is used, unless it is told not to before it is imported.
+# onnxruntime sends telemetry unless this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

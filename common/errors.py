@@ -1,7 +1,7 @@
-"""Every error a person or a client can meet, in one tree.
+"""Every error that people or clients can see, in one tree.
 
 A class owns its message (the docstring, a format string over the keyword arguments), its stable
-``code`` and its HTTP status. `Transient` failures are tried again; everything else is final.
+``code`` and its HTTP status. `Transient` failures are retried; all others are final.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import ClassVar
 
 
 class StenoError(Exception):
-    """Something went wrong."""
+    """An internal error occurred"""
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
@@ -22,27 +22,27 @@ class StenoError(Exception):
 
     @property
     def message(self) -> str:
-        """What anybody may be told."""
+        """The text for everybody, clients included."""
         return str(self.args[0])
 
 
 class Transient(StenoError):
-    """A fault that may pass: {reason}"""
+    """A temporary failure: {reason}"""
 
     code = "transient"
     status = 503
     counts: ClassVar[bool] = True
-    """Whether an attempt at a step that ended so is one of MAX_RETRIES; else the step waits."""
+    """Whether a step's attempt that failed so counts towards MAX_RETRIES; else the step waits."""
 
 
 class BadInput(StenoError):
-    """The request cannot be served as it is."""
+    """The request is invalid"""
 
     code = "bad_input"
     status = 400
 
 
-# --- what a client sent ---------------------------------------------------------------------
+# --- errors in a request ---------------------------------------------------------------------
 
 
 class Malformed(BadInput):
@@ -65,22 +65,22 @@ class OutOfRange(BadInput):
     status = 422
 
 
-class Needs(BadInput):
+class OptionConflict(BadInput):
     """{field}={value} needs {needed}"""
 
     code = "option_conflict"
     status = 422
 
 
-class Missing(BadInput):
+class FieldMissing(BadInput):
     """{field} is missing"""
 
     code = "missing"
     status = 422
 
 
-class ModelNotHere(BadInput):
-    """model {model} is not installed ({here} are): steno models pull {model} --engine {engine}"""
+class ModelNotInstalled(BadInput):
+    """{model} is not installed, {here} are; run: steno models pull {model} --engine {engine}"""
 
     code = "weights_missing"
     status = 422
@@ -101,108 +101,108 @@ class Forbidden(BadInput):
 
 
 class OverLimit(BadInput):
-    """The API key has a limit: {field} {limit}; try again in {retry_after_s} s"""
+    """The API key's limit is reached: {field} {limit}; try again in {retry_after_s} s"""
 
     code = "over_limit"
     status = 429
 
 
 class RateLimited(OverLimit):
-    """The API key may make {limit} requests a {period}; try again in {retry_after_s} s"""
+    """The API key is limited to {limit} requests a {period}; try again in {retry_after_s} s"""
 
     code = "rate_limited"
 
 
 class TooManyJobs(OverLimit):
-    """The API key may have {limit} jobs at once; try again when one has ended"""
+    """The API key is limited to {limit} jobs at once; try again when one has ended"""
 
     code = "too_many_jobs"
 
 
 class TooManyStreams(OverLimit):
-    """The API key may have {limit} live streams at once; try again when one has ended"""
+    """The API key is limited to {limit} live streams at once; try again when one has ended"""
 
     code = "too_many_streams"
 
 
 class TooMuchAudio(OverLimit):
-    """The API key may send {limit:g} hours of audio a day (UTC), and this makes {value:g}"""
+    """The API key is limited to {limit:g} hours of audio a day (UTC); this would make {value:g}"""
 
     code = "too_much_audio"
 
 
 class Stalled(BadInput):
-    """Nothing more of the request came in for {limit_s} s"""
+    """No data arrived for {limit_s} s; the request was not complete"""
 
     code = "stalled"
     status = 408
 
 
 class Idle(BadInput):
-    """Nothing came in for {limit_s:g} s; a WebSocket's KeepAlive keeps it open without sound"""
+    """No data arrived for {limit_s:g} s; send KeepAlive messages to keep a silent WebSocket open"""
 
     code = "idle"
     status = 408
 
 
 class SlowReader(BadInput):
-    """What the stream tells was not read for {limit_s:g} s"""
+    """The client did not read the stream's messages for {limit_s:g} s"""
 
     code = "slow_reader"
     status = 408
 
 
 class NotPcm(BadInput):
-    """The sound is a {value} file; send bare PCM: 16 bit, little endian, mono, 16 kHz"""
+    """The audio is a {value} file; send raw PCM: 16 bit, little endian, mono, 16 kHz"""
 
     code = "not_pcm"
     status = 415
 
 
 class TooFast(BadInput):
-    """The sound came in faster than it is heard for more than {limit_s:g} s; upload recordings"""
+    """The audio arrived faster than it is transcribed for {limit_s:g} s; upload recordings"""
 
     code = "too_fast"
     status = 429
 
 
 class TooLong(BadInput):
-    """A live stream may be {limit:g} hours long"""
+    """A live stream is limited to {limit:g} hours"""
 
     code = "too_long"
     status = 413
 
 
 class Unsupported(BadInput):
-    """{field} is not supported here"""
+    """{field} is not supported"""
 
     code = "unsupported_option"
     status = 422
 
 
 class TooLarge(BadInput):
-    """{field} may have at most {limit}; got {value}"""
+    """{field} is limited to {limit}; got {value}"""
 
     code = "too_large"
     status = 413
 
 
 class NotAudio(BadInput):
-    """file holds no sound that can be decoded: {reason}"""
+    """file has no audio that can be decoded: {reason}"""
 
     code = "not_audio"
     status = 415
 
 
 class EncodedBody(BadInput):
-    """The body may have no {field} here; got {value!r}"""
+    """The body must not have a {field}; got {value!r}"""
 
     code = "encoded_body"
     status = 415
 
 
 class UrlRefused(BadInput):
-    """{field} is refused: {reason}"""
+    """{field} is rejected: {reason}"""
 
     code = "url_refused"
     status = 422
@@ -216,14 +216,14 @@ class NotFound(BadInput):
 
 
 class NotReady(BadInput):
-    """The job is {status_now}; its result can be had when it is COMPLETED"""
+    """The job is {status_now}; its result is available when it is COMPLETED"""
 
     code = "not_ready"
     status = 409
 
 
-class StillUnderWay(BadInput):
-    """Job {job_id} is still {status_now}; GET /api/v1/result/{job_id} has its text in the end"""
+class JobStillRunning(BadInput):
+    """Job {job_id} is still {status_now}; get its text later from GET /api/v1/result/{job_id}"""
 
     code = "still_under_way"
     status = 504
@@ -237,26 +237,26 @@ class Conflict(BadInput):
 
 
 class IdempotencyConflict(BadInput):
-    """{field} {value} was used before, for another request"""
+    """{field} {value} was already used for a different request"""
 
     code = "idempotency_conflict"
     status = 409
 
 
-# --- what is broken on this side ------------------------------------------------------------
+# --- failures of the service ------------------------------------------------------------
 
 
 class Unavailable(Transient):
-    """{what} is out of reach at the moment; try again soon"""
+    """{what} is unavailable; try again soon"""
 
     code = "unavailable"
     counts = False
-    logged: ClassVar[str] = "{what} is out of reach: {reason}"
+    logged: ClassVar[str] = "{what} is unavailable: {reason}"
 
     def __init__(
         self, *, reason: str | None = None, final: bool = False, **details: object
     ) -> None:
-        """``reason`` is for logs and never for clients; ``final``: to wait will not help."""
+        """``reason`` is for logs, never for clients; ``final``: waiting will not help."""
         super().__init__(**details)
         self.reason = reason
         self.final = final
@@ -268,19 +268,19 @@ class Unavailable(Transient):
 
 
 class Busy(Transient):
-    """{what} has too much to do at the moment; try again soon"""
+    """{what} is busy; try again soon"""
 
     code = "busy"
 
 
 class StreamsFull(Transient):
-    """{engine} keeps pace with {limit} live streams here, and there are so many; try again soon"""
+    """All {limit} live streams of {engine} are in use; try again soon"""
 
     code = "streams_full"
 
 
 class Restarting(Transient):
-    """This gateway is about to end; another one, or the next, goes on"""
+    """The gateway is restarting; try again soon"""
 
     code = "restarting"
 
@@ -296,21 +296,21 @@ class SecretsLocked(Transient):
 
 
 class OutcomeUnknown(Unavailable):
-    """{what} went away while it was told to commit; whether it did can be asked when it is back"""
+    """{what} became unavailable during a commit; check whether it succeeded once it is back"""
 
-    logged = "{what} went away while it was told to commit: {reason}"
+    logged = "{what} became unavailable during a commit: {reason}"
 
 
 class DatabaseReadOnly(Unavailable):
-    """{what} takes no writes at the moment; try again soon"""
+    """{what} is read-only at the moment; try again soon"""
 
-    logged = "{what} takes no writes: {reason}"
+    logged = "{what} is read-only: {reason}"
 
 
 class DatabaseFull(Unavailable):
-    """{what} has no space left; try again when there is some"""
+    """{what} has no disk space left; try again when there is some"""
 
-    logged = "{what} has no space left: {reason}"
+    logged = "{what} has no disk space left: {reason}"
 
 
 class StorageFull(Transient):
@@ -321,13 +321,13 @@ class StorageFull(Transient):
 
 
 class RecordingLost(StenoError):
-    """The job's recording is gone from the storage"""
+    """The job's recording is missing from the storage"""
 
     code = "recording_lost"
 
 
-class SoundLost(StenoError):
-    """The sound of chunk {index} is gone, and its recording is another now; a retry hears that"""
+class ChunkAudioLost(StenoError):
+    """The audio of chunk {index} is missing, and its source has changed; retry the job"""
 
     code = "sound_lost"
 
@@ -339,7 +339,7 @@ class EngineFailed(Transient):
 
 
 class RecognizerUnusable(StenoError):
-    """{engine} {model} cannot hear live streams here: {reason}"""
+    """{engine} {model} cannot transcribe live streams: {reason}"""
 
     code = "recognizer_unusable"
     status = 503
@@ -356,19 +356,19 @@ class LeaseExpired(WorkerLost):
 
 
 class ChunkTimedOut(Transient):
-    """The step ran into its limit of {limit_s} s"""
+    """The step exceeded its limit of {limit_s} s"""
 
     code = "timed_out"
 
 
 class FetchFailed(StenoError):
-    """The recording cannot be had from {host}: {reason}"""
+    """The recording cannot be fetched from {host}: {reason}"""
 
     code = "fetch_failed"
     status = 422
 
 
-class FetchBroke(Transient):
+class FetchInterrupted(Transient):
     """Fetching the recording from {host} failed: {reason}"""
 
     code = "fetch_failed"
@@ -382,14 +382,14 @@ class DecodeFailed(StenoError):
 
 
 class WeightsMissing(StenoError):
-    """The weights {model} for {engine} are not here: steno models pull {model} --engine {engine}"""
+    """{model} for {engine} is not installed; run: steno models pull {model} --engine {engine}"""
 
     code = "weights_missing"
     status = 503
 
 
 class WeightsCorrupt(StenoError):
-    """{path} has the wrong hash (sha256 {found}, should be {expected}); delete it and pull again"""
+    """{path} has the wrong hash (sha256 {found}, expected {expected}); delete it and pull again"""
 
     code = "weights_corrupt"
     status = 503
@@ -416,7 +416,7 @@ class ModerationUnusable(StenoError):
 
 
 class ModerationOff(StenoError):
-    """Moderation is switched off here (AI_LOAD_MODELS=false)"""
+    """Moderation is disabled (AI_LOAD_MODELS=false)"""
 
     code = "moderation_off"
     status = 503
@@ -434,10 +434,10 @@ class InUse(SetupProblem):
     code = "in_use"
 
 
-# --- what a client of the gateway meets -----------------------------------------------------
+# --- errors of a client of the gateway -----------------------------------------------------
 
 
-class Refused(StenoError):
+class RequestRejected(StenoError):
     """{detail}"""
 
     code = "refused"

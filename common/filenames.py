@@ -1,4 +1,4 @@
-"""Names of files as people may see them; no path is ever made of one."""
+"""File names for display; they never become part of a path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BIDI_CONTROLS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u20
 
 
 def display_name(sent: str | None) -> str:
-    """What to call a recording that came as ``sent``: one line, no folders, at most 255 bytes."""
+    """The name to show for a recording sent as ``sent``: one line, no folders, <= 255 bytes."""
     last = unicodedata.normalize("NFC", sent or "").replace("\\", "/").rpartition("/")[2]
     visible = "".join(
         letter

@@ -1,6 +1,6 @@
-"""Files and folders that no other user of the host can read, whatever the umask is.
+"""Files and folders that other users of the host cannot read, whatever the umask.
 
-They are made with their modes: changed afterwards, they could be opened in between.
+They are created with their modes: set afterwards, they could be opened in between.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 
 FILE, FOLDER = 0o600, 0o700
 SHARED_FILE, SHARED_FOLDER = 0o640, 0o2770
-"""For the members of a group, who may add and remove files; what is made inside is the group's."""
+"""For a group, whose members may add and remove files; what is created inside is the group's."""
 UMASK = 0o077
-"""For child processes, whose programs choose the modes of their files by themselves."""
+"""For child processes that choose the modes of their files themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileAccess:
-    """Who may use what is written: this process's user, and the members of ``group`` (its id)."""
+    """Who may use the files: this process's user, and the members of ``group`` (its id)."""
 
     group: int | None = None
 
     def opener(self, path: str, flags: int) -> int:
-        """Open a file as `open` asks its ``opener`` to."""
+        """Open a file, as an ``opener`` for `open`."""
         descriptor = os.open(path, flags, FILE)
         if self.group is not None and flags & os.O_CREAT:
             status = os.fstat(descriptor)
@@ -35,11 +35,11 @@ class FileAccess:
         return descriptor
 
     def open(self, path: Path, mode: str) -> Any:
-        """Open a file, and make it where the mode says so."""
+        """Open a file, and create it where the mode says so."""
         return open(path, mode, opener=self.opener)
 
     def make_folder(self, path: Path) -> None:
-        """Make a folder, and those above it; an existing one stays as it is."""
+        """Create a folder and its parents; an existing one stays as it is."""
         if path.is_dir():
             return
         self.make_folder(path.parent)
@@ -53,4 +53,4 @@ class FileAccess:
 
 
 OWN = FileAccess()
-"""This process's user alone."""
+"""Access for this process's user only."""

@@ -12,10 +12,10 @@ from redis.exceptions import RedisError
 from rq.serializers import JSONSerializer
 
 from common.errors import StenoError
-from common.logs import set_up_logging
-from common.presence import HEARTBEAT_S, QUEUE_NAME, WORKER_TTL_S, own_name
-from common.queue import StepMessage, connect
-from common.reach import redis_trouble
+from common.net.reach import redis_trouble
+from common.process.logs import set_up_logging
+from common.redis.presence import HEARTBEAT_S, QUEUE_NAME, WORKER_TTL_S, own_name
+from common.redis.queue import StepMessage, connect
 from common.settings import load_settings
 from common.storage.opening import open_storage
 from worker.child import preload

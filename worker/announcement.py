@@ -7,7 +7,7 @@ from pathlib import Path
 from loguru import logger
 from redis import Redis
 
-from common import presence
+from common.redis import presence
 from common.weights.store import WeightsStore
 
 
@@ -29,7 +29,7 @@ class Announcement:
                 self._weights, self._changes = self._store.present(), changes
         except OSError as error:  # a folder that was removed meanwhile, or cannot be read
             logger.warning("the weights cannot be listed: {}", error)
-        presence.announce_weights(self._redis, self._name, self._weights)
+        presence.report_weights(self._redis, self._name, self._weights)
 
 
 def _changes(root: Path) -> frozenset[tuple[str, int]]:

@@ -12,9 +12,9 @@ from common.db.revision import check_revision
 from common.db.steps import RetryPolicy, Steps
 from common.db.transcriptions import Transcriptions
 from common.errors import SetupProblem
-from common.events import Events
-from common.queue import connect
-from common.reach import wait_for
+from common.net.reach import wait_for
+from common.redis.events import Events
+from common.redis.queue import connect
 from common.settings import Settings
 from common.storage.opening import open_storage
 from common.weights.manifest import Manifest

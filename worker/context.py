@@ -13,13 +13,13 @@ from loguru import logger
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common import presence
 from common.db.cleaning import Cleaning
 from common.db.flow import NewPart
 from common.db.steps import Claim, StaleClaim, Steps, Within
 from common.db.transcriptions import Transcriptions
 from common.errors import NotFound, Unavailable
-from common.events import Events
+from common.redis import presence
+from common.redis.events import Events
 from common.settings import Settings
 from common.storage.storage import Storage
 from worker.engines import Engines
@@ -27,8 +27,8 @@ from worker.memory import Memory
 from worker.moderation import WarmModeration
 
 if TYPE_CHECKING:
-    from common.audio.vad import Network
-    from common.egress import Egress
+    from common.audio.silero import SileroNetwork
+    from common.net.egress import Egress
 
 T = TypeVar("T")
 
@@ -54,14 +54,14 @@ class Context:
     """Whether this worker may take up a step that follows from the one it ends."""
 
     @cached_property
-    def voice_network(self) -> Network:
-        from common.audio.vad import load_network
+    def voice_network(self) -> SileroNetwork:
+        from common.audio.silero import SileroNetwork
 
-        return load_network()
+        return SileroNetwork()
 
     @cached_property
     def egress(self) -> Egress:
-        from common.egress import Egress
+        from common.net.egress import Egress
 
         return Egress(self.settings.egress.allow)
 
@@ -90,9 +90,9 @@ class Context:
         """Record for the gateways whether there is space to write."""
         with suppress(RedisError):
             if full:
-                presence.announce_full_storage(self.redis)
+                presence.report_full_storage(self.redis)
             else:
-                presence.forget_full_storage(self.redis)
+                presence.clear_full_storage(self.redis)
 
 
 @contextmanager

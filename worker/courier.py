@@ -25,8 +25,8 @@ from common.domain.webhooks import (
     signed_headers,
     verdict_on,
 )
-from common.egress import Egress, Outbound, parse_url
 from common.errors import SecretsLocked, Unavailable, UrlRefused
+from common.net.egress import Egress, Outbound, parse_url
 from common.settings import Settings, WebhookSettings
 from worker.compose import database_url
 from worker.pace import Pace
@@ -115,7 +115,7 @@ class Courier:
 
     async def _run(self) -> None:
         under_way: set[asyncio.Task[None]] = set()
-        async with Outbound(self._egress, patience_s=self._settings.timeout) as outbound:
+        async with Outbound(self._egress, timeout_s=self._settings.timeout) as outbound:
             while not self._stopping.is_set():
                 for sending in await self._claim(self._settings.at_once - len(under_way)):
                     under_way.add(asyncio.create_task(self._deliver(outbound, sending)))

@@ -21,13 +21,13 @@ from redis import Redis
 from redis.client import PubSub
 from redis.exceptions import RedisError
 
-from common import presence
 from common.db.steps import Steps
 from common.errors import StenoError, Transient
-from common.events import JOB_CHANNEL, WORK_CHANNEL, Events
-from common.logs import set_up_logging
-from common.queue import Doorbell, connect
-from common.reach import redis_trouble
+from common.net.reach import redis_trouble
+from common.process.logs import set_up_logging
+from common.redis import presence
+from common.redis.events import JOB_CHANNEL, WORK_CHANNEL, Events
+from common.redis.queue import StepQueue, connect
 from common.settings import load_settings
 from worker.compose import build_janitor, build_steps, redis_url, wait_for_services
 from worker.courier import build_courier
@@ -66,7 +66,7 @@ class Dispatcher:
         self._steps = steps
         self._on_change = on_change
         self._redis = redis
-        self._doorbell = Doorbell(redis)
+        self._doorbell = StepQueue(redis)
         self._events = Events(redis)
         self._job_timeout_s = job_timeout_s
         self._suspects: dict[str, float] = {}
@@ -84,7 +84,7 @@ class Dispatcher:
         """Dispatch and reconcile."""
         self._dispatch_and_reconcile()
         with suppress(RedisError):
-            presence.forget_dispatcher(self._redis, self._name)
+            presence.remove_dispatcher(self._redis, self._name)
 
     def _dispatch_and_reconcile(self) -> None:
         while not self._stopping.is_set():
@@ -96,7 +96,7 @@ class Dispatcher:
                         if self._pace.is_due():
                             self._look()
                         if time.monotonic() - self._told >= presence.HEARTBEAT_S:
-                            presence.tell_of_dispatcher(self._redis, self._name)
+                            presence.report_dispatcher(self._redis, self._name)
                             self._told = time.monotonic()
                         self._wait(wake_ups)
             except (Transient, RedisError) as error:
@@ -129,7 +129,7 @@ class Dispatcher:
         # A worker that Redis has forgotten registers again within seconds; until then, one.
         workers = max(1, self._doorbell.live_workers())
         free = max(0, workers - self._steps.handed_out())
-        return self._steps.publish(free, self._doorbell.ring, limited=max(1, workers // 2))
+        return self._steps.publish(free, self._doorbell.publish, limited=max(1, workers // 2))
 
     def reconcile(self) -> None:
         """Take back steps of silent workers, ring lost doorbells again, end overdue jobs."""

@@ -11,7 +11,7 @@ from common.weights.store import Weights, WeightsStore
 from worker.memory import Memory
 
 if TYPE_CHECKING:
-    from common.asr.engine import Engine
+    from common.asr.engine import SpeechEngine
 
 
 class Engines:
@@ -21,7 +21,7 @@ class Engines:
         self._store = store
         self._settings = settings
         self._memory = memory
-        self._loaded: tuple[Weights, Engine] | None = None
+        self._loaded: tuple[Weights, SpeechEngine] | None = None
 
     def weights(self, engine: str, model: str) -> Weights:
         """Which weights these names stand for on this machine.
@@ -31,7 +31,7 @@ class Engines:
         """
         return self._store.resolve(engine, model)
 
-    def get(self, engine: str, model: str) -> Engine:
+    def get(self, engine: str, model: str) -> SpeechEngine:
         """The engine with these weights, loaded if it is not the one at hand.
 
         Raises:

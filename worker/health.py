@@ -11,9 +11,9 @@ from collections.abc import Callable
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common import presence
 from common.errors import DatabaseReadOnly, StenoError, Unavailable
-from common.reach import malformed, postgres_refuses, postgres_trouble, redis_trouble
+from common.net.reach import malformed, postgres_rejects, postgres_trouble, redis_trouble
+from common.redis import presence
 from common.settings import DatabaseSettings, RedisSettings
 
 PATIENCE_S = 5
@@ -72,7 +72,7 @@ def check_postgres() -> None:
             (read_only,) = connection.execute("SHOW transaction_read_only").fetchone() or ("",)
     except psycopg.Error as error:
         raise Unavailable(
-            what="The database", reason=postgres_trouble(error), final=postgres_refuses(error)
+            what="The database", reason=postgres_trouble(error), final=postgres_rejects(error)
         ) from error
     if read_only == "on":
         raise DatabaseReadOnly(what="The database", reason="it is read-only (see DATABASE_URL)")

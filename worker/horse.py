@@ -31,9 +31,9 @@ from rq.serializers import JSONSerializer
 
 from common.db.steps import Claim
 from common.errors import Unavailable
-from common.logs import set_up_logging
-from common.orphans import die_with_parent
-from common.queue import StepMessage, connect, queue_of
+from common.process.logs import set_up_logging
+from common.process.orphans import die_with_parent
+from common.redis.queue import StepMessage, connect, queue_of
 from common.settings import Settings
 from worker.compose import build_context, redis_url
 from worker.runner import Runner

@@ -11,7 +11,7 @@ from loguru import logger
 
 from common.db.cleaning import Cleaning
 from common.errors import Transient
-from common.events import Events
+from common.redis.events import Events
 from common.storage.storage import Made, Storage
 from worker.pace import Pace
 

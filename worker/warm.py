@@ -33,9 +33,9 @@ from rq.worker import WorkerStatus
 
 from common.db.steps import Steps
 from common.errors import ChunkTimedOut, EngineFailed, StenoError, Unavailable, WorkerLost
-from common.events import Events
-from common.presence import HEARTBEAT_S, RECORD_S
-from common.queue import StepMessage
+from common.redis.events import Events
+from common.redis.presence import HEARTBEAT_S, RECORD_S
+from common.redis.queue import StepMessage
 from worker.announcement import Announcement
 from worker.child import Child, start_child
 
@@ -282,8 +282,8 @@ class WarmWorker(Worker):
     ) -> None:
         """Tell that this worker lives, also to a Redis that has forgotten it (FLUSHALL).
 
-        ``timeout`` is always the same, as `common.presence` reads from what is left of it how long
-        ago that was. Between two jobs it is also the time to replace a horse that has ended.
+        ``timeout`` is always the same, as `common.redis.presence` reads from what is left of it how
+        long ago that was. Between two jobs it is also the time to replace a horse that has ended.
         """
         if pipeline is None and not self._stop_requested:
             self._keep_horse()

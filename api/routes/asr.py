@@ -32,7 +32,7 @@ from api.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
 from common.db.jobs import Text
 from common.db.snapshots import Snapshot
 from common.domain.formats import write
-from common.errors import Restarting, StillUnderWay
+from common.errors import JobStillRunning, Restarting
 from common.transcripts import transcript_of
 
 router = APIRouter(tags=["asr"])
@@ -123,7 +123,7 @@ async def _text(
         await wait_for_end(request, feed)
     try:
         snapshot = check_completed(feed.snapshot, job_id)
-    except StillUnderWay:
+    except JobStillRunning:
         raise Restarting from None
     return snapshot, await gateway.in_thread(gateway.jobs(caller.tenant).text, job_id)
 

@@ -29,7 +29,7 @@ from common.domain.masking import masked
 from common.domain.redaction import spans_to_silence, unjudged
 from common.domain.results import seconds, transcript_document
 from common.domain.transcript import Transcript
-from common.errors import Conflict, Needs, NotReady
+from common.errors import Conflict, NotReady, OptionConflict
 from common.transcripts import transcript_of
 
 router = APIRouter(tags=["jobs"], responses=documented(404, 422, 503))
@@ -140,14 +140,14 @@ async def download(
     segment where their times are not known.
     """
     if flag and format not in FLAGGING:
-        raise Needs(field="flag", value="true", needed="format=srt or format=vtt")
+        raise OptionConflict(field="flag", value="true", needed="format=srt or format=vtt")
     jobs = gateway.jobs(caller.tenant)
     if filter_profanity and format in {"wav", "original"}:
-        raise Needs(field="filter_profanity", value="true", needed="a format of text")
+        raise OptionConflict(field="filter_profanity", value="true", needed="a format of text")
     if format == "wav":
         return await _recording(gateway, jobs, job_id, redact=redact)
     if redact:
-        raise Needs(field="redact", value="true", needed="format=wav")
+        raise OptionConflict(field="redact", value="true", needed="format=wav")
     if format == "original":
         return await original(request, gateway, jobs, job_id)
     return await gateway.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
@@ -257,7 +257,7 @@ def _text(
     Raises:
         NotFound: there is no such job.
         NotReady, Conflict: it has no text yet, or never will.
-        Needs: it was not moderated, so nobody knows what to mask.
+        OptionConflict: it was not moderated, so nobody knows what to mask.
     """
     snapshot = jobs.snapshot(job_id)
     if not partial:
@@ -272,7 +272,7 @@ def _text(
 
 def _check_moderated(text: Text, field: str) -> None:
     if not text.options.moderation:
-        raise Needs(field=field, value="true", needed="a job with moderation=true")
+        raise OptionConflict(field=field, value="true", needed="a job with moderation=true")
 
 
 def _check_all_judged(transcript: Transcript) -> None:

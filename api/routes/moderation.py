@@ -16,7 +16,7 @@ from api.problems import Refusal, documented, problem, shown
 from api.schemas import MAX_LETTERS, MAX_TEXTS, ModerationAnswer, ModerationRequest
 from api.uploads import Body
 from common.domain.moderation import Label, ModeratedBy, Verdict
-from common.errors import Malformed, Missing, OutOfRange, StenoError, TooLarge, Unsupported
+from common.errors import FieldMissing, Malformed, OutOfRange, StenoError, TooLarge, Unsupported
 
 router = APIRouter(tags=["moderation"])
 
@@ -88,7 +88,7 @@ def read_texts(content: bytes) -> list[str]:
     if "text" in document:
         return [_text("text", document["text"])]
     if "texts" not in document:
-        raise Missing(field="text")
+        raise FieldMissing(field="text")
     texts = document["texts"]
     if not isinstance(texts, list) or not texts:
         limit = f"a list of 1 to {MAX_TEXTS} texts"

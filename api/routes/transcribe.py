@@ -17,8 +17,8 @@ from api.problems import documented
 from api.schemas import Accepted, UploadOptions
 from common.db.jobs import Created, Jobs, NewJob
 from common.domain.job import JobStatus
-from common.egress import MAX_URL_LETTERS
 from common.errors import NotFound, OutcomeUnknown, Transient, Unsupported
+from common.net.egress import MAX_URL_LENGTH
 
 router = APIRouter(tags=["jobs"])
 
@@ -26,9 +26,7 @@ router = APIRouter(tags=["jobs"])
 class Submission(UploadOptions):
     """A recording to fetch, and the options of an upload."""
 
-    url: Annotated[
-        str, Field(max_length=MAX_URL_LETTERS, examples=["https://example.com/talk.mp3"])
-    ]
+    url: Annotated[str, Field(max_length=MAX_URL_LENGTH, examples=["https://example.com/talk.mp3"])]
     """Where it is to be had: http or https, no user name or password, and no private address. What
     follows the `?` is told to that host alone."""
     diarize: bool = False

@@ -20,13 +20,13 @@ from api.schemas import Name
 from common.db.endpoints import Delivery, DeliveryFilter
 from common.db.tables import WebhookEndpoint
 from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook_id
-from common.egress import MAX_URL_LETTERS
+from common.net.egress import MAX_URL_LENGTH
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(422, 503))
 
 DAY_S = 86_400
 
-Url = Annotated[str, Field(max_length=MAX_URL_LETTERS, examples=["https://example.com/stenopool"])]
+Url = Annotated[str, Field(max_length=MAX_URL_LENGTH, examples=["https://example.com/stenopool"])]
 Event = Literal["transcription.completed", "transcription.failed", "transcription.cancelled"]
 ALL: tuple[Event, ...] = get_args(Event)
 Events = Annotated[list[Event], Field(min_length=1, max_length=len(ALL))]

@@ -1,4 +1,4 @@
-"""The one protocol behind which every speech engine stands."""
+"""The protocol of all speech engines."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Samples = NDArray[np.float32]
 """Mono audio at 16 kHz in [-1, 1], shape (samples,), at most 30 s (480,000 samples)."""
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""The fallback ladder of openai/whisper: a failing window is decoded again one step hotter."""
+"""The fallback temperatures of openai/whisper: a failed window is decoded at the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingOptions:
-    """How to decode, fully resolved: nothing here is left to an engine's own default.
+    """How to decode, fully resolved: no option is left to an engine's default.
 
-    ``language`` is a Whisper code (``vi``, ``en``, ...); detection happens before, once a job.
+    ``language`` is a Whisper code (``vi``, ``en``, ...); it is detected before, once a job.
     ``beam_size`` in [1, 16]. ``temperatures`` ascend in [0, 1]; the first is tried first.
     """
 
@@ -36,32 +36,32 @@ class DecodingOptions:
 
     @property
     def context(self) -> str:
-        """What the decoder is told was said before: hotwords and initial prompt, or nothing."""
+        """The decoder's prompt: hotwords and initial prompt, or nothing."""
         return " ".join(part.strip() for part in (self.hotwords, self.initial_prompt) if part)
 
 
-class Engine(Protocol):
+class SpeechEngine(Protocol):
     """Loaded weights that turn audio into text. Not thread-safe; one per process."""
 
     name: str
     """``faster-whisper`` or ``whisper.cpp``."""
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
-        """How probable each language is in each window, in [0, 1]; of English-only weights: en.
+        """The probability of each language in each window, in [0, 1]; English-only weights give en.
 
         Raises:
-            common.errors.EngineFailed: the engine refused or broke (transient).
+            common.errors.EngineFailed: the engine failed (transient).
         """
         ...
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
     ) -> list[tuple[Segment, ...]]:
-        """The segments of each window, in order; times count from that window's own start.
+        """The segments of each window, in order; times count from the window's start.
 
-        The same windows and options give the same text whatever the grouping into calls.
+        The text depends on the window and the options only, not on the grouping into calls.
 
         Raises:
-            common.errors.EngineFailed: the engine refused or broke (transient).
+            common.errors.EngineFailed: the engine failed (transient).
         """
         ...

@@ -1,13 +1,13 @@
 """Whisper on CTranslate2, through faster-whisper: all windows of a chunk decoded as one batch.
 
-What was measured (base, int8, one thread, 562 s of an interview in 20 windows):
+Measurements (base, int8, one thread, 562 s of an interview in 20 windows):
 
 - Without timestamp tokens the word error rate is 15.0 %, with them 22.0 %: in a window that ends
   in the middle of a sentence the decoder closes the last timestamp and drops what follows.
   Times come from the cross-attention instead, for 10 % more work.
 - Beam 5 costs 1.8 times the decoding of beam 1 and makes 1.6 points fewer errors.
 - The encoder is fastest one window at a time: a batch's attention matrices (72 MB per window)
-  leave the cache. The decoder gains from the batch: 8 windows take 0.87 of the time of twice 4.
+  exceed the cache. The decoder gains from the batch: 8 windows take 0.87 of the time of twice 4.
 - No text, word or time depends on the batch (equal for 1, 4 and 8); the last bits of the
   probabilities do, so they are rounded.
 """
@@ -34,45 +34,45 @@ from numpy.typing import NDArray
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
-from common.asr.guards import Decoding
+from common.asr.guards import DecodingResult
 from common.asr.segments import segments_of
 from common.domain.values import SAMPLE_RATE, Detected, Segment, Span, Word
 from common.errors import EngineFailed
 
 SURE_LOGPROB = -0.4
-"""Above it text is hardly ever a translation, or an invention out of another language. To detect a
+"""Above it, text is hardly ever a translation, or invented from another language. Detecting a
 window's language takes 4 % of its time (base)."""
 BEST_OF = 5
-"""Samples drawn at a temperature above 0, of which the most probable counts (openai/whisper)."""
+"""Samples drawn at a temperature above 0; the most probable one is used (openai/whisper)."""
 
 SEED = 20_220_921
 MOST_TOKENS_PER_S = 30
 MOST_SPARE_TOKENS = 32
-"""No speech has more tokens, in whatever script; a decoder that writes more is in a loop."""
+"""No speech has more tokens, in any script; a decoder that writes more is in a loop."""
 TOKEN_STEP = 64
-"""Windows are decoded together where as many tokens are allowed, rounded up to this: all of more
-than 5 s, and no window's text depends on its neighbours."""
+"""Windows with the same token limit, rounded up to this, are decoded together: all longer than 5 s.
+No window's text depends on its neighbours."""
 FRAMES = 3_000
-"""Mel frames in 30 s: what the encoder was trained on, shorter windows are padded."""
+"""Mel frames in 30 s, the length of the encoder's training; shorter windows are padded."""
 SAMPLES_PER_FRAME = 160
 MIN_SAMPLES = 400
-"""One Fourier window; less has no spectrum."""
+"""One Fourier window; shorter audio has no spectrum."""
 PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001 - the full-width marks are meant
 
 
 class FasterWhisper:
-    """The engine ``faster-whisper``; see `common.asr.engine.Engine`.
+    """The engine ``faster-whisper``; see `common.asr.engine.SpeechEngine`.
 
     Args:
         weights: A folder in CTranslate2's layout.
-        threads: Cores this process may use. One process per core with one thread each beats one
-            process with many threads (measured: 1.6 times).
+        threads: Cores this process may use. One process per core with one thread each is faster
+            than one process with many threads (measured: 1.6 times).
         device: ``cpu`` or ``cuda``.
         compute_type: A compute type of CTranslate2: ``int8``, ``float16``, ...
 
     Raises:
-        EngineFailed: The weights do not load, or the device is not there.
+        EngineFailed: The weights do not load, or the device is unavailable.
     """
 
     name = "faster-whisper"
@@ -150,13 +150,13 @@ class FasterWhisper:
         )
 
     def _repair_tokenizer(self) -> None:
-        """Make the tokenizer fit to encode text, which takes a third of what loading takes."""
+        """Repair the tokenizer, so that it can encode text; takes a third of the loading time."""
         self._model.hf_tokenizer = with_all_merges(self._model.hf_tokenizer)
 
     def _features(self, window: Samples) -> NDArray[np.float32]:
         """The log-mel spectrogram, padded to 30 s: shape (mels, 3000)."""
-        sound = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
-        mel: NDArray[np.float32] = pad_or_trim(self._model.feature_extractor(sound)[..., :-1])
+        audio = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
+        mel: NDArray[np.float32] = pad_or_trim(self._model.feature_extractor(audio)[..., :-1])
         return mel
 
     def _encode(self, features: Sequence[NDArray[np.float32]]) -> list[ctranslate2.StorageView]:
@@ -170,8 +170,8 @@ class FasterWhisper:
         options: DecodingOptions,
         temperature: float,
         limit: int,
-    ) -> list[Decoding]:
-        """Decode a batch, ``limit`` tokens a window at most."""
+    ) -> list[DecodingResult]:
+        """Decode a batch, with at most ``limit`` tokens a window."""
         prompt = self._model.get_prompt(
             tokenizer,
             tokenizer.encode(f" {options.context}") if options.context else [],
@@ -192,7 +192,7 @@ class FasterWhisper:
             [prompt] * encoded.shape[0],
             return_scores=True,
             return_no_speech_prob=True,
-            # Of this CTranslate2 writes half, and no more than the prompt leaves of it.
+            # CTranslate2 writes at most half of this, and no more than the prompt leaves.
             max_length=min(self._model.max_length, max(2 * limit, limit + len(prompt))),
             suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
             **how,
@@ -202,13 +202,13 @@ class FasterWhisper:
     @staticmethod
     def _decoding(
         result: Any, tokenizer: Tokenizer, temperature: float = 0.0, given: int = 0
-    ) -> Decoding:
-        """What was decoded after the first ``given`` tokens, which were forced."""
+    ) -> DecodingResult:
+        """The result after the first ``given`` tokens, which were forced."""
         tokens = result.sequences_ids[0][given:]
-        return Decoding(
+        return DecodingResult(
             text=tokenizer.decode(tokens),
-            # CTranslate2's score is the mean over all text tokens, where forced ones are certain;
-            # the end token counts too.
+            # CTranslate2's score is the mean over all text tokens, where forced ones are certain,
+            # and the end token.
             avg_logprob=result.scores[0] * (given + len(tokens)) / (len(tokens) + 1),
             no_speech_prob=result.no_speech_prob,
             temperature=temperature,
@@ -226,9 +226,9 @@ class FasterWhisper:
         limits: Sequence[int],
         tokenizer: Tokenizer,
         options: DecodingOptions,
-    ) -> list[Decoding | None]:
-        """Each window's decoding at temperature 0; None where that is not asked for."""
-        found: list[Decoding | None] = [None for _ in encoded]
+    ) -> list[DecodingResult | None]:
+        """Each window's decoding at temperature 0; None where that is not requested."""
+        found: list[DecodingResult | None] = [None for _ in encoded]
         if 0.0 in options.temperatures:
             alike = sorted(range(len(encoded)), key=limits.__getitem__)
             for limit, group in groupby(alike, key=limits.__getitem__):
@@ -244,14 +244,14 @@ class FasterWhisper:
         window: Samples,
         encoded: ctranslate2.StorageView,
         limit: int,
-        searched: Decoding | None,
+        searched: DecodingResult | None,
         tokenizer: Tokenizer,
         options: DecodingOptions,
-    ) -> Decoding:
-        """A window's decoding, of which ``searched`` is the one at temperature 0."""
+    ) -> DecodingResult:
+        """A window's decoding; ``searched`` is that at temperature 0."""
         seeded = False
 
-        def decode(temperature: float) -> Decoding:
+        def decode(temperature: float) -> DecodingResult:
             nonlocal seeded
             if temperature == 0 and searched is not None:
                 return searched
@@ -267,10 +267,10 @@ class FasterWhisper:
         return guards.climb(options.temperatures, decode, detect, duration_s, sure=SURE_LOGPROB)
 
     def _seed(self) -> None:
-        """Have the next samples be the same ones again.
+        """Reset the random generator, so that sampling is reproducible.
 
-        CTranslate2 seeds its generator once per worker thread, so that only fresh weights, with
-        fresh threads, draw the same samples again (0.1 s from the page cache; this is rare).
+        CTranslate2 seeds its generator once per worker thread, so only reloaded weights, with new
+        threads, draw the same samples again (0.1 s from the page cache; this is rare).
         """
         ctranslate2.set_random_seed(SEED)
         self._model.model = None  # free the old weights first
@@ -286,10 +286,10 @@ class FasterWhisper:
         tokenizer: Tokenizer,
         given: int = 0,
     ) -> list[Word]:
-        """The words with their times, by dynamic time warping, but for the first ``given`` tokens.
+        """The words after the first ``given`` tokens with their times, by dynamic time warping.
 
-        ``samples`` is how many there are of sound. One window at a time: in a batch the padding
-        moves the times, and it is no faster.
+        ``samples`` is the length of the audio. One window at a time: in a batch, padding would move
+        the times, and it is not faster.
         """
         if len(tokens) == given:
             return []
@@ -302,11 +302,11 @@ class FasterWhisper:
 
 
 def with_all_merges(tokenizer: Any) -> Any:
-    """A tokenizer (``tokenizers.Tokenizer``) that knows the vocabulary's first merge, " t".
+    """A tokenizer (``tokenizers.Tokenizer``) with the vocabulary's first merge, " t".
 
-    Those of Systran's tiny, base, small and medium weights have lost it. They make " " and "the" of
-    " the", which Whisper has hardly ever seen: what it is given to go on from then misleads it, be
-    it hotwords, an initial prompt, or what was said before.
+    Systran's tiny, base, small and medium weights lack it. They split " the" into " " and "the",
+    which Whisper has hardly ever seen, so that every prompt misleads it: hotwords, an initial
+    prompt, or previous text.
     """
     known = tokenizer.token_to_id("\u0120t") is not None
     if not known or len(tokenizer.encode(" t", add_special_tokens=False).ids) == 1:
@@ -318,7 +318,7 @@ def with_all_merges(tokenizer: Any) -> Any:
 
 
 def view(array: NDArray[np.float32]) -> ctranslate2.StorageView:
-    """An array as CTranslate2 takes it."""
+    """An array in CTranslate2's form."""
     return ctranslate2.StorageView.from_array(np.ascontiguousarray(array))
 
 
@@ -330,7 +330,7 @@ def joined(encoded: Sequence[ctranslate2.StorageView]) -> ctranslate2.StorageVie
 def words_after(
     given: int, alignment: list[dict[str, Any]], tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
-    """The words with all tokens but the first ``given``; one that has both is cut."""
+    """The words after the first ``given`` tokens; a word with tokens of both sides is cut."""
     kept, tokens = [], 0
     for timing in alignment:
         tokens += len(timing["tokens"])
@@ -350,9 +350,9 @@ def _word(timing: dict[str, Any]) -> Word:
 def _keep_large_blocks() -> None:
     """Let glibc reuse the encoder's large buffers instead of mapping them anew in every layer.
 
-    A third of the encoder's time went into page faults: by default glibc maps and unmaps each
-    block above 32 MB, in threads' arenas even above that arena's 64 MB (mallopt(3)). One arena,
-    no mapping and no trimming keep them; the process stays at its peak size.
+    A third of the encoder's time went into page faults: by default glibc maps and unmaps each block
+    above 32 MB, in threads' arenas even above that arena's 64 MB (mallopt(3)). One arena without
+    mapping and trimming keeps them; the process stays at its peak size.
     """
     if sys.platform != "linux":
         return
@@ -365,10 +365,10 @@ def _keep_large_blocks() -> None:
 
 
 def _use_avx512() -> None:
-    """Let CTranslate2 use AVX-512 wherever it is there, not on Intel's processors only.
+    """Let CTranslate2 use AVX-512 on all processors that have it, not only on Intel's.
 
-    It takes 11 % off the encoder's time on an AMD EPYC (Zen 5). Has to be said before the first
-    weights load; what the user has set stays.
+    It takes 11 % off the encoder's time on an AMD EPYC (Zen 5). Must be set before the first
+    weights load; the user's own setting stays.
     """
     cpuinfo = Path("/proc/cpuinfo")
     flags = (

@@ -1,32 +1,31 @@
-"""What stands between a decoder's output and the transcript: pure functions, no engine in sight.
+"""Guards between a decoder's output and the transcript: pure functions without an engine.
 
-Whisper fails in three known ways, and each has its own guard (for a fourth, speech that it leaves
-out, see `common.asr.thorough`):
+Whisper fails in known ways, each with its own guard (for speech that it leaves out, see
+`common.asr.redecoding`):
 
-- **A failed decoding** (loops, gibberish). `needs_retry` tells; the engine then decodes the window
-  again, alone, up the temperature ladder (`climb`), and what comes out carries ``retried``. Not so
-  where the window is in another language than the one asked for: no heat helps that.
-- **A loop that survives the ladder.** `collapse_repeats` keeps the first rounds of the repeated
-  phrase, and the segment carries ``repetitive``. Emphasis ("no, no, no") is left as it is.
-- **A hallucination on silence.** A segment is *dropped* only in two cases: the decoder itself says
-  silence (`is_silence`, openai/whisper's rule), or the whole segment is one of the phrases that
-  Whisper is known to invent (`is_known_phrase`; arXiv 2501.11378) *and* the evidence agrees
-  that nobody speaks (`Evidence.of_silence`). A person who says "thank you" over audible speech is
-  therefore never cut.
-- **A hallucination on next to nothing.** A tenth of a second has no room for "Thank you.": what
-  nobody can say so fast (`is_too_fast`) is dropped.
+- **A failed decoding** (loops, gibberish). `needs_retry` detects it; the engine then decodes the
+  window again, alone, at rising temperatures (`climb`), and the result carries ``retried``. No
+  retry for a window in another language than requested: no temperature helps.
+- **A loop at every temperature.** `collapse_repeats` keeps the first rounds of the repeated
+  phrase, and the segment carries ``repetitive``. Emphasis ("no, no, no") stays as it is.
+- **A hallucination on silence.** A segment is *dropped* only in two cases: the decoder itself
+  reports silence (`is_silence`, openai/whisper's rule), or the whole segment is a phrase that
+  Whisper is known to invent (`is_known_phrase`; arXiv 2501.11378) *and* the evidence is for silence
+  (`Evidence.of_silence`). A "thank you" in audible speech is never dropped.
+- **A hallucination on very short audio.** A tenth of a second has no room for "Thank you.": text
+  that nobody can say so fast (`is_too_fast`) is dropped.
 
-Everything else stays in the text; doubt is told by flags:
+Everything else stays in the text; flags express doubt:
 
 =====================  ============================================================================
-``retried``            the first decoding failed; this text comes from a hotter one, or, where it
-                       left speech out (`common.asr.thorough`), from decoding the window in pieces
+``retried``            the first decoding failed, and this text is from a higher temperature; or it
+                       left speech out, and this text is from decoding the window in pieces
 ``low_confidence``     the window's mean log probability is below -1, or its words' mean probability
-                       below 0.3, even after the retries
+                       below 0.3, even after retries
 ``repetitive``         the text still compresses more than 2.4 times, or a loop was collapsed
-``likely_silence``     the decoder's no-speech probability is above 0.6: probably nobody spoke
-``language_mismatch``  the decoding failed or is none too sure, and the window is in another
-                       language than the one asked for
+``likely_silence``     the decoder's no-speech probability is above 0.6
+``language_mismatch``  the decoding failed or is unsure, and the window is in another language than
+                       requested
 =====================  ============================================================================
 """
 
@@ -48,17 +47,17 @@ MIN_AVG_LOGPROB: Final = -1.0
 MAX_NO_SPEECH_PROB: Final = 0.6
 
 MIN_WORD_PROBABILITY: Final = 0.3
-"""Below this mean over a segment's words its text is more often wrong than right."""
+"""With a lower mean over a segment's words, its text is more often wrong than right."""
 
 QUIET_DBFS: Final = -60.0
-"""Nobody's speech is as quiet as this; 16-bit room noise of a good microphone is."""
+"""No speech is this quiet; 16-bit room noise of a good microphone is."""
 
 RETRIED: Final = "retried"
 LOW_CONFIDENCE: Final = "low_confidence"
 REPETITIVE: Final = "repetitive"
 LIKELY_SILENCE: Final = "likely_silence"
 DOUBTFUL: Final = frozenset({LOW_CONFIDENCE, REPETITIVE, LIKELY_SILENCE, LANGUAGE_MISMATCH})
-"""Text with one of these flags may have been invented: it accounts for no speech."""
+"""Text with one of these flags may be invented: it covers no speech."""
 
 
 def compression_ratio(text: str) -> float:
@@ -68,11 +67,11 @@ def compression_ratio(text: str) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class DecodingResult:
     """One attempt at one window.
 
     ``avg_logprob`` is the mean over its tokens, in nats; ``tokens`` are the engine's own.
-    ``detected`` is the window's language where that is another than the one asked for.
+    ``detected`` is the window's language where it is not the requested one.
     """
 
     text: str
@@ -91,27 +90,27 @@ class Decoding:
         return self.text.split()
 
 
-def is_silence(decoding: Decoding) -> bool:
-    """Whether the decoder hears no speech and does not believe its own text either."""
+def is_silence(decoding: DecodingResult) -> bool:
+    """Whether the decoder reports no speech, and a low probability of its own text."""
     return decoding.no_speech_prob > MAX_NO_SPEECH_PROB and decoding.avg_logprob < MIN_AVG_LOGPROB
 
 
-def needs_retry(decoding: Decoding) -> bool:
-    """Whether to decode the window again, hotter: it loops, or is improbable without silence."""
+def needs_retry(decoding: DecodingResult) -> bool:
+    """Whether to decode the window again at a higher temperature: it loops, or is improbable."""
     if is_silence(decoding):
         return False
     return decoding.avg_logprob < MIN_AVG_LOGPROB or loops(decoding)
 
 
-def loops(decoding: Decoding) -> bool:
-    """Whether it says the same over and over."""
+def loops(decoding: DecodingResult) -> bool:
+    """Whether the text repeats itself."""
     return decoding.compression_ratio > MAX_COMPRESSION_RATIO or has_loop(decoding.words)
 
 
-def best(attempts: Sequence[Decoding]) -> Decoding:
-    """The coolest of failed attempts that does not loop, else the most probable.
+def best(attempts: Sequence[DecodingResult]) -> DecodingResult:
+    """The first of the failed attempts that does not loop, else the most probable.
 
-    Heat is there to get out of loops. Where the sound itself is unclear, hotter samples are hardly
+    Higher temperatures break loops. Where the audio itself is unclear, their samples are hardly
     more probable than the beam search, and only more random; faster-whisper takes the most
     probable of them.
     """
@@ -121,50 +120,50 @@ def best(attempts: Sequence[Decoding]) -> Decoding:
     return max(attempts, key=lambda attempt: attempt.avg_logprob)
 
 
-# --- the temperature ladder -------------------------------------------------------------------
+# --- temperature fallback ---------------------------------------------------------------------
 
 TOKENS_PER_S: Final = 14
-"""Nobody speaks faster (read Vietnamese: 10): who goes on is in a loop."""
+"""No speech is faster (read Vietnamese: 10): a decoder that writes more is in a loop."""
 SPARE_TOKENS: Final = 24
 FAILURES: Final = 3
-"""So many failed attempts of the greatest length that speech has are all that a window may cost."""
+"""A window may cost so many failed attempts of the greatest length of speech."""
 
 LIKELY: Final = 0.5
-"""A window is in another language from this probability on, ..."""
+"""A window is in another language if that has at least this probability, ..."""
 RULED_OUT: Final = 0.05
-"""... where that of the language asked for is no greater than this. Measured with base: of English
-decoded as Vietnamese it was below 0.001 in 20 of 20 windows, also where English had but 0.7."""
+"""... and the requested language at most this one. Measured with base on English decoded as
+Vietnamese: below 0.001 in 20 of 20 windows, also where English had only 0.7."""
 
 
 def climb(
     temperatures: Iterable[float],
-    decode: Callable[[float], Decoding],
+    decode: Callable[[float], DecodingResult],
     detect: Callable[[], Detected | None],
     duration_s: float,
     *,
     sure: float = MIN_AVG_LOGPROB,
-) -> Decoding:
-    """Decode a window at one temperature after the other until an attempt will do.
+) -> DecodingResult:
+    """Decode a window at rising temperatures until an attempt succeeds.
 
-    Whether it goes on depends on the attempts and on how long the window is, not on the clock: the
-    same window has the same text on every machine. Attempts together may write what fast speech of
-    three times ``duration_s`` has. After a loop the next temperature is left out, as hardly any
-    loop ends for so little.
+    The number of attempts depends on the attempts and the window's length, not on the clock: a
+    window has the same text on every machine. All attempts together may have as many tokens as fast
+    speech of three times ``duration_s``. After a loop the next temperature is skipped, as so small
+    a step hardly ever ends a loop.
 
     Args:
-        temperatures: They ascend.
-        decode: Gives the attempt at a temperature.
-        detect: Gives the window's language where it is another than the one asked for; it is called
-            once the first attempt has failed, and then no other attempt is made, or where its mean
-            log probability is below ``sure``.
+        temperatures: In ascending order.
+        decode: Returns the attempt at a temperature.
+        detect: Returns the window's language where it is not the requested one. It is called if the
+            first attempt fails, or its mean log probability is below ``sure``; with another
+            language, no other attempt is made.
         duration_s: The window's length.
         sure: At least -1.
 
     Returns:
-        The first attempt that will do, else the best of all.
+        The first successful attempt, else the best of all.
     """
     left = FAILURES * (SPARE_TOKENS + TOKENS_PER_S * duration_s)
-    attempts: list[Decoding] = []
+    attempts: list[DecodingResult] = []
     skips = False
     for temperature in temperatures:
         if skips:
@@ -184,13 +183,13 @@ def climb(
     return best(attempts)
 
 
-def mismatch(asked: str, languages: Mapping[str, float]) -> Detected | None:
-    """The language that a window is in, where it is surely another than the one asked for.
+def mismatch(requested: str, languages: Mapping[str, float]) -> Detected | None:
+    """The language of a window, where it certainly is not the requested one.
 
-    ``languages`` are the probabilities of each.
+    ``languages`` has the probability of each.
     """
     language, probability = max(languages.items(), key=lambda item: item[1])
-    if probability < LIKELY or languages.get(asked, 0.0) > RULED_OUT:
+    if probability < LIKELY or languages.get(requested, 0.0) > RULED_OUT:
         return None
     return Detected(language, round(probability, 3))
 
@@ -202,12 +201,12 @@ KEPT_ROUNDS: Final = 2
 
 
 def _allowed_rounds(words: int) -> int:
-    """How often people repeat a phrase of so many words in earnest: "no" more than a clause."""
+    """How often people repeat a phrase of so many words: "no" more often than a clause."""
     return 7 if words == 1 else 5 if words == 2 else 3
 
 
 def _loops(keys: Sequence[str]) -> Iterable[tuple[int, int, int]]:
-    """Stretches where one phrase is said over and over: (start, phrase length, rounds)."""
+    """Stretches that repeat one phrase: (start, phrase length, rounds)."""
     start = 0
     while start < len(keys):
         for length in range(1, min(MAX_LOOP_WORDS, (len(keys) - start) // 2) + 1):
@@ -224,7 +223,7 @@ def _loops(keys: Sequence[str]) -> Iterable[tuple[int, int, int]]:
 
 
 def has_loop(words: Sequence[str]) -> bool:
-    """Whether some phrase is repeated back to back more often than people do."""
+    """Whether a phrase is repeated back to back more often than people do."""
     return any(True for _ in _loops([_key(word) for word in words]))
 
 
@@ -244,7 +243,7 @@ def collapse_repeats(words: Sequence[Word]) -> tuple[tuple[Word, ...], bool]:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What speaks for and against a human voice under one segment."""
+    """The evidence for and against speech in one segment."""
 
     no_speech_prob: float
     avg_logprob: float
@@ -252,7 +251,7 @@ class Evidence:
 
     @property
     def of_silence(self) -> bool:
-        """Whether any of the three says that nobody speaks."""
+        """Whether any of the three indicates silence."""
         return (
             self.no_speech_prob > MAX_NO_SPEECH_PROB
             or self.avg_logprob < MIN_AVG_LOGPROB
@@ -295,7 +294,7 @@ _KNOWN: Final = re.compile("|".join(f"(?:{phrase})" for phrase in KNOWN_PHRASES)
 
 
 def plain(text: str) -> str:
-    """Lower case, composed letters, no punctuation, single spaces: what phrases are matched on."""
+    """The text to match phrases on: lower case, composed letters, no punctuation."""
     composed = unicodedata.normalize("NFC", text).casefold()
     letters = (char if char.isalnum() or unicodedata.combining(char) else " " for char in composed)
     return " ".join("".join(letters).split())
@@ -307,25 +306,25 @@ def is_known_phrase(text: str) -> bool:
 
 
 def is_hallucination(text: str, evidence: Evidence) -> bool:
-    """Whether to drop a segment: a known phrase, over sound in which nobody speaks."""
+    """Whether to drop a segment: a known phrase on silence."""
     return evidence.of_silence and is_known_phrase(text)
 
 
 MAX_LETTERS_PER_S: Final = 30
 SPARE_LETTERS: Final = 3
-"""Fast speech has 20 letters a second; a word may be cut off at both ends."""
+"""Fast speech has 20 letters a second; words may be cut off at both ends."""
 
 
 def is_too_fast(text: str, duration_ms: int) -> bool:
-    """Whether nobody can say ``text`` in so short a window."""
+    """Whether ``text`` is too long to be said in so short a window."""
     letters = sum(char.isalnum() for char in text)
     return letters > SPARE_LETTERS + MAX_LETTERS_PER_S * duration_ms / 1000
 
 
 def doubts(
-    decoding: Decoding, text: str, word_probability: float, *, collapsed: bool
+    decoding: DecodingResult, text: str, word_probability: float, *, collapsed: bool
 ) -> tuple[str, ...]:
-    """The flags of a segment that stays; ``text`` is its own, ``decoding`` its whole window's."""
+    """The flags of a segment with this ``text``; ``decoding`` is that of its whole window."""
     no_voice = decoding.no_speech_prob > MAX_NO_SPEECH_PROB
     flags = {
         RETRIED: decoding.temperature > 0,

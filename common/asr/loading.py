@@ -1,4 +1,4 @@
-"""Where an engine's name becomes an engine; only here are the heavy libraries imported."""
+"""Loads engines by name, and imports their heavy libraries only then."""
 
 from __future__ import annotations
 
@@ -6,41 +6,41 @@ from typing import TYPE_CHECKING, Final
 
 from common.domain.stream import Style
 from common.errors import UnknownOption, WeightsMissing
+from common.weights.manifest import WHISPER_ENGINES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from common.asr.engine import Engine
+    from common.asr.engine import SpeechEngine
     from common.asr.streaming import Recognizer
 
-ENGINES: Final = ("faster-whisper", "whisper.cpp")
 STYLES: Final = {
-    # It hears all of an utterance anew each time, at the end with what came before.
+    # It decodes the whole utterance again each time, at the end with its context.
     "faster-whisper": Style(first_ms=416, step_ms=640, ahead=True, context_ms=14_000),
-    # It goes on where it was, some 400 ms at a time.
+    # It continues where it was, some 400 ms at a time.
     "zipformer": Style(first_ms=0, step_ms=128, ahead=False),
 }
-"""The engines for live streams, and how each wants to be asked."""
+"""The engines for live streams, and the request pattern of each."""
 _CT2_FILES: Final = ("model.bin", "config.json", "tokenizer.json")
 
 
 def load_engine(
     engine: str, weights: Path, *, threads: int = 1, device: str = "cpu", compute_type: str = "int8"
-) -> Engine:
+) -> SpeechEngine:
     """Load ``weights`` (a CTranslate2 folder, or a ggml file for ``whisper.cpp``) into an engine.
 
-    It hears again what it has left out (`common.asr.thorough`).
+    The engine decodes again where it left speech out (`common.asr.redecoding`).
 
-    Call it in the process that will use it, never before a fork. ``device`` (``cpu``, ``cuda``)
-    and ``compute_type`` are for faster-whisper; a ggml file carries its own precision, and the
-    whisper.cpp of PyPI runs on the CPU.
+    Call this in the process that uses the engine, never before a fork. ``device`` (``cpu``,
+    ``cuda``) and ``compute_type`` are for faster-whisper; a ggml file has its own precision, and
+    the whisper.cpp of PyPI runs on the CPU.
 
     Raises:
-        UnknownOption: No such engine.
-        WeightsMissing: There is nothing at ``weights``, or a part is missing.
-        EngineFailed: The weights do not load, or the device is not there.
+        UnknownOption: The engine does not exist.
+        WeightsMissing: ``weights``, or a part of it, is missing.
+        EngineFailed: The weights do not load, or the device is unavailable.
     """
-    loaded: Engine
+    loaded: SpeechEngine
     if engine == "faster-whisper":
         _require(engine, weights, [weights / name for name in _CT2_FILES])
         from common.asr.faster_whisper import FasterWhisper
@@ -52,18 +52,18 @@ def load_engine(
 
         loaded = WhisperCpp(weights, threads=threads)
     else:
-        raise UnknownOption(field="engine", allowed=", ".join(ENGINES), value=engine)
-    from common.asr.thorough import Thorough
-    from common.audio.vad import load_network
+        raise UnknownOption(field="engine", allowed=", ".join(WHISPER_ENGINES), value=engine)
+    from common.asr.redecoding import Redecoding
+    from common.audio.silero import SileroNetwork
 
-    return Thorough(loaded, load_network())
+    return Redecoding(loaded, SileroNetwork())
 
 
 def style_of(engine: str) -> Style:
-    """How the engine of this name wants to be asked about a live stream.
+    """The request pattern of the engine of this name for live streams.
 
     Raises:
-        UnknownOption: It hears no live streams.
+        UnknownOption: It does not support live streams.
     """
     if engine not in STYLES:
         raise UnknownOption(field="engine", allowed=", ".join(STYLES), value=engine)
@@ -73,11 +73,11 @@ def style_of(engine: str) -> Style:
 def load_recognizer(
     engine: str, weights: Path, *, threads: int = 1, device: str = "cpu", compute_type: str = "int8"
 ) -> Recognizer:
-    """Load ``weights`` (a folder) into an engine for live streams; else as `load_engine`.
+    """Load ``weights`` (a folder) into an engine for live streams, like `load_engine`.
 
     Raises:
         UnknownOption: No such engine.
-        WeightsMissing, EngineFailed: As of `load_engine`.
+        WeightsMissing, EngineFailed: As in `load_engine`.
     """
     style_of(engine)
     if engine == "zipformer":

@@ -1,4 +1,4 @@
-"""From a decoded window to its public segments: guard, split to subtitle size, judge."""
+"""Turns a decoded window into its public segments: guards, splits to subtitle size, flags."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.asr.engine import Samples
 from common.asr.guards import (
-    Decoding,
+    DecodingResult,
     Evidence,
     collapse_repeats,
     doubts,
@@ -27,30 +27,30 @@ MAX_LETTERS = 84
 MAX_SEGMENT_MS = 7_000
 PAUSE_MS = 600
 LONG_PAUSE_MS = 2_000
-"""A pause ends a segment that says something already, a long one ends any."""
+"""A pause ends a segment with enough text, a long one ends any."""
 SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")  # noqa: RUF001 - the full-width marks are meant
 CLAUSE_ENDS = (",", ";", ":", "，", "、", "；", "：")  # noqa: RUF001
 ABBREVIATION = re.compile(r"(\w\.)+|(Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|No|TP|ThS|TS|GS|PGS)\.")
 """Ends in a full stop, yet not a sentence: initials and titles."""
 MIN_LETTERS = 15
-"""What is shorter ("Yes.", "And") stays together with what follows."""
+"""Shorter text ("Yes.", "And") stays together with what follows."""
 
 FRAME_MS = 20
 MIN_PAUSE_MS = 300
-"""A shorter silence may be a plosive's closure or the alignment's own error."""
+"""A shorter silence may be a plosive's closure or an alignment error."""
 MIN_CONTRAST_DB = 15.0
-"""With less between loud and quiet the level does not tell speech from noise."""
+"""With less contrast the level cannot separate speech from noise."""
 PAUSE_LEVEL = 0.35
-"""Up to this share of the way from the quiet to the loud (in dB) it counts as a pause."""
+"""A level up to this share between quiet and loud (in dB) counts as a pause."""
 
 
 def segments_of(
-    decoding: Decoding, words: Sequence[Word], samples: Samples, *, keep_words: bool
+    decoding: DecodingResult, words: Sequence[Word], samples: Samples, *, keep_words: bool
 ) -> tuple[Segment, ...]:
     """The segments of one window; times count from its start and stay inside it.
 
-    The numbers on a segment are those of its window's decoding, as in openai/whisper. What
-    `common.asr.guards` takes for an invention on silence is left out.
+    A segment has the numbers of its window's decoding, as in openai/whisper. Hallucinations on
+    silence (`common.asr.guards`) are left out.
     """
     if is_silence(decoding):
         return ()
@@ -103,11 +103,11 @@ def split(words: Sequence[Word]) -> list[list[Word]]:
 
 
 def without_pauses(words: Sequence[Word], samples: Samples) -> list[Word]:
-    """The words without the silence that the alignment has put at their beginning or end.
+    """The words without the silence that the alignment put at their beginning or end.
 
-    Cross-attention knows where a word's sound ends but lets it begin where the one before ended,
-    so a pause belongs to the word after it (up to seconds: whisperX issue 1220). A word with a
-    clear silence inside keeps only the side with more sound, of equals the later.
+    Cross-attention finds where a word ends but starts it where the previous one ended, so a pause
+    becomes part of the word after it (up to seconds: whisperX issue 1220). A word with a clear
+    silence inside keeps only the louder side, of equals the later.
     """
     levels = _levels(samples)
     if not len(levels):
@@ -116,7 +116,7 @@ def without_pauses(words: Sequence[Word], samples: Samples) -> list[Word]:
     if voice - floor < MIN_CONTRAST_DB:
         return list(words)
     loud = levels > floor + PAUSE_LEVEL * (voice - floor)
-    return [replace(word, span=_sounding(word.span, loud)) for word in words]
+    return [replace(word, span=_loud_part(word.span, loud)) for word in words]
 
 
 def _levels(samples: Samples) -> NDArray[np.float64]:
@@ -128,7 +128,7 @@ def _levels(samples: Samples) -> NDArray[np.float64]:
     return levels
 
 
-def _sounding(span: Span, loud: NDArray[np.bool_]) -> Span:
+def _loud_part(span: Span, loud: NDArray[np.bool_]) -> Span:
     first = span.start_ms // FRAME_MS
     within = np.flatnonzero(loud[first : -(-span.end_ms // FRAME_MS)]) + first
     if len(within) == 0:
@@ -145,15 +145,15 @@ def _sounding(span: Span, loud: NDArray[np.bool_]) -> Span:
 
 def loudness_dbfs(samples: Samples, span: Span) -> float:
     """The RMS level of a stretch, relative to full scale; -120 for digital silence or nothing."""
-    heard = samples[span.start_ms * SAMPLES_PER_MS : span.end_ms * SAMPLES_PER_MS]
-    power = float(np.mean(np.square(heard, dtype=np.float64))) if len(heard) else 0.0
+    audio = samples[span.start_ms * SAMPLES_PER_MS : span.end_ms * SAMPLES_PER_MS]
+    power = float(np.mean(np.square(audio, dtype=np.float64))) if len(audio) else 0.0
     return 10 * float(np.log10(max(power, 1e-12)))
 
 
 def _ends_after(group: Sequence[Word], following: Word) -> bool:
     last = group[-1]
     pause = following.span.start_ms - last.span.end_ms
-    if last.span.end_ms == group[0].span.start_ms:  # shown for no time at all
+    if last.span.end_ms == group[0].span.start_ms:  # it would be shown for no time
         return False
     if _letters(group) < MIN_LETTERS:
         return pause >= LONG_PAUSE_MS

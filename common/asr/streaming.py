@@ -1,4 +1,4 @@
-"""The protocol behind which engines for live streams stand."""
+"""The protocol of engines for live streams."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from common.domain.stream import Hypothesis
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
-    """What came just before an utterance: its sound until that begins, and what was said there."""
+class PrecedingAudio:
+    """The audio just before an utterance, up to its start, and its text."""
 
     samples: Samples
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What to hear.
+class RecognitionRequest:
+    """One utterance to recognize.
 
     Args:
-        stream: which stream it is of, and ``utterance`` which of its utterances.
-        samples: the utterance from its first sample until now; from call to call it only grows.
-        language: what is spoken, a Whisper code.
-        before: what came before it, for who hears an utterance better that way.
-        full: hear it as well as the engine can, with the words' times; else as fast as it can.
-        final: nothing more of this utterance will come.
+        stream: the id of its stream; ``utterance`` is its number there.
+        samples: the utterance from its first sample until now; it only grows from call to call.
+        language: the spoken language, a Whisper code.
+        before: what precedes it, for engines that profit from it.
+        full: decode at full quality, with the words' times; else as fast as possible.
+        final: the utterance is complete.
     """
 
     stream: str
     utterance: int
     samples: Samples
     language: str
-    before: Before | None = None
+    before: PrecedingAudio | None = None
     full: bool = False
     final: bool = False
 
 
 class Recognizer(Protocol):
-    """Loaded weights that hear several streams at once. Not thread-safe."""
+    """Loaded weights that recognize several streams at once. Not thread-safe."""
 
     name: str
 
-    def hear(self, wanted: Sequence[Heard]) -> list[Hypothesis]:
-        """What is said in each, in order: in one batch where the engine can.
+    def recognize(self, wanted: Sequence[RecognitionRequest]) -> list[Hypothesis]:
+        """A hypothesis for each request, in order; in one batch where the engine can.
 
-        Times count from an utterance's start.
+        Times count from the utterance's start.
 
         Raises:
-            common.errors.EngineFailed: the engine refused or broke.
+            common.errors.EngineFailed: the engine failed.
         """
         ...
 
     def forget(self, stream: str) -> None:
-        """The stream is over: keep nothing of it."""
+        """Drop all state of a stream that has ended."""
         ...

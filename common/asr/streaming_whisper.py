@@ -1,9 +1,9 @@
-"""Whisper for live streams: utterances of a few seconds, heard again and again while they grow.
+"""Whisper for live streams: utterances of a few seconds, decoded repeatedly while they grow.
 
-Whisper's encoder is trained on 30 s, and takes as long over 3 s of speech as over 30. It would take
-less, but then the decoder, which has never seen so little, talks on after the end. So here only the
-speech and a second of silence are encoded, and what the encoder makes of silence, known beforehand,
-takes the place of the rest. Measured (base, int8, beam 5, 50 utterances of LibriSpeech test-other,
+Whisper's encoder is trained on 30 s, and takes as long for 3 s of speech as for 30. On shorter
+input the decoder, which has never seen any, continues after the end. So only the speech and a
+second of silence are encoded, and the encoder's output for silence, computed once, fills up the
+rest. Measured (base, int8, beam 5, 50 utterances of LibriSpeech test-other,
 2 to 29 s long, two threads):
 
 =================================================  ===========  ======
@@ -11,16 +11,16 @@ what is encoded                                    word errors  time
 =================================================  ===========  ======
 30 s                                               11.3 %       40.6 s
 speech and 1 s of silence                          51.1 %       25.8 s
-speech and 1 s of silence, known silence behind    11.2 %       23.9 s
+speech and 1 s of silence, precomputed silence     11.2 %       23.9 s
 =================================================  ===========  ======
 
-Partials are decoded with beam 1. An utterance's last hypothesis, and those in its pauses, are heard
-together with what came before: 14 s at most of the utterances just told, whose text the decoder is
-forced to begin with, and then continues. Measured as above, on streams of 7.5 min each (the time is
-that of the first one):
+Partials are decoded with beam 1. The last hypothesis of an utterance, and those in its pauses, are
+decoded with context: at most 14 s of the utterances before, whose text the decoder is forced to
+begin with, and then continues. Measured as above, on streams of 7.5 min each (the time is that of
+the first one):
 
 =====================================  ======================  ======
-what is heard                          word errors             time
+audio                                  word errors             time
 =====================================  ======================  ======
 the utterance, beam 1                  18.8 %  18.4 %  16.1 %    27 s
 the utterance, beam 5                  15.9 %  16.1 %            45 s
@@ -29,10 +29,10 @@ with 10 s before it, beam 1            12.5 %  13.1 %  14.7 %    52 s
 with 14 s before it, beam 1            13.3 %  13.1 %  13.8 %    49 s
 =====================================  ======================  ======
 
-In Vietnamese (30 utterances of VIVOS, two orders) 33.7 and 34.1 % with what came before, 36.7 and
-36.4 % without. Whoever has nothing before him is heard with beam 5. Nothing is held to what was
-heard of the same utterance before: forced to begin with the words that two hypotheses in a row had
-agreed on, finals had 3 points more of wrong words.
+In Vietnamese (30 utterances of VIVOS, two orders): 33.7 and 34.1 % with context, 36.7 and 36.4 %
+without. An utterance without context is decoded with beam 5. Earlier hypotheses of an utterance are
+not forced: beginning with the words that two consecutive hypotheses agreed on, finals had 3 points
+more word errors.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ from faster_whisper.transcribe import get_suppressed_tokens
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
 from common.asr.faster_whisper import FRAMES, SAMPLES_PER_FRAME, FasterWhisper, joined, view
-from common.asr.guards import TOKENS_PER_S, Decoding
+from common.asr.guards import TOKENS_PER_S, DecodingResult
 from common.asr.segments import segments_of
-from common.asr.streaming import Before, Heard
+from common.asr.streaming import PrecedingAudio, RecognitionRequest
 from common.domain.stream import Hypothesis
 from common.domain.values import MAX_WINDOW_MS, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed
 
 BEAM_SIZE = 5
 SILENT_FRAMES = 100
-"""Of silence encoded with the speech: a second."""
+"""Silence encoded with the speech: a second."""
 FRAMES_PER_POSITION = 2
 """The encoder halves the number of frames."""
 BATCH = 4
-"""Hypotheses decoded together; the first of them has to wait for the last."""
+"""Hypotheses decoded together; the first has to wait for the last."""
 SPARE_TOKENS = 10
-"""Beyond `TOKENS_PER_S`; a loop is to cost little."""
+"""Beyond `TOKENS_PER_S`; few, to limit the cost of a loop."""
 LEAST_TOKENS_PER_S = 1
-"""Nobody speaks slower: less, and the decoder took what was given for all there is."""
+"""No speech is slower: with fewer, the decoder stopped after the context."""
 REPEATED_WORDS = 4
-"""So many words in a row are seldom said twice within a minute; a decoder in a loop writes them."""
+"""So many words in a row are seldom repeated within a minute, except by a decoder in a loop."""
 
 
 class StreamingWhisper(FasterWhisper):
@@ -90,8 +90,8 @@ class StreamingWhisper(FasterWhisper):
             raise EngineFailed(reason=error) from error
         self._silence = np.array(encoded)
 
-    def hear(self, wanted: Sequence[Heard]) -> list[Hypothesis]:
-        """See `Recognizer.hear`."""
+    def recognize(self, wanted: Sequence[RecognitionRequest]) -> list[Hypothesis]:
+        """See `Recognizer.recognize`."""
         try:
             found = dict[int, Hypothesis]()
             alike: dict[tuple[bool, int], list[int]] = {}
@@ -100,20 +100,21 @@ class StreamingWhisper(FasterWhisper):
             for (full, beam_size), indices in sorted(alike.items(), reverse=True):
                 for start in range(0, len(indices), BATCH):
                     batch = indices[start : start + BATCH]
-                    heard = self._hear_together([wanted[index] for index in batch], full, beam_size)
-                    found.update(zip(batch, heard, strict=True))
+                    recognized = self._recognize_batch(
+                        [wanted[index] for index in batch], full, beam_size
+                    )
+                    found.update(zip(batch, recognized, strict=True))
         except (RuntimeError, ValueError) as error:
             raise EngineFailed(reason=error) from error
         return [found[index] for index in range(len(wanted))]
 
     def forget(self, stream: str) -> None:
-        """Nothing is kept from call to call."""
+        """Nothing to do: no state is kept between calls."""
 
-    def _hear_together(
-        self, wanted: Sequence[Heard], full: bool, beam_size: int
+    def _recognize_batch(
+        self, wanted: Sequence[RecognitionRequest], full: bool, beam_size: int
     ) -> list[Hypothesis]:
-        sounds = [_sound(each) for each in wanted]
-        encoded = [self._encode_short(sound) for sound in sounds]
+        encoded = [self._encode_short(_audio(each)) for each in wanted]
         tokenizers = [self._tokenizer(DecodingOptions(each.language)) for each in wanted]
         given = [
             tokenizer.encode(each.before.text) if each.before else []
@@ -127,7 +128,7 @@ class StreamingWhisper(FasterWhisper):
         ]
 
     def _encode_short(self, samples: Samples) -> ctranslate2.StorageView:
-        """What the encoder makes of the speech, and of silence behind: shape (1, 1500, width)."""
+        """The encoder's output for the speech, then silence: shape (1, 1500, width)."""
         frames = -(-len(samples) // SAMPLES_PER_FRAME) + SILENT_FRAMES
         frames = min(FRAMES, frames + frames % FRAMES_PER_POSITION)
         (speech,) = self._encode([self._features(samples)[..., :frames]])
@@ -141,8 +142,8 @@ class StreamingWhisper(FasterWhisper):
         given: Sequence[list[int]],
         longest_s: float,
         beam_size: int,
-    ) -> list[Decoding]:
-        """What is said after the tokens ``given``, in at most ``longest_s``."""
+    ) -> list[DecodingResult]:
+        """The results after the tokens ``given``, for audio of at most ``longest_s``."""
         prompts = [
             self._model.get_prompt(tokenizer, [], without_timestamps=True) + forced
             for tokenizer, forced in zip(tokenizers, given, strict=True)
@@ -154,7 +155,7 @@ class StreamingWhisper(FasterWhisper):
             beam_size=beam_size,
             return_scores=True,
             return_no_speech_prob=True,
-            # Of this CTranslate2 writes half, where forced tokens count too.
+            # CTranslate2 writes at most half of this, forced tokens included.
             max_length=min(self._model.max_length, 2 * most),
             suppress_tokens=get_suppressed_tokens(tokenizers[0], [-1]),
         )
@@ -165,57 +166,61 @@ class StreamingWhisper(FasterWhisper):
 
     def _full(
         self,
-        heard: Heard,
+        request: RecognitionRequest,
         tokenizer: Tokenizer,
         given: list[int],
-        decoding: Decoding,
+        decoding: DecodingResult,
         encoded: ctranslate2.StorageView,
     ) -> Hypothesis:
-        """Words with times, guarded as those of recordings are."""
-        sound = _sound(heard)
-        # CTranslate2 writes no more, and what it was given counts too.
+        """Words with times, with the guards of recordings."""
+        audio = _audio(request)
+        # CTranslate2 writes no more, forced tokens included.
         is_cut_off = len(given) + len(decoding.tokens) >= self._model.max_length // 2
-        if heard.before is not None and (is_cut_off or _goes_astray(heard, heard.before, decoding)):
-            (alone,) = self._hear_together([replace(heard, before=None)], True, BEAM_SIZE)
+        if request.before is not None and (
+            is_cut_off or _is_misled(request, request.before, decoding)
+        ):
+            (alone,) = self._recognize_batch([replace(request, before=None)], True, BEAM_SIZE)
             return alone
         if guards.needs_retry(decoding):
-            # Not the ladder of temperatures, which takes seconds: 30 s, encoded for real.
-            (whole,) = self._encode([self._features(sound)])
-            (again,) = self._decode(whole, [tokenizer], [[]], _seconds(sound), BEAM_SIZE)
+            # Instead of higher temperatures, which take seconds: all 30 s encoded.
+            (whole,) = self._encode([self._features(audio)])
+            (again,) = self._decode(whole, [tokenizer], [[]], _seconds(audio), BEAM_SIZE)
             if guards.best([decoding, again]) is again:
                 decoding, encoded = again, whole
         tokens = [*given, *decoding.tokens]
-        words = self._align(encoded, tokens, len(sound), tokenizer, len(given))
-        before_ms = (len(sound) - len(heard.samples)) // SAMPLES_PER_MS
+        words = self._align(encoded, tokens, len(audio), tokenizer, len(given))
+        before_ms = (len(audio) - len(request.samples)) // SAMPLES_PER_MS
         own = [_earlier(word, before_ms) for word in words]
         return Hypothesis(
-            segments_of(decoding, own, heard.samples, keep_words=True), _is_doubtful(decoding)
+            segments_of(decoding, own, request.samples, keep_words=True), _is_doubtful(decoding)
         )
 
 
-def _beam_size(heard: Heard) -> int:
-    """Who knows what came before needs no search, and finds no better text by one."""
-    return BEAM_SIZE if heard.full and heard.before is None else 1
+def _beam_size(request: RecognitionRequest) -> int:
+    """With context a beam search finds no better text."""
+    return BEAM_SIZE if request.full and request.before is None else 1
 
 
-def _sound(heard: Heard) -> Samples:
-    """What came before the utterance, and the utterance."""
-    if heard.before is None:
-        return heard.samples
-    return np.concatenate([heard.before.samples, heard.samples])
+def _audio(request: RecognitionRequest) -> Samples:
+    """The audio before the utterance, and the utterance."""
+    if request.before is None:
+        return request.samples
+    return np.concatenate([request.before.samples, request.samples])
 
 
 def _seconds(samples: Samples) -> float:
     return len(samples) / SAMPLES_PER_MS / 1000
 
 
-def _goes_astray(heard: Heard, before: Before, decoding: Decoding) -> bool:
-    """Whether what is heard after something else is better heard alone.
+def _is_misled(
+    request: RecognitionRequest, before: PrecedingAudio, decoding: DecodingResult
+) -> bool:
+    """Whether the context misled the decoder: an utterance is better decoded without it.
 
-    An utterance has hardly any pauses: there is too little text for it, or too much, or the decoder
-    says again what it has said already.
+    An utterance has hardly any pauses, so too little or too much text shows it, as does repeated
+    text.
     """
-    seconds = _seconds(heard.samples)
+    seconds = _seconds(request.samples)
     least = max(1, LEAST_TOKENS_PER_S * (seconds - 1))
     most = SPARE_TOKENS + TOKENS_PER_S * seconds
     return (
@@ -226,7 +231,7 @@ def _goes_astray(heard: Heard, before: Before, decoding: Decoding) -> bool:
 
 
 def repeats(text: str, before: str) -> bool:
-    """Whether `REPEATED_WORDS` in a row, at the end of which is ``text``, were there already."""
+    """Whether `REPEATED_WORDS` in a row, the last of them in ``text``, occurred before."""
     earlier, own = guards.plain(before).split(), guards.plain(text).split()
     words = earlier + own
     seen = set[tuple[str, ...]]()
@@ -243,13 +248,13 @@ def _earlier(word: Word, by_ms: int) -> Word:
     return replace(word, span=Span(start_ms, end_ms))
 
 
-def _quick(heard: Heard, decoding: Decoding) -> Hypothesis:
-    """The text alone; where it is one of those that Whisper invents it is not worth showing."""
+def _quick(request: RecognitionRequest, decoding: DecodingResult) -> Hypothesis:
+    """The text alone; a phrase that Whisper is known to invent is doubtful."""
     text = decoding.text
-    whole = Span(0, len(heard.samples) // SAMPLES_PER_MS)
+    whole = Span(0, len(request.samples) // SAMPLES_PER_MS)
     doubtful = _is_doubtful(decoding) or guards.is_known_phrase(text)
     return Hypothesis((Segment(whole, text),) if text.strip() else (), doubtful)
 
 
-def _is_doubtful(decoding: Decoding) -> bool:
+def _is_doubtful(decoding: DecodingResult) -> bool:
     return guards.is_silence(decoding) or guards.needs_retry(decoding)

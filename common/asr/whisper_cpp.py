@@ -1,12 +1,11 @@
 """Whisper on ggml (whisper.cpp), through pywhispercpp's bindings: one window at a time.
 
-The bindings are used directly, not pywhispercpp's `Model`: that one keeps the parameters of one
-call for the next, and strips the spaces that join words.
+The bindings are used directly, not pywhispercpp's `Model`: it keeps the parameters of one call for
+the next, and strips the spaces between words.
 
-Timestamp tokens stay on, other than with faster-whisper: whisper.cpp goes on from the last one
-inside a window, so no text is lost, and English has fewer errors (base, beam 5, LibriSpeech
-test-other: 11.1 % against 11.7 % without). The words' times come from the cross-attention all the
-same.
+Timestamp tokens stay on, unlike with faster-whisper: whisper.cpp continues from the last one inside
+a window, so no text is lost, and English has fewer errors (base, beam 5, LibriSpeech test-other:
+11.1 % against 11.7 % without). The words' times still come from the cross-attention.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ import numpy as np
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
-from common.asr.guards import Decoding
+from common.asr.guards import DecodingResult
 from common.asr.segments import segments_of
 from common.domain.languages import WRITTEN_WITHOUT_SPACES
 from common.domain.values import SAMPLE_RATE, Segment, Span, Word
 from common.errors import EngineFailed
 
 MIN_SAMPLES = SAMPLE_RATE + SAMPLE_RATE // 10
-"""whisper.cpp refuses sound under 1 s (its issue 39); shorter windows are padded with silence."""
+"""whisper.cpp rejects audio under 1 s (its issue 39); shorter windows are padded with silence."""
 
 MAGIC = 0x67676D6C
 LOG_ERROR = 4
@@ -41,17 +40,17 @@ TURBO_LAYERS = 4
 LARGE_V3_MELS = 128
 ENGLISH_VOCABULARY = 51_864
 BEST_OF = 5
-"""Samples drawn at a temperature above 0, of which the most probable counts (openai/whisper)."""
+"""Samples drawn at a temperature above 0; the most probable one is used (openai/whisper)."""
 
 APPENDED_MARKS = frozenset("\"'.。,，!！?？:：”)]}、…;")  # noqa: RUF001 - full-width marks are meant
 
 
 class WhisperCpp:
-    """The engine ``whisper.cpp``; see `common.asr.engine.Engine`.
+    """The engine ``whisper.cpp``; see `common.asr.engine.SpeechEngine`.
 
-    ``no_speech_prob`` stays 0.0: the bindings do not give it, and whisper.cpp 1.8 takes it from
-    behind the prompt, where it is under 0.05 even for noise (measured). Silence is told by the
-    log probability and the loudness alone.
+    ``no_speech_prob`` stays 0.0: the bindings lack it, and whisper.cpp 1.8 reads it after the
+    prompt, where it is under 0.05 even for noise (measured). Silence is detected by the log
+    probability and the loudness alone.
 
     Args:
         weights: A ggml file, f16 or quantized.
@@ -79,13 +78,15 @@ class WhisperCpp:
             ggml.whisper_free(self._context)
         params = ggml.whisper_context_default_params()
         params.use_gpu = False
-        params.flash_attn = False  # the alignment reads the attention, which flash never writes
+        params.flash_attn = (
+            False  # the alignment needs the attention, which flash attention never stores
+        )
         params.dtw_token_timestamps = True
         params.dtw_aheads_preset = self._heads
         _errors.clear()
         self._context = ggml.whisper_init_from_file_with_params(str(self._weights), params)
         self._fresh = True
-        if _errors:  # the bindings wrap a null pointer as if it were a context
+        if _errors:  # the bindings wrap even a null pointer as a context
             self._context = None
             raise EngineFailed(reason=_errors[0].strip())
 
@@ -111,15 +112,15 @@ class WhisperCpp:
         return [self._one(window, options) for window in windows]
 
     def _one(self, window: Samples, options: DecodingOptions) -> tuple[Segment, ...]:
-        # The context keeps its random generator and the layout of its cache: only a fresh one
-        # decodes the same window the same way (0.1 s of 3.5 s a window with base).
+        # The context keeps its random generator and the layout of its cache: only a new one decodes
+        # a window reproducibly (0.1 s of 3.5 s a window with base).
         if not self._fresh:
             self._load()
         self._fresh = False
         words: dict[float, list[Word]] = {}
-        searched: Decoding | None = None
+        searched: DecodingResult | None = None
 
-        def decode(temperature: float) -> Decoding:
+        def decode(temperature: float) -> DecodingResult:
             nonlocal searched
             decoding, words[temperature] = self._decode(window, options, temperature)
             searched = decoding if temperature == 0 else searched
@@ -133,18 +134,18 @@ class WhisperCpp:
         )
         found = words[decoding.temperature]
         if searched is not None and not guards.loops(searched):
-            # A hotter attempt's probabilities are those of the heated distribution, in which at 0.2
-            # nearly any text is probable.
+            # At a temperature above 0 the probabilities are those of the scaled distribution, in
+            # which at 0.2 nearly any text is probable.
             sure = min(decoding.avg_logprob, searched.avg_logprob)
             decoding = replace(decoding, avg_logprob=sure)
         return segments_of(decoding, found, window, keep_words=options.word_timestamps)
 
     def _decode(
         self, window: Samples, options: DecodingOptions, temperature: float
-    ) -> tuple[Decoding, list[Word]]:
-        sound = _padded(window)
+    ) -> tuple[DecodingResult, list[Word]]:
+        audio = _padded(window)
         params = self._params(options, temperature)
-        if ggml.whisper_full(self._context, params, sound, len(sound)) != 0:
+        if ggml.whisper_full(self._context, params, audio, len(audio)) != 0:
             raise EngineFailed(reason="whisper.cpp could not decode a window")
         tokens = [
             ggml.whisper_full_get_token_data(self._context, segment, index)
@@ -153,7 +154,7 @@ class WhisperCpp:
         ]
         end_of_text = ggml.whisper_token_eot(self._context)
         words = self._words([token for token in tokens if token.id < end_of_text], options.language)
-        decoding = Decoding(
+        decoding = DecodingResult(
             text="".join(word.text for word in words),
             avg_logprob=sum(token.plog for token in tokens) / len(tokens) if tokens else 0.0,
             no_speech_prob=0.0,
@@ -163,7 +164,7 @@ class WhisperCpp:
         return decoding, words
 
     def _params(self, options: DecodingOptions, temperature: float) -> Any:
-        """Made anew for every decoding, so that nothing of one call is left for the next."""
+        """New parameters for every decoding, so that no call affects the next."""
         strategies = ggml.whisper_sampling_strategy
         sampling = temperature > 0 or options.beam_size == 1
         params = ggml.whisper_full_default_params(
@@ -179,7 +180,7 @@ class WhisperCpp:
         params.language = options.language
         params.translate = options.task == "translate"
         params.temperature = temperature
-        params.temperature_inc = 0.0  # the ladder is climbed here, the same for both engines
+        params.temperature_inc = 0.0  # the fallback is in `guards.climb`, the same for both engines
         params.no_context = True
         params.suppress_nst = True  # "(music)", "♪": as openai/whisper does
         params.print_progress = False
@@ -189,10 +190,10 @@ class WhisperCpp:
         return params
 
     def _words(self, tokens: Sequence[Any], language: str) -> list[Word]:
-        """Whole words out of text tokens.
+        """Whole words from text tokens.
 
-        A token's alignment (in 10 ms) is where its sound ends, so it starts where the one before
-        ended. A mark joins its word, but the pause that is aligned to the mark does not.
+        A token's alignment (in 10 ms) is the end of its audio, so it starts where the previous one
+        ended. A mark joins its word, but the pause aligned to the mark does not.
         """
         words: list[Word] = []
         spelling = _Spelling()
@@ -209,7 +210,7 @@ class WhisperCpp:
 
 
 class _Spelling:
-    """A word in the making, out of pieces that may cut through a letter's bytes."""
+    """A word under construction, from pieces that may split a character's bytes."""
 
     def __init__(self) -> None:
         self._bytes = b""
@@ -249,14 +250,14 @@ def _is_mark(piece: bytes) -> bool:
 
 
 def _padded(window: Samples) -> Samples:
-    sound = np.ascontiguousarray(window, dtype=np.float32)
-    return np.pad(sound, (0, max(0, MIN_SAMPLES - len(sound))))
+    audio = np.ascontiguousarray(window, dtype=np.float32)
+    return np.pad(audio, (0, max(0, MIN_SAMPLES - len(audio))))
 
 
 def _alignment_heads(weights: Path) -> Any:
-    """The cross-attention heads that follow the sound, by the sizes in the file's header.
+    """The cross-attention heads that follow the audio, by the sizes in the file's header.
 
-    Fine-tuned weights (PhoWhisper) keep the sizes, and nearly keep the heads, of their origin.
+    Fine-tuned weights (PhoWhisper) keep the sizes of their origin, and nearly its heads.
 
     Raises:
         EngineFailed: This is not a ggml file.
@@ -281,24 +282,26 @@ def _alignment_heads(weights: Path) -> Any:
         )
     size = {4: "TINY", 6: "BASE", 12: "SMALL", 24: "MEDIUM"}.get(audio_layers)
     if size is None:
-        raise EngineFailed(reason=f"{weights.name} has {audio_layers} layers, like no Whisper")
+        raise EngineFailed(
+            reason=f"{weights.name} has {audio_layers} layers, unlike any Whisper model"
+        )
     english = "_EN" if vocabulary == ENGLISH_VOCABULARY else ""
     return getattr(presets, f"WHISPER_AHEADS_{size}{english}")
 
 
 _errors: deque[str] = deque(maxlen=16)
-"""What whisper.cpp complained of since the last load; its log belongs to the whole process."""
+"""whisper.cpp's errors since the last load; its log is one for the whole process."""
 
 
 def _take_over_log() -> None:
-    """Keep whisper.cpp's log off stderr, and its errors for us.
+    """Keep whisper.cpp's log off stderr, and collect its errors.
 
-    The callback has to go before the interpreter does, else the library calls into a dead one.
+    The callback must be removed before the interpreter ends, or the library would call into it.
     """
-    ggml.whisper_log_set(_hear)
+    ggml.whisper_log_set(_collect_error)
     atexit.register(ggml.whisper_log_set, None)
 
 
-def _hear(level: int, message: str) -> None:
+def _collect_error(level: int, message: str) -> None:
     if level == LOG_ERROR:
         _errors.append(message)

@@ -1,17 +1,17 @@
-"""Streaming networks on sherpa-onnx: sound goes in as it comes, and text only grows.
+"""Streaming networks on sherpa-onnx: audio goes in as it arrives, and text only grows.
 
-Transducers (zipformer and its forerunners) and CTC models (zipformer2's, WeNet's) are told apart by
-their files and by what they say of themselves. What they were trained on is all they know: one
-language, often no punctuation, often no case.
+Transducers (zipformer and its predecessors) and CTC models (zipformer2's, WeNet's) are
+distinguished by their files and metadata. They know what they were trained on: one language, often
+no punctuation, often no case.
 
-A network hears in chunks of some hundred milliseconds, keeps its state between them, and takes the
-best token at each of its frames: what it has said it never takes back, so each hypothesis begins
-with the one before. Streams that have a chunk to hear are heard together. That changes no text with
-WeNet's, which sherpa-onnx hears one by one, nor with 32-bit weights; with 8-bit weights the streams
-of a batch share the scale of their activations, which may rarely tip a token.
+A network decodes chunks of some hundred milliseconds, keeps its state between them, and takes the
+best token at each frame. It never changes earlier text, so each hypothesis begins with the one
+before. Streams with a complete chunk are decoded together. That changes no text with WeNet's, which
+sherpa-onnx decodes one by one, nor with 32-bit weights; with 8-bit weights the streams of a batch
+share the scale of their activations, which may rarely change a token.
 
-sherpa-onnx ends the process on many a file that is not as it should be, after a line on stderr. So
-what it would look for is looked for first, where that is cheap.
+sherpa-onnx ends the process on many malformed files, after a line on stderr. So its requirements
+are checked first, where that is cheap.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ import numpy as np
 from sherpa_onnx import OnlineRecognizer
 
 from common.asr.segments import split
-from common.asr.streaming import Heard
+from common.asr.streaming import RecognitionRequest
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, WeightsMissing
-from common.weights.onnx_metadata import read_metadata
+from common.weights.onnx_file import read_metadata
 from common.weights.zipformer import Parts, find_parts
 
 TAIL_MS = 800
-"""Of silence behind an utterance: its last words are said only when something follows."""
+"""Silence after an utterance: the last words are emitted only when more audio follows."""
 LATE_MS = 400
-"""How much later than the end of a chunk its last piece may be said."""
+"""How long after the end of a chunk its last piece may be emitted."""
 FRAME_MS = 10
-HEARD_MS = 250
-"""How much of a word is heard before its first piece is said. Measured with a Conformer-CTC on 30
-clips of VIVOS, from where the sound begins: half of them between 240 and 300 ms."""
+LEAD_MS = 250
+"""From a word's start until its first piece is emitted. Measured with a Conformer-CTC on 30 clips
+of VIVOS, from the start of the audio: half of them between 240 and 300 ms."""
 LAST_MS = 70
-"""A word goes on for this long after its last piece is said, unless the next one begins before. On
-the same clips the last piece was said between 40 ms before and 80 ms after the sound's end."""
+"""From a word's last piece until its end, unless the next one begins before. On the same clips the
+last piece was emitted between 40 ms before and 80 ms after the end of the audio."""
 WENET_CHUNK, WENET_LEFT_CHUNKS = 16, 4
-"""What WeNet's models are exported with where they do not say (sherpa-onnx, scripts/wenet)."""
+"""The export defaults of WeNet's models without metadata (sherpa-onnx, scripts/wenet)."""
 BLANKS = frozenset({"<blk>", "<eps>", "<blank>"})
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-"""Characters that are written without spaces: each begins a word."""
+"""Characters of scripts without spaces: each begins a word."""
 
 _ZIPFORMER = ("encoder_dims", "num_encoder_layers", "cnn_module_kernels", "left_context_len")
 _CHUNKED = ("T", "decode_chunk_len")
-"""Without these a network is none for streams."""
+"""A network without these is not for streams."""
 _ZIPFORMER2 = (*_ZIPFORMER, "query_head_dims", "value_head_dims", "num_heads", *_CHUNKED)
 TRANSDUCERS: Mapping[str, tuple[str, ...]] = {
     "zipformer2": _ZIPFORMER2,
@@ -73,12 +73,12 @@ CTC: Mapping[str, tuple[str, ...]] = {
         *("right_context", "subsampling_factor", "vocab_size"),
     ),
 }
-"""By model type, what sherpa-onnx reads from a network's metadata."""
+"""The metadata that sherpa-onnx reads, by model type."""
 
 
 @dataclass(slots=True)
 class _Utterance:
-    """One utterance on its way through the network, and how many of its samples went in."""
+    """One utterance's state in the network, and the number of samples fed."""
 
     stream: Any
     fed: int = 0
@@ -87,15 +87,15 @@ class _Utterance:
 class Zipformer:
     """The engine ``zipformer``, a `common.asr.streaming.Recognizer`.
 
-    Every hypothesis is as good as this engine can, and has words. Their probabilities are those of
-    transducers' tokens; CTC models tell none, so theirs are 1.0.
+    Every hypothesis is at full quality, and has words. Their probabilities are those of a
+    transducer's tokens; CTC models give none, so theirs are 1.0.
 
     Args:
         weights: A folder as `common.weights.zipformer` describes it.
         threads: Cores this process may use.
 
     Raises:
-        WeightsMissing: The folder holds no such weights.
+        WeightsMissing: The folder has no such weights.
         EngineFailed: They do not load, or are not for streams.
     """
 
@@ -115,8 +115,8 @@ class Zipformer:
         self._tail = np.zeros(tail_ms * SAMPLES_PER_MS, np.float32)
         self._utterances: dict[tuple[str, int], _Utterance] = {}
 
-    def hear(self, wanted: Sequence[Heard]) -> list[Hypothesis]:
-        """See `Recognizer.hear`."""
+    def recognize(self, wanted: Sequence[RecognitionRequest]) -> list[Hypothesis]:
+        """See `Recognizer.recognize`."""
         try:
             utterances = [self._feed(each) for each in wanted]
             self._decode(utterances)
@@ -125,7 +125,7 @@ class Zipformer:
                 for each, utterance in zip(wanted, utterances, strict=True)
             ]
         except (RuntimeError, ValueError, IndexError) as error:
-            # Nobody knows what they have heard: the next call begins with their first sample.
+            # Their state is undefined: the next call begins with their first sample.
             for each in wanted:
                 self._utterances.pop((each.stream, each.utterance), None)
             raise EngineFailed(reason=error) from error
@@ -135,31 +135,31 @@ class Zipformer:
         for key in [key for key in self._utterances if key[0] == stream]:
             del self._utterances[key]
 
-    def _feed(self, heard: Heard) -> _Utterance:
-        """Give the network what it does not know yet."""
-        key = heard.stream, heard.utterance
+    def _feed(self, request: RecognitionRequest) -> _Utterance:
+        """Feed the network with the new samples."""
+        key = request.stream, request.utterance
         utterance = self._utterances.get(key)
         if utterance is None:
-            self.forget(heard.stream)  # what came before it is over, with or without an end
+            self.forget(request.stream)  # earlier utterances have ended, explicitly or not
             utterance = self._utterances[key] = _Utterance(self._recognizer.create_stream())
-        new = heard.samples[utterance.fed :]
+        new = request.samples[utterance.fed :]
         if len(new):
             utterance.stream.accept_waveform(SAMPLE_RATE, new)
             utterance.fed += len(new)
-        if heard.final:
+        if request.final:
             utterance.stream.accept_waveform(SAMPLE_RATE, self._tail)
             utterance.stream.input_finished()
             del self._utterances[key]
         return utterance
 
     def _decode(self, utterances: Sequence[_Utterance]) -> None:
-        """Hear all that was given, a chunk of every stream at once."""
+        """Decode all complete chunks, one of every stream at a time."""
         streams = list({id(each): each.stream for each in utterances}.values())
         while ready := [stream for stream in streams if self._recognizer.is_ready(stream)]:
             self._recognizer.decode_streams(ready)
 
-    def _hypothesis(self, heard: Heard, utterance: _Utterance) -> Hypothesis:
-        whole = Span(0, len(heard.samples) // SAMPLES_PER_MS)
+    def _hypothesis(self, request: RecognitionRequest, utterance: _Utterance) -> Hypothesis:
+        whole = Span(0, len(request.samples) // SAMPLES_PER_MS)
         result = self._recognizer.get_result_all(utterance.stream)
         words = _words(result, whole)
         mean_logprob = round(min(0.0, fmean(result.ys_probs)), 3) if result.ys_probs else 0.0
@@ -175,33 +175,33 @@ def _segment(words: Sequence[Word], avg_logprob: float) -> Segment:
 def _words(result: Any, whole: Span) -> list[Word]:
     """The words of sherpa-onnx's result, inside ``whole``.
 
-    It gives the pieces and when each was said, in seconds; when a word began and ended has to be
-    guessed.
+    It has the pieces and when each was emitted, in seconds; the start and end of a word are
+    estimated.
     """
-    said = [round(time * 1000) for time in result.timestamps]
-    probabilities = [min(1.0, exp(each)) for each in result.ys_probs] or [1.0] * len(said)
+    emitted_ms = [round(time * 1000) for time in result.timestamps]
+    probabilities = [min(1.0, exp(each)) for each in result.ys_probs] or [1.0] * len(emitted_ms)
     words = []
     for text, start, end in _texts(result):
-        start_ms = max(0, said[start] - HEARD_MS)
-        end_ms = said[end - 1] + LAST_MS
-        if end < len(said):
-            end_ms = min(end_ms, said[end] - HEARD_MS)
+        start_ms = max(0, emitted_ms[start] - LEAD_MS)
+        end_ms = emitted_ms[end - 1] + LAST_MS
+        if end < len(emitted_ms):
+            end_ms = min(end_ms, emitted_ms[end] - LEAD_MS)
         span = Span(start_ms, max(start_ms, end_ms)).clipped(whole)
         words.append(Word(text, span, round(fmean(probabilities[start:end]), 3)))
     return words
 
 
 def _texts(result: Any) -> list[tuple[str, int, int]]:
-    """The text of each word, with its first piece and the one behind its last.
+    """The text of each word, with its first piece and the one after its last.
 
-    A space in front of a piece tells that it begins a word.
+    A piece with a leading space begins a word.
     """
     pieces = [piece.replace("\u2581", " ") for piece in result.tokens]
     first = [at for at, piece in enumerate(pieces) if at == 0 or _begins_word(piece)]
     spans = list(pairwise([*first, len(pieces)]))
     texts = ["".join(pieces[start:end]) for start, end in spans]
     if "".join(texts).strip() != result.text.strip():
-        # Pieces of bytes, which only all together are text.
+        # Byte pieces, which are text only together.
         texts = [f" {text}" for text in result.text.split()]
         if len(texts) != len(spans):
             texts, spans = [f" {result.text.strip()}"], [(0, len(pieces))]
@@ -214,10 +214,10 @@ def _begins_word(piece: str) -> bool:
 
 
 def _check(parts: Parts, metadata: Mapping[str, str]) -> None:
-    """Look for what sherpa-onnx would end the process over.
+    """Check what sherpa-onnx would end the process for.
 
     Raises:
-        ValueError: it is not there; the message says what.
+        ValueError: something is missing; the text says what.
     """
     kind = metadata.get("model_type", "")
     kinds = TRANSDUCERS if parts.is_transducer else CTC
@@ -242,10 +242,10 @@ def _check(parts: Parts, metadata: Mapping[str, str]) -> None:
 
 
 def _read_tokens(path: Path) -> dict[str, int]:
-    """Token and number of each line; the one that is a space may be left out.
+    """Token and number of each line; a space token may be omitted.
 
     Raises:
-        ValueError: a line is another.
+        ValueError: a line is malformed.
     """
     tokens = {}
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
@@ -255,7 +255,7 @@ def _read_tokens(path: Path) -> dict[str, int]:
             case [index] if index.isdecimal():
                 tokens[" "] = int(index)
             case _:
-                raise ValueError(f"{path.name} has no token and number in line {number}")
+                raise ValueError(f"{path.name}, line {number}: expected a token and a number")
     return tokens
 
 
@@ -268,7 +268,7 @@ def _load(parts: Parts, metadata: Mapping[str, str], threads: int) -> OnlineReco
             encoder=encoder,
             decoder=decoder,
             joiner=joiner,
-            # Told nothing it would load the encoder twice, to find out.
+            # Without it, the encoder would be loaded twice, to find out.
             model_type=metadata["model_type"],
             **common,
         )
@@ -282,13 +282,13 @@ def _load(parts: Parts, metadata: Mapping[str, str], threads: int) -> OnlineReco
 
 
 def _wenet_chunks(metadata: Mapping[str, str]) -> tuple[int, int]:
-    """Frames of the encoder in a chunk, and how many chunks it looks back."""
+    """Frames of the encoder in a chunk, and the number of chunks of left context."""
     chunk = int(metadata.get("chunk_size", WENET_CHUNK))
     return chunk, int(metadata.get("left_chunks", WENET_LEFT_CHUNKS))
 
 
 def _chunk_ms(metadata: Mapping[str, str]) -> int:
-    """How much sound a network has to have before it hears any."""
+    """The audio that a network needs for its first chunk."""
     if metadata["model_type"] == "wenet_ctc":
         subsampling, right = (int(metadata[key]) for key in ("subsampling_factor", "right_context"))
         return FRAME_MS * ((_wenet_chunks(metadata)[0] - 1) * subsampling + right + 1)

@@ -1,4 +1,4 @@
-"""The sound of any recording as a stream of samples on the recording's own clock."""
+"""Decodes any recording to a stream of samples on the recording's own clock."""
 
 from __future__ import annotations
 
@@ -21,86 +21,86 @@ from common.audio.parts import (
     CUT,
     RIFF_PADDING,
     UNDERSTATED,
-    Part,
+    FilePart,
+    file_parts,
     has_last_ogg_page,
     is_placeholder,
-    parts,
     tag_end,
     xing_size,
 )
-from common.audio.probe import decode_packet, has_usable_rate, open_container, sound_stream
+from common.audio.probe import audio_stream, decode_packet, has_usable_rate, open_container
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS
 from common.errors import DecodeFailed, NotAudio
 
 BLOCK_MS = 60_000
 
 TRUNCATED = "truncated"
-"""The recording ends before its header says, or in the middle of a packet."""
+"""The recording ends earlier than its header says, or inside a packet."""
 
 DAMAGED = "damaged"
-"""Some packets could not be decoded; the rest is at its place on the clock."""
+"""Some packets could not be decoded; the times of the others are unaffected."""
 
 GAPS = "gaps"
-"""Time stamps leave holes, filled with silence: packets were lost, or the recording was paused."""
+"""Time stamps have gaps, filled with silence: packets were lost, or the recording was paused."""
 
 HEADER_SIZE_WRONG = "header_size_wrong"
-"""The header covers a part of the audio only; all of it was decoded."""
+"""The header covers only a part of the audio; all of it was decoded."""
 
 CHANNELS_INVERTED = "channels_inverted"
-"""A channel that cancels another out was inverted before they were mixed."""
+"""A channel that cancels another one out was inverted before mixing."""
 
 CHANNELS_LEFT_OUT = "channels_left_out"
-"""A channel of loud noise was left out of the mix while another holds more."""
+"""A channel of loud noise was left out of the mix where another has speech."""
 
 CLOCK_JUMPED = "clock_jumped"
-"""Time stamps leap back, or ahead by more than an hour: counted on from where the sound was."""
+"""Time stamps jump back, or ahead by more than an hour; times continue from before the jump."""
 
 GAP_MS = 200
 """A lag behind the time stamps that is filled with silence.
 
-Containers round time stamps to as much as 64 ms a packet (FLV, ASF), which must not be heard;
-above, the words would visibly be late in subtitles (Netflix allows 250 ms).
+Containers round time stamps to as much as 64 ms a packet (FLV, ASF), which must not become audible;
+with a longer lag, subtitles would be visibly late (Netflix allows 250 ms).
 """
 
 LONGEST_GAP_MS = 3_600_000
-"""A longer one is a broken time stamp: a small file must not become hours of silence."""
+"""A longer gap is a broken time stamp: a small file must not become hours of silence."""
 
 LEAP_BACK_MS = 1_000
-"""Time stamps that far behind what was heard start anew, as in recordings strung together."""
+"""Time stamps this far back start anew, as in concatenated recordings."""
 
 SHORTFALL_MS = 1_000
 SHORTFALL_SHARE = 0.001
-"""Less than both is no truncation: headers count padding, and round."""
+"""Less than either is no truncation: headers count padding, and round."""
 
 CLOCKLESS = frozenset(
     "aac ac3 amr amrnb amrwb dts dtshd eac3 gsm loas mlp mp3 truehd".split()  # noqa: SIM905
 )
-"""Formats without time stamps: FFmpeg counts frames, as long as the first was."""
+"""Formats without time stamps: FFmpeg counts frames, at the length of the first."""
 
 PCM_FORMATS = frozenset({"au", "caf", "nistsphere", "voc", "w64"})
-"""Formats that are cut into packets anywhere, so that the last is rarely a full one."""
+"""Formats that are cut into packets anywhere, so that the last is rarely full."""
 
 MP3_FRAME = 2_881
-"""The longest, in bytes."""
+"""The longest frame, in bytes."""
 
 LOWEST_RATE, HIGHEST_RATE = 8_000, 384_000
-"""Telephone to studio; what is beyond is made to fit where a recording keeps its own rate."""
+"""Telephone to studio; other rates are resampled where a recording keeps its own rate."""
 
 
-class Sound:
-    """One pass over the sound of a recording: of a file, or of one that is open and can seek.
+class AudioDecoder:
+    """One pass over the audio of a recording: a file, or an open seekable one.
 
     Iterating yields int16 pieces of a few seconds or less, interleaved: shape (frames *
     channels,). Their ``rate`` (Hz) and ``channels`` are those the recording starts with; with
     ``mono`` they are 16 kHz and one (`common.audio.mix`). ``track`` is the index of the audio
-    track, None the one that FFmpeg would play. Memory is constant. Silence stands where the time
-    stamps leave a gap, so a frame's index is its time. Packets that do not decode are skipped and
+    track, None the one that FFmpeg would play. Memory is constant. Gaps in the time stamps are
+    filled with silence, so a frame's index is its time. Packets that do not decode are skipped and
     counted.
 
     Raises:
-        NotAudio: when iteration starts, the file is no recording or holds no sound.
-        DecodeFailed: FFmpeg cannot bring what it decodes into that form.
-        Whatever reading the file raises.
+        NotAudio: when iteration starts, the file is not a recording or has no audio.
+        DecodeFailed: FFmpeg cannot convert what it decodes.
+        Errors of reading the file.
     """
 
     def __init__(
@@ -116,22 +116,22 @@ class Sound:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was wrong with the recording, complete after the last piece."""
+        """Faults of the recording, complete after the last piece."""
         return tuple(self._warnings)
 
     @property
     def rate(self) -> int:
-        """Frames a second; known from the first piece on."""
+        """Frames a second; known after the first piece."""
         return self._converter.rate
 
     @property
     def channels(self) -> int:
-        """Samples a frame; known from the first piece on."""
+        """Samples a frame; known after the first piece."""
         return self._converter.channels
 
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
         with _opened(self._source) as file:
-            found = parts(file)
+            found = file_parts(file)
             for part in found:
                 try:
                     yield from self._part(part.of(file), part, is_last=part is found[-1])
@@ -142,10 +142,12 @@ class Sound:
         for warning in self._converter.warnings:
             self._warn(warning)
 
-    def _part(self, file: BinaryIO, part: Part, *, is_last: bool) -> Iterator[NDArray[np.int16]]:
+    def _part(
+        self, file: BinaryIO, part: FilePart, *, is_last: bool
+    ) -> Iterator[NDArray[np.int16]]:
         with open_container(file) as container:
-            stream = sound_stream(container, self._track)
-            clock = _Clock(container, self._decoded_ms)
+            stream = audio_stream(container, self._track)
+            clock = _MediaClock(container, self._decoded_ms)
             converter = self._converter
             for frame in self._frames(container, stream, clock, part):
                 gap_ms = clock.advance(frame)
@@ -157,7 +159,7 @@ class Sound:
                     yield from converter.silence(gap_ms)
                 yield from converter.convert(frame)
             yield from converter.drain()
-            self._decoded_ms = clock.heard_ms
+            self._decoded_ms = clock.decoded_ms
             if clock.jumped:
                 self._warn(CLOCK_JUMPED)
             if part.size_is == UNDERSTATED:
@@ -168,13 +170,13 @@ class Sound:
                 self._warn(DAMAGED)
 
     def _frames(
-        self, container: InputContainer, stream: AudioStream, clock: _Clock, part: Part
+        self, container: InputContainer, stream: AudioStream, clock: _MediaClock, part: FilePart
     ) -> Iterator[av.AudioFrame]:
-        """The frames that decode; the end of what can be read is the end."""
+        """The frames that decode, up to the end or the first read error."""
         broken = False
         tags = _Tags()
         is_pcm = part.size_is is not None or container.format.name in PCM_FORMATS
-        # Where the header only says how long the whole film is, the pictures tell whether it ends.
+        # Where the header only has the length of the whole film, its pictures show whether it ends.
         watched = container.streams if stream.duration is None else [stream]
         try:
             for packet in container.demux(*watched):
@@ -191,7 +193,7 @@ class Sound:
                 if broken and frames and packet.size:
                     self._warn(DAMAGED)
                     broken = False
-                # Of PCM the last packet is just a shorter one; headers tell if it ends too early.
+                # The last packet of PCM is just shorter; headers show if it ends too early.
                 broken |= packet.is_corrupt and not is_pcm
         except av.FFmpegError:
             broken = True
@@ -200,16 +202,16 @@ class Sound:
     def _ends_early(
         self,
         file: BinaryIO,
-        part: Part,
+        part: FilePart,
         container: InputContainer,
         stream: AudioStream,
         reached_ms: float,
     ) -> bool:
-        """Whether the file ends before the recording does, as far as its format can tell."""
+        """Whether the file ends before the recording does, as far as its format shows it."""
         if part.size_is is not None:
             return part.size_is == CUT or self._broken_off
         if container.format.name == "mp3" and (claimed := xing_size(file)) is not None:
-            # What is behind the last frame may be anything.
+            # Anything may follow the last frame.
             return claimed - file.seek(0, os.SEEK_END) > MP3_FRAME
         if self._broken_off:
             return True
@@ -225,13 +227,13 @@ class Sound:
 
 
 class _Tags:
-    """Tags of MP3 files that were joined; they come as packets, and do not decode."""
+    """Tags of concatenated MP3 files; they come as packets that do not decode."""
 
     def __init__(self) -> None:
         self._until = 0
 
     def hold(self, packet: av.Packet[Stream]) -> bool:
-        """Whether ``packet``, which follows on those asked for before, begins in a tag."""
+        """Whether ``packet``, which follows the packets of earlier calls, begins in a tag."""
         if packet.pos is None:
             return False
         start = max(packet.pos, self._until)
@@ -240,43 +242,43 @@ class _Tags:
         return packet.pos < self._until
 
 
-class Decoding:
-    """One pass over the sound of a recording, as engines want it: 16 kHz, mono.
+class MonoDecoder:
+    """One pass over the audio of a recording in the engines' format: 16 kHz, mono.
 
-    Iterating yields int16 blocks of shape (samples,), each ``block_ms`` long but the last; for all
-    else see `Sound`.
+    Iterating yields int16 blocks of shape (samples,), each ``block_ms`` long except the last; for
+    the rest see `AudioDecoder`.
 
     Raises:
-        NotAudio: when iteration starts, the file is no recording or holds no sound.
-        DecodeFailed: as for `Sound`; and at the end, when nothing could be decoded.
+        NotAudio: when iteration starts, the file is not a recording or has no audio.
+        DecodeFailed: as for `AudioDecoder`; and at the end, when nothing could be decoded.
     """
 
     def __init__(
         self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
     ) -> None:
-        self._sound = Sound(source, track, mono=True)
+        self._decoder = AudioDecoder(source, track, mono=True)
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
-        """How many samples were yielded."""
+        """The number of samples yielded."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was wrong with the recording, complete after the last block."""
-        return self._sound.warnings
+        """Faults of the recording, complete after the last block."""
+        return self._decoder.warnings
 
     @property
     def damaged_packets(self) -> int:
-        return self._sound.damaged_packets
+        return self._decoder.damaged_packets
 
     @property
     def duration_ms(self) -> int:
-        """The time decoded so far; a broken millisecond counts as a whole one."""
+        """The time decoded so far, rounded up."""
         return -(-self.samples // SAMPLES_PER_MS)
 
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
         block = np.empty(self._block_samples, np.int16)
         filled = 0
-        for piece in self._sound:
+        for piece in self._decoder:
             start = 0
             while start < len(piece):
                 taken = min(len(piece) - start, len(block) - filled)
@@ -291,14 +293,14 @@ class Decoding:
         if filled:
             yield block[:filled]
         if not self.samples:
-            raise DecodeFailed(reason="no packet of it can be decoded")
+            raise DecodeFailed(reason="none of its packets can be decoded")
 
 
-class _Clock:
-    """Compares time stamps with what was heard; time 0 is where the recording starts.
+class _MediaClock:
+    """Compares time stamps with the audio decoded so far; time 0 is the recording's start.
 
-    A stream of audio may start later than the film it belongs to. ``before_ms`` is what was decoded
-    of earlier parts. Formats without time stamps go by what is decoded alone.
+    An audio stream may start later than its film. ``before_ms`` is the length of earlier parts.
+    Formats without time stamps rely on the decoded length alone.
     """
 
     def __init__(self, container: InputContainer, before_ms: float) -> None:
@@ -306,41 +308,41 @@ class _Clock:
         self._runs = container.format.name not in CLOCKLESS
         self._zero_ms = None if start is None else start * 1000 / av.time_base - before_ms
         self._before_ms = before_ms
-        self.heard_ms = before_ms
+        self.decoded_ms = before_ms
         self.seen_ms = 0.0
         self.jumped = False
 
     @property
     def reached_ms(self) -> float:
-        """How far this part goes, audio or pictures."""
-        return max(self.heard_ms - self._before_ms, self.seen_ms)
+        """The end of this part so far, of audio or pictures."""
+        return max(self.decoded_ms - self._before_ms, self.seen_ms)
 
     def see(self, packet: av.Packet[Stream]) -> None:
-        """Count a packet of pictures as seen."""
+        """Count a packet of pictures."""
         if packet.pts is not None and packet.time_base is not None:
             until = (packet.pts + (packet.duration or 0)) * packet.time_base
             start_ms = (self._zero_ms or 0) + self._before_ms
             self.seen_ms = max(self.seen_ms, float(until * 1000) - start_ms)
 
     def advance(self, frame: av.AudioFrame) -> int:
-        """Count ``frame`` as heard; give the milliseconds of silence that belong before it."""
+        """Count ``frame``; returns the milliseconds of silence that belong before it."""
         gap_ms = 0
         if self._runs and frame.time is not None:
             at_ms = frame.time * 1000
             if self._zero_ms is None:
-                self._zero_ms = at_ms - self.heard_ms
-            lag_ms = at_ms - self._zero_ms - self.heard_ms
+                self._zero_ms = at_ms - self.decoded_ms
+            lag_ms = at_ms - self._zero_ms - self.decoded_ms
             if not -LEAP_BACK_MS <= lag_ms <= LONGEST_GAP_MS:
                 self.jumped = True
-                self._zero_ms = at_ms - self.heard_ms
+                self._zero_ms = at_ms - self.decoded_ms
             elif lag_ms > GAP_MS:
                 gap_ms = round(lag_ms)
-        self.heard_ms += gap_ms + frame.samples * 1000 / frame.sample_rate
+        self.decoded_ms += gap_ms + frame.samples * 1000 / frame.sample_rate
         return gap_ms
 
 
 class _Converter(ABC):
-    """To one format; starts anew when the sound changes its own on the way."""
+    """Converts to one format; starts anew where the audio changes its own."""
 
     rate = 0
     channels = 0
@@ -351,7 +353,7 @@ class _Converter(ABC):
 
     @property
     def is_fed(self) -> bool:
-        """Whether there was any sound since the start."""
+        """Whether there was any audio since the start."""
         return self._format is not None
 
     @property
@@ -361,15 +363,15 @@ class _Converter(ABC):
 
     @abstractmethod
     def expect(self, frame: av.AudioFrame) -> None:
-        """Take over the format of ``frame``, unless there is one already."""
+        """Adopt the format of ``frame``, unless there is one already."""
 
     @abstractmethod
     def _new_resampler(self, frame: av.AudioFrame) -> av.AudioResampler:
-        """For what is like ``frame``."""
+        """A resampler for frames like ``frame``."""
 
     @abstractmethod
     def _samples(self, frame: av.AudioFrame) -> NDArray[np.int16]:
-        """What the resampler gives, as it is yielded."""
+        """The resampler's output, as it is yielded."""
 
     def convert(self, frame: av.AudioFrame) -> Iterator[NDArray[np.int16]]:
         self.expect(frame)
@@ -379,16 +381,16 @@ class _Converter(ABC):
             self._format = found
         if self._resampler is None:
             self._resampler = self._new_resampler(frame)
-        frame.pts = None  # the clock is kept outside, and the filter would warn of every leap
+        frame.pts = None  # the clock is kept elsewhere, and the filter would warn of every jump
         try:
             converted = self._resampler.resample(frame)
         except av.FFmpegError as error:
-            reason = f"nothing can be made of {frame.layout.nb_channels} channels"
+            reason = f"its {frame.layout.nb_channels} channels cannot be converted"
             raise DecodeFailed(reason=f"{reason} ({error.strerror})") from error
         yield from map(self._samples, converted)
 
     def drain(self) -> Iterator[NDArray[np.int16]]:
-        """Give what is held back, and be ready for sound that does not follow on."""
+        """Yield what is buffered, and prepare for audio that does not continue it."""
         resampler, self._resampler = self._resampler, None
         if resampler is not None:
             yield from map(self._samples, resampler.resample(None))
@@ -403,7 +405,7 @@ class _Converter(ABC):
 
 
 class _AsRecorded(_Converter):
-    """To the rate and the channels that the recording starts with."""
+    """Converts to the rate and the channels that the recording starts with."""
 
     def expect(self, frame: av.AudioFrame) -> None:
         if not self.rate:
@@ -412,7 +414,7 @@ class _AsRecorded(_Converter):
             self._layout = frame.layout
 
     def _new_resampler(self, frame: av.AudioFrame) -> av.AudioResampler:  # noqa: ARG002
-        # 1 s a frame that comes out, because each costs as much as decoding 10 ms.
+        # Output frames of 1 s, because each costs as much as decoding 10 ms.
         return av.AudioResampler("s16", self._layout, self.rate, self.rate)
 
     def _samples(self, frame: av.AudioFrame) -> NDArray[np.int16]:
@@ -420,7 +422,7 @@ class _AsRecorded(_Converter):
 
 
 class _Mono(_Converter):
-    """To 16 kHz and one channel. FFmpeg resamples all there are; the mix is our own."""
+    """Converts to 16 kHz and one channel. FFmpeg resamples; `Mixer` mixes the channels."""
 
     rate = SAMPLE_RATE
     channels = 1
@@ -472,7 +474,7 @@ def _opened(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
 
 
 def _claimed_ms(container: InputContainer, stream: AudioStream) -> float:
-    """How long the sound should be by a header; 0 where FFmpeg guesses it from the bit rate."""
+    """The length that a header states; 0 where FFmpeg guesses it from the bit rate."""
     if container.format.name in CLOCKLESS | {"mpeg", "mpegts"}:
         return 0
     if stream.duration is not None and stream.time_base is not None:
@@ -481,7 +483,7 @@ def _claimed_ms(container: InputContainer, stream: AudioStream) -> float:
 
 
 def _is_cut_riff(file: BinaryIO) -> bool:
-    """Whether an AVI file is shorter than it says."""
+    """Whether an AVI file is shorter than its header says."""
     file.seek(0)
     head = file.read(8)
     claimed = int.from_bytes(head[4:], "little") + len(head)

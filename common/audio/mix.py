@@ -1,4 +1,4 @@
-"""Mono from several channels, with the speech of each of them."""
+"""Mixes several channels to mono and keeps the speech of each."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from common.domain.values import SAMPLE_RATE
 Floats = NDArray[np.float32]
 
 HOP = 256
-"""Samples (16 ms) that share one decision."""
+"""Samples (16 ms) with one decision."""
 REACH = 4
-"""Hops on either side whose energy counts for a decision: 144 ms in all, a syllable."""
+"""Hops on either side that a decision considers: 144 ms in all, a syllable."""
 THINNED = 4
-"""Samples that are summed before energies are taken: what is above 2 kHz is mostly noise."""
+"""Samples summed before energies are computed: above 2 kHz there is mostly noise."""
 HELD = 12
-"""Hops that wait for what follows: a decision reaches back as far as its window was late."""
+"""Hops that wait for the following ones, as a decision depends on both sides."""
 BLOCK = 4 * SAMPLE_RATE
-"""Samples that are best fed at once: numpy's calls cost as much as the arithmetic in a second."""
+"""The best input size: numpy's calls cost as much as the arithmetic of a second."""
 BRIEF = SAMPLE_RATE // HOP
-"""Hops that are too few to measure levels by."""
+"""Too few hops to measure levels."""
 HISTORY = 2
 """Blocks over which a channel's levels are compared."""
 
 CANCELS = -0.95
-"""Correlation below which channels cancel out: 16 dB of what they share would be lost."""
+"""Correlation below which channels cancel out: 16 dB of their common part would be lost."""
 CANCELS_LONG = -0.7
-"""Where it is below this over all of `HISTORY`, noise hides that they do."""
+"""Below this over all of `HISTORY`, channels cancel out although noise hides it."""
 CANCELS_THEN = -0.3
-"""So that this is reason enough."""
+"""The threshold that applies then."""
 ADDS = 0.2
-"""Correlation above which they add up again. Noise, which has none, changes nothing."""
+"""Correlation above which they add up again. Noise has none, and changes nothing."""
 INVERTED = -0.5
-"""Weight of a channel that is inverted. Not -1: what it has in phase is never lost either."""
+"""Weight of an inverted channel. Not -1, so that its in-phase part is not lost, either."""
 
 VOICED = 4.0
-"""Ratio of a channel's loudest to its softest energy (6 dB) from which it is more than noise."""
+"""Ratio of a channel's loudest to its softest energy (6 dB) from which it has more than noise."""
 DROWNS = 0.1
-"""Share of the loudest channel's energy from which noise is left out."""
+"""Share of the loudest channel's energy from which a noise channel is left out."""
 FEWEST = 2.0
-"""Channels for which the mix always leaves room: one or two are never made louder."""
+"""The mix is scaled for at least so many channels: one or two are never amplified."""
 
 QUIET = HOP * THINNED * 1e-8
-"""Energy of a hop that says nothing, whatever its correlation (-80 dB of full scale)."""
+"""Energy of a hop too quiet for its correlation to count (-80 dB of full scale)."""
 
 FULL_SCALE = 32_768
 
@@ -53,13 +53,12 @@ FULL_SCALE = 32_768
 class Mixer:
     """Mixes the channels of one recording, fed in a stream; 16 kHz.
 
-    Channels weigh the same, so that two make their plain mean, but for three cases. One that
-    cancels another out is inverted for as long as it does. One that holds loud noise and
-    nothing else is left out while another holds more. Of more than two the mean is as loud as if
-    those that are silent did not exist.
+    Channels have equal weights, so two give their mean, with three exceptions. A channel that
+    cancels another one out is inverted while it does. A channel with only loud noise is left out
+    while another has more. With more than two channels, silent ones do not lower the mean.
 
-    Energies are those around 1 kHz, where voices have theirs; hum and a constant offset have little
-    there. Memory is a block or two of samples.
+    Energies are measured around 1 kHz, where voices have theirs; hum and a constant offset have
+    little there. Memory is a block or two of samples.
 
     Args:
         channels: at least 2.
@@ -70,7 +69,7 @@ class Mixer:
         self._samples = np.zeros((0, channels), np.float32)
         self._before = np.zeros((1, channels), np.float32)
         self._energies = np.zeros((REACH, channels, channels), np.float32)
-        """Products of the channels for `REACH` hops that are mixed and all that are not."""
+        """Products of the channels for the last `REACH` mixed hops and all unmixed ones."""
         self._past: deque[Floats] = deque(maxlen=HISTORY)
         self._inverted = np.zeros(channels, bool)
         self._weights: Floats | None = None
@@ -81,12 +80,12 @@ class Mixer:
         """Whether a channel of noise was left out."""
 
     def feed(self, samples: Floats) -> NDArray[np.int16]:
-        """Take the next samples, shape (frames, channels), in [-1, 1]; gives those now mixed."""
+        """Take the next samples, shape (frames, channels), in [-1, 1]; returns the finished mix."""
         self._samples = np.concatenate([self._samples, samples])
         return self._mix(len(self._samples) // HOP, HELD)
 
     def finish(self) -> NDArray[np.int16]:
-        """The rest. What is fed next does not follow on, but is of the same recording."""
+        """The rest of the mix. Later samples are of the same recording, after a gap."""
         count = len(self._samples)
         hops = -(-count // HOP)
         self._samples = np.pad(self._samples, ((0, hops * HOP - count), (0, 0)))
@@ -96,7 +95,7 @@ class Mixer:
         return mixed
 
     def _mix(self, hops: int, held: int) -> NDArray[np.int16]:
-        """Mix of the ``hops`` that are there all but the last ``held``."""
+        """Mix all but the last ``held`` of the first ``hops`` hops."""
         count = hops - held
         if count <= 0:
             return np.zeros(0, np.int16)
@@ -129,7 +128,7 @@ class Mixer:
         hops = len(around)
         inverted = np.zeros((hops, self.channels), bool)
         single = self._energies[REACH : REACH + hops]
-        # All that is compared goes through at once: windows, hops, and the past as a whole.
+        # All comparisons at once: windows, hops, and the whole past.
         self._past.append(around.sum(axis=0))
         energies = np.concatenate([around, single, np.sum(self._past, axis=0)[None]])
         signs = np.ones(energies.shape[:2], np.float32)
@@ -169,7 +168,7 @@ class Mixer:
         return weights
 
     def _apply(self, samples: Floats, weights: Floats) -> NDArray[np.int16]:
-        """Mix by the ``weights`` of each hop; from one hop's to the next's without a click."""
+        """Mix by the ``weights`` of each hop, with a fade from one hop's to the next's."""
         before = weights[0] if self._weights is None else self._weights
         self._weights = weights[-1]
         if (weights == before).all():
@@ -190,7 +189,7 @@ class Mixer:
 
 
 def _around(energies: Floats, more: int) -> Floats:
-    """The sum over each hop and `REACH` on either side; after the last come ``more`` of silence."""
+    """The sum over each hop and `REACH` on either side, with ``more`` silent hops at the end."""
     padded = np.pad(energies, ((1, more), (0, 0), (0, 0))).astype(np.float64)
     sums = padded.cumsum(axis=0)
     width = 2 * REACH + 1
@@ -201,10 +200,10 @@ def _around(energies: Floats, more: int) -> Floats:
 def _correlations(
     energies: Floats, signs: Floats, channel: int, mixed: Floats
 ) -> tuple[Floats, Floats]:
-    """How much ``channel`` adds to (1) or takes from (-1) those before it: least and most.
+    """How much ``channel`` adds to (1) or cancels (-1) the channels before it: least and most.
 
-    Each of them counts, and their sum, of energy ``mixed``; shape (hops,). Where the channel is not
-    loud enough, it is nan.
+    Compares with each of them, and with their sum of energy ``mixed``; shape (hops,), nan where the
+    channel is too quiet.
     """
     own = energies[:, channel, channel]
     shared = energies[:, channel, :channel] * signs[:, :channel]
@@ -217,14 +216,14 @@ def _correlations(
 
 
 def _held(score: Floats, limit: float, *, before: bool) -> NDArray[np.bool_]:
-    """Whether to invert a channel: from ``limit`` on until `ADDS`."""
+    """Whether to invert a channel: from ``limit`` until `ADDS`."""
     decided = (score < limit) | (score > ADDS)
     last = np.maximum.accumulate(np.where(decided, np.arange(len(score)), -1))
     return np.where(last < 0, before, score[last] < limit)
 
 
 def _adjust(inverted: NDArray[np.bool_], score: Floats) -> None:
-    """Move the edges, in place, to where hops by themselves say that they are."""
+    """Move the edges, in place, to where the single hops have them."""
     inverted &= ~(score > -CANCELS)
     for hop in range(len(inverted) - 2, -1, -1):
         inverted[hop] |= inverted[hop + 1] and score[hop] < CANCELS

@@ -1,8 +1,8 @@
-"""What of a file FFmpeg gets to read: one part a recording, with headers and tags put right.
+"""Splits a file into the parts that FFmpeg reads: one a recording, with headers and tags corrected.
 
-FFmpeg takes a file for one recording with true headers. This splits chained Ogg files (RFC 3533,
-section 4) and WAV or AIFF files that were joined. It replaces sizes in the headers of WAV, AIFF and
-Wave64 files that cannot be true, and leaves out the tags behind an MP3.
+FFmpeg assumes that a file is one recording with correct headers. This splits chained Ogg files
+(RFC 3533, section 4) and concatenated WAV or AIFF files. It replaces impossible sizes in the
+headers of WAV, AIFF and Wave64 files, and leaves out the tags after an MP3.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from itertools import islice
 from typing import Any, BinaryIO, cast
 
 OGG_MAGIC = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ", b"fishead\0", b"\x80theora")
-"""How the first page of a stream begins."""
+"""The beginnings of a stream's first page."""
 OGG_HEAD = 27
 OGG_FIRST, OGG_LAST = 2, 4
 """Flags of a stream's first and last page."""
 SCANNED = 1 << 20
-"""Bytes that are looked through at once."""
+"""Bytes read at once in a scan."""
 
 OGG_PAGE = 65_307
-"""The largest page, in bytes."""
+"""The size of the largest page, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """A format made of chunks, each with a name of four bytes and a size of four."""
+    """A chunked format: each chunk has a name of four bytes and a size of four."""
 
     names: tuple[bytes, ...]
     kinds: tuple[bytes, ...]
@@ -43,35 +43,35 @@ class _Format:
 WAVE = _Format((b"RIFF", b"RF64", b"BW64"), (b"WAVE",), "<", b"data")
 AIFF = _Format((b"FORM",), (b"AIFF", b"AIFC"), ">", b"SSND")
 UNKNOWN = b"\xff\xff\xff\xff"
-"""A size that FFmpeg takes for: until the end."""
+"""The size that means "until the end" to FFmpeg."""
 PLACEHOLDERS = (
     range(0x7F00_0000, 0x8001_0000),  # SoX 0x7F000008 and 0x7FFFF000, arecord 0x80000000
     range(0xFFFF_0000, 1 << 32),  # FFmpeg
     range(1 << 62, 1 << 64),
 )
-"""Sizes that stand for unknown in a file with fewer bytes."""
+"""Sizes that mean "unknown" in a file with fewer bytes."""
 ROUND = 100_000_000
-"""So do multiples of this, which no recording is."""
+"""So do multiples of this number, which no recording has."""
 RIFF_PADDING = 8
 """Bytes that some writers count but do not write: their own header, the last chunk's padding."""
 LEFTOVER = 4_096
-"""Bytes behind the audio that are not worth decoding."""
+"""Bytes after the audio that are not worth decoding."""
 
 APE = b"APETAGEX"
 
 MOST_PARTS = 10_000
-"""The last of so many is taken to be all the rest: each takes a while to open."""
+"""The last of so many parts takes all the rest: each takes a while to open."""
 
 WHOLE, CUT, UNDERSTATED = "whole", "cut", "understated"
 """How a header's size compares with the file: the same, more, or less."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Bytes of a file, from ``start`` to before ``end``, that are a recording by themselves.
+class FilePart:
+    """The bytes of a file from ``start`` to before ``end``, which are one recording.
 
-    ``patches`` are bytes to read in place of others, by their place in the file. ``size_is`` is
-    what its header says of its size, None where it does not.
+    ``patches`` are bytes to read in place of others, by their offset in the file. ``size_is``
+    compares the header's size with the file, None where the header has none.
     """
 
     start: int
@@ -80,12 +80,12 @@ class Part:
     size_is: str | None = None
 
     def of(self, file: BinaryIO) -> BinaryIO:
-        """The part as a file to read and seek in."""
+        """The part as a seekable file."""
         return cast("BinaryIO", _View(file, self))
 
 
 class _View(io.RawIOBase):
-    def __init__(self, file: BinaryIO, part: Part) -> None:
+    def __init__(self, file: BinaryIO, part: FilePart) -> None:
         self._file = file
         self._part = part
         self._at = 0
@@ -104,7 +104,7 @@ class _View(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         start = self._part.start + self._at
         wanted = max(0, min(len(buffer), self._part.end - start))
-        if not wanted:  # what is claimed to lie far behind the end cannot even be sought
+        if not wanted:  # an offset far beyond the end cannot even be sought
             return 0
         self._file.seek(start)
         found = bytearray(self._file.read(wanted))
@@ -117,8 +117,8 @@ class _View(io.RawIOBase):
         return len(found)
 
 
-def parts(file: BinaryIO) -> list[Part]:
-    """The recordings in a file, in order; at least one. Of an Ogg file it reads all there is."""
+def file_parts(file: BinaryIO) -> list[FilePart]:
+    """The recordings in a file, in order; at least one. Reads all of an Ogg file."""
     size = file.seek(0, os.SEEK_END)
     head = _read(file, 0, 12)
     if head[:4] == b"OggS":
@@ -139,19 +139,19 @@ def _read(file: BinaryIO, at: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _ogg_links(file: BinaryIO, size: int) -> Iterator[Part]:
+def _ogg_links(file: BinaryIO, size: int) -> Iterator[FilePart]:
     start, begun = 0, False
     for at, flags, body in _ogg_pages(file):
         if not (flags & OGG_FIRST and body.startswith(OGG_MAGIC)):
             begun = True
         elif begun:
-            yield Part(start, at)
+            yield FilePart(start, at)
             start, begun = at, False
-    yield Part(start, size)
+    yield FilePart(start, size)
 
 
 def _ogg_pages(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """Place, flags and first bytes of each page (RFC 3533, section 6); damage is skipped."""
+    """Offset, flags and first bytes of each page (RFC 3533, section 6); damage is skipped."""
     at = origin = 0
     block = _read(file, at, SCANNED)
     while True:
@@ -184,7 +184,7 @@ def has_last_ogg_page(file: BinaryIO) -> bool:
     return whole and len(lengths) == count and bool(tail[start + 5] & OGG_LAST)
 
 
-def _joined(file: BinaryIO, form: _Format, size: int) -> Iterator[Part]:
+def _joined(file: BinaryIO, form: _Format, size: int) -> Iterator[FilePart]:
     at = 0
     while at < size:
         part = _chunked(file, form, at, size)
@@ -192,36 +192,36 @@ def _joined(file: BinaryIO, form: _Format, size: int) -> Iterator[Part]:
         at = part.end
 
 
-def _chunked(file: BinaryIO, form: _Format, start: int, size: int) -> Part:
-    """The WAV or AIFF file that begins at ``start``, to where the next one begins."""
+def _chunked(file: BinaryIO, form: _Format, start: int, size: int) -> FilePart:
+    """The WAV or AIFF file from ``start`` to the next one."""
     found = _data(file, form, start, size)
     if found is None:
-        return Part(start, size)
+        return FilePart(start, size)
     at, claimed = found
     available = size - at
     to_the_end = {start: (b"RIFF" if form is WAVE else b"FORM") + UNKNOWN, at - 4: UNKNOWN}
     if claimed > available:
         if is_placeholder(claimed):
-            return Part(start, size, to_the_end, WHOLE)
-        return Part(start, size, size_is=CUT if claimed - available > RIFF_PADDING else WHOLE)
+            return FilePart(start, size, to_the_end, WHOLE)
+        return FilePart(start, size, size_is=CUT if claimed - available > RIFF_PADDING else WHOLE)
     after = at + claimed
     end = _end_of_chunks(file, form, after + claimed % 2, size)
     if end is None and claimed % 2:
         end = _end_of_chunks(file, form, after, size)
     if end is not None:
-        return Part(start, end, size_is=WHOLE)
+        return FilePart(start, end, size_is=WHOLE)
     if claimed and (size - after <= LEFTOVER or _is_blank(file, after)):
-        return Part(start, size, size_is=WHOLE)
-    return Part(start, size, to_the_end, UNDERSTATED if claimed else WHOLE)
+        return FilePart(start, size, size_is=WHOLE)
+    return FilePart(start, size, to_the_end, UNDERSTATED if claimed else WHOLE)
 
 
 def is_placeholder(size: int) -> bool:
-    """Whether a header's size, of more bytes than the file has, stands for unknown."""
+    """Whether a header's size, larger than the file, means "unknown"."""
     return size % ROUND == 0 or any(size in sizes for sizes in PLACEHOLDERS)
 
 
 def _data(file: BinaryIO, form: _Format, start: int, size: int) -> tuple[int, int] | None:
-    """Where the audio begins, and its size by the header."""
+    """The offset of the audio, and its size by the header."""
     at, wide = start + 12, None
     while at + 8 <= size:
         name, length = _chunk(file, form, at)
@@ -235,7 +235,7 @@ def _data(file: BinaryIO, form: _Format, start: int, size: int) -> tuple[int, in
 
 
 def _end_of_chunks(file: BinaryIO, form: _Format, at: int, size: int) -> int | None:
-    """Where the chunks from ``at`` on end, or another file begins; None where there are none."""
+    """Where the chunks from ``at`` end, or another file begins; None where there are none."""
     while at + 8 <= size:
         if form.begins(_read(file, at, 12)):
             return at
@@ -253,7 +253,7 @@ def _chunk(file: BinaryIO, form: _Format, at: int) -> tuple[bytes, int]:
     return name, length
 
 
-def _wave64(file: BinaryIO, size: int) -> Part:
+def _wave64(file: BinaryIO, size: int) -> FilePart:
     """A Sony Wave64 file: chunks have names of 16 bytes, and sizes of 8 that count both."""
     at = 40
     while at + 24 <= size:
@@ -265,14 +265,14 @@ def _wave64(file: BinaryIO, size: int) -> Part:
         if 24 < length <= size - at:
             break
         if length != 24 and not is_placeholder(length):
-            return Part(0, size, size_is=CUT)
+            return FilePart(0, size, size_is=CUT)
         whole = {16: size.to_bytes(8, "little"), at + 16: (size - at).to_bytes(8, "little")}
-        return Part(0, size, whole, WHOLE)
-    return Part(0, size)
+        return FilePart(0, size, whole, WHOLE)
+    return FilePart(0, size)
 
 
 def _is_blank(file: BinaryIO, at: int) -> bool:
-    """Whether all is zero from ``at`` on, as in files that were made larger than was needed."""
+    """Whether all bytes from ``at`` are zero, as in preallocated files."""
     file.seek(at)
     while block := file.read(SCANNED):
         if block.strip(b"\0"):
@@ -280,11 +280,11 @@ def _is_blank(file: BinaryIO, at: int) -> bool:
     return True
 
 
-def _without_tags(file: BinaryIO, head: bytes, size: int) -> Part:
-    """All of an MP3 or its like but the tags around it, which are no audio; of others, all."""
+def _without_tags(file: BinaryIO, head: bytes, size: int) -> FilePart:
+    """An MP3 or its like without the tags around it; other files whole."""
     is_stream = len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0
     if not is_stream and not head.startswith((b"ID3", APE)):
-        return Part(0, size)
+        return FilePart(0, size)
     start = 0
     if head.startswith(APE):
         start = 32 + int.from_bytes(_read(file, 12, 4), "little")
@@ -293,11 +293,11 @@ def _without_tags(file: BinaryIO, head: bytes, size: int) -> Part:
         if tag > end - start:
             break
         end -= tag
-    return Part(min(start, end), end)
+    return FilePart(min(start, end), end)
 
 
 def _tag_size(tail: bytes) -> int:
-    """The size of the tag that ends with ``tail``; 0 where there is none."""
+    """The size of the tag that ends with ``tail``; 0 without one."""
     if tail[-128:-125] == b"TAG":
         return 128 + (227 if tail[-227:-223] == b"TAG+" else 0)
     footer = tail[-32:]
@@ -310,7 +310,7 @@ def _tag_size(tail: bytes) -> int:
 
 
 def tag_end(packet: bytes) -> int:
-    """Where the tag ends that begins in a packet of an MP3, counted from there; 0 without one."""
+    """The end of the tag that begins in an MP3 packet, from the packet's start; 0 without one."""
     if (at := packet.find(b"ID3")) >= 0:
         return at + id3_size(packet[at : at + 10])
     if (at := packet.find(APE)) >= 0:
@@ -319,14 +319,14 @@ def tag_end(packet: bytes) -> int:
 
 
 def id3_size(head: bytes) -> int:
-    """The size of the ID3v2 tag that begins with ``head`` (id3.org, 3.1); 0 where none does."""
+    """The size of the ID3v2 tag that begins with ``head`` (id3.org, 3.1); 0 without one."""
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     return 10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
 
 
 def xing_size(file: BinaryIO) -> int | None:
-    """The bytes of an MP3 from its first frame on, by its header of Xing, LAME or Fraunhofer."""
+    """The size of an MP3 from its first frame, by its header of Xing, LAME or Fraunhofer."""
     start = id3_size(_read(file, 0, 10))
     head = _read(file, start, 2_048)
     for mark, at in ((b"Xing", 12), (b"Info", 12), (b"VBRI", 10)):

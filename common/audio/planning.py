@@ -1,4 +1,4 @@
-"""From decoded blocks to finished chunks with their PCM, while the rest is still being decoded."""
+"""Cuts decoded blocks into chunks with their PCM, while the rest is still being decoded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from common.domain.cutting import (
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Chunk, Window
 
 if TYPE_CHECKING:
-    from common.audio.silero import Network
+    from common.audio.silero import SileroNetwork
 
 Strategy = Literal["vad", "silence", "fixed"]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """How a recording is cut: the strategy, and the options of each part."""
+    """How to cut a recording: the strategy, and the options of each part."""
 
     strategy: Strategy = "vad"
     cut: CutOptions = field(default_factory=CutOptions)
@@ -46,11 +46,11 @@ class PlannedChunk:
 
 
 class SpeechFinder(Protocol):
-    """Reports speech in order, in pieces that each fit a window."""
+    """Reports speech in order, in pieces that fit a window."""
 
     @property
     def settled_ms(self) -> int:
-        """No speech that is still to be reported starts before this."""
+        """No speech reported later starts before this."""
         ...
 
     def feed(self, block: NDArray[np.int16]) -> list[Speech]: ...
@@ -61,23 +61,21 @@ class SpeechFinder(Protocol):
 class Planner:
     """Cuts one recording, fed block by block, into chunks.
 
-    The chunks depend on the samples and the options alone, not on the blocks. What is not yet
-    handed out is all that is kept: a few windows of PCM.
+    The chunks depend on the samples and the options alone, not on the blocks. Only PCM that is not
+    returned yet is kept: a few windows.
 
-    After `finish`, ``duration_ms`` is the recording's length (the last, broken millisecond counts
-    as a whole one) and ``speech_ms`` the speech in all windows. A recording without speech gives
-    no chunks.
+    After `finish`, ``duration_ms`` is the recording's length, rounded up, and ``speech_ms`` the
+    speech in all windows. A recording without speech gives no chunks.
 
     Args:
         options: how to cut.
-        network: the voice activity network of `common.audio.vad.load_network`; only the strategy
-            ``vad`` needs it.
+        network: the voice activity network; only the strategy ``vad`` needs it.
 
     Raises:
         ValueError: the strategy ``vad`` without a network.
     """
 
-    def __init__(self, options: PlanOptions, network: Network | None = None) -> None:
+    def __init__(self, options: PlanOptions, network: SileroNetwork | None = None) -> None:
         self._cutting = _cutting(options, network)
         self._grouper = ChunkGrouper()
         self._pcm = bytearray()
@@ -85,7 +83,7 @@ class Planner:
         self._samples = 0
         self._ready: list[Chunk] = []
         self._last: list[PlannedChunk] = []
-        """The latest chunk waits for the next: if none comes, it has the silence at the end."""
+        """The latest chunk waits for the next: the last one includes the silence at the end."""
         self.speech_ms = 0
 
     @property
@@ -93,14 +91,14 @@ class Planner:
         return -(-self._samples // SAMPLES_PER_MS)
 
     def feed(self, block: NDArray[np.int16]) -> list[PlannedChunk]:
-        """Take the next samples (shape (samples,), any number) and give the chunks now final."""
+        """Take the next samples (shape (samples,), any number); returns the finished chunks."""
         self._keep(block)
         self._group(self._cutting.feed(block))
         self._ready += self._grouper.advance(self._cutting.needed_from_ms)
         return self._hand_out()
 
     def finish(self) -> list[PlannedChunk]:
-        """End the recording and give the remaining chunks."""
+        """End the recording; returns the remaining chunks."""
         missing = np.zeros(-self._samples % SAMPLES_PER_MS, np.int16)
         self._keep(missing)
         self._group(self._cutting.feed(missing))
@@ -121,7 +119,7 @@ class Planner:
             self._ready += self._grouper.feed(window)
 
     def _hand_out(self) -> list[PlannedChunk]:
-        """Give the chunks whose PCM is all here, and drop the PCM that nobody needs any more."""
+        """Return the chunks whose PCM is complete, and drop the PCM that is not needed any more."""
         known_ms = self._samples // SAMPLES_PER_MS
         count = sum(chunk.audio.end_ms <= known_ms for chunk in self._ready)
         planned = [PlannedChunk(chunk, self._read(chunk)) for chunk in self._ready[:count]]
@@ -145,11 +143,11 @@ class Planner:
 
 
 class _Cutting(Protocol):
-    """From samples to windows, whatever the strategy."""
+    """Cuts samples into windows, by one of the strategies."""
 
     @property
     def needed_from_ms(self) -> int:
-        """No window that is still to come holds audio before this."""
+        """No later window has audio before this."""
         ...
 
     def feed(self, block: NDArray[np.int16]) -> list[Window]: ...
@@ -200,7 +198,7 @@ class _ByLength:
         return self._cutter.finish(duration_ms)
 
 
-def _cutting(options: PlanOptions, network: Network | None) -> _Cutting:
+def _cutting(options: PlanOptions, network: SileroNetwork | None) -> _Cutting:
     if options.strategy == "fixed":
         return _ByLength(options.cut)
     if options.strategy == "silence":

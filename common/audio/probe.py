@@ -1,4 +1,4 @@
-"""What a file holds, told from its content; cheap, and no header is believed."""
+"""Determines what a file contains from its content; cheap, and without trusting headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
-from common.audio.parts import parts
+from common.audio.parts import file_parts
 from common.domain.tracks import Track
 from common.errors import NotAudio, TooLarge
 
@@ -26,45 +26,45 @@ FORMATS = (
     "s337m,sds,shn,siff,smjpeg,sox,spdif,tak,truehd,tta,ty,vivo,voc,vqf,w64,wav,wavarc,wsd,wtv,"
     "wv,wve,xwma"
 )
-"""What is opened: FFmpeg's names of the containers and streams that people record in.
+"""The formats that are opened: FFmpeg's names of containers and streams used for recordings.
 
-Play lists and the like stay out: they name other files, and FFmpeg would read those for whoever
-uploads one. So do devices, pictures, subtitles, games' formats, and those without a mark of their
-own, for which anything would be taken."""
+Play lists and the like are excluded: they name other files, and FFmpeg would read those for whoever
+uploads one. So are devices, pictures, subtitles, games' formats, and formats without a signature,
+which would match anything."""
 
 TRIAL_PACKETS = 200
-"""Packets of sound tried before a file counts as undecodable: 4 s and more."""
+"""Audio packets tried before a file counts as undecodable: 4 s and more."""
 
 TRIAL_BYTES = 64 << 20
-"""How far into a file its first sound may lie."""
+"""How far into a file its first audio may be."""
 
 AMR = {"amrnb": (8, 8_000), "amrwb": (9, 16_000)}
-"""Codecs with packets for silence: their first such frame type, and sample rate."""
+"""Codecs with packets for silence: the first such frame type, and the sample rate."""
 
 LOWEST_RATE, HIGHEST_RATE = 4_000, 768_000
-"""Sample rates that are taken, in Hz."""
+"""Supported sample rates, in Hz."""
 
 SHOWN = 200
-"""Letters of a track's title that are kept."""
+"""Maximum length of a track's title."""
 
 MOST_CHANNELS = 64
-"""What FFmpeg's resampler takes."""
+"""The limit of FFmpeg's resampler."""
 
 BUFFER_BYTES = 64 << 10
-"""What FFmpeg reads at once."""
+"""Size of FFmpeg's reads."""
 
 HOUR_MS = 3_600_000
 LOWEST_BIT_RATE = 200
-"""Bits a second below which a claimed duration cannot be true; silence in FLAC takes 400."""
+"""Bits a second below which a stated duration cannot be true; silence in FLAC has 400."""
 LOWEST_BIT_RATES = {"mp2": 8_000, "mp3": 8_000}
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a recording says about itself.
+    """The properties of a recording.
 
-    ``duration_ms`` is the header's claim, None where there is none or it cannot be true; only
-    decoding tells. ``container`` and ``codec`` are FFmpeg's names.
+    ``duration_ms`` is the header's, None where it is missing or cannot be true; only decoding
+    shows the real one. ``container`` and ``codec`` are FFmpeg's names.
     """
 
     container: str
@@ -77,18 +77,18 @@ class Probe:
 
 
 def probe(path: Path) -> Probe:
-    """Look into the file at ``path``, and decode the first sound in it.
+    """Inspect the file at ``path``, and decode its first audio.
 
     Raises:
-        NotAudio: the file is empty, is no recording, has no sound, or none that decodes.
+        NotAudio: the file is empty, is not a recording, has no audio, or none that decodes.
     """
     size = path.stat().st_size
     if size == 0:
         raise NotAudio(reason="the file is empty")
     with path.open("rb") as file:
-        found = parts(file)
+        found = file_parts(file)
         with open_container(found[0].of(file)) as container:
-            stream = sound_stream(container)
+            stream = audio_stream(container)
             first = _first_frame(container, stream)
             return Probe(
                 container=container.format.name,
@@ -102,29 +102,29 @@ def probe(path: Path) -> Probe:
 
 
 def check_length(duration_ms: int | None, max_hours: float) -> None:
-    """Pass where a recording is short enough, or does not tell how long it is.
+    """Check a recording's length, where it is known.
 
     Raises:
-        TooLarge: it is longer.
+        TooLarge: it is longer than ``max_hours``.
     """
     if duration_ms is not None and duration_ms > max_hours * HOUR_MS:
         value = f"{duration_ms / HOUR_MS:.1f} hours"
-        raise TooLarge(field="file", limit=f"{max_hours:g} hours of sound", value=value)
+        raise TooLarge(field="file", limit=f"{max_hours:g} hours of audio", value=value)
 
 
 @contextmanager
 def open_container(file: BinaryIO) -> Iterator[InputContainer]:
     """Open ``file``, from its start, as a recording, by content.
 
-    Whatever reading it raises is raised again at the end of the block at the latest: FFmpeg takes
-    some failures for the end of the file.
+    Errors of reading it are raised again at the end of the block at the latest: FFmpeg mistakes
+    some for the end of the file.
 
     Raises:
-        NotAudio: it is none.
+        NotAudio: it is not a recording.
     """
     file.seek(0)
     watched = _Watched(file)
-    # FFmpeg itself opens nothing: all it gets is what is read from ``file``.
+    # FFmpeg itself opens nothing: it only reads ``file``.
     allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     try:
         try:
@@ -146,9 +146,9 @@ def open_container(file: BinaryIO) -> Iterator[InputContainer]:
 
 
 class _Watched:
-    """A file as PyAV reads it, which stays failed once it has."""
+    """A file for PyAV that keeps failing after its first error."""
 
-    name = "recording"  # or PyAV would hand on the path, and FFmpeg look at its ending
+    name = "recording"  # or PyAV would pass on the path, and FFmpeg use its ending
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek = file.seek
@@ -165,16 +165,16 @@ class _Watched:
             raise
 
     def check(self) -> None:
-        """Raise what reading has raised."""
+        """Raise the error of an earlier read again."""
         if self._failure is not None:
             raise self._failure
 
 
-def sound_stream(container: InputContainer, track: int | None = None) -> AudioStream:
-    """The audio track of that index, or the one that FFmpeg would play; decodes on one thread.
+def audio_stream(container: InputContainer, track: int | None = None) -> AudioStream:
+    """The audio track at an index, or the one that FFmpeg would play; decodes on one thread.
 
     Raises:
-        NotAudio: there is none, or no decoder for it.
+        NotAudio: it is missing, or has no decoder.
     """
     streams = container.streams.audio
     if track is not None and track < len(streams):
@@ -183,7 +183,7 @@ def sound_stream(container: InputContainer, track: int | None = None) -> AudioSt
         stream = container.streams.best("audio")
     if not isinstance(stream, AudioStream) or stream.codec_context is None:
         has_video = bool(container.streams.video)
-        raise NotAudio(reason="the video has no sound" if has_video else "it has no sound")
+        raise NotAudio(reason="the video has no audio" if has_video else "it has no audio")
     stream.codec_context.thread_count = 1
     return stream
 
@@ -203,10 +203,10 @@ def _tracks(container: InputContainer, default: AudioStream) -> Iterator[Track]:
 
 
 def _first_frame(container: InputContainer, stream: AudioStream) -> av.AudioFrame:
-    """The first sound that decodes, within the limits of a trial.
+    """The first audio that decodes, within the limits of the trial.
 
     Raises:
-        NotAudio: nothing did.
+        NotAudio: none did.
     """
     packets = read = 0
     try:
@@ -225,17 +225,17 @@ def _first_frame(container: InputContainer, stream: AudioStream) -> av.AudioFram
 
 
 def _check_form(frame: av.AudioFrame) -> None:
-    """Raise `NotAudio` where nobody records in the form of ``frame``."""
+    """Raise `NotAudio` where the sample rate or the channels of ``frame`` are not supported."""
     if not has_usable_rate(frame):
-        limit = f"sample rates are from {LOWEST_RATE} to {HIGHEST_RATE} Hz"
+        limit = f"its sample rate must be from {LOWEST_RATE} to {HIGHEST_RATE} Hz"
         raise NotAudio(reason=f"{limit}; got {frame.sample_rate}")
     if frame.layout.nb_channels > MOST_CHANNELS:
-        limit = f"at most {MOST_CHANNELS} channels can be mixed"
+        limit = f"it may have at most {MOST_CHANNELS} channels"
         raise NotAudio(reason=f"{limit}; got {frame.layout.nb_channels}")
 
 
 def decode_packet(packet: av.Packet[Any]) -> list[av.AudioFrame] | None:
-    """The sound in a packet; None where it is damaged."""
+    """The audio in a packet; None where it is damaged."""
     try:
         frames: Iterable[object] = packet.decode()
     except av.FFmpegError:
@@ -244,9 +244,9 @@ def decode_packet(packet: av.Packet[Any]) -> list[av.AudioFrame] | None:
 
 
 def _unsent(packet: av.Packet[Any]) -> list[av.AudioFrame] | None:
-    """Silence for a packet of AMR (3GPP TS 26.101, TS 26.201) that says that nobody speaks.
+    """Silence for a silence packet of AMR (3GPP TS 26.101, TS 26.201); None for other packets.
 
-    FFmpeg has no comfort noise and takes such packets for damage.
+    FFmpeg has no comfort noise and reports such packets as damaged.
     """
     codec = packet.stream.codec_context.name
     first_silent, rate = AMR.get(codec, (0, 0))
@@ -260,7 +260,7 @@ def _unsent(packet: av.Packet[Any]) -> list[av.AudioFrame] | None:
 
 
 def has_usable_rate(frame: av.AudioFrame) -> bool:
-    """Whether its sample rate is one that sound is recorded at."""
+    """Whether the frame's sample rate is supported."""
     return LOWEST_RATE <= frame.sample_rate <= HIGHEST_RATE
 
 
@@ -276,5 +276,5 @@ def _plausible_ms(container: InputContainer, stream: AudioStream, size: int) -> 
 
 
 def _is_picture(video: VideoStream) -> bool:
-    """Whether it is a cover and no film."""
+    """Whether it is a cover picture, not a film."""
     return bool(video.disposition & Disposition.attached_pic)

@@ -1,4 +1,4 @@
-"""A recording as a WAV file, with stretches of it covered by a tone."""
+"""A recording as a WAV file, with some stretches replaced by a tone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from common.audio.decode import Sound
+from common.audio.decode import AudioDecoder
 from common.audio.wav import SAMPLE_BYTES, wav_header
 from common.domain.values import Span
 from common.errors import DecodeFailed
@@ -22,23 +22,23 @@ with warnings.catch_warnings():
 
 TONE_HZ = 1_000
 BELOW_DB = 3.0
-"""How much softer than its surroundings the tone is; to the ear it stands out all the same."""
+"""How much quieter than its surroundings the tone is; it is still easy to hear."""
 SOFTEST_DBFS, LOUDEST_DBFS = -40.0, -18.0
 FADE_MS = 10
-"""In which tone and sound give way to each other, so that nothing clicks."""
+"""Crossfade between audio and tone, against clicks."""
 
 
 class RedactedWav:
     """An audio track as 16-bit PCM in a WAV file, in its own sample rate and channels.
 
-    ``spans`` are in order and apart; nothing of what lies in them can be heard but `FADE_MS` at
-    their edges. The file is exactly ``duration_ms`` long, as long as decoding found the recording
-    to be: so its header is right before the sound is decoded. Iterating yields the file in pieces
-    of about a second, once, in constant memory.
+    ``spans`` are in order and do not touch; their audio is removed except `FADE_MS` at their edges.
+    The file is exactly ``duration_ms`` long, the length found by an earlier decoding, so its header
+    is correct before the audio is decoded. Iterating yields the file in pieces of about a second,
+    once, in constant memory.
 
     Raises:
-        NotAudio: the file is no recording or holds no sound.
-        DecodeFailed: nothing in it can be decoded.
+        NotAudio: the file is not a recording or has no audio.
+        DecodeFailed: none of it can be decoded.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class RedactedWav:
         spans: Sequence[Span],
         track: int | None = None,
     ) -> None:
-        sound = Sound(source, track)
-        pieces = iter(sound)
+        decoder = AudioDecoder(source, track)
+        pieces = iter(decoder)
         first = next(pieces, None)
         if first is None:
-            raise DecodeFailed(reason="no packet of it can be decoded")
-        self.rate = sound.rate
-        self.channels = sound.channels
+            raise DecodeFailed(reason="none of its packets can be decoded")
+        self.rate = decoder.rate
+        self.channels = decoder.channels
         self.frames = duration_ms * self.rate // 1000
         self._header = wav_header(self.rate, self.channels, self.frames)
         self._spans = spans
@@ -64,7 +64,7 @@ class RedactedWav:
 
     @property
     def size(self) -> int:
-        """Of the whole file, in bytes."""
+        """The size of the whole file in bytes."""
         return len(self._header) + self.frames * self.channels * SAMPLE_BYTES
 
     def __iter__(self) -> Iterator[bytes]:
@@ -74,12 +74,12 @@ class RedactedWav:
             # Rounded outwards.
             start = min(span.start_ms * self.rate // 1000, self.frames)
             end = min(-(-span.end_ms * self.rate // 1000), self.frames)
-            yield from self._as_it_is(start - at)
+            yield from self._unchanged(start - at)
             yield from self._covered(end - start)
             at = end
-        yield from self._as_it_is(self.frames - at)
+        yield from self._unchanged(self.frames - at)
 
-    def _as_it_is(self, frames: int) -> Iterator[bytes]:
+    def _unchanged(self, frames: int) -> Iterator[bytes]:
         while frames > 0:
             taken = min(frames, self.rate)
             samples = self._source.read(taken)
@@ -88,28 +88,28 @@ class RedactedWav:
             frames -= taken
 
     def _covered(self, frames: int) -> Iterator[bytes]:
-        """The tone in place of the next ``frames``, as loud as what is around and below it."""
+        """The tone in place of the next ``frames``, at the level of its surroundings."""
         fade = min(FADE_MS * self.rate // 1000, frames // 2)
         tone: NDArray[np.int16] | None = None
         done = 0
         while done < frames:
             taken = min(frames - done, self.rate)
-            if frames - done - taken < fade:  # a fade is never torn
+            if frames - done - taken < fade:  # a fade is never split
                 taken = frames - done
-            sound = self._source.read(taken)
+            audio = self._source.read(taken)
             if tone is None:
-                loudness = max(self._loudness_dbfs, self._segment(sound).dBFS)
+                loudness = max(self._loudness_dbfs, self._segment(audio).dBFS)
                 tone = self._tone_at(loudness - BELOW_DB)
             covered = np.concatenate([tone, tone])[:taken]
             if done == 0:
-                covered[:fade] = _crossfade(sound[:fade], covered[:fade])
+                covered[:fade] = _crossfade(audio[:fade], covered[:fade])
             done += taken
             if done == frames and fade:
-                covered[-fade:] = _crossfade(covered[-fade:], sound[-fade:])
+                covered[-fade:] = _crossfade(covered[-fade:], audio[-fade:])
             yield covered.tobytes()
 
     def _tone_at(self, dbfs: float) -> NDArray[np.int16]:
-        """A second of the tone, shape (rate, channels), which follows on itself without a seam."""
+        """A second of the tone, shape (rate, channels), which repeats without a seam."""
         if self._tone is None:
             self._tone = Sine(TONE_HZ, sample_rate=self.rate).to_audio_segment(1000)
         target = min(max(dbfs, SOFTEST_DBFS), LOUDEST_DBFS)
@@ -127,7 +127,7 @@ class RedactedWav:
 
 
 class _Source:
-    """Frames in whatever numbers they are asked for; silence after the last."""
+    """Reads any number of frames; silence after the last."""
 
     def __init__(
         self, first: NDArray[np.int16], others: Iterator[NDArray[np.int16]], channels: int
@@ -154,6 +154,6 @@ class _Source:
 
 
 def _crossfade(before: NDArray[np.int16], after: NDArray[np.int16]) -> NDArray[np.int16]:
-    """From one to the other, shape (frames, channels); pydub's is right to a millisecond only."""
+    """Fade between audio of shape (frames, channels); pydub's fade rounds to milliseconds."""
     share = np.linspace(0, 1, len(before), dtype=np.float32)[:, None]
     return np.round(before * (1 - share) + after * share).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Where it is loud: pydub's ``detect_nonsilent``, vectorised, and the same in a stream.
+"""Finds non-silent audio: pydub's ``detect_nonsilent``, vectorised, and also as a stream.
 
 Written from pydub 0.25.1 (``pydub/silence.py``) and equal to it on every input: a stretch of
 ``min_silence_ms`` is silent if the whole-number root mean square of its samples is at most the
@@ -17,10 +17,10 @@ from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Span
 
 FULL_SCALE = 32_768
 CACHED_MS = 4_096
-"""Milliseconds that are looked at at once: their squares fit the processor's cache."""
+"""Milliseconds processed at once: their squares fit the processor's cache."""
 
 LEVEL_MS = 50
-"""Steps in which loudness is compared when speech has to be cut: about a third of a syllable."""
+"""Resolution of the loudness by which long speech is cut: about a third of a syllable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class SilenceOptions:
     """What counts as silence.
 
     Args:
-        threshold_dbfs: the loudest that silence may be, in dB of full scale, at most 0.
+        threshold_dbfs: the highest level of silence, in dB of full scale, at most 0.
         min_silence_ms: the shortest silence, at least 1.
-        seek_step_ms: silence is looked for at each multiple of this, at least 1.
+        seek_step_ms: silence is searched at each multiple of this, at least 1.
     """
 
     threshold_dbfs: float = -40.0
@@ -47,7 +47,7 @@ class SilenceOptions:
 def detect_nonsilent(samples: NDArray[np.int16], options: SilenceOptions) -> list[tuple[int, int]]:
     """Where ``samples`` (16 kHz mono, shape (samples,)) are not silent: ``(start, end)`` in ms.
 
-    A recording shorter than ``min_silence_ms`` holds no silence, as in pydub.
+    A recording shorter than ``min_silence_ms`` has no silence, as in pydub.
     """
     length = round(1000 * (len(samples) / SAMPLE_RATE)) * SAMPLES_PER_MS
     missing = max(length - len(samples), 0)
@@ -68,10 +68,10 @@ def energy_per_ms(samples: NDArray[np.int16]) -> NDArray[np.int64]:
 
 
 class SilenceScanner:
-    """`detect_nonsilent` in a stream; holds ``min_silence_ms`` of energy and no samples.
+    """`detect_nonsilent` as a stream; keeps ``min_silence_ms`` of energy and no samples.
 
-    `loud_since_ms` is where the sound starts that is reported next, as far as is known;
-    `loud_until_ms` how far it certainly reaches (not past its start: it may not have begun).
+    `loud_since_ms` is the start of the loud stretch that is reported next, as far as known;
+    `loud_until_ms` is how far it reaches at least (its start, where it may not have begun).
     """
 
     def __init__(self, options: SilenceOptions) -> None:
@@ -91,26 +91,26 @@ class SilenceScanner:
         return max(self._next, self.loud_since_ms)
 
     def feed(self, energy: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Take the next milliseconds and give the sounds that silence has ended."""
+        """Take the next milliseconds; returns the loud stretches that silence has ended."""
         self._energy = np.concatenate([self._energy, energy])
         self._known += len(energy)
-        found = self._judge(np.arange(self._next, self._known - self._length + 1, self._step))
+        found = self._scan(np.arange(self._next, self._known - self._length + 1, self._step))
         kept = self._known - max(self._next, 0)
         self._energy = self._energy[max(len(self._energy) - max(kept, self._length), 0) :]
         return found
 
     def finish(self) -> list[tuple[int, int]]:
-        """Give the sound that lasts until the recording's end."""
+        """The loud stretch that lasts until the recording's end."""
         found = []
         last = self._known - self._length
         if last % self._step and last >= 0:
-            found = self._judge(np.array([last]))
+            found = self._scan(np.array([last]))
         if self._last_silent is None or self.loud_since_ms != self._known:
             found.append((self.loud_since_ms, self._known))
         return found
 
-    def _judge(self, starts: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Look for silence in the stretches that begin at ``starts``."""
+    def _scan(self, starts: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Search silence in the stretches that begin at ``starts``."""
         if not len(starts):
             return []
         self._next = int(starts[-1]) + self._step
@@ -149,11 +149,11 @@ class SilenceFinder:
 
     @property
     def settled_ms(self) -> int:
-        """No speech that is still to be reported starts before this."""
+        """No speech reported later starts before this."""
         return self._scanner.loud_since_ms if self._cut_at is None else self._cut_at
 
     def feed(self, block: NDArray[np.int16]) -> list[Speech]:
-        """Take the next samples and give the speech that is over."""
+        """Take the next samples; returns the speech that has ended."""
         samples = np.concatenate([self._samples, block])
         energy = energy_per_ms(samples)
         self._samples = samples[len(energy) * SAMPLES_PER_MS :]
@@ -166,7 +166,7 @@ class SilenceFinder:
         return found
 
     def finish(self) -> list[Speech]:
-        """Give the speech that lasts until the recording's end."""
+        """The speech that lasts until the recording's end."""
         missing = -len(self._samples) % SAMPLES_PER_MS
         found = self.feed(np.zeros(missing, np.int16)) if missing else []
         return found + self._take(self._scanner.finish())
@@ -177,9 +177,9 @@ class SilenceFinder:
         self._energy = energy[whole:]
         self._curve.extend(energy[:whole].reshape(-1, LEVEL_MS).sum(axis=1).tolist())
 
-    def _take(self, sounds: list[tuple[int, int]]) -> list[Speech]:
+    def _take(self, stretches: list[tuple[int, int]]) -> list[Speech]:
         found = []
-        for start, end in sounds:
+        for start, end in stretches:
             pieces, rest = self._cut_off(start, end)
             found += [*pieces, rest] if end > start else []
             self._cut_at = None

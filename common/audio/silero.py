@@ -1,9 +1,9 @@
 """Silero's voice activity network (v6, MIT): the same numbers in a third of the time.
 
-onnxruntime runs the published graph with a convolution of four columns at a time where one large
-matrix product would do. So the front of the network, which judges each frame by itself, runs here
+onnxruntime runs the published graph as a convolution of four columns at a time where one large
+matrix product would do. So the front of the network, which treats frames independently, runs here
 in numpy: the spectrum is a real FFT, each convolution a few matrix products. The recurrent layer
-stays with onnxruntime; it remembers half a minute and more, so it cannot be run in strips.
+stays with onnxruntime; its memory of half a minute and more rules out running it in strips.
 The weights are read from the file that comes with faster-whisper.
 """
 
@@ -20,13 +20,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from common.weights.onnx_file import GRAPH, read_fields
+
 Floats = NDArray[np.float32]
 
 FRAME = 512
-"""Samples that are judged at once: 32 ms at 16 kHz."""
+"""Samples of one frame: 32 ms at 16 kHz."""
 
 CONTEXT = 64
-"""Samples before a frame that are looked at with it."""
+"""Samples before a frame that belong to its input."""
 
 _WINDOW = 256
 _HOP = 128
@@ -54,7 +56,7 @@ class Convolution(NamedTuple):
     def __call__(self, x: Floats) -> Floats:
         """Convolve each row, (rows, columns * inputs) to (rows, columns' * outputs), and rectify.
 
-        Rows are padded by a column of zeros on both sides; its products are left out.
+        Rows are padded by a column of zeros on both sides, whose products are skipped.
         """
         width = self.inputs
         columns = x.shape[1] // width
@@ -66,19 +68,19 @@ class Convolution(NamedTuple):
         return np.maximum(np.concatenate(outputs, axis=1), 0, dtype=np.float32)
 
 
-class State(NamedTuple):
-    """What the recurrent layer remembers, each of shape (1, 1, 128)."""
+class RecurrentState(NamedTuple):
+    """The state of the recurrent layer, each of shape (1, 1, 128)."""
 
     h: Floats
     c: Floats
 
 
-SILENCE = State(np.zeros((1, 1, _STATE), np.float32), np.zeros((1, 1, _STATE), np.float32))
-"""The memory at a recording's start."""
+SILENCE = RecurrentState(np.zeros((1, 1, _STATE), np.float32), np.zeros((1, 1, _STATE), np.float32))
+"""The state at a recording's start."""
 
 
-class Network:
-    """The loaded network, on one thread; without state, so one serves any number of recordings.
+class SileroNetwork:
+    """The loaded network, on one thread; stateless, so one serves any number of recordings.
 
     Args:
         path: Silero's ONNX file; by default the one inside faster-whisper.
@@ -88,7 +90,7 @@ class Network:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        model = (path or silero_path()).read_bytes()
+        model = memoryview((path or silero_path()).read_bytes())
         weights = dict(_weights(model))
         self._encoder = [
             Convolution.of(
@@ -107,19 +109,21 @@ class Network:
             _from_tensor(model, _ENCODED), sess_options=options, providers=["CPUExecutionProvider"]
         )
 
-    def judge(self, samples: NDArray[np.int16], state: State) -> tuple[Floats, State]:
-        """The probability of speech in each frame, shape (frames,), and what to go on with.
+    def speech_probabilities(
+        self, samples: NDArray[np.int16], state: RecurrentState
+    ) -> tuple[Floats, RecurrentState]:
+        """The probability of speech in each frame, shape (frames,), and the next state.
 
         Args:
-            samples: whole frames, behind the `CONTEXT` samples before them (zeros at the start).
-            state: what the frames before left behind.
+            samples: whole frames, after the `CONTEXT` samples before them (zeros at the start).
+            state: that of the frames before.
         """
         frames = sliding_window_view(samples, CONTEXT + FRAME)[::FRAME]
-        with self._blas.limit(limits=1):  # more threads would spend twice the time on waiting
+        with self._blas.limit(limits=1):  # more threads would double the time, waiting
             encoded = self._encode(frames)
         feeds = {_ENCODED: encoded[:, :, None], "h": state.h, "c": state.c}
         probabilities, h, c = self._decoder.run(None, feeds)
-        return probabilities, State(h, c)
+        return probabilities, RecurrentState(h, c)
 
     def _encode(self, frames: NDArray[np.int16]) -> Floats:
         """The features of each frame by itself, shape (frames, 128)."""
@@ -137,90 +141,66 @@ _HANN = ((0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)) / 32_768
 
 
 def silero_path() -> Path:
-    """Where faster-whisper keeps the network."""
+    """The network's file inside faster-whisper."""
     return Path(str(files("faster_whisper"))) / "assets" / "silero_vad_v6.onnx"
 
 
-# --- the few fields of ONNX's protocol buffers that matter here (onnx.proto3) -----------------
+# --- the fields of ONNX's protocol buffers that are used here (onnx.proto3) -------------------
 
 _ENCODED = "/encoder/relu_3/Relu_output_0"
 """The tensor between the encoder and the recurrent layer, shape (frames, 128, 1)."""
 
-_MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT = 1, 5, 11
 _NODE_OUTPUT = 2
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
 _FLOAT = 1
 _BYTES = 2
-"""The wire type of all that is not a whole number; Silero's file has no others here."""
+"""The wire type of text, bytes and messages."""
 
 
-def _weights(model: bytes) -> Iterator[tuple[str, Floats]]:
+def _weights(model: memoryview) -> Iterator[tuple[str, Floats]]:
     """The float tensors of a model by name."""
-    for number, tensor in _fields(_graph(model)):
+    for number, tensor in read_fields(_graph(model)):
         if number == _GRAPH_INITIALIZER:
-            fields = list(_fields(tensor))
+            fields = list(read_fields(tensor))
             values = dict(fields)
             if values[_TENSOR_TYPE] == _FLOAT and _TENSOR_RAW in values:
                 dims = [value for field, value in fields if field == _TENSOR_DIMS]
                 array = np.frombuffer(values[_TENSOR_RAW], "<f4").astype(np.float32)
-                yield values[_TENSOR_NAME].decode(), array.reshape(dims)
+                yield bytes(values[_TENSOR_NAME]).decode(), array.reshape(dims)
 
 
-def _from_tensor(model: bytes, name: str) -> bytes:
-    """The model with everything before the tensor ``name`` cut away, and that as its input."""
-    graph = [field for field in _fields(_graph(model)) if not _is_sound_input(field)]
+def _from_tensor(model: memoryview, name: str) -> bytes:
+    """The model from the tensor ``name`` on, which becomes its input."""
+    graph = [field for field in read_fields(_graph(model)) if not _is_audio_input(field)]
     produced_at = next(
         at
         for at, (number, node) in enumerate(graph)
-        if number == _GRAPH_NODE and (_NODE_OUTPUT, name.encode()) in _fields(node)
+        if number == _GRAPH_NODE and (_NODE_OUTPUT, name.encode()) in read_fields(node)
     )
     kept = [field for at, field in enumerate(graph) if at > produced_at or field[0] != _GRAPH_NODE]
     kind = _write(_VALUE_TYPE, _write(_TYPE_TENSOR, _write(_TENSOR_ELEMENT, _FLOAT)))
     kept.append((_GRAPH_INPUT, _write(_VALUE_NAME, name.encode()) + kind))
     shortened = b"".join(_write(*field) for field in kept)
     return b"".join(
-        _write(number, shortened if number == _MODEL_GRAPH else value)
-        for number, value in _fields(model)
+        _write(number, shortened if number == GRAPH else value)
+        for number, value in read_fields(model)
     )
 
 
-def _is_sound_input(field: tuple[int, Any]) -> bool:
-    return field[0] == _GRAPH_INPUT and (_VALUE_NAME, b"input") in _fields(field[1])
+def _is_audio_input(field: tuple[int, Any]) -> bool:
+    return field[0] == _GRAPH_INPUT and (_VALUE_NAME, b"input") in read_fields(field[1])
 
 
-def _graph(model: bytes) -> bytes:
-    graph: bytes = dict(_fields(model))[_MODEL_GRAPH]
-    return graph
+def _graph(model: memoryview) -> Any:
+    return dict(read_fields(model))[GRAPH]
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a message: number, and an int or (for text, bytes and messages) bytes."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        value, at = _varint(message, at)
-        if tag & 7 == _BYTES:
-            at += value
-            yield tag >> 3, message[at - value : at]
-        else:
-            yield tag >> 3, value
-
-
-def _write(number: int, value: int | bytes) -> bytes:
+def _write(number: int, value: int | bytes | memoryview) -> bytes:
     if isinstance(value, int):
         return _to_varint(number << 3) + _to_varint(value)
     return _to_varint(number << 3 | _BYTES) + _to_varint(len(value)) + value
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while message[at] & 0x80:
-        value |= (message[at] & 0x7F) << shift
-        shift += 7
-        at += 1
-    return value | message[at] << shift, at + 1
 
 
 def _to_varint(value: int) -> bytes:

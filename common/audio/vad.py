@@ -1,4 +1,4 @@
-"""Where somebody speaks: Silero voice activity, fed in a stream."""
+"""Finds speech by Silero voice activity, in a stream."""
 
 from __future__ import annotations
 
@@ -7,36 +7,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
+from common.audio.silero import CONTEXT, FRAME, SILENCE, SileroNetwork
 from common.domain.cutting import Curve, CutOptions, Speech, cut_long
 from common.domain.values import SAMPLES_PER_MS, Span
-
-__all__ = [
-    "Network",
-    "VadFinder",
-    "VadOptions",
-    "VoiceActivity",
-    "load_network",
-    "speech_ms",
-    "voiced",
-]
 
 FRAME_MS = FRAME // SAMPLES_PER_MS
 
 BLOCK = 128 * FRAME
-"""Samples judged at once (4 s, what fits the processor's cache), however they come in: the last
-bits of a matrix product depend on its size, and where a recording is cut must not."""
+"""Samples processed at once (4 s, which fit the processor's cache), whatever the input's blocks:
+the last bits of a matrix product depend on its size, and the cuts of a recording must not."""
 
 
 @dataclass(frozen=True, slots=True)
 class VadOptions:
-    """When speech begins and ends; the numbers are Silero's own where it has some.
+    """When speech begins and ends; defaults are Silero's where it has some.
 
     Args:
         threshold: speech begins at a frame with at least this probability, in (0, 1).
         hysteresis: speech ends below ``threshold - hysteresis``.
-        min_silence_ms: shorter silences are part of the speech around them.
-        min_speech_ms: shorter speech is taken for noise.
+        min_silence_ms: shorter silences belong to the speech around them.
+        min_speech_ms: shorter speech counts as noise.
     """
 
     threshold: float = 0.5
@@ -49,59 +39,54 @@ class VadOptions:
             raise ValueError(f"threshold must be in (0, 1), got {self.threshold}")
 
 
-def load_network() -> Network:
-    """The network, ready to run; once a process."""
-    return Network()
-
-
 class VoiceActivity:
-    """The probability of speech for each 32 ms of one recording."""
+    """The probability of speech for each 32 ms of a recording."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: SileroNetwork) -> None:
         self._network = network
         self._state = SILENCE
         self._samples = np.zeros(CONTEXT, np.int16)
 
     def feed(self, block: NDArray[np.int16]) -> NDArray[np.float32]:
-        """The probabilities of the frames that are now known, shape (frames,); lags by 4 s."""
+        """The probabilities of the frames that are complete, shape (frames,); lags by 4 s."""
         self._samples = np.concatenate([self._samples, block])
         known = [np.zeros(0, np.float32)]
         start = 0
         while len(self._samples) - start >= CONTEXT + BLOCK:
-            known.append(self._judge(self._samples[start : start + CONTEXT + BLOCK]))
+            known.append(self._probabilities(self._samples[start : start + CONTEXT + BLOCK]))
             start += BLOCK
         self._samples = self._samples[start:]
         return np.concatenate(known)
 
     def finish(self) -> NDArray[np.float32]:
-        """The probabilities of the frames until the end; the last may be filled up with zeros."""
+        """The probabilities of the remaining frames; the last is padded with zeros."""
         rest = len(self._samples) - CONTEXT
         if not rest:
             return np.zeros(0, np.float32)
-        return self._judge(np.pad(self._samples, (0, -rest % FRAME)))
+        return self._probabilities(np.pad(self._samples, (0, -rest % FRAME)))
 
-    def _judge(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
-        probabilities, self._state = self._network.judge(samples, self._state)
+    def _probabilities(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
+        probabilities, self._state = self._network.speech_probabilities(samples, self._state)
         return probabilities
 
 
-def voiced(network: Network, window: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """In which frames of a window (16 kHz mono in [-1, 1]) somebody speaks; shape (frames,)."""
+def voiced(network: SileroNetwork, window: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which frames of a window (16 kHz mono in [-1, 1]) have speech; shape (frames,)."""
     activity = VoiceActivity(network)
     samples = np.clip(np.rint(window * 32_768), -32_768, 32_767).astype(np.int16)
     probabilities = np.concatenate([activity.feed(samples), activity.finish()])
     return np.asarray(probabilities >= VadOptions().threshold)
 
 
-def speech_ms(network: Network, window: NDArray[np.float32]) -> int:
-    """For how long somebody speaks in a window."""
+def speech_ms(network: SileroNetwork, window: NDArray[np.float32]) -> int:
+    """The duration of speech in a window."""
     return int(np.count_nonzero(voiced(network, window))) * FRAME_MS
 
 
 class VadFinder:
     """Finds speech by voice activity."""
 
-    def __init__(self, network: Network, options: VadOptions, cut: CutOptions) -> None:
+    def __init__(self, network: SileroNetwork, options: VadOptions, cut: CutOptions) -> None:
         self._activity = VoiceActivity(network)
         self._options = options
         self._cut = cut
@@ -114,16 +99,16 @@ class VadFinder:
 
     @property
     def settled_ms(self) -> int:
-        """No speech that is still to be reported starts before this."""
+        """No speech reported later starts before this."""
         return self._frames * FRAME_MS if self._start is None else self._start
 
     def feed(self, block: NDArray[np.int16]) -> list[Speech]:
-        """Take the next samples and give the speech that is over."""
+        """Take the next samples; returns the speech that has ended."""
         self._samples += len(block)
         return self._follow(self._activity.feed(block).tolist())
 
     def finish(self) -> list[Speech]:
-        """Give the speech that lasts until the recording's end."""
+        """The speech that lasts until the recording's end."""
         found = self._follow(self._activity.finish().tolist())
         if self._start is not None:
             end = self._samples // SAMPLES_PER_MS

@@ -1,4 +1,4 @@
-"""WAV files and samples without a header."""
+"""WAV headers, and the detection of file headers before bare samples."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import struct
 
 SAMPLE_BYTES = 2
 RIFF_LIMIT = 0xFFFF_FFFF
-"""What the 32 bits of a RIFF header can count."""
+"""The largest size in the 32 bits of a RIFF header."""
 
 
 def wav_header(rate: int, channels: int, frames: int) -> bytes:
-    """The header of a WAV file with 16-bit PCM; RF64 (EBU Tech 3306) where RIFF cannot count it."""
+    """The header of a WAV file with 16-bit PCM; RF64 (EBU Tech 3306) where RIFF is too small."""
     width = channels * SAMPLE_BYTES
     size = frames * width
     layout = struct.pack(
@@ -42,7 +42,7 @@ _MAGIC = (
 
 
 def container_of(beginning: bytes) -> str | None:
-    """What kind of file this is the beginning of; None where it may be bare samples."""
+    """The format of the file that begins so; None where it may be bare samples."""
     for offset, magic, kind in _MAGIC:
         if beginning[offset:].startswith(magic):
             return kind

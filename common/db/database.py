@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from common.db.tallies import write_tallies
 from common.errors import DatabaseFull, DatabaseReadOnly, OutcomeUnknown, Unavailable
-from common.reach import malformed, postgres_refuses, postgres_trouble
+from common.net.reach import malformed, postgres_rejects, postgres_trouble
 
 DRIVERS = {"postgresql", "postgresql+psycopg", "postgres"}
 """Names of the one there is."""
@@ -149,5 +149,5 @@ def lost(error: DBAPIError) -> dict[str, Any]:
     return {
         "what": "The database",
         "reason": postgres_trouble(error.orig),
-        "final": postgres_refuses(error.orig),
+        "final": postgres_rejects(error.orig),
     }

@@ -1,13 +1,13 @@
-"""What a model's folder says about it: config.json, as transformers writes it, with a part of ours.
+"""A model's config.json, as transformers writes it, with a section of our own.
 
-Ours is ``config["stenopool"]``, every key of it optional:
+The section is ``config["stenopool"]``, every key of it optional:
 
 =============  =====================================================================================
-`name`         what the model is called (the folder's name)
+`name`         the model's name (the folder's name)
 `segmented`    whether it was trained on segmented words (true for a folder with PhoBERT's files)
 `normalised`   whether it was trained on normalised text (false)
-`max_tokens`   the most tokens it takes at once (what its position embeddings allow)
-`thresholds`   the least score of each label but CLEAN (0.5)
+`max_tokens`   the longest input in tokens (what its position embeddings allow)
+`thresholds`   the minimum score of each label except CLEAN (0.5)
 =============  =====================================================================================
 """
 
@@ -31,28 +31,28 @@ DEFAULT_MAX_TOKENS = 256
 _LEAST_MAX_TOKENS = 8
 
 _UNNAMED = re.compile(r"LABEL_\d+")
-"""What transformers calls the outputs of a model whose maker named none."""
+"""transformers' names for the outputs of a model without labels."""
 _PADDING_SHIFTS_POSITIONS = ("roberta", "xlm-roberta", "camembert")
-"""Kinds of model that count positions from the padding's id + 1."""
+"""Model types that count positions from the padding's id + 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """A model's folder and what its config.json says."""
+    """A model's folder and the content of its config.json."""
 
     path: Path
     name: str
     labels: tuple[Label, ...]
-    """What each of the model's outputs means, in order."""
+    """The label of each of the model's outputs, in order."""
     max_tokens: int
-    """The most tokens of an input, the first and the last included."""
+    """The longest input in tokens, the first and the last included."""
     padding: int
     segmented: bool
     normalised: bool
     thresholds: Thresholds
 
     def thresholds_with(self, chosen: Thresholds) -> Thresholds:
-        """The model's own, but for those that are ``chosen``."""
+        """The model's own thresholds, overridden by ``chosen``."""
         return {**self.thresholds, **chosen}
 
 
@@ -61,11 +61,11 @@ def read_folder(path: Path, labels: str | None = None) -> ModelFolder:
 
     Args:
         path: the folder.
-        labels: what the outputs mean, in order, with commas between (MODERATION_LABELS); taken
-            where config.json does not tell.
+        labels: the labels of the outputs, in order, separated by commas (MODERATION_LABELS); used
+            where config.json has none.
 
     Raises:
-        ModerationUnusable: there is no folder or config.json, or it is not what it should be.
+        ModerationUnusable: the folder or config.json is missing or malformed.
     """
     config = _read_config(path)
     try:
@@ -85,11 +85,11 @@ def read_folder(path: Path, labels: str | None = None) -> ModelFolder:
             _thresholds(ours.get("thresholds", {})),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise unusable(path, f"{CONFIG} is not what it should be: {error}") from error
+        raise unusable(path, f"{CONFIG} is malformed: {error}") from error
 
 
 def unusable(path: Path, reason: object) -> ModerationUnusable:
-    """The error that says why the model in ``path`` cannot be used, on one line."""
+    """The error for an unusable model in ``path``, on one line."""
     return ModerationUnusable(path=path, reason=" ".join(str(reason).split())[:400])
 
 
@@ -103,7 +103,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise unusable(path, f"{CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise unusable(path, f"{CONFIG} holds no object")
+        raise unusable(path, f"{CONFIG} is not a JSON object")
     return config
 
 
@@ -125,8 +125,8 @@ def _labels(path: Path, config: Mapping[str, Any], chosen: str | None) -> tuple[
         says = "no id2label" if all(map(_UNNAMED.fullmatch, names)) else f"id2label {names}"
         raise unusable(
             path,
-            f"{CONFIG} has {says}; set MODERATION_LABELS to what its outputs mean, in order, such "
-            f"as {','.join(Label)}",
+            f"{CONFIG} has {says}; set MODERATION_LABELS to the labels of its outputs, in order, "
+            f"such as {','.join(Label)}",
         )
     return found
 

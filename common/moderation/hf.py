@@ -1,4 +1,4 @@
-"""Checkpoints as transformers saves them, run by PyTorch."""
+"""Checkpoints of transformers, run by PyTorch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class HfModerator:
 
     Args:
         path: the folder.
-        labels: what the outputs mean, where config.json does not tell (MODERATION_LABELS).
-        thresholds: to go before the model's own.
+        labels: the labels of the outputs, where config.json has none (MODERATION_LABELS).
+        thresholds: override the model's own.
 
     Raises:
         ModerationUnusable: PyTorch is not installed, or something is missing or broken.
@@ -93,7 +93,7 @@ def _load(path: Path) -> Any:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             path, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
-    except Exception as error:  # of many kinds, and all of them say that it cannot be loaded
+    except Exception as error:  # of many kinds, all of which mean that it cannot be loaded
         raise unusable(path, f"its weights cannot be loaded: {error}") from error
     if loading["missing_keys"] or loading["mismatched_keys"]:
         lacking = ", ".join(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))

@@ -1,6 +1,7 @@
-"""What a model is fed with: texts made into the inputs that its graph names.
+"""What a model reads: texts made into the inputs that its graph names.
 
-A kind of graph is a class here (or beside) that implements `Inputs`, and a line in `inputs_for`.
+A kind of graph is a class that implements `Inputs`, and a line in
+`common.moderation.onnx.inputs_for`.
 """
 
 from __future__ import annotations
@@ -21,54 +22,34 @@ from common.moderation.phobert_tokenizer import Ids, load_tokenizer
 from common.moderation.segmentation import segment_words
 
 OVERLAP = 32
-"""Tokens that a window shares with the one before, so that no phrase is cut by all windows."""
+"""Tokens that two windows share, so that no phrase is cut in every window."""
 BATCH_ROWS = 16
 BATCH_TOKENS = 2048
-"""More rows or tokens at once only take memory: on one core, nothing is gained past 8 rows."""
+"""More rows or tokens only take memory: on one core, more than 8 rows are not faster."""
 
 
 Row = tuple[int, NDArray[Any]]
-"""A window of a text: the text's number, and what is seen, the first axis being its length."""
+"""A window of a text: the text's number, and its input; the first axis is its length."""
 
 
 class Batch(NamedTuple):
-    """What the graph runs on at once."""
+    """The input of one run of the graph."""
 
     feeds: dict[str, NDArray[Any]]
-    """By input name; each has one row a window."""
+    """Arrays by input name; each has one row a window."""
     owners: NDArray[np.intp]
-    """Which text each row is of, counted from 0; a text may have several."""
+    """The text of each row, counted from 0; a text may have several rows."""
 
 
 class Inputs(Protocol):
-    """Makes texts into what a graph is fed with. Stateless."""
+    """Makes texts into the inputs of a graph. Stateless."""
 
     def batches(self, texts: Sequence[str]) -> Iterator[Batch]:
-        """Every text whole, in one row or several, in any order; a few texts at a time.
+        """Every text, in one row or several, in any order; a few texts at a time.
 
-        Texts share a batch only where that leaves their scores alone.
+        Texts share a batch only where that does not change their scores.
         """
         ...
-
-
-def inputs_for(names: Collection[str], folder: ModelFolder, *, apart: bool = False) -> Inputs:
-    """What feeds a graph whose inputs have these names.
-
-    Args:
-        names: the graph's inputs.
-        folder: the model's.
-        apart: texts must not share a batch, for they would change each other's scores.
-
-    Raises:
-        ModerationUnusable: no such graph is known, or the folder has no tokenizer.
-    """
-    if {"input_ids"} <= set(names) <= {"input_ids", "attention_mask", "token_type_ids"}:
-        return TokenInputs(folder, names, apart=apart)
-    if set(names) == {"features"}:
-        from common.moderation.ngrams import NgramInputs  # it builds upon this module
-
-        return NgramInputs()
-    raise unusable(folder.path, f"its graph takes {', '.join(sorted(names))}; nothing here does so")
 
 
 class TokenInputs:
@@ -123,11 +104,11 @@ class TokenInputs:
 
 
 def packed(rows: list[Row], most_rows: int, most_cells: int) -> Iterator[list[Row]]:
-    """Part rows, each with its text's number, into batches of like lengths.
+    """Divide rows into batches of similar lengths.
 
-    A batch of several rows is at most ``most_cells`` long in all, padding included. Sorts ``rows``.
+    A batch of several rows has at most ``most_cells`` cells, padding included. Sorts ``rows``.
     """
-    rows.sort(key=lambda row: len(row[1]))  # rows of a length waste nothing on padding
+    rows.sort(key=lambda row: len(row[1]))  # rows of equal length need no padding
     at = 0
     while at < len(rows):
         count = min(most_rows, len(rows) - at)
@@ -138,7 +119,7 @@ def packed(rows: list[Row], most_rows: int, most_cells: int) -> Iterator[list[Ro
 
 
 def prepared(text: str, folder: ModelFolder) -> str:
-    """A text as the model was taught to read: composed, normalised and segmented if it was so."""
+    """A text in the form of the model's training: composed, normalised and segmented if needed."""
     text = unicodedata.normalize("NFC", text.encode(errors="replace").decode())
     if folder.normalised:
         text = normalise(text).text
@@ -148,7 +129,7 @@ def prepared(text: str, folder: ModelFolder) -> str:
 def to_scores(logits: NDArray[np.float32], labels: Sequence[Label]) -> Scores:
     """The scores of rows from the model's outputs, shape (rows, len(labels)).
 
-    A label that the model does not know has probability 0.
+    A label that the model lacks has probability 0.
     """
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     meaning = np.array([[label is output for label in Label] for output in labels], np.float32)
@@ -157,7 +138,7 @@ def to_scores(logits: NDArray[np.float32], labels: Sequence[Label]) -> Scores:
 
 
 class Worst:
-    """Gathers the scores of rows into those of texts: a text has the scores of its worst row."""
+    """Collects the scores of rows into those of texts: a text has the scores of its worst row."""
 
     def __init__(self, texts: int) -> None:
         self.scores: Scores = np.zeros((texts, len(Label)), np.float32)

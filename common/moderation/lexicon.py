@@ -1,4 +1,4 @@
-"""Words that give offence in themselves."""
+"""Word lists of offensive words."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from common.domain.moderation import Label, Mark
 from common.moderation.normalise import fold, normalise
 
 WORDS_DIR = Path(__file__).with_name("words")
-"""The lists; each begins with what it is and how it is written."""
+"""The lists; each begins with a description of its format."""
 
 
 @dataclass(frozen=True, slots=True)
 class Find:
     """A listed word in a text.
 
-    It ``decides`` where it can mean nothing else; else it gives offence only in a text that the
-    model finds offensive.
+    It ``decides`` where it is unambiguous; else it only counts in a text that the model labels
+    offensive.
     """
 
     mark: Mark
@@ -28,7 +28,7 @@ class Find:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a list says of a phrase; an innocent one, that hides a listed word, has no label."""
+    """A phrase of a list; an innocent phrase that contains a listed word has no label."""
 
     phrase: str
     label: Label | None
@@ -43,10 +43,9 @@ class Lexicon:
         self._english = _Phrases(read_entries(WORDS_DIR / "en.txt"))
 
     def find(self, text: str) -> tuple[Find, ...]:
-        """The listed words in a text, in order, none overlapping another.
+        """The listed words in a text, in order, without overlaps.
 
-        Of those that begin with the same word the longest is meant. Takes time in proportion to
-        the text's length.
+        Of phrases that begin with the same word the longest wins. Linear in the text's length.
         """
         return tuple(self._finds(text))
 
@@ -68,7 +67,7 @@ class Lexicon:
 
 
 class _Phrases:
-    """Entries by the words that they consist of."""
+    """Entries by their words."""
 
     def __init__(self, entries: Iterator[Entry]) -> None:
         self._entries = {normalise(entry.phrase).words: entry for entry in entries}
@@ -78,10 +77,7 @@ class _Phrases:
         self._counts = {word: sorted(found, reverse=True) for word, found in counts.items()}
 
     def longest(self, words: Sequence[str], index: int) -> tuple[Entry | None, int]:
-        """The longest entry that the words from ``index`` on are, and how many words it has.
-
-        None and 1 where there is none.
-        """
+        """The longest entry that begins at ``index``, and its number of words; else None and 1."""
         for count in self._counts.get(words[index], ()):
             phrase = tuple(words[index : index + count])
             if entry := self._entries.get(phrase):
@@ -90,7 +86,7 @@ class _Phrases:
 
 
 def read_entries(path: Path) -> Iterator[Entry]:
-    """What a list says, an entry for each ending."""
+    """The entries of a list, one for each ending."""
     label: Label | None = None
     decides = False
     for line in path.read_text("utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Where the settings become a `Moderation`; only here are the heavy libraries imported."""
+"""Builds a `Moderation` from the settings, and imports the heavy libraries only then."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_moderation(settings: ModerationSettings) -> Moderation:
 
     Raises:
         ModerationOff: AI_LOAD_MODELS is false.
-        ModerationUnusable: the folder holds no model, or one that cannot be used; it says why.
+        ModerationUnusable: the folder has no model, or an unusable one; the text says why.
     """
     if not settings.ai_load_models:
         raise ModerationOff
@@ -23,10 +23,10 @@ def load_moderation(settings: ModerationSettings) -> Moderation:
 
 
 def load_moderator(settings: ModerationSettings) -> Moderator:
-    """The model alone, whether or not it is switched on.
+    """The model alone, even where AI_LOAD_MODELS is false.
 
     Raises:
-        ModerationUnusable: the folder holds no model, or one that cannot be used; it says why.
+        ModerationUnusable: the folder has no model, or an unusable one; the text says why.
     """
     labels, thresholds = settings.moderation_labels, chosen_thresholds(settings)
     if settings.use_onnxruntime:
@@ -39,7 +39,7 @@ def load_moderator(settings: ModerationSettings) -> Moderator:
 
 
 def chosen_thresholds(settings: ModerationSettings) -> Thresholds:
-    """The thresholds that the settings say something about."""
+    """The thresholds that the settings set."""
     chosen = {
         Label.OFFENSIVE: settings.moderation_threshold_offensive,
         Label.HATE: settings.moderation_threshold_hate,

@@ -1,4 +1,4 @@
-"""Judges texts: a model's scores, the word lists' finds, and the words that tip the scale."""
+"""Moderates texts by a model's scores and word lists, and marks the words that decide."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from common.moderation.lexicon import Lexicon
 from common.moderation.moderator import Moderator
 
 LISTED_SCORE = 0.9
-"""The least score of a label that a word list gave."""
+"""The minimum score of a label given by a word list."""
 MAX_WORDS_TRIED = 100
-"""Words of a text that are left out in turn to see which of them give offence."""
-TIPPING = 0.5
-"""How much of the label's score may be left without a word that is to blame for it: near a
-threshold, any word tips the scale."""
+"""Words of a text that are left out in turn, to find those that cause its label."""
+REMAINING = 0.5
+"""Without a word that causes the label, at most this share of its score remains: near a threshold,
+any word would change the label."""
 
 _WORD = re.compile(r"\w(?:\S*\w)?|\S+")
-"""Without the punctuation around it."""
+"""A word without the punctuation around it."""
 
 
 class Moderation:
     """A model and the word lists. Not thread-safe; one per process.
 
-    The model decides, and a listed word that can mean nothing else decides over it. What is marked
-    are the listed words; where there are none, the words without any one of which the model would
-    call the text CLEAN and think half as ill of it.
+    The model sets the label; unambiguous word-list matches override it. The listed words are
+    marked; without any, those words without which the text would be CLEAN, with at most half of
+    the label's score.
     """
 
     def __init__(self, moderator: Moderator, lexicon: Lexicon) -> None:
@@ -37,11 +37,11 @@ class Moderation:
     def by(self) -> ModeratedBy:
         return self._moderator.by
 
-    def judge(self, texts: Sequence[str]) -> list[Verdict]:
+    def classify(self, texts: Sequence[str]) -> list[Verdict]:
         """One verdict a text, in order; a blank text is CLEAN.
 
         Raises:
-            ModerationFailed: the model refused or broke (transient).
+            ModerationFailed: the model failed (transient).
         """
         verdicts = [
             self._listed(text, scores)
@@ -54,7 +54,7 @@ class Moderation:
         ]
         for index in unmarked:
             verdict = verdicts[index]
-            marks = tuple(self._tipping(texts[index], verdict))
+            marks = tuple(self._deciding_words(texts[index], verdict))
             verdicts[index] = Verdict(verdict.label, verdict.scores, marks)
         return verdicts
 
@@ -77,14 +77,14 @@ class Moderation:
         marks = () if label is Label.CLEAN else tuple(find.mark for find in finds)
         return Verdict(label, scores, marks)
 
-    def _tipping(self, text: str, verdict: Verdict) -> Iterator[Mark]:
+    def _deciding_words(self, text: str, verdict: Verdict) -> Iterator[Mark]:
         words = [match.span() for match in _WORD.finditer(text)]
         if not 1 < len(words) <= MAX_WORDS_TRIED:
             return
         without = [f"{text[:start]}{text[end:]}" for start, end in words]
         for (start, end), scores in zip(words, self._scores(without), strict=True):
             left = scores[verdict.label.severity] / verdict.score
-            if left <= TIPPING and decide(scores, self.by.thresholds) is Label.CLEAN:
+            if left <= REMAINING and decide(scores, self.by.thresholds) is Label.CLEAN:
                 yield Mark(start, end, verdict.label, "model")
 
 

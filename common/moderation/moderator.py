@@ -1,4 +1,4 @@
-"""The protocol behind which every moderation model stands."""
+"""The protocol of all moderation models."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Moderator(Protocol):
     """A loaded model that scores texts. Not thread-safe; one per process."""
 
     by: ModeratedBy
-    """Who it is; its thresholds are the settings' where they say something, else the model's."""
+    """Its name, hash and thresholds: those of the settings where set, else the model's."""
 
     def scores(self, texts: Sequence[str]) -> Scores:
-        """Score texts as they were written; it does its own normalising and segmenting.
+        """Score raw texts; normalising and segmenting are done here.
 
         A text longer than the model's input is scored in overlapping windows, and has the scores
-        of its worst one (least CLEAN). The same text gives the same scores in any company, within
+        of the worst one (least CLEAN). Scores do not depend on the other texts of the call, within
         1e-4.
 
         Raises:
-            common.errors.ModerationFailed: the model refused or broke (transient).
+            common.errors.ModerationFailed: the model failed (transient).
         """
         ...

@@ -1,4 +1,4 @@
-"""What a model of hashed n-grams is fed with: for each syllable, the numbers of its features.
+"""The inputs of a model of hashed n-grams: for each syllable, the numbers of its features.
 
 A syllable's features are itself, itself without diacritics, its letters two to four at a time, the
 same without diacritics, and the pair and the triple of syllables that it ends. Each is hashed to a
@@ -24,13 +24,13 @@ Features = NDArray[np.int32]
 """Row numbers, shape (syllables, `SLOTS`); 0 where a syllable has no more features."""
 
 BUCKETS = 1 << 17
-"""Rows of the tables; row 0 is nobody's."""
+"""Rows of the tables; row 0 is unused."""
 SLOTS = 28
 _LETTERS = slice(2, SLOTS - 2)
 _PAIR, _TRIPLE = SLOTS - 2, SLOTS - 1
 
 WINDOW = 96
-"""Syllables that are judged at once."""
+"""Syllables in one row."""
 OVERLAP = 32
 BATCH_ROWS = 32
 BATCH_SYLLABLES = 1024

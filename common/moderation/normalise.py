@@ -1,6 +1,6 @@
-"""Writes text one way: what people disguise, stretch and shorten becomes the words they meant.
+"""Normalises text: disguised, stretched and shortened words become the intended ones.
 
-It serves Vietnamese and English. What it does not know it leaves as it is.
+For Vietnamese and English. Unknown words stay as they are.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from functools import lru_cache
 from common.moderation.spellings import DISGUISED, DOUBLED, MEANT, STARRED
 
 LINK, MENTION = "🔗", "@"
-"""What stands for a web address, and for a person's name or mail address."""
+"""Placeholders for a web address, and for a user's name or mail address."""
 
 LONGEST_WORD = 40
-"""Letters. What is longer is no word, and cut."""
+"""Letters; a longer word is truncated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Normalised:
-    """The words, signs and emoji of a text, each with the place where the original has it.
+    """The words, signs and emoji of a text, each with its place in the original.
 
     ``spans[i]`` are the code points ``[start, end)`` of the original that became ``words[i]``.
-    They are in order; two words may come of one place.
+    They are in order; two words may have one place.
     """
 
     words: tuple[str, ...]
@@ -39,10 +39,10 @@ class Normalised:
 
 
 def normalise(text: str) -> Normalised:
-    """Write a text one way.
+    """Normalise a text.
 
     The result is lower case, in composed letters, without invisible characters; normalising it
-    again changes nothing. Takes any string, and time in proportion to its length.
+    again changes nothing. Takes any string; linear in its length.
     """
     plain, starts, ends = _plain(text)
     tokens = list(_meant(list(_rejoined(list(_tokens(plain))))))
@@ -53,7 +53,7 @@ def normalise(text: str) -> Normalised:
 
 
 def fold(text: str) -> str:
-    """The text without diacritics, and with d for đ, as people type in haste."""
+    """The text without diacritics, and with d for đ."""
     if text.isascii():
         return text
     parts = unicodedata.normalize("NFD", text)
@@ -79,9 +79,9 @@ _MARK = (
     r"\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe00-\ufe0f\ufe20-\ufe2f"
     r"\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
 )
-"""What is written upon the character before it, or is invisible."""
+"""Characters that combine with the one before, or are invisible."""
 _SIMPLE = rf"\t\n\r -%'-~{''.join(sorted(_VIETNAMESE))}{''.join(sorted(_VIETNAMESE)).upper()}"
-"""What is one letter or sign by itself."""
+"""Characters that are one letter or sign by themselves."""
 _EMOJI = r"[\u231a-\u23ff\u25a0-\u27bf\u2934-\u2b55\U0001f000-\U0001f1e5\U0001f200-\U0001faff]"
 _DRESSED = rf"{_EMOJI}[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]*+"
 
@@ -93,7 +93,7 @@ _CLUSTER = re.compile(
     re.DOTALL,
 )
 _MOST_MARKS = 8
-"""Those of one character that are read."""
+"""Combining marks of one character that are considered."""
 _SAME = str.maketrans(
     {
         **dict.fromkeys("ðɖ", "đ"),
@@ -108,7 +108,7 @@ _SAME = str.maketrans(
 
 
 def _plain(text: str) -> tuple[str, Sequence[int], Sequence[int]]:
-    """The text in lower case and one code point a character, and where each comes from."""
+    """The text in lower case, one code point a character, and the place of each."""
     parts: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -136,7 +136,7 @@ def _plain(text: str) -> tuple[str, Sequence[int], Sequence[int]]:
 
 @lru_cache(maxsize=4096)
 def _plain_character(character: str) -> str:
-    """A character with the marks upon it; nothing where there is nothing to see."""
+    """A character with its marks; empty where it is invisible."""
     composed = unicodedata.normalize("NFKC", character).casefold()
     composed = unicodedata.normalize("NFKC", composed).translate(_SAME)
     return "".join(map(_plain_code_point, composed))
@@ -176,7 +176,7 @@ _DISGUISE = re.compile(
     r"(?![^\W_])"
 )
 _UNDISGUISED = str.maketrans("013457@$!|", "oieastasii", ".-_~'+/^")
-"""The letters that digits and signs look like; the signs that only part letters."""
+"""The letters that digits and signs resemble; the signs that only separate letters."""
 _LEET = re.compile(r"[\d@$!|]")
 _SPELLING_SIGNS = frozenset(".-_*~'|/^,")
 
@@ -223,7 +223,7 @@ _LONG_MOUTH = re.compile(r"(.)\1++(?=.?$)")
 
 @lru_cache(maxsize=8192)
 def _undisguised(word: str) -> str | None:
-    """The word that signs or digits hide, where it is one that people hide."""
+    """The word hidden by signs or digits, if it is one that people disguise."""
     if "*" in word:
         return _STARRED.get(word)
     if word.isalpha():
@@ -252,7 +252,7 @@ _STRETCHED = re.compile(r"([^\W\d_])\1{2,}+")
 
 @lru_cache(maxsize=32768)
 def _regular(word: str) -> str:
-    """A word in Latin letters, none of them stretched, with its tone where we write it."""
+    """A word in Latin letters, none stretched, with its tone mark in the normal place."""
     if word.isascii():
         if not word.isalpha():
             return _undisguised(word) or word
@@ -295,10 +295,10 @@ _SYLLABLE = re.compile(r"([bcdghklmnpqrstvxzđ]*+)(\w\w)([a-z]{0,2})")
 
 
 def _retoned(word: str) -> str:
-    """A syllable with the tone where we write it.
+    """A syllable with its tone mark in the normal place.
 
-    That is on the first of an open oa, oe, uy, and on the second before a final letter. In qu and
-    gi the vowel belongs to the consonant, and carries none.
+    That is on the first vowel of an open oa, oe, uy, and on the second before a final letter. In qu
+    and gi the vowel belongs to the consonant, and has no tone mark.
     """
     if syllable := _SYLLABLE.fullmatch(word):
         initial, vowels, final = syllable.groups()
@@ -329,7 +329,7 @@ _AFTER_Q_OR_G = {
 
 
 def _rejoined(tokens: Sequence[_Token]) -> Iterator[_Token]:
-    """Tokens with words put together that were spelt out: n g u, v . c . l."""
+    """The tokens, with spelt-out words joined: n g u, v . c . l."""
     index = 0
     while index < len(tokens):
         word, start, end = tokens[index]
@@ -345,7 +345,7 @@ _BEGINNINGS = frozenset(form[:end] for form in DISGUISED for end in range(1, len
 
 
 def _spelt(tokens: Sequence[_Token], index: int) -> tuple[str, int] | None:
-    """The longest hidden word that is spelt from here, and how many tokens spell it."""
+    """The longest disguised word spelt out from ``index``, and its number of tokens."""
     letters = tokens[index][0]
     sign = tokens[index + 1][0] if index + 1 < len(tokens) else ""
     step = 2 if sign in _SPELLING_SIGNS else 1
@@ -363,7 +363,7 @@ def _spelt(tokens: Sequence[_Token], index: int) -> tuple[str, int] | None:
 
 
 def _meant(tokens: Sequence[_Token]) -> Iterator[_Token]:
-    """Tokens with short forms written out."""
+    """The tokens, with short forms expanded."""
     for index, (word, start, end) in enumerate(tokens):
         meaning = MEANT.get(word, word)
         if meaning is word or (len(word) == 1 and _names(tokens, index)):

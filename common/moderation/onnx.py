@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ import onnxruntime
 
 from common.domain.moderation import ModeratedBy, Thresholds
 from common.errors import ModerationFailed
-from common.moderation.folder import read_folder, unusable
-from common.moderation.inputs import Worst, inputs_for, to_scores
+from common.moderation.folder import ModelFolder, read_folder, unusable
+from common.moderation.inputs import Inputs, TokenInputs, Worst, to_scores
 from common.moderation.moderator import Scores
+from common.moderation.ngrams import NgramInputs
 
 GRAPHS = ("model_int8.onnx", "model.onnx")
-"""The graph that is run: the first of these that the folder has."""
+"""The graph to run: the first of these that the folder has."""
 
 _BY_BATCH = b"DynamicQuantizeLinear"
-"""An operator that quantises a batch as a whole, so that one text's scores change with another's
-(by 0.005 in a PhoBERT of int8). Each text then runs by itself: 30 % slower on one core."""
+"""An operator that quantises a batch as a whole, so that a text's scores depend on the other texts
+(by 0.005 in an int8 PhoBERT). Each text then runs alone: 30 % slower on one core."""
 
 
 class OnnxModerator:
@@ -29,12 +30,12 @@ class OnnxModerator:
 
     Args:
         path: the folder.
-        labels: what the outputs mean, where config.json does not tell (MODERATION_LABELS).
-        thresholds: to go before the model's own.
-        graph: the graph's file name; by default the first of `GRAPHS` that is there.
+        labels: the labels of the outputs, where config.json has none (MODERATION_LABELS).
+        thresholds: override the model's own.
+        graph: the graph's file name; by default the first of `GRAPHS` that exists.
 
     Raises:
-        ModerationUnusable: something is missing or broken; it says what.
+        ModerationUnusable: something is missing or broken; the text says what.
     """
 
     def __init__(
@@ -71,8 +72,26 @@ class OnnxModerator:
     def _run(self, feeds: Mapping[str, Any]) -> Any:
         try:
             return self.session.run(None, feeds)[0]
-        except Exception as error:  # onnxruntime's own have no common class of a public name
+        except Exception as error:  # onnxruntime's errors have no public base class
             raise ModerationFailed(reason=" ".join(str(error).split())[:300]) from error
+
+
+def inputs_for(names: Collection[str], folder: ModelFolder, *, apart: bool = False) -> Inputs:
+    """What makes texts into the inputs of a graph with these input names.
+
+    Args:
+        names: the graph's inputs.
+        folder: the model's.
+        apart: texts must not share a batch: they would change each other's scores.
+
+    Raises:
+        ModerationUnusable: the graph takes other inputs, or the folder has no tokenizer.
+    """
+    if {"input_ids"} <= set(names) <= {"input_ids", "attention_mask", "token_type_ids"}:
+        return TokenInputs(folder, names, apart=apart)
+    if set(names) == {"features"}:
+        return NgramInputs()
+    raise unusable(folder.path, f"its graph has unsupported inputs: {', '.join(sorted(names))}")
 
 
 def _find_graph(path: Path, name: str | None) -> Path:
@@ -96,12 +115,12 @@ def _open(graph: Path) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # A plan of the memory is kept for every shape of input, and there is no end of those. The arena
-    # itself stays: without it the peak is higher (464 against 316 MB with a PhoBERT of int8).
+    # A memory plan would be kept for every shape of input, without limit. The arena itself stays:
+    # without it the peak is higher (464 against 316 MB with an int8 PhoBERT).
     options.enable_mem_pattern = False
     try:
         return onnxruntime.InferenceSession(
             str(graph), sess_options=options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # onnxruntime's own have no common class of a public name
+    except Exception as error:  # onnxruntime's errors have no public base class
         raise unusable(graph.parent, f"{graph.name} cannot be loaded: {error}") from error

@@ -1,6 +1,6 @@
-"""The tokens of a model: PhoBERT's own two files, or the `tokenizer.json` of any other model.
+"""The tokenizer of a model: from PhoBERT's own two files, or from any model's `tokenizer.json`.
 
-PhoBERT's are a fastBPE vocabulary (``vocab.txt``: a token and its count a line, ``@@`` behind a
+PhoBERT's are a fastBPE vocabulary (``vocab.txt``: a token and its count a line, ``@@`` after a
 token that does not end its word) and merges (``bpe.codes``). transformers reads them with Python
 code alone; here they are turned into the BPE of the tokenizers library, which gives the same ids.
 """
@@ -22,28 +22,28 @@ MERGES = "bpe.codes"
 ANY_TOKENIZER = "tokenizer.json"
 
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
-"""PhoBERT's special tokens by their ids, before all those in the vocabulary."""
+"""PhoBERT's special tokens by their ids, before those of the vocabulary."""
 _UNKNOWN = _SPECIAL.index("<unk>")
 _END = "</w>"
-"""Behind a symbol that ends its word, in ``bpe.codes``."""
+"""Suffix of a symbol that ends its word, in ``bpe.codes``."""
 _GOES_ON = "@@"
-"""Behind a token that does not, in ``vocab.txt``."""
+"""Suffix of a token that does not, in ``vocab.txt``."""
 _NONE = np.zeros(0, np.int64)
 _WORD = re.compile(r"\S+\n?")
-"""As transformers cuts words: a line break is part of the one before it."""
+"""Words as in transformers: a line break belongs to the word before it."""
 
 
 class Tokenizer(NamedTuple):
-    """Texts to ids. Stateless, thread-safe, on one thread."""
+    """Converts texts to ids. Stateless, thread-safe, on one thread."""
 
     encode: Callable[[str], Ids]
-    """All ids of a text, without special ones: what looks like ``</s>`` in a text is plain text."""
+    """The ids of a text, without special ones: ``</s>`` in a text is plain text."""
     first: int
     """The id that opens every input."""
     last: int
     """The id that closes every input."""
     size: int
-    """How many ids there are, those of special tokens included."""
+    """The number of ids, special tokens included."""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -51,7 +51,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     Raises:
         FileNotFoundError: the folder has neither.
-        ValueError: they are not what they should be; it says why.
+        ValueError: they are malformed; the text says how.
     """
     if (folder / VOCABULARY).is_file() and (folder / MERGES).is_file():
         return _phobert(_read_vocabulary(folder / VOCABULARY), _read_merges(folder / MERGES))
@@ -64,8 +64,8 @@ def _phobert(ids: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import BPE
 
-    # The library wants an id for every symbol that a merge takes or makes, also for those that the
-    # vocabulary lacks. So symbols are counted here, and what they count as is looked up afterwards.
+    # The library needs an id for every symbol of a merge, also for those that the vocabulary lacks.
+    # So symbols get ids of their own here, which are mapped to the vocabulary's afterwards.
     single = [symbol for symbol in map(_symbol, ids) if len(symbol.removesuffix(_END)) == 1]
     merged = [symbol for one, other in merges for symbol in (one, other, one + other)]
     symbols = [_SPECIAL[_UNKNOWN], *dict.fromkeys([*single, *merged])]
@@ -97,7 +97,7 @@ def _any(path: Path) -> Tokenizer:
     backend.no_padding()
     opening_and_closing = backend.encode("").ids
     if len(opening_and_closing) != 2:
-        raise ValueError(f"{path.name} does not put one token before a text and one behind it")
+        raise ValueError(f"{path.name} does not put one token before a text and one after it")
     backend.encode_special_tokens = True
 
     def encode(text: str) -> Ids:
@@ -122,7 +122,9 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     for number, line in enumerate(_read(path).removesuffix("\n").split("\n"), start=1):
         token, space, _ = line.strip().rpartition(" ")
         if not space:
-            raise ValueError(f"{path.name}, line {number}: no token and count, but {line[:40]!r}")
+            raise ValueError(
+                f"{path.name}, line {number}: expected a token and a count, got {line[:40]!r}"
+            )
         ids[token] = len(ids)
     return ids
 

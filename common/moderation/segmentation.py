@@ -1,9 +1,9 @@
-"""Which syllables of a Vietnamese text make one word, in the form that PhoBERT was trained on.
+"""Word segmentation of Vietnamese text, in the form that PhoBERT was trained on.
 
-The segmenter is underthesea's (a conditional random field, Apache-2.0), driven here by its native
-core alone: importing underthesea itself would bring in every other task it knows, and PyTorch where
-that is installed. Syllables are shown to it in lower case, for comments and transcripts are cased
-at will: word features of ViHSD then classify better (macro-F1 0.635 in five folds, against 0.627
+The segmenter is underthesea's (a conditional random field, Apache-2.0), used through its native
+core alone: importing underthesea itself would load all its other tasks, and PyTorch where that is
+installed. Syllables are passed in lower case, as comments and transcripts have arbitrary case: word
+features of ViHSD then classify better (macro-F1 0.635 in five folds, against 0.627
 with their case and 0.639 with pyvi, which takes 120 MB of libraries and 2 s to import).
 """
 
@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 PIECE = 256
-"""Tokens that are looked at together at most; it bounds the memory, not what a word may be."""
+"""Tokens that are segmented together; bounds the memory."""
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+|\.{2,}|[^\w\s]|(?<![^\W_])_|_(?![^\W_])")
-"""A number, a syllable, an ellipsis, or any other sign; an underscore between syllables is none."""
+"""A number, a syllable, an ellipsis, or any other sign except ``_`` between syllables."""
 
 
 def segment_words(text: str) -> str:
     """The words of a text, one space between them, and the syllables of each joined by ``_``.
 
-    Signs are words of their own. What is joined already is taken apart first, so that a segmented
-    text stays as it is. The text is composed (NFC), its letters keep their case. Thread-safe; the
-    first call reads 6 MB.
+    Signs are words of their own. Joined syllables are split first, so that a segmented text stays
+    the same. The text is composed (NFC), its letters keep their case. Thread-safe; the first call
+    reads 6 MB.
     """
     tokens = (match.group() for match in _TOKEN.finditer(unicodedata.normalize("NFC", text)))
     pieces = iter(lambda: list(islice(tokens, PIECE)), [])
@@ -61,14 +61,14 @@ def _segmenter() -> tuple[Any, Any]:
     model = next(folder.glob("ws_crf_*"))
     tagger = CRFTagger()
     tagger.load(str(model / "models.bin"))
-    # Pickles, but as much a part of the installed package as its code.
+    # Pickles, but trusted as much as the installed package's code.
     features = pickle.loads((model / "features.bin").read_bytes())  # noqa: S301
     dictionary = pickle.loads((model / "dictionary.bin").read_bytes())  # noqa: S301
     return CRFFeaturizer(features, dictionary), tagger
 
 
 def _package_folder(name: str) -> Path:
-    """Where a package is installed, without importing it."""
+    """The folder of an installed package, without importing it."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)

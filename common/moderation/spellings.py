@@ -1,7 +1,7 @@
-"""How people write what they mean: short forms, spellings by sound, disguises.
+"""Variant spellings: short forms, phonetic spellings, disguises.
 
-Only forms with one meaning are here. Foul short forms keep a form of their own, as they weigh
-otherwise than the words they stand for: all spellings of one are brought to one.
+Only unambiguous forms are listed. Offensive short forms stay short, as they weigh differently from
+the words that they abbreviate: all spellings of one become one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ vãi lồn: vailon vãilồn
 lồn: loz lz lòn lìn
 ỉa: ĩa
 """)
-"""Short forms and spellings by sound."""
+"""Short forms and phonetic spellings."""
 
 DISGUISED = _forms("""
 ass: ass
@@ -112,14 +112,14 @@ whore: whore
 địt: dit đit địt
 đụ: đụ
 """)
-"""Words that people hide behind signs, digits and spaces, in the forms that are left of them."""
+"""Words disguised by signs, digits and spaces, by the forms that remain without those."""
 
 STARRED = (
     *("đụ", "địt", "đĩ", "đéo", "lồn", "buồi", "cứt", "chó", "ngu", "cặc"),
     *("dick", "bitch", "cunt", "slut", "whore", "pussy", "nigger", "nigga", "faggot", "asshole"),
     *("shit", "fucking", "fuck"),
 )
-"""Words whose letters people write as stars. Of those that may look alike the last is meant."""
+"""Words whose letters are replaced by stars. Of words that look alike so, the last is meant."""
 
 DOUBLED = _forms("""
 ass: as
@@ -135,4 +135,4 @@ nigger: niger
 poop: pop
 pussy: pusy
 """)
-"""Words with a double letter, as they are when no letter of a stretched word is left double."""
+"""Words with a double letter, by the form that they have after stretched letters are reduced."""

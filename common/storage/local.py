@@ -1,4 +1,4 @@
-"""A storage on a file system that gateways and workers share."""
+"""Storage on a file system that gateways and workers share."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ PAGE = 1000
 class LocalStorage:
     """Files in three folders; ``temp`` must be on the same file system as ``root``.
 
-    A recording moves from ``temp`` to its place once it is committed: what is in its place always
-    has a row.
+    A recording moves from ``temp`` to its place after its commit: every file in place has a row.
     """
 
     def __init__(self, root: Path, temp: Path, results: Path, access: FileAccess = OWN) -> None:
@@ -34,12 +33,12 @@ class LocalStorage:
         self._results = results
 
     def prepare(self) -> None:
-        """Make the folders, and see that they can be written in."""
+        """Create the folders, and check that they are writable."""
         recordings, chunks = self._root / "recordings", self._root / "chunks"
         for folder in (recordings, chunks, self._temp, self._results):
             with storage_errors():
                 self._access.make_folder(folder)
-            with suppress(StorageFull):  # which is for who writes to find out
+            with suppress(StorageFull):  # reported when something is written
                 check_writable(folder)
 
     def check(self) -> None:
@@ -49,20 +48,20 @@ class LocalStorage:
     # --- recordings -----------------------------------------------------------------------------
 
     def incoming(self, recording_id: UUID) -> Path:
-        """Where a recording is written while it comes in."""
+        """The file of a recording that is still being received."""
         return self._temp / f"{recording_id}.part"
 
     def create(self, recording_id: UUID) -> BinaryIO:
-        """Make that file, to write and read."""
+        """Create that file, for writing and reading."""
         with storage_errors():
             file: BinaryIO = self._access.open(self.incoming(recording_id), "x+b")
         return file
 
     def secure(self, recording_id: UUID) -> None:
-        """Whoever wrote it has had it synced: it lies where it will be read from."""
+        """Nothing to do: the writer has synced it, on the file system that it stays on."""
 
     def keep(self, recording_id: UUID) -> None:
-        """Move a committed recording to its place, durably; does nothing when it is there."""
+        """Move a committed recording to its place, durably; repeating does nothing."""
         place = self._place(recording_id)
         with storage_errors():
             try:
@@ -74,15 +73,15 @@ class LocalStorage:
             _sync_folder(place.parent)
 
     def discard(self, recording_id: UUID) -> None:
-        """Forget a recording that was not committed."""
+        """Delete a recording that was not committed."""
         with storage_errors():
             self.incoming(recording_id).unlink(missing_ok=True)
 
     def open_recording(self, recording_id: UUID) -> BinaryIO:
-        """A committed recording, to be read and closed.
+        """Open a committed recording for reading.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
         with storage_errors():
             return self._found(recording_id).open("rb")
@@ -91,12 +90,12 @@ class LocalStorage:
         """The file of a committed recording.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
         return self._found(recording_id)
 
     def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
-        """Recordings in ``temp`` that have not grown for a while: on one page, they are few."""
+        """Recordings in ``temp`` that have not grown for a while; one page, as they are few."""
         found = []
         with storage_errors():
             for path in self._temp.glob("*.part"):
@@ -107,7 +106,7 @@ class LocalStorage:
             yield found
 
     def _found(self, recording_id: UUID) -> Path:
-        """Where it is, moved there if the gateway died before that."""
+        """Its file; moves it into place if the gateway crashed before that."""
         place = self._place(recording_id)
         if not place.exists():
             if not self.incoming(recording_id).exists():
@@ -118,18 +117,18 @@ class LocalStorage:
     def _place(self, recording_id: UUID) -> Path:
         return self._root / "recordings" / str(recording_id)
 
-    # --- sound cut for workers ------------------------------------------------------------------
+    # --- chunks' audio --------------------------------------------------------------------------
 
     def begin_chunks(self, job_id: UUID) -> None:
-        """Make the place for a job's chunks; the claim is to be checked after that."""
+        """Create the place for a job's chunks; check the claim after that."""
         with storage_errors():
             self._access.make_folder(self._chunks(job_id))
 
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
-        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all.
+        """Store a chunk's 16 kHz mono 16-bit PCM atomically.
 
         Raises:
-            NotFound: its place was erased, or never made.
+            NotFound: its place was erased, or never created.
         """
         with _fenced(job_id):
             write_atomically(self._chunks(job_id) / f"{index}.pcm", pcm, self._access)
@@ -138,17 +137,17 @@ class LocalStorage:
         """A chunk's PCM.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
         path = self._chunks(job_id) / f"{index}.pcm"
         with storage_errors():
             try:
                 return path.read_bytes()
             except FileNotFoundError as error:
-                raise NotFound(what="stored sound of chunk", value=index) from error
+                raise NotFound(what="stored audio of chunk", value=index) from error
 
     def drop_chunks(self, job_id: UUID) -> None:
-        """Delete the sound cut for a job that has ended; the recording itself stays."""
+        """Delete the chunks' audio of an ended job; the recording stays."""
         with storage_errors():
             _erase_folder(self._chunks(job_id))
 
@@ -158,23 +157,23 @@ class LocalStorage:
     # --- finished transcripts -------------------------------------------------------------------
 
     def begin_results(self, job_id: UUID) -> None:
-        """Make the place for a job's results; the claim is to be checked after that."""
+        """Create the place for a job's results; check the claim after that."""
         with storage_errors():
             self._access.make_folder(self._results / str(job_id))
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
-        """Leave a file of a finished job for those who collect files and not answers.
+        """Write a result file of a finished job, for users who collect files.
 
         Raises:
-            NotFound: its place was erased, or never made.
+            NotFound: its place was erased, or never created.
         """
         with _fenced(job_id):
             write_atomically(self._results / str(job_id) / name, content, self._access)
 
-    # --- all there is of a job ------------------------------------------------------------------
+    # --- everything of a job --------------------------------------------------------------------
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
-        """Delete a job's recording, sound and results; may be repeated until nothing is left."""
+        """Delete a job's recording, chunks' audio and results; may be repeated."""
         with storage_errors():
             erased = _erase_folder(self._chunks(job_id)) + _erase_folder(
                 self._results / str(job_id)
@@ -185,7 +184,7 @@ class LocalStorage:
         return erased
 
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
-        """The jobs that have such files, or a place for them, page by page."""
+        """Pages of the jobs that have such files, or a place for them."""
         folder = self._results if made == "results" else self._root / "chunks"
         with storage_errors(), os.scandir(folder) as entries:
             found = ids(entry.name for entry in entries)
@@ -195,10 +194,10 @@ class LocalStorage:
 
 @contextmanager
 def _fenced(job_id: UUID) -> Iterator[None]:
-    """Have a missing folder mean that its job was erased.
+    """Convert a missing folder to an error: its job was erased.
 
     Raises:
-        NotFound: it is missing.
+        NotFound: the folder is missing.
     """
     with storage_errors():
         try:
@@ -219,7 +218,7 @@ def check_writable(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes, access: FileAccess) -> None:
-    """Write a file durably, so that it is seen whole or not at all."""
+    """Write a file durably and atomically."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with access.open(part, "wb") as file:

@@ -1,4 +1,4 @@
-"""Which storage the settings choose."""
+"""Opens the storage that the settings choose."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from common.storage.storage import Storage
 
 
 def open_storage(settings: StorageSettings) -> Storage:
-    """The storage, made ready; a server that is out will be found out when it is asked.
+    """The storage, prepared. An unavailable S3 server is noticed only when it is used.
 
     Raises:
-        SetupProblem: the settings lack something.
-        StorageFull, Unavailable: it cannot be made ready.
+        SetupProblem: a setting is missing.
+        StorageFull, Unavailable: it cannot be prepared.
     """
     storage: Storage
     if settings.storage_backend == "s3":

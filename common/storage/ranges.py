@@ -1,4 +1,4 @@
-"""A file of which only parts are fetched, and those in large blocks."""
+"""A remote file, read in large blocks on demand."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 BLOCK_BYTES = 4 << 20
-"""Fetched at once: at 1 Gbit/s the round trip is small beside it."""
+"""Size of a request: at 1 Gbit/s the round trip is short beside the transfer."""
 BLOCKS_HELD = 4
-"""Readers go forward, with now and then a look at an index at the file's start or end."""
+"""Readers read forward, and now and then an index at the file's start or end."""
 
 
 class RangedFile(io.RawIOBase):
-    """Reads ``size`` bytes by ``fetch(start, count)``, block by block, and keeps the last few.
+    """Reads ``size`` bytes by ``fetch(start, count)``, block by block, and caches the last few.
 
-    ``head``, the first block, is known already. What ``fetch`` raises comes through; it gives all
-    it is asked for.
+    ``head`` is the first block. ``fetch`` returns exactly the bytes that it is asked for; its
+    errors are passed on.
     """
 
     def __init__(self, size: int, head: bytes, fetch: Callable[[int, int], bytes]) -> None:
@@ -44,7 +44,7 @@ class RangedFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` as far as the file goes."""
+        """Fill ``buffer`` up to the end of the file."""
         wanted = memoryview(buffer).cast("B")
         filled = 0
         while filled < len(wanted) and self._position < self._size:

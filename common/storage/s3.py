@@ -1,9 +1,8 @@
-"""A storage on a server that speaks S3: AWS, MinIO, Ceph, Garage, R2 and many more.
+"""Storage on an S3 server: AWS, MinIO, Ceph, Garage, R2 and many more.
 
-Recordings are at ``recordings/<id>``, sound at ``chunks/<job>/<index>.pcm``, finished transcripts
-at ``results/<job>/<name>``, all below the prefix. Nothing is shared with other machines but the
-bucket; what comes in is written to a local folder first, since it is looked into before it is
-taken.
+Recordings are at ``recordings/<id>``, chunks' audio at ``chunks/<job>/<index>.pcm``, finished
+transcripts at ``results/<job>/<name>``, all below the prefix. Machines share nothing but the
+bucket. An upload is written to a local folder first, as it is probed before it is accepted.
 """
 
 from __future__ import annotations
@@ -36,29 +35,29 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PART_BYTES = 16 << 20
-"""Of a multipart upload; S3 takes 10,000 parts, which makes 160 GB."""
+"""Part of a multipart upload; S3 allows 10,000 parts, so 160 GB."""
 PARTS_AT_ONCE = 4
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 FULL = frozenset({"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"})
-REFUSING = frozenset({400, 403, 405, 501})
-"""What servers answer to a deletion of several objects that they do not know, or know only with
-other checksums; who may not delete at all learns it from the first object."""
+UNSUPPORTED = frozenset({400, 403, 405, 501})
+"""Answers of servers that do not support the deletion of several objects, or only with other
+checksums. Where all deletions are forbidden, the first single one fails as well."""
 TRIES = 4
 FIRST_PAUSE_S = 0.2
 
 
 class S3Storage:
-    """Objects in one bucket, which is there; ``S3_...`` of the settings say which, and how.
+    """Objects in one bucket, which must exist; the settings ``S3_...`` say which, and how.
 
     Raises:
-        SetupProblem: no bucket is named.
+        SetupProblem: no bucket is set.
     """
 
     def __init__(self, settings: StorageSettings) -> None:
         if settings.s3_bucket is None:
             raise SetupProblem(
                 problem="S3_BUCKET is not set",
-                remedy="Name a bucket that is there, or set STORAGE_BACKEND=local",
+                remedy="Name an existing bucket, or set STORAGE_BACKEND=local",
             )
         self._bucket = settings.s3_bucket
         self._prefix = settings.s3_prefix.strip("/") + "/" if settings.s3_prefix else ""
@@ -69,10 +68,10 @@ class S3Storage:
         self._client = _client(settings, settings.s3_endpoint_url)
         public_url = settings.s3_public_url
         self._public = self._client if public_url is None else _client(settings, public_url)
-        self._deletes_at_once = True  # until the server turns out not to
+        self._deletes_at_once = True  # until the server does not support it
 
     def prepare(self) -> None:
-        """Make the folder for what comes in; clear it of what a process that died has left."""
+        """Create the folder for uploads, and delete what crashed processes left in it."""
         with storage_errors():
             self._access.make_folder(self._temp)
         for recording_id in self._left_behind(older_than_s=3600):
@@ -80,7 +79,7 @@ class S3Storage:
                 self.incoming(recording_id).unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise unless the bucket answers, and there is space for what comes in."""
+        """Raise unless the bucket answers, and there is space for uploads."""
         check_writable(self._temp)
         with _s3_errors():
             self._client.head_bucket(Bucket=self._bucket)
@@ -88,11 +87,11 @@ class S3Storage:
     # --- recordings -----------------------------------------------------------------------------
 
     def incoming(self, recording_id: UUID) -> Path:
-        """Where a recording is written while it comes in."""
+        """The local file of a recording that is still being received."""
         return self._temp / f"{recording_id}.part"
 
     def create(self, recording_id: UUID) -> BinaryIO:
-        """Make that file, to write and read."""
+        """Create that file, for writing and reading."""
         with storage_errors():
             file: BinaryIO = self._access.open(self.incoming(recording_id), "x+b")
         return file
@@ -113,20 +112,20 @@ class S3Storage:
             )
 
     def keep(self, recording_id: UUID) -> None:
-        """Delete the local copy, which nobody needs any more."""
+        """Delete the local copy."""
         with storage_errors():
             self.incoming(recording_id).unlink(missing_ok=True)
 
     def discard(self, recording_id: UUID) -> None:
-        """Forget a recording that was not committed."""
+        """Delete a recording that was not committed."""
         self.keep(recording_id)
         self._delete_one(self._recording(recording_id))
 
     def open_recording(self, recording_id: UUID) -> BinaryIO:
-        """A committed recording, fetched in blocks as it is read.
+        """Open a committed recording, which is fetched in blocks as it is read.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
         key = self._recording(recording_id)
         missing = NotFound(what="stored recording", value=recording_id)
@@ -138,10 +137,10 @@ class S3Storage:
         return cast("BinaryIO", RangedFile(size, head, fetch))
 
     def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> str | Stored:
-        """A signed URL that a committed recording can be had from for a while, if links are wanted.
+        """A signed URL of a committed recording that works for a while, or its parts without links.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
         key = self._recording(recording_id)
         missing = NotFound(what="stored recording", value=recording_id)
@@ -165,7 +164,7 @@ class S3Storage:
             )
 
     def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
-        """All recordings that came in before: only their rows tell which were never committed."""
+        """All older recordings: only the rows show which were never committed."""
         if left_behind := list(self._left_behind(older_than_s)):
             yield left_behind
         before = datetime.now(UTC) - timedelta(seconds=older_than_s)
@@ -175,47 +174,47 @@ class S3Storage:
             if found := list(ids(key.rpartition("/")[2] for key in old)):
                 yield found
 
-    # --- sound cut for workers ------------------------------------------------------------------
+    # --- chunks' audio --------------------------------------------------------------------------
 
     def begin_chunks(self, job_id: UUID) -> None:
-        """A bucket needs no place for them."""
+        """Nothing to do: a bucket has no folders."""
 
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
-        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all."""
+        """Store a chunk's 16 kHz mono 16-bit PCM atomically."""
         self._put(f"{self._chunks(job_id)}{index}.pcm", pcm)
 
     def read_chunk(self, job_id: UUID, index: int) -> bytes:
         """A chunk's PCM.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
-        missing = NotFound(what="stored sound of chunk", value=index)
+        missing = NotFound(what="stored audio of chunk", value=index)
 
         def read() -> bytes:
             with _s3_errors(missing):
                 key = f"{self._chunks(job_id)}{index}.pcm"
                 return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
 
-        return _tried_again(read)
+        return _with_retries(read)
 
     def drop_chunks(self, job_id: UUID) -> None:
-        """Delete the sound cut for a job that has ended; the recording itself stays."""
+        """Delete the chunks' audio of an ended job; the recording stays."""
         self._erase_all(self._chunks(job_id))
 
     # --- finished transcripts -------------------------------------------------------------------
 
     def begin_results(self, job_id: UUID) -> None:
-        """A bucket needs no place for them."""
+        """Nothing to do: a bucket has no folders."""
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
-        """Leave a file of a finished job for those who collect files and not answers."""
+        """Write a result file of a finished job, for users who collect files."""
         self._put(f"{self._results(job_id)}{name}", content)
 
-    # --- all there is of a job ------------------------------------------------------------------
+    # --- everything of a job --------------------------------------------------------------------
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
-        """Delete a job's recording, sound and results; may be repeated until nothing is left."""
+        """Delete a job's recording, chunks' audio and results; may be repeated."""
         erased = self._erase_all(self._chunks(job_id)) + self._erase_all(self._results(job_id))
         if recording_id is not None:
             self.keep(recording_id)
@@ -223,7 +222,7 @@ class S3Storage:
         return erased
 
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
-        """The jobs that have such objects, page by page."""
+        """Pages of the jobs that have such objects."""
         prefix = f"{self._prefix}{made}/"
         with _s3_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -246,7 +245,7 @@ class S3Storage:
         return f"{self._prefix}results/{job_id}/"
 
     def _left_behind(self, older_than_s: float) -> Iterator[UUID]:
-        """Local files that have not grown for a while; the bucket has them if anyone needs them."""
+        """Local files that have not grown for a while; the bucket has those that are needed."""
         with storage_errors():
             for path in self._temp.glob("*.part"):
                 with suppress(FileNotFoundError):
@@ -267,7 +266,7 @@ class S3Storage:
                 )
                 return answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2])
 
-        return _tried_again(read)
+        return _with_retries(read)
 
     def _pages(self, prefix: str) -> Iterator[list[ObjectTypeDef]]:
         with _s3_errors():
@@ -286,7 +285,7 @@ class S3Storage:
         return erased
 
     def _delete(self, keys: list[str]) -> None:
-        """Delete a page's objects: all at once where the server can, or one by one."""
+        """Delete a page's objects: all at once where the server supports it, else one by one."""
         if self._deletes_at_once and self._delete_at_once(keys):
             return
         for key in keys:
@@ -294,12 +293,12 @@ class S3Storage:
         self._deletes_at_once = False
 
     def _delete_one(self, key: str) -> None:
-        """Delete an object, if it is there: where it is not, AWS is content and Google is not."""
+        """Delete an object, if it exists; where it does not, only some servers return an error."""
         with suppress(NotFound), _s3_errors(NotFound(what="stored object", value=key)):
             self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def _delete_at_once(self, keys: list[str]) -> bool:
-        """Whether the server knows how to."""
+        """Whether the server supports it."""
         with _s3_errors():
             try:
                 answer = self._client.delete_objects(
@@ -307,18 +306,18 @@ class S3Storage:
                     Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
                 )
             except ClientError as error:
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in REFUSING:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] not in UNSUPPORTED:
                     raise
                 code = error.response["Error"].get("Code")
-                logger.info("S3 refused to delete objects at once: {}", code)
+                logger.info("S3 cannot delete several objects at once: {}", code)
                 return False
         if answer.get("Errors"):
-            logger.warning("S3 refused to delete: {}", answer["Errors"][0].get("Code"))
+            logger.warning("S3 did not delete an object: {}", answer["Errors"][0].get("Code"))
             raise Unavailable(what="The storage")
         return True
 
     def _abort_uploads(self, before: datetime) -> None:
-        """End multipart uploads whose gateway died: their parts cost as much as objects do."""
+        """Abort multipart uploads of crashed gateways: their parts cost as much as objects."""
         with _s3_errors():
             listed = self._client.list_multipart_uploads(
                 Bucket=self._bucket, Prefix=f"{self._prefix}recordings/"
@@ -332,7 +331,7 @@ class S3Storage:
 
 def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
     secret = settings.s3_secret_access_key
-    # A session of its own: the default one is no matter for threads.
+    # A session of its own: the default one is not thread-safe.
     return boto3.session.Session().client(
         "s3",
         endpoint_url=endpoint_url,
@@ -346,7 +345,7 @@ def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
             read_timeout=20,
             retries={"mode": "standard", "max_attempts": 3},
             max_pool_connections=4 * PARTS_AT_ONCE,
-            # Many servers do not know the checksums that newer releases send by themselves.
+            # Many servers do not support the checksums that newer clients send by default.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         ),
@@ -355,16 +354,16 @@ def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
 
 @contextmanager
 def _s3_errors(missing: NotFound | None = None) -> Iterator[None]:
-    """Turn the library's errors into ours; ``missing`` is what an object means that is not there.
+    """Convert the library's errors; a missing object becomes ``missing``.
 
-    The log is told why: what S3 says names buckets and keys, which are no secrets.
+    The reason is logged: S3's texts name buckets and keys, which are not secret.
     """
     try:
         with storage_errors():
             yield
     except ClientError as error:
         raise _ours(error, missing) from error
-    except Boto3Error as error:  # an upload's, which hides what it comes from
+    except Boto3Error as error:  # an upload's, which hides its cause
         cause = error.__context__
         raise _ours(cause if isinstance(cause, ClientError) else error, missing) from error
     except BotoCoreError as error:
@@ -381,8 +380,8 @@ def _ours(error: Exception, missing: NotFound | None) -> StenoError:
     return Unavailable(what="The storage")
 
 
-def _tried_again(read: Callable[[], T]) -> T:
-    """Repeat what was cut in the middle: the library itself repeats what never began."""
+def _with_retries(read: Callable[[], T]) -> T:
+    """Retry a read that broke off; the library itself only retries requests without an answer."""
     for tries in range(1, TRIES):
         try:
             return read()

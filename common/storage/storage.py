@@ -1,14 +1,14 @@
-"""Where recordings, the sound cut from them and finished transcripts are kept.
+"""Storage of recordings, of the chunks' audio, and of finished transcripts.
 
-A recording comes in four steps, whoever takes it in, and whatever the storage::
+A recording is stored in four steps, in every kind of storage::
 
     write the file of storage.create(id), which is at storage.incoming(id)
-    storage.secure(id)      # it survives this machine, if that is what the storage is for
+    storage.secure(id)      # make it durable: with S3 it now survives this machine
     commit its row
     storage.keep(id)        # or storage.discard(id), when nothing was committed
 
-So whatever has a row is there, and what has none was never promised to anyone: cleaning up can
-never touch what a client was told is safe.
+So every row has its recording, and a recording without a row was never acknowledged: cleaning up
+cannot delete one that a client was told is safe.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from uuid import UUID
 from common.errors import StorageFull, Unavailable
 
 Made = Literal["chunks", "results"]
-"""What workers make of recordings, a folder a job."""
+"""What workers derive from recordings; a folder a job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What was erased; nothing, when nothing was left."""
+    """The number and the size in bytes of erased files."""
 
     files: int = 0
     bytes: int = 0
@@ -42,9 +42,9 @@ class Erased:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A recording of ``size`` bytes that whoever asks for it is passed in parts.
+    """A recording of ``size`` bytes, to be read in parts.
 
-    ``fetch(start, count)`` gives all it is asked for, in any thread, or raises NotFound or
+    ``fetch(start, count)`` returns exactly these bytes, in any thread, or raises NotFound or
     Unavailable.
     """
 
@@ -53,81 +53,81 @@ class Stored:
 
 
 class Storage(Protocol):
-    """Everything may be called from any thread, and repeated after a failure.
+    """All methods are thread-safe, and may be repeated after a failure.
 
-    Raises, beside what each method names:
+    Besides what each method names, they raise:
         StorageFull: no space or no quota is left.
-        Unavailable: it cannot be reached, or does not work.
+        Unavailable: the storage cannot be reached, or fails.
     """
 
     def prepare(self) -> None:
-        """Make ready what has to be there; once in each process."""
+        """Create what must exist; once in each process."""
         ...
 
     def check(self) -> None:
-        """Raise unless it can be used."""
+        """Raise unless the storage works."""
         ...
 
     # --- recordings -----------------------------------------------------------------------------
 
     def incoming(self, recording_id: UUID) -> Path:
-        """The file on this machine that a recording is written to while it comes in."""
+        """The local file of a recording that is still being received."""
         ...
 
     def create(self, recording_id: UUID) -> BinaryIO:
-        """Make that file, which does not exist yet, to write and read."""
+        """Create that file, which must not exist, for writing and reading."""
         ...
 
     def secure(self, recording_id: UUID) -> None:
-        """Have a whole recording where no failure of this process can lose it, before its commit.
+        """Make a whole recording durable, before its commit.
 
-        May take as long as the recording takes to copy.
+        May take as long as copying the recording.
         """
         ...
 
     def keep(self, recording_id: UUID) -> None:
-        """Settle a committed recording; does nothing when that was done before."""
+        """Move a committed recording to its final place; repeating does nothing."""
         ...
 
     def discard(self, recording_id: UUID) -> None:
-        """Forget a recording that was not committed; does nothing when there is none."""
+        """Delete a recording that was not committed, if there is one."""
         ...
 
     def open_recording(self, recording_id: UUID) -> BinaryIO:
-        """A committed recording, to be read and closed; it can seek.
+        """Open a committed recording for reading; it is seekable.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
         ...
 
     def offer(
         self, recording_id: UUID, *, media_type: str, disposition: str
     ) -> Path | str | Stored:
-        """How a client is given a committed recording: as a file, by a URL, or in parts.
+        """How to send a committed recording to a client: as a file, by a URL, or in parts.
 
-        The URL is good for a while, for whoever has it, and answers with these headers.
+        The URL works for a limited time, for anybody who has it, and answers with these headers.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
         ...
 
     def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
-        """Recordings, page by page, that came in before and may be neither kept nor discarded."""
+        """Pages of older recordings that may be neither kept nor discarded."""
         ...
 
-    # --- sound cut for workers ------------------------------------------------------------------
+    # --- chunks' audio --------------------------------------------------------------------------
 
     def begin_chunks(self, job_id: UUID) -> None:
-        """Make the place for a job's chunks; the claim is to be checked after that."""
+        """Create the place for a job's chunks; check the claim after that."""
         ...
 
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
-        """Store a chunk's 16 kHz mono 16-bit PCM, whole or not at all.
+        """Store a chunk's 16 kHz mono 16-bit PCM atomically.
 
         Raises:
-            NotFound: its place was erased, or never made.
+            NotFound: its place was erased, or never created.
         """
         ...
 
@@ -135,41 +135,41 @@ class Storage(Protocol):
         """A chunk's PCM.
 
         Raises:
-            NotFound: it is not there.
+            NotFound: it is missing.
         """
         ...
 
     def drop_chunks(self, job_id: UUID) -> None:
-        """Delete the sound cut for a job that has ended; the recording itself stays."""
+        """Delete the chunks' audio of an ended job; the recording stays."""
         ...
 
     # --- finished transcripts -------------------------------------------------------------------
 
     def begin_results(self, job_id: UUID) -> None:
-        """Make the place for a job's results; the claim is to be checked after that."""
+        """Create the place for a job's results; check the claim after that."""
         ...
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
-        """Leave a file of a finished job for those who collect files and not answers.
+        """Write a result file of a finished job, for users who collect files.
 
         Raises:
-            NotFound: its place was erased, or never made.
+            NotFound: its place was erased, or never created.
         """
         ...
 
-    # --- all there is of a job ------------------------------------------------------------------
+    # --- everything of a job --------------------------------------------------------------------
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
-        """Delete a job's recording, sound and results; may be repeated until nothing is left."""
+        """Delete a job's recording, chunks' audio and results; may be repeated."""
         ...
 
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
-        """The jobs that have such files, or a place for them, page by page."""
+        """Pages of the jobs that have such files, or a place for them."""
         ...
 
 
 def ids(names: Iterable[str]) -> Iterator[UUID]:
-    """Those of ``names`` that are ids; others are somebody else's."""
+    """The ids among ``names``; other names are not ours."""
     for name in names:
         with suppress(ValueError):
             yield UUID(name)
@@ -177,11 +177,11 @@ def ids(names: Iterable[str]) -> Iterator[UUID]:
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn the operating system's errors into ours.
+    """Convert the operating system's errors.
 
     Raises:
         StorageFull: no space or no quota is left.
-        Unavailable: anything else went wrong.
+        Unavailable: any other error.
     """
     try:
         yield
@@ -193,7 +193,7 @@ def storage_errors() -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether it says that no space, or no quota, is left."""
+    """Whether the error means that no space, or no quota, is left."""
     full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     return isinstance(error, OSError) and error.errno in full
 
@@ -206,20 +206,20 @@ def check_space(folder: Path, least: int) -> None:
 
 
 def _why(error: OSError) -> tuple[str, bool]:
-    """What went wrong, and whether somebody has to do something about it."""
-    said = error.strerror or type(error).__name__
+    """The reason, and whether it stays until somebody changes the set-up."""
+    text = error.strerror or type(error).__name__
     if error.filename is None:
-        return said, False
+        return text, False
     path = Path(os.fsdecode(error.filename))
     if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        return f"{path}: {said}", False
-    folder = next(place for place in path.parents if _is_seen(place))
+        return f"{path}: {text}", False
+    folder = next(place for place in path.parents if _is_visible(place))
     whose = f"it belongs to user {folder.stat().st_uid}, and this process is {os.geteuid()}"
-    return f"{folder} cannot be used: {said}; {whose} (see DATA_DIR and UPLOAD_DIR)", True
+    return f"{folder} cannot be used: {text}; {whose} (see DATA_DIR and UPLOAD_DIR)", True
 
 
-def _is_seen(path: Path) -> bool:
+def _is_visible(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # nor may its parent be looked into
+    except OSError:  # its parent cannot be read, either
         return False

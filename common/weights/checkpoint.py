@@ -39,11 +39,11 @@ _HF_RENAMED = (
 def read_transformers(folder: Path) -> Whisper:
     """Read a transformers checkpoint: `pytorch_model.bin` and `tokenizer.json`.
 
-    Nothing of the pickle inside is executed: only the three names that a dictionary of tensors
-    needs are resolved, and those to functions of this module.
+    The pickle inside is never executed: only the three names that a dictionary of tensors needs
+    are resolved, to functions of this module.
 
     Raises:
-        NotConvertible: the checkpoint holds anything else, or is cut short.
+        NotConvertible: the checkpoint has other content, or is truncated.
     """
     tensors = {}
     for name, tensor in _torch_tensors(folder / "pytorch_model.bin").items():
@@ -70,7 +70,7 @@ def _torch_tensors(path: Path) -> dict[str, Tensor]:
         entries = {info.filename: info for info in archive.infolist()}
         index = next((name for name in entries if name.endswith("/data.pkl")), None)
         if index is None:
-            raise NotConvertible(f"{path.name} is no PyTorch checkpoint in the zip format")
+            raise NotConvertible(f"{path.name} is not a PyTorch checkpoint in the zip format")
         prefix = index.removesuffix("data.pkl")
 
         def storage(key: str, dtype: str) -> Tensor:
@@ -88,7 +88,7 @@ def _torch_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds dictionaries of numpy views; refuses every other object."""
+    """Builds dictionaries of numpy views; rejects every other object."""
 
     _STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2"}  # noqa: RUF012 - never changed
 
@@ -103,7 +103,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return _rebuild_tensor
         if module == "torch" and name in self._STORAGES:
             return self._STORAGES[name]
-        raise NotConvertible(f"the checkpoint asks for {module}.{name}, which tensors do not need")
+        raise NotConvertible(f"the checkpoint uses {module}.{name}, which tensors do not need")
 
     def persistent_load(self, pid: Any) -> Tensor:
         _, dtype, key, *_ = pid
@@ -115,6 +115,6 @@ def _rebuild_tensor(
 ) -> Tensor:
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     if min((offset, *shape, *stride)) < 0 or last >= len(storage):
-        raise NotConvertible("the checkpoint has a tensor that reaches out of its storage")
+        raise NotConvertible("the checkpoint has a tensor outside its storage")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)

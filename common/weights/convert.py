@@ -1,6 +1,6 @@
 """Whisper weights from one engine's format to the other's, with numpy alone.
 
-Between the formats stands `common.weights.whisper.Whisper`: tensors under OpenAI's names and the
+The common form is `common.weights.whisper.Whisper`: tensors under OpenAI's names and the
 vocabulary as byte-level BPE strings. Readers map files into memory and writers stream tensor by
 tensor, so that large weights convert in little memory.
 
@@ -53,7 +53,7 @@ def ggml_to_ct2(
     whisper = read_ggml(source)
     vocabulary = read_vocabulary(companion)
     if len(vocabulary) != whisper.tensors["decoder.token_embedding.weight"].shape[0]:
-        raise NotConvertible(f"{companion.name} has another vocabulary than {source.name}")
+        raise NotConvertible(f"{companion.name} and {source.name} have different vocabularies")
     write_ct2(whisper, target / "model.bin", tick=tick)
     for name in ("tokenizer.json", "vocabulary.txt", "vocabulary.json", "preprocessor_config.json"):
         if (companion / name).is_file():
@@ -83,7 +83,7 @@ def transformers_to_ct2(source: Path, target: Path, *, tick: Tick = lambda _: No
 
 
 def _alignment_heads(whisper: Whisper) -> list[list[int]]:
-    """The known heads of this size, or else all heads of the upper half of the layers."""
+    """The known heads of this size, else all heads of the upper half of the layers."""
     layers = whisper.text_layers
     heads = whisper.tensors["decoder.ln.weight"].shape[0] // HEAD_SIZE
     upper = [[layer, head] for layer in range(layers // 2, layers) for head in range(heads)]

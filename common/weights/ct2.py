@@ -12,7 +12,7 @@ import numpy as np
 
 from common.weights.whisper import (
     HEAD_SIZE,
-    Cursor,
+    BinaryReader,
     NotConvertible,
     Tensor,
     Tick,
@@ -32,26 +32,26 @@ def read_ct2(folder: Path) -> Whisper:
     """Read a faster-whisper folder in float16 or float32.
 
     Raises:
-        NotConvertible: it is no Whisper, is quantized, or is cut short.
+        NotConvertible: it is not a Whisper model, is quantized, or is truncated.
     """
-    cursor = Cursor(map_file(folder / "model.bin"))
+    reader = BinaryReader(map_file(folder / "model.bin"))
 
     def text() -> str:
-        return bytes(cursor.take(cursor.unpack("H")[0]))[:-1].decode()
+        return bytes(reader.take(reader.unpack("H")[0]))[:-1].decode()
 
-    (version,) = cursor.unpack("I")
+    (version,) = reader.unpack("I")
     if version != _CT2_VERSION or text() != _CT2_SPEC:
-        raise NotConvertible(f"{folder.name}/model.bin is no CTranslate2 Whisper, version 6")
-    _, count = cursor.unpack("2I")
+        raise NotConvertible(f"{folder.name}/model.bin is not a CTranslate2 Whisper, version 6")
+    _, count = reader.unpack("2I")
     variables: dict[str, Tensor] = {}
     for _ in range(count):
         name = text()
-        shape = cursor.unpack(f"{cursor.unpack('B')[0]}I")
-        kind, size = cursor.unpack("BI")
+        shape = reader.unpack(f"{reader.unpack('B')[0]}I")
+        kind, size = reader.unpack("BI")
         if kind not in _CT2_TYPES:
             raise NotConvertible(f"{folder.name}/model.bin has an unknown type of numbers")
         # the shape holds the size, and unlike the field beside it does not overflow 32 bits
-        variables[name] = cursor.tensor(_CT2_TYPES[kind], shape)
+        variables[name] = reader.tensor(_CT2_TYPES[kind], shape)
         if variables[name].nbytes % 2**32 != size:
             raise NotConvertible(f"{folder.name}/model.bin is damaged at {name}")
         if name.endswith("/weight_scale"):
@@ -78,7 +78,7 @@ def _from_ct2(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 for position, role in enumerate(group):
                     tensors[f"{ours}.{role}.{part}"] = fused[position * width :][:width]
         if tensors.pop(f"{ours}.key.bias").any():
-            raise NotConvertible(f"{ours} has a bias on its keys, which Whisper has not")
+            raise NotConvertible(f"{ours} has a bias on its keys, unlike Whisper")
     return tensors
 
 

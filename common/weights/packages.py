@@ -1,6 +1,6 @@
-"""Files inside packages of PyPI and npm, fetched with those registries' ordinary clients.
+"""Files inside packages of PyPI and npm, downloaded by pip and npm.
 
-The clients bring their own settings: indexes, mirrors, proxies and credentials are the user's.
+Their own settings apply: indexes, mirrors, proxies and credentials are the user's.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from pathlib import Path
 from typing import IO
 
 from common.weights.manifest import Packages, WeightsSpec
-from common.weights.transfer import Network, Progress, SourceFailed, is_whole
+from common.weights.transfer import DownloadOptions, Progress, SourceFailed, is_whole
 
 _BLOCK = 1 << 18
-_UNDER_WAY = 1 << 17
-"""Bytes beyond what clients write before they have reached anything: logs and empty caches."""
-_TELLING = ("reason:", "connection broken", "notarget", "error")
-"""What marks the line in which pip or npm says what went wrong, most telling first."""
+_STARTED_BYTES = 1 << 17
+"""More than clients write before they are connected: logs and empty caches."""
+_ERROR_MARKS = ("reason:", "connection broken", "notarget", "error")
+"""Marks of the line in which pip or npm explains a failure, most specific first."""
 
-Tell = Callable[[int], None]
+Report = Callable[[int], None]
 """Called with the bytes that a client has written so far."""
 
 
 def fetch(
-    source: Packages, spec: WeightsSpec, into: Path, network: Network, progress: Progress
+    source: Packages, spec: WeightsSpec, into: Path, network: DownloadOptions, progress: Progress
 ) -> None:
-    """Bring the files of ``spec`` to the folder ``into``.
+    """Download the files of ``spec`` to the folder ``into``.
 
-    A package that came whole is not fetched again after a cut.
+    A package that was downloaded whole is not downloaded again after an interruption.
 
     Raises:
         SourceFailed: the client is missing, fails or stalls, or a package lacks a file.
@@ -48,14 +48,14 @@ def fetch(
         done = folder / str(index)
         before = spec.size * index // len(source.packages)
 
-        def tell(size: int, before: int = before, package: str = package) -> None:
+        def report(size: int, before: int = before, package: str = package) -> None:
             progress(min(before + size, spec.size), spec.size, package)
 
         if not done.is_dir():
             part = folder / f"{index}.part"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            download(package, part, network, tell)
+            download(package, part, network, report)
             part.replace(done)
         archives += [path for path in sorted(done.iterdir()) if path.suffix in (".whl", ".tgz")]
     try:
@@ -69,18 +69,18 @@ def fetch(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _download_wheel(package: str, into: Path, network: Network, tell: Tell) -> None:
+def _download_wheel(package: str, into: Path, network: DownloadOptions, report: Report) -> None:
     if importlib.util.find_spec("pip") is None:
         raise SourceFailed("pip is not installed in this Python")
-    # wheels only: a source distribution would run its set-up script
+    # wheels only: a source distribution would run its own code
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--no-input", "--progress-bar=off", "--quiet"]
     command += ["--disable-pip-version-check", "--retries=1"]
     command += [f"--timeout={network.connect_timeout_s:g}", f"--dest={into}", package]
-    _run(command, {"TMPDIR": str(into)}, into, network, tell)
+    _run(command, {"TMPDIR": str(into)}, into, network, report)
 
 
-def _download_tarball(package: str, into: Path, network: Network, tell: Tell) -> None:
+def _download_tarball(package: str, into: Path, network: DownloadOptions, report: Report) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise SourceFailed("npm is not installed")
@@ -91,13 +91,17 @@ def _download_tarball(package: str, into: Path, network: Network, tell: Tell) ->
         "npm_config_fetch_retry_mintimeout": "500",
         "npm_config_update_notifier": "false",
     }
-    _run([*command, package], settings, into, network, tell)
+    _run([*command, package], settings, into, network, report)
 
 
 def _run(
-    command: list[str], settings: dict[str, str], into: Path, network: Network, tell: Tell
+    command: list[str],
+    settings: dict[str, str],
+    into: Path,
+    network: DownloadOptions,
+    report: Report,
 ) -> None:
-    """Run a client, watching what it writes under ``into``."""
+    """Run a client, and watch what it writes under ``into``."""
     with (
         (into / "log").open("w+", encoding="utf-8", errors="replace") as log,
         subprocess.Popen(
@@ -109,45 +113,47 @@ def _run(
         ) as process,
     ):
         try:
-            _watch(process, into, network, tell)
+            _watch(process, into, network, report)
         finally:
             process.kill()
     if process.returncode != 0:
         raise SourceFailed(_reason(into / "log"))
 
 
-def _watch(process: subprocess.Popen[bytes], into: Path, network: Network, tell: Tell) -> None:
-    """Wait for a client, but not for one that brings nothing.
+def _watch(
+    process: subprocess.Popen[bytes], into: Path, network: DownloadOptions, report: Report
+) -> None:
+    """Wait for a client to end, as long as it makes progress.
 
-    npm waits minutes for a host that does not answer. Three times the time for connecting covers
-    its start, the look-up of the package and one more try.
+    npm waits minutes for a host that does not answer. Three connect timeouts cover its start, the
+    package's metadata and one retry.
     """
     size, since = -1, time.monotonic()
     while process.poll() is None:
         now = _bytes_under(into)
-        patience_s = network.stall_timeout_s
-        if now < _UNDER_WAY:
-            patience_s = min(patience_s, 3 * network.connect_timeout_s)
+        timeout_s = network.stall_timeout_s
+        if now < _STARTED_BYTES:
+            timeout_s = min(timeout_s, 3 * network.connect_timeout_s)
         if now != size:
             size, since = now, time.monotonic()
-            tell(size)
-        elif time.monotonic() - since > patience_s:
-            raise SourceFailed(f"nothing came for {patience_s:g} s")
+            report(size)
+        elif time.monotonic() - since > timeout_s:
+            raise SourceFailed(f"no data came for {timeout_s:g} s")
         time.sleep(0.1)
 
 
 def _reason(log: Path) -> str:
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines()]
-    for mark in _TELLING:
+    for mark in _ERROR_MARKS:
         for line in lines:
             if mark in line.lower():
                 return line[:200]
-    return "its client failed and does not say why"
+    return "its client failed without a reason"
 
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    # `os.walk`, unlike `Path.rglob`, lets folders go away while they are looked through.
+    # `os.walk`, unlike `Path.rglob`, tolerates folders that are deleted meanwhile.
     for parent, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
@@ -164,7 +170,7 @@ def _extract(archives: Sequence[Path], members: Sequence[str], target: Path) -> 
 
 
 def _copy_member(archive: Path, member: str, out: IO[bytes]) -> bool:
-    """Append one member to ``out``; False when the archive lacks it."""
+    """Append one member to ``out``; False where the archive lacks it."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             if member not in wheel.namelist():

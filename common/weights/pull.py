@@ -1,7 +1,7 @@
-"""Bringing weights into the store: source after source, verified, put in place in one step.
+"""Pulls weights into the store: tries source after source, verifies, installs in one step.
 
-Everything happens in `.staging/` under the store's root, hence on its file system. What a pull
-that was cut off left there is used by the next one.
+Work files are in `.staging/` under the store's root, hence on its file system. The next pull
+reuses what an interrupted one left there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from common.weights.manifest import (
 )
 from common.weights.store import Weights, WeightsStore, sha256_of
 from common.weights.transfer import (
+    DownloadOptions,
     Meter,
-    Network,
     Progress,
     SourceFailed,
     check_file,
@@ -39,7 +39,7 @@ from common.weights.transfer import (
 
 _TOKENIZER_FILES = {"tokenizer.json", "vocabulary.txt", "vocabulary.json"}
 _KEPT_BESIDE = _TOKENIZER_FILES | {"preprocessor_config.json"}
-"""What belongs in a folder of faster-whisper though its entry may not list it."""
+"""Files that a faster-whisper folder keeps although its entry may not list them."""
 
 
 def _silent(_done: int, _total: int, _what: str) -> None:
@@ -47,28 +47,28 @@ def _silent(_done: int, _total: int, _what: str) -> None:
 
 
 class Puller:
-    """Brings weights into one store, reporting to ``progress``."""
+    """Pulls weights into one store, reporting to ``progress``."""
 
     def __init__(
         self,
         store: WeightsStore,
         *,
-        network: Network | None = None,
+        network: DownloadOptions | None = None,
         progress: Progress = _silent,
     ) -> None:
         self._store = store
-        self._network = network or Network()
+        self._network = network or DownloadOptions()
         self._progress = progress
         self._staging = store.root / ".staging"
 
     def pull(self, engine: str, model: str) -> Weights:
-        """Have the weights in the store; at once when they are there and whole.
+        """Pull weights into the store; returns at once where it has them whole.
 
-        A second process that pulls the same weights waits for the first, then uses its result.
+        A second process that pulls the same weights waits for the first and uses its result.
 
         Raises:
             UnknownOption: the manifest has no such weights.
-            PullFailed: no source gave them (each is named with its reason), or the disk is full.
+            PullFailed: every source failed (each is named with its reason), or the disk is full.
         """
         spec = self._store.manifest.find(engine, model)
         with self._locked(spec) as staged:
@@ -84,23 +84,23 @@ class Puller:
     def convert(
         self, model: str, from_engine: str, to_engine: str, name: str | None = None
     ) -> Weights:
-        """Make weights for ``to_engine`` of those for ``from_engine`` that are in the store.
+        """Convert weights in the store from ``from_engine`` to ``to_engine``.
 
-        With whisper.cpp on both sides the result is q8_0. It is called ``name``, by default
+        With whisper.cpp on both sides the result is q8_0. Its name is ``name``, by default
         ``model`` (``model-q8_0``).
 
         Raises:
-            WeightsMissing, WeightsCorrupt: of the weights to convert, or of those whose tokenizer
-                files the result would need.
+            WeightsMissing, WeightsCorrupt: the weights to convert, or those whose tokenizer files
+                the result needs, are missing or corrupt.
             PullFailed: they cannot be converted, or the result differs from the published file of
-                that name (with a ``name`` of its own it can be kept).
+                that name (another ``name`` keeps it).
         """
         source = self._store.resolve(from_engine, model)
         name = name or (f"{model}-q8_0" if from_engine == to_engine else model)
         spec = self._store.spec(to_engine, name)
         companion = None
         if (from_engine, to_engine) == (WHISPER_CPP, FASTER_WHISPER):
-            companion = self._lender_of_tokenizers()
+            companion = self._tokenizer_folder()
         origin = f"conversion from {from_engine} {model}"
         with self._locked(spec) as staged:
             _remove(staged)
@@ -110,9 +110,7 @@ class Puller:
                 self._check(spec, staged)
                 self._put_in_place(spec, staged, origin)
             except SourceFailed as problem:
-                hint = (
-                    "; a result that is to differ needs a name of its own" if spec.sources else ""
-                )
+                hint = "; give a result that may differ another name" if spec.sources else ""
                 raise PullFailed(model=name, reason=f"{origin}: {problem}{hint}") from problem
             finally:
                 _remove(staged)
@@ -122,7 +120,7 @@ class Puller:
 
     @contextmanager
     def _locked(self, spec: WeightsSpec) -> Iterator[Path]:
-        """Hold these weights for this process alone; gives the folder to gather them in."""
+        """Lock these weights for this process; yields their staging folder."""
         self._staging.mkdir(parents=True, exist_ok=True)
         name = self._store.location(spec.engine, spec.model).name
         lock = FileLock(self._staging / f"{name}.lock")
@@ -142,18 +140,20 @@ class Puller:
         except WeightsMissing:
             return None
         except WeightsCorrupt as problem:
-            self._progress(0, 0, f"{problem}: fetching it again")
+            self._progress(0, 0, f"{problem}: pulling it again")
             return None
 
     def _require_space(self, spec: WeightsSpec, staged: Path) -> None:
         here = sum(path.stat().st_size for path in staged.iterdir() if path.is_file())
         needed, free = spec.size - here, shutil.disk_usage(staged).free
         if needed > free:
-            reason = f"{human(needed)} are needed in {self._store.root}, {human(free)} are free"
+            reason = (
+                f"{self._store.root} needs {human(needed)} of disk space, {human(free)} are free"
+            )
             raise PullFailed(model=spec.model, reason=reason)
 
     def _fetch_from_any(self, spec: WeightsSpec, staged: Path) -> str:
-        """Fill ``staged`` from the first source that works; returns what to call it."""
+        """Fill ``staged`` from the first source that works; returns its name."""
         if all(is_whole(staged / file.name, file) for file in spec.files):
             return "an earlier pull"
         failures = []
@@ -214,12 +214,14 @@ class Puller:
                 case "whisper.cpp", "faster-whisper" if companion is not None:
                     convert.ggml_to_ct2(source.path, staged, companion, tick=meter.add)
                 case _:
-                    raise SourceFailed(f"{source.engine} to {spec.engine} is no conversion")
+                    raise SourceFailed(
+                        f"there is no conversion from {source.engine} to {spec.engine}"
+                    )
 
     def _check(self, spec: WeightsSpec, staged: Path) -> None:
-        """Hold every file against its hash: the manifest's, or that of the first pull.
+        """Check every file's hash: the manifest's, or that of the first pull.
 
-        A file that fails is removed, so that the next source brings it anew.
+        A wrong file is removed, so that the next source downloads it again.
         """
         recorded = self._store.trusted(spec.engine, spec.model)
         for file in spec.files:
@@ -239,7 +241,7 @@ class Puller:
         for path in list(staged.iterdir()):
             if path.name not in wanted:
                 _remove(path)
-        # a folder cannot replace one that has files in it
+        # a folder cannot replace one that is not empty
         old = self._staging / f"{place.name}.old"
         _remove(old)
         if place.exists():
@@ -247,7 +249,7 @@ class Puller:
         staged.replace(place)
         _remove(old)
 
-    def _lender_of_tokenizers(self) -> Path:
+    def _tokenizer_folder(self) -> Path:
         for engine, model in self._store.present():
             if engine == FASTER_WHISPER and self._store.manifest.get(engine, model):
                 return self._store.resolve(engine, model).path

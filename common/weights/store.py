@@ -1,12 +1,12 @@
-"""Where weights lie, whether they are whole, and the hash that names them in results.
+"""The folder of weights: where they are, whether they are whole, and the hash that names them.
 
 On disk, under one root: `faster-whisper-<model>/` and `zipformer-<model>/` folders, and
-`ggml-<model>.bin` files. What a person puts there by hand counts too, under its own name: any
-folder with `model.bin` and `config.json`, or with what `common.weights.zipformer` looks for, and
-any `ggml-*.bin`.
+`ggml-<model>.bin` files. Weights that the user adds are found under their own names: any folder
+with `model.bin` and `config.json`, or with the files of `common.weights.zipformer`, and any
+`ggml-*.bin`.
 
-Beside them lie `.hashes.json`, a cache that may be deleted, and `weights.lock.json`: the hashes of
-files for which the manifest has none, as they were when they were pulled first.
+Beside them are `.hashes.json`, a cache that may be deleted, and `weights.lock.json`: for files
+whose hash the manifest lacks, the hash of their first pull.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from common.weights.zipformer import find_parts
 State = Literal["present", "missing", "corrupt"]
 
 Tick = Callable[[int], None]
-"""Called with the number of bytes just worked through."""
+"""Called with the number of bytes just processed."""
 
 _FOLDER_PREFIXES = {FASTER_WHISPER: "faster-whisper-", ZIPFORMER: "zipformer-"}
 _GGML_PREFIX, _GGML_SUFFIX = "ggml-", ".bin"
 _OWN_LICENCE = "own"
 _OWN_FILES = (FileSpec("model.bin"), FileSpec("config.json"))
-"""What faster-whisper cannot do without."""
+"""The files that faster-whisper requires."""
 _NO_PARTS = tuple(
     FileSpec(name) for name in ("encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt")
 )
-"""What a folder for zipformer lacks that has nothing of it."""
+"""The files that an empty zipformer folder lacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that are here and whole.
+    """Weights that are installed and whole.
 
     ``path`` is a file for whisper.cpp and a folder for the others. ``sha256`` is that of the
     tensors' file (`model.bin`, the ggml file itself, or zipformer's encoder or CTC model).
@@ -72,9 +72,9 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class WeightsState:
-    """One line of `steno models list`. ``size`` in bytes: on disk where present, else to come.
+    """One line of `steno models list`. ``size`` in bytes: on disk where present, else to download.
 
-    ``own`` marks weights that the manifest does not know.
+    ``own`` marks weights that the manifest does not list.
     """
 
     engine: str
@@ -89,7 +89,7 @@ class WeightsState:
 class WeightsStore:
     """The weights under one folder.
 
-    Processes may share the folder. It may be read-only, as in a container: then each process
+    Several processes may use the folder. It may be read-only, as in a container: then each process
     computes the hashes that it needs, once.
     """
 
@@ -100,7 +100,7 @@ class WeightsStore:
         self._lock = _Sidecar(root / "weights.lock.json")
 
     def location(self, engine: str, model: str) -> Path:
-        """Where these weights are, or would be."""
+        """The path of these weights, installed or not."""
         if engine == WHISPER_CPP:
             return self.root / f"{_GGML_PREFIX}{model}{_GGML_SUFFIX}"
         prefixed = self.root / f"{_FOLDER_PREFIXES[engine]}{model}"
@@ -109,7 +109,7 @@ class WeightsStore:
         return prefixed
 
     def spec(self, engine: str, model: str) -> WeightsSpec:
-        """The manifest's entry, or what can be said of weights that it does not know."""
+        """The manifest's entry, or one made up for weights that it does not list."""
         published = self.manifest.get(engine, model)
         if published is not None:
             return published
@@ -117,37 +117,38 @@ class WeightsStore:
         return WeightsSpec(engine, model, EVERY_LANGUAGE, _OWN_LICENCE, files, ())
 
     def resolve(self, engine: str, model: str) -> Weights:
-        """The weights an engine is to load.
+        """The weights for an engine to load.
 
-        Takes a few milliseconds when they were resolved before and have not changed since; else
-        the time to hash them (about 1 s per GB).
+        Takes a few milliseconds where they were resolved before and are unchanged; else the time
+        to hash them (about 1 s per GB).
 
         Raises:
             UnknownOption: no engine has this name.
-            WeightsMissing: they, or one of their files, are not here.
+            WeightsMissing: a file is missing.
             WeightsCorrupt: the size or the hash of a file is wrong.
         """
         return self._check(engine, model, every_hash=False)
 
     def verify(self, engine: str, model: str, tick: Tick = lambda _: None) -> Weights:
-        """Like `resolve`, but read and hash every file anew."""
+        """Like `resolve`, but hash every file again."""
         return self._check(engine, model, every_hash=True, tick=tick)
 
     def states(self) -> list[WeightsState]:
-        """All weights of the manifest, in its order, then the person's own, by name.
+        """All weights of the manifest, in its order, then the user's own, by name.
 
-        Hashes nothing: ``corrupt`` shows a wrong size, or what `resolve` or `verify` found.
+        Hashes nothing: ``corrupt`` means a wrong size, or an earlier result of `resolve` or
+        `verify`.
         """
         published = [self._state(spec) for spec in self.manifest.specs]
         own = [self._state(self.spec(engine, model), own=True) for engine, model in self._by_hand()]
         return published + own
 
     def present(self) -> list[tuple[str, str]]:
-        """Engine and model of everything that is here in one form or another."""
+        """Engine and model of all weights that are present, whole or corrupt."""
         return [(s.engine, s.model) for s in self.states() if s.state != "missing"]
 
     def trust(self, engine: str, model: str, origin: str, hashes: Mapping[str, str]) -> None:
-        """Record ``hashes`` (sha256 by file name) as what these weights have to be from now on."""
+        """Record ``hashes`` (sha256 by file name) that these weights must have from now on."""
         self._lock.put(f"{engine}/{model}", {"origin": origin, "sha256": dict(hashes)})
 
     def trusted(self, engine: str, model: str) -> Mapping[str, str]:
@@ -239,7 +240,7 @@ class WeightsStore:
         return digest
 
     def _known_hash(self, path: Path) -> str | None:
-        """The hash of ``path`` if it was computed for just this file, unchanged."""
+        """The cached hash of ``path``, if the file has not changed since."""
         match self._hashes.read().get(self._key(path)):
             case [int(), int(), int(), str(digest)] as entry if entry[:3] == _fingerprint(path):
                 return digest
@@ -266,9 +267,9 @@ def sha256_of(path: Path, tick: Tick = lambda _: None) -> str:
 
 
 class _Sidecar:
-    """A small JSON object on disk that several processes write whole, last one wins.
+    """A small JSON object on disk; processes write it whole, the last one wins.
 
-    What cannot be written is remembered by this process alone.
+    What cannot be written is kept in this process's memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -276,7 +277,7 @@ class _Sidecar:
         self._unwritten: dict[str, object] = {}
 
     def read(self) -> dict[str, Any]:
-        """The object; of the file nothing when that is missing or no JSON object."""
+        """The object; a file that is missing or no JSON object counts as empty."""
         with suppress(OSError, ValueError):
             value = json.loads(self._path.read_text("utf-8"))
             if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What Whisper's file formats have in common: the tensors' names, and reading mapped files."""
+"""What Whisper's file formats share: the tensors' names, and reading of mapped files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAD_SIZE = 64
 
 
 class NotConvertible(ValueError):
-    """The source is not what its format promises; the message says how."""
+    """The source violates its format; the text says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +93,12 @@ def tensor_names(audio_layers: int, text_layers: int) -> list[str]:
 
 
 def map_file(path: Path) -> memoryview:
-    """The bytes of a file, read from disk only where they are looked at."""
+    """The bytes of a file, read from disk only where they are accessed."""
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-class Cursor:
+class BinaryReader:
     """Reads a mapped file from front to back."""
 
     def __init__(self, data: memoryview) -> None:
@@ -110,7 +110,7 @@ class Cursor:
 
     def take(self, size: int) -> memoryview:
         if not 0 <= size <= self.left():
-            raise NotConvertible("the file ends too early")
+            raise NotConvertible("the file is truncated")
         self._at += size
         return self._data[self._at - size : self._at]
 

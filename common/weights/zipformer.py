@@ -1,6 +1,6 @@
-"""Which files of a folder are the weights of a streaming recognizer of sherpa-onnx.
+"""The files of a folder that are the weights of a streaming recognizer of sherpa-onnx.
 
-Published folders hold the same network several times over, as in
+Published folders have the same network in several versions, as in
 ``encoder-epoch-99-avg-1-chunk-16-left-128.int8.onnx`` beside ``... .onnx`` and ``...-left-64...``.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 TOKENS = "tokens.txt"
 _NETWORKS = ("encoder", "decoder", "joiner")
 _CTC = ("model", "ctc")
-"""How the one network of a CTC model is called."""
+"""Names of the one network of a CTC model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Parts:
 
 
 def find_parts(folder: Path) -> Parts | None:
-    """The weights in ``folder``; None where it holds none.
+    """The weights in ``folder``; None where it has none.
 
-    Of several 8-bit ones are taken, then those with the first name in the alphabet; a transducer's
-    decoder and joiner are those that were exported with its encoder, where names tell.
+    Of several versions, 8-bit weights are preferred, then the first name in the alphabet; of a
+    transducer's decoders and joiners, those exported with its encoder, as far as names show it.
     """
     tokens = folder / TOKENS
     if not tokens.is_file():
@@ -69,11 +69,11 @@ def _choose(paths: Sequence[Path], *, like: Path | None = None) -> Path | None:
 
 
 def _rank(path: Path) -> int:
-    """8 bits before 32; 16 are last, as the CPU has to convert them."""
+    """8 bits before 32; 16 last, as the CPU has to convert them."""
     return 0 if ".int8." in path.name else 2 if ".fp16." in path.name else 1
 
 
 def _export(path: Path) -> str:
-    """Of which export a network is: its name without what it is and how it is stored."""
+    """The export that a network is from: its file name without role and format."""
     _, _, rest = path.name.partition("-")
     return rest.split(".")[0]

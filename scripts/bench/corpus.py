@@ -197,10 +197,10 @@ class Sound:
     """A recording decoded once, to cut from. ``pcm`` is the file that it keeps the samples in."""
 
     def __init__(self, recording: Path, pcm: Path) -> None:
-        from common.audio.decode import Decoding
+        from common.audio.decode import MonoDecoder
 
         with pcm.open("wb") as file:
-            for block in Decoding(recording):
+            for block in MonoDecoder(recording):
                 file.write(block.tobytes())
         self._samples: NDArray[np.int16] = np.memmap(pcm, np.int16, "r")
 

@@ -228,9 +228,9 @@ def _transcribe(request: dict[str, Any]) -> list[dict[str, Any]]:
 def _plan(request: dict[str, Any]) -> dict[str, Any]:
     import uuid
 
-    from common.audio.decode import Decoding
+    from common.audio.decode import MonoDecoder
     from common.audio.planning import Planner, PlanOptions
-    from common.audio.vad import load_network
+    from common.audio.silero import SileroNetwork
     from common.storage.local import LocalStorage
 
     started = time.monotonic()
@@ -239,9 +239,9 @@ def _plan(request: dict[str, Any]) -> dict[str, Any]:
     storage.prepare()
     job_id = uuid.uuid4()
     storage.begin_chunks(job_id)
-    planner = Planner(PlanOptions(), load_network())
+    planner = Planner(PlanOptions(), SileroNetwork())
     chunks = 0
-    for block in Decoding(Path(request["file"])):
+    for block in MonoDecoder(Path(request["file"])):
         for chunk in planner.feed(block):
             storage.write_chunk(job_id, chunk.chunk.index, chunk.pcm)
             chunks += 1

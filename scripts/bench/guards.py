@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.asr import guards
-from common.asr.engine import DecodingOptions, Engine
-from common.asr.loading import ENGINES, load_engine
-from common.audio.decode import Decoding
+from common.asr.engine import DecodingOptions, SpeechEngine
+from common.asr.loading import load_engine
+from common.audio.decode import MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
-from common.audio.vad import Network, load_network
+from common.audio.silero import SileroNetwork
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment
-from common.weights.manifest import Manifest
+from common.weights.manifest import WHISPER_ENGINES, Manifest
 from common.weights.store import WeightsStore
 from scripts.bench.corpus import read_corpus
 from scripts.cli.cli import load_settings
@@ -53,13 +53,13 @@ def main() -> int:
     parser.add_argument("path", type=Path, metavar="RECORDING|FOLDER")
     parser.add_argument("--language", default="en")
     parser.add_argument("--wrong", default="vi")
-    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
+    parser.add_argument("--engine", choices=WHISPER_ENGINES, default=WHISPER_ENGINES[0])
     parser.add_argument("--model", default="base")
     parser.add_argument("--words", type=int, default=20, help="words a language")
     asked = parser.parse_args()
     store = WeightsStore(load_settings().asr.models_dir, Manifest.load())
     engine = load_engine(asked.engine, store.resolve(asked.engine, asked.model).path)
-    network = load_network()
+    network = SileroNetwork()
     if asked.path.is_dir():
         _words(asked.path, engine, network, asked.words)
         return 0
@@ -72,13 +72,13 @@ def main() -> int:
     return 0 if wrong <= MOST_TIMES * right else 1
 
 
-def _seconds(engine: Engine, chunks: list[PlannedChunk], language: str) -> float:
+def _seconds(engine: SpeechEngine, chunks: list[PlannedChunk], language: str) -> float:
     started = time.process_time()
     _heard(engine, chunks, language)
     return time.process_time() - started
 
 
-def _words(folder: Path, engine: Engine, network: Network, most: int) -> None:
+def _words(folder: Path, engine: SpeechEngine, network: SileroNetwork, most: int) -> None:
     for clips in read_corpus(folder).clip_sets:
         found = [
             (text, _heard(engine, _planned(pcm, network), clips.language))
@@ -110,7 +110,9 @@ def _words(folder: Path, engine: Engine, network: Network, most: int) -> None:
         )
 
 
-def _cut(engine: Engine, clip: Path, reference: str, language: str) -> Iterator[tuple[str, Pcm]]:
+def _cut(
+    engine: SpeechEngine, clip: Path, reference: str, language: str
+) -> Iterator[tuple[str, Pcm]]:
     """The words of a clip (of 30 s at most) that are surely right, each by itself."""
     pcm = _samples(clip)
     said = guards.plain(reference).split()
@@ -153,15 +155,15 @@ def _no_speech() -> Iterator[Pcm]:
 
 def _samples(recording: Path) -> Pcm:
     with recording.open("rb") as file:
-        return np.concatenate(list(Decoding(file)))
+        return np.concatenate(list(MonoDecoder(file)))
 
 
-def _planned(pcm: Pcm, network: Network) -> list[PlannedChunk]:
+def _planned(pcm: Pcm, network: SileroNetwork) -> list[PlannedChunk]:
     planner = Planner(PlanOptions(), network)
     return planner.feed(pcm) + planner.finish()
 
 
-def _heard(engine: Engine, chunks: list[PlannedChunk], language: str) -> list[Segment]:
+def _heard(engine: SpeechEngine, chunks: list[PlannedChunk], language: str) -> list[Segment]:
     return [
         segment
         for planned in chunks

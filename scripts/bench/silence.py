@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydub import AudioSegment
 from pydub.silence import detect_nonsilent as pydub_detect_nonsilent
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.audio.silence import SilenceOptions, detect_nonsilent
 from common.domain.values import SAMPLE_RATE
 
@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=int, default=10)
     asked = parser.parse_args()
     if asked.recording:
-        samples = np.concatenate(list(islice(Decoding(asked.recording), asked.minutes)))
+        samples = np.concatenate(list(islice(MonoDecoder(asked.recording), asked.minutes)))
     else:
         samples = made_up(asked.minutes)
     options = SilenceOptions()

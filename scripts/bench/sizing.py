@@ -118,12 +118,12 @@ def _measure(settings: Settings, asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan(recording: Path, minutes: float) -> Iterator[PlannedChunk]:
-    from common.audio.decode import Decoding
+    from common.audio.decode import MonoDecoder
     from common.audio.planning import Planner, PlanOptions
-    from common.audio.vad import load_network
+    from common.audio.silero import SileroNetwork
 
-    planner = Planner(PlanOptions(), load_network())
-    decoding = Decoding(recording)
+    planner = Planner(PlanOptions(), SileroNetwork())
+    decoding = MonoDecoder(recording)
     for block in decoding:
         yield from planner.feed(block)
         if decoding.duration_ms >= minutes * 60_000:

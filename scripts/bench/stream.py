@@ -16,7 +16,7 @@ import click
 import numpy as np
 import psutil
 
-from common.errors import Refused
+from common.errors import RequestRejected
 from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE, FASTER_WHISPER, ZIPFORMER, Manifest
 from common.weights.store import WeightsStore
@@ -358,7 +358,7 @@ class StreamBench:
 
     async def _with_one_more(
         self, service: UnderTest, voice: Voice, programmes: Sequence[Programme]
-    ) -> tuple[list[Played], Refused | None]:
+    ) -> tuple[list[Played], RequestRejected | None]:
         """Play all, and half-way through ask for one more."""
         others = asyncio.create_task(
             play_all(service.address, self._key, programmes, **voice.options)
@@ -369,7 +369,7 @@ class StreamBench:
             await play_all(
                 service.address, self._key, [voice.programme(WARM_UP_S)], **voice.options
             )
-        except Refused as error:
+        except RequestRejected as error:
             refusal = error
         return await others, refusal
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.domain.values import BYTES_PER_MS
 from scripts.bench.corpus import Clip
 from scripts.cli.streaming import PIECE_BYTES, Message, StreamClient, paced
@@ -54,7 +54,9 @@ def string_together(
         if said and len(pcm) / BYTES_PER_MS >= seconds * 1000:
             break
         said.append(clip.reference)
-        pcm += b"".join(block.astype("<i2", copy=False).tobytes() for block in Decoding(clip.path))
+        pcm += b"".join(
+            block.astype("<i2", copy=False).tobytes() for block in MonoDecoder(clip.path)
+        )
         pcm += _pause(draw)
     return Programme(language, pcm, " ".join(said))
 
@@ -166,7 +168,7 @@ async def play(
     given each message as it comes.
 
     Raises:
-        Refused, GatewayLost: the gateway did not want it, or went away.
+        RequestRejected, GatewayLost: the gateway did not want it, or went away.
     """
     sent = Sent()
     messages: list[Message] = []

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from common.weights import packages
 from common.weights.manifest import FileSpec, Packages, WeightsSpec
-from common.weights.transfer import Network, SourceFailed
+from common.weights.transfer import DownloadOptions, SourceFailed
 
 NAME = "zipformer-viet-wenet"
 _WHEEL = "viet-asr==0.1.0.dev11"
@@ -65,7 +65,7 @@ def bring(folder: Path) -> Path:
         staged = staging / NAME
         staged.mkdir(exist_ok=True)
         source = Packages("pypi", (_WHEEL,), {_LIBRARY.name: (f"vietasr/_native/{_LIBRARY.name}",)})
-        packages.fetch(source, _SPEC, staged, Network(), lambda *_: None)
+        packages.fetch(source, _SPEC, staged, DownloadOptions(), lambda *_: None)
         library = staged / _LIBRARY.name
         _write(library.read_bytes(), staged)
         library.unlink()

@@ -373,7 +373,7 @@ def database_here() -> Iterator[str]:
 def migrate(revision: str | None) -> None:
     """Bring the database to this version's tables."""
     from common.db.migrate import downgrade, revisions, upgrade
-    from common.reach import wait_for
+    from common.net.reach import wait_for
 
     with database_here() as url:
         wait_for(lambda: revisions(url))

@@ -23,7 +23,7 @@ from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED
 from common.domain.formats import MEDIA_TYPES
 from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.moderation import Label
-from common.errors import GatewayLost, Refused, SetupProblem
+from common.errors import GatewayLost, RequestRejected, SetupProblem
 from scripts.cli.cli import data_dir_option, load_settings, suggestion
 from scripts.stack.running import find_owner, find_running
 
@@ -77,7 +77,8 @@ class Gateway:
     ``address`` is its URL without ``/api/v1``; ``key`` is the API key to show.
 
     Raises, from every method:
-        Refused: the gateway said no; its detail is the message, ``details["status"]`` the status.
+        RequestRejected: the gateway said no; its detail is the message, ``details["status"]`` the
+            status.
         GatewayLost: it cannot be reached, or went away.
     """
 
@@ -229,7 +230,7 @@ class Gateway:
         try:
             document: dict[str, Any] = answer.json()
         except ValueError:
-            raise Refused(
+            raise RequestRejected(
                 detail=f"{self.address} does not answer like a gateway of Stenopool", status=0
             ) from None
         return document
@@ -239,9 +240,11 @@ class Gateway:
         try:
             yield
         except (httpx.InvalidURL, UnicodeError) as error:  # the latter of a name that IDNA has not
-            raise Refused(detail=f"{self.address} is no address: {error}", status=0) from error
+            raise RequestRejected(
+                detail=f"{self.address} is no address: {error}", status=0
+            ) from error
         except httpx.UnsupportedProtocol as error:
-            raise Refused(detail=f"{self.address} is no http address", status=0) from error
+            raise RequestRejected(detail=f"{self.address} is no http address", status=0) from error
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise GatewayLost(address=self.address, reason=reason) from error
@@ -251,13 +254,13 @@ def shown(key: str | None) -> dict[str, str]:
     """The headers that show a key; none where there is none.
 
     Raises:
-        Refused: it is no key.
+        RequestRejected: it is no key.
     """
     if not key:
         return {}
     key = key.strip()
     if not key.isascii() or not key.isprintable():
-        raise Refused(detail="The API key has characters in it that no key has", status=0)
+        raise RequestRejected(detail="The API key has characters in it that no key has", status=0)
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -275,7 +278,7 @@ def _check(answer: httpx.Response) -> None:
         raise refusal(answer.status_code, answer.reason_phrase, answer.read())
 
 
-def refusal(status: int, phrase: str, content: bytes) -> Refused:
+def refusal(status: int, phrase: str, content: bytes) -> RequestRejected:
     """The gateway's no, in its own words where it has some."""
     detail = f"The gateway answered {status} {phrase}"
     with suppress(ValueError, TypeError, KeyError):
@@ -284,10 +287,10 @@ def refusal(status: int, phrase: str, content: bytes) -> Refused:
         detail += suggestion(problem["value"], problem["allowed"].split(", "))
     if status == HTTPStatus.UNAUTHORIZED:
         detail += "; name one with --key or STENO_API_KEY (steno keys create makes one)"
-    return Refused(detail=detail, status=status)
+    return RequestRejected(detail=detail, status=status)
 
 
-def passing(error: Refused | GatewayLost) -> bool:
+def passing(error: RequestRejected | GatewayLost) -> bool:
     """Whether to try again: the gateway or what it needs may be back soon."""
     return isinstance(error, GatewayLost) or error.details["status"] in {
         HTTPStatus.BAD_GATEWAY,

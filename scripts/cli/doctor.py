@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from api.children import LOADING, OFF, OK
 from common.db.migrate import revisions
 from common.errors import ModerationOff, SetupProblem, StenoError
-from common.queue import Doorbell, connect
+from common.redis.queue import StepQueue, connect
 from common.settings import INSTALLED, ROOT, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -197,7 +197,7 @@ def _gateway(settings: Settings, running: RunningStack | None) -> Finding:
 def _workers(running: RunningStack) -> Finding:
     """All that ring in at the stack's queue, wherever they run."""
     try:
-        workers = Doorbell(connect(running.redis_url)).live_workers()
+        workers = StepQueue(connect(running.redis_url)).live_workers()
     except redis.RedisError as error:
         return Finding("workers", _first_line(error), "see Redis above")
     if workers == 0:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from common.asr.loading import STYLES
 from common.audio.probe import probe
-from common.errors import GatewayLost, ModelNotHere, Refused, SetupProblem, StenoError
+from common.errors import GatewayLost, ModelNotInstalled, RequestRejected, SetupProblem, StenoError
 from common.settings import Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -136,7 +136,7 @@ class Listening:
         """Until all is said. Ctrl-C ends the sound, a second one everything.
 
         Raises:
-            Refused, GatewayLost: the gateway does not want the stream, or went away.
+            RequestRejected, GatewayLost: the gateway does not want the stream, or went away.
             KeyboardInterrupt: at the second Ctrl-C.
             Whatever the source raises.
         """
@@ -325,7 +325,7 @@ def _about(name: object) -> Iterator[None]:
     """Have errors say what they are about."""
     try:
         yield
-    except (Refused, GatewayLost, SetupProblem):
+    except (RequestRejected, GatewayLost, SetupProblem):
         raise
     except StenoError as error:
         raise click.ClickException(f"{name}: {error}") from error
@@ -380,6 +380,6 @@ def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     try:
         setup = StreamResolver(settings, store).setup(stream_options(options))
-    except ModelNotHere as missing:
+    except ModelNotInstalled as missing:
         return str(missing.details["engine"]), str(missing.details["model"])
     return setup.engine, setup.model

@@ -21,9 +21,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from api.exposure import is_loopback
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.domain.values import BYTES_PER_MS, SAMPLE_RATE, SAMPLES_PER_MS
-from common.errors import GatewayLost, Refused, SetupProblem
+from common.errors import GatewayLost, RequestRejected, SetupProblem
 from scripts.cli.client import refusal, shown
 
 PATH = "/ws/transcribe"
@@ -78,7 +78,8 @@ class StreamClient:
     Without ``keep_alive`` the gateway takes a long silence of the client's for its absence.
 
     Raises, from entering:
-        Refused: the gateway said no; its detail is the message, ``details["status"]`` the status.
+        RequestRejected: the gateway said no; its detail is the message, ``details["status"]`` the
+            status.
         GatewayLost: it cannot be reached.
     """
 
@@ -176,12 +177,12 @@ class StreamClient:
         """Pass where the gateway closed the stream because all is done, or has not yet.
 
         Raises:
-            Refused: it had a reason of its own.
+            RequestRejected: it had a reason of its own.
         """
         if self.code in {None, DONE}:
             return
         detail = self._error or f"The gateway closed the stream with {self.code}"
-        raise Refused(detail=detail, status=max(0, self.code - OWN_CODES))
+        raise RequestRejected(detail=detail, status=max(0, self.code - OWN_CODES))
 
     # --- the connection -----------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class StreamClient:
                 close_timeout=FAREWELL_S,
             )
         except (InvalidURI, ValueError) as error:
-            raise Refused(detail=f"{self.address} is no http address", status=0) from error
+            raise RequestRejected(detail=f"{self.address} is no http address", status=0) from error
         except InvalidStatus as error:
             answer = error.response
             raise refusal(
@@ -213,8 +214,8 @@ class StreamClient:
 
 
 def of_file(path: Path) -> Iterator[bytes]:
-    """The sound of a recording, piece by piece; raises as `common.audio.decode.Decoding`."""
-    for block in Decoding(path, PIECE_MS):
+    """The sound of a recording, piece by piece; raises as `common.audio.decode.MonoDecoder`."""
+    for block in MonoDecoder(path, PIECE_MS):
         yield block.astype("<i2", copy=False).tobytes()
 
 

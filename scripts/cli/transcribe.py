@@ -21,7 +21,7 @@ from loguru import logger
 from rich.console import Console
 
 from common.domain.formats import FLAGGING
-from common.errors import GatewayLost, Refused, StenoError
+from common.errors import GatewayLost, RequestRejected, StenoError
 from common.weights.manifest import WHISPER_ENGINES, Manifest
 from common.weights.store import WeightsStore
 from scripts.cli.cli import interrupt_on_signals, load_settings
@@ -181,7 +181,7 @@ class Transcription:
             and chunks > take.lines_of
             and began > take.lines_due
         ):
-            with contextlib.suppress(GatewayLost, Refused):
+            with contextlib.suppress(GatewayLost, RequestRejected):
                 take.lines = lines(self._service.gateway.result(take.job_id or "", partial=True))
                 take.lines_of = chunks
             now = time.monotonic()
@@ -193,14 +193,14 @@ class Transcription:
         """The gateway's answer, asked for again while the gateway is away.
 
         Raises:
-            GatewayLost, Refused: it stays away, or says no for good.
+            GatewayLost, RequestRejected: it stays away, or says no for good.
         """
         deadline = time.monotonic() + PATIENCE_S
         delay_s = 0.2
         while True:
             try:
                 answer = ask(self._service.gateway)
-            except (GatewayLost, Refused) as error:
+            except (GatewayLost, RequestRejected) as error:
                 if not passing(error) or time.monotonic() > deadline:
                     raise
                 self._board.notice(f"{error}; trying again")
@@ -523,7 +523,7 @@ def _check(settings: Settings, options: Mapping[str, str]) -> None:
     """
     # They take a while, and are mostly not needed.
     from api.resolving import Resolver, form_options
-    from common.egress import Egress
+    from common.net.egress import Egress
 
     manifest = Manifest.load()
     store = WeightsStore(settings.asr.models_dir, manifest)

@@ -62,7 +62,7 @@ class Access:
 class EmbeddedServer(ABC):
     """One database server as a child process, with everything it owns under ``data_dir``.
 
-    Not thread-safe, and to be started from a thread that outlives it (see `common.orphans`).
+    Not thread-safe, and to be started from a thread that outlives it (`common.process.orphans`).
 
     Raises:
         common.errors.SetupProblem: it cannot run here; the message says what to do.

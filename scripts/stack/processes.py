@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from common.files import UMASK
-from common.orphans import die_with_parent
+from common.process.orphans import die_with_parent
 
 
 def spawn(
@@ -27,7 +27,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` in a process group of its own, so that a Ctrl-C reaches only the parent.
 
-    It is sent ``death_signal`` when the calling *thread* is gone (see `common.orphans`).
+    It is sent ``death_signal`` when the calling *thread* is gone (see `common.process.orphans`).
     What it writes is for its own user. ``log`` takes its output (none: it is thrown away); ``user``
     and ``group`` are what it drops to.
     """

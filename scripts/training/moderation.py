@@ -299,7 +299,7 @@ def evaluate(
     _show(alone, f"{moderator.by.model} alone, thresholds {_written(thresholds)}")
     together = alone
     if lists:
-        verdicts = Moderation(moderator, Lexicon()).judge(texts)
+        verdicts = Moderation(moderator, Lexicon()).classify(texts)
         given = np.array([verdict.label.severity for verdict in verdicts])
         together = report(truth, given, np.array([verdict.scores for verdict in verdicts]))
         _show(together, f"{moderator.by.model} with the word lists")

@@ -14,13 +14,14 @@ from faster_whisper.tokenizer import _LANGUAGE_CODES
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from common.asr import guards
-from common.asr.engine import DecodingOptions, Engine, Samples
+from common.asr.engine import DecodingOptions, Samples, SpeechEngine
 from common.asr.guards import is_known_phrase
-from common.asr.loading import ENGINES, load_engine
+from common.asr.loading import load_engine
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.languages import LANGUAGES
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
+from common.weights.manifest import WHISPER_ENGINES
 from tests.support.speech import noise, silence, speak
 
 WEIGHTS = {"faster-whisper": "faster-whisper-base", "whisper.cpp": "ggml-tiny.bin"}
@@ -33,8 +34,8 @@ FRENCH = "Bonjour, je voudrais une tasse de café et un morceau de pain, s'il vo
 FORECAST = "The weather will be warm and dry in the south, with some rain in the mountains."
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def engine(request: pytest.FixtureRequest, weights_dir: Path) -> Engine:
+@pytest.fixture(scope="module", params=WHISPER_ENGINES)
+def engine(request: pytest.FixtureRequest, weights_dir: Path) -> SpeechEngine:
     return load_engine(request.param, weights_dir / WEIGHTS[request.param])
 
 
@@ -52,17 +53,19 @@ def word_error_rate(reference: str, hypothesis: str) -> float:
     return float(jiwer.wer(normal(reference), normal(hypothesis)))
 
 
-def one(engine: Engine, window: Samples, options: DecodingOptions = ENGLISH) -> tuple[Segment, ...]:
+def one(
+    engine: SpeechEngine, window: Samples, options: DecodingOptions = ENGLISH
+) -> tuple[Segment, ...]:
     (segments,) = engine.transcribe([window], options)
     return segments
 
 
 @pytest.mark.parametrize("spoken", [TRAIN, REPORT, FORECAST])
-def test_speech_becomes_its_text(engine: Engine, spoken: str) -> None:
+def test_speech_becomes_its_text(engine: SpeechEngine, spoken: str) -> None:
     assert word_error_rate(spoken, text(one(engine, speak(spoken)))) <= 0.25
 
 
-def test_each_window_has_its_own_segments_in_order(engine: Engine) -> None:
+def test_each_window_has_its_own_segments_in_order(engine: SpeechEngine) -> None:
     spoken = [TRAIN, REPORT, FORECAST]
     decoded = engine.transcribe([speak(each) for each in spoken], ENGLISH)
     assert len(decoded) == len(spoken)
@@ -70,14 +73,14 @@ def test_each_window_has_its_own_segments_in_order(engine: Engine) -> None:
         assert word_error_rate(reference, text(segments)) <= 0.25
 
 
-def test_how_windows_are_grouped_into_calls_changes_nothing(engine: Engine) -> None:
+def test_how_windows_are_grouped_into_calls_changes_nothing(engine: SpeechEngine) -> None:
     windows = [speak(TRAIN), noise(2), speak(FORECAST), silence(1)]
     together = [gist(segments) for segments in engine.transcribe(windows, ENGLISH)]
     alone = [gist(one(engine, window)) for window in reversed(windows)]
     assert together == alone[::-1]
 
 
-def test_sampling_at_a_high_temperature_gives_the_same_text_again(engine: Engine) -> None:
+def test_sampling_at_a_high_temperature_gives_the_same_text_again(engine: SpeechEngine) -> None:
     hot = replace(ENGLISH, temperatures=(0.8,))
     first, second = engine.transcribe([speak(TRAIN), speak(FORECAST)], hot)
     assert gist(one(engine, speak(FORECAST), hot)) == gist(second)
@@ -85,7 +88,7 @@ def test_sampling_at_a_high_temperature_gives_the_same_text_again(engine: Engine
     assert {segment.temperature for segment in first + second} == {0.8}
 
 
-def test_no_option_of_one_call_is_left_for_the_next(engine: Engine) -> None:
+def test_no_option_of_one_call_is_left_for_the_next(engine: SpeechEngine) -> None:
     window = speak(REPORT)
     before = gist(one(engine, window))
     one(
@@ -104,7 +107,9 @@ def test_no_option_of_one_call_is_left_for_the_next(engine: Engine) -> None:
     assert gist(one(engine, window)) == before
 
 
-def test_words_join_to_the_text_and_follow_each_other_inside_the_window(engine: Engine) -> None:
+def test_words_join_to_the_text_and_follow_each_other_inside_the_window(
+    engine: SpeechEngine,
+) -> None:
     window = speak(TRAIN)
     segments = one(engine, window)
     words = [word for segment in segments for word in segment.words]
@@ -114,7 +119,7 @@ def test_words_join_to_the_text_and_follow_each_other_inside_the_window(engine: 
     assert all(0 <= word.probability <= 1 for word in words)
 
 
-def test_words_stand_where_they_are_said(engine: Engine) -> None:
+def test_words_stand_where_they_are_said(engine: SpeechEngine) -> None:
     before = speak("Good morning everybody.")
     window = np.concatenate([before, silence(3), speak("Please send the report.")])
     words = [word for segment in one(engine, window) for word in segment.words]
@@ -123,14 +128,14 @@ def test_words_stand_where_they_are_said(engine: Engine) -> None:
     assert abs(please.span.start_ms - resumed_ms) < 500
 
 
-def test_segments_stay_without_words_when_none_are_asked_for(engine: Engine) -> None:
+def test_segments_stay_without_words_when_none_are_asked_for(engine: SpeechEngine) -> None:
     plain = one(engine, speak(TRAIN), replace(ENGLISH, word_timestamps=False))
     full = one(engine, speak(TRAIN))
     assert [each.words for each in plain] == [()] * len(full)
     assert [(each.text, each.span) for each in plain] == [(each.text, each.span) for each in full]
 
 
-def test_the_decoders_numbers_are_in_their_ranges(engine: Engine) -> None:
+def test_the_decoders_numbers_are_in_their_ranges(engine: SpeechEngine) -> None:
     for segment in one(engine, speak(FORECAST)):
         assert -1 < segment.avg_logprob < 0
         assert 0 < segment.compression_ratio < 2.4
@@ -139,53 +144,55 @@ def test_the_decoders_numbers_are_in_their_ranges(engine: Engine) -> None:
         assert segment.flags == ()
 
 
-def test_silence_has_no_text(engine: Engine) -> None:
+def test_silence_has_no_text(engine: SpeechEngine) -> None:
     assert engine.transcribe([silence(2), silence(20)], ENGLISH) == [(), ()]
 
 
 @pytest.mark.parametrize("start", [4_800, 16_000, 24_000])
-def test_a_tenth_of_a_second_gives_no_text_or_text_in_doubt(engine: Engine, start: int) -> None:
+def test_a_tenth_of_a_second_gives_no_text_or_text_in_doubt(
+    engine: SpeechEngine, start: int
+) -> None:
     for segment in one(engine, speak(TRAIN)[start : start + 1_600]):
         assert not guards.DOUBTFUL.isdisjoint(segment.flags)
 
 
 @pytest.mark.parametrize("word", ["yes", "no"])
-def test_a_clip_of_one_word_has_text(engine: Engine, word: str) -> None:
+def test_a_clip_of_one_word_has_text(engine: SpeechEngine, word: str) -> None:
     spoken = speak(word)
     loud = np.flatnonzero(np.abs(spoken) > 0.01)
     assert text(one(engine, spoken[loud[0] : loud[-1]])).strip()
 
 
-def test_a_thank_you_that_is_said_stays(engine: Engine) -> None:
+def test_a_thank_you_that_is_said_stays(engine: SpeechEngine) -> None:
     heard = text(one(engine, speak("Thank you for watching.")))
     assert is_known_phrase(heard)
     assert "thank you" in heard.lower()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 399, 1_600, 480_000])
-def test_a_window_may_have_any_length_up_to_30_s(engine: Engine, samples: int) -> None:
+def test_a_window_may_have_any_length_up_to_30_s(engine: SpeechEngine, samples: int) -> None:
     window = np.resize(speak(TRAIN), samples)
     heard = one(engine, window, QUICK)
     assert all(segment.span.end_ms <= samples // 16 for segment in heard)
 
 
-def test_no_windows_are_no_work(engine: Engine) -> None:
+def test_no_windows_are_no_work(engine: SpeechEngine) -> None:
     assert engine.transcribe([], ENGLISH) == []
 
 
-def test_a_prompt_longer_than_the_decoders_memory_is_cut(engine: Engine) -> None:
+def test_a_prompt_longer_than_the_decoders_memory_is_cut(engine: SpeechEngine) -> None:
     long = replace(ENGLISH, hotwords="London, " * 300, initial_prompt="The train. " * 300)
     assert one(engine, speak(REPORT), long) is not None
 
 
-def test_a_prompt_teaches_a_spelling(engine: Engine) -> None:
+def test_a_prompt_teaches_a_spelling(engine: SpeechEngine) -> None:
     window = speak("We visited Mister Haynes in his office on Monday.")
     for spelling in ("Hanes", "Haines"):
         told = replace(ENGLISH, initial_prompt=f"Mr. {spelling} and Mrs. {spelling}.")
         assert spelling in text(one(engine, window, told))
 
 
-def test_each_windows_language_is_detected(engine: Engine) -> None:
+def test_each_windows_language_is_detected(engine: SpeechEngine) -> None:
     english, french = engine.languages([speak(TRAIN), speak(FRENCH, "fr")])
     for languages, code in ((english, "en"), (french, "fr")):
         assert set(languages) <= set(LANGUAGES)
@@ -194,7 +201,7 @@ def test_each_windows_language_is_detected(engine: Engine) -> None:
         assert languages[code] > 0.5
 
 
-def test_no_hotter_decoding_is_tried_in_the_wrong_language(engine: Engine) -> None:
+def test_no_hotter_decoding_is_tried_in_the_wrong_language(engine: SpeechEngine) -> None:
     wrong = one(engine, speak(FORECAST), replace(ENGLISH, language="vi"))
     assert wrong
     assert {segment.temperature for segment in wrong} == {0}
@@ -206,12 +213,12 @@ def test_no_hotter_decoding_is_tried_in_the_wrong_language(engine: Engine) -> No
         assert segment.detected.probability > 0.8
 
 
-def test_text_in_the_right_language_has_no_other_detected(engine: Engine) -> None:
+def test_text_in_the_right_language_has_no_other_detected(engine: SpeechEngine) -> None:
     assert all(segment.detected is None for segment in one(engine, speak(FORECAST)))
 
 
 @pytest.mark.parametrize("language", ["vi", "haw", "jw", "he", "zh", "th"])
-def test_a_language_we_offer_is_taken(engine: Engine, language: str) -> None:
+def test_a_language_we_offer_is_taken(engine: SpeechEngine, language: str) -> None:
     options = replace(QUICK, language=language)
     assert len(engine.transcribe([speak(REPORT)], options)) == 1
 
@@ -223,14 +230,14 @@ def test_the_languages_we_offer_are_those_of_both_libraries() -> None:
 
 
 def test_an_engine_prints_nothing(
-    engine: Engine, weights_dir: Path, capfd: pytest.CaptureFixture[str]
+    engine: SpeechEngine, weights_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     loaded = load_engine(engine.name, weights_dir / WEIGHTS[engine.name])
     loaded.transcribe([speak(REPORT)], ENGLISH)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", WHISPER_ENGINES)
 def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="nowhere"):
         load_engine(name, tmp_path / "nowhere")

@@ -136,7 +136,9 @@ def test_outputs_that_have_no_names_are_named_by_the_setting(
     folder: Path, kind: str, moderator: Moderator
 ) -> None:
     configure(folder, id2label={str(number): f"LABEL_{number}" for number in range(3)})
-    with pytest.raises(ModerationUnusable, match="set MODERATION_LABELS to what its outputs mean"):
+    with pytest.raises(
+        ModerationUnusable, match="set MODERATION_LABELS to the labels of its outputs"
+    ):
         ADAPTERS[kind](folder)
     swapped = ADAPTERS[kind](folder, labels="HATE,OFFENSIVE,CLEAN").scores(TEXTS[:6])
     assert swapped == pytest.approx(moderator.scores(TEXTS[:6])[:, ::-1], abs=1e-4)

@@ -22,8 +22,8 @@ from common.db.snapshots import Snapshot
 from common.db.tables import Failure, Job, Outbox, Part, Step
 from common.domain.job import JobStatus, StepStatus
 from common.errors import Conflict
-from common.events import Events
-from common.queue import connect
+from common.redis.events import Events
+from common.redis.queue import connect
 from tests.support import made_up
 from tests.support.factories import TENANT
 from tests.support.made_up import PARTS, RATING_FAILED, Behaviour

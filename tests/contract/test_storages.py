@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.errors import NotFound, SetupProblem, Unavailable
 from common.settings import StorageSettings
 from common.storage.opening import open_storage
@@ -264,7 +264,7 @@ def test_a_storage_that_goes_away_while_a_recording_is_decoded_does_not_look_lik
 ) -> None:
     long = write_wav(tmp_path / "long.wav", noise(300))
     with s3.open_recording(taken_in(s3, long.read_bytes())) as file:
-        decoding = Decoding(file)
+        decoding = MonoDecoder(file)
         blocks = iter(decoding)
         next(blocks)
         line.cut()

@@ -20,7 +20,7 @@ from botocore.compat import HTTPHeaders
 from botocore.validate import ParamValidator
 from redis import SSLConnection
 
-from common import queue
+from common.redis import queue
 from common.settings import ROOT, Settings, StorageSettings
 from common.storage import s3
 from tests.support.setting_names import secret_settings, settings_named

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.errors import GatewayLost, InUse, Refused, SetupProblem
+from common.errors import GatewayLost, InUse, RequestRejected, SetupProblem
 from common.settings import ROOT
 from tests.system.containers.audit import (
     BLOCK_BYTES,
@@ -318,22 +318,22 @@ def test_the_shortest_are_clips_and_the_longest_is_the_long_one(tmp_path: Path) 
 
 
 def test_only_what_may_pass_is_tried_again() -> None:
-    answers: list[GatewayLost | Refused | str] = [
+    answers: list[GatewayLost | RequestRejected | str] = [
         GatewayLost(address="here", reason="reset"),
         "text",
     ]
 
     def ask() -> str:
         answer = answers.pop(0)
-        if isinstance(answer, GatewayLost | Refused):
+        if isinstance(answer, GatewayLost | RequestRejected):
             raise answer
         return answer
 
     retries: list[None] = []
     assert patiently(ask, again=lost, on_retry=lambda: retries.append(None)) == "text"
     assert len(retries) == 1
-    answers[:] = [Refused(detail="away", status=503), "text"]
-    with pytest.raises(Refused):
+    answers[:] = [RequestRejected(detail="away", status=503), "text"]
+    with pytest.raises(RequestRejected):
         patiently(ask, again=lost)
 
 

@@ -87,7 +87,10 @@ def test_the_service_judges_alike_by_onnx_and_by_pytorch(phobert: PhoBert) -> No
         ModerationSettings(use_onnxruntime=False, phobert_checkpoint_dir=phobert.checkpoint),
     )
     judged = [
-        [verdict.label for verdict in load_moderation(settings).judge([it for it, _ in labelled])]
+        [
+            verdict.label
+            for verdict in load_moderation(settings).classify([it for it, _ in labelled])
+        ]
         for settings in (by_onnx, by_pytorch)
     ]
     assert judged[0] == judged[1]

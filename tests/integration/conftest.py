@@ -9,7 +9,7 @@ import redis
 
 from common.db.database import Database
 from common.db.steps import Steps
-from common.events import Events
+from common.redis.events import Events
 from tests.support.factories import make_steps
 from tests.support.gateway import GatewayProcess
 from tests.support.service import Service, Start

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from redis import Redis
 
-from common import presence
+from common.redis import presence
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from worker.announcement import Announcement
@@ -34,4 +34,15 @@ def test_weights_whose_files_come_one_after_the_other_are_announced(
         for name in ("tokenizer.json", "vocabulary.txt", "model.bin"):
             (folder / name).touch()
         announcement.renew()
+        assert presence.weights(redis) == {OWN}
+
+
+def test_a_report_that_cannot_be_read_counts_as_none(redis_url: str) -> None:
+    with Redis.from_url(redis_url) as redis:
+        for name in (WORKER, "two-2-abcdef"):
+            redis.sadd(f"rq:workers:{presence.QUEUE_NAME}", f"{presence.WORKER}{name}")
+        for report in ("{", "3", "[3]", '["abc"]', "\xff"):
+            redis.set(f"{presence.WEIGHTS}{WORKER}", report)
+            assert presence.weights(redis) is None
+        presence.report_weights(redis, "two-2-abcdef", [OWN])
         assert presence.weights(redis) == {OWN}

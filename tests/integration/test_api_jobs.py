@@ -18,7 +18,7 @@ from common.db.steps import Steps
 from common.domain.formats import MEDIA_TYPES
 from common.domain.request import Options
 from common.errors import DecodeFailed, ModerationOff
-from common.events import JOB_CHANNEL, Events
+from common.redis.events import JOB_CHANNEL, Events
 from scripts.stack.embedded import EmbeddedValkey
 from tests.support.factories import (
     BY,

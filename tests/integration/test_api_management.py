@@ -19,8 +19,8 @@ from common.db.tables import Base, Deletion, Job, Recording
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.errors import DecodeFailed
-from common.events import Events
-from common.queue import connect
+from common.redis.events import Events
+from common.redis.queue import connect
 from common.storage.local import LocalStorage
 from scripts.cli.cli import steno
 from tests.support.audio_files import wav_header

@@ -16,7 +16,7 @@ import requests
 from common.db.database import Database
 from common.db.steps import Steps
 from common.errors import DecodeFailed
-from common.events import Events
+from common.redis.events import Events
 from tests.support.factories import claim_next, finish_chunk, finish_merge, make_steps, plan_chunks
 from tests.support.factories import stored_segment as segment
 from tests.support.gateway import GatewayProcess
@@ -209,7 +209,7 @@ def test_what_has_a_header_is_read_by_it_whatever_is_said(
         ({"encode": "perhaps"}, "encode"),
     ],
 )
-def test_what_cannot_be_heeded_is_refused_by_name(
+def test_what_cannot_be_heeded_is_rejected_by_name(
     gateway: GatewayProcess, wav: bytes, wrong: dict[str, str], field: str
 ) -> None:
     answer = ask(gateway, wav, **wrong)
@@ -239,7 +239,7 @@ def test_an_idempotency_key_means_one_request(
         send(initial_prompt="Another.")
 
 
-def test_a_form_without_the_file_is_refused_by_its_name(gateway: GatewayProcess) -> None:
+def test_a_form_without_the_file_is_rejected_by_its_name(gateway: GatewayProcess) -> None:
     answer = gateway.http.post("/asr", files={"file": ("a.wav", b"")}, auth=BASIC)
     assert (answer.status_code, answer.json()["field"]) == (422, "audio_file")
 

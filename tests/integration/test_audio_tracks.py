@@ -16,7 +16,7 @@ from common.domain.chunks import windows_from_json
 from common.domain.request import Cutting, Options, Strategy
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track
 from common.domain.values import Chunk
-from common.queue import connect
+from common.redis.queue import connect
 from common.settings import Settings
 from tests.support.audio_tracks import write_tracks
 from tests.support.factories import TENANT, claim_next, new_job, new_recording

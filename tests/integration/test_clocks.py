@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from common import presence
+from common.redis import presence
 from common.settings import ROOT
 from tests.support.service import Start, wait_until
 

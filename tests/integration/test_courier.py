@@ -20,8 +20,8 @@ from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
 from common.db.vault import Vault, seal_all
 from common.db.webhooks import Outcome, tell
 from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
-from common.egress import Egress
 from common.errors import SecretsLocked, SetupProblem
+from common.net.egress import Egress
 from common.settings import WebhookSettings
 from scripts.cli.cli import steno
 from tests.support.factories import TENANT, submit_job
@@ -211,7 +211,7 @@ def test_an_address_that_is_not_public_is_refused_when_a_message_is_sent(
         (delivery,) = ended(webhooks)
     assert delivery.row.status == "failed"
     (attempt,) = delivery.attempts
-    assert attempt.error == "url is refused: 127.0.0.1 is an address that is not public"
+    assert attempt.error == "url is rejected: 127.0.0.1 is an address that is not public"
     assert receiver.arrivals() == []
 
 

@@ -51,37 +51,37 @@ def moderation() -> Moderation:
 
 @pytest.mark.parametrize("text", CLEAN)
 def test_harmless_texts_are_clean(moderation: Moderation, text: str) -> None:
-    (verdict,) = moderation.judge([text])
+    (verdict,) = moderation.classify([text])
     assert verdict.label is Label.CLEAN
     assert verdict.marks == ()
 
 
 @pytest.mark.parametrize("text", OFFENSIVE)
 def test_foul_texts_are_not_clean_and_say_why(moderation: Moderation, text: str) -> None:
-    (verdict,) = moderation.judge([text])
+    (verdict,) = moderation.classify([text])
     assert verdict.label is not Label.CLEAN
     assert verdict.marks
 
 
 def test_one_foul_sentence_late_in_a_long_text_is_found(moderation: Moderation) -> None:
     long = " ".join(CLEAN[:7] * 20)
-    before, after = moderation.judge([long, f"{long} {OFFENSIVE[0]} {long}"])
+    before, after = moderation.classify([long, f"{long} {OFFENSIVE[0]} {long}"])
     assert before.label is Label.CLEAN
     assert after.label is not Label.CLEAN
 
 
-def test_a_megabyte_of_text_is_judged_to_its_end(moderation: Moderation) -> None:
+def test_a_megabyte_of_text_is_classified_to_its_end(moderation: Moderation) -> None:
     clean = "trời đẹp " * 110_000
     for text in (f"{clean}địt mẹ mày", "a" * 1_000_000 + " địt mẹ mày"):
-        (verdict,) = moderation.judge([text])
+        (verdict,) = moderation.classify([text])
         assert verdict.label is not Label.CLEAN
         assert text[verdict.marks[-1].start :] == "địt mẹ mày"
 
 
-def test_a_text_is_judged_alike_in_any_company(moderation: Moderation) -> None:
+def test_a_text_is_classified_alike_in_any_company(moderation: Moderation) -> None:
     texts = [*CLEAN, "", *OFFENSIVE, " ".join(CLEAN * 9)]
-    together = moderation.judge(texts)
-    alone = [moderation.judge([text])[0] for text in texts]
+    together = moderation.classify(texts)
+    alone = [moderation.classify([text])[0] for text in texts]
     assert [verdict.label for verdict in together] == [verdict.label for verdict in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-4)
@@ -106,7 +106,7 @@ sys.addaudithook(refuse)
 sys.modules["torch"] = sys.modules["transformers"] = sys.modules["optimum"] = None
 from common.moderation.loading import load_moderation
 from common.settings import ModerationSettings
-print(load_moderation(ModerationSettings()).judge(["địt mẹ mày"])[0].label)
+print(load_moderation(ModerationSettings()).classify(["địt mẹ mày"])[0].label)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from common.db.tables import JobMetrics, Step
 from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
-from common.queue import Doorbell
+from common.redis.queue import StepQueue
 from scripts.stack.embedded import EmbeddedPostgres
 from tests.support.frozen import SENTENCE, failures, frozen_worker, is_told
 from tests.support.service import Service, Start, horse_of, shut, wait_until
@@ -145,7 +145,7 @@ def test_a_worker_that_still_loads_its_weights_gives_its_doorbell_back(
     horse_of(worker).send_signal(signal.SIGSTOP)
     service.start_dispatcher()
     job_id = service.submit(speak(SENTENCE))
-    doorbell = Doorbell(Redis.from_url(redis_url))
+    doorbell = StepQueue(Redis.from_url(redis_url))
     wait_until(doorbell.in_transit, "a doorbell in the worker's hands")
 
     worker.terminate()
@@ -160,7 +160,7 @@ def test_an_idle_worker_ends_and_says_good_bye(start: Start, redis_url: str) -> 
     service = start()
     worker = service.start_worker()
     redis = Redis.from_url(redis_url)
-    wait_until(Doorbell(redis).live_workers, "its registration")
+    wait_until(StepQueue(redis).live_workers, "its registration")
     horse = horse_of(worker)
 
     worker.terminate()

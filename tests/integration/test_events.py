@@ -23,7 +23,7 @@ from common.db.jobs import Jobs
 from common.db.steps import Claim, Steps
 from common.domain.request import Options
 from common.errors import Busy, DecodeFailed
-from common.events import Events
+from common.redis.events import Events
 from common.transcripts import GrowingTranscript
 from tests.support.factories import (
     MODERATED,

@@ -17,9 +17,9 @@ from common.db.tables import Job, Recording
 from common.db.vault import Vault
 from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
-from common.errors import FetchBroke, FetchFailed, NotAudio, TooLarge, UrlRefused
-from common.events import Events
-from common.queue import connect
+from common.errors import FetchFailed, FetchInterrupted, NotAudio, TooLarge, UrlRefused
+from common.redis.events import Events
+from common.redis.queue import connect
 from common.settings import Settings
 from tests.support.factories import TENANT, claim_next, new_job
 from tests.support.file_server import FileServer, Served
@@ -195,8 +195,8 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
 @pytest.mark.parametrize(
     ("served", "error", "message"),
     [
-        (Served(statuses=[503] * 9), FetchBroke, "it answered 503"),
-        (Served(statuses=[429] * 9), FetchBroke, "it answered 429"),
+        (Served(statuses=[503] * 9), FetchInterrupted, "it answered 503"),
+        (Served(statuses=[429] * 9), FetchInterrupted, "it answered 429"),
         (Served(status=403), FetchFailed, "it answered 403"),
         (Served(status=404), FetchFailed, "it answered 404"),
         (Served(status=204), FetchFailed, "it answered 204"),
@@ -207,10 +207,10 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
         (Served(b"<html>please log in</html>"), NotAudio, "not a recording"),
         (Served(), NotAudio, "the file is empty"),
         (Served(b"RIFF", headers={"content-encoding": "gzip"}), FetchFailed, "compressed"),
-        (Served(bytes(10), headers={"content-length": "1000001"}), TooLarge, "at most 1 MB"),
-        (Served(endless=True), TooLarge, "at most 1 MB"),
-        (Served(bytes(9_000), stall_after=500), FetchBroke, "it sent nothing for too long"),
-        (Served(bytes(9_000), cuts=[0] * 9), FetchBroke, "peer closed connection"),
+        (Served(bytes(10), headers={"content-length": "1000001"}), TooLarge, "limited to 1 MB"),
+        (Served(endless=True), TooLarge, "limited to 1 MB"),
+        (Served(bytes(9_000), stall_after=500), FetchInterrupted, "it sent nothing for too long"),
+        (Served(bytes(9_000), cuts=[0] * 9), FetchInterrupted, "peer closed connection"),
     ],
 )
 def test_a_fetch_that_cannot_be_ends_and_says_why_without_the_urls_secrets(
@@ -327,7 +327,7 @@ def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
         service.jobs.create(refused)
     assert service.ended(private.id).error_code == "url_refused"
     assert service.ended(gone.id).error_message == (
-        "The recording cannot be had from 127.0.0.1: it answered 404"
+        "The recording cannot be fetched from 127.0.0.1: it answered 404"
     )
     wait_until(lambda: "stalled" in server.asked[-1].path, "the fetch")
     assert service.jobs.snapshot(stalled.id).stage == "fetching"

@@ -8,9 +8,9 @@ import psutil
 import pytest
 from redis import Redis
 
-from common import presence
 from common.domain.job import JobStatus
 from common.errors import StorageFull
+from common.redis import presence
 from common.storage.storage import check_space, storage_errors
 from tests.support.frozen import SENTENCE, failures
 from tests.support.gateway import GatewayProcess

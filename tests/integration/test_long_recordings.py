@@ -10,7 +10,7 @@ import pytest
 
 from common.db.jobs import Jobs
 from common.errors import TooLarge
-from common.queue import connect
+from common.redis.queue import connect
 from common.settings import Settings
 from tests.support.factories import TENANT, claim_next, new_job, new_recording
 from tests.support.file_server import FileServer, Served
@@ -58,7 +58,7 @@ def test_what_claims_to_be_too_long_is_not_taken_in(
         sound = write_wav(tmp_path / f"{seconds}.wav", noise(seconds)).read_bytes()
         answer = gateway.http.post("/api/v1/upload", files={"file": ("a.wav", sound)})
         assert answer.status_code == status, answer.text
-    assert "hours of sound" in answer.json()["detail"]
+    assert "hours of audio" in answer.json()["detail"]
     assert gateway.incoming == []
 
 
@@ -68,7 +68,7 @@ def test_what_was_fetched_and_is_too_long_is_not_kept(
     sound = write_wav(tmp_path / "long.wav", noise(4)).read_bytes()
     job = new_job(source_url=server.put("/long.wav", Served(sound)))
     Jobs(context.steps._database, TENANT).create(job)
-    with pytest.raises(TooLarge, match="hours of sound"):
+    with pytest.raises(TooLarge, match="hours of audio"):
         fetch.run(context, claim_next(context.steps))
     assert list(context.settings.storage.temp.glob("*.part")) == []
 
@@ -80,6 +80,6 @@ def test_what_turns_out_to_be_too_long_is_not_cut_to_its_end(
     recording = new_recording(duration_ms=1_000)
     write_wav(context.storage.incoming(recording.id), noise(4))
     Jobs(context.steps._database, TENANT).submit(recording, new_job(id=uuid4()))
-    with pytest.raises(TooLarge, match="hours of sound"):
+    with pytest.raises(TooLarge, match="hours of audio"):
         plan.run(context, claim_next(context.steps))
     assert list((tmp_path / "uploads" / "chunks").rglob("*.pcm")) == []

@@ -21,7 +21,7 @@ from common.db.jobs import Jobs
 from common.db.migrate import upgrade
 from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
-from common.presence import DISPATCHERS, QUEUE_NAME
+from common.redis.presence import DISPATCHERS, QUEUE_NAME
 from common.settings import ROOT
 from scripts.stack.embedded import free_port
 from tests.support.factories import TENANT
@@ -155,7 +155,7 @@ def test_a_redis_that_wants_a_password_says_which_setting_has_it(
         tmp_path, REDIS_URL="", REDIS_HOST="127.0.0.1", REDIS_PORT=str(parts.port)
     )
     said = last_words("worker.dispatcher", environment)
-    assert "it wants a password (see REDIS_PASSWORD" in said
+    assert "it needs a password (see REDIS_PASSWORD" in said
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_gateway_logs_why_it_is_not_ready_and_tells_clients_less(
         answers = [gateway.http.get("/readyz"), gateway.http.get("/api/v1/jobs")]
     for answer in answers:
         assert answer.status_code == 503
-        assert "out of reach at the moment" in answer.text
+        assert "is unavailable; try again soon" in answer.text
         assert "127.0.0.1" not in answer.text
         assert "password" not in answer.text
     assert "Traceback" not in log.read_text()
@@ -263,7 +263,7 @@ def test_a_job_whose_recording_is_gone_says_so(start: Start) -> None:
     ended = service.ended(job_id)
 
     assert (ended.status, ended.error_code) == (JobStatus.FAILED, "recording_lost")
-    assert ended.error_message == "The job's recording is gone from the storage"
+    assert ended.error_message == "The job's recording is missing from the storage"
 
 
 @pytest.mark.usefixtures("weights_dir")

@@ -18,7 +18,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from sqlalchemy import text
 
-from common import presence
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.keys import Keys
@@ -31,6 +30,7 @@ from common.domain.keys import Scope
 from common.domain.metrics import COUNTERS, HISTOGRAMS
 from common.domain.webhooks import Verdict
 from common.errors import DecodeFailed, EngineFailed
+from common.redis import presence
 from tests.support.factories import (
     TENANT,
     claim_next,
@@ -250,9 +250,9 @@ def test_it_is_told_how_much_room_is_left(gateway: GatewayProcess, database: Dat
 def test_a_dispatcher_is_told_of_for_as_long_as_it_lives(gateway: GatewayProcess) -> None:
     assert value(scrape(gateway), "dispatchers") == 0
     with Redis.from_url(gateway.redis_url) as redis:
-        presence.tell_of_dispatcher(redis, "the-tests-one")
+        presence.report_dispatcher(redis, "the-tests-one")
         assert value(scrape(gateway), "dispatchers") == 1
-        presence.forget_dispatcher(redis, "the-tests-one")
+        presence.remove_dispatcher(redis, "the-tests-one")
     assert value(scrape(gateway), "dispatchers") == 0
 
 

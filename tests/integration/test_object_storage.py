@@ -107,7 +107,7 @@ def test_a_job_on_s3_outlives_an_outage_and_leaves_nothing_when_it_is_deleted(
     wait_until(lambda: not server.names(), "an empty bucket")
 
 
-def test_an_upload_to_a_storage_that_is_out_is_refused_and_may_be_tried_again(
+def test_an_upload_to_a_storage_that_is_out_is_rejected_and_may_be_tried_again(
     gateway: GatewayProcess, server: S3Server, line: Line, recording: Path
 ) -> None:
     line.cut()
@@ -126,7 +126,7 @@ def test_an_upload_to_a_storage_that_is_out_is_refused_and_may_be_tried_again(
     wait_until(lambda: gateway.http.get("/readyz").is_success, "a gateway that is ready again")
 
 
-def test_an_upload_that_is_refused_leaves_no_object(
+def test_an_upload_that_is_rejected_leaves_no_object(
     gateway: GatewayProcess, server: S3Server, tmp_path: Path
 ) -> None:
     no_sound = tmp_path / "fox.wav"

@@ -19,7 +19,7 @@ from openai import OpenAI
 from common.db.database import Database
 from common.db.steps import Steps
 from common.errors import DecodeFailed
-from common.events import Events
+from common.redis.events import Events
 from tests.support.factories import claim_next, make_steps
 from tests.support.gateway import GatewayProcess
 from tests.support.node import install_clients, run_client

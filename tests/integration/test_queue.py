@@ -1,4 +1,4 @@
-"""What the doorbell promises over a Redis that only half remembers."""
+"""What the queue of steps promises over a Redis that loses data."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from common import presence
 from common.db.steps import Publication
 from common.domain.job import JobStatus
-from common.presence import QUEUE_NAME
-from common.queue import STEP_FUNCTION, Doorbell, StepMessage, connect, queue_of
+from common.redis import presence
+from common.redis.presence import QUEUE_NAME
+from common.redis.queue import STEP_FUNCTION, StepMessage, StepQueue, connect, queue_of
 from tests.support.service import Start, wait_until
 from tests.support.speech import silence
 from worker.horse import HorseWorker, StepJob
@@ -33,34 +33,34 @@ def redis(redis_url: str) -> Iterator[Redis]:
         yield connection
 
 
-def rung(doorbell: Doorbell) -> str:
+def published(queue: StepQueue) -> str:
     name = str(uuid4())
-    doorbell.ring([Publication(outbox_id=1, step_id=uuid4(), rq_job_id=name, description="plan")])
+    queue.publish([Publication(outbox_id=1, step_id=uuid4(), rq_job_id=name, description="plan")])
     return name
 
 
-def test_a_doorbell_that_waits_is_not_lost(redis: Redis) -> None:
-    doorbell = Doorbell(redis)
-    assert doorbell.lost([rung(doorbell)]) == set()
+def test_a_waiting_message_is_not_lost(redis: Redis) -> None:
+    queue = StepQueue(redis)
+    assert queue.lost([published(queue)]) == set()
 
 
-def test_a_doorbell_that_was_flushed_is_lost(redis: Redis) -> None:
-    doorbell = Doorbell(redis)
-    name = rung(doorbell)
+def test_a_flushed_message_is_lost(redis: Redis) -> None:
+    queue = StepQueue(redis)
+    name = published(queue)
     redis.flushall()
-    assert doorbell.lost([name]) == {name}
+    assert queue.lost([name]) == {name}
 
 
-def test_a_doorbell_whose_worker_died_before_it_claimed_the_step_is_lost(redis: Redis) -> None:
-    doorbell = Doorbell(redis)
-    name = rung(doorbell)
-    queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
-    worker = Worker([queue], connection=redis, serializer=JSONSerializer)
-    found = Queue.dequeue_any([queue], None, connection=redis, serializer=JSONSerializer)
+def test_a_message_whose_worker_died_before_it_claimed_the_step_is_lost(redis: Redis) -> None:
+    queue = StepQueue(redis)
+    name = published(queue)
+    rq_queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)
+    worker = Worker([rq_queue], connection=redis, serializer=JSONSerializer)
+    found = Queue.dequeue_any([rq_queue], None, connection=redis, serializer=JSONSerializer)
     assert found is not None
     worker.prepare_job_execution(found[0], remove_from_intermediate_queue=True)
     assert found[0].get_status() == "started"
-    assert doorbell.lost([name]) == {name}
+    assert queue.lost([name]) == {name}
 
 
 class Forgetful(StepJob):
@@ -82,7 +82,7 @@ class Forgetful(StepJob):
 def test_a_redis_that_was_away_for_a_moment_fails_no_step(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name = rung(Doorbell(redis))
+    name = published(StepQueue(redis))
     queue = queue_of(redis)
     worker = HorseWorker([queue], connection=redis, serializer=JSONSerializer)
     job = Forgetful(name, connection=redis, serializer=JSONSerializer)
@@ -160,7 +160,7 @@ def test_callbacks_webhooks_and_retries_of_a_message_are_ignored(redis: Redis) -
 def test_a_message_that_is_none_of_ours_counts_as_missing(
     redis: Redis, field: str, value: bytes
 ) -> None:
-    name = rung(Doorbell(redis))
+    name = published(StepQueue(redis))
     StepMessage.fetch(name, connection=redis, serializer=JSONSerializer)
     redis.hset(f"rq:job:{name}", field, value)
     with pytest.raises(NoSuchJobError):
@@ -178,7 +178,7 @@ def test_a_worker_outlives_what_others_write_to_its_queue(
     redis.lpush(queue.key, "no such message", "")
     redis.hset("rq:job:broken", mapping={"data": b"\x80", "status": "odd"})
     redis.lpush(queue.key, "broken")
-    wait_until(Doorbell(redis).live_workers, "its registration")
+    wait_until(StepQueue(redis).live_workers, "its registration")
     for name in presence.workers(redis):
         channel = f"rq:pubsub:{name}"
         for command in ("{", "[]", '{"command": "shutdown"}', '{"command": "kill-horse"}'):
@@ -188,5 +188,5 @@ def test_a_worker_outlives_what_others_write_to_its_queue(
     assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
     assert worker.is_running()
     assert not (tmp_path / "called").exists()
-    assert "none of ours" in service.log()
+    assert "dropped queue message" in service.log()
     assert "Traceback" not in service.log()

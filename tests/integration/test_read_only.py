@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from common.db.database import Database
 from common.domain.job import JobStatus
 from common.errors import DatabaseFull, DatabaseReadOnly, Unavailable
-from common.presence import QUEUE_NAME, RECORD_S
+from common.redis.presence import QUEUE_NAME, RECORD_S
 from scripts.stack.embedded import EmbeddedPostgres
 from tests.support.frozen import failures, frozen_worker
 from tests.support.gateway import GatewayProcess
@@ -73,13 +73,13 @@ def test_a_gateway_whose_postgres_takes_no_writes_says_so_reads_and_goes_on(
     ready = wait_until(
         lambda: None if (seen := gateway.http.get("/readyz")).is_success else seen, "not ready"
     )
-    assert "takes no writes" in ready.json()["parts"]["postgres"]
+    assert "is read-only" in ready.json()["parts"]["postgres"]
     assert ready.json()["parts"]["migrations"] == "ok"
     assert gateway.http.get("/health").json()["status"] == "degraded"
     for refused in (send(), gateway.http.post(f"/api/v1/jobs/{job_id}/cancel")):
         assert refused.status_code == 503, refused.text
         assert refused.json()["code"] == "unavailable"
-        assert "takes no writes" in refused.json()["detail"]
+        assert "is read-only" in refused.json()["detail"]
         assert "retry-after" in refused.headers
     assert gateway.http.get(f"/api/v1/status/{job_id}").json()["status"] == "PENDING"
 
@@ -110,7 +110,7 @@ def test_workers_and_the_dispatcher_wait_for_a_postgres_that_takes_no_writes(
             register(redis, f"another-{number}-abcdef")
     for line in ("trying again in", "waiting for a service"):
         wait_until(lambda: service.log().count(line) > 1, line)  # noqa: B023
-    assert "takes no writes" in service.log()
+    assert "is read-only" in service.log()
 
     take_writes(True)
     for each in (job_id, waiting):

@@ -16,7 +16,7 @@ from common.db.jobs import Jobs
 from common.db.tables import Step
 from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
-from common.events import Events
+from common.redis.events import Events
 from tests.support.factories import TENANT
 from tests.support.service import Service, Start, horse_of, wait_until
 from tests.support.speech import Samples, speak

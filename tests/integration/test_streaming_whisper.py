@@ -13,7 +13,7 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from common.asr.engine import DecodingOptions
 from common.asr.faster_whisper import FasterWhisper, with_all_merges, words_after
-from common.asr.streaming import Before, Heard
+from common.asr.streaming import PrecedingAudio, RecognitionRequest
 from common.asr.streaming_whisper import StreamingWhisper, repeats
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLES_PER_MS, Word
@@ -33,12 +33,12 @@ def utterance(text: str) -> Any:
     return np.concatenate([silence(0.25), speak(text), silence(0.2)])
 
 
-def said_before(text: str) -> Before:
-    return Before(np.concatenate([utterance(text), silence(0.5)]), f" {text}")
+def said_before(text: str) -> PrecedingAudio:
+    return PrecedingAudio(np.concatenate([utterance(text), silence(0.5)]), f" {text}")
 
 
-def full(text: str, before: Before | None = None) -> Heard:
-    return Heard("a", 1, utterance(text), "en", before, full=True, final=True)
+def full(text: str, before: PrecedingAudio | None = None) -> RecognitionRequest:
+    return RecognitionRequest("a", 1, utterance(text), "en", before, full=True, final=True)
 
 
 def words_of(hypothesis: Hypothesis) -> list[Word]:
@@ -50,15 +50,16 @@ def errors(reference: str, hypothesis: Hypothesis) -> float:
     return float(jiwer.wer(normal(reference), normal(hypothesis.text)))
 
 
-def test_only_the_utterance_is_told_of_what_is_heard(whisper: StreamingWhisper) -> None:
-    (heard,) = whisper.hear([full(TRAIN, said_before(REPORT))])
-    assert errors(TRAIN, heard) <= 0.25
-    assert "".join(word.text for word in words_of(heard)).strip() == heard.text
+def test_only_the_utterance_is_returned(whisper: StreamingWhisper) -> None:
+    (recognized,) = whisper.recognize([full(TRAIN, said_before(REPORT))])
+    assert errors(TRAIN, recognized) <= 0.25
+    assert "".join(word.text for word in words_of(recognized)).strip() == recognized.text
 
 
 def test_words_stand_where_they_do_without_what_came_before(whisper: StreamingWhisper) -> None:
     alone, after = (
-        words_of(whisper.hear([full(TRAIN, before)])[0]) for before in (None, said_before(REPORT))
+        words_of(whisper.recognize([full(TRAIN, before)])[0])
+        for before in (None, said_before(REPORT))
     )
     ends = {word.text.strip(" .,").lower(): word.span.end_ms for word in alone}
     shared = [word for word in after if word.text.strip(" .,").lower() in ends]
@@ -69,20 +70,22 @@ def test_words_stand_where_they_do_without_what_came_before(whisper: StreamingWh
 
 
 def test_what_is_given_but_was_not_said_costs_no_words(whisper: StreamingWhisper) -> None:
-    wrong = Before(silence(1.0), f" {TRAIN}")
-    heard, alone = (whisper.hear([full(TRAIN, before)])[0].text for before in (wrong, None))
-    assert heard == alone
+    wrong = PrecedingAudio(silence(1.0), f" {TRAIN}")
+    recognized, alone = (
+        whisper.recognize([full(TRAIN, before)])[0].text for before in (wrong, None)
+    )
+    assert recognized == alone
 
 
-def test_streams_heard_together_are_heard_as_each_by_itself(whisper: StreamingWhisper) -> None:
+def test_streams_decoded_together_are_decoded_as_each_by_itself(whisper: StreamingWhisper) -> None:
     wanted = [
         full(TRAIN, said_before(REPORT)),
         full(LATE),
         full(REPORT, said_before(f"{TRAIN} {LATE}")),
-        Heard("b", 1, utterance(LATE), "en"),
+        RecognitionRequest("b", 1, utterance(LATE), "en"),
     ]
-    together = [hypothesis.text for hypothesis in whisper.hear(wanted)]
-    assert together == [whisper.hear([each])[0].text for each in wanted]
+    together = [hypothesis.text for hypothesis in whisper.recognize(wanted)]
+    assert together == [whisper.recognize([each])[0].text for each in wanted]
 
 
 def test_the_tokenizer_knows_the_words_that_begin_with_t(whisper: StreamingWhisper) -> None:
@@ -98,7 +101,7 @@ def test_hotwords_are_encoded_by_such_a_tokenizer(weights_dir: Path) -> None:
     assert len(tokenizer.encode(" the train")) == 2
 
 
-def test_a_word_begun_before_is_told_from_where_it_goes_on(whisper: StreamingWhisper) -> None:
+def test_a_word_begun_before_is_kept_from_where_it_goes_on(whisper: StreamingWhisper) -> None:
     tokenizer = Tokenizer(whisper._model.hf_tokenizer, True, task="transcribe", language="en")
     timings = [
         {"word": word, "tokens": tokenizer.encode(word), "start": 0.0, "end": 1.0}
@@ -106,8 +109,8 @@ def test_a_word_begun_before_is_told_from_where_it_goes_on(whisper: StreamingWhi
     ]
     counts = [len(timing["tokens"]) for timing in timings]
     assert counts[1] > 1
-    told = words_after(counts[0] + 1, timings, tokenizer)
-    assert [timing["word"] for timing in told] == [
+    kept = words_after(counts[0] + 1, timings, tokenizer)
+    assert [timing["word"] for timing in kept] == [
         tokenizer.decode(timings[1]["tokens"][1:]),
         " three",
     ]

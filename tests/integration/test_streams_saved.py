@@ -22,8 +22,8 @@ from common.db.tenants import Tenants
 from common.db.usage import HOUR_MS, NO_QUOTA, SILENT_S, Quota, Usage
 from common.domain.moderation import Label, ModeratedBy
 from common.errors import NotFound, TooManyStreams, TooMuchAudio
-from common.events import Events
-from common.queue import connect
+from common.redis.events import Events
+from common.redis.queue import connect
 from common.storage.local import LocalStorage
 from tests.support.factories import (
     BY,

@@ -12,7 +12,7 @@ from common.db.tables import Job
 from common.db.vault import Vault
 from common.db.webhooks import tell
 from common.domain.webhooks import WebhookEvent
-from common.egress import Egress
+from common.net.egress import Egress
 from common.settings import WebhookSettings
 from tests.support.factories import submit_job
 from tests.support.gateway import GatewayProcess

@@ -22,11 +22,11 @@ from common.weights.ct2 import read_ct2, read_vocabulary
 from common.weights.manifest import Checkpoint, FileSpec, Manifest, WeightsSpec
 from common.weights.pull import Puller
 from common.weights.store import Weights, WeightsStore
-from common.weights.transfer import Network
+from common.weights.transfer import DownloadOptions
 from scripts.cli.cli import steno
 from tests.support.checkpoints import write_checkpoint
 
-NO_HUB = Network(hub_endpoint="http://127.0.0.1:9")
+NO_HUB = DownloadOptions(hub_endpoint="http://127.0.0.1:9")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,9 @@ def test_a_conversion_that_differs_from_the_published_file_wants_its_own_name(
     there = Manifest.load().find("whisper.cpp", "base")
     other = replace(there, files=(replace(there.files[0], sha256="0" * 64),))
     puller = Puller(WeightsStore(tmp_path, Manifest((here, other))))
-    with pytest.raises(PullFailed, match=r"wrong hash .* needs a name of its own"):
+    with pytest.raises(
+        PullFailed, match=r"wrong hash .* give a result that may differ another name"
+    ):
         puller.convert("base", "faster-whisper", "whisper.cpp")
     assert not (tmp_path / "ggml-base.bin").exists()
     own = puller.convert("base", "faster-whisper", "whisper.cpp", name="base-made-here")
@@ -151,7 +153,7 @@ def test_a_checkpoint_on_the_hub_becomes_weights_for_both_engines(
         "faster-whisper", "b", ("vi",), "MIT", tuple(FileSpec(name) for name in files), (source,)
     )
     store = WeightsStore(tmp_path / "models", Manifest((spec,)))
-    puller = Puller(store, network=Network(hub_endpoint=checkpoint_hub))
+    puller = Puller(store, network=DownloadOptions(hub_endpoint=checkpoint_hub))
     pulled = puller.pull("faster-whisper", "b")
     assert pulled.sha256 == base.sha256
     assert (pulled.path / "config.json").read_bytes() == (base.path / "config.json").read_bytes()

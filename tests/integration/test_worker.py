@@ -17,8 +17,8 @@ from common.db.steps import Publication
 from common.db.tables import Step
 from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
-from common.events import Events
-from common.queue import Doorbell
+from common.redis.events import Events
+from common.redis.queue import StepQueue
 from tests.support.audio_files import truncate
 from tests.support.factories import claim_next, make_steps
 from tests.support.frozen import SENTENCE, failures, frozen_worker, has_ended
@@ -138,9 +138,9 @@ def test_no_engine_is_loaded_for_a_step_that_another_worker_has_begun(
     wait_until(lambda: "the engine's process ends" in service.log(), "the unloading")
     service.submit(speak(SENTENCE))
     claim = claim_next(make_steps(service.database), "another")
-    queue = Doorbell(Redis.from_url(redis_url))
+    queue = StepQueue(Redis.from_url(redis_url))
 
-    queue.ring([Publication(1, claim.step_id, "late", "plan")])
+    queue.publish([Publication(1, claim.step_id, "late", "plan")])
 
     wait_until(lambda: not queue.waiting() and not queue.in_transit(), "the message's end")
     assert worker.children() == []

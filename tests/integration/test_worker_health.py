@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from redis import Redis
 
-from common import presence
+from common.redis import presence
 from common.settings import ROOT
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
 from tests.support.frozen import frozen_worker

@@ -12,7 +12,7 @@ import pytest
 
 from common.asr.engine import Samples
 from common.asr.loading import load_recognizer
-from common.asr.streaming import Heard
+from common.asr.streaming import RecognitionRequest
 from common.asr.zipformer import Zipformer
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLES_PER_MS, Word
@@ -57,17 +57,19 @@ def loud(chunks: int) -> Samples:
     return noise(chunks * CHUNK_MS / 1000 + 0.01, level=0.1)
 
 
-def heard(samples: Samples, *, stream: str = "a", utterance: int = 0, final: bool = False) -> Heard:
-    return Heard(stream, utterance, samples, "vi", full=final, final=final)
+def request(
+    samples: Samples, *, stream: str = "a", utterance: int = 0, final: bool = False
+) -> RecognitionRequest:
+    return RecognitionRequest(stream, utterance, samples, "vi", full=final, final=final)
 
 
-def one(recognizer: Zipformer, asked: Heard) -> Hypothesis:
-    (hypothesis,) = recognizer.hear([asked])
+def one(recognizer: Zipformer, asked: RecognitionRequest) -> Hypothesis:
+    (hypothesis,) = recognizer.recognize([asked])
     return hypothesis
 
 
 def at_once(recognizer: Zipformer, samples: Samples) -> Hypothesis:
-    return one(recognizer, heard(samples, stream="at once", final=True))
+    return one(recognizer, request(samples, stream="at once", final=True))
 
 
 def growing(samples: Samples, step_ms: int = STEP_MS) -> Iterable[tuple[Samples, bool]]:
@@ -81,7 +83,7 @@ def step_by_step(
     recognizer: Zipformer, samples: Samples, step_ms: int = STEP_MS
 ) -> list[Hypothesis]:
     return [
-        one(recognizer, heard(so_far, stream="by step", final=final))
+        one(recognizer, request(so_far, stream="by step", final=final))
         for so_far, final in growing(samples, step_ms)
     ]
 
@@ -108,86 +110,86 @@ def test_each_hypothesis_begins_with_the_one_before(viet: Zipformer, text: str) 
 
 
 @pytest.mark.parametrize("step_ms", [32, 160, 1_000])
-def test_how_the_sound_comes_in_changes_nothing(viet: Zipformer, step_ms: int) -> None:
-    sound = spoken(THANKS)
-    assert step_by_step(viet, sound, step_ms)[-1] == at_once(viet, sound)
+def test_how_the_audio_comes_in_changes_nothing(viet: Zipformer, step_ms: int) -> None:
+    audio = spoken(THANKS)
+    assert step_by_step(viet, audio, step_ms)[-1] == at_once(viet, audio)
 
 
 def test_words_join_to_the_text_and_follow_each_other_inside_the_utterance(viet: Zipformer) -> None:
-    sound = spoken(COUNT)
-    hypothesis = at_once(viet, sound)
+    audio = spoken(COUNT)
+    hypothesis = at_once(viet, audio)
     assert "".join(word.text for word in words(hypothesis)).strip() == hypothesis.text
     assert all(word.text.startswith(" ") for word in words(hypothesis))
     spans = [word.span for word in words(hypothesis)]
     assert all(span.duration_ms > 0 for span in spans)
     assert all(left.end_ms <= right.start_ms for left, right in pairwise(spans))
-    assert spans[-1].end_ms <= len(sound) // SAMPLES_PER_MS
-    assert all(word.probability == 1 for word in words(hypothesis)), "a CTC model tells none"
+    assert spans[-1].end_ms <= len(audio) // SAMPLES_PER_MS
+    assert all(word.probability == 1 for word in words(hypothesis)), "a CTC model gives none"
 
 
 def test_words_stand_where_they_are_said(viet: Zipformer) -> None:
-    sound = np.concatenate([spoken(COUNT), silence(2), speak(THANKS, "vi")])
-    said = words(at_once(viet, sound))
+    audio = np.concatenate([spoken(COUNT), silence(2), speak(THANKS, "vi")])
+    said = words(at_once(viet, audio))
     pauses = [right.span.start_ms - left.span.end_ms for left, right in pairwise(said)]
     resumed = said[pauses.index(max(pauses)) + 1]
     expected_ms = (len(spoken(COUNT)) + len(silence(2))) // SAMPLES_PER_MS
     assert abs(resumed.span.start_ms - expected_ms) < 400
 
 
-def test_streams_heard_together_have_what_each_has_alone(viet: Zipformer) -> None:
-    sounds = {"count": spoken(COUNT), "thanks": spoken(THANKS), "nobody": silence(2)}
-    alone = {name: at_once(viet, sound) for name, sound in sounds.items()}
-    steps = {name: list(growing(sound)) for name, sound in sounds.items()}
+def test_streams_recognized_together_have_what_each_has_alone(viet: Zipformer) -> None:
+    clips = {"count": spoken(COUNT), "thanks": spoken(THANKS), "nobody": silence(2)}
+    alone = {name: at_once(viet, audio) for name, audio in clips.items()}
+    steps = {name: list(growing(audio)) for name, audio in clips.items()}
     last: dict[str, Hypothesis] = {}
     for turn in range(max(map(len, steps.values()))):
         going = [name for name in steps if turn < len(steps[name])]
         asked = [
-            heard(samples, stream=name, final=final)
+            request(samples, stream=name, final=final)
             for name in going
             for samples, final in [steps[name][turn]]
         ]
-        last.update(zip(going, viet.hear(asked), strict=True))
+        last.update(zip(going, viet.recognize(asked), strict=True))
     assert last == alone
 
 
-@pytest.mark.parametrize("sound", [silence(3), noise(3), silence(0.01), silence(0)], ids=len)
-def test_where_nobody_speaks_there_is_no_text(viet: Zipformer, sound: Samples) -> None:
-    assert at_once(viet, sound) == Hypothesis(())
+@pytest.mark.parametrize("audio", [silence(3), noise(3), silence(0.01), silence(0)], ids=len)
+def test_where_nobody_speaks_there_is_no_text(viet: Zipformer, audio: Samples) -> None:
+    assert at_once(viet, audio) == Hypothesis(())
 
 
 def test_no_streams_are_no_work(viet: Zipformer) -> None:
-    assert viet.hear([]) == []
+    assert viet.recognize([]) == []
 
 
 def test_nothing_is_kept_of_a_stream_that_is_over(viet: Zipformer) -> None:
-    one(viet, heard(spoken(THANKS), stream="gone"))
-    one(viet, heard(spoken(THANKS), stream="here"))
+    one(viet, request(spoken(THANKS), stream="gone"))
+    one(viet, request(spoken(THANKS), stream="here"))
     viet.forget("gone")
     viet.forget("never there")
     assert [stream for stream, _ in viet._utterances] == ["here"]
-    one(viet, heard(spoken(THANKS), stream="here", final=True))
+    one(viet, request(spoken(THANKS), stream="here", final=True))
     assert not viet._utterances
 
 
 def test_the_next_utterance_knows_nothing_of_the_one_before(viet: Zipformer) -> None:
-    one(viet, heard(spoken(COUNT), utterance=1))  # it never ends
-    final = heard(spoken(THANKS), utterance=2, final=True)
+    one(viet, request(spoken(COUNT), utterance=1))  # it never ends
+    final = request(spoken(THANKS), utterance=2, final=True)
     assert one(viet, final) == at_once(viet, spoken(THANKS))
     assert not viet._utterances
 
 
 def test_an_utterances_end_and_the_next_ones_beginning_may_come_together(viet: Zipformer) -> None:
-    asked = [heard(spoken(COUNT), final=True), heard(spoken(THANKS), utterance=1)]
-    ended, begun = viet.hear(asked)
+    asked = [request(spoken(COUNT), final=True), request(spoken(THANKS), utterance=1)]
+    ended, begun = viet.recognize(asked)
     assert ended == at_once(viet, spoken(COUNT))
     assert at_once(viet, spoken(THANKS)).text.startswith(begun.text)
     viet.forget("a")
 
 
 def test_an_utterance_may_be_asked_for_twice_at_once(viet: Zipformer) -> None:
-    sound = spoken(THANKS)
-    _, final = viet.hear([heard(sound[: len(sound) // 2]), heard(sound, final=True)])
-    assert final == at_once(viet, sound)
+    audio = spoken(THANKS)
+    _, final = viet.recognize([request(audio[: len(audio) // 2]), request(audio, final=True)])
+    assert final == at_once(viet, audio)
 
 
 def test_an_engine_prints_nothing(
@@ -195,36 +197,36 @@ def test_an_engine_prints_nothing(
 ) -> None:
     recognizer = load_recognizer("zipformer", streaming_weights, threads=2)
     assert recognizer.name == "zipformer"
-    recognizer.hear([heard(spoken(THANKS), final=True)])
+    recognizer.recognize([request(spoken(THANKS), final=True)])
     assert capfd.readouterr() == ("", "")
 
 
-def test_zipformers_say_what_they_hear_with_times(made: Zipformer) -> None:
-    sound = loud(chunks=5)
-    hypothesis = at_once(made, sound)
+def test_zipformers_emit_text_with_times(made: Zipformer) -> None:
+    audio = loud(chunks=5)
+    hypothesis = at_once(made, audio)
     assert hypothesis.text.startswith(said_by_the_network(5))
     first, second, third, *_ = words(hypothesis)
     assert [first.text, second.text, third.text] == [" một", " haiba", " một"]
     assert first.span.end_ms <= second.span.start_ms
     assert 2 * CHUNK_MS - 250 <= second.span.end_ms <= third.span.start_ms
-    assert third.span.end_ms <= len(sound) // SAMPLES_PER_MS
+    assert third.span.end_ms <= len(audio) // SAMPLES_PER_MS
 
 
-def test_what_zipformers_have_heard_stays(made: Zipformer) -> None:
-    sound = np.concatenate([silence(0.4), loud(chunks=4), silence(1), loud(chunks=3)])
-    grown = step_by_step(made, sound)
+def test_text_of_zipformers_stays(made: Zipformer) -> None:
+    audio = np.concatenate([silence(0.4), loud(chunks=4), silence(1), loud(chunks=3)])
+    grown = step_by_step(made, audio)
     assert all(later.text.startswith(earlier.text) for earlier, later in pairwise(grown))
     assert len({hypothesis.text for hypothesis in grown}) > 4
-    assert grown[-1] == at_once(made, sound)
+    assert grown[-1] == at_once(made, audio)
 
 
 def test_zipformers_in_a_batch_keep_each_streams_state(made: Zipformer) -> None:
-    sounds = [loud(chunks) for chunks in (3, 8, 5)]
-    alone = [at_once(made, sound) for sound in sounds]
-    one(made, heard(sounds[0][: len(sounds[0]) // 2], stream="0"))  # then each stands elsewhere
-    one(made, heard(sounds[1][: len(sounds[1]) // 3], stream="1"))
-    asked = [heard(sound, stream=str(at), final=True) for at, sound in enumerate(sounds)]
-    assert made.hear(asked) == alone
+    clips = [loud(chunks) for chunks in (3, 8, 5)]
+    alone = [at_once(made, audio) for audio in clips]
+    one(made, request(clips[0][: len(clips[0]) // 2], stream="0"))  # then each stands elsewhere
+    one(made, request(clips[1][: len(clips[1]) // 3], stream="1"))
+    asked = [request(audio, stream=str(at), final=True) for at, audio in enumerate(clips)]
+    assert made.recognize(asked) == alone
 
 
 def test_zipformers_say_nothing_in_silence(made: Zipformer) -> None:
@@ -232,7 +234,7 @@ def test_zipformers_say_nothing_in_silence(made: Zipformer) -> None:
 
 
 @pytest.mark.parametrize("write", TRANSDUCERS)
-def test_transducers_tell_how_sure_they_are(write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_transducers_give_probabilities(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path)
     hypothesis = at_once(Zipformer(tmp_path), loud(chunks=4))
     assert all(0.5 < word.probability < 1 for word in words(hypothesis))
@@ -246,10 +248,10 @@ def test_published_names_are_understood_and_eight_bits_preferred(tmp_path: Path)
     assert at_once(Zipformer(tmp_path), loud(chunks=2)).text
 
 
-def test_long_chunks_are_heard_to_their_end(tmp_path: Path) -> None:
+def test_long_chunks_are_decoded_to_their_end(tmp_path: Path) -> None:
     write_zipformer2_ctc(tmp_path, shift=128)
-    sound = loud(chunks=9)  # two of these and a fourth
-    assert at_once(Zipformer(tmp_path), sound).text == said_by_the_network(3)
+    audio = loud(chunks=9)  # two of these and a fourth
+    assert at_once(Zipformer(tmp_path), audio).text == said_by_the_network(3)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
@@ -275,10 +277,10 @@ def swap(path: Path, old: bytes, new: bytes) -> None:
     ("damage", "complaint"),
     [
         (lambda folder: (folder / "encoder.onnx").write_bytes(b""), "encoder.onnx is empty"),
-        (lambda folder: (folder / "encoder.onnx").write_bytes(b"{}" * 50), "no ONNX model"),
-        (lambda folder: cut(folder / "encoder.onnx"), "cut short"),
-        (lambda folder: cut(folder / "decoder.onnx"), "cut short"),
-        (lambda folder: cut(folder / "joiner.onnx"), "cut short"),
+        (lambda folder: (folder / "encoder.onnx").write_bytes(b"{}" * 50), "not an ONNX model"),
+        (lambda folder: cut(folder / "encoder.onnx"), "truncated"),
+        (lambda folder: cut(folder / "decoder.onnx"), "truncated"),
+        (lambda folder: cut(folder / "joiner.onnx"), "truncated"),
         (
             lambda folder: shutil.copy(folder / "joiner.onnx", folder / "encoder.onnx"),
             "of type unknown, not zipformer2 or zipformer",
@@ -294,7 +296,7 @@ def swap(path: Path, old: bytes, new: bytes) -> None:
         (lambda folder: write_tokens(folder, ["<blk>", "a"]), "has 2 tokens, the network 6"),
         (
             lambda folder: (folder / "tokens.txt").write_text("three words here\n"),
-            "no token and number in line 1",
+            "line 1: expected a token and a number",
         ),
         (lambda folder: (folder / "tokens.txt").write_bytes(b"\xff\xfe"), "can't decode"),
     ],
@@ -315,15 +317,15 @@ def test_a_ctc_model_needs_a_blank(tmp_path: Path) -> None:
         Zipformer(tmp_path)
 
 
-def test_after_a_failure_an_utterance_is_heard_from_its_beginning(tmp_path: Path) -> None:
+def test_after_a_failure_an_utterance_is_decoded_from_its_beginning(tmp_path: Path) -> None:
     write_zipformer2_ctc(tmp_path)
     made = Zipformer(tmp_path)
-    sound = loud(chunks=5)
-    expected = at_once(made, sound)
+    audio = loud(chunks=5)
+    expected = at_once(made, audio)
     whole = made._recognizer
 
     class Broken:
-        """The network, until a chunk is to be heard."""
+        """The network, until a chunk is to be decoded."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(whole, name)
@@ -331,9 +333,9 @@ def test_after_a_failure_an_utterance_is_heard_from_its_beginning(tmp_path: Path
         def decode_streams(self, _: Sequence[object]) -> None:
             raise RuntimeError("out of memory")
 
-    one(made, heard(sound[: len(sound) // 2]))
+    one(made, request(audio[: len(audio) // 2]))
     made._recognizer = Broken()
     with pytest.raises(EngineFailed, match="out of memory"):
-        one(made, heard(sound))
+        one(made, request(audio))
     made._recognizer = whole
-    assert one(made, heard(sound, final=True)) == expected
+    assert one(made, request(audio, final=True)) == expected

@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif gateway.unavailable:
             gateway.unavailable -= 1
-            self._problem(503, "Postgres is out of reach at the moment; try again soon")
+            self._problem(503, "Postgres is unavailable; try again soon")
         elif refusal is not None:
             self._send(*gateway.refuse[refusal])
         elif path == "/upload":

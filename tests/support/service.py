@@ -22,8 +22,8 @@ from common.db.snapshots import Snapshot
 from common.db.transcriptions import NewRecording
 from common.domain.job import JobStatus, Priority
 from common.domain.request import Options
-from common.events import Events
-from common.queue import connect
+from common.redis.events import Events
+from common.redis.queue import connect
 from common.settings import ROOT
 from common.storage.local import LocalStorage
 from scripts.stack.embedded import EmbeddedPostgres

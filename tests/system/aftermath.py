@@ -25,7 +25,7 @@ from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
 from common.domain.request import Options
 from common.errors import Unavailable
-from common.queue import Doorbell, connect
+from common.redis.queue import StepQueue, connect
 from common.storage.local import LocalStorage
 from scripts.cli.client import ENDED, Gateway
 from scripts.stack.embedded import find_postgres
@@ -86,7 +86,7 @@ def hear(gateway: Gateway, job_id: str) -> Text:
     """What the job heard, once it has ended.
 
     Raises:
-        Refused: it did not complete.
+        RequestRejected: it did not complete.
     """
     while gateway.status(job_id, wait_s=10)["status"] not in ENDED:
         continue
@@ -310,7 +310,7 @@ def _texts(finding: Finding, aftermath: Aftermath, heard: Heard) -> None:
 
 def _queue(finding: Finding, stack: Stack) -> None:
     with connect(stack.redis_url) as redis:
-        doorbell = Doorbell(redis)
+        doorbell = StepQueue(redis)
         settled = _becomes_true(lambda: doorbell.waiting() == 0)
         finding.check(settled, f"{doorbell.waiting()} doorbell(s) are left in the queue")
         settled = _becomes_true(lambda: doorbell.live_workers() == stack.workers)

@@ -28,7 +28,7 @@ from common.db.database import Database
 from common.db.tables import Step
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
-from common.queue import connect
+from common.redis.queue import connect
 from scripts.cli.cli import load_settings
 from scripts.cli.client import Gateway
 from scripts.stack.stack import Stack

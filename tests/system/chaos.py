@@ -33,9 +33,9 @@ import psutil
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.domain.values import SAMPLE_RATE
-from common.errors import GatewayLost, Refused, SetupProblem, WeightsMissing
+from common.errors import GatewayLost, RequestRejected, SetupProblem, WeightsMissing
 from common.settings import (
     ApiSettings,
     AsrSettings,
@@ -215,7 +215,7 @@ def join(parts: Sequence[Path], target: Path) -> Path:
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
         for part in parts:
-            for block in Decoding(part):
+            for block in MonoDecoder(part):
                 file.writeframes(block.astype("<i2").tobytes())
             file.writeframes(pause.tobytes())
     return target
@@ -234,14 +234,14 @@ class Clients:
         """Send until it is accepted; returns the job's id.
 
         Raises:
-            Refused: the gateway said no to what it should have taken.
+            RequestRejected: the gateway said no to what it should have taken.
             GatewayLost: it stayed away.
         """
         deadline = time.monotonic() + CLIENT_PATIENCE_S
         while True:
             try:
                 job_id = self._upload(recording, priority)
-            except (GatewayLost, Refused) as error:
+            except (GatewayLost, RequestRejected) as error:
                 if not passing(error) or time.monotonic() > deadline:
                     raise
                 with self._lock:

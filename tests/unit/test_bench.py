@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.domain.pipeline import StepKind
 from common.errors import SetupProblem
 from scripts.bench.bench import PARTS, parse_parts
@@ -129,7 +129,7 @@ def test_a_cut_is_exact_and_starts_over_at_the_end(tmp_path: Path) -> None:
 def test_a_looped_recording_lasts_as_long_as_asked_and_is_whole(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(-3000, 3000, 16_000 * 7, np.int16)
     looped = loop(write_wav(tmp_path / "seven.wav", [noise]), 30, tmp_path / "looped.mka")
-    decoding = Decoding(looped)
+    decoding = MonoDecoder(looped)
     for _ in decoding:
         pass
     assert abs(decoding.duration_ms - 30_000) < 200
@@ -144,7 +144,7 @@ def test_planning_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_what_fails_in_the_process_is_quoted(tmp_path: Path) -> None:
     (tmp_path / "no.wav").write_bytes(b"no sound")
-    with pytest.raises(SetupProblem, match=r"plan ended with code 1: .*no sound.*direct\.log"):
+    with pytest.raises(SetupProblem, match=r"plan ended with code 1: .*no audio.*direct\.log"):
         plan(tmp_path / "no.wav", tmp_path)
 
 

@@ -16,7 +16,7 @@ from common.audio import decode
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.job import MODERATION_FAILED
 from common.domain.tracks import OTHER_AUDIO_TRACK
-from common.errors import GatewayLost, Refused
+from common.errors import GatewayLost, RequestRejected
 from common.transcripts import SEVERAL_MODELS
 from scripts.cli.cli import steno
 from scripts.cli.client import WARNINGS, Gateway, clock, flagged, warning
@@ -94,14 +94,14 @@ def test_a_problem_becomes_its_detail(
 ) -> None:
     body = json.dumps({"detail": "file is not audio", "code": "x"}).encode()
     server.refuse["/upload"] = (code, body, "application/problem+json")
-    with pytest.raises(Refused, match=r"^file is not audio$") as caught:
+    with pytest.raises(RequestRejected, match=r"^file is not audio$") as caught:
         gateway.upload(talk, {})
     assert caught.value.details["status"] == code
 
 
 def test_a_proxys_error_page_becomes_one_line(gateway: Gateway, server: ScriptedGateway) -> None:
     server.refuse["/status"] = (502, HTML, "text/html")
-    with pytest.raises(Refused, match=r"^The gateway answered 502 Bad Gateway$"):
+    with pytest.raises(RequestRejected, match=r"^The gateway answered 502 Bad Gateway$"):
         gateway.status("1")
 
 
@@ -109,7 +109,7 @@ def test_something_else_at_the_address_is_told_apart(
     gateway: Gateway, server: ScriptedGateway
 ) -> None:
     server.refuse["/status"] = (200, HTML, "text/html")
-    with pytest.raises(Refused, match="does not answer like a gateway"):
+    with pytest.raises(RequestRejected, match="does not answer like a gateway"):
         gateway.status("1")
 
 
@@ -123,7 +123,7 @@ def test_a_gateway_that_is_not_there_is_named(address: str) -> None:
     "address", ["localhost", "ftp://x", "http://a:b", "http://xn--/", "http://[::1"]
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(Refused, match="is no"), Gateway(address) as gateway:
+    with pytest.raises(RequestRejected, match="is no"), Gateway(address) as gateway:
         gateway.status("1")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.audio.decode import DAMAGED, GAP_MS, GAPS, TRUNCATED, Decoding
+from common.audio.decode import DAMAGED, GAP_MS, GAPS, TRUNCATED, MonoDecoder
 from common.audio.probe import probe
 from common.domain.values import SAMPLE_RATE
 from common.errors import DecodeFailed, NotAudio
@@ -44,8 +44,8 @@ def beeps() -> NDArray[np.int16]:
     return np.concatenate([silence(1), tone(2), silence(1.5), tone(3, 880), silence(0.5)])
 
 
-def decoded(path: Path, block_ms: int = 60_000) -> tuple[NDArray[np.int16], Decoding]:
-    decoding = Decoding(path, block_ms)
+def decoded(path: Path, block_ms: int = 60_000) -> tuple[NDArray[np.int16], MonoDecoder]:
+    decoding = MonoDecoder(path, block_ms)
     return np.concatenate(list(decoding)), decoding
 
 
@@ -80,7 +80,7 @@ def test_every_format_is_decoded_whole_whatever_its_name_says(ending: str, tmp_p
 
 
 @pytest.mark.parametrize("ending", FILMS)
-def test_the_sound_of_a_film_is_on_the_films_clock(ending: str, tmp_path: Path) -> None:
+def test_the_audio_of_a_film_is_on_the_films_clock(ending: str, tmp_path: Path) -> None:
     path = write(tmp_path / "film", beeps(), FILMS[ending], sound_at=2.0)
     assert probe(path).has_video
     samples, decoding = decoded(path)
@@ -91,7 +91,7 @@ def test_the_sound_of_a_film_is_on_the_films_clock(ending: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     "ending", ["mp3", "wav", "aac", "ogg", "opus", "flac", "wma", "webm", "mkv", "avi"]
 )
-def test_what_can_be_heard_of_a_truncated_file_is_decoded_with_a_warning(
+def test_what_can_be_decoded_of_a_truncated_file_is_decoded_with_a_warning(
     ending: str, tmp_path: Path
 ) -> None:
     path = truncate(write(tmp_path / "cut", beeps(), KINDS[ending]), 0.6)
@@ -109,7 +109,7 @@ def test_a_truncated_film_whose_index_comes_first_is_decoded_with_a_warning(tmp_
 
 
 @pytest.mark.parametrize("ending", LAST_INDEX)
-def test_a_truncated_file_whose_index_came_last_is_refused(ending: str, tmp_path: Path) -> None:
+def test_a_truncated_file_whose_index_came_last_is_rejected(ending: str, tmp_path: Path) -> None:
     path = truncate(write(tmp_path / "cut", beeps(), KINDS[ending]), 0.6)
     with pytest.raises(NotAudio, match="index is missing"):
         probe(path)
@@ -144,13 +144,13 @@ def test_blocks_are_of_the_size_asked_for_and_make_up_the_whole(
     block_ms: int, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "sound", beeps(), KINDS["flac"])
-    blocks = list(Decoding(path, block_ms))
+    blocks = list(MonoDecoder(path, block_ms))
     assert {len(block) for block in blocks[:-1]} == {block_ms * 16}
     assert 0 < len(blocks[-1]) <= block_ms * 16
     assert np.array_equal(np.concatenate(blocks), decoded(path)[0])
 
 
-def test_channels_are_mixed_so_that_each_is_heard(tmp_path: Path) -> None:
+def test_channels_are_mixed_so_that_each_is_audible(tmp_path: Path) -> None:
     path = tmp_path / "two.wav"
     left, right = np.concatenate([tone(1), silence(1)]), np.concatenate([silence(1), tone(1)])
     with av.open(str(path), "w", format="wav") as container:
@@ -177,7 +177,7 @@ def test_channels_are_mixed_so_that_each_is_heard(tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "picture", "archive", "zeros", "m3u8", "concat", "nine hours of nothing"],
 )
-def test_what_is_no_recording_is_refused_with_the_reason(
+def test_what_is_no_recording_is_rejected_with_the_reason(
     content: bytes, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "speech.mp3"
@@ -193,9 +193,9 @@ def test_random_bytes_are_no_recording(tmp_path: Path) -> None:
         probe(path)
 
 
-def test_a_film_without_sound_is_refused(tmp_path: Path) -> None:
+def test_a_film_without_audio_is_rejected(tmp_path: Path) -> None:
     path = write_film_without_sound(tmp_path / "silent.mp4", 2)
-    with pytest.raises(NotAudio, match="the video has no sound"):
+    with pytest.raises(NotAudio, match="the video has no audio"):
         probe(path)
 
 
@@ -209,11 +209,11 @@ def test_a_claim_of_nine_hours_is_not_believed(tmp_path: Path) -> None:
     assert decoding.warnings == (TRUNCATED,)
 
 
-def test_sound_that_never_decodes_is_an_error(tmp_path: Path) -> None:
+def test_audio_that_never_decodes_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "nothing.wav"
     path.write_bytes(wav_header(10))
     with pytest.raises(DecodeFailed):
-        list(Decoding(path))
+        list(MonoDecoder(path))
 
 
 def test_a_name_in_any_letters_is_opened_as_the_file_it_names(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_a_name_in_any_letters_is_opened_as_the_file_it_names(tmp_path: Path) ->
         assert len(decoded(path)[0]) > 0
 
 
-def test_decoding_takes_no_more_memory_for_more_sound(tmp_path: Path) -> None:
+def test_decoding_takes_no_more_memory_for_more_audio(tmp_path: Path) -> None:
     path = tmp_path / "long.wav"
     with path.open("wb") as file:
         file.write(wav_header(7_200))
@@ -233,7 +233,7 @@ def test_decoding_takes_no_more_memory_for_more_sound(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:  # its peak memory is its own
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        count = sum(len(block) for block in Decoding(path))
+        count = sum(len(block) for block in MonoDecoder(path))
         grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         os._exit(0 if count == 7_200 * SAMPLE_RATE and grown_kib < 64 << 10 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

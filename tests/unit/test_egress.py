@@ -24,8 +24,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.egress import Egress, Outbound, is_public, parse_url
 from common.errors import SetupProblem, UrlRefused
+from common.net.egress import Egress, Outbound, is_public, parse_url
 
 PUBLIC = "93.184.216.34"
 
@@ -100,7 +100,7 @@ TRICKS = [
 
 
 @pytest.mark.parametrize("url", TRICKS)
-def test_a_url_that_hides_where_it_leads_is_refused(url: str) -> None:
+def test_a_url_that_hides_where_it_leads_is_rejected(url: str) -> None:
     with pytest.raises(UrlRefused):
         asyncio.run(Egress(resolve=nowhere).check(url))
     with pytest.raises(UrlRefused):
@@ -120,7 +120,7 @@ def test_a_url_that_hides_where_it_leads_is_refused(url: str) -> None:
         ["fe80::1%eth0"],
     ],
 )
-def test_a_name_is_judged_by_every_address_it_has(addresses: list[str]) -> None:
+def test_a_name_is_validated_by_every_address_it_has(addresses: list[str]) -> None:
     egress = Egress(resolve=lambda _host, _port: addresses)
     with pytest.raises(UrlRefused, match=r"inside\.example leads to an address that is not public"):
         asyncio.run(egress.check("https://inside.example/"))
@@ -143,20 +143,20 @@ def test_a_public_url_may_be_kept(url: str) -> None:
     asyncio.run(Egress(resolve=lambda _host, _port: [PUBLIC]).check(url))
 
 
-def test_a_name_that_cannot_be_looked_up_now_may_be_kept_and_is_judged_when_used() -> None:
+def test_a_name_that_cannot_be_looked_up_now_may_be_kept_and_is_validated_when_used() -> None:
     egress = Egress(resolve=nowhere)
     asyncio.run(egress.check("https://soon.example/"))
     with pytest.raises(OSError, match="not known"):
         asyncio.run(egress.addresses("soon.example", 443))
 
 
-def test_what_is_refused_is_named_without_the_secrets_of_its_url() -> None:
+def test_what_is_rejected_is_named_without_the_secrets_of_its_url() -> None:
     egress = Egress(resolve=lambda _host, _port: ["127.0.0.1"])
     with pytest.raises(UrlRefused) as caught:
         asyncio.run(egress.check("https://inside.example/a?token=hush", "webhook_url"))
     assert (
         str(caught.value)
-        == "webhook_url is refused: inside.example leads to an address that is not public"
+        == "webhook_url is rejected: inside.example leads to an address that is not public"
     )
     assert "hush" not in str(caught.value.details)
 
@@ -172,19 +172,19 @@ def test_what_counts_as_public_is_public_to_python_too(
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_is_judged_alike_in_all_its_disguises(address: IPv4Address) -> None:
+def test_an_address_is_validated_alike_in_all_its_disguises(address: IPv4Address) -> None:
     number = int(address)
     for disguised in (0xFFFF << 32 | number, 0x64FF9B << 96 | number):
         assert is_public(IPv6Address(disguised)) == is_public(address)
 
 
 @given(st.ip_addresses(v=4))
-def test_an_address_is_judged_alike_however_it_is_spelled(address: IPv4Address) -> None:
+def test_an_address_is_validated_alike_however_it_is_spelled(address: IPv4Address) -> None:
     number = int(address)
     a, rest = number >> 24, number & 0xFFFFFF
     spellings = [str(address), str(number), hex(number), f"0{number:o}", f"{a}.{rest}"]
-    judged = {_passes(f"http://{spelling}/") for spelling in spellings}
-    assert judged == {is_public(address)}
+    allowed = {_passes(f"http://{spelling}/") for spelling in spellings}
+    assert allowed == {is_public(address)}
 
 
 EGRESS = Egress(resolve=nowhere)
@@ -217,7 +217,7 @@ URLS = st.builds(
 
 @settings(max_examples=1_000)
 @given(URLS)
-def test_whatever_a_url_is_made_of_it_is_judged(url: str) -> None:
+def test_whatever_a_url_is_made_of_it_is_validated(url: str) -> None:
     try:
         asyncio.run(EGRESS.check(url))
         kept = parse_url(url)
@@ -229,7 +229,7 @@ def test_whatever_a_url_is_made_of_it_is_judged(url: str) -> None:
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_either_refused_or_one_url_with_a_host(text: str) -> None:
+def test_any_text_is_either_rejected_or_one_url_with_a_host(text: str) -> None:
     for candidate in (text, f"http://{text}", f"https://public.example/{text}"):
         try:
             url = parse_url(candidate)
@@ -258,7 +258,7 @@ def test_what_is_allowed_is_reached_though_private_and_nothing_beside_it() -> No
 
 
 @pytest.mark.parametrize("entry", ["10.0.0.0/33", "10.0.0", "http://minio", "a b", "min*"])
-def test_an_allow_list_that_means_nothing_is_refused_at_the_start(entry: str) -> None:
+def test_an_allow_list_that_means_nothing_is_rejected_at_the_start(entry: str) -> None:
     with pytest.raises(SetupProblem, match="EGRESS_ALLOW"):
         Egress(entry)
 
@@ -308,7 +308,7 @@ def test_a_dns_that_changes_between_two_looks_finds_no_gap() -> None:
     async def attack() -> tuple[int, int, int]:
         egress = Egress("127.0.0.2", resolve=rebinding)
         refused = 0
-        async with Server("127.0.0.1") as victim, Outbound(egress, patience_s=5) as outbound:
+        async with Server("127.0.0.1") as victim, Outbound(egress, timeout_s=5) as outbound:
             async with Server("127.0.0.2") as public:
                 # one port for both, so that only the address makes the difference
                 url = f"http://rebinding.example:{victim.port}/"
@@ -327,10 +327,10 @@ def test_a_dns_that_changes_between_two_looks_finds_no_gap() -> None:
     assert looked_up == 6  # once for each request
 
 
-def test_a_connection_goes_to_the_judged_address_and_asks_for_the_name() -> None:
+def test_a_connection_goes_to_the_validated_address_and_asks_for_the_name() -> None:
     async def ask() -> tuple[int, bytes]:
         egress = Egress("127.0.0.2", resolve=lambda _host, _port: ["127.0.0.2"])
-        async with Server("127.0.0.2") as server, Outbound(egress, patience_s=5) as outbound:
+        async with Server("127.0.0.2") as server, Outbound(egress, timeout_s=5) as outbound:
             status = await _status(outbound, f"http://name.example:{server.port}/a?b=c")
             return status, server.requests[0]
 
@@ -344,7 +344,7 @@ def test_the_environments_proxies_are_not_asked(monkeypatch: pytest.MonkeyPatch)
         async with Server("127.0.0.1") as proxy, Server("127.0.0.2") as server:
             for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
                 monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
-            async with Outbound(Egress("127.0.0.2"), patience_s=5) as outbound:
+            async with Outbound(Egress("127.0.0.2"), timeout_s=5) as outbound:
                 await _status(outbound, f"http://127.0.0.2:{server.port}/")
             return proxy.connections
 
@@ -360,7 +360,7 @@ def _silent() -> Iterator[int]:
 
 def test_a_server_that_says_nothing_is_given_up() -> None:
     async def ask(port: int) -> None:
-        async with Outbound(Egress("127.0.0.1"), patience_s=0.2) as outbound:
+        async with Outbound(Egress("127.0.0.1"), timeout_s=0.2) as outbound:
             await _status(outbound, f"http://127.0.0.1:{port}/")
 
     with _silent() as port, pytest.raises(httpcore.ReadTimeout):
@@ -370,7 +370,7 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
 def test_the_second_address_of_a_name_is_tried_when_the_first_is_dead() -> None:
     async def ask() -> int:
         egress = Egress("127.0.0.0/8", resolve=lambda _host, _port: ["127.0.0.3", "127.0.0.2"])
-        async with Server("127.0.0.2") as server, Outbound(egress, patience_s=5) as outbound:
+        async with Server("127.0.0.2") as server, Outbound(egress, timeout_s=5) as outbound:
             return await _status(outbound, f"http://name.example:{server.port}/")
 
     assert asyncio.run(ask()) == 204
@@ -426,7 +426,7 @@ def test_a_certificate_is_held_to_the_name_and_not_to_the_address(
         egress = Egress("127.0.0.2", resolve=lambda _host, _port: ["127.0.0.2"])
         async with (
             Server("127.0.0.2", certified.server) as server,
-            Outbound(egress, patience_s=5, tls=certified.client) as outbound,
+            Outbound(egress, timeout_s=5, tls=certified.client) as outbound,
         ):
             return await _status(outbound, f"https://{asked}:{server.port}/")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.asr import guards
 from common.asr.engine import TEMPERATURES
-from common.asr.guards import Decoding, Evidence
+from common.asr.guards import DecodingResult, Evidence
 from common.domain.values import Detected, Span, Word
 
 HEARD = Evidence(no_speech_prob=0.05, avg_logprob=-0.3, loudness_dbfs=-25.0)
@@ -25,8 +25,8 @@ def decoding(
     avg_logprob: float = -0.3,
     no_speech_prob: float = 0.05,
     temperature: float = 0.0,
-) -> Decoding:
-    return Decoding(text, avg_logprob, no_speech_prob, temperature)
+) -> DecodingResult:
+    return DecodingResult(text, avg_logprob, no_speech_prob, temperature)
 
 
 def spoken(text: str) -> list[Word]:
@@ -104,7 +104,7 @@ def test_a_window_is_silence_only_when_the_decoder_doubts_its_own_text_too() -> 
         decoding(" " + "chạy " * 9),
     ],
 )
-def test_a_failed_decoding_is_tried_again(failed: Decoding) -> None:
+def test_a_failed_decoding_is_tried_again(failed: DecodingResult) -> None:
     assert guards.needs_retry(failed)
 
 
@@ -159,7 +159,7 @@ class Climb:
 
     def __init__(
         self,
-        *attempts: Decoding,
+        *attempts: DecodingResult,
         tokens: int = 5,
         detected: Detected | None = None,
         duration_s: float = 10.0,
@@ -172,7 +172,7 @@ class Climb:
         self.detections = 0
         self.found = guards.climb(TEMPERATURES, self._decode, self._detect, duration_s, sure=sure)
 
-    def _decode(self, temperature: float) -> Decoding:
+    def _decode(self, temperature: float) -> DecodingResult:
         self.tried.append(temperature)
         attempt = self._attempts[min(len(self.tried), len(self._attempts)) - 1]
         return replace(attempt, temperature=temperature, tokens=(1,) * self._tokens)
@@ -287,7 +287,7 @@ def test_a_sure_segment_has_no_flags() -> None:
     ],
 )
 def test_each_doubt_has_its_flag(
-    doubtful: Decoding, word_probability: float, collapsed: bool, flag: str
+    doubtful: DecodingResult, word_probability: float, collapsed: bool, flag: str
 ) -> None:
     found = guards.doubts(doubtful, " All is well.", word_probability, collapsed=collapsed)
     assert found == (flag,)

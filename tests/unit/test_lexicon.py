@@ -254,7 +254,7 @@ def test_a_word_with_another_meaning_only_marks(text: str) -> None:
     assert not find.decides
 
 
-def test_finds_are_told_in_order_with_their_places() -> None:
+def test_finds_are_returned_in_order_with_their_places() -> None:
     text = "👨\u200d👩\u200d👧 Đồ n g u, &lt;fuck&gt; ăn hạt óc chó đ . m 🖕🏻"
     assert found(text) == ["Đồ n g u", "fuck", "đ . m", "🖕🏻"]
 

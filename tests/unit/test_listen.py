@@ -19,8 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from api.schemas import StreamOptions
-from common.audio.decode import Decoding
-from common.errors import GatewayLost, Refused
+from common.audio.decode import MonoDecoder
+from common.errors import GatewayLost, RequestRejected
 from scripts.bench.corpus import write_wav
 from scripts.cli import streaming
 from scripts.cli.cli import steno
@@ -174,7 +174,7 @@ def test_any_format_is_played(server: ScriptedStream, tmp_path: Path) -> None:
         frame.rate = 16_000
         container.mux([*stream.encode(frame), *stream.encode(None)])
     run(server, path, "--speed", "0")
-    assert bytes(server.sound) == b"".join(block.tobytes() for block in Decoding(path))
+    assert bytes(server.sound) == b"".join(block.tobytes() for block in MonoDecoder(path))
 
 
 def test_sound_is_sent_no_earlier_than_it_would_have_been_spoken() -> None:
@@ -496,7 +496,7 @@ def test_messages_come_with_their_times_and_the_end_with_its_reason(
             assert stream.ready.is_set()
             assert stream.code == 4413
             assert not await stream.send(b"ab")
-            with pytest.raises(Refused, match="too long") as refused:
+            with pytest.raises(RequestRejected, match="too long") as refused:
                 stream.check()
             assert refused.value.details["status"] == 413
             return [message.type for message in messages]

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from loguru import logger
 
-from common.logs import set_up_logging
+from common.process.logs import set_up_logging
 from common.settings import LogSettings
 
 
@@ -38,7 +38,7 @@ def test_a_json_line_has_the_ids_that_are_known_as_fields(log: Path) -> None:
     }
 
 
-def test_an_exception_is_told_on_the_same_json_line_without_the_values_of_variables(
+def test_an_exception_is_logged_on_the_same_json_line_without_the_values_of_variables(
     log: Path,
 ) -> None:
     set_up_logging(LogSettings(file=log, as_json=True), "worker")
@@ -61,11 +61,11 @@ def test_a_line_of_text_shows_the_ids_once(log: Path) -> None:
     set_up_logging(LogSettings(file=log), "gateway")
     with logger.contextualize(request_id="abc"):
         logger.info("job {job_id} <b>accepted</b>", job_id="123-456")
-    told = log.read_text().split("gateway ")[1]
-    assert told == "request_id=abc job 123-456 <b>accepted</b>\n"
+    line = log.read_text().split("gateway ")[1]
+    assert line == "request_id=abc job 123-456 <b>accepted</b>\n"
 
 
-def test_libraries_that_warn_are_heard(log: Path) -> None:
+def test_libraries_that_warn_are_logged(log: Path) -> None:
     set_up_logging(LogSettings(file=log, as_json=True), "gateway")
     logging.getLogger("boto3").info("a step")
     logging.getLogger("boto3").warning("a {warning} with %s", "<braces>")

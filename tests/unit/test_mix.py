@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.audio.decode import CHANNELS_INVERTED, CHANNELS_LEFT_OUT, Decoding
+from common.audio.decode import CHANNELS_INVERTED, CHANNELS_LEFT_OUT, MonoDecoder
 from common.audio.mix import BLOCK, Mixer
 from common.audio.wav import wav_header
 from tests.support.speech import noise, speak
@@ -75,7 +75,7 @@ def test_microphones_apart_are_not_taken_for_inverted_ones(delay: int) -> None:
 
 @pytest.mark.parametrize("gain", [1.0, 0.6])
 @pytest.mark.parametrize("level", [0.0, 0.003, 0.03])
-def test_channels_that_cancel_out_are_heard(gain: float, level: float) -> None:
+def test_channels_that_cancel_out_are_audible(gain: float, level: float) -> None:
     left, right = (np.random.default_rng(seed).normal(0, level, len(VOICE)) for seed in (1, 2))
     channels = together(VOICE + left, -gain * VOICE + right)
     found, mixer = mixed(channels)
@@ -83,14 +83,14 @@ def test_channels_that_cancel_out_are_heard(gain: float, level: float) -> None:
     assert mixer.inverted
 
 
-def test_channels_that_cancel_out_in_noise_are_heard_beside_others() -> None:
+def test_channels_that_cancel_out_in_noise_are_audible_beside_others() -> None:
     left, right = (np.random.default_rng(seed).normal(0, 0.06, len(VOICE)) for seed in (1, 2))
     found, mixer = mixed(together(np.zeros_like(VOICE), VOICE + left, right - VOICE))
     assert loudness(found, VOICE) > 0.5
     assert mixer.inverted
 
 
-def test_what_is_inverted_for_a_while_is_heard_without_a_click() -> None:
+def test_what_is_inverted_for_a_while_is_audible_without_a_click() -> None:
     inverted = VOICE.copy()
     inverted[20_000:60_000] *= -1
     found, mixer = mixed(together(VOICE, inverted))
@@ -119,7 +119,7 @@ def test_no_signs_of_channels_make_them_cancel_out(signs: list[int]) -> None:
     assert abs(loudness(found, VOICE)) > 0.3
 
 
-def test_everybody_is_heard_where_each_has_a_channel() -> None:
+def test_everybody_is_audible_where_each_has_a_channel() -> None:
     silent = np.zeros_like(VOICE)
     channels = together(silent, VOICE, silent, silent, OTHER, silent)
     found, _ = mixed(channels)
@@ -150,7 +150,7 @@ def test_a_recording_says_what_was_done_to_its_channels(tmp_path: Path) -> None:
         (together(VOICE, -VOICE), (CHANNELS_INVERTED,)),
         (together(VOICE, loud), (CHANNELS_LEFT_OUT,)),
     ):
-        decoding = Decoding(write(tmp_path / "sound.wav", channels))
+        decoding = MonoDecoder(write(tmp_path / "sound.wav", channels))
         assert sum(map(len, decoding)) == len(channels)
         assert decoding.warnings == warnings
 
@@ -159,5 +159,5 @@ def test_a_recording_says_what_was_done_to_its_channels(tmp_path: Path) -> None:
 def test_no_channel_is_dropped_for_its_place(count: int, at: int, tmp_path: Path) -> None:
     channels = np.zeros((len(VOICE), count), np.float32)
     channels[:, at] = VOICE
-    found = np.concatenate(list(Decoding(write(tmp_path / "sound.wav", channels))))
+    found = np.concatenate(list(MonoDecoder(write(tmp_path / "sound.wav", channels))))
     assert loudness(found.astype(np.float32) / 32_768, VOICE) == pytest.approx(0.5, abs=0.01)

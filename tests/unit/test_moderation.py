@@ -38,34 +38,34 @@ def moderation() -> Moderation:
     return Moderation(Listener(), Lexicon())
 
 
-def judge(moderation: Moderation, text: str) -> tuple[Verdict, list[str]]:
-    (verdict,) = moderation.judge([text])
+def classify(moderation: Moderation, text: str) -> tuple[Verdict, list[str]]:
+    (verdict,) = moderation.classify([text])
     return verdict, [text[mark.start : mark.end] for mark in verdict.marks]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
 def test_a_blank_text_is_clean_for_sure(moderation: Moderation, text: str) -> None:
-    assert moderation.judge([text]) == [Verdict(Label.CLEAN, (1.0, 0.0, 0.0))]
+    assert moderation.classify([text]) == [Verdict(Label.CLEAN, (1.0, 0.0, 0.0))]
 
 
 def test_verdicts_come_in_the_order_of_the_texts(moderation: Moderation) -> None:
     texts = ["", "trời đẹp", "người xấu", " ", "lời độc", "trời đẹp"]
-    labels = [verdict.label for verdict in moderation.judge(texts)]
+    labels = [verdict.label for verdict in moderation.classify(texts)]
     assert labels == ["CLEAN", "CLEAN", "OFFENSIVE", "CLEAN", "HATE", "CLEAN"]
-    assert moderation.judge([]) == []
+    assert moderation.classify([]) == []
 
 
 def test_words_that_tip_the_scale_are_marked_without_their_punctuation(
     moderation: Moderation,
 ) -> None:
-    verdict, marked = judge(moderation, "Ôi, người xấu quá!")
+    verdict, marked = classify(moderation, "Ôi, người xấu quá!")
     assert (verdict.label, marked) == (Label.OFFENSIVE, ["xấu"])
     assert verdict.marks[0].source == "model"
-    assert judge(moderation, "(xấu) thật")[1] == []  # the model did not know it like this
+    assert classify(moderation, "(xấu) thật")[1] == []  # the model did not know it like this
 
 
 def test_no_word_is_blamed_where_any_of_two_is_enough(moderation: Moderation) -> None:
-    verdict, marked = judge(moderation, "xấu thì xấu")
+    verdict, marked = classify(moderation, "xấu thì xấu")
     assert (verdict.label, marked) == (Label.OFFENSIVE, [])
 
 
@@ -75,13 +75,13 @@ def test_near_a_threshold_no_word_is_blamed_for_little() -> None:
             return np.array([[0.6 - len(t) / 200, 0.4 + len(t) / 200, 0] for t in texts], "f4")
 
     doubtful = Doubtful()
-    (verdict,) = Moderation(doubtful, Lexicon()).judge(["một hai"])
+    (verdict,) = Moderation(doubtful, Lexicon()).classify(["một hai"])
     assert decide(verdict.scores, doubtful.by.thresholds) is Label.OFFENSIVE
     assert verdict.marks == ()
 
 
 def test_english_profanity_is_not_clean_whatever_the_model_says(moderation: Moderation) -> None:
-    verdict, marked = judge(moderation, "This is fucking great")
+    verdict, marked = classify(moderation, "This is fucking great")
     assert verdict.label is Label.OFFENSIVE
     assert marked == ["fucking"]
     assert verdict.score == pytest.approx(LISTED_SCORE)
@@ -90,7 +90,7 @@ def test_english_profanity_is_not_clean_whatever_the_model_says(moderation: Mode
 
 
 def test_a_listed_word_makes_no_verdict_milder(moderation: Moderation) -> None:
-    verdict, marked = judge(moderation, "fucking độc")
+    verdict, marked = classify(moderation, "fucking độc")
     assert verdict.label is Label.HATE
     assert verdict.score == pytest.approx(0.8)
     assert marked == ["fucking"]
@@ -102,15 +102,15 @@ def test_a_word_that_may_be_innocent_is_marked_in_bad_company_only(moderation: M
         for word in ("khùng", "cút", "câm mồm")
         if [find.decides for find in Lexicon().find(word)] == [False]
     )
-    verdict, marked = judge(moderation, f"{doubtful} thật")
+    verdict, marked = classify(moderation, f"{doubtful} thật")
     assert (verdict.label, marked) == (Label.CLEAN, [])
-    assert judge(moderation, f"{doubtful} xấu")[1] == [doubtful]
+    assert classify(moderation, f"{doubtful} xấu")[1] == [doubtful]
 
 
-def test_a_long_text_is_judged_but_its_words_are_not_tried_one_by_one(
+def test_a_long_text_is_classified_but_its_words_are_not_tried_one_by_one(
     moderation: Moderation,
 ) -> None:
-    verdict, marked = judge(moderation, " ".join(["trời"] * MAX_WORDS_TRIED + ["xấu"]))
+    verdict, marked = classify(moderation, " ".join(["trời"] * MAX_WORDS_TRIED + ["xấu"]))
     assert (verdict.label, marked) == (Label.OFFENSIVE, [])
 
 
@@ -120,7 +120,7 @@ def test_a_long_text_is_judged_but_its_words_are_not_tried_one_by_one(
     )
 )
 def test_marks_lie_in_their_texts_and_clean_texts_have_none(texts: list[str]) -> None:
-    for text, verdict in zip(texts, Moderation(Listener(), Lexicon()).judge(texts), strict=True):
+    for text, verdict in zip(texts, Moderation(Listener(), Lexicon()).classify(texts), strict=True):
         assert sum(verdict.scores) == pytest.approx(1)
         assert verdict.marks == () or verdict.label is not Label.CLEAN
         ends = [Mark(0, 0, Label.CLEAN, "list"), *verdict.marks]

@@ -86,7 +86,7 @@ def test_outputs_without_names_take_those_of_the_setting(
         (None, {"id2label": {"0": "HATE", "1": "HATE"}}, "id2label ['HATE', 'HATE']; set"),
         ("CLEAN,BAD", {}, "MODERATION_LABELS is 'CLEAN,BAD'; it needs CLEAN and one of"),
         ("CLEAN,HATE", {"id2label": {"0": "x"}}, "has 2 labels (CLEAN,HATE), the model 1"),
-        (None, {"id2label": 3}, "config.json is not what it should be"),
+        (None, {"id2label": 3}, "config.json is malformed"),
         (None, {"id2label": NAMED, "stenopool": {"thresholds": {"HATE": 2}}}, "above 0 and at"),
         (None, {"id2label": NAMED, "stenopool": {"thresholds": {"BAD": 1}}}, "'BAD' is not a"),
     ],
@@ -102,7 +102,11 @@ def test_a_config_that_does_not_do_says_why(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "it has no config.json"), ("{", "config.json cannot be read"), ("[]", "no object")],
+    [
+        (None, "it has no config.json"),
+        ("{", "config.json cannot be read"),
+        ("[]", "not a JSON object"),
+    ],
 )
 def test_a_folder_without_a_readable_config_says_so(
     tmp_path: Path, content: str | None, said: str

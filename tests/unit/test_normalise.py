@@ -28,7 +28,7 @@ def test_normalised_text_stays_as_it_is(text: str) -> None:
 
 @settings(deadline=None, max_examples=500)
 @given(any_text)
-def test_every_word_tells_its_place_in_the_original(text: str) -> None:
+def test_every_word_has_its_place_in_the_original(text: str) -> None:
     normalised = normalise(text)
     assert len(normalised.words) == len(normalised.spans)
     place = 0

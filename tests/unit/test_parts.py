@@ -11,7 +11,7 @@ import pytest
 from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
-from common.audio.decode import HEADER_SIZE_WRONG, TRUNCATED, Decoding
+from common.audio.decode import HEADER_SIZE_WRONG, TRUNCATED, MonoDecoder
 from common.audio.probe import probe
 from common.errors import NotAudio
 from tests.support.audio_files import KINDS, Kind, silence, tone, wav_header, write
@@ -20,7 +20,7 @@ EDGE_MS = 80
 
 
 def decoded(path: Path) -> tuple[NDArray[np.int16], tuple[str, ...]]:
-    decoding = Decoding(path)
+    decoding = MonoDecoder(path)
     return np.concatenate(list(decoding)), decoding.warnings
 
 
@@ -284,7 +284,7 @@ def test_sphere_and_gsm_are_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [1, 3_999, 768_001, 2**31 - 1, 2**31])
-def test_a_sample_rate_at_which_nobody_records_is_refused(rate: int, tmp_path: Path) -> None:
+def test_a_sample_rate_at_which_nobody_records_is_rejected(rate: int, tmp_path: Path) -> None:
     path = tmp_path / "sound.wav"
     head = bytearray(wav_header(1))
     head[24:32] = struct.pack("<II", rate, 2 * rate & 0xFFFFFFFF)

@@ -93,7 +93,7 @@ def test_any_other_models_tokenizer_is_read_from_its_json(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("vocab.txt", b"word\n", "vocab.txt, line 1: no token and count, but 'word'"),
+        ("vocab.txt", b"word\n", "vocab.txt, line 1: expected a token and a count, got 'word'"),
         ("vocab.txt", b"w\xff 1\n", "vocab.txt is not UTF-8 (byte 1)"),
         ("bpe.codes", b"", "bpe.codes has no merges"),
     ],

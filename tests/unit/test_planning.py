@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
-from common.audio.vad import load_network
+from common.audio.silero import SileroNetwork
 from common.domain.cutting import CutOptions
 from common.domain.values import SAMPLE_RATE
 from tests.support import speech
 from tests.support.audio_files import noise, silence, tone
 
-NETWORK = load_network()
+NETWORK = SileroNetwork()
 STRATEGIES: tuple[Literal["vad", "silence", "fixed"], ...] = ("vad", "silence", "fixed")
 TEXT = "We were talking about the old house by the river, and how quiet it used to be there. "
 
@@ -53,7 +53,7 @@ WHOLE = {strategy: whole(PlanOptions(strategy)) for strategy in STRATEGIES}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_cores_tile_the_recording_and_each_chunk_has_its_own_sound(
+def test_cores_tile_the_recording_and_each_chunk_has_its_own_audio(
     strategy: Literal["vad", "silence", "fixed"],
 ) -> None:
     planned, planner = plan(TALK, PlanOptions(strategy), [len(TALK)])

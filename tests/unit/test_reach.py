@@ -6,7 +6,7 @@ import pytest
 
 from common.db.database import parsed
 from common.errors import SetupProblem
-from common.reach import postgres_refuses
+from common.net.reach import postgres_rejects
 
 SERVER = 'connection to server at "password-db" (10.0.0.2), port 5432 failed: '
 
@@ -22,7 +22,7 @@ SERVER = 'connection to server at "password-db" (10.0.0.2), port 5432 failed: '
     ],
 )
 def test_a_refusal_that_lasts_is_not_waited_for(said: str) -> None:
-    assert postgres_refuses(Exception(SERVER + said))
+    assert postgres_rejects(Exception(SERVER + said))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_refusal_that_lasts_is_not_waited_for(said: str) -> None:
     ],
 )
 def test_one_that_may_pass_is(said: str) -> None:
-    assert not postgres_refuses(Exception(SERVER + said))
+    assert not postgres_rejects(Exception(SERVER + said))
 
 
 @pytest.mark.parametrize("name", ["postgresql", "postgresql+psycopg", "postgres"])
@@ -56,7 +56,7 @@ def test_all_names_of_the_driver_are_known(name: str) -> None:
         "sesame",
     ],
 )
-def test_another_url_is_refused_and_not_repeated(url: str) -> None:
+def test_another_url_is_rejected_and_not_repeated(url: str) -> None:
     with pytest.raises(SetupProblem, match="DATABASE_URL") as refused:
         parsed(url)
     assert "sesame" not in str(refused.value)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.audio.redact import (
     FADE_MS,
     LOUDEST_DBFS,
@@ -40,12 +40,12 @@ from tests.support.audio_files import (
 )
 
 VOICE_HZ = 440
-"""Stands for the words that must not be heard."""
+"""Stands for the words that must be removed."""
 
 
 def made(path: Path, spans: list[Span], duration_ms: int | None = None) -> bytes:
     if duration_ms is None:
-        decoding = Decoding(path)
+        decoding = MonoDecoder(path)
         for _ in decoding:
             pass
         duration_ms = decoding.duration_ms
@@ -55,7 +55,7 @@ def made(path: Path, spans: list[Span], duration_ms: int | None = None) -> bytes
     return content
 
 
-def sound(content: bytes) -> tuple[NDArray[np.int16], int]:
+def audio(content: bytes) -> tuple[NDArray[np.int16], int]:
     """What Python's own reader finds: frames of shape (frames, channels), and the rate."""
     with wave.open(io.BytesIO(content)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
@@ -85,8 +85,8 @@ def test_what_is_inside_is_a_tone_and_what_is_outside_is_as_it_was(
     ending: str, kind: Kind, tmp_path: Path
 ) -> None:
     path = write(tmp_path / f"sound.{ending}", tone(4, VOICE_HZ), kind)
-    covered, rate = sound(made(path, [Span(1_000, 2_500)]))
-    plain, _ = sound(made(path, []))
+    covered, rate = audio(made(path, [Span(1_000, 2_500)]))
+    plain, _ = audio(made(path, []))
     assert rate == kind.rate
     assert covered.shape == plain.shape
     assert covered.shape[1] == (2 if kind.layout == "stereo" else 1)
@@ -108,7 +108,7 @@ def test_rate_and_channels_stay_as_they_were_recorded(
     path = tmp_path / "sound.wav"
     said = np.random.default_rng(0).integers(-3_000, 3_000, (rate * 2, channels), np.int16)
     path.write_bytes(wav_header(rate, channels, len(said)) + said.tobytes())
-    covered, found = sound(made(path, [Span(500, 900)], 2_000))
+    covered, found = audio(made(path, [Span(500, 900)], 2_000))
     assert (found, covered.shape) == (rate, said.shape)
     assert np.array_equal(cut(covered, rate, 0, 500), cut(said, rate, 0, 500))
     assert np.array_equal(cut(covered, rate, 900, 2_000), cut(said, rate, 900, 2_000))
@@ -120,7 +120,7 @@ def test_rate_and_channels_stay_as_they_were_recorded(
 def test_a_long_tone_has_no_seam_and_its_edges_do_not_click(rate: int, tmp_path: Path) -> None:
     voice = tone(9, VOICE_HZ)
     path = write(tmp_path / "sound.flac", voice, KINDS["flac"]._replace(rate=rate))
-    covered, _ = sound(made(path, [Span(1_003, 4_511), Span(5_000, 7_001)]))
+    covered, _ = audio(made(path, [Span(1_003, 4_511), Span(5_000, 7_001)]))
     steepest = 0.3 * 32_767 * 2 * np.pi * TONE_HZ / rate
     assert np.abs(np.diff(covered[:, 0].astype(int))).max() < 1.1 * steepest
     inside = cut(covered, rate, 1_003 + FADE_MS, 4_511 - FADE_MS).astype(float)
@@ -133,17 +133,17 @@ def test_the_tone_is_as_loud_as_what_is_around_and_never_painful(
     level: float, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "sound.wav", noise(3, level), KINDS["wav"])
-    covered, rate = sound(made(path, [Span(1_000, 2_000)]))
-    heard = dbfs(cut(covered, rate, 1_100, 1_900))
+    covered, rate = audio(made(path, [Span(1_000, 2_000)]))
+    level_dbfs = dbfs(cut(covered, rate, 1_100, 1_900))
     around = dbfs(cut(covered, rate, 0, 1_000))
-    assert SOFTEST_DBFS - 0.5 < heard < LOUDEST_DBFS + 0.5
-    assert heard < max(around, SOFTEST_DBFS + 0.5)
+    assert SOFTEST_DBFS - 0.5 < level_dbfs < LOUDEST_DBFS + 0.5
+    assert level_dbfs < max(around, SOFTEST_DBFS + 0.5)
 
 
 def test_a_word_in_a_quiet_place_is_covered_as_loud_as_it_was_said(tmp_path: Path) -> None:
     said = np.concatenate([noise(2, 0.001), noise(0.5, 0.2), noise(2, 0.001)])
     path = write(tmp_path / "sound.wav", said, KINDS["wav"])
-    covered, rate = sound(made(path, [Span(2_000, 2_500)]))
+    covered, rate = audio(made(path, [Span(2_000, 2_500)]))
     assert abs(dbfs(cut(covered, rate, 2_100, 2_400)) - dbfs(noise(1, 0.2)[:, None])) < 4
 
 
@@ -154,7 +154,7 @@ def test_a_broken_recording_is_covered_at_the_same_times(
 ) -> None:
     path = write(tmp_path / "sound", tone(8, VOICE_HZ), KINDS[ending])
     (truncate(path, 0.7) if broken == "truncated" else damage(path, 0.4, 0.5))
-    covered, rate = sound(made(path, [Span(500, 1_000)]))
+    covered, rate = audio(made(path, [Span(500, 1_000)]))
     assert power(cut(covered, rate, 500 + FADE_MS, 1_000 - FADE_MS), rate, VOICE_HZ) < 0.001
     assert power(cut(covered, rate, 1_010, 1_400), rate, VOICE_HZ) > 0.2
 
@@ -163,7 +163,7 @@ def test_sound_that_starts_late_on_the_film_is_covered_at_the_time_of_the_film(
     tmp_path: Path,
 ) -> None:
     path = write(tmp_path / "film", tone(4, VOICE_HZ), FILMS["mp4"], sound_at=2.0)
-    covered, rate = sound(made(path, [Span(3_000, 4_000)]))
+    covered, rate = audio(made(path, [Span(3_000, 4_000)]))
     assert np.abs(cut(covered, rate, 0, 1_900)).max() < 300
     assert power(cut(covered, rate, 2_100, 2_900), rate, VOICE_HZ) > 0.2
     assert power(cut(covered, rate, 3_010, 3_990), rate, VOICE_HZ) < 0.001
@@ -172,7 +172,7 @@ def test_sound_that_starts_late_on_the_film_is_covered_at_the_time_of_the_film(
 def test_a_file_is_as_long_as_it_was_said_to_be(tmp_path: Path) -> None:
     path = write(tmp_path / "sound.wav", tone(2), KINDS["wav"])
     for duration_ms in (0, 1, 1_999, 2_000, 2_003, 5_000):
-        covered, rate = sound(made(path, [Span(1_500, 9_000)], duration_ms))
+        covered, rate = audio(made(path, [Span(1_500, 9_000)], duration_ms))
         assert len(covered) == duration_ms * rate // 1000
 
 
@@ -188,7 +188,7 @@ def test_stretches_of_any_length_are_covered_and_nothing_else(
     said = np.random.default_rng(0).integers(20_000, 30_000, (rate * 4, 1), np.int16)
     path.write_bytes(wav_header(rate, 1, len(said)) + said.tobytes())
     spans = [Span(*pair) for pair in zip(edges[::2], edges[1::2], strict=False)]
-    covered, _ = sound(made(path, spans, 4_000))
+    covered, _ = audio(made(path, spans, 4_000))
     inside = np.zeros(len(said), bool)
     for span in spans:
         inside[span.start_ms * rate // 1000 : -(-span.end_ms * rate // 1000)] = True

@@ -13,8 +13,8 @@ from api.resolving import Resolver, form_options
 from api.schemas import UploadOptions
 from common.domain.job import Priority
 from common.domain.request import Cutting
-from common.egress import Egress
-from common.errors import BadInput, ModelNotHere, Needs, OutOfRange, UnknownOption
+from common.errors import BadInput, ModelNotInstalled, OptionConflict, OutOfRange, UnknownOption
+from common.net.egress import Egress
 from common.settings import AsrSettings, ChunkSettings, ModerationSettings, Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -101,7 +101,7 @@ def test_a_gateway_beside_the_workers_refuses_weights_that_are_missing(
 ) -> None:
     (tmp_path / "ggml-base.bin").write_bytes(b"weights")
     assert resolve(resolver, model="base").model == "base"
-    with pytest.raises(ModelNotHere, match="steno models pull pho"):
+    with pytest.raises(ModelNotInstalled, match="steno models pull pho"):
         resolve(resolver, model="pho")
 
 
@@ -123,7 +123,7 @@ def test_what_living_workers_have_decides_over_what_is_on_this_machine(
     usable = set(resolver.installed())
     assert usable == {"base", "pho"} - refused
     for model in refused:
-        with pytest.raises(ModelNotHere):
+        with pytest.raises(ModelNotInstalled):
             resolve(resolver, model=model)
     for model in usable:
         assert resolve(resolver, model=model, language="vi").model == model
@@ -132,7 +132,7 @@ def test_what_living_workers_have_decides_over_what_is_on_this_machine(
 def test_workers_without_any_weights_are_no_workers_apart(tmp_path: Path) -> None:
     settings = Settings(asr=AsrSettings(default_engine="whisper.cpp", default_model="base"))
     resolver = Resolver(settings, WeightsStore(tmp_path, MANIFEST), Egress(), set)
-    with pytest.raises(ModelNotHere, match=r"steno models pull base --engine whisper\.cpp"):
+    with pytest.raises(ModelNotInstalled, match=r"steno models pull base --engine whisper\.cpp"):
         resolver.check_defaults()
     assert resolver.installed() == []
 
@@ -185,11 +185,11 @@ def test_moderation_that_cannot_be_had_is_refused_by_name(
     resolver: Resolver, unmoderated: Resolver
 ) -> None:
     whisper = {"engine": "whisper.cpp", "model": "base"}
-    with pytest.raises(Needs, match=r"moderation=true needs .*AI_LOAD_MODELS=false"):
+    with pytest.raises(OptionConflict, match=r"moderation=true needs .*AI_LOAD_MODELS=false"):
         resolve(unmoderated, moderation="true", **whisper)
-    with pytest.raises(Needs, match=r"filter_profanity=true needs .*AI_LOAD_MODELS=false"):
+    with pytest.raises(OptionConflict, match=r"filter_profanity=true needs .*AI_LOAD_MODELS=false"):
         resolve(unmoderated, filter_profanity="true", **whisper)
-    with pytest.raises(Needs, match="filter_profanity=true needs moderation=true"):
+    with pytest.raises(OptionConflict, match="filter_profanity=true needs moderation=true"):
         resolve(resolver, filter_profanity="true", moderation="false")
     with pytest.raises(BadInput, match="moderation"):
         resolve(resolver, moderation="perhaps")
@@ -199,7 +199,7 @@ def test_a_dns_that_is_slow_to_answer_holds_up_no_thread_that_others_need(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client can have its names looked up as slowly as it likes."""
-    monkeypatch.setattr("common.egress.LOOKUP_S", 60)
+    monkeypatch.setattr("common.net.egress.LOOKUP_S", 60)
     answer = threading.Event()
 
     def slow(_host: str, _port: int) -> list[str]:

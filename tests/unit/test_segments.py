@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.asr.guards import Decoding
+from common.asr.guards import DecodingResult
 from common.asr.segments import (
     MAX_LETTERS,
     MAX_SEGMENT_MS,
@@ -17,7 +17,7 @@ from common.asr.segments import (
 from common.domain.values import Span, Word
 from tests.support.speech import noise, silence
 
-SURE = Decoding("", avg_logprob=-0.2, no_speech_prob=0.02)
+SURE = DecodingResult("", avg_logprob=-0.2, no_speech_prob=0.02)
 
 
 def timed(*words: tuple[str, int, int]) -> list[Word]:
@@ -89,7 +89,7 @@ def test_segments_stay_inside_their_window() -> None:
 
 
 def test_a_silent_window_has_no_segments() -> None:
-    silent = Decoding(" I'm sorry.", avg_logprob=-1.7, no_speech_prob=0.93)
+    silent = DecodingResult(" I'm sorry.", avg_logprob=-1.7, no_speech_prob=0.93)
     words = timed((" I'm", 0, 500), (" sorry.", 500, 900))
     assert segments_of(silent, words, noise(1), keep_words=True) == ()
 

@@ -20,7 +20,7 @@ LEVELS = (0, 1, 3, 33, 104, 327, 328, 1_036, 8_000, 32_767)
 
 
 @st.composite
-def sounds(draw: st.DrawFn) -> NDArray[np.int16]:
+def recordings(draw: st.DrawFn) -> NDArray[np.int16]:
     """Stretches of noise of several levels, of any length in samples, up to three seconds."""
     random = np.random.default_rng(draw(st.integers(0, 1_000)))
     stretches = draw(
@@ -52,7 +52,7 @@ def by_pydub(samples: NDArray[np.int16], looked_for: SilenceOptions) -> list[tup
 
 
 @settings(max_examples=300, deadline=None)
-@given(sounds(), options)
+@given(recordings(), options)
 def test_it_finds_what_pydub_finds(samples: NDArray[np.int16], looked_for: SilenceOptions) -> None:
     assert detect_nonsilent(samples, looked_for) == by_pydub(samples, looked_for)
 
@@ -70,7 +70,7 @@ def test_it_finds_what_pydub_finds_in_a_recording_with_room_noise(
 
 
 @settings(max_examples=100, deadline=None)
-@given(sounds(), options, st.lists(st.integers(1, 9_000), min_size=1))
+@given(recordings(), options, st.lists(st.integers(1, 9_000), min_size=1))
 def test_in_a_stream_it_finds_the_same(
     samples: NDArray[np.int16], looked_for: SilenceOptions, steps: list[int]
 ) -> None:
@@ -81,12 +81,12 @@ def test_in_a_stream_it_finds_the_same(
         found += finder.feed(samples[start : start + step])
         start += step
     found += finder.finish()
-    sounds_found = detect_nonsilent(whole_ms, looked_for)
-    expected = [Span(start, end) for start, end in sounds_found if end > start]
+    loud = detect_nonsilent(whole_ms, looked_for)
+    expected = [Span(start, end) for start, end in loud if end > start]
     assert [speech.span for speech in found] == expected
 
 
-def test_sound_without_silence_is_cut_where_it_is_quietest() -> None:
+def test_audio_without_silence_is_cut_where_it_is_quietest() -> None:
     samples = tone(70)
     quiet = slice(20 * SAMPLE_RATE, 20 * SAMPLE_RATE + SAMPLE_RATE // 4)
     samples[quiet] //= 4
@@ -100,6 +100,6 @@ def test_sound_without_silence_is_cut_where_it_is_quietest() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"threshold_dbfs": 1.0}, {"min_silence_ms": 0}])
-def test_options_out_of_range_are_refused_by_name(wrong: dict[str, float]) -> None:
+def test_options_out_of_range_are_rejected_by_name(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=list(wrong)[0]):  # noqa: RUF015
         SilenceOptions(**wrong)  # type: ignore[arg-type]

@@ -17,9 +17,9 @@ import os, sys
 import common
 
 print(os.environ["{SWITCH}"], "onnxruntime" in sys.modules)
-from common.audio.vad import load_network
+from common.audio.silero import SileroNetwork
 
-load_network()
+SileroNetwork()
 print("onnxruntime" in sys.modules)
 """
 

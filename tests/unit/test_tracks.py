@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.audio.probe import probe
 from common.audio.redact import RedactedWav
 from common.domain.tracks import Track, default_track, find_track
@@ -47,9 +47,9 @@ def test_a_track_is_found_by_index_and_by_language(asked: str | None, index: int
 def test_a_track_that_is_missing_is_named_with_those_there_are(asked: str) -> None:
     with pytest.raises(UnknownOption) as error:
         find_track(TRACKS, asked)
-    told = str(error.value)
-    assert "audio_track must be one of 0 (eng, Commentary), 1 (vie), 2 (ger), 3 (eng), 4" in told
-    assert repr(asked) in told
+    text = str(error.value)
+    assert "audio_track must be one of 0 (eng, Commentary), 1 (vie), 2 (ger), 3 (eng), 4" in text
+    assert repr(asked) in text
 
 
 @pytest.mark.parametrize("container", ["matroska", "mp4"])
@@ -74,7 +74,7 @@ def test_a_probe_lists_the_tracks_and_each_can_be_decoded(
     ]
     assert default_track(found.tracks) == default
     loudest = [
-        max(int(np.abs(block.astype(int)).max()) for block in Decoding(path, track=track))
+        max(int(np.abs(block.astype(int)).max()) for block in MonoDecoder(path, track=track))
         for track in (0, 1, 2, None)
     ]
     assert loudest[1] > 3_000

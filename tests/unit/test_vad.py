@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from common.audio.silero import CONTEXT, FRAME, Network, silero_path
-from common.audio.vad import VadFinder, VadOptions, VoiceActivity, load_network
+from common.audio.silero import CONTEXT, FRAME, SileroNetwork, silero_path
+from common.audio.vad import VadFinder, VadOptions, VoiceActivity
 from common.domain.cutting import CutOptions, Speech
 from common.domain.values import SAMPLE_RATE
 from tests.support import speech
@@ -21,8 +21,8 @@ TEXT = "Nobody knows what the weather will be tomorrow, but we shall go out in a
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    return load_network()
+def network() -> SileroNetwork:
+    return SileroNetwork()
 
 
 def spoken(text: str = TEXT, language: str = "en") -> NDArray[np.int16]:
@@ -56,7 +56,7 @@ def published(samples: NDArray[np.int16]) -> NDArray[np.float32]:
 
 
 def listen(
-    network: Network, samples: NDArray[np.int16], step: int, options: VadOptions | None = None
+    network: SileroNetwork, samples: NDArray[np.int16], step: int, options: VadOptions | None = None
 ) -> list[Speech]:
     finder = VadFinder(network, options or VadOptions(), CutOptions())
     found = []
@@ -65,7 +65,7 @@ def listen(
     return found + finder.finish()
 
 
-def test_the_numbers_are_those_of_the_published_network(network: Network) -> None:
+def test_the_numbers_are_those_of_the_published_network(network: SileroNetwork) -> None:
     samples = conversation()
     activity = VoiceActivity(network)
     ours = np.concatenate([activity.feed(samples), activity.finish()])
@@ -75,7 +75,7 @@ def test_the_numbers_are_those_of_the_published_network(network: Network) -> Non
 
 
 @pytest.mark.parametrize("step", [1_000, 16_000, 65_536, 100_003])
-def test_blocks_of_any_size_give_the_same_bits(network: Network, step: int) -> None:
+def test_blocks_of_any_size_give_the_same_bits(network: SileroNetwork, step: int) -> None:
     samples = conversation()
     whole = VoiceActivity(network)
     expected = np.concatenate([whole.feed(samples), whole.finish()])
@@ -84,7 +84,7 @@ def test_blocks_of_any_size_give_the_same_bits(network: Network, step: int) -> N
     assert np.array_equal(np.concatenate([*fed, activity.finish()]), expected)
 
 
-def test_speech_is_found_where_somebody_speaks(network: Network) -> None:
+def test_speech_is_found_where_somebody_speaks(network: SileroNetwork) -> None:
     said = spoken()
     samples = np.concatenate([silence(3), said, silence(3), said, silence(3)])
     found = listen(network, samples, SAMPLE_RATE, VadOptions(min_silence_ms=1_500))
@@ -96,18 +96,22 @@ def test_speech_is_found_where_somebody_speaks(network: Network) -> None:
 
 
 @pytest.mark.parametrize("nobody", [silence(20), noise(20, 0.02), silence(0), silence(0.001)])
-def test_nobody_is_heard_where_nobody_speaks(network: Network, nobody: NDArray[np.int16]) -> None:
+def test_silence_and_noise_have_no_speech(
+    network: SileroNetwork, nobody: NDArray[np.int16]
+) -> None:
     assert listen(network, nobody, SAMPLE_RATE) == []
 
 
-def test_speech_at_the_very_end_ends_with_the_recording(network: Network) -> None:
+def test_speech_at_the_very_end_ends_with_the_recording(network: SileroNetwork) -> None:
     said = spoken("one two three four five six seven")
     cut_off = said[: len(said) // 2]
     found = listen(network, np.concatenate([silence(1), cut_off]), SAMPLE_RATE)
     assert found[-1].span.end_ms == (SAMPLE_RATE + len(cut_off)) // 16
 
 
-def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(network: Network) -> None:
+def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(
+    network: SileroNetwork,
+) -> None:
     said = spoken("and so on and on we go and never stop to breathe", "en")
     loud = np.flatnonzero(np.abs(said) > 500)
     without_end = np.tile(said[loud[0] : loud[-1]], 1 + 90 * SAMPLE_RATE // (loud[-1] - loud[0]))
@@ -120,15 +124,15 @@ def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(network: Ne
         assert piece.span.duration_ms <= CutOptions().window_ms - CutOptions().overlap_ms
 
 
-def test_a_threshold_out_of_range_is_refused() -> None:
+def test_a_threshold_out_of_range_is_rejected() -> None:
     with pytest.raises(ValueError, match="threshold"):
         VadOptions(threshold=1.0)
 
 
-def test_another_version_of_the_network_is_refused(tmp_path: Path) -> None:
+def test_another_version_of_the_network_is_rejected(tmp_path: Path) -> None:
     other = tmp_path / "other.onnx"
     other.write_bytes(
         silero_path().read_bytes().replace(b"conv_layers.3.bias", b"conv_layers.4.bias")
     )
     with pytest.raises(KeyError):
-        Network(other)
+        SileroNetwork(other)

@@ -39,7 +39,7 @@ def test_the_project_offers_every_size_for_both_engines_of_whisper(engine: str, 
     assert spec.licence == ("BSD-3-Clause" if model in PHOWHISPER else "MIT")
 
 
-def test_streams_can_be_heard_in_vietnamese_and_english_by_networks_of_their_own() -> None:
+def test_streams_can_be_transcribed_in_vietnamese_and_english_by_networks_of_their_own() -> None:
     streaming = [spec for spec in Manifest.load().specs if spec.engine == ZIPFORMER]
     for language in ("vi", "en"):
         assert [spec.model for spec in streaming if language in spec.languages]
@@ -100,14 +100,14 @@ def test_an_unknown_engine_or_model_is_answered_with_what_there_is() -> None:
         ),
     ],
 )
-def test_a_manifest_that_makes_no_sense_is_refused_with_a_reason(
+def test_a_manifest_that_makes_no_sense_is_rejected_with_a_reason(
     changes: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         Manifest.parse({"weights": [entry(**changes)]})
 
 
-def test_conversions_that_go_in_a_circle_are_refused() -> None:
+def test_conversions_that_go_in_a_circle_are_rejected() -> None:
     there = entry(model="a", sources=[{"convert": ["whisper.cpp", "b"]}])
     back = entry(model="b", sources=[{"convert": ["whisper.cpp", "a"]}])
     with pytest.raises(ValueError, match="converted from itself"):

@@ -35,7 +35,7 @@ from common.weights.manifest import (
 )
 from common.weights.pull import Puller
 from common.weights.store import WeightsStore
-from common.weights.transfer import Network
+from common.weights.transfer import DownloadOptions
 
 TENSORS = bytes(range(256)) * 4096
 CONFIG = b'{"toy": true}'
@@ -51,7 +51,7 @@ class Hub:
     """Bytes after which a connection is broken, once for each entry."""
     stalls: dict[str, int] = field(default_factory=dict)
     """Bytes after which nothing more comes, for as long as the entry stays."""
-    refuses_ranges: bool = False
+    rejects_ranges: bool = False
     states_hashes: bool = False
     authorizations: set[str | None] = field(default_factory=set)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Answer(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = 0
-        if range_ is not None and not hub.refuses_ranges:
+        if range_ is not None and not hub.rejects_ranges:
             start = int(range_.removeprefix("bytes=").removesuffix("-"))
         if start >= len(whole):
             self.send_error(416)
@@ -158,10 +158,10 @@ class Place:
         return WeightsStore(self.root, Manifest((spec,)))
 
     def puller(self, spec: WeightsSpec, endpoint: str | None = None) -> Puller:
-        network = Network(
+        network = DownloadOptions(
             endpoint or self.hub.endpoint, self.connect_timeout_s, self.stall_timeout_s
         )
-        return Puller(self.store(spec), network=network, progress=self.hear)
+        return Puller(self.store(spec), network=network, progress=self.report)
 
     def pull(self, spec: WeightsSpec, endpoint: str | None = None) -> None:
         self.puller(spec, endpoint).pull("faster-whisper", "toy")
@@ -169,7 +169,7 @@ class Place:
         assert (self.target / "config.json").read_bytes() == CONFIG
         assert {path.name for path in self.target.iterdir()} == {"model.bin", "config.json"}
 
-    def hear(self, done: int, total: int, what: str) -> None:
+    def report(self, done: int, total: int, what: str) -> None:
         assert not self.target.exists(), "weights must not be seen before they are whole"
         assert 0 <= done <= total
         self.news.append(what)
@@ -201,7 +201,7 @@ def test_corrupt_weights_are_replaced(place: Place) -> None:
     place.target.mkdir(parents=True)
     (place.target / "model.bin").write_bytes(b"?" * len(TENSORS))
     (place.target / "config.json").write_bytes(CONFIG)
-    puller = Puller(place.store(toy(GOOD)), network=Network(place.hub.endpoint))
+    puller = Puller(place.store(toy(GOOD)), network=DownloadOptions(place.hub.endpoint))
     assert puller.pull("faster-whisper", "toy").sha256 == sha256(TENSORS)
 
 
@@ -231,15 +231,15 @@ def test_streaming_weights_get_plain_names_and_their_first_hashes_are_kept(place
 
 def test_two_pulls_at_once_fetch_once(place: Place) -> None:
     place.hub.stalls[GOOD_MODEL] = 1000
-    network = Network(place.hub.endpoint, stall_timeout_s=30)
+    network = DownloadOptions(place.hub.endpoint, stall_timeout_s=30)
     waiting = threading.Event()
 
-    def hear(_done: int, _total: int, what: str) -> None:
+    def report(_done: int, _total: int, what: str) -> None:
         if "another process" in what:
             waiting.set()
 
     def pull() -> str:
-        puller = Puller(place.store(toy(GOOD)), network=network, progress=hear)
+        puller = Puller(place.store(toy(GOOD)), network=network, progress=report)
         return puller.pull("faster-whisper", "toy").sha256
 
     with ThreadPoolExecutor(2) as pool:
@@ -266,10 +266,10 @@ def test_a_pull_that_was_killed_goes_on_where_it_stopped(place: Place) -> None:
         "from common.weights.manifest import *\n"
         "from common.weights.pull import Puller\n"
         "from common.weights.store import WeightsStore\n"
-        "from common.weights.transfer import Network\n"
+        "from common.weights.transfer import DownloadOptions\n"
         f"spec = {toy(GOOD)!r}\n"
         "store = WeightsStore(Path(sys.argv[1]), Manifest((spec,)))\n"
-        "network = Network(sys.argv[2], stall_timeout_s=60)\n"
+        "network = DownloadOptions(sys.argv[2], stall_timeout_s=60)\n"
         "Puller(store, network=network).pull('faster-whisper', 'toy')\n"
     )
     command = [sys.executable, "-c", script, str(place.root), place.hub.endpoint]
@@ -294,7 +294,7 @@ def test_what_one_source_brought_whole_is_not_fetched_from_the_next(place: Place
 
 
 def test_a_server_that_cannot_resume_starts_over(place: Place) -> None:
-    place.hub.refuses_ranges = True
+    place.hub.rejects_ranges = True
     place.hub.cuts[GOOD_MODEL] = 300_000
     place.pull(toy(GOOD))
 
@@ -341,7 +341,7 @@ def test_a_source_that_stalls_is_given_up_for_the_next(place: Place) -> None:
     place.hub.stalls[GOOD_MODEL] = 1000
     place.stall_timeout_s = 0.3
     place.pull(toy(GOOD, OTHER))
-    assert "hub someone/good: it stalled; trying the next source" in place.news
+    assert "hub someone/good: the transfer stalled; trying the next source" in place.news
     # what it brought before it stalled counts
     assert place.hub.offsets(OTHER_MODEL) == ["bytes=1000-"]
 
@@ -355,8 +355,8 @@ def test_a_source_that_brings_nothing_at_all_is_given_up(place: Place) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
     [
-        ("http://127.0.0.1:9", "out of reach"),
-        ("http://hub.invalid", "the name of its host cannot be resolved"),
+        ("http://127.0.0.1:9", "unreachable"),
+        ("http://hub.invalid", "its host name cannot be resolved"),
     ],
 )
 def test_no_way_to_the_hub_is_said_and_the_registry_tried(
@@ -399,7 +399,7 @@ def black_hole() -> Iterator[str]:
 
 def test_a_hub_that_never_answers_is_given_up(place: Place, black_hole: str) -> None:
     place.connect_timeout_s = 0.3
-    with pytest.raises(PullFailed, match="hub someone/good: out of reach"):
+    with pytest.raises(PullFailed, match="hub someone/good: unreachable"):
         place.pull(toy(GOOD), black_hole)
 
 
@@ -439,12 +439,12 @@ def test_a_conversion_says_what_it_lacked(place: Place) -> None:
     )
     store = WeightsStore(place.root, Manifest((toy(GOOD), ggml)))
     with pytest.raises(PullFailed, match=r"conversion from faster-whisper toy: .* answers 404"):
-        Puller(store, network=Network(place.hub.endpoint)).pull("whisper.cpp", "toy")
+        Puller(store, network=DownloadOptions(place.hub.endpoint)).pull("whisper.cpp", "toy")
 
 
 def test_weights_that_cannot_fit_on_the_disk_are_not_begun(place: Place) -> None:
     huge = toy(GOOD, files=(FileSpec("model.bin", 10**15, "0" * 64),))
-    with pytest.raises(PullFailed, match=r"1000000\.0 GB are needed in .* are free"):
+    with pytest.raises(PullFailed, match=r"needs 1000000\.0 GB of disk space, .* are free"):
         place.pull(huge)
     assert place.hub.asked == []
 
@@ -454,7 +454,7 @@ def test_unknown_weights_are_answered_with_what_there_is(place: Place) -> None:
         place.puller(toy(GOOD)).pull("faster-whisper", "nothing")
 
 
-# --- hashes that nobody has published -----------------------------------------------------------
+# --- unpublished hashes -----------------------------------------------------------
 
 UNPUBLISHED = (FileSpec("model.bin"), FileSpec("config.json"))
 

@@ -29,9 +29,9 @@ from common.audio.probe import check_length, probe
 from common.db.steps import Claim, fetched_id
 from common.db.transcriptions import NewRecording, recording_fetched
 from common.domain.webhooks import RETRIED, RETRY_AFTER, retry_after_s
-from common.egress import Outbound, parse_url
-from common.errors import FetchBroke, FetchFailed, StenoError, TooLarge, Transient, UrlRefused
+from common.errors import FetchFailed, FetchInterrupted, StenoError, TooLarge, Transient, UrlRefused
 from common.filenames import display_name
+from common.net.egress import Outbound, parse_url
 from common.storage.storage import storage_errors
 from worker.context import Context, persist
 
@@ -53,7 +53,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
 
     Raises:
         FetchFailed, UrlRefused, TooLarge, NotAudio: for good.
-        FetchBroke, StaleClaim, StorageFull, Unavailable: as everywhere.
+        FetchInterrupted, StaleClaim, StorageFull, Unavailable: as everywhere.
     """
     started = time.monotonic()
     source = claim.job.source_url or ""
@@ -111,7 +111,7 @@ async def _fetch(context: Context, source: str, path: Path) -> _Fetched:
         try:
             async with (
                 asyncio.timeout(limits.timeout),
-                Outbound(context.egress, patience_s=limits.stall) as outbound,
+                Outbound(context.egress, timeout_s=limits.stall) as outbound,
             ):
                 await download.run(outbound, limits.tries)
         except TimeoutError:
@@ -165,7 +165,7 @@ class _Download:
 
         Raises:
             FetchFailed, UrlRefused, TooLarge, StorageFull, Unavailable: no further try would help.
-            FetchBroke: too many came to nothing.
+            FetchInterrupted: too many came to nothing.
         """
         fruitless = 0
         while True:
@@ -175,7 +175,7 @@ class _Download:
             except _Broke as broke:
                 fruitless = 0 if self._size > before else fruitless + 1
                 if fruitless >= tries:
-                    raise FetchBroke(host=self._url.host, reason=str(broke)) from None
+                    raise FetchInterrupted(host=self._url.host, reason=str(broke)) from None
                 pause_s = broke.pause_s or FIRST_PAUSE_S * 2**fruitless
                 logger.debug("{} bytes are here, then: {}", self._size, broke)
                 await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))

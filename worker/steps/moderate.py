@@ -20,7 +20,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     windows = [segments_from_json(segments) for segments in claim.previous or []]
     started = time.monotonic()
     moderation = context.moderation.get()
-    verdicts = iter(moderation.judge([segment.text for window in windows for segment in window]))
+    verdicts = iter(moderation.classify([segment.text for window in windows for segment in window]))
     result = moderation_to_json(
         moderation.by, [[next(verdicts) for _ in window] for window in windows]
     )

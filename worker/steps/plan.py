@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from common.asr.engine import Samples
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.probe import check_length
 from common.audio.vad import speech_ms
@@ -130,7 +130,7 @@ class _Planning:
             self._start(self._job.language, replan=replan)
         planner = Planner(plan_options(self._cutting), self._context.voice_network)
         with open_recording(self._context, self._recording) as recording:
-            decoding = Decoding(recording, track=self._track)
+            decoding = MonoDecoder(recording, track=self._track)
             part = self._detect_in
             for block in decoding if part is None else part_of(decoding, part):
                 check_length(decoding.duration_ms, self._context.settings.upload.max_audio_hours)
@@ -217,7 +217,7 @@ class _Planning:
             open_recording(self._context, self._recording) as recording,
             suppress(DecodeFailed, NotAudio),
         ):
-            for block in Decoding(recording, track=track):
+            for block in MonoDecoder(recording, track=track):
                 planner.feed(block)
                 if planner.speech_ms:
                     return True

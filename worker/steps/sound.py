@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.asr.engine import DecodingOptions, Samples
-from common.audio.decode import Decoding
+from common.audio.decode import MonoDecoder
 from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
 from common.audio.vad import VadOptions
@@ -44,15 +44,15 @@ def cut_anew(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
     """The 16-bit PCM of a part of a recording, as planning cut it; decodes all that is before it.
 
     Raises:
-        DecodeFailed, NotAudio: as `Decoding`.
+        DecodeFailed, NotAudio: as `MonoDecoder`.
     """
     pcm = bytearray()
-    for part in part_of(Decoding(recording, track=track), audio):
+    for part in part_of(MonoDecoder(recording, track=track), audio):
         pcm += part.astype("<i2", copy=False).tobytes()
     return bytes(pcm.ljust(audio.duration_ms * BYTES_PER_MS, b"\0"))
 
 
-def part_of(decoding: Decoding, part: Span) -> Iterator[NDArray[np.int16]]:
+def part_of(decoding: MonoDecoder, part: Span) -> Iterator[NDArray[np.int16]]:
     """The samples of a part of a recording; decodes all that is before it, and little behind it."""
     first, last = part.start_ms * SAMPLES_PER_MS, part.end_ms * SAMPLES_PER_MS
     for block in decoding:

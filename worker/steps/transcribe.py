@@ -11,7 +11,7 @@ from common.db.steps import Claim
 from common.db.tables import Part
 from common.domain.chunks import content_hash, windows_from_json
 from common.domain.values import Chunk
-from common.errors import NotFound, SoundLost, WeightsCorrupt
+from common.errors import NotFound, WeightsCorrupt
 from common.transcripts import result_to_json
 from worker.context import Context, persist
 from worker.steps.sound import (
@@ -28,7 +28,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     """Transcribe the claimed chunk; returns the step to go on with.
 
     Raises:
-        WeightsMissing, WeightsCorrupt, RecordingLost, SoundLost: for good.
+        WeightsMissing, WeightsCorrupt, RecordingLost, ChunkAudioLost: for good.
         EngineFailed, StaleClaim, Unavailable: as everywhere.
     """
     if claim.known is not None:
@@ -74,5 +74,5 @@ def _read(context: Context, claim: Claim, chunk: Chunk, identity: dict[str, Any]
     with open_recording(context, job.recording) as recording:
         pcm = cut_anew(recording, chunk.audio, job.transcription.audio_track)
     if part is None or content_hash(chunk, pcm, identity) != part.content_hash:
-        raise SoundLost(index=chunk.index)
+        raise ChunkAudioLost(index=chunk.index)
     return pcm

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import GatewayLost, Refused, SetupProblem
+from common.errors import GatewayLost, RequestRejected, SetupProblem
 from scripts.bench.stream_play import Played, Programme, median, play, waits_of
 from scripts.cli.client import Gateway
 from scripts.cli.streaming import Message
@@ -60,7 +60,7 @@ class Speaker:
                         language=self.programme.language,
                     )
                 )
-            except (Refused, GatewayLost) as error:
+            except (RequestRejected, GatewayLost) as error:
                 outcome.error = error
             if outcome.blow is not None:
                 outcome.blow.result()
@@ -96,7 +96,7 @@ class Outcome:
 
     messages: list[Message] = field(default_factory=list)
     played: Played | None = None
-    error: Refused | GatewayLost | None = None
+    error: RequestRejected | GatewayLost | None = None
     blow: Future[object] | None = None
 
     @property

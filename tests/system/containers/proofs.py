@@ -31,7 +31,7 @@ import click
 
 from common.audio.probe import probe
 from common.domain.job import JobStatus
-from common.errors import GatewayLost, NotAudio, Refused, SetupProblem, StenoError
+from common.errors import GatewayLost, NotAudio, RequestRejected, SetupProblem, StenoError
 from scripts.bench.corpus import Clip
 from scripts.bench.stream_play import string_together
 from scripts.cli.client import ENDED, Gateway, passing
@@ -117,7 +117,7 @@ class Bench:
         return f"another text: {len(text.words)} words, not {len(peaceful.words)}", False
 
 
-def lost(error: Refused | GatewayLost) -> bool:
+def lost(error: RequestRejected | GatewayLost) -> bool:
     """Whether only the connection is to blame."""
     return isinstance(error, GatewayLost)
 
@@ -125,7 +125,7 @@ def lost(error: Refused | GatewayLost) -> bool:
 def patiently(
     ask: Callable[[], T],
     *,
-    again: Callable[[Refused | GatewayLost], bool] = passing,
+    again: Callable[[RequestRejected | GatewayLost], bool] = passing,
     patience_s: float = 180.0,
     on_retry: Callable[[], None] = lambda: None,
 ) -> T:
@@ -134,7 +134,7 @@ def patiently(
     while True:
         try:
             return ask()
-        except (Refused, GatewayLost) as error:
+        except (RequestRejected, GatewayLost) as error:
             if not again(error) or time.monotonic() > deadline:
                 raise
             on_retry()
@@ -145,7 +145,7 @@ def outcome(gateway: Gateway, job_id: str) -> Text:
     """What a job heard, once it has ended.
 
     Raises:
-        Refused: it did not complete.
+        RequestRejected: it did not complete.
     """
     deadline = time.monotonic() + JOB_S
     while time.monotonic() < deadline:
@@ -153,9 +153,9 @@ def outcome(gateway: Gateway, job_id: str) -> Text:
         if state["status"] in ENDED:
             if state["status"] != JobStatus.COMPLETED:
                 detail = f"job {job_id} is {state['status']}: {state['error_message']}"
-                raise Refused(detail=detail, status=0)
+                raise RequestRejected(detail=detail, status=0)
             return text_of(patiently(lambda: gateway.result(job_id)))
-    raise Refused(detail=f"job {job_id} has not ended after {JOB_S:g} s", status=0)
+    raise RequestRejected(detail=f"job {job_id} has not ended after {JOB_S:g} s", status=0)
 
 
 # --- 1: from nothing to a text --------------------------------------------------------------------
@@ -628,7 +628,7 @@ def _long_job(bench: Bench) -> Iterator[None]:
     with bench.gateway() as gateway:
         job_id = bench.send(gateway, bench.long)
         yield
-        with suppress(Refused):  # it has ended meanwhile
+        with suppress(RequestRejected):  # it has ended meanwhile
             gateway.cancel(job_id)
 
 

@@ -25,7 +25,7 @@ LOG_HEAD = re.compile(r"^\S+ \S+ [A-Z]+ +\S+ (\w+=\S+ )*")
 LONGEST = 240
 REMEDY = re.compile(r"run sh docker/secrets\.sh")
 NO_GROUP = re.compile(r"SECRETS_GID.*run sh docker/secrets\.sh")
-LOST_RECORDING = re.compile(r"recording is gone from the storage")
+LOST_RECORDING = re.compile(r"recording is missing from the storage")
 
 
 def trouble(project: Project, gateway: Callable[[], Gateway], clip: Path) -> Iterator[Row]:

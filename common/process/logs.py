@@ -1,7 +1,7 @@
-"""Logging by loguru. Messages carry ids, sizes and times: never what was said, never a secret.
+"""Logging by loguru. Messages carry ids, sizes and times: never transcribed text, never a secret.
 
-Ids are fields, whichever way they come: from around (``with logger.contextualize(job_id=...)``) or
-with the message (``logger.info("job {job_id} ...", job_id=...)``).
+Ids are fields, from the context (``with logger.contextualize(job_id=...)``) or from the message
+(``logger.info("job {job_id} ...", job_id=...)``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ JSON = "{extra[_json]}\n"
 
 
 class _ToLoguru(logging.Handler):
-    """Hands the records of libraries that use `logging` to loguru."""
+    """Passes the records of libraries that use `logging` to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
         logger.opt(depth=6, exception=record.exc_info).log(record.levelname, record.getMessage())
@@ -39,7 +39,7 @@ def set_up_logging(settings: LogSettings, process: str) -> None:
     """Send all logs to one place; ``process`` names the writer in each line."""
     logger.remove()
     logger.configure(extra={"process": process})
-    # diagnose would print the values of variables, and they may hold what was said.
+    # diagnose would print the values of variables, which may hold transcribed text.
     options: dict[str, Any] = {
         "level": settings.level,
         "format": _as_json if settings.as_json else _as_text,
@@ -52,13 +52,13 @@ def set_up_logging(settings: LogSettings, process: str) -> None:
         OWN.make_folder(settings.file.absolute().parent)
         file: dict[str, Any] = {"rotation": "20 MB", "retention": 5, "opener": OWN.opener}
         logger.add(settings.file, **file, **options)
-    for library in ("rq", "alembic"):  # they tell every step they take
+    for library in ("rq", "alembic"):  # they log every step
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)
 
 
 def _as_text(record: Record) -> str:
-    """Fields before the message, but for ids that are in it."""
+    """Fields before the message, without the ids that are in it."""
     fields = "".join(
         f" {name}={str(value).encode('unicode_escape').decode()}"
         for name, value in _fields(record).items()
@@ -69,7 +69,7 @@ def _as_text(record: Record) -> str:
 
 
 def _as_json(record: Record) -> str:
-    """One object a line."""
+    """One JSON object a line."""
     document = {
         "time": record["time"].astimezone(UTC).isoformat(timespec="milliseconds"),
         "level": record["level"].name,

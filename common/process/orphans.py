@@ -1,4 +1,4 @@
-"""No process of ours outlives the one that started it."""
+"""Child processes end with the process that started them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def die_with_parent(parent: int, death_signal: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send us ``death_signal`` when ``parent``, our parent, is gone.
+    """Have the kernel send this process ``death_signal`` when its parent, ``parent``, ends.
 
-    To the kernel the parent is the *thread* that started us (prctl(2)), so that one has to live as
-    long as we should. Elsewhere than on Linux this does nothing.
+    To the kernel the parent is the *thread* that started the process (prctl(2)): that thread must
+    live as long as the process should. Does nothing except on Linux.
     """
     if _libc is None:
         return
     _libc.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent ended before prctl
         os._exit(1)

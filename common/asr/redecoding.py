@@ -1,13 +1,13 @@
-"""Speech that a decoding left out is heard again.
+"""Windows whose decoding left speech out are decoded again.
 
-Whisper may stop in the middle of a window, or jump over what is said between two pauses, and be
-sure of the text that it has: no number of its own tells. So the words' times are laid over what the
-voice activity network takes for speech. Where much of it has no words the window is heard again in
-pieces, cut where nobody speaks. Measured (base, utterances of LibriSpeech test-other with pauses
+Whisper may stop in the middle of a window, or skip the speech between two pauses, and still be
+confident: none of its own numbers shows it. So the words' times are compared with the speech that
+the voice activity network finds. Where much speech has no words, the window is decoded again in
+pieces, cut in silence. Measured (base, utterances of LibriSpeech test-other with pauses
 between them, 7 to 8 minutes each; 20 minutes of an interview):
 
 =======================  =======================  =============  ============
-sound                    windows heard again      word errors    and without
+audio                    windows decoded again    word errors    and without
 =======================  =======================  =============  ============
 pauses of 0.8 to 1.5 s   3 of 18                  12.0 %         20.8 %
 others of them           2 of 18                  12.2 %         16.8 %
@@ -15,7 +15,7 @@ pauses of 0.3 to 0.6 s   2 of 17                  12.2 %         17.4 %
 the interview            0 of 48
 =======================  =======================  =============  ============
 
-Looking takes 3 ms a window.
+The comparison takes 3 ms a window.
 """
 
 from __future__ import annotations
@@ -28,78 +28,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.asr import guards
-from common.asr.engine import DecodingOptions, Engine, Samples
-from common.audio.vad import FRAME_MS, Network, voiced
+from common.asr.engine import DecodingOptions, Samples, SpeechEngine
+from common.audio.silero import SileroNetwork
+from common.audio.vad import FRAME_MS, voiced
 from common.domain.cutting import CutOptions
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span
 
 LEFT_OUT_MS = 2_000
-"""So much speech without a word between it is too much."""
+"""This much speech without a word in it is decoded again."""
 WORD_MS = 800
-"""A longer word has a pause in it, or what is left out: its last part is what was heard."""
+"""A longer word spans a pause, or skipped speech: only its last part counts as recognized."""
 MARGIN_MS = 200
-"""By how much a word's times may be wrong."""
+"""Tolerance of a word's times."""
 
 PIECE_MS = 6_000
-"""Pieces are about as long; of 10 s, Whisper may leave something out again."""
+"""About the length of a piece; in 10 s, Whisper may skip speech again."""
 GAP_MS = 300
-"""Shorter pauses are no place to cut."""
+"""No cut in a shorter pause."""
 PAD_MS = CutOptions().pad_ms
-"""Silence that a piece keeps at each side, as windows do."""
+"""Silence kept at each side of a piece, as in windows."""
 
 Frames = NDArray[np.bool_]
-"""Something that is so, or not, in each frame of 32 ms; shape (frames,)."""
+"""A flag for each frame of 32 ms; shape (frames,)."""
 
 
-class Thorough:
-    """An engine that hears again what it has left out; see `common.asr.engine.Engine`.
+class Redecoding:
+    """An engine that decodes again where it left speech out; see `common.asr.engine.SpeechEngine`.
 
-    What is heard again carries the flag ``retried``.
+    The new segments carry the flag ``retried``.
     """
 
-    def __init__(self, engine: Engine, network: Network) -> None:
+    def __init__(self, engine: SpeechEngine, network: SileroNetwork) -> None:
         self.name = engine.name
         self._engine = engine
         self._network = network
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
-        """See `Engine.languages`."""
+        """See `SpeechEngine.languages`."""
         return self._engine.languages(windows)
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
     ) -> list[tuple[Segment, ...]]:
-        """See `Engine.transcribe`."""
+        """See `SpeechEngine.transcribe`."""
         timed = replace(options, word_timestamps=True)
-        heard = self._engine.transcribe(windows, timed)
+        decoded = self._engine.transcribe(windows, timed)
         for index, window in enumerate(windows):
-            if any(segment.detected for segment in heard[index]):
-                continue  # in the wrong language no piece has a better text
+            if any(segment.detected for segment in decoded[index]):
+                continue  # in the wrong language, pieces decode no better
             speech = voiced(self._network, window)
-            if longest_run(speech, told(heard[index], len(speech))) * FRAME_MS < LEFT_OUT_MS:
+            if (
+                longest_run(speech, covered_frames(decoded[index], len(speech))) * FRAME_MS
+                < LEFT_OUT_MS
+            ):
                 continue
             (languages,) = self._engine.languages([window])
             if detected := guards.mismatch(options.language, languages):
-                heard[index] = tuple(_with_detected(each, detected) for each in heard[index])
+                decoded[index] = tuple(_with_detected(each, detected) for each in decoded[index])
             else:
-                heard[index] = self._again(window, speech, heard[index], timed)
+                decoded[index] = self._in_pieces(window, speech, decoded[index], timed)
         if options.word_timestamps:
-            return heard
-        return [tuple(replace(each, words=()) for each in segments) for segments in heard]
+            return decoded
+        return [tuple(replace(each, words=()) for each in segments) for segments in decoded]
 
-    def _again(
+    def _in_pieces(
         self,
         window: Samples,
         speech: Frames,
         before: tuple[Segment, ...],
         options: DecodingOptions,
     ) -> tuple[Segment, ...]:
-        """The window's segments, of the two hearings of that which leaves out less."""
+        """The window's segments: ``before``, or those of its pieces where they leave out less."""
         spans = pieces(speech, len(window) // SAMPLES_PER_MS)
         if len(spans) < 2:
             return before
-        heard = self._engine.transcribe(
+        decoded = self._engine.transcribe(
             [
                 window[span.start_ms * SAMPLES_PER_MS : span.end_ms * SAMPLES_PER_MS]
                 for span in spans
@@ -108,14 +112,14 @@ class Thorough:
         )
         after = tuple(
             replace(segment.shifted(span.start_ms), flags=_with_retried(segment.flags))
-            for span, segments in zip(spans, heard, strict=True)
+            for span, segments in zip(spans, decoded, strict=True)
             for segment in segments
         )
         return min(before, after, key=lambda segments: left_out(speech, segments))
 
 
-def told(segments: Sequence[Segment], frames: int) -> Frames:
-    """In which of so many frames the segments have a word."""
+def covered_frames(segments: Sequence[Segment], frames: int) -> Frames:
+    """Which of ``frames`` frames have a word of the segments."""
     covered = np.zeros(frames, np.bool_)
     for segment in segments:
         for word in segment.words:
@@ -126,22 +130,22 @@ def told(segments: Sequence[Segment], frames: int) -> Frames:
 
 
 def longest_run(speech: Frames, covered: Frames) -> int:
-    """The most frames of speech between two frames that are covered."""
+    """The most frames of speech between two covered frames."""
     missing = np.cumsum(speech & ~covered)
     marks = np.concatenate([[0], missing[covered], missing[-1:]])
     return int(np.diff(marks).max(initial=0))
 
 
 def left_out(speech: Frames, segments: Sequence[Segment]) -> int:
-    """How many frames of speech have no words that can be relied on."""
+    """How many frames of speech have no words, or doubtful ones."""
     sure = [segment for segment in segments if guards.DOUBTFUL.isdisjoint(segment.flags)]
-    return int(np.count_nonzero(speech & ~told(sure, len(speech))))
+    return int(np.count_nonzero(speech & ~covered_frames(sure, len(speech))))
 
 
 def pieces(speech: Frames, duration_ms: int) -> list[Span]:
-    """Where to cut a window: stretches of about `PIECE_MS`, longer where there is no pause.
+    """Where to cut a window: pieces of about `PIECE_MS`, longer where there is no pause.
 
-    They are in order and do not overlap; between them there is silence alone.
+    They are in order and do not overlap; only silence lies between them.
     """
     phrases = _joined(_runs(speech), lambda before, run: run.start_ms - before.end_ms < GAP_MS)
     groups = _joined(phrases, lambda before, run: run.end_ms - before.start_ms <= PIECE_MS)
@@ -158,7 +162,7 @@ def _runs(speech: Frames) -> list[Span]:
 
 
 def _joined(spans: Iterable[Span], belongs: Callable[[Span, Span], bool]) -> list[Span]:
-    """Each span joined to the one before it where it belongs to that."""
+    """The spans, each joined to the one before it where ``belongs`` says so."""
     groups: list[Span] = []
     for span in spans:
         if groups and belongs(groups[-1], span):

@@ -1,4 +1,4 @@
-"""What an engine leaves out is heard again (common.asr.thorough)."""
+"""Speech that an engine leaves out is decoded again (common.asr.redecoding)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples
-from common.asr.thorough import (
+from common.asr.redecoding import (
     GAP_MS,
     PIECE_MS,
     Frames,
-    Thorough,
+    Redecoding,
+    covered_frames,
     left_out,
     longest_run,
     pieces,
-    told,
 )
-from common.audio.vad import FRAME_MS, Network, load_network
+from common.audio.silero import SileroNetwork
+from common.audio.vad import FRAME_MS
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span, Word
 from tests.support.speech import noise, silence, speak
@@ -39,8 +40,8 @@ WINDOW = np.concatenate([part for spoken in SPOKEN for part in (spoken, PAUSE)])
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
-    return load_network()
+def network() -> SileroNetwork:
+    return SileroNetwork()
 
 
 def words_of(sound: Samples) -> tuple[Word, ...]:
@@ -59,12 +60,12 @@ def segment_of(words: Sequence[Word], flags: tuple[str, ...] = ()) -> Segment:
 
 
 class Hasty:
-    """An engine that hears the first ``seconds`` of each window, and is sure of itself."""
+    """An engine that decodes the first ``seconds`` of each window, and is sure of itself."""
 
     name = "hasty"
 
     def __init__(self, seconds: float, flags: tuple[str, ...] = ()) -> None:
-        self._heard = round(seconds * 16_000)
+        self._decoded = round(seconds * 16_000)
         self._flags = flags
         self.calls: list[int] = []
 
@@ -76,17 +77,17 @@ class Hasty:
     ) -> list[tuple[Segment, ...]]:
         assert options.word_timestamps
         self.calls.append(len(windows))
-        heard = [words_of(window[: self._heard]) for window in windows]
-        return [(segment_of(words, self._flags),) if words else () for words in heard]
+        decoded = [words_of(window[: self._decoded]) for window in windows]
+        return [(segment_of(words, self._flags),) if words else () for words in decoded]
 
 
 def last_end_s(segments: Sequence[Segment]) -> float:
     return max(segment.span.end_ms for segment in segments) / 1000
 
 
-def test_what_is_left_out_is_heard_again(network: Network) -> None:
+def test_what_is_left_out_is_decoded_again(network: SileroNetwork) -> None:
     engine = Hasty(4.0)
-    ((*segments,),) = Thorough(engine, network).transcribe([WINDOW], OPTIONS)
+    ((*segments,),) = Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1, 3], "the window, then its three sentences"
     assert last_end_s(segments) > len(WINDOW) / 16_000 - 2
     assert all(guards.RETRIED in segment.flags for segment in segments)
@@ -94,85 +95,89 @@ def test_what_is_left_out_is_heard_again(network: Network) -> None:
     assert starts == sorted(starts)
 
 
-def test_what_is_heard_whole_is_heard_once(network: Network) -> None:
+def test_what_is_decoded_whole_is_decoded_once(network: SileroNetwork) -> None:
     engine = Hasty(30.0)
-    ((segment,),) = Thorough(engine, network).transcribe([WINDOW], OPTIONS)
+    ((segment,),) = Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1]
     assert not segment.flags
 
 
-def test_only_the_window_that_lacks_something_is_heard_again(network: Network) -> None:
+def test_only_the_window_that_lacks_something_is_decoded_again(network: SileroNetwork) -> None:
     engine = Hasty(4.0)
-    first, second = Thorough(engine, network).transcribe([SPOKEN[0], WINDOW], OPTIONS)
+    first, second = Redecoding(engine, network).transcribe([SPOKEN[0], WINDOW], OPTIONS)
     assert not any(guards.RETRIED in segment.flags for segment in first)
     assert all(guards.RETRIED in segment.flags for segment in second)
 
 
-def test_no_text_is_looked_for_where_nobody_speaks(network: Network) -> None:
+def test_no_text_is_looked_for_where_nobody_speaks(network: SileroNetwork) -> None:
     engine = Hasty(0.0)
     windows = [silence(10.0), noise(10.0), silence(0.0)]
-    assert Thorough(engine, network).transcribe(windows, OPTIONS) == [(), (), ()]
+    assert Redecoding(engine, network).transcribe(windows, OPTIONS) == [(), (), ()]
     assert engine.calls == [3]
 
 
 @pytest.mark.parametrize("flag", [guards.LOW_CONFIDENCE, guards.REPETITIVE, guards.LIKELY_SILENCE])
-def test_doubtful_text_does_not_replace_what_was_heard_first(network: Network, flag: str) -> None:
+def test_doubtful_text_does_not_replace_what_was_decoded_first(
+    network: SileroNetwork, flag: str
+) -> None:
     class Inventive(Hasty):
         def transcribe(
             self, windows: Sequence[Samples], options: DecodingOptions
         ) -> list[tuple[Segment, ...]]:
-            heard = super().transcribe(windows, options)
+            decoded = super().transcribe(windows, options)
             if len(windows) == 1:
-                return heard
-            return [tuple(replace(each, flags=(flag,)) for each in one) for one in heard]
+                return decoded
+            return [tuple(replace(each, flags=(flag,)) for each in one) for one in decoded]
 
-    ((segment,),) = Thorough(Inventive(4.0), network).transcribe([WINDOW], OPTIONS)
+    ((segment,),) = Redecoding(Inventive(4.0), network).transcribe([WINDOW], OPTIONS)
     assert segment.span.end_ms <= 4_000
     assert not segment.flags
 
 
-def test_speech_without_a_pause_is_not_heard_a_second_time(network: Network) -> None:
+def test_speech_without_a_pause_is_not_decoded_a_second_time(network: SileroNetwork) -> None:
     engine = Hasty(1.0)
     spoken = speak("one two three four five six seven eight nine ten eleven twelve")
-    Thorough(engine, network).transcribe([spoken], OPTIONS)
-    assert engine.calls == [1], "there is but one piece, which it has heard already"
+    Redecoding(engine, network).transcribe([spoken], OPTIONS)
+    assert engine.calls == [1], "there is but one piece, which is decoded already"
 
 
-def test_words_are_given_only_where_they_are_asked_for(network: Network) -> None:
+def test_words_are_given_only_where_they_are_asked_for(network: SileroNetwork) -> None:
     untimed = replace(OPTIONS, word_timestamps=False)
-    (segments,) = Thorough(Hasty(30.0), network).transcribe([WINDOW], untimed)
+    (segments,) = Redecoding(Hasty(30.0), network).transcribe([WINDOW], untimed)
     assert segments[0].text
     assert segments[0].words == ()
 
 
-def test_the_language_is_the_engines_business(network: Network) -> None:
-    thorough = Thorough(Hasty(1.0), network)
-    assert thorough.name == "hasty"
-    assert thorough.languages([WINDOW]) == [{"en": len(WINDOW) / 1_000_000}]
+def test_the_language_is_the_engines_business(network: SileroNetwork) -> None:
+    redecoding = Redecoding(Hasty(1.0), network)
+    assert redecoding.name == "hasty"
+    assert redecoding.languages([WINDOW]) == [{"en": len(WINDOW) / 1_000_000}]
 
 
-def test_what_is_left_out_in_another_language_is_not_decoded_again(network: Network) -> None:
+def test_what_is_left_out_in_another_language_is_not_decoded_again(network: SileroNetwork) -> None:
     class Polyglot(Hasty):
         def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
             return [{"fr": 0.9, "en": 0.01} for _ in windows]
 
     engine = Polyglot(4.0)
-    ((segment,),) = Thorough(engine, network).transcribe([WINDOW], OPTIONS)
+    ((segment,),) = Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1]
     assert segment.detected == Detected("fr", 0.9)
     assert segment.flags == (LANGUAGE_MISMATCH,)
 
 
-def test_a_window_in_another_language_is_heard_once(network: Network) -> None:
+def test_a_window_in_another_language_is_decoded_once(network: SileroNetwork) -> None:
     class Foreign(Hasty):
         def transcribe(
             self, windows: Sequence[Samples], options: DecodingOptions
         ) -> list[tuple[Segment, ...]]:
-            heard = super().transcribe(windows, options)
-            return [tuple(replace(each, detected=Detected("fr", 0.9)) for each in w) for w in heard]
+            decoded = super().transcribe(windows, options)
+            return [
+                tuple(replace(each, detected=Detected("fr", 0.9)) for each in w) for w in decoded
+            ]
 
     engine = Foreign(4.0)
-    Thorough(engine, network).transcribe([WINDOW], OPTIONS)
+    Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1]
 
 
@@ -185,7 +190,7 @@ def frames(*runs: tuple[int, int], total: int = 900) -> Frames:
 
 def test_a_word_that_is_too_long_covers_its_end() -> None:
     word = Word(" so", Span(2_000, 12_000), 1.0)
-    covered = np.flatnonzero(told([segment_of([word])], 900)) * FRAME_MS
+    covered = np.flatnonzero(covered_frames([segment_of([word])], 900)) * FRAME_MS
     assert covered[0] >= 12_000 - 800 - 200 - FRAME_MS
     assert covered[-1] <= 12_000 + 200
 

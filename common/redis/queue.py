@@ -1,7 +1,7 @@
-"""RQ as the doorbell: it carries the ids of steps, never work that only it knows of.
+"""The RQ queue of steps. Its messages carry step ids only: Postgres holds the work itself.
 
-What RQ loses (a flush, a kill between pop and start, a job past its TTL) is rung again from
-Postgres by the dispatcher; what it delivers twice is claimed once.
+A message that RQ loses (a flush, a kill between pop and start, an expired job) is published again
+by the dispatcher; a step whose message is delivered twice is claimed once.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from rq.exceptions import DeserializationError, DuplicateJobError, NoSuchJobErro
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from common import presence
 from common.db.steps import Publication
-from common.presence import QUEUE_NAME
-from common.reach import malformed
+from common.net.reach import malformed
+from common.redis import presence
+from common.redis.presence import QUEUE_NAME
 
 STEP_FUNCTION = "worker.runner.run_step"
-"""Named, not imported: whoever enqueues needs nothing of the worker's code."""
+"""By name, so that the gateway need not import the worker's code."""
 
 NO_LIMIT = -1
-"""RQ's own time limit stays off: the worker sets one for each step as it starts it."""
+"""RQ's own time limit is off: the worker sets one when it starts a step."""
 RESULT_TTL_S = 60
 FAILURE_TTL_S = 24 * 3600
 
 ANSWER_S = 5.0
-"""How long a command waits for Redis, and so does a connection."""
+"""Timeout of a command, and of connecting."""
 
 R = TypeVar("R", bound=Redis)
 
@@ -44,12 +44,12 @@ def connect(url: str) -> Redis:
 
 
 def connect_as(client: type[R], url: str, *, answer_s: float = ANSWER_S) -> R:
-    """A Redis client that tries a broken connection a few times before it gives up.
+    """A Redis client that retries a broken connection a few times.
 
-    A server that does not answer within ``answer_s`` seconds is not asked a second time: it hangs.
+    A command that times out after ``answer_s`` seconds is not retried: the server hangs.
 
     Raises:
-        SetupProblem: the URL is none.
+        SetupProblem: the URL is malformed.
     """
     try:
         connected: R = client.from_url(  # type: ignore[assignment] # it says Redis
@@ -70,11 +70,11 @@ def connect_as(client: type[R], url: str, *, answer_s: float = ANSWER_S) -> R:
 
 
 class StepMessage(Job):
-    """A step's queue message. Of what Redis has under its id, only the step's id is used.
+    """A step's queue message. Only the step's id is taken from what Redis stores.
 
-    Whoever can write to Redis could otherwise have RQ call any function (callbacks, the job's own
+    Otherwise whoever can write to Redis could make RQ call any function (callbacks, the job's own
     name), send any request (webhooks), or queue anything else (retries, repeats, dependents). A
-    message that is not one of ours counts as missing.
+    message that this service did not write counts as missing.
     """
 
     @property
@@ -83,10 +83,10 @@ class StepMessage(Job):
 
     @classmethod
     def fetch(cls, id: str, *args: Any, **options: Any) -> Self:  # noqa: A002
-        """As RQ does.
+        """Read a message, as RQ does.
 
         Raises:
-            NoSuchJobError: it is missing, or none of ours.
+            NoSuchJobError: it is missing, or not a step's message.
         """
         try:
             found: Self = super().fetch(id, *args, **options)  # type: ignore[assignment]
@@ -95,18 +95,18 @@ class StepMessage(Job):
         return found
 
     def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
-        """Take over what a message of ours has.
+        """Restore the fields of a step's message.
 
         Raises:
-            NoSuchJobError: it is none of ours.
+            NoSuchJobError: it is not a step's message.
         """
         try:
             super().restore({name: raw_data[name] for name in KEPT if name in raw_data})
-            ours = self._calls() == (QUEUE_NAME, STEP_FUNCTION, None, [str(self.step_id)], {})
+            valid = self._calls() == (QUEUE_NAME, STEP_FUNCTION, None, [str(self.step_id)], {})
         except (ValueError, TypeError, AttributeError, IndexError, DeserializationError):
-            ours = False
-        if not ours:
-            logger.warning("a queue message is none of ours, and dropped: {!r}", self.id)
+            valid = False
+        if not valid:
+            logger.warning("dropped queue message {!r}: it is not a step's", self.id)
             raise NoSuchJobError(self.id)
         self.timeout = NO_LIMIT
         self.result_ttl, self.failure_ttl = RESULT_TTL_S, FAILURE_TTL_S
@@ -119,25 +119,25 @@ KEPT = (
     *(b"data", b"origin", b"status", b"description", b"worker_name"),
     *(b"created_at", b"enqueued_at", b"started_at", b"ended_at", b"last_heartbeat"),
 )
-"""What RQ keeps of a job that means something for a step's message."""
+"""The fields of RQ's jobs that a step's message needs."""
 
 
 def queue_of(connection: Redis) -> Queue:
-    """The queue that all steps go through."""
+    """The queue of all steps."""
     return Queue(
         QUEUE_NAME, connection=connection, serializer=JSONSerializer, job_class=StepMessage
     )
 
 
-class Doorbell:
-    """The queue as the dispatcher and the gateway see it."""
+class StepQueue:
+    """The queue as the dispatcher and the gateway use it."""
 
     def __init__(self, connection: Redis) -> None:
         self._redis = connection
         self._queue = queue_of(connection)
 
-    def ring(self, publications: Iterable[Publication]) -> None:
-        """Enqueue each step once under its doorbell id."""
+    def publish(self, publications: Iterable[Publication]) -> None:
+        """Enqueue each step once, under the id of its publication."""
         for publication in publications:
             try:
                 self._queue.enqueue_call(
@@ -151,46 +151,45 @@ class Doorbell:
                     unique=True,
                 )
             except DuplicateJobError:
-                # The transaction that published it before did not commit.
-                continue
+                continue  # published before, by a transaction that did not commit
 
     def waiting(self) -> int:
-        """How many doorbells no worker has answered yet."""
+        """The number of messages that no worker has taken yet."""
         return self._queue.count
 
     def in_transit(self) -> set[str]:
-        """Those taken from the queue by a worker that has not begun (its engine may be loading)."""
+        """Messages that a worker took but has not started (its engine may be loading)."""
         taken = cast("list[bytes]", self._redis.lrange(self._queue.intermediate_queue_key, 0, -1))
-        return {doorbell.decode() for doorbell in taken}
+        return {message_id.decode() for message_id in taken}
 
-    def lost(self, doorbells: Sequence[str]) -> set[str]:
-        """Those that wait in the queue no more.
+    def lost(self, message_ids: Sequence[str]) -> set[str]:
+        """The messages that are no longer in the queue.
 
-        Whoever takes one claims its step within the moment, or never will: what RQ says of it,
-        such as STARTED, may be the last word of a worker that was killed, two minutes ago.
+        A worker claims the step at once, or never: RQ's own status, such as STARTED, may be the
+        last that a worker wrote before it was killed, two minutes ago.
         """
-        return set(doorbells) - set(self._queue.get_job_ids())
+        return set(message_ids) - set(self._queue.get_job_ids())
 
     def live_workers(self) -> int:
-        """How many workers have told of themselves lately."""
-        return presence.living(presence.workers(self._redis))
+        """The number of workers with a recent heartbeat."""
+        return presence.count_alive(presence.workers(self._redis))
 
     def live_dispatchers(self) -> int:
-        """How many dispatchers have told lately that they have all that they need."""
-        return presence.living(presence.dispatchers(self._redis))
+        """The number of dispatchers with a recent heartbeat."""
+        return presence.count_alive(presence.dispatchers(self._redis))
 
     def weights(self) -> set[tuple[str, str]] | None:
-        """Engine and model of the weights that living workers have; None: there is no worker."""
+        """Engine and model of the weights that live workers have; None without a live worker."""
         return presence.weights(self._redis)
 
     def storage_is_full(self) -> bool:
-        """Whether a worker could not write lately for want of space."""
+        """Whether a worker recently found the storage full."""
         return presence.storage_is_full(self._redis)
 
     def memory(self) -> tuple[int, int | None]:
-        """Bytes that Redis uses, and how many it may use, if there is a limit."""
-        told = cast("dict[str, int]", self._redis.info("memory"))
-        return told["used_memory"], told.get("maxmemory") or None
+        """Bytes that Redis uses, and its limit, if there is one."""
+        info = cast("dict[str, int]", self._redis.info("memory"))
+        return info["used_memory"], info.get("maxmemory") or None
 
     def ping(self) -> None:
         self._redis.ping()

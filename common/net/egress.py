@@ -1,13 +1,13 @@
-"""What this service connects to because a client said so: recordings to fetch, and webhooks.
+"""Connections to addresses that a client chose: recordings to fetch, and webhooks.
 
-A URL of a client's may lead to public addresses only, or those of EGRESS_ALLOW; anything else would
-let the client reach, through this service, what the network hides from it (server-side request
-forgery, owasp.org/www-community/attacks/Server_Side_Request_Forgery). Names are judged by where
-they lead. At the time of sending a name is looked up once, every address it has is judged, and the
-connection is made to one of those very addresses: a second answer of the DNS comes too late.
+Such a URL may lead to publicly reachable addresses only, or to those of EGRESS_ALLOW. Otherwise a
+client could reach, through this service, what the network hides from it (server-side request
+forgery, owasp.org/www-community/attacks/Server_Side_Request_Forgery). A name is resolved once when
+a request is sent, all its addresses are validated, and the connection is pinned to one of them: a
+second DNS answer cannot redirect it.
 
-Redirects are nobody's business here: `Outbound` follows none. Nor does it ask the environment for
-proxies, keep cookies, or send any credentials.
+`Outbound` follows no redirects, uses no proxies of the environment, keeps no cookies, and sends no
+credentials.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from common.errors import SetupProblem, UrlRefused
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Resolve = Callable[[str, int], Iterable[str]]
-"""From a host's name and a port to the addresses it has, as text; OSError: it has none now."""
+"""Resolves a host name and a port to addresses, as text; OSError where there are none."""
 
-MAX_URL_LETTERS = 2_000
+MAX_URL_LENGTH = 2_000
 MAX_PORT = 65_535
 LOOKUP_S = 3.0
-"""How long saving a URL waits for the DNS."""
+"""Timeout of the DNS when a URL is saved."""
 LOOKUPS_AT_ONCE = 64
 MOST_ADDRESSES = 4
-"""Of one name, how many are tried."""
+"""How many addresses of one name are tried."""
 
 _HOST_LETTERS = frozenset(ascii_letters + digits + "-._")
 _NOT_PUBLIC = tuple(
@@ -83,34 +83,34 @@ _NOT_PUBLIC = tuple(
     )
 )
 _UNICAST = IPv6Network("2000::/3")
-"""All that IANA has given out of IPv6: neither loopback, nor link- or site-local, nor unique local
-(fd00:ec2::254 is the metadata of AWS), nor multicast, nor IPv4 in disguise lies in it."""
+"""All of IPv6 that IANA has allocated. Loopback, link- and site-local, unique local (fd00:ec2::254
+is the metadata service of AWS), multicast and IPv4-mapped addresses lie outside it."""
 _NAT64 = IPv6Network("64:ff9b::/96")
-"""Where networks without IPv4 find it (RFC 6052): its last 32 bits are the address meant."""
+"""IPv4 as seen from IPv6-only networks (RFC 6052): the last 32 bits are the IPv4 address."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether anybody on the Internet may be expected to reach ``address`` as we do."""
+    """Whether ``address`` is publicly reachable on the Internet."""
     if isinstance(address, IPv6Address):
-        hidden = address.ipv4_mapped
-        if hidden is None and address in _NAT64:
-            hidden = IPv4Address(int(address) & 0xFFFF_FFFF)
-        if hidden is not None:
-            return is_public(hidden)
+        embedded = address.ipv4_mapped
+        if embedded is None and address in _NAT64:
+            embedded = IPv4Address(int(address) & 0xFFFF_FFFF)
+        if embedded is not None:
+            return is_public(embedded)
         if address not in _UNICAST or address.scope_id is not None:
             return False
     return address.is_global and not any(address in network for network in _NOT_PUBLIC)
 
 
 def system_addresses(host: str, port: int) -> list[str]:
-    """What the system's resolver says, each address once, in its order."""
+    """The addresses of the system's resolver, in its order, without duplicates."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
-    """Networks and hosts that may be reached although they are not public."""
+    """Networks and hosts that are allowed although they are not public."""
 
     networks: tuple[Network, ...] = ()
     hosts: frozenset[str] = frozenset()
@@ -131,7 +131,7 @@ class AllowList:
             except ValueError:
                 if not set(entry) <= _HOST_LETTERS or entry[-1].isdigit():
                     raise SetupProblem(
-                        problem=f"EGRESS_ALLOW has an entry that means nothing: {entry!r}",
+                        problem=f"EGRESS_ALLOW has an invalid entry: {entry!r}",
                         remedy="Name networks as 10.1.0.0/16, hosts as minio.internal or .lan",
                     ) from None
                 names.append(entry.lower())
@@ -151,46 +151,46 @@ class AllowList:
 
 
 class Egress:
-    """Judges URLs and addresses; ``resolve`` is the only thing that is asked where names lead."""
+    """Validates URLs and addresses; ``resolve`` is the only resolver it uses."""
 
     def __init__(self, allow: str = "", *, resolve: Resolve = system_addresses) -> None:
         self._allow = AllowList.parse(allow)
         self._resolve = resolve
-        # Of their own, so that a slow DNS holds up nothing but lookups.
+        # Threads of its own: a slow DNS delays nothing but lookups.
         self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, thread_name_prefix="lookup")
 
     async def check(self, url: str, field: str = "url") -> None:
-        """Judge a URL that a client wants to be kept, within `LOOKUP_S`.
+        """Validate a URL that a client wants to save, within `LOOKUP_S`.
 
-        One whose name cannot be looked up just now may pass: it is judged again when it is used.
+        A name that cannot be resolved now passes: it is validated again when it is used.
 
         Raises:
-            UrlRefused: this service will not go there.
+            UrlRefused: it leads to an address that is not allowed.
         """
         parsed = parse_url(url, field)
-        host = parsed.raw_host.decode("ascii")  # as it is looked up when the URL is used
+        host = parsed.raw_host.decode("ascii")  # as it is resolved when the URL is used
         lookup = self._lookups.submit(self._resolve, host, parsed.port or 0)
         found: Iterable[str] = ()
         with suppress(OSError, UnicodeError, TimeoutError):
             found = await asyncio.wait_for(asyncio.wrap_future(lookup), LOOKUP_S)
-        self._judge(host, found, field)
+        self._validated(host, found, field)
 
     async def addresses(self, host: str, port: int) -> list[str]:
-        """Where ``host`` leads, looked up once; every address of it may be connected to.
+        """The addresses of ``host``, resolved once; all are allowed.
 
         Raises:
-            UrlRefused: at least one may not.
-            OSError: it leads nowhere now.
+            UrlRefused: at least one is not allowed.
+            OSError: the name cannot be resolved.
         """
         lookup = self._lookups.submit(self._resolve, host, port)
         try:
             found = await asyncio.wrap_future(lookup)
-        except UnicodeError as error:  # a label is too long to be looked up
+        except UnicodeError as error:  # a label is too long for the DNS
             raise OSError(str(error)) from error
-        return self._judge(host, found, "url")
+        return self._validated(host, found, "url")
 
-    def _judge(self, host: str, found: Iterable[str], field: str) -> list[str]:
-        """All of ``found``, and what ``host`` itself spells."""
+    def _validated(self, host: str, found: Iterable[str], field: str) -> list[str]:
+        """``found``, where all of it, and an address that ``host`` itself spells, is allowed."""
         addresses = [ip_address(text) for text in found]
         spelled = literal(host)
         for address in [*addresses, *([] if spelled is None else [spelled])]:
@@ -204,34 +204,34 @@ class Egress:
 
 
 def parse_url(text: str, field: str = "url") -> httpx.URL:
-    """``text`` as the URL that will be used: judged and connected to are one and the same.
+    """Parse ``text`` into the URL that is both validated and used.
 
     Raises:
-        UrlRefused: it is none of http or https, names no host, or carries a user's name.
+        UrlRefused: it is not http or https, names no host, or carries a user name.
     """
-    if len(text) > MAX_URL_LETTERS:
-        raise UrlRefused(field=field, reason=f"it has more than {MAX_URL_LETTERS} characters")
+    if len(text) > MAX_URL_LENGTH:
+        raise UrlRefused(field=field, reason=f"it has more than {MAX_URL_LENGTH} characters")
     if "\\" in text or any(letter.isspace() for letter in text):
-        raise UrlRefused(field=field, reason="it has a space or a backslash in it")
+        raise UrlRefused(field=field, reason="it contains a space or a backslash")
     try:
         url = httpx.URL(text)
-        url.host  # noqa: B018 - a name that begins like one of IDNA's is decoded only now
+        url.host  # noqa: B018 - IDNA names are decoded only when they are read
     except (httpx.InvalidURL, ValueError):
         raise UrlRefused(field=field, reason="it is not a URL") from None
     if url.scheme not in {"http", "https"}:
         raise UrlRefused(field=field, reason="it begins with neither https:// nor http://")
     if "@" in re.split("[/?#]", text.partition("//")[2], maxsplit=1)[0]:
-        raise UrlRefused(field=field, reason="it has a user name or a password in it")
+        raise UrlRefused(field=field, reason="it contains a user name or a password")
     host = url.raw_host.decode("ascii", "replace")
     if not host or not (set(host) <= _HOST_LETTERS or _is_ipv6(host)):
         raise UrlRefused(field=field, reason="it names no host")
     if url.port is not None and not 1 <= url.port <= MAX_PORT:
-        raise UrlRefused(field=field, reason="there is no such port")
+        raise UrlRefused(field=field, reason=f"its port must be from 1 to {MAX_PORT}")
     return url.copy_with(fragment=None)
 
 
 def literal(host: str) -> Address | None:
-    """The address that ``host`` spells, in any of the ways the C library reads (0x7f.1, ...)."""
+    """The address that ``host`` spells, in any notation of the C library (0x7f.1, ...)."""
     try:
         return ip_address(host)
     except ValueError:
@@ -250,7 +250,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 class _Guarded(httpcore.AsyncNetworkBackend):
-    """Connects to nothing but addresses that were judged a moment before."""
+    """Connects only to addresses that were validated just before."""
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
@@ -268,7 +268,7 @@ class _Guarded(httpcore.AsyncNetworkBackend):
             async with asyncio.timeout(timeout):
                 addresses = await self._egress.addresses(host, port)
         except TimeoutError as error:
-            raise httpcore.ConnectTimeout("the DNS gave no answer") from error
+            raise httpcore.ConnectTimeout("the DNS did not answer in time") from error
         except OSError as error:
             raise httpcore.ConnectError("its name cannot be resolved") from error
         failure: httpcore.ConnectError | httpcore.ConnectTimeout
@@ -283,23 +283,23 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         raise failure
 
     async def connect_unix_socket(self, *_: object, **__: object) -> httpcore.AsyncNetworkStream:
-        raise httpcore.ConnectError("no URL leads to a Unix socket")
+        raise httpcore.ConnectError("Unix sockets are not allowed")
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
 class Outbound:
-    """Sends requests where ``egress`` lets it; a new connection for each.
+    """Sends requests to addresses that ``egress`` allows; a new connection for each.
 
-    ``patience_s`` is how long any one step of it may take: to connect, or to send or hear something
-    more. Who wants an end to all of it uses `asyncio.timeout`.
+    ``timeout_s`` bounds each operation: to connect, to send or to receive. Bound a whole request
+    by `asyncio.timeout`.
     """
 
     def __init__(
-        self, egress: Egress, *, patience_s: float, tls: ssl.SSLContext | None = None
+        self, egress: Egress, *, timeout_s: float, tls: ssl.SSLContext | None = None
     ) -> None:
-        self._timeout = dict.fromkeys(("connect", "read", "write", "pool"), patience_s)
+        self._timeout = dict.fromkeys(("connect", "read", "write", "pool"), timeout_s)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls,
             max_connections=None,
@@ -323,11 +323,11 @@ class Outbound:
         headers: Mapping[str, str],
         content: bytes | None = None,
     ) -> AsyncIterator[httpcore.Response]:
-        """Send one request and give its response, whose body is still to come.
+        """Send one request and yield its response, whose body is not read yet.
 
         Raises:
-            UrlRefused: the URL leads where this service does not go.
-            httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError: as they say.
+            UrlRefused: the URL leads to an address that is not allowed.
+            httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError: it failed.
         """
         target = httpcore.URL(
             scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
 
-from common.weights.onnx_metadata import read_metadata
+from common.weights.onnx_file import read_metadata
 
 
 def model(**metadata: str) -> Any:
@@ -28,7 +28,7 @@ def test_metadata_is_read_as_it_was_written(
     assert read_metadata(path) == metadata
 
 
-def test_wherever_a_file_is_cut_it_is_refused_or_lacks_what_comes_last(tmp_path: Path) -> None:
+def test_wherever_a_file_is_cut_it_is_rejected_or_lacks_what_comes_last(tmp_path: Path) -> None:
     whole = model(first="1", last="2").SerializeToString()
     path = tmp_path / "model.onnx"
     for size in range(len(whole)):
@@ -38,7 +38,7 @@ def test_wherever_a_file_is_cut_it_is_refused_or_lacks_what_comes_last(tmp_path:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}" * 100, b"\0" * 64, b"\xff" * 64, b"PK\x03\x04" * 9])
-def test_what_is_no_onnx_model_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+def test_what_is_no_onnx_model_is_rejected_by_name(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"other\.onnx is"):

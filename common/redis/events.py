@@ -1,6 +1,6 @@
-"""Wake-ups over Redis: that something about a job has changed, never what.
+"""Notifications over Redis: a job has changed, or there is work; never the change itself.
 
-The content is in Postgres; a lost message costs the reader one polling interval.
+The data is in Postgres; a lost notification delays a reader by one polling interval.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from redis.exceptions import RedisError
 JOB_CHANNEL = "steno:job"
 """Carries the id of a job that changed."""
 WORK_CHANNEL = "steno:work"
-"""Says that there may be something to dispatch: a new step, or a worker that became free."""
+"""Sent when there may be something to dispatch: a new step, or a free worker."""
 STOP_CHANNEL = "rq:pubsub:{}"
-"""Where RQ has a worker listen for commands."""
+"""RQ's channel for commands to one worker."""
 
 
 class Publisher(Protocol):
-    """A Redis client, as far as wake-ups need one."""
+    """The part of a Redis client that notifications need."""
 
     def publish(self, channel: str, message: str) -> object:
-        """Send a message to all who listen at this moment."""
+        """Send a message to all current subscribers."""
         ...
 
 
 class Events:
-    """The sender's side."""
+    """Sends notifications."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -40,13 +40,13 @@ class Events:
     def work_to_do(self) -> None:
         self._send(WORK_CHANNEL, "")
 
-    def stop(self, worker: str, doorbell: str) -> None:
-        """Have the worker end at once the step that it runs in this RQ job."""
+    def stop(self, worker: str, rq_job_id: str) -> None:
+        """Stop at once the step that the worker runs in this RQ job."""
         self._send(
-            STOP_CHANNEL.format(worker), json.dumps({"command": "stop-job", "job_id": doorbell})
+            STOP_CHANNEL.format(worker), json.dumps({"command": "stop-job", "job_id": rq_job_id})
         )
 
     def _send(self, channel: str, message: str) -> None:
-        # Whoever listens also polls: losing a wake-up must not fail the work it tells of.
+        # Subscribers poll as well: a lost notification must not fail the work.
         with contextlib.suppress(RedisError):
             self._publisher.publish(channel, message)

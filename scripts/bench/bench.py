@@ -88,6 +88,7 @@ class Bench:
         self._rounds = rounds
         self._tell = tell
         self._long_runs: list[Run] = []
+        self._alone: dict[str, str] = {}
         self._weights = WeightsStore(settings.asr.models_dir, Manifest.load())
         self._engines: dict[Way, direct.Engine] = {}
 
@@ -191,17 +192,17 @@ class Bench:
             ways = [way for way in Way if number == 0 or way is not Way.WHISPER_CPP]
             for way in ways if direct_too else []:
                 self._tell(f"the long recording: {way} {of}")
-                beside[way] += self._directly(way, [self._long_file])
+                files = [self._long_file] if number else [self._long_file, self._scored_file]
+                whole, *start = self._directly(way, files)
+                beside[way].append(whole)
+                if start:
+                    self._alone[way] = start[0].text
         return beside
 
     def _long(self, service: UnderTest, beside: dict[Way, list[direct.Heard]]) -> Part:
         until_s = self._recording.scored_s
         self._tell(f"the first {until_s:g} s alone: {OURS}")
-        ours = service.run(self._scored_file, self._options).text
-        alone = {OURS: ours}
-        for way in Way:
-            self._tell(f"the first {until_s:g} s alone: {way}")
-            alone[way] = self._directly(way, [self._scored_file])[0].text
+        alone = {OURS: service.run(self._scored_file, self._options).text, **self._alone}
         seconds = {OURS: tuple(run.seconds for run in self._long_runs)}
         seconds |= {way: tuple(heard.seconds for heard in beside[way]) for way in Way}
         wers = {name: self._wer(text) for name, text in alone.items()}

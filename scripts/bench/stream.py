@@ -93,13 +93,17 @@ GROWTH_MB = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured; ``steps`` are the numbers of streams at once that are tried."""
+    """How much is measured; ``steps`` are the numbers of streams at once that are tried.
+
+    ``unread``: whether a client that reads nothing is waited for; it is cut off after a minute.
+    """
 
     stream_s: float = 450.0
     several_s: float = 40.0
     steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 10, 12, 16)
     pause_s: float = 4 * IDLE_S
     fast_s: float = 90.0
+    unread: bool = True
     sessions: int = 300
 
 
@@ -385,6 +389,7 @@ class StreamBench:
                 voice.programme(WARM_UP_S),
                 pause_s=self._size.pause_s,
                 fast_s=self._size.fast_s,
+                unread=self._size.unread,
             )
         )
         wrong = sum(not answer.as_promised for answer in answers)

@@ -110,15 +110,15 @@ def _error(document: Mapping[str, Any]) -> str:
 
 
 async def bad_clients(
-    place: Place, speech: Programme, *, pause_s: float, fast_s: float
+    place: Place, speech: Programme, *, pause_s: float, fast_s: float, unread: bool
 ) -> list[Answer]:
     """Have each of them come, one after the other.
 
     ``pause_s`` is how long one is silent that gives signs of life; ``fast_s`` how long one goes on
-    to send much too fast.
+    to send much too fast; ``unread``: whether one comes that reads nothing.
     """
     second = speech.pcm[:64_000]
-    cut_off = await _read_nothing(place)
+    cut_off = [await _read_nothing(place)] if unread else []
     clients = (
         _garbage_first(place),
         _sound_as_text(place, second),
@@ -130,7 +130,7 @@ async def bad_clients(
         _too_fast(place, speech, fast_s),
         _vanish(place, speech),
     )
-    return [*[await client for client in clients], await cut_off]
+    return [await client for client in (*clients, *cut_off)]
 
 
 async def _garbage_first(place: Place) -> Answer:

@@ -18,7 +18,7 @@ from tests.support.speech import Samples, pcm16, speak
 FOX = "The quick brown fox jumps over the lazy dog."
 RICE = "Rice is often served in round bowls."
 VIETNAMESE = "xin chào các bạn hôm nay trời đẹp"
-TINY = Size(stream_s=6, several_s=4, steps=(1,), pause_s=5, fast_s=2, sessions=4)
+TINY = Size(stream_s=6, several_s=4, steps=(1,), pause_s=5, fast_s=2, unread=False, sessions=4)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_every_accepted_recording_is_heard_once_and_alike_while_every_part_is_ki
     clips.mkdir()
     for number, sentence in enumerate(SENTENCES):
         write_wav(clips / f"clip-{number}.wav", speak(sentence))
-    asked = Asked(jobs=12, talk_parts=4, seconds=32, outage_s=6)
+    asked = Asked(jobs=8, talk_parts=3, seconds=24, outage_s=4)
 
     run = chaos(asked, clips, tmp_path / "stack", print)
 

@@ -25,17 +25,17 @@ from scripts.bench import direct
 from scripts.bench.corpus import (
     ClipSet,
     Corpus,
+    DecodedRecording,
     LongRecording,
-    Sound,
     read_corpus,
     require_scorers,
     wer,
 )
 from scripts.bench.direct import Way
 from scripts.bench.report import (
+    BenchPart,
     Comparison,
     Figure,
-    Part,
     Target,
 )
 from scripts.bench.run import Findings, chosen, working
@@ -90,9 +90,9 @@ class Bench:
         self._long_runs: list[Run] = []
         self._alone: dict[str, str] = {}
         self._weights = WeightsStore(settings.asr.models_dir, Manifest.load())
-        self._engines: dict[Way, direct.Engine] = {}
+        self._engines: dict[Way, direct.DirectEngine] = {}
 
-    def run(self, wanted: Sequence[str], found: Callable[[Part], None]) -> None:
+    def run(self, wanted: Sequence[str], found: Callable[[BenchPart], None]) -> None:
         """Measure ``wanted``, handing each part over as soon as it is there."""
         if not set(wanted) <= {"clips"} and self._corpus.recording is None:
             raise SetupProblem(
@@ -109,7 +109,7 @@ class Bench:
                 self._with_one_worker(service, wanted, found)
 
     def _with_all_workers(
-        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
     ) -> None:
         if set(wanted) & {"long", "overhead", "scaling"}:
             beside = self._long_rounds(service, direct_too="long" in wanted)
@@ -124,7 +124,7 @@ class Bench:
                 found(self._clips(service, clip_set))
 
     def _with_one_worker(
-        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
     ) -> None:
         if "scaling" in wanted:
             found(self._scaling(service))
@@ -140,9 +140,9 @@ class Bench:
         return self._corpus.recording
 
     @cached_property
-    def _sound(self) -> Sound:
+    def _sound(self) -> DecodedRecording:
         self._tell(f"decoding {self._recording.path.name}")
-        return Sound(self._recording.path, self._folder / "recording.pcm")
+        return DecodedRecording(self._recording.path, self._folder / "recording.pcm")
 
     @cached_property
     def _long_file(self) -> Path:
@@ -170,19 +170,19 @@ class Bench:
     def _options(self) -> dict[str, str]:
         return {"language": self._recording.language, "model": MODEL}
 
-    def _engine(self, way: Way) -> direct.Engine:
+    def _engine(self, way: Way) -> direct.DirectEngine:
         name = WHISPER_CPP if way is Way.WHISPER_CPP else FASTER_WHISPER
         asr = self._settings.asr
         weights = self._weights.resolve(name, MODEL).path
-        return direct.Engine(way, weights, self._cores, asr.device, asr.compute_type)
+        return direct.DirectEngine(way, weights, self._cores, asr.device, asr.compute_type)
 
     # --- 1: the long recording ----------------------------------------------------------------
 
     def _long_rounds(
         self, service: UnderTest, *, direct_too: bool
-    ) -> dict[Way, list[direct.Heard]]:
+    ) -> dict[Way, list[direct.DirectText]]:
         """Run the long recording through the service, and in turn through each engine."""
-        beside: dict[Way, list[direct.Heard]] = {way: [] for way in Way}
+        beside: dict[Way, list[direct.DirectText]] = {way: [] for way in Way}
         service.warm_up(self._ten_seconds, self._options)
         for number in range(self._rounds):
             of = f"(round {number + 1} of {self._rounds})"
@@ -199,7 +199,7 @@ class Bench:
                     self._alone[way] = start[0].text
         return beside
 
-    def _long(self, service: UnderTest, beside: dict[Way, list[direct.Heard]]) -> Part:
+    def _long(self, service: UnderTest, beside: dict[Way, list[direct.DirectText]]) -> BenchPart:
         until_s = self._recording.scored_s
         self._tell(f"the first {until_s:g} s alone: {OURS}")
         alone = {OURS: service.run(self._scored_file, self._options).text, **self._alone}
@@ -223,7 +223,7 @@ class Bench:
             f"The start is the first {until_s:g} s; the targets are set against sequential's WER "
             f"there. Engines used directly have {self._cores} threads."
         )
-        return Part(
+        return BenchPart(
             "long",
             f"1. {self._recording.path.name}, {self._long_s / 60:.1f} min, {MODEL}: "
             f"{self._cores} workers of one thread, from upload to COMPLETED",
@@ -267,7 +267,7 @@ class Bench:
 
     # --- 2: what is not inference -------------------------------------------------------------
 
-    def _overhead(self, service: UnderTest) -> Part:
+    def _overhead(self, service: UnderTest) -> BenchPart:
         runs = self._long_runs
         workers = service.workers
         spent = [
@@ -333,7 +333,7 @@ class Bench:
             ),
             Figure("10 s clip: the engine's own time", tuple(r.engine_s for r in clips), "s", 2),
         )
-        return Part(
+        return BenchPart(
             "overhead",
             f"2. What is not inference ({workers} workers)",
             figures,
@@ -343,7 +343,7 @@ class Bench:
 
     # --- 3: a clip while a long job runs ------------------------------------------------------
 
-    def _latency(self, service: UnderTest) -> Part:
+    def _latency(self, service: UnderTest) -> BenchPart:
         self._tell("10 s clips while the long recording is transcribed")
         service.warm_up(self._ten_seconds, self._options)
         rounds = []
@@ -362,7 +362,7 @@ class Bench:
             if not service.ended(long_job):
                 service.cancel(long_job)
             rounds.append(taken)
-        return Part(
+        return BenchPart(
             "latency",
             "3. 10 s clips, one after another, while the long recording is transcribed",
             (
@@ -384,7 +384,7 @@ class Bench:
 
     # --- 4: accuracy on clips -----------------------------------------------------------------
 
-    def _clips(self, service: UnderTest, clip_set: ClipSet) -> Part:
+    def _clips(self, service: UnderTest, clip_set: ClipSet) -> BenchPart:
         clips = clip_set.clips[: self._size.clips or None]
         paths = [clip.path for clip in clips]
         references = [clip.reference for clip in clips]
@@ -428,7 +428,7 @@ class Bench:
                 }
                 for clip, our_text, their_text in zip(clips, ours, theirs, strict=True)
             ]
-        return Part(
+        return BenchPart(
             f"clips {clip_set.name}",
             f"4. {clip_set.name}: {len(clips)} clips, {MODEL}",
             tuple(figures),
@@ -438,13 +438,13 @@ class Bench:
 
     # --- 5: memory ----------------------------------------------------------------------------
 
-    def _memory(self, service: UnderTest) -> Part:
+    def _memory(self, service: UnderTest) -> BenchPart:
         if sys.platform != "linux":
             raise SetupProblem(
                 problem="Memory is measured with Linux's /proc", remedy="Leave out the part memory"
             )
         figures = [*self._worker_memory(service), self._upload_memory(), *self._plan_memory()]
-        return Part(
+        return BenchPart(
             "memory",
             "5. Memory (peaks of the resident size as the kernel counts it, in MB of 1,000,000)",
             tuple(figures),
@@ -493,14 +493,14 @@ class Bench:
 
     # --- 7: one worker and several ------------------------------------------------------------
 
-    def _scaling(self, service: UnderTest) -> Part:
+    def _scaling(self, service: UnderTest) -> BenchPart:
         service.warm_up(self._ten_seconds, self._options)
         alone = []
         for number in range(self._rounds):
             self._tell(f"the long recording with one worker (round {number + 1})")
             alone.append(service.run(self._long_file, self._options).seconds)
         together = tuple(run.seconds for run in self._long_runs)
-        return Part(
+        return BenchPart(
             "scaling",
             f"7. One worker and {self._cores}, on the long recording",
             (
@@ -516,7 +516,7 @@ class Bench:
             ),
         )
 
-    def _directly(self, way: Way, files: Sequence[Path]) -> list[direct.Heard]:
+    def _directly(self, way: Way, files: Sequence[Path]) -> list[direct.DirectText]:
         return direct.transcribe(self._engines[way], files, self._recording.language, self._folder)
 
 

@@ -55,7 +55,7 @@ class Held:
 
 
 @dataclass
-class Asked:
+class HonestClient:
     """What the honest client met; times in seconds."""
 
     times_s: list[float] = field(default_factory=list)
@@ -101,9 +101,9 @@ async def _hold(port: int, source: str, count: int, until: float) -> Held:
     return held
 
 
-def ask(address: str, until: float) -> Asked:
+def ask(address: str, until: float) -> HonestClient:
     """Ask for a status until that time, as a client that has nothing to do with it."""
-    asked = Asked()
+    asked = HonestClient()
     while time.time() < until:
         started = time.monotonic()
         try:
@@ -154,7 +154,7 @@ def main(connections: int, sources: int, seconds: float) -> None:
     sys.exit(int(bool(asked.failures) or len(log) > LOG_LINES))
 
 
-def report(held: list[Held], quiet: Asked, asked: Asked, log: list[str]) -> list[str]:
+def report(held: list[Held], quiet: HonestClient, asked: HonestClient, log: list[str]) -> list[str]:
     """What is printed."""
     answered: dict[str, int] = {}
     for each in held:
@@ -173,7 +173,7 @@ def report(held: list[Held], quiet: Asked, asked: Asked, log: list[str]) -> list
     ]
 
 
-def shown(asked: Asked) -> str:
+def shown(asked: HonestClient) -> str:
     """What the honest client met, in a line."""
     median, p95, most = np.percentile(asked.times_s or [float("nan")], [50, 95, 100]) * 1000
     count = len(asked.times_s) + sum(asked.failures.values())

@@ -193,7 +193,7 @@ def write_wav(path: Path, pieces: Iterable[NDArray[np.int16]]) -> Path:
     return path
 
 
-class Sound:
+class DecodedRecording:
     """A recording decoded once, to cut from. ``pcm`` is the file that it keeps the samples in."""
 
     def __init__(self, recording: Path, pcm: Path) -> None:

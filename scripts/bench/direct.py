@@ -45,7 +45,7 @@ PACKET_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class DirectEngine:
     """One way to run weights: a CTranslate2 folder, or a ggml file for whisper.cpp."""
 
     way: Way
@@ -56,7 +56,7 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class DirectText:
     """What came of one file: the wall time from file to text, and segments as (start s, text)."""
 
     seconds: float
@@ -81,8 +81,13 @@ class Planned:
 
 
 def transcribe(
-    engine: Engine, files: Sequence[Path], language: str, folder: Path, *, warm_up: bool = True
-) -> list[Heard]:
+    engine: DirectEngine,
+    files: Sequence[Path],
+    language: str,
+    folder: Path,
+    *,
+    warm_up: bool = True,
+) -> list[DirectText]:
     """Transcribe the files one after the other with the engine's own defaults.
 
     Loading the weights is not counted, decoding a file is. ``folder`` takes scratch files.
@@ -101,7 +106,8 @@ def transcribe(
         folder,
     )
     return [
-        Heard(one["seconds"], [(start, text) for start, text in one["segments"]]) for one in answer
+        DirectText(one["seconds"], [(start, text) for start, text in one["segments"]])
+        for one in answer
     ]
 
 
@@ -173,7 +179,7 @@ Transcriber = Callable[[Any], list[tuple[float, str]]]
 """From a path or samples to segments."""
 
 
-def _transcriber(engine: Engine, language: str) -> Transcriber:
+def _transcriber(engine: DirectEngine, language: str) -> Transcriber:
     if engine.way is Way.WHISPER_CPP:
         from pywhispercpp.model import Model
 
@@ -212,7 +218,7 @@ def _samples(sound: Any) -> Any:
 def _transcribe(request: dict[str, Any]) -> list[dict[str, Any]]:
     given = request["engine"]
     hear = _transcriber(
-        Engine(**{**given, "way": Way(given["way"]), "weights": Path(given["weights"])}),
+        DirectEngine(**{**given, "way": Way(given["way"]), "weights": Path(given["weights"])}),
         request["language"],
     )
     if request["warm_up"]:

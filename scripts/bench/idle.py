@@ -39,7 +39,7 @@ WARM_CLIPS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ProcessUsage:
     """One process: seconds of processor time since it began, and bytes of memory."""
 
     name: str
@@ -47,9 +47,9 @@ class Taken:
     pss: int
 
 
-def look(pids: dict[str, list[int]]) -> dict[int, Taken]:
+def look(pids: dict[str, list[int]]) -> dict[int, ProcessUsage]:
     """The stack's processes and their descendants, by their ids."""
-    found: dict[int, Taken] = {}
+    found: dict[int, ProcessUsage] = {}
     for role, roots in pids.items():
         for root in roots:
             for process, depth in _family(psutil.Process(root)):
@@ -59,7 +59,7 @@ def look(pids: dict[str, list[int]]) -> dict[int, Taken]:
                 except psutil.Error:  # it has just ended
                     continue
                 pss = getattr(memory, "pss", memory.rss)
-                found[process.pid] = Taken(
+                found[process.pid] = ProcessUsage(
                     f"{role}{' child' * depth}", times.user + times.system, pss
                 )
     return found

@@ -93,7 +93,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BenchPart:
     """What a part of the bench found.
 
     ``remarks`` are sentences for people; ``details`` go to the JSON alone.
@@ -119,7 +119,7 @@ class Part:
         }
 
 
-def show(part: Part, console: Console) -> None:
+def show(part: BenchPart, console: Console) -> None:
     """Print a part."""
     console.print()
     console.print(Text(part.title, style="bold"))
@@ -157,7 +157,7 @@ def _figures(figures: Sequence[Figure]) -> Table:
     return table
 
 
-def summary(parts: Sequence[Part]) -> str:
+def summary(parts: Sequence[BenchPart]) -> str:
     """How many targets were met, and the names of those that were not."""
     judged = [figure for part in parts for figure in part.figures if figure.met is not None]
     missed = [figure.name for figure in judged if not figure.met]

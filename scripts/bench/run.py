@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from common.settings import Settings
-from scripts.bench.report import Part, machine, show, show_machine, summary
+from scripts.bench.report import BenchPart, machine, show, show_machine, summary
 from scripts.stack.embedded import own
 from scripts.stack.stack import available_cores
 
@@ -44,7 +44,7 @@ class Findings:
         self._console = console
         self._quick = quick
         self._as_json = as_json
-        self._parts: list[Part] = []
+        self._parts: list[BenchPart] = []
         self._machine = machine(_keep_to(cores))
         show_machine(self._machine, console)
         used = self._machine["cores_used"]
@@ -53,7 +53,7 @@ class Findings:
         if quick:
             console.print("A quick look: the targets are meant for a whole run.", style="yellow")
 
-    def take(self, part: Part) -> None:
+    def take(self, part: BenchPart) -> None:
         self._parts.append(part)
         show(part, self._console)
         if self._as_json is not None:

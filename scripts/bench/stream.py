@@ -30,10 +30,10 @@ from scripts.bench.corpus import (
     wer,
     write_wav,
 )
-from scripts.bench.report import Comparison, Figure, Part, Target
+from scripts.bench.report import BenchPart, Comparison, Figure, Target
 from scripts.bench.run import Findings, Tell, chosen, working
 from scripts.bench.service import UnderTest
-from scripts.bench.stream_clients import IDLE_S, Place, bad_clients, short_sessions
+from scripts.bench.stream_clients import IDLE_S, StreamTarget, bad_clients, short_sessions
 from scripts.bench.stream_play import (
     Played,
     Programme,
@@ -92,7 +92,7 @@ GROWTH_MB = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class StreamSize:
     """How much is measured; ``steps`` are the numbers of streams at once that are tried.
 
     ``unread``: whether a client that reads nothing is waited for; it is cut off after a minute.
@@ -107,7 +107,7 @@ class Size:
     sessions: int = 300
 
 
-QUICK = Size(stream_s=30.0, several_s=15.0, steps=(1, 2), fast_s=5.0, sessions=20)
+QUICK = StreamSize(stream_s=30.0, several_s=15.0, steps=(1, 2), fast_s=5.0, sessions=20)
 LONG_PAUSE_S = 600.0
 
 
@@ -149,7 +149,7 @@ class StreamBench:
         folder: Path,
         *,
         cores: int,
-        size: Size,
+        size: StreamSize,
         tell: Tell,
     ) -> None:
         self._corpus = corpus
@@ -164,7 +164,7 @@ class StreamBench:
         self.skipped: list[str] = []
         """What could not be measured, and why."""
 
-    def run(self, wanted: Sequence[str], found: Callable[[Part], None]) -> None:
+    def run(self, wanted: Sequence[str], found: Callable[[BenchPart], None]) -> None:
         """Measure ``wanted``, handing each part over as soon as it is there."""
         for name, find in (("english", self._english), ("vietnamese", self._vietnamese)):
             if set(wanted) & {name, *SHARED} and (voice := find()) is not None:
@@ -177,7 +177,7 @@ class StreamBench:
                 self._with_limits(narrow, found)
 
     def _with_room(
-        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
     ) -> None:
         for name, voice in self._voices.items():
             if name in wanted:
@@ -191,7 +191,7 @@ class StreamBench:
             else:
                 self.skipped.append("batch: the folder has no long recording")
 
-    def _with_limits(self, service: UnderTest, found: Callable[[Part], None]) -> None:
+    def _with_limits(self, service: UnderTest, found: Callable[[BenchPart], None]) -> None:
         for voice in self._voices.values():
             found(self._one_too_many(service, voice))
         found(self._bad_clients(service))
@@ -236,7 +236,7 @@ class StreamBench:
 
     # --- 1: one stream ------------------------------------------------------------------------
 
-    def _one(self, service: UnderTest, part: str, voice: Voice) -> Part:
+    def _one(self, service: UnderTest, part: str, voice: Voice) -> BenchPart:
         programme = voice.programme(self._size.stream_s)
         self._warm_up(service, voice)
         self._tell(f"{voice}: one stream of {programme.duration_s:.0f} s")
@@ -266,7 +266,7 @@ class StreamBench:
         target = Target(WER_POINTS) if voice.engine == FASTER_WHISPER else None
         points = wers["stream"] - wers["job"]
         rtf, cores = Target(voice.promise.rtf), spent_s / programme.duration_s
-        return Part(
+        return BenchPart(
             part,
             f"1. One stream: {voice}, {programme.duration_s:.0f} s",
             (
@@ -285,7 +285,7 @@ class StreamBench:
 
     # --- 2: several ---------------------------------------------------------------------------
 
-    def _several(self, service: UnderTest, voice: Voice) -> Part:
+    def _several(self, service: UnderTest, voice: Voice) -> BenchPart:
         self._warm_up(service, voice)
         comparison = Comparison((*COLUMNS, "cores"))
         alone: Waits | None = None
@@ -304,7 +304,7 @@ class StreamBench:
             kept = count
         self._kept_pace[voice.engine] = kept
         limit = self._settings.stream.limit_of(voice.engine)
-        return Part(
+        return BenchPart(
             f"several {voice.engine}",
             f"2. Several streams at once: {voice}",
             (
@@ -335,7 +335,7 @@ class StreamBench:
             LIMIT_CONCURRENT_STREAMS="0",
         )
 
-    def _one_too_many(self, service: UnderTest, voice: Voice) -> Part:
+    def _one_too_many(self, service: UnderTest, voice: Voice) -> BenchPart:
         limit = max(1, self._kept_pace.get(voice.engine, 1))
         self._warm_up(service, voice)
         self._tell(f"{voice}: {limit} streams and one too many")
@@ -344,7 +344,7 @@ class StreamBench:
         refused = refusal is not None and refusal.details["status"] == FULL
         told = "it was not refused" if refusal is None else refusal.message
         name = f"{voice.engine}, one too many"
-        return Part(
+        return BenchPart(
             f"limit {voice.engine}",
             f"2. One stream too many: {voice}, limit {limit}",
             (
@@ -379,7 +379,7 @@ class StreamBench:
 
     # --- 3: bad clients, and many -------------------------------------------------------------
 
-    def _bad_clients(self, service: UnderTest) -> Part:
+    def _bad_clients(self, service: UnderTest) -> BenchPart:
         voice = self._voice
         self._warm_up(service, voice)
         self._tell("clients that do what they should not")
@@ -393,7 +393,7 @@ class StreamBench:
             )
         )
         wrong = sum(not answer.as_promised for answer in answers)
-        return Part(
+        return BenchPart(
             "clients",
             "3. Clients that do what they should not",
             (
@@ -405,7 +405,7 @@ class StreamBench:
             remarks=tuple(map(str, answers)),
         )
 
-    def _sessions(self, service: UnderTest) -> Part:
+    def _sessions(self, service: UnderTest) -> BenchPart:
         places = [self._place(service, voice) for voice in self._voices.values()]
         speech = self._voice.programme(WARM_UP_S)
         count = self._size.sessions
@@ -425,7 +425,7 @@ class StreamBench:
             )
         counts = [sum(map(len, found.values())) for found in (before, after)]
         sizes = [sum(map(sum, found.values())) for found in (before, after)]
-        return Part(
+        return BenchPart(
             "sessions",
             f"3. {count} short sessions, one after the other",
             (
@@ -441,7 +441,7 @@ class StreamBench:
 
     # --- 4: beside a job ----------------------------------------------------------------------
 
-    def _beside_a_job(self, service: UnderTest, recording: LongRecording) -> Part:
+    def _beside_a_job(self, service: UnderTest, recording: LongRecording) -> BenchPart:
         voice = self._voice
         programme = voice.programme(self._size.several_s)
         self._warm_up(service, voice)
@@ -458,7 +458,7 @@ class StreamBench:
         comparison = Comparison(COLUMNS)
         for name, each in waits.items():
             comparison.rows[name] = _row(each, waits["the stream alone"])
-        return Part(
+        return BenchPart(
             "batch",
             f"4. Beside a job: {voice}, {service.workers} workers at {recording.path.name}",
             (),
@@ -468,9 +468,9 @@ class StreamBench:
 
     # --- all ----------------------------------------------------------------------------------
 
-    def _place(self, service: UnderTest, voice: Voice) -> Place:
+    def _place(self, service: UnderTest, voice: Voice) -> StreamTarget:
         options = {**voice.options, "language": voice.clips.language}
-        return Place(service.address, self._key, options, tuple(service.gateway_pids))
+        return StreamTarget(service.address, self._key, options, tuple(service.gateway_pids))
 
     def _warm_up(self, service: UnderTest, voice: Voice) -> None:
         """Have the recognizer loaded, and used once."""
@@ -576,7 +576,7 @@ def stream(
     require_scorers()
     corpus = read_corpus(folder)
     settings = load_settings()
-    size = QUICK if quick else Size()
+    size = QUICK if quick else StreamSize()
     if long_pause:
         size = replace(size, pause_s=LONG_PAUSE_S)
     console = make_console()

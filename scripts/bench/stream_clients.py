@@ -37,7 +37,7 @@ CUT_OFF_S = 2 * UNREAD_MS / 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StreamTarget:
     """Where the clients go: the gateway's address, the key to show, and what to ask for.
 
     ``pids`` are the gateway's processes.
@@ -71,7 +71,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Encounter:
     """What a client met: how it was told, and whether that is what was promised."""
 
     what: str
@@ -110,8 +110,8 @@ def _error(document: Mapping[str, Any]) -> str:
 
 
 async def bad_clients(
-    place: Place, speech: Programme, *, pause_s: float, fast_s: float, unread: bool
-) -> list[Answer]:
+    place: StreamTarget, speech: Programme, *, pause_s: float, fast_s: float, unread: bool
+) -> list[Encounter]:
     """Have each of them come, one after the other.
 
     ``pause_s`` is how long one is silent that gives signs of life; ``fast_s`` how long one goes on
@@ -133,15 +133,15 @@ async def bad_clients(
     return [await client for client in (*clients, *cut_off)]
 
 
-async def _garbage_first(place: Place) -> Answer:
+async def _garbage_first(place: StreamTarget) -> Encounter:
     return await _refused_text(place, "garbage as the first message", "}{ no JSON")
 
 
-async def _sound_as_text(place: Place, sound: bytes) -> Answer:
+async def _sound_as_text(place: StreamTarget, sound: bytes) -> Encounter:
     return await _refused_text(place, "sound as text", b64encode(sound).decode())
 
 
-async def _refused_text(place: Place, what: str, text: str) -> Answer:
+async def _refused_text(place: StreamTarget, what: str, text: str) -> Encounter:
     connection = await place.connect()
     await connection.send(text)
     errors = []
@@ -152,43 +152,43 @@ async def _refused_text(place: Place, what: str, text: str) -> Answer:
                 errors.append(_error(document))
     except ConnectionClosed as closed:
         code = closed.rcvd.code if closed.rcvd else None
-    return Answer(what, str(Met(tuple(errors), 0, code)), code == 4400)
+    return Encounter(what, str(Met(tuple(errors), 0, code)), code == 4400)
 
 
-async def _garbage_later(place: Place, speech: Programme) -> Answer:
+async def _garbage_later(place: StreamTarget, speech: Programme) -> Encounter:
     async with place.client() as stream:
         await _speak(stream, speech)
         for _ in range(MISTAKES):
             await stream.send("no JSON")
         met = await Met.of(stream)
     what = f"{MISTAKES} times garbage between sound"
-    return Answer(what, str(met), met.code == 4400 and 1 < len(met.errors) < MISTAKES)
+    return Encounter(what, str(met), met.code == 4400 and 1 < len(met.errors) < MISTAKES)
 
 
-async def _half_samples(place: Place, speech: Programme) -> Answer:
+async def _half_samples(place: StreamTarget, speech: Programme) -> Encounter:
     async with place.client() as stream:
         for start in range(0, len(speech.pcm) - 1, 3201):
             await stream.send(speech.pcm[start : min(start + 3201, len(speech.pcm) - 1)])
         await stream.finish()
         met = await Met.of(stream)
-    return Answer("samples cut in half", str(met), met.code == DONE and met.finals > 0)
+    return Encounter("samples cut in half", str(met), met.code == DONE and met.finals > 0)
 
 
-async def _unknown_option(place: Place) -> Answer:
+async def _unknown_option(place: StreamTarget) -> Encounter:
     async with place.client(colour="blue") as stream:
         met = await Met.of(stream)
     named = any("colour" in error for error in met.errors)
-    return Answer("an unknown option", str(met), met.code == 4422 and named)
+    return Encounter("an unknown option", str(met), met.code == 4422 and named)
 
 
-async def _silence(place: Place, sound: bytes) -> Answer:
+async def _silence(place: StreamTarget, sound: bytes) -> Encounter:
     async with place.client() as stream:
         await stream.send(sound)
         met = await Met.of(stream)
-    return Answer(f"no sign of life for {IDLE_S:g} s", str(met), met.code == 4408)
+    return Encounter(f"no sign of life for {IDLE_S:g} s", str(met), met.code == 4408)
 
 
-async def _pause(place: Place, speech: Programme, pause_s: float) -> Answer:
+async def _pause(place: StreamTarget, speech: Programme, pause_s: float) -> Encounter:
     async with place.client() as stream:
         await _speak(stream, speech)
         until = time.monotonic() + pause_s
@@ -199,10 +199,10 @@ async def _pause(place: Place, speech: Programme, pause_s: float) -> Answer:
         await stream.finish()
         met = await Met.of(stream)
     what = f"{pause_s:g} s without sound, but signs of life"
-    return Answer(what, str(met), met.code == DONE and met.finals > 1)
+    return Encounter(what, str(met), met.code == DONE and met.finals > 1)
 
 
-async def _too_fast(place: Place, speech: Programme, fast_s: float) -> Answer:
+async def _too_fast(place: StreamTarget, speech: Programme, fast_s: float) -> Encounter:
     async def for_long() -> AsyncIterator[bytes]:
         until = time.monotonic() + fast_s
         for piece in cycle(pieces_of(speech.pcm)):
@@ -222,21 +222,23 @@ async def _too_fast(place: Place, speech: Programme, fast_s: float) -> Answer:
         await speaking
     what = f"{FAST:g} times real time for {fast_s:g} s"
     # A slow host closes it before anything is final.
-    return Answer(what, str(met), met.code == TOO_FAST or (met.code == DONE and met.finals > 0))
+    return Encounter(what, str(met), met.code == TOO_FAST or (met.code == DONE and met.finals > 0))
 
 
-async def _vanish(place: Place, speech: Programme) -> Answer:
+async def _vanish(place: StreamTarget, speech: Programme) -> Encounter:
     async with place.client() as stream:
         first = await stream.receive()
         session_id = first.document["session_id"] if first else ""
         await _speak(stream, speech)
+        while (message := await stream.receive()) and not message.document.get("text"):
+            pass  # a slow host has not recognized anything yet
         stream.vanish()
     kept = await _when_over(place, session_id)
     told = f"{kept['word_count']} words kept, outcome {kept['outcome']}"
-    return Answer("a client that vanishes", told, kept["word_count"] > 0)
+    return Encounter("a client that vanishes", told, kept["word_count"] > 0)
 
 
-async def _read_nothing(place: Place) -> asyncio.Task[Answer]:
+async def _read_nothing(place: StreamTarget) -> asyncio.Task[Encounter]:
     """It asks for more and more answers, and takes none of them.
 
     Returns, when its stream has ended, and others can have one:
@@ -254,7 +256,7 @@ async def _read_nothing(place: Place) -> asyncio.Task[Answer]:
     asking = asyncio.create_task(_ask_on_and_on(connection))
     outcome = (await _when_over(place, session_id))["outcome"]
 
-    async def wait() -> Answer:
+    async def wait() -> Encounter:
         try:
             async with asyncio.timeout(CUT_OFF_S):
                 while place.serves(port):
@@ -267,7 +269,7 @@ async def _read_nothing(place: Place) -> asyncio.Task[Answer]:
         await asyncio.wait([asking])
         # A slow host may not fill the buffers before the system gives the connection up.
         right = outcome in ("slow_reader", "client_left") and told == "and cut off"
-        return Answer("a client that reads nothing", f"outcome {outcome}, {told}", right)
+        return Encounter("a client that reads nothing", f"outcome {outcome}, {told}", right)
 
     return asyncio.create_task(wait())
 
@@ -283,7 +285,7 @@ async def _speak(stream: StreamClient, speech: Programme) -> None:
         await stream.send(piece)
 
 
-async def _when_over(place: Place, session_id: str) -> dict[str, Any]:
+async def _when_over(place: StreamTarget, session_id: str) -> dict[str, Any]:
     """What is kept of a stream once it has ended."""
     deadline = time.monotonic() + PATIENCE_S
     async with httpx.AsyncClient(
@@ -298,20 +300,20 @@ async def _when_over(place: Place, session_id: str) -> dict[str, Any]:
             await asyncio.sleep(0.2)
 
 
-async def short_sessions(places: Sequence[Place], speech: Programme, count: int) -> int:
+async def short_sessions(places: Sequence[StreamTarget], speech: Programme, count: int) -> int:
     """So many streams of a second or two, one after the other at each place.
 
     Returns:
         How many did not end as asked.
     """
 
-    async def one(place: Place) -> bool:
+    async def one(place: StreamTarget) -> bool:
         async with place.client() as stream:
             await _speak(stream, speech)
             await stream.finish()
             return (await Met.of(stream)).code == DONE
 
-    async def at(place: Place, share: int) -> int:
+    async def at(place: StreamTarget, share: int) -> int:
         return [await one(place) for _ in range(share)].count(False)
 
     shares = [len(range(number, count, len(places))) for number in range(len(places))]

@@ -396,7 +396,7 @@ def gateway_options(command: _Command) -> _Command:
     )(command)
 
 
-class Language(click.ParamType[str]):
+class LanguageParam(click.ParamType[str]):
     """A language as `language_code` takes it, or auto; gives the code."""
 
     name = "language"

@@ -24,8 +24,8 @@ from common.settings import Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.cli.cli import interrupt_on_signals, load_settings
-from scripts.cli.client import Language, flagged, gateway_options, plural
-from scripts.cli.service import Service
+from scripts.cli.client import LanguageParam, flagged, gateway_options, plural
+from scripts.cli.service import ServiceSession
 from scripts.cli.streaming import (
     Message,
     StreamClient,
@@ -261,7 +261,10 @@ class Listening:
     help="Times real time at which FILE is sent, 0: as fast as it is heard [1].",
 )
 @click.option(
-    "--language", "-l", type=Language(), help="A Whisper code (vi, en, ...) [DEFAULT_LANGUAGE]."
+    "--language",
+    "-l",
+    type=LanguageParam(),
+    help="A Whisper code (vi, en, ...) [DEFAULT_LANGUAGE].",
 )
 @click.option("--model", "-m", "model_id", metavar="NAME", help="Weights [STREAM_MODEL].")
 @click.option("--engine", type=click.Choice(list(STYLES)), help="[STREAM_ENGINE]")
@@ -364,13 +367,15 @@ def _run(
 
 def _service(
     settings: Settings, options: Mapping[str, Any], server: str | None, key: str | None
-) -> Service:
+) -> ServiceSession:
     """The gateway to use. One that has to be started needs no workers, but the weights."""
     console = Console(stderr=True, highlight=False)
     engine = model = None
     if server is None and find_running(settings.storage.data_dir.absolute()) is None:
         engine, model = _weights(settings, options)
-    return Service(settings, console, server=server, key=key, workers=0, engine=engine, model=model)
+    return ServiceSession(
+        settings, console, server=server, key=key, workers=0, engine=engine, model=model
+    )
 
 
 def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:

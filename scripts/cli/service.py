@@ -21,7 +21,7 @@ STARTING_S = 60
 """How long somebody else's stack may take to come up or to go."""
 
 
-class Service:
+class ServiceSession:
     """A gateway for as long as the block lasts. Jobs will ask for ``engine`` and ``model``.
 
     ``check`` is called before anything is fetched or started: a gateway that runs checks by itself.

@@ -28,7 +28,7 @@ from scripts.cli.cli import interrupt_on_signals, load_settings
 from scripts.cli.client import (
     FORMATS,
     Gateway,
-    Language,
+    LanguageParam,
     clock,
     ending_of,
     flagged,
@@ -40,7 +40,7 @@ from scripts.cli.client import (
 )
 from scripts.cli.progress import Board, Take
 from scripts.cli.recordings import find_recordings
-from scripts.cli.service import Service
+from scripts.cli.service import ServiceSession
 
 if TYPE_CHECKING:
     from common.settings import Settings
@@ -68,7 +68,7 @@ class Transcription:
 
     def __init__(
         self,
-        service: Service,
+        service: ServiceSession,
         takes: Sequence[Take],
         options: Mapping[str, str],
         board: Board,
@@ -288,7 +288,7 @@ def _is_file(output: Path, results: int) -> bool:
     return results == 1 and not output.is_dir() and bool(output.suffix)
 
 
-class Desk:
+class Delivery:
     """Hands out the texts: stdout has nothing else, everything about them goes to the board."""
 
     def __init__(
@@ -401,7 +401,7 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
 @click.option(
     "--language",
     "-l",
-    type=Language(),
+    type=LanguageParam(),
     help="A Whisper code (vi, en, ...), a name, or auto [DEFAULT_LANGUAGE].",
 )
 @click.option("--model", "-m", help="Weights, see `steno models list` [DEFAULT_MODEL].")
@@ -545,7 +545,7 @@ def _run(
     interrupt_on_signals()
     console = Console(stderr=True, highlight=False)
     settings = load_settings()
-    service = Service(
+    service = ServiceSession(
         settings,
         console,
         check=functools.partial(_check, settings, options),
@@ -559,7 +559,7 @@ def _run(
         with service, Board(takes, console) as board:
             if workers is not None and not service.is_ours:
                 board.say("A stack is running already; --workers changes nothing about it.")
-            desk = Desk(
+            desk = Delivery(
                 board,
                 several=len(takes) > 1,
                 default_language="language" not in options,

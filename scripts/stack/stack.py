@@ -58,7 +58,7 @@ PATIENCE_S = {"gateway": 25.0, "worker": 10.0, "dispatcher": 10.0}
 worker has WORKER_STOP_PERIOD on top, to finish its step."""
 
 
-class Child:
+class StackProcess:
     """One process that is kept running, with its log."""
 
     def __init__(
@@ -153,7 +153,7 @@ class Stack:
         self._report = report
         self._prepare = prepare
         self._servers: dict[str, EmbeddedServer] = {}
-        self._children: list[Child] = []
+        self._children: list[StackProcess] = []
         self._held: set[str] = set()
         self._lock: IO[str] | None = None
         # Events, as a Ctrl-C in Thread.join() makes Python 3.11 take the thread for ended.
@@ -304,10 +304,10 @@ class Stack:
         self._servers["valkey"] = server
         return server.start()
 
-    def _child(self, role: str, name: str, module: str) -> Child:
+    def _child(self, role: str, name: str, module: str) -> StackProcess:
         log_file = self.log_dir / f"{name}.log"
         access = self.settings.storage.access
-        return Child(role, name, [sys.executable, "-m", module], log_file, access)
+        return StackProcess(role, name, [sys.executable, "-m", module], log_file, access)
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -335,7 +335,7 @@ class Stack:
                     raise self._failure(self._children[0])
         raise SetupProblem(problem="The stack was stopped while it started", remedy="")
 
-    def _failure(self, child: Child) -> StenoError:
+    def _failure(self, child: StackProcess) -> StenoError:
         return SetupProblem(
             problem=f"The {child.name} did not start: {child.last_words()}",
             remedy=f"Its log is {child.log_file}",
@@ -394,6 +394,6 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _end_of(child: Child) -> str:
+def _end_of(child: StackProcess) -> str:
     code = child.process.returncode if child.process is not None else 0
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

@@ -155,13 +155,13 @@ def _refuse_but(*known: str) -> None:
 
 
 def _train_ngrams(data: Sequence[Path], out: Path, options: dict[str, Any]) -> None:
-    from scripts.training.ngrams import EPOCHS, Recipe, train
+    from scripts.training.ngrams import EPOCHS, NgramRecipe, train
     from scripts.training.train import prepare_folder
 
     examples = _all_examples(data, options)
     prepare_folder(out)
     _say(f"learning from {len(examples)} texts")
-    recipe = Recipe(options["ngrams"], options["epochs"] or EPOCHS, options["seed"])
+    recipe = NgramRecipe(options["ngrams"], options["epochs"] or EPOCHS, options["seed"])
     trained = train(examples, out, recipe, _say)
     _show_trained(examples, trained.scores, trained.choice, "each quarter by the others")
     click.echo(f"{out}: macro-F1 {trained.choice.macro_f1:.4f}, each quarter by the others")

@@ -64,7 +64,7 @@ FOLDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class NgramRecipe:
     """How to learn: which parts, how often to read everything, and from which random start."""
 
     parts: Parts = "both"
@@ -73,7 +73,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedNgrams:
     """Scores of all texts, each by a model that had not seen it; thresholds chosen by them."""
 
     scores: Scores
@@ -167,8 +167,8 @@ class NgramModerator:
 
 
 def train(
-    examples: Sequence[Example], out: Path, recipe: Recipe, tell: Callable[[str], None]
-) -> Trained:
+    examples: Sequence[Example], out: Path, recipe: NgramRecipe, tell: Callable[[str], None]
+) -> TrainedNgrams:
     """Learn from ``examples`` and write the folder ``out``, which is there and empty.
 
     The thresholds are chosen by what `FOLDS` models, each taught without its part of the examples,
@@ -192,11 +192,11 @@ def train(
     choice = choose_thresholds(scores, truth, recipe.seed)
     net = _taught(found, columns, len(labels), recipe)
     _save(net, out, labels, recipe, choice.thresholds)
-    return Trained(scores, choice)
+    return TrainedNgrams(scores, choice)
 
 
 def _taught(
-    found: Sequence[Features], columns: NDArray[np.intp], labels: int, recipe: Recipe
+    found: Sequence[Features], columns: NDArray[np.intp], labels: int, recipe: NgramRecipe
 ) -> NgramNet:
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)  # noqa: S311 - an order, no secret
@@ -285,7 +285,7 @@ def _score(net: NgramNet, texts: Sequence[str], labels: Sequence[Label]) -> Scor
 
 
 def _save(
-    net: NgramNet, out: Path, labels: Sequence[Label], recipe: Recipe, thresholds: Thresholds
+    net: NgramNet, out: Path, labels: Sequence[Label], recipe: NgramRecipe, thresholds: Thresholds
 ) -> None:
     save_file(net.state_dict(), out / WEIGHTS)
     config = {

@@ -15,7 +15,7 @@ from common.weights.manifest import WHISPER_ENGINES
 from scripts.bench.bench import OURS, PARTS, Bench, Size
 from scripts.bench.corpus import read_corpus, write_wav
 from scripts.bench.direct import Way
-from scripts.bench.report import Part
+from scripts.bench.report import BenchPart
 from tests.support.speech import Samples, pcm16, speak
 
 TALK = (
@@ -69,7 +69,7 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
         rounds=1,
         tell=lambda _: None,
     )
-    found: list[Part] = []
+    found: list[BenchPart] = []
     bench.run(PARTS, found.append)
     parts = {part.name: part for part in found}
     assert list(parts) == ["long", "overhead", "latency", "clips en-read", "scaling", "memory"]

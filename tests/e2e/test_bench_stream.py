@@ -11,14 +11,16 @@ import pytest
 
 from common.settings import AsrSettings, Settings
 from scripts.bench.corpus import read_corpus, write_wav
-from scripts.bench.report import Part
-from scripts.bench.stream import PARTS, Size, StreamBench
+from scripts.bench.report import BenchPart
+from scripts.bench.stream import PARTS, StreamBench, StreamSize
 from tests.support.speech import Samples, pcm16, speak
 
 FOX = "The quick brown fox jumps over the lazy dog."
 RICE = "Rice is often served in round bowls."
 VIETNAMESE = "xin chào các bạn hôm nay trời đẹp"
-TINY = Size(stream_s=6, several_s=4, steps=(1,), pause_s=5, fast_s=2, unread=False, sessions=4)
+TINY = StreamSize(
+    stream_s=6, several_s=4, steps=(1,), pause_s=5, fast_s=2, unread=False, sessions=4
+)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_every_part_is_measured(speech: Path, streaming_weights: Path, tmp_path:
         size=TINY,
         tell=lambda _: None,
     )
-    found: list[Part] = []
+    found: list[BenchPart] = []
     bench.run(PARTS, found.append)
     assert bench.skipped == []
     parts = {part.name: part for part in found}

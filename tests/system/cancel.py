@@ -11,11 +11,10 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 from uuid import UUID
 
 import click
@@ -31,11 +30,8 @@ from common.queue import connect
 from scripts.cli.cli import load_settings
 from scripts.cli.client import Gateway
 from scripts.stack.stack import Stack
+from tests.support.service import PATIENCE_S, wait_until
 
-T = TypeVar("T")
-
-POLL_S = 0.005
-PATIENCE_S = 120.0
 LIMIT_S = 2.0
 """What is promised."""
 
@@ -68,7 +64,7 @@ class Cancelled:
         return max(worker.idle_s or PATIENCE_S for worker in self.workers)
 
 
-class Bench:
+class CancelTrial:
     """A stack, and the truth read past its gateway."""
 
     def __init__(self, stack: Stack, gateway: Gateway, database: Database, redis: Redis) -> None:
@@ -81,7 +77,7 @@ class Bench:
         """Send the file, cancel it under all workers, and watch what happens."""
         options = {"language": "auto", "engine": engine, "model": model}
         job_id = UUID(self._gateway.upload(file, options)["job_id"])
-        names = _wait(lambda: self._hearing(job_id), "all workers at work on it")
+        names = wait_until(lambda: self._hearing(job_id), "all workers at work on it")
         workers = [Freed(name, self._horse(name)) for name in sorted(names)]
         progress = self._gateway.status(str(job_id))["progress"]
         files = len(self._sound(job_id))
@@ -89,8 +85,8 @@ class Bench:
         status = self._gateway.cancel(str(job_id))["status"]
         assert status == "CANCELLED"
         done = Cancelled(engine, model, progress, time.monotonic() - started, files, workers)
-        _wait(lambda: self._all_free(workers, started), "free workers")
-        _wait(lambda: not self._sound(job_id), "no sound")
+        wait_until(lambda: self._all_free(workers, started), "free workers")
+        wait_until(lambda: not self._sound(job_id), "no sound")
         done.swept_s = time.monotonic() - started
         time.sleep(rest_s)
         done.left = len(self._sound(job_id))
@@ -135,15 +131,6 @@ def _has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def _wait(check: Callable[[], T | None], what: str) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := check()):
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"waited {PATIENCE_S:g} s in vain for {what}")
-        time.sleep(POLL_S)
-    return found
-
-
 def report(done: Cancelled) -> Iterator[str]:
     """What is printed of one job."""
     yield (
@@ -180,7 +167,7 @@ def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> Non
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-cancel-"))
         settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
         running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
-        bench = Bench(
+        bench = CancelTrial(
             running,
             stack.enter_context(Gateway(running.address)),
             stack.enter_context(Database(running.database_url, pool_size=1)),

@@ -48,7 +48,15 @@ from common.weights.manifest import FASTER_WHISPER, Manifest
 from common.weights.store import WeightsStore
 from scripts.cli.client import Gateway, passing
 from scripts.stack.stack import Stack
-from tests.system.aftermath import Aftermath, Finding, Heard, examine, hear, strays, verify_pages
+from tests.system.aftermath import (
+    Aftermath,
+    Findings,
+    Peaceful,
+    examine,
+    hear,
+    strays,
+    verify_pages,
+)
 
 MODELS = ("tiny", "base")
 """The fastest weights that are here are taken: the text matters only in being the same."""
@@ -77,7 +85,7 @@ SETTLED_WITHIN_S = 300.0
 """How long the stack may go without finishing a step before the run is given up."""
 
 
-class Kind(StrEnum):
+class FaultKind(StrEnum):
     """What can happen to a stack."""
 
     GATEWAY = "gateway killed"
@@ -91,11 +99,11 @@ class Kind(StrEnum):
 
 
 ROLES = {
-    Kind.GATEWAY: "gateway",
-    Kind.DISPATCHER: "dispatcher",
-    Kind.POSTGRES: "postgres",
-    Kind.OUTAGE: "postgres",
-    Kind.VALKEY: "valkey",
+    FaultKind.GATEWAY: "gateway",
+    FaultKind.DISPATCHER: "dispatcher",
+    FaultKind.POSTGRES: "postgres",
+    FaultKind.OUTAGE: "postgres",
+    FaultKind.VALKEY: "valkey",
 }
 
 
@@ -108,7 +116,7 @@ class Fault:
     """
 
     at_s: float
-    kind: Kind
+    kind: FaultKind
     pick: float
     aimed: bool
 
@@ -123,7 +131,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChaosPlan:
     """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres away for some.
 
     A long recording consists of ``talk_parts`` clips, and so has as many chunks.
@@ -139,28 +147,28 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Run:
+class ChaosRun:
     """What happened."""
 
-    faults: Counter[Kind] = field(default_factory=Counter)
+    faults: Counter[FaultKind] = field(default_factory=Counter)
     last_fault: datetime = field(default_factory=lambda: datetime.now(UTC))
     accepted: list[str] = field(default_factory=list)
     in_peace: int = 0
     retried: int = 0
-    finding: Finding = field(default_factory=Finding)
+    finding: Findings = field(default_factory=Findings)
 
 
-def faults(asked: Asked) -> list[Fault]:
+def faults(asked: ChaosPlan) -> list[Fault]:
     """Every kind at least once, in random order; the outage once and never as the last.
 
     The first of a kind is aimed.
     """
     chance = random.Random(asked.seed)  # noqa: S311 - nothing secret
-    lesser: list[Kind] = [kind for kind in Kind if kind is not Kind.OUTAGE]
+    lesser: list[FaultKind] = [kind for kind in FaultKind if kind is not FaultKind.OUTAGE]
     count = max(len(lesser), round(asked.seconds / MEAN_GAP_S) - 1)
     kinds = lesser + chance.choices(lesser, k=count - len(lesser))
     chance.shuffle(kinds)
-    kinds.insert(chance.randrange(len(kinds) // 4, 3 * len(kinds) // 4), Kind.OUTAGE)
+    kinds.insert(chance.randrange(len(kinds) // 4, 3 * len(kinds) // 4), FaultKind.OUTAGE)
     slot_s = asked.seconds / len(kinds)
     return [
         Fault((index + chance.random()) * slot_s, kind, chance.random(), kind not in kinds[:index])
@@ -168,7 +176,7 @@ def faults(asked: Asked) -> list[Fault]:
     ]
 
 
-def orders(asked: Asked, clips: Sequence[Path], talks: Sequence[Path]) -> list[Order]:
+def orders(asked: ChaosPlan, clips: Sequence[Path], talks: Sequence[Path]) -> list[Order]:
     """Uploads of short and long recordings in all priorities, spread over the run."""
     chance = random.Random(asked.seed + 1)  # noqa: S311 - nothing secret
     return sorted(
@@ -187,7 +195,7 @@ def orders(asked: Asked, clips: Sequence[Path], talks: Sequence[Path]) -> list[O
 # --- what is sent ---------------------------------------------------------------------------------
 
 
-def recordings(asked: Asked, folder: Path, into: Path) -> tuple[list[Path], list[Path]]:
+def recordings(asked: ChaosPlan, folder: Path, into: Path) -> tuple[list[Path], list[Path]]:
     """Some clips of ``folder``, and long recordings made of them.
 
     Raises:
@@ -224,7 +232,7 @@ def join(parts: Sequence[Path], target: Path) -> Path:
 class Clients:
     """People who send recordings, and try again for as long as the gateway says to."""
 
-    def __init__(self, gateway: Gateway, language: str, run: Run) -> None:
+    def __init__(self, gateway: Gateway, language: str, run: ChaosRun) -> None:
         self._gateway = gateway
         self._language = language
         self._run = run
@@ -272,7 +280,7 @@ class Striker:
         self,
         stack: Stack,
         aftermath: Aftermath,
-        run: Run,
+        run: ChaosRun,
         *,
         outage_s: float,
         tell: Callable[[str], None],
@@ -286,13 +294,13 @@ class Striker:
 
     def strike(self, fault: Fault) -> None:
         """Carry out one fault; one that lasts returns when it is over."""
-        if fault.kind is Kind.FLUSH:
+        if fault.kind is FaultKind.FLUSH:
             self._flush()
-        elif fault.kind is Kind.OUTAGE:
+        elif fault.kind is FaultKind.OUTAGE:
             with self._stack.hold("postgres"):
                 self._kill(fault, self._servers)
                 time.sleep(self._outage_s)
-        elif fault.kind in {Kind.WORKER, Kind.HORSE}:
+        elif fault.kind in {FaultKind.WORKER, FaultKind.HORSE}:
             self._kill(fault, self._workers)
         else:
             self._kill(fault, self._servers)
@@ -324,7 +332,7 @@ class Striker:
         if fault.aimed and waited_s < AIM_S:
             names = self._aftermath.at_work()
             workers = [pid for pid in workers if any(f"-{pid}-" in name for name in names)]
-        if fault.kind is Kind.WORKER:
+        if fault.kind is FaultKind.WORKER:
             return workers
         return [horse for worker in workers for horse in _children(worker)]
 
@@ -352,7 +360,7 @@ def _children(pid: int) -> list[int]:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]) -> Run:
+def chaos(asked: ChaosPlan, audio: Path, data_dir: Path, tell: Callable[[str], None]) -> ChaosRun:
     """Do all of it on a new stack in ``data_dir``; the broken promises are in what it returns.
 
     Raises:
@@ -361,7 +369,7 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
     data_dir.mkdir(parents=True, exist_ok=True)
     if any(data_dir.iterdir()):
         raise SetupProblem(problem=f"{data_dir} is not empty", remedy="Name a new folder")
-    run = Run()
+    run = ChaosRun()
     settings = settings_for(data_dir)
     clips, talks = recordings(asked, audio, data_dir)
     log = (data_dir / "chaos.log").open("a", buffering=1)
@@ -383,7 +391,7 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
         tell(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
         run.in_peace = len(run.accepted)
         started = time.monotonic()
-        with ThreadPoolExecutor(CLIENTS) as senders, ThreadPoolExecutor(len(Kind)) as strikers:
+        with ThreadPoolExecutor(CLIENTS) as senders, ThreadPoolExecutor(len(FaultKind)) as strikers:
             striker = Striker(stack, aftermath, run, outage_s=asked.outage_s, tell=log_and_tell)
             work: list[Future[object]] = [
                 senders.submit(
@@ -402,7 +410,7 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
         )
         aftermath.wait_for_the_end(SETTLED_WITHIN_S)
         examine(
-            run.finding, aftermath, stack, run.accepted, run.last_fault, Heard(gateway, peaceful)
+            run.finding, aftermath, stack, run.accepted, run.last_fault, Peaceful(gateway, peaceful)
         )
     run.finding.violations += [f"{name} outlived the stack" for name in strays(data_dir)]
     run.finding.violations += verify_pages(data_dir / "postgres" / "cluster")
@@ -473,7 +481,7 @@ def _at(instant: float, call: Callable[..., object], *args: object) -> object:
 # --- the report -----------------------------------------------------------------------------------
 
 
-def report(run: Run) -> Iterator[str]:
+def report(run: ChaosRun) -> Iterator[str]:
     """What happened, line by line."""
     finding = run.finding
     yield from _table("fault", run.faults)
@@ -509,13 +517,13 @@ def report(run: Run) -> Iterator[str]:
     yield f"{len(finding.violations)} promise(s) broken" if finding.violations else "All kept."
 
 
-def _table(title: str, rows: Mapping[str, int] | Mapping[Kind, int]) -> Iterator[str]:
+def _table(title: str, rows: Mapping[str, int] | Mapping[FaultKind, int]) -> Iterator[str]:
     yield title
     for name, count in rows.items():
         yield f"  {name:<40} {count:>6}"
 
 
-DEFAULT = Asked()
+DEFAULT = ChaosPlan()
 
 
 @click.command(help=__doc__)
@@ -542,7 +550,7 @@ def main(
     """Run, print, and exit with 1 when a promise was broken."""
     kept = data_dir is not None
     where = data_dir or Path(tempfile.mkdtemp(prefix="stenopool-chaos-"))
-    asked = Asked(
+    asked = ChaosPlan(
         jobs=jobs,
         seconds=seconds,
         outage_s=outage,

@@ -24,7 +24,7 @@ import numpy as np
 
 from common.errors import SetupProblem
 from common.settings import Settings
-from scripts.bench.report import Figure, Part, Target, show
+from scripts.bench.report import BenchPart, Figure, Target, show
 from scripts.bench.service import UnderTest
 from scripts.cli.client import ENDED
 from scripts.cli.console import make_console
@@ -117,7 +117,7 @@ async def load(address: str, files: list[Path], clients: int, seconds: float) ->
     return seen
 
 
-def report(seen: Seen, clients: int, seconds: float) -> Part:
+def report(seen: Seen, clients: int, seconds: float) -> BenchPart:
     """The figures, the promised ones with what was promised."""
     figures = [
         Figure("errors", (float(seen.errors.total()),), digits=0, target=Target(0)),
@@ -136,7 +136,7 @@ def report(seen: Seen, clients: int, seconds: float) -> Part:
         Figure("jobs still under way", (float(seen.unfinished),), digits=0),
     ]
     title = f"{clients} clients for {seconds:g} s"
-    return Part(
+    return BenchPart(
         "load", title, tuple(figures), remarks=tuple(f"{k}: {n}" for k, n in seen.errors.items())
     )
 

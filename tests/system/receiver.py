@@ -36,7 +36,7 @@ class Receiver:
     def __init__(self, address: str = "127.0.0.1") -> None:
         receiver = self
 
-        class Handler(_Handler):
+        class Handler(_ReceiverHandler):
             owner = receiver
 
         self._server = ThreadingHTTPServer((address, 0), Handler)
@@ -74,7 +74,7 @@ class Receiver:
             return before
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ReceiverHandler(BaseHTTPRequestHandler):
     owner: Receiver
 
     def do_POST(self) -> None:

@@ -40,9 +40,9 @@ class Speaker:
     gateway: Callable[[], Gateway]
     programme: Programme
 
-    def speak(self, to: str = SERVICE, blow: Callable[[], object] | None = None) -> Outcome:
+    def speak(self, to: str = SERVICE, blow: Callable[[], object] | None = None) -> StreamOutcome:
         """Say all of it; ``blow`` is dealt when the first final is told."""
-        outcome = Outcome()
+        outcome = StreamOutcome()
         with ThreadPoolExecutor(1) as pool:
 
             def hear(message: Message) -> None:
@@ -71,7 +71,7 @@ class Speaker:
         wanted = _words(self.programme.reference)
         return len(wanted & _words(text)) / max(1, len(wanted))
 
-    def row(self, what: str, outcome: Outcome) -> Row:
+    def row(self, what: str, outcome: StreamOutcome) -> Row:
         """How well a stream was heard, and how soon."""
         share = self.share(outcome.text)
         told = [f"{share:.0%} of the words that jobs heard"]
@@ -84,14 +84,14 @@ class Speaker:
         ok = share >= SHARE and outcome.error is None
         return Row(what, ", ".join(told), f">= {SHARE:.0%}", ok)
 
-    def kept(self, outcome: Outcome) -> Mapping[str, Any]:
+    def kept(self, outcome: StreamOutcome) -> Mapping[str, Any]:
         """A stream as another gateway tells of it."""
         with self.gateway() as gateway:
             return gateway.stream(outcome.session_id)
 
 
 @dataclass(slots=True)
-class Outcome:
+class StreamOutcome:
     """What came of a stream: all that was said, until it was over or broke."""
 
     messages: list[Message] = field(default_factory=list)
@@ -176,7 +176,7 @@ def _killed(speaker: Speaker) -> Iterator[Row]:
     yield Row("kill -9: its stream", told, "interrupted", ending == "interrupted")
 
 
-def _struck(what: str, speaker: Speaker, outcome: Outcome, told: str, ok: bool) -> Row:
+def _struck(what: str, speaker: Speaker, outcome: StreamOutcome, told: str, ok: bool) -> Row:
     """Whether all that a client was told is kept."""
     kept = [final["text"] for final in speaker.kept(outcome)["finals"]]
     missing = [text for text in outcome.finals if text not in kept]

@@ -179,7 +179,7 @@ def wer(references: Sequence[str], texts: Sequence[str], language: str) -> float
     return 100 * float(jiwer.wer([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
 
 
-# --- sound ------------------------------------------------------------------------------------
+# --- audio ------------------------------------------------------------------------------------
 
 
 def write_wav(path: Path, pieces: Iterable[NDArray[np.int16]]) -> Path:

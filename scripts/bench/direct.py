@@ -143,7 +143,7 @@ def _call(request: dict[str, Any], folder: Path) -> Any:
 
 def _last_line(log_file: Path) -> str:
     lines = log_file.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it says nothing"
+    return lines[-1] if lines else "its log is empty"
 
 
 def loop(recording: Path, seconds: float, target: Path) -> Path:

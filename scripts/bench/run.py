@@ -49,9 +49,9 @@ class Findings:
         show_machine(self._machine, console)
         used = self._machine["cores_used"]
         if used < cores:
-            console.print(f"There are only {used} cores: {cores} workers share them.")
+            console.print(f"Only {used} cores are available: {cores} workers share them.")
         if quick:
-            console.print("A quick look: the targets are meant for a whole run.", style="yellow")
+            console.print("A quick run: the targets are meant for a full one.", style="yellow")
 
     def take(self, part: BenchPart) -> None:
         self._parts.append(part)

@@ -1,4 +1,4 @@
-"""``steno doctor``: what is here, what is missing, and how to get it."""
+"""``steno doctor``: check the installation, and say how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from scripts.stack.embedded import choose_identity, find_postgres, find_valkey, 
 from scripts.stack.running import RunningStack, find_owner, find_running
 
 ENOUGH_DISK_BYTES = 2_000_000_000
-"""The default weights, and some hours of recordings with the sound cut from them."""
+"""The default weights, and some hours of recordings with their chunks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at: what was found or, when it is not well, what to do about it."""
+    """The result of one check, with a remedy if it failed."""
 
     what: str
     found: str
@@ -41,7 +41,7 @@ class Check:
 
 
 def examine(settings: Settings) -> Iterator[Check]:
-    """Look at everything that ``steno up`` and its jobs need; leaves nothing behind."""
+    """Check everything that ``steno up`` and its jobs need; leaves nothing behind."""
     running = find_running(settings.storage.data_dir.absolute())
     yield _python()
     yield _packages()
@@ -116,7 +116,7 @@ def _data_dir(data_dir: Path) -> Check:
     existing = _nearest_existing(data_dir)
     if os.access(existing, os.W_OK | os.X_OK):
         return Check("data", f"{data_dir} can be written")
-    return Check("data", f"{existing} cannot be written", "choose another with DATA_DIR")
+    return Check("data", f"{existing} cannot be written", "choose another folder with DATA_DIR")
 
 
 def _disk(data_dir: Path) -> Check:
@@ -195,7 +195,7 @@ def _gateway(settings: Settings, running: RunningStack | None) -> Check:
 
 
 def _workers(running: RunningStack) -> Check:
-    """All that ring in at the stack's queue, wherever they run."""
+    """All workers registered with the stack's queue, on any host."""
     try:
         workers = Doorbell(connect(running.redis_url)).live_workers()
     except redis.RedisError as error:
@@ -218,12 +218,12 @@ def _first_line(error: Exception) -> str:
 
 
 def examine_server(gateway: Gateway) -> Iterator[Check]:
-    """Look at a gateway from outside: what it says of its parts."""
+    """Check a gateway over HTTP by its health report."""
     health = gateway.health()
     yield Check("gateway", f"{health['version']} answers at {gateway.address}")
     for part, said in health["parts"].items():
         well = said in {OK, OFF, LOADING}
-        yield Check(part, said, None if well else "look at it on the gateway's host")
+        yield Check(part, said, None if well else "check it on the gateway's host")
     for part, count in (("workers", health["workers"]), ("dispatchers", health["dispatchers"])):
         if count is not None:
             yield Check(part, f"{count} running", None if count else _START[part])
@@ -236,12 +236,12 @@ _START = {
 
 
 @click.command()
-@click.option("--server", metavar="URL", help="Examine this gateway from outside [this machine].")
+@click.option("--server", metavar="URL", help="Check this gateway over HTTP [this machine].")
 @click.option("--key", metavar="KEY", help="API key for --server [STENO_API_KEY].")
 @data_dir_option
 @click.pass_context
 def doctor(ctx: click.Context, server: str | None, key: str | None) -> None:
-    """Say what is missing and how to get it. Ends with 1 when something is."""
+    """Check the installation; say how to fix what is missing. Exits with 1 if something is."""
     missing = 0
     if server is None:
         findings = examine(load_settings())

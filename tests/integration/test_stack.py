@@ -316,7 +316,7 @@ def test_the_default_weights_are_fetched_before_it_says_that_it_is_up(
             assert family(up.pid) == []
             here = {**env, "DATA_DIR": str(tmp_path)}
             told = CliRunner().invoke(steno, ["jobs"], env=here)
-            assert f"Stenopool is starting or stopping over {tmp_path} (process {up.pid})" in (
+            assert f"Stenopool is starting or stopping in {tmp_path} (process {up.pid})" in (
                 told.stderr
             )
             examined = CliRunner().invoke(steno, ["doctor"], env=here)

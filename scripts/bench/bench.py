@@ -1,4 +1,4 @@
-"""``steno bench``: how fast, how exact and how lean, beside the engines used directly.
+"""``steno bench``: speed, accuracy and memory, compared with the engines used directly.
 
 Everything runs one after the other on the same cores, the service in a stack of its own and each
 engine in a process of its own, so that the figures of one run can be compared.
@@ -48,7 +48,7 @@ MODEL = "base"
 OURS = "Stenopool"
 CLIP_S = 10.0
 CLIPS = 10
-"""How many different stretches of the long recording are sent as clips."""
+"""How many excerpts of the long recording are sent as clips."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ QUICK = Size(recording_s=600.0, clips=4, sent=3, upload_mb=50, planned_s=1800.0,
 
 
 class Bench:
-    """Measures the parts that are asked for. ``folder`` takes everything that is written."""
+    """Measures the requested parts. ``folder`` takes everything that is written."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Bench:
         cores: int,
         size: Size,
         rounds: int,
-        tell: Callable[[str], None],
+        progress: Callable[[str], None],
     ) -> None:
         self._corpus = corpus
         self._settings = settings
@@ -86,21 +86,23 @@ class Bench:
         self._cores = cores
         self._size = size
         self._rounds = rounds
-        self._tell = tell
+        self._progress = progress
         self._long_runs: list[Run] = []
         self._alone: dict[str, str] = {}
         self._weights = WeightsStore(settings.asr.models_dir, Manifest.load())
         self._engines: dict[Way, direct.DirectEngine] = {}
 
     def run(self, wanted: Sequence[str], found: Callable[[BenchPart], None]) -> None:
-        """Measure ``wanted``, handing each part over as soon as it is there."""
+        """Measure ``wanted``; calls ``found`` with each part as soon as it is measured."""
         if not set(wanted) <= {"clips"} and self._corpus.recording is None:
             raise SetupProblem(
                 problem="The folder has no long recording",
-                remedy="Only --parts clips can be measured with short clips alone",
+                remedy="Add one, or measure --parts clips, which needs only short clips",
             )
         beside = tuple(Way) if set(wanted) & {"long", "clips"} else (Way.SEQUENTIAL,)
-        self._engines = {way: self._engine(way) for way in beside}  # or say now what is missing
+        self._engines = {
+            way: self._engine(way) for way in beside
+        }  # fails early if weights are missing
         if set(wanted) - {"memory"}:
             with UnderTest(self._settings, self._folder / "all", self._cores) as service:
                 self._with_all_workers(service, wanted, found)
@@ -140,30 +142,31 @@ class Bench:
         return self._corpus.recording
 
     @cached_property
-    def _sound(self) -> DecodedRecording:
-        self._tell(f"decoding {self._recording.path.name}")
+    def _decoded(self) -> DecodedRecording:
+        self._progress(f"decoding {self._recording.path.name}")
         return DecodedRecording(self._recording.path, self._folder / "recording.pcm")
 
     @cached_property
     def _long_file(self) -> Path:
-        if not self._size.recording_s or self._size.recording_s >= self._sound.duration_s:
+        if not self._size.recording_s or self._size.recording_s >= self._decoded.duration_s:
             return self._recording.path
-        return self._sound.cut(self._folder / "long.wav", 0, self._size.recording_s)
+        return self._decoded.cut(self._folder / "long.wav", 0, self._size.recording_s)
 
     @cached_property
     def _long_s(self) -> float:
-        whole = self._sound.duration_s
+        whole = self._decoded.duration_s
         return min(whole, self._size.recording_s) if self._size.recording_s else whole
 
     @cached_property
     def _scored_file(self) -> Path:
-        return self._sound.cut(self._folder / "scored.wav", 0, self._recording.scored_s)
+        return self._decoded.cut(self._folder / "scored.wav", 0, self._recording.scored_s)
 
     @cached_property
     def _ten_seconds(self) -> list[Path]:
-        step = max(CLIP_S, (self._sound.duration_s - CLIP_S) / CLIPS)
+        step = max(CLIP_S, (self._decoded.duration_s - CLIP_S) / CLIPS)
         return [
-            self._sound.cut(self._folder / f"clip-{n}.wav", n * step, CLIP_S) for n in range(CLIPS)
+            self._decoded.cut(self._folder / f"clip-{n}.wav", n * step, CLIP_S)
+            for n in range(CLIPS)
         ]
 
     @property
@@ -186,12 +189,12 @@ class Bench:
         service.warm_up(self._ten_seconds, self._options)
         for number in range(self._rounds):
             of = f"(round {number + 1} of {self._rounds})"
-            self._tell(f"the long recording: {OURS} {of}")
+            self._progress(f"the long recording: {OURS} {of}")
             self._long_runs.append(service.run(self._long_file, self._options))
             # No target is set against whisper.cpp's time, and it takes longest: once is enough.
             ways = [way for way in Way if number == 0 or way is not Way.WHISPER_CPP]
             for way in ways if direct_too else []:
-                self._tell(f"the long recording: {way} {of}")
+                self._progress(f"the long recording: {way} {of}")
                 files = [self._long_file] if number else [self._long_file, self._scored_file]
                 whole, *start = self._directly(way, files)
                 beside[way].append(whole)
@@ -201,10 +204,10 @@ class Bench:
 
     def _long(self, service: UnderTest, beside: dict[Way, list[direct.DirectText]]) -> BenchPart:
         until_s = self._recording.scored_s
-        self._tell(f"the first {until_s:g} s alone: {OURS}")
+        self._progress(f"the first {until_s:g} s alone: {OURS}")
         alone = {OURS: service.run(self._scored_file, self._options).text, **self._alone}
         seconds = {OURS: tuple(run.seconds for run in self._long_runs)}
-        seconds |= {way: tuple(heard.seconds for heard in beside[way]) for way in Way}
+        seconds |= {way: tuple(transcribed.seconds for transcribed in beside[way]) for way in Way}
         wers = {name: self._wer(text) for name, text in alone.items()}
         # By its words; the engines' own segments reach up to half a minute beyond the cut.
         of_whole = self._wer(self._long_runs[0].text_until(until_s))
@@ -273,7 +276,7 @@ class Bench:
         spent = [
             shares(run.steps, workers, sent_at=run.sent_at, done_at=run.done_at) for run in runs
         ]
-        self._tell("10 s clips on an idle stack")
+        self._progress("10 s clips on an idle stack")
         service.warm_up(self._ten_seconds, self._options)
         clips = [
             service.run(clip, self._options)
@@ -344,7 +347,7 @@ class Bench:
     # --- 3: a clip while a long job runs ------------------------------------------------------
 
     def _latency(self, service: UnderTest) -> BenchPart:
-        self._tell("10 s clips while the long recording is transcribed")
+        self._progress("10 s clips while the long recording is transcribed")
         service.warm_up(self._ten_seconds, self._options)
         rounds = []
         started = 0
@@ -396,14 +399,14 @@ class Bench:
             (WHISPER_CPP, Way.WHISPER_CPP),
         )
         for engine, way in ways:
-            self._tell(f"{clip_set.name}: {OURS} with {engine}")
+            self._progress(f"{clip_set.name}: {OURS} with {engine}")
             options = {"language": clip_set.language, "model": MODEL, "engine": engine}
             ours = [run.text for run in service.run_all(paths, options)]
-            self._tell(f"{clip_set.name}: {way}, directly")
-            heard = direct.transcribe(
+            self._progress(f"{clip_set.name}: {way}, directly")
+            transcribed = direct.transcribe(
                 self._engines[way], paths, clip_set.language, self._folder, warm_up=False
             )
-            theirs = [each.text for each in heard]
+            theirs = [each.text for each in transcribed]
             our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
             comparison.rows[f"{OURS}, {engine}"] = (
                 Figure(f"{OURS}, {engine}", (our_wer,), "%", 2),
@@ -441,7 +444,7 @@ class Bench:
     def _memory(self, service: UnderTest) -> BenchPart:
         if sys.platform != "linux":
             raise SetupProblem(
-                problem="Memory is measured with Linux's /proc", remedy="Leave out the part memory"
+                problem="Memory is measured with Linux's /proc", remedy="Leave the part memory out"
             )
         figures = [*self._worker_memory(service), self._upload_memory(), *self._plan_memory()]
         return BenchPart(
@@ -453,23 +456,23 @@ class Bench:
     def _worker_memory(self, service: UnderTest) -> list[Figure]:
         service.warm_up(self._ten_seconds, self._options)
         first = 0.0
-        with direct.Watch(lambda: service.horse_pids) as watch:
-            while (heard := service.chunks_heard()) < self._size.chunks:
-                self._tell(f"a worker over {self._size.chunks} chunks: {heard} done")
+        with direct.Watch(lambda: service.engine_pids) as watch:
+            while (transcribed := service.chunks_transcribed()) < self._size.chunks:
+                self._progress(f"a worker over {self._size.chunks} chunks: {transcribed} done")
                 service.run(self._long_file, self._options)
                 first = first or max(watch.peaks_mb.values())
         peaks = watch.peaks_mb.values()
         return [
             Figure("worker after its first long recording", (first,), "MB", 0),
-            Figure(f"worker over {heard} chunks", (max(peaks),), "MB", 0, Target(1300)),
+            Figure(f"worker over {transcribed} chunks", (max(peaks),), "MB", 0, Target(1300)),
             Figure("engine processes that were used", (float(len(peaks)),), "", 0),
         ]
 
     def _upload_memory(self) -> Figure:
         size_mb = self._size.upload_mb
-        self._tell(f"a {size_mb} MB upload")
+        self._progress(f"a {size_mb} MB upload")
         # 16,000 samples of 2 bytes a second
-        file = self._sound.cut(self._folder / "upload.wav", 0, size_mb * 1e6 / 32_000)
+        file = self._decoded.cut(self._folder / "upload.wav", 0, size_mb * 1e6 / 32_000)
         with UnderTest(self._settings, self._folder / "none", 0) as service:
             service.submit(self._ten_seconds[0], self._options)
             before = {pid: direct.reset_peak(pid) for pid in service.gateway_pids}
@@ -480,7 +483,7 @@ class Bench:
 
     def _plan_memory(self) -> list[Figure]:
         hours = self._size.planned_s / 3600
-        self._tell(f"planning {hours:g} h")
+        self._progress(f"planning {hours:g} h")
         looped = direct.loop(
             self._recording.path, self._size.planned_s, self._folder / "looped.mka"
         )
@@ -497,7 +500,7 @@ class Bench:
         service.warm_up(self._ten_seconds, self._options)
         alone = []
         for number in range(self._rounds):
-            self._tell(f"the long recording with one worker (round {number + 1})")
+            self._progress(f"the long recording with one worker (round {number + 1})")
             alone.append(service.run(self._long_file, self._options).seconds)
         together = tuple(run.seconds for run in self._long_runs)
         return BenchPart(
@@ -521,7 +524,7 @@ class Bench:
 
 
 def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
-    """Round by round, so that what slowed a whole round does not show."""
+    """Ratios by round, so that a slow round does not distort them."""
     return tuple(one / other for one, other in zip(above, below, strict=True))
 
 
@@ -530,12 +533,12 @@ def _median(values: Sequence[float]) -> float:
 
 
 def parse_parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
-    """The parts that the option names, as `chosen`."""
+    """The parts named by the option, see `chosen`."""
     return chosen(text, PARTS)
 
 
 class _Bench(click.Command):
-    """`steno bench FOLDER`, which leaves `steno bench stream ...` to a command of its own."""
+    """`steno bench FOLDER`; `steno bench stream ...` is a command of its own."""
 
     def make_context(
         self,
@@ -559,9 +562,9 @@ class _Bench(click.Command):
     metavar="PART,...",
     help=f"What to measure [{','.join(PARTS)}].",
 )
-@click.option("--quick", is_flag=True, help="Ten minutes and a few clips: to see that it works.")
+@click.option("--quick", is_flag=True, help="Measure ten minutes and a few clips: a smoke test.")
 @click.option(
-    "--repeat", type=click.IntRange(min=1), default=1, help="Rounds; the median counts [1]."
+    "--repeat", type=click.IntRange(min=1), default=1, help="Rounds; the median is reported [1]."
 )
 @click.option(
     "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
@@ -571,7 +574,7 @@ class _Bench(click.Command):
     "as_json",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write everything there as well.",
+    help="Write all figures to this file as well.",
 )
 def bench(
     folder: Path,
@@ -593,7 +596,7 @@ def bench(
     corpus = read_corpus(folder)
     settings = load_settings()
     findings = Findings(make_console(), cores=cores, quick=quick, as_json=as_json)
-    with working(settings) as (place, tell):
+    with working(settings) as (place, progress):
         Bench(
             corpus,
             settings,
@@ -601,6 +604,6 @@ def bench(
             cores=cores,
             size=QUICK if quick else Size(),
             rounds=repeat,
-            tell=tell,
+            progress=progress,
         ).run(parts, findings.take)
     findings.sum_up()

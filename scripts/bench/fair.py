@@ -1,4 +1,4 @@
-"""How long a short clip waits for long recordings that were sent before it.
+"""How long a short clip waits behind long recordings that were sent before it.
 
 Run ``python -m scripts.bench.fair LONG CLIP``: any recording of more than some ten minutes, and one
 of a few seconds. It starts a stack of its own, has so many jobs of LONG under way that each has had
@@ -36,7 +36,7 @@ from scripts.stack.stack import Stack
 T = TypeVar("T")
 
 LIMIT = 1.5
-"""What is promised: chunk times at the 95th percentile."""
+"""Target: chunk times at the 95th percentile."""
 _TOOK_S = func.extract("epoch", Step.finished_at - Step.started_at)
 POLL_S = 0.05
 PATIENCE_S = 1800.0
@@ -73,7 +73,7 @@ class FairRow:
 
 
 class FairnessTrial:
-    """A stack, and the truth read past its gateway."""
+    """A stack, and direct access to its database."""
 
     def __init__(self, gateway: Gateway, database: Database, engine: str) -> None:
         self._gateway = gateway
@@ -152,7 +152,7 @@ def _wait(check: Callable[[], T | None], what: str) -> T:
     deadline = time.monotonic() + PATIENCE_S
     while not (found := check()):
         if time.monotonic() > deadline:
-            raise click.ClickException(f"waited {PATIENCE_S:g} s in vain for {what}")
+            raise click.ClickException(f"waited {PATIENCE_S:g} s for {what}")
         time.sleep(POLL_S)
     return found
 

@@ -1,4 +1,4 @@
-"""What an idle stack takes: processor time over a minute, and memory.
+"""What an idle stack uses: processor time over a minute, and memory.
 
 Run ``python -m scripts.bench.idle [FILE]``. It starts a stack of its own with two workers, lets it
 rest, and prints for each process what share of a core it took, and its memory (PSS: shared pages
@@ -104,7 +104,7 @@ def _row(seconds: list[float]) -> str:
 @click.option("--workers", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True, help="How often to send FILE after a rest.")
 def main(file: Path | None, seconds: float, workers: int, rounds: int) -> None:
-    """Print what an idle stack takes; exits with 1 where that is too much."""
+    """Print what an idle stack uses; exits with 1 where that is too much."""
     with ExitStack() as on_exit:
         folder = on_exit.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-idle-"))
         settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")

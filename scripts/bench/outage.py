@@ -1,4 +1,4 @@
-"""What a Redis that hangs costs the clients of a gateway, against one that answers.
+"""Latency of a gateway's responses while Redis hangs, compared with a healthy Redis.
 
 Run ``python -m scripts.bench.outage``. It starts a stack of its own without workers, asks each kind
 of request alone and twelve at once, stops the Redis server (SIGSTOP: it takes connections and
@@ -30,7 +30,7 @@ from scripts.stack.stack import Stack
 AT_ONCE = 12
 ROUNDS = 5
 NEEDS_S, FREE_S = 3.0, 1.0
-"""Most that may be waited for what needs Redis, and for what does not."""
+"""Limits of requests that need Redis, and of those that do not."""
 PATIENCE_S = 120.0
 
 
@@ -45,7 +45,7 @@ class RequestKind:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The slowest answer, in seconds, and the statuses."""
+    """The slowest response, in seconds, and the statuses."""
 
     slowest_s: float
     statuses: frozenset[int]

@@ -1,7 +1,7 @@
-"""``steno bench stream``: how soon words come, how exact, to how many at once, and what upsets it.
+"""``steno bench stream``: latency, accuracy and capacity of live streams, and bad clients.
 
 The gateway is one of its own, with workers beside it; clients, gateway and recognizers share the
-cores. Sound is played at the pace of speech.
+cores. Audio is sent in real time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from scripts.bench.corpus import (
     write_wav,
 )
 from scripts.bench.report import BenchPart, Comparison, Figure, Target
-from scripts.bench.run import Findings, Tell, chosen, working
+from scripts.bench.run import Findings, Progress, chosen, working
 from scripts.bench.service import UnderTest
 from scripts.bench.stream_clients import IDLE_S, StreamTarget, bad_clients, short_sessions
 from scripts.bench.stream_play import (
@@ -49,30 +49,30 @@ from scripts.cli.console import make_console
 
 PARTS = ("english", "vietnamese", "several", "clients", "batch")
 SHARED = ("several", "clients", "batch")
-"""Parts for which whoever speaks does."""
+"""Parts that any of the voices can measure."""
 MODEL = "base"
 ROOMY = {
     "STREAM_MAX_WHISPER": "64",
     "STREAM_MAX_ZIPFORMER": "64",
     "LIMIT_CONCURRENT_STREAMS": "0",
 }
-"""More streams than are kept pace with: how many are is to be found out."""
+"""Limits beyond the capacity, which is what is measured."""
 WARM_UP_S = 1.0
 OF_WAITS = (
-    "A first partial is waited for since the utterance's first word began, a final since the "
-    "utterance's end: since that sound was sent."
+    "Waits count from when the audio was sent: for a first partial the start of the utterance's "
+    "first word, for a final the utterance's end."
 )
 OF_TIMES = (
-    "Times are those for which engines were at work (the real time factor): the stream's has "
-    "STREAM_THREADS threads, the job's one."
+    "Times are the engines' processing times (RTF): the stream's with STREAM_THREADS threads, the "
+    "job's with one."
 )
 FULL = 503
-"""The status of the refusal where there is no free place."""
+"""The status where no stream is free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What is promised of an engine: medians in seconds, and the real time factor."""
+    """Targets of an engine: medians in seconds, and the RTF."""
 
     first_s: float
     final_s: float
@@ -86,9 +86,9 @@ PROMISES = {FASTER_WHISPER: Promise(1.2, 1.0, 0.6), ZIPFORMER: Promise(0.8, 1.0,
 COLUMNS = ("first partial", "95 %", "final", "95 %", "to one alone")
 """Of comparisons: waits in the median and at the 95th percentile."""
 WER_POINTS = 2.0
-"""By how much finals may be worse than the batch path on the same sound."""
+"""How many WER points finals may lose against the batch path on the same audio."""
 GROWTH_MB = 30.0
-"""By how much processes may grow over the short sessions; a session's sound alone is 30 kB."""
+"""By how much processes may grow over the short sessions; a session's audio alone is 30 kB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ LONG_PAUSE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Clips in one language, and who hears them."""
+    """Clips in one language, and the engine that recognizes them."""
 
     clips: ClipSet
     engine: str
@@ -140,7 +140,7 @@ def processor_s(processes: Sequence[psutil.Process]) -> float:
 
 
 class StreamBench:
-    """Measures the parts that are asked for. ``folder`` takes everything that is written."""
+    """Measures the requested parts. ``folder`` takes everything that is written."""
 
     def __init__(
         self,
@@ -150,14 +150,14 @@ class StreamBench:
         *,
         cores: int,
         size: StreamSize,
-        tell: Tell,
+        progress: Progress,
     ) -> None:
         self._corpus = corpus
         self._settings = settings
         self._folder = folder
         self._cores = cores
         self._size = size
-        self._tell = tell
+        self._progress = progress
         self._key = settings.key.of_client
         self._kept_pace: dict[str, int] = {}
         self._voices: dict[str, Voice] = {}
@@ -165,7 +165,7 @@ class StreamBench:
         """What could not be measured, and why."""
 
     def run(self, wanted: Sequence[str], found: Callable[[BenchPart], None]) -> None:
-        """Measure ``wanted``, handing each part over as soon as it is there."""
+        """Measure ``wanted``; calls ``found`` with each part as soon as it is measured."""
         for name, find in (("english", self._english), ("vietnamese", self._vietnamese)):
             if set(wanted) & {name, *SHARED} and (voice := find()) is not None:
                 self._voices[name] = voice
@@ -197,11 +197,11 @@ class StreamBench:
         found(self._bad_clients(service))
         found(self._sessions(service))
 
-    # --- who speaks ---------------------------------------------------------------------------
+    # --- voices ---------------------------------------------------------------------------
 
     @property
     def _voice(self) -> Voice:
-        """The first of those that speak."""
+        """The first voice."""
         return next(iter(self._voices.values()))
 
     def _english(self) -> Voice | None:
@@ -217,7 +217,7 @@ class StreamBench:
             speaks = state.languages == EVERY_LANGUAGE or "vi" in state.languages
             if state.engine == ZIPFORMER and state.state == "present" and speaks:
                 return Voice(clips, ZIPFORMER, state.model)
-        self._tell("fetching Vietnamese weights for zipformer")
+        self._progress("fetching Vietnamese weights for zipformer")
         try:
             from scripts.bench.streaming_weights import bring
 
@@ -239,12 +239,12 @@ class StreamBench:
     def _one(self, service: UnderTest, part: str, voice: Voice) -> BenchPart:
         programme = voice.programme(self._size.stream_s)
         self._warm_up(service, voice)
-        self._tell(f"{voice}: one stream of {programme.duration_s:.0f} s")
+        self._progress(f"{voice}: one stream of {programme.duration_s:.0f} s")
         played, spent_s = self._measured(service, voice, [programme])
         stream = played[0]
-        self._tell(f"{voice}: the same sound as a job")
-        sound = np.frombuffer(programme.pcm, "<i2")
-        file = write_wav(self._folder / f"{part}.wav", [sound])
+        self._progress(f"{voice}: the same audio as a job")
+        audio = np.frombuffer(programme.pcm, "<i2")
+        file = write_wav(self._folder / f"{part}.wav", [audio])
         job = service.run(file, {"language": programme.language, "model": MODEL})
         texts = {"stream": stream.text, "job": job.text}
         wers = {
@@ -255,11 +255,11 @@ class StreamBench:
             "stream": stream.processing_s / programme.duration_s,
             "job": job.engine_s / programme.duration_s,
         }
-        comparison = Comparison(("WER", "time / sound", "to the job's"))
+        comparison = Comparison(("WER", "time / audio", "to the job's"))
         for way, name in (("stream", f"stream, {voice.engine}"), ("job", f"job, {FASTER_WHISPER}")):
             comparison.rows[name] = (
                 Figure(f"{name}: WER", (wers[way],), "%", 2),
-                Figure(f"{name}: time / sound", (rtfs[way],), "", 3),
+                Figure(f"{name}: time / audio", (rtfs[way],), "", 3),
                 Figure(f"{name}: to the job's", (rtfs[way] / rtfs["job"],), "x", 2),
             )
         # Promised of the same weights on both paths.
@@ -273,7 +273,7 @@ class StreamBench:
                 *_waits(part, waits_of(stream), voice.promise),
                 Figure(f"{part}: WER above the job's", (points,), "points", 2, target),
                 Figure(f"{part}: real time factor", (rtfs["stream"],), "", 3, rtf),
-                Figure(f"{part}: processor time of all threads / sound", (cores,), "", 3),
+                Figure(f"{part}: processor time of all threads / audio", (cores,), "", 3),
             ),
             comparison,
             (OF_WAITS, OF_TIMES),
@@ -292,7 +292,7 @@ class StreamBench:
         kept = 0
         for count in self._size.steps:
             programmes = [voice.programme(self._size.several_s, seed) for seed in range(count)]
-            self._tell(f"{voice}: {count} streams at once")
+            self._progress(f"{voice}: {count} streams at once")
             played, spent_s = self._measured(service, voice, programmes)
             waits = _together(played)
             alone = alone or waits
@@ -317,11 +317,11 @@ class StreamBench:
                 ),
             ),
             comparison,
-            (f"So many are let in as the gateway is set now: {limit}.", OF_WAITS),
+            (f"The gateway's configured limit: {limit}.", OF_WAITS),
         )
 
     def _narrow(self) -> UnderTest:
-        """A gateway that takes as many streams as were kept pace with, and no silent clients."""
+        """A gateway limited to the measured capacity, with a short idle timeout."""
         whisper, zipformer = (
             max(1, self._kept_pace.get(engine, 1)) for engine in (FASTER_WHISPER, ZIPFORMER)
         )
@@ -338,11 +338,11 @@ class StreamBench:
     def _one_too_many(self, service: UnderTest, voice: Voice) -> BenchPart:
         limit = max(1, self._kept_pace.get(voice.engine, 1))
         self._warm_up(service, voice)
-        self._tell(f"{voice}: {limit} streams and one too many")
+        self._progress(f"{voice}: {limit} streams and one too many")
         programmes = [voice.programme(self._size.several_s, seed) for seed in range(limit)]
         played, refusal = asyncio.run(self._with_one_more(service, voice, programmes))
         refused = refusal is not None and refusal.details["status"] == FULL
-        told = "it was not refused" if refusal is None else refusal.message
+        answer = "it was not refused" if refusal is None else refusal.message
         name = f"{voice.engine}, one too many"
         return BenchPart(
             f"limit {voice.engine}",
@@ -357,13 +357,13 @@ class StreamBench:
                 ),
                 *_waits(f"{name}: the others", _together(played), voice.promise),
             ),
-            remarks=(f"The answer: {told}", OF_WAITS),
+            remarks=(f"The answer: {answer}", OF_WAITS),
         )
 
     async def _with_one_more(
         self, service: UnderTest, voice: Voice, programmes: Sequence[Programme]
     ) -> tuple[list[Played], Refused | None]:
-        """Play all, and half-way through ask for one more."""
+        """Play all, and half-way through request one more."""
         others = asyncio.create_task(
             play_all(service.address, self._key, programmes, **voice.options)
         )
@@ -382,7 +382,7 @@ class StreamBench:
     def _bad_clients(self, service: UnderTest) -> BenchPart:
         voice = self._voice
         self._warm_up(service, voice)
-        self._tell("clients that do what they should not")
+        self._progress("misbehaving clients")
         answers = asyncio.run(
             bad_clients(
                 self._place(service, voice),
@@ -395,11 +395,15 @@ class StreamBench:
         wrong = sum(not answer.as_promised for answer in answers)
         return BenchPart(
             "clients",
-            "3. Clients that do what they should not",
+            "3. Misbehaving clients",
             (
                 Figure("bad clients", (float(len(answers)),), "", 0),
                 Figure(
-                    "bad clients that met what is not promised", (float(wrong),), "", 0, Target(0)
+                    "misbehaving clients with an unexpected response",
+                    (float(wrong),),
+                    "",
+                    0,
+                    Target(0),
                 ),
             ),
             remarks=tuple(map(str, answers)),
@@ -409,10 +413,10 @@ class StreamBench:
         places = [self._place(service, voice) for voice in self._voices.values()]
         speech = self._voice.programme(WARM_UP_S)
         count = self._size.sessions
-        self._tell("a few short sessions")
+        self._progress("a few short sessions")
         asyncio.run(short_sessions(places, speech, 2 * len(places)))
         before = _family(service)
-        self._tell(f"{count} short sessions")
+        self._progress(f"{count} short sessions")
         failed = asyncio.run(short_sessions(places, speech, count))
         after = _family(service)
         comparison = Comparison(("before", "after", "ratio"))
@@ -446,9 +450,9 @@ class StreamBench:
         programme = voice.programme(self._size.several_s)
         self._warm_up(service, voice)
         waits = {}
-        self._tell(f"{voice}: one stream, and nothing else")
+        self._progress(f"{voice}: one stream alone")
         waits["the stream alone"] = _together(self._measured(service, voice, [programme])[0])
-        self._tell(f"{voice}: one stream, and {recording.path.name}")
+        self._progress(f"{voice}: one stream, and {recording.path.name}")
         job = service.submit(recording.path, {"language": recording.language, "model": MODEL})
         service.wait_until_under_way(job)
         waits["beside the job"] = _together(self._measured(service, voice, [programme])[0])
@@ -463,7 +467,7 @@ class StreamBench:
             f"4. Beside a job: {voice}, {service.workers} workers at {recording.path.name}",
             (),
             comparison,
-            (OF_WAITS, *(["The job was over before the stream: name a longer one."] * over)),
+            (OF_WAITS, *(["The job ended before the stream: use a longer recording."] * over)),
         )
 
     # --- all ----------------------------------------------------------------------------------
@@ -473,17 +477,17 @@ class StreamBench:
         return StreamTarget(service.address, self._key, options, tuple(service.gateway_pids))
 
     def _warm_up(self, service: UnderTest, voice: Voice) -> None:
-        """Have the recognizer loaded, and used once."""
+        """Load the recognizer and use it once."""
         if service.recognizers(voice.engine):
             return
-        self._tell(f"{voice}: loading")
+        self._progress(f"{voice}: loading")
         programme = voice.programme(WARM_UP_S)
         asyncio.run(play_all(service.address, self._key, [programme], **voice.options))
 
     def _measured(
         self, service: UnderTest, voice: Voice, programmes: Sequence[Programme]
     ) -> tuple[list[Played], float]:
-        """Streams, and the processor time that their recognizer spent on them."""
+        """Streams, and the processor time their recognizer spent."""
         before = processor_s(service.recognizers(voice.engine))
         played = asyncio.run(play_all(service.address, self._key, programmes, **voice.options))
         return played, processor_s(service.recognizers(voice.engine)) - before
@@ -543,9 +547,9 @@ def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
     metavar="PART,...",
     help=f"What to measure [{','.join(PARTS)}].",
 )
-@click.option("--quick", is_flag=True, help="A minute of each: to see that it works.")
+@click.option("--quick", is_flag=True, help="Measure a minute of each: a smoke test.")
 @click.option(
-    "--long", "long_pause", is_flag=True, help="The client that pauses does for 10 minutes."
+    "--long", "long_pause", is_flag=True, help="Let the client that pauses do so for 10 minutes."
 )
 @click.option(
     "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
@@ -555,7 +559,7 @@ def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
     "as_json",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write everything there as well.",
+    help="Write all figures to this file as well.",
 )
 @click.pass_context
 def stream(
@@ -581,8 +585,8 @@ def stream(
         size = replace(size, pause_s=LONG_PAUSE_S)
     console = make_console()
     findings = Findings(console, cores=cores, quick=quick, as_json=as_json)
-    with working(settings) as (place, tell):
-        bench = StreamBench(corpus, settings, place, cores=cores, size=size, tell=tell)
+    with working(settings) as (place, progress):
+        bench = StreamBench(corpus, settings, place, cores=cores, size=size, progress=progress)
         bench.run(parts, findings.take)
     for line in bench.skipped:
         console.print(f"Skipped: {line}", style="yellow")

@@ -111,7 +111,7 @@ class StreamClient:
             self.vanish()
         await self._socket.close()
 
-    # --- what is sent -------------------------------------------------------------------------
+    # --- uploads -------------------------------------------------------------------------
 
     async def send(self, message: bytes | str) -> bool:
         """Send audio (16 kHz mono s16le) or text, no faster than it is read.

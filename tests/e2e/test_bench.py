@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.settings import AsrSettings, Settings
+from common.weights.convert import ct2_to_ggml
 from common.weights.manifest import WHISPER_ENGINES
 from scripts.bench.bench import OURS, PARTS, Bench, Size
 from scripts.bench.corpus import read_corpus, write_wav
@@ -42,12 +43,12 @@ def speech(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def models(tmp_path: Path, weights_dir: Path) -> Path:
-    """Weights of the name that is measured; the smallest ones for whisper.cpp, which is slow."""
+    """The same weights for both engines."""
     folder = tmp_path / "models"
     folder.mkdir()
     whisper = weights_dir / "faster-whisper-base"
     (folder / whisper.name).symlink_to(whisper.resolve())
-    (folder / "ggml-base.bin").symlink_to((weights_dir / "ggml-tiny.bin").resolve())
+    ct2_to_ggml(whisper, folder / "ggml-base.bin")
     return folder
 
 
@@ -66,7 +67,7 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
         cores=1,
         size=TINY,
         rounds=1,
-        tell=lambda _: None,
+        progress=lambda _: None,
     )
     found: list[BenchPart] = []
     bench.run(PARTS, found.append)
@@ -78,9 +79,9 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
     long = parts["long"].comparison
     assert long is not None
     assert list(long.rows) == [OURS, *Way]
-    heard = {way: row[-1].value for way, row in long.rows.items()}
+    transcribed = {way: row[-1].value for way, row in long.rows.items()}
     # A robot's voice; the text of any other recording would be all wrong.
-    assert all(errors < 50 for errors in heard.values()), heard
+    assert all(errors < 50 for errors in transcribed.values()), transcribed
 
     overhead = parts["overhead"].comparison
     assert overhead is not None

@@ -54,7 +54,7 @@ def test_every_part_is_measured(speech: Path, streaming_weights: Path, tmp_path:
         tmp_path / "bench",
         cores=2,
         size=TINY,
-        tell=lambda _: None,
+        progress=lambda _: None,
     )
     found: list[BenchPart] = []
     bench.run(PARTS, found.append)
@@ -81,8 +81,8 @@ def test_every_part_is_measured(speech: Path, streaming_weights: Path, tmp_path:
     assert all(row[0].value < 50 for row in english.rows.values())
     for engine in ("faster-whisper", "zipformer"):
         assert figures[f"{engine}, one too many: refused"].met
-    wrong = "bad clients that met what is not promised"
-    broken = [remark for remark in parts["clients"].remarks if "NOT AS PROMISED" in remark]
+    wrong = "misbehaving clients with an unexpected response"
+    broken = [remark for remark in parts["clients"].remarks if "UNEXPECTED" in remark]
     assert figures[wrong].met, "\n".join(broken)
     assert figures["sessions that did not end as they should"].met
     assert figures["processes left over"].met

@@ -1,4 +1,4 @@
-"""What must hold once a battered stack has come to rest (see `tests.system.chaos`)."""
+"""What must hold once a stack has recovered from faults (see `tests.system.chaos`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How soon cancelling a long recording frees the workers, and what its chunks leave behind.
+"""How fast cancelling a long recording frees the workers and removes its chunks.
 
 Run ``scripts/test --system cancel FILE``, any recording of more than a few minutes. It starts a
 stack of its own, cancels once all workers have their engine at work on the file, and prints for
@@ -48,7 +48,7 @@ class Freed:
 
 @dataclass(slots=True)
 class Cancelled:
-    """One cancelled job; ``files`` of its sound there were, gone after ``swept_s`` seconds."""
+    """One cancelled job; it had ``files`` chunk files, removed after ``swept_s`` seconds."""
 
     engine: str
     model: str
@@ -65,7 +65,7 @@ class Cancelled:
 
 
 class CancelTrial:
-    """A stack, and the truth read past its gateway."""
+    """A stack, and direct access to its database."""
 
     def __init__(self, stack: Stack, gateway: Gateway, database: Database, redis: Redis) -> None:
         self._stack = stack
@@ -143,7 +143,7 @@ def report(done: Cancelled) -> Iterator[str]:
             f"free after {worker.idle_s:.2f} s"
         )
     yield (
-        f"  {done.files} file(s) of sound gone after {done.swept_s:.2f} s; "
+        f"  {done.files} chunk file(s) removed after {done.swept_s:.2f} s; "
         f"{done.left} left in the end"
     )
 
@@ -159,7 +159,7 @@ def report(done: Cancelled) -> Iterator[str]:
     show_default=True,
     help="An engine and its weights; may be given several times.",
 )
-@click.option("--rest", default=20.0, show_default=True, help="Seconds to look on for late files.")
+@click.option("--rest", default=20.0, show_default=True, help="Seconds to watch for late files.")
 def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> None:
     """Cancel FILE under all workers; exits with 1 where that took more than 2 s or left files."""
     broken = False

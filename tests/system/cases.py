@@ -1,4 +1,6 @@
-"""Odd recordings, and what each must give: ``scripts/test --system cases FOLDER``.
+"""Unusual recordings and the result each must give.
+
+Run ``scripts/test --system cases FOLDER``.
 
 FOLDER holds recordings and ``cases.tsv``: a line of headings, then one line a case with the name of
 a file, a language (or ``auto``), and what it must give, in words such as ``the words of en.wav,

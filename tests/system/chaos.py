@@ -1,11 +1,13 @@
-"""Prove that nothing is lost while everything is killed: ``scripts/test --system chaos FOLDER``.
+"""Chaos test: nothing is lost while everything is killed.
 
-It starts a whole stack of its own, has it hear the recordings of FOLDER once in peace, and then
-again and again while gateway, dispatcher, workers, work-horses, Postgres and Valkey die by
-SIGKILL, Valkey is flushed, and Postgres stays away for a while. In the end every job must be
-COMPLETED with the very text of the peaceful run, and nothing may be left over
-(see `tests.system.aftermath`). The seed decides what is sent and what is struck when; which process
-happens to do what at that moment is chance, as in life.
+Run ``scripts/test --system chaos FOLDER``.
+
+It starts a stack of its own, has it transcribe the recordings of FOLDER once undisturbed, and then
+again while gateway, dispatcher, workers, engine processes, Postgres and Valkey are killed by
+SIGKILL, Valkey is flushed, and Postgres is unavailable for a while. In the end every job must be
+COMPLETED with exactly the text of the undisturbed run, and nothing may be left over (see
+`tests.system.aftermath`). The seed decides what is sent and which faults happen when; what a
+process does at that moment is chance.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ from tests.system.aftermath import (
 )
 
 MODELS = ("tiny", "base")
-"""The fastest weights that are here are taken: the text matters only in being the same."""
+"""The fastest weights that are present are used: the text only has to be the same."""
 
 CLIPS = 6
 """Short recordings taken from the folder."""
@@ -86,16 +88,16 @@ SETTLED_WITHIN_S = 300.0
 
 
 class FaultKind(StrEnum):
-    """What can happen to a stack."""
+    """Kinds of faults."""
 
     GATEWAY = "gateway killed"
     DISPATCHER = "dispatcher killed"
     WORKER = "worker killed"
-    HORSE = "work-horse killed"
+    HORSE = "engine process killed"
     POSTGRES = "postgres killed"
     VALKEY = "valkey killed"
     FLUSH = "valkey flushed"
-    OUTAGE = "postgres away"
+    OUTAGE = "postgres unavailable"
 
 
 ROLES = {
@@ -109,10 +111,10 @@ ROLES = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One blow, ``at_s`` seconds into the run; ``pick`` in [0, 1) chooses among victims.
+    """One fault, ``at_s`` seconds into the run; ``pick`` in [0, 1) chooses among victims.
 
-    ``aimed``: a worker or a work-horse is struck with a step in hand if there is one soon;
-    otherwise whatever it does, which may be to start.
+    ``aimed``: kill a worker or an engine process that has a step in hand, if there is one soon;
+    otherwise any, whatever it does.
     """
 
     at_s: float
@@ -192,7 +194,7 @@ def orders(asked: ChaosPlan, clips: Sequence[Path], talks: Sequence[Path]) -> li
     )
 
 
-# --- what is sent ---------------------------------------------------------------------------------
+# --- uploads ---------------------------------------------------------------------------------
 
 
 def recordings(asked: ChaosPlan, folder: Path, into: Path) -> tuple[list[Path], list[Path]]:
@@ -230,7 +232,7 @@ def join(parts: Sequence[Path], target: Path) -> Path:
 
 
 class Clients:
-    """People who send recordings, and try again for as long as the gateway says to."""
+    """Clients that send recordings and retry transient errors."""
 
     def __init__(self, gateway: Gateway, language: str, run: ChaosRun) -> None:
         self._gateway = gateway
@@ -242,8 +244,8 @@ class Clients:
         """Send until it is accepted; returns the job's id.
 
         Raises:
-            Refused: the gateway said no to what it should have taken.
-            GatewayLost: it stayed away.
+            Refused: the gateway rejected a valid upload.
+            GatewayLost: it stayed unavailable.
         """
         deadline = time.monotonic() + CLIENT_PATIENCE_S
         while True:
@@ -270,11 +272,11 @@ class Clients:
         return str(self._gateway.upload(recording, options, take_time)["job_id"])
 
 
-# --- what is struck -------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------
 
 
 class Striker:
-    """Carries faults out on a stack that repairs itself."""
+    """Injects faults into a stack."""
 
     def __init__(
         self,
@@ -293,7 +295,7 @@ class Striker:
         self._lock = threading.Lock()
 
     def strike(self, fault: Fault) -> None:
-        """Carry out one fault; one that lasts returns when it is over."""
+        """Inject one fault; returns when it is over."""
         if fault.kind is FaultKind.FLUSH:
             self._flush()
         elif fault.kind is FaultKind.OUTAGE:
@@ -386,7 +388,7 @@ def chaos(asked: ChaosPlan, audio: Path, data_dir: Path, tell: Callable[[str], N
         gateway = Gateway(stack.address, settings.key.of_client)
         clients = Clients(gateway, asked.language, run)
         model = settings.asr.default_model
-        tell(f"{model} hears {len(clips)} clips and {len(talks)} talks in peace")
+        tell(f"{model} transcribes {len(clips)} clips and {len(talks)} talks undisturbed")
         peaceful = {path.name: hear(gateway, clients.send(path)) for path in (*clips, *talks)}
         tell(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
         run.in_peace = len(run.accepted)
@@ -418,7 +420,7 @@ def chaos(asked: ChaosPlan, audio: Path, data_dir: Path, tell: Callable[[str], N
 
 
 def settings_for(data_dir: Path) -> Settings:
-    """A stack that owes nothing to what this shell, or .env, says about another."""
+    """Settings that are independent of this shell and of .env."""
     uploads = data_dir / "uploads"
     asr = AsrSettings()
     return Settings(
@@ -441,14 +443,14 @@ def settings_for(data_dir: Path) -> Settings:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What the stack's processes are told beside what the stack tells them."""
+    """Settings of the stack's processes beside those of the stack."""
     return {
         "UPLOAD_DIR": str(settings.storage.uploads),
         "RESULTS_DIR": str(settings.storage.results),
         "TEMP_DIR": str(settings.storage.temp),
         "DEFAULT_ENGINE": settings.asr.default_engine,
         "DEFAULT_MODEL": settings.asr.default_model,
-        "REUSE_RESULTS": "false",  # every job is really heard
+        "REUSE_RESULTS": "false",  # every job is really transcribed
         "API_WORKERS": "1",
         "JOB_TIMEOUT": "0",
     }
@@ -489,11 +491,11 @@ def report(run: ChaosRun) -> Iterator[str]:
     yield from _table(
         "jobs",
         {
-            "accepted in peace": run.in_peace,
-            "accepted under fire": len(run.accepted) - run.in_peace,
+            "accepted before the faults": run.in_peace,
+            "accepted during the faults": len(run.accepted) - run.in_peace,
             "sent again after an error": run.retried,
             **{f"in the end {status}": count for status, count in finding.jobs.items()},
-            "with the text of the peaceful run": finding.equal_texts,
+            "with the text of the undisturbed run": finding.equal_texts,
         },
     )
     yield ""
@@ -504,7 +506,7 @@ def report(run: ChaosRun) -> Iterator[str]:
             "attempts": finding.attempts,
             "chunks": finding.chunks,
             **{f"failed attempts: {code}": count for code, count in finding.failures.items()},
-            "uploads cut off, left to be tidied": finding.cut_off,
+            "uploads cut off, left to be cleaned up": finding.cut_off,
         },
     )
     yield ""
@@ -530,9 +532,14 @@ DEFAULT = ChaosPlan()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--jobs", default=DEFAULT.jobs, show_default=True, help="Uploads.")
 @click.option(
-    "--seconds", default=DEFAULT.seconds, show_default=True, help="How long faults go on."
+    "--seconds", default=DEFAULT.seconds, show_default=True, help="How long faults happen, in s."
 )
-@click.option("--outage", default=DEFAULT.outage_s, show_default=True, help="Postgres away, in s.")
+@click.option(
+    "--outage",
+    default=DEFAULT.outage_s,
+    show_default=True,
+    help="How long Postgres is unavailable, in s.",
+)
 @click.option("--seed", default=DEFAULT.seed, show_default=True)
 @click.option("--workers", default=DEFAULT.workers, show_default=True)
 @click.option("--language", default=DEFAULT.language, show_default=True)

@@ -1,4 +1,4 @@
-"""How the gateway answers while many clients send short recordings and ask how they are.
+"""Latency of the gateway while many clients upload short recordings and poll their status.
 
 Run ``scripts/test --system load FOLDER``: a stack of its own (workers niced, as they always are),
 200 clients for a minute, each sending a recording from FOLDER, asking about once a second where it
@@ -42,7 +42,7 @@ LARGEST_BYTES = 1_000_000
 
 @dataclass
 class Seen:
-    """What all clients met; times in milliseconds, by kind of request."""
+    """What all clients measured; times in milliseconds, by kind of request."""
 
     times: dict[str, list[float]] = field(default_factory=lambda: {"status": [], "upload": []})
     errors: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""A receiver of webhooks that behaves as its URLs' paths say, and remembers what came.
+"""A receiver of webhooks that behaves as its URLs' paths say, and records what arrives.
 
 ``/ok``; ``/fail/3`` answers 503 to the first three attempts at each message; ``/status/410``;
 ``/redirect`` (to a loopback address of its own, ``/inside``); ``/hang`` never answers; ``/late/20``

@@ -1,4 +1,4 @@
-"""How webhook messages end at bad receivers while their sender is killed, and how many are lost.
+"""Webhook deliveries to misbehaving receivers while the sender is killed: none may be lost.
 
 Run ``scripts/test --system webhooks``. It starts a Postgres, a Valkey and a dispatcher of its
 own, ends some jobs for each kind of receiver, kills the dispatcher by SIGKILL again and again while

@@ -53,7 +53,10 @@ CLIPS = 10
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured. ``recording_s`` 0: the whole recording; ``clips`` 0: all of them."""
+    """How much is measured. ``recording_s`` 0: the whole recording; ``clips`` 0: all of them.
+
+    ``warm_up``: whether engines are used once before they are measured.
+    """
 
     recording_s: float = 0.0
     clips: int = 0
@@ -61,6 +64,7 @@ class Size:
     upload_mb: int = 500
     planned_s: float = 3 * 3600.0
     chunks: int = 200
+    warm_up: bool = True
 
 
 QUICK = Size(recording_s=600.0, clips=4, sent=3, upload_mb=50, planned_s=1800.0, chunks=30)
@@ -186,7 +190,7 @@ class Bench:
     ) -> dict[Way, list[direct.DirectText]]:
         """Run the long recording through the service, and in turn through each engine."""
         beside: dict[Way, list[direct.DirectText]] = {way: [] for way in Way}
-        service.warm_up(self._ten_seconds, self._options)
+        self._warm_up(service)
         for number in range(self._rounds):
             of = f"(round {number + 1} of {self._rounds})"
             self._progress(f"the long recording: {OURS} {of}")
@@ -277,7 +281,7 @@ class Bench:
             shares(run.steps, workers, sent_at=run.sent_at, done_at=run.done_at) for run in runs
         ]
         self._progress("10 s clips on an idle stack")
-        service.warm_up(self._ten_seconds, self._options)
+        self._warm_up(service)
         clips = [
             service.run(clip, self._options)
             for _ in range(self._rounds)
@@ -348,7 +352,7 @@ class Bench:
 
     def _latency(self, service: UnderTest) -> BenchPart:
         self._progress("10 s clips while the long recording is transcribed")
-        service.warm_up(self._ten_seconds, self._options)
+        self._warm_up(service)
         rounds = []
         started = 0
         for _ in range(self._rounds):
@@ -454,7 +458,7 @@ class Bench:
         )
 
     def _worker_memory(self, service: UnderTest) -> list[Figure]:
-        service.warm_up(self._ten_seconds, self._options)
+        self._warm_up(service)
         first = 0.0
         with direct.Watch(lambda: service.engine_pids) as watch:
             while (transcribed := service.chunks_transcribed()) < self._size.chunks:
@@ -497,7 +501,7 @@ class Bench:
     # --- 7: one worker and several ------------------------------------------------------------
 
     def _scaling(self, service: UnderTest) -> BenchPart:
-        service.warm_up(self._ten_seconds, self._options)
+        self._warm_up(service)
         alone = []
         for number in range(self._rounds):
             self._progress(f"the long recording with one worker (round {number + 1})")
@@ -519,8 +523,18 @@ class Bench:
             ),
         )
 
+    def _warm_up(self, service: UnderTest) -> None:
+        if self._size.warm_up:
+            service.warm_up(self._ten_seconds, self._options)
+
     def _directly(self, way: Way, files: Sequence[Path]) -> list[direct.DirectText]:
-        return direct.transcribe(self._engines[way], files, self._recording.language, self._folder)
+        return direct.transcribe(
+            self._engines[way],
+            files,
+            self._recording.language,
+            self._folder,
+            warm_up=self._size.warm_up,
+        )
 
 
 def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:

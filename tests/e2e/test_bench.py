@@ -24,7 +24,7 @@ TALK = (
 )
 """From the first of the Harvard sentences (IEEE, 1969)."""
 CLIP = "The hogs were fed chopped corn and garbage."
-TINY = Size(clips=1, sent=1, upload_mb=2, planned_s=30, chunks=6)
+TINY = Size(clips=1, sent=1, upload_mb=2, planned_s=30, chunks=6, warm_up=False)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""``steno bench``: how fast, how exact and how lean, beside the engines used directly.
+"""``steno bench``: speed, accuracy and memory, compared with the engines used directly.
 
 Everything runs one after the other on the same cores, the service in a stack of its own and each
 engine in a process of its own, so that the figures of one run can be compared.
@@ -25,17 +25,17 @@ from scripts.bench import direct
 from scripts.bench.corpus import (
     ClipSet,
     Corpus,
+    DecodedRecording,
     LongRecording,
-    Sound,
     read_corpus,
     require_scorers,
     wer,
 )
 from scripts.bench.direct import Way
 from scripts.bench.report import (
+    BenchPart,
     Comparison,
     Figure,
-    Part,
     Target,
 )
 from scripts.bench.run import Findings, chosen, working
@@ -48,12 +48,15 @@ MODEL = "base"
 OURS = "Stenopool"
 CLIP_S = 10.0
 CLIPS = 10
-"""How many different stretches of the long recording are sent as clips."""
+"""How many excerpts of the long recording are sent as clips."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured. ``recording_s`` 0: the whole recording; ``clips`` 0: all of them."""
+    """How much is measured. ``recording_s`` 0: the whole recording; ``clips`` 0: all of them.
+
+    ``warm_up``: whether engines are used once before they are measured.
+    """
 
     recording_s: float = 0.0
     clips: int = 0
@@ -61,13 +64,14 @@ class Size:
     upload_mb: int = 500
     planned_s: float = 3 * 3600.0
     chunks: int = 200
+    warm_up: bool = True
 
 
 QUICK = Size(recording_s=600.0, clips=4, sent=3, upload_mb=50, planned_s=1800.0, chunks=30)
 
 
 class Bench:
-    """Measures the parts that are asked for. ``folder`` takes everything that is written."""
+    """Measures the requested parts. ``folder`` takes everything that is written."""
 
     def __init__(
         self,
@@ -78,7 +82,7 @@ class Bench:
         cores: int,
         size: Size,
         rounds: int,
-        tell: Callable[[str], None],
+        progress: Callable[[str], None],
     ) -> None:
         self._corpus = corpus
         self._settings = settings
@@ -86,20 +90,23 @@ class Bench:
         self._cores = cores
         self._size = size
         self._rounds = rounds
-        self._tell = tell
+        self._progress = progress
         self._long_runs: list[Run] = []
+        self._alone: dict[str, str] = {}
         self._weights = WeightsStore(settings.asr.models_dir, Manifest.load())
-        self._engines: dict[Way, direct.Engine] = {}
+        self._engines: dict[Way, direct.DirectEngine] = {}
 
-    def run(self, wanted: Sequence[str], found: Callable[[Part], None]) -> None:
-        """Measure ``wanted``, handing each part over as soon as it is there."""
+    def run(self, wanted: Sequence[str], found: Callable[[BenchPart], None]) -> None:
+        """Measure ``wanted``; calls ``found`` with each part as soon as it is measured."""
         if not set(wanted) <= {"clips"} and self._corpus.recording is None:
             raise SetupProblem(
                 problem="The folder has no long recording",
-                remedy="Only --parts clips can be measured with short clips alone",
+                remedy="Add one, or measure --parts clips, which needs only short clips",
             )
         beside = tuple(Way) if set(wanted) & {"long", "clips"} else (Way.SEQUENTIAL,)
-        self._engines = {way: self._engine(way) for way in beside}  # or say now what is missing
+        self._engines = {
+            way: self._engine(way) for way in beside
+        }  # fails early if weights are missing
         if set(wanted) - {"memory"}:
             with UnderTest(self._settings, self._folder / "all", self._cores) as service:
                 self._with_all_workers(service, wanted, found)
@@ -108,7 +115,7 @@ class Bench:
                 self._with_one_worker(service, wanted, found)
 
     def _with_all_workers(
-        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
     ) -> None:
         if set(wanted) & {"long", "overhead", "scaling"}:
             beside = self._long_rounds(service, direct_too="long" in wanted)
@@ -123,7 +130,7 @@ class Bench:
                 found(self._clips(service, clip_set))
 
     def _with_one_worker(
-        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
     ) -> None:
         if "scaling" in wanted:
             found(self._scaling(service))
@@ -139,71 +146,72 @@ class Bench:
         return self._corpus.recording
 
     @cached_property
-    def _sound(self) -> Sound:
-        self._tell(f"decoding {self._recording.path.name}")
-        return Sound(self._recording.path, self._folder / "recording.pcm")
+    def _decoded(self) -> DecodedRecording:
+        self._progress(f"decoding {self._recording.path.name}")
+        return DecodedRecording(self._recording.path, self._folder / "recording.pcm")
 
     @cached_property
     def _long_file(self) -> Path:
-        if not self._size.recording_s or self._size.recording_s >= self._sound.duration_s:
+        if not self._size.recording_s or self._size.recording_s >= self._decoded.duration_s:
             return self._recording.path
-        return self._sound.cut(self._folder / "long.wav", 0, self._size.recording_s)
+        return self._decoded.cut(self._folder / "long.wav", 0, self._size.recording_s)
 
     @cached_property
     def _long_s(self) -> float:
-        whole = self._sound.duration_s
+        whole = self._decoded.duration_s
         return min(whole, self._size.recording_s) if self._size.recording_s else whole
 
     @cached_property
     def _scored_file(self) -> Path:
-        return self._sound.cut(self._folder / "scored.wav", 0, self._recording.scored_s)
+        return self._decoded.cut(self._folder / "scored.wav", 0, self._recording.scored_s)
 
     @cached_property
     def _ten_seconds(self) -> list[Path]:
-        step = max(CLIP_S, (self._sound.duration_s - CLIP_S) / CLIPS)
+        step = max(CLIP_S, (self._decoded.duration_s - CLIP_S) / CLIPS)
         return [
-            self._sound.cut(self._folder / f"clip-{n}.wav", n * step, CLIP_S) for n in range(CLIPS)
+            self._decoded.cut(self._folder / f"clip-{n}.wav", n * step, CLIP_S)
+            for n in range(CLIPS)
         ]
 
     @property
     def _options(self) -> dict[str, str]:
         return {"language": self._recording.language, "model": MODEL}
 
-    def _engine(self, way: Way) -> direct.Engine:
+    def _engine(self, way: Way) -> direct.DirectEngine:
         name = WHISPER_CPP if way is Way.WHISPER_CPP else FASTER_WHISPER
         asr = self._settings.asr
         weights = self._weights.resolve(name, MODEL).path
-        return direct.Engine(way, weights, self._cores, asr.device, asr.compute_type)
+        return direct.DirectEngine(way, weights, self._cores, asr.device, asr.compute_type)
 
     # --- 1: the long recording ----------------------------------------------------------------
 
     def _long_rounds(
         self, service: UnderTest, *, direct_too: bool
-    ) -> dict[Way, list[direct.Heard]]:
+    ) -> dict[Way, list[direct.DirectText]]:
         """Run the long recording through the service, and in turn through each engine."""
-        beside: dict[Way, list[direct.Heard]] = {way: [] for way in Way}
-        service.warm_up(self._ten_seconds, self._options)
+        beside: dict[Way, list[direct.DirectText]] = {way: [] for way in Way}
+        self._warm_up(service)
         for number in range(self._rounds):
             of = f"(round {number + 1} of {self._rounds})"
-            self._tell(f"the long recording: {OURS} {of}")
+            self._progress(f"the long recording: {OURS} {of}")
             self._long_runs.append(service.run(self._long_file, self._options))
             # No target is set against whisper.cpp's time, and it takes longest: once is enough.
             ways = [way for way in Way if number == 0 or way is not Way.WHISPER_CPP]
             for way in ways if direct_too else []:
-                self._tell(f"the long recording: {way} {of}")
-                beside[way] += self._directly(way, [self._long_file])
+                self._progress(f"the long recording: {way} {of}")
+                files = [self._long_file] if number else [self._long_file, self._scored_file]
+                whole, *start = self._directly(way, files)
+                beside[way].append(whole)
+                if start:
+                    self._alone[way] = start[0].text
         return beside
 
-    def _long(self, service: UnderTest, beside: dict[Way, list[direct.Heard]]) -> Part:
+    def _long(self, service: UnderTest, beside: dict[Way, list[direct.DirectText]]) -> BenchPart:
         until_s = self._recording.scored_s
-        self._tell(f"the first {until_s:g} s alone: {OURS}")
-        ours = service.run(self._scored_file, self._options).text
-        alone = {OURS: ours}
-        for way in Way:
-            self._tell(f"the first {until_s:g} s alone: {way}")
-            alone[way] = self._directly(way, [self._scored_file])[0].text
+        self._progress(f"the first {until_s:g} s alone: {OURS}")
+        alone = {OURS: service.run(self._scored_file, self._options).text, **self._alone}
         seconds = {OURS: tuple(run.seconds for run in self._long_runs)}
-        seconds |= {way: tuple(heard.seconds for heard in beside[way]) for way in Way}
+        seconds |= {way: tuple(transcribed.seconds for transcribed in beside[way]) for way in Way}
         wers = {name: self._wer(text) for name, text in alone.items()}
         # By its words; the engines' own segments reach up to half a minute beyond the cut.
         of_whole = self._wer(self._long_runs[0].text_until(until_s))
@@ -222,7 +230,7 @@ class Bench:
             f"The start is the first {until_s:g} s; the targets are set against sequential's WER "
             f"there. Engines used directly have {self._cores} threads."
         )
-        return Part(
+        return BenchPart(
             "long",
             f"1. {self._recording.path.name}, {self._long_s / 60:.1f} min, {MODEL}: "
             f"{self._cores} workers of one thread, from upload to COMPLETED",
@@ -266,14 +274,14 @@ class Bench:
 
     # --- 2: what is not inference -------------------------------------------------------------
 
-    def _overhead(self, service: UnderTest) -> Part:
+    def _overhead(self, service: UnderTest) -> BenchPart:
         runs = self._long_runs
         workers = service.workers
         spent = [
             shares(run.steps, workers, sent_at=run.sent_at, done_at=run.done_at) for run in runs
         ]
-        self._tell("10 s clips on an idle stack")
-        service.warm_up(self._ten_seconds, self._options)
+        self._progress("10 s clips on an idle stack")
+        self._warm_up(service)
         clips = [
             service.run(clip, self._options)
             for _ in range(self._rounds)
@@ -332,7 +340,7 @@ class Bench:
             ),
             Figure("10 s clip: the engine's own time", tuple(r.engine_s for r in clips), "s", 2),
         )
-        return Part(
+        return BenchPart(
             "overhead",
             f"2. What is not inference ({workers} workers)",
             figures,
@@ -342,9 +350,9 @@ class Bench:
 
     # --- 3: a clip while a long job runs ------------------------------------------------------
 
-    def _latency(self, service: UnderTest) -> Part:
-        self._tell("10 s clips while the long recording is transcribed")
-        service.warm_up(self._ten_seconds, self._options)
+    def _latency(self, service: UnderTest) -> BenchPart:
+        self._progress("10 s clips while the long recording is transcribed")
+        self._warm_up(service)
         rounds = []
         started = 0
         for _ in range(self._rounds):
@@ -361,7 +369,7 @@ class Bench:
             if not service.ended(long_job):
                 service.cancel(long_job)
             rounds.append(taken)
-        return Part(
+        return BenchPart(
             "latency",
             "3. 10 s clips, one after another, while the long recording is transcribed",
             (
@@ -383,7 +391,7 @@ class Bench:
 
     # --- 4: accuracy on clips -----------------------------------------------------------------
 
-    def _clips(self, service: UnderTest, clip_set: ClipSet) -> Part:
+    def _clips(self, service: UnderTest, clip_set: ClipSet) -> BenchPart:
         clips = clip_set.clips[: self._size.clips or None]
         paths = [clip.path for clip in clips]
         references = [clip.reference for clip in clips]
@@ -395,14 +403,14 @@ class Bench:
             (WHISPER_CPP, Way.WHISPER_CPP),
         )
         for engine, way in ways:
-            self._tell(f"{clip_set.name}: {OURS} with {engine}")
+            self._progress(f"{clip_set.name}: {OURS} with {engine}")
             options = {"language": clip_set.language, "model": MODEL, "engine": engine}
             ours = [run.text for run in service.run_all(paths, options)]
-            self._tell(f"{clip_set.name}: {way}, directly")
-            heard = direct.transcribe(
+            self._progress(f"{clip_set.name}: {way}, directly")
+            transcribed = direct.transcribe(
                 self._engines[way], paths, clip_set.language, self._folder, warm_up=False
             )
-            theirs = [each.text for each in heard]
+            theirs = [each.text for each in transcribed]
             our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
             comparison.rows[f"{OURS}, {engine}"] = (
                 Figure(f"{OURS}, {engine}", (our_wer,), "%", 2),
@@ -427,7 +435,7 @@ class Bench:
                 }
                 for clip, our_text, their_text in zip(clips, ours, theirs, strict=True)
             ]
-        return Part(
+        return BenchPart(
             f"clips {clip_set.name}",
             f"4. {clip_set.name}: {len(clips)} clips, {MODEL}",
             tuple(figures),
@@ -437,38 +445,38 @@ class Bench:
 
     # --- 5: memory ----------------------------------------------------------------------------
 
-    def _memory(self, service: UnderTest) -> Part:
+    def _memory(self, service: UnderTest) -> BenchPart:
         if sys.platform != "linux":
             raise SetupProblem(
-                problem="Memory is measured with Linux's /proc", remedy="Leave out the part memory"
+                problem="Memory is measured with Linux's /proc", remedy="Leave the part memory out"
             )
         figures = [*self._worker_memory(service), self._upload_memory(), *self._plan_memory()]
-        return Part(
+        return BenchPart(
             "memory",
             "5. Memory (peaks of the resident size as the kernel counts it, in MB of 1,000,000)",
             tuple(figures),
         )
 
     def _worker_memory(self, service: UnderTest) -> list[Figure]:
-        service.warm_up(self._ten_seconds, self._options)
+        self._warm_up(service)
         first = 0.0
-        with direct.Watch(lambda: service.horse_pids) as watch:
-            while (heard := service.chunks_heard()) < self._size.chunks:
-                self._tell(f"a worker over {self._size.chunks} chunks: {heard} done")
+        with direct.Watch(lambda: service.engine_pids) as watch:
+            while (transcribed := service.chunks_transcribed()) < self._size.chunks:
+                self._progress(f"a worker over {self._size.chunks} chunks: {transcribed} done")
                 service.run(self._long_file, self._options)
                 first = first or max(watch.peaks_mb.values())
         peaks = watch.peaks_mb.values()
         return [
             Figure("worker after its first long recording", (first,), "MB", 0),
-            Figure(f"worker over {heard} chunks", (max(peaks),), "MB", 0, Target(1300)),
+            Figure(f"worker over {transcribed} chunks", (max(peaks),), "MB", 0, Target(1300)),
             Figure("engine processes that were used", (float(len(peaks)),), "", 0),
         ]
 
     def _upload_memory(self) -> Figure:
         size_mb = self._size.upload_mb
-        self._tell(f"a {size_mb} MB upload")
+        self._progress(f"a {size_mb} MB upload")
         # 16,000 samples of 2 bytes a second
-        file = self._sound.cut(self._folder / "upload.wav", 0, size_mb * 1e6 / 32_000)
+        file = self._decoded.cut(self._folder / "upload.wav", 0, size_mb * 1e6 / 32_000)
         with UnderTest(self._settings, self._folder / "none", 0) as service:
             service.submit(self._ten_seconds[0], self._options)
             before = {pid: direct.reset_peak(pid) for pid in service.gateway_pids}
@@ -479,7 +487,7 @@ class Bench:
 
     def _plan_memory(self) -> list[Figure]:
         hours = self._size.planned_s / 3600
-        self._tell(f"planning {hours:g} h")
+        self._progress(f"planning {hours:g} h")
         looped = direct.loop(
             self._recording.path, self._size.planned_s, self._folder / "looped.mka"
         )
@@ -492,14 +500,14 @@ class Bench:
 
     # --- 7: one worker and several ------------------------------------------------------------
 
-    def _scaling(self, service: UnderTest) -> Part:
-        service.warm_up(self._ten_seconds, self._options)
+    def _scaling(self, service: UnderTest) -> BenchPart:
+        self._warm_up(service)
         alone = []
         for number in range(self._rounds):
-            self._tell(f"the long recording with one worker (round {number + 1})")
+            self._progress(f"the long recording with one worker (round {number + 1})")
             alone.append(service.run(self._long_file, self._options).seconds)
         together = tuple(run.seconds for run in self._long_runs)
-        return Part(
+        return BenchPart(
             "scaling",
             f"7. One worker and {self._cores}, on the long recording",
             (
@@ -515,12 +523,22 @@ class Bench:
             ),
         )
 
-    def _directly(self, way: Way, files: Sequence[Path]) -> list[direct.Heard]:
-        return direct.transcribe(self._engines[way], files, self._recording.language, self._folder)
+    def _warm_up(self, service: UnderTest) -> None:
+        if self._size.warm_up:
+            service.warm_up(self._ten_seconds, self._options)
+
+    def _directly(self, way: Way, files: Sequence[Path]) -> list[direct.DirectText]:
+        return direct.transcribe(
+            self._engines[way],
+            files,
+            self._recording.language,
+            self._folder,
+            warm_up=self._size.warm_up,
+        )
 
 
 def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
-    """Round by round, so that what slowed a whole round does not show."""
+    """Ratios by round, so that a slow round does not distort them."""
     return tuple(one / other for one, other in zip(above, below, strict=True))
 
 
@@ -529,12 +547,12 @@ def _median(values: Sequence[float]) -> float:
 
 
 def parse_parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
-    """The parts that the option names, as `chosen`."""
+    """The parts named by the option, see `chosen`."""
     return chosen(text, PARTS)
 
 
 class _Bench(click.Command):
-    """`steno bench FOLDER`, which leaves `steno bench stream ...` to a command of its own."""
+    """`steno bench FOLDER`; `steno bench stream ...` is a command of its own."""
 
     def make_context(
         self,
@@ -558,9 +576,9 @@ class _Bench(click.Command):
     metavar="PART,...",
     help=f"What to measure [{','.join(PARTS)}].",
 )
-@click.option("--quick", is_flag=True, help="Ten minutes and a few clips: to see that it works.")
+@click.option("--quick", is_flag=True, help="Measure ten minutes and a few clips: a smoke test.")
 @click.option(
-    "--repeat", type=click.IntRange(min=1), default=1, help="Rounds; the median counts [1]."
+    "--repeat", type=click.IntRange(min=1), default=1, help="Rounds; the median is reported [1]."
 )
 @click.option(
     "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
@@ -570,7 +588,7 @@ class _Bench(click.Command):
     "as_json",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write everything there as well.",
+    help="Write all figures to this file as well.",
 )
 def bench(
     folder: Path,
@@ -592,7 +610,7 @@ def bench(
     corpus = read_corpus(folder)
     settings = load_settings()
     findings = Findings(make_console(), cores=cores, quick=quick, as_json=as_json)
-    with working(settings) as (place, tell):
+    with working(settings) as (place, progress):
         Bench(
             corpus,
             settings,
@@ -600,6 +618,6 @@ def bench(
             cores=cores,
             size=QUICK if quick else Size(),
             rounds=repeat,
-            tell=tell,
+            progress=progress,
         ).run(parts, findings.take)
     findings.sum_up()

@@ -1,9 +1,9 @@
-"""How a gateway fares while somebody holds thousands of connections whose heads never end.
+"""How a gateway responds while thousands of connections hold incomplete request heads (slowloris).
 
 Run ``python -m scripts.bench.connections``: a stack of its own without workers, on loopback only,
 and processes that open 20,000 connections (5,000 each) and send half a head over each. Before and
-meanwhile an honest client asks for a job's status again and again, over a new connection each time.
-It exits with 1 where that client was not always answered, or the gateway's log was filled.
+meanwhile a regular client polls a job's status, over a new connection each time. It exits with 1
+where a poll failed, or the gateway's log was flooded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from common.settings import Settings, StorageSettings
 from scripts.stack.stack import Stack
 
 EACH = 5_000
-"""Connections that one process of the attackers' holds."""
+"""Connections held by each attacking process."""
 HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Never: "
 AT_ONCE = 500
 CONNECT_S = 10.0
@@ -36,27 +36,27 @@ PAUSE_S = 0.1
 ANSWER_S = 20.0
 QUIET_S = 5.0
 START_S = 1.0
-"""What each of the attackers' processes waits for the others to have started, too."""
+"""How long each attacking process waits for the others to start."""
 LOG_LINES = 200
-"""More of the gateway's log than this is a flood; the honest client's requests are not counted."""
+"""More log lines than this are a flood; the regular client's requests are not counted."""
 
 
 @dataclass
 class Held:
-    """What became of the attackers' connections."""
+    """The outcome of the attacking connections."""
 
     made: int = 0
     refused: int = 0
-    """They could not be made, or were closed before anything was sent."""
+    """Not established, or closed before anything was sent."""
     ended: int = 0
-    """The gateway closed them later."""
+    """Closed by the gateway later."""
     answered: dict[str, int] = field(default_factory=dict)
-    """By status, where it said why."""
+    """By status, where the gateway sent one."""
 
 
 @dataclass
-class Asked:
-    """What the honest client met; times in seconds."""
+class HonestClient:
+    """What the regular client measured; times in seconds."""
 
     times_s: list[float] = field(default_factory=list)
     failures: dict[str, int] = field(default_factory=dict)
@@ -101,9 +101,9 @@ async def _hold(port: int, source: str, count: int, until: float) -> Held:
     return held
 
 
-def ask(address: str, until: float) -> Asked:
-    """Ask for a status until that time, as a client that has nothing to do with it."""
-    asked = Asked()
+def ask(address: str, until: float) -> HonestClient:
+    """Poll a status until that time, as an unrelated client."""
+    asked = HonestClient()
     while time.time() < until:
         started = time.monotonic()
         try:
@@ -122,10 +122,12 @@ def ask(address: str, until: float) -> Asked:
 
 @click.command()
 @click.option("--connections", default=20_000, show_default=True)
-@click.option("--sources", default=4, show_default=True, help="Addresses they come from.")
-@click.option("--seconds", default=30.0, show_default=True, help="How long all of it takes.")
+@click.option(
+    "--sources", default=4, show_default=True, help="Source addresses of the connections."
+)
+@click.option("--seconds", default=30.0, show_default=True, help="Duration of the whole run, in s.")
 def main(connections: int, sources: int, seconds: float) -> None:
-    """Hold many connections with half a head each, and see how others are answered meanwhile."""
+    """Hold many connections with half a request head each, and measure other requests meanwhile."""
     counts = [min(EACH, connections - begun) for begun in range(0, connections, EACH)]
     with tempfile.TemporaryDirectory(prefix="stenopool-connections-") as folder:
         settings = Settings()
@@ -154,7 +156,7 @@ def main(connections: int, sources: int, seconds: float) -> None:
     sys.exit(int(bool(asked.failures) or len(log) > LOG_LINES))
 
 
-def report(held: list[Held], quiet: Asked, asked: Asked, log: list[str]) -> list[str]:
+def report(held: list[Held], quiet: HonestClient, asked: HonestClient, log: list[str]) -> list[str]:
     """What is printed."""
     answered: dict[str, int] = {}
     for each in held:
@@ -167,14 +169,14 @@ def report(held: list[Held], quiet: Asked, asked: Asked, log: list[str]) -> list
     return [
         f"half heads: {made} connections made, {refused} not made, {ended} ended by the gateway",
         f"  of these with 408: {answered.get('408', 0)}, with 503: {answered.get('503', 0)}",
-        f"the honest client before: {shown(quiet)}",
-        f"the honest client meanwhile: {shown(asked)}",
+        f"the regular client before: {shown(quiet)}",
+        f"the regular client meanwhile: {shown(asked)}",
         f"the gateway's log: {len(log)} lines, {full} of them Too many open files",
     ]
 
 
-def shown(asked: Asked) -> str:
-    """What the honest client met, in a line."""
+def shown(asked: HonestClient) -> str:
+    """The regular client's figures in one line."""
     median, p95, most = np.percentile(asked.times_s or [float("nan")], [50, 95, 100]) * 1000
     count = len(asked.times_s) + sum(asked.failures.values())
     failures = f"; failures: {asked.failures}" if asked.failures else ""

@@ -69,7 +69,7 @@ def read_corpus(folder: Path) -> Corpus:
     """Find what can be measured on in ``folder``.
 
     Raises:
-        SetupProblem: there is nothing, or a reference names a file that is not there.
+        SetupProblem: there is nothing, or a referenced file is missing.
     """
     recordings, clip_sets = [], []
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -84,7 +84,7 @@ def read_corpus(folder: Path) -> Corpus:
         ]
     if not recordings and not clip_sets:
         raise SetupProblem(
-            problem=f"{folder} holds nothing to measure on",
+            problem=f"{folder} has no recordings with references",
             remedy="Its folders are named for their language (en-read) and hold either refs.tsv "
             f"(file, tab, reference) or a recording with NAME{TRANSCRIPT} beside it",
         )
@@ -113,7 +113,7 @@ def _read_recording(transcript: Path, language: str) -> LongRecording:
     ]
     if not beside:
         raise SetupProblem(
-            problem=f"There is no recording to {transcript}", remedy=f"Put {name}.mp3 beside it"
+            problem=f"{transcript} has no recording", remedy=f"Put {name}.mp3 beside it"
         )
     turns = json.loads(transcript.read_text(encoding="utf-8"))["turns"]
     reference, scored_s = beginning(turns)
@@ -140,17 +140,17 @@ def _text_of(turn: dict[str, Any]) -> str:
 
 
 def require_scorers() -> None:
-    """Raise `SetupProblem` unless jiwer and whisper-normalizer, which developers have, are here."""
+    """Raise `SetupProblem` unless jiwer and whisper-normalizer are installed (for development)."""
     if any(importlib.util.find_spec(name) is None for name in ("jiwer", "whisper_normalizer")):
         raise SetupProblem(
             problem="jiwer and whisper-normalizer, which score texts, are not installed",
-            remedy="Install what developers have: sh scripts/setup.sh requirements-dev.lock",
+            remedy="Install the development packages: sh scripts/setup.sh requirements-dev.lock",
         )
 
 
 @cache
 def normalizer(language: str) -> Callable[[str], str]:
-    """Whisper's own text normalisation: spelling and numbers for English, else case and marks."""
+    """Whisper's text normalisation: spelling and numbers for English, else case and punctuation."""
     from whisper_normalizer.basic import BasicTextNormalizer
     from whisper_normalizer.english import EnglishTextNormalizer
 
@@ -161,7 +161,7 @@ def normalizer(language: str) -> Callable[[str], str]:
 
 
 def wer(references: Sequence[str], texts: Sequence[str], language: str) -> float:
-    """Word errors over all texts together, in % of the references' words.
+    """WER over all texts together, in %.
 
     Raises:
         ValueError: no reference holds a word.
@@ -179,11 +179,11 @@ def wer(references: Sequence[str], texts: Sequence[str], language: str) -> float
     return 100 * float(jiwer.wer([pair[0] for pair in pairs], [pair[1] for pair in pairs]))
 
 
-# --- sound ------------------------------------------------------------------------------------
+# --- audio ------------------------------------------------------------------------------------
 
 
 def write_wav(path: Path, pieces: Iterable[NDArray[np.int16]]) -> Path:
-    """Write 16 kHz mono 16-bit sound; ``pieces`` follow each other."""
+    """Write 16 kHz mono 16-bit audio; ``pieces`` are concatenated."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -193,8 +193,8 @@ def write_wav(path: Path, pieces: Iterable[NDArray[np.int16]]) -> Path:
     return path
 
 
-class Sound:
-    """A recording decoded once, to cut from. ``pcm`` is the file that it keeps the samples in."""
+class DecodedRecording:
+    """A recording decoded once, to cut from; the file ``pcm`` takes its samples."""
 
     def __init__(self, recording: Path, pcm: Path) -> None:
         from common.audio.decode import MonoDecoder
@@ -209,7 +209,7 @@ class Sound:
         return len(self._samples) / SAMPLE_RATE
 
     def cut(self, path: Path, start_s: float, duration_s: float) -> Path:
-        """Write a stretch as WAV; one that reaches past the end starts over at the beginning."""
+        """Write an excerpt as WAV; past the recording's end it continues at the beginning."""
         start, left = round(start_s * SAMPLE_RATE), round(duration_s * SAMPLE_RATE)
         return write_wav(path, self._stretch(start, left))
 

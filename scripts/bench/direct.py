@@ -1,7 +1,7 @@
-"""Engines as a program uses them without this project, and planning by itself, each in a process.
+"""Engines used directly, without this project, and planning alone, each in a process of its own.
 
 `steno bench` runs ``python -m scripts.bench.direct REQUEST ANSWER`` (both JSON files), so that one
-way's threads and memory do not disturb another's.
+way's threads and memory do not affect another's.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ WARM_UP_S = 30
 SAMPLE_RATE = 16_000
 
 PACKET_S = 0.1
-"""What a looped recording may be short of: no packet starts at its very end."""
+"""How much shorter a looped recording may be: no packet starts at its very end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class DirectEngine:
     """One way to run weights: a CTranslate2 folder, or a ggml file for whisper.cpp."""
 
     way: Way
@@ -56,8 +56,8 @@ class Engine:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What came of one file: the wall time from file to text, and segments as (start s, text)."""
+class DirectText:
+    """The result of one file: wall time from file to text, and segments as (start s, text)."""
 
     seconds: float
     segments: list[tuple[float, str]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What planning a recording took; ``peak_mb`` is the process's largest resident size."""
+    """The cost of planning a recording; ``peak_mb`` is the process's peak resident size."""
 
     seconds: float
     peak_mb: float
@@ -81,8 +81,13 @@ class Planned:
 
 
 def transcribe(
-    engine: Engine, files: Sequence[Path], language: str, folder: Path, *, warm_up: bool = True
-) -> list[Heard]:
+    engine: DirectEngine,
+    files: Sequence[Path],
+    language: str,
+    folder: Path,
+    *,
+    warm_up: bool = True,
+) -> list[DirectText]:
     """Transcribe the files one after the other with the engine's own defaults.
 
     Loading the weights is not counted, decoding a file is. ``folder`` takes scratch files.
@@ -101,7 +106,8 @@ def transcribe(
         folder,
     )
     return [
-        Heard(one["seconds"], [(start, text) for start, text in one["segments"]]) for one in answer
+        DirectText(one["seconds"], [(start, text) for start, text in one["segments"]])
+        for one in answer
     ]
 
 
@@ -137,11 +143,11 @@ def _call(request: dict[str, Any], folder: Path) -> Any:
 
 def _last_line(log_file: Path) -> str:
     lines = log_file.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it says nothing"
+    return lines[-1] if lines else "its log is empty"
 
 
 def loop(recording: Path, seconds: float, target: Path) -> Path:
-    """Write the recording's packets again and again, as they are, until it lasts ``seconds``."""
+    """Repeat the recording's packets, without re-encoding, until it lasts ``seconds``."""
     with av.open(str(target), "w", format="matroska") as written:
         out = None
         shift_s = 0.0
@@ -162,7 +168,9 @@ def loop(recording: Path, seconds: float, target: Path) -> Path:
                     packet.stream = out
                     written.mux(packet)  # which changes its clock to the container's
                 if end == 0:
-                    raise SetupProblem(problem=f"{recording} has no clock", remedy="Convert it")
+                    raise SetupProblem(
+                        problem=f"{recording} has no timestamps", remedy="Convert it"
+                    )
                 shift_s += float(end * base)
     return target
 
@@ -173,7 +181,7 @@ Transcriber = Callable[[Any], list[tuple[float, str]]]
 """From a path or samples to segments."""
 
 
-def _transcriber(engine: Engine, language: str) -> Transcriber:
+def _transcriber(engine: DirectEngine, language: str) -> Transcriber:
     if engine.way is Way.WHISPER_CPP:
         from pywhispercpp.model import Model
 
@@ -181,9 +189,9 @@ def _transcriber(engine: Engine, language: str) -> Transcriber:
             str(engine.weights), n_threads=engine.threads, redirect_whispercpp_logs_to=None
         )
         # its times are in 10 ms
-        return lambda sound: [
+        return lambda audio: [
             (segment.t0 / 100, segment.text)
-            for segment in ggml.transcribe(_samples(sound), language=language)
+            for segment in ggml.transcribe(_samples(audio), language=language)
         ]
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
@@ -196,31 +204,31 @@ def _transcriber(engine: Engine, language: str) -> Transcriber:
     )
     batched = BatchedInferencePipeline(model) if engine.way is Way.BATCHED else None
 
-    def hear(sound: Any) -> list[tuple[float, str]]:
-        segments, _ = (batched or model).transcribe(sound, language=language)
+    def recognize(audio: Any) -> list[tuple[float, str]]:
+        segments, _ = (batched or model).transcribe(audio, language=language)
         return [(segment.start, segment.text) for segment in segments]
 
-    return hear
+    return recognize
 
 
-def _samples(sound: Any) -> Any:
+def _samples(audio: Any) -> Any:
     from faster_whisper import decode_audio
 
-    return decode_audio(sound) if isinstance(sound, str) else sound
+    return decode_audio(audio) if isinstance(audio, str) else audio
 
 
 def _transcribe(request: dict[str, Any]) -> list[dict[str, Any]]:
     given = request["engine"]
-    hear = _transcriber(
-        Engine(**{**given, "way": Way(given["way"]), "weights": Path(given["weights"])}),
+    recognize = _transcriber(
+        DirectEngine(**{**given, "way": Way(given["way"]), "weights": Path(given["weights"])}),
         request["language"],
     )
     if request["warm_up"]:
-        hear(_samples(request["files"][0])[: WARM_UP_S * SAMPLE_RATE])
+        recognize(_samples(request["files"][0])[: WARM_UP_S * SAMPLE_RATE])
     answers = []
     for file in request["files"]:
         started = time.monotonic()
-        segments = hear(file)
+        segments = recognize(file)
         answers.append({"seconds": time.monotonic() - started, "segments": segments})
     return answers
 
@@ -273,7 +281,7 @@ def peak_mb(pid: int) -> float:
 
 
 class Watch:
-    """Keeps the peak of every process that ``pids`` names while it is entered, also when it ends.
+    """Records the peak of every process of ``pids`` while entered, also of those that end.
 
     ``peaks_mb`` maps process to its largest resident size in MB.
     """
@@ -300,7 +308,7 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        # a process may end at any moment; what was seen of it stays
+        # a process may end at any moment; its last peak is kept
         with contextlib.suppress(psutil.NoSuchProcess):
             for pid in self._pids():
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):

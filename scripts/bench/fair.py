@@ -1,4 +1,4 @@
-"""How long a short clip waits for long recordings that were sent before it.
+"""How long a short clip waits behind long recordings that were sent before it.
 
 Run ``python -m scripts.bench.fair LONG CLIP``: any recording of more than some ten minutes, and one
 of a few seconds. It starts a stack of its own, has so many jobs of LONG under way that each has had
@@ -37,14 +37,14 @@ from scripts.stack.stack import Stack
 T = TypeVar("T")
 
 LIMIT = 1.5
-"""What is promised: chunk times at the 95th percentile."""
+"""Target: chunk times at the 95th percentile."""
 _TOOK_S = func.extract("epoch", Step.finished_at - Step.started_at)
 POLL_S = 0.05
 PATIENCE_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ClipTiming:
     """One clip: seconds until it was complete, and what a chunk took meanwhile."""
 
     took_s: float
@@ -56,11 +56,11 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FairRow:
     """The clips that were sent behind so many long jobs."""
 
     long: int
-    clips: Sequence[Taken]
+    clips: Sequence[ClipTiming]
 
     @property
     def p95(self) -> float:
@@ -73,8 +73,8 @@ class Row:
         return self.p95 <= LIMIT
 
 
-class Bench:
-    """A stack, and the truth read past its gateway."""
+class FairnessTrial:
+    """A stack, and direct access to its database."""
 
     def __init__(self, gateway: Gateway, database: Database, engine: str) -> None:
         self._gateway = gateway
@@ -82,7 +82,7 @@ class Bench:
         self._engine, _, self._model = engine.partition(" ")
         self._luck = random.Random(1)  # noqa: S311 - it only spreads the clips
 
-    def run(self, long: Path, clip: Path, count: int, clips: int) -> Row:
+    def run(self, long: Path, clip: Path, count: int, clips: int) -> FairRow:
         """Send ``count`` times LONG, then ``clips`` times CLIP; then all are cancelled."""
         jobs = [self._send(long) for _ in range(count)]
         _wait(lambda: self._chunks_of(jobs) >= count, f"a chunk of each of {count} long jobs")
@@ -96,7 +96,7 @@ class Bench:
         taken = [self._taken(clip_id, jobs) for clip_id in sent]
         for job_id in jobs:
             self._gateway.cancel(str(job_id))
-        return Row(count, taken)
+        return FairRow(count, taken)
 
     def _send(self, file: Path) -> UUID:
         options = {"language": "en", "engine": self._engine, "model": self._model}
@@ -133,12 +133,12 @@ class Bench:
             assert job.completed_at is not None  # noqa: S101 - it was waited for
             return job.created_at, job.completed_at
 
-    def _taken(self, clip_id: UUID, jobs: Sequence[UUID]) -> Taken:
+    def _taken(self, clip_id: UUID, jobs: Sequence[UUID]) -> ClipTiming:
         sent, completed = self._span(clip_id)
         meanwhile = (Step.started_at < completed, Step.finished_at > sent)
         with self._database.transaction() as session:
             took = session.scalar(select(func.avg(_TOOK_S)).where(*_chunks(jobs), *meanwhile))
-        return Taken((completed - sent).total_seconds(), float(took or 0))
+        return ClipTiming((completed - sent).total_seconds(), float(took or 0))
 
 
 def _chunks(jobs: Sequence[UUID]) -> tuple[ColumnElement[bool], ...]:
@@ -153,12 +153,12 @@ def _wait(check: Callable[[], T | None], what: str) -> T:
     deadline = time.monotonic() + PATIENCE_S
     while not (found := check()):
         if time.monotonic() > deadline:
-            raise click.ClickException(f"waited {PATIENCE_S:g} s in vain for {what}")
+            raise click.ClickException(f"waited {PATIENCE_S:g} s for {what}")
         time.sleep(POLL_S)
     return found
 
 
-def report(rows: Sequence[Row]) -> Iterator[str]:
+def report(rows: Sequence[FairRow]) -> Iterator[str]:
     """The table."""
     yield "long jobs  clips  chunk s  clip s: median   max  chunk times: median   p95"
     for row in rows:
@@ -195,7 +195,7 @@ def main(
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-fair-"))
         settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
         running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
-        bench = Bench(
+        bench = FairnessTrial(
             stack.enter_context(Gateway(running.address)),
             stack.enter_context(Database(running.database_url, pool_size=1)),
             engine,

@@ -1,4 +1,4 @@
-"""What the guards around an engine cost and save.
+"""What the guards around an engine cost and prevent.
 
 ``python -m scripts.bench.guards RECORDING --language en --wrong vi`` prints how many times as long
 a recording takes in the wrong language, and fails above three.
@@ -34,13 +34,13 @@ from scripts.cli.cli import load_settings
 from worker.steps.sound import cut_samples
 
 MOST_TIMES = 3.0
-"""The wrong language may cost so many times what the right one does."""
+"""How many times as long the wrong language may take."""
 CLEAR = 0.8
 """A word at least as probable in its clip is taken for right."""
 WORD_MS = range(220, 600)
 MARGIN_MS = 50
 SCRAPPED = 4
-"""Out of so many clips."""
+"""How many clips they are cut from."""
 FLOOR = 0.02
 """The level of the quiet audio that is made."""
 
@@ -74,14 +74,14 @@ def main() -> int:
 
 def _seconds(engine: SpeechEngine, chunks: list[PlannedChunk], language: str) -> float:
     started = time.process_time()
-    _heard(engine, chunks, language)
+    _transcribed(engine, chunks, language)
     return time.process_time() - started
 
 
 def _words(folder: Path, engine: SpeechEngine, network: SileroNetwork, most: int) -> None:
     for clips in read_corpus(folder).clip_sets:
         found = [
-            (text, _heard(engine, _planned(pcm, network), clips.language))
+            (text, _transcribed(engine, _planned(pcm, network), clips.language))
             for text, pcm in islice(
                 (
                     word
@@ -98,7 +98,7 @@ def _words(folder: Path, engine: SpeechEngine, network: SileroNetwork, most: int
         invented = [
             segments
             for pcm in wordless
-            if (segments := _heard(engine, _planned(pcm, network), clips.language))
+            if (segments := _transcribed(engine, _planned(pcm, network), clips.language))
         ]
         flagged = sum(
             all(not guards.DOUBTFUL.isdisjoint(segment.flags) for segment in segments)
@@ -163,7 +163,7 @@ def _planned(pcm: Pcm, network: SileroNetwork) -> list[PlannedChunk]:
     return planner.feed(pcm) + planner.finish()
 
 
-def _heard(engine: SpeechEngine, chunks: list[PlannedChunk], language: str) -> list[Segment]:
+def _transcribed(engine: SpeechEngine, chunks: list[PlannedChunk], language: str) -> list[Segment]:
     return [
         segment
         for planned in chunks

@@ -1,4 +1,4 @@
-"""What an idle stack takes: processor time over a minute, and memory.
+"""What an idle stack uses: processor time over a minute, and memory.
 
 Run ``python -m scripts.bench.idle [FILE]``. It starts a stack of its own with two workers, lets it
 rest, and prints for each process what share of a core it took, and its memory (PSS: shared pages
@@ -39,7 +39,7 @@ WARM_CLIPS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ProcessUsage:
     """One process: seconds of processor time since it began, and bytes of memory."""
 
     name: str
@@ -47,9 +47,9 @@ class Taken:
     pss: int
 
 
-def look(pids: dict[str, list[int]]) -> dict[int, Taken]:
+def look(pids: dict[str, list[int]]) -> dict[int, ProcessUsage]:
     """The stack's processes and their descendants, by their ids."""
-    found: dict[int, Taken] = {}
+    found: dict[int, ProcessUsage] = {}
     for role, roots in pids.items():
         for root in roots:
             for process, depth in _family(psutil.Process(root)):
@@ -59,7 +59,7 @@ def look(pids: dict[str, list[int]]) -> dict[int, Taken]:
                 except psutil.Error:  # it has just ended
                     continue
                 pss = getattr(memory, "pss", memory.rss)
-                found[process.pid] = Taken(
+                found[process.pid] = ProcessUsage(
                     f"{role}{' child' * depth}", times.user + times.system, pss
                 )
     return found
@@ -104,7 +104,7 @@ def _row(seconds: list[float]) -> str:
 @click.option("--workers", default=2, show_default=True)
 @click.option("--rounds", default=5, show_default=True, help="How often to send FILE after a rest.")
 def main(file: Path | None, seconds: float, workers: int, rounds: int) -> None:
-    """Print what an idle stack takes; exits with 1 where that is too much."""
+    """Print what an idle stack uses; exits with 1 where that is too much."""
     with ExitStack() as on_exit:
         folder = on_exit.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-idle-"))
         settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")

@@ -1,4 +1,4 @@
-"""What a Redis that hangs costs the clients of a gateway, against one that answers.
+"""Latency of a gateway's responses while Redis hangs, compared with a healthy Redis.
 
 Run ``python -m scripts.bench.outage``. It starts a stack of its own without workers, asks each kind
 of request alone and twelve at once, stops the Redis server (SIGSTOP: it takes connections and
@@ -30,12 +30,12 @@ from scripts.stack.stack import Stack
 AT_ONCE = 12
 ROUNDS = 5
 NEEDS_S, FREE_S = 3.0, 1.0
-"""Most that may be waited for what needs Redis, and for what does not."""
+"""Limits of requests that need Redis, and of those that do not."""
 PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class RequestKind:
     """A kind of request; ``needs`` Redis: it is answered 503 without."""
 
     name: str
@@ -45,13 +45,13 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The slowest answer, in seconds, and the statuses."""
+    """The slowest response, in seconds, and the statuses."""
 
     slowest_s: float
     statuses: frozenset[int]
 
 
-def measure(kind: Kind, at_once: int) -> Measured:
+def measure(kind: RequestKind, at_once: int) -> Measured:
     """Ask ``ROUNDS`` times alone, or once ``at_once`` times together."""
     if at_once > 1:
         with ThreadPoolExecutor(at_once) as pool:
@@ -61,7 +61,7 @@ def measure(kind: Kind, at_once: int) -> Measured:
     return Measured(max(took for took, _ in answers), frozenset(status for _, status in answers))
 
 
-def _timed(kind: Kind) -> tuple[float, int]:
+def _timed(kind: RequestKind) -> tuple[float, int]:
     started = time.monotonic()
     status = kind.ask().status_code
     return time.monotonic() - started, status
@@ -78,7 +78,7 @@ def one_second() -> bytes:
     return file.getvalue()
 
 
-def kinds(http: httpx.Client, jobs: list[str]) -> Sequence[Kind]:
+def kinds(http: httpx.Client, jobs: list[str]) -> Sequence[RequestKind]:
     """All that is asked; a cancelled job is taken from ``jobs``, whose last one stays."""
     files = {"file": ("a.wav", one_second())}
     seen = jobs[0]
@@ -87,12 +87,12 @@ def kinds(http: httpx.Client, jobs: list[str]) -> Sequence[Kind]:
         return http.post(f"/api/v1/jobs/{jobs.pop()}/cancel")
 
     return (
-        Kind("status", partial(http.get, f"/api/v1/status/{seen}")),
-        Kind("list of jobs", partial(http.get, "/api/v1/jobs")),
-        Kind("healthz", partial(http.get, "/healthz")),
-        Kind("cancel", cancel),
-        Kind("upload", partial(http.post, "/api/v1/upload", files=files), needs=True),
-        Kind("readyz", partial(http.get, "/readyz"), needs=True),
+        RequestKind("status", partial(http.get, f"/api/v1/status/{seen}")),
+        RequestKind("list of jobs", partial(http.get, "/api/v1/jobs")),
+        RequestKind("healthz", partial(http.get, "/healthz")),
+        RequestKind("cancel", cancel),
+        RequestKind("upload", partial(http.post, "/api/v1/upload", files=files), needs=True),
+        RequestKind("readyz", partial(http.get, "/readyz"), needs=True),
     )
 
 

@@ -1,4 +1,4 @@
-"""What `steno bench` found, as tables for people and as JSON for programs."""
+"""The figures of `steno bench`, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VERSIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What was promised: ``limit`` in the figure's unit, kept by values at or beyond it."""
+    """The target: ``limit`` in the figure's unit, met by values at or beyond it."""
 
     limit: float
     at_least: bool = False
@@ -46,7 +46,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One thing that was measured, once a round; the median counts."""
+    """One measurement, once a round; its value is the median."""
 
     name: str
     values: tuple[float, ...]
@@ -64,7 +64,7 @@ class Figure:
 
     @property
     def spread(self) -> str:
-        """From the least to the most, where there was more than one round."""
+        """The range, if there was more than one round."""
         if len(self.values) < 2:
             return ""
         return f"{min(self.values):.{self.digits}f}..{max(self.values):.{self.digits}f}"
@@ -86,15 +86,15 @@ class Figure:
 
 @dataclass(slots=True)
 class Comparison:
-    """Ways side by side: one row a way, one figure a column."""
+    """A table of ways: a row per way, a column per figure."""
 
     columns: tuple[str, ...]
     rows: dict[str, tuple[Figure, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What a part of the bench found.
+class BenchPart:
+    """The result of one part of the benchmark.
 
     ``remarks`` are sentences for people; ``details`` go to the JSON alone.
     """
@@ -119,7 +119,7 @@ class Part:
         }
 
 
-def show(part: Part, console: Console) -> None:
+def show(part: BenchPart, console: Console) -> None:
     """Print a part."""
     console.print()
     console.print(Text(part.title, style="bold"))
@@ -128,11 +128,11 @@ def show(part: Part, console: Console) -> None:
         for column in table.columns[1:]:
             column.justify = "right"
         for row, figures in part.comparison.rows.items():
-            told = (
+            cells = (
                 f"{figure} ({figure.spread})" if figure.spread else str(figure)
                 for figure in figures
             )
-            table.add_row(row, *told)
+            table.add_row(row, *cells)
         console.print(table)
     if part.figures:
         console.print(_figures(part.figures))
@@ -147,26 +147,26 @@ def _figures(figures: Sequence[Figure]) -> Table:
     table.add_column("target", justify="right")
     table.add_column("")
     for figure in figures:
-        verdict = {
+        mark = {
             None: Text(""),
             True: Text("met", style="green"),
             False: Text("MISSED", style="bold red"),
         }[figure.met]
         target = "" if figure.target is None else str(figure.target)
-        table.add_row(figure.name, str(figure), figure.spread, target, verdict)
+        table.add_row(figure.name, str(figure), figure.spread, target, mark)
     return table
 
 
-def summary(parts: Sequence[Part]) -> str:
+def summary(parts: Sequence[BenchPart]) -> str:
     """How many targets were met, and the names of those that were not."""
-    judged = [figure for part in parts for figure in part.figures if figure.met is not None]
-    missed = [figure.name for figure in judged if not figure.met]
-    line = f"{len(judged) - len(missed)} of {len(judged)} targets met"
+    with_target = [figure for part in parts for figure in part.figures if figure.met is not None]
+    missed = [figure.name for figure in with_target if not figure.met]
+    line = f"{len(with_target) - len(missed)} of {len(with_target)} targets met"
     return line + (f"; missed: {'; '.join(missed)}" if missed else "")
 
 
 def machine(cores: int) -> dict[str, Any]:
-    """Where this runs: what a figure means little without."""
+    """The machine and versions that the figures belong to."""
     return {
         "cpu": _cpu_name(),
         "cores_used": cores,
@@ -179,19 +179,20 @@ def machine(cores: int) -> dict[str, Any]:
     }
 
 
-def show_machine(told: dict[str, Any], console: Console) -> None:
+def show_machine(machine: dict[str, Any], console: Console) -> None:
     """Print what `machine` found."""
     console.print(
-        f"{told['cpu']}, {told['cores_used']} of {told['cores']} cores, {told['memory_gb']} GB, "
-        f"{told['system']}, Python {told['python']}",
+        f"{machine['cpu']}, {machine['cores_used']} of {machine['cores']} cores, "
+        f"{machine['memory_gb']} GB, {machine['system']}, Python {machine['python']}",
         highlight=False,
     )
     console.print(
-        ", ".join(f"{name} {found}" for name, found in told["versions"].items()), highlight=False
+        ", ".join(f"{name} {found}" for name, found in machine["versions"].items()),
+        highlight=False,
     )
-    if told["load_before"][0] > 0.5:
+    if machine["load_before"][0] > 0.5:
         console.print(
-            f"The machine was busy (load {told['load_before'][0]}): times say little.",
+            f"The machine was busy (load {machine['load_before'][0]}): times say little.",
             style="yellow",
         )
 

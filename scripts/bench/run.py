@@ -1,4 +1,4 @@
-"""A run of `steno bench`, or of `steno bench stream`: where it works, and what it makes known."""
+"""A run of `steno bench` or `steno bench stream`: its folder, progress and findings."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import click
 from rich.console import Console
 
 from common.settings import Settings
-from scripts.bench.report import Part, machine, show, show_machine, summary
+from scripts.bench.report import BenchPart, machine, show, show_machine, summary
 from scripts.stack.embedded import own
 from scripts.stack.stack import available_cores
 
-Tell = Callable[[str], None]
-"""Called with what is being done."""
+Progress = Callable[[str], None]
+"""Called with the current activity."""
 
 
 def chosen(text: str | None, parts: Sequence[str]) -> tuple[str, ...]:
     """The parts in ``text``, separated by commas, in their own order; all where there is none.
 
     Raises:
-        click.BadParameter: it names another, or none.
+        click.BadParameter: it names an unknown part, or none.
     """
     if text is None:
         return tuple(parts)
@@ -38,22 +38,22 @@ def chosen(text: str | None, parts: Sequence[str]) -> tuple[str, ...]:
 
 
 class Findings:
-    """What is found, shown part by part, and written to ``as_json`` as well."""
+    """Prints findings part by part, and writes them to ``as_json`` as well."""
 
     def __init__(self, console: Console, *, cores: int, quick: bool, as_json: Path | None) -> None:
         self._console = console
         self._quick = quick
         self._as_json = as_json
-        self._parts: list[Part] = []
+        self._parts: list[BenchPart] = []
         self._machine = machine(_keep_to(cores))
         show_machine(self._machine, console)
         used = self._machine["cores_used"]
         if used < cores:
-            console.print(f"There are only {used} cores: {cores} workers share them.")
+            console.print(f"Only {used} cores are available: {cores} workers share them.")
         if quick:
-            console.print("A quick look: the targets are meant for a whole run.", style="yellow")
+            console.print("A quick run: the targets are meant for a full one.", style="yellow")
 
-    def take(self, part: Part) -> None:
+    def take(self, part: BenchPart) -> None:
         self._parts.append(part)
         show(part, self._console)
         if self._as_json is not None:
@@ -61,7 +61,7 @@ class Findings:
             self._as_json.write_text(document)
 
     def sum_up(self) -> bool:
-        """Say how many targets were met; returns whether all were."""
+        """Print how many targets were met; returns whether all were."""
         self._console.print()
         self._console.print(summary(self._parts), style="bold")
         return all(figure.met is not False for part in self._parts for figure in part.figures)
@@ -75,8 +75,8 @@ class Findings:
 
 
 @contextmanager
-def working(settings: Settings) -> Iterator[tuple[Path, Tell]]:
-    """A folder for this run alone, which is empty before and after it, and where to tell of it."""
+def working(settings: Settings) -> Iterator[tuple[Path, Progress]]:
+    """A folder for this run, empty before and after it, and a callback for its progress."""
     place = settings.storage.data_dir.absolute() / "bench"
     lock = own(place)
     try:
@@ -89,7 +89,7 @@ def working(settings: Settings) -> Iterator[tuple[Path, Tell]]:
 
 
 def _clear(place: Path) -> None:
-    """Leave nothing but the lock; what is there may be from a run that was killed."""
+    """Delete everything but the lock: leftovers may be from a killed run."""
     for path in place.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -98,7 +98,7 @@ def _clear(place: Path) -> None:
 
 
 def _keep_to(cores: int) -> int:
-    """Keep this process, and all it starts, to so many cores, where the system can do that."""
+    """Pin this process and its children to so many cores, where the system can do that."""
     if sys.platform == "linux":
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
         return available_cores()

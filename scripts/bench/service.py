@@ -1,4 +1,4 @@
-"""The service as `steno bench` measures it: a stack of its own, asked over HTTP."""
+"""The service under test: a stack of its own, used over HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scripts.cli.client import ENDED, Gateway
 from scripts.stack.stack import Stack
 
 POLL_S = 30.0
-"""How long one question about a job may wait for news."""
+"""Longest long poll of a job's status."""
 WORKERS_WITHIN_S = 120.0
 
 
@@ -144,7 +144,7 @@ class UnderTest:
         self._stack = Stack(
             _apart(settings, folder),
             workers=workers,
-            # Where .env says otherwise, the environment goes before it.
+            # The environment takes precedence over .env.
             env={
                 "UPLOAD_DIR": str(folder / "uploads"),
                 "RESULTS_DIR": str(folder / "results"),
@@ -199,7 +199,7 @@ class UnderTest:
         return self._run(job_id, sent_at, done_at)
 
     def run_all(self, paths: Sequence[Path], options: dict[str, str]) -> list[Run]:
-        """Send recordings and have as many of them under way as keep all workers busy."""
+        """Send recordings, enough at once to keep all workers busy."""
         with ThreadPoolExecutor(2 * max(1, self.workers)) as senders:
             return list(senders.map(lambda path: self.run(path, options), paths))
 
@@ -251,8 +251,8 @@ class UnderTest:
         )
         return Run(job_id, sent_at, done_at, result, metrics, steps)
 
-    def chunks_heard(self) -> int:
-        """How many chunks this stack's database knows a text for."""
+    def chunks_transcribed(self) -> int:
+        """How many chunks of this stack have a text."""
         with self._database.transaction() as session:
             return (
                 session.scalar(
@@ -271,13 +271,13 @@ class UnderTest:
         return [process.pid for process in self._family("gateway")]
 
     @property
-    def horse_pids(self) -> list[int]:
-        """The processes that hold the engines."""
+    def engine_pids(self) -> list[int]:
+        """The workers' engine processes."""
         workers = map(psutil.Process, self._stack.processes.get("worker", []))
         return [child.pid for worker in workers for child in worker.children()]
 
     def recognizers(self, engine: str) -> list[psutil.Process]:
-        """The gateway's processes that hear live streams with ``engine``."""
+        """The gateway's recognizer processes with ``engine``."""
         asked = json.dumps({"engine": engine})[1:-1]
         return [
             process
@@ -291,7 +291,7 @@ class UnderTest:
 
     def _await_workers(self) -> None:
         deadline = time.monotonic() + WORKERS_WITHIN_S
-        while len(self.horse_pids) < self.workers:
+        while len(self.engine_pids) < self.workers:
             if time.monotonic() > deadline:
                 raise SetupProblem(
                     problem="The workers did not start",
@@ -301,7 +301,7 @@ class UnderTest:
 
 
 def _apart(settings: Settings, folder: Path) -> Settings:
-    """The settings, but with nothing that leads to servers or files in use."""
+    """The settings without servers and files that are in use."""
     return settings.model_copy(
         update={
             "api": settings.api.model_copy(update={"host": "127.0.0.1", "port": 0, "workers": 1}),

@@ -1,6 +1,6 @@
-"""How much faster than pydub silence is found, and that both find the same.
+"""Compare silence detection with pydub's: speed, and equal results.
 
-Run ``python -m scripts.bench.silence [RECORDING]``; without a recording it makes one.
+Run ``python -m scripts.bench.silence [RECORDING]``; without a recording it generates one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common.audio.silence import SilenceOptions, detect_nonsilent
 from common.domain.values import SAMPLE_RATE
 
 WANTED = 50
-"""Times faster than pydub, below which the program fails."""
+"""Least factor over pydub; below it the program fails."""
 
 
 def main() -> int:
@@ -46,7 +46,7 @@ def main() -> int:
     )
     ended = time.process_time()
     ours_s, theirs_s = between - started, ended - between
-    equal = [list(sound) for sound in ours] == theirs
+    equal = [list(span) for span in ours] == theirs
     ratio = theirs_s / ours_s
     print(  # noqa: T201 - what this program is for
         f"{len(samples) / SAMPLE_RATE / 60:.0f} min, {len(ours)} sounds: pydub {theirs_s:.2f} s, "
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def made_up(minutes: int) -> NDArray[np.int16]:
-    """Noise that swells and fades like sentences, over the hiss of a quiet room."""
+    """Noise that swells and fades like sentences, over background hiss."""
     random = np.random.default_rng(0)
     time_s = np.arange(minutes * 60 * SAMPLE_RATE) / SAMPLE_RATE
     swell = np.clip(np.sin(2 * np.pi * time_s / 7.3), 0, 1) * 0.2 + 0.002

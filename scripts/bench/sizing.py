@@ -38,7 +38,9 @@ def main() -> int:
     parser.add_argument("recording", type=Path)
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--language", default="en")
-    parser.add_argument("--model", action="append", help="only these; may be given again")
+    parser.add_argument(
+        "--model", action="append", help="only this model; may be given several times"
+    )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     settings = load_settings()
@@ -85,8 +87,8 @@ def _in_a_process(state: WeightsState) -> dict[str, float]:
 
 
 def _measure(settings: Settings, asked: argparse.Namespace) -> dict[str, Any]:
-    """What the horse of a worker takes that plans and transcribes this recording alone."""
-    for library in ("OMP", "OPENBLAS"):  # as a worker has it for its horse
+    """The cost of one engine process that plans and transcribes this recording alone."""
+    for library in ("OMP", "OPENBLAS"):  # as a worker sets it for its engine process
         os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.asr.threads))
     from common.asr.engine import DecodingOptions
     from worker.engines import Engines

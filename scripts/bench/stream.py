@@ -1,7 +1,7 @@
-"""``steno bench stream``: how soon words come, how exact, to how many at once, and what upsets it.
+"""``steno bench stream``: latency, accuracy and capacity of live streams, and bad clients.
 
 The gateway is one of its own, with workers beside it; clients, gateway and recognizers share the
-cores. Sound is played at the pace of speech.
+cores. Audio is sent in real time.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from scripts.bench.corpus import (
     wer,
     write_wav,
 )
-from scripts.bench.report import Comparison, Figure, Part, Target
-from scripts.bench.run import Findings, Tell, chosen, working
+from scripts.bench.report import BenchPart, Comparison, Figure, Target
+from scripts.bench.run import Findings, Progress, chosen, working
 from scripts.bench.service import UnderTest
-from scripts.bench.stream_clients import IDLE_S, Place, bad_clients, short_sessions
+from scripts.bench.stream_clients import IDLE_S, StreamTarget, bad_clients, short_sessions
 from scripts.bench.stream_play import (
     Played,
     Programme,
@@ -49,30 +49,30 @@ from scripts.cli.console import make_console
 
 PARTS = ("english", "vietnamese", "several", "clients", "batch")
 SHARED = ("several", "clients", "batch")
-"""Parts for which whoever speaks does."""
+"""Parts that any of the voices can measure."""
 MODEL = "base"
 ROOMY = {
     "STREAM_MAX_WHISPER": "64",
     "STREAM_MAX_ZIPFORMER": "64",
     "LIMIT_CONCURRENT_STREAMS": "0",
 }
-"""More streams than are kept pace with: how many are is to be found out."""
+"""Limits beyond the capacity, which is what is measured."""
 WARM_UP_S = 1.0
 OF_WAITS = (
-    "A first partial is waited for since the utterance's first word began, a final since the "
-    "utterance's end: since that sound was sent."
+    "Waits count from when the audio was sent: for a first partial the start of the utterance's "
+    "first word, for a final the utterance's end."
 )
 OF_TIMES = (
-    "Times are those for which engines were at work (the real time factor): the stream's has "
-    "STREAM_THREADS threads, the job's one."
+    "Times are the engines' processing times (RTF): the stream's with STREAM_THREADS threads, the "
+    "job's with one."
 )
 FULL = 503
-"""The status of the refusal where there is no free place."""
+"""The status where no stream is free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What is promised of an engine: medians in seconds, and the real time factor."""
+    """Targets of an engine: medians in seconds, and the RTF."""
 
     first_s: float
     final_s: float
@@ -86,30 +86,34 @@ PROMISES = {FASTER_WHISPER: Promise(1.2, 1.0, 0.6), ZIPFORMER: Promise(0.8, 1.0,
 COLUMNS = ("first partial", "95 %", "final", "95 %", "to one alone")
 """Of comparisons: waits in the median and at the 95th percentile."""
 WER_POINTS = 2.0
-"""By how much finals may be worse than the batch path on the same sound."""
+"""How many WER points finals may lose against the batch path on the same audio."""
 GROWTH_MB = 30.0
-"""By how much processes may grow over the short sessions; a session's sound alone is 30 kB."""
+"""By how much processes may grow over the short sessions; a session's audio alone is 30 kB."""
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """How much is measured; ``steps`` are the numbers of streams at once that are tried."""
+class StreamSize:
+    """How much is measured; ``steps`` are the numbers of streams at once that are tried.
+
+    ``unread``: whether a client that reads nothing is waited for; it is cut off after a minute.
+    """
 
     stream_s: float = 450.0
     several_s: float = 40.0
     steps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 10, 12, 16)
     pause_s: float = 4 * IDLE_S
     fast_s: float = 90.0
+    unread: bool = True
     sessions: int = 300
 
 
-QUICK = Size(stream_s=30.0, several_s=15.0, steps=(1, 2), fast_s=5.0, sessions=20)
+QUICK = StreamSize(stream_s=30.0, several_s=15.0, steps=(1, 2), fast_s=5.0, sessions=20)
 LONG_PAUSE_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Clips in one language, and who hears them."""
+    """Clips in one language, and the engine that recognizes them."""
 
     clips: ClipSet
     engine: str
@@ -136,7 +140,7 @@ def processor_s(processes: Sequence[psutil.Process]) -> float:
 
 
 class StreamBench:
-    """Measures the parts that are asked for. ``folder`` takes everything that is written."""
+    """Measures the requested parts. ``folder`` takes everything that is written."""
 
     def __init__(
         self,
@@ -145,23 +149,23 @@ class StreamBench:
         folder: Path,
         *,
         cores: int,
-        size: Size,
-        tell: Tell,
+        size: StreamSize,
+        progress: Progress,
     ) -> None:
         self._corpus = corpus
         self._settings = settings
         self._folder = folder
         self._cores = cores
         self._size = size
-        self._tell = tell
+        self._progress = progress
         self._key = settings.key.of_client
         self._kept_pace: dict[str, int] = {}
         self._voices: dict[str, Voice] = {}
         self.skipped: list[str] = []
         """What could not be measured, and why."""
 
-    def run(self, wanted: Sequence[str], found: Callable[[Part], None]) -> None:
-        """Measure ``wanted``, handing each part over as soon as it is there."""
+    def run(self, wanted: Sequence[str], found: Callable[[BenchPart], None]) -> None:
+        """Measure ``wanted``; calls ``found`` with each part as soon as it is measured."""
         for name, find in (("english", self._english), ("vietnamese", self._vietnamese)):
             if set(wanted) & {name, *SHARED} and (voice := find()) is not None:
                 self._voices[name] = voice
@@ -173,7 +177,7 @@ class StreamBench:
                 self._with_limits(narrow, found)
 
     def _with_room(
-        self, service: UnderTest, wanted: Sequence[str], found: Callable[[Part], None]
+        self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
     ) -> None:
         for name, voice in self._voices.items():
             if name in wanted:
@@ -187,17 +191,17 @@ class StreamBench:
             else:
                 self.skipped.append("batch: the folder has no long recording")
 
-    def _with_limits(self, service: UnderTest, found: Callable[[Part], None]) -> None:
+    def _with_limits(self, service: UnderTest, found: Callable[[BenchPart], None]) -> None:
         for voice in self._voices.values():
             found(self._one_too_many(service, voice))
         found(self._bad_clients(service))
         found(self._sessions(service))
 
-    # --- who speaks ---------------------------------------------------------------------------
+    # --- voices ---------------------------------------------------------------------------
 
     @property
     def _voice(self) -> Voice:
-        """The first of those that speak."""
+        """The first voice."""
         return next(iter(self._voices.values()))
 
     def _english(self) -> Voice | None:
@@ -213,7 +217,7 @@ class StreamBench:
             speaks = state.languages == EVERY_LANGUAGE or "vi" in state.languages
             if state.engine == ZIPFORMER and state.state == "present" and speaks:
                 return Voice(clips, ZIPFORMER, state.model)
-        self._tell("fetching Vietnamese weights for zipformer")
+        self._progress("fetching Vietnamese weights for zipformer")
         try:
             from scripts.bench.streaming_weights import bring
 
@@ -232,15 +236,15 @@ class StreamBench:
 
     # --- 1: one stream ------------------------------------------------------------------------
 
-    def _one(self, service: UnderTest, part: str, voice: Voice) -> Part:
+    def _one(self, service: UnderTest, part: str, voice: Voice) -> BenchPart:
         programme = voice.programme(self._size.stream_s)
         self._warm_up(service, voice)
-        self._tell(f"{voice}: one stream of {programme.duration_s:.0f} s")
+        self._progress(f"{voice}: one stream of {programme.duration_s:.0f} s")
         played, spent_s = self._measured(service, voice, [programme])
         stream = played[0]
-        self._tell(f"{voice}: the same sound as a job")
-        sound = np.frombuffer(programme.pcm, "<i2")
-        file = write_wav(self._folder / f"{part}.wav", [sound])
+        self._progress(f"{voice}: the same audio as a job")
+        audio = np.frombuffer(programme.pcm, "<i2")
+        file = write_wav(self._folder / f"{part}.wav", [audio])
         job = service.run(file, {"language": programme.language, "model": MODEL})
         texts = {"stream": stream.text, "job": job.text}
         wers = {
@@ -251,25 +255,25 @@ class StreamBench:
             "stream": stream.processing_s / programme.duration_s,
             "job": job.engine_s / programme.duration_s,
         }
-        comparison = Comparison(("WER", "time / sound", "to the job's"))
+        comparison = Comparison(("WER", "time / audio", "to the job's"))
         for way, name in (("stream", f"stream, {voice.engine}"), ("job", f"job, {FASTER_WHISPER}")):
             comparison.rows[name] = (
                 Figure(f"{name}: WER", (wers[way],), "%", 2),
-                Figure(f"{name}: time / sound", (rtfs[way],), "", 3),
+                Figure(f"{name}: time / audio", (rtfs[way],), "", 3),
                 Figure(f"{name}: to the job's", (rtfs[way] / rtfs["job"],), "x", 2),
             )
         # Promised of the same weights on both paths.
         target = Target(WER_POINTS) if voice.engine == FASTER_WHISPER else None
         points = wers["stream"] - wers["job"]
         rtf, cores = Target(voice.promise.rtf), spent_s / programme.duration_s
-        return Part(
+        return BenchPart(
             part,
             f"1. One stream: {voice}, {programme.duration_s:.0f} s",
             (
                 *_waits(part, waits_of(stream), voice.promise),
                 Figure(f"{part}: WER above the job's", (points,), "points", 2, target),
                 Figure(f"{part}: real time factor", (rtfs["stream"],), "", 3, rtf),
-                Figure(f"{part}: processor time of all threads / sound", (cores,), "", 3),
+                Figure(f"{part}: processor time of all threads / audio", (cores,), "", 3),
             ),
             comparison,
             (OF_WAITS, OF_TIMES),
@@ -281,14 +285,14 @@ class StreamBench:
 
     # --- 2: several ---------------------------------------------------------------------------
 
-    def _several(self, service: UnderTest, voice: Voice) -> Part:
+    def _several(self, service: UnderTest, voice: Voice) -> BenchPart:
         self._warm_up(service, voice)
         comparison = Comparison((*COLUMNS, "cores"))
         alone: Waits | None = None
         kept = 0
         for count in self._size.steps:
             programmes = [voice.programme(self._size.several_s, seed) for seed in range(count)]
-            self._tell(f"{voice}: {count} streams at once")
+            self._progress(f"{voice}: {count} streams at once")
             played, spent_s = self._measured(service, voice, programmes)
             waits = _together(played)
             alone = alone or waits
@@ -300,7 +304,7 @@ class StreamBench:
             kept = count
         self._kept_pace[voice.engine] = kept
         limit = self._settings.stream.limit_of(voice.engine)
-        return Part(
+        return BenchPart(
             f"several {voice.engine}",
             f"2. Several streams at once: {voice}",
             (
@@ -313,11 +317,11 @@ class StreamBench:
                 ),
             ),
             comparison,
-            (f"So many are let in as the gateway is set now: {limit}.", OF_WAITS),
+            (f"The gateway's configured limit: {limit}.", OF_WAITS),
         )
 
     def _narrow(self) -> UnderTest:
-        """A gateway that takes as many streams as were kept pace with, and no silent clients."""
+        """A gateway limited to the measured capacity, with a short idle timeout."""
         whisper, zipformer = (
             max(1, self._kept_pace.get(engine, 1)) for engine in (FASTER_WHISPER, ZIPFORMER)
         )
@@ -331,16 +335,16 @@ class StreamBench:
             LIMIT_CONCURRENT_STREAMS="0",
         )
 
-    def _one_too_many(self, service: UnderTest, voice: Voice) -> Part:
+    def _one_too_many(self, service: UnderTest, voice: Voice) -> BenchPart:
         limit = max(1, self._kept_pace.get(voice.engine, 1))
         self._warm_up(service, voice)
-        self._tell(f"{voice}: {limit} streams and one too many")
+        self._progress(f"{voice}: {limit} streams and one too many")
         programmes = [voice.programme(self._size.several_s, seed) for seed in range(limit)]
         played, refusal = asyncio.run(self._with_one_more(service, voice, programmes))
         refused = refusal is not None and refusal.details["status"] == FULL
-        told = "it was not refused" if refusal is None else refusal.message
+        answer = "it was not refused" if refusal is None else refusal.message
         name = f"{voice.engine}, one too many"
-        return Part(
+        return BenchPart(
             f"limit {voice.engine}",
             f"2. One stream too many: {voice}, limit {limit}",
             (
@@ -353,13 +357,13 @@ class StreamBench:
                 ),
                 *_waits(f"{name}: the others", _together(played), voice.promise),
             ),
-            remarks=(f"The answer: {told}", OF_WAITS),
+            remarks=(f"The answer: {answer}", OF_WAITS),
         )
 
     async def _with_one_more(
         self, service: UnderTest, voice: Voice, programmes: Sequence[Programme]
     ) -> tuple[list[Played], RequestRejected | None]:
-        """Play all, and half-way through ask for one more."""
+        """Play all, and half-way through request one more."""
         others = asyncio.create_task(
             play_all(service.address, self._key, programmes, **voice.options)
         )
@@ -375,39 +379,44 @@ class StreamBench:
 
     # --- 3: bad clients, and many -------------------------------------------------------------
 
-    def _bad_clients(self, service: UnderTest) -> Part:
+    def _bad_clients(self, service: UnderTest) -> BenchPart:
         voice = self._voice
         self._warm_up(service, voice)
-        self._tell("clients that do what they should not")
+        self._progress("misbehaving clients")
         answers = asyncio.run(
             bad_clients(
                 self._place(service, voice),
                 voice.programme(WARM_UP_S),
                 pause_s=self._size.pause_s,
                 fast_s=self._size.fast_s,
+                unread=self._size.unread,
             )
         )
         wrong = sum(not answer.as_promised for answer in answers)
-        return Part(
+        return BenchPart(
             "clients",
-            "3. Clients that do what they should not",
+            "3. Misbehaving clients",
             (
                 Figure("bad clients", (float(len(answers)),), "", 0),
                 Figure(
-                    "bad clients that met what is not promised", (float(wrong),), "", 0, Target(0)
+                    "misbehaving clients with an unexpected response",
+                    (float(wrong),),
+                    "",
+                    0,
+                    Target(0),
                 ),
             ),
             remarks=tuple(map(str, answers)),
         )
 
-    def _sessions(self, service: UnderTest) -> Part:
+    def _sessions(self, service: UnderTest) -> BenchPart:
         places = [self._place(service, voice) for voice in self._voices.values()]
         speech = self._voice.programme(WARM_UP_S)
         count = self._size.sessions
-        self._tell("a few short sessions")
+        self._progress("a few short sessions")
         asyncio.run(short_sessions(places, speech, 2 * len(places)))
         before = _family(service)
-        self._tell(f"{count} short sessions")
+        self._progress(f"{count} short sessions")
         failed = asyncio.run(short_sessions(places, speech, count))
         after = _family(service)
         comparison = Comparison(("before", "after", "ratio"))
@@ -420,7 +429,7 @@ class StreamBench:
             )
         counts = [sum(map(len, found.values())) for found in (before, after)]
         sizes = [sum(map(sum, found.values())) for found in (before, after)]
-        return Part(
+        return BenchPart(
             "sessions",
             f"3. {count} short sessions, one after the other",
             (
@@ -436,14 +445,14 @@ class StreamBench:
 
     # --- 4: beside a job ----------------------------------------------------------------------
 
-    def _beside_a_job(self, service: UnderTest, recording: LongRecording) -> Part:
+    def _beside_a_job(self, service: UnderTest, recording: LongRecording) -> BenchPart:
         voice = self._voice
         programme = voice.programme(self._size.several_s)
         self._warm_up(service, voice)
         waits = {}
-        self._tell(f"{voice}: one stream, and nothing else")
+        self._progress(f"{voice}: one stream alone")
         waits["the stream alone"] = _together(self._measured(service, voice, [programme])[0])
-        self._tell(f"{voice}: one stream, and {recording.path.name}")
+        self._progress(f"{voice}: one stream, and {recording.path.name}")
         job = service.submit(recording.path, {"language": recording.language, "model": MODEL})
         service.wait_until_under_way(job)
         waits["beside the job"] = _together(self._measured(service, voice, [programme])[0])
@@ -453,32 +462,32 @@ class StreamBench:
         comparison = Comparison(COLUMNS)
         for name, each in waits.items():
             comparison.rows[name] = _row(each, waits["the stream alone"])
-        return Part(
+        return BenchPart(
             "batch",
             f"4. Beside a job: {voice}, {service.workers} workers at {recording.path.name}",
             (),
             comparison,
-            (OF_WAITS, *(["The job was over before the stream: name a longer one."] * over)),
+            (OF_WAITS, *(["The job ended before the stream: use a longer recording."] * over)),
         )
 
     # --- all ----------------------------------------------------------------------------------
 
-    def _place(self, service: UnderTest, voice: Voice) -> Place:
+    def _place(self, service: UnderTest, voice: Voice) -> StreamTarget:
         options = {**voice.options, "language": voice.clips.language}
-        return Place(service.address, self._key, options, tuple(service.gateway_pids))
+        return StreamTarget(service.address, self._key, options, tuple(service.gateway_pids))
 
     def _warm_up(self, service: UnderTest, voice: Voice) -> None:
-        """Have the recognizer loaded, and used once."""
+        """Load the recognizer and use it once."""
         if service.recognizers(voice.engine):
             return
-        self._tell(f"{voice}: loading")
+        self._progress(f"{voice}: loading")
         programme = voice.programme(WARM_UP_S)
         asyncio.run(play_all(service.address, self._key, [programme], **voice.options))
 
     def _measured(
         self, service: UnderTest, voice: Voice, programmes: Sequence[Programme]
     ) -> tuple[list[Played], float]:
-        """Streams, and the processor time that their recognizer spent on them."""
+        """Streams, and the processor time their recognizer spent."""
         before = processor_s(service.recognizers(voice.engine))
         played = asyncio.run(play_all(service.address, self._key, programmes, **voice.options))
         return played, processor_s(service.recognizers(voice.engine)) - before
@@ -538,9 +547,9 @@ def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
     metavar="PART,...",
     help=f"What to measure [{','.join(PARTS)}].",
 )
-@click.option("--quick", is_flag=True, help="A minute of each: to see that it works.")
+@click.option("--quick", is_flag=True, help="Measure a minute of each: a smoke test.")
 @click.option(
-    "--long", "long_pause", is_flag=True, help="The client that pauses does for 10 minutes."
+    "--long", "long_pause", is_flag=True, help="Let the client that pauses do so for 10 minutes."
 )
 @click.option(
     "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
@@ -550,7 +559,7 @@ def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
     "as_json",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write everything there as well.",
+    help="Write all figures to this file as well.",
 )
 @click.pass_context
 def stream(
@@ -571,13 +580,13 @@ def stream(
     require_scorers()
     corpus = read_corpus(folder)
     settings = load_settings()
-    size = QUICK if quick else Size()
+    size = QUICK if quick else StreamSize()
     if long_pause:
         size = replace(size, pause_s=LONG_PAUSE_S)
     console = make_console()
     findings = Findings(console, cores=cores, quick=quick, as_json=as_json)
-    with working(settings) as (place, tell):
-        bench = StreamBench(corpus, settings, place, cores=cores, size=size, tell=tell)
+    with working(settings) as (place, progress):
+        bench = StreamBench(corpus, settings, place, cores=cores, size=size, progress=progress)
         bench.run(parts, findings.take)
     for line in bench.skipped:
         console.print(f"Skipped: {line}", style="yellow")

@@ -1,4 +1,4 @@
-"""Clients that do what they should not: what a gateway answers, and what they leave behind."""
+"""Misbehaving clients: how a gateway responds, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from scripts.cli.client import plural, shown
 from scripts.cli.streaming import DONE, StreamClient, address_of, paced
 
 IDLE_S = 4.0
-"""STREAM_IDLE of the gateway that they meet: the minute that it is else would be long to wait."""
+"""STREAM_IDLE of the gateway under test; its default is a minute."""
 PATIENCE_S = 120.0
 FAST, TOO_FAST = 20.0, 4429
 MISTAKES = 20
 RECEIVE_BYTES = 4096
-"""What the system may keep for a client that reads nothing."""
+"""Receive buffer of the client that reads nothing."""
 CUT_OFF_S = 2 * UNREAD_MS / 1000
-"""How long its end is waited for."""
+"""How long to wait for its end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the clients go: the gateway's address, the key to show, and what to ask for.
+class StreamTarget:
+    """The gateway's address, the key to send, and the stream's options.
 
     ``pids`` are the gateway's processes.
     """
@@ -59,7 +59,7 @@ class Place:
         return any(each.raddr and each.raddr.port == port for each in found)
 
     async def connect(self, sock: socket.socket | None = None) -> ClientConnection:
-        """A connection on which nothing is said yet."""
+        """A connection on which nothing was sent yet."""
         return await connect(
             address_of(self.address),
             additional_headers=shown(self.key),
@@ -71,15 +71,15 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a client met: how it was told, and whether that is what was promised."""
+class Encounter:
+    """What a client received, and whether that was expected."""
 
     what: str
-    told: str
+    answer: str
     as_promised: bool
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.told}{'' if self.as_promised else ' - NOT AS PROMISED'}"
+        return f"{self.what}: {self.answer}{'' if self.as_promised else ' - UNEXPECTED'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ class Met:
         return cls(tuple(errors), finals, stream.code)
 
     def __str__(self) -> str:
-        heard = [plural(self.finals, "final")] if self.finals else []
-        return ", ".join((*heard, *dict.fromkeys(self.errors), f"closed with {self.code}"))
+        finals_seen = [plural(self.finals, "final")] if self.finals else []
+        return ", ".join((*finals_seen, *dict.fromkeys(self.errors), f"closed with {self.code}"))
 
 
 def _error(document: Mapping[str, Any]) -> str:
@@ -110,18 +110,18 @@ def _error(document: Mapping[str, Any]) -> str:
 
 
 async def bad_clients(
-    place: Place, speech: Programme, *, pause_s: float, fast_s: float
-) -> list[Answer]:
-    """Have each of them come, one after the other.
+    place: StreamTarget, speech: Programme, *, pause_s: float, fast_s: float, unread: bool
+) -> list[Encounter]:
+    """Run all misbehaving clients, one after the other.
 
     ``pause_s`` is how long one is silent that gives signs of life; ``fast_s`` how long one goes on
-    to send much too fast.
+    to send much too fast; ``unread``: whether one comes that reads nothing.
     """
     second = speech.pcm[:64_000]
-    cut_off = await _read_nothing(place)
+    cut_off = [await _read_nothing(place)] if unread else []
     clients = (
         _garbage_first(place),
-        _sound_as_text(place, second),
+        _audio_as_text(place, second),
         _garbage_later(place, speech),
         _half_samples(place, speech),
         _unknown_option(place),
@@ -130,18 +130,18 @@ async def bad_clients(
         _too_fast(place, speech, fast_s),
         _vanish(place, speech),
     )
-    return [*[await client for client in clients], await cut_off]
+    return [await client for client in (*clients, *cut_off)]
 
 
-async def _garbage_first(place: Place) -> Answer:
+async def _garbage_first(place: StreamTarget) -> Encounter:
     return await _refused_text(place, "garbage as the first message", "}{ no JSON")
 
 
-async def _sound_as_text(place: Place, sound: bytes) -> Answer:
-    return await _refused_text(place, "sound as text", b64encode(sound).decode())
+async def _audio_as_text(place: StreamTarget, audio: bytes) -> Encounter:
+    return await _refused_text(place, "audio as text", b64encode(audio).decode())
 
 
-async def _refused_text(place: Place, what: str, text: str) -> Answer:
+async def _refused_text(place: StreamTarget, what: str, text: str) -> Encounter:
     connection = await place.connect()
     await connection.send(text)
     errors = []
@@ -152,43 +152,43 @@ async def _refused_text(place: Place, what: str, text: str) -> Answer:
                 errors.append(_error(document))
     except ConnectionClosed as closed:
         code = closed.rcvd.code if closed.rcvd else None
-    return Answer(what, str(Met(tuple(errors), 0, code)), code == 4400)
+    return Encounter(what, str(Met(tuple(errors), 0, code)), code == 4400)
 
 
-async def _garbage_later(place: Place, speech: Programme) -> Answer:
+async def _garbage_later(place: StreamTarget, speech: Programme) -> Encounter:
     async with place.client() as stream:
         await _speak(stream, speech)
         for _ in range(MISTAKES):
             await stream.send("no JSON")
         met = await Met.of(stream)
-    what = f"{MISTAKES} times garbage between sound"
-    return Answer(what, str(met), met.code == 4400 and 1 < len(met.errors) < MISTAKES)
+    what = f"{MISTAKES} times garbage between audio"
+    return Encounter(what, str(met), met.code == 4400 and 1 < len(met.errors) < MISTAKES)
 
 
-async def _half_samples(place: Place, speech: Programme) -> Answer:
+async def _half_samples(place: StreamTarget, speech: Programme) -> Encounter:
     async with place.client() as stream:
         for start in range(0, len(speech.pcm) - 1, 3201):
             await stream.send(speech.pcm[start : min(start + 3201, len(speech.pcm) - 1)])
         await stream.finish()
         met = await Met.of(stream)
-    return Answer("samples cut in half", str(met), met.code == DONE and met.finals > 0)
+    return Encounter("samples cut in half", str(met), met.code == DONE and met.finals > 0)
 
 
-async def _unknown_option(place: Place) -> Answer:
+async def _unknown_option(place: StreamTarget) -> Encounter:
     async with place.client(colour="blue") as stream:
         met = await Met.of(stream)
     named = any("colour" in error for error in met.errors)
-    return Answer("an unknown option", str(met), met.code == 4422 and named)
+    return Encounter("an unknown option", str(met), met.code == 4422 and named)
 
 
-async def _silence(place: Place, sound: bytes) -> Answer:
+async def _silence(place: StreamTarget, audio: bytes) -> Encounter:
     async with place.client() as stream:
-        await stream.send(sound)
+        await stream.send(audio)
         met = await Met.of(stream)
-    return Answer(f"no sign of life for {IDLE_S:g} s", str(met), met.code == 4408)
+    return Encounter(f"no message for {IDLE_S:g} s", str(met), met.code == 4408)
 
 
-async def _pause(place: Place, speech: Programme, pause_s: float) -> Answer:
+async def _pause(place: StreamTarget, speech: Programme, pause_s: float) -> Encounter:
     async with place.client() as stream:
         await _speak(stream, speech)
         until = time.monotonic() + pause_s
@@ -198,11 +198,11 @@ async def _pause(place: Place, speech: Programme, pause_s: float) -> Answer:
         await _speak(stream, speech)
         await stream.finish()
         met = await Met.of(stream)
-    what = f"{pause_s:g} s without sound, but signs of life"
-    return Answer(what, str(met), met.code == DONE and met.finals > 1)
+    what = f"{pause_s:g} s without audio, but keep-alives"
+    return Encounter(what, str(met), met.code == DONE and met.finals > 1)
 
 
-async def _too_fast(place: Place, speech: Programme, fast_s: float) -> Answer:
+async def _too_fast(place: StreamTarget, speech: Programme, fast_s: float) -> Encounter:
     async def for_long() -> AsyncIterator[bytes]:
         until = time.monotonic() + fast_s
         for piece in cycle(pieces_of(speech.pcm)):
@@ -221,23 +221,25 @@ async def _too_fast(place: Place, speech: Programme, fast_s: float) -> Answer:
         met = await Met.of(stream)
         await speaking
     what = f"{FAST:g} times real time for {fast_s:g} s"
-    # A slow host closes it before anything is final.
-    return Answer(what, str(met), met.code == TOO_FAST or (met.code == DONE and met.finals > 0))
+    # A slow host closes it before the first final.
+    return Encounter(what, str(met), met.code == TOO_FAST or (met.code == DONE and met.finals > 0))
 
 
-async def _vanish(place: Place, speech: Programme) -> Answer:
+async def _vanish(place: StreamTarget, speech: Programme) -> Encounter:
     async with place.client() as stream:
         first = await stream.receive()
         session_id = first.document["session_id"] if first else ""
         await _speak(stream, speech)
+        while (message := await stream.receive()) and not message.document.get("text"):
+            pass  # a slow host has not recognized anything yet
         stream.vanish()
     kept = await _when_over(place, session_id)
-    told = f"{kept['word_count']} words kept, outcome {kept['outcome']}"
-    return Answer("a client that vanishes", told, kept["word_count"] > 0)
+    answer = f"{kept['word_count']} words kept, outcome {kept['outcome']}"
+    return Encounter("a client that vanishes", answer, kept["word_count"] > 0)
 
 
-async def _read_nothing(place: Place) -> asyncio.Task[Answer]:
-    """It asks for more and more answers, and takes none of them.
+async def _read_nothing(place: StreamTarget) -> asyncio.Task[Encounter]:
+    """It requests ever more responses and reads none of them.
 
     Returns, when its stream has ended, and others can have one:
         What waits until it is cut off.
@@ -254,20 +256,20 @@ async def _read_nothing(place: Place) -> asyncio.Task[Answer]:
     asking = asyncio.create_task(_ask_on_and_on(connection))
     outcome = (await _when_over(place, session_id))["outcome"]
 
-    async def wait() -> Answer:
+    async def wait() -> Encounter:
         try:
             async with asyncio.timeout(CUT_OFF_S):
                 while place.serves(port):
                     await asyncio.sleep(1)
-            told = "and cut off"
+            answer = "and cut off"
         except TimeoutError:
-            told = "but its socket stays"
+            answer = "but its socket stays"
         asking.cancel()
         connection.transport.abort()
         await asyncio.wait([asking])
         # A slow host may not fill the buffers before the system gives the connection up.
-        right = outcome in ("slow_reader", "client_left") and told == "and cut off"
-        return Answer("a client that reads nothing", f"outcome {outcome}, {told}", right)
+        right = outcome in ("slow_reader", "client_left") and answer == "and cut off"
+        return Encounter("a client that reads nothing", f"outcome {outcome}, {answer}", right)
 
     return asyncio.create_task(wait())
 
@@ -283,8 +285,8 @@ async def _speak(stream: StreamClient, speech: Programme) -> None:
         await stream.send(piece)
 
 
-async def _when_over(place: Place, session_id: str) -> dict[str, Any]:
-    """What is kept of a stream once it has ended."""
+async def _when_over(place: StreamTarget, session_id: str) -> dict[str, Any]:
+    """The stored session of a stream once it has ended."""
     deadline = time.monotonic() + PATIENCE_S
     async with httpx.AsyncClient(
         base_url=place.address, headers=shown(place.key), trust_env=False
@@ -298,20 +300,20 @@ async def _when_over(place: Place, session_id: str) -> dict[str, Any]:
             await asyncio.sleep(0.2)
 
 
-async def short_sessions(places: Sequence[Place], speech: Programme, count: int) -> int:
+async def short_sessions(places: Sequence[StreamTarget], speech: Programme, count: int) -> int:
     """So many streams of a second or two, one after the other at each place.
 
     Returns:
         How many did not end as asked.
     """
 
-    async def one(place: Place) -> bool:
+    async def one(place: StreamTarget) -> bool:
         async with place.client() as stream:
             await _speak(stream, speech)
             await stream.finish()
             return (await Met.of(stream)).code == DONE
 
-    async def at(place: Place, share: int) -> int:
+    async def at(place: StreamTarget, share: int) -> int:
         return [await one(place) for _ in range(share)].count(False)
 
     shares = [len(range(number, count, len(places))) for number in range(len(places))]

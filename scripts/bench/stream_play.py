@@ -99,7 +99,7 @@ class Played:
 
     @property
     def processing_s(self) -> float:
-        """How long it took to hear it, as the gateway says at its end; 0: it said nothing."""
+        """Processing time as the gateway reports it at the end; 0: not reported."""
         return float(self.of_type("status")[-1].document.get("processing_seconds", 0.0))
 
     def states(self, name: str) -> int:
@@ -142,13 +142,13 @@ def waits_of(played: Played) -> Waits:
         if after.document["start"] <= before.document["end"]
     }
     for message in finals:
-        told = message.document
-        waits.finals.append(message.at - played.sent.at(told["end"] * 1000))
-        if told["words"]:
-            waits.words.append(message.at - played.sent.at(told["words"][-1]["end"] * 1000))
-            if told["start"] not in cut:
-                began = played.sent.at(told["words"][0]["start"] * 1000)
-                waits.firsts.append(shown[told["start"]] - began)
+        document = message.document
+        waits.finals.append(message.at - played.sent.at(document["end"] * 1000))
+        if document["words"]:
+            waits.words.append(message.at - played.sent.at(document["words"][-1]["end"] * 1000))
+            if document["start"] not in cut:
+                began = played.sent.at(document["words"][0]["start"] * 1000)
+                waits.firsts.append(shown[document["start"]] - began)
     return waits
 
 
@@ -159,16 +159,16 @@ async def play(
     *,
     together: asyncio.Barrier | None = None,
     delay_s: float = 0.0,
-    hear: Callable[[Message], object] = lambda _: None,
+    on_message: Callable[[Message], object] = lambda _: None,
     **options: Any,
 ) -> Played:
-    """One stream from its first sound to its last final.
+    """One stream from its first audio to its last final.
 
-    It begins when it is heard, and all that go ``together`` are, and after ``delay_s``. ``hear`` is
-    given each message as it comes.
+    The audio begins once the stream and all that go ``together`` are ready, and after ``delay_s``.
+    ``on_message`` is called with each message.
 
     Raises:
-        RequestRejected, GatewayLost: the gateway did not want it, or went away.
+        RequestRejected, GatewayLost: the gateway rejected it, or the connection broke.
     """
     sent = Sent()
     messages: list[Message] = []
@@ -191,7 +191,7 @@ async def play(
         try:
             async for message in stream.messages():
                 messages.append(message)
-                hear(message)
+                on_message(message)
         finally:
             speaking.cancel()
             await asyncio.wait([speaking])
@@ -205,7 +205,7 @@ async def _pieces(pcm: bytes) -> AsyncIterator[bytes]:
 
 
 def pieces_of(pcm: bytes) -> Iterator[bytes]:
-    """Sound in the pieces in which it is sent."""
+    """Audio in the pieces in which it is sent."""
     for start in range(0, len(pcm), PIECE_BYTES):
         yield pcm[start : start + PIECE_BYTES]
 
@@ -213,7 +213,7 @@ def pieces_of(pcm: bytes) -> Iterator[bytes]:
 async def play_all(
     address: str, key: str | None, programmes: Sequence[Programme], **options: Any
 ) -> list[Played]:
-    """Several streams at once, begun one after the other within 2 s: nobody speaks in step."""
+    """Several streams at once, started within 2 s of each other, out of step."""
     together = asyncio.Barrier(len(programmes))
     step_s = 2.0 / len(programmes)
     return list(

@@ -25,43 +25,45 @@ if TYPE_CHECKING:
     from common.settings import Settings
 
 COMMAND = os.environ.get("STENO_COMMAND", "steno")
-"""What was typed to call this program; `scripts/steno` says."""
+"""How this program was called; `scripts/steno` sets it."""
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """A command that is imported from ``module`` when it is needed, so that the others are quick.
+class LazyCommand:
+    """A command that is imported from ``module`` only when it is called, to keep the others fast.
 
-    It is the module's attribute of the command's name.
+    The module has it under the command's name.
     """
 
     module: str
     help: str
 
 
-ELSEWHERE = {
-    "transcribe": Elsewhere("scripts.cli.transcribe", "Turn recordings into text."),
-    "listen": Elsewhere("scripts.cli.listen", "Show words while people speak."),
-    "status": Elsewhere("scripts.cli.client", "Show how far a job is."),
-    "result": Elsewhere("scripts.cli.client", "Print a finished job's text."),
-    "download": Elsewhere("scripts.cli.client", "Save a finished job's text in a format."),
-    "cancel": Elsewhere("scripts.cli.client", "Cancel a job."),
-    "jobs": Elsewhere("scripts.cli.jobs", "List jobs, newest first."),
-    "retry": Elsewhere("scripts.cli.jobs", "Have a failed job done after all."),
-    "delete": Elsewhere("scripts.cli.jobs", "Delete a job with all it has."),
-    "keys": Elsewhere("scripts.cli.keys", "Make, list and revoke API keys."),
-    "tenants": Elsewhere("scripts.cli.keys", "Say what is particular to tenants."),
-    "models": Elsewhere("scripts.cli.models", "List, pull, convert and verify weights."),
-    "moderation": Elsewhere(
-        "scripts.training.moderation", "Train, export, check and measure models that label texts."
+LAZY_COMMANDS = {
+    "transcribe": LazyCommand("scripts.cli.transcribe", "Turn recordings into text."),
+    "listen": LazyCommand("scripts.cli.listen", "Transcribe live audio as it is spoken."),
+    "status": LazyCommand("scripts.cli.client", "Show a job's status and progress."),
+    "result": LazyCommand("scripts.cli.client", "Print a finished job's text."),
+    "download": LazyCommand("scripts.cli.client", "Save a finished job's text in a format."),
+    "cancel": LazyCommand("scripts.cli.client", "Cancel a job."),
+    "jobs": LazyCommand("scripts.cli.jobs", "List jobs, newest first."),
+    "retry": LazyCommand("scripts.cli.jobs", "Retry a failed job."),
+    "delete": LazyCommand("scripts.cli.jobs", "Delete a job and its files."),
+    "keys": LazyCommand("scripts.cli.keys", "Create, list and revoke API keys."),
+    "tenants": LazyCommand("scripts.cli.keys", "Show and change settings of tenants."),
+    "models": LazyCommand("scripts.cli.models", "List, pull, convert and verify weights."),
+    "moderation": LazyCommand(
+        "scripts.training.moderation", "Train, export, check and evaluate moderation models."
     ),
-    "bench": Elsewhere(
+    "bench": LazyCommand(
         "scripts.bench.bench", "Measure speed and accuracy on a folder of recordings."
     ),
-    "doctor": Elsewhere("scripts.cli.doctor", "Say what is missing and how to get it."),
+    "doctor": LazyCommand(
+        "scripts.cli.doctor", "Check the installation; say how to fix what is missing."
+    ),
 }
 
 
@@ -86,7 +88,7 @@ class OneLineErrors(click.Group):
             if _wants_tracebacks():
                 traceback.print_exc()
             _fail(str(error))
-        except BrokenPipeError:  # `steno result ID | head` has seen enough
+        except BrokenPipeError:  # `steno result ID | head` closed the pipe
             sys.stdout = None
             sys.exit(1)
         except Exception as error:
@@ -100,26 +102,28 @@ class OneLineErrors(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
             return super().resolve_command(ctx, args)
-        except click.exceptions.NoSuchCommand as error:  # it suggests what is here already
+        except (
+            click.exceptions.NoSuchCommand
+        ) as error:  # it suggests only commands that are imported
             raise click.exceptions.NoSuchCommand(
                 error.command_name, possibilities=self.list_commands(ctx), ctx=ctx
             ) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *ELSEWHERE})
+        return sorted({*super().list_commands(ctx), *LAZY_COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = ELSEWHERE.get(cmd_name)
-        if place is None:
+        lazy = LAZY_COMMANDS.get(cmd_name)
+        if lazy is None:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(importlib.import_module(place.module), cmd_name)
+        command: click.Command = getattr(importlib.import_module(lazy.module), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
         for name in self.list_commands(ctx):
-            if name in ELSEWHERE:
-                rows.append((name, ELSEWHERE[name].help))
+            if name in LAZY_COMMANDS:
+                rows.append((name, LAZY_COMMANDS[name].help))
             elif (command := super().get_command(ctx, name)) is not None:
                 rows.append((name, command.get_short_help_str(limit=80)))
         with formatter.section("Commands"):
@@ -127,7 +131,7 @@ class OneLineErrors(click.Group):
 
 
 def suggestion(value: str, allowed: Iterable[str]) -> str:
-    """The end of a sentence about a wrong value: the one that may have been meant, if any."""
+    """``. Did you mean X?`` if an allowed value is close to ``value``, else nothing."""
     from difflib import get_close_matches
 
     close = get_close_matches(value.lower(), allowed, n=1)
@@ -135,7 +139,7 @@ def suggestion(value: str, allowed: Iterable[str]) -> str:
 
 
 def as_typed(text: str) -> str:
-    """``text`` with the commands in it as this one was typed."""
+    """``text`` with its commands written as this program was called."""
     names = "|".join(steno.list_commands(click.Context(steno)))
     return re.sub(rf"(?<![\w/.-])steno (?=({names})\b)", f"{COMMAND} ", text)
 
@@ -156,7 +160,7 @@ def _wants_tracebacks() -> bool:
 
 
 def _unexpected(error: Exception) -> str:
-    """Keep the traceback in a file and name it."""
+    """Write the traceback to a file; returns a line that names it."""
     summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     try:
         log = load_settings().storage.data_dir / "logs" / "steno.log"
@@ -170,7 +174,7 @@ def _unexpected(error: Exception) -> str:
 
 
 def load_settings(**overrides: str | int | Path | None) -> Settings:
-    """The settings, with command line options put before the environment."""
+    """Load the settings; options of the command line take precedence over the environment."""
     for name, value in overrides.items():
         if value is not None:
             os.environ[name.upper()] = str(value)
@@ -198,7 +202,7 @@ def interrupt_on_signals() -> None:
     """Have SIGINT, SIGTERM and SIGHUP end this command as Ctrl-C does.
 
     A shell starts the background commands of a script with SIGINT ignored, which Python leaves so;
-    that SIGHUP is ignored is somebody's wish (nohup).
+    an ignored SIGHUP is kept (nohup).
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
@@ -228,7 +232,7 @@ def _debug(_: click.Context, __: click.Parameter, wanted: bool) -> None:
 @click.group(
     cls=OneLineErrors,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=f"To begin with: {COMMAND} transcribe talk.mp3 --language en",
+    epilog=f"Try: {COMMAND} transcribe talk.mp3 --language en",
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version)
 @click.option(
@@ -281,7 +285,10 @@ def up(workers: int | None, host: str | None, port: int | None) -> None:
         sys.stdout.flush()
         stack.wait()
     except KeyboardInterrupt:
-        click.echo("Stopping; what is in hand is finished first. Ctrl-C again: at once.", err=True)
+        click.echo(
+            "Stopping once the steps in hand are finished. Press Ctrl-C again to stop at once.",
+            err=True,
+        )
         try:
             stack.stop()
         except KeyboardInterrupt:
@@ -314,7 +321,7 @@ def dispatch() -> None:
 
 
 def _become(module: str, **overrides: str | int | None) -> NoReturn:
-    """Turn into ``python -m module``, so that signals reach it as if it had been called itself."""
+    """Replace this process by ``python -m module``, so that signals reach it directly."""
     from common.settings import import_from_checkout
 
     _use_servers(load_settings(**overrides))
@@ -324,7 +331,7 @@ def _become(module: str, **overrides: str | int | None) -> NoReturn:
 
 
 def _use_servers(settings: Settings) -> None:
-    """Take the servers of the stack that runs here where the settings name none."""
+    """Use the running stack's servers where the settings name none."""
     wanted = {
         "DATABASE_URL": settings.database.url is None,
         "REDIS_URL": settings.redis.address is None,
@@ -347,9 +354,9 @@ def _use_servers(settings: Settings) -> None:
 
 @contextmanager
 def database_here() -> Iterator[str]:
-    """The URL of the database: the one named, that of the stack that runs here, or an embedded one.
+    """The URL of the database: the configured one, the running stack's, or an embedded one.
 
-    The last is started for as long as the block lasts, and has this version's tables.
+    An embedded one is migrated, and stopped when the block ends.
     """
     from common.db.migrate import upgrade
     from scripts.stack.embedded import EmbeddedPostgres
@@ -368,10 +375,12 @@ def database_here() -> Iterator[str]:
 
 
 @steno.command()
-@click.option("--downgrade", "revision", help="Go back to this revision; base: to nothing.")
+@click.option(
+    "--downgrade", "revision", help="Downgrade to this revision; base removes all tables."
+)
 @data_dir_option
 def migrate(revision: str | None) -> None:
-    """Bring the database to this version's tables."""
+    """Migrate the database to this version's tables."""
     from common.db.migrate import downgrade, revisions, upgrade
     from common.net.reach import wait_for
 

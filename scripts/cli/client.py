@@ -30,56 +30,56 @@ from scripts.stack.running import find_owner, find_running
 FORMATS = tuple(MEDIA_TYPES)
 SOUND = "wav"
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
-"""The states in which a job stays."""
+"""Final states of a job."""
 
 CONNECT_S = 5.0
 ANSWER_S = 60.0
-"""How long an answer may take beyond the time it was asked to wait."""
+"""How long a response may take beyond the wait that was asked for."""
 
 WARNINGS = {
-    "truncated": "the file ends in the middle; what is there was transcribed",
-    "damaged": "parts of the file are damaged and were left out",
-    "gaps": "packets are missing in places; there is silence in their place",
+    "truncated": "the file is cut off; the part that is there was transcribed",
+    "damaged": "damaged parts of the file were skipped",
+    "gaps": "missing packets were replaced by silence",
     "header_size_wrong": "there is more audio than the file's header says; all was transcribed",
     "channels_inverted": "channels cancel each other out; one was inverted before mixing",
-    "channels_left_out": "a channel holds loud noise; it was left out where another holds speech",
-    "other_audio_track": "nobody speaks on the default audio track; another was transcribed "
+    "channels_left_out": "a channel holds loud noise; it was skipped where another holds speech",
+    "other_audio_track": "the default audio track has no speech; another was transcribed "
     "(--audio-track chooses one)",
     "clock_jumped": "the file's clock jumps, so times after the jump may differ from a player's",
     "no_speech": "nobody speaks in it",
-    "speech_too_short": "there is too little speech in it for a word to be sure of",
-    "doubtful_text": "all of its text is doubtful; its segments' flags say why",
-    "speech_without_text": "somewhere somebody speaks and no text was found for it",
-    "language_mismatch": "somewhere another language is spoken than the one asked for, so the text "
-    "there is wrong; name that language, or auto",
-    "mixed_languages": "more than one language is spoken; the text was written in one",
+    "speech_too_short": "it has too little speech to recognize a word with confidence",
+    "doubtful_text": "all of its text is doubtful; see its segments' flags",
+    "speech_without_text": "some speech in it has no text",
+    "language_mismatch": "part of it is in another language than the requested one, so the text "
+    "of that part is wrong; pass that language, or auto",
+    "mixed_languages": "it has several languages; its text is in one of them",
     "language_uncertain": "its language could not be detected with confidence",
     "moderation_failed": "some segments could not be moderated; the text is complete",
-    "moderated_by_several_models": "the moderation model changed under way; "
-    "the manifest names all of them",
+    "moderated_by_several_models": "the moderation model changed during the job; "
+    "the manifest lists all of them",
 }
-"""What a result's warnings mean."""
+"""Warnings of a result, in words."""
 
 MOST_LANGUAGES = 3
-"""So many languages are shown with their probabilities."""
+"""How many languages are shown with their probabilities."""
 MOST_FLAGGED = 5
-"""So many flagged segments are told with their times."""
+"""How many flagged segments are listed with their times."""
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 Sent = Callable[[int], None]
-"""Called with the number of bytes just sent; may raise to give up."""
+"""Called with the number of bytes just sent; may raise to abort."""
 
 
 class Gateway:
     """A gateway's batch API, one method a route; usable by several threads.
 
-    ``address`` is its URL without ``/api/v1``; ``key`` is the API key to show.
+    ``address`` is its URL without ``/api/v1``; ``key`` is the API key to send.
 
     Raises, from every method:
         RequestRejected: the gateway said no; its detail is the message, ``details["status"]`` the
             status.
-        GatewayLost: it cannot be reached, or went away.
+        GatewayLost: it is unreachable, or the connection broke.
     """
 
     def __init__(self, address: str, key: str | None = None) -> None:
@@ -89,7 +89,7 @@ class Gateway:
                 base_url=f"{self.address}/api/v1",
                 headers=shown(key),
                 timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
-                trust_env=not _is_here(self.address),  # no proxy leads to this machine
+                trust_env=not _is_here(self.address),  # never through a proxy
             )
 
     def __enter__(self) -> Self:
@@ -102,14 +102,14 @@ class Gateway:
         self._http.close()
 
     def reach(self) -> None:
-        """Raise `GatewayLost` unless something answers there."""
+        """Raise `GatewayLost` unless the gateway responds."""
         with self._errors():
             self._http.head(f"{self.address}/healthz")
 
     def upload(
         self, path: Path, options: Mapping[str, str], sent: Sent = lambda _: None
     ) -> dict[str, Any]:
-        """Send a recording from disk, never all of it in memory; returns what accepted it.
+        """Stream a recording from disk; returns the response that accepted it.
 
         Raises:
             OSError: the file cannot be read.
@@ -119,7 +119,7 @@ class Gateway:
             return self._json("POST", "/upload", data=dict(options), files=files)
 
     def status(self, job_id: str, wait_s: float = 0) -> dict[str, Any]:
-        """Where a job stands; with ``wait_s``, told when that changes, at the latest after it."""
+        """A job's status; with ``wait_s`` (long poll), once it changes or after that time."""
         timeout = httpx.Timeout(ANSWER_S + wait_s, connect=CONNECT_S)
         params = {"wait": f"{wait_s:g}"} if wait_s else {}
         return self._json("GET", f"/status/{job_id}", params=params, timeout=timeout)
@@ -127,7 +127,7 @@ class Gateway:
     def result(
         self, job_id: str, *, partial: bool = False, filter_profanity: bool | None = None
     ) -> dict[str, Any]:
-        """A job's text; with ``partial``, as far as it is known.
+        """A job's text; with ``partial``, what is there so far.
 
         Offending words are masked as ``filter_profanity`` says, or (None) as the upload did.
         """
@@ -137,7 +137,7 @@ class Gateway:
         return self._json("GET", f"/result/{job_id}", params=params)
 
     def stream(self, session_id: str) -> dict[str, Any]:
-        """A live stream with its finals, also while it goes on."""
+        """A live stream with its finals, also while it is open."""
         return self._json("GET", f"/streams/{session_id}")
 
     def cancel(self, job_id: str) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Gateway:
             cursor = {"cursor": page["next_cursor"]}
 
     def keys(self, tenant: str | None) -> list[dict[str, Any]]:
-        """The keys of ``tenant``, by default the caller's own; for admins, as the next two."""
+        """The keys of ``tenant``, by default the caller's own; for admins, like the next two."""
         found: list[dict[str, Any]] = self._json("GET", "/keys", headers=_of(tenant))["keys"]
         return found
 
@@ -173,7 +173,7 @@ class Gateway:
             _check(self._http.delete(f"/keys/{key_id}", headers=_of(tenant)))
 
     def health(self) -> dict[str, Any]:
-        """How all parts of the gateway are."""
+        """The health of all parts of the service."""
         return self._json("GET", f"{self.address}/health")
 
     @contextmanager
@@ -241,26 +241,28 @@ class Gateway:
             yield
         except (httpx.InvalidURL, UnicodeError) as error:  # the latter of a name that IDNA has not
             raise RequestRejected(
-                detail=f"{self.address} is no address: {error}", status=0
+                detail=f"{self.address} is not a valid URL: {error}", status=0
             ) from error
         except httpx.UnsupportedProtocol as error:
-            raise RequestRejected(detail=f"{self.address} is no http address", status=0) from error
+            raise RequestRejected(
+                detail=f"{self.address} is not an http(s) URL", status=0
+            ) from error
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise GatewayLost(address=self.address, reason=reason) from error
 
 
 def shown(key: str | None) -> dict[str, str]:
-    """The headers that show a key; none where there is none.
+    """The headers that carry a key; none without a key.
 
     Raises:
-        RequestRejected: it is no key.
+        RequestRejected: it cannot be a key.
     """
     if not key:
         return {}
     key = key.strip()
     if not key.isascii() or not key.isprintable():
-        raise RequestRejected(detail="The API key has characters in it that no key has", status=0)
+        raise RequestRejected(detail="The API key contains invalid characters", status=0)
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -279,19 +281,19 @@ def _check(answer: httpx.Response) -> None:
 
 
 def refusal(status: int, phrase: str, content: bytes) -> RequestRejected:
-    """The gateway's no, in its own words where it has some."""
+    """The gateway's rejection, with its own detail if it gives one."""
     detail = f"The gateway answered {status} {phrase}"
     with suppress(ValueError, TypeError, KeyError):
         problem = json.loads(content)
         detail = str(problem["detail"])
         detail += suggestion(problem["value"], problem["allowed"].split(", "))
     if status == HTTPStatus.UNAUTHORIZED:
-        detail += "; name one with --key or STENO_API_KEY (steno keys create makes one)"
+        detail += "; pass one with --key or STENO_API_KEY (steno keys create makes one)"
     return RequestRejected(detail=detail, status=status)
 
 
 def passing(error: RequestRejected | GatewayLost) -> bool:
-    """Whether to try again: the gateway or what it needs may be back soon."""
+    """Whether the error is transient: worth a retry."""
     return isinstance(error, GatewayLost) or error.details["status"] in {
         HTTPStatus.BAD_GATEWAY,
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -300,7 +302,7 @@ def passing(error: RequestRejected | GatewayLost) -> bool:
 
 
 class _Counted(io.FileIO):
-    """A file that tells how much of it was read."""
+    """A file that reports how much of it was read."""
 
     def __init__(self, path: Path, sent: Sent) -> None:
         super().__init__(path, "rb")
@@ -359,15 +361,17 @@ def lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def flagged(result: Mapping[str, Any]) -> str | None:
-    """Which segments were flagged, for a person; None where none was."""
-    judged = (result.get("moderation") or {}).get("results", ())
-    told = [
-        f"{clock(each['start'])} {each['label']}" for each in judged if each["label"] != Label.CLEAN
+    """The flagged segments in words; None if there are none."""
+    moderated = (result.get("moderation") or {}).get("results", ())
+    line = [
+        f"{clock(each['start'])} {each['label']}"
+        for each in moderated
+        if each["label"] != Label.CLEAN
     ]
-    if not told:
+    if not line:
         return None
-    more = f" and {len(told) - MOST_FLAGGED} more" if len(told) > MOST_FLAGGED else ""
-    return f"{plural(len(told), 'segment')} flagged: {', '.join(told[:MOST_FLAGGED])}{more}"
+    more = f" and {len(line) - MOST_FLAGGED} more" if len(line) > MOST_FLAGGED else ""
+    return f"{plural(len(line), 'segment')} flagged: {', '.join(line[:MOST_FLAGGED])}{more}"
 
 
 def plural(count: int, noun: str) -> str:
@@ -386,7 +390,7 @@ def clock(seconds: float) -> str:
 
 
 def gateway_options(command: _Command) -> _Command:
-    """The options that say which gateway to use: ``server``, ``key``, and the data directory."""
+    """Add the options that select the gateway: ``server``, ``key``, and the data directory."""
     command = data_dir_option(command)
     command = click.option(
         "--key", metavar="KEY", help="API key to send [STENO_API_KEY, GATEWAY_API_KEY]."
@@ -399,8 +403,8 @@ def gateway_options(command: _Command) -> _Command:
     )(command)
 
 
-class Language(click.ParamType[str]):
-    """A language as `language_code` takes it, or auto; gives the code."""
+class LanguageParam(click.ParamType[str]):
+    """A language as `language_code` takes it, or auto; converts to the code."""
 
     name = "language"
 
@@ -410,25 +414,23 @@ class Language(click.ParamType[str]):
         if code is None:
             names = [AUTO, *LANGUAGES, *map(str.lower, LANGUAGES.values())]
             meant = suggestion(wanted, names) or ". Such as vi, en or auto"
-            self.fail(f"{value!r} is no language of Whisper's{meant}", param, ctx)
+            self.fail(f"{value!r} is not a Whisper language{meant}", param, ctx)
         return code
 
 
 job_id_argument = click.argument("job_id", metavar="ID")
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the gateway's own answer."
-)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the gateway's response.")
 _masks = click.option(
     "--filter-profanity/--no-filter-profanity",
     default=None,
-    help="Mask offending words, or show them [as the job was sent].",
+    help="Mask offensive words, or show them [as the job asked].",
 )
 
 
 def find_gateway(server: str | None, key: str | None = None) -> Gateway:
     """The gateway that ``server`` names, or that of the stack that runs here.
 
-    It is shown ``key``, or that of the settings.
+    It is sent ``key``, or the key of the settings.
 
     Raises:
         SetupProblem: there is none.
@@ -441,13 +443,13 @@ def find_gateway(server: str | None, key: str | None = None) -> Gateway:
     running = find_running(data_dir)
     if running is None and (owner := find_owner(data_dir)) is not None:
         raise SetupProblem(
-            problem=f"Stenopool is starting or stopping over {data_dir} (process {owner})",
-            remedy="Try again when it is up",
+            problem=f"Stenopool is starting or stopping in {data_dir} (process {owner})",
+            remedy="Try again once it is up",
         )
     if running is None:
         raise SetupProblem(
-            problem=f"Stenopool is not running over {data_dir}",
-            remedy="Start it with: steno up; or name the running one by --data-dir or --server",
+            problem=f"Stenopool is not running in {data_dir}",
+            remedy="Start it with: steno up; or pass --data-dir or --server of a running one",
         )
     return Gateway(running.address, key)
 
@@ -457,17 +459,17 @@ def find_gateway(server: str | None, key: str | None = None) -> Gateway:
 @json_option
 @gateway_options
 def status(job_id: str, as_json: bool, server: str | None, key: str | None) -> None:
-    """Show how far the job ID is."""
+    """Show the status and progress of the job ID."""
     with find_gateway(server, key) as gateway:
         state = gateway.status(job_id)
     if as_json:
         click.echo(json.dumps(state, ensure_ascii=False, indent=2))
         return
-    for name, value in _told(state):
+    for name, value in _facts(state):
         click.echo(f"{name:<10} {value}")
 
 
-def _told(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "recording", recording_name(state)
     yield "status", state["status"]
     if state["status"] == "PENDING" and state["queue_position"] is not None:
@@ -489,7 +491,7 @@ def _told(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def warning(code: str, found: Mapping[str, Any]) -> str:
-    """A result's warning for a person; one about languages with those that were found."""
+    """A result's warning in words, with the detected languages where it is about those."""
     meaning = WARNINGS.get(code, code)
     languages: Mapping[str, float] = found.get("language_probabilities") or {}
     if code not in {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN} or not languages:
@@ -499,19 +501,21 @@ def warning(code: str, found: Mapping[str, Any]) -> str:
 
 
 def recording_name(state: Mapping[str, Any]) -> str:
-    """A job's recording for a person: its file's name, and its length where that is known."""
+    """A job's recording in words: its filename, and its duration if known."""
     seconds = state["duration_seconds"]
     return f"{state['filename']} ({clock(seconds)})" if seconds else str(state["filename"])
 
 
 def local_time(time: str) -> str:
-    """A time of the gateway's on this machine's clock, such as ``2026-01-31 09:05:00``."""
+    """A time of the gateway's in this machine's time zone, such as ``2026-01-31 09:05:00``."""
     return datetime.fromisoformat(time).astimezone().strftime("%F %T")
 
 
 @click.command()
 @job_id_argument
-@click.option("--partial", is_flag=True, help="What is known so far, of a job that still runs.")
+@click.option(
+    "--partial", is_flag=True, help="Print what is there so far of a job that still runs."
+)
 @_masks
 @json_option
 @gateway_options
@@ -533,8 +537,8 @@ def result(
         click.echo(line)
     for code in found["warnings"]:
         click.echo(f"steno: warning: {warning(code, found)}", err=True)
-    if told := flagged(found):
-        click.echo(f"steno: {told}", err=True)
+    if flags := flagged(found):
+        click.echo(f"steno: {flags}", err=True)
 
 
 @click.command()
@@ -543,17 +547,19 @@ def result(
     "--format",
     "ending",
     type=click.Choice((*FORMATS, SOUND)),
-    help="What to save it as [by the ending of --output, or txt]; wav: the recording.",
+    help="Format to save [by the extension of --output, or txt]; wav saves the recording.",
 )
 @click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="File or folder to write to, - for stdout [here, named like the recording].",
+    help="File or folder to write to, - for stdout [named like the recording, here].",
 )
-@click.option("--flag", is_flag=True, help="Begin offending cues with their label (srt, vtt).")
+@click.option("--flag", is_flag=True, help="Prefix offensive cues with their label (srt, vtt).")
 @_masks
-@click.option("--redact", is_flag=True, help="The recording, offending words covered by a tone.")
+@click.option(
+    "--redact", is_flag=True, help="Save the recording with offensive words covered by a tone."
+)
 @gateway_options
 def download(
     job_id: str,
@@ -565,9 +571,9 @@ def download(
     server: str | None,
     key: str | None,
 ) -> None:
-    """Save the text of the finished job ID to a file, or its recording.
+    """Save the text or the recording of the finished job ID to a file.
 
-    A file that is there is overwritten, but no recording unless --output names it.
+    Existing files are overwritten; an existing recording only when --output names it.
     """
     ending = ending or _ending_of_download(output) or (SOUND if redact else "txt")
     with find_gateway(server, key) as gateway:
@@ -583,8 +589,8 @@ def download(
             target = folder / name if folder else output or Path(name)
             if ending == SOUND and target != output and target.exists():
                 raise SetupProblem(
-                    problem=f"{target} is there, and may be the recording itself",
-                    remedy="Name another file with --output",
+                    problem=f"{target} exists, and may be the recording itself",
+                    remedy="Pass another file with --output",
                 )
             _write_atomically(target, pieces)
             click.echo(target)
@@ -597,7 +603,7 @@ def _ending_of_download(output: Path | None) -> str | None:
 
 
 def ending_of(path: Path) -> str | None:
-    """The format that a file's name asks for."""
+    """The format by a filename's extension."""
     ending = path.suffix.removeprefix(".").lower()
     return ending if ending in FORMATS else None
 
@@ -606,7 +612,7 @@ def ending_of(path: Path) -> str | None:
 @job_id_argument
 @gateway_options
 def cancel(job_id: str, server: str | None, key: str | None) -> None:
-    """Cancel the job ID. What it has heard so far is kept for another run."""
+    """Cancel the job ID. Finished chunks are kept for another run."""
     with find_gateway(server, key) as gateway:
         state = gateway.cancel(job_id)
     click.echo(f"{job_id} {state['status']}")

@@ -1,4 +1,4 @@
-"""``steno doctor``: what is here, what is missing, and how to get it."""
+"""``steno doctor``: check the installation, and say how to fix what is missing."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from scripts.stack.embedded import choose_identity, find_postgres, find_valkey, 
 from scripts.stack.running import RunningStack, find_owner, find_running
 
 ENOUGH_DISK_BYTES = 2_000_000_000
-"""The default weights, and some hours of recordings with the sound cut from them."""
+"""The default weights, and some hours of recordings with their chunks."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at: what was found or, when it is not well, what to do about it."""
+class Check:
+    """The result of one check, with a remedy if it failed."""
 
     what: str
     found: str
     remedy: str | None = None
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at everything that ``steno up`` and its jobs need; leaves nothing behind."""
+def examine(settings: Settings) -> Iterator[Check]:
+    """Check everything that ``steno up`` and its jobs need; leaves nothing behind."""
     running = find_running(settings.storage.data_dir.absolute())
     yield _python()
     yield _packages()
@@ -57,16 +57,16 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _workers(running)
 
 
-def _python() -> Finding:
+def _python() -> Check:
     found = ".".join(str(part) for part in sys.version_info[:3])
     good = sys.version_info >= (3, 11)
-    return Finding("Python", found, None if good else "install Python 3.11 or newer")
+    return Check("Python", found, None if good else "install Python 3.11 or newer")
 
 
-def _packages() -> Finding:
+def _packages() -> Check:
     """The installed packages against the lock."""
     if INSTALLED:
-        return Finding("packages", "as pip, pipx or uv chose them")
+        return Check("packages", "as pip, pipx or uv chose them")
     wrong = []
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     pinned = [Requirement(line.rstrip("\\ ")) for line in lines if "==" in line]
@@ -82,52 +82,52 @@ def _packages() -> Finding:
         if not good:
             wrong.append(f"{requirement.name}{requirement.specifier}")
     if wrong:
-        return Finding(
+        return Check(
             "packages",
             f"missing or of another version: {', '.join(wrong)}",
             "delete .venv and run scripts/steno again",
         )
-    return Finding("packages", "all as locked")
+    return Check("packages", "all as locked")
 
 
-def _weights(settings: Settings) -> Finding:
+def _weights(settings: Settings) -> Check:
     engine, model = settings.asr.default_engine, settings.asr.default_model
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     try:
         weights = store.resolve(engine, model)
     except StenoError as error:
-        return Finding("weights", error.message, f"steno models pull {model} --engine {engine}")
-    return Finding("weights", f"{weights.model} for {weights.engine} in {weights.path}")
+        return Check("weights", error.message, f"steno models pull {model} --engine {engine}")
+    return Check("weights", f"{weights.model} for {weights.engine} in {weights.path}")
 
 
-def _moderation(settings: Settings) -> Finding:
+def _moderation(settings: Settings) -> Check:
     from common.moderation.loading import load_moderation
 
     try:
         model = load_moderation(settings.moderation).by.model
     except ModerationOff as error:
-        return Finding("moderation", error.message)
+        return Check("moderation", error.message)
     except StenoError as error:
-        return Finding("moderation", error.message, "see PHOBERT_ONNX_DIR in .env.example")
-    return Finding("moderation", f"{model} can be used")
+        return Check("moderation", error.message, "see PHOBERT_ONNX_DIR in .env.example")
+    return Check("moderation", f"{model} can be used")
 
 
-def _data_dir(data_dir: Path) -> Finding:
+def _data_dir(data_dir: Path) -> Check:
     existing = _nearest_existing(data_dir)
     if os.access(existing, os.W_OK | os.X_OK):
-        return Finding("data", f"{data_dir} can be written")
-    return Finding("data", f"{existing} cannot be written", "choose another with DATA_DIR")
+        return Check("data", f"{data_dir} can be written")
+    return Check("data", f"{existing} cannot be written", "choose another folder with DATA_DIR")
 
 
-def _disk(data_dir: Path) -> Finding:
+def _disk(data_dir: Path) -> Check:
     free = shutil.disk_usage(_nearest_existing(data_dir)).free
     found = f"{free / 1e9:.1f} GB free for {data_dir}"
     if free < ENOUGH_DISK_BYTES:
-        return Finding("disk", found, f"have {ENOUGH_DISK_BYTES / 1e9:.0f} GB, or move DATA_DIR")
-    return Finding("disk", found)
+        return Check("disk", found, f"have {ENOUGH_DISK_BYTES / 1e9:.0f} GB, or move DATA_DIR")
+    return Check("disk", found)
 
 
-def _postgres(settings: Settings, running: RunningStack | None) -> Finding:
+def _postgres(settings: Settings, running: RunningStack | None) -> Check:
     url = _database_url(settings, running)
     if url is None:
         return _embedded("Postgres", lambda: _embedded_postgres(settings))
@@ -135,11 +135,11 @@ def _postgres(settings: Settings, running: RunningStack | None) -> Finding:
         with psycopg.connect(url, connect_timeout=5) as connection:
             number = connection.info.server_version
     except psycopg.Error as error:
-        return Finding("Postgres", _first_line(error), "check DATABASE_URL and that it is up")
-    return Finding("Postgres", f"{number // 10_000}.{number % 10_000} answers")
+        return Check("Postgres", _first_line(error), "check DATABASE_URL and that it is up")
+    return Check("Postgres", f"{number // 10_000}.{number % 10_000} answers")
 
 
-def _redis(settings: Settings, running: RunningStack | None) -> Finding:
+def _redis(settings: Settings, running: RunningStack | None) -> Check:
     url = settings.redis.address or (running.redis_url if running else None)
     if url is None:
         return _embedded("Redis", lambda: str(find_valkey()))
@@ -147,15 +147,15 @@ def _redis(settings: Settings, running: RunningStack | None) -> Finding:
         with redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5) as client:
             client.ping()
     except (redis.RedisError, ValueError) as error:
-        return Finding("Redis", _first_line(error), "check REDIS_URL and that it is up")
-    return Finding("Redis", "answers")
+        return Check("Redis", _first_line(error), "check REDIS_URL and that it is up")
+    return Check("Redis", "answers")
 
 
-def _embedded(what: str, find: Callable[[], str]) -> Finding:
+def _embedded(what: str, find: Callable[[], str]) -> Check:
     try:
-        return Finding(what, f"embedded, {find()}")
+        return Check(what, f"embedded, {find()}")
     except SetupProblem as problem:
-        return Finding(what, str(problem.details["problem"]), str(problem.details["remedy"]))
+        return Check(what, str(problem.details["problem"]), str(problem.details["remedy"]))
 
 
 def _embedded_postgres(settings: Settings) -> str:
@@ -164,45 +164,45 @@ def _embedded_postgres(settings: Settings) -> str:
     return f"{major} in {binaries}"
 
 
-def _migrations(settings: Settings, running: RunningStack | None) -> Finding:
+def _migrations(settings: Settings, running: RunningStack | None) -> Check:
     url = _database_url(settings, running)
     if url is None:
-        return Finding("migrations", "applied by steno up")
+        return Check("migrations", "applied by steno up")
     try:
         found, newest = revisions(url)
     except StenoError as error:
-        return Finding("migrations", str(error), "see Postgres above")
+        return Check("migrations", str(error), "see Postgres above")
     if found != newest:
-        return Finding("migrations", f"at {found or 'nothing'}, not {newest}", "run: steno migrate")
-    return Finding("migrations", f"at {found}, the newest")
+        return Check("migrations", f"at {found or 'nothing'}, not {newest}", "run: steno migrate")
+    return Check("migrations", f"at {found}, the newest")
 
 
-def _gateway(settings: Settings, running: RunningStack | None) -> Finding:
+def _gateway(settings: Settings, running: RunningStack | None) -> Check:
     if running is not None:
-        return Finding("gateway", f"up at {running.address} (process {running.pid})")
+        return Check("gateway", f"up at {running.address} (process {running.pid})")
     owner = find_owner(settings.storage.data_dir.absolute())
     if owner is not None:
-        return Finding("gateway", f"starting or stopping (process {owner})", "wait for it")
+        return Check("gateway", f"starting or stopping (process {owner})", "wait for it")
     host, port = settings.api.host, settings.api.port
     problem = listening_problem(port, host)
     if problem is not None:
-        return Finding(
+        return Check(
             "gateway",
             f"not running, and {host} port {port} cannot be used: {problem}",
             "choose another with --port or API_PORT",
         )
-    return Finding("gateway", f"not running; {host} port {port} is free")
+    return Check("gateway", f"not running; {host} port {port} is free")
 
 
-def _workers(running: RunningStack) -> Finding:
-    """All that ring in at the stack's queue, wherever they run."""
+def _workers(running: RunningStack) -> Check:
+    """All workers registered with the stack's queue, on any host."""
     try:
         workers = StepQueue(connect(running.redis_url)).live_workers()
     except redis.RedisError as error:
-        return Finding("workers", _first_line(error), "see Redis above")
+        return Check("workers", _first_line(error), "see Redis above")
     if workers == 0:
-        return Finding("workers", "none is running", "start one with: steno worker")
-    return Finding("workers", f"{workers} running")
+        return Check("workers", "none is running", "start one with: steno worker")
+    return Check("workers", f"{workers} running")
 
 
 def _database_url(settings: Settings, running: RunningStack | None) -> str | None:
@@ -217,16 +217,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def examine_server(gateway: Gateway) -> Iterator[Finding]:
-    """Look at a gateway from outside: what it says of its parts."""
+def examine_server(gateway: Gateway) -> Iterator[Check]:
+    """Check a gateway over HTTP by its health report."""
     health = gateway.health()
-    yield Finding("gateway", f"{health['version']} answers at {gateway.address}")
+    yield Check("gateway", f"{health['version']} answers at {gateway.address}")
     for part, said in health["parts"].items():
         well = said in {OK, OFF, LOADING}
-        yield Finding(part, said, None if well else "look at it on the gateway's host")
+        yield Check(part, said, None if well else "check it on the gateway's host")
     for part, count in (("workers", health["workers"]), ("dispatchers", health["dispatchers"])):
         if count is not None:
-            yield Finding(part, f"{count} running", None if count else _START[part])
+            yield Check(part, f"{count} running", None if count else _START[part])
 
 
 _START = {
@@ -236,12 +236,12 @@ _START = {
 
 
 @click.command()
-@click.option("--server", metavar="URL", help="Examine this gateway from outside [this machine].")
+@click.option("--server", metavar="URL", help="Check this gateway over HTTP [this machine].")
 @click.option("--key", metavar="KEY", help="API key for --server [STENO_API_KEY].")
 @data_dir_option
 @click.pass_context
 def doctor(ctx: click.Context, server: str | None, key: str | None) -> None:
-    """Say what is missing and how to get it. Ends with 1 when something is."""
+    """Check the installation; say how to fix what is missing. Exits with 1 if something is."""
     missing = 0
     if server is None:
         findings = examine(load_settings())

@@ -1,4 +1,4 @@
-"""`steno jobs`, `steno retry` and `steno delete`: jobs as a whole."""
+"""`steno jobs`, `steno retry` and `steno delete`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.cli.progress import shortened
 
 LARGEST_PAGE = 200
 FOR_DATES = 100
-"""Columns from which on there is room for the date beside the recording's name."""
+"""Terminal width from which on the date is shown."""
 
 
 @click.command()
@@ -33,7 +33,7 @@ FOR_DATES = 100
     "statuses",
     multiple=True,
     type=click.Choice([status.value for status in JobStatus], case_sensitive=False),
-    help="Only those that stand there; may be given several times.",
+    help="Only jobs with this status; may be given several times.",
 )
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @json_option
@@ -52,7 +52,7 @@ def jobs(
         click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
         return
     rows = [("id", "status", "%", "made", "recording"), *map(_row, shown)]
-    # On a terminal each job stays on its line, whatever its recording is called.
+    # On a terminal each job takes one line, however long its recording's name.
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     dated = width >= FOR_DATES
     status_width = max(len(row[1]) for row in rows)
@@ -64,7 +64,7 @@ def jobs(
     if not shown:
         click.echo("steno: there are no jobs" + " in that state" * bool(statuses), err=True)
     if len(found) > limit:
-        click.echo(f"steno: there are more; see --limit (now {limit})", err=True)
+        click.echo(f"steno: there are more; raise --limit (now {limit})", err=True)
 
 
 def _row(job: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
@@ -77,7 +77,7 @@ def _row(job: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 @job_id_argument
 @gateway_options
 def retry(job_id: str, server: str | None, key: str | None) -> None:
-    """Have what is missing of the failed job ID done, and nothing else again."""
+    """Retry the failed job ID; finished steps are not repeated."""
     with find_gateway(server, key) as gateway:
         state = gateway.retry(job_id)
     click.echo(f"{job_id} {state['status']}")
@@ -87,7 +87,7 @@ def retry(job_id: str, server: str | None, key: str | None) -> None:
 @job_id_argument
 @gateway_options
 def delete(job_id: str, server: str | None, key: str | None) -> None:
-    """Cancel the job ID if it runs, and erase its recording and its text for good."""
+    """Cancel the job ID if it runs, and delete its recording and text for good."""
     with find_gateway(server, key) as gateway:
         gateway.delete(job_id)
     click.echo(f"{job_id} deleted")

@@ -1,4 +1,4 @@
-"""`steno keys` and `steno tenants`: who may ask, and what is particular to whom."""
+"""`steno keys` and `steno tenants`: API keys, and settings of tenants."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _duration(_: click.Context, __: click.Parameter, text: str | None) -> int | 
         return None
     found = re.fullmatch(r"(\d{1,9})([smhdw])", text)
     if not found or int(found[1]) == 0:
-        raise click.BadParameter(f"{text!r} is no time such as 12h, 90d or 52w")
+        raise click.BadParameter(f"{text!r} is not a duration such as 12h, 90d or 52w")
     return int(found[1]) * _SECONDS[found[2]]
 
 
@@ -65,7 +65,7 @@ def _database() -> Iterator[Database]:
 class _DatabaseKeys:
     """Keys in the database; ``wanted`` is a new one as the gateway's API takes it.
 
-    `create` returns the key, and its text, which is known now and never again.
+    `create` returns the key and its text, which is not stored.
     """
 
     def __init__(self, database: Database) -> None:
@@ -80,7 +80,7 @@ class _DatabaseKeys:
             limits=wanted["limits"],
         )
         if first:
-            click.echo("From now on the gateway asks for a key, on loopback as well.", err=True)
+            click.echo("From now on the gateway requires a key, also on loopback.", err=True)
         return key, text.reveal()
 
     def all(self, tenant: str | None) -> list[Key]:
@@ -153,13 +153,16 @@ def _store_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def keys() -> None:
-    """API keys: make, list and revoke."""
+    """Create, list and revoke API keys."""
 
 
 @keys.command()
-@click.option("--name", required=True, help="For people: what the key is for.")
+@click.option("--name", required=True, help="Description: what the key is for.")
 @click.option(
-    "--tenant", default=DEFAULT_TENANT, callback=_tenant, help=f"Whose it is [{DEFAULT_TENANT}]."
+    "--tenant",
+    default=DEFAULT_TENANT,
+    callback=_tenant,
+    help=f"Tenant of the key [{DEFAULT_TENANT}].",
 )
 @click.option(
     "--scope",
@@ -167,16 +170,21 @@ def keys() -> None:
     multiple=True,
     type=click.Choice([str(scope) for scope in Scope]),
     default=(str(Scope.TRANSCRIBE), str(Scope.READ)),
-    help="What it is good for; admin: everything, in every tenant [transcribe, read].",
+    help="Scope of the key; admin: everything, in every tenant [transcribe, read].",
 )
-@click.option("--expires-in", "lasts", callback=_duration, help="Such as 12h or 90d [never].")
+@click.option(
+    "--expires-in",
+    "lasts",
+    callback=_duration,
+    help="Time until it expires, such as 12h or 90d [never].",
+)
 @click.option(
     "--limit",
     "limits",
     multiple=True,
     callback=_limits,
     metavar="NAME=N",
-    help=f"In place of the setting LIMIT_...; 0: none. Of {', '.join(LIMIT_NAMES)}.",
+    help=f"Overrides the setting LIMIT_...; 0: no limit. One of {', '.join(LIMIT_NAMES)}.",
 )
 @_store_options
 def create(
@@ -188,7 +196,7 @@ def create(
     server: str | None,
     key: str | None,
 ) -> None:
-    """Make a key and print it, this once: it is kept nowhere."""
+    """Create a key and print it once: it is not stored."""
     wanted = {
         "name": name,
         "scopes": list(scopes),
@@ -201,16 +209,16 @@ def create(
     click.echo(text)
     click.echo(
         f"Key {made.id} of tenant {tenant}, good for {', '.join(sorted(made.scopes))} {until}. "
-        "Keep it: it is not shown again.",
+        "Store it now: it is not shown again.",
         err=True,
     )
 
 
 @keys.command("list")
-@click.option("--tenant", help="Only this tenant's [all; with --server, the key's own].")
+@click.option("--tenant", help="Only keys of this tenant [all; with --server, the key's own].")
 @_store_options
 def list_(tenant: str | None, server: str | None, key: str | None) -> None:
-    """Show keys, revoked and expired ones too."""
+    """Show keys, including revoked and expired ones."""
     with _open_store(server, key) as store:
         found = store.all(tenant)
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -223,9 +231,9 @@ def list_(tenant: str | None, server: str | None, key: str | None) -> None:
 
 @keys.command()
 @click.argument("key_id", metavar="ID")
-@click.option("--tenant", help="Whose it is [any; with --server, the key's own].")
+@click.option("--tenant", help="Tenant of the key [any; with --server, the key's own].")
 @click.option(
-    "--forget", is_flag=True, help="Delete it from the list; without any key none is asked for."
+    "--forget", is_flag=True, help="Delete it from the list; when no key is left, none is required."
 )
 @_store_options
 def revoke(
@@ -239,7 +247,7 @@ def revoke(
     if forget:
         with _database() as database:
             AllKeys(database).forget(key_id)
-    click.echo(f"{key_id} is revoked; gateways that run notice within five seconds")
+    click.echo(f"{key_id} is revoked; running gateways notice within five seconds")
 
 
 @keys.command("encrypt-secrets")
@@ -266,13 +274,13 @@ def encrypt_secrets() -> None:
 
 @click.group()
 def tenants() -> None:
-    """What is particular to tenants."""
+    """Show and change settings of tenants."""
 
 
 @tenants.command("list")
 @data_dir_option
 def list_tenants() -> None:
-    """Show the tenants that differ from the settings."""
+    """Show the tenants that override settings."""
     with _database() as database:
         found = Tenants(database).all()
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -287,16 +295,16 @@ def list_tenants() -> None:
 
 @tenants.command("set")
 @click.argument("name", callback=_tenant)
-@click.option("--tier", help="The class that metrics count it under.")
+@click.option("--tier", help="Tier that metrics count it under.")
 @click.option(
     "--delete-after",
     "delete_after",
-    help="When its jobs are deleted after their end, such as 30d; none: as the settings say.",
+    help="Delete its jobs this long after their end, such as 30d; none: as DELETE_AFTER says.",
 )
 @data_dir_option
 @click.pass_context
 def set_(context: click.Context, name: str, tier: str | None, delete_after: str | None) -> None:
-    """Change what is given of the tenant NAME."""
+    """Change settings of the tenant NAME."""
     options: dict[str, str | int | None] = {}
     if tier is not None:
         if not re.fullmatch(r"[a-z0-9_-]{1,32}", tier):

@@ -1,4 +1,4 @@
-"""``steno listen``: sound to a gateway, and the words while they are said."""
+"""``steno listen``: send live audio to a gateway and show partials and finals."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from common.settings import Settings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.cli.cli import interrupt_on_signals, load_settings
-from scripts.cli.client import Language, flagged, gateway_options, plural
-from scripts.cli.service import Service
+from scripts.cli.client import LanguageParam, flagged, gateway_options, plural
+from scripts.cli.service import ServiceSession
 from scripts.cli.streaming import (
     Message,
     StreamClient,
@@ -45,18 +45,18 @@ STATES = {
     "ready": "",
     "behind": "The gateway is {behind_seconds:.0f} s behind ...",
     "caught_up": "",
-    "recognizer_lost": "The recognizer was lost; what it had not told is heard again ...",
+    "recognizer_lost": "The recognizer was lost; unreported audio is recognized again ...",
     "recognizer_back": "",
 }
-"""What is shown of a stream's states, as long as they last."""
+"""What is shown while a stream is in a state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where sound comes from. ``speed`` is as for `paced`.
+    """Where audio comes from. ``speed`` is as for `paced`.
 
-    One that ``waits`` begins when somebody hears it, another has begun already; ``cue`` tells of
-    the beginning.
+    One that ``waits`` begins once the stream is ready, another has begun already; ``cue``
+    announces the beginning.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Screen:
         if live is not None:
             live.stop()
 
-    def tell(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """A line of the text, which stays."""
         self.clear()
         click.echo(line)
@@ -118,7 +118,7 @@ class Screen:
 
 
 class Listening:
-    """One stream, from its first sound to its last word."""
+    """One stream, from its first audio to its last final."""
 
     def __init__(
         self, stream: StreamClient, source: Source, screen: Screen, *, as_json: bool
@@ -133,10 +133,10 @@ class Listening:
         self._stopping = False
 
     async def run(self) -> None:
-        """Until all is said. Ctrl-C ends the sound, a second one everything.
+        """Run until the last final. Ctrl-C ends the audio, a second one the command.
 
         Raises:
-            RequestRejected, GatewayLost: the gateway does not want the stream, or went away.
+            RequestRejected, GatewayLost: the gateway rejects the stream, or the connection broke.
             KeyboardInterrupt: at the second Ctrl-C.
             Whatever the source raises.
         """
@@ -155,21 +155,21 @@ class Listening:
                 speaking.result()
         self._stream.check()
 
-    def summary(self, *, default_language: bool, tell_session: bool) -> str:
-        """What became of it, for a person."""
+    def summary(self, *, default_language: bool, show_session: bool) -> str:
+        """The stream's outcome in words."""
         facts = [
-            f"{self._closed.get('audio_seconds', 0.0):.1f} s of sound",
+            f"{self._closed.get('audio_seconds', 0.0):.1f} s of audio",
             plural(self._words, "word"),
         ]
         if self._ready:
             by_default = " (the default; --language takes others)"
             facts.append(f"language {self._ready['language']}{by_default * default_language}")
-            if tell_session:
+            if show_session:
                 facts.append(f"session {self._ready['session_id']}")
         return f"{self._source.name}: {', '.join(facts)}"
 
     async def _speak(self) -> None:
-        """Send the sound; that there is no more, too, whatever the reason."""
+        """Send the audio, and in every case its end."""
         try:
             if self._source.waits:
                 await self._stream.ready.wait()
@@ -188,7 +188,7 @@ class Listening:
             case "final":
                 self._words += len(document["text"].split())
         if self._as_json:
-            self._screen.tell(message.text)
+            self._screen.print_line(message.text)
         else:
             self._show(message.type, document)
 
@@ -208,10 +208,10 @@ class Listening:
             case "final":
                 self._screen.clear()
                 if line := " ".join(document["text"].split()):
-                    self._screen.tell(line)
+                    self._screen.print_line(line)
             case "detections":
-                if told := flagged({"moderation": document}):
-                    self._screen.say(f"{self._source.name}: {told}")
+                if flags := flagged({"moderation": document}):
+                    self._screen.say(f"{self._source.name}: {flags}")
             case "error" if not document["fatal"]:
                 self._screen.say(f"{self._source.name}: warning: {document['detail']}")
 
@@ -219,8 +219,8 @@ class Listening:
         state = status["status"]
         if state == "ready" and self._source.cue:
             self._screen.say(self._source.cue)
-        elif told := STATES.get(state):
-            self._screen.show(Text(told.format_map(status), style="yellow"))
+        elif line := STATES.get(state):
+            self._screen.show(Text(line.format_map(status), style="yellow"))
         else:
             self._screen.clear()
 
@@ -234,7 +234,7 @@ class Listening:
                 whole.cancel()
                 return
             self._stopping = True
-            self._screen.say("Stopping; the last words are waited for. Ctrl-C again: at once.")
+            self._screen.say("Stopping after the last words. Press Ctrl-C again to stop at once.")
             speaking.cancel()
 
         kept = {number: signal.getsignal(number) for number in SIGNALS}
@@ -253,32 +253,35 @@ class Listening:
 
 @click.command()
 @click.argument("file", required=False, metavar="FILE|-")
-@click.option("--microphone", is_flag=True, help="Record, in place of FILE.")
-@click.option("--device", metavar="NAME", help="The microphone, as FFmpeg calls it [the usual].")
+@click.option("--microphone", is_flag=True, help="Record from a microphone instead of FILE.")
+@click.option("--device", metavar="NAME", help="Microphone, as FFmpeg names it [the default].")
 @click.option(
     "--speed",
     type=click.FloatRange(min=0),
-    help="Times real time at which FILE is sent, 0: as fast as it is heard [1].",
+    help="Speed at which FILE is sent, in times real time; 0: as fast as possible [1].",
 )
 @click.option(
-    "--language", "-l", type=Language(), help="A Whisper code (vi, en, ...) [DEFAULT_LANGUAGE]."
+    "--language",
+    "-l",
+    type=LanguageParam(),
+    help="A Whisper code (vi, en, ...) [DEFAULT_LANGUAGE].",
 )
 @click.option("--model", "-m", "model_id", metavar="NAME", help="Weights [STREAM_MODEL].")
 @click.option("--engine", type=click.Choice(list(STYLES)), help="[STREAM_ENGINE]")
 @click.option(
     "--moderation/--no-moderation",
     default=None,
-    help="Label what is said CLEAN, OFFENSIVE or HATE [AI_LOAD_MODELS].",
+    help="Label each final CLEAN, OFFENSIVE or HATE [AI_LOAD_MODELS].",
 )
 @click.option("--endpointing", type=int, help="Silence that ends an utterance, in ms [500].")
-@click.option("--recording-id", metavar="TEXT", help="Your own name for it, kept with the session.")
+@click.option("--recording-id", metavar="TEXT", help="Your own ID, stored with the session.")
 @click.option(
     "--format",
     "-f",
     "form",
     type=click.Choice(["txt", "json"]),
     default="txt",
-    help="json: every message of the gateway, one a line.",
+    help="json: every message of the gateway, one per line.",
 )
 @gateway_options
 def listen(
@@ -291,18 +294,18 @@ def listen(
     key: str | None,
     **options: Any,
 ) -> None:
-    """Show words while people speak.
+    """Transcribe live audio as it is spoken.
 
     FILE is any recording, sent as fast as it would be spoken; - reads 16 kHz mono s16le, without a
     header, from stdin. The text goes to stdout, an utterance a line, and everything else to stderr.
     Uses the stack that is running here (or --server), else starts one for as long as it takes.
     """
     if (file is None) is not microphone:
-        raise click.UsageError("Name one recording, - for stdin, or --microphone")
+        raise click.UsageError("Pass a recording, - for stdin, or --microphone")
     if device is not None and not microphone:
         raise click.UsageError("--device needs --microphone")
     if speed is not None and microphone:
-        raise click.UsageError("--speed is for recordings; leave it out with --microphone")
+        raise click.UsageError("--speed does not go with --microphone")
     source = _source(file, device, speed)
     given = {name: value for name, value in options.items() if value is not None}
     _run(source, given, as_json=form == "json", server=server, key=key)
@@ -322,7 +325,7 @@ def _source(file: str | None, device: str | None, speed: float | None) -> Source
 
 @contextmanager
 def _about(name: object) -> Iterator[None]:
-    """Have errors say what they are about."""
+    """Prefix errors with their source."""
     try:
         yield
     except (RequestRejected, GatewayLost, SetupProblem):
@@ -341,7 +344,7 @@ def _run(
     server: str | None,
     key: str | None,
 ) -> None:
-    logger.remove()  # what matters is on the screen, the rest in the stack's own logs
+    logger.remove()  # the screen shows what matters; the rest is in the stack's logs
     interrupt_on_signals()
     settings = load_settings()
     service = _service(settings, options, server, key)
@@ -354,7 +357,7 @@ def _run(
                 screen.say(
                     listening.summary(
                         default_language="language" not in options,
-                        tell_session=not service.is_ours,
+                        show_session=not service.is_ours,
                     )
                 )
     except KeyboardInterrupt:
@@ -364,17 +367,19 @@ def _run(
 
 def _service(
     settings: Settings, options: Mapping[str, Any], server: str | None, key: str | None
-) -> Service:
+) -> ServiceSession:
     """The gateway to use. One that has to be started needs no workers, but the weights."""
     console = Console(stderr=True, highlight=False)
     engine = model = None
     if server is None and find_running(settings.storage.data_dir.absolute()) is None:
         engine, model = _weights(settings, options)
-    return Service(settings, console, server=server, key=key, workers=0, engine=engine, model=model)
+    return ServiceSession(
+        settings, console, server=server, key=key, workers=0, engine=engine, model=model
+    )
 
 
 def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
-    """Engine and model that a gateway of these settings would take, be they here or not."""
+    """Engine and model that a gateway with these settings selects, present or not."""
     from api.live_options import StreamResolver, stream_options  # it takes a while
 
     store = WeightsStore(settings.asr.models_dir, Manifest.load())

@@ -37,14 +37,14 @@ _whisper = click.Choice(WHISPER_ENGINES)
 )
 @click.pass_context
 def models(context: click.Context, folder: Path | None) -> None:
-    """Weights: what there is, and having them here."""
+    """List, pull, convert and verify weights."""
     context.obj = WeightsStore(folder or AsrSettings().models_dir, Manifest.load())
 
 
 @models.command("list")
 @click.pass_obj
 def list_(store: WeightsStore) -> None:
-    """Show all weights, published ones and your own, with their state."""
+    """Show all weights, published and your own, with their state."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("model", "engine", "languages", "size", "licence", "state"):
         table.add_column(heading, justify="right" if heading == "size" else "left", no_wrap=True)
@@ -73,13 +73,13 @@ def _short(languages: tuple[str, ...]) -> str:
 
 @models.command()
 @click.argument("model", required=False)
-@click.option("--engine", type=_engine, help="Engine they are for (default: DEFAULT_ENGINE).")
+@click.option("--engine", type=_engine, help="Engine of the weights (default: DEFAULT_ENGINE).")
 @click.pass_obj
 def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
-    """Fetch MODEL (default: DEFAULT_MODEL), or take up a fetch that was cut off."""
+    """Download MODEL (default: DEFAULT_MODEL), or resume an interrupted download."""
     settings = AsrSettings()
-    with transfer_bar() as tell:
-        puller = Puller(store, progress=tell)
+    with transfer_bar() as progress:
+        puller = Puller(store, progress=progress)
         weights = puller.pull(engine or settings.default_engine, model or settings.default_model)
     _say(weights)
 
@@ -94,8 +94,8 @@ def convert(
     store: WeightsStore, model: str, from_engine: str, to_engine: str, name: str | None
 ) -> None:
     """Convert MODEL between engines. From whisper.cpp to whisper.cpp makes MODEL-q8_0."""
-    with transfer_bar() as tell:
-        weights = Puller(store, progress=tell).convert(model, from_engine, to_engine, name)
+    with transfer_bar() as progress:
+        weights = Puller(store, progress=progress).convert(model, from_engine, to_engine, name)
     _say(weights)
 
 
@@ -104,7 +104,7 @@ def convert(
 @click.option("--engine", type=_engine, help="Only this engine's.")
 @click.pass_obj
 def verify(store: WeightsStore, model: str | None, engine: str | None) -> None:
-    """Read MODEL (default: all that is here) from disk and compare every hash."""
+    """Read MODEL (default: all that are present) from disk and compare every hash."""
     chosen = [
         key for key in store.present() if model in (None, key[1]) and engine in (None, key[0])
     ]
@@ -114,8 +114,8 @@ def verify(store: WeightsStore, model: str | None, engine: str | None) -> None:
     for engine_, model_ in chosen:
         label = f"{model_} ({engine_})"
         try:
-            with transfer_bar() as tell:
-                meter = Meter(tell, store.spec(engine_, model_).size, f"reading {label}")
+            with transfer_bar() as progress:
+                meter = Meter(progress, store.spec(engine_, model_).size, f"reading {label}")
                 weights = store.verify(engine_, model_, tick=meter.add)
         except (WeightsCorrupt, WeightsMissing) as error:
             corrupt += 1
@@ -123,7 +123,7 @@ def verify(store: WeightsStore, model: str | None, engine: str | None) -> None:
         else:
             click.echo(f"{label}: ok, sha256 {weights.sha256}")
     if corrupt:
-        raise click.ClickException(f"{corrupt} of {len(chosen)} are not as they should be")
+        raise click.ClickException(f"{corrupt} of {len(chosen)} are corrupt")
 
 
 def _say(weights: Weights) -> None:

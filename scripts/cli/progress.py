@@ -30,37 +30,37 @@ TEXT_LINES = 6
 
 @dataclass(slots=True)
 class Take:
-    """One recording on its way: what is known of it here. ``size`` and ``sent`` in bytes."""
+    """One recording and the state of its job. ``size`` and ``sent`` in bytes."""
 
     path: Path
     size: int = 0
     sent: int = 0
     began_at: float | None = None
-    """When its upload began first, on the monotonic clock."""
+    """When its first upload began, on the monotonic clock."""
     started_at: float | None = None
     """When its last upload began."""
     ended_at: float | None = None
-    """When its text was here."""
+    """When its text had arrived."""
     job_id: str | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    """The gateway's last word, as ``GET /status`` has it."""
-    heard_at: float = 0.0
-    """When that was, on the monotonic clock."""
+    """The last response of ``GET /status``."""
+    updated_at: float = 0.0
+    """When that arrived, on the monotonic clock."""
     working_since: float | None = None
     planned_percent: int = 0
-    """The progress that a job has for being planned, before any of it was heard."""
+    """A job's progress once it is planned, before any chunk is transcribed."""
     lines: list[str] = field(default_factory=list)
-    """The text as far as it is known."""
+    """The text so far."""
     lines_of: int = 0
-    """Of how many chunks ``lines`` is."""
+    """How many chunks ``lines`` covers."""
     lines_due: float = 0.0
-    """When more of it may be asked for, on the monotonic clock."""
+    """When it may be fetched again, on the monotonic clock."""
     targets: list[tuple[str, Path]] = field(default_factory=list)
     """The files to write: format and place."""
     result: dict[str, Any] | None = None
     error: str | None = None
     over: bool = False
-    """Whether nothing more comes: the text is here and written, or there is an ``error``."""
+    """Whether it has ended: the text is written, or there is an ``error``."""
 
     @property
     def name(self) -> str:
@@ -74,34 +74,34 @@ class Take:
         self.error = error
         self.over = True
 
-    def hear(self, state: dict[str, Any]) -> None:
-        """Take note of what the gateway says."""
+    def update(self, state: dict[str, Any]) -> None:
+        """Update from a status response."""
         self.state = state
-        self.heard_at = time.monotonic()
+        self.updated_at = time.monotonic()
         if self.working_since is None and state["status"] == "PROCESSING":
-            self.working_since = self.heard_at
+            self.working_since = self.updated_at
         if not state["chunks_completed"]:
             self.planned_percent = state["progress"]
 
     @property
     def speed(self) -> float | None:
-        """Sound per time since the work began; None until that says something."""
+        """Speed (audio per wall time) since the work began; None while unknown."""
         if self.working_since is None or not self.state.get("duration_seconds"):
             return None
-        elapsed = self.heard_at - self.working_since
+        elapsed = self.updated_at - self.working_since
         percent = self.state["progress"] - self.planned_percent
-        heard = percent / (100 - self.planned_percent) * self.state["duration_seconds"]
-        return heard / elapsed if elapsed > 1 and percent > 0 else None
+        transcribed_s = percent / (100 - self.planned_percent) * self.state["duration_seconds"]
+        return transcribed_s / elapsed if elapsed > 1 and percent > 0 else None
 
     @property
     def left_s(self) -> float | None:
         """The gateway's estimate, less the time since it was made."""
         estimate = self.state.get("eta_seconds")
-        return None if estimate is None else estimate - (time.monotonic() - self.heard_at)
+        return None if estimate is None else estimate - (time.monotonic() - self.updated_at)
 
 
 class Board:
-    """Shows takes on a terminal, and says things above them. Where there is none it only says."""
+    """Shows takes on a terminal, with messages above them; without a terminal only the messages."""
 
     def __init__(self, takes: Sequence[Take], console: Console) -> None:
         self._takes = takes
@@ -126,14 +126,14 @@ class Board:
         self._console.print(Text(as_typed(message)), soft_wrap=True)
 
     def notice(self, message: str) -> None:
-        """What is to be said until something else is, or nothing; it stays where nothing moves."""
+        """Show a status line until the next one; without a terminal it stays."""
         if message and message != self._notice and self._live is None:
             self.say(message)
         self._notice = message
 
     @contextmanager
-    def put_away(self) -> Iterator[None]:
-        """Leave the terminal to somebody else for a while."""
+    def released(self) -> Iterator[None]:
+        """Release the terminal while the block lasts."""
         shown = self._live is not None
         self._pause()
         try:
@@ -189,11 +189,11 @@ def _table(takes: Sequence[Take], width: int) -> RenderableType:
     )
     rows = [(take, *_figures(take)) for take in takes]
     room = width - name_width - 2 * len(GAP) - NARROWEST_BAR
-    told = [_that_fit(figures, room) for _, _, figures in rows]
-    figures_width = max((cell_len(line) for line in told), default=0)
+    lines = [_that_fit(figures, room) for _, _, figures in rows]
+    figures_width = max((cell_len(line) for line in lines), default=0)
     bar_width = min(WIDEST_BAR, width - name_width - 2 * len(GAP) - figures_width)
     grid = Table.grid(padding=(0, len(GAP), 0, 0))
-    for (take, share, _), line in zip(rows, told, strict=True):
+    for (take, share, _), line in zip(rows, lines, strict=True):
         grid.add_row(
             Text(shortened(take.name, name_width), no_wrap=True),
             ProgressBar(
@@ -216,7 +216,7 @@ def _that_fit(figures: Sequence[str], room: int) -> str:
 
 
 def _figures(take: Take) -> tuple[float | None, list[str]]:
-    """How much is done (None: who knows), and what to say of it, the most important first."""
+    """The share that is done (None: unknown) and its figures, the most important first."""
     if take.job_id is None:
         if take.started_at is None:
             return 0.0, ["waiting to be sent"]

@@ -1,4 +1,4 @@
-"""Which recordings are meant by files, folders and patterns."""
+"""Find recordings by files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ENDINGS = tuple(
     )
     for ending in line.split()
 )
-"""How the names of recordings in a folder end. A file that is named itself may end in anything."""
+"""Extensions of recordings in a folder. A file that is named itself may have any."""
 
 SHOWN = 3
-"""So many of the files that are left out are named."""
+"""How many of the skipped files are listed."""
 
 
 def find_recordings(

@@ -1,4 +1,4 @@
-"""The gateway to use: the one named, the one that runs here, or one started for a while."""
+"""The gateway to use: a given one, the running one, or one started for the command."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from scripts.stack.stack import Stack
 
 STARTING_S = 60
-"""How long somebody else's stack may take to come up or to go."""
+"""How long another process's stack may take to start or stop."""
 
 
-class Service:
+class ServiceSession:
     """A gateway for as long as the block lasts. Jobs will ask for ``engine`` and ``model``.
 
     ``check`` is called before anything is fetched or started: a gateway that runs checks by itself.
@@ -81,7 +81,7 @@ class Service:
 
     @property
     def gateway(self) -> Gateway:
-        """The one to ask now."""
+        """The current client."""
         return self._gateways[-1]
 
     @property
@@ -90,14 +90,14 @@ class Service:
         return self._stack is not None
 
     def revive(self) -> None:
-        """Have a gateway again, if anything can be done about it from here."""
+        """Start a stack again if the one that was found has stopped."""
         if self._server is None and self._stack is None:
             address = self._find_or_start()
             if address != self.gateway.address:
                 self._use(address)
 
     def kill(self) -> None:
-        """End a stack that was started here at once."""
+        """Kill a stack that was started here."""
         if self._stack is not None:
             self._stack.kill()
 
@@ -112,15 +112,15 @@ class Service:
                 return running.address
             try:
                 return self._start()
-            except InUse:  # by a stack that comes up or goes down at this moment
+            except InUse:  # by a stack that is starting or stopping
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
 
     def _start(self) -> str:
-        from scripts.stack.stack import Stack  # it takes a while, and is mostly not needed
+        from scripts.stack.stack import Stack  # slow to import, and rarely needed
 
-        # Any free port: who runs a stack over other data has the usual one.
+        # Any free port: a stack over other data may have the usual one.
         api = self._settings.api.model_copy(update={"host": "127.0.0.1", "port": 0})
         settings = self._settings.model_copy(update={"api": api})
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A live stream as its client sees it, and the sound to send: of files, pipes and microphones."""
+"""The client of a live stream, and its audio sources: files, pipes and microphones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PONG_S = 90.0
 """A gateway that is behind does not read, so not even a ping, for up to a minute."""
 KEEP_ALIVE_S = 15.0
 FAREWELL_S = 1.0
-"""How long a closing gateway may take to say goodbye, where nobody waits for its words."""
+"""How long the closing handshake may take where no messages are awaited."""
 
 DONE = 1000
 OWN_CODES = 4000
@@ -49,12 +49,12 @@ MICROPHONES = {
 }
 """FFmpeg's format for recording on a system, its name for the usual microphone, and its options."""
 ALSA = Path("/usr/share/alsa")
-"""What the system's sound cards are called; PyAV's own ALSA looks where it was built."""
+"""ALSA's configuration of the system; PyAV's own ALSA looks where it was built."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a gateway said: its document, and as it came. ``at`` is when, on the monotonic clock."""
+    """A message of the gateway, parsed and as received, ``at`` a time of the monotonic clock."""
 
     document: dict[str, Any]
     text: str
@@ -88,9 +88,9 @@ class StreamClient:
     ) -> None:
         self.address = address.rstrip("/")
         self.ready = asyncio.Event()
-        """Set once a message has said that the stream is heard."""
+        """Set once the gateway has reported ``ready``."""
         self.code: int | None = None
-        """How the gateway has closed the stream, as soon as it has."""
+        """The close code, once the gateway has closed the stream."""
         self._key = key
         self._options = options
         self._keeping: asyncio.Task[None] | None = None
@@ -112,10 +112,10 @@ class StreamClient:
             self.vanish()
         await self._socket.close()
 
-    # --- what is sent -------------------------------------------------------------------------
+    # --- uploads -------------------------------------------------------------------------
 
     async def send(self, message: bytes | str) -> bool:
-        """Send sound (16 kHz mono s16le), or text; no faster than it is read.
+        """Send audio (16 kHz mono s16le) or text, no faster than it is read.
 
         Returns:
             Whether it could be sent: the stream may be over.
@@ -132,11 +132,11 @@ class StreamClient:
         return await self.send(json.dumps(message))
 
     async def finish(self) -> bool:
-        """Nothing more will be sent: the gateway tells the last finals, and closes."""
+        """End the audio: the gateway sends the last finals and closes."""
         return await self.say(type="CloseStream")
 
     def vanish(self) -> None:
-        """Break the connection off without a word."""
+        """Drop the connection without a close frame."""
         self._socket.transport.abort()
 
     async def _keep_open(self) -> None:
@@ -149,7 +149,7 @@ class StreamClient:
     # --- what comes back ----------------------------------------------------------------------
 
     async def messages(self) -> AsyncGenerator[Message]:
-        """All that the gateway says, until it closes the stream; `check` tells how that ended.
+        """The gateway's messages until it closes the stream; `check` raises its reason.
 
         Raises:
             GatewayLost: the connection broke.
@@ -174,10 +174,10 @@ class StreamClient:
         return message
 
     def check(self) -> None:
-        """Pass where the gateway closed the stream because all is done, or has not yet.
+        """Return if the stream is open or was closed because it is complete.
 
         Raises:
-            RequestRejected: it had a reason of its own.
+            RequestRejected: the gateway closed it for another reason.
         """
         if self.code in {None, DONE}:
             return
@@ -192,14 +192,16 @@ class StreamClient:
             return await connect(
                 address_of(self.address),
                 additional_headers=shown(self._key),
-                compression=None,  # sound does not get smaller
-                proxy=None if is_loopback(host) else True,  # none leads to this machine
+                compression=None,  # audio does not compress
+                proxy=None if is_loopback(host) else True,  # never through a proxy
                 open_timeout=CONNECT_S,
                 ping_timeout=PONG_S,
                 close_timeout=FAREWELL_S,
             )
         except (InvalidURI, ValueError) as error:
-            raise RequestRejected(detail=f"{self.address} is no http address", status=0) from error
+            raise RequestRejected(
+                detail=f"{self.address} is not an http(s) URL", status=0
+            ) from error
         except InvalidStatus as error:
             answer = error.response
             raise refusal(
@@ -210,30 +212,30 @@ class StreamClient:
             raise GatewayLost(address=self.address, reason=reason) from error
 
 
-# --- sound ------------------------------------------------------------------------------------
+# --- audio ------------------------------------------------------------------------------------
 
 
 def of_file(path: Path) -> Iterator[bytes]:
-    """The sound of a recording, piece by piece; raises as `common.audio.decode.MonoDecoder`."""
+    """The audio of a recording, piece by piece; raises as `common.audio.decode.MonoDecoder`."""
     for block in MonoDecoder(path, PIECE_MS):
         yield block.astype("<i2", copy=False).tobytes()
 
 
 def of_pipe(descriptor: int) -> Iterator[bytes]:
-    """What comes in, as it is: bare samples, 16 kHz mono s16le."""
+    """Raw samples as read: 16 kHz mono s16le."""
     while piece := os.read(descriptor, PIECE_BYTES):
         yield piece
 
 
 def of_microphone(device: str | None = None) -> Iterator[bytes]:
-    """What a microphone hears; ``device`` is FFmpeg's name of one.
+    """The audio of a microphone; ``device`` is FFmpeg's name of it.
 
     Raises:
         SetupProblem: there is none, or it cannot be used.
     """
     if sys.platform not in MICROPHONES:
         raise SetupProblem(
-            problem=f"How to record on {sys.platform} is not known",
+            problem=f"Recording is not supported on {sys.platform}",
             remedy="Record with another program, and pipe 16 kHz mono s16le to: steno listen -",
         )
     form, usual, options = MICROPHONES[sys.platform]
@@ -247,10 +249,10 @@ def of_microphone(device: str | None = None) -> Iterator[bytes]:
                 for piece in resampler.resample(frame):
                     yield piece.to_ndarray().astype("<i2", copy=False).tobytes()
     except (av.FFmpegError, IndexError) as error:
-        reason = getattr(error, "strerror", None) or "it has no sound"
+        reason = getattr(error, "strerror", None) or "it has no audio"
         raise SetupProblem(
             problem=f"The microphone {name} cannot be used: {reason}",
-            remedy="Name another one with --device, as FFmpeg calls it"
+            remedy="Pass another one with --device, as FFmpeg names it"
             + (" (arecord -L lists them)" if form == "alsa" else ""),
         ) from error
 
@@ -280,10 +282,10 @@ async def _read_in_thread(source: Iterable[bytes]) -> AsyncGenerator[bytes]:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
         except BaseException as error:
             end = error
-        with suppress(RuntimeError):  # nobody listens any more
+        with suppress(RuntimeError):  # the consumer has ended
             loop.call_soon_threadsafe(pieces.put_nowait, end)
 
-    threading.Thread(target=read, name="sound", daemon=True).start()
+    threading.Thread(target=read, name="audio", daemon=True).start()
     try:
         while (piece := await pieces.get()) is not None:
             if isinstance(piece, BaseException):
@@ -296,7 +298,7 @@ async def _read_in_thread(source: Iterable[bytes]) -> AsyncGenerator[bytes]:
 
 
 async def paced(pieces: AsyncIterator[bytes], speed: float) -> AsyncIterator[bytes]:
-    """Each piece when it would have been spoken to its end, ``speed`` times as fast; 0: at once."""
+    """Yield each piece when it would have been spoken, ``speed`` times as fast; 0: at once."""
     began = time.monotonic()
     sent = 0
     async for piece in pieces:

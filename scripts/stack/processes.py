@@ -27,8 +27,8 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start ``argv`` in a process group of its own, so that a Ctrl-C reaches only the parent.
 
-    It is sent ``death_signal`` when the calling *thread* is gone (see `common.process.orphans`).
-    What it writes is for its own user. ``log`` takes its output (none: it is thrown away); ``user``
+    It is sent ``death_signal`` when the calling *thread* ends (see `common.process.orphans`).
+    What it writes is for its own user. ``log`` takes its output (none: it is discarded); ``user``
     and ``group`` are what it drops to.
     """
     output: IO[bytes] | int = subprocess.DEVNULL if log is None else log

@@ -1,4 +1,4 @@
-"""How a stack is found by the commands that want to talk to it; quick to import."""
+"""How commands find the running stack; fast to import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class RunningStack:
-    """What a stack tells about itself in ``DATA_DIR/stack.json``, to its owner alone."""
+    """A stack's addresses, in ``DATA_DIR/stack.json``, which only its owner can read."""
 
     address: str
     pid: int
@@ -19,8 +19,8 @@ class RunningStack:
 
 
 def find_running(data_dir: Path) -> RunningStack | None:
-    """The stack that is up in ``data_dir``, if there is one."""
-    if find_owner(data_dir) is None:  # its file is of a stack that was killed
+    """The stack that runs in ``data_dir``, if any."""
+    if find_owner(data_dir) is None:  # its file is from a killed stack
         return None
     try:
         return RunningStack(**json.loads((data_dir / "stack.json").read_text()))

@@ -44,7 +44,7 @@ from scripts.stack.running import find_running as find_running
 
 READY_WITHIN_S = 120
 TICK_S = 0.5
-"""How often the supervisor looks after its processes."""
+"""How often the supervisor checks its processes."""
 
 FIRST_DELAY_S = 0.1
 LONGEST_DELAY_S = 5.0
@@ -58,8 +58,8 @@ PATIENCE_S = {"gateway": 25.0, "worker": 10.0, "dispatcher": 10.0}
 worker has WORKER_STOP_PERIOD on top, to finish its step."""
 
 
-class Child:
-    """One process that is kept running, with its log."""
+class StackProcess:
+    """One supervised process, with its log."""
 
     def __init__(
         self, role: str, name: str, argv: list[str], log_file: Path, access: FileAccess = OWN
@@ -117,11 +117,11 @@ class Child:
             self._read_up_to = 0
 
     def last_words(self) -> str:
-        """The line of its log that most likely says why it ended."""
+        """The log line that most likely gives the reason it ended."""
         text = self.log_file.read_text(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        telling = [line for line in lines if re.search(r"\bERROR|\bCRITICAL|^[\w.]+Error:", line)]
-        return (telling or lines or ["it says nothing"])[-1]
+        errors = [line for line in lines if re.search(r"\bERROR|\bCRITICAL|^[\w.]+Error:", line)]
+        return (errors or lines or ["its log is empty"])[-1]
 
 
 class Stack:
@@ -153,7 +153,7 @@ class Stack:
         self._report = report
         self._prepare = prepare
         self._servers: dict[str, EmbeddedServer] = {}
-        self._children: list[Child] = []
+        self._children: list[StackProcess] = []
         self._held: set[str] = set()
         self._lock: IO[str] | None = None
         # Events, as a Ctrl-C in Thread.join() makes Python 3.11 take the thread for ended.
@@ -180,7 +180,7 @@ class Stack:
 
     @property
     def processes(self) -> dict[str, list[int]]:
-        """The living processes' ids by role: postgres, valkey, gateway, dispatcher, worker."""
+        """The running processes' ids by role: postgres, valkey, gateway, dispatcher, worker."""
         found: dict[str, list[int]] = {
             role: [server.pid] if server.pid is not None else []
             for role, server in self._servers.items()
@@ -192,10 +192,10 @@ class Stack:
         return found
 
     def start(self) -> str:
-        """Bring everything up and answer the address once ``/readyz`` says so.
+        """Start everything; returns the address once ``/readyz`` succeeds.
 
         Raises:
-            common.errors.SetupProblem: something is missing, in the way, or does not start.
+            common.errors.SetupProblem: something is missing, in conflict, or does not start.
         """
         for event in (self._settled, self._stopping, self._ended):
             event.clear()
@@ -223,12 +223,12 @@ class Stack:
             raise self._error
 
     def stop(self) -> None:
-        """Let every process finish what it has in hand, and stop; safe to call again."""
+        """Stop after every process has finished what it has in hand; safe to call again."""
         self._stopping.set()
         self._ended.wait()
 
     def kill(self) -> None:
-        """End everything at once. What was accepted is kept; steps in hand are done again."""
+        """Kill everything. Accepted jobs are kept; steps in hand are done again."""
         self._stopping.set()
         for pids in self.processes.values():
             for pid in pids:
@@ -237,7 +237,7 @@ class Stack:
 
     @contextlib.contextmanager
     def hold(self, role: str) -> Iterator[None]:
-        """Do not start a role's dead processes again while inside (for tests of outages)."""
+        """Do not restart a role's processes while the block lasts (for tests of outages)."""
         self._held.add(role)
         try:
             yield
@@ -264,7 +264,7 @@ class Stack:
     def _claim(self) -> None:
         """Lock the data directory, check the port and prepare, before any server is started."""
         self._lock = own(self.data_dir, self.settings.storage.access)
-        (self.data_dir / "stack.json").unlink(missing_ok=True)  # of a stack that was killed
+        (self.data_dir / "stack.json").unlink(missing_ok=True)  # from a killed stack
         if problem := listening_problem(self.port, self.host):
             raise SetupProblem(
                 problem=f"The gateway cannot listen on {self.host}, port {self.port}: {problem}",
@@ -285,8 +285,8 @@ class Stack:
         for child in self._children:
             child.start(self._environment())
         self._wait_until_ready()
-        told = RunningStack(self.address, os.getpid(), self.database_url, self.redis_url)
-        write_private(self.data_dir / "stack.json", json.dumps(asdict(told)))
+        running = RunningStack(self.address, os.getpid(), self.database_url, self.redis_url)
+        write_private(self.data_dir / "stack.json", json.dumps(asdict(running)))
 
     def _database(self) -> str:
         if self.settings.database.address is not None:
@@ -304,10 +304,10 @@ class Stack:
         self._servers["valkey"] = server
         return server.start()
 
-    def _child(self, role: str, name: str, module: str) -> Child:
+    def _child(self, role: str, name: str, module: str) -> StackProcess:
         log_file = self.log_dir / f"{name}.log"
         access = self.settings.storage.access
-        return Child(role, name, [sys.executable, "-m", module], log_file, access)
+        return StackProcess(role, name, [sys.executable, "-m", module], log_file, access)
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -333,9 +333,9 @@ class Stack:
                         return
                 if time.monotonic() > deadline:
                     raise self._failure(self._children[0])
-        raise SetupProblem(problem="The stack was stopped while it started", remedy="")
+        raise SetupProblem(problem="The stack was stopped while it was starting", remedy="")
 
-    def _failure(self, child: Child) -> StenoError:
+    def _failure(self, child: StackProcess) -> StenoError:
         return SetupProblem(
             problem=f"The {child.name} did not start: {child.last_words()}",
             remedy=f"Its log is {child.log_file}",
@@ -359,7 +359,7 @@ class Stack:
                 child.start(self._environment())
 
     def _take_down(self) -> None:
-        if self._lock is not None:  # without it, the directory is another stack's
+        if self._lock is not None:  # without the file, the directory is another stack's
             (self.data_dir / "stack.json").unlink(missing_ok=True)
         for role in PATIENCE_S:
             self._end_role(role)
@@ -372,7 +372,7 @@ class Stack:
             self._lock = None
 
     def _end_role(self, role: str) -> None:
-        """Ask all of a role's processes at once, then wait for them together."""
+        """Signal all of a role's processes at once, then wait for them together."""
         living = [child.process for child in self._children if child.role == role and child.process]
         for process in living:
             process.send_signal(signal.SIGTERM)
@@ -394,6 +394,6 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _end_of(child: Child) -> str:
+def _end_of(child: StackProcess) -> str:
     code = child.process.returncode if child.process is not None else 0
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

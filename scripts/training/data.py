@@ -1,4 +1,4 @@
-"""Labelled texts: read from CSV, checked, and parted for training."""
+"""Labelled texts: read from CSV, checked, and split for training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.errors import SetupProblem
 
 TEXT_COLUMNS = ("text", "free_text")
 LABEL_COLUMNS = ("label", "label_id")
-"""Names that are looked for; the second of each is ViHSD's."""
+"""Default column names; the second of each is ViHSD's."""
 
 _NUMBERED = {str(label.severity): label for label in Label}
 _MEANINGS = {**_NUMBERED, **{str(label): label for label in Label}}
@@ -25,7 +25,7 @@ _LONGEST_FIELD = 1 << 27
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text and what it was labelled."""
+    """A text and its label."""
 
     text: str
     label: Label
@@ -63,7 +63,7 @@ def read_examples(
             raise _wrong(path, line, "fewer values than the header has columns")
         if (meaning := _MEANINGS.get(label.strip().upper())) is None:
             raise _wrong(
-                path, line, f"the label {label!r} is none of {', '.join(Label)} (or 0, 1, 2)"
+                path, line, f"the label {label!r} is not one of {', '.join(Label)} (or 0, 1, 2)"
             )
         if text.strip():
             examples.append(Example(text, meaning))
@@ -77,7 +77,7 @@ def read_examples(
 def hold_out(
     examples: Sequence[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Part the examples in two, the second with ``share`` of each label (one at least)."""
+    """Split the examples in two, the second with ``share`` of each label (at least one)."""
     shuffled = list(examples)
     random.Random(seed).shuffle(shuffled)  # noqa: S311 - a split, no secret
     kept: list[Example] = []
@@ -112,7 +112,7 @@ def require_labels(examples: Sequence[Example], what: str) -> tuple[Label, ...]:
     if Label.CLEAN not in found or len(found) < 2:
         raise SetupProblem(
             problem=f"{what} is labelled {' and '.join(sorted(found)) or 'nowhere'} only",
-            remedy=f"It takes {Label.CLEAN} and one of the others to learn from",
+            remedy=f"Training needs {Label.CLEAN} and at least one other label",
         )
     return tuple(label for label in Label if label in found)
 

@@ -118,7 +118,7 @@ def _to_int8(reference: HfModerator | NgramModerator, out: Path, opset: int) -> 
 
 
 def _copy_config(checkpoint: Path, out: Path, reference: HfModerator | NgramModerator) -> None:
-    """The checkpoint's config, and what its outputs mean where it does not tell."""
+    """The checkpoint's config, and the meaning of its outputs where it has none."""
     config = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
     labels = reference.folder.labels
     config["id2label"] = {str(number): str(label) for number, label in enumerate(labels)}
@@ -164,7 +164,7 @@ def _quantise(out: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the libraries recommend to their developers."""
+    """Silence warnings of the libraries that are for their developers."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

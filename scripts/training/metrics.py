@@ -1,4 +1,4 @@
-"""How good labels and scores are: macro-F1, precision, recall, calibration, best thresholds."""
+"""Evaluation of labels and scores: macro-F1, precision, recall, calibration, thresholds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 @dataclass(frozen=True, slots=True)
 class ClassFigures:
-    """Of one label: the share of those called so that are, and of those that are called so."""
+    """Precision and recall of one label."""
 
     precision: float
     recall: float
@@ -45,7 +45,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What labels and scores are worth against the truth.
+    """Evaluation of labels and scores against the references.
 
     ``confusion`` counts, a row per true label and a column per label given, in the order of
     `Label`. ``calibration_error`` is the expected one (ECE) over ``bins``.

@@ -1,4 +1,4 @@
-"""`steno moderation`: train, export, check and measure the models that label texts."""
+"""`steno moderation`: train, export, check and evaluate moderation models."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _with_columns(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def moderation() -> None:
-    """Models that label texts CLEAN, OFFENSIVE or HATE.
+    """Train, export, check and evaluate models that label texts CLEAN, OFFENSIVE or HATE.
 
     train and export need PyTorch: .venv/bin/python -m pip install -e '.[train]'
     """
@@ -57,7 +57,7 @@ def moderation() -> None:
 
 @moderation.command()
 @click.argument("data", type=_file, nargs=-1, required=True)
-@click.option("--out", type=_folder, required=True, help="Folder to write, not there yet.")
+@click.option("--out", type=_folder, required=True, help="Folder to write; it must not exist yet.")
 @click.option("--base", help="Checkpoint to fine-tune: a folder, or a name on the hub.")
 @click.option("--from-scratch", is_flag=True, help="Train a small RoBERTa from random weights.")
 @click.option(
@@ -74,7 +74,7 @@ def moderation() -> None:
     type=click.FloatRange(0, 0.5, min_open=True),
     default=0.1,
     show_default=True,
-    help="Share of DATA for that, where there is no --dev.",
+    help="Share of DATA for that, without --dev.",
 )
 @_with_columns
 @click.option("--epochs", type=click.IntRange(1, 1000), help="[5; --ngrams: 3]")
@@ -98,11 +98,11 @@ def train(data: tuple[Path, ...], out: Path, **options: Any) -> None:
     Labels are CLEAN, OFFENSIVE and HATE, or 0, 1 and 2. Give --base to fine-tune a PhoBERT or
     RoBERTa, or --from-scratch with --tokenizer. It stops when macro-F1 on the held-out texts has
     not risen for --patience epochs, keeps the best weights, and chooses thresholds there. Texts
-    longer than --max-length tokens are learned from by their beginning.
+    longer than --max-length tokens are truncated.
 
-    The model that comes along was made with --ngrams both. That takes no --dev: the thresholds are
-    chosen by four models, each taught without a quarter of DATA and tried on it. Of the options
-    below only --epochs, --seed and the columns are for it.
+    The bundled model was made with --ngrams both, which takes no --dev: its thresholds are chosen
+    by four models, each trained without a quarter of DATA and evaluated on it. Of the options below
+    only --epochs, --seed and the columns are for it.
     """
     _require("torch", "transformers")
     if sum(map(bool, (options["base"], options["from_scratch"], options["ngrams"]))) != 1:
@@ -145,7 +145,7 @@ def train(data: tuple[Path, ...], out: Path, **options: Any) -> None:
 
 
 def _refuse_but(*known: str) -> None:
-    """Refuse options that are given and would be ignored."""
+    """Reject options that would be ignored."""
     context = click.get_current_context()
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -155,16 +155,16 @@ def _refuse_but(*known: str) -> None:
 
 
 def _train_ngrams(data: Sequence[Path], out: Path, options: dict[str, Any]) -> None:
-    from scripts.training.ngrams import EPOCHS, Recipe, train
+    from scripts.training.ngrams import EPOCHS, NgramRecipe, train
     from scripts.training.train import prepare_folder
 
     examples = _all_examples(data, options)
     prepare_folder(out)
     _say(f"learning from {len(examples)} texts")
-    recipe = Recipe(options["ngrams"], options["epochs"] or EPOCHS, options["seed"])
+    recipe = NgramRecipe(options["ngrams"], options["epochs"] or EPOCHS, options["seed"])
     trained = train(examples, out, recipe, _say)
-    _show_trained(examples, trained.scores, trained.choice, "each quarter by the others")
-    click.echo(f"{out}: macro-F1 {trained.choice.macro_f1:.4f}, each quarter by the others")
+    _show_trained(examples, trained.scores, trained.choice, "cross-validated in quarters")
+    click.echo(f"{out}: macro-F1 {trained.choice.macro_f1:.4f}, cross-validated in quarters")
 
 
 def _show_trained(examples: Sequence[Example], scores: Scores, choice: Choice, title: str) -> None:
@@ -172,7 +172,7 @@ def _show_trained(examples: Sequence[Example], scores: Scores, choice: Choice, t
 
     _say(
         f"thresholds {_written(choice.thresholds)}; macro-F1 with 0.5 for each: "
-        f"{choice.at_default:.4f}, chosen on one half and checked on the other: "
+        f"{choice.at_default:.4f}, chosen on one half and evaluated on the other: "
         f"{choice.cross_checked:.4f}"
     )
     truth = [example.label.severity for example in examples]
@@ -181,10 +181,10 @@ def _show_trained(examples: Sequence[Example], scores: Scores, choice: Choice, t
 
 @moderation.command()
 @click.argument("checkpoint", type=_folder)
-@click.option("--out", type=_folder, required=True, help="Folder to write, not there yet.")
+@click.option("--out", type=_folder, required=True, help="Folder to write; it must not exist yet.")
 @click.option("--opset", type=click.IntRange(17), default=18, show_default=True)
 @click.option("--int8/--no-int8", default=True, help="Write model_int8.onnx too [yes].")
-@click.option("--texts", type=_file, help="CSV whose texts are compared as well.")
+@click.option("--texts", type=_file, help="CSV with more texts to compare.")
 @_with_columns
 def export(
     checkpoint: Path,
@@ -195,10 +195,10 @@ def export(
     text_column: str | None,
     label_column: str | None,
 ) -> None:
-    """Turn CHECKPOINT into an ONNX folder that runs without PyTorch.
+    """Export CHECKPOINT to an ONNX folder that runs without PyTorch.
 
     It has model.onnx (fp32), which must agree with PyTorch, and model_int8.onnx, smaller and
-    faster, which is the one that runs where it is there: delete it to run fp32.
+    faster, which is preferred when present: delete it to run fp32.
     """
     _require("torch", "transformers", "optimum")
     from scripts.training.export import export as run
@@ -270,8 +270,10 @@ def smoke(text: tuple[str, ...], folder: Path | None, bare: bool, speed: bool) -
 
 @moderation.command("eval")
 @click.argument("data", type=_file)
-@click.option("--folder", type=_folder, help="Model to judge, ONNX or checkpoint [the settings'].")
-@click.option("--lists/--no-lists", default=True, help="Also with the word lists [yes].")
+@click.option(
+    "--folder", type=_folder, help="Model to evaluate, ONNX or checkpoint [the settings']."
+)
+@click.option("--lists/--no-lists", default=True, help="Also evaluate with the word lists [yes].")
 @_with_columns
 def evaluate(
     data: Path,
@@ -280,7 +282,7 @@ def evaluate(
     text_column: str | None,
     label_column: str | None,
 ) -> None:
-    """Judge the texts of DATA, a CSV of texts and labels, and compare.
+    """Classify the texts of DATA, a CSV of texts and labels, and compare.
 
     Prints macro-F1, precision and recall of each label, the confusion matrix and the calibration:
     of the model alone, and together with the word lists.
@@ -364,7 +366,7 @@ def _examples(
     found = read_examples(path, text_column, label_column)
     if found.skipped:
         _say(
-            f"{path}: left out {len(found.skipped)} rows without a text (lines "
+            f"{path}: skipped {len(found.skipped)} rows without a text (lines "
             f"{', '.join(lines(found.skipped))})"
         )
     return list(found.examples)

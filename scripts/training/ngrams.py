@@ -1,4 +1,4 @@
-"""The small model that comes along: hashed n-grams, summed up and read by a recurrent layer.
+"""The small bundled model: hashed n-grams, summed and read by a recurrent layer.
 
 Wide and deep (Cheng et al., arXiv 1606.07792), over the features of `common.moderation.ngrams`.
 Wide: each feature of a text votes for each label, weighted by how rare it is, and the sum is
@@ -64,8 +64,8 @@ FOLDS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to learn: which parts, how often to read everything, and from which random start."""
+class NgramRecipe:
+    """How to train: which parts, how many epochs, and the seed."""
 
     parts: Parts = "both"
     epochs: int = EPOCHS
@@ -73,8 +73,8 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """Scores of all texts, each by a model that had not seen it; thresholds chosen by them."""
+class TrainedNgrams:
+    """Out-of-fold scores of all texts, and the thresholds chosen by them."""
 
     scores: Scores
     choice: Choice
@@ -100,7 +100,7 @@ class NgramNet(nn.Module):  # type: ignore[misc] # nothing is known of it withou
     def forward(self, found: Tensor, lengths: Tensor | None = None) -> Tensor:
         if lengths is None:
             lengths = (found[:, :, 0] > 0).sum(1)
-        known = found * (self.rarity[found] > 0)  # what was never learned about says nothing
+        known = found * (self.rarity[found] > 0)  # features never seen in training do not count
         logits = self.bias.expand(len(found), -1)
         if self.votes is not None:
             logits = logits + self._voted(known.flatten(1))
@@ -134,16 +134,16 @@ class NgramNet(nn.Module):  # type: ignore[misc] # nothing is known of it withou
 
 
 def is_ngrams(path: Path) -> bool:
-    """Whether the checkpoint in ``path`` is of this kind."""
+    """Whether the checkpoint in ``path`` is an n-gram model."""
     try:
         config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
         return bool(config["model_type"] == MODEL_TYPE)
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # whoever loads it says what is wrong
+        return False  # loading it reports what is wrong
 
 
 class NgramModerator:
-    """A checkpoint folder of this kind, run by PyTorch: what its graph is checked against.
+    """An n-gram checkpoint run by PyTorch: the reference for its exported graph.
 
     Raises:
         ModerationUnusable: something is missing or broken.
@@ -167,15 +167,15 @@ class NgramModerator:
 
 
 def train(
-    examples: Sequence[Example], out: Path, recipe: Recipe, tell: Callable[[str], None]
-) -> Trained:
-    """Learn from ``examples`` and write the folder ``out``, which is there and empty.
+    examples: Sequence[Example], out: Path, recipe: NgramRecipe, progress: Callable[[str], None]
+) -> TrainedNgrams:
+    """Train on ``examples`` and write the folder ``out``, which exists and is empty.
 
     The thresholds are chosen by what `FOLDS` models, each taught without its part of the examples,
     say about that part; the model that is kept is taught with all.
 
     Raises:
-        SetupProblem: there are not two labels to learn.
+        SetupProblem: there are fewer than two labels.
     """
     labels = require_labels(examples, "The training data")
     texts, truth = texts_and_labels(examples)
@@ -188,15 +188,15 @@ def train(
         taught = np.setdiff1d(order, held)
         net = _taught([found[at] for at in taught], columns[taught], len(labels), recipe)
         scores[held] = _score(net, [texts[at] for at in held], labels)
-        tell(f"part {fold + 1} of {FOLDS} judged by what was learned from the others")
+        progress(f"fold {fold + 1} of {FOLDS} scored")
     choice = choose_thresholds(scores, truth, recipe.seed)
     net = _taught(found, columns, len(labels), recipe)
     _save(net, out, labels, recipe, choice.thresholds)
-    return Trained(scores, choice)
+    return TrainedNgrams(scores, choice)
 
 
 def _taught(
-    found: Sequence[Features], columns: NDArray[np.intp], labels: int, recipe: Recipe
+    found: Sequence[Features], columns: NDArray[np.intp], labels: int, recipe: NgramRecipe
 ) -> NgramNet:
     torch.manual_seed(recipe.seed)
     rng = random.Random(recipe.seed)  # noqa: S311 - an order, no secret
@@ -285,7 +285,7 @@ def _score(net: NgramNet, texts: Sequence[str], labels: Sequence[Label]) -> Scor
 
 
 def _save(
-    net: NgramNet, out: Path, labels: Sequence[Label], recipe: Recipe, thresholds: Thresholds
+    net: NgramNet, out: Path, labels: Sequence[Label], recipe: NgramRecipe, thresholds: Thresholds
 ) -> None:
     save_file(net.state_dict(), out / WEIGHTS)
     config = {

@@ -34,7 +34,7 @@ SAMPLES = (
     "Ủa sao kỳ vậy ta 😂😂😂",
     "Kính thưa quý vị và các bạn, sau đây là bản tin thời sự lúc mười chín giờ.",
 )
-"""Texts of the kinds that models meet: read aloud, typed in haste, clean, foul, English."""
+"""Sample texts: spoken, typed, clean, offensive, English."""
 
 SYLLABLES = 20
 ROUNDS = 5
@@ -69,7 +69,7 @@ class Speed:
 
 
 def load(folder: Path, labels: str | None, thresholds: Thresholds) -> Loaded:
-    """Load the model in ``folder`` and judge one text, for what loads late loads then.
+    """Load the model in ``folder`` and classify one text, which loads everything lazy.
 
     Raises:
         ModerationUnusable: something is missing or broken.

@@ -1,7 +1,7 @@
 """Fine-tuning a checkpoint, or a small encoder from scratch, into one that labels texts.
 
 The loop is plain PyTorch: shuffled batches of like lengths, AdamW with a warm-up, the weights of
-the best epoch kept. What is trained on goes through the same `TokenInputs` as what is judged later.
+the best epoch kept. Training uses the same `TokenInputs` as inference.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Fresh:
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
             raise SetupProblem(
-                problem=f"--hidden {self.hidden} is no multiple of 64", remedy="Take one that is"
+                problem=f"--hidden {self.hidden} is not a multiple of 64", remedy="Take one that is"
             )
 
     @property
@@ -91,7 +91,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of it: the scores on the held-out texts, and the thresholds chosen there."""
+    """The result: scores on the held-out texts, and the thresholds chosen there."""
 
     scores: Scores
     choice: Choice
@@ -103,12 +103,12 @@ def train(
     held: Sequence[Example],
     out: Path,
     recipe: Recipe,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> Trained:
     """Train on ``learned``, stop early by macro-F1 on ``held``, write a checkpoint to ``out``.
 
     Raises:
-        SetupProblem: there is something at ``out``, or what to start from cannot be used.
+        SetupProblem: ``out`` is not empty, or the base cannot be used.
         ModerationUnusable: the tokenizer is missing or broken.
     """
     import torch
@@ -134,7 +134,7 @@ def train(
         given = scores[np.arange(len(held)), held_truth]
         likelihood = float(np.log(np.maximum(given, 1e-9)).mean())
         reached = macro_f1(np.array(held_truth), scores.argmax(axis=1)), likelihood
-        tell(f"epoch {epoch}: loss {loss:.4f}, macro-F1 {reached[0]:.4f} on held-out texts")
+        progress(f"epoch {epoch}: loss {loss:.4f}, macro-F1 {reached[0]:.4f} on held-out texts")
         if best is None or reached > best[0]:
             best = reached, epoch, scores
             model.save_pretrained(out)
@@ -142,7 +142,7 @@ def train(
         elif epoch - best[1] >= recipe.patience:
             break
     if best is None:
-        raise ValueError("it takes one epoch at least")
+        raise ValueError("training takes at least one epoch")
     _, epoch, scores = best
     choice = choose_thresholds(scores, held_truth, recipe.seed)
     _add_ours(out, replace(folder, thresholds=choice.thresholds))
@@ -150,13 +150,13 @@ def train(
 
 
 def prepare_folder(out: Path) -> None:
-    """Have an empty folder at ``out``.
+    """Create the folder ``out``, or check that it is empty.
 
     Raises:
-        SetupProblem: there is something in it.
+        SetupProblem: it is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SetupProblem(problem=f"{out} is there already", remedy="Remove it or name another")
+        raise SetupProblem(problem=f"{out} already exists", remedy="Remove it or pass another")
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -168,7 +168,7 @@ def copy_tokenizer(source: Path, out: Path) -> None:
 
 
 def find_base(name: str) -> Path:
-    """The folder of a checkpoint: one here, or fetched from the hub by its name.
+    """The folder of a checkpoint: a local one, or downloaded from the hub by its name.
 
     Raises:
         SetupProblem: it is neither.
@@ -182,9 +182,9 @@ def find_base(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # of many kinds: no such name, no network, no right to read
         raise SetupProblem(
-            problem=f"There is no folder {name}, and the hub has not given it: "
+            problem=f"{name} is neither a folder nor available from the hub: "
             f"{' '.join(str(error).split())[:200]}",
-            remedy="Name a folder with a PhoBERT or RoBERTa checkpoint, or its name on the hub",
+            remedy="Pass a folder with a PhoBERT or RoBERTa checkpoint, or its name on the hub",
         ) from error
 
 
@@ -230,7 +230,7 @@ def _model(recipe: Recipe, labels: Sequence[Label]) -> Any:
         except Exception as error:  # of many kinds, and all of them say that it cannot be loaded
             raise SetupProblem(
                 problem=f"{recipe.start} cannot be loaded: {' '.join(str(error).split())[:300]}",
-                remedy="Name a folder with a PhoBERT or RoBERTa checkpoint",
+                remedy="Pass a folder with a PhoBERT or RoBERTa checkpoint",
             ) from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -304,7 +304,7 @@ class _Learner:
         )
 
     def epoch(self, windows: Sequence[Ids]) -> float:
-        """Learn from every text once. Returns the mean loss."""
+        """Train for one epoch. Returns the mean loss."""
         import torch
 
         self._model.train()

@@ -17,7 +17,7 @@ from common.settings import StorageSettings
 from common.storage.opening import open_storage
 from common.storage.ranges import BLOCK_BYTES
 from common.storage.storage import Erased, Storage
-from tests.support.s3 import BUCKET, Line, OneByOne, S3Server
+from tests.support.s3 import BUCKET, CutLine, OneByOne, S3Server
 from tests.support.service import write_wav
 from tests.support.speech import noise
 
@@ -32,14 +32,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def line(server: S3Server) -> Iterator[Line]:
-    with Line(server.port) as whole:
+def line(server: S3Server) -> Iterator[CutLine]:
+    with CutLine(server.port) as whole:
         yield whole
 
 
 @pytest.fixture
 def s3(
-    server: S3Server, line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, line: CutLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Storage]:
     for name, value in server.settings(line.url).items():
         monkeypatch.setenv(name, value)
@@ -227,7 +227,7 @@ def test_a_large_recording_is_sent_in_parts(s3: Storage, server: S3Server) -> No
     assert read(s3, recording_id) == content
 
 
-def test_reading_a_recording_in_order_fetches_each_byte_once(s3: Storage, line: Line) -> None:
+def test_reading_a_recording_in_order_fetches_each_byte_once(s3: Storage, line: CutLine) -> None:
     size = 3 * BLOCK_BYTES + 10
     recording_id = taken_in(s3, bytes(size))
     before = line.received
@@ -240,7 +240,7 @@ def test_reading_a_recording_in_order_fetches_each_byte_once(s3: Storage, line: 
     assert size < line.received - before < size + 20_000
 
 
-def test_looking_at_a_large_recording_does_not_fetch_all_of_it(s3: Storage, line: Line) -> None:
+def test_looking_at_a_large_recording_does_not_fetch_all_of_it(s3: Storage, line: CutLine) -> None:
     recording_id = taken_in(s3, bytes(5 * BLOCK_BYTES))
     before = line.received
     with s3.open_recording(recording_id) as file:
@@ -249,7 +249,7 @@ def test_looking_at_a_large_recording_does_not_fetch_all_of_it(s3: Storage, line
 
 
 def test_a_connection_that_is_cut_while_a_recording_is_read_costs_nothing_else(
-    s3: Storage, line: Line
+    s3: Storage, line: CutLine
 ) -> None:
     content = os.urandom(2 * BLOCK_BYTES)
     recording_id = taken_in(s3, content)
@@ -260,7 +260,7 @@ def test_a_connection_that_is_cut_while_a_recording_is_read_costs_nothing_else(
 
 
 def test_a_storage_that_goes_away_while_a_recording_is_decoded_does_not_look_like_its_end(
-    s3: Storage, line: Line, tmp_path: Path
+    s3: Storage, line: CutLine, tmp_path: Path
 ) -> None:
     long = write_wav(tmp_path / "long.wav", noise(300))
     with s3.open_recording(taken_in(s3, long.read_bytes())) as file:
@@ -273,7 +273,7 @@ def test_a_storage_that_goes_away_while_a_recording_is_decoded_does_not_look_lik
     assert "truncated" not in decoding.warnings
 
 
-def test_what_cannot_be_reached_is_said_to_be_unavailable(s3: Storage, line: Line) -> None:
+def test_what_cannot_be_reached_is_said_to_be_unavailable(s3: Storage, line: CutLine) -> None:
     recording_id = taken_in(s3, b"sound")
     s3.incoming(recording_id).write_bytes(b"sound")
     line.cut()

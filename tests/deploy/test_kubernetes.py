@@ -21,7 +21,7 @@ from api.__main__ import FAREWELL_S
 from api.app import STREAMS_END_S, create_app
 from api.routes import live
 from common.settings import ROOT, SECRETS, Settings
-from scripts.cli.cli import ELSEWHERE, steno
+from scripts.cli.cli import LAZY_COMMANDS, steno
 from tests.support.kustomize import Manifest, build, containers, files_of, read
 from tests.support.setting_names import secret_settings, settings_named
 from worker.context import PATIENCE_S
@@ -273,7 +273,7 @@ def test_every_command_is_there(manifest: Manifest) -> None:
         module, *arguments = container["args"]  # the images' entry point is `python -m`
         assert importlib.util.find_spec(module) is not None
         if module == "scripts":
-            assert arguments[0] in {*steno.commands, *ELSEWHERE}
+            assert arguments[0] in {*steno.commands, *LAZY_COMMANDS}
         else:
             assert not arguments
 

@@ -63,7 +63,7 @@ def test_words_are_shown_utterance_by_utterance_and_kept(
     assert "brown fox" in fox
     assert "served" in rice
     assert re.fullmatch(
-        r"talk\.wav: \d\.\d s of sound, 1\d words, language en, session [0-9a-f-]{36}\n", err
+        r"talk\.wav: \d\.\d s of audio, 1\d words, language en, session [0-9a-f-]{36}\n", err
     )
     session_id = err.split()[-1]
     kept = serving.http.get(f"/api/v1/streams/{session_id}").json()

@@ -149,10 +149,13 @@ def test_tools_say_what_is_wrong_in_one_line(phobert: PhoBert, tmp_path: Path) -
     fresh = ("--from-scratch", "--tokenizer", phobert.tokenizer)
     new = ("--out", tmp_path / "new")
     for arguments, said in (
-        (("train", bad, *new, *fresh), "bad.csv, line 3: the label 'RUDE' is none of CLEAN, OFFEN"),
+        (("train", bad, *new, *fresh), "bad.csv, line 3: the label 'RUDE' is not one of CLEAN"),
         (("train", phobert.data, *new), "Give one of --base, --from-scratch"),
-        (("train", phobert.data, "--out", tmp_path, *fresh), f"{tmp_path} is there already"),
-        (("train", phobert.data, *new, *fresh, "--hidden", "200"), "--hidden 200 is no multiple"),
+        (("train", phobert.data, "--out", tmp_path, *fresh), f"{tmp_path} already exists"),
+        (
+            ("train", phobert.data, *new, *fresh, "--hidden", "200"),
+            "--hidden 200 is not a multiple",
+        ),
         (("export", tmp_path, "--out", tmp_path / "x"), "it has no config.json"),
         (("check", unnamed), "config.json has no id2label; set MODERATION_LABELS"),
         (("smoke", "--folder", corrupt), "model_int8.onnx cannot be loaded"),
@@ -175,4 +178,4 @@ def test_a_name_that_neither_is_a_folder_nor_on_a_hub_is_refused(
         "train", phobert.data, "--out", tmp_path / "out", "--base", "no/such", fails=True,
         HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path),
     )  # fmt: skip
-    assert "There is no folder no/such, and the hub has not given it" in done.stderr
+    assert "no/such is neither a folder nor available from the hub" in done.stderr

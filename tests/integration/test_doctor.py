@@ -116,7 +116,7 @@ def test_a_data_directory_that_cannot_be_written_is_named(
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "file" / "data"))
     done = doctor()
     assert done.exit_code == 1
-    assert "-> choose another with DATA_DIR" in done.stdout
+    assert "-> choose another folder with DATA_DIR" in done.stdout
 
 
 def test_a_running_stack_and_its_workers_are_seen(tmp_path: Path) -> None:

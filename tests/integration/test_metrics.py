@@ -43,7 +43,7 @@ from tests.support.factories import (
     submit_job,
 )
 from tests.support.gateway import ROOT, GatewayProcess
-from tests.support.s3 import Line
+from tests.support.s3 import CutLine
 from tests.support.service import wait_until
 
 OPERATOR = "the-operators-own-key-0123456789"
@@ -342,7 +342,7 @@ def test_while_postgres_is_out_the_rest_is_told_and_all_of_it_afterwards(
 ) -> None:
     login, _, rest = database_url.rpartition("@")
     port, _, name = rest.partition("/")
-    with Line(int(port.rpartition(":")[2])) as line:
+    with CutLine(int(port.rpartition(":")[2])) as line:
         line_port = line.url.rpartition(":")[2]
         gateway = locked(f"{login}@127.0.0.1:{line_port}/{name}", METRICS_OPEN="true")
         with Database(database_url) as database:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.support.gateway import GatewayProcess
-from tests.support.s3 import BUCKET, Line, S3Server
+from tests.support.s3 import BUCKET, CutLine, S3Server
 from tests.support.service import Service, wait_until, write_wav
 from tests.support.speech import noise, speak
 
@@ -31,14 +31,14 @@ def server(tmp_path: Path) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def line(server: S3Server) -> Iterator[Line]:
-    with Line(server.port) as whole:
+def line(server: S3Server) -> Iterator[CutLine]:
+    with CutLine(server.port) as whole:
         yield whole
 
 
 @pytest.fixture
 def gateway(
-    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: Line
+    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: CutLine
 ) -> Iterator[GatewayProcess]:
     folder = tmp_path / "gateway"
     folder.mkdir()
@@ -51,7 +51,7 @@ def gateway(
 
 @pytest.fixture
 def service(
-    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: Line
+    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: CutLine
 ) -> Iterator[Service]:
     folder = tmp_path / "workers"  # that have no folder in common with the gateway
     folder.mkdir()
@@ -74,7 +74,7 @@ def status(gateway: GatewayProcess, job_id: str) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("weights_dir")
 def test_a_job_on_s3_outlives_an_outage_and_leaves_nothing_when_it_is_deleted(
-    gateway: GatewayProcess, service: Service, server: S3Server, line: Line, recording: Path
+    gateway: GatewayProcess, service: Service, server: S3Server, line: CutLine, recording: Path
 ) -> None:
     job_id = upload(gateway, recording).json()["job_id"]
     assert list((gateway.folder / "uploads" / ".incoming").iterdir()) == []
@@ -108,7 +108,7 @@ def test_a_job_on_s3_outlives_an_outage_and_leaves_nothing_when_it_is_deleted(
 
 
 def test_an_upload_to_a_storage_that_is_out_is_rejected_and_may_be_tried_again(
-    gateway: GatewayProcess, server: S3Server, line: Line, recording: Path
+    gateway: GatewayProcess, server: S3Server, line: CutLine, recording: Path
 ) -> None:
     line.cut()
     refused = upload(gateway, recording)
@@ -142,7 +142,7 @@ def test_a_recording_is_passed_on_where_clients_cannot_reach_its_server(
     database_url: str,
     redis_url: str,
     server: S3Server,
-    line: Line,
+    line: CutLine,
     recording: Path,
 ) -> None:
     sent = recording.read_bytes()
@@ -186,7 +186,7 @@ def test_a_recording_is_passed_on_where_clients_cannot_reach_its_server(
 
 
 def test_a_recording_that_breaks_off_while_it_is_passed_on_does_not_look_whole(
-    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: Line
+    tmp_path: Path, database_url: str, redis_url: str, server: S3Server, line: CutLine
 ) -> None:
     long = write_wav(tmp_path / "long.wav", noise(600))
     settings = {**server.settings(line.url), "S3_LINKS": "false"}

@@ -37,7 +37,7 @@ from common.weights.manifest import HubFiles, Manifest
 from scripts.cli.cli import INTERRUPTED, steno
 from scripts.stack import stack as stack_module
 from scripts.stack.running import RunningStack
-from scripts.stack.stack import Child, Stack, find_running
+from scripts.stack.stack import Stack, StackProcess, find_running
 from tests.integration.test_keys import make_wav
 from tests.support.audio_files import tone
 from tests.support.file_server import FileServer, Served
@@ -316,7 +316,7 @@ def test_the_default_weights_are_fetched_before_it_says_that_it_is_up(
             assert family(up.pid) == []
             here = {**env, "DATA_DIR": str(tmp_path)}
             told = CliRunner().invoke(steno, ["jobs"], env=here)
-            assert f"Stenopool is starting or stopping over {tmp_path} (process {up.pid})" in (
+            assert f"Stenopool is starting or stopping in {tmp_path} (process {up.pid})" in (
                 told.stderr
             )
             examined = CliRunner().invoke(steno, ["doctor"], env=here)
@@ -413,7 +413,7 @@ def test_a_stack_in_the_background_of_a_script_ends_on_sigint(tmp_path: Path) ->
 
 def test_errors_in_a_log_are_shown_and_the_rest_is_not(tmp_path: Path) -> None:
     program = "print('INFO fine'); print('ERROR  broken'); print('half a line ERROR', end='')"
-    child = Child(
+    child = StackProcess(
         "worker", "worker-1", [sys.executable, "-c", program], tmp_path / "logs" / "w.log"
     )
     child.start(os.environ)
@@ -427,7 +427,7 @@ def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(stack_module, "LOG_LIMIT_BYTES", 1000)
     log = tmp_path / "w.log"
     program = "import sys; print('x' * 2000, flush=True); sys.stdin.read(); print('ERROR later')"
-    child = Child("worker", "worker-1", [sys.executable, "-c", program], log)
+    child = StackProcess("worker", "worker-1", [sys.executable, "-c", program], log)
     child.start(os.environ)
     until(lambda: not child.running)
     assert list(child.new_errors()) == ["ERROR later"]
@@ -436,7 +436,7 @@ def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_crash_loop_is_slowed_down_and_a_single_death_is_not(tmp_path: Path) -> None:
-    child = Child("worker", "worker-1", [sys.executable, "-c", ""], tmp_path / "w.log")
+    child = StackProcess("worker", "worker-1", [sys.executable, "-c", ""], tmp_path / "w.log")
     waits = []
     for _ in range(9):
         child.start(os.environ)

@@ -41,7 +41,7 @@ from tests.support.factories import (
     submit_job,
 )
 from tests.support.gateway import GatewayProcess
-from tests.support.s3 import Line
+from tests.support.s3 import CutLine
 from tests.support.service import wait_until
 from worker.janitor import Janitor
 
@@ -313,7 +313,7 @@ def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
     streams.close(over, audio_ms=1_000, outcome=COMPLETED)
     login, _, rest = gateway.database_url.rpartition("@")
     port, _, name = rest.partition("/")
-    with Line(int(port.rpartition(":")[2])) as line:
+    with CutLine(int(port.rpartition(":")[2])) as line:
         line_port = line.url.rpartition(":")[2]
         with Database(f"{login}@127.0.0.1:{line_port}/{name}") as far:
             janitor._cleaning = Cleaning(far, grace_s=0.0)

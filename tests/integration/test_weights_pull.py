@@ -197,4 +197,4 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path: Path) -> None
     result = CliRunner().invoke(steno, ["models", "--dir", str(tmp_path), "verify"])
     assert result.exit_code == 1
     assert "has the wrong hash" in result.stderr
-    assert "1 of 1 are not as they should be" in result.stderr
+    assert "1 of 1 are corrupt" in result.stderr

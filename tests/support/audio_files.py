@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 RATE = 16_000
 
 
-class Kind(NamedTuple):
+class AudioKind(NamedTuple):
     """How a file of some ending is made: FFmpeg's container, codecs, and the sample rate."""
 
     container: str
@@ -29,28 +29,28 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "mp3": Kind("mp3", "libmp3lame", 44_100),
-    "wav": Kind("wav", "pcm_s16le", 16_000),
-    "m4a": Kind("ipod", "aac"),
-    "mp4": Kind("mp4", "aac"),
-    "aac": Kind("adts", "aac"),
-    "ogg": Kind("ogg", "vorbis", 44_100, layout="stereo"),
-    "opus": Kind("ogg", "libopus"),
-    "flac": Kind("flac", "flac", 22_050),
-    "wma": Kind("asf", "wmav2", 44_100, bit_rate=64_000),
-    "webm": Kind("webm", "libopus"),
-    "mkv": Kind("matroska", "flac"),
-    "avi": Kind("avi", "libmp3lame", 44_100),
-    "mov": Kind("mov", "pcm_s16le"),
+    "mp3": AudioKind("mp3", "libmp3lame", 44_100),
+    "wav": AudioKind("wav", "pcm_s16le", 16_000),
+    "m4a": AudioKind("ipod", "aac"),
+    "mp4": AudioKind("mp4", "aac"),
+    "aac": AudioKind("adts", "aac"),
+    "ogg": AudioKind("ogg", "vorbis", 44_100, layout="stereo"),
+    "opus": AudioKind("ogg", "libopus"),
+    "flac": AudioKind("flac", "flac", 22_050),
+    "wma": AudioKind("asf", "wmav2", 44_100, bit_rate=64_000),
+    "webm": AudioKind("webm", "libopus"),
+    "mkv": AudioKind("matroska", "flac"),
+    "avi": AudioKind("avi", "libmp3lame", 44_100),
+    "mov": AudioKind("mov", "pcm_s16le"),
 }
 """Every format that uploads may have, sound alone."""
 
 FILMS = {
-    "mp4": Kind("mp4", "aac", video="mpeg4"),
-    "webm": Kind("webm", "libopus", video="libvpx"),
-    "mkv": Kind("matroska", "libopus", video="mpeg4"),
-    "avi": Kind("avi", "libmp3lame", 44_100, video="mpeg4"),
-    "mov": Kind("mov", "aac", video="mpeg4"),
+    "mp4": AudioKind("mp4", "aac", video="mpeg4"),
+    "webm": AudioKind("webm", "libopus", video="libvpx"),
+    "mkv": AudioKind("matroska", "libopus", video="mpeg4"),
+    "avi": AudioKind("avi", "libmp3lame", 44_100, video="mpeg4"),
+    "mov": AudioKind("mov", "aac", video="mpeg4"),
 }
 """The same with a film in it."""
 
@@ -74,7 +74,7 @@ def noise(seconds: float, level: float = 0.1, seed: int = 0) -> NDArray[np.int16
 def write(
     path: Path,
     samples: NDArray[np.int16],
-    kind: Kind,
+    kind: AudioKind,
     *,
     sound_at: float = 0.0,
     film_seconds: float | None = None,
@@ -148,7 +148,7 @@ def _sound(
     container: OutputContainer,
     sound: AudioStream,
     samples: NDArray[np.int16],
-    kind: Kind,
+    kind: AudioKind,
     sound_at: float,
 ) -> None:
     context = sound.codec_context

@@ -33,7 +33,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SeenRequest:
     """A request."""
 
     path: str
@@ -46,7 +46,7 @@ class FileServer:
     def __init__(self, address: str = "127.0.0.1") -> None:
         owner = self
 
-        class Handler(_Handler):
+        class Handler(_FileHandler):
             server_of = owner
 
         self._server = ThreadingHTTPServer((address, 0), Handler)
@@ -54,7 +54,7 @@ class FileServer:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self.closing = threading.Event()
         self.files: dict[str, Served] = {}
-        self.asked: list[Asked] = []
+        self.asked: list[SeenRequest] = []
         self.port = self._server.server_port
         self.url = f"http://{address}:{self.port}"
 
@@ -75,13 +75,13 @@ class FileServer:
         self._thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _FileHandler(BaseHTTPRequestHandler):
     server_of: FileServer
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server_of.asked.append(Asked(self.path, headers))
+        self.server_of.asked.append(SeenRequest(self.path, headers))
         self.close_connection = True
         served = self.server_of.files.get(self.path.partition("?")[0])
         if served is None:

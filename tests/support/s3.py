@@ -161,7 +161,7 @@ class _OneByOne(BaseHTTPRequestHandler):
         """Nobody reads it."""
 
 
-class Line:
+class CutLine:
     """Passes everything on to a local port, until it is cut; ``received`` counts bytes that came
     back."""
 

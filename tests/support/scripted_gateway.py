@@ -131,7 +131,7 @@ class ScriptedGateway:
     """Held for each answer: clients upload in several threads."""
 
     def __enter__(self) -> Self:
-        handler = type("Handler", (_Handler,), {"gateway": self})
+        handler = type("Handler", (_ScriptedHandler,), {"gateway": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -164,7 +164,7 @@ class ScriptedGateway:
         }
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ScriptedHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     gateway: ScriptedGateway
 

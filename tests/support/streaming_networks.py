@@ -91,7 +91,7 @@ _ZIPFORMER2: dict[str, object] = _COMMON | {
 
 
 @dataclass
-class _Graph:
+class _NetworkGraph:
     """A network under construction, with the states that it passes on.
 
     It is given ``shift`` frames that are new, and ``ahead`` more that come again.
@@ -179,7 +179,7 @@ class _Graph:
         self.node("Mul", [wanted, loudness], output)
 
 
-class _Zipformer2(_Graph):
+class _Zipformer2(_NetworkGraph):
     def build(self, output: str) -> None:
         n = "N"
         for name in ("key", "nonlin", "val1", "val2", "conv1", "conv2"):
@@ -198,7 +198,7 @@ class _Zipformer2(_Graph):
         self.passed_on()
 
 
-class _Zipformer(_Graph):
+class _Zipformer(_NetworkGraph):
     def build(self, output: str) -> None:
         n = "N"
         counter = self.state("len", TensorProto.INT64, LAYER, n)
@@ -212,7 +212,7 @@ class _Zipformer(_Graph):
         self.passed_on()
 
 
-class _Conformer(_Graph):
+class _Conformer(_NetworkGraph):
     def build(self, output: str) -> None:
         self.state("attention", TensorProto.FLOAT, LAYER, LEFT, "N", WIDTH)
         self.state("convolution", TensorProto.FLOAT, LAYER, KERNEL - 1, "N", WIDTH)
@@ -221,7 +221,7 @@ class _Conformer(_Graph):
         self.passed_on()
 
 
-class _Lstm(_Graph):
+class _Lstm(_NetworkGraph):
     def build(self, output: str) -> None:
         self.state("h", TensorProto.FLOAT, LAYER, "N", WIDTH)
         self.state("c", TensorProto.FLOAT, LAYER, "N", 2 * WIDTH)
@@ -229,7 +229,7 @@ class _Lstm(_Graph):
         self.passed_on()
 
 
-def _save(path: Path, graph: _Graph, output: str, metadata: dict[str, object]) -> None:
+def _save(path: Path, graph: _NetworkGraph, output: str, metadata: dict[str, object]) -> None:
     graph.build(output)
     sound = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", graph.frames, MELS])
     scores = helper.make_tensor_value_info(
@@ -246,7 +246,7 @@ def _save(path: Path, graph: _Graph, output: str, metadata: dict[str, object]) -
 
 
 def _write_transducer(
-    folder: Path, graph: _Graph, metadata: dict[str, object], export: str = ""
+    folder: Path, graph: _NetworkGraph, metadata: dict[str, object], export: str = ""
 ) -> None:
     """The encoder, a decoder that forbids the last token, so that it is said once, and a joiner
     that adds; with the tokens.

@@ -1,4 +1,4 @@
-"""What must hold once a battered stack has come to rest (see `tests.system.chaos`)."""
+"""What must hold once a stack has recovered from faults (see `tests.system.chaos`)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OPEN = (JobStatus.PENDING, JobStatus.PROCESSING)
 
 
 @dataclass(slots=True)
-class Finding:
+class Findings:
     """The figures, and every promise that was broken, in words."""
 
     violations: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class JobText:
     """What a job heard: its text, when each segment and word was said, and how it was judged."""
 
     text: str
@@ -75,14 +75,14 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Peaceful:
     """The gateway to ask, and what each recording said in peace, by its file's name."""
 
     gateway: Gateway
-    peaceful: dict[str, Text]
+    peaceful: dict[str, JobText]
 
 
-def hear(gateway: Gateway, job_id: str) -> Text:
+def hear(gateway: Gateway, job_id: str) -> JobText:
     """What the job heard, once it has ended.
 
     Raises:
@@ -93,10 +93,10 @@ def hear(gateway: Gateway, job_id: str) -> Text:
     return text_of(gateway.result(job_id))
 
 
-def text_of(result: dict[str, Any]) -> Text:
+def text_of(result: dict[str, Any]) -> JobText:
     """The parts of a result that must be the same in every run."""
     moderation = result["moderation"]
-    return Text(
+    return JobText(
         text=result["text"],
         segments=tuple((part["start"], part["end"], part["text"]) for part in result["segments"]),
         words=tuple((part["start"], part["end"], part["word"]) for part in result["words"]),
@@ -146,12 +146,12 @@ class Aftermath:
 
 
 def examine(
-    finding: Finding,
+    finding: Findings,
     aftermath: Aftermath,
     stack: Stack,
     accepted: Sequence[str],
     last_fault: datetime,
-    heard: Heard,
+    heard: Peaceful,
 ) -> None:
     """Check every promise on a stack whose jobs have ended."""
     with aftermath.database.transaction() as session:
@@ -169,7 +169,7 @@ def examine(
 
 
 def examine_rows(
-    finding: Finding,
+    finding: Findings,
     session: Session,
     accepted: Sequence[str],
     last_fault: datetime,
@@ -187,7 +187,7 @@ def count(session: Session, table: type, *where: Any) -> int:
     return session.scalar(select(func.count()).select_from(table).where(*where)) or 0
 
 
-def _jobs(finding: Finding, session: Session, accepted: Sequence[str]) -> None:
+def _jobs(finding: Findings, session: Session, accepted: Sequence[str]) -> None:
     jobs = session.scalars(select(Job)).all()
     for job in jobs:
         finding.jobs[job.status] = finding.jobs.get(job.status, 0) + 1
@@ -206,7 +206,7 @@ def _jobs(finding: Finding, session: Session, accepted: Sequence[str]) -> None:
     finding.check(len(set(accepted)) == len(accepted), "two uploads were given the same id")
 
 
-def _steps(finding: Finding, session: Session) -> None:
+def _steps(finding: Findings, session: Session) -> None:
     for step in session.scalars(select(Step)):
         finding.steps += 1
         finding.attempts += step.attempt
@@ -219,7 +219,7 @@ def _steps(finding: Finding, session: Session) -> None:
     finding.failures = dict(session.execute(codes).all())
 
 
-def _chunks(finding: Finding, session: Session) -> None:
+def _chunks(finding: Findings, session: Session) -> None:
     finding.chunks = count(session, Part)
     for step in session.scalars(select(Step).where(Step.stored_count != 1)):
         finding.violations.append(
@@ -252,7 +252,7 @@ def _chunks(finding: Finding, session: Session) -> None:
         )
 
 
-def _stalls(finding: Finding, session: Session, last_fault: datetime, workers: int) -> None:
+def _stalls(finding: Findings, session: Session, last_fault: datetime, workers: int) -> None:
     """How long things stood still after the last fault.
 
     Two ways of standing still: no step anywhere is finished for a while; or, since one waiting job
@@ -291,7 +291,7 @@ def _seconds(span: timedelta) -> float:
 # --- at the gateway -------------------------------------------------------------------------------
 
 
-def _texts(finding: Finding, aftermath: Aftermath, heard: Heard) -> None:
+def _texts(finding: Findings, aftermath: Aftermath, heard: Peaceful) -> None:
     with aftermath.database.transaction() as session:
         completed = session.execute(
             select(Job.id, Recording.filename)
@@ -308,7 +308,7 @@ def _texts(finding: Finding, aftermath: Aftermath, heard: Heard) -> None:
 # --- in Valkey ------------------------------------------------------------------------------------
 
 
-def _queue(finding: Finding, stack: Stack) -> None:
+def _queue(finding: Findings, stack: Stack) -> None:
     with connect(stack.redis_url) as redis:
         doorbell = StepQueue(redis)
         settled = _becomes_true(lambda: doorbell.waiting() == 0)
@@ -331,7 +331,7 @@ def _becomes_true(state: Callable[[], bool]) -> bool:
 # --- on the disk ----------------------------------------------------------------------------------
 
 
-def _files(finding: Finding, aftermath: Aftermath, stack: Stack) -> None:
+def _files(finding: Findings, aftermath: Aftermath, stack: Stack) -> None:
     folders = stack.settings.storage
     with aftermath.database.transaction() as session:
         promised = dict(session.execute(select(Recording.id, Recording.sha256)).all())
@@ -356,7 +356,7 @@ def _files(finding: Finding, aftermath: Aftermath, stack: Stack) -> None:
     _results(finding, folders.results, jobs)
 
 
-def _results(finding: Finding, results: Path, jobs: set[UUID]) -> None:
+def _results(finding: Findings, results: Path, jobs: set[UUID]) -> None:
     wanted = {f"transcript.{ending}" for ending in MEDIA_TYPES}
     for job_id in jobs:
         names = {path.name for path in (results / str(job_id)).iterdir()}

@@ -1,4 +1,4 @@
-"""How soon cancelling a long recording frees the workers, and what its chunks leave behind.
+"""How fast cancelling a long recording frees the workers and removes its chunks.
 
 Run ``scripts/test --system cancel FILE``, any recording of more than a few minutes. It starts a
 stack of its own, cancels once all workers have their engine at work on the file, and prints for
@@ -11,11 +11,10 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 from uuid import UUID
 
 import click
@@ -32,11 +31,8 @@ from common.redis.queue import connect
 from scripts.cli.cli import load_settings
 from scripts.cli.client import Gateway
 from scripts.stack.stack import Stack
+from tests.support.service import PATIENCE_S, wait_until
 
-T = TypeVar("T")
-
-POLL_S = 0.005
-PATIENCE_S = 120.0
 LIMIT_S = 2.0
 """What is promised."""
 
@@ -53,7 +49,7 @@ class Freed:
 
 @dataclass(slots=True)
 class Cancelled:
-    """One cancelled job; ``files`` of its sound there were, gone after ``swept_s`` seconds."""
+    """One cancelled job; it had ``files`` chunk files, removed after ``swept_s`` seconds."""
 
     engine: str
     model: str
@@ -69,8 +65,8 @@ class Cancelled:
         return max(worker.idle_s or PATIENCE_S for worker in self.workers)
 
 
-class Bench:
-    """A stack, and the truth read past its gateway."""
+class CancelTrial:
+    """A stack, and direct access to its database."""
 
     def __init__(self, stack: Stack, gateway: Gateway, database: Database, redis: Redis) -> None:
         self._stack = stack
@@ -82,7 +78,7 @@ class Bench:
         """Send the file, cancel it under all workers, and watch what happens."""
         options = {"language": "auto", "engine": engine, "model": model}
         job_id = UUID(self._gateway.upload(file, options)["job_id"])
-        names = _wait(lambda: self._hearing(job_id), "all workers at work on it")
+        names = wait_until(lambda: self._hearing(job_id), "all workers at work on it")
         workers = [Freed(name, self._horse(name)) for name in sorted(names)]
         progress = self._gateway.status(str(job_id))["progress"]
         files = len(self._sound(job_id))
@@ -90,8 +86,8 @@ class Bench:
         status = self._gateway.cancel(str(job_id))["status"]
         assert status == "CANCELLED"
         done = Cancelled(engine, model, progress, time.monotonic() - started, files, workers)
-        _wait(lambda: self._all_free(workers, started), "free workers")
-        _wait(lambda: not self._sound(job_id), "no sound")
+        wait_until(lambda: self._all_free(workers, started), "free workers")
+        wait_until(lambda: not self._sound(job_id), "no sound")
         done.swept_s = time.monotonic() - started
         time.sleep(rest_s)
         done.left = len(self._sound(job_id))
@@ -136,15 +132,6 @@ def _has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def _wait(check: Callable[[], T | None], what: str) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := check()):
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"waited {PATIENCE_S:g} s in vain for {what}")
-        time.sleep(POLL_S)
-    return found
-
-
 def report(done: Cancelled) -> Iterator[str]:
     """What is printed of one job."""
     yield (
@@ -157,7 +144,7 @@ def report(done: Cancelled) -> Iterator[str]:
             f"free after {worker.idle_s:.2f} s"
         )
     yield (
-        f"  {done.files} file(s) of sound gone after {done.swept_s:.2f} s; "
+        f"  {done.files} chunk file(s) removed after {done.swept_s:.2f} s; "
         f"{done.left} left in the end"
     )
 
@@ -173,7 +160,7 @@ def report(done: Cancelled) -> Iterator[str]:
     show_default=True,
     help="An engine and its weights; may be given several times.",
 )
-@click.option("--rest", default=20.0, show_default=True, help="Seconds to look on for late files.")
+@click.option("--rest", default=20.0, show_default=True, help="Seconds to watch for late files.")
 def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> None:
     """Cancel FILE under all workers; exits with 1 where that took more than 2 s or left files."""
     broken = False
@@ -181,7 +168,7 @@ def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> Non
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-cancel-"))
         settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
         running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
-        bench = Bench(
+        bench = CancelTrial(
             running,
             stack.enter_context(Gateway(running.address)),
             stack.enter_context(Database(running.database_url, pool_size=1)),

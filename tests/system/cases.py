@@ -1,4 +1,6 @@
-"""Odd recordings, and what each must give: ``scripts/test --system cases FOLDER``.
+"""Unusual recordings and the result each must give.
+
+Run ``scripts/test --system cases FOLDER``.
 
 FOLDER holds recordings and ``cases.tsv``: a line of headings, then one line a case with the name of
 a file, a language (or ``auto``), and what it must give, in words such as ``the words of en.wav,
@@ -49,7 +51,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CaseAnswer:
     """What came of a recording: its status and, where it is COMPLETED, its result; or an error."""
 
     status: dict[str, Any]
@@ -73,40 +75,40 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CaseOutcome:
     """A case and what came of it."""
 
     case: Case
-    answer: Answer
+    answer: CaseAnswer
     passed: bool
 
 
-class Service:
+class Transcriptions:
     """Transcribes clips of a folder, each but once."""
 
     def __init__(self, gateway: Gateway, folder: Path) -> None:
         self._gateway = gateway
         self._folder = folder
-        self._known: dict[tuple[str, str], Answer] = {}
+        self._known: dict[tuple[str, str], CaseAnswer] = {}
 
-    def answer(self, file: str, language: str) -> Answer:
+    def answer(self, file: str, language: str) -> CaseAnswer:
         """What the service says to a recording."""
         key = (file, language)
         if key not in self._known:
             self._known[key] = self._ask(self._folder / file, language)
         return self._known[key]
 
-    def _ask(self, path: Path, language: str) -> Answer:
+    def _ask(self, path: Path, language: str) -> CaseAnswer:
         options = {"language": language, "moderation": "false"}
         try:
             job_id = self._gateway.upload(path, options)["job_id"]
             while (status := self._gateway.status(job_id, POLL_S))["status"] not in ENDED:
                 pass
             if status["status"] != "COMPLETED":
-                return Answer(status, {}, f"{status['status']}: {status['error_message']}")
-            return Answer(status, self._gateway.result(job_id))
+                return CaseAnswer(status, {}, f"{status['status']}: {status['error_message']}")
+            return CaseAnswer(status, self._gateway.result(job_id))
         except StenoError as error:
-            return Answer({}, {}, str(error))
+            return CaseAnswer({}, {}, str(error))
 
 
 def read_cases(folder: Path) -> list[Case]:
@@ -126,15 +128,15 @@ def read_cases(folder: Path) -> list[Case]:
     return [Case(*row) for row in rows]
 
 
-def run(gateway: Gateway, folder: Path, cases: Sequence[Case]) -> Iterator[Outcome]:
+def run(gateway: Gateway, folder: Path, cases: Sequence[Case]) -> Iterator[CaseOutcome]:
     """Transcribe the recordings of ``cases``, one after the other."""
-    service = Service(gateway, folder)
+    service = Transcriptions(gateway, folder)
     for case in cases:
         answer = service.answer(case.file, case.language)
-        yield Outcome(case, answer, _meets(case, answer, service))
+        yield CaseOutcome(case, answer, _meets(case, answer, service))
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
+def table(outcomes: Sequence[CaseOutcome]) -> Table:
     """What came and what must come, a row a case."""
     shown = Table("file", "what came", "must be", "", expand=True)
     for outcome in outcomes:
@@ -145,10 +147,10 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 # --- what must be ---------------------------------------------------------------------------------
 
-Check = Callable[[re.Match[str], Case, Answer, Service], bool]
+Check = Callable[[re.Match[str], Case, CaseAnswer, Transcriptions], bool]
 
 
-def _words(found: re.Match[str], case: Case, answer: Answer, service: Service) -> bool:
+def _words(found: re.Match[str], case: Case, answer: CaseAnswer, service: Transcriptions) -> bool:
     spoken = re.search(r"language (\w+)", case.expected)
     language = spoken[1] if spoken else case.language
     clips = [name for name in found.groups() if name]
@@ -156,12 +158,14 @@ def _words(found: re.Match[str], case: Case, answer: Answer, service: Service) -
     return all(texts) and wer([" ".join(texts)], [answer.text], language) <= MOST_ERRORS
 
 
-def _lasts(found: re.Match[str], _case: Case, answer: Answer, _service: Service) -> bool:
+def _lasts(found: re.Match[str], _case: Case, answer: CaseAnswer, _service: Transcriptions) -> bool:
     seconds = float(found[1])
     return abs(float(answer.result["duration_seconds"]) - seconds) <= 0.3 + 0.01 * seconds
 
 
-def _doubtful(_found: re.Match[str], _case: Case, answer: Answer, _service: Service) -> bool:
+def _doubtful(
+    _found: re.Match[str], _case: Case, answer: CaseAnswer, _service: Transcriptions
+) -> bool:
     return bool(answer.text) and all(segment["flags"] for segment in answer.result["segments"])
 
 
@@ -187,7 +191,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 """How expectations are written, and how each is checked."""
 
 
-def _meets(case: Case, answer: Answer, service: Service) -> bool:
+def _meets(case: Case, answer: CaseAnswer, service: Transcriptions) -> bool:
     """Whether all that is between semicolons is so; of what is between ", or ", one thing."""
 
     def holds(part: str) -> bool:

@@ -1,11 +1,13 @@
-"""Prove that nothing is lost while everything is killed: ``scripts/test --system chaos FOLDER``.
+"""Chaos test: nothing is lost while everything is killed.
 
-It starts a whole stack of its own, has it hear the recordings of FOLDER once in peace, and then
-again and again while gateway, dispatcher, workers, work-horses, Postgres and Valkey die by
-SIGKILL, Valkey is flushed, and Postgres stays away for a while. In the end every job must be
-COMPLETED with the very text of the peaceful run, and nothing may be left over
-(see `tests.system.aftermath`). The seed decides what is sent and what is struck when; which process
-happens to do what at that moment is chance, as in life.
+Run ``scripts/test --system chaos FOLDER``.
+
+It starts a stack of its own, has it transcribe the recordings of FOLDER once undisturbed, and then
+again while gateway, dispatcher, workers, engine processes, Postgres and Valkey are killed by
+SIGKILL, Valkey is flushed, and Postgres is unavailable for a while. In the end every job must be
+COMPLETED with exactly the text of the undisturbed run, and nothing may be left over (see
+`tests.system.aftermath`). The seed decides what is sent and which faults happen when; what a
+process does at that moment is chance.
 """
 
 from __future__ import annotations
@@ -48,10 +50,18 @@ from common.weights.manifest import FASTER_WHISPER, Manifest
 from common.weights.store import WeightsStore
 from scripts.cli.client import Gateway, passing
 from scripts.stack.stack import Stack
-from tests.system.aftermath import Aftermath, Finding, Heard, examine, hear, strays, verify_pages
+from tests.system.aftermath import (
+    Aftermath,
+    Findings,
+    Peaceful,
+    examine,
+    hear,
+    strays,
+    verify_pages,
+)
 
 MODELS = ("tiny", "base")
-"""The fastest weights that are here are taken: the text matters only in being the same."""
+"""The fastest weights that are present are used: the text only has to be the same."""
 
 CLIPS = 6
 """Short recordings taken from the folder."""
@@ -77,38 +87,38 @@ SETTLED_WITHIN_S = 300.0
 """How long the stack may go without finishing a step before the run is given up."""
 
 
-class Kind(StrEnum):
-    """What can happen to a stack."""
+class FaultKind(StrEnum):
+    """Kinds of faults."""
 
     GATEWAY = "gateway killed"
     DISPATCHER = "dispatcher killed"
     WORKER = "worker killed"
-    HORSE = "work-horse killed"
+    HORSE = "engine process killed"
     POSTGRES = "postgres killed"
     VALKEY = "valkey killed"
     FLUSH = "valkey flushed"
-    OUTAGE = "postgres away"
+    OUTAGE = "postgres unavailable"
 
 
 ROLES = {
-    Kind.GATEWAY: "gateway",
-    Kind.DISPATCHER: "dispatcher",
-    Kind.POSTGRES: "postgres",
-    Kind.OUTAGE: "postgres",
-    Kind.VALKEY: "valkey",
+    FaultKind.GATEWAY: "gateway",
+    FaultKind.DISPATCHER: "dispatcher",
+    FaultKind.POSTGRES: "postgres",
+    FaultKind.OUTAGE: "postgres",
+    FaultKind.VALKEY: "valkey",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One blow, ``at_s`` seconds into the run; ``pick`` in [0, 1) chooses among victims.
+    """One fault, ``at_s`` seconds into the run; ``pick`` in [0, 1) chooses among victims.
 
-    ``aimed``: a worker or a work-horse is struck with a step in hand if there is one soon;
-    otherwise whatever it does, which may be to start.
+    ``aimed``: kill a worker or an engine process that has a step in hand, if there is one soon;
+    otherwise any, whatever it does.
     """
 
     at_s: float
-    kind: Kind
+    kind: FaultKind
     pick: float
     aimed: bool
 
@@ -123,7 +133,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ChaosPlan:
     """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres away for some.
 
     A long recording consists of ``talk_parts`` clips, and so has as many chunks.
@@ -139,28 +149,28 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Run:
+class ChaosRun:
     """What happened."""
 
-    faults: Counter[Kind] = field(default_factory=Counter)
+    faults: Counter[FaultKind] = field(default_factory=Counter)
     last_fault: datetime = field(default_factory=lambda: datetime.now(UTC))
     accepted: list[str] = field(default_factory=list)
     in_peace: int = 0
     retried: int = 0
-    finding: Finding = field(default_factory=Finding)
+    finding: Findings = field(default_factory=Findings)
 
 
-def faults(asked: Asked) -> list[Fault]:
+def faults(asked: ChaosPlan) -> list[Fault]:
     """Every kind at least once, in random order; the outage once and never as the last.
 
     The first of a kind is aimed.
     """
     chance = random.Random(asked.seed)  # noqa: S311 - nothing secret
-    lesser: list[Kind] = [kind for kind in Kind if kind is not Kind.OUTAGE]
+    lesser: list[FaultKind] = [kind for kind in FaultKind if kind is not FaultKind.OUTAGE]
     count = max(len(lesser), round(asked.seconds / MEAN_GAP_S) - 1)
     kinds = lesser + chance.choices(lesser, k=count - len(lesser))
     chance.shuffle(kinds)
-    kinds.insert(chance.randrange(len(kinds) // 4, 3 * len(kinds) // 4), Kind.OUTAGE)
+    kinds.insert(chance.randrange(len(kinds) // 4, 3 * len(kinds) // 4), FaultKind.OUTAGE)
     slot_s = asked.seconds / len(kinds)
     return [
         Fault((index + chance.random()) * slot_s, kind, chance.random(), kind not in kinds[:index])
@@ -168,7 +178,7 @@ def faults(asked: Asked) -> list[Fault]:
     ]
 
 
-def orders(asked: Asked, clips: Sequence[Path], talks: Sequence[Path]) -> list[Order]:
+def orders(asked: ChaosPlan, clips: Sequence[Path], talks: Sequence[Path]) -> list[Order]:
     """Uploads of short and long recordings in all priorities, spread over the run."""
     chance = random.Random(asked.seed + 1)  # noqa: S311 - nothing secret
     return sorted(
@@ -184,10 +194,10 @@ def orders(asked: Asked, clips: Sequence[Path], talks: Sequence[Path]) -> list[O
     )
 
 
-# --- what is sent ---------------------------------------------------------------------------------
+# --- uploads ---------------------------------------------------------------------------------
 
 
-def recordings(asked: Asked, folder: Path, into: Path) -> tuple[list[Path], list[Path]]:
+def recordings(asked: ChaosPlan, folder: Path, into: Path) -> tuple[list[Path], list[Path]]:
     """Some clips of ``folder``, and long recordings made of them.
 
     Raises:
@@ -222,9 +232,9 @@ def join(parts: Sequence[Path], target: Path) -> Path:
 
 
 class Clients:
-    """People who send recordings, and try again for as long as the gateway says to."""
+    """Clients that send recordings and retry transient errors."""
 
-    def __init__(self, gateway: Gateway, language: str, run: Run) -> None:
+    def __init__(self, gateway: Gateway, language: str, run: ChaosRun) -> None:
         self._gateway = gateway
         self._language = language
         self._run = run
@@ -234,8 +244,8 @@ class Clients:
         """Send until it is accepted; returns the job's id.
 
         Raises:
-            RequestRejected: the gateway said no to what it should have taken.
-            GatewayLost: it stayed away.
+            RequestRejected: the gateway rejected a valid upload.
+            GatewayLost: it stayed unavailable.
         """
         deadline = time.monotonic() + CLIENT_PATIENCE_S
         while True:
@@ -262,17 +272,17 @@ class Clients:
         return str(self._gateway.upload(recording, options, take_time)["job_id"])
 
 
-# --- what is struck -------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------
 
 
 class Striker:
-    """Carries faults out on a stack that repairs itself."""
+    """Injects faults into a stack."""
 
     def __init__(
         self,
         stack: Stack,
         aftermath: Aftermath,
-        run: Run,
+        run: ChaosRun,
         *,
         outage_s: float,
         tell: Callable[[str], None],
@@ -285,14 +295,14 @@ class Striker:
         self._lock = threading.Lock()
 
     def strike(self, fault: Fault) -> None:
-        """Carry out one fault; one that lasts returns when it is over."""
-        if fault.kind is Kind.FLUSH:
+        """Inject one fault; returns when it is over."""
+        if fault.kind is FaultKind.FLUSH:
             self._flush()
-        elif fault.kind is Kind.OUTAGE:
+        elif fault.kind is FaultKind.OUTAGE:
             with self._stack.hold("postgres"):
                 self._kill(fault, self._servers)
                 time.sleep(self._outage_s)
-        elif fault.kind in {Kind.WORKER, Kind.HORSE}:
+        elif fault.kind in {FaultKind.WORKER, FaultKind.HORSE}:
             self._kill(fault, self._workers)
         else:
             self._kill(fault, self._servers)
@@ -324,7 +334,7 @@ class Striker:
         if fault.aimed and waited_s < AIM_S:
             names = self._aftermath.at_work()
             workers = [pid for pid in workers if any(f"-{pid}-" in name for name in names)]
-        if fault.kind is Kind.WORKER:
+        if fault.kind is FaultKind.WORKER:
             return workers
         return [horse for worker in workers for horse in _children(worker)]
 
@@ -352,7 +362,7 @@ def _children(pid: int) -> list[int]:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]) -> Run:
+def chaos(asked: ChaosPlan, audio: Path, data_dir: Path, tell: Callable[[str], None]) -> ChaosRun:
     """Do all of it on a new stack in ``data_dir``; the broken promises are in what it returns.
 
     Raises:
@@ -361,7 +371,7 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
     data_dir.mkdir(parents=True, exist_ok=True)
     if any(data_dir.iterdir()):
         raise SetupProblem(problem=f"{data_dir} is not empty", remedy="Name a new folder")
-    run = Run()
+    run = ChaosRun()
     settings = settings_for(data_dir)
     clips, talks = recordings(asked, audio, data_dir)
     log = (data_dir / "chaos.log").open("a", buffering=1)
@@ -378,12 +388,12 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
         gateway = Gateway(stack.address, settings.key.of_client)
         clients = Clients(gateway, asked.language, run)
         model = settings.asr.default_model
-        tell(f"{model} hears {len(clips)} clips and {len(talks)} talks in peace")
+        tell(f"{model} transcribes {len(clips)} clips and {len(talks)} talks undisturbed")
         peaceful = {path.name: hear(gateway, clients.send(path)) for path in (*clips, *talks)}
         tell(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
         run.in_peace = len(run.accepted)
         started = time.monotonic()
-        with ThreadPoolExecutor(CLIENTS) as senders, ThreadPoolExecutor(len(Kind)) as strikers:
+        with ThreadPoolExecutor(CLIENTS) as senders, ThreadPoolExecutor(len(FaultKind)) as strikers:
             striker = Striker(stack, aftermath, run, outage_s=asked.outage_s, tell=log_and_tell)
             work: list[Future[object]] = [
                 senders.submit(
@@ -402,7 +412,7 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
         )
         aftermath.wait_for_the_end(SETTLED_WITHIN_S)
         examine(
-            run.finding, aftermath, stack, run.accepted, run.last_fault, Heard(gateway, peaceful)
+            run.finding, aftermath, stack, run.accepted, run.last_fault, Peaceful(gateway, peaceful)
         )
     run.finding.violations += [f"{name} outlived the stack" for name in strays(data_dir)]
     run.finding.violations += verify_pages(data_dir / "postgres" / "cluster")
@@ -410,7 +420,7 @@ def chaos(asked: Asked, audio: Path, data_dir: Path, tell: Callable[[str], None]
 
 
 def settings_for(data_dir: Path) -> Settings:
-    """A stack that owes nothing to what this shell, or .env, says about another."""
+    """Settings that are independent of this shell and of .env."""
     uploads = data_dir / "uploads"
     asr = AsrSettings()
     return Settings(
@@ -433,14 +443,14 @@ def settings_for(data_dir: Path) -> Settings:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What the stack's processes are told beside what the stack tells them."""
+    """Settings of the stack's processes beside those of the stack."""
     return {
         "UPLOAD_DIR": str(settings.storage.uploads),
         "RESULTS_DIR": str(settings.storage.results),
         "TEMP_DIR": str(settings.storage.temp),
         "DEFAULT_ENGINE": settings.asr.default_engine,
         "DEFAULT_MODEL": settings.asr.default_model,
-        "REUSE_RESULTS": "false",  # every job is really heard
+        "REUSE_RESULTS": "false",  # every job is really transcribed
         "API_WORKERS": "1",
         "JOB_TIMEOUT": "0",
     }
@@ -473,7 +483,7 @@ def _at(instant: float, call: Callable[..., object], *args: object) -> object:
 # --- the report -----------------------------------------------------------------------------------
 
 
-def report(run: Run) -> Iterator[str]:
+def report(run: ChaosRun) -> Iterator[str]:
     """What happened, line by line."""
     finding = run.finding
     yield from _table("fault", run.faults)
@@ -481,11 +491,11 @@ def report(run: Run) -> Iterator[str]:
     yield from _table(
         "jobs",
         {
-            "accepted in peace": run.in_peace,
-            "accepted under fire": len(run.accepted) - run.in_peace,
+            "accepted before the faults": run.in_peace,
+            "accepted during the faults": len(run.accepted) - run.in_peace,
             "sent again after an error": run.retried,
             **{f"in the end {status}": count for status, count in finding.jobs.items()},
-            "with the text of the peaceful run": finding.equal_texts,
+            "with the text of the undisturbed run": finding.equal_texts,
         },
     )
     yield ""
@@ -496,7 +506,7 @@ def report(run: Run) -> Iterator[str]:
             "attempts": finding.attempts,
             "chunks": finding.chunks,
             **{f"failed attempts: {code}": count for code, count in finding.failures.items()},
-            "uploads cut off, left to be tidied": finding.cut_off,
+            "uploads cut off, left to be cleaned up": finding.cut_off,
         },
     )
     yield ""
@@ -509,22 +519,27 @@ def report(run: Run) -> Iterator[str]:
     yield f"{len(finding.violations)} promise(s) broken" if finding.violations else "All kept."
 
 
-def _table(title: str, rows: Mapping[str, int] | Mapping[Kind, int]) -> Iterator[str]:
+def _table(title: str, rows: Mapping[str, int] | Mapping[FaultKind, int]) -> Iterator[str]:
     yield title
     for name, count in rows.items():
         yield f"  {name:<40} {count:>6}"
 
 
-DEFAULT = Asked()
+DEFAULT = ChaosPlan()
 
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--jobs", default=DEFAULT.jobs, show_default=True, help="Uploads.")
 @click.option(
-    "--seconds", default=DEFAULT.seconds, show_default=True, help="How long faults go on."
+    "--seconds", default=DEFAULT.seconds, show_default=True, help="How long faults happen, in s."
 )
-@click.option("--outage", default=DEFAULT.outage_s, show_default=True, help="Postgres away, in s.")
+@click.option(
+    "--outage",
+    default=DEFAULT.outage_s,
+    show_default=True,
+    help="How long Postgres is unavailable, in s.",
+)
 @click.option("--seed", default=DEFAULT.seed, show_default=True)
 @click.option("--workers", default=DEFAULT.workers, show_default=True)
 @click.option("--language", default=DEFAULT.language, show_default=True)
@@ -542,7 +557,7 @@ def main(
     """Run, print, and exit with 1 when a promise was broken."""
     kept = data_dir is not None
     where = data_dir or Path(tempfile.mkdtemp(prefix="stenopool-chaos-"))
-    asked = Asked(
+    asked = ChaosPlan(
         jobs=jobs,
         seconds=seconds,
         outage_s=outage,

@@ -1,4 +1,4 @@
-"""How the gateway answers while many clients send short recordings and ask how they are.
+"""Latency of the gateway while many clients upload short recordings and poll their status.
 
 Run ``scripts/test --system load FOLDER``: a stack of its own (workers niced, as they always are),
 200 clients for a minute, each sending a recording from FOLDER, asking about once a second where it
@@ -24,7 +24,7 @@ import numpy as np
 
 from common.errors import SetupProblem
 from common.settings import Settings
-from scripts.bench.report import Figure, Part, Target, show
+from scripts.bench.report import BenchPart, Figure, Target, show
 from scripts.bench.service import UnderTest
 from scripts.cli.client import ENDED
 from scripts.cli.console import make_console
@@ -42,7 +42,7 @@ LARGEST_BYTES = 1_000_000
 
 @dataclass
 class Seen:
-    """What all clients met; times in milliseconds, by kind of request."""
+    """What all clients measured; times in milliseconds, by kind of request."""
 
     times: dict[str, list[float]] = field(default_factory=lambda: {"status": [], "upload": []})
     errors: Counter[str] = field(default_factory=Counter)
@@ -117,7 +117,7 @@ async def load(address: str, files: list[Path], clients: int, seconds: float) ->
     return seen
 
 
-def report(seen: Seen, clients: int, seconds: float) -> Part:
+def report(seen: Seen, clients: int, seconds: float) -> BenchPart:
     """The figures, the promised ones with what was promised."""
     figures = [
         Figure("errors", (float(seen.errors.total()),), digits=0, target=Target(0)),
@@ -136,7 +136,7 @@ def report(seen: Seen, clients: int, seconds: float) -> Part:
         Figure("jobs still under way", (float(seen.unfinished),), digits=0),
     ]
     title = f"{clients} clients for {seconds:g} s"
-    return Part(
+    return BenchPart(
         "load", title, tuple(figures), remarks=tuple(f"{k}: {n}" for k, n in seen.errors.items())
     )
 

@@ -1,4 +1,4 @@
-"""A receiver of webhooks that behaves as its URLs' paths say, and remembers what came.
+"""A receiver of webhooks that behaves as its URLs' paths say, and records what arrives.
 
 ``/ok``; ``/fail/3`` answers 503 to the first three attempts at each message; ``/status/410``;
 ``/redirect`` (to a loopback address of its own, ``/inside``); ``/hang`` never answers; ``/late/20``
@@ -36,7 +36,7 @@ class Receiver:
     def __init__(self, address: str = "127.0.0.1") -> None:
         receiver = self
 
-        class Handler(_Handler):
+        class Handler(_ReceiverHandler):
             owner = receiver
 
         self._server = ThreadingHTTPServer((address, 0), Handler)
@@ -74,7 +74,7 @@ class Receiver:
             return before
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _ReceiverHandler(BaseHTTPRequestHandler):
     owner: Receiver
 
     def do_POST(self) -> None:

@@ -25,7 +25,7 @@ from tests.support.factories import (
     plan_chunks,
     submit_job,
 )
-from tests.system.aftermath import STUCK_S, Finding, examine_rows
+from tests.system.aftermath import STUCK_S, Findings, examine_rows
 
 WORKERS = 1
 
@@ -52,7 +52,7 @@ def job_id(database: Database, request: pytest.FixtureRequest) -> UUID:
 
 
 def judged(database: Database, *accepted: UUID) -> list[str]:
-    finding = Finding()
+    finding = Findings()
     fault = datetime.now(UTC) - timedelta(seconds=1)
     with database.transaction() as session:
         examine_rows(finding, session, [str(job_id) for job_id in accepted], fault, WORKERS)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from scripts.cli.client import Gateway
-from tests.support.audio_files import Kind, tone, write
+from tests.support.audio_files import AudioKind, tone, write
 from tests.support.audio_tracks import write_tracks
 from tests.support.gateway import GatewayProcess
 from tests.support.speech import silence, speak
@@ -54,7 +54,7 @@ def write_channels(path: Path, channels: NDArray[np.int16]) -> bytes:
     return path.read_bytes()
 
 
-def joined(path: Path, kind: Kind, other: Kind) -> None:
+def joined(path: Path, kind: AudioKind, other: AudioKind) -> None:
     one = write(path.with_suffix(".1"), pcm(VOICE), kind).read_bytes()
     path.write_bytes(one + write(path.with_suffix(".2"), pcm(OTHER), other).read_bytes())
 
@@ -73,9 +73,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         channels = np.zeros((len(voice), count), np.int16)
         channels[:, at] = voice
         write_channels(folder / f"channels-{count}-{at}.wav", channels)
-    adts = Kind("adts", "aac", 16_000)
+    adts = AudioKind("adts", "aac", 16_000)
     joined(folder / "rate-change.aac", adts, adts._replace(rate=44_100))
-    vorbis = Kind("ogg", "vorbis", 16_000, layout="stereo")
+    vorbis = AudioKind("ogg", "vorbis", 16_000, layout="stereo")
     joined(folder / "chained-rate.ogg", vorbis, vorbis._replace(rate=44_100))
     sizes = {"piped": 0xFFFFFFFF, "sizes-zero": 0, "sizes-7fff": 0x7FFFFFFF, "sizes-2e9": 2 * 10**9}
     for name, size in (*sizes.items(), ("sizes-first-piece", 32_000)):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.service import write_wav
 from tests.support.speech import speak
-from tests.system.chaos import Asked, Kind, chaos, report
+from tests.system.chaos import ChaosPlan, FaultKind, chaos, report
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -25,12 +25,12 @@ def test_every_accepted_recording_is_heard_once_and_alike_while_every_part_is_ki
     clips.mkdir()
     for number, sentence in enumerate(SENTENCES):
         write_wav(clips / f"clip-{number}.wav", speak(sentence))
-    asked = Asked(jobs=12, talk_parts=4, seconds=32, outage_s=6)
+    asked = ChaosPlan(jobs=8, talk_parts=3, seconds=24, outage_s=4)
 
     run = chaos(asked, clips, tmp_path / "stack", print)
 
     told = "\n".join(report(run))
     assert not run.finding.violations, told
-    assert set(run.faults) == set(Kind)
+    assert set(run.faults) == set(FaultKind)
     assert len(run.accepted) - run.in_peace == asked.jobs
     assert run.finding.equal_texts == sum(run.finding.jobs.values()) >= len(run.accepted)

@@ -7,13 +7,13 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.system.chaos import UPLOADING, Asked, Kind, faults, orders
+from tests.system.chaos import UPLOADING, ChaosPlan, FaultKind, faults, orders
 
 CLIPS = [Path("a.wav"), Path("b.wav")]
 TALKS = [Path("talk.wav")]
 
 asked_for = st.builds(
-    Asked,
+    ChaosPlan,
     jobs=st.integers(1, 100),
     seconds=st.floats(1, 1000),
     seed=st.integers(0, 1000),
@@ -22,20 +22,20 @@ asked_for = st.builds(
 
 @given(asked_for)
 def test_every_kind_of_fault_happens_within_the_time_and_postgres_goes_away_once(
-    asked: Asked,
+    asked: ChaosPlan,
 ) -> None:
     planned = faults(asked)
     kinds = [fault.kind for fault in planned]
-    assert set(kinds) == set(Kind)
-    assert kinds.count(Kind.OUTAGE) == 1
-    assert kinds[-1] is not Kind.OUTAGE
+    assert set(kinds) == set(FaultKind)
+    assert kinds.count(FaultKind.OUTAGE) == 1
+    assert kinds[-1] is not FaultKind.OUTAGE
     times = [fault.at_s for fault in planned]
     assert times == sorted(times)
     assert 0 <= times[0] <= times[-1] <= asked.seconds
 
 
 @given(asked_for)
-def test_every_upload_is_sent_while_faults_still_go_on(asked: Asked) -> None:
+def test_every_upload_is_sent_while_faults_still_go_on(asked: ChaosPlan) -> None:
     sent = orders(asked, CLIPS, TALKS)
     assert len(sent) == asked.jobs
     assert all(0 <= order.at_s <= UPLOADING * asked.seconds for order in sent)
@@ -43,6 +43,6 @@ def test_every_upload_is_sent_while_faults_still_go_on(asked: Asked) -> None:
 
 
 @given(asked_for)
-def test_a_seed_decides_what_is_sent_and_struck(asked: Asked) -> None:
+def test_a_seed_decides_what_is_sent_and_struck(asked: ChaosPlan) -> None:
     assert faults(asked) == faults(asked)
     assert orders(asked, CLIPS, TALKS) == orders(asked, CLIPS, TALKS)

@@ -1,4 +1,4 @@
-"""How webhook messages end at bad receivers while their sender is killed, and how many are lost.
+"""Webhook deliveries to misbehaving receivers while the sender is killed: none may be lost.
 
 Run ``scripts/test --system webhooks``. It starts a Postgres, a Valkey and a dispatcher of its
 own, ends some jobs for each kind of receiver, kills the dispatcher by SIGKILL again and again while
@@ -41,7 +41,7 @@ LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ReceiverKind:
     """A receiver; ``attempts`` None: all there are. ``reached``: whether it ever sees a message."""
 
     name: str
@@ -51,31 +51,31 @@ class Kind:
     reached: bool = True
 
 
-def kinds(timeout_s: float) -> tuple[Kind, ...]:
+def kinds(timeout_s: float) -> tuple[ReceiverKind, ...]:
     """All receivers, those that are late by what ``timeout_s`` lets them be."""
     early, late = int(timeout_s / 3), int(timeout_s) + 5
     return (
-        Kind("answers 200", "ok", DeliveryStatus.DELIVERED, 1),
-        Kind(f"answers after {early} s", f"late/{early}", DeliveryStatus.DELIVERED, 1),
-        Kind("503 twice, then 200", "fail/2", DeliveryStatus.DELIVERED, 3),
-        Kind("503 for ever", "fail/999", DeliveryStatus.FAILED, None),
-        Kind("404", "status/404", DeliveryStatus.FAILED, 1),
-        Kind("410", "status/410", DeliveryStatus.FAILED, 1),
-        Kind("429 for ever", "status/429", DeliveryStatus.FAILED, None),
-        Kind("redirects to loopback", "redirect", DeliveryStatus.FAILED, 1),
-        Kind("hangs", "hang", DeliveryStatus.FAILED, None),
-        Kind(f"answers after {late} s", f"late/{late}", DeliveryStatus.FAILED, None),
-        Kind("a byte a second", "drip", DeliveryStatus.FAILED, None),
-        Kind("is down", "down", DeliveryStatus.FAILED, None, reached=False),
-        Kind("has a private address", "private", DeliveryStatus.FAILED, 1, reached=False),
+        ReceiverKind("answers 200", "ok", DeliveryStatus.DELIVERED, 1),
+        ReceiverKind(f"answers after {early} s", f"late/{early}", DeliveryStatus.DELIVERED, 1),
+        ReceiverKind("503 twice, then 200", "fail/2", DeliveryStatus.DELIVERED, 3),
+        ReceiverKind("503 for ever", "fail/999", DeliveryStatus.FAILED, None),
+        ReceiverKind("404", "status/404", DeliveryStatus.FAILED, 1),
+        ReceiverKind("410", "status/410", DeliveryStatus.FAILED, 1),
+        ReceiverKind("429 for ever", "status/429", DeliveryStatus.FAILED, None),
+        ReceiverKind("redirects to loopback", "redirect", DeliveryStatus.FAILED, 1),
+        ReceiverKind("hangs", "hang", DeliveryStatus.FAILED, None),
+        ReceiverKind(f"answers after {late} s", f"late/{late}", DeliveryStatus.FAILED, None),
+        ReceiverKind("a byte a second", "drip", DeliveryStatus.FAILED, None),
+        ReceiverKind("is down", "down", DeliveryStatus.FAILED, None, reached=False),
+        ReceiverKind("has a private address", "private", DeliveryStatus.FAILED, 1, reached=False),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReceiverRow:
     """How the messages to one kind of receiver ended; ``strays`` went where a redirect led."""
 
-    kind: Kind
+    kind: ReceiverKind
     deliveries: Sequence[Delivery]
     arrived: Sequence[str]
     strays: int
@@ -175,7 +175,9 @@ class _Sender:
         self._process.wait()
 
 
-def _end_jobs(database: Database, kind: Kind, receiver: Receiver | None, count: int) -> list[UUID]:
+def _end_jobs(
+    database: Database, kind: ReceiverKind, receiver: Receiver | None, count: int
+) -> list[UUID]:
     """Have jobs end that tell ``receiver`` of it; None: nobody listens there."""
     address = "http://127.0.0.1:9" if receiver is None else receiver.url
     jobs = Jobs(database, TENANT)
@@ -202,8 +204,8 @@ def _waiting(webhooks: Webhooks) -> bool:
 
 
 def _row(
-    webhooks: Webhooks, kind: Kind, receiver: Receiver | None, jobs: list[UUID], most: int
-) -> Row:
+    webhooks: Webhooks, kind: ReceiverKind, receiver: Receiver | None, jobs: list[UUID], most: int
+) -> ReceiverRow:
     deliveries = [
         delivery
         for job_id in jobs
@@ -214,10 +216,10 @@ def _row(
     arrivals = [] if receiver is None else receiver.arrivals(f"/{kind.path}")
     strays = 0 if receiver is None else len(receiver.arrivals("/inside"))
     arrived = [arrival.message_id for arrival in arrivals]
-    return Row(kind, deliveries, arrived, strays, most)
+    return ReceiverRow(kind, deliveries, arrived, strays, most)
 
 
-def _show(rows: Sequence[Row], *, kills: int, timeout_s: float, elapsed_s: float) -> int:
+def _show(rows: Sequence[ReceiverRow], *, kills: int, timeout_s: float, elapsed_s: float) -> int:
     """Print the rows; 1 where one is not as it should be."""
     table = Table(title=f"Webhooks: sender killed {kills} times, {timeout_s:g} s for an answer")
     for heading in ("receiver", "ends as", "messages", "attempts", "last reason", "arrivals"):

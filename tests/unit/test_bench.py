@@ -19,9 +19,9 @@ from common.audio.decode import MonoDecoder
 from common.domain.pipeline import StepKind
 from common.errors import SetupProblem
 from scripts.bench.bench import PARTS, parse_parts
-from scripts.bench.corpus import Sound, beginning, read_corpus, wer, write_wav
+from scripts.bench.corpus import DecodedRecording, beginning, read_corpus, wer, write_wav
 from scripts.bench.direct import loop, peak_mb, plan, reset_peak
-from scripts.bench.report import Comparison, Figure, Part, Target, show, summary
+from scripts.bench.report import BenchPart, Comparison, Figure, Target, show, summary
 from scripts.bench.service import Shares, StepTimes, shares
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,12 +75,12 @@ def test_a_reference_without_its_recording_is_named(tmp_path: Path) -> None:
 def test_a_transcript_without_its_recording_is_named(tmp_path: Path) -> None:
     (tmp_path / "en-long").mkdir()
     (tmp_path / "en-long" / "talk.transcript.json").write_text('{"turns": []}')
-    with pytest.raises(SetupProblem, match=r"no recording to .*talk"):
+    with pytest.raises(SetupProblem, match=r"talk.*has no recording"):
         read_corpus(tmp_path)
 
 
 def test_a_folder_with_nothing_says_what_it_should_hold(tmp_path: Path) -> None:
-    with pytest.raises(SetupProblem, match=r"nothing to measure on.*refs\.tsv"):
+    with pytest.raises(SetupProblem, match=r"no recordings with references.*refs\.tsv"):
         read_corpus(tmp_path)
 
 
@@ -116,11 +116,11 @@ def test_silence_instead_of_words_is_all_wrong_and_no_reference_is_no_figure() -
 
 def test_a_cut_is_exact_and_starts_over_at_the_end(tmp_path: Path) -> None:
     samples = np.arange(32_000, dtype=np.int16)
-    sound = Sound(write_wav(tmp_path / "two.wav", [samples]), tmp_path / "pcm")
+    sound = DecodedRecording(write_wav(tmp_path / "two.wav", [samples]), tmp_path / "pcm")
     assert sound.duration_s == 2
     with wave.open(str(sound.cut(tmp_path / "cut.wav", 1.5, 3)), "rb") as file:
-        heard = np.frombuffer(file.readframes(file.getnframes()), "<i2")
-    assert np.array_equal(heard, np.concatenate([samples[24_000:], samples, samples[:8_000]]))
+        transcribed = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    assert np.array_equal(transcribed, np.concatenate([samples[24_000:], samples, samples[:8_000]]))
 
 
 # --- how it is measured -----------------------------------------------------------------------
@@ -209,7 +209,7 @@ def test_a_worker_that_got_nothing_was_waiting() -> None:
 # --- what is told -----------------------------------------------------------------------------
 
 
-def shown(part: Part) -> str:
+def shown(part: BenchPart) -> str:
     out = io.StringIO()
     show(part, Console(file=out, width=110))
     return out.getvalue()
@@ -224,7 +224,7 @@ def test_the_median_of_the_rounds_counts_and_the_spread_is_told() -> None:
 def test_a_missed_target_is_said_in_the_table_and_in_the_last_line() -> None:
     kept = Figure("kept", (8.0,), "s", 1, Target(8.0))
     missed = Figure("missed", (8.04,), "s", 1, Target(8.0))
-    part = Part("p", "A part", (kept, missed, Figure("only told", (1.0,))))
+    part = BenchPart("p", "A part", (kept, missed, Figure("only told", (1.0,))))
     assert "<= 8  met" in shown(part)
     assert "<= 8  MISSED" in shown(part)
     assert summary([part]) == "1 of 2 targets met; missed: missed"
@@ -234,7 +234,7 @@ def test_ways_stand_side_by_side() -> None:
     comparison = Comparison(("wall",))
     comparison.rows["ours"] = (Figure("ours", (1.0, 3.0), "s"),)
     comparison.rows["theirs"] = (Figure("theirs", (9.0,), "s"),)
-    lines = shown(Part("p", "A part", (), comparison, ("A remark.",))).splitlines()
+    lines = shown(BenchPart("p", "A part", (), comparison, ("A remark.",))).splitlines()
     assert [" ".join(line.split()) for line in lines[2:]] == [
         "wall",
         "ours 2.0 s (1.0..3.0)",
@@ -244,7 +244,7 @@ def test_ways_stand_side_by_side() -> None:
 
 
 def test_json_holds_every_round() -> None:
-    part = Part("p", "A part", (Figure("f", (1.0, 2.0), "s", 1, Target(1.0)),))
+    part = BenchPart("p", "A part", (Figure("f", (1.0, 2.0), "s", 1, Target(1.0)),))
     assert json.loads(json.dumps(part.document()))["figures"] == [
         {
             "name": "f",

@@ -15,10 +15,10 @@ from rich.console import Console
 
 from common.settings import Settings
 from scripts.bench.corpus import Clip, ClipSet, Corpus, write_wav
-from scripts.bench.report import Figure, Part, Target
+from scripts.bench.report import BenchPart, Figure, Target
 from scripts.bench.run import Findings, chosen
 from scripts.bench.stream import PROMISES, QUICK, StreamBench
-from scripts.bench.stream_clients import Answer, Met
+from scripts.bench.stream_clients import Encounter, Met
 from scripts.bench.stream_play import (
     PAUSE_S,
     Played,
@@ -172,17 +172,17 @@ def test_nothing_heard_keeps_no_promise() -> None:
 
 def test_an_answer_that_was_not_promised_is_marked() -> None:
     met = Met(("idle (Nothing came)", "idle (Nothing came)"), 2, 4408)
-    assert str(Answer("it sleeps", str(met), True)) == (
+    assert str(Encounter("it sleeps", str(met), True)) == (
         "it sleeps: 2 finals, idle (Nothing came), closed with 4408"
     )
-    assert str(Answer("it sleeps", "nothing", False)) == "it sleeps: nothing - NOT AS PROMISED"
+    assert str(Encounter("it sleeps", "nothing", False)) == "it sleeps: nothing - UNEXPECTED"
 
 
 def test_a_missed_target_is_named_and_tells_on_the_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     findings = Findings(Console(), cores=64, quick=False, as_json=tmp_path / "found.json")
-    findings.take(Part("a", "A", (Figure("too slow", (2.0,), target=Target(1)),)))
+    findings.take(BenchPart("a", "A", (Figure("too slow", (2.0,), target=Target(1)),)))
     assert not findings.sum_up()
     assert "missed: too slow" in capsys.readouterr().out
     assert '"too slow"' in (tmp_path / "found.json").read_text()
@@ -190,7 +190,7 @@ def test_a_missed_target_is_named_and_tells_on_the_run(
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
     corpus = Corpus(None, (ClipSet("fr-read", "fr", ()),))
-    bench = StreamBench(corpus, Settings(), tmp_path, cores=1, size=QUICK, tell=lambda _: None)
+    bench = StreamBench(corpus, Settings(), tmp_path, cores=1, size=QUICK, progress=lambda _: None)
     bench.run(("english", "vietnamese", "several", "clients", "batch"), lambda _: None)
     assert bench.skipped == [
         "english: the folder has no clips in en",
@@ -217,7 +217,7 @@ def test_stream_is_a_command_of_its_own_and_a_folder_is_still_a_folder(tmp_path:
     for words in (["bench", str(tmp_path)], ["bench", "stream", str(tmp_path)]):
         done = runner.invoke(steno, words)
         assert done.exit_code == 1
-        assert f"{tmp_path} holds nothing to measure on" in done.stderr
+        assert f"{tmp_path} has no recordings with references" in done.stderr
     wrong = runner.invoke(steno, ["bench", "stream", str(tmp_path), "--parts", "long"])
     assert wrong.exit_code == 2
     assert "see steno bench stream --help" in wrong.stderr

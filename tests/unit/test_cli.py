@@ -54,11 +54,11 @@ def test_help_names_every_command_and_imports_none_of_them() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for name in (*cli.ELSEWHERE, "up", "api", "worker", "dispatch", "migrate"):
+    for name in (*cli.LAZY_COMMANDS, "up", "api", "worker", "dispatch", "migrate"):
         assert f"  {name} " in done.stdout
 
 
-@pytest.mark.parametrize("name", sorted(cli.ELSEWHERE))
+@pytest.mark.parametrize("name", sorted(cli.LAZY_COMMANDS))
 def test_a_command_that_is_imported_late_is_there(name: str) -> None:
     done = CliRunner().invoke(steno, [name, "--help"])
     assert done.exit_code == 0, done.output
@@ -264,7 +264,7 @@ def test_hints_name_the_command_as_it_was_typed(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.stderr.startswith("steno: Stenopool is not running over")
+    assert done.stderr.startswith("steno: Stenopool is not running in")
     assert "Start it with: scripts/steno up;" in done.stderr
 
 

@@ -215,7 +215,7 @@ def test_an_option_that_the_gateway_refuses_is_one_line(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--language", "klingon"], "'klingon' is no language"),
+        (["--language", "klingon"], "'klingon' is not a Whisper language"),
         (["--language", "vietnam"], "Did you mean vietnamese?"),
         (["--engine", "whisper"], "'whisper' is not one of"),
         (["--priority", "urgent"], "'urgent' is not one of"),

@@ -18,7 +18,7 @@ from common.errors import DecodeFailed, NotAudio
 from tests.support.audio_files import (
     FILMS,
     KINDS,
-    Kind,
+    AudioKind,
     damage,
     noise,
     silence,
@@ -36,7 +36,7 @@ of their delay)."""
 LAST_INDEX = ("m4a", "mp4", "mov")
 """What cannot be read without its end, unless it was written for streaming."""
 
-FASTSTART = Kind("mp4", "aac", options=(("movflags", "faststart"),))
+FASTSTART = AudioKind("mp4", "aac", options=(("movflags", "faststart"),))
 
 
 def beeps() -> NDArray[np.int16]:

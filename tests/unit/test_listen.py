@@ -92,7 +92,7 @@ def test_stdout_has_the_finals_and_nothing_else(server: ScriptedStream, talk: Pa
     assert done.exit_code == 0, done.output
     assert done.stdout == "Xin chào các bạn.\nHết.\n"
     assert done.stderr == (
-        "talk.wav: 1.5 s of sound, 5 words, language vi (the default; --language takes others), "
+        "talk.wav: 1.5 s of audio, 5 words, language vi (the default; --language takes others), "
         "session 3fa85f64-5717-4562-b3fc-2c963f66afa6\n"
     )
 
@@ -366,7 +366,7 @@ def test_a_refusal_before_the_stream_is_one_line(server: ScriptedStream, talk: P
     done = run(server, talk)
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == (
-        "steno: An API key is needed; name one with --key or STENO_API_KEY "
+        "steno: An API key is needed; pass one with --key or STENO_API_KEY "
         "(steno keys create makes one)\n"
     )
 
@@ -439,7 +439,7 @@ def test_a_second_interrupt_leaves_at_once(server: ScriptedStream) -> None:
         process.stdin.flush()
         until(lambda: server.sound)
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline().startswith(b"Stopping; ")
+        assert process.stderr.readline().startswith(b"Stopping after ")
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr.read().endswith(b"steno: stopped\n")
@@ -460,7 +460,7 @@ def test_a_second_interrupt_leaves_a_gateway_that_does_not_read(server: Scripted
             full = 0 if written or not server.said else full + 1
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        assert process.stderr.readline().startswith(b"Stopping; ")
+        assert process.stderr.readline().startswith(b"Stopping after ")
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
 

@@ -49,9 +49,12 @@ def test_a_text_of_a_million_letters_is_read_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("text,label\nmột,CLEAN\nhai,RUDE\n", "data.csv, line 3: the label 'RUDE' is none of CLEA"),
-        ("text,label\nmột,3\n", "line 2: the label '3' is none of"),
-        ("text,label\nmột,\n", "line 2: the label '' is none of"),
+        (
+            "text,label\nmột,CLEAN\nhai,RUDE\n",
+            "data.csv, line 3: the label 'RUDE' is not one of CLEA",
+        ),
+        ("text,label\nmột,3\n", "line 2: the label '3' is not one of"),
+        ("text,label\nmột,\n", "line 2: the label '' is not one of"),
         ("text,label\nmột\n", "line 2: fewer values than the header has columns"),
         ("words,label\nmột,0\n", "no column text or free_text, but words, label"),
         ("text,mark\nmột,0\n", "no column label or label_id, but text, mark"),

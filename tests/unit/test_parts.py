@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.audio.decode import HEADER_SIZE_WRONG, TRUNCATED, MonoDecoder
 from common.audio.probe import probe
 from common.errors import NotAudio
-from tests.support.audio_files import KINDS, Kind, silence, tone, wav_header, write
+from tests.support.audio_files import KINDS, AudioKind, silence, tone, wav_header, write
 
 EDGE_MS = 80
 
@@ -34,12 +34,12 @@ def loud_seconds(samples: NDArray[np.int16]) -> tuple[float, float]:
     return float(loud[0]), float(loud[-1])
 
 
-ADTS = Kind("adts", "aac", 16_000)
-OPUS = Kind("ogg", "libopus")
-VORBIS = Kind("ogg", "vorbis", 44_100, layout="stereo")
-OGG_FLAC = Kind("ogg", "flac", 16_000)
-MP3 = Kind("mp3", "libmp3lame", 16_000)
-AC3 = Kind("ac3", "ac3", 48_000)
+ADTS = AudioKind("adts", "aac", 16_000)
+OPUS = AudioKind("ogg", "libopus")
+VORBIS = AudioKind("ogg", "vorbis", 44_100, layout="stereo")
+OGG_FLAC = AudioKind("ogg", "flac", 16_000)
+MP3 = AudioKind("mp3", "libmp3lame", 16_000)
+AC3 = AudioKind("ac3", "ac3", 48_000)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ AC3 = Kind("ac3", "ac3", 48_000)
     ],
 )
 def test_joined_recordings_are_decoded_to_the_end_at_their_own_rates(
-    first: Kind, second: Kind, tmp_path: Path
+    first: AudioKind, second: AudioKind, tmp_path: Path
 ) -> None:
     one = write(tmp_path / "one", np.concatenate([silence(1), tone(2), silence(1)]), first)
     two = write(tmp_path / "two", np.concatenate([silence(1), tone(2), silence(1)]), second)
@@ -150,7 +150,7 @@ def test_rf64_from_a_pipe_is_whole(data: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 0x7F000008, 0xFFFFFFFF])
 def test_aiff_from_a_pipe_is_whole(size: int, tmp_path: Path) -> None:
-    path = write(tmp_path / "piped.aiff", tone(3), Kind("aiff", "pcm_s16be", 16_000))
+    path = write(tmp_path / "piped.aiff", tone(3), AudioKind("aiff", "pcm_s16be", 16_000))
     content = bytearray(path.read_bytes())
     content[4:8] = size.to_bytes(4, "big")
     place = content.index(b"SSND") + 4
@@ -164,7 +164,7 @@ def test_aiff_from_a_pipe_is_whole(size: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF])
 def test_wave64_from_a_pipe_is_whole(size: int, tmp_path: Path) -> None:
-    path = write(tmp_path / "piped.w64", tone(3), Kind("w64", "pcm_s16le", 16_000))
+    path = write(tmp_path / "piped.w64", tone(3), AudioKind("w64", "pcm_s16le", 16_000))
     content = bytearray(path.read_bytes())
     for place in (16, content.index(b"data\xf3\xac") + 16):
         content[place : place + 8] = (size or 24).to_bytes(8, "little")
@@ -234,11 +234,11 @@ def test_pauses_that_amr_does_not_send_are_silence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        (Kind("nut", "flac", 16_000), "nut"),
-        (Kind("mxf", "pcm_s16le", 48_000, video="mpeg2video"), "mxf"),
+        (AudioKind("nut", "flac", 16_000), "nut"),
+        (AudioKind("mxf", "pcm_s16le", 48_000, video="mpeg2video"), "mxf"),
     ],
 )
-def test_what_ffmpeg_reads_is_taken(kind: Kind, name: str, tmp_path: Path) -> None:
+def test_what_ffmpeg_reads_is_taken(kind: AudioKind, name: str, tmp_path: Path) -> None:
     path = tmp_path / "sound"
     if kind.video:
         film(path, tone(2))

@@ -20,7 +20,7 @@ WIDTHS = [20, 30, 40, 60, 80, 200]
 def a_take(name: str = "talk.mp3", **changes: Any) -> Take:
     take = Take(Path("somewhere") / name, size=1000)
     take.job_id = "1"
-    take.hear(state("1", name) | WORKING | changes)
+    take.update(state("1", name) | WORKING | changes)
     return take
 
 
@@ -95,7 +95,7 @@ def test_finished_recordings_give_way_to_those_at_work() -> None:
 
 def test_the_estimate_counts_down_between_answers() -> None:
     take = a_take(eta_seconds=100.0)
-    take.heard_at -= 40
+    take.updated_at -= 40
     assert take.left_s == pytest.approx(60, abs=5)
     assert "1:00 left" in drawn([take])[0] or "0:5" in drawn([take])[0]
 
@@ -115,7 +115,7 @@ def test_the_speed_leaves_out_what_planning_counts_for() -> None:
     take = a_take(progress=5, chunks_completed=0, duration_seconds=100.0)
     assert take.working_since is not None
     take.working_since -= 10
-    take.hear(state("1", "talk.mp3") | WORKING | {"progress": 24, "duration_seconds": 100.0})
+    take.update(state("1", "talk.mp3") | WORKING | {"progress": 24, "duration_seconds": 100.0})
     assert take.speed == pytest.approx(2.0, abs=0.1)
 
 
@@ -135,7 +135,7 @@ def test_a_terminal_is_left_clean() -> None:
     console = Console(file=file, force_terminal=True, width=60, height=10, color_system=None)
     with Board([a_take()], console) as board:
         assert board.moves
-        with board.put_away():
+        with board.released():
             assert not board.moves
         assert board.moves
     assert file.getvalue().count("\x1b[?25l") == file.getvalue().count("\x1b[?25h") == 2

@@ -30,7 +30,7 @@ from common.errors import DecodeFailed, NotAudio
 from tests.support.audio_files import (
     FILMS,
     KINDS,
-    Kind,
+    AudioKind,
     damage,
     noise,
     silence,
@@ -82,7 +82,7 @@ def dbfs(frames: NDArray[np.int16]) -> float:
     ("ending", "kind"), [*KINDS.items(), *((f"film.{name}", kind) for name, kind in FILMS.items())]
 )
 def test_what_is_inside_is_a_tone_and_what_is_outside_is_as_it_was(
-    ending: str, kind: Kind, tmp_path: Path
+    ending: str, kind: AudioKind, tmp_path: Path
 ) -> None:
     path = write(tmp_path / f"sound.{ending}", tone(4, VOICE_HZ), kind)
     covered, rate = audio(made(path, [Span(1_000, 2_500)]))

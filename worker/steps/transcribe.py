@@ -11,7 +11,7 @@ from common.db.steps import Claim
 from common.db.tables import Part
 from common.domain.chunks import content_hash, windows_from_json
 from common.domain.values import Chunk
-from common.errors import NotFound, WeightsCorrupt
+from common.errors import ChunkAudioLost, NotFound, WeightsCorrupt
 from common.transcripts import result_to_json
 from worker.context import Context, persist
 from worker.steps.sound import (

@@ -40,12 +40,12 @@ class Speaker:
     gateway: Callable[[], Gateway]
     programme: Programme
 
-    def speak(self, to: str = SERVICE, blow: Callable[[], object] | None = None) -> Outcome:
+    def speak(self, to: str = SERVICE, blow: Callable[[], object] | None = None) -> StreamOutcome:
         """Say all of it; ``blow`` is dealt when the first final is told."""
-        outcome = Outcome()
+        outcome = StreamOutcome()
         with ThreadPoolExecutor(1) as pool:
 
-            def hear(message: Message) -> None:
+            def on_message(message: Message) -> None:
                 outcome.messages.append(message)
                 if blow is not None and message.type == "final" and outcome.blow is None:
                     outcome.blow = pool.submit(blow)
@@ -56,7 +56,7 @@ class Speaker:
                         self.project.address_of(to),
                         self.project.secrets["GATEWAY_API_KEY"],
                         self.programme,
-                        hear=hear,
+                        on_message=on_message,
                         language=self.programme.language,
                     )
                 )
@@ -71,27 +71,27 @@ class Speaker:
         wanted = _words(self.programme.reference)
         return len(wanted & _words(text)) / max(1, len(wanted))
 
-    def row(self, what: str, outcome: Outcome) -> Row:
+    def row(self, what: str, outcome: StreamOutcome) -> Row:
         """How well a stream was heard, and how soon."""
         share = self.share(outcome.text)
-        told = [f"{share:.0%} of the words that jobs heard"]
+        observed = [f"{share:.0%} of the words that jobs heard"]
         if outcome.played is not None:
             waits = waits_of(outcome.played)
-            told.append(f"first partial after {median(waits.firsts):.2f} s in the median")
-            told.append(f"final after {median(waits.finals):.2f} s")
+            observed.append(f"first partial after {median(waits.firsts):.2f} s in the median")
+            observed.append(f"final after {median(waits.finals):.2f} s")
         if outcome.error is not None:
-            told.append(outcome.error.message)
+            observed.append(outcome.error.message)
         ok = share >= SHARE and outcome.error is None
-        return Row(what, ", ".join(told), f">= {SHARE:.0%}", ok)
+        return Row(what, ", ".join(observed), f">= {SHARE:.0%}", ok)
 
-    def kept(self, outcome: Outcome) -> Mapping[str, Any]:
+    def kept(self, outcome: StreamOutcome) -> Mapping[str, Any]:
         """A stream as another gateway tells of it."""
         with self.gateway() as gateway:
             return gateway.stream(outcome.session_id)
 
 
 @dataclass(slots=True)
-class Outcome:
+class StreamOutcome:
     """What came of a stream: all that was said, until it was over or broke."""
 
     messages: list[Message] = field(default_factory=list)
@@ -136,8 +136,8 @@ def live(speaker: Speaker, job: AbstractContextManager[object]) -> Iterator[Row]
 
 def _without_engines(speaker: Speaker) -> Row:
     refused = speaker.speak("api").error
-    told = "it was heard" if refused is None else refused.message
-    return Row("a stream on api", told, "refused", refused is not None and "engine" in told)
+    observed = "it was heard" if refused is None else refused.message
+    return Row("a stream on api", observed, "refused", refused is not None and "engine" in observed)
 
 
 def _recognizer_killed(speaker: Speaker) -> Iterator[Row]:
@@ -145,16 +145,16 @@ def _recognizer_killed(speaker: Speaker) -> Iterator[Row]:
     outcome = speaker.speak(blow=lambda: speaker.project.shell(container, KILL_RECOGNIZER))
     yield speaker.row("kill -9 of the recognizer", outcome)
     states = [state for state in LOST_AND_BACK if outcome.has("status", state)]
-    told = ", ".join(states) or "nothing"
+    observed = ", ".join(states) or "nothing"
     fine = len(states) == len(LOST_AND_BACK)
-    yield Row("kill -9 of the recognizer: told", told, ", ".join(LOST_AND_BACK), fine)
+    yield Row("kill -9 of the recognizer: told", observed, ", ".join(LOST_AND_BACK), fine)
 
 
 def _restarted(speaker: Speaker) -> Iterator[Row]:
     outcome = speaker.speak(blow=lambda: speaker.project.compose("restart", SERVICE))
-    told = outcome.has("code", "restarting")
-    closed = "that it restarts" if told else "nothing of it"
-    yield _struck("restart", speaker, outcome, f"told {closed}", told)
+    observed = outcome.has("code", "restarting")
+    closed = "that it restarts" if observed else "nothing of it"
+    yield _struck("restart", speaker, outcome, f"told {closed}", observed)
     yield _back("restart", speaker)
 
 
@@ -172,18 +172,18 @@ def _killed(speaker: Speaker) -> Iterator[Row]:
 
     seconds = until(ended, END_S)
     ending = speaker.kept(outcome)["outcome"]
-    told = "it goes on" if seconds is None else f"{ending} after {seconds:.0f} s"
-    yield Row("kill -9: its stream", told, "interrupted", ending == "interrupted")
+    observed = "it goes on" if seconds is None else f"{ending} after {seconds:.0f} s"
+    yield Row("kill -9: its stream", observed, "interrupted", ending == "interrupted")
 
 
-def _struck(what: str, speaker: Speaker, outcome: Outcome, told: str, ok: bool) -> Row:
+def _struck(what: str, speaker: Speaker, outcome: StreamOutcome, observed: str, ok: bool) -> Row:
     """Whether all that a client was told is kept."""
     kept = [final["text"] for final in speaker.kept(outcome)["finals"]]
     missing = [text for text in outcome.finals if text not in kept]
     count = len(outcome.finals)
     return Row(
         f"{what} of live while somebody speaks",
-        f"{told}; {count - len(missing)} of {count} finals kept",
+        f"{observed}; {count - len(missing)} of {count} finals kept",
         "told, and all kept",
         ok and count > 0 and not missing,
     )
@@ -193,8 +193,8 @@ def _back(what: str, speaker: Speaker) -> Row:
     seconds = None
     with suppress(SetupProblem):
         seconds = speaker.project.up(SERVICE, options=("--no-recreate",))
-    told = "not healthy" if seconds is None else f"healthy after {seconds:.0f} s"
-    return Row(f"{what} of live: afterwards", told, "healthy", seconds is not None)
+    observed = "not healthy" if seconds is None else f"healthy after {seconds:.0f} s"
+    return Row(f"{what} of live: afterwards", observed, "healthy", seconds is not None)
 
 
 def _words(text: str) -> set[str]:

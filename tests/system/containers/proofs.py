@@ -36,7 +36,7 @@ from scripts.bench.corpus import Clip
 from scripts.bench.stream_play import string_together
 from scripts.cli.client import ENDED, Gateway, passing
 from scripts.cli.console import make_console
-from tests.system.aftermath import Text, text_of
+from tests.system.aftermath import JobText, text_of
 from tests.system.chaos import join
 from tests.system.containers.audit import audit, log_rows
 from tests.system.containers.live import SERVICE, Speaker, live
@@ -74,7 +74,7 @@ OLDER = "0002"
 
 
 @dataclass(slots=True)
-class Bench:
+class Proving:
     """What the proofs work with: the project, recordings, and what those say in peace."""
 
     project: Project
@@ -84,7 +84,7 @@ class Bench:
     tell: Callable[[str], None]
     built: str = ""
     """How long building took."""
-    peaceful: dict[Path, Text] = field(default_factory=dict)
+    peaceful: dict[Path, JobText] = field(default_factory=dict)
 
     def gateway(self) -> Gateway:
         """A client of its own."""
@@ -95,11 +95,11 @@ class Bench:
         accepted = patiently(lambda: gateway.upload(path, {"language": self.language}))
         return str(accepted["job_id"])
 
-    def hear(self, gateway: Gateway, path: Path) -> Text:
+    def hear(self, gateway: Gateway, path: Path) -> JobText:
         """What a recording says."""
         return outcome(gateway, self.send(gateway, path))
 
-    def in_peace(self, path: Path) -> Text:
+    def in_peace(self, path: Path) -> JobText:
         """What a recording says when nothing happens; heard once."""
         if path not in self.peaceful:
             self.tell(f"{path.name} is heard in peace")
@@ -107,7 +107,7 @@ class Bench:
                 self.peaceful[path] = self.hear(gateway, path)
         return self.peaceful[path]
 
-    def same(self, path: Path, text: Text) -> tuple[str, bool]:
+    def same(self, path: Path, text: JobText) -> tuple[str, bool]:
         """Whether a recording said what it says in peace, in words too."""
         peaceful = self.in_peace(path)
         if text == peaceful:
@@ -141,7 +141,7 @@ def patiently(
             time.sleep(RETRY_S)
 
 
-def outcome(gateway: Gateway, job_id: str) -> Text:
+def outcome(gateway: Gateway, job_id: str) -> JobText:
     """What a job heard, once it has ended.
 
     Raises:
@@ -161,7 +161,7 @@ def outcome(gateway: Gateway, job_id: str) -> Text:
 # --- 1: from nothing to a text --------------------------------------------------------------------
 
 
-def first_text(bench: Bench) -> Iterator[Row]:
+def first_text(bench: Proving) -> Iterator[Row]:
     """Start what was built, and have a recording transcribed through the published port."""
     project = bench.project
     yield Row("docker compose build", bench.built)
@@ -211,7 +211,7 @@ def _all_healthy(containers: Sequence[Container]) -> bool:
 # --- 2: more workers ------------------------------------------------------------------------------
 
 
-def scaling(bench: Bench) -> Iterator[Row]:
+def scaling(bench: Proving) -> Iterator[Row]:
     """The long recording with one worker, and with two."""
     texts, seconds = [], []
     for workers in (1, 2):
@@ -237,7 +237,7 @@ def scaling(bench: Bench) -> Iterator[Row]:
     yield Row("texts", told, "the same", same)
 
 
-def _warm_up(bench: Bench, gateway: Gateway, workers: int) -> None:
+def _warm_up(bench: Proving, gateway: Gateway, workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(lambda clip: bench.hear(gateway, clip), bench.clips[: 2 * workers]))
 
@@ -248,7 +248,7 @@ def _warm_up(bench: Bench, gateway: Gateway, workers: int) -> None:
 class Watched:
     """A long job that is sent again for as long as something is to be done to it."""
 
-    def __init__(self, bench: Bench, gateway: Gateway) -> None:
+    def __init__(self, bench: Proving, gateway: Gateway) -> None:
         self._bench = bench
         self._gateway = gateway
         self.jobs = [bench.send(gateway, bench.long)]
@@ -285,7 +285,7 @@ class Watched:
             yield Row("the job", told, "COMPLETED, the text of peace", same)
 
 
-def kills(bench: Bench) -> Iterator[Row]:
+def kills(bench: Proving) -> Iterator[Row]:
     """Kill every container while a long job runs."""
     project = bench.project
     project.up(workers=2)
@@ -298,7 +298,7 @@ def kills(bench: Bench) -> Iterator[Row]:
         yield from job.judged()
 
 
-def _kill(bench: Bench, job: Watched, victim: Container) -> Row:
+def _kill(bench: Proving, job: Watched, victim: Container) -> Row:
     project = bench.project
     done = job.in_the_midst()
     held = steps_of(project, victim) if victim.service == "worker" else []
@@ -332,23 +332,23 @@ def is_back(container: Container, before: Container) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class HeldStep:
     """A step in the hand of a worker."""
 
     step: str
     worker: str
 
 
-def steps_of(project: Project, container: Container) -> list[Claim]:
+def steps_of(project: Project, container: Container) -> list[HeldStep]:
     """What the worker in a container has in hand."""
     rows = project.sql(
         "SELECT id, worker FROM steps WHERE status = 'running' AND kind = 'transcribe'"  # noqa: S608
         f" AND worker LIKE '{container.host}-%'"
     )
-    return [Claim(*row) for row in rows]
+    return [HeldStep(*row) for row in rows]
 
 
-def holders(project: Project, claims: Sequence[Claim]) -> dict[str, tuple[str, str]]:
+def holders(project: Project, claims: Sequence[HeldStep]) -> dict[str, tuple[str, str]]:
     """The status of each claimed step, and who has it or had it last."""
     ids = ", ".join(f"'{claim.step}'" for claim in claims)
     rows = project.sql(
@@ -357,7 +357,7 @@ def holders(project: Project, claims: Sequence[Claim]) -> dict[str, tuple[str, s
     return {step: (status, worker) for step, status, worker in rows}
 
 
-def taken_over(project: Project, claims: Sequence[Claim]) -> bool:
+def taken_over(project: Project, claims: Sequence[HeldStep]) -> bool:
     """Whether other workers have, or have done, all of it."""
     now = holders(project, claims)
     return bool(now) and all(
@@ -375,7 +375,7 @@ class Crowd:
     They try again when the connection is lost; any other error is a failure.
     """
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Proving) -> None:
         self._bench = bench
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -445,7 +445,7 @@ class Crowd:
         )
 
 
-def restarts(bench: Bench) -> Iterator[Row]:
+def restarts(bench: Proving) -> Iterator[Row]:
     """Renew services of ours under a crowd; scale and stop workers under a long recording."""
     project = bench.project
     project.up(workers=2)
@@ -484,7 +484,7 @@ def _all_completed(project: Project) -> Row:
     return Row("every job that is there", told, "COMPLETED", set(counts) == {"COMPLETED"})
 
 
-def _up_and_down(bench: Bench) -> Iterator[Row]:
+def _up_and_down(bench: Proving) -> Iterator[Row]:
     project = bench.project
     project.up(workers=1)
     bench.in_peace(bench.long)
@@ -507,7 +507,7 @@ def _up_and_down(bench: Bench) -> Iterator[Row]:
         yield Row("workers that took part in it", rows[0][0] if rows else "not known")
 
 
-def _stops(bench: Bench) -> Iterator[Row]:
+def _stops(bench: Proving) -> Iterator[Row]:
     """Stop a worker that has a chunk in hand: with time to finish it, and with none."""
     project = bench.project
     for at_once in (False, True):
@@ -552,7 +552,7 @@ def _stop(project: Project, job: Watched, *, at_once: bool) -> Row:
     )
 
 
-def let_go(project: Project, claims: Sequence[Claim]) -> bool:
+def let_go(project: Project, claims: Sequence[HeldStep]) -> bool:
     """Whether no claimed step is in its worker's hand any more, nor in nobody's."""
     now = holders(project, claims)
     return bool(now) and all(
@@ -565,7 +565,7 @@ def let_go(project: Project, claims: Sequence[Claim]) -> bool:
 # --- 5: what they may, and what they tell ---------------------------------------------------------
 
 
-def confinement(bench: Bench) -> Iterator[Row]:
+def confinement(bench: Proving) -> Iterator[Row]:
     """Look at every container, while all of them have something to do."""
     project = bench.project
     project.up(workers=2)
@@ -579,7 +579,7 @@ def confinement(bench: Bench) -> Iterator[Row]:
 # --- 7: backup and restore, tables of an older version --------------------------------------------
 
 
-def keeping(bench: Bench) -> Iterator[Row]:
+def keeping(bench: Proving) -> Iterator[Row]:
     """Restore all from a backup that was made under way; go back to older tables, and on again."""
     project = bench.project
     project.up(workers=2)
@@ -615,7 +615,7 @@ def keeping(bench: Bench) -> Iterator[Row]:
 # --- 8: live streams ------------------------------------------------------------------------------
 
 
-def live_streams(bench: Bench) -> Iterator[Row]:
+def live_streams(bench: Proving) -> Iterator[Row]:
     """Say some clips on live streams, in peace and while their gateway is struck."""
     bench.project.up(workers=2)
     clips = [Clip(path, bench.in_peace(path).text) for path in bench.clips]
@@ -624,7 +624,7 @@ def live_streams(bench: Bench) -> Iterator[Row]:
 
 
 @contextmanager
-def _long_job(bench: Bench) -> Iterator[None]:
+def _long_job(bench: Proving) -> Iterator[None]:
     with bench.gateway() as gateway:
         job_id = bench.send(gateway, bench.long)
         yield
@@ -640,7 +640,7 @@ class Proof:
     """One of the proofs."""
 
     title: str
-    run: Callable[[Bench], Iterator[Row]]
+    run: Callable[[Proving], Iterator[Row]]
 
 
 PROOFS = {
@@ -694,7 +694,7 @@ def chosen(
     return clips, join(parts, into / "long.wav")
 
 
-def prove(bench: Bench, numbers: Sequence[int], rows: dict[str, list[Row]]) -> None:
+def prove(bench: Proving, numbers: Sequence[int], rows: dict[str, list[Row]]) -> None:
     """Add what each proof finds to ``rows``; one that breaks off does not keep the others back."""
     for number in numbers:
         proof = PROOFS[number]
@@ -780,7 +780,7 @@ def main(
         try:
             with project:
                 tell(f"{project.engine_named}; logs in {project.logs_folder}")
-                bench = Bench(project, clips, the_long, language, tell)
+                bench = Proving(project, clips, the_long, language, tell)
                 cached = "nothing cached" if no_cache else "cached where it was built before"
                 bench.built = f"{project.build(afresh=no_cache):.0f} s, {cached}"
                 tell(f"built in {bench.built}")

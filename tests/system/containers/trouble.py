@@ -15,7 +15,6 @@ from tests.system.containers.report import Row
 
 SAID_S = 60.0
 """Within how long what is wrong has to be said."""
-HEALED_S = 120.0
 
 WRONG_DATABASE_PASSWORD = re.compile(r"password authentication failed.*see DATABASE_PASSWORD")
 WRONG_REDIS_PASSWORD = re.compile(r"Redis.*see REDIS_PASSWORD")

@@ -1,6 +1,6 @@
 """What the service asks Postgres over and over, with few rows and with very many.
 
-Run ``python -m scripts.bench.rows``. It starts a Postgres of its own, measures each operation on
+Run ``scripts/test --system rows``. It starts a Postgres of its own, measures each operation on
 tables with some hundred jobs, fills them by SQL, and measures again. Prints for each operation the
 best time, the rows that Postgres read for it, and how often as much the worse of the two is: rows
 show a table that was read from end to end, whatever the machine does beside.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import click
 from sqlalchemy import text
@@ -24,18 +24,18 @@ from sqlalchemy.orm import Session
 
 from common.db.cleaning import Cleaning
 from common.db.database import Database
-from common.db.jobs import Jobs, NewJob
+from common.db.jobs import Jobs
 from common.db.listing import JobFilter, JobLists
 from common.db.migrate import upgrade
 from common.db.monitoring import observe_service
 from common.db.steps import RetryPolicy, Steps
-from common.db.transcriptions import NewRecording
 from common.db.usage import Quota, Usage
 from common.db.vault import Vault
 from common.db.webhooks import Deliveries
-from common.domain.job import JobStatus, Priority
+from common.domain.job import JobStatus
 from common.domain.request import Options
 from scripts.stack.embedded import EmbeddedPostgres
+from tests.support.factories import new_job, new_recording
 
 LIMIT = 1.5
 """What is promised: how often as much an operation may take."""
@@ -79,7 +79,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class OperationRow:
     """An operation with few rows and with many."""
 
     name: str
@@ -105,7 +105,7 @@ def fill(database: Database, *, queued: int, finished: int) -> None:
             given = {"queued": queued, "finished": finished, "options": options}
             session.execute(text(statement), given)
     # As autovacuum would, in its time.
-    with database._engine.connect() as connection:  # noqa: SLF001 - not in a transaction
+    with database._engine.connect() as connection:
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("VACUUM ANALYZE"))
@@ -134,8 +134,8 @@ def operations(database: Counting) -> dict[str, Callable[[], object]]:
             steps.hand_back("worker", step_id)
 
     def submit() -> None:
-        job = _new_job(quota)
-        jobs.submit(_new_recording(), job)
+        job = new_job(key_id=KEY, quota=quota)
+        jobs.submit(new_recording(), job)
         jobs.cancel(job.id)
 
     return {
@@ -190,32 +190,6 @@ def _some(database: Database, status: JobStatus) -> UUID:
     found = text("SELECT id FROM jobs WHERE tenant = :tenant AND status = :status LIMIT 1")
     with database.transaction() as session:
         return UUID(str(session.execute(found, {"tenant": TENANT, "status": status}).scalar_one()))
-
-
-def _new_job(quota: Quota) -> NewJob:
-    return NewJob(
-        id=uuid4(),
-        engine="faster-whisper",
-        model=MODEL,
-        language="en",
-        priority=Priority.NORMAL,
-        options=Options(),
-        key_id=KEY,
-        quota=quota,
-    )
-
-
-def _new_recording() -> NewRecording:
-    return NewRecording(
-        id=uuid4(),
-        filename="talk.mp3",
-        container="mp3",
-        codec="mp3float",
-        size_bytes=1_000_000,
-        sha256="0" * 64,
-        duration_ms=60_000,
-        upload_ms=10,
-    )
 
 
 # One of a thousand has failed: who looks for those has to look far.
@@ -288,7 +262,7 @@ _FILL = (
 )
 
 
-def report(rows: Sequence[Row]) -> Iterator[str]:
+def report(rows: Sequence[OperationRow]) -> Iterator[str]:
     """The table."""
     yield f"{'operation':40} {'ms: few':>8} {'many':>8} {'times':>6} {'rows: few':>10} {'many':>8}"
     for row in rows:
@@ -315,10 +289,6 @@ def main(queued: int, finished: int, repeat: int) -> None:
             few = measure(database, repeat)
             fill(database, queued=queued, finished=finished)
             many = measure(database, repeat)
-    rows = [Row(name, few[name], many[name]) for name in few]
+    rows = [OperationRow(name, few[name], many[name]) for name in few]
     click.echo("\n".join(report(rows)))
     sys.exit(int(not all(row.kept for row in rows)))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.db import monitoring, snapshots
-from scripts.bench.rows import Counting, fill, measure
+from tests.system.rows import Counting, fill, measure
 
 MANY = 3_000
 """Jobs in the queue; ten times as many have ended."""

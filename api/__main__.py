@@ -20,11 +20,11 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from api.app import create_app
-from api.connections import backlog, raise_descriptor_limit
-from api.exposure import listening_host
-from api.gateway import check_settings
-from api.metrics import SHARED_FOLDER
-from api.protocol import Protocol, WebSocketProtocol
+from api.auth.exposure import listening_host
+from api.http.connections import backlog, raise_descriptor_limit
+from api.http.protocol import Protocol, WebSocketProtocol
+from api.ops.metrics import SHARED_FOLDER
+from api.services import check_settings
 from common.errors import StenoError
 from common.logs import set_up_logging
 from common.orphans import die_with_parent

@@ -13,33 +13,26 @@ from typing import TypedDict
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from api import docs, problems
-from api.connections import Connections, warn_seldom_of_accepting, warn_seldom_of_bad_requests
-from api.gateway import Gateway
-from api.heads import HeadRules
-from api.metrics import HttpMetrics, RequestMetrics, Scraper
-from api.middleware import HeadLimits, LocalOnly, RequestLog, SafeHeaders
-from api.openai import install as install_openai
-from api.routes import (
-    asr,
-    events,
-    health,
-    jobs,
-    keys,
-    live,
-    management,
-    metrics,
-    models,
-    moderation,
-    openai,
-    streams,
-    transcribe,
-    uploads,
-    usage,
-    webhooks,
-)
-from api.shared import Shared
+from api.asr import routes as asr
+from api.auth import keys, usage
+from api.http import problems
+from api.http.connections import Connections, warn_seldom_of_accepting, warn_seldom_of_bad_requests
+from api.http.middleware import HeadLimits, LocalOnly, RequestLog, SafeHeaders
+from api.http.request_rules import HeadRules
+from api.jobs import events, submissions, upload_routes
+from api.jobs import routes as jobs
+from api.moderation import routes as moderation
+from api.openai import routes as openai
+from api.openai.schemas import install as install_openai
+from api.ops import docs, health, metrics_routes, models
+from api.ops.metrics import HttpMetrics, RequestMetrics, Scraper
+from api.ops.shared import Shared
+from api.services import Gateway
+from api.streams import routes as live
+from api.streams import saved
+from api.transcripts import routes as transcripts
 from api.version import VERSION
+from api.webhooks import routes as webhooks
 from common.settings import Settings
 
 PREFIX = "/api/v1"
@@ -67,7 +60,7 @@ MOMENT_S = 0.05
 
 
 class State(TypedDict):
-    """What each request finds in ``request.state``; the last two are for `api.protocol`."""
+    """What each request finds in ``request.state``; the last two are for `api.http.protocol`."""
 
     gateway: Gateway
     scraper: Scraper
@@ -116,12 +109,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_openai(app)
     docs.install(app, public_url)
     for module, prefix in (
-        (uploads, PREFIX),
-        (transcribe, PREFIX),
+        (upload_routes, PREFIX),
+        (submissions, PREFIX),
+        (transcripts, PREFIX),
         (jobs, PREFIX),
-        (management, PREFIX),
         (events, PREFIX),
-        (streams, PREFIX),
+        (saved, PREFIX),
         (live, ""),
         (moderation, ""),
         (models, PREFIX),
@@ -131,7 +124,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (openai, ""),
         (asr, ""),
         (health, ""),
-        (metrics, ""),
+        (metrics_routes, ""),
     ):
         app.include_router(module.router, prefix=prefix)
     return app

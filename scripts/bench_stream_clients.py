@@ -19,7 +19,7 @@ import psutil
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from api.protocol import UNREAD_MS
+from api.http.protocol import UNREAD_MS
 from common.errors import SetupProblem
 from scripts.bench_stream_play import Programme, pieces_of
 from scripts.client import plural, shown

@@ -522,7 +522,7 @@ def _check(settings: Settings, options: Mapping[str, str]) -> None:
         BadInput: one of them is wrong; it is named.
     """
     # They take a while, and are mostly not needed.
-    from api.resolving import Resolver, form_options
+    from api.jobs.resolving import Resolver, form_options
     from common.egress import Egress
 
     manifest = Manifest.load()

@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from api.children import LOADING, OK
-from api.judge import MAX_CALLS, Judge
-from api.schemas import MAX_LETTERS, MAX_TEXTS
+from api.jobs.schemas import MAX_LETTERS, MAX_TEXTS
+from api.processes.child import LOADING, OK
+from api.processes.moderator import MAX_CALLS, Judge
 from common.domain.moderation import Label
 from common.errors import Busy, ModerationFailed
 from common.settings import ModerationSettings
@@ -26,7 +26,7 @@ from tests.gateway import GatewayProcess, children
 FOUL = "shut the fuck up"
 CLEAN = "thank you for the lovely flowers"
 
-MODULE = "api.judge_process"
+MODULE = "api.processes.moderator_process"
 
 
 @pytest.fixture(scope="module")

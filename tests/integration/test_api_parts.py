@@ -13,16 +13,16 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from api.children import Child
-from api.prober import Prober
-from api.uploads import Body
-from api.wav import WavFiles, WavResponse
+from api.jobs.uploads import Body
+from api.processes.child import Child
+from api.processes.prober import Prober
+from api.processes.wav import WavFiles, WavResponse
 from common.errors import Conflict, NotAudio, NotFound, Stalled
 from common.settings import StorageSettings
 from common.storage.opening import open_storage
 from tests.gateway import children
 
-PROBE = "api.probe_process"
+PROBE = "api.processes.probe_process"
 
 
 def wav(path: Path) -> Path:
@@ -122,14 +122,14 @@ def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
         files = WavFiles(limit=1, patience_s=0.5)
         with pytest.raises(Conflict, match="cannot be read"):
             await files.open(endless, 1_000, [])
-        assert children("api.sound_process") == []
+        assert children("api.processes.wav_process") == []
         files.patience_s = 60
         file = await files.open(whole, 1_000, [])
         assert sum([len(piece) async for piece in file]) == file.size == 32_044
         await file.close()
 
     asyncio.run(run())
-    assert children("api.sound_process") == []
+    assert children("api.processes.wav_process") == []
 
 
 def test_a_recording_that_is_not_there_is_not_found(recordings: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
         file.patience_s = 0.05
         with pytest.raises(TimeoutError):
             await WavResponse(file, "attachment")({"type": "http"}, receive, send)
-        assert children("api.sound_process") == []
+        assert children("api.processes.wav_process") == []
 
     asyncio.run(run())
 
@@ -167,7 +167,7 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
 def test_a_client_that_sends_nothing_more_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("api.uploads.PATIENCE_S", 0.05)
+    monkeypatch.setattr("api.jobs.uploads.PATIENCE_S", 0.05)
 
     async def silent() -> Message:
         await asyncio.Event().wait()
@@ -196,7 +196,7 @@ def test_a_client_that_left_is_noticed() -> None:
 def test_a_child_imports_what_its_gateway_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "beside.py").write_text("import api.child; print('from beside')")
+    (tmp_path / "beside.py").write_text("import api.processes.inside; print('from beside')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     async def run() -> bytes:

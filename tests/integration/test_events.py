@@ -16,8 +16,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from api.changes import Changes
-from api.feed import Feed, Feeds, Growth
+from api.jobs.changes import Changes
+from api.jobs.feeds import Feed, Feeds, Growth
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.steps import Claim, Steps

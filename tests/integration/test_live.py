@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from api.app import create_app
-from api.gateway import Gateway
+from api.services import Gateway
 from common.domain.keys import DEFAULT_TENANT
 from common.settings import DatabaseSettings, RedisSettings, Settings, StorageSettings
 from tests.gateway import GatewayProcess, children
@@ -34,7 +34,7 @@ from tests.speech import pcm16, silence, speak
 FOX = "The quick brown fox jumps over the lazy dog."
 RICE = "Rice is often served in round bowls."
 FOUL = "Shut the fuck up."
-MODULE = "api.recognizer_process"
+MODULE = "api.processes.recognizer_process"
 PATIENCE_S = 90
 PIECE = 3_200
 """100 ms."""

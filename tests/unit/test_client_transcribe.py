@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from api.schemas import UploadOptions
+from api.jobs.schemas import UploadOptions
 from scripts import transcribe as module
 from scripts.cli import steno
 from scripts.client import WARNINGS

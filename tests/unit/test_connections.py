@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
 
-from api.connections import Connections, Seldom, client_of, warn_seldom_of_accepting
+from api.http.connections import Connections, Seldom, client_of, warn_seldom_of_accepting
 
 PROXY = "10.0.0.1"
 

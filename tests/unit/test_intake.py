@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from api import intake
-from api.intake import BodyRefused, take_in
+from api.http import bodies as intake
+from api.http.bodies import BodyRefused, take_in
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.exposure import is_loopback, listening_host
+from api.auth.exposure import is_loopback, listening_host
 from common.domain.keys import ID_LENGTH, KeyText, Limits, is_tenant, sha256_of
 from common.errors import SetupProblem
 from common.settings import Settings

@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 
 from api.__main__ import FAREWELL_S
 from api.app import STREAMS_END_S, create_app
-from api.routes import live
+from api.streams import routes as live
 from common.settings import ROOT, SECRETS, Settings
 from scripts.cli import ELSEWHERE, steno
 from tests.kustomize import Manifest, build, containers, files_of, read

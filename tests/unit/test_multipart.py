@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.filenames import attachment
-from api.multipart import MAX_IGNORED, MAX_OPTION_BYTES, FormReader, file_name
+from api.http.headers import attachment
+from api.http.multipart import MAX_IGNORED, MAX_OPTION_BYTES, FormReader, file_name
 from common.errors import Malformed, TooLarge, Unsupported
 from common.filenames import display_name
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.resolving import form_options, request_sha256
+from api.jobs.resolving import form_options, request_sha256
 from common.db.paging import Cursor, page_of
 from common.errors import OutOfRange
 

@@ -1,0 +1,134 @@
+"""The API of whisper-asr-webservice over the same durable jobs, for Bazarr, subgen and Speakr.
+
+The answer waits for the job, however long that takes. A client that disconnects loses nothing: the
+job goes on, and the same recording sent again with the same options joins it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import JSONResponse, Response
+
+from api.asr.schemas import (
+    FILE,
+    AsrQuery,
+    AsrUpload,
+    DetectQuery,
+    DetectUpload,
+    Language,
+    json_document,
+)
+from api.auth.callers import Caller, Transcriber
+from api.http.headers import attachment
+from api.http.middleware import answer_with
+from api.http.problems import documented
+from api.jobs.idempotency import PARAMETER
+from api.jobs.uploads import Body
+from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
+from api.services import Gateway, GatewayDep
+from api.version import VERSION
+from common.db.jobs import Text
+from common.db.snapshots import Snapshot
+from common.domain.formats import write
+from common.errors import Restarting, StillUnderWay
+from common.transcripts import transcript_of
+
+router = APIRouter(tags=["asr"])
+
+_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {FILE: {"type": "string", "format": "binary"}},
+                "required": [FILE],
+            }
+        }
+    },
+}
+
+
+@router.post(
+    "/asr",
+    summary="Turn a recording into text",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The text",
+            "content": {"text/plain": {}, "application/json": {}},
+            "headers": HEADERS,
+        },
+        **documented(400, 404, 408, 409, 413, 415, 422, 503),
+    },
+    openapi_extra={"requestBody": _BODY, "parameters": [PARAMETER]},
+)
+async def asr(
+    request: Request, gateway: GatewayDep, caller: Transcriber, query: Annotated[AsrQuery, Query()]
+) -> Response:
+    """whisper-asr-webservice's `/asr`. The header X-Job-Id names the job behind it.
+
+    It answers when the job is done. The same recording sent again with the same options, within a
+    day of its end, is answered by the same job.
+    """
+    form = query.form(request, query.job_options())
+    upload = AsrUpload(gateway, caller, form)
+    snapshot, text = await _text(request, gateway, caller, upload)
+    transcript = transcript_of(text)
+    if query.output == "json":
+        answer: Response = JSONResponse(json_document(transcript, words=query.word_timestamps))
+    else:
+        answer = Response(write(query.output, transcript), media_type="text/plain")
+    answer.headers["Content-Disposition"] = attachment(snapshot.filename, query.output)
+    return answer
+
+
+@router.post(
+    "/detect-language",
+    summary="Detect a recording's language",
+    responses=documented(400, 404, 408, 409, 413, 415, 422, 503),
+    openapi_extra={"requestBody": _BODY, "parameters": [PARAMETER]},
+)
+async def detect_language(
+    request: Request,
+    gateway: GatewayDep,
+    caller: Transcriber,
+    query: Annotated[DetectQuery, Query()],
+) -> Language:
+    """whisper-asr-webservice's `/detect-language`: by the default weights, from several windows.
+
+    Where nobody speaks, `language_code` is und. The job behind it is deleted after an hour.
+    """
+    form = query.form(request, query.job_options())
+    upload = DetectUpload(gateway, caller, form, query.part)
+    _, text = await _text(request, gateway, caller, upload)
+    return Language.of(text.language, (text.manifest or {}).get("language_probabilities") or {})
+
+
+async def _text(
+    request: Request, gateway: Gateway, caller: Caller, upload: AsrUpload
+) -> tuple[Snapshot, Text]:
+    """The text of the job that the request made or joined, once that has ended.
+
+    Raises:
+        starlette.requests.ClientDisconnect: the client has disconnected.
+        Restarting: the gateway is about to end.
+        BadInput, Transient: as an upload; the job failed, was cancelled or was deleted.
+    """
+    job_id = (await upload.take_in(request, Body(request))).job_id
+    answer_with(request.scope, {JOB_ID: str(job_id)})
+    async with gateway.watch(caller.tenant, job_id) as feed:
+        await wait_for_end(request, feed)
+    try:
+        snapshot = check_completed(feed.snapshot, job_id)
+    except StillUnderWay:
+        raise Restarting from None
+    return snapshot, await gateway.in_thread(gateway.jobs(caller.tenant).text, job_id)
+
+
+@router.get("/status", summary="Which version is this?")
+async def version() -> dict[str, str]:
+    """What Bazarr shows when its connection is tested."""
+    return {"version": f"Stenopool {VERSION}"}

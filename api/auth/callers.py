@@ -1,0 +1,234 @@
+"""Who asks, for which tenant, and what they may do."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Request, Security, WebSocket
+from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security.http import HTTPBase
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+
+from api.http.middleware import answer_with
+from api.services import Gateway, GatewayDep
+from common.db.jobs import NewJob
+from common.db.usage import Quota
+from common.domain.keys import (
+    DEFAULT_TENANT,
+    NO_LIMITS,
+    TENANT_PATTERN,
+    KeyText,
+    Limits,
+    Scope,
+    is_tenant,
+    same,
+    sha256_of,
+)
+from common.errors import Forbidden, OutOfRange, RateLimited, Unauthorised
+
+GATEWAY_KEY = "gateway"
+"""What GATEWAY_API_KEY is called among the keys' ids, none of which is as short."""
+
+_NOBODY = sha256_of("")
+"""Compared with where there is no such key, so that it takes as long as where there is one."""
+_EVERYTHING = frozenset(Scope)
+
+_bearer = HTTPBearer(
+    auto_error=False, scheme_name="Bearer", description="A key of `steno keys create`."
+)
+_basic = HTTPBase(
+    scheme="basic",
+    auto_error=False,
+    scheme_name="Basic",
+    description="The same as the password, for clients that take it from their URL; the user name "
+    "counts for nothing.",
+)
+_header = APIKeyHeader(
+    name="X-API-Key", auto_error=False, scheme_name="ApiKey", description="The same, by itself."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever sent a request; ``key_id`` is None where no key is needed."""
+
+    tenant: str
+    key_id: str | None
+    scopes: frozenset[Scope]
+    limits: Limits = NO_LIMITS
+
+    @property
+    def quota(self) -> Quota:
+        """What its jobs are held to."""
+        return Quota.of(self.limits)
+
+    def asking(self, request: Request, job: NewJob) -> NewJob:
+        """The job as this caller's, asked for by ``request``."""
+        return replace(
+            job, key_id=self.key_id, quota=self.quota, request_id=request.state.request_id
+        )
+
+
+async def _shown(
+    request: HTTPConnection,
+    _bearer: Annotated[object, Security(_bearer)],
+    _basic: Annotated[object, Security(_basic)],
+    _header: Annotated[object, Security(_header)],
+) -> str | None:
+    return key_in(request.headers)
+
+
+def key_in(headers: Headers) -> str | None:
+    """The key that a head shows, whatever it is worth."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    shown = ""
+    if scheme.lower() == "bearer":
+        shown = credentials.strip()
+    # A browser adds a password by itself, also to what pages of other sites ask for.
+    elif scheme.lower() == "basic" and headers.get("sec-fetch-site") in {
+        None,
+        "none",
+        "same-origin",
+    }:
+        shown = _password(credentials)
+    return headers.get("x-api-key") or shown or None
+
+
+def _password(credentials: str) -> str:
+    """That of HTTP Basic (RFC 7617), or the user name where that stands alone; "" if malformed."""
+    try:
+        user, _, password = b64decode(credentials.strip(), validate=True).decode().partition(":")
+    except ValueError:
+        return ""
+    return password or user
+
+
+Shown = Annotated[str | None, Depends(_shown)]
+"""The key that a request came with, whatever it is worth."""
+
+
+async def _caller(
+    request: HTTPConnection,
+    gateway: GatewayDep,
+    sent: Shown,
+    x_tenant_id: Annotated[
+        str | None,
+        Header(
+            alias="X-Tenant-Id",
+            description="Whose jobs these are, for a key with the scope admin or where no key is "
+            "needed; any other key has a tenant of its own.",
+            json_schema_extra={"pattern": TENANT_PATTERN},
+        ),
+    ] = None,
+) -> Caller:
+    caller = await _identify(gateway, sent)
+    if caller.key_id is not None:
+        await _count(request, gateway, caller.key_id, caller.limits)
+    return caller if x_tenant_id is None else _as_tenant(caller, x_tenant_id)
+
+
+async def caller_of(
+    websocket: WebSocket, gateway: Gateway, scope: Scope, sent: str | None
+) -> Caller:
+    """Who opens a WebSocket, which shows its key in a header, or ``sent`` by other means.
+
+    Raises:
+        Unauthorised, Forbidden, RateLimited, OutOfRange: as for a request.
+    """
+    headers = websocket.headers
+    shown = key_in(headers) or sent
+    caller = await _caller(websocket, gateway, shown, headers.get("x-tenant-id"))
+    _check_scope(caller, scope)
+    return caller
+
+
+async def _identify(gateway: Gateway, sent: str | None) -> Caller:
+    """Who shows the key ``sent``.
+
+    Raises:
+        Unauthorised: a key is needed, and this is none or no good one.
+    """
+    if await gateway.keys.is_open():  # to nobody but this machine: see `LocalOnly`
+        return Caller(DEFAULT_TENANT, None, _EVERYTHING)
+    if not sent:
+        reason = "An API key is needed, as `Authorization: Bearer ...` or `X-API-Key: ...`"
+        raise Unauthorised(reason=reason)
+    if gateway.keys.is_own(sent):
+        return Caller(DEFAULT_TENANT, GATEWAY_KEY, _EVERYTHING)
+    return await _holder(gateway, KeyText.parse(sent))
+
+
+async def _holder(gateway: Gateway, shown: KeyText | None) -> Caller:
+    if shown is None:
+        raise Unauthorised(reason="This is no API key of this gateway")
+    stored = await gateway.keys.find(shown.id)
+    right = same(shown.sha256, _NOBODY if stored is None else stored.secret_sha256)
+    if stored is None or not right:
+        raise Unauthorised(reason="This is no API key of this gateway")
+    if stored.state != "active":
+        raise Unauthorised(reason=f"The API key {stored.id} is {stored.state}")
+    gateway.keys.used(stored.id)
+    scopes = _EVERYTHING if Scope.ADMIN in stored.scopes else stored.scopes
+    limits = gateway.settings.limit.limits.but(stored.limits)
+    return Caller(stored.tenant, stored.id, scopes, limits)
+
+
+async def _count(request: HTTPConnection, gateway: Gateway, key_id: str, limits: Limits) -> None:
+    """Count the request, and tell in the answer's headers how many more there may be.
+
+    Raises:
+        RateLimited: there were too many.
+    """
+    window = await gateway.limiter.count(key_id, limits)
+    if window is None:
+        return
+    answer_with(request.scope, window.headers())
+    if window.is_over:
+        raise RateLimited(
+            field=window.field,
+            period=window.field.rpartition("_")[2],
+            limit=window.limit,
+            value=window.count,
+            retry_after_s=window.reset_s,
+        )
+
+
+def _as_tenant(caller: Caller, tenant: str) -> Caller:
+    if not is_tenant(tenant):
+        limit = "1 to 64 letters, digits, dots, underscores or hyphens"
+        raise OutOfRange(field="X-Tenant-Id", limit=limit, value=tenant[:200])
+    if tenant == caller.tenant:
+        return caller
+    if Scope.ADMIN not in caller.scopes:
+        reason = "X-Tenant-Id names another tenant than the key's; that needs the scope admin"
+        raise Forbidden(reason=reason)
+    return Caller(tenant, caller.key_id, caller.scopes, caller.limits)
+
+
+def _with(scope: Scope) -> Callable[..., Coroutine[Any, Any, Caller]]:
+    async def allowed(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+        _check_scope(caller, scope)
+        return caller
+
+    return allowed
+
+
+def _check_scope(caller: Caller, scope: Scope) -> None:
+    if scope not in caller.scopes:
+        raise Forbidden(reason=f"The API key does not have the scope {scope}")
+
+
+async def may_read_metrics(gateway: GatewayDep, sent: Shown) -> None:
+    """Let nobody else pass; with METRICS_OPEN everybody may, and no key is looked up."""
+    if gateway.settings.metrics.open:
+        return
+    _check_scope(await _identify(gateway, sent), Scope.ADMIN)
+
+
+Reader = Annotated[Caller, Depends(_with(Scope.READ))]
+Transcriber = Annotated[Caller, Depends(_with(Scope.TRANSCRIBE))]
+Admin = Annotated[Caller, Depends(_with(Scope.ADMIN))]

@@ -1,0 +1,182 @@
+"""A name for each request, in its answer and in every log line it causes."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Collection, Mapping
+
+from loguru import logger
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.auth.exposure import check_is_local
+from api.http.bodies import has_unread_body, take_in
+from api.http.problems import Problem, Refusal, problem, unforeseen
+from api.ops.docs import ASSETS as STATIC
+from common.errors import Forbidden, Unavailable
+
+NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+"""A policy for documents that are no pages (CSP)."""
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MORE = "steno.headers"
+_STARTS = {"http.response.start", "websocket.http.response.start"}
+_ROUTINE = {"/health", "/healthz", "/readyz"}
+
+
+def answer_with(scope: Scope, headers: Mapping[str, str]) -> None:
+    """Have the answer to a request carry ``headers``, however it is made."""
+    scope[_MORE].update(headers)
+
+
+class HeadLimits:
+    """Refuses heads that are too large, and has bodies counted (`api.http.bodies`)."""
+
+    def __init__(self, app: ASGIApp, *, max_head_bytes: int, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_head = max_head_bytes
+        self._max_body = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        receive = take_in(scope, receive, self._max_body)
+        target = len(scope["raw_path"]) + len(scope["query_string"])
+        head = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if target > self._max_head // 2:
+            await self._refuse(414, "The URL", target, self._max_head // 2)(scope, receive, send)
+        elif head > self._max_head:
+            await self._refuse(431, "The head", head, self._max_head)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    @staticmethod
+    def _refuse(status: int, what: str, size: int, limit: int) -> Refusal:
+        detail = f"{what} may have at most {limit} bytes; got {size}"
+        details = {"field": "url" if status == 414 else "headers", "limit": limit, "value": size}
+        return Refusal(Problem(status, "too_large", detail, details))
+
+
+class LocalOnly:
+    """Rejects, as long as no key is needed, what does not come straight from this machine."""
+
+    def __init__(self, app: ASGIApp, *, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in {"http", "websocket"} and (answer := await self._refusal(scope)):
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _refusal(self, scope: Scope) -> Problem | Refusal | None:
+        request = HTTPConnection(scope)
+        try:
+            client = None if request.client is None else request.client.host
+            check_is_local(client, request.headers, self._origins)
+        except Forbidden as rejected:
+            try:
+                if not await request.state.gateway.keys.is_open():
+                    return None
+                answer = problem(rejected)
+            except Unavailable as error:
+                if scope["path"] in _ROUTINE:
+                    return None
+                answer = problem(error)
+            return Refusal(answer) if has_unread_body(scope) else answer
+        return None
+
+
+class SafeHeaders:
+    """Tells browsers to do with the answers as little as possible.
+
+    A year of HTTPS alone (RFC 6797) is asked for where the gateway's public address has it. Pages
+    bring a policy of their own. What was said is kept in nobody's cache.
+    """
+
+    def __init__(self, app: ASGIApp, *, https: bool) -> None:
+        self._app = app
+        self._headers = [
+            (b"x-content-type-options", b"nosniff"),
+            (b"x-frame-options", b"DENY"),
+            (b"referrer-policy", b"no-referrer"),
+            (b"cross-origin-resource-policy", b"same-origin"),
+            (b"content-security-policy", NOTHING.encode()),
+        ]
+        if https:
+            self._headers.append((b"strict-transport-security", b"max-age=31536000"))
+        self._uncached = [*self._headers, (b"cache-control", b"no-store")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        ours = self._headers if STATIC in scope["path"] else self._uncached
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] in _STARTS:
+                there = {name for name, _ in message["headers"]}
+                more = [header for header in ours if header[0] not in there]
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        await self._app(scope, receive, send_safely)
+
+
+class RequestLog:
+    """Takes over a decent ``X-Request-Id`` or makes one; logs one line a request, or WebSocket.
+
+    Plain ASGI: Starlette's base class for middleware would sit between an upload and its bytes.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = time.monotonic()
+        status = 0
+        more: dict[str, str] = {}
+        scope[_MORE] = more
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "websocket.close":
+                status = message.get("code", 0)
+            elif message["type"] in _STARTS:
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                headers.update(more)
+            await send(message)
+
+        with logger.contextualize(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_named)
+            except Exception:
+                logger.exception("request {} failed", request_id)
+                if status or scope["type"] == "websocket":
+                    raise
+                await unforeseen()(scope, receive, send_named)
+            finally:
+                logger.log(
+                    "DEBUG" if scope["path"] in _ROUTINE else "INFO",
+                    "{} {} {} in {:.0f} ms, request {}",
+                    scope.get("method", "WebSocket"),
+                    scope["path"].encode("unicode_escape").decode(),
+                    status or "broken off",
+                    (time.monotonic() - started) * 1000,
+                    request_id,
+                    job_id=scope.get("path_params", {}).get("job_id"),
+                )

@@ -1,0 +1,265 @@
+"""Errors as clients see them: problem details (RFC 9457), one shape for all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from math import isfinite
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from loguru import logger
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.http.bodies import BodyRefused, has_unread_body
+from api.jobs.schemas import ProblemDocument
+from common.errors import (
+    BadInput,
+    Forbidden,
+    Malformed,
+    Missing,
+    ModerationOff,
+    ModerationUnusable,
+    NotAudio,
+    NotFound,
+    NotReady,
+    OutOfRange,
+    OverLimit,
+    RateLimited,
+    RecognizerUnusable,
+    Stalled,
+    StenoError,
+    TooLarge,
+    Transient,
+    Unauthorised,
+    Unavailable,
+    UnknownOption,
+    Unsupported,
+)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+LONGEST_ECHO = 200
+"""How much of a wrong value is said back."""
+
+CLIENT_GONE = 499
+"""nginx's status for a request whose client has left; only logs see it."""
+LINGER_S = 2.0
+
+TOLD = BadInput | Transient | ModerationOff | ModerationUnusable | RecognizerUnusable
+"""What a client may be told of; of all others it learns only that there was one."""
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+_LIMITS = {
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "string_too_long": "at most {max_length} characters long",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "uuid_parsing": "a UUID",
+    "uuid_type": "a UUID",
+}
+"""Pydantic's kinds of error, as the end of "... must be"."""
+
+
+class Problem(Response):
+    """An error's response; where it is ``passing``, it says when to try again."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        details: Mapping[str, Any] | None = None,
+        *,
+        passing: bool = False,
+    ) -> None:
+        self.document = _document(status, code, detail, details or {})
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if passing else None
+        # What a client sent may have half a letter in it (a lone surrogate): \ud800 is JSON for it.
+        text = json.dumps(self.document, ensure_ascii=False).encode(errors="backslashreplace")
+        super().__init__(text, status, headers)
+
+
+class Refusal(Response):
+    """Another response, given before the request's body has been read, after which the line is cut.
+
+    The client may be sending still, and closing at once could destroy the answer on its way
+    (RFC 9112, section 9.6): so what comes in is thrown away for a moment.
+    """
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(answer.body, answer.status_code)
+        self.raw_headers = [*answer.raw_headers, (b"connection", b"close")]
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        # What comes in may be refused in its turn (`api.http.bodies`): one answer is enough.
+        with suppress(TimeoutError, HTTPException):
+            async with asyncio.timeout(LINGER_S):
+                while (await receive()).get("more_body"):
+                    continue
+        await send({"type": "http.response.body", "body": b""})
+
+
+def problem(error: StenoError) -> Problem:
+    """What a client is told of ``error``: nothing of this machine's insides."""
+    if not isinstance(error, BadInput):
+        logger.warning("answered {}: {}", error.code, error)
+    if not isinstance(error, TOLD):
+        return unforeseen()
+    passing = isinstance(error, Transient | ModerationUnusable | RecognizerUnusable)
+    answer = Problem(error.status, error.code, error.message, details_of(error), passing=passing)
+    if isinstance(error, Unauthorised):
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, OverLimit):
+        answer.headers["Retry-After"] = str(error.details["retry_after_s"])
+    return answer
+
+
+def details_of(error: StenoError) -> dict[str, Any]:
+    """What an answer says beside the message: field, limit and value, of a client's mistakes."""
+    told = error.details.items() if isinstance(error, BadInput) else ()
+    return {key: _plain(value) for key, value in told}
+
+
+def unforeseen() -> Problem:
+    """What a client is told of an error that nobody thought of."""
+    return Problem(500, StenoError.code, "Something went wrong on this side")
+
+
+def bad_value(error: Mapping[str, Any]) -> BadInput:
+    """Our error for one of pydantic's: it names the field, what is allowed, and the value."""
+    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
+    field = _field(error["loc"])
+    if kind == "missing":
+        return Missing(field=field)
+    if kind == "extra_forbidden":
+        return Unsupported(field=field)
+    if kind in {"literal_error", "enum"}:
+        allowed = context["expected"].replace("'", "").replace(" or ", ", ")
+        return UnknownOption(field=field, allowed=allowed, value=shown(value))
+    if kind == "json_invalid":
+        return Malformed(reason="the body is no JSON")
+    limit = _LIMITS.get(kind)
+    text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
+    return OutOfRange(field=field, limit=text, value=shown(value))
+
+
+def _field(place: Sequence[int | str]) -> str:
+    """The last name on the way to a wrong value; of a parameter its own, not that of a part."""
+    if not place:
+        return "body"
+    return str(place[1] if place[0] in {"query", "path", "header"} else place[-1])
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of ``app`` answered as a problem."""
+
+    @app.exception_handler(StenoError)
+    async def _ours(request: Request, error: StenoError) -> Response:
+        return unless_unread(request, problem(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return unless_unread(request, problem(bad_value(error.errors()[0])))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, BodyRefused):
+            return unless_unread(request, problem(error.error))
+        code = _CODES.get(error.status_code, "http_error")
+        answer = Problem(error.status_code, code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+
+def unless_unread(request: Request, answer: Response) -> Response:
+    """An answer that was found before all of the body was here cuts the line."""
+    return Refusal(answer) if has_unread_body(request.scope) else answer
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)  # JSON has no infinity
+    return value if value is None or isinstance(value, bool | int) else str(value)
+
+
+def shown(value: object) -> object:
+    """A client's own value, cut where it would fill the answer."""
+    text = str(value)
+    return _plain(value) if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
+
+
+def _document(status: int, code: str, detail: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **details,
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+
+
+_EXAMPLES = {
+    error.status: error
+    for error in (
+        Malformed(reason="the form breaks off"),
+        Unauthorised(reason="This is no API key of this gateway"),
+        Forbidden(reason="The API key does not have the scope admin"),
+        NotFound(what="job", value="3fa85f64-5717-4562-b3fc-2c963f66afa6"),
+        Stalled(limit_s=60.0),
+        NotReady(status_now="PROCESSING"),
+        TooLarge(field="texts[3]", limit="50000 characters", value="1000000"),
+        NotAudio(reason="the file is empty"),
+        RateLimited(
+            field="requests_per_minute", period="minute", limit=1200, value=1201, retry_after_s=42
+        ),
+        UnknownOption(field="format", allowed="json, txt, srt", value="docx"),
+        Unavailable(what="Postgres"),
+    )
+}
+"""What each status may look like, in the documentation."""
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that can fail in these ways."""
+    schema = ProblemDocument.model_json_schema()
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema, "example": _example(status)}},
+        }
+        for status in statuses
+    }
+
+
+def _example(status: int) -> dict[str, Any]:
+    if (
+        status == HTTPStatus.REQUEST_URI_TOO_LONG
+    ):  # `api.http.middleware` says so, and no error of ours
+        details = {"field": "url", "limit": 8000, "value": 8613}
+        return _document(status, TooLarge.code, "The URL may have at most 8000 bytes", details)
+    error = _EXAMPLES[status]
+    details = error.details if isinstance(error, BadInput) else {}
+    return _document(status, error.code, error.message, details)

@@ -1,0 +1,137 @@
+"""What happens to jobs, read once for all who watch: a watcher costs memory, and no connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from uuid import UUID
+
+from loguru import logger
+
+from api.jobs.changes import Changes
+from common.db.snapshots import Snapshot
+from common.domain.job import is_final
+from common.domain.values import Segment
+from common.errors import Busy, NotFound, Transient
+
+Growth = tuple[Snapshot, list[Segment]]
+"""Where a job stands, and its segments that came since the last reading."""
+Read = Callable[[], Awaitable[Growth]]
+
+REREAD_S = 15.0
+"""How often a job is read should no wake-up come."""
+CALM_S = 0.25
+"""Changes that follow each other sooner are told as one."""
+OUTAGE_PAUSE_S = 2.0
+
+
+class Feed:
+    """One job as its watchers see it; `changed` is another event after each change."""
+
+    def __init__(self) -> None:
+        self.snapshot: Snapshot | None = None
+        """None until the first reading, and once the job is deleted."""
+        self.segments: list[Segment] = []
+        self.over = False
+        """Nothing more will change: the job has ended, is gone, or this process is about to end."""
+        self.changed = asyncio.Event()
+        self.watchers = 0
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.task: asyncio.Task[None] | None = None
+
+    def take(self, growth: Growth) -> None:
+        self.snapshot, new = growth
+        self.segments += new
+        self.over = is_final(self.snapshot.status)
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake all watchers."""
+        told, self.changed = self.changed, asyncio.Event()
+        told.set()
+
+
+class Feeds:
+    """The feeds of one process; so many may watch at once, and so many of each tenant."""
+
+    def __init__(self, changes: Changes, *, limit: int, limit_each: int) -> None:
+        self._changes = changes
+        self._limit = limit
+        self._limit_each = limit_each
+        self._feeds: dict[tuple[str, UUID], Feed] = {}
+        self._watchers: Counter[str] = Counter()
+        """How many watch, by tenant."""
+
+    @asynccontextmanager
+    async def watch(self, tenant: str, job_id: UUID, read: Read) -> AsyncIterator[Feed]:
+        """The job's feed, begun; ``read`` is only called if nobody watches the job yet.
+
+        Raises:
+            NotFound: there is no such job.
+            Unavailable: the database is out.
+            Busy: too many watch already.
+        """
+        if self._watchers.total() >= self._limit or self._watchers[tenant] >= self._limit_each:
+            raise Busy(what="Watching jobs")
+        key = tenant, job_id
+        feed = self._feeds.get(key)
+        if feed is None or feed.over:
+            feed = self._feeds[key] = Feed()
+            feed.task = asyncio.create_task(self._follow(feed, job_id, read))
+        feed.watchers += 1
+        self._watchers[tenant] += 1
+        try:
+            await asyncio.shield(feed.begun)
+            yield feed
+        finally:
+            feed.watchers -= 1
+            self._watchers[tenant] -= 1
+            if not self._watchers[tenant]:
+                del self._watchers[tenant]
+            if not feed.watchers:
+                if self._feeds.get(key) is feed:
+                    del self._feeds[key]
+                if feed.task is not None:
+                    feed.task.cancel()
+
+    async def _follow(self, feed: Feed, job_id: UUID, read: Read) -> None:
+        with self._changes.watch(job_id) as woken:
+            while not feed.over:
+                woken.clear()
+                pause_s = REREAD_S
+                try:
+                    feed.take(await read())
+                except NotFound as error:  # or it is deleted now
+                    feed.snapshot, feed.over = None, True
+                    self._begin(feed, error)
+                except Transient as error:
+                    # Those who watch already keep what they have; the others are told.
+                    logger.warning("job {job_id} cannot be watched: {}", error, job_id=job_id)
+                    feed.over = not feed.begun.done()
+                    self._begin(feed, error)
+                    pause_s = OUTAGE_PAUSE_S
+                except Exception as error:
+                    logger.exception("job {job_id} cannot be watched", job_id=job_id)
+                    feed.over = True
+                    self._begin(feed, error)
+                else:
+                    self._begin(feed)
+                feed.over = feed.over or self._changes.closing
+                if feed.over:
+                    feed.tell()
+                    return
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), pause_s)
+                await asyncio.sleep(CALM_S)
+
+    @staticmethod
+    def _begin(feed: Feed, error: Exception | None = None) -> None:
+        if feed.begun.done():
+            return
+        if error is None:
+            feed.begun.set_result(None)
+        else:
+            feed.begun.set_exception(error)
+            feed.begun.exception()  # whoever waited may have left: it need not be logged

@@ -1,0 +1,95 @@
+"""Recordings are named by a URL, and fetched by a worker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import APIRouter, Request
+from loguru import logger
+from pydantic import Field
+
+from api.auth.callers import Caller, Transcriber
+from api.http.problems import documented
+from api.jobs.idempotency import PARAMETER, idempotency, tell_of_replay
+from api.jobs.schemas import Accepted, UploadOptions
+from api.services import Gateway, GatewayDep
+from common.db.jobs import Created, Jobs, NewJob
+from common.domain.job import JobStatus
+from common.egress import MAX_URL_LETTERS
+from common.errors import NotFound, OutcomeUnknown, Transient, Unsupported
+
+router = APIRouter(tags=["jobs"])
+
+
+class Submission(UploadOptions):
+    """A recording to fetch, and the options of an upload."""
+
+    url: Annotated[
+        str, Field(max_length=MAX_URL_LETTERS, examples=["https://example.com/talk.mp3"])
+    ]
+    """Where it is to be had: http or https, no user name or password, and no private address. What
+    follows the `?` is told to that host alone."""
+    diarize: bool = False
+    """Who says what: not supported yet, so only false is taken."""
+
+
+@router.post(
+    "/transcribe",
+    summary="Name a recording by its URL",
+    response_model=Accepted,
+    responses=documented(409, 422, 503),
+    openapi_extra={"parameters": [PARAMETER]},
+)
+async def transcribe(
+    wanted: Submission, request: Request, gateway: GatewayDep, caller: Transcriber
+) -> Accepted:
+    """Have a recording fetched and transcribed; answered before it is fetched.
+
+    What is wrong with it, or with the way there, is told by the job's status.
+    """
+    if wanted.diarize:
+        raise Unsupported(field="diarize")
+    once = idempotency(request, wanted)
+    await gateway.egress.check(wanted.url)
+    job = replace(
+        caller.asking(request, await gateway.resolver.resolve(uuid4(), wanted)),
+        source_url=wanted.url,
+        idempotency=once,
+    )
+    created = await gateway.in_thread(_commit, gateway, caller, job)
+    tell_of_replay(request, created)
+    return Accepted(
+        job_id=created.job_id,
+        status=created.status,
+        message=(
+            "The recording was asked for before"
+            if created.replayed
+            else "The recording is going to be fetched and transcribed"
+        ),
+        estimated_time_seconds=None,
+    )
+
+
+def _commit(gateway: Gateway, caller: Caller, job: NewJob) -> Created:
+    gateway.check_queue()
+    jobs = gateway.jobs(caller.tenant)
+    try:
+        created = jobs.create(job)
+    except OutcomeUnknown:
+        if not _is_committed(jobs, job):
+            raise
+        created = Created(job.id, JobStatus.PENDING, replayed=False)
+    if not created.replayed:
+        gateway.events.work_to_do()
+        logger.info("job {} accepted: to be fetched", job.id)
+    return created
+
+
+def _is_committed(jobs: Jobs, job: NewJob) -> bool:
+    try:
+        jobs.snapshot(job.id)
+    except (NotFound, Transient):
+        return False
+    return True

@@ -1,0 +1,464 @@
+"""Takes a recording in: bytes to disk as they come, looked into, committed, and only then answered.
+
+Whatever goes wrong before the commit leaves nothing behind, the client's leaving included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+from fastapi import Request
+from loguru import logger
+
+from api.auth.callers import Caller
+from api.http.bodies import stream_body
+from api.http.middleware import answer_with
+from api.http.multipart import MAX_IGNORED, FormReader
+from api.jobs.idempotency import idempotency, idempotency_key, tell_of_replay
+from api.jobs.resolving import form_options
+from api.jobs.schemas import Accepted, UploadOptions
+from api.services import Gateway
+from common.audio.probe import Probe, check_length
+from common.audio.wav import RIFF_LIMIT, SAMPLE_BYTES, container_of, wav_header
+from common.db.jobs import Created, Idempotency, NewRecording
+from common.db.usage import RETRY_S, Usage
+from common.domain.job import JobStatus
+from common.domain.values import SAMPLE_RATE
+from common.errors import (
+    Missing,
+    Needs,
+    NotFound,
+    OutcomeUnknown,
+    Stalled,
+    TooLarge,
+    TooManyJobs,
+    Transient,
+)
+from common.filenames import display_name
+from common.storage.storage import storage_errors
+
+BLOCK_BYTES = 1 << 20
+FORM_BYTES = 1 << 20
+"""What a form may have beside its file."""
+PATIENCE_S = 60.0
+MOST_BARE_BYTES = RIFF_LIMIT - 100
+"""Beyond it a WAV file's header would be larger; that is more than a day."""
+IGNORED = "X-Ignored-Parameters"
+"""The header that names the parameters of a request that were ignored."""
+
+
+def tell_of_ignored(request: Request, names: Iterable[str]) -> None:
+    """Have the answer name parameters that were ignored."""
+    if named := ", ".join(quote(name[:100], safe="[]") for name in islice(names, MAX_IGNORED)):
+        answer_with(request.scope, {IGNORED: named})
+
+
+class Body:
+    """A request's body, in pieces.
+
+    Raises:
+        Stalled: the client sends nothing for `PATIENCE_S`, and does not leave either.
+        starlette.requests.ClientDisconnect: it left.
+    """
+
+    def __init__(self, request: Request) -> None:
+        stream_body(request.scope)
+        self._stream = request.stream()
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while not self.ended:
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    data = await anext(self._stream, None)
+            except TimeoutError:
+                raise Stalled(limit_s=PATIENCE_S) from None
+            if data is None:
+                self.ended = True
+            elif data:
+                yield data
+
+
+class IncomingFile:
+    """A file that is written and hashed in threads while more of it comes in."""
+
+    def __init__(self, path: Path, create: Callable[[], BinaryIO]) -> None:
+        self.path = path
+        self._create = create
+        self.size = 0
+        self._digest = hashlib.sha256()
+        self._file: BinaryIO | None = None
+        self._blocks: list[bytes] = []
+        self._held = 0
+        self._writing: asyncio.Future[None] | None = None
+
+    async def take(self, data: bytes) -> None:
+        """Raises `StorageFull` or `Unavailable`, for what was taken before."""
+        self._blocks.append(data)
+        self._held += len(data)
+        self.size += len(data)
+        if self._held >= BLOCK_BYTES:
+            await self._pass_on()
+
+    async def seal(self) -> str:
+        """Have all of it on the disk; returns its sha256 in lower-case hex."""
+        await self._pass_on()
+        await self._settle()
+        await asyncio.to_thread(self._close)
+        return self._digest.hexdigest()
+
+    async def abandon(self) -> None:
+        """Close it, whatever state it is in, and delete it."""
+        with suppress(Transient):
+            await self._settle()
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    async def _pass_on(self) -> None:
+        await self._settle()
+        blocks, self._blocks, self._held = self._blocks, [], 0
+        self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, blocks)
+
+    async def _settle(self) -> None:
+        if self._writing is not None:
+            # Not cancelled with us: a thread goes on, and its file must not be closed under it.
+            await asyncio.wait([self._writing])
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, blocks: list[bytes]) -> None:
+        with storage_errors():
+            if self._file is None:
+                self._file = self._create()
+                self._begin(blocks)
+            for block in blocks:
+                self._file.write(block)
+                self._digest.update(block)
+
+    def _begin(self, blocks: list[bytes]) -> None:
+        """Called with the first `BLOCK_BYTES`, or all there is, before they are written."""
+
+    def _end(self, file: BinaryIO) -> None:
+        """Called once all of it is written."""
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with storage_errors():
+                self._end(self._file)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+
+
+class BareFile(IncomingFile):
+    """Samples without a header (16 bit, little endian, mono, 16 kHz) become a WAV file.
+
+    What begins as another file does is left as it is.
+    """
+
+    _bare = False
+
+    def _begin(self, blocks: list[bytes]) -> None:
+        self._bare = container_of(b"".join(blocks)[:16]) is None
+        if self._bare:
+            blocks.insert(0, wav_header(SAMPLE_RATE, 1, 0))
+
+    def _end(self, file: BinaryIO) -> None:
+        if not self._bare:
+            return
+        header = wav_header(SAMPLE_RATE, 1, min(self.size, MOST_BARE_BYTES) // SAMPLE_BYTES)
+        file.seek(0)
+        file.write(header)
+        self.size += len(header)
+        file.seek(0)
+        self._digest = hashlib.sha256()
+        while block := file.read(BLOCK_BYTES):
+            self._digest.update(block)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form that brings a recording in its field ``file``.
+
+    ``fields`` may come once each, ``lists`` several times, before or after the file; other fields
+    are rejected, or with ``ignores_unknown`` ignored and named to the client, after what was
+    ``ignored`` already. ``options`` makes of them what our own upload takes (`UploadOptions`); it
+    is called again once all fields have come. ``filename`` takes the place of the form's. With
+    ``may_be_bare`` the recording may come without a header (`BareFile`).
+
+    Raises, from ``options``:
+        Missing, Needs: a field is missing.
+        BadInput: a field is wrong.
+    """
+
+    fields: Collection[str]
+    lists: Collection[str] = ()
+    options: Callable[[FormReader], Mapping[str, str]] = lambda form: form.options
+    file: str = "file"
+    filename: str | None = None
+    ignores_unknown: bool = False
+    ignored: Collection[str] = ()
+    may_be_bare: bool = False
+
+
+UPLOAD = Form(tuple(UploadOptions.model_fields))
+
+
+class _Incoming(ABC):
+    """A recording on its way in, from its first byte to the answer."""
+
+    _new_jobs: ClassVar[int] = 1
+
+    def __init__(self, gateway: Gateway, caller: Caller, form: Form, job_id: UUID) -> None:
+        self._gateway = gateway
+        self._caller = caller
+        self._jobs = gateway.jobs(caller.tenant)
+        self._form = form
+        self._job_id = job_id
+        self._recording_id = uuid4()
+        kind = BareFile if form.may_be_bare else IncomingFile
+        self._file = kind(
+            gateway.storage.incoming(self._recording_id),
+            partial(gateway.storage.create, self._recording_id),
+        )
+        self._max_bytes = gateway.settings.upload.max_bytes
+        self._securing = False
+        self._handed_over = False
+
+    async def take_in(self, request: Request, body: Body) -> Accepted:
+        """Read the form in ``body`` and commit what it asks for.
+
+        Raises:
+            BadInput: the form, the file or an option is wrong.
+            TooManyJobs, TooMuchAudio: the API key may not have it.
+            StorageFull, Unavailable: something this side needs is out.
+        """
+        with self._counted():
+            return await self._take_in(request, body)
+
+    async def _take_in(self, request: Request, body: Body) -> Accepted:
+        started = time.monotonic()
+        length = request.headers.get("content-length", "")
+        if length.isdecimal():
+            self._check_size(int(length) - FORM_BYTES)
+        await self._gateway.in_turn(self._check_room, request)
+        form = FormReader(
+            request.headers.get("content-type"),
+            file_field=self._form.file,
+            known=self._form.fields,
+            repeatable=self._form.lists,
+            ignores_unknown=self._form.ignores_unknown,
+        )
+        try:
+            await self._receive(form, request, body)
+            await self._check(form, request)
+            sha256 = await self._file.seal()
+            upload_ms = round((time.monotonic() - started) * 1000)
+            probe = await self._gateway.prober.probe(self._file.path)
+            check_length(probe.duration_ms, self._gateway.settings.upload.max_audio_hours)
+            recording = self._recording(form, probe, sha256, upload_ms)
+            self._securing = True
+            await asyncio.to_thread(self._gateway.storage.secure, self._recording_id)
+            return await self._gateway.in_turn(self._commit, recording, request)
+        except BaseException:
+            if not self._handed_over:
+                await self._abandon()
+            raise
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Hold a key's uploads under way, which are no jobs yet and fill the disk, to its limit."""
+        key_id, limit = self._caller.key_id, self._caller.quota.concurrent_jobs
+        if key_id is None or not limit:
+            yield
+            return
+        under_way = self._gateway.uploading
+        if under_way[key_id] >= limit:
+            raise TooManyJobs(
+                field="concurrent_jobs",
+                limit=limit,
+                value=under_way[key_id] + 1,
+                retry_after_s=RETRY_S,
+            )
+        under_way[key_id] += 1
+        try:
+            yield
+        finally:
+            under_way[key_id] -= 1
+            if not under_way[key_id]:
+                del under_way[key_id]
+
+    @abstractmethod
+    async def _check_early(self, form: FormReader, request: Request) -> None:
+        """Raise `BadInput` for what no field that is still to come can make good."""
+
+    @abstractmethod
+    async def _check(self, form: FormReader, request: Request) -> None:
+        """Raise `BadInput` where the complete ``form`` asks for something impossible."""
+
+    @abstractmethod
+    def _store(self, recording: NewRecording, request: Request) -> Created:
+        """Commit the recording; may be called once `_check` has seen the whole form."""
+
+    def _may_be_replay(self, request: Request) -> bool:
+        """Whether the recording may turn out to have a job already."""
+        return idempotency_key(request) is not None
+
+    def _check_room(self, request: Request) -> None:
+        """Refuse early what the commit would; of a replay, which costs nothing, only that knows."""
+        self._gateway.check_services()
+        self._gateway.check_space()
+        if not self._may_be_replay(request):
+            caller = self._caller
+            usage = Usage(self._gateway.database, caller.tenant, caller.key_id)
+            usage.check(caller.quota, jobs=self._new_jobs)
+
+    async def _abandon(self) -> None:
+        await self._file.abandon()
+        if self._securing:  # what is on its way still is found by the dispatcher
+            with suppress(Transient):
+                await asyncio.to_thread(self._gateway.storage.discard, self._recording_id)
+
+    async def _receive(self, form: FormReader, request: Request, body: Body) -> None:
+        received = 0
+        checked = False
+        async for data in body:
+            received += len(data)
+            for piece in form.feed(data):
+                await self._file.take(piece)
+            self._check_size(max(self._file.size, received - FORM_BYTES))
+            if form.file_begun and not checked:
+                await self._check_early(form, request)
+                checked = True
+        form.finish()
+        tell_of_ignored(request, [*self._form.ignored, *form.ignored])
+        if not form.file_begun:
+            raise Missing(field=self._form.file)
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            limit = f"{self._gateway.settings.upload.max_upload_size_mb} MB"
+            raise TooLarge(field="file", limit=limit, value=f"more than {size} bytes")
+
+    def _recording(
+        self, form: FormReader, probe: Probe, sha256: str, upload_ms: int
+    ) -> NewRecording:
+        return NewRecording(
+            id=self._recording_id,
+            filename=display_name(self._form.filename or form.filename),
+            container=probe.container,
+            codec=probe.codec,
+            size_bytes=self._file.size,
+            sha256=sha256,
+            duration_ms=probe.duration_ms,
+            upload_ms=upload_ms,
+            tracks=probe.tracks,
+        )
+
+    def _commit(self, recording: NewRecording, request: Request) -> Accepted:
+        """From here on this alone decides what becomes of the file, also when nobody waits."""
+        self._handed_over = True
+        try:
+            self._gateway.check_queue()
+            created = self._store(recording, request)
+        except OutcomeUnknown:
+            # If it did take effect, the file is needed; if not, the dispatcher deletes it.
+            if not self._is_committed():
+                raise
+            created = Created(self._job_id, JobStatus.PENDING, replayed=False)
+        except BaseException:
+            self._discard()
+            raise
+        tell_of_replay(request, created)
+        if created.replayed:
+            self._discard()
+            logger.info("job {job_id} was asked for again", job_id=created.job_id)
+            message = "The recording was received before"
+        else:
+            with suppress(Transient):  # whoever needs the file first moves it then
+                self._gateway.storage.keep(recording.id)
+            self._gateway.events.work_to_do()
+            size, job_id = recording.size_bytes, created.job_id
+            logger.info("job {job_id} accepted: {} bytes", size, job_id=job_id)
+            message = "The recording was received and is waiting to be transcribed"
+        return Accepted(
+            job_id=created.job_id,
+            status=created.status,
+            message=message,
+            estimated_time_seconds=self._estimate_s(created.job_id),
+        )
+
+    def _discard(self) -> None:
+        with suppress(Transient):
+            self._gateway.storage.discard(self._recording_id)
+
+    def _is_committed(self) -> bool:
+        try:
+            return self._jobs.recording(self._job_id).id == self._recording_id
+        except (NotFound, Transient):
+            return False
+
+    def _estimate_s(self, job_id: UUID) -> float | None:
+        try:
+            estimate = self._jobs.snapshot(job_id).estimate_s
+        except (NotFound, Transient):
+            return None
+        return None if estimate is None else round(estimate, 1)
+
+
+class Upload(_Incoming):
+    """A recording that comes with the options of its job."""
+
+    def __init__(self, gateway: Gateway, caller: Caller, form: Form = UPLOAD) -> None:
+        super().__init__(gateway, caller, form, uuid4())
+
+    async def _check_early(self, form: FormReader, request: Request) -> None:
+        idempotency_key(request)
+        with suppress(Missing, Needs):
+            options = form_options(self._form.options(form))
+            await self._gateway.resolver.check_names(options)
+
+    async def _check(self, form: FormReader, request: Request) -> None:
+        self._options = form_options(self._form.options(form))
+        job = await self._gateway.resolver.resolve(self._job_id, self._options)
+        self._job = self._caller.asking(request, job)
+
+    def _store(self, recording: NewRecording, request: Request) -> Created:
+        return self._submit(recording, idempotency(request, self._options, recording.sha256))
+
+    def _submit(self, recording: NewRecording, once: Idempotency | None) -> Created:
+        return self._jobs.submit(recording, replace(self._job, idempotency=once))
+
+
+class AwaitedUpload(_Incoming):
+    """The recording of a job that was made before."""
+
+    _new_jobs = 0
+
+    def __init__(self, gateway: Gateway, caller: Caller, job_id: UUID) -> None:
+        super().__init__(gateway, caller, Form(fields=()), job_id)
+
+    async def _check_early(self, form: FormReader, request: Request) -> None:
+        await self._check(form, request)
+
+    async def _check(self, form: FormReader, request: Request) -> None:  # noqa: ARG002
+        await self._gateway.in_thread(self._jobs.check_awaits, self._job_id)
+
+    def _store(self, recording: NewRecording, request: Request) -> Created:  # noqa: ARG002
+        self._jobs.attach(self._job_id, recording, self._caller.quota)
+        return Created(self._job_id, JobStatus.PENDING, replayed=False)

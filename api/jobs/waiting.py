@@ -1,0 +1,60 @@
+"""Waiting for a job, for requests that are answered with its text."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from uuid import UUID
+
+from starlette.requests import Request
+
+from api.http.leaving import unless_gone
+from api.jobs.feeds import Feed
+from api.jobs.uploads import IGNORED
+from api.transcripts.routes import check_ready
+from common.db.snapshots import Snapshot
+from common.errors import NotFound, NotReady, StillUnderWay
+
+JOB_ID = "X-Job-Id"
+"""The header that names the job behind an answer."""
+HEADERS = {
+    JOB_ID: {"schema": {"type": "string", "format": "uuid"}},
+    IGNORED: {
+        "description": "Parameters of the request that have no meaning here",
+        "schema": {"type": "string"},
+    },
+}
+"""The headers of such an answer, as the documentation has them."""
+
+
+async def wait_for_end(request: Request, feed: Feed, limit_s: float | None = None) -> None:
+    """Return when the job has ended, this gateway is about to end, or ``limit_s`` has passed.
+
+    Raises:
+        starlette.requests.ClientDisconnect: the client has disconnected; the job goes on.
+    """
+    await unless_gone(request, _wait(feed, limit_s))
+
+
+async def _wait(feed: Feed, limit_s: float | None) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            while not feed.over:
+                await feed.changed.wait()
+
+
+def check_completed(snapshot: Snapshot | None, job_id: UUID) -> Snapshot:
+    """The job's ``snapshot`` if it is completed.
+
+    Raises:
+        StillUnderWay: it has not ended.
+        Conflict: it failed or was cancelled.
+        NotFound: it was deleted.
+    """
+    if snapshot is None:
+        raise NotFound(what="job", value=job_id)
+    try:
+        check_ready(snapshot)
+    except NotReady:
+        raise StillUnderWay(job_id=job_id, status_now=snapshot.status.value) from None
+    return snapshot

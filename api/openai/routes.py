@@ -1,0 +1,222 @@
+"""OpenAI's audio API over the same durable jobs: what speaks it needs only another base URL.
+
+The answer waits for the job. Who leaves early loses nothing: the job goes on and is found in
+`GET /api/v1/jobs`, and what was heard is not heard again when the recording is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from api.auth.callers import Caller, Reader, Transcriber
+from api.http.multipart import FormReader
+from api.http.problems import Refusal, problem
+from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
+from api.jobs.feeds import Feed
+from api.jobs.uploads import Body, Form, Upload
+from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
+from api.openai.model_names import WHISPER, weights_named
+from api.openai.schemas import (
+    GRANULARITIES,
+    PREFIX,
+    TEXTS,
+    UNBRACKETED,
+    AudioOptions,
+    Failure,
+    Route,
+    TranscriptionOptions,
+    TranslationOptions,
+    documented,
+    usage,
+    verbose_document,
+)
+from api.services import Gateway, GatewayDep
+from common.domain.request import Task
+from common.domain.transcript import Transcript, join_text
+from common.domain.values import Segment
+from common.errors import NotFound, StenoError
+from common.transcripts import transcript_of
+
+router = APIRouter(prefix=PREFIX, tags=["openai"], route_class=Route)
+
+NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients would send the recording again after some errors (409, 504), to no avail."""
+CREATED = 0
+"""When weights were made is not known here, and clients want a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One of the two calls: what it takes, and what it has a job do."""
+
+    options: type[AudioOptions]
+    task: Task
+
+    def request_body(self) -> dict[str, Any]:
+        """The form, for the documentation."""
+        schema = self.options.model_json_schema()
+        file = {"type": "string", "format": "binary", "description": "The recording."}
+        schema["properties"] = {"file": file, **schema["properties"]}
+        schema["required"] = ["file", "model"]
+        del schema["additionalProperties"]
+        return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+class Asked:
+    """What one request asks for, known once its form is read."""
+
+    def __init__(self, call: Call) -> None:
+        self.task = call.task
+        self._model = call.options
+        self._options: AudioOptions | None = None
+        names = {field.alias or name for name, field in call.options.model_fields.items()}
+        lists = {GRANULARITIES, UNBRACKETED} if GRANULARITIES in names else set()
+        self.form = Form(tuple(names - lists), tuple(lists), self._read, ignores_unknown=True)
+
+    @property
+    def options(self) -> AudioOptions:
+        assert self._options is not None  # noqa: S101 - no job is made of a form that was not read
+        return self._options
+
+    def _read(self, form: FormReader) -> dict[str, str]:
+        sent: dict[str, str | list[str]] = {**form.options, **form.lists}
+        if UNBRACKETED in sent:
+            sent.setdefault(GRANULARITIES, sent.pop(UNBRACKETED))
+        self._options = self._model.read(sent)
+        return self._options.job_options(self.task)
+
+
+TRANSCRIPTIONS = Call(TranscriptionOptions, "transcribe")
+TRANSLATIONS = Call(TranslationOptions, "translate")
+
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The text",
+        "content": {
+            kind: {}
+            for kind in ("application/json", MEDIA_TYPE, *(kind for kind, _ in TEXTS.values()))
+        },
+        "headers": HEADERS,
+    },
+    **documented(400, 401, 403, 404, 408, 409, 413, 415, 429, 503, 504),
+}
+
+
+@router.post(
+    "/audio/transcriptions",
+    summary="Turn a recording into text",
+    response_class=Response,
+    responses=_ANSWERS,
+    openapi_extra={"requestBody": TRANSCRIPTIONS.request_body()},
+)
+async def transcriptions(request: Request, gateway: GatewayDep, caller: Transcriber) -> Response:
+    """OpenAI's "Create transcription". The header X-Job-Id names the job behind it."""
+    return await _serve(TRANSCRIPTIONS, request, gateway, caller)
+
+
+@router.post(
+    "/audio/translations",
+    summary="Turn a recording into English text",
+    response_class=Response,
+    responses=_ANSWERS,
+    openapi_extra={"requestBody": TRANSLATIONS.request_body()},
+)
+async def translations(request: Request, gateway: GatewayDep, caller: Transcriber) -> Response:
+    """OpenAI's "Create translation". The header X-Job-Id names the job behind it."""
+    return await _serve(TRANSLATIONS, request, gateway, caller)
+
+
+async def _serve(call: Call, request: Request, gateway: Gateway, caller: Caller) -> Response:
+    asked, body = Asked(call), Body(request)
+    try:
+        job_id = (await Upload(gateway, caller, asked.form).take_in(request, body)).job_id
+    except StenoError as error:
+        answer = Failure(problem(error))
+        return answer if body.ended else Refusal(answer)
+    headers = {JOB_ID: str(job_id)}
+    try:
+        async with AsyncExitStack() as source:
+            feed = await source.enter_async_context(gateway.watch(caller.tenant, job_id))
+            if isinstance(asked.options, TranscriptionOptions) and asked.options.stream:
+                heartbeat_s = gateway.settings.events.heartbeat
+                return EventStream(_tell(feed, job_id, heartbeat_s), source.pop_all(), headers)
+            await wait_for_end(request, feed, gateway.settings.openai.wait)
+            check_completed(feed.snapshot, job_id)
+        text = await gateway.in_thread(gateway.jobs(caller.tenant).text, job_id)
+    except StenoError as error:
+        answer = Failure(problem(error))
+        answer.headers.update(headers | NO_RETRY)
+        return answer
+    return _answer(transcript_of(text), asked, headers)
+
+
+def _answer(transcript: Transcript, asked: Asked, headers: dict[str, str]) -> Response:
+    options = asked.options
+    if options.response_format in TEXTS:
+        kind, write = TEXTS[options.response_format]
+        return Response(write(transcript), media_type=kind, headers=headers)
+    if options.response_format == "verbose_json":
+        document = verbose_document(transcript, asked.task, options.granularities)
+    else:
+        document = {"text": transcript.text, "usage": usage(transcript)}
+    return JSONResponse(document, headers=headers)
+
+
+async def _tell(feed: Feed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[str]:
+    """The text as it grows, in OpenAI's events; what they make up is the whole text."""
+    told: list[Segment] = []
+    while True:
+        changed, over = feed.changed, feed.over
+        for segment in feed.segments[len(told) :]:
+            if text := segment.text.strip():
+                gap = " " if join_text(told) else ""
+                yield event({"type": "transcript.text.delta", "delta": gap + text})
+            told.append(segment)
+        if over:
+            break
+        try:
+            await asyncio.wait_for(changed.wait(), heartbeat_s)
+        except TimeoutError:
+            yield SIGN_OF_LIFE
+    try:
+        check_completed(feed.snapshot, job_id)
+    except StenoError as error:
+        yield event({"error": Failure(problem(error)).error}, name="error")
+    else:
+        yield event({"type": "transcript.text.done", "text": join_text(told)})
+
+
+@router.get("/models", summary="List the weights", responses=documented(400, 401, 403, 429, 503))
+async def models(gateway: GatewayDep, _: Reader) -> dict[str, Any]:
+    """OpenAI's "List models": the weights jobs can use, and `whisper-1` for the default ones."""
+    return {"object": "list", "data": [_model(name) for name in await _names(gateway)]}
+
+
+@router.get(
+    "/models/{model:path}",
+    summary="Ask for weights",
+    responses=documented(400, 401, 403, 404, 429, 503),
+)
+async def model(model: str, gateway: GatewayDep, _: Reader) -> dict[str, Any]:
+    """OpenAI's "Retrieve model"."""
+    if gateway.resolver.listed_name(*weights_named(model)) not in await _names(gateway):
+        raise NotFound(what="model", value=model[:200])
+    return _model(model)
+
+
+async def _names(gateway: Gateway) -> list[str]:
+    resolver = gateway.resolver
+    names = await asyncio.to_thread(resolver.installed)
+    return [WHISPER, *names] if resolver.listed_name("", "") in names else names
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": CREATED, "owned_by": "stenopool"}

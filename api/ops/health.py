@@ -1,0 +1,182 @@
+"""Whether the gateway lives, and whether it can do its work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from html import escape
+from typing import Annotated, cast
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from loguru import logger
+from redis.exceptions import RedisError
+from starlette.responses import Response
+
+from api.http.problems import RETRY_AFTER_S
+from api.jobs.schemas import Health
+from api.ops.shared import Shared
+from api.processes.child import LOADING, OFF, OK
+from api.services import Gateway, GatewayDep
+from api.version import VERSION
+from common.db.revision import check_revision
+from common.errors import StenoError
+
+Parts = dict[str, str]
+"""OK, or what is wrong with it, by a part's name."""
+
+router = APIRouter(tags=["health"])
+
+PATIENCE_S = 8.0
+MODERATION, STREAMS, WEIGHTS = "moderation", "streams", "weights"
+GOOD_S = 1.0
+"""How long it is good what was found: anybody may ask, and looking costs connections and threads.
+"""
+
+
+def looking_at(gateway: Gateway) -> Shared[Parts]:
+    """All parts that jobs need, looked at for as many as ask; what changes is logged."""
+    logged: Parts = {}
+    return Shared(lambda: _look(gateway, logged), good_s=GOOD_S)
+
+
+async def _looking(request: Request) -> Shared[Parts]:
+    return cast("Shared[Parts]", request.state.parts)
+
+
+PartsDep = Annotated[Shared[Parts], Depends(_looking)]
+
+
+@router.get("/healthz", summary="Does the process live?")
+async def alive() -> dict[str, str]:
+    """The process lives."""
+    return {"status": "ok"}
+
+
+@router.get(
+    "/readyz",
+    summary="Can it do its work?",
+    responses={503: {"description": "A part is out; it is named"}},
+)
+async def ready(gateway: GatewayDep, looking: PartsDep) -> Response:
+    """Every part that jobs need works, or 503 and which one does not.
+
+    `weights` names the default weights where neither a worker nor this machine has them; it is
+    counted where there are no others for jobs either. Live streams are counted where their model is
+    loaded at the start (`STREAM_PRELOAD`). Moderation is reported and not counted: a gateway
+    without it still takes recordings in, whose transcripts then carry a warning.
+    """
+    needed = {**await looking.get(), **_streams(gateway)}
+    parts = {**needed, MODERATION: gateway.judge.state}
+    if needed[WEIGHTS] != OK:
+        others = await asyncio.to_thread(gateway.resolver.installed)
+        needed[WEIGHTS] = OK if others else needed[WEIGHTS]
+    if all(said == OK for said in needed.values()):
+        return JSONResponse({"status": "ready", "parts": parts})
+    retry = {"Retry-After": str(RETRY_AFTER_S)}
+    return JSONResponse({"status": "not ready", "parts": parts}, 503, headers=retry)
+
+
+@router.get("/health", summary="How are all its parts?")
+async def health(gateway: GatewayDep, looking: PartsDep) -> Health:
+    """How all parts are; answered with 200 as long as the process lives.
+
+    `degraded`: a part does not work. Moderation may be off, models may still be loading.
+    """
+    parts = {**await looking.get(), **_streams(gateway), MODERATION: gateway.judge.state}
+    whole = all(said in {OK, OFF, LOADING} for said in parts.values())
+    workers = dispatchers = None
+    if parts["redis"] == OK:
+        workers = await asyncio.to_thread(_count, gateway.doorbell.live_workers)
+        dispatchers = await asyncio.to_thread(_count, gateway.doorbell.live_dispatchers)
+    return Health(
+        status="healthy" if whole else "degraded",
+        version=VERSION,
+        parts=parts,
+        workers=workers,
+        dispatchers=dispatchers,
+    )
+
+
+@router.get("/", include_in_schema=False)
+async def home(request: Request, gateway: GatewayDep) -> Response:
+    """What this is and where to go."""
+    root = request.scope.get("root_path", "")
+    if "text/html" not in request.headers.get("accept", ""):
+        paths = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
+        links = {name: root + path for name, path in paths.items()}
+        return JSONResponse({"name": "stenopool", "version": VERSION, **links})
+    base = gateway.settings.api.public_url or str(request.base_url).rstrip("/")
+    page = _HOME.format(version=VERSION, root=root, base=escape(f"{base}/"))
+    return HTMLResponse(page, headers={"Content-Security-Policy": _HOME_POLICY})
+
+
+_HOME_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+_HOME = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Stenopool</title>
+<link rel="icon" href="{root}/docs/assets/favicon-32x32.png">
+<style>
+  body {{ font-family: system-ui; max-width: 44rem; margin: 4rem auto; padding: 0 1rem }}
+  pre {{ background: #f3f3f3; padding: .8rem; overflow-x: auto }}
+</style>
+<h1>Stenopool {version}</h1>
+<p>Send a recording, take its text away:</p>
+<pre>curl -F file=@talk.mp3 -F language=vi {base}api/v1/upload</pre>
+<p>Have a text judged:</p>
+<pre>curl --json '{{"text": "Have a nice day"}}' {base}moderation</pre>
+<ul>
+  <li><a href="{root}/docs">What else there is, to read and to try</a>
+  <li><a href="{root}/openapi.json">The same for programs (OpenAPI)</a>
+  <li><a href="{root}/health">How this gateway and its parts are</a>
+</ul>
+"""
+
+
+async def _look(gateway: Gateway, logged: Parts) -> Parts:
+    checks: dict[str, Callable[[], None]] = {
+        "postgres": gateway.database.ping,
+        "migrations": lambda: check_revision(gateway.database),
+        "redis": gateway.check_queue,
+        "storage": gateway.check_storage,
+        WEIGHTS: gateway.resolver.check_defaults,
+    }
+    said = await asyncio.gather(*(_ask(name, check, logged) for name, check in checks.items()))
+    return dict(zip(checks, said, strict=True))
+
+
+def _streams(gateway: Gateway) -> Parts:
+    """The recognizer that is to be there before anybody wants it, if any."""
+    wanted = gateway.settings.stream
+    if not wanted.preload:
+        return {}
+    return {STREAMS: gateway.recognizers.state(wanted.engine, wanted.model)}
+
+
+async def _ask(name: str, check: Callable[[], None], logged: Parts) -> str:
+    """What clients are told of a part, of which the log tells more."""
+    said = in_full = OK
+    try:
+        await asyncio.wait_for(asyncio.to_thread(check), PATIENCE_S)
+    except StenoError as error:
+        said, in_full = error.message, str(error)
+    except TimeoutError:
+        said = in_full = "It does not answer"
+    except Exception as error:
+        said, in_full = "It does not work; the log says why", repr(error)
+    if in_full != logged.get(name, OK):
+        logger.warning("{}: {}", name, in_full)
+    logged[name] = in_full
+    return said
+
+
+def _count(look: Callable[[], int]) -> int | None:
+    try:
+        return look()
+    except RedisError:
+        return None

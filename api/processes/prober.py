@@ -1,0 +1,74 @@
+"""Probes uploads in processes that are kept warm, and replaced when a file kills or holds them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+
+from loguru import logger
+
+from api.processes.child import Child
+from common.audio.probe import Probe
+from common.domain.tracks import Track
+from common.errors import NotAudio
+
+
+class Prober:
+    """Up to ``limit`` probes at the same time, each within ``patience_s`` seconds."""
+
+    def __init__(self, *, limit: int = 2, patience_s: float = 20.0) -> None:
+        self._slots = asyncio.Semaphore(limit)
+        self._patience_s = patience_s
+        self._idle: list[Child] = []
+
+    async def start(self) -> None:
+        """Have a process warm for the first upload."""
+        self._idle.append(await self._spawn())
+
+    async def close(self) -> None:
+        for child in self._idle:
+            child.dismiss()
+        while self._idle:
+            await self._idle.pop().end()
+
+    async def probe(self, path: Path) -> Probe:
+        """What `common.audio.probe.probe` finds in the file at ``path``.
+
+        Raises:
+            NotAudio: it holds no sound that can be decoded, or opening it crashes or hangs.
+        """
+        async with self._slots:
+            line, ended = await self._ask_idle(path)
+            if not line and ended != -signal.SIGALRM:
+                # It may have been dead before: only a fresh one's death is the file's fault.
+                line, ended = await self._ask(await self._spawn(), path)
+        if not line:
+            logger.warning("the probe of {} ended with {}", path.name, ended)
+            hung = ended == -signal.SIGALRM
+            raise NotAudio(reason="it takes too long to open" if hung else "it cannot be opened")
+        answer = json.loads(line)
+        if "not_audio" in answer:
+            raise NotAudio(reason=answer["not_audio"])
+        found = answer["probe"]
+        tracks = tuple(map(Track.from_json, found.pop("tracks")))
+        return Probe(**found, tracks=tracks)
+
+    async def _ask_idle(self, path: Path) -> tuple[bytes, int | None]:
+        return await self._ask(self._idle.pop(), path) if self._idle else (b"", None)
+
+    async def _ask(self, child: Child, path: Path) -> tuple[bytes, int | None]:
+        """The line ``child`` answers; none, and how it ended, when it dies over the question."""
+        line = b""
+        try:
+            line = await child.ask(str(path))
+        finally:
+            if line:
+                self._idle.append(child)
+            else:
+                await child.end()
+        return line, child.ended
+
+    async def _spawn(self) -> Child:
+        return await Child.spawn("api.processes.probe_process", str(self._patience_s))

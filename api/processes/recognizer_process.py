@@ -1,0 +1,242 @@
+"""Hears live streams in a process of its own: ``python -m api.processes.recognizer_process GATEWAY ORDER``.
+
+Its first line says whether the weights could be loaded. Then it reads messages and answers them, a
+JSON object a line each, and ends with its input. One thread reads, and tells at once where there is
+speech; the other one hears, several streams together where the engine can.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import traceback
+from base64 import b64decode
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from loguru import logger
+from numpy.typing import NDArray
+
+from api.processes.inside import pipe_to_gateway, write_line
+from common.asr.loading import load_recognizer, style_of
+from common.asr.streaming import Before, Heard
+from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
+from common.domain.transcript import segments_to_json
+from common.domain.values import BYTES_PER_MS
+from common.errors import EngineFailed, StenoError
+from common.logs import set_up_logging
+from common.settings import LogSettings
+
+if TYPE_CHECKING:
+    from common.asr.streaming import Recognizer
+
+TOGETHER = 8
+"""Utterances heard at once, at most."""
+FULL_SCALE = 32_768
+
+
+class Sound:
+    """What is kept of one stream's sound, and where there is speech in it."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._state = SILENCE
+        self._context = np.zeros(CONTEXT, np.int16)
+        self._pcm = bytearray()
+        self._from = 0
+
+    def add(self, start_ms: int, pcm: bytes) -> list[float]:
+        """Take whole frames; returns the probability of speech in each."""
+        start = start_ms * BYTES_PER_MS
+        if start != self._from + len(self._pcm):  # nothing is known of what was before
+            self._pcm, self._from = bytearray(), start
+        self._pcm += pcm
+        samples = np.concatenate([self._context, np.frombuffer(pcm, "<i2")])
+        if len(samples) < CONTEXT + FRAME:
+            return []
+        probabilities, self._state = self._network.judge(samples, self._state)
+        self._context = samples[-CONTEXT:]
+        return [round(float(each), 3) for each in probabilities]
+
+    def forget(self, before_ms: int) -> None:
+        """Keep nothing from before ``before_ms``."""
+        before = before_ms * BYTES_PER_MS
+        if before > self._from:
+            del self._pcm[: before - self._from]
+            self._from = before
+
+    def piece(self, start_ms: int, end_ms: int) -> NDArray[np.float32]:
+        """The samples of a stretch, in [-1, 1]."""
+        start, end = (max(0, ms * BYTES_PER_MS - self._from) for ms in (start_ms, end_ms))
+        samples = np.frombuffer(bytes(self._pcm[start:end]), "<i2").astype(np.float32)
+        samples /= FULL_SCALE
+        return samples
+
+
+class Desk:
+    """What was asked and is not answered yet; two threads share it."""
+
+    def __init__(self, network: Network, answers: BinaryIO) -> None:
+        self._network = network
+        self._answers = answers
+        self._lock = threading.Condition()
+        self._writing = threading.Lock()
+        self._sounds: dict[str, Sound] = {}
+        self._asked: list[dict[str, Any]] = []
+        self._gone: list[str] = []
+        self._ended = False
+
+    def answer(self, document: dict[str, Any]) -> None:
+        """Say something to the gateway."""
+        with self._writing:
+            write_line(self._answers, document)
+
+    def read(self) -> None:
+        """Take all that the gateway says, until it says no more."""
+        try:
+            for line in sys.stdin:
+                self._take(json.loads(line))
+        except Exception:
+            logger.exception("what the gateway says cannot be read")
+        with self._lock:
+            self._ended = True
+            self._lock.notify()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        stream: str = message["stream"]
+        match message["do"]:
+            case "feed":
+                started, start_ms = time.monotonic(), message["start_ms"]
+                with self._lock:
+                    sound = self._sounds.setdefault(stream, Sound(self._network))
+                    speech = sound.add(start_ms, b64decode(message["pcm"]))
+                took_ms = _ms_since(started)
+                self.answer(
+                    {"stream": stream, "speech": speech, "start_ms": start_ms, "took_ms": took_ms}
+                )
+            case "forget":
+                with self._lock:
+                    self._sounds[stream].forget(message["before_ms"])
+            case "hear":
+                with self._lock:
+                    self._asked.append(message)
+                    self._lock.notify()
+            case "leave":
+                with self._lock:
+                    self._sounds.pop(stream, None)
+                    self._asked = [each for each in self._asked if each["stream"] != stream]
+                    self._gone.append(stream)
+                    self._lock.notify()
+
+    def next(self) -> tuple[list[dict[str, Any]], list[Heard], list[str]] | None:
+        """What to hear together, and which streams are over; None: the gateway says no more.
+
+        Ends of utterances go first: people wait for them.
+        """
+        with self._lock:
+            while not (self._asked or self._gone or self._ended):
+                self._lock.wait()
+            if self._ended:
+                return None
+            self._asked.sort(key=lambda each: (not each["final"], not each["full"]))
+            chosen = self._asked[:TOGETHER]
+            if any(each["alone"] for each in chosen):
+                chosen = chosen[:1] if chosen[0]["alone"] else [e for e in chosen if not e["alone"]]
+            self._asked = [each for each in self._asked if each not in chosen]
+            gone, self._gone = self._gone, []
+            return chosen, [self._heard(each) for each in chosen], gone
+
+    def _heard(self, asked: dict[str, Any]) -> Heard:
+        sound, context = self._sounds[asked["stream"]], asked["context"]
+        before = context and Before(
+            sound.piece(context["start_ms"], asked["start_ms"]), context["text"]
+        )
+        return Heard(
+            stream=asked["stream"],
+            utterance=asked["utterance"],
+            samples=sound.piece(asked["start_ms"], asked["end_ms"]),
+            language=asked["language"],
+            before=before,
+            full=asked["full"],
+            final=asked["final"],
+        )
+
+
+def main(parent: str, order: str) -> None:
+    """Load the weights and hear until there is no more to read."""
+    answers = pipe_to_gateway(parent)
+    set_up_logging(LogSettings(), "recognizer")
+    wanted = json.loads(order)
+    try:
+        recognizer = load_recognizer(
+            wanted["engine"],
+            Path(wanted["path"]),
+            threads=wanted["threads"],
+            device=wanted["device"],
+            compute_type=wanted["compute_type"],
+        )
+        desk = Desk(Network(), answers)
+    except StenoError as error:
+        write_line(answers, {"unusable": str(error)})
+        return
+    except Exception as error:
+        logger.opt(exception=error).error("the recognizer cannot be loaded")
+        write_line(answers, {"unusable": "loading it failed; the log says why"})
+        return
+    desk.answer({"style": asdict(style_of(wanted["engine"]))})
+    threading.Thread(target=desk.read, name="reader", daemon=True).start()
+    serve(desk, recognizer)
+
+
+def serve(desk: Desk, recognizer: Recognizer) -> None:
+    """Hear what is asked, until the gateway says no more."""
+    while (work := desk.next()) is not None:
+        asked, wanted, gone = work
+        for stream in gone:
+            recognizer.forget(stream)
+        if asked:
+            _hear(desk, recognizer, asked, wanted)
+
+
+def _hear(
+    desk: Desk, recognizer: Recognizer, asked: Sequence[dict[str, Any]], wanted: Sequence[Heard]
+) -> None:
+    started = time.monotonic()
+    try:
+        heard = recognizer.hear(wanted)
+    except Exception as error:
+        # Its message may quote what was said, and logs carry none of that.
+        reason = "it met something that nobody thought of"
+        if isinstance(error, EngineFailed):
+            reason = error.message
+        else:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            kind = type(error).__name__
+            logger.error("hearing failed: {} in {}:{}", kind, frame.filename, frame.lineno)
+        for each in asked:
+            desk.answer({"stream": each["stream"], "ticket": each["ticket"], "failed": reason})
+        return
+    took_ms = _ms_since(started) / len(asked)
+    for each, hypothesis in zip(asked, heard, strict=True):
+        desk.answer(
+            {
+                "stream": each["stream"],
+                "ticket": each["ticket"],
+                "segments": segments_to_json(hypothesis.segments),
+                "doubtful": hypothesis.doubtful,
+                "took_ms": took_ms,
+            }
+        )
+
+
+def _ms_since(started: float) -> float:
+    return round((time.monotonic() - started) * 1000, 1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

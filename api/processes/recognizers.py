@@ -1,0 +1,410 @@
+"""The processes that hear live streams: one for all streams of the same weights, kept warm."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from loguru import logger
+
+from api.processes.child import LOADING, OK, Child
+from common.domain.stream import FRAME_BYTES, Feed, Forget, Hear, Hypothesis, Order, Setup, Style
+from common.domain.transcript import segments_from_json
+from common.domain.values import BYTES_PER_MS
+from common.errors import RecognizerUnusable, StenoError, StreamsFull
+from common.settings import AsrSettings, StreamSettings
+from common.weights.store import WeightsStore
+
+LOADING_S = 180.0
+HEARING_S = 20.0
+"""A process that owes an answer for so long counts as hung."""
+DEATHS = 5
+DEATHS_WITHIN_S = 60.0
+"""A process that dies so often in so short a time is started no more, for `RETRY_S`."""
+RETRY_S = 30.0
+PIECE_BYTES = 32 * FRAME_BYTES
+"""Sound is handed over in pieces (of 1 s), so that what others ask gets in between."""
+ANSWER_BYTES = 4 << 20
+
+
+class Listener(Protocol):
+    """A stream as a recognizer sees it; see the methods of `common.domain.stream.Session`."""
+
+    id: str
+    spent_ms: float
+    """How long it took to hear the stream so far: of what is heard together its share."""
+
+    def attached(self, style: Style) -> None: ...
+    def judged(self, start_ms: int, probabilities: Sequence[float]) -> None: ...
+    def heard(self, ticket: int, hypothesis: Hypothesis) -> None: ...
+    def failed(self, ticket: int, reason: str) -> None: ...
+    def lost(self, reason: str) -> None: ...
+    def refused(self, error: StenoError) -> None:
+        """The weights cannot be used, now or ever."""
+        ...
+
+
+class Recognizers:
+    """Those of one gateway process, started when somebody wants them."""
+
+    def __init__(self, asr: AsrSettings, streams: StreamSettings, weights: WeightsStore) -> None:
+        self._asr = asr
+        self._settings = streams
+        self._weights = weights
+        self._processes: dict[tuple[str, str], _Process] = {}
+        self._of: dict[str, _Process] = {}
+        """Who hears which stream."""
+
+    async def close(self) -> None:
+        """End all of them."""
+        await asyncio.gather(*(process.close() for process in self._processes.values()))
+
+    def loaded(self) -> dict[tuple[str, str], int]:
+        """The engines and models that are in memory, and how many streams each hears."""
+        return {
+            key: len(process.listeners)
+            for key, process in self._processes.items()
+            if process.is_ready
+        }
+
+    def check(self, setup: Setup, *, besides: str | None = None) -> None:
+        """Refuse a stream that could not be heard as fast as it is spoken.
+
+        ``besides`` is the id of the stream itself, where it is heard already and wants to switch.
+
+        Raises:
+            StreamsFull: the engine hears as many as it can keep pace with.
+        """
+        limit = self._settings.limit_of(setup.engine)
+        count = sum(
+            process.engine == setup.engine and stream != besides
+            for stream, process in self._of.items()
+        )
+        if count >= limit:
+            raise StreamsFull(engine=setup.engine, limit=limit)
+
+    def attach(self, listener: Listener, setup: Setup) -> None:
+        """Have ``setup`` hear the stream from now on; it is told when that is ready."""
+        self.detach(listener)
+        process = self._process(setup.engine, setup.model)
+        self._of[listener.id] = process
+        process.join(listener, setup.language)
+
+    def load(self, engine: str, model: str) -> None:
+        """Have weights in memory before anybody wants them, and keep them there."""
+        process = self._process(engine, model)
+        process.stays = True
+        process.load()
+
+    def state(self, engine: str, model: str) -> str:
+        """How weights are that were to be loaded: `OK`, `LOADING`, or what is wrong with them."""
+        return self._processes[engine, model].state
+
+    def detach(self, listener: Listener) -> None:
+        """Hear the stream no more."""
+        process = self._of.pop(listener.id, None)
+        if process is not None:
+            process.leave(listener)
+
+    def order(self, listener: Listener, order: Order) -> None:
+        """Hand an order of the stream on; one that comes when nobody hears it is left out."""
+        process = self._of.get(listener.id)
+        if process is not None:
+            process.order(listener, order)
+
+    def _process(self, engine: str, model: str) -> _Process:
+        process = self._processes.get((engine, model))
+        if process is None:
+            process = _Process(engine, model, self._asr, self._settings, self._weights)
+            self._processes[engine, model] = process
+        self._make_room(process)
+        return process
+
+    def _make_room(self, wanted: _Process) -> None:
+        """Unload what nobody needs, where there would be too many in memory."""
+        others = [each for each in self._processes.values() if each is not wanted]
+        idle = sorted(
+            (each for each in others if each.is_running and each.is_idle and not each.stays),
+            key=lambda each: each.idle_since,
+        )
+        running = sum(each.is_running for each in others)
+        for process in idle[: max(0, running + 1 - self._settings.max_models)]:
+            process.unload()
+
+
+class _Process:
+    """One recognizer: its weights, its process (while somebody needs it) and its streams."""
+
+    def __init__(
+        self,
+        engine: str,
+        model: str,
+        asr: AsrSettings,
+        settings: StreamSettings,
+        weights: WeightsStore,
+    ) -> None:
+        self.engine, self.model = engine, model
+        self.listeners: dict[str, Listener] = {}
+        self.is_ready = False
+        self.stays = False
+        """Whether it is kept though nobody needs it."""
+        self.idle_since = 0.0
+        self._asr = asr
+        self._settings = settings
+        self._weights = weights
+        self._languages: dict[str, str] = {}
+        self._messages: deque[dict[str, Any]] = deque()
+        self._written = asyncio.Event()
+        self._style: Style | None = None
+        self._unanswered: dict[tuple[str, str, int], float] = {}
+        """When what was said, by stream, kind and number."""
+        self._deaths: deque[float] = deque(maxlen=DEATHS)
+        self._problem: tuple[float, StenoError] | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> str:
+        if self.is_ready:
+            return OK
+        return LOADING if self._problem is None else str(self._problem[1])
+
+    @property
+    def is_running(self) -> bool:
+        return self._running is not None and not self._running.done()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.listeners
+
+    def join(self, listener: Listener, language: str) -> None:
+        self.listeners[listener.id] = listener
+        self._languages[listener.id] = language
+        if self._problem is not None and self._now() - self._problem[0] < RETRY_S:
+            error = self._problem[1]
+            asyncio.get_running_loop().call_soon(listener.refused, error)
+        elif not self.is_running:
+            self.load()
+        elif self._style is not None:
+            asyncio.get_running_loop().call_soon(self._tell_ready, listener, self._style)
+
+    def load(self) -> None:
+        if not self.is_running:
+            self._running = asyncio.create_task(self._run())
+
+    def leave(self, listener: Listener) -> None:
+        if self.listeners.pop(listener.id, None) is None:
+            return
+        for key in [key for key in self._unanswered if key[0] == listener.id]:
+            del self._unanswered[key]
+        self.idle_since = self._now()
+        if self.is_ready:
+            self._say({"do": "leave", "stream": listener.id})
+
+    def order(self, listener: Listener, order: Order) -> None:
+        if not self.is_ready:
+            return
+        match order:
+            case Feed(start_ms, pcm):
+                for start in range(0, len(pcm), PIECE_BYTES):
+                    piece = pcm[start : start + PIECE_BYTES]
+                    at_ms = start_ms + start // BYTES_PER_MS
+                    self._unanswered[listener.id, "feed", at_ms] = self._now()
+                    self._say(
+                        {
+                            "do": "feed",
+                            "stream": listener.id,
+                            "start_ms": at_ms,
+                            "pcm": b64encode(piece).decode(),
+                        }
+                    )
+            case Forget(before_ms):
+                self._say({"do": "forget", "stream": listener.id, "before_ms": before_ms})
+            case Hear():
+                self._unanswered[listener.id, "hear", order.ticket] = self._now()
+                self._say(
+                    {
+                        "do": "hear",
+                        "stream": listener.id,
+                        "ticket": order.ticket,
+                        "utterance": order.utterance,
+                        "start_ms": order.span.start_ms,
+                        "end_ms": order.span.end_ms,
+                        "context": None if order.context is None else asdict(order.context),
+                        "language": self._languages[listener.id],
+                        "full": order.full,
+                        "final": order.final,
+                        "alone": order.alone,
+                    }
+                )
+
+    def unload(self) -> None:
+        """End the process, which hears nobody."""
+        if self._running is not None:
+            self._running.cancel()
+
+    async def close(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._running
+
+    # --- the process ----------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Keep a process as long as anybody needs it and a while longer, or always."""
+        while True:
+            try:
+                self._problem = await self._run_one()
+            except Exception as error:
+                logger.opt(exception=error).error("the recognizer cannot be run")
+                self._problem = self._now(), self._unusable("its process cannot be run")
+            if self._problem is not None:
+                logger.error("{}", self._problem[1])
+                self._refuse_all(self._problem[1])
+                if self.stays:
+                    await asyncio.sleep(RETRY_S)
+            if not self.stays and (self._problem is not None or not self.listeners):
+                return
+
+    async def _run_one(self) -> tuple[float, StenoError] | None:
+        """Start a process and have it hear until it ends; or what is wrong with the weights."""
+        try:
+            weights = await asyncio.to_thread(self._weights.resolve, self.engine, self.model)
+        except StenoError as error:
+            return self._now(), error
+        order = {
+            "engine": self.engine,
+            "path": str(weights.path),
+            "threads": self._settings.threads,
+            "device": self._asr.device,
+            "compute_type": self._asr.compute_type,
+        }
+        self._messages.clear()
+        child = await Child.spawn(
+            "api.processes.recognizer_process", json.dumps(order), line_bytes=ANSWER_BYTES
+        )
+        try:
+            problem = await self._load(child, weights.path)
+            if problem is not None:
+                return self._now(), problem
+            await self._serve(child)
+        finally:
+            self.is_ready, self._style = False, None
+            self._unanswered.clear()
+            await child.kill()
+        if not self.listeners and not self.stays:
+            logger.info("{} {} is unloaded", self.engine, self.model)
+            return None
+        logger.warning("recognizer {} {} ended with {}", self.engine, self.model, child.ended)
+        return self._mourn(child)
+
+    def _mourn(self, child: Child) -> tuple[float, StenoError] | None:
+        """Tell the streams of a death; or that there were too many."""
+        now = self._now()
+        self._deaths.append(now)
+        if len(self._deaths) == DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
+            return now, self._unusable("its process dies again and again")
+        for listener in list(self.listeners.values()):
+            # It asks for another one at once, which joins it here again.
+            listener.lost(f"its process ended with {child.ended}")
+        return None
+
+    async def _load(self, child: Child, path: Path) -> StenoError | None:
+        try:
+            async with asyncio.timeout(LOADING_S):
+                line = await child.answer()
+        except TimeoutError:
+            return self._unusable(f"loading it took longer than {LOADING_S:.0f} s")
+        if not line:
+            await child.end()
+            return self._unusable(f"loading it ended the process ({child.ended})")
+        answer = json.loads(line)
+        if "unusable" in answer:
+            # Clients are not told where on this machine they lie.
+            return self._unusable(answer["unusable"].replace(str(path), path.name))
+        self.is_ready, self._style = True, Style(**answer["style"])
+        logger.info("{} {} hears live streams, process {}", self.engine, self.model, child.pid)
+        for listener in list(self.listeners.values()):
+            self._tell_ready(listener, self._style)
+        return None
+
+    def _tell_ready(self, listener: Listener, style: Style) -> None:
+        if self.listeners.get(listener.id) is listener and self.is_ready:
+            listener.attached(style)
+
+    async def _serve(self, child: Child) -> None:
+        """Pass messages on and answers back, until the process ends or nobody needs it."""
+        writing = asyncio.create_task(self._write(child))
+        watching = asyncio.create_task(self._watch())
+        reading = asyncio.create_task(self._read(child))
+        tasks = {writing, watching, reading}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if reading.done() and not reading.cancelled() and reading.exception() is not None:
+            logger.opt(exception=reading.exception()).error("a recognizer's answer is wrong")
+        if child.ended is None and reading.done():
+            await child.end()
+
+    async def _write(self, child: Child) -> None:
+        while True:
+            while self._messages:
+                await child.tell(self._messages.popleft())
+            self._written.clear()
+            await self._written.wait()
+
+    async def _read(self, child: Child) -> None:
+        while line := await child.answer():
+            answer = json.loads(line)
+            listener = self.listeners.get(answer["stream"])
+            if listener is None:
+                continue
+            listener.spent_ms += answer.get("took_ms", 0.0)
+            if "speech" in answer:
+                self._unanswered.pop((listener.id, "feed", answer["start_ms"]), None)
+                listener.judged(answer["start_ms"], answer["speech"])
+                continue
+            self._unanswered.pop((listener.id, "hear", answer["ticket"]), None)
+            if "failed" in answer:
+                listener.failed(answer["ticket"], answer["failed"])
+            else:
+                segments = segments_from_json(answer["segments"])
+                listener.heard(answer["ticket"], Hypothesis(segments, answer["doubtful"]))
+
+    async def _watch(self) -> None:
+        """Return when the process hangs, or nobody has needed it for long."""
+        self.idle_since = self._now()
+        while True:
+            await asyncio.sleep(1)
+            now = self._now()
+            if self._unanswered and now - min(self._unanswered.values()) > HEARING_S:
+                logger.error("recognizer {} {} hangs", self.engine, self.model)
+                return
+            idle_s = now - self.idle_since
+            if self.is_idle and not self.stays and idle_s > self._settings.unload_after:
+                return
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._messages.append(message)
+        self._written.set()
+
+    def _refuse_all(self, error: StenoError) -> None:
+        for listener in list(self.listeners.values()):
+            listener.refused(error)
+
+    def _unusable(self, reason: str) -> RecognizerUnusable:
+        return RecognizerUnusable(engine=self.engine, model=self.model, reason=reason)
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,183 @@
+"""From what a client says of its stream to who hears it, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import ValidationError
+
+from api.http.fields import metadata_of
+from api.http.problems import bad_value, shown
+from api.jobs.resolving import MODELS
+from api.jobs.schemas import StreamOptions
+from common.asr.loading import STYLES
+from common.db.snapshots import ClientData
+from common.domain.languages import AUTO, LANGUAGES
+from common.domain.speaking import Endpointing
+from common.domain.stream import Setup
+from common.errors import (
+    ModelNotHere,
+    Needs,
+    OutOfRange,
+    RecognizerUnusable,
+    UnknownOption,
+)
+from common.settings import Settings
+from common.weights.manifest import EVERY_LANGUAGE
+from common.weights.store import WeightsState, WeightsStore
+
+WHISPER = "whisper"
+"""Another name of faster-whisper."""
+PACKAGES = {"faster-whisper": "faster_whisper", "zipformer": "sherpa_onnx"}
+"""What an engine cannot do without; a gateway in a container of its own has none of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A stream as it is wanted, fully resolved."""
+
+    setup: Setup
+    endpointing: Endpointing
+    moderation: bool
+    client: ClientData
+
+
+def stream_options(sent: Mapping[str, Any]) -> StreamOptions:
+    """The options in a message, or in an address, where ``metadata`` is JSON and all are text.
+
+    Raises:
+        UnknownOption, OutOfRange, Unsupported: one of them is wrong; it is named.
+    """
+    given = dict(sent)
+    try:
+        if isinstance(given.get("metadata"), str):
+            given["metadata"] = metadata_of(given["metadata"])
+        return StreamOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise bad_value({**first, "loc": first["loc"][:1]}) from None
+    except ValueError as error:
+        value = shown(given["metadata"])
+        raise OutOfRange(field="metadata", limit=error, value=value) from None
+
+
+class StreamResolver:
+    """Knows this gateway's defaults, engines and weights; it reads the disk, so it may block."""
+
+    def __init__(self, settings: Settings, weights: WeightsStore) -> None:
+        self._settings = settings
+        self._weights = weights
+
+    def resolve(self, options: StreamOptions) -> Wanted:
+        """The stream that ``options`` ask for.
+
+        Raises:
+            UnknownOption, ModelNotHere, Needs: one of them is wrong; it is named.
+            RecognizerUnusable: the engine is not on this gateway.
+        """
+        possible = self._settings.moderation.ai_load_models
+        if options.moderation and not possible:
+            raise Needs(field="moderation", value="true", needed=MODELS)
+        return Wanted(
+            setup=self.setup(options),
+            endpointing=Endpointing(silence_ms=options.endpointing),
+            moderation=possible if options.moderation is None else options.moderation,
+            client=ClientData(options.recording_id, options.metadata),
+        )
+
+    def setup(self, options: StreamOptions, current: Setup | None = None) -> Setup:
+        """Who is to hear it; what is not named stays as it is, or is as the settings say.
+
+        Raises: as `resolve`.
+        """
+        default = self._settings.stream
+        engine, model = self._names(options)
+        if engine is None and model is None:
+            engine = current.engine if current else default.engine
+            model = current.model if current else default.model
+        state = self._find(engine, model)
+        if find_spec(PACKAGES[state.engine]) is None:
+            reason = "the engine is not installed on this gateway"
+            raise RecognizerUnusable(engine=state.engine, model=state.model, reason=reason)
+        if state.state == "missing":
+            here = [f"{engine}/{model}" for engine, model in self._weights.present()]
+            raise ModelNotHere(
+                field="model_id",
+                model=state.model,
+                engine=state.engine,
+                value=state.model,
+                here=", ".join(here) or "none",
+            )
+        return Setup(state.engine, state.model, self._language(options, current, state))
+
+    def can_stream(self, state: WeightsState) -> bool:
+        """Whether streams may ask for these weights here and now."""
+        return (
+            state.engine in STYLES
+            and state.state == "present"
+            and self._settings.stream.limit_of(state.engine) > 0
+            and find_spec(PACKAGES[state.engine]) is not None
+        )
+
+    def _names(self, options: StreamOptions) -> tuple[str | None, str | None]:
+        """Engine and model as they were named; an engine's name is taken as ``model_id`` too."""
+        engine: str | None = options.engine
+        model = options.model_id
+        if engine is None and model in {WHISPER, *STYLES}:
+            engine, model = model, None
+        return ("faster-whisper" if engine == WHISPER else engine), model
+
+    def _find(self, engine: str | None, model: str | None) -> WeightsState:
+        """The weights of these names; of several those that are here, of those the default."""
+        default = self._settings.stream
+        known = [state for state in self._weights.states() if state.engine in STYLES]
+        fitting = [
+            state
+            for state in known
+            if engine in (None, state.engine) and model in (None, state.model)
+        ]
+        if not fitting:
+            allowed = dict.fromkeys(
+                state.model for state in known if engine in (None, state.engine)
+            )
+            raise UnknownOption(
+                field="model_id", allowed=", ".join(allowed), value=shown(model or engine)
+            )
+        return min(
+            fitting,
+            key=lambda it: (
+                it.state == "missing",
+                (it.engine, it.model) != (default.engine, default.model),
+            ),
+        )
+
+    def _language(self, options: StreamOptions, current: Setup | None, state: WeightsState) -> str:
+        spoken = state.languages
+        wanted = options.language
+        if wanted is not None and wanted not in LANGUAGES:
+            allowed = ", ".join(LANGUAGES)
+            raise UnknownOption(field="language", allowed=allowed, value=shown(wanted))
+        usual = current.language if current else self._settings.asr.default_language
+        language = wanted or usual
+        if language == AUTO:  # nobody waits for the sound that it would take to find out
+            raise UnknownOption(field="language", allowed=", ".join(LANGUAGES), value=language)
+        if spoken == EVERY_LANGUAGE or language in spoken:
+            return language
+        if wanted is None:
+            return spoken[0]
+        raise UnknownOption(field="language", allowed=", ".join(spoken), value=wanted)
+
+
+def check_unchanged(options: StreamOptions) -> None:
+    """Refuse what can be said at a stream's beginning only.
+
+    Raises:
+        OutOfRange: it is named.
+    """
+    for name in ("moderation", "endpointing", "recording_id", "metadata"):
+        if name in options.model_fields_set:
+            value = shown(getattr(options, name))
+            raise OutOfRange(field=name, limit="said before the first sound", value=value)

@@ -1,0 +1,374 @@
+"""Webhooks: who is told of the ends of jobs, and how that went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Literal, get_args
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Response
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from starlette.status import HTTP_201_CREATED, HTTP_202_ACCEPTED, HTTP_204_NO_CONTENT
+
+from api.auth.callers import Transcriber
+from api.http.pagination import Limit, PageCursor, parsed, told
+from api.http.problems import documented
+from api.jobs.schemas import Name
+from api.services import GatewayDep
+from common.db.endpoints import Delivery, DeliveryFilter
+from common.db.tables import WebhookEndpoint
+from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook_id
+from common.egress import MAX_URL_LETTERS
+
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(422, 503))
+
+DAY_S = 86_400
+
+Url = Annotated[str, Field(max_length=MAX_URL_LETTERS, examples=["https://example.com/stenopool"])]
+Event = Literal["transcription.completed", "transcription.failed", "transcription.cancelled"]
+ALL: tuple[Event, ...] = get_args(Event)
+Events = Annotated[list[Event], Field(min_length=1, max_length=len(ALL))]
+
+
+class NewEndpoint(BaseModel):
+    """An endpoint to make."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    url: Url
+    """Where messages are sent, by POST: http or https, and no private address."""
+    events: Events = list(ALL)
+    """What it is told of; by default all there is."""
+    description: Name = ""
+    """For people."""
+
+
+class EndpointChange(BaseModel):
+    """What is to change; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    url: Url | SkipJsonSchema[None] = None
+    """Messages that wait go there, too."""
+    events: Events | SkipJsonSchema[None] = None
+    description: Name | SkipJsonSchema[None] = None
+    paused: bool | SkipJsonSchema[None] = None
+    """true: messages wait; false: those that waited are sent."""
+
+
+class Endpoint(BaseModel):
+    """A URL that is told of the ends of jobs."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: UUID
+    url: str = Field(examples=["https://example.com/stenopool"])
+    events: list[str] = Field(examples=[["transcription.completed"]])
+    description: str
+    paused: bool
+    """Whether its messages wait."""
+    paused_at: datetime | None
+    paused_reason: str | None = Field(examples=["10 messages in a row were given up"])
+    failures: int
+    """Messages given up since the last one that arrived."""
+    created_at: datetime
+
+
+class NewlyMade(Endpoint):
+    """An endpoint, and the secret that its messages are signed with."""
+
+    secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
+
+
+class EndpointList(BaseModel):
+    """A tenant's endpoints, the oldest first."""
+
+    endpoints: list[Endpoint]
+
+
+class OldSecret(BaseModel):
+    """A secret that was replaced, and signs messages, beside the new one, for a while."""
+
+    secret: str
+    until: datetime
+
+
+class Secrets(BaseModel):
+    """What messages are signed with (Standard Webhooks, "whsec_" and base64)."""
+
+    secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
+    replaced: list[OldSecret]
+
+
+class Rotation(BaseModel):
+    """How a secret is replaced."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    overlap_seconds: int = Field(DAY_S, ge=0, le=30 * DAY_S)
+    """For how long the secrets before sign messages, too."""
+
+
+class Attempt(BaseModel):
+    """How one attempt went."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    attempt: int
+    at: datetime
+    status_code: int | None = Field(examples=[503])
+    """Null: there was no answer."""
+    error: str | None = Field(examples=["it answered 503"])
+    duration_seconds: float
+
+
+class DeliveryDocument(BaseModel):
+    """A message, and how it went."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: UUID
+    webhook_id: str = Field(examples=["msg_3fa85f6457174562b3fc2c963f66afa6"])
+    """What the receiver knows it by, in every attempt."""
+    endpoint_id: UUID | None
+    """Null: it goes to the job's own webhook_url."""
+    job_id: UUID | None
+    """Null: a test; or the job has been deleted since."""
+    event: str = Field(examples=["transcription.completed"])
+    url: str
+    status: DeliveryStatus
+    """failed: it was given up."""
+    created_at: datetime
+    next_attempt_at: datetime | None
+    """No sooner, that is; null: there will be none."""
+    ended_at: datetime | None
+    attempts: list[Attempt]
+
+
+class DeliveryList(BaseModel):
+    """Some messages, the newest first."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    deliveries: list[DeliveryDocument]
+    next_cursor: str | None
+    """Where the next page begins; null: this was the last."""
+
+
+# --- messages, before what would take "deliveries" and "secret" for endpoints' ids ----------------
+
+
+@router.get("/deliveries", summary="List messages")
+async def list_deliveries(
+    gateway: GatewayDep,
+    caller: Transcriber,
+    endpoint_id: UUID | SkipJsonSchema[None] = None,
+    job_id: UUID | SkipJsonSchema[None] = None,
+    status: DeliveryStatus | SkipJsonSchema[None] = None,
+    limit: Limit = 50,
+    cursor: PageCursor = None,
+) -> DeliveryList:
+    """Messages with all attempts at them, the newest first."""
+    page = await gateway.in_thread(
+        gateway.webhooks(caller.tenant).deliveries,
+        DeliveryFilter(endpoint_id, job_id, status),
+        limit=limit,
+        cursor=parsed(cursor),
+    )
+    return DeliveryList(
+        deliveries=[_delivery(each) for each in page.items],
+        next_cursor=told(page.next),
+    )
+
+
+@router.post(
+    "/deliveries/{delivery_id}/redeliver",
+    summary="Send a message again",
+    status_code=HTTP_202_ACCEPTED,
+    responses=documented(404, 409),
+)
+async def redeliver(
+    delivery_id: UUID, gateway: GatewayDep, caller: Transcriber
+) -> DeliveryDocument:
+    """Send a message (once more), at once, under the same `webhook-id`; retried like a new one."""
+    webhooks = gateway.webhooks(caller.tenant)
+    delivery = await gateway.in_thread(webhooks.redeliver, delivery_id)
+    gateway.events.work_to_do()
+    return _delivery(delivery)
+
+
+# --- the tenant's secret --------------------------------------------------------------------------
+
+
+@router.get("/secret", summary="See the secret for jobs' own URLs")
+async def read_tenant_secret(gateway: GatewayDep, caller: Transcriber) -> Secrets:
+    """What signs messages to a job's own `webhook_url`; it is made when it is first asked for."""
+    return _secrets(await gateway.in_thread(gateway.webhooks(caller.tenant).secrets, None))
+
+
+@router.post("/secret/rotate", summary="Replace the secret for jobs' own URLs")
+async def rotate_tenant_secret(
+    gateway: GatewayDep,
+    caller: Transcriber,
+    rotation: Annotated[Rotation, Body(default_factory=Rotation)],
+) -> Secrets:
+    """Make a new one; for a while messages are signed with both."""
+    webhooks = gateway.webhooks(caller.tenant)
+    return _secrets(await gateway.in_thread(webhooks.rotate, None, rotation.overlap_seconds))
+
+
+# --- endpoints ------------------------------------------------------------------------------------
+
+
+@router.post(
+    "",
+    summary="Make an endpoint",
+    status_code=HTTP_201_CREATED,
+    responses=documented(409),
+)
+async def create(wanted: NewEndpoint, gateway: GatewayDep, caller: Transcriber) -> NewlyMade:
+    """Have a URL told of the ends of this tenant's jobs; 409 when there are too many endpoints."""
+    await gateway.egress.check(wanted.url)
+    endpoint, secret = await gateway.in_thread(
+        gateway.webhooks(caller.tenant).create,
+        wanted.url,
+        _events(wanted.events),
+        wanted.description,
+        limit=gateway.settings.webhook.max_endpoints,
+    )
+    return NewlyMade(**_endpoint(endpoint), secret=secret.text)
+
+
+@router.get("", summary="List endpoints")
+async def list_endpoints(gateway: GatewayDep, caller: Transcriber) -> EndpointList:
+    """The tenant's endpoints, the oldest first."""
+    found = await gateway.in_thread(gateway.webhooks(caller.tenant).endpoints)
+    return EndpointList(endpoints=[Endpoint(**_endpoint(each)) for each in found])
+
+
+@router.get("/{endpoint_id}", summary="See an endpoint", responses=documented(404))
+async def read(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Endpoint:
+    """One endpoint."""
+    webhooks = gateway.webhooks(caller.tenant)
+    return Endpoint(**_endpoint(await gateway.in_thread(webhooks.endpoint, endpoint_id)))
+
+
+@router.patch("/{endpoint_id}", summary="Change an endpoint", responses=documented(404))
+async def change(
+    endpoint_id: UUID, wanted: EndpointChange, gateway: GatewayDep, caller: Transcriber
+) -> Endpoint:
+    """Change, pause or resume an endpoint. Resuming forgets how much went wrong before."""
+    values: dict[str, Any] = wanted.model_dump(exclude_none=True)
+    if wanted.url is not None:
+        await gateway.egress.check(wanted.url)
+    if wanted.events is not None:
+        values["events"] = _events(wanted.events)
+    webhooks = gateway.webhooks(caller.tenant)
+    endpoint = await gateway.in_thread(webhooks.change, endpoint_id, **values)
+    if wanted.paused is False:
+        gateway.events.work_to_do()
+    return Endpoint(**_endpoint(endpoint))
+
+
+@router.delete(
+    "/{endpoint_id}",
+    summary="Delete an endpoint",
+    status_code=HTTP_204_NO_CONTENT,
+    response_class=Response,
+    responses=documented(404),
+)
+async def delete(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> None:
+    """Delete an endpoint with its messages, also those that wait."""
+    await gateway.in_thread(gateway.webhooks(caller.tenant).delete, endpoint_id)
+
+
+@router.get("/{endpoint_id}/secret", summary="See an endpoint's secret", responses=documented(404))
+async def read_secret(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Secrets:
+    """What signs the endpoint's messages."""
+    return _secrets(await gateway.in_thread(gateway.webhooks(caller.tenant).secrets, endpoint_id))
+
+
+@router.post(
+    "/{endpoint_id}/rotate", summary="Replace an endpoint's secret", responses=documented(404)
+)
+async def rotate_secret(
+    endpoint_id: UUID,
+    gateway: GatewayDep,
+    caller: Transcriber,
+    rotation: Annotated[Rotation, Body(default_factory=Rotation)],
+) -> Secrets:
+    """Make a new one; for a while messages are signed with both."""
+    webhooks = gateway.webhooks(caller.tenant)
+    return _secrets(await gateway.in_thread(webhooks.rotate, endpoint_id, rotation.overlap_seconds))
+
+
+@router.post(
+    "/{endpoint_id}/test",
+    summary="Send a test message",
+    status_code=HTTP_202_ACCEPTED,
+    responses=documented(404),
+)
+async def test(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> DeliveryDocument:
+    """Send a `webhook.test`, also to an endpoint that is paused. It is tried once."""
+    webhooks = gateway.webhooks(caller.tenant)
+    delivery = await gateway.in_thread(webhooks.test, endpoint_id)
+    gateway.events.work_to_do()
+    return _delivery(delivery)
+
+
+def _events(named: Sequence[Event]) -> list[WebhookEvent]:
+    return [WebhookEvent(name) for name in dict.fromkeys(named)]
+
+
+def _endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
+    return {
+        "id": endpoint.id,
+        "url": endpoint.url,
+        "events": endpoint.events,
+        "description": endpoint.description,
+        "paused": endpoint.paused_at is not None,
+        "paused_at": endpoint.paused_at,
+        "paused_reason": endpoint.paused_reason,
+        "failures": endpoint.failures,
+        "created_at": endpoint.created_at,
+    }
+
+
+def _secrets(secrets: Sequence[Secret]) -> Secrets:
+    newest, *before = secrets
+    return Secrets(
+        secret=newest.text,
+        replaced=[
+            OldSecret(secret=secret.text, until=secret.until)
+            for secret in before
+            if secret.until is not None
+        ],
+    )
+
+
+def _delivery(delivery: Delivery) -> DeliveryDocument:
+    row = delivery.row
+    return DeliveryDocument(
+        id=row.id,
+        webhook_id=webhook_id(row.id),
+        endpoint_id=row.endpoint_id,
+        job_id=row.job_id,
+        event=row.event,
+        url=row.url,
+        status=DeliveryStatus(row.status),
+        created_at=row.created_at,
+        next_attempt_at=row.due_at if row.status == DeliveryStatus.PENDING else None,
+        ended_at=row.ended_at,
+        attempts=[
+            Attempt(
+                attempt=attempt.attempt,
+                at=attempt.created_at,
+                status_code=attempt.status_code,
+                error=attempt.error,
+                duration_seconds=attempt.duration_ms / 1000,
+            )
+            for attempt in delivery.attempts
+        ],
+    )

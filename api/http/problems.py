@@ -255,9 +255,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _example(status: int) -> dict[str, Any]:
-    if (
-        status == HTTPStatus.REQUEST_URI_TOO_LONG
-    ):  # `api.http.middleware` says so, and no error of ours
+    if status == HTTPStatus.REQUEST_URI_TOO_LONG:  # answered by `api.http.middleware`
         details = {"field": "url", "limit": 8000, "value": 8613}
         return _document(status, TooLarge.code, "The URL may have at most 8000 bytes", details)
     error = _EXAMPLES[status]

@@ -1,4 +1,6 @@
-"""Judges texts in a process of its own: ``python -m api.processes.moderator_process GATEWAY SETTINGS``.
+"""Classifies texts in a process of its own.
+
+``python -m api.processes.moderator_process GATEWAY SETTINGS``
 
 Its first line says whether the model could be loaded. Then it reads one list of texts a line,
 answers one JSON object a line, and ends with its input.

@@ -1,4 +1,6 @@
-"""Probes files in a process of its own: ``python -m api.processes.probe_process GATEWAY PATIENCE_S``.
+"""Probes files in a process of its own.
+
+``python -m api.processes.probe_process GATEWAY TIMEOUT_S``
 
 Reads one path a line, answers one JSON object a line, and ends with its input, so that it never
 outlives the gateway. What a hostile file can do to FFmpeg, it does here.

@@ -1,4 +1,6 @@
-"""Hears live streams in a process of its own: ``python -m api.processes.recognizer_process GATEWAY ORDER``.
+"""Recognizes speech of live streams in a process of its own.
+
+``python -m api.processes.recognizer_process GATEWAY ORDER``
 
 Its first line says whether the weights could be loaded. Then it reads messages and answers them, a
 JSON object a line each, and ends with its input. One thread reads, and tells at once where there is

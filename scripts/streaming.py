@@ -74,7 +74,7 @@ class StreamClient:
     """One live stream on the gateway at ``address``, open while the block lasts.
 
     One task sends, another one takes the messages. ``key`` is the API key to show; ``options`` are
-    said first (`api.streams.schemas.StreamOptions`), and have the gateway load what is to hear the
+    said first (`api.streams.options.StreamOptions`), and have the gateway load what is to hear the
     stream.
     Without ``keep_alive`` the gateway takes a long silence of the client's for its absence.
 

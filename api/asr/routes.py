@@ -21,11 +21,10 @@ from api.asr.schemas import (
     json_document,
 )
 from api.auth.callers import Caller, Transcriber
-from api.http.headers import attachment
-from api.http.middleware import answer_with
+from api.http.bodies import Body
+from api.http.headers import answer_with, attachment
 from api.http.problems import documented
 from api.jobs.idempotency import PARAMETER
-from api.jobs.uploads import Body
 from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
 from api.services import Gateway, GatewayDep
 from api.version import VERSION

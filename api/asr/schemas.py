@@ -15,11 +15,13 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from api.auth.callers import Caller
+from api.http.bodies import Body
+from api.http.fields import Prose, Word
 from api.http.multipart import FormReader
 from api.jobs.idempotency import idempotency_key
 from api.jobs.resolving import request_sha256
-from api.jobs.schemas import Accepted, Prose, Word
-from api.jobs.uploads import Body, Form, Upload
+from api.jobs.schemas import Accepted
+from api.jobs.uploads import Form, Upload
 from api.openai.model_names import weights_named
 from api.openai.schemas import whisper_segment
 from api.services import Gateway

@@ -13,7 +13,7 @@ from fastapi.security.http import HTTPBase
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
-from api.http.middleware import answer_with
+from api.http.headers import answer_with
 from api.services import Gateway, GatewayDep
 from common.db.jobs import NewJob
 from common.db.usage import Quota

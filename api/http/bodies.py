@@ -1,15 +1,20 @@
-"""How much of a request's body came in, and how much may."""
+"""Requests' bodies: how much came in, how much may, and whether the client is still connected."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from fastapi import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
 from common.errors import BadInput, Stalled, TooLarge
+
+T = TypeVar("T")
 
 PATIENCE_S = 60.0
 """How long a client may send nothing of a body that is read as a whole."""
@@ -92,3 +97,53 @@ def has_unread_body(scope: Scope) -> bool:
     """Whether the client may be sending still."""
     intake: Intake | None = scope.get(_INTAKE)
     return intake is not None and not intake.ended
+
+
+class Body:
+    """A request's body, in pieces.
+
+    Raises:
+        Stalled: the client sends nothing for `PATIENCE_S`, and does not leave either.
+        starlette.requests.ClientDisconnect: it left.
+    """
+
+    def __init__(self, request: Request) -> None:
+        stream_body(request.scope)
+        self._stream = request.stream()
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while not self.ended:
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    data = await anext(self._stream, None)
+            except TimeoutError:
+                raise Stalled(limit_s=PATIENCE_S) from None
+            if data is None:
+                self.ended = True
+            elif data:
+                yield data
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What ``work`` comes to; the request's body has been read.
+
+    Raises:
+        starlette.requests.ClientDisconnect: the client has left.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        continue

@@ -1,10 +1,12 @@
-"""What clients want back as they sent it: any JSON object, as long as JSON can tell it again."""
+"""Types of fields that several resources take: names, prose, numbers, and a client's own JSON."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 MAX_BYTES = 16 * 1024
 """As compact JSON in UTF-8."""
@@ -55,3 +57,26 @@ def _check(value: Any, depth: int) -> None:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _no_control(text: str) -> str:
+    if any(ord(letter) < 32 and letter not in "\t\r\n" for letter in text):
+        raise ValueError("text without control characters")
+    return text
+
+
+def without_default(schema: dict[str, Any]) -> None:
+    """Leave out a default of null that a client may not send."""
+    schema.pop("default", None)
+
+
+Word = BeforeValidator(_lower)
+"""A name in whatever case it is sent."""
+Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
+Name = Annotated[str, Field(max_length=200), AfterValidator(_no_control)]
+Metadata = Annotated[dict[str, Any], AfterValidator(checked)]
+Number = Annotated[float, Field(allow_inf_nan=False)]

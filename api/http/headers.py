@@ -1,12 +1,23 @@
-"""Names of the files that are answered."""
+"""Headers of answers: those added along the way, and the names of files."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
+from starlette.types import Scope
+
 from common.filenames import NAMELESS
+
+EXTRA_HEADERS = "steno.headers"
+"""Where `api.http.middleware.RequestLog` keeps them, in the request's scope."""
+
+
+def answer_with(scope: Scope, headers: Mapping[str, str]) -> None:
+    """Have the answer to a request carry ``headers``, however it is made."""
+    scope[EXTRA_HEADERS].update(headers)
 
 
 def attachment(name: str | None, ending: str) -> str:

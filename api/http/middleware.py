@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.exposure import check_is_local
 from api.http.bodies import has_unread_body, take_in
+from api.http.headers import EXTRA_HEADERS
 from api.http.problems import Problem, Refusal, problem, unforeseen
 from api.ops.docs import ASSETS as STATIC
 from common.errors import Forbidden, Unavailable
@@ -22,14 +23,8 @@ NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancest
 """A policy for documents that are no pages (CSP)."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_MORE = "steno.headers"
 _STARTS = {"http.response.start", "websocket.http.response.start"}
 _ROUTINE = {"/health", "/healthz", "/readyz"}
-
-
-def answer_with(scope: Scope, headers: Mapping[str, str]) -> None:
-    """Have the answer to a request carry ``headers``, however it is made."""
-    scope[_MORE].update(headers)
 
 
 class HeadLimits:
@@ -147,7 +142,7 @@ class RequestLog:
         started = time.monotonic()
         status = 0
         more: dict[str, str] = {}
-        scope[_MORE] = more
+        scope[EXTRA_HEADERS] = more
 
         async def send_named(message: Message) -> None:
             nonlocal status

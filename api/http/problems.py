@@ -13,13 +13,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from loguru import logger
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.bodies import BodyRefused, has_unread_body
-from api.jobs.schemas import ProblemDocument
 from common.errors import (
     BadInput,
     Forbidden,
@@ -70,6 +70,16 @@ _LIMITS = {
     "uuid_type": "a UUID",
 }
 """Pydantic's kinds of error, as the end of "... must be"."""
+
+
+class ProblemDocument(BaseModel):
+    """Problem details (RFC 9457); errors about a value also name field, limit or allowed, value."""
+
+    type: str = Field("about:blank")
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["priority must be one of high, normal, low; got 'urgent'"])
+    code: str = Field(examples=["unknown_option"])
 
 
 class Problem(Response):

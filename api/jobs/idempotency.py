@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from api.http.middleware import answer_with
+from api.http.headers import answer_with
 from api.http.problems import shown
 from api.jobs.resolving import request_sha256
 from common.db.jobs import Created, Idempotency

@@ -14,10 +14,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from api.auth.callers import Caller, Reader, Transcriber
+from api.http.fields import Name
 from api.http.pagination import Limit, PageCursor, parsed, told
 from api.http.problems import documented
 from api.jobs.idempotency import PARAMETER, idempotency, tell_of_replay
-from api.jobs.schemas import Name, Status, UploadOptions
+from api.jobs.schemas import Status, UploadOptions
 from api.services import Gateway, GatewayDep
 from api.transcripts.routes import status_document
 from common.db.deletions import Deletions, Reason, Receipt

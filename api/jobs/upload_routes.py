@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api.auth.callers import Transcriber
+from api.http.bodies import Body
 from api.http.problems import Refusal, documented, problem
 from api.jobs.idempotency import PARAMETER
 from api.jobs.schemas import Accepted, UploadOptions
-from api.jobs.uploads import AwaitedUpload, Body, Upload
+from api.jobs.uploads import AwaitedUpload, Upload
 from api.services import GatewayDep
 from common.errors import StenoError
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,8 +24,8 @@ from fastapi import Request
 from loguru import logger
 
 from api.auth.callers import Caller
-from api.http.bodies import stream_body
-from api.http.middleware import answer_with
+from api.http.bodies import Body
+from api.http.headers import answer_with
 from api.http.multipart import MAX_IGNORED, FormReader
 from api.jobs.idempotency import idempotency, idempotency_key, tell_of_replay
 from api.jobs.resolving import form_options
@@ -42,7 +42,6 @@ from common.errors import (
     Needs,
     NotFound,
     OutcomeUnknown,
-    Stalled,
     TooLarge,
     TooManyJobs,
     Transient,
@@ -53,7 +52,6 @@ from common.storage.storage import storage_errors
 BLOCK_BYTES = 1 << 20
 FORM_BYTES = 1 << 20
 """What a form may have beside its file."""
-PATIENCE_S = 60.0
 MOST_BARE_BYTES = RIFF_LIMIT - 100
 """Beyond it a WAV file's header would be larger; that is more than a day."""
 IGNORED = "X-Ignored-Parameters"
@@ -64,32 +62,6 @@ def tell_of_ignored(request: Request, names: Iterable[str]) -> None:
     """Have the answer name parameters that were ignored."""
     if named := ", ".join(quote(name[:100], safe="[]") for name in islice(names, MAX_IGNORED)):
         answer_with(request.scope, {IGNORED: named})
-
-
-class Body:
-    """A request's body, in pieces.
-
-    Raises:
-        Stalled: the client sends nothing for `PATIENCE_S`, and does not leave either.
-        starlette.requests.ClientDisconnect: it left.
-    """
-
-    def __init__(self, request: Request) -> None:
-        stream_body(request.scope)
-        self._stream = request.stream()
-        self.ended = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while not self.ended:
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    data = await anext(self._stream, None)
-            except TimeoutError:
-                raise Stalled(limit_s=PATIENCE_S) from None
-            if data is None:
-                self.ended = True
-            elif data:
-                yield data
 
 
 class IncomingFile:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from starlette.requests import Request
 
-from api.http.leaving import unless_gone
+from api.http.bodies import while_connected
 from api.jobs.feeds import Feed
 from api.jobs.uploads import IGNORED
 from api.transcripts.routes import check_ready
@@ -33,7 +33,7 @@ async def wait_for_end(request: Request, feed: Feed, limit_s: float | None = Non
     Raises:
         starlette.requests.ClientDisconnect: the client has disconnected; the job goes on.
     """
-    await unless_gone(request, _wait(feed, limit_s))
+    await while_connected(request, _wait(feed, limit_s))
 
 
 async def _wait(feed: Feed, limit_s: float | None) -> None:

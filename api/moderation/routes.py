@@ -10,10 +10,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Transcriber
-from api.http.leaving import unless_gone
+from api.http.bodies import Body, while_connected
 from api.http.problems import Refusal, documented, problem, shown
-from api.jobs.schemas import MAX_LETTERS, MAX_TEXTS, ModerationAnswer, ModerationRequest
-from api.jobs.uploads import Body
+from api.moderation.schemas import (
+    MAX_LETTERS,
+    MAX_TEXTS,
+    ModerationAnswer,
+    ModerationRequest,
+)
 from api.services import GatewayDep
 from common.domain.moderation import Label, ModeratedBy, Verdict
 from common.errors import Malformed, Missing, OutOfRange, StenoError, TooLarge, Unsupported
@@ -46,7 +50,7 @@ async def moderate(request: Request, gateway: GatewayDep, _: Transcriber) -> Res
     try:
         gateway.judge.check()
         texts = read_texts(await _read(request, body))
-        by, verdicts = await unless_gone(request, gateway.judge.judge(texts))
+        by, verdicts = await while_connected(request, gateway.judge.judge(texts))
     except StenoError as error:
         answer = problem(error)
         return answer if body.ended else Refusal(answer)

@@ -17,11 +17,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Caller, Reader, Transcriber
+from api.http.bodies import Body
 from api.http.multipart import FormReader
 from api.http.problems import Refusal, problem
 from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
 from api.jobs.feeds import Feed
-from api.jobs.uploads import Body, Form, Upload
+from api.jobs.uploads import Form, Upload
 from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
 from api.openai.model_names import WHISPER, weights_named
 from api.openai.schemas import (

@@ -20,8 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from api.http.fields import Number, Prose
 from api.http.problems import Problem, bad_value, problem, unless_unread
-from api.jobs.schemas import Number, Prose
 from api.openai.model_names import weights_named
 from common.domain.formats import to_srt, to_vtt
 from common.domain.languages import AUTO, LANGUAGES, language_code

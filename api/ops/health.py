@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from html import escape
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from loguru import logger
+from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from api.http.problems import RETRY_AFTER_S
-from api.jobs.schemas import Health
 from api.ops.shared import Shared
 from api.processes.child import LOADING, OFF, OK
 from api.services import Gateway, GatewayDep
@@ -32,6 +32,20 @@ MODERATION, STREAMS, WEIGHTS = "moderation", "streams", "weights"
 GOOD_S = 1.0
 """How long it is good what was found: anybody may ask, and looking costs connections and threads.
 """
+
+
+class Health(BaseModel):
+    """Whether all parts work."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    status: Literal["healthy", "degraded"]
+    version: str
+    parts: dict[str, str]
+    workers: int | None
+    """Those alive; none: nothing is transcribed. null: Redis does not say."""
+    dispatchers: int | None
+    """Those alive that reach all that they need; none: no job goes on. null: Redis does not say."""
 
 
 def looking_at(gateway: Gateway) -> Shared[Parts]:

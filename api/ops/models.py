@@ -3,14 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.auth.callers import Reader
-from api.jobs.schemas import Models, ModelState, ModerationModel
 from api.services import Gateway, GatewayDep
+from common.domain.moderation import Label
 
 router = APIRouter(tags=["models"])
+
+
+class ModelState(BaseModel):
+    """Weights, and whether they are on this machine."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    engine: str
+    model: str
+    languages: list[str]
+    size_bytes: int
+    licence: str
+    state: Literal["present", "missing", "corrupt"]
+    default: bool
+    """Jobs that name none have these."""
+    streams: bool
+    """Live streams can ask for them, from the gateway process that answers."""
+    default_of_streams: bool
+    """Streams that name none have these."""
+    loaded: bool
+    """They are in memory, ready for live streams."""
+    live_streams: int | None
+    """How many they hear at this moment; null where they are not in memory."""
+
+
+class ModerationModel(BaseModel):
+    """The model that moderates, as far as this process has loaded it."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    state: str = Field(examples=["ok"])
+    """ok, off, loading, or what is wrong with it."""
+    model: str | None = Field(examples=["bert-finetuned-onnx"])
+    sha256: str | None
+    """Of its graph."""
+    threshold: dict[Label, float] | None
+    """The least score at which a text gets the label."""
+
+
+class Models(BaseModel):
+    """All weights that can be asked for by name, and the model that moderates."""
+
+    models: list[ModelState]
+    moderation: ModerationModel
 
 
 @router.get("/models", response_model=Models, summary="List the weights")

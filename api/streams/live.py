@@ -21,9 +21,8 @@ from loguru import logger
 
 from api.auth.callers import Caller
 from api.http.problems import details_of
-from api.jobs.schemas import StreamOptions
 from api.services import Gateway
-from api.streams.options import Wanted, check_unchanged
+from api.streams.options import StreamOptions, Wanted, check_unchanged
 from common.audio.wav import container_of
 from common.db.streams import COMPLETED, NewStream, StreamFinal
 from common.domain.moderation import ModeratedBy

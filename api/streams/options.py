@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
-from api.http.fields import metadata_of
+from api.http.fields import Metadata, Name, Word, metadata_of, without_default
 from api.http.problems import bad_value, shown
 from api.jobs.resolving import MODELS
-from api.jobs.schemas import StreamOptions
 from common.asr.loading import STYLES
 from common.db.snapshots import ClientData
 from common.domain.languages import AUTO, LANGUAGES
@@ -33,6 +33,42 @@ WHISPER = "whisper"
 """Another name of faster-whisper."""
 PACKAGES = {"faster-whisper": "faster_whisper", "zipformer": "sherpa_onnx"}
 """What an engine cannot do without; a gateway in a container of its own has none of them."""
+
+
+class StreamOptions(BaseModel):
+    """What may be said of a live stream; what is not is taken from the settings."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=False)
+
+    model_id: Name | SkipJsonSchema[None] = Field(
+        None, examples=["base"], json_schema_extra=without_default
+    )
+    """The weights, or `whisper` or `zipformer` for that engine's; `GET /api/v1/models` tells which
+    can hear streams. Another one may be named at any time."""
+    engine: Annotated[
+        Literal["faster-whisper", "whisper", "zipformer"] | SkipJsonSchema[None],
+        Word,
+        Field(json_schema_extra=without_default),
+    ] = None
+    """The code that runs them, where two have weights of that name."""
+    language: Annotated[
+        str | SkipJsonSchema[None], Word, Field(examples=["vi"], json_schema_extra=without_default)
+    ] = None
+    """A Whisper code (vi, en, ...)."""
+    moderation: Annotated[bool | SkipJsonSchema[None], Field(json_schema_extra=without_default)] = (
+        None
+    )
+    """Judge each final; unless the gateway was told otherwise, true."""
+    endpointing: int = Field(500, ge=200, le=5_000)
+    """Milliseconds of silence that end an utterance."""
+    recording_id: Annotated[
+        Name | SkipJsonSchema[None], Field(json_schema_extra=without_default)
+    ] = None
+    """Your own name for it, given back as it came."""
+    metadata: Annotated[
+        Metadata | SkipJsonSchema[None], Field(json_schema_extra=without_default)
+    ] = None
+    """A JSON object of at most 16 KB, given back as it came; in an address as text."""
 
 
 @dataclass(frozen=True, slots=True)

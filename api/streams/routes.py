@@ -20,10 +20,9 @@ from api.http.bodies import stream_body
 from api.http.problems import TOLD, documented, problem, unless_unread
 from api.http.sse import MEDIA_TYPE as SSE
 from api.http.sse import event
-from api.jobs.schemas import StreamOptions
 from api.services import Gateway, GatewayDep
 from api.streams.live import UNREAD_S, Live, refusal_document
-from api.streams.options import stream_options
+from api.streams.options import StreamOptions, stream_options
 from common.domain.keys import Scope as KeyScope
 from common.errors import (
     Idle,

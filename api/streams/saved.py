@@ -15,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Reader, Transcriber
 from api.http.problems import documented
-from api.jobs.schemas import ResultModeration, ResultSegment, ResultWord
 from api.services import Gateway, GatewayDep
+from api.transcripts.schemas import ResultModeration, ResultSegment, ResultWord
 from common.db.streams import Stream, StreamFinal
 from common.domain.job import MODERATION_FAILED
 from common.domain.results import seconds, transcript_document

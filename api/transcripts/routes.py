@@ -17,10 +17,11 @@ from starlette.responses import JSONResponse, Response
 from api.auth.callers import Reader, Transcriber
 from api.http.headers import attachment
 from api.http.problems import documented
-from api.jobs.schemas import AudioTrack, Result, Status
+from api.jobs.schemas import AudioTrack, Status
 from api.processes.wav import WavResponse
 from api.services import Gateway, GatewayDep
 from api.transcripts.original import RESPONSES, original
+from api.transcripts.schemas import Result
 from common.db.jobs import Jobs, Text
 from common.db.snapshots import Snapshot
 from common.domain.formats import FLAGGING, MEDIA_TYPES, write

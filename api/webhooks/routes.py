@@ -13,9 +13,9 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.status import HTTP_201_CREATED, HTTP_202_ACCEPTED, HTTP_204_NO_CONTENT
 
 from api.auth.callers import Transcriber
+from api.http.fields import Name
 from api.http.pagination import Limit, PageCursor, parsed, told
 from api.http.problems import documented
-from api.jobs.schemas import Name
 from api.services import GatewayDep
 from common.db.endpoints import Delivery, DeliveryFilter
 from common.db.tables import WebhookEndpoint

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import redis
 
-from api.jobs.schemas import Result
+from api.transcripts.schemas import Result
 from common.db.database import Database
 from common.db.steps import Steps
 from common.domain.formats import MEDIA_TYPES

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from api.jobs.schemas import MAX_LETTERS, MAX_TEXTS
+from api.moderation.schemas import MAX_LETTERS, MAX_TEXTS
 from api.processes.child import LOADING, OK
 from api.processes.moderator import MAX_CALLS, Judge
 from common.domain.moderation import Label

@@ -13,7 +13,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from api.jobs.uploads import Body
+from api.http.bodies import Body
 from api.processes.child import Child
 from api.processes.prober import Prober
 from api.processes.wav import WavFiles, WavResponse
@@ -167,7 +167,7 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
 def test_a_client_that_sends_nothing_more_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("api.jobs.uploads.PATIENCE_S", 0.05)
+    monkeypatch.setattr("api.http.bodies.PATIENCE_S", 0.05)
 
     async def silent() -> Message:
         await asyncio.Event().wait()

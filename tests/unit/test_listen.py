@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from api.jobs.schemas import StreamOptions
+from api.streams.options import StreamOptions
 from common.audio.decode import Decoding
 from common.errors import GatewayLost, Refused
 from scripts import streaming

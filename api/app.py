@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import FrameType
 from typing import TypedDict
 
@@ -15,24 +15,38 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api.asr import routes as asr
 from api.auth import keys, usage
+from api.auth.callers import LocalOnly
+from api.auth.exposure import is_loopback
+from api.auth.keyring import KeyRing
+from api.auth.rate_limits import Limiter
 from api.http import problems
 from api.http.connections import Connections, warn_seldom_of_accepting, warn_seldom_of_bad_requests
-from api.http.middleware import HeadLimits, LocalOnly, RequestLog, SafeHeaders
+from api.http.middleware import HeadLimits, RequestLog, SafeHeaders
 from api.http.request_rules import HeadRules
 from api.jobs import events, submissions, upload_routes
 from api.jobs import routes as jobs
+from api.jobs.changes import Changes
+from api.jobs.feeds import Feeds
+from api.jobs.resolving import Resolver
+from api.jobs.uploads import UploadSlots
 from api.moderation import routes as moderation
 from api.openai import routes as openai
 from api.openai.schemas import install as install_openai
-from api.ops import docs, health, metrics_routes, models
+from api.ops import docs, health, metrics, models
+from api.ops.health import PartChecks
 from api.ops.metrics import HttpMetrics, RequestMetrics, Scraper
-from api.ops.shared import Shared
-from api.services import Gateway
+from api.processes.moderator import Judge
+from api.processes.prober import Prober
+from api.processes.recognizers import Recognizers
+from api.processes.wav import WavFiles
+from api.services import VERSION, Services
 from api.streams import routes as live
 from api.streams import saved
+from api.streams.live import Lives
+from api.streams.options import StreamResolver
 from api.transcripts import routes as transcripts
-from api.version import VERSION
 from api.webhooks import routes as webhooks
+from common.db.keys import AllKeys
 from common.settings import Settings
 
 PREFIX = "/api/v1"
@@ -59,12 +73,10 @@ STREAMS_END_S = 8.0
 MOMENT_S = 0.05
 
 
-class State(TypedDict):
+class AppState(TypedDict):
     """What each request finds in ``request.state``; the last two are for `api.http.protocol`."""
 
-    gateway: Gateway
-    scraper: Scraper
-    parts: Shared[health.Parts]
+    services: Services
     connections: Connections
     head_s: float
 
@@ -72,25 +84,28 @@ class State(TypedDict):
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway over ``settings``, by default those of the environment."""
     resolved = settings or Settings()
-    public_url = resolved.api.public_url
+    api = resolved.api
     http = HttpMetrics()
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[AppState]:
         warn_seldom_of_accepting(asyncio.get_running_loop())
         warn_seldom_of_bad_requests()
-        async with Gateway.open(resolved) as gateway:
-            parts = health.looking_at(gateway)
-            with _told_of_the_end(gateway):
-                first_look = asyncio.create_task(parts.get())  # so that the log tells what is out
+        async with _open_services(resolved) as services:
+            services.add(Scraper(services, http))
+            checks = services.add(PartChecks(services))
+            with _told_of_the_end(services):
+                first_check = asyncio.create_task(checks.get())  # so that the log says what fails
                 yield {
-                    "gateway": gateway,
-                    "scraper": Scraper(gateway, http),
-                    "parts": parts,
-                    "connections": Connections.of(resolved.api),
-                    "head_s": resolved.api.head_timeout,
+                    "services": services,
+                    "connections": Connections.within(
+                        api.max_connections,
+                        most_each=api.max_connections_each,
+                        proxies=api.forwarded_allow_ips,
+                    ),
+                    "head_s": api.head_timeout,
                 }
-                first_look.cancel()
+                first_check.cancel()
 
     app = FastAPI(
         title="Stenopool",
@@ -100,14 +115,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_tags=docs.TAGS,
-        servers=[{"url": public_url}] if public_url else None,
-        root_path_in_servers=public_url is None,
+        servers=[{"url": api.public_url}] if api.public_url else None,
+        root_path_in_servers=api.public_url is None,
     )
     _add_middleware(app, resolved)
     app.add_middleware(RequestMetrics, metrics=http)
     problems.install(app)
     install_openai(app)
-    docs.install(app, public_url)
+    docs.install(app, api.public_url)
     for module, prefix in (
         (upload_routes, PREFIX),
         (submissions, PREFIX),
@@ -124,10 +139,54 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (openai, ""),
         (asr, ""),
         (health, ""),
-        (metrics_routes, ""),
+        (metrics, ""),
     ):
         app.include_router(module.router, prefix=prefix)
     return app
+
+
+@asynccontextmanager
+async def _open_services(settings: Settings) -> AsyncIterator[Services]:
+    """All that the rooms need, ready to serve, for as long as the block lasts."""
+    services = Services(settings)
+    watching, own_key = settings.events, settings.key.gateway_api_key
+    async with AsyncExitStack() as stack:
+        stack.callback(services.close)
+        prober = services.add(Prober())
+        stack.push_async_callback(prober.close)
+        judge = services.add(Judge(settings.moderation))
+        stack.push_async_callback(judge.close)
+        recognizers = services.add(Recognizers(settings.asr, settings.stream, services.weights))
+        stack.push_async_callback(recognizers.close)
+        changes = services.add(Changes(services.redis_url))
+        stack.push_async_callback(changes.close)
+        keys = services.add(
+            KeyRing(
+                AllKeys(services.database),
+                services.in_thread,
+                own=None if own_key is None else own_key.get_secret_value(),
+                loopback=is_loopback(settings.api.host),
+            )
+        )
+        stack.push_async_callback(keys.close)
+        limiter = services.add(Limiter(services.redis_url, services.redis.breaker))
+        stack.push_async_callback(limiter.close)
+        services.add(
+            Feeds(changes, limit=watching.max_watchers, limit_each=watching.max_watchers_each)
+        )
+        services.add(
+            Resolver(settings, services.weights, services.egress, services.weights_of_workers)
+        )
+        services.add(StreamResolver(settings, services.weights))
+        services.add(Lives())
+        services.add(UploadSlots())
+        services.add(WavFiles())
+        await asyncio.gather(prober.start(), changes.start())
+        judge.start()
+        if settings.stream.preload:
+            recognizers.load(settings.stream.engine, settings.stream.model)
+        keys.start()
+        yield services
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
@@ -149,21 +208,21 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         max_age=PREFLIGHT_S,
     )
     https = (settings.api.public_url or "").startswith("https:")
-    app.add_middleware(SafeHeaders, https=https)
+    app.add_middleware(SafeHeaders, https=https, static=docs.ASSETS)
 
 
-async def _end_streams(gateway: Gateway, then: Callable[[], object]) -> None:
+async def _end_streams(services: Services, then: Callable[[], object]) -> None:
     """Have live streams come to their ends; the server would cut their connections at once."""
-    gateway.lives.finish()
+    services.get(Lives).finish()
     for _ in range(round(STREAMS_END_S / MOMENT_S)):
-        if not len(gateway.lives):
+        if not len(services.get(Lives)):
             break
         await asyncio.sleep(MOMENT_S)
     then()
 
 
 @contextmanager
-def _told_of_the_end(gateway: Gateway) -> Iterator[None]:
+def _told_of_the_end(services: Services) -> Iterator[None]:
     """End long polls when a signal asks to: the server waits for them before it ends the rest."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -174,18 +233,18 @@ def _told_of_the_end(gateway: Gateway) -> Iterator[None]:
     servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def leave(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(gateway.changes.wake_all_for_good)
+        loop.call_soon_threadsafe(services.get(Changes).wake_all_for_good)
         server = servers[signal.Signals(number)]
         if not callable(server):
             return
-        if leaving or not len(gateway.lives):
+        if leaving or not len(services.get(Lives)):
             server(number, frame)
         else:
             leaving.append(number)
             loop.call_soon_threadsafe(end_streams, lambda: server(number, frame))
 
     def end_streams(then: Callable[[], object]) -> None:
-        tasks.append(asyncio.create_task(_end_streams(gateway, then)))
+        tasks.append(asyncio.create_task(_end_streams(services, then)))
 
     for number in servers:
         signal.signal(number, leave)

@@ -1,35 +1,24 @@
-"""What the routes work with: the services of one gateway process, built once."""
+"""What the routes work with: the clients of one gateway process, and what its rooms keep there.
+
+`api.app` builds it. Each room asks for its own by class: ``services.get(RateLimiter)``.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from typing import Annotated, ParamSpec, Self, TypeVar, cast
-from uuid import UUID
+import tomllib
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Annotated, ParamSpec, TypeVar, cast
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import Depends, Request
+from fastapi import Depends
 from redis.exceptions import RedisError
+from starlette.requests import HTTPConnection
 
-from api.auth.exposure import is_loopback
-from api.auth.keyring import KeyRing
-from api.auth.rate_limits import Limiter
-from api.jobs.changes import Changes
-from api.jobs.feeds import Feed, Feeds
-from api.jobs.resolving import Resolver
-from api.processes.moderator import Judge
-from api.processes.prober import Prober
-from api.processes.recognizers import Recognizers
-from api.processes.wav import WavFiles
 from api.redis import BackgroundPublisher, GuardedRedis
-from api.streams.lives import Lives
-from api.streams.options import StreamResolver
 from common.db.database import Database, parsed
 from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
-from common.db.keys import AllKeys
 from common.db.streams import Streams
 from common.db.vault import Vault
 from common.egress import Egress
@@ -37,12 +26,13 @@ from common.errors import SetupProblem, StorageFull
 from common.events import Events
 from common.queue import Doorbell, connect
 from common.reach import redis_trouble
-from common.settings import Settings
+from common.settings import ROOT, Settings
 from common.storage.opening import open_storage
 from common.storage.storage import check_space
-from common.transcripts import GrowingTranscript
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
+
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 COMMITS_AT_ONCE = 2
 """More would gain nothing: they are the interpreter's work more than the database's."""
@@ -51,8 +41,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Gateway:
-    """One process's connections. Its methods that are not coroutines block: call them `in_thread`.
+class Services:
+    """The clients of one gateway process, and a bag for what else its rooms keep.
+
+    Its methods that are not coroutines block: call them `in_thread`.
 
     Raises:
         SetupProblem: Postgres or Redis is not configured.
@@ -60,64 +52,39 @@ class Gateway:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.database_url, redis_url = _addresses(settings)
+        self.database_url, self.redis_url = _addresses(settings)
         self.database = Database(self.database_url, pool_size=settings.database.pool_size)
         self.storage = open_storage(settings.storage)
         self.weights = WeightsStore(settings.asr.models_dir, Manifest.load())
         self.egress = Egress(settings.egress.allow)
-        self.redis = GuardedRedis.at(redis_url)
-        self.doorbell = Doorbell(self.redis)
-        self.resolver = Resolver(settings, self.weights, self.egress, self._weights_of_workers)
+        self.redis = GuardedRedis.at(self.redis_url)
+        self.queue = Doorbell(self.redis)
         self._publisher = BackgroundPublisher(self.redis)
         self.events = Events(self._publisher)
-        self.changes = Changes(redis_url)
-        watching = settings.events
-        self.feeds = Feeds(
-            self.changes, limit=watching.max_watchers, limit_each=watching.max_watchers_each
-        )
-        self.prober = Prober()
-        self.judge = Judge(settings.moderation)
-        self.recognizers = Recognizers(settings.asr, settings.stream, self.weights)
-        self.stream_resolver = StreamResolver(settings, self.weights)
-        self.lives = Lives()
-        self.wav_files = WavFiles()
         # As many threads as connections, so that a thread never waits for one.
         pool_size = settings.database.pool_size
         self._limiter = CapacityLimiter(max(1, pool_size - COMMITS_AT_ONCE))
         self._commits = CapacityLimiter(COMMITS_AT_ONCE)
-        self.uploading: Counter[str] = Counter()
-        """How many recordings come in, by the key that sends them."""
-        own = settings.key.gateway_api_key
         self._vault = Vault(settings.key.for_secrets)
-        self.limiter = Limiter(redis_url, self.redis.breaker)
-        self.keys = KeyRing(
-            AllKeys(self.database),
-            self.in_thread,
-            own=None if own is None else own.get_secret_value(),
-            loopback=is_loopback(settings.api.host),
-        )
+        self._parts: dict[type, object] = {}
 
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: Settings) -> AsyncIterator[Self]:
-        """A gateway that is ready to serve, for as long as the block lasts."""
-        gateway = cls(settings)
-        async with AsyncExitStack() as stack:
-            stack.callback(gateway.database.close)
-            stack.callback(gateway.redis.close)
-            stack.callback(gateway._publisher.close)
-            stack.push_async_callback(gateway.prober.close)
-            stack.push_async_callback(gateway.judge.close)
-            stack.push_async_callback(gateway.recognizers.close)
-            stack.push_async_callback(gateway.changes.close)
-            stack.push_async_callback(gateway.keys.close)
-            stack.push_async_callback(gateway.limiter.close)
-            await asyncio.gather(gateway.prober.start(), gateway.changes.start())
-            gateway.judge.start()
-            if settings.stream.preload:
-                gateway.recognizers.load(settings.stream.engine, settings.stream.model)
-            gateway.keys.start()
-            yield gateway
+    def close(self) -> None:
+        self._publisher.close()
+        self.redis.close()
+        self.database.close()
+
+    def add(self, part: T) -> T:
+        """Keep ``part`` under its class; returns it."""
+        self._parts[type(part)] = part
+        return part
+
+    def get(self, kind: type[T]) -> T:
+        """The part of that class.
+
+        Raises:
+            KeyError: `api.app` has added none.
+        """
+        return cast("T", self._parts[kind])
 
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what uses the database or Redis where it may block."""
@@ -144,11 +111,6 @@ class Gateway:
     def webhooks(self, tenant: str) -> Webhooks:
         return Webhooks(self.database, tenant, self._vault)
 
-    def watch(self, tenant: str, job_id: UUID) -> AbstractAsyncContextManager[Feed]:
-        """The job's feed; see `Feeds.watch`."""
-        transcript = GrowingTranscript(self.jobs(tenant), job_id)
-        return self.feeds.watch(tenant, job_id, lambda: self.in_thread(transcript.read))
-
     def stop(self, running: Iterable[tuple[str, str]]) -> None:
         """End these steps at once: (worker, doorbell) of each."""
         for worker, doorbell in running:
@@ -159,10 +121,10 @@ class Gateway:
         self.database.ping()
         self.check_queue()
 
-    def _weights_of_workers(self) -> set[tuple[str, str]] | None:
+    def weights_of_workers(self) -> set[tuple[str, str]] | None:
         """What running workers have; None where that is not known."""
         try:
-            return self.doorbell.weights()
+            return self.queue.weights()
         except (RedisError, OSError):
             return None
 
@@ -176,13 +138,13 @@ class Gateway:
         self.check_space()
         self.storage.check()
         with suppress(RedisError):
-            if self.doorbell.storage_is_full():
+            if self.queue.storage_is_full():
                 raise StorageFull
 
     def check_queue(self) -> None:
         """Raise `Unavailable` unless Redis answers."""
         try:
-            self.doorbell.ping()
+            self.queue.ping()
         except (RedisError, OSError) as error:
             raise redis_trouble(error) from error
 
@@ -207,8 +169,8 @@ def _addresses(settings: Settings) -> tuple[str, str]:
     return database, queue
 
 
-async def _gateway(request: Request) -> Gateway:
-    return cast("Gateway", request.state.gateway)
+async def _services(connection: HTTPConnection) -> Services:
+    return cast("Services", connection.state.services)
 
 
-GatewayDep = Annotated[Gateway, Depends(_gateway)]
+ServicesDep = Annotated[Services, Depends(_services)]

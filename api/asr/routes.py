@@ -24,10 +24,10 @@ from api.auth.callers import Caller, Transcriber
 from api.http.bodies import Body
 from api.http.headers import answer_with, attachment
 from api.http.problems import documented
+from api.jobs.feeds import watch_job
 from api.jobs.idempotency import PARAMETER
 from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
-from api.services import Gateway, GatewayDep
-from api.version import VERSION
+from api.services import VERSION, Services, ServicesDep
 from common.db.jobs import Text
 from common.db.snapshots import Snapshot
 from common.domain.formats import write
@@ -65,7 +65,10 @@ _BODY = {
     openapi_extra={"requestBody": _BODY, "parameters": [PARAMETER]},
 )
 async def asr(
-    request: Request, gateway: GatewayDep, caller: Transcriber, query: Annotated[AsrQuery, Query()]
+    request: Request,
+    services: ServicesDep,
+    caller: Transcriber,
+    query: Annotated[AsrQuery, Query()],
 ) -> Response:
     """whisper-asr-webservice's `/asr`. The header X-Job-Id names the job behind it.
 
@@ -73,8 +76,8 @@ async def asr(
     day of its end, is answered by the same job.
     """
     form = query.form(request, query.job_options())
-    upload = AsrUpload(gateway, caller, form)
-    snapshot, text = await _text(request, gateway, caller, upload)
+    upload = AsrUpload(services, caller, form)
+    snapshot, text = await _text(request, services, caller, upload)
     transcript = transcript_of(text)
     if query.output == "json":
         answer: Response = JSONResponse(json_document(transcript, words=query.word_timestamps))
@@ -92,7 +95,7 @@ async def asr(
 )
 async def detect_language(
     request: Request,
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Transcriber,
     query: Annotated[DetectQuery, Query()],
 ) -> Language:
@@ -101,13 +104,13 @@ async def detect_language(
     Where nobody speaks, `language_code` is und. The job behind it is deleted after an hour.
     """
     form = query.form(request, query.job_options())
-    upload = DetectUpload(gateway, caller, form, query.part)
-    _, text = await _text(request, gateway, caller, upload)
+    upload = DetectUpload(services, caller, form, query.part)
+    _, text = await _text(request, services, caller, upload)
     return Language.of(text.language, (text.manifest or {}).get("language_probabilities") or {})
 
 
 async def _text(
-    request: Request, gateway: Gateway, caller: Caller, upload: AsrUpload
+    request: Request, services: Services, caller: Caller, upload: AsrUpload
 ) -> tuple[Snapshot, Text]:
     """The text of the job that the request made or joined, once that has ended.
 
@@ -118,13 +121,13 @@ async def _text(
     """
     job_id = (await upload.take_in(request, Body(request))).job_id
     answer_with(request.scope, {JOB_ID: str(job_id)})
-    async with gateway.watch(caller.tenant, job_id) as feed:
+    async with watch_job(services, caller.tenant, job_id) as feed:
         await wait_for_end(request, feed)
     try:
         snapshot = check_completed(feed.snapshot, job_id)
     except StillUnderWay:
         raise Restarting from None
-    return snapshot, await gateway.in_thread(gateway.jobs(caller.tenant).text, job_id)
+    return snapshot, await services.in_thread(services.jobs(caller.tenant).text, job_id)
 
 
 @router.get("/status", summary="Which version is this?")

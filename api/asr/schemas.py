@@ -24,7 +24,7 @@ from api.jobs.schemas import Accepted
 from api.jobs.uploads import Form, Upload
 from api.openai.model_names import weights_named
 from api.openai.schemas import whisper_segment
-from api.services import Gateway
+from api.services import Services
 from common.db.jobs import Created, Idempotency, NewRecording
 from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.request import Task
@@ -149,8 +149,8 @@ class AsrUpload(Upload):
 class DetectUpload(AsrUpload):
     """A recording whose language is to be detected in a part of it."""
 
-    def __init__(self, gateway: Gateway, caller: Caller, form: Form, part: Span) -> None:
-        super().__init__(gateway, caller, form)
+    def __init__(self, services: Services, caller: Caller, form: Form, part: Span) -> None:
+        super().__init__(services, caller, form)
         self._part = part
 
     async def _check(self, form: FormReader, request: Request) -> None:

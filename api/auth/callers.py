@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -12,9 +12,17 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.security.http import HTTPBase
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
+from api.auth.exposure import check_is_local
+from api.auth.keyring import KeyRing
+from api.auth.rate_limits import Limiter
+from api.http.bodies import has_unread_body
 from api.http.headers import answer_with
-from api.services import Gateway, GatewayDep
+from api.http.middleware import PROBES
+from api.http.problems import Problem, Refusal, problem
+from api.services import Services, ServicesDep
 from common.db.jobs import NewJob
 from common.db.usage import Quota
 from common.domain.keys import (
@@ -28,7 +36,7 @@ from common.domain.keys import (
     same,
     sha256_of,
 )
-from common.errors import Forbidden, OutOfRange, RateLimited, Unauthorised
+from common.errors import Forbidden, OutOfRange, RateLimited, Unauthorised, Unavailable
 
 GATEWAY_KEY = "gateway"
 """What GATEWAY_API_KEY is called among the keys' ids, none of which is as short."""
@@ -113,7 +121,7 @@ Shown = Annotated[str | None, Depends(_shown)]
 
 async def _caller(
     request: HTTPConnection,
-    gateway: GatewayDep,
+    services: ServicesDep,
     sent: Shown,
     x_tenant_id: Annotated[
         str | None,
@@ -125,14 +133,14 @@ async def _caller(
         ),
     ] = None,
 ) -> Caller:
-    caller = await _identify(gateway, sent)
+    caller = await _identify(services, sent)
     if caller.key_id is not None:
-        await _count(request, gateway, caller.key_id, caller.limits)
+        await _count(request, services, caller.key_id, caller.limits)
     return caller if x_tenant_id is None else _as_tenant(caller, x_tenant_id)
 
 
 async def caller_of(
-    websocket: WebSocket, gateway: Gateway, scope: Scope, sent: str | None
+    websocket: WebSocket, services: Services, scope: Scope, sent: str | None
 ) -> Caller:
     """Who opens a WebSocket, which shows its key in a header, or ``sent`` by other means.
 
@@ -141,49 +149,49 @@ async def caller_of(
     """
     headers = websocket.headers
     shown = key_in(headers) or sent
-    caller = await _caller(websocket, gateway, shown, headers.get("x-tenant-id"))
+    caller = await _caller(websocket, services, shown, headers.get("x-tenant-id"))
     _check_scope(caller, scope)
     return caller
 
 
-async def _identify(gateway: Gateway, sent: str | None) -> Caller:
+async def _identify(services: Services, sent: str | None) -> Caller:
     """Who shows the key ``sent``.
 
     Raises:
         Unauthorised: a key is needed, and this is none or no good one.
     """
-    if await gateway.keys.is_open():  # to nobody but this machine: see `LocalOnly`
+    if await services.get(KeyRing).is_open():  # to nobody but this machine: see `LocalOnly`
         return Caller(DEFAULT_TENANT, None, _EVERYTHING)
     if not sent:
         reason = "An API key is needed, as `Authorization: Bearer ...` or `X-API-Key: ...`"
         raise Unauthorised(reason=reason)
-    if gateway.keys.is_own(sent):
+    if services.get(KeyRing).is_own(sent):
         return Caller(DEFAULT_TENANT, GATEWAY_KEY, _EVERYTHING)
-    return await _holder(gateway, KeyText.parse(sent))
+    return await _holder(services, KeyText.parse(sent))
 
 
-async def _holder(gateway: Gateway, shown: KeyText | None) -> Caller:
+async def _holder(services: Services, shown: KeyText | None) -> Caller:
     if shown is None:
         raise Unauthorised(reason="This is no API key of this gateway")
-    stored = await gateway.keys.find(shown.id)
+    stored = await services.get(KeyRing).find(shown.id)
     right = same(shown.sha256, _NOBODY if stored is None else stored.secret_sha256)
     if stored is None or not right:
         raise Unauthorised(reason="This is no API key of this gateway")
     if stored.state != "active":
         raise Unauthorised(reason=f"The API key {stored.id} is {stored.state}")
-    gateway.keys.used(stored.id)
+    services.get(KeyRing).used(stored.id)
     scopes = _EVERYTHING if Scope.ADMIN in stored.scopes else stored.scopes
-    limits = gateway.settings.limit.limits.but(stored.limits)
+    limits = services.settings.limit.limits.but(stored.limits)
     return Caller(stored.tenant, stored.id, scopes, limits)
 
 
-async def _count(request: HTTPConnection, gateway: Gateway, key_id: str, limits: Limits) -> None:
+async def _count(request: HTTPConnection, services: Services, key_id: str, limits: Limits) -> None:
     """Count the request, and tell in the answer's headers how many more there may be.
 
     Raises:
         RateLimited: there were too many.
     """
-    window = await gateway.limiter.count(key_id, limits)
+    window = await services.get(Limiter).count(key_id, limits)
     if window is None:
         return
     answer_with(request.scope, window.headers())
@@ -222,13 +230,44 @@ def _check_scope(caller: Caller, scope: Scope) -> None:
         raise Forbidden(reason=f"The API key does not have the scope {scope}")
 
 
-async def may_read_metrics(gateway: GatewayDep, sent: Shown) -> None:
+async def may_read_metrics(services: ServicesDep, sent: Shown) -> None:
     """Let nobody else pass; with METRICS_OPEN everybody may, and no key is looked up."""
-    if gateway.settings.metrics.open:
+    if services.settings.metrics.open:
         return
-    _check_scope(await _identify(gateway, sent), Scope.ADMIN)
+    _check_scope(await _identify(services, sent), Scope.ADMIN)
 
 
 Reader = Annotated[Caller, Depends(_with(Scope.READ))]
 Transcriber = Annotated[Caller, Depends(_with(Scope.TRANSCRIBE))]
 Admin = Annotated[Caller, Depends(_with(Scope.ADMIN))]
+
+
+class LocalOnly:
+    """Rejects, as long as no key is needed, what does not come straight from this machine."""
+
+    def __init__(self, app: ASGIApp, *, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["type"] in {"http", "websocket"} and (answer := await self._refusal(scope)):
+            await answer(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _refusal(self, scope: AsgiScope) -> Problem | Refusal | None:
+        request = HTTPConnection(scope)
+        try:
+            client = None if request.client is None else request.client.host
+            check_is_local(client, request.headers, self._origins)
+        except Forbidden as rejected:
+            try:
+                if not await request.state.services.get(KeyRing).is_open():
+                    return None
+                answer = problem(rejected)
+            except Unavailable as error:
+                if scope["path"] in PROBES:
+                    return None
+                answer = problem(error)
+            return Refusal(answer) if has_unread_body(scope) else answer
+        return None

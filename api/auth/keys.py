@@ -9,8 +9,9 @@ from fastapi import APIRouter, Path, status
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from api.auth.callers import Admin
+from api.auth.keyring import KeyRing
 from api.http.problems import documented
-from api.services import GatewayDep
+from api.services import ServicesDep
 from common.db.keys import Key, Keys
 from common.domain.keys import ID_PATTERN, Scope
 
@@ -94,9 +95,9 @@ class KeyList(BaseModel):
 
 
 @router.get("", summary="List keys")
-async def list_keys(gateway: GatewayDep, caller: Admin) -> KeyList:
+async def list_keys(services: ServicesDep, caller: Admin) -> KeyList:
     """The tenant's keys, in the order they were made."""
-    keys = await gateway.in_thread(Keys(gateway.database, caller.tenant).all)
+    keys = await services.in_thread(Keys(services.database, caller.tenant).all)
     return KeyList(keys=[KeyDocument.model_validate(_told(key)) for key in keys])
 
 
@@ -106,17 +107,17 @@ async def list_keys(gateway: GatewayDep, caller: Admin) -> KeyList:
     status_code=status.HTTP_201_CREATED,
     responses=documented(422),
 )
-async def create_key(wanted: NewKey, gateway: GatewayDep, caller: Admin) -> MadeKey:
+async def create_key(wanted: NewKey, services: ServicesDep, caller: Admin) -> MadeKey:
     """Make a key for the tenant. With the first one a gateway begins to ask for keys."""
-    keys = Keys(gateway.database, caller.tenant)
-    key, text = await gateway.in_thread(
+    keys = Keys(services.database, caller.tenant)
+    key, text = await services.in_thread(
         keys.create,
         wanted.name,
         wanted.scopes,
         lasts_s=wanted.expires_in_seconds,
         limits=wanted.limits.given(),
     )
-    gateway.keys.forget(key.id)
+    services.get(KeyRing).forget(key.id)
     return MadeKey.model_validate({**_told(key), "key": text.reveal()})
 
 
@@ -126,10 +127,10 @@ async def create_key(wanted: NewKey, gateway: GatewayDep, caller: Admin) -> Made
     status_code=status.HTTP_204_NO_CONTENT,
     responses=documented(404, 422),
 )
-async def revoke_key(key_id: KeyId, gateway: GatewayDep, caller: Admin) -> None:
+async def revoke_key(key_id: KeyId, services: ServicesDep, caller: Admin) -> None:
     """Take a key back for good. Other gateway processes notice within five seconds."""
-    await gateway.in_thread(Keys(gateway.database, caller.tenant).revoke, key_id)
-    gateway.keys.forget(key_id)
+    await services.in_thread(Keys(services.database, caller.tenant).revoke, key_id)
+    services.get(KeyRing).forget(key_id)
 
 
 def _told(key: Key) -> dict[str, object]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.auth.callers import Reader
-from api.services import GatewayDep
+from api.services import ServicesDep
 from common.db.usage import HOUR_MS, Day, Quota, Spent, Usage, seconds_to_midnight
 from common.domain.keys import Limits
 
@@ -72,7 +72,7 @@ class UsageDocument(BaseModel):
 
 @router.get("/usage", summary="Ask what was used, and what is left")
 async def usage(
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Reader,
     days: Annotated[int, Query(ge=1, le=366, description="How far back, today included.")] = 30,
 ) -> UsageDocument:
@@ -80,12 +80,12 @@ async def usage(
 
     Live streams are no jobs; their audio counts as it comes in.
     """
-    asked = Usage(gateway.database, caller.tenant, caller.key_id)
-    spent = await gateway.in_thread(asked.spent, Quota.of(caller.limits))
+    asked = Usage(services.database, caller.tenant, caller.key_id)
+    spent = await services.in_thread(asked.spent, Quota.of(caller.limits))
     return UsageDocument(
         tenant=caller.tenant,
         key_id=caller.key_id,
-        days=[_day(each) for each in await gateway.in_thread(asked.days, days)],
+        days=[_day(each) for each in await services.in_thread(asked.days, days)],
         limits=KeyLimits.model_validate(
             {name: value or None for name, value in caller.limits.to_json().items()}
         ),

@@ -21,8 +21,6 @@ from typing import Any, Protocol
 from loguru import logger
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from common.settings import ApiSettings
-
 BACKLOG = 2048
 """Connections that the kernel accepts before this process does; asyncio takes so many at once."""
 OTHER_FILES = 256
@@ -66,12 +64,15 @@ class Connections:
         self._no_room = Seldom("{} connections were ended or refused, as there were too many")
 
     @classmethod
-    def of(cls, settings: ApiSettings) -> Connections:
-        """As the settings and the system's limit allow."""
+    def within(cls, most: int, *, most_each: int, proxies: str) -> Connections:
+        """At most ``most``, or fewer where the system's limit of open files asks for it.
+
+        ``proxies`` are addresses and networks as in API_FORWARDED_ALLOW_IPS.
+        """
         return cls(
-            most=max(1, min(settings.max_connections, descriptors() - backlog() - OTHER_FILES)),
-            most_each=settings.max_connections_each,
-            proxies=_trusted(settings.forwarded_allow_ips),
+            most=max(1, min(most, descriptors() - backlog() - OTHER_FILES)),
+            most_each=most_each,
+            proxies=_trusted(proxies),
         )
 
     def __len__(self) -> int:

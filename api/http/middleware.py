@@ -5,26 +5,23 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Collection
 
 from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth.exposure import check_is_local
-from api.http.bodies import has_unread_body, take_in
+from api.http.bodies import take_in
 from api.http.headers import EXTRA_HEADERS
-from api.http.problems import Problem, Refusal, problem, unforeseen
-from api.ops.docs import ASSETS as STATIC
-from common.errors import Forbidden, Unavailable
+from api.http.problems import Problem, Refusal, unforeseen
 
 NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 """A policy for documents that are no pages (CSP)."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PROBES = frozenset({"/health", "/healthz", "/readyz"})
+"""Paths that are asked every few seconds."""
+
 _STARTS = {"http.response.start", "websocket.http.response.start"}
-_ROUTINE = {"/health", "/healthz", "/readyz"}
 
 
 class HeadLimits:
@@ -56,37 +53,6 @@ class HeadLimits:
         return Refusal(Problem(status, "too_large", detail, details))
 
 
-class LocalOnly:
-    """Rejects, as long as no key is needed, what does not come straight from this machine."""
-
-    def __init__(self, app: ASGIApp, *, origins: Collection[str]) -> None:
-        self._app = app
-        self._origins = origins
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in {"http", "websocket"} and (answer := await self._refusal(scope)):
-            await answer(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _refusal(self, scope: Scope) -> Problem | Refusal | None:
-        request = HTTPConnection(scope)
-        try:
-            client = None if request.client is None else request.client.host
-            check_is_local(client, request.headers, self._origins)
-        except Forbidden as rejected:
-            try:
-                if not await request.state.gateway.keys.is_open():
-                    return None
-                answer = problem(rejected)
-            except Unavailable as error:
-                if scope["path"] in _ROUTINE:
-                    return None
-                answer = problem(error)
-            return Refusal(answer) if has_unread_body(scope) else answer
-        return None
-
-
 class SafeHeaders:
     """Tells browsers to do with the answers as little as possible.
 
@@ -94,8 +60,9 @@ class SafeHeaders:
     bring a policy of their own. What was said is kept in nobody's cache.
     """
 
-    def __init__(self, app: ASGIApp, *, https: bool) -> None:
+    def __init__(self, app: ASGIApp, *, https: bool, static: str) -> None:
         self._app = app
+        self._static = static
         self._headers = [
             (b"x-content-type-options", b"nosniff"),
             (b"x-frame-options", b"DENY"),
@@ -111,7 +78,7 @@ class SafeHeaders:
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        ours = self._headers if STATIC in scope["path"] else self._uncached
+        ours = self._headers if self._static in scope["path"] else self._uncached
 
         async def send_safely(message: Message) -> None:
             if message["type"] in _STARTS:
@@ -166,7 +133,7 @@ class RequestLog:
                 await unforeseen()(scope, receive, send_named)
             finally:
                 logger.log(
-                    "DEBUG" if scope["path"] in _ROUTINE else "INFO",
+                    "DEBUG" if scope["path"] in PROBES else "INFO",
                     "{} {} {} in {:.0f} ms, request {}",
                     scope.get("method", "WebSocket"),
                     scope["path"].encode("unicode_escape").decode(),

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from api.auth.callers import Reader
 from api.http.problems import documented
 from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
-from api.jobs.feeds import Feed
-from api.services import GatewayDep
+from api.jobs.feeds import Feed, watch_job
+from api.services import ServicesDep
 from api.transcripts.routes import status_document
 from common.domain.job import JobStatus, is_final
 from common.domain.results import segment_document, verdict_document
@@ -79,7 +79,7 @@ data: {"job_id": "3fa85f64-5717-4562-b3fc-2c963f66afa6", "status": "COMPLETED", 
 )
 async def events(
     job_id: UUID,
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Reader,
     last_event_id: Annotated[
         str | None, Header(description="The id of the last event that arrived, to go on from.")
@@ -94,11 +94,11 @@ async def events(
     """
     told, ended = _parse(last_event_id)
     stack = AsyncExitStack()
-    feed = await stack.enter_async_context(gateway.watch(caller.tenant, job_id))
+    feed = await stack.enter_async_context(watch_job(services, caller.tenant, job_id))
     if ended and feed.snapshot is not None and is_final(feed.snapshot.status):
         await stack.aclose()
         return Response(status_code=204)
-    heartbeat_s = gateway.settings.events.heartbeat
+    heartbeat_s = services.settings.events.heartbeat
     return EventStream(_tell(feed, told, heartbeat_s), stack)
 
 

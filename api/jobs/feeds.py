@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from uuid import UUID
 
 from loguru import logger
 
 from api.jobs.changes import Changes
+from api.services import Services
 from common.db.snapshots import Snapshot
 from common.domain.job import is_final
 from common.domain.values import Segment
 from common.errors import Busy, NotFound, Transient
+from common.transcripts import GrowingTranscript
 
 Growth = tuple[Snapshot, list[Segment]]
 """Where a job stands, and its segments that came since the last reading."""
@@ -135,3 +137,9 @@ class Feeds:
         else:
             feed.begun.set_exception(error)
             feed.begun.exception()  # whoever waited may have left: it need not be logged
+
+
+def watch_job(services: Services, tenant: str, job_id: UUID) -> AbstractAsyncContextManager[Feed]:
+    """The job's feed; see `Feeds.watch`."""
+    transcript = GrowingTranscript(services.jobs(tenant), job_id)
+    return services.get(Feeds).watch(tenant, job_id, lambda: services.in_thread(transcript.read))

@@ -18,8 +18,9 @@ from api.http.fields import Name
 from api.http.pagination import Limit, PageCursor, parsed, told
 from api.http.problems import documented
 from api.jobs.idempotency import PARAMETER, idempotency, tell_of_replay
+from api.jobs.resolving import Resolver
 from api.jobs.schemas import Status, UploadOptions
-from api.services import Gateway, GatewayDep
+from api.services import Services, ServicesDep
 from api.transcripts.routes import status_document
 from common.db.deletions import Deletions, Reason, Receipt
 from common.db.jobs import NewJob
@@ -131,23 +132,23 @@ class DeletionPage(BaseModel):
 async def create(
     request: Request,
     response: Response,
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Transcriber,
     options: Annotated[UploadOptions, Body()] = AS_SET,
 ) -> CreatedJob:
     """Make a job that waits for its recording; the options are those of an upload."""
     job = replace(
-        caller.asking(request, await gateway.resolver.resolve(uuid4(), options)),
+        caller.asking(request, await services.get(Resolver).resolve(uuid4(), options)),
         idempotency=idempotency(request, options),
     )
-    created = await gateway.in_thread(_create, request, gateway, caller, job)
+    created = await services.in_thread(_create, request, services, caller, job)
     response.headers["Location"] = f"/api/v1/jobs/{created.job_id}"
     return created
 
 
 @router.get("/jobs", summary="List jobs")
 async def jobs(
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Reader,
     status: Annotated[
         list[JobStatus] | SkipJsonSchema[None], Query(description="Any of these.")
@@ -163,21 +164,21 @@ async def jobs(
 ) -> JobPage:
     """The tenant's jobs, newest first. Jobs that come in meanwhile do not shift the pages."""
     which = JobFilter(status, created_after, created_before, recording_id, model)
-    lists = JobLists(gateway.database, caller.tenant)
-    page = await gateway.in_thread(lists.page, which, limit=limit, after=parsed(cursor))
+    lists = JobLists(services.database, caller.tenant)
+    page = await services.in_thread(lists.page, which, limit=limit, after=parsed(cursor))
     return JobPage(jobs=list(map(status_document, page.items)), next_cursor=told(page.next))
 
 
 @router.get("/history", summary="List what was turned into text")
 async def history(
-    gateway: GatewayDep, caller: Reader, limit: Limit = 50, cursor: PageCursor = None
+    services: ServicesDep, caller: Reader, limit: Limit = 50, cursor: PageCursor = None
 ) -> History:
     """Jobs that are COMPLETED and live streams that have ended, each with how its text begins.
 
     All of the tenant's, newest first.
     """
-    lists = JobLists(gateway.database, caller.tenant)
-    page = await gateway.in_thread(lists.finished, limit=limit, after=parsed(cursor))
+    lists = JobLists(services.database, caller.tenant)
+    page = await services.in_thread(lists.finished, limit=limit, after=parsed(cursor))
     return History(history=list(map(_entry, page.items)), next_cursor=told(page.next))
 
 
@@ -186,9 +187,9 @@ async def history(
     summary="Have a failed job done after all",
     responses=documented(404, 409),
 )
-async def retry(job_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Status:
+async def retry(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
     """Have what is missing of a job that FAILED done; what was done is not done again."""
-    return await gateway.in_thread(_retry, gateway, caller, job_id)
+    return await services.in_thread(_retry, services, caller, job_id)
 
 
 @router.delete(
@@ -197,18 +198,18 @@ async def retry(job_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Statu
     summary="Delete a job with all it has",
     responses=documented(404),
 )
-async def delete(job_id: UUID, gateway: GatewayDep, caller: Transcriber) -> None:
+async def delete(job_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
     """Cancel a job if it runs, and erase its recording, the sound cut from it, and its text.
 
     What is left is a receipt. A job that was deleted before is a 204 again. Webhook messages about
     it that have not arrived yet are still sent.
     """
-    await gateway.in_thread(_delete, gateway, caller, job_id)
+    await services.in_thread(_delete, services, caller, job_id)
 
 
 @router.get("/deletions", summary="Prove what was deleted")
 async def deletions(
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Reader,
     job_id: Annotated[
         UUID | SkipJsonSchema[None], Query(description="Only that of this job.")
@@ -224,48 +225,48 @@ async def deletions(
     A receipt has an `erased_at` once the storage was searched again, when no worker could write
     any more, and nothing was found.
     """
-    receipts = Deletions(gateway.database, caller.tenant)
+    receipts = Deletions(services.database, caller.tenant)
     after = parsed(cursor)
-    page = await gateway.in_thread(
+    page = await services.in_thread(
         receipts.page, job_id=job_id, session_id=session_id, limit=limit, after=after
     )
     return DeletionPage(deletions=list(map(_receipt, page.items)), next_cursor=told(page.next))
 
 
-def _create(request: Request, gateway: Gateway, caller: Caller, job: NewJob) -> CreatedJob:
-    jobs = gateway.jobs(caller.tenant)
+def _create(request: Request, services: Services, caller: Caller, job: NewJob) -> CreatedJob:
+    jobs = services.jobs(caller.tenant)
     created = jobs.create(job)
     tell_of_replay(request, created)
     if not created.replayed:
         logger.info("job {job_id} made; its recording is to come", job_id=created.job_id)
-    waits = timedelta(seconds=gateway.settings.job.upload_wait)
+    waits = timedelta(seconds=services.settings.job.upload_wait)
     return CreatedJob(
         job_id=created.job_id,
         status=created.status,
-        upload_url=gateway.link(f"/api/v1/jobs/{created.job_id}/upload"),
+        upload_url=services.link(f"/api/v1/jobs/{created.job_id}/upload"),
         upload_until=jobs.snapshot(created.job_id).created_at + waits,
     )
 
 
-def _retry(gateway: Gateway, caller: Caller, job_id: UUID) -> Status:
-    jobs = gateway.jobs(caller.tenant)
+def _retry(services: Services, caller: Caller, job_id: UUID) -> Status:
+    jobs = services.jobs(caller.tenant)
     jobs.retry(job_id, caller.quota)
     logger.info("job {job_id} is tried again", job_id=job_id)
-    gateway.events.work_to_do()
-    gateway.events.job_changed(job_id)
+    services.events.work_to_do()
+    services.events.job_changed(job_id)
     return status_document(jobs.snapshot(job_id))
 
 
-def _delete(gateway: Gateway, caller: Caller, job_id: UUID) -> None:
-    deletions = Deletions(gateway.database, caller.tenant)
+def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
+    deletions = Deletions(services.database, caller.tenant)
     deleted = deletions.delete(job_id)
     if deleted is None:
         return
-    gateway.stop(deleted.running)
-    gateway.events.job_changed(job_id)
+    services.stop(deleted.running)
+    services.events.job_changed(job_id)
     logger.info("job {job_id} was deleted", job_id=job_id)
     with suppress(Transient):  # the dispatcher erases what is left
-        erased = gateway.storage.erase(job_id, deleted.recording_id)
+        erased = services.storage.erase(job_id, deleted.recording_id)
         deletions.erased(job_id, files=erased.files, size=erased.bytes)
 
 

@@ -13,8 +13,9 @@ from pydantic import Field
 from api.auth.callers import Caller, Transcriber
 from api.http.problems import documented
 from api.jobs.idempotency import PARAMETER, idempotency, tell_of_replay
+from api.jobs.resolving import Resolver
 from api.jobs.schemas import Accepted, UploadOptions
-from api.services import Gateway, GatewayDep
+from api.services import Services, ServicesDep
 from common.db.jobs import Created, Jobs, NewJob
 from common.domain.job import JobStatus
 from common.egress import MAX_URL_LETTERS
@@ -43,7 +44,7 @@ class Submission(UploadOptions):
     openapi_extra={"parameters": [PARAMETER]},
 )
 async def transcribe(
-    wanted: Submission, request: Request, gateway: GatewayDep, caller: Transcriber
+    wanted: Submission, request: Request, services: ServicesDep, caller: Transcriber
 ) -> Accepted:
     """Have a recording fetched and transcribed; answered before it is fetched.
 
@@ -52,13 +53,13 @@ async def transcribe(
     if wanted.diarize:
         raise Unsupported(field="diarize")
     once = idempotency(request, wanted)
-    await gateway.egress.check(wanted.url)
+    await services.egress.check(wanted.url)
     job = replace(
-        caller.asking(request, await gateway.resolver.resolve(uuid4(), wanted)),
+        caller.asking(request, await services.get(Resolver).resolve(uuid4(), wanted)),
         source_url=wanted.url,
         idempotency=once,
     )
-    created = await gateway.in_thread(_commit, gateway, caller, job)
+    created = await services.in_thread(_commit, services, caller, job)
     tell_of_replay(request, created)
     return Accepted(
         job_id=created.job_id,
@@ -72,9 +73,9 @@ async def transcribe(
     )
 
 
-def _commit(gateway: Gateway, caller: Caller, job: NewJob) -> Created:
-    gateway.check_queue()
-    jobs = gateway.jobs(caller.tenant)
+def _commit(services: Services, caller: Caller, job: NewJob) -> Created:
+    services.check_queue()
+    jobs = services.jobs(caller.tenant)
     try:
         created = jobs.create(job)
     except OutcomeUnknown:
@@ -82,7 +83,7 @@ def _commit(gateway: Gateway, caller: Caller, job: NewJob) -> Created:
             raise
         created = Created(job.id, JobStatus.PENDING, replayed=False)
     if not created.replayed:
-        gateway.events.work_to_do()
+        services.events.work_to_do()
         logger.info("job {} accepted: to be fetched", job.id)
     return created
 

@@ -14,7 +14,7 @@ from api.http.problems import Refusal, documented, problem
 from api.jobs.idempotency import PARAMETER
 from api.jobs.schemas import Accepted, UploadOptions
 from api.jobs.uploads import AwaitedUpload, Upload
-from api.services import GatewayDep
+from api.services import ServicesDep
 from common.errors import StenoError
 
 router = APIRouter(tags=["jobs"])
@@ -51,13 +51,15 @@ def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
     responses=documented(400, 408, 409, 413, 415, 422, 503),
     openapi_extra={"requestBody": _form(), "parameters": [PARAMETER]},
 )
-async def upload(request: Request, gateway: GatewayDep, caller: Transcriber) -> Accepted | Response:
+async def upload(
+    request: Request, services: ServicesDep, caller: Transcriber
+) -> Accepted | Response:
     """Send a recording; answered once it is safe. Options may come before or after the file.
 
     Accepted by content, not by name: mp3, wav, m4a, mp4, aac, ogg, opus, flac, wma, webm, mkv,
     avi, mov and more; of a video, its sound.
     """
-    return await _take_in(Upload(gateway, caller), request)
+    return await _take_in(Upload(services, caller), request)
 
 
 @router.post(
@@ -68,10 +70,10 @@ async def upload(request: Request, gateway: GatewayDep, caller: Transcriber) -> 
     openapi_extra={"requestBody": _form(options=False)},
 )
 async def upload_awaited(
-    job_id: UUID, request: Request, gateway: GatewayDep, caller: Transcriber
+    job_id: UUID, request: Request, services: ServicesDep, caller: Transcriber
 ) -> Accepted | Response:
     """Send the recording of a job that was made by `POST /jobs`: once."""
-    return await _take_in(AwaitedUpload(gateway, caller, job_id), request)
+    return await _take_in(AwaitedUpload(services, caller, job_id), request)
 
 
 async def _take_in(upload: Upload | AwaitedUpload, request: Request) -> Accepted | Response:

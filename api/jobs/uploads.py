@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,9 +29,10 @@ from api.http.bodies import Body
 from api.http.headers import answer_with
 from api.http.multipart import MAX_IGNORED, FormReader
 from api.jobs.idempotency import idempotency, idempotency_key, tell_of_replay
-from api.jobs.resolving import form_options
+from api.jobs.resolving import Resolver, form_options
 from api.jobs.schemas import Accepted, UploadOptions
-from api.services import Gateway
+from api.processes.prober import Prober
+from api.services import Services
 from common.audio.probe import Probe, check_length
 from common.audio.wav import RIFF_LIMIT, SAMPLE_BYTES, container_of, wav_header
 from common.db.jobs import Created, Idempotency, NewRecording
@@ -191,24 +193,56 @@ class Form:
 UPLOAD = Form(tuple(UploadOptions.model_fields))
 
 
+class UploadSlots:
+    """How many recordings come in by each key: they are no jobs yet, and fill the disk."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def take(self, key_id: str | None, limit: int) -> Iterator[None]:
+        """Hold one of the key's ``limit`` slots; without a key or a limit there are no slots.
+
+        Raises:
+            TooManyJobs: all are taken.
+        """
+        if key_id is None or not limit:
+            yield
+            return
+        if self._taken[key_id] >= limit:
+            raise TooManyJobs(
+                field="concurrent_jobs",
+                limit=limit,
+                value=self._taken[key_id] + 1,
+                retry_after_s=RETRY_S,
+            )
+        self._taken[key_id] += 1
+        try:
+            yield
+        finally:
+            self._taken[key_id] -= 1
+            if not self._taken[key_id]:
+                del self._taken[key_id]
+
+
 class _Incoming(ABC):
     """A recording on its way in, from its first byte to the answer."""
 
     _new_jobs: ClassVar[int] = 1
 
-    def __init__(self, gateway: Gateway, caller: Caller, form: Form, job_id: UUID) -> None:
-        self._gateway = gateway
+    def __init__(self, services: Services, caller: Caller, form: Form, job_id: UUID) -> None:
+        self._services = services
         self._caller = caller
-        self._jobs = gateway.jobs(caller.tenant)
+        self._jobs = services.jobs(caller.tenant)
         self._form = form
         self._job_id = job_id
         self._recording_id = uuid4()
         kind = BareFile if form.may_be_bare else IncomingFile
         self._file = kind(
-            gateway.storage.incoming(self._recording_id),
-            partial(gateway.storage.create, self._recording_id),
+            services.storage.incoming(self._recording_id),
+            partial(services.storage.create, self._recording_id),
         )
-        self._max_bytes = gateway.settings.upload.max_bytes
+        self._max_bytes = services.settings.upload.max_bytes
         self._securing = False
         self._handed_over = False
 
@@ -220,7 +254,8 @@ class _Incoming(ABC):
             TooManyJobs, TooMuchAudio: the API key may not have it.
             StorageFull, Unavailable: something this side needs is out.
         """
-        with self._counted():
+        slots = self._services.get(UploadSlots)
+        with slots.take(self._caller.key_id, self._caller.quota.concurrent_jobs):
             return await self._take_in(request, body)
 
     async def _take_in(self, request: Request, body: Body) -> Accepted:
@@ -228,7 +263,7 @@ class _Incoming(ABC):
         length = request.headers.get("content-length", "")
         if length.isdecimal():
             self._check_size(int(length) - FORM_BYTES)
-        await self._gateway.in_turn(self._check_room, request)
+        await self._services.in_turn(self._check_room, request)
         form = FormReader(
             request.headers.get("content-type"),
             file_field=self._form.file,
@@ -241,39 +276,16 @@ class _Incoming(ABC):
             await self._check(form, request)
             sha256 = await self._file.seal()
             upload_ms = round((time.monotonic() - started) * 1000)
-            probe = await self._gateway.prober.probe(self._file.path)
-            check_length(probe.duration_ms, self._gateway.settings.upload.max_audio_hours)
+            probe = await self._services.get(Prober).probe(self._file.path)
+            check_length(probe.duration_ms, self._services.settings.upload.max_audio_hours)
             recording = self._recording(form, probe, sha256, upload_ms)
             self._securing = True
-            await asyncio.to_thread(self._gateway.storage.secure, self._recording_id)
-            return await self._gateway.in_turn(self._commit, recording, request)
+            await asyncio.to_thread(self._services.storage.secure, self._recording_id)
+            return await self._services.in_turn(self._commit, recording, request)
         except BaseException:
             if not self._handed_over:
                 await self._abandon()
             raise
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Hold a key's uploads under way, which are no jobs yet and fill the disk, to its limit."""
-        key_id, limit = self._caller.key_id, self._caller.quota.concurrent_jobs
-        if key_id is None or not limit:
-            yield
-            return
-        under_way = self._gateway.uploading
-        if under_way[key_id] >= limit:
-            raise TooManyJobs(
-                field="concurrent_jobs",
-                limit=limit,
-                value=under_way[key_id] + 1,
-                retry_after_s=RETRY_S,
-            )
-        under_way[key_id] += 1
-        try:
-            yield
-        finally:
-            under_way[key_id] -= 1
-            if not under_way[key_id]:
-                del under_way[key_id]
 
     @abstractmethod
     async def _check_early(self, form: FormReader, request: Request) -> None:
@@ -293,18 +305,18 @@ class _Incoming(ABC):
 
     def _check_room(self, request: Request) -> None:
         """Refuse early what the commit would; of a replay, which costs nothing, only that knows."""
-        self._gateway.check_services()
-        self._gateway.check_space()
+        self._services.check_services()
+        self._services.check_space()
         if not self._may_be_replay(request):
             caller = self._caller
-            usage = Usage(self._gateway.database, caller.tenant, caller.key_id)
+            usage = Usage(self._services.database, caller.tenant, caller.key_id)
             usage.check(caller.quota, jobs=self._new_jobs)
 
     async def _abandon(self) -> None:
         await self._file.abandon()
         if self._securing:  # what is on its way still is found by the dispatcher
             with suppress(Transient):
-                await asyncio.to_thread(self._gateway.storage.discard, self._recording_id)
+                await asyncio.to_thread(self._services.storage.discard, self._recording_id)
 
     async def _receive(self, form: FormReader, request: Request, body: Body) -> None:
         received = 0
@@ -324,7 +336,7 @@ class _Incoming(ABC):
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:
-            limit = f"{self._gateway.settings.upload.max_upload_size_mb} MB"
+            limit = f"{self._services.settings.upload.max_upload_size_mb} MB"
             raise TooLarge(field="file", limit=limit, value=f"more than {size} bytes")
 
     def _recording(
@@ -346,7 +358,7 @@ class _Incoming(ABC):
         """From here on this alone decides what becomes of the file, also when nobody waits."""
         self._handed_over = True
         try:
-            self._gateway.check_queue()
+            self._services.check_queue()
             created = self._store(recording, request)
         except OutcomeUnknown:
             # If it did take effect, the file is needed; if not, the dispatcher deletes it.
@@ -363,8 +375,8 @@ class _Incoming(ABC):
             message = "The recording was received before"
         else:
             with suppress(Transient):  # whoever needs the file first moves it then
-                self._gateway.storage.keep(recording.id)
-            self._gateway.events.work_to_do()
+                self._services.storage.keep(recording.id)
+            self._services.events.work_to_do()
             size, job_id = recording.size_bytes, created.job_id
             logger.info("job {job_id} accepted: {} bytes", size, job_id=job_id)
             message = "The recording was received and is waiting to be transcribed"
@@ -377,7 +389,7 @@ class _Incoming(ABC):
 
     def _discard(self) -> None:
         with suppress(Transient):
-            self._gateway.storage.discard(self._recording_id)
+            self._services.storage.discard(self._recording_id)
 
     def _is_committed(self) -> bool:
         try:
@@ -396,18 +408,18 @@ class _Incoming(ABC):
 class Upload(_Incoming):
     """A recording that comes with the options of its job."""
 
-    def __init__(self, gateway: Gateway, caller: Caller, form: Form = UPLOAD) -> None:
-        super().__init__(gateway, caller, form, uuid4())
+    def __init__(self, services: Services, caller: Caller, form: Form = UPLOAD) -> None:
+        super().__init__(services, caller, form, uuid4())
 
     async def _check_early(self, form: FormReader, request: Request) -> None:
         idempotency_key(request)
         with suppress(Missing, Needs):
             options = form_options(self._form.options(form))
-            await self._gateway.resolver.check_names(options)
+            await self._services.get(Resolver).check_names(options)
 
     async def _check(self, form: FormReader, request: Request) -> None:
         self._options = form_options(self._form.options(form))
-        job = await self._gateway.resolver.resolve(self._job_id, self._options)
+        job = await self._services.get(Resolver).resolve(self._job_id, self._options)
         self._job = self._caller.asking(request, job)
 
     def _store(self, recording: NewRecording, request: Request) -> Created:
@@ -422,14 +434,14 @@ class AwaitedUpload(_Incoming):
 
     _new_jobs = 0
 
-    def __init__(self, gateway: Gateway, caller: Caller, job_id: UUID) -> None:
-        super().__init__(gateway, caller, Form(fields=()), job_id)
+    def __init__(self, services: Services, caller: Caller, job_id: UUID) -> None:
+        super().__init__(services, caller, Form(fields=()), job_id)
 
     async def _check_early(self, form: FormReader, request: Request) -> None:
         await self._check(form, request)
 
     async def _check(self, form: FormReader, request: Request) -> None:  # noqa: ARG002
-        await self._gateway.in_thread(self._jobs.check_awaits, self._job_id)
+        await self._services.in_thread(self._jobs.check_awaits, self._job_id)
 
     def _store(self, recording: NewRecording, request: Request) -> Created:  # noqa: ARG002
         self._jobs.attach(self._job_id, recording, self._caller.quota)

@@ -18,7 +18,8 @@ from api.moderation.schemas import (
     ModerationAnswer,
     ModerationRequest,
 )
-from api.services import GatewayDep
+from api.processes.moderator import Judge
+from api.services import ServicesDep
 from common.domain.moderation import Label, ModeratedBy, Verdict
 from common.errors import Malformed, Missing, OutOfRange, StenoError, TooLarge, Unsupported
 
@@ -40,7 +41,7 @@ _FIELDS = frozenset(ModerationRequest.model_fields)
         }
     },
 )
-async def moderate(request: Request, gateway: GatewayDep, _: Transcriber) -> Response:
+async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> Response:
     """Judge a text, or up to 1,000: CLEAN, OFFENSIVE or HATE, and what gave offence.
 
     A text has up to 50,000 characters, the body up to 4 MB. A text longer than the model's input
@@ -48,9 +49,9 @@ async def moderate(request: Request, gateway: GatewayDep, _: Transcriber) -> Res
     """
     body = Body(request)
     try:
-        gateway.judge.check()
+        services.get(Judge).check()
         texts = read_texts(await _read(request, body))
-        by, verdicts = await while_connected(request, gateway.judge.judge(texts))
+        by, verdicts = await while_connected(request, services.get(Judge).judge(texts))
     except StenoError as error:
         answer = problem(error)
         return answer if body.ended else Refusal(answer)

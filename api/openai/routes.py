@@ -21,7 +21,8 @@ from api.http.bodies import Body
 from api.http.multipart import FormReader
 from api.http.problems import Refusal, problem
 from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
-from api.jobs.feeds import Feed
+from api.jobs.feeds import Feed, watch_job
+from api.jobs.resolving import Resolver
 from api.jobs.uploads import Form, Upload
 from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
 from api.openai.model_names import WHISPER, weights_named
@@ -39,7 +40,7 @@ from api.openai.schemas import (
     usage,
     verbose_document,
 )
-from api.services import Gateway, GatewayDep
+from api.services import Services, ServicesDep
 from common.domain.request import Task
 from common.domain.transcript import Transcript, join_text
 from common.domain.values import Segment
@@ -118,9 +119,9 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     responses=_ANSWERS,
     openapi_extra={"requestBody": TRANSCRIPTIONS.request_body()},
 )
-async def transcriptions(request: Request, gateway: GatewayDep, caller: Transcriber) -> Response:
+async def transcriptions(request: Request, services: ServicesDep, caller: Transcriber) -> Response:
     """OpenAI's "Create transcription". The header X-Job-Id names the job behind it."""
-    return await _serve(TRANSCRIPTIONS, request, gateway, caller)
+    return await _serve(TRANSCRIPTIONS, request, services, caller)
 
 
 @router.post(
@@ -130,28 +131,28 @@ async def transcriptions(request: Request, gateway: GatewayDep, caller: Transcri
     responses=_ANSWERS,
     openapi_extra={"requestBody": TRANSLATIONS.request_body()},
 )
-async def translations(request: Request, gateway: GatewayDep, caller: Transcriber) -> Response:
+async def translations(request: Request, services: ServicesDep, caller: Transcriber) -> Response:
     """OpenAI's "Create translation". The header X-Job-Id names the job behind it."""
-    return await _serve(TRANSLATIONS, request, gateway, caller)
+    return await _serve(TRANSLATIONS, request, services, caller)
 
 
-async def _serve(call: Call, request: Request, gateway: Gateway, caller: Caller) -> Response:
+async def _serve(call: Call, request: Request, services: Services, caller: Caller) -> Response:
     asked, body = Asked(call), Body(request)
     try:
-        job_id = (await Upload(gateway, caller, asked.form).take_in(request, body)).job_id
+        job_id = (await Upload(services, caller, asked.form).take_in(request, body)).job_id
     except StenoError as error:
         answer = Failure(problem(error))
         return answer if body.ended else Refusal(answer)
     headers = {JOB_ID: str(job_id)}
     try:
         async with AsyncExitStack() as source:
-            feed = await source.enter_async_context(gateway.watch(caller.tenant, job_id))
+            feed = await source.enter_async_context(watch_job(services, caller.tenant, job_id))
             if isinstance(asked.options, TranscriptionOptions) and asked.options.stream:
-                heartbeat_s = gateway.settings.events.heartbeat
+                heartbeat_s = services.settings.events.heartbeat
                 return EventStream(_tell(feed, job_id, heartbeat_s), source.pop_all(), headers)
-            await wait_for_end(request, feed, gateway.settings.openai.wait)
+            await wait_for_end(request, feed, services.settings.openai.wait)
             check_completed(feed.snapshot, job_id)
-        text = await gateway.in_thread(gateway.jobs(caller.tenant).text, job_id)
+        text = await services.in_thread(services.jobs(caller.tenant).text, job_id)
     except StenoError as error:
         answer = Failure(problem(error))
         answer.headers.update(headers | NO_RETRY)
@@ -196,9 +197,9 @@ async def _tell(feed: Feed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[s
 
 
 @router.get("/models", summary="List the weights", responses=documented(400, 401, 403, 429, 503))
-async def models(gateway: GatewayDep, _: Reader) -> dict[str, Any]:
+async def models(services: ServicesDep, _: Reader) -> dict[str, Any]:
     """OpenAI's "List models": the weights jobs can use, and `whisper-1` for the default ones."""
-    return {"object": "list", "data": [_model(name) for name in await _names(gateway)]}
+    return {"object": "list", "data": [_model(name) for name in await _names(services)]}
 
 
 @router.get(
@@ -206,15 +207,15 @@ async def models(gateway: GatewayDep, _: Reader) -> dict[str, Any]:
     summary="Ask for weights",
     responses=documented(400, 401, 403, 404, 429, 503),
 )
-async def model(model: str, gateway: GatewayDep, _: Reader) -> dict[str, Any]:
+async def model(model: str, services: ServicesDep, _: Reader) -> dict[str, Any]:
     """OpenAI's "Retrieve model"."""
-    if gateway.resolver.listed_name(*weights_named(model)) not in await _names(gateway):
+    if services.get(Resolver).listed_name(*weights_named(model)) not in await _names(services):
         raise NotFound(what="model", value=model[:200])
     return _model(model)
 
 
-async def _names(gateway: Gateway) -> list[str]:
-    resolver = gateway.resolver
+async def _names(services: Services) -> list[str]:
+    resolver = services.get(Resolver)
     names = await asyncio.to_thread(resolver.installed)
     return [WHISPER, *names] if resolver.listed_name("", "") in names else names
 

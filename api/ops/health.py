@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from html import escape
-from typing import Annotated, Literal, cast
+from typing import Generic, Literal, TypeVar
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from loguru import logger
 from pydantic import BaseModel, ConfigDict
@@ -15,13 +16,15 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from api.http.problems import RETRY_AFTER_S
-from api.ops.shared import Shared
+from api.jobs.resolving import Resolver
 from api.processes.child import LOADING, OFF, OK
-from api.services import Gateway, GatewayDep
-from api.version import VERSION
+from api.processes.moderator import Judge
+from api.processes.recognizers import Recognizers
+from api.services import VERSION, Services, ServicesDep
 from common.db.revision import check_revision
 from common.errors import StenoError
 
+T = TypeVar("T")
 Parts = dict[str, str]
 """OK, or what is wrong with it, by a part's name."""
 
@@ -48,17 +51,35 @@ class Health(BaseModel):
     """Those alive that reach all that they need; none: no job goes on. null: Redis does not say."""
 
 
-def looking_at(gateway: Gateway) -> Shared[Parts]:
-    """All parts that jobs need, looked at for as many as ask; what changes is logged."""
-    logged: Parts = {}
-    return Shared(lambda: _look(gateway, logged), good_s=GOOD_S)
+class Shared(Generic[T]):
+    """What ``look`` finds: it looks once at a time, and what it found is good for ``good_s``."""
+
+    def __init__(self, look: Callable[[], Awaitable[T]], *, good_s: float) -> None:
+        self._look = look
+        self._good_s = good_s
+        self._looking: asyncio.Task[T] | None = None
+        self._good_until = 0.0
+
+    async def get(self) -> T:
+        """Raises what looking raised."""
+        looking = self._looking
+        if looking is None or (looking.done() and time.monotonic() >= self._good_until):
+            looking = self._looking = asyncio.create_task(self._found())
+        # Who asked first may leave, and then the others wait still.
+        return await asyncio.shield(looking)
+
+    async def _found(self) -> T:
+        found = await self._look()
+        self._good_until = time.monotonic() + self._good_s
+        return found
 
 
-async def _looking(request: Request) -> Shared[Parts]:
-    return cast("Shared[Parts]", request.state.parts)
+class PartChecks(Shared[Parts]):
+    """All parts that jobs need, checked once for as many as ask; changes are logged."""
 
-
-PartsDep = Annotated[Shared[Parts], Depends(_looking)]
+    def __init__(self, services: Services) -> None:
+        logged: Parts = {}
+        super().__init__(lambda: _look(services, logged), good_s=GOOD_S)
 
 
 @router.get("/healthz", summary="Does the process live?")
@@ -72,7 +93,7 @@ async def alive() -> dict[str, str]:
     summary="Can it do its work?",
     responses={503: {"description": "A part is out; it is named"}},
 )
-async def ready(gateway: GatewayDep, looking: PartsDep) -> Response:
+async def ready(services: ServicesDep) -> Response:
     """Every part that jobs need works, or 503 and which one does not.
 
     `weights` names the default weights where neither a worker nor this machine has them; it is
@@ -80,10 +101,10 @@ async def ready(gateway: GatewayDep, looking: PartsDep) -> Response:
     loaded at the start (`STREAM_PRELOAD`). Moderation is reported and not counted: a gateway
     without it still takes recordings in, whose transcripts then carry a warning.
     """
-    needed = {**await looking.get(), **_streams(gateway)}
-    parts = {**needed, MODERATION: gateway.judge.state}
+    needed = {**await services.get(PartChecks).get(), **_streams(services)}
+    parts = {**needed, MODERATION: services.get(Judge).state}
     if needed[WEIGHTS] != OK:
-        others = await asyncio.to_thread(gateway.resolver.installed)
+        others = await asyncio.to_thread(services.get(Resolver).installed)
         needed[WEIGHTS] = OK if others else needed[WEIGHTS]
     if all(said == OK for said in needed.values()):
         return JSONResponse({"status": "ready", "parts": parts})
@@ -92,17 +113,21 @@ async def ready(gateway: GatewayDep, looking: PartsDep) -> Response:
 
 
 @router.get("/health", summary="How are all its parts?")
-async def health(gateway: GatewayDep, looking: PartsDep) -> Health:
+async def health(services: ServicesDep) -> Health:
     """How all parts are; answered with 200 as long as the process lives.
 
     `degraded`: a part does not work. Moderation may be off, models may still be loading.
     """
-    parts = {**await looking.get(), **_streams(gateway), MODERATION: gateway.judge.state}
+    parts = {
+        **await services.get(PartChecks).get(),
+        **_streams(services),
+        MODERATION: services.get(Judge).state,
+    }
     whole = all(said in {OK, OFF, LOADING} for said in parts.values())
     workers = dispatchers = None
     if parts["redis"] == OK:
-        workers = await asyncio.to_thread(_count, gateway.doorbell.live_workers)
-        dispatchers = await asyncio.to_thread(_count, gateway.doorbell.live_dispatchers)
+        workers = await asyncio.to_thread(_count, services.queue.live_workers)
+        dispatchers = await asyncio.to_thread(_count, services.queue.live_dispatchers)
     return Health(
         status="healthy" if whole else "degraded",
         version=VERSION,
@@ -113,14 +138,14 @@ async def health(gateway: GatewayDep, looking: PartsDep) -> Health:
 
 
 @router.get("/", include_in_schema=False)
-async def home(request: Request, gateway: GatewayDep) -> Response:
+async def home(request: Request, services: ServicesDep) -> Response:
     """What this is and where to go."""
     root = request.scope.get("root_path", "")
     if "text/html" not in request.headers.get("accept", ""):
         paths = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
         links = {name: root + path for name, path in paths.items()}
         return JSONResponse({"name": "stenopool", "version": VERSION, **links})
-    base = gateway.settings.api.public_url or str(request.base_url).rstrip("/")
+    base = services.settings.api.public_url or str(request.base_url).rstrip("/")
     page = _HOME.format(version=VERSION, root=root, base=escape(f"{base}/"))
     return HTMLResponse(page, headers={"Content-Security-Policy": _HOME_POLICY})
 
@@ -152,24 +177,24 @@ _HOME = """<!doctype html>
 """
 
 
-async def _look(gateway: Gateway, logged: Parts) -> Parts:
+async def _look(services: Services, logged: Parts) -> Parts:
     checks: dict[str, Callable[[], None]] = {
-        "postgres": gateway.database.ping,
-        "migrations": lambda: check_revision(gateway.database),
-        "redis": gateway.check_queue,
-        "storage": gateway.check_storage,
-        WEIGHTS: gateway.resolver.check_defaults,
+        "postgres": services.database.ping,
+        "migrations": lambda: check_revision(services.database),
+        "redis": services.check_queue,
+        "storage": services.check_storage,
+        WEIGHTS: services.get(Resolver).check_defaults,
     }
     said = await asyncio.gather(*(_ask(name, check, logged) for name, check in checks.items()))
     return dict(zip(checks, said, strict=True))
 
 
-def _streams(gateway: Gateway) -> Parts:
+def _streams(services: Services) -> Parts:
     """The recognizer that is to be there before anybody wants it, if any."""
-    wanted = gateway.settings.stream
+    wanted = services.settings.stream
     if not wanted.preload:
         return {}
-    return {STREAMS: gateway.recognizers.state(wanted.engine, wanted.model)}
+    return {STREAMS: services.get(Recognizers).state(wanted.engine, wanted.model)}
 
 
 async def _ask(name: str, check: Callable[[], None], logged: Parts) -> str:

@@ -12,6 +12,7 @@ from itertools import accumulate
 from math import inf
 from typing import TypeVar
 
+from fastapi import APIRouter, Depends, Request
 from loguru import logger
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import (
@@ -25,10 +26,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 from redis.exceptions import RedisError
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.services import Gateway
-from api.version import VERSION
+from api.auth.callers import may_read_metrics
+from api.http.problems import documented
+from api.services import VERSION, Services, ServicesDep
 from common.db.monitoring import MOST, Observed, Server, Waiting, observe_service
 from common.db.streams import COMPLETED, INTERRUPTED
 from common.domain.job import JobStatus, StepKind
@@ -45,6 +48,8 @@ from common.domain.metrics import (
 )
 from common.domain.metrics import Counter as Counted
 from common.errors import StenoError
+
+router = APIRouter(tags=["health"])
 
 T = TypeVar("T")
 Labels = tuple[str, ...]
@@ -139,8 +144,8 @@ def _template(scope: Scope) -> str:
 class Scraper:
     """Answers scrapes; several at once look at Postgres and Redis once."""
 
-    def __init__(self, gateway: Gateway, http: HttpMetrics) -> None:
-        self._gateway = gateway
+    def __init__(self, services: Services, http: HttpMetrics) -> None:
+        self._services = services
         self._http = http
         self._looks: dict[str, asyncio.Task[object]] = {}
 
@@ -150,7 +155,7 @@ class Scraper:
         What cannot be had is left out, and told to be down.
         """
         service, queue, disk = await asyncio.gather(
-            self._look("postgres", lambda: observe_service(self._gateway.database)),
+            self._look("postgres", lambda: observe_service(self._services.database)),
             self._look("redis", self._queue),
             self._look("disk", self._disk),
         )
@@ -160,19 +165,19 @@ class Scraper:
         return await asyncio.to_thread(encode, registry), media_type
 
     def _queue(self) -> _Queue:
-        doorbell = self._gateway.doorbell
-        used, limit = doorbell.memory()
+        queue = self._services.queue
+        used, limit = queue.memory()
         return _Queue(
-            workers=doorbell.live_workers(),
-            dispatchers=doorbell.live_dispatchers(),
-            doorbells=doorbell.waiting(),
+            workers=queue.live_workers(),
+            dispatchers=queue.live_dispatchers(),
+            doorbells=queue.waiting(),
             memory_bytes=used,
             memory_limit_bytes=inf if limit is None else limit,
-            storage_full=doorbell.storage_is_full(),
+            storage_full=queue.storage_is_full(),
         )
 
     def _disk(self) -> _Disk:
-        found = shutil.disk_usage(self._gateway.settings.storage.temp)
+        found = shutil.disk_usage(self._services.settings.storage.temp)
         return _Disk(found.total, found.free)
 
     async def _look(self, part: str, look: Callable[[], T]) -> T | None:
@@ -335,3 +340,26 @@ def _tallies(service: Observed) -> Iterator[Metric]:
             buckets = list(zip(bounds, accumulate(found.counts), strict=True))
             seen.add_metric(labels, buckets=buckets, sum_value=found.sum)
         yield seen
+
+
+@router.get(
+    "/metrics",
+    summary="How is it doing? (Prometheus)",
+    response_class=PlainTextResponse,
+    responses={
+        200: {
+            "content": {"text/plain": {}, "application/openmetrics-text": {}},
+            "description": "The metrics",
+        },
+        **documented(401, 403, 503),
+    },
+    dependencies=[Depends(may_read_metrics)],
+)
+async def metrics(request: Request, services: ServicesDep) -> Response:
+    """Every metric, in the text format of Prometheus or, if it is asked for, OpenMetrics.
+
+    All gateways tell the same of the service; of the requests that were answered, each its own.
+    Needs a key with the scope admin, unless METRICS_OPEN is set.
+    """
+    content, media_type = await services.get(Scraper).scrape(request.headers.get("accept", ""))
+    return Response(content, media_type=media_type)

@@ -9,7 +9,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.auth.callers import Reader
-from api.services import Gateway, GatewayDep
+from api.processes.moderator import Judge
+from api.processes.recognizers import Recognizers
+from api.services import Services, ServicesDep
+from api.streams.options import StreamResolver
 from common.domain.moderation import Label
 
 router = APIRouter(tags=["models"])
@@ -60,15 +63,15 @@ class Models(BaseModel):
 
 
 @router.get("/models", response_model=Models, summary="List the weights")
-async def models(gateway: GatewayDep, _: Reader) -> Models:
+async def models(services: ServicesDep, _: Reader) -> Models:
     """All weights that can be asked for by name, and whether they are on this machine.
 
     `streams`, `loaded` and `live_streams` are about the gateway process that answers.
     """
-    asr, live = gateway.settings.asr, gateway.settings.stream
+    asr, live = services.settings.asr, services.settings.stream
     default = (asr.default_engine, asr.default_model)
-    loaded = gateway.recognizers.loaded()
-    can_stream = gateway.stream_resolver.can_stream
+    loaded = services.get(Recognizers).loaded()
+    can_stream = services.get(StreamResolver).can_stream
     return Models(
         models=[
             ModelState(
@@ -84,14 +87,14 @@ async def models(gateway: GatewayDep, _: Reader) -> Models:
                 loaded=(state.engine, state.model) in loaded,
                 live_streams=loaded.get((state.engine, state.model)),
             )
-            for state in await asyncio.to_thread(gateway.weights.states)
+            for state in await asyncio.to_thread(services.weights.states)
         ],
-        moderation=_moderation(gateway),
+        moderation=_moderation(services),
     )
 
 
-def _moderation(gateway: Gateway) -> ModerationModel:
-    by, state = gateway.judge.by, gateway.judge.state
+def _moderation(services: Services) -> ModerationModel:
+    by, state = services.get(Judge).by, services.get(Judge).state
     return ModerationModel(
         state=state,
         model=by.model if by else None,

@@ -21,8 +21,10 @@ from loguru import logger
 
 from api.auth.callers import Caller
 from api.http.problems import details_of
-from api.services import Gateway
-from api.streams.options import StreamOptions, Wanted, check_unchanged
+from api.processes.moderator import Judge
+from api.processes.recognizers import Recognizers
+from api.services import Services
+from api.streams.options import StreamOptions, StreamResolver, Wanted, check_unchanged
 from common.audio.wav import container_of
 from common.db.streams import COMPLETED, NewStream, StreamFinal
 from common.domain.moderation import ModeratedBy
@@ -47,6 +49,7 @@ from common.errors import (
     NotFound,
     NotPcm,
     OverLimit,
+    Restarting,
     SlowReader,
     StenoError,
     TooFast,
@@ -90,19 +93,19 @@ class Live:
     """
 
     def __init__(
-        self, gateway: Gateway, caller: Caller, wanted: Wanted, request_id: str | None
+        self, services: Services, caller: Caller, wanted: Wanted, request_id: str | None
     ) -> None:
         self.id = str(uuid4())
         self.spent_ms = 0.0
         self.error: StenoError | None = None
         """Why it is over; None: as the client wished."""
-        self._gateway = gateway
+        self._services = services
         self._caller = caller
         self._wanted = wanted
         self._request_id = request_id
         self._has_left = False
-        self._patience_s = gateway.settings.stream.patience
-        self._streams = gateway.streams(caller.tenant)
+        self._patience_s = services.settings.stream.patience
+        self._streams = services.streams(caller.tenant)
         self._session = Session(wanted.setup, wanted.endpointing, moderated=wanted.moderation)
         self._arrivals = Arrivals()
         self._began = self._touched = self._now()
@@ -132,8 +135,8 @@ class Live:
             StreamsFull, TooManyStreams, TooMuchAudio, Unavailable: there is none to be had.
         """
         setup = self._wanted.setup
-        self._gateway.recognizers.check(setup)
-        self._gateway.lives.add(self)
+        self._services.get(Recognizers).check(setup)
+        self._services.get(Lives).add(self)
         self._pump()  # it holds its place while Postgres is asked
         new = NewStream(
             id=self.stream_id,
@@ -147,7 +150,7 @@ class Live:
             client=self._wanted.client,
         )
         try:
-            await self._gateway.in_thread(self._streams.open, new)
+            await self._services.in_thread(self._streams.open, new)
         except BaseException:
             await self.end()
             raise
@@ -206,8 +209,8 @@ class Live:
         """
         check_unchanged(options)
         current = self._session.setup
-        setup = await asyncio.to_thread(self._gateway.stream_resolver.setup, options, current)
-        self._gateway.recognizers.check(setup, besides=self.id)
+        setup = await asyncio.to_thread(self._services.get(StreamResolver).setup, options, current)
+        self._services.get(Recognizers).check(setup, besides=self.id)
         self._session.switch(setup)
         self._pump()
 
@@ -248,7 +251,7 @@ class Live:
 
     async def end(self) -> None:
         """Have what is under way come to its end, and note that it is over."""
-        self._gateway.lives.discard(self)
+        self._services.get(Lives).discard(self)
         try:
             if self._keeping is not None:
                 self.finish()
@@ -259,7 +262,7 @@ class Live:
                 task.cancel()
             if self._keeping is not None:
                 self._keeping.cancel()
-            self._gateway.recognizers.detach(self)
+            self._services.get(Recognizers).detach(self)
 
     # --- what the recognizer says ---------------------------------------------------------------
 
@@ -302,9 +305,9 @@ class Live:
             if isinstance(out, Event):
                 self._tell(out)
             elif isinstance(out, Attach):
-                self._gateway.recognizers.attach(self, out.setup)
+                self._services.get(Recognizers).attach(self, out.setup)
             else:
-                self._gateway.recognizers.order(self, out)
+                self._services.get(Recognizers).order(self, out)
         if self._session.behind_ms <= CAUGHT_UP_MS:
             self._eased.set()
         if self._session.is_over:
@@ -362,8 +365,8 @@ class Live:
         """Watch the clock."""
         beat_at = self._now() + BEAT_S
         beating: asyncio.Task[None] | None = None
-        limit_s = self._gateway.settings.stream.idle
-        most_hours = self._gateway.settings.stream.max_hours
+        limit_s = self._services.settings.stream.idle
+        most_hours = self._services.settings.stream.max_hours
         while not self._over:
             await asyncio.sleep(TICK_S)
             now = self._now()
@@ -384,7 +387,7 @@ class Live:
     async def _beat(self) -> None:
         setup = self._session.setup
         try:
-            await self._gateway.in_thread(
+            await self._services.in_thread(
                 self._streams.beat,
                 self.stream_id,
                 audio_ms=self._session.received_ms,
@@ -437,7 +440,7 @@ class Live:
     async def _judge(self, final: Final) -> tuple[tuple[Segment, ...], ModeratedBy | None]:
         texts = [segment.text for segment in final.segments]
         try:
-            by, verdicts = await self._gateway.judge.judge(texts)
+            by, verdicts = await self._services.get(Judge).judge(texts)
         except StenoError as error:
             logger.warning(
                 "stream {stream_id}: final {} is not judged: {}",
@@ -458,7 +461,7 @@ class Live:
         """Commit something, however long Postgres is out, as long as the stream lasts."""
         while True:
             try:
-                await self._gateway.in_thread(commit)
+                await self._services.in_thread(commit)
             except NotFound as error:  # deleted: nothing of it is to be kept
                 self.finish(error)
                 return
@@ -494,7 +497,7 @@ class Live:
             outcome = self.error.code
         audio_ms = self._session.received_ms
         try:
-            await self._gateway.in_thread(
+            await self._services.in_thread(
                 self._streams.close, self.stream_id, audio_ms=audio_ms, outcome=outcome
             )
         except NotFound:
@@ -511,6 +514,36 @@ class Live:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+class Lives:
+    """All that are under way, so that they can be ended in time."""
+
+    def __init__(self) -> None:
+        self._lives: set[Live] = set()
+        self._closing = False
+
+    def add(self, live: Live) -> None:
+        """One has begun.
+
+        Raises:
+            Restarting: the gateway is about to end.
+        """
+        if self._closing:
+            raise Restarting
+        self._lives.add(live)
+
+    def discard(self, live: Live) -> None:
+        self._lives.discard(live)
+
+    def __len__(self) -> int:
+        return len(self._lives)
+
+    def finish(self) -> None:
+        """The gateway is about to end: have all come to their ends, and let none begin."""
+        self._closing = True
+        for live in list(self._lives):
+            live.finish(Restarting())
 
 
 class Arrivals:

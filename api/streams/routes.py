@@ -20,9 +20,9 @@ from api.http.bodies import stream_body
 from api.http.problems import TOLD, documented, problem, unless_unread
 from api.http.sse import MEDIA_TYPE as SSE
 from api.http.sse import event
-from api.services import Gateway, GatewayDep
+from api.services import Services, ServicesDep
 from api.streams.live import UNREAD_S, Live, refusal_document
-from api.streams.options import StreamOptions, stream_options
+from api.streams.options import StreamOptions, StreamResolver, stream_options
 from common.domain.keys import Scope as KeyScope
 from common.errors import (
     Idle,
@@ -74,28 +74,28 @@ def close_code(error: StenoError | None) -> int:
 @router.websocket("/ws/transcribe")
 async def transcribe(websocket: WebSocket) -> None:
     """Sound in, words out; `README.md` has the messages."""
-    gateway: Gateway = websocket.state.gateway
+    services: Services = websocket.state.services
     protocols = websocket.scope.get("subprotocols", [])
     shows_key = len(protocols) == 2 and protocols[0] == TOKEN
     try:
         sent = protocols[1] if shows_key else None
-        caller = await caller_of(websocket, gateway, KeyScope.TRANSCRIBE, sent)
+        caller = await caller_of(websocket, services, KeyScope.TRANSCRIBE, sent)
         options = stream_options(websocket.query_params)
     except StenoError as error:
         await websocket.send_denial_response(problem(error))
         return
     await websocket.accept(subprotocol=TOKEN if shows_key else None)
-    await _Talk(websocket, gateway, caller, options).run()
+    await _Talk(websocket, services, caller, options).run()
 
 
 class _Talk:
     """One connection, from the first message to the last."""
 
     def __init__(
-        self, websocket: WebSocket, gateway: Gateway, caller: Caller, options: StreamOptions
+        self, websocket: WebSocket, services: Services, caller: Caller, options: StreamOptions
     ) -> None:
         self._socket = websocket
-        self._gateway = gateway
+        self._services = services
         self._caller = caller
         self._options = options
         self._mistakes = 0
@@ -132,7 +132,7 @@ class _Talk:
         Raises:
             BadInput: it makes no sense.
         """
-        limit_s = self._gateway.settings.stream.idle
+        limit_s = self._services.settings.stream.idle
         while True:
             try:
                 async with asyncio.timeout(limit_s):
@@ -149,9 +149,9 @@ class _Talk:
             return message
 
     async def _begin(self) -> Live:
-        gateway = self._gateway
-        wanted = await asyncio.to_thread(gateway.stream_resolver.resolve, self._options)
-        live = Live(gateway, self._caller, wanted, self._socket.state.request_id)
+        services = self._services
+        wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, self._options)
+        live = Live(services, self._caller, wanted, self._socket.state.request_id)
         await live.begin()
         return live
 
@@ -274,7 +274,7 @@ def _fit_to_tell(error: StenoError) -> StenoError:
 )
 async def stream(
     request: Request,
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Transcriber,
     options: Annotated[StreamOptions, Query()],
 ) -> Response:
@@ -286,8 +286,8 @@ async def stream(
     """
     stream_body(request.scope)
     try:
-        wanted = await asyncio.to_thread(gateway.stream_resolver.resolve, options)
-        live = Live(gateway, caller, wanted, request.state.request_id)
+        wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, options)
+        live = Live(services, caller, wanted, request.state.request_id)
         await live.begin()
     except StenoError as error:
         return unless_unread(request, problem(error))

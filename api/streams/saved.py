@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Reader, Transcriber
 from api.http.problems import documented
-from api.services import Gateway, GatewayDep
+from api.services import Services, ServicesDep
 from api.transcripts.schemas import ResultModeration, ResultSegment, ResultWord
 from common.db.streams import Stream, StreamFinal
 from common.domain.job import MODERATION_FAILED
@@ -82,9 +82,9 @@ class StreamDocument(BaseModel):
 
 
 @router.get("/{session_id}", summary="Take a live stream's text", response_model=StreamDocument)
-async def stream(session_id: UUID, gateway: GatewayDep, caller: Reader) -> Response:
+async def stream(session_id: UUID, services: ServicesDep, caller: Reader) -> Response:
     """A live stream with all its finals, also while it goes on."""
-    return await gateway.in_thread(_told, gateway, caller.tenant, session_id)
+    return await services.in_thread(_told, services, caller.tenant, session_id)
 
 
 @router.delete(
@@ -93,17 +93,17 @@ async def stream(session_id: UUID, gateway: GatewayDep, caller: Reader) -> Respo
     summary="Delete a live stream with its text",
     responses=documented(404),
 )
-async def delete(session_id: UUID, gateway: GatewayDep, caller: Transcriber) -> None:
+async def delete(session_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
     """Delete a live stream with its text; one that goes on is ended within seconds.
 
     What is left is a receipt. A stream that was deleted before is a 204 again.
     """
-    await gateway.in_thread(gateway.streams(caller.tenant).delete, session_id)
+    await services.in_thread(services.streams(caller.tenant).delete, session_id)
     logger.info("stream {stream_id} was deleted", stream_id=session_id)
 
 
-def _told(gateway: Gateway, tenant: str, session_id: UUID) -> Response:
-    found = gateway.streams(tenant).get(session_id)
+def _told(services: Services, tenant: str, session_id: UUID) -> Response:
+    found = services.streams(tenant).get(session_id)
     document = transcript_document(found.transcript, warnings=list(_warnings(found)))
     del document["manifest"]  # what a job's has, each final tells of itself
     del document["language_probabilities"]

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
 from api.http.headers import disposition
-from api.services import Gateway
+from api.services import Services
 from common.db.jobs import Jobs
 from common.errors import StenoError
 from common.storage.storage import Stored
@@ -56,16 +56,16 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-async def original(request: Request, gateway: Gateway, jobs: Jobs, job_id: UUID) -> Response:
+async def original(request: Request, services: Services, jobs: Jobs, job_id: UUID) -> Response:
     """The response with a job's recording, which has the name it was sent under.
 
     Raises:
         NotFound: there is no such job in the tenant, or no recording of it.
     """
-    recording = await gateway.in_thread(jobs.recording, job_id)
+    recording = await services.in_thread(jobs.recording, job_id)
     media_type = CONTAINERS.get(recording.container, UNKNOWN)
     header = disposition(recording.filename)
-    offer = partial(gateway.storage.offer, media_type=media_type, disposition=header)
+    offer = partial(services.storage.offer, media_type=media_type, disposition=header)
     offered = await asyncio.to_thread(offer, recording.id)
     if isinstance(offered, Path):
         return FileResponse(offered, media_type=media_type, headers={"Content-Disposition": header})

@@ -17,9 +17,10 @@ from starlette.responses import JSONResponse, Response
 from api.auth.callers import Reader, Transcriber
 from api.http.headers import attachment
 from api.http.problems import documented
+from api.jobs.changes import Changes
 from api.jobs.schemas import AudioTrack, Status
-from api.processes.wav import WavResponse
-from api.services import Gateway, GatewayDep
+from api.processes.wav import WavFiles, WavResponse
+from api.services import Services, ServicesDep
 from api.transcripts.original import RESPONSES, original
 from api.transcripts.schemas import Result
 from common.db.jobs import Jobs, Text
@@ -53,29 +54,29 @@ WAV = "audio/wav"
 async def status(
     job_id: UUID,
     request: Request,
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Reader,
     wait: Annotated[
         float, Query(ge=0, le=60, description="Answer after a change, or after so many seconds.")
     ] = 0,
 ) -> Status:
     """Where a job stands. With `wait`, a long poll; a job that has ended answers at once."""
-    jobs = gateway.jobs(caller.tenant)
+    jobs = services.jobs(caller.tenant)
     deadline = time.monotonic() + wait
-    with gateway.changes.watch(job_id) as changed:
-        first = now = await gateway.in_thread(jobs.snapshot, job_id)
+    with services.get(Changes).watch(job_id) as changed:
+        first = now = await services.in_thread(jobs.snapshot, job_id)
         while (
             not is_final(now.status)
             and _visible(now) == _visible(first)
             and (left := deadline - time.monotonic()) > 0
-            and not gateway.changes.closing
+            and not services.get(Changes).closing
             and not await request.is_disconnected()
         ):
             logger.debug("somebody waits for job {job_id}", job_id=job_id)
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
             changed.clear()
-            now = await gateway.in_thread(jobs.snapshot, job_id)
+            now = await services.in_thread(jobs.snapshot, job_id)
     return status_document(now)
 
 
@@ -87,7 +88,7 @@ async def status(
 )
 async def result(
     job_id: UUID,
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Reader,
     partial: Annotated[
         bool, Query(description="Take what is there so far, whatever the job's status.")
@@ -95,13 +96,13 @@ async def result(
     filter_profanity: Masks = None,
 ) -> Response:
     """A job's text; 409 until it is COMPLETED, unless a partial one will do."""
-    return await gateway.in_thread(
+    return await services.in_thread(
         _result,
-        gateway.jobs(caller.tenant),
+        services.jobs(caller.tenant),
         job_id,
         partial=partial,
         mask=filter_profanity,
-        download_url=gateway.link(f"/api/v1/download/{job_id}"),
+        download_url=services.link(f"/api/v1/download/{job_id}"),
     )
 
 
@@ -121,7 +122,7 @@ async def result(
 async def download(
     job_id: UUID,
     request: Request,
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Reader,
     format: Annotated[Format, Query(description="The kind of file.")] = "txt",  # noqa: A002 - its name on the wire
     flag: Annotated[
@@ -142,16 +143,16 @@ async def download(
     """
     if flag and format not in FLAGGING:
         raise Needs(field="flag", value="true", needed="format=srt or format=vtt")
-    jobs = gateway.jobs(caller.tenant)
+    jobs = services.jobs(caller.tenant)
     if filter_profanity and format in {"wav", "original"}:
         raise Needs(field="filter_profanity", value="true", needed="a format of text")
     if format == "wav":
-        return await _recording(gateway, jobs, job_id, redact=redact)
+        return await _recording(services, jobs, job_id, redact=redact)
     if redact:
         raise Needs(field="redact", value="true", needed="format=wav")
     if format == "original":
-        return await original(request, gateway, jobs, job_id)
-    return await gateway.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
+        return await original(request, services, jobs, job_id)
+    return await services.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
 
 
 @router.post(
@@ -160,9 +161,9 @@ async def download(
     response_model=Status,
     responses=documented(409),
 )
-async def cancel(job_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Status:
+async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
     """Call a job off; a job that was called off before stays so."""
-    return await gateway.in_thread(_cancel, gateway, gateway.jobs(caller.tenant), job_id)
+    return await services.in_thread(_cancel, services, services.jobs(caller.tenant), job_id)
 
 
 def _visible(snapshot: Snapshot) -> Snapshot:
@@ -218,16 +219,16 @@ def _result(
     return JSONResponse(document)
 
 
-async def _recording(gateway: Gateway, jobs: Jobs, job_id: UUID, *, redact: bool) -> Response:
-    snapshot, text, transcript = await gateway.in_thread(
+async def _recording(services: Services, jobs: Jobs, job_id: UUID, *, redact: bool) -> Response:
+    snapshot, text, transcript = await services.in_thread(
         _text, jobs, job_id, partial=False, mask=False
     )
     if redact:
         _check_moderated(text, "redact")
         _check_all_judged(transcript)
-    recording = await gateway.in_thread(jobs.recording, job_id)
+    recording = await services.in_thread(jobs.recording, job_id)
     spans = spans_to_silence(transcript) if redact else []
-    file = await gateway.wav_files.open(
+    file = await services.get(WavFiles).open(
         recording.id, transcript.duration_ms, spans, snapshot.audio_track
     )
     name = attachment(snapshot.filename, "redacted.wav" if redact else "wav")
@@ -298,7 +299,7 @@ def check_ready(snapshot: Snapshot) -> None:
         raise NotReady(status_now=snapshot.status.value)
 
 
-def _cancel(gateway: Gateway, jobs: Jobs, job_id: UUID) -> Status:
-    gateway.stop(jobs.cancel(job_id))
-    gateway.events.job_changed(job_id)
+def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:
+    services.stop(jobs.cancel(job_id))
+    services.events.job_changed(job_id)
     return status_document(jobs.snapshot(job_id))

@@ -16,7 +16,7 @@ from api.auth.callers import Transcriber
 from api.http.fields import Name
 from api.http.pagination import Limit, PageCursor, parsed, told
 from api.http.problems import documented
-from api.services import GatewayDep
+from api.services import ServicesDep
 from common.db.endpoints import Delivery, DeliveryFilter
 from common.db.tables import WebhookEndpoint
 from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook_id
@@ -162,7 +162,7 @@ class DeliveryList(BaseModel):
 
 @router.get("/deliveries", summary="List messages")
 async def list_deliveries(
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Transcriber,
     endpoint_id: UUID | SkipJsonSchema[None] = None,
     job_id: UUID | SkipJsonSchema[None] = None,
@@ -171,8 +171,8 @@ async def list_deliveries(
     cursor: PageCursor = None,
 ) -> DeliveryList:
     """Messages with all attempts at them, the newest first."""
-    page = await gateway.in_thread(
-        gateway.webhooks(caller.tenant).deliveries,
+    page = await services.in_thread(
+        services.webhooks(caller.tenant).deliveries,
         DeliveryFilter(endpoint_id, job_id, status),
         limit=limit,
         cursor=parsed(cursor),
@@ -190,12 +190,12 @@ async def list_deliveries(
     responses=documented(404, 409),
 )
 async def redeliver(
-    delivery_id: UUID, gateway: GatewayDep, caller: Transcriber
+    delivery_id: UUID, services: ServicesDep, caller: Transcriber
 ) -> DeliveryDocument:
     """Send a message (once more), at once, under the same `webhook-id`; retried like a new one."""
-    webhooks = gateway.webhooks(caller.tenant)
-    delivery = await gateway.in_thread(webhooks.redeliver, delivery_id)
-    gateway.events.work_to_do()
+    webhooks = services.webhooks(caller.tenant)
+    delivery = await services.in_thread(webhooks.redeliver, delivery_id)
+    services.events.work_to_do()
     return _delivery(delivery)
 
 
@@ -203,20 +203,20 @@ async def redeliver(
 
 
 @router.get("/secret", summary="See the secret for jobs' own URLs")
-async def read_tenant_secret(gateway: GatewayDep, caller: Transcriber) -> Secrets:
+async def read_tenant_secret(services: ServicesDep, caller: Transcriber) -> Secrets:
     """What signs messages to a job's own `webhook_url`; it is made when it is first asked for."""
-    return _secrets(await gateway.in_thread(gateway.webhooks(caller.tenant).secrets, None))
+    return _secrets(await services.in_thread(services.webhooks(caller.tenant).secrets, None))
 
 
 @router.post("/secret/rotate", summary="Replace the secret for jobs' own URLs")
 async def rotate_tenant_secret(
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Transcriber,
     rotation: Annotated[Rotation, Body(default_factory=Rotation)],
 ) -> Secrets:
     """Make a new one; for a while messages are signed with both."""
-    webhooks = gateway.webhooks(caller.tenant)
-    return _secrets(await gateway.in_thread(webhooks.rotate, None, rotation.overlap_seconds))
+    webhooks = services.webhooks(caller.tenant)
+    return _secrets(await services.in_thread(webhooks.rotate, None, rotation.overlap_seconds))
 
 
 # --- endpoints ------------------------------------------------------------------------------------
@@ -228,47 +228,47 @@ async def rotate_tenant_secret(
     status_code=HTTP_201_CREATED,
     responses=documented(409),
 )
-async def create(wanted: NewEndpoint, gateway: GatewayDep, caller: Transcriber) -> NewlyMade:
+async def create(wanted: NewEndpoint, services: ServicesDep, caller: Transcriber) -> NewlyMade:
     """Have a URL told of the ends of this tenant's jobs; 409 when there are too many endpoints."""
-    await gateway.egress.check(wanted.url)
-    endpoint, secret = await gateway.in_thread(
-        gateway.webhooks(caller.tenant).create,
+    await services.egress.check(wanted.url)
+    endpoint, secret = await services.in_thread(
+        services.webhooks(caller.tenant).create,
         wanted.url,
         _events(wanted.events),
         wanted.description,
-        limit=gateway.settings.webhook.max_endpoints,
+        limit=services.settings.webhook.max_endpoints,
     )
     return NewlyMade(**_endpoint(endpoint), secret=secret.text)
 
 
 @router.get("", summary="List endpoints")
-async def list_endpoints(gateway: GatewayDep, caller: Transcriber) -> EndpointList:
+async def list_endpoints(services: ServicesDep, caller: Transcriber) -> EndpointList:
     """The tenant's endpoints, the oldest first."""
-    found = await gateway.in_thread(gateway.webhooks(caller.tenant).endpoints)
+    found = await services.in_thread(services.webhooks(caller.tenant).endpoints)
     return EndpointList(endpoints=[Endpoint(**_endpoint(each)) for each in found])
 
 
 @router.get("/{endpoint_id}", summary="See an endpoint", responses=documented(404))
-async def read(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Endpoint:
+async def read(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> Endpoint:
     """One endpoint."""
-    webhooks = gateway.webhooks(caller.tenant)
-    return Endpoint(**_endpoint(await gateway.in_thread(webhooks.endpoint, endpoint_id)))
+    webhooks = services.webhooks(caller.tenant)
+    return Endpoint(**_endpoint(await services.in_thread(webhooks.endpoint, endpoint_id)))
 
 
 @router.patch("/{endpoint_id}", summary="Change an endpoint", responses=documented(404))
 async def change(
-    endpoint_id: UUID, wanted: EndpointChange, gateway: GatewayDep, caller: Transcriber
+    endpoint_id: UUID, wanted: EndpointChange, services: ServicesDep, caller: Transcriber
 ) -> Endpoint:
     """Change, pause or resume an endpoint. Resuming forgets how much went wrong before."""
     values: dict[str, Any] = wanted.model_dump(exclude_none=True)
     if wanted.url is not None:
-        await gateway.egress.check(wanted.url)
+        await services.egress.check(wanted.url)
     if wanted.events is not None:
         values["events"] = _events(wanted.events)
-    webhooks = gateway.webhooks(caller.tenant)
-    endpoint = await gateway.in_thread(webhooks.change, endpoint_id, **values)
+    webhooks = services.webhooks(caller.tenant)
+    endpoint = await services.in_thread(webhooks.change, endpoint_id, **values)
     if wanted.paused is False:
-        gateway.events.work_to_do()
+        services.events.work_to_do()
     return Endpoint(**_endpoint(endpoint))
 
 
@@ -279,15 +279,15 @@ async def change(
     response_class=Response,
     responses=documented(404),
 )
-async def delete(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> None:
+async def delete(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
     """Delete an endpoint with its messages, also those that wait."""
-    await gateway.in_thread(gateway.webhooks(caller.tenant).delete, endpoint_id)
+    await services.in_thread(services.webhooks(caller.tenant).delete, endpoint_id)
 
 
 @router.get("/{endpoint_id}/secret", summary="See an endpoint's secret", responses=documented(404))
-async def read_secret(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> Secrets:
+async def read_secret(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> Secrets:
     """What signs the endpoint's messages."""
-    return _secrets(await gateway.in_thread(gateway.webhooks(caller.tenant).secrets, endpoint_id))
+    return _secrets(await services.in_thread(services.webhooks(caller.tenant).secrets, endpoint_id))
 
 
 @router.post(
@@ -295,13 +295,15 @@ async def read_secret(endpoint_id: UUID, gateway: GatewayDep, caller: Transcribe
 )
 async def rotate_secret(
     endpoint_id: UUID,
-    gateway: GatewayDep,
+    services: ServicesDep,
     caller: Transcriber,
     rotation: Annotated[Rotation, Body(default_factory=Rotation)],
 ) -> Secrets:
     """Make a new one; for a while messages are signed with both."""
-    webhooks = gateway.webhooks(caller.tenant)
-    return _secrets(await gateway.in_thread(webhooks.rotate, endpoint_id, rotation.overlap_seconds))
+    webhooks = services.webhooks(caller.tenant)
+    return _secrets(
+        await services.in_thread(webhooks.rotate, endpoint_id, rotation.overlap_seconds)
+    )
 
 
 @router.post(
@@ -310,11 +312,11 @@ async def rotate_secret(
     status_code=HTTP_202_ACCEPTED,
     responses=documented(404),
 )
-async def test(endpoint_id: UUID, gateway: GatewayDep, caller: Transcriber) -> DeliveryDocument:
+async def test(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> DeliveryDocument:
     """Send a `webhook.test`, also to an endpoint that is paused. It is tried once."""
-    webhooks = gateway.webhooks(caller.tenant)
-    delivery = await gateway.in_thread(webhooks.test, endpoint_id)
-    gateway.events.work_to_do()
+    webhooks = services.webhooks(caller.tenant)
+    delivery = await services.in_thread(webhooks.test, endpoint_id)
+    services.events.work_to_do()
     return _delivery(delivery)
 
 

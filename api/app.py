@@ -33,7 +33,7 @@ from api.moderation import routes as moderation
 from api.openai import routes as openai
 from api.openai.schemas import install as install_openai
 from api.ops import docs, health, metrics, models
-from api.ops.health import PartChecks
+from api.ops.health import PROBES, PartChecks
 from api.ops.metrics import HttpMetrics, RequestMetrics, Scraper
 from api.processes.moderator import Judge
 from api.processes.prober import Prober
@@ -192,13 +192,13 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """From the inside out: what comes last sees a request first."""
     app.add_middleware(HeadRules)
-    app.add_middleware(LocalOnly, origins=settings.cors.allowed)
+    app.add_middleware(LocalOnly, origins=settings.cors.allowed, probes=PROBES)
     app.add_middleware(
         HeadLimits,
         max_head_bytes=settings.api.max_header_kb * 1000,
         max_body_bytes=settings.api.max_body_kb * 1000,
     )
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, quiet=PROBES)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors.allowed,

@@ -18,8 +18,7 @@ from api.auth.callers import Caller
 from api.http.bodies import Body
 from api.http.fields import Prose, Word
 from api.http.multipart import FormReader
-from api.jobs.idempotency import idempotency_key
-from api.jobs.resolving import request_sha256
+from api.jobs.idempotency import idempotency_key, request_sha256
 from api.jobs.schemas import Accepted
 from api.jobs.uploads import Form, Upload
 from api.openai.model_names import weights_named

@@ -20,7 +20,6 @@ from api.auth.keyring import KeyRing
 from api.auth.rate_limits import Limiter
 from api.http.bodies import has_unread_body
 from api.http.headers import answer_with
-from api.http.middleware import PROBES
 from api.http.problems import Problem, Refusal, problem
 from api.services import Services, ServicesDep
 from common.db.jobs import NewJob
@@ -245,9 +244,10 @@ Admin = Annotated[Caller, Depends(_with(Scope.ADMIN))]
 class LocalOnly:
     """Rejects, as long as no key is needed, what does not come straight from this machine."""
 
-    def __init__(self, app: ASGIApp, *, origins: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, *, origins: Collection[str], probes: Collection[str]) -> None:
         self._app = app
         self._origins = origins
+        self._probes = probes
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] in {"http", "websocket"} and (answer := await self._refusal(scope)):
@@ -266,7 +266,7 @@ class LocalOnly:
                     return None
                 answer = problem(rejected)
             except Unavailable as error:
-                if scope["path"] in PROBES:
+                if scope["path"] in self._probes:
                     return None
                 answer = problem(error)
             return Refusal(answer) if has_unread_body(scope) else answer

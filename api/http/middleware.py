@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Collection
 
 from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,8 +19,6 @@ NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancest
 """A policy for documents that are no pages (CSP)."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-PROBES = frozenset({"/health", "/healthz", "/readyz"})
-"""Paths that are asked every few seconds."""
 
 _STARTS = {"http.response.start", "websocket.http.response.start"}
 
@@ -91,13 +90,16 @@ class SafeHeaders:
 
 
 class RequestLog:
-    """Takes over a decent ``X-Request-Id`` or makes one; logs one line a request, or WebSocket.
+    """Takes over a valid ``X-Request-Id`` or makes one; logs one line a request, or WebSocket.
+
+    Requests to the paths ``quiet`` are logged as DEBUG.
 
     Plain ASGI: Starlette's base class for middleware would sit between an upload and its bytes.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, quiet: Collection[str]) -> None:
         self._app = app
+        self._quiet = quiet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
@@ -133,7 +135,7 @@ class RequestLog:
                 await unforeseen()(scope, receive, send_named)
             finally:
                 logger.log(
-                    "DEBUG" if scope["path"] in PROBES else "INFO",
+                    "DEBUG" if scope["path"] in self._quiet else "INFO",
                     "{} {} {} in {:.0f} ms, request {}",
                     scope.get("method", "WebSocket"),
                     scope["path"].encode("unicode_escape").decode(),

@@ -16,8 +16,8 @@ from api.auth.callers import Reader
 from api.http.problems import documented
 from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
 from api.jobs.feeds import Feed, watch_job
+from api.jobs.routes import status_document
 from api.services import ServicesDep
-from api.transcripts.routes import status_document
 from common.domain.job import JobStatus, is_final
 from common.domain.results import segment_document, verdict_document
 from common.domain.values import Segment

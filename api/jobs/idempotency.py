@@ -5,6 +5,8 @@ Named as in draft-ietf-httpapi-idempotency-key-header; its value is taken as it 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from typing import Any
 
@@ -13,7 +15,6 @@ from starlette.requests import Request
 
 from api.http.headers import answer_with
 from api.http.problems import shown
-from api.jobs.resolving import request_sha256
 from common.db.jobs import Created, Idempotency
 from common.errors import OutOfRange
 
@@ -30,6 +31,16 @@ PARAMETER: dict[str, Any] = {
     f"the tenant, is answered with the same job and `{REPLAYED}: true`; another request is a 409.",
 }
 """The header in the documentation."""
+
+
+def request_sha256(endpoint: str, options: BaseModel, recording_sha256: str | None = None) -> str:
+    """What two requests share that ask for the same; in lower-case hex."""
+    asked = {
+        "endpoint": endpoint,
+        "options": options.model_dump(mode="json", exclude_defaults=True),
+        "recording": recording_sha256,
+    }
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def idempotency_key(request: Request) -> str | None:

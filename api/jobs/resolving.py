@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from api.http.fields import metadata_of
 from api.http.problems import bad_value, shown
 from api.jobs.schemas import UploadOptions
+from api.processes.moderator import NEEDED as MODERATION
 from common.db.jobs import NewJob
 from common.db.snapshots import ClientData
 from common.domain.job import Priority
@@ -26,7 +25,6 @@ from common.weights.manifest import EVERY_LANGUAGE, WHISPER_ENGINES
 from common.weights.store import WeightsState, WeightsStore
 
 OfWorkers = Callable[[], set[tuple[str, str]] | None]
-MODELS = "moderation, which is off here (AI_LOAD_MODELS=false)"
 
 
 def form_options(sent: Mapping[str, str]) -> UploadOptions:
@@ -46,16 +44,6 @@ def form_options(sent: Mapping[str, str]) -> UploadOptions:
         return UploadOptions.model_validate(given)
     except ValidationError as error:
         raise bad_value(dict(error.errors()[0])) from None
-
-
-def request_sha256(endpoint: str, options: BaseModel, recording_sha256: str | None = None) -> str:
-    """What two requests share that ask for the same; in lower-case hex."""
-    asked = {
-        "endpoint": endpoint,
-        "options": options.model_dump(mode="json", exclude_defaults=True),
-        "recording": recording_sha256,
-    }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 class Resolver:
@@ -178,10 +166,10 @@ class Resolver:
     def _moderation(self, options: UploadOptions) -> bool:
         possible = self._settings.moderation.ai_load_models
         if options.moderation and not possible:
-            raise Needs(field="moderation", value="true", needed=MODELS)
+            raise Needs(field="moderation", value="true", needed=MODERATION)
         wanted = possible if options.moderation is None else options.moderation
         if options.filter_profanity and not wanted:
-            needed = "moderation=true" if possible else MODELS
+            needed = "moderation=true" if possible else MODERATION
             raise Needs(field="filter_profanity", value="true", needed=needed)
         return wanted
 

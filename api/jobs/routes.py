@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -15,30 +17,30 @@ from pydantic.json_schema import SkipJsonSchema
 
 from api.auth.callers import Caller, Reader, Transcriber
 from api.http.fields import Name
-from api.http.pagination import Limit, PageCursor, parsed, told
+from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
 from api.http.problems import documented
+from api.jobs.changes import Changes
 from api.jobs.idempotency import PARAMETER, idempotency, tell_of_replay
 from api.jobs.resolving import Resolver
-from api.jobs.schemas import Status, UploadOptions
+from api.jobs.schemas import AudioTrack, Status, UploadOptions
 from api.services import Services, ServicesDep
-from api.transcripts.routes import status_document
 from common.db.deletions import Deletions, Reason, Receipt
-from common.db.jobs import NewJob
-from common.db.listing import Finished, JobFilter, JobLists
+from common.db.jobs import Jobs, NewJob
+from common.db.listing import JobFilter, JobLists
+from common.db.snapshots import Snapshot
 from common.db.tables import Kind
-from common.domain.job import JobStatus
-from common.domain.masking import masked
+from common.domain.job import JobStatus, is_final
+from common.domain.results import seconds
 from common.errors import Transient
-from common.transcripts import transcript_of
 
 router = APIRouter(tags=["jobs"], responses=documented(422, 503))
 
-CONTENT_LETTERS = 200
-"""How much of a text the history shows."""
+
+REREAD_S = 2.0
+"""How often a long poll looks by itself, should no wake-up come."""
 
 AS_SET = UploadOptions.model_validate({})
 """Nothing asked for: all as the settings say."""
-_NEXT = Field(description="Where the list goes on; null at its end.")
 
 
 class CreatedJob(BaseModel):
@@ -58,39 +60,7 @@ class JobPage(BaseModel):
     """Some jobs, newest first."""
 
     jobs: list[Status]
-    next_cursor: str | None = _NEXT
-
-
-class HistoryEntry(BaseModel):
-    """What was said once, and how long it took to turn it into text."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    kind: Kind
-    session_id: UUID
-    """The id of the job or stream."""
-    job_id: UUID | None
-    """The same of a job; null of a stream."""
-    engine: str
-    model_id: str = Field(examples=["base"])
-    language: str = Field(examples=["vi"])
-    content: str
-    """How the text begins: 200 characters at most, masked as the upload asked for."""
-    duration_seconds: float
-    latency_ms: int | None
-    """From the request to the text; of a stream from the end of an utterance to its text, the
-    median; null where it had none."""
-    created_at: datetime
-    completed_at: datetime
-    recording_id: str | None
-    metadata: dict[str, Any] | None
-
-
-class History(BaseModel):
-    """What was turned into text, newest first."""
-
-    history: list[HistoryEntry]
-    next_cursor: str | None = _NEXT
+    next_cursor: NextCursor
 
 
 class DeletionReceipt(BaseModel):
@@ -119,7 +89,7 @@ class DeletionPage(BaseModel):
     """Some deletions, newest first."""
 
     deletions: list[DeletionReceipt]
-    next_cursor: str | None = _NEXT
+    next_cursor: NextCursor
 
 
 @router.post(
@@ -165,21 +135,60 @@ async def jobs(
     """The tenant's jobs, newest first. Jobs that come in meanwhile do not shift the pages."""
     which = JobFilter(status, created_after, created_before, recording_id, model)
     lists = JobLists(services.database, caller.tenant)
-    page = await services.in_thread(lists.page, which, limit=limit, after=parsed(cursor))
-    return JobPage(jobs=list(map(status_document, page.items)), next_cursor=told(page.next))
+    page = await services.in_thread(lists.page, which, limit=limit, after=parse_cursor(cursor))
+    return JobPage(jobs=list(map(status_document, page.items)), next_cursor=next_cursor(page.next))
 
 
-@router.get("/history", summary="List what was turned into text")
-async def history(
-    services: ServicesDep, caller: Reader, limit: Limit = 50, cursor: PageCursor = None
-) -> History:
-    """Jobs that are COMPLETED and live streams that have ended, each with how its text begins.
+@router.get(
+    "/status/{job_id}",
+    response_model=Status,
+    summary="Get a job's status",
+    responses=documented(404),
+)
+@router.get(
+    "/jobs/{job_id}",
+    response_model=Status,
+    summary="Get a job's status",
+    responses=documented(404),
+)
+async def status(
+    job_id: UUID,
+    request: Request,
+    services: ServicesDep,
+    caller: Reader,
+    wait: Annotated[
+        float, Query(ge=0, le=60, description="Answer after a change, or after so many seconds.")
+    ] = 0,
+) -> Status:
+    """Where a job stands. With `wait`, a long poll; a job that has ended answers at once."""
+    jobs = services.jobs(caller.tenant)
+    deadline = time.monotonic() + wait
+    with services.get(Changes).watch(job_id) as changed:
+        first = now = await services.in_thread(jobs.snapshot, job_id)
+        while (
+            not is_final(now.status)
+            and _visible(now) == _visible(first)
+            and (left := deadline - time.monotonic()) > 0
+            and not services.get(Changes).closing
+            and not await request.is_disconnected()
+        ):
+            logger.debug("somebody waits for job {job_id}", job_id=job_id)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
+            changed.clear()
+            now = await services.in_thread(jobs.snapshot, job_id)
+    return status_document(now)
 
-    All of the tenant's, newest first.
-    """
-    lists = JobLists(services.database, caller.tenant)
-    page = await services.in_thread(lists.finished, limit=limit, after=parsed(cursor))
-    return History(history=list(map(_entry, page.items)), next_cursor=told(page.next))
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    summary="Call a job off",
+    response_model=Status,
+    responses=documented(404, 409),
+)
+async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
+    """Call a job off; a job that was called off before stays so."""
+    return await services.in_thread(_cancel, services, services.jobs(caller.tenant), job_id)
 
 
 @router.post(
@@ -226,11 +235,13 @@ async def deletions(
     any more, and nothing was found.
     """
     receipts = Deletions(services.database, caller.tenant)
-    after = parsed(cursor)
+    after = parse_cursor(cursor)
     page = await services.in_thread(
         receipts.page, job_id=job_id, session_id=session_id, limit=limit, after=after
     )
-    return DeletionPage(deletions=list(map(_receipt, page.items)), next_cursor=told(page.next))
+    return DeletionPage(
+        deletions=list(map(_receipt, page.items)), next_cursor=next_cursor(page.next)
+    )
 
 
 def _create(request: Request, services: Services, caller: Caller, job: NewJob) -> CreatedJob:
@@ -270,27 +281,6 @@ def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
         deletions.erased(job_id, files=erased.files, size=erased.bytes)
 
 
-def _entry(finished: Finished) -> HistoryEntry:
-    transcript = transcript_of(finished.beginning)
-    if finished.beginning.options.filter_profanity:
-        transcript = masked(transcript)
-    return HistoryEntry(
-        kind=finished.kind,
-        session_id=finished.id,
-        job_id=finished.id if finished.kind is Kind.JOB else None,
-        engine=finished.engine,
-        model_id=finished.model,
-        language=finished.beginning.language,
-        content=transcript.text[:CONTENT_LETTERS],
-        duration_seconds=finished.beginning.duration_ms / 1000,
-        latency_ms=finished.latency_ms,
-        created_at=finished.created_at,
-        completed_at=finished.completed_at,
-        recording_id=finished.client.recording_id,
-        metadata=finished.client.metadata,
-    )
-
-
 def _receipt(receipt: Receipt) -> DeletionReceipt:
     return DeletionReceipt(
         kind=receipt.kind,
@@ -302,4 +292,46 @@ def _receipt(receipt: Receipt) -> DeletionReceipt:
         rows=receipt.rows,
         files=receipt.files,
         bytes=receipt.bytes,
+    )
+
+
+def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:
+    services.stop(jobs.cancel(job_id))
+    services.events.job_changed(job_id)
+    return status_document(jobs.snapshot(job_id))
+
+
+def _visible(snapshot: Snapshot) -> Snapshot:
+    """What counts as a change: the estimate moves all the time."""
+    return replace(snapshot, eta_s=None)
+
+
+def status_document(snapshot: Snapshot) -> Status:
+    """A job's status as clients read it."""
+    return Status(
+        job_id=snapshot.job_id,
+        status=snapshot.status,
+        stage=snapshot.stage,
+        progress=snapshot.progress,
+        chunks_completed=snapshot.chunks_completed,
+        chunks_total=snapshot.chunks_total,
+        planned=snapshot.planned,
+        created_at=snapshot.created_at,
+        started_at=snapshot.started_at,
+        completed_at=snapshot.completed_at,
+        error_message=snapshot.error_message,
+        error_code=snapshot.error_code,
+        eta_seconds=None if snapshot.eta_s is None else round(snapshot.eta_s, 1),
+        queue_position=snapshot.queue_position,
+        warnings=list(snapshot.warnings),
+        filename=snapshot.filename,
+        engine=snapshot.engine,
+        model=snapshot.model,
+        language=snapshot.language,
+        duration_seconds=None if snapshot.duration_ms is None else seconds(snapshot.duration_ms),
+        recording_id=snapshot.client.recording_id,
+        metadata=snapshot.client.metadata,
+        delete_at=snapshot.delete_at,
+        audio_tracks=[AudioTrack(**track.to_json()) for track in snapshot.audio_tracks],
+        audio_track=snapshot.audio_track,
     )

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from api.http.bodies import while_connected
 from api.jobs.feeds import Feed
 from api.jobs.uploads import IGNORED
-from api.transcripts.routes import check_ready
 from common.db.snapshots import Snapshot
-from common.errors import NotFound, NotReady, StillUnderWay
+from common.domain.job import JobStatus
+from common.errors import Conflict, NotFound, NotReady, StillUnderWay
 
 JOB_ID = "X-Job-Id"
 """The header that names the job behind an answer."""
@@ -58,3 +58,18 @@ def check_completed(snapshot: Snapshot | None, job_id: UUID) -> Snapshot:
     except NotReady:
         raise StillUnderWay(job_id=job_id, status_now=snapshot.status.value) from None
     return snapshot
+
+
+def check_ready(snapshot: Snapshot) -> None:
+    """Pass if the job is COMPLETED.
+
+    Raises:
+        Conflict: it failed or was cancelled.
+        NotReady: it has not ended.
+    """
+    if snapshot.status is JobStatus.FAILED:
+        raise Conflict(reason=f"The job failed: {snapshot.error_message}")
+    if snapshot.status is JobStatus.CANCELLED:
+        raise Conflict(reason="The job was cancelled")
+    if snapshot.status is not JobStatus.COMPLETED:
+        raise NotReady(status_now=snapshot.status.value)

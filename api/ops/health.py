@@ -30,6 +30,9 @@ Parts = dict[str, str]
 
 router = APIRouter(tags=["health"])
 
+PROBES = frozenset({"/health", "/healthz", "/readyz"})
+"""Paths that are asked every few seconds."""
+
 PATIENCE_S = 8.0
 MODERATION, STREAMS, WEIGHTS = "moderation", "streams", "weights"
 GOOD_S = 1.0

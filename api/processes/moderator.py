@@ -23,6 +23,9 @@ from common.errors import (
 )
 from common.settings import ROOT, ModerationSettings
 
+NEEDED = "moderation, which is off here (AI_LOAD_MODELS=false)"
+"""What options need that ask for it where it is off."""
+
 SLICE_TEXTS = 16
 SLICE_LETTERS = 2_000
 """What of one call is judged before another has its turn; a longer text goes alone."""

@@ -12,7 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from api.http.fields import Metadata, Name, Word, metadata_of, without_default
 from api.http.problems import bad_value, shown
-from api.jobs.resolving import MODELS
+from api.processes.moderator import NEEDED as MODERATION
 from common.asr.loading import STYLES
 from common.db.snapshots import ClientData
 from common.domain.languages import AUTO, LANGUAGES
@@ -116,7 +116,7 @@ class StreamResolver:
         """
         possible = self._settings.moderation.ai_load_models
         if options.moderation and not possible:
-            raise Needs(field="moderation", value="true", needed=MODELS)
+            raise Needs(field="moderation", value="true", needed=MODERATION)
         return Wanted(
             setup=self.setup(options),
             endpointing=Endpointing(silence_ms=options.endpointing),

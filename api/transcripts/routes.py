@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from contextlib import suppress
-from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from loguru import logger
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import JSONResponse, Response
 
-from api.auth.callers import Reader, Transcriber
+from api.auth.callers import Reader
 from api.http.headers import attachment
+from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
 from api.http.problems import documented
-from api.jobs.changes import Changes
-from api.jobs.schemas import AudioTrack, Status
+from api.jobs.waiting import check_ready
 from api.processes.wav import WavFiles, WavResponse
 from api.services import Services, ServicesDep
 from api.transcripts.original import RESPONSES, original
 from api.transcripts.schemas import Result
 from common.db.jobs import Jobs, Text
+from common.db.listing import Finished, JobLists
 from common.db.snapshots import Snapshot
+from common.db.tables import Kind
 from common.domain.formats import FLAGGING, MEDIA_TYPES, write
-from common.domain.job import JobStatus, is_final
 from common.domain.masking import masked
 from common.domain.redaction import spans_to_silence, unjudged
 from common.domain.results import seconds, transcript_document
 from common.domain.transcript import Transcript
-from common.errors import Conflict, Needs, NotReady
+from common.errors import Conflict, Needs
 from common.transcripts import transcript_of
 
-router = APIRouter(tags=["jobs"], responses=documented(404, 422, 503))
+router = APIRouter(tags=["jobs"], responses=documented(422, 503))
 
-REREAD_S = 2.0
-"""How often a long poll looks by itself, should no wake-up come."""
 
 TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
 Format = Literal["json", "txt", "srt", "vtt", "tsv", "wav", "original"]
@@ -48,43 +44,47 @@ Masks = Annotated[
 
 WAV = "audio/wav"
 
+CONTENT_LETTERS = 200
+"""How much of a text the history shows."""
 
-@router.get("/status/{job_id}", response_model=Status, summary="Ask where a job stands")
-@router.get("/jobs/{job_id}", response_model=Status, summary="Ask where a job stands")
-async def status(
-    job_id: UUID,
-    request: Request,
-    services: ServicesDep,
-    caller: Reader,
-    wait: Annotated[
-        float, Query(ge=0, le=60, description="Answer after a change, or after so many seconds.")
-    ] = 0,
-) -> Status:
-    """Where a job stands. With `wait`, a long poll; a job that has ended answers at once."""
-    jobs = services.jobs(caller.tenant)
-    deadline = time.monotonic() + wait
-    with services.get(Changes).watch(job_id) as changed:
-        first = now = await services.in_thread(jobs.snapshot, job_id)
-        while (
-            not is_final(now.status)
-            and _visible(now) == _visible(first)
-            and (left := deadline - time.monotonic()) > 0
-            and not services.get(Changes).closing
-            and not await request.is_disconnected()
-        ):
-            logger.debug("somebody waits for job {job_id}", job_id=job_id)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
-            changed.clear()
-            now = await services.in_thread(jobs.snapshot, job_id)
-    return status_document(now)
+
+class HistoryEntry(BaseModel):
+    """What was said once, and how long it took to turn it into text."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    kind: Kind
+    session_id: UUID
+    """The id of the job or stream."""
+    job_id: UUID | None
+    """The same of a job; null of a stream."""
+    engine: str
+    model_id: str = Field(examples=["base"])
+    language: str = Field(examples=["vi"])
+    content: str
+    """How the text begins: 200 characters at most, masked as the upload asked for."""
+    duration_seconds: float
+    latency_ms: int | None
+    """From the request to the text; of a stream from the end of an utterance to its text, the
+    median; null where it had none."""
+    created_at: datetime
+    completed_at: datetime
+    recording_id: str | None
+    metadata: dict[str, Any] | None
+
+
+class History(BaseModel):
+    """What was turned into text, newest first."""
+
+    history: list[HistoryEntry]
+    next_cursor: NextCursor
 
 
 @router.get(
     "/result/{job_id}",
     summary="Take the text as JSON",
     response_model=Result,
-    responses=documented(409),
+    responses=documented(404, 409),
 )
 async def result(
     job_id: UUID,
@@ -116,7 +116,7 @@ async def result(
             "description": "The file",
         },
         **RESPONSES,
-        **documented(409),
+        **documented(404, 409),
     },
 )
 async def download(
@@ -155,51 +155,17 @@ async def download(
     return await services.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
 
 
-@router.post(
-    "/jobs/{job_id}/cancel",
-    summary="Call a job off",
-    response_model=Status,
-    responses=documented(409),
-)
-async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
-    """Call a job off; a job that was called off before stays so."""
-    return await services.in_thread(_cancel, services, services.jobs(caller.tenant), job_id)
+@router.get("/history", summary="List what was turned into text")
+async def history(
+    services: ServicesDep, caller: Reader, limit: Limit = 50, cursor: PageCursor = None
+) -> History:
+    """Jobs that are COMPLETED and live streams that have ended, each with how its text begins.
 
-
-def _visible(snapshot: Snapshot) -> Snapshot:
-    """What counts as a change: the estimate moves all the time."""
-    return replace(snapshot, eta_s=None)
-
-
-def status_document(snapshot: Snapshot) -> Status:
-    """A job's status as clients read it."""
-    return Status(
-        job_id=snapshot.job_id,
-        status=snapshot.status,
-        stage=snapshot.stage,
-        progress=snapshot.progress,
-        chunks_completed=snapshot.chunks_completed,
-        chunks_total=snapshot.chunks_total,
-        planned=snapshot.planned,
-        created_at=snapshot.created_at,
-        started_at=snapshot.started_at,
-        completed_at=snapshot.completed_at,
-        error_message=snapshot.error_message,
-        error_code=snapshot.error_code,
-        eta_seconds=None if snapshot.eta_s is None else round(snapshot.eta_s, 1),
-        queue_position=snapshot.queue_position,
-        warnings=list(snapshot.warnings),
-        filename=snapshot.filename,
-        engine=snapshot.engine,
-        model=snapshot.model,
-        language=snapshot.language,
-        duration_seconds=None if snapshot.duration_ms is None else seconds(snapshot.duration_ms),
-        recording_id=snapshot.client.recording_id,
-        metadata=snapshot.client.metadata,
-        delete_at=snapshot.delete_at,
-        audio_tracks=[AudioTrack(**track.to_json()) for track in snapshot.audio_tracks],
-        audio_track=snapshot.audio_track,
-    )
+    All of the tenant's, newest first.
+    """
+    lists = JobLists(services.database, caller.tenant)
+    page = await services.in_thread(lists.finished, limit=limit, after=parse_cursor(cursor))
+    return History(history=list(map(_entry, page.items)), next_cursor=next_cursor(page.next))
 
 
 def _result(
@@ -284,22 +250,22 @@ def _check_all_judged(transcript: Transcript) -> None:
         raise Conflict(reason=f"redact=true is not possible: moderation failed for {at}, or more")
 
 
-def check_ready(snapshot: Snapshot) -> None:
-    """Pass if the job is COMPLETED.
-
-    Raises:
-        Conflict: it failed or was cancelled.
-        NotReady: it has not ended.
-    """
-    if snapshot.status is JobStatus.FAILED:
-        raise Conflict(reason=f"The job failed: {snapshot.error_message}")
-    if snapshot.status is JobStatus.CANCELLED:
-        raise Conflict(reason="The job was cancelled")
-    if snapshot.status is not JobStatus.COMPLETED:
-        raise NotReady(status_now=snapshot.status.value)
-
-
-def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:
-    services.stop(jobs.cancel(job_id))
-    services.events.job_changed(job_id)
-    return status_document(jobs.snapshot(job_id))
+def _entry(finished: Finished) -> HistoryEntry:
+    transcript = transcript_of(finished.beginning)
+    if finished.beginning.options.filter_profanity:
+        transcript = masked(transcript)
+    return HistoryEntry(
+        kind=finished.kind,
+        session_id=finished.id,
+        job_id=finished.id if finished.kind is Kind.JOB else None,
+        engine=finished.engine,
+        model_id=finished.model,
+        language=finished.beginning.language,
+        content=transcript.text[:CONTENT_LETTERS],
+        duration_seconds=finished.beginning.duration_ms / 1000,
+        latency_ms=finished.latency_ms,
+        created_at=finished.created_at,
+        completed_at=finished.completed_at,
+        recording_id=finished.client.recording_id,
+        metadata=finished.client.metadata,
+    )

@@ -35,7 +35,7 @@ from api.openai.schemas import install as install_openai
 from api.ops import docs, health, metrics, models
 from api.ops.health import PROBES, PartChecks
 from api.ops.metrics import HttpMetrics, RequestMetrics, Scraper
-from api.processes.moderator import Judge
+from api.processes.moderator import ModerationProcess
 from api.processes.prober import Prober
 from api.processes.recognizers import Recognizers
 from api.processes.wav import WavFiles
@@ -154,7 +154,7 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.callback(services.close)
         prober = services.add(Prober())
         stack.push_async_callback(prober.close)
-        judge = services.add(Judge(settings.moderation))
+        judge = services.add(ModerationProcess(settings.moderation))
         stack.push_async_callback(judge.close)
         recognizers = services.add(Recognizers(settings.asr, settings.stream, services.weights))
         stack.push_async_callback(recognizers.close)

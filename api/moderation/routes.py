@@ -18,7 +18,7 @@ from api.moderation.schemas import (
     ModerationAnswer,
     ModerationRequest,
 )
-from api.processes.moderator import Judge
+from api.processes.moderator import ModerationProcess
 from api.services import ServicesDep
 from common.domain.moderation import Label, ModeratedBy, Verdict
 from common.errors import Malformed, Missing, OutOfRange, StenoError, TooLarge, Unsupported
@@ -49,9 +49,11 @@ async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> R
     """
     body = Body(request)
     try:
-        services.get(Judge).check()
+        services.get(ModerationProcess).check()
         texts = read_texts(await _read(request, body))
-        by, verdicts = await while_connected(request, services.get(Judge).judge(texts))
+        by, verdicts = await while_connected(
+            request, services.get(ModerationProcess).moderate(texts)
+        )
     except StenoError as error:
         answer = problem(error)
         return answer if body.ended else Refusal(answer)

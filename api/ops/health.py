@@ -18,7 +18,7 @@ from starlette.responses import Response
 from api.http.problems import RETRY_AFTER_S
 from api.jobs.resolving import Resolver
 from api.processes.child import LOADING, OFF, OK
-from api.processes.moderator import Judge
+from api.processes.moderator import ModerationProcess
 from api.processes.recognizers import Recognizers
 from api.services import VERSION, Services, ServicesDep
 from common.db.revision import check_revision
@@ -105,7 +105,7 @@ async def ready(services: ServicesDep) -> Response:
     without it still takes recordings in, whose transcripts then carry a warning.
     """
     needed = {**await services.get(PartChecks).get(), **_streams(services)}
-    parts = {**needed, MODERATION: services.get(Judge).state}
+    parts = {**needed, MODERATION: services.get(ModerationProcess).state}
     if needed[WEIGHTS] != OK:
         others = await asyncio.to_thread(services.get(Resolver).installed)
         needed[WEIGHTS] = OK if others else needed[WEIGHTS]
@@ -124,7 +124,7 @@ async def health(services: ServicesDep) -> Health:
     parts = {
         **await services.get(PartChecks).get(),
         **_streams(services),
-        MODERATION: services.get(Judge).state,
+        MODERATION: services.get(ModerationProcess).state,
     }
     whole = all(said in {OK, OFF, LOADING} for said in parts.values())
     workers = dispatchers = None

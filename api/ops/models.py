@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.auth.callers import Reader
-from api.processes.moderator import Judge
+from api.processes.moderator import ModerationProcess
 from api.processes.recognizers import Recognizers
 from api.services import Services, ServicesDep
 from api.streams.options import StreamResolver
@@ -94,7 +94,7 @@ async def models(services: ServicesDep, _: Reader) -> Models:
 
 
 def _moderation(services: Services) -> ModerationModel:
-    by, state = services.get(Judge).by, services.get(Judge).state
+    by, state = services.get(ModerationProcess).by, services.get(ModerationProcess).state
     return ModerationModel(
         state=state,
         model=by.model if by else None,

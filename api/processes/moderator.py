@@ -1,4 +1,4 @@
-"""Judges texts with the moderation model, which runs in a process that is kept warm."""
+"""Moderates texts with a model that runs in a process of its own, which is kept warm."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from loguru import logger
 
-from api.processes.child import LOADING, OFF, OK, Child
+from api.processes.child import OFF, ChildProcess, WarmProcess
 from common.domain.moderation import ModeratedBy, Verdict
 from common.errors import (
     Busy,
@@ -28,28 +29,23 @@ NEEDED = "moderation, which is off here (AI_LOAD_MODELS=false)"
 
 SLICE_TEXTS = 16
 SLICE_LETTERS = 2_000
-"""What of one call is judged before another has its turn; a longer text goes alone."""
+"""So much of one call is classified before the next has its turn; a longer text goes alone."""
 
 MAX_CALLS = 256
 MAX_LETTERS = 10_000_000
-"""What may wait; a call beyond it is told to come again."""
+"""What may wait; calls beyond it are rejected as busy."""
 
-LOADING_S = 60.0
 SLICE_S = 60.0
-"""After these the process counts as hung."""
+"""A process that takes longer for a slice counts as hung."""
 CALL_S = 120.0
 
 RESTART_S = 2.0
 """Pause before a process that died while it had nothing to do is replaced."""
-RETRY_S = 60.0
-"""How long a model that could not be loaded is not tried again."""
-
-ANSWER_BYTES = 16 << 20
 
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """Texts somebody waits for, and the verdicts so far."""
+    """Texts to moderate, and the verdicts so far."""
 
     texts: Sequence[str]
     answer: asyncio.Future[ModeratedBy]
@@ -67,54 +63,44 @@ class _Call:
         return list(self.texts[start:end])
 
 
-class Judge:
+class ModerationProcess(WarmProcess):
     """One process with the model, which takes a slice of each call in turn.
 
-    It is started in the background, and replaced when it dies: the slice in hand is tried once
-    more in a fresh process, and only if that dies too the call fails, for it may be to blame.
+    When it dies, the slice in hand is tried once more in a fresh process. If that dies too the call
+    fails, for it may be to blame.
     """
 
+    module = "api.processes.moderator_process"
+    loading_s = 60.0
+    retry_s = 60.0
+    line_bytes = 16 << 20
+
     def __init__(self, settings: ModerationSettings) -> None:
+        super().__init__()
         self._settings = settings
         self._slice_s = SLICE_S
         self._waiting: deque[_Call] = deque()
         self._calls = 0
         self._letters = 0
         self._awake = asyncio.Event()
-        self._by: ModeratedBy | None = None
-        self._problem: ModerationUnusable | None = None
-        self._failed_at = 0.0
-        self._running: asyncio.Task[None] | None = None
+        self.by: ModeratedBy | None = None
+        """The model, once loaded."""
 
     def start(self) -> None:
-        """Load the model, in the background."""
+        """Load the model in the background, unless moderation is off."""
         if self._settings.ai_load_models:
-            self._running = asyncio.create_task(self._run())
+            super().start()
 
     async def close(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
-            self._running = None
-        self._fail_all(Unavailable(what="The moderation model"))
+        await super().close()
+        self._reject_all(Unavailable(what="The moderation model"))
 
     @property
     def state(self) -> str:
-        """``ok``, ``off``, ``loading``, or what is wrong with the model."""
-        if not self._settings.ai_load_models:
-            return OFF
-        if self._problem is not None:
-            return str(self._problem)
-        return OK if self._by is not None else LOADING
-
-    @property
-    def by(self) -> ModeratedBy | None:
-        """Who judges, once loaded."""
-        return self._by
+        return super().state if self._settings.ai_load_models else OFF
 
     def check(self, letters: int = 0) -> None:
-        """Refuse what could not be judged, or not soon.
+        """Reject what could not be moderated, or not soon.
 
         Raises:
             ModerationOff: it is switched off.
@@ -123,13 +109,13 @@ class Judge:
         """
         if not self._settings.ai_load_models:
             raise ModerationOff
-        if self._problem is not None and self._now() - self._failed_at < RETRY_S:
-            raise ModerationUnusable(**self._problem.details)
+        if problem := self._recent_problem:
+            raise type(problem)(**problem.details)
         if self._calls >= MAX_CALLS or self._letters + letters > MAX_LETTERS:
             raise Busy(what="The moderation model")
 
-    async def judge(self, texts: Sequence[str]) -> tuple[ModeratedBy, list[Verdict]]:
-        """One verdict a text, in order, and who judged.
+    async def moderate(self, texts: Sequence[str]) -> tuple[ModeratedBy, list[Verdict]]:
+        """One verdict a text, in order, and the model that gave them.
 
         Raises:
             ModerationOff, ModerationUnusable, Busy: as `check` says.
@@ -153,74 +139,44 @@ class Judge:
 
     # --- the process ----------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        """Keep a process with the model, for ever."""
-        while True:
-            try:
-                self._problem = await self._run_one()
-            except Exception as error:
-                logger.opt(exception=error).error("the moderation process cannot be run")
-                self._problem = self._unusable("its process cannot be run; the log says why")
-            if self._problem is not None:
-                self._failed_at = self._now()
-                self._fail_all(self._problem)
-                await self._called()
-            else:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._called(), RESTART_S)
+    async def _order(self) -> str:
+        return self._settings.model_dump_json()
 
-    async def _run_one(self) -> ModerationUnusable | None:
-        """Start a process and have it judge until it ends; or what is wrong with the model."""
-        child = await Child.spawn(
-            "api.processes.moderator_process",
-            self._settings.model_dump_json(),
-            line_bytes=ANSWER_BYTES,
-        )
-        try:
-            problem = await self._load(child)
-            if problem is None:
-                self._problem = None
-                await self._serve(child)
-                logger.warning("the moderation process {} has to be replaced", child.pid)
-            return problem
-        finally:
-            self._by = None
-            await child.kill()
+    def _loaded(self, child: ChildProcess, answer: dict[str, Any]) -> None:
+        self.by = ModeratedBy.from_json(answer["by"])
+        logger.info("moderation by {} is ready, process {}", self.by.model, child.pid)
 
-    async def _load(self, child: Child) -> ModerationUnusable | None:
-        """What is wrong with the model, if anything."""
-        try:
-            async with asyncio.timeout(LOADING_S):
-                line = await child.answer()
-        except TimeoutError:
-            return self._unusable(f"loading it took longer than {LOADING_S:.0f} s")
-        if not line:
-            await child.end()
-            return self._unusable(f"loading it ended the process ({child.ended})")
-        answer = json.loads(line)
-        if "unusable" in answer:
-            return self._unusable(answer["unusable"])
-        self._by = ModeratedBy.from_json(answer["by"])
-        logger.info("moderation by {} is ready, process {}", self._by.model, child.pid)
-        return None
+    def _unloaded(self) -> None:
+        self.by = None
 
-    async def _serve(self, child: Child) -> None:
-        """Judge what waits, a slice of each call in turn, until the process dies or hangs."""
-        watch = asyncio.create_task(self._wake_at_the_end_of(child))
+    def _ended(self, child: ChildProcess) -> None:
+        logger.warning("moderation process {} ended with {}", child.pid, child.exit_code)
+
+    async def _pause(self) -> bool:
+        if self._problem is not None:
+            await self._called()
+        else:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._called(), RESTART_S)
+        return True
+
+    async def _serve(self, child: ChildProcess) -> None:
+        """Take a slice of each call in turn, until the process dies or hangs."""
+        watch = asyncio.create_task(self._wake_at_exit(child))
         try:
-            while child.ended is None:
+            while child.exit_code is None:
                 if not self._waiting:
                     self._awake.clear()
                     await self._awake.wait()
                     continue
                 call = self._waiting.popleft()
-                if not call.answer.done() and not await self._go_on(child, call):
+                if not call.answer.done() and not await self._take_slice(child, call):
                     return
         finally:
             watch.cancel()
 
-    async def _go_on(self, child: Child, call: _Call) -> bool:
-        """Judge the next slice of ``call``; tells whether the process survived it."""
+    async def _take_slice(self, child: ChildProcess, call: _Call) -> bool:
+        """Classify the next slice of ``call``; returns whether the process survived it."""
         try:
             async with asyncio.timeout(self._slice_s):
                 line = await child.ask(call.next_slice())
@@ -231,7 +187,7 @@ class Judge:
             await child.end()
             call.deaths += 1
             if call.deaths > 1:
-                reason = f"its process ended with {child.ended}"
+                reason = f"its process ended with {child.exit_code}"
                 self._fail(call, ModerationFailed(reason=reason))
             else:
                 self._waiting.appendleft(call)
@@ -244,21 +200,21 @@ class Judge:
         call.verdicts += map(Verdict.from_json, answer["verdicts"])
         if len(call.verdicts) < len(call.texts):
             self._waiting.append(call)
-        elif not call.answer.done() and self._by is not None:
-            call.answer.set_result(self._by)
+        elif not call.answer.done() and self.by is not None:
+            call.answer.set_result(self.by)
         return True
 
-    async def _wake_at_the_end_of(self, child: Child) -> None:
+    async def _wake_at_exit(self, child: ChildProcess) -> None:
         await child.wait()
         self._awake.set()
 
     async def _called(self) -> None:
-        """Return when somebody waits for verdicts."""
+        """Return when a call waits."""
         while not self._waiting:
             self._awake.clear()
             await self._awake.wait()
 
-    def _fail_all(self, error: StenoError) -> None:
+    def _reject_all(self, error: StenoError) -> None:
         while self._waiting:
             self._fail(self._waiting.popleft(), type(error)(**error.details))
 
@@ -274,12 +230,6 @@ class Judge:
             if settings.use_onnxruntime
             else settings.phobert_checkpoint_dir
         ).absolute()
-        logger.error("{}", ModerationUnusable(path=folder, reason=reason))
-        # Clients are not told where on this machine it lies.
+        logger.error("the moderation model in {}: {}", folder, reason)
         shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder.name
-        told = reason.replace(str(folder), str(shown))
-        return ModerationUnusable(path=shown, reason=told)
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+        return ModerationUnusable(path=shown, reason=reason.replace(str(folder), str(shown)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from api.processes.child import Child
+from api.processes.child import ChildProcess
 from common.audio.probe import Probe
 from common.domain.tracks import Track
 from common.errors import NotAudio
@@ -21,7 +21,7 @@ class Prober:
     def __init__(self, *, limit: int = 2, patience_s: float = 20.0) -> None:
         self._slots = asyncio.Semaphore(limit)
         self._patience_s = patience_s
-        self._idle: list[Child] = []
+        self._idle: list[ChildProcess] = []
 
     async def start(self) -> None:
         """Have a process warm for the first upload."""
@@ -29,7 +29,7 @@ class Prober:
 
     async def close(self) -> None:
         for child in self._idle:
-            child.dismiss()
+            child.close_input()
         while self._idle:
             await self._idle.pop().end()
 
@@ -58,7 +58,7 @@ class Prober:
     async def _ask_idle(self, path: Path) -> tuple[bytes, int | None]:
         return await self._ask(self._idle.pop(), path) if self._idle else (b"", None)
 
-    async def _ask(self, child: Child, path: Path) -> tuple[bytes, int | None]:
+    async def _ask(self, child: ChildProcess, path: Path) -> tuple[bytes, int | None]:
         """The line ``child`` answers; none, and how it ended, when it dies over the question."""
         line = b""
         try:
@@ -68,7 +68,7 @@ class Prober:
                 self._idle.append(child)
             else:
                 await child.end()
-        return line, child.ended
+        return line, child.exit_code
 
-    async def _spawn(self) -> Child:
-        return await Child.spawn("api.processes.probe_process", str(self._patience_s))
+    async def _spawn(self) -> ChildProcess:
+        return await ChildProcess.spawn("api.processes.probe_process", str(self._patience_s))

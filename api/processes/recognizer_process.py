@@ -13,7 +13,6 @@ import json
 import sys
 import threading
 import time
-import traceback
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,13 +23,13 @@ import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
-from api.processes.inside import pipe_to_gateway, write_line
+from api.processes.inside import load, log_where, pipe_to_gateway, write_line
 from common.asr.loading import load_recognizer, style_of
 from common.asr.streaming import Before, Heard
 from common.audio.silero import CONTEXT, FRAME, SILENCE, Network
 from common.domain.transcript import segments_to_json
 from common.domain.values import BYTES_PER_MS
-from common.errors import EngineFailed, StenoError
+from common.errors import EngineFailed
 from common.logs import set_up_logging
 from common.settings import LogSettings
 
@@ -174,7 +173,8 @@ def main(parent: str, order: str) -> None:
     answers = pipe_to_gateway(parent)
     set_up_logging(LogSettings(), "recognizer")
     wanted = json.loads(order)
-    try:
+
+    def load_both() -> tuple[Recognizer, Desk]:
         recognizer = load_recognizer(
             wanted["engine"],
             Path(wanted["path"]),
@@ -182,14 +182,9 @@ def main(parent: str, order: str) -> None:
             device=wanted["device"],
             compute_type=wanted["compute_type"],
         )
-        desk = Desk(Network(), answers)
-    except StenoError as error:
-        write_line(answers, {"unusable": str(error)})
-        return
-    except Exception as error:
-        logger.opt(exception=error).error("the recognizer cannot be loaded")
-        write_line(answers, {"unusable": "loading it failed; the log says why"})
-        return
+        return recognizer, Desk(Network(), answers)
+
+    recognizer, desk = load(answers, "the recognizer", load_both)
     desk.answer({"style": asdict(style_of(wanted["engine"]))})
     threading.Thread(target=desk.read, name="reader", daemon=True).start()
     serve(desk, recognizer)
@@ -212,14 +207,11 @@ def _hear(
     try:
         heard = recognizer.hear(wanted)
     except Exception as error:
-        # Its message may quote what was said, and logs carry none of that.
-        reason = "it met something that nobody thought of"
+        reason = "an unexpected error; the log says where"
         if isinstance(error, EngineFailed):
             reason = error.message
         else:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            kind = type(error).__name__
-            logger.error("hearing failed: {} in {}:{}", kind, frame.filename, frame.lineno)
+            log_where("recognition failed", error)
         for each in asked:
             desk.answer({"stream": each["stream"], "ticket": each["ticket"], "failed": reason})
         return

@@ -7,14 +7,13 @@ import json
 from base64 import b64encode
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from loguru import logger
 
-from api.processes.child import LOADING, OK, Child
+from api.processes.child import ChildProcess, WarmProcess
 from common.domain.stream import FRAME_BYTES, Feed, Forget, Hear, Hypothesis, Order, Setup, Style
 from common.domain.transcript import segments_from_json
 from common.domain.values import BYTES_PER_MS
@@ -22,16 +21,13 @@ from common.errors import RecognizerUnusable, StenoError, StreamsFull
 from common.settings import AsrSettings, StreamSettings
 from common.weights.store import WeightsStore
 
-LOADING_S = 180.0
-HEARING_S = 20.0
+ANSWER_S = 20.0
 """A process that owes an answer for so long counts as hung."""
 DEATHS = 5
 DEATHS_WITHIN_S = 60.0
-"""A process that dies so often in so short a time is started no more, for `RETRY_S`."""
-RETRY_S = 30.0
+"""A process that dies so often in so short a time is not started again for a while."""
 PIECE_BYTES = 32 * FRAME_BYTES
 """Sound is handed over in pieces (of 1 s), so that what others ask gets in between."""
-ANSWER_BYTES = 4 << 20
 
 
 class Listener(Protocol):
@@ -58,8 +54,8 @@ class Recognizers:
         self._asr = asr
         self._settings = streams
         self._weights = weights
-        self._processes: dict[tuple[str, str], _Process] = {}
-        self._of: dict[str, _Process] = {}
+        self._processes: dict[tuple[str, str], _Recognizer] = {}
+        self._of: dict[str, _Recognizer] = {}
         """Who hears which stream."""
 
     async def close(self) -> None:
@@ -101,7 +97,7 @@ class Recognizers:
         """Have weights in memory before anybody wants them, and keep them there."""
         process = self._process(engine, model)
         process.stays = True
-        process.load()
+        process.start()
 
     def state(self, engine: str, model: str) -> str:
         """How weights are that were to be loaded: `OK`, `LOADING`, or what is wrong with them."""
@@ -119,15 +115,15 @@ class Recognizers:
         if process is not None:
             process.order(listener, order)
 
-    def _process(self, engine: str, model: str) -> _Process:
+    def _process(self, engine: str, model: str) -> _Recognizer:
         process = self._processes.get((engine, model))
         if process is None:
-            process = _Process(engine, model, self._asr, self._settings, self._weights)
+            process = _Recognizer(engine, model, self._asr, self._settings, self._weights)
             self._processes[engine, model] = process
         self._make_room(process)
         return process
 
-    def _make_room(self, wanted: _Process) -> None:
+    def _make_room(self, wanted: _Recognizer) -> None:
         """Unload what nobody needs, where there would be too many in memory."""
         others = [each for each in self._processes.values() if each is not wanted]
         idle = sorted(
@@ -136,11 +132,16 @@ class Recognizers:
         )
         running = sum(each.is_running for each in others)
         for process in idle[: max(0, running + 1 - self._settings.max_models)]:
-            process.unload()
+            process.stop()
 
 
-class _Process:
-    """One recognizer: its weights, its process (while somebody needs it) and its streams."""
+class _Recognizer(WarmProcess):
+    """One recognizer: its weights, its process (while a stream needs it) and its streams."""
+
+    module = "api.processes.recognizer_process"
+    loading_s = 180.0
+    retry_s = 30.0
+    line_bytes = 4 << 20
 
     def __init__(
         self,
@@ -150,9 +151,9 @@ class _Process:
         settings: StreamSettings,
         weights: WeightsStore,
     ) -> None:
+        super().__init__()
         self.engine, self.model = engine, model
         self.listeners: dict[str, Listener] = {}
-        self.is_ready = False
         self.stays = False
         """Whether it is kept though nobody needs it."""
         self.idle_since = 0.0
@@ -163,21 +164,10 @@ class _Process:
         self._messages: deque[dict[str, Any]] = deque()
         self._written = asyncio.Event()
         self._style: Style | None = None
+        self._path: Path | None = None
         self._unanswered: dict[tuple[str, str, int], float] = {}
         """When what was said, by stream, kind and number."""
         self._deaths: deque[float] = deque(maxlen=DEATHS)
-        self._problem: tuple[float, StenoError] | None = None
-        self._running: asyncio.Task[None] | None = None
-
-    @property
-    def state(self) -> str:
-        if self.is_ready:
-            return OK
-        return LOADING if self._problem is None else str(self._problem[1])
-
-    @property
-    def is_running(self) -> bool:
-        return self._running is not None and not self._running.done()
 
     @property
     def is_idle(self) -> bool:
@@ -186,17 +176,12 @@ class _Process:
     def join(self, listener: Listener, language: str) -> None:
         self.listeners[listener.id] = listener
         self._languages[listener.id] = language
-        if self._problem is not None and self._now() - self._problem[0] < RETRY_S:
-            error = self._problem[1]
-            asyncio.get_running_loop().call_soon(listener.refused, error)
+        if problem := self._recent_problem:
+            asyncio.get_running_loop().call_soon(listener.refused, problem)
         elif not self.is_running:
-            self.load()
+            self.start()
         elif self._style is not None:
             asyncio.get_running_loop().call_soon(self._tell_ready, listener, self._style)
-
-    def load(self) -> None:
-        if not self.is_running:
-            self._running = asyncio.create_task(self._run())
 
     def leave(self, listener: Listener) -> None:
         if self.listeners.pop(listener.id, None) is None:
@@ -244,41 +229,12 @@ class _Process:
                     }
                 )
 
-    def unload(self) -> None:
-        """End the process, which hears nobody."""
-        if self._running is not None:
-            self._running.cancel()
-
-    async def close(self) -> None:
-        if self._running is not None:
-            self._running.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._running
-
     # --- the process ----------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        """Keep a process as long as anybody needs it and a while longer, or always."""
-        while True:
-            try:
-                self._problem = await self._run_one()
-            except Exception as error:
-                logger.opt(exception=error).error("the recognizer cannot be run")
-                self._problem = self._now(), self._unusable("its process cannot be run")
-            if self._problem is not None:
-                logger.error("{}", self._problem[1])
-                self._refuse_all(self._problem[1])
-                if self.stays:
-                    await asyncio.sleep(RETRY_S)
-            if not self.stays and (self._problem is not None or not self.listeners):
-                return
-
-    async def _run_one(self) -> tuple[float, StenoError] | None:
-        """Start a process and have it hear until it ends; or what is wrong with the weights."""
-        try:
-            weights = await asyncio.to_thread(self._weights.resolve, self.engine, self.model)
-        except StenoError as error:
-            return self._now(), error
+    async def _order(self) -> str:
+        weights = await asyncio.to_thread(self._weights.resolve, self.engine, self.model)
+        self._path = weights.path
+        self._messages.clear()
         order = {
             "engine": self.engine,
             "path": str(weights.path),
@@ -286,60 +242,42 @@ class _Process:
             "device": self._asr.device,
             "compute_type": self._asr.compute_type,
         }
-        self._messages.clear()
-        child = await Child.spawn(
-            "api.processes.recognizer_process", json.dumps(order), line_bytes=ANSWER_BYTES
-        )
-        try:
-            problem = await self._load(child, weights.path)
-            if problem is not None:
-                return self._now(), problem
-            await self._serve(child)
-        finally:
-            self.is_ready, self._style = False, None
-            self._unanswered.clear()
-            await child.kill()
+        return json.dumps(order)
+
+    def _loaded(self, child: ChildProcess, answer: dict[str, Any]) -> None:
+        self._style = Style(**answer["style"])
+        logger.info("{} {} recognizes streams, process {}", self.engine, self.model, child.pid)
+        for listener in list(self.listeners.values()):
+            self._tell_ready(listener, self._style)
+
+    def _unloaded(self) -> None:
+        self._style = None
+        self._unanswered.clear()
+
+    def _ended(self, child: ChildProcess) -> StenoError | None:
         if not self.listeners and not self.stays:
             logger.info("{} {} is unloaded", self.engine, self.model)
             return None
-        logger.warning("recognizer {} {} ended with {}", self.engine, self.model, child.ended)
-        return self._mourn(child)
-
-    def _mourn(self, child: Child) -> tuple[float, StenoError] | None:
-        """Tell the streams of a death; or that there were too many."""
+        logger.warning("recognizer {} {} ended with {}", self.engine, self.model, child.exit_code)
         now = self._now()
         self._deaths.append(now)
         if len(self._deaths) == DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
-            return now, self._unusable("its process dies again and again")
+            return self._unusable("its process dies again and again")
         for listener in list(self.listeners.values()):
             # It asks for another one at once, which joins it here again.
-            listener.lost(f"its process ended with {child.ended}")
+            listener.lost(f"its process ended with {child.exit_code}")
         return None
 
-    async def _load(self, child: Child, path: Path) -> StenoError | None:
-        try:
-            async with asyncio.timeout(LOADING_S):
-                line = await child.answer()
-        except TimeoutError:
-            return self._unusable(f"loading it took longer than {LOADING_S:.0f} s")
-        if not line:
-            await child.end()
-            return self._unusable(f"loading it ended the process ({child.ended})")
-        answer = json.loads(line)
-        if "unusable" in answer:
-            # Clients are not told where on this machine they lie.
-            return self._unusable(answer["unusable"].replace(str(path), path.name))
-        self.is_ready, self._style = True, Style(**answer["style"])
-        logger.info("{} {} hears live streams, process {}", self.engine, self.model, child.pid)
-        for listener in list(self.listeners.values()):
-            self._tell_ready(listener, self._style)
-        return None
+    async def _pause(self) -> bool:
+        if self._problem is not None and self.stays:
+            await asyncio.sleep(self.retry_s)
+        return self.stays or (self._problem is None and bool(self.listeners))
 
     def _tell_ready(self, listener: Listener, style: Style) -> None:
         if self.listeners.get(listener.id) is listener and self.is_ready:
             listener.attached(style)
 
-    async def _serve(self, child: Child) -> None:
+    async def _serve(self, child: ChildProcess) -> None:
         """Pass messages on and answers back, until the process ends or nobody needs it."""
         writing = asyncio.create_task(self._write(child))
         watching = asyncio.create_task(self._watch())
@@ -353,18 +291,18 @@ class _Process:
             await asyncio.gather(*tasks, return_exceptions=True)
         if reading.done() and not reading.cancelled() and reading.exception() is not None:
             logger.opt(exception=reading.exception()).error("a recognizer's answer is wrong")
-        if child.ended is None and reading.done():
+        if child.exit_code is None and reading.done():
             await child.end()
 
-    async def _write(self, child: Child) -> None:
+    async def _write(self, child: ChildProcess) -> None:
         while True:
             while self._messages:
-                await child.tell(self._messages.popleft())
+                await child.send(self._messages.popleft())
             self._written.clear()
             await self._written.wait()
 
-    async def _read(self, child: Child) -> None:
-        while line := await child.answer():
+    async def _read(self, child: ChildProcess) -> None:
+        while line := await child.receive():
             answer = json.loads(line)
             listener = self.listeners.get(answer["stream"])
             if listener is None:
@@ -387,7 +325,7 @@ class _Process:
         while True:
             await asyncio.sleep(1)
             now = self._now()
-            if self._unanswered and now - min(self._unanswered.values()) > HEARING_S:
+            if self._unanswered and now - min(self._unanswered.values()) > ANSWER_S:
                 logger.error("recognizer {} {} hangs", self.engine, self.model)
                 return
             idle_s = now - self.idle_since
@@ -398,13 +336,11 @@ class _Process:
         self._messages.append(message)
         self._written.set()
 
-    def _refuse_all(self, error: StenoError) -> None:
+    def _reject_all(self, error: StenoError) -> None:
         for listener in list(self.listeners.values()):
             listener.refused(error)
 
     def _unusable(self, reason: str) -> RecognizerUnusable:
+        if self._path is not None:
+            reason = reason.replace(str(self._path), self._path.name)
         return RecognizerUnusable(engine=self.engine, model=self.model, reason=reason)
-
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()

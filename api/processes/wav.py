@@ -12,7 +12,7 @@ from loguru import logger
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from api.processes.child import Child
+from api.processes.child import ChildProcess
 from common.domain.values import Span
 from common.errors import Busy, Conflict, NotFound, Unavailable
 
@@ -66,7 +66,7 @@ class WavFile:
     def __init__(self, files: WavFiles) -> None:
         self.patience_s = files.patience_s
         self._files: WavFiles | None = files
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self.size = 0
 
     async def begin(
@@ -78,7 +78,7 @@ class WavFile:
             Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
             NotFound, Unavailable: the storage does not have it, or is out.
         """
-        self._child = await Child.spawn("api.processes.wav_process", line_bytes=PIECE_BYTES)
+        self._child = await ChildProcess.spawn("api.processes.wav_process", line_bytes=PIECE_BYTES)
         order = {
             "recording": str(recording_id),
             "track": track,

@@ -21,7 +21,7 @@ from loguru import logger
 
 from api.auth.callers import Caller
 from api.http.problems import details_of
-from api.processes.moderator import Judge
+from api.processes.moderator import ModerationProcess
 from api.processes.recognizers import Recognizers
 from api.services import Services
 from api.streams.options import StreamOptions, StreamResolver, Wanted, check_unchanged
@@ -440,7 +440,7 @@ class Live:
     async def _judge(self, final: Final) -> tuple[tuple[Segment, ...], ModeratedBy | None]:
         texts = [segment.text for segment in final.segments]
         try:
-            by, verdicts = await self._services.get(Judge).judge(texts)
+            by, verdicts = await self._services.get(ModerationProcess).moderate(texts)
         except StenoError as error:
             logger.warning(
                 "stream {stream_id}: final {} is not judged: {}",

@@ -17,7 +17,7 @@ import pytest
 
 from api.moderation.schemas import MAX_LETTERS, MAX_TEXTS
 from api.processes.child import LOADING, OK
-from api.processes.moderator import MAX_CALLS, Judge
+from api.processes.moderator import MAX_CALLS, ModerationProcess
 from common.domain.moderation import Label
 from common.errors import Busy, ModerationFailed
 from common.settings import ModerationSettings
@@ -325,10 +325,10 @@ async def appears(condition: Callable[[], Any]) -> Any:
 
 def test_starting_does_not_wait_for_the_model() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings())
+        judge = ModerationProcess(ModerationSettings())
         judge.start()
         assert judge.state == LOADING
-        _, (verdict,) = await judge.judge([FOUL])
+        _, (verdict,) = await judge.moderate([FOUL])
         assert verdict.label is not Label.CLEAN
         assert judge.state == OK
         await judge.close()
@@ -339,13 +339,13 @@ def test_starting_does_not_wait_for_the_model() -> None:
 
 def test_texts_that_kill_the_process_twice_are_refused_and_others_are_served() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings())
+        judge = ModerationProcess(ModerationSettings())
         judge.start()
-        await judge.judge([CLEAN])
+        await judge.moderate([CLEAN])
         (first,) = mine()
         first.suspend()
-        guilty = asyncio.create_task(judge.judge([f"{CLEAN} " * 50_000]))  # takes seconds
-        innocent = asyncio.create_task(judge.judge([FOUL]))
+        guilty = asyncio.create_task(judge.moderate([f"{CLEAN} " * 50_000]))  # takes seconds
+        innocent = asyncio.create_task(judge.moderate([FOUL]))
         await asyncio.sleep(0)
         first.kill()
         (second,) = await appears(lambda: judge.state == LOADING and mine())
@@ -362,15 +362,15 @@ def test_texts_that_kill_the_process_twice_are_refused_and_others_are_served() -
 
 def test_a_process_that_hangs_is_replaced() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings())
+        judge = ModerationProcess(ModerationSettings())
         judge.start()
-        await judge.judge([CLEAN])
+        await judge.moderate([CLEAN])
         mine()[0].suspend()
         judge._slice_s = 0.2
         with pytest.raises(ModerationFailed, match="did not come to an end"):
-            await judge.judge([CLEAN])
+            await judge.moderate([CLEAN])
         judge._slice_s = 60
-        assert await judge.judge([CLEAN])
+        assert await judge.moderate([CLEAN])
         await judge.close()
 
     asyncio.run(run())
@@ -378,17 +378,17 @@ def test_a_process_that_hangs_is_replaced() -> None:
 
 def test_a_crowd_is_told_to_come_again() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings())
+        judge = ModerationProcess(ModerationSettings())
         judge.start()
-        await judge.judge([CLEAN])
+        await judge.moderate([CLEAN])
         mine()[0].suspend()
-        crowd = [asyncio.create_task(judge.judge([CLEAN])) for _ in range(MAX_CALLS)]
+        crowd = [asyncio.create_task(judge.moderate([CLEAN])) for _ in range(MAX_CALLS)]
         await asyncio.sleep(0)
         with pytest.raises(Busy):
-            await judge.judge([CLEAN])
+            await judge.moderate([CLEAN])
         mine()[0].resume()
         assert len(await asyncio.gather(*crowd)) == MAX_CALLS
-        assert await judge.judge([CLEAN])
+        assert await judge.moderate([CLEAN])
         await judge.close()
 
     asyncio.run(run())

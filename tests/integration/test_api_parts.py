@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from api.http.bodies import Body
-from api.processes.child import Child
+from api.processes.child import ChildProcess
 from api.processes.prober import Prober
 from api.processes.wav import WavFiles, WavResponse
 from common.errors import Conflict, NotAudio, NotFound, Stalled
@@ -200,8 +200,8 @@ def test_a_child_imports_what_its_gateway_can(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     async def run() -> bytes:
-        child = await Child.spawn("beside")
-        line = await child.answer()
+        child = await ChildProcess.spawn("beside")
+        line = await child.receive()
         await child.end()
         return line
 

@@ -33,13 +33,13 @@ from common.settings import Settings, load_settings
 DATE_S = 1.0
 SWITCH_S = 0.001
 """How long a thread may compute while another one waits; Python's own is 5 ms."""
-SHORT = 20
+SHORT_KEY = 20
 """A key of fewer characters is warned of."""
 MESSAGE_BYTES = 1_000_000
 """Largest message of a WebSocket: half a minute of sound."""
 PONG_S = 60.0
 """A client's sign of life may be queued behind sound that is not read yet."""
-FAREWELL_S = 20
+SHUTDOWN_S = 20
 """What uploads under way get to finish when the gateway is told to stop."""
 
 
@@ -79,15 +79,15 @@ def main() -> None:
         logger.error("{}", error)
         sys.exit(1)
     own = settings.key.gateway_api_key
-    if own is not None and len(own.get_secret_value()) < SHORT:
+    if own is not None and len(own.get_secret_value()) < SHORT_KEY:
         logger.warning("GATEWAY_API_KEY is so short that it can be guessed: openssl rand -hex 32")
     os.environ["API_HOST"] = host  # the processes that serve have to know it
-    with _counting_together(settings.api.workers):
+    with _shared_metrics(settings.api.workers):
         _serve(settings, host)
 
 
 @contextmanager
-def _counting_together(processes: int) -> Iterator[None]:
+def _shared_metrics(processes: int) -> Iterator[None]:
     """Give several processes a folder for what they count together, whichever is asked for it."""
     if processes == 1:
         yield
@@ -97,7 +97,7 @@ def _counting_together(processes: int) -> Iterator[None]:
         yield
 
 
-class Server(uvicorn.Server):
+class GatewayServer(uvicorn.Server):
     """One process that serves. uvicorn's asks ten times a second whether to stop."""
 
     _wake: Callable[[], object] = staticmethod(lambda: None)
@@ -125,7 +125,7 @@ def _serve(settings: Settings, host: str) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=FAREWELL_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
         timeout_keep_alive=settings.api.keep_alive,
         backlog=backlog(),
         root_path=settings.api.root_path,
@@ -140,7 +140,7 @@ def _serve(settings: Settings, host: str) -> None:
     if config.workers > 1:
         Multiprocess(config, sockets=[config.bind_socket()]).run()
         return
-    server = Server(config)
+    server = GatewayServer(config)
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:

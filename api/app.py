@@ -18,15 +18,15 @@ from api.auth import keys, usage
 from api.auth.callers import LocalOnly
 from api.auth.exposure import is_loopback
 from api.auth.keyring import KeyRing
-from api.auth.rate_limits import Limiter
+from api.auth.rate_limits import RateLimiter
 from api.http import problems
-from api.http.connections import Connections, warn_seldom_of_accepting, warn_seldom_of_bad_requests
+from api.http.connections import Connections, throttle_accept_warnings, throttle_request_warnings
 from api.http.middleware import HeadLimits, RequestLog, SafeHeaders
-from api.http.request_rules import HeadRules
+from api.http.request_rules import RequestRules
 from api.jobs import events, submissions, upload_routes
 from api.jobs import routes as jobs
-from api.jobs.changes import Changes
-from api.jobs.feeds import Feeds
+from api.jobs.changes import JobChanges
+from api.jobs.feeds import JobFeeds
 from api.jobs.resolving import Resolver
 from api.jobs.uploads import UploadSlots
 from api.moderation import routes as moderation
@@ -42,7 +42,7 @@ from api.processes.wav import WavFiles
 from api.services import VERSION, Services
 from api.streams import routes as live
 from api.streams import saved
-from api.streams.live import Lives
+from api.streams.live import LiveStreams
 from api.streams.options import StreamResolver
 from api.transcripts import routes as transcripts
 from api.webhooks import routes as webhooks
@@ -70,7 +70,7 @@ PREFLIGHT_S = 600
 
 STREAMS_END_S = 8.0
 """What live streams get for their last words when the gateway is told to end."""
-MOMENT_S = 0.05
+POLL_S = 0.05
 
 
 class AppState(TypedDict):
@@ -89,12 +89,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[AppState]:
-        warn_seldom_of_accepting(asyncio.get_running_loop())
-        warn_seldom_of_bad_requests()
+        throttle_accept_warnings(asyncio.get_running_loop())
+        throttle_request_warnings()
         async with _open_services(resolved) as services:
             services.add(Scraper(services, http))
             checks = services.add(PartChecks(services))
-            with _told_of_the_end(services):
+            with _stopping_on_signals(services):
                 first_check = asyncio.create_task(checks.get())  # so that the log says what fails
                 yield {
                     "services": services,
@@ -158,7 +158,7 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
         stack.push_async_callback(judge.close)
         recognizers = services.add(Recognizers(settings.asr, settings.stream, services.weights))
         stack.push_async_callback(recognizers.close)
-        changes = services.add(Changes(services.redis_url))
+        changes = services.add(JobChanges(services.redis_url))
         stack.push_async_callback(changes.close)
         keys = services.add(
             KeyRing(
@@ -169,16 +169,16 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
             )
         )
         stack.push_async_callback(keys.close)
-        limiter = services.add(Limiter(services.redis_url, services.redis.breaker))
+        limiter = services.add(RateLimiter(services.redis_url, services.redis.breaker))
         stack.push_async_callback(limiter.close)
         services.add(
-            Feeds(changes, limit=watching.max_watchers, limit_each=watching.max_watchers_each)
+            JobFeeds(changes, limit=watching.max_watchers, limit_each=watching.max_watchers_each)
         )
         services.add(
             Resolver(settings, services.weights, services.egress, services.weights_of_workers)
         )
         services.add(StreamResolver(settings, services.weights))
-        services.add(Lives())
+        services.add(LiveStreams())
         services.add(UploadSlots())
         services.add(WavFiles())
         await asyncio.gather(prober.start(), changes.start())
@@ -191,7 +191,7 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """From the inside out: what comes last sees a request first."""
-    app.add_middleware(HeadRules)
+    app.add_middleware(RequestRules)
     app.add_middleware(LocalOnly, origins=settings.cors.allowed, probes=PROBES)
     app.add_middleware(
         HeadLimits,
@@ -213,16 +213,16 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 
 async def _end_streams(services: Services, then: Callable[[], object]) -> None:
     """Have live streams come to their ends; the server would cut their connections at once."""
-    services.get(Lives).finish()
-    for _ in range(round(STREAMS_END_S / MOMENT_S)):
-        if not len(services.get(Lives)):
+    services.get(LiveStreams).finish()
+    for _ in range(round(STREAMS_END_S / POLL_S)):
+        if not len(services.get(LiveStreams)):
             break
-        await asyncio.sleep(MOMENT_S)
+        await asyncio.sleep(POLL_S)
     then()
 
 
 @contextmanager
-def _told_of_the_end(services: Services) -> Iterator[None]:
+def _stopping_on_signals(services: Services) -> Iterator[None]:
     """End long polls when a signal asks to: the server waits for them before it ends the rest."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -233,11 +233,11 @@ def _told_of_the_end(services: Services) -> Iterator[None]:
     servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def leave(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(services.get(Changes).wake_all_for_good)
+        loop.call_soon_threadsafe(services.get(JobChanges).shut_down)
         server = servers[signal.Signals(number)]
         if not callable(server):
             return
-        if leaving or not len(services.get(Lives)):
+        if leaving or not len(services.get(LiveStreams)):
             server(number, frame)
         else:
             leaving.append(number)

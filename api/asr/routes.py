@@ -119,7 +119,7 @@ async def _text(
         Restarting: the gateway is about to end.
         BadInput, Transient: as an upload; the job failed, was cancelled or was deleted.
     """
-    job_id = (await upload.take_in(request, Body(request))).job_id
+    job_id = (await upload.accept(request, Body(request))).job_id
     answer_with(request.scope, {JOB_ID: str(job_id)})
     async with watch_job(services, caller.tenant, job_id) as feed:
         await wait_for_end(request, feed)

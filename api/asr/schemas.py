@@ -124,9 +124,9 @@ class DetectQuery(_Query):
 class AsrUpload(Upload):
     """A recording that joins the job of the same recording and options, if there is one."""
 
-    async def take_in(self, request: Request, body: Body) -> Accepted:
+    async def accept(self, request: Request, body: Body) -> Accepted:
         try:
-            return await super().take_in(request, body)
+            return await super().accept(request, body)
         except NotAudio as error:
             if self._form.may_be_bare:
                 raise

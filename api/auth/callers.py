@@ -17,10 +17,10 @@ from starlette.types import Scope as AsgiScope
 
 from api.auth.exposure import check_is_local
 from api.auth.keyring import KeyRing
-from api.auth.rate_limits import Limiter
+from api.auth.rate_limits import RateLimiter
 from api.http.bodies import has_unread_body
 from api.http.headers import answer_with
-from api.http.problems import Problem, Refusal, problem
+from api.http.problems import ClosingAnswer, Problem, problem
 from api.services import Services, ServicesDep
 from common.db.jobs import NewJob
 from common.db.usage import Quota
@@ -73,7 +73,7 @@ class Caller:
         """What its jobs are held to."""
         return Quota.of(self.limits)
 
-    def asking(self, request: Request, job: NewJob) -> NewJob:
+    def attributed(self, request: Request, job: NewJob) -> NewJob:
         """The job as this caller's, asked for by ``request``."""
         return replace(
             job, key_id=self.key_id, quota=self.quota, request_id=request.state.request_id
@@ -190,7 +190,7 @@ async def _count(request: HTTPConnection, services: Services, key_id: str, limit
     Raises:
         RateLimited: there were too many.
     """
-    window = await services.get(Limiter).count(key_id, limits)
+    window = await services.get(RateLimiter).count(key_id, limits)
     if window is None:
         return
     answer_with(request.scope, window.headers())
@@ -255,7 +255,7 @@ class LocalOnly:
         else:
             await self._app(scope, receive, send)
 
-    async def _refusal(self, scope: AsgiScope) -> Problem | Refusal | None:
+    async def _refusal(self, scope: AsgiScope) -> Problem | ClosingAnswer | None:
         request = HTTPConnection(scope)
         try:
             client = None if request.client is None else request.client.host
@@ -269,5 +269,5 @@ class LocalOnly:
                 if scope["path"] in self._probes:
                     return None
                 answer = problem(error)
-            return Refusal(answer) if has_unread_body(scope) else answer
+            return ClosingAnswer(answer) if has_unread_body(scope) else answer
         return None

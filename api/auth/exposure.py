@@ -15,7 +15,7 @@ from common.errors import Forbidden, SetupProblem, Unavailable
 from common.settings import Settings
 
 LOOPBACK = "127.0.0.1"
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """How long Postgres may take to say whether there are keys."""
 RETRY_S = 1.0
 
@@ -91,7 +91,7 @@ def listening_host(
     database_url: str | None,
     warn: Callable[[str], None],
     *,
-    patience_s: float = PATIENCE_S,
+    timeout_s: float = TIMEOUT_S,
 ) -> str:
     """Where to listen: as the settings say, or on loopback alone as long as there is no key.
 
@@ -101,14 +101,14 @@ def listening_host(
     host = settings.api.host
     if is_loopback(host) or settings.key.gateway_api_key is not None or database_url is None:
         return host
-    if _has_keys(database_url, patience_s):
+    if _has_keys(database_url, timeout_s):
         return host
     warn(f"No API key is configured: listening on {LOOPBACK} only, and not on {host}; {REMEDY}")
     return LOOPBACK
 
 
-def _has_keys(database_url: str, patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s
+def _has_keys(database_url: str, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
     with Database(database_url, pool_size=1) as database:
         while True:
             try:

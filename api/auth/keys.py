@@ -98,7 +98,7 @@ class KeyList(BaseModel):
 async def list_keys(services: ServicesDep, caller: Admin) -> KeyList:
     """The tenant's keys, in the order they were made."""
     keys = await services.in_thread(Keys(services.database, caller.tenant).all)
-    return KeyList(keys=[KeyDocument.model_validate(_told(key)) for key in keys])
+    return KeyList(keys=[KeyDocument.model_validate(_document(key)) for key in keys])
 
 
 @router.post(
@@ -118,7 +118,7 @@ async def create_key(wanted: NewKey, services: ServicesDep, caller: Admin) -> Ma
         limits=wanted.limits.given(),
     )
     services.get(KeyRing).forget(key.id)
-    return MadeKey.model_validate({**_told(key), "key": text.reveal()})
+    return MadeKey.model_validate({**_document(key), "key": text.reveal()})
 
 
 @router.delete(
@@ -133,7 +133,7 @@ async def revoke_key(key_id: KeyId, services: ServicesDep, caller: Admin) -> Non
     services.get(KeyRing).forget(key_id)
 
 
-def _told(key: Key) -> dict[str, object]:
+def _document(key: Key) -> dict[str, object]:
     return {
         "id": key.id,
         "name": key.name,

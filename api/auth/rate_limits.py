@@ -24,7 +24,7 @@ from api.redis import Breaker
 from common.domain.keys import Limits
 
 CONNECTIONS = 8
-PATIENCE_S = 1.0
+TIMEOUT_S = 1.0
 OUTAGE_S = 5.0
 """How long Redis is not asked again after it did not answer."""
 CLOCK_S = 60.0
@@ -32,7 +32,7 @@ CLOCK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class RateWindow:
     """One limit's: ``count`` of ``limit`` requests were made, and in ``reset_s`` it ends."""
 
     field: str
@@ -62,7 +62,7 @@ class Window:
         }
 
 
-class Limiter:
+class RateLimiter:
     """Counts requests. Where Redis is out it counts none: everybody may go on."""
 
     def __init__(self, redis_url: str, breaker: Breaker) -> None:
@@ -70,9 +70,9 @@ class Limiter:
         self._pool = BlockingConnectionPool.from_url(
             redis_url,
             max_connections=CONNECTIONS,
-            timeout=PATIENCE_S,
-            socket_connect_timeout=PATIENCE_S,
-            socket_timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            socket_timeout=TIMEOUT_S,
         )
         self._storage = RedisStorage(
             "async+redis://",  # the pool knows the address
@@ -81,12 +81,12 @@ class Limiter:
             connection_pool=self._pool,  # type: ignore[arg-type] # as its documentation says
         )
         self._out_until: float | None = None
-        self._clock = _Clock(Redis(connection_pool=self._pool))
+        self._clock = _RedisClock(Redis(connection_pool=self._pool))
 
     async def close(self) -> None:
         await self._pool.aclose()
 
-    async def count(self, key_id: str, limits: Limits) -> Window | None:
+    async def count(self, key_id: str, limits: Limits) -> RateWindow | None:
         """Count a request; returns the window that is over, or else the one closest to it.
 
         None: there are no limits, or Redis is out.
@@ -95,7 +95,7 @@ class Limiter:
             return None
         if self._out_until is not None and time.monotonic() < self._out_until:
             return None
-        closest: Window | None = None
+        closest: RateWindow | None = None
         try:
             for field, item in _items(limits):
                 window = await self._count(key_id, field, item)
@@ -113,15 +113,15 @@ class Limiter:
         self._out_until = None
         return closest
 
-    async def _count(self, key_id: str, field: str, item: RateLimitItem) -> Window:
+    async def _count(self, key_id: str, field: str, item: RateLimitItem) -> RateWindow:
         length, now = item.get_expiry(), await self._clock.now()
         number = int(now // length)
         count = await self._storage.incr(item.key_for(key_id, str(number)), length)
         reset_s = math.ceil((number + 1) * length - now)
-        return Window(field, item.amount, count, reset_s)
+        return RateWindow(field, item.amount, count, reset_s)
 
 
-class _Clock:
+class _RedisClock:
     """Redis' own: gateways whose clocks differ would count in windows of their own."""
 
     def __init__(self, redis: Redis) -> None:

@@ -16,7 +16,7 @@ from common.errors import BadInput, Stalled, TooLarge
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 """How long a client may send nothing of a body that is read as a whole."""
 LOWEST_RATE = 1_000
 """Bytes a second, beyond `PATIENCE_S` in all, that such a body has to come in at."""
@@ -24,7 +24,7 @@ LOWEST_RATE = 1_000
 _INTAKE = "steno.intake"
 
 
-class BodyRefused(HTTPException):
+class BodyRejected(HTTPException):
     """Of all errors FastAPI lets only this kind out while it reads a body; ``error`` is ours."""
 
     def __init__(self, error: BadInput) -> None:
@@ -33,7 +33,7 @@ class BodyRefused(HTTPException):
 
 
 @dataclass(slots=True)
-class Intake:
+class CountedBody:
     """A body of which ``received`` bytes were read; ``limit`` None: its route looks after that."""
 
     receive: Receive
@@ -53,12 +53,12 @@ class Intake:
             message = await self.receive()
         else:
             self._check(self.declared)
-            late = self.since + PATIENCE_S + self.received / LOWEST_RATE
+            late = self.since + TIMEOUT_S + self.received / LOWEST_RATE
             try:
-                async with asyncio.timeout(min(PATIENCE_S, late - time.monotonic())):
+                async with asyncio.timeout(min(TIMEOUT_S, late - time.monotonic())):
                     message = await self.receive()
             except TimeoutError:
-                raise BodyRefused(Stalled(limit_s=PATIENCE_S)) from None
+                raise BodyRejected(Stalled(limit_s=TIMEOUT_S)) from None
         if message["type"] == "http.request":
             self.received += len(message.get("body", b""))
             self.ended = not message.get("more_body", False)
@@ -68,10 +68,10 @@ class Intake:
     def _check(self, size: int) -> None:
         if self.limit is not None and size > self.limit:
             error = TooLarge(field="body", limit=f"{self.limit} bytes", value=f"{size} bytes")
-            raise BodyRefused(error)
+            raise BodyRejected(error)
 
 
-def take_in(scope: Scope, receive: Receive, limit: int) -> Receive:
+def count_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     """Have the body of a request counted, and end at ``limit`` bytes; requests without one pass."""
     declared = chunked = b""
     for name, value in scope["headers"]:
@@ -81,21 +81,21 @@ def take_in(scope: Scope, receive: Receive, limit: int) -> Receive:
             chunked = value
     if not chunked and declared in {b"", b"0"}:
         return receive
-    intake = Intake(receive, int(declared) if declared.isdigit() else 0, limit)
+    intake = CountedBody(receive, int(declared) if declared.isdigit() else 0, limit)
     scope[_INTAKE] = intake
     return intake.next
 
 
 def stream_body(scope: Scope) -> None:
     """The request's route reads its body bit by bit, and limits it by itself."""
-    intake: Intake | None = scope.get(_INTAKE)
+    intake: CountedBody | None = scope.get(_INTAKE)
     if intake is not None:
         intake.limit = None
 
 
 def has_unread_body(scope: Scope) -> bool:
     """Whether the client may be sending still."""
-    intake: Intake | None = scope.get(_INTAKE)
+    intake: CountedBody | None = scope.get(_INTAKE)
     return intake is not None and not intake.ended
 
 
@@ -115,10 +115,10 @@ class Body:
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while not self.ended:
             try:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout(TIMEOUT_S):
                     data = await anext(self._stream, None)
             except TimeoutError:
-                raise Stalled(limit_s=PATIENCE_S) from None
+                raise Stalled(limit_s=TIMEOUT_S) from None
             if data is None:
                 self.ended = True
             elif data:

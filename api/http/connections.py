@@ -61,7 +61,9 @@ class Connections:
         self._client_of: dict[Closable, str] = {}
         self._clients: dict[str, _Client] = {}
         self._waiting: dict[Closable, None] = {}
-        self._no_room = Seldom("{} connections were ended or refused, as there were too many")
+        self._no_room = ThrottledWarning(
+            "{} connections were ended or refused, as there were too many"
+        )
 
     @classmethod
     def within(cls, most: int, *, most_each: int, proxies: str) -> Connections:
@@ -140,7 +142,7 @@ def _trusted(proxies: str) -> Proxies:
     return ProxyHeadersMiddleware(nothing, proxies).trusted_hosts
 
 
-class Seldom:
+class ThrottledWarning:
     """A warning of what may happen thousands of times a second, at most once in `QUIET_S`."""
 
     def __init__(self, message: str) -> None:
@@ -189,15 +191,17 @@ def descriptors() -> int:
     return soft if soft != resource.RLIM_INFINITY else 1 << 20
 
 
-def warn_seldom_of_accepting(loop: asyncio.AbstractEventLoop) -> None:
+def throttle_accept_warnings(loop: asyncio.AbstractEventLoop) -> None:
     """Log that connections cannot be accepted once in `QUIET_S`; asyncio logs each failure."""
-    seldom = Seldom("{} connections could not be accepted: no file descriptors or memory are left")
+    warning = ThrottledWarning(
+        "{} connections could not be accepted: no file descriptors or memory are left"
+    )
     before: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None
     before = loop.get_exception_handler()
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if str(context.get("message", "")).startswith("socket.accept()"):
-            seldom.happened()
+            warning.happened()
         elif before is not None:
             before(loop, context)
         else:
@@ -206,13 +210,13 @@ def warn_seldom_of_accepting(loop: asyncio.AbstractEventLoop) -> None:
     loop.set_exception_handler(handle)
 
 
-def warn_seldom_of_bad_requests() -> None:
+def throttle_request_warnings() -> None:
     """Log requests that are not HTTP once in `QUIET_S`; uvicorn logs each."""
-    seldom = Seldom("{} requests were no HTTP, or asked for another protocol")
+    warning = ThrottledWarning("{} requests were no HTTP, or asked for another protocol")
 
     def is_another(record: logging.LogRecord) -> bool:
         if record.getMessage().startswith(("Invalid HTTP request", "Unsupported upgrade")):
-            seldom.happened()
+            warning.happened()
             return False
         return True
 

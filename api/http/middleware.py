@@ -11,9 +11,9 @@ from loguru import logger
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.bodies import take_in
+from api.http.bodies import count_body
 from api.http.headers import EXTRA_HEADERS
-from api.http.problems import Problem, Refusal, unforeseen
+from api.http.problems import ClosingAnswer, Problem, internal_error
 
 NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 """A policy for documents that are no pages (CSP)."""
@@ -35,7 +35,7 @@ class HeadLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        receive = take_in(scope, receive, self._max_body)
+        receive = count_body(scope, receive, self._max_body)
         target = len(scope["raw_path"]) + len(scope["query_string"])
         head = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         if target > self._max_head // 2:
@@ -46,10 +46,10 @@ class HeadLimits:
             await self._app(scope, receive, send)
 
     @staticmethod
-    def _refuse(status: int, what: str, size: int, limit: int) -> Refusal:
+    def _refuse(status: int, what: str, size: int, limit: int) -> ClosingAnswer:
         detail = f"{what} may have at most {limit} bytes; got {size}"
         details = {"field": "url" if status == 414 else "headers", "limit": limit, "value": size}
-        return Refusal(Problem(status, "too_large", detail, details))
+        return ClosingAnswer(Problem(status, "too_large", detail, details))
 
 
 class SafeHeaders:
@@ -132,7 +132,7 @@ class RequestLog:
                 logger.exception("request {} failed", request_id)
                 if status or scope["type"] == "websocket":
                     raise
-                await unforeseen()(scope, receive, send_named)
+                await internal_error()(scope, receive, send_named)
             finally:
                 logger.log(
                     "DEBUG" if scope["path"] in self._quiet else "INFO",

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http.bodies import BodyRefused, has_unread_body
+from api.http.bodies import BodyRejected, has_unread_body
 from common.errors import (
     BadInput,
     Forbidden,
@@ -53,7 +53,7 @@ CLIENT_GONE = 499
 """nginx's status for a request whose client has left; only logs see it."""
 LINGER_S = 2.0
 
-TOLD = BadInput | Transient | ModerationOff | ModerationUnusable | RecognizerUnusable
+PUBLIC_ERRORS = BadInput | Transient | ModerationOff | ModerationUnusable | RecognizerUnusable
 """What a client may be told of; of all others it learns only that there was one."""
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -103,7 +103,7 @@ class Problem(Response):
         super().__init__(text, status, headers)
 
 
-class Refusal(Response):
+class ClosingAnswer(Response):
     """Another response, given before the request's body has been read, after which the line is cut.
 
     The client may be sending still, and closing at once could destroy the answer on its way
@@ -131,8 +131,8 @@ def problem(error: StenoError) -> Problem:
     """What a client is told of ``error``: nothing of this machine's insides."""
     if not isinstance(error, BadInput):
         logger.warning("answered {}: {}", error.code, error)
-    if not isinstance(error, TOLD):
-        return unforeseen()
+    if not isinstance(error, PUBLIC_ERRORS):
+        return internal_error()
     passing = isinstance(error, Transient | ModerationUnusable | RecognizerUnusable)
     answer = Problem(error.status, error.code, error.message, details_of(error), passing=passing)
     if isinstance(error, Unauthorised):
@@ -148,12 +148,12 @@ def details_of(error: StenoError) -> dict[str, Any]:
     return {key: _plain(value) for key, value in told}
 
 
-def unforeseen() -> Problem:
+def internal_error() -> Problem:
     """What a client is told of an error that nobody thought of."""
     return Problem(500, StenoError.code, "Something went wrong on this side")
 
 
-def bad_value(error: Mapping[str, Any]) -> BadInput:
+def validation_error(error: Mapping[str, Any]) -> BadInput:
     """Our error for one of pydantic's: it names the field, what is allowed, and the value."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     field = _field(error["loc"])
@@ -163,12 +163,12 @@ def bad_value(error: Mapping[str, Any]) -> BadInput:
         return Unsupported(field=field)
     if kind in {"literal_error", "enum"}:
         allowed = context["expected"].replace("'", "").replace(" or ", ", ")
-        return UnknownOption(field=field, allowed=allowed, value=shown(value))
+        return UnknownOption(field=field, allowed=allowed, value=echoed(value))
     if kind == "json_invalid":
         return Malformed(reason="the body is no JSON")
     limit = _LIMITS.get(kind)
     text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
-    return OutOfRange(field=field, limit=text, value=shown(value))
+    return OutOfRange(field=field, limit=text, value=echoed(value))
 
 
 def _field(place: Sequence[int | str]) -> str:
@@ -183,7 +183,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(StenoError)
     async def _ours(request: Request, error: StenoError) -> Response:
-        return unless_unread(request, problem(error))
+        return close_if_unread(request, problem(error))
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(_: Request, __: ClientDisconnect) -> Response:
@@ -191,21 +191,21 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        return unless_unread(request, problem(bad_value(error.errors()[0])))
+        return close_if_unread(request, problem(validation_error(error.errors()[0])))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, BodyRefused):
-            return unless_unread(request, problem(error.error))
+        if isinstance(error, BodyRejected):
+            return close_if_unread(request, problem(error.error))
         code = _CODES.get(error.status_code, "http_error")
         answer = Problem(error.status_code, code, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
 
 
-def unless_unread(request: Request, answer: Response) -> Response:
+def close_if_unread(request: Request, answer: Response) -> Response:
     """An answer that was found before all of the body was here cuts the line."""
-    return Refusal(answer) if has_unread_body(request.scope) else answer
+    return ClosingAnswer(answer) if has_unread_body(request.scope) else answer
 
 
 def _plain(value: object) -> object:
@@ -214,7 +214,7 @@ def _plain(value: object) -> object:
     return value if value is None or isinstance(value, bool | int) else str(value)
 
 
-def shown(value: object) -> object:
+def echoed(value: object) -> object:
     """A client's own value, cut where it would fill the answer."""
     text = str(value)
     return _plain(value) if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.bodies import has_unread_body
-from api.http.problems import Refusal, problem
+from api.http.problems import ClosingAnswer, problem
 from common.errors import EncodedBody
 
 _RANGE = r"(\d{1,18}-\d{0,18}|-\d{1,18})"
@@ -17,7 +17,7 @@ _RANGES = re.compile(rf"bytes=\s*{_RANGE}(\s*,\s*{_RANGE})*", re.ASCII | re.IGNO
 _CLOSED = re.compile(r"(\d+)-(\d+)", re.ASCII)
 
 
-class HeadRules:
+class RequestRules:
     """HEAD on all that has GET, no encoded bodies, and no ranges that make no sense."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -32,7 +32,7 @@ class HeadRules:
         if encoding.lower() not in {"", "identity"} and has_unread_body(scope):
             answer = problem(EncodedBody(field="Content-Encoding", value=encoding[:100]))
             answer.headers["Accept-Encoding"] = "identity"  # section 15.5.16
-            await Refusal(answer)(scope, receive, send)
+            await ClosingAnswer(answer)(scope, receive, send)
             return
         if "range" in headers and not is_range(headers["range"]):
             scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]

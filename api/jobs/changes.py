@@ -18,7 +18,7 @@ SILENCE_S = 15.0
 """How long the subscription may be quiet before it is asked whether it still lives."""
 
 
-class Changes:
+class JobChanges:
     """Who waits for which job.
 
     Messages may get lost, as long as Redis is out all of them: a wait is bounded by its caller.
@@ -35,13 +35,13 @@ class Changes:
     async def start(self) -> None:
         self._listener = asyncio.create_task(self._listen())
 
-    def wake_all_for_good(self) -> None:
+    def shut_down(self) -> None:
         """The process is about to end: nobody is to wait any more."""
         self.closing = True
         self._wake_all()
 
     async def close(self) -> None:
-        self.wake_all_for_good()
+        self.shut_down()
         if self._listener is not None:
             self._listener.cancel()
             with suppress(asyncio.CancelledError):

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from api.auth.callers import Reader
 from api.http.problems import documented
 from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
-from api.jobs.feeds import Feed, watch_job
+from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.routes import status_document
 from api.services import ServicesDep
 from common.domain.job import JobStatus, is_final
@@ -102,7 +102,7 @@ async def events(
     return EventStream(_tell(feed, told, heartbeat_s), stack)
 
 
-async def _tell(feed: Feed, told: int, heartbeat_s: float) -> AsyncIterator[str]:
+async def _tell(feed: JobFeed, told: int, heartbeat_s: float) -> AsyncIterator[str]:
     """All events after the first ``told`` segments, as the job's watchers get to know of them."""
     yield f"retry: {RECONNECT_MS}\n\n"
     last_status: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from loguru import logger
 
-from api.jobs.changes import Changes
+from api.jobs.changes import JobChanges
 from api.services import Services
 from common.db.snapshots import Snapshot
 from common.domain.job import is_final
@@ -29,7 +29,7 @@ CALM_S = 0.25
 OUTAGE_PAUSE_S = 2.0
 
 
-class Feed:
+class JobFeed:
     """One job as its watchers see it; `changed` is another event after each change."""
 
     def __init__(self) -> None:
@@ -55,19 +55,19 @@ class Feed:
         told.set()
 
 
-class Feeds:
+class JobFeeds:
     """The feeds of one process; so many may watch at once, and so many of each tenant."""
 
-    def __init__(self, changes: Changes, *, limit: int, limit_each: int) -> None:
+    def __init__(self, changes: JobChanges, *, limit: int, limit_each: int) -> None:
         self._changes = changes
         self._limit = limit
         self._limit_each = limit_each
-        self._feeds: dict[tuple[str, UUID], Feed] = {}
+        self._feeds: dict[tuple[str, UUID], JobFeed] = {}
         self._watchers: Counter[str] = Counter()
         """How many watch, by tenant."""
 
     @asynccontextmanager
-    async def watch(self, tenant: str, job_id: UUID, read: Read) -> AsyncIterator[Feed]:
+    async def watch(self, tenant: str, job_id: UUID, read: Read) -> AsyncIterator[JobFeed]:
         """The job's feed, begun; ``read`` is only called if nobody watches the job yet.
 
         Raises:
@@ -80,7 +80,7 @@ class Feeds:
         key = tenant, job_id
         feed = self._feeds.get(key)
         if feed is None or feed.over:
-            feed = self._feeds[key] = Feed()
+            feed = self._feeds[key] = JobFeed()
             feed.task = asyncio.create_task(self._follow(feed, job_id, read))
         feed.watchers += 1
         self._watchers[tenant] += 1
@@ -98,7 +98,7 @@ class Feeds:
                 if feed.task is not None:
                     feed.task.cancel()
 
-    async def _follow(self, feed: Feed, job_id: UUID, read: Read) -> None:
+    async def _follow(self, feed: JobFeed, job_id: UUID, read: Read) -> None:
         with self._changes.watch(job_id) as woken:
             while not feed.over:
                 woken.clear()
@@ -129,7 +129,7 @@ class Feeds:
                 await asyncio.sleep(CALM_S)
 
     @staticmethod
-    def _begin(feed: Feed, error: Exception | None = None) -> None:
+    def _begin(feed: JobFeed, error: Exception | None = None) -> None:
         if feed.begun.done():
             return
         if error is None:
@@ -139,7 +139,9 @@ class Feeds:
             feed.begun.exception()  # whoever waited may have left: it need not be logged
 
 
-def watch_job(services: Services, tenant: str, job_id: UUID) -> AbstractAsyncContextManager[Feed]:
+def watch_job(
+    services: Services, tenant: str, job_id: UUID
+) -> AbstractAsyncContextManager[JobFeed]:
     """The job's feed; see `Feeds.watch`."""
     transcript = GrowingTranscript(services.jobs(tenant), job_id)
-    return services.get(Feeds).watch(tenant, job_id, lambda: services.in_thread(transcript.read))
+    return services.get(JobFeeds).watch(tenant, job_id, lambda: services.in_thread(transcript.read))

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from api.http.headers import answer_with
-from api.http.problems import shown
+from api.http.problems import echoed
 from common.db.jobs import Created, Idempotency
 from common.errors import OutOfRange
 
@@ -52,7 +52,7 @@ def idempotency_key(request: Request) -> str | None:
     key = request.headers.get(HEADER)
     if key is not None and not _KEY.fullmatch(key):
         limit = "1 to 200 printable ASCII characters"
-        raise OutOfRange(field=HEADER, limit=limit, value=shown(key))
+        raise OutOfRange(field=HEADER, limit=limit, value=echoed(key))
     return key
 
 
@@ -71,7 +71,7 @@ def idempotency(
     return Idempotency(key, request_sha256(endpoint, options, recording_sha256))
 
 
-def tell_of_replay(request: Request, created: Created) -> None:
+def mark_replay(request: Request, created: Created) -> None:
     """Have the answer say whether it is one that was given before."""
     if created.replayed:
         answer_with(request.scope, {REPLAYED: "true"})

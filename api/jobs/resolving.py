@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from api.http.fields import metadata_of
-from api.http.problems import bad_value, shown
+from api.http.problems import echoed, validation_error
 from api.jobs.schemas import UploadOptions
 from api.processes.moderator import NEEDED as MODERATION
 from common.db.jobs import NewJob
@@ -38,12 +38,12 @@ def form_options(sent: Mapping[str, str]) -> UploadOptions:
         try:
             given["metadata"] = metadata_of(given["metadata"])
         except ValueError as error:
-            value = shown(given["metadata"])
+            value = echoed(given["metadata"])
             raise OutOfRange(field="metadata", limit=error, value=value) from None
     try:
         return UploadOptions.model_validate(given)
     except ValidationError as error:
-        raise bad_value(dict(error.errors()[0])) from None
+        raise validation_error(dict(error.errors()[0])) from None
 
 
 class Resolver:

@@ -19,8 +19,8 @@ from api.auth.callers import Caller, Reader, Transcriber
 from api.http.fields import Name
 from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
 from api.http.problems import documented
-from api.jobs.changes import Changes
-from api.jobs.idempotency import PARAMETER, idempotency, tell_of_replay
+from api.jobs.changes import JobChanges
+from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
 from api.jobs.schemas import AudioTrack, Status, UploadOptions
 from api.services import Services, ServicesDep
@@ -108,7 +108,7 @@ async def create(
 ) -> CreatedJob:
     """Make a job that waits for its recording; the options are those of an upload."""
     job = replace(
-        caller.asking(request, await services.get(Resolver).resolve(uuid4(), options)),
+        caller.attributed(request, await services.get(Resolver).resolve(uuid4(), options)),
         idempotency=idempotency(request, options),
     )
     created = await services.in_thread(_create, request, services, caller, job)
@@ -163,13 +163,13 @@ async def status(
     """Where a job stands. With `wait`, a long poll; a job that has ended answers at once."""
     jobs = services.jobs(caller.tenant)
     deadline = time.monotonic() + wait
-    with services.get(Changes).watch(job_id) as changed:
+    with services.get(JobChanges).watch(job_id) as changed:
         first = now = await services.in_thread(jobs.snapshot, job_id)
         while (
             not is_final(now.status)
             and _visible(now) == _visible(first)
             and (left := deadline - time.monotonic()) > 0
-            and not services.get(Changes).closing
+            and not services.get(JobChanges).closing
             and not await request.is_disconnected()
         ):
             logger.debug("somebody waits for job {job_id}", job_id=job_id)
@@ -247,7 +247,7 @@ async def deletions(
 def _create(request: Request, services: Services, caller: Caller, job: NewJob) -> CreatedJob:
     jobs = services.jobs(caller.tenant)
     created = jobs.create(job)
-    tell_of_replay(request, created)
+    mark_replay(request, created)
     if not created.replayed:
         logger.info("job {job_id} made; its recording is to come", job_id=created.job_id)
     waits = timedelta(seconds=services.settings.job.upload_wait)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from api.auth.callers import Caller, Transcriber
 from api.http.problems import documented
-from api.jobs.idempotency import PARAMETER, idempotency, tell_of_replay
+from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
 from api.jobs.schemas import Accepted, UploadOptions
 from api.services import Services, ServicesDep
@@ -55,12 +55,12 @@ async def transcribe(
     once = idempotency(request, wanted)
     await services.egress.check(wanted.url)
     job = replace(
-        caller.asking(request, await services.get(Resolver).resolve(uuid4(), wanted)),
+        caller.attributed(request, await services.get(Resolver).resolve(uuid4(), wanted)),
         source_url=wanted.url,
         idempotency=once,
     )
     created = await services.in_thread(_commit, services, caller, job)
-    tell_of_replay(request, created)
+    mark_replay(request, created)
     return Accepted(
         job_id=created.job_id,
         status=created.status,

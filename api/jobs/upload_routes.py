@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.auth.callers import Transcriber
 from api.http.bodies import Body
-from api.http.problems import Refusal, documented, problem
+from api.http.problems import ClosingAnswer, documented, problem
 from api.jobs.idempotency import PARAMETER
 from api.jobs.schemas import Accepted, UploadOptions
 from api.jobs.uploads import AwaitedUpload, Upload
@@ -59,7 +59,7 @@ async def upload(
     Accepted by content, not by name: mp3, wav, m4a, mp4, aac, ogg, opus, flac, wma, webm, mkv,
     avi, mov and more; of a video, its sound.
     """
-    return await _take_in(Upload(services, caller), request)
+    return await _accept(Upload(services, caller), request)
 
 
 @router.post(
@@ -73,13 +73,13 @@ async def upload_awaited(
     job_id: UUID, request: Request, services: ServicesDep, caller: Transcriber
 ) -> Accepted | Response:
     """Send the recording of a job that was made by `POST /jobs`: once."""
-    return await _take_in(AwaitedUpload(services, caller, job_id), request)
+    return await _accept(AwaitedUpload(services, caller, job_id), request)
 
 
-async def _take_in(upload: Upload | AwaitedUpload, request: Request) -> Accepted | Response:
+async def _accept(upload: Upload | AwaitedUpload, request: Request) -> Accepted | Response:
     body = Body(request)
     try:
-        return await upload.take_in(request, body)
+        return await upload.accept(request, body)
     except StenoError as error:
         answer = problem(error)
-        return answer if body.ended else Refusal(answer)
+        return answer if body.ended else ClosingAnswer(answer)

@@ -28,7 +28,7 @@ from api.auth.callers import Caller
 from api.http.bodies import Body
 from api.http.headers import answer_with
 from api.http.multipart import MAX_IGNORED, FormReader
-from api.jobs.idempotency import idempotency, idempotency_key, tell_of_replay
+from api.jobs.idempotency import idempotency, idempotency_key, mark_replay
 from api.jobs.resolving import Resolver, form_options
 from api.jobs.schemas import Accepted, UploadOptions
 from api.processes.prober import Prober
@@ -60,7 +60,7 @@ IGNORED = "X-Ignored-Parameters"
 """The header that names the parameters of a request that were ignored."""
 
 
-def tell_of_ignored(request: Request, names: Iterable[str]) -> None:
+def name_ignored(request: Request, names: Iterable[str]) -> None:
     """Have the answer name parameters that were ignored."""
     if named := ", ".join(quote(name[:100], safe="[]") for name in islice(names, MAX_IGNORED)):
         answer_with(request.scope, {IGNORED: named})
@@ -246,7 +246,7 @@ class _Incoming(ABC):
         self._securing = False
         self._handed_over = False
 
-    async def take_in(self, request: Request, body: Body) -> Accepted:
+    async def accept(self, request: Request, body: Body) -> Accepted:
         """Read the form in ``body`` and commit what it asks for.
 
         Raises:
@@ -256,9 +256,9 @@ class _Incoming(ABC):
         """
         slots = self._services.get(UploadSlots)
         with slots.take(self._caller.key_id, self._caller.quota.concurrent_jobs):
-            return await self._take_in(request, body)
+            return await self._accept(request, body)
 
-    async def _take_in(self, request: Request, body: Body) -> Accepted:
+    async def _accept(self, request: Request, body: Body) -> Accepted:
         started = time.monotonic()
         length = request.headers.get("content-length", "")
         if length.isdecimal():
@@ -330,7 +330,7 @@ class _Incoming(ABC):
                 await self._check_early(form, request)
                 checked = True
         form.finish()
-        tell_of_ignored(request, [*self._form.ignored, *form.ignored])
+        name_ignored(request, [*self._form.ignored, *form.ignored])
         if not form.file_begun:
             raise Missing(field=self._form.file)
 
@@ -368,7 +368,7 @@ class _Incoming(ABC):
         except BaseException:
             self._discard()
             raise
-        tell_of_replay(request, created)
+        mark_replay(request, created)
         if created.replayed:
             self._discard()
             logger.info("job {job_id} was asked for again", job_id=created.job_id)
@@ -420,7 +420,7 @@ class Upload(_Incoming):
     async def _check(self, form: FormReader, request: Request) -> None:
         self._options = form_options(self._form.options(form))
         job = await self._services.get(Resolver).resolve(self._job_id, self._options)
-        self._job = self._caller.asking(request, job)
+        self._job = self._caller.attributed(request, job)
 
     def _store(self, recording: NewRecording, request: Request) -> Created:
         return self._submit(recording, idempotency(request, self._options, recording.sha256))

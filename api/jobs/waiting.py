@@ -9,7 +9,7 @@ from uuid import UUID
 from starlette.requests import Request
 
 from api.http.bodies import while_connected
-from api.jobs.feeds import Feed
+from api.jobs.feeds import JobFeed
 from api.jobs.uploads import IGNORED
 from common.db.snapshots import Snapshot
 from common.domain.job import JobStatus
@@ -27,7 +27,7 @@ HEADERS = {
 """The headers of such an answer, as the documentation has them."""
 
 
-async def wait_for_end(request: Request, feed: Feed, limit_s: float | None = None) -> None:
+async def wait_for_end(request: Request, feed: JobFeed, limit_s: float | None = None) -> None:
     """Return when the job has ended, this gateway is about to end, or ``limit_s`` has passed.
 
     Raises:
@@ -36,7 +36,7 @@ async def wait_for_end(request: Request, feed: Feed, limit_s: float | None = Non
     await while_connected(request, _wait(feed, limit_s))
 
 
-async def _wait(feed: Feed, limit_s: float | None) -> None:
+async def _wait(feed: JobFeed, limit_s: float | None) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
             while not feed.over:

@@ -11,7 +11,12 @@ from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Transcriber
 from api.http.bodies import Body, while_connected
-from api.http.problems import Refusal, documented, problem, shown
+from api.http.problems import (
+    ClosingAnswer,
+    documented,
+    echoed,
+    problem,
+)
 from api.moderation.schemas import (
     MAX_LETTERS,
     MAX_TEXTS,
@@ -56,7 +61,7 @@ async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> R
         )
     except StenoError as error:
         answer = problem(error)
-        return answer if body.ended else Refusal(answer)
+        return answer if body.ended else ClosingAnswer(answer)
     return JSONResponse(answer_document(texts, by, verdicts))
 
 
@@ -89,7 +94,7 @@ def read_texts(content: bytes) -> list[str]:
     """
     document = _document(content)
     if unknown := document.keys() - _FIELDS:
-        raise Unsupported(field=shown(json.dumps(min(unknown))[1:-1]))
+        raise Unsupported(field=echoed(json.dumps(min(unknown))[1:-1]))
     if len(document) > 1:
         raise OutOfRange(field="text", limit="left out where texts is sent", value="both")
     if "text" in document:
@@ -124,7 +129,7 @@ def _text(field: str, text: object) -> str:
     if not isinstance(text, str):
         raise OutOfRange(field=field, limit="a string", value=_said(text))
     if not text.strip():
-        raise OutOfRange(field=field, limit="a text with something in it", value=shown(text))
+        raise OutOfRange(field=field, limit="a text with something in it", value=echoed(text))
     if len(text) > MAX_LETTERS:
         limit = f"{MAX_LETTERS} characters"
         raise TooLarge(field=field, limit=limit, value=str(len(text)))
@@ -140,7 +145,7 @@ def _said(value: object) -> object:
     """A wrong value, made fit for an answer."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    return shown(json.dumps(value))
+    return echoed(json.dumps(value))
 
 
 def answer_document(

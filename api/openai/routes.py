@@ -19,9 +19,9 @@ from starlette.responses import JSONResponse, Response
 from api.auth.callers import Caller, Reader, Transcriber
 from api.http.bodies import Body
 from api.http.multipart import FormReader
-from api.http.problems import Refusal, problem
+from api.http.problems import ClosingAnswer, problem
 from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
-from api.jobs.feeds import Feed, watch_job
+from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.resolving import Resolver
 from api.jobs.uploads import Form, Upload
 from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
@@ -32,7 +32,7 @@ from api.openai.schemas import (
     TEXTS,
     UNBRACKETED,
     AudioOptions,
-    Failure,
+    ErrorAnswer,
     Route,
     TranscriptionOptions,
     TranslationOptions,
@@ -72,7 +72,7 @@ class Call:
         return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
-class Asked:
+class ParsedCall:
     """What one request asks for, known once its form is read."""
 
     def __init__(self, call: Call) -> None:
@@ -137,30 +137,30 @@ async def translations(request: Request, services: ServicesDep, caller: Transcri
 
 
 async def _serve(call: Call, request: Request, services: Services, caller: Caller) -> Response:
-    asked, body = Asked(call), Body(request)
+    asked, body = ParsedCall(call), Body(request)
     try:
-        job_id = (await Upload(services, caller, asked.form).take_in(request, body)).job_id
+        job_id = (await Upload(services, caller, asked.form).accept(request, body)).job_id
     except StenoError as error:
-        answer = Failure(problem(error))
-        return answer if body.ended else Refusal(answer)
+        answer = ErrorAnswer(problem(error))
+        return answer if body.ended else ClosingAnswer(answer)
     headers = {JOB_ID: str(job_id)}
     try:
         async with AsyncExitStack() as source:
             feed = await source.enter_async_context(watch_job(services, caller.tenant, job_id))
             if isinstance(asked.options, TranscriptionOptions) and asked.options.stream:
                 heartbeat_s = services.settings.events.heartbeat
-                return EventStream(_tell(feed, job_id, heartbeat_s), source.pop_all(), headers)
+                return EventStream(_events(feed, job_id, heartbeat_s), source.pop_all(), headers)
             await wait_for_end(request, feed, services.settings.openai.wait)
             check_completed(feed.snapshot, job_id)
         text = await services.in_thread(services.jobs(caller.tenant).text, job_id)
     except StenoError as error:
-        answer = Failure(problem(error))
+        answer = ErrorAnswer(problem(error))
         answer.headers.update(headers | NO_RETRY)
         return answer
     return _answer(transcript_of(text), asked, headers)
 
 
-def _answer(transcript: Transcript, asked: Asked, headers: dict[str, str]) -> Response:
+def _answer(transcript: Transcript, asked: ParsedCall, headers: dict[str, str]) -> Response:
     options = asked.options
     if options.response_format in TEXTS:
         kind, write = TEXTS[options.response_format]
@@ -172,7 +172,7 @@ def _answer(transcript: Transcript, asked: Asked, headers: dict[str, str]) -> Re
     return JSONResponse(document, headers=headers)
 
 
-async def _tell(feed: Feed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[str]:
+async def _events(feed: JobFeed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[str]:
     """The text as it grows, in OpenAI's events; what they make up is the whole text."""
     told: list[Segment] = []
     while True:
@@ -191,7 +191,7 @@ async def _tell(feed: Feed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[s
     try:
         check_completed(feed.snapshot, job_id)
     except StenoError as error:
-        yield event({"error": Failure(problem(error)).error}, name="error")
+        yield event({"error": ErrorAnswer(problem(error)).error}, name="error")
     else:
         yield event({"type": "transcript.text.done", "text": join_text(told)})
 

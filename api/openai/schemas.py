@@ -21,7 +21,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from api.http.fields import Number, Prose
-from api.http.problems import Problem, bad_value, problem, unless_unread
+from api.http.problems import (
+    Problem,
+    close_if_unread,
+    problem,
+    validation_error,
+)
 from api.openai.model_names import weights_named
 from common.domain.formats import to_srt, to_vtt
 from common.domain.languages import AUTO, LANGUAGES, language_code
@@ -90,7 +95,7 @@ class AudioOptions(BaseModel):
         except ValidationError as error:
             errors = error.errors()
             first = next((each for each in errors if each["type"] != "missing"), errors[0])
-            raise bad_value(dict(first)) from None
+            raise validation_error(dict(first)) from None
 
 
 class TranslationOptions(AudioOptions):
@@ -188,7 +193,7 @@ _TYPES = {
 _CODES = {"unauthorised": "invalid_api_key", "weights_missing": "model_not_found"}
 
 
-class Failure(JSONResponse):
+class ErrorAnswer(JSONResponse):
     """An error's answer as OpenAI's clients read it: 400 where we say 422, 404 for a model."""
 
     def __init__(self, problem: Problem) -> None:
@@ -222,9 +227,9 @@ class Route(APIRoute):
             try:
                 return await handle(request)
             except StenoError as error:
-                return unless_unread(request, Failure(problem(error)))
+                return close_if_unread(request, ErrorAnswer(problem(error)))
             except RequestValidationError as error:
-                return Failure(problem(bad_value(error.errors()[0])))
+                return ErrorAnswer(problem(validation_error(error.errors()[0])))
 
         return answer
 
@@ -237,7 +242,7 @@ def install(app: FastAPI) -> None:
     async def _http(request: Request, error: HTTPException) -> Response:
         answer: Response = await others(request, error)  # type: ignore[misc]
         spoken = request.url.path.startswith(f"{PREFIX}/") and isinstance(answer, Problem)
-        return Failure(answer) if spoken else answer  # type: ignore[arg-type]
+        return ErrorAnswer(answer) if spoken else answer  # type: ignore[arg-type]
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

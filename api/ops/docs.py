@@ -47,7 +47,7 @@ def install(app: FastAPI, public_url: str | None) -> None:
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _tell_what_all_have(describe())
+            _document_common_answers(describe())
         return describe()
 
     app.openapi = described  # type: ignore[method-assign] # FastAPI's documented way to extend it
@@ -87,7 +87,7 @@ def _policy(page: str, public_url: str | None) -> str:
     )
 
 
-def _tell_what_all_have(description: dict[str, Any]) -> None:
+def _document_common_answers(description: dict[str, Any]) -> None:
     """Add to every operation how it answers a wrong key, a wrong body, or too long a query."""
     for operations in description["paths"].values():
         for operation in operations.values():

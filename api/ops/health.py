@@ -33,7 +33,7 @@ router = APIRouter(tags=["health"])
 PROBES = frozenset({"/health", "/healthz", "/readyz"})
 """Paths that are asked every few seconds."""
 
-PATIENCE_S = 8.0
+TIMEOUT_S = 8.0
 MODERATION, STREAMS, WEIGHTS = "moderation", "streams", "weights"
 GOOD_S = 1.0
 """How long it is good what was found: anybody may ask, and looking costs connections and threads.
@@ -54,35 +54,35 @@ class Health(BaseModel):
     """Those alive that reach all that they need; none: no job goes on. null: Redis does not say."""
 
 
-class Shared(Generic[T]):
+class SingleFlight(Generic[T]):
     """What ``look`` finds: it looks once at a time, and what it found is good for ``good_s``."""
 
-    def __init__(self, look: Callable[[], Awaitable[T]], *, good_s: float) -> None:
-        self._look = look
+    def __init__(self, load: Callable[[], Awaitable[T]], *, good_s: float) -> None:
+        self._load = load
         self._good_s = good_s
-        self._looking: asyncio.Task[T] | None = None
+        self._loading: asyncio.Task[T] | None = None
         self._good_until = 0.0
 
     async def get(self) -> T:
         """Raises what looking raised."""
-        looking = self._looking
-        if looking is None or (looking.done() and time.monotonic() >= self._good_until):
-            looking = self._looking = asyncio.create_task(self._found())
+        loading = self._loading
+        if loading is None or (loading.done() and time.monotonic() >= self._good_until):
+            loading = self._loading = asyncio.create_task(self._refresh())
         # Who asked first may leave, and then the others wait still.
-        return await asyncio.shield(looking)
+        return await asyncio.shield(loading)
 
-    async def _found(self) -> T:
-        found = await self._look()
+    async def _refresh(self) -> T:
+        found = await self._load()
         self._good_until = time.monotonic() + self._good_s
         return found
 
 
-class PartChecks(Shared[Parts]):
+class PartChecks(SingleFlight[Parts]):
     """All parts that jobs need, checked once for as many as ask; changes are logged."""
 
     def __init__(self, services: Services) -> None:
         logged: Parts = {}
-        super().__init__(lambda: _look(services, logged), good_s=GOOD_S)
+        super().__init__(lambda: _check_all(services, logged), good_s=GOOD_S)
 
 
 @router.get("/healthz", summary="Does the process live?")
@@ -109,7 +109,7 @@ async def ready(services: ServicesDep) -> Response:
     if needed[WEIGHTS] != OK:
         others = await asyncio.to_thread(services.get(Resolver).installed)
         needed[WEIGHTS] = OK if others else needed[WEIGHTS]
-    if all(said == OK for said in needed.values()):
+    if all(state == OK for state in needed.values()):
         return JSONResponse({"status": "ready", "parts": parts})
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     return JSONResponse({"status": "not ready", "parts": parts}, 503, headers=retry)
@@ -126,7 +126,7 @@ async def health(services: ServicesDep) -> Health:
         **_streams(services),
         MODERATION: services.get(ModerationProcess).state,
     }
-    whole = all(said in {OK, OFF, LOADING} for said in parts.values())
+    whole = all(state in {OK, OFF, LOADING} for state in parts.values())
     workers = dispatchers = None
     if parts["redis"] == OK:
         workers = await asyncio.to_thread(_count, services.queue.live_workers)
@@ -180,7 +180,7 @@ _HOME = """<!doctype html>
 """
 
 
-async def _look(services: Services, logged: Parts) -> Parts:
+async def _check_all(services: Services, logged: Parts) -> Parts:
     checks: dict[str, Callable[[], None]] = {
         "postgres": services.database.ping,
         "migrations": lambda: check_revision(services.database),
@@ -188,8 +188,8 @@ async def _look(services: Services, logged: Parts) -> Parts:
         "storage": services.check_storage,
         WEIGHTS: services.get(Resolver).check_defaults,
     }
-    said = await asyncio.gather(*(_ask(name, check, logged) for name, check in checks.items()))
-    return dict(zip(checks, said, strict=True))
+    states = await asyncio.gather(*(_check(name, check, logged) for name, check in checks.items()))
+    return dict(zip(checks, states, strict=True))
 
 
 def _streams(services: Services) -> Parts:
@@ -200,25 +200,25 @@ def _streams(services: Services) -> Parts:
     return {STREAMS: services.get(Recognizers).state(wanted.engine, wanted.model)}
 
 
-async def _ask(name: str, check: Callable[[], None], logged: Parts) -> str:
+async def _check(name: str, check: Callable[[], None], logged: Parts) -> str:
     """What clients are told of a part, of which the log tells more."""
-    said = in_full = OK
+    state = in_full = OK
     try:
-        await asyncio.wait_for(asyncio.to_thread(check), PATIENCE_S)
+        await asyncio.wait_for(asyncio.to_thread(check), TIMEOUT_S)
     except StenoError as error:
-        said, in_full = error.message, str(error)
+        state, in_full = error.message, str(error)
     except TimeoutError:
-        said = in_full = "It does not answer"
+        state = in_full = "It does not answer"
     except Exception as error:
-        said, in_full = "It does not work; the log says why", repr(error)
+        state, in_full = "It does not work; the log says why", repr(error)
     if in_full != logged.get(name, OK):
         logger.warning("{}: {}", name, in_full)
     logged[name] = in_full
-    return said
+    return state
 
 
-def _count(look: Callable[[], int]) -> int | None:
+def _count(count: Callable[[], int]) -> int | None:
     try:
-        return look()
+        return count()
     except RedisError:
         return None

@@ -54,7 +54,7 @@ router = APIRouter(tags=["health"])
 T = TypeVar("T")
 Labels = tuple[str, ...]
 
-PATIENCE_S = 3.0
+TIMEOUT_S = 3.0
 """For Postgres, Redis and the disk; what does not answer by then is left out."""
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Where the gateway's processes count together, if they are several; set before they start."""
@@ -147,7 +147,7 @@ class Scraper:
     def __init__(self, services: Services, http: HttpMetrics) -> None:
         self._services = services
         self._http = http
-        self._looks: dict[str, asyncio.Task[object]] = {}
+        self._reads: dict[str, asyncio.Task[object]] = {}
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the form that ``accept`` asks for, and its media type.
@@ -155,9 +155,9 @@ class Scraper:
         What cannot be had is left out, and told to be down.
         """
         service, queue, disk = await asyncio.gather(
-            self._look("postgres", lambda: observe_service(self._services.database)),
-            self._look("redis", self._queue),
-            self._look("disk", self._disk),
+            self._read("postgres", lambda: observe_service(self._services.database)),
+            self._read("redis", self._queue),
+            self._read("disk", self._disk),
         )
         registry = CollectorRegistry()
         registry.register(_Everything(self._http, service, queue, disk))
@@ -180,17 +180,17 @@ class Scraper:
         found = shutil.disk_usage(self._services.settings.storage.temp)
         return _Disk(found.total, found.free)
 
-    async def _look(self, part: str, look: Callable[[], T]) -> T | None:
-        task = self._looks.get(part)
+    async def _read(self, part: str, read: Callable[[], T]) -> T | None:
+        task = self._reads.get(part)
         if task is None or task.done():
-            task = self._looks[part] = asyncio.create_task(_attempt(part, asyncio.to_thread(look)))
-        await asyncio.wait([task], timeout=PATIENCE_S)
+            task = self._reads[part] = asyncio.create_task(_attempt(part, asyncio.to_thread(read)))
+        await asyncio.wait([task], timeout=TIMEOUT_S)
         return task.result() if task.done() else None  # type: ignore[return-value]
 
 
-async def _attempt(part: str, look: Awaitable[T]) -> T | None:
+async def _attempt(part: str, read: Awaitable[T]) -> T | None:
     try:
-        return await look
+        return await read
     except (StenoError, RedisError, OSError) as error:
         logger.warning("metrics of {} are missing: {}", part, type(error).__name__)
         return None

@@ -19,13 +19,13 @@ from common.audio.probe import probe
 from common.errors import NotAudio
 
 
-def main(parent: str, patience_s: str) -> None:
+def main(parent: str, timeout_s: str) -> None:
     """Answer until there is no more to read; be killed by a probe that takes too long."""
     answers = pipe_to_gateway(parent)
     confine()
     for line in sys.stdin:
         # SIGALRM is left to the kernel: a handler of Python's would wait for native code to return.
-        signal.setitimer(signal.ITIMER_REAL, float(patience_s))
+        signal.setitimer(signal.ITIMER_REAL, float(timeout_s))
         reply = answer(Path(json.loads(line)))
         signal.setitimer(signal.ITIMER_REAL, 0)
         write_line(answers, reply)

@@ -18,9 +18,9 @@ from common.errors import NotAudio
 class Prober:
     """Up to ``limit`` probes at the same time, each within ``patience_s`` seconds."""
 
-    def __init__(self, *, limit: int = 2, patience_s: float = 20.0) -> None:
+    def __init__(self, *, limit: int = 2, timeout_s: float = 20.0) -> None:
         self._slots = asyncio.Semaphore(limit)
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
         self._idle: list[ChildProcess] = []
 
     async def start(self) -> None:
@@ -71,4 +71,4 @@ class Prober:
         return line, child.exit_code
 
     async def _spawn(self) -> ChildProcess:
-        return await ChildProcess.spawn("api.processes.probe_process", str(self._patience_s))
+        return await ChildProcess.spawn("api.processes.probe_process", str(self._timeout_s))

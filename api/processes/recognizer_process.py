@@ -41,7 +41,7 @@ TOGETHER = 8
 FULL_SCALE = 32_768
 
 
-class Sound:
+class StreamAudio:
     """What is kept of one stream's sound, and where there is speech in it."""
 
     def __init__(self, network: Network) -> None:
@@ -79,7 +79,7 @@ class Sound:
         return samples
 
 
-class Desk:
+class RequestQueue:
     """What was asked and is not answered yet; two threads share it."""
 
     def __init__(self, network: Network, answers: BinaryIO) -> None:
@@ -87,9 +87,9 @@ class Desk:
         self._answers = answers
         self._lock = threading.Condition()
         self._writing = threading.Lock()
-        self._sounds: dict[str, Sound] = {}
+        self._audio: dict[str, StreamAudio] = {}
         self._asked: list[dict[str, Any]] = []
-        self._gone: list[str] = []
+        self._detached: list[str] = []
         self._ended = False
 
     def answer(self, document: dict[str, Any]) -> None:
@@ -114,24 +114,24 @@ class Desk:
             case "feed":
                 started, start_ms = time.monotonic(), message["start_ms"]
                 with self._lock:
-                    sound = self._sounds.setdefault(stream, Sound(self._network))
-                    speech = sound.add(start_ms, b64decode(message["pcm"]))
+                    audio = self._audio.setdefault(stream, StreamAudio(self._network))
+                    speech = audio.add(start_ms, b64decode(message["pcm"]))
                 took_ms = _ms_since(started)
                 self.answer(
                     {"stream": stream, "speech": speech, "start_ms": start_ms, "took_ms": took_ms}
                 )
             case "forget":
                 with self._lock:
-                    self._sounds[stream].forget(message["before_ms"])
-            case "hear":
+                    self._audio[stream].forget(message["before_ms"])
+            case "recognize":
                 with self._lock:
                     self._asked.append(message)
                     self._lock.notify()
-            case "leave":
+            case "detach":
                 with self._lock:
-                    self._sounds.pop(stream, None)
+                    self._audio.pop(stream, None)
                     self._asked = [each for each in self._asked if each["stream"] != stream]
-                    self._gone.append(stream)
+                    self._detached.append(stream)
                     self._lock.notify()
 
     def next(self) -> tuple[list[dict[str, Any]], list[Heard], list[str]] | None:
@@ -140,7 +140,7 @@ class Desk:
         Ends of utterances go first: people wait for them.
         """
         with self._lock:
-            while not (self._asked or self._gone or self._ended):
+            while not (self._asked or self._detached or self._ended):
                 self._lock.wait()
             if self._ended:
                 return None
@@ -149,18 +149,18 @@ class Desk:
             if any(each["alone"] for each in chosen):
                 chosen = chosen[:1] if chosen[0]["alone"] else [e for e in chosen if not e["alone"]]
             self._asked = [each for each in self._asked if each not in chosen]
-            gone, self._gone = self._gone, []
-            return chosen, [self._heard(each) for each in chosen], gone
+            detached, self._detached = self._detached, []
+            return chosen, [self._utterance(each) for each in chosen], detached
 
-    def _heard(self, asked: dict[str, Any]) -> Heard:
-        sound, context = self._sounds[asked["stream"]], asked["context"]
+    def _utterance(self, asked: dict[str, Any]) -> Heard:
+        audio, context = self._audio[asked["stream"]], asked["context"]
         before = context and Before(
-            sound.piece(context["start_ms"], asked["start_ms"]), context["text"]
+            audio.piece(context["start_ms"], asked["start_ms"]), context["text"]
         )
         return Heard(
             stream=asked["stream"],
             utterance=asked["utterance"],
-            samples=sound.piece(asked["start_ms"], asked["end_ms"]),
+            samples=audio.piece(asked["start_ms"], asked["end_ms"]),
             language=asked["language"],
             before=before,
             full=asked["full"],
@@ -174,7 +174,7 @@ def main(parent: str, order: str) -> None:
     set_up_logging(LogSettings(), "recognizer")
     wanted = json.loads(order)
 
-    def load_both() -> tuple[Recognizer, Desk]:
+    def load_both() -> tuple[Recognizer, RequestQueue]:
         recognizer = load_recognizer(
             wanted["engine"],
             Path(wanted["path"]),
@@ -182,26 +182,29 @@ def main(parent: str, order: str) -> None:
             device=wanted["device"],
             compute_type=wanted["compute_type"],
         )
-        return recognizer, Desk(Network(), answers)
+        return recognizer, RequestQueue(Network(), answers)
 
-    recognizer, desk = load(answers, "the recognizer", load_both)
-    desk.answer({"style": asdict(style_of(wanted["engine"]))})
-    threading.Thread(target=desk.read, name="reader", daemon=True).start()
-    serve(desk, recognizer)
+    recognizer, requests = load(answers, "the recognizer", load_both)
+    requests.answer({"style": asdict(style_of(wanted["engine"]))})
+    threading.Thread(target=requests.read, name="reader", daemon=True).start()
+    serve(requests, recognizer)
 
 
-def serve(desk: Desk, recognizer: Recognizer) -> None:
+def serve(requests: RequestQueue, recognizer: Recognizer) -> None:
     """Hear what is asked, until the gateway says no more."""
-    while (work := desk.next()) is not None:
-        asked, wanted, gone = work
-        for stream in gone:
+    while (work := requests.next()) is not None:
+        asked, wanted, detached = work
+        for stream in detached:
             recognizer.forget(stream)
         if asked:
-            _hear(desk, recognizer, asked, wanted)
+            _recognize(requests, recognizer, asked, wanted)
 
 
-def _hear(
-    desk: Desk, recognizer: Recognizer, asked: Sequence[dict[str, Any]], wanted: Sequence[Heard]
+def _recognize(
+    requests: RequestQueue,
+    recognizer: Recognizer,
+    asked: Sequence[dict[str, Any]],
+    wanted: Sequence[Heard],
 ) -> None:
     started = time.monotonic()
     try:
@@ -213,11 +216,11 @@ def _hear(
         else:
             log_where("recognition failed", error)
         for each in asked:
-            desk.answer({"stream": each["stream"], "ticket": each["ticket"], "failed": reason})
+            requests.answer({"stream": each["stream"], "ticket": each["ticket"], "failed": reason})
         return
     took_ms = _ms_since(started) / len(asked)
     for each, hypothesis in zip(asked, heard, strict=True):
-        desk.answer(
+        requests.answer(
             {
                 "stream": each["stream"],
                 "ticket": each["ticket"],

@@ -38,11 +38,11 @@ class Listener(Protocol):
     """How long it took to hear the stream so far: of what is heard together its share."""
 
     def attached(self, style: Style) -> None: ...
-    def judged(self, start_ms: int, probabilities: Sequence[float]) -> None: ...
-    def heard(self, ticket: int, hypothesis: Hypothesis) -> None: ...
+    def speech(self, start_ms: int, probabilities: Sequence[float]) -> None: ...
+    def recognized(self, ticket: int, hypothesis: Hypothesis) -> None: ...
     def failed(self, ticket: int, reason: str) -> None: ...
     def lost(self, reason: str) -> None: ...
-    def refused(self, error: StenoError) -> None:
+    def rejected(self, error: StenoError) -> None:
         """The weights cannot be used, now or ever."""
         ...
 
@@ -55,7 +55,7 @@ class Recognizers:
         self._settings = streams
         self._weights = weights
         self._processes: dict[tuple[str, str], _Recognizer] = {}
-        self._of: dict[str, _Recognizer] = {}
+        self._by_stream: dict[str, _Recognizer] = {}
         """Who hears which stream."""
 
     async def close(self) -> None:
@@ -81,7 +81,7 @@ class Recognizers:
         limit = self._settings.limit_of(setup.engine)
         count = sum(
             process.engine == setup.engine and stream != besides
-            for stream, process in self._of.items()
+            for stream, process in self._by_stream.items()
         )
         if count >= limit:
             raise StreamsFull(engine=setup.engine, limit=limit)
@@ -90,7 +90,7 @@ class Recognizers:
         """Have ``setup`` hear the stream from now on; it is told when that is ready."""
         self.detach(listener)
         process = self._process(setup.engine, setup.model)
-        self._of[listener.id] = process
+        self._by_stream[listener.id] = process
         process.join(listener, setup.language)
 
     def load(self, engine: str, model: str) -> None:
@@ -105,13 +105,13 @@ class Recognizers:
 
     def detach(self, listener: Listener) -> None:
         """Hear the stream no more."""
-        process = self._of.pop(listener.id, None)
+        process = self._by_stream.pop(listener.id, None)
         if process is not None:
-            process.leave(listener)
+            process.detach(listener)
 
     def order(self, listener: Listener, order: Order) -> None:
         """Hand an order of the stream on; one that comes when nobody hears it is left out."""
-        process = self._of.get(listener.id)
+        process = self._by_stream.get(listener.id)
         if process is not None:
             process.order(listener, order)
 
@@ -177,20 +177,20 @@ class _Recognizer(WarmProcess):
         self.listeners[listener.id] = listener
         self._languages[listener.id] = language
         if problem := self._recent_problem:
-            asyncio.get_running_loop().call_soon(listener.refused, problem)
+            asyncio.get_running_loop().call_soon(listener.rejected, problem)
         elif not self.is_running:
             self.start()
         elif self._style is not None:
-            asyncio.get_running_loop().call_soon(self._tell_ready, listener, self._style)
+            asyncio.get_running_loop().call_soon(self._notify_ready, listener, self._style)
 
-    def leave(self, listener: Listener) -> None:
+    def detach(self, listener: Listener) -> None:
         if self.listeners.pop(listener.id, None) is None:
             return
         for key in [key for key in self._unanswered if key[0] == listener.id]:
             del self._unanswered[key]
         self.idle_since = self._now()
         if self.is_ready:
-            self._say({"do": "leave", "stream": listener.id})
+            self._send({"do": "detach", "stream": listener.id})
 
     def order(self, listener: Listener, order: Order) -> None:
         if not self.is_ready:
@@ -201,7 +201,7 @@ class _Recognizer(WarmProcess):
                     piece = pcm[start : start + PIECE_BYTES]
                     at_ms = start_ms + start // BYTES_PER_MS
                     self._unanswered[listener.id, "feed", at_ms] = self._now()
-                    self._say(
+                    self._send(
                         {
                             "do": "feed",
                             "stream": listener.id,
@@ -210,12 +210,12 @@ class _Recognizer(WarmProcess):
                         }
                     )
             case Forget(before_ms):
-                self._say({"do": "forget", "stream": listener.id, "before_ms": before_ms})
+                self._send({"do": "forget", "stream": listener.id, "before_ms": before_ms})
             case Hear():
-                self._unanswered[listener.id, "hear", order.ticket] = self._now()
-                self._say(
+                self._unanswered[listener.id, "recognize", order.ticket] = self._now()
+                self._send(
                     {
-                        "do": "hear",
+                        "do": "recognize",
                         "stream": listener.id,
                         "ticket": order.ticket,
                         "utterance": order.utterance,
@@ -248,7 +248,7 @@ class _Recognizer(WarmProcess):
         self._style = Style(**answer["style"])
         logger.info("{} {} recognizes streams, process {}", self.engine, self.model, child.pid)
         for listener in list(self.listeners.values()):
-            self._tell_ready(listener, self._style)
+            self._notify_ready(listener, self._style)
 
     def _unloaded(self) -> None:
         self._style = None
@@ -273,7 +273,7 @@ class _Recognizer(WarmProcess):
             await asyncio.sleep(self.retry_s)
         return self.stays or (self._problem is None and bool(self.listeners))
 
-    def _tell_ready(self, listener: Listener, style: Style) -> None:
+    def _notify_ready(self, listener: Listener, style: Style) -> None:
         if self.listeners.get(listener.id) is listener and self.is_ready:
             listener.attached(style)
 
@@ -310,14 +310,14 @@ class _Recognizer(WarmProcess):
             listener.spent_ms += answer.get("took_ms", 0.0)
             if "speech" in answer:
                 self._unanswered.pop((listener.id, "feed", answer["start_ms"]), None)
-                listener.judged(answer["start_ms"], answer["speech"])
+                listener.speech(answer["start_ms"], answer["speech"])
                 continue
-            self._unanswered.pop((listener.id, "hear", answer["ticket"]), None)
+            self._unanswered.pop((listener.id, "recognize", answer["ticket"]), None)
             if "failed" in answer:
                 listener.failed(answer["ticket"], answer["failed"])
             else:
                 segments = segments_from_json(answer["segments"])
-                listener.heard(answer["ticket"], Hypothesis(segments, answer["doubtful"]))
+                listener.recognized(answer["ticket"], Hypothesis(segments, answer["doubtful"]))
 
     async def _watch(self) -> None:
         """Return when the process hangs, or nobody has needed it for long."""
@@ -332,13 +332,13 @@ class _Recognizer(WarmProcess):
             if self.is_idle and not self.stays and idle_s > self._settings.unload_after:
                 return
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         self._messages.append(message)
         self._written.set()
 
     def _reject_all(self, error: StenoError) -> None:
         for listener in list(self.listeners.values()):
-            listener.refused(error)
+            listener.rejected(error)
 
     def _unusable(self, reason: str) -> RecognizerUnusable:
         if self._path is not None:

@@ -25,8 +25,8 @@ class WavFiles:
     ``patience_s`` is how long the process may make nothing, and the client take nothing.
     """
 
-    def __init__(self, *, limit: int = 8, patience_s: float = 60.0) -> None:
-        self.patience_s = patience_s
+    def __init__(self, *, limit: int = 8, timeout_s: float = 60.0) -> None:
+        self.timeout_s = timeout_s
         self._limit = limit
         self._open = 0
 
@@ -64,7 +64,7 @@ class WavFile:
     """A WAV file that is being made, ``size`` bytes; read once, and to be closed in any case."""
 
     def __init__(self, files: WavFiles) -> None:
-        self.patience_s = files.patience_s
+        self.timeout_s = files.timeout_s
         self._files: WavFiles | None = files
         self._child: ChildProcess | None = None
         self.size = 0
@@ -87,7 +87,7 @@ class WavFile:
         }
         line = b""
         try:
-            async with asyncio.timeout(self.patience_s):
+            async with asyncio.timeout(self.timeout_s):
                 line = await self._child.ask(order)
         except TimeoutError:
             logger.warning("decoding {} hangs", recording_id)
@@ -110,7 +110,7 @@ class WavFile:
         left = self.size
         while left and self._child is not None:
             try:
-                async with asyncio.timeout(self.patience_s):
+                async with asyncio.timeout(self.timeout_s):
                     piece = await self._child.read(PIECE_BYTES)
             except TimeoutError:
                 piece = b""
@@ -144,7 +144,7 @@ class WavResponse(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         async def send_soon(message: dict[str, object]) -> None:
-            async with asyncio.timeout(self._file.patience_s):
+            async with asyncio.timeout(self._file.timeout_s):
                 await send(message)
 
         await super().stream_response(send_soon)  # type: ignore[arg-type]

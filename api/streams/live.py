@@ -24,7 +24,12 @@ from api.http.problems import details_of
 from api.processes.moderator import ModerationProcess
 from api.processes.recognizers import Recognizers
 from api.services import Services
-from api.streams.options import StreamOptions, StreamResolver, Wanted, check_unchanged
+from api.streams.options import (
+    StreamOptions,
+    StreamRequest,
+    StreamResolver,
+    check_unchanged,
+)
 from common.audio.wav import container_of
 from common.db.streams import COMPLETED, NewStream, StreamFinal
 from common.domain.moderation import ModeratedBy
@@ -60,16 +65,16 @@ from common.errors import (
 MOST_BEHIND_MS = 10_000
 """So much sound may wait to be heard; then no more is read."""
 CAUGHT_UP_MS = 5_000
-CALM_S = 5.0
+SETTLED_S = 5.0
 """A stream that has not been behind for so long may be behind again as long as at first."""
 AHEAD_MS = 2_000
 """If more sound came in than time has gone by, and so much more, it came in too fast."""
-LULL_S = 1.0
+SILENT_S = 1.0
 """When no sound comes for so long, the utterance under way is taken to be over."""
-BEAT_S = 15.0
+HEARTBEAT_S = 15.0
 """How often Postgres is told that the stream lives."""
 TICK_S = 0.25
-FAREWELL_S = 30.0
+DRAIN_S = 30.0
 """What is under way at the end gets so long."""
 UNREAD_S = 20.0
 """How long a client may read nothing while something is to be told."""
@@ -85,7 +90,7 @@ LEFT = "client_left"
 Document = dict[str, Any]
 
 
-class Live:
+class LiveStream:
     """A stream of one caller; it is a `api.processes.recognizers.Listener`.
 
     `begin`, then `audio` and the others as the client speaks, `documents` to hear what it is told,
@@ -93,7 +98,7 @@ class Live:
     """
 
     def __init__(
-        self, services: Services, caller: Caller, wanted: Wanted, request_id: str | None
+        self, services: Services, caller: Caller, wanted: StreamRequest, request_id: str | None
     ) -> None:
         self.id = str(uuid4())
         self.spent_ms = 0.0
@@ -103,20 +108,20 @@ class Live:
         self._caller = caller
         self._wanted = wanted
         self._request_id = request_id
-        self._has_left = False
-        self._patience_s = services.settings.stream.patience
+        self._disconnected = False
+        self._timeout_s = services.settings.stream.patience
         self._streams = services.streams(caller.tenant)
         self._session = Session(wanted.setup, wanted.endpointing, moderated=wanted.moderation)
         self._arrivals = Arrivals()
-        self._began = self._touched = self._now()
-        self._sounded = self._began
+        self._began = self._active_at = self._now()
+        self._audio_at = self._began
         """When sound came in last."""
-        self._behind_since = self._behind_until = self._began - CALM_S
+        self._behind_since = self._behind_until = self._began - SETTLED_S
         self._eased = asyncio.Event()
         self._unread: deque[Document] = deque()
-        self._told = asyncio.Event()
+        self._news = asyncio.Event()
         self._over = False
-        self._to_judge: asyncio.Queue[Final | None] = asyncio.Queue()
+        self._to_moderate: asyncio.Queue[Final | None] = asyncio.Queue()
         self._to_save: asyncio.Queue[tuple[str, Callable[[], None]] | None] = asyncio.Queue()
         """What is to be committed, and what commits it."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,7 +141,7 @@ class Live:
         """
         setup = self._wanted.setup
         self._services.get(Recognizers).check(setup)
-        self._services.get(Lives).add(self)
+        self._services.get(LiveStreams).add(self)
         self._pump()  # it holds its place while Postgres is asked
         new = NewStream(
             id=self.stream_id,
@@ -168,7 +173,7 @@ class Live:
 
     def touch(self) -> None:
         """Something came in, be it only a sign of life."""
-        self._touched = self._now()
+        self._active_at = self._now()
 
     def audio(self, pcm: bytes) -> None:
         """Sound came in; await `room` before the next."""
@@ -176,16 +181,16 @@ class Live:
         if not self._session.received_ms and (kind := container_of(pcm)) is not None:
             self.finish(NotPcm(value=kind))
             return
-        self._sounded = self._touched
+        self._audio_at = self._active_at
         self._session.audio(pcm)
-        self._arrivals.note(self._session.received_ms, self._touched)
+        self._arrivals.note(self._session.received_ms, self._active_at)
         self._pump()
 
     async def room(self, *, in_time: bool) -> None:
         """Return when more sound may come; ``in_time``: end a stream for which that takes long."""
         if self._session.behind_ms <= MOST_BEHIND_MS:
             return
-        if self._now() - self._behind_until >= CALM_S:
+        if self._now() - self._behind_until >= SETTLED_S:
             self._behind_since = self._now()
         self._session.status(State.BEHIND, behind_seconds=seconds(self._session.behind_ms))
         self._pump()
@@ -194,8 +199,8 @@ class Live:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._eased.wait(), 1.0)
             self.touch()
-            if in_time and self._now() - self._behind_since > self._patience_s:
-                self.finish(self._too_much())
+            if in_time and self._now() - self._behind_since > self._timeout_s:
+                self.finish(self._overload())
                 return
         self._behind_until = self._now()
         self._session.status(State.CAUGHT_UP)
@@ -226,12 +231,12 @@ class Live:
         self._session.finish()
         self._pump()
 
-    def leave(self) -> None:
+    def disconnected(self) -> None:
         """The client is gone: what it said is heard to its end."""
-        self._has_left = not self._session.is_finishing
+        self._disconnected = not self._session.is_finishing
         self.finish()
 
-    def complain(self, error: StenoError) -> None:
+    def report(self, error: StenoError) -> None:
         """Tell of a mistake that the stream survives."""
         told = details_of(error)
         self._session.fail(error.code, error.message, fatal=False, **told)
@@ -246,12 +251,12 @@ class Live:
                 yield self._unread.popleft()
             if self._over:
                 return
-            self._told.clear()
-            await self._told.wait()
+            self._news.clear()
+            await self._news.wait()
 
     async def end(self) -> None:
         """Have what is under way come to its end, and note that it is over."""
-        self._services.get(Lives).discard(self)
+        self._services.get(LiveStreams).discard(self)
         try:
             if self._keeping is not None:
                 self.finish()
@@ -270,11 +275,11 @@ class Live:
         self._session.attached(style)
         self._pump()
 
-    def judged(self, start_ms: int, probabilities: Sequence[float]) -> None:
+    def speech(self, start_ms: int, probabilities: Sequence[float]) -> None:
         self._session.judged(start_ms, probabilities)
         self._pump()
 
-    def heard(self, ticket: int, hypothesis: Hypothesis) -> None:
+    def recognized(self, ticket: int, hypothesis: Hypothesis) -> None:
         self._session.heard(ticket, hypothesis)
         self._pump()
 
@@ -287,23 +292,23 @@ class Live:
         self._session.lost(reason)
         self._pump()
 
-    def refused(self, error: StenoError) -> None:
+    def rejected(self, error: StenoError) -> None:
         """The weights cannot be used: without them there is no stream."""
         self.error = self.error or error
         self._finish_up()
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _too_much(self) -> StenoError:
+    def _overload(self) -> StenoError:
         if self._session.received_ms > (self._now() - self._began) * 1000 + AHEAD_MS:
-            return TooFast(limit_s=self._patience_s)
+            return TooFast(limit_s=self._timeout_s)
         return Busy(what=self._session.setup.engine)
 
     def _pump(self) -> None:
         """Pass on all that follows from what was just said."""
         for out in self._session.take():
             if isinstance(out, Event):
-                self._tell(out)
+                self._emit(out)
             elif isinstance(out, Attach):
                 self._services.get(Recognizers).attach(self, out.setup)
             else:
@@ -313,7 +318,7 @@ class Live:
         if self._session.is_over:
             self._finish_up()
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         latency_ms: int | None = None
         if isinstance(event, Final):
             since = self._arrivals.at(event.spoken_until_ms)
@@ -335,7 +340,7 @@ class Live:
         if document["type"] == "partial" and self._unread and self._unread[-1]["type"] == "partial":
             self._unread.pop()
         self._unread.append(document)
-        self._told.set()
+        self._news.set()
         if len(self._unread) > MOST_UNREAD and not self._over:
             self.error = SlowReader(limit_s=UNREAD_S)
             self._unread.clear()
@@ -359,11 +364,11 @@ class Live:
             if isinstance(out, Event):
                 self._unread.append(event_document(out))
         self._eased.set()
-        self._told.set()
+        self._news.set()
 
     async def _tend(self) -> None:
         """Watch the clock."""
-        beat_at = self._now() + BEAT_S
+        beat_at = self._now() + HEARTBEAT_S
         beating: asyncio.Task[None] | None = None
         limit_s = self._services.settings.stream.idle
         most_hours = self._services.settings.stream.max_hours
@@ -372,14 +377,14 @@ class Live:
             now = self._now()
             if self._session.is_loading:  # who waits to be heard may be silent
                 self.touch()
-            if now - self._sounded > LULL_S and self._session.is_listening:
+            if now - self._audio_at > SILENT_S and self._session.is_listening:
                 self.finalize()
-            if now - self._touched > limit_s:
+            if now - self._active_at > limit_s:
                 self.finish(Idle(limit_s=limit_s))
             if self._session.received_ms > most_hours * 3_600_000:
                 self.finish(TooLong(limit=most_hours))
             if now >= beat_at and (beating is None or beating.done()):
-                beat_at = now + BEAT_S
+                beat_at = now + HEARTBEAT_S
                 beating = asyncio.create_task(self._beat())  # Postgres may keep it waiting
                 self._tasks.add(beating)
                 beating.add_done_callback(self._tasks.discard)
@@ -415,29 +420,29 @@ class Live:
         add = partial(self._streams.add, self.stream_id, [kept])
         self._to_save.put_nowait((f"final {final.seq}", add))
         if self._wanted.moderation:
-            self._to_judge.put_nowait(final)
+            self._to_moderate.put_nowait(final)
 
     async def _keep_all(self) -> None:
         """Judge and save, side by side, until there is nothing more to come."""
         saving = asyncio.create_task(self._save_all())
         try:
-            await self._judge_all()
+            await self._moderate_all()
             self._to_save.put_nowait(None)
             await saving
         finally:
             saving.cancel()
 
-    async def _judge_all(self) -> None:
+    async def _moderate_all(self) -> None:
         """Judge the finals, one after the other."""
-        while (final := await self._to_judge.get()) is not None:
-            segments, by = await self._judge(final)
+        while (final := await self._to_moderate.get()) is not None:
+            segments, by = await self._moderate(final)
             self._session.moderated(final.seq, segments, by)
             self._pump()
             if by is not None:
                 moderate = partial(self._streams.moderate, self.stream_id, final.seq, segments, by)
                 self._to_save.put_nowait((f"the judgement of final {final.seq}", moderate))
 
-    async def _judge(self, final: Final) -> tuple[tuple[Segment, ...], ModeratedBy | None]:
+    async def _moderate(self, final: Final) -> tuple[tuple[Segment, ...], ModeratedBy | None]:
         texts = [segment.text for segment in final.segments]
         try:
             by, verdicts = await self._services.get(ModerationProcess).moderate(texts)
@@ -449,8 +454,8 @@ class Live:
                 stream_id=self.id,
             )
             return final.segments, None
-        judged = zip(final.segments, verdicts, strict=True)
-        return tuple(replace(segment, verdict=verdict) for segment, verdict in judged), by
+        moderated = zip(final.segments, verdicts, strict=True)
+        return tuple(replace(segment, verdict=verdict) for segment, verdict in moderated), by
 
     async def _save_all(self) -> None:
         """Commit one thing after the other."""
@@ -478,21 +483,21 @@ class Live:
 
     async def _drain(self) -> None:
         """Wait until the session is over and its finals are saved."""
-        deadline = self._now() + FAREWELL_S
+        deadline = self._now() + DRAIN_S
         while not self._over and self._now() < deadline:
-            self._told.clear()
+            self._news.clear()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._told.wait(), 1.0)
+                await asyncio.wait_for(self._news.wait(), 1.0)
         if not self._over:
             self.error = self.error or Busy(what=self._session.setup.engine)
             self._finish_up()
         self._save_until = self._now() + SAVING_S
-        self._to_judge.put_nowait(None)
+        self._to_moderate.put_nowait(None)
         if self._keeping is not None:
             await self._keeping
 
     async def _close(self) -> None:
-        outcome = LEFT if self._has_left else COMPLETED
+        outcome = LEFT if self._disconnected else COMPLETED
         if self.error is not None:
             outcome = self.error.code
         audio_ms = self._session.received_ms
@@ -516,14 +521,14 @@ class Live:
         return asyncio.get_running_loop().time()
 
 
-class Lives:
+class LiveStreams:
     """All that are under way, so that they can be ended in time."""
 
     def __init__(self) -> None:
-        self._lives: set[Live] = set()
+        self._streams: set[LiveStream] = set()
         self._closing = False
 
-    def add(self, live: Live) -> None:
+    def add(self, live: LiveStream) -> None:
         """One has begun.
 
         Raises:
@@ -531,18 +536,18 @@ class Lives:
         """
         if self._closing:
             raise Restarting
-        self._lives.add(live)
+        self._streams.add(live)
 
-    def discard(self, live: Live) -> None:
-        self._lives.discard(live)
+    def discard(self, live: LiveStream) -> None:
+        self._streams.discard(live)
 
     def __len__(self) -> int:
-        return len(self._lives)
+        return len(self._streams)
 
     def finish(self) -> None:
         """The gateway is about to end: have all come to their ends, and let none begin."""
         self._closing = True
-        for live in list(self._lives):
+        for live in list(self._streams):
             live.finish(Restarting())
 
 
@@ -595,12 +600,12 @@ def event_document(event: Event) -> Document:
                 "language": event.setup.language,
             }
         case Detections():
-            judged = (verdict_document(index, each) for index, each in enumerate(event.segments))
+            results = (verdict_document(index, each) for index, each in enumerate(event.segments))
             by = event.by.to_json()
             return common | {
                 "type": "detections",
                 "final_seq": event.final_seq,
-                "results": [each for each in judged if each is not None],
+                "results": [each for each in results if each is not None],
                 "model": by["model"],
                 "threshold": by["threshold"],
             }
@@ -610,7 +615,7 @@ def event_document(event: Event) -> Document:
     raise ValueError(f"{event} is told to nobody")
 
 
-def refusal_document(error: StenoError) -> Document:
+def error_document(error: StenoError) -> Document:
     """The error of a stream that never began."""
     failure = Failure(1, Span(0, 0), error.code, error.message, True, details_of(error))
     return event_document(failure)

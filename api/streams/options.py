@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from api.http.fields import Metadata, Name, Word, metadata_of, without_default
-from api.http.problems import bad_value, shown
+from api.http.problems import echoed, validation_error
 from api.processes.moderator import NEEDED as MODERATION
 from common.asr.loading import STYLES
 from common.db.snapshots import ClientData
@@ -72,7 +72,7 @@ class StreamOptions(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StreamRequest:
     """A stream as it is wanted, fully resolved."""
 
     setup: Setup
@@ -94,9 +94,9 @@ def stream_options(sent: Mapping[str, Any]) -> StreamOptions:
         return StreamOptions.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise bad_value({**first, "loc": first["loc"][:1]}) from None
+        raise validation_error({**first, "loc": first["loc"][:1]}) from None
     except ValueError as error:
-        value = shown(given["metadata"])
+        value = echoed(given["metadata"])
         raise OutOfRange(field="metadata", limit=error, value=value) from None
 
 
@@ -107,7 +107,7 @@ class StreamResolver:
         self._settings = settings
         self._weights = weights
 
-    def resolve(self, options: StreamOptions) -> Wanted:
+    def resolve(self, options: StreamOptions) -> StreamRequest:
         """The stream that ``options`` ask for.
 
         Raises:
@@ -117,7 +117,7 @@ class StreamResolver:
         possible = self._settings.moderation.ai_load_models
         if options.moderation and not possible:
             raise Needs(field="moderation", value="true", needed=MODERATION)
-        return Wanted(
+        return StreamRequest(
             setup=self.setup(options),
             endpointing=Endpointing(silence_ms=options.endpointing),
             moderation=possible if options.moderation is None else options.moderation,
@@ -180,7 +180,7 @@ class StreamResolver:
                 state.model for state in known if engine in (None, state.engine)
             )
             raise UnknownOption(
-                field="model_id", allowed=", ".join(allowed), value=shown(model or engine)
+                field="model_id", allowed=", ".join(allowed), value=echoed(model or engine)
             )
         return min(
             fitting,
@@ -195,7 +195,7 @@ class StreamResolver:
         wanted = options.language
         if wanted is not None and wanted not in LANGUAGES:
             allowed = ", ".join(LANGUAGES)
-            raise UnknownOption(field="language", allowed=allowed, value=shown(wanted))
+            raise UnknownOption(field="language", allowed=allowed, value=echoed(wanted))
         usual = current.language if current else self._settings.asr.default_language
         language = wanted or usual
         if language == AUTO:  # nobody waits for the sound that it would take to find out
@@ -215,5 +215,5 @@ def check_unchanged(options: StreamOptions) -> None:
     """
     for name in ("moderation", "endpointing", "recording_id", "metadata"):
         if name in options.model_fields_set:
-            value = shown(getattr(options, name))
+            value = echoed(getattr(options, name))
             raise OutOfRange(field=name, limit="said before the first sound", value=value)

@@ -17,11 +17,16 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api.auth.callers import Caller, Transcriber, caller_of
 from api.http.bodies import stream_body
-from api.http.problems import TOLD, documented, problem, unless_unread
+from api.http.problems import (
+    PUBLIC_ERRORS,
+    close_if_unread,
+    documented,
+    problem,
+)
 from api.http.sse import MEDIA_TYPE as SSE
 from api.http.sse import event
 from api.services import Services, ServicesDep
-from api.streams.live import UNREAD_S, Live, refusal_document
+from api.streams.live import UNREAD_S, LiveStream, error_document
 from api.streams.options import StreamOptions, StreamResolver, stream_options
 from common.domain.keys import Scope as KeyScope
 from common.errors import (
@@ -85,10 +90,10 @@ async def transcribe(websocket: WebSocket) -> None:
         await websocket.send_denial_response(problem(error))
         return
     await websocket.accept(subprotocol=TOKEN if shows_key else None)
-    await _Talk(websocket, services, caller, options).run()
+    await _Connection(websocket, services, caller, options).run()
 
 
-class _Talk:
+class _Connection:
     """One connection, from the first message to the last."""
 
     def __init__(
@@ -107,7 +112,7 @@ class _Talk:
                 return
             live = await self._begin()
         except StenoError as error:
-            await self._refuse(error)
+            await self._reject(error)
             return
         writing = asyncio.create_task(self._write(live))
         reading = asyncio.create_task(self._read(live, first))
@@ -115,7 +120,7 @@ class _Talk:
             await asyncio.wait({writing, reading}, return_when=asyncio.FIRST_COMPLETED)
             # A lost connection may fail the write before the read sees it. A stream that has been
             # finished stays as it is.
-            live.leave()
+            live.disconnected()
         finally:
             reading.cancel()
             writing.cancel()
@@ -140,44 +145,44 @@ class _Talk:
             except TimeoutError:
                 raise Idle(limit_s=limit_s) from None
             text = message.get("text")
-            said = {} if text is None else read_message(text)
-            if said.get("type") == KEEP_ALIVE:
+            control = {} if text is None else read_message(text)
+            if control.get("type") == KEEP_ALIVE:
                 continue
-            if said and "type" not in said:
-                self._options = _merged(self._options, said)
+            if control and "type" not in control:
+                self._options = _merged(self._options, control)
                 return {"type": "websocket.receive", "bytes": b""}
             return message
 
-    async def _begin(self) -> Live:
+    async def _begin(self) -> LiveStream:
         services = self._services
         wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, self._options)
-        live = Live(services, self._caller, wanted, self._socket.state.request_id)
+        live = LiveStream(services, self._caller, wanted, self._socket.state.request_id)
         await live.begin()
         return live
 
-    async def _read(self, live: Live, message: Message) -> None:
+    async def _read(self, live: LiveStream, message: Message) -> None:
         """Take what the client sends, until it leaves."""
         while message["type"] != "websocket.disconnect":
             live.touch()
-            if (sound := message.get("bytes")) is not None:
-                live.audio(sound)
+            if (audio := message.get("bytes")) is not None:
+                live.audio(audio)
             else:
-                await self._listen(live, message["text"])
+                await self._take_text(live, message["text"])
             await live.room(in_time=True)
             message = await self._socket.receive()
 
-    async def _listen(self, live: Live, text: str) -> None:
+    async def _take_text(self, live: LiveStream, text: str) -> None:
         try:
-            await self._obey(live, read_message(text))
+            await self._handle(live, read_message(text))
         except StenoError as error:
             self._mistakes += 1
             if self._mistakes > MOST_MISTAKES:
                 live.finish(error)
             else:
-                live.complain(_fit_to_tell(error))
+                live.report(_public(error))
 
-    async def _obey(self, live: Live, said: Mapping[str, Any]) -> None:
-        match said.get("type"):
+    async def _handle(self, live: LiveStream, message: Mapping[str, Any]) -> None:
+        match message.get("type"):
             case "KeepAlive":
                 pass
             case "Finalize":
@@ -185,9 +190,9 @@ class _Talk:
             case "CloseStream":
                 live.finish()
             case _:
-                await live.configure(stream_options(said))
+                await live.configure(stream_options(message))
 
-    async def _write(self, live: Live) -> None:
+    async def _write(self, live: LiveStream) -> None:
         """Tell the client all there is, until that is over or it does not read."""
         async for document in live.documents():
             text = json.dumps(document, ensure_ascii=False)
@@ -198,11 +203,11 @@ class _Talk:
                 live.error = live.error or SlowReader(limit_s=UNREAD_S)
                 return
 
-    async def _refuse(self, error: StenoError) -> None:
-        error = _fit_to_tell(error)
+    async def _reject(self, error: StenoError) -> None:
+        error = _public(error)
         with suppress(RuntimeError, TimeoutError):
             async with asyncio.timeout(UNREAD_S):
-                document = refusal_document(error)
+                document = error_document(error)
                 await self._socket.send_text(json.dumps(document, ensure_ascii=False))
         await self._close(error)
 
@@ -224,26 +229,26 @@ def read_message(text: str) -> dict[str, Any]:
         Malformed: it is neither.
     """
     try:
-        said = json.loads(text)
+        message = json.loads(text)
     except (ValueError, RecursionError):
         raise Malformed(reason="the message is no JSON; sound is sent in binary messages") from None
-    if not isinstance(said, dict):
+    if not isinstance(message, dict):
         raise Malformed(reason="the message is no JSON object")
-    kind = said.get("type")
+    kind = message.get("type")
     if kind is not None and kind not in CONTROLS:
         allowed = ", ".join(CONTROLS)
         raise Malformed(reason=f"type must be one of {allowed}, or left out with options")
-    return said
+    return message
 
 
-def _merged(options: StreamOptions, said: Mapping[str, Any]) -> StreamOptions:
+def _merged(options: StreamOptions, message: Mapping[str, Any]) -> StreamOptions:
     """What the address says, and before it what the first message does."""
-    stream_options(said)  # names what is wrong as it was sent
-    return stream_options({**options.model_dump(exclude_unset=True), **said})
+    stream_options(message)  # names what is wrong as it was sent
+    return stream_options({**options.model_dump(exclude_unset=True), **message})
 
 
-def _fit_to_tell(error: StenoError) -> StenoError:
-    return error if isinstance(error, TOLD) else StenoError()
+def _public(error: StenoError) -> StenoError:
+    return error if isinstance(error, PUBLIC_ERRORS) else StenoError()
 
 
 # --- HTTP ----------------------------------------------------------------------------------------
@@ -287,18 +292,18 @@ async def stream(
     stream_body(request.scope)
     try:
         wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, options)
-        live = Live(services, caller, wanted, request.state.request_id)
+        live = LiveStream(services, caller, wanted, request.state.request_id)
         await live.begin()
     except StenoError as error:
-        return unless_unread(request, problem(error))
+        return close_if_unread(request, problem(error))
     as_events = SSE in request.headers.get("accept", "")
-    return _Answer(live, request.stream(), as_events=as_events)
+    return _StreamAnswer(live, request.stream(), as_events=as_events)
 
 
-class _Answer(Response):
+class _StreamAnswer(Response):
     """Answers while the request's body comes in."""
 
-    def __init__(self, live: Live, body: AsyncIterator[bytes], *, as_events: bool) -> None:
+    def __init__(self, live: LiveStream, body: AsyncIterator[bytes], *, as_events: bool) -> None:
         self.background = None
         self.status_code = 200
         self._live = live
@@ -312,7 +317,7 @@ class _Answer(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
             await send(start)
-            async for piece in self._told():
+            async for piece in self._messages():
                 async with asyncio.timeout(UNREAD_S):
                     await send(
                         {"type": "http.response.body", "body": piece.encode(), "more_body": True}
@@ -327,7 +332,7 @@ class _Answer(Response):
         # Whoever sees the answer's end finds all of it kept.
         await send({"type": "http.response.body", "body": b""})
 
-    async def _told(self) -> AsyncIterator[str]:
+    async def _messages(self) -> AsyncIterator[str]:
         async for document in self._live.documents():
             if self._as_events:
                 yield event(document, name=document["type"], number=document["seq"])
@@ -342,6 +347,6 @@ class _Answer(Response):
                     live.audio(data[start : start + PIECE_BYTES])
                     await live.room(in_time=False)
         except ClientDisconnect:
-            live.leave()
+            live.disconnected()
         else:
             live.finish()

@@ -84,7 +84,7 @@ class StreamDocument(BaseModel):
 @router.get("/{session_id}", summary="Take a live stream's text", response_model=StreamDocument)
 async def stream(session_id: UUID, services: ServicesDep, caller: Reader) -> Response:
     """A live stream with all its finals, also while it goes on."""
-    return await services.in_thread(_told, services, caller.tenant, session_id)
+    return await services.in_thread(_document, services, caller.tenant, session_id)
 
 
 @router.delete(
@@ -102,7 +102,7 @@ async def delete(session_id: UUID, services: ServicesDep, caller: Transcriber) -
     logger.info("stream {stream_id} was deleted", stream_id=session_id)
 
 
-def _told(services: Services, tenant: str, session_id: UUID) -> Response:
+def _document(services: Services, tenant: str, session_id: UUID) -> Response:
     found = services.streams(tenant).get(session_id)
     document = transcript_document(found.transcript, warnings=list(_warnings(found)))
     del document["manifest"]  # what a job's has, each final tells of itself

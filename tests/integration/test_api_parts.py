@@ -38,10 +38,10 @@ def test_a_file_that_holds_the_probe_is_refused_and_the_next_is_served(tmp_path:
     recording = wav(tmp_path / "a.wav")
 
     async def run() -> None:
-        prober = Prober(limit=1, patience_s=0.000_001)  # any file takes longer
+        prober = Prober(limit=1, timeout_s=0.000_001)  # any file takes longer
         with pytest.raises(NotAudio, match="too long"):
             await prober.probe(recording)
-        prober._patience_s = 20
+        prober._timeout_s = 20
         assert (await prober.probe(recording)).duration_ms == 1_000
         await prober.close()
 
@@ -119,11 +119,11 @@ def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
     wav(recordings / str(whole))
 
     async def run() -> None:
-        files = WavFiles(limit=1, patience_s=0.5)
+        files = WavFiles(limit=1, timeout_s=0.5)
         with pytest.raises(Conflict, match="cannot be read"):
             await files.open(endless, 1_000, [])
         assert children("api.processes.wav_process") == []
-        files.patience_s = 60
+        files.timeout_s = 60
         file = await files.open(whole, 1_000, [])
         assert sum([len(piece) async for piece in file]) == file.size == 32_044
         await file.close()
@@ -154,9 +154,9 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
             await asyncio.Event().wait()
 
     async def run() -> None:
-        files = WavFiles(patience_s=60)
+        files = WavFiles(timeout_s=60)
         file = await files.open(recording, 1_000, [])
-        file.patience_s = 0.05
+        file.timeout_s = 0.05
         with pytest.raises(TimeoutError):
             await WavResponse(file, "attachment")({"type": "http"}, receive, send)
         assert children("api.processes.wav_process") == []
@@ -167,7 +167,7 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
 def test_a_client_that_sends_nothing_more_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("api.http.bodies.PATIENCE_S", 0.05)
+    monkeypatch.setattr("api.http.bodies.TIMEOUT_S", 0.05)
 
     async def silent() -> Message:
         await asyncio.Event().wait()

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from api.http import bodies as intake
-from api.http.bodies import BodyRefused, take_in
+from api.http.bodies import BodyRejected, count_body
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its bytes comes long before the client would count as gone."""
-    monkeypatch.setattr(intake, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(intake, "TIMEOUT_S", 0.2)
     scope: dict[str, Any] = {"headers": [(b"content-length", b"1000")]}
 
     async def receive() -> dict[str, Any]:
@@ -21,17 +21,17 @@ def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     async def read() -> None:
-        following = take_in(scope, receive, 10_000)
+        following = count_body(scope, receive, 10_000)
         for _ in range(1_000):
             await following()
 
-    with pytest.raises(BodyRefused) as caught:
+    with pytest.raises(BodyRejected) as caught:
         asyncio.run(read())
     assert caught.value.status_code == 408
 
 
 def test_a_body_at_a_decent_rate_has_the_time_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(intake, "TIMEOUT_S", 1.0)
     scope: dict[str, Any] = {"headers": [(b"transfer-encoding", b"chunked")]}
     pieces = iter(range(40))
 
@@ -40,7 +40,7 @@ def test_a_body_at_a_decent_rate_has_the_time_it_takes(monkeypatch: pytest.Monke
         return {"type": "http.request", "body": bytes(100), "more_body": next(pieces) < 39}
 
     async def read() -> int:
-        following, size, more = take_in(scope, receive, 10_000), 0, True
+        following, size, more = count_body(scope, receive, 10_000), 0, True
         while more:
             message = await following()
             size, more = size + len(message["body"]), message["more_body"]

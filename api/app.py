@@ -56,20 +56,20 @@ CLIENTS_SEND = (
     *("Authorization", "X-API-Key", "X-Tenant-Id", "X-Request-Id", "Content-Type"),
     *("Idempotency-Key", "Last-Event-ID", "Range"),
 )
-"""What pages of other origins may send (CORS)."""
+"""Request headers that pages of other origins may send (CORS)."""
 CLIENTS_READ = (
     *("X-Request-Id", "X-Job-Id", "Location", "Idempotent-Replayed", "Retry-After"),
     "X-Ignored-Parameters",
     *("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"),
     *("Content-Disposition", "Content-Length", "Content-Range", "WWW-Authenticate"),
 )
-"""What they may read of an answer's head."""
+"""Response headers that they may read."""
 PREFLIGHT_S = 600
-"""How long a browser may remember that they may."""
+"""How long browsers may cache these permissions."""
 
 
 STREAMS_END_S = 8.0
-"""What live streams get for their last words when the gateway is told to end."""
+"""How long live streams may take to finish at a shutdown."""
 POLL_S = 0.05
 
 
@@ -110,7 +110,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="Stenopool",
         version=VERSION,
-        summary="Recordings in, their text out.",
+        summary="Recordings in, text out.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -147,15 +147,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _open_services(settings: Settings) -> AsyncIterator[Services]:
-    """All that the rooms need, ready to serve, for as long as the block lasts."""
+    """All services of one gateway process, started, for as long as the block lasts."""
     services = Services(settings)
     watching, own_key = settings.events, settings.key.gateway_api_key
     async with AsyncExitStack() as stack:
         stack.callback(services.close)
         prober = services.add(Prober())
         stack.push_async_callback(prober.close)
-        judge = services.add(ModerationProcess(settings.moderation))
-        stack.push_async_callback(judge.close)
+        moderation = services.add(ModerationProcess(settings.moderation))
+        stack.push_async_callback(moderation.close)
         recognizers = services.add(Recognizers(settings.asr, settings.stream, services.weights))
         stack.push_async_callback(recognizers.close)
         changes = services.add(JobChanges(services.redis_url))
@@ -182,7 +182,7 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
         services.add(UploadSlots())
         services.add(WavFiles())
         await asyncio.gather(prober.start(), changes.start())
-        judge.start()
+        moderation.start()
         if settings.stream.preload:
             recognizers.load(settings.stream.engine, settings.stream.model)
         keys.start()
@@ -190,7 +190,7 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """From the inside out: what comes last sees a request first."""
+    """Added from the inside out: the last one sees a request first."""
     app.add_middleware(RequestRules)
     app.add_middleware(LocalOnly, origins=settings.cors.allowed, probes=PROBES)
     app.add_middleware(
@@ -212,7 +212,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 
 
 async def _end_streams(services: Services, then: Callable[[], object]) -> None:
-    """Have live streams come to their ends; the server would cut their connections at once."""
+    """Finish live streams, then call ``then``: the server would close their connections at once."""
     services.get(LiveStreams).finish()
     for _ in range(round(STREAMS_END_S / POLL_S)):
         if not len(services.get(LiveStreams)):
@@ -223,31 +223,31 @@ async def _end_streams(services: Services, then: Callable[[], object]) -> None:
 
 @contextmanager
 def _stopping_on_signals(services: Services) -> Iterator[None]:
-    """End long polls when a signal asks to: the server waits for them before it ends the rest."""
+    """On a signal end long polls and live streams first, since the server waits for them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    leaving: list[int] = []
+    stopping: list[int] = []
     tasks: list[asyncio.Task[None]] = []
     servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def leave(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(services.get(JobChanges).shut_down)
         server = servers[signal.Signals(number)]
         if not callable(server):
             return
-        if leaving or not len(services.get(LiveStreams)):
+        if stopping or not len(services.get(LiveStreams)):
             server(number, frame)
         else:
-            leaving.append(number)
+            stopping.append(number)
             loop.call_soon_threadsafe(end_streams, lambda: server(number, frame))
 
     def end_streams(then: Callable[[], object]) -> None:
         tasks.append(asyncio.create_task(_end_streams(services, then)))
 
     for number in servers:
-        signal.signal(number, leave)
+        signal.signal(number, stop)
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
-"""What the routes work with: the clients of one gateway process, and what its rooms keep there.
+"""What the routes of one gateway process share: clients of Postgres, Redis, the storage and so on.
 
-`api.app` builds it. Each room asks for its own by class: ``services.get(RateLimiter)``.
+`api.app` builds it, and adds what the packages of `api` need, which they get by class:
+``services.get(RateLimiter)``.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ from common.weights.store import WeightsStore
 VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 COMMITS_AT_ONCE = 2
-"""More would gain nothing: they are the interpreter's work more than the database's."""
+"""More gain nothing: they keep the interpreter busy more than the database."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Services:
-    """The clients of one gateway process, and a bag for what else its rooms keep.
+    """The clients of one gateway process, and other parts by their class.
 
-    Its methods that are not coroutines block: call them `in_thread`.
+    Methods that are not coroutines block: call them `in_thread`.
 
     Raises:
         SetupProblem: Postgres or Redis is not configured.
@@ -82,23 +83,23 @@ class Services:
         """The part of that class.
 
         Raises:
-            KeyError: `api.app` has added none.
+            KeyError: `api.app` has not added one.
         """
         return cast("T", self._parts[kind])
 
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run what uses the database or Redis where it may block."""
+        """Run a call that uses the database or Redis in a thread, where it may block."""
         return await to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._limiter)
 
     async def in_turn(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same for the long work of uploads, few at a time.
+        """Run the long work of an upload in a thread, few at a time.
 
-        However many come in at once, who only asks for something is answered meanwhile.
+        So other requests are answered however many uploads arrive at once.
         """
         return await to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._commits)
 
     def link(self, path: str) -> str:
-        """Where a client finds ``path``: under API_PUBLIC_URL, or on the host that it has asked."""
+        """The URL of ``path``: under API_PUBLIC_URL, or relative to the host of the request."""
         api = self.settings.api
         return f"{api.public_url or api.root_path}{path}"
 
@@ -112,9 +113,9 @@ class Services:
         return Webhooks(self.database, tenant, self._vault)
 
     def stop(self, running: Iterable[tuple[str, str]]) -> None:
-        """End these steps at once: (worker, doorbell) of each."""
-        for worker, doorbell in running:
-            self.events.stop(worker, doorbell)
+        """Stop these running steps at once: (worker, queue message) of each."""
+        for worker, message in running:
+            self.events.stop(worker, message)
 
     def check_services(self) -> None:
         """Raise `Unavailable` unless Postgres and Redis answer."""
@@ -122,7 +123,7 @@ class Services:
         self.check_queue()
 
     def weights_of_workers(self) -> set[tuple[str, str]] | None:
-        """What running workers have; None where that is not known."""
+        """Engine and model of the weights that running workers have; None where unknown."""
         try:
             return self.queue.weights()
         except (RedisError, OSError):
@@ -150,7 +151,7 @@ class Services:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raise one of our errors for what would keep every gateway from starting, servers aside."""
+    """Raise a `StenoError` for settings that would keep every gateway process from starting."""
     database_url, redis_url = _addresses(settings)
     parsed(database_url)
     Vault(settings.key.for_secrets)

@@ -1,4 +1,4 @@
-"""Who asks, for which tenant, and what they may do."""
+"""Who calls, for which tenant, and with which scopes."""
 
 from __future__ import annotations
 
@@ -38,30 +38,35 @@ from common.domain.keys import (
 from common.errors import Forbidden, OutOfRange, RateLimited, Unauthorised, Unavailable
 
 GATEWAY_KEY = "gateway"
-"""What GATEWAY_API_KEY is called among the keys' ids, none of which is as short."""
+"""The id of GATEWAY_API_KEY; the ids of stored keys are longer."""
 
 _NOBODY = sha256_of("")
-"""Compared with where there is no such key, so that it takes as long as where there is one."""
+"""Compared with where there is no such key, so that both cases take the same time."""
 _EVERYTHING = frozenset(Scope)
 
 _bearer = HTTPBearer(
-    auto_error=False, scheme_name="Bearer", description="A key of `steno keys create`."
+    auto_error=False,
+    scheme_name="Bearer",
+    description="An API key, as `steno keys create` prints it.",
 )
 _basic = HTTPBase(
     scheme="basic",
     auto_error=False,
     scheme_name="Basic",
-    description="The same as the password, for clients that take it from their URL; the user name "
-    "counts for nothing.",
+    description="An API key as the password, for clients that take it from their URL; the user "
+    "name is ignored.",
 )
 _header = APIKeyHeader(
-    name="X-API-Key", auto_error=False, scheme_name="ApiKey", description="The same, by itself."
+    name="X-API-Key",
+    auto_error=False,
+    scheme_name="ApiKey",
+    description="An API key in a header of its own.",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever sent a request; ``key_id`` is None where no key is needed."""
+    """The sender of a request; ``key_id`` is None where no key is required."""
 
     tenant: str
     key_id: str | None
@@ -70,11 +75,11 @@ class Caller:
 
     @property
     def quota(self) -> Quota:
-        """What its jobs are held to."""
+        """The limits of its jobs."""
         return Quota.of(self.limits)
 
     def attributed(self, request: Request, job: NewJob) -> NewJob:
-        """The job as this caller's, asked for by ``request``."""
+        """The job, recorded as this caller's and as made by ``request``."""
         return replace(
             job, key_id=self.key_id, quota=self.quota, request_id=request.state.request_id
         )
@@ -90,12 +95,12 @@ async def _shown(
 
 
 def key_in(headers: Headers) -> str | None:
-    """The key that a head shows, whatever it is worth."""
+    """The key in a request's headers, not yet checked."""
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     shown = ""
     if scheme.lower() == "bearer":
         shown = credentials.strip()
-    # A browser adds a password by itself, also to what pages of other sites ask for.
+    # A browser adds a password by itself, also to requests from pages of other sites.
     elif scheme.lower() == "basic" and headers.get("sec-fetch-site") in {
         None,
         "none",
@@ -106,7 +111,7 @@ def key_in(headers: Headers) -> str | None:
 
 
 def _password(credentials: str) -> str:
-    """That of HTTP Basic (RFC 7617), or the user name where that stands alone; "" if malformed."""
+    """The password of HTTP Basic (RFC 7617), or a user name without one; "" if malformed."""
     try:
         user, _, password = b64decode(credentials.strip(), validate=True).decode().partition(":")
     except ValueError:
@@ -115,7 +120,7 @@ def _password(credentials: str) -> str:
 
 
 Shown = Annotated[str | None, Depends(_shown)]
-"""The key that a request came with, whatever it is worth."""
+"""The key that a request was sent with, not yet checked."""
 
 
 async def _caller(
@@ -126,8 +131,8 @@ async def _caller(
         str | None,
         Header(
             alias="X-Tenant-Id",
-            description="Whose jobs these are, for a key with the scope admin or where no key is "
-            "needed; any other key has a tenant of its own.",
+            description="The tenant, for a key with the scope admin or where no key is required; "
+            "any other key belongs to one tenant.",
             json_schema_extra={"pattern": TENANT_PATTERN},
         ),
     ] = None,
@@ -141,7 +146,7 @@ async def _caller(
 async def caller_of(
     websocket: WebSocket, services: Services, scope: Scope, sent: str | None
 ) -> Caller:
-    """Who opens a WebSocket, which shows its key in a header, or ``sent`` by other means.
+    """Who opens a WebSocket, with its key in a header or, sent by other means, in ``sent``.
 
     Raises:
         Unauthorised, Forbidden, RateLimited, OutOfRange: as for a request.
@@ -154,15 +159,15 @@ async def caller_of(
 
 
 async def _identify(services: Services, sent: str | None) -> Caller:
-    """Who shows the key ``sent``.
+    """The holder of the key ``sent``.
 
     Raises:
-        Unauthorised: a key is needed, and this is none or no good one.
+        Unauthorised: a key is required, and this one is missing or invalid.
     """
-    if await services.get(KeyRing).is_open():  # to nobody but this machine: see `LocalOnly`
+    if await services.get(KeyRing).is_open():  # to this machine only: see `LocalOnly`
         return Caller(DEFAULT_TENANT, None, _EVERYTHING)
     if not sent:
-        reason = "An API key is needed, as `Authorization: Bearer ...` or `X-API-Key: ...`"
+        reason = "An API key is required, as `Authorization: Bearer ...` or `X-API-Key: ...`"
         raise Unauthorised(reason=reason)
     if services.get(KeyRing).is_own(sent):
         return Caller(DEFAULT_TENANT, GATEWAY_KEY, _EVERYTHING)
@@ -171,11 +176,11 @@ async def _identify(services: Services, sent: str | None) -> Caller:
 
 async def _holder(services: Services, shown: KeyText | None) -> Caller:
     if shown is None:
-        raise Unauthorised(reason="This is no API key of this gateway")
+        raise Unauthorised(reason="Unknown API key")
     stored = await services.get(KeyRing).find(shown.id)
     right = same(shown.sha256, _NOBODY if stored is None else stored.secret_sha256)
     if stored is None or not right:
-        raise Unauthorised(reason="This is no API key of this gateway")
+        raise Unauthorised(reason="Unknown API key")
     if stored.state != "active":
         raise Unauthorised(reason=f"The API key {stored.id} is {stored.state}")
     services.get(KeyRing).used(stored.id)
@@ -185,10 +190,10 @@ async def _holder(services: Services, shown: KeyText | None) -> Caller:
 
 
 async def _count(request: HTTPConnection, services: Services, key_id: str, limits: Limits) -> None:
-    """Count the request, and tell in the answer's headers how many more there may be.
+    """Count the request, and report the remaining ones in the response's headers.
 
     Raises:
-        RateLimited: there were too many.
+        RateLimited: the key has reached its limit.
     """
     window = await services.get(RateLimiter).count(key_id, limits)
     if window is None:
@@ -211,7 +216,7 @@ def _as_tenant(caller: Caller, tenant: str) -> Caller:
     if tenant == caller.tenant:
         return caller
     if Scope.ADMIN not in caller.scopes:
-        reason = "X-Tenant-Id names another tenant than the key's; that needs the scope admin"
+        reason = "X-Tenant-Id names another tenant than the key's, which requires the scope admin"
         raise Forbidden(reason=reason)
     return Caller(tenant, caller.key_id, caller.scopes, caller.limits)
 
@@ -230,7 +235,11 @@ def _check_scope(caller: Caller, scope: Scope) -> None:
 
 
 async def may_read_metrics(services: ServicesDep, sent: Shown) -> None:
-    """Let nobody else pass; with METRICS_OPEN everybody may, and no key is looked up."""
+    """Require the scope admin, unless METRICS_OPEN is set.
+
+    Raises:
+        Unauthorised, Forbidden: the caller does not have it.
+    """
     if services.settings.metrics.open:
         return
     _check_scope(await _identify(services, sent), Scope.ADMIN)
@@ -242,7 +251,7 @@ Admin = Annotated[Caller, Depends(_with(Scope.ADMIN))]
 
 
 class LocalOnly:
-    """Rejects, as long as no key is needed, what does not come straight from this machine."""
+    """As long as no key is required, rejects requests that are not sent from this machine."""
 
     def __init__(self, app: ASGIApp, *, origins: Collection[str], probes: Collection[str]) -> None:
         self._app = app
@@ -250,12 +259,12 @@ class LocalOnly:
         self._probes = probes
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] in {"http", "websocket"} and (answer := await self._refusal(scope)):
+        if scope["type"] in {"http", "websocket"} and (answer := await self._rejection(scope)):
             await answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _refusal(self, scope: AsgiScope) -> Problem | ClosingAnswer | None:
+    async def _rejection(self, scope: AsgiScope) -> Problem | ClosingAnswer | None:
         request = HTTPConnection(scope)
         try:
             client = None if request.client is None else request.client.host

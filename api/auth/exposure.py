@@ -1,4 +1,4 @@
-"""Who can reach the gateway: without any key nobody but this machine."""
+"""Who can reach the gateway: as long as there is no API key, only this machine."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ FORWARDED = frozenset(
     }
 )
 FORWARDED_AS = ("x-forwarded", "x-original-")
-"""What proxies add to the requests that they pass on, and how more of it begins."""
+"""Headers that proxies add, and prefixes of further ones."""
 
 OTHERS_PAGES = frozenset({"cross-site", "same-site"})
-"""What browsers say of pages of other origins; another port of localhost is of the same site."""
+"""Sec-Fetch-Site of requests from other origins; another port of localhost is the same site."""
 
-KEY = "make a key with `steno keys create`, or set GATEWAY_API_KEY"
-REMEDY = f"{KEY}, and start the gateway again"
+KEY = "create a key with `steno keys create`, or set GATEWAY_API_KEY"
+REMEDY = f"{KEY}, then restart the gateway"
 
 
 def is_loopback(host: str) -> bool:
@@ -49,37 +49,37 @@ def check_is_local(
 ) -> None:
     """Reject a request that comes through a proxy, or from a page of another site.
 
-    ``client`` is the address that it comes from, ``origins`` whose pages may ask. A page may have a
-    browser on this machine ask: a name of its own may lead here (DNS rebinding), and any page may
-    embed what a local address answers or send a form to it. The headers Host, Origin and
-    Sec-Fetch-Site, which no page can forge, show that.
+    ``client`` is the address that it comes from; pages of ``origins`` are allowed. Any web page can
+    make a browser on this machine send requests here: its host name may resolve to this machine
+    (DNS rebinding), and it may embed local addresses or submit forms to them. The headers Host,
+    Origin and Sec-Fetch-Site, which no page can forge, show that.
 
     Raises:
-        Forbidden: it does not come straight from this machine.
+        Forbidden: it was not sent directly from this machine.
     """
     proxied = [name for name in headers if name in FORWARDED or name.startswith(FORWARDED_AS)]
     if proxied or (client is not None and not is_loopback(client)):
         through = f" ({proxied[0]})" if proxied else ""
         raise Forbidden(
-            reason="Without an API key only this machine is answered, and nobody through a "
-            f"proxy{through}; {KEY}"
+            reason="Without an API key only requests from this machine are accepted, and none "
+            f"through a proxy{through}; {KEY}"
         )
     host = headers.get("host", "")
     if not is_loopback(_name_in(host)):
-        reason = f"Without an API key only localhost is answered, and not the host {host[:200]!r}"
+        reason = f"Without an API key only the host localhost is accepted, not {host[:200]!r}"
         raise Forbidden(reason=f"{reason}; {KEY}")
     origin = headers.get("origin")
     is_known = origin in (f"http://{host}", *origins)
     if origin is not None and not is_known:
-        reason = f"Without an API key pages of {origin[:200]!r} may ask nothing; see CORS_ORIGINS"
-        raise Forbidden(reason=f"{reason}, or {KEY}")
+        reason = f"Without an API key no requests are accepted from pages of {origin[:200]!r}"
+        raise Forbidden(reason=f"{reason}; allow it in CORS_ORIGINS, or {KEY}")
     if headers.get("sec-fetch-site", "").lower() in OTHERS_PAGES and not is_known:
-        reason = "Without an API key pages of other sites may neither embed this nor lead here"
-        raise Forbidden(reason=f"{reason}: enter the address by hand, or {KEY}")
+        reason = "Without an API key pages of other sites may neither embed this nor link to it"
+        raise Forbidden(reason=f"{reason}; enter the address by hand, or {KEY}")
 
 
 def _name_in(host: str) -> str:
-    """The name or address in a Host header; empty where it is none."""
+    """The name or address in a Host header; empty where it is malformed."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -93,10 +93,10 @@ def listening_host(
     *,
     timeout_s: float = TIMEOUT_S,
 ) -> str:
-    """Where to listen: as the settings say, or on loopback alone as long as there is no key.
+    """The host to listen on: API_HOST, or only loopback as long as there is no key.
 
     Raises:
-        SetupProblem: Postgres, which has to be asked, does not answer.
+        SetupProblem: Postgres, which stores the keys, is unavailable.
     """
     host = settings.api.host
     if is_loopback(host) or settings.key.gateway_api_key is not None or database_url is None:
@@ -116,9 +116,9 @@ def _has_keys(database_url: str, timeout_s: float) -> bool:
             except Unavailable as error:
                 if error.final or time.monotonic() > deadline:
                     raise SetupProblem(
-                        problem=f"Whether there are API keys is not known: {error}",
-                        remedy="Without one the gateway must not listen on API_HOST; "
+                        problem=f"The API keys cannot be read: {error}",
+                        remedy="Without a key the gateway must not listen on API_HOST; "
                         "GATEWAY_API_KEY sets one that needs no database",
                     ) from error
-                logger.warning("cannot look for API keys yet: {}", error)
+                logger.warning("cannot read the API keys yet: {}", error)
             time.sleep(RETRY_S)

@@ -1,4 +1,4 @@
-"""The keys as a gateway process knows them: finding out who asks costs no query a request."""
+"""A cache of API keys: most requests are authenticated without a query."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from common.errors import StenoError
 
 T = TypeVar("T")
 
-REMEMBER_S = 5.0
-"""How long an answer of Postgres is good: within this time a key that was taken back or expired is
-still taken, and one that was made just now may not be yet."""
-MOST_REMEMBERED = 10_000
-NOTE_S = 20.0
-"""How often it is noted which keys were used."""
+CACHED_S = 5.0
+"""How long an entry is valid. Within this time a key that was revoked or has expired is still
+accepted, and one that was just created may not be."""
+MOST_CACHED = 10_000
+USE_S = 20.0
+"""How often the use of keys is written to Postgres."""
 
 _ANY = ""
-"""Remembers whether there are keys at all; no key's id is empty."""
+"""The entry for whether there are any keys; no key's id is empty."""
 
 
 class InThread(Protocol):
-    """Runs what blocks; see `api.services.Gateway.in_thread`."""
+    """Runs what blocks; see `api.services.Services.in_thread`."""
 
     def __call__(self, call: Callable[..., T], /, *args: Any) -> Awaitable[T]: ...
 
 
 class KeyRing:
-    """Looks keys up, each at most once in `REMEMBER_S`, and notes which are used.
+    """Looks keys up, each at most once in `CACHED_S`, and records their use.
 
-    ``own`` is GATEWAY_API_KEY; ``loopback``: only this machine reaches the gateway.
+    ``own`` is GATEWAY_API_KEY; ``loopback``: the gateway listens on loopback only.
     """
 
     def __init__(
@@ -49,25 +49,25 @@ class KeyRing:
         self._in_thread = in_thread
         self._known: dict[str, tuple[float, asyncio.Future[Any]]] = {}
         self._used: dict[str, datetime] = {}
-        self._noting: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._noting = asyncio.create_task(self._note_for_ever())
+        self._writing = asyncio.create_task(self._write_uses_forever())
 
     async def close(self) -> None:
-        if self._noting is not None:
-            self._noting.cancel()
+        if self._writing is not None:
+            self._writing.cancel()
             with suppress(asyncio.CancelledError):
-                await self._noting
-            await self._note()
+                await self._writing
+            await self._write_uses()
 
     async def find(self, key_id: str) -> Key | None:
         """The key, whatever its state.
 
         Raises:
-            Unavailable: Postgres has to be asked and does not answer.
+            Unavailable: the key is not cached, and Postgres is unavailable.
         """
-        found: Key | None = await self._recall(key_id, lambda: self._keys.find(key_id))
+        found: Key | None = await self._cached(key_id, lambda: self._keys.find(key_id))
         return found
 
     def is_own(self, sent: str) -> bool:
@@ -75,55 +75,55 @@ class KeyRing:
         return self._own is not None and same(sha256_of(sent), self._own)
 
     async def is_open(self) -> bool:
-        """Whether no key is needed: there is none, and only this machine could ask.
+        """Whether no key is required: there is none, and only this machine can connect.
 
         Raises:
-            Unavailable: Postgres has to be asked and does not answer.
+            Unavailable: the key is not cached, and Postgres is unavailable.
         """
         if self._own is not None or not self._loopback:
             return False
-        return not await self._recall(_ANY, self._keys.exist)
+        return not await self._cached(_ANY, self._keys.exist)
 
     def forget(self, key_id: str) -> None:
-        """Ask Postgres the next time: the key was changed."""
+        """Drop the key from the cache: it was changed."""
         self._known.pop(key_id, None)
         self._known.pop(_ANY, None)
 
     def used(self, key_id: str) -> None:
-        """Note, later on, that the key was used just now."""
+        """Record that the key is being used now; it is written later."""
         self._used[key_id] = datetime.now(UTC).replace(second=0, microsecond=0)
 
-    async def _recall(self, name: str, ask: Callable[[], T]) -> T:
-        """What Postgres says, or said lately; many who ask at once ask it once."""
+    async def _cached(self, name: str, ask: Callable[[], T]) -> T:
+        """A cached value, or the one in Postgres, which concurrent callers query once."""
         now = time.monotonic()
         until, answer = self._known.get(name, (0.0, None))
         if answer is None or until < now or (answer.done() and answer.exception() is not None):
             self._known.pop(name, None)
             self._make_room(now)
             answer = asyncio.ensure_future(self._in_thread(ask))
-            # Who asked may leave meanwhile, and then nobody hears of its failure.
+            # The caller may be cancelled meanwhile: then nobody awaits its failure.
             answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._known[name] = (now + REMEMBER_S, answer)
+            self._known[name] = (now + CACHED_S, answer)
         said: T = answer.result() if answer.done() else await asyncio.shield(answer)
         return said
 
     def _make_room(self, now: float) -> None:
-        """They all live equally long, so the first one is the oldest."""
+        """Drop what has expired, and the oldest entry where there are too many."""
         while self._known:
             name, (until, _) = next(iter(self._known.items()))
-            if until >= now and len(self._known) < MOST_REMEMBERED:
+            if until >= now and len(self._known) < MOST_CACHED:
                 return
             del self._known[name]
 
-    async def _note_for_ever(self) -> None:
+    async def _write_uses_forever(self) -> None:
         while True:
-            await asyncio.sleep(NOTE_S)
-            await self._note()
+            await asyncio.sleep(USE_S)
+            await self._write_uses()
 
-    async def _note(self) -> None:
+    async def _write_uses(self) -> None:
         used, self._used = self._used, {}
         if used:
             try:
                 await self._in_thread(self._keys.used, used)
-            except StenoError as error:  # it is for people's information
-                logger.debug("the use of {} keys was not noted: {}", len(used), error)
+            except StenoError as error:  # it is only informative
+                logger.debug("the use of {} keys was not recorded: {}", len(used), error)

@@ -1,4 +1,4 @@
-"""API keys, for those who hand them out."""
+"""Routes for administrators to create, list and revoke API keys."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class OwnLimits(BaseModel):
     audio_hours_per_day: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
 
     def given(self) -> dict[str, float]:
-        """Those that were said, by name."""
-        said: dict[str, float] = self.model_dump(exclude_none=True)
-        return said
+        """The limits that were given, by name."""
+        given: dict[str, float] = self.model_dump(exclude_none=True)
+        return given
 
 
 class NewKey(BaseModel):
-    """A key to make."""
+    """A key to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -49,14 +49,14 @@ class NewKey(BaseModel):
         StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
         Field(examples=["the call centre"], pattern=r"^[^\x00-\x1f\x7f]*$"),
     ]
-    """For people: what it is for."""
+    """What the key is for."""
     scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)] = [
         Scope.TRANSCRIBE,
         Scope.READ,
     ]
-    """transcribe: send and cancel; read: status, text and files; admin: everything, everywhere."""
+    """transcribe: submit and cancel; read: status, text and files; admin: all, for any tenant."""
     expires_in_seconds: Annotated[int, Field(ge=1, le=MAX_EXPIRY_S)] | None = None
-    """Null: good until it is revoked."""
+    """Null: valid until it is revoked."""
     limits: OwnLimits = OwnLimits()
 
 
@@ -71,44 +71,44 @@ class KeyDocument(BaseModel):
     tenant: str
     scopes: list[Scope]
     limits: dict[str, float]
-    """Where they differ from the settings."""
+    """Those that differ from the settings."""
     state: str = Field(examples=["active"])
     """active, expired or revoked."""
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
-    """To the minute, and told half a minute late."""
+    """Rounded down to the minute; updated with a delay of up to half a minute."""
 
 
 class MadeKey(KeyDocument):
-    """A key that was made just now."""
+    """A new key, with its secret."""
 
     key: str = Field(examples=["steno_k3v9x0a1b2c3_..."])
-    """The key itself. It is told this once, and kept nowhere."""
+    """The key itself. It is shown only once, and not stored."""
 
 
 class KeyList(BaseModel):
-    """All keys of a tenant, also those that are good no more."""
+    """All keys of a tenant, including expired and revoked ones."""
 
     keys: list[KeyDocument]
 
 
 @router.get("", summary="List keys")
 async def list_keys(services: ServicesDep, caller: Admin) -> KeyList:
-    """The tenant's keys, in the order they were made."""
+    """The tenant's keys, oldest first."""
     keys = await services.in_thread(Keys(services.database, caller.tenant).all)
     return KeyList(keys=[KeyDocument.model_validate(_document(key)) for key in keys])
 
 
 @router.post(
     "",
-    summary="Make a key",
+    summary="Create a key",
     status_code=status.HTTP_201_CREATED,
     responses=documented(422),
 )
 async def create_key(wanted: NewKey, services: ServicesDep, caller: Admin) -> MadeKey:
-    """Make a key for the tenant. With the first one a gateway begins to ask for keys."""
+    """Create a key for the tenant. Once there is a key, every request requires one."""
     keys = Keys(services.database, caller.tenant)
     key, text = await services.in_thread(
         keys.create,
@@ -123,12 +123,12 @@ async def create_key(wanted: NewKey, services: ServicesDep, caller: Admin) -> Ma
 
 @router.delete(
     "/{key_id}",
-    summary="Take a key back",
+    summary="Revoke a key",
     status_code=status.HTTP_204_NO_CONTENT,
     responses=documented(404, 422),
 )
 async def revoke_key(key_id: KeyId, services: ServicesDep, caller: Admin) -> None:
-    """Take a key back for good. Other gateway processes notice within five seconds."""
+    """Revoke a key permanently. Other gateway processes follow within five seconds."""
     await services.in_thread(Keys(services.database, caller.tenant).revoke, key_id)
     services.get(KeyRing).forget(key_id)
 

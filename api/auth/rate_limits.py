@@ -1,8 +1,8 @@
-"""How many requests a key may make, counted in Redis for all gateway processes together.
+"""Limits on the requests of a key, counted in Redis for all gateway processes together.
 
-Windows begin with the seconds and minutes of Redis' clock, and one count is one round trip: a
-gateway that is asked for a status hundreds of times a second has no time for more. So up to twice
-the limit may pass around the end of a minute, which the limit a second keeps apart.
+Fixed windows, aligned with the seconds and minutes of Redis' clock: one count is one round trip,
+which suits clients that poll hundreds of times a second. Around the end of a minute up to twice the
+limit may pass; the limit per second spreads these requests.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from common.domain.keys import Limits
 
 CONNECTIONS = 8
 TIMEOUT_S = 1.0
-OUTAGE_S = 5.0
-"""How long Redis is not asked again after it did not answer."""
+PAUSE_S = 5.0
+"""How long requests are not counted after Redis failed."""
 CLOCK_S = 60.0
-"""How long what its clock said is good, carried on by this machine's monotonic clock."""
+"""How often Redis' clock is read; between readings this machine's monotonic clock is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class RateWindow:
-    """One limit's: ``count`` of ``limit`` requests were made, and in ``reset_s`` it ends."""
+    """The window of one limit: ``count`` of ``limit`` requests; it ends in ``reset_s`` seconds."""
 
     field: str
     limit: int
@@ -50,11 +50,11 @@ class RateWindow:
 
     @property
     def share(self) -> float:
-        """How much is left, in [0, 1]."""
+        """The fraction that remains, in [0, 1]."""
         return self.remaining / self.limit
 
     def headers(self) -> dict[str, str]:
-        """As clients read them (draft-ietf-httpapi-ratelimit-headers-06)."""
+        """The response headers (draft-ietf-httpapi-ratelimit-headers-06)."""
         return {
             "RateLimit-Limit": str(self.limit),
             "RateLimit-Remaining": str(self.remaining),
@@ -63,7 +63,7 @@ class RateWindow:
 
 
 class RateLimiter:
-    """Counts requests. Where Redis is out it counts none: everybody may go on."""
+    """Counts requests. While Redis is unavailable it counts none, and limits nobody."""
 
     def __init__(self, redis_url: str, breaker: Breaker) -> None:
         self._breaker = breaker
@@ -80,20 +80,20 @@ class RateLimiter:
             key_prefix="steno:limit",
             connection_pool=self._pool,  # type: ignore[arg-type] # as its documentation says
         )
-        self._out_until: float | None = None
+        self._paused_until: float | None = None
         self._clock = _RedisClock(Redis(connection_pool=self._pool))
 
     async def close(self) -> None:
         await self._pool.aclose()
 
     async def count(self, key_id: str, limits: Limits) -> RateWindow | None:
-        """Count a request; returns the window that is over, or else the one closest to it.
+        """Count a request; returns the window over its limit, or else the one closest to it.
 
-        None: there are no limits, or Redis is out.
+        None: there are no limits, or Redis is unavailable.
         """
         if self._breaker.is_open:
             return None
-        if self._out_until is not None and time.monotonic() < self._out_until:
+        if self._paused_until is not None and time.monotonic() < self._paused_until:
             return None
         closest: RateWindow | None = None
         try:
@@ -104,13 +104,13 @@ class RateLimiter:
                 if window.is_over:
                     break
         except (RedisError, OSError) as error:
-            if self._out_until is None:
-                logger.warning("requests are not counted while Redis is out: {!r}", error)
-            self._out_until = time.monotonic() + OUTAGE_S
+            if self._paused_until is None:
+                logger.warning("requests are not counted while Redis is unavailable: {!r}", error)
+            self._paused_until = time.monotonic() + PAUSE_S
             if isinstance(error, RedisTimeoutError):
                 self._breaker.trip()
             return None
-        self._out_until = None
+        self._paused_until = None
         return closest
 
     async def _count(self, key_id: str, field: str, item: RateLimitItem) -> RateWindow:
@@ -122,7 +122,7 @@ class RateLimiter:
 
 
 class _RedisClock:
-    """Redis' own: gateways whose clocks differ would count in windows of their own."""
+    """Redis' clock: gateways whose own clocks differ must count in the same windows."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -130,7 +130,7 @@ class _RedisClock:
         self._asked_at = -inf
 
     async def now(self) -> float:
-        """Seconds of the epoch; it is asked for now and then."""
+        """Seconds since the epoch; Redis is asked once in `CLOCK_S`."""
         if time.monotonic() - self._asked_at > CLOCK_S:
             seconds, microseconds = await self._redis.time()
             self._asked_at = time.monotonic()

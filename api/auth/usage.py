@@ -1,4 +1,4 @@
-"""What was asked for, and what is left of a key's limits."""
+"""The route for a tenant's usage, and for what remains of a key's limits."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class UsageDay(Amount):
 
     date: date
     own: Amount
-    """The share of the key that asks."""
+    """The share of the calling key."""
 
 
 class KeyLimits(BaseModel):
-    """What the key may have; null: no limit."""
+    """The key's limits; null: no limit."""
 
     requests_per_second: int | None
     requests_per_minute: int | None
@@ -44,7 +44,7 @@ class KeyLimits(BaseModel):
 
 
 class Left(BaseModel):
-    """What the key may still have; null: no limit."""
+    """What remains of the key's limits; null: no limit."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -53,32 +53,34 @@ class Left(BaseModel):
     audio_hours: float | None
     """Today."""
     resets_in_seconds: int
-    """Until tomorrow (UTC)."""
+    """Until midnight (UTC)."""
 
 
 class UsageDocument(BaseModel):
-    """What a tenant asked for, and what is left of the limits of the key that asks."""
+    """A tenant's usage, and what remains of the limits of the calling key."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     tenant: str
     key_id: str | None = Field(examples=["k3v9x0a1b2c3"])
-    """Null where no key is needed."""
+    """Null where no key is required."""
     days: list[UsageDay]
-    """Those on which there was anything, today first. Deleting jobs does not lower them."""
+    """Days with any usage, newest first. Deleting jobs does not reduce them."""
     limits: KeyLimits
     left: Left
 
 
-@router.get("/usage", summary="Ask what was used, and what is left")
+@router.get("/usage", summary="Get usage and remaining limits")
 async def usage(
     services: ServicesDep,
     caller: Reader,
-    days: Annotated[int, Query(ge=1, le=366, description="How far back, today included.")] = 30,
+    days: Annotated[
+        int, Query(ge=1, le=366, description="How many days back, including today.")
+    ] = 30,
 ) -> UsageDocument:
-    """Jobs and hours of audio by day; audio counts as it was sent, once decoded as it is.
+    """Jobs and hours of audio by day. Audio counts by its declared length, then by its decoded one.
 
-    Live streams are no jobs; their audio counts as it comes in.
+    Live streams are not counted as jobs; their audio counts while it is received.
     """
     asked = Usage(services.database, caller.tenant, caller.key_id)
     spent = await services.in_thread(asked.spent, Quota.of(caller.limits))

@@ -17,15 +17,15 @@ from common.errors import BadInput, Stalled, TooLarge
 T = TypeVar("T")
 
 TIMEOUT_S = 60.0
-"""How long a client may send nothing of a body that is read as a whole."""
+"""How long a client may pause in the middle of a body."""
 LOWEST_RATE = 1_000
-"""Bytes a second, beyond `PATIENCE_S` in all, that such a body has to come in at."""
+"""Least rate of a body that is read as a whole, in bytes a second after the first `TIMEOUT_S`."""
 
 _INTAKE = "steno.intake"
 
 
 class BodyRejected(HTTPException):
-    """Of all errors FastAPI lets only this kind out while it reads a body; ``error`` is ours."""
+    """Carries ``error`` out of FastAPI, which passes on only this class while it reads a body."""
 
     def __init__(self, error: BadInput) -> None:
         super().__init__(error.status, error.message)
@@ -34,7 +34,7 @@ class BodyRejected(HTTPException):
 
 @dataclass(slots=True)
 class CountedBody:
-    """A body of which ``received`` bytes were read; ``limit`` None: its route looks after that."""
+    """A body of which ``received`` bytes were read; ``limit`` None: its route limits it."""
 
     receive: Receive
     declared: int
@@ -47,7 +47,7 @@ class CountedBody:
         """ASGI's ``receive``.
 
         Raises:
-            BodyRefused: the body is too large, or stalls.
+            BodyRejected: the body is too large, or stalls.
         """
         if self.ended or self.limit is None:
             message = await self.receive()
@@ -72,7 +72,7 @@ class CountedBody:
 
 
 def count_body(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """Have the body of a request counted, and end at ``limit`` bytes; requests without one pass."""
+    """Count the body of a request, and limit it to ``limit`` bytes; without a body, do nothing."""
     declared = chunked = b""
     for name, value in scope["headers"]:
         if name == b"content-length":
@@ -87,14 +87,14 @@ def count_body(scope: Scope, receive: Receive, limit: int) -> Receive:
 
 
 def stream_body(scope: Scope) -> None:
-    """The request's route reads its body bit by bit, and limits it by itself."""
+    """Lift the limit: the request's route reads the body as a stream, and limits it itself."""
     intake: CountedBody | None = scope.get(_INTAKE)
     if intake is not None:
         intake.limit = None
 
 
 def has_unread_body(scope: Scope) -> bool:
-    """Whether the client may be sending still."""
+    """Whether the client may still be sending."""
     intake: CountedBody | None = scope.get(_INTAKE)
     return intake is not None and not intake.ended
 
@@ -103,8 +103,8 @@ class Body:
     """A request's body, in pieces.
 
     Raises:
-        Stalled: the client sends nothing for `PATIENCE_S`, and does not leave either.
-        starlette.requests.ClientDisconnect: it left.
+        Stalled: the client sends nothing for `TIMEOUT_S`, and stays connected.
+        starlette.requests.ClientDisconnect: it disconnected.
     """
 
     def __init__(self, request: Request) -> None:
@@ -126,22 +126,24 @@ class Body:
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What ``work`` comes to; the request's body has been read.
+    """The result of ``work``, which is cancelled when the client disconnects.
+
+    The request's body must have been read.
 
     Raises:
-        starlette.requests.ClientDisconnect: the client has left.
+        starlette.requests.ClientDisconnect: the client has disconnected.
     """
     working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnected(request))
+    disconnecting = asyncio.create_task(_disconnected(request))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
         working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        disconnecting.cancel()
+        await asyncio.gather(working, disconnecting, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,8 +1,8 @@
-"""How many connections a gateway process holds at once, in all and of each address.
+"""Limits on the connections of a gateway process, in all and for each address.
 
-A connection waits for a request's head, or works on a request. When there is no room for another
-one, the one that has waited longest is closed: so a client that sends its head at once is answered,
-however many others only hold their connections. One that works is never closed for that.
+A connection waits for a request's head, or works on a request. When the limit is reached, the one
+that has waited longest is closed. So a client that sends its head at once is answered, however many
+others only hold connections. One that works is never closed for another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BACKLOG = 2048
 OTHER_FILES = 256
 """Descriptors kept for everything else: files, Postgres, Redis, child processes."""
 QUIET_S = 60.0
-"""How often a warning is repeated at most."""
+"""Least time between two warnings of a kind."""
 EACH_V6 = 64
 """Bits of an IPv6 address that one client is given (RFC 6177)."""
 
@@ -62,7 +62,7 @@ class Connections:
         self._clients: dict[str, _Client] = {}
         self._waiting: dict[Closable, None] = {}
         self._no_room = ThrottledWarning(
-            "{} connections were ended or refused, as there were too many"
+            "{} connections were closed or rejected: the limit was reached"
         )
 
     @classmethod
@@ -86,7 +86,7 @@ class Connections:
         return len(self._waiting)
 
     def admit(self, connection: Closable, address: str) -> bool:
-        """Take a new connection, which waits; False: there is no room for it."""
+        """Take a new connection, which waits; False: the limit is reached and none can be closed."""
         is_proxy = address in self._proxies
         name = address if is_proxy else client_of(address)
         client = self._clients.get(name)
@@ -118,7 +118,7 @@ class Connections:
             self._clients[name].waiting.pop(connection, None)
 
     def becomes(self, connection: Closable, other: Closable) -> None:
-        """Another protocol goes on with the same connection, and works."""
+        """Hand the connection over to another protocol, as one that works."""
         self.works(connection)
         if (name := self._client_of.pop(connection, None)) is not None:
             self._client_of[other] = name
@@ -137,13 +137,13 @@ def _trusted(proxies: str) -> Proxies:
     """The addresses and networks that API_FORWARDED_ALLOW_IPS names, as uvicorn reads it."""
 
     async def nothing(*_: object) -> None:
-        """No application is asked."""
+        """Stands for the application, which is never called."""
 
     return ProxyHeadersMiddleware(nothing, proxies).trusted_hosts
 
 
 class ThrottledWarning:
-    """A warning of what may happen thousands of times a second, at most once in `QUIET_S`."""
+    """A warning of frequent events, logged at most once in `QUIET_S` with their number."""
 
     def __init__(self, message: str) -> None:
         self._message = message
@@ -151,7 +151,7 @@ class ThrottledWarning:
         self._quiet_until = float("-inf")
 
     def happened(self) -> None:
-        """Count it, and log how often it happened, once in `QUIET_S` at most."""
+        """Count an event, and log the number unless a warning was logged within `QUIET_S`."""
         self._count += 1
         now = time.monotonic()
         if now >= self._quiet_until:
@@ -174,9 +174,9 @@ def client_of(address: str) -> str:
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process open as many files as the system lets it."""
+    """Raise this process' limit of open files as far as the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS says "any number" and takes fewer
+    with suppress(ValueError, OSError):  # macOS reports no limit and accepts fewer
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
@@ -212,7 +212,7 @@ def throttle_accept_warnings(loop: asyncio.AbstractEventLoop) -> None:
 
 def throttle_request_warnings() -> None:
     """Log requests that are not HTTP once in `QUIET_S`; uvicorn logs each."""
-    warning = ThrottledWarning("{} requests were no HTTP, or asked for another protocol")
+    warning = ThrottledWarning("{} requests were not HTTP, or asked for another protocol")
 
     def is_another(record: logging.LogRecord) -> bool:
         if record.getMessage().startswith(("Invalid HTTP request", "Unsupported upgrade")):

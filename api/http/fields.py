@@ -11,33 +11,33 @@ from pydantic import AfterValidator, BeforeValidator, Field
 MAX_BYTES = 16 * 1024
 """As compact JSON in UTF-8."""
 MAX_DEPTH = 32
-"""Objects and lists within each other; writers of JSON give up somewhere beyond."""
+"""Nested objects and lists; JSON writers fail at some greater depth."""
 
 
 def metadata_of(text: str) -> Any:
     """The JSON in a form's field.
 
     Raises:
-        ValueError: it is none; the message says what is wanted.
+        ValueError: it is not JSON; the message says what is expected.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_reject)
     except (ValueError, RecursionError):
         raise ValueError("a JSON object") from None
 
 
 def checked(value: dict[str, Any]) -> dict[str, Any]:
-    """The same again, if it is fit to be stored and told.
+    """The same value, if it can be stored and returned.
 
     Raises:
-        ValueError: it is not; the message says what it must be.
+        ValueError: it cannot; the message says what is expected.
     """
     _check(value, MAX_DEPTH)
     try:
-        told = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        encoded = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         raise ValueError("text without lone surrogates") from None
-    if len(told) > MAX_BYTES:
+    if len(encoded) > MAX_BYTES:
         raise ValueError(f"at most {MAX_BYTES} bytes of JSON")
     return value
 
@@ -55,7 +55,7 @@ def _check(value: Any, depth: int) -> None:
         raise ValueError("JSON with finite numbers")
 
 
-def _refuse(constant: str) -> NoReturn:
+def _reject(constant: str) -> NoReturn:
     raise ValueError(constant)
 
 
@@ -75,7 +75,7 @@ def without_default(schema: dict[str, Any]) -> None:
 
 
 Word = BeforeValidator(_lower)
-"""A name in whatever case it is sent."""
+"""A name, in any case."""
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_no_control)]
 Metadata = Annotated[dict[str, Any], AfterValidator(checked)]

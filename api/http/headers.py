@@ -1,4 +1,4 @@
-"""Headers of answers: those added along the way, and the names of files."""
+"""Headers of responses: those added while a request is handled, and the names of files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXTRA_HEADERS = "steno.headers"
 
 
 def answer_with(scope: Scope, headers: Mapping[str, str]) -> None:
-    """Have the answer to a request carry ``headers``, however it is made."""
+    """Add ``headers`` to the response of a request, whoever makes it."""
     scope[EXTRA_HEADERS].update(headers)
 
 

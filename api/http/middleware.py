@@ -1,4 +1,4 @@
-"""A name for each request, in its answer and in every log line it causes."""
+"""Middleware: request ids and the access log, limits of heads, and headers for browsers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from api.http.headers import EXTRA_HEADERS
 from api.http.problems import ClosingAnswer, Problem, internal_error
 
 NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-"""A policy for documents that are no pages (CSP)."""
+"""Content-Security-Policy of responses that are not pages."""
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -24,7 +24,7 @@ _STARTS = {"http.response.start", "websocket.http.response.start"}
 
 
 class HeadLimits:
-    """Refuses heads that are too large, and has bodies counted (`api.http.bodies`)."""
+    """Rejects heads that are too large, and counts bodies (`api.http.bodies`)."""
 
     def __init__(self, app: ASGIApp, *, max_head_bytes: int, max_body_bytes: int) -> None:
         self._app = app
@@ -39,24 +39,24 @@ class HeadLimits:
         target = len(scope["raw_path"]) + len(scope["query_string"])
         head = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         if target > self._max_head // 2:
-            await self._refuse(414, "The URL", target, self._max_head // 2)(scope, receive, send)
+            await self._reject(414, "The URL", target, self._max_head // 2)(scope, receive, send)
         elif head > self._max_head:
-            await self._refuse(431, "The head", head, self._max_head)(scope, receive, send)
+            await self._reject(431, "The head", head, self._max_head)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
     @staticmethod
-    def _refuse(status: int, what: str, size: int, limit: int) -> ClosingAnswer:
+    def _reject(status: int, what: str, size: int, limit: int) -> ClosingAnswer:
         detail = f"{what} may have at most {limit} bytes; got {size}"
         details = {"field": "url" if status == 414 else "headers", "limit": limit, "value": size}
         return ClosingAnswer(Problem(status, "too_large", detail, details))
 
 
 class SafeHeaders:
-    """Tells browsers to do with the answers as little as possible.
+    """Restricts what browsers may do with responses.
 
-    A year of HTTPS alone (RFC 6797) is asked for where the gateway's public address has it. Pages
-    bring a policy of their own. What was said is kept in nobody's cache.
+    Strict transport security (RFC 6797) for a year where the gateway's public address is HTTPS.
+    Pages bring their own content policy. Only files under ``static`` may be cached.
     """
 
     def __init__(self, app: ASGIApp, *, https: bool, static: str) -> None:
@@ -94,7 +94,7 @@ class RequestLog:
 
     Requests to the paths ``quiet`` are logged as DEBUG.
 
-    Plain ASGI: Starlette's base class for middleware would sit between an upload and its bytes.
+    Plain ASGI: Starlette's base class for middleware would buffer an upload.
     """
 
     def __init__(self, app: ASGIApp, *, quiet: Collection[str]) -> None:
@@ -139,7 +139,7 @@ class RequestLog:
                     "{} {} {} in {:.0f} ms, request {}",
                     scope.get("method", "WebSocket"),
                     scope["path"].encode("unicode_escape").decode(),
-                    status or "broken off",
+                    status or "aborted",
                     (time.monotonic() - started) * 1000,
                     request_id,
                     job_id=scope.get("path_params", {}).get("job_id"),

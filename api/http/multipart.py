@@ -1,7 +1,7 @@
-"""Reads a multipart form as it comes in; the file's bytes pass through and are kept nowhere.
+"""Parses a multipart form while it is received; the file's bytes pass through.
 
 Sans-IO: bytes in, the file's bytes out. Sources: RFC 7578 (multipart/form-data), RFC 2231 and 5987
-(names in other alphabets, which RFC 7578 forbids and clients send all the same).
+(names in other alphabets, which RFC 7578 forbids and clients send anyway).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class FormReader:
 
     ``options`` has what was sent, by name; ``lists`` those of ``repeatable``, which may come more
     than once. With ``ignores_unknown`` parts of other names are dropped, and ``ignored`` has these
-    names. ``filename`` is as the client wrote it: not to be trusted with anything.
+    names. ``filename`` is as the client sent it: do not trust it.
 
     Raises:
         Malformed: the content type has no boundary.
@@ -88,28 +88,28 @@ class FormReader:
             raise Malformed(reason="the boundary is too long") from error
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take some of the body; give what of it is the file's.
+        """Parse the next piece of the body; returns the parts of it that belong to the file.
 
         Raises:
-            Malformed: it is no multipart form, or a part comes twice.
+            Malformed: it is not a multipart form, or a part is repeated.
             Unsupported: a part has a name that is not known.
             TooLarge: an option is longer than `MAX_OPTION_BYTES`.
         """
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise Malformed(reason="the body is no multipart form") from error
+            raise Malformed(reason="the body is not a multipart form") from error
         pieces, self._pieces = self._pieces, []
         return pieces
 
     def finish(self) -> None:
-        """The body is over.
+        """The body has ended.
 
         Raises:
-            Malformed: the form is not.
+            Malformed: the form has not.
         """
         if not self._ended:
-            raise Malformed(reason="the form breaks off")
+            raise Malformed(reason="the form is incomplete")
 
     # --- the parser's callbacks -----------------------------------------------------------------
 
@@ -142,9 +142,9 @@ class FormReader:
             self._ignore(name[:100])
             return
         if len(self.lists.get(name, ())) == MAX_REPEATED:
-            raise Malformed(reason=f"{name} is there more than {MAX_REPEATED} times")
+            raise Malformed(reason=f"{name} occurs more than {MAX_REPEATED} times")
         if name in self.options or (name == self._file_field and self.file_begun):
-            raise Malformed(reason=f"{name} is there twice")
+            raise Malformed(reason=f"{name} occurs twice")
         self._name = name
         if name == self._file_field:
             self.file_begun = True

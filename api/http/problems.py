@@ -47,14 +47,14 @@ from common.errors import (
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 LONGEST_ECHO = 200
-"""How much of a wrong value is said back."""
+"""Characters of an invalid value that an error repeats."""
 
 CLIENT_GONE = 499
-"""nginx's status for a request whose client has left; only logs see it."""
+"""nginx's status for a request whose client has disconnected; only logs show it."""
 LINGER_S = 2.0
 
 PUBLIC_ERRORS = BadInput | Transient | ModerationOff | ModerationUnusable | RecognizerUnusable
-"""What a client may be told of; of all others it learns only that there was one."""
+"""Errors whose messages clients may see; any other is reported as an internal error."""
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _LIMITS = {
@@ -83,7 +83,7 @@ class ProblemDocument(BaseModel):
 
 
 class Problem(Response):
-    """An error's response; where it is ``passing``, it says when to try again."""
+    """An error's response; where the error is ``passing``, it says when to retry."""
 
     media_type = MEDIA_TYPE
 
@@ -98,16 +98,16 @@ class Problem(Response):
     ) -> None:
         self.document = _document(status, code, detail, details or {})
         headers = {"Retry-After": str(RETRY_AFTER_S)} if passing else None
-        # What a client sent may have half a letter in it (a lone surrogate): \ud800 is JSON for it.
+        # Values that clients sent may contain lone surrogates: \ud800 is JSON for one.
         text = json.dumps(self.document, ensure_ascii=False).encode(errors="backslashreplace")
         super().__init__(text, status, headers)
 
 
 class ClosingAnswer(Response):
-    """Another response, given before the request's body has been read, after which the line is cut.
+    """Sends a response before the request's body has been read, then closes the connection.
 
-    The client may be sending still, and closing at once could destroy the answer on its way
-    (RFC 9112, section 9.6): so what comes in is thrown away for a moment.
+    The client may still be sending, and closing at once could destroy the response on its way
+    (RFC 9112, section 9.6): so what comes in is discarded for a moment.
     """
 
     def __init__(self, answer: Response) -> None:
@@ -119,7 +119,7 @@ class ClosingAnswer(Response):
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        # What comes in may be refused in its turn (`api.http.bodies`): one answer is enough.
+        # The rest of the body may be rejected too (`api.http.bodies`): one response is enough.
         with suppress(TimeoutError, HTTPException):
             async with asyncio.timeout(LINGER_S):
                 while (await receive()).get("more_body"):
@@ -128,7 +128,7 @@ class ClosingAnswer(Response):
 
 
 def problem(error: StenoError) -> Problem:
-    """What a client is told of ``error``: nothing of this machine's insides."""
+    """The response for ``error``, without internals of this machine."""
     if not isinstance(error, BadInput):
         logger.warning("answered {}: {}", error.code, error)
     if not isinstance(error, PUBLIC_ERRORS):
@@ -143,18 +143,18 @@ def problem(error: StenoError) -> Problem:
 
 
 def details_of(error: StenoError) -> dict[str, Any]:
-    """What an answer says beside the message: field, limit and value, of a client's mistakes."""
+    """What a response adds to the message of a client's mistake: field, limit and value."""
     told = error.details.items() if isinstance(error, BadInput) else ()
     return {key: _plain(value) for key, value in told}
 
 
 def internal_error() -> Problem:
-    """What a client is told of an error that nobody thought of."""
-    return Problem(500, StenoError.code, "Something went wrong on this side")
+    """The response for an error that clients must not see."""
+    return Problem(500, StenoError.code, "Internal error; the gateway's log says more")
 
 
 def validation_error(error: Mapping[str, Any]) -> BadInput:
-    """Our error for one of pydantic's: it names the field, what is allowed, and the value."""
+    """Our error for one of pydantic's, with the field, what is allowed, and the value."""
     kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
     field = _field(error["loc"])
     if kind == "missing":
@@ -165,21 +165,21 @@ def validation_error(error: Mapping[str, Any]) -> BadInput:
         allowed = context["expected"].replace("'", "").replace(" or ", ", ")
         return UnknownOption(field=field, allowed=allowed, value=echoed(value))
     if kind == "json_invalid":
-        return Malformed(reason="the body is no JSON")
+        return Malformed(reason="the body is not JSON")
     limit = _LIMITS.get(kind)
     text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
     return OutOfRange(field=field, limit=text, value=echoed(value))
 
 
 def _field(place: Sequence[int | str]) -> str:
-    """The last name on the way to a wrong value; of a parameter its own, not that of a part."""
+    """The field of an invalid value: of a parameter its own name, not that of a part of it."""
     if not place:
         return "body"
     return str(place[1] if place[0] in {"query", "path", "header"} else place[-1])
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of ``app`` answered as a problem."""
+    """Answer every error of ``app`` as a problem."""
 
     @app.exception_handler(StenoError)
     async def _ours(request: Request, error: StenoError) -> Response:
@@ -204,7 +204,7 @@ def install(app: FastAPI) -> None:
 
 
 def close_if_unread(request: Request, answer: Response) -> Response:
-    """An answer that was found before all of the body was here cuts the line."""
+    """Close the connection after a response that is sent before the body was read."""
     return ClosingAnswer(answer) if has_unread_body(request.scope) else answer
 
 
@@ -215,7 +215,7 @@ def _plain(value: object) -> object:
 
 
 def echoed(value: object) -> object:
-    """A client's own value, cut where it would fill the answer."""
+    """A client's value as an error repeats it, truncated where it is long."""
     text = str(value)
     return _plain(value) if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
 
@@ -234,8 +234,8 @@ def _document(status: int, code: str, detail: str, details: Mapping[str, Any]) -
 _EXAMPLES = {
     error.status: error
     for error in (
-        Malformed(reason="the form breaks off"),
-        Unauthorised(reason="This is no API key of this gateway"),
+        Malformed(reason="the form is incomplete"),
+        Unauthorised(reason="Unknown API key"),
         Forbidden(reason="The API key does not have the scope admin"),
         NotFound(what="job", value="3fa85f64-5717-4562-b3fc-2c963f66afa6"),
         Stalled(limit_s=60.0),
@@ -249,7 +249,7 @@ _EXAMPLES = {
         Unavailable(what="Postgres"),
     )
 }
-"""What each status may look like, in the documentation."""
+"""An example of each status, for the documentation."""
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

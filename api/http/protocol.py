@@ -4,7 +4,7 @@
 - There are only so many connections at once (`api.http.connections`).
 - A head that another server could read otherwise is rejected, and its connection closed: what
   follows it might be taken for another client's request (request smuggling, RFC 9112, 11.2).
-- A client that takes nothing of what it was sent is cut off.
+- A client that does not read its response is disconnected.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from api.http.connections import Connections
 from api.http.problems import Problem
 
 UNREAD_MS = 60_000
-"""A client that takes nothing of what it was sent for so long is cut off (as by nginx).
+"""A client that reads nothing of its response for so long is disconnected (as by nginx).
 
-Without it a connection that is closed stays until the client has read all that was written to it:
-for one that never reads, until that ends.
+Without this a closed connection stays open until the client has read everything that was written:
+for one that never reads, until it ends by itself.
 """
 KEEPALIVE_S = 60
-"""How often the kernel asks after a quiet connection: an answer that waits for its job (`/asr`) may
+"""How often the kernel probes a quiet connection: a response that waits for its job (`/asr`) may
 send nothing for an hour, and networks forget connections that are quiet for some minutes."""
 HEAD_S = 10.0
 """The default, for applications that set no ``head_s``, as in tests."""
@@ -46,7 +46,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length:", re.IGNORECASE)
 
 
 class StrictConnection(h11.Connection):
-    """Takes no head that could be read in two ways."""
+    """Rejects heads that two servers could read differently."""
 
     def next_event(self) -> Any:
         """As h11 does.
@@ -76,7 +76,7 @@ class StrictConnection(h11.Connection):
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 by h11; a WebSocket goes on over the same connection."""
+    """HTTP/1.1 by h11; a WebSocket takes over the same connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -88,12 +88,15 @@ class Protocol(H11Protocol):
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take the connection if there is room, and give it time for its first head."""
+        """Admit the connection, and start the timer for its first head."""
         connection = transport.get_extra_info("socket")
         if connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in (
-                ("TCP_USER_TIMEOUT", UNREAD_MS),  # the kernel alone knows what was taken
+                (
+                    "TCP_USER_TIMEOUT",
+                    UNREAD_MS,
+                ),  # only the kernel knows what the client has acknowledged
                 ("TCP_KEEPIDLE", KEEPALIVE_S),
                 ("TCP_KEEPINTVL", KEEPALIVE_S),
             ):
@@ -140,7 +143,7 @@ class Protocol(H11Protocol):
             self._connections.becomes(self, other)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it no more."""
+        """Stop counting it."""
         if self._refused:
             return
         self._stop_timer()
@@ -154,7 +157,7 @@ class Protocol(H11Protocol):
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
-        """Say what is wrong with a request that cannot be read, and close."""
+        """Answer a request that cannot be parsed, and close."""
         self._close_with(Problem(400, "malformed", msg))
 
     @property
@@ -183,9 +186,9 @@ class Protocol(H11Protocol):
         self._close_with(Problem(408, "stalled", detail))
 
     def _close_with(self, answer: Problem) -> None:
-        """Answer in the application's place, where an answer has not begun, and close."""
+        """Answer in place of the application, unless its response has begun, and close."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True  # what the application says now is not sent
+            self.cycle.disconnected = True  # what the application sends now is discarded
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers = [
@@ -207,7 +210,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket, which counts as a connection as long as it is open."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Count it no more."""
+        """Stop counting it."""
         connections: Connections | None = self.app_state.get("connections")
         if connections is not None:
             connections.closed(self)

@@ -1,4 +1,4 @@
-"""What a request's head may ask of every route alike (RFC 9110)."""
+"""Rules of RFC 9110 that hold for every route: HEAD, Content-Encoding and Range."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLOSED = re.compile(r"(\d+)-(\d+)", re.ASCII)
 
 
 class RequestRules:
-    """HEAD on all that has GET, no encoded bodies, and no ranges that make no sense."""
+    """Answers HEAD wherever GET is, rejects encoded bodies, and drops invalid ranges."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -42,7 +42,7 @@ class RequestRules:
             await self._app(scope, receive, send)
 
     async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as to GET, and end the work for it where its body would begin (section 9.3.2)."""
+        """Answer as to GET, and stop where the body would begin (section 9.3.2)."""
         scope["method"] = "GET"
         answered = False
 

@@ -11,12 +11,12 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 MEDIA_TYPE = "text/event-stream"
-SIGN_OF_LIFE = ": still here\n\n"
-"""A comment, so that nobody takes a quiet line for dead."""
+HEARTBEAT = ": heartbeat\n\n"
+"""A comment that keeps proxies from closing a quiet connection."""
 
 
 class EventStream(StreamingResponse):
-    """Sends events until they end or the client leaves; then closes what they came from."""
+    """Sends events until they end or the client disconnects; then closes their source."""
 
     def __init__(
         self,
@@ -24,9 +24,9 @@ class EventStream(StreamingResponse):
         source: AsyncExitStack,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        # Buffering proxies (nginx) would keep the events to themselves.
-        told = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
-        super().__init__(content, headers=told, media_type=MEDIA_TYPE)
+        # Proxies such as nginx would otherwise buffer the events.
+        merged = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
+        super().__init__(content, headers=merged, media_type=MEDIA_TYPE)
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

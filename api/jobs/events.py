@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from api.auth.callers import Reader
 from api.http.problems import documented
-from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
+from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
 from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.routes import status_document
 from api.services import ServicesDep
@@ -129,7 +129,7 @@ async def _tell(feed: JobFeed, told: int, heartbeat_s: float) -> AsyncIterator[s
         try:
             await asyncio.wait_for(changed.wait(), heartbeat_s)
         except TimeoutError:
-            yield SIGN_OF_LIFE
+            yield HEARTBEAT
 
 
 _STATUS = ("status", "stage", "queue_position", "warnings")

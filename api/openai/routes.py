@@ -20,7 +20,7 @@ from api.auth.callers import Caller, Reader, Transcriber
 from api.http.bodies import Body
 from api.http.multipart import FormReader
 from api.http.problems import ClosingAnswer, problem
-from api.http.sse import MEDIA_TYPE, SIGN_OF_LIFE, EventStream, event
+from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
 from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.resolving import Resolver
 from api.jobs.uploads import Form, Upload
@@ -187,7 +187,7 @@ async def _events(feed: JobFeed, job_id: UUID, heartbeat_s: float) -> AsyncItera
         try:
             await asyncio.wait_for(changed.wait(), heartbeat_s)
         except TimeoutError:
-            yield SIGN_OF_LIFE
+            yield HEARTBEAT
     try:
         check_completed(feed.snapshot, job_id)
     except StenoError as error:

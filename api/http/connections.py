@@ -86,7 +86,7 @@ class Connections:
         return len(self._waiting)
 
     def admit(self, connection: Closable, address: str) -> bool:
-        """Take a new connection, which waits; False: the limit is reached and none can be closed."""
+        """Take a new connection, which waits; False: the limit is reached, none can be closed."""
         is_proxy = address in self._proxies
         name = address if is_proxy else client_of(address)
         client = self._clients.get(name)

@@ -1,4 +1,4 @@
-"""Wakes those who wait for a job to change: one Redis subscription a process, not one a client."""
+"""Notifications of changed jobs: one Redis subscription a process, not one a client."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from common.events import JOB_CHANNEL
 
 RETRY_S = 1.0
 SILENCE_S = 15.0
-"""How long the subscription may be quiet before it is asked whether it still lives."""
+"""How long the subscription may be silent before it is checked with a ping."""
 
 
 class JobChanges:
     """Who waits for which job.
 
-    Messages may get lost, as long as Redis is out all of them: a wait is bounded by its caller.
+    Notifications may get lost, and while Redis is unavailable all of them do: callers limit their
+    waits.
     """
 
     def __init__(self, redis_url: str) -> None:
@@ -36,7 +37,7 @@ class JobChanges:
         self._listener = asyncio.create_task(self._listen())
 
     def shut_down(self) -> None:
-        """The process is about to end: nobody is to wait any more."""
+        """The process is about to end: wake everybody, for good."""
         self.closing = True
         self._wake_all()
 
@@ -50,7 +51,7 @@ class JobChanges:
 
     @contextmanager
     def watch(self, job_id: object) -> Iterator[asyncio.Event]:
-        """An event that is set whenever the job changes; who waits clears it."""
+        """An event that is set whenever the job changes; the waiter clears it."""
         key, event = str(job_id), asyncio.Event()
         self._waiting[key].add(event)
         try:
@@ -65,14 +66,14 @@ class JobChanges:
             try:
                 async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
                     await subscription.subscribe(JOB_CHANNEL)
-                    # What changed while nobody listened is not told again.
+                    # Changes before the subscription are not sent again.
                     self._wake_all()
                     while True:
                         message = await subscription.get_message(timeout=SILENCE_S)
                         if message is not None:
                             self._wake(message["data"].decode())
             except (RedisError, OSError) as error:
-                logger.warning("no wake-ups from Redis: {}", error)
+                logger.warning("no notifications from Redis: {}", error)
                 await asyncio.sleep(RETRY_S)
 
     def _wake(self, key: str) -> None:

@@ -1,4 +1,4 @@
-"""What happens to a job, told while it happens."""
+"""The route for a job's events, sent while it runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ router = APIRouter(tags=["jobs"])
 
 RECONNECT_MS = 2_000
 END = "-end"
-"""Ends the id of the last event: who comes back with it has missed nothing."""
+"""Ends the id of the last event: a client that reconnects with it has missed nothing."""
 _ID = re.compile(rf"(\d{{1,9}})({END})?")
 _NAMES = {
     JobStatus.COMPLETED: "completed",
@@ -43,7 +43,7 @@ EVENT = {
     },
     "required": ["event", "id", "data"],
 }
-"""One of them, its fields by name."""
+"""The fields of one event."""
 EXAMPLE = """retry: 2000
 
 event: status
@@ -73,7 +73,7 @@ data: {"job_id": "3fa85f64-5717-4562-b3fc-2c963f66afa6", "status": "COMPLETED", 
             "content": {MEDIA_TYPE: {"schema": EVENT, "example": EXAMPLE}},
             "description": "Events until the job has ended",
         },
-        204: {"description": "The job has ended, and `Last-Event-ID` says that this was told"},
+        204: {"description": "The job has ended, and `Last-Event-ID` is its last event"},
         **documented(400, 404, 422, 503),
     },
 )
@@ -82,28 +82,29 @@ async def events(
     services: ServicesDep,
     caller: Reader,
     last_event_id: Annotated[
-        str | None, Header(description="The id of the last event that arrived, to go on from.")
+        str | None, Header(description="The id of the last event received, to resume after it.")
     ] = None,
 ) -> Response:
-    """What happens to a job, as server-sent events, until it has ended.
+    """A job's events, as server-sent events, until it has ended.
 
     `status` (a status document) when its status, stage or place in the queue changes; `progress`;
-    `segment` for each piece of the text, in order and never taken back, with `moderation` where the
-    job is moderated; at last `completed`, `failed` or `cancelled`, with a status document. An
-    event's id counts the segments told so far.
+    `segment` for each piece of the text, in order and never changed afterwards, with `moderation`
+    where the job is moderated; at last `completed`, `failed` or `cancelled`, with a status
+    document. An event's id is the number of segments sent so far. Reconnect with `Last-Event-ID`
+    to resume.
     """
-    told, ended = _parse(last_event_id)
+    sent, ended = _parse(last_event_id)
     stack = AsyncExitStack()
     feed = await stack.enter_async_context(watch_job(services, caller.tenant, job_id))
     if ended and feed.snapshot is not None and is_final(feed.snapshot.status):
         await stack.aclose()
         return Response(status_code=204)
     heartbeat_s = services.settings.events.heartbeat
-    return EventStream(_tell(feed, told, heartbeat_s), stack)
+    return EventStream(_events(feed, sent, heartbeat_s), stack)
 
 
-async def _tell(feed: JobFeed, told: int, heartbeat_s: float) -> AsyncIterator[str]:
-    """All events after the first ``told`` segments, as the job's watchers get to know of them."""
+async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator[str]:
+    """All events after the first ``sent`` segments, as they arrive."""
     yield f"retry: {RECONNECT_MS}\n\n"
     last_status: dict[str, Any] = {}
     last_progress: dict[str, Any] = {}
@@ -115,15 +116,15 @@ async def _tell(feed: JobFeed, told: int, heartbeat_s: float) -> AsyncIterator[s
         progress = {key: status[key] for key in _PROGRESS}
         final = is_final(snapshot.status)
         if not final and any(status[key] != last_status.get(key) for key in _STATUS):
-            yield event(status, name="status", number=told)
-        for segment in feed.segments[told:]:
-            yield event(_segment(told, segment), name="segment", number=told + 1)
-            told += 1
+            yield event(status, name="status", number=sent)
+        for segment in feed.segments[sent:]:
+            yield event(_segment(sent, segment), name="segment", number=sent + 1)
+            sent += 1
         if not final and any(progress[key] != last_progress.get(key) for key in _COUNTS):
-            yield event(progress, name="progress", number=told)
+            yield event(progress, name="progress", number=sent)
         last_status, last_progress = status, progress
         if final:
-            yield event(status, name=_NAMES[snapshot.status], number=f"{told}{END}")
+            yield event(status, name=_NAMES[snapshot.status], number=f"{sent}{END}")
         if over:
             return
         try:
@@ -142,10 +143,10 @@ def _segment(index: int, segment: Segment) -> dict[str, Any]:
 
 
 def _parse(last_event_id: str | None) -> tuple[int, bool]:
-    """How many segments were told, and whether the end was."""
+    """How many segments were sent, and whether the end was."""
     if not last_event_id:
         return 0, False
     match = _ID.fullmatch(last_event_id)
     if match is None:
-        raise Malformed(reason="Last-Event-ID is none of this stream's ids")
+        raise Malformed(reason="Last-Event-ID is not an id of this stream")
     return int(match[1]), match[2] is not None

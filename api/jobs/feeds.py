@@ -1,4 +1,4 @@
-"""What happens to jobs, read once for all who watch: a watcher costs memory, and no connection."""
+"""Jobs as their watchers see them, read once for all: a watcher costs memory, not a connection."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from common.errors import Busy, NotFound, Transient
 from common.transcripts import GrowingTranscript
 
 Growth = tuple[Snapshot, list[Segment]]
-"""Where a job stands, and its segments that came since the last reading."""
+"""A job's snapshot, and the segments that are new since the last reading."""
 Read = Callable[[], Awaitable[Growth]]
 
 REREAD_S = 15.0
-"""How often a job is read should no wake-up come."""
-CALM_S = 0.25
-"""Changes that follow each other sooner are told as one."""
+"""How often a job is read where no notification arrives."""
+DEBOUNCE_S = 0.25
+"""Changes that follow each other sooner are reported as one."""
 OUTAGE_PAUSE_S = 2.0
 
 
 class JobFeed:
-    """One job as its watchers see it; `changed` is another event after each change."""
+    """One job as its watchers see it; `changed` is replaced by a new event at each change."""
 
     def __init__(self) -> None:
         self.snapshot: Snapshot | None = None
         """None until the first reading, and once the job is deleted."""
         self.segments: list[Segment] = []
         self.over = False
-        """Nothing more will change: the job has ended, is gone, or this process is about to end."""
+        """Nothing more will change: the job has ended or is deleted, or this process stops."""
         self.changed = asyncio.Event()
         self.watchers = 0
         self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -47,16 +47,16 @@ class JobFeed:
         self.snapshot, new = growth
         self.segments += new
         self.over = is_final(self.snapshot.status)
-        self.tell()
+        self.notify()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Wake all watchers."""
-        told, self.changed = self.changed, asyncio.Event()
-        told.set()
+        previous, self.changed = self.changed, asyncio.Event()
+        previous.set()
 
 
 class JobFeeds:
-    """The feeds of one process; so many may watch at once, and so many of each tenant."""
+    """The feeds of one process, for at most ``limit`` watchers, ``limit_each`` of each tenant."""
 
     def __init__(self, changes: JobChanges, *, limit: int, limit_each: int) -> None:
         self._changes = changes
@@ -64,16 +64,16 @@ class JobFeeds:
         self._limit_each = limit_each
         self._feeds: dict[tuple[str, UUID], JobFeed] = {}
         self._watchers: Counter[str] = Counter()
-        """How many watch, by tenant."""
+        """Number of watchers by tenant."""
 
     @asynccontextmanager
     async def watch(self, tenant: str, job_id: UUID, read: Read) -> AsyncIterator[JobFeed]:
-        """The job's feed, begun; ``read`` is only called if nobody watches the job yet.
+        """The job's feed after its first reading; later watchers share the first one's ``read``.
 
         Raises:
             NotFound: there is no such job.
-            Unavailable: the database is out.
-            Busy: too many watch already.
+            Unavailable: the database is unavailable.
+            Busy: there are too many watchers.
         """
         if self._watchers.total() >= self._limit or self._watchers[tenant] >= self._limit_each:
             raise Busy(what="Watching jobs")
@@ -109,7 +109,7 @@ class JobFeeds:
                     feed.snapshot, feed.over = None, True
                     self._begin(feed, error)
                 except Transient as error:
-                    # Those who watch already keep what they have; the others are told.
+                    # Earlier watchers keep what they have; new ones get the error.
                     logger.warning("job {job_id} cannot be watched: {}", error, job_id=job_id)
                     feed.over = not feed.begun.done()
                     self._begin(feed, error)
@@ -122,11 +122,11 @@ class JobFeeds:
                     self._begin(feed)
                 feed.over = feed.over or self._changes.closing
                 if feed.over:
-                    feed.tell()
+                    feed.notify()
                     return
                 with suppress(TimeoutError):
                     await asyncio.wait_for(woken.wait(), pause_s)
-                await asyncio.sleep(CALM_S)
+                await asyncio.sleep(DEBOUNCE_S)
 
     @staticmethod
     def _begin(feed: JobFeed, error: Exception | None = None) -> None:
@@ -136,12 +136,12 @@ class JobFeeds:
             feed.begun.set_result(None)
         else:
             feed.begun.set_exception(error)
-            feed.begun.exception()  # whoever waited may have left: it need not be logged
+            feed.begun.exception()  # asyncio need not log it where no watcher is left
 
 
 def watch_job(
     services: Services, tenant: str, job_id: UUID
 ) -> AbstractAsyncContextManager[JobFeed]:
-    """The job's feed; see `Feeds.watch`."""
+    """The job's feed; see `JobFeeds.watch`."""
     transcript = GrowingTranscript(services.jobs(tenant), job_id)
     return services.get(JobFeeds).watch(tenant, job_id, lambda: services.in_thread(transcript.read))

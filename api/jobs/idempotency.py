@@ -1,4 +1,4 @@
-"""``Idempotency-Key``: the same request sent again makes nothing again.
+"""``Idempotency-Key``: a request that is sent again creates nothing new.
 
 Named as in draft-ietf-httpapi-idempotency-key-header; its value is taken as it is, quoted or not.
 """
@@ -27,14 +27,15 @@ PARAMETER: dict[str, Any] = {
     "in": "header",
     "required": False,
     "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[ -~]+$"},
-    "description": "A name for this request. The same request sent again under it, by whomever of "
-    f"the tenant, is answered with the same job and `{REPLAYED}: true`; another request is a 409.",
+    "description": "A name for this request. The same request sent again with it is answered with "
+    f"the same job and `{REPLAYED}: true`; another request with it is a 409. Keys are scoped per "
+    "tenant and released on deletion.",
 }
 """The header in the documentation."""
 
 
 def request_sha256(endpoint: str, options: BaseModel, recording_sha256: str | None = None) -> str:
-    """What two requests share that ask for the same; in lower-case hex."""
+    """A hash of what a request asks for, equal for equal requests; in lower-case hex."""
     asked = {
         "endpoint": endpoint,
         "options": options.model_dump(mode="json", exclude_defaults=True),
@@ -47,7 +48,7 @@ def idempotency_key(request: Request) -> str | None:
     """The key that a request was sent with.
 
     Raises:
-        OutOfRange: it cannot be one.
+        OutOfRange: it is malformed.
     """
     key = request.headers.get(HEADER)
     if key is not None and not _KEY.fullmatch(key):
@@ -59,10 +60,10 @@ def idempotency_key(request: Request) -> str | None:
 def idempotency(
     request: Request, options: BaseModel, recording_sha256: str | None = None
 ) -> Idempotency | None:
-    """What tells the request from others under its key; None where it has none.
+    """The request's key and hash; None where it has no key.
 
     Raises:
-        OutOfRange: it cannot be one.
+        OutOfRange: it is malformed.
     """
     key = idempotency_key(request)
     if key is None:
@@ -72,6 +73,6 @@ def idempotency(
 
 
 def mark_replay(request: Request, created: Created) -> None:
-    """Have the answer say whether it is one that was given before."""
+    """Mark the response where the job was created by an earlier request."""
     if created.replayed:
         answer_with(request.scope, {REPLAYED: "true"})

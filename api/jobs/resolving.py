@@ -1,4 +1,4 @@
-"""From the options a client sent to the request that is stored with its job."""
+"""Resolves the options of a client to the request that is stored with its job."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def form_options(sent: Mapping[str, str]) -> UploadOptions:
 
 
 class Resolver:
-    """Knows this installation's defaults and weights.
+    """Resolves options by this installation's defaults and weights.
 
     ``of_workers`` returns engine and model of the weights that running workers have, or None where
-    that is not known. Weights count as missing where neither a worker nor this machine has them.
-    Without a worker to ask, only a machine that has other weights for jobs can tell: a gateway
-    apart from the workers has none at all.
+    that is unknown. Weights are missing where neither a worker nor this machine has them. Where it
+    is unknown what workers have, and this machine has no weights for jobs at all, as a gateway in a
+    container of its own, no weights are taken to be missing.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Resolver:
         return job
 
     async def check_names(self, options: UploadOptions) -> None:
-        """Raise `UnknownOption` for names that are wrong whatever else is asked for."""
+        """Raise `UnknownOption` for names that are invalid whatever the other options are."""
         _check_language(options.language)
         if options.model is not None:
             states = await asyncio.to_thread(self._states)
@@ -89,7 +89,7 @@ class Resolver:
                 raise _not_among("model", allowed, options.model)
 
     def check_defaults(self) -> None:
-        """Pass if a job that names no option can be taken; it reads the disk.
+        """Check that a job without options can be accepted; reads the disk.
 
         Raises:
             UnknownOption, ModelNotHere: the defaults name a language or weights that do not exist.
@@ -98,13 +98,13 @@ class Resolver:
         self._check(asr.default_engine, asr.default_model, asr.default_language)
 
     def installed(self) -> list[str]:
-        """The weights that jobs may ask for, by their listed names; it reads the disk."""
+        """The weights that jobs may ask for, by their listed names; reads the disk."""
         return [self.listed_name(it.engine, it.model) for it in self._usable(self._states())]
 
     def listed_name(self, engine: str, model: str) -> str:
-        """What these weights are called where a name has no engine beside it; "" is the default.
+        """The name of these weights where no engine is given beside it; "" is the default.
 
-        Those of the default engine go by their name, others by ``engine/name``.
+        Weights of the default engine are listed by name, others as ``engine/name``.
         """
         asr = self._settings.asr
         name = model or asr.default_model
@@ -114,7 +114,7 @@ class Resolver:
         return [state for state in self._weights.states() if state.engine in WHISPER_ENGINES]
 
     def _usable(self, states: Sequence[WeightsState]) -> Sequence[WeightsState]:
-        """Those that a worker or this machine has, as far as it is known."""
+        """Those that a worker or this machine has, as far as known."""
         local = {(it.engine, it.model) for it in states if it.state != "missing"}
         of_workers = self._of_workers()
         if of_workers is None and not local:
@@ -123,7 +123,7 @@ class Resolver:
         return [state for state in states if (state.engine, state.model) in had]
 
     def _offered(self, states: Sequence[WeightsState]) -> list[str]:
-        """The names to suggest where another one was asked for."""
+        """The names to suggest in place of an unknown one."""
         return list(dict.fromkeys(it.model for it in self._usable(states) or states))
 
     def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:

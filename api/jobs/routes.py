@@ -1,4 +1,4 @@
-"""Jobs as a whole: made before their recording, listed, retried and deleted."""
+"""Routes for jobs: create, list, status, cancel, retry, delete, and the receipts of deletions."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ router = APIRouter(tags=["jobs"], responses=documented(422, 503))
 
 
 REREAD_S = 2.0
-"""How often a long poll looks by itself, should no wake-up come."""
+"""How often a long poll reads the job where no notification arrives."""
 
 AS_SET = UploadOptions.model_validate({})
-"""Nothing asked for: all as the settings say."""
+"""No options given: all defaults."""
 
 
 class CreatedJob(BaseModel):
@@ -53,7 +53,7 @@ class CreatedJob(BaseModel):
     upload_url: str = Field(examples=["/api/v1/jobs/3fa85f64-5717-4562-b3fc-2c963f66afa6/upload"])
     """Where to send the recording, as a form with the one field `file`."""
     upload_until: datetime
-    """When the job is cancelled if none has come."""
+    """When the job is cancelled if none has arrived."""
 
 
 class JobPage(BaseModel):
@@ -72,16 +72,16 @@ class DeletionReceipt(BaseModel):
     session_id: UUID
     """The id of the job or stream."""
     job_id: UUID | None
-    """The same of a job; null of a stream."""
+    """The same, for a job; null for a stream."""
     reason: Reason
     requested_at: datetime
     erased_at: datetime | None
-    """When the storage was found to hold nothing of it, and nobody could write any more; a stream
-    has nothing there."""
+    """Set once erasure is verified: the storage holds nothing of it, and no worker can write any
+    more. Streams have nothing in the storage."""
     rows: int
-    """In Postgres."""
+    """Deleted in Postgres."""
     files: int
-    """In the storage."""
+    """Deleted in the storage."""
     bytes: int
 
 
@@ -95,7 +95,7 @@ class DeletionPage(BaseModel):
 @router.post(
     "/jobs",
     status_code=201,
-    summary="Make a job, and send its recording later",
+    summary="Create a job, and upload its recording later",
     responses=documented(400, 409, 413),
     openapi_extra={"parameters": [PARAMETER]},
 )
@@ -106,7 +106,7 @@ async def create(
     caller: Transcriber,
     options: Annotated[UploadOptions, Body()] = AS_SET,
 ) -> CreatedJob:
-    """Make a job that waits for its recording; the options are those of an upload."""
+    """Create a job that waits for its recording; the options are those of an upload."""
     job = replace(
         caller.attributed(request, await services.get(Resolver).resolve(uuid4(), options)),
         idempotency=idempotency(request, options),
@@ -132,7 +132,7 @@ async def jobs(
     limit: Limit = 50,
     cursor: PageCursor = None,
 ) -> JobPage:
-    """The tenant's jobs, newest first. Jobs that come in meanwhile do not shift the pages."""
+    """The tenant's jobs, newest first. New jobs do not shift the pages."""
     which = JobFilter(status, created_after, created_before, recording_id, model)
     lists = JobLists(services.database, caller.tenant)
     page = await services.in_thread(lists.page, which, limit=limit, after=parse_cursor(cursor))
@@ -157,10 +157,10 @@ async def status(
     services: ServicesDep,
     caller: Reader,
     wait: Annotated[
-        float, Query(ge=0, le=60, description="Answer after a change, or after so many seconds.")
+        float, Query(ge=0, le=60, description="Respond after a change, or after so many seconds.")
     ] = 0,
 ) -> Status:
-    """Where a job stands. With `wait`, a long poll; a job that has ended answers at once."""
+    """A job's status. `wait` makes it a long poll; a job that has ended is answered at once."""
     jobs = services.jobs(caller.tenant)
     deadline = time.monotonic() + wait
     with services.get(JobChanges).watch(job_id) as changed:
@@ -172,7 +172,7 @@ async def status(
             and not services.get(JobChanges).closing
             and not await request.is_disconnected()
         ):
-            logger.debug("somebody waits for job {job_id}", job_id=job_id)
+            logger.debug("a long poll waits for job {job_id}", job_id=job_id)
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
             changed.clear()
@@ -182,57 +182,55 @@ async def status(
 
 @router.post(
     "/jobs/{job_id}/cancel",
-    summary="Call a job off",
+    summary="Cancel a job",
     response_model=Status,
     responses=documented(404, 409),
 )
 async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
-    """Call a job off; a job that was called off before stays so."""
+    """Cancel a job. Cancelling it again changes nothing."""
     return await services.in_thread(_cancel, services, services.jobs(caller.tenant), job_id)
 
 
 @router.post(
     "/jobs/{job_id}/retry",
-    summary="Have a failed job done after all",
+    summary="Retry a failed job",
     responses=documented(404, 409),
 )
 async def retry(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
-    """Have what is missing of a job that FAILED done; what was done is not done again."""
+    """Retry the steps of a FAILED job that are not done; finished steps are not repeated."""
     return await services.in_thread(_retry, services, caller, job_id)
 
 
 @router.delete(
     "/jobs/{job_id}",
     status_code=204,
-    summary="Delete a job with all it has",
+    summary="Delete a job and all its data",
     responses=documented(404),
 )
 async def delete(job_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
-    """Cancel a job if it runs, and erase its recording, the sound cut from it, and its text.
+    """Cancel a job if it runs, and erase its recording, the audio made from it, and its text.
 
-    What is left is a receipt. A job that was deleted before is a 204 again. Webhook messages about
-    it that have not arrived yet are still sent.
+    A receipt remains. Deleting it again is a 204. Webhook messages about it that are not delivered
+    yet are still sent.
     """
     await services.in_thread(_delete, services, caller, job_id)
 
 
-@router.get("/deletions", summary="Prove what was deleted")
+@router.get("/deletions", summary="List receipts of deletions")
 async def deletions(
     services: ServicesDep,
     caller: Reader,
-    job_id: Annotated[
-        UUID | SkipJsonSchema[None], Query(description="Only that of this job.")
-    ] = None,
+    job_id: Annotated[UUID | SkipJsonSchema[None], Query(description="Only of this job.")] = None,
     session_id: Annotated[
-        UUID | SkipJsonSchema[None], Query(description="Only that of this job or stream.")
+        UUID | SkipJsonSchema[None], Query(description="Only of this job or stream.")
     ] = None,
     limit: Limit = 50,
     cursor: PageCursor = None,
 ) -> DeletionPage:
-    """Receipts for what the tenant had: deleted on request, or as its time was over. Newest first.
+    """Receipts for jobs and streams that were deleted, on request or by retention. Newest first.
 
-    A receipt has an `erased_at` once the storage was searched again, when no worker could write
-    any more, and nothing was found.
+    `erased_at` is set once erasure is verified: the storage was searched when no worker could
+    write any more, and nothing was found.
     """
     receipts = Deletions(services.database, caller.tenant)
     after = parse_cursor(cursor)
@@ -249,7 +247,7 @@ def _create(request: Request, services: Services, caller: Caller, job: NewJob) -
     created = jobs.create(job)
     mark_replay(request, created)
     if not created.replayed:
-        logger.info("job {job_id} made; its recording is to come", job_id=created.job_id)
+        logger.info("job {job_id} created; it waits for its recording", job_id=created.job_id)
     waits = timedelta(seconds=services.settings.job.upload_wait)
     return CreatedJob(
         job_id=created.job_id,
@@ -262,7 +260,7 @@ def _create(request: Request, services: Services, caller: Caller, job: NewJob) -
 def _retry(services: Services, caller: Caller, job_id: UUID) -> Status:
     jobs = services.jobs(caller.tenant)
     jobs.retry(job_id, caller.quota)
-    logger.info("job {job_id} is tried again", job_id=job_id)
+    logger.info("job {job_id} is retried", job_id=job_id)
     services.events.work_to_do()
     services.events.job_changed(job_id)
     return status_document(jobs.snapshot(job_id))
@@ -302,7 +300,7 @@ def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:
 
 
 def _visible(snapshot: Snapshot) -> Snapshot:
-    """What counts as a change: the estimate moves all the time."""
+    """The snapshot without the estimate, which changes all the time."""
     return replace(snapshot, eta_s=None)
 
 

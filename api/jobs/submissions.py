@@ -1,4 +1,4 @@
-"""Recordings are named by a URL, and fetched by a worker."""
+"""The route to submit a recording by its URL, from which a worker fetches it."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Submission(UploadOptions):
     url: Annotated[
         str, Field(max_length=MAX_URL_LETTERS, examples=["https://example.com/talk.mp3"])
     ]
-    """Where it is to be had: http or https, no user name or password, and no private address. What
-    follows the `?` is told to that host alone."""
+    """Where to fetch it: http or https, without user name and password, and only from publicly
+    reachable addresses. What follows the `?` is sent to that host only."""
     diarize: bool = False
-    """Who says what: not supported yet, so only false is taken."""
+    """Speaker diarization: not supported yet, so only false is accepted."""
 
 
 @router.post(
     "/transcribe",
-    summary="Name a recording by its URL",
+    summary="Submit a recording by its URL",
     response_model=Accepted,
     responses=documented(409, 422, 503),
     openapi_extra={"parameters": [PARAMETER]},
@@ -46,9 +46,9 @@ class Submission(UploadOptions):
 async def transcribe(
     wanted: Submission, request: Request, services: ServicesDep, caller: Transcriber
 ) -> Accepted:
-    """Have a recording fetched and transcribed; answered before it is fetched.
+    """Fetch and transcribe a recording; the response does not wait for the fetch.
 
-    What is wrong with it, or with the way there, is told by the job's status.
+    Problems with the recording or with the fetch are reported in the job's status.
     """
     if wanted.diarize:
         raise Unsupported(field="diarize")
@@ -65,9 +65,9 @@ async def transcribe(
         job_id=created.job_id,
         status=created.status,
         message=(
-            "The recording was asked for before"
+            "The recording was submitted before"
             if created.replayed
-            else "The recording is going to be fetched and transcribed"
+            else "The recording will be fetched and transcribed"
         ),
         estimated_time_seconds=None,
     )

@@ -1,4 +1,4 @@
-"""Recordings come in."""
+"""Routes to upload recordings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _form(*, options: bool = True) -> dict[str, Any]:
     schema = UploadOptions.model_json_schema()
     if not options:
         schema = {"type": "object", "properties": {}, "additionalProperties": False}
-    file = {"type": "string", "format": "binary", "description": "The recording, or a video of it."}
+    file = {"type": "string", "format": "binary", "description": "The recording, audio or video."}
     others = {name: _as_sent(option) for name, option in schema["properties"].items()}
     schema["properties"] = {"file": file, **others}
     schema["required"] = ["file"]
@@ -34,8 +34,8 @@ def _form(*, options: bool = True) -> dict[str, Any]:
 def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
     """An option's schema without null, which no form can send.
 
-    Swagger UI fills the form with examples, and where there are none it makes some up, such as
-    the largest temperature: so there is an empty one, which counts as not sent.
+    Swagger UI fills the form with examples, and where there are none it invents them, such as the
+    largest temperature. An empty example counts as not sent.
     """
     kinds = [kind for kind in option.get("anyOf", []) if kind != {"type": "null"}]
     if len(kinds) != 1:
@@ -46,7 +46,7 @@ def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
 
 @router.post(
     "/upload",
-    summary="Send a recording",
+    summary="Upload a recording",
     response_model=Accepted,
     responses=documented(400, 408, 409, 413, 415, 422, 503),
     openapi_extra={"requestBody": _form(), "parameters": [PARAMETER]},
@@ -54,17 +54,18 @@ def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
 async def upload(
     request: Request, services: ServicesDep, caller: Transcriber
 ) -> Accepted | Response:
-    """Send a recording; answered once it is safe. Options may come before or after the file.
+    """Upload a recording; the response follows once it is stored. Options may come before or after
+    the file.
 
-    Accepted by content, not by name: mp3, wav, m4a, mp4, aac, ogg, opus, flac, wma, webm, mkv,
-    avi, mov and more; of a video, its sound.
+    Formats are detected by content, not by name: mp3, wav, m4a, mp4, aac, ogg, opus, flac, wma,
+    webm, mkv, avi, mov and more; of a video, its audio.
     """
     return await _accept(Upload(services, caller), request)
 
 
 @router.post(
     "/jobs/{job_id}/upload",
-    summary="Send the recording of a job that waits for it",
+    summary="Upload the recording of a job that waits for it",
     response_model=Accepted,
     responses=documented(400, 404, 408, 409, 413, 415, 422, 503),
     openapi_extra={"requestBody": _form(options=False)},
@@ -72,7 +73,7 @@ async def upload(
 async def upload_awaited(
     job_id: UUID, request: Request, services: ServicesDep, caller: Transcriber
 ) -> Accepted | Response:
-    """Send the recording of a job that was made by `POST /jobs`: once."""
+    """Upload the recording of a job that `POST /jobs` has created: once."""
     return await _accept(AwaitedUpload(services, caller, job_id), request)
 
 

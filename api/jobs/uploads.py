@@ -1,6 +1,6 @@
-"""Takes a recording in: bytes to disk as they come, looked into, committed, and only then answered.
+"""Receives a recording: written to disk while it arrives, probed, committed, and then answered.
 
-Whatever goes wrong before the commit leaves nothing behind, the client's leaving included.
+Whatever fails before the commit leaves nothing behind, a disconnected client included.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ from common.storage.storage import storage_errors
 
 BLOCK_BYTES = 1 << 20
 FORM_BYTES = 1 << 20
-"""What a form may have beside its file."""
+"""Largest size of a form without its file."""
 MOST_BARE_BYTES = RIFF_LIMIT - 100
-"""Beyond it a WAV file's header would be larger; that is more than a day."""
+"""A WAV file cannot be larger; that is more than a day."""
 IGNORED = "X-Ignored-Parameters"
 """The header that names the parameters of a request that were ignored."""
 
 
 def name_ignored(request: Request, names: Iterable[str]) -> None:
-    """Have the answer name parameters that were ignored."""
+    """Name the ignored parameters in a header of the response."""
     if named := ", ".join(quote(name[:100], safe="[]") for name in islice(names, MAX_IGNORED)):
         answer_with(request.scope, {IGNORED: named})
 
 
 class IncomingFile:
-    """A file that is written and hashed in threads while more of it comes in."""
+    """A file that is written and hashed in threads while more of it is received."""
 
     def __init__(self, path: Path, create: Callable[[], BinaryIO]) -> None:
         self.path = path
@@ -80,7 +80,11 @@ class IncomingFile:
         self._writing: asyncio.Future[None] | None = None
 
     async def take(self, data: bytes) -> None:
-        """Raises `StorageFull` or `Unavailable`, for what was taken before."""
+        """Add bytes to the file.
+
+        Raises:
+            StorageFull, Unavailable: earlier bytes could not be written.
+        """
         self._blocks.append(data)
         self._held += len(data)
         self.size += len(data)
@@ -88,14 +92,14 @@ class IncomingFile:
             await self._pass_on()
 
     async def seal(self) -> str:
-        """Have all of it on the disk; returns its sha256 in lower-case hex."""
+        """Flush the file to disk; returns its sha256 in lower-case hex."""
         await self._pass_on()
         await self._settle()
         await asyncio.to_thread(self._close)
         return self._digest.hexdigest()
 
     async def abandon(self) -> None:
-        """Close it, whatever state it is in, and delete it."""
+        """Close and delete the file, in whatever state it is."""
         with suppress(Transient):
             await self._settle()
         if self._file is not None:
@@ -110,7 +114,7 @@ class IncomingFile:
 
     async def _settle(self) -> None:
         if self._writing is not None:
-            # Not cancelled with us: a thread goes on, and its file must not be closed under it.
+            # A thread cannot be cancelled, and the file must stay open until it is done.
             await asyncio.wait([self._writing])
             writing, self._writing = self._writing, None
             writing.result()
@@ -125,7 +129,7 @@ class IncomingFile:
                 self._digest.update(block)
 
     def _begin(self, blocks: list[bytes]) -> None:
-        """Called with the first `BLOCK_BYTES`, or all there is, before they are written."""
+        """Called with the first `BLOCK_BYTES` before they are written."""
 
     def _end(self, file: BinaryIO) -> None:
         """Called once all of it is written."""
@@ -142,7 +146,7 @@ class IncomingFile:
 class BareFile(IncomingFile):
     """Samples without a header (16 bit, little endian, mono, 16 kHz) become a WAV file.
 
-    What begins as another file does is left as it is.
+    A file that has a header is left as it is.
     """
 
     _bare = False
@@ -167,12 +171,12 @@ class BareFile(IncomingFile):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form that brings a recording in its field ``file``.
+    """A form with a recording in its field ``file``.
 
     ``fields`` may come once each, ``lists`` several times, before or after the file; other fields
     are rejected, or with ``ignores_unknown`` ignored and named to the client, after what was
-    ``ignored`` already. ``options`` makes of them what our own upload takes (`UploadOptions`); it
-    is called again once all fields have come. ``filename`` takes the place of the form's. With
+    ``ignored`` already. ``options`` turns them into `UploadOptions`; it is called again once all
+    fields have arrived. ``filename`` replaces the form's. With
     ``may_be_bare`` the recording may come without a header (`BareFile`).
 
     Raises, from ``options``:
@@ -194,7 +198,7 @@ UPLOAD = Form(tuple(UploadOptions.model_fields))
 
 
 class UploadSlots:
-    """How many recordings come in by each key: they are no jobs yet, and fill the disk."""
+    """Limits the uploads in progress of each key: they are not jobs yet, but fill the disk."""
 
     def __init__(self) -> None:
         self._taken: Counter[str] = Counter()
@@ -226,7 +230,7 @@ class UploadSlots:
 
 
 class _Incoming(ABC):
-    """A recording on its way in, from its first byte to the answer."""
+    """A recording that is being received, from its first byte to the response."""
 
     _new_jobs: ClassVar[int] = 1
 
@@ -251,8 +255,8 @@ class _Incoming(ABC):
 
         Raises:
             BadInput: the form, the file or an option is wrong.
-            TooManyJobs, TooMuchAudio: the API key may not have it.
-            StorageFull, Unavailable: something this side needs is out.
+            TooManyJobs, TooMuchAudio: it exceeds the limits of the API key.
+            StorageFull, Unavailable: the storage, Postgres or Redis cannot take it.
         """
         slots = self._services.get(UploadSlots)
         with slots.take(self._caller.key_id, self._caller.quota.concurrent_jobs):
@@ -289,11 +293,11 @@ class _Incoming(ABC):
 
     @abstractmethod
     async def _check_early(self, form: FormReader, request: Request) -> None:
-        """Raise `BadInput` for what no field that is still to come can make good."""
+        """Raise `BadInput` for what no later field can correct."""
 
     @abstractmethod
     async def _check(self, form: FormReader, request: Request) -> None:
-        """Raise `BadInput` where the complete ``form`` asks for something impossible."""
+        """Raise `BadInput` where the complete ``form`` is invalid."""
 
     @abstractmethod
     def _store(self, recording: NewRecording, request: Request) -> Created:
@@ -304,7 +308,7 @@ class _Incoming(ABC):
         return idempotency_key(request) is not None
 
     def _check_room(self, request: Request) -> None:
-        """Refuse early what the commit would; of a replay, which costs nothing, only that knows."""
+        """Reject early what the commit would; of a replay, which is free, only the commit knows."""
         self._services.check_services()
         self._services.check_space()
         if not self._may_be_replay(request):
@@ -314,7 +318,7 @@ class _Incoming(ABC):
 
     async def _abandon(self) -> None:
         await self._file.abandon()
-        if self._securing:  # what is on its way still is found by the dispatcher
+        if self._securing:  # the dispatcher finds what is still being stored
             with suppress(Transient):
                 await asyncio.to_thread(self._services.storage.discard, self._recording_id)
 
@@ -355,7 +359,7 @@ class _Incoming(ABC):
         )
 
     def _commit(self, recording: NewRecording, request: Request) -> Accepted:
-        """From here on this alone decides what becomes of the file, also when nobody waits."""
+        """Commit, and keep or discard the file accordingly, even if the client has disconnected."""
         self._handed_over = True
         try:
             self._services.check_queue()
@@ -371,10 +375,10 @@ class _Incoming(ABC):
         mark_replay(request, created)
         if created.replayed:
             self._discard()
-            logger.info("job {job_id} was asked for again", job_id=created.job_id)
+            logger.info("job {job_id} was submitted again", job_id=created.job_id)
             message = "The recording was received before"
         else:
-            with suppress(Transient):  # whoever needs the file first moves it then
+            with suppress(Transient):  # otherwise whoever needs the file first moves it
                 self._services.storage.keep(recording.id)
             self._services.events.work_to_do()
             size, job_id = recording.size_bytes, created.job_id

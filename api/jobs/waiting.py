@@ -1,4 +1,4 @@
-"""Waiting for a job, for requests that are answered with its text."""
+"""Waiting for a job's end, for requests that are answered with its text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from common.domain.job import JobStatus
 from common.errors import Conflict, NotFound, NotReady, StillUnderWay
 
 JOB_ID = "X-Job-Id"
-"""The header that names the job behind an answer."""
+"""The header that names the job of a response."""
 HEADERS = {
     JOB_ID: {"schema": {"type": "string", "format": "uuid"}},
     IGNORED: {
-        "description": "Parameters of the request that have no meaning here",
+        "description": "Parameters of the request that were ignored",
         "schema": {"type": "string"},
     },
 }
-"""The headers of such an answer, as the documentation has them."""
+"""The headers of such responses, for the documentation."""
 
 
 async def wait_for_end(request: Request, feed: JobFeed, limit_s: float | None = None) -> None:

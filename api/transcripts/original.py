@@ -1,4 +1,4 @@
-"""Recordings as they were sent: from this machine's disk, or from where a link leads."""
+"""Recordings as they were uploaded: from the local disk, or from an object storage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from common.storage.storage import Stored
 
 UNKNOWN = "application/octet-stream"
 PIECE_BYTES = 1 << 20
-"""Fetched at once of what is passed on, and all that is held of it."""
+"""Size of the pieces in which a recording is passed on."""
 RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})|bytes=-(\d{1,15})", re.ASCII | re.IGNORECASE)
 CONTAINERS = {
     "aac": "audio/aac",
@@ -44,23 +44,23 @@ CONTAINERS = {
     "ogg": "audio/ogg",
     "wav": "audio/wav",
 }
-"""Media types of what FFmpeg calls so; video/mp4 and the like may have no pictures."""
+"""Media types by FFmpeg's names of containers; a video type may have audio only."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     206: {"description": "The part of the recording that the header Range asks for"},
     307: {
-        "description": "The recording is to be had at the URL in Location for a while, without a "
-        "key: do not send yours there"
+        "description": "The recording is at the URL in Location for a limited time, without "
+        "an API key: do not send yours there"
     },
     416: {"description": "The recording has no such part"},
 }
 
 
 async def original(request: Request, services: Services, jobs: Jobs, job_id: UUID) -> Response:
-    """The response with a job's recording, which has the name it was sent under.
+    """A response with a job's recording, under the name it was uploaded with.
 
     Raises:
-        NotFound: there is no such job in the tenant, or no recording of it.
+        NotFound: the tenant has no such job, or the job no recording.
     """
     recording = await services.in_thread(jobs.recording, job_id)
     media_type = CONTAINERS.get(recording.container, UNKNOWN)
@@ -70,7 +70,7 @@ async def original(request: Request, services: Services, jobs: Jobs, job_id: UUI
     if isinstance(offered, Path):
         return FileResponse(offered, media_type=media_type, headers={"Content-Disposition": header})
     if isinstance(offered, Stored):
-        # What is stored under an id never changes.
+        # Recordings never change.
         headers = {"Content-Disposition": header, "ETag": f'"{recording.id}"'}
         return _passed_on(request, offered, media_type, headers)
     return RedirectResponse(
@@ -99,7 +99,7 @@ def _passed_on(
 def _part(wanted: str, whole: range) -> range:
     """The bytes that a header Range asks for.
 
-    All of them, where it asks for nothing or for several parts: RFC 9110, 14.2 allows it.
+    All of them, where it asks for none or for several ranges (allowed by RFC 9110, 14.2).
     """
     match = RANGE.fullmatch(wanted)
     if match is None:
@@ -116,5 +116,5 @@ async def _pieces(stored: Stored, part: range) -> AsyncIterator[bytes]:
         try:
             yield await asyncio.to_thread(stored.fetch, start, count)
         except StenoError as error:
-            # It must not end as if it were whole.
-            raise ConnectionAbortedError("a recording cannot be read to its end") from error
+            # The response must not look complete.
+            raise ConnectionAbortedError("the recording cannot be read to its end") from error

@@ -1,4 +1,4 @@
-"""What becomes of a recording: status, text, files, and calling it off."""
+"""Routes for texts: results as JSON, downloads, and the history."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
 Format = Literal["json", "txt", "srt", "vtt", "tsv", "wav", "original"]
 Masks = Annotated[
     bool | SkipJsonSchema[None],
-    Query(description="Mask the offending words; by default as the upload asked for."),
+    Query(description="Mask offensive words; by default as the upload requested."),
 ]
 
 WAV = "audio/wav"
 
 CONTENT_LETTERS = 200
-"""How much of a text the history shows."""
+"""Characters of a text that the history shows."""
 
 
 class HistoryEntry(BaseModel):
-    """What was said once, and how long it took to turn it into text."""
+    """A finished job or stream, the beginning of its text, and its latency."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -57,16 +57,16 @@ class HistoryEntry(BaseModel):
     session_id: UUID
     """The id of the job or stream."""
     job_id: UUID | None
-    """The same of a job; null of a stream."""
+    """The same, for a job; null for a stream."""
     engine: str
     model_id: str = Field(examples=["base"])
     language: str = Field(examples=["vi"])
     content: str
-    """How the text begins: 200 characters at most, masked as the upload asked for."""
+    """The first 200 characters of the text, masked if the upload requested it."""
     duration_seconds: float
     latency_ms: int | None
-    """From the request to the text; of a stream from the end of an utterance to its text, the
-    median; null where it had none."""
+    """From the request to the text; for a stream the median from the end of an utterance to its
+    text; null where it had none."""
     created_at: datetime
     completed_at: datetime
     recording_id: str | None
@@ -74,7 +74,7 @@ class HistoryEntry(BaseModel):
 
 
 class History(BaseModel):
-    """What was turned into text, newest first."""
+    """Finished jobs and streams, newest first."""
 
     history: list[HistoryEntry]
     next_cursor: NextCursor
@@ -82,7 +82,7 @@ class History(BaseModel):
 
 @router.get(
     "/result/{job_id}",
-    summary="Take the text as JSON",
+    summary="Get the text as JSON",
     response_model=Result,
     responses=documented(404, 409),
 )
@@ -91,11 +91,11 @@ async def result(
     services: ServicesDep,
     caller: Reader,
     partial: Annotated[
-        bool, Query(description="Take what is there so far, whatever the job's status.")
+        bool, Query(description="Return the text so far, whatever the job's status.")
     ] = False,
     filter_profanity: Masks = None,
 ) -> Response:
-    """A job's text; 409 until it is COMPLETED, unless a partial one will do."""
+    """A job's text; 409 until it is COMPLETED, unless `partial` is set."""
     return await services.in_thread(
         _result,
         services.jobs(caller.tenant),
@@ -108,7 +108,7 @@ async def result(
 
 @router.get(
     "/download/{job_id}",
-    summary="Take the text as a file, or the recording",
+    summary="Download the text or the recording",
     response_class=Response,
     responses={
         200: {
@@ -126,20 +126,19 @@ async def download(
     caller: Reader,
     format: Annotated[Format, Query(description="The kind of file.")] = "txt",  # noqa: A002 - its name on the wire
     flag: Annotated[
-        bool, Query(description="Begin offending cues with their label; srt and vtt only.")
+        bool, Query(description="Prefix offensive cues with their label; srt and vtt only.")
     ] = False,
     filter_profanity: Masks = None,
     redact: Annotated[
-        bool, Query(description="Cover offending words by a tone; wav only.")
+        bool, Query(description="Replace offensive words by a tone; wav only.")
     ] = False,
 ) -> Response:
     """A job's text as a file; or, with `format=wav` or `format=original`, its recording.
 
-    `original` is what was sent, byte for byte, whatever became of the job; parts of it may be asked
-    for (`Range`). Where recordings are in an object storage it answers 307 with a link to there,
-    unless S3_LINKS is false.
-    What `redact` covers is what the transcript has: the words that were marked, or the whole
-    segment where their times are not known.
+    `original` is the uploaded file, byte for byte, whatever the job's status; ranges are supported.
+    Where recordings are in an object storage, the response is a 307 with a link to it, unless
+    S3_LINKS is false. `redact` replaces the words marked by moderation, or the whole segment where
+    the times of words are unknown.
     """
     if flag and format not in FLAGGING:
         raise Needs(field="flag", value="true", needed="format=srt or format=vtt")
@@ -155,13 +154,13 @@ async def download(
     return await services.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
 
 
-@router.get("/history", summary="List what was turned into text")
+@router.get("/history", summary="List finished jobs and streams")
 async def history(
     services: ServicesDep, caller: Reader, limit: Limit = 50, cursor: PageCursor = None
 ) -> History:
-    """Jobs that are COMPLETED and live streams that have ended, each with how its text begins.
+    """The tenant's COMPLETED jobs and ended live streams, with the beginning of each text.
 
-    All of the tenant's, newest first.
+    Newest first.
     """
     lists = JobLists(services.database, caller.tenant)
     page = await services.in_thread(lists.finished, limit=limit, after=parse_cursor(cursor))
@@ -191,7 +190,7 @@ async def _recording(services: Services, jobs: Jobs, job_id: UUID, *, redact: bo
     )
     if redact:
         _check_moderated(text, "redact")
-        _check_all_judged(transcript)
+        _check_all_moderated(transcript)
     recording = await services.in_thread(jobs.recording, job_id)
     spans = spans_to_silence(transcript) if redact else []
     file = await services.get(WavFiles).open(
@@ -220,12 +219,12 @@ def _file(
 def _text(
     jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None
 ) -> tuple[Snapshot, Text, Transcript]:
-    """The job and its text, with masks or (None) as its upload asked for.
+    """The job and its text, with or without masks; None: as its upload requested.
 
     Raises:
         NotFound: there is no such job.
         NotReady, Conflict: it has no text yet, or never will.
-        Needs: it was not moderated, so nobody knows what to mask.
+        Needs: it was not moderated, so it is unknown what to mask.
     """
     snapshot = jobs.snapshot(job_id)
     if not partial:
@@ -243,11 +242,11 @@ def _check_moderated(text: Text, field: str) -> None:
         raise Needs(field=field, value="true", needed="a job with moderation=true")
 
 
-def _check_all_judged(transcript: Transcript) -> None:
-    """Better no recording than one that only seems to be redacted."""
+def _check_all_moderated(transcript: Transcript) -> None:
+    """Reject a redaction that would be incomplete."""
     if span := next(unjudged(transcript), None):
         at = f"the text at {seconds(span.start_ms)} s"
-        raise Conflict(reason=f"redact=true is not possible: moderation failed for {at}, or more")
+        raise Conflict(reason=f"redact=true is not possible: moderation failed for {at}")
 
 
 def _entry(finished: Finished) -> HistoryEntry:

@@ -1,4 +1,4 @@
-"""A recording's text, as it is answered."""
+"""The documents with a recording's text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ResultSegment(BaseModel):
 
 
 class ResultWord(BaseModel):
-    """A word and when it was said, in seconds."""
+    """A word and its times, in seconds."""
 
     word: str
     start: float
@@ -39,58 +39,58 @@ class ResultWord(BaseModel):
 
 
 class JudgedSpan(BaseModel):
-    """What gave offence in a segment, and when it was said."""
+    """An offensive part of a segment."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     text: str = Field(examples=["fuck"])
     start: float | None = Field(examples=[12.34])
-    """Of the first word that it is part of, in seconds; null where words have no times."""
+    """Start of its first word, in seconds; null where words have no times."""
     end: float | None = Field(examples=[12.61])
     label: Label = Field(examples=[Label.OFFENSIVE])
     source: Literal["list", "model"]
-    """Who found it: a word list, or the model (without it it would call the segment CLEAN)."""
+    """What found it: a word list, or the model (which would label the segment CLEAN without it)."""
 
 
 class JudgedSegment(BaseModel):
-    """How a segment was judged."""
+    """A segment's label."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: int
-    """That of the segment."""
+    """The segment's id."""
     text: str
     label: Label = Field(examples=[Label.OFFENSIVE])
     score: float = Field(examples=[0.93])
-    """That of the label."""
+    """The label's score."""
     scores: dict[Label, float] = Field(examples=[{"CLEAN": 0.04, "OFFENSIVE": 0.93, "HATE": 0.03}])
     """Probabilities; they sum to 1."""
     start: float
     """In seconds."""
     end: float
     spans: list[JudgedSpan]
-    """What gave offence, in order, where that can be told."""
+    """The offensive parts, in order, where they could be located."""
 
 
 class ModerationSummary(BaseModel):
-    """All segments that were judged, by label."""
+    """The moderated segments by label."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     label: Label | None = Field(examples=[Label.OFFENSIVE])
-    """The worst; null where there was nothing to judge."""
+    """The worst label; null where there are no segments."""
     counts: dict[Label, int] = Field(examples=[{"CLEAN": 40, "OFFENSIVE": 2, "HATE": 0}])
     """Segments."""
     seconds: dict[Label, float] = Field(examples=[{"CLEAN": 180.5, "OFFENSIVE": 6.2, "HATE": 0}])
-    """How long those segments are together."""
+    """Their total duration."""
 
 
 class ResultModeration(BaseModel):
-    """How the segments were judged, and by whom.
+    """The labels of the segments, and the model that gave them.
 
-    Segments that could not be judged are absent (warning `moderation_failed`). Where models or
-    thresholds changed under way (warning `moderated_by_several_models`) the first ones are told
-    here, all in the manifest.
+    Segments whose moderation failed are absent (warning `moderation_failed`). Where models or
+    thresholds changed during the job (warning `moderated_by_several_models`), the first ones are
+    reported here, all of them in the manifest.
     """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -98,9 +98,9 @@ class ResultModeration(BaseModel):
     results: list[JudgedSegment]
     summary: ModerationSummary
     model: str | None = Field(examples=["bert-finetuned-onnx"])
-    """Null where nobody judged."""
+    """Null where nothing was moderated."""
     threshold: dict[Label, float] | None = Field(examples=[{"OFFENSIVE": 0.5, "HATE": 0.5}])
-    """The least score at which a text gets the label."""
+    """The lowest score at which a text gets the label."""
 
 
 class Result(BaseModel):
@@ -115,19 +115,19 @@ class Result(BaseModel):
     duration_seconds: float
     language: str = Field(examples=["vi"])
     language_probabilities: dict[str, float] | None = Field(examples=[{"vi": 0.97, "th": 0.01}])
-    """The languages detected: of `language=auto`, and where the text failed because another
-    language is spoken than the one asked for (warning `language_mismatch`)."""
+    """The detected languages: with `language=auto`, and where another language is spoken than the
+    requested one (warning `language_mismatch`)."""
     completed_at: datetime | None
     download_url: str | None
     segments: list[ResultSegment]
     words: list[ResultWord]
     moderation: ResultModeration | None
-    """Null where the job was not to be moderated."""
+    """Null where the job is not moderated."""
     warnings: list[str]
     manifest: dict[str, Any] | None
     recording_id: str | None
     """Your own name for the recording."""
     metadata: dict[str, Any] | None
-    """Your own, as it came."""
+    """Your own, unchanged."""
     delete_at: datetime | None
-    """When the job will be deleted with all it has; null where it stays."""
+    """When the job will be deleted with all its data; null if never."""

@@ -124,7 +124,7 @@ def waiting(
         timeout=90,
         trust_env=False,
     )
-    while f"somebody waits for job {job_id}" not in gateway.log_file.read_text():
+    while f"a long poll waits for job {job_id}" not in gateway.log_file.read_text():
         assert not poll.done()
         time.sleep(0.02)
     return poll

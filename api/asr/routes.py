@@ -1,7 +1,7 @@
 """The API of whisper-asr-webservice over the same durable jobs, for Bazarr, subgen and Speakr.
 
-The answer waits for the job, however long that takes. A client that disconnects loses nothing: the
-job goes on, and the same recording sent again with the same options joins it.
+The response waits for the job, however long it takes. A client that disconnects loses nothing: the
+job continues, and the same recording sent again with the same options joins it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _BODY = {
 
 @router.post(
     "/asr",
-    summary="Turn a recording into text",
+    summary="Transcribe a recording",
     response_class=Response,
     responses={
         200: {
@@ -70,10 +70,10 @@ async def asr(
     caller: Transcriber,
     query: Annotated[AsrQuery, Query()],
 ) -> Response:
-    """whisper-asr-webservice's `/asr`. The header X-Job-Id names the job behind it.
+    """whisper-asr-webservice's `/asr`. The header X-Job-Id names its job.
 
-    It answers when the job is done. The same recording sent again with the same options, within a
-    day of its end, is answered by the same job.
+    The response is sent when the job has ended. The same recording sent again with the same
+    options, within a day of its end, is answered by the same job.
     """
     form = query.form(request, query.job_options())
     upload = AsrUpload(services, caller, form)
@@ -99,9 +99,9 @@ async def detect_language(
     caller: Transcriber,
     query: Annotated[DetectQuery, Query()],
 ) -> Language:
-    """whisper-asr-webservice's `/detect-language`: by the default weights, from several windows.
+    """whisper-asr-webservice's `/detect-language`: with the default weights, in several windows.
 
-    Where nobody speaks, `language_code` is und. The job behind it is deleted after an hour.
+    Without speech `language_code` is und. Its job is deleted after an hour.
     """
     form = query.form(request, query.job_options())
     upload = DetectUpload(services, caller, form, query.part)
@@ -112,11 +112,11 @@ async def detect_language(
 async def _text(
     request: Request, services: Services, caller: Caller, upload: AsrUpload
 ) -> tuple[Snapshot, Text]:
-    """The text of the job that the request made or joined, once that has ended.
+    """The text of the job that the request created or joined, once it has ended.
 
     Raises:
         starlette.requests.ClientDisconnect: the client has disconnected.
-        Restarting: the gateway is about to end.
+        Restarting: the gateway is shutting down.
         BadInput, Transient: as an upload; the job failed, was cancelled or was deleted.
     """
     job_id = (await upload.accept(request, Body(request))).job_id
@@ -130,7 +130,7 @@ async def _text(
     return snapshot, await services.in_thread(services.jobs(caller.tenant).text, job_id)
 
 
-@router.get("/status", summary="Which version is this?")
+@router.get("/status", summary="Get the version")
 async def version() -> dict[str, str]:
-    """What Bazarr shows when its connection is tested."""
+    """The version, as Bazarr shows it when it tests the connection."""
     return {"version": f"Stenopool {VERSION}"}

@@ -1,8 +1,8 @@
-"""What clients of whisper-asr-webservice send and expect, in terms of our own jobs.
+"""The options and responses of whisper-asr-webservice, mapped to our own jobs.
 
 Source: github.com/ahmetoner/whisper-asr-webservice, and what Bazarr, subgen and Speakr send. The
-options are in the query; those that have no meaning here are ignored, and the answer names them in
-the header `api.jobs.uploads.IGNORED`.
+options are in the query; unsupported ones are ignored, and named in the header
+`api.jobs.uploads.IGNORED` of the response.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from common.domain.values import Span
 from common.errors import NotAudio
 
 FILE = "audio_file"
-GOOD_S = 24 * 3600
-"""Seconds after its end for which a job answers the same recording and options again."""
+JOIN_S = 24 * 3600
+"""How long after its end a job answers the same recording and options again."""
 DETECTED_S = 3600
-"""Seconds for which a job that only detected a language is kept."""
-MOST_S = 7 * 24 * 3600
+"""Retention of jobs that only detected a language."""
+LONGEST_S = 7 * 24 * 3600
 _JOINS = "\x1fasr"
-"""The idempotency key of such jobs begins with it; no client can send it."""
+"""Prefix of the idempotency keys of such jobs; clients cannot send it."""
 
 
 class _Query(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     encode: bool = True
-    """false: the file has no header and is 16 bit, little endian, mono, 16 kHz. One that has a
-    header after all is read by it."""
+    """false: the file is PCM without a header (16 bit, little endian, mono, 16 kHz). A file that
+    has a header is still read by it."""
     video_file: Annotated[str | None, Field(max_length=4096)] = None
-    """What to call the recording."""
+    """The recording's name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +57,7 @@ class _Query(BaseModel):
         return {name: value for name, value in sent.items() if value != ""}
 
     def form(self, request: Request, options: dict[str, str]) -> Form:
-        """What `POST` has in its body; ``options`` are those of an upload."""
+        """The form in the body; ``options`` are those of an upload."""
         wanted = {name: value for name, value in options.items() if value}
         return Form(
             fields=(),
@@ -76,20 +76,20 @@ class AsrQuery(_Query):
     task: Annotated[Task, Word] = "transcribe"
     """translate: to English."""
     language: Annotated[str | None, Field(max_length=20)] = None
-    """The language spoken: vi, vi-VN or Vietnamese. Left out: it is detected."""
+    """The language spoken: vi, vi-VN or Vietnamese. Detected if omitted."""
     output: Annotated[Literal["txt", "vtt", "srt", "tsv", "json"], Word] = "txt"
     """The format of the text."""
     initial_prompt: Prose | None = None
-    """Text the recording is to be taken to continue."""
+    """Text that the decoder takes as the preceding context."""
     hotwords: Prose | None = None
-    """Names and terms that are likely to be said."""
+    """Names and terms that are likely to occur."""
     word_timestamps: bool = False
-    """Whether the JSON has each segment's words."""
+    """Whether the JSON includes the words of each segment."""
     model: Annotated[str | None, Field(max_length=200)] = None
-    """Weights, as `GET /v1/models` lists them; left out: the default ones."""
+    """The weights, as `GET /v1/models` lists them; by default the gateway's."""
 
     def job_options(self) -> dict[str, str]:
-        """The same as options of an upload."""
+        """The equivalent options of an upload."""
         engine, name = weights_named(self.model or "")
         language = self.language or AUTO
         return {
@@ -105,19 +105,19 @@ class AsrQuery(_Query):
 class DetectQuery(_Query):
     """`POST /detect-language`."""
 
-    detect_lang_offset: int = Field(0, ge=0, le=MOST_S)
-    """Where to begin, in seconds."""
-    detect_lang_length: int = Field(0, ge=0, le=MOST_S)
-    """Seconds to detect the language in; 0: up to the end."""
+    detect_lang_offset: int = Field(0, ge=0, le=LONGEST_S)
+    """Where to start, in seconds."""
+    detect_lang_length: int = Field(0, ge=0, le=LONGEST_S)
+    """Length to use, in seconds; 0: up to the end."""
 
     def job_options(self) -> dict[str, str]:
-        """The same as options of an upload."""
+        """The equivalent options of an upload."""
         return {"language": AUTO, "moderation": "false", "delete_after": str(DETECTED_S)}
 
     @property
     def part(self) -> Span:
-        """Where to detect the language."""
-        length_s = self.detect_lang_length or MOST_S
+        """The part in which to detect the language."""
+        length_s = self.detect_lang_length or LONGEST_S
         return Span(1000 * self.detect_lang_offset, 1000 * (self.detect_lang_offset + length_s))
 
 
@@ -130,7 +130,7 @@ class AsrUpload(Upload):
         except NotAudio as error:
             if self._form.may_be_bare:
                 raise
-            reason = f"{error.details['reason']}; bare samples need encode=false"
+            reason = f"{error.details['reason']}; PCM without a header needs encode=false"
             raise NotAudio(reason=reason) from None
 
     def _may_be_replay(self, request: Request) -> bool:  # noqa: ARG002
@@ -139,10 +139,10 @@ class AsrUpload(Upload):
     def _store(self, recording: NewRecording, request: Request) -> Created:
         if idempotency_key(request) is not None:
             return super()._store(recording, request)
-        job = self._job  # with the defaults that hold today
-        asked = f"{request.url.path} {job.engine} {job.model} {job.language} {job.options}"
-        sha256 = request_sha256(asked, self._options, recording.sha256)
-        return self._submit(recording, Idempotency(f"{_JOINS}:{sha256}", sha256, GOOD_S))
+        job = self._job  # with today's defaults
+        request_name = f"{request.url.path} {job.engine} {job.model} {job.language} {job.options}"
+        sha256 = request_sha256(request_name, self._options, recording.sha256)
+        return self._submit(recording, Idempotency(f"{_JOINS}:{sha256}", sha256, JOIN_S))
 
 
 class DetectUpload(AsrUpload):
@@ -159,7 +159,7 @@ class DetectUpload(AsrUpload):
 
 
 class Language(BaseModel):
-    """The answer of `/detect-language`."""
+    """The response of `/detect-language`."""
 
     detected_language: str = Field(examples=["vietnamese"])
     language_code: str = Field(examples=["vi"])
@@ -167,7 +167,7 @@ class Language(BaseModel):
 
     @classmethod
     def of(cls, code: str, probabilities: Mapping[str, float]) -> Self:
-        """``probabilities`` are empty where nobody speaks."""
+        """``probabilities`` are empty where there is no speech."""
         if not probabilities:
             return cls(detected_language="Unknown", language_code="und", confidence=0)
         name = LANGUAGES.get(code, code).lower()
@@ -175,7 +175,7 @@ class Language(BaseModel):
 
 
 def json_document(transcript: Transcript, *, words: bool) -> dict[str, Any]:
-    """The answer in ``json``, as openai/whisper writes it."""
+    """The response in ``json``, as openai/whisper writes it."""
     return {
         "text": transcript.text,
         "segments": [

@@ -54,11 +54,10 @@ def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
 async def upload(
     request: Request, services: ServicesDep, caller: Transcriber
 ) -> Accepted | Response:
-    """Upload a recording; the response follows once it is stored. Options may come before or after
-    the file.
+    """Upload a recording; the response follows once it is stored.
 
-    Formats are detected by content, not by name: mp3, wav, m4a, mp4, aac, ogg, opus, flac, wma,
-    webm, mkv, avi, mov and more; of a video, its audio.
+    Options may come before or after the file. Formats are detected by content, not by name: mp3,
+    wav, m4a, mp4, aac, ogg, opus, flac, wma, webm, mkv, avi, mov and more; of a video, its audio.
     """
     return await _accept(Upload(services, caller), request)
 

@@ -1,4 +1,4 @@
-"""Texts are judged at once, without a job."""
+"""The route to moderate texts directly, without a job."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _FIELDS = frozenset(ModerationRequest.model_fields)
 
 @router.post(
     "/moderation",
-    summary="Judge texts",
+    summary="Moderate texts",
     response_model=ModerationAnswer,
     responses=documented(400, 408, 413, 422, 503),
     openapi_extra={
@@ -47,10 +47,10 @@ _FIELDS = frozenset(ModerationRequest.model_fields)
     },
 )
 async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> Response:
-    """Judge a text, or up to 1,000: CLEAN, OFFENSIVE or HATE, and what gave offence.
+    """Label a text, or up to 1,000, CLEAN, OFFENSIVE or HATE, and locate the offensive parts.
 
     A text has up to 50,000 characters, the body up to 4 MB. A text longer than the model's input
-    is judged piece by piece, and is as bad as its worst piece.
+    is classified in pieces, and gets the label of its worst piece.
     """
     body = Body(request)
     try:
@@ -66,10 +66,11 @@ async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> R
 
 
 async def _read(request: Request, body: Body) -> bytes:
-    """The whole body, as long as it is not too large.
+    """The whole body.
 
     Raises:
-        TooLarge, Stalled
+        TooLarge: it has more than `MAX_BODY_BYTES`.
+        Stalled: the client stopped sending.
     """
     length = request.headers.get("content-length", "")
     size = int(length) if length.isdecimal() else 0
@@ -87,16 +88,16 @@ async def _read(request: Request, body: Body) -> bytes:
 
 
 def read_texts(content: bytes) -> list[str]:
-    """The texts that a body asks to judge.
+    """The texts in a request's body.
 
     Raises:
-        BadInput: it is no JSON object with either ``text`` or ``texts``, or a text cannot be one.
+        BadInput: it is not a JSON object with either ``text`` or ``texts``, or a text is invalid.
     """
     document = _document(content)
     if unknown := document.keys() - _FIELDS:
         raise Unsupported(field=echoed(json.dumps(min(unknown))[1:-1]))
     if len(document) > 1:
-        raise OutOfRange(field="text", limit="left out where texts is sent", value="both")
+        raise OutOfRange(field="text", limit="left out where texts is given", value="both")
     if "text" in document:
         return [_text("text", document["text"])]
     if "texts" not in document:
@@ -104,7 +105,7 @@ def read_texts(content: bytes) -> list[str]:
     texts = document["texts"]
     if not isinstance(texts, list) or not texts:
         limit = f"a list of 1 to {MAX_TEXTS} texts"
-        raise OutOfRange(field="texts", limit=limit, value=_said(texts))
+        raise OutOfRange(field="texts", limit=limit, value=_echoed(texts))
     if len(texts) > MAX_TEXTS:
         raise TooLarge(field="texts", limit=f"{MAX_TEXTS} texts", value=str(len(texts)))
     return [_text(f"texts[{index}]", text) for index, text in enumerate(texts)]
@@ -117,19 +118,19 @@ def _document(content: bytes) -> dict[str, Any]:
         raise Malformed(reason=f"the body is not UTF-8 (byte {error.start})") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise Malformed(reason=f"the body is no JSON ({where})") from error
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all reason
-        raise Malformed(reason="the body is no JSON that can be read") from error
+        raise Malformed(reason=f"the body is not JSON ({where})") from error
+    except (ValueError, RecursionError) as error:  # a huge number, or too deep nesting
+        raise Malformed(reason="the body is JSON beyond what can be parsed") from error
     if not isinstance(document, dict):
-        raise Malformed(reason="the body is no JSON object")
+        raise Malformed(reason="the body is not a JSON object")
     return document
 
 
 def _text(field: str, text: object) -> str:
     if not isinstance(text, str):
-        raise OutOfRange(field=field, limit="a string", value=_said(text))
+        raise OutOfRange(field=field, limit="a string", value=_echoed(text))
     if not text.strip():
-        raise OutOfRange(field=field, limit="a text with something in it", value=echoed(text))
+        raise OutOfRange(field=field, limit="a text that is not blank", value=echoed(text))
     if len(text) > MAX_LETTERS:
         limit = f"{MAX_LETTERS} characters"
         raise TooLarge(field=field, limit=limit, value=str(len(text)))
@@ -141,8 +142,8 @@ def _text(field: str, text: object) -> str:
     return text
 
 
-def _said(value: object) -> object:
-    """A wrong value, made fit for an answer."""
+def _echoed(value: object) -> object:
+    """An invalid value as an error repeats it."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     return echoed(json.dumps(value))
@@ -151,7 +152,7 @@ def _said(value: object) -> object:
 def answer_document(
     texts: Sequence[str], by: ModeratedBy, verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
-    """What `ModerationAnswer` describes."""
+    """The response that `ModerationAnswer` describes."""
     return {
         "results": [
             {

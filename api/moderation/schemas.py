@@ -12,13 +12,13 @@ from common.domain.moderation import Label
 
 MAX_TEXTS = 1_000
 MAX_LETTERS = 50_000
-"""Of a text to moderate, in code points: a transcript of 50 minutes."""
+"""Longest text in code points, about a transcript of 50 minutes."""
 ModeratedText = Annotated[str, Field(min_length=1, max_length=MAX_LETTERS)]
 ModeratedTexts = Annotated[list[ModeratedText], Field(min_length=1, max_length=MAX_TEXTS)]
 
 
 class ModerationRequest(BaseModel):
-    """Texts to judge: one, or a list."""
+    """Texts to moderate: one, or a list."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -36,32 +36,32 @@ class ModerationRequest(BaseModel):
 
 
 class ModerationSpan(BaseModel):
-    """Characters that gave offence."""
+    """An offensive part of a text."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     start: int = Field(examples=[9])
-    """The first of them, counted from 0 in Unicode code points of the text as it was sent."""
+    """Index of its first character, in Unicode code points of the text as it was sent."""
     end: int = Field(examples=[13])
-    """The first after them."""
+    """Index after its last character."""
     text: str = Field(examples=["fuck"])
     label: Label = Field(examples=[Label.OFFENSIVE])
     source: Literal["list", "model"]
-    """Who found them: a word list, or the model (without them it would call the text CLEAN)."""
+    """What found it: a word list, or the model (which would label the text CLEAN without it)."""
 
 
 class ModerationResult(BaseModel):
-    """How a text was judged."""
+    """A text's label."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     label: Label = Field(examples=[Label.OFFENSIVE])
     score: float = Field(examples=[0.93])
-    """That of the label."""
+    """The label's score."""
     scores: dict[Label, float] = Field(examples=[{"CLEAN": 0.04, "OFFENSIVE": 0.93, "HATE": 0.03}])
     """Probabilities; they sum to 1."""
     spans: list[ModerationSpan]
-    """What gave offence, in order, where that can be told."""
+    """The offensive parts, in order, where they could be located."""
 
 
 _EXAMPLE: dict[str, Any] = {
@@ -87,7 +87,7 @@ _EXAMPLE: dict[str, Any] = {
 
 
 class ModerationAnswer(BaseModel):
-    """One result a text, in order, and who judged."""
+    """One result a text, in order, and the model that gave them."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True, json_schema_extra={"examples": [_EXAMPLE]}
@@ -96,4 +96,4 @@ class ModerationAnswer(BaseModel):
     results: list[ModerationResult]
     model: str = Field(examples=["bert-finetuned-onnx"])
     threshold: dict[Label, float] = Field(examples=[{"OFFENSIVE": 0.5, "HATE": 0.5}])
-    """The least score at which a text gets the label."""
+    """The lowest score at which a text gets the label."""

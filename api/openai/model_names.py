@@ -1,4 +1,4 @@
-"""Weights by the names that clients of other services have for them."""
+"""Names of weights as clients of other services use them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from types import MappingProxyType
 
 WHISPER = "whisper-1"
-"""OpenAI's name for its Whisper, which every client knows: here, the default weights."""
+"""OpenAI's name for its Whisper; here it means the default weights."""
 
 _OPENAI_MODEL = re.compile(r"whisper-1|gpt-4o(-mini)?-transcribe(-\d{4}-\d{2}-\d{2})?")
 _PUBLISHED = re.compile(
@@ -20,12 +20,11 @@ _SHORT_NAMES = MappingProxyType({"turbo": "large-v3-turbo", "large": "large-v3"}
 
 
 def weights_named(model: str) -> tuple[str, str]:
-    """Engine and weights that clients mean by ``model``; "" is the default.
+    """Engine and weights for a client's ``model``; "" is the default.
 
-    OpenAI's models are the default weights. Published Whisper weights go by the names that the hub,
-    Groq, faster-whisper and whisper.cpp have for them: `Systran/faster-whisper-small`,
-    `whisper-large-v3`, `ggml-base.bin`, `turbo`. Any other name is an engine's and weights', as
-    `GET /v1/models` lists them.
+    OpenAI's models are the default weights. Published Whisper weights have the names of the hub,
+    Groq, faster-whisper or whisper.cpp: `Systran/faster-whisper-small`, `whisper-large-v3`,
+    `ggml-base.bin`, `turbo`. Any other name is as `GET /v1/models` lists it.
     """
     if _OPENAI_MODEL.fullmatch(model):
         return "", ""

@@ -1,7 +1,7 @@
-"""OpenAI's audio API over the same durable jobs: what speaks it needs only another base URL.
+"""OpenAI's audio API over the same durable jobs: its clients only need another base URL.
 
-The answer waits for the job. Who leaves early loses nothing: the job goes on and is found in
-`GET /api/v1/jobs`, and what was heard is not heard again when the recording is sent again.
+The response waits for the job. A client that disconnects loses nothing: the job continues and is
+listed by `GET /api/v1/jobs`, and chunks that are done are reused when the recording is sent again.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ from common.transcripts import transcript_of
 router = APIRouter(prefix=PREFIX, tags=["openai"], route_class=Route)
 
 NO_RETRY = {"x-should-retry": "false"}
-"""OpenAI's clients would send the recording again after some errors (409, 504), to no avail."""
+"""Keeps OpenAI's clients from sending the recording again after some errors (409, 504)."""
 CREATED = 0
-"""When weights were made is not known here, and clients want a number."""
+"""When the weights were created is unknown, and clients expect a number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One of the two calls: what it takes, and what it has a job do."""
+    """One of the two calls: its options, and the task of its job."""
 
     options: type[AudioOptions]
     task: Task
@@ -73,7 +73,7 @@ class Call:
 
 
 class ParsedCall:
-    """What one request asks for, known once its form is read."""
+    """The options of one request, known once its form is parsed."""
 
     def __init__(self, call: Call) -> None:
         self.task = call.task
@@ -85,7 +85,7 @@ class ParsedCall:
 
     @property
     def options(self) -> AudioOptions:
-        assert self._options is not None  # noqa: S101 - no job is made of a form that was not read
+        assert self._options is not None  # noqa: S101 - jobs are only created from parsed forms
         return self._options
 
     def _read(self, form: FormReader) -> dict[str, str]:
@@ -114,32 +114,32 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 @router.post(
     "/audio/transcriptions",
-    summary="Turn a recording into text",
+    summary="Transcribe a recording",
     response_class=Response,
     responses=_ANSWERS,
     openapi_extra={"requestBody": TRANSCRIPTIONS.request_body()},
 )
 async def transcriptions(request: Request, services: ServicesDep, caller: Transcriber) -> Response:
-    """OpenAI's "Create transcription". The header X-Job-Id names the job behind it."""
+    """OpenAI's "Create transcription". The header X-Job-Id names its job."""
     return await _serve(TRANSCRIPTIONS, request, services, caller)
 
 
 @router.post(
     "/audio/translations",
-    summary="Turn a recording into English text",
+    summary="Translate a recording to English",
     response_class=Response,
     responses=_ANSWERS,
     openapi_extra={"requestBody": TRANSLATIONS.request_body()},
 )
 async def translations(request: Request, services: ServicesDep, caller: Transcriber) -> Response:
-    """OpenAI's "Create translation". The header X-Job-Id names the job behind it."""
+    """OpenAI's "Create translation". The header X-Job-Id names its job."""
     return await _serve(TRANSLATIONS, request, services, caller)
 
 
 async def _serve(call: Call, request: Request, services: Services, caller: Caller) -> Response:
-    asked, body = ParsedCall(call), Body(request)
+    parsed, body = ParsedCall(call), Body(request)
     try:
-        job_id = (await Upload(services, caller, asked.form).accept(request, body)).job_id
+        job_id = (await Upload(services, caller, parsed.form).accept(request, body)).job_id
     except StenoError as error:
         answer = ErrorAnswer(problem(error))
         return answer if body.ended else ClosingAnswer(answer)
@@ -147,7 +147,7 @@ async def _serve(call: Call, request: Request, services: Services, caller: Calle
     try:
         async with AsyncExitStack() as source:
             feed = await source.enter_async_context(watch_job(services, caller.tenant, job_id))
-            if isinstance(asked.options, TranscriptionOptions) and asked.options.stream:
+            if isinstance(parsed.options, TranscriptionOptions) and parsed.options.stream:
                 heartbeat_s = services.settings.events.heartbeat
                 return EventStream(_events(feed, job_id, heartbeat_s), source.pop_all(), headers)
             await wait_for_end(request, feed, services.settings.openai.wait)
@@ -157,31 +157,31 @@ async def _serve(call: Call, request: Request, services: Services, caller: Calle
         answer = ErrorAnswer(problem(error))
         answer.headers.update(headers | NO_RETRY)
         return answer
-    return _answer(transcript_of(text), asked, headers)
+    return _answer(transcript_of(text), parsed, headers)
 
 
-def _answer(transcript: Transcript, asked: ParsedCall, headers: dict[str, str]) -> Response:
-    options = asked.options
+def _answer(transcript: Transcript, parsed: ParsedCall, headers: dict[str, str]) -> Response:
+    options = parsed.options
     if options.response_format in TEXTS:
         kind, write = TEXTS[options.response_format]
         return Response(write(transcript), media_type=kind, headers=headers)
     if options.response_format == "verbose_json":
-        document = verbose_document(transcript, asked.task, options.granularities)
+        document = verbose_document(transcript, parsed.task, options.granularities)
     else:
         document = {"text": transcript.text, "usage": usage(transcript)}
     return JSONResponse(document, headers=headers)
 
 
 async def _events(feed: JobFeed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[str]:
-    """The text as it grows, in OpenAI's events; what they make up is the whole text."""
-    told: list[Segment] = []
+    """The text as it grows, in OpenAI's events: the deltas together are the whole text."""
+    sent: list[Segment] = []
     while True:
         changed, over = feed.changed, feed.over
-        for segment in feed.segments[len(told) :]:
+        for segment in feed.segments[len(sent) :]:
             if text := segment.text.strip():
-                gap = " " if join_text(told) else ""
+                gap = " " if join_text(sent) else ""
                 yield event({"type": "transcript.text.delta", "delta": gap + text})
-            told.append(segment)
+            sent.append(segment)
         if over:
             break
         try:
@@ -193,18 +193,18 @@ async def _events(feed: JobFeed, job_id: UUID, heartbeat_s: float) -> AsyncItera
     except StenoError as error:
         yield event({"error": ErrorAnswer(problem(error)).error}, name="error")
     else:
-        yield event({"type": "transcript.text.done", "text": join_text(told)})
+        yield event({"type": "transcript.text.done", "text": join_text(sent)})
 
 
 @router.get("/models", summary="List the weights", responses=documented(400, 401, 403, 429, 503))
 async def models(services: ServicesDep, _: Reader) -> dict[str, Any]:
-    """OpenAI's "List models": the weights jobs can use, and `whisper-1` for the default ones."""
+    """OpenAI's "List models": the weights for jobs, and `whisper-1` for the default ones."""
     return {"object": "list", "data": [_model(name) for name in await _names(services)]}
 
 
 @router.get(
     "/models/{model:path}",
-    summary="Ask for weights",
+    summary="Get weights",
     responses=documented(400, 401, 403, 404, 429, 503),
 )
 async def model(model: str, services: ServicesDep, _: Reader) -> dict[str, Any]:

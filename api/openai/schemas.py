@@ -1,8 +1,8 @@
-"""What clients of OpenAI's audio API send and expect, in terms of our own jobs.
+"""The options, responses and errors of OpenAI's audio API, mapped to our own jobs.
 
 Source: OpenAI's API reference, "Create transcription" and "Create translation", and its error
-objects. Fields that have no meaning here are ignored, since clients send some by habit, and the
-answer names them in the header `api.jobs.uploads.IGNORED`.
+objects. Unsupported fields that clients send by habit are ignored, and named in the header
+`api.jobs.uploads.IGNORED` of the response.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from common.errors import Needs, StenoError, UnknownOption
 PREFIX = "/v1"
 GRANULARITIES = "timestamp_granularities[]"
 UNBRACKETED = "timestamp_granularities"
-"""The same as some clients send it."""
+"""The same field as some clients name it."""
 
 
 def _named(model: str) -> str:
@@ -49,28 +49,28 @@ def _named(model: str) -> str:
 
 
 class AudioOptions(BaseModel):
-    """What both calls take, beside the file."""
+    """The options of both calls, beside the file."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_named)]
-    """Weights, as `GET /v1/models` lists them, or as they were published
-    (`Systran/faster-whisper-small`, `whisper-large-v3`); whisper-1, gpt-4o-transcribe and
-    gpt-4o-mini-transcribe: the default ones."""
+    """The weights, as `GET /v1/models` lists them or as they were published
+    (`Systran/faster-whisper-small`, `whisper-large-v3`). whisper-1, gpt-4o-transcribe and
+    gpt-4o-mini-transcribe are the default ones."""
     prompt: Prose | None = None
-    """Text the recording is to be taken to continue."""
+    """Text that the decoder takes as the preceding context."""
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
-    """How the text is answered."""
+    """The format of the response."""
     temperature: Number = Field(0, ge=0, le=1)
-    """0: as the decoder's confidence asks for."""
+    """0: chosen by the decoder's confidence."""
 
     @property
     def granularities(self) -> Sequence[str]:
-        """What verbose_json tells the times of."""
+        """What has times in verbose_json."""
         return ("segment",)
 
     def job_options(self, task: Task) -> dict[str, str]:
-        """The same as options of an upload."""
+        """The equivalent options of an upload."""
         engine, name = weights_named(self.model)
         options = {
             "model": name,
@@ -87,8 +87,8 @@ class AudioOptions(BaseModel):
         """Check a form's fields; an empty one counts as not sent.
 
         Raises:
-            Missing, Needs: a field is missing; none of the others is wrong.
-            BadInput: a field is wrong; it is named.
+            Missing, Needs: a field is missing, and none is invalid.
+            BadInput: a field is invalid; it is named.
         """
         try:
             return cls.model_validate({name: value for name, value in sent.items() if value})
@@ -106,14 +106,14 @@ class TranscriptionOptions(AudioOptions):
     """`POST /v1/audio/transcriptions`."""
 
     language: Annotated[str | None, Field(max_length=20)] = None
-    """ISO-639-1, such as vi; a locale (pt-BR) and a name (English) are taken too. Left out: it is
-    detected."""
+    """ISO-639-1, such as vi; locales (pt-BR) and names (English) are accepted too. Detected if
+    omitted."""
     timestamp_granularities: list[Literal["word", "segment"]] = Field(
         ["segment"], alias="timestamp_granularities[]"
     )
-    """What verbose_json tells the times of."""
+    """What has times in verbose_json."""
     stream: bool = False
-    """Answer with events as the text grows; with json or text."""
+    """Send events while the text grows; with json or text."""
 
     @property
     def granularities(self) -> Sequence[str]:
@@ -136,11 +136,11 @@ class TranscriptionOptions(AudioOptions):
         return options
 
 
-# --- answers --------------------------------------------------------------------------------
+# --- responses ------------------------------------------------------------------------------
 
 
 def usage(transcript: Transcript) -> dict[str, Any]:
-    """What OpenAI bills by."""
+    """The usage that OpenAI bills by."""
     return {"type": "duration", "seconds": seconds(transcript.duration_ms)}
 
 
@@ -156,16 +156,16 @@ TEXTS: Mapping[str, tuple[str, Callable[[Transcript], str]]] = MappingProxyType(
         "vtt": ("text/vtt; charset=utf-8", to_vtt),
     }
 )
-"""The formats that are no JSON: media type and writer."""
+"""Formats other than JSON: media type and writer."""
 
 
 def whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
-    """A segment as Whisper's own JSON has it. Token ids are not kept, so there are none."""
+    """A segment as in Whisper's own JSON; token ids are not stored, so the list is empty."""
     return {"seek": 0, "tokens": [], **segment_document(index, segment)}
 
 
 def verbose_document(transcript: Transcript, task: Task, granularities: Iterable[str]) -> Any:
-    """The answer in ``verbose_json``."""
+    """The response in ``verbose_json``."""
     document: dict[str, Any] = {
         "task": task,
         "language": LANGUAGES.get(transcript.language, transcript.language).lower(),
@@ -194,20 +194,20 @@ _CODES = {"unauthorised": "invalid_api_key", "weights_missing": "model_not_found
 
 
 class ErrorAnswer(JSONResponse):
-    """An error's answer as OpenAI's clients read it: 400 where we say 422, 404 for a model."""
+    """An error's response as OpenAI's clients expect it: 400 for our 422, 404 for a model."""
 
     def __init__(self, problem: Problem) -> None:
-        told = problem.document
-        code = _CODES.get(told["code"], told["code"])
-        # A model may be named with its engine.
-        field = "model" if told.get("field") == "engine" else told.get("field")
+        document = problem.document
+        code = _CODES.get(document["code"], document["code"])
+        # A model's name may include its engine.
+        field = "model" if document.get("field") == "engine" else document.get("field")
         if field == "model" and code == UnknownOption.code:
             code = "model_not_found"
-        status = 404 if code == "model_not_found" else told["status"]
+        status = 404 if code == "model_not_found" else document["status"]
         status = 400 if status == 422 else status
         other = "server_error" if status >= 500 else "invalid_request_error"
         self.error = {
-            "message": told["detail"],
+            "message": document["detail"],
             "type": _TYPES.get(status, other),
             "param": field,
             "code": code,
@@ -218,7 +218,7 @@ class ErrorAnswer(JSONResponse):
 
 
 class Route(APIRoute):
-    """Answers errors as `Failure`."""
+    """Answers errors as `ErrorAnswer`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -235,14 +235,14 @@ class Route(APIRoute):
 
 
 def install(app: FastAPI) -> None:
-    """Have also paths under ``/v1`` that nobody serves answered as `Failure`, as all others are."""
+    """Answer unknown paths under ``/v1`` as `ErrorAnswer`, too."""
     others = app.exception_handlers[HTTPException]
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         answer: Response = await others(request, error)  # type: ignore[misc]
-        spoken = request.url.path.startswith(f"{PREFIX}/") and isinstance(answer, Problem)
-        return ErrorAnswer(answer) if spoken else answer  # type: ignore[arg-type]
+        is_openai = request.url.path.startswith(f"{PREFIX}/") and isinstance(answer, Problem)
+        return ErrorAnswer(answer) if is_openai else answer  # type: ignore[arg-type]
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -254,7 +254,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 class ErrorObject(BaseModel):
-    """What went wrong."""
+    """The error."""
 
     message: str
     type: str = Field(examples=["invalid_request_error"])
@@ -263,6 +263,6 @@ class ErrorObject(BaseModel):
 
 
 class ErrorDocument(BaseModel):
-    """An error, as OpenAI has them."""
+    """An error in OpenAI's form."""
 
     error: ErrorObject

@@ -1,4 +1,4 @@
-"""Interactive documentation that needs no network: Swagger UI's files come with a package."""
+"""Interactive documentation that needs no network: Swagger UI's files are in a package."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from common.settings import origin_of
 
 PACKAGE = "fastapi_swagger"
 ASSETS = "/docs/assets"
-OF_KEYS = (401, 403, 422, 429, 503)
-"""How any operation that asks for a key may answer: X-Tenant-Id and Postgres may be wrong too."""
-OF_QUERIES = (414,)
-FASTAPIS = "HTTPValidationError"
-OF_BODIES = (400, 408, 413, 415, 422)
+WITH_KEYS = (401, 403, 422, 429, 503)
+"""Errors of any operation that requires a key, including those of X-Tenant-Id and Postgres."""
+WITH_QUERIES = (414,)
+FASTAPI_ERROR = "HTTPValidationError"
+WITH_BODIES = (400, 408, 413, 415, 422)
 
 TAGS = [
-    {"name": "jobs", "description": "Recordings come in, their text goes out."},
-    {"name": "streams", "description": "Words while people speak; and `WS /ws/transcribe`."},
-    {"name": "openai", "description": "The same for clients of OpenAI's audio API."},
-    {"name": "asr", "description": "The same for clients of whisper-asr-webservice."},
-    {"name": "moderation", "description": "Texts are judged at once."},
-    {"name": "models", "description": "What can be asked for by name."},
-    {"name": "webhooks", "description": "Who is told of the ends of jobs, and how that went."},
-    {"name": "keys", "description": "Who may ask, and how much."},
-    {"name": "health", "description": "For those who keep it running."},
+    {"name": "jobs", "description": "Transcribe recordings."},
+    {"name": "streams", "description": "Transcribe live audio; see also `WS /ws/transcribe`."},
+    {"name": "openai", "description": "For clients of OpenAI's audio API."},
+    {"name": "asr", "description": "For clients of whisper-asr-webservice."},
+    {"name": "moderation", "description": "Moderate texts."},
+    {"name": "models", "description": "The available weights."},
+    {"name": "webhooks", "description": "Notifications of jobs that end, and their deliveries."},
+    {"name": "keys", "description": "API keys, their limits and usage."},
+    {"name": "health", "description": "For operators."},
 ]
-"""What the routes are grouped by, in this order."""
+"""The groups of routes, in order."""
 
 
 def install(app: FastAPI, public_url: str | None) -> None:
-    """Serve ``/docs``, whose pages may ask the gateway itself, and the ``public_url`` it is at."""
+    """Serve ``/docs``; its page may send requests to this host and to ``public_url``."""
     describe = app.openapi
 
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _document_common_answers(describe())
+            _document_common_errors(describe())
         return describe()
 
     app.openapi = described  # type: ignore[method-assign] # FastAPI's documented way to extend it
@@ -65,7 +65,7 @@ def install(app: FastAPI, public_url: str | None) -> None:
             swagger_ui_parameters={
                 "tryItOutEnabled": True,
                 "displayRequestDuration": True,
-                "validatorUrl": None,  # it would be told of every description that is looked at
+                "validatorUrl": None,  # a service of third parties
             },
         )
         page.headers["Content-Security-Policy"] = _policy(bytes(page.body).decode(), public_url)
@@ -73,7 +73,7 @@ def install(app: FastAPI, public_url: str | None) -> None:
 
 
 def _policy(page: str, public_url: str | None) -> str:
-    """Its own script, as it is written, and Swagger UI's files; nothing from anywhere else."""
+    """The page's content policy: its inline script, and Swagger UI's files."""
     scripts = [
         b64encode(sha256(script.encode()).digest()).decode()
         for script in re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
@@ -87,22 +87,22 @@ def _policy(page: str, public_url: str | None) -> str:
     )
 
 
-def _document_common_answers(description: dict[str, Any]) -> None:
-    """Add to every operation how it answers a wrong key, a wrong body, or too long a query."""
+def _document_common_errors(description: dict[str, Any]) -> None:
+    """Document the errors for keys, bodies and queries at every operation that has them."""
     for operations in description["paths"].values():
         for operation in operations.values():
             statuses = (
-                *(OF_KEYS if "security" in operation else ()),
-                *(OF_BODIES if "requestBody" in operation else ()),
-                *(OF_QUERIES if _has_query(operation) else ()),
+                *(WITH_KEYS if "security" in operation else ()),
+                *(WITH_BODIES if "requestBody" in operation else ()),
+                *(WITH_QUERIES if _has_query(operation) else ()),
             )
             responses = operation["responses"]
-            if FASTAPIS in str(responses.get("422")):
-                del responses["422"]  # no wrong value is answered as FastAPI would
+            if FASTAPI_ERROR in str(responses.get("422")):
+                del responses["422"]  # our errors replace FastAPI's
                 statuses = (*statuses, 422)
             for status, answer in documented(*statuses).items():
                 responses.setdefault(str(status), answer)
-    for name in (FASTAPIS, "ValidationError"):
+    for name in (FASTAPI_ERROR, "ValidationError"):
         description.get("components", {}).get("schemas", {}).pop(name, None)
 
 
@@ -111,7 +111,7 @@ def _has_query(operation: Mapping[str, Any]) -> bool:
 
 
 def _assets() -> Path:
-    # Found and not imported: the package patches applications, and only its files are wanted.
+    # Located without importing it: the package patches applications, and only its files are needed.
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise SetupProblem(problem=f"{PACKAGE} is not installed", remedy="Run the set-up again")

@@ -1,4 +1,4 @@
-"""Whether the gateway lives, and whether it can do its work."""
+"""Health checks, and the home page."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ from common.errors import StenoError
 
 T = TypeVar("T")
 Parts = dict[str, str]
-"""OK, or what is wrong with it, by a part's name."""
+"""The state of each part: `OK`, or what is wrong with it."""
 
 router = APIRouter(tags=["health"])
 
 PROBES = frozenset({"/health", "/healthz", "/readyz"})
-"""Paths that are asked every few seconds."""
+"""Paths that are requested every few seconds."""
 
 TIMEOUT_S = 8.0
 MODERATION, STREAMS, WEIGHTS = "moderation", "streams", "weights"
-GOOD_S = 1.0
-"""How long it is good what was found: anybody may ask, and looking costs connections and threads.
-"""
+CACHED_S = 1.0
+"""How long a result is cached: no key is required, and checks cost connections and threads."""
 
 
 class Health(BaseModel):
-    """Whether all parts work."""
+    """The health of all parts."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -49,60 +48,60 @@ class Health(BaseModel):
     version: str
     parts: dict[str, str]
     workers: int | None
-    """Those alive; none: nothing is transcribed. null: Redis does not say."""
+    """Number of live workers; 0: nothing is transcribed. Null: unknown, Redis is unavailable."""
     dispatchers: int | None
-    """Those alive that reach all that they need; none: no job goes on. null: Redis does not say."""
+    """Number of dispatchers that reach everything they need; 0: no job proceeds. Null: unknown."""
 
 
 class SingleFlight(Generic[T]):
-    """What ``look`` finds: it looks once at a time, and what it found is good for ``good_s``."""
+    """The result of ``load``, cached for ``cached_s``; concurrent callers share one call."""
 
-    def __init__(self, load: Callable[[], Awaitable[T]], *, good_s: float) -> None:
+    def __init__(self, load: Callable[[], Awaitable[T]], *, cached_s: float) -> None:
         self._load = load
-        self._good_s = good_s
+        self._cached_s = cached_s
         self._loading: asyncio.Task[T] | None = None
-        self._good_until = 0.0
+        self._cached_until = 0.0
 
     async def get(self) -> T:
-        """Raises what looking raised."""
+        """The result; raises what ``load`` raised."""
         loading = self._loading
-        if loading is None or (loading.done() and time.monotonic() >= self._good_until):
+        if loading is None or (loading.done() and time.monotonic() >= self._cached_until):
             loading = self._loading = asyncio.create_task(self._refresh())
-        # Who asked first may leave, and then the others wait still.
+        # The first caller may be cancelled while others still wait.
         return await asyncio.shield(loading)
 
     async def _refresh(self) -> T:
         found = await self._load()
-        self._good_until = time.monotonic() + self._good_s
+        self._cached_until = time.monotonic() + self._cached_s
         return found
 
 
 class PartChecks(SingleFlight[Parts]):
-    """All parts that jobs need, checked once for as many as ask; changes are logged."""
+    """Checks of all parts that jobs need; changes are logged."""
 
     def __init__(self, services: Services) -> None:
         logged: Parts = {}
-        super().__init__(lambda: _check_all(services, logged), good_s=GOOD_S)
+        super().__init__(lambda: _check_all(services, logged), cached_s=CACHED_S)
 
 
-@router.get("/healthz", summary="Does the process live?")
+@router.get("/healthz", summary="Liveness")
 async def alive() -> dict[str, str]:
-    """The process lives."""
+    """The process is running."""
     return {"status": "ok"}
 
 
 @router.get(
     "/readyz",
-    summary="Can it do its work?",
-    responses={503: {"description": "A part is out; it is named"}},
+    summary="Readiness",
+    responses={503: {"description": "A part does not work; it is named"}},
 )
 async def ready(services: ServicesDep) -> Response:
-    """Every part that jobs need works, or 503 and which one does not.
+    """200 where every part that jobs need works, else 503 and the parts that do not.
 
-    `weights` names the default weights where neither a worker nor this machine has them; it is
-    counted where there are no others for jobs either. Live streams are counted where their model is
-    loaded at the start (`STREAM_PRELOAD`). Moderation is reported and not counted: a gateway
-    without it still takes recordings in, whose transcripts then carry a warning.
+    `weights` fails where neither a worker nor this machine has the default weights; this makes the
+    gateway unready only where there are no other weights for jobs either. Live streams count where
+    their weights are loaded at the start (`STREAM_PRELOAD`). Moderation is reported, but does not
+    count: without it jobs still run, and their transcripts carry a warning.
     """
     needed = {**await services.get(PartChecks).get(), **_streams(services)}
     parts = {**needed, MODERATION: services.get(ModerationProcess).state}
@@ -115,11 +114,11 @@ async def ready(services: ServicesDep) -> Response:
     return JSONResponse({"status": "not ready", "parts": parts}, 503, headers=retry)
 
 
-@router.get("/health", summary="How are all its parts?")
+@router.get("/health", summary="Health of all parts")
 async def health(services: ServicesDep) -> Health:
-    """How all parts are; answered with 200 as long as the process lives.
+    """The state of all parts; the status is 200 as long as the process runs.
 
-    `degraded`: a part does not work. Moderation may be off, models may still be loading.
+    `degraded`: a part does not work. Moderation may be off, and models may be loading.
     """
     parts = {
         **await services.get(PartChecks).get(),
@@ -142,7 +141,7 @@ async def health(services: ServicesDep) -> Health:
 
 @router.get("/", include_in_schema=False)
 async def home(request: Request, services: ServicesDep) -> Response:
-    """What this is and where to go."""
+    """The home page, or links as JSON."""
     root = request.scope.get("root_path", "")
     if "text/html" not in request.headers.get("accept", ""):
         paths = {"docs": "/docs", "openapi": "/openapi.json", "health": "/health"}
@@ -168,14 +167,14 @@ _HOME = """<!doctype html>
   pre {{ background: #f3f3f3; padding: .8rem; overflow-x: auto }}
 </style>
 <h1>Stenopool {version}</h1>
-<p>Send a recording, take its text away:</p>
+<p>Transcribe a recording:</p>
 <pre>curl -F file=@talk.mp3 -F language=vi {base}api/v1/upload</pre>
-<p>Have a text judged:</p>
+<p>Moderate a text:</p>
 <pre>curl --json '{{"text": "Have a nice day"}}' {base}moderation</pre>
 <ul>
-  <li><a href="{root}/docs">What else there is, to read and to try</a>
-  <li><a href="{root}/openapi.json">The same for programs (OpenAPI)</a>
-  <li><a href="{root}/health">How this gateway and its parts are</a>
+  <li><a href="{root}/docs">API documentation</a>
+  <li><a href="{root}/openapi.json">OpenAPI document</a>
+  <li><a href="{root}/health">Health of this gateway</a>
 </ul>
 """
 
@@ -193,7 +192,7 @@ async def _check_all(services: Services, logged: Parts) -> Parts:
 
 
 def _streams(services: Services) -> Parts:
-    """The recognizer that is to be there before anybody wants it, if any."""
+    """The state of the recognizer that is loaded at the start, if any."""
     wanted = services.settings.stream
     if not wanted.preload:
         return {}
@@ -201,7 +200,7 @@ def _streams(services: Services) -> Parts:
 
 
 async def _check(name: str, check: Callable[[], None], logged: Parts) -> str:
-    """What clients are told of a part, of which the log tells more."""
+    """A part's state as clients see it; the log has the full error."""
     state = in_full = OK
     try:
         await asyncio.wait_for(asyncio.to_thread(check), TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""Metrics as Prometheus reads them: the service's from Postgres, this gateway's own beside them."""
+"""Metrics for Prometheus: the service's, from Postgres, and this gateway's own."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ T = TypeVar("T")
 Labels = tuple[str, ...]
 
 TIMEOUT_S = 3.0
-"""For Postgres, Redis and the disk; what does not answer by then is left out."""
+"""For Postgres, Redis and the disk; what does not answer in time is left out."""
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Where the gateway's processes count together, if they are several; set before they start."""
+"""Names the folder in which several gateway processes share their counts."""
 METHODS = {"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 ELSEWHERE = "none"
-"""The route of requests that met none."""
+"""The label of requests without a route."""
 FINISHED = (JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED)
 USUAL_OUTCOMES = (COMPLETED, INTERRUPTED)
-"""Of streams; the others are the codes of errors."""
+"""Outcomes of streams that are not error codes."""
 BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class HttpMetrics:
-    """The requests that this gateway has answered, all of its processes together."""
+    """Counts the requests to this gateway, over all of its processes."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -80,20 +80,20 @@ class HttpMetrics:
         )
         self._seconds = Histogram(
             "stenopool_http_response_seconds",
-            "Until an answer begins, its request's body included; without long polls",
+            "Time until a response begins, including the request's body; without long polls",
             ("method", "route"),
             buckets=BOUNDS_S,
             registry=self._registry,
         )
 
     def count(self, method: str, route: str, status: int, seconds: float | None) -> None:
-        """Count a request; ``seconds`` None: it was answered late because it wanted to be."""
+        """Count a request; ``seconds`` is None for long polls."""
         self._requests.labels(method, route, str(status)).inc()
         if seconds is not None:
             self._seconds.labels(method, route).observe(seconds)
 
     def collect(self) -> Iterable[Metric]:
-        """All of it, as prometheus_client wants it."""
+        """All metrics of requests."""
         if SHARED_FOLDER in os.environ:
             shared: Iterable[Metric] = MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
             return shared
@@ -101,7 +101,7 @@ class HttpMetrics:
 
 
 class RequestMetrics:
-    """Counts requests by the template of their route, so that no id becomes a label."""
+    """Counts requests by the path template of their route, so that no id becomes a label."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self._app = app
@@ -128,9 +128,9 @@ class RequestMetrics:
 
 
 def _template(scope: Scope) -> str:
-    """Where a request was led, as its path without the values in it.
+    """The path template of a request's route.
 
-    A route knows its own part of the path alone, and not where its router was put.
+    A route only knows its own part of the path, without its router's prefix.
     """
     own: str | None = getattr(scope.get("route"), "path", None)
     if own is None:
@@ -142,7 +142,7 @@ def _template(scope: Scope) -> str:
 
 
 class Scraper:
-    """Answers scrapes; several at once look at Postgres and Redis once."""
+    """Answers scrapes; concurrent ones share the queries to Postgres and Redis."""
 
     def __init__(self, services: Services, http: HttpMetrics) -> None:
         self._services = services
@@ -152,7 +152,7 @@ class Scraper:
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the form that ``accept`` asks for, and its media type.
 
-        What cannot be had is left out, and told to be down.
+        What is unavailable is left out, and reported as down.
         """
         service, queue, disk = await asyncio.gather(
             self._read("postgres", lambda: observe_service(self._services.database)),
@@ -164,10 +164,10 @@ class Scraper:
         encode, media_type = choose_encoder(accept)
         return await asyncio.to_thread(encode, registry), media_type
 
-    def _queue(self) -> _Queue:
+    def _queue(self) -> _QueueState:
         queue = self._services.queue
         used, limit = queue.memory()
-        return _Queue(
+        return _QueueState(
             workers=queue.live_workers(),
             dispatchers=queue.live_dispatchers(),
             doorbells=queue.waiting(),
@@ -197,7 +197,7 @@ async def _attempt(part: str, read: Awaitable[T]) -> T | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Queue:
+class _QueueState:
     workers: int
     dispatchers: int
     doorbells: int
@@ -217,7 +217,7 @@ class _Everything(Collector):
         self,
         http: HttpMetrics,
         service: Observed | None,
-        queue: _Queue | None,
+        queue: _QueueState | None,
         disk: _Disk | None,
     ) -> None:
         self._http = http
@@ -226,18 +226,24 @@ class _Everything(Collector):
         self._disk = disk
 
     def collect(self) -> Iterator[Metric]:
-        yield _gauge("stenopool_build_info", "What runs here", ("version",), {(VERSION,): 1})
+        yield _gauge("stenopool_build_info", "The running version", ("version",), {(VERSION,): 1})
         up: dict[Labels, float] = {
             ("postgres",): self._service is not None,
             ("redis",): self._queue is not None,
         }
-        yield _gauge("stenopool_up", "Whether a part answers", ("part",), up)
+        yield _gauge("stenopool_up", "Whether a part is available", ("part",), up)
         yield from self._http.collect()
         if self._disk is not None:
             yield _one(
-                "stenopool_disk_bytes", "The disk that uploads come in on", self._disk.size_bytes
+                "stenopool_disk_bytes",
+                "Size of the disk that receives uploads",
+                self._disk.size_bytes,
             )
-            yield _one("stenopool_disk_free_bytes", "Room on it", self._disk.free_bytes)
+            yield _one(
+                "stenopool_disk_free_bytes",
+                "Free space on the disk that receives uploads",
+                self._disk.free_bytes,
+            )
         if self._queue is not None:
             yield from _queue(self._queue)
         if self._service is not None:
@@ -246,21 +252,21 @@ class _Everything(Collector):
             yield from _tallies(self._service)
 
 
-def _queue(queue: _Queue) -> Iterator[Metric]:
-    yield _one("stenopool_workers", "Workers that live", queue.workers)
-    yield _one("stenopool_dispatchers", "Dispatchers that live", queue.dispatchers)
-    yield _one("stenopool_doorbells", "Steps handed to RQ", queue.doorbells)
-    yield _one("stenopool_redis_memory_bytes", "What Redis uses", queue.memory_bytes)
-    limit = "What Redis may use; it takes nothing more then"
+def _queue(queue: _QueueState) -> Iterator[Metric]:
+    yield _one("stenopool_workers", "Live workers", queue.workers)
+    yield _one("stenopool_dispatchers", "Live dispatchers", queue.dispatchers)
+    yield _one("stenopool_doorbells", "Steps queued in RQ", queue.doorbells)
+    yield _one("stenopool_redis_memory_bytes", "Memory that Redis uses", queue.memory_bytes)
+    limit = "Memory limit of Redis; it rejects writes beyond it"
     yield _one("stenopool_redis_memory_limit_bytes", limit, queue.memory_limit_bytes)
-    full = "Whether a worker could not write lately for want of space"
+    full = "Whether a worker recently failed to write for lack of space"
     yield _one("stenopool_storage_full", full, queue.storage_full)
 
 
 def _server(server: Server) -> Iterator[Metric]:
-    yield _one("stenopool_database_bytes", "The database", server.database_bytes)
+    yield _one("stenopool_database_bytes", "Size of the database", server.database_bytes)
     yield _one("stenopool_database_connections", "Connections to Postgres", server.connections)
-    limit = "Connections that Postgres takes"
+    limit = "Connection limit of Postgres"
     yield _one("stenopool_database_connections_limit", limit, server.connections_limit)
 
 
@@ -279,11 +285,11 @@ def _gauges(service: Observed) -> Iterator[Metric]:
     running: dict[Labels, float] = {
         (kind.value,): count for kind, count in service.steps_running.items()
     }
-    yield _gauge("stenopool_steps_running", "Steps being worked on", ("kind",), running)
+    yield _gauge("stenopool_steps_running", "Running steps", ("kind",), running)
     due: dict[Labels, Waiting] = {(): service.deliveries_due}
     what = f"Webhook messages to send ({MOST}: that many or more)"
     yield from _both("stenopool_webhook_deliveries_due", what, (), due)
-    yield _one("stenopool_streams_open", "Live streams that go on", service.streams_open)
+    yield _one("stenopool_streams_open", "Open live streams", service.streams_open)
 
 
 def _both(
@@ -311,7 +317,7 @@ def _number(bound: float) -> str:
 
 
 def _zeros(counter: Counted, service: Observed) -> dict[Labels, float]:
-    """What may be counted next: the first of a kind is an increase only over a zero before it."""
+    """Zeros for labels that may be counted next: a rate needs a zero before the first count."""
     submitted = service.tallied.of(JOBS_SUBMITTED)
     if counter is JOBS_ENDED:
         return {(status.lower(), *labels): 0 for status in FINISHED for labels in submitted}
@@ -344,7 +350,7 @@ def _tallies(service: Observed) -> Iterator[Metric]:
 
 @router.get(
     "/metrics",
-    summary="How is it doing? (Prometheus)",
+    summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
     responses={
         200: {
@@ -356,10 +362,10 @@ def _tallies(service: Observed) -> Iterator[Metric]:
     dependencies=[Depends(may_read_metrics)],
 )
 async def metrics(request: Request, services: ServicesDep) -> Response:
-    """Every metric, in the text format of Prometheus or, if it is asked for, OpenMetrics.
+    """All metrics, in the text format of Prometheus or, if requested, OpenMetrics.
 
-    All gateways tell the same of the service; of the requests that were answered, each its own.
-    Needs a key with the scope admin, unless METRICS_OPEN is set.
+    Metrics of the service are the same from every gateway; metrics of requests are each gateway's
+    own. Requires a key with the scope admin, unless METRICS_OPEN is set.
     """
     content, media_type = await services.get(Scraper).scrape(request.headers.get("accept", ""))
     return Response(content, media_type=media_type)

@@ -1,4 +1,4 @@
-"""The weights that jobs can ask for."""
+"""The route that lists the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter(tags=["models"])
 
 
 class ModelState(BaseModel):
-    """Weights, and whether they are on this machine."""
+    """Weights, and whether this machine has them."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -30,19 +30,19 @@ class ModelState(BaseModel):
     licence: str
     state: Literal["present", "missing", "corrupt"]
     default: bool
-    """Jobs that name none have these."""
+    """Jobs use these by default."""
     streams: bool
-    """Live streams can ask for them, from the gateway process that answers."""
+    """Live streams can use them, on the gateway process that answers."""
     default_of_streams: bool
-    """Streams that name none have these."""
+    """Streams use these by default."""
     loaded: bool
-    """They are in memory, ready for live streams."""
+    """Whether they are in memory, ready for live streams."""
     live_streams: int | None
-    """How many they hear at this moment; null where they are not in memory."""
+    """The number of streams that use them now; null where they are not in memory."""
 
 
 class ModerationModel(BaseModel):
-    """The model that moderates, as far as this process has loaded it."""
+    """The moderation model, as this process has loaded it."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -50,13 +50,13 @@ class ModerationModel(BaseModel):
     """ok, off, loading, or what is wrong with it."""
     model: str | None = Field(examples=["bert-finetuned-onnx"])
     sha256: str | None
-    """Of its graph."""
+    """Of the model's graph."""
     threshold: dict[Label, float] | None
-    """The least score at which a text gets the label."""
+    """The lowest score at which a text gets the label."""
 
 
 class Models(BaseModel):
-    """All weights that can be asked for by name, and the model that moderates."""
+    """All weights that can be requested, and the moderation model."""
 
     models: list[ModelState]
     moderation: ModerationModel
@@ -64,9 +64,9 @@ class Models(BaseModel):
 
 @router.get("/models", response_model=Models, summary="List the weights")
 async def models(services: ServicesDep, _: Reader) -> Models:
-    """All weights that can be asked for by name, and whether they are on this machine.
+    """All weights that can be requested, and whether this machine has them.
 
-    `streams`, `loaded` and `live_streams` are about the gateway process that answers.
+    `streams`, `loaded` and `live_streams` describe the gateway process that answers.
     """
     asr, live = services.settings.asr, services.settings.stream
     default = (asr.default_engine, asr.default_model)

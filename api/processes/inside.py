@@ -1,4 +1,4 @@
-"""The inside of a process that `api.processes.child.ChildProcess` started."""
+"""The inner side of a process that `api.processes.child.ChildProcess` started."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MAX_MEMORY = 4 << 30
 
 
 def pipe_to_gateway(parent: str) -> BinaryIO:
-    """What carries the answers; ``parent`` is the gateway's process id, with which we end.
+    """The pipe for answers; ``parent`` is the gateway's process id, with which this process ends.
 
-    Libraries may write to standard output: from now on that goes to standard error.
+    Standard output of libraries goes to standard error from now on.
     """
     die_with_parent(int(parent))
     pipe = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -53,7 +53,7 @@ def log_where(what: str, error: Exception) -> None:
 
 
 def confine() -> None:
-    """Take away what a hostile file could fill: memory without end, and the disk with dumps."""
+    """Limit what a hostile file could exhaust: memory, and the disk by core dumps."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -25,7 +25,7 @@ from common.errors import (
 from common.settings import ROOT, ModerationSettings
 
 NEEDED = "moderation, which is off here (AI_LOAD_MODELS=false)"
-"""What options need that ask for it where it is off."""
+"""What is missing for options that ask for moderation where it is off."""
 
 SLICE_TEXTS = 16
 SLICE_LETTERS = 2_000
@@ -181,7 +181,7 @@ class ModerationProcess(WarmProcess):
             async with asyncio.timeout(self._slice_s):
                 line = await child.ask(call.next_slice())
         except TimeoutError:
-            self._fail(call, ModerationFailed(reason="it did not come to an end"))
+            self._fail(call, ModerationFailed(reason="it did not finish in time"))
             return False
         if not line:
             await child.end()

@@ -21,7 +21,7 @@ from common.settings import LogSettings, ModerationSettings
 
 
 def main(parent: str, settings: str) -> None:
-    """Load the model and answer until there is no more to read."""
+    """Load the model and answer until the input ends."""
     answers = pipe_to_gateway(parent)
     set_up_logging(LogSettings(), "moderation")
     wanted = ModerationSettings(**json.loads(settings))

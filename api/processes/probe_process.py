@@ -3,7 +3,7 @@
 ``python -m api.processes.probe_process GATEWAY TIMEOUT_S``
 
 Reads one path a line, answers one JSON object a line, and ends with its input, so that it never
-outlives the gateway. What a hostile file can do to FFmpeg, it does here.
+outlives the gateway. A hostile file can only harm this process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.errors import NotAudio
 
 
 def main(parent: str, timeout_s: str) -> None:
-    """Answer until there is no more to read; be killed by a probe that takes too long."""
+    """Answer until the input ends; a probe that takes too long kills the process."""
     answers = pipe_to_gateway(parent)
     confine()
     for line in sys.stdin:

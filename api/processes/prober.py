@@ -1,4 +1,4 @@
-"""Probes uploads in processes that are kept warm, and replaced when a file kills or holds them."""
+"""Probes uploads in warm processes, which are replaced when a file makes them die or hang."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.errors import NotAudio
 
 
 class Prober:
-    """Up to ``limit`` probes at the same time, each within ``patience_s`` seconds."""
+    """Up to ``limit`` probes at the same time, each within ``timeout_s`` seconds."""
 
     def __init__(self, *, limit: int = 2, timeout_s: float = 20.0) -> None:
         self._slots = asyncio.Semaphore(limit)
@@ -24,7 +24,7 @@ class Prober:
         self._idle: list[ChildProcess] = []
 
     async def start(self) -> None:
-        """Have a process warm for the first upload."""
+        """Start a process for the first upload."""
         self._idle.append(await self._spawn())
 
     async def close(self) -> None:
@@ -37,12 +37,12 @@ class Prober:
         """What `common.audio.probe.probe` finds in the file at ``path``.
 
         Raises:
-            NotAudio: it holds no sound that can be decoded, or opening it crashes or hangs.
+            NotAudio: it has no audio that can be decoded, or opening it crashes or hangs.
         """
         async with self._slots:
             line, ended = await self._ask_idle(path)
             if not line and ended != -signal.SIGALRM:
-                # It may have been dead before: only a fresh one's death is the file's fault.
+                # It may have died before: only the death of a fresh one is caused by the file.
                 line, ended = await self._ask(await self._spawn(), path)
         if not line:
             logger.warning("the probe of {} ended with {}", path.name, ended)
@@ -59,7 +59,7 @@ class Prober:
         return await self._ask(self._idle.pop(), path) if self._idle else (b"", None)
 
     async def _ask(self, child: ChildProcess, path: Path) -> tuple[bytes, int | None]:
-        """The line ``child`` answers; none, and how it ended, when it dies over the question."""
+        """The line that ``child`` answers; empty, with its exit code, where it dies."""
         line = b""
         try:
             line = await child.ask(str(path))

@@ -3,8 +3,8 @@
 ``python -m api.processes.recognizer_process GATEWAY ORDER``
 
 Its first line says whether the weights could be loaded. Then it reads messages and answers them, a
-JSON object a line each, and ends with its input. One thread reads, and tells at once where there is
-speech; the other one hears, several streams together where the engine can.
+JSON object a line each, and ends with its input. One thread reads, and reports at once where there
+is speech; the other one recognizes, several streams together where the engine can.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from common.asr.streaming import Recognizer
 
 TOGETHER = 8
-"""Utterances heard at once, at most."""
+"""Utterances in a batch, at most."""
 FULL_SCALE = 32_768
 
 
 class StreamAudio:
-    """What is kept of one stream's sound, and where there is speech in it."""
+    """The buffered audio of one stream, with voice activity detection."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -52,9 +52,9 @@ class StreamAudio:
         self._from = 0
 
     def add(self, start_ms: int, pcm: bytes) -> list[float]:
-        """Take whole frames; returns the probability of speech in each."""
+        """Add whole frames; returns the probability of speech in each."""
         start = start_ms * BYTES_PER_MS
-        if start != self._from + len(self._pcm):  # nothing is known of what was before
+        if start != self._from + len(self._pcm):  # there is a gap: drop what was before
             self._pcm, self._from = bytearray(), start
         self._pcm += pcm
         samples = np.concatenate([self._context, np.frombuffer(pcm, "<i2")])
@@ -65,14 +65,14 @@ class StreamAudio:
         return [round(float(each), 3) for each in probabilities]
 
     def forget(self, before_ms: int) -> None:
-        """Keep nothing from before ``before_ms``."""
+        """Drop the audio before ``before_ms``."""
         before = before_ms * BYTES_PER_MS
         if before > self._from:
             del self._pcm[: before - self._from]
             self._from = before
 
     def piece(self, start_ms: int, end_ms: int) -> NDArray[np.float32]:
-        """The samples of a stretch, in [-1, 1]."""
+        """The samples of a span, in [-1, 1]."""
         start, end = (max(0, ms * BYTES_PER_MS - self._from) for ms in (start_ms, end_ms))
         samples = np.frombuffer(bytes(self._pcm[start:end]), "<i2").astype(np.float32)
         samples /= FULL_SCALE
@@ -80,7 +80,7 @@ class StreamAudio:
 
 
 class RequestQueue:
-    """What was asked and is not answered yet; two threads share it."""
+    """Requests that are not answered yet, shared by the two threads."""
 
     def __init__(self, network: Network, answers: BinaryIO) -> None:
         self._network = network
@@ -93,17 +93,17 @@ class RequestQueue:
         self._ended = False
 
     def answer(self, document: dict[str, Any]) -> None:
-        """Say something to the gateway."""
+        """Send an answer to the gateway."""
         with self._writing:
             write_line(self._answers, document)
 
     def read(self) -> None:
-        """Take all that the gateway says, until it says no more."""
+        """Take the gateway's messages until its pipe closes."""
         try:
             for line in sys.stdin:
                 self._take(json.loads(line))
         except Exception:
-            logger.exception("what the gateway says cannot be read")
+            logger.exception("the gateway's messages cannot be read")
         with self._lock:
             self._ended = True
             self._lock.notify()
@@ -135,7 +135,7 @@ class RequestQueue:
                     self._lock.notify()
 
     def next(self) -> tuple[list[dict[str, Any]], list[Heard], list[str]] | None:
-        """What to hear together, and which streams are over; None: the gateway says no more.
+        """The next batch to recognize, and detached streams; None: the gateway's pipe is closed.
 
         Ends of utterances go first: people wait for them.
         """
@@ -169,7 +169,7 @@ class RequestQueue:
 
 
 def main(parent: str, order: str) -> None:
-    """Load the weights and hear until there is no more to read."""
+    """Load the weights and answer until the input ends."""
     answers = pipe_to_gateway(parent)
     set_up_logging(LogSettings(), "recognizer")
     wanted = json.loads(order)
@@ -191,7 +191,7 @@ def main(parent: str, order: str) -> None:
 
 
 def serve(requests: RequestQueue, recognizer: Recognizer) -> None:
-    """Hear what is asked, until the gateway says no more."""
+    """Answer requests until the gateway's pipe closes."""
     while (work := requests.next()) is not None:
         asked, wanted, detached = work
         for stream in detached:

@@ -1,4 +1,4 @@
-"""The processes that hear live streams: one for all streams of the same weights, kept warm."""
+"""Processes that recognize live streams: a warm one for all streams of the same weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEATHS = 5
 DEATHS_WITHIN_S = 60.0
 """A process that dies so often in so short a time is not started again for a while."""
 PIECE_BYTES = 32 * FRAME_BYTES
-"""Sound is handed over in pieces (of 1 s), so that what others ask gets in between."""
+"""Audio is passed on in pieces of 1 s, so that messages of other streams get in between."""
 
 
 class Listener(Protocol):
@@ -35,7 +35,7 @@ class Listener(Protocol):
 
     id: str
     spent_ms: float
-    """How long it took to hear the stream so far: of what is heard together its share."""
+    """Processing time of the stream so far, with its share of batches."""
 
     def attached(self, style: Style) -> None: ...
     def speech(self, start_ms: int, probabilities: Sequence[float]) -> None: ...
@@ -48,7 +48,7 @@ class Listener(Protocol):
 
 
 class Recognizers:
-    """Those of one gateway process, started when somebody wants them."""
+    """The recognizers of one gateway process, started on demand."""
 
     def __init__(self, asr: AsrSettings, streams: StreamSettings, weights: WeightsStore) -> None:
         self._asr = asr
@@ -56,14 +56,14 @@ class Recognizers:
         self._weights = weights
         self._processes: dict[tuple[str, str], _Recognizer] = {}
         self._by_stream: dict[str, _Recognizer] = {}
-        """Who hears which stream."""
+        """The recognizer of each stream, by its id."""
 
     async def close(self) -> None:
         """End all of them."""
         await asyncio.gather(*(process.close() for process in self._processes.values()))
 
     def loaded(self) -> dict[tuple[str, str], int]:
-        """The engines and models that are in memory, and how many streams each hears."""
+        """Engine and model of the weights in memory, with the number of their streams."""
         return {
             key: len(process.listeners)
             for key, process in self._processes.items()
@@ -71,12 +71,12 @@ class Recognizers:
         }
 
     def check(self, setup: Setup, *, besides: str | None = None) -> None:
-        """Refuse a stream that could not be heard as fast as it is spoken.
+        """Reject a stream that could not be recognized in real time.
 
-        ``besides`` is the id of the stream itself, where it is heard already and wants to switch.
+        ``besides`` is the id of an existing stream that wants to switch.
 
         Raises:
-            StreamsFull: the engine hears as many as it can keep pace with.
+            StreamsFull: the engine has as many streams as it can keep up with.
         """
         limit = self._settings.limit_of(setup.engine)
         count = sum(
@@ -87,30 +87,30 @@ class Recognizers:
             raise StreamsFull(engine=setup.engine, limit=limit)
 
     def attach(self, listener: Listener, setup: Setup) -> None:
-        """Have ``setup`` hear the stream from now on; it is told when that is ready."""
+        """Recognize the stream with ``setup`` from now on; it is notified when that is ready."""
         self.detach(listener)
         process = self._process(setup.engine, setup.model)
         self._by_stream[listener.id] = process
         process.join(listener, setup.language)
 
     def load(self, engine: str, model: str) -> None:
-        """Have weights in memory before anybody wants them, and keep them there."""
+        """Load weights in advance, and keep them in memory."""
         process = self._process(engine, model)
         process.stays = True
         process.start()
 
     def state(self, engine: str, model: str) -> str:
-        """How weights are that were to be loaded: `OK`, `LOADING`, or what is wrong with them."""
+        """The state of weights loaded in advance: `OK`, `LOADING`, or what is wrong with them."""
         return self._processes[engine, model].state
 
     def detach(self, listener: Listener) -> None:
-        """Hear the stream no more."""
+        """Stop recognizing the stream."""
         process = self._by_stream.pop(listener.id, None)
         if process is not None:
             process.detach(listener)
 
     def order(self, listener: Listener, order: Order) -> None:
-        """Hand an order of the stream on; one that comes when nobody hears it is left out."""
+        """Pass on an order of the stream; it is dropped where no recognizer is attached."""
         process = self._by_stream.get(listener.id)
         if process is not None:
             process.order(listener, order)
@@ -124,7 +124,7 @@ class Recognizers:
         return process
 
     def _make_room(self, wanted: _Recognizer) -> None:
-        """Unload what nobody needs, where there would be too many in memory."""
+        """Unload unused weights, where there would be too many in memory."""
         others = [each for each in self._processes.values() if each is not wanted]
         idle = sorted(
             (each for each in others if each.is_running and each.is_idle and not each.stays),
@@ -155,7 +155,7 @@ class _Recognizer(WarmProcess):
         self.engine, self.model = engine, model
         self.listeners: dict[str, Listener] = {}
         self.stays = False
-        """Whether it is kept though nobody needs it."""
+        """Whether it is kept without streams."""
         self.idle_since = 0.0
         self._asr = asr
         self._settings = settings
@@ -166,7 +166,7 @@ class _Recognizer(WarmProcess):
         self._style: Style | None = None
         self._path: Path | None = None
         self._unanswered: dict[tuple[str, str, int], float] = {}
-        """When what was said, by stream, kind and number."""
+        """When each unanswered message was sent, by stream, kind and number."""
         self._deaths: deque[float] = deque(maxlen=DEATHS)
 
     @property
@@ -264,7 +264,7 @@ class _Recognizer(WarmProcess):
         if len(self._deaths) == DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
             return self._unusable("its process dies again and again")
         for listener in list(self.listeners.values()):
-            # It asks for another one at once, which joins it here again.
+            # It attaches to a new process at once.
             listener.lost(f"its process ended with {child.exit_code}")
         return None
 
@@ -278,7 +278,7 @@ class _Recognizer(WarmProcess):
             listener.attached(style)
 
     async def _serve(self, child: ChildProcess) -> None:
-        """Pass messages on and answers back, until the process ends or nobody needs it."""
+        """Pass on messages and answers, until the process ends, hangs or is not needed."""
         writing = asyncio.create_task(self._write(child))
         watching = asyncio.create_task(self._watch())
         reading = asyncio.create_task(self._read(child))
@@ -290,7 +290,7 @@ class _Recognizer(WarmProcess):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         if reading.done() and not reading.cancelled() and reading.exception() is not None:
-            logger.opt(exception=reading.exception()).error("a recognizer's answer is wrong")
+            logger.opt(exception=reading.exception()).error("a recognizer's answer is invalid")
         if child.exit_code is None and reading.done():
             await child.end()
 
@@ -320,7 +320,7 @@ class _Recognizer(WarmProcess):
                 listener.recognized(answer["ticket"], Hypothesis(segments, answer["doubtful"]))
 
     async def _watch(self) -> None:
-        """Return when the process hangs, or nobody has needed it for long."""
+        """Return when the process hangs, or has been idle for long."""
         self.idle_since = self._now()
         while True:
             await asyncio.sleep(1)

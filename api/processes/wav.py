@@ -1,4 +1,4 @@
-"""Recordings as WAV files, made by processes of their own while they are sent."""
+"""Recordings as WAV files, decoded by processes of their own while they are sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIECE_BYTES = 64 << 10
 class WavFiles:
     """Up to ``limit`` files that are sent at the same time.
 
-    ``patience_s`` is how long the process may make nothing, and the client take nothing.
+    ``timeout_s`` is how long the process may write nothing, and the client read nothing.
     """
 
     def __init__(self, *, limit: int = 8, timeout_s: float = 60.0) -> None:
@@ -37,12 +37,12 @@ class WavFiles:
         spans: Sequence[Span],
         track: int | None = None,
     ) -> WavFile:
-        """Begin to make the WAV of a stored recording; see `common.audio.redact`.
+        """Begin to write the WAV of a stored recording; see `common.audio.redact`.
 
         Raises:
-            Busy: too many are sent already.
+            Busy: too many are being sent.
             Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
-            NotFound, Unavailable: the storage does not have it, or is out.
+            NotFound, Unavailable: the storage does not have it, or is unavailable.
         """
         if self._open >= self._limit:
             raise Busy(what="Sending recordings")
@@ -56,12 +56,12 @@ class WavFiles:
         return file
 
     def closed(self) -> None:
-        """One of them is no longer sent."""
+        """A file is no longer being sent."""
         self._open -= 1
 
 
 class WavFile:
-    """A WAV file that is being made, ``size`` bytes; read once, and to be closed in any case."""
+    """A WAV file of ``size`` bytes that is being written; read it once, and always close it."""
 
     def __init__(self, files: WavFiles) -> None:
         self.timeout_s = files.timeout_s
@@ -72,11 +72,11 @@ class WavFile:
     async def begin(
         self, recording_id: UUID, duration_ms: int, spans: Sequence[Span], track: int | None
     ) -> None:
-        """Learn how large it will be.
+        """Start the process, which reports the size.
 
         Raises:
             Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
-            NotFound, Unavailable: the storage does not have it, or is out.
+            NotFound, Unavailable: the storage does not have it, or is unavailable.
         """
         self._child = await ChildProcess.spawn("api.processes.wav_process", line_bytes=PIECE_BYTES)
         order = {
@@ -104,8 +104,7 @@ class WavFile:
         """The file in pieces.
 
         Raises:
-            ConnectionAbortedError: making it fails in the middle, so that it must not be ended as
-                if it were whole.
+            ConnectionAbortedError: the process fails; the response must not look complete.
         """
         left = self.size
         while left and self._child is not None:
@@ -115,12 +114,12 @@ class WavFile:
             except TimeoutError:
                 piece = b""
             if not piece:
-                raise ConnectionAbortedError("a recording's process stopped in the middle")
+                raise ConnectionAbortedError("the process that decodes a recording stopped early")
             left -= len(piece)
             yield piece
 
     async def close(self) -> None:
-        """End what makes it."""
+        """End the process."""
         files, self._files = self._files, None
         if files is not None:
             files.closed()
@@ -129,7 +128,7 @@ class WavFile:
 
 
 class WavResponse(StreamingResponse):
-    """Sends a file as fast as the client takes it; ends with the client."""
+    """Sends a file as fast as the client reads it."""
 
     def __init__(self, file: WavFile, disposition: str) -> None:
         headers = {"Content-Length": str(file.size), "Content-Disposition": disposition}

@@ -1,7 +1,7 @@
-"""Makes one WAV file in a process of its own: ``python -m api.processes.wav_process GATEWAY``.
+"""Writes one WAV file in a process of its own: ``python -m api.processes.wav_process GATEWAY``.
 
-Reads one line, which says what to make; answers one JSON object, which says how large it will be,
-and then the file itself. What a hostile recording can do to FFmpeg, it does here.
+Reads one line, which describes the file; answers one JSON object with its size, and then the file
+itself. A hostile recording can only harm this process.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from common.storage.opening import open_storage
 
 
 def main(parent: str) -> None:
-    """Make the file, as fast as it is read."""
+    """Write the file, as fast as it is read."""
     pipe = pipe_to_gateway(parent)
     confine()
     order = json.loads(sys.stdin.readline())
-    with suppress(BrokenPipeError):  # nobody wants it any more
+    with suppress(BrokenPipeError):  # the client has disconnected
         try:
             spans = [Span(start_ms, end_ms) for start_ms, end_ms in order["spans"]]
             recording = open_storage(Settings().storage).open_recording(UUID(order["recording"]))

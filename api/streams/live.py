@@ -1,7 +1,7 @@
-"""One live stream: carries sound to its session, and to the client what follows from it.
+"""One live stream: passes audio to its session, and the session's events to the client.
 
-The session (`common.domain.stream`) decides; here are the clock, the recognizer, the moderation and
-Postgres. Nothing here computes.
+The session (`common.domain.stream`) decides. This module connects it to the clock, the recognizer,
+the moderation and Postgres, and computes nothing.
 """
 
 from __future__ import annotations
@@ -63,29 +63,29 @@ from common.errors import (
 )
 
 MOST_BEHIND_MS = 10_000
-"""So much sound may wait to be heard; then no more is read."""
+"""Once so much audio waits to be recognized, no more is read."""
 CAUGHT_UP_MS = 5_000
 SETTLED_S = 5.0
-"""A stream that has not been behind for so long may be behind again as long as at first."""
+"""After so long without falling behind, the time that a stream may be behind starts anew."""
 AHEAD_MS = 2_000
-"""If more sound came in than time has gone by, and so much more, it came in too fast."""
+"""Audio that is ahead of the clock by more was sent too fast."""
 SILENT_S = 1.0
-"""When no sound comes for so long, the utterance under way is taken to be over."""
+"""Without audio for so long, the current utterance is finalized."""
 HEARTBEAT_S = 15.0
-"""How often Postgres is told that the stream lives."""
+"""How often the stream is marked as alive in Postgres."""
 TICK_S = 0.25
 DRAIN_S = 30.0
-"""What is under way at the end gets so long."""
+"""How long work in progress may take at the stream's end."""
 UNREAD_S = 20.0
-"""How long a client may read nothing while something is to be told."""
+"""How long a client may leave messages unread."""
 MOST_UNREAD = 500
-"""Messages that may wait for it."""
+"""Messages that may be queued for the client."""
 RETRY_S = 2.0
 SAVING_S = 60.0
-"""How long Postgres may be out while finals wait to be saved at a stream's end."""
+"""How long finals are retried at a stream's end while Postgres is unavailable."""
 
-LEFT = "client_left"
-"""The outcome of streams whose clients went without a word."""
+CLIENT_LEFT = "client_left"
+"""The outcome of streams whose clients disconnected without closing them."""
 
 Document = dict[str, Any]
 
@@ -93,8 +93,8 @@ Document = dict[str, Any]
 class LiveStream:
     """A stream of one caller; it is a `api.processes.recognizers.Listener`.
 
-    `begin`, then `audio` and the others as the client speaks, `documents` to hear what it is told,
-    and `end` whatever happened.
+    Call `begin`, then `audio` and the others as the client sends, `documents` for the messages to
+    send back, and `end` in any case.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class LiveStream:
         self.id = str(uuid4())
         self.spent_ms = 0.0
         self.error: StenoError | None = None
-        """Why it is over; None: as the client wished."""
+        """Why the stream ended; None: the client closed it."""
         self._services = services
         self._caller = caller
         self._wanted = wanted
@@ -115,7 +115,7 @@ class LiveStream:
         self._arrivals = Arrivals()
         self._began = self._active_at = self._now()
         self._audio_at = self._began
-        """When sound came in last."""
+        """When the last audio was received."""
         self._behind_since = self._behind_until = self._began - SETTLED_S
         self._eased = asyncio.Event()
         self._unread: deque[Document] = deque()
@@ -123,26 +123,27 @@ class LiveStream:
         self._over = False
         self._to_moderate: asyncio.Queue[Final | None] = asyncio.Queue()
         self._to_save: asyncio.Queue[tuple[str, Callable[[], None]] | None] = asyncio.Queue()
-        """What is to be committed, and what commits it."""
+        """What to commit, by name, and the call that commits it."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._save_until = inf
         self._keeping: asyncio.Task[None] | None = None
-        """Set once it has begun: judges and saves what is told."""
+        """Set once the stream has begun: moderates and saves the finals."""
 
     @property
     def stream_id(self) -> UUID:
         return UUID(self.id)
 
     async def begin(self) -> None:
-        """Have a place, a row in Postgres, and soon a recognizer.
+        """Reserve a recognizer, and insert a row in Postgres.
 
         Raises:
-            StreamsFull, TooManyStreams, TooMuchAudio, Unavailable: there is none to be had.
+            StreamsFull, TooManyStreams, TooMuchAudio: a limit is reached.
+            Unavailable: Postgres is unavailable.
         """
         setup = self._wanted.setup
         self._services.get(Recognizers).check(setup)
         self._services.get(LiveStreams).add(self)
-        self._pump()  # it holds its place while Postgres is asked
+        self._pump()  # it holds its place during the insert
         new = NewStream(
             id=self.stream_id,
             engine=setup.engine,
@@ -160,7 +161,7 @@ class LiveStream:
             await self.end()
             raise
         self._keeping = asyncio.create_task(self._keep_all())
-        self._tasks.add(asyncio.create_task(self._tend()))
+        self._tasks.add(asyncio.create_task(self._watch_clock()))
         logger.info(
             "stream {stream_id} begins: {} {} {}",
             setup.engine,
@@ -169,14 +170,14 @@ class LiveStream:
             stream_id=self.id,
         )
 
-    # --- what the client says -------------------------------------------------------------------
+    # --- from the client ------------------------------------------------------------------------
 
     def touch(self) -> None:
-        """Something came in, be it only a sign of life."""
+        """Something was received, be it only a keep-alive."""
         self._active_at = self._now()
 
     def audio(self, pcm: bytes) -> None:
-        """Sound came in; await `room` before the next."""
+        """Audio was received; await `room` before the next."""
         self.touch()
         if not self._session.received_ms and (kind := container_of(pcm)) is not None:
             self.finish(NotPcm(value=kind))
@@ -187,7 +188,7 @@ class LiveStream:
         self._pump()
 
     async def room(self, *, in_time: bool) -> None:
-        """Return when more sound may come; ``in_time``: end a stream for which that takes long."""
+        """Wait until more audio can be taken; ``in_time``: end the stream where that takes long."""
         if self._session.behind_ms <= MOST_BEHIND_MS:
             return
         if self._now() - self._behind_until >= SETTLED_S:
@@ -207,10 +208,10 @@ class LiveStream:
         self._pump()
 
     async def configure(self, options: StreamOptions) -> None:
-        """Have others hear what comes from now on.
+        """Switch to other weights or another language from now on.
 
         Raises:
-            BadInput, RecognizerUnusable, StreamsFull: it cannot be; all stays as it is.
+            BadInput, RecognizerUnusable, StreamsFull: it cannot switch; nothing changes.
         """
         check_unchanged(options)
         current = self._session.setup
@@ -220,29 +221,28 @@ class LiveStream:
         self._pump()
 
     def finalize(self) -> None:
-        """End the utterance under way."""
+        """End the current utterance."""
         self._session.finalize()
         self._pump()
 
     def finish(self, error: StenoError | None = None) -> None:
-        """Nothing more will come; ``error`` is why, where that is not what the client wishes."""
+        """No more audio will follow; ``error`` is why, unless the client has closed the stream."""
         if not self._session.is_finishing:
             self.error = self.error or error
         self._session.finish()
         self._pump()
 
     def disconnected(self) -> None:
-        """The client is gone: what it said is heard to its end."""
+        """The client has disconnected: what it sent is still recognized and saved."""
         self._disconnected = not self._session.is_finishing
         self.finish()
 
     def report(self, error: StenoError) -> None:
-        """Tell of a mistake that the stream survives."""
-        told = details_of(error)
-        self._session.fail(error.code, error.message, fatal=False, **told)
+        """Send an error that does not end the stream."""
+        self._session.fail(error.code, error.message, fatal=False, **details_of(error))
         self._pump()
 
-    # --- what the client is told ----------------------------------------------------------------
+    # --- to the client --------------------------------------------------------------------------
 
     async def documents(self) -> AsyncIterator[Document]:
         """All messages, until the stream is over."""
@@ -255,7 +255,7 @@ class LiveStream:
             await self._news.wait()
 
     async def end(self) -> None:
-        """Have what is under way come to its end, and note that it is over."""
+        """Finish work in progress, and record the stream's end."""
         self._services.get(LiveStreams).discard(self)
         try:
             if self._keeping is not None:
@@ -269,7 +269,7 @@ class LiveStream:
                 self._keeping.cancel()
             self._services.get(Recognizers).detach(self)
 
-    # --- what the recognizer says ---------------------------------------------------------------
+    # --- from the recognizer --------------------------------------------------------------------
 
     def attached(self, style: Style) -> None:
         self._session.attached(style)
@@ -305,7 +305,7 @@ class LiveStream:
         return Busy(what=self._session.setup.engine)
 
     def _pump(self) -> None:
-        """Pass on all that follows from what was just said."""
+        """Carry out the session's events and orders."""
         for out in self._session.take():
             if isinstance(out, Event):
                 self._emit(out)
@@ -336,7 +336,7 @@ class LiveStream:
                 "model_id": setup.model,
                 "language": setup.language,
             }
-        # Who reads slowly misses what has been overtaken.
+        # A client that reads slowly skips outdated partials.
         if document["type"] == "partial" and self._unread and self._unread[-1]["type"] == "partial":
             self._unread.pop()
         self._unread.append(document)
@@ -347,7 +347,7 @@ class LiveStream:
             self._finish_up()
 
     def _finish_up(self) -> None:
-        """Tell the last there is to tell."""
+        """Queue the last messages."""
         if self._over:
             return
         self._over = True
@@ -366,8 +366,8 @@ class LiveStream:
         self._eased.set()
         self._news.set()
 
-    async def _tend(self) -> None:
-        """Watch the clock."""
+    async def _watch_clock(self) -> None:
+        """Apply timeouts and limits, and mark the stream as alive."""
         beat_at = self._now() + HEARTBEAT_S
         beating: asyncio.Task[None] | None = None
         limit_s = self._services.settings.stream.idle
@@ -375,7 +375,7 @@ class LiveStream:
         while not self._over:
             await asyncio.sleep(TICK_S)
             now = self._now()
-            if self._session.is_loading:  # who waits to be heard may be silent
+            if self._session.is_loading:  # a client that waits for the weights may be silent
                 self.touch()
             if now - self._audio_at > SILENT_S and self._session.is_listening:
                 self.finalize()
@@ -385,11 +385,11 @@ class LiveStream:
                 self.finish(TooLong(limit=most_hours))
             if now >= beat_at and (beating is None or beating.done()):
                 beat_at = now + HEARTBEAT_S
-                beating = asyncio.create_task(self._beat())  # Postgres may keep it waiting
+                beating = asyncio.create_task(self._mark_alive())  # Postgres may be slow
                 self._tasks.add(beating)
                 beating.add_done_callback(self._tasks.discard)
 
-    async def _beat(self) -> None:
+    async def _mark_alive(self) -> None:
         setup = self._session.setup
         try:
             await self._services.in_thread(
@@ -404,10 +404,12 @@ class LiveStream:
         except (OverLimit, NotFound) as error:  # its key has no more audio today; it was deleted
             self.finish(error)
         except Transient as error:
-            logger.warning("stream {stream_id} cannot be noted: {}", error, stream_id=self.id)
+            logger.warning(
+                "stream {stream_id} is not marked as alive: {}", error, stream_id=self.id
+            )
 
     def _keep(self, final: Final, latency_ms: int) -> None:
-        """Have a final saved at once, and its verdicts as soon as there are any."""
+        """Save a final now, and its moderation once that is done."""
         kept = StreamFinal(
             seq=final.seq,
             span=final.span,
@@ -423,7 +425,7 @@ class LiveStream:
             self._to_moderate.put_nowait(final)
 
     async def _keep_all(self) -> None:
-        """Judge and save, side by side, until there is nothing more to come."""
+        """Moderate and save concurrently, until no more finals follow."""
         saving = asyncio.create_task(self._save_all())
         try:
             await self._moderate_all()
@@ -433,14 +435,14 @@ class LiveStream:
             saving.cancel()
 
     async def _moderate_all(self) -> None:
-        """Judge the finals, one after the other."""
+        """Moderate the finals, one after the other."""
         while (final := await self._to_moderate.get()) is not None:
             segments, by = await self._moderate(final)
             self._session.moderated(final.seq, segments, by)
             self._pump()
             if by is not None:
                 moderate = partial(self._streams.moderate, self.stream_id, final.seq, segments, by)
-                self._to_save.put_nowait((f"the judgement of final {final.seq}", moderate))
+                self._to_save.put_nowait((f"the moderation of final {final.seq}", moderate))
 
     async def _moderate(self, final: Final) -> tuple[tuple[Segment, ...], ModeratedBy | None]:
         texts = [segment.text for segment in final.segments]
@@ -448,7 +450,7 @@ class LiveStream:
             by, verdicts = await self._services.get(ModerationProcess).moderate(texts)
         except StenoError as error:
             logger.warning(
-                "stream {stream_id}: final {} is not judged: {}",
+                "stream {stream_id}: final {} is not moderated: {}",
                 final.seq,
                 error,
                 stream_id=self.id,
@@ -458,16 +460,16 @@ class LiveStream:
         return tuple(replace(segment, verdict=verdict) for segment, verdict in moderated), by
 
     async def _save_all(self) -> None:
-        """Commit one thing after the other."""
+        """Commit in order."""
         while (item := await self._to_save.get()) is not None:
             await self._save(*item)
 
     async def _save(self, what: str, commit: Callable[[], None]) -> None:
-        """Commit something, however long Postgres is out, as long as the stream lasts."""
+        """Commit, and retry while Postgres is unavailable, as long as the stream lasts."""
         while True:
             try:
                 await self._services.in_thread(commit)
-            except NotFound as error:  # deleted: nothing of it is to be kept
+            except NotFound as error:  # deleted: nothing of it may be kept
                 self.finish(error)
                 return
             except Transient as error:
@@ -497,7 +499,7 @@ class LiveStream:
             await self._keeping
 
     async def _close(self) -> None:
-        outcome = LEFT if self._disconnected else COMPLETED
+        outcome = CLIENT_LEFT if self._disconnected else COMPLETED
         if self.error is not None:
             outcome = self.error.code
         audio_ms = self._session.received_ms
@@ -507,10 +509,10 @@ class LiveStream:
             )
         except NotFound:
             outcome = "deleted"
-        except Transient as error:  # the dispatcher will find it silent
+        except Transient as error:  # the dispatcher closes silent streams
             logger.warning("stream {stream_id} cannot be closed: {}", error, stream_id=self.id)
         logger.info(
-            "stream {stream_id} is over: {}, {:.1f} s of sound",
+            "stream {stream_id} is over: {}, {:.1f} s of audio",
             outcome,
             seconds(audio_ms),
             stream_id=self.id,
@@ -522,17 +524,17 @@ class LiveStream:
 
 
 class LiveStreams:
-    """All that are under way, so that they can be ended in time."""
+    """The open streams of one gateway process, so that a shutdown can finish them."""
 
     def __init__(self) -> None:
         self._streams: set[LiveStream] = set()
         self._closing = False
 
     def add(self, live: LiveStream) -> None:
-        """One has begun.
+        """Register a stream.
 
         Raises:
-            Restarting: the gateway is about to end.
+            Restarting: the gateway is shutting down.
         """
         if self._closing:
             raise Restarting
@@ -545,34 +547,34 @@ class LiveStreams:
         return len(self._streams)
 
     def finish(self) -> None:
-        """The gateway is about to end: have all come to their ends, and let none begin."""
+        """Finish all streams, and let none begin: the gateway is shutting down."""
         self._closing = True
         for live in list(self._streams):
             live.finish(Restarting())
 
 
 class Arrivals:
-    """When which sound came in."""
+    """When which audio was received."""
 
     def __init__(self) -> None:
         self._until_ms: list[int] = []
         self._times: list[float] = []
 
     def note(self, until_ms: int, now: float) -> None:
-        """All sound before ``until_ms`` is here."""
+        """All audio before ``until_ms`` has been received."""
         self._until_ms.append(until_ms)
         self._times.append(now)
-        if len(self._times) > 20_000:  # nobody asks about what was minutes ago
+        if len(self._times) > 20_000:  # finals are at most minutes old
             del self._until_ms[:10_000], self._times[:10_000]
 
     def at(self, ms: int) -> float:
-        """When the sound before ``ms`` was here."""
+        """When the audio before ``ms`` had been received."""
         index = min(bisect_left(self._until_ms, ms), len(self._times) - 1)
         return self._times[index]
 
 
 def event_document(event: Event) -> Document:
-    """An event as clients read it: every one has these six fields, and some of its own."""
+    """An event's message: each has these six fields, and some of its own."""
     common: Document = {
         "type": "",
         "seq": event.seq,
@@ -610,12 +612,12 @@ def event_document(event: Event) -> Document:
                 "threshold": by["threshold"],
             }
         case Failure():
-            told = {"type": "error", "code": event.code, "detail": event.detail}
-            return common | event.details | told | {"fatal": event.fatal}
-    raise ValueError(f"{event} is told to nobody")
+            fields = {"type": "error", "code": event.code, "detail": event.detail}
+            return common | event.details | fields | {"fatal": event.fatal}
+    raise ValueError(f"{event} has no message")
 
 
 def error_document(error: StenoError) -> Document:
-    """The error of a stream that never began."""
+    """The message for the error of a stream that has not begun."""
     failure = Failure(1, Span(0, 0), error.code, error.message, True, details_of(error))
     return event_document(failure)

@@ -1,4 +1,4 @@
-"""From what a client says of its stream to who hears it, and how."""
+"""Options of live streams, and their resolution to weights and settings."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from common.weights.store import WeightsState, WeightsStore
 WHISPER = "whisper"
 """Another name of faster-whisper."""
 PACKAGES = {"faster-whisper": "faster_whisper", "zipformer": "sherpa_onnx"}
-"""What an engine cannot do without; a gateway in a container of its own has none of them."""
+"""The package that an engine requires; a gateway in a container of its own has none of them."""
 
 
 class StreamOptions(BaseModel):
-    """What may be said of a live stream; what is not is taken from the settings."""
+    """The options of a live stream; defaults come from the settings."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=False)
 
     model_id: Name | SkipJsonSchema[None] = Field(
         None, examples=["base"], json_schema_extra=without_default
     )
-    """The weights, or `whisper` or `zipformer` for that engine's; `GET /api/v1/models` tells which
-    can hear streams. Another one may be named at any time."""
+    """The weights, or `whisper` or `zipformer` for that engine's; `GET /api/v1/models` shows which
+    support streams. It can be changed at any time."""
     engine: Annotated[
         Literal["faster-whisper", "whisper", "zipformer"] | SkipJsonSchema[None],
         Word,
         Field(json_schema_extra=without_default),
     ] = None
-    """The code that runs them, where two have weights of that name."""
+    """The code that runs the weights, where two engines have weights of that name."""
     language: Annotated[
         str | SkipJsonSchema[None], Word, Field(examples=["vi"], json_schema_extra=without_default)
     ] = None
@@ -58,22 +58,22 @@ class StreamOptions(BaseModel):
     moderation: Annotated[bool | SkipJsonSchema[None], Field(json_schema_extra=without_default)] = (
         None
     )
-    """Judge each final; unless the gateway was told otherwise, true."""
+    """Moderate each final; true unless moderation is off on the gateway."""
     endpointing: int = Field(500, ge=200, le=5_000)
     """Milliseconds of silence that end an utterance."""
     recording_id: Annotated[
         Name | SkipJsonSchema[None], Field(json_schema_extra=without_default)
     ] = None
-    """Your own name for it, given back as it came."""
+    """Your own name for the stream, returned unchanged."""
     metadata: Annotated[
         Metadata | SkipJsonSchema[None], Field(json_schema_extra=without_default)
     ] = None
-    """A JSON object of at most 16 KB, given back as it came; in an address as text."""
+    """A JSON object of at most 16 KB, returned unchanged; in a URL as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """A stream as it is wanted, fully resolved."""
+    """A stream's options, fully resolved."""
 
     setup: Setup
     endpointing: Endpointing
@@ -82,7 +82,7 @@ class StreamRequest:
 
 
 def stream_options(sent: Mapping[str, Any]) -> StreamOptions:
-    """The options in a message, or in an address, where ``metadata`` is JSON and all are text.
+    """The options in a message, or in a URL, where all are text and ``metadata`` is JSON.
 
     Raises:
         UnknownOption, OutOfRange, Unsupported: one of them is wrong; it is named.
@@ -101,7 +101,7 @@ def stream_options(sent: Mapping[str, Any]) -> StreamOptions:
 
 
 class StreamResolver:
-    """Knows this gateway's defaults, engines and weights; it reads the disk, so it may block."""
+    """Resolves options by this gateway's defaults, engines and weights; it reads the disk."""
 
     def __init__(self, settings: Settings, weights: WeightsStore) -> None:
         self._settings = settings
@@ -112,7 +112,7 @@ class StreamResolver:
 
         Raises:
             UnknownOption, ModelNotHere, Needs: one of them is wrong; it is named.
-            RecognizerUnusable: the engine is not on this gateway.
+            RecognizerUnusable: the engine is not installed on this gateway.
         """
         possible = self._settings.moderation.ai_load_models
         if options.moderation and not possible:
@@ -125,7 +125,7 @@ class StreamResolver:
         )
 
     def setup(self, options: StreamOptions, current: Setup | None = None) -> Setup:
-        """Who is to hear it; what is not named stays as it is, or is as the settings say.
+        """The engine, weights and language; what is not named stays, or is as in the settings.
 
         Raises: as `resolve`.
         """
@@ -150,7 +150,7 @@ class StreamResolver:
         return Setup(state.engine, state.model, self._language(options, current, state))
 
     def can_stream(self, state: WeightsState) -> bool:
-        """Whether streams may ask for these weights here and now."""
+        """Whether streams can use these weights on this gateway now."""
         return (
             state.engine in STYLES
             and state.state == "present"
@@ -159,7 +159,7 @@ class StreamResolver:
         )
 
     def _names(self, options: StreamOptions) -> tuple[str | None, str | None]:
-        """Engine and model as they were named; an engine's name is taken as ``model_id`` too."""
+        """Engine and model as named; ``model_id`` may also name an engine."""
         engine: str | None = options.engine
         model = options.model_id
         if engine is None and model in {WHISPER, *STYLES}:
@@ -167,7 +167,7 @@ class StreamResolver:
         return ("faster-whisper" if engine == WHISPER else engine), model
 
     def _find(self, engine: str | None, model: str | None) -> WeightsState:
-        """The weights of these names; of several those that are here, of those the default."""
+        """The weights of these names; of several the present ones first, then the default."""
         default = self._settings.stream
         known = [state for state in self._weights.states() if state.engine in STYLES]
         fitting = [
@@ -198,7 +198,7 @@ class StreamResolver:
             raise UnknownOption(field="language", allowed=allowed, value=echoed(wanted))
         usual = current.language if current else self._settings.asr.default_language
         language = wanted or usual
-        if language == AUTO:  # nobody waits for the sound that it would take to find out
+        if language == AUTO:  # detecting it would take seconds of audio
             raise UnknownOption(field="language", allowed=", ".join(LANGUAGES), value=language)
         if spoken == EVERY_LANGUAGE or language in spoken:
             return language
@@ -208,12 +208,12 @@ class StreamResolver:
 
 
 def check_unchanged(options: StreamOptions) -> None:
-    """Refuse what can be said at a stream's beginning only.
+    """Reject options that can only be set before a stream's first audio.
 
     Raises:
-        OutOfRange: it is named.
+        OutOfRange: one is given; it is named.
     """
     for name in ("moderation", "endpointing", "recording_id", "metadata"):
         if name in options.model_fields_set:
             value = echoed(getattr(options, name))
-            raise OutOfRange(field=name, limit="said before the first sound", value=value)
+            raise OutOfRange(field=name, limit="sent before the first audio", value=value)

@@ -1,4 +1,4 @@
-"""Words while people speak: a WebSocket, and a request whose answer begins before its body ends."""
+"""Routes for live streams: a WebSocket, and a request that is answered while its body is sent."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ router = APIRouter(tags=["streams"])
 
 NDJSON = "application/x-ndjson"
 TOKEN = "token"  # noqa: S105 - a name
-"""The subprotocol by which a page, which can send no header, shows its key: ``token, KEY``."""
+"""The subprotocol for keys of web pages, which can send no header: ``token, KEY``."""
 KEEP_ALIVE, FINALIZE, CLOSE = "KeepAlive", "Finalize", "CloseStream"
 CONTROLS = (KEEP_ALIVE, FINALIZE, CLOSE)
 
 DONE, SERVICE_RESTART = 1000, 1012
 OWN_CODES = 4000
-"""Beyond this a close code is the HTTP status of the same error."""
+"""A close code from here on is this plus the HTTP status of the same error."""
 MOST_MISTAKES = 10
-"""Messages that make no sense; the next one ends the stream."""
+"""Number of invalid messages that are tolerated; the next one ends the stream."""
 PIECE_BYTES = 64_000
-"""2 s of sound: a request's body is taken in pieces of at most this size."""
+"""2 s of audio: the largest piece in which a request's body is taken."""
 
 _EXAMPLE = """{"type": "status", "seq": 1, "start": 0.0, "end": 0.0, "text": "", \
 "is_final": false, "status": "ready", "session_id": "3fa85f64-5717-4562-b3fc-2c963f66afa6", ...}
@@ -65,7 +65,7 @@ _EXAMPLE = """{"type": "status", "seq": 1, "start": 0.0, "end": 0.0, "text": "",
 
 
 def close_code(error: StenoError | None) -> int:
-    """How a connection is closed because of ``error``; None: all is done."""
+    """The close code for ``error``; None: the stream is complete."""
     if error is None:
         return DONE
     if isinstance(error, Restarting):
@@ -78,7 +78,7 @@ def close_code(error: StenoError | None) -> int:
 
 @router.websocket("/ws/transcribe")
 async def transcribe(websocket: WebSocket) -> None:
-    """Sound in, words out; `README.md` has the messages."""
+    """Audio in, words out."""
     services: Services = websocket.state.services
     protocols = websocket.scope.get("subprotocols", [])
     shows_key = len(protocols) == 2 and protocols[0] == TOKEN
@@ -132,10 +132,10 @@ class _Connection:
             await self._close(live.error)
 
     async def _first(self) -> Message:
-        """The first message that is no mere sign of life; options in it are taken.
+        """The first message that is not a keep-alive; options in it are applied.
 
         Raises:
-            BadInput: it makes no sense.
+            BadInput: it is invalid.
         """
         limit_s = self._services.settings.stream.idle
         while True:
@@ -161,7 +161,7 @@ class _Connection:
         return live
 
     async def _read(self, live: LiveStream, message: Message) -> None:
-        """Take what the client sends, until it leaves."""
+        """Take what the client sends, until it disconnects."""
         while message["type"] != "websocket.disconnect":
             live.touch()
             if (audio := message.get("bytes")) is not None:
@@ -193,7 +193,7 @@ class _Connection:
                 await live.configure(stream_options(message))
 
     async def _write(self, live: LiveStream) -> None:
-        """Tell the client all there is, until that is over or it does not read."""
+        """Send messages until the stream is over or the client does not read."""
         async for document in live.documents():
             text = json.dumps(document, ensure_ascii=False)
             try:
@@ -231,19 +231,19 @@ def read_message(text: str) -> dict[str, Any]:
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
-        raise Malformed(reason="the message is no JSON; sound is sent in binary messages") from None
+        raise Malformed(reason="the message is not JSON; send audio in binary messages") from None
     if not isinstance(message, dict):
-        raise Malformed(reason="the message is no JSON object")
+        raise Malformed(reason="the message is not a JSON object")
     kind = message.get("type")
     if kind is not None and kind not in CONTROLS:
         allowed = ", ".join(CONTROLS)
-        raise Malformed(reason=f"type must be one of {allowed}, or left out with options")
+        raise Malformed(reason=f"type must be one of {allowed}; a message with options has no type")
     return message
 
 
 def _merged(options: StreamOptions, message: Mapping[str, Any]) -> StreamOptions:
-    """What the address says, and before it what the first message does."""
-    stream_options(message)  # names what is wrong as it was sent
+    """The options in the URL, overridden by those in the first message."""
+    stream_options(message)  # so that an error names the value as it was sent
     return stream_options({**options.model_dump(exclude_unset=True), **message})
 
 
@@ -256,11 +256,11 @@ def _public(error: StenoError) -> StenoError:
 
 @router.post(
     "/asr/stream",
-    summary="Send sound while it is spoken",
+    summary="Stream audio, and receive its text meanwhile",
     response_class=Response,
     responses={
         200: {
-            "description": "Messages as they come, while the body is still being sent",
+            "description": "Messages, while the body is still being sent",
             "content": {
                 NDJSON: {"schema": {"type": "string"}, "example": _EXAMPLE},
                 SSE: {"schema": {"type": "string"}},
@@ -283,11 +283,11 @@ async def stream(
     caller: Transcriber,
     options: Annotated[StreamOptions, Query()],
 ) -> Response:
-    """Send PCM (16 bit, little endian, mono, 16 kHz) as it is spoken, in chunks; words come back.
+    """Send PCM (16 bit, little endian, mono, 16 kHz) while it is spoken, in chunks.
 
-    The answer is a message a line (NDJSON): `status`, `partial`, `final`, `detections`, `error`, as
-    on the WebSocket `/ws/transcribe`; or server-sent events, where `Accept` asks for them. What is
-    sent faster than it is heard is read as fast as it is heard.
+    The response has a message a line (NDJSON): `status`, `partial`, `final`, `detections`, `error`,
+    as on the WebSocket `/ws/transcribe`; or server-sent events, where `Accept` asks for them. Audio
+    is read as fast as it is recognized.
     """
     stream_body(request.scope)
     try:
@@ -301,7 +301,7 @@ async def stream(
 
 
 class _StreamAnswer(Response):
-    """Answers while the request's body comes in."""
+    """Responds while the request's body is received."""
 
     def __init__(self, live: LiveStream, body: AsyncIterator[bytes], *, as_events: bool) -> None:
         self.background = None
@@ -324,12 +324,12 @@ class _StreamAnswer(Response):
                     )
         except TimeoutError:
             self._live.error = self._live.error or SlowReader(limit_s=UNREAD_S)
-            return  # without its end: what has not all been told must not look as if it had
+            return  # without its end, so that it does not look complete
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             await self._live.end()
-        # Whoever sees the answer's end finds all of it kept.
+        # A client that sees the response's end finds everything saved.
         await send({"type": "http.response.body", "body": b""})
 
     async def _messages(self) -> AsyncIterator[str]:

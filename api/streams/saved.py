@@ -1,4 +1,4 @@
-"""What was said on live streams, while they last and afterwards."""
+"""Routes for the saved texts of live streams, during the stream and afterwards."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ router = APIRouter(prefix="/streams", tags=["streams"], responses=documented(404
 
 
 class Utterance(BaseModel):
-    """What was said from one silence to the next: a final."""
+    """An utterance, from one silence to the next: a final."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     seq: int
-    """That of the message which told it."""
+    """The `seq` of its message."""
     start: float
-    """In seconds of the stream's own clock, as all times here."""
+    """In seconds since the stream's start, as all times here."""
     end: float
     text: str = Field(examples=["Xin chào các bạn."])
     language: str = Field(examples=["vi"])
     engine: str
     model_id: str = Field(examples=["base"])
     latency_ms: int
-    """From its last sound to its text."""
+    """From the end of its audio to its text."""
     moderated_by: str | None
-    """The model that judged it; null where none did."""
+    """The model that moderated it; null where none did."""
 
 
 class StreamDocument(BaseModel):
@@ -52,51 +52,53 @@ class StreamDocument(BaseModel):
 
     session_id: UUID
     outcome: str | None = Field(examples=["completed"])
-    """completed, client_left (without a word), interrupted (its gateway went silent), or the code
-    of the error that ended it; null while it goes on."""
+    """completed, client_left (the client disconnected), interrupted (its gateway went silent), or
+    an error's code; null while it is open."""
     engine: str
     model_id: str = Field(examples=["base"])
-    """With the engine and the language what it was set to last."""
+    """Engine, model and language are the last ones that were set."""
     language: str = Field(examples=["vi"])
     text: str = Field(examples=["Xin chào các bạn."])
     word_count: int
     duration_seconds: float
-    """Of the sound that came in, to a few seconds while it goes on."""
+    """Of the audio received; accurate to a few seconds while it is open."""
     latency_ms: int | None
-    """The median of its utterances'; null as long as there are none."""
+    """The median of its utterances; null as long as there are none."""
     created_at: datetime
     completed_at: datetime | None
-    """When it ended, by whatever outcome; null while it goes on."""
+    """When it ended, whatever the outcome; null while it is open."""
     finals: list[Utterance]
     segments: list[ResultSegment]
     words: list[ResultWord]
     moderation: ResultModeration | None
-    """Null where the stream was not to be moderated."""
+    """Null where the stream is not moderated."""
     warnings: list[str]
     recording_id: str | None
     """Your own name for it."""
     metadata: dict[str, Any] | None
-    """Your own, as it came."""
+    """Your own, unchanged."""
     delete_at: datetime | None
-    """When it will be deleted; null until it has ended, and where it stays."""
+    """When it will be deleted; null until it has ended, or if never."""
 
 
-@router.get("/{session_id}", summary="Take a live stream's text", response_model=StreamDocument)
+@router.get(
+    "/{session_id}", summary="Get a live stream and its text", response_model=StreamDocument
+)
 async def stream(session_id: UUID, services: ServicesDep, caller: Reader) -> Response:
-    """A live stream with all its finals, also while it goes on."""
+    """A live stream with all its finals, also while it is open."""
     return await services.in_thread(_document, services, caller.tenant, session_id)
 
 
 @router.delete(
     "/{session_id}",
     status_code=204,
-    summary="Delete a live stream with its text",
+    summary="Delete a live stream and its text",
     responses=documented(404),
 )
 async def delete(session_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
-    """Delete a live stream with its text; one that goes on is ended within seconds.
+    """Delete a live stream and its text; an open one is ended within seconds.
 
-    What is left is a receipt. A stream that was deleted before is a 204 again.
+    A receipt remains. Deleting it again is a 204.
     """
     await services.in_thread(services.streams(caller.tenant).delete, session_id)
     logger.info("stream {stream_id} was deleted", stream_id=session_id)
@@ -105,7 +107,7 @@ async def delete(session_id: UUID, services: ServicesDep, caller: Transcriber) -
 def _document(services: Services, tenant: str, session_id: UUID) -> Response:
     found = services.streams(tenant).get(session_id)
     document = transcript_document(found.transcript, warnings=list(_warnings(found)))
-    del document["manifest"]  # what a job's has, each final tells of itself
+    del document["manifest"]  # each final has its own
     del document["language_probabilities"]
     return JSONResponse(
         {
@@ -140,12 +142,12 @@ def _utterance(final: StreamFinal) -> dict[str, Any]:
 
 
 def _warnings(found: Stream) -> Iterator[str]:
-    """What is to be said of its moderation."""
+    """Warnings about its moderation."""
     if not found.moderation:
         return
     others = [final for final in found.finals if final.segments and final.moderated_by is None]
     turn: float = inf
-    if found.outcome is None:  # they are judged in order: the turn of the last ones may come yet
+    if found.outcome is None:  # finals are moderated in order: the last ones may still follow
         judged = (final.seq for final in found.finals if final.moderated_by is not None)
         turn = max(judged, default=0)
     if any(final.seq < turn for final in others):

@@ -1,4 +1,4 @@
-"""Webhooks: who is told of the ends of jobs, and how that went."""
+"""Routes for webhook endpoints, their secrets, and the messages sent to them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(422, 503))
 
 
-# --- messages, before what would take "deliveries" and "secret" for endpoints' ids ----------------
+# --- messages, before the routes that would take "deliveries" and "secret" for endpoint ids -------
 
 
 @router.get("/deliveries", summary="List messages")
@@ -48,7 +48,7 @@ async def list_deliveries(
     limit: Limit = 50,
     cursor: PageCursor = None,
 ) -> DeliveryList:
-    """Messages with all attempts at them, the newest first."""
+    """Messages with all delivery attempts, newest first."""
     page = await services.in_thread(
         services.webhooks(caller.tenant).deliveries,
         DeliveryFilter(endpoint_id, job_id, status),
@@ -63,14 +63,14 @@ async def list_deliveries(
 
 @router.post(
     "/deliveries/{delivery_id}/redeliver",
-    summary="Send a message again",
+    summary="Redeliver a message",
     status_code=HTTP_202_ACCEPTED,
     responses=documented(404, 409),
 )
 async def redeliver(
     delivery_id: UUID, services: ServicesDep, caller: Transcriber
 ) -> DeliveryDocument:
-    """Send a message (once more), at once, under the same `webhook-id`; retried like a new one."""
+    """Send a message again at once, with the same `webhook-id`; it is retried like a new one."""
     webhooks = services.webhooks(caller.tenant)
     delivery = await services.in_thread(webhooks.redeliver, delivery_id)
     services.events.work_to_do()
@@ -80,19 +80,19 @@ async def redeliver(
 # --- the tenant's secret --------------------------------------------------------------------------
 
 
-@router.get("/secret", summary="See the secret for jobs' own URLs")
+@router.get("/secret", summary="Get the secret for jobs' own URLs")
 async def read_tenant_secret(services: ServicesDep, caller: Transcriber) -> Secrets:
-    """What signs messages to a job's own `webhook_url`; it is made when it is first asked for."""
+    """The secret that signs messages to a job's own `webhook_url`; created on first use."""
     return _secrets(await services.in_thread(services.webhooks(caller.tenant).secrets, None))
 
 
-@router.post("/secret/rotate", summary="Replace the secret for jobs' own URLs")
+@router.post("/secret/rotate", summary="Rotate the secret for jobs' own URLs")
 async def rotate_tenant_secret(
     services: ServicesDep,
     caller: Transcriber,
     rotation: Annotated[Rotation, Body(default_factory=Rotation)],
 ) -> Secrets:
-    """Make a new one; for a while messages are signed with both."""
+    """Create a new secret; for a while messages are signed with both."""
     webhooks = services.webhooks(caller.tenant)
     return _secrets(await services.in_thread(webhooks.rotate, None, rotation.overlap_seconds))
 
@@ -102,12 +102,12 @@ async def rotate_tenant_secret(
 
 @router.post(
     "",
-    summary="Make an endpoint",
+    summary="Create an endpoint",
     status_code=HTTP_201_CREATED,
     responses=documented(409),
 )
 async def create(wanted: NewEndpoint, services: ServicesDep, caller: Transcriber) -> NewlyMade:
-    """Have a URL told of the ends of this tenant's jobs; 409 when there are too many endpoints."""
+    """Notify a URL when this tenant's jobs end; 409 when there are too many endpoints."""
     await services.egress.check(wanted.url)
     endpoint, secret = await services.in_thread(
         services.webhooks(caller.tenant).create,
@@ -121,12 +121,12 @@ async def create(wanted: NewEndpoint, services: ServicesDep, caller: Transcriber
 
 @router.get("", summary="List endpoints")
 async def list_endpoints(services: ServicesDep, caller: Transcriber) -> EndpointList:
-    """The tenant's endpoints, the oldest first."""
+    """The tenant's endpoints, oldest first."""
     found = await services.in_thread(services.webhooks(caller.tenant).endpoints)
     return EndpointList(endpoints=[Endpoint(**_endpoint(each)) for each in found])
 
 
-@router.get("/{endpoint_id}", summary="See an endpoint", responses=documented(404))
+@router.get("/{endpoint_id}", summary="Get an endpoint", responses=documented(404))
 async def read(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> Endpoint:
     """One endpoint."""
     webhooks = services.webhooks(caller.tenant)
@@ -137,7 +137,7 @@ async def read(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) ->
 async def change(
     endpoint_id: UUID, wanted: EndpointChange, services: ServicesDep, caller: Transcriber
 ) -> Endpoint:
-    """Change, pause or resume an endpoint. Resuming forgets how much went wrong before."""
+    """Change, pause or resume an endpoint. Resuming resets its count of failures."""
     values: dict[str, Any] = wanted.model_dump(exclude_none=True)
     if wanted.url is not None:
         await services.egress.check(wanted.url)
@@ -158,18 +158,18 @@ async def change(
     responses=documented(404),
 )
 async def delete(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
-    """Delete an endpoint with its messages, also those that wait."""
+    """Delete an endpoint and its messages, including pending ones."""
     await services.in_thread(services.webhooks(caller.tenant).delete, endpoint_id)
 
 
-@router.get("/{endpoint_id}/secret", summary="See an endpoint's secret", responses=documented(404))
+@router.get("/{endpoint_id}/secret", summary="Get an endpoint's secret", responses=documented(404))
 async def read_secret(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> Secrets:
-    """What signs the endpoint's messages."""
+    """The secret that signs the endpoint's messages."""
     return _secrets(await services.in_thread(services.webhooks(caller.tenant).secrets, endpoint_id))
 
 
 @router.post(
-    "/{endpoint_id}/rotate", summary="Replace an endpoint's secret", responses=documented(404)
+    "/{endpoint_id}/rotate", summary="Rotate an endpoint's secret", responses=documented(404)
 )
 async def rotate_secret(
     endpoint_id: UUID,
@@ -177,7 +177,7 @@ async def rotate_secret(
     caller: Transcriber,
     rotation: Annotated[Rotation, Body(default_factory=Rotation)],
 ) -> Secrets:
-    """Make a new one; for a while messages are signed with both."""
+    """Create a new secret; for a while messages are signed with both."""
     webhooks = services.webhooks(caller.tenant)
     return _secrets(
         await services.in_thread(webhooks.rotate, endpoint_id, rotation.overlap_seconds)
@@ -191,7 +191,7 @@ async def rotate_secret(
     responses=documented(404),
 )
 async def test(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> DeliveryDocument:
-    """Send a `webhook.test`, also to an endpoint that is paused. It is tried once."""
+    """Send a `webhook.test`, also to a paused endpoint. It is not retried."""
     webhooks = services.webhooks(caller.tenant)
     delivery = await services.in_thread(webhooks.test, endpoint_id)
     services.events.work_to_do()

@@ -22,33 +22,33 @@ Events = Annotated[list[Event], Field(min_length=1, max_length=len(ALL))]
 
 
 class NewEndpoint(BaseModel):
-    """An endpoint to make."""
+    """An endpoint to create."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     url: Url
     """Where messages are sent, by POST: http or https, and no private address."""
     events: Events = list(ALL)
-    """What it is told of; by default all there is."""
+    """The events to send; by default all."""
     description: Name = ""
-    """For people."""
+    """Your own note."""
 
 
 class EndpointChange(BaseModel):
-    """What is to change; what is left out stays."""
+    """Changes to an endpoint; omitted fields stay as they are."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     url: Url | SkipJsonSchema[None] = None
-    """Messages that wait go there, too."""
+    """Pending messages go there, too."""
     events: Events | SkipJsonSchema[None] = None
     description: Name | SkipJsonSchema[None] = None
     paused: bool | SkipJsonSchema[None] = None
-    """true: messages wait; false: those that waited are sent."""
+    """true: hold messages; false: send the held ones."""
 
 
 class Endpoint(BaseModel):
-    """A URL that is told of the ends of jobs."""
+    """A URL that is notified when jobs end."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -57,11 +57,11 @@ class Endpoint(BaseModel):
     events: list[str] = Field(examples=[["transcription.completed"]])
     description: str
     paused: bool
-    """Whether its messages wait."""
+    """Whether its messages are held."""
     paused_at: datetime | None
     paused_reason: str | None = Field(examples=["10 messages in a row were given up"])
     failures: int
-    """Messages given up since the last one that arrived."""
+    """Messages that failed since the last delivery."""
     created_at: datetime
 
 
@@ -72,55 +72,55 @@ class NewlyMade(Endpoint):
 
 
 class EndpointList(BaseModel):
-    """A tenant's endpoints, the oldest first."""
+    """A tenant's endpoints, oldest first."""
 
     endpoints: list[Endpoint]
 
 
 class OldSecret(BaseModel):
-    """A secret that was replaced, and signs messages, beside the new one, for a while."""
+    """A replaced secret, which still signs messages beside the new one."""
 
     secret: str
     until: datetime
 
 
 class Secrets(BaseModel):
-    """What messages are signed with (Standard Webhooks, "whsec_" and base64)."""
+    """The secrets that sign messages (Standard Webhooks, "whsec_" and base64)."""
 
     secret: str = Field(examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
     replaced: list[OldSecret]
 
 
 class Rotation(BaseModel):
-    """How a secret is replaced."""
+    """How to rotate a secret."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     overlap_seconds: int = Field(DAY_S, ge=0, le=30 * DAY_S)
-    """For how long the secrets before sign messages, too."""
+    """How long the previous secrets sign messages, too."""
 
 
 class Attempt(BaseModel):
-    """How one attempt went."""
+    """One delivery attempt."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     attempt: int
     at: datetime
     status_code: int | None = Field(examples=[503])
-    """Null: there was no answer."""
+    """Null: there was no response."""
     error: str | None = Field(examples=["it answered 503"])
     duration_seconds: float
 
 
 class DeliveryDocument(BaseModel):
-    """A message, and how it went."""
+    """A message and its delivery attempts."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: UUID
     webhook_id: str = Field(examples=["msg_3fa85f6457174562b3fc2c963f66afa6"])
-    """What the receiver knows it by, in every attempt."""
+    """Its id in the receiver's headers, the same in every attempt."""
     endpoint_id: UUID | None
     """Null: it goes to the job's own webhook_url."""
     job_id: UUID | None
@@ -128,16 +128,16 @@ class DeliveryDocument(BaseModel):
     event: str = Field(examples=["transcription.completed"])
     url: str
     status: DeliveryStatus
-    """failed: it was given up."""
+    """failed: no more attempts follow."""
     created_at: datetime
     next_attempt_at: datetime | None
-    """No sooner, that is; null: there will be none."""
+    """Not before this time; null: no attempt follows."""
     ended_at: datetime | None
     attempts: list[Attempt]
 
 
 class DeliveryList(BaseModel):
-    """Some messages, the newest first."""
+    """Some messages, newest first."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 

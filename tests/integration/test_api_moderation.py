@@ -367,7 +367,7 @@ def test_a_process_that_hangs_is_replaced() -> None:
         await judge.moderate([CLEAN])
         mine()[0].suspend()
         judge._slice_s = 0.2
-        with pytest.raises(ModerationFailed, match="did not come to an end"):
+        with pytest.raises(ModerationFailed, match="did not finish in time"):
             await judge.moderate([CLEAN])
         judge._slice_s = 60
         assert await judge.moderate([CLEAN])

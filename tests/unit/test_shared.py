@@ -17,7 +17,7 @@ def test_many_who_ask_at_once_have_it_looked_up_once() -> None:
         return looked
 
     async def run() -> None:
-        shared = SingleFlight(look, good_s=3600)
+        shared = SingleFlight(look, cached_s=3600)
         leaving = asyncio.create_task(shared.get())
         staying = [asyncio.create_task(shared.get()) for _ in range(50)]
         await asyncio.sleep(0)
@@ -35,7 +35,7 @@ def test_what_is_not_good_any_more_is_looked_up_again() -> None:
         return next(found)
 
     async def run() -> None:
-        shared = SingleFlight(look, good_s=0)
+        shared = SingleFlight(look, cached_s=0)
         assert [await shared.get() for _ in range(3)] == [0, 1, 2]
 
     asyncio.run(run())
@@ -49,7 +49,7 @@ def test_a_failure_is_not_remembered() -> None:
             raise error
 
     async def run() -> None:
-        shared = SingleFlight(look, good_s=3600)
+        shared = SingleFlight(look, cached_s=3600)
         with pytest.raises(OSError, match="out"):
             await shared.get()
         await shared.get()

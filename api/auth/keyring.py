@@ -101,7 +101,7 @@ class KeyRing:
             self._known.pop(name, None)
             self._make_room(now)
             answer = asyncio.ensure_future(self._in_thread(ask))
-            # The caller may be cancelled meanwhile: then nobody awaits its failure.
+            # The caller may be cancelled meanwhile: then its failure is never awaited.
             answer.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._known[name] = (now + CACHED_S, answer)
         said: T = answer.result() if answer.done() else await asyncio.shield(answer)

@@ -144,8 +144,8 @@ def problem(error: StenoError) -> Problem:
 
 def details_of(error: StenoError) -> dict[str, Any]:
     """What a response adds to the message of a client's mistake: field, limit and value."""
-    told = error.details.items() if isinstance(error, BadInput) else ()
-    return {key: _plain(value) for key, value in told}
+    details = error.details if isinstance(error, BadInput) else {}
+    return {key: _plain(value) for key, value in details.items()}
 
 
 def internal_error() -> Problem:

@@ -208,7 +208,7 @@ def _recognize(
 ) -> None:
     started = time.monotonic()
     try:
-        heard = recognizer.hear(wanted)
+        hypotheses = recognizer.hear(wanted)
     except Exception as error:
         reason = "an unexpected error; the log says where"
         if isinstance(error, EngineFailed):
@@ -219,7 +219,7 @@ def _recognize(
             requests.answer({"stream": each["stream"], "ticket": each["ticket"], "failed": reason})
         return
     took_ms = _ms_since(started) / len(asked)
-    for each, hypothesis in zip(asked, heard, strict=True):
+    for each, hypothesis in zip(asked, hypotheses, strict=True):
         requests.answer(
             {
                 "stream": each["stream"],

@@ -44,7 +44,7 @@ from common.domain.stream import (
     Partial,
     Session,
     State,
-    Status,
+    StateChange,
     Style,
 )
 from common.domain.values import Segment, Span
@@ -328,7 +328,7 @@ class LiveStream:
         document = event_document(event)
         if latency_ms is not None:
             document["latency_ms"] = latency_ms
-        if isinstance(event, Status) and event.state in (State.LOADING, State.READY):
+        if isinstance(event, StateChange) and event.state in (State.LOADING, State.READY):
             setup = self._session.setup
             document |= {
                 "session_id": self.id,
@@ -584,7 +584,7 @@ def event_document(event: Event) -> Document:
         "is_final": False,
     }
     match event:
-        case Status():
+        case StateChange():
             return common | {"type": "status", "status": event.state, **event.details}
         case Partial():
             return common | {"type": "partial", "text": event.text, "stable": event.stable}

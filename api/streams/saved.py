@@ -148,8 +148,8 @@ def _warnings(found: Stream) -> Iterator[str]:
     others = [final for final in found.finals if final.segments and final.moderated_by is None]
     turn: float = inf
     if found.outcome is None:  # finals are moderated in order: the last ones may still follow
-        judged = (final.seq for final in found.finals if final.moderated_by is not None)
-        turn = max(judged, default=0)
+        moderated = (final.seq for final in found.finals if final.moderated_by is not None)
+        turn = max(moderated, default=0)
     if any(final.seq < turn for final in others):
         yield MODERATION_FAILED
     if len(found.transcript.moderated_by or ()) > 1:

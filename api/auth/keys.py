@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, status
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from api.auth.callers import Admin
 from api.auth.keyring import KeyRing
 from api.http.problems import documented
 from api.services import ServicesDep
-from common.db.keys import Key, Keys
+from common.db.keys import Keys
 from common.domain.keys import ID_PATTERN, Scope
 
 router = APIRouter(prefix="/keys", tags=["keys"])
@@ -63,13 +63,13 @@ class NewKey(BaseModel):
 class KeyDocument(BaseModel):
     """A key without its secret."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
 
     id: str = Field(examples=["k3v9x0a1b2c3"])
     """The part after `steno_`."""
     name: str
     tenant: str
-    scopes: list[Scope]
+    scopes: Annotated[list[Scope], BeforeValidator(sorted)]
     limits: dict[str, float]
     """Those that differ from the settings."""
     state: str = Field(examples=["active"])
@@ -98,7 +98,7 @@ class KeyList(BaseModel):
 async def list_keys(services: ServicesDep, caller: Admin) -> KeyList:
     """The tenant's keys, oldest first."""
     keys = await services.in_thread(Keys(services.database, caller.tenant).all)
-    return KeyList(keys=[KeyDocument.model_validate(_document(key)) for key in keys])
+    return KeyList(keys=[KeyDocument.model_validate(key) for key in keys])
 
 
 @router.post(
@@ -118,7 +118,7 @@ async def create_key(wanted: NewKey, services: ServicesDep, caller: Admin) -> Ma
         limits=wanted.limits.given(),
     )
     services.get(KeyRing).forget(key.id)
-    return MadeKey.model_validate({**_document(key), "key": text.reveal()})
+    return MadeKey(**KeyDocument.model_validate(key).model_dump(), key=text.reveal())
 
 
 @router.delete(
@@ -131,18 +131,3 @@ async def revoke_key(key_id: KeyId, services: ServicesDep, caller: Admin) -> Non
     """Revoke a key permanently. Other gateway processes follow within five seconds."""
     await services.in_thread(Keys(services.database, caller.tenant).revoke, key_id)
     services.get(KeyRing).forget(key_id)
-
-
-def _document(key: Key) -> dict[str, object]:
-    return {
-        "id": key.id,
-        "name": key.name,
-        "tenant": key.tenant,
-        "scopes": sorted(key.scopes),
-        "limits": key.limits,
-        "state": key.state,
-        "created_at": key.created_at,
-        "expires_at": key.expires_at,
-        "revoked_at": key.revoked_at,
-        "last_used_at": key.last_used_at,
-    }

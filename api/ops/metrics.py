@@ -6,7 +6,8 @@ import asyncio
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
@@ -31,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.callers import may_read_metrics
 from api.http.problems import documented
+from api.ops.health import SingleFlight
 from api.services import VERSION, Services, ServicesDep
 from common.db.monitoring import MOST, Observed, Server, Waiting, observe_service
 from common.db.streams import COMPLETED, INTERRUPTED
@@ -147,7 +149,9 @@ class Scraper:
     def __init__(self, services: Services, http: HttpMetrics) -> None:
         self._services = services
         self._http = http
-        self._reads: dict[str, asyncio.Task[object]] = {}
+        self._postgres = _shared("postgres", lambda: observe_service(services.database))
+        self._redis = _shared("redis", self._queue)
+        self._disk = _shared("disk", self._usage)
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the form that ``accept`` asks for, and its media type.
@@ -155,9 +159,7 @@ class Scraper:
         What is unavailable is left out, and reported as down.
         """
         service, queue, disk = await asyncio.gather(
-            self._read("postgres", lambda: observe_service(self._services.database)),
-            self._read("redis", self._queue),
-            self._read("disk", self._disk),
+            _in_time(self._postgres), _in_time(self._redis), _in_time(self._disk)
         )
         registry = CollectorRegistry()
         registry.register(_Everything(self._http, service, queue, disk))
@@ -170,37 +172,42 @@ class Scraper:
         return _QueueState(
             workers=queue.live_workers(),
             dispatchers=queue.live_dispatchers(),
-            doorbells=queue.waiting(),
+            queued_steps=queue.waiting(),
             memory_bytes=used,
             memory_limit_bytes=inf if limit is None else limit,
             storage_full=queue.storage_is_full(),
         )
 
-    def _disk(self) -> _Disk:
+    def _usage(self) -> _Disk:
         found = shutil.disk_usage(self._services.settings.storage.temp)
         return _Disk(found.total, found.free)
 
-    async def _read(self, part: str, read: Callable[[], T]) -> T | None:
-        task = self._reads.get(part)
-        if task is None or task.done():
-            task = self._reads[part] = asyncio.create_task(_attempt(part, asyncio.to_thread(read)))
-        await asyncio.wait([task], timeout=TIMEOUT_S)
-        return task.result() if task.done() else None  # type: ignore[return-value]
+
+def _shared(part: str, read: Callable[[], T]) -> SingleFlight[T | None]:
+    """What ``read`` returns in a thread, once for concurrent scrapes; None where it fails."""
+
+    async def attempt() -> T | None:
+        try:
+            return await asyncio.to_thread(read)
+        except (StenoError, RedisError, OSError) as error:
+            logger.warning("metrics of {} are missing: {}", part, type(error).__name__)
+            return None
+
+    return SingleFlight(attempt, cached_s=0)
 
 
-async def _attempt(part: str, read: Awaitable[T]) -> T | None:
-    try:
-        return await read
-    except (StenoError, RedisError, OSError) as error:
-        logger.warning("metrics of {} are missing: {}", part, type(error).__name__)
-        return None
+async def _in_time(read: SingleFlight[T | None]) -> T | None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TIMEOUT_S):
+            return await read.get()
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class _QueueState:
     workers: int
     dispatchers: int
-    doorbells: int
+    queued_steps: int
     memory_bytes: int
     memory_limit_bytes: float
     storage_full: bool
@@ -255,7 +262,7 @@ class _Everything(Collector):
 def _queue(queue: _QueueState) -> Iterator[Metric]:
     yield _one("stenopool_workers", "Live workers", queue.workers)
     yield _one("stenopool_dispatchers", "Live dispatchers", queue.dispatchers)
-    yield _one("stenopool_doorbells", "Steps queued in RQ", queue.doorbells)
+    yield _one("stenopool_doorbells", "Steps queued in RQ", queue.queued_steps)
     yield _one("stenopool_redis_memory_bytes", "Memory that Redis uses", queue.memory_bytes)
     limit = "Memory limit of Redis; it rejects writes beyond it"
     yield _one("stenopool_redis_memory_limit_bytes", limit, queue.memory_limit_bytes)

@@ -190,16 +190,17 @@ class WarmProcess(ABC):
             return error
         child = await ChildProcess.spawn(self.module, order, line_bytes=self.line_bytes)
         try:
-            if problem := await self._load(child):
-                return problem
-            await self._serve(child)
+            answer = await self._load(child)
+            if isinstance(answer, StenoError):
+                return answer
+            self.is_ready, self._problem = True, None
+            await self._serve(child, answer)
         finally:
             self.is_ready = False
-            self._unloaded()
             await child.kill()
         return self._ended(child)
 
-    async def _load(self, child: ChildProcess) -> StenoError | None:
+    async def _load(self, child: ChildProcess) -> dict[str, Any] | StenoError:
         try:
             async with asyncio.timeout(self.loading_s):
                 line = await child.receive()
@@ -208,12 +209,8 @@ class WarmProcess(ABC):
         if not line:
             await child.end()
             return self._unusable(f"loading it ended the process ({child.exit_code})")
-        answer = json.loads(line)
-        if "unusable" in answer:
-            return self._unusable(answer["unusable"])
-        self.is_ready, self._problem = True, None
-        self._loaded(child, answer)
-        return None
+        answer: dict[str, Any] = json.loads(line)
+        return self._unusable(answer["unusable"]) if "unusable" in answer else answer
 
     @abstractmethod
     async def _order(self) -> str:
@@ -224,16 +221,8 @@ class WarmProcess(ABC):
         """
 
     @abstractmethod
-    def _loaded(self, child: ChildProcess, answer: dict[str, Any]) -> None:
-        """The process is ready, and said ``answer``."""
-
-    @abstractmethod
-    async def _serve(self, child: ChildProcess) -> None:
+    async def _serve(self, child: ChildProcess, loaded: dict[str, Any]) -> None:
         """Work with the process until it ends, hangs or is no longer needed."""
-
-    @abstractmethod
-    def _unloaded(self) -> None:
-        """The process is no longer ready."""
 
     @abstractmethod
     def _ended(self, child: ChildProcess) -> StenoError | None:

@@ -142,13 +142,6 @@ class ModerationProcess(WarmProcess):
     async def _order(self) -> str:
         return self._settings.model_dump_json()
 
-    def _loaded(self, child: ChildProcess, answer: dict[str, Any]) -> None:
-        self.by = ModeratedBy.from_json(answer["by"])
-        logger.info("moderation by {} is ready, process {}", self.by.model, child.pid)
-
-    def _unloaded(self) -> None:
-        self.by = None
-
     def _ended(self, child: ChildProcess) -> None:
         logger.warning("moderation process {} ended with {}", child.pid, child.exit_code)
 
@@ -160,8 +153,10 @@ class ModerationProcess(WarmProcess):
                 await asyncio.wait_for(self._called(), RESTART_S)
         return True
 
-    async def _serve(self, child: ChildProcess) -> None:
+    async def _serve(self, child: ChildProcess, loaded: dict[str, Any]) -> None:
         """Take a slice of each call in turn, until the process dies or hangs."""
+        self.by = ModeratedBy.from_json(loaded["by"])
+        logger.info("moderation by {} is ready, process {}", self.by.model, child.pid)
         watch = asyncio.create_task(self._wake_at_exit(child))
         try:
             while child.exit_code is None:
@@ -173,6 +168,7 @@ class ModerationProcess(WarmProcess):
                 if not call.answer.done() and not await self._take_slice(child, call):
                     return
         finally:
+            self.by = None
             watch.cancel()
 
     async def _take_slice(self, child: ChildProcess, call: _Call) -> bool:

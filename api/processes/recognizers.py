@@ -244,16 +244,6 @@ class _Recognizer(WarmProcess):
         }
         return json.dumps(order)
 
-    def _loaded(self, child: ChildProcess, answer: dict[str, Any]) -> None:
-        self._style = Style(**answer["style"])
-        logger.info("{} {} recognizes streams, process {}", self.engine, self.model, child.pid)
-        for listener in list(self.listeners.values()):
-            self._notify_ready(listener, self._style)
-
-    def _unloaded(self) -> None:
-        self._style = None
-        self._unanswered.clear()
-
     def _ended(self, child: ChildProcess) -> StenoError | None:
         if not self.listeners and not self.stays:
             logger.info("{} {} is unloaded", self.engine, self.model)
@@ -277,15 +267,22 @@ class _Recognizer(WarmProcess):
         if self.listeners.get(listener.id) is listener and self.is_ready:
             listener.attached(style)
 
-    async def _serve(self, child: ChildProcess) -> None:
+    async def _serve(self, child: ChildProcess, loaded: dict[str, Any]) -> None:
         """Pass on messages and answers, until the process ends, hangs or is not needed."""
+        style = Style(**loaded["style"])
+        logger.info("{} {} recognizes streams, process {}", self.engine, self.model, child.pid)
         writing = asyncio.create_task(self._write(child))
         watching = asyncio.create_task(self._watch())
         reading = asyncio.create_task(self._read(child))
         tasks = {writing, watching, reading}
         try:
+            self._style = style
+            for listener in list(self.listeners.values()):
+                self._notify_ready(listener, style)
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self.is_ready, self._style = False, None
+            self._unanswered.clear()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -104,8 +104,8 @@ class KeyRing:
             # The caller may be cancelled meanwhile: then its failure is never awaited.
             answer.add_done_callback(lambda done: done.cancelled() or done.exception())
             self._known[name] = (now + CACHED_S, answer)
-        said: T = answer.result() if answer.done() else await asyncio.shield(answer)
-        return said
+        value: T = answer.result() if answer.done() else await asyncio.shield(answer)
+        return value
 
     def _make_room(self, now: float) -> None:
         """Drop what has expired, and the oldest entry where there are too many."""

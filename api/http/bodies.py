@@ -1,4 +1,4 @@
-"""Requests' bodies: how much came in, how much may, and whether the client is still connected."""
+"""Request bodies: size limits, timeouts, and whether the client is still connected."""
 
 from __future__ import annotations
 

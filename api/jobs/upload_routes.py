@@ -40,8 +40,8 @@ def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
     kinds = [kind for kind in option.get("anyOf", []) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return option
-    said = {key: it for key, it in option.items() if key != "anyOf"}
-    return {**kinds[0], "examples": [""], **said}
+    kept = {key: it for key, it in option.items() if key != "anyOf"}
+    return {**kinds[0], "examples": [""], **kept}
 
 
 @router.post(

@@ -31,7 +31,7 @@ async def wait_for_end(request: Request, feed: JobFeed, limit_s: float | None = 
     """Return when the job has ended, this gateway is about to end, or ``limit_s`` has passed.
 
     Raises:
-        starlette.requests.ClientDisconnect: the client has disconnected; the job goes on.
+        starlette.requests.ClientDisconnect: the client has disconnected; the job continues.
     """
     await while_connected(request, _wait(feed, limit_s))
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from api.http import bodies as intake
+from api.http import bodies
 from api.http.bodies import BodyRejected, count_body
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its bytes comes long before the client would count as gone."""
-    monkeypatch.setattr(intake, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(bodies, "TIMEOUT_S", 0.2)
     scope: dict[str, Any] = {"headers": [(b"content-length", b"1000")]}
 
     async def receive() -> dict[str, Any]:
@@ -31,7 +31,7 @@ def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_body_at_a_decent_rate_has_the_time_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(bodies, "TIMEOUT_S", 1.0)
     scope: dict[str, Any] = {"headers": [(b"transfer-encoding", b"chunked")]}
     pieces = iter(range(40))
 

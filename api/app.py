@@ -23,7 +23,7 @@ from api.http import problems
 from api.http.connections import Connections, throttle_accept_warnings, throttle_request_warnings
 from api.http.middleware import HeadLimits, RequestLog, SafeHeaders
 from api.http.request_rules import RequestRules
-from api.jobs import events, submissions, upload_routes
+from api.jobs import events, submissions
 from api.jobs import routes as jobs
 from api.jobs.changes import JobChanges
 from api.jobs.feeds import JobFeeds
@@ -124,7 +124,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_openai(app)
     docs.install(app, api.public_url)
     for module, prefix in (
-        (upload_routes, PREFIX),
         (submissions, PREFIX),
         (transcripts, PREFIX),
         (jobs, PREFIX),

@@ -1,20 +1,22 @@
-"""The route to submit a recording by its URL, from which a worker fetches it."""
+"""Routes to submit a recording: by an upload, or by its URL, from which a worker fetches it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
-from uuid import uuid4
+from typing import Annotated, Any
+from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Request
 from loguru import logger
 from pydantic import Field
 
 from api.auth.callers import Caller, Transcriber
+from api.http.bodies import Body
 from api.http.problems import documented
 from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
 from api.jobs.schemas import Accepted, UploadOptions
+from api.jobs.uploads import AwaitedUpload, Upload
 from api.services import Services, ServicesDep
 from common.db.jobs import Created, Jobs, NewJob
 from common.domain.job import JobStatus
@@ -34,6 +36,60 @@ class Submission(UploadOptions):
     reachable addresses. What follows the `?` is sent to that host only."""
     diarize: bool = False
     """Speaker diarization: not supported yet, so only false is accepted."""
+
+
+def _form(*, options: bool = True) -> dict[str, Any]:
+    schema = UploadOptions.model_json_schema()
+    if not options:
+        schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    file = {"type": "string", "format": "binary", "description": "The recording, audio or video."}
+    others = {name: _as_sent(option) for name, option in schema["properties"].items()}
+    schema["properties"] = {"file": file, **others}
+    schema["required"] = ["file"]
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
+    """An option's schema without null, which no form can send.
+
+    Swagger UI fills the form with examples, and where there are none it invents them, such as the
+    largest temperature. An empty example counts as not sent.
+    """
+    kinds = [kind for kind in option.get("anyOf", []) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return option
+    kept = {key: it for key, it in option.items() if key != "anyOf"}
+    return {**kinds[0], "examples": [""], **kept}
+
+
+@router.post(
+    "/upload",
+    summary="Upload a recording",
+    response_model=Accepted,
+    responses=documented(400, 408, 409, 413, 415, 422, 503),
+    openapi_extra={"requestBody": _form(), "parameters": [PARAMETER]},
+)
+async def upload(request: Request, services: ServicesDep, caller: Transcriber) -> Accepted:
+    """Upload a recording; the response follows once it is stored.
+
+    Options may come before or after the file. Formats are detected by content, not by name: mp3,
+    wav, m4a, mp4, aac, ogg, opus, flac, wma, webm, mkv, avi, mov and more; of a video, its audio.
+    """
+    return await Upload(services, caller).accept(request, Body(request))
+
+
+@router.post(
+    "/jobs/{job_id}/upload",
+    summary="Upload the recording of a job that waits for it",
+    response_model=Accepted,
+    responses=documented(400, 404, 408, 409, 413, 415, 422, 503),
+    openapi_extra={"requestBody": _form(options=False)},
+)
+async def upload_awaited(
+    job_id: UUID, request: Request, services: ServicesDep, caller: Transcriber
+) -> Accepted:
+    """Upload the recording of a job that `POST /jobs` has created: once."""
+    return await AwaitedUpload(services, caller, job_id).accept(request, Body(request))
 
 
 @router.post(

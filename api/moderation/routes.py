@@ -12,10 +12,8 @@ from starlette.responses import JSONResponse, Response
 from api.auth.callers import Transcriber
 from api.http.bodies import Body, while_connected
 from api.http.problems import (
-    ClosingAnswer,
     documented,
     echoed,
-    problem,
 )
 from api.moderation.schemas import (
     MAX_LETTERS,
@@ -26,7 +24,7 @@ from api.moderation.schemas import (
 from api.processes.moderator import ModerationProcess
 from api.services import ServicesDep
 from common.domain.moderation import Label, ModeratedBy, Verdict
-from common.errors import Malformed, Missing, OutOfRange, StenoError, TooLarge, Unsupported
+from common.errors import Malformed, Missing, OutOfRange, TooLarge, Unsupported
 
 router = APIRouter(tags=["moderation"])
 
@@ -52,16 +50,10 @@ async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> R
     A text has up to 50,000 characters, the body up to 4 MB. A text longer than the model's input
     is classified in pieces, and gets the label of its worst piece.
     """
-    body = Body(request)
-    try:
-        services.get(ModerationProcess).check()
-        texts = read_texts(await _read(request, body))
-        by, verdicts = await while_connected(
-            request, services.get(ModerationProcess).moderate(texts)
-        )
-    except StenoError as error:
-        answer = problem(error)
-        return answer if body.ended else ClosingAnswer(answer)
+    body, moderation = Body(request), services.get(ModerationProcess)
+    moderation.check()
+    texts = read_texts(await _read(request, body))
+    by, verdicts = await while_connected(request, moderation.moderate(texts))
     return JSONResponse(answer_document(texts, by, verdicts))
 
 

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from api.auth.callers import Caller, Reader, Transcriber
 from api.http.bodies import Body
 from api.http.multipart import FormReader
-from api.http.problems import ClosingAnswer, problem
+from api.http.problems import problem
 from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
 from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.resolving import Resolver
@@ -137,12 +137,9 @@ async def translations(request: Request, services: ServicesDep, caller: Transcri
 
 
 async def _serve(call: Call, request: Request, services: Services, caller: Caller) -> Response:
-    parsed, body = ParsedCall(call), Body(request)
-    try:
-        job_id = (await Upload(services, caller, parsed.form).accept(request, body)).job_id
-    except StenoError as error:
-        answer = ErrorAnswer(problem(error))
-        return answer if body.ended else ClosingAnswer(answer)
+    parsed = ParsedCall(call)
+    upload = Upload(services, caller, parsed.form)
+    job_id = (await upload.accept(request, Body(request))).job_id
     headers = {JOB_ID: str(job_id)}
     try:
         async with AsyncExitStack() as source:

@@ -19,7 +19,6 @@ from api.auth.callers import Caller, Transcriber, caller_of
 from api.http.bodies import stream_body
 from api.http.problems import (
     PUBLIC_ERRORS,
-    close_if_unread,
     documented,
     problem,
 )
@@ -290,12 +289,9 @@ async def stream(
     is read as fast as it is recognized.
     """
     stream_body(request.scope)
-    try:
-        wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, options)
-        live = LiveStream(services, caller, wanted, request.state.request_id)
-        await live.begin()
-    except StenoError as error:
-        return close_if_unread(request, problem(error))
+    wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, options)
+    live = LiveStream(services, caller, wanted, request.state.request_id)
+    await live.begin()
     as_events = SSE in request.headers.get("accept", "")
     return _StreamAnswer(live, request.stream(), as_events=as_events)
 

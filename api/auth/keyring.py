@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from loguru import logger
 
+from api.cache import SingleFlight
 from common.db.keys import AllKeys, Key
 from common.domain.keys import same, sha256_of
 from common.errors import StenoError
@@ -47,7 +47,7 @@ class KeyRing:
         self._own = None if own is None else sha256_of(own)
         self._loopback = loopback
         self._in_thread = in_thread
-        self._known: dict[str, tuple[float, asyncio.Future[Any]]] = {}
+        self._known: dict[str, SingleFlight[Any]] = {}
         self._used: dict[str, datetime] = {}
         self._writing: asyncio.Task[None] | None = None
 
@@ -93,27 +93,16 @@ class KeyRing:
         """Record that the key is being used now; it is written later."""
         self._used[key_id] = datetime.now(UTC).replace(second=0, microsecond=0)
 
-    async def _cached(self, name: str, ask: Callable[[], T]) -> T:
-        """A cached value, or the one in Postgres, which concurrent callers query once."""
-        now = time.monotonic()
-        until, answer = self._known.get(name, (0.0, None))
-        if answer is None or until < now or (answer.done() and answer.exception() is not None):
-            self._known.pop(name, None)
-            self._make_room(now)
-            answer = asyncio.ensure_future(self._in_thread(ask))
-            # The caller may be cancelled meanwhile: then its failure is never awaited.
-            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._known[name] = (now + CACHED_S, answer)
-        value: T = answer.result() if answer.done() else await asyncio.shield(answer)
+    async def _cached(self, name: str, query: Callable[[], T]) -> T:
+        """A cached value, or the one in Postgres."""
+        entry = self._known.pop(name, None)
+        if entry is None:
+            entry = SingleFlight(lambda: self._in_thread(query), cached_s=CACHED_S)
+        self._known[name] = entry  # the least recently used one comes first
+        if len(self._known) > MOST_CACHED:
+            del self._known[next(iter(self._known))]
+        value: T = await entry.get()
         return value
-
-    def _make_room(self, now: float) -> None:
-        """Drop what has expired, and the oldest entry where there are too many."""
-        while self._known:
-            name, (until, _) = next(iter(self._known.items()))
-            if until >= now and len(self._known) < MOST_CACHED:
-                return
-            del self._known[name]
 
     async def _write_uses_forever(self) -> None:
         while True:

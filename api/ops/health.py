@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from html import escape
-from typing import Generic, Literal, TypeVar
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
+from api.cache import SingleFlight
 from api.http.problems import RETRY_AFTER_S
 from api.jobs.resolving import Resolver
 from api.processes.child import LOADING, OFF, OK
@@ -24,7 +24,6 @@ from api.services import VERSION, Services, ServicesDep
 from common.db.revision import check_revision
 from common.errors import StenoError
 
-T = TypeVar("T")
 Parts = dict[str, str]
 """The state of each part: `OK`, or what is wrong with it."""
 
@@ -51,29 +50,6 @@ class Health(BaseModel):
     """Number of live workers; 0: nothing is transcribed. Null: unknown, Redis is unavailable."""
     dispatchers: int | None
     """Number of dispatchers that reach everything they need; 0: no job proceeds. Null: unknown."""
-
-
-class SingleFlight(Generic[T]):
-    """The result of ``load``, cached for ``cached_s``; concurrent callers share one call."""
-
-    def __init__(self, load: Callable[[], Awaitable[T]], *, cached_s: float) -> None:
-        self._load = load
-        self._cached_s = cached_s
-        self._loading: asyncio.Task[T] | None = None
-        self._cached_until = 0.0
-
-    async def get(self) -> T:
-        """The result; raises what ``load`` raised."""
-        loading = self._loading
-        if loading is None or (loading.done() and time.monotonic() >= self._cached_until):
-            loading = self._loading = asyncio.create_task(self._refresh())
-        # The first caller may be cancelled while others still wait.
-        return await asyncio.shield(loading)
-
-    async def _refresh(self) -> T:
-        found = await self._load()
-        self._cached_until = time.monotonic() + self._cached_s
-        return found
 
 
 class PartChecks(SingleFlight[Parts]):

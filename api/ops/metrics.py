@@ -31,8 +31,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth.callers import may_read_metrics
+from api.cache import SingleFlight
 from api.http.problems import documented
-from api.ops.health import SingleFlight
 from api.services import VERSION, Services, ServicesDep
 from common.db.monitoring import MOST, Observed, Server, Waiting, observe_service
 from common.db.streams import COMPLETED, INTERRUPTED

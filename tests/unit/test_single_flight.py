@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from api.ops.health import SingleFlight
+from api.cache import SingleFlight
 
 
 def test_many_who_ask_at_once_have_it_looked_up_once() -> None:

@@ -20,11 +20,11 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from api.app import create_app
-from api.connections import backlog, raise_descriptor_limit
-from api.exposure import listening_host
-from api.gateway import check_settings
-from api.metrics import SHARED_FOLDER
-from api.protocol import Protocol, WebSocketProtocol
+from api.auth.exposure import listening_host
+from api.http.connections import backlog, raise_descriptor_limit
+from api.http.protocol import Protocol, WebSocketProtocol
+from api.ops.metrics import SHARED_FOLDER
+from api.services import check_settings
 from common.errors import StenoError
 from common.process.logs import set_up_logging
 from common.process.orphans import die_with_parent
@@ -33,33 +33,33 @@ from common.settings import Settings, load_settings
 DATE_S = 1.0
 SWITCH_S = 0.001
 """How long a thread may compute while another one waits; Python's own is 5 ms."""
-SHORT = 20
-"""A key of fewer characters is warned of."""
+SHORT_KEY = 20
+"""Shorter keys cause a warning."""
 MESSAGE_BYTES = 1_000_000
-"""Largest message of a WebSocket: half a minute of sound."""
+"""Largest message of a WebSocket: half a minute of audio."""
 PONG_S = 60.0
-"""A client's sign of life may be queued behind sound that is not read yet."""
-FAREWELL_S = 20
-"""What uploads under way get to finish when the gateway is told to stop."""
+"""A client's pong may be queued behind audio that is not read yet."""
+SHUTDOWN_S = 20
+"""How long requests in progress may take to finish at a shutdown."""
 
 
 def build() -> FastAPI:
-    """The application of one of the gateway's processes, which logs like the others."""
+    """The application of one gateway process."""
     parent = multiprocessing.parent_process()
     if parent is not None and parent.pid is not None:  # one of several, which share a port
         die_with_parent(parent.pid)
     settings = Settings()
     set_up_logging(settings.log, f"gateway:{os.getpid()}")
     app = create_app(settings)
-    _answer_promptly()
+    _lower_latency()
     return app
 
 
-def _answer_promptly() -> None:
-    """Keep the event loop from waiting for its own process.
+def _lower_latency() -> None:
+    """Keep the latency of the event loop low.
 
-    Threads that compute give way to it sooner, and what was made at the start, which stays, is not
-    searched for garbage again and again. Half of the 95th percentile under load
+    Threads that compute yield to it sooner, and the garbage collector skips the objects made at the
+    start, which live on. This halves the 95th percentile under load
     (`tests/system/load.py`: 104 ms without, 58 ms with both).
     """
     sys.setswitchinterval(SWITCH_S)
@@ -68,7 +68,7 @@ def _answer_promptly() -> None:
 
 
 def main() -> None:
-    """Serve until told to stop (SIGTERM, SIGINT)."""
+    """Serve until SIGTERM or SIGINT."""
     raise_descriptor_limit()
     try:
         settings = load_settings()
@@ -79,16 +79,18 @@ def main() -> None:
         logger.error("{}", error)
         sys.exit(1)
     own = settings.key.gateway_api_key
-    if own is not None and len(own.get_secret_value()) < SHORT:
-        logger.warning("GATEWAY_API_KEY is so short that it can be guessed: openssl rand -hex 32")
-    os.environ["API_HOST"] = host  # the processes that serve have to know it
-    with _counting_together(settings.api.workers):
+    if own is not None and len(own.get_secret_value()) < SHORT_KEY:
+        logger.warning(
+            "GATEWAY_API_KEY is short enough to be guessed; make one with `openssl rand -hex 32`"
+        )
+    os.environ["API_HOST"] = host  # for the processes that serve
+    with _shared_metrics(settings.api.workers):
         _serve(settings, host)
 
 
 @contextmanager
-def _counting_together(processes: int) -> Iterator[None]:
-    """Give several processes a folder for what they count together, whichever is asked for it."""
+def _shared_metrics(processes: int) -> Iterator[None]:
+    """Give several processes a folder for their common metrics, which any of them reports."""
     if processes == 1:
         yield
         return
@@ -97,8 +99,8 @@ def _counting_together(processes: int) -> Iterator[None]:
         yield
 
 
-class Server(uvicorn.Server):
-    """One process that serves. uvicorn's asks ten times a second whether to stop."""
+class GatewayServer(uvicorn.Server):
+    """A server that waits for its signal; uvicorn's polls ten times a second."""
 
     _wake: Callable[[], object] = staticmethod(lambda: None)
 
@@ -125,22 +127,22 @@ def _serve(settings: Settings, host: str) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=FAREWELL_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
         timeout_keep_alive=settings.api.keep_alive,
         backlog=backlog(),
         root_path=settings.api.root_path,
         forwarded_allow_ips=settings.api.forwarded_allow_ips,
-        ws=WebSocketProtocol,  # it reads no further than the gateway does
+        ws=WebSocketProtocol,  # it reads no faster than the gateway
         ws_max_size=MESSAGE_BYTES,
         ws_ping_timeout=PONG_S,
-        ws_per_message_deflate=False,  # sound does not get smaller
+        ws_per_message_deflate=False,  # audio does not compress
         http=Protocol,  # on h11: httptools would take heads of any size
         h11_max_incomplete_event_size=max(64_000, 2000 * settings.api.max_header_kb),
     )
     if config.workers > 1:
         Multiprocess(config, sockets=[config.bind_socket()]).run()
         return
-    server = Server(config)
+    server = GatewayServer(config)
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:

@@ -6,40 +6,47 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from types import FrameType
 from typing import TypedDict
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from api import docs, problems
-from api.connections import Connections, warn_seldom_of_accepting, warn_seldom_of_bad_requests
-from api.gateway import Gateway
-from api.heads import HeadRules
-from api.metrics import HttpMetrics, RequestMetrics, Scraper
-from api.middleware import HeadLimits, LocalOnly, RequestLog, SafeHeaders
-from api.openai import install as install_openai
-from api.routes import (
-    asr,
-    events,
-    health,
-    jobs,
-    keys,
-    live,
-    management,
-    metrics,
-    models,
-    moderation,
-    openai,
-    streams,
-    transcribe,
-    uploads,
-    usage,
-    webhooks,
-)
-from api.shared import Shared
-from api.version import VERSION
+from api.asr import routes as asr
+from api.auth import keys, usage
+from api.auth.callers import LocalOnly
+from api.auth.exposure import is_loopback
+from api.auth.keyring import KeyRing
+from api.auth.rate_limits import RateLimiter
+from api.http import problems
+from api.http.connections import Connections, throttle_accept_warnings, throttle_request_warnings
+from api.http.middleware import HeadLimits, RequestLog, SafeHeaders
+from api.http.request_rules import RequestRules
+from api.jobs import events, submissions
+from api.jobs import routes as jobs
+from api.jobs.changes import JobChanges
+from api.jobs.feeds import JobFeeds
+from api.jobs.resolving import Resolver
+from api.jobs.uploads import UploadSlots
+from api.moderation import routes as moderation
+from api.openai import routes as openai
+from api.openai.schemas import install as install_openai
+from api.ops import docs, health, metrics, models
+from api.ops.health import PROBES, PartChecks
+from api.ops.metrics import HttpMetrics, RequestMetrics, Scraper
+from api.processes.moderator import ModerationProcess
+from api.processes.prober import Prober
+from api.processes.recognizers import Recognizers
+from api.processes.wav import WavFiles
+from api.services import VERSION, Services
+from api.streams import routes as live
+from api.streams import saved
+from api.streams.live import LiveStreams
+from api.streams.options import StreamResolver
+from api.transcripts import routes as transcripts
+from api.webhooks import routes as webhooks
+from common.db.keys import AllKeys
 from common.settings import Settings
 
 PREFIX = "/api/v1"
@@ -49,29 +56,27 @@ CLIENTS_SEND = (
     *("Authorization", "X-API-Key", "X-Tenant-Id", "X-Request-Id", "Content-Type"),
     *("Idempotency-Key", "Last-Event-ID", "Range"),
 )
-"""What pages of other origins may send (CORS)."""
+"""Request headers that pages of other origins may send (CORS)."""
 CLIENTS_READ = (
     *("X-Request-Id", "X-Job-Id", "Location", "Idempotent-Replayed", "Retry-After"),
     "X-Ignored-Parameters",
     *("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"),
     *("Content-Disposition", "Content-Length", "Content-Range", "WWW-Authenticate"),
 )
-"""What they may read of an answer's head."""
+"""Response headers that they may read."""
 PREFLIGHT_S = 600
-"""How long a browser may remember that they may."""
+"""How long browsers may cache these permissions."""
 
 
 STREAMS_END_S = 8.0
-"""What live streams get for their last words when the gateway is told to end."""
-MOMENT_S = 0.05
+"""How long live streams may take to finish at a shutdown."""
+POLL_S = 0.05
 
 
-class State(TypedDict):
-    """What each request finds in ``request.state``; the last two are for `api.protocol`."""
+class AppState(TypedDict):
+    """What each request finds in ``request.state``; the last two are for `api.http.protocol`."""
 
-    gateway: Gateway
-    scraper: Scraper
-    parts: Shared[health.Parts]
+    services: Services
     connections: Connections
     head_s: float
 
@@ -79,49 +84,51 @@ class State(TypedDict):
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The gateway over ``settings``, by default those of the environment."""
     resolved = settings or Settings()
-    public_url = resolved.api.public_url
+    api = resolved.api
     http = HttpMetrics()
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        warn_seldom_of_accepting(asyncio.get_running_loop())
-        warn_seldom_of_bad_requests()
-        async with Gateway.open(resolved) as gateway:
-            parts = health.looking_at(gateway)
-            with _told_of_the_end(gateway):
-                first_look = asyncio.create_task(parts.get())  # so that the log tells what is out
+    async def lifespan(_: FastAPI) -> AsyncIterator[AppState]:
+        throttle_accept_warnings(asyncio.get_running_loop())
+        throttle_request_warnings()
+        async with _open_services(resolved) as services:
+            services.add(Scraper(services, http))
+            checks = services.add(PartChecks(services))
+            with _stopping_on_signals(services):
+                first_check = asyncio.create_task(checks.get())  # so that the log says what fails
                 yield {
-                    "gateway": gateway,
-                    "scraper": Scraper(gateway, http),
-                    "parts": parts,
-                    "connections": Connections.of(resolved.api),
-                    "head_s": resolved.api.head_timeout,
+                    "services": services,
+                    "connections": Connections.within(
+                        api.max_connections,
+                        most_each=api.max_connections_each,
+                        proxies=api.forwarded_allow_ips,
+                    ),
+                    "head_s": api.head_timeout,
                 }
-                first_look.cancel()
+                first_check.cancel()
 
     app = FastAPI(
         title="Stenopool",
         version=VERSION,
-        summary="Recordings in, their text out.",
+        summary="Recordings in, text out.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
         openapi_tags=docs.TAGS,
-        servers=[{"url": public_url}] if public_url else None,
-        root_path_in_servers=public_url is None,
+        servers=[{"url": api.public_url}] if api.public_url else None,
+        root_path_in_servers=api.public_url is None,
     )
     _add_middleware(app, resolved)
     app.add_middleware(RequestMetrics, metrics=http)
     problems.install(app)
     install_openai(app)
-    docs.install(app, public_url)
+    docs.install(app, api.public_url)
     for module, prefix in (
-        (uploads, PREFIX),
-        (transcribe, PREFIX),
+        (submissions, PREFIX),
+        (transcripts, PREFIX),
         (jobs, PREFIX),
-        (management, PREFIX),
         (events, PREFIX),
-        (streams, PREFIX),
+        (saved, PREFIX),
         (live, ""),
         (moderation, ""),
         (models, PREFIX),
@@ -137,16 +144,60 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+@asynccontextmanager
+async def _open_services(settings: Settings) -> AsyncIterator[Services]:
+    """All services of one gateway process, started, for as long as the block lasts."""
+    services = Services(settings)
+    watching, own_key = settings.events, settings.key.gateway_api_key
+    async with AsyncExitStack() as stack:
+        stack.callback(services.close)
+        prober = services.add(Prober())
+        stack.push_async_callback(prober.close)
+        moderation = services.add(ModerationProcess(settings.moderation))
+        stack.push_async_callback(moderation.close)
+        recognizers = services.add(Recognizers(settings.asr, settings.stream, services.weights))
+        stack.push_async_callback(recognizers.close)
+        changes = services.add(JobChanges(services.redis_url))
+        stack.push_async_callback(changes.close)
+        keys = services.add(
+            KeyRing(
+                AllKeys(services.database),
+                services.in_thread,
+                own=None if own_key is None else own_key.get_secret_value(),
+                loopback=is_loopback(settings.api.host),
+            )
+        )
+        stack.push_async_callback(keys.close)
+        limiter = services.add(RateLimiter(services.redis_url, services.redis.breaker))
+        stack.push_async_callback(limiter.close)
+        services.add(
+            JobFeeds(changes, limit=watching.max_watchers, limit_each=watching.max_watchers_each)
+        )
+        services.add(
+            Resolver(settings, services.weights, services.egress, services.weights_of_workers)
+        )
+        services.add(StreamResolver(settings, services.weights))
+        services.add(LiveStreams())
+        services.add(UploadSlots())
+        services.add(WavFiles())
+        await asyncio.gather(prober.start(), changes.start())
+        moderation.start()
+        if settings.stream.preload:
+            recognizers.load(settings.stream.engine, settings.stream.model)
+        keys.start()
+        yield services
+
+
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """From the inside out: what comes last sees a request first."""
-    app.add_middleware(HeadRules)
-    app.add_middleware(LocalOnly, origins=settings.cors.allowed)
+    """Added from the inside out: the last one sees a request first."""
+    app.add_middleware(RequestRules)
+    app.add_middleware(LocalOnly, origins=settings.cors.allowed, probes=PROBES)
     app.add_middleware(
         HeadLimits,
         max_head_bytes=settings.api.max_header_kb * 1000,
         max_body_bytes=settings.api.max_body_kb * 1000,
     )
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, quiet=PROBES)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.cors.allowed,
@@ -156,46 +207,46 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         max_age=PREFLIGHT_S,
     )
     https = (settings.api.public_url or "").startswith("https:")
-    app.add_middleware(SafeHeaders, https=https)
+    app.add_middleware(SafeHeaders, https=https, static=docs.ASSETS)
 
 
-async def _end_streams(gateway: Gateway, then: Callable[[], object]) -> None:
-    """Have live streams come to their ends; the server would cut their connections at once."""
-    gateway.lives.finish()
-    for _ in range(round(STREAMS_END_S / MOMENT_S)):
-        if not len(gateway.lives):
+async def _end_streams(services: Services, then: Callable[[], object]) -> None:
+    """Finish live streams, then call ``then``: the server would close their connections at once."""
+    services.get(LiveStreams).finish()
+    for _ in range(round(STREAMS_END_S / POLL_S)):
+        if not len(services.get(LiveStreams)):
             break
-        await asyncio.sleep(MOMENT_S)
+        await asyncio.sleep(POLL_S)
     then()
 
 
 @contextmanager
-def _told_of_the_end(gateway: Gateway) -> Iterator[None]:
-    """End long polls when a signal asks to: the server waits for them before it ends the rest."""
+def _stopping_on_signals(services: Services) -> Iterator[None]:
+    """On a signal end long polls and live streams first, since the server waits for them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    leaving: list[int] = []
+    stopping: list[int] = []
     tasks: list[asyncio.Task[None]] = []
     servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(gateway.changes.wake_all_for_good)
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(services.get(JobChanges).shut_down)
         server = servers[signal.Signals(number)]
         if not callable(server):
             return
-        if leaving or not len(gateway.lives):
+        if stopping or not len(services.get(LiveStreams)):
             server(number, frame)
         else:
-            leaving.append(number)
+            stopping.append(number)
             loop.call_soon_threadsafe(end_streams, lambda: server(number, frame))
 
     def end_streams(then: Callable[[], object]) -> None:
-        tasks.append(asyncio.create_task(_end_streams(gateway, then)))
+        tasks.append(asyncio.create_task(_end_streams(services, then)))
 
     for number in servers:
-        signal.signal(number, leave)
+        signal.signal(number, stop)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Redis as a gateway uses it: one that hangs costs one request a second, and the others nothing."""
+"""Redis clients of a gateway: a server that hangs delays one request a second, and no others."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PROBE_S = 1.0
 class Breaker:
     """A circuit breaker (Nygard, "Release It!"): open from a timeout until a probe is answered.
 
-    A Redis that refuses connections needs none, as that takes no time. The probe has a thread of
-    its own, so that no request has to find out.
+    A Redis that rejects connections needs no breaker, as that takes no time. The probe runs in a
+    thread of its own, so that no request has to wait for it.
     """
 
     def __init__(self, probe: Callable[[], object]) -> None:
@@ -39,11 +39,11 @@ class Breaker:
             if self.is_open:
                 return
             self.is_open = True
-        logger.warning("Redis does not answer: it is not asked until it does")
+        logger.warning("Redis does not answer: requests do without it until it does")
         threading.Thread(target=self._wait, name="redis-probe", daemon=True).start()
 
     def close(self) -> None:
-        """Probe no more."""
+        """Stop probing."""
         self._closing.set()
 
     def _wait(self) -> None:
@@ -65,14 +65,14 @@ class GuardedRedis(Redis):
         """A client of the server at ``url``.
 
         Raises:
-            SetupProblem: the URL is none.
+            SetupProblem: the URL is invalid.
         """
         client = connect_as(cls, url, answer_s=ANSWER_S)
         client.breaker = Breaker(connect_as(Redis, url, answer_s=ANSWER_S).ping)
         return client
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Raises `redis.exceptions.TimeoutError` at once where a command before had to wait."""
+        """Raise `redis.exceptions.TimeoutError` at once while the breaker is open."""
         if self.breaker.is_open:
             raise RedisTimeoutError("It does not answer")
         try:
@@ -82,24 +82,24 @@ class GuardedRedis(Redis):
             raise
 
     def close(self) -> None:
-        """Close its connections, and probe no more."""
+        """Close its connections, and stop probing."""
         self.breaker.close()
         super().close()
 
 
 class BackgroundPublisher:
-    """Publishes in a thread of its own: no answer about a commit waits for Redis."""
+    """Publishes in a thread of its own: no response waits for Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publish")
 
     def publish(self, channel: str, message: str) -> None:
-        """Send a message soon, in the order of the calls; it may get lost."""
+        """Send a message soon, in the order of the calls; delivery is not guaranteed."""
         self._thread.submit(self._publish, channel, message)
 
     def close(self) -> None:
-        """Send what waits, and end."""
+        """Send the queued messages, and stop."""
         self._thread.shutdown()
 
     def _publish(self, channel: str, message: str) -> None:

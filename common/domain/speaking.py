@@ -42,7 +42,7 @@ class Endpointing:
 
 
 @dataclass(eq=False, slots=True)
-class Utterance:
+class SpokenUtterance:
     """What is said between two silences, on the stream's clock.
 
     It takes the sound from ``start_ms`` to ``end_ms``, of which the last is only good once it
@@ -72,8 +72,8 @@ class Speaking:
         self._options = endpointing
         self.judged_ms = 0
         """How far the stream is judged; a multiple of `FRAME_MS`."""
-        self.open: Utterance | None = None
-        self.over: list[Utterance] = []
+        self.open: SpokenUtterance | None = None
+        self.over: list[SpokenUtterance] = []
         """Those to be taken away, oldest first."""
         self._lead: list[float] = []
         self._free_from_ms = 0
@@ -135,7 +135,7 @@ class Speaking:
             utterance.is_over = True
             self.over.append(utterance)
 
-    def cut(self, at_ms: int) -> Utterance:
+    def cut(self, at_ms: int) -> SpokenUtterance:
         """Cut the open utterance in two; what is before ``at_ms`` is returned, over."""
         first = self.open
         if first is None or not first.start_ms < at_ms <= self.judged_ms:
@@ -143,7 +143,7 @@ class Speaking:
         frames = (at_ms - first.start_ms) // FRAME_MS
         rest = first.curve[frames:]
         self._count += 1
-        self.open = Utterance(
+        self.open = SpokenUtterance(
             number=self._count,
             start_ms=at_ms,
             spoken_until_ms=max(at_ms, first.spoken_until_ms),
@@ -170,7 +170,7 @@ class Speaking:
         lead_ms = min(len(self._lead) * FRAME_MS, at_ms - self._free_from_ms)
         frames = max(0, lead_ms) // FRAME_MS
         self._count += 1
-        self.open = Utterance(
+        self.open = SpokenUtterance(
             number=self._count,
             start_ms=at_ms - frames * FRAME_MS,
             spoken_until_ms=at_ms,

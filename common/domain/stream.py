@@ -27,7 +27,12 @@ from typing import Any
 
 from common.domain.agreement import agreed
 from common.domain.moderation import ModeratedBy
-from common.domain.speaking import FRAME_MS, Endpointing, Speaking, Utterance
+from common.domain.speaking import (
+    FRAME_MS,
+    Endpointing,
+    Speaking,
+    SpokenUtterance,
+)
 from common.domain.values import BYTES_PER_MS, Segment, Span, Word
 
 FRAME_BYTES = FRAME_MS * BYTES_PER_MS
@@ -92,7 +97,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Status(Event):
+class StateChange(Event):
     """How the stream stands."""
 
     state: State
@@ -389,7 +394,7 @@ class Session:
     def status(self, state: State, **details: Any) -> None:
         """Tell how the stream stands."""
         at_ms = self.received_ms
-        self._out.append(Status(self._number(), Span(at_ms, at_ms), state, details))
+        self._out.append(StateChange(self._number(), Span(at_ms, at_ms), state, details))
 
     def fail(self, code: str, detail: str, *, fatal: bool, **details: Any) -> None:
         """Tell that something is wrong, in the stream as it stands."""
@@ -477,7 +482,7 @@ class Session:
         if self._speaking.open is not None and self._style is not None:
             self._ask_of(self._speaking.open, self._style)
 
-    def _ask_of(self, utterance: Utterance, style: Style) -> None:
+    def _ask_of(self, utterance: SpokenUtterance, style: Style) -> None:
         """Ask for more of the open utterance where that is worth it."""
         hearing = self._hearing(utterance)
         now_ms = self._speaking.judged_ms
@@ -492,7 +497,7 @@ class Session:
         elif now_ms - max(hearing.until_ms, utterance.start_ms) >= step_ms:
             self._order(utterance, now_ms, full=False, final=False)
 
-    def _order(self, utterance: Utterance, until_ms: int, *, full: bool, final: bool) -> None:
+    def _order(self, utterance: SpokenUtterance, until_ms: int, *, full: bool, final: bool) -> None:
         self._tickets += 1
         span, alone = Span(utterance.start_ms, until_ms), self._hearing(utterance).failures > 0
         self._asked = Hear(
@@ -528,7 +533,7 @@ class Session:
         asked, self._asked = self._asked, None
         return asked
 
-    def _listen(self, utterance: Utterance, asked: Hear, hypothesis: Hypothesis) -> None:
+    def _listen(self, utterance: SpokenUtterance, asked: Hear, hypothesis: Hypothesis) -> None:
         hearing = self._hearing(utterance)
         hearing.until_ms = asked.span.end_ms
         if asked.full:
@@ -540,14 +545,14 @@ class Session:
         if asked.span.duration_ms >= self._endpointing.max_ms and not utterance.is_over:
             self._cut(utterance, hearing, hypothesis)
 
-    def _show(self, utterance: Utterance, hearing: _Hearing, text: str) -> None:
+    def _show(self, utterance: SpokenUtterance, hearing: _Hearing, text: str) -> None:
         if text and text != hearing.text:
             stable = agreed(hearing.text, text)
             hearing.text = text
             span = Span(utterance.start_ms, hearing.until_ms)
             self._out.append(Partial(self._number(), span, text, stable))
 
-    def _cut(self, utterance: Utterance, hearing: _Hearing, hypothesis: Hypothesis) -> None:
+    def _cut(self, utterance: SpokenUtterance, hearing: _Hearing, hypothesis: Hypothesis) -> None:
         """Tell the first part of an utterance that is too long: up to a pause between two words.
 
         Without any words it ends where it is.
@@ -568,12 +573,12 @@ class Session:
         at_ms = -minus_at_ms
         self._tell(self._speaking.cut(at_ms), first_words(hypothesis.segments, count))
 
-    def _conclude(self, utterance: Utterance, hypothesis: Hypothesis) -> None:
+    def _conclude(self, utterance: SpokenUtterance, hypothesis: Hypothesis) -> None:
         """Tell the final of an utterance that has waited for it."""
         self._speaking.over.remove(utterance)
         self._tell(utterance, hypothesis.segments)
 
-    def _tell(self, utterance: Utterance, segments: tuple[Segment, ...]) -> None:
+    def _tell(self, utterance: SpokenUtterance, segments: tuple[Segment, ...]) -> None:
         """An empty text is told only where something else was shown."""
         span = Span(utterance.start_ms, utterance.end_ms)
         told = tuple(each.shifted(utterance.start_ms) for each in segments)
@@ -629,13 +634,13 @@ class Session:
         while self._recent and self._recent[0].span.start_ms < next_ms - context_ms:
             del self._recent[0]
 
-    def _find(self, number: int) -> Utterance | None:
+    def _find(self, number: int) -> SpokenUtterance | None:
         for utterance in (self._speaking.open, *self._speaking.over):
             if utterance is not None and utterance.number == number:
                 return utterance
         return None
 
-    def _hearing(self, utterance: Utterance) -> _Hearing:
+    def _hearing(self, utterance: SpokenUtterance) -> _Hearing:
         return self._hearings.setdefault(utterance.number, _Hearing())
 
 

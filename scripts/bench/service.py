@@ -282,7 +282,8 @@ class UnderTest:
         return [
             process
             for process in self._family("gateway")
-            if "api.recognizer_process" in process.cmdline() and asked in process.cmdline()[-1]
+            if "api.processes.recognizer_process" in process.cmdline()
+            and asked in process.cmdline()[-1]
         ]
 
     def _family(self, role: str) -> list[psutil.Process]:

@@ -19,7 +19,7 @@ import psutil
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from api.protocol import UNREAD_MS
+from api.http.protocol import UNREAD_MS
 from common.errors import SetupProblem
 from scripts.bench.stream_play import Programme, pieces_of
 from scripts.cli.client import plural, shown

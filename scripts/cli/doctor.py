@@ -15,7 +15,7 @@ import psycopg
 import redis
 from packaging.requirements import Requirement
 
-from api.children import LOADING, OFF, OK
+from api.processes.child import LOADING, OFF, OK
 from common.db.migrate import revisions
 from common.errors import ModerationOff, SetupProblem, StenoError
 from common.redis.queue import StepQueue, connect

@@ -380,7 +380,7 @@ def _service(
 
 def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
     """Engine and model that a gateway with these settings selects, present or not."""
-    from api.live_options import StreamResolver, stream_options  # it takes a while
+    from api.streams.options import StreamResolver, stream_options  # it takes a while
 
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     try:

@@ -20,7 +20,7 @@ import av
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
-from api.exposure import is_loopback
+from api.auth.exposure import is_loopback
 from common.audio.decode import MonoDecoder
 from common.domain.values import BYTES_PER_MS, SAMPLE_RATE, SAMPLES_PER_MS
 from common.errors import GatewayLost, RequestRejected, SetupProblem
@@ -74,7 +74,8 @@ class StreamClient:
     """One live stream on the gateway at ``address``, open while the block lasts.
 
     One task sends, another one takes the messages. ``key`` is the API key to show; ``options`` are
-    said first (`api.schemas.StreamOptions`), and have the gateway load what is to hear the stream.
+    said first (`api.streams.options.StreamOptions`), and have the gateway load what is to hear the
+    stream.
     Without ``keep_alive`` the gateway takes a long silence of the client's for its absence.
 
     Raises, from entering:

@@ -535,7 +535,7 @@ def _check(settings: Settings, options: Mapping[str, str]) -> None:
         BadInput: one of them is wrong; it is named.
     """
     # Slow to import, and rarely needed.
-    from api.resolving import Resolver, form_options
+    from api.jobs.resolving import Resolver, form_options
     from common.net.egress import Egress
 
     manifest = Manifest.load()

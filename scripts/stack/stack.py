@@ -24,7 +24,7 @@ from typing import IO, Self
 import httpx
 from loguru import logger
 
-from api.exposure import listening_host
+from api.auth.exposure import listening_host
 from common.db.migrate import upgrade
 from common.errors import SetupProblem, StenoError
 from common.files import OWN, FileAccess

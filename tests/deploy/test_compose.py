@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from api.__main__ import FAREWELL_S
+from api.__main__ import SHUTDOWN_S
 from api.app import STREAMS_END_S
 from common.settings import ROOT, WorkerSettings
 from tests.support.setting_names import secret_settings, settings_named
@@ -193,8 +193,8 @@ def test_a_container_is_given_the_time_that_it_needs_to_stop() -> None:
     worker, api, live = (ours()[name] for name in ("worker", "api", "live"))
     period = WorkerSettings.model_fields["stop_period"].default
     assert seconds(worker["stop_grace_period"]) >= period + STOP_MARGIN_S
-    assert seconds(api["stop_grace_period"]) > FAREWELL_S
-    assert seconds(live["stop_grace_period"]) >= STREAMS_END_S + FAREWELL_S
+    assert seconds(api["stop_grace_period"]) > SHUTDOWN_S
+    assert seconds(live["stop_grace_period"]) >= STREAMS_END_S + SHUTDOWN_S
 
 
 def test_live_streams_are_heard_by_a_gateway_that_has_the_engines_and_the_weights() -> None:

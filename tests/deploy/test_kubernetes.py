@@ -17,9 +17,9 @@ import pytest
 import yaml
 from starlette.routing import Mount, Route
 
-from api.__main__ import FAREWELL_S
+from api.__main__ import SHUTDOWN_S
 from api.app import STREAMS_END_S, create_app
-from api.routes import live
+from api.streams import routes as live
 from common.settings import ROOT, SECRETS, Settings
 from scripts.cli.cli import LAZY_COMMANDS, steno
 from tests.support.kustomize import Manifest, build, containers, files_of, read
@@ -311,8 +311,8 @@ def test_whoever_is_stopped_has_the_time_to_drain(manifest: Manifest) -> None:
     for container in containers(manifest):
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
         needed = {
-            "api": sleep.get("seconds", 0) + FAREWELL_S,
-            "live": sleep.get("seconds", 0) + STREAMS_END_S + FAREWELL_S,
+            "api": sleep.get("seconds", 0) + SHUTDOWN_S,
+            "live": sleep.get("seconds", 0) + STREAMS_END_S + SHUTDOWN_S,
             "worker": Settings().worker.stop_period + 10,
             "dispatcher": LONGEST_END_S,
         }[container["name"]]

@@ -102,7 +102,7 @@ def differing_ms(one: NDArray[np.int16], other: NDArray[np.int16]) -> tuple[int,
 
 def sound_processes(gateway: GatewayProcess) -> list[psutil.Process]:
     assert gateway.process is not None
-    return children("api.sound_process", gateway.process.pid)
+    return children("api.processes.wav_process", gateway.process.pid)
 
 
 def answered(gateway: GatewayProcess, job_id: UUID) -> int:

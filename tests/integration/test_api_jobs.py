@@ -12,7 +12,7 @@ import httpx
 import pytest
 import redis
 
-from api.schemas import Result
+from api.transcripts.schemas import Result
 from common.db.database import Database
 from common.db.steps import Steps
 from common.domain.formats import MEDIA_TYPES
@@ -125,7 +125,7 @@ def waiting(
         timeout=90,
         trust_env=False,
     )
-    while f"somebody waits for job {job_id}" not in gateway.log_file.read_text():
+    while f"a long poll waits for job {job_id}" not in gateway.log_file.read_text():
         assert not poll.done()
         time.sleep(0.02)
     return poll

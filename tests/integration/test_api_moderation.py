@@ -1,4 +1,4 @@
-"""What the gateway promises to those who have texts judged, by the model that comes along."""
+"""What the gateway promises to clients that have texts moderated, with the bundled model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
-from api.children import LOADING, OK
-from api.judge import MAX_CALLS, Judge
-from api.schemas import MAX_LETTERS, MAX_TEXTS
+from api.moderation.schemas import MAX_LETTERS, MAX_TEXTS
+from api.processes.child import LOADING, OK
+from api.processes.moderator import MAX_CALLS, ModerationProcess
 from common.domain.moderation import Label
 from common.errors import Busy, ModerationFailed
 from common.settings import ModerationSettings
@@ -26,11 +26,11 @@ from tests.support.gateway import GatewayProcess, children
 FOUL = "shut the fuck up"
 CLEAN = "thank you for the lovely flowers"
 
-MODULE = "api.judge_process"
+MODULE = "api.processes.moderator_process"
 
 
 @pytest.fixture(scope="module")
-def judging(gateway: GatewayProcess) -> GatewayProcess:
+def moderating(gateway: GatewayProcess) -> GatewayProcess:
     """The module's gateway, with its model loaded."""
     ask(gateway, {"text": CLEAN})
     return gateway
@@ -58,7 +58,7 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     return found
 
 
-def judges(parent: int) -> list[psutil.Process]:
+def processes(parent: int) -> list[psutil.Process]:
     return children(MODULE, parent)
 
 
@@ -70,8 +70,8 @@ def pid(gateway: GatewayProcess) -> int:
 # --- what it says ---------------------------------------------------------------------------------
 
 
-def test_a_text_is_judged_and_what_gave_offence_is_named(judging: GatewayProcess) -> None:
-    answer = ask(judging, {"text": FOUL})
+def test_a_text_is_moderated_and_what_gave_offence_is_named(moderating: GatewayProcess) -> None:
+    answer = ask(moderating, {"text": FOUL})
     (result,) = answer["results"]
     assert result["label"] in {"OFFENSIVE", "HATE"}
     assert result["score"] == result["scores"][result["label"]]
@@ -84,38 +84,38 @@ def test_a_text_is_judged_and_what_gave_offence_is_named(judging: GatewayProcess
     assert answer["model"]
 
 
-def test_texts_are_answered_one_by_one_in_their_order(judging: GatewayProcess) -> None:
+def test_texts_are_answered_one_by_one_in_their_order(moderating: GatewayProcess) -> None:
     texts = [CLEAN, FOUL, "😀", CLEAN, f"{CLEAN}, {FOUL}"]
-    results = ask(judging, {"texts": texts})["results"]
+    results = ask(moderating, {"texts": texts})["results"]
     assert [it["label"] == "CLEAN" for it in results] == [True, False, True, True, False]
     assert [bool(it["spans"]) for it in results] == [False, True, False, False, True]
 
 
-def test_spans_count_code_points_of_the_text_as_it_was_sent(judging: GatewayProcess) -> None:
+def test_spans_count_code_points_of_the_text_as_it_was_sent(moderating: GatewayProcess) -> None:
     text = f"😀 👨‍👩‍👧 Xin cha\u0300o\u200b 𝄞 {FOUL}"
-    (span,) = ask(judging, {"text": text})["results"][0]["spans"]
+    (span,) = ask(moderating, {"text": text})["results"][0]["spans"]
     assert text[span["start"] : span["end"]] == span["text"] == "fuck"
 
 
-def test_the_limits_named_in_the_description_are_taken(judging: GatewayProcess) -> None:
+def test_the_limits_named_in_the_description_are_taken(moderating: GatewayProcess) -> None:
     texts = [FOUL if index % 100 == 7 else CLEAN for index in range(MAX_TEXTS)]
-    results = ask(judging, {"texts": texts})["results"]
+    results = ask(moderating, {"texts": texts})["results"]
     foul = [index for index, it in enumerate(results) if it["label"] != "CLEAN"]
     assert foul == list(range(7, MAX_TEXTS, 100))
 
 
-def test_the_longest_text_is_judged_to_its_end(judging: GatewayProcess) -> None:
+def test_the_longest_text_is_moderated_to_its_end(moderating: GatewayProcess) -> None:
     text = f"{CLEAN}. " * (MAX_LETTERS // len(CLEAN))
     text = f"{text[: MAX_LETTERS - len(FOUL) - 1]} {FOUL}"
-    (result,) = ask(judging, {"text": text})["results"]
+    (result,) = ask(moderating, {"text": text})["results"]
     assert result["label"] != "CLEAN"
     assert text[result["spans"][-1]["start"] :].startswith("fuck")
 
 
-def test_the_model_is_listed(judging: GatewayProcess) -> None:
-    listed = judging.http.get("/api/v1/models").json()["moderation"]
+def test_the_model_is_listed(moderating: GatewayProcess) -> None:
+    listed = moderating.http.get("/api/v1/models").json()["moderation"]
     assert listed["state"] == "ok"
-    assert listed["model"] == ask(judging, {"text": CLEAN})["model"]
+    assert listed["model"] == ask(moderating, {"text": CLEAN})["model"]
     assert len(listed["sha256"]) == 64
 
 
@@ -155,10 +155,10 @@ def test_the_description_has_an_example_and_the_limits(gateway: GatewayProcess) 
     ],
 )
 def test_a_wrong_body_is_refused_by_name(
-    judging: GatewayProcess, body: object, status: int, names: list[str]
+    moderating: GatewayProcess, body: object, status: int, names: list[str]
 ) -> None:
     content = json.dumps(body).encode()
-    answer = judging.http.post("/moderation", content=content)
+    answer = moderating.http.post("/moderation", content=content)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     for name in names:
@@ -178,15 +178,15 @@ def test_a_wrong_body_is_refused_by_name(
     ],
 )
 def test_a_body_that_is_no_json_in_utf_8_is_refused(
-    judging: GatewayProcess, content: bytes
+    moderating: GatewayProcess, content: bytes
 ) -> None:
-    answer = judging.http.post("/moderation", content=content)
+    answer = moderating.http.post("/moderation", content=content)
     assert answer.status_code == 400
     assert answer.json()["code"] == "malformed"
 
 
-def test_a_body_too_large_is_refused_before_all_of_it_came(judging: GatewayProcess) -> None:
-    announced = judging.http.post("/moderation", content=b" " * 4_000_001)
+def test_a_body_too_large_is_refused_before_all_of_it_came(moderating: GatewayProcess) -> None:
+    announced = moderating.http.post("/moderation", content=b" " * 4_000_001)
     assert (announced.status_code, announced.json()["code"]) == (413, "too_large")
     assert announced.json()["field"] == "body"
 
@@ -195,7 +195,7 @@ def test_a_body_too_large_is_refused_before_all_of_it_came(judging: GatewayProce
             yield b" " * 100_000
 
     try:
-        answer = judging.http.post("/moderation", content=endless())
+        answer = moderating.http.post("/moderation", content=endless())
     except httpx.WriteError:  # the line was cut while it was sending
         return
     assert answer.status_code == 413
@@ -212,7 +212,7 @@ def test_a_gateway_without_moderation_says_so_and_is_ready(
         ready = gateway.http.get("/readyz")
         assert (ready.status_code, ready.json()["parts"]["moderation"]) == (200, "off")
         assert gateway.http.get("/health").json()["status"] == "healthy"
-        assert judges(pid(gateway)) == []
+        assert processes(pid(gateway)) == []
 
 
 def test_a_folder_without_a_model_is_named_and_transcription_goes_on(
@@ -252,20 +252,20 @@ def test_a_corrupt_model_is_named(alone: Callable[..., GatewayProcess], tmp_path
 # --- its process ----------------------------------------------------------------------------------
 
 
-def test_a_process_that_died_is_replaced(judging: GatewayProcess) -> None:
-    (victim,) = judges(pid(judging))
+def test_a_process_that_died_is_replaced(moderating: GatewayProcess) -> None:
+    (victim,) = processes(pid(moderating))
     victim.kill()
-    assert ask(judging, {"text": FOUL})["results"][0]["label"] != "CLEAN"
-    (successor,) = judges(pid(judging))
+    assert ask(moderating, {"text": FOUL})["results"][0]["label"] != "CLEAN"
+    (successor,) = processes(pid(moderating))
     assert successor.pid != victim.pid
 
 
-def test_a_call_outlives_the_death_of_the_process(judging: GatewayProcess) -> None:
+def test_a_call_outlives_the_death_of_the_process(moderating: GatewayProcess) -> None:
     texts = [f"{CLEAN} {index}. " * 20 for index in range(MAX_TEXTS)]
-    (victim,) = judges(pid(judging))
+    (victim,) = processes(pid(moderating))
     before = victim.cpu_times().user
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(ask, judging, {"texts": texts})
+        asked = pool.submit(ask, moderating, {"texts": texts})
         wait_for(lambda: victim.cpu_times().user > before)
         victim.kill()
         assert len(asked.result()["results"]) == MAX_TEXTS
@@ -276,44 +276,44 @@ def test_the_process_ends_with_its_gateway_even_by_force(
 ) -> None:
     with alone() as gateway:
         ask(gateway, {"text": CLEAN})
-        (judge,) = judges(pid(gateway))
-        judge.suspend()  # so that it cannot notice by itself
+        (moderation,) = processes(pid(gateway))
+        moderation.suspend()  # so that it cannot notice by itself
         assert gateway.process is not None
         gateway.process.kill()
         gateway.process.wait()
-        wait_for(lambda: not judge.is_running() or judge.status() == psutil.STATUS_ZOMBIE)
+        wait_for(lambda: not moderation.is_running() or moderation.status() == psutil.STATUS_ZOMBIE)
 
 
-def test_one_text_does_not_wait_for_a_thousand(judging: GatewayProcess) -> None:
+def test_one_text_does_not_wait_for_a_thousand(moderating: GatewayProcess) -> None:
     texts = [f"{CLEAN} {index}. " * 20 for index in range(MAX_TEXTS)]
     ended: list[str] = []
 
     def run(name: str, body: object) -> None:
-        ask(judging, body)
+        ask(moderating, body)
         ended.append(name)
 
-    (judge,) = judges(pid(judging))
-    before = judge.cpu_times().user
+    (moderation,) = processes(pid(moderating))
+    before = moderation.cpu_times().user
     many = threading.Thread(target=run, args=("many", {"texts": texts}))
     many.start()
-    wait_for(lambda: judge.cpu_times().user > before)
+    wait_for(lambda: moderation.cpu_times().user > before)
     run("one", {"text": FOUL})
     many.join()
     assert ended == ["one", "many"]
 
 
-def test_what_nobody_waits_for_any_more_is_not_judged(judging: GatewayProcess) -> None:
+def test_what_no_client_waits_for_is_not_moderated(moderating: GatewayProcess) -> None:
     texts = [f"{CLEAN} {index}. " * 50 for index in range(MAX_TEXTS)]
     with pytest.raises(httpx.ReadTimeout):
-        judging.http.post("/moderation", json={"texts": texts}, timeout=0.2)
+        moderating.http.post("/moderation", json={"texts": texts}, timeout=0.2)
     with pytest.raises(httpx.ReadTimeout):
-        judging.http.post("/moderation", json={"texts": texts}, timeout=0.2)
-    wait_for(lambda: judging.log_file.read_text().count("POST /moderation 499") >= 2)
-    assert ask(judging, {"text": CLEAN})
+        moderating.http.post("/moderation", json={"texts": texts}, timeout=0.2)
+    wait_for(lambda: moderating.log_file.read_text().count("POST /moderation 499") >= 2)
+    assert ask(moderating, {"text": CLEAN})
 
 
 def mine() -> list[psutil.Process]:
-    return judges(psutil.Process().pid)
+    return processes(psutil.Process().pid)
 
 
 async def appears(condition: Callable[[], Any]) -> Any:
@@ -325,13 +325,13 @@ async def appears(condition: Callable[[], Any]) -> Any:
 
 def test_starting_does_not_wait_for_the_model() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings())
-        judge.start()
-        assert judge.state == LOADING
-        _, (verdict,) = await judge.judge([FOUL])
+        moderation = ModerationProcess(ModerationSettings())
+        moderation.start()
+        assert moderation.state == LOADING
+        _, (verdict,) = await moderation.moderate([FOUL])
         assert verdict.label is not Label.CLEAN
-        assert judge.state == OK
-        await judge.close()
+        assert moderation.state == OK
+        await moderation.close()
 
     asyncio.run(run())
     assert mine() == []
@@ -339,56 +339,56 @@ def test_starting_does_not_wait_for_the_model() -> None:
 
 def test_texts_that_kill_the_process_twice_are_refused_and_others_are_served() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings())
-        judge.start()
-        await judge.judge([CLEAN])
+        moderation = ModerationProcess(ModerationSettings())
+        moderation.start()
+        await moderation.moderate([CLEAN])
         (first,) = mine()
         first.suspend()
-        guilty = asyncio.create_task(judge.judge([f"{CLEAN} " * 50_000]))  # takes seconds
-        innocent = asyncio.create_task(judge.judge([FOUL]))
+        guilty = asyncio.create_task(moderation.moderate([f"{CLEAN} " * 50_000]))  # takes seconds
+        innocent = asyncio.create_task(moderation.moderate([FOUL]))
         await asyncio.sleep(0)
         first.kill()
-        (second,) = await appears(lambda: judge.state == LOADING and mine())
-        await appears(lambda: judge.state == OK)
+        (second,) = await appears(lambda: moderation.state == LOADING and mine())
+        await appears(lambda: moderation.state == OK)
         second.kill()
         with pytest.raises(ModerationFailed, match="-9"):
             await guilty
         _, (verdict,) = await innocent
         assert verdict.label is not Label.CLEAN
-        await judge.close()
+        await moderation.close()
 
     asyncio.run(run())
 
 
 def test_a_process_that_hangs_is_replaced() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings())
-        judge.start()
-        await judge.judge([CLEAN])
+        moderation = ModerationProcess(ModerationSettings())
+        moderation.start()
+        await moderation.moderate([CLEAN])
         mine()[0].suspend()
-        judge._slice_s = 0.2
-        with pytest.raises(ModerationFailed, match="did not come to an end"):
-            await judge.judge([CLEAN])
-        judge._slice_s = 60
-        assert await judge.judge([CLEAN])
-        await judge.close()
+        moderation._slice_s = 0.2
+        with pytest.raises(ModerationFailed, match="did not finish in time"):
+            await moderation.moderate([CLEAN])
+        moderation._slice_s = 60
+        assert await moderation.moderate([CLEAN])
+        await moderation.close()
 
     asyncio.run(run())
 
 
 def test_a_crowd_is_told_to_come_again() -> None:
     async def run() -> None:
-        judge = Judge(ModerationSettings())
-        judge.start()
-        await judge.judge([CLEAN])
+        moderation = ModerationProcess(ModerationSettings())
+        moderation.start()
+        await moderation.moderate([CLEAN])
         mine()[0].suspend()
-        crowd = [asyncio.create_task(judge.judge([CLEAN])) for _ in range(MAX_CALLS)]
+        crowd = [asyncio.create_task(moderation.moderate([CLEAN])) for _ in range(MAX_CALLS)]
         await asyncio.sleep(0)
         with pytest.raises(Busy):
-            await judge.judge([CLEAN])
+            await moderation.moderate([CLEAN])
         mine()[0].resume()
         assert len(await asyncio.gather(*crowd)) == MAX_CALLS
-        assert await judge.judge([CLEAN])
-        await judge.close()
+        assert await moderation.moderate([CLEAN])
+        await moderation.close()
 
     asyncio.run(run())

@@ -13,16 +13,16 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from api.children import Child
-from api.prober import Prober
-from api.uploads import Body
-from api.wav import WavFiles, WavResponse
+from api.http.bodies import Body
+from api.processes.child import ChildProcess
+from api.processes.prober import Prober
+from api.processes.wav import WavFiles, WavResponse
 from common.errors import Conflict, NotAudio, NotFound, Stalled
 from common.settings import StorageSettings
 from common.storage.opening import open_storage
 from tests.support.gateway import children
 
-PROBE = "api.probe_process"
+PROBE = "api.processes.probe_process"
 
 
 def wav(path: Path) -> Path:
@@ -38,10 +38,10 @@ def test_a_file_that_holds_the_probe_is_refused_and_the_next_is_served(tmp_path:
     recording = wav(tmp_path / "a.wav")
 
     async def run() -> None:
-        prober = Prober(limit=1, patience_s=0.000_001)  # any file takes longer
+        prober = Prober(limit=1, timeout_s=0.000_001)  # any file takes longer
         with pytest.raises(NotAudio, match="too long"):
             await prober.probe(recording)
-        prober._patience_s = 20
+        prober._timeout_s = 20
         assert (await prober.probe(recording)).duration_ms == 1_000
         await prober.close()
 
@@ -119,17 +119,17 @@ def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
     wav(recordings / str(whole))
 
     async def run() -> None:
-        files = WavFiles(limit=1, patience_s=0.5)
+        files = WavFiles(limit=1, timeout_s=0.5)
         with pytest.raises(Conflict, match="cannot be read"):
             await files.open(endless, 1_000, [])
-        assert children("api.sound_process") == []
-        files.patience_s = 60
+        assert children("api.processes.wav_process") == []
+        files.timeout_s = 60
         file = await files.open(whole, 1_000, [])
         assert sum([len(piece) async for piece in file]) == file.size == 32_044
         await file.close()
 
     asyncio.run(run())
-    assert children("api.sound_process") == []
+    assert children("api.processes.wav_process") == []
 
 
 def test_a_recording_that_is_not_there_is_not_found(recordings: Path) -> None:
@@ -154,12 +154,12 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
             await asyncio.Event().wait()
 
     async def run() -> None:
-        files = WavFiles(patience_s=60)
+        files = WavFiles(timeout_s=60)
         file = await files.open(recording, 1_000, [])
-        file.patience_s = 0.05
+        file.timeout_s = 0.05
         with pytest.raises(TimeoutError):
             await WavResponse(file, "attachment")({"type": "http"}, receive, send)
-        assert children("api.sound_process") == []
+        assert children("api.processes.wav_process") == []
 
     asyncio.run(run())
 
@@ -167,7 +167,7 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
 def test_a_client_that_sends_nothing_more_is_not_waited_for_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("api.uploads.PATIENCE_S", 0.05)
+    monkeypatch.setattr("api.http.bodies.TIMEOUT_S", 0.05)
 
     async def silent() -> Message:
         await asyncio.Event().wait()
@@ -196,12 +196,12 @@ def test_a_client_that_left_is_noticed() -> None:
 def test_a_child_imports_what_its_gateway_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "beside.py").write_text("import api.child; print('from beside')")
+    (tmp_path / "beside.py").write_text("import api.processes.inside; print('from beside')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     async def run() -> bytes:
-        child = await Child.spawn("beside")
-        line = await child.answer()
+        child = await ChildProcess.spawn("beside")
+        line = await child.receive()
         await child.end()
         return line
 

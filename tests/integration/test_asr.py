@@ -290,7 +290,7 @@ def test_a_repeat_joins_the_job_that_runs_and_waits_as_long_as_it_takes(
     assert job["status"] == "PENDING"
 
     asking = [pool.submit(gateway.http.post, "/asr", **sent) for _ in range(2)]
-    wait_until(lambda: gateway.log_file.read_text().count("was asked for again") == 2, "repeats")
+    wait_until(lambda: gateway.log_file.read_text().count("was submitted again") == 2, "repeats")
     plan_chunks(steps, 1)
     finish_chunk(steps, claim_next(steps))
     finish_merge(steps, claim_next(steps), segments=[segment(0, 10_000, " At last.")])

@@ -16,8 +16,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from api.changes import Changes
-from api.feed import Feed, Feeds, Growth
+from api.jobs.changes import JobChanges
+from api.jobs.feeds import Growth, JobFeed, JobFeeds
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.steps import Claim, Steps
@@ -282,9 +282,9 @@ def test_no_tenant_takes_every_place(gateway_database: Database, steps: Steps) -
         return transcript.read()
 
     async def run() -> None:
-        feeds = Feeds(Changes("redis://127.0.0.1"), limit=3, limit_each=2)
+        feeds = JobFeeds(JobChanges("redis://127.0.0.1"), limit=3, limit_each=2)
 
-        def watch(tenant: str) -> AbstractAsyncContextManager[Feed]:
+        def watch(tenant: str) -> AbstractAsyncContextManager[JobFeed]:
             return feeds.watch(tenant, job_id, read)
 
         async with watch("greedy"), watch("greedy"):

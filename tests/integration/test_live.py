@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from api.app import create_app
-from api.gateway import Gateway
+from api.services import Services
 from common.domain.keys import DEFAULT_TENANT
 from common.settings import DatabaseSettings, RedisSettings, Settings, StorageSettings
 from tests.support.gateway import GatewayProcess, children
@@ -34,7 +34,7 @@ from tests.support.speech import pcm16, silence, speak
 FOX = "The quick brown fox jumps over the lazy dog."
 RICE = "Rice is often served in round bowls."
 FOUL = "Shut the fuck up."
-MODULE = "api.recognizer_process"
+MODULE = "api.processes.recognizer_process"
 PATIENCE_S = 90
 PIECE = 3_200
 """100 ms."""
@@ -476,7 +476,7 @@ def test_a_connection_that_is_lost_while_the_gateway_sends_is_no_end_by_the_clie
                 "state": dict(state),
             }
             await app(scope, receive, send)
-            gateway: Gateway = state["gateway"]
+            gateway: Services = state["services"]
             return gateway.streams(DEFAULT_TENANT).get(UUID(sessions[0])).outcome
 
     assert asyncio.run(outcome()) == "client_left"

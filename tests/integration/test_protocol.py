@@ -1,4 +1,4 @@
-"""What becomes of clients that do not speak HTTP as they should (api.protocol)."""
+"""What becomes of clients that do not speak HTTP as they should (api.http.protocol)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import psutil
 import pytest
 import uvicorn
 
-from api import protocol
-from api.connections import Connections
+from api.http import protocol
+from api.http.connections import Connections
 from tests.support.service import wait_until
 
 pytestmark = pytest.mark.skipif(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from api.client_names import weights_named
+from api.openai.model_names import weights_named
 from common.domain.languages import LANGUAGES, language_code
 
 

@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from api.schemas import UploadOptions
+from api.jobs.schemas import UploadOptions
 from scripts.cli import transcribe as module
 from scripts.cli.cli import steno
 from scripts.cli.client import WARNINGS

@@ -10,7 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
 
-from api.connections import Connections, Seldom, client_of, warn_seldom_of_accepting
+from api.http.connections import (
+    Connections,
+    ThrottledWarning,
+    client_of,
+    throttle_accept_warnings,
+)
 
 PROXY = "10.0.0.1"
 
@@ -83,7 +88,7 @@ def test_one_client_has_a_network_of_addresses_where_there_are_so_many() -> None
 
 
 def test_what_happens_again_and_again_is_logged_once_and_counted(lines: list[str]) -> None:
-    seldom = Seldom("it happened {} times")
+    seldom = ThrottledWarning("it happened {} times")
     for _ in range(1_000):
         seldom.happened()
     assert lines == ["it happened 1 times\n"]
@@ -97,7 +102,7 @@ def test_a_lack_of_descriptors_does_not_fill_the_log(lines: list[str]) -> None:
         told: list[str] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: told.append(context["message"]))
-        warn_seldom_of_accepting(loop)
+        throttle_accept_warnings(loop)
         for _ in range(2_000):
             loop.call_exception_handler({"message": "socket.accept() out of system resource"})
         loop.call_exception_handler({"message": "something else"})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.exposure import is_loopback, listening_host
+from api.auth.exposure import is_loopback, listening_host
 from common.domain.keys import ID_LENGTH, KeyText, Limits, is_tenant, sha256_of
 from common.errors import SetupProblem
 from common.settings import Settings
@@ -74,6 +74,6 @@ def test_without_postgres_nobody_knows_whether_to_listen_in_public() -> None:
     warnings: list[str] = []
     with pytest.raises(SetupProblem, match="GATEWAY_API_KEY"):
         listening_host(
-            settings, "postgresql://nobody:x@127.0.0.1:9/none", warnings.append, patience_s=0
+            settings, "postgresql://nobody:x@127.0.0.1:9/none", warnings.append, timeout_s=0
         )
     assert warnings == []

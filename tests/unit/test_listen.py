@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from api.schemas import StreamOptions
+from api.streams.options import StreamOptions
 from common.audio.decode import MonoDecoder
 from common.errors import GatewayLost, RequestRejected
 from scripts.bench.corpus import write_wav

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.filenames import attachment
-from api.multipart import MAX_IGNORED, MAX_OPTION_BYTES, FormReader, file_name
+from api.http.headers import attachment
+from api.http.multipart import MAX_IGNORED, MAX_OPTION_BYTES, FormReader, file_name
 from common.errors import Malformed, TooLarge, Unsupported
 from common.filenames import display_name
 
@@ -176,7 +176,7 @@ def test_a_list_comes_as_often_as_it_may() -> None:
 
 def test_a_list_has_an_end() -> None:
     it = FormReader(TYPE, file_field="file", known=OPTIONS, repeatable=("kinds[]",))
-    with pytest.raises(Malformed, match=r"kinds\[\] is there more than 16 times"):
+    with pytest.raises(Malformed, match=r"kinds\[\] occurs more than 16 times"):
         it.feed(form(*[part('name="kinds[]"', b"word")] * 17))
 
 

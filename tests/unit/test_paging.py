@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.resolving import form_options, request_sha256
+from api.jobs.idempotency import request_sha256
+from api.jobs.resolving import form_options
 from common.db.paging import Cursor, page_of
 from common.errors import OutOfRange
 

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from api.resolving import Resolver, form_options
-from api.schemas import UploadOptions
+from api.jobs.resolving import Resolver, form_options
+from api.jobs.schemas import UploadOptions
 from common.domain.job import Priority
 from common.domain.request import Cutting
 from common.errors import BadInput, ModelNotInstalled, OptionConflict, OutOfRange, UnknownOption

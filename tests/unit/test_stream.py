@@ -32,7 +32,7 @@ from common.domain.stream import (
     Session,
     Setup,
     State,
-    Status,
+    StateChange,
     Style,
 )
 from common.domain.values import Segment, Span, Word
@@ -167,7 +167,7 @@ class World:
 
     @property
     def states(self) -> list[State]:
-        return [event.state for event in self.events if isinstance(event, Status)]
+        return [event.state for event in self.events if isinstance(event, StateChange)]
 
     @property
     def said(self) -> list[int]:

@@ -25,7 +25,7 @@ END_S = 120.0
 LOST_AND_BACK = ("recognizer_lost", "recognizer_back")
 KILL_RECOGNIZER = r"""
 for each in /proc/[0-9]*; do
-    if tr '\0' ' ' <"$each/cmdline" 2>/dev/null | grep -q ' -m api.recognizer_process '; then
+    if tr '\0' ' ' <"$each/cmdline" 2>/dev/null | grep -q ' -m [a-z.]*recognizer_process '; then
         kill -9 "${each#/proc/}"
     fi
 done

@@ -1,0 +1,82 @@
+"""Types of fields that several resources take: names, prose, numbers, and a client's own JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+MAX_BYTES = 16 * 1024
+"""As compact JSON in UTF-8."""
+MAX_DEPTH = 32
+"""Nested objects and lists; JSON writers fail at some greater depth."""
+
+
+def metadata_of(text: str) -> Any:
+    """The JSON in a form's field.
+
+    Raises:
+        ValueError: it is not JSON; the message says what is expected.
+    """
+    try:
+        return json.loads(text, parse_constant=_reject)
+    except (ValueError, RecursionError):
+        raise ValueError("a JSON object") from None
+
+
+def checked(value: dict[str, Any]) -> dict[str, Any]:
+    """The same value, if it can be stored and returned.
+
+    Raises:
+        ValueError: it cannot; the message says what is expected.
+    """
+    _check(value, MAX_DEPTH)
+    try:
+        encoded = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise ValueError("text without lone surrogates") from None
+    if len(encoded) > MAX_BYTES:
+        raise ValueError(f"at most {MAX_BYTES} bytes of JSON")
+    return value
+
+
+def _check(value: Any, depth: int) -> None:
+    if depth < 0:
+        raise ValueError(f"at most {MAX_DEPTH} levels deep")
+    if isinstance(value, dict):
+        for part in value.values():
+            _check(part, depth - 1)
+    elif isinstance(value, list):
+        for part in value:
+            _check(part, depth - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("JSON with finite numbers")
+
+
+def _reject(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _no_control(text: str) -> str:
+    if any(ord(letter) < 32 and letter not in "\t\r\n" for letter in text):
+        raise ValueError("text without control characters")
+    return text
+
+
+def without_default(schema: dict[str, Any]) -> None:
+    """Leave out a default of null that a client may not send."""
+    schema.pop("default", None)
+
+
+Word = BeforeValidator(_lower)
+"""A name, in any case."""
+Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
+Name = Annotated[str, Field(max_length=200), AfterValidator(_no_control)]
+Metadata = Annotated[dict[str, Any], AfterValidator(checked)]
+Number = Annotated[float, Field(allow_inf_nan=False)]

@@ -1,0 +1,273 @@
+"""Errors as clients see them: problem details (RFC 9457), one shape for all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from math import isfinite
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from loguru import logger
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.http.bodies import BodyRejected, has_unread_body
+from common.errors import (
+    BadInput,
+    FieldMissing,
+    Forbidden,
+    Malformed,
+    ModerationOff,
+    ModerationUnusable,
+    NotAudio,
+    NotFound,
+    NotReady,
+    OutOfRange,
+    OverLimit,
+    RateLimited,
+    RecognizerUnusable,
+    Stalled,
+    StenoError,
+    TooLarge,
+    Transient,
+    Unauthorised,
+    Unavailable,
+    UnknownOption,
+    Unsupported,
+)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+LONGEST_ECHO = 200
+"""Characters of an invalid value that an error repeats."""
+
+CLIENT_GONE = 499
+"""nginx's status for a request whose client has disconnected; only logs show it."""
+LINGER_S = 2.0
+
+PUBLIC_ERRORS = BadInput | Transient | ModerationOff | ModerationUnusable | RecognizerUnusable
+"""Errors whose messages clients may see; any other is reported as an internal error."""
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+_LIMITS = {
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "string_too_long": "at most {max_length} characters long",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "uuid_parsing": "a UUID",
+    "uuid_type": "a UUID",
+}
+"""Pydantic's kinds of error, as the end of "... must be"."""
+
+
+class ProblemDocument(BaseModel):
+    """Problem details (RFC 9457); errors about a value also name field, limit or allowed, value."""
+
+    type: str = Field("about:blank")
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["priority must be one of high, normal, low; got 'urgent'"])
+    code: str = Field(examples=["unknown_option"])
+
+
+class Problem(Response):
+    """An error's response; where the error is ``passing``, it says when to retry."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        details: Mapping[str, Any] | None = None,
+        *,
+        passing: bool = False,
+    ) -> None:
+        self.document = _document(status, code, detail, details or {})
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if passing else None
+        # Values that clients sent may contain lone surrogates: \ud800 is JSON for one.
+        text = json.dumps(self.document, ensure_ascii=False).encode(errors="backslashreplace")
+        super().__init__(text, status, headers)
+
+
+class ClosingAnswer(Response):
+    """Sends a response before the request's body has been read, then closes the connection.
+
+    The client may still be sending, and closing at once could destroy the response on its way
+    (RFC 9112, section 9.6): so what comes in is discarded for a moment.
+    """
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(answer.body, answer.status_code)
+        self.raw_headers = [*answer.raw_headers, (b"connection", b"close")]
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        # The rest of the body may be rejected too (`api.http.bodies`): one response is enough.
+        with suppress(TimeoutError, HTTPException):
+            async with asyncio.timeout(LINGER_S):
+                while (await receive()).get("more_body"):
+                    continue
+        await send({"type": "http.response.body", "body": b""})
+
+
+def problem(error: StenoError) -> Problem:
+    """The response for ``error``, without internals of this machine."""
+    if not isinstance(error, BadInput):
+        logger.warning("answered {}: {}", error.code, error)
+    if not isinstance(error, PUBLIC_ERRORS):
+        return internal_error()
+    passing = isinstance(error, Transient | ModerationUnusable | RecognizerUnusable)
+    answer = Problem(error.status, error.code, error.message, details_of(error), passing=passing)
+    if isinstance(error, Unauthorised):
+        answer.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, OverLimit):
+        answer.headers["Retry-After"] = str(error.details["retry_after_s"])
+    return answer
+
+
+def details_of(error: StenoError) -> dict[str, Any]:
+    """What a response adds to the message of a client's mistake: field, limit and value."""
+    details = error.details if isinstance(error, BadInput) else {}
+    return {key: _plain(value) for key, value in details.items()}
+
+
+def internal_error() -> Problem:
+    """The response for an error that clients must not see."""
+    return Problem(500, StenoError.code, "Internal error; the gateway's log says more")
+
+
+def validation_error(error: Mapping[str, Any]) -> BadInput:
+    """Our error for one of pydantic's, with the field, what is allowed, and the value."""
+    kind, value, context = error["type"], error.get("input"), error.get("ctx", {})
+    field = _field(error["loc"])
+    if kind == "missing":
+        return FieldMissing(field=field)
+    if kind == "extra_forbidden":
+        return Unsupported(field=field)
+    if kind in {"literal_error", "enum"}:
+        allowed = context["expected"].replace("'", "").replace(" or ", ", ")
+        return UnknownOption(field=field, allowed=allowed, value=echoed(value))
+    if kind == "json_invalid":
+        return Malformed(reason="the body is not JSON")
+    limit = _LIMITS.get(kind)
+    text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
+    return OutOfRange(field=field, limit=text, value=echoed(value))
+
+
+def _field(place: Sequence[int | str]) -> str:
+    """The field of an invalid value: of a parameter its own name, not that of a part of it."""
+    if not place:
+        return "body"
+    return str(place[1] if place[0] in {"query", "path", "header"} else place[-1])
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of ``app`` as a problem."""
+
+    @app.exception_handler(StenoError)
+    async def _ours(request: Request, error: StenoError) -> Response:
+        return close_if_unread(request, problem(error))
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return close_if_unread(request, problem(validation_error(error.errors()[0])))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if isinstance(error, BodyRejected):
+            return close_if_unread(request, problem(error.error))
+        code = _CODES.get(error.status_code, "http_error")
+        answer = Problem(error.status_code, code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+
+def close_if_unread(request: Request, answer: Response) -> Response:
+    """Close the connection after a response that is sent before the body was read."""
+    return ClosingAnswer(answer) if has_unread_body(request.scope) else answer
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        return value if isfinite(value) else str(value)  # JSON has no infinity
+    return value if value is None or isinstance(value, bool | int) else str(value)
+
+
+def echoed(value: object) -> object:
+    """A client's value as an error repeats it, truncated where it is long."""
+    text = str(value)
+    return _plain(value) if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}..."
+
+
+def _document(status: int, code: str, detail: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **details,
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+
+
+_EXAMPLES = {
+    error.status: error
+    for error in (
+        Malformed(reason="the form is incomplete"),
+        Unauthorised(reason="Unknown API key"),
+        Forbidden(reason="The API key does not have the scope admin"),
+        NotFound(what="job", value="3fa85f64-5717-4562-b3fc-2c963f66afa6"),
+        Stalled(limit_s=60.0),
+        NotReady(status_now="PROCESSING"),
+        TooLarge(field="texts[3]", limit="50000 characters", value="1000000"),
+        NotAudio(reason="the file is empty"),
+        RateLimited(
+            field="requests_per_minute", period="minute", limit=1200, value=1201, retry_after_s=42
+        ),
+        UnknownOption(field="format", allowed="json, txt, srt", value="docx"),
+        Unavailable(what="Postgres"),
+    )
+}
+"""An example of each status, for the documentation."""
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that can fail in these ways."""
+    schema = ProblemDocument.model_json_schema()
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {MEDIA_TYPE: {"schema": schema, "example": _example(status)}},
+        }
+        for status in statuses
+    }
+
+
+def _example(status: int) -> dict[str, Any]:
+    if status == HTTPStatus.REQUEST_URI_TOO_LONG:  # answered by `api.http.middleware`
+        details = {"field": "url", "limit": 8000, "value": 8613}
+        return _document(status, TooLarge.code, "The URL may have at most 8000 bytes", details)
+    error = _EXAMPLES[status]
+    details = error.details if isinstance(error, BadInput) else {}
+    return _document(status, error.code, error.message, details)

@@ -1,0 +1,335 @@
+"""Routes for jobs: create, list, status, cancel, retry, delete, and the receipts of deletions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Annotated
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Body, Query, Request, Response
+from loguru import logger
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from api.auth.callers import Caller, Reader, Transcriber
+from api.http.fields import Name
+from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
+from api.http.problems import documented
+from api.jobs.changes import JobChanges
+from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
+from api.jobs.resolving import Resolver
+from api.jobs.schemas import AudioTrack, Status, UploadOptions
+from api.services import Services, ServicesDep
+from common.db.deletions import Deletions, Reason, Receipt
+from common.db.jobs import Jobs, NewJob
+from common.db.listing import JobFilter, JobLists
+from common.db.snapshots import Snapshot
+from common.db.tables import Kind
+from common.domain.job import JobStatus, is_final
+from common.domain.results import seconds
+from common.errors import Transient
+
+router = APIRouter(tags=["jobs"], responses=documented(422, 503))
+
+
+REREAD_S = 2.0
+"""How often a long poll reads the job where no notification arrives."""
+
+AS_SET = UploadOptions.model_validate({})
+"""No options given: all defaults."""
+
+
+class CreatedJob(BaseModel):
+    """A job that waits for its recording."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    job_id: UUID
+    status: JobStatus = Field(examples=["PENDING_UPLOAD"])
+    upload_url: str = Field(examples=["/api/v1/jobs/3fa85f64-5717-4562-b3fc-2c963f66afa6/upload"])
+    """Where to send the recording, as a form with the one field `file`."""
+    upload_until: datetime
+    """When the job is cancelled if none has arrived."""
+
+
+class JobPage(BaseModel):
+    """Some jobs, newest first."""
+
+    jobs: list[Status]
+    next_cursor: NextCursor
+
+
+class DeletionReceipt(BaseModel):
+    """What was deleted of a job or stream."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    kind: Kind
+    session_id: UUID
+    """The id of the job or stream."""
+    job_id: UUID | None
+    """The same, for a job; null for a stream."""
+    reason: Reason
+    requested_at: datetime
+    erased_at: datetime | None
+    """Set once erasure is verified: the storage holds nothing of it, and no worker can write any
+    more. Streams have nothing in the storage."""
+    rows: int
+    """Deleted in Postgres."""
+    files: int
+    """Deleted in the storage."""
+    bytes: int
+
+
+class DeletionPage(BaseModel):
+    """Some deletions, newest first."""
+
+    deletions: list[DeletionReceipt]
+    next_cursor: NextCursor
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    summary="Create a job, and upload its recording later",
+    responses=documented(400, 409, 413),
+    openapi_extra={"parameters": [PARAMETER]},
+)
+async def create(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    caller: Transcriber,
+    options: Annotated[UploadOptions, Body()] = AS_SET,
+) -> CreatedJob:
+    """Create a job that waits for its recording; the options are those of an upload."""
+    job = replace(
+        caller.attributed(request, await services.get(Resolver).resolve(uuid4(), options)),
+        idempotency=idempotency(request, options),
+    )
+    created = await services.in_thread(_create, request, services, caller, job)
+    response.headers["Location"] = f"/api/v1/jobs/{created.job_id}"
+    return created
+
+
+@router.get("/jobs", summary="List jobs")
+async def jobs(
+    services: ServicesDep,
+    caller: Reader,
+    status: Annotated[
+        list[JobStatus] | SkipJsonSchema[None], Query(description="Any of these.")
+    ] = None,
+    created_after: AwareDatetime | SkipJsonSchema[None] = None,
+    created_before: AwareDatetime | SkipJsonSchema[None] = None,
+    recording_id: Annotated[
+        Name | SkipJsonSchema[None], Query(description="Your own name for the recording.")
+    ] = None,
+    model: Annotated[Name | SkipJsonSchema[None], Query(description="The weights.")] = None,
+    limit: Limit = 50,
+    cursor: PageCursor = None,
+) -> JobPage:
+    """The tenant's jobs, newest first. New jobs do not shift the pages."""
+    which = JobFilter(status, created_after, created_before, recording_id, model)
+    lists = JobLists(services.database, caller.tenant)
+    page = await services.in_thread(lists.page, which, limit=limit, after=parse_cursor(cursor))
+    return JobPage(jobs=list(map(status_document, page.items)), next_cursor=next_cursor(page.next))
+
+
+@router.get(
+    "/status/{job_id}",
+    response_model=Status,
+    summary="Get a job's status",
+    responses=documented(404),
+)
+@router.get(
+    "/jobs/{job_id}",
+    response_model=Status,
+    summary="Get a job's status",
+    responses=documented(404),
+)
+async def status(
+    job_id: UUID,
+    request: Request,
+    services: ServicesDep,
+    caller: Reader,
+    wait: Annotated[
+        float, Query(ge=0, le=60, description="Respond after a change, or after so many seconds.")
+    ] = 0,
+) -> Status:
+    """A job's status. `wait` makes it a long poll; a job that has ended is answered at once."""
+    jobs = services.jobs(caller.tenant)
+    deadline = time.monotonic() + wait
+    with services.get(JobChanges).watch(job_id) as changed:
+        first = now = await services.in_thread(jobs.snapshot, job_id)
+        while (
+            not is_final(now.status)
+            and _visible(now) == _visible(first)
+            and (left := deadline - time.monotonic()) > 0
+            and not services.get(JobChanges).closing
+            and not await request.is_disconnected()
+        ):
+            logger.debug("a long poll waits for job {job_id}", job_id=job_id)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
+            changed.clear()
+            now = await services.in_thread(jobs.snapshot, job_id)
+    return status_document(now)
+
+
+@router.post(
+    "/jobs/{job_id}/cancel",
+    summary="Cancel a job",
+    response_model=Status,
+    responses=documented(404, 409),
+)
+async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
+    """Cancel a job. Cancelling it again changes nothing."""
+    return await services.in_thread(_cancel, services, services.jobs(caller.tenant), job_id)
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    summary="Retry a failed job",
+    responses=documented(404, 409),
+)
+async def retry(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
+    """Retry the steps of a FAILED job that are not done; finished steps are not repeated."""
+    return await services.in_thread(_retry, services, caller, job_id)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=204,
+    summary="Delete a job and all its data",
+    responses=documented(404),
+)
+async def delete(job_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
+    """Cancel a job if it runs, and erase its recording, the audio made from it, and its text.
+
+    A receipt remains. Deleting it again is a 204. Webhook messages about it that are not delivered
+    yet are still sent.
+    """
+    await services.in_thread(_delete, services, caller, job_id)
+
+
+@router.get("/deletions", summary="List receipts of deletions")
+async def deletions(
+    services: ServicesDep,
+    caller: Reader,
+    job_id: Annotated[UUID | SkipJsonSchema[None], Query(description="Only of this job.")] = None,
+    session_id: Annotated[
+        UUID | SkipJsonSchema[None], Query(description="Only of this job or stream.")
+    ] = None,
+    limit: Limit = 50,
+    cursor: PageCursor = None,
+) -> DeletionPage:
+    """Receipts for jobs and streams that were deleted, on request or by retention. Newest first.
+
+    `erased_at` is set once erasure is verified: the storage was searched when no worker could
+    write any more, and nothing was found.
+    """
+    receipts = Deletions(services.database, caller.tenant)
+    after = parse_cursor(cursor)
+    page = await services.in_thread(
+        receipts.page, job_id=job_id, session_id=session_id, limit=limit, after=after
+    )
+    return DeletionPage(
+        deletions=list(map(_receipt, page.items)), next_cursor=next_cursor(page.next)
+    )
+
+
+def _create(request: Request, services: Services, caller: Caller, job: NewJob) -> CreatedJob:
+    jobs = services.jobs(caller.tenant)
+    created = jobs.create(job)
+    mark_replay(request, created)
+    if not created.replayed:
+        logger.info("job {job_id} created; it waits for its recording", job_id=created.job_id)
+    waits = timedelta(seconds=services.settings.job.upload_wait)
+    return CreatedJob(
+        job_id=created.job_id,
+        status=created.status,
+        upload_url=services.link(f"/api/v1/jobs/{created.job_id}/upload"),
+        upload_until=jobs.snapshot(created.job_id).created_at + waits,
+    )
+
+
+def _retry(services: Services, caller: Caller, job_id: UUID) -> Status:
+    jobs = services.jobs(caller.tenant)
+    jobs.retry(job_id, caller.quota)
+    logger.info("job {job_id} is retried", job_id=job_id)
+    services.events.work_to_do()
+    services.events.job_changed(job_id)
+    return status_document(jobs.snapshot(job_id))
+
+
+def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
+    deletions = Deletions(services.database, caller.tenant)
+    deleted = deletions.delete(job_id)
+    if deleted is None:
+        return
+    services.stop(deleted.running)
+    services.events.job_changed(job_id)
+    logger.info("job {job_id} was deleted", job_id=job_id)
+    with suppress(Transient):  # the dispatcher erases what is left
+        erased = services.storage.erase(job_id, deleted.recording_id)
+        deletions.erased(job_id, files=erased.files, size=erased.bytes)
+
+
+def _receipt(receipt: Receipt) -> DeletionReceipt:
+    return DeletionReceipt(
+        kind=receipt.kind,
+        session_id=receipt.id,
+        job_id=receipt.id if receipt.kind is Kind.JOB else None,
+        reason=receipt.reason,
+        requested_at=receipt.requested_at,
+        erased_at=receipt.erased_at,
+        rows=receipt.rows,
+        files=receipt.files,
+        bytes=receipt.bytes,
+    )
+
+
+def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:
+    services.stop(jobs.cancel(job_id))
+    services.events.job_changed(job_id)
+    return status_document(jobs.snapshot(job_id))
+
+
+def _visible(snapshot: Snapshot) -> Snapshot:
+    """The snapshot without the estimate, which changes all the time."""
+    return replace(snapshot, eta_s=None)
+
+
+def status_document(snapshot: Snapshot) -> Status:
+    """A job's status as clients read it."""
+    return Status(
+        job_id=snapshot.job_id,
+        status=snapshot.status,
+        stage=snapshot.stage,
+        progress=snapshot.progress,
+        chunks_completed=snapshot.chunks_completed,
+        chunks_total=snapshot.chunks_total,
+        planned=snapshot.planned,
+        created_at=snapshot.created_at,
+        started_at=snapshot.started_at,
+        completed_at=snapshot.completed_at,
+        error_message=snapshot.error_message,
+        error_code=snapshot.error_code,
+        eta_seconds=None if snapshot.eta_s is None else round(snapshot.eta_s, 1),
+        queue_position=snapshot.queue_position,
+        warnings=list(snapshot.warnings),
+        filename=snapshot.filename,
+        engine=snapshot.engine,
+        model=snapshot.model,
+        language=snapshot.language,
+        duration_seconds=None if snapshot.duration_ms is None else seconds(snapshot.duration_ms),
+        recording_id=snapshot.client.recording_id,
+        metadata=snapshot.client.metadata,
+        delete_at=snapshot.delete_at,
+        audio_tracks=[AudioTrack(**track.to_json()) for track in snapshot.audio_tracks],
+        audio_track=snapshot.audio_track,
+    )

@@ -1,0 +1,145 @@
+"""The options of an upload, and the documents about jobs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from api.http.fields import Metadata, Name, Number, Prose, Word
+from common.domain.job import JobStatus
+
+
+def _as_text(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value.strip() if isinstance(value, str) else value
+
+
+class UploadOptions(BaseModel):
+    """The options of an upload; defaults come from the settings."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=False)
+
+    language: Annotated[str | None, Word] = Field(None, examples=["vi"])
+    """A Whisper code (vi, en, ...) or auto."""
+    priority: Annotated[Literal["high", "normal", "low"], Word] = "normal"
+    """Jobs of higher priority run first."""
+    engine: Annotated[Literal["faster-whisper", "whisper.cpp"] | None, Word] = None
+    """The code that runs the weights."""
+    model: str | None = None
+    """The weights, such as base; `GET /api/v1/models` lists them."""
+    task: Annotated[Literal["transcribe", "translate"], Word] = "transcribe"
+    """translate: to English."""
+    beam_size: int | None = Field(None, ge=1, le=16)
+    """Number of hypotheses that the decoder keeps."""
+    temperature: Number | None = Field(None, ge=0, le=1)
+    """A fixed temperature, in place of the fallback ladder."""
+    initial_prompt: Prose | None = None
+    """Text that the decoder takes as the preceding context."""
+    hotwords: Prose | None = None
+    """Names and terms that are likely to occur, such as Stenopool, Hà Nội."""
+    word_timestamps: bool = True
+    """Whether words have times."""
+    moderation: bool | None = None
+    """Label each segment CLEAN, OFFENSIVE or HATE; true unless moderation is off on the gateway."""
+    filter_profanity: bool = False
+    """Mask offensive words wherever the text is shown, except their first letters, as in `f***`.
+    The stored text is unmasked: results are available with and without masks."""
+    chunk_strategy: Annotated[Literal["vad", "silence", "fixed"] | None, Word] = None
+    """How the recording is cut: by detected speech, by silence, or at fixed times."""
+    chunk_duration: Number | None = Field(None, ge=1, le=30)
+    """Longest window, in seconds."""
+    chunk_overlap: Number | None = Field(None, ge=0, le=7.5)
+    """Overlap of windows where there is no silence, in seconds; at most a quarter of a window."""
+    silence_threshold: Number | None = Field(None, ge=-96, le=0)
+    """Level below which audio counts as silence, in dBFS."""
+    min_silence_duration: int | None = Field(None, ge=10, le=10_000)
+    """Shortest silence to cut in, in milliseconds."""
+    audio_track: Annotated[str, BeforeValidator(_as_text), Field(max_length=35)] | None = Field(
+        None, examples=["1"]
+    )
+    """The audio track to transcribe: its index, counted from 0, or its language, such as vi. By
+    default the container's default track or, where it has no speech, the first one with speech."""
+    recording_id: Name | None = None
+    """Your own name for the recording, returned unchanged."""
+    metadata: Metadata | None = None
+    """A JSON object of at most 16 KB, returned unchanged; in a form as text."""
+    webhook_url: Annotated[str, Field(max_length=2000)] | None = None
+    """A URL that is notified of the job's end, in addition to the tenant's webhooks."""
+    delete_after: int | None = Field(None, ge=60, le=315_360_000)
+    """Seconds after the job's end until it is deleted with all its data. By default as the tenant
+    or the gateway is configured, else never."""
+
+
+class AudioTrack(BaseModel):
+    """An audio track of a recording."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    index: int
+    """Counted from 0, audio tracks only."""
+    language: str | None = Field(examples=["vie"])
+    """As the container names it, mostly ISO 639-2."""
+    title: str | None
+    codec: str = Field(examples=["aac"])
+    channels: int
+    default: bool
+    """Transcribed unless another track is requested, or it has no speech."""
+
+
+class Accepted(BaseModel):
+    """A recording was accepted."""
+
+    job_id: UUID
+    status: JobStatus = Field(examples=["PENDING"])
+    message: str
+    estimated_time_seconds: float | None = Field(examples=[42.5])
+    """Null until a job with the same weights has finished here."""
+
+
+class Status(BaseModel):
+    """A job's status."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    job_id: UUID
+    status: JobStatus = Field(examples=["PROCESSING"])
+    stage: str = Field(examples=["transcribing"])
+    """queued, fetching (from its URL), planning, transcribing, moderating (all is transcribed),
+    merging or done."""
+    progress: int = Field(ge=0, le=100, examples=[40])
+    chunks_completed: int
+    chunks_total: int
+    """Grows until the job is `planned`."""
+    planned: bool
+    """Whether the recording is cut into all its chunks."""
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    error_message: str | None
+    error_code: str | None
+    eta_seconds: float | None
+    """Estimated from the job's own speed; null until two chunks are transcribed."""
+    queue_position: int | None
+    """How many turns of other jobs precede this job's first one, if no more jobs arrive. 0: it is
+    next. 1000 (200 in lists): that many or more. Null once it has started."""
+    warnings: list[str]
+    filename: str | None
+    """Null until there is a recording."""
+    engine: str
+    model: str
+    language: str
+    duration_seconds: float | None
+    recording_id: str | None
+    """Your own name for the recording."""
+    metadata: dict[str, Any] | None
+    """Your own, unchanged."""
+    delete_at: datetime | None
+    """When the job will be deleted with all its data; null until it has ended, or if never."""
+    audio_tracks: list[AudioTrack]
+    """Empty until the recording has been received."""
+    audio_track: int | None
+    """The index of the transcribed track; null until it is known."""

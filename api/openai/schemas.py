@@ -1,0 +1,272 @@
+"""The options, responses and errors of OpenAI's audio API, mapped to our own jobs.
+
+Source: OpenAI's API reference, "Create transcription" and "Create translation", and its error
+objects. Unsupported fields that clients send by habit are ignored, and named in the header
+`api.jobs.uploads.IGNORED` of the response.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from api.http.fields import Number, Prose
+from api.http.problems import (
+    Problem,
+    close_if_unread,
+    problem,
+    validation_error,
+)
+from api.openai.model_names import weights_named
+from common.domain.formats import to_srt, to_vtt
+from common.domain.languages import AUTO, LANGUAGES, language_code
+from common.domain.request import Task
+from common.domain.results import seconds, segment_document, word_document
+from common.domain.transcript import Transcript
+from common.domain.values import Segment
+from common.errors import OptionConflict, StenoError, UnknownOption
+
+PREFIX = "/v1"
+GRANULARITIES = "timestamp_granularities[]"
+UNBRACKETED = "timestamp_granularities"
+"""The same field as some clients name it."""
+
+
+def _named(model: str) -> str:
+    if not re.fullmatch(r"([^/\s]+/)?[^/\s]+", model):
+        raise ValueError("one that GET /v1/models lists")
+    return model
+
+
+class AudioOptions(BaseModel):
+    """The options of both calls, beside the file."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_named)]
+    """The weights, as `GET /v1/models` lists them or as they were published
+    (`Systran/faster-whisper-small`, `whisper-large-v3`). whisper-1, gpt-4o-transcribe and
+    gpt-4o-mini-transcribe are the default ones."""
+    prompt: Prose | None = None
+    """Text that the decoder takes as the preceding context."""
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    """The format of the response."""
+    temperature: Number = Field(0, ge=0, le=1)
+    """0: chosen by the decoder's confidence."""
+
+    @property
+    def granularities(self) -> Sequence[str]:
+        """What has times in verbose_json."""
+        return ("segment",)
+
+    def job_options(self, task: Task) -> dict[str, str]:
+        """The equivalent options of an upload."""
+        engine, name = weights_named(self.model)
+        options = {
+            "model": name,
+            "engine": engine,
+            "task": task,
+            "language": AUTO,
+            "initial_prompt": self.prompt or "",
+            "temperature": str(self.temperature) if self.temperature else "",
+        }
+        return {key: value for key, value in options.items() if value}
+
+    @classmethod
+    def read(cls, sent: Mapping[str, str | list[str]]) -> Self:
+        """Check a form's fields; an empty one counts as not sent.
+
+        Raises:
+            FieldMissing, OptionConflict: a field is missing, and none is invalid.
+            BadInput: a field is invalid; it is named.
+        """
+        try:
+            return cls.model_validate({name: value for name, value in sent.items() if value})
+        except ValidationError as error:
+            errors = error.errors()
+            first = next((each for each in errors if each["type"] != "missing"), errors[0])
+            raise validation_error(dict(first)) from None
+
+
+class TranslationOptions(AudioOptions):
+    """`POST /v1/audio/translations`: to English."""
+
+
+class TranscriptionOptions(AudioOptions):
+    """`POST /v1/audio/transcriptions`."""
+
+    language: Annotated[str | None, Field(max_length=20)] = None
+    """ISO-639-1, such as vi; locales (pt-BR) and names (English) are accepted too. Detected if
+    omitted."""
+    timestamp_granularities: list[Literal["word", "segment"]] = Field(
+        ["segment"], alias="timestamp_granularities[]"
+    )
+    """What has times in verbose_json."""
+    stream: bool = False
+    """Send events while the text grows; with json or text."""
+
+    @property
+    def granularities(self) -> Sequence[str]:
+        return self.timestamp_granularities
+
+    def job_options(self, task: Task) -> dict[str, str]:
+        options = super().job_options(task)
+        if self.language:
+            options["language"] = language_code(self.language) or self.language
+        return options
+
+    @classmethod
+    def read(cls, sent: Mapping[str, str | list[str]]) -> Self:
+        options = super().read(sent)
+        if options.stream and options.response_format not in {"json", "text"}:
+            raise OptionConflict(
+                field="stream", value="true", needed="response_format json or text"
+            )
+        if GRANULARITIES in sent and options.response_format != "verbose_json":
+            value = ", ".join(options.timestamp_granularities)
+            raise OptionConflict(
+                field=GRANULARITIES, value=value, needed="response_format=verbose_json"
+            )
+        return options
+
+
+# --- responses ------------------------------------------------------------------------------
+
+
+def usage(transcript: Transcript) -> dict[str, Any]:
+    """The usage that OpenAI bills by."""
+    return {"type": "duration", "seconds": seconds(transcript.duration_ms)}
+
+
+def to_text(transcript: Transcript) -> str:
+    """The whole text on one line."""
+    return f"{transcript.text}\n"
+
+
+TEXTS: Mapping[str, tuple[str, Callable[[Transcript], str]]] = MappingProxyType(
+    {
+        "text": ("text/plain; charset=utf-8", to_text),
+        "srt": ("application/x-subrip; charset=utf-8", to_srt),
+        "vtt": ("text/vtt; charset=utf-8", to_vtt),
+    }
+)
+"""Formats other than JSON: media type and writer."""
+
+
+def whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
+    """A segment as in Whisper's own JSON; token ids are not stored, so the list is empty."""
+    return {"seek": 0, "tokens": [], **segment_document(index, segment)}
+
+
+def verbose_document(transcript: Transcript, task: Task, granularities: Iterable[str]) -> Any:
+    """The response in ``verbose_json``."""
+    document: dict[str, Any] = {
+        "task": task,
+        "language": LANGUAGES.get(transcript.language, transcript.language).lower(),
+        "duration": seconds(transcript.duration_ms),
+        "text": transcript.text,
+        "usage": usage(transcript),
+    }
+    if "segment" in granularities:
+        document["segments"] = [
+            whisper_segment(index, segment) for index, segment in enumerate(transcript.segments)
+        ]
+    if "word" in granularities:
+        document["words"] = [word_document(word) for word in transcript.words]
+    return document
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+_CODES = {"unauthorised": "invalid_api_key", "weights_missing": "model_not_found"}
+
+
+class ErrorAnswer(JSONResponse):
+    """An error's response as OpenAI's clients expect it: 400 for our 422, 404 for a model."""
+
+    def __init__(self, problem: Problem) -> None:
+        document = problem.document
+        code = _CODES.get(document["code"], document["code"])
+        # A model's name may include its engine.
+        field = "model" if document.get("field") == "engine" else document.get("field")
+        if field == "model" and code == UnknownOption.code:
+            code = "model_not_found"
+        status = 404 if code == "model_not_found" else document["status"]
+        status = 400 if status == 422 else status
+        other = "server_error" if status >= 500 else "invalid_request_error"
+        self.error = {
+            "message": document["detail"],
+            "type": _TYPES.get(status, other),
+            "param": field,
+            "code": code,
+        }
+        super().__init__({"error": self.error}, status)
+        kept = {"retry-after", "www-authenticate"}
+        self.headers.update({k: v for k, v in problem.headers.items() if k in kept})
+
+
+class Route(APIRoute):
+    """Answers errors as `ErrorAnswer`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except StenoError as error:
+                return close_if_unread(request, ErrorAnswer(problem(error)))
+            except RequestValidationError as error:
+                return ErrorAnswer(problem(validation_error(error.errors()[0])))
+
+        return answer
+
+
+def install(app: FastAPI) -> None:
+    """Answer unknown paths under ``/v1`` as `ErrorAnswer`, too."""
+    others = app.exception_handlers[HTTPException]
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        answer: Response = await others(request, error)  # type: ignore[misc]
+        is_openai = request.url.path.startswith(f"{PREFIX}/") and isinstance(answer, Problem)
+        return ErrorAnswer(answer) if is_openai else answer  # type: ignore[arg-type]
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The ``responses`` of a route that can fail in these ways."""
+    return {
+        status: {"description": HTTPStatus(status).phrase, "model": ErrorDocument}
+        for status in statuses
+    }
+
+
+class ErrorObject(BaseModel):
+    """The error."""
+
+    message: str
+    type: str = Field(examples=["invalid_request_error"])
+    param: str | None = Field(examples=["response_format"])
+    code: str | None = Field(examples=["unknown_option"])
+
+
+class ErrorDocument(BaseModel):
+    """An error in OpenAI's form."""
+
+    error: ErrorObject

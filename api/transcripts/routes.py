@@ -1,0 +1,270 @@
+"""Routes for texts: results as JSON, downloads, and the history."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from starlette.responses import JSONResponse, Response
+
+from api.auth.callers import Reader
+from api.http.headers import attachment
+from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
+from api.http.problems import documented
+from api.jobs.waiting import check_ready
+from api.processes.wav import WavFiles, WavResponse
+from api.services import Services, ServicesDep
+from api.transcripts.original import RESPONSES, original
+from api.transcripts.schemas import Result
+from common.db.jobs import Jobs, Text
+from common.db.listing import Finished, JobLists
+from common.db.snapshots import Snapshot
+from common.db.tables import Kind
+from common.domain.formats import FLAGGING, MEDIA_TYPES, write
+from common.domain.masking import masked
+from common.domain.redaction import spans_to_silence, unjudged
+from common.domain.results import seconds, transcript_document
+from common.domain.transcript import Transcript
+from common.errors import Conflict, OptionConflict
+from common.transcripts import transcript_of
+
+router = APIRouter(tags=["jobs"], responses=documented(422, 503))
+
+
+TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
+Format = Literal["json", "txt", "srt", "vtt", "tsv", "wav", "original"]
+Masks = Annotated[
+    bool | SkipJsonSchema[None],
+    Query(description="Mask offensive words; by default as the upload requested."),
+]
+
+WAV = "audio/wav"
+
+CONTENT_LETTERS = 200
+"""Characters of a text that the history shows."""
+
+
+class HistoryEntry(BaseModel):
+    """A finished job or stream, the beginning of its text, and its latency."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    kind: Kind
+    session_id: UUID
+    """The id of the job or stream."""
+    job_id: UUID | None
+    """The same, for a job; null for a stream."""
+    engine: str
+    model_id: str = Field(examples=["base"])
+    language: str = Field(examples=["vi"])
+    content: str
+    """The first 200 characters of the text, masked if the upload requested it."""
+    duration_seconds: float
+    latency_ms: int | None
+    """From the request to the text; for a stream the median from the end of an utterance to its
+    text; null where it had none."""
+    created_at: datetime
+    completed_at: datetime
+    recording_id: str | None
+    metadata: dict[str, Any] | None
+
+
+class History(BaseModel):
+    """Finished jobs and streams, newest first."""
+
+    history: list[HistoryEntry]
+    next_cursor: NextCursor
+
+
+@router.get(
+    "/result/{job_id}",
+    summary="Get the text as JSON",
+    response_model=Result,
+    responses=documented(404, 409),
+)
+async def result(
+    job_id: UUID,
+    services: ServicesDep,
+    caller: Reader,
+    partial: Annotated[
+        bool, Query(description="Return the text so far, whatever the job's status.")
+    ] = False,
+    filter_profanity: Masks = None,
+) -> Response:
+    """A job's text; 409 until it is COMPLETED, unless `partial` is set."""
+    return await services.in_thread(
+        _result,
+        services.jobs(caller.tenant),
+        job_id,
+        partial=partial,
+        mask=filter_profanity,
+        download_url=services.link(f"/api/v1/download/{job_id}"),
+    )
+
+
+@router.get(
+    "/download/{job_id}",
+    summary="Download the text or the recording",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {kind: {} for kind in (*MEDIA_TYPES.values(), WAV, "audio/*", "video/*")},
+            "description": "The file",
+        },
+        **RESPONSES,
+        **documented(404, 409),
+    },
+)
+async def download(
+    job_id: UUID,
+    request: Request,
+    services: ServicesDep,
+    caller: Reader,
+    format: Annotated[Format, Query(description="The kind of file.")] = "txt",  # noqa: A002 - its name on the wire
+    flag: Annotated[
+        bool, Query(description="Prefix offensive cues with their label; srt and vtt only.")
+    ] = False,
+    filter_profanity: Masks = None,
+    redact: Annotated[
+        bool, Query(description="Replace offensive words by a tone; wav only.")
+    ] = False,
+) -> Response:
+    """A job's text as a file; or, with `format=wav` or `format=original`, its recording.
+
+    `original` is the uploaded file, byte for byte, whatever the job's status; ranges are supported.
+    Where recordings are in an object storage, the response is a 307 with a link to it, unless
+    S3_LINKS is false. `redact` replaces the words marked by moderation, or the whole segment where
+    the times of words are unknown.
+    """
+    if flag and format not in FLAGGING:
+        raise OptionConflict(field="flag", value="true", needed="format=srt or format=vtt")
+    jobs = services.jobs(caller.tenant)
+    if filter_profanity and format in {"wav", "original"}:
+        raise OptionConflict(field="filter_profanity", value="true", needed="a format of text")
+    if format == "wav":
+        return await _recording(services, jobs, job_id, redact=redact)
+    if redact:
+        raise OptionConflict(field="redact", value="true", needed="format=wav")
+    if format == "original":
+        return await original(request, services, jobs, job_id)
+    return await services.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
+
+
+@router.get("/history", summary="List finished jobs and streams")
+async def history(
+    services: ServicesDep, caller: Reader, limit: Limit = 50, cursor: PageCursor = None
+) -> History:
+    """The tenant's COMPLETED jobs and ended live streams, with the beginning of each text.
+
+    Newest first.
+    """
+    lists = JobLists(services.database, caller.tenant)
+    page = await services.in_thread(lists.finished, limit=limit, after=parse_cursor(cursor))
+    return History(history=list(map(_entry, page.items)), next_cursor=next_cursor(page.next))
+
+
+def _result(
+    jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None, download_url: str
+) -> Response:
+    snapshot, text, transcript = _text(jobs, job_id, partial=partial, mask=mask)
+    document: dict[str, Any] = {
+        "job_id": str(job_id),
+        "status": snapshot.status,
+        "completed_at": snapshot.completed_at and snapshot.completed_at.isoformat(),
+        "download_url": download_url if text.complete else None,
+        **transcript_document(transcript, warnings=snapshot.warnings, manifest=text.manifest),
+        "recording_id": snapshot.client.recording_id,
+        "metadata": snapshot.client.metadata,
+        "delete_at": snapshot.delete_at and snapshot.delete_at.isoformat(),
+    }
+    return JSONResponse(document)
+
+
+async def _recording(services: Services, jobs: Jobs, job_id: UUID, *, redact: bool) -> Response:
+    snapshot, text, transcript = await services.in_thread(
+        _text, jobs, job_id, partial=False, mask=False
+    )
+    if redact:
+        _check_moderated(text, "redact")
+        _check_all_moderated(transcript)
+    recording = await services.in_thread(jobs.recording, job_id)
+    spans = spans_to_silence(transcript) if redact else []
+    file = await services.get(WavFiles).open(
+        recording.id, transcript.duration_ms, spans, snapshot.audio_track
+    )
+    name = attachment(snapshot.filename, "redacted.wav" if redact else "wav")
+    return WavResponse(file, name)
+
+
+def _file(
+    jobs: Jobs, job_id: UUID, ending: TextFormat, *, flag: bool, mask: bool | None
+) -> Response:
+    snapshot, text, transcript = _text(jobs, job_id, partial=False, mask=mask)
+    if flag:
+        _check_moderated(text, "flag")
+    content = write(
+        ending, transcript, flag=flag, warnings=snapshot.warnings, manifest=text.manifest
+    )
+    return Response(
+        content,
+        media_type=MEDIA_TYPES[ending],
+        headers={"Content-Disposition": attachment(snapshot.filename, ending)},
+    )
+
+
+def _text(
+    jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None
+) -> tuple[Snapshot, Text, Transcript]:
+    """The job and its text, with or without masks; None: as its upload requested.
+
+    Raises:
+        NotFound: there is no such job.
+        NotReady, Conflict: it has no text yet, or never will.
+        OptionConflict: it was not moderated, so it is unknown what to mask.
+    """
+    snapshot = jobs.snapshot(job_id)
+    if not partial:
+        check_ready(snapshot)
+    text = jobs.text(job_id)
+    if mask:
+        _check_moderated(text, "filter_profanity")
+    hide = text.options.filter_profanity if mask is None else mask
+    transcript = transcript_of(text, judged_only=hide)
+    return snapshot, text, masked(transcript) if hide else transcript
+
+
+def _check_moderated(text: Text, field: str) -> None:
+    if not text.options.moderation:
+        raise OptionConflict(field=field, value="true", needed="a job with moderation=true")
+
+
+def _check_all_moderated(transcript: Transcript) -> None:
+    """Reject a redaction that would be incomplete."""
+    if span := next(unjudged(transcript), None):
+        at = f"the text at {seconds(span.start_ms)} s"
+        raise Conflict(reason=f"redact=true is not possible: moderation failed for {at}")
+
+
+def _entry(finished: Finished) -> HistoryEntry:
+    transcript = transcript_of(finished.beginning)
+    if finished.beginning.options.filter_profanity:
+        transcript = masked(transcript)
+    return HistoryEntry(
+        kind=finished.kind,
+        session_id=finished.id,
+        job_id=finished.id if finished.kind is Kind.JOB else None,
+        engine=finished.engine,
+        model_id=finished.model,
+        language=finished.beginning.language,
+        content=transcript.text[:CONTENT_LETTERS],
+        duration_seconds=finished.beginning.duration_ms / 1000,
+        latency_ms=finished.latency_ms,
+        created_at=finished.created_at,
+        completed_at=finished.completed_at,
+        recording_id=finished.client.recording_id,
+        metadata=finished.client.metadata,
+    )

@@ -1,0 +1,133 @@
+"""The documents with a recording's text."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.domain.job import JobStatus
+from common.domain.moderation import Label
+
+
+class ResultSegment(BaseModel):
+    """A subtitle-sized piece of text."""
+
+    id: int
+    start: float
+    end: float
+    text: str
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    temperature: float
+    speaker: str | None
+    channel: int | None
+    flags: list[str]
+
+
+class ResultWord(BaseModel):
+    """A word and its times, in seconds."""
+
+    word: str
+    start: float
+    end: float
+    probability: float
+    speaker: str | None
+
+
+class JudgedSpan(BaseModel):
+    """An offensive part of a segment."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    text: str = Field(examples=["fuck"])
+    start: float | None = Field(examples=[12.34])
+    """Start of its first word, in seconds; null where words have no times."""
+    end: float | None = Field(examples=[12.61])
+    label: Label = Field(examples=[Label.OFFENSIVE])
+    source: Literal["list", "model"]
+    """What found it: a word list, or the model (which would label the segment CLEAN without it)."""
+
+
+class JudgedSegment(BaseModel):
+    """A segment's label."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    id: int
+    """The segment's id."""
+    text: str
+    label: Label = Field(examples=[Label.OFFENSIVE])
+    score: float = Field(examples=[0.93])
+    """The label's score."""
+    scores: dict[Label, float] = Field(examples=[{"CLEAN": 0.04, "OFFENSIVE": 0.93, "HATE": 0.03}])
+    """Probabilities; they sum to 1."""
+    start: float
+    """In seconds."""
+    end: float
+    spans: list[JudgedSpan]
+    """The offensive parts, in order, where they could be located."""
+
+
+class ModerationSummary(BaseModel):
+    """The moderated segments by label."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    label: Label | None = Field(examples=[Label.OFFENSIVE])
+    """The worst label; null where there are no segments."""
+    counts: dict[Label, int] = Field(examples=[{"CLEAN": 40, "OFFENSIVE": 2, "HATE": 0}])
+    """Segments."""
+    seconds: dict[Label, float] = Field(examples=[{"CLEAN": 180.5, "OFFENSIVE": 6.2, "HATE": 0}])
+    """Their total duration."""
+
+
+class ResultModeration(BaseModel):
+    """The labels of the segments, and the model that gave them.
+
+    Segments whose moderation failed are absent (warning `moderation_failed`). Where models or
+    thresholds changed during the job (warning `moderated_by_several_models`), the first ones are
+    reported here, all of them in the manifest.
+    """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    results: list[JudgedSegment]
+    summary: ModerationSummary
+    model: str | None = Field(examples=["bert-finetuned-onnx"])
+    """Null where nothing was moderated."""
+    threshold: dict[Label, float] | None = Field(examples=[{"OFFENSIVE": 0.5, "HATE": 0.5}])
+    """The lowest score at which a text gets the label."""
+
+
+class Result(BaseModel):
+    """A recording's text."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    job_id: UUID
+    status: JobStatus = Field(examples=["COMPLETED"])
+    text: str = Field(examples=["Xin chào các bạn."])
+    word_count: int
+    duration_seconds: float
+    language: str = Field(examples=["vi"])
+    language_probabilities: dict[str, float] | None = Field(examples=[{"vi": 0.97, "th": 0.01}])
+    """The detected languages: with `language=auto`, and where another language is spoken than the
+    requested one (warning `language_mismatch`)."""
+    completed_at: datetime | None
+    download_url: str | None
+    segments: list[ResultSegment]
+    words: list[ResultWord]
+    moderation: ResultModeration | None
+    """Null where the job is not moderated."""
+    warnings: list[str]
+    manifest: dict[str, Any] | None
+    recording_id: str | None
+    """Your own name for the recording."""
+    metadata: dict[str, Any] | None
+    """Your own, unchanged."""
+    delete_at: datetime | None
+    """When the job will be deleted with all its data; null if never."""

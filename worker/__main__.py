@@ -50,7 +50,7 @@ def main() -> None:
         worker.announcement = build_announcement(settings, redis, worker.name)
         worker.stop_period_s = settings.worker.stop_period
         worker.engine_idle_s = settings.asr.engine_idle or inf
-        worker.start_horse()
+        worker.start_engine()
         worker.work(logging_level="WARNING")
     except StenoError as error:
         logger.error("{}", error)

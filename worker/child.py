@@ -52,7 +52,14 @@ def start_child(name: str, *, warm: bool) -> tuple[Child, socket.socket]:
         if sys.platform == "linux":
             return Forked(partial(_serve, name, ours, theirs, os.getpid(), warm=warm)), ours
         descriptor = str(theirs.fileno())
-        command = ["-m", "worker.horse", name, descriptor, str(os.getpid()), *["warm"] * warm]
+        command = [
+            "-m",
+            "worker.engine_process",
+            name,
+            descriptor,
+            str(os.getpid()),
+            *["warm"] * warm,
+        ]
         child = subprocess.Popen(
             [sys.executable, *command], process_group=0, pass_fds=[theirs.fileno()]
         )
@@ -121,7 +128,7 @@ def _become(run: Callable[[], None]) -> NoReturn:
 def _serve(
     name: str, ours: socket.socket, theirs: socket.socket, parent: int, *, warm: bool
 ) -> None:
-    from worker.horse import main
+    from worker.engine_process import main
 
     ours.close()  # or the worker's end of it could never be seen
     main(name, theirs, parent, warm=warm)

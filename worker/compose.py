@@ -21,8 +21,8 @@ from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from worker.announcement import Announcement
 from worker.context import Context
+from worker.dispatcher.cleanup import Cleanup
 from worker.engines import Engines
-from worker.janitor import Janitor
 from worker.memory import Memory
 from worker.moderation import WarmModeration
 
@@ -49,9 +49,9 @@ def build_steps(settings: Settings, database: Database | None = None) -> Steps:
     )
 
 
-def build_janitor(settings: Settings) -> Janitor:
-    """The janitor, over connections of its own."""
-    return Janitor(
+def build_cleanup(settings: Settings) -> Cleanup:
+    """The cleanup, over connections of its own."""
+    return Cleanup(
         Cleaning(Database(database_url(settings), pool_size=2), grace_s=settings.worker.lease),
         open_storage(settings.storage),
         Events(connect(redis_url(settings))),

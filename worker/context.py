@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from loguru import logger
 from redis import Redis
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from common.audio.silero import SileroNetwork
     from common.net.egress import Egress
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PATIENCE_S = 600.0
@@ -75,15 +76,14 @@ class Context:
         within: Within | None = None,
     ) -> Claim | None:
         """End the claimed step (`Steps.finish`), once Postgres answers; the step to go on with."""
-        return persist(
-            lambda: self.steps.finish(
-                claim,
-                result=result,
-                elapsed_ms=elapsed_ms,
-                parts=parts,
-                within=within,
-                go_on=self.may_go_on(),
-            )
+        return with_retries(
+            self.steps.finish,
+            claim,
+            result=result,
+            elapsed_ms=elapsed_ms,
+            parts=parts,
+            within=within,
+            go_on=self.may_go_on(),
         )
 
     def note_space(self, *, full: bool) -> None:
@@ -108,8 +108,8 @@ def fenced() -> Iterator[None]:
         raise StaleClaim from error
 
 
-def persist(call: Callable[[], T]) -> T:
-    """Repeat what may be repeated until Postgres or the storage answers.
+def with_retries(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call what may be repeated, until Postgres or the storage answers.
 
     What was computed must not be lost to a pause.
 
@@ -120,7 +120,7 @@ def persist(call: Callable[[], T]) -> T:
     delay_s = 0.1
     while True:
         try:
-            return call()
+            return call(*args, **kwargs)
         except Unavailable as error:
             if time.monotonic() > deadline:
                 raise

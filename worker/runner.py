@@ -15,7 +15,7 @@ from common.db.steps import Claim, StaleClaim, fetched_id
 from common.domain.pipeline import StepKind
 from common.errors import StenoError, StorageFull, Transient, Unavailable
 from common.storage.storage import is_full
-from worker.context import Context, persist
+from worker.context import Context, with_retries
 
 STEPS: dict[str, dict[str, str]] = {
     "transcription": {
@@ -126,12 +126,12 @@ class Runner:
         if isinstance(error, StorageFull):
             self._was_full = True
             self._context.note_space(full=True)
-        persist(lambda: self._context.steps.fail(claim.step_id, claim.attempt, error))
+        with_retries(self._context.steps.fail, claim.step_id, claim.attempt, error)
 
     def _clear(self, claim: Claim) -> None:
         """Erase what was written for a job that is over, whose files may be erased already.
 
-        What cannot be erased now is found by the dispatcher (`worker.janitor`).
+        What cannot be erased now is found by the dispatcher (`worker.dispatcher.cleanup`).
         """
         context = self._context
         try:
@@ -185,5 +185,5 @@ class Runner:
 
 
 def run_step(step_id: str) -> None:
-    """What doorbells name. `worker.horse` runs it with its own `Runner`."""
+    """What doorbells name. `worker.engine_process` runs it with its own `Runner`."""
     raise NotImplementedError(f"step {step_id} can be run by a worker of this project only")

@@ -1,8 +1,8 @@
-"""An RQ worker whose work-horse stays: the engine is loaded once and serves step after step.
+"""An RQ worker whose engine process stays: the engine is loaded once and serves step after step.
 
-RQ forks a process for each job, which would load the weights each time. So `fork_work_horse` hands
-the job to the one horse, and `wait_for_horse` waits for its answer or its death; monitoring, stop
-commands and bookkeeping stay RQ's own.
+RQ forks a process for each job (it calls that one the horse), which would load the weights each
+time. So `fork_work_horse` hands the job to the one engine process, and `wait_for_horse` waits until
+that answers or ends; monitoring, stop commands and bookkeeping stay RQ's own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ KILLED = {signal.SIGKILL, signal.SIGTERM}
 
 @dataclass(slots=True)
 class _Running:
-    """The step in the horse's hands."""
+    """The step in the engine process's hands."""
 
     step_id: UUID
     attempt: int
@@ -55,11 +55,11 @@ class _Running:
 
 
 STARTING_S = 180.0
-"""Time for a horse to get to the first step of a doorbell: it may have large weights to load."""
+"""Time until an engine process begins the first step of a message: it may load large weights."""
 LONGEST_END_S = 9
 """It has ended so many seconds after the time for the step in hand."""
 FAREWELL_S = 1.0
-"""What a horse with nothing to do gets to end by itself."""
+"""What an engine process with nothing to do gets to end by itself."""
 RETRY_S = 1.0
 """How soon to ask again whether Redis is back."""
 
@@ -91,9 +91,9 @@ class _Queue(Queue):
 
 
 class WarmWorker(Worker):
-    """Serves one queue with one long-lived horse. For RQ 2.12, whose hooks it overrides.
+    """Serves one queue with one long-lived engine. For RQ 2.12, whose hooks it overrides.
 
-    Set ``steps`` before `work`: where the reason of a horse's death is recorded.
+    Set ``steps`` before `work`: where the reason of an engine process's death is recorded.
 
     Told to stop by a signal (SIGTERM, SIGINT), it takes nothing new. The step in hand may take
     ``stop_period_s`` more; then, or at a second signal, it is handed back: pending again at once,
@@ -110,7 +110,7 @@ class WarmWorker(Worker):
     waits_for_work = False
     """Whether a signal to stop may break off what this process is at."""
 
-    _horse: Child | None = None
+    _engine: Child | None = None
     _link: socket.socket
     _signals: socket.socket
     _heard = b""
@@ -118,16 +118,16 @@ class WarmWorker(Worker):
     _deadline = 0.0
     _timed_out = False
     _warm = True
-    """Whether the next horse loads its models ahead: not once that has been the end of one, so
-    that whatever it is fails the steps that need it, and no others."""
+    """Whether the next engine process loads its models ahead: not once one has ended over that, so
+    that only the steps that need them fail."""
     _spoke = True
-    """Whether the last horse has ever begun a step."""
+    """Whether the last engine process has ever begun a step."""
     _stop_by = inf
-    """When the horse has to be done, on the monotonic clock."""
-    _leaving = False
-    """Whether the horse was told to take no further step."""
+    """When the engine process has to be done, on the monotonic clock."""
+    _stop_sent = False
+    """Whether the engine process was told to take no further step."""
     _rung: UUID
-    """The step that the doorbell in hand names; the horse may be at one that followed from it."""
+    """The step that the current message names; the engine process may run one that follows it."""
     _handed_back = False
     _used_at = inf
     """When there was last something to do, on the monotonic clock."""
@@ -191,11 +191,11 @@ class WarmWorker(Worker):
                 handle_stop_job_command(self, payload)
 
     def fork_work_horse(self, job: Job, queue: Queue) -> None:  # noqa: ARG002
-        """Hand the job to the horse, after starting one if there is none."""
-        self._rung = cast("StepMessage", job).step_id
-        horse = self._horse_at_hand()
+        """Hand the job to the engine process, after starting one if there is none."""
+        self._given = cast("StepMessage", job).step_id
+        engine = self._running_engine()
         assert self.execution is not None  # noqa: S101 - RQ prepares it just before
-        self._horse_pid = horse.pid
+        self._horse_pid = engine.pid
         self._running = None
         self._timed_out = False
         self._deadline = time.monotonic() + STARTING_S
@@ -204,27 +204,27 @@ class WarmWorker(Worker):
             self._link.sendall(line.encode() + b"\n")
         except OSError:
             # It has just died; `wait_for_horse` will find that out.
-            logger.warning("horse {} does not listen", horse.pid)
+            logger.warning("engine {} does not listen", engine.pid)
 
     def wait_for_horse(self) -> tuple[int | None, int | None, struct_rusage | None]:
-        """Wait until the horse is done (then it lives on), or dead, or has had its time.
+        """Wait until the engine process is done (then it lives on), or dead, or has had its time.
 
         Raises:
             HorseMonitorTimeoutException: it is time for RQ's monitor to tell that it lives.
         """
         beat_at = time.monotonic() + HEARTBEAT_S
-        while self._horse is not None:
+        while self._engine is not None:
             until = min(beat_at, self._deadline, self._stop_by)
             watched = [self._link, self._signals]
             readable, _, _ = select.select(watched, [], [], max(0.0, until - time.monotonic()))
             if self._stop_requested:
-                self._leave()
+                self._ask_to_end()
             if self._link not in readable:
                 if not self._is_over():
                     if time.monotonic() >= beat_at:
                         raise HorseMonitorTimeoutException
                     continue
-                self._end_horse()
+                self._end_engine()
             lines = self._receive()
             if not lines:
                 return self._reap()
@@ -233,7 +233,7 @@ class WarmWorker(Worker):
                 self._spoke = True
                 if "done" in message:
                     if message["recycle"]:
-                        self._retire_horse()
+                        self._retire_engine()
                     return self.horse_pid, os.EX_OK, None
                 self._running = _Running(
                     UUID(message["step_id"]),
@@ -246,8 +246,8 @@ class WarmWorker(Worker):
         return None, None, None
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002
-        """End the horse and whatever it started; does nothing when there is none."""
-        self._end_horse()
+        """End the engine process and whatever it started; does nothing when there is none."""
+        self._end_engine()
 
     def get_heartbeat_ttl(self, job: Job) -> int:  # noqa: ARG002
         """Steps have no limit that RQ knows of, and it would make that a TTL of minutes."""
@@ -256,7 +256,7 @@ class WarmWorker(Worker):
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Run one job; a Redis that goes away meanwhile costs the doorbell, not the worker."""
         try:
-            wanted = self._horse is not None or self._is_pending(job)
+            wanted = self._engine is not None or self._is_pending(job)
             if wanted:
                 self._used_at = inf  # until the next heartbeat
                 super().execute_job(job, queue)
@@ -283,10 +283,11 @@ class WarmWorker(Worker):
         """Tell that this worker lives, also to a Redis that has forgotten it (FLUSHALL).
 
         ``timeout`` is always the same, as `common.redis.presence` reads from what is left of it how
-        long ago that was. Between two jobs it is also the time to replace a horse that has ended.
+        long ago that was. Between two jobs it also replaces an engine process that
+        has ended.
         """
         if pipeline is None and not self._stop_requested:
-            self._keep_horse()
+            self._keep_engine()
         super().heartbeat(RECORD_S, pipeline)
         if pipeline is None:
             self._stay_known()
@@ -301,12 +302,12 @@ class WarmWorker(Worker):
             self.current_job_working_time = current_job_working_time
 
     def teardown(self) -> None:
-        """Say good-bye to Redis, if it listens, then let the horse go."""
+        """Say good-bye to Redis, if it listens, then let the engine process go."""
         try:
             super().teardown()  # type: ignore[no-untyped-call]
         except redis.exceptions.RedisError as error:
             logger.warning("Redis did not hear of the end: {}", type(error).__name__)
-        self._retire_horse(FAREWELL_S)
+        self._retire_engine(FAREWELL_S)
         logger.info("stopped")
 
     def _is_pending(self, job: Job) -> bool:
@@ -316,21 +317,21 @@ class WarmWorker(Worker):
         except Unavailable:
             return True
 
-    # --- the horse ------------------------------------------------------------------------------
+    # --- the engine process -------------------------------------------------------------------
 
-    def start_horse(self) -> None:
-        """Start a horse if there is none, ahead of the next job: its engine is warm by then."""
-        self._horse_at_hand()
+    def start_engine(self) -> None:
+        """Start an engine process if there is none, so that it is warm when the next job comes."""
+        self._running_engine()
 
-    def _keep_horse(self) -> None:
-        """Have a horse at hand, unless there was nothing to do for long."""
+    def _keep_engine(self) -> None:
+        """Have an engine process at hand, unless there was nothing to do for long."""
         now = time.monotonic()
         self._used_at = min(self._used_at, now)
         if now - self._used_at < self.engine_idle_s:
-            self.start_horse()
-        elif self._horse is not None:
+            self.start_engine()
+        elif self._engine is not None:
             logger.info("nothing to do for {:g} s: the engine's process ends", self.engine_idle_s)
-            self._retire_horse()
+            self._retire_engine()
 
     def _stay_known(self) -> None:
         """Say which weights are here; register with a Redis that lost what it knew."""
@@ -358,89 +359,89 @@ class WarmWorker(Worker):
                 return
         raise StopRequested
 
-    def _horse_at_hand(self) -> Child:
-        if self._horse is not None and self._horse.poll() is None:
-            return self._horse
+    def _running_engine(self) -> Child:
+        if self._engine is not None and self._engine.poll() is None:
+            return self._engine
         self._warm = self._warm and self._spoke
         self._spoke = False
-        self._horse, self._link = start_child(self.name, warm=self._warm)
-        self._heard = b""
-        return self._horse
+        self._engine, self._link = start_child(self.name, warm=self._warm)
+        self._received = b""
+        return self._engine
 
     def _receive(self) -> list[bytes]:
-        """The lines that have come in; none when the horse is gone."""
-        while b"\n" not in self._heard:
+        """The lines that have come in; none when the engine process is gone."""
+        while b"\n" not in self._received:
             try:
                 data = self._link.recv(65_536)
             except OSError:
                 data = b""
             if not data:
                 return []
-            self._heard += data
-        *lines, self._heard = self._heard.split(b"\n")
+            self._received += data
+        *lines, self._received = self._received.split(b"\n")
         return lines
 
     def _is_over(self) -> bool:
-        """Whether the horse has had its time, for the step or since it was told to stop."""
+        """Whether its time is up, for the step or since it was asked to stop."""
         now = time.monotonic()
         self._handed_back = now >= self._stop_by or (self._stop_requested and self._running is None)
         self._timed_out = now >= self._deadline
         return self._handed_back or self._timed_out
 
-    def _leave(self) -> None:
-        """Tell the horse to end after the step in hand."""
+    def _ask_to_end(self) -> None:
+        """Tell the engine process to end after the step in hand."""
         with suppress(BlockingIOError):
             self._signals.recv(1024)
-        if not self._leaving:
-            self._leaving = True
+        if not self._stop_sent:
+            self._stop_sent = True
             logger.info("told to stop; the step in hand may take {:g} s", self.stop_period_s)
             with suppress(OSError):  # it may have died just now
                 self._link.shutdown(socket.SHUT_WR)
 
-    def _end_horse(self) -> None:
-        if self._horse is None:
+    def _end_engine(self) -> None:
+        if self._engine is None:
             return
         try:
-            os.killpg(self._horse.pid, signal.SIGKILL)
+            os.killpg(self._engine.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
 
-    def _retire_horse(self, patience_s: float = 5.0) -> None:
-        """Hang up: an idle horse then ends by itself."""
-        if self._horse is None:
+    def _retire_engine(self, patience_s: float = 5.0) -> None:
+        """Hang up: an idle engine process then ends by itself."""
+        if self._engine is None:
             return
         self._link.close()
         try:
-            self._horse.wait(patience_s)
+            self._engine.wait(patience_s)
         except subprocess.TimeoutExpired:
-            self._end_horse()
-            self._horse.wait()
-        self._horse = None
+            self._end_engine()
+            self._engine.wait()
+        self._engine = None
         self._warm = self._spoke = True
 
     def _reap(self) -> tuple[int, int, struct_rusage | None]:
-        """Bury the horse, and record what that means for the step it had in hand."""
-        horse, self._horse = self._horse, None
-        assert horse is not None  # noqa: S101 - only called while there is one
+        """Bury the engine process, and record what that means for the step it had in hand."""
+        engine, self._engine = self._engine, None
+        assert engine is not None  # noqa: S101 - only called while there is one
         self._link.close()
         try:
-            code = horse.wait(timeout=1)
+            code = engine.wait(timeout=1)
         except subprocess.TimeoutExpired:  # it has closed the link and lives
-            os.killpg(horse.pid, signal.SIGKILL)
-            code = horse.wait()
+            os.killpg(engine.pid, signal.SIGKILL)
+            code = engine.wait()
         running, self._running = self._running, None
         if self._handed_back:
             self._hand_back()
-            return horse.pid, os.EX_OK, None
+            return engine.pid, os.EX_OK, None
         if running is not None:
             self._record(running, self._cause(code, running))
         # as os.wait4 would tell it; any end before the job's is one that RQ has to know of
-        return horse.pid, -code if code < 0 else 1 << 8, None
+        return engine.pid, -code if code < 0 else 1 << 8, None
 
     def _hand_back(self) -> None:
-        """Have others do what the horse, now dead, had in hand."""
+        """Have others do what the engine process, now dead, had in hand."""
         try:
-            jobs = self.steps.hand_back(self.name, self._rung)
+            jobs = self.steps.hand_back(self.name, self._given)
         except Unavailable as error:
             logger.warning("the step in hand cannot be handed back, its lease will end: {}", error)
             return

@@ -116,7 +116,7 @@ class Outcome:
 
 
 class Deliveries:
-    """All that a courier does with messages. Not bound to a tenant: it serves all."""
+    """All that a sender does with messages. Not bound to a tenant: it serves all."""
 
     def __init__(
         self,

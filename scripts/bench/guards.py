@@ -31,7 +31,7 @@ from common.weights.manifest import WHISPER_ENGINES, Manifest
 from common.weights.store import WeightsStore
 from scripts.bench.corpus import read_corpus
 from scripts.cli.cli import load_settings
-from worker.steps.sound import cut_samples
+from worker.steps.audio import cut_samples
 
 MOST_TIMES = 3.0
 """How many times as long the wrong language may take."""

@@ -94,7 +94,7 @@ def _measure(settings: Settings, asked: argparse.Namespace) -> dict[str, Any]:
     from worker.engines import Engines
     from worker.memory import Memory
     from worker.moderation import WarmModeration
-    from worker.steps.sound import cut_samples
+    from worker.steps.audio import cut_samples
 
     memory = Memory()
     store = WeightsStore(settings.asr.models_dir, Manifest.load())

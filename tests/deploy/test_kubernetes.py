@@ -25,7 +25,7 @@ from scripts.cli.cli import LAZY_COMMANDS, steno
 from tests.support.kustomize import Manifest, build, containers, files_of, read
 from tests.support.setting_names import secret_settings, settings_named
 from worker.context import PATIENCE_S
-from worker.dispatcher import LONGEST_END_S
+from worker.dispatcher.__main__ import LONGEST_END_S
 
 FOLDER = ROOT / "docker" / "kubernetes"
 EXAMPLE = FOLDER / "overlays" / "example"

@@ -36,7 +36,7 @@ from tests.support.factories import (
     submit_job,
 )
 from tests.support.gateway import GatewayProcess
-from worker.janitor import Janitor
+from worker.dispatcher.cleanup import Cleanup
 
 RECORDING = wav_header(1.0) + bytes(32_000)
 KEPT = {"deletions", "usage_days", "tallies", "alembic_version"}
@@ -54,12 +54,12 @@ def steps(gateway: GatewayProcess, gateway_database: Database) -> Steps:
 
 
 @pytest.fixture
-def janitor(gateway: GatewayProcess, gateway_database: Database) -> Janitor:
+def cleanup(gateway: GatewayProcess, gateway_database: Database) -> Cleanup:
     """One to whom nobody is at work any more."""
     folder = gateway.folder
     storage = LocalStorage(folder / "uploads", folder / "uploads" / ".incoming", folder / "results")
     cleaning = Cleaning(gateway_database, grace_s=0.0)
-    return Janitor(cleaning, storage, Events(connect(gateway.redis_url)), upload_wait_s=3600)
+    return Cleanup(cleaning, storage, Events(connect(gateway.redis_url)), upload_wait_s=3600)
 
 
 def ask(
@@ -246,13 +246,13 @@ def test_wrong_options_of_a_job_to_come_are_named(
 
 @pytest.mark.usefixtures("steps")
 def test_a_recording_that_never_comes_ends_its_job(
-    gateway: GatewayProcess, gateway_database: Database, janitor: Janitor
+    gateway: GatewayProcess, gateway_database: Database, cleanup: Cleanup
 ) -> None:
     late, early = (ask(gateway, "POST", "jobs", 201).json()["job_id"] for _ in range(2))
     with gateway_database.transaction() as session:
         age = text("UPDATE jobs SET created_at = now() - interval '2 hours' WHERE id = :id")
         session.execute(age, {"id": late})
-    janitor.clean()
+    cleanup.clean()
     ended = get(gateway, f"jobs/{late}")
     assert (ended["status"], ended["error_code"]) == ("CANCELLED", "upload_missing")
     job = get(gateway, f"jobs/{early}")
@@ -487,15 +487,15 @@ def mentions(database: Database, job_id: str, recording_id: UUID) -> dict[str, i
 
 
 def test_a_deleted_job_leaves_nothing_but_a_receipt(
-    gateway: GatewayProcess, gateway_database: Database, steps: Steps, janitor: Janitor
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps, cleanup: Cleanup
 ) -> None:
     job_id = upload(gateway, metadata='{"private": 1}', recording_id="mine").json()["job_id"]
     plan_chunks(steps, 2)
     finish_chunk(steps, claim_next(steps))
-    janitor._storage.begin_chunks(UUID(job_id))
-    janitor._storage.write_chunk(UUID(job_id), 1, bytes(320))
-    janitor._storage.begin_results(UUID(job_id))
-    janitor._storage.write_result(UUID(job_id), "transcript.txt", b"hello")
+    cleanup._storage.begin_chunks(UUID(job_id))
+    cleanup._storage.write_chunk(UUID(job_id), 1, bytes(320))
+    cleanup._storage.begin_results(UUID(job_id))
+    cleanup._storage.write_result(UUID(job_id), "transcript.txt", b"hello")
     with gateway_database.transaction() as session:
         recording_id = session.scalar(select(Job.recording_id))
     assert recording_id is not None
@@ -519,46 +519,46 @@ def test_a_deleted_job_leaves_nothing_but_a_receipt(
     )
     assert receipt["rows"] >= 1 + 1 + 2 + 3  # the job, its recording, two chunks, three steps
 
-    janitor.clean()
+    cleanup.clean()
 
     (receipt,) = get(gateway, "deletions", job_id=job_id)["deletions"]
     assert receipt["erased_at"] > receipt["requested_at"]
 
 
 def test_what_a_late_worker_writes_is_erased_before_anything_is_proved(
-    gateway: GatewayProcess, steps: Steps, janitor: Janitor
+    gateway: GatewayProcess, steps: Steps, cleanup: Cleanup
 ) -> None:
     job_id = upload(gateway).json()["job_id"]
     claim_next(steps)
     ask(gateway, "DELETE", f"jobs/{job_id}", 204)
-    janitor._storage.begin_chunks(UUID(job_id))
-    janitor._storage.write_chunk(UUID(job_id), 7, bytes(320))
+    cleanup._storage.begin_chunks(UUID(job_id))
+    cleanup._storage.write_chunk(UUID(job_id), 7, bytes(320))
 
-    janitor.clean()
+    cleanup.clean()
 
     (receipt,) = get(gateway, "deletions", job_id=job_id)["deletions"]
     assert (receipt["files"], receipt["erased_at"]) == (2, None)
     assert not (gateway.folder / "uploads" / "chunks" / job_id).exists()
-    janitor.clean()
+    cleanup.clean()
     (receipt,) = get(gateway, "deletions", job_id=job_id)["deletions"]
     assert receipt["erased_at"] is not None
 
 
 def test_what_is_written_after_the_proof_is_found_and_the_receipt_put_right(
-    gateway: GatewayProcess, steps: Steps, janitor: Janitor
+    gateway: GatewayProcess, steps: Steps, cleanup: Cleanup
 ) -> None:
     job_id = upload(gateway).json()["job_id"]
     claim_next(steps)
     ask(gateway, "DELETE", f"jobs/{job_id}", 204)
-    janitor.clean()
+    cleanup.clean()
     (before,) = get(gateway, "deletions", job_id=job_id)["deletions"]
     assert before["erased_at"] is not None
-    janitor._storage.begin_chunks(UUID(job_id))
-    janitor._storage.write_chunk(UUID(job_id), 7, b"123")
-    janitor._storage.begin_results(UUID(job_id))
-    janitor._storage.write_result(UUID(job_id), "transcript.txt", b"1")
+    cleanup._storage.begin_chunks(UUID(job_id))
+    cleanup._storage.write_chunk(UUID(job_id), 7, b"123")
+    cleanup._storage.begin_results(UUID(job_id))
+    cleanup._storage.write_result(UUID(job_id), "transcript.txt", b"1")
 
-    janitor.tidy()
+    cleanup.tidy()
 
     (after,) = get(gateway, "deletions", job_id=job_id)["deletions"]
     assert (after["files"], after["bytes"]) == (before["files"] + 2, before["bytes"] + 4)
@@ -567,22 +567,22 @@ def test_what_is_written_after_the_proof_is_found_and_the_receipt_put_right(
 
 
 def test_chunks_of_a_job_that_had_ended_are_found(
-    gateway: GatewayProcess, gateway_database: Database, steps: Steps, janitor: Janitor
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps, cleanup: Cleanup
 ) -> None:
     ended = submit_job(gateway_database)
     fail(steps)
     going_on = submit_job(gateway_database)
-    janitor.clean()
+    cleanup.clean()
     for job_id in (ended, going_on):
-        janitor._storage.begin_chunks(job_id)
-        janitor._storage.write_chunk(job_id, 0, bytes(320))
+        cleanup._storage.begin_chunks(job_id)
+        cleanup._storage.write_chunk(job_id, 0, bytes(320))
 
-    janitor.tidy()
-    janitor.clean()
+    cleanup.tidy()
+    cleanup.clean()
 
     chunks = gateway.folder / "uploads" / "chunks"
     assert [path.name for path in chunks.iterdir()] == [str(going_on)]
-    janitor._storage.drop_chunks(going_on)
+    cleanup._storage.drop_chunks(going_on)
 
 
 @pytest.mark.usefixtures("steps")
@@ -606,7 +606,7 @@ def test_deleting_again_is_no_error_and_deleting_what_never_was_is(
 
 
 def test_jobs_are_deleted_when_their_time_is_over_and_no_others(
-    gateway: GatewayProcess, gateway_database: Database, steps: Steps, janitor: Janitor
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps, cleanup: Cleanup
 ) -> None:
     over = upload(gateway, delete_after="60").json()["job_id"]
     complete(steps)
@@ -617,8 +617,8 @@ def test_jobs_are_deleted_when_their_time_is_over_and_no_others(
         session.execute(text("UPDATE jobs SET delete_at = now() WHERE delete_at IS NOT NULL"))
     ask(gateway, "POST", f"jobs/{retried}/retry")
 
-    janitor.clean()
-    janitor.clean()
+    cleanup.clean()
+    cleanup.clean()
 
     assert {job["job_id"] for job in get(gateway, "jobs")["jobs"]} == {retried, kept}
     (receipt,) = get(gateway, "deletions")["deletions"]
@@ -628,16 +628,16 @@ def test_jobs_are_deleted_when_their_time_is_over_and_no_others(
 
 
 def test_the_sound_of_a_job_that_has_ended_is_dropped_unless_it_is_retried(
-    gateway: GatewayProcess, gateway_database: Database, steps: Steps, janitor: Janitor
+    gateway: GatewayProcess, gateway_database: Database, steps: Steps, cleanup: Cleanup
 ) -> None:
     ended, retried = submit_job(gateway_database), submit_job(gateway_database)
     for job_id in (ended, retried):
         fail(steps)
-        janitor._storage.begin_chunks(job_id)
-        janitor._storage.write_chunk(job_id, 0, bytes(320))
+        cleanup._storage.begin_chunks(job_id)
+        cleanup._storage.write_chunk(job_id, 0, bytes(320))
     ask(gateway, "POST", f"jobs/{retried}/retry")
 
-    janitor.clean()
+    cleanup.clean()
 
     chunks = gateway.folder / "uploads" / "chunks"
     assert [path.name for path in chunks.iterdir()] == [str(retried)]

@@ -25,7 +25,7 @@ from tests.support.speech import silence, speak
 from worker.compose import build_context
 from worker.context import Context
 from worker.steps import plan
-from worker.steps.sound import cut_anew
+from worker.steps.audio import cut_anew
 
 VOICE = speak("The captain walked along the beach.")
 TWO = tuple(

@@ -19,7 +19,7 @@ from common.domain.pipeline import StepKind
 from common.redis.queue import StepQueue
 from scripts.stack.embedded import EmbeddedPostgres
 from tests.support.frozen import SENTENCE, failures, frozen_worker, is_told
-from tests.support.service import Service, Start, horse_of, shut, wait_until
+from tests.support.service import Service, Start, engine_process_of, shut, wait_until
 from tests.support.speech import Samples, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
@@ -62,14 +62,14 @@ def completed_without_blame(service: Service, job_id: UUID) -> None:
 
 def test_a_step_that_is_done_in_time_is_kept_and_no_other_is_taken(start: Start) -> None:
     service = start(**NO_LEASE_HELPS)
-    worker, horse, job_id = frozen_worker(service, [StepKind.PLAN])
+    worker, engine, job_id = frozen_worker(service, [StepKind.PLAN])
 
     worker.terminate()
     assert is_told(service, "told to stop")
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(signal.SIGCONT)
 
     wait_for_end(worker)
-    assert has_gone(horse)
+    assert has_gone(engine)
     with service.database.transaction() as session:
         states = dict(
             session.execute(select(Step.kind, Step.status).where(Step.job_id == job_id)).all()
@@ -123,13 +123,13 @@ def test_a_worker_that_cannot_hand_back_ends_and_its_lease_does_the_rest(
 
 def test_a_signal_to_all_processes_at_once_costs_no_step(start: Start) -> None:
     service = start(**NO_LEASE_HELPS)
-    worker, horse, job_id = frozen_worker(service)
+    worker, engine, job_id = frozen_worker(service)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        horse.send_signal(number)
+        engine.send_signal(number)
     worker.terminate()
     assert is_told(service, "told to stop")
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(signal.SIGCONT)
 
     wait_for_end(worker)
     assert "handed back" not in service.log()
@@ -142,7 +142,7 @@ def test_a_worker_that_still_loads_its_weights_gives_its_doorbell_back(
 ) -> None:
     service = start(WORKER_STOP_PERIOD="600", **NO_LEASE_HELPS)
     worker = service.start_worker()
-    horse_of(worker).send_signal(signal.SIGSTOP)
+    engine_process_of(worker).send_signal(signal.SIGSTOP)
     service.start_dispatcher()
     job_id = service.submit(speak(SENTENCE))
     doorbell = StepQueue(Redis.from_url(redis_url))
@@ -161,12 +161,12 @@ def test_an_idle_worker_ends_and_says_good_bye(start: Start, redis_url: str) -> 
     worker = service.start_worker()
     redis = Redis.from_url(redis_url)
     wait_until(StepQueue(redis).live_workers, "its registration")
-    horse = horse_of(worker)
+    engine = engine_process_of(worker)
 
     worker.terminate()
 
     wait_for_end(worker)
-    assert has_gone(horse)
+    assert has_gone(engine)
     assert redis.smembers("rq:workers:steno") == set()
 
 

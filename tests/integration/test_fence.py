@@ -16,7 +16,7 @@ from common.db.usage import Usage
 from common.domain.request import Cutting, Options
 from tests.support.factories import TENANT
 from tests.support.s3 import BUCKET, S3Server
-from tests.support.service import Service, Start, horse_of, wait_until
+from tests.support.service import Service, Start, engine_process_of, wait_until
 
 LONG_S = 3600
 """Its plan takes long enough to be stopped on the way."""
@@ -77,11 +77,11 @@ def test_a_worker_that_was_stopped_while_it_planned_leaves_nothing_of_a_deleted_
         ]
 
     worker = service.start_worker()
-    horse = horse_of(worker)
+    engine = engine_process_of(worker)
     dispatcher = service.start_dispatcher()
     while not planned(service)[0]:  # without a pause, as it is soon over
         assert dispatcher.is_running()
-    for process in (worker, horse):
+    for process in (worker, engine):
         process.suspend()
     assert not planned(service)[1]
     assert files()
@@ -90,7 +90,7 @@ def test_a_worker_that_was_stopped_while_it_planned_leaves_nothing_of_a_deleted_
     assert files() == []
     assert Usage(service.database, TENANT, "one").spent().audio_ms > 0, "what was decoded"
 
-    for process in (horse, worker):
+    for process in (engine, worker):
         process.resume()
-    wait_until(lambda: "overtaken" in service.log() or not horse.is_running(), "the worker")
+    wait_until(lambda: "overtaken" in service.log() or not engine.is_running(), "the worker")
     wait_until(lambda: not files(), "the end of what it has written")

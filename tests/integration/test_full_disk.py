@@ -14,7 +14,7 @@ from common.redis import presence
 from common.storage.storage import check_space, storage_errors
 from tests.support.frozen import SENTENCE, failures
 from tests.support.gateway import GatewayProcess
-from tests.support.service import Start, horse_of, wait_until, write_wav
+from tests.support.service import Start, engine_process_of, wait_until, write_wav
 from tests.support.speech import silence, speak
 
 LITTLE = 50_000
@@ -29,9 +29,9 @@ def test_jobs_wait_for_a_full_disk_however_long_and_go_on_by_themselves(
     worker = service.start_worker()
     service.start_dispatcher()
     assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
-    horse = horse_of(worker)
+    engine = engine_process_of(worker)
     # The system refuses it to write further than this, as it does where no space is left.
-    horse.rlimit(psutil.RLIMIT_FSIZE, (LITTLE, psutil.RLIM_INFINITY))
+    engine.rlimit(psutil.RLIMIT_FSIZE, (LITTLE, psutil.RLIM_INFINITY))
 
     job_id = service.submit(speak(SENTENCE))
 
@@ -45,7 +45,7 @@ def test_jobs_wait_for_a_full_disk_however_long_and_go_on_by_themselves(
         assert "full" in parts["storage"]
         assert "stenopool_storage_full 1.0" in gateway.http.get("/metrics").text
 
-        horse.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+        engine.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
 
         assert service.ended(job_id).status == JobStatus.COMPLETED
         assert failures(service, job_id) == []

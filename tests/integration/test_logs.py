@@ -78,7 +78,7 @@ def test_a_request_is_followed_into_the_workers_and_nothing_secret_or_said_is_lo
     worked = [line for line in lines(service_log) if line.get("request_id") == REQUEST_ID]
     assert {line["step"] for line in worked if "step" in line} >= {"plan", "transcribe", "merge"}
     assert {line["job_id"] for line in worked} == {job_id}
-    assert {line["process"].split(":")[0] for line in worked} == {"worker", "horse"}
+    assert {line["process"].split(":")[0] for line in worked} == {"worker", "engine"}
     assert any(line["process"] == "dispatcher" for line in lines(service_log))
 
     logged = gateway_log.read_text() + service_log.read_text()

@@ -272,10 +272,10 @@ def test_cut_sound_that_is_gone_is_cut_anew_from_the_same_recording_only(
     start: Start, another: bool
 ) -> None:
     service = start(REUSE_RESULTS="false")
-    planner, horse, job_id = frozen_worker(service, [StepKind.PLAN])
+    planner, engine, job_id = frozen_worker(service, [StepKind.PLAN])
     planner.terminate()
     assert is_told(service, "told to stop")
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(signal.SIGCONT)
     wait_until(lambda: not planner.is_running() or planner.status() == "zombie", "a plan, no more")
     for cut in (service.folder / "uploads" / "chunks" / str(job_id)).iterdir():
         cut.unlink()

@@ -16,7 +16,7 @@ from common.db.tables import Failure, Step
 from common.domain.job import JobStatus
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from tests.support.frozen import failures, frozen_worker, is_told
-from tests.support.service import Service, horse_of, wait_until
+from tests.support.service import Service, engine_process_of, wait_until
 from tests.support.speech import silence, speak
 
 LEASE_S = 4
@@ -40,10 +40,10 @@ def test_work_in_hand_outlives_an_outage_that_is_longer_than_its_lease(
             service.start_dispatcher()
             job_id = service.submit(speak("The quick brown fox jumps over the lazy dog."))
             wait_until(lambda: "may take" in service.log(), "a step under way")
-            horse = horse_of(worker)
-            horse.send_signal(signal.SIGSTOP)
+            engine = engine_process_of(worker)
+            engine.send_signal(signal.SIGSTOP)
             kill(postgres)
-            horse.send_signal(signal.SIGCONT)
+            engine.send_signal(signal.SIGCONT)
             time.sleep(LEASE_S + 1)  # the outage itself
             postgres.start()
 
@@ -71,9 +71,9 @@ def service(tmp_path: Path, database_url: str, own_valkey: EmbeddedValkey) -> It
 def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
     service: Service, own_valkey: EmbeddedValkey
 ) -> None:
-    worker, horse, job_id = frozen_worker(service)
+    worker, engine, job_id = frozen_worker(service)
     kill(own_valkey)
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(signal.SIGCONT)
     wait_until(lambda: "Redis is away" in service.log(), "the end of its step")
     time.sleep(3)  # the outage itself
     own_valkey.start()
@@ -89,11 +89,11 @@ def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
 def test_a_worker_that_is_stopped_while_redis_is_away_ends_without_a_fuss(
     service: Service, own_valkey: EmbeddedValkey
 ) -> None:
-    worker, horse, _ = frozen_worker(service)
+    worker, engine, _ = frozen_worker(service)
     kill(own_valkey)
     worker.terminate()
     assert is_told(service, "told to stop")
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(signal.SIGCONT)
 
     wait_until(lambda: "stopped" in service.log(), "its end")
     assert "Traceback" not in service.log()

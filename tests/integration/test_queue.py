@@ -24,7 +24,7 @@ from common.redis.presence import QUEUE_NAME
 from common.redis.queue import STEP_FUNCTION, StepMessage, StepQueue, connect, queue_of
 from tests.support.service import Start, wait_until
 from tests.support.speech import silence
-from worker.horse import HorseWorker, StepJob
+from worker.engine_process import EngineWorker, StepJob
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_redis_that_was_away_for_a_moment_fails_no_step(
 ) -> None:
     name = published(StepQueue(redis))
     queue = queue_of(redis)
-    worker = HorseWorker([queue], connection=redis, serializer=JSONSerializer)
+    worker = EngineWorker([queue], connection=redis, serializer=JSONSerializer)
     job = Forgetful(name, connection=redis, serializer=JSONSerializer)
     job.refresh()  # type: ignore[no-untyped-call]
     worker.execution = Execution.create(job, 60, pipeline=redis.pipeline())

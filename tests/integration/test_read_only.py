@@ -100,11 +100,11 @@ def register(redis: Redis, worker: str) -> None:
 def test_workers_and_the_dispatcher_wait_for_a_postgres_that_takes_no_writes(
     service: Service, take_writes: TakeWrites, redis_url: str
 ) -> None:
-    worker, horse, job_id = frozen_worker(service)
+    worker, engine, job_id = frozen_worker(service)
     waiting = service.submit(silence(1))
 
     take_writes(False)
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(signal.SIGCONT)
     with Redis.from_url(redis_url) as redis:
         for number in range(5):  # so that there is something to publish
             register(redis, f"another-{number}-abcdef")
@@ -117,7 +117,7 @@ def test_workers_and_the_dispatcher_wait_for_a_postgres_that_takes_no_writes(
         assert service.ended(each).status == JobStatus.COMPLETED
         assert failures(service, each) == []
     assert worker.is_running()
-    assert horse.is_running()
+    assert engine.is_running()
     assert "Traceback" not in service.log()
 
 

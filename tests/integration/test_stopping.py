@@ -18,7 +18,7 @@ from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
 from common.redis.events import Events
 from tests.support.factories import TENANT
-from tests.support.service import Service, Start, horse_of, wait_until
+from tests.support.service import Service, Start, engine_process_of, wait_until
 from tests.support.speech import Samples, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
@@ -52,7 +52,7 @@ def at_work(
     service = start(REUSE_RESULTS="false", **settings)
     started = [service.start_worker() for _ in range(workers)]
     service.start_dispatcher()
-    return service, [horse_of(worker) for worker in started]
+    return service, [engine_process_of(worker) for worker in started]
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -67,14 +67,14 @@ def sound_left(service: Service) -> list[str]:
 def test_cancelling_stops_all_workers_at_once_and_leaves_no_sound_behind(
     start: Start, redis_url: str, engine: str, model: str
 ) -> None:
-    service, horses = at_work(start, workers=2)
+    service, engines = at_work(start, workers=2)
     job_id = service.submit(lecture(), engine=engine, model=model)
     wait_until(partial(hearing, service, job_id, 2), "two workers at it")
 
     for worker, doorbell in service.jobs.cancel(job_id):
         Events(Redis.from_url(redis_url)).stop(worker, doorbell)
 
-    wait_until(partial(gone, horses), "the end of both engines")
+    wait_until(partial(gone, engines), "the end of both engines")
     wait_until(lambda: sound_left(service) == [], "no sound")
     assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED
     other = service.submit(speak(SENTENCE), engine=engine, model=model)
@@ -82,13 +82,13 @@ def test_cancelling_stops_all_workers_at_once_and_leaves_no_sound_behind(
 
 
 def test_a_worker_that_is_not_told_finds_out_that_its_job_was_cancelled(start: Start) -> None:
-    service, horses = at_work(start, WORKER_LEASE="3")
+    service, engines = at_work(start, WORKER_LEASE="3")
     job_id = service.submit(lecture())
     wait_until(partial(hearing, service, job_id, 1), "work")
 
     service.jobs.cancel(job_id)  # nobody rings
 
-    wait_until(partial(gone, horses), "the end of the engine")
+    wait_until(partial(gone, engines), "the end of the engine")
     assert service.ended(service.submit(speak(SENTENCE))).status == JobStatus.COMPLETED
 
 

@@ -43,7 +43,7 @@ from tests.support.factories import (
 from tests.support.gateway import GatewayProcess
 from tests.support.s3 import CutLine
 from tests.support.service import wait_until
-from worker.janitor import Janitor
+from worker.dispatcher.cleanup import Cleanup
 
 KEY = "a-keys-id"
 BASE: dict[str, Any] = {"engine": "faster-whisper", "model": "base", "language": "en"}
@@ -65,11 +65,11 @@ def streams(database: Database) -> Streams:
 
 
 @pytest.fixture
-def janitor(gateway: GatewayProcess, database: Database) -> Janitor:
+def cleanup(gateway: GatewayProcess, database: Database) -> Cleanup:
     folder = gateway.folder
     storage = LocalStorage(folder / "uploads", folder / "uploads" / ".incoming", folder / "results")
     events = Events(connect(gateway.redis_url))
-    return Janitor(Cleaning(database, grace_s=0.0), storage, events, upload_wait_s=3600)
+    return Cleanup(Cleaning(database, grace_s=0.0), storage, events, upload_wait_s=3600)
 
 
 def ask(
@@ -260,7 +260,7 @@ def test_usage_tells_of_streams(gateway: GatewayProcess, database: Database) -> 
 
 
 def test_a_stream_whose_gateway_died_is_ended_and_keeps_its_text(
-    gateway: GatewayProcess, database: Database, streams: Streams, janitor: Janitor
+    gateway: GatewayProcess, database: Database, streams: Streams, cleanup: Cleanup
 ) -> None:
     Tenants(database).put(TENANT, delete_after_s=3600)
     died, lives, ended = (open_stream(database) for _ in range(3))
@@ -268,7 +268,7 @@ def test_a_stream_whose_gateway_died_is_ended_and_keeps_its_text(
     streams.close(ended, audio_ms=1_000, outcome=COMPLETED)
     silence(database, died, ended)
 
-    janitor.clean()
+    cleanup.clean()
 
     found = streams.get(died)
     assert (found.outcome, len(found.finals)) == (INTERRUPTED, 2)
@@ -286,20 +286,20 @@ def test_a_stream_whose_gateway_died_is_ended_and_keeps_its_text(
 
 
 def test_a_stream_that_was_taken_for_dead_goes_on_when_it_is_heard_of(
-    database: Database, janitor: Janitor
+    database: Database, cleanup: Cleanup
 ) -> None:
     streams = Streams(database, TENANT, delete_after_s=60)
     stream = new_stream()
     streams.open(stream)
     beat(streams, stream.id, 1_000)
     silence(database, stream.id)
-    janitor.clean()
+    cleanup.clean()
     streams.add(stream.id, [new_final(1)])
     beat(streams, stream.id, 2_000)
     again = streams.get(stream.id)
     assert (again.outcome, again.ended_at, again.delete_at) == (None, None, None)
     silence(database, stream.id)
-    janitor.clean()
+    cleanup.clean()
     streams.close(stream.id, audio_ms=3_000, outcome=COMPLETED)
     found = streams.get(stream.id)
     assert (found.outcome, found.audio_ms, charged_ms(database)) == (COMPLETED, 3_000, 3_000)
@@ -307,7 +307,7 @@ def test_a_stream_that_was_taken_for_dead_goes_on_when_it_is_heard_of(
 
 
 def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
-    gateway: GatewayProcess, database: Database, streams: Streams, janitor: Janitor
+    gateway: GatewayProcess, database: Database, streams: Streams, cleanup: Cleanup
 ) -> None:
     unheard, over = open_stream(database), open_stream(database)
     streams.close(over, audio_ms=1_000, outcome=COMPLETED)
@@ -316,10 +316,10 @@ def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
     with CutLine(int(port.rpartition(":")[2])) as line:
         line_port = line.url.rpartition(":")[2]
         with Database(f"{login}@127.0.0.1:{line_port}/{name}") as far:
-            janitor._cleaning = Cleaning(far, grace_s=0.0)
+            cleanup._cleaning = Cleaning(far, grace_s=0.0)
             line.cut()
-            janitor.start()
-            wait_until(lambda: janitor._silence_counts_from, "the janitor to notice")
+            cleanup.start()
+            wait_until(lambda: cleanup._silence_counts_from, "the cleanup to notice")
             silence(database, unheard)
             with database.transaction() as session:
                 due = update(StreamSession).where(StreamSession.id == over)
@@ -327,7 +327,7 @@ def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
             line.mend()
             wait_until(lambda: "stream_sessions" not in rows(database, over), "it to go on")
             assert streams.get(unheard).outcome is None
-            janitor.stop()
+            cleanup.stop()
 
 
 # --- told -----------------------------------------------------------------------------------------
@@ -558,7 +558,7 @@ def test_a_deleted_job_is_no_stream(gateway: GatewayProcess, database: Database)
 
 
 def test_streams_are_deleted_when_their_time_is_over_and_no_others(
-    database: Database, janitor: Janitor
+    database: Database, cleanup: Cleanup
 ) -> None:
     streams = Streams(database, TENANT, delete_after_s=60)
     over, early, lives = (new_stream() for _ in range(3))
@@ -575,7 +575,7 @@ def test_streams_are_deleted_when_their_time_is_over_and_no_others(
         due = update(StreamSession).where(StreamSession.id == over.id)
         session.execute(due.values(delete_at=text("now()")))
 
-    janitor.clean()
+    cleanup.clean()
 
     for stream_id in (early.id, lives.id, kept):
         assert streams.get(stream_id)

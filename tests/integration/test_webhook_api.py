@@ -18,7 +18,7 @@ from tests.support.factories import submit_job
 from tests.support.gateway import GatewayProcess
 from tests.support.service import wait_until
 from tests.system.receiver import Receiver
-from worker.courier import Courier, deliveries_for
+from worker.dispatcher.webhooks import WebhookSender, deliveries_for
 
 OTHER = {"X-Tenant-Id": "other"}
 PUBLIC = "https://8.8.8.8/hook"
@@ -200,7 +200,7 @@ def test_messages_are_listed_with_their_attempts_page_by_page_and_sent_again(
     name = tenant()
     headers = {"X-Tenant-Id": name}
     settings = WebhookSettings(retry_delays="0")
-    courier = Courier(
+    sender = WebhookSender(
         deliveries_for(gateway_database, settings, Vault()), Egress(OWN), settings, idle_poll_s=0.2
     )
     with Receiver(OWN) as receiver:
@@ -212,7 +212,7 @@ def test_messages_are_listed_with_their_attempts_page_by_page_and_sent_again(
         test = gateway.http.post(f"/api/v1/webhooks/{made['id']}/test", headers=headers)
         assert test.status_code == 202
         assert test.json()["event"] == "webhook.test"
-        courier.start()
+        sender.start()
         try:
             found = wait_until(lambda: _ended(gateway, headers, 4), "the end of all messages")
             assert {each["status"] for each in found} == {"failed"}
@@ -227,7 +227,7 @@ def test_messages_are_listed_with_their_attempts_page_by_page_and_sent_again(
             assert (answer.status_code, answer.json()["status"]) == (202, "pending")
             wait_until(lambda: _ended(gateway, headers, 4, status="delivered"), "its arrival")
         finally:
-            courier.stop()
+            sender.stop()
         arrived = receiver.arrivals()
         assert [it.message_id for it in arrived].count(told[0]["webhook_id"]) == 3
 

@@ -22,7 +22,7 @@ from common.redis.queue import StepQueue
 from tests.support.audio_files import truncate
 from tests.support.factories import claim_next, make_steps
 from tests.support.frozen import SENTENCE, failures, frozen_worker, has_ended
-from tests.support.service import Start, horse_of, wait_until, write_wav
+from tests.support.service import Start, engine_process_of, wait_until, write_wav
 from tests.support.speech import Samples, noise, silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
@@ -49,34 +49,36 @@ def test_a_crash_of_the_engine_is_one_failure_and_the_job_completes(
     start: Start, crash: signal.Signals
 ) -> None:
     service = start()
-    worker, horse, job_id = frozen_worker(service)
+    worker, engine, job_id = frozen_worker(service)
 
-    horse.send_signal(crash)
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(crash)
+    engine.send_signal(signal.SIGCONT)
 
     assert service.ended(job_id).status == JobStatus.COMPLETED
     assert failures(service, job_id) == ["engine_failed"]
     assert worker.is_running()
-    assert horse_of(worker).pid != horse.pid
+    assert engine_process_of(worker).pid != engine.pid
 
 
 def test_a_hung_engine_is_ended_at_its_limit_and_the_job_completes(start: Start) -> None:
     service = start(CHUNK_TIMEOUT="3", WORKER_LEASE="600")
-    _, horse, job_id = frozen_worker(service)
+    _, engine, job_id = frozen_worker(service)
 
     assert service.ended(job_id).status == JobStatus.COMPLETED
     assert "timed_out" in failures(service, job_id)
-    assert not psutil.pid_exists(horse.pid)
+    assert not psutil.pid_exists(engine.pid)
 
 
-def test_a_killed_worker_takes_its_horse_along_and_another_worker_goes_on(start: Start) -> None:
+def test_a_killed_workers_engine_ends_too_and_another_worker_goes_on(
+    start: Start,
+) -> None:
     service = start(WORKER_LEASE="3")
-    worker, horse, job_id = frozen_worker(service)
+    worker, engine, job_id = frozen_worker(service)
     service.start_worker()
 
     worker.kill()
 
-    wait_until(partial(_gone, horse), "the horse's end")
+    wait_until(partial(_gone, engine), "the engine process's end")
     assert service.ended(job_id).status == JobStatus.COMPLETED
     assert failures(service, job_id) == ["worker_lost"]
 
@@ -92,8 +94,8 @@ def test_an_engine_that_crashes_on_a_recording_every_time_fails_the_job_with_the
     while not has_ended(service, job_id):
         if service.log().count("may take") > begun:
             begun += 1
-            for horse in worker.children():
-                horse.send_signal(signal.SIGSEGV)
+            for engine in worker.children():
+                engine.send_signal(signal.SIGSEGV)
 
     snapshot = service.ended(job_id)
     assert snapshot.status == JobStatus.FAILED
@@ -101,16 +103,16 @@ def test_an_engine_that_crashes_on_a_recording_every_time_fails_the_job_with_the
     assert "SIGSEGV" in snapshot.error_message
 
 
-def test_a_horse_that_has_grown_is_replaced_between_steps(start: Start) -> None:
+def test_an_engine_process_that_has_grown_is_replaced_between_steps(start: Start) -> None:
     service = start(WORKER_MAX_GROWTH_MB="0")
     worker = service.start_worker()
     service.start_dispatcher()
-    first = horse_of(worker)
+    first = engine_process_of(worker)
 
     for _ in range(2):
         assert service.ended(service.submit(speak(SENTENCE))).status == JobStatus.COMPLETED
 
-    assert horse_of(worker).pid != first.pid
+    assert engine_process_of(worker).pid != first.pid
     assert worker.is_running()
 
 
@@ -146,27 +148,27 @@ def test_no_engine_is_loaded_for_a_step_that_another_worker_has_begun(
     assert worker.children() == []
 
 
-def test_a_horse_that_dies_idle_is_replaced_before_there_is_work(start: Start) -> None:
+def test_an_engine_process_that_dies_idle_is_replaced_before_there_is_work(start: Start) -> None:
     worker = start().start_worker()
-    first = horse_of(worker)
+    first = engine_process_of(worker)
 
     first.kill()
 
-    wait_until(lambda: first.pid not in [horse.pid for horse in worker.children()], "its burial")
-    assert horse_of(worker).is_running()
+    wait_until(lambda: first.pid not in [engine.pid for engine in worker.children()], "its burial")
+    assert engine_process_of(worker).is_running()
 
 
 @pytest.mark.parametrize("kind", [StepKind.PLAN, StepKind.TRANSCRIBE])
 def test_cancelling_ends_the_running_step_at_once(
     start: Start, redis_url: str, kind: StepKind
 ) -> None:
-    service = start()  # its horse goes on from the plan to the chunk without another doorbell
-    _, horse, job_id = frozen_worker(service, [kind])
+    service = start()  # it goes on from the plan to the chunk without another message
+    _, engine, job_id = frozen_worker(service, [kind])
 
     ((name, doorbell),) = service.jobs.cancel(job_id)
     Events(Redis.from_url(redis_url)).stop(name, doorbell)
 
-    wait_until(partial(_gone, horse), "the horse's end")
+    wait_until(partial(_gone, engine), "the engine process's end")
     assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED
     other = service.submit(speak(SENTENCE))
     assert service.ended(other).status == JobStatus.COMPLETED
@@ -174,11 +176,11 @@ def test_cancelling_ends_the_running_step_at_once(
 
 def test_what_redis_forgets_is_rung_again(start: Start, redis_url: str) -> None:
     service = start()
-    worker, horse, job_id = frozen_worker(service)
+    worker, engine, job_id = frozen_worker(service)
     waiting = service.submit(speak("A second recording waits behind the first one."))
 
     Redis.from_url(redis_url).flushall()
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(signal.SIGCONT)
 
     assert service.ended(job_id).status == JobStatus.COMPLETED
     assert service.ended(waiting).status == JobStatus.COMPLETED

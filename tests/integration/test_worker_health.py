@@ -61,12 +61,12 @@ def test_both_are_well_while_they_work(start: Start, database_url: str, redis_ur
 def test_a_worker_in_the_middle_of_a_long_step_is_well_though_redis_forgot_it(
     start: Start, database_url: str, redis_url: str
 ) -> None:
-    _, horse, _ = frozen_worker(start())
+    _, engine, _ = frozen_worker(start())
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
 
     wait_until(partial(is_well, "worker", database_url, redis_url), "a worker that is known")
-    horse.send_signal(signal.SIGCONT)
+    engine.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("role", ROLES)

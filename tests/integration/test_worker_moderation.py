@@ -23,7 +23,7 @@ from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from tests.support.factories import MODERATED
-from tests.support.service import Service, Start, horse_of, wait_until
+from tests.support.service import Service, Start, engine_process_of, wait_until
 from tests.support.speech import speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
@@ -59,7 +59,7 @@ def failures(service: Service, job_id: UUID) -> list[tuple[str, str]]:
 
 
 def begun(service: Service, job_id: UUID, attempt: int) -> bool:
-    """Whether the worker knows that its horse has begun this attempt at moderation."""
+    """Whether the worker knows that its engine process has begun this attempt at moderation."""
     with service.database.transaction() as session:
         step_id = session.scalar(
             select(Step.id).where(Step.job_id == job_id, Step.kind == StepKind.MODERATE)
@@ -101,9 +101,9 @@ def test_a_model_that_cannot_be_used_costs_a_warning_and_no_retries(
 
 
 def cold(service: Service) -> psutil.Process:
-    """A worker that lost its horse to a model that hangs, before the horse could begin a step."""
+    """A worker whose engine process is lost to a model that hangs before it begins a step."""
     worker = service.start_worker()
-    horse_of(worker).kill()
+    engine_process_of(worker).kill()
     service.start_dispatcher()
     return worker
 
@@ -133,7 +133,7 @@ def test_a_model_that_crashes_the_process_costs_its_retries_and_a_warning(
     job_id = service.submit(speak(SENTENCE), options=MODERATED)
     for attempt in (1, 2):
         wait_until(partial(begun, service, job_id, attempt), "moderation")
-        horse_of(worker).send_signal(signal.SIGSEGV)
+        engine_process_of(worker).send_signal(signal.SIGSEGV)
 
     is_complete_but_for_moderation(service, service.ended(job_id))
     assert failures(service, job_id) == [("moderate", "engine_failed")] * 2
@@ -199,7 +199,7 @@ def test_a_killed_moderation_is_done_again_and_recorded_once(
         gate.execute("SELECT pg_advisory_lock(7)")
         job_id = service.submit(speak(SENTENCE), options=MODERATED)
         wait_until(partial(waits_at_the_gate, gate), "a verdict about to be stored")
-        horse_of(worker).kill()
+        engine_process_of(worker).kill()
         gate.execute("SELECT pg_advisory_unlock(7)")
 
     snapshot = service.ended(job_id)

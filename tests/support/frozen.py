@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from common.db.tables import Failure, Step
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
-from tests.support.service import ENDED, Service, horse_of, wait_until
+from tests.support.service import ENDED, Service, engine_process_of, wait_until
 from tests.support.speech import speak
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
@@ -39,23 +39,23 @@ def failures(service: Service, job_id: UUID) -> list[str]:
 def frozen_worker(
     service: Service, kinds: Sequence[StepKind] = ANY_KIND
 ) -> tuple[psutil.Process, psutil.Process, UUID]:
-    """A worker whose horse is stopped with a step in its hands that the worker knows of."""
+    """A worker whose engine is stopped with a step in its hands that the worker knows of."""
     worker = service.start_worker()
     service.start_dispatcher()
     while True:
         job_id = service.submit(speak(SENTENCE))
         wait_until(partial(under_way, service, job_id, kinds), "work")
-        horse = horse_of(worker)
-        horse.send_signal(signal.SIGSTOP)
+        engine = engine_process_of(worker)
+        engine.send_signal(signal.SIGSTOP)
         step_id = running_step(service, job_id, kinds)
         if (
             step_id is not None
             and is_told(service, f"step {step_id} attempt")
             and not holds_locks(service)
         ):
-            return worker, horse, job_id
+            return worker, engine, job_id
         # It was between two steps, or in a transaction that others would wait for: once more.
-        horse.send_signal(signal.SIGCONT)
+        engine.send_signal(signal.SIGCONT)
         service.ended(job_id)
 
 

@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from types import SimpleNamespace
 from typing import Any, Self
 from uuid import UUID
@@ -25,7 +24,7 @@ from common.domain.job import JobStatus
 from common.domain.pipeline import PIPELINES, Pause, Phase, Pipeline, StepType
 from common.errors import DecodeFailed
 from tests.support.factories import TENANT, new_job
-from worker.context import Context, persist
+from worker.context import Context, with_retries
 from worker.runner import STEPS
 
 PARTS = 50
@@ -92,7 +91,7 @@ def _lay_out(context: Context, claim: Claim) -> Claim | None:
     parts = [NewPart(index, 1, [index], f"made up {index}") for index in range(PARTS)]
     for first in range(0, PARTS, 20):
         _misbehave(claim, first)
-        persist(partial(context.steps.add_parts, claim, parts[first : first + 20]))
+        with_retries(context.steps.add_parts, claim, parts[first : first + 20])
         context.events.work_to_do()
 
     def sized(_session: Any, job: Any) -> None:

@@ -112,7 +112,7 @@ class Service:
 
     def start_dispatcher_after(self, code: str) -> psutil.Process:
         """Start the dispatcher in a process that runs ``code`` first."""
-        return self._start("-c", f"{code}\nfrom worker.dispatcher import main\nmain()")
+        return self._start("-c", f"{code}\nfrom worker.dispatcher.__main__ import main\nmain()")
 
     def workers(self) -> list[psutil.Process]:
         """The workers that run."""
@@ -183,13 +183,13 @@ Start = Callable[..., Service]
 """Makes a `Service` with settings of its own, given by their names in the environment."""
 
 
-def horse_of(worker: psutil.Process) -> psutil.Process:
-    """A worker's work-horse, once it is there."""
+def engine_process_of(worker: psutil.Process) -> psutil.Process:
+    """A worker's engine process, once it is there."""
 
     def look() -> psutil.Process | None:
         return next(iter(worker.children()), None)
 
-    return wait_until(look, "a work-horse")
+    return wait_until(look, "an engine process")
 
 
 def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:

@@ -42,7 +42,7 @@ class Freed:
     """One worker: seconds from the request until its engine had ended, and until it was idle."""
 
     name: str
-    horse: psutil.Process
+    engine: psutil.Process
     ended_s: float | None = None
     idle_s: float | None = None
 
@@ -79,7 +79,7 @@ class CancelTrial:
         options = {"language": "auto", "engine": engine, "model": model}
         job_id = UUID(self._gateway.upload(file, options)["job_id"])
         names = wait_until(lambda: self._hearing(job_id), "all workers at work on it")
-        workers = [Freed(name, self._horse(name)) for name in sorted(names)]
+        workers = [Freed(name, self._engine_process(name)) for name in sorted(names)]
         progress = self._gateway.status(str(job_id))["progress"]
         files = len(self._sound(job_id))
         started = time.monotonic()
@@ -105,14 +105,14 @@ class CancelTrial:
             names = {name for name in rows if name is not None}
         return names if len(names) == self._stack.workers else None
 
-    def _horse(self, name: str) -> psutil.Process:
+    def _engine_process(self, name: str) -> psutil.Process:
         """The engine's process of the worker whose name says which process it is."""
         pid = int(name.rsplit("-", 2)[-2])
         return psutil.Process(pid).children()[0]
 
     def _all_free(self, workers: list[Freed], started: float) -> bool:
         for worker in workers:
-            if worker.ended_s is None and _has_ended(worker.horse):
+            if worker.ended_s is None and _has_ended(worker.engine):
                 worker.ended_s = time.monotonic() - started
             state = self._redis.hget(f"rq:worker:{worker.name}", "state")
             idle = state == WorkerStatus.IDLE.value.encode()

@@ -336,7 +336,7 @@ class Striker:
             workers = [pid for pid in workers if any(f"-{pid}-" in name for name in names)]
         if fault.kind is FaultKind.WORKER:
             return workers
-        return [horse for worker in workers for horse in _children(worker)]
+        return [engine for worker in workers for engine in _children(worker)]
 
     def _flush(self) -> None:
         deadline = time.monotonic() + VICTIM_WITHIN_S

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urljoin
@@ -33,7 +32,7 @@ from common.errors import FetchFailed, FetchInterrupted, StenoError, TooLarge, T
 from common.filenames import display_name
 from common.net.egress import Outbound, parse_url
 from common.storage.storage import storage_errors
-from worker.context import Context, persist
+from worker.context import Context, with_retries
 
 USER_AGENT = "Stenopool/1"
 MAX_REDIRECTS = 5
@@ -58,14 +57,14 @@ def run(context: Context, claim: Claim) -> Claim | None:
     started = time.monotonic()
     source = claim.job.source_url or ""
     for attempt in range(1, claim.attempt):  # killed, they have left what they had
-        persist(partial(context.storage.discard, fetched_id(claim.step_id, attempt)))
+        with_retries(context.storage.discard, fetched_id(claim.step_id, attempt))
     recording_id = fetched_id(claim.step_id, claim.attempt)
     path = context.storage.incoming(recording_id)
     offered = False
     try:
         # Made before the claim is checked, and not again: what is erased with the job stays so.
         context.storage.create(recording_id).close()
-        persist(lambda: context.steps.check(claim))
+        with_retries(context.steps.check, claim)
         fetched = asyncio.run(_fetch(context, source, path))
         found = probe(path)
         check_length(found.duration_ms, context.settings.upload.max_audio_hours)
@@ -80,13 +79,13 @@ def run(context: Context, claim: Claim) -> Claim | None:
             upload_ms=round((time.monotonic() - started) * 1000),
             tracks=found.tracks,
         )
-        persist(lambda: context.steps.check(claim))
-        persist(lambda: context.storage.secure(recording_id))
+        with_retries(context.steps.check, claim)
+        with_retries(context.storage.secure, recording_id)
         offered = True
         following = context.finish(claim, within=recording_fetched(recording))
     except BaseException:
         # What may have been committed is not ours any more, but the dispatcher's, to settle.
-        if not (offered and persist(lambda: context.transcriptions.is_stored(recording_id))):
+        if not (offered and with_retries(context.transcriptions.is_stored, recording_id)):
             with suppress(Transient):
                 context.storage.discard(recording_id)
         raise

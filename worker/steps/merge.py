@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -25,8 +24,8 @@ from common.domain.request import Options
 from common.domain.transcript import Transcript, segments_to_json
 from common.errors import Transient
 from common.transcripts import moderated_by, moderation_warnings, parts
-from worker.context import Context, fenced, persist
-from worker.steps.sound import decoding_identity
+from worker.context import Context, fenced, with_retries
+from worker.steps.audio import decoding_identity
 
 NOT_HEARD = "speech_without_text"
 TOO_SHORT = "speech_too_short"
@@ -45,7 +44,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     started = time.monotonic()
     job, recording = claim.job, claim.job.recording
     assert recording is not None  # noqa: S101 - the phase that brings it comes first
-    stored, plan_ms = persist(lambda: context.transcriptions.to_merge(claim.job_id))
+    stored, plan_ms = with_retries(context.transcriptions.to_merge, claim.job_id)
     options = Options.from_json(job.options)
     heard = parts(stored)
     transcript = Transcript(
@@ -65,8 +64,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     languages = job.transcription.language_probabilities or others
     manifest = _manifest(job, stored, transcript.moderated_by, languages)
     shown = masked(transcript) if options.filter_profanity else transcript
-    persist(lambda: context.storage.begin_results(job.id))
-    persist(lambda: context.steps.check(claim))
+    with_retries(context.storage.begin_results, job.id)
+    with_retries(context.steps.check, claim)
     with fenced():
         _write_files(context, job, shown, warnings, manifest)
     metrics = JobMetrics(
@@ -122,7 +121,7 @@ def _write_files(
     for ending in MEDIA_TYPES:
         content = write(ending, transcript, warnings=warnings, manifest=manifest)
         name, encoded = f"transcript.{ending}", content.encode()
-        persist(partial(context.storage.write_result, job.id, name, encoded))
+        with_retries(context.storage.write_result, job.id, name, encoded)
 
 
 def _manifest(

@@ -21,8 +21,8 @@ from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.domain.values import MAX_WINDOW_MS
 from common.errors import DecodeFailed, NotAudio
-from worker.context import Context, fenced, persist
-from worker.steps.sound import (
+from worker.context import Context, fenced, with_retries
+from worker.steps.audio import (
     SLOWEST_ENGINE,
     cut_samples,
     decoding_identity,
@@ -60,11 +60,11 @@ def run(context: Context, claim: Claim) -> Claim | None:
     started = time.monotonic()
     planning = _Planning(context, claim)
     try:
-        persist(lambda: planning.run(replan=False))
+        with_retries(planning.run, replan=False)
     except _PlannedOtherwise:
-        persist(lambda: planning.run(replan=True))
-    if persist(planning.find_speech):
-        persist(lambda: planning.run(replan=True))
+        with_retries(planning.run, replan=True)
+    if with_retries(planning.find_speech):
+        with_retries(planning.run, replan=True)
     elapsed_ms = round((time.monotonic() - started) * 1000)
     return context.finish(
         claim,
@@ -123,9 +123,9 @@ class _Planning:
         self._decoded, self.last = False, []
         self.detection = Detection()
         # `_start` checks the claim after this and before anything is written.
-        persist(lambda: self._context.storage.begin_chunks(self._claim.job_id))
+        with_retries(self._context.storage.begin_chunks, self._claim.job_id)
         if not replan:
-            self._known = persist(lambda: self._context.transcriptions.planned(self._claim.job_id))
+            self._known = with_retries(self._context.transcriptions.planned, self._claim.job_id)
         if self._job.language != AUTO:
             self._start(self._job.language, replan=replan)
         planner = Planner(plan_options(self._cutting), self._context.voice_network)
@@ -226,7 +226,7 @@ class _Planning:
 
     def _charge(self, decoded_ms: int) -> None:
         if decoded_ms > self._charged_ms:
-            persist(lambda: self._context.steps.write(self._claim, audio_decoded(decoded_ms)))
+            with_retries(self._context.steps.write, self._claim, audio_decoded(decoded_ms))
             self._charged_ms = decoded_ms
 
     def _start(self, language: str, *, replan: bool) -> None:
@@ -239,7 +239,7 @@ class _Planning:
             audio_track=self._track,
             replan=replan,
         )
-        persist(lambda: self._context.steps.write(self._claim, begun))
+        with_retries(self._context.steps.write, self._claim, begun)
 
     def _add(self, planned: PlannedChunk, language: str) -> None:
         """Have it transcribed, unless only the language is asked for."""
@@ -255,11 +255,11 @@ class _Planning:
             return
         storage, job_id = self._context.storage, self._claim.job_id
         with fenced():
-            persist(lambda: storage.write_chunk(job_id, chunk.index, planned.pcm))
+            with_retries(storage.write_chunk, job_id, chunk.index, planned.pcm)
         windows = windows_to_json(chunk.windows)
         part = NewPart(chunk.index, chunk.core.duration_ms, windows, address)
         if self._decoded:
             self.last.append(part)
             return
-        persist(lambda: self._context.steps.add_parts(self._claim, [part]))
+        with_retries(self._context.steps.add_parts, self._claim, [part])
         self._context.events.work_to_do()

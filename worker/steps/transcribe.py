@@ -13,8 +13,8 @@ from common.domain.chunks import content_hash, windows_from_json
 from common.domain.values import Chunk
 from common.errors import ChunkAudioLost, NotFound, WeightsCorrupt
 from common.transcripts import result_to_json
-from worker.context import Context, persist
-from worker.steps.sound import (
+from worker.context import Context, with_retries
+from worker.steps.audio import (
     SLOWEST_ENGINE,
     cut_anew,
     cut_samples,
@@ -68,7 +68,7 @@ def _read(context: Context, claim: Claim, chunk: Chunk, identity: dict[str, Any]
     """The chunk's PCM; cut from the recording again where it is lost."""
     job, part = claim.job, claim.part
     try:
-        return persist(lambda: context.storage.read_chunk(job.id, chunk.index))
+        return with_retries(context.storage.read_chunk, job.id, chunk.index)
     except NotFound:
         logger.warning("the audio of chunk {} is lost: it is cut again", chunk.index)
     with open_recording(context, job.recording) as recording:

@@ -39,7 +39,7 @@ from worker.compose import build_context, redis_url
 from worker.runner import Runner
 
 OOM_SCORE = "500"
-"""When memory runs out the kernel should take the horse, whose step is simply done again."""
+"""When memory runs out the kernel should kill this process, whose step is simply done again."""
 
 
 class StepJob(StepMessage):
@@ -52,8 +52,8 @@ class StepJob(StepMessage):
         self.runner.run(self.step_id, self.id)
 
 
-class HorseWorker(Worker):
-    """RQ's part of the horse: the bookkeeping around a step."""
+class EngineWorker(Worker):
+    """RQ's part of the engine process: the bookkeeping around a step."""
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """A Redis that goes away after a step, and is back for the report of that, failed no step.
@@ -66,7 +66,7 @@ class HorseWorker(Worker):
         super().handle_exception(job, *exc_info)
 
 
-class Horse:
+class EngineProcess:
     """Serves one worker until it goes away, or until it has grown too much."""
 
     def __init__(self, settings: Settings, name: str, link: socket.socket) -> None:
@@ -75,7 +75,7 @@ class Horse:
         self._lines = link.makefile("r", encoding="utf-8")
         self._redis: Redis = connect(redis_url(settings))
         self._queue = queue_of(self._redis)
-        self._worker = HorseWorker(
+        self._worker = EngineWorker(
             [self._queue], name=name, connection=self._redis, serializer=JSONSerializer
         )
         self._worker._is_horse = True  # noqa: SLF001 - as rq's own SpawnWorker does
@@ -170,11 +170,11 @@ def main(name: str, link: socket.socket, parent: int, *, warm: bool) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     settings = Settings()
-    set_up_logging(settings.log, f"horse:{os.getpid()}")
-    horse = Horse(settings, name, link)
+    set_up_logging(settings.log, f"engine:{os.getpid()}")
+    engine = EngineProcess(settings, name, link)
     if warm:
-        horse.warm_up()
-    horse.serve()
+        engine.warm_up()
+    engine.serve()
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ one's chunks. Several may run at once: they only publish a little more than is n
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
-from types import FrameType
 from typing import cast
 
 from loguru import logger
@@ -22,16 +20,12 @@ from redis.client import PubSub
 from redis.exceptions import RedisError
 
 from common.db.steps import Steps
-from common.errors import StenoError, Transient
+from common.errors import Transient
 from common.net.reach import redis_trouble
-from common.process.logs import set_up_logging
 from common.redis import presence
 from common.redis.events import JOB_CHANNEL, WORK_CHANNEL, Events
-from common.redis.queue import StepQueue, connect
-from common.settings import load_settings
-from worker.compose import build_janitor, build_steps, redis_url, wait_for_services
-from worker.courier import build_courier
-from worker.pace import Pace
+from common.redis.queue import StepQueue
+from worker.dispatcher.pace import Pace
 
 POLL_S = 0.5
 """How soon work is found whose notification got lost, while there is other work."""
@@ -165,43 +159,3 @@ class Dispatcher:
 
 def _wake_ups(redis: Redis) -> PubSub:
     return cast("PubSub", redis.pubsub(ignore_subscribe_messages=True))  # type: ignore[no-untyped-call]
-
-
-def main() -> None:
-    """Dispatch until told to stop (SIGTERM, SIGINT)."""
-    try:
-        settings = load_settings()
-        set_up_logging(settings.log, "dispatcher")
-        redis = connect(redis_url(settings))
-        wait_for_services(settings, redis)
-        courier = build_courier(settings)
-        janitor = build_janitor(settings)
-
-        def wake() -> None:
-            courier.wake()
-            janitor.wake()
-
-        dispatcher = Dispatcher(
-            build_steps(settings), redis, job_timeout_s=settings.job.job_timeout, on_change=wake
-        )
-    except StenoError as error:
-        logger.error("{}", error)
-        raise SystemExit(1) from None
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        # Whatever holds it then, as a server that hangs may: nothing is lost by an end like that.
-        signal.alarm(LONGEST_END_S)
-        dispatcher.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    courier.start()
-    janitor.start()
-    dispatcher.run()
-    janitor.stop()
-    courier.stop()
-    logger.info("stopped")
-
-
-if __name__ == "__main__":
-    main()

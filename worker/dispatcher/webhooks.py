@@ -1,4 +1,4 @@
-"""The courier: sends webhook messages, from a thread of the dispatcher's process.
+"""The sender: sends webhook messages, from a thread of the dispatcher's process.
 
 It only asks Postgres what is due. Several couriers, one in each dispatcher, share the work; what
 one had in hand when it was killed is sent again by another once its lease has ended.
@@ -29,7 +29,7 @@ from common.errors import SecretsLocked, Unavailable, UrlRefused
 from common.net.egress import Egress, Outbound, parse_url
 from common.settings import Settings, WebhookSettings
 from worker.compose import database_url
-from worker.pace import Pace
+from worker.dispatcher.pace import Pace
 
 POLL_S = 0.5
 IDLE_POLL_S = 10.0
@@ -49,15 +49,15 @@ LONGEST_ERROR = 200
 USER_AGENT = "Stenopool-Webhooks/1"
 
 
-def build_courier(settings: Settings) -> Courier:
-    """A courier, over a pool of connections of its own.
+def build_webhook_sender(settings: Settings) -> WebhookSender:
+    """A sender, over a pool of connections of its own.
 
     Raises:
         SetupProblem: the settings are not complete, or mean nothing.
     """
     database = Database(database_url(settings), pool_size=settings.database.pool_size)
     deliveries = deliveries_for(database, settings.webhook, Vault(settings.key.for_secrets))
-    return Courier(deliveries, Egress(settings.egress.allow), settings.webhook)
+    return WebhookSender(deliveries, Egress(settings.egress.allow), settings.webhook)
 
 
 def deliveries_for(database: Database, settings: WebhookSettings, vault: Vault) -> Deliveries:
@@ -72,7 +72,7 @@ def deliveries_for(database: Database, settings: WebhookSettings, vault: Vault) 
     )
 
 
-class Courier:
+class WebhookSender:
     """Runs from `start` to `stop`; outages of Postgres are waited out."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Courier:
         self._egress = egress
         self._settings = settings
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="courier", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="sender", daemon=True)
         self._pruned = 0.0
         self._pace = Pace(idle_poll_s)
 

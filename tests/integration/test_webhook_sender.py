@@ -27,7 +27,7 @@ from scripts.cli.cli import steno
 from tests.support.factories import TENANT, submit_job
 from tests.support.service import Start, wait_until
 from tests.system.receiver import Receiver
-from worker.courier import Courier, deliveries_for
+from worker.dispatcher.webhooks import WebhookSender, deliveries_for
 
 FAST = WebhookSettings(timeout=1, retry_delays="0,0,0", pause_after=3)
 NO_KEY = Vault()
@@ -59,14 +59,14 @@ def sending(
     *,
     allow: str = "127.0.0.1",
     vault: Vault = NO_KEY,
-) -> Iterator[Courier]:
+) -> Iterator[WebhookSender]:
     deliveries = deliveries_for(database, settings, vault)
-    courier = Courier(deliveries, Egress(allow), settings, idle_poll_s=0.2)
-    courier.start()
+    sender = WebhookSender(deliveries, Egress(allow), settings, idle_poll_s=0.2)
+    sender.start()
     try:
-        yield courier
+        yield sender
     finally:
-        courier.stop()
+        sender.stop()
 
 
 def end_job(database: Database, tenant: str = TENANT, url: str | None = None) -> UUID:

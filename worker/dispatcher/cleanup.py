@@ -1,4 +1,4 @@
-"""The janitor: clears away what nobody needs any more, and proves what was deleted."""
+"""The cleanup: clears away what nobody needs any more, and proves what was deleted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.db.cleaning import Cleaning
 from common.errors import Transient
 from common.redis.events import Events
 from common.storage.storage import Made, Storage
-from worker.pace import Pace
+from worker.dispatcher.pace import Pace
 
 CLEAN_S = 1.0
 IDLE_POLL_S = 10.0
@@ -30,7 +30,7 @@ ABANDONED_S = 3600.0
 """An upload that has not grown for this long has nobody behind it any more."""
 
 
-class Janitor:
+class Cleanup:
     """Runs in a thread of the dispatcher's process, so that a slow storage holds up no step."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Janitor:
         self._silence_counts_from = 0.0
         self._pace = Pace(IDLE_POLL_S)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="cleanup", daemon=True)
 
     def start(self) -> None:
         """Begin."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Protocol, cast
 from uuid import UUID
@@ -106,6 +106,7 @@ class Runner:
         except StaleClaim:
             logger.warning("the step was overtaken; its result is dropped")
             self._clear(claim)
+            self._hand_back()
             return None
         except StenoError as error:
             logger.warning("the step failed: {}", error)
@@ -127,6 +128,15 @@ class Runner:
             self._was_full = True
             self._context.note_space(full=True)
         with_retries(self._context.steps.fail, claim.step_id, claim.attempt, error)
+
+    def _hand_back(self) -> None:
+        """Give back what was claimed as the step ended, where its end was not known to be one.
+
+        A connection that breaks during the commit leaves open whether it took effect. Repeating the
+        end then finds the step done, but not the claim of the next one.
+        """
+        with suppress(Unavailable):
+            self._context.steps.hand_back(self._worker)
 
     def _clear(self, claim: Claim) -> None:
         """Erase what was written for a job that is over, whose files may be erased already.

@@ -279,12 +279,12 @@ class Steps:
             retries = 0
         return retry_delay_s(step.failures, first_s) if step.failures <= retries else None
 
-    def hand_back(self, worker: str, step_id: UUID) -> list[UUID]:
+    def hand_back(self, worker: str, step_id: UUID | None = None) -> list[UUID]:
         """Have others do at once what ``worker`` had in hand; the jobs that it is of.
 
-        Its process that could still write must have ended. It counts as no failure and no lost
-        worker. ``step_id`` is the step it was given: it is published again where it was not claimed
-        yet.
+        Its process that could still write must have ended, or not know of the claim. It counts as
+        no failure and no lost worker. ``step_id`` is the step it was given: it is published again
+        where it was not claimed yet.
         """
         with self._database.transaction() as session:
             mine = and_(Step.worker == worker, Step.status == StepStatus.RUNNING)
@@ -303,7 +303,8 @@ class Steps:
                 )
                 .returning(Step.id, Step.job_id)
             ).all()
-            _enqueue_again(session, [step_id, *(step.id for step in back)])
+            given = [] if step_id is None else [step_id]
+            _enqueue_again(session, [*given, *(step.id for step in back)])
             return [step.job_id for step in back]
 
     # --- the dispatcher's side ----------------------------------------------------------------

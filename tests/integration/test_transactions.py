@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -11,13 +12,22 @@ from common.db.jobs import Jobs
 from common.db.steps import Claim
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
+from common.errors import OutcomeUnknown
 from common.redis.queue import connect
 from common.settings import Settings
-from tests.support.factories import MODERATED, TENANT, claim_next, new_job, new_recording
+from tests.support.factories import (
+    MODERATED,
+    TENANT,
+    claim_next,
+    new_job,
+    new_recording,
+    published,
+)
 from tests.support.service import write_wav
 from tests.support.speech import speak
 from worker.compose import build_context
 from worker.context import Context
+from worker.runner import Runner
 from worker.steps import moderate, plan, transcribe
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
@@ -64,3 +74,25 @@ def claimed(context: Context, claim: Claim) -> Claim:
     again = context.steps.claim(claim.step_id, "another")
     assert again is not None
     return again
+
+
+def test_what_is_claimed_by_a_commit_of_unknown_outcome_is_given_back_at_once(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = new_recording()
+    write_wav(context.storage.incoming(recording.id), speak("The quick brown fox jumps."))
+    Jobs(context.steps._database, TENANT).submit(recording, new_job())
+    context.storage.keep(recording.id)
+    (planning,) = published(context.steps)
+    finish = context.steps.finish
+
+    def finish_and_lose_the_answer(*args: Any, **kwargs: Any) -> Claim | None:
+        monkeypatch.setattr(context.steps, "finish", finish)
+        finish(*args, **kwargs)
+        raise OutcomeUnknown(what="The database", reason="a test")
+
+    monkeypatch.setattr(context.steps, "finish", finish_and_lose_the_answer)
+    Runner(context, "worker-1", lambda _claim, _limit_s: None, lambda: None).run(planning, "one")
+
+    following = claim_next(context.steps)
+    assert (following.kind, following.attempt) == (StepKind.TRANSCRIBE, 2)

@@ -14,14 +14,12 @@ from common.db.transcriptions import Transcriptions
 from common.errors import SetupProblem
 from common.net.reach import wait_for
 from common.redis.events import Events
-from common.redis.queue import connect
 from common.settings import Settings
 from common.storage.opening import open_storage
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from worker.announcement import Announcement
 from worker.context import Context
-from worker.dispatcher.cleanup import Cleanup
 from worker.engines import Engines
 from worker.memory import Memory
 from worker.moderation import WarmModeration
@@ -46,16 +44,6 @@ def build_steps(settings: Settings, database: Database | None = None) -> Steps:
         lease_s=settings.worker.lease,
         retry=RetryPolicy(settings.job.max_retries, settings.job.retry_delay),
         reuse=settings.job.reuse_results,
-    )
-
-
-def build_cleanup(settings: Settings) -> Cleanup:
-    """The cleanup, over connections of its own."""
-    return Cleanup(
-        Cleaning(Database(database_url(settings), pool_size=2), grace_s=settings.worker.lease),
-        open_storage(settings.storage),
-        Events(connect(redis_url(settings))),
-        upload_wait_s=settings.job.upload_wait,
     )
 
 

@@ -52,12 +52,6 @@ NO_SETTINGS = {
 """Names that look like settings."""
 
 MADE = {"models/phobert-hsd"}
-"""By a command of the document."""
-COMING = {
-    *("api/auth/", "api/http/", "api/services.py", "common/domain/pipeline.py"),
-    "worker/dispatcher/",
-    *("common/net/", "common/process/", "common/redis/"),
-}
 
 
 every_document = pytest.mark.parametrize("page", documents(), ids=lambda page: page.name)
@@ -223,7 +217,7 @@ def test_links_lead_somewhere(page: Document) -> None:
             continue
         path, _, anchor = target.partition("#")
         file = (page.path.parent / path).resolve() if path else page.path
-        assert file.exists() or target.removeprefix("../") in COMING, target
+        assert file.exists(), target
         if anchor:
             assert anchor in Document(file).anchors, target
 
@@ -233,7 +227,7 @@ def test_paths_exist(page: Document) -> None:
     for code in page.inline:
         room, _, rest = code.partition("/")
         if room in ROOMS and rest and PATH.fullmatch(code) and code not in {"scripts/steno", *MADE}:
-            assert exists(code, page.path.parent) or code in COMING, code
+            assert exists(code, page.path.parent), code
 
 
 def exists(path: str, folder: Path) -> bool:

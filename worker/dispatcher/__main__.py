@@ -11,7 +11,8 @@ from common.errors import StenoError
 from common.process.logs import set_up_logging
 from common.redis.queue import connect
 from common.settings import load_settings
-from worker.compose import build_cleanup, build_steps, redis_url, wait_for_services
+from worker.compose import build_steps, redis_url, wait_for_services
+from worker.dispatcher.cleanup import build_cleanup
 from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.webhooks import build_webhook_sender
 

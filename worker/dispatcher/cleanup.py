@@ -10,9 +10,14 @@ from uuid import UUID
 from loguru import logger
 
 from common.db.cleaning import Cleaning
+from common.db.database import Database
 from common.errors import Transient
 from common.redis.events import Events
+from common.redis.queue import connect
+from common.settings import Settings
+from common.storage.opening import open_storage
 from common.storage.storage import Made, Storage
+from worker.compose import database_url, redis_url
 from worker.dispatcher.pace import Pace
 
 CLEAN_S = 1.0
@@ -148,3 +153,13 @@ class Cleanup:
         if erased.files:
             self._cleaning.erased(job_id, files=erased.files, size=erased.bytes)
         return erased.files
+
+
+def build_cleanup(settings: Settings) -> Cleanup:
+    """The cleanup, over connections of its own."""
+    return Cleanup(
+        Cleaning(Database(database_url(settings), pool_size=2), grace_s=settings.worker.lease),
+        open_storage(settings.storage),
+        Events(connect(redis_url(settings))),
+        upload_wait_s=settings.job.upload_wait,
+    )

@@ -216,13 +216,13 @@ def parse_url(text: str, field: str = "url") -> httpx.URL:
     try:
         url = httpx.URL(text)
         url.host  # noqa: B018 - IDNA names are decoded only when they are read
+        host = url.raw_host.decode("ascii", "replace")  # nor are all of them encoded before
     except (httpx.InvalidURL, ValueError):
         raise UrlRefused(field=field, reason="it is not a URL") from None
     if url.scheme not in {"http", "https"}:
         raise UrlRefused(field=field, reason="it begins with neither https:// nor http://")
     if "@" in re.split("[/?#]", text.partition("//")[2], maxsplit=1)[0]:
         raise UrlRefused(field=field, reason="it contains a user name or a password")
-    host = url.raw_host.decode("ascii", "replace")
     if not host or not (set(host) <= _HOST_LETTERS or _is_ipv6(host)):
         raise UrlRefused(field=field, reason="it names no host")
     if url.port is not None and not 1 <= url.port <= MAX_PORT:

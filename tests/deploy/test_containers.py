@@ -349,8 +349,8 @@ def test_the_table_tells_what_is_not_ok_where_there_is_no_terminal() -> None:
     show(rows, Console(file=out, width=110))
     lines = out.getvalue().splitlines()
     assert "\x1b" not in out.getvalue()
-    (told,) = (line for line in lines if "KEY in api.log" in line)
-    assert told.rstrip().endswith("NOT OK")
+    (observed,) = (line for line in lines if "KEY in api.log" in line)
+    assert observed.rstrip().endswith("NOT OK")
     assert summary(rows) == "1 of 2 ok; not ok: logs"
     assert not all_ok(rows)
     assert all_ok({"1. One": rows["1. One"]})

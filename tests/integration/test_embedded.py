@@ -234,7 +234,7 @@ def test_a_cluster_whose_making_was_cut_off_is_made_again(
 def test_data_of_another_postgres_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "PG_VERSION").write_text("9\n")
-    with pytest.raises(SetupProblem, match=r"was made by Postgres 9, and .* has 18"):
+    with pytest.raises(SetupProblem, match=r"was created by Postgres 9, and .* has 18"):
         EmbeddedPostgres(tmp_path).start()
 
 
@@ -356,7 +356,7 @@ def test_a_cluster_for_which_there_is_no_room_says_what_could_not_be_written(
         text=True,
         check=True,
     )
-    assert "Postgres cannot make its data directory" in done.stdout
+    assert "Postgres cannot create its data directory" in done.stdout
     assert "could not write to file" in done.stdout
     assert "File too large" in done.stdout
     assert re.search(r"\(\d+ MB free; it takes 60 MB\)\. Free some space", done.stdout)

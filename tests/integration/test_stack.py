@@ -242,7 +242,7 @@ def test_every_command_finds_the_stack_of_a_data_directory(
 def test_a_command_that_finds_no_stack_says_where_it_looked(tmp_path: Path) -> None:
     done = CliRunner().invoke(steno, ["jobs", "--data-dir", str(tmp_path)], env={"DATA_DIR": ""})
     assert done.exit_code == 1
-    assert f"not running over {tmp_path}" in done.stderr
+    assert f"not running in {tmp_path}" in done.stderr
     assert "--data-dir" in done.stderr
 
 
@@ -346,7 +346,7 @@ def test_a_stack_whose_default_weights_cannot_be_fetched_does_not_come_up(tmp_pa
     (tmp_path / "file").write_text("")
     with steno_up(tmp_path, MODELS_DIR=str(tmp_path / "file" / "models")) as up:
         output, _ = up.communicate(timeout=60)
-    assert f"cannot be put into {tmp_path / 'file' / 'models'}: Not a directory" in output
+    assert f"cannot be written to {tmp_path / 'file' / 'models'}: Not a directory" in output
     assert not (tmp_path / "postgres").exists()
 
 

@@ -65,7 +65,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class JobText:
-    """What a job heard: its text, when each segment and word was said, and how it was judged."""
+    """What a job heard: its text, when each segment and word was said, and its moderation."""
 
     text: str
     segments: tuple[tuple[float, float, str], ...]
@@ -75,14 +75,14 @@ class JobText:
 
 
 @dataclass(frozen=True, slots=True)
-class Peaceful:
-    """The gateway to ask, and what each recording said in peace, by its file's name."""
+class ExpectedTexts:
+    """The gateway, and each recording's undisturbed text, by filename."""
 
     gateway: Gateway
-    peaceful: dict[str, JobText]
+    expected_text: dict[str, JobText]
 
 
-def hear(gateway: Gateway, job_id: str) -> JobText:
+def wait_for_text(gateway: Gateway, job_id: str) -> JobText:
     """What the job heard, once it has ended.
 
     Raises:
@@ -151,7 +151,7 @@ def examine(
     stack: Stack,
     accepted: Sequence[str],
     last_fault: datetime,
-    heard: Peaceful,
+    heard: ExpectedTexts,
 ) -> None:
     """Check every promise on a stack whose jobs have ended."""
     with aftermath.database.transaction() as session:
@@ -291,7 +291,7 @@ def _seconds(span: timedelta) -> float:
 # --- at the gateway -------------------------------------------------------------------------------
 
 
-def _texts(finding: Findings, aftermath: Aftermath, heard: Peaceful) -> None:
+def _texts(finding: Findings, aftermath: Aftermath, heard: ExpectedTexts) -> None:
     with aftermath.database.transaction() as session:
         completed = session.execute(
             select(Job.id, Recording.filename)
@@ -299,10 +299,12 @@ def _texts(finding: Findings, aftermath: Aftermath, heard: Peaceful) -> None:
             .where(Job.status == JobStatus.COMPLETED)
         ).all()
     for job_id, filename in completed:
-        if text_of(heard.gateway.result(str(job_id))) == heard.peaceful[filename]:
+        if text_of(heard.gateway.result(str(job_id))) == heard.expected_text[filename]:
             finding.equal_texts += 1
         else:
-            finding.violations.append(f"job {job_id} heard {filename} otherwise than in peace")
+            finding.violations.append(
+                f"job {job_id} transcribed {filename} differently from the undisturbed run"
+            )
 
 
 # --- in Valkey ------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Freed:
     """One worker: seconds from the request until its engine had ended, and until it was idle."""
 
     name: str
-    engine: psutil.Process
+    engine_process: psutil.Process
     ended_s: float | None = None
     idle_s: float | None = None
 
@@ -78,22 +78,22 @@ class CancelTrial:
         """Send the file, cancel it under all workers, and watch what happens."""
         options = {"language": "auto", "engine": engine, "model": model}
         job_id = UUID(self._gateway.upload(file, options)["job_id"])
-        names = wait_until(lambda: self._hearing(job_id), "all workers at work on it")
+        names = wait_until(lambda: self._all_transcribing(job_id), "all workers at work on it")
         workers = [Freed(name, self._engine_process(name)) for name in sorted(names)]
         progress = self._gateway.status(str(job_id))["progress"]
-        files = len(self._sound(job_id))
+        files = len(self._chunk_files(job_id))
         started = time.monotonic()
         status = self._gateway.cancel(str(job_id))["status"]
         assert status == "CANCELLED"
         done = Cancelled(engine, model, progress, time.monotonic() - started, files, workers)
         wait_until(lambda: self._all_free(workers, started), "free workers")
-        wait_until(lambda: not self._sound(job_id), "no sound")
+        wait_until(lambda: not self._chunk_files(job_id), "no sound")
         done.swept_s = time.monotonic() - started
         time.sleep(rest_s)
-        done.left = len(self._sound(job_id))
+        done.left = len(self._chunk_files(job_id))
         return done
 
-    def _hearing(self, job_id: UUID) -> set[str] | None:
+    def _all_transcribing(self, job_id: UUID) -> set[str] | None:
         with self._database.transaction() as session:
             rows = session.scalars(
                 select(Step.worker).where(
@@ -112,7 +112,7 @@ class CancelTrial:
 
     def _all_free(self, workers: list[Freed], started: float) -> bool:
         for worker in workers:
-            if worker.ended_s is None and _has_ended(worker.engine):
+            if worker.ended_s is None and _has_ended(worker.engine_process):
                 worker.ended_s = time.monotonic() - started
             state = self._redis.hget(f"rq:worker:{worker.name}", "state")
             idle = state == WorkerStatus.IDLE.value.encode()
@@ -120,7 +120,7 @@ class CancelTrial:
                 worker.idle_s = time.monotonic() - started
         return all(worker.idle_s is not None for worker in workers)
 
-    def _sound(self, job_id: UUID) -> list[Path]:
+    def _chunk_files(self, job_id: UUID) -> list[Path]:
         folder = self._stack.settings.storage.uploads / "chunks" / str(job_id)
         return list(folder.iterdir()) if folder.is_dir() else []
 

@@ -52,12 +52,12 @@ from scripts.cli.client import Gateway, passing
 from scripts.stack.stack import Stack
 from tests.system.aftermath import (
     Aftermath,
+    ExpectedTexts,
     Findings,
-    Peaceful,
     examine,
-    hear,
     strays,
     verify_pages,
+    wait_for_text,
 )
 
 MODELS = ("tiny", "base")
@@ -93,7 +93,7 @@ class FaultKind(StrEnum):
     GATEWAY = "gateway killed"
     DISPATCHER = "dispatcher killed"
     WORKER = "worker killed"
-    HORSE = "engine process killed"
+    ENGINE = "engine process killed"
     POSTGRES = "postgres killed"
     VALKEY = "valkey killed"
     FLUSH = "valkey flushed"
@@ -155,7 +155,7 @@ class ChaosRun:
     faults: Counter[FaultKind] = field(default_factory=Counter)
     last_fault: datetime = field(default_factory=lambda: datetime.now(UTC))
     accepted: list[str] = field(default_factory=list)
-    in_peace: int = 0
+    undisturbed: int = 0
     retried: int = 0
     finding: Findings = field(default_factory=Findings)
 
@@ -275,7 +275,7 @@ class Clients:
 # --- faults -------------------------------------------------------------------------------
 
 
-class Striker:
+class FaultInjector:
     """Injects faults into a stack."""
 
     def __init__(
@@ -285,16 +285,16 @@ class Striker:
         run: ChaosRun,
         *,
         outage_s: float,
-        tell: Callable[[str], None],
+        report_line: Callable[[str], None],
     ) -> None:
         self._stack = stack
         self._aftermath = aftermath
         self._run = run
         self._outage_s = outage_s
-        self._tell = tell
+        self._report_line = report_line
         self._lock = threading.Lock()
 
-    def strike(self, fault: Fault) -> None:
+    def inject(self, fault: Fault) -> None:
         """Inject one fault; returns when it is over."""
         if fault.kind is FaultKind.FLUSH:
             self._flush()
@@ -302,12 +302,12 @@ class Striker:
             with self._stack.hold("postgres"):
                 self._kill(fault, self._servers)
                 time.sleep(self._outage_s)
-        elif fault.kind in {FaultKind.WORKER, FaultKind.HORSE}:
+        elif fault.kind in {FaultKind.WORKER, FaultKind.ENGINE}:
             self._kill(fault, self._workers)
         else:
             self._kill(fault, self._servers)
         with self._lock:
-            self._tell(f"{fault.at_s:6.1f} s  {fault.kind}")
+            self._report_line(f"{fault.at_s:6.1f} s  {fault.kind}")
             self._run.faults[fault.kind] += 1
             self._run.last_fault = datetime.now(UTC)
 
@@ -336,7 +336,7 @@ class Striker:
             workers = [pid for pid in workers if any(f"-{pid}-" in name for name in names)]
         if fault.kind is FaultKind.WORKER:
             return workers
-        return [engine for worker in workers for engine in _children(worker)]
+        return [child for worker in workers for child in _children(worker)]
 
     def _flush(self) -> None:
         deadline = time.monotonic() + VICTIM_WITHIN_S
@@ -362,7 +362,9 @@ def _children(pid: int) -> list[int]:
 # --- the run --------------------------------------------------------------------------------------
 
 
-def chaos(asked: ChaosPlan, audio: Path, data_dir: Path, tell: Callable[[str], None]) -> ChaosRun:
+def chaos(
+    asked: ChaosPlan, audio: Path, data_dir: Path, report_line: Callable[[str], None]
+) -> ChaosRun:
     """Do all of it on a new stack in ``data_dir``; the broken promises are in what it returns.
 
     Raises:
@@ -381,20 +383,27 @@ def chaos(asked: ChaosPlan, audio: Path, data_dir: Path, tell: Callable[[str], N
 
     def log_and_tell(line: str) -> None:
         note(line)
-        tell(line)
+        report_line(line)
 
     stack = Stack(settings, workers=asked.workers, env=environment(settings), report=note)
     with log, stack, Aftermath(stack.database_url) as aftermath:
         gateway = Gateway(stack.address, settings.key.of_client)
         clients = Clients(gateway, asked.language, run)
         model = settings.asr.default_model
-        tell(f"{model} transcribes {len(clips)} clips and {len(talks)} talks undisturbed")
-        peaceful = {path.name: hear(gateway, clients.send(path)) for path in (*clips, *talks)}
-        tell(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
-        run.in_peace = len(run.accepted)
+        report_line(f"{model} transcribes {len(clips)} clips and {len(talks)} talks undisturbed")
+        expected_text = {
+            path.name: wait_for_text(gateway, clients.send(path)) for path in (*clips, *talks)
+        }
+        report_line(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
+        run.undisturbed = len(run.accepted)
         started = time.monotonic()
-        with ThreadPoolExecutor(CLIENTS) as senders, ThreadPoolExecutor(len(FaultKind)) as strikers:
-            striker = Striker(stack, aftermath, run, outage_s=asked.outage_s, tell=log_and_tell)
+        with (
+            ThreadPoolExecutor(CLIENTS) as senders,
+            ThreadPoolExecutor(len(FaultKind)) as injectors,
+        ):
+            injector = FaultInjector(
+                stack, aftermath, run, outage_s=asked.outage_s, report_line=log_and_tell
+            )
             work: list[Future[object]] = [
                 senders.submit(
                     _at, started + order.at_s, clients.send, order.recording, order.priority
@@ -403,16 +412,21 @@ def chaos(asked: ChaosPlan, audio: Path, data_dir: Path, tell: Callable[[str], N
             ]
             for fault in faults(asked):
                 _sleep_until(started + fault.at_s)
-                work.append(strikers.submit(striker.strike, fault))
+                work.append(injectors.submit(injector.inject, fault))
         for done in work:
             if (error := done.exception()) is not None:
                 run.finding.violations.append(f"{type(error).__name__}: {error}")
-        tell(
+        report_line(
             f"the last fault is over after {time.monotonic() - started:.0f} s; waiting for the rest"
         )
         aftermath.wait_for_the_end(SETTLED_WITHIN_S)
         examine(
-            run.finding, aftermath, stack, run.accepted, run.last_fault, Peaceful(gateway, peaceful)
+            run.finding,
+            aftermath,
+            stack,
+            run.accepted,
+            run.last_fault,
+            ExpectedTexts(gateway, expected_text),
         )
     run.finding.violations += [f"{name} outlived the stack" for name in strays(data_dir)]
     run.finding.violations += verify_pages(data_dir / "postgres" / "cluster")
@@ -491,8 +505,8 @@ def report(run: ChaosRun) -> Iterator[str]:
     yield from _table(
         "jobs",
         {
-            "accepted before the faults": run.in_peace,
-            "accepted during the faults": len(run.accepted) - run.in_peace,
+            "accepted before the faults": run.undisturbed,
+            "accepted during the faults": len(run.accepted) - run.undisturbed,
             "sent again after an error": run.retried,
             **{f"in the end {status}": count for status, count in finding.jobs.items()},
             "with the text of the undisturbed run": finding.equal_texts,

@@ -1,4 +1,4 @@
-"""The chaos test's judge sees what it is there to see."""
+"""The chaos test reports every broken promise."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def job_id(database: Database, request: pytest.FixtureRequest) -> UUID:
     return job_id
 
 
-def judged(database: Database, *accepted: UUID) -> list[str]:
+def violations(database: Database, *accepted: UUID) -> list[str]:
     finding = Findings()
     fault = datetime.now(UTC) - timedelta(seconds=1)
     with database.transaction() as session:
@@ -60,12 +60,12 @@ def judged(database: Database, *accepted: UUID) -> list[str]:
 
 
 def test_a_job_that_went_well_breaks_no_promise(database: Database, job_id: UUID) -> None:
-    assert judged(database, job_id) == []
+    assert violations(database, job_id) == []
 
 
 def test_an_accepted_job_that_is_not_there_is_seen(database: Database, job_id: UUID) -> None:
     stranger = uuid4()
-    (violation,) = judged(database, job_id, stranger)
+    (violation,) = violations(database, job_id, stranger)
     assert str(stranger) in violation
 
 
@@ -86,7 +86,7 @@ def without_a_transcript(session: Session) -> None:
     session.execute(delete(Transcript))
 
 
-def judged_unlike_its_options(session: Session) -> None:
+def moderated_unlike_its_options(session: Session) -> None:
     moderated = (Step.kind == StepKind.MODERATE, Step.part == 1)
     (job_id,) = session.scalars(select(Job.id))
     changed = update(Step).where(*moderated).values(result=None).returning(Step.id)
@@ -109,21 +109,21 @@ def late(session: Session) -> None:
 
 
 @pytest.mark.parametrize(
-    ("happened", "told"),
+    ("happened", "message"),
     [
         (not_completed, "is FAILED: engine_failed"),
         (stored_twice, "transcribe 1 .* was stored 2 times"),
         (without_a_chunk, "lacks 1 chunk"),
         (without_a_transcript, "exactly one row in transcripts"),
-        (judged_unlike_its_options, "chunk 1 .* was moderated, or not, against its options"),
+        (moderated_unlike_its_options, "chunk 1 .* was moderated, or not, against its options"),
         (left_in_the_outbox, "the outbox is not empty"),
         (left_pending, "merge .* is pending"),
         (late, "no step was finished for"),
     ],
 )
 def test_a_broken_promise_is_told(
-    database: Database, job_id: UUID, happened: Callable[[Session], None], told: str
+    database: Database, job_id: UUID, happened: Callable[[Session], None], message: str
 ) -> None:
     with database.transaction() as session:
         happened(session)
-    assert any(re.search(told, violation) for violation in judged(database, job_id))
+    assert any(re.search(message, violation) for violation in violations(database, job_id))

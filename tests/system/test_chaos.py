@@ -32,5 +32,5 @@ def test_every_accepted_recording_is_heard_once_and_alike_while_every_part_is_ki
     told = "\n".join(report(run))
     assert not run.finding.violations, told
     assert set(run.faults) == set(FaultKind)
-    assert len(run.accepted) - run.in_peace == asked.jobs
+    assert len(run.accepted) - run.undisturbed == asked.jobs
     assert run.finding.equal_texts == sum(run.finding.jobs.values()) >= len(run.accepted)

@@ -1,4 +1,4 @@
-"""Live streams in containers: a gateway in the worker's image hears them, whatever befalls it."""
+"""Live streams in containers, also while their gateway is killed and restarted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.system.containers.report import Row
 
 SERVICE = "live"
 SHARE = 0.8
-"""The least of a job's words that a stream has to have: it hears them without what comes after."""
+"""The least share of a job's words that a stream must have; it decodes without later context."""
 END_S = 120.0
 """How long until a stream is over whose gateway was killed: it has to be silent for a while."""
 LOST_AND_BACK = ("recognizer_lost", "recognizer_back")
@@ -40,15 +40,21 @@ class Speaker:
     gateway: Callable[[], Gateway]
     programme: Programme
 
-    def speak(self, to: str = SERVICE, blow: Callable[[], object] | None = None) -> StreamOutcome:
-        """Say all of it; ``blow`` is dealt when the first final is told."""
+    def speak(
+        self, to: str = SERVICE, fault_at_first_final: Callable[[], object] | None = None
+    ) -> StreamOutcome:
+        """Say all of it; ``fault_at_first_final`` is dealt when the first final is told."""
         outcome = StreamOutcome()
         with ThreadPoolExecutor(1) as pool:
 
             def on_message(message: Message) -> None:
                 outcome.messages.append(message)
-                if blow is not None and message.type == "final" and outcome.blow is None:
-                    outcome.blow = pool.submit(blow)
+                if (
+                    fault_at_first_final is not None
+                    and message.type == "final"
+                    and outcome.fault_at_first_final is None
+                ):
+                    outcome.fault_at_first_final = pool.submit(fault_at_first_final)
 
             try:
                 outcome.played = asyncio.run(
@@ -62,8 +68,8 @@ class Speaker:
                 )
             except (RequestRejected, GatewayLost) as error:
                 outcome.error = error
-            if outcome.blow is not None:
-                outcome.blow.result()
+            if outcome.fault_at_first_final is not None:
+                outcome.fault_at_first_final.result()
         return outcome
 
     def share(self, text: str) -> float:
@@ -97,7 +103,7 @@ class StreamOutcome:
     messages: list[Message] = field(default_factory=list)
     played: Played | None = None
     error: RequestRejected | GatewayLost | None = None
-    blow: Future[object] | None = None
+    fault_at_first_final: Future[object] | None = None
 
     @property
     def finals(self) -> list[str]:
@@ -121,7 +127,7 @@ class StreamOutcome:
 
 
 def live(speaker: Speaker, job: AbstractContextManager[object]) -> Iterator[Row]:
-    """Speak in peace, beside a job, and while the gateway is struck."""
+    """Stream undisturbed, beside a job, and while the gateway is killed or restarted."""
     project = speaker.project
     yield Row("docker compose --profile live up -d --wait", f"{project.up(SERVICE):.0f} s")
     yield speaker.row(f"{speaker.programme.duration_s:.0f} s of speech", speaker.speak())
@@ -142,7 +148,9 @@ def _without_engines(speaker: Speaker) -> Row:
 
 def _recognizer_killed(speaker: Speaker) -> Iterator[Row]:
     (container,) = speaker.project.containers(SERVICE)
-    outcome = speaker.speak(blow=lambda: speaker.project.shell(container, KILL_RECOGNIZER))
+    outcome = speaker.speak(
+        fault_at_first_final=lambda: speaker.project.shell(container, KILL_RECOGNIZER)
+    )
     yield speaker.row("kill -9 of the recognizer", outcome)
     states = [state for state in LOST_AND_BACK if outcome.has("status", state)]
     observed = ", ".join(states) or "nothing"
@@ -151,7 +159,9 @@ def _recognizer_killed(speaker: Speaker) -> Iterator[Row]:
 
 
 def _restarted(speaker: Speaker) -> Iterator[Row]:
-    outcome = speaker.speak(blow=lambda: speaker.project.compose("restart", SERVICE))
+    outcome = speaker.speak(
+        fault_at_first_final=lambda: speaker.project.compose("restart", SERVICE)
+    )
     observed = outcome.has("code", "restarting")
     closed = "that it restarts" if observed else "nothing of it"
     yield _struck("restart", speaker, outcome, f"told {closed}", observed)
@@ -161,7 +171,7 @@ def _restarted(speaker: Speaker) -> Iterator[Row]:
 def _killed(speaker: Speaker) -> Iterator[Row]:
     project = speaker.project
     (victim,) = project.containers(SERVICE)
-    outcome = speaker.speak(blow=lambda: project.kill(victim))
+    outcome = speaker.speak(fault_at_first_final=lambda: project.kill(victim))
     lost = isinstance(outcome.error, GatewayLost)
     broke = "the connection broke" if lost else "the connection held"
     yield _struck("kill -9", speaker, outcome, broke, lost)

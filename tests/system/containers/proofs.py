@@ -54,7 +54,7 @@ BASE = "python:3.11-slim"
 SCALED = 0.6
 """What two workers may take of the time of one."""
 PATIENCE_S = 60.0
-"""How long a job may stand still after a blow."""
+"""How long a job may stall after a fault."""
 JOB_S = 3600.0
 RETRY_S = 0.3
 POLL_S = 0.5
@@ -74,17 +74,17 @@ OLDER = "0002"
 
 
 @dataclass(slots=True)
-class Proving:
-    """What the proofs work with: the project, recordings, and what those say in peace."""
+class ContainerTrial:
+    """What the proofs work with: the project, recordings and their undisturbed texts."""
 
     project: Project
     clips: list[Path]
     long: Path
     language: str
-    tell: Callable[[str], None]
+    report_line: Callable[[str], None]
     built: str = ""
     """How long building took."""
-    peaceful: dict[Path, JobText] = field(default_factory=dict)
+    expected_text: dict[Path, JobText] = field(default_factory=dict)
 
     def gateway(self) -> Gateway:
         """A client of its own."""
@@ -95,26 +95,26 @@ class Proving:
         accepted = patiently(lambda: gateway.upload(path, {"language": self.language}))
         return str(accepted["job_id"])
 
-    def hear(self, gateway: Gateway, path: Path) -> JobText:
+    def wait_for_text(self, gateway: Gateway, path: Path) -> JobText:
         """What a recording says."""
         return outcome(gateway, self.send(gateway, path))
 
-    def in_peace(self, path: Path) -> JobText:
+    def undisturbed(self, path: Path) -> JobText:
         """What a recording says when nothing happens; heard once."""
-        if path not in self.peaceful:
-            self.tell(f"{path.name} is heard in peace")
+        if path not in self.expected_text:
+            self.report_line(f"{path.name} is transcribed undisturbed")
             with self.gateway() as gateway:
-                self.peaceful[path] = self.hear(gateway, path)
-        return self.peaceful[path]
+                self.expected_text[path] = self.wait_for_text(gateway, path)
+        return self.expected_text[path]
 
     def same(self, path: Path, text: JobText) -> tuple[str, bool]:
-        """Whether a recording said what it says in peace, in words too."""
-        peaceful = self.in_peace(path)
-        if text == peaceful:
+        """Compare a recording's text with its undisturbed text: in words, and whether equal."""
+        expected_text = self.undisturbed(path)
+        if text == expected_text:
             return f"the same {len(text.words)} words at the same times", True
-        if text.text == peaceful.text:
+        if text.text == expected_text.text:
             return "the same text, at other times", False
-        return f"another text: {len(text.words)} words, not {len(peaceful.words)}", False
+        return f"another text: {len(text.words)} words, not {len(expected_text.words)}", False
 
 
 def lost(error: RequestRejected | GatewayLost) -> bool:
@@ -161,7 +161,7 @@ def outcome(gateway: Gateway, job_id: str) -> JobText:
 # --- 1: from nothing to a text --------------------------------------------------------------------
 
 
-def first_text(bench: Proving) -> Iterator[Row]:
+def first_text(bench: ContainerTrial) -> Iterator[Row]:
     """Start what was built, and have a recording transcribed through the published port."""
     project = bench.project
     yield Row("docker compose build", bench.built)
@@ -175,7 +175,7 @@ def first_text(bench: Proving) -> Iterator[Row]:
     yield Row("docker compose up -d --wait", f"{project.up():.0f} s")
     clip = bench.clips[0]
     started = time.monotonic()
-    text = bench.in_peace(clip)
+    text = bench.undisturbed(clip)
     seconds = time.monotonic() - started
     yield Row(
         f"{clip.name} through the published port",
@@ -211,18 +211,18 @@ def _all_healthy(containers: Sequence[Container]) -> bool:
 # --- 2: more workers ------------------------------------------------------------------------------
 
 
-def scaling(bench: Proving) -> Iterator[Row]:
+def scaling(bench: ContainerTrial) -> Iterator[Row]:
     """The long recording with one worker, and with two."""
     texts, seconds = [], []
     for workers in (1, 2):
         bench.project.up(workers=workers)
         with bench.gateway() as gateway:
             _warm_up(bench, gateway, workers)
-            bench.tell(f"{workers} worker(s) hear {bench.long.name}")
+            bench.report_line(f"{workers} worker(s) hear {bench.long.name}")
             started = time.monotonic()
-            texts.append(bench.hear(gateway, bench.long))
+            texts.append(bench.wait_for_text(gateway, bench.long))
             seconds.append(time.monotonic() - started)
-        bench.peaceful.setdefault(bench.long, texts[0])
+        bench.expected_text.setdefault(bench.long, texts[0])
         length = probe(bench.long).duration_ms or 0
         yield Row(
             f"--scale worker={workers}",
@@ -233,13 +233,13 @@ def scaling(bench: Proving) -> Iterator[Row]:
         yield Row("two workers to one", f"{ratio:.2f}", f"<= {SCALED}", ratio <= SCALED)
     else:
         yield Row("two workers to one", f"{ratio:.2f}, on one core")
-    told, same = bench.same(bench.long, texts[1])
-    yield Row("texts", told, "the same", same)
+    observed, same = bench.same(bench.long, texts[1])
+    yield Row("texts", observed, "the same", same)
 
 
-def _warm_up(bench: Proving, gateway: Gateway, workers: int) -> None:
+def _warm_up(bench: ContainerTrial, gateway: Gateway, workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda clip: bench.hear(gateway, clip), bench.clips[: 2 * workers]))
+        list(pool.map(lambda clip: bench.wait_for_text(gateway, clip), bench.clips[: 2 * workers]))
 
 
 # --- 3: kill -9 -----------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def _warm_up(bench: Proving, gateway: Gateway, workers: int) -> None:
 class Watched:
     """A long job that is sent again for as long as something is to be done to it."""
 
-    def __init__(self, bench: Proving, gateway: Gateway) -> None:
+    def __init__(self, bench: ContainerTrial, gateway: Gateway) -> None:
         self._bench = bench
         self._gateway = gateway
         self.jobs = [bench.send(gateway, bench.long)]
@@ -275,47 +275,49 @@ class Watched:
             PATIENCE_S,
         )
 
-    def judged(self) -> Iterator[Row]:
+    def checked(self) -> Iterator[Row]:
         """What came of the jobs."""
         for job_id in self.jobs:
             try:
-                told, same = self._bench.same(self._bench.long, outcome(self._gateway, job_id))
+                observed, same = self._bench.same(self._bench.long, outcome(self._gateway, job_id))
             except StenoError as error:
-                told, same = error.message, False
-            yield Row("the job", told, "COMPLETED, the text of peace", same)
+                observed, same = error.message, False
+            yield Row("the job", observed, "COMPLETED, the undisturbed text", same)
 
 
-def kills(bench: Proving) -> Iterator[Row]:
+def kills(bench: ContainerTrial) -> Iterator[Row]:
     """Kill every container while a long job runs."""
     project = bench.project
     project.up(workers=2)
-    bench.in_peace(bench.long)
+    bench.undisturbed(bench.long)
     with bench.gateway() as gateway:
         job = Watched(bench, gateway)
         for service in KILLED:
             for victim in project.containers(service):
                 yield _kill(bench, job, victim)
-        yield from job.judged()
+        yield from job.checked()
 
 
-def _kill(bench: Proving, job: Watched, victim: Container) -> Row:
+def _kill(bench: ContainerTrial, job: Watched, victim: Container) -> Row:
     project = bench.project
     done = job.in_the_midst()
     held = steps_of(project, victim) if victim.service == "worker" else []
     by_policy = project.kill(victim)
-    bench.tell(f"{victim.name} is killed after {done} chunks")
+    bench.report_line(f"{victim.name} is killed after {done} chunks")
     seconds = job.goes_on(done)
-    told = ["stood still" if seconds is None else f"next chunk after {seconds:.1f} s"]
+    observed = ["stood still" if seconds is None else f"next chunk after {seconds:.1f} s"]
     if held:
         taken = until(lambda: taken_over(project, held), PATIENCE_S)
-        told.append("its own never" if taken is None else f"its own claimed after {taken:.1f} s")
+        observed.append(
+            "its own never" if taken is None else f"its own claimed after {taken:.1f} s"
+        )
     healthy = until(lambda: is_back(project.again(victim), victim), 2 * PATIENCE_S)
     restarted = project.again(victim).restarts > victim.restarts
     how = "by the policy" if restarted else "not by the policy" if by_policy else "by hand"
-    told.append(f"restarted {how}, {'not ' if healthy is None else ''}healthy again")
+    observed.append(f"restarted {how}, {'not ' if healthy is None else ''}healthy again")
     return Row(
         f"kill -9 {victim.name}",
-        ", ".join(told),
+        ", ".join(observed),
         f"restarted, goes on within {PATIENCE_S:g} s",
         None not in {seconds, healthy} and restarted == by_policy,
     )
@@ -375,7 +377,7 @@ class Crowd:
     They try again when the connection is lost; any other error is a failure.
     """
 
-    def __init__(self, bench: Proving) -> None:
+    def __init__(self, bench: ContainerTrial) -> None:
         self._bench = bench
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -420,8 +422,8 @@ class Crowd:
             self._count(self.failures, f"a job is {state['status']}: {state['error_message']}")
             return
         text = text_of(self._ask(lambda: gateway.result(job_id)))
-        if text != self._bench.peaceful[clip]:
-            self._count(self.failures, "another text than in peace")
+        if text != self._bench.expected_text[clip]:
+            self._count(self.failures, "another text than undisturbed")
         with self._lock:
             self.completed += 1
 
@@ -438,23 +440,24 @@ class Crowd:
         failures = "; ".join(f"{text} ({count})" for text, count in self.failures.most_common(5))
         return Row(
             what,
-            f"{self.completed} jobs COMPLETED with the text of peace, {self.counted['requests']} "
-            f"requests, {self.counted['retries']} retried; {failures or 'no failure'}",
+            f"{self.completed} jobs COMPLETED with the undisturbed text, "
+            f"{self.counted['requests']} requests, "
+            f"{self.counted['retries']} retried; {failures or 'no failure'}",
             "no failure",
             not self.failures and self.completed >= IN_FLIGHT,
         )
 
 
-def restarts(bench: Proving) -> Iterator[Row]:
+def restarts(bench: ContainerTrial) -> Iterator[Row]:
     """Renew services of ours under a crowd; scale and stop workers under a long recording."""
     project = bench.project
     project.up(workers=2)
     for clip in bench.clips:
-        bench.in_peace(clip)
+        bench.undisturbed(clip)
     crowd = Crowd(bench)
     with crowd:
         if until(lambda: crowd.in_flight >= IN_FLIGHT, PATIENCE_S) is None:
-            bench.tell(f"only {crowd.in_flight} jobs are in flight")
+            bench.report_line(f"only {crowd.in_flight} jobs are in flight")
         for service in ROLLED:
             jobs = crowd.in_flight
             seconds = project.up(service, workers=2, options=("--no-deps", "--force-recreate"))
@@ -480,14 +483,14 @@ def _all_completed(project: Project) -> Row:
     in_states = "SELECT status, count(*) FROM jobs GROUP BY status"
     until(lambda: {status for status, _ in project.sql(in_states)} <= ENDED, PATIENCE_S)
     counts = {status: int(count) for status, count in project.sql(in_states)}
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    return Row("every job that is there", told, "COMPLETED", set(counts) == {"COMPLETED"})
+    observed = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return Row("every job that is there", observed, "COMPLETED", set(counts) == {"COMPLETED"})
 
 
-def _up_and_down(bench: Proving) -> Iterator[Row]:
+def _up_and_down(bench: ContainerTrial) -> Iterator[Row]:
     project = bench.project
     project.up(workers=1)
-    bench.in_peace(bench.long)
+    bench.undisturbed(bench.long)
     with bench.gateway() as gateway:
         job = Watched(bench, gateway)
         for workers in (4, 1):
@@ -500,14 +503,14 @@ def _up_and_down(bench: Proving) -> Iterator[Row]:
                 f"{workers}",
                 running == workers,
             )
-        yield from job.judged()
+        yield from job.checked()
         rows = project.sql(
             f"SELECT count(DISTINCT worker) FROM steps WHERE job_id = '{job.jobs[-1]}'"  # noqa: S608
         )
         yield Row("workers that took part in it", rows[0][0] if rows else "not known")
 
 
-def _stops(bench: Proving) -> Iterator[Row]:
+def _stops(bench: ContainerTrial) -> Iterator[Row]:
     """Stop a worker that has a chunk in hand: with time to finish it, and with none."""
     project = bench.project
     for at_once in (False, True):
@@ -521,7 +524,7 @@ def _stops(bench: Proving) -> Iterator[Row]:
                 if row.ok:
                     break
             yield row
-            yield from job.judged()
+            yield from job.checked()
     project.up(workers=2, options=("--force-recreate",))
 
 
@@ -565,13 +568,13 @@ def let_go(project: Project, claims: Sequence[HeldStep]) -> bool:
 # --- 5: what they may, and what they tell ---------------------------------------------------------
 
 
-def confinement(bench: Proving) -> Iterator[Row]:
+def confinement(bench: ContainerTrial) -> Iterator[Row]:
     """Look at every container, while all of them have something to do."""
     project = bench.project
     project.up(workers=2)
     project.up(SERVICE)
     with bench.gateway() as gateway:
-        bench.hear(gateway, bench.clips[0])
+        bench.wait_for_text(gateway, bench.clips[0])
     yield from audit(project)
     project.compose("rm", "--stop", "--force", SERVICE)
 
@@ -579,13 +582,13 @@ def confinement(bench: Proving) -> Iterator[Row]:
 # --- 7: backup and restore, tables of an older version --------------------------------------------
 
 
-def keeping(bench: Proving) -> Iterator[Row]:
+def keeping(bench: ContainerTrial) -> Iterator[Row]:
     """Restore all from a backup that was made under way; go back to older tables, and on again."""
     project = bench.project
     project.up(workers=2)
     clip = bench.clips[0]
-    peaceful = bench.in_peace(clip)
-    bench.in_peace(bench.long)
+    expected_text = bench.undisturbed(clip)
+    bench.undisturbed(bench.long)
     with bench.gateway() as gateway:
         done = bench.send(gateway, clip)
         outcome(gateway, done)
@@ -599,9 +602,9 @@ def keeping(bench: Proving) -> Iterator[Row]:
         yield Row("backup during a job", f"{made}, {chunks} chunks done")
         project.down()
         yield Row("restore into nothing", f"{project.follow('Backup and restore', 1):.0f} s")
-        kept = patiently(lambda: text_of(gateway.result(done))) == peaceful
+        kept = patiently(lambda: text_of(gateway.result(done))) == expected_text
         yield Row("a finished job", "its text is there" if kept else "is not there", "there", kept)
-        yield from job.judged()
+        yield from job.checked()
         job = Watched(bench, gateway)
         job.in_the_midst()
         started = time.monotonic()
@@ -609,22 +612,22 @@ def keeping(bench: Proving) -> Iterator[Row]:
         project.compose("run", "--rm", "migrate", "scripts", "migrate", "--downgrade", OLDER)
         project.up(workers=2)
         yield Row(f"tables of {OLDER}, and on again", f"{time.monotonic() - started:.0f} s")
-        yield from job.judged()
+        yield from job.checked()
 
 
 # --- 8: live streams ------------------------------------------------------------------------------
 
 
-def live_streams(bench: Proving) -> Iterator[Row]:
-    """Say some clips on live streams, in peace and while their gateway is struck."""
+def live_streams(bench: ContainerTrial) -> Iterator[Row]:
+    """Stream some clips, undisturbed and while their gateway is killed or restarted."""
     bench.project.up(workers=2)
-    clips = [Clip(path, bench.in_peace(path).text) for path in bench.clips]
+    clips = [Clip(path, bench.undisturbed(path).text) for path in bench.clips]
     programme = string_together(clips, bench.language, SPOKEN_S)
     yield from live(Speaker(bench.project, bench.gateway, programme), _long_job(bench))
 
 
 @contextmanager
-def _long_job(bench: Proving) -> Iterator[None]:
+def _long_job(bench: ContainerTrial) -> Iterator[None]:
     with bench.gateway() as gateway:
         job_id = bench.send(gateway, bench.long)
         yield
@@ -640,7 +643,7 @@ class Proof:
     """One of the proofs."""
 
     title: str
-    run: Callable[[Proving], Iterator[Row]]
+    run: Callable[[ContainerTrial], Iterator[Row]]
 
 
 PROOFS = {
@@ -694,20 +697,20 @@ def chosen(
     return clips, join(parts, into / "long.wav")
 
 
-def prove(bench: Proving, numbers: Sequence[int], rows: dict[str, list[Row]]) -> None:
+def prove(bench: ContainerTrial, numbers: Sequence[int], rows: dict[str, list[Row]]) -> None:
     """Add what each proof finds to ``rows``; one that breaks off does not keep the others back."""
     for number in numbers:
         proof = PROOFS[number]
         title = f"{number}. {proof.title}"
-        bench.tell(title)
-        told = rows.setdefault(title, [])
+        bench.report_line(title)
+        observed = rows.setdefault(title, [])
         try:
             for row in proof.run(bench):
-                told.append(row)
-                bench.tell(f"   {row}")
+                observed.append(row)
+                bench.report_line(f"   {row}")
         except StenoError as error:
-            told.append(Row("broke off", str(error.details.get("problem", error)), ok=False))
-            bench.tell(f"   {told[-1]}")
+            observed.append(Row("broke off", str(error.details.get("problem", error)), ok=False))
+            bench.report_line(f"   {observed[-1]}")
 
 
 def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> list[int]:
@@ -759,7 +762,7 @@ def main(
     console = make_console()
     started = time.monotonic()
 
-    def tell(line: str) -> None:
+    def report_line(line: str) -> None:
         console.print(
             f"{time.monotonic() - started:7.1f} s  {line}",
             highlight=False,
@@ -779,11 +782,11 @@ def main(
         )
         try:
             with project:
-                tell(f"{project.engine_named}; logs in {project.logs_folder}")
-                bench = Proving(project, clips, the_long, language, tell)
+                report_line(f"{project.engine_named}; logs in {project.logs_folder}")
+                bench = ContainerTrial(project, clips, the_long, language, report_line)
                 cached = "nothing cached" if no_cache else "cached where it was built before"
                 bench.built = f"{project.build(afresh=no_cache):.0f} s, {cached}"
-                tell(f"built in {bench.built}")
+                report_line(f"built in {bench.built}")
                 prove(bench, numbers, rows)
             rows["All along"] = list(log_rows(project))
         except StenoError as error:

@@ -20,12 +20,12 @@ class Row:
     ok: bool | None = None
 
     @property
-    def verdict(self) -> str:
+    def mark(self) -> str:
         return {None: "", True: "ok", False: "NOT OK"}[self.ok]
 
     def __str__(self) -> str:
         asked = f" (asked: {self.asked})" if self.asked else ""
-        return f"{self.what}: {self.measured}{asked} {self.verdict}".rstrip()
+        return f"{self.what}: {self.measured}{asked} {self.mark}".rstrip()
 
 
 def faults_row(what: str, faults: Sequence[str], asked: str, fine: str) -> Row:
@@ -43,19 +43,19 @@ def show(rows: Mapping[str, Sequence[Row]], console: Console) -> None:
         for row in each:
             style = "bold red" if row.ok is False else "green"
             cells = (row.what, row.measured, row.asked)
-            table.add_row(*(Text(cell) for cell in cells), Text(row.verdict, style=style))
+            table.add_row(*(Text(cell) for cell in cells), Text(row.mark, style=style))
     console.print(table)
 
 
 def summary(rows: Mapping[str, Sequence[Row]]) -> str:
     """How much of what was asked is so, and what is not."""
-    judged = [row for each in rows.values() for row in each if row.ok is not None]
-    broken = [row.what for row in judged if not row.ok]
-    line = f"{len(judged) - len(broken)} of {len(judged)} ok"
+    checked = [row for each in rows.values() for row in each if row.ok is not None]
+    broken = [row.what for row in checked if not row.ok]
+    line = f"{len(checked) - len(broken)} of {len(checked)} ok"
     return line + (f"; not ok: {'; '.join(broken)}" if broken else "")
 
 
 def all_ok(rows: Mapping[str, Sequence[Row]]) -> bool:
     """Whether something was asked, and nothing was found wanting."""
-    verdicts = [row.ok for each in rows.values() for row in each if row.ok is not None]
-    return bool(verdicts) and all(verdicts)
+    marks = [row.ok for each in rows.values() for row in each if row.ok is not None]
+    return bool(marks) and all(marks)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from common.db.jobs import Jobs, Text
 from common.db.snapshots import Snapshot
-from common.db.transcriptions import Chunk
+from common.db.transcriptions import ChunkResult
 from common.domain.chunks import windows_from_json
 from common.domain.growing import Growing
 from common.domain.job import MODERATION_FAILED, JobStatus
@@ -18,8 +18,7 @@ from common.domain.masking import masked_segment
 from common.domain.merging import Part, merge
 from common.domain.moderation import ModeratedBy, Verdict
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
-from common.domain.values import Chunk as ChunkValue
-from common.domain.values import Segment
+from common.domain.values import Chunk, Segment
 
 SEVERAL_MODELS = "moderated_by_several_models"
 """The warning that segments were judged by different models, or by different thresholds."""
@@ -38,11 +37,11 @@ def moderation_to_json(by: ModeratedBy, windows: Iterable[Iterable[Verdict]]) ->
     }
 
 
-def parts(chunks: Iterable[Chunk]) -> list[Part]:
+def parts(chunks: Iterable[ChunkResult]) -> list[Part]:
     """What merging wants to know of the transcribed ones among ``chunks``."""
     return [
         (
-            ChunkValue(chunk.index, windows_from_json(chunk.windows)),
+            Chunk(chunk.index, windows_from_json(chunk.windows)),
             list(_judged(chunk.result, chunk.moderation)),
         )
         for chunk in chunks
@@ -61,7 +60,7 @@ def transcript_of(text: Text, *, judged_only: bool = False) -> Transcript:
         by = None if judges is None else tuple(map(ModeratedBy.from_json, judges))
         segments = segments_from_json(text.segments)
     else:
-        chunks: Iterable[Chunk] = text.chunks
+        chunks: Iterable[ChunkResult] = text.chunks
         if judged_only:
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
         chunks = list(chunks)
@@ -100,7 +99,7 @@ class GrowingTranscript:
 
     def _from_chunks(self, snapshot: Snapshot) -> tuple[bool, list[Segment]]:
         options = snapshot.options
-        chunks: Iterable[Chunk] = self._jobs.chunks_since(self._job_id, self._next_chunk)
+        chunks: Iterable[ChunkResult] = self._jobs.chunks_since(self._job_id, self._next_chunk)
         failed = MODERATION_FAILED in snapshot.warnings
         if options.filter_profanity or (options.moderation and not failed):
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
@@ -109,7 +108,7 @@ class GrowingTranscript:
         return options.filter_profanity, list(self._growing.add(parts(chunks)))
 
 
-def moderated_by(chunks: Iterable[Chunk]) -> tuple[ModeratedBy, ...]:
+def moderated_by(chunks: Iterable[ChunkResult]) -> tuple[ModeratedBy, ...]:
     """All who judged one of ``chunks``, in order, each once."""
     found: list[ModeratedBy] = []
     for chunk in chunks:
@@ -120,7 +119,7 @@ def moderated_by(chunks: Iterable[Chunk]) -> tuple[ModeratedBy, ...]:
     return tuple(found)
 
 
-def moderation_warnings(chunks: Sequence[Chunk]) -> Iterator[str]:
+def moderation_warnings(chunks: Sequence[ChunkResult]) -> Iterator[str]:
     """What is to be said of the moderation of all chunks of a job that wanted it."""
     if any(chunk.moderation is None for chunk in chunks):
         yield MODERATION_FAILED

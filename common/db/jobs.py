@@ -18,7 +18,7 @@ from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
 from common.db.tables import Job, Recording, Tenant, Transcript, Transcription
-from common.db.transcriptions import Chunk, NewRecording, select_chunks, to_chunk
+from common.db.transcriptions import ChunkResult, NewRecording, select_chunks, to_chunk
 from common.db.usage import NO_QUOTA, Quota, charge, check_goes_on
 from common.domain.job import JobStatus, Priority
 from common.domain.pipeline import TRANSCRIPTION
@@ -85,7 +85,7 @@ class Text:
     """
 
     segments: list[Any]
-    chunks: list[Chunk]
+    chunks: list[ChunkResult]
     language: str
     duration_ms: int
     options: Options
@@ -204,7 +204,7 @@ class Jobs:
                 manifest=None,
             )
 
-    def chunks_since(self, job_id: UUID, index: int) -> list[Chunk]:
+    def chunks_since(self, job_id: UUID, index: int) -> list[ChunkResult]:
         """The transcribed chunks from ``index`` on, up to the first that is not."""
         with self._database.transaction() as session:
             of_tenant = select(Job.id).where(Job.id == job_id, Job.tenant == self._tenant)

@@ -54,7 +54,7 @@ class NewRecording:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class ChunkResult:
     """A part of a recording, and what its steps have come to; None: that one is not done.
 
     ``result``: the segments of each window (`common.transcripts`). ``moderation``: who moderated
@@ -92,9 +92,9 @@ def select_chunks(job_id: UUID, first: int = 0) -> Select[Any]:
     )
 
 
-def to_chunk(row: Any) -> Chunk:
+def to_chunk(row: Any) -> ChunkResult:
     """A row of `select_chunks`."""
-    return Chunk(*row)
+    return ChunkResult(*row)
 
 
 def _done(step: Any, kind: StepKind) -> Any:
@@ -127,7 +127,7 @@ class Transcriptions:
             )
             return {index: (content_hash, done) for index, content_hash, done in rows}
 
-    def to_merge(self, job_id: UUID) -> tuple[list[Chunk], int]:
+    def to_merge(self, job_id: UUID) -> tuple[list[ChunkResult], int]:
         """All chunks of a job, in order, and how many milliseconds planning took."""
         plan = select(Step.elapsed_ms).where(Step.job_id == job_id, Step.kind == StepKind.PLAN)
         with self._database.transaction() as session:

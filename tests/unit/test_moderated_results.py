@@ -10,7 +10,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.db.transcriptions import Chunk as StoredChunk
+from common.db.transcriptions import ChunkResult
 from common.domain.formats import FLAGGING, write
 from common.domain.masking import masked
 from common.domain.merging import merge
@@ -161,7 +161,7 @@ def test_options_from_before_there_was_moderation_ask_for_none() -> None:
 
 def stored_chunk(
     index: int, segments: list[Segment], by: ModeratedBy | None = BY, verdict: Verdict = CLEAN
-) -> StoredChunk:
+) -> ChunkResult:
     start, end = index * 10_000, (index + 1) * 10_000
     judged = by and moderation_to_json(by, [[verdict] * len(segments)])
     row = SimpleNamespace(
@@ -170,7 +170,7 @@ def stored_chunk(
         result=result_to_json([segments]),
         moderation=judged,
     )
-    return cast("StoredChunk", row)
+    return cast("ChunkResult", row)
 
 
 def test_a_chunks_verdicts_meet_its_segments_again() -> None:

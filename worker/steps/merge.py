@@ -12,7 +12,7 @@ from common.asr.guards import DOUBTFUL
 from common.db.steps import Claim
 from common.db.tables import Job, JobMetrics
 from common.db.tables import Transcript as StoredTranscript
-from common.db.transcriptions import Chunk, merged
+from common.db.transcriptions import ChunkResult, merged
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.formats import MEDIA_TYPES, write
 from common.domain.languages import AUTO
@@ -126,7 +126,7 @@ def _write_files(
 
 def _manifest(
     job: Job,
-    chunks: Sequence[Chunk],
+    chunks: Sequence[ChunkResult],
     judges: Sequence[ModeratedBy] | None,
     languages: Mapping[str, float],
 ) -> dict[str, Any]:

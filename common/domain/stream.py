@@ -14,7 +14,7 @@ gives what follows from it: `Event`s for the client, numbered, and `Order`s for 
 - Sound is kept until the final that it belongs to is told. So a recognizer may be lost at any time,
   or exchanged for another: the next one hears it again.
 - Who hears an utterance well has heard what came before. So an engine that wants it gets the sound
-  and the text of the finals just told along with each utterance (`Context`).
+  and the text of the finals just told along with each utterance (`UtteranceContext`).
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class UtteranceContext:
     """The finals just before an utterance: they have the sound from ``start_ms`` until it begins.
 
     ``text`` is as the engine wrote it, with the spaces between segments.
@@ -188,7 +188,7 @@ class Hear:
     ticket: int
     utterance: int
     span: Span
-    context: Context | None
+    context: UtteranceContext | None
     full: bool
     final: bool
     alone: bool
@@ -511,7 +511,7 @@ class Session:
         )
         self._out.append(self._asked)
 
-    def _context_of(self, span: Span) -> Context | None:
+    def _context_of(self, span: Span) -> UtteranceContext | None:
         """What came before an utterance: as many whole finals as are of use and can be heard."""
         context_ms = 0 if self._style is None else self._style.context_ms
         earliest_ms = max(span.start_ms - context_ms, span.end_ms - self._endpointing.most_ms)
@@ -525,7 +525,7 @@ class Session:
             chosen.insert(0, final)
         if not chosen:
             return None
-        return Context(later_ms, "".join(each.text for f in chosen for each in f.segments))
+        return UtteranceContext(later_ms, "".join(each.text for f in chosen for each in f.segments))
 
     def _answered(self, ticket: int) -> Hear | None:
         if self._asked is None or self._asked.ticket != ticket:

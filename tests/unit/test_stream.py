@@ -18,7 +18,6 @@ from common.domain.speaking import FRAME_MS, Endpointing
 from common.domain.stream import (
     FRAME_BYTES,
     Attach,
-    Context,
     Detections,
     Event,
     Failure,
@@ -34,6 +33,7 @@ from common.domain.stream import (
     State,
     StateChange,
     Style,
+    UtteranceContext,
 )
 from common.domain.values import Segment, Span, Word
 
@@ -133,7 +133,7 @@ class World:
         whole = Span(0, asked.span.duration_ms)
         return Hypothesis((Segment(whole, text, tuple(words) if asked.full else ()),))
 
-    def look_back(self, context: Context, span: Span) -> None:
+    def look_back(self, context: UtteranceContext, span: Span) -> None:
         """Context is of whole finals, and the recognizer has all its sound."""
         assert span.start_ms - self.style.context_ms <= context.start_ms < span.start_ms
         assert span.end_ms - context.start_ms <= self.endpointing.most_ms

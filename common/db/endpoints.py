@@ -22,7 +22,7 @@ from common.errors import Conflict, NotFound, SecretsLocked
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class MessageDelivery:
     """A message, and its attempts so far, the oldest first."""
 
     row: WebhookDelivery
@@ -173,7 +173,7 @@ class Webhooks:
 
     def deliveries(
         self, which: DeliveryFilter, *, limit: int, cursor: Cursor | None
-    ) -> Page[Delivery]:
+    ) -> Page[MessageDelivery]:
         """Messages from the newest to the oldest."""
         asked = {
             WebhookDelivery.endpoint_id: which.endpoint_id,
@@ -194,7 +194,7 @@ class Webhooks:
             page = page_of(rows, limit, lambda row: Cursor(row.created_at, row.id))
             return Page(_with_attempts(session, page.items), page.next)
 
-    def test(self, endpoint_id: UUID) -> Delivery:
+    def test(self, endpoint_id: UUID) -> MessageDelivery:
         """Write a test message to an endpoint, paused or not; it is tried once.
 
         Raises:
@@ -212,9 +212,9 @@ class Webhooks:
             session.add(delivery)
             session.flush()
             session.refresh(delivery)
-            return Delivery(delivery, [])
+            return MessageDelivery(delivery, [])
 
-    def redeliver(self, delivery_id: UUID) -> Delivery:
+    def redeliver(self, delivery_id: UUID) -> MessageDelivery:
         """Send a message (once more), at once and under the same id, as often as a new one.
 
         Raises:
@@ -261,7 +261,7 @@ class Webhooks:
         )
 
 
-def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[Delivery]:
+def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[MessageDelivery]:
     attempts: dict[UUID, list[WebhookAttempt]] = {row.id: [] for row in rows}
     for attempt in session.scalars(
         select(WebhookAttempt)
@@ -269,4 +269,4 @@ def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[De
         .order_by(WebhookAttempt.id)
     ):
         attempts[attempt.delivery_id].append(attempt)
-    return [Delivery(row, attempts[row.id]) for row in rows]
+    return [MessageDelivery(row, attempts[row.id]) for row in rows]

@@ -15,7 +15,7 @@ from sqlalchemy import delete, text, update
 from standardwebhooks.webhooks import Webhook
 
 from common.db.database import Database
-from common.db.endpoints import Delivery, DeliveryFilter, Webhooks
+from common.db.endpoints import DeliveryFilter, MessageDelivery, Webhooks
 from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
 from common.db.vault import Vault, seal_all
 from common.db.webhooks import Outcome, tell
@@ -92,15 +92,15 @@ def end_leases(database: Database) -> None:
         )
 
 
-def all_of(webhooks: Webhooks, **which: object) -> list[Delivery]:
+def all_of(webhooks: Webhooks, **which: object) -> list[MessageDelivery]:
     chosen = DeliveryFilter(**which)  # type: ignore[arg-type]
     return webhooks.deliveries(chosen, limit=1000, cursor=None).items
 
 
-def ended(webhooks: Webhooks, **which: object) -> list[Delivery]:
+def ended(webhooks: Webhooks, **which: object) -> list[MessageDelivery]:
     """All messages, once all of them have ended."""
 
-    def look() -> list[Delivery] | None:
+    def look() -> list[MessageDelivery] | None:
         found = all_of(webhooks, **which)
         over = all(each.row.status != DeliveryStatus.PENDING for each in found)
         return found if found and over else None

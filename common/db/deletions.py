@@ -17,7 +17,6 @@ from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.steps import fetched_ids, running_steps
 from common.db.tables import (
     Deletion,
-    Failure,
     Final,
     Job,
     JobMetrics,
@@ -26,6 +25,7 @@ from common.db.tables import (
     Part,
     Recording,
     Step,
+    StepFailure,
     StreamSession,
     Transcript,
     Transcription,
@@ -225,7 +225,7 @@ def _deletes(job: Job) -> list[Delete]:
         delete(Step).where(Step.job_id == job.id),
         delete(Part).where(Part.job_id == job.id),
         delete(Transcription).where(Transcription.job_id == job.id),
-        delete(Failure).where(Failure.job_id == job.id),
+        delete(StepFailure).where(StepFailure.job_id == job.id),
         delete(Transcript).where(Transcript.job_id == job.id),
         delete(JobMetrics).where(JobMetrics.job_id == job.id),
         delete(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(deliveries)),

@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from common.db.database import Database
 from common.db.flow import OPEN, Flow, NewPart, end_job, enqueue, locked_job
-from common.db.tables import NOW, Failure, Job, Outbox, Part, Step
+from common.db.tables import NOW, Job, Outbox, Part, Step, StepFailure
 from common.db.tallies import count
 from common.db.turns import Turns
 from common.domain.job import (
@@ -490,8 +490,8 @@ class Steps:
         return session.scalar(pending.returning(Step.id)) is not None
 
 
-def _failure(step: Step, error: StenoError) -> Failure:
-    return Failure(
+def _failure(step: Step, error: StenoError) -> StepFailure:
+    return StepFailure(
         job_id=step.job_id,
         kind=step.kind,
         part=step.part,

@@ -393,7 +393,7 @@ class Step(Base):
     """How often its end was recorded: never more than once."""
 
 
-class Failure(Base):
+class StepFailure(Base):
     """Why an attempt at a step failed."""
 
     __tablename__ = "failures"

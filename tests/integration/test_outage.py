@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from common.db.migrate import upgrade
-from common.db.tables import Failure, Step
+from common.db.tables import Step, StepFailure
 from common.domain.job import JobStatus
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 from tests.support.frozen import failures, frozen_worker, is_told
@@ -49,7 +49,7 @@ def test_work_in_hand_outlives_an_outage_that_is_longer_than_its_lease(
 
             assert service.ended(job_id).status == JobStatus.COMPLETED
             with service.database.transaction() as session:
-                assert session.scalars(select(Failure.code)).all() == []
+                assert session.scalars(select(StepFailure.code)).all() == []
                 attempts = session.scalars(select(Step.attempt)).all()
             assert attempts == [1, 1, 1]
 

@@ -13,7 +13,7 @@ from sqlalchemy import func, select, text, update
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.steps import Publication, RetryPolicy, StaleClaim, Steps
-from common.db.tables import Failure, Job, JobMetrics, Outbox, Part, Step
+from common.db.tables import Job, JobMetrics, Outbox, Part, Step, StepFailure
 from common.db.transcriptions import Transcriptions
 from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepStatus
 from common.domain.pipeline import StepKind
@@ -121,7 +121,7 @@ def test_a_step_that_is_handed_back_is_due_at_once_and_nobodys_fault(
     assert not steps.renew(given_up)
     assert not steps.fail(given_up.step_id, given_up.attempt, WorkerLost(reason="late"))
     plan_chunks(steps, 0)
-    assert count(database, Failure) == 0
+    assert count(database, StepFailure) == 0
     with database.transaction() as session:
         step = session.get_one(Step, given_up.step_id)
         assert (step.failures, step.losses) == (0, 0)
@@ -275,7 +275,9 @@ def test_a_transient_error_is_retried_up_to_the_limit_and_every_reason_is_kept(
     assert snapshot.error_message == "The engine failed: it broke"
     assert published(steps) == []
     with database.transaction() as session:
-        attempts = session.scalars(select(Failure.attempt).where(Failure.job_id == job_id)).all()
+        attempts = session.scalars(
+            select(StepFailure.attempt).where(StepFailure.job_id == job_id)
+        ).all()
     assert sorted(attempts) == [1, 2, 3]
 
 

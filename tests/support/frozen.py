@@ -10,7 +10,7 @@ from uuid import UUID
 import psutil
 from sqlalchemy import select, text
 
-from common.db.tables import Failure, Step
+from common.db.tables import Step, StepFailure
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
 from tests.support.service import ENDED, Service, engine_process_of, wait_until
@@ -33,7 +33,7 @@ def running_step(
 
 def failures(service: Service, job_id: UUID) -> list[str]:
     with service.database.transaction() as session:
-        return list(session.scalars(select(Failure.code).where(Failure.job_id == job_id)))
+        return list(session.scalars(select(StepFailure.code).where(StepFailure.job_id == job_id)))
 
 
 def frozen_worker(

@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Failure, Job, JobMetrics, Outbox, Part, Recording, Step, Transcript
+from common.db.tables import Job, JobMetrics, Outbox, Part, Recording, Step, StepFailure, Transcript
 from common.db.transcriptions import select_chunks, to_chunk
 from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
@@ -215,7 +215,9 @@ def _steps(finding: Findings, session: Session) -> None:
                 f"{step.kind} of job {step.job_id} is {step.status} after {step.attempt} attempt(s)"
             )
     finding.check(count(session, Outbox) == 0, "the outbox is not empty")
-    codes = select(Failure.code, func.count()).group_by(Failure.code).order_by(Failure.code)
+    codes = (
+        select(StepFailure.code, func.count()).group_by(StepFailure.code).order_by(StepFailure.code)
+    )
     finding.failures = dict(session.execute(codes).all())
 
 

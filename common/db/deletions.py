@@ -17,7 +17,6 @@ from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.steps import fetched_ids, running_steps
 from common.db.tables import (
     Deletion,
-    Final,
     Job,
     JobMetrics,
     Kind,
@@ -26,6 +25,7 @@ from common.db.tables import (
     Recording,
     Step,
     StepFailure,
+    StoredFinal,
     StreamSession,
     Transcript,
     Transcription,
@@ -186,7 +186,7 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
     """
     stream_id, tenant = stream.id, stream.tenant
     deletes = (
-        delete(Final).where(Final.session_id == stream_id),
+        delete(StoredFinal).where(StoredFinal.session_id == stream_id),
         delete(StreamSession).where(StreamSession.id == stream_id),
     )
     deleted = [cast("CursorResult[Any]", session.execute(each)) for each in deletes]

@@ -16,7 +16,7 @@ from common.db.database import Database
 from common.db.jobs import Text
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.snapshots import ClientData, Snapshot, snapshots
-from common.db.tables import Final, Job, JobMetrics, Kind, StreamSession, Transcript
+from common.db.tables import Job, JobMetrics, Kind, StoredFinal, StreamSession, Transcript
 from common.domain.job import JobStatus
 from common.domain.request import Options
 
@@ -146,9 +146,9 @@ def _jobs_of(page: CTE) -> Select[Any]:
 def _streams_of(page: CTE) -> Select[Any]:
     """The same of the streams on it."""
     first = (
-        select(Final.seq, Final.segments)
-        .where(Final.session_id == page.c.id)
-        .order_by(Final.seq)
+        select(StoredFinal.seq, StoredFinal.segments)
+        .where(StoredFinal.session_id == page.c.id)
+        .order_by(StoredFinal.seq)
         .limit(_FIRST_FINALS)
         .correlate(page)
         .subquery()

@@ -21,7 +21,7 @@ from common.db.counting import count_final, count_sound, count_stream, count_str
 from common.db.database import Database
 from common.db.deletions import Reason, remove_stream, was_deleted
 from common.db.snapshots import NO_CLIENT_DATA, ClientData
-from common.db.tables import Final, Kind, StreamSession, Tenant
+from common.db.tables import Kind, StoredFinal, StreamSession, Tenant
 from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_stream, is_silent
 from common.domain.moderation import ModeratedBy
 from common.domain.transcript import Transcript, join_text, segments_from_json, segments_to_json
@@ -165,10 +165,10 @@ class Streams:
             if session.scalar(there) is None:
                 raise NotFound(what=Kind.STREAM, value=stream_id)
             new = session.execute(
-                insert(Final)
+                insert(StoredFinal)
                 .values([_row(stream_id, final) for final in finals])
                 .on_conflict_do_nothing()
-                .returning(Final.latency_ms, Final.engine, Final.model)
+                .returning(StoredFinal.latency_ms, StoredFinal.engine, StoredFinal.model)
             )
             for latency_ms, engine, model in new:
                 count_final(session, latency_ms, engine, model)
@@ -184,10 +184,13 @@ class Streams:
         judged = {"segments": segments_to_json(segments), "moderation": by.to_json()}
         with self._database.transaction() as session:
             updated = session.execute(
-                update(Final)
-                .where(Final.session_id == self._own(stream_id).subquery().c.id, Final.seq == seq)
+                update(StoredFinal)
+                .where(
+                    StoredFinal.session_id == self._own(stream_id).subquery().c.id,
+                    StoredFinal.seq == seq,
+                )
                 .values(judged)
-                .returning(Final.seq)
+                .returning(StoredFinal.seq)
             )
             if updated.one_or_none() is None:
                 raise NotFound(what=Kind.STREAM, value=stream_id)
@@ -236,7 +239,9 @@ class Streams:
             if row is None:
                 raise NotFound(what=Kind.STREAM, value=stream_id)
             finals = session.scalars(
-                select(Final).where(Final.session_id == stream_id).order_by(Final.seq)
+                select(StoredFinal)
+                .where(StoredFinal.session_id == stream_id)
+                .order_by(StoredFinal.seq)
             ).all()
         return _stream(row, finals)
 
@@ -314,8 +319,8 @@ def end_silent(session: Session) -> list[UUID]:
 
 def _end(session: Session, outcome: str, stream_ids: Sequence[UUID]) -> list[UUID]:
     """End those of them that go on, at the moment at which they were heard of last."""
-    middle = func.percentile_cont(0.5).within_group(Final.latency_ms)
-    typical = select(func.round(middle)).where(Final.session_id == StreamSession.id)
+    middle = func.percentile_cont(0.5).within_group(StoredFinal.latency_ms)
+    typical = select(func.round(middle)).where(StoredFinal.session_id == StreamSession.id)
     ended_at = StreamSession.seen_at
     ended = session.execute(
         update(StreamSession)
@@ -354,7 +359,7 @@ def _row(stream_id: UUID, final: StreamFinal) -> dict[str, Any]:
     }
 
 
-def _stream(row: StreamSession, finals: Sequence[Final]) -> Stream:
+def _stream(row: StreamSession, finals: Sequence[StoredFinal]) -> Stream:
     return Stream(
         id=row.id,
         engine=row.engine,
@@ -371,7 +376,7 @@ def _stream(row: StreamSession, finals: Sequence[Final]) -> Stream:
     )
 
 
-def _final(row: Final) -> StreamFinal:
+def _final(row: StoredFinal) -> StreamFinal:
     return StreamFinal(
         seq=row.seq,
         span=Span(row.start_ms, row.end_ms),

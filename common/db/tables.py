@@ -226,7 +226,7 @@ class Transcription(Base):
 
 
 class StreamSession(Base):
-    """A live stream: sound that nobody keeps, and its text in `Final`."""
+    """A live stream: sound that nobody keeps, and its text in `StoredFinal`."""
 
     __tablename__ = "stream_sessions"
     __table_args__ = (
@@ -270,7 +270,7 @@ class StreamSession(Base):
     """When that is, once it has ended."""
 
 
-class Final(Base):
+class StoredFinal(Base):
     """The text of one utterance of a stream; it never changes, but verdicts on it are added."""
 
     __tablename__ = "stream_finals"

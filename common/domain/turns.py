@@ -21,7 +21,7 @@ CLIPS_FIRST = 3
 """The same for jobs that need one turn, so that one of these finds no turn owed to others."""
 
 
-class Place(Protocol):
+class Candidate(Protocol):
     """Where a job, or a tenant, stands in its line."""
 
     size: int
@@ -32,7 +32,7 @@ class Place(Protocol):
     """How often in a row others were served while it was the one that had waited the longest."""
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Candidate)
 
 
 def turns_left(
@@ -83,7 +83,7 @@ def passes_allowed(size: int) -> int:
     return SHORTER_FIRST if size else CLIPS_FIRST
 
 
-def serve(served: Place, longest: Place, turn: int) -> None:
+def serve(served: Candidate, longest: Candidate, turn: int) -> None:
     """Note that ``served`` has turn number ``turn``; ``longest`` had waited the longest."""
     if served is not longest:
         longest.passed += 1

@@ -32,7 +32,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class DatabaseServer:
     """Postgres itself: the size of our database, and connections to any, of so many at most."""
 
     database_bytes: int
@@ -51,7 +51,7 @@ class Observed:
     steps_running: Mapping[str, int]
     deliveries_due: Waiting
     streams_open: int
-    server: Server
+    server: DatabaseServer
 
 
 def observe_service(database: Database) -> Observed:
@@ -121,7 +121,7 @@ def _streams_open(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(StreamSession).where(is_live())) or 0
 
 
-def _server(session: Session) -> Server:
+def _server(session: Session) -> DatabaseServer:
     # Any user is told the number of connections, but not what those of others do.
     row = session.execute(
         text(
@@ -129,7 +129,7 @@ def _server(session: Session) -> Server:
             " current_setting('max_connections')::int FROM pg_stat_database"
         )
     ).one()
-    return Server(*map(int, row))
+    return DatabaseServer(*map(int, row))
 
 
 def _first(session: Session, waiting: Select[Any]) -> Waiting:

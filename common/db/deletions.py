@@ -27,8 +27,8 @@ from common.db.tables import (
     StepFailure,
     StoredFinal,
     StreamSession,
-    Transcript,
     Transcription,
+    TranscriptRevision,
     WebhookAttempt,
     WebhookDelivery,
 )
@@ -226,7 +226,7 @@ def _deletes(job: Job) -> list[Delete]:
         delete(Part).where(Part.job_id == job.id),
         delete(Transcription).where(Transcription.job_id == job.id),
         delete(StepFailure).where(StepFailure.job_id == job.id),
-        delete(Transcript).where(Transcript.job_id == job.id),
+        delete(TranscriptRevision).where(TranscriptRevision.job_id == job.id),
         delete(JobMetrics).where(JobMetrics.job_id == job.id),
         delete(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(deliveries)),
         delete(WebhookDelivery).where(*told),

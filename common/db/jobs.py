@@ -17,7 +17,7 @@ from common.db.database import Database
 from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
-from common.db.tables import Job, Recording, Tenant, Transcript, Transcription
+from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
 from common.db.transcriptions import ChunkResult, NewRecording, select_chunks, to_chunk
 from common.db.usage import NO_QUOTA, Quota, charge, check_goes_on
 from common.domain.job import JobStatus, Priority
@@ -177,9 +177,9 @@ class Jobs:
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
             transcript = session.scalar(
-                select(Transcript)
-                .where(Transcript.job_id == job_id)
-                .order_by(Transcript.revision.desc())
+                select(TranscriptRevision)
+                .where(TranscriptRevision.job_id == job_id)
+                .order_by(TranscriptRevision.revision.desc())
                 .limit(1)
             )
             if transcript is not None:

@@ -16,7 +16,7 @@ from common.db.database import Database
 from common.db.jobs import Text
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.snapshots import ClientData, Snapshot, snapshots
-from common.db.tables import Job, JobMetrics, Kind, StoredFinal, StreamSession, Transcript
+from common.db.tables import Job, JobMetrics, Kind, StoredFinal, StreamSession, TranscriptRevision
 from common.domain.job import JobStatus
 from common.domain.request import Options
 
@@ -114,7 +114,7 @@ def _newest(rows: Select[*tuple[Any, ...]], limit: int) -> Select[*tuple[Any, ..
 
 def _jobs_of(page: CTE) -> Select[Any]:
     """The jobs on ``page``, as `_finished` wants them."""
-    revision = aliased(Transcript)
+    revision = aliased(TranscriptRevision)
     newest = select(func.max(revision.revision)).where(revision.job_id == page.c.id)
     return (
         select(
@@ -123,13 +123,13 @@ def _jobs_of(page: CTE) -> Select[Any]:
             literal(Kind.JOB.value).label("kind"),
             Job.engine,
             Job.model,
-            Transcript.language,
-            Transcript.duration_ms.label("lasts_ms"),
+            TranscriptRevision.language,
+            TranscriptRevision.duration_ms.label("lasts_ms"),
             Job.completed_at,
             JobMetrics.wall_ms.label("latency_ms"),
-            func.jsonb_path_query_array(Transcript.segments, literal(_BEGINNING, JSONPATH)).label(
-                "beginning"
-            ),
+            func.jsonb_path_query_array(
+                TranscriptRevision.segments, literal(_BEGINNING, JSONPATH)
+            ).label("beginning"),
             Job.options,
             Job.client_recording_id,
             Job.client_metadata,
@@ -137,8 +137,9 @@ def _jobs_of(page: CTE) -> Select[Any]:
         .join(page, page.c.id == Job.id)
         .join(JobMetrics, JobMetrics.job_id == page.c.id)
         .join(
-            Transcript,
-            (Transcript.job_id == page.c.id) & (Transcript.revision == newest.scalar_subquery()),
+            TranscriptRevision,
+            (TranscriptRevision.job_id == page.c.id)
+            & (TranscriptRevision.revision == newest.scalar_subquery()),
         )
     )
 

@@ -287,7 +287,7 @@ class StoredFinal(Base):
     model: Mapped[str]
     language: Mapped[str]
     segments: Mapped[list[Any]]
-    """As those of `Transcript`, with their verdicts."""
+    """As those of `TranscriptRevision`, with their verdicts."""
     latency_ms: Mapped[int]
     """From the last sound of the utterance to its text."""
     moderation: Mapped[dict[str, Any] | None]
@@ -493,7 +493,7 @@ TURNS_LOCK = 7_319_483
 """An advisory lock's key, arbitrary but fixed: of who decides on turns."""
 
 
-class Transcript(Base):
+class TranscriptRevision(Base):
     """The text of a recording; a job's newest revision is its result."""
 
     __tablename__ = "transcripts"

@@ -15,7 +15,7 @@ from common.db.counting import count_durations
 from common.db.database import Database
 from common.db.flow import Flow
 from common.db.steps import Within
-from common.db.tables import Job, JobMetrics, Part, Recording, Step, Transcript
+from common.db.tables import Job, JobMetrics, Part, Recording, Step, TranscriptRevision
 from common.db.usage import charge_decoded, correct
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
@@ -192,7 +192,7 @@ def plan_ended(
     return store
 
 
-def merged(transcript: Transcript, metrics: JobMetrics, warnings: list[str]) -> Within:
+def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[str]) -> Within:
     """Store the transcript, and where the time went."""
 
     def store(session: Session, job: Job) -> None:

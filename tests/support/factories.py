@@ -12,7 +12,7 @@ from common.db.flow import NewPart
 from common.db.jobs import Jobs, NewJob
 from common.db.steps import Claim, RetryPolicy, Steps, Within
 from common.db.streams import NewStream, StreamFinal, Streams
-from common.db.tables import JobMetrics, Transcript
+from common.db.tables import JobMetrics, TranscriptRevision
 from common.db.transcriptions import NewRecording, merged, plan_begun, plan_ended
 from common.domain.job import Priority
 from common.domain.moderation import Label, Mark, ModeratedBy, Verdict
@@ -155,7 +155,7 @@ def finish_merge(
 ) -> None:
     """End a claimed merge, which completes the job: 20 s in English."""
     assert claim.kind == "merge"
-    transcript = Transcript(
+    transcript = TranscriptRevision(
         job_id=claim.job_id,
         revision=1,
         language="en",

@@ -19,7 +19,16 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Job, JobMetrics, Outbox, Part, Recording, Step, StepFailure, Transcript
+from common.db.tables import (
+    Job,
+    JobMetrics,
+    Outbox,
+    Part,
+    Recording,
+    Step,
+    StepFailure,
+    TranscriptRevision,
+)
 from common.db.transcriptions import select_chunks, to_chunk
 from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
@@ -246,7 +255,7 @@ def _chunks(finding: Findings, session: Session) -> None:
                 (chunk.moderation is not None) == Options.from_json(job.options).moderation,
                 f"chunk {chunk.index} of job {job.id} was moderated, or not, against its options",
             )
-    for table in (Transcript, JobMetrics):
+    for table in (TranscriptRevision, JobMetrics):
         finding.check(
             set(session.scalars(select(table.job_id))) == set(totals)
             and count(session, table) == len(totals),

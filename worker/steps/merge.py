@@ -10,8 +10,7 @@ from typing import Any
 
 from common.asr.guards import DOUBTFUL
 from common.db.steps import Claim
-from common.db.tables import Job, JobMetrics
-from common.db.tables import Transcript as StoredTranscript
+from common.db.tables import Job, JobMetrics, TranscriptRevision
 from common.db.transcriptions import ChunkResult, merged
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.formats import MEDIA_TYPES, write
@@ -78,7 +77,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         moderation_ms=sum(chunk.moderation_ms or 0 for chunk in stored),
         merge_ms=round((time.monotonic() - started) * 1000),
     )
-    revision = StoredTranscript(
+    revision = TranscriptRevision(
         job_id=job.id,
         revision=1,
         language=transcript.language,

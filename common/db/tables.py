@@ -222,7 +222,7 @@ class Transcription(Base):
     weights_sha256: Mapped[str | None]
     """Of the weights the plan found; every chunk must be transcribed by the same ones."""
     charged_ms: Mapped[int] = mapped_column(server_default=text("0"))
-    """The audio that is in `UsageDay` for it."""
+    """The audio that is in `DailyUsage` for it."""
 
 
 class StreamSession(Base):
@@ -254,7 +254,7 @@ class StreamSession(Base):
     client_metadata: Mapped[Any | None] = mapped_column("metadata", JSON(none_as_null=True))
     """The client's own, as those of `Job`."""
     audio_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Sound that came in; all of it is in `UsageDay`."""
+    """Sound that came in; all of it is in `DailyUsage`."""
     latency_ms: Mapped[int | None]
     """Median over its finals, once it has ended; None: it had none."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -571,7 +571,7 @@ class ApiKey(Base):
     """To the minute."""
 
 
-class UsageDay(Base):
+class DailyUsage(Base):
     """What was asked for with a key on one day (UTC). Deleting jobs does not lower it."""
 
     __tablename__ = "usage_days"

@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import NOW, Job, Recording, StreamSession, Transcription, UsageDay
+from common.db.tables import NOW, DailyUsage, Job, Recording, StreamSession, Transcription
 from common.domain.job import JobStatus
 from common.domain.keys import Limits
 from common.errors import TooManyJobs, TooManyStreams, TooMuchAudio
@@ -201,22 +201,22 @@ class Usage:
 
     def days(self, count: int) -> list[Day]:
         """The last ``count`` days on which there was anything, today first."""
-        own = func.coalesce(self._key_id, NO_KEY) == UsageDay.key_id
+        own = func.coalesce(self._key_id, NO_KEY) == DailyUsage.key_id
         with self._database.transaction() as session:
             rows = session.execute(
                 select(
-                    UsageDay.day,
-                    func.sum(UsageDay.jobs),
-                    func.sum(UsageDay.audio_ms),
-                    func.coalesce(func.sum(UsageDay.jobs).filter(own), 0),
-                    func.coalesce(func.sum(UsageDay.audio_ms).filter(own), 0),
+                    DailyUsage.day,
+                    func.sum(DailyUsage.jobs),
+                    func.sum(DailyUsage.audio_ms),
+                    func.coalesce(func.sum(DailyUsage.jobs).filter(own), 0),
+                    func.coalesce(func.sum(DailyUsage.audio_ms).filter(own), 0),
                 )
                 .where(
-                    UsageDay.tenant == self._tenant,
-                    UsageDay.day > _today() - literal(count, Integer),
+                    DailyUsage.tenant == self._tenant,
+                    DailyUsage.day > _today() - literal(count, Integer),
                 )
-                .group_by(UsageDay.day)
-                .order_by(UsageDay.day.desc())
+                .group_by(DailyUsage.day)
+                .order_by(DailyUsage.day.desc())
             )
             return [Day(day, *map(int, sums)) for day, *sums in rows]
 
@@ -286,8 +286,8 @@ def _spent(session: Session, key_id: str, quota: Quota) -> Spent:
         select(func.count()).where(StreamSession.key_id == key_id, is_live()).scalar_subquery()
     )
     audio_ms = (
-        select(func.coalesce(func.sum(UsageDay.audio_ms), 0))
-        .where(UsageDay.key_id == key_id, UsageDay.day == _today())
+        select(func.coalesce(func.sum(DailyUsage.audio_ms), 0))
+        .where(DailyUsage.key_id == key_id, DailyUsage.day == _today())
         .scalar_subquery()
     )
     found = session.execute(select(jobs, streams, audio_ms)).one()
@@ -305,13 +305,13 @@ def _add(
 ) -> None:
     row: dict[str, Any] = {"tenant": tenant, "key_id": key_id or NO_KEY, "day": day}
     session.execute(
-        insert(UsageDay)
+        insert(DailyUsage)
         .values(row | {"jobs": jobs, "audio_ms": max(0, audio_ms)})
         .on_conflict_do_update(
-            index_elements=[UsageDay.tenant, UsageDay.key_id, UsageDay.day],
+            index_elements=[DailyUsage.tenant, DailyUsage.key_id, DailyUsage.day],
             set_={
-                "jobs": UsageDay.jobs + jobs,
-                "audio_ms": func.greatest(0, UsageDay.audio_ms + audio_ms),
+                "jobs": DailyUsage.jobs + jobs,
+                "audio_ms": func.greatest(0, DailyUsage.audio_ms + audio_ms),
             },
         )
     )

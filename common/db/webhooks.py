@@ -34,9 +34,9 @@ from common.db.tallies import count
 from common.db.vault import Vault
 from common.domain.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_DELIVERIES
 from common.domain.webhooks import (
+    AttemptResult,
     DeliveryStatus,
     Secret,
-    Verdict,
     WebhookEvent,
     next_delay_s,
 )
@@ -108,7 +108,7 @@ class Sending:
 class Outcome:
     """How an attempt went; ``error`` in a few words, where it did not arrive."""
 
-    verdict: Verdict
+    result: AttemptResult
     status_code: int | None
     error: str | None
     duration_ms: int
@@ -191,7 +191,7 @@ class Deliveries:
             )
             delivery.token = delivery.lease_until = None
             self._conclude(delivery, outcome)
-            count(session, WEBHOOK_ATTEMPTS, outcome=outcome.verdict)
+            count(session, WEBHOOK_ATTEMPTS, outcome=outcome.result)
             if delivery.status != DeliveryStatus.PENDING:
                 count(session, WEBHOOK_DELIVERIES, outcome=delivery.status)
             if endpoint is not None and delivery.event != WebhookEvent.TEST:
@@ -316,12 +316,12 @@ class Deliveries:
 
     def _conclude(self, delivery: WebhookDelivery, outcome: Outcome) -> None:
         now = func.clock_timestamp()
-        if outcome.verdict is Verdict.DELIVERED:
+        if outcome.result is AttemptResult.DELIVERED:
             delivery.status, delivery.ended_at = DeliveryStatus.DELIVERED, now
             return
         delivery.failures += 1
         delay_s = None
-        if outcome.verdict is Verdict.AGAIN and delivery.event != WebhookEvent.TEST:
+        if outcome.result is AttemptResult.AGAIN and delivery.event != WebhookEvent.TEST:
             delay_s = next_delay_s(
                 self._delays_s,
                 delivery.failures,
@@ -340,7 +340,7 @@ class Deliveries:
             endpoint.failures = 0
         elif status is DeliveryStatus.FAILED:
             endpoint.failures += 1
-            if outcome.verdict is Verdict.GONE:
+            if outcome.result is AttemptResult.GONE:
                 _pause(endpoint, "The receiver answered 410 Gone")
             elif endpoint.failures >= self._pause_after:
                 _pause(endpoint, f"{endpoint.failures} messages in a row were given up")

@@ -122,7 +122,7 @@ JITTER = 0.2
 MAX_RETRY_AFTER_S = 3600.0
 
 
-class Verdict(StrEnum):
+class AttemptResult(StrEnum):
     """What follows from an attempt."""
 
     DELIVERED = "delivered"
@@ -133,13 +133,13 @@ class Verdict(StrEnum):
     """The receiver wants no messages any more."""
 
 
-def verdict_on(status: int) -> Verdict:
+def result_of(status: int) -> AttemptResult:
     """What a receiver means by its answer."""
     if 200 <= status < 300:
-        return Verdict.DELIVERED
+        return AttemptResult.DELIVERED
     if status >= 500 or status in RETRIED:
-        return Verdict.AGAIN
-    return Verdict.GONE if status == GONE else Verdict.REFUSED
+        return AttemptResult.AGAIN
+    return AttemptResult.GONE if status == GONE else AttemptResult.REFUSED
 
 
 def next_delay_s(

@@ -19,7 +19,7 @@ from common.db.endpoints import DeliveryFilter, MessageDelivery, Webhooks
 from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
 from common.db.vault import Vault, seal_all
 from common.db.webhooks import Outcome, tell
-from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
+from common.domain.webhooks import AttemptResult, DeliveryStatus, WebhookEvent
 from common.errors import SecretsLocked, SetupProblem
 from common.net.egress import Egress
 from common.settings import WebhookSettings
@@ -319,8 +319,8 @@ def test_who_lost_its_claim_may_not_say_how_the_message_ended(
     end_leases(database)
     (current,) = deliveries.claim(10)
     assert deliveries.claim(10) == []
-    arrived = Outcome(Verdict.DELIVERED, 200, None, 5)
-    assert not deliveries.record(lost, Outcome(Verdict.REFUSED, 404, "it answered 404", 5))
+    arrived = Outcome(AttemptResult.DELIVERED, 200, None, 5)
+    assert not deliveries.record(lost, Outcome(AttemptResult.REFUSED, 404, "it answered 404", 5))
     assert deliveries.record(current, arrived)
     assert not deliveries.record(current, arrived)
     (delivery,) = all_of(webhooks)
@@ -366,7 +366,7 @@ def test_what_ended_long_ago_is_forgotten_and_what_waits_for_a_paused_endpoint_g
     for _ in range(2):
         end_job(database)
     deliveries = deliveries_for(database, FAST, NO_KEY)
-    deliveries.record(deliveries.claim(1)[0], Outcome(Verdict.DELIVERED, 200, None, 5))
+    deliveries.record(deliveries.claim(1)[0], Outcome(AttemptResult.DELIVERED, 200, None, 5))
     assert deliveries.prune(30) == 0
     long_ago = datetime.now(UTC) - timedelta(days=31)
     with database.transaction() as session:

@@ -20,10 +20,10 @@ from common.db.vault import Vault
 from common.db.webhooks import Deliveries, Outcome, Sending
 from common.domain.webhooks import (
     RETRY_AFTER,
-    Verdict,
+    AttemptResult,
+    result_of,
     retry_after_s,
     signed_headers,
-    verdict_on,
 )
 from common.errors import SecretsLocked, Unavailable, UrlRefused
 from common.net.egress import Egress, Outbound, parse_url
@@ -158,7 +158,7 @@ class WebhookSender:
             "message {} attempt {}: {} in {} ms ({})",
             sending.delivery_id,
             sending.attempt,
-            outcome.verdict,
+            outcome.result,
             outcome.duration_ms,
             outcome.error or outcome.status_code,
         )
@@ -180,7 +180,7 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
     if not sending.secrets:
         locked = str(SecretsLocked())
         logger.error("message {}: {}", sending.delivery_id, locked)
-        return Outcome(Verdict.AGAIN, None, locked, 0)
+        return Outcome(AttemptResult.AGAIN, None, locked, 0)
     started = time.monotonic()
     body = sending.payload.encode()
     headers = {
@@ -188,19 +188,19 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
         "user-agent": USER_AGENT,
         **signed_headers(sending.delivery_id, body, sending.secrets, datetime.now(UTC)),
     }
-    verdict, status, error, asked_s = Verdict.AGAIN, None, None, None
+    result, status, error, asked_s = AttemptResult.AGAIN, None, None, None
     try:
         async with (
             asyncio.timeout(timeout_s),
             outbound.send("POST", parse_url(sending.url), headers, body) as response,
         ):
             status = response.status
-            verdict, error = verdict_on(status), _complaint(status)
+            result, error = result_of(status), _complaint(status)
             if status in RETRY_AFTER:
                 asked_s = retry_after_s(_header(response, b"retry-after"), datetime.now(UTC))
             await _hear_out(response)
     except UrlRefused as refusal:
-        verdict, error = Verdict.REFUSED, str(refusal)
+        result, error = AttemptResult.REFUSED, str(refusal)
     except (TimeoutError, httpcore.TimeoutException):
         error = error if status else f"no answer within {timeout_s:g} s"
     except (httpcore.NetworkError, httpcore.ProtocolError) as failure:
@@ -209,7 +209,7 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
         logger.exception("message {}: its attempt broke off", sending.delivery_id)
         error = error if status else type(failure).__name__
     duration_ms = round((time.monotonic() - started) * 1000)
-    return Outcome(verdict, status, error, duration_ms, asked_s)
+    return Outcome(result, status, error, duration_ms, asked_s)
 
 
 async def _hear_out(response: httpcore.Response) -> None:

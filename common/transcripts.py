@@ -15,7 +15,7 @@ from common.domain.chunks import windows_from_json
 from common.domain.growing import Growing
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked_segment
-from common.domain.merging import Part, merge
+from common.domain.merging import ChunkSegments, merge
 from common.domain.moderation import ModeratedBy, Verdict
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
 from common.domain.values import Chunk, Segment
@@ -37,7 +37,7 @@ def moderation_to_json(by: ModeratedBy, windows: Iterable[Iterable[Verdict]]) ->
     }
 
 
-def parts(chunks: Iterable[ChunkResult]) -> list[Part]:
+def parts(chunks: Iterable[ChunkResult]) -> list[ChunkSegments]:
     """What merging wants to know of the transcribed ones among ``chunks``."""
     return [
         (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from common.domain.merging import Part, merge
+from common.domain.merging import ChunkSegments, merge
 from common.domain.values import Segment
 
 
@@ -16,9 +16,9 @@ class Growing:
     """
 
     def __init__(self) -> None:
-        self._held: list[Part] = []
+        self._held: list[ChunkSegments] = []
 
-    def add(self, parts: Iterable[Part]) -> tuple[Segment, ...]:
+    def add(self, parts: Iterable[ChunkSegments]) -> tuple[Segment, ...]:
         """The segments that are certain now and were not before ``parts``."""
         self._held += parts
         certain = 0

@@ -13,7 +13,7 @@ SPEECH_WITHOUT_TEXT_MS = 3_000
 SAME_WORD_MS = 500
 """How far apart two windows may place a word; Whisper's word times are mostly within 200 ms."""
 
-Part = tuple[Chunk, Sequence[Sequence[Segment]]]
+ChunkSegments = tuple[Chunk, Sequence[Sequence[Segment]]]
 """A chunk and the segments of each of its windows, with times from the window's own start."""
 
 
@@ -69,7 +69,7 @@ def _cut(segment: Segment, kept: slice) -> Segment:
     )
 
 
-def merge(parts: Iterable[Part]) -> Merged:
+def merge(parts: Iterable[ChunkSegments]) -> Merged:
     """Join the windows' segments.
 
     A window cut in silence gives all its words, pulled into its audio where the engine let them
@@ -87,7 +87,7 @@ def merge(parts: Iterable[Part]) -> Merged:
     return Merged(tuple(_in_order(kept)))
 
 
-def speech_without_text(parts: Iterable[Part]) -> tuple[Span, ...]:
+def speech_without_text(parts: Iterable[ChunkSegments]) -> tuple[Span, ...]:
     """Where somebody spoke for at least `SPEECH_WITHOUT_TEXT_MS` and nothing was written.
 
     Of each window that has more speech than its text can account for, the longest stretch of the
@@ -104,7 +104,7 @@ def speech_without_text(parts: Iterable[Part]) -> tuple[Span, ...]:
     return tuple(missing)
 
 
-def _heard(parts: Iterable[Part]) -> list[_Heard]:
+def _heard(parts: Iterable[ChunkSegments]) -> list[_Heard]:
     """All windows, with what of each counts."""
     heard = [
         _placed(window, segments)

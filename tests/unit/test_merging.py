@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.domain.cutting import ChunkGrouper, Curve, CutOptions, Speech, WindowCutter, cut_long
 from common.domain.growing import Growing
-from common.domain.merging import Part, merge, speech_without_text
+from common.domain.merging import ChunkSegments, merge, speech_without_text
 from common.domain.values import Chunk, Segment, Span, Window, Word
 
 MOST_JITTER_MS = 150
@@ -102,7 +102,7 @@ def test_words_at_wrong_times_are_in_order_and_none_is_doubled(
         start = max(0, word.span.start_ms + late)
         return Word(word.text, Span(start, max(start, word.span.end_ms + late)), 0.9)
 
-    parts: list[Part] = []
+    parts: list[ChunkSegments] = []
     for chunk in chunks_of(spoken, duration_ms):
         windows = [
             segments([misplaced(word) for word in heard(window, spoken)])
@@ -128,7 +128,7 @@ def test_text_that_grows_is_never_taken_back(
     recording: tuple[Spoken, int], data: st.DataObject
 ) -> None:
     spoken, duration_ms = recording
-    parts: list[Part] = [
+    parts: list[ChunkSegments] = [
         (chunk, [segments(heard(window, spoken)) for window in chunk.windows])
         for chunk in chunks_of(spoken, duration_ms)
     ]
@@ -149,7 +149,7 @@ def word(text: str, start: int, end: int) -> Word:
     return Word(text, Span(start, end), 0.9)
 
 
-def one_chunk(*windows: tuple[Window, list[Segment]]) -> list[Part]:
+def one_chunk(*windows: tuple[Window, list[Segment]]) -> list[ChunkSegments]:
     return [(Chunk(0, tuple(w for w, _ in windows)), [found for _, found in windows])]
 
 

@@ -16,7 +16,7 @@ from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatch
 from common.domain.formats import MEDIA_TYPES, write
 from common.domain.languages import AUTO
 from common.domain.masking import masked
-from common.domain.merging import Part, speech_without_text
+from common.domain.merging import ChunkSegments, speech_without_text
 from common.domain.merging import merge as merge_windows
 from common.domain.moderation import ModeratedBy
 from common.domain.request import Options
@@ -97,7 +97,9 @@ def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
     return context.settings.chunk.timeout
 
 
-def text_warnings(transcript: Transcript, heard: Sequence[Part], speech_ms: int) -> Iterator[str]:
+def text_warnings(
+    transcript: Transcript, heard: Sequence[ChunkSegments], speech_ms: int
+) -> Iterator[str]:
     """Why there is no text although there is speech, or why to doubt all of it."""
     if 0 < speech_ms < SHORT_SPEECH_MS:
         yield TOO_SHORT

@@ -23,7 +23,7 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Job:
+class QueuedJob:
     arrival: Arrival
     left: int
     in_hand: int = 0
@@ -51,7 +51,7 @@ class Simulation:
     workers: int
     coming: list[Arrival]
     lines: Lines = field(default_factory=Lines)
-    jobs: dict[int, Job] = field(default_factory=dict)
+    jobs: dict[int, QueuedJob] = field(default_factory=dict)
     busy: list[tuple[int, int]] = field(default_factory=list)
     now: int = 0
 
@@ -72,7 +72,7 @@ class Simulation:
         while self.coming and self.coming[0].at <= self.now:
             arrival = self.coming.pop(0)
             number = len(self.jobs)
-            self.jobs[number] = Job(arrival, arrival.chunks)
+            self.jobs[number] = QueuedJob(arrival, arrival.chunks)
             self.lines.join(number, arrival.tenant, arrival.priority, arrival.chunks)
             self.bind(number)
 

@@ -12,10 +12,9 @@ from common.db.jobs import Jobs, Text
 from common.db.snapshots import Snapshot
 from common.db.transcriptions import ChunkResult
 from common.domain.chunks import windows_from_json
-from common.domain.growing import Growing
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked_segment
-from common.domain.merging import ChunkSegments, merge
+from common.domain.merging import ChunkSegments, IncrementalMerge, merge
 from common.domain.moderation import ModeratedBy, Verdict
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
 from common.domain.values import Chunk, Segment
@@ -75,7 +74,7 @@ class GrowingTranscript:
     def __init__(self, jobs: Jobs, job_id: UUID) -> None:
         self._jobs = jobs
         self._job_id = job_id
-        self._growing = Growing()
+        self._merge = IncrementalMerge()
         self._next_chunk = 0
         self._given = 0
 
@@ -105,7 +104,7 @@ class GrowingTranscript:
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
         chunks = list(chunks)
         self._next_chunk += len(chunks)
-        return options.filter_profanity, list(self._growing.add(parts(chunks)))
+        return options.filter_profanity, list(self._merge.add(parts(chunks)))
 
 
 def moderated_by(chunks: Iterable[ChunkResult]) -> tuple[ModeratedBy, ...]:

@@ -15,10 +15,13 @@ from sqlalchemy import ColumnElement, delete, exists, func, insert, select, upda
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, joinedload
 
-from common.db.endings import job_ended
+from common.db.counting import count_end
 from common.db.tables import Job, Outbox, Part, Step
+from common.db.turns import withdraw
+from common.db.webhooks import tell
 from common.domain.job import JobStatus, StepStatus, job_sources, step_sources
 from common.domain.pipeline import PIPELINES, Phase, StepType
+from common.domain.webhooks import EVENT_OF
 from common.errors import Conflict
 
 OPEN = (StepStatus.PENDING, StepStatus.RUNNING)
@@ -190,7 +193,7 @@ class Flow:
             return self._begin(phase)
         self._job.status = JobStatus.COMPLETED
         self._job.completed_at = func.clock_timestamp()
-        job_ended(self._session, self._job.id, JobStatus.COMPLETED)
+        _job_ended(self._session, self._job.id, JobStatus.COMPLETED)
         return []
 
     def _add_due(self, indexes: Sequence[int] | None = None) -> list[UUID]:
@@ -282,8 +285,25 @@ def end_job(
     # After the steps are locked, when no transaction can add one of them any more.
     steps = select(Step.id).where(Step.job_id == job_id)
     session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
-    job_ended(session, job_id, status)
+    _job_ended(session, job_id, status)
     return True
+
+
+def _job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
+    """Ask for what follows from the job's end; its row is locked."""
+    session.flush()
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(
+            sweep_at=func.clock_timestamp(),
+            # null where delete_after_s is
+            delete_at=Job.completed_at + func.make_interval(0, 0, 0, 0, 0, 0, Job.delete_after_s),
+        )
+    )
+    withdraw(session, job_id)
+    count_end(session, job_id, status)
+    tell(session, job_id, EVENT_OF[status])
 
 
 def retry_job(session: Session, job_id: UUID) -> bool:

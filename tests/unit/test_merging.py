@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.cutting import ChunkGrouper, Curve, CutOptions, Speech, WindowCutter, cut_long
-from common.domain.growing import Growing
-from common.domain.merging import ChunkSegments, merge, speech_without_text
+from common.domain.merging import ChunkSegments, IncrementalMerge, merge, speech_without_text
 from common.domain.values import Chunk, Segment, Span, Window, Word
 
 MOST_JITTER_MS = 150
@@ -132,7 +131,7 @@ def test_text_that_grows_is_never_taken_back(
         (chunk, [segments(heard(window, spoken)) for window in chunk.windows])
         for chunk in chunks_of(spoken, duration_ms)
     ]
-    growing, rest = Growing(), list(parts)
+    growing, rest = IncrementalMerge(), list(parts)
     grown: list[Segment] = []
     while rest:
         count = data.draw(st.integers(1, len(rest)))

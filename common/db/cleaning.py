@@ -135,7 +135,7 @@ class Cleaning:
         with self.database.transaction() as session:
             erased(session, job_id, files=files, size=size)
 
-    def proved(self, job_id: UUID) -> None:
+    def verified(self, job_id: UUID) -> None:
         """Note that the storage was found to have nothing of a deleted job."""
         with self.database.transaction() as session:
             session.execute(

@@ -19,7 +19,7 @@ from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
 from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
 from common.db.transcriptions import ChunkResult, NewRecording, select_chunks, to_chunk
-from common.db.usage import NO_QUOTA, Quota, charge, check_goes_on
+from common.db.usage import NO_QUOTA, Quota, charge, check_restart
 from common.domain.job import JobStatus, Priority
 from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
@@ -254,7 +254,7 @@ class Jobs:
             if not retry_job(session, job_id):
                 job, _ = self._job(session, job_id)
                 raise Conflict(reason=f"The job is {job.status}; only one that FAILED is retried")
-            check_goes_on(session, job_id, quota)
+            check_restart(session, job_id, quota)
 
     def resume(self, job_id: UUID) -> None:
         """Let a job go on that waits for a person.

@@ -170,13 +170,13 @@ class Steps:
         elapsed_ms: int | None = None,
         parts: Sequence[NewPart] = (),
         within: Within | None = None,
-        go_on: bool = False,
+        take_next: bool = False,
     ) -> Claim | None:
-        """End the claimed step, and have done what follows from it.
+        """Finish the claimed step, and add the steps that follow it.
 
-        ``parts`` are those that it has found last. With ``go_on``, the step that follows is claimed
-        by the same worker in the same transaction, and returned: that of its part, or the only one
-        that is open in the job.
+        ``parts`` are the last parts that it found. With ``take_next`` the same worker claims the
+        step that follows in the same transaction; its claim is returned. That is the step of the
+        same part, or the only open step of the job.
 
         Raises:
             StaleClaim: a newer attempt, a cancellation or a deletion has overtaken it.
@@ -201,7 +201,7 @@ class Steps:
             flow = Flow(session, job)
             added = flow.add_parts(parts)
             added += flow.step_ended(claim.kind, claim.part, done=True)
-            following = self._to_go_on_with(session, claim, added) if go_on else None
+            following = self._next_step(session, claim, added) if take_next else None
             if following is None:
                 return None
             return self._claim(session, job, following, claim.worker, claim.rq_job_id)
@@ -461,7 +461,7 @@ class Steps:
             else None,
         )
 
-    def _to_go_on_with(self, session: Session, claim: Claim, added: Sequence[UUID]) -> UUID | None:
+    def _next_step(self, session: Session, claim: Claim, added: Sequence[UUID]) -> UUID | None:
         """Of the steps that follow: the one of the same part, or the job's only one."""
         if len(added) != 1:
             return None

@@ -134,7 +134,7 @@ def is_silent() -> ColumnElement[bool]:
     return StreamSession.seen_at <= NOW - timedelta(seconds=SILENT_S)
 
 
-def check_goes_on(session: Session, job_id: UUID, quota: Quota) -> None:
+def check_restart(session: Session, job_id: UUID, quota: Quota) -> None:
     """Let a job that had ended, and was charged for, go on again where its key has room for it.
 
     Raises:

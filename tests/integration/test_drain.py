@@ -18,7 +18,7 @@ from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
 from common.redis.queue import StepQueue
 from scripts.stack.embedded import EmbeddedPostgres
-from tests.support.frozen import SENTENCE, failures, frozen_worker, is_told
+from tests.support.frozen import SENTENCE, failures, frozen_worker, is_logged
 from tests.support.service import Service, Start, engine_process_of, shut, wait_until
 from tests.support.speech import Samples, silence, speak
 
@@ -65,7 +65,7 @@ def test_a_step_that_is_done_in_time_is_kept_and_no_other_is_taken(start: Start)
     worker, engine, job_id = frozen_worker(service, [StepKind.PLAN])
 
     worker.terminate()
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
 
     wait_for_end(worker)
@@ -97,7 +97,7 @@ def test_a_second_signal_hands_the_step_back_at_once(start: Start, number: signa
     service.start_worker()
 
     worker.send_signal(number)
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     worker.send_signal(number)
 
     completed_without_blame(service, job_id)
@@ -128,7 +128,7 @@ def test_a_signal_to_all_processes_at_once_costs_no_step(start: Start) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         engine.send_signal(number)
     worker.terminate()
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
 
     wait_for_end(worker)

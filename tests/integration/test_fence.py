@@ -92,5 +92,5 @@ def test_a_worker_that_was_stopped_while_it_planned_leaves_nothing_of_a_deleted_
 
     for process in (engine, worker):
         process.resume()
-    wait_until(lambda: "overtaken" in service.log() or not engine.is_running(), "the worker")
+    wait_until(lambda: "claim is stale" in service.log() or not engine.is_running(), "the worker")
     wait_until(lambda: not files(), "the end of what it has written")

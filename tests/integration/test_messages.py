@@ -25,7 +25,7 @@ from common.redis.presence import DISPATCHERS, QUEUE_NAME
 from common.settings import ROOT
 from scripts.stack.embedded import free_port
 from tests.support.factories import TENANT
-from tests.support.frozen import frozen_worker, is_told
+from tests.support.frozen import frozen_worker, is_logged
 from tests.support.gateway import GatewayProcess
 from tests.support.service import Start, wait_until, write_wav
 from tests.support.speech import speak
@@ -274,7 +274,7 @@ def test_cut_sound_that_is_gone_is_cut_anew_from_the_same_recording_only(
     service = start(REUSE_RESULTS="false")
     planner, engine, job_id = frozen_worker(service, [StepKind.PLAN])
     planner.terminate()
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
     wait_until(lambda: not planner.is_running() or planner.status() == "zombie", "a plan, no more")
     for cut in (service.folder / "uploads" / "chunks" / str(job_id)).iterdir():

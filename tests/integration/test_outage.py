@@ -15,7 +15,7 @@ from common.db.migrate import upgrade
 from common.db.tables import Step, StepFailure
 from common.domain.job import JobStatus
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
-from tests.support.frozen import failures, frozen_worker, is_told
+from tests.support.frozen import failures, frozen_worker, is_logged
 from tests.support.service import Service, engine_process_of, wait_until
 from tests.support.speech import silence, speak
 
@@ -74,7 +74,7 @@ def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
     worker, engine, job_id = frozen_worker(service)
     kill(own_valkey)
     engine.send_signal(signal.SIGCONT)
-    wait_until(lambda: "Redis is away" in service.log(), "the end of its step")
+    wait_until(lambda: "Redis is unavailable" in service.log(), "the end of its step")
     time.sleep(3)  # the outage itself
     own_valkey.start()
 
@@ -92,7 +92,7 @@ def test_a_worker_that_is_stopped_while_redis_is_away_ends_without_a_fuss(
     worker, engine, _ = frozen_worker(service)
     kill(own_valkey)
     worker.terminate()
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
 
     wait_until(lambda: "stopped" in service.log(), "its end")

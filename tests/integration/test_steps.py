@@ -190,7 +190,7 @@ def test_many_workers_finishing_at_once_start_exactly_one_merge(
     def work(start: int) -> None:
         for claim in claims[start::8]:
             assert claim is not None
-            merges.append(finish_chunk(steps, claim, go_on=True))
+            merges.append(finish_chunk(steps, claim, take_next=True))
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
     for thread in threads:
@@ -210,9 +210,9 @@ def test_chunks_finished_while_the_plan_goes_on_do_not_start_the_merge(
 ) -> None:
     submit_job(database)
     plan = plan_chunks(steps, 1, finish=False)
-    assert finish_chunk(steps, claim_next(steps), go_on=True) is None
+    assert finish_chunk(steps, claim_next(steps), take_next=True) is None
 
-    merge = finish_plan(steps, plan, 10_000, go_on=True)
+    merge = finish_plan(steps, plan, 10_000, take_next=True)
 
     assert merge is not None
     assert merge.kind == StepKind.MERGE
@@ -646,13 +646,13 @@ def test_each_chunk_is_moderated_once_it_is_transcribed_and_then_they_are_merged
     job_id = submit_job(database, options=MODERATED)
     plan_chunks(steps, 2)
     for _ in range(2):
-        moderation = finish_chunk(steps, claim_next(steps), go_on=True)
+        moderation = finish_chunk(steps, claim_next(steps), take_next=True)
         assert moderation is not None
         assert moderation.kind == StepKind.MODERATE
         assert moderation.previous == [
             [stored_segment(0, 10_000, f" chunk {moderation.part_index}")]
         ]
-        merge = finish_moderation(steps, moderation, go_on=True)
+        merge = finish_moderation(steps, moderation, take_next=True)
 
     assert merge is not None
     assert merge.kind == StepKind.MERGE
@@ -682,7 +682,7 @@ def test_a_late_workers_moderation_is_refused(database: Database, steps: Steps) 
 
     with pytest.raises(StaleClaim):
         finish_moderation(steps, late)
-    assert finish_moderation(steps, newer, go_on=True) is not None
+    assert finish_moderation(steps, newer, take_next=True) is not None
     with pytest.raises(StaleClaim):
         finish_moderation(steps, newer)
     assert kinds(database, job_id).count("merge") == 1
@@ -740,7 +740,7 @@ def test_moderation_that_fails_while_the_plan_goes_on_does_not_start_the_merge(
     steps.fail(claim.step_id, claim.attempt, ModerationOff())
     assert "merge" not in kinds(database, job_id)
 
-    assert finish_plan(steps, plan, 10_000, go_on=True) is not None
+    assert finish_plan(steps, plan, 10_000, take_next=True) is not None
 
     assert Jobs(database, TENANT).snapshot(job_id).warnings == ("moderation_failed",)
 
@@ -812,7 +812,7 @@ def test_an_equal_chunk_is_reused_without_its_moderation(database: Database, ste
     plan_chunks(steps, 1)
     claim = claim_next(steps)
     assert claim.known == chunk.result
-    moderation = steps.finish(claim, result=claim.known, elapsed_ms=0, go_on=True)
+    moderation = steps.finish(claim, result=claim.known, elapsed_ms=0, take_next=True)
     assert moderation is not None
     assert (moderation.kind, moderation.known) == (StepKind.MODERATE, None)
 

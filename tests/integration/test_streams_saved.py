@@ -319,7 +319,7 @@ def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
             cleanup._cleaning = Cleaning(far, grace_s=0.0)
             line.cut()
             cleanup.start()
-            wait_until(lambda: cleanup._silence_counts_from, "the cleanup to notice")
+            wait_until(lambda: cleanup._streams_expire_from, "the cleanup to notice")
             silence(database, unheard)
             with database.transaction() as session:
                 due = update(StreamSession).where(StreamSession.id == over)

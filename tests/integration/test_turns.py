@@ -169,7 +169,7 @@ def work(steps: Steps, claim: Claim, jobs: dict[UUID, Known], lines: Lines) -> N
         join(lines, claim.job_id, known)
     else:
         known.remaining -= 1
-        if merge := finish_chunk(steps, claim, go_on=True):
+        if merge := finish_chunk(steps, claim, take_next=True):
             finish_merge(steps, merge)
     # The dispatcher looks whenever something has changed.
     steps.publish(0, lambda _: None)

@@ -78,22 +78,22 @@ def test_one_that_is_not_there_is_missed(role: str, database_url: str, redis_url
 @pytest.mark.parametrize("role", ROLES)
 def test_those_of_other_hosts_do_not_count(role: str, database_url: str, redis_url: str) -> None:
     with Redis.from_url(redis_url) as redis:
-        tell(redis, role, "elsewhere-1-abcdef", 0)
+        send_heartbeat(redis, role, "elsewhere-1-abcdef", 0)
     assert f"no {role} of this host" in health(role, database_url, redis_url)[1]
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_one_that_went_silent_is_missed(role: str, database_url: str, redis_url: str) -> None:
     with Redis.from_url(redis_url) as redis:
-        tell(redis, role, presence.own_name(), 70)
+        send_heartbeat(redis, role, presence.own_name(), 70)
         status, said = health(role, database_url, redis_url)
         assert status == 1
         assert re.search(r"7\d s (old|ago)", said), said
-        tell(redis, role, presence.own_name(), 0)  # it was started again
+        send_heartbeat(redis, role, presence.own_name(), 0)  # it was started again
     assert is_well(role, database_url, redis_url)
 
 
-def tell(redis: Redis, role: str, name: str, silence_s: float) -> None:
+def send_heartbeat(redis: Redis, role: str, name: str, silence_s: float) -> None:
     """Have it be heard of so long ago."""
     if role == "dispatcher":
         redis.zadd(presence.DISPATCHERS, {name: redis.time()[0] - silence_s})
@@ -119,7 +119,7 @@ def test_the_server_that_is_in_the_way_is_named_with_its_setting(
         (wrong_database, redis_url, ["database", "password", "DATABASE_PASSWORD"]),
     ]:
         with Redis.from_url(redis_url) as redis:
-            tell(redis, role, presence.own_name(), 70 if role == "dispatcher" else 0)
+            send_heartbeat(redis, role, presence.own_name(), 70 if role == "dispatcher" else 0)
         status, said = health(role, database, queue)
         assert status == 1
         assert all(word in said for word in words), said
@@ -164,7 +164,7 @@ def test_the_gateway_tells_how_many_there_are(
             ("dispatcher", "b-2-abcdef", 1.0),
             ("dispatcher", "c-2-abcdef", 100.0),
         ]:
-            tell(redis, role, name, silence_s)
+            send_heartbeat(redis, role, name, silence_s)
     assert counted(gateway) == {"workers": 1, "dispatchers": 2}
     told = gateway.http.get("/openapi.json").json()["components"]["schemas"]["Health"]
     assert all("none:" in told["properties"][name]["description"] for name in counted(gateway))

@@ -107,11 +107,11 @@ def plan_started(*, replan: bool = False) -> Within:
 
 
 def finish_plan(
-    steps: Steps, claim: Claim, duration_ms: int, *, go_on: bool = False
+    steps: Steps, claim: Claim, duration_ms: int, *, take_next: bool = False
 ) -> Claim | None:
     """End a claimed plan."""
     ended = plan_ended(duration_ms=duration_ms, warnings=[], languages={})
-    return steps.finish(claim, elapsed_ms=5, within=ended, go_on=go_on)
+    return steps.finish(claim, elapsed_ms=5, within=ended, take_next=take_next)
 
 
 def chunk_part(index: int, content: str = "c") -> NewPart:
@@ -120,10 +120,10 @@ def chunk_part(index: int, content: str = "c") -> NewPart:
     return NewPart(index, 10_000, [[start, end, start, end, 9_000]], f"{content}{index}")
 
 
-def finish_chunk(steps: Steps, claim: Claim, *, go_on: bool = False) -> Claim | None:
+def finish_chunk(steps: Steps, claim: Claim, *, take_next: bool = False) -> Claim | None:
     """End a claimed chunk with one segment."""
     segment = stored_segment(0, 10_000, f" chunk {claim.part_index}")
-    return steps.finish(claim, result=[[segment]], elapsed_ms=100, go_on=go_on)
+    return steps.finish(claim, result=[[segment]], elapsed_ms=100, take_next=take_next)
 
 
 def finish_moderation(
@@ -132,11 +132,11 @@ def finish_moderation(
     verdict: Verdict = CLEAN,
     by: ModeratedBy = BY,
     *,
-    go_on: bool = False,
+    take_next: bool = False,
 ) -> Claim | None:
     """End the claimed moderation of a chunk with one segment."""
     result = moderation_to_json(by, [[verdict]])
-    return steps.finish(claim, result=result, elapsed_ms=7, go_on=go_on)
+    return steps.finish(claim, result=result, elapsed_ms=7, take_next=take_next)
 
 
 def offensive(start: int, end: int) -> Verdict:

@@ -50,7 +50,7 @@ def frozen_worker(
         step_id = running_step(service, job_id, kinds)
         if (
             step_id is not None
-            and is_told(service, f"step {step_id} attempt")
+            and is_logged(service, f"step {step_id} attempt")
             and not holds_locks(service)
         ):
             return worker, engine, job_id
@@ -78,7 +78,7 @@ def holds_locks(service: Service) -> bool:
         return bool(session.scalar(stopped))
 
 
-def is_told(service: Service, line: str) -> bool:
+def is_logged(service: Service, line: str) -> bool:
     """Whether the log says so, soon."""
     try:
         return wait_until(lambda: line in service.log(), line, patience_s=2)

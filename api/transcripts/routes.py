@@ -233,7 +233,7 @@ def _text(
     if mask:
         _check_moderated(text, "filter_profanity")
     hide = text.options.filter_profanity if mask is None else mask
-    transcript = transcript_of(text, judged_only=hide)
+    transcript = transcript_of(text, moderated_only=hide)
     return snapshot, text, masked(transcript) if hide else transcript
 
 

@@ -18,7 +18,7 @@ from common.db.database import Database
 from common.db.endpoints import DeliveryFilter, MessageDelivery, Webhooks
 from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
 from common.db.vault import Vault, seal_all
-from common.db.webhooks import Outcome, tell
+from common.db.webhooks import Outcome, write_messages
 from common.domain.webhooks import AttemptResult, DeliveryStatus, WebhookEvent
 from common.errors import SecretsLocked, SetupProblem
 from common.net.egress import Egress
@@ -74,7 +74,7 @@ def end_job(database: Database, tenant: str = TENANT, url: str | None = None) ->
     job_id = submit_job(database, tenant=tenant)
     with database.transaction() as session:
         session.execute(update(Job).where(Job.id == job_id).values(webhook_url=url))
-        tell(session, job_id, WebhookEvent.COMPLETED)
+        write_messages(session, job_id, WebhookEvent.COMPLETED)
     return job_id
 
 
@@ -390,7 +390,7 @@ def test_a_job_that_ends_and_its_message_are_committed_together(
 
     def broken() -> None:
         with database.transaction() as session:
-            tell(session, job_id, WebhookEvent.FAILED)
+            write_messages(session, job_id, WebhookEvent.FAILED)
             raise LookupError
 
     with pytest.raises(LookupError):

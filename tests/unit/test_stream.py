@@ -24,10 +24,10 @@ from common.domain.stream import (
     Feed,
     Final,
     Forget,
-    Hear,
     Hypothesis,
     Order,
     Partial,
+    Recognize,
     Session,
     Setup,
     State,
@@ -70,7 +70,7 @@ class World:
     session: Session = field(init=False)
     events: list[Event] = field(default_factory=list)
     waiting: list[Order] = field(default_factory=list)
-    asked: list[Hear] = field(default_factory=list)
+    asked: list[Recognize] = field(default_factory=list)
     sound: dict[int, int] = field(default_factory=dict)
     """What was fed: which frame, by its time."""
     attached_to: list[Setup] = field(default_factory=list)
@@ -89,7 +89,7 @@ class World:
                     self.take()
             else:
                 self.waiting.append(out)
-                if isinstance(out, Hear):
+                if isinstance(out, Recognize):
                     self.asked.append(out)
 
     def answer(self) -> None:
@@ -104,19 +104,19 @@ class World:
                     self.session.attached(self.style)
             case Feed(start_ms, pcm):
                 assert len(pcm) % FRAME_BYTES == 0
-                heard = []
+                recognized = []
                 for offset in range(0, len(pcm), FRAME_BYTES):
                     (number,) = struct.unpack_from("<h", pcm, offset)
                     self.sound[start_ms + offset // FRAME_BYTES * FRAME_MS] = number
-                    heard.append(0.9 if self.spoken[number] else 0.02)
-                self.session.judged(start_ms, heard)
+                    recognized.append(0.9 if self.spoken[number] else 0.02)
+                self.session.speech(start_ms, recognized)
             case Forget(before_ms):
                 self.sound = {at: it for at, it in self.sound.items() if at >= before_ms}
-            case Hear():
-                self.session.heard(order.ticket, self.hear(order))
+            case Recognize():
+                self.session.recognized(order.ticket, self.recognize(order))
         self.take()
 
-    def hear(self, asked: Hear) -> Hypothesis:
+    def recognize(self, asked: Recognize) -> Hypothesis:
         if asked.context is not None:
             self.look_back(asked.context, asked.span)
         words = []
@@ -171,7 +171,7 @@ class World:
 
     @property
     def said(self) -> list[int]:
-        """The frames in which somebody was heard, by the finals."""
+        """The frames in which somebody was recognized, by the finals."""
         return [int(word) for final in self.finals for word in final.text.split()]
 
 
@@ -180,7 +180,7 @@ def told(*runs: tuple[bool, int]) -> list[bool]:
     return [spoken for spoken, count in runs for _ in range(count)]
 
 
-def worth_hearing(spoken: Sequence[bool], endpointing: Endpointing = SHORT) -> list[int]:
+def worth_recognizing(spoken: Sequence[bool], endpointing: Endpointing = SHORT) -> list[int]:
     """The frames of speech in utterances with enough of it."""
     most = -(-endpointing.silence_ms // FRAME_MS)
     utterances: list[list[int]] = []
@@ -229,7 +229,7 @@ def test_all_that_is_said_is_told_once_and_in_order_however_the_sound_comes_in(
     world = World(spoken, random, style)
     play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
     assert world.session.is_over
-    assert world.said == worth_hearing(spoken)
+    assert world.said == worth_recognizing(spoken)
 
 
 @given(runs, st.integers(0, 2**32), st.sampled_from(STYLES))
@@ -271,7 +271,7 @@ def test_nothing_is_lost_with_a_recognizer(
     world.take()
     world.settle()
     assert world.session.is_over
-    assert world.said == worth_hearing(spoken)
+    assert world.said == worth_recognizing(spoken)
 
 
 @given(runs, st.integers(0, 2**32), st.data())
@@ -297,9 +297,9 @@ def test_a_switch_splits_the_stream_where_it_was_asked_for(
         for final in world.finals:
             by_the_second = {int(word) >= at for word in final.text.split()}
             assert by_the_second == {final.setup == ENGLISH}
-    heard = worth_hearing(spoken)
-    assert world.said == [number for number in heard if number in world.said]
-    assert len(set(heard) - set(world.said)) < 6 + len(heard) // 20
+    recognized = worth_recognizing(spoken)
+    assert world.said == [number for number in recognized if number in world.said]
+    assert len(set(recognized) - set(world.said)) < 6 + len(recognized) // 20
 
 
 def contexts(world: World) -> list[str | None]:
@@ -363,10 +363,10 @@ def test_what_another_recognizer_heard_is_no_context() -> None:
 
 def test_what_was_in_doubt_is_no_context() -> None:
     class Unsure(World):
-        def hear(self, asked: Hear) -> Hypothesis:
-            heard = super().hear(asked)
-            doubted = (replace(each, flags=("low_confidence",)) for each in heard.segments)
-            return replace(heard, segments=tuple(doubted))
+        def recognize(self, asked: Recognize) -> Hypothesis:
+            recognized = super().recognize(asked)
+            doubted = (replace(each, flags=("low_confidence",)) for each in recognized.segments)
+            return replace(recognized, segments=tuple(doubted))
 
     spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
     world = Unsure(spoken, style=WITH_CONTEXT)
@@ -397,14 +397,14 @@ def test_what_failed_once_is_heard_without_context() -> None:
         world.take()
         while world.waiting:
             order = world.waiting[0]
-            if isinstance(order, Hear) and order.context is not None:
+            if isinstance(order, Recognize) and order.context is not None:
                 world.waiting.pop(0)
                 world.session.failed(order.ticket, "no memory")
                 world.take()
             else:
                 world.answer()
     assert [order.context for order in world.asked if order.alone and order.full] == [None]
-    assert world.said == worth_hearing(spoken)
+    assert world.said == worth_recognizing(spoken)
 
 
 def test_the_end_is_told_without_asking_again_where_all_was_heard_in_the_pause() -> None:
@@ -483,7 +483,7 @@ def test_sound_that_ends_the_recognizer_twice_is_given_up_and_the_rest_goes_on()
         world.session.audio(frame(number))
         world.take()
         while world.waiting and not (
-            isinstance(world.waiting[0], Hear) and world.waiting[0].utterance == 1
+            isinstance(world.waiting[0], Recognize) and world.waiting[0].utterance == 1
         ):
             world.answer()
         if world.waiting:
@@ -505,10 +505,10 @@ def test_what_failed_once_is_heard_alone() -> None:
     for number in range(12):
         world.session.audio(frame(number))
         world.take()
-        while world.waiting and not isinstance(world.waiting[0], Hear):
+        while world.waiting and not isinstance(world.waiting[0], Recognize):
             world.answer()
     first = world.waiting.pop(0)
-    assert isinstance(first, Hear)
+    assert isinstance(first, Recognize)
     assert not first.alone
     world.session.failed(first.ticket, "no memory")
     world.take()
@@ -524,13 +524,13 @@ def test_an_answer_that_comes_too_late_changes_nothing() -> None:
     for number in range(20):
         world.session.audio(frame(number))
         world.take()
-        while world.waiting and not isinstance(world.waiting[0], Hear):
+        while world.waiting and not isinstance(world.waiting[0], Recognize):
             world.answer()
     late = world.waiting[0]
-    assert isinstance(late, Hear)
+    assert isinstance(late, Recognize)
     world.lose()
     before = list(world.events)
-    world.session.heard(late.ticket, Hypothesis((Segment(Span(0, 10), " late"),)))
+    world.session.recognized(late.ticket, Hypothesis((Segment(Span(0, 10), " late"),)))
     world.take()
     assert world.events == before
 
@@ -540,9 +540,9 @@ def test_a_stream_does_not_end_before_its_finals_are_judged() -> None:
     session.attached(ANEW)
     session.audio(b"".join(map(frame, range(20))))
     session.finish()
-    session.judged(0, [0.9] * 20)
-    (asked,) = (out for out in session.take() if isinstance(out, Hear))
-    session.heard(asked.ticket, Hypothesis((Segment(Span(0, 640), " a"),)))
+    session.speech(0, [0.9] * 20)
+    (asked,) = (out for out in session.take() if isinstance(out, Recognize))
+    session.recognized(asked.ticket, Hypothesis((Segment(Span(0, 640), " a"),)))
     (final,) = (out for out in session.take() if isinstance(out, Final))
     assert not session.is_over
     session.moderated(final.seq, final.segments, BY)

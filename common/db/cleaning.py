@@ -75,8 +75,8 @@ class Cleaning:
         )
         with self.database.transaction() as session:
             due = func.least(*(query.scalar_subquery() for query in earliest))
-            left = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
-            return None if left is None else float(left)
+            due_s = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
+            return None if due_s is None else float(due_s)
 
     def unfetched(self, job_id: UUID) -> list[UUID]:
         """Recordings that stopped workers may have left when they fetched that of the job."""

@@ -164,8 +164,8 @@ class Deliveries:
         claimed = _earliest(WebhookDelivery.lease_until).where(WebhookDelivery.lease_until > NOW)
         due = func.least(unclaimed.scalar_subquery(), claimed.scalar_subquery())
         with self._database.transaction() as session:
-            left = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
-            return None if left is None else float(left)
+            due_s = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
+            return None if due_s is None else float(due_s)
 
     def record(self, sending: Sending, outcome: Outcome) -> bool:
         """Record the outcome of an attempt; False if its claim was lost."""

@@ -13,7 +13,7 @@ Source = Literal["list", "model"]
 class Label(StrEnum):
     """The class of a text, in order of severity.
 
-    As in ViHSD (arXiv 2103.11528): OFFENSIVE is foul language that attacks nobody, HATE
+    As in ViHSD (arXiv 2103.11528): OFFENSIVE is foul language without a target, HATE
     attacks a person or a group.
     """
 

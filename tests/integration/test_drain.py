@@ -137,7 +137,7 @@ def test_a_signal_to_all_processes_at_once_costs_no_step(start: Start) -> None:
     completed_without_blame(service, job_id)
 
 
-def test_a_worker_that_still_loads_its_weights_gives_its_doorbell_back(
+def test_a_worker_that_still_loads_its_weights_returns_its_message(
     start: Start, redis_url: str
 ) -> None:
     service = start(WORKER_STOP_PERIOD="600", **NO_LEASE_HELPS)
@@ -145,13 +145,13 @@ def test_a_worker_that_still_loads_its_weights_gives_its_doorbell_back(
     engine_process_of(worker).send_signal(signal.SIGSTOP)
     service.start_dispatcher()
     job_id = service.submit(speak(SENTENCE))
-    doorbell = StepQueue(Redis.from_url(redis_url))
-    wait_until(doorbell.in_transit, "a doorbell in the worker's hands")
+    queue = StepQueue(Redis.from_url(redis_url))
+    wait_until(queue.in_transit, "a message in the worker's hands")
 
     worker.terminate()
 
     wait_for_end(worker)
-    assert (doorbell.in_transit(), doorbell.waiting()) == (set(), 1)
+    assert (queue.in_transit(), queue.waiting()) == (set(), 1)
     service.start_worker()
     completed_without_blame(service, job_id)
 
@@ -220,7 +220,7 @@ def hearing(service: Service, job_id: UUID, worker: psutil.Process) -> bool:
         return any(f"-{worker.pid}-" in (name or "") for name in at_work)
 
 
-def test_a_dispatcher_ends_when_it_is_told(start: Start) -> None:
+def test_a_dispatcher_ends_on_a_signal(start: Start) -> None:
     service = start()
     dispatcher = service.start_dispatcher()
     service.start_worker()

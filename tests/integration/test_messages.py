@@ -192,7 +192,7 @@ def test_tables_that_are_still_to_come_are_waited_for(
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_newer_versions_database_is_left_alone(
+def test_a_newer_versions_database_is_not_changed(
     servers: Servers, tmp_path: Path, module: str
 ) -> None:
     with psycopg.connect(servers.database) as connection:
@@ -252,7 +252,7 @@ def test_a_gateway_with_an_address_that_is_none_ends(servers: Servers, tmp_path:
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_job_whose_recording_is_gone_says_so(start: Start) -> None:
+def test_a_job_whose_recording_is_lost_reports_it(start: Start) -> None:
     service = start()
     job_id = service.submit(speak("The quick brown fox."))
     (recording,) = (service.folder / "uploads" / "recordings").iterdir()
@@ -268,7 +268,7 @@ def test_a_job_whose_recording_is_gone_says_so(start: Start) -> None:
 
 @pytest.mark.usefixtures("weights_dir")
 @pytest.mark.parametrize("another", [False, True])
-def test_cut_sound_that_is_gone_is_cut_anew_from_the_same_recording_only(
+def test_a_lost_chunk_is_cut_again_from_the_same_recording_only(
     start: Start, another: bool
 ) -> None:
     service = start(REUSE_RESULTS="false")

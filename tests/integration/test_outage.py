@@ -68,7 +68,7 @@ def service(tmp_path: Path, database_url: str, own_valkey: EmbeddedValkey) -> It
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
+def test_a_worker_whose_step_ends_while_redis_is_unavailable_waits_for_it(
     service: Service, own_valkey: EmbeddedValkey
 ) -> None:
     worker, engine, job_id = frozen_worker(service)
@@ -86,7 +86,7 @@ def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_worker_that_is_stopped_while_redis_is_away_ends_without_a_fuss(
+def test_a_worker_that_is_stopped_while_redis_is_unavailable_ends_without_an_error(
     service: Service, own_valkey: EmbeddedValkey
 ) -> None:
     worker, engine, _ = frozen_worker(service)

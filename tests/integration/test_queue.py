@@ -79,7 +79,7 @@ class Forgetful(StepJob):
         super().heartbeat(*args, **options)
 
 
-def test_a_redis_that_was_away_for_a_moment_fails_no_step(
+def test_a_redis_that_was_unavailable_for_a_moment_fails_no_step(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = published(StepQueue(redis))

@@ -125,7 +125,9 @@ def check_whole(database: Database, job_id: UUID, chunks: int = 3) -> None:
         assert set(session.scalars(undone)) <= {StepKind.MODERATE}
 
 
-def test_what_was_heard_is_not_heard_again(database: Database, steps: Steps, jobs: Jobs) -> None:
+def test_transcribed_chunks_are_not_transcribed_again(
+    database: Database, steps: Steps, jobs: Jobs
+) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 3)
     finish_chunk(steps, claim_next(steps))
@@ -347,7 +349,7 @@ def test_only_a_failed_job_of_the_tenant_is_retried(
         jobs.retry(cancelled)
 
 
-def test_changed_weights_have_all_chunks_heard_anew(
+def test_changed_weights_make_all_chunks_be_transcribed_again(
     database: Database, steps: Steps, jobs: Jobs
 ) -> None:
     job_id = submit_job(database)

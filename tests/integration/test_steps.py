@@ -108,7 +108,7 @@ def test_a_step_is_claimed_by_one_of_many_workers(database: Database, steps: Ste
     assert len([claim for claim in claims if claim is not None]) == 1
 
 
-def test_a_step_that_is_handed_back_is_due_at_once_and_nobodys_fault(
+def test_a_step_that_is_handed_back_is_due_at_once_and_counts_no_failure(
     database: Database, steps: Steps
 ) -> None:
     job_id = submit_job(database)
@@ -139,7 +139,7 @@ def test_only_what_a_worker_still_holds_is_handed_back(database: Database, steps
     assert published(steps) == []
 
 
-def test_a_step_whose_doorbell_is_given_back_unanswered_is_published_again(
+def test_a_step_whose_message_is_returned_unclaimed_is_published_again(
     database: Database, steps: Steps
 ) -> None:
     submit_job(database)
@@ -411,23 +411,23 @@ def test_a_crash_while_publishing_rings_again_under_the_same_name(
     assert rung[0] == rung[1]
 
 
-def test_a_doorbell_that_got_lost_can_be_rung_again_and_under_another_name(
+def test_a_lost_message_is_published_again_under_another_id(
     database: Database, steps: Steps
 ) -> None:
     submit_job(database)
     (step_id,) = published(steps)
-    ((lost_step, lost_doorbell),) = steps.published()
+    ((lost_step, lost_rq_job),) = steps.published()
 
     steps.publish_again([lost_step])
     steps.publish_again([lost_step])
 
     assert count(database, Outbox) == 1
     assert published(steps) == [step_id]
-    ((_, doorbell),) = steps.published()
-    assert doorbell != lost_doorbell
+    ((_, rq_job),) = steps.published()
+    assert rq_job != lost_rq_job
 
 
-def test_a_doorbell_rung_again_while_its_step_is_claimed_leaves_nothing_in_the_outbox(
+def test_a_message_republished_while_its_step_is_claimed_leaves_nothing_in_the_outbox(
     database: Database, steps: Steps
 ) -> None:
     submit_job(database)
@@ -438,7 +438,7 @@ def test_a_doorbell_rung_again_while_its_step_is_claimed_leaves_nothing_in_the_o
     assert count(database, Outbox) == 0
 
 
-def test_a_doorbell_rung_again_while_its_job_is_cancelled_leaves_nothing_in_the_outbox(
+def test_a_message_republished_while_its_job_is_cancelled_leaves_nothing_in_the_outbox(
     database: Database, steps: Steps
 ) -> None:
     job_id = submit_job(database)
@@ -467,7 +467,7 @@ def test_a_lost_step_that_is_in_the_outbox_already_is_taken_back(
     assert published(steps) == [claim.step_id]
 
 
-def test_cancelling_takes_the_work_away_from_everybody(database: Database, steps: Steps) -> None:
+def test_cancelling_invalidates_every_claim(database: Database, steps: Steps) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 3)
     running = claim_next(steps, "busy")
@@ -482,9 +482,7 @@ def test_cancelling_takes_the_work_away_from_everybody(database: Database, steps
     assert Jobs(database, TENANT).cancel(job_id) == []
 
 
-def test_cancelling_names_the_doorbell_that_a_step_is_worked_on_in(
-    database: Database, steps: Steps
-) -> None:
+def test_cancelling_names_the_rq_job_that_runs_a_step(database: Database, steps: Steps) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 1)
     (step_id,) = published(steps)
@@ -662,7 +660,9 @@ def test_each_chunk_is_moderated_once_it_is_transcribed_and_then_they_are_merged
     assert (chunk.moderation["by"]["model"], chunk.moderation_ms) == ("a-model", 7)
 
 
-def test_a_chunk_counts_as_heard_before_it_is_moderated(database: Database, steps: Steps) -> None:
+def test_a_chunk_counts_as_transcribed_before_it_is_moderated(
+    database: Database, steps: Steps
+) -> None:
     job_id = moderated_chunk(database, steps, 2)
 
     snapshot = Jobs(database, TENANT).snapshot(job_id)
@@ -773,7 +773,7 @@ def test_many_workers_moderating_at_once_start_exactly_one_merge(
     assert kinds(database, job_id).count("merge") == 1
 
 
-def test_cancelling_takes_the_moderation_away_too(database: Database, steps: Steps) -> None:
+def test_cancelling_also_cancels_moderation(database: Database, steps: Steps) -> None:
     job_id = moderated_chunk(database, steps, 2)
     running = claim_next(steps)
 
@@ -786,7 +786,7 @@ def test_cancelling_takes_the_moderation_away_too(database: Database, steps: Ste
     assert status(database, job_id) == JobStatus.CANCELLED
 
 
-def test_a_plan_made_anew_forgets_moderation_too(database: Database, steps: Steps) -> None:
+def test_a_new_plan_also_deletes_moderation(database: Database, steps: Steps) -> None:
     job_id = submit_job(database, options=MODERATED)
     plan = plan_chunks(steps, 2, finish=False)
     finish_chunk(steps, claim_next(steps))

@@ -64,15 +64,15 @@ def sound_left(service: Service) -> list[str]:
 
 
 @pytest.mark.parametrize(("engine", "model"), [("faster-whisper", "base"), ("whisper.cpp", "tiny")])
-def test_cancelling_stops_all_workers_at_once_and_leaves_no_sound_behind(
+def test_cancelling_stops_all_workers_at_once_and_deletes_all_chunk_files(
     start: Start, redis_url: str, engine: str, model: str
 ) -> None:
     service, engines = at_work(start, workers=2)
     job_id = service.submit(lecture(), engine=engine, model=model)
     wait_until(partial(hearing, service, job_id, 2), "two workers at it")
 
-    for worker, doorbell in service.jobs.cancel(job_id):
-        Events(Redis.from_url(redis_url)).stop(worker, doorbell)
+    for worker, rq_job in service.jobs.cancel(job_id):
+        Events(Redis.from_url(redis_url)).stop(worker, rq_job)
 
     wait_until(partial(gone, engines), "the end of both engines")
     wait_until(lambda: sound_left(service) == [], "no sound")
@@ -81,7 +81,9 @@ def test_cancelling_stops_all_workers_at_once_and_leaves_no_sound_behind(
     assert service.ended(other).status == JobStatus.COMPLETED
 
 
-def test_a_worker_that_is_not_told_finds_out_that_its_job_was_cancelled(start: Start) -> None:
+def test_a_worker_that_misses_the_stop_command_finds_out_that_its_job_was_cancelled(
+    start: Start,
+) -> None:
     service, engines = at_work(start, WORKER_LEASE="3")
     job_id = service.submit(lecture())
     wait_until(partial(hearing, service, job_id, 1), "work")

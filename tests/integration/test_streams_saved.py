@@ -138,7 +138,7 @@ def test_what_is_another_tenants_is_not_there(database: Database, streams: Strea
     assert Usage(database, "another", None).days(2) == []
 
 
-def test_a_stream_tells_who_hears_it_now(database: Database, streams: Streams) -> None:
+def test_a_stream_reports_its_current_engine(database: Database, streams: Streams) -> None:
     stream_id = open_stream(database)
     streams.beat(
         stream_id, audio_ms=1, engine="zipformer", model="vi", language="vi", quota=NO_QUOTA
@@ -157,7 +157,7 @@ def test_a_stream_ends_once(database: Database, streams: Streams) -> None:
     assert ended_at is not None
 
 
-def test_what_is_told_of_a_deleted_stream_is_refused(database: Database, streams: Streams) -> None:
+def test_writes_to_a_deleted_stream_are_rejected(database: Database, streams: Streams) -> None:
     stream_id = open_stream(database)
     streams.delete(stream_id)
     calls: list[Callable[[], object]] = [
@@ -217,7 +217,7 @@ def test_a_refused_stream_leaves_nothing_behind(database: Database, streams: Str
     assert streams.get(first)
 
 
-def test_sound_is_charged_by_its_growth_and_once(database: Database, streams: Streams) -> None:
+def test_audio_is_charged_by_its_growth_and_once(database: Database, streams: Streams) -> None:
     stream_id = open_stream(database, key_id=KEY)
     assert Usage(database, TENANT, KEY).days(2) == []
     with ThreadPoolExecutor(8) as pool:
@@ -232,7 +232,7 @@ def test_sound_is_charged_by_its_growth_and_once(database: Database, streams: St
     assert (day.jobs, day.audio_ms) == (0, 32_500)
 
 
-def test_a_day_that_is_used_up_takes_no_more_sound_and_what_came_is_charged(
+def test_a_used_up_quota_rejects_more_audio_and_received_audio_is_charged(
     database: Database, streams: Streams
 ) -> None:
     quota = Quota(audio_ms_per_day=20_000)
@@ -285,7 +285,7 @@ def test_a_stream_whose_gateway_died_is_ended_and_keeps_its_text(
     assert (entry["session_id"], entry["latency_ms"]) == (str(died), 150)
 
 
-def test_a_stream_that_was_taken_for_dead_goes_on_when_it_is_heard_of(
+def test_an_interrupted_stream_is_reopened_by_a_heartbeat(
     database: Database, cleanup: Cleanup
 ) -> None:
     streams = Streams(database, TENANT, delete_after_s=60)
@@ -306,7 +306,7 @@ def test_a_stream_that_was_taken_for_dead_goes_on_when_it_is_heard_of(
     assert found.delete_at is not None
 
 
-def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
+def test_after_an_outage_of_postgres_streams_get_time_to_send_heartbeats(
     gateway: GatewayProcess, database: Database, streams: Streams, cleanup: Cleanup
 ) -> None:
     unheard, over = open_stream(database), open_stream(database)
@@ -333,7 +333,7 @@ def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
 # --- told -----------------------------------------------------------------------------------------
 
 
-def test_a_stream_is_told_with_all_its_finals_also_while_it_goes_on(
+def test_a_stream_is_returned_with_all_its_finals_also_while_it_is_live(
     gateway: GatewayProcess, database: Database, streams: Streams
 ) -> None:
     metadata = {"z": 1, "a": {"\u00e9": [None]}}
@@ -400,7 +400,7 @@ def test_what_is_to_be_said_of_its_moderation_is_said(
     assert warnings(True, 0, 1) == ["moderated_by_several_models"]
 
 
-def test_verdicts_are_added_to_a_final_that_is_saved(
+def test_moderation_is_added_to_a_saved_final(
     gateway: GatewayProcess, database: Database, streams: Streams
 ) -> None:
     stream_id = open_stream(database, moderation=True)

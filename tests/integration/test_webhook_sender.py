@@ -126,7 +126,7 @@ def test_a_message_arrives_signed_and_says_what_became_of_the_job(
     assert [(it.attempt, it.status_code, it.error) for it in delivery.attempts] == [(1, 200, None)]
 
 
-def test_a_jobs_own_url_is_told_with_the_tenants_secret(
+def test_a_jobs_own_url_is_notified_with_the_tenants_secret(
     database: Database, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     end_job(database, url=f"{receiver.url}/ok")
@@ -243,7 +243,7 @@ def test_an_endpoint_that_gives_up_message_after_message_is_paused_and_goes_on_w
     assert webhooks.endpoint(made.id).failures == 0
 
 
-def test_a_receiver_that_is_gone_pauses_its_endpoint_at_once(
+def test_a_receiver_that_answers_410_pauses_its_endpoint_at_once(
     database: Database, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     made = endpoint(webhooks, f"{receiver.url}/status/410")
@@ -281,7 +281,7 @@ def test_a_message_is_sent_again_under_its_id_when_it_is_asked_for(
     assert len({it.message_id for it in receiver.arrivals()}) == 1
 
 
-def test_a_receiver_that_hangs_on_a_thousand_messages_holds_up_nobody_else(
+def test_a_receiver_that_hangs_on_a_thousand_messages_delays_no_other(
     database: Database, receiver: Receiver
 ) -> None:
     job_id = submit_job(database)
@@ -402,7 +402,7 @@ def _more_than(receiver: Receiver, count: int) -> bool:
     return len(receiver.arrivals("/hang")) > count
 
 
-def test_a_job_ends_also_while_an_endpoint_that_would_be_told_is_deleted(
+def test_a_job_ends_also_while_a_subscribed_endpoint_is_deleted(
     database: Database, webhooks: Webhooks
 ) -> None:
     gone = endpoint(webhooks, "http://127.0.0.1/gone")
@@ -504,7 +504,7 @@ def test_secrets_stored_before_stay_good_and_keys_can_be_changed(
 
 
 @pytest.mark.parametrize("vault", [Vault(), Vault([NEW_KEY])], ids=["no key", "another key"])
-def test_a_lost_key_is_named_and_holds_up_nobody_else(
+def test_a_lost_key_is_named_and_delays_no_other(
     database: Database, receiver: Receiver, vault: Vault
 ) -> None:
     locked, _ = Webhooks(database, TENANT, Vault([KEY])).create(

@@ -165,8 +165,8 @@ def test_cancelling_ends_the_running_step_at_once(
     service = start()  # it goes on from the plan to the chunk without another message
     _, engine, job_id = frozen_worker(service, [kind])
 
-    ((name, doorbell),) = service.jobs.cancel(job_id)
-    Events(Redis.from_url(redis_url)).stop(name, doorbell)
+    ((name, rq_job),) = service.jobs.cancel(job_id)
+    Events(Redis.from_url(redis_url)).stop(name, rq_job)
 
     wait_until(partial(_gone, engine), "the engine process's end")
     assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED
@@ -174,7 +174,7 @@ def test_cancelling_ends_the_running_step_at_once(
     assert service.ended(other).status == JobStatus.COMPLETED
 
 
-def test_what_redis_forgets_is_rung_again(start: Start, redis_url: str) -> None:
+def test_messages_that_redis_loses_are_published_again(start: Start, redis_url: str) -> None:
     service = start()
     worker, engine, job_id = frozen_worker(service)
     waiting = service.submit(speak("A second recording waits behind the first one."))
@@ -199,7 +199,7 @@ def test_silence_is_completed_with_no_text_and_a_warning(start: Start) -> None:
         assert service.text(job_id) == ""
 
 
-def test_a_truncated_recording_is_heard_as_far_as_it_goes_with_a_warning(
+def test_a_truncated_recording_is_transcribed_to_its_end_with_a_warning(
     start: Start, tmp_path: Path
 ) -> None:
     service = start()
@@ -226,7 +226,7 @@ def test_missing_weights_fail_the_job_and_say_how_to_get_them(start: Start) -> N
     assert "steno models pull large-v3" in snapshot.error_message
 
 
-def test_one_recording_is_heard_by_all_workers_and_its_text_is_that_of_one_worker(
+def test_one_recording_is_transcribed_by_all_workers_and_its_text_is_that_of_one_worker(
     start: Start,
 ) -> None:
     # The pauses between the parts are long enough to end a window.

@@ -70,7 +70,9 @@ def test_a_worker_in_the_middle_of_a_long_step_is_well_though_redis_forgot_it(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_one_that_is_not_there_is_missed(role: str, database_url: str, redis_url: str) -> None:
+def test_one_that_is_not_registered_is_reported(
+    role: str, database_url: str, redis_url: str
+) -> None:
     assert health(role, database_url, redis_url)[0] == 1
     assert f"no {role} of this host" in health(role, database_url, redis_url)[1]
 
@@ -83,7 +85,7 @@ def test_those_of_other_hosts_do_not_count(role: str, database_url: str, redis_u
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_one_that_went_silent_is_missed(role: str, database_url: str, redis_url: str) -> None:
+def test_one_without_heartbeats_is_reported(role: str, database_url: str, redis_url: str) -> None:
     with Redis.from_url(redis_url) as redis:
         send_heartbeat(redis, role, presence.own_name(), 70)
         status, said = health(role, database_url, redis_url)
@@ -167,7 +169,7 @@ def test_the_gateway_tells_how_many_there_are(
             send_heartbeat(redis, role, name, silence_s)
     assert counted(gateway) == {"workers": 1, "dispatchers": 2}
     told = gateway.http.get("/openapi.json").json()["components"]["schemas"]["Health"]
-    assert all("none:" in told["properties"][name]["description"] for name in counted(gateway))
+    assert all("0:" in told["properties"][name]["description"] for name in counted(gateway))
 
 
 def counted(gateway: GatewayProcess) -> dict[str, int | None]:

@@ -321,12 +321,12 @@ def _texts(finding: Findings, aftermath: Aftermath, heard: Peaceful) -> None:
 
 def _queue(finding: Findings, stack: Stack) -> None:
     with connect(stack.redis_url) as redis:
-        doorbell = StepQueue(redis)
-        settled = _becomes_true(lambda: doorbell.waiting() == 0)
-        finding.check(settled, f"{doorbell.waiting()} doorbell(s) are left in the queue")
-        settled = _becomes_true(lambda: doorbell.live_workers() == stack.workers)
+        queue = StepQueue(redis)
+        settled = _becomes_true(lambda: queue.waiting() == 0)
+        finding.check(settled, f"{queue.waiting()} message(s) are left in the queue")
+        settled = _becomes_true(lambda: queue.live_workers() == stack.workers)
         finding.check(
-            settled, f"{doorbell.live_workers()} worker(s) are registered, not {stack.workers}"
+            settled, f"{queue.live_workers()} worker(s) are registered, not {stack.workers}"
         )
 
 

@@ -93,7 +93,7 @@ class FaultKind(StrEnum):
     GATEWAY = "gateway killed"
     DISPATCHER = "dispatcher killed"
     WORKER = "worker killed"
-    HORSE = "engine process killed"
+    ENGINE = "engine process killed"
     POSTGRES = "postgres killed"
     VALKEY = "valkey killed"
     FLUSH = "valkey flushed"
@@ -302,7 +302,7 @@ class Striker:
             with self._stack.hold("postgres"):
                 self._kill(fault, self._servers)
                 time.sleep(self._outage_s)
-        elif fault.kind in {FaultKind.WORKER, FaultKind.HORSE}:
+        elif fault.kind in {FaultKind.WORKER, FaultKind.ENGINE}:
             self._kill(fault, self._workers)
         else:
             self._kill(fault, self._servers)

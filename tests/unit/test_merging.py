@@ -75,7 +75,7 @@ def segments(words: list[Word], size: int = 7) -> list[Segment]:
 
 
 @given(speeches())
-def test_an_engine_that_hears_well_gives_every_word_once_at_its_time(
+def test_a_correct_engine_gives_every_word_once_at_its_time(
     recording: tuple[Spoken, int],
 ) -> None:
     spoken, duration_ms = recording
@@ -163,7 +163,7 @@ def test_a_word_that_the_engine_ends_too_late_is_pulled_into_its_window() -> Non
     ]
 
 
-def test_two_windows_join_at_the_word_they_both_heard_although_they_place_it_differently() -> None:
+def test_two_windows_join_at_the_word_they_share_although_they_place_it_differently() -> None:
     left = segments([word(" one", 8_000, 8_900), word(" two,", 9_850, 10_250)])
     right = segments([word(" Two", 600, 900), word(" three", 950, 1_700)])
     merged = merge(

@@ -63,14 +63,14 @@ def test_a_mark_covers_every_word_that_it_touches() -> None:
     ],
     ids=["nothing marked", "no word times", "other words", "mark outside", "one mark outside"],
 )
-def test_where_the_words_cannot_be_told_the_whole_segment_is_covered(
+def test_without_known_words_the_whole_segment_is_redacted(
     changes: dict[str, object],
 ) -> None:
     moderated = replace(SAID, **changes)  # type: ignore[arg-type]
     assert spans_to_silence(transcript(moderated)) == [Span(900, 9_100)]
 
 
-def test_clean_segments_are_left_alone() -> None:
+def test_clean_segments_are_not_redacted() -> None:
     assert spans_to_silence(transcript(replace(SAID, verdict=CLEAN))) == []
 
 
@@ -80,7 +80,7 @@ def test_a_word_at_the_very_start_is_covered_from_the_start() -> None:
     assert spans_to_silence(transcript(moderated)) == [Span(0, 400)]
 
 
-def test_what_was_not_judged_is_told_unless_it_says_nothing() -> None:
+def test_unmoderated_segments_are_reported_unless_they_have_no_text() -> None:
     silent = replace(SAID, text=" ", words=())
     moderated = replace(SAID, verdict=CLEAN)
     assert list(unmoderated(transcript(SAID, silent, moderated))) == [SAID.span]

@@ -222,7 +222,7 @@ def cut_up(sound: bytes, random: randomness.Random) -> Iterable[bytes]:
 @example([(True, 40)] * 12, 1, ANEW)
 @example([(True, 40)] * 12, 1, WITH_CONTEXT)
 @example([(True, 40)] * 12, 2, ONWARDS)
-def test_all_that_is_said_is_told_once_and_in_order_however_the_sound_comes_in(
+def test_all_speech_is_emitted_once_and_in_order_however_the_audio_arrives(
     parts: list[tuple[bool, int]], seed: int, style: Style
 ) -> None:
     spoken, random = told(*parts), seeded(seed)
@@ -326,14 +326,14 @@ def counted(*numbers: int) -> str:
     return "".join(f" {number}" for number in numbers)
 
 
-def test_an_utterance_is_heard_with_what_was_told_just_before_it() -> None:
+def test_an_utterance_is_recognized_with_the_preceding_finals_as_context() -> None:
     spoken = told((True, 10), (False, 12), (True, 10), (False, 12), (True, 10), (False, 12))
     first, second = counted(*range(10)), counted(*range(22, 32))
     assert contexts(played(spoken)) == [None, first, first + second]
     assert contexts(played(spoken, ANEW)) == [None, None, None]
 
 
-def test_only_so_much_is_heard_again_as_is_of_use() -> None:
+def test_context_is_limited_to_what_the_engine_can_use() -> None:
     spoken = told(*[(True, 20), (False, 12)] * 3)  # a second each
     assert contexts(played(spoken)) == [None, counted(*range(20)), counted(*range(32, 52))]
 
@@ -347,7 +347,7 @@ def test_after_a_long_pause_nothing_of_what_was_said_is_kept() -> None:
     assert len(world.sound) < 60
 
 
-def test_what_another_recognizer_heard_is_no_context() -> None:
+def test_finals_of_another_recognizer_are_no_context() -> None:
     spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
     world = World(spoken, style=WITH_CONTEXT)
     world.settle()
@@ -388,7 +388,7 @@ def test_context_outlives_the_recognizer() -> None:
     assert contexts(world) == [None, counted(*range(10))]
 
 
-def test_what_failed_once_is_heard_without_context() -> None:
+def test_what_failed_once_is_recognized_without_context() -> None:
     spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
     world = World(spoken, style=WITH_CONTEXT)
     world.settle()
@@ -407,7 +407,7 @@ def test_what_failed_once_is_heard_without_context() -> None:
     assert world.said == worth_recognizing(spoken)
 
 
-def test_the_end_is_told_without_asking_again_where_all_was_heard_in_the_pause() -> None:
+def test_a_final_needs_no_request_if_all_was_recognized_in_the_pause() -> None:
     spoken = told((False, 10), (True, 30), (False, 10))
     world = World(spoken)
     world.settle()
@@ -432,7 +432,7 @@ def test_an_engine_that_goes_on_is_asked_for_the_end_at_the_end() -> None:
     assert len(world.finals) == 1
 
 
-def test_half_a_sample_waits_for_its_other_half_and_is_left_out_at_the_end() -> None:
+def test_half_a_sample_waits_for_its_other_half_and_is_dropped_at_the_end() -> None:
     spoken = told((True, 20), (False, 20))
     world = World(spoken)
     sound = b"".join(map(frame, range(40)))
@@ -448,7 +448,7 @@ def test_an_empty_stream_is_over_at_once() -> None:
     assert world.states == [State.LOADING, State.CLOSING, State.READY]
 
 
-def test_silence_is_told_of_with_nothing_and_kept_nowhere() -> None:
+def test_silence_emits_nothing_and_is_not_kept() -> None:
     spoken = told((False, 2_000))
     world = World(spoken)
     play(world, map(frame, range(2_000)))
@@ -475,7 +475,7 @@ def test_a_client_may_end_an_utterance_itself() -> None:
     assert world.said == list(range(40))
 
 
-def test_sound_that_ends_the_recognizer_twice_is_given_up_and_the_rest_goes_on() -> None:
+def test_audio_that_crashes_the_recognizer_twice_is_skipped_and_the_rest_continues() -> None:
     spoken = told((True, 30), (False, 12), (True, 30), (False, 12))
     world = World(spoken)
     world.settle()
@@ -499,7 +499,7 @@ def test_sound_that_ends_the_recognizer_twice_is_given_up_and_the_rest_goes_on()
     assert world.states.count(State.RECOGNIZER_LOST) == world.states.count(State.RECOGNIZER_BACK)
 
 
-def test_what_failed_once_is_heard_alone() -> None:
+def test_what_failed_once_is_recognized_alone() -> None:
     world = World(told((True, 40)))
     world.settle()
     for number in range(12):
@@ -535,7 +535,7 @@ def test_an_answer_that_comes_too_late_changes_nothing() -> None:
     assert world.events == before
 
 
-def test_a_stream_does_not_end_before_its_finals_are_judged() -> None:
+def test_a_stream_does_not_end_before_its_finals_are_moderated() -> None:
     session = Session(VIETNAMESE, SHORT, moderated=True)
     session.attached(ANEW)
     session.audio(b"".join(map(frame, range(20))))
@@ -550,7 +550,7 @@ def test_a_stream_does_not_end_before_its_finals_are_judged() -> None:
     assert [type(event) for event in session.take()] == [Detections]
 
 
-def test_a_switch_to_what_is_heard_already_does_nothing() -> None:
+def test_a_switch_to_the_current_recognizer_does_nothing() -> None:
     world = World(told((True, 5)))
     world.settle()
     world.session.switch(VIETNAMESE)

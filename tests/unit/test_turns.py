@@ -221,7 +221,7 @@ KNOWN = {"parts_known": True, "parts_total": 36}
         ({"units_total": 600_000, "parts_known": True, "parts_total": 1}, 1),
     ],
 )
-def test_what_is_left_of_a_job(known: dict[str, int | None], turns: int) -> None:
+def test_the_remaining_turns_of_a_job(known: dict[str, int | None], turns: int) -> None:
     new: dict[str, int] = {"units_done": 0, "parts_total": 0, "parts_known": False, "rounds": 1}
     assert turns_left(units_a_part=30_000, **new | known) == turns  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""What workers and dispatchers promise when they are told to stop."""
+"""What workers and dispatchers promise after a signal to stop."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_all_workers_can_be_replaced_in_the_middle_of_a_job(start: Start) -> Non
 def talk() -> Samples:
     """Chunks enough for the workers that come and go."""
     parts = [speak(f"{SENTENCE} This is part number {number}.") for number in range(8)]
-    paused = [sound for pair in pairwise([*parts, parts[0]]) for sound in (pair[0], silence(6))]
+    paused = [audio for pair in pairwise([*parts, parts[0]]) for audio in (pair[0], silence(6))]
     return np.concatenate(paused)
 
 

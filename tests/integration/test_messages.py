@@ -89,7 +89,7 @@ def last_words(module: str, environment: dict[str, str], *arguments: str) -> str
 
 @contextmanager
 def running(module: str, environment: dict[str, str], log: Path) -> Iterator[None]:
-    """A process that is ended with the block, as it should when it is told to."""
+    """A process that is ended with the block, by a signal."""
     command = [sys.executable, "-m", module]
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)

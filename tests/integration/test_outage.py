@@ -56,7 +56,7 @@ def test_work_in_hand_outlives_an_outage_that_is_longer_than_its_lease(
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    """One that may be killed, as nobody else has it."""
+    """One that may be killed: no other test uses it."""
     with EmbeddedValkey(tmp_path / "valkey") as server:
         yield server
 

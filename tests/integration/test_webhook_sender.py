@@ -70,7 +70,7 @@ def sending(
 
 
 def end_job(database: Database, tenant: str = TENANT, url: str | None = None) -> UUID:
-    """Have a job end, and its end told."""
+    """End a job, and deliver its message."""
     job_id = submit_job(database, tenant=tenant)
     with database.transaction() as session:
         session.execute(update(Job).where(Job.id == job_id).values(webhook_url=url))
@@ -405,7 +405,7 @@ def _more_than(receiver: Receiver, count: int) -> bool:
 def test_a_job_ends_also_while_a_subscribed_endpoint_is_deleted(
     database: Database, webhooks: Webhooks
 ) -> None:
-    gone = endpoint(webhooks, "http://127.0.0.1/gone")
+    deleted = endpoint(webhooks, "http://127.0.0.1/gone")
     waiting = text(
         "SELECT 1 FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -417,7 +417,7 @@ def test_a_job_ends_also_while_a_subscribed_endpoint_is_deleted(
 
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as session:
-            session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == gone.id))
+            session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == deleted.id))
             ending = pool.submit(end_job, database)
             wait_until(waits, "the end of the job to wait for the deletion")
         ending.result()

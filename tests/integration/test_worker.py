@@ -192,8 +192,8 @@ def test_silence_is_completed_with_no_text_and_a_warning(start: Start) -> None:
     service.start_worker()
     service.start_dispatcher()
 
-    for sound in (silence(3), noise(3, level=0.001)):
-        job_id = service.submit(sound)
+    for audio in (silence(3), noise(3, level=0.001)):
+        job_id = service.submit(audio)
         snapshot = service.ended(job_id)
         assert (snapshot.status, snapshot.warnings) == (JobStatus.COMPLETED, ("no_speech",))
         assert service.text(job_id) == ""
@@ -231,15 +231,15 @@ def test_one_recording_is_transcribed_by_all_workers_and_its_text_is_that_of_one
 ) -> None:
     # The pauses between the parts are long enough to end a window.
     talk = [speak(f"{SENTENCE} This is part number {number}.") for number in range(6)]
-    sound = _joined(talk, pause_s=6.0)
+    audio = _joined(talk, pause_s=6.0)
     service = start(REUSE_RESULTS="false")
     service.start_dispatcher()
     service.start_worker()
-    alone = service.submit(sound)
+    alone = service.submit(audio)
     assert service.ended(alone).status == JobStatus.COMPLETED
     service.start_worker()
 
-    together = service.submit(sound)
+    together = service.submit(audio)
 
     assert service.ended(together).status == JobStatus.COMPLETED
     assert service.text(together) == service.text(alone)
@@ -262,14 +262,14 @@ def test_a_run_can_be_repeated_from_its_manifest(start: Start) -> None:
     service = start(REUSE_RESULTS="false")
     service.start_dispatcher()
     service.start_worker()
-    sound = speak(SENTENCE)
-    first = service.submit(sound)
+    audio = speak(SENTENCE)
+    first = service.submit(audio)
     service.ended(first)
     manifest = service.jobs.text(first).manifest
     assert manifest is not None
 
     again = service.submit(
-        sound,
+        audio,
         engine=manifest["decoding"]["engine"],
         model=manifest["model"],
         language=manifest["decoding"]["options"]["language"],

@@ -1,4 +1,4 @@
-"""What ``python -m worker.health`` and GET /health tell of workers and dispatchers."""
+"""What ``python -m worker.health`` and GET /health report of workers and dispatchers."""
 
 from __future__ import annotations
 
@@ -95,15 +95,15 @@ def test_one_without_heartbeats_is_reported(role: str, database_url: str, redis_
     assert is_well(role, database_url, redis_url)
 
 
-def send_heartbeat(redis: Redis, role: str, name: str, silence_s: float) -> None:
-    """Have it be heard of so long ago."""
+def send_heartbeat(redis: Redis, role: str, name: str, age_s: float) -> None:
+    """Write a heartbeat of this age."""
     if role == "dispatcher":
-        redis.zadd(presence.DISPATCHERS, {name: redis.time()[0] - silence_s})
+        redis.zadd(presence.DISPATCHERS, {name: redis.time()[0] - age_s})
     else:
         key = f"rq:worker:{name}"
         redis.sadd(f"rq:workers:{presence.QUEUE_NAME}", key)
         redis.hset(key, "last_heartbeat", "by a clock of its own")
-        redis.pexpire(key, round((presence.RECORD_S - silence_s) * 1000))
+        redis.pexpire(key, round((presence.RECORD_S - age_s) * 1000))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -159,17 +159,17 @@ def test_the_gateway_tells_how_many_there_are(
     with Redis.from_url(valkey.url) as redis:
         redis.flushall()
         assert counted(gateway) == {"workers": 0, "dispatchers": 0}
-        for role, name, silence_s in [
+        for role, name, age_s in [
             ("worker", "a-1-abcdef", 0.0),
             ("worker", "b-1-abcdef", 70.0),
             ("dispatcher", "a-2-abcdef", 0.0),
             ("dispatcher", "b-2-abcdef", 1.0),
             ("dispatcher", "c-2-abcdef", 100.0),
         ]:
-            send_heartbeat(redis, role, name, silence_s)
+            send_heartbeat(redis, role, name, age_s)
     assert counted(gateway) == {"workers": 1, "dispatchers": 2}
-    told = gateway.http.get("/openapi.json").json()["components"]["schemas"]["Health"]
-    assert all("0:" in told["properties"][name]["description"] for name in counted(gateway))
+    schema = gateway.http.get("/openapi.json").json()["components"]["schemas"]["Health"]
+    assert all("0:" in schema["properties"][name]["description"] for name in counted(gateway))
 
 
 def counted(gateway: GatewayProcess) -> dict[str, int | None]:

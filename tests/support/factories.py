@@ -23,7 +23,7 @@ from common.transcripts import moderation_to_json
 TENANT = "default"
 MODERATED = Options(moderation=True)
 BY = ModeratedBy("a-model", "a" * 64, {Label.OFFENSIVE: 0.5, Label.HATE: 0.5})
-"""Who judges the chunks of `finish_moderation`."""
+"""The model that moderates the chunks of `finish_moderation`."""
 CLEAN = Verdict(Label.CLEAN, (0.9, 0.1, 0.0))
 
 
@@ -226,8 +226,8 @@ def new_final(seq: int, text: str = " hello", **fields: Any) -> StreamFinal:
     return StreamFinal(**usual | fields)
 
 
-def judged_final(seq: int, verdict: Verdict = CLEAN, by: ModeratedBy = BY) -> StreamFinal:
-    """The same, once judged."""
+def moderated_final(seq: int, verdict: Verdict = CLEAN, by: ModeratedBy = BY) -> StreamFinal:
+    """The same final with moderation."""
     final = new_final(seq)
-    judged = tuple(replace(segment, verdict=verdict) for segment in final.segments)
-    return replace(final, segments=judged, moderated_by=by)
+    moderated = tuple(replace(segment, verdict=verdict) for segment in final.segments)
+    return replace(final, segments=moderated, moderated_by=by)

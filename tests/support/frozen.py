@@ -68,7 +68,7 @@ def has_ended(service: Service, job_id: UUID) -> bool:
 
 
 def holds_locks(service: Service) -> bool:
-    """Whether somebody has stopped in the middle of a transaction."""
+    """Whether a connection is idle in a transaction."""
     stopped = text(
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE datname = current_database() AND state LIKE 'idle in transaction%'"

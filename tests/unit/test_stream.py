@@ -58,10 +58,10 @@ def frame(number: int) -> bytes:
 
 @dataclass
 class World:
-    """A recognizer that hears a word in each frame in which somebody speaks.
+    """A recognizer that recognizes a word in each frame with speech.
 
-    It knows a frame by what is in it, and hears only what it was fed. It is unsure of the last
-    word unless it was asked for all it can.
+    It identifies a frame by its content, and recognizes only what it was fed. It is unsure of the
+    last word unless the request is ``full``.
     """
 
     spoken: Sequence[bool]
@@ -71,8 +71,8 @@ class World:
     events: list[Event] = field(default_factory=list)
     waiting: list[Order] = field(default_factory=list)
     asked: list[Recognize] = field(default_factory=list)
-    sound: dict[int, int] = field(default_factory=dict)
-    """What was fed: which frame, by its time."""
+    received: dict[int, int] = field(default_factory=dict)
+    """The fed frames, by time."""
     attached_to: list[Setup] = field(default_factory=list)
     endpointing: Endpointing = SHORT
 
@@ -97,7 +97,7 @@ class World:
         order = self.waiting.pop(0)
         match order:
             case Attach(setup):
-                self.sound.clear()
+                self.received.clear()
                 self.waiting = [each for each in self.waiting if isinstance(each, Attach)]
                 if not self.waiting:
                     self.attached_to.append(setup)
@@ -107,11 +107,11 @@ class World:
                 recognized = []
                 for offset in range(0, len(pcm), FRAME_BYTES):
                     (number,) = struct.unpack_from("<h", pcm, offset)
-                    self.sound[start_ms + offset // FRAME_BYTES * FRAME_MS] = number
+                    self.received[start_ms + offset // FRAME_BYTES * FRAME_MS] = number
                     recognized.append(0.9 if self.spoken[number] else 0.02)
                 self.session.speech(start_ms, recognized)
             case Forget(before_ms):
-                self.sound = {at: it for at, it in self.sound.items() if at >= before_ms}
+                self.received = {at: it for at, it in self.received.items() if at >= before_ms}
             case Recognize():
                 self.session.recognized(order.ticket, self.recognize(order))
         self.take()
@@ -121,7 +121,7 @@ class World:
             self.look_back(asked.context, asked.span)
         words = []
         for at in range(asked.span.start_ms, asked.span.end_ms, FRAME_MS):
-            number = self.sound[at]
+            number = self.received[at]
             if self.spoken[number]:
                 start_ms = at - asked.span.start_ms
                 words.append(Word(f" {number}", Span(start_ms, start_ms + FRAME_MS), 1.0))
@@ -134,16 +134,16 @@ class World:
         return Hypothesis((Segment(whole, text, tuple(words) if asked.full else ()),))
 
     def look_back(self, context: UtteranceContext, span: Span) -> None:
-        """Context is of whole finals, and the recognizer has all its sound."""
+        """Context is of whole finals, and the recognizer has all its audio."""
         assert span.start_ms - self.style.context_ms <= context.start_ms < span.start_ms
         assert span.end_ms - context.start_ms <= self.endpointing.most_ms
         stretch = range(context.start_ms, span.start_ms, FRAME_MS)
-        spoken = [self.sound[at] for at in stretch if self.spoken[self.sound[at]]]
+        spoken = [self.received[at] for at in stretch if self.spoken[self.received[at]]]
         before = [final for final in self.finals if final.span.start_ms >= context.start_ms]
         assert before[0].span.start_ms == context.start_ms
         assert context.text == "".join(segment.text for f in before for segment in f.segments)
-        told = [int(word) for word in context.text.split()]
-        assert told == [number for number in spoken if number in told]
+        words = [int(word) for word in context.text.split()]
+        assert words == [number for number in spoken if number in words]
         assert all(final.setup == before[-1].setup for final in before)
 
     def settle(self) -> None:
@@ -151,7 +151,7 @@ class World:
             self.answer()
 
     def lose(self) -> None:
-        """The recognizer dies, with all that it was asked."""
+        """The recognizer is lost, with its pending orders."""
         self.waiting = [order for order in self.waiting if isinstance(order, Attach)]
         if not self.waiting:
             self.session.lost("killed")
@@ -171,11 +171,11 @@ class World:
 
     @property
     def said(self) -> list[int]:
-        """The frames in which somebody was recognized, by the finals."""
+        """The frames with recognized speech, from the finals."""
         return [int(word) for final in self.finals for word in final.text.split()]
 
 
-def told(*runs: tuple[bool, int]) -> list[bool]:
+def speech_frames(*runs: tuple[bool, int]) -> list[bool]:
     """Speech or silence, for so many frames each."""
     return [spoken for spoken, count in runs for _ in range(count)]
 
@@ -210,11 +210,11 @@ def play(world: World, pieces: Iterable[bytes]) -> None:
     world.settle()
 
 
-def cut_up(sound: bytes, random: randomness.Random) -> Iterable[bytes]:
+def cut_up(audio_bytes: bytes, random: randomness.Random) -> Iterable[bytes]:
     at = 0
-    while at < len(sound):
+    while at < len(audio_bytes):
         size = random.choice((1, 7, 640, 1023, 1025, 3200, 40_000))
-        yield sound[at : at + size]
+        yield audio_bytes[at : at + size]
         at += size
 
 
@@ -225,7 +225,7 @@ def cut_up(sound: bytes, random: randomness.Random) -> Iterable[bytes]:
 def test_all_speech_is_emitted_once_and_in_order_however_the_audio_arrives(
     parts: list[tuple[bool, int]], seed: int, style: Style
 ) -> None:
-    spoken, random = told(*parts), seeded(seed)
+    spoken, random = speech_frames(*parts), seeded(seed)
     world = World(spoken, random, style)
     play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
     assert world.session.is_over
@@ -236,7 +236,7 @@ def test_all_speech_is_emitted_once_and_in_order_however_the_audio_arrives(
 def test_finals_do_not_overlap_and_every_message_has_the_next_number(
     parts: list[tuple[bool, int]], seed: int, style: Style
 ) -> None:
-    spoken, random = told(*parts), seeded(seed)
+    spoken, random = speech_frames(*parts), seeded(seed)
     world = World(spoken, random, style)
     play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
     for before, after in pairwise(world.finals):
@@ -253,7 +253,7 @@ def test_finals_do_not_overlap_and_every_message_has_the_next_number(
 def test_nothing_is_lost_with_a_recognizer(
     parts: list[tuple[bool, int]], seed: int, data: st.DataObject
 ) -> None:
-    spoken, random = told(*parts), seeded(seed)
+    spoken, random = speech_frames(*parts), seeded(seed)
     world = World(spoken, random, data.draw(st.sampled_from(STYLES)))
     # At most once an utterance: who loses it twice over the same words gives them up.
     deaths = data.draw(st.integers(0, 1))
@@ -278,7 +278,7 @@ def test_nothing_is_lost_with_a_recognizer(
 def test_a_switch_splits_the_stream_where_it_was_asked_for(
     parts: list[tuple[bool, int]], seed: int, data: st.DataObject
 ) -> None:
-    spoken, random = told(*parts), seeded(seed)
+    spoken, random = speech_frames(*parts), seeded(seed)
     world = World(spoken, random)
     at = data.draw(st.integers(0, len(spoken)))
     for number in range(len(spoken)):
@@ -327,28 +327,30 @@ def counted(*numbers: int) -> str:
 
 
 def test_an_utterance_is_recognized_with_the_preceding_finals_as_context() -> None:
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12), (True, 10), (False, 12))
+    spoken = speech_frames(
+        (True, 10), (False, 12), (True, 10), (False, 12), (True, 10), (False, 12)
+    )
     first, second = counted(*range(10)), counted(*range(22, 32))
     assert contexts(played(spoken)) == [None, first, first + second]
     assert contexts(played(spoken, ANEW)) == [None, None, None]
 
 
 def test_context_is_limited_to_what_the_engine_can_use() -> None:
-    spoken = told(*[(True, 20), (False, 12)] * 3)  # a second each
+    spoken = speech_frames(*[(True, 20), (False, 12)] * 3)  # a second each
     assert contexts(played(spoken)) == [None, counted(*range(20)), counted(*range(32, 52))]
 
 
 def test_after_a_long_pause_nothing_of_what_was_said_is_kept() -> None:
-    spoken = told((True, 10), (False, 200), (True, 10), (False, 12))
+    spoken = speech_frames((True, 10), (False, 200), (True, 10), (False, 12))
     far = replace(WITH_CONTEXT, context_ms=20_000)
     world = World(spoken, style=far)
     play(world, map(frame, range(len(spoken))))
     assert contexts(world) == [None, None]
-    assert len(world.sound) < 60
+    assert len(world.received) < 60
 
 
 def test_finals_of_another_recognizer_are_no_context() -> None:
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
     world = World(spoken, style=WITH_CONTEXT)
     world.settle()
     for number in range(len(spoken)):
@@ -368,7 +370,7 @@ def test_what_was_in_doubt_is_no_context() -> None:
             doubted = (replace(each, flags=("low_confidence",)) for each in recognized.segments)
             return replace(recognized, segments=tuple(doubted))
 
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
     world = Unsure(spoken, style=WITH_CONTEXT)
     play(world, map(frame, range(len(spoken))))
     assert len(world.finals) == 2
@@ -376,7 +378,7 @@ def test_what_was_in_doubt_is_no_context() -> None:
 
 
 def test_context_outlives_the_recognizer() -> None:
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
     world = World(spoken, style=WITH_CONTEXT)
     world.settle()
     for number in range(len(spoken)):
@@ -389,7 +391,7 @@ def test_context_outlives_the_recognizer() -> None:
 
 
 def test_what_failed_once_is_recognized_without_context() -> None:
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
     world = World(spoken, style=WITH_CONTEXT)
     world.settle()
     for number in range(len(spoken)):
@@ -408,7 +410,7 @@ def test_what_failed_once_is_recognized_without_context() -> None:
 
 
 def test_a_final_needs_no_request_if_all_was_recognized_in_the_pause() -> None:
-    spoken = told((False, 10), (True, 30), (False, 10))
+    spoken = speech_frames((False, 10), (True, 30), (False, 10))
     world = World(spoken)
     world.settle()
     for number in range(len(spoken)):
@@ -421,7 +423,7 @@ def test_a_final_needs_no_request_if_all_was_recognized_in_the_pause() -> None:
 
 
 def test_an_engine_that_goes_on_is_asked_for_the_end_at_the_end() -> None:
-    spoken = told((False, 10), (True, 30), (False, 11))
+    spoken = speech_frames((False, 10), (True, 30), (False, 11))
     world = World(spoken, style=ONWARDS)
     world.settle()
     for number in range(len(spoken)):
@@ -433,10 +435,10 @@ def test_an_engine_that_goes_on_is_asked_for_the_end_at_the_end() -> None:
 
 
 def test_half_a_sample_waits_for_its_other_half_and_is_dropped_at_the_end() -> None:
-    spoken = told((True, 20), (False, 20))
+    spoken = speech_frames((True, 20), (False, 20))
     world = World(spoken)
-    sound = b"".join(map(frame, range(40)))
-    play(world, [sound[:333], sound[333:334], sound[334:], b"\x01"])
+    audio_bytes = b"".join(map(frame, range(40)))
+    play(world, [audio_bytes[:333], audio_bytes[333:334], audio_bytes[334:], b"\x01"])
     assert world.said == list(range(20))
     assert world.session.is_over
 
@@ -449,16 +451,16 @@ def test_an_empty_stream_is_over_at_once() -> None:
 
 
 def test_silence_emits_nothing_and_is_not_kept() -> None:
-    spoken = told((False, 2_000))
+    spoken = speech_frames((False, 2_000))
     world = World(spoken)
     play(world, map(frame, range(2_000)))
     assert not world.finals
     assert not world.partials
-    assert len(world.sound) < 100
+    assert len(world.received) < 100
 
 
 def test_a_client_may_end_an_utterance_itself() -> None:
-    spoken = told((True, 40))
+    spoken = speech_frames((True, 40))
     world = World(spoken)
     world.settle()
     for number in range(20):
@@ -476,7 +478,7 @@ def test_a_client_may_end_an_utterance_itself() -> None:
 
 
 def test_audio_that_crashes_the_recognizer_twice_is_skipped_and_the_rest_continues() -> None:
-    spoken = told((True, 30), (False, 12), (True, 30), (False, 12))
+    spoken = speech_frames((True, 30), (False, 12), (True, 30), (False, 12))
     world = World(spoken)
     world.settle()
     for number in range(len(spoken)):
@@ -500,7 +502,7 @@ def test_audio_that_crashes_the_recognizer_twice_is_skipped_and_the_rest_continu
 
 
 def test_what_failed_once_is_recognized_alone() -> None:
-    world = World(told((True, 40)))
+    world = World(speech_frames((True, 40)))
     world.settle()
     for number in range(12):
         world.session.audio(frame(number))
@@ -519,7 +521,7 @@ def test_what_failed_once_is_recognized_alone() -> None:
 
 
 def test_an_answer_that_comes_too_late_changes_nothing() -> None:
-    world = World(told((True, 40)))
+    world = World(speech_frames((True, 40)))
     world.settle()
     for number in range(20):
         world.session.audio(frame(number))
@@ -551,7 +553,7 @@ def test_a_stream_does_not_end_before_its_finals_are_moderated() -> None:
 
 
 def test_a_switch_to_the_current_recognizer_does_nothing() -> None:
-    world = World(told((True, 5)))
+    world = World(speech_frames((True, 5)))
     world.settle()
     world.session.switch(VIETNAMESE)
     world.take()
@@ -569,7 +571,7 @@ def test_endpointing_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> No
 
 
 def test_utterances_are_made_of_speech_and_a_little_around_it() -> None:
-    spoken = told((False, 30), (True, 20), (False, 30), (True, 20), (False, 30))
+    spoken = speech_frames((False, 30), (True, 20), (False, 30), (True, 20), (False, 30))
     world = World(spoken)
     play(world, map(frame, range(len(spoken))))
     spans = [

@@ -24,7 +24,7 @@ DOUBTFUL = Segment(Span(0, 400), " Yes.", flags=(guards.LOW_CONFIDENCE,))
         (300, (DOUBTFUL,), [DOUBTFUL_TEXT]),
         (300, (DOUBTFUL, SURE), []),
         (9_000, (), [NO_TEXT]),
-        (0, (), []),  # the plan says that nobody speaks
+        (0, (), []),  # the plan found no speech
     ],
 )
 def test_a_text_that_is_missing_or_doubtful_has_a_warning(

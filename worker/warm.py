@@ -43,7 +43,7 @@ KILLED = {signal.SIGKILL, signal.SIGTERM}
 """Signals from operators and from the kernel when memory runs out: not the step's fault."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Running:
     """The step that the engine process runs."""
 

@@ -35,7 +35,7 @@ IDLE_TICK_S = 1.0
 """How soon it then notices a request to stop."""
 RECONCILE_S = 1.0
 LOST_S = 2.0
-"""A message that neither RQ nor a worker has for this long is lost: it is not in transition."""
+"""A message that is neither queued nor with a worker may be in transition, but not this long."""
 IN_TRANSIT_S = 10.0
 """The same for a message in the intermediate queue: its worker may be loading an engine."""
 OUTAGE_PAUSE_S = 1.0

@@ -32,7 +32,7 @@ from worker.steps.audio import (
 )
 
 CHARGED_MS = 30_000
-"""The step in which decoded audio is charged."""
+"""How much audio is decoded between two charges."""
 FALLBACK_LANGUAGE = "en"
 """The language of a recording in which none could be detected; any would do."""
 HELD_WINDOWS = 16
@@ -41,7 +41,7 @@ them takes a second and 15 MB."""
 SLOWEST_PLAN = 0.05
 """Planning that takes more than this share of a recording's length counts as hung."""
 LOWEST_BYTE_RATE = 1_000
-"""The lowest bit rate of a recording, in bytes a second: it bounds an unknown length."""
+"""The lowest rate of bytes a second of a recording: it bounds an unknown length."""
 DETECT_EVERY = 40
 """After the first windows, one in so many is sampled, to notice other languages."""
 

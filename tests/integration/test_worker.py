@@ -137,7 +137,7 @@ def test_no_engine_is_loaded_for_a_step_that_another_worker_has_begun(
 ) -> None:
     service = start(ENGINE_IDLE="0.1")
     worker = service.start_worker()
-    wait_until(lambda: "the engine's process ends" in service.log(), "the unloading")
+    wait_until(lambda: "ending the engine process" in service.log(), "the unloading")
     service.submit(speak(SENTENCE))
     claim = claim_next(make_steps(service.database), "another")
     queue = StepQueue(Redis.from_url(redis_url))

@@ -1,4 +1,4 @@
-"""From what is stored to text: the one way, for results, partial results and the merge."""
+"""Converts stored results to text, for results, partial results and the merge."""
 
 from __future__ import annotations
 
@@ -10,59 +10,57 @@ from uuid import UUID
 
 from common.db.jobs import Jobs, Text
 from common.db.snapshots import Snapshot
-from common.db.transcriptions import Chunk
+from common.db.transcriptions import ChunkResult
 from common.domain.chunks import windows_from_json
-from common.domain.growing import Growing
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked_segment
-from common.domain.merging import Part, merge
+from common.domain.merging import ChunkSegments, IncrementalMerge, merge
 from common.domain.moderation import ModeratedBy, Verdict
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
-from common.domain.values import Chunk as ChunkValue
-from common.domain.values import Segment
+from common.domain.values import Chunk, Segment
 
 SEVERAL_MODELS = "moderated_by_several_models"
-"""The warning that segments were judged by different models, or by different thresholds."""
+"""The warning that segments were moderated by different models or thresholds."""
 
 
 def result_to_json(windows: Iterable[Iterable[Segment]]) -> list[Any]:
-    """A chunk's result as it is kept, from the segments of each of its windows."""
+    """The stored form of a chunk's result, from the segments of each window."""
     return [segments_to_json(segments) for segments in windows]
 
 
 def moderation_to_json(by: ModeratedBy, windows: Iterable[Iterable[Verdict]]) -> dict[str, Any]:
-    """A chunk's moderation as it is kept, from the verdicts on each window's segments."""
+    """The stored form of a chunk's moderation, from the results of each window's segments."""
     return {
         "by": by.to_json(),
         "windows": [[verdict.to_json() for verdict in verdicts] for verdicts in windows],
     }
 
 
-def parts(chunks: Iterable[Chunk]) -> list[Part]:
-    """What merging wants to know of the transcribed ones among ``chunks``."""
+def parts(chunks: Iterable[ChunkResult]) -> list[ChunkSegments]:
+    """The transcribed ones of ``chunks``, for merging."""
     return [
         (
-            ChunkValue(chunk.index, windows_from_json(chunk.windows)),
-            list(_judged(chunk.result, chunk.moderation)),
+            Chunk(chunk.index, windows_from_json(chunk.windows)),
+            list(_moderated(chunk.result, chunk.moderation)),
         )
         for chunk in chunks
         if chunk.result is not None
     ]
 
 
-def transcript_of(text: Text, *, judged_only: bool = False) -> Transcript:
-    """A job's text, or of one that is not complete, what there is of it.
+def transcript_of(text: Text, *, moderated_only: bool = False) -> Transcript:
+    """A job's transcript; of an incomplete job, the text so far.
 
-    ``judged_only`` ends it before the first chunk that is not moderated yet: what is to be masked
-    in it is not known.
+    ``moderated_only`` ends it before the first chunk that is not moderated, and so cannot be masked
+    yet.
     """
     if text.complete:
-        judges = (text.manifest or {}).get("moderation")
-        by = None if judges is None else tuple(map(ModeratedBy.from_json, judges))
+        models = (text.manifest or {}).get("moderation")
+        by = None if models is None else tuple(map(ModeratedBy.from_json, models))
         segments = segments_from_json(text.segments)
     else:
-        chunks: Iterable[Chunk] = text.chunks
-        if judged_only:
+        chunks: Iterable[ChunkResult] = text.chunks
+        if moderated_only:
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
         chunks = list(chunks)
         by = moderated_by(chunks) if text.options.moderation else None
@@ -71,19 +69,19 @@ def transcript_of(text: Text, *, judged_only: bool = False) -> Transcript:
 
 
 class GrowingTranscript:
-    """A job's text as it grows, read a piece at a time; masked where the job asks for that."""
+    """Reads a job's growing text piece by piece; masked if the job asks for it."""
 
     def __init__(self, jobs: Jobs, job_id: UUID) -> None:
         self._jobs = jobs
         self._job_id = job_id
-        self._growing = Growing()
+        self._merge = IncrementalMerge()
         self._next_chunk = 0
         self._given = 0
 
     def read(self) -> tuple[Snapshot, list[Segment]]:
-        """Where the job stands, and the segments that came since the last call.
+        """The state of the job, and the segments since the last call.
 
-        A segment comes with its verdict where the job is moderated and moderation has not failed.
+        If the job is moderated and moderation has not failed, segments are moderated.
 
         Raises:
             NotFound: there is no such job.
@@ -100,17 +98,17 @@ class GrowingTranscript:
 
     def _from_chunks(self, snapshot: Snapshot) -> tuple[bool, list[Segment]]:
         options = snapshot.options
-        chunks: Iterable[Chunk] = self._jobs.chunks_since(self._job_id, self._next_chunk)
+        chunks: Iterable[ChunkResult] = self._jobs.chunks_since(self._job_id, self._next_chunk)
         failed = MODERATION_FAILED in snapshot.warnings
         if options.filter_profanity or (options.moderation and not failed):
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
         chunks = list(chunks)
         self._next_chunk += len(chunks)
-        return options.filter_profanity, list(self._growing.add(parts(chunks)))
+        return options.filter_profanity, list(self._merge.add(parts(chunks)))
 
 
-def moderated_by(chunks: Iterable[Chunk]) -> tuple[ModeratedBy, ...]:
-    """All who judged one of ``chunks``, in order, each once."""
+def moderated_by(chunks: Iterable[ChunkResult]) -> tuple[ModeratedBy, ...]:
+    """The models that moderated any of ``chunks``, in order, each once."""
     found: list[ModeratedBy] = []
     for chunk in chunks:
         if chunk.moderation is not None:
@@ -120,15 +118,17 @@ def moderated_by(chunks: Iterable[Chunk]) -> tuple[ModeratedBy, ...]:
     return tuple(found)
 
 
-def moderation_warnings(chunks: Sequence[Chunk]) -> Iterator[str]:
-    """What is to be said of the moderation of all chunks of a job that wanted it."""
+def moderation_warnings(chunks: Sequence[ChunkResult]) -> Iterator[str]:
+    """The warnings about the moderation of a job's chunks."""
     if any(chunk.moderation is None for chunk in chunks):
         yield MODERATION_FAILED
     if len(moderated_by(chunks)) > 1:
         yield SEVERAL_MODELS
 
 
-def _judged(result: list[Any], moderation: dict[str, Any] | None) -> Iterator[tuple[Segment, ...]]:
+def _moderated(
+    result: list[Any], moderation: dict[str, Any] | None
+) -> Iterator[tuple[Segment, ...]]:
     windows = map(segments_from_json, result)
     if moderation is None:
         yield from windows

@@ -24,9 +24,9 @@ from worker.warm import WarmWorker
 
 
 def main() -> None:
-    """Work until told to stop (SIGTERM, SIGINT); see `WarmWorker` for the step in hand."""
+    """Run steps until SIGTERM or SIGINT; `WarmWorker` says what happens to the current step."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit())  # until it works, there is nothing to finish
+        signal.signal(number, lambda *_: sys.exit())  # no step runs yet
     try:
         settings = load_settings()
         set_up_logging(settings.log, f"worker:{os.getpid()}")

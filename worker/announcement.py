@@ -1,4 +1,4 @@
-"""Which weights a worker has, for the gateways: only workers know it for sure."""
+"""Reports to the gateways which weights a worker has: only workers know it for sure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.weights.store import WeightsStore
 
 
 class Announcement:
-    """What one worker announces of its weights; `renew` it with each heartbeat."""
+    """Reports the weights of one worker; call `renew` with each heartbeat."""
 
     def __init__(self, redis: Redis, name: str, store: WeightsStore) -> None:
         self._redis = redis
@@ -22,12 +22,12 @@ class Announcement:
         self._changes: frozenset[tuple[str, int]] | None = None
 
     def renew(self) -> None:
-        """Announce them again. The disk is searched only after an entry was added or removed."""
+        """Report them again. The disk is searched only after an entry was added or removed."""
         try:
             changes = _changes(self._store.root)
             if changes != self._changes:
                 self._weights, self._changes = self._store.present(), changes
-        except OSError as error:  # a folder that was removed meanwhile, or cannot be read
+        except OSError as error:  # a folder was removed in the meantime, or cannot be read
             logger.warning("the weights cannot be listed: {}", error)
         presence.report_weights(self._redis, self._name, self._weights)
 

@@ -1,9 +1,9 @@
-"""The child process of a worker, which holds the engine: how it is started.
+"""Starts the engine process of a worker.
 
-On Linux it is forked, and has what the worker has imported already: it begins work a second sooner
-than a new interpreter would, and shares that memory. The worker itself never uses an engine:
-CTranslate2, onnxruntime and whisper.cpp deadlock or crash in a child of a process that has used
-them. On macOS a process with threads cannot be forked safely, so a new interpreter is started.
+On Linux the worker forks it. The child inherits the worker's imports, so it starts a second sooner
+than a new interpreter and shares that memory. The worker itself never uses an engine: CTranslate2,
+onnxruntime and whisper.cpp deadlock or crash in a child of a process that has used them. On macOS
+a process with threads cannot be forked safely, so the worker starts a new interpreter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
 class Child(Protocol):
-    """What a worker needs of `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that a worker uses."""
 
     pid: int
 
@@ -36,13 +36,13 @@ class Child(Protocol):
         """The exit code, or minus the signal; None while it runs."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """`poll` once it has ended; raises `subprocess.TimeoutExpired` after ``timeout`` s."""
+        """Wait for its exit code; raises `subprocess.TimeoutExpired` after ``timeout`` s."""
 
 
 def start_child(name: str, *, warm: bool) -> tuple[Child, socket.socket]:
-    """Start the engine process of the worker ``name``, in a process group of its own.
+    """Start the engine process of the worker ``name`` in its own process group.
 
-    ``warm``: it loads its models before the first step asks for them.
+    ``warm``: it loads its models before the first step needs them.
 
     Returns:
         The process, and the worker's end of the connection to it.
@@ -67,26 +67,26 @@ def start_child(name: str, *, warm: bool) -> tuple[Child, socket.socket]:
 
 
 def preload(settings: AsrSettings) -> None:
-    """Import what every child needs and what is safe to have before a fork."""
+    """Import what every child needs, as far as that is safe before a fork."""
     for library in ("OMP", "OPENBLAS"):
-        # numpy and whisper.cpp would each take all cores otherwise, here and in the child.
+        # Otherwise numpy and whisper.cpp would each use all cores, here and in the child.
         os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.threads))
     if sys.platform == "linux":
         import common.audio.decode  # noqa: F401 - numpy and FFmpeg's libraries
 
 
 class Forked:
-    """A forked child that does ``run`` and ends."""
+    """A forked child that calls ``run`` and exits."""
 
     def __init__(self, run: Callable[[], None]) -> None:
         self._code: int | None = None
-        # In a child without handlers of its own yet, a signal would call the worker's.
+        # Until the child has its own handlers, a signal would call the worker's.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             self.pid = os.fork()
             if self.pid == 0:
                 _become(run)
-            with suppress(OSError):  # whichever of the two is first
+            with suppress(OSError):  # parent and child both do this: either may be first
                 os.setpgid(self.pid, self.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -109,12 +109,12 @@ class Forked:
 
 
 def _become(run: Callable[[], None]) -> NoReturn:
-    """Be the child: nothing of the worker's is to run here, not even at the end."""
+    """Run as the child; none of the worker's code runs here, not even at exit."""
     code = 1
     try:
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for number in STOPPING:  # those that came meanwhile are the worker's business
+        for number in STOPPING:  # the worker handles those that arrived before
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         run()
@@ -130,5 +130,5 @@ def _serve(
 ) -> None:
     from worker.engine_process import main
 
-    ours.close()  # or the worker's end of it could never be seen
+    ours.close()  # otherwise the end of the worker would not close the connection
     main(name, theirs, parent, warm=warm)

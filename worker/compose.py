@@ -1,4 +1,4 @@
-"""Puts the services of a worker or the dispatcher together from the settings."""
+"""Builds the services of a worker or the dispatcher from the settings."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from worker.moderation import WarmModeration
 
 
 def wait_for_services(settings: Settings, redis: Redis) -> None:
-    """Wait for servers that start as this process does, and for this version's tables.
+    """Wait for servers that start at the same time, and for this version's tables.
 
     Raises:
-        SetupProblem: nobody said where they are.
-        Unavailable: they do not come, or refuse.
+        SetupProblem: an address is not configured.
+        Unavailable: a server does not start, or rejects the connection.
     """
     with Database(database_url(settings), pool_size=1) as database:
         wait_for(lambda: check_revision(database))
@@ -38,7 +38,7 @@ def wait_for_services(settings: Settings, redis: Redis) -> None:
 
 
 def build_steps(settings: Settings, database: Database | None = None) -> Steps:
-    """The steps, over ``database``, or a pool of connections of this process's own."""
+    """The steps, over ``database`` or, by default, over a new pool of connections."""
     return Steps(
         database or Database(database_url(settings), pool_size=settings.database.pool_size),
         lease_s=settings.worker.lease,
@@ -48,15 +48,15 @@ def build_steps(settings: Settings, database: Database | None = None) -> Steps:
 
 
 def build_announcement(settings: Settings, redis: Redis, name: str) -> Announcement:
-    """What the worker of this name says of its weights."""
+    """The report of the weights of the worker ``name``."""
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     return Announcement(redis, name, store)
 
 
 def build_context(
-    settings: Settings, redis: Redis, may_go_on: Callable[[], bool] = lambda: True
+    settings: Settings, redis: Redis, may_continue: Callable[[], bool] = lambda: True
 ) -> Context:
-    """All that steps work with; see `Context.may_go_on`."""
+    """The services that steps use; see `Context.may_continue`."""
     memory = Memory()
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     database = Database(database_url(settings), pool_size=settings.database.pool_size)
@@ -71,35 +71,35 @@ def build_context(
         moderation=WarmModeration(settings.moderation, memory),
         memory=memory,
         redis=redis,
-        may_go_on=may_go_on,
+        may_continue=may_continue,
     )
 
 
 def database_url(settings: Settings) -> str:
-    """Where Postgres is.
+    """The URL of Postgres.
 
     Raises:
-        SetupProblem: nobody said.
+        SetupProblem: it is not configured.
     """
     address = settings.database.address
     if address is None:
         raise SetupProblem(
             problem="DATABASE_URL is not set",
-            remedy="Set it, or run `steno up`, which brings a database along",
+            remedy="Set it, or run `steno up`, which starts a database",
         )
     return address
 
 
 def redis_url(settings: Settings) -> str:
-    """Where Redis is.
+    """The URL of Redis.
 
     Raises:
-        SetupProblem: nobody said.
+        SetupProblem: it is not configured.
     """
     address = settings.redis.address
     if address is None:
         raise SetupProblem(
             problem="Neither REDIS_URL nor REDIS_HOST is set",
-            remedy="Set one, or run `steno up`, which brings a Redis along",
+            remedy="Set one, or run `steno up`, which starts a Redis",
         )
     return address

@@ -1,4 +1,4 @@
-"""What a worker's steps work with, made once in the process that runs them."""
+"""The services that steps use, built once in the process that runs them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE_S = 600.0
-"""How long a step waits for Postgres or the storage, before it is given up."""
+OUTAGE_TIMEOUT_S = 600.0
+"""How long a step waits for Postgres or the storage before it fails."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # without slots, for the cached properties
 class Context:
-    """The services, by the names that the steps know them by."""
+    """The services, by the names that steps use."""
 
     settings: Settings
     steps: Steps
@@ -51,8 +51,8 @@ class Context:
     moderation: WarmModeration
     memory: Memory
     redis: Redis
-    may_go_on: Callable[[], bool] = lambda: True
-    """Whether this worker may take up a step that follows from the one it ends."""
+    may_continue: Callable[[], bool] = lambda: True
+    """Whether this worker may claim a step that follows the one it finishes."""
 
     @cached_property
     def voice_network(self) -> SileroNetwork:
@@ -75,7 +75,7 @@ class Context:
         parts: Sequence[NewPart] = (),
         within: Within | None = None,
     ) -> Claim | None:
-        """End the claimed step (`Steps.finish`), once Postgres answers; the step to go on with."""
+        """Finish the claimed step (`Steps.finish`); returns the claim of the next step, if any."""
         return with_retries(
             self.steps.finish,
             claim,
@@ -83,11 +83,11 @@ class Context:
             elapsed_ms=elapsed_ms,
             parts=parts,
             within=within,
-            go_on=self.may_go_on(),
+            take_next=self.may_continue(),
         )
 
     def note_space(self, *, full: bool) -> None:
-        """Record for the gateways whether there is space to write."""
+        """Report to the gateways whether the storage is full."""
         with suppress(RedisError):
             if full:
                 presence.report_full_storage(self.redis)
@@ -97,10 +97,10 @@ class Context:
 
 @contextmanager
 def fenced() -> Iterator[None]:
-    """Around writes to a job's folder, which is removed with the job.
+    """Guard writes to a job's folder, which is removed with the job.
 
     Raises:
-        StaleClaim: it was removed.
+        StaleClaim: the folder was removed.
     """
     try:
         yield
@@ -109,14 +109,14 @@ def fenced() -> Iterator[None]:
 
 
 def with_retries(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call what may be repeated, until Postgres or the storage answers.
+    """Call an idempotent function, and retry it while Postgres or the storage is unavailable.
 
-    What was computed must not be lost to a pause.
+    An outage must not lose computed results.
 
     Raises:
-        Unavailable: it stayed away for `PATIENCE_S`.
+        Unavailable: the outage lasted longer than `OUTAGE_TIMEOUT_S`.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + OUTAGE_TIMEOUT_S
     delay_s = 0.1
     while True:
         try:
@@ -124,6 +124,6 @@ def with_retries(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         except Unavailable as error:
             if time.monotonic() > deadline:
                 raise
-            logger.warning("trying again in {:.1f} s: {}", delay_s, error)
+            logger.warning("retrying in {:.1f} s: {}", delay_s, error)
             time.sleep(delay_s)
             delay_s = min(2.0, delay_s * 2)

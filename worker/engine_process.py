@@ -1,9 +1,9 @@
 """The engine process of a worker: it keeps the engine warm and runs one step at a time.
 
-It is a process of its own because native code may crash, hang or leak; `worker.child` starts it.
+It is a separate process because native code may crash, hang or leak; `worker.child` starts it.
 
-It reads lines of JSON from the socket it is given: ``{"doorbell", "execution"}``, and answers with
-``{"step_id", "attempt", "limit_s", "job_id", "request_id"}`` for each step it starts and ``{"done",
+It reads lines of JSON from its socket: ``{"rq_job", "execution"}``. It answers with ``{"step_id",
+"attempt", "limit_s", "job_id", "request_id"}`` for each step that it starts, and with ``{"done",
 "recycle"}`` at the end.
 """
 
@@ -39,27 +39,29 @@ from worker.compose import build_context, redis_url
 from worker.runner import Runner
 
 OOM_SCORE = "500"
-"""When memory runs out the kernel should kill this process, whose step is simply done again."""
+"""When memory runs out, the kernel should kill this process: its step is retried."""
 
 
 class StepJob(StepMessage):
-    """A queue message whose work is done by the runner of this process."""
+    """A queue message whose step the runner of this process runs."""
 
     runner: Runner
 
     def perform(self) -> None:
-        """Run the step that the doorbell names."""
+        """Run the step that the message names."""
         self.runner.run(self.step_id, self.id)
 
 
 class EngineWorker(Worker):
-    """RQ's part of the engine process: the bookkeeping around a step."""
+    """RQ's part of the engine process: it records the start and end of an RQ job."""
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
-        """A Redis that goes away after a step, and is back for the report of that, failed no step.
+        """Record an exception of the step, unless Redis caused it.
+
+        Redis may be lost after a step and be back when this is called. No step failed then.
 
         Raises:
-            RedisError: it was no fault of the step's.
+            RedisError: Redis caused it, and not the step.
         """
         if isinstance(exc_info[1], RedisError):
             raise exc_info[1]
@@ -67,7 +69,7 @@ class EngineWorker(Worker):
 
 
 class EngineProcess:
-    """Serves one worker until it goes away, or until it has grown too much."""
+    """Serves one worker until the worker disconnects or this process has grown too much."""
 
     def __init__(self, settings: Settings, name: str, link: socket.socket) -> None:
         self._settings = settings
@@ -79,53 +81,53 @@ class EngineProcess:
             [self._queue], name=name, connection=self._redis, serializer=JSONSerializer
         )
         self._worker._is_horse = True  # noqa: SLF001 - as rq's own SpawnWorker does
-        self._context = build_context(settings, self._redis, self._may_go_on)
-        self._runner = Runner(self._context, name, self._announce, _end)
+        self._context = build_context(settings, self._redis, self._may_continue)
+        self._runner = Runner(self._context, name, self._report_start, _end)
         self._steps_run = 0
 
     def warm_up(self) -> None:
-        """Load the default engine and the moderation before the first step asks for them."""
+        """Load the default engine and the moderation before the first step needs them."""
         beside = Thread(target=self._warm_up_the_rest)
         beside.start()
         asr = self._settings.asr
         try:
             self._context.engines.get(asr.default_engine, asr.default_model)
         except Exception as error:
-            # A job that wants it will say so in its own words; others may want other weights.
+            # A job that needs them reports the error itself; others may need other weights.
             logger.warning("the default engine cannot be loaded yet: {}", error)
         beside.join()
 
     def _warm_up_the_rest(self) -> None:
         with suppress(Unavailable):
-            self._context.steps.any_open()  # the first statement takes a connection to be opened
+            self._context.steps.any_open()  # the first statement opens a connection
         if self._settings.moderation.ai_load_models:
             try:
                 self._context.moderation.get()
             except Exception as error:
-                logger.warning("moderation will be missing from results: {}", error)
+                logger.warning("results will lack moderation: {}", error)
 
     def serve(self) -> None:
-        """Run steps until the worker hangs up."""
+        """Run steps until the worker disconnects."""
         for line in self._lines:
             self._run(**json.loads(line))
-            self._say(done=True, recycle=self._worn_out())
+            self._send(done=True, recycle=self._has_reached_a_limit())
 
-    def _run(self, doorbell: str, execution: str) -> None:
+    def _run(self, rq_job: str, execution: str) -> None:
         try:
-            job = StepJob(doorbell, connection=self._redis, serializer=JSONSerializer)
-            job.refresh()  # type: ignore[no-untyped-call] # it may be none of ours
+            job = StepJob(rq_job, connection=self._redis, serializer=JSONSerializer)
+            job.refresh()  # type: ignore[no-untyped-call] # raises if this service did not write it
             job.runner = self._runner
-            self._worker.execution = Execution.fetch(execution, doorbell, connection=self._redis)
+            self._worker.execution = Execution.fetch(execution, rq_job, connection=self._redis)
             self._worker.perform_job(job, self._queue)
         except (RedisError, NoSuchJobError) as error:
-            # Postgres has the step's outcome, or has it rung again.
-            logger.warning("doorbell {}: Redis is away or has forgotten it: {!r}", doorbell, error)
+            # Postgres has the step's outcome, or the dispatcher publishes the step again.
+            logger.warning("RQ job {}: Redis is unavailable or lost it: {!r}", rq_job, error)
         except Exception:
-            logger.exception("doorbell {} could not be answered", doorbell)
+            logger.exception("RQ job {} could not be run", rq_job)
 
-    def _announce(self, claim: Claim, limit_s: float) -> None:
+    def _report_start(self, claim: Claim, limit_s: float) -> None:
         self._steps_run += 1
-        self._say(
+        self._send(
             step_id=str(claim.step_id),
             attempt=claim.attempt,
             limit_s=limit_s,
@@ -133,12 +135,12 @@ class EngineProcess:
             request_id=claim.job.request_id,
         )
 
-    def _may_go_on(self) -> bool:
-        """Whether the worker has not hung up, as it does when it is told to stop."""
+    def _may_continue(self) -> bool:
+        """Whether the worker is still connected; it disconnects when it has to stop."""
         readable, _, _ = select.select([self._link], [], [], 0)
         return not readable
 
-    def _worn_out(self) -> bool:
+    def _has_reached_a_limit(self) -> bool:
         limits = self._settings.worker
         memory = self._context.memory
         if memory.grown > limits.max_growth_mb * 1_000_000:
@@ -146,27 +148,27 @@ class EngineProcess:
             return True
         return self._steps_run >= limits.max_steps
 
-    def _say(self, **message: Any) -> None:
+    def _send(self, **message: Any) -> None:
         self._link.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _end() -> None:
-    """End at once, from any thread, in the middle of native code."""
-    logger.info("the step was cancelled, or given to another worker: this process ends")
+    """Exit at once, from any thread, even during native code."""
+    logger.info("the step was cancelled or another worker has it: this process exits")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _go_first_when_memory_runs_out() -> None:
+def _prefer_for_out_of_memory_kill() -> None:
     if sys.platform == "linux":
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
 
 
 def main(name: str, link: socket.socket, parent: int, *, warm: bool) -> None:
     """Serve the worker ``name``, process ``parent``, over ``link``; ``warm``: load models ahead."""
-    # so that a killed worker's step is never worked on twice at once
+    # Otherwise two processes could run the step of a killed worker at once.
     die_with_parent(parent)
-    _go_first_when_memory_runs_out()
-    # Signals to the whole group are the worker's business: it lets the step in hand finish.
+    _prefer_for_out_of_memory_kill()
+    # The worker handles signals to the whole group: it lets the current step finish.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     settings = Settings()

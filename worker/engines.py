@@ -1,4 +1,4 @@
-"""The engine that a worker keeps warm."""
+"""The engine that a worker keeps loaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Engines:
-    """Loads engines, and keeps the last one: most jobs want the same weights."""
+    """Loads engines and keeps the last one: most jobs use the same weights."""
 
     def __init__(self, store: WeightsStore, settings: AsrSettings, memory: Memory) -> None:
         self._store = store
@@ -24,18 +24,18 @@ class Engines:
         self._loaded: tuple[Weights, SpeechEngine] | None = None
 
     def weights(self, engine: str, model: str) -> Weights:
-        """Which weights these names stand for on this machine.
+        """The weights of these names on this machine.
 
         Raises:
-            WeightsMissing: they are not here.
+            WeightsMissing: they are missing.
         """
         return self._store.resolve(engine, model)
 
     def get(self, engine: str, model: str) -> SpeechEngine:
-        """The engine with these weights, loaded if it is not the one at hand.
+        """The engine with these weights; loads it unless it is loaded already.
 
         Raises:
-            WeightsMissing: the weights are not here.
+            WeightsMissing: the weights are missing.
         """
         from common.asr.loading import load_engine
 

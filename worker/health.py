@@ -1,6 +1,6 @@
-"""Whether this host's worker or dispatcher does its work: `python -m worker.health worker`.
+"""Checks this host's worker or dispatcher: `python -m worker.health worker`.
 
-For a container's health check: it ends with 0, or with 1 and a line that says what is wrong.
+For a container's health check: it exits with 0, or with 1 and one line that names the problem.
 """
 
 from __future__ import annotations
@@ -16,40 +16,40 @@ from common.net.reach import malformed, postgres_rejects, postgres_trouble, redi
 from common.redis import presence
 from common.settings import DatabaseSettings, RedisSettings
 
-PATIENCE_S = 5
+TIMEOUT_S = 5
 
 
 def check_worker() -> None:
-    """Raise unless a worker of this host tells that it lives, and Postgres answers."""
-    silence_s = _silence_s(presence.workers)
-    if silence_s is None:
-        raise _Ill(reason="no worker of this host is registered in Redis")
-    if silence_s >= presence.SILENT_S:
-        raise _Ill(reason=f"the worker's last heartbeat is {silence_s:.0f} s old")
+    """Raise unless a worker of this host sends heartbeats and Postgres takes writes."""
+    age_s = _age_s(presence.workers)
+    if age_s is None:
+        raise _Unhealthy(reason="no worker of this host is registered in Redis")
+    if age_s >= presence.SILENT_S:
+        raise _Unhealthy(reason=f"the worker's last heartbeat is {age_s:.0f} s old")
     check_postgres()
 
 
 def check_dispatcher() -> None:
-    """Raise unless a dispatcher of this host had all that it needs a moment ago."""
-    silence_s = _silence_s(presence.dispatchers)
-    if silence_s is not None and silence_s < presence.SILENT_S:
+    """Raise unless a dispatcher of this host reached all its services a moment ago."""
+    age_s = _age_s(presence.dispatchers)
+    if age_s is not None and age_s < presence.SILENT_S:
         return
-    check_postgres()  # which would be why
-    if silence_s is None:
-        raise _Ill(reason="no dispatcher of this host has told Redis that it lives")
-    raise _Ill(reason=f"the dispatcher last had all that it needs {silence_s:.0f} s ago")
+    check_postgres()  # the likely cause
+    if age_s is None:
+        raise _Unhealthy(reason="no dispatcher of this host is registered in Redis")
+    raise _Unhealthy(reason=f"the dispatcher last reached all its services {age_s:.0f} s ago")
 
 
-def _silence_s(look: Callable[[Redis], dict[str, float]]) -> float | None:
-    """Since one of this host was last heard of; None: none was."""
+def _age_s(read: Callable[[Redis], dict[str, float]]) -> float | None:
+    """Seconds since the last heartbeat from this host; None: there was none."""
     address = RedisSettings().address
     if address is None:
-        raise _Ill(reason="neither REDIS_URL nor REDIS_HOST is set")
+        raise _Unhealthy(reason="neither REDIS_URL nor REDIS_HOST is set")
     try:
         with Redis.from_url(
-            address, socket_timeout=PATIENCE_S, socket_connect_timeout=PATIENCE_S
+            address, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
         ) as redis:
-            return min(presence.of_this_host(look(redis)), default=None)
+            return min(presence.of_this_host(read(redis)), default=None)
     except ValueError:
         raise malformed("REDIS_URL", "redis://[:password@]host:port/db") from None
     except RedisError as error:
@@ -62,12 +62,12 @@ def check_postgres() -> None:
 
     address = DatabaseSettings().address
     if address is None:
-        raise _Ill(reason="DATABASE_URL is not set")
+        raise _Unhealthy(reason="DATABASE_URL is not set")
     scheme, _, rest = address.partition("://")
     try:
-        # without the driver that SQLAlchemy may be told of
+        # the scheme without the driver that SQLAlchemy accepts
         with psycopg.connect(
-            f"{scheme.partition('+')[0]}://{rest}", connect_timeout=PATIENCE_S
+            f"{scheme.partition('+')[0]}://{rest}", connect_timeout=TIMEOUT_S
         ) as connection:
             (read_only,) = connection.execute("SHOW transaction_read_only").fetchone() or ("",)
     except psycopg.Error as error:
@@ -78,15 +78,15 @@ def check_postgres() -> None:
         raise DatabaseReadOnly(what="The database", reason="it is read-only (see DATABASE_URL)")
 
 
-class _Ill(StenoError):
-    """Not well: {reason}."""
+class _Unhealthy(StenoError):
+    """Unhealthy: {reason}."""
 
 
 CHECKS = {"worker": check_worker, "dispatcher": check_dispatcher}
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status."""
+    """Run one check; returns the exit code."""
     if len(arguments) != 1 or arguments[0] not in CHECKS:
         sys.stderr.write(f"usage: python -m worker.health {'|'.join(CHECKS)}\n")
         return 2

@@ -1,4 +1,4 @@
-"""How much a process has grown beyond what it holds on purpose."""
+"""Measures how much a process has grown since it last loaded a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ class Memory:
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._meant = self.held
+        self._after_load = self.held
 
     @property
     def held(self) -> int:
-        """Bytes at this moment."""
+        """Bytes now."""
         return self._process.memory_info().rss
 
     @property
     def grown(self) -> int:
         """Bytes more than when a model was last loaded."""
-        return self.held - self._meant
+        return self.held - self._after_load
 
     def note_loaded(self) -> None:
-        """A model was just loaded: what is held now is meant to be."""
-        self._meant = self.held
+        """Take the current size as the base for `grown`: a model was just loaded."""
+        self._after_load = self.held

@@ -1,4 +1,4 @@
-"""The moderation that a worker keeps warm."""
+"""The moderation model that a worker keeps loaded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from worker.memory import Memory
 if TYPE_CHECKING:
     from common.moderation.moderation import Moderation
 
-TRY_AGAIN_S = 60.0
-"""A model that cannot be used is not looked at again for this long: nobody has repaired it yet."""
+RETRY_S = 60.0
+"""How long a model that cannot be loaded is not tried again."""
 
 
 class WarmModeration:
-    """Loads the moderation once; of one that cannot be loaded it remembers why for a while."""
+    """Loads the moderation once; caches the error of a failed load for `RETRY_S`."""
 
     def __init__(self, settings: ModerationSettings, memory: Memory) -> None:
         self._settings = settings
@@ -32,18 +32,18 @@ class WarmModeration:
         """The moderation.
 
         Raises:
-            ModerationOff, ModerationUnusable: it cannot be had here.
+            ModerationOff, ModerationUnusable: it cannot be loaded.
         """
         if self._loaded is not None:
             return self._loaded
         if self._broken is not None and time.monotonic() < self._broken_until:
-            raise type(self._broken)(**self._broken.details)  # raised anew, or its traces pile up
+            raise type(self._broken)(**self._broken.details)  # a new one: tracebacks pile up
         from common.moderation.loading import load_moderation
 
         try:
             self._loaded = load_moderation(self._settings)
         except (ModerationOff, ModerationUnusable) as error:
-            self._broken, self._broken_until = error, time.monotonic() + TRY_AGAIN_S
+            self._broken, self._broken_until = error, time.monotonic() + RETRY_S
             raise
         self._memory.note_loaded()
         logger.info("loaded the moderation model {}", self._loaded.by.model)

@@ -1,4 +1,4 @@
-"""Runs the step that a doorbell names, inside the engine's own process."""
+"""Runs the step that a queue message names, inside the engine process."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ STEPS: dict[str, dict[str, str]] = {
         StepKind.MERGE: "worker.steps.merge",
     },
 }
-"""By kind of job and of step, the module that has its ``run`` and ``limit_s`` (`StepModule`). It is
-imported when such a step first comes."""
+"""The module of each kind of step, by kind of job (see `StepModule`). It is imported when a step of
+that kind first runs."""
 
 
 class StepModule(Protocol):
-    """What a module in `worker.steps` has."""
+    """The interface of a module in `worker.steps`."""
 
     def run(self, context: Context, claim: Claim) -> Claim | None:
-        """Do the step and end it with `Context.finish`; returns what that returns."""
+        """Do the step and finish it by `Context.finish`; returns what that returns."""
 
     def limit_s(self, context: Context, claim: Claim) -> float:
-        """How many seconds it may take, before it is taken for hung."""
+        """Seconds after which the step counts as hung."""
 
 
 OUTAGE_PAUSE_S = 1.0
-"""How soon to try again to renew a lease while Postgres is away."""
+"""How soon to retry renewing a lease while Postgres is unavailable."""
 
 
 class Runner:
-    """Claims a step, works on it while its lease is renewed, and records how it ended.
+    """Claims a step, runs it while its lease is renewed, and records how it ended.
 
-    ``on_start(claim, limit_s)`` is told of each step and of the seconds it may take: who listens
-    must end this process when they are over, since native code cannot be interrupted from within.
-    ``on_lost()`` must do so at once: the step in hand is nobody's any more, or another's.
+    ``on_start(claim, limit_s)`` is called for each step with its time limit in seconds. Its
+    receiver must end this process when the limit is over, since native code cannot be interrupted
+    from within. ``on_lost()`` must end it at once: the claim on the current step is lost.
     """
 
     def __init__(
@@ -66,27 +66,27 @@ class Runner:
         self._was_full = False
 
     def run(self, step_id: UUID, rq_job_id: str) -> None:
-        """Run the step if it can be claimed, then those that follow at once from it.
+        """Run the step if it can be claimed, then the steps that follow it directly.
 
-        All of them are stopped by stopping ``rq_job_id``. The steps of a short job thus wait for a
-        free worker once and not four times.
+        Stopping ``rq_job_id`` stops all of them. Thus the steps of a short job wait for a free
+        worker once, and not four times.
         """
         try:
             claim = self._context.steps.claim(step_id, self._worker, rq_job_id)
         except Unavailable as error:
-            # It is published again; a claim that did take effect ends with its lease.
+            # It is published again; a claim that was committed expires with its lease.
             logger.warning("step {} cannot be claimed: {}", step_id, error)
             return
         if claim is None:
-            logger.debug("step {} is not pending any more", step_id)
+            logger.debug("step {} is no longer pending", step_id)
             return
         following: Claim | None = claim
         while following is not None:
-            claim, following = following, self._work(following)
+            claim, following = following, self._run_logged(following)
             self._context.events.job_changed(claim.job_id)
         self._context.events.work_to_do()
 
-    def _work(self, claim: Claim) -> Claim | None:
+    def _run_logged(self, claim: Claim) -> Claim | None:
         with logger.contextualize(
             request_id=claim.job.request_id,
             job_id=claim.job_id,
@@ -104,7 +104,7 @@ class Runner:
                 self._context.events.job_changed(claim.job_id)
                 following = module.run(self._context, claim)
         except StaleClaim:
-            logger.warning("the step was overtaken; its result is dropped")
+            logger.warning("the claim is stale: the result is dropped")
             self._clear(claim)
             self._hand_back()
             return None
@@ -112,7 +112,7 @@ class Runner:
             logger.warning("the step failed: {}", error)
             self._fail(claim, error)
             return None
-        except Exception as error:  # whatever it is, the job must not hang on it
+        except Exception as error:  # no error may leave the job waiting
             logger.exception("the step failed")
             reason = type(error).__name__
             self._fail(claim, StorageFull() if is_full(error) else Transient(reason=reason))
@@ -139,9 +139,9 @@ class Runner:
             self._context.steps.hand_back(self._worker)
 
     def _clear(self, claim: Claim) -> None:
-        """Erase what was written for a job that is over, whose files may be erased already.
+        """Erase what was written for a job that has ended, whose files may be erased already.
 
-        What cannot be erased now is found by the dispatcher (`worker.dispatcher.cleanup`).
+        The dispatcher erases later what cannot be erased now (`worker.dispatcher.cleanup`).
         """
         context = self._context
         try:
@@ -156,29 +156,29 @@ class Runner:
             else:
                 context.cleaning.sweep_again([claim.job_id])
         except Transient as error:
-            logger.warning("what was written too late cannot be erased now: {}", error)
+            logger.warning("files written after the end of the job cannot be erased now: {}", error)
 
     @contextmanager
     def _renewed(self, claim: Claim) -> Iterator[None]:
-        """Renew the lease from a thread of its own for as long as the block runs.
+        """Renew the lease in a separate thread while the block runs.
 
-        Whoever is not told that a step was called off finds out within a third of the lease, and
-        has ended within two: so after a lease nobody writes for it any more.
+        A worker that misses the stop command of a cancelled step finds out within a third of the
+        lease, and has ended within two thirds. So no worker writes for the step after one lease.
         """
         over = threading.Event()
-        calm_s = self._context.settings.worker.lease / 3
+        interval_s = self._context.settings.worker.lease / 3
 
         def renew() -> None:
-            pause_s = calm_s
+            pause_s = interval_s
             while not over.wait(pause_s):
                 try:
                     if self._context.steps.renew(claim):
-                        pause_s = calm_s
+                        pause_s = interval_s
                         continue
                 except Unavailable:
-                    pause_s = min(calm_s, OUTAGE_PAUSE_S)
+                    pause_s = min(interval_s, OUTAGE_PAUSE_S)
                     continue
-                if not over.wait(calm_s):  # nor has it just been finished
+                if not over.wait(interval_s):  # unless the step has just finished
                     try:
                         self._clear(claim)
                     finally:
@@ -195,5 +195,5 @@ class Runner:
 
 
 def run_step(step_id: str) -> None:
-    """What doorbells name. `worker.engine_process` runs it with its own `Runner`."""
-    raise NotImplementedError(f"step {step_id} can be run by a worker of this project only")
+    """The function that queue messages name; `worker.engine_process` runs the step itself."""
+    raise NotImplementedError(f"step {step_id} needs a Stenopool worker: run `python -m worker`")

@@ -34,7 +34,7 @@ from api.auth.callers import may_read_metrics
 from api.cache import SingleFlight
 from api.http.problems import documented
 from api.services import VERSION, Services, ServicesDep
-from common.db.monitoring import MOST, Observed, Server, Waiting, observe_service
+from common.db.monitoring import MOST, DatabaseServer, Observed, Waiting, observe_service
 from common.db.streams import COMPLETED, INTERRUPTED
 from common.domain.job import JobStatus
 from common.domain.metrics import (
@@ -271,7 +271,7 @@ def _queue(queue: _QueueState) -> Iterator[Metric]:
     yield _one("stenopool_storage_full", full, queue.storage_full)
 
 
-def _server(server: Server) -> Iterator[Metric]:
+def _server(server: DatabaseServer) -> Iterator[Metric]:
     yield _one("stenopool_database_bytes", "Size of the database", server.database_bytes)
     yield _one("stenopool_database_connections", "Connections to Postgres", server.connections)
     limit = "Connection limit of Postgres"

@@ -14,7 +14,16 @@ from typing import Any, Protocol
 from loguru import logger
 
 from api.processes.child import ChildProcess, WarmProcess
-from common.domain.stream import FRAME_BYTES, Feed, Forget, Hear, Hypothesis, Order, Setup, Style
+from common.domain.stream import (
+    FRAME_BYTES,
+    Feed,
+    Forget,
+    Hypothesis,
+    Order,
+    Recognize,
+    Setup,
+    Style,
+)
 from common.domain.transcript import segments_from_json
 from common.domain.values import BYTES_PER_MS
 from common.errors import RecognizerUnusable, StenoError, StreamsFull
@@ -211,7 +220,7 @@ class _Recognizer(WarmProcess):
                     )
             case Forget(before_ms):
                 self._send({"do": "forget", "stream": listener.id, "before_ms": before_ms})
-            case Hear():
+            case Recognize():
                 self._unanswered[listener.id, "recognize", order.ticket] = self._now()
                 self._send(
                     {

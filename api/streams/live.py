@@ -276,11 +276,11 @@ class LiveStream:
         self._pump()
 
     def speech(self, start_ms: int, probabilities: Sequence[float]) -> None:
-        self._session.judged(start_ms, probabilities)
+        self._session.speech(start_ms, probabilities)
         self._pump()
 
     def recognized(self, ticket: int, hypothesis: Hypothesis) -> None:
-        self._session.heard(ticket, hypothesis)
+        self._session.recognized(ticket, hypothesis)
         self._pump()
 
     def failed(self, ticket: int, reason: str) -> None:
@@ -377,7 +377,7 @@ class LiveStream:
             now = self._now()
             if self._session.is_loading:  # a client that waits for the weights may be silent
                 self.touch()
-            if now - self._audio_at > SILENT_S and self._session.is_listening:
+            if now - self._audio_at > SILENT_S and self._session.has_open_speech:
                 self.finalize()
             if now - self._active_at > limit_s:
                 self.finish(Idle(limit_s=limit_s))

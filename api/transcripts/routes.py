@@ -26,7 +26,7 @@ from common.db.snapshots import Snapshot
 from common.db.tables import Kind
 from common.domain.formats import FLAGGING, MEDIA_TYPES, write
 from common.domain.masking import masked
-from common.domain.redaction import spans_to_silence, unjudged
+from common.domain.redaction import spans_to_silence, unmoderated
 from common.domain.results import seconds, transcript_document
 from common.domain.transcript import Transcript
 from common.errors import Conflict, OptionConflict
@@ -233,7 +233,7 @@ def _text(
     if mask:
         _check_moderated(text, "filter_profanity")
     hide = text.options.filter_profanity if mask is None else mask
-    transcript = transcript_of(text, judged_only=hide)
+    transcript = transcript_of(text, moderated_only=hide)
     return snapshot, text, masked(transcript) if hide else transcript
 
 
@@ -244,7 +244,7 @@ def _check_moderated(text: Text, field: str) -> None:
 
 def _check_all_moderated(transcript: Transcript) -> None:
     """Reject a redaction that would be incomplete."""
-    if span := next(unjudged(transcript), None):
+    if span := next(unmoderated(transcript), None):
         at = f"the text at {seconds(span.start_ms)} s"
         raise Conflict(reason=f"redact=true is not possible: moderation failed for {at}")
 

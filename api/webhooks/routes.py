@@ -28,7 +28,7 @@ from api.webhooks.schemas import (
     Rotation,
     Secrets,
 )
-from common.db.endpoints import Delivery, DeliveryFilter
+from common.db.endpoints import DeliveryFilter, MessageDelivery
 from common.db.tables import WebhookEndpoint
 from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook_id
 
@@ -228,7 +228,7 @@ def _secrets(secrets: Sequence[Secret]) -> Secrets:
     )
 
 
-def _delivery(delivery: Delivery) -> DeliveryDocument:
+def _delivery(delivery: MessageDelivery) -> DeliveryDocument:
     row = delivery.row
     return DeliveryDocument(
         id=row.id,

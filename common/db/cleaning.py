@@ -1,4 +1,4 @@
-"""What is to be cleared away, of all tenants: told by Postgres, so that no storage is listed."""
+"""What has to be cleaned up, for all tenants. Postgres knows it, so no storage is listed."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from common.db.usage import SILENT_S
 from common.domain.job import JobStatus, is_final
 
 SWEEP_AGAIN_S = 60.0
-"""How soon sound that could not be deleted is tried again."""
+"""How soon a failed deletion of chunks is retried."""
 
 _ENDS = [status for status in JobStatus if is_final(status)]
 
 
 @dataclass(frozen=True, slots=True)
 class Cleaning:
-    """Finds and records it; ``grace_s`` is how long a worker may write for a job that has ended.
+    """Finds due work and records its results.
 
-    That is the lease: one that is stopped ends at once, and one that cannot be told finds out as
-    soon as it renews its claim.
+    ``grace_s`` is how long a worker may write for a job that has ended: the lease. A worker that
+    receives the stop command ends at once; any other finds out when it renews its claim.
     """
 
     database: Database
     grace_s: float
 
     def sweep(self, drop: Callable[[UUID], bool]) -> bool:
-        """Have one ended job's sound dropped by ``drop``, which says whether it could.
+        """Let ``drop`` delete the chunks of one ended job; it returns whether it succeeded.
 
-        That is done at once, and once more when nobody can write any more. The job's row is locked
-        meanwhile, so that it is not begun again at the same time. False where there is none to do.
+        This is due at once, and once more when no worker can write any more. The job's row is
+        locked during it, so that the job is not retried at the same time. Returns False if no job
+        is due.
         """
         with self.database.transaction() as session:
             job_id = session.scalar(
@@ -60,7 +61,7 @@ class Cleaning:
             return True
 
     def next_due_s(self, upload_wait_s: float) -> float | None:
-        """Seconds until something is to be cleaned up, at most 0 if it is due; None: nothing is."""
+        """Seconds until the next cleanup, at most 0 if one is due; None: nothing to clean up."""
         grace, wait = seconds(self.grace_s), seconds(upload_wait_s)
         earliest = (
             select(func.min(Job.sweep_at)),
@@ -74,22 +75,22 @@ class Cleaning:
         )
         with self.database.transaction() as session:
             due = func.least(*(query.scalar_subquery() for query in earliest))
-            left = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
-            return None if left is None else float(left)
+            due_s = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
+            return None if due_s is None else float(due_s)
 
     def unfetched(self, job_id: UUID) -> list[UUID]:
-        """What workers that were stopped over fetching the job's recording may have left."""
+        """Recordings that stopped workers may have left when they fetched that of the job."""
         with self.database.transaction() as session:
             return fetched_ids(session, job_id)
 
     def expired(self, limit: int) -> list[UUID]:
-        """Jobs whose time to be deleted has come."""
+        """Jobs whose retention period is over."""
         with self.database.transaction() as session:
             due = select(Job.id).where(Job.delete_at <= NOW)
             return list(session.scalars(due.order_by(Job.delete_at).limit(limit)))
 
     def expire(self, job_id: UUID) -> Deleted | None:
-        """Delete such a job; None where it is gone, or is not to be deleted any more."""
+        """Delete such a job; None if it is deleted already, or no longer has to be."""
         with self.database.transaction() as session:
             job = session.scalar(
                 select(Job).where(Job.id == job_id, Job.delete_at <= NOW).with_for_update()
@@ -97,7 +98,7 @@ class Cleaning:
             return None if job is None else remove(session, job, Reason.RETENTION)
 
     def expire_stream(self) -> UUID | None:
-        """Delete a stream whose time has come; None: there is none."""
+        """Delete a stream whose retention period is over; None: there is none."""
         with self.database.transaction() as session:
             stream = session.scalar(
                 select(StreamSession)
@@ -112,12 +113,12 @@ class Cleaning:
             return stream.id
 
     def end_silent_streams(self) -> list[UUID]:
-        """End streams whose gateway went silent; which it was."""
+        """End streams whose gateway sends no heartbeat; returns their ids."""
         with self.database.transaction() as session:
             return end_silent(session)
 
     def deleted(self, limit: int) -> list[Deleted]:
-        """Deleted jobs that nobody can write for any more, and that are not known to be erased."""
+        """Deleted jobs that no worker can write for any more, and whose erasure is not verified."""
         with self.database.transaction() as session:
             rows = session.execute(
                 select(Deletion.job_id, Deletion.recording_id)
@@ -131,12 +132,12 @@ class Cleaning:
             return [Deleted(job_id, recording_id) for job_id, recording_id in rows]
 
     def erased(self, job_id: UUID, *, files: int, size: int) -> None:
-        """Note what was erased of a deleted job."""
+        """Record what was erased of a deleted job."""
         with self.database.transaction() as session:
             erased(session, job_id, files=files, size=size)
 
-    def proved(self, job_id: UUID) -> None:
-        """Note that the storage was found to have nothing of a deleted job."""
+    def verified(self, job_id: UUID) -> None:
+        """Record that the storage has nothing of a deleted job: its erasure is verified."""
         with self.database.transaction() as session:
             session.execute(
                 update(Deletion)
@@ -145,13 +146,13 @@ class Cleaning:
             )
 
     def missing(self, job_ids: Sequence[UUID]) -> list[UUID]:
-        """Which of these jobs do not exist, mostly because they were deleted."""
+        """Which of these jobs do not exist; most were deleted."""
         with self.database.transaction() as session:
             existing = set(session.scalars(select(Job.id).where(Job.id.in_(job_ids))))
             return [job_id for job_id in job_ids if job_id not in existing]
 
     def sweep_again(self, job_ids: Sequence[UUID]) -> None:
-        """Have `sweep` drop the chunks of those of these jobs that have ended."""
+        """Let `sweep` drop the chunks of these jobs again, as far as they have ended."""
         with self.database.transaction() as session:
             session.execute(
                 update(Job)
@@ -168,7 +169,7 @@ class Cleaning:
                     Job.status == JobStatus.PENDING_UPLOAD,
                     Job.created_at < NOW - seconds(limit_s),
                 )
-                # Whoever has locked one may be committing its recording.
+                # A transaction that has locked one may be committing its recording.
                 .with_for_update(key_share=True, skip_locked=True)
             ).all()
             message = f"No recording was sent within {limit_s:g} s (UPLOAD_WAIT)"
@@ -185,6 +186,6 @@ class Cleaning:
             ]
 
     def committed_recordings(self, recording_ids: Sequence[UUID]) -> set[UUID]:
-        """Which of these recordings were promised to a client."""
+        """Which of these recordings are committed."""
         with self.database.transaction() as session:
             return set(session.scalars(select(Recording.id).where(Recording.id.in_(recording_ids))))

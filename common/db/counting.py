@@ -1,4 +1,4 @@
-"""What is counted of jobs and streams, in the transactions that make it so."""
+"""Counts jobs and streams, in the transactions that change them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from common.domain import metrics
 from common.domain.job import JobStatus
 
 STANDARD = "standard"
-"""The tier of tenants without a row, as of those whose row does not say."""
+"""The tier of tenants without a row, and the default of the column."""
 
 
-class _About(NamedTuple):
+class _JobLabels(NamedTuple):
     tier: str
     engine: str
     model: str
@@ -25,14 +25,14 @@ class _About(NamedTuple):
 
 
 def count_submission(session: Session, job_id: UUID) -> None:
-    """Its recording is here, or can be fetched: from now on it is to be transcribed."""
-    tier, engine, model, _ = _about(session, job_id)
+    """Count a job whose recording is stored or can be fetched."""
+    tier, engine, model, _ = _labels(session, job_id)
     count(session, metrics.JOBS_SUBMITTED, tier=tier, engine=engine, model=model)
 
 
 def count_end(session: Session, job_id: UUID, status: JobStatus) -> None:
-    """It was completed, failed or cancelled."""
-    tier, engine, model, error_code = _about(session, job_id)
+    """Count a job that was completed, failed or cancelled."""
+    tier, engine, model, error_code = _labels(session, job_id)
     ended = status.lower()
     count(session, metrics.JOBS_ENDED, status=ended, tier=tier, engine=engine, model=model)
     if error_code is not None:
@@ -40,8 +40,8 @@ def count_end(session: Session, job_id: UUID, status: JobStatus) -> None:
 
 
 def count_durations(session: Session, measured: JobMetrics) -> None:
-    """Where the time of a completed job went."""
-    tier, engine, model, _ = _about(session, measured.job_id)
+    """Count the durations of the stages of a completed job."""
+    tier, engine, model, _ = _labels(session, measured.job_id)
     audio_s = measured.audio_ms / 1000
     count(session, metrics.AUDIO_TRANSCRIBED, audio_s, tier=tier, engine=engine, model=model)
     stages = {
@@ -53,7 +53,7 @@ def count_durations(session: Session, measured: JobMetrics) -> None:
         "wall": measured.wall_ms,
     }
     for stage, stage_ms in stages.items():
-        if stage == "moderation" and not stage_ms:  # nobody wanted it
+        if stage == "moderation" and not stage_ms:  # it was not requested
             continue
         stage_s = stage_ms / 1000
         observe(session, metrics.STAGE_SECONDS, stage_s, stage=stage, engine=engine, model=model)
@@ -63,28 +63,28 @@ def count_durations(session: Session, measured: JobMetrics) -> None:
 
 
 def count_stream(session: Session, engine: str, model: str) -> None:
-    """A stream was begun."""
+    """Count a stream that begins."""
     count(session, metrics.STREAMS_OPENED, engine=engine, model=model)
 
 
-def count_sound(session: Session, audio_ms: int, engine: str, model: str) -> None:
-    """Sound came in on a stream."""
+def count_stream_audio(session: Session, audio_ms: int, engine: str, model: str) -> None:
+    """Count audio received on a stream."""
     count(session, metrics.STREAM_AUDIO, audio_ms / 1000, engine=engine, model=model)
 
 
 def count_final(session: Session, latency_ms: int, engine: str, model: str) -> None:
-    """The text of an utterance was saved."""
+    """Count a saved final."""
     seconds = latency_ms / 1000
     observe(session, metrics.STREAM_LATENCY, seconds, engine=engine, model=model)
 
 
 def count_stream_end(session: Session, outcome: str, engine: str, model: str) -> None:
-    """A stream has ended, or is taken to."""
+    """Count a stream that has ended, or counts as ended."""
     count(session, metrics.STREAMS_ENDED, outcome=outcome, engine=engine, model=model)
 
 
-def _about(session: Session, job_id: UUID) -> _About:
-    return _About(
+def _labels(session: Session, job_id: UUID) -> _JobLabels:
+    return _JobLabels(
         *session.execute(
             select(func.coalesce(Tenant.tier, STANDARD), Job.engine, Job.model, Job.error_code)
             .outerjoin(Tenant, Tenant.id == Job.tenant)

@@ -1,4 +1,4 @@
-"""Connections to Postgres, and what their failures mean to the rest of the code."""
+"""Connections to Postgres, and the mapping of their failures to this service's errors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from common.errors import DatabaseFull, DatabaseReadOnly, OutcomeUnknown, Unavai
 from common.net.reach import malformed, postgres_rejects, postgres_trouble
 
 DRIVERS = {"postgresql", "postgresql+psycopg", "postgres"}
-"""Names of the one there is."""
+"""Names of the one supported driver."""
 
 READ_ONLY, DISK_FULL = "25006", "53100"
-PASSING = ("08", "25P03", "40", "53", "55P03", "57", "58", READ_ONLY)
-"""How the SQLSTATEs of faults begin that may pass: connections, conflicts with other transactions,
+TRANSIENT = ("08", "25P03", "40", "53", "55P03", "57", "58", READ_ONLY)
+"""Prefixes of the SQLSTATEs of transient errors: connections, conflicts with other transactions,
 resources, an operator's or a server's intervention, the system below, a failover
 (www.postgresql.org/docs/current/errcodes-appendix.html)."""
 
@@ -32,7 +32,7 @@ class Database:
     """A pool of connections; one per process, made after the process has forked or spawned.
 
     Raises:
-        SetupProblem: the URL is none.
+        SetupProblem: the URL is invalid.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
@@ -43,8 +43,8 @@ class Database:
             max_overflow=0,
             pool_pre_ping=True,
             pool_timeout=10,
-            hide_parameters=True,  # they are what was said, and errors go to the log
-            # Nobody should wait longer on a database that is gone than on one that says no.
+            hide_parameters=True,  # they contain texts, and errors are logged
+            # A lost database should not block longer than one that rejects.
             connect_args={
                 "connect_timeout": 5,
                 "application_name": "stenopool",
@@ -56,18 +56,18 @@ class Database:
                 "keepalives_count": 3,
             },
         )
-        event.listen(self._engine, "handle_error", _leave_a_standby)
+        event.listen(self._engine, "handle_error", _disconnect_from_standby)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """One transaction: committed when the block ends, rolled back when it raises.
 
-        What it counted (`common.db.tallies`) is written at its end.
+        Its counts (`common.db.tallies`) are written at its end.
 
         Raises:
-            Unavailable: Postgres cannot be reached, went away, or cannot do it for a reason that
-                may pass, and nothing was committed.
-            OutcomeUnknown: it went away during the commit, which may have taken effect: repeat
+            Unavailable: Postgres is unavailable, was lost, or failed with a transient error;
+                nothing was committed.
+            OutcomeUnknown: Postgres was lost during the commit, which may have taken effect: retry
                 only what is guarded by a token or a key.
         """
         failure: type[Unavailable] = Unavailable
@@ -80,18 +80,18 @@ class Database:
             reason = f"all {self._pool_size} connections are in use (see DATABASE_POOL_SIZE)"
             raise failure(what="The database", reason=reason) from error
         except DBAPIError as error:
-            if not _may_pass(error):
+            if not _is_transient(error):
                 raise
-            raise _KINDS.get(_sqlstate(error), failure)(**lost(error)) from error
+            raise _KINDS.get(_sqlstate(error), failure)(**unavailable_details(error)) from error
 
     def ping(self) -> None:
-        """Raise `Unavailable` unless Postgres takes writes; one is tried and rolled back."""
+        """Raise `Unavailable` unless Postgres takes writes; tries one and rolls it back."""
         try:
             with self.transaction() as session:
                 session.execute(ATTEMPT)
                 session.rollback()
         except ProgrammingError as error:
-            # Without tables it answers all the same: see `check_revision`.
+            # A database without tables answers too: see `check_revision`.
             if not isinstance(error.orig, UndefinedTable):
                 raise
 
@@ -109,7 +109,7 @@ def parsed(url: str) -> URL:
     """The parts of a Postgres URL.
 
     Raises:
-        SetupProblem: it is none.
+        SetupProblem: it is invalid.
     """
     try:
         found = make_url(url)
@@ -127,25 +127,25 @@ _KINDS: dict[str | None, type[Unavailable]] = {
 
 
 def _sqlstate(error: DBAPIError) -> str | None:
-    """What the server said; None: it said nothing, as the connection was lost or never made."""
+    """The server's error code; None: the connection was lost or never made."""
     return getattr(error.orig, "sqlstate", None)
 
 
-def _may_pass(error: DBAPIError) -> bool:
+def _is_transient(error: DBAPIError) -> bool:
     sqlstate = _sqlstate(error)
     if error.connection_invalidated or sqlstate is None:
         return error.connection_invalidated or isinstance(error, OperationalError)
-    return sqlstate.startswith(PASSING)
+    return sqlstate.startswith(TRANSIENT)
 
 
-def _leave_a_standby(context: ExceptionContext) -> None:
-    """Connect anew once a server takes no writes: after a failover another one does."""
+def _disconnect_from_standby(context: ExceptionContext) -> None:
+    """Reconnect when a server takes no writes: after a failover another one does."""
     if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
         context.is_disconnect = True
 
 
-def lost(error: DBAPIError) -> dict[str, Any]:
-    """What `Unavailable` is to tell of a broken connection."""
+def unavailable_details(error: DBAPIError) -> dict[str, Any]:
+    """The arguments of `Unavailable` for a lost connection."""
     return {
         "what": "The database",
         "reason": postgres_trouble(error.orig),

@@ -1,4 +1,4 @@
-"""Jobs and streams that are deleted, with all that Postgres has of them, and what proves it."""
+"""Deletes jobs and streams with all their rows, and keeps the records of the deletions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.steps import fetched_ids, running_steps
 from common.db.tables import (
     Deletion,
-    Failure,
-    Final,
     Job,
     JobMetrics,
     Kind,
@@ -26,9 +24,11 @@ from common.db.tables import (
     Part,
     Recording,
     Step,
+    StepFailure,
+    StoredFinal,
     StreamSession,
-    Transcript,
     Transcription,
+    TranscriptRevision,
     WebhookAttempt,
     WebhookDelivery,
 )
@@ -46,9 +46,9 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """A job that Postgres has nothing of any more, and what there may be of it elsewhere.
+    """A job whose rows are deleted, and what has to be stopped and erased elsewhere.
 
-    ``running``: (worker, RQ job) of each step that ran.
+    ``running``: (worker, RQ job) of each step that was running.
     """
 
     job_id: UUID
@@ -58,9 +58,9 @@ class Deleted:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was deleted of a job or stream, and when nothing was left; see `Deletion`.
+    """What was deleted of a job or stream, and when its erasure was verified; see `Deletion`.
 
-    ``id`` is the job's, or the stream's.
+    ``id`` is that of the job or the stream.
     """
 
     id: UUID
@@ -81,10 +81,10 @@ class Deletions:
         self._tenant = tenant
 
     def delete(self, job_id: UUID) -> Deleted | None:
-        """Delete a job in any state; None where that was done before.
+        """Delete a job in any state; None if it was deleted before.
 
         Raises:
-            NotFound: there is no such job in this tenant, and never was.
+            NotFound: the tenant has no such job, and never had one.
         """
         with self._database.transaction() as session:
             job = session.scalar(
@@ -97,7 +97,7 @@ class Deletions:
             return None
 
     def erased(self, job_id: UUID, *, files: int, size: int) -> None:
-        """Note what was erased of a job that this has just deleted."""
+        """Record what was erased of a job that was just deleted."""
         with self._database.transaction() as session:
             erased(session, job_id, files=files, size=size)
 
@@ -109,7 +109,7 @@ class Deletions:
         limit: int,
         after: Cursor | None,
     ) -> Page[Receipt]:
-        """The newest deletions, or that of one job, or of one job or stream."""
+        """The newest deletions, or those of one job (``job_id``) or one stream (``session_id``)."""
         which: list[ColumnElement[bool]] = []
         if job_id is not None:
             which += [Deletion.job_id == job_id, Deletion.kind == Kind.JOB]
@@ -143,7 +143,7 @@ class Deletions:
 
 
 def erased(session: Session, job_id: UUID, *, files: int, size: int) -> None:
-    """Add what was erased in the storage; ``erased_at`` is never before that."""
+    """Add what was erased in the storage; ``erased_at``, if set, moves to now."""
     session.execute(
         update(Deletion)
         .where(Deletion.job_id == job_id)
@@ -156,15 +156,15 @@ def erased(session: Session, job_id: UUID, *, files: int, size: int) -> None:
 
 
 def remove(session: Session, job: Job, reason: Reason) -> Deleted:
-    """Delete ``job``, whose row is locked, and leave a deletion in its place.
+    """Delete ``job``, whose row is locked, and add a deletion.
 
-    Messages that are still to be sent outlive it (its row leaves them behind without its id), that
-    of its being cancelled among them; they are forgotten as soon as they have ended.
+    Pending webhook messages are kept without the job's id, that of its cancellation among them.
+    They are deleted as soon as they have been delivered or have failed.
     """
     running = running_steps(session, job.id)
-    # A worker that is stopped while it fetches leaves a file that has no row.
+    # A worker that is stopped during a fetch leaves a file without a row.
     recording_id = job.recording_id or next(iter(fetched_ids(session, job.id)), None)
-    end_job(session, job.id, JobStatus.CANCELLED)  # where it has not ended by itself
+    end_job(session, job.id, JobStatus.CANCELLED)  # unless it has ended already
     deleted = [cast("CursorResult[Any]", session.execute(each)) for each in _deletes(job)]
     session.add(
         Deletion(
@@ -180,13 +180,13 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
 
 
 def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> None:
-    """Delete ``stream``, whose row is locked, and leave a deletion in its place.
+    """Delete ``stream``, whose row is locked, and add a deletion.
 
-    It has nothing but rows, so that nothing of it is left.
+    A stream has nothing but rows, so its erasure is complete at once.
     """
     stream_id, tenant = stream.id, stream.tenant
     deletes = (
-        delete(Final).where(Final.session_id == stream_id),
+        delete(StoredFinal).where(StoredFinal.session_id == stream_id),
         delete(StreamSession).where(StreamSession.id == stream_id),
     )
     deleted = [cast("CursorResult[Any]", session.execute(each)) for each in deletes]
@@ -205,7 +205,7 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
 
 
 def was_deleted(session: Session, tenant: str, row_id: UUID, kind: Kind) -> bool:
-    """Whether the tenant had such a job or stream once."""
+    """Whether such a job or stream of the tenant was deleted."""
     receipt = select(Deletion.job_id).where(
         Deletion.job_id == row_id, Deletion.tenant == tenant, Deletion.kind == kind
     )
@@ -213,23 +213,23 @@ def was_deleted(session: Session, tenant: str, row_id: UUID, kind: Kind) -> bool
 
 
 def _deletes(job: Job) -> list[Delete]:
-    """What deletes every row about ``job``, in an order that needs no cascade: it counts."""
+    """Statements that delete every row of ``job``. No cascade is used: every row is counted."""
     steps = select(Step.id).where(Step.job_id == job.id)
-    told = (
+    finished_messages = (
         WebhookDelivery.job_id == job.id,
         WebhookDelivery.status != DeliveryStatus.PENDING,
     )
-    deliveries = select(WebhookDelivery.id).where(*told)
+    deliveries = select(WebhookDelivery.id).where(*finished_messages)
     return [
         delete(Outbox).where(Outbox.step_id.in_(steps)),
         delete(Step).where(Step.job_id == job.id),
         delete(Part).where(Part.job_id == job.id),
         delete(Transcription).where(Transcription.job_id == job.id),
-        delete(Failure).where(Failure.job_id == job.id),
-        delete(Transcript).where(Transcript.job_id == job.id),
+        delete(StepFailure).where(StepFailure.job_id == job.id),
+        delete(TranscriptRevision).where(TranscriptRevision.job_id == job.id),
         delete(JobMetrics).where(JobMetrics.job_id == job.id),
         delete(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(deliveries)),
-        delete(WebhookDelivery).where(*told),
+        delete(WebhookDelivery).where(*finished_messages),
         delete(Job).where(Job.id == job.id),
         delete(Recording).where(Recording.id == job.recording_id),
     ]

@@ -1,4 +1,4 @@
-"""What the gateway asks and tells about webhooks, always within one tenant."""
+"""Queries of the gateway about webhooks, always within one tenant."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from common.errors import Conflict, NotFound, SecretsLocked
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class MessageDelivery:
     """A message, and its attempts so far, the oldest first."""
 
     row: WebhookDelivery
@@ -31,7 +31,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryFilter:
-    """Which messages; None: whatever it is."""
+    """Which messages; None: any."""
 
     endpoint_id: UUID | None = None
     job_id: UUID | None = None
@@ -51,20 +51,20 @@ class Webhooks:
     def create(
         self, url: str, events: Sequence[WebhookEvent], description: str, *, limit: int
     ) -> tuple[WebhookEndpoint, Secret]:
-        """Make an endpoint, with a secret of its own.
+        """Create an endpoint with its own secret.
 
         Raises:
-            Conflict: the tenant has ``limit`` of them.
+            Conflict: the tenant has ``limit`` endpoints already.
         """
         with self._database.transaction() as session:
-            locked_tenant(session, self._tenant)  # so that two at once cannot both be the last
+            locked_tenant(session, self._tenant)  # serializes concurrent calls
             count = session.scalar(
                 select(func.count())
                 .select_from(WebhookEndpoint)
                 .where(WebhookEndpoint.tenant == self._tenant)
             )
             if count is not None and count >= limit:
-                raise Conflict(reason=f"There are {count} endpoints, and more are not allowed")
+                raise Conflict(reason=f"The tenant has {count} endpoints, the maximum")
             secret = Secret.new()
             endpoint = WebhookEndpoint(
                 tenant=self._tenant,
@@ -90,19 +90,19 @@ class Webhooks:
             )
 
     def endpoint(self, endpoint_id: UUID) -> WebhookEndpoint:
-        """Raises `NotFound`."""
+        """One endpoint; raises `NotFound`."""
         with self._database.transaction() as session:
             return self._endpoint(session, endpoint_id)
 
     def change(
         self, endpoint_id: UUID, *, paused: bool | None = None, **values: Any
     ) -> WebhookEndpoint:
-        """Give an endpoint other ``values`` (columns); a new URL holds for what waits, too.
+        """Set columns of an endpoint; a new URL also applies to pending messages.
 
-        ``paused`` False also forgets how much went wrong before.
+        ``paused`` False also resets its failures.
 
         Raises:
-            NotFound: there is no such endpoint in this tenant.
+            NotFound: the tenant has no such endpoint.
         """
         with self._database.transaction() as session:
             endpoint = self._endpoint(session, endpoint_id, lock=True)
@@ -124,10 +124,10 @@ class Webhooks:
             return endpoint
 
     def delete(self, endpoint_id: UUID) -> None:
-        """Delete an endpoint and its messages, those that wait included.
+        """Delete an endpoint and its messages, pending ones too.
 
         Raises:
-            NotFound: there is no such endpoint in this tenant.
+            NotFound: the tenant has no such endpoint.
         """
         with self._database.transaction() as session:
             session.delete(self._endpoint(session, endpoint_id, lock=True))
@@ -135,10 +135,10 @@ class Webhooks:
     # --- secrets --------------------------------------------------------------------------------
 
     def secrets(self, endpoint_id: UUID | None) -> list[Secret]:
-        """Those of an endpoint, or (None) those for jobs' own URLs: the newest first.
+        """The secrets of an endpoint, or (None) of the jobs' own URLs, newest first.
 
         Raises:
-            NotFound: there is no such endpoint in this tenant.
+            NotFound: the tenant has no such endpoint.
             SecretsLocked: they cannot be decrypted.
         """
         with self._database.transaction() as session:
@@ -149,12 +149,12 @@ class Webhooks:
             return self._vault.open(stored, datetime.now(UTC))
 
     def rotate(self, endpoint_id: UUID | None, overlap_s: float) -> list[Secret]:
-        """Make a new secret; those before stay good for ``overlap_s`` seconds at most.
+        """Create a secret; earlier ones stay valid for at most ``overlap_s`` seconds.
 
-        Those that cannot be decrypted are forgotten.
+        Secrets that cannot be decrypted are dropped.
 
         Raises:
-            NotFound: there is no such endpoint in this tenant.
+            NotFound: the tenant has no such endpoint.
         """
         with self._database.transaction() as session:
             holder = (
@@ -173,8 +173,8 @@ class Webhooks:
 
     def deliveries(
         self, which: DeliveryFilter, *, limit: int, cursor: Cursor | None
-    ) -> Page[Delivery]:
-        """Messages from the newest to the oldest."""
+    ) -> Page[MessageDelivery]:
+        """Messages, newest first."""
         asked = {
             WebhookDelivery.endpoint_id: which.endpoint_id,
             WebhookDelivery.job_id: which.job_id,
@@ -194,11 +194,11 @@ class Webhooks:
             page = page_of(rows, limit, lambda row: Cursor(row.created_at, row.id))
             return Page(_with_attempts(session, page.items), page.next)
 
-    def test(self, endpoint_id: UUID) -> Delivery:
-        """Write a test message to an endpoint, paused or not; it is tried once.
+    def test(self, endpoint_id: UUID) -> MessageDelivery:
+        """Add a test message to an endpoint, paused or not; it is sent once, without retries.
 
         Raises:
-            NotFound: there is no such endpoint in this tenant.
+            NotFound: the tenant has no such endpoint.
         """
         with self._database.transaction() as session:
             endpoint = self._endpoint(session, endpoint_id)
@@ -212,20 +212,20 @@ class Webhooks:
             session.add(delivery)
             session.flush()
             session.refresh(delivery)
-            return Delivery(delivery, [])
+            return MessageDelivery(delivery, [])
 
-    def redeliver(self, delivery_id: UUID) -> Delivery:
-        """Send a message (once more), at once and under the same id, as often as a new one.
+    def redeliver(self, delivery_id: UUID) -> MessageDelivery:
+        """Send a message again, at once and under the same id, with the retries of a new one.
 
         Raises:
-            NotFound: there is no such message in this tenant.
+            NotFound: the tenant has no such message.
             Conflict: its endpoint is paused.
         """
         with self._database.transaction() as session:
             delivery = session.scalar(self._delivery(delivery_id))
             if delivery is None:
                 raise NotFound(what="delivery", value=delivery_id)
-            if delivery.endpoint_id is not None:  # locked before its message, as everywhere
+            if delivery.endpoint_id is not None:  # always locked before its message
                 endpoint = self._endpoint(session, delivery.endpoint_id, lock=True)
                 if endpoint.paused_at is not None and delivery.event != WebhookEvent.TEST:
                     raise Conflict(reason="The endpoint is paused")
@@ -261,7 +261,7 @@ class Webhooks:
         )
 
 
-def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[Delivery]:
+def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[MessageDelivery]:
     attempts: dict[UUID, list[WebhookAttempt]] = {row.id: [] for row in rows}
     for attempt in session.scalars(
         select(WebhookAttempt)
@@ -269,4 +269,4 @@ def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[De
         .order_by(WebhookAttempt.id)
     ):
         attempts[attempt.delivery_id].append(attempt)
-    return [Delivery(row, attempts[row.id]) for row in rows]
+    return [MessageDelivery(row, attempts[row.id]) for row in rows]

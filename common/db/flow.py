@@ -1,7 +1,7 @@
-"""What follows what in a job, as its pipeline declares it, within one transaction.
+"""Moves a job through its pipeline, within one transaction.
 
-The job's row is locked throughout, always before its steps' rows: or two transactions could
-deadlock.
+The job's row is locked throughout, and always before its steps' rows: otherwise two transactions
+could deadlock.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from sqlalchemy import ColumnElement, delete, exists, func, insert, select, upda
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, joinedload
 
-from common.db.endings import job_ended
+from common.db.counting import count_end
 from common.db.tables import Job, Outbox, Part, Step
+from common.db.turns import leave_queue
+from common.db.webhooks import write_messages
 from common.domain.job import JobStatus, StepStatus, job_sources, step_sources
 from common.domain.pipeline import PIPELINES, Phase, StepType
+from common.domain.webhooks import EVENT_OF
 from common.errors import Conflict
 
 OPEN = (StepStatus.PENDING, StepStatus.RUNNING)
@@ -26,7 +29,7 @@ OPEN = (StepStatus.PENDING, StepStatus.RUNNING)
 
 @dataclass(frozen=True, slots=True)
 class NewPart:
-    """A part as the step that found it stores it; see `Part`."""
+    """A part, before the step that found it stores it; see `Part`."""
 
     index: int
     units: int
@@ -35,7 +38,7 @@ class NewPart:
 
 
 def locked_job(session: Session, job_id: UUID) -> Job | None:
-    """The job with its row locked, its recording and transcription at hand; None: it is deleted."""
+    """The job, locked, with its recording and transcription; None: it is deleted."""
     return session.scalar(
         select(Job)
         .where(Job.id == job_id)
@@ -46,7 +49,7 @@ def locked_job(session: Session, job_id: UUID) -> Job | None:
 
 
 class Flow:
-    """Moves one job on. Its row must be locked."""
+    """Moves one job through its pipeline. Its row must be locked."""
 
     def __init__(self, session: Session, job: Job) -> None:
         self._session = session
@@ -54,14 +57,14 @@ class Flow:
         self._pipeline = PIPELINES[job.kind]
 
     def start(self) -> list[UUID]:
-        """Begin the first phase; returns the steps that were added, as all of these do."""
+        """Begin the first phase; returns the added steps, as all these methods do."""
         has_input = self._job.recording_id is not None
         return self._begin(self._pipeline.first_phase(has_input=has_input))
 
     def add_parts(self, parts: Sequence[NewPart]) -> list[UUID]:
-        """Store parts, with their first steps; those already there stay as they are.
+        """Store parts with their first steps; existing parts stay as they are.
 
-        A part that is there without its first step, as in a job that is retried, is given one.
+        A part without its first step, as in a retried job, gets one.
         """
         if not parts:
             return []
@@ -86,23 +89,23 @@ class Flow:
         return self._add_due([part.index for part in parts])
 
     def forget_parts(self) -> None:
-        """Drop all parts and what was done of them."""
+        """Delete all parts and their steps."""
         of_job = (Step.job_id == self._job.id, Step.part.is_not(None))
         self._session.execute(delete(Step).where(*of_job))
         self._session.execute(delete(Part).where(Part.job_id == self._job.id))
         self._job.parts_total = self._job.units_done = 0
 
     def step_ended(self, kind: str, part: Part | None, *, done: bool) -> list[UUID]:
-        """Have done what follows from a step that is done, or failed with no more than a warning.
+        """Add the steps that follow a step that is done, or that failed with only a warning.
 
-        What follows a failed step in its part is left out.
+        After a failed step, the later steps of its part are skipped.
         """
         step = self._pipeline.step(kind)
         if part is None:
             if self._phase.each:
                 self._job.parts_known = True
-            # In parts of an earlier phase too, and in those that are retried.
-            return self._add_due() or self._go_on()
+            # Also in parts of an earlier phase, and in retried parts.
+            return self._add_due() or self._continue()
         if step.counts:
             self._job.units_done += part.units
         if done:
@@ -110,28 +113,28 @@ class Flow:
             following = [it.kind for it in self._phase.following(kind, options)]
             if following:
                 return add_steps(self._session, self._job.id, following, [part.index])
-        return self._go_on()
+        return self._continue()
 
     def resume(self) -> list[UUID]:
-        """Let a job go on that waits for a person.
+        """Resume a job that waits for a person.
 
         Raises:
-            Conflict: it does not wait for one.
+            Conflict: it is not waiting.
         """
         job, phase = self._job, self._phase
         if phase.pause is None or job.status != phase.pause.status:
-            raise Conflict(reason=f"The job is {job.status} and does not wait to go on")
+            raise Conflict(reason=f"The job is {job.status} and cannot be resumed")
         job.status = JobStatus.PROCESSING
         job.resumed_at = func.clock_timestamp()
         return self._begin_or_complete(next(iter(self._pipeline.phases_after(phase.name)), None))
 
     def retry(self) -> None:
-        """Have what is missing of a job done that has failed; steps that are done stay so.
+        """Add the missing steps of a failed job; steps that are done stay done.
 
-        It begins with the first phase in which one is missing, as one that failed with no more than
-        a warning is; not before the last pause. Steps that ended otherwise are replaced by new
-        ones, so that a worker that still has an old one in hand, or reports it late, finds that it
-        does not exist any more.
+        The job continues in the first phase that lacks a step, but not before the last pause. A
+        step that failed with only a warning counts as missing. Steps that are not done are
+        replaced by new ones, so that a worker that still runs an old one finds that it no longer
+        exists.
         """
         job, options = self._job, self._job.options
         of_job = Step.job_id == job.id
@@ -144,7 +147,7 @@ class Flow:
         self._session.execute(delete(Step).where(of_job, Step.kind.in_(later)))
         self._session.execute(delete(Step).where(*not_done, Step.kind.in_(phase.kinds)))
         each = phase.each_of(options)
-        # Only its step can write the files anew that the job's end has dropped.
+        # The end of the job dropped these files; only the phase's step can write them again.
         again = phase.step is not None and any(
             step.reads_files and self._due(step) for step in each
         )
@@ -159,7 +162,7 @@ class Flow:
             if not (again and step.reads_files):
                 add_steps(self._session, job.id, [step.kind], self._due(step))
         job.units_done = self._units_done()
-        self._go_on()
+        self._continue()
 
     @property
     def _phase(self) -> Phase:
@@ -172,10 +175,10 @@ class Flow:
             if phase.each:
                 self._job.parts_known = False
             return add_steps(self._session, self._job.id, [phase.step.kind], [None])
-        return self._add_due() or self._go_on()
+        return self._add_due() or self._continue()
 
-    def _go_on(self) -> list[UUID]:
-        """Begin the next phase where no step of this one is open any more."""
+    def _continue(self) -> list[UUID]:
+        """Begin the next phase if no step of this one is open."""
         still_open = select(Step.id).where(Step.job_id == self._job.id, Step.status.in_(OPEN))
         if self._session.scalar(still_open.limit(1)) is not None:
             return []
@@ -190,11 +193,11 @@ class Flow:
             return self._begin(phase)
         self._job.status = JobStatus.COMPLETED
         self._job.completed_at = func.clock_timestamp()
-        job_ended(self._session, self._job.id, JobStatus.COMPLETED)
+        _job_ended(self._session, self._job.id, JobStatus.COMPLETED)
         return []
 
     def _add_due(self, indexes: Sequence[int] | None = None) -> list[UUID]:
-        """Give parts, or all of them, the steps that they lack and that can be done now."""
+        """Add the steps that these parts (None: all) lack and that can be done now."""
         return [
             added
             for step in self._phase.each_of(self._job.options)
@@ -204,7 +207,7 @@ class Flow:
         ]
 
     def _due(self, step: StepType, indexes: Sequence[int] | None = None) -> Sequence[int]:
-        """The parts that have no such step, while that which it follows is done."""
+        """The parts that lack such a step, and in which the step before it is done."""
         due = select(Part.index).where(Part.job_id == self._job.id, ~self._has(step.kind))
         if step.after is not None:
             due = due.where(self._has(step.after, Step.status == StepStatus.DONE))
@@ -245,7 +248,7 @@ def add_steps(
 
 
 def enqueue(session: Session, step_ids: Sequence[UUID]) -> None:
-    """Have steps published, whose rows are new or locked; those in the outbox already stay so."""
+    """Add steps to the outbox unless they are in it; their rows must be new or locked."""
     if step_ids:
         steps = select(Step.id, Step.run_after).where(Step.id.in_(step_ids))
         outbox = upsert(Outbox).from_select(["step_id", "due_at"], steps)
@@ -260,7 +263,7 @@ def end_job(
     code: str | None = None,
     message: str | None = None,
 ) -> bool:
-    """End a job that is not COMPLETED, and every step of it that is not done."""
+    """End a job that is not COMPLETED, and all its steps that are not done."""
     ended = session.scalar(  # this locks the job's row before those of its steps
         update(Job)
         .where(Job.id == job_id, Job.status.in_(job_sources(status)))
@@ -279,15 +282,32 @@ def end_job(
         .where(Step.job_id == job_id, Step.status.in_(step_sources(StepStatus.CANCELLED)))
         .values(status=StepStatus.CANCELLED, token=None, lease_until=None)
     )
-    # After the steps are locked, when no transaction can add one of them any more.
+    # The steps are locked now: no transaction can add one of them any more.
     steps = select(Step.id).where(Step.job_id == job_id)
     session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
-    job_ended(session, job_id, status)
+    _job_ended(session, job_id, status)
     return True
 
 
+def _job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
+    """Schedule the cleanup, count the end and write messages; the job's row is locked."""
+    session.flush()
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(
+            sweep_at=func.clock_timestamp(),
+            # null where delete_after_s is
+            delete_at=Job.completed_at + func.make_interval(0, 0, 0, 0, 0, 0, Job.delete_after_s),
+        )
+    )
+    leave_queue(session, job_id)
+    count_end(session, job_id, status)
+    write_messages(session, job_id, EVENT_OF[status])
+
+
 def retry_job(session: Session, job_id: UUID) -> bool:
-    """Have a FAILED job's missing parts done; False where it is not FAILED (any more)."""
+    """Retry a FAILED job; False if it is not FAILED."""
     job = locked_job(session, job_id)
     if job is None or job.status != JobStatus.FAILED:
         return False

@@ -1,4 +1,4 @@
-"""What the gateway asks and tells about jobs, always within one tenant."""
+"""Queries of the gateway about jobs, always within one tenant."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from common.db.database import Database
 from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
-from common.db.tables import Job, Recording, Tenant, Transcript, Transcription
-from common.db.transcriptions import Chunk, NewRecording, select_chunks, to_chunk
-from common.db.usage import NO_QUOTA, Quota, charge, check_goes_on
+from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
+from common.db.transcriptions import ChunkResult, NewRecording, select_chunks, to_chunk
+from common.db.usage import NO_QUOTA, Quota, charge, check_restart
 from common.domain.job import JobStatus, Priority
 from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
@@ -29,10 +29,10 @@ from common.errors import Conflict, IdempotencyConflict, NotFound
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """A client's key for a request, and the request's sha256, its recording included.
+    """A client's idempotency key, and the sha256 of the request including its recording.
 
-    ``good_s``: for how many seconds after its end a job answers the same request again, unless it
-    failed or was cancelled; None: any job does, for as long as it exists.
+    ``good_s``: how many seconds after its end a job still answers the same request, unless it
+    failed or was cancelled. None: any job does, as long as it exists.
     """
 
     key: str
@@ -42,11 +42,11 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A resolved request about to be committed; ``language`` is a Whisper code or ``auto``.
+    """A resolved request, not committed yet; ``language`` is a Whisper code or ``auto``.
 
-    ``source_url`` is where a recording that was not sent is to be had. ``delete_after_s``: seconds
-    after its end. ``key_id`` and ``request_id`` name the API key and the HTTP request, ``quota``
-    is what the key may have. ``kind`` is one of `PIPELINES`.
+    ``source_url`` is the URL from which the recording is fetched. ``delete_after_s`` counts from
+    the job's end. ``key_id`` and ``request_id`` name the API key and the HTTP request; ``quota`` is
+    that of the key. ``kind`` is one of `PIPELINES`.
     """
 
     id: UUID
@@ -68,7 +68,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What a request for a job has led to; ``replayed``: to the job that its key made before."""
+    """The job of a request; ``replayed``: an earlier request with the same key created it."""
 
     job_id: UUID
     status: JobStatus
@@ -77,15 +77,15 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A job's text as far as it is known.
+    """A job's text so far.
 
-    When ``complete`` it is the transcript: ``segments`` as stored JSON, and its ``manifest``.
-    Until then it is ``chunks``: the finished ones from the start up to the first that is not, so
-    that what a client shows only ever grows at its end. ``options`` are the job's.
+    If ``complete``, it is the transcript: ``segments`` as stored JSON, and its ``manifest``. Until
+    then it is ``chunks``: those before the first unfinished chunk, so that the text a client shows
+    only grows at its end. ``options`` are the job's.
     """
 
     segments: list[Any]
-    chunks: list[Chunk]
+    chunks: list[ChunkResult]
     language: str
     duration_ms: int
     options: Options
@@ -99,17 +99,17 @@ class Jobs:
     def __init__(
         self, database: Database, tenant: str, *, delete_after_s: int | None = None
     ) -> None:
-        """``delete_after_s`` is for jobs and tenants that ask for nothing; None: never."""
+        """``delete_after_s`` is the default of jobs and tenants; None: never."""
         self._database = database
         self._tenant = tenant
         self._delete_after_s = delete_after_s
 
     def create(self, job: NewJob) -> Created:
-        """Commit a job without its recording: it waits to be sent, or to be fetched.
+        """Commit a job without its recording, which is uploaded or fetched later.
 
         Raises:
             IdempotencyConflict: its key was used for another request.
-            TooManyJobs, TooMuchAudio: the API key may not have it.
+            TooManyJobs, TooMuchAudio: it exceeds the quota of the API key.
         """
         with self._database.transaction() as session:
             created = self._create(session, job)
@@ -118,12 +118,12 @@ class Jobs:
             return created
 
     def submit(self, recording: NewRecording, job: NewJob) -> Created:
-        """Commit a recording and its job: all or nothing, and nothing where it is a replay.
+        """Commit a recording and its job: both or nothing, and nothing if it is a replay.
 
         Raises:
             IdempotencyConflict: its key was used for another request.
-            TooManyJobs, TooMuchAudio: the API key may not have it.
-            UnknownOption: it has no such audio track.
+            TooManyJobs, TooMuchAudio: it exceeds the quota of the API key.
+            UnknownOption: it lacks the requested audio track.
         """
         with self._database.transaction() as session:
             created = self._create(session, job)
@@ -137,10 +137,10 @@ class Jobs:
         """Commit the recording that a job waits for.
 
         Raises:
-            NotFound: there is no such job in this tenant.
-            Conflict: it does not wait for one (any more).
-            TooMuchAudio: the API key of the job may not have it.
-            UnknownOption: it has no such audio track as the job asks for.
+            NotFound: the tenant has no such job.
+            Conflict: it does not wait for one.
+            TooMuchAudio: it exceeds the quota of the job's API key.
+            UnknownOption: it lacks the audio track that the job asks for.
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
@@ -150,17 +150,17 @@ class Jobs:
             charge(session, job_id, quota, jobs=0, audio_ms=recording.duration_ms or 0)
 
     def check_awaits(self, job_id: UUID) -> None:
-        """Raise as `attach` would, before there is a recording."""
+        """Raise as `attach` would, before the upload."""
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
             if job.status != JobStatus.PENDING_UPLOAD:
                 raise _not_awaited(job)
 
     def snapshot(self, job_id: UUID) -> Snapshot:
-        """Where the job stands.
+        """The state of the job.
 
         Raises:
-            NotFound: there is no such job in this tenant.
+            NotFound: the tenant has no such job.
         """
         with self._database.transaction() as session:
             found = snapshot(session, self._tenant, job_id)
@@ -169,17 +169,17 @@ class Jobs:
         return found
 
     def text(self, job_id: UUID) -> Text:
-        """The text as far as it is known.
+        """The text so far.
 
         Raises:
-            NotFound: there is no such job in this tenant.
+            NotFound: the tenant has no such job.
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
             transcript = session.scalar(
-                select(Transcript)
-                .where(Transcript.job_id == job_id)
-                .order_by(Transcript.revision.desc())
+                select(TranscriptRevision)
+                .where(TranscriptRevision.job_id == job_id)
+                .order_by(TranscriptRevision.revision.desc())
                 .limit(1)
             )
             if transcript is not None:
@@ -204,18 +204,18 @@ class Jobs:
                 manifest=None,
             )
 
-    def chunks_since(self, job_id: UUID, index: int) -> list[Chunk]:
-        """The transcribed chunks from ``index`` on, up to the first that is not."""
+    def chunks_since(self, job_id: UUID, index: int) -> list[ChunkResult]:
+        """The transcribed chunks from ``index`` on, before the first that is not transcribed."""
         with self._database.transaction() as session:
             of_tenant = select(Job.id).where(Job.id == job_id, Job.tenant == self._tenant)
             rows = session.execute(select_chunks(job_id, index).where(of_tenant.exists()))
             return list(takewhile(lambda chunk: chunk.result is not None, map(to_chunk, rows)))
 
     def recording(self, job_id: UUID) -> Recording:
-        """Whose sound the job is about.
+        """The recording of the job.
 
         Raises:
-            NotFound: there is no such job in this tenant, or it has no recording yet.
+            NotFound: the tenant has no such job, or it has no recording yet.
         """
         with self._database.transaction() as session:
             recording_id = self._job(session, job_id)[0].recording_id
@@ -224,15 +224,15 @@ class Jobs:
             return session.get_one(Recording, recording_id)
 
     def cancel(self, job_id: UUID) -> list[tuple[str, str]]:
-        """Cancel the job; returns (worker, RQ job) of each step that runs at this moment.
+        """Cancel the job; returns (worker, RQ job) of each running step.
 
         Raises:
-            NotFound: there is no such job in this tenant.
-            Conflict: it has ended already, and not by being cancelled.
+            NotFound: the tenant has no such job.
+            Conflict: it has ended already, other than by cancellation.
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
-            locked_job(session, job_id)  # no step is claimed until they are all cancelled
+            locked_job(session, job_id)  # so no step can be claimed before all are cancelled
             running = running_steps(session, job_id)
             if end_job(session, job_id, JobStatus.CANCELLED):
                 return running
@@ -242,26 +242,26 @@ class Jobs:
             return []
 
     def retry(self, job_id: UUID, quota: Quota = NO_QUOTA) -> None:
-        """Have what is missing of a FAILED job done, and nothing else again.
+        """Retry the missing steps of a FAILED job; steps that are done stay done.
 
         Raises:
-            NotFound: there is no such job in this tenant.
+            NotFound: the tenant has no such job.
             Conflict: it is not FAILED.
-            TooManyJobs: the API key of the job may not have it.
+            TooManyJobs: it exceeds the quota of the job's API key.
         """
         with self._database.transaction() as session:
             job, _ = self._job(session, job_id)
             if not retry_job(session, job_id):
                 job, _ = self._job(session, job_id)
-                raise Conflict(reason=f"The job is {job.status}; only one that FAILED is retried")
-            check_goes_on(session, job_id, quota)
+                raise Conflict(reason=f"The job is {job.status}; only a FAILED job can be retried")
+            check_restart(session, job_id, quota)
 
     def resume(self, job_id: UUID) -> None:
-        """Let a job go on that waits for a person.
+        """Resume a job that waits for a person.
 
         Raises:
-            NotFound: there is no such job in this tenant.
-            Conflict: it does not wait for one.
+            NotFound: the tenant has no such job.
+            Conflict: it is not waiting.
         """
         with self._database.transaction() as session:
             self._job(session, job_id)
@@ -277,13 +277,13 @@ class Jobs:
         status = JobStatus.PENDING if fetched else JobStatus.PENDING_UPLOAD
         key = job.idempotency
         while not self._insert(session, job, status):
-            assert key is not None  # noqa: S101 - nothing else of a new job can be there already
+            assert key is not None  # noqa: S101 - nothing else of a new job can conflict
             known = session.execute(
                 select(Job.id, Job.status, Job.request_sha256).where(
                     Job.tenant == self._tenant, Job.idempotency_key == key.key
                 )
             ).one_or_none()
-            if known is None:  # deleted in this moment: so the key is free again
+            if known is None:  # just deleted: the key is free again
                 continue
             if known.request_sha256 != key.request_sha256:
                 raise IdempotencyConflict(field="Idempotency-Key", value=key.key)
@@ -299,12 +299,12 @@ class Jobs:
 
     def _start(self, session: Session, job_id: UUID) -> None:
         job = locked_job(session, job_id)
-        assert job is not None  # noqa: S101 - this transaction has just written it
+        assert job is not None  # noqa: S101 - this transaction has inserted it
         Flow(session, job).start()
         count_submission(session, job_id)
 
     def _insert(self, session: Session, job: NewJob, status: JobStatus) -> bool:
-        """False where the tenant has a job of this key: also one that was committed just now."""
+        """Insert the job; False if the tenant has one with this key, however new."""
         inserted = (
             upsert(Job)
             .values(
@@ -324,7 +324,7 @@ class Jobs:
                 client_recording_id=job.client.recording_id,
                 idempotency_key=job.idempotency and job.idempotency.key,
                 request_sha256=job.idempotency and job.idempotency.request_sha256,
-                delete_after_s=self._deletion(session, job),
+                delete_after_s=self._delete_after_s_of(session, job),
                 request_id=job.request_id,
             )
             .on_conflict_do_nothing(
@@ -335,7 +335,7 @@ class Jobs:
         return session.scalar(inserted.returning(Job.id)) is not None
 
     def _attach(self, session: Session, job_id: UUID, recording: NewRecording) -> bool:
-        """False where the job does not wait for a recording: then nothing is to be committed."""
+        """Attach a recording; False if the job waits for none: then commit nothing."""
         session.add(recording.row(self._tenant))
         session.flush()
         options = session.scalar(
@@ -354,8 +354,8 @@ class Jobs:
         self._start(session, job_id)
         return True
 
-    def _deletion(self, session: Session, job: NewJob) -> int | None:
-        """Seconds after its end: as asked for, else the tenant's, else as the settings say."""
+    def _delete_after_s_of(self, session: Session, job: NewJob) -> int | None:
+        """Seconds after its end: the request's, else the tenant's, else the settings'."""
         if job.delete_after_s is not None:
             return job.delete_after_s
         tenants = session.scalar(select(Tenant.delete_after_s).where(Tenant.id == self._tenant))
@@ -374,7 +374,7 @@ class Jobs:
 
 
 def _release(session: Session, job_id: UUID, good_s: int) -> bool:
-    """Take its key from a job that answers no request any more; False where it does."""
+    """Remove the key of a job that no longer answers its request; False if it still does."""
     too_old = Job.completed_at < func.now() - timedelta(seconds=good_s)
     released = session.scalar(
         update(Job)
@@ -389,4 +389,4 @@ def _release(session: Session, job_id: UUID, good_s: int) -> bool:
 
 
 def _not_awaited(job: Job) -> Conflict:
-    return Conflict(reason=f"The job is {job.status} and takes no recording")
+    return Conflict(reason=f"The job is {job.status} and does not accept a recording")

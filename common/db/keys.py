@@ -1,4 +1,4 @@
-"""API keys: made, found and taken back."""
+"""API keys: creation, lookup and revocation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from common.errors import NotFound
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key as it is stored; ``limits`` are those that differ from the settings, by name."""
+    """A stored key; ``limits`` are those that differ from the settings, by name."""
 
     id: str
     tenant: str
@@ -59,7 +59,7 @@ class Keys:
         lasts_s: float | None = None,
         limits: Mapping[str, float] | None = None,
     ) -> tuple[Key, KeyText]:
-        """Make a key, good for ``lasts_s`` seconds. Its text is known now and never again."""
+        """Create a key, valid for ``lasts_s`` seconds. Its text is returned only here."""
         text = KeyText.make()
         with _transaction(self._database) as session:
             row = ApiKey(
@@ -76,7 +76,7 @@ class Keys:
             return _key(*session.execute(_found().where(ApiKey.id == row.id)).one()), text
 
     def all(self) -> list[Key]:
-        """Also those that are good no more, in the order they were made."""
+        """All keys, expired and revoked ones too, oldest first."""
         with _transaction(self._database) as session:
             rows = session.execute(
                 _found().where(ApiKey.tenant == self._tenant).order_by(ApiKey.created_at, ApiKey.id)
@@ -84,10 +84,10 @@ class Keys:
             return [_key(*row) for row in rows]
 
     def revoke(self, key_id: str) -> None:
-        """Take the key back for good; one that was taken back before stays so.
+        """Revoke the key; a revoked key keeps its time of revocation.
 
         Raises:
-            NotFound: there is no such key in this tenant.
+            NotFound: the tenant has no such key.
         """
         with _transaction(self._database) as session:
             found = session.scalar(
@@ -101,19 +101,19 @@ class Keys:
 
 
 class AllKeys:
-    """The keys of all tenants: for finding out who asks, and for operators."""
+    """The keys of all tenants, for authentication and for operators."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find(self, key_id: str) -> Key | None:
-        """Whatever its state."""
+        """The key, in any state; None: there is none."""
         with _transaction(self._database) as session:
             row = session.execute(_found().where(ApiKey.id == key_id)).one_or_none()
             return None if row is None else _key(*row)
 
     def exist(self) -> bool:
-        """Whether any key was ever made here, unless it was forgotten."""
+        """Whether there is any key, in any state."""
         with _transaction(self._database) as session:
             return session.scalar(select(ApiKey.id).limit(1)) is not None
 
@@ -123,7 +123,7 @@ class AllKeys:
             return [_key(*row) for row in rows]
 
     def used(self, when: Mapping[str, datetime]) -> None:
-        """Note when keys were used last, by their ids."""
+        """Record when keys were last used, by their ids."""
         later = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at < bindparam("at"))
         with _transaction(self._database) as session:
             session.connection().execute(
@@ -134,14 +134,14 @@ class AllKeys:
             )
 
     def forget(self, key_id: str) -> None:
-        """Delete the key; nothing will tell that it was there."""
+        """Delete the key without a trace."""
         with _transaction(self._database) as session:
             session.execute(delete(ApiKey).where(ApiKey.id == key_id))
 
 
 @contextmanager
 def _transaction(database: Database) -> Iterator[Session]:
-    """Raises `NotMigrated`, beside what `Database.transaction` does."""
+    """A transaction that also raises `NotMigrated`."""
     try:
         with database.transaction() as session:
             yield session
@@ -152,7 +152,7 @@ def _transaction(database: Database) -> Iterator[Session]:
 
 
 def _found() -> Select[ApiKey, bool]:
-    """Keys, and whether they have expired."""
+    """Selects keys, and whether they have expired."""
     return select(ApiKey, ApiKey.expires_at <= func.now())
 
 

@@ -1,4 +1,4 @@
-"""A tenant's jobs, and its streams beside them, as lists, newest first, a page at a time."""
+"""Lists of a tenant's jobs and streams, newest first, by page."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from common.db.database import Database
 from common.db.jobs import Text
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.snapshots import ClientData, Snapshot, snapshots
-from common.db.tables import Final, Job, JobMetrics, Kind, StreamSession, Transcript
+from common.db.tables import Job, JobMetrics, Kind, StoredFinal, StreamSession, TranscriptRevision
 from common.domain.job import JobStatus
 from common.domain.request import Options
 
 _BEGINNING = "$[0 to 39]"
-"""Of a transcript's segments: far more than a few lines."""
+"""The first segments of a transcript: more than enough for a preview."""
 _FIRST_FINALS = 40
-"""The same of a stream."""
+"""As many finals of a stream."""
 _SEGMENTS = "$[*][*]"
-"""Of several finals."""
+"""All segments of several finals."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs; what is None does not matter. Both times are exclusive."""
+    """Which jobs; None: any. Both times are exclusive."""
 
     statuses: Sequence[JobStatus] | None = None
     created_after: datetime | None = None
@@ -41,10 +41,10 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A job that is COMPLETED, or a stream that has ended, and how its text begins.
+    """A COMPLETED job or an ended stream, and the beginning of its text.
 
-    ``latency_ms`` is from the job's creation to its completion, or from the end of an utterance to
-    its text, the median of the stream's; None: it had none.
+    ``latency_ms`` of a job is from its creation to its completion. That of a stream is the median
+    over its utterances, from the end to the text; None: it had none.
     """
 
     id: UUID
@@ -85,7 +85,7 @@ class JobLists:
         return page_of(found, limit, lambda it: Cursor(it.created_at, it.job_id))
 
     def finished(self, *, limit: int, after: Cursor | None) -> Page[Finished]:
-        """Jobs that are COMPLETED and streams that have ended, in one order."""
+        """COMPLETED jobs and ended streams, in one list."""
         jobs = select(Job.id, Job.created_at).where(
             Job.tenant == self._tenant,
             Job.status == JobStatus.COMPLETED,
@@ -107,14 +107,14 @@ class JobLists:
 
 
 def _newest(rows: Select[*tuple[Any, ...]], limit: int) -> Select[*tuple[Any, ...]]:
-    """The first of ``rows`` in a list's order; their columns are an id and a time."""
+    """The newest ``limit`` of ``rows``; their columns are an id and a time."""
     row_id, at = rows.selected_columns
     return select(rows.order_by(at.desc(), row_id.desc()).limit(limit).subquery())
 
 
 def _jobs_of(page: CTE) -> Select[Any]:
-    """The jobs on ``page``, as `_finished` wants them."""
-    revision = aliased(Transcript)
+    """The jobs on ``page``, with the columns of `_finished`."""
+    revision = aliased(TranscriptRevision)
     newest = select(func.max(revision.revision)).where(revision.job_id == page.c.id)
     return (
         select(
@@ -123,13 +123,13 @@ def _jobs_of(page: CTE) -> Select[Any]:
             literal(Kind.JOB.value).label("kind"),
             Job.engine,
             Job.model,
-            Transcript.language,
-            Transcript.duration_ms.label("lasts_ms"),
+            TranscriptRevision.language,
+            TranscriptRevision.duration_ms.label("lasts_ms"),
             Job.completed_at,
             JobMetrics.wall_ms.label("latency_ms"),
-            func.jsonb_path_query_array(Transcript.segments, literal(_BEGINNING, JSONPATH)).label(
-                "beginning"
-            ),
+            func.jsonb_path_query_array(
+                TranscriptRevision.segments, literal(_BEGINNING, JSONPATH)
+            ).label("beginning"),
             Job.options,
             Job.client_recording_id,
             Job.client_metadata,
@@ -137,18 +137,19 @@ def _jobs_of(page: CTE) -> Select[Any]:
         .join(page, page.c.id == Job.id)
         .join(JobMetrics, JobMetrics.job_id == page.c.id)
         .join(
-            Transcript,
-            (Transcript.job_id == page.c.id) & (Transcript.revision == newest.scalar_subquery()),
+            TranscriptRevision,
+            (TranscriptRevision.job_id == page.c.id)
+            & (TranscriptRevision.revision == newest.scalar_subquery()),
         )
     )
 
 
 def _streams_of(page: CTE) -> Select[Any]:
-    """The same of the streams on it."""
+    """The streams on ``page``, likewise."""
     first = (
-        select(Final.seq, Final.segments)
-        .where(Final.session_id == page.c.id)
-        .order_by(Final.seq)
+        select(StoredFinal.seq, StoredFinal.segments)
+        .where(StoredFinal.session_id == page.c.id)
+        .order_by(StoredFinal.seq)
         .limit(_FIRST_FINALS)
         .correlate(page)
         .subquery()
@@ -173,7 +174,7 @@ def _streams_of(page: CTE) -> Select[Any]:
 
 
 def _by_status(which: JobFilter) -> Iterator[list[ColumnElement[bool]]]:
-    """The states one by one, where an index has the jobs of each in the order of the list."""
+    """One condition a status, if an index has the jobs of each in the order of the list."""
     if not which.statuses and which.model is None:
         yield []
     for status in which.statuses or (JobStatus if which.model is not None else ()):
@@ -205,7 +206,7 @@ def _finished(row: Any) -> Finished:
             chunks=[],
             language=row.language,
             duration_ms=row.lasts_ms,
-            # Nobody can ask for a stream's text to be masked.
+            # A stream's text is never masked.
             options=Options() if row.options is None else Options.from_json(row.options),
             complete=True,
             manifest=None,

@@ -1,4 +1,4 @@
-"""Bring a database to this code's tables, or back. The steps are in ``migrations/versions``."""
+"""Upgrades and downgrades a database. The migrations are in ``migrations/versions``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from common.db.database import lost, parsed
+from common.db.database import parsed, unavailable_details
 from common.db.revision import newest_revision
 from common.errors import Unavailable
 
@@ -19,30 +19,30 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Apply what is missing; safe to run from several processes at once.
+    """Apply the missing migrations; safe to run from several processes at once.
 
     Raises:
-        SetupProblem: the URL is none.
-        Unavailable: Postgres does not answer.
+        SetupProblem: the URL is invalid.
+        Unavailable: Postgres is unavailable.
     """
     config = _config(database_url)
     try:
         command.upgrade(config, revision)
     except OperationalError as error:
-        raise Unavailable(**lost(error)) from error
+        raise Unavailable(**unavailable_details(error)) from error
 
 
 def downgrade(database_url: str, revision: str) -> None:
-    """Go back to ``revision`` (``base``: to nothing)."""
+    """Downgrade to ``revision`` (``base``: to no tables)."""
     command.downgrade(_config(database_url), revision)
 
 
 def revisions(database_url: str) -> tuple[str | None, str]:
-    """The database's revision and this code's newest; equal when nothing is to be done.
+    """The database's revision and this code's newest; equal if the database is up to date.
 
     Raises:
-        SetupProblem: the URL is none.
-        Unavailable: Postgres does not answer.
+        SetupProblem: the URL is invalid.
+        Unavailable: Postgres is unavailable.
     """
     engine = create_engine(
         parsed(database_url), poolclass=NullPool, connect_args={"connect_timeout": 5}
@@ -51,7 +51,7 @@ def revisions(database_url: str) -> tuple[str | None, str]:
         with engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision(), newest_revision()
     except OperationalError as error:
-        raise Unavailable(**lost(error)) from error
+        raise Unavailable(**unavailable_details(error)) from error
 
 
 def _config(database_url: str) -> Config:

@@ -1,4 +1,4 @@
-"""How the service is doing, over all tenants: what was counted, and what waits at this moment."""
+"""The state of the service over all tenants: counters, and what waits now."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from common.domain.webhooks import DeliveryStatus
 
 UNFINISHED = (JobStatus.PENDING, JobStatus.PROCESSING)
 MOST = 1_000
-"""No more than so many of a kind are counted."""
+"""At most so many of a kind are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """How many wait (`MOST`: that many or more), and for how many seconds the oldest has, or 0."""
+    """How many wait (`MOST`: that many or more), and the age of the oldest in seconds, or 0."""
 
     count: int = 0
     oldest_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """Postgres itself: the size of our database, and connections to any, of so many at most."""
+class DatabaseServer:
+    """Postgres itself: the size of our database, and all its connections and their limit."""
 
     database_bytes: int
     connections: int
@@ -42,23 +42,23 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything at one instant; steps wait when they are due and nobody works on them."""
+    """Everything at one instant; a step waits if it is due and no worker runs it."""
 
     tallied: Tallied
     jobs: Mapping[JobStatus, Waiting]
-    """The unfinished ones, by status; their age is the time since they were submitted."""
+    """Unfinished jobs by status; their age counts from submission."""
     steps_waiting: Mapping[tuple[str, Priority], Waiting]
     steps_running: Mapping[str, int]
     deliveries_due: Waiting
     streams_open: int
-    server: Server
+    server: DatabaseServer
 
 
 def observe_service(database: Database) -> Observed:
-    """Look once, by few queries, which find what they want by indexes.
+    """Read everything by a few queries, each over an index.
 
     Raises:
-        Unavailable: Postgres cannot be asked.
+        Unavailable: Postgres is unavailable.
     """
     with database.transaction() as session:
         return Observed(
@@ -121,19 +121,19 @@ def _streams_open(session: Session) -> int:
     return session.scalar(select(func.count()).select_from(StreamSession).where(is_live())) or 0
 
 
-def _server(session: Session) -> Server:
-    # Any user is told the number of connections, but not what those of others do.
+def _server(session: Session) -> DatabaseServer:
+    # Any user may read the number of connections, but not what those of others do.
     row = session.execute(
         text(
             "SELECT pg_database_size(current_database()), sum(numbackends),"
             " current_setting('max_connections')::int FROM pg_stat_database"
         )
     ).one()
-    return Server(*map(int, row))
+    return DatabaseServer(*map(int, row))
 
 
 def _first(session: Session, waiting: Select[Any]) -> Waiting:
-    """Count the oldest of those that wait ``since``, `MOST` of them, in the order of an index."""
+    """Count the oldest rows by ``since``, at most `MOST`, in the order of an index."""
     rows = waiting.order_by("since").limit(MOST).subquery()
     age = func.extract("epoch", func.clock_timestamp() - func.min(rows.c.since))
     number, oldest_s = session.execute(select(func.count(), age).select_from(rows)).one()
@@ -144,7 +144,7 @@ def _value(count: int, age: Decimal | float | None) -> Waiting:
     return Waiting(count, max(0.0, float(age or 0)))
 
 
-# Those in line, those that are to join it, and those that were handed out and not yet claimed.
+# Queued steps, due steps that are not queued yet, and published steps that are not claimed.
 _STEPS_WAITING = text("""
     SELECT kind, priority, count(*) AS number,
         extract(epoch FROM clock_timestamp() - min(since)) AS age

@@ -1,7 +1,7 @@
-"""Lists from newest to oldest, a page at a time, by keyset.
+"""Lists from newest to oldest, by page, with keyset pagination.
 
-A page begins after the last row of the one before, not at a count: rows that come in meanwhile
-shift nothing (use-the-index-luke.com/no-offset).
+A page begins after the last row of the page before, not at an offset: new rows shift nothing
+(use-the-index-luke.com/no-offset).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONGEST_ECHO = 200
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in a list: after the row made ``at``, and among those made at once, after ``id``."""
+    """A position in a list: after the row of time ``at`` and, within that time, of ``id``."""
 
     at: datetime
     id: UUID
@@ -33,10 +33,10 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """What `str` made of it.
+        """Parse the output of `str`.
 
         Raises:
-            OutOfRange: it made no such thing.
+            OutOfRange: it is malformed.
         """
         try:
             at, _, row_id = base64.b64decode(text, b"-_", validate=True).decode().rpartition(" ")
@@ -51,7 +51,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some rows of a list, and where the next page begins; None: there is none."""
+    """Some rows of a list, and the cursor of the next page; None: there is none."""
 
     items: list[T]
     next: Cursor | None
@@ -64,6 +64,6 @@ def beyond(cursor: Cursor | None, at: Any, row_id: Any) -> Iterable[ColumnElemen
 
 
 def page_of(rows: Sequence[T], limit: int, place: Callable[[T], Cursor]) -> Page[T]:
-    """The first ``limit`` of ``rows``, of which there is one more where the list goes on."""
+    """The first ``limit`` of ``rows``; one more row means that there is a next page."""
     items = list(rows[:limit])
     return Page(items, place(items[-1]) if len(rows) > limit else None)

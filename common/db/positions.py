@@ -1,4 +1,4 @@
-"""How many turns go before a job's first: what clients see as its place in the queue."""
+"""How many turns come before a job's first: its position in the queue, as clients see it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from common.domain.job import JobStatus
 from common.domain.turns import SHORTER_FIRST, passes_allowed, turns_before
 
 FARTHEST = 1_000
-"""No place beyond this one is reported: so many rows are read at most."""
+"""The largest reported position: at most so many rows are read."""
 FARTHEST_LISTED = 200
-"""The same in lists, where it is read for each job."""
+"""The same in lists, where the position of every job is read."""
 NEVER = 2**63 - 1
-"""The turn of those that are not in line yet: all others have waited longer."""
+"""The turn of jobs that are not queued yet: all others have waited longer."""
 
 
 def positions(session: Session, jobs: Iterable[Job], farthest: int) -> dict[UUID, int]:
-    """How many turns go before the first of each of ``jobs``, should no others come in.
+    """How many turns come before the first of each PENDING job, if no others are submitted.
 
-    Only of those that are PENDING; 0: it is next, or a worker is about to begin; ``farthest``: that
-    many or more. Of a priority that goes before, each job counts as one turn.
+    0: it is next, or a worker is about to begin; ``farthest``: that many or more. Each job of a
+    higher priority counts as one turn.
     """
     pending = [job for job in jobs if job.status == JobStatus.PENDING]
     if not pending:
@@ -54,13 +54,13 @@ def _position(row: Row[Any]) -> int:
         may_pass=SHORTER_FIRST,
         others_may=SHORTER_FIRST,
     )
-    # Between two turns of the tenant each of the others has one.
+    # Between two turns of the tenant, each other tenant has one.
     before: int = row.higher + row.not_in_line + tenants + jobs * (1 + row.other_tenants)
     return before
 
 
-# Each count reads the beginning of an index: hence its ORDER BY. By OFFSET 0 a row is looked up by
-# its key. Statistics from before a burst of jobs would else have Postgres read the whole table.
+# Each count reads the beginning of an index: hence its ORDER BY. OFFSET 0 makes Postgres look up a
+# row by its key. With statistics from before a burst of jobs it would read the whole table.
 _PLACES = text("""
     WITH own AS (
         SELECT

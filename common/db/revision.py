@@ -15,7 +15,7 @@ from common.settings import ROOT
 
 @cache
 def newest_revision() -> str:
-    """The one that this version needs: the last in ``migrations/versions``, whose names count."""
+    """The revision that this version needs: the last in ``migrations/versions``, by name."""
     return max(path.name for path in (ROOT / "migrations" / "versions").glob("[0-9]*.py"))[:4]
 
 
@@ -33,7 +33,7 @@ def check_revision(database: Database) -> None:
 
 
 def not_migrated(found: str | None) -> NotMigrated:
-    """What to say of a database at ``found``, or with no tables at all."""
+    """The error for a database at revision ``found``; None: without tables."""
     newest = newest_revision()
     newer = found is not None and found > newest
     return NotMigrated(

@@ -1,4 +1,4 @@
-"""A job as it stands at one instant, for status documents and lists: one query each."""
+"""The state of a job at one instant, for status documents and lists: one query each."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from common.domain.request import Options
 from common.domain.tracks import Track
 
 PACE_CHUNKS = 2
-"""Chunks that must be done before a job's pace says something: the first one waits for the engine
-to be loaded, and for the plan."""
+"""How many chunks must be done before a job's pace is meaningful: the first chunk waits for the
+engine to load and for the plan."""
 LATELY = 20
-"""How many finished jobs tell how fast jobs are."""
+"""The number of finished jobs from which the speed is estimated."""
 PLANNED_PERCENT = 5
-"""What comes before and after the steps that count has as its share of ``progress``."""
+"""The share of ``progress`` before the steps that count, and after them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientData:
-    """What a client wants back as it came: its name for the recording, and any JSON."""
+    """What a client gets back unchanged: its name for the recording, and any JSON."""
 
     recording_id: str | None = None
     metadata: Any | None = None
@@ -51,15 +51,14 @@ NO_CLIENT_DATA = ClientData()
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A job as it stands at one instant.
+    """The state of a job at one instant.
 
-    ``stage`` is queued, done, or that of the step it waits for (`common.domain.pipeline`);
-    ``progress`` in [0, 100]; ``queue_position`` counts the turns of others that go before (0: next;
-    see `positions`), None once it was started; ``eta_s`` comes from the job's own pace,
-    ``estimate_s`` from that of others: the time it would take from its start; both are None where
-    nothing is known to reckon from. ``chunks_total`` grows until the job is ``planned``.
-    ``filename`` is None until a recording is here; ``delete_at`` is None until it has ended, and
-    where it is kept.
+    ``stage`` is queued, done, or that of the step it waits for (`common.domain.pipeline`).
+    ``progress`` is in [0, 100]. ``queue_position`` counts the turns of others before it (0: next;
+    see `positions`); None once it was started. ``eta_s`` is the remaining time, from the job's own
+    pace; ``estimate_s`` is the whole time, from the pace of recent jobs; None: not known.
+    ``chunks_total`` grows until the job is ``planned``. ``filename`` is None until the recording is
+    stored. ``delete_at`` is None until the job has ended, and if it is kept.
     """
 
     job_id: UUID
@@ -91,20 +90,20 @@ class Snapshot:
 
 
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
-    """One job; None where the tenant has no such job."""
+    """One job; None if the tenant has no such job."""
     row = session.execute(_one(), {"tenant": tenant, "job_id": job_id}).one_or_none()
     return None if row is None else _snapshots(session, [row], FARTHEST)[0]
 
 
 def snapshots(session: Session, *where: ColumnElement[bool], limit: int) -> list[Snapshot]:
-    """The jobs that meet all of ``where``, newest first; ``limit`` at most."""
+    """At most ``limit`` jobs that match all of ``where``, newest first."""
     asked = _jobs().where(*where).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit)
     return _snapshots(session, session.execute(asked).all(), FARTHEST_LISTED)
 
 
 @cache
 def _one() -> Select[Any]:
-    """Built once: it is asked for all the time, and building it takes longer than its answer."""
+    """Cached: it is used for every poll, and building it takes longer than executing it."""
     return _jobs().where(Job.id == bindparam("job_id"), Job.tenant == bindparam("tenant"))
 
 
@@ -126,7 +125,7 @@ def _jobs() -> Select[Any]:
 
 
 def _ended_steps() -> ScalarSelect[Any]:
-    """How many steps of the job's parts have ended: an object with keys like ``merge done``."""
+    """Counts of the ended steps of the job's parts: an object with keys like ``merge done``."""
     counted = (
         select(func.concat(Step.kind, " ", Step.status).label("key"), func.count().label("number"))
         .where(
@@ -142,7 +141,7 @@ def _ended_steps() -> ScalarSelect[Any]:
 
 
 def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
-    """Audio time per wall time over the last finished jobs with these weights; NULL without any.
+    """Audio time over wall time of the last finished jobs with these weights; NULL: none.
 
     ``engine`` and ``model`` are values or columns.
     """
@@ -168,22 +167,22 @@ def _snapshots(session: Session, rows: Sequence[Row[Any]], farthest: int) -> lis
 def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
     job: Job = row.Job
     transcription: Transcription | None = row.Transcription
-    standing = _Standing(job, row.ended or {})
+    state = _Progress(job, row.ended or {})
     return Snapshot(
         job_id=job.id,
         status=JobStatus(job.status),
-        stage=standing.stage,
-        progress=standing.progress,
-        chunks_completed=standing.parts_done,
+        stage=state.stage,
+        progress=state.progress,
+        chunks_completed=state.parts_done,
         chunks_total=job.parts_total,
         created_at=job.created_at,
         started_at=job.started_at,
         completed_at=job.completed_at,
         error_code=job.error_code,
         error_message=job.error_message,
-        eta_s=standing.eta_s(row.elapsed_s),
+        eta_s=state.eta_s(row.elapsed_s),
         queue_position=position,
-        warnings=tuple(standing.warnings),
+        warnings=tuple(state.warnings),
         filename=row.filename,
         engine=job.engine,
         model=job.model,
@@ -199,16 +198,16 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
     )
 
 
-def _estimate_s(job: Job, speed_lately: Any) -> float | None:
+def _estimate_s(job: Job, recent_speed: Any) -> float | None:
     return (
-        job.units_total / 1000 / float(speed_lately) if job.units_total and speed_lately else None
+        job.units_total / 1000 / float(recent_speed) if job.units_total and recent_speed else None
     )
 
 
-class _Standing:
+class _Progress:
     """How far a job has come in its pipeline.
 
-    ``ended`` counts the steps of its parts that have, by ``kind status``.
+    ``ended`` counts the ended steps of its parts, by ``kind status``.
     """
 
     def __init__(self, job: Job, ended: Mapping[str, int]) -> None:
@@ -231,7 +230,7 @@ class _Standing:
             return "done"
         if self._phase.step is not None and not (self._job.parts_total and self._phase.each):
             return self._phase.step.stage
-        # Of a part's steps, the first that has not ended in all of them.
+        # The first of a part's steps that has not ended in all parts.
         each = self._phase.each_of(self._job.options)
         under_way = (it for it in each if not (self._job.parts_known and self._all_ended(it.kind)))
         return next(under_way, each[-1]).stage
@@ -247,7 +246,7 @@ class _Standing:
 
     @property
     def warnings(self) -> list[str]:
-        """Those of the last step, which knows all; until then the first one's, and of failures."""
+        """Those of the last step; until then those of the plan and of failed steps."""
         if self._job.status == JobStatus.COMPLETED:
             return self._job.warnings
         failed = (
@@ -258,28 +257,28 @@ class _Standing:
         return [*self._job.warnings, *failed]
 
     def eta_s(self, elapsed_s: Any) -> float | None:
-        """Seconds that are left at the job's own pace; None: nothing is known of it."""
+        """The remaining seconds at the job's own pace; None: not known."""
         job = self._job
         if job.status != JobStatus.PROCESSING or elapsed_s is None or not job.units_done:
             return None
-        # What was done before a retry or a pause took none of the time since.
+        # The work before a retry or a pause is not in the elapsed time.
         if self.parts_done < PACE_CHUNKS or job.retried_at or job.resumed_at:
             return None
         return float(elapsed_s) * (1 / self._done - 1) if self._done else None
 
     @property
     def _done(self) -> float:
-        """The share of what counts that is done, in [0, 1]."""
+        """The share of the counted work that is done, in [0, 1]."""
         total = (self._job.units_total or 0) * len(self._counting)
         return min(1.0, self._job.units_done / total) if total else 0.0
 
     @property
     def _counted(self) -> bool:
-        """Whether the job is past its last phase with steps that count."""
+        """Whether the job has passed its last phase with steps that count."""
         if self._phase is None:
             return False
-        left = dropwhile(lambda it: it is not self._phase, self._pipeline.phases)
-        return not any(step.counts for phase in left for step in phase.each)
+        remaining = dropwhile(lambda it: it is not self._phase, self._pipeline.phases)
+        return not any(step.counts for phase in remaining for step in phase.each)
 
     def _all_ended(self, kind: str) -> bool:
         ended = sum(self._number(kind, status) for status in (StepStatus.DONE, StepStatus.FAILED))

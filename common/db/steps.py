@@ -1,9 +1,9 @@
-"""The life of a step: claimed with a token and a lease, finished by token, reclaimed when lost.
+"""The life of a step: claimed with a token and a lease, finished by token, rescued when lost.
 
-Every write is guarded by the state it expects, so that it takes effect once however often, and by
-however many processes, it is tried. The pattern is the transactional outbox
+Every write is guarded by the state it expects. So it takes effect once, however often and by
+however many processes it is tried. The pattern is the transactional outbox
 (microservices.io/patterns/data/transactional-outbox.html) with leases and fencing tokens
-(Kleppmann, "How to do distributed locking", 2016). What follows a step is `common.db.flow`'s.
+(Kleppmann, "How to do distributed locking", 2016). `common.db.flow` adds the steps that follow.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 
 from common.db.database import Database
 from common.db.flow import OPEN, Flow, NewPart, end_job, enqueue, locked_job
-from common.db.tables import NOW, Failure, Job, Outbox, Part, Step
+from common.db.tables import NOW, Job, Outbox, Part, Step, StepFailure
 from common.db.tallies import count
 from common.db.turns import Turns
 from common.domain.job import (
@@ -44,15 +44,15 @@ from common.domain.metrics import LEASES_EXPIRED, STEP_RETRIES
 from common.domain.pipeline import PIPELINES, StepKind, StepType, limited_kinds
 from common.errors import ChunkTimedOut, LeaseExpired, StenoError, Transient, WorkerLost
 
-MANY_TRIES = 10
-"""After so many the delay before the next one does not grow any more."""
+MAX_BACKOFF_STEP = 10
+"""After so many attempts the delay does not grow any more."""
 
 Within = Callable[[Session, Job], None]
-"""What a pipeline stores in the transaction that ends a step; the job's row is locked."""
+"""Stores the data of a pipeline in the transaction of a step; the job's row is locked."""
 
 
 class StaleClaim(Exception):
-    """The claim was taken over, or the job was cancelled: whatever was computed is dropped."""
+    """Another worker has the step, or the job was cancelled or deleted: drop the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,11 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to work on a step until the lease ends; renewed while the work goes on.
+    """The right to work on a step until the lease ends; it is renewed during the work.
 
-    ``job`` and ``part`` are as they were when it was claimed: the job with its recording and
-    transcription, the part None where the step is about the whole job. ``previous`` is the result
-    of the step that this one follows; ``known`` that of an equal part, where there is one and it
-    may be used.
+    ``job``, with its recording and transcription, and ``part`` are as at the time of the claim.
+    ``part`` is None if the step is about the whole job. ``previous`` is the result of the step
+    before this one in the part; ``known`` that of an equal part that may be reused.
     """
 
     step_id: UUID
@@ -79,7 +78,7 @@ class Claim:
     token: UUID
     worker: str
     rq_job_id: str | None
-    """The RQ job to stop, should this work be stopped."""
+    """The RQ job to stop in order to stop this work."""
     job: Job
     part: Part | None
     previous: Any | None = None
@@ -96,7 +95,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A step the dispatcher hands to RQ as the job ``rq_job_id``."""
+    """A step that the dispatcher hands to RQ as the job ``rq_job_id``."""
 
     outbox_id: int
     step_id: UUID
@@ -110,12 +109,12 @@ def seconds(value: float) -> ColumnElement[Any]:
 
 
 class Steps:
-    """All that workers and the dispatcher do with steps. Not bound to a tenant: they serve all."""
+    """The operations of workers and the dispatcher on steps, for all tenants."""
 
     def __init__(
         self, database: Database, *, lease_s: float, retry: RetryPolicy, reuse: bool = True
     ) -> None:
-        """``reuse``: whether the results of equal parts are used again."""
+        """``reuse``: whether the results of equal parts are reused."""
         self._database = database
         self._lease_s = lease_s
         self._retry = retry
@@ -124,9 +123,9 @@ class Steps:
     # --- a worker's side --------------------------------------------------------------------
 
     def claim(self, step_id: UUID, worker: str, rq_job_id: str | None = None) -> Claim | None:
-        """Take a pending step, or None when it is taken, done, not yet due or cancelled.
+        """Claim a pending step; None if it is claimed, done, not due yet or cancelled.
 
-        ``rq_job_id`` is the RQ job in which ``worker`` was given it: stopping that stops the work.
+        ``rq_job_id`` is the RQ job that ``worker`` runs: stopping that stops the work.
         """
         with self._database.transaction() as session:
             job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
@@ -134,7 +133,7 @@ class Steps:
             return None if job is None else self._claim(session, job, step_id, worker, rq_job_id)
 
     def renew(self, claim: Claim) -> bool:
-        """Extend the lease; False when the claim is no longer good."""
+        """Extend the lease; False if the claim is no longer valid."""
         with self._database.transaction() as session:
             extended = _held(claim).values(
                 lease_until=func.clock_timestamp() + seconds(self._lease_s)
@@ -142,23 +141,23 @@ class Steps:
             return session.scalar(extended.returning(Step.id)) is not None
 
     def check(self, claim: Claim) -> None:
-        """Raise `StaleClaim` unless the claim is good."""
+        """Raise `StaleClaim` unless the claim is valid."""
         self.write(claim, lambda _session, _job: None)
 
     def write(self, claim: Claim, within: Within) -> None:
-        """Have ``within`` store something while the claim is good, before the step ends.
+        """Let ``within`` store something before the step ends, guarded by the claim.
 
         Raises:
-            StaleClaim: it is not.
+            StaleClaim: the claim is no longer valid.
         """
         with self._database.transaction() as session:
             within(session, _held_job(session, claim))
 
     def add_parts(self, claim: Claim, parts: Sequence[NewPart]) -> None:
-        """Store parts that the claimed step has found, with their first steps.
+        """Store parts that the claimed step found, with their first steps.
 
         Raises:
-            StaleClaim: another worker has this step now, or nobody does.
+            StaleClaim: the claim is no longer valid.
         """
         self.write(claim, lambda session, job: _add_parts(session, job, parts))
 
@@ -170,16 +169,16 @@ class Steps:
         elapsed_ms: int | None = None,
         parts: Sequence[NewPart] = (),
         within: Within | None = None,
-        go_on: bool = False,
+        take_next: bool = False,
     ) -> Claim | None:
-        """End the claimed step, and have done what follows from it.
+        """Finish the claimed step, and add the steps that follow it.
 
-        ``parts`` are those that it has found last. With ``go_on``, the step that follows is claimed
-        by the same worker in the same transaction, and returned: that of its part, or the only one
-        that is open in the job.
+        ``parts`` are the last parts that it found. With ``take_next`` the same worker claims the
+        step that follows in the same transaction; its claim is returned. That is the step of the
+        same part, or the only open step of the job.
 
         Raises:
-            StaleClaim: a newer attempt, a cancellation or a deletion has overtaken it.
+            StaleClaim: another worker has the step, or the job was cancelled or deleted.
         """
         with self._database.transaction() as session:
             job = locked_job(session, claim.job_id)
@@ -201,7 +200,7 @@ class Steps:
             flow = Flow(session, job)
             added = flow.add_parts(parts)
             added += flow.step_ended(claim.kind, claim.part, done=True)
-            following = self._to_go_on_with(session, claim, added) if go_on else None
+            following = self._next_step(session, claim, added) if take_next else None
             if following is None:
                 return None
             return self._claim(session, job, following, claim.worker, claim.rq_job_id)
@@ -209,12 +208,12 @@ class Steps:
     def fail(self, step_id: UUID, attempt: int, error: StenoError) -> bool:
         """Record why an attempt failed, and retry the step or fail its job.
 
-        A transient error is retried ``max_retries`` times with backoff, a time limit that was run
-        into `RETRIES_AT_LIMIT` times, a lost worker up to `MAX_LOSSES` times at once, anything else
-        never. A full disk or an outage is no fault of the step's: it counts as no failure, and the
-        step is retried until it has passed. A step whose failure is only a warning fails no job:
-        its part goes without, and once that has happened in one part, those after it get one try
-        each. Returns False when the attempt is not the current one (any more).
+        A transient error is retried ``max_retries`` times with backoff, an exceeded time limit
+        `RETRIES_AT_LIMIT` times, a lost worker up to `MAX_LOSSES` times at once, any other error
+        never. A full disk or an outage is not the step's fault: it is not counted, and the step is
+        retried until it is over. A step whose failure is only a warning fails no job: its part
+        lacks the result, and after one such failure the same steps of later parts get one attempt
+        each. Returns False if the attempt is not the current one.
         """
         with self._database.transaction() as session:
             job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
@@ -222,7 +221,7 @@ class Steps:
             if job is None:
                 return False
             lost = isinstance(error, WorkerLost)
-            waits = isinstance(error, Transient) and not error.counts
+            is_outage = isinstance(error, Transient) and not error.counts
             step = session.scalar(
                 update(Step)
                 .where(
@@ -230,13 +229,13 @@ class Steps:
                 )
                 .values(
                     losses=Step.losses + int(lost),
-                    failures=Step.failures + int(not lost and not waits),
+                    failures=Step.failures + int(not lost and not is_outage),
                 )
                 .returning(Step)
             )
             if step is None:
                 return False
-            if not waits:
+            if not is_outage:
                 session.add(_failure(step, error))
             step_type = PIPELINES[job.kind].step(step.kind)
             delay_s = self._delay_s(session, step, step_type, error)
@@ -264,12 +263,12 @@ class Steps:
     def _delay_s(
         self, session: Session, step: Step, step_type: StepType, error: StenoError
     ) -> float | None:
-        """Seconds until the step is tried again after this failure; None: never."""
+        """Seconds until the step is retried after this failure; None: never."""
         first_s = self._retry.first_delay_s
         if not isinstance(error, Transient):
             return None
         if not error.counts:
-            return retry_delay_s(min(step.attempt, MANY_TRIES), first_s)
+            return retry_delay_s(min(step.attempt, MAX_BACKOFF_STEP), first_s)
         if isinstance(error, WorkerLost):
             return 0.0 if step.losses < MAX_LOSSES else None
         retries = self._retry.max_retries
@@ -280,11 +279,11 @@ class Steps:
         return retry_delay_s(step.failures, first_s) if step.failures <= retries else None
 
     def hand_back(self, worker: str, step_id: UUID | None = None) -> list[UUID]:
-        """Have others do at once what ``worker`` had in hand; the jobs that it is of.
+        """Make the running steps of ``worker`` pending again at once; returns their jobs.
 
-        Its process that could still write must have ended, or not know of the claim. It counts as
-        no failure and no lost worker. ``step_id`` is the step it was given: it is published again
-        where it was not claimed yet.
+        Its engine process must have ended, or not know of the claim, so that it cannot write any
+        more. This counts neither as a failure nor as a lost worker. ``step_id`` is the step of its
+        queue message: it is published again if it was not claimed yet.
         """
         with self._database.transaction() as session:
             mine = and_(Step.worker == worker, Step.status == StepStatus.RUNNING)
@@ -310,18 +309,18 @@ class Steps:
     # --- the dispatcher's side ----------------------------------------------------------------
 
     def any_open(self) -> bool:
-        """Whether there is anything to hand out, to wait for or to rescue."""
+        """Whether any step is pending or running."""
         with self._database.transaction() as session:
             return session.scalar(select(Step.id).where(Step.status.in_(OPEN)).limit(1)) is not None
 
     def is_pending(self, step_id: UUID) -> bool:
-        """Whether a worker can still claim it."""
+        """Whether a worker can still claim the step."""
         with self._database.transaction() as session:
             status = session.scalar(select(Step.status).where(Step.id == step_id))
             return status == StepStatus.PENDING
 
     def handed_out(self) -> int:
-        """How many steps workers have in hand, their leases good, or are about to be given."""
+        """How many steps run with a valid lease, or are published."""
         with self._database.transaction() as session:
             working = and_(Step.status == StepStatus.RUNNING, Step.lease_until > NOW)
             return _count(session, or_(working, _is_published()))
@@ -333,20 +332,20 @@ class Steps:
         *,
         limited: int | None = None,
     ) -> int:
-        """Hand up to ``limit`` steps to ``send(publications)``, in fair order; how many it was.
+        """Hand up to ``limit`` steps to ``send(publications)`` in fair order; returns how many.
 
-        No more than ``limited`` steps of the kinds that are so run at once, so that servers that
-        are slow, or mean to be, cannot hold every worker; None: any number.
+        At most ``limited`` steps of limited kinds run at once (None: any number), so that slow or
+        hostile servers cannot occupy every worker.
 
-        `common.domain.turns` says what is fair. A crash after ``send`` sends again under the same
-        id, which is harmless: steps are claimed once. Nothing is published while another dispatcher
-        is at it. With ``limit`` 0 those that are new only join the line.
+        `common.domain.turns` defines the order. After a crash behind ``send`` the steps are sent
+        again under the same id, which is harmless: steps are claimed once. Nothing is published
+        while another dispatcher publishes. With ``limit`` 0 new steps are only queued.
         """
         with self._database.transaction() as session:
             turns = Turns(session)
             if not turns.lock():
                 return 0
-            turns.take_in()
+            turns.enqueue()
             if limit and limited is not None:
                 limited -= _limited(session)
             publications = [
@@ -357,7 +356,7 @@ class Steps:
                     description=f"{step.step_kind} job={step.job_id}"
                     + (f" part={step.part}" if step.part is not None else ""),
                 )
-                for step in turns.give(limit, limited)
+                for step in turns.dequeue(limit, limited)
             ]
             if publications:
                 send(publications)
@@ -370,7 +369,7 @@ class Steps:
             return len(publications)
 
     def published(self) -> list[tuple[UUID, str]]:
-        """Published steps that are due and not claimed yet, each with the id of its RQ job."""
+        """Published steps that are due and not claimed yet, with the ids of their RQ jobs."""
         with self._database.transaction() as session:
             rows = session.execute(
                 select(Step.id, Step.rq_job_id).where(_is_published(), Step.run_after <= NOW)
@@ -378,12 +377,12 @@ class Steps:
             return [(row.id, row.rq_job_id) for row in rows]
 
     def publish_again(self, step_ids: Iterable[UUID]) -> None:
-        """Put steps whose queue message got lost back into the outbox."""
+        """Put steps whose queue message was lost back into the outbox."""
         with self._database.transaction() as session:
             _enqueue_again(session, step_ids)
 
     def reclaim_expired(self) -> list[UUID]:
-        """Take back steps whose leases have expired; returns the jobs they belong to."""
+        """Rescue steps whose leases have expired; returns their jobs."""
         with self._database.transaction() as session:
             expired = session.execute(
                 select(Step.id, Step.attempt, Step.job_id).where(
@@ -462,8 +461,8 @@ class Steps:
             else None,
         )
 
-    def _to_go_on_with(self, session: Session, claim: Claim, added: Sequence[UUID]) -> UUID | None:
-        """Of the steps that follow: the one of the same part, or the job's only one."""
+    def _next_step(self, session: Session, claim: Claim, added: Sequence[UUID]) -> UUID | None:
+        """The step to claim next: the only added one, and without a part the job's only one."""
         if len(added) != 1:
             return None
         if claim.part is None:
@@ -491,8 +490,8 @@ class Steps:
         return session.scalar(pending.returning(Step.id)) is not None
 
 
-def _failure(step: Step, error: StenoError) -> Failure:
-    return Failure(
+def _failure(step: Step, error: StenoError) -> StepFailure:
+    return StepFailure(
         job_id=step.job_id,
         kind=step.kind,
         part=step.part,
@@ -508,7 +507,7 @@ def _add_parts(session: Session, job: Job, parts: Sequence[NewPart]) -> None:
 
 
 def _enqueue_again(session: Session, step_ids: Iterable[UUID]) -> None:
-    # Locked, or a claim in the same moment would not see the row and leave it behind.
+    # Locked: otherwise a concurrent claim would not see the outbox row, and leave it.
     pending = session.scalars(
         select(Step.id)
         .where(Step.id.in_(list(step_ids)), Step.status == StepStatus.PENDING)
@@ -542,12 +541,12 @@ def _equal_result(session: Session, tenant: str, kind: str, part: Part) -> Any |
 
 
 def fetched_id(step_id: UUID, attempt: int) -> UUID:
-    """What an attempt at fetching a recording calls it: a name that others can find it by."""
+    """The id of the recording that an attempt fetches; other processes can compute it."""
     return uuid5(step_id, str(attempt))
 
 
 def fetched_ids(session: Session, job_id: UUID) -> list[UUID]:
-    """What workers that fetch, or were stopped over it, may have left of it; newest first."""
+    """Recordings that running or stopped fetch attempts may have stored; newest first."""
     fetching = session.execute(
         select(Step.id, Step.attempt).where(
             Step.job_id == job_id, Step.kind == StepKind.FETCH, Step.status != StepStatus.DONE
@@ -561,7 +560,7 @@ def fetched_ids(session: Session, job_id: UUID) -> list[UUID]:
 
 
 def running_steps(session: Session, job_id: UUID) -> list[tuple[str, str]]:
-    """(worker, RQ job) of each step of the job that runs; its row is locked."""
+    """(worker, RQ job) of each running step of the job, whose row is locked."""
     running = session.execute(
         select(Step.worker, Step.rq_job_id).where(
             Step.job_id == job_id, Step.status == StepStatus.RUNNING
@@ -571,7 +570,7 @@ def running_steps(session: Session, job_id: UUID) -> list[tuple[str, str]]:
 
 
 def _failed_already(step: Step) -> Any:
-    """A step of the job and kind of ``step`` that failed for good."""
+    """A failed step of the same job and kind as ``step``."""
     return (
         select(Step.id)
         .where(Step.job_id == step.job_id, Step.kind == step.kind, Step.status == StepStatus.FAILED)
@@ -600,7 +599,7 @@ def _is_published() -> ColumnElement[bool]:
 
 
 def _limited(session: Session) -> int:
-    """How many steps of limited kinds run, or are about to."""
+    """How many steps of limited kinds run or are published."""
     running = Step.status == StepStatus.RUNNING
     return _count(session, Step.kind.in_(limited_kinds()), or_(running, _is_published()))
 

@@ -1,7 +1,7 @@
-"""What is kept of live streams: their text as it comes, and that they live; within one tenant.
+"""The stored state of live streams: their finals and heartbeats, within one tenant.
 
-A stream's gateway says every 15 s that it lives. One that was silent for `SILENT_S` is taken to be
-over; should it be heard of again, it goes on.
+A stream's gateway sends a heartbeat every 15 s. After `SILENT_S` without one the stream counts as
+interrupted; a later heartbeat reopens it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sqlalchemy import ColumnElement, Integer, Select, case, func, null, select,
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from common.db.counting import count_final, count_sound, count_stream, count_stream_end
+from common.db.counting import count_final, count_stream, count_stream_audio, count_stream_end
 from common.db.database import Database
 from common.db.deletions import Reason, remove_stream, was_deleted
 from common.db.snapshots import NO_CLIENT_DATA, ClientData
-from common.db.tables import Final, Kind, StreamSession, Tenant
+from common.db.tables import Kind, StoredFinal, StreamSession, Tenant
 from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_stream, is_silent
 from common.domain.moderation import ModeratedBy
 from common.domain.transcript import Transcript, join_text, segments_from_json, segments_to_json
@@ -30,15 +30,15 @@ from common.errors import NotFound
 
 COMPLETED = "completed"
 INTERRUPTED = "interrupted"
-"""The outcome of streams whose gateway went silent; the others' are told by their gateways."""
+"""The outcome of streams without heartbeats; gateways report the other outcomes."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewStream:
-    """A stream about to begin; ``language`` is a Whisper code.
+    """A stream that begins; ``language`` is a Whisper code.
 
-    ``moderation``: its finals are to be judged. ``key_id`` and ``request_id`` name the API key and
-    the HTTP request, ``quota`` is what the key may have.
+    ``moderation``: its finals are moderated. ``key_id`` and ``request_id`` name the API key and the
+    HTTP request; ``quota`` is that of the key.
     """
 
     id: UUID
@@ -54,10 +54,9 @@ class NewStream:
 
 @dataclass(frozen=True, slots=True)
 class StreamFinal:
-    """The text of an utterance, and who heard it; all times are on the stream's own clock.
+    """The text of an utterance, and the engine that recognized it; times are on the stream's clock.
 
-    ``seq`` ascends within a stream. ``moderated_by``: who gave the segments their verdicts; None:
-    nobody did.
+    ``seq`` ascends within a stream. ``moderated_by`` is None if the segments are not moderated.
     """
 
     seq: int
@@ -76,7 +75,7 @@ class StreamFinal:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream as it stands at one instant, with all that was said; see `StreamSession`."""
+    """The state of a stream at one instant, with its finals; see `StreamSession`."""
 
     id: UUID
     engine: str
@@ -98,16 +97,16 @@ class Stream:
 
     @property
     def transcript(self) -> Transcript:
-        """Its text so far."""
-        judges: list[ModeratedBy] = []
+        """The text so far."""
+        models: list[ModeratedBy] = []
         for final in self.finals:
-            if final.moderated_by is not None and final.moderated_by not in judges:
-                judges.append(final.moderated_by)
+            if final.moderated_by is not None and final.moderated_by not in models:
+                models.append(final.moderated_by)
         return Transcript(
             language=self.language,
             duration_ms=self.audio_ms,
             segments=tuple(segment for final in self.finals for segment in final.segments),
-            moderated_by=tuple(judges) if self.moderation else None,
+            moderated_by=tuple(models) if self.moderation else None,
         )
 
 
@@ -117,16 +116,16 @@ class Streams:
     def __init__(
         self, database: Database, tenant: str, *, delete_after_s: int | None = None
     ) -> None:
-        """``delete_after_s`` is for tenants for whom nothing else was said; None: never."""
+        """``delete_after_s`` is the default of tenants; None: never."""
         self._database = database
         self._tenant = tenant
         self._delete_after_s = delete_after_s
 
     def open(self, stream: NewStream) -> None:
-        """Commit a stream that begins now.
+        """Commit a new stream.
 
         Raises:
-            TooManyStreams, TooMuchAudio: the API key may not have it.
+            TooManyStreams, TooMuchAudio: it exceeds the quota of the API key.
         """
         of_tenant = select(Tenant.delete_after_s).where(Tenant.id == self._tenant)
         with self._database.transaction() as session:
@@ -153,22 +152,22 @@ class Streams:
             check_stream(session, stream.key_id, stream.quota)
 
     def add(self, stream_id: UUID, finals: Sequence[StreamFinal]) -> None:
-        """Commit finals; those that are there already stay as they are.
+        """Commit finals; existing ones stay as they are.
 
         Raises:
-            NotFound: the stream was deleted meanwhile.
+            NotFound: the stream was deleted in the meantime.
         """
         if not finals:
             return
         with self._database.transaction() as session:
-            there = self._own(stream_id).with_for_update(read=True, key_share=True)
-            if session.scalar(there) is None:
+            existing = self._own(stream_id).with_for_update(read=True, key_share=True)
+            if session.scalar(existing) is None:
                 raise NotFound(what=Kind.STREAM, value=stream_id)
             new = session.execute(
-                insert(Final)
+                insert(StoredFinal)
                 .values([_row(stream_id, final) for final in finals])
                 .on_conflict_do_nothing()
-                .returning(Final.latency_ms, Final.engine, Final.model)
+                .returning(StoredFinal.latency_ms, StoredFinal.engine, StoredFinal.model)
             )
             for latency_ms, engine, model in new:
                 count_final(session, latency_ms, engine, model)
@@ -176,18 +175,21 @@ class Streams:
     def moderate(
         self, stream_id: UUID, seq: int, segments: Sequence[Segment], by: ModeratedBy
     ) -> None:
-        """Commit the verdicts on the final ``seq``, which is there.
+        """Commit the moderation of the stored final ``seq``.
 
         Raises:
-            NotFound: the stream was deleted meanwhile.
+            NotFound: the stream was deleted in the meantime.
         """
-        judged = {"segments": segments_to_json(segments), "moderation": by.to_json()}
+        moderated = {"segments": segments_to_json(segments), "moderation": by.to_json()}
         with self._database.transaction() as session:
             updated = session.execute(
-                update(Final)
-                .where(Final.session_id == self._own(stream_id).subquery().c.id, Final.seq == seq)
-                .values(judged)
-                .returning(Final.seq)
+                update(StoredFinal)
+                .where(
+                    StoredFinal.session_id == self._own(stream_id).subquery().c.id,
+                    StoredFinal.seq == seq,
+                )
+                .values(moderated)
+                .returning(StoredFinal.seq)
             )
             if updated.one_or_none() is None:
                 raise NotFound(what=Kind.STREAM, value=stream_id)
@@ -202,11 +204,11 @@ class Streams:
         language: str,
         quota: Quota,
     ) -> None:
-        """Note that the stream lives, that so much sound came in by now, and who hears it.
+        """Record a heartbeat, the audio received so far, and the current engine.
 
         Raises:
-            NotFound: it was deleted meanwhile.
-            TooMuchAudio: its API key has used up the day; what came in was charged all the same.
+            NotFound: it was deleted in the meantime.
+            TooMuchAudio: its API key has used up its quota of today; the audio is charged anyway.
         """
         with self._database.transaction() as session:
             key_id = self._note(
@@ -216,35 +218,37 @@ class Streams:
         Usage(self._database, self._tenant, key_id).check(today, jobs=0)
 
     def close(self, stream_id: UUID, *, audio_ms: int, outcome: str) -> None:
-        """Note that the stream has ended, by ``outcome``; one that had ended before stays so.
+        """Record the end of the stream and its ``outcome``; an ended one stays as it is.
 
         Raises:
-            NotFound: it was deleted meanwhile.
+            NotFound: it was deleted in the meantime.
         """
         with self._database.transaction() as session:
             self._note(session, stream_id, audio_ms)
             _end(session, outcome, [stream_id])
 
     def get(self, stream_id: UUID) -> Stream:
-        """The stream as it stands.
+        """The state of the stream.
 
         Raises:
-            NotFound: there is no such stream in this tenant.
+            NotFound: the tenant has no such stream.
         """
         with self._database.transaction() as session:
             row = session.scalar(self._own(stream_id))
             if row is None:
                 raise NotFound(what=Kind.STREAM, value=stream_id)
             finals = session.scalars(
-                select(Final).where(Final.session_id == stream_id).order_by(Final.seq)
+                select(StoredFinal)
+                .where(StoredFinal.session_id == stream_id)
+                .order_by(StoredFinal.seq)
             ).all()
         return _stream(row, finals)
 
     def delete(self, stream_id: UUID) -> None:
-        """Delete a stream, also one that goes on; nothing where that was done before.
+        """Delete a stream, also a live one; do nothing if it was deleted before.
 
         Raises:
-            NotFound: there is no such stream in this tenant, and never was.
+            NotFound: the tenant has no such stream, and never had one.
         """
         with self._database.transaction() as session:
             row = session.scalar(self._own(stream_id).with_for_update())
@@ -259,11 +263,11 @@ class Streams:
         )
 
     def _note(
-        self, session: Session, stream_id: UUID, audio_ms: int, **heard_by: str
+        self, session: Session, stream_id: UUID, audio_ms: int, **recognized_by: str
     ) -> str | None:
-        """Note a sign of life, and charge the sound that came since the last; the key's id.
+        """Record a heartbeat and charge the audio since the last one; returns the key's id.
 
-        It brings a stream back that was taken to be over.
+        This reopens a stream that counted as interrupted.
         """
         before = (
             select(StreamSession.id, StreamSession.audio_ms)
@@ -276,7 +280,7 @@ class Streams:
             update(StreamSession)
             .where(StreamSession.id == before.c.id)
             .values(
-                **heard_by,
+                **recognized_by,
                 seen_at=func.clock_timestamp(),
                 audio_ms=func.greatest(StreamSession.audio_ms, audio_ms),
                 ended_at=_unless(lost, StreamSession.ended_at),
@@ -294,18 +298,18 @@ class Streams:
         if row is None:
             raise NotFound(what=Kind.STREAM, value=stream_id)
         if row.more_ms:
-            count_sound(session, row.more_ms, row.engine, row.model)
+            count_stream_audio(session, row.more_ms, row.engine, row.model)
             charge_stream(session, self._tenant, row.key_id, row.more_ms)
         key_id: str | None = row.key_id
         return key_id
 
 
 def end_silent(session: Session) -> list[UUID]:
-    """End the streams, of all tenants, of which too long nothing was heard; which it was."""
+    """End the streams of all tenants without recent heartbeats; returns their ids."""
     silent = (
         select(StreamSession.id)
         .where(StreamSession.ended_at.is_(None), is_silent())
-        # Who has locked one is a sign of life.
+        # A transaction that has locked one records a heartbeat.
         .with_for_update(key_share=True, skip_locked=True)
     )
     stream_ids = session.scalars(silent).all()
@@ -313,9 +317,9 @@ def end_silent(session: Session) -> list[UUID]:
 
 
 def _end(session: Session, outcome: str, stream_ids: Sequence[UUID]) -> list[UUID]:
-    """End those of them that go on, at the moment at which they were heard of last."""
-    middle = func.percentile_cont(0.5).within_group(Final.latency_ms)
-    typical = select(func.round(middle)).where(Final.session_id == StreamSession.id)
+    """End those of the streams that are live, at the time of their last heartbeat."""
+    middle = func.percentile_cont(0.5).within_group(StoredFinal.latency_ms)
+    typical = select(func.round(middle)).where(StoredFinal.session_id == StreamSession.id)
     ended_at = StreamSession.seen_at
     ended = session.execute(
         update(StreamSession)
@@ -354,7 +358,7 @@ def _row(stream_id: UUID, final: StreamFinal) -> dict[str, Any]:
     }
 
 
-def _stream(row: StreamSession, finals: Sequence[Final]) -> Stream:
+def _stream(row: StreamSession, finals: Sequence[StoredFinal]) -> Stream:
     return Stream(
         id=row.id,
         engine=row.engine,
@@ -371,7 +375,7 @@ def _stream(row: StreamSession, finals: Sequence[Final]) -> Stream:
     )
 
 
-def _final(row: Final) -> StreamFinal:
+def _final(row: StoredFinal) -> StreamFinal:
     return StreamFinal(
         seq=row.seq,
         span=Span(row.start_ms, row.end_ms),

@@ -1,4 +1,4 @@
-"""The tables. Postgres is the truth: whatever is not committed here has not happened."""
+"""The tables. Postgres is the source of truth: what is not committed has not happened."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from common.domain.webhooks import DeliveryStatus
 
 
 class Kind(StrEnum):
-    """What text comes from: a recording, or a live stream."""
+    """The source of a text: a recording (of a job), or a live stream."""
 
     JOB = "job"
     STREAM = "stream"
 
 
 NOW = func.statement_timestamp()
-"""For conditions: an index can be searched by it, as it cannot by clock_timestamp()."""
+"""For conditions: unlike clock_timestamp() it can be used with an index."""
 
 
 def _one_of(column: str, values: type) -> str:
@@ -67,7 +67,7 @@ class Base(DeclarativeBase):
 
 
 class Recording(Base):
-    """Stored sound, as it was sent."""
+    """Stored audio, as it was uploaded or fetched."""
 
     __tablename__ = "recordings"
 
@@ -79,18 +79,18 @@ class Recording(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
     duration_ms: Mapped[int | None]
-    """What the container claims; the truth is known once it is decoded."""
+    """As the container claims; decoding finds the true value."""
     upload_ms: Mapped[int]
-    """How long its bytes took to come in."""
+    """How long the upload took."""
     audio_tracks: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
-    """See `common.domain.tracks`; none where it was stored before they were looked at."""
+    """See `common.domain.tracks`; empty for recordings of versions that did not probe them."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Job(Base):
-    """One request, resolved once and never changed, and how far it has come.
+    """One resolved request, which never changes, and its progress.
 
-    What is particular to a kind of job is in a table of its own, as `Transcription`.
+    The columns of one kind of job are in a separate table, such as `Transcription`.
     """
 
     __tablename__ = "jobs"
@@ -148,58 +148,58 @@ class Job(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
     key_id: Mapped[str | None]
-    """The API key that asked for it; None: nobody needed one."""
+    """The API key of the request; None: none was required."""
     recording_id: Mapped[UUID | None] = mapped_column(ForeignKey("recordings.id"), index=True)
-    """None until its bytes are here: PENDING_UPLOAD, or to be fetched from ``source_url``."""
+    """None until it is stored: in PENDING_UPLOAD, or before the fetch from ``source_url``."""
     kind: Mapped[str] = mapped_column(server_default="transcription")
-    """Of `common.domain.pipeline`."""
+    """The kind of a pipeline (`common.domain.pipeline`)."""
     status: Mapped[str] = mapped_column(default=JobStatus.PENDING)
     phase: Mapped[str | None]
-    """Of its pipeline: the one that goes on, or was the last to; None: none has begun."""
+    """The current or last phase of its pipeline; None: none has begun."""
     priority: Mapped[int] = mapped_column(SmallInteger, default=Priority.NORMAL)
     engine: Mapped[str]
     model: Mapped[str]
     language: Mapped[str]
-    """As asked for: a Whisper code, or ``auto``."""
+    """As requested: a Whisper code, or ``auto``."""
     options: Mapped[dict[str, Any]]
     """The rest of the resolved request (see `common.domain.request`)."""
     parts_total: Mapped[int] = mapped_column(server_default=text("0"))
-    """The parts that were found so far."""
+    """The number of parts found so far."""
     parts_known: Mapped[bool] = mapped_column(server_default=text("false"))
-    """Whether these are all."""
+    """Whether all parts are found."""
     units_total: Mapped[int | None] = mapped_column(BigInteger)
-    """What there is to be done, in the unit of its pipeline (milliseconds of the recording, pages);
-    an estimate until all parts are known."""
+    """The total work, in the unit of its pipeline (milliseconds of the recording, pages); an
+    estimate until all parts are known."""
     units_done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """How much of it is done, once for each kind of step that counts."""
+    """The finished work, once for each kind of step that counts."""
     warnings: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     source_url: Mapped[str | None]
     webhook_url: Mapped[str | None]
-    """Told of the job's end, beside the tenant's own endpoints."""
+    """Notified of the job's end, like the tenant's own endpoints."""
     client_metadata: Mapped[Any | None] = mapped_column("metadata", JSON(none_as_null=True))
-    """The client's own, given back as it came: JSON, not JSONB, which would sort its keys."""
+    """The client's own, returned unchanged: JSON, not JSONB, which would sort its keys."""
     client_recording_id: Mapped[str | None]
-    """The client's own name for the recording, given back as it came."""
+    """The client's own name for the recording, returned unchanged."""
     idempotency_key: Mapped[str | None]
-    """The same one again means the same job, and not another."""
+    """A repeated request with this key returns the same job."""
     request_sha256: Mapped[str | None]
-    """Of the request that came with the idempotency key, its recording included."""
+    """Of the request with the idempotency key, its recording included."""
     delete_after_s: Mapped[int | None]
-    """Seconds after its end at which the job is deleted with all it has; None: never."""
+    """Seconds after its end at which the job is deleted with all its data; None: never."""
     delete_at: Mapped[datetime | None]
-    """When that is, once it has ended."""
+    """The time of that, once it has ended."""
     sweep_at: Mapped[datetime | None]
-    """When to delete the sound cut for it (once more); None: there is none, or it is needed."""
+    """When to delete its chunk files (again); None: there are none, or they are needed."""
     request_id: Mapped[str | None]
-    """Of the HTTP request that made it, for the logs of those who work on it."""
+    """Of the HTTP request that created it, for the logs of workers."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     retried_at: Mapped[datetime | None]
-    """When it was last begun again after it had failed; None: never."""
+    """When it was last retried after a failure; None: never."""
     started_at: Mapped[datetime | None]
     resumed_at: Mapped[datetime | None]
-    """When it last went on after it had waited for a person; None: it never has."""
+    """When it was last resumed after it had waited for a person; None: never."""
     completed_at: Mapped[datetime | None]
 
     recording: Mapped[Recording | None] = relationship(lazy="raise")
@@ -207,7 +207,7 @@ class Job(Base):
 
 
 class Transcription(Base):
-    """What is particular to a job that turns a recording into text; made with the job."""
+    """The columns of a transcription job; created with the job."""
 
     __tablename__ = "transcriptions"
 
@@ -216,17 +216,17 @@ class Transcription(Base):
     )
     detected_language: Mapped[str | None]
     language_probabilities: Mapped[dict[str, Any] | None]
-    """Of the languages that were detected, where it was asked for."""
+    """Of the detected languages, if detection was requested."""
     audio_track: Mapped[int | None] = mapped_column(SmallInteger)
-    """The index of the one that is transcribed; None: the one FFmpeg would play."""
+    """The index of the transcribed track; None: the one FFmpeg would play."""
     weights_sha256: Mapped[str | None]
-    """Of the weights the plan found; every chunk must be transcribed by the same ones."""
+    """Of the weights that the plan found; every chunk must be transcribed by the same ones."""
     charged_ms: Mapped[int] = mapped_column(server_default=text("0"))
-    """The audio that is in `UsageDay` for it."""
+    """The audio charged for it in `DailyUsage`."""
 
 
 class StreamSession(Base):
-    """A live stream: sound that nobody keeps, and its text in `Final`."""
+    """A live stream. Its audio is not stored; its text is in `StoredFinal`."""
 
     __tablename__ = "stream_sessions"
     __table_args__ = (
@@ -242,36 +242,36 @@ class StreamSession(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
     key_id: Mapped[str | None]
-    """The API key that asked for it; None: nobody needed one."""
+    """The API key of the request; None: none was required."""
     request_id: Mapped[str | None]
-    """Of the HTTP request that began it."""
+    """Of the HTTP request that opened it."""
     engine: Mapped[str]
     model: Mapped[str]
     language: Mapped[str]
-    """These three as they were last: a client may change them under way."""
+    """The current value, like engine and model: a client may change them during the stream."""
     moderation: Mapped[bool]
     client_recording_id: Mapped[str | None]
     client_metadata: Mapped[Any | None] = mapped_column("metadata", JSON(none_as_null=True))
-    """The client's own, as those of `Job`."""
+    """The client's own, as in `Job`."""
     audio_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """Sound that came in; all of it is in `UsageDay`."""
+    """Received audio; all of it is charged in `DailyUsage`."""
     latency_ms: Mapped[int | None]
     """Median over its finals, once it has ended; None: it had none."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """When its gateway last said that it lives."""
+    """The last heartbeat of its gateway."""
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
-    """``completed``, ``interrupted`` (its gateway went silent), or the code of the error that ended
-    it."""
+    """``completed``, ``interrupted`` (its gateway sent no more heartbeats), or the code of the
+    error that ended it."""
     delete_after_s: Mapped[int | None]
     """Seconds after its end at which it is deleted; None: never."""
     delete_at: Mapped[datetime | None]
-    """When that is, once it has ended."""
+    """The time of that, once it has ended."""
 
 
-class Final(Base):
-    """The text of one utterance of a stream; it never changes, but verdicts on it are added."""
+class StoredFinal(Base):
+    """The text of one utterance of a stream. It never changes, but moderation is added."""
 
     __tablename__ = "stream_finals"
 
@@ -279,7 +279,7 @@ class Final(Base):
         ForeignKey("stream_sessions.id", ondelete="CASCADE"), primary_key=True
     )
     seq: Mapped[int] = mapped_column(primary_key=True)
-    """That of the message which told it; they ascend, and have gaps."""
+    """The number of its message to the client; ascending, with gaps."""
     start_ms: Mapped[int]
     end_ms: Mapped[int]
     """On the stream's own clock."""
@@ -287,16 +287,16 @@ class Final(Base):
     model: Mapped[str]
     language: Mapped[str]
     segments: Mapped[list[Any]]
-    """As those of `Transcript`, with their verdicts."""
+    """As in `TranscriptRevision`, with moderation."""
     latency_ms: Mapped[int]
-    """From the last sound of the utterance to its text."""
+    """From the end of the utterance to its text."""
     moderation: Mapped[dict[str, Any] | None]
-    """Who judged the segments; None: nobody did."""
+    """The model that moderated the segments; None: they are not moderated."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Deletion(Base):
-    """What is left of a job or stream that was deleted: the proof that nothing else is."""
+    """The record of a deleted job or stream, and of its verified erasure."""
 
     __tablename__ = "deletions"
     __table_args__ = (
@@ -306,26 +306,26 @@ class Deletion(Base):
     )
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
-    """The job's id, or the stream's."""
+    """The id of the job or the stream."""
     kind: Mapped[str] = mapped_column(server_default=Kind.JOB)
     tenant: Mapped[str]
     recording_id: Mapped[UUID | None]
-    """Whose sound is to be erased."""
+    """The recording to erase."""
     reason: Mapped[str]
     """``request`` or ``retention``."""
     rows: Mapped[int]
-    """Deleted in Postgres, in the transaction that made this row."""
+    """Deleted in Postgres, in the transaction that created this row."""
     files: Mapped[int] = mapped_column(default=0)
     bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     """Erased in the storage so far."""
     requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
     erased_at: Mapped[datetime | None]
-    """When the storage was found to hold nothing of the job any more, and nobody at work on it; of
-    a stream, which has nothing there, at once."""
+    """Set once erasure is verified: the storage has nothing of the job, and no worker can write for
+    it any more. A stream has no files: it is set at once."""
 
 
 class Part(Base):
-    """A part of a job that its steps work on one by one: a chunk of a recording, a page."""
+    """A part of a job with steps of its own: a chunk of a recording, a page."""
 
     __tablename__ = "parts"
 
@@ -334,17 +334,17 @@ class Part(Base):
     )
     index: Mapped[int] = mapped_column(primary_key=True)
     units: Mapped[int]
-    """How much of the job's ``units_total`` it is."""
+    """Its share of the job's ``units_total``."""
     data: Mapped[list[Any]]
-    """What its pipeline has to know of it. Of a chunk, its windows: one ``[core start, core end,
+    """The data of its pipeline. Of a chunk, its windows: one ``[core start, core end,
     audio start, audio end, speech]`` each, in ms."""
     content_hash: Mapped[str] = mapped_column(index=True)
-    """Of all that its result depends on: equal hashes have equal results. Of a chunk: PCM, windows,
+    """Of everything its result depends on: equal hashes, equal results. Of a chunk: PCM, windows,
     engine, weights and options."""
 
 
 class Step(Base):
-    """A piece of work that a worker claims: one of a job's pipeline, and its result."""
+    """A unit of work of a job's pipeline that a worker claims, and its result."""
 
     __tablename__ = "steps"
     __table_args__ = (
@@ -370,30 +370,30 @@ class Step(Base):
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     kind: Mapped[str]
     part: Mapped[int | None]
-    """The index of the part it is about; None: it is about the whole job."""
+    """The index of its part; None: it is about the whole job."""
     status: Mapped[str] = mapped_column(default=StepStatus.PENDING)
     attempt: Mapped[int] = mapped_column(default=0)
     """How often it was claimed."""
     failures: Mapped[int] = mapped_column(default=0)
     losses: Mapped[int] = mapped_column(default=0)
     token: Mapped[UUID | None]
-    """Proof of the claim: who does not hold the newest one may not write."""
+    """Proof of the claim: only the holder of the newest token may write."""
     lease_until: Mapped[datetime | None]
     run_after: Mapped[datetime] = mapped_column(server_default=func.now())
     worker: Mapped[str | None]
     rq_job_id: Mapped[str | None]
-    """The RQ job it was published as, or is being worked on in; None: it waits to be published."""
+    """The RQ job in which it was published, or runs; None: it is not published."""
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     result: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
-    """What it came to, where that is kept here (`common.transcripts`)."""
+    """Its result, if that is stored here (`common.transcripts`)."""
     elapsed_ms: Mapped[int | None]
-    """How long its work took, by its own account; of what was reused, 0."""
+    """How long its work took, as the step measured it; 0 if the result was reused."""
     stored_count: Mapped[int] = mapped_column(server_default=text("0"))
-    """How often its end was recorded: never more than once."""
+    """How often its end was recorded: at most once."""
 
 
-class Failure(Base):
+class StepFailure(Base):
     """Why an attempt at a step failed."""
 
     __tablename__ = "failures"
@@ -410,10 +410,9 @@ class Failure(Base):
 
 
 class Outbox(Base):
-    """Steps that wait to be published; written in the transaction that makes the work.
+    """Steps to be published; written in the transaction that adds the step.
 
-    The dispatcher takes them into line (`JobTurn`) when they are due, and then fills in what they
-    are found by.
+    The dispatcher queues a due step (`JobTurn`) and then fills in the columns it is found by.
     """
 
     __tablename__ = "outbox"
@@ -440,18 +439,18 @@ class Outbox(Base):
     step_id: Mapped[UUID] = mapped_column(ForeignKey("steps.id", ondelete="CASCADE"), unique=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     due_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    """Its step's ``run_after``."""
+    """The ``run_after`` of its step."""
     job_id: Mapped[UUID | None]
-    """None until it is in line. No foreign key: it would lock the job's row."""
+    """None until it is queued. No foreign key: it would lock the job's row."""
     priority: Mapped[int | None] = mapped_column(SmallInteger)
     kind: Mapped[str | None]
     part: Mapped[int | None]
 
 
 class JobTurn(Base):
-    """A job with steps in line; see `common.domain.turns`. Who holds `TURNS_LOCK` alone writes.
+    """A job with queued steps; see `common.domain.turns`. Written by the holder of `TURNS_LOCK`.
 
-    It may outlast its job, or the steps, for a while: no foreign key, which would lock the job.
+    It may outlive its job or the steps for a while: a foreign key would lock the job's row.
     """
 
     __tablename__ = "job_turns"
@@ -464,14 +463,14 @@ class JobTurn(Base):
     priority: Mapped[int] = mapped_column(SmallInteger)
     tenant: Mapped[str]
     remote: Mapped[bool]
-    """Whether it waits for a step that only so many workers do at once: fetching."""
+    """Whether it waits for a step of a limited kind, such as a fetch."""
     size: Mapped[int] = mapped_column(SmallInteger)
     since: Mapped[int] = mapped_column(BigInteger)
     passed: Mapped[int] = mapped_column(SmallInteger, default=0)
 
 
 class TenantTurn(Base):
-    """A tenant with such jobs; ``size`` is that of its shortest one, or was."""
+    """A tenant with queued jobs; ``size`` is that of its shortest job, and may be outdated."""
 
     __tablename__ = "tenant_turns"
     __table_args__ = (
@@ -490,10 +489,10 @@ class TenantTurn(Base):
 TURNS = Sequence("turns", metadata=Base.metadata)
 """Numbers the turns."""
 TURNS_LOCK = 7_319_483
-"""An advisory lock's key, arbitrary but fixed: of who decides on turns."""
+"""The key of the advisory lock of the publishing dispatcher, arbitrary but fixed."""
 
 
-class Transcript(Base):
+class TranscriptRevision(Base):
     """The text of a recording; a job's newest revision is its result."""
 
     __tablename__ = "transcripts"
@@ -532,26 +531,26 @@ class JobMetrics(Base):
     wall_ms: Mapped[int] = mapped_column(Integer)
     """From creation, or the last retry, to completion."""
     attempts: Mapped[int] = mapped_column(Integer)
-    """Claims over all steps that are left; as many as those when nothing went wrong."""
+    """Attempts over all existing steps; the number of steps if nothing went wrong."""
 
 
 class Tenant(Base):
-    """What is particular to a tenant; one without a row has the defaults."""
+    """The settings of a tenant; one without a row has the defaults."""
 
     __tablename__ = "tenants"
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tier: Mapped[str] = mapped_column(server_default="standard")
-    """The class that metrics count it under: many tenants, few classes."""
+    """Its class in metrics: many tenants, few classes."""
     delete_after_s: Mapped[int | None]
-    """Of its jobs that ask for nothing else; None: as the settings say."""
+    """The default of its jobs; None: that of the settings."""
     secrets: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
-    """What signs messages to a job's own webhook URL (see `WebhookEndpoint.secrets`)."""
+    """These sign messages to jobs' own webhook URLs (see `WebhookEndpoint.secrets`)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class ApiKey(Base):
-    """A key that clients show; its secret part is kept nowhere."""
+    """An API key; its secret part is not stored."""
 
     __tablename__ = "api_keys"
 
@@ -563,7 +562,7 @@ class ApiKey(Base):
     """Of the secret part, which has 256 random bits: a slow hash would add nothing."""
     scopes: Mapped[list[Any]]
     limits: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'::jsonb"))
-    """Where they differ from the settings."""
+    """Those that differ from the settings."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
@@ -571,8 +570,8 @@ class ApiKey(Base):
     """To the minute."""
 
 
-class UsageDay(Base):
-    """What was asked for with a key on one day (UTC). Deleting jobs does not lower it."""
+class DailyUsage(Base):
+    """The usage of a key on one day (UTC). Deleting jobs does not lower it."""
 
     __tablename__ = "usage_days"
     __table_args__ = (
@@ -582,16 +581,15 @@ class UsageDay(Base):
 
     tenant: Mapped[str] = mapped_column(primary_key=True)
     key_id: Mapped[str] = mapped_column(primary_key=True)
-    """Empty where no key was needed."""
+    """Empty: no key was required."""
     day: Mapped[date] = mapped_column(primary_key=True)
     jobs: Mapped[int] = mapped_column(server_default=text("0"))
     audio_ms: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """As the recordings' containers claim, corrected once they are decoded; of streams as it
-    comes in."""
+    """As the recordings' containers claim, corrected after decoding; of streams as received."""
 
 
 class WebhookEndpoint(Base):
-    """A URL of a tenant's that is told of the ends of its jobs."""
+    """A URL of a tenant that is notified of the ends of its jobs."""
 
     __tablename__ = "webhook_endpoints"
 
@@ -601,18 +599,19 @@ class WebhookEndpoint(Base):
     events: Mapped[list[Any]]
     description: Mapped[str] = mapped_column(server_default="")
     secrets: Mapped[list[Any]]
-    """``{"secret": "whsec_...", "until": null}``, and after a rotation the one before, for a while:
-    messages are signed with all that are good. They are kept in the clear, as signing needs them.
+    """``{"secret": "whsec_...", "until": null}``, and after a rotation also the earlier one for a
+    while: messages are signed with all valid secrets. Encrypted if SECRETS_KEY is set
+    (`common.db.vault`).
     """
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    """Deliveries given up since the last one that arrived."""
+    """Failed deliveries since the last successful one."""
     paused_at: Mapped[datetime | None]
     paused_reason: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class WebhookDelivery(Base):
-    """A message to one URL: written in the transaction that makes what it tells of."""
+    """A message to one URL, written in the transaction that ends its job."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
@@ -650,30 +649,30 @@ class WebhookDelivery(Base):
     job_id: Mapped[UUID | None] = mapped_column(
         ForeignKey("jobs.id", ondelete="SET NULL"), index=True
     )
-    """None: a test, or the job was deleted before its message had arrived."""
+    """None: a test, or the job was deleted before delivery."""
     event: Mapped[str]
     url: Mapped[str]
     lane: Mapped[str] = mapped_column(
         Computed("tenant || ' ' || substring(url from '^[^/]*//[^/?#]*')", persisted=True)
     )
-    """Whose message it is, and to which host: one that hangs must not hold up other lanes."""
+    """Its tenant and host: a hanging host must not delay the messages of other lanes."""
     payload: Mapped[str]
     """The body, byte for byte: what is signed must be what is sent."""
     status: Mapped[str] = mapped_column(default=DeliveryStatus.PENDING)
     attempt: Mapped[int] = mapped_column(default=0)
-    """How often it was sent, or begun to be."""
+    """How often sending it was begun."""
     failures: Mapped[int] = mapped_column(server_default=text("0"))
-    """Attempts that failed since it was made, or asked for anew."""
+    """Failed attempts since it was written or redelivered."""
     due_at: Mapped[datetime] = mapped_column(server_default=func.now())
     token: Mapped[UUID | None]
-    """Proof of the claim of who sends it, good until ``lease_until``."""
+    """Proof of the sender's claim, valid until ``lease_until``."""
     lease_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     ended_at: Mapped[datetime | None]
 
 
 class WebhookAttempt(Base):
-    """How one attempt at a delivery went."""
+    """The outcome of one attempt at a delivery."""
 
     __tablename__ = "webhook_attempts"
 
@@ -684,13 +683,13 @@ class WebhookAttempt(Base):
     attempt: Mapped[int]
     status_code: Mapped[int | None]
     error: Mapped[str | None]
-    """Why there was no answer, or what was wrong with it."""
+    """Why there was no response, or why it was an error."""
     duration_ms: Mapped[int]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Tally(Base):
-    """A number that only grows: what metrics count, raised in the transaction that it counts."""
+    """The value of a counter, increased in the transaction of the counted event."""
 
     __tablename__ = "tallies"
 

@@ -1,8 +1,8 @@
-"""The numbers of `common.domain.metrics`, raised in the transaction that makes what they count.
+"""The values of `common.domain.metrics`, increased in the transaction of the counted event.
 
-`count` and `observe` only note it down; `Database.transaction` writes it all at the end, in one
-statement and in the order of the keys. So the rows, which many transactions want, are locked for
-no longer than the commit takes, and two transactions cannot each wait for the other.
+`count` and `observe` only collect; `Database.transaction` writes everything at the end, in one
+statement and in the order of the keys. So these contended rows are locked only during the commit,
+and two transactions cannot deadlock.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from common.db.tables import Tally
 from common.domain.metrics import Counter, Histogram
 
 Labels = tuple[str, ...]
-"""The values of a metric's labels, in its own order."""
+"""The values of a metric's labels, in the metric's order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """A histogram's observations: how many fell between its bounds, the last beyond, and their sum.
+    """A histogram's observations: counts between its bounds and above the last, and their sum.
 
     Shape of ``counts``: one more than the histogram has ``bounds``.
     """
@@ -35,12 +35,12 @@ class Distribution:
 
 
 def count(session: Session, counter: Counter, amount: float = 1, **labels: str) -> None:
-    """Raise ``counter`` by ``amount`` > 0, should the session's transaction commit."""
+    """Increase ``counter`` by ``amount`` > 0 when the session's transaction commits."""
     _note(session, counter.name, _key(counter, labels), amount)
 
 
 def observe(session: Session, histogram: Histogram, value: float, **labels: str) -> None:
-    """Add an observation to ``histogram``, should the session's transaction commit."""
+    """Add an observation to ``histogram`` when the session's transaction commits."""
     key = _key(histogram, labels)
     bound = next((bound for bound in histogram.bounds if value <= bound), inf)
     _note(session, histogram.name, (*key, str(bound)), 1)
@@ -48,7 +48,7 @@ def observe(session: Session, histogram: Histogram, value: float, **labels: str)
 
 
 def write_tallies(session: Session) -> None:
-    """Write what was noted down: the last statement before the commit."""
+    """Write the collected values: the last statement before the commit."""
     noted = session.info.pop(_NOTED, {})
     if not noted:
         return
@@ -59,7 +59,7 @@ def write_tallies(session: Session) -> None:
 
 
 class Tallied:
-    """All numbers as they were at one instant."""
+    """All values at one instant."""
 
     def __init__(self, session: Session) -> None:
         self._values: dict[str, dict[Labels, float]] = {}
@@ -67,16 +67,16 @@ class Tallied:
             self._values.setdefault(row.name, {})[tuple(json.loads(row.labels))] = row.value
 
     def of(self, counter: Counter) -> Mapping[Labels, float]:
-        """What was counted; nothing for labels that never were."""
+        """The values of a counter, by labels; labels that were never counted are absent."""
         return self._values.get(counter.name, {})
 
     def distributions(self, histogram: Histogram) -> dict[Labels, Distribution]:
-        """What was observed."""
+        """The observations of a histogram, by labels."""
         places = len(histogram.bounds) + 1
         counts: dict[Labels, list[float]] = {}
         for (*labels, bound), value in self._values.get(histogram.name, {}).items():
             of_labels = counts.setdefault(tuple(labels), [0.0] * places)
-            # An earlier release may have drawn its bounds elsewhere.
+            # An earlier release may have had other bounds.
             of_labels[bisect_left(histogram.bounds, float(bound))] += value
         sums = self._values.get(f"{histogram.name}_sum", {})
         return {
@@ -96,7 +96,7 @@ _RAISE = text(
 
 
 def _key(metric: Counter | Histogram, labels: Mapping[str, str]) -> Labels:
-    assert labels.keys() == set(metric.labels)  # noqa: S101 - the caller and the metric disagree
+    assert labels.keys() == set(metric.labels)  # noqa: S101 - the caller passes other labels
     return tuple(labels[name] for name in metric.labels)
 
 

@@ -1,4 +1,4 @@
-"""What is particular to tenants."""
+"""The settings of tenants."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.db.tables import Tenant
 class TenantOptions:
     """A tenant's class for metrics, and when its jobs are deleted (s after their end).
 
-    ``delete_after_s`` None: as the settings say.
+    ``delete_after_s`` None: that of the settings.
     """
 
     name: str
@@ -24,19 +24,19 @@ class TenantOptions:
 
 
 class Tenants:
-    """All tenants that differ from the settings; for operators."""
+    """All tenants with settings of their own; for operators."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def all(self) -> list[TenantOptions]:
-        """By name."""
+        """All of them, by name."""
         with self._database.transaction() as session:
             rows = session.scalars(select(Tenant).order_by(Tenant.id))
             return [TenantOptions(row.id, row.tier, row.delete_after_s) for row in rows]
 
     def put(self, name: str, **options: str | int | None) -> None:
-        """Give the tenant these options (columns of `Tenant`); the others stay as they are."""
+        """Set these columns of `Tenant`; the others stay as they are."""
         statement = insert(Tenant).values(id=name, **options)
         with self._database.transaction() as session:
             session.execute(

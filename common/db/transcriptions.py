@@ -1,4 +1,4 @@
-"""What the steps of a transcription read and store: the SQL that is particular to it."""
+"""The SQL of the transcription pipeline: what its steps read and store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.db.counting import count_durations
 from common.db.database import Database
 from common.db.flow import Flow
 from common.db.steps import Within
-from common.db.tables import Job, JobMetrics, Part, Recording, Step, Transcript
+from common.db.tables import Job, JobMetrics, Part, Recording, Step, TranscriptRevision
 from common.db.usage import charge_decoded, correct
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
@@ -25,7 +25,7 @@ from common.domain.tracks import Track, find_track
 
 @dataclass(frozen=True, slots=True)
 class NewRecording:
-    """Stored audio about to be committed; ``sha256`` is lower-case hex."""
+    """A stored recording, not committed yet; ``sha256`` is lower-case hex."""
 
     id: UUID
     filename: str
@@ -38,7 +38,7 @@ class NewRecording:
     tracks: tuple[Track, ...] = ()
 
     def row(self, tenant: str) -> Recording:
-        """As it is committed."""
+        """The row to commit."""
         return Recording(
             id=self.id,
             tenant=tenant,
@@ -54,11 +54,11 @@ class NewRecording:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """A part of a recording, and what its steps have come to; None: that one is not done.
+class ChunkResult:
+    """A chunk and the results of its steps; None: that step is not done.
 
-    ``result``: the segments of each window (`common.transcripts`). ``moderation``: who moderated
-    them, and how.
+    ``result``: the segments of each window (`common.transcripts`). ``moderation``: their labels,
+    and the model that gave them.
     """
 
     index: int
@@ -74,7 +74,7 @@ _TRANSCRIBED, _MODERATED = aliased(Step), aliased(Step)
 
 
 def select_chunks(job_id: UUID, first: int = 0) -> Select[Any]:
-    """A job's chunks from ``first`` on, in order, each as `to_chunk` takes it."""
+    """Selects a job's chunks from ``first`` on, in order, for `to_chunk`."""
     return (
         select(
             Part.index,
@@ -92,9 +92,9 @@ def select_chunks(job_id: UUID, first: int = 0) -> Select[Any]:
     )
 
 
-def to_chunk(row: Any) -> Chunk:
-    """A row of `select_chunks`."""
-    return Chunk(*row)
+def to_chunk(row: Any) -> ChunkResult:
+    """Convert a row of `select_chunks`."""
+    return ChunkResult(*row)
 
 
 def _done(step: Any, kind: StepKind) -> Any:
@@ -107,18 +107,18 @@ def _done(step: Any, kind: StepKind) -> Any:
 
 
 class Transcriptions:
-    """What workers ask about transcriptions, of all tenants."""
+    """Queries of workers about transcriptions, for all tenants."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def is_stored(self, recording_id: UUID) -> bool:
-        """Whether a recording was committed."""
+        """Whether a recording is committed."""
         with self._database.transaction() as session:
             return session.get(Recording, recording_id) is not None
 
     def planned(self, job_id: UUID) -> dict[int, tuple[str, bool]]:
-        """What an earlier attempt planned: chunk index to (content hash, whether it is done)."""
+        """The chunks of an earlier attempt: index to (content hash, whether it is transcribed)."""
         with self._database.transaction() as session:
             rows = session.execute(
                 select(Part.index, Part.content_hash, Step.id.is_not(None))
@@ -127,8 +127,8 @@ class Transcriptions:
             )
             return {index: (content_hash, done) for index, content_hash, done in rows}
 
-    def to_merge(self, job_id: UUID) -> tuple[list[Chunk], int]:
-        """All chunks of a job, in order, and how many milliseconds planning took."""
+    def to_merge(self, job_id: UUID) -> tuple[list[ChunkResult], int]:
+        """All chunks of a job, in order, and the duration of planning in ms."""
         plan = select(Step.elapsed_ms).where(Step.job_id == job_id, Step.kind == StepKind.PLAN)
         with self._database.transaction() as session:
             chunks = [to_chunk(row) for row in session.execute(select_chunks(job_id))]
@@ -136,10 +136,10 @@ class Transcriptions:
 
 
 def recording_fetched(recording: NewRecording) -> Within:
-    """Store the recording that was fetched for a job.
+    """Store the fetched recording of a job.
 
     Raises:
-        UnknownOption: it has no such audio track as the job asks for.
+        UnknownOption: it lacks the audio track that the job asks for.
     """
 
     def store(session: Session, job: Job) -> None:
@@ -147,7 +147,7 @@ def recording_fetched(recording: NewRecording) -> Within:
         session.flush()
         find_track(recording.tracks, Options.from_json(job.options).audio_track)
         job.recording_id, job.units_total = recording.id, recording.duration_ms
-        # Its query may be a signature, and is of no use any more.
+        # Its query may be a signature, and is no longer needed.
         job.source_url = (job.source_url or "").partition("?")[0]
         session.flush()
         charge_decoded(session, job.id, recording.duration_ms or 0)
@@ -156,14 +156,14 @@ def recording_fetched(recording: NewRecording) -> Within:
 
 
 def audio_decoded(decoded_ms: int) -> Within:
-    """Charge the job at least ``decoded_ms``, which stay charged whatever becomes of it."""
+    """Charge the job at least ``decoded_ms``; they stay charged, however the job ends."""
     return lambda session, job: charge_decoded(session, job.id, decoded_ms)
 
 
 def plan_begun(
     *, weights_sha256: str, language: str, audio_track: int | None, replan: bool
 ) -> Within:
-    """Fix what all chunks of the job share; with ``replan`` forget what was planned before."""
+    """Store what all chunks of the job share; with ``replan`` delete an earlier plan."""
 
     def store(session: Session, job: Job) -> None:
         job.transcription.weights_sha256 = weights_sha256
@@ -178,9 +178,9 @@ def plan_begun(
 def plan_ended(
     *, duration_ms: int, warnings: Iterable[str], languages: Mapping[str, float]
 ) -> Within:
-    """Store what is known of the whole recording.
+    """Store what is known about the whole recording.
 
-    ``languages`` are the probabilities of those that were detected.
+    ``languages``: the probabilities of the detected ones.
     """
 
     def store(session: Session, job: Job) -> None:
@@ -192,8 +192,8 @@ def plan_ended(
     return store
 
 
-def merged(transcript: Transcript, metrics: JobMetrics, warnings: list[str]) -> Within:
-    """Store the transcript, and where the time went."""
+def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[str]) -> Within:
+    """Store the transcript and the durations of the stages."""
 
     def store(session: Session, job: Job) -> None:
         session.add(transcript)
@@ -202,9 +202,9 @@ def merged(transcript: Transcript, metrics: JobMetrics, warnings: list[str]) -> 
         asked_at = job.retried_at or job.created_at
         metrics.waited_ms = _ms(asked_at, job.started_at or now)
         metrics.wall_ms = _ms(asked_at, now)
-        # Those that came to something, good or bad: what was handed back did not.
-        came_to = Step.failures + Step.losses + case((Step.status == StepStatus.DONE, 1), else_=0)
-        attempts = select(func.sum(came_to)).where(Step.job_id == job.id)
+        # Attempts with an outcome: those that were handed back have none.
+        ended = Step.failures + Step.losses + case((Step.status == StepStatus.DONE, 1), else_=0)
+        attempts = select(func.sum(ended)).where(Step.job_id == job.id)
         metrics.attempts = session.scalar(attempts) or 0
         session.add(metrics)
         count_durations(session, metrics)

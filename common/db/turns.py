@@ -1,8 +1,8 @@
-"""The order in which steps are published: `common.domain.turns`, over tables of its own.
+"""The queue order of steps: `common.domain.turns`, over its own tables.
 
-Only the dispatcher that holds `TURNS_LOCK` writes them, so that turns are given one after the
-other whoever else submits, claims and finishes. Each question is answered by the beginning of an
-index: it takes as long whatever waits.
+Only the dispatcher that holds `TURNS_LOCK` writes these tables, so turns are assigned one after
+the other while others submit, claim and finish. Each query reads the beginning of an index, so its
+time does not depend on the length of the queue.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ from common.domain.turns import (
     turns_left,
 )
 
-TAKEN_IN_AT_ONCE = 10_000
+ENQUEUE_BATCH = 10_000
 
 T = TypeVar("T", JobTurn, TenantTurn)
 
 
 @dataclass(slots=True)
 class Turns:
-    """The turns as they stand, for as long as a transaction holds the lock."""
+    """The queue, while a transaction holds its lock."""
 
     session: Session
     _busy_jobs: set[UUID] = field(default_factory=set)
-    """Those all of whose steps others have locked at this moment."""
+    """Jobs whose steps are all locked by other transactions."""
     _busy_tenants: set[tuple[int, str, bool]] = field(default_factory=set)
 
     def lock(self) -> bool:
-        """Whether nobody else is giving turns; then nobody does until the transaction ends."""
+        """Try to lock the queue until the transaction ends; False: another dispatcher has it."""
         locked = select(func.pg_try_advisory_xact_lock(TURNS_LOCK))
         return bool(self.session.scalar(locked))
 
-    def take_in(self) -> None:
-        """Have those join the line that are in the outbox and due."""
-        while self._take_in() == TAKEN_IN_AT_ONCE:
+    def enqueue(self) -> None:
+        """Queue the due steps of the outbox."""
+        while self._enqueue_batch() == ENQUEUE_BATCH:
             continue
 
-    def give(self, limit: int, limited: int | None) -> Iterator[Row[Any]]:
-        """The next steps, locked, out of the outbox; ``limited`` of them of limited kinds.
+    def dequeue(self, limit: int, limited: int | None) -> Iterator[Row[Any]]:
+        """The next steps, locked and removed from the outbox; at most ``limited`` of limited kinds.
 
         Each has the columns of `_first_step`.
         """
@@ -75,21 +75,21 @@ class Turns:
             room -= step.step_kind in limited_now
             yield step
 
-    # --- joining ------------------------------------------------------------------------------
+    # --- enqueuing ----------------------------------------------------------------------------
 
-    def _take_in(self) -> int:
+    def _enqueue_batch(self) -> int:
         new = self.session.scalars(
             select(Outbox.id)
             .where(Outbox.job_id.is_(None), Outbox.due_at <= NOW)
             .order_by(Outbox.due_at, Outbox.id)
-            .limit(TAKEN_IN_AT_ONCE)
+            .limit(ENQUEUE_BATCH)
             .with_for_update(skip_locked=True)
         ).all()
         if not new:
             return 0
         taken = self.session.execute(
             update(Outbox)
-            # Found first, as Postgres would expect thousands of them, and read all there is.
+            # The ids are read first: Postgres would expect thousands, and read the whole table.
             .where(Outbox.id == func.any(new), Step.id == Outbox.step_id, Job.id == Step.job_id)
             .values(
                 job_id=Step.job_id,
@@ -134,7 +134,7 @@ class Turns:
         return None
 
     def _tenants(self, lanes: Sequence[bool]) -> tuple[TenantTurn, TenantTurn] | None:
-        """Who has waited the longest, and has the shortest job; None: nobody waits."""
+        """The tenant that has waited the longest, and that with the shortest job; None: none."""
         found = [
             two
             for lane in lanes
@@ -171,7 +171,7 @@ class Turns:
         longest: Iterable[InstrumentedAttribute[Any]],
         shortest: Iterable[InstrumentedAttribute[Any]],
     ) -> tuple[T, T] | None:
-        # The end of a job deletes its row: what it has locked is skipped.
+        # The end of a job deletes its row: rows that are locked for that are skipped.
         first = rows.limit(1).with_for_update(skip_locked=True)
         one = self.session.scalar(first.order_by(*longest))
         other = self.session.scalar(first.order_by(*shortest))
@@ -189,7 +189,7 @@ class Turns:
             other.since = tenant.since
 
     def _without_step(self, job: JobTurn) -> None:
-        """Its steps are claimed already, or are being claimed."""
+        """Skip the job: its steps are claimed, or are being claimed."""
         if self._has_steps(job):
             self._busy_jobs.add(job.job_id)
         else:
@@ -200,7 +200,7 @@ class Turns:
             self._busy_tenants.add((tenant.priority, tenant.tenant, tenant.remote))
 
     def _resize(self, tenant: TenantTurn) -> bool:
-        """Find the tenant's shortest job; whether it had none, so that it is out of the line."""
+        """Update the size of the tenant's shortest job; True: it had none, and is removed."""
         size = self.session.scalar(
             _jobs_of(tenant).with_only_columns(JobTurn.size).order_by(JobTurn.size).limit(1)
         )
@@ -214,13 +214,13 @@ class Turns:
         return bool(self.session.scalar(select(exists().where(Outbox.job_id == job.job_id))))
 
 
-def withdraw(session: Session, job_id: UUID) -> None:
-    """Take a job that ends out of the line."""
+def leave_queue(session: Session, job_id: UUID) -> None:
+    """Remove a job that ends from the queue."""
     session.execute(delete(JobTurn).where(JobTurn.job_id == job_id))
 
 
 def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:
-    """Jobs as they join the line, by column: of their rows, or those with the columns `_FACTS`."""
+    """The columns of jobs to be queued, from their rows or from rows with the columns `_FACTS`."""
     return {
         "job_id": [job.id for job in jobs],
         "priority": [job.priority for job in jobs],
@@ -236,7 +236,7 @@ def _is_limited(job: Any) -> bool:
 
 def _size(job: Any) -> int:
     pipeline = PIPELINES[job.kind]
-    left = turns_left(
+    remaining = turns_left(
         units_total=job.units_total,
         units_done=job.units_done,
         units_a_part=pipeline.units_a_part,
@@ -244,7 +244,7 @@ def _size(job: Any) -> int:
         parts_known=job.parts_known,
         rounds=len(pipeline.counting(job.options)),
     )
-    return size_class(left)
+    return size_class(remaining)
 
 
 def _jobs_of(tenant: TenantTurn) -> Select[JobTurn]:
@@ -268,7 +268,7 @@ _FACTS = (
     Job.parts_known,
 )
 
-# One that is in line stays where it is.
+# A queued job keeps its position.
 _JOIN_JOBS = text("""
     INSERT INTO job_turns (job_id, priority, tenant, remote, size, since, passed)
     SELECT job_id, priority, tenant, remote, size, nextval('turns'), 0
@@ -296,7 +296,7 @@ _JOIN_TENANTS = text("""
 
 
 def _first_step(job_id: UUID) -> Select[Any]:
-    """The first of a job's steps that is due and that nobody has locked."""
+    """The first step of a job that is due and not locked."""
     return (
         select(
             Outbox.id.label("outbox_id"),

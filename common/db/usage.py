@@ -1,9 +1,9 @@
-"""What was asked for with which key, day by day (UTC), and whether it may be more.
+"""The usage of keys by day (UTC), and the check of their quotas.
 
-A job is charged in the transaction that commits it: its recording by what its container claims. A
-recording that is fetched is charged once it is here. What is decoded beyond that is charged while
-it is decoded, so that it stays charged when the job is deleted meanwhile; in the end the job is
-charged what was decoded. A stream is charged as its sound comes in.
+A job is charged in the transaction that commits it, for the duration that its recording's container
+claims. A fetched recording is charged when it is stored. Audio decoded beyond that is charged
+during decoding, so that it stays charged if the job is deleted; in the end the job is charged for
+the decoded duration. A stream is charged as its audio is received.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import NOW, Job, Recording, StreamSession, Transcription, UsageDay
+from common.db.tables import NOW, DailyUsage, Job, Recording, StreamSession, Transcription
 from common.domain.job import JobStatus
 from common.domain.keys import Limits
 from common.errors import TooManyJobs, TooManyStreams, TooMuchAudio
 
 UNFINISHED = (JobStatus.PENDING_UPLOAD, JobStatus.PENDING, JobStatus.PROCESSING)
-"""The jobs that count as concurrent; one that waits for its recording holds its place."""
+"""The jobs that count as concurrent; one that waits for its recording is among them."""
 SILENT_S = 45.0
-"""A stream whose gateway has not said for so long that it lives is taken to be over."""
+"""A stream without a heartbeat for so long counts as interrupted."""
 RETRY_S = 5
-"""When somebody with too many jobs or streams is told to try again."""
+"""``Retry-After`` for clients with too many jobs or streams."""
 HOUR_MS = 3_600_000
 
 OVER_QUOTA = 1000
-"""How many of a key's jobs beyond those that it may have are counted at most."""
+"""At most so many jobs beyond a key's quota are counted."""
 
 NO_KEY = ""
-"""In place of a key's id where none was needed."""
+"""The key id of requests without a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How many jobs and streams at once, and how much audio a day, a key may have; 0: any."""
+    """A key's limits on concurrent jobs and streams, and on audio a day; 0: no limit."""
 
     concurrent_jobs: int = 0
     audio_ms_per_day: int = 0
@@ -72,9 +72,9 @@ NO_QUOTA = Quota()
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """A key's unfinished jobs, its streams, and the audio charged to it today, in any tenant.
+    """A key's unfinished jobs, live streams, and audio of today, in any tenant.
 
-    No more than `OVER_QUOTA` jobs beyond the quota are counted.
+    At most `OVER_QUOTA` jobs beyond the quota are counted.
     """
 
     concurrent_jobs: int = 0
@@ -96,12 +96,12 @@ class Day:
 def charge(
     session: Session, job_id: UUID, quota: Quota, *, jobs: int = 1, audio_ms: int = 0
 ) -> None:
-    """Charge a job, or (``jobs`` 0) the recording of one that waited for it, to the job's key.
+    """Charge a job, or (``jobs`` 0) the recording that it waited for, to the job's key.
 
-    It comes last in a transaction that others may wait for.
+    Call it last in the transaction: others may wait for its locks.
 
     Raises:
-        TooManyJobs, TooMuchAudio: the key may not have it, so that nothing is to be committed.
+        TooManyJobs, TooMuchAudio: it exceeds the key's quota; do not commit.
     """
     tenant, key_id = session.execute(select(Job.tenant, Job.key_id).where(Job.id == job_id)).one()
     _hold(session, key_id, quota, jobs=jobs, audio_ms=audio_ms)
@@ -111,47 +111,47 @@ def charge(
 
 
 def check_stream(session: Session, key_id: str | None, quota: Quota) -> None:
-    """Let a stream that was begun in this transaction have its place; it comes last.
+    """Check the quota for a stream opened in this transaction; call it last.
 
     Raises:
-        TooManyStreams, TooMuchAudio: the key may not have it, so that nothing is to be committed.
+        TooManyStreams, TooMuchAudio: it exceeds the key's quota; do not commit.
     """
     _hold(session, key_id, quota, streams=1)
 
 
 def charge_stream(session: Session, tenant: str, key_id: str | None, audio_ms: int) -> None:
-    """Charge sound that has come in, whether there may be more or not; it comes last."""
+    """Charge received audio, also beyond the quota; call it last in the transaction."""
     _add(session, tenant, key_id, _today(), jobs=0, audio_ms=audio_ms)
 
 
 def is_live() -> ColumnElement[bool]:
-    """Whether a stream counts as one that goes on."""
+    """Whether a stream counts as live."""
     return and_(StreamSession.ended_at.is_(None), ~is_silent())
 
 
 def is_silent() -> ColumnElement[bool]:
-    """Whether nothing was heard of a stream's gateway for too long."""
+    """Whether the last heartbeat of a stream is older than `SILENT_S`."""
     return StreamSession.seen_at <= NOW - timedelta(seconds=SILENT_S)
 
 
-def check_goes_on(session: Session, job_id: UUID, quota: Quota) -> None:
-    """Let a job that had ended, and was charged for, go on again where its key has room for it.
+def check_restart(session: Session, job_id: UUID, quota: Quota) -> None:
+    """Check the quota for a job that is retried; it was charged already.
 
     Raises:
-        TooManyJobs: the key may have no more at once.
+        TooManyJobs: it exceeds the key's quota.
     """
     key_id = session.scalar(select(Job.key_id).where(Job.id == job_id))
     _hold(session, key_id, Quota(quota.concurrent_jobs), jobs=1)
 
 
 def charge_decoded(session: Session, job_id: UUID, decoded_ms: int) -> None:
-    """Charge what has been decoded so far, where less is charged; the job's row is locked."""
+    """Charge the audio decoded so far, if less is charged; the job's row is locked."""
     if decoded_ms > session.scalars(_charged(job_id)).one():
         correct(session, job_id, decoded_ms)
 
 
 def correct(session: Session, job_id: UUID, duration_ms: int) -> None:
-    """Charge what the recording has turned out to be, in place of what it was taken for."""
+    """Charge the true duration of the recording in place of the claimed one."""
     tenant, key_id, charged_ms, day = session.execute(
         select(
             Job.tenant,
@@ -176,7 +176,7 @@ def _of(job_id: UUID) -> Update:
 
 
 class Usage:
-    """The usage of one tenant, asked for with one key (None: none was needed)."""
+    """The usage of one tenant, as seen by one key (None: no key)."""
 
     def __init__(self, database: Database, tenant: str, key_id: str | None) -> None:
         self._database = database
@@ -184,10 +184,10 @@ class Usage:
         self._key_id = key_id
 
     def check(self, quota: Quota, *, jobs: int = 1) -> None:
-        """Say early what `charge` would say, before anything is sent.
+        """Check early what `charge` will check, before an upload.
 
         Raises:
-            TooManyJobs, TooMuchAudio: the key may have no more.
+            TooManyJobs, TooMuchAudio: the key's quota is used up.
         """
         if self._key_id is not None and quota != NO_QUOTA:
             spent = self.spent(quota)
@@ -201,22 +201,22 @@ class Usage:
 
     def days(self, count: int) -> list[Day]:
         """The last ``count`` days on which there was anything, today first."""
-        own = func.coalesce(self._key_id, NO_KEY) == UsageDay.key_id
+        own = func.coalesce(self._key_id, NO_KEY) == DailyUsage.key_id
         with self._database.transaction() as session:
             rows = session.execute(
                 select(
-                    UsageDay.day,
-                    func.sum(UsageDay.jobs),
-                    func.sum(UsageDay.audio_ms),
-                    func.coalesce(func.sum(UsageDay.jobs).filter(own), 0),
-                    func.coalesce(func.sum(UsageDay.audio_ms).filter(own), 0),
+                    DailyUsage.day,
+                    func.sum(DailyUsage.jobs),
+                    func.sum(DailyUsage.audio_ms),
+                    func.coalesce(func.sum(DailyUsage.jobs).filter(own), 0),
+                    func.coalesce(func.sum(DailyUsage.audio_ms).filter(own), 0),
                 )
                 .where(
-                    UsageDay.tenant == self._tenant,
-                    UsageDay.day > _today() - literal(count, Integer),
+                    DailyUsage.tenant == self._tenant,
+                    DailyUsage.day > _today() - literal(count, Integer),
                 )
-                .group_by(UsageDay.day)
-                .order_by(UsageDay.day.desc())
+                .group_by(DailyUsage.day)
+                .order_by(DailyUsage.day.desc())
             )
             return [Day(day, *map(int, sums)) for day, *sums in rows]
 
@@ -238,7 +238,7 @@ def _hold(
     audio_ms: int = 0,
 ) -> None:
     if key_id is not None and quota != NO_QUOTA:
-        # One at a time, as each has to see what the others have.
+        # One transaction at a time: each must see the jobs of the others.
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))
         spent = _spent(session, key_id, quota)
         _check(spent, quota, jobs=jobs, streams=streams, audio_ms=audio_ms)
@@ -286,8 +286,8 @@ def _spent(session: Session, key_id: str, quota: Quota) -> Spent:
         select(func.count()).where(StreamSession.key_id == key_id, is_live()).scalar_subquery()
     )
     audio_ms = (
-        select(func.coalesce(func.sum(UsageDay.audio_ms), 0))
-        .where(UsageDay.key_id == key_id, UsageDay.day == _today())
+        select(func.coalesce(func.sum(DailyUsage.audio_ms), 0))
+        .where(DailyUsage.key_id == key_id, DailyUsage.day == _today())
         .scalar_subquery()
     )
     found = session.execute(select(jobs, streams, audio_ms)).one()
@@ -305,18 +305,18 @@ def _add(
 ) -> None:
     row: dict[str, Any] = {"tenant": tenant, "key_id": key_id or NO_KEY, "day": day}
     session.execute(
-        insert(UsageDay)
+        insert(DailyUsage)
         .values(row | {"jobs": jobs, "audio_ms": max(0, audio_ms)})
         .on_conflict_do_update(
-            index_elements=[UsageDay.tenant, UsageDay.key_id, UsageDay.day],
+            index_elements=[DailyUsage.tenant, DailyUsage.key_id, DailyUsage.day],
             set_={
-                "jobs": UsageDay.jobs + jobs,
-                "audio_ms": func.greatest(0, UsageDay.audio_ms + audio_ms),
+                "jobs": DailyUsage.jobs + jobs,
+                "audio_ms": func.greatest(0, DailyUsage.audio_ms + audio_ms),
             },
         )
     )
 
 
 def _today() -> ColumnElement[date]:
-    """The day (UTC), by Postgres' clock."""
+    """Today (UTC), by Postgres' clock."""
     return cast(func.timezone("UTC", func.now()), Date)

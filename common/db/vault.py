@@ -1,7 +1,7 @@
-"""Webhook secrets as Postgres has them: encrypted, where there is a key for that.
+"""The storage format of webhook secrets: encrypted if SECRETS_KEY is set.
 
-Signing needs them in the clear, so a hash will not do. What a backup of the database then shows is
-what SECRETS_KEY, which is not in it, opens.
+Signing needs the plain secrets, so a hash is not enough. With encryption a backup of the database
+does not reveal them: SECRETS_KEY is not in it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
 
 SHORTEST = 32
-"""Characters of a key."""
+"""The least number of characters of a key."""
 _PURPOSE = b"stenopool webhook secrets"
 
 
 class Vault:
-    """Encrypts with the first of ``keys``, decrypts with any; without keys it leaves all as it is.
+    """Encrypts with the first of ``keys``, decrypts with any; without keys it stores plain text.
 
     Raises:
-        SetupProblem: a key is so short that it can be guessed.
+        SetupProblem: a key is too short.
     """
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
@@ -42,7 +42,7 @@ class Vault:
         self._fernet = _fernet(keys) if keys else None
 
     def seal(self, secret: Secret) -> dict[str, Any]:
-        """As it is stored."""
+        """The stored form of a secret."""
         document = secret.to_json()
         if self._fernet is not None:
             token = self._fernet.encrypt(document.pop("secret").encode()).decode()
@@ -50,10 +50,10 @@ class Vault:
         return document
 
     def open(self, documents: Iterable[dict[str, Any]], now: datetime) -> list[Secret]:
-        """Of what is stored, the secrets to sign with, the newest first.
+        """The valid secrets among the stored ones, newest first.
 
         Raises:
-            SecretsLocked: there are some, and none can be decrypted.
+            SecretsLocked: none of them can be decrypted.
         """
         opened = [self._opened(document) for document in documents]
         secrets = good([secret for secret in opened if secret is not None], now)
@@ -62,7 +62,7 @@ class Vault:
         return secrets
 
     def seal_again(self, documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
-        """The same, encrypted with the first key; None where one cannot be decrypted."""
+        """The secrets encrypted with the first key; None if one cannot be decrypted."""
         opened = [self._opened(document) for document in documents]
         secrets = [secret for secret in opened if secret is not None]
         return [self.seal(each) for each in secrets] if len(secrets) == len(opened) else None
@@ -82,7 +82,7 @@ class Vault:
 
 
 def seal_all(database: Database, vault: Vault) -> tuple[int, int]:
-    """Encrypt every secret anew: of how many tenants and endpoints, and of how many it cannot."""
+    """Encrypt every secret again; returns how many holders succeeded, and how many failed."""
     done = locked = 0
     with database.transaction() as session:
         holders = [

@@ -1,8 +1,8 @@
-"""The life of a webhook message: written with what it tells of, claimed, sent, its end recorded.
+"""The life of a webhook message: written, claimed, sent, and its outcome recorded.
 
-A message is claimed like a step is: with a token, and a lease that outlasts the attempt. Whoever
-is killed over one loses the claim to somebody else, who sends it again under the same id: each
-message arrives at least once.
+A message is written in the transaction that ends its job. It is claimed like a step, with a token
+and a lease that is longer than an attempt. When a sender is killed, another one claims the message
+and sends it again under the same id: delivery is at-least-once.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from common.db.tallies import count
 from common.db.vault import Vault
 from common.domain.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_DELIVERIES
 from common.domain.webhooks import (
+    AttemptResult,
     DeliveryStatus,
     Secret,
-    Verdict,
     WebhookEvent,
     next_delay_s,
 )
 from common.errors import SecretsLocked
 
 
-def tell(session: Session, job_id: UUID, event: WebhookEvent) -> None:
-    """Write a message about the job to each endpoint that wants it, and to the job's own URL."""
+def write_messages(session: Session, job_id: UUID, event: WebhookEvent) -> None:
+    """Write a message for each endpoint that subscribes to the event, and for the job's own URL."""
     job = session.get_one(Job, job_id, populate_existing=True)
     endpoints = session.scalars(
         select(WebhookEndpoint)
         .where(WebhookEndpoint.tenant == job.tenant, WebhookEndpoint.events.contains([event]))
-        # One that is being deleted is waited for: a message to it could not be written.
+        # Wait for one that is being deleted: a message to it could not be written.
         .with_for_update(read=True, key_share=True)
     ).all()
-    addressees: list[tuple[UUID | None, str]] = [(each.id, each.url) for each in endpoints]
+    receivers: list[tuple[UUID | None, str]] = [(each.id, each.url) for each in endpoints]
     if job.webhook_url is not None:
-        addressees.append((None, job.webhook_url))
-    payload = message(event, _data(session, job)) if addressees else ""
+        receivers.append((None, job.webhook_url))
+    payload = message(event, _data(session, job)) if receivers else ""
     session.add_all(
         WebhookDelivery(
             tenant=job.tenant,
@@ -65,7 +65,7 @@ def tell(session: Session, job_id: UUID, event: WebhookEvent) -> None:
             url=url,
             payload=payload,
         )
-        for endpoint_id, url in addressees
+        for endpoint_id, url in receivers
     )
 
 
@@ -76,7 +76,7 @@ def message(event: WebhookEvent, data: dict[str, Any]) -> str:
 
 
 def _data(session: Session, job: Job) -> dict[str, Any]:
-    """Standard Webhooks calls it "thin": the text is fetched with a key, and is not sent."""
+    """A "thin" payload (Standard Webhooks): the text is not sent, but fetched with a key."""
     transcription = session.get(Transcription, job.id)
     return {
         "job_id": str(job.id),
@@ -92,7 +92,7 @@ def _data(session: Session, job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """The right, and all that is needed, to send a message once, until the lease ends."""
+    """A claimed message, with everything that one attempt needs, until the lease ends."""
 
     delivery_id: UUID
     endpoint_id: UUID | None
@@ -101,14 +101,14 @@ class Sending:
     url: str
     payload: str
     secrets: tuple[str, ...]
-    """None of them: they cannot be decrypted."""
+    """Empty: they cannot be decrypted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt went; ``error`` in a few words, where it did not arrive."""
+    """The outcome of an attempt; ``error`` says in a few words why it failed."""
 
-    verdict: Verdict
+    result: AttemptResult
     status_code: int | None
     error: str | None
     duration_ms: int
@@ -116,7 +116,7 @@ class Outcome:
 
 
 class Deliveries:
-    """All that a sender does with messages. Not bound to a tenant: it serves all."""
+    """The operations of a sender on messages, for all tenants."""
 
     def __init__(
         self,
@@ -136,10 +136,10 @@ class Deliveries:
         self._vault = vault
 
     def claim(self, limit: int) -> list[Sending]:
-        """Take up to ``limit`` messages that are due, fairly: each tenant in turn, then each lane.
+        """Claim up to ``limit`` due messages, in turn over tenants and within them over lanes.
 
-        No lane has more than ``at_once_each`` under way, so that receivers who hang hold up
-        themselves; messages to a paused endpoint wait, but for tests.
+        At most ``at_once_each`` messages of a lane are in flight, so that a hanging receiver
+        delays only its own lane. Messages to a paused endpoint wait, except tests.
         """
         with self._database.transaction() as session:
             ids = session.scalars(self._fairly(limit)).all()
@@ -158,22 +158,19 @@ class Deliveries:
             return [self._sending(session, delivery) for delivery in claimed]
 
     def next_due_s(self) -> float | None:
-        """Seconds until a message is to be sent; None: no message waits for its time."""
+        """Seconds until the next message is due; None: no message is pending."""
         # Each is the first of an index.
         unclaimed = _earliest(WebhookDelivery.due_at).where(_unclaimed())
         claimed = _earliest(WebhookDelivery.lease_until).where(WebhookDelivery.lease_until > NOW)
         due = func.least(unclaimed.scalar_subquery(), claimed.scalar_subquery())
         with self._database.transaction() as session:
-            left = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
-            return None if left is None else float(left)
+            due_s = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
+            return None if due_s is None else float(due_s)
 
     def record(self, sending: Sending, outcome: Outcome) -> bool:
-        """Record how an attempt went, and what follows; False where the claim was lost meanwhile.
-
-        Every attempt's outcome goes through here, once.
-        """
+        """Record the outcome of an attempt; False if its claim was lost."""
         with self._database.transaction() as session:
-            # Before its deliveries, as whoever pauses or deletes it does.
+            # Locked before its deliveries, as in every other transaction.
             endpoint = _locked(session, sending.endpoint_id)
             delivery = session.scalar(
                 select(WebhookDelivery).where(_held(sending)).with_for_update(key_share=True)
@@ -190,25 +187,25 @@ class Deliveries:
                 )
             )
             delivery.token = delivery.lease_until = None
-            self._conclude(delivery, outcome)
-            count(session, WEBHOOK_ATTEMPTS, outcome=outcome.verdict)
+            self._apply(delivery, outcome)
+            count(session, WEBHOOK_ATTEMPTS, outcome=outcome.result)
             if delivery.status != DeliveryStatus.PENDING:
                 count(session, WEBHOOK_DELIVERIES, outcome=delivery.status)
             if endpoint is not None and delivery.event != WebhookEvent.TEST:
-                self._draw_conclusions(endpoint, DeliveryStatus(delivery.status), outcome)
+                self._update_endpoint(endpoint, DeliveryStatus(delivery.status), outcome)
             return True
 
     def release(self, sending: Sending) -> None:
-        """Give a message back unsent, for somebody else to send at once."""
+        """Release a message that was not sent; another sender may claim it at once."""
         with self._database.transaction() as session:
             session.execute(
                 update(WebhookDelivery).where(_held(sending)).values(token=None, lease_until=None)
             )
 
     def prune(self, keep_days: int) -> int:
-        """Give up what waited for a paused endpoint, and forget what ended, so many days ago.
+        """Fail messages to paused endpoints, and delete ended ones, after ``keep_days``.
 
-        What ended of jobs that were deleted is forgotten at once: it has their metadata in it.
+        Ended messages of deleted jobs are deleted at once: they contain the jobs' metadata.
         """
         long_ago = NOW - timedelta(days=keep_days)
         paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_at.is_not(None))
@@ -231,7 +228,7 @@ class Deliveries:
             )
             return sum(
                 len(session.scalars(forget.returning(WebhookDelivery.id)).all())
-                # One by one, as each has an index.
+                # One by one: each has an index.
                 for forget in (
                     delete(WebhookDelivery).where(
                         WebhookDelivery.status != DeliveryStatus.PENDING, which
@@ -249,7 +246,7 @@ class Deliveries:
         else:
             stored = session.get_one(WebhookEndpoint, delivery.endpoint_id).secrets
         secrets: list[Secret] = []
-        with suppress(SecretsLocked):  # which its attempt says
+        with suppress(SecretsLocked):  # its attempt reports it
             secrets = self._vault.open(stored, datetime.now(UTC))
         return Sending(
             delivery_id=delivery.id,
@@ -271,7 +268,7 @@ class Deliveries:
         by_tenant = (
             select(tenant, func.count().label("n")).where(under_way).group_by(tenant).subquery()
         )
-        in_line = (
+        queued = (
             select(
                 WebhookDelivery.id,
                 tenant,
@@ -285,43 +282,43 @@ class Deliveries:
             )
             .outerjoin(by_lane, by_lane.c.lane == lane)
             .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-            .where(_due(), _is_sent())
+            .where(_due(), _is_sendable())
             .subquery()
         )
         ranked = (
             select(
-                in_line.c.id,
-                in_line.c.due_at,
+                queued.c.id,
+                queued.c.due_at,
                 (
                     func.coalesce(by_tenant.c.n, 0)
                     + func.row_number().over(
-                        partition_by=in_line.c.tenant,
-                        order_by=(in_line.c.turn, in_line.c.due_at, in_line.c.id),
+                        partition_by=queued.c.tenant,
+                        order_by=(queued.c.turn, queued.c.due_at, queued.c.id),
                     )
                 ).label("turn"),
             )
-            .outerjoin(by_tenant, by_tenant.c.tenant == in_line.c.tenant)
-            .where(in_line.c.turn <= self._at_once_each)
+            .outerjoin(by_tenant, by_tenant.c.tenant == queued.c.tenant)
+            .where(queued.c.turn <= self._at_once_each)
             .subquery()
         )
         return (
             select(WebhookDelivery.id)
             .join(ranked, ranked.c.id == WebhookDelivery.id)
-            # Once more: who has waited for a lock must see what became of the row meanwhile.
+            # Checked again: the row may have changed while this waited for its lock.
             .where(_due())
             .order_by(ranked.c.turn, ranked.c.due_at)
             .limit(limit)
             .with_for_update(of=WebhookDelivery, skip_locked=True)
         )
 
-    def _conclude(self, delivery: WebhookDelivery, outcome: Outcome) -> None:
+    def _apply(self, delivery: WebhookDelivery, outcome: Outcome) -> None:
         now = func.clock_timestamp()
-        if outcome.verdict is Verdict.DELIVERED:
+        if outcome.result is AttemptResult.DELIVERED:
             delivery.status, delivery.ended_at = DeliveryStatus.DELIVERED, now
             return
         delivery.failures += 1
         delay_s = None
-        if outcome.verdict is Verdict.AGAIN and delivery.event != WebhookEvent.TEST:
+        if outcome.result is AttemptResult.AGAIN and delivery.event != WebhookEvent.TEST:
             delay_s = next_delay_s(
                 self._delays_s,
                 delivery.failures,
@@ -333,21 +330,21 @@ class Deliveries:
         else:
             delivery.due_at = now + timedelta(seconds=delay_s)
 
-    def _draw_conclusions(
+    def _update_endpoint(
         self, endpoint: WebhookEndpoint, status: DeliveryStatus, outcome: Outcome
     ) -> None:
         if status is DeliveryStatus.DELIVERED:
             endpoint.failures = 0
         elif status is DeliveryStatus.FAILED:
             endpoint.failures += 1
-            if outcome.verdict is Verdict.GONE:
+            if outcome.result is AttemptResult.GONE:
                 _pause(endpoint, "The receiver answered 410 Gone")
             elif endpoint.failures >= self._pause_after:
                 _pause(endpoint, f"{endpoint.failures} messages in a row were given up")
 
 
 def secrets_of(session: Session, tenant: str, vault: Vault) -> list[dict[str, Any]]:
-    """What signs messages to a tenant's jobs' own URLs, as stored; made when first asked for."""
+    """The stored secrets for the own URLs of a tenant's jobs; created on first use."""
     known = session.scalar(select(Tenant.secrets).where(Tenant.id == tenant))
     if not known:
         row = locked_tenant(session, tenant)
@@ -356,7 +353,7 @@ def secrets_of(session: Session, tenant: str, vault: Vault) -> list[dict[str, An
 
 
 def locked_tenant(session: Session, tenant: str) -> Tenant:
-    """The tenant's row, made where there is none yet."""
+    """The tenant's row, locked; created if there is none."""
     session.execute(upsert(Tenant).values(id=tenant).on_conflict_do_nothing())
     return session.scalars(
         select(Tenant)
@@ -382,18 +379,18 @@ def _pause(endpoint: WebhookEndpoint, reason: str) -> None:
 
 
 def _earliest(time: InstrumentedAttribute[Any]) -> Select[Any]:
-    """The least ``time`` of a message that is to be sent, whether it is due or not."""
+    """The earliest ``time`` of a pending message, due or not."""
     return (
         select(time)
         .outerjoin(WebhookEndpoint, WebhookEndpoint.id == WebhookDelivery.endpoint_id)
-        .where(WebhookDelivery.status == DeliveryStatus.PENDING, _is_sent())
+        .where(WebhookDelivery.status == DeliveryStatus.PENDING, _is_sendable())
         .order_by(time)
         .limit(1)
     )
 
 
-def _is_sent() -> ColumnElement[bool]:
-    """Whether the message's endpoint, if it has one, is not paused; tests are sent all the same."""
+def _is_sendable() -> ColumnElement[bool]:
+    """Whether the message's endpoint, if any, is not paused; tests are sent anyway."""
     return or_(WebhookEndpoint.paused_at.is_(None), WebhookDelivery.event == WebhookEvent.TEST)
 
 

@@ -1,7 +1,7 @@
-"""What of a growing text is stable: LocalAgreement (Liu et al. 2020; arXiv 2307.14743).
+"""The stable part of a growing text: LocalAgreement (Liu et al. 2020; arXiv 2307.14743).
 
-A recognizer that hears an utterance again and again, each time with more sound, changes its mind
-about the last words mostly: words on which two hypotheses in a row agree seldom change any more.
+A recognizer that decodes an utterance repeatedly, each time with more audio, mostly changes the
+last words. Words on which two successive hypotheses agree seldom change any more.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _WORDS = re.compile(r"\s*\S+")
 
 
 def agreed(before: str, now: str) -> int:
-    """How many characters of ``now`` the hypothesis ``before`` it agrees with.
+    """The number of leading characters of ``now`` on which ``before`` agrees.
 
-    They are whole words, whatever their case and marks; the last word of ``now`` is not among them,
-    as more may be said of it. Where the two differ in the marks of the last one, those are not.
+    Whole words are compared, without case and punctuation. The last word of ``now`` never counts:
+    it may be incomplete. Punctuation after the last agreed word counts only if it agrees too.
     """
     words = _WORDS.findall(now)
     pairs = list(
@@ -39,6 +39,6 @@ def _key(word: str) -> str:
 
 
 def _marks(word: str) -> str:
-    """The marks that a word ends with; none where it is nothing else."""
+    """The punctuation at the end of a word; empty if the word is nothing else."""
     letters = word.rstrip("".join({letter for letter in word if not letter.isalnum()}))
     return word[len(letters) :] if letters else ""

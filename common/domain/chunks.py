@@ -1,4 +1,4 @@
-"""How a chunk is kept, and what makes two chunks equal."""
+"""The stored form of a chunk, and its content hash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def windows_to_json(windows: Iterable[Window]) -> list[list[int]]:
 
 
 def windows_from_json(document: Sequence[Sequence[int]]) -> tuple[Window, ...]:
-    """What `windows_to_json` stored."""
+    """Read the output of `windows_to_json`."""
     return tuple(
         Window(Span(core_start, core_end), Span(audio_start, audio_end), speech_ms)
         for core_start, core_end, audio_start, audio_end, speech_ms in document
@@ -36,7 +36,7 @@ def content_hash(chunk: Chunk, pcm: bytes, decoding: dict[str, Any]) -> str:
     """The address of a chunk's result: chunks of equal hash have the same text.
 
     ``decoding`` is everything else that the text depends on: engine, weights, language, options.
-    Where the chunk lies in its recording is left out, as an engine never knows.
+    The chunk's position in the recording is not part of it: the engine does not know it.
     """
     origin = chunk.audio.start_ms
     windows = [

@@ -1,13 +1,13 @@
-"""From speech to windows to chunks: pure, in one pass, with nothing known of what comes later.
+"""From speech to windows to chunks: pure, in one pass, without lookahead.
 
 A finder (voice activity or energy) reports `Speech` in order. `WindowCutter` merges neighbours
 into windows of at most 30 s that keep the silence inside, so that one offset maps a window's times
 to the recording's clock (WhisperX, arXiv 2303.00747, section 2.2). `ChunkGrouper` makes chunks of
 them.
 
-What comes out depends on the speech and the options only, never on how the input was sliced:
-both classes may be told early that nothing more starts before some instant (``advance``), which
-changes when a value is handed out but not the value.
+The output depends only on the speech and the options, never on how the input was sliced. Both
+classes accept early notice that nothing starts before some instant (``advance``). It changes when a
+value is returned, but not the value.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ CLEAR_SILENCE_MS = 400
 """A pause that ends a phrase; those within one are mostly below 250 ms (Goldman-Eisler 1968)."""
 
 CHUNK_GAP_MS = MAX_WINDOW_MS
-"""Silence that ends a chunk, so that a worker never has to read minutes of silence."""
+"""Silence that ends a chunk, so that a worker never reads minutes of silence."""
 
 CHUNK_GROWTH = ((8, 1), (24, 2))
 FULL_CHUNK = 4
 """Windows a chunk: 1 for the first 8 windows, 2 up to the 24th, then 4.
 
-A recording of a few minutes thus gives every worker something, the first text of any recording
-comes early, and the bulk of a long one is decoded in batches. It counts windows and not the
-duration, because a header may lie about that, nor the workers, because their number changes.
+So a recording of a few minutes keeps every worker busy, the first text of any recording comes
+early, and most of a long one is decoded in batches. It depends neither on the duration, which a
+header may misstate, nor on the number of workers, which changes.
 """
 
 
@@ -40,11 +40,11 @@ class CutOptions:
 
     Args:
         window_ms: the longest window, in [1000, 30000].
-        overlap_ms: what two windows share where no silence was found, in [0, window_ms / 4].
-        pad_ms: what is kept before and after the speech of a window, in [0, window_ms / 4]. A
+        overlap_ms: what two windows share if no silence was found, in [0, window_ms / 4].
+        pad_ms: the audio kept before and after the speech of a window, in [0, window_ms / 4]. A
             detector misses soft beginnings and the far voice of an interview. On 562 s of one
             (base) the word error rate fell from 18.2 % with 400 ms to 16.0 % with 1.5 s, where
-            other places to cut alone move it by a point: a hint, no proof.
+            other cuts alone change it by a point: an indication, not a proof.
         max_gap_ms: silence that ends a window although more would fit, at least 2 * pad_ms.
     """
 
@@ -69,7 +69,7 @@ class CutOptions:
 class Speech:
     """Speech between two silences, or a piece of speech that had to be cut.
 
-    ``opened`` and ``closed`` tell whether silence lies before and after it.
+    ``opened`` and ``closed``: whether silence lies before and after it.
     """
 
     span: Span
@@ -94,7 +94,7 @@ def reach(options: CutOptions, first: Speech, last: Speech) -> Span:
 
 
 class Curve:
-    """How likely or loud speech is, at equal steps from time 0; what is over may be forgotten."""
+    """Probability or loudness of speech, in equal steps from time 0; old steps may be dropped."""
 
     def __init__(self, step_ms: int) -> None:
         self._step_ms = step_ms
@@ -153,7 +153,7 @@ class WindowCutter:
 
     A core's edge lies in the middle of the silence between two windows, or half of ``max_gap_ms``
     after the speech where the silence is longer than that, or at the cut where there is none. The
-    silence at the very end is known too late for that: see `reaching`.
+    silence at the very end is found too late for that: see `reaching`.
     """
 
     def __init__(self, options: CutOptions) -> None:
@@ -163,13 +163,13 @@ class WindowCutter:
 
     @property
     def needed_from_ms(self) -> int | None:
-        """The start of the earliest audio that a window to come will hold, if one is begun."""
+        """The start of the earliest audio that a later window needs, if one is begun."""
         if not self._pending:
             return None
         return reach(self._options, self._pending[0], self._pending[-1]).start_ms
 
     def feed(self, speech: Speech) -> list[Window]:
-        """Take the next speech (in order, each fitting a window) and give the windows it ends."""
+        """Add the next speech (in order, each fits a window); returns the windows that it ends."""
         windows = self.advance(speech.span.start_ms)
         while self._pending and not fits(self._options, self._pending[0], speech):
             windows.append(self._close(self._best_break(speech), speech))
@@ -177,7 +177,7 @@ class WindowCutter:
         return windows
 
     def advance(self, until_ms: int) -> list[Window]:
-        """Hear that no speech starts before ``until_ms``; give the window this ends, if any."""
+        """No speech starts before ``until_ms``; returns the window that this ends, if any."""
         if not self._pending:
             return []
         end = self._pending[-1].span.end_ms
@@ -223,9 +223,9 @@ class WindowCutter:
 
 
 class FixedCutter:
-    """Windows of one length that share an overlap, whatever is in them.
+    """Windows of equal length with an overlap, whatever they contain.
 
-    Nothing is known of the speech, so the whole core counts as speech.
+    Speech is not detected, so the whole core counts as speech.
     """
 
     def __init__(self, options: CutOptions) -> None:
@@ -238,7 +238,7 @@ class FixedCutter:
         return self._next
 
     def advance(self, until_ms: int) -> list[Window]:
-        """Give the windows that end before ``until_ms``, up to which the recording reaches."""
+        """Returns the windows that end before ``until_ms``, the current end of the recording."""
         windows = []
         while self._next + self._options.window_ms < until_ms:
             end = self._next + self._options.window_ms
@@ -247,7 +247,7 @@ class FixedCutter:
         return windows
 
     def finish(self, duration_ms: int) -> list[Window]:
-        """Give the rest of a recording of ``duration_ms``."""
+        """Returns the remaining windows of a recording of ``duration_ms``."""
         windows = self.advance(duration_ms)
         if duration_ms > self._core_start:
             windows.append(self._emit(duration_ms, duration_ms))
@@ -269,7 +269,7 @@ class ChunkGrouper:
 
     @property
     def needed_from_ms(self) -> int | None:
-        """The start of the audio of the chunk that is begun, if one is."""
+        """The start of the audio of the current chunk, if one is begun."""
         return min((window.audio.start_ms for window in self._pending), default=None)
 
     def feed(self, window: Window) -> list[Chunk]:
@@ -281,7 +281,7 @@ class ChunkGrouper:
         return chunks
 
     def advance(self, until_ms: int) -> list[Chunk]:
-        """Hear that no window's audio starts before ``until_ms``; give the chunk this ends."""
+        """No window's audio starts before ``until_ms``; returns the chunk that this ends."""
         if self._pending and until_ms - self._pending[-1].audio.end_ms > CHUNK_GAP_MS:
             return [self._emit()]
         return []
@@ -297,12 +297,12 @@ class ChunkGrouper:
 
 
 def reaching(chunk: Chunk, end_ms: int) -> Chunk:
-    """The chunk with its core extended to the recording's end: silence that nobody else owns."""
+    """The chunk with its core extended to the recording's end: no other core has that silence."""
     last = chunk.windows[-1]
     extended = replace(last, core=Span(last.core.start_ms, max(last.core.end_ms, end_ms)))
     return replace(chunk, windows=(*chunk.windows[:-1], extended))
 
 
 def windows_per_chunk(before: int) -> int:
-    """How many windows the chunk gets that has ``before`` windows before it."""
+    """The number of windows of a chunk after ``before`` windows."""
     return next((size for limit, size in CHUNK_GROWTH if before < limit), FULL_CHUNK)

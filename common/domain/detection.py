@@ -1,4 +1,4 @@
-"""Which language a recording is in, from what an engine says of some of its windows."""
+"""The language of a recording, from an engine's probabilities for some of its windows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import pairwise
 from common.domain.values import Segment
 
 LANGUAGE_MISMATCH = "language_mismatch"
-"""The flag of a segment in another language than the one asked for, and the warning of its job."""
+"""The flag of a segment in another language than the requested one; also its job's warning."""
 MIXED_LANGUAGES = "mixed_languages"
-"""The warning that the recording, whose language was detected, has others as well."""
+"""The warning that a recording with a detected language has others as well."""
 LANGUAGE_UNCERTAIN = "language_uncertain"
 """The warning that no window's language could be detected with confidence."""
 
@@ -21,9 +21,9 @@ MIXED_SHARE = 0.1
 """So much of the speech in another language makes a recording mixed."""
 
 MOST_ASKED = 7
-"""In so many windows at most the language is detected before the first text."""
+"""At most so many windows are used to detect the language before the first text."""
 AGREEING = 3
-"""So many windows that are sure and agree are enough."""
+"""So many confident windows that agree are enough."""
 SMALLEST = 0.005
 """Less probable languages are not reported."""
 
@@ -31,31 +31,31 @@ SMALLEST = 0.005
 class Detection:
     """The language of a recording, from that of some of its windows.
 
-    Each counts by how much speech it holds. One that is not sure does not count where any other is
-    sure: it is mostly music.
+    Each is weighted by its speech. If any window is confident, the others do not count: they are
+    mostly music.
     """
 
     def __init__(self) -> None:
         self._asked: list[tuple[int, Mapping[str, float]]] = []
 
     def add(self, speech_ms: int, languages: Mapping[str, float]) -> None:
-        """Count a window that has so much speech, and these probabilities."""
+        """Add a window with so much speech and these probabilities."""
         self._asked.append((max(1, speech_ms), languages))
 
     @property
     def is_settled(self) -> bool:
-        """Whether more windows would hardly change the language."""
+        """Whether more windows are unlikely to change the language."""
         sure = self._sure()
         return len(sure) >= AGREEING and len({_first(each) for _, each in sure}) == 1
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The mean of those that count, the most probable first; empty without any."""
+        """The mean of the windows that count, most probable language first; empty without any."""
         return _means(self._sure() or self._asked)
 
     @property
     def warnings(self) -> list[str]:
-        """Whether the windows disagree, or none is sure."""
+        """Warnings that the windows disagree, or that none is confident."""
         if not self._asked:
             return []
         sure = self._sure()
@@ -72,10 +72,10 @@ class Detection:
 
 
 def spread(speech_ms: Sequence[int]) -> list[int]:
-    """In which of these windows to detect the language, by how much speech each has, in order.
+    """The windows in which to detect the language, in order, by the speech of each.
 
-    They are spread over all of them, and so are the first few: each has the most speech of its
-    stretch.
+    They are spread over the recording, and so are the first few: each has the most speech in its
+    part of the recording.
     """
     count = len(speech_ms)
     stretches = min(count, MOST_ASKED)
@@ -88,9 +88,9 @@ def spread(speech_ms: Sequence[int]) -> list[int]:
 
 
 def mismatched(segments: Iterable[Segment]) -> dict[str, float]:
-    """The languages found where the one asked for failed, the most probable first.
+    """The detected languages of segments that are not in the requested one, most probable first.
 
-    Their probabilities are means over all that time, so that they add up to 1 at most.
+    Their probabilities are means over the time of all these segments: they sum to at most 1.
     """
     found = [
         (
@@ -104,7 +104,7 @@ def mismatched(segments: Iterable[Segment]) -> dict[str, float]:
 
 
 def _means(found: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
-    """The mean probability of each language over what counts by its milliseconds."""
+    """The mean probability of each language, weighted by milliseconds."""
     total = sum(weight for weight, _ in found)
     means = {
         code: sum(weight * each.get(code, 0.0) for weight, each in found) / total

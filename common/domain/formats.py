@@ -23,13 +23,13 @@ def to_json(
     warnings: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,
 ) -> str:
-    """The public document (`common.domain.results`), letters as letters."""
+    """The public document (`common.domain.results`), without ASCII escapes."""
     document = transcript_document(transcript, warnings=warnings, manifest=manifest)
     return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
 
 
 def to_txt(transcript: Transcript) -> str:
-    """One segment a line."""
+    """One line for each segment."""
     return "".join(f"{_line(segment)}\n" for segment in _spoken(transcript))
 
 
@@ -43,7 +43,7 @@ def to_srt(transcript: Transcript, *, flag: bool = False) -> str:
 
 
 def to_vtt(transcript: Transcript, *, flag: bool = False) -> str:
-    """WebVTT. With ``flag`` as `to_srt`, and the cue has its label as a class to style it by."""
+    """WebVTT. With ``flag`` as `to_srt`, and the cue has its label as a class for styling."""
     return "WEBVTT\n\n" + "".join(
         f"{_vtt_time(segment.span.start_ms)} --> {_vtt_time(segment.span.end_ms)}\n"
         f"{_vtt_cue(segment, _offence(segment, flag=flag))}\n\n"
@@ -62,12 +62,12 @@ def to_tsv(transcript: Transcript) -> str:
 WRITERS: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
     {"txt": to_txt, "srt": to_srt, "vtt": to_vtt, "tsv": to_tsv}
 )
-"""Every format that needs nothing but the transcript, by its ending."""
+"""The formats that need only the transcript, by file ending."""
 
 FLAGGING: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
     {"srt": partial(to_srt, flag=True), "vtt": partial(to_vtt, flag=True)}
 )
-"""Those that can mark offending cues, doing so."""
+"""The formats that can mark offending cues, with that option."""
 
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
     {
@@ -78,7 +78,7 @@ MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
         "tsv": "text/tab-separated-values; charset=utf-8",
     }
 )
-"""Every format there is, by its ending."""
+"""The media types of all formats, by file ending."""
 
 
 def write(
@@ -89,7 +89,7 @@ def write(
     warnings: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,
 ) -> str:
-    """The file of that ending, one of `MEDIA_TYPES`; only JSON tells warnings and manifest.
+    """The file of an ending in `MEDIA_TYPES`; only JSON has warnings and manifest.
 
     ``flag`` marks offending cues, in the formats of `FLAGGING` only.
     """
@@ -114,7 +114,7 @@ def _cue(segment: Segment) -> str:
 
 
 def _vtt_cue(segment: Segment, offence: Label | None) -> str:
-    # WebVTT takes both for the beginning of markup (www.w3.org/TR/webvtt1, 4.2.2).
+    # In WebVTT both begin markup (www.w3.org/TR/webvtt1, 4.2.2).
     text = _prefix(offence) + _cue(segment).replace("&", "&amp;").replace("<", "&lt;")
     return f"<c.{offence.lower()}>{text}</c>" if offence else text
 

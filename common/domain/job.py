@@ -1,4 +1,4 @@
-"""The states of a job and of its steps: one transition table each, and what a step may fail for."""
+"""The states of a job and of its steps, their transitions, and the limits on retries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum, StrEnum
 
 
 class JobStatus(StrEnum):
-    """Where a job stands, as clients read it."""
+    """The status of a job, as clients see it."""
 
     PENDING_UPLOAD = "PENDING_UPLOAD"
     PENDING = "PENDING"
@@ -18,7 +18,7 @@ class JobStatus(StrEnum):
 
 
 class StepStatus(StrEnum):
-    """Where a step stands."""
+    """The status of a step."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -28,7 +28,7 @@ class StepStatus(StrEnum):
 
 
 class Priority(IntEnum):
-    """Which job goes first; smaller goes before larger."""
+    """Which job is served first; smaller comes before larger."""
 
     HIGH = 0
     NORMAL = 1
@@ -49,7 +49,7 @@ JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
 
 
 def is_final(status: JobStatus) -> bool:
-    """Whether a job that is left alone stays so."""
+    """Whether a job stays in this status unless a client acts."""
     return not JOB_TRANSITIONS[status] or status is JobStatus.FAILED
 
 
@@ -67,16 +67,16 @@ MODERATION_FAILED = "moderation_failed"
 """The warning of a job some of whose segments could not be moderated."""
 
 MAX_LOSSES = 20
-"""How often a step may lose its worker (killed, host gone) before it counts as the cause.
+"""How often a step may lose its worker (killed, host lost) before the step counts as the cause.
 
-A lost worker is rarely the step's fault, so this is far above ``MAX_RETRIES``; it is finite so that
-a recording that makes every worker run out of memory ends as FAILED and not in an endless loop.
+A lost worker is rarely the step's fault, so this is far above ``MAX_RETRIES``. It is finite so that
+a recording that makes every worker run out of memory ends as FAILED and is not retried forever.
 """
 
 
 RETRIES_AT_LIMIT = 1
-"""How often a step is retried that fails by running into its time limit. Its work is the same each
-time: when the machine was not just busy, another try only holds a worker for as long again."""
+"""How often a step is retried after it exceeded its time limit. Its work is the same each time:
+unless the machine was only busy, another try occupies a worker just as long."""
 
 
 def job_sources(target: JobStatus) -> list[JobStatus]:

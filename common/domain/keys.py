@@ -1,4 +1,4 @@
-"""API keys: how one is written, what it allows, and how much."""
+"""API keys: their text, scopes and limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KEY = re.compile(rf"steno_([a-z0-9]{{{ID_LENGTH}}})_([A-Za-z0-9_-]{{43}})")
 
 
 class Scope(StrEnum):
-    """What a key is good for; `ADMIN` is good for everything, in every tenant."""
+    """What a key permits; `ADMIN` permits everything, in every tenant."""
 
     TRANSCRIBE = "transcribe"
     READ = "read"
@@ -32,52 +32,52 @@ class Scope(StrEnum):
 
 
 def is_tenant(name: str) -> bool:
-    """Whether a tenant may be called so."""
+    """Whether this is a valid name of a tenant."""
     return re.fullmatch(TENANT_PATTERN, name) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class KeyText:
-    """A key as its owner has it: a public ``id``, and a secret of 256 random bits."""
+    """The text of a key: a public ``id`` and a secret of 256 random bits."""
 
     id: str
     secret: str = field(repr=False)
 
     @classmethod
     def make(cls) -> Self:
-        """A new one."""
+        """Create a key."""
         name = "".join(secrets.choice(_ALPHABET) for _ in range(ID_LENGTH))
         return cls(name, secrets.token_urlsafe(SECRET_BYTES))
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The key that ``text`` is; None where it is none of ours."""
+        """Parse ``text``; None: it is not a key of this service."""
         found = _KEY.fullmatch(text)
         return cls(*found.groups()) if found else None
 
     def reveal(self) -> str:
-        """All of it. To be shown once, and written nowhere."""
+        """The full text. Show it once and store it nowhere."""
         return f"steno_{self.id}_{self.secret}"
 
     @property
     def sha256(self) -> str:
-        """Of the secret, in lower-case hex; a slow hash would add nothing to 256 random bits."""
+        """The hash of the secret, lower-case hex; for 256 random bits a slow hash adds nothing."""
         return sha256_of(self.secret)
 
 
 def sha256_of(text: str) -> str:
-    """In lower-case hex."""
+    """The SHA-256 of a text, lower-case hex."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two hashes are equal, in a time that does not tell how far they are."""
+    """Whether two hashes are equal, in constant time."""
     return hmac.compare_digest(one, other)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may be asked for with a key; 0: as much as one likes."""
+    """The limits of a key; 0: no limit."""
 
     requests_per_second: int = 0
     requests_per_minute: int = 0
@@ -86,7 +86,7 @@ class Limits:
     audio_hours_per_day: float = 0
 
     def but(self, overrides: Mapping[str, float]) -> Limits:
-        """These, where ``overrides`` (by the names of the fields) say nothing else."""
+        """These limits with ``overrides``, by the names of the fields."""
         if not overrides:
             return self
         known: dict[str, Any] = {name: overrides[name] for name in LIMIT_NAMES if name in overrides}

@@ -1,4 +1,4 @@
-"""The languages of multilingual Whisper, for checking what a request asks for.
+"""The languages of multilingual Whisper, to validate requests.
 
 Source: openai/whisper, whisper/tokenizer.py (LANGUAGES); `yue` came with large-v3 and is the
 only one that older weights lack.
@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 AUTO: Final = "auto"
-"""What a request says in place of a code to have the language detected."""
+"""The value of a request that asks to detect the language."""
 
 LANGUAGES: Final = MappingProxyType(
     {
@@ -163,7 +163,7 @@ _CODES: Final = MappingProxyType(
 
 
 def language_code(name: str) -> str | None:
-    """Whisper's code for a language as people write it, in any case; None where it has none.
+    """Whisper's code for a language as users write it, in any case; None: not supported.
 
     That is a code (``vi``, ``eng``), a locale (``en-US``, ``pt_BR``), or a name (``English``).
     """

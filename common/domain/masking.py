@@ -1,4 +1,4 @@
-"""Texts with their offending words hidden."""
+"""Masks the offending words of texts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MASK = "*"
 
 
 def masked(transcript: Transcript) -> Transcript:
-    """The transcript with what is marked in it hidden, in texts and words alike."""
+    """The transcript with all marks masked, in texts and words alike."""
     return replace(transcript, segments=tuple(map(masked_segment, transcript.segments)))
 
 
 def mask(text: str, marks: Iterable[Mark]) -> str:
-    """Hide each mark's characters but its first letter and its spaces; the length stays."""
+    """Mask each mark except its first letter and its spaces; the length stays."""
     letters = list(text)
     for mark in marks:
         shown = False
@@ -31,7 +31,7 @@ def mask(text: str, marks: Iterable[Mark]) -> str:
 
 
 def places(words: Sequence[Word]) -> Iterator[tuple[int, int]]:
-    """Where each word is in the text that they make up: first character and the one after."""
+    """The range ``[start, end)`` of each word in the text that they form."""
     end = 0
     for word in words:
         start, end = end, end + len(word.text)
@@ -39,7 +39,7 @@ def places(words: Sequence[Word]) -> Iterator[tuple[int, int]]:
 
 
 def masked_segment(segment: Segment) -> Segment:
-    """The segment with what is marked in it hidden."""
+    """The segment with its marks masked."""
     if segment.verdict is None or not segment.verdict.marks:
         return segment
     text = mask(segment.text, segment.verdict.marks)

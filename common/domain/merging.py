@@ -1,4 +1,4 @@
-"""From the windows' texts to the recording's: nothing twice, nothing lost, times in order."""
+"""Merges the texts of windows: no word twice, none lost, times in order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from common.domain.values import Chunk, Segment, Span, Window, Word
 
 SPEECH_WITHOUT_TEXT_MS = 3_000
-"""Speech that may stay without text and without a warning: a breath, a laugh, a false alarm."""
+"""Shorter speech without text gives no warning: a breath, a laugh, a false alarm."""
 
 SAME_WORD_MS = 500
 """How far apart two windows may place a word; Whisper's word times are mostly within 200 ms."""
 
-Part = tuple[Chunk, Sequence[Sequence[Segment]]]
-"""A chunk and the segments of each of its windows, with times from the window's own start."""
+ChunkSegments = tuple[Chunk, Sequence[Sequence[Segment]]]
+"""A chunk and the segments of each of its windows, with times from the window's start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Merged:
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
+class _Placed:
     """A window's segments on the recording's clock, and which of its words count.
 
-    A segment without words counts as one word, so that both are told apart in one place.
+    A segment without words counts as one word.
     """
 
     window: Window
@@ -56,7 +56,7 @@ class _Heard:
 
 
 def _cut(segment: Segment, kept: slice) -> Segment:
-    """What is left of a segment with only some of its words."""
+    """A segment with only some of its words."""
     words = segment.words[kept]
     before = sum(len(word.text) for word in segment.words[: kept.start])
     text = "".join(word.text for word in words)
@@ -69,61 +69,82 @@ def _cut(segment: Segment, kept: slice) -> Segment:
     )
 
 
-def merge(parts: Iterable[Part]) -> Merged:
+def merge(parts: Iterable[ChunkSegments]) -> Merged:
     """Join the windows' segments.
 
-    A window cut in silence gives all its words, pulled into its audio where the engine let them
-    end too late. Where two windows share audio, the seam is a word that both heard near the edge of
-    their cores: all before it and itself from the left window, the rest from the right one. Where
+    A window cut in silence keeps all its words, clipped to its audio if the engine let them end too
+    late. Where two windows share audio, the seam is a word that both have near the edge of their
+    cores: all before it and itself from the left window, the rest from the right one. Where
     they agree on none, each word counts in the window whose core holds its midpoint. Segments
     without words count whole, by their midpoint.
 
     The parts are in order; some may be missing.
 
     Raises:
-        ValueError: a chunk has not as many results as windows, or windows are out of order.
+        ValueError: a chunk has another number of results than windows, or is out of order.
     """
-    kept = (segment for heard in _heard(parts) for segment in heard.owned())
+    kept = (segment for placed in _placed_windows(parts) for segment in placed.owned())
     return Merged(tuple(_in_order(kept)))
 
 
-def speech_without_text(parts: Iterable[Part]) -> tuple[Span, ...]:
-    """Where somebody spoke for at least `SPEECH_WITHOUT_TEXT_MS` and nothing was written.
+class IncrementalMerge:
+    """Merges chunks as they arrive in order; the result equals that of merging all at once.
+
+    A chunk cut in silence shares no audio with the next one, so its text is certain. A chunk cut
+    within speech is held until the next one arrives.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[ChunkSegments] = []
+
+    def add(self, parts: Iterable[ChunkSegments]) -> tuple[Segment, ...]:
+        """Add ``parts``; returns the segments that became certain."""
+        self._held += parts
+        certain = 0
+        for count, (chunk, _) in enumerate(self._held, 1):
+            if chunk.audio.end_ms <= chunk.core.end_ms:
+                certain = count
+        ready, self._held = self._held[:certain], self._held[certain:]
+        return merge(ready).segments
+
+
+def speech_without_text(parts: Iterable[ChunkSegments]) -> tuple[Span, ...]:
+    """Where at least `SPEECH_WITHOUT_TEXT_MS` of speech have no text.
 
     Of each window that has more speech than its text can account for, the longest stretch of the
     core without text, if that is long enough too: many short ones are pauses for breath.
     """
     missing = []
-    for heard in _heard(parts):
-        core = heard.window.core
-        written = [segment.span.clipped(core) for segment in heard.owned() if segment.text.strip()]
-        unwritten_ms = heard.window.speech_ms - sum(span.duration_ms for span in written)
+    for placed in _placed_windows(parts):
+        core = placed.window.core
+        written = [segment.span.clipped(core) for segment in placed.owned() if segment.text.strip()]
+        unwritten_ms = placed.window.speech_ms - sum(span.duration_ms for span in written)
         longest = max(_gaps(core, written), key=lambda span: span.duration_ms)
         if min(unwritten_ms, longest.duration_ms) >= SPEECH_WITHOUT_TEXT_MS:
             missing.append(longest)
     return tuple(missing)
 
 
-def _heard(parts: Iterable[Part]) -> list[_Heard]:
-    """All windows, with what of each counts."""
-    heard = [
+def _placed_windows(parts: Iterable[ChunkSegments]) -> list[_Placed]:
+    """All windows, with the words of each that count."""
+    placed = [
         _placed(window, segments)
         for chunk, results in parts
         for window, segments in zip(chunk.windows, results, strict=True)
     ]
-    for at, right in enumerate(heard[1:]):
-        left = heard[at]
+    for at, right in enumerate(placed[1:]):
+        left = placed[at]
         if left.window.core.end_ms > right.window.core.start_ms:
             raise ValueError(f"the window at {right.window.core.start_ms} ms is out of order")
         if left.window.audio.end_ms > right.window.audio.start_ms:
             until, since = _seam(left, right)
-            heard[at] = replace(left, own=slice(left.own.start, until))
-            heard[at + 1] = replace(right, own=slice(since, None))
-    return heard
+            placed[at] = replace(left, own=slice(left.own.start, until))
+            placed[at + 1] = replace(right, own=slice(since, None))
+    return placed
 
 
-def _placed(window: Window, segments: Iterable[Segment]) -> _Heard:
-    """A window on the recording's clock, inside its audio; all of it counts."""
+def _placed(window: Window, segments: Iterable[Segment]) -> _Placed:
+    """A window on the recording's clock, clipped to its audio; all words count."""
     placed = []
     for segment in segments:
         shifted = segment.shifted(window.audio.start_ms)
@@ -134,11 +155,11 @@ def _placed(window: Window, segments: Iterable[Segment]) -> _Heard:
         for segment in placed
         for word in segment.words or (Word(segment.text, segment.span, 0.0),)
     )
-    return _Heard(window, tuple(placed), said, slice(0, None))
+    return _Placed(window, tuple(placed), said, slice(0, None))
 
 
-def _seam(left: _Heard, right: _Heard) -> tuple[int, int]:
-    """How many of the left window's words count, and from which on the right one's."""
+def _seam(left: _Placed, right: _Placed) -> tuple[int, int]:
+    """How many words of the left window count, and from which on those of the right one."""
     edge = left.window.core.end_ms
     shared = Span(right.window.audio.start_ms, left.window.audio.end_ms)
     seams = [
@@ -167,7 +188,7 @@ def _letters(word: Word) -> str:
 
 
 def _in_order(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Push what starts before its predecessor's end up to that end; the text's order stays."""
+    """Move each start to at least the end before it; the order of the text stays."""
     now = 0
     for segment in segments:
         start = now = max(segment.span.start_ms, now)

@@ -1,4 +1,4 @@
-"""How a text was judged: a label with its scores, and the characters that gave offence."""
+"""The moderation of a text: a label with its scores, and the offending characters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Source = Literal["list", "model"]
 
 
 class Label(StrEnum):
-    """What a text is, the worse the later.
+    """The class of a text, in order of severity.
 
-    As ViHSD has them (arXiv 2103.11528): OFFENSIVE is foul language that attacks nobody, HATE
+    As in ViHSD (arXiv 2103.11528): OFFENSIVE is foul language without a target, HATE
     attacks a person or a group.
     """
 
@@ -23,7 +23,7 @@ class Label(StrEnum):
 
     @property
     def severity(self) -> int:
-        """0 for CLEAN, and the more the worse."""
+        """0 for CLEAN; higher is worse."""
         return SEVERITIES[self]
 
 
@@ -35,10 +35,9 @@ Thresholds = Mapping[Label, float]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Mark:
-    """The characters ``[start, end)`` of a text that gave offence, counted in code points.
+    """The offending characters ``[start, end)`` of a text, counted in code points.
 
-    ``source`` tells who found them: a word list, or the model (without them it would call the
-    text CLEAN).
+    ``source``: a word list, or the model (without these characters it would label the text CLEAN).
     """
 
     start: int
@@ -49,7 +48,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a text was judged to be.
+    """The label of a text.
 
     ``scores`` are probabilities in the order of `Label` that sum to 1; ``marks`` are in order and
     do not overlap. A CLEAN text has none.
@@ -61,11 +60,11 @@ class Verdict:
 
     @property
     def score(self) -> float:
-        """That of the label."""
+        """The score of the label."""
         return self.scores[self.label.severity]
 
     def cut(self, start: int, end: int) -> Verdict:
-        """The same of the characters ``[start, end)`` alone, as far as one can tell."""
+        """The verdict on the characters ``[start, end)`` alone: same label, with their marks."""
         kept = tuple(
             replace(mark, start=max(mark.start, start) - start, end=min(mark.end, end) - start)
             for mark in self.marks
@@ -83,7 +82,7 @@ class Verdict:
 
     @classmethod
     def from_json(cls, document: Sequence[Any]) -> Self:
-        """What `to_json` stored."""
+        """Read the output of `to_json`."""
         label, (clean, offensive, hate), marks = document
         return cls(
             Label(label),
@@ -94,7 +93,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class ModeratedBy:
-    """Who judged: the model's name, the hash of its graph, and the thresholds that it judged by."""
+    """The model that moderated a text: its name, the hash of its graph, and its thresholds."""
 
     model: str
     sha256: str
@@ -114,7 +113,7 @@ class ModeratedBy:
 
 
 def decide(scores: Sequence[float], thresholds: Thresholds) -> Label:
-    """The likeliest of the labels that reach their thresholds; CLEAN where none does.
+    """The most probable label that reaches its threshold; CLEAN if none does.
 
     ``scores`` are in the order of `Label`.
     """

@@ -1,11 +1,11 @@
-"""What a kind of job does: its steps, what follows what, and what a failed step means.
+"""The pipelines: the steps of each kind of job, their order, and the effect of a failed step.
 
-This is the one place that says so. Claiming, finishing, fan-in, retry, stage and progress
-(`common.db.flow`, `common.db.snapshots`) follow from these declarations and restate none of them.
+They are declared only here. Claiming, finishing, fan-in, retry, stage and progress
+(`common.db.flow`, `common.db.snapshots`) are derived from these declarations.
 
 A pipeline is a sequence of phases. A phase has at most one step of the whole job, which may add
-parts (chunks of a recording, pages of a document), and steps of each part. It ends when none of
-the job's steps is open any more; then the next phase begins, or the job waits for a person.
+parts (chunks of a recording, pages of a document), and steps of each part. It ends when no step of
+the job is open; then the next phase begins, or the job waits for a person.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.values import MAX_WINDOW_MS
 
 Condition = Callable[[Mapping[str, Any]], bool]
-"""Whether something applies to a job with these options, as they are stored."""
+"""Whether something applies to a job with these stored options."""
 
 
 class StepKind(StrEnum):
@@ -34,7 +34,7 @@ class StepKind(StrEnum):
 
 
 def always(_options: Mapping[str, Any]) -> bool:
-    """The condition of what applies to every job."""
+    """The condition that holds for every job."""
     return True
 
 
@@ -42,13 +42,13 @@ def always(_options: Mapping[str, Any]) -> bool:
 class StepType:
     """A kind of step, and its place in its phase.
 
-    ``stage`` is what status documents call a job in which it is the next to finish. ``after`` is
-    the kind that it follows in the same part; None: it starts with the part. ``warning``: the
-    warning that a job gets in which it failed for good; None: then the job fails. ``reuses``: the
-    result of an equal part, of any job of the tenant, is as good as its own. ``counts``: its
-    finishing is the job's progress. ``reads_files``: it reads a file that the phase's step of the
-    whole job has written; these files are dropped when a job ends, so that a retry begins with
-    that step. ``is_limited``: no more than half of the workers do this at a time.
+    ``stage`` is the job's stage in status documents while this step is the next to finish.
+    ``after`` is the kind that it follows in the same part; None: it is the first of a part.
+    ``warning`` is the job's warning after this step failed; None: the job fails. ``reuses``: it may
+    reuse the result of an equal part of any job of the tenant. ``counts``: the job's progress
+    counts it. ``reads_files``: it reads a file written by the phase's step of the whole job; these
+    files are deleted when a job ends, so a retry begins with that step. ``is_limited``: at most
+    half of the workers run it at a time.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class StepType:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The job waits in ``status`` until a person lets it go on."""
+    """The job waits in ``status`` until a person resumes it."""
 
     status: JobStatus
     when: Condition = always
@@ -72,9 +72,9 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of a pipeline: a step of the whole job, steps of each part, or both.
+    """A phase of a pipeline: a step of the whole job, steps of each part, or both.
 
-    ``brings_input``: skipped where the job has its input (a recording) already.
+    ``brings_input``: it is skipped if the job has its input (a recording) already.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Phase:
         return {step.kind for step in (*([self.step] if self.step else ()), *self.each)}
 
     def following(self, kind: str | None, options: Mapping[str, Any]) -> Iterator[StepType]:
-        """The steps of a part that follow its step ``kind``; None: those that come first."""
+        """The steps of a part that follow its step ``kind``; None: its first steps."""
         return (step for step in self.each_of(options) if step.after == kind)
 
 
@@ -102,7 +102,7 @@ class Pipeline:
     """A kind of job. Its phases are done in order; kinds of steps are unique in it.
 
     ``units_a_part``: about how much of a job's ``units_total`` (milliseconds of a recording, pages
-    of a document) one part has: it tells how many turns a job takes before its parts are known.
+    of a document) one part has: the estimate of a job's turns before its parts are known.
     """
 
     kind: str
@@ -110,7 +110,7 @@ class Pipeline:
     units_a_part: int = 1
 
     def first_phase(self, *, has_input: bool) -> Phase:
-        """Where a job begins."""
+        """The phase in which a job begins."""
         return next(it for it in self.phases if not (has_input and it.brings_input))
 
     def phase(self, name: str) -> Phase:
@@ -118,7 +118,7 @@ class Pipeline:
         return next(it for it in self.phases if it.name == name)
 
     def phases_after(self, name: str) -> tuple[Phase, ...]:
-        """What follows it, in order; nothing: the job is COMPLETED then."""
+        """The phases after this one, in order; none: the job is COMPLETED after it."""
         return self.phases[self.phases.index(self.phase(name)) + 1 :]
 
     def since_pause(self, name: str, options: Mapping[str, Any]) -> list[Phase]:
@@ -142,11 +142,11 @@ class Pipeline:
             yield from phase.each
 
     def counting(self, options: Mapping[str, Any]) -> list[StepType]:
-        """The steps that are the progress of a job with these options."""
+        """The steps that count as progress of a job with these options."""
         return [step for step in self.steps if step.counts and step.when(options)]
 
     def is_limited(self, phase: str) -> bool:
-        """Whether a job in this phase waits for a step that few workers do at a time."""
+        """Whether a job in this phase waits for a step of a limited kind."""
         step = self.phase(phase).step
         return step is not None and step.is_limited
 
@@ -185,15 +185,15 @@ TRANSCRIPTION = Pipeline(
 )
 
 PIPELINES = {pipeline.kind: pipeline for pipeline in (TRANSCRIPTION,)}
-"""All kinds of jobs, by the name that their rows carry."""
+"""All kinds of jobs, by the name in their rows."""
 
 
 def kinds_of_steps() -> list[str]:
-    """Every kind of step that there is, each once."""
+    """All kinds of steps, each once."""
     return list(dict.fromkeys(str(step.kind) for it in PIPELINES.values() for step in it.steps))
 
 
 def limited_kinds() -> list[str]:
-    """Those that few workers do at a time."""
+    """The kinds that at most half of the workers run at a time."""
     limited = (step for it in PIPELINES.values() for step in it.steps if step.is_limited)
     return list(dict.fromkeys(str(step.kind) for step in limited))

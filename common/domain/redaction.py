@@ -1,4 +1,4 @@
-"""Which stretches of a recording must not be heard, told from its judged transcript."""
+"""The spans of a recording to redact, from its moderated transcript."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span
 
 MARGIN_MS = 100
-"""Added before and after a word: the times of words are right to some 200 ms."""
+"""Added before and after a word: the times of words are accurate to about 200 ms."""
 
 JOIN_MS = 200
-"""A shorter pause between two stretches becomes part of them: nothing can be understood in it."""
+"""A shorter pause between two spans is redacted too: nothing can be understood in it."""
 
 
-def unjudged(transcript: Transcript) -> Iterator[Span]:
-    """The times of the segments that say something and could not be judged."""
+def unmoderated(transcript: Transcript) -> Iterator[Span]:
+    """The times of the segments with text that could not be moderated."""
     for segment in transcript.segments:
         if segment.verdict is None and segment.text.strip():
             yield segment.span
 
 
 def spans_to_silence(transcript: Transcript) -> list[Span]:
-    """What to cover so that no offending word is heard: in order, `JOIN_MS` and more apart.
+    """The spans with offending words, in order and at least `JOIN_MS` apart.
 
-    Of a segment that is not CLEAN, the marked words. All of it where it does not tell which words
-    those are or when they are said.
+    Of a segment that is not CLEAN these are its marked words, or the whole segment if the words or
+    their times are not known.
     """
     return _joined(
         Span(max(0, span.start_ms - MARGIN_MS), span.end_ms + MARGIN_MS)

@@ -1,4 +1,4 @@
-"""What a client asked for, resolved: stored with the job, never changed, enough to run it again."""
+"""The resolved request: stored with the job, never changed, enough to run it again."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Task = Literal["transcribe", "translate"]
 class Cutting:
     """How a recording is cut into windows.
 
-    ``window_ms`` in [1000, 30000]; ``overlap_ms`` is what neighbours share where no silence was
-    found; ``silence_dbfs`` <= 0 and ``min_silence_ms`` say what silence is.
+    ``window_ms`` in [1000, 30000]; ``overlap_ms`` is what neighbours share if no silence was
+    found; ``silence_dbfs`` <= 0 and ``min_silence_ms`` define silence.
     """
 
     strategy: Strategy = "vad"
@@ -28,7 +28,7 @@ class Cutting:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How windows are decoded; ``None`` leaves it to the engine's measured default.
+    """How windows are decoded; ``None``: the engine's measured default.
 
     ``beam_size`` in [1, 16]; ``temperature`` in [0, 1] switches the fallback ladder off.
     """
@@ -46,9 +46,9 @@ class Options:
     """All of a job's options.
 
     ``moderation``: label the segments. ``filter_profanity``: mask the offending words wherever the
-    text is shown, unless who asks for it says otherwise; the text itself stays as it was said.
-    ``audio_track``: an index, or a language; see `common.domain.tracks`. ``detect_in``: find out
-    the language of this part, and transcribe nothing.
+    text is shown, unless a request overrides it; the stored text is not masked. ``audio_track``: an
+    index, or a language; see `common.domain.tracks`. ``detect_in``: detect the language of this
+    part, and transcribe nothing.
     """
 
     cutting: Cutting = Cutting()
@@ -63,11 +63,11 @@ class Options:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
-        """What `to_json` made."""
+        """Read the output of `to_json`."""
         return cls(
             Cutting(**document["cutting"]),
             Decoding(**document["decoding"]),
-            # Jobs that are older than these were submitted without them.
+            # Older jobs were stored without these.
             moderation=document.get("moderation", False),
             filter_profanity=document.get("filter_profanity", False),
             audio_track=document.get("audio_track"),

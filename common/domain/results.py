@@ -1,4 +1,4 @@
-"""A transcript as clients read it: seconds as floats, and OpenAI's names for a segment's fields."""
+"""A transcript as clients see it: seconds as floats, and OpenAI's names for a segment's fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def transcript_document(
     warnings: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All that is known of a recording's text, fit for JSON."""
+    """The full transcript document, ready for JSON."""
     return {
         "text": transcript.text,
         "word_count": transcript.word_count,
@@ -35,7 +35,7 @@ def transcript_document(
 
 
 def segment_document(index: int, segment: Segment) -> dict[str, Any]:
-    """A segment, named as OpenAI names it, and why its text may be doubted (``flags``)."""
+    """A segment with OpenAI's names, and reasons to doubt its text (``flags``)."""
     return {
         "id": index,
         "start": seconds(segment.span.start_ms),
@@ -52,7 +52,7 @@ def segment_document(index: int, segment: Segment) -> dict[str, Any]:
 
 
 def word_document(word: Word) -> dict[str, Any]:
-    """A word with its times; the space before it is left out."""
+    """A word with its times, without its leading space."""
     return {
         "word": word.text.strip(),
         "start": seconds(word.span.start_ms),
@@ -63,14 +63,14 @@ def word_document(word: Word) -> dict[str, Any]:
 
 
 def moderation_document(transcript: Transcript) -> dict[str, Any] | None:
-    """How the segments were judged, and by whom; None when nobody was asked to.
+    """The moderation of the segments, and its model; None: it was not requested.
 
-    Segments that could not be judged are absent. Where several judged, `model` and `threshold` are
-    the first one's; the manifest has them all.
+    Segments that could not be moderated are absent. If there were several models, `model` and
+    `threshold` are those of the first; the manifest has all.
     """
     if transcript.moderated_by is None:
         return None
-    judged = [
+    moderated = [
         (segment.span, segment.verdict.label)
         for segment in transcript.segments
         if segment.verdict is not None
@@ -79,14 +79,14 @@ def moderation_document(transcript: Transcript) -> dict[str, Any] | None:
     first = transcript.moderated_by[0].to_json() if transcript.moderated_by else {}
     return {
         "results": [verdict for verdict in verdicts if verdict is not None],
-        "summary": _summary(judged),
+        "summary": _summary(moderated),
         "model": first.get("model"),
         "threshold": first.get("threshold"),
     }
 
 
 def verdict_document(index: int, segment: Segment) -> dict[str, Any] | None:
-    """How a segment was judged; None when it was not."""
+    """The moderation of a segment; None: it is not moderated."""
     verdict = segment.verdict
     if verdict is None:
         return None
@@ -117,19 +117,19 @@ def _offence(segment: Segment, mark: Mark) -> dict[str, Any]:
     }
 
 
-def _summary(judged: Sequence[tuple[Span, Label]]) -> dict[str, Any]:
-    """The worst label, None where nothing was judged; segments and seconds that have each."""
-    labels = [label for _, label in judged]
+def _summary(moderated: Sequence[tuple[Span, Label]]) -> dict[str, Any]:
+    """The worst label (None: nothing was moderated), and segments and seconds of each label."""
+    labels = [label for _, label in moderated]
     return {
         "label": max(labels, key=lambda label: label.severity, default=None),
         "counts": {label: labels.count(label) for label in Label},
         "seconds": {
-            label: seconds(sum(span.duration_ms for span, its in judged if its is label))
+            label: seconds(sum(span.duration_ms for span, its in moderated if its is label))
             for label in Label
         },
     }
 
 
 def seconds(ms: int) -> float:
-    """Milliseconds as the wire has them."""
+    """Milliseconds as seconds, the unit of the API."""
     return ms / 1000

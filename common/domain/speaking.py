@@ -1,4 +1,4 @@
-"""When somebody speaks in a live stream: utterances, out of the probability of speech a frame."""
+"""Endpointing of a live stream: utterances from the probability of speech in each frame."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 from common.domain.values import MAX_WINDOW_MS
 
 FRAME_MS = 32
-"""What Silero judges at once (`common.audio.silero.FRAME`)."""
+"""The frame of Silero (`common.audio.silero.FRAME`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpointing:
-    """When an utterance begins and ends; the first numbers are Silero's own.
+    """When an utterance begins and ends; the first defaults are Silero's own.
 
     Args:
         threshold: speech begins at a frame with at least this probability, in (0, 1).
         hysteresis: a frame below ``threshold - hysteresis`` is silence.
-        min_speech_ms: what has less speech in it is taken for noise.
-        lead_ms: how much of the sound before it belongs to an utterance; with less than 200 ms
-            engines miss first words.
-        tail_ms: how much of the silence after it does; also the pause after which an utterance may
-            have ended.
+        min_speech_ms: an utterance with less speech counts as noise.
+        lead_ms: how much of the audio before its speech belongs to an utterance; with less than
+            200 ms engines miss first words.
+        tail_ms: how much of the silence after its speech does; also the pause after which an
+            utterance may have ended.
         silence_ms: the silence that ends it.
-        max_ms: an utterance is to be cut in two about here.
-        most_ms: it ends here at the latest; engines hear no more at once.
+        max_ms: about here an utterance is cut in two.
+        most_ms: it ends here at the latest: the limit of engines.
     """
 
     threshold: float = 0.5
@@ -43,10 +43,10 @@ class Endpointing:
 
 @dataclass(eq=False, slots=True)
 class SpokenUtterance:
-    """What is said between two silences, on the stream's clock.
+    """Speech between two silences, on the stream's clock.
 
-    It takes the sound from ``start_ms`` to ``end_ms``, of which the last is only good once it
-    ``is_over``; ``spoken_until_ms`` is where the last speech in it ends.
+    Its audio lasts from ``start_ms`` to ``end_ms``, which is preliminary until it ``is_over``.
+    ``spoken_until_ms`` is where its last speech ends.
     """
 
     number: int
@@ -57,24 +57,24 @@ class SpokenUtterance:
     quiet_since_ms: int | None = None
     is_over: bool = False
     is_rest: bool = False
-    """The one before it was cut off: there is speech in it, however little."""
+    """It is the rest of an utterance that was cut: it is kept, however little speech it has."""
     curve: list[float] = field(default_factory=list)
     """The probability of speech in each frame since ``start_ms``."""
 
 
 class Speaking:
-    """Follows a stream frame by frame: at most one utterance is open, those that are over wait.
+    """Follows a stream frame by frame; at most one utterance is open, ended ones are queued.
 
     Utterances do not overlap, and come in order.
     """
 
     def __init__(self, endpointing: Endpointing) -> None:
         self._options = endpointing
-        self.judged_ms = 0
-        """How far the stream is judged; a multiple of `FRAME_MS`."""
+        self.analyzed_ms = 0
+        """How far the stream is analyzed; a multiple of `FRAME_MS`."""
         self.open: SpokenUtterance | None = None
         self.over: list[SpokenUtterance] = []
-        """Those to be taken away, oldest first."""
+        """Ended utterances that the session has to conclude, oldest first."""
         self._lead: list[float] = []
         self._free_from_ms = 0
         self._count = 0
@@ -82,24 +82,24 @@ class Speaking:
 
     @property
     def needed_from_ms(self) -> int:
-        """Sound before this belongs to no utterance that is here or still to come."""
+        """Audio before this belongs to no current or later utterance."""
         if self.over:
             return self.over[0].start_ms
         if self.open is not None:
             return self.open.start_ms
-        return max(self._free_from_ms, self.judged_ms - self._options.lead_ms)
+        return max(self._free_from_ms, self.analyzed_ms - self._options.lead_ms)
 
     @property
     def pause_ms(self) -> int:
-        """How long nobody has spoken in the open utterance."""
+        """The current silence in the open utterance."""
         if self.open is None or self.open.quiet_since_ms is None:
             return 0
-        return self.judged_ms - self.open.quiet_since_ms
+        return self.analyzed_ms - self.open.quiet_since_ms
 
     def follow(self, probability: float) -> None:
         """Take the next frame."""
-        options, start_ms = self._options, self.judged_ms
-        self.judged_ms += FRAME_MS
+        options, start_ms = self._options, self.analyzed_ms
+        self.analyzed_ms += FRAME_MS
         spoken = probability >= options.threshold
         if self.open is None:
             if not spoken:
@@ -107,7 +107,7 @@ class Speaking:
                 return
             self._begin(start_ms)
         utterance = self.open
-        assert utterance is not None  # noqa: S101 - it has just begun
+        assert utterance is not None  # noqa: S101 - `_begin` has set it
         utterance.curve.append(probability)
         if spoken:
             utterance.speech_ms += FRAME_MS
@@ -115,16 +115,16 @@ class Speaking:
         elif probability < options.threshold - options.hysteresis and self.pause_ms == 0:
             utterance.quiet_since_ms = start_ms
         quiet_since_ms = utterance.quiet_since_ms
-        utterance.spoken_until_ms = self.judged_ms if quiet_since_ms is None else quiet_since_ms
-        utterance.end_ms = min(self.judged_ms, utterance.spoken_until_ms + options.tail_ms)
+        utterance.spoken_until_ms = self.analyzed_ms if quiet_since_ms is None else quiet_since_ms
+        utterance.end_ms = min(self.analyzed_ms, utterance.spoken_until_ms + options.tail_ms)
         if self.pause_ms >= options.silence_ms:
             self.end()
-        elif self.judged_ms - utterance.start_ms >= options.most_ms:
+        elif self.analyzed_ms - utterance.start_ms >= options.most_ms:
             self.end()
             self._was_cut_off = True
 
     def end(self) -> None:
-        """End the open utterance where it is, if there is one."""
+        """End the open utterance here, if there is one."""
         utterance, self.open = self.open, None
         if utterance is None:
             return
@@ -136,9 +136,9 @@ class Speaking:
             self.over.append(utterance)
 
     def cut(self, at_ms: int) -> SpokenUtterance:
-        """Cut the open utterance in two; what is before ``at_ms`` is returned, over."""
+        """Cut the open utterance in two; returns the part before ``at_ms``, which is over."""
         first = self.open
-        if first is None or not first.start_ms < at_ms <= self.judged_ms:
+        if first is None or not first.start_ms < at_ms <= self.analyzed_ms:
             raise ValueError(f"no utterance is open at {at_ms} ms")
         frames = (at_ms - first.start_ms) // FRAME_MS
         rest = first.curve[frames:]
@@ -159,7 +159,7 @@ class Speaking:
         return first
 
     def speech_at(self, at_ms: int) -> float:
-        """How much speech there is around an instant of the open utterance: in [0, 1]."""
+        """The probability of speech around an instant of the open utterance, in [0, 1]."""
         if self.open is None:
             return 0.0
         middle = (at_ms - self.open.start_ms) // FRAME_MS

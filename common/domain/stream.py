@@ -1,20 +1,21 @@
-"""A live stream without any I/O: what comes in, and what has to be told and asked for.
+"""The sans-IO protocol of a live stream: inputs, and the events and orders that follow.
 
-Whoever holds a `Session` moves bytes and messages, and nothing else (sans-io.readthedocs.io). Into
-it goes what the client says (`audio`, `switch`, `finalize`, `finish`), what its recognizer says
-(`attached`, `judged`, `heard`, `failed`, `lost`) and what the moderation says (`moderated`). `take`
-gives what follows from it: `Event`s for the client, numbered, and `Order`s for the recognizer.
+The owner of a `Session` only moves bytes and messages (sans-io.readthedocs.io). The inputs are
+those of the client (`audio`, `switch`, `finalize`, `finish`), of the recognizer (`attached`,
+`speech`, `recognized`, `failed`, `lost`) and of moderation (`moderated`). `take` returns the
+outputs: numbered `Event`s for the client and `Order`s for the recognizer.
 
-- Sound counts from its first byte: 32 bytes are a millisecond, whatever the clock says meanwhile.
-- An utterance lasts from silence to silence (`common.domain.speaking`). While it lasts the
-  recognizer is asked again and again what it hears (`Partial`), at its end once and for all
+- The stream's clock counts audio from its first byte, 32 bytes a millisecond; wall time does not
+  matter.
+- An utterance lasts from silence to silence (`common.domain.speaking`). While it is open the
+  recognizer is asked repeatedly for its text (`Partial`), and at its end for the last time
   (`Final`).
-- Finals do not overlap, come in order, and are never taken back. What of a partial is called stable
-  seldom changes (`common.domain.agreement`).
-- Sound is kept until the final that it belongs to is told. So a recognizer may be lost at any time,
-  or exchanged for another: the next one hears it again.
-- Who hears an utterance well has heard what came before. So an engine that wants it gets the sound
-  and the text of the finals just told along with each utterance (`Context`).
+- Finals do not overlap, come in order, and never change. The stable part of a partial seldom
+  changes (`common.domain.agreement`).
+- Audio is kept until its final is emitted. So a recognizer may be lost or replaced at any time: the
+  next one recognizes the same audio.
+- Context improves recognition. An engine that supports it gets the audio and text of the preceding
+  finals with each utterance (`UtteranceContext`).
 """
 
 from __future__ import annotations
@@ -37,18 +38,18 @@ from common.domain.values import BYTES_PER_MS, Segment, Span, Word
 
 FRAME_BYTES = FRAME_MS * BYTES_PER_MS
 TRIES = 2
-"""Sound over which the recognizer fails so often is given up."""
+"""After so many failures over an utterance it is not tried again."""
 LEAST_FORGOTTEN = BYTES_PER_MS * 1_000
-"""Sound that nobody needs is thrown away a second at a time."""
+"""Audio that is no longer needed is dropped in pieces of at least a second."""
 CUT_MARGIN_MS, CUT_SEARCH_MS = 1_000, 5_000
-"""An utterance that is too long is cut in the 5 s before its last, whose words are unsure."""
+"""A too long utterance is cut in the 5 s before its last second, whose words are unsure."""
 CONTEXT_GAP_MS = 5_000
-"""After a longer pause what was said before it is of no help."""
+"""After a longer pause the preceding text is not used as context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Who hears the stream: the engine, its weights, and the language that is spoken."""
+    """The recognizer of a stream: engine, weights and language."""
 
     engine: str
     model: str
@@ -57,13 +58,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How an engine wants to be asked.
+    """When an engine is asked for text.
 
     Args:
-        first_ms: how much speech there has to be before it is asked.
-        step_ms: how much more sound before it is asked again; half of it until something was shown.
-        ahead: ask in every pause for the best it can hear, since the utterance may end there.
-        context_ms: how far back what came before an utterance is of use.
+        first_ms: how much speech an utterance needs before the first request.
+        step_ms: how much more audio before the next request; half of it until a text was shown.
+        ahead: request the best text in every pause, since the utterance may end there.
+        context_ms: how much preceding audio the engine can use as context.
     """
 
     first_ms: int
@@ -76,7 +77,7 @@ class Style:
 
 
 class State(StrEnum):
-    """What a status tells."""
+    """The states of a stream."""
 
     LOADING = "loading"
     READY = "ready"
@@ -90,7 +91,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something the client is told; ``seq`` counts all of them from 1."""
+    """A message to the client; ``seq`` numbers all of them from 1."""
 
     seq: int
     span: Span
@@ -98,7 +99,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class StateChange(Event):
-    """How the stream stands."""
+    """The state of the stream has changed."""
 
     state: State
     details: dict[str, Any] = field(default_factory=dict)
@@ -106,7 +107,7 @@ class StateChange(Event):
 
 @dataclass(frozen=True, slots=True)
 class Partial(Event):
-    """What is heard so far; the first ``stable`` characters of ``text`` will hardly change."""
+    """The text so far; the first ``stable`` characters of ``text`` are unlikely to change."""
 
     text: str
     stable: int
@@ -127,7 +128,7 @@ class Final(Event):
 
 @dataclass(frozen=True, slots=True)
 class Detections(Event):
-    """How the segments of a final were judged: they carry their verdicts."""
+    """The segments of a final with their moderation."""
 
     final_seq: int
     segments: tuple[Segment, ...]
@@ -136,7 +137,7 @@ class Detections(Event):
 
 @dataclass(frozen=True, slots=True)
 class Failure(Event):
-    """Something went wrong; after a ``fatal`` one nothing but the end follows."""
+    """An error; after a ``fatal`` one only the end of the stream follows."""
 
     code: str
     detail: str
@@ -149,22 +150,22 @@ class Failure(Event):
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Have a recognizer ready, and call `Session.attached` then; any other one can go."""
+    """Start a recognizer and call `Session.attached`; an earlier one may be released."""
 
     setup: Setup
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Take this sound, which begins at ``start_ms``, and tell where there is speech (`judged`)."""
+    """Process audio that begins at ``start_ms``, and report where it has speech (`speech`)."""
 
     start_ms: int
     pcm: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """The finals just before an utterance: they have the sound from ``start_ms`` until it begins.
+class UtteranceContext:
+    """The finals just before an utterance; their audio lasts from ``start_ms`` until it begins.
 
     ``text`` is as the engine wrote it, with the spaces between segments.
     """
@@ -174,21 +175,21 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Hear:
-    """Hear an utterance from ``span``'s start to its end; the answer is `heard` or `failed`.
+class Recognize:
+    """Recognize the audio in ``span`` of an utterance; answered by `recognized` or `failed`.
 
     Args:
-        ticket: what the answer has to bring back.
-        context: what came before it, where that helps.
-        full: as well as the engine can, with the words' times; else as fast as it can.
-        final: the utterance will not be asked for again.
-        alone: hear nothing else with it, since this may be what the recognizer failed over.
+        ticket: the id of the request, returned with the answer.
+        context: the preceding finals, if the engine uses them.
+        full: in full quality, with word times; otherwise as fast as possible.
+        final: the last request for this utterance.
+        alone: in a batch of its own, since the recognizer may have failed over it.
     """
 
     ticket: int
     utterance: int
     span: Span
-    context: Context | None
+    context: UtteranceContext | None
     full: bool
     final: bool
     alone: bool
@@ -196,20 +197,20 @@ class Hear:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Sound before this is not needed any more."""
+    """Audio before this is no longer needed."""
 
     before_ms: int
 
 
-Order = Attach | Feed | Hear | Forget
+Order = Attach | Feed | Recognize | Forget
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """What a recognizer hears in an utterance.
+    """A recognizer's text of an utterance.
 
-    ``segments`` have their times from the utterance's start, and words where `Hear` was ``full``.
-    A ``doubtful`` one is too unsure to be shown, unless it is the last.
+    ``segments`` have times from the utterance's start, and words if `Recognize` was ``full``. A
+    ``doubtful`` hypothesis is too unsure to be shown, unless it is the last one.
     """
 
     segments: tuple[Segment, ...]
@@ -226,15 +227,15 @@ def text_of(segments: Sequence[Segment]) -> str:
 
 
 @dataclass(slots=True)
-class _Hearing:
-    """What is known of an utterance's text so far."""
+class _Recognition:
+    """What is recognized of an utterance so far."""
 
     until_ms: int = 0
-    """How far it was heard."""
+    """How far it is recognized."""
     text: str = ""
-    """The last hypothesis that was worth showing."""
+    """The text that was shown last."""
     best: tuple[int, Hypothesis] | None = None
-    """The last full hypothesis, and how far it went."""
+    """The end of the last full request, and its hypothesis."""
     failures: int = 0
 
 
@@ -242,34 +243,34 @@ class Session:
     """One stream, from its first byte to its end."""
 
     def __init__(self, setup: Setup, endpointing: Endpointing, *, moderated: bool = False) -> None:
-        """``moderated``: each final's verdict is waited for (`Session.moderated`)."""
+        """``moderated``: the session waits for `Session.moderated` after each final."""
         self.setup = setup
         self._is_moderated = moderated
         self.is_over = False
-        """Everything is told, and nothing can come any more."""
+        """Every event is emitted, and no input is expected any more."""
         self._endpointing = endpointing
         self._speaking = Speaking(endpointing)
-        self._hearings: dict[int, _Hearing] = {}
-        self._sound = bytearray()
-        self._sound_from = 0
-        """How many bytes came before those in ``_sound``; whole frames."""
+        self._recognitions: dict[int, _Recognition] = {}
+        self._audio = bytearray()
+        self._audio_from = 0
+        """The number of bytes dropped before ``_audio``; whole frames."""
         self._fed = 0
-        """How many bytes the recognizer has; whole frames."""
+        """The number of bytes sent to the recognizer; whole frames."""
         self._style: Style | None = None
         """None while there is no recognizer."""
         self._next: tuple[Setup, int] | None = None
-        """Who is to hear the sound from a byte on."""
-        self._asked: Hear | None = None
+        """The next recognizer, and the byte from which it takes over."""
+        self._pending: Recognize | None = None
         self._tickets = 0
         self._ends: list[int] = []
-        """Where (in bytes) the open utterance is to be ended, as somebody wants it; ascending."""
+        """Positions (in bytes) at which the open utterance has to end; ascending."""
         self._finishing = False
         self._was_lost = False
-        self._unjudged: dict[int, Final] = {}
-        """Finals whose verdict is to come, by number."""
+        self._unmoderated: dict[int, Final] = {}
+        """Finals that await moderation, by number."""
         self._recent: list[Final] = []
-        """Finals that may be context of what comes: in order, of this setup, with nothing between
-        them that was not understood."""
+        """Finals that may be context of the next utterance: in order, of this setup, and without
+        failed or doubtful ones between them."""
         self._seq = 0
         self._out: list[Event | Order] = []
         self.status(State.LOADING)
@@ -279,42 +280,42 @@ class Session:
 
     @property
     def received_ms(self) -> int:
-        """How much sound has come in."""
-        return (self._sound_from + len(self._sound)) // BYTES_PER_MS
+        """How much audio was received."""
+        return (self._audio_from + len(self._audio)) // BYTES_PER_MS
 
     @property
     def behind_ms(self) -> int:
-        """How much of it waits: nobody has looked at it, or its utterance is over and not heard."""
+        """How much audio waits: for speech detection, or in ended utterances for recognition."""
         waiting = sum(each.end_ms - each.start_ms for each in self._speaking.over)
-        return max(0, self.received_ms - self._speaking.judged_ms) + waiting
+        return max(0, self.received_ms - self._speaking.analyzed_ms) + waiting
 
     @property
     def is_loading(self) -> bool:
-        """Whether nobody can hear it yet, or any more: a recognizer is waited for."""
+        """Whether the session waits for a recognizer."""
         return self._style is None
 
     @property
-    def is_listening(self) -> bool:
-        """Whether an utterance is open, or may be in sound that is not judged yet."""
-        return self._speaking.open is not None or self._fed_ms > self._speaking.judged_ms
+    def has_open_speech(self) -> bool:
+        """Whether an utterance is open, or may begin in audio that is not analyzed yet."""
+        return self._speaking.open is not None or self._fed_ms > self._speaking.analyzed_ms
 
     @property
     def is_finishing(self) -> bool:
-        """Whether nothing more will come in."""
+        """Whether no more audio will be accepted."""
         return self._finishing
 
     def audio(self, pcm: bytes) -> None:
-        """Take sound: 16 bit, little endian, mono, 16 kHz; a sample may come in two halves."""
+        """Add audio: 16 bit, little endian, mono, 16 kHz; a sample may be split over two calls."""
         if self._finishing:
             return
-        self._sound += pcm
+        self._audio += pcm
         self._advance()
 
     def switch(self, setup: Setup) -> None:
-        """Have another recognizer hear what comes from now on."""
+        """Use another recognizer for the audio from now on."""
         if setup == (self._next[0] if self._next is not None else self.setup):
             return
-        if self._style is None:  # nobody has heard anything that is still here
+        if self._style is None:  # none of the kept audio is recognized yet
             self._attach(setup)
             return
         at = self._end_of_frames if self._next is None else self._next[1]
@@ -326,10 +327,10 @@ class Session:
         self._end(self._end_of_frames)
 
     def finish(self) -> None:
-        """Nothing more will come. Half a sample at the end is left out."""
+        """End the audio. Half a sample at the end is dropped."""
         if self._finishing:
             return
-        self._sound += bytes(-len(self._sound) % FRAME_BYTES)
+        self._audio += bytes(-len(self._audio) % FRAME_BYTES)
         self.status(State.CLOSING)
         self._finishing = True
         self.finalize()
@@ -337,47 +338,47 @@ class Session:
     # --- from the recognizer --------------------------------------------------------------------
 
     def attached(self, style: Style) -> None:
-        """The recognizer that was asked for is ready, and has no sound yet."""
+        """The requested recognizer is ready, and has no audio yet."""
         self._style = style
-        self._fed = self._sound_from
-        self._asked = None
+        self._fed = self._audio_from
+        self._pending = None
         self.status(State.RECOGNIZER_BACK if self._was_lost else State.READY)
         self._was_lost = False
         self._advance()
 
-    def judged(self, start_ms: int, probabilities: Sequence[float]) -> None:
-        """The probability of speech in each frame from ``start_ms`` on; some may come again."""
-        known = (self._speaking.judged_ms - start_ms) // FRAME_MS
+    def speech(self, start_ms: int, probabilities: Sequence[float]) -> None:
+        """Add the probability of speech in each frame from ``start_ms``; skip known ones."""
+        known = (self._speaking.analyzed_ms - start_ms) // FRAME_MS
         for probability in probabilities[max(0, known) :]:
             self._speaking.follow(probability)
         self._advance()
 
-    def heard(self, ticket: int, hypothesis: Hypothesis) -> None:
-        """The answer to a `Hear`; one to which nobody waits any more is left out."""
+    def recognized(self, ticket: int, hypothesis: Hypothesis) -> None:
+        """The answer to a `Recognize`; an outdated one is ignored."""
         asked = self._answered(ticket)
         if asked is None:
             return
         utterance = self._find(asked.utterance)
         if utterance is not None:
-            self._listen(utterance, asked, hypothesis)
+            self._use(utterance, asked, hypothesis)
         self._advance()
 
     def failed(self, ticket: int, reason: str) -> None:
-        """In place of `heard`."""
+        """The recognizer failed to answer a `Recognize`."""
         asked = self._answered(ticket)
         if asked is not None:
-            self._blame(asked, reason)
+            self._count_failure(asked, reason)
             self._advance()
 
     def lost(self, reason: str) -> None:
-        """The recognizer is gone, whatever it was at; another one is to hear all again."""
-        asked, self._asked = self._asked, None
+        """The recognizer is lost; another one has to recognize the kept audio."""
+        asked, self._pending = self._pending, None
         self._style = None
         if not self._was_lost:
             self._was_lost = True
             self.status(State.RECOGNIZER_LOST)
         if asked is not None:
-            self._blame(asked, reason)
+            self._count_failure(asked, reason)
         self._attach(self.setup)
 
     # --- from others ----------------------------------------------------------------------------
@@ -385,25 +386,25 @@ class Session:
     def moderated(
         self, final_seq: int, segments: tuple[Segment, ...], by: ModeratedBy | None
     ) -> None:
-        """How a final was judged: its segments with their verdicts; by None: it could not be."""
-        final = self._unjudged.pop(final_seq)
+        """The moderation of a final: its segments with labels; ``by`` None: it failed."""
+        final = self._unmoderated.pop(final_seq)
         if by is not None:
             self._out.append(Detections(self._number(), final.span, final_seq, segments, by))
         self._advance()
 
     def status(self, state: State, **details: Any) -> None:
-        """Tell how the stream stands."""
+        """Emit a state."""
         at_ms = self.received_ms
         self._out.append(StateChange(self._number(), Span(at_ms, at_ms), state, details))
 
     def fail(self, code: str, detail: str, *, fatal: bool, **details: Any) -> None:
-        """Tell that something is wrong, in the stream as it stands."""
+        """Emit an error at the current position."""
         at_ms = self.received_ms
         span = Span(at_ms, at_ms)
         self._out.append(Failure(self._number(), span, code, detail, fatal, details))
 
     def take(self) -> list[Event | Order]:
-        """What is to be told and done, in this order; nothing of it comes a second time."""
+        """Return the outputs since the last call, in order."""
         out, self._out = self._out, []
         return out
 
@@ -411,8 +412,8 @@ class Session:
 
     @property
     def _end_of_frames(self) -> int:
-        whole = len(self._sound) // FRAME_BYTES * FRAME_BYTES
-        return self._sound_from + whole
+        whole = len(self._audio) // FRAME_BYTES * FRAME_BYTES
+        return self._audio_from + whole
 
     @property
     def _fed_ms(self) -> int:
@@ -431,21 +432,21 @@ class Session:
         self._out.append(Attach(setup))
 
     def _advance(self) -> None:
-        """Do all that can be done now."""
+        """Do everything that is possible now."""
         self._feed()
         self._end_where_wanted()
-        if self._style is not None and self._asked is None:
-            self._ask()
+        if self._style is not None and self._pending is None:
+            self._request()
         self._forget()
-        if self._asked is not None or self._speaking.over:
+        if self._pending is not None or self._speaking.over:
             return
         if self._next is not None:
             self._switch(*self._next)
-        elif self._finishing and not self._ends and not self._unjudged:
+        elif self._finishing and not self._ends and not self._unmoderated:
             self.is_over = True
 
     def _switch(self, setup: Setup, at: int) -> None:
-        """Go over to another recognizer, where the one before has heard all that is its own."""
+        """Switch to another recognizer once the current one has finished its audio."""
         if self._ends and self._ends[0] <= at:
             return
         self._next = None
@@ -457,50 +458,52 @@ class Session:
             self._advance()
 
     def _feed(self) -> None:
-        """Hand over whole frames. What another recognizer is to hear stays here until that is."""
+        """Send whole frames. Audio for the next recognizer is kept until it is attached."""
         until = self._end_of_frames if self._next is None else self._next[1]
         if self._style is None or until <= self._fed:
             return
-        pcm = bytes(self._sound[self._fed - self._sound_from : until - self._sound_from])
+        pcm = bytes(self._audio[self._fed - self._audio_from : until - self._audio_from])
         self._out.append(Feed(self._fed_ms, pcm))
         self._fed = until
 
     def _end_where_wanted(self) -> None:
-        while self._ends and self._speaking.judged_ms * BYTES_PER_MS >= self._ends[0]:
+        while self._ends and self._speaking.analyzed_ms * BYTES_PER_MS >= self._ends[0]:
             del self._ends[0]
             self._speaking.end()
 
-    def _ask(self) -> None:
-        """Ask for what is due; the oldest utterance goes first."""
+    def _request(self) -> None:
+        """Send the next request, for the oldest utterance first."""
         while self._speaking.over:
             utterance = self._speaking.over[0]
-            best = self._hearing(utterance).best
+            best = self._recognition(utterance).best
             if best is None or best[0] != utterance.end_ms:
                 self._order(utterance, utterance.end_ms, full=True, final=True)
                 return
             self._conclude(utterance, best[1])
         if self._speaking.open is not None and self._style is not None:
-            self._ask_of(self._speaking.open, self._style)
+            self._request_open(self._speaking.open, self._style)
 
-    def _ask_of(self, utterance: SpokenUtterance, style: Style) -> None:
-        """Ask for more of the open utterance where that is worth it."""
-        hearing = self._hearing(utterance)
-        now_ms = self._speaking.judged_ms
-        step_ms = style.step_ms if hearing.text else style.step_ms // 2
+    def _request_open(self, utterance: SpokenUtterance, style: Style) -> None:
+        """Send a request for the open utterance if it is due."""
+        recognition = self._recognition(utterance)
+        now_ms = self._speaking.analyzed_ms
+        step_ms = style.step_ms if recognition.text else style.step_ms // 2
         if utterance.speech_ms < max(style.first_ms, self._endpointing.min_speech_ms):
             return
         if now_ms - utterance.start_ms >= self._endpointing.max_ms:
             self._order(utterance, now_ms, full=True, final=False)
         elif self._speaking.pause_ms >= self._endpointing.tail_ms:
-            if style.ahead and (hearing.best is None or hearing.best[0] != utterance.end_ms):
+            if style.ahead and (
+                recognition.best is None or recognition.best[0] != utterance.end_ms
+            ):
                 self._order(utterance, utterance.end_ms, full=True, final=False)
-        elif now_ms - max(hearing.until_ms, utterance.start_ms) >= step_ms:
+        elif now_ms - max(recognition.until_ms, utterance.start_ms) >= step_ms:
             self._order(utterance, now_ms, full=False, final=False)
 
     def _order(self, utterance: SpokenUtterance, until_ms: int, *, full: bool, final: bool) -> None:
         self._tickets += 1
-        span, alone = Span(utterance.start_ms, until_ms), self._hearing(utterance).failures > 0
-        self._asked = Hear(
+        span, alone = Span(utterance.start_ms, until_ms), self._recognition(utterance).failures > 0
+        self._pending = Recognize(
             ticket=self._tickets,
             utterance=utterance.number,
             span=span,
@@ -509,10 +512,10 @@ class Session:
             final=final,
             alone=alone,
         )
-        self._out.append(self._asked)
+        self._out.append(self._pending)
 
-    def _context_of(self, span: Span) -> Context | None:
-        """What came before an utterance: as many whole finals as are of use and can be heard."""
+    def _context_of(self, span: Span) -> UtteranceContext | None:
+        """The preceding finals of an utterance, as many whole ones as the engine can use."""
         context_ms = 0 if self._style is None else self._style.context_ms
         earliest_ms = max(span.start_ms - context_ms, span.end_ms - self._endpointing.most_ms)
         later_ms = span.start_ms
@@ -525,40 +528,42 @@ class Session:
             chosen.insert(0, final)
         if not chosen:
             return None
-        return Context(later_ms, "".join(each.text for f in chosen for each in f.segments))
+        return UtteranceContext(later_ms, "".join(each.text for f in chosen for each in f.segments))
 
-    def _answered(self, ticket: int) -> Hear | None:
-        if self._asked is None or self._asked.ticket != ticket:
+    def _answered(self, ticket: int) -> Recognize | None:
+        if self._pending is None or self._pending.ticket != ticket:
             return None
-        asked, self._asked = self._asked, None
+        asked, self._pending = self._pending, None
         return asked
 
-    def _listen(self, utterance: SpokenUtterance, asked: Hear, hypothesis: Hypothesis) -> None:
-        hearing = self._hearing(utterance)
-        hearing.until_ms = asked.span.end_ms
+    def _use(self, utterance: SpokenUtterance, asked: Recognize, hypothesis: Hypothesis) -> None:
+        recognition = self._recognition(utterance)
+        recognition.until_ms = asked.span.end_ms
         if asked.full:
-            hearing.best = asked.span.end_ms, hypothesis
+            recognition.best = asked.span.end_ms, hypothesis
         if asked.final:
             return
         if not hypothesis.doubtful:
-            self._show(utterance, hearing, hypothesis.text)
+            self._show(utterance, recognition, hypothesis.text)
         if asked.span.duration_ms >= self._endpointing.max_ms and not utterance.is_over:
-            self._cut(utterance, hearing, hypothesis)
+            self._cut(utterance, recognition, hypothesis)
 
-    def _show(self, utterance: SpokenUtterance, hearing: _Hearing, text: str) -> None:
-        if text and text != hearing.text:
-            stable = agreed(hearing.text, text)
-            hearing.text = text
-            span = Span(utterance.start_ms, hearing.until_ms)
+    def _show(self, utterance: SpokenUtterance, recognition: _Recognition, text: str) -> None:
+        if text and text != recognition.text:
+            stable = agreed(recognition.text, text)
+            recognition.text = text
+            span = Span(utterance.start_ms, recognition.until_ms)
             self._out.append(Partial(self._number(), span, text, stable))
 
-    def _cut(self, utterance: SpokenUtterance, hearing: _Hearing, hypothesis: Hypothesis) -> None:
-        """Tell the first part of an utterance that is too long: up to a pause between two words.
+    def _cut(
+        self, utterance: SpokenUtterance, recognition: _Recognition, hypothesis: Hypothesis
+    ) -> None:
+        """Emit the first part of a too long utterance: up to a pause between two words.
 
         Without any words it ends where it is.
         """
         words = [word for segment in hypothesis.segments for word in segment.words]
-        latest_ms = hearing.until_ms - CUT_MARGIN_MS
+        latest_ms = recognition.until_ms - CUT_MARGIN_MS
         earliest_ms = latest_ms - CUT_SEARCH_MS
         gaps = []
         for count, (before, after) in enumerate(pairwise(words), start=1):
@@ -571,46 +576,46 @@ class Session:
             return
         _, minus_at_ms, count = min(gaps)
         at_ms = -minus_at_ms
-        self._tell(self._speaking.cut(at_ms), first_words(hypothesis.segments, count))
+        self._emit_final(self._speaking.cut(at_ms), first_words(hypothesis.segments, count))
 
     def _conclude(self, utterance: SpokenUtterance, hypothesis: Hypothesis) -> None:
-        """Tell the final of an utterance that has waited for it."""
+        """Emit the final of an ended utterance."""
         self._speaking.over.remove(utterance)
-        self._tell(utterance, hypothesis.segments)
+        self._emit_final(utterance, hypothesis.segments)
 
-    def _tell(self, utterance: SpokenUtterance, segments: tuple[Segment, ...]) -> None:
-        """An empty text is told only where something else was shown."""
+    def _emit_final(self, utterance: SpokenUtterance, segments: tuple[Segment, ...]) -> None:
+        """Emit a final; an empty one only if a partial was shown."""
         span = Span(utterance.start_ms, utterance.end_ms)
-        told = tuple(each.shifted(utterance.start_ms) for each in segments)
-        if text_of(told) or self._hearing(utterance).text:
-            final = Final(self._number(), span, told, self.setup, utterance.spoken_until_ms)
+        placed = tuple(each.shifted(utterance.start_ms) for each in segments)
+        if text_of(placed) or self._recognition(utterance).text:
+            final = Final(self._number(), span, placed, self.setup, utterance.spoken_until_ms)
             self._out.append(final)
-            if told and self._is_moderated:
-                self._unjudged[final.seq] = final
-            if text_of(told) and not any(each.flags for each in told):
+            if placed and self._is_moderated:
+                self._unmoderated[final.seq] = final
+            if text_of(placed) and not any(each.flags for each in placed):
                 self._recent.append(final)
                 return
         self._recent.clear()
 
-    def _blame(self, asked: Hear, reason: str) -> None:
-        """The recognizer failed over an utterance: try again, or give that up."""
+    def _count_failure(self, asked: Recognize, reason: str) -> None:
+        """Count a failure over an utterance; after `TRIES` end it with an error."""
         utterance = self._find(asked.utterance)
         if utterance is None:
             return
-        hearing = self._hearing(utterance)
-        hearing.failures += 1
-        if hearing.failures < TRIES:
+        recognition = self._recognition(utterance)
+        recognition.failures += 1
+        if recognition.failures < TRIES:
             return
         if not utterance.is_over:
             self._speaking.end()
         span = Span(utterance.start_ms, utterance.end_ms)
         self._out.append(Failure(self._number(), span, "engine_failed", reason, fatal=False))
-        if hearing.best is not None:
-            self._conclude(utterance, hearing.best[1])
+        if recognition.best is not None:
+            self._conclude(utterance, recognition.best[1])
         else:
             whole = Span(0, span.duration_ms)
-            last = Segment(whole, hearing.text, flags=("low_confidence",))
-            self._conclude(utterance, Hypothesis((last,) if hearing.text else ()))
+            last = Segment(whole, recognition.text, flags=("low_confidence",))
+            self._conclude(utterance, Hypothesis((last,) if recognition.text else ()))
 
     def _forget(self) -> None:
         before_ms = self._speaking.needed_from_ms
@@ -618,13 +623,15 @@ class Session:
             self._forget_finals(before_ms, self._style.context_ms)
         if self._recent:
             before_ms = min(before_ms, self._recent[0].span.start_ms)
-        before = min(before_ms * BYTES_PER_MS, self._fed if self._style else self._sound_from)
-        if before >= self._sound_from + LEAST_FORGOTTEN:
-            del self._sound[: before - self._sound_from]
-            self._sound_from = before
+        before = min(before_ms * BYTES_PER_MS, self._fed if self._style else self._audio_from)
+        if before >= self._audio_from + LEAST_FORGOTTEN:
+            del self._audio[: before - self._audio_from]
+            self._audio_from = before
             self._out.append(Forget(before // BYTES_PER_MS))
-            self._hearings = {
-                number: hearing for number, hearing in self._hearings.items() if self._find(number)
+            self._recognitions = {
+                number: recognition
+                for number, recognition in self._recognitions.items()
+                if self._find(number)
             }
 
     def _forget_finals(self, next_ms: int, context_ms: int) -> None:
@@ -640,8 +647,8 @@ class Session:
                 return utterance
         return None
 
-    def _hearing(self, utterance: SpokenUtterance) -> _Hearing:
-        return self._hearings.setdefault(utterance.number, _Hearing())
+    def _recognition(self, utterance: SpokenUtterance) -> _Recognition:
+        return self._recognitions.setdefault(utterance.number, _Recognition())
 
 
 def first_words(segments: Sequence[Segment], count: int) -> tuple[Segment, ...]:

@@ -1,4 +1,4 @@
-"""The audio tracks of a recording, and which of them is asked for."""
+"""The audio tracks of a recording, and the selection of one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from common.domain.languages import language_code
 from common.errors import UnknownOption
 
 OTHER_AUDIO_TRACK = "other_audio_track"
-"""Nobody speaks on the default track; the one that was transcribed is another."""
+"""The warning that the default track has no speech, and another one was transcribed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
     """An audio track; ``index`` counts audio tracks from 0.
 
-    ``language`` is as the container has it, mostly ISO 639-2. ``default`` is the one track that is
-    transcribed unless another is asked for.
+    ``language`` is as in the container, mostly ISO 639-2. ``default``: this track is transcribed
+    unless another is requested.
     """
 
     index: int
@@ -33,7 +33,7 @@ class Track:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """What `to_json` made."""
+        """Read the output of `to_json`."""
         return cls(**document)
 
     def __str__(self) -> str:
@@ -42,12 +42,12 @@ class Track:
 
 
 def find_track(tracks: Sequence[Track], asked: str | None) -> int | None:
-    """The index of the track that is ``asked`` for by index or language; None: by nothing.
+    """The index of the track ``asked`` for by index or language; None: no track was requested.
 
-    Of several in one language it is the first. ``vi``, ``vie`` and ``vi-VN`` are the same.
+    Of several in one language the first is selected. ``vi``, ``vie`` and ``vi-VN`` are the same.
 
     Raises:
-        UnknownOption: there is no such track.
+        UnknownOption: the recording has no such track.
     """
     if asked is None:
         return None
@@ -58,7 +58,7 @@ def find_track(tracks: Sequence[Track], asked: str | None) -> int | None:
 
 
 def default_track(tracks: Sequence[Track]) -> int | None:
-    """The index of the one that is transcribed unless another is asked for; None: not known."""
+    """The index of the default track; None: not known."""
     return next((track.index for track in tracks if track.default), None)
 
 

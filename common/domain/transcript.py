@@ -1,4 +1,4 @@
-"""A recording's text with its times, and how it is kept as JSON."""
+"""A recording's text with its times, and its stored JSON."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from common.domain.values import Detected, Segment, Span, Word
 class Transcript:
     """Segments in order of time, none overlapping another.
 
-    ``moderated_by`` are all who judged segments, in order of time, each once; None when nobody was
-    asked to. A segment without a verdict could not be judged then.
+    ``moderated_by`` lists the models that moderated segments, in order of time, each once; None:
+    moderation was not requested. If it was, a segment without a verdict could not be moderated.
     """
 
     language: str
@@ -68,7 +68,7 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
 
 
 def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...]:
-    """What `segments_to_json` stored, also before there was moderation or detection."""
+    """Read the output of `segments_to_json`, also of versions without moderation or detection."""
     return tuple(
         Segment(
             span=Span(*entry["span"]),

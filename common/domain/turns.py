@@ -1,13 +1,14 @@
-"""Whose turn it is, when a worker is free.
+"""The queue order: which job gets the next free worker.
 
-Priorities go strictly first. Within one, tenants take turns, and within a tenant its jobs do. In
-either line two are candidates: who has waited the longest since its last turn, and the shortest
-(of which again who has waited the longest). The shortest goes first, so that short work never
-waits for long work; but it passes over who has waited the longest only so often in a row. So each
-job in a line of n gets a turn within ``(1 + CLIPS_FIRST) * n`` turns of its tenant, whatever comes
-in meanwhile, as whoever joins a line has waited for no time at all.
+Higher priorities always come first. Within a priority tenants take turns, and within a tenant its
+jobs do. Each of these queues has two candidates: the one that has waited the longest since its last
+turn, and the shortest one (of several, the one that has waited the longest). The shortest goes
+first, so that short work never waits for long work. But it may pass over the longest-waiting one
+only a few times in a row. So each job in a queue of n gets a turn within
+``(1 + CLIPS_FIRST) * n`` turns of its tenant, whatever is submitted meanwhile, since a new job has
+not waited yet.
 
-Where all are of a size nobody is passed over, and this is a round robin.
+If all have the same size, none is passed over, and this is a round robin.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 SHORTER_FIRST = 1
-"""How often in a row a shorter job may go before the job that has waited the longest, and a tenant
-with a shorter job before the tenant that has: each second turn is for those who wait."""
+"""How often in a row a shorter job may pass over the longest-waiting job, and a tenant with a
+shorter job the longest-waiting tenant: every second turn is for the longest-waiting one."""
 CLIPS_FIRST = 3
-"""The same for jobs that need one turn, so that one of these finds no turn owed to others."""
+"""The same for jobs that need only one turn."""
 
 
-class Place(Protocol):
-    """Where a job, or a tenant, stands in its line."""
+class Candidate(Protocol):
+    """A job or a tenant in its queue."""
 
     size: int
-    """Size class of what is left to do: of a tenant, that of its shortest job."""
+    """The size class of its remaining work; of a tenant, that of its shortest job."""
     since: int
-    """The turn in which it was served last, or joined: the smaller, the longer it waits."""
+    """The turn in which it was last served, or was queued: the smaller, the longer it waits."""
     passed: int
-    """How often in a row others were served while it was the one that had waited the longest."""
+    """How often in a row others were served while it was the longest-waiting one."""
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=Candidate)
 
 
 def turns_left(
@@ -46,15 +47,15 @@ def turns_left(
 ) -> int:
     """About how many turns a job needs, at least 1.
 
-    Of a job of unknown size the first turn is to find out, and only that one is counted.
+    A job of unknown size needs one turn to find its size; only that one is counted.
 
     Args:
-        units_total: what there is of it (milliseconds of a recording, pages of a document).
-        units_done: how much of that is done, counted once a round.
-        units_a_part: how much one turn takes of it, until its parts are known.
-        parts_total: the parts that were found so far.
-        parts_known: whether these are all.
-        rounds: how many steps each part needs.
+        units_total: its total work (milliseconds of a recording, pages of a document).
+        units_done: the finished work, counted once a round.
+        units_a_part: the work of one part, until its parts are known.
+        parts_total: the number of parts found so far.
+        parts_known: whether all parts are found.
+        rounds: how many counted steps each part needs.
     """
     if units_total is None:
         return parts_total + 1 if parts_total else 1
@@ -74,17 +75,17 @@ def next_tenant(longest: P, shortest: P) -> P:
 
 
 def next_job(longest: P, shortest: P) -> P:
-    """The same of a tenant's jobs."""
+    """The same for a tenant's jobs."""
     return _next(longest, shortest, passes_allowed(shortest.size))
 
 
 def passes_allowed(size: int) -> int:
-    """How often in a row a job of ``size`` may pass over who has waited the longest."""
+    """How often in a row a job of ``size`` may pass over the longest-waiting one."""
     return SHORTER_FIRST if size else CLIPS_FIRST
 
 
-def serve(served: Place, longest: Place, turn: int) -> None:
-    """Note that ``served`` has turn number ``turn``; ``longest`` had waited the longest."""
+def serve(served: Candidate, longest: Candidate, turn: int) -> None:
+    """Record that ``served`` has turn number ``turn``; ``longest`` had waited the longest."""
     if served is not longest:
         longest.passed += 1
     served.since, served.passed = turn, 0
@@ -93,15 +94,15 @@ def serve(served: Place, longest: Place, turn: int) -> None:
 def turns_before(
     *, ahead: int, longer: int, shorter: int, passed: int, may_pass: int, others_may: int
 ) -> int:
-    """How many turns of a line go before one's own, should nobody else join it; 0: one is next.
+    """How many turns of a queue come before that of a candidate, if no others join; 0: it is next.
 
     Args:
-        ahead: those no longer than oneself that have waited longer: they go first in any case.
-        longer: those that are longer, and have waited longer.
-        shorter: those that are shorter, and have not waited as long.
-        passed: how often who has waited the longest was passed over.
-        may_pass: how often one may pass over it oneself.
-        others_may: how often the shortest may.
+        ahead: others that have waited longer and are not longer: they are served first.
+        longer: others that have waited longer and are longer.
+        shorter: others that have not waited as long and are shorter.
+        passed: how often the longest-waiting one was passed over.
+        may_pass: how often the candidate may pass over it.
+        others_may: how often the shortest one may.
     """
     before = ahead + shorter
     as_shortest = before + min(longer, (before + passed) // may_pass)

@@ -1,4 +1,4 @@
-"""The values that everything else speaks in: spans of time, words, segments, windows and chunks.
+"""The basic values: spans of time, words, segments, windows and chunks.
 
 All times are integer milliseconds on the recording's own clock unless a docstring says otherwise.
 One millisecond is 16 samples, or 32 bytes, of the 16 kHz mono 16-bit PCM that workers read.
@@ -68,7 +68,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Detected:
-    """A language (a Whisper code) that audio was found to be in; ``probability`` in [0, 1]."""
+    """The detected language of audio (a Whisper code); ``probability`` in [0, 1]."""
 
     language: str
     probability: float
@@ -80,9 +80,9 @@ class Segment:
 
     ``avg_logprob`` <= 0; ``compression_ratio`` > 0; ``no_speech_prob`` in [0, 1];
     ``temperature`` is the one that produced the text; ``flags`` are reasons for doubt
-    (see `common.asr.guards`). ``words`` is empty when word times were not asked for.
-    ``detected`` is set where the window is in another language than the one it was decoded as.
-    ``verdict`` is None until the text is judged; its marks count in ``text``.
+    (see `common.asr.guards`). ``words`` is empty if word times were not requested.
+    ``detected`` is set if the window is in another language than the one it was decoded as.
+    ``verdict`` is None until the text is moderated; its marks index ``text``.
     """
 
     span: Span
@@ -103,11 +103,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What the engine hears at once (``audio``, at most 30 s) and what of it counts (``core``).
+    """The input of an engine (``audio``, at most 30 s) and the part that counts (``core``).
 
-    Cores tile the recording. ``audio`` may reach past ``core`` only where no silence was found
+    Cores tile the recording. ``audio`` may reach past ``core`` only if no silence was found
     to cut in; a word then belongs to the window whose core holds its midpoint.
-    ``speech_ms`` is how much of ``core`` the voice activity detector took for speech.
+    ``speech_ms`` is the speech in ``core`` according to voice activity detection.
     """
 
     core: Span

@@ -1,4 +1,4 @@
-"""Webhooks: what is told, how it is signed, and when a message is sent again.
+"""Webhooks: events, signatures, and retries.
 
 Messages and signatures are those of Standard Webhooks (standardwebhooks.com, version 1).
 """
@@ -21,7 +21,7 @@ from common.domain.job import JobStatus
 
 
 class WebhookEvent(StrEnum):
-    """What is told."""
+    """The events of webhook messages."""
 
     COMPLETED = "transcription.completed"
     FAILED = "transcription.failed"
@@ -37,7 +37,7 @@ EVENT_OF: dict[JobStatus, WebhookEvent] = {
 
 
 class DeliveryStatus(StrEnum):
-    """Where a message stands."""
+    """The status of a message."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -52,7 +52,7 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """What messages are signed with; ``until``: it was replaced, and is good no longer than that.
+    """The key of signatures; ``until``: it was replaced, and expires then.
 
     ``text`` is "whsec_" and base64.
     """
@@ -70,18 +70,18 @@ class Secret:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
-        """What `to_json` made."""
+        """Read the output of `to_json`."""
         until = document["until"]
         return cls(document["secret"], until and datetime.fromisoformat(until))
 
 
 def good(secrets: Iterable[Secret], now: datetime) -> list[Secret]:
-    """Those to sign with, the newest first."""
+    """The valid secrets, newest first."""
     return [secret for secret in secrets if secret.until is None or secret.until > now]
 
 
 def rotated(secrets: Iterable[Secret], now: datetime, overlap_s: float) -> list[Secret]:
-    """A new secret, and those before it, which stay good for ``overlap_s`` seconds at most."""
+    """A new secret, and the earlier ones, which stay valid for at most ``overlap_s`` seconds."""
     end = now + timedelta(seconds=overlap_s)
     before = [
         Secret(secret.text, end if secret.until is None else min(secret.until, end))
@@ -91,14 +91,14 @@ def rotated(secrets: Iterable[Secret], now: datetime, overlap_s: float) -> list[
 
 
 def webhook_id(delivery_id: UUID) -> str:
-    """What a receiver knows a message by, however often it comes."""
+    """The id of a message for its receiver, the same in every attempt."""
     return f"msg_{delivery_id.hex}"
 
 
 def signed_headers(
     delivery_id: UUID, body: bytes, secrets: Sequence[str], now: datetime
 ) -> dict[str, str]:
-    """The headers that prove where a message comes from, one signature a secret."""
+    """The headers that authenticate a message, with one signature for each secret."""
     name, timestamp = webhook_id(delivery_id), str(int(now.timestamp()))
     message = b".".join((name.encode(), timestamp.encode(), body))
     return {
@@ -113,7 +113,7 @@ def _signature(secret: str, message: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, message, hashlib.sha256)).decode()
 
 
-# --- what an attempt comes to ------------------------------------------------------------------
+# --- attempts and retries -----------------------------------------------------------------------
 
 RETRIED = frozenset({408, 429})
 RETRY_AFTER = frozenset({429, 503})
@@ -122,24 +122,24 @@ JITTER = 0.2
 MAX_RETRY_AFTER_S = 3600.0
 
 
-class Verdict(StrEnum):
-    """What follows from an attempt."""
+class AttemptResult(StrEnum):
+    """The result of an attempt."""
 
     DELIVERED = "delivered"
     AGAIN = "again"
     REFUSED = "refused"
-    """It would fail every time."""
+    """A retry would fail too."""
     GONE = "gone"
-    """The receiver wants no messages any more."""
+    """The receiver wants no more messages."""
 
 
-def verdict_on(status: int) -> Verdict:
-    """What a receiver means by its answer."""
+def result_of(status: int) -> AttemptResult:
+    """The result of an attempt that was answered with ``status``."""
     if 200 <= status < 300:
-        return Verdict.DELIVERED
+        return AttemptResult.DELIVERED
     if status >= 500 or status in RETRIED:
-        return Verdict.AGAIN
-    return Verdict.GONE if status == GONE else Verdict.REFUSED
+        return AttemptResult.AGAIN
+    return AttemptResult.GONE if status == GONE else AttemptResult.REFUSED
 
 
 def next_delay_s(
@@ -147,8 +147,8 @@ def next_delay_s(
 ) -> float | None:
     """Seconds from the ``failures``-th failed attempt (from 1) to the next; None: there is none.
 
-    ``luck`` in [0, 1) spreads the delay by a fifth either way, so that what failed together does
-    not come back together. ``asked_s`` is what the receiver asked for by Retry-After.
+    ``luck`` in [0, 1) varies the delay by a fifth either way, so that messages that failed together
+    are not retried together. ``asked_s`` is the receiver's Retry-After.
     """
     if failures > len(delays_s):
         return None
@@ -157,7 +157,7 @@ def next_delay_s(
 
 
 def retry_after_s(value: str | None, now: datetime) -> float | None:
-    """Seconds that a Retry-After header asks for (RFC 9110, section 10.2.3); None: none it says."""
+    """The seconds of a Retry-After header (RFC 9110, section 10.2.3); None: absent or invalid."""
     if value is None:
         return None
     if value.strip().isdecimal():

@@ -250,7 +250,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("request_id", sa.Text(), nullable=True))
     for name in ("delete_at", "sweep_at", "retried_at"):
         op.add_column("jobs", sa.Column(name, postgresql.TIMESTAMP(timezone=True), nullable=True))
-    # The older code swept once a minute: sound may be left of the jobs that ended last.
+    # The older code swept once a minute: chunks of the last ended jobs may remain.
     op.execute("UPDATE jobs SET sweep_at = now() WHERE completed_at > now() - interval '1 day'")
     op.alter_column("jobs", "recording_id", existing_type=sa.UUID(), nullable=True)
     op.create_index(

@@ -1,4 +1,4 @@
-"""Live streams, their finals, and what is left of those that were deleted."""
+"""Live streams, their finals, and the records of deleted ones."""
 
 from collections.abc import Sequence
 
@@ -100,7 +100,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_constraint(op.f("ck_deletions_kind"), "deletions", type_="check")
-    # The older code knows no streams: it would tell of jobs that never were.
+    # The older code knows no streams: it would report them as deleted jobs.
     op.execute("DELETE FROM deletions WHERE kind = 'stream'")
     op.drop_column("deletions", "kind")
     op.drop_table("stream_finals")

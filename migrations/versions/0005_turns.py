@@ -20,7 +20,7 @@ def upgrade() -> None:
     _create_turns("tenant_turns", "priority", "tenant", "remote", within=["remote", "priority"])
     due_at = sa.Column("due_at", sa.TIMESTAMP(timezone=True), server_default=sa.text("now()"))
     op.add_column("outbox", due_at)
-    # What is there joins the line when a dispatcher first looks.
+    # A dispatcher queues the existing rows when it first runs.
     op.execute("UPDATE outbox SET due_at = run_after FROM steps WHERE steps.id = step_id")
     op.alter_column("outbox", "due_at", nullable=False)
     op.add_column("outbox", sa.Column("job_id", sa.Uuid()))
@@ -39,7 +39,7 @@ def upgrade() -> None:
         ["priority", "kind", "due_at"],
         postgresql_where=sa.text("kind IS NOT NULL"),
     )
-    # A doorbell now says that the step is out of the outbox.
+    # A doorbell now means that the step is no longer in the outbox.
     op.execute(
         "UPDATE steps SET doorbell = NULL FROM outbox"
         " WHERE outbox.step_id = steps.id AND status = 'pending' AND doorbell IS NOT NULL"
@@ -66,7 +66,7 @@ def downgrade() -> None:
 
 
 def _create_turns(table: str, *key: str, within: list[str]) -> None:
-    """A line: the columns are those of its ``key`` and, where these are not, ``within``."""
+    """A queue table: its columns are those of ``key`` and, if they are not in it, ``within``."""
     columns: dict[str, sa.types.TypeEngine[Any]] = {
         "job_id": sa.Uuid(),
         "priority": sa.SmallInteger(),

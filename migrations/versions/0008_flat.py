@@ -1,4 +1,4 @@
-"""Indexes for what is asked of many rows, so that it costs no more than what it finds."""
+"""Indexes for queries over many rows, so that their cost depends only on what they find."""
 
 from collections.abc import Sequence
 

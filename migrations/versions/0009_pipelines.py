@@ -21,7 +21,7 @@ COUNT_REMAINING = """
         )
     )
 """
-"""As it was counted: a chunk needs nothing more once its last step has ended."""
+"""As the older version counted: a chunk is finished once its last step has ended."""
 
 
 def upgrade() -> None:
@@ -88,7 +88,7 @@ def upgrade() -> None:
         "steps",
         sa.Column("stored_count", sa.Integer(), nullable=False, server_default=sa.text("0")),
     )
-    # A chunk has a result only where its step is done; should one be missing, it is made.
+    # A chunk has a result only if its step is done; a missing step is created.
     for kind, result, elapsed_ms in (
         ("transcribe", "result", "engine_ms"),
         ("moderate", "moderation", "moderation_ms"),
@@ -154,7 +154,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Jobs of other kinds have nothing to go back to.
+    # The older version has no jobs of other kinds.
     op.execute("DELETE FROM jobs WHERE kind <> 'transcription'")
 
     op.rename_table("parts", "chunks")

@@ -63,7 +63,7 @@ class _Stopped(Exception):
     """The user has stopped the command."""
 
 
-class Transcription:
+class TranscribeRun:
     """Uploads recordings, follows their jobs and delivers their texts.
 
     Call `run` in the main thread.
@@ -578,7 +578,7 @@ def _run(
                 default_language="language" not in options,
                 show_job=not service.is_ours,
             )
-            Transcription(service, takes, options, board, delivery.deliver, flag=flag).run()
+            TranscribeRun(service, takes, options, board, delivery.deliver, flag=flag).run()
             delivery.conclude(takes, service.started_in_s)
     except KeyboardInterrupt:
         service.kill()

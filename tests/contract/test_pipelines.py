@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 
 from common.db.deletions import Deletions
 from common.db.snapshots import Snapshot
-from common.db.tables import Failure, Job, Outbox, Part, Step
+from common.db.tables import Job, Outbox, Part, Step, StepFailure
 from common.domain.job import JobStatus, StepStatus
 from common.errors import Conflict
 from common.redis.events import Events
@@ -189,7 +189,7 @@ def test_a_retry_does_what_is_missing_and_nothing_again(service: Service, kind: 
         resume(service, job_id)
     reaches(service, job_id, JobStatus.FAILED)
     before = {step.id for step in steps(service, job_id, Step.status == StepStatus.DONE)}
-    assert count(service, Failure, Failure.kind == kind) == 1
+    assert count(service, StepFailure, StepFailure.kind == kind) == 1
     with service.database.transaction() as session:
         session.get_one(Job, job_id).client_metadata = {}
 
@@ -218,6 +218,6 @@ def test_a_deleted_job_leaves_nothing_and_others_go_on(service: Service) -> None
     resume(service, other)
     reaches(service, other, JobStatus.COMPLETED)
     check_whole(service, other)
-    for table in (Step, Part, Failure):
+    for table in (Step, Part, StepFailure):
         assert count(service, table, table.job_id == job_id) == 0
     assert "Traceback" not in service.log()

@@ -24,7 +24,7 @@ from common.redis import queue
 from common.settings import ROOT, Settings, StorageSettings
 from common.storage import s3
 from tests.support.setting_names import secret_settings, settings_named
-from worker.context import PATIENCE_S
+from worker.context import OUTAGE_TIMEOUT_S
 
 FOLDER = ROOT / "docker" / "cloud" / "aws"
 OPERATIONS = {
@@ -148,7 +148,7 @@ def test_sizes_and_times_are_within_what_there_is(task: dict[str, Any]) -> None:
     assert Settings().worker.stop_period + 10 < container["stopTimeout"] <= 120
     if check := container.get("healthCheck"):
         if "worker.health" in check["command"]:  # it fails while Postgres or Redis is out
-            assert check["interval"] * check["retries"] > PATIENCE_S
+            assert check["interval"] * check["retries"] > OUTAGE_TIMEOUT_S
         assert 5 <= check["interval"] <= 300
         assert 2 <= check["timeout"] <= 60
         assert 1 <= check["retries"] <= 10

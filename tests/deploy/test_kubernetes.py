@@ -24,7 +24,7 @@ from common.settings import ROOT, SECRETS, Settings
 from scripts.cli.cli import LAZY_COMMANDS, steno
 from tests.support.kustomize import Manifest, build, containers, files_of, read
 from tests.support.setting_names import secret_settings, settings_named
-from worker.context import PATIENCE_S
+from worker.context import OUTAGE_TIMEOUT_S
 from worker.dispatcher.__main__ import LONGEST_END_S
 
 FOLDER = ROOT / "docker" / "kubernetes"
@@ -301,7 +301,7 @@ def test_an_outage_of_minutes_restarts_nothing(manifest: Manifest) -> None:
     for container in containers(manifest):
         probe = container["livenessProbe"]
         if "exec" in probe:  # it fails while Postgres or Redis is out
-            assert probe["periodSeconds"] * probe["failureThreshold"] > PATIENCE_S
+            assert probe["periodSeconds"] * probe["failureThreshold"] > OUTAGE_TIMEOUT_S
         else:
             assert probe["httpGet"]["path"] == "/healthz"
 

@@ -525,7 +525,7 @@ def test_a_deleted_job_leaves_nothing_but_a_receipt(
     assert receipt["erased_at"] > receipt["requested_at"]
 
 
-def test_what_a_late_worker_writes_is_erased_before_anything_is_proved(
+def test_what_a_late_worker_writes_is_erased_before_erasure_is_verified(
     gateway: GatewayProcess, steps: Steps, cleanup: Cleanup
 ) -> None:
     job_id = upload(gateway).json()["job_id"]

@@ -25,7 +25,7 @@ from tests.support.speech import silence, speak
 from worker.compose import build_context
 from worker.context import Context
 from worker.steps import plan
-from worker.steps.audio import cut_anew
+from worker.steps.audio import cut_again
 
 VOICE = speak("The captain walked along the beach.")
 TWO = tuple(
@@ -50,7 +50,7 @@ def context(
         "MODELS_DIR": str(weights_dir),
     }.items():
         monkeypatch.setenv(name, value)
-    return build_context(Settings(), connect(redis_url), may_go_on=lambda: False)
+    return build_context(Settings(), connect(redis_url), may_continue=lambda: False)
 
 
 def planned(context: Context, options: Options, *voices: NDArray[Any]) -> Snapshot:
@@ -80,7 +80,7 @@ def test_the_track_with_speech_is_chosen_where_the_default_one_is_silent(
     chunk = Chunk(stored.index, windows_from_json(stored.data))
     recording_id = Jobs(context.steps._database, TENANT).recording(found.job_id).id
     with context.storage.open_recording(recording_id) as recording:
-        pcm = cut_anew(recording, chunk.audio, found.audio_track)
+        pcm = cut_again(recording, chunk.audio, found.audio_track)
     assert context.storage.read_chunk(found.job_id, 0) == pcm
     assert np.abs(np.frombuffer(pcm, "<i2")).max() > 3_000
 

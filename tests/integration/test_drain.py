@@ -1,4 +1,4 @@
-"""What workers and dispatchers promise when they are told to stop."""
+"""What workers and dispatchers promise after a signal to stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
 from common.redis.queue import StepQueue
 from scripts.stack.embedded import EmbeddedPostgres
-from tests.support.frozen import SENTENCE, failures, frozen_worker, is_told
+from tests.support.frozen import SENTENCE, failures, frozen_worker, is_logged
 from tests.support.service import Service, Start, engine_process_of, shut, wait_until
 from tests.support.speech import Samples, silence, speak
 
@@ -65,7 +65,7 @@ def test_a_step_that_is_done_in_time_is_kept_and_no_other_is_taken(start: Start)
     worker, engine, job_id = frozen_worker(service, [StepKind.PLAN])
 
     worker.terminate()
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
 
     wait_for_end(worker)
@@ -97,7 +97,7 @@ def test_a_second_signal_hands_the_step_back_at_once(start: Start, number: signa
     service.start_worker()
 
     worker.send_signal(number)
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     worker.send_signal(number)
 
     completed_without_blame(service, job_id)
@@ -128,7 +128,7 @@ def test_a_signal_to_all_processes_at_once_costs_no_step(start: Start) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         engine.send_signal(number)
     worker.terminate()
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
 
     wait_for_end(worker)
@@ -137,7 +137,7 @@ def test_a_signal_to_all_processes_at_once_costs_no_step(start: Start) -> None:
     completed_without_blame(service, job_id)
 
 
-def test_a_worker_that_still_loads_its_weights_gives_its_doorbell_back(
+def test_a_worker_that_still_loads_its_weights_returns_its_message(
     start: Start, redis_url: str
 ) -> None:
     service = start(WORKER_STOP_PERIOD="600", **NO_LEASE_HELPS)
@@ -145,13 +145,13 @@ def test_a_worker_that_still_loads_its_weights_gives_its_doorbell_back(
     engine_process_of(worker).send_signal(signal.SIGSTOP)
     service.start_dispatcher()
     job_id = service.submit(speak(SENTENCE))
-    doorbell = StepQueue(Redis.from_url(redis_url))
-    wait_until(doorbell.in_transit, "a doorbell in the worker's hands")
+    queue = StepQueue(Redis.from_url(redis_url))
+    wait_until(queue.in_transit, "a message in the worker's hands")
 
     worker.terminate()
 
     wait_for_end(worker)
-    assert (doorbell.in_transit(), doorbell.waiting()) == (set(), 1)
+    assert (queue.in_transit(), queue.waiting()) == (set(), 1)
     service.start_worker()
     completed_without_blame(service, job_id)
 
@@ -207,7 +207,7 @@ def test_all_workers_can_be_replaced_in_the_middle_of_a_job(start: Start) -> Non
 def talk() -> Samples:
     """Chunks enough for the workers that come and go."""
     parts = [speak(f"{SENTENCE} This is part number {number}.") for number in range(8)]
-    paused = [sound for pair in pairwise([*parts, parts[0]]) for sound in (pair[0], silence(6))]
+    paused = [audio for pair in pairwise([*parts, parts[0]]) for audio in (pair[0], silence(6))]
     return np.concatenate(paused)
 
 
@@ -220,7 +220,7 @@ def hearing(service: Service, job_id: UUID, worker: psutil.Process) -> bool:
         return any(f"-{worker.pid}-" in (name or "") for name in at_work)
 
 
-def test_a_dispatcher_ends_when_it_is_told(start: Start) -> None:
+def test_a_dispatcher_ends_on_a_signal(start: Start) -> None:
     service = start()
     dispatcher = service.start_dispatcher()
     service.start_worker()

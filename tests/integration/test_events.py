@@ -43,7 +43,7 @@ MASKED = Options(moderation=True, filter_profanity=True)
 
 
 @dataclass(frozen=True)
-class Event:
+class SentEvent:
     name: str
     id: str
     data: dict[str, Any]
@@ -58,7 +58,7 @@ class Watcher:
     """Somebody who watches a job; events are taken one by one."""
 
     def __init__(self, gateway: GatewayProcess, job_id: UUID, last: str | None = None) -> None:
-        headers = {} if last is None else {"Last-Event-ID": last}
+        headers = {} if last is None else {"Last-SentEvent-ID": last}
         path = f"{gateway.url}/api/v1/jobs/{job_id}/events"
         self._client = httpx.Client(timeout=60, trust_env=False)
         request = self._client.build_request("GET", path, headers=headers)
@@ -66,14 +66,14 @@ class Watcher:
         self.comments = 0
         self._lines = self.answer.iter_lines()
 
-    def __enter__(self) -> Iterator[Event]:
+    def __enter__(self) -> Iterator[SentEvent]:
         return self._events()
 
     def __exit__(self, *_: object) -> None:
         self.answer.close()
         self._client.close()
 
-    def _events(self) -> Iterator[Event]:
+    def _events(self) -> Iterator[SentEvent]:
         fields: dict[str, str] = {}
         for line in self._lines:
             if line.startswith(":"):
@@ -82,11 +82,11 @@ class Watcher:
                 key, _, value = line.partition(": ")
                 fields[key] = value
             elif "event" in fields:
-                yield Event(fields["event"], fields["id"], json.loads(fields["data"]))
+                yield SentEvent(fields["event"], fields["id"], json.loads(fields["data"]))
                 fields = {}
 
 
-def until(told: Iterator[Event], name: str) -> Event:
+def until(told: Iterator[SentEvent], name: str) -> SentEvent:
     return next(event for event in told if event.name == name)
 
 
@@ -155,7 +155,7 @@ def test_chunks_that_finish_out_of_order_are_told_in_order(
     assert texts == ["chunk 0", "chunk 1", "chunk 2"]
 
 
-def _until_progress(told: Iterator[Event], chunks: int) -> Iterator[Event]:
+def _until_progress(told: Iterator[SentEvent], chunks: int) -> Iterator[SentEvent]:
     for event in told:
         yield event
         if event.name == "progress" and event.data["chunks_completed"] == chunks:
@@ -366,6 +366,6 @@ def test_a_gateway_told_to_stop_lets_no_watcher_hold_it(
             until(told, "progress")
             assert leaving.process is not None
             leaving.process.send_signal(signal.SIGTERM)
-            rest: Future[list[Event]] = pool.submit(list, told)
+            rest: Future[list[SentEvent]] = pool.submit(list, told)
             assert rest.result(timeout=60) == []
         leaving.process.wait(60)

@@ -1,4 +1,4 @@
-"""A worker that is stopped for any time writes nothing for a job that is gone meanwhile."""
+"""A worker that was paused writes nothing for a job that was deleted in the meantime."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[S3Server 
 
 
 def silence(path: Path) -> Path:
-    """A long recording that takes no space, and does not tell how long it is."""
+    """A long recording that takes no space, and does not state its duration."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(1)
@@ -92,5 +92,5 @@ def test_a_worker_that_was_stopped_while_it_planned_leaves_nothing_of_a_deleted_
 
     for process in (engine, worker):
         process.resume()
-    wait_until(lambda: "overtaken" in service.log() or not engine.is_running(), "the worker")
+    wait_until(lambda: "claim is stale" in service.log() or not engine.is_running(), "the worker")
     wait_until(lambda: not files(), "the end of what it has written")

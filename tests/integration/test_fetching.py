@@ -331,8 +331,8 @@ def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
     )
     wait_until(lambda: "stalled" in server.asked[-1].path, "the fetch")
     assert service.jobs.snapshot(stalled.id).stage == "fetching"
-    for worker, doorbell in service.jobs.cancel(stalled.id):
-        Events(connect(redis_url)).stop(worker, doorbell)
+    for worker, rq_job in service.jobs.cancel(stalled.id):
+        Events(connect(redis_url)).stop(worker, rq_job)
     temp = tmp_path / "uploads" / ".incoming"
     wait_until(lambda: not list(temp.glob("*.part")), "the end of what was fetched")
     assert "hush" not in service.log()

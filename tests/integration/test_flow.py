@@ -163,12 +163,12 @@ class Run:
         elif end == "passing" and claim.attempt == 1 and not self._warns(claim):
             self._steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="made up"))
         else:
-            self._finish(claim, go_on=data.draw(st.booleans()))
+            self._finish(claim, take_next=data.draw(st.booleans()))
 
     def _warns(self, claim: Claim) -> bool:
         return self._pipeline.step(claim.kind).warning is not None
 
-    def _finish(self, claim: Claim, *, go_on: bool) -> None:
+    def _finish(self, claim: Claim, *, take_next: bool) -> None:
         parts = [NewPart(index, 1, [], f"part {index}") for index in range(self._parts)]
         first = claim.kind == "whole-0"
         try:
@@ -179,7 +179,7 @@ class Run:
                 result={"kind": claim.kind},
                 parts=parts[2:] if first else (),
                 within=self._size if first else None,
-                go_on=go_on,
+                take_next=take_next,
             )
         except StaleClaim:
             return

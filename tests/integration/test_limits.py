@@ -18,7 +18,7 @@ from common.db.deletions import Deletions
 from common.db.jobs import Jobs, NewJob
 from common.db.keys import Keys
 from common.db.steps import StaleClaim
-from common.db.tables import UsageDay
+from common.db.tables import DailyUsage
 from common.db.transcriptions import NewRecording, audio_decoded, recording_fetched
 from common.db.usage import HOUR_MS, NO_QUOTA, Quota, Usage, correct
 from common.domain.job import JobStatus, Priority
@@ -367,7 +367,9 @@ def test_days_are_told_from_today_on(database: Database) -> None:
     today = datetime.now(UTC).date()
     with database.transaction() as session:
         session.add_all(
-            UsageDay(tenant="acme", key_id="", day=today - timedelta(days=ago), jobs=1, audio_ms=1)
+            DailyUsage(
+                tenant="acme", key_id="", day=today - timedelta(days=ago), jobs=1, audio_ms=1
+            )
             for ago in (0, 2, 3)
         )
     told = [day.day for day in Usage(database, "acme", None).days(3)]

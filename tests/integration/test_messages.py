@@ -25,7 +25,7 @@ from common.redis.presence import DISPATCHERS, QUEUE_NAME
 from common.settings import ROOT
 from scripts.stack.embedded import free_port
 from tests.support.factories import TENANT
-from tests.support.frozen import frozen_worker, is_told
+from tests.support.frozen import frozen_worker, is_logged
 from tests.support.gateway import GatewayProcess
 from tests.support.service import Start, wait_until, write_wav
 from tests.support.speech import speak
@@ -89,7 +89,7 @@ def last_words(module: str, environment: dict[str, str], *arguments: str) -> str
 
 @contextmanager
 def running(module: str, environment: dict[str, str], log: Path) -> Iterator[None]:
-    """A process that is ended with the block, as it should when it is told to."""
+    """A process that is ended with the block, by a signal."""
     command = [sys.executable, "-m", module]
     with log.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
@@ -192,7 +192,7 @@ def test_tables_that_are_still_to_come_are_waited_for(
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_newer_versions_database_is_left_alone(
+def test_a_newer_versions_database_is_not_changed(
     servers: Servers, tmp_path: Path, module: str
 ) -> None:
     with psycopg.connect(servers.database) as connection:
@@ -252,7 +252,7 @@ def test_a_gateway_with_an_address_that_is_none_ends(servers: Servers, tmp_path:
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_job_whose_recording_is_gone_says_so(start: Start) -> None:
+def test_a_job_whose_recording_is_lost_reports_it(start: Start) -> None:
     service = start()
     job_id = service.submit(speak("The quick brown fox."))
     (recording,) = (service.folder / "uploads" / "recordings").iterdir()
@@ -268,13 +268,13 @@ def test_a_job_whose_recording_is_gone_says_so(start: Start) -> None:
 
 @pytest.mark.usefixtures("weights_dir")
 @pytest.mark.parametrize("another", [False, True])
-def test_cut_sound_that_is_gone_is_cut_anew_from_the_same_recording_only(
+def test_a_lost_chunk_is_cut_again_from_the_same_recording_only(
     start: Start, another: bool
 ) -> None:
     service = start(REUSE_RESULTS="false")
     planner, engine, job_id = frozen_worker(service, [StepKind.PLAN])
     planner.terminate()
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
     wait_until(lambda: not planner.is_running() or planner.status() == "zombie", "a plan, no more")
     for cut in (service.folder / "uploads" / "chunks" / str(job_id)).iterdir():

@@ -28,7 +28,7 @@ from common.db.vault import Vault
 from common.db.webhooks import Deliveries, Outcome
 from common.domain.keys import Scope
 from common.domain.metrics import COUNTERS, HISTOGRAMS
-from common.domain.webhooks import Verdict
+from common.domain.webhooks import AttemptResult
 from common.errors import DecodeFailed, EngineFailed
 from common.redis import presence
 from tests.support.factories import (
@@ -150,10 +150,10 @@ def test_messages_are_counted_by_how_they_went(gateway: GatewayProcess, database
     jobs.cancel(submit_job(database, webhook_url="https://receiver.invalid/hook"))
     assert value(scrape(gateway), "webhook_deliveries_due") == 1
     (sending,) = deliveries.claim(1)
-    assert deliveries.record(sending, Outcome(Verdict.AGAIN, 503, "it said 503", 5))
+    assert deliveries.record(sending, Outcome(AttemptResult.AGAIN, 503, "it said 503", 5))
     (sending,) = deliveries.claim(1)
-    assert deliveries.record(sending, Outcome(Verdict.DELIVERED, 200, None, 5))
-    assert not deliveries.record(sending, Outcome(Verdict.DELIVERED, 200, None, 5))
+    assert deliveries.record(sending, Outcome(AttemptResult.DELIVERED, 200, None, 5))
+    assert not deliveries.record(sending, Outcome(AttemptResult.DELIVERED, 200, None, 5))
 
     samples = scrape(gateway)
     assert value(samples, "webhook_attempts_total", outcome="again") == 1

@@ -81,7 +81,7 @@ def test_a_job_on_s3_outlives_an_outage_and_leaves_nothing_when_it_is_deleted(
     line.cut()
     service.start_dispatcher()
     service.start_worker()
-    wait_until(lambda: "trying again" in service.log(), "a step that waits for the storage")
+    wait_until(lambda: "retrying in" in service.log(), "a step that waits for the storage")
     line.mend()
     wait_until(lambda: status(gateway, job_id)["status"] == "COMPLETED", "the end of the job")
     assert status(gateway, job_id)["warnings"] == []

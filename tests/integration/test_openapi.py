@@ -29,8 +29,8 @@ from tests.support.factories import (
     claim_next,
     finish_chunk,
     finish_merge,
-    judged_final,
     make_steps,
+    moderated_final,
     new_final,
     open_stream,
     plan_chunks,
@@ -64,7 +64,7 @@ def made(gateway: GatewayProcess, gateway_database: Database) -> dict[str, list[
     streams = Streams(gateway_database, TENANT)
     sessions = [open_stream(gateway_database, moderation=True) for _ in range(20)]
     for number, session_id in enumerate(sessions):
-        streams.add(session_id, [new_final(1), judged_final(2)])
+        streams.add(session_id, [new_final(1), moderated_final(2)])
         if number % 2:
             streams.close(session_id, audio_ms=3_000, outcome=COMPLETED)
     endpoints, deliveries = [], []

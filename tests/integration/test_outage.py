@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import select
 
 from common.db.migrate import upgrade
-from common.db.tables import Failure, Step
+from common.db.tables import Step, StepFailure
 from common.domain.job import JobStatus
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
-from tests.support.frozen import failures, frozen_worker, is_told
+from tests.support.frozen import failures, frozen_worker, is_logged
 from tests.support.service import Service, engine_process_of, wait_until
 from tests.support.speech import silence, speak
 
@@ -49,14 +49,14 @@ def test_work_in_hand_outlives_an_outage_that_is_longer_than_its_lease(
 
             assert service.ended(job_id).status == JobStatus.COMPLETED
             with service.database.transaction() as session:
-                assert session.scalars(select(Failure.code)).all() == []
+                assert session.scalars(select(StepFailure.code)).all() == []
                 attempts = session.scalars(select(Step.attempt)).all()
             assert attempts == [1, 1, 1]
 
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    """One that may be killed, as nobody else has it."""
+    """One that may be killed: no other test uses it."""
     with EmbeddedValkey(tmp_path / "valkey") as server:
         yield server
 
@@ -68,13 +68,13 @@ def service(tmp_path: Path, database_url: str, own_valkey: EmbeddedValkey) -> It
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
+def test_a_worker_whose_step_ends_while_redis_is_unavailable_waits_for_it(
     service: Service, own_valkey: EmbeddedValkey
 ) -> None:
     worker, engine, job_id = frozen_worker(service)
     kill(own_valkey)
     engine.send_signal(signal.SIGCONT)
-    wait_until(lambda: "Redis is away" in service.log(), "the end of its step")
+    wait_until(lambda: "Redis is unavailable" in service.log(), "the end of its step")
     time.sleep(3)  # the outage itself
     own_valkey.start()
 
@@ -86,13 +86,13 @@ def test_a_worker_whose_step_ends_while_redis_is_away_waits_for_it(
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_worker_that_is_stopped_while_redis_is_away_ends_without_a_fuss(
+def test_a_worker_that_is_stopped_while_redis_is_unavailable_ends_without_an_error(
     service: Service, own_valkey: EmbeddedValkey
 ) -> None:
     worker, engine, _ = frozen_worker(service)
     kill(own_valkey)
     worker.terminate()
-    assert is_told(service, "told to stop")
+    assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
 
     wait_until(lambda: "stopped" in service.log(), "its end")

@@ -64,7 +64,7 @@ def test_a_message_whose_worker_died_before_it_claimed_the_step_is_lost(redis: R
 
 
 class Forgetful(StepJob):
-    """A step that is done, whose end Redis does not hear of at first."""
+    """A step that is done, whose end cannot be reported to Redis at first."""
 
     beats = 0
 
@@ -72,14 +72,14 @@ class Forgetful(StepJob):
         """Nothing is left to do."""
 
     def heartbeat(self, *args: Any, **options: Any) -> None:
-        """As RQ's, but for the first, which meets a Redis that is away."""
+        """As RQ's, but the first call finds Redis unavailable."""
         self.beats += 1
         if self.beats == 1:
-            raise RedisConnectionError("away")
+            raise RedisConnectionError("unavailable")
         super().heartbeat(*args, **options)
 
 
-def test_a_redis_that_was_away_for_a_moment_fails_no_step(
+def test_a_redis_that_was_unavailable_for_a_moment_fails_no_step(
     redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = published(StepQueue(redis))
@@ -95,7 +95,7 @@ def test_a_redis_that_was_away_for_a_moment_fails_no_step(
     assert "Traceback" not in caplog.text
 
 
-# --- what somebody else has written -----------------------------------------------------------
+# --- messages of other programs ---------------------------------------------------------------
 
 
 def touch(*_: object) -> None:

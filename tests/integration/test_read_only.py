@@ -108,7 +108,7 @@ def test_workers_and_the_dispatcher_wait_for_a_postgres_that_takes_no_writes(
     with Redis.from_url(redis_url) as redis:
         for number in range(5):  # so that there is something to publish
             register(redis, f"another-{number}-abcdef")
-    for line in ("trying again in", "waiting for a service"):
+    for line in ("retrying in", "waiting for a service"):
         wait_until(lambda: service.log().count(line) > 1, line)  # noqa: B023
     assert "is read-only" in service.log()
 

@@ -107,7 +107,7 @@ def fail(steps: Steps, claim: Claim) -> None:
 
 
 def check_whole(database: Database, job_id: UUID, chunks: int = 3) -> None:
-    """Completed, each chunk heard once, and nothing left to do."""
+    """Completed, each chunk transcribed once, and nothing left to do."""
     with database.transaction() as session:
         job = session.get_one(Job, job_id)
         assert (job.status, job.parts_known, job.parts_total) == (
@@ -125,7 +125,9 @@ def check_whole(database: Database, job_id: UUID, chunks: int = 3) -> None:
         assert set(session.scalars(undone)) <= {StepKind.MODERATE}
 
 
-def test_what_was_heard_is_not_heard_again(database: Database, steps: Steps, jobs: Jobs) -> None:
+def test_transcribed_chunks_are_not_transcribed_again(
+    database: Database, steps: Steps, jobs: Jobs
+) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 3)
     finish_chunk(steps, claim_next(steps))
@@ -212,8 +214,8 @@ def test_moderation_that_was_cut_off_or_failed_is_done_again(
     claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
     first, second, third = [claim for claim in claims if claim is not None]
     finish_chunk(steps, first)
-    judge = claim_next(steps)
-    assert steps.fail(judge.step_id, judge.attempt, ModerationOff())
+    moderation = claim_next(steps)
+    assert steps.fail(moderation.step_id, moderation.attempt, ModerationOff())
     finish_chunk(steps, second)
     fail(steps, third)
 
@@ -303,7 +305,7 @@ def test_of_many_retries_at_once_one_counts(database: Database, steps: Steps, jo
 def test_a_job_that_is_deleted_at_the_same_moment_is_not_found(
     database: Database, steps: Steps, jobs: Jobs
 ) -> None:
-    def tell(call: Callable[[UUID], object], job_id: UUID) -> None:
+    def run_call(call: Callable[[UUID], object], job_id: UUID) -> None:
         with suppress(NotFound, Conflict):
             call(job_id)
 
@@ -320,7 +322,7 @@ def test_a_job_that_is_deleted_at_the_same_moment_is_not_found(
             (deletions.delete, waiting),
         ]
         with ThreadPoolExecutor(len(calls)) as pool:
-            for done in [pool.submit(tell, *call) for call in calls]:
+            for done in [pool.submit(run_call, *call) for call in calls]:
                 done.result()
     with database.transaction() as session:
         left = [
@@ -347,7 +349,7 @@ def test_only_a_failed_job_of_the_tenant_is_retried(
         jobs.retry(cancelled)
 
 
-def test_changed_weights_have_all_chunks_heard_anew(
+def test_changed_weights_make_all_chunks_be_transcribed_again(
     database: Database, steps: Steps, jobs: Jobs
 ) -> None:
     job_id = submit_job(database)

@@ -13,7 +13,7 @@ from sqlalchemy import func, select, text, update
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.steps import Publication, RetryPolicy, StaleClaim, Steps
-from common.db.tables import Failure, Job, JobMetrics, Outbox, Part, Step
+from common.db.tables import Job, JobMetrics, Outbox, Part, Step, StepFailure
 from common.db.transcriptions import Transcriptions
 from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepStatus
 from common.domain.pipeline import StepKind
@@ -108,7 +108,7 @@ def test_a_step_is_claimed_by_one_of_many_workers(database: Database, steps: Ste
     assert len([claim for claim in claims if claim is not None]) == 1
 
 
-def test_a_step_that_is_handed_back_is_due_at_once_and_nobodys_fault(
+def test_a_step_that_is_handed_back_is_due_at_once_and_counts_no_failure(
     database: Database, steps: Steps
 ) -> None:
     job_id = submit_job(database)
@@ -121,7 +121,7 @@ def test_a_step_that_is_handed_back_is_due_at_once_and_nobodys_fault(
     assert not steps.renew(given_up)
     assert not steps.fail(given_up.step_id, given_up.attempt, WorkerLost(reason="late"))
     plan_chunks(steps, 0)
-    assert count(database, Failure) == 0
+    assert count(database, StepFailure) == 0
     with database.transaction() as session:
         step = session.get_one(Step, given_up.step_id)
         assert (step.failures, step.losses) == (0, 0)
@@ -139,7 +139,7 @@ def test_only_what_a_worker_still_holds_is_handed_back(database: Database, steps
     assert published(steps) == []
 
 
-def test_a_step_whose_doorbell_is_given_back_unanswered_is_published_again(
+def test_a_step_whose_message_is_returned_unclaimed_is_published_again(
     database: Database, steps: Steps
 ) -> None:
     submit_job(database)
@@ -190,7 +190,7 @@ def test_many_workers_finishing_at_once_start_exactly_one_merge(
     def work(start: int) -> None:
         for claim in claims[start::8]:
             assert claim is not None
-            merges.append(finish_chunk(steps, claim, go_on=True))
+            merges.append(finish_chunk(steps, claim, take_next=True))
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
     for thread in threads:
@@ -210,9 +210,9 @@ def test_chunks_finished_while_the_plan_goes_on_do_not_start_the_merge(
 ) -> None:
     submit_job(database)
     plan = plan_chunks(steps, 1, finish=False)
-    assert finish_chunk(steps, claim_next(steps), go_on=True) is None
+    assert finish_chunk(steps, claim_next(steps), take_next=True) is None
 
-    merge = finish_plan(steps, plan, 10_000, go_on=True)
+    merge = finish_plan(steps, plan, 10_000, take_next=True)
 
     assert merge is not None
     assert merge.kind == StepKind.MERGE
@@ -275,7 +275,9 @@ def test_a_transient_error_is_retried_up_to_the_limit_and_every_reason_is_kept(
     assert snapshot.error_message == "The engine failed: it broke"
     assert published(steps) == []
     with database.transaction() as session:
-        attempts = session.scalars(select(Failure.attempt).where(Failure.job_id == job_id)).all()
+        attempts = session.scalars(
+            select(StepFailure.attempt).where(StepFailure.job_id == job_id)
+        ).all()
     assert sorted(attempts) == [1, 2, 3]
 
 
@@ -409,23 +411,23 @@ def test_a_crash_while_publishing_rings_again_under_the_same_name(
     assert rung[0] == rung[1]
 
 
-def test_a_doorbell_that_got_lost_can_be_rung_again_and_under_another_name(
+def test_a_lost_message_is_published_again_under_another_id(
     database: Database, steps: Steps
 ) -> None:
     submit_job(database)
     (step_id,) = published(steps)
-    ((lost_step, lost_doorbell),) = steps.published()
+    ((lost_step, lost_rq_job),) = steps.published()
 
     steps.publish_again([lost_step])
     steps.publish_again([lost_step])
 
     assert count(database, Outbox) == 1
     assert published(steps) == [step_id]
-    ((_, doorbell),) = steps.published()
-    assert doorbell != lost_doorbell
+    ((_, rq_job),) = steps.published()
+    assert rq_job != lost_rq_job
 
 
-def test_a_doorbell_rung_again_while_its_step_is_claimed_leaves_nothing_in_the_outbox(
+def test_a_message_republished_while_its_step_is_claimed_leaves_nothing_in_the_outbox(
     database: Database, steps: Steps
 ) -> None:
     submit_job(database)
@@ -436,7 +438,7 @@ def test_a_doorbell_rung_again_while_its_step_is_claimed_leaves_nothing_in_the_o
     assert count(database, Outbox) == 0
 
 
-def test_a_doorbell_rung_again_while_its_job_is_cancelled_leaves_nothing_in_the_outbox(
+def test_a_message_republished_while_its_job_is_cancelled_leaves_nothing_in_the_outbox(
     database: Database, steps: Steps
 ) -> None:
     job_id = submit_job(database)
@@ -465,7 +467,7 @@ def test_a_lost_step_that_is_in_the_outbox_already_is_taken_back(
     assert published(steps) == [claim.step_id]
 
 
-def test_cancelling_takes_the_work_away_from_everybody(database: Database, steps: Steps) -> None:
+def test_cancelling_invalidates_every_claim(database: Database, steps: Steps) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 3)
     running = claim_next(steps, "busy")
@@ -480,9 +482,7 @@ def test_cancelling_takes_the_work_away_from_everybody(database: Database, steps
     assert Jobs(database, TENANT).cancel(job_id) == []
 
 
-def test_cancelling_names_the_doorbell_that_a_step_is_worked_on_in(
-    database: Database, steps: Steps
-) -> None:
+def test_cancelling_names_the_rq_job_that_runs_a_step(database: Database, steps: Steps) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 1)
     (step_id,) = published(steps)
@@ -644,13 +644,13 @@ def test_each_chunk_is_moderated_once_it_is_transcribed_and_then_they_are_merged
     job_id = submit_job(database, options=MODERATED)
     plan_chunks(steps, 2)
     for _ in range(2):
-        moderation = finish_chunk(steps, claim_next(steps), go_on=True)
+        moderation = finish_chunk(steps, claim_next(steps), take_next=True)
         assert moderation is not None
         assert moderation.kind == StepKind.MODERATE
         assert moderation.previous == [
             [stored_segment(0, 10_000, f" chunk {moderation.part_index}")]
         ]
-        merge = finish_moderation(steps, moderation, go_on=True)
+        merge = finish_moderation(steps, moderation, take_next=True)
 
     assert merge is not None
     assert merge.kind == StepKind.MERGE
@@ -660,7 +660,9 @@ def test_each_chunk_is_moderated_once_it_is_transcribed_and_then_they_are_merged
     assert (chunk.moderation["by"]["model"], chunk.moderation_ms) == ("a-model", 7)
 
 
-def test_a_chunk_counts_as_heard_before_it_is_moderated(database: Database, steps: Steps) -> None:
+def test_a_chunk_counts_as_transcribed_before_it_is_moderated(
+    database: Database, steps: Steps
+) -> None:
     job_id = moderated_chunk(database, steps, 2)
 
     snapshot = Jobs(database, TENANT).snapshot(job_id)
@@ -680,7 +682,7 @@ def test_a_late_workers_moderation_is_refused(database: Database, steps: Steps) 
 
     with pytest.raises(StaleClaim):
         finish_moderation(steps, late)
-    assert finish_moderation(steps, newer, go_on=True) is not None
+    assert finish_moderation(steps, newer, take_next=True) is not None
     with pytest.raises(StaleClaim):
         finish_moderation(steps, newer)
     assert kinds(database, job_id).count("merge") == 1
@@ -738,7 +740,7 @@ def test_moderation_that_fails_while_the_plan_goes_on_does_not_start_the_merge(
     steps.fail(claim.step_id, claim.attempt, ModerationOff())
     assert "merge" not in kinds(database, job_id)
 
-    assert finish_plan(steps, plan, 10_000, go_on=True) is not None
+    assert finish_plan(steps, plan, 10_000, take_next=True) is not None
 
     assert Jobs(database, TENANT).snapshot(job_id).warnings == ("moderation_failed",)
 
@@ -771,7 +773,7 @@ def test_many_workers_moderating_at_once_start_exactly_one_merge(
     assert kinds(database, job_id).count("merge") == 1
 
 
-def test_cancelling_takes_the_moderation_away_too(database: Database, steps: Steps) -> None:
+def test_cancelling_also_cancels_moderation(database: Database, steps: Steps) -> None:
     job_id = moderated_chunk(database, steps, 2)
     running = claim_next(steps)
 
@@ -784,7 +786,7 @@ def test_cancelling_takes_the_moderation_away_too(database: Database, steps: Ste
     assert status(database, job_id) == JobStatus.CANCELLED
 
 
-def test_a_plan_made_anew_forgets_moderation_too(database: Database, steps: Steps) -> None:
+def test_a_new_plan_also_deletes_moderation(database: Database, steps: Steps) -> None:
     job_id = submit_job(database, options=MODERATED)
     plan = plan_chunks(steps, 2, finish=False)
     finish_chunk(steps, claim_next(steps))
@@ -810,7 +812,7 @@ def test_an_equal_chunk_is_reused_without_its_moderation(database: Database, ste
     plan_chunks(steps, 1)
     claim = claim_next(steps)
     assert claim.known == chunk.result
-    moderation = steps.finish(claim, result=claim.known, elapsed_ms=0, go_on=True)
+    moderation = steps.finish(claim, result=claim.known, elapsed_ms=0, take_next=True)
     assert moderation is not None
     assert (moderation.kind, moderation.known) == (StepKind.MODERATE, None)
 

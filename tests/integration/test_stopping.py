@@ -27,7 +27,7 @@ SENTENCE = "The quick brown fox jumps over the lazy dog."
 
 
 def lecture() -> Samples:
-    """Five minutes: far more than two workers hear while a test looks."""
+    """Five minutes: far more than two workers transcribe during a test."""
     said = speak(" ".join(f"{SENTENCE} This is part number {number}." for number in range(8)))
     return np.tile(said, 300 * 16_000 // len(said))
 
@@ -55,40 +55,42 @@ def at_work(
     return service, [engine_process_of(worker) for worker in started]
 
 
-def gone(processes: list[psutil.Process]) -> bool:
+def have_ended(processes: list[psutil.Process]) -> bool:
     return not any(it.is_running() and it.status() != psutil.STATUS_ZOMBIE for it in processes)
 
 
-def sound_left(service: Service) -> list[str]:
+def chunks_left(service: Service) -> list[str]:
     return [path.name for path in (service.folder / "uploads" / "chunks").iterdir()]
 
 
 @pytest.mark.parametrize(("engine", "model"), [("faster-whisper", "base"), ("whisper.cpp", "tiny")])
-def test_cancelling_stops_all_workers_at_once_and_leaves_no_sound_behind(
+def test_cancelling_stops_all_workers_at_once_and_deletes_all_chunk_files(
     start: Start, redis_url: str, engine: str, model: str
 ) -> None:
     service, engines = at_work(start, workers=2)
     job_id = service.submit(lecture(), engine=engine, model=model)
     wait_until(partial(hearing, service, job_id, 2), "two workers at it")
 
-    for worker, doorbell in service.jobs.cancel(job_id):
-        Events(Redis.from_url(redis_url)).stop(worker, doorbell)
+    for worker, rq_job in service.jobs.cancel(job_id):
+        Events(Redis.from_url(redis_url)).stop(worker, rq_job)
 
-    wait_until(partial(gone, engines), "the end of both engines")
-    wait_until(lambda: sound_left(service) == [], "no sound")
+    wait_until(partial(have_ended, engines), "the end of both engines")
+    wait_until(lambda: chunks_left(service) == [], "no chunk files")
     assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED
     other = service.submit(speak(SENTENCE), engine=engine, model=model)
     assert service.ended(other).status == JobStatus.COMPLETED
 
 
-def test_a_worker_that_is_not_told_finds_out_that_its_job_was_cancelled(start: Start) -> None:
+def test_a_worker_that_misses_the_stop_command_finds_out_that_its_job_was_cancelled(
+    start: Start,
+) -> None:
     service, engines = at_work(start, WORKER_LEASE="3")
     job_id = service.submit(lecture())
     wait_until(partial(hearing, service, job_id, 1), "work")
 
-    service.jobs.cancel(job_id)  # nobody rings
+    service.jobs.cancel(job_id)  # no stop command is sent
 
-    wait_until(partial(gone, engines), "the end of the engine")
+    wait_until(partial(have_ended, engines), "the end of the engine")
     assert service.ended(service.submit(speak(SENTENCE))).status == JobStatus.COMPLETED
 
 
@@ -101,7 +103,7 @@ def test_a_job_that_is_deleted_under_a_worker_ends_quietly_and_without_a_trace(
     wait_until(lambda: kind in running(service, job_id), "work")
     deletions = Deletions(service.database, TENANT)
 
-    deletions.delete(job_id)  # nobody rings, nothing is erased yet
+    deletions.delete(job_id)  # no stop command is sent, and nothing is erased yet
 
     def proved() -> bool:
         (receipt,) = deletions.page(job_id=job_id, limit=1, after=None).items

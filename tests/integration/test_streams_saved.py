@@ -1,4 +1,4 @@
-"""What is kept of live streams, and told of it: saved once, charged once, listed, deleted."""
+"""Stored live streams: saved once, charged once, listed, deleted."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.support.factories import (
     TENANT,
     claim_next,
     finish_merge,
-    judged_final,
     make_steps,
+    moderated_final,
     new_final,
     new_stream,
     offensive,
@@ -89,11 +89,11 @@ def beat(streams: Streams, stream_id: UUID, audio_ms: int, quota: Quota = NO_QUO
 
 
 def silence(database: Database, *stream_ids: UUID) -> None:
-    """Have nothing be heard of their gateways for as long as it takes."""
-    gone = text(f"now() - interval '{SILENT_S} seconds'")
+    """Make their last heartbeat too old."""
+    expired = text(f"now() - interval '{SILENT_S} seconds'")
     with database.transaction() as session:
         session.execute(
-            update(StreamSession).where(StreamSession.id.in_(stream_ids)).values(seen_at=gone)
+            update(StreamSession).where(StreamSession.id.in_(stream_ids)).values(seen_at=expired)
         )
 
 
@@ -107,7 +107,7 @@ def charged_ms(database: Database, key_id: str | None = None) -> int:
 def test_a_final_is_saved_once_however_often_it_is_added(streams: Streams) -> None:
     stream_id = new_stream().id
     streams.open(new_stream(id=stream_id))
-    said = [new_final(2, " one"), judged_final(5), new_final(9, " three", language="vi")]
+    said = [new_final(2, " one"), moderated_final(5), new_final(9, " three", language="vi")]
 
     def add(_: int) -> None:
         streams.add(stream_id, said)
@@ -138,7 +138,7 @@ def test_what_is_another_tenants_is_not_there(database: Database, streams: Strea
     assert Usage(database, "another", None).days(2) == []
 
 
-def test_a_stream_tells_who_hears_it_now(database: Database, streams: Streams) -> None:
+def test_a_stream_reports_its_current_engine(database: Database, streams: Streams) -> None:
     stream_id = open_stream(database)
     streams.beat(
         stream_id, audio_ms=1, engine="zipformer", model="vi", language="vi", quota=NO_QUOTA
@@ -157,7 +157,7 @@ def test_a_stream_ends_once(database: Database, streams: Streams) -> None:
     assert ended_at is not None
 
 
-def test_what_is_told_of_a_deleted_stream_is_refused(database: Database, streams: Streams) -> None:
+def test_writes_to_a_deleted_stream_are_rejected(database: Database, streams: Streams) -> None:
     stream_id = open_stream(database)
     streams.delete(stream_id)
     calls: list[Callable[[], object]] = [
@@ -217,7 +217,7 @@ def test_a_refused_stream_leaves_nothing_behind(database: Database, streams: Str
     assert streams.get(first)
 
 
-def test_sound_is_charged_by_its_growth_and_once(database: Database, streams: Streams) -> None:
+def test_audio_is_charged_by_its_growth_and_once(database: Database, streams: Streams) -> None:
     stream_id = open_stream(database, key_id=KEY)
     assert Usage(database, TENANT, KEY).days(2) == []
     with ThreadPoolExecutor(8) as pool:
@@ -232,7 +232,7 @@ def test_sound_is_charged_by_its_growth_and_once(database: Database, streams: St
     assert (day.jobs, day.audio_ms) == (0, 32_500)
 
 
-def test_a_day_that_is_used_up_takes_no_more_sound_and_what_came_is_charged(
+def test_a_used_up_quota_rejects_more_audio_and_received_audio_is_charged(
     database: Database, streams: Streams
 ) -> None:
     quota = Quota(audio_ms_per_day=20_000)
@@ -275,17 +275,17 @@ def test_a_stream_whose_gateway_died_is_ended_and_keeps_its_text(
     assert found.ended_at is not None
     assert found.delete_at is not None
     assert (found.delete_at - found.ended_at).total_seconds() == 3600
-    with database.transaction() as session:  # when it was heard of last, and not when it was noted
+    with database.transaction() as session:  # at its last heartbeat, and not when this was found
         assert session.get_one(StreamSession, died).seen_at == found.ended_at
     assert streams.get(lives).outcome is None
     assert streams.get(ended).outcome == COMPLETED
-    told = get(gateway, f"streams/{died}")
-    assert (told["outcome"], told["text"]) == ("interrupted", "hello hello")
+    shown = get(gateway, f"streams/{died}")
+    assert (shown["outcome"], shown["text"]) == ("interrupted", "hello hello")
     entry = get(gateway, "history")["history"][-1]
     assert (entry["session_id"], entry["latency_ms"]) == (str(died), 150)
 
 
-def test_a_stream_that_was_taken_for_dead_goes_on_when_it_is_heard_of(
+def test_an_interrupted_stream_is_reopened_by_a_heartbeat(
     database: Database, cleanup: Cleanup
 ) -> None:
     streams = Streams(database, TENANT, delete_after_s=60)
@@ -306,7 +306,7 @@ def test_a_stream_that_was_taken_for_dead_goes_on_when_it_is_heard_of(
     assert found.delete_at is not None
 
 
-def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
+def test_after_an_outage_of_postgres_streams_get_time_to_send_heartbeats(
     gateway: GatewayProcess, database: Database, streams: Streams, cleanup: Cleanup
 ) -> None:
     unheard, over = open_stream(database), open_stream(database)
@@ -319,7 +319,7 @@ def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
             cleanup._cleaning = Cleaning(far, grace_s=0.0)
             line.cut()
             cleanup.start()
-            wait_until(lambda: cleanup._silence_counts_from, "the cleanup to notice")
+            wait_until(lambda: cleanup._streams_expire_from, "the cleanup to notice")
             silence(database, unheard)
             with database.transaction() as session:
                 due = update(StreamSession).where(StreamSession.id == over)
@@ -330,10 +330,10 @@ def test_after_an_outage_of_postgres_streams_get_time_to_be_heard_of(
             cleanup.stop()
 
 
-# --- told -----------------------------------------------------------------------------------------
+# --- shown ----------------------------------------------------------------------------------------
 
 
-def test_a_stream_is_told_with_all_its_finals_also_while_it_goes_on(
+def test_a_stream_is_returned_with_all_its_finals_also_while_it_is_live(
     gateway: GatewayProcess, database: Database, streams: Streams
 ) -> None:
     metadata = {"z": 1, "a": {"\u00e9": [None]}}
@@ -343,33 +343,33 @@ def test_a_stream_is_told_with_all_its_finals_also_while_it_goes_on(
     assert (empty["text"], empty["finals"], empty["latency_ms"]) == ("", [], None)
     assert (empty["outcome"], empty["completed_at"]) == (None, None)
 
-    said = [judged_final(3), judged_final(7, offensive(1, 6)), new_final(8, "")]
+    said = [moderated_final(3), moderated_final(7, offensive(1, 6)), new_final(8, "")]
     said[2] = new_final(8, segments=(), latency_ms=900)
     streams.add(stream_id, said)
     beat(streams, stream_id, 9_500)
 
-    told = get(gateway, f"streams/{stream_id}")
-    assert (told["session_id"], told["text"], told["word_count"]) == (
+    shown = get(gateway, f"streams/{stream_id}")
+    assert (shown["session_id"], shown["text"], shown["word_count"]) == (
         str(stream_id),
         "hello hello",
         2,
     )
-    assert (told["duration_seconds"], told["latency_ms"], told["outcome"]) == (9.5, 300, None)
-    assert (told["engine"], told["model_id"], told["language"]) == tuple(BASE.values())
-    assert [(it["seq"], it["start"], it["end"], it["text"]) for it in told["finals"]] == [
+    assert (shown["duration_seconds"], shown["latency_ms"], shown["outcome"]) == (9.5, 300, None)
+    assert (shown["engine"], shown["model_id"], shown["language"]) == tuple(BASE.values())
+    assert [(it["seq"], it["start"], it["end"], it["text"]) for it in shown["finals"]] == [
         (3, 3.0, 3.8, "hello"),
         (7, 7.0, 7.8, "hello"),
         (8, 8.0, 8.8, ""),
     ]
-    assert [it["moderated_by"] for it in told["finals"]] == ["a-model", "a-model", None]
-    assert [(it["id"], it["start"]) for it in told["segments"]] == [(0, 3.0), (1, 7.0)]
-    assert [(it["word"], it["end"]) for it in told["words"]] == [("hello", 3.8), ("hello", 7.8)]
-    moderation = told["moderation"]
+    assert [it["moderated_by"] for it in shown["finals"]] == ["a-model", "a-model", None]
+    assert [(it["id"], it["start"]) for it in shown["segments"]] == [(0, 3.0), (1, 7.0)]
+    assert [(it["word"], it["end"]) for it in shown["words"]] == [("hello", 3.8), ("hello", 7.8)]
+    moderation = shown["moderation"]
     assert [it["label"] for it in moderation["results"]] == ["CLEAN", "OFFENSIVE"]
     assert moderation["results"][1]["spans"][0]["text"] == "hello"
     assert (moderation["model"], moderation["summary"]["label"]) == ("a-model", "OFFENSIVE")
-    assert (told["warnings"], told["recording_id"]) == ([], "n\u01a1i 7")
-    assert json.dumps(told["metadata"]) == json.dumps(metadata)
+    assert (shown["warnings"], shown["recording_id"]) == ([], "n\u01a1i 7")
+    assert json.dumps(shown["metadata"]) == json.dumps(metadata)
 
     streams.close(stream_id, audio_ms=10_000, outcome=COMPLETED)
     ended = get(gateway, f"streams/{stream_id}")
@@ -381,16 +381,16 @@ def test_what_is_to_be_said_of_its_moderation_is_said(
     gateway: GatewayProcess, database: Database, streams: Streams
 ) -> None:
     other = ModeratedBy("another", "b" * 64, {Label.OFFENSIVE: 0.5, Label.HATE: 0.5})
-    finals = [judged_final(2, by=BY), judged_final(3, by=other), new_final(1), new_final(4)]
+    finals = [moderated_final(2, by=BY), moderated_final(3, by=other), new_final(1), new_final(4)]
 
     def warnings(moderation: bool, *which: int, ended: bool = False) -> list[str]:
         stream_id = open_stream(database, moderation=moderation)
         streams.add(stream_id, [finals[index] for index in which])
         if ended:
             streams.close(stream_id, audio_ms=0, outcome=COMPLETED)
-        told = get(gateway, f"streams/{stream_id}")
-        assert (told["moderation"] is not None) == moderation
-        found: list[str] = told["warnings"]
+        shown = get(gateway, f"streams/{stream_id}")
+        assert (shown["moderation"] is not None) == moderation
+        found: list[str] = shown["warnings"]
         return found
 
     assert warnings(True, 0) == warnings(False, 2) == warnings(True) == []
@@ -400,28 +400,28 @@ def test_what_is_to_be_said_of_its_moderation_is_said(
     assert warnings(True, 0, 1) == ["moderated_by_several_models"]
 
 
-def test_verdicts_are_added_to_a_final_that_is_saved(
+def test_moderation_is_added_to_a_saved_final(
     gateway: GatewayProcess, database: Database, streams: Streams
 ) -> None:
     stream_id = open_stream(database, moderation=True)
-    judged = judged_final(1, offensive(0, 4))
+    moderated = moderated_final(1, offensive(0, 4))
     streams.add(stream_id, [new_final(1)])
     assert get(gateway, f"streams/{stream_id}")["moderation"]["results"] == []
-    streams.moderate(stream_id, 1, judged.segments, BY)
-    assert streams.get(stream_id).finals == (judged,)
-    told = get(gateway, f"streams/{stream_id}")
-    assert [each["label"] for each in told["moderation"]["results"]] == ["OFFENSIVE"]
+    streams.moderate(stream_id, 1, moderated.segments, BY)
+    assert streams.get(stream_id).finals == (moderated,)
+    shown = get(gateway, f"streams/{stream_id}")
+    assert [each["label"] for each in shown["moderation"]["results"]] == ["OFFENSIVE"]
     for of, missing in ((Streams(database, "another"), stream_id), (streams, uuid4())):
         with pytest.raises(NotFound):
-            of.moderate(missing, 1, judged.segments, BY)
+            of.moderate(missing, 1, moderated.segments, BY)
 
 
 def test_another_tenants_stream_is_a_404(gateway: GatewayProcess, database: Database) -> None:
     stream_id = open_stream(database)
     headers = {"X-Tenant-Id": "another"}
     for method in ("GET", "DELETE"):
-        told = ask(gateway, method, f"streams/{stream_id}", 404, headers=headers).json()
-        assert told["code"] == "not_found"
+        shown = ask(gateway, method, f"streams/{stream_id}", 404, headers=headers).json()
+        assert shown["code"] == "not_found"
         ask(gateway, method, f"streams/{NOBODY_HAS}", 404)
     get(gateway, f"streams/{stream_id}")
 

@@ -169,7 +169,7 @@ def work(steps: Steps, claim: Claim, jobs: dict[UUID, Known], lines: Lines) -> N
         join(lines, claim.job_id, known)
     else:
         known.remaining -= 1
-        if merge := finish_chunk(steps, claim, go_on=True):
+        if merge := finish_chunk(steps, claim, take_next=True):
             finish_merge(steps, merge)
     # The dispatcher looks whenever something has changed.
     steps.publish(0, lambda _: None)
@@ -233,7 +233,7 @@ def test_what_is_given_back_or_tried_again_has_its_turn_within_a_round(
     assert {given_up.step_id, failed.step_id} <= set(order)
 
 
-def test_jobs_that_end_or_are_deleted_leave_the_line(database: Database, steps: Steps) -> None:
+def test_jobs_that_end_or_are_deleted_leave_the_queue(database: Database, steps: Steps) -> None:
     cancelled, deleted, left = long_jobs(database, steps, 3)
     published(steps, 0)
     Jobs(database, TENANT).cancel(cancelled)
@@ -248,9 +248,7 @@ def test_jobs_that_end_or_are_deleted_leave_the_line(database: Database, steps: 
             assert session.scalar(select(func.count()).select_from(table)) == 0
 
 
-def test_a_step_that_somebody_has_locked_holds_up_no_other(
-    database: Database, steps: Steps
-) -> None:
+def test_a_locked_step_delays_no_other(database: Database, steps: Steps) -> None:
     first, second = long_jobs(database, steps, 2)
     published(steps, 0)
     with database.transaction() as locking:
@@ -277,7 +275,7 @@ def test_fetches_of_one_tenant_do_not_go_before_another_tenants(
 # --- places in the queue --------------------------------------------------------------------------
 
 
-def test_a_job_that_waits_behind_others_is_told_so(database: Database, steps: Steps) -> None:
+def test_a_waiting_job_reports_its_queue_position(database: Database, steps: Steps) -> None:
     for joined in (False, True):
         jobs = [submit_job(database, duration_ms=600_000) for _ in range(3)]
         if joined:

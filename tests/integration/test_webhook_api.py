@@ -10,7 +10,7 @@ import pytest
 from common.db.database import Database
 from common.db.tables import Job
 from common.db.vault import Vault
-from common.db.webhooks import tell
+from common.db.webhooks import write_messages
 from common.domain.webhooks import WebhookEvent
 from common.net.egress import Egress
 from common.settings import WebhookSettings
@@ -208,7 +208,7 @@ def test_messages_are_listed_with_their_attempts_page_by_page_and_sent_again(
         jobs = [submit_job(gateway_database, tenant=name) for _ in range(3)]
         with gateway_database.transaction() as session:
             for job_id in jobs:
-                tell(session, job_id, WebhookEvent.COMPLETED)
+                write_messages(session, job_id, WebhookEvent.COMPLETED)
         test = gateway.http.post(f"/api/v1/webhooks/{made['id']}/test", headers=headers)
         assert test.status_code == 202
         assert test.json()["event"] == "webhook.test"

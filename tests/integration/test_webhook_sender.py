@@ -15,11 +15,11 @@ from sqlalchemy import delete, text, update
 from standardwebhooks.webhooks import Webhook
 
 from common.db.database import Database
-from common.db.endpoints import Delivery, DeliveryFilter, Webhooks
+from common.db.endpoints import DeliveryFilter, MessageDelivery, Webhooks
 from common.db.tables import Job, WebhookDelivery, WebhookEndpoint
 from common.db.vault import Vault, seal_all
-from common.db.webhooks import Outcome, tell
-from common.domain.webhooks import DeliveryStatus, Verdict, WebhookEvent
+from common.db.webhooks import Outcome, write_messages
+from common.domain.webhooks import AttemptResult, DeliveryStatus, WebhookEvent
 from common.errors import SecretsLocked, SetupProblem
 from common.net.egress import Egress
 from common.settings import WebhookSettings
@@ -70,11 +70,11 @@ def sending(
 
 
 def end_job(database: Database, tenant: str = TENANT, url: str | None = None) -> UUID:
-    """Have a job end, and its end told."""
+    """End a job, and deliver its message."""
     job_id = submit_job(database, tenant=tenant)
     with database.transaction() as session:
         session.execute(update(Job).where(Job.id == job_id).values(webhook_url=url))
-        tell(session, job_id, WebhookEvent.COMPLETED)
+        write_messages(session, job_id, WebhookEvent.COMPLETED)
     return job_id
 
 
@@ -92,15 +92,15 @@ def end_leases(database: Database) -> None:
         )
 
 
-def all_of(webhooks: Webhooks, **which: object) -> list[Delivery]:
+def all_of(webhooks: Webhooks, **which: object) -> list[MessageDelivery]:
     chosen = DeliveryFilter(**which)  # type: ignore[arg-type]
     return webhooks.deliveries(chosen, limit=1000, cursor=None).items
 
 
-def ended(webhooks: Webhooks, **which: object) -> list[Delivery]:
+def ended(webhooks: Webhooks, **which: object) -> list[MessageDelivery]:
     """All messages, once all of them have ended."""
 
-    def look() -> list[Delivery] | None:
+    def look() -> list[MessageDelivery] | None:
         found = all_of(webhooks, **which)
         over = all(each.row.status != DeliveryStatus.PENDING for each in found)
         return found if found and over else None
@@ -126,7 +126,7 @@ def test_a_message_arrives_signed_and_says_what_became_of_the_job(
     assert [(it.attempt, it.status_code, it.error) for it in delivery.attempts] == [(1, 200, None)]
 
 
-def test_a_jobs_own_url_is_told_with_the_tenants_secret(
+def test_a_jobs_own_url_is_notified_with_the_tenants_secret(
     database: Database, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     end_job(database, url=f"{receiver.url}/ok")
@@ -243,7 +243,7 @@ def test_an_endpoint_that_gives_up_message_after_message_is_paused_and_goes_on_w
     assert webhooks.endpoint(made.id).failures == 0
 
 
-def test_a_receiver_that_is_gone_pauses_its_endpoint_at_once(
+def test_a_receiver_that_answers_410_pauses_its_endpoint_at_once(
     database: Database, webhooks: Webhooks, receiver: Receiver
 ) -> None:
     made = endpoint(webhooks, f"{receiver.url}/status/410")
@@ -281,7 +281,7 @@ def test_a_message_is_sent_again_under_its_id_when_it_is_asked_for(
     assert len({it.message_id for it in receiver.arrivals()}) == 1
 
 
-def test_a_receiver_that_hangs_on_a_thousand_messages_holds_up_nobody_else(
+def test_a_receiver_that_hangs_on_a_thousand_messages_delays_no_other(
     database: Database, receiver: Receiver
 ) -> None:
     job_id = submit_job(database)
@@ -319,8 +319,8 @@ def test_who_lost_its_claim_may_not_say_how_the_message_ended(
     end_leases(database)
     (current,) = deliveries.claim(10)
     assert deliveries.claim(10) == []
-    arrived = Outcome(Verdict.DELIVERED, 200, None, 5)
-    assert not deliveries.record(lost, Outcome(Verdict.REFUSED, 404, "it answered 404", 5))
+    arrived = Outcome(AttemptResult.DELIVERED, 200, None, 5)
+    assert not deliveries.record(lost, Outcome(AttemptResult.REFUSED, 404, "it answered 404", 5))
     assert deliveries.record(current, arrived)
     assert not deliveries.record(current, arrived)
     (delivery,) = all_of(webhooks)
@@ -366,7 +366,7 @@ def test_what_ended_long_ago_is_forgotten_and_what_waits_for_a_paused_endpoint_g
     for _ in range(2):
         end_job(database)
     deliveries = deliveries_for(database, FAST, NO_KEY)
-    deliveries.record(deliveries.claim(1)[0], Outcome(Verdict.DELIVERED, 200, None, 5))
+    deliveries.record(deliveries.claim(1)[0], Outcome(AttemptResult.DELIVERED, 200, None, 5))
     assert deliveries.prune(30) == 0
     long_ago = datetime.now(UTC) - timedelta(days=31)
     with database.transaction() as session:
@@ -390,7 +390,7 @@ def test_a_job_that_ends_and_its_message_are_committed_together(
 
     def broken() -> None:
         with database.transaction() as session:
-            tell(session, job_id, WebhookEvent.FAILED)
+            write_messages(session, job_id, WebhookEvent.FAILED)
             raise LookupError
 
     with pytest.raises(LookupError):
@@ -402,10 +402,10 @@ def _more_than(receiver: Receiver, count: int) -> bool:
     return len(receiver.arrivals("/hang")) > count
 
 
-def test_a_job_ends_also_while_an_endpoint_that_would_be_told_is_deleted(
+def test_a_job_ends_also_while_a_subscribed_endpoint_is_deleted(
     database: Database, webhooks: Webhooks
 ) -> None:
-    gone = endpoint(webhooks, "http://127.0.0.1/gone")
+    deleted = endpoint(webhooks, "http://127.0.0.1/gone")
     waiting = text(
         "SELECT 1 FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -417,7 +417,7 @@ def test_a_job_ends_also_while_an_endpoint_that_would_be_told_is_deleted(
 
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as session:
-            session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == gone.id))
+            session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == deleted.id))
             ending = pool.submit(end_job, database)
             wait_until(waits, "the end of the job to wait for the deletion")
         ending.result()
@@ -504,7 +504,7 @@ def test_secrets_stored_before_stay_good_and_keys_can_be_changed(
 
 
 @pytest.mark.parametrize("vault", [Vault(), Vault([NEW_KEY])], ids=["no key", "another key"])
-def test_a_lost_key_is_named_and_holds_up_nobody_else(
+def test_a_lost_key_is_named_and_delays_no_other(
     database: Database, receiver: Receiver, vault: Vault
 ) -> None:
     locked, _ = Webhooks(database, TENANT, Vault([KEY])).create(

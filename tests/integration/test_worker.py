@@ -137,7 +137,7 @@ def test_no_engine_is_loaded_for_a_step_that_another_worker_has_begun(
 ) -> None:
     service = start(ENGINE_IDLE="0.1")
     worker = service.start_worker()
-    wait_until(lambda: "the engine's process ends" in service.log(), "the unloading")
+    wait_until(lambda: "ending the engine process" in service.log(), "the unloading")
     service.submit(speak(SENTENCE))
     claim = claim_next(make_steps(service.database), "another")
     queue = StepQueue(Redis.from_url(redis_url))
@@ -165,8 +165,8 @@ def test_cancelling_ends_the_running_step_at_once(
     service = start()  # it goes on from the plan to the chunk without another message
     _, engine, job_id = frozen_worker(service, [kind])
 
-    ((name, doorbell),) = service.jobs.cancel(job_id)
-    Events(Redis.from_url(redis_url)).stop(name, doorbell)
+    ((name, rq_job),) = service.jobs.cancel(job_id)
+    Events(Redis.from_url(redis_url)).stop(name, rq_job)
 
     wait_until(partial(_gone, engine), "the engine process's end")
     assert service.jobs.snapshot(job_id).status == JobStatus.CANCELLED
@@ -174,7 +174,7 @@ def test_cancelling_ends_the_running_step_at_once(
     assert service.ended(other).status == JobStatus.COMPLETED
 
 
-def test_what_redis_forgets_is_rung_again(start: Start, redis_url: str) -> None:
+def test_messages_that_redis_loses_are_published_again(start: Start, redis_url: str) -> None:
     service = start()
     worker, engine, job_id = frozen_worker(service)
     waiting = service.submit(speak("A second recording waits behind the first one."))
@@ -192,14 +192,14 @@ def test_silence_is_completed_with_no_text_and_a_warning(start: Start) -> None:
     service.start_worker()
     service.start_dispatcher()
 
-    for sound in (silence(3), noise(3, level=0.001)):
-        job_id = service.submit(sound)
+    for audio in (silence(3), noise(3, level=0.001)):
+        job_id = service.submit(audio)
         snapshot = service.ended(job_id)
         assert (snapshot.status, snapshot.warnings) == (JobStatus.COMPLETED, ("no_speech",))
         assert service.text(job_id) == ""
 
 
-def test_a_truncated_recording_is_heard_as_far_as_it_goes_with_a_warning(
+def test_a_truncated_recording_is_transcribed_to_its_end_with_a_warning(
     start: Start, tmp_path: Path
 ) -> None:
     service = start()
@@ -226,20 +226,20 @@ def test_missing_weights_fail_the_job_and_say_how_to_get_them(start: Start) -> N
     assert "steno models pull large-v3" in snapshot.error_message
 
 
-def test_one_recording_is_heard_by_all_workers_and_its_text_is_that_of_one_worker(
+def test_one_recording_is_transcribed_by_all_workers_and_its_text_is_that_of_one_worker(
     start: Start,
 ) -> None:
     # The pauses between the parts are long enough to end a window.
     talk = [speak(f"{SENTENCE} This is part number {number}.") for number in range(6)]
-    sound = _joined(talk, pause_s=6.0)
+    audio = _joined(talk, pause_s=6.0)
     service = start(REUSE_RESULTS="false")
     service.start_dispatcher()
     service.start_worker()
-    alone = service.submit(sound)
+    alone = service.submit(audio)
     assert service.ended(alone).status == JobStatus.COMPLETED
     service.start_worker()
 
-    together = service.submit(sound)
+    together = service.submit(audio)
 
     assert service.ended(together).status == JobStatus.COMPLETED
     assert service.text(together) == service.text(alone)
@@ -262,14 +262,14 @@ def test_a_run_can_be_repeated_from_its_manifest(start: Start) -> None:
     service = start(REUSE_RESULTS="false")
     service.start_dispatcher()
     service.start_worker()
-    sound = speak(SENTENCE)
-    first = service.submit(sound)
+    audio = speak(SENTENCE)
+    first = service.submit(audio)
     service.ended(first)
     manifest = service.jobs.text(first).manifest
     assert manifest is not None
 
     again = service.submit(
-        sound,
+        audio,
         engine=manifest["decoding"]["engine"],
         model=manifest["model"],
         language=manifest["decoding"]["options"]["language"],

@@ -1,4 +1,4 @@
-"""What ``python -m worker.health`` and GET /health tell of workers and dispatchers."""
+"""What ``python -m worker.health`` and GET /health report of workers and dispatchers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_a_worker_in_the_middle_of_a_long_step_is_well_though_redis_forgot_it(
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_one_that_is_not_there_is_missed(role: str, database_url: str, redis_url: str) -> None:
+def test_one_that_is_not_registered_is_reported(
+    role: str, database_url: str, redis_url: str
+) -> None:
     assert health(role, database_url, redis_url)[0] == 1
     assert f"no {role} of this host" in health(role, database_url, redis_url)[1]
 
@@ -78,30 +80,30 @@ def test_one_that_is_not_there_is_missed(role: str, database_url: str, redis_url
 @pytest.mark.parametrize("role", ROLES)
 def test_those_of_other_hosts_do_not_count(role: str, database_url: str, redis_url: str) -> None:
     with Redis.from_url(redis_url) as redis:
-        tell(redis, role, "elsewhere-1-abcdef", 0)
+        send_heartbeat(redis, role, "elsewhere-1-abcdef", 0)
     assert f"no {role} of this host" in health(role, database_url, redis_url)[1]
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_one_that_went_silent_is_missed(role: str, database_url: str, redis_url: str) -> None:
+def test_one_without_heartbeats_is_reported(role: str, database_url: str, redis_url: str) -> None:
     with Redis.from_url(redis_url) as redis:
-        tell(redis, role, presence.own_name(), 70)
+        send_heartbeat(redis, role, presence.own_name(), 70)
         status, said = health(role, database_url, redis_url)
         assert status == 1
         assert re.search(r"7\d s (old|ago)", said), said
-        tell(redis, role, presence.own_name(), 0)  # it was started again
+        send_heartbeat(redis, role, presence.own_name(), 0)  # it was started again
     assert is_well(role, database_url, redis_url)
 
 
-def tell(redis: Redis, role: str, name: str, silence_s: float) -> None:
-    """Have it be heard of so long ago."""
+def send_heartbeat(redis: Redis, role: str, name: str, age_s: float) -> None:
+    """Write a heartbeat of this age."""
     if role == "dispatcher":
-        redis.zadd(presence.DISPATCHERS, {name: redis.time()[0] - silence_s})
+        redis.zadd(presence.DISPATCHERS, {name: redis.time()[0] - age_s})
     else:
         key = f"rq:worker:{name}"
         redis.sadd(f"rq:workers:{presence.QUEUE_NAME}", key)
         redis.hset(key, "last_heartbeat", "by a clock of its own")
-        redis.pexpire(key, round((presence.RECORD_S - silence_s) * 1000))
+        redis.pexpire(key, round((presence.RECORD_S - age_s) * 1000))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -119,7 +121,7 @@ def test_the_server_that_is_in_the_way_is_named_with_its_setting(
         (wrong_database, redis_url, ["database", "password", "DATABASE_PASSWORD"]),
     ]:
         with Redis.from_url(redis_url) as redis:
-            tell(redis, role, presence.own_name(), 70 if role == "dispatcher" else 0)
+            send_heartbeat(redis, role, presence.own_name(), 70 if role == "dispatcher" else 0)
         status, said = health(role, database, queue)
         assert status == 1
         assert all(word in said for word in words), said
@@ -157,17 +159,17 @@ def test_the_gateway_tells_how_many_there_are(
     with Redis.from_url(valkey.url) as redis:
         redis.flushall()
         assert counted(gateway) == {"workers": 0, "dispatchers": 0}
-        for role, name, silence_s in [
+        for role, name, age_s in [
             ("worker", "a-1-abcdef", 0.0),
             ("worker", "b-1-abcdef", 70.0),
             ("dispatcher", "a-2-abcdef", 0.0),
             ("dispatcher", "b-2-abcdef", 1.0),
             ("dispatcher", "c-2-abcdef", 100.0),
         ]:
-            tell(redis, role, name, silence_s)
+            send_heartbeat(redis, role, name, age_s)
     assert counted(gateway) == {"workers": 1, "dispatchers": 2}
-    told = gateway.http.get("/openapi.json").json()["components"]["schemas"]["Health"]
-    assert all("none:" in told["properties"][name]["description"] for name in counted(gateway))
+    schema = gateway.http.get("/openapi.json").json()["components"]["schemas"]["Health"]
+    assert all("0:" in schema["properties"][name]["description"] for name in counted(gateway))
 
 
 def counted(gateway: GatewayProcess) -> dict[str, int | None]:

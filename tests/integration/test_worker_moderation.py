@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import select
 
 from common.db.snapshots import Snapshot
-from common.db.tables import Failure, Step
+from common.db.tables import Step, StepFailure
 from common.db.transcriptions import Transcriptions
 from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
@@ -54,7 +54,9 @@ def hanging(folder: Path) -> dict[str, str]:
 
 def failures(service: Service, job_id: UUID) -> list[tuple[str, str]]:
     with service.database.transaction() as session:
-        rows = session.execute(select(Failure.kind, Failure.code).where(Failure.job_id == job_id))
+        rows = session.execute(
+            select(StepFailure.kind, StepFailure.code).where(StepFailure.job_id == job_id)
+        )
         return [(kind, code) for kind, code in rows]
 
 

@@ -12,7 +12,7 @@ from common.db.flow import NewPart
 from common.db.jobs import Jobs, NewJob
 from common.db.steps import Claim, RetryPolicy, Steps, Within
 from common.db.streams import NewStream, StreamFinal, Streams
-from common.db.tables import JobMetrics, Transcript
+from common.db.tables import JobMetrics, TranscriptRevision
 from common.db.transcriptions import NewRecording, merged, plan_begun, plan_ended
 from common.domain.job import Priority
 from common.domain.moderation import Label, Mark, ModeratedBy, Verdict
@@ -23,7 +23,7 @@ from common.transcripts import moderation_to_json
 TENANT = "default"
 MODERATED = Options(moderation=True)
 BY = ModeratedBy("a-model", "a" * 64, {Label.OFFENSIVE: 0.5, Label.HATE: 0.5})
-"""Who judges the chunks of `finish_moderation`."""
+"""The model that moderates the chunks of `finish_moderation`."""
 CLEAN = Verdict(Label.CLEAN, (0.9, 0.1, 0.0))
 
 
@@ -107,11 +107,11 @@ def plan_started(*, replan: bool = False) -> Within:
 
 
 def finish_plan(
-    steps: Steps, claim: Claim, duration_ms: int, *, go_on: bool = False
+    steps: Steps, claim: Claim, duration_ms: int, *, take_next: bool = False
 ) -> Claim | None:
     """End a claimed plan."""
     ended = plan_ended(duration_ms=duration_ms, warnings=[], languages={})
-    return steps.finish(claim, elapsed_ms=5, within=ended, go_on=go_on)
+    return steps.finish(claim, elapsed_ms=5, within=ended, take_next=take_next)
 
 
 def chunk_part(index: int, content: str = "c") -> NewPart:
@@ -120,10 +120,10 @@ def chunk_part(index: int, content: str = "c") -> NewPart:
     return NewPart(index, 10_000, [[start, end, start, end, 9_000]], f"{content}{index}")
 
 
-def finish_chunk(steps: Steps, claim: Claim, *, go_on: bool = False) -> Claim | None:
+def finish_chunk(steps: Steps, claim: Claim, *, take_next: bool = False) -> Claim | None:
     """End a claimed chunk with one segment."""
     segment = stored_segment(0, 10_000, f" chunk {claim.part_index}")
-    return steps.finish(claim, result=[[segment]], elapsed_ms=100, go_on=go_on)
+    return steps.finish(claim, result=[[segment]], elapsed_ms=100, take_next=take_next)
 
 
 def finish_moderation(
@@ -132,11 +132,11 @@ def finish_moderation(
     verdict: Verdict = CLEAN,
     by: ModeratedBy = BY,
     *,
-    go_on: bool = False,
+    take_next: bool = False,
 ) -> Claim | None:
     """End the claimed moderation of a chunk with one segment."""
     result = moderation_to_json(by, [[verdict]])
-    return steps.finish(claim, result=result, elapsed_ms=7, go_on=go_on)
+    return steps.finish(claim, result=result, elapsed_ms=7, take_next=take_next)
 
 
 def offensive(start: int, end: int) -> Verdict:
@@ -155,7 +155,7 @@ def finish_merge(
 ) -> None:
     """End a claimed merge, which completes the job: 20 s in English."""
     assert claim.kind == "merge"
-    transcript = Transcript(
+    transcript = TranscriptRevision(
         job_id=claim.job_id,
         revision=1,
         language="en",
@@ -226,8 +226,8 @@ def new_final(seq: int, text: str = " hello", **fields: Any) -> StreamFinal:
     return StreamFinal(**usual | fields)
 
 
-def judged_final(seq: int, verdict: Verdict = CLEAN, by: ModeratedBy = BY) -> StreamFinal:
-    """The same, once judged."""
+def moderated_final(seq: int, verdict: Verdict = CLEAN, by: ModeratedBy = BY) -> StreamFinal:
+    """The same final with moderation."""
     final = new_final(seq)
-    judged = tuple(replace(segment, verdict=verdict) for segment in final.segments)
-    return replace(final, segments=judged, moderated_by=by)
+    moderated = tuple(replace(segment, verdict=verdict) for segment in final.segments)
+    return replace(final, segments=moderated, moderated_by=by)

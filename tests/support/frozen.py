@@ -10,7 +10,7 @@ from uuid import UUID
 import psutil
 from sqlalchemy import select, text
 
-from common.db.tables import Failure, Step
+from common.db.tables import Step, StepFailure
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
 from tests.support.service import ENDED, Service, engine_process_of, wait_until
@@ -33,7 +33,7 @@ def running_step(
 
 def failures(service: Service, job_id: UUID) -> list[str]:
     with service.database.transaction() as session:
-        return list(session.scalars(select(Failure.code).where(Failure.job_id == job_id)))
+        return list(session.scalars(select(StepFailure.code).where(StepFailure.job_id == job_id)))
 
 
 def frozen_worker(
@@ -50,7 +50,7 @@ def frozen_worker(
         step_id = running_step(service, job_id, kinds)
         if (
             step_id is not None
-            and is_told(service, f"step {step_id} attempt")
+            and is_logged(service, f"step {step_id} attempt")
             and not holds_locks(service)
         ):
             return worker, engine, job_id
@@ -68,7 +68,7 @@ def has_ended(service: Service, job_id: UUID) -> bool:
 
 
 def holds_locks(service: Service) -> bool:
-    """Whether somebody has stopped in the middle of a transaction."""
+    """Whether a connection is idle in a transaction."""
     stopped = text(
         "SELECT count(*) FROM pg_stat_activity "
         "WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
@@ -78,7 +78,7 @@ def holds_locks(service: Service) -> bool:
         return bool(session.scalar(stopped))
 
 
-def is_told(service: Service, line: str) -> bool:
+def is_logged(service: Service, line: str) -> bool:
     """Whether the log says so, soon."""
     try:
         return wait_until(lambda: line in service.log(), line, patience_s=2)

@@ -119,14 +119,14 @@ class Service:
         running = (psutil.Process(it.pid) for it in self._processes if it.poll() is None)
         return [process for process in running if "worker.__main__" in " ".join(process.cmdline())]
 
-    def submit(self, sound: Samples | Path, **options: object) -> UUID:
+    def submit(self, audio: Samples | Path, **options: object) -> UUID:
         """Submit a recording; ``options`` are fields of `NewJob`."""
         recording_id = uuid4()
         incoming = self.storage.incoming(recording_id)
-        if isinstance(sound, Path):
-            incoming.write_bytes(sound.read_bytes())
+        if isinstance(audio, Path):
+            incoming.write_bytes(audio.read_bytes())
         else:
-            write_wav(incoming, sound)
+            write_wav(incoming, audio)
         job = {
             "id": uuid4(),
             "engine": "faster-whisper",
@@ -170,7 +170,7 @@ class Service:
         return (self.folder / "service.log").read_text()
 
     def text(self, job_id: UUID) -> str:
-        """What a completed job heard."""
+        """The text of a completed job."""
         return " ".join(segment["text"].strip() for segment in self.jobs.text(job_id).segments)
 
     def _start(self, *what: str) -> psutil.Process:

@@ -19,7 +19,16 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Failure, Job, JobMetrics, Outbox, Part, Recording, Step, Transcript
+from common.db.tables import (
+    Job,
+    JobMetrics,
+    Outbox,
+    Part,
+    Recording,
+    Step,
+    StepFailure,
+    TranscriptRevision,
+)
 from common.db.transcriptions import select_chunks, to_chunk
 from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
@@ -215,7 +224,9 @@ def _steps(finding: Findings, session: Session) -> None:
                 f"{step.kind} of job {step.job_id} is {step.status} after {step.attempt} attempt(s)"
             )
     finding.check(count(session, Outbox) == 0, "the outbox is not empty")
-    codes = select(Failure.code, func.count()).group_by(Failure.code).order_by(Failure.code)
+    codes = (
+        select(StepFailure.code, func.count()).group_by(StepFailure.code).order_by(StepFailure.code)
+    )
     finding.failures = dict(session.execute(codes).all())
 
 
@@ -244,7 +255,7 @@ def _chunks(finding: Findings, session: Session) -> None:
                 (chunk.moderation is not None) == Options.from_json(job.options).moderation,
                 f"chunk {chunk.index} of job {job.id} was moderated, or not, against its options",
             )
-    for table in (Transcript, JobMetrics):
+    for table in (TranscriptRevision, JobMetrics):
         finding.check(
             set(session.scalars(select(table.job_id))) == set(totals)
             and count(session, table) == len(totals),
@@ -312,12 +323,12 @@ def _texts(finding: Findings, aftermath: Aftermath, heard: ExpectedTexts) -> Non
 
 def _queue(finding: Findings, stack: Stack) -> None:
     with connect(stack.redis_url) as redis:
-        doorbell = StepQueue(redis)
-        settled = _becomes_true(lambda: doorbell.waiting() == 0)
-        finding.check(settled, f"{doorbell.waiting()} doorbell(s) are left in the queue")
-        settled = _becomes_true(lambda: doorbell.live_workers() == stack.workers)
+        queue = StepQueue(redis)
+        settled = _becomes_true(lambda: queue.waiting() == 0)
+        finding.check(settled, f"{queue.waiting()} message(s) are left in the queue")
+        settled = _becomes_true(lambda: queue.live_workers() == stack.workers)
         finding.check(
-            settled, f"{doorbell.live_workers()} worker(s) are registered, not {stack.workers}"
+            settled, f"{queue.live_workers()} worker(s) are registered, not {stack.workers}"
         )
 
 

@@ -83,7 +83,7 @@ class CaseOutcome:
     passed: bool
 
 
-class Transcriptions:
+class Answers:
     """Transcribes clips of a folder, each but once."""
 
     def __init__(self, gateway: Gateway, folder: Path) -> None:
@@ -130,7 +130,7 @@ def read_cases(folder: Path) -> list[Case]:
 
 def run(gateway: Gateway, folder: Path, cases: Sequence[Case]) -> Iterator[CaseOutcome]:
     """Transcribe the recordings of ``cases``, one after the other."""
-    service = Transcriptions(gateway, folder)
+    service = Answers(gateway, folder)
     for case in cases:
         answer = service.answer(case.file, case.language)
         yield CaseOutcome(case, answer, _meets(case, answer, service))
@@ -147,10 +147,10 @@ def table(outcomes: Sequence[CaseOutcome]) -> Table:
 
 # --- what must be ---------------------------------------------------------------------------------
 
-Check = Callable[[re.Match[str], Case, CaseAnswer, Transcriptions], bool]
+Check = Callable[[re.Match[str], Case, CaseAnswer, Answers], bool]
 
 
-def _words(found: re.Match[str], case: Case, answer: CaseAnswer, service: Transcriptions) -> bool:
+def _words(found: re.Match[str], case: Case, answer: CaseAnswer, service: Answers) -> bool:
     spoken = re.search(r"language (\w+)", case.expected)
     language = spoken[1] if spoken else case.language
     clips = [name for name in found.groups() if name]
@@ -158,14 +158,12 @@ def _words(found: re.Match[str], case: Case, answer: CaseAnswer, service: Transc
     return all(texts) and wer([" ".join(texts)], [answer.text], language) <= MOST_ERRORS
 
 
-def _lasts(found: re.Match[str], _case: Case, answer: CaseAnswer, _service: Transcriptions) -> bool:
+def _lasts(found: re.Match[str], _case: Case, answer: CaseAnswer, _service: Answers) -> bool:
     seconds = float(found[1])
     return abs(float(answer.result["duration_seconds"]) - seconds) <= 0.3 + 0.01 * seconds
 
 
-def _doubtful(
-    _found: re.Match[str], _case: Case, answer: CaseAnswer, _service: Transcriptions
-) -> bool:
+def _doubtful(_found: re.Match[str], _case: Case, answer: CaseAnswer, _service: Answers) -> bool:
     return bool(answer.text) and all(segment["flags"] for segment in answer.result["segments"])
 
 
@@ -191,7 +189,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 """How expectations are written, and how each is checked."""
 
 
-def _meets(case: Case, answer: CaseAnswer, service: Transcriptions) -> bool:
+def _meets(case: Case, answer: CaseAnswer, service: Answers) -> bool:
     """Whether all that is between semicolons is so; of what is between ", or ", one thing."""
 
     def holds(part: str) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.tables import Job, Outbox, Part, Step, Transcript
+from common.db.tables import Job, Outbox, Part, Step, TranscriptRevision
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from tests.support.factories import (
@@ -83,7 +83,7 @@ def without_a_chunk(session: Session) -> None:
 
 
 def without_a_transcript(session: Session) -> None:
-    session.execute(delete(Transcript))
+    session.execute(delete(TranscriptRevision))
 
 
 def moderated_unlike_its_options(session: Session) -> None:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.db.database import Database
-from common.db.endpoints import Delivery, DeliveryFilter, Webhooks
+from common.db.endpoints import DeliveryFilter, MessageDelivery, Webhooks
 from common.db.jobs import Jobs, NewJob
 from common.db.migrate import upgrade
 from common.db.vault import Vault
@@ -76,7 +76,7 @@ class ReceiverRow:
     """How the messages to one kind of receiver ended; ``strays`` went where a redirect led."""
 
     kind: ReceiverKind
-    deliveries: Sequence[Delivery]
+    deliveries: Sequence[MessageDelivery]
     arrived: Sequence[str]
     strays: int
     most_attempts: int

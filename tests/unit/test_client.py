@@ -172,7 +172,7 @@ def test_the_gateways_name_for_a_file_cannot_leave_the_folder(
 
 
 def test_every_warning_there_is_has_human_words() -> None:
-    codes = {merge.NOT_HEARD, OTHER_AUDIO_TRACK, "no_speech"} | {
+    codes = {merge.NO_TEXT, OTHER_AUDIO_TRACK, "no_speech"} | {
         decode.TRUNCATED,
         decode.DAMAGED,
         decode.GAPS,

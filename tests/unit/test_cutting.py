@@ -83,7 +83,7 @@ def test_no_window_is_longer_than_the_limit_and_none_reaches_past_the_recording(
 
 
 @given(recordings(), options)
-def test_all_speech_is_heard_by_the_window_in_whose_core_it_lies(
+def test_all_speech_is_in_the_audio_of_the_window_in_whose_core_it_lies(
     recording: tuple[list[Span], int], cut: CutOptions
 ) -> None:
     spans, duration_ms = recording
@@ -108,7 +108,7 @@ def test_audio_is_shared_only_where_speech_was_cut(
 
 
 @given(recordings(), options, st.data())
-def test_hearing_early_that_nothing_follows_changes_no_window(
+def test_early_notice_that_nothing_follows_changes_no_window(
     recording: tuple[list[Span], int], cut: CutOptions, data: st.DataObject
 ) -> None:
     spans, duration_ms = recording

@@ -44,12 +44,12 @@ def test_each_window_has_its_say_by_its_speech() -> None:
     assert found.probabilities["vi"] == pytest.approx(0.95 * 20 / 21, abs=0.001)
 
 
-def test_two_languages_are_told() -> None:
+def test_two_languages_give_a_warning() -> None:
     assert detection((20_000, ENGLISH), (20_000, VIETNAMESE)).warnings == [MIXED_LANGUAGES]
     assert detection((20_000, VIETNAMESE), (1_000, ENGLISH)).warnings == []
 
 
-def test_where_no_window_is_sure_that_is_told() -> None:
+def test_a_detection_without_a_confident_window_gives_a_warning() -> None:
     found = detection((900, MUSIC))
     assert language(found) == "en"
     assert found.warnings == [LANGUAGE_UNCERTAIN]
@@ -81,7 +81,7 @@ def test_of_neighbours_the_one_with_most_speech_is_asked() -> None:
     assert set(spread([0, 5, 0] * MOST_ASKED)) == set(range(1, 3 * MOST_ASKED, 3))
 
 
-def test_the_languages_of_failed_text_are_told_by_how_long_they_last() -> None:
+def test_the_languages_of_failed_text_are_weighted_by_duration() -> None:
     segments = [
         Segment(Span(0, 1_000), "a", detected=Detected("fr", 0.9)),
         Segment(Span(1_000, 4_000), "b", detected=Detected("en", 0.8)),

@@ -75,6 +75,6 @@ def test_words_are_masked_exactly_as_their_segment_is(segment: Segment) -> None:
     assert shown.verdict == segment.verdict
 
 
-def test_segments_that_nobody_judged_stay_as_they_are() -> None:
+def test_unmoderated_segments_stay_as_they_are() -> None:
     talk = Transcript("vi", 1000, (Segment(Span(0, 500), " đm"),))
     assert masked(talk) == talk

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.cutting import ChunkGrouper, Curve, CutOptions, Speech, WindowCutter, cut_long
-from common.domain.growing import Growing
-from common.domain.merging import Part, merge, speech_without_text
+from common.domain.merging import ChunkSegments, IncrementalMerge, merge, speech_without_text
 from common.domain.values import Chunk, Segment, Span, Window, Word
 
 MOST_JITTER_MS = 150
@@ -21,7 +20,7 @@ Spoken = list[tuple[Span, list[Word]]]
 
 @st.composite
 def speeches(draw: st.DrawFn) -> tuple[Spoken, int]:
-    """Speech with some stretches too long for a window; many words sound the same."""
+    """Speech with some stretches too long for a window; many words are alike."""
     now, spoken, said = draw(st.integers(0, 6_000)), [], 0
     for count in draw(st.lists(st.integers(1, 130), max_size=4)):
         start, words = now, []
@@ -53,8 +52,8 @@ def chunks_of(spoken: Spoken, duration_ms: int) -> list[Chunk]:
     return chunks + grouper.finish()
 
 
-def heard(window: Window, spoken: Spoken) -> list[Word]:
-    """The words whose whole sound is in the window, at their time in it."""
+def recognized(window: Window, spoken: Spoken) -> list[Word]:
+    """The words whose whole audio is in the window, at their time in it."""
     return [
         word.shifted(-window.audio.start_ms)
         for _, words in spoken
@@ -76,12 +75,12 @@ def segments(words: list[Word], size: int = 7) -> list[Segment]:
 
 
 @given(speeches())
-def test_an_engine_that_hears_well_gives_every_word_once_at_its_time(
+def test_a_correct_engine_gives_every_word_once_at_its_time(
     recording: tuple[Spoken, int],
 ) -> None:
     spoken, duration_ms = recording
     parts = [
-        (chunk, [segments(heard(window, spoken)) for window in chunk.windows])
+        (chunk, [segments(recognized(window, spoken)) for window in chunk.windows])
         for chunk in chunks_of(spoken, duration_ms)
     ]
     merged = merge(parts)
@@ -102,10 +101,10 @@ def test_words_at_wrong_times_are_in_order_and_none_is_doubled(
         start = max(0, word.span.start_ms + late)
         return Word(word.text, Span(start, max(start, word.span.end_ms + late)), 0.9)
 
-    parts: list[Part] = []
+    parts: list[ChunkSegments] = []
     for chunk in chunks_of(spoken, duration_ms):
         windows = [
-            segments([misplaced(word) for word in heard(window, spoken)])
+            segments([misplaced(word) for word in recognized(window, spoken)])
             for window in chunk.windows
         ]
         parts.append((chunk, windows))
@@ -128,11 +127,11 @@ def test_text_that_grows_is_never_taken_back(
     recording: tuple[Spoken, int], data: st.DataObject
 ) -> None:
     spoken, duration_ms = recording
-    parts: list[Part] = [
-        (chunk, [segments(heard(window, spoken)) for window in chunk.windows])
+    parts: list[ChunkSegments] = [
+        (chunk, [segments(recognized(window, spoken)) for window in chunk.windows])
         for chunk in chunks_of(spoken, duration_ms)
     ]
-    growing, rest = Growing(), list(parts)
+    growing, rest = IncrementalMerge(), list(parts)
     grown: list[Segment] = []
     while rest:
         count = data.draw(st.integers(1, len(rest)))
@@ -149,7 +148,7 @@ def word(text: str, start: int, end: int) -> Word:
     return Word(text, Span(start, end), 0.9)
 
 
-def one_chunk(*windows: tuple[Window, list[Segment]]) -> list[Part]:
+def one_chunk(*windows: tuple[Window, list[Segment]]) -> list[ChunkSegments]:
     return [(Chunk(0, tuple(w for w, _ in windows)), [found for _, found in windows])]
 
 
@@ -164,7 +163,7 @@ def test_a_word_that_the_engine_ends_too_late_is_pulled_into_its_window() -> Non
     ]
 
 
-def test_two_windows_join_at_the_word_they_both_heard_although_they_place_it_differently() -> None:
+def test_two_windows_join_at_the_word_they_share_although_they_place_it_differently() -> None:
     left = segments([word(" one", 8_000, 8_900), word(" two,", 9_850, 10_250)])
     right = segments([word(" Two", 600, 900), word(" three", 950, 1_700)])
     merged = merge(
@@ -230,14 +229,14 @@ def test_results_that_do_not_belong_to_the_windows_are_refused() -> None:
 
 def test_speech_that_no_text_accounts_for_is_reported_where_it_is() -> None:
     silent = window((0, 30_000), (1_000, 29_000), speech=25_000)
-    told = window((30_000, 60_000), (30_000, 59_000), speech=25_000)
+    transcribed = window((30_000, 60_000), (30_000, 59_000), speech=25_000)
     half = window((60_000, 90_000), (61_000, 89_000), speech=25_000)
     breath = window((90_000, 100_000), (91_000, 99_000), speech=2_000)
     pauses = window((100_000, 130_000), speech=30_000)
     halting = [Segment(Span(at, at + 3_000), " well") for at in range(0, 30_000, 5_000)]
     parts = one_chunk(
         (silent, []),
-        (told, [Segment(Span(500, 14_000), " told"), Segment(Span(15_000, 28_000), " all")]),
+        (transcribed, [Segment(Span(500, 14_000), " told"), Segment(Span(15_000, 28_000), " all")]),
         (half, [Segment(Span(0, 9_000), " the beginning"), Segment(Span(9_000, 20_000), " ")]),
         (breath, []),
         (pauses, halting),

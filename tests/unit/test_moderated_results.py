@@ -10,7 +10,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.db.transcriptions import Chunk as StoredChunk
+from common.db.transcriptions import ChunkResult
 from common.domain.formats import FLAGGING, write
 from common.domain.masking import masked
 from common.domain.merging import merge
@@ -46,8 +46,8 @@ HATEFUL = Segment(
     " <you> & them",
     verdict=Verdict(Label.HATE, (0.1, 0.2, 0.7), (Mark(8, 13, Label.HATE, "model"),)),
 )
-UNJUDGED = Segment(Span(8_000, 9_000), " whatever")
-TALK = Transcript("vi", 10_000, (POLITE, RUDE, HATEFUL, UNJUDGED), (BY,))
+UNMODERATED = Segment(Span(8_000, 9_000), " whatever")
+TALK = Transcript("vi", 10_000, (POLITE, RUDE, HATEFUL, UNMODERATED), (BY,))
 
 
 def moderation(transcript: Transcript) -> Any:
@@ -88,15 +88,19 @@ def test_a_segment_that_could_not_be_judged_is_absent() -> None:
 
 
 def test_a_result_always_tells_who_judged_and_by_which_thresholds() -> None:
-    told = moderation(TALK)
-    assert (told["model"], told["threshold"]) == ("a-model", {"OFFENSIVE": 0.5, "HATE": 0.5})
+    shown = moderation(TALK)
+    assert (shown["model"], shown["threshold"]) == ("a-model", {"OFFENSIVE": 0.5, "HATE": 0.5})
 
 
 def test_moderation_that_nobody_asked_for_is_null_and_that_of_nobody_is_empty() -> None:
     assert moderation(replace(TALK, moderated_by=None)) is None
-    nobody = moderation(Transcript("vi", 10_000, (UNJUDGED,), ()))
-    assert (nobody["results"], nobody["model"], nobody["threshold"]) == ([], None, None)
-    assert nobody["summary"]["label"] is None
+    without_models = moderation(Transcript("vi", 10_000, (UNMODERATED,), ()))
+    assert (without_models["results"], without_models["model"], without_models["threshold"]) == (
+        [],
+        None,
+        None,
+    )
+    assert without_models["summary"]["label"] is None
 
 
 def test_a_flag_is_what_a_player_shows_before_the_text() -> None:
@@ -128,9 +132,9 @@ def test_a_flag_never_breaks_a_cue(text: str, label: Label) -> None:
 
 def test_masks_reach_every_text_of_the_document_and_every_format() -> None:
     document = json.dumps(transcript_document(masked(TALK)), ensure_ascii=False)
-    for told in (document, *(write(ending, masked(TALK)) for ending in ("txt", "srt", "vtt"))):
-        assert "shit" not in told
-        assert "s***" in told
+    for shown in (document, *(write(ending, masked(TALK)) for ending in ("txt", "srt", "vtt"))):
+        assert "shit" not in shown
+        assert "s***" in shown
     assert [word["word"] for word in transcript_document(masked(TALK))["words"]] == [
         "oh",
         "s*",
@@ -161,24 +165,24 @@ def test_options_from_before_there_was_moderation_ask_for_none() -> None:
 
 def stored_chunk(
     index: int, segments: list[Segment], by: ModeratedBy | None = BY, verdict: Verdict = CLEAN
-) -> StoredChunk:
+) -> ChunkResult:
     start, end = index * 10_000, (index + 1) * 10_000
-    judged = by and moderation_to_json(by, [[verdict] * len(segments)])
+    moderated = by and moderation_to_json(by, [[verdict] * len(segments)])
     row = SimpleNamespace(
         index=index,
         windows=[[start, end, start, end, 9_000]],
         result=result_to_json([segments]),
-        moderation=judged,
+        moderation=moderated,
     )
-    return cast("StoredChunk", row)
+    return cast("ChunkResult", row)
 
 
 def test_a_chunks_verdicts_meet_its_segments_again() -> None:
     said = [replace(RUDE, verdict=None)]
-    ((_, (heard,)),) = parts([stored_chunk(0, said, verdict=offensive(4, 8))])
-    assert tuple(heard) == (RUDE,)
-    ((_, (unjudged,)),) = parts([stored_chunk(0, said, by=None)])
-    assert tuple(unjudged) == tuple(said)
+    ((_, (results,)),) = parts([stored_chunk(0, said, verdict=offensive(4, 8))])
+    assert tuple(results) == (RUDE,)
+    ((_, (unmoderated,)),) = parts([stored_chunk(0, said, by=None)])
+    assert tuple(unmoderated) == tuple(said)
 
 
 def test_all_who_judged_are_told_once_and_in_order_and_that_they_were_several() -> None:
@@ -190,9 +194,9 @@ def test_all_who_judged_are_told_once_and_in_order_and_that_they_were_several() 
 
 
 def test_a_chunk_without_moderation_is_a_warning() -> None:
-    judged, failed = stored_chunk(0, [POLITE]), stored_chunk(1, [POLITE], by=None)
-    assert list(moderation_warnings([judged])) == []
-    assert list(moderation_warnings([judged, failed])) == ["moderation_failed"]
+    moderated, failed = stored_chunk(0, [POLITE]), stored_chunk(1, [POLITE], by=None)
+    assert list(moderation_warnings([moderated])) == []
+    assert list(moderation_warnings([moderated, failed])) == ["moderation_failed"]
     assert list(moderation_warnings([])) == []
 
 
@@ -233,11 +237,11 @@ def test_a_segment_cut_at_a_seam_keeps_the_marks_of_what_is_left() -> None:
 
 
 @st.composite
-def judged_windows(draw: st.DrawFn) -> tuple[Chunk, list[list[Segment]]]:
-    """Two windows that share sound, each with segments of words, some of them marked."""
+def moderated_windows(draw: st.DrawFn) -> tuple[Chunk, list[list[Segment]]]:
+    """Two windows that share audio, each with segments of words, some of them marked."""
     left = Window(Span(0, 10_000), Span(0, 12_000), 0)
     right = Window(Span(10_000, 20_000), Span(8_000, 20_000), 0)
-    heard = []
+    results = []
     for _ in range(2):
         segments, now = [], draw(st.integers(0, 5_000))
         for count in draw(st.lists(st.integers(1, 6), max_size=4)):
@@ -256,11 +260,11 @@ def judged_windows(draw: st.DrawFn) -> tuple[Chunk, list[list[Segment]]]:
             verdict = Verdict(Label.HATE, (0.1, 0.1, 0.8), marks)
             span = Span(words[0].span.start_ms, now)
             segments.append(Segment(span, text, tuple(words), verdict=verdict))
-        heard.append(segments)
-    return Chunk(0, (left, right)), heard
+        results.append(segments)
+    return Chunk(0, (left, right)), results
 
 
-@given(judged_windows())
+@given(moderated_windows())
 def test_marks_lie_inside_the_text_they_are_in_however_it_is_cut(
     part: tuple[Chunk, list[list[Segment]]],
 ) -> None:

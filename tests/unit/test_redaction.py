@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.moderation import Label, Mark, Verdict
-from common.domain.redaction import JOIN_MS, MARGIN_MS, spans_to_silence, unjudged
+from common.domain.redaction import JOIN_MS, MARGIN_MS, spans_to_silence, unmoderated
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
 
@@ -43,13 +43,13 @@ SAID = Segment(
 
 
 def test_the_marked_word_is_covered_with_a_margin() -> None:
-    judged = replace(SAID, verdict=foul(mark(10, 14)))
-    assert spans_to_silence(transcript(judged)) == [Span(3_000 - MARGIN_MS, 3_400 + MARGIN_MS)]
+    moderated = replace(SAID, verdict=foul(mark(10, 14)))
+    assert spans_to_silence(transcript(moderated)) == [Span(3_000 - MARGIN_MS, 3_400 + MARGIN_MS)]
 
 
 def test_a_mark_covers_every_word_that_it_touches() -> None:
-    judged = replace(SAID, verdict=foul(mark(8, 11)))
-    assert spans_to_silence(transcript(judged)) == [Span(1_400, 1_800), Span(2_900, 3_500)]
+    moderated = replace(SAID, verdict=foul(mark(8, 11)))
+    assert spans_to_silence(transcript(moderated)) == [Span(1_400, 1_800), Span(2_900, 3_500)]
 
 
 @pytest.mark.parametrize(
@@ -63,27 +63,27 @@ def test_a_mark_covers_every_word_that_it_touches() -> None:
     ],
     ids=["nothing marked", "no word times", "other words", "mark outside", "one mark outside"],
 )
-def test_where_the_words_cannot_be_told_the_whole_segment_is_covered(
+def test_without_known_words_the_whole_segment_is_redacted(
     changes: dict[str, object],
 ) -> None:
-    judged = replace(SAID, **changes)  # type: ignore[arg-type]
-    assert spans_to_silence(transcript(judged)) == [Span(900, 9_100)]
+    moderated = replace(SAID, **changes)  # type: ignore[arg-type]
+    assert spans_to_silence(transcript(moderated)) == [Span(900, 9_100)]
 
 
-def test_clean_segments_are_left_alone() -> None:
+def test_clean_segments_are_not_redacted() -> None:
     assert spans_to_silence(transcript(replace(SAID, verdict=CLEAN))) == []
 
 
 def test_a_word_at_the_very_start_is_covered_from_the_start() -> None:
     word = Word("fuck", Span(20, 300), 0.9)
-    judged = Segment(Span(20, 300), "fuck", (word,), verdict=foul(mark(0, 4)))
-    assert spans_to_silence(transcript(judged)) == [Span(0, 400)]
+    moderated = Segment(Span(20, 300), "fuck", (word,), verdict=foul(mark(0, 4)))
+    assert spans_to_silence(transcript(moderated)) == [Span(0, 400)]
 
 
-def test_what_was_not_judged_is_told_unless_it_says_nothing() -> None:
+def test_unmoderated_segments_are_reported_unless_they_have_no_text() -> None:
     silent = replace(SAID, text=" ", words=())
-    judged = replace(SAID, verdict=CLEAN)
-    assert list(unjudged(transcript(SAID, silent, judged))) == [SAID.span]
+    moderated = replace(SAID, verdict=CLEAN)
+    assert list(unmoderated(transcript(SAID, silent, moderated))) == [SAID.span]
 
 
 @st.composite

@@ -18,22 +18,22 @@ from common.domain.speaking import FRAME_MS, Endpointing
 from common.domain.stream import (
     FRAME_BYTES,
     Attach,
-    Context,
     Detections,
     Event,
     Failure,
     Feed,
     Final,
     Forget,
-    Hear,
     Hypothesis,
     Order,
     Partial,
+    Recognize,
     Session,
     Setup,
     State,
     StateChange,
     Style,
+    UtteranceContext,
 )
 from common.domain.values import Segment, Span, Word
 
@@ -58,10 +58,10 @@ def frame(number: int) -> bytes:
 
 @dataclass
 class World:
-    """A recognizer that hears a word in each frame in which somebody speaks.
+    """A recognizer that recognizes a word in each frame with speech.
 
-    It knows a frame by what is in it, and hears only what it was fed. It is unsure of the last
-    word unless it was asked for all it can.
+    It identifies a frame by its content, and recognizes only what it was fed. It is unsure of the
+    last word unless the request is ``full``.
     """
 
     spoken: Sequence[bool]
@@ -70,9 +70,9 @@ class World:
     session: Session = field(init=False)
     events: list[Event] = field(default_factory=list)
     waiting: list[Order] = field(default_factory=list)
-    asked: list[Hear] = field(default_factory=list)
-    sound: dict[int, int] = field(default_factory=dict)
-    """What was fed: which frame, by its time."""
+    asked: list[Recognize] = field(default_factory=list)
+    received: dict[int, int] = field(default_factory=dict)
+    """The fed frames, by time."""
     attached_to: list[Setup] = field(default_factory=list)
     endpointing: Endpointing = SHORT
 
@@ -89,7 +89,7 @@ class World:
                     self.take()
             else:
                 self.waiting.append(out)
-                if isinstance(out, Hear):
+                if isinstance(out, Recognize):
                     self.asked.append(out)
 
     def answer(self) -> None:
@@ -97,31 +97,31 @@ class World:
         order = self.waiting.pop(0)
         match order:
             case Attach(setup):
-                self.sound.clear()
+                self.received.clear()
                 self.waiting = [each for each in self.waiting if isinstance(each, Attach)]
                 if not self.waiting:
                     self.attached_to.append(setup)
                     self.session.attached(self.style)
             case Feed(start_ms, pcm):
                 assert len(pcm) % FRAME_BYTES == 0
-                heard = []
+                recognized = []
                 for offset in range(0, len(pcm), FRAME_BYTES):
                     (number,) = struct.unpack_from("<h", pcm, offset)
-                    self.sound[start_ms + offset // FRAME_BYTES * FRAME_MS] = number
-                    heard.append(0.9 if self.spoken[number] else 0.02)
-                self.session.judged(start_ms, heard)
+                    self.received[start_ms + offset // FRAME_BYTES * FRAME_MS] = number
+                    recognized.append(0.9 if self.spoken[number] else 0.02)
+                self.session.speech(start_ms, recognized)
             case Forget(before_ms):
-                self.sound = {at: it for at, it in self.sound.items() if at >= before_ms}
-            case Hear():
-                self.session.heard(order.ticket, self.hear(order))
+                self.received = {at: it for at, it in self.received.items() if at >= before_ms}
+            case Recognize():
+                self.session.recognized(order.ticket, self.recognize(order))
         self.take()
 
-    def hear(self, asked: Hear) -> Hypothesis:
+    def recognize(self, asked: Recognize) -> Hypothesis:
         if asked.context is not None:
             self.look_back(asked.context, asked.span)
         words = []
         for at in range(asked.span.start_ms, asked.span.end_ms, FRAME_MS):
-            number = self.sound[at]
+            number = self.received[at]
             if self.spoken[number]:
                 start_ms = at - asked.span.start_ms
                 words.append(Word(f" {number}", Span(start_ms, start_ms + FRAME_MS), 1.0))
@@ -133,17 +133,17 @@ class World:
         whole = Span(0, asked.span.duration_ms)
         return Hypothesis((Segment(whole, text, tuple(words) if asked.full else ()),))
 
-    def look_back(self, context: Context, span: Span) -> None:
-        """Context is of whole finals, and the recognizer has all its sound."""
+    def look_back(self, context: UtteranceContext, span: Span) -> None:
+        """Context is of whole finals, and the recognizer has all its audio."""
         assert span.start_ms - self.style.context_ms <= context.start_ms < span.start_ms
         assert span.end_ms - context.start_ms <= self.endpointing.most_ms
         stretch = range(context.start_ms, span.start_ms, FRAME_MS)
-        spoken = [self.sound[at] for at in stretch if self.spoken[self.sound[at]]]
+        spoken = [self.received[at] for at in stretch if self.spoken[self.received[at]]]
         before = [final for final in self.finals if final.span.start_ms >= context.start_ms]
         assert before[0].span.start_ms == context.start_ms
         assert context.text == "".join(segment.text for f in before for segment in f.segments)
-        told = [int(word) for word in context.text.split()]
-        assert told == [number for number in spoken if number in told]
+        words = [int(word) for word in context.text.split()]
+        assert words == [number for number in spoken if number in words]
         assert all(final.setup == before[-1].setup for final in before)
 
     def settle(self) -> None:
@@ -151,7 +151,7 @@ class World:
             self.answer()
 
     def lose(self) -> None:
-        """The recognizer dies, with all that it was asked."""
+        """The recognizer is lost, with its pending orders."""
         self.waiting = [order for order in self.waiting if isinstance(order, Attach)]
         if not self.waiting:
             self.session.lost("killed")
@@ -171,16 +171,16 @@ class World:
 
     @property
     def said(self) -> list[int]:
-        """The frames in which somebody was heard, by the finals."""
+        """The frames with recognized speech, from the finals."""
         return [int(word) for final in self.finals for word in final.text.split()]
 
 
-def told(*runs: tuple[bool, int]) -> list[bool]:
+def speech_frames(*runs: tuple[bool, int]) -> list[bool]:
     """Speech or silence, for so many frames each."""
     return [spoken for spoken, count in runs for _ in range(count)]
 
 
-def worth_hearing(spoken: Sequence[bool], endpointing: Endpointing = SHORT) -> list[int]:
+def worth_recognizing(spoken: Sequence[bool], endpointing: Endpointing = SHORT) -> list[int]:
     """The frames of speech in utterances with enough of it."""
     most = -(-endpointing.silence_ms // FRAME_MS)
     utterances: list[list[int]] = []
@@ -210,11 +210,11 @@ def play(world: World, pieces: Iterable[bytes]) -> None:
     world.settle()
 
 
-def cut_up(sound: bytes, random: randomness.Random) -> Iterable[bytes]:
+def cut_up(audio_bytes: bytes, random: randomness.Random) -> Iterable[bytes]:
     at = 0
-    while at < len(sound):
+    while at < len(audio_bytes):
         size = random.choice((1, 7, 640, 1023, 1025, 3200, 40_000))
-        yield sound[at : at + size]
+        yield audio_bytes[at : at + size]
         at += size
 
 
@@ -222,21 +222,21 @@ def cut_up(sound: bytes, random: randomness.Random) -> Iterable[bytes]:
 @example([(True, 40)] * 12, 1, ANEW)
 @example([(True, 40)] * 12, 1, WITH_CONTEXT)
 @example([(True, 40)] * 12, 2, ONWARDS)
-def test_all_that_is_said_is_told_once_and_in_order_however_the_sound_comes_in(
+def test_all_speech_is_emitted_once_and_in_order_however_the_audio_arrives(
     parts: list[tuple[bool, int]], seed: int, style: Style
 ) -> None:
-    spoken, random = told(*parts), seeded(seed)
+    spoken, random = speech_frames(*parts), seeded(seed)
     world = World(spoken, random, style)
     play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
     assert world.session.is_over
-    assert world.said == worth_hearing(spoken)
+    assert world.said == worth_recognizing(spoken)
 
 
 @given(runs, st.integers(0, 2**32), st.sampled_from(STYLES))
 def test_finals_do_not_overlap_and_every_message_has_the_next_number(
     parts: list[tuple[bool, int]], seed: int, style: Style
 ) -> None:
-    spoken, random = told(*parts), seeded(seed)
+    spoken, random = speech_frames(*parts), seeded(seed)
     world = World(spoken, random, style)
     play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
     for before, after in pairwise(world.finals):
@@ -253,7 +253,7 @@ def test_finals_do_not_overlap_and_every_message_has_the_next_number(
 def test_nothing_is_lost_with_a_recognizer(
     parts: list[tuple[bool, int]], seed: int, data: st.DataObject
 ) -> None:
-    spoken, random = told(*parts), seeded(seed)
+    spoken, random = speech_frames(*parts), seeded(seed)
     world = World(spoken, random, data.draw(st.sampled_from(STYLES)))
     # At most once an utterance: who loses it twice over the same words gives them up.
     deaths = data.draw(st.integers(0, 1))
@@ -271,14 +271,14 @@ def test_nothing_is_lost_with_a_recognizer(
     world.take()
     world.settle()
     assert world.session.is_over
-    assert world.said == worth_hearing(spoken)
+    assert world.said == worth_recognizing(spoken)
 
 
 @given(runs, st.integers(0, 2**32), st.data())
 def test_a_switch_splits_the_stream_where_it_was_asked_for(
     parts: list[tuple[bool, int]], seed: int, data: st.DataObject
 ) -> None:
-    spoken, random = told(*parts), seeded(seed)
+    spoken, random = speech_frames(*parts), seeded(seed)
     world = World(spoken, random)
     at = data.draw(st.integers(0, len(spoken)))
     for number in range(len(spoken)):
@@ -297,9 +297,9 @@ def test_a_switch_splits_the_stream_where_it_was_asked_for(
         for final in world.finals:
             by_the_second = {int(word) >= at for word in final.text.split()}
             assert by_the_second == {final.setup == ENGLISH}
-    heard = worth_hearing(spoken)
-    assert world.said == [number for number in heard if number in world.said]
-    assert len(set(heard) - set(world.said)) < 6 + len(heard) // 20
+    recognized = worth_recognizing(spoken)
+    assert world.said == [number for number in recognized if number in world.said]
+    assert len(set(recognized) - set(world.said)) < 6 + len(recognized) // 20
 
 
 def contexts(world: World) -> list[str | None]:
@@ -326,29 +326,31 @@ def counted(*numbers: int) -> str:
     return "".join(f" {number}" for number in numbers)
 
 
-def test_an_utterance_is_heard_with_what_was_told_just_before_it() -> None:
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12), (True, 10), (False, 12))
+def test_an_utterance_is_recognized_with_the_preceding_finals_as_context() -> None:
+    spoken = speech_frames(
+        (True, 10), (False, 12), (True, 10), (False, 12), (True, 10), (False, 12)
+    )
     first, second = counted(*range(10)), counted(*range(22, 32))
     assert contexts(played(spoken)) == [None, first, first + second]
     assert contexts(played(spoken, ANEW)) == [None, None, None]
 
 
-def test_only_so_much_is_heard_again_as_is_of_use() -> None:
-    spoken = told(*[(True, 20), (False, 12)] * 3)  # a second each
+def test_context_is_limited_to_what_the_engine_can_use() -> None:
+    spoken = speech_frames(*[(True, 20), (False, 12)] * 3)  # a second each
     assert contexts(played(spoken)) == [None, counted(*range(20)), counted(*range(32, 52))]
 
 
 def test_after_a_long_pause_nothing_of_what_was_said_is_kept() -> None:
-    spoken = told((True, 10), (False, 200), (True, 10), (False, 12))
+    spoken = speech_frames((True, 10), (False, 200), (True, 10), (False, 12))
     far = replace(WITH_CONTEXT, context_ms=20_000)
     world = World(spoken, style=far)
     play(world, map(frame, range(len(spoken))))
     assert contexts(world) == [None, None]
-    assert len(world.sound) < 60
+    assert len(world.received) < 60
 
 
-def test_what_another_recognizer_heard_is_no_context() -> None:
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+def test_finals_of_another_recognizer_are_no_context() -> None:
+    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
     world = World(spoken, style=WITH_CONTEXT)
     world.settle()
     for number in range(len(spoken)):
@@ -363,12 +365,12 @@ def test_what_another_recognizer_heard_is_no_context() -> None:
 
 def test_what_was_in_doubt_is_no_context() -> None:
     class Unsure(World):
-        def hear(self, asked: Hear) -> Hypothesis:
-            heard = super().hear(asked)
-            doubted = (replace(each, flags=("low_confidence",)) for each in heard.segments)
-            return replace(heard, segments=tuple(doubted))
+        def recognize(self, asked: Recognize) -> Hypothesis:
+            recognized = super().recognize(asked)
+            doubted = (replace(each, flags=("low_confidence",)) for each in recognized.segments)
+            return replace(recognized, segments=tuple(doubted))
 
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
     world = Unsure(spoken, style=WITH_CONTEXT)
     play(world, map(frame, range(len(spoken))))
     assert len(world.finals) == 2
@@ -376,7 +378,7 @@ def test_what_was_in_doubt_is_no_context() -> None:
 
 
 def test_context_outlives_the_recognizer() -> None:
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
     world = World(spoken, style=WITH_CONTEXT)
     world.settle()
     for number in range(len(spoken)):
@@ -388,8 +390,8 @@ def test_context_outlives_the_recognizer() -> None:
     assert contexts(world) == [None, counted(*range(10))]
 
 
-def test_what_failed_once_is_heard_without_context() -> None:
-    spoken = told((True, 10), (False, 12), (True, 10), (False, 12))
+def test_what_failed_once_is_recognized_without_context() -> None:
+    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
     world = World(spoken, style=WITH_CONTEXT)
     world.settle()
     for number in range(len(spoken)):
@@ -397,18 +399,18 @@ def test_what_failed_once_is_heard_without_context() -> None:
         world.take()
         while world.waiting:
             order = world.waiting[0]
-            if isinstance(order, Hear) and order.context is not None:
+            if isinstance(order, Recognize) and order.context is not None:
                 world.waiting.pop(0)
                 world.session.failed(order.ticket, "no memory")
                 world.take()
             else:
                 world.answer()
     assert [order.context for order in world.asked if order.alone and order.full] == [None]
-    assert world.said == worth_hearing(spoken)
+    assert world.said == worth_recognizing(spoken)
 
 
-def test_the_end_is_told_without_asking_again_where_all_was_heard_in_the_pause() -> None:
-    spoken = told((False, 10), (True, 30), (False, 10))
+def test_a_final_needs_no_request_if_all_was_recognized_in_the_pause() -> None:
+    spoken = speech_frames((False, 10), (True, 30), (False, 10))
     world = World(spoken)
     world.settle()
     for number in range(len(spoken)):
@@ -421,7 +423,7 @@ def test_the_end_is_told_without_asking_again_where_all_was_heard_in_the_pause()
 
 
 def test_an_engine_that_goes_on_is_asked_for_the_end_at_the_end() -> None:
-    spoken = told((False, 10), (True, 30), (False, 11))
+    spoken = speech_frames((False, 10), (True, 30), (False, 11))
     world = World(spoken, style=ONWARDS)
     world.settle()
     for number in range(len(spoken)):
@@ -432,11 +434,11 @@ def test_an_engine_that_goes_on_is_asked_for_the_end_at_the_end() -> None:
     assert len(world.finals) == 1
 
 
-def test_half_a_sample_waits_for_its_other_half_and_is_left_out_at_the_end() -> None:
-    spoken = told((True, 20), (False, 20))
+def test_half_a_sample_waits_for_its_other_half_and_is_dropped_at_the_end() -> None:
+    spoken = speech_frames((True, 20), (False, 20))
     world = World(spoken)
-    sound = b"".join(map(frame, range(40)))
-    play(world, [sound[:333], sound[333:334], sound[334:], b"\x01"])
+    audio_bytes = b"".join(map(frame, range(40)))
+    play(world, [audio_bytes[:333], audio_bytes[333:334], audio_bytes[334:], b"\x01"])
     assert world.said == list(range(20))
     assert world.session.is_over
 
@@ -448,17 +450,17 @@ def test_an_empty_stream_is_over_at_once() -> None:
     assert world.states == [State.LOADING, State.CLOSING, State.READY]
 
 
-def test_silence_is_told_of_with_nothing_and_kept_nowhere() -> None:
-    spoken = told((False, 2_000))
+def test_silence_emits_nothing_and_is_not_kept() -> None:
+    spoken = speech_frames((False, 2_000))
     world = World(spoken)
     play(world, map(frame, range(2_000)))
     assert not world.finals
     assert not world.partials
-    assert len(world.sound) < 100
+    assert len(world.received) < 100
 
 
 def test_a_client_may_end_an_utterance_itself() -> None:
-    spoken = told((True, 40))
+    spoken = speech_frames((True, 40))
     world = World(spoken)
     world.settle()
     for number in range(20):
@@ -475,15 +477,15 @@ def test_a_client_may_end_an_utterance_itself() -> None:
     assert world.said == list(range(40))
 
 
-def test_sound_that_ends_the_recognizer_twice_is_given_up_and_the_rest_goes_on() -> None:
-    spoken = told((True, 30), (False, 12), (True, 30), (False, 12))
+def test_audio_that_crashes_the_recognizer_twice_is_skipped_and_the_rest_continues() -> None:
+    spoken = speech_frames((True, 30), (False, 12), (True, 30), (False, 12))
     world = World(spoken)
     world.settle()
     for number in range(len(spoken)):
         world.session.audio(frame(number))
         world.take()
         while world.waiting and not (
-            isinstance(world.waiting[0], Hear) and world.waiting[0].utterance == 1
+            isinstance(world.waiting[0], Recognize) and world.waiting[0].utterance == 1
         ):
             world.answer()
         if world.waiting:
@@ -499,16 +501,16 @@ def test_sound_that_ends_the_recognizer_twice_is_given_up_and_the_rest_goes_on()
     assert world.states.count(State.RECOGNIZER_LOST) == world.states.count(State.RECOGNIZER_BACK)
 
 
-def test_what_failed_once_is_heard_alone() -> None:
-    world = World(told((True, 40)))
+def test_what_failed_once_is_recognized_alone() -> None:
+    world = World(speech_frames((True, 40)))
     world.settle()
     for number in range(12):
         world.session.audio(frame(number))
         world.take()
-        while world.waiting and not isinstance(world.waiting[0], Hear):
+        while world.waiting and not isinstance(world.waiting[0], Recognize):
             world.answer()
     first = world.waiting.pop(0)
-    assert isinstance(first, Hear)
+    assert isinstance(first, Recognize)
     assert not first.alone
     world.session.failed(first.ticket, "no memory")
     world.take()
@@ -519,30 +521,30 @@ def test_what_failed_once_is_heard_alone() -> None:
 
 
 def test_an_answer_that_comes_too_late_changes_nothing() -> None:
-    world = World(told((True, 40)))
+    world = World(speech_frames((True, 40)))
     world.settle()
     for number in range(20):
         world.session.audio(frame(number))
         world.take()
-        while world.waiting and not isinstance(world.waiting[0], Hear):
+        while world.waiting and not isinstance(world.waiting[0], Recognize):
             world.answer()
     late = world.waiting[0]
-    assert isinstance(late, Hear)
+    assert isinstance(late, Recognize)
     world.lose()
     before = list(world.events)
-    world.session.heard(late.ticket, Hypothesis((Segment(Span(0, 10), " late"),)))
+    world.session.recognized(late.ticket, Hypothesis((Segment(Span(0, 10), " late"),)))
     world.take()
     assert world.events == before
 
 
-def test_a_stream_does_not_end_before_its_finals_are_judged() -> None:
+def test_a_stream_does_not_end_before_its_finals_are_moderated() -> None:
     session = Session(VIETNAMESE, SHORT, moderated=True)
     session.attached(ANEW)
     session.audio(b"".join(map(frame, range(20))))
     session.finish()
-    session.judged(0, [0.9] * 20)
-    (asked,) = (out for out in session.take() if isinstance(out, Hear))
-    session.heard(asked.ticket, Hypothesis((Segment(Span(0, 640), " a"),)))
+    session.speech(0, [0.9] * 20)
+    (asked,) = (out for out in session.take() if isinstance(out, Recognize))
+    session.recognized(asked.ticket, Hypothesis((Segment(Span(0, 640), " a"),)))
     (final,) = (out for out in session.take() if isinstance(out, Final))
     assert not session.is_over
     session.moderated(final.seq, final.segments, BY)
@@ -550,8 +552,8 @@ def test_a_stream_does_not_end_before_its_finals_are_judged() -> None:
     assert [type(event) for event in session.take()] == [Detections]
 
 
-def test_a_switch_to_what_is_heard_already_does_nothing() -> None:
-    world = World(told((True, 5)))
+def test_a_switch_to_the_current_recognizer_does_nothing() -> None:
+    world = World(speech_frames((True, 5)))
     world.settle()
     world.session.switch(VIETNAMESE)
     world.take()
@@ -569,7 +571,7 @@ def test_endpointing_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> No
 
 
 def test_utterances_are_made_of_speech_and_a_little_around_it() -> None:
-    spoken = told((False, 30), (True, 20), (False, 30), (True, 20), (False, 30))
+    spoken = speech_frames((False, 30), (True, 20), (False, 30), (True, 20), (False, 30))
     world = World(spoken)
     play(world, map(frame, range(len(spoken))))
     spans = [

@@ -7,7 +7,7 @@ import pytest
 from common.asr import guards
 from common.domain.transcript import Transcript
 from common.domain.values import Chunk, Segment, Span, Window
-from worker.steps.merge import DOUBTFUL_TEXT, NOT_HEARD, TOO_SHORT, text_warnings
+from worker.steps.merge import DOUBTFUL_TEXT, NO_TEXT, TOO_SHORT, text_warnings
 
 SURE = Segment(Span(0, 400), " Yes.", flags=(guards.RETRIED,))
 DOUBTFUL = Segment(Span(0, 400), " Yes.", flags=(guards.LOW_CONFIDENCE,))
@@ -19,12 +19,12 @@ DOUBTFUL = Segment(Span(0, 400), " Yes.", flags=(guards.LOW_CONFIDENCE,))
         (96, (), [TOO_SHORT]),
         (96, (SURE,), [TOO_SHORT]),
         (96, (DOUBTFUL,), [TOO_SHORT, DOUBTFUL_TEXT]),
-        (300, (), [NOT_HEARD]),
+        (300, (), [NO_TEXT]),
         (300, (SURE,), []),
         (300, (DOUBTFUL,), [DOUBTFUL_TEXT]),
         (300, (DOUBTFUL, SURE), []),
-        (9_000, (), [NOT_HEARD]),
-        (0, (), []),  # the plan says that nobody speaks
+        (9_000, (), [NO_TEXT]),
+        (0, (), []),  # the plan found no speech
     ],
 )
 def test_a_text_that_is_missing_or_doubtful_has_a_warning(

@@ -23,7 +23,7 @@ class Arrival:
 
 
 @dataclass(slots=True)
-class Job:
+class QueuedJob:
     arrival: Arrival
     left: int
     in_hand: int = 0
@@ -51,7 +51,7 @@ class Simulation:
     workers: int
     coming: list[Arrival]
     lines: Lines = field(default_factory=Lines)
-    jobs: dict[int, Job] = field(default_factory=dict)
+    jobs: dict[int, QueuedJob] = field(default_factory=dict)
     busy: list[tuple[int, int]] = field(default_factory=list)
     now: int = 0
 
@@ -72,7 +72,7 @@ class Simulation:
         while self.coming and self.coming[0].at <= self.now:
             arrival = self.coming.pop(0)
             number = len(self.jobs)
-            self.jobs[number] = Job(arrival, arrival.chunks)
+            self.jobs[number] = QueuedJob(arrival, arrival.chunks)
             self.lines.join(number, arrival.tenant, arrival.priority, arrival.chunks)
             self.bind(number)
 
@@ -221,7 +221,7 @@ KNOWN = {"parts_known": True, "parts_total": 36}
         ({"units_total": 600_000, "parts_known": True, "parts_total": 1}, 1),
     ],
 )
-def test_what_is_left_of_a_job(known: dict[str, int | None], turns: int) -> None:
+def test_the_remaining_turns_of_a_job(known: dict[str, int | None], turns: int) -> None:
     new: dict[str, int] = {"units_done": 0, "parts_total": 0, "parts_known": False, "rounds": 1}
     assert turns_left(units_a_part=30_000, **new | known) == turns  # type: ignore[arg-type]
 

@@ -13,14 +13,14 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from common.domain.webhooks import (
     MAX_RETRY_AFTER_S,
+    AttemptResult,
     Secret,
-    Verdict,
     good,
     next_delay_s,
+    result_of,
     retry_after_s,
     rotated,
     signed_headers,
-    verdict_on,
     webhook_id,
 )
 from common.settings import WebhookSettings
@@ -97,23 +97,23 @@ def test_a_message_has_one_id_however_often_it_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "verdict"),
+    ("status", "result"),
     [
-        (200, Verdict.DELIVERED),
-        (204, Verdict.DELIVERED),
-        (301, Verdict.REFUSED),
-        (307, Verdict.REFUSED),
-        (400, Verdict.REFUSED),
-        (404, Verdict.REFUSED),
-        (408, Verdict.AGAIN),
-        (410, Verdict.GONE),
-        (429, Verdict.AGAIN),
-        (500, Verdict.AGAIN),
-        (503, Verdict.AGAIN),
+        (200, AttemptResult.DELIVERED),
+        (204, AttemptResult.DELIVERED),
+        (301, AttemptResult.REFUSED),
+        (307, AttemptResult.REFUSED),
+        (400, AttemptResult.REFUSED),
+        (404, AttemptResult.REFUSED),
+        (408, AttemptResult.AGAIN),
+        (410, AttemptResult.GONE),
+        (429, AttemptResult.AGAIN),
+        (500, AttemptResult.AGAIN),
+        (503, AttemptResult.AGAIN),
     ],
 )
-def test_what_a_receivers_answer_leads_to(status: int, verdict: Verdict) -> None:
-    assert verdict_on(status) is verdict
+def test_what_a_receivers_answer_leads_to(status: int, result: AttemptResult) -> None:
+    assert result_of(status) is result
 
 
 @given(st.integers(1, 4), st.floats(0, 1, exclude_max=True))

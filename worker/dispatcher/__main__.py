@@ -1,4 +1,4 @@
-"""Runs the dispatcher, and beside it the cleanup and the delivery of webhook messages."""
+"""Runs the dispatcher, the cleanup and the webhook sender in one process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from worker.dispatcher.dispatcher import Dispatcher
 from worker.dispatcher.webhooks import build_webhook_sender
 
 LONGEST_END_S = 9
-"""After a signal to stop it ends within so many seconds."""
+"""The process exits at most so many seconds after a signal to stop."""
 
 
 def main() -> None:
-    """Dispatch until told to stop (SIGTERM, SIGINT)."""
+    """Dispatch until SIGTERM or SIGINT."""
     try:
         settings = load_settings()
         set_up_logging(settings.log, "dispatcher")
@@ -42,7 +42,7 @@ def main() -> None:
         raise SystemExit(1) from None
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        # Whatever holds it then, as a server that hangs may: nothing is lost by an end like that.
+        # A hung server may block the exit. Nothing is lost by this one.
         signal.alarm(LONGEST_END_S)
         dispatcher.stop()
 

@@ -1,4 +1,4 @@
-"""The cleanup: clears away what nobody needs any more, and proves what was deleted."""
+"""The cleanup: removes expired and abandoned data, and verifies deletions."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from worker.dispatcher.pace import Pace
 
 CLEAN_S = 1.0
 IDLE_POLL_S = 10.0
-"""How soon due work is found whose notification got lost."""
+"""The polling interval, should a notification be lost."""
 TIDY_S = 3600.0
-"""It lists the results there are, and over S3 all recordings."""
+"""How often all results are listed, and over S3 all recordings."""
 PAUSE_S = 5.0
-"""After something went wrong."""
+"""The pause after an error."""
 STOP_GRACE_S = 3.0
 BATCH = 100
-SIGN_OF_LIFE_S = 30.0
-"""After an outage streams are given this long to be heard of: nobody could be while it lasted."""
+OUTAGE_GRACE_S = 30.0
+"""How long streams may take after an outage to send a heartbeat, which none could before."""
 ABANDONED_S = 3600.0
-"""An upload that has not grown for this long has nobody behind it any more."""
+"""An upload that has not grown for this long is abandoned."""
 
 
 class Cleanup:
-    """Runs in a thread of the dispatcher's process, so that a slow storage holds up no step."""
+    """Runs in a thread of the dispatcher's process, so that a slow storage delays no step."""
 
     def __init__(
         self, cleaning: Cleaning, storage: Storage, events: Events, *, upload_wait_s: float
@@ -45,21 +45,21 @@ class Cleanup:
         self._storage = storage
         self._events = events
         self._upload_wait_s = upload_wait_s
-        self._silence_counts_from = 0.0
+        self._streams_expire_from = 0.0
         self._pace = Pace(IDLE_POLL_S)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cleanup", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look soon for what is due; called from any thread."""
+        """Check soon for due work; may be called from any thread."""
         self._pace.wake()
 
     def stop(self) -> None:
-        """End, after what is in hand, unless that takes long: it can be done again."""
+        """Stop after the current task, or after `STOP_GRACE_S`: every task can be repeated."""
         self._stopping.set()
         self._pace.wake()
         self._thread.join(STOP_GRACE_S)
@@ -80,37 +80,41 @@ class Cleanup:
                     tidied = time.monotonic()
                 pause_s = CLEAN_S
             except Transient as error:
-                logger.warning("cleaning waits for a service to come back: {}", error)
-                self._silence_counts_from = time.monotonic() + SIGN_OF_LIFE_S
+                logger.warning("cleanup waits for a service: {}", error)
+                self._streams_expire_from = time.monotonic() + OUTAGE_GRACE_S
                 pause_s = PAUSE_S
-            except Exception:  # what it is must not end all cleaning
-                logger.exception("cleaning failed")
+            except Exception:  # no error may end the cleanup
+                logger.exception("cleanup failed")
                 pause_s = PAUSE_S
 
     def clean(self) -> None:
-        """Do what Postgres says is due."""
+        """Do what is due according to Postgres."""
         while self._cleaning.sweep(self._drop_chunks) and not self._stopping.is_set():
             continue
         for job_id in self._cleaning.cancel_unsent(self._upload_wait_s):
-            logger.info("job {job_id}: its recording was never sent", job_id=job_id)
+            logger.info("job {job_id}: cancelled, no recording was uploaded", job_id=job_id)
             self._events.job_changed(job_id)
         for job_id in self._cleaning.expired(BATCH):
             if (deleted := self._cleaning.expire(job_id)) is not None:
-                logger.info("job {job_id}: deleted, as its time was over", job_id=job_id)
+                logger.info("job {job_id}: deleted, its retention period is over", job_id=job_id)
                 self._events.job_changed(job_id)
                 self._erase(job_id, deleted.recording_id)
-        if time.monotonic() >= self._silence_counts_from:
+        if time.monotonic() >= self._streams_expire_from:
             for stream_id in self._cleaning.end_silent_streams():
-                logger.warning("stream {stream_id}: its gateway went silent", stream_id=stream_id)
+                logger.warning(
+                    "stream {stream_id}: ended, no heartbeat from its gateway", stream_id=stream_id
+                )
         while not self._stopping.is_set() and (expired := self._cleaning.expire_stream()):
-            logger.info("stream {stream_id}: deleted, as its time was over", stream_id=expired)
+            logger.info(
+                "stream {stream_id}: deleted, its retention period is over", stream_id=expired
+            )
         for deleted in self._cleaning.deleted(BATCH):
             if self._erase(deleted.job_id, deleted.recording_id) == 0:
-                logger.info("job {job_id}: nothing of it is left", job_id=deleted.job_id)
-                self._cleaning.proved(deleted.job_id)
+                logger.info("job {job_id}: erasure verified", job_id=deleted.job_id)
+                self._cleaning.verified(deleted.job_id)
 
     def tidy(self) -> None:
-        """Settle uploads that a gateway left behind, and what workers wrote too late."""
+        """Settle abandoned uploads, and erase what workers wrote after the end of a job."""
         for page in self._storage.unsettled(ABANDONED_S):
             committed = self._cleaning.committed_recordings(page)
             for recording_id in page:
@@ -118,7 +122,9 @@ class Cleanup:
         for made in get_args(Made):
             for page in self._storage.jobs_with(made):
                 for job_id in self._cleaning.missing(page):
-                    logger.warning("job {job_id}: erasing {} found late", made, job_id=job_id)
+                    logger.warning(
+                        "job {job_id}: erasing {} written after its deletion", made, job_id=job_id
+                    )
                     self._erase(job_id, None)
                 if made == "chunks":
                     self._cleaning.sweep_again(page)
@@ -128,7 +134,7 @@ class Cleanup:
             if committed:
                 self._storage.keep(recording_id)
             else:
-                logger.info("recording {}: its upload was never finished", recording_id)
+                logger.info("recording {}: discarded, its upload was not finished", recording_id)
                 self._storage.discard(recording_id)
         except Transient as error:
             logger.warning("recording {} cannot be settled now: {}", recording_id, error)
@@ -139,16 +145,18 @@ class Cleanup:
             for recording_id in self._cleaning.unfetched(job_id):
                 self._storage.discard(recording_id)
         except Transient as error:
-            logger.warning("job {job_id}: its sound cannot go now: {}", error, job_id=job_id)
+            logger.warning(
+                "job {job_id}: its chunks cannot be deleted now: {}", error, job_id=job_id
+            )
             return False
         return True
 
     def _erase(self, job_id: UUID, recording_id: UUID | None) -> int | None:
-        """How many files it was; None where it could not be done."""
+        """Erase the files of a job; returns how many there were, None on a failure."""
         try:
             erased = self._storage.erase(job_id, recording_id)
         except Transient as error:
-            logger.warning("job {job_id}: its files cannot go now: {}", error, job_id=job_id)
+            logger.warning("job {job_id}: its files cannot be erased now: {}", error, job_id=job_id)
             return None
         if erased.files:
             self._cleaning.erased(job_id, files=erased.files, size=erased.bytes)

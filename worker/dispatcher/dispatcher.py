@@ -1,8 +1,8 @@
-"""The dispatcher: hands steps to free workers in fair order, and sets right what went wrong.
+"""The dispatcher: hands steps to free workers in fair order, and rescues lost steps.
 
-It publishes no more steps than there are free workers. So the order is decided as late as it can
-be, and a short recording that comes in while a long one is under way is next, not behind the long
-one's chunks. Several may run at once: they only publish a little more than is needed.
+It publishes no more steps than there are free workers. So the order is decided as late as possible:
+a short recording submitted while a long one runs is next, and does not wait for the long one's
+chunks. Several dispatchers may run at once: they only publish a little more than is needed.
 """
 
 from __future__ import annotations
@@ -28,25 +28,23 @@ from common.redis.queue import StepQueue
 from worker.dispatcher.pace import Pace
 
 POLL_S = 0.5
-"""How soon work is found whose notification got lost, while there is other work."""
+"""The polling interval while there is work, should a notification be lost."""
 IDLE_POLL_S = 10.0
-"""The same while there is none."""
+"""The polling interval while there is no work."""
 IDLE_TICK_S = 1.0
 """How soon it then notices a request to stop."""
 RECONCILE_S = 1.0
 LOST_S = 2.0
-"""A doorbell in nobody's hands may be between two of them, but not for this long."""
+"""A message that is neither queued nor with a worker may be in transition, but not this long."""
 IN_TRANSIT_S = 10.0
-"""One taken by a worker that does not begin may wait for an engine to load, or for nothing."""
-LONGEST_END_S = 9
-"""It has ended so many seconds after it was told to."""
+"""The same for a message in the intermediate queue: its worker may be loading an engine."""
 OUTAGE_PAUSE_S = 1.0
 OUTAGE_GRACE_S = 5.0
-"""After an outage leases are given this long to be renewed: nobody could while it lasted."""
+"""How long workers may take after an outage to renew leases, which none could before."""
 
 
 class Dispatcher:
-    """Runs until `stop` is called; outages of Postgres and Redis are waited out."""
+    """Runs until `stop` is called, and through outages of Postgres and Redis."""
 
     def __init__(
         self,
@@ -56,22 +54,22 @@ class Dispatcher:
         job_timeout_s: float,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_change`` is called where a job may have changed, now and then more than once."""
+        """``on_change`` is called whenever a job may have changed."""
         self._steps = steps
         self._on_change = on_change
         self._redis = redis
-        self._doorbell = StepQueue(redis)
+        self._queue = StepQueue(redis)
         self._events = Events(redis)
         self._job_timeout_s = job_timeout_s
-        self._suspects: dict[str, float] = {}
-        self._leases_count_from = 0.0
+        self._missing_since: dict[str, float] = {}
+        self._leases_expire_from = 0.0
         self._stopping = threading.Event()
         self._name = presence.own_name()
-        self._told = self._reconciled = -inf
+        self._reported_at = self._reconciled_at = -inf
         self._pace = Pace(IDLE_POLL_S)
 
     def stop(self) -> None:
-        """Have `run` return soon."""
+        """Let `run` return soon."""
         self._stopping.set()
 
     def run(self) -> None:
@@ -88,29 +86,29 @@ class Dispatcher:
                     self._pace.wake()
                     while not self._stopping.is_set():
                         if self._pace.is_due():
-                            self._look()
-                        if time.monotonic() - self._told >= presence.HEARTBEAT_S:
+                            self._check()
+                        if time.monotonic() - self._reported_at >= presence.HEARTBEAT_S:
                             presence.report_dispatcher(self._redis, self._name)
-                            self._told = time.monotonic()
+                            self._reported_at = time.monotonic()
                         self._wait(wake_ups)
             except (Transient, RedisError) as error:
                 trouble = redis_trouble(error) if isinstance(error, RedisError) else error
-                logger.warning("waiting for a service to come back: {}", trouble)
-                self._leases_count_from = time.monotonic() + OUTAGE_GRACE_S
+                logger.warning("waiting for a service: {}", trouble)
+                self._leases_expire_from = time.monotonic() + OUTAGE_GRACE_S
                 self._stopping.wait(OUTAGE_PAUSE_S)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if not self._steps.any_open():
             self._pace.rest()
             return
         self._pace.hurry()
         self.dispatch()
-        if time.monotonic() - self._reconciled >= RECONCILE_S:
-            self._reconciled = time.monotonic()
+        if time.monotonic() - self._reconciled_at >= RECONCILE_S:
+            self._reconciled_at = time.monotonic()
             self.reconcile()
 
     def _wait(self, wake_ups: PubSub) -> None:
-        """Wait for a notification, for one tick, and take along those that came with it."""
+        """Wait for notifications, at most one polling interval, and handle all of them."""
         message = wake_ups.get_message(timeout=POLL_S if self._pace.hurries else IDLE_TICK_S)
         while message is not None:
             if message["channel"] == WORK_CHANNEL.encode():
@@ -119,42 +117,42 @@ class Dispatcher:
             message = wake_ups.get_message(timeout=0)
 
     def dispatch(self) -> int:
-        """Publish steps for the workers that are free; how many it was."""
-        # A worker that Redis has forgotten registers again within seconds; until then, one.
-        workers = max(1, self._doorbell.live_workers())
+        """Publish steps for the free workers; returns how many."""
+        # After Redis lost its data, workers register again within seconds; until then, assume one.
+        workers = max(1, self._queue.live_workers())
         free = max(0, workers - self._steps.handed_out())
-        return self._steps.publish(free, self._doorbell.publish, limited=max(1, workers // 2))
+        return self._steps.publish(free, self._queue.publish, limited=max(1, workers // 2))
 
     def reconcile(self) -> None:
-        """Take back steps of silent workers, ring lost doorbells again, end overdue jobs."""
-        if time.monotonic() >= self._leases_count_from:
+        """Rescue steps with expired leases, republish lost messages, fail overdue jobs."""
+        if time.monotonic() >= self._leases_expire_from:
             self._reclaim()
-        self._ring_again()
+        self._republish_lost()
         if self._job_timeout_s:
             for job_id in self._steps.fail_overdue_jobs(self._job_timeout_s):
-                logger.warning("job {job_id}: ran into JOB_TIMEOUT", job_id=job_id)
+                logger.warning("job {job_id}: failed, it exceeded JOB_TIMEOUT", job_id=job_id)
                 self._events.job_changed(job_id)
 
     def _reclaim(self) -> None:
         for job_id in self._steps.reclaim_expired():
-            logger.warning("job {job_id}: a silent worker lost its step", job_id=job_id)
+            logger.warning("job {job_id}: the lease of a step expired", job_id=job_id)
             self._events.job_changed(job_id)
 
-    def _ring_again(self) -> None:
+    def _republish_lost(self) -> None:
         published = self._steps.published()
-        doorbells = {doorbell: step_id for step_id, doorbell in published}
-        silent = self._doorbell.lost(list(doorbells)) if doorbells else set()
+        steps = {rq_job_id: step_id for step_id, rq_job_id in published}
+        missing = self._queue.lost(list(steps)) if steps else set()
         now = time.monotonic()
-        self._suspects = {bell: self._suspects.get(bell, now) for bell in silent}
-        in_transit = self._doorbell.in_transit() if silent else set()
+        self._missing_since = {it: self._missing_since.get(it, now) for it in missing}
+        in_transit = self._queue.in_transit() if missing else set()
         lost = [
-            bell
-            for bell, since in self._suspects.items()
-            if now - since > (IN_TRANSIT_S if bell in in_transit else LOST_S)
+            rq_job_id
+            for rq_job_id, since in self._missing_since.items()
+            if now - since > (IN_TRANSIT_S if rq_job_id in in_transit else LOST_S)
         ]
         if lost:
-            logger.warning("{} doorbell(s) were lost and are rung again", len(lost))
-            self._steps.publish_again(doorbells[bell] for bell in lost)
+            logger.warning("{} message(s) were lost: publishing their steps again", len(lost))
+            self._steps.publish_again(steps[rq_job_id] for rq_job_id in lost)
 
 
 def _wake_ups(redis: Redis) -> PubSub:

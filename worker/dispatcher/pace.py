@@ -1,4 +1,4 @@
-"""How often a loop of the dispatcher asks Postgres: seldom, where there is nothing to do."""
+"""How often a loop of the dispatcher queries Postgres: seldom while there is no work."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ import time
 
 
 class Pace:
-    """When a loop is to look for work.
+    """Decides when a loop checks for work.
 
-    ``idle_s`` is how long it rests where there is nothing to do, unless it is woken; more or less,
-    so that several loops do not go in step.
+    ``idle_s`` is the interval while there is no work, unless the loop is woken. It varies by a
+    fifth, so that several loops do not run in step.
     """
 
     def __init__(self, idle_s: float) -> None:
         self._idle_s = idle_s
         self._woken = threading.Event()
-        self._look_at = 0.0
+        self._next_at = 0.0
 
     def wake(self) -> None:
-        """Look now; called from any thread."""
+        """Check now; may be called from any thread."""
         self._woken.set()
 
     def wait(self) -> None:
-        """Return when it is time to look."""
-        self._woken.wait(max(0.0, self._look_at - time.monotonic()))
+        """Wait until the next check is due."""
+        self._woken.wait(max(0.0, self._next_at - time.monotonic()))
 
     def is_due(self) -> bool:
-        """Whether to look now."""
+        """Whether to check now."""
         if self._woken.is_set():
             self._woken.clear()
             return True
-        return time.monotonic() >= self._look_at
+        return time.monotonic() >= self._next_at
 
     @property
     def hurries(self) -> bool:
-        """Whether there was work when it looked last."""
-        return self._look_at == 0.0
+        """Whether the last check found work."""
+        return self._next_at == 0.0
 
     def hurry(self) -> None:
-        """There is work: look again at once."""
-        self._look_at = 0.0
+        """There is work: check again at once."""
+        self._next_at = 0.0
 
     def rest(self, due_s: float | None = None) -> None:
-        """There is nothing to do, or not for ``due_s`` seconds."""
+        """There is no work, or none for ``due_s`` seconds."""
         pause_s = self._idle_s * random.uniform(0.8, 1.2)  # noqa: S311 - it only spreads the load
-        self._look_at = time.monotonic() + (pause_s if due_s is None else min(pause_s, due_s))
+        self._next_at = time.monotonic() + (pause_s if due_s is None else min(pause_s, due_s))

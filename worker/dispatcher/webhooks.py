@@ -1,7 +1,7 @@
-"""The sender: sends webhook messages, from a thread of the dispatcher's process.
+"""The webhook sender, a thread of the dispatcher's process.
 
-It only asks Postgres what is due. Several couriers, one in each dispatcher, share the work; what
-one had in hand when it was killed is sent again by another once its lease has ended.
+It finds due messages in Postgres. Several senders, one in each dispatcher, share the work. After a
+sender was killed, another one sends its messages again when their leases have expired.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from common.db.vault import Vault
 from common.db.webhooks import Deliveries, Outcome, Sending
 from common.domain.webhooks import (
     RETRY_AFTER,
-    Verdict,
+    AttemptResult,
+    result_of,
     retry_after_s,
     signed_headers,
-    verdict_on,
 )
 from common.errors import SecretsLocked, Unavailable, UrlRefused
 from common.net.egress import Egress, Outbound, parse_url
@@ -33,27 +33,27 @@ from worker.dispatcher.pace import Pace
 
 POLL_S = 0.5
 IDLE_POLL_S = 10.0
-"""How soon a due message is found whose notification got lost."""
+"""The polling interval, should a notification be lost."""
 OUTAGE_PAUSE_S = 1.0
 PRUNE_S = 60.0
 STOP_GRACE_S = 3.0
-"""How long messages under way may still take when the dispatcher is to stop."""
+"""How long requests may still take when the dispatcher stops."""
 RELEASE_S = 2.0
-"""How long it may take to give them back; if it takes longer, their leases end by themselves."""
+"""How long releasing their messages may take; if it takes longer, their leases expire."""
 LEASE_MARGIN_S = 15.0
-"""Beyond the attempt's own limit: to record how it went, also over a short outage of Postgres."""
+"""The lease beyond the attempt's time limit: to record the outcome despite a short outage."""
 READ_BYTES = 64 << 10
 READ_S = 1.0
-"""Of an answer's body, which nobody looks at: hanging up in the middle may look like a failure."""
+"""The limits for reading a response, which is ignored: closing early may look like a failure."""
 LONGEST_ERROR = 200
 USER_AGENT = "Stenopool-Webhooks/1"
 
 
 def build_webhook_sender(settings: Settings) -> WebhookSender:
-    """A sender, over a pool of connections of its own.
+    """A sender with its own pool of connections.
 
     Raises:
-        SetupProblem: the settings are not complete, or mean nothing.
+        SetupProblem: the settings are incomplete or invalid.
     """
     database = Database(database_url(settings), pool_size=settings.database.pool_size)
     deliveries = deliveries_for(database, settings.webhook, Vault(settings.key.for_secrets))
@@ -61,7 +61,7 @@ def build_webhook_sender(settings: Settings) -> WebhookSender:
 
 
 def deliveries_for(database: Database, settings: WebhookSettings, vault: Vault) -> Deliveries:
-    """The messages, claimed for as long as ``settings`` let an attempt take."""
+    """The messages, claimed for the longest attempt that ``settings`` allow."""
     return Deliveries(
         database,
         lease_s=settings.timeout + LEASE_MARGIN_S,
@@ -73,7 +73,7 @@ def deliveries_for(database: Database, settings: WebhookSettings, vault: Vault) 
 
 
 class WebhookSender:
-    """Runs from `start` to `stop`; outages of Postgres are waited out."""
+    """Runs from `start` to `stop`, and through outages of Postgres."""
 
     def __init__(
         self,
@@ -92,15 +92,15 @@ class WebhookSender:
         self._pace = Pace(idle_poll_s)
 
     def start(self) -> None:
-        """Begin to send what is due."""
+        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:
-        """Look soon whether there is something to send; called from any thread."""
+        """Check soon for due messages; may be called from any thread."""
         self._pace.wake()
 
     def stop(self) -> None:
-        """Send nothing more; returns when nothing is under way, or was given back, or soon."""
+        """Send no new message; finish or release those being sent, within a few seconds."""
         self._stopping.set()
         self._pace.wake()
         self._thread.join(STOP_GRACE_S + RELEASE_S)
@@ -109,8 +109,8 @@ class WebhookSender:
         while not self._stopping.is_set():
             try:
                 asyncio.run(self._run())
-            except Exception:  # whatever it is, messages must not wait for the next start
-                logger.exception("sending messages broke off")
+            except Exception:  # no error may stop the sender
+                logger.exception("the webhook sender failed: restarting it")
                 self._stopping.wait(OUTAGE_PAUSE_S)
 
     async def _run(self) -> None:
@@ -122,10 +122,10 @@ class WebhookSender:
                 if not under_way and not self._stopping.is_set():
                     await asyncio.to_thread(self._pace.wait)
                 under_way = await _settled(under_way, POLL_S, asyncio.FIRST_COMPLETED)
-            left = await _settled(under_way, STOP_GRACE_S, asyncio.ALL_COMPLETED)
-            for task in left:
+            unfinished = await _settled(under_way, STOP_GRACE_S, asyncio.ALL_COMPLETED)
+            for task in unfinished:
                 task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def _claim(self, limit: int) -> list[Sending]:
         try:
@@ -142,7 +142,7 @@ class WebhookSender:
             self._pace.hurry()
             claimed = await asyncio.to_thread(self._deliveries.claim, limit)
         except Unavailable as error:
-            logger.warning("no message can be sent: {}", error)
+            logger.warning("due messages cannot be read: {}", error)
             await asyncio.sleep(OUTAGE_PAUSE_S)
             return []
         return claimed
@@ -151,14 +151,14 @@ class WebhookSender:
         try:
             outcome = await attempt(outbound, sending, self._settings.timeout)
         except asyncio.CancelledError:
-            with suppress(Unavailable):  # else the lease ends by itself
+            with suppress(Unavailable):  # otherwise its lease expires
                 await asyncio.to_thread(self._deliveries.release, sending)
             raise
         logger.info(
             "message {} attempt {}: {} in {} ms ({})",
             sending.delivery_id,
             sending.attempt,
-            outcome.verdict,
+            outcome.result,
             outcome.duration_ms,
             outcome.error or outcome.status_code,
         )
@@ -176,11 +176,11 @@ class WebhookSender:
 
 
 async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Outcome:
-    """Send a message once; whatever goes wrong is part of the outcome."""
+    """Send a message once; the outcome includes any error."""
     if not sending.secrets:
         locked = str(SecretsLocked())
         logger.error("message {}: {}", sending.delivery_id, locked)
-        return Outcome(Verdict.AGAIN, None, locked, 0)
+        return Outcome(AttemptResult.AGAIN, None, locked, 0)
     started = time.monotonic()
     body = sending.payload.encode()
     headers = {
@@ -188,42 +188,42 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
         "user-agent": USER_AGENT,
         **signed_headers(sending.delivery_id, body, sending.secrets, datetime.now(UTC)),
     }
-    verdict, status, error, asked_s = Verdict.AGAIN, None, None, None
+    result, status, error, asked_s = AttemptResult.AGAIN, None, None, None
     try:
         async with (
             asyncio.timeout(timeout_s),
             outbound.send("POST", parse_url(sending.url), headers, body) as response,
         ):
             status = response.status
-            verdict, error = verdict_on(status), _complaint(status)
+            result, error = result_of(status), _error_of(status)
             if status in RETRY_AFTER:
                 asked_s = retry_after_s(_header(response, b"retry-after"), datetime.now(UTC))
-            await _hear_out(response)
+            await _drain(response)
     except UrlRefused as refusal:
-        verdict, error = Verdict.REFUSED, str(refusal)
+        result, error = AttemptResult.REFUSED, str(refusal)
     except (TimeoutError, httpcore.TimeoutException):
         error = error if status else f"no answer within {timeout_s:g} s"
     except (httpcore.NetworkError, httpcore.ProtocolError) as failure:
         error = error if status else (str(failure) or type(failure).__name__)[:LONGEST_ERROR]
-    except Exception as failure:  # whatever it is, it must not be tried for ever
-        logger.exception("message {}: its attempt broke off", sending.delivery_id)
+    except Exception as failure:  # no error may leave the message claimed
+        logger.exception("message {}: the attempt failed unexpectedly", sending.delivery_id)
         error = error if status else type(failure).__name__
     duration_ms = round((time.monotonic() - started) * 1000)
-    return Outcome(verdict, status, error, duration_ms, asked_s)
+    return Outcome(result, status, error, duration_ms, asked_s)
 
 
-async def _hear_out(response: httpcore.Response) -> None:
-    """Take in the rest of an answer, if it is short: the status has said it all."""
-    heard = 0
+async def _drain(response: httpcore.Response) -> None:
+    """Read a short response to its end; its content is ignored."""
+    read = 0
     with suppress(TimeoutError, httpcore.TimeoutException):
         async with asyncio.timeout(READ_S):
             async for part in response.aiter_stream():
-                heard += len(part)
-                if heard > READ_BYTES:
+                read += len(part)
+                if read > READ_BYTES:
                     return
 
 
-def _complaint(status: int) -> str | None:
+def _error_of(status: int) -> str | None:
     if 200 <= status < 300:
         return None
     if 300 <= status < 400:
@@ -241,13 +241,13 @@ def _header(response: httpcore.Response, name: bytes) -> str | None:
 async def _settled(
     tasks: set[asyncio.Task[None]], timeout_s: float, until: str
 ) -> set[asyncio.Task[None]]:
-    """Wait for tasks, for so long; returns those that go on. One that broke is logged."""
+    """Wait for tasks at most ``timeout_s``; returns those still running and logs failures."""
     if not tasks:
         if until == asyncio.FIRST_COMPLETED:
             await asyncio.sleep(timeout_s)
         return tasks
-    done, going_on = await asyncio.wait(tasks, timeout=timeout_s, return_when=until)
+    done, running = await asyncio.wait(tasks, timeout=timeout_s, return_when=until)
     for task in done:
         if error := task.exception():
-            logger.opt(exception=error).error("a message's attempt broke off")
-    return going_on
+            logger.opt(exception=error).error("the attempt at a message failed")
+    return running

@@ -1,4 +1,4 @@
-"""From a job's recording and stored request to what the audio path and the engines take."""
+"""Converts a job's recording and stored request to the inputs of audio code and engines."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from common.errors import NotFound, RecordingLost
 from worker.context import Context
 
 SLOWEST_ENGINE = 4.0
-"""An engine that takes more than this many times the length of the audio is taken for hung."""
+"""An engine that takes more than this many times the length of the audio counts as hung."""
 ADAPTER_REVISION = 3
-"""Raised when our own code changes what text comes out of the same sound and options."""
+"""Increased when our own code changes the text of the same audio and options."""
 
 
 def open_recording(context: Context, recording: Recording | None) -> BinaryIO:
-    """The recording of a job, to be read and closed.
+    """Open the recording of a job; the caller closes it.
 
     Raises:
-        RecordingLost: the storage does not have it.
+        RecordingLost: it is missing from the storage.
     """
-    assert recording is not None  # noqa: S101 - the phase that brings it comes first
+    assert recording is not None  # noqa: S101 - the phase that fetches it comes first
     try:
         return context.storage.open_recording(recording.id)
     except NotFound as error:
         raise RecordingLost from error
 
 
-def cut_anew(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
-    """The 16-bit PCM of a part of a recording, as planning cut it; decodes all that is before it.
+def cut_again(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
+    """The 16-bit PCM of a part of a recording, as planned; decodes everything before it.
 
     Raises:
         DecodeFailed, NotAudio: as `MonoDecoder`.
@@ -53,7 +53,7 @@ def cut_anew(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
 
 
 def part_of(decoding: MonoDecoder, part: Span) -> Iterator[NDArray[np.int16]]:
-    """The samples of a part of a recording; decodes all that is before it, and little behind it."""
+    """The samples of a part of a recording; decodes everything before it and little after it."""
     first, last = part.start_ms * SAMPLES_PER_MS, part.end_ms * SAMPLES_PER_MS
     for block in decoding:
         at = decoding.samples - len(block)
@@ -63,7 +63,7 @@ def part_of(decoding: MonoDecoder, part: Span) -> Iterator[NDArray[np.int16]]:
 
 
 def plan_options(cutting: Cutting) -> PlanOptions:
-    """How to cut, from what was asked for."""
+    """How to cut, from the stored options."""
     return PlanOptions(
         strategy=cutting.strategy,
         cut=CutOptions(
@@ -79,7 +79,7 @@ def plan_options(cutting: Cutting) -> PlanOptions:
 
 
 def decoding_options(job: Job, language: str) -> DecodingOptions:
-    """How to decode, from what was asked for and each engine's measured defaults."""
+    """How to decode, from the stored options and each engine's measured defaults."""
     asked = Options.from_json(job.options).decoding
     given: dict[str, Any] = {
         "language": language,
@@ -96,7 +96,7 @@ def decoding_options(job: Job, language: str) -> DecodingOptions:
 
 
 def decoding_identity(job: Job, weights_sha256: str, language: str) -> dict[str, Any]:
-    """Everything but the sound that a text depends on."""
+    """Everything but the audio that a text depends on."""
     return {
         "adapter": ADAPTER_REVISION,
         "engine": job.engine,
@@ -106,7 +106,7 @@ def decoding_identity(job: Job, weights_sha256: str, language: str) -> dict[str,
 
 
 def cut_samples(pcm: bytes, windows: Iterable[Window], chunk_audio: Span) -> list[Samples]:
-    """Each window's sound out of its chunk's 16-bit PCM, as the engines take it."""
+    """Each window's audio from its chunk's 16-bit PCM: mono float32 in [-1, 1) at 16 kHz."""
     cut = []
     for window in windows:
         audio = window.audio.shifted(-chunk_audio.start_ms)

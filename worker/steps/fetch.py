@@ -1,7 +1,6 @@
-"""Fetch: a recording from the URL it was submitted by, into the storage, as if it had been sent.
+"""Fetch: download a recording from its URL into the storage, as if it had been uploaded.
 
-What is told of it, in the job and in the logs, names the host and never the rest of the URL, whose
-query may be a signature.
+Errors and logs name the host and never the rest of the URL, whose query may be a signature.
 """
 
 from __future__ import annotations
@@ -43,26 +42,26 @@ FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 LONGEST_REASON = 200
 LOWEST_COPY_RATE = 5_000_000
-"""Bytes a second at which a recording that was fetched gets from here to the storage."""
+"""Bytes a second at which a fetched recording is copied to the storage."""
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-[0-9]+|\*)/([0-9]{1,18}|\*)")
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
-    """Fetch the recording of the claimed job; returns the step to go on with.
+    """Fetch the recording of the claimed job; returns the claim of the next step, if any.
 
     Raises:
-        FetchFailed, UrlRefused, TooLarge, NotAudio: for good.
-        FetchInterrupted, StaleClaim, StorageFull, Unavailable: as everywhere.
+        FetchFailed, UrlRefused, TooLarge, NotAudio: permanently.
+        FetchInterrupted, StaleClaim, StorageFull, Unavailable: as in every step.
     """
     started = time.monotonic()
     source = claim.job.source_url or ""
-    for attempt in range(1, claim.attempt):  # killed, they have left what they had
+    for attempt in range(1, claim.attempt):  # killed attempts left their files
         with_retries(context.storage.discard, fetched_id(claim.step_id, attempt))
     recording_id = fetched_id(claim.step_id, claim.attempt)
     path = context.storage.incoming(recording_id)
-    offered = False
+    committing = False
     try:
-        # Made before the claim is checked, and not again: what is erased with the job stays so.
+        # Created before the claim is checked, and never again: an erased file must not come back.
         context.storage.create(recording_id).close()
         with_retries(context.steps.check, claim)
         fetched = asyncio.run(_fetch(context, source, path))
@@ -81,22 +80,22 @@ def run(context: Context, claim: Claim) -> Claim | None:
         )
         with_retries(context.steps.check, claim)
         with_retries(context.storage.secure, recording_id)
-        offered = True
+        committing = True
         following = context.finish(claim, within=recording_fetched(recording))
     except BaseException:
-        # What may have been committed is not ours any more, but the dispatcher's, to settle.
-        if not (offered and with_retries(context.transcriptions.is_stored, recording_id)):
+        # The dispatcher settles a recording that may have been committed.
+        if not (committing and with_retries(context.transcriptions.is_stored, recording_id)):
             with suppress(Transient):
                 context.storage.discard(recording_id)
         raise
-    with suppress(Transient):  # whoever needs the file first moves it then
+    with suppress(Transient):  # otherwise its first reader moves it
         context.storage.keep(recording_id)
     logger.info("fetched {} bytes", fetched.size)
     return following
 
 
 def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
-    """How long it may take: its own limit, and the time to copy the file to the storage."""
+    """The time limit: that of the download, and the time to copy the file to the storage."""
     settings = context.settings
     copy_s = settings.upload.max_bytes / LOWEST_COPY_RATE
     return settings.chunk.timeout + settings.fetch.timeout + copy_s
@@ -123,15 +122,15 @@ async def _fetch(context: Context, source: str, path: Path) -> _Fetched:
 
 @dataclass(frozen=True, slots=True)
 class _Fetched:
-    """A whole file; ``name`` as its server or its URL calls it."""
+    """A complete file; ``name`` comes from its server or its URL."""
 
     name: str
     size: int
     sha256: str
 
 
-class _Broke(Exception):
-    """A try ended early, for a reason that may pass; ``pause_s`` is what the server asked for."""
+class _Interrupted(Exception):
+    """A request failed for a transient reason; ``pause_s`` is the server's Retry-After."""
 
     def __init__(self, reason: str, pause_s: float | None = None) -> None:
         super().__init__(reason)
@@ -139,10 +138,10 @@ class _Broke(Exception):
 
 
 class _Download:
-    """One file on its way in, over as many requests as it takes.
+    """Downloads one file by one or more requests.
 
-    After a cut it is gone on with where it was, if the server can tell that the file is the same
-    still (RFC 9110, section 13.1.5); else it begins anew.
+    After an interruption it resumes if the server confirms that the file is unchanged (RFC 9110,
+    section 13.1.5); otherwise it starts over.
     """
 
     def __init__(self, url: httpx.URL, file: BinaryIO, max_bytes: int) -> None:
@@ -160,29 +159,29 @@ class _Download:
         return _Fetched(display_name(name), self._size, self._digest.hexdigest())
 
     async def run(self, outbound: Outbound, tries: int) -> None:
-        """Fetch all of it; ``tries`` is how often in a row it may come to nothing.
+        """Fetch the whole file; ``tries`` is how many requests in a row may bring no bytes.
 
         Raises:
-            FetchFailed, UrlRefused, TooLarge, StorageFull, Unavailable: no further try would help.
-            FetchInterrupted: too many came to nothing.
+            FetchFailed, UrlRefused, TooLarge, StorageFull, Unavailable: another try is useless.
+            FetchInterrupted: too many requests brought no bytes.
         """
         fruitless = 0
         while True:
             before = self._size
             try:
                 await self._try(outbound)
-            except _Broke as broke:
+            except _Interrupted as interrupted:
                 fruitless = 0 if self._size > before else fruitless + 1
                 if fruitless >= tries:
-                    raise FetchInterrupted(host=self._url.host, reason=str(broke)) from None
-                pause_s = broke.pause_s or FIRST_PAUSE_S * 2**fruitless
-                logger.debug("{} bytes are here, then: {}", self._size, broke)
+                    raise FetchInterrupted(host=self._url.host, reason=str(interrupted)) from None
+                pause_s = interrupted.pause_s or FIRST_PAUSE_S * 2**fruitless
+                logger.debug("interrupted after {} bytes: {}", self._size, interrupted)
                 await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
             else:
                 return
 
     async def _try(self, outbound: Outbound) -> None:
-        """Raises `_Broke` beside what `run` does."""
+        """Make one request; raises `_Interrupted`, and what `run` raises."""
         headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": USER_AGENT}
         if self._size and self._validator:
             headers |= {"range": f"bytes={self._size}-", "if-range": self._validator}
@@ -190,17 +189,17 @@ class _Download:
             self._start_over()
         try:
             async with self._opened(outbound, headers) as response:
-                await self._take_in(response, _Headers(response))
+                await self._receive(response, _Headers(response))
         except httpcore.TimeoutException as error:
-            raise _Broke("it sent nothing for too long") from error
+            raise _Interrupted("it sent nothing for too long") from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise _Broke((str(error) or type(error).__name__)[:LONGEST_REASON]) from error
+            raise _Interrupted((str(error) or type(error).__name__)[:LONGEST_REASON]) from error
 
     @asynccontextmanager
     async def _opened(
         self, outbound: Outbound, headers: Mapping[str, str]
     ) -> AsyncIterator[httpcore.Response]:
-        """The answer at the end of all redirects, each of which is judged like the first URL."""
+        """The response after all redirects, each of which is validated like the first URL."""
         url = self._url
         for _ in range(1 + MAX_REDIRECTS):
             async with outbound.send("GET", url, headers) as response:
@@ -219,9 +218,9 @@ class _Download:
             url = following
         raise self._failed(f"it redirects more than {MAX_REDIRECTS} times")
 
-    async def _take_in(self, response: httpcore.Response, headers: _Headers) -> None:
+    async def _receive(self, response: httpcore.Response, headers: _Headers) -> None:
         total = self._check(response.status, headers)
-        if response.status == RANGE_NOT_SATISFIABLE:  # as all of it is here already
+        if response.status == RANGE_NOT_SATISFIABLE:  # the file is complete already
             return
         async for part in response.aiter_stream():
             self._check_size(self._size + len(part))
@@ -229,22 +228,22 @@ class _Download:
             self._digest.update(part)
             self._size += len(part)
         if total is not None and self._size != total:
-            raise _Broke(f"{self._size} of {total} bytes came")
+            raise _Interrupted(f"{self._size} of {total} bytes were received")
 
     def _check(self, status: int, headers: _Headers) -> int | None:
-        """Judge the answer before its body; returns how long the whole file is, if it says so."""
+        """Check status and headers; returns the size of the whole file, if it is known."""
         if status in RETRIED or status >= 500:
             asked_s = headers.retry_after_s() if status in RETRY_AFTER else None
-            raise _Broke(f"it answered {status}", asked_s)
+            raise _Interrupted(f"it answered {status}", asked_s)
         begin, total = headers.content_range()
         if status == RANGE_NOT_SATISFIABLE and self._size:
             if total != self._size:
                 self._start_over()
-                raise _Broke("the file has changed")
+                raise _Interrupted("the file has changed")
         elif status == PARTIAL_CONTENT and self._size:
             if begin != self._size:
                 self._start_over()
-                raise _Broke("it sent another part than it was asked for")
+                raise _Interrupted("it sent another range than the requested one")
         elif status == 200:
             self._start_over()
             total = headers.content_length()
@@ -253,7 +252,7 @@ class _Download:
         else:
             raise self._failed(f"it answered {status}")
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise self._failed("it sends what was not asked for: a compressed file")
+            raise self._failed("it sent a compressed file, which was not requested")
         self._check_size(total or 0)
         return total
 
@@ -273,7 +272,7 @@ class _Download:
 
 
 class _Headers:
-    """An answer's headers, and what they mean."""
+    """The headers of a response, parsed."""
 
     def __init__(self, response: httpcore.Response) -> None:
         self._values = {
@@ -289,14 +288,14 @@ class _Headers:
         return int(text) if text.isdecimal() else None
 
     def content_range(self) -> tuple[int | None, int | None]:
-        """Where the part begins and how long the whole is, as far as it is said."""
+        """Where the range begins and the size of the whole file; None: not stated."""
         if not (match := _CONTENT_RANGE.fullmatch(self.get("content-range"))):
             return None, None
         begin, total = match.groups()
         return int(begin) if begin else None, None if total == "*" else int(total)
 
     def validator(self) -> str | None:
-        """What tells the file from any later one: a strong ETag, or else its date."""
+        """What identifies this version of the file: a strong ETag, or else its date."""
         etag = self.get("etag")
         if etag and not etag.startswith("W/"):
             return etag

@@ -1,4 +1,4 @@
-"""Merge: all chunks of a job into one transcript, and the job COMPLETED."""
+"""Merge: join all chunks of a job to one transcript and complete the job."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 from common.asr.guards import DOUBTFUL
 from common.db.steps import Claim
-from common.db.tables import Job, JobMetrics
-from common.db.tables import Transcript as StoredTranscript
-from common.db.transcriptions import Chunk, merged
+from common.db.tables import Job, JobMetrics, TranscriptRevision
+from common.db.transcriptions import ChunkResult, merged
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.formats import MEDIA_TYPES, write
 from common.domain.languages import AUTO
 from common.domain.masking import masked
-from common.domain.merging import Part, speech_without_text
+from common.domain.merging import ChunkSegments, speech_without_text
 from common.domain.merging import merge as merge_windows
 from common.domain.moderation import ModeratedBy
 from common.domain.request import Options
@@ -27,34 +26,34 @@ from common.transcripts import moderated_by, moderation_warnings, parts
 from worker.context import Context, fenced, with_retries
 from worker.steps.audio import decoding_identity
 
-NOT_HEARD = "speech_without_text"
+NO_TEXT = "speech_without_text"
 TOO_SHORT = "speech_too_short"
 SHORT_SPEECH_MS = 300
-"""A word takes longer; from less, Whisper makes anything."""
+"""A word takes longer; Whisper hallucinates on less."""
 DOUBTFUL_TEXT = "doubtful_text"
-"""The warning that each segment has a flag that says why to doubt it."""
+"""The warning that every segment has a flag that makes it doubtful."""
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
-    """Merge the claimed job's chunks into its transcript; returns the step to go on with.
+    """Merge the claimed job's chunks into its transcript; returns the next step's claim, if any.
 
     Raises:
-        StaleClaim, StorageFull, Unavailable: as everywhere.
+        StaleClaim, StorageFull, Unavailable: as in every step.
     """
     started = time.monotonic()
     job, recording = claim.job, claim.job.recording
-    assert recording is not None  # noqa: S101 - the phase that brings it comes first
+    assert recording is not None  # noqa: S101 - the phase that fetches it comes first
     stored, plan_ms = with_retries(context.transcriptions.to_merge, claim.job_id)
     options = Options.from_json(job.options)
-    heard = parts(stored)
+    transcribed = parts(stored)
     transcript = Transcript(
         language=job.transcription.detected_language or job.language,
         duration_ms=job.units_total or 0,
-        segments=merge_windows(heard).segments,
+        segments=merge_windows(transcribed).segments,
         moderated_by=moderated_by(stored) if options.moderation else None,
     )
-    speech_ms = sum(chunk.speech_ms for chunk, _ in heard)
-    warnings = [*job.warnings, *text_warnings(transcript, heard, speech_ms)]
+    speech_ms = sum(chunk.speech_ms for chunk, _ in transcribed)
+    warnings = [*job.warnings, *text_warnings(transcript, transcribed, speech_ms)]
     others = mismatched(transcript.segments)
     if others:
         warnings.append(MIXED_LANGUAGES if job.language == AUTO else LANGUAGE_MISMATCH)
@@ -78,7 +77,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         moderation_ms=sum(chunk.moderation_ms or 0 for chunk in stored),
         merge_ms=round((time.monotonic() - started) * 1000),
     )
-    revision = StoredTranscript(
+    revision = TranscriptRevision(
         job_id=job.id,
         revision=1,
         language=transcript.language,
@@ -88,22 +87,24 @@ def run(context: Context, claim: Claim) -> Claim | None:
         manifest=manifest,
     )
     following = context.finish(claim, within=merged(revision, metrics, warnings))
-    with suppress(Transient):  # or the dispatcher does it
+    with suppress(Transient):  # otherwise the dispatcher drops them
         context.storage.drop_chunks(job.id)
     return following
 
 
 def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
-    """How long it may take."""
+    """The time limit."""
     return context.settings.chunk.timeout
 
 
-def text_warnings(transcript: Transcript, heard: Sequence[Part], speech_ms: int) -> Iterator[str]:
-    """Why there is no text although there is speech, or why to doubt all of it."""
+def text_warnings(
+    transcript: Transcript, transcribed: Sequence[ChunkSegments], speech_ms: int
+) -> Iterator[str]:
+    """Warnings of speech without text, or of a text that is doubtful as a whole."""
     if 0 < speech_ms < SHORT_SPEECH_MS:
         yield TOO_SHORT
-    elif speech_without_text(heard) or (speech_ms and not transcript.segments):
-        yield NOT_HEARD
+    elif speech_without_text(transcribed) or (speech_ms and not transcript.segments):
+        yield NO_TEXT
     if transcript.segments and not any(
         DOUBTFUL.isdisjoint(segment.flags) for segment in transcript.segments
     ):
@@ -117,7 +118,7 @@ def _write_files(
     warnings: list[str],
     manifest: dict[str, Any],
 ) -> None:
-    """Leave every format with the storage, masked where the job wants it."""
+    """Write every format to the storage, masked if the job asks for it."""
     for ending in MEDIA_TYPES:
         content = write(ending, transcript, warnings=warnings, manifest=manifest)
         name, encoded = f"transcript.{ending}", content.encode()
@@ -126,12 +127,12 @@ def _write_files(
 
 def _manifest(
     job: Job,
-    chunks: Sequence[Chunk],
-    judges: Sequence[ModeratedBy] | None,
+    chunks: Sequence[ChunkResult],
+    models: Sequence[ModeratedBy] | None,
     languages: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Everything the text depends on: enough to run it again and get the same."""
-    assert job.recording is not None  # noqa: S101 - the phase that brings it comes first
+    """Everything that the text depends on: enough to reproduce it."""
+    assert job.recording is not None  # noqa: S101 - the phase that fetches it comes first
     language = job.transcription.detected_language or job.language
     weights_sha256 = job.transcription.weights_sha256
     return {
@@ -141,7 +142,7 @@ def _manifest(
         "decoding": decoding_identity(job, weights_sha256 or "", language),
         "language_probabilities": languages or None,
         "options": job.options,
-        "moderation": None if judges is None else [by.to_json() for by in judges],
+        "moderation": None if models is None else [by.to_json() for by in models],
         "versions": {
             name: version(name)
             for name in ("av", "ctranslate2", "faster-whisper", "onnxruntime", "pywhispercpp")

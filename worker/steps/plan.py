@@ -1,4 +1,4 @@
-"""Plan: decode a recording once and cut it into chunks, which other workers start on meanwhile."""
+"""Plan: decode a recording once and cut it into chunks, which other workers start at once."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ from worker.steps.audio import (
 )
 
 CHARGED_MS = 30_000
-"""How much audio may be decoded before it is charged."""
-NOBODY_SPEAKS = "en"
-"""The language of a recording in which none could be detected: any is as good."""
+"""How much audio is decoded between two charges."""
+FALLBACK_LANGUAGE = "en"
+"""The language of a recording in which none could be detected; any would do."""
 HELD_WINDOWS = 16
-"""So many windows, some minutes of speech, are looked at before the language is decided: that takes
-a second to plan, and 15 MB."""
+"""How many windows, some minutes of speech, are held back until the language is decided. Planning
+them takes a second and 15 MB."""
 SLOWEST_PLAN = 0.05
-"""Planning that takes more than this share of a recording's length is taken for hung."""
+"""Planning that takes more than this share of a recording's length counts as hung."""
 LOWEST_BYTE_RATE = 1_000
-"""Bytes a second of the thinnest recording, to bound the length of one that does not tell it."""
-ASKED_AGAIN = 40
-"""Behind those, one window in as many is asked, to notice other languages in a long recording."""
+"""The lowest rate of bytes a second of a recording: it bounds an unknown length."""
+DETECT_EVERY = 40
+"""After the first windows, one in so many is sampled, to notice other languages."""
 
 
-class _PlannedOtherwise(Exception):
-    """An earlier attempt, by other code, cut the recording in other places."""
+class _PlanDiffers(Exception):
+    """An earlier attempt, by another version, cut the recording in other places."""
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
-    """Cut the recording of the claimed job; returns the step to go on with.
+    """Cut the recording of the claimed job; returns the claim of the next step, if any.
 
     Raises:
-        DecodeFailed, RecordingLost, TooLarge, WeightsMissing: for good.
-        StaleClaim, StorageFull, Unavailable: as everywhere.
+        DecodeFailed, RecordingLost, TooLarge, WeightsMissing: permanently.
+        StaleClaim, StorageFull, Unavailable: as in every step.
     """
     started = time.monotonic()
     planning = _Planning(context, claim)
     try:
         with_retries(planning.run, replan=False)
-    except _PlannedOtherwise:
+    except _PlanDiffers:
         with_retries(planning.run, replan=True)
     if with_retries(planning.find_speech):
         with_retries(planning.run, replan=True)
@@ -79,9 +79,9 @@ def run(context: Context, claim: Claim) -> Claim | None:
 
 
 def limit_s(context: Context, claim: Claim) -> float:
-    """How long it may take: by the longest recording of its size."""
+    """The time limit, by the longest recording of this size."""
     job, recording = claim.job, claim.job.recording
-    assert recording is not None  # noqa: S101 - the phase that brings it comes first
+    assert recording is not None  # noqa: S101 - the phase that fetches it comes first
     longest_s = recording.size_bytes / LOWEST_BYTE_RATE
     asked_s = MOST_ASKED * MAX_WINDOW_MS / 1000 if job.language == AUTO else 0
     return context.settings.chunk.timeout + SLOWEST_PLAN * longest_s + SLOWEST_ENGINE * asked_s
@@ -92,21 +92,21 @@ class _Planning:
         self._context = context
         self._claim = claim
         self._job, recording = claim.job, claim.job.recording
-        assert recording is not None  # noqa: S101 - the phase that brings it comes first
+        assert recording is not None  # noqa: S101 - the phase that fetches it comes first
         options = Options.from_json(self._job.options)
         self._cutting, self._detect_in = options.cutting, options.detect_in
         self._tracks = tuple(map(Track.from_json, recording.audio_tracks))
         self._default = default_track(self._tracks)
-        self._asked = find_track(self._tracks, options.audio_track)
+        self._requested = find_track(self._tracks, options.audio_track)
         self._track = next(
-            (it for it in (self._asked, self._job.transcription.audio_track) if it is not None),
+            (it for it in (self._requested, self._job.transcription.audio_track) if it is not None),
             self._default,
         )
         self._recording = recording
         self._weights = context.engines.weights(self._job.engine, self._job.model)
         self._language: str | None = None
         self._held: list[PlannedChunk] = []
-        self._unasked = 0
+        self._since_detection = 0
         self._known: dict[int, tuple[str, bool]] = {}
         self._charged_ms = self._job.transcription.charged_ms
         self._is_silent = False
@@ -115,11 +115,11 @@ class _Planning:
         self.warnings: list[str] = []
         self._decoded = False
         self.last: list[NewPart] = []
-        """What was found once all was decoded: stored as the step ends."""
+        """The parts found after decoding ended; stored when the step finishes."""
 
     def run(self, *, replan: bool) -> None:
         self._language = None
-        self._held, self._unasked = [], 0
+        self._held, self._since_detection = [], 0
         self._decoded, self.last = False, []
         self.detection = Detection()
         # `_start` checks the claim after this and before anything is written.
@@ -137,13 +137,13 @@ class _Planning:
                 if not self._charged_ms or decoding.duration_ms >= self._charged_ms + CHARGED_MS:
                     self._charge(decoding.duration_ms)
                 for chunk in planner.feed(block):
-                    self._take(chunk, replan=replan)
+                    self._add_or_hold(chunk, replan=replan)
                 if part is not None and self._language is not None:
                     break
         self._charge(decoding.duration_ms)
         self._decoded = True
         for chunk in planner.finish():
-            self._take(chunk, replan=replan)
+            self._add_or_hold(chunk, replan=replan)
         if self._language is None:
             self._decide(replan=replan)
         self.duration_ms = planner.duration_ms
@@ -153,33 +153,33 @@ class _Planning:
             *(["no_speech"] if self._is_silent else []),
             *self.detection.warnings,
         ]
-        if self._track != (self._default if self._asked is None else self._asked):
+        if self._track != (self._default if self._requested is None else self._requested):
             self.warnings.append(OTHER_AUDIO_TRACK)
 
-    def _take(self, planned: PlannedChunk, *, replan: bool) -> None:
-        """Add a chunk, or hold it back until the language is known."""
+    def _add_or_hold(self, planned: PlannedChunk, *, replan: bool) -> None:
+        """Add a chunk, or hold it until the language is known."""
         if self._language is None:
             self._held.append(planned)
             if sum(len(held.chunk.windows) for held in self._held) >= HELD_WINDOWS:
                 self._decide(replan=replan)
             return
         if self._job.language == AUTO:
-            self._unasked += len(planned.chunk.windows)
-            if self._unasked >= ASKED_AGAIN:
-                self._unasked = 0
-                self._ask([planned])
+            self._since_detection += len(planned.chunk.windows)
+            if self._since_detection >= DETECT_EVERY:
+                self._since_detection = 0
+                self._detect([planned])
         self._add(planned, self._language)
 
     def _decide(self, *, replan: bool) -> None:
-        """Detect the language from the chunks held back, and add them."""
-        self._ask(self._held)
-        language = next(iter(self.detection.probabilities), NOBODY_SPEAKS)
+        """Detect the language from the held chunks, and add them."""
+        self._detect(self._held)
+        language = next(iter(self.detection.probabilities), FALLBACK_LANGUAGE)
         self._start(language, replan=replan)
         held, self._held = self._held, []
         for planned in held:
             self._add(planned, language)
 
-    def _ask(self, chunks: Sequence[PlannedChunk]) -> None:
+    def _detect(self, chunks: Sequence[PlannedChunk]) -> None:
         """Detect the language of windows spread over ``chunks``, until it is settled."""
         windows = [(planned, window) for planned in chunks for window in planned.chunk.windows]
 
@@ -197,21 +197,21 @@ class _Planning:
                 return
 
     def find_speech(self) -> bool:
-        """Turn to another audio track where somebody speaks there, but not on the default one."""
-        if len(self._tracks) < 2 or self._asked is not None or self._track != self._default:
+        """Select another audio track if that one has speech and the default one has none."""
+        if len(self._tracks) < 2 or self._requested is not None or self._track != self._default:
             return False
-        # Cut by the clock, all counts as speech.
+        # With the fixed strategy, everything counts as speech.
         cut_blindly = self._cutting.strategy == "fixed"
-        if self._speaks(self._track) if cut_blindly else not self._is_silent:
+        if self._has_speech(self._track) if cut_blindly else not self._is_silent:
             return False
         others = (track.index for track in self._tracks if track.index != self._default)
-        found = next(filter(self._speaks, others), None)
+        found = next(filter(self._has_speech, others), None)
         if found is not None:
             self._track = found
         return found is not None
 
-    def _speaks(self, track: int | None) -> bool:
-        """Whether anybody speaks on a track; decodes it until then."""
+    def _has_speech(self, track: int | None) -> bool:
+        """Whether a track has speech; decodes it up to the first."""
         planner = Planner(PlanOptions(), self._context.voice_network)
         with (
             open_recording(self._context, self._recording) as recording,
@@ -242,7 +242,7 @@ class _Planning:
         with_retries(self._context.steps.write, self._claim, begun)
 
     def _add(self, planned: PlannedChunk, language: str) -> None:
-        """Have it transcribed, unless only the language is asked for."""
+        """Store the chunk to be transcribed, unless the job only detects the language."""
         if self._detect_in is not None:
             return
         chunk = planned.chunk
@@ -250,7 +250,7 @@ class _Planning:
         address = content_hash(chunk, planned.pcm, identity)
         known_address, done = self._known.get(chunk.index, (address, False))
         if known_address != address:
-            raise _PlannedOtherwise
+            raise _PlanDiffers
         if done:
             return
         storage, job_id = self._context.storage, self._claim.job_id

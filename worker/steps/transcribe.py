@@ -1,4 +1,4 @@
-"""Transcribe: one chunk's sound into the segments of its windows."""
+"""Transcribe: one chunk's audio to the segments of its windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.transcripts import result_to_json
 from worker.context import Context, with_retries
 from worker.steps.audio import (
     SLOWEST_ENGINE,
-    cut_anew,
+    cut_again,
     cut_samples,
     decoding_identity,
     decoding_options,
@@ -25,11 +25,11 @@ from worker.steps.audio import (
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
-    """Transcribe the claimed chunk; returns the step to go on with.
+    """Transcribe the claimed chunk; returns the claim of the next step, if any.
 
     Raises:
-        WeightsMissing, WeightsCorrupt, RecordingLost, ChunkAudioLost: for good.
-        EngineFailed, StaleClaim, Unavailable: as everywhere.
+        WeightsMissing, WeightsCorrupt, RecordingLost, ChunkAudioLost: permanently.
+        EngineFailed, StaleClaim, Unavailable: as in every step.
     """
     if claim.known is not None:
         return context.finish(claim, result=claim.known, elapsed_ms=0)
@@ -40,7 +40,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
 
 
 def limit_s(context: Context, claim: Claim) -> float:
-    """How long it may take: by the length of the chunk."""
+    """The time limit, by the length of the chunk."""
     audio_s = _chunk(claim.part).audio.duration_ms / 1000
     return context.settings.chunk.timeout + SLOWEST_ENGINE * audio_s
 
@@ -65,14 +65,14 @@ def _transcribe(context: Context, claim: Claim) -> list[Any]:
 
 
 def _read(context: Context, claim: Claim, chunk: Chunk, identity: dict[str, Any]) -> bytes:
-    """The chunk's PCM; cut from the recording again where it is lost."""
+    """The chunk's PCM; cut from the recording again if it is lost."""
     job, part = claim.job, claim.part
     try:
         return with_retries(context.storage.read_chunk, job.id, chunk.index)
     except NotFound:
         logger.warning("the audio of chunk {} is lost: it is cut again", chunk.index)
     with open_recording(context, job.recording) as recording:
-        pcm = cut_anew(recording, chunk.audio, job.transcription.audio_track)
+        pcm = cut_again(recording, chunk.audio, job.transcription.audio_track)
     if part is None or content_hash(chunk, pcm, identity) != part.content_hash:
         raise ChunkAudioLost(index=chunk.index)
     return pcm

@@ -37,6 +37,7 @@ from common.domain.job import (
     MAX_LOSSES,
     RETRIES_AT_LIMIT,
     JobStatus,
+    Publication,
     StepStatus,
     retry_delay_s,
 )
@@ -91,16 +92,6 @@ class Claim:
     @property
     def part_index(self) -> int | None:
         return None if self.part is None else self.part.index
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """A step that the dispatcher hands to RQ as the job ``rq_job_id``."""
-
-    outbox_id: int
-    step_id: UUID
-    rq_job_id: str
-    description: str
 
 
 def seconds(value: float) -> ColumnElement[Any]:

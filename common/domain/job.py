@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from uuid import UUID
 
 
 class JobStatus(StrEnum):
@@ -25,6 +27,16 @@ class StepStatus(StrEnum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A step that the dispatcher hands to RQ as the job ``rq_job_id``."""
+
+    outbox_id: int
+    step_id: UUID
+    rq_job_id: str
+    description: str
 
 
 class Priority(IntEnum):

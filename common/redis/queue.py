@@ -19,7 +19,7 @@ from rq.exceptions import DeserializationError, DuplicateJobError, NoSuchJobErro
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from common.db.steps import Publication
+from common.domain.job import Publication
 from common.net.reach import malformed
 from common.redis import presence
 from common.redis.presence import QUEUE_NAME

@@ -17,8 +17,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from common.db.steps import Publication
-from common.domain.job import JobStatus
+from common.domain.job import JobStatus, Publication
 from common.redis import presence
 from common.redis.presence import QUEUE_NAME
 from common.redis.queue import STEP_FUNCTION, StepMessage, StepQueue, connect, queue_of

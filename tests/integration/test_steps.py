@@ -12,10 +12,10 @@ from sqlalchemy import func, select, text, update
 
 from common.db.database import Database
 from common.db.jobs import Jobs
-from common.db.steps import Publication, RetryPolicy, StaleClaim, Steps
+from common.db.steps import RetryPolicy, StaleClaim, Steps
 from common.db.tables import Job, JobMetrics, Outbox, Part, Step, StepFailure
 from common.db.transcriptions import Transcriptions
-from common.domain.job import MAX_LOSSES, JobStatus, Priority, StepStatus
+from common.domain.job import MAX_LOSSES, JobStatus, Priority, Publication, StepStatus
 from common.domain.pipeline import StepKind
 from common.errors import (
     ChunkTimedOut,

@@ -15,9 +15,9 @@ from sqlalchemy import func, select
 from common.db.database import Database
 from common.db.deletions import Deletions
 from common.db.jobs import Jobs
-from common.db.steps import Claim, Publication, Steps
+from common.db.steps import Claim, Steps
 from common.db.tables import Job, JobTurn, Outbox, Step, TenantTurn
-from common.domain.job import JobStatus, Priority, StepStatus
+from common.domain.job import JobStatus, Priority, Publication, StepStatus
 from common.domain.pipeline import StepKind
 from common.domain.turns import turns_left
 from common.domain.values import MAX_WINDOW_MS, SAMPLE_RATE

@@ -13,9 +13,8 @@ import pytest
 from redis import Redis
 from sqlalchemy import select
 
-from common.db.steps import Publication
 from common.db.tables import Step
-from common.domain.job import JobStatus
+from common.domain.job import JobStatus, Publication
 from common.domain.pipeline import StepKind
 from common.redis.events import Events
 from common.redis.queue import StepQueue

@@ -148,16 +148,15 @@ class Flow:
         self._session.execute(delete(Step).where(*not_done, Step.kind.in_(phase.kinds)))
         each = phase.each_of(options)
         # The end of the job dropped these files; only the phase's step can write them again.
-        again = phase.step is not None and any(
-            step.reads_files and self._due(step) for step in each
-        )
-        if phase.step is not None:
-            of_phase = (of_job, Step.kind == phase.step.kind)
+        whole = phase.step_of(options)
+        again = whole is not None and any(step.reads_files and self._due(step) for step in each)
+        if whole is not None:
+            of_phase = (of_job, Step.kind == whole.kind)
             if again:
                 self._session.execute(delete(Step).where(*of_phase))
             if self._session.scalar(select(Step.id).where(*of_phase)) is None:
                 job.parts_known = job.parts_known and not each
-                add_steps(self._session, job.id, [phase.step.kind], [None])
+                add_steps(self._session, job.id, [whole.kind], [None])
         for step in each:
             if not (again and step.reads_files):
                 add_steps(self._session, job.id, [step.kind], self._due(step))
@@ -171,10 +170,11 @@ class Flow:
 
     def _begin(self, phase: Phase) -> list[UUID]:
         self._job.phase = phase.name
-        if phase.step is not None and phase.step.when(self._job.options):
+        step = phase.step_of(self._job.options)
+        if step is not None:
             if phase.each:
                 self._job.parts_known = False
-            return add_steps(self._session, self._job.id, [phase.step.kind], [None])
+            return add_steps(self._session, self._job.id, [step.kind], [None])
         return self._add_due() or self._continue()
 
     def _continue(self) -> list[UUID]:

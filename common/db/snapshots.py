@@ -228,12 +228,13 @@ class _Progress:
             return "queued"
         if self._job.status != JobStatus.PROCESSING or self._phase is None:
             return "done"
-        if self._phase.step is not None and not (self._job.parts_total and self._phase.each):
-            return self._phase.step.stage
-        # The first of a part's steps that has not ended in all parts.
+        whole = self._phase.step_of(self._job.options)
         each = self._phase.each_of(self._job.options)
+        if whole is not None and not (each and self._job.parts_total):
+            return whole.stage
+        # Of a part's steps, the first that has not ended in all of them.
         under_way = (it for it in each if not (self._job.parts_known and self._all_ended(it.kind)))
-        return next(under_way, each[-1]).stage
+        return next(under_way, each[-1]).stage if each else "done"
 
     @property
     def progress(self) -> int:

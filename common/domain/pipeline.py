@@ -83,6 +83,10 @@ class Phase:
     pause: Pause | None = None
     brings_input: bool = False
 
+    def step_of(self, options: Mapping[str, Any]) -> StepType | None:
+        """The step of a whole job with these options; None: there is none."""
+        return self.step if self.step is not None and self.step.when(options) else None
+
     def each_of(self, options: Mapping[str, Any]) -> tuple[StepType, ...]:
         """The steps of each part of a job with these options."""
         return tuple(step for step in self.each if step.when(options))

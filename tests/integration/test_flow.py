@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -17,7 +18,7 @@ from common.db.jobs import Jobs
 from common.db.steps import Claim, StaleClaim, Steps
 from common.db.tables import Job, Outbox, Step
 from common.domain.job import JobStatus, StepStatus
-from common.domain.pipeline import PIPELINES, Pause, Phase, Pipeline, StepType
+from common.domain.pipeline import PIPELINES, Pause, Phase, Pipeline, StepType, always
 from common.errors import DecodeFailed, EngineFailed, WorkerLost
 from tests.support.factories import TENANT, make_steps, new_job, published
 
@@ -37,6 +38,14 @@ def steps(database: Database) -> Steps:
     return make_steps(database)
 
 
+def never(_options: Mapping[str, Any]) -> bool:
+    """The condition of what no job has."""
+    return False
+
+
+conditions = st.sampled_from([always, always, always, never])
+
+
 @st.composite
 def pipelines(draw: st.DrawFn) -> Pipeline:
     """Up to three phases; the first one adds the parts, if there are any."""
@@ -50,12 +59,14 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
                     f"each-{number}-{index}",
                     stage=f"stage {number} {index}",
                     after=draw(st.sampled_from(earlier)),
+                    when=draw(conditions),
                     warning=draw(st.sampled_from([None, f"warning {number} {index}"])),
                     counts=draw(st.booleans()),
                     reads_files=draw(st.booleans()),
                 )
             )
-        whole = StepType(f"whole-{number}", stage=f"stage {number}")
+        when = draw(conditions) if number else always
+        whole = StepType(f"whole-{number}", stage=f"stage {number}", when=when)
         phases.append(
             Phase(
                 f"phase {number}",
@@ -72,10 +83,18 @@ def expected(pipeline: Pipeline, parts: int) -> set[tuple[str, int | None]]:
     """Every step of a job in which nothing fails for good."""
     found: set[tuple[str, int | None]] = set()
     for phase in pipeline.phases:
-        if phase.step is not None:
+        if phase.step is not None and phase.step.when({}):
             found.add((phase.step.kind, None))
-        found |= {(step.kind, index) for step in phase.each for index in range(parts)}
+        each = [step for step in phase.each if applies(pipeline, step)]
+        found |= {(step.kind, index) for step in each for index in range(parts)}
     return found
+
+
+def applies(pipeline: Pipeline, step: StepType) -> bool:
+    """Whether a job has such a step: it is not left out, nor is what it follows."""
+    if step.after is not None and not applies(pipeline, pipeline.step(step.after)):
+        return False
+    return step.when({})
 
 
 def check_order(pipeline: Pipeline, done: list[tuple[str, int | None]]) -> None:
@@ -191,7 +210,7 @@ class Run:
         job.units_total = self._parts
 
     def check_whole(self) -> None:
-        counting = self._pipeline.counting({})
+        counting = [it for it in self._pipeline.counting({}) if applies(self._pipeline, it)]
         with self._database.transaction() as session:
             job = session.get_one(Job, self.job_id)
             assert job.status == JobStatus.COMPLETED

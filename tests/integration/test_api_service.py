@@ -230,8 +230,8 @@ def test_an_unforeseen_error_tells_nothing_of_the_inside(
             )
             connection.execute(
                 "INSERT INTO jobs (id, tenant, recording_id, status, priority, engine, model, "
-                "language, options, planned, chunks_total, remaining, done_ms) VALUES "
-                "(%(id)s, 'default', %(id)s, 'PENDING', 1, 'e', 'm', 'en', '{}', false, 0, 0, 0)",
+                "language, options) VALUES "
+                "(%(id)s, 'default', %(id)s, 'PENDING', 1, 'e', 'm', 'en', '{}')",
                 {"id": job_id},
             )
         answer = gateway.http.get(f"/api/v1/result/{job_id}", params={"partial": "true"})

@@ -58,7 +58,7 @@ class Watcher:
     """Somebody who watches a job; events are taken one by one."""
 
     def __init__(self, gateway: GatewayProcess, job_id: UUID, last: str | None = None) -> None:
-        headers = {} if last is None else {"Last-SentEvent-ID": last}
+        headers = {} if last is None else {"Last-Event-ID": last}
         path = f"{gateway.url}/api/v1/jobs/{job_id}/events"
         self._client = httpx.Client(timeout=60, trust_env=False)
         request = self._client.build_request("GET", path, headers=headers)

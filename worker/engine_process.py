@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -30,14 +31,19 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from common.db.steps import Claim
+from common.domain.pipeline import TRANSCRIPTION, StepKind
 from common.errors import Unavailable
 from common.process.logs import set_up_logging
 from common.process.orphans import die_with_parent
 from common.redis.queue import StepMessage, connect, queue_of
 from common.settings import Settings
 from worker.compose import build_context, redis_url
-from worker.runner import Runner
+from worker.runner import STEPS, Runner
 
+BY_EVERY_JOB = [
+    module for kind, module in STEPS[TRANSCRIPTION.kind].items() if kind != StepKind.FETCH
+]
+"""The modules of steps that are imported ahead; that of fetch is large and seldom needed."""
 OOM_SCORE = "500"
 """When memory runs out, the kernel should kill this process: its step is retried."""
 
@@ -98,6 +104,8 @@ class EngineProcess:
         beside.join()
 
     def _warm_up_the_rest(self) -> None:
+        for module in BY_EVERY_JOB:
+            import_module(module)
         with suppress(Unavailable):
             self._context.steps.any_open()  # the first statement opens a connection
         if self._settings.moderation.ai_load_models:

@@ -126,7 +126,7 @@ class Flow:
             raise Conflict(reason=f"The job is {job.status} and cannot be resumed")
         job.status = JobStatus.PROCESSING
         job.resumed_at = func.clock_timestamp()
-        return self._begin_or_complete(next(iter(self._pipeline.phases_after(phase.name)), None))
+        return self._begin_next()
 
     def retry(self) -> None:
         """Add the missing steps of a failed job; steps that are done stay done.
@@ -186,11 +186,13 @@ class Flow:
         if phase.pause is not None and phase.pause.when(self._job.options):
             self._job.status = phase.pause.status
             return []
-        return self._begin_or_complete(next(iter(self._pipeline.phases_after(phase.name)), None))
+        return self._begin_next()
 
-    def _begin_or_complete(self, phase: Phase | None) -> list[UUID]:
-        if phase is not None:
-            return self._begin(phase)
+    def _begin_next(self) -> list[UUID]:
+        """Begin the phase after this one; after the last one the job is COMPLETED."""
+        later = self._pipeline.phases_after(self._phase.name)
+        if later:
+            return self._begin(later[0])
         self._job.status = JobStatus.COMPLETED
         self._job.completed_at = func.clock_timestamp()
         _job_ended(self._session, self._job.id, JobStatus.COMPLETED)

@@ -48,7 +48,7 @@ from common.errors import ChunkTimedOut, LeaseExpired, StenoError, Transient, Wo
 MAX_BACKOFF_STEP = 10
 """After so many attempts the delay does not grow any more."""
 
-Within = Callable[[Session, Job], None]
+Within = Callable[[Session, Job], object]
 """Stores the data of a pipeline in the transaction of a step; the job's row is locked."""
 
 
@@ -150,7 +150,7 @@ class Steps:
         Raises:
             StaleClaim: the claim is no longer valid.
         """
-        self.write(claim, lambda session, job: _add_parts(session, job, parts))
+        self.write(claim, lambda session, job: Flow(session, job).add_parts(parts))
 
     def finish(
         self,
@@ -491,10 +491,6 @@ def _failure(step: Step, error: StenoError) -> StepFailure:
         message=error.message,
         worker=step.worker,
     )
-
-
-def _add_parts(session: Session, job: Job, parts: Sequence[NewPart]) -> None:
-    Flow(session, job).add_parts(parts)
 
 
 def _enqueue_again(session: Session, step_ids: Iterable[UUID]) -> None:

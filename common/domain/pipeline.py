@@ -92,9 +92,14 @@ class Phase:
         return tuple(step for step in self.each if step.when(options))
 
     @property
+    def steps(self) -> tuple[StepType, ...]:
+        """All its steps, whatever a job's options."""
+        return self.each if self.step is None else (self.step, *self.each)
+
+    @property
     def kinds(self) -> set[str]:
         """The kinds of its steps."""
-        return {step.kind for step in (*([self.step] if self.step else ()), *self.each)}
+        return {step.kind for step in self.steps}
 
     def following(self, kind: str | None, options: Mapping[str, Any]) -> Iterator[StepType]:
         """The steps of a part that follow its step ``kind``; None: its first steps."""
@@ -140,10 +145,7 @@ class Pipeline:
     @property
     def steps(self) -> Iterator[StepType]:
         """All kinds of steps, in order."""
-        for phase in self.phases:
-            if phase.step is not None:
-                yield phase.step
-            yield from phase.each
+        return (step for phase in self.phases for step in phase.steps)
 
     def counting(self, options: Mapping[str, Any]) -> list[StepType]:
         """The steps that count as progress of a job with these options."""

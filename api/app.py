@@ -17,7 +17,7 @@ from api.asr import routes as asr
 from api.auth import keys, usage
 from api.auth.callers import LocalOnly
 from api.auth.exposure import is_loopback
-from api.auth.keyring import KeyRing
+from api.auth.key_cache import KeyCache
 from api.auth.rate_limits import RateLimiter
 from api.http import problems
 from api.http.connections import Connections, throttle_accept_warnings, throttle_request_warnings
@@ -160,7 +160,7 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
         changes = services.add(JobChanges(services.redis_url))
         stack.push_async_callback(changes.close)
         keys = services.add(
-            KeyRing(
+            KeyCache(
                 AllKeys(services.database),
                 services.in_thread,
                 own=None if own_key is None else own_key.get_secret_value(),

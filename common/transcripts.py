@@ -15,7 +15,7 @@ from common.domain.chunks import windows_from_json
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked_segment
 from common.domain.merging import ChunkSegments, IncrementalMerge, merge
-from common.domain.moderation import ModeratedBy, Verdict
+from common.domain.moderation import Finding, ModeratedBy
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
 from common.domain.values import Chunk, Segment
 
@@ -28,11 +28,11 @@ def result_to_json(windows: Iterable[Iterable[Segment]]) -> list[Any]:
     return [segments_to_json(segments) for segments in windows]
 
 
-def moderation_to_json(by: ModeratedBy, windows: Iterable[Iterable[Verdict]]) -> dict[str, Any]:
+def moderation_to_json(by: ModeratedBy, windows: Iterable[Iterable[Finding]]) -> dict[str, Any]:
     """The stored form of a chunk's moderation, from the results of each window's segments."""
     return {
         "by": by.to_json(),
-        "windows": [[verdict.to_json() for verdict in verdicts] for verdicts in windows],
+        "windows": [[finding.to_json() for finding in findings] for findings in windows],
     }
 
 
@@ -133,8 +133,8 @@ def _moderated(
     if moderation is None:
         yield from windows
         return
-    for segments, verdicts in zip(windows, moderation["windows"], strict=True):
+    for segments, findings in zip(windows, moderation["windows"], strict=True):
         yield tuple(
-            replace(segment, verdict=Verdict.from_json(verdict))
-            for segment, verdict in zip(segments, verdicts, strict=True)
+            replace(segment, finding=Finding.from_json(finding))
+            for segment, finding in zip(segments, findings, strict=True)
         )

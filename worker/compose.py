@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from redis import Redis
 
-from common.db.cleaning import Cleaning
 from common.db.database import Database
+from common.db.retention import Retention
 from common.db.revision import check_revision
 from common.db.steps import RetryPolicy, Steps
 from common.db.transcriptions import Transcriptions
@@ -64,7 +64,7 @@ def build_context(
         settings=settings,
         steps=build_steps(settings, database),
         transcriptions=Transcriptions(database),
-        cleaning=Cleaning(database, grace_s=settings.worker.lease),
+        retention=Retention(database, grace_s=settings.worker.lease),
         storage=open_storage(settings.storage),
         events=Events(redis),
         engines=Engines(store, settings.asr, memory),

@@ -13,8 +13,8 @@ from loguru import logger
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common.db.cleaning import Cleaning
 from common.db.flow import NewPart
+from common.db.retention import Retention
 from common.db.steps import Claim, StaleClaim, Steps, Within
 from common.db.transcriptions import Transcriptions
 from common.errors import NotFound, Unavailable
@@ -44,7 +44,7 @@ class Context:
     settings: Settings
     steps: Steps
     transcriptions: Transcriptions
-    cleaning: Cleaning
+    retention: Retention
     storage: Storage
     events: Events
     engines: Engines

@@ -149,12 +149,12 @@ class Runner:
                 recording_id = fetched_id(claim.step_id, claim.attempt)
                 if not context.transcriptions.is_stored(recording_id):
                     context.storage.discard(recording_id)
-            if context.cleaning.missing([claim.job_id]):
+            if context.retention.missing([claim.job_id]):
                 erased = context.storage.erase(claim.job_id, None)
                 if erased.files:
-                    context.cleaning.erased(claim.job_id, files=erased.files, size=erased.bytes)
+                    context.retention.erased(claim.job_id, files=erased.files, size=erased.bytes)
             else:
-                context.cleaning.sweep_again([claim.job_id])
+                context.retention.sweep_again([claim.job_id])
         except Transient as error:
             logger.warning("files written after the end of the job cannot be erased now: {}", error)
 

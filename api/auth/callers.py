@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from api.auth.exposure import check_is_local
-from api.auth.keyring import KeyRing
+from api.auth.key_cache import KeyCache
 from api.auth.rate_limits import RateLimiter
 from api.http.bodies import has_unread_body
 from api.http.headers import answer_with
@@ -164,12 +164,12 @@ async def _identify(services: Services, sent: str | None) -> Caller:
     Raises:
         Unauthorised: a key is required, and this one is missing or invalid.
     """
-    if await services.get(KeyRing).is_open():  # to this machine only: see `LocalOnly`
+    if await services.get(KeyCache).is_open():  # to this machine only: see `LocalOnly`
         return Caller(DEFAULT_TENANT, None, _EVERYTHING)
     if not sent:
         reason = "An API key is required, as `Authorization: Bearer ...` or `X-API-Key: ...`"
         raise Unauthorised(reason=reason)
-    if services.get(KeyRing).is_own(sent):
+    if services.get(KeyCache).is_own(sent):
         return Caller(DEFAULT_TENANT, GATEWAY_KEY, _EVERYTHING)
     return await _holder(services, KeyText.parse(sent))
 
@@ -177,13 +177,13 @@ async def _identify(services: Services, sent: str | None) -> Caller:
 async def _holder(services: Services, shown: KeyText | None) -> Caller:
     if shown is None:
         raise Unauthorised(reason="Unknown API key")
-    stored = await services.get(KeyRing).find(shown.id)
+    stored = await services.get(KeyCache).find(shown.id)
     right = same(shown.sha256, _NOBODY if stored is None else stored.secret_sha256)
     if stored is None or not right:
         raise Unauthorised(reason="Unknown API key")
     if stored.state != "active":
         raise Unauthorised(reason=f"The API key {stored.id} is {stored.state}")
-    services.get(KeyRing).used(stored.id)
+    services.get(KeyCache).used(stored.id)
     scopes = _EVERYTHING if Scope.ADMIN in stored.scopes else stored.scopes
     limits = services.settings.limit.limits.but(stored.limits)
     return Caller(stored.tenant, stored.id, scopes, limits)
@@ -271,7 +271,7 @@ class LocalOnly:
             check_is_local(client, request.headers, self._origins)
         except Forbidden as rejected:
             try:
-                if not await request.state.services.get(KeyRing).is_open():
+                if not await request.state.services.get(KeyCache).is_open():
                     return None
                 answer = problem(rejected)
             except Unavailable as error:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, status
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from api.auth.callers import Admin
-from api.auth.keyring import KeyRing
+from api.auth.key_cache import KeyCache
 from api.http.problems import documented
 from api.services import ServicesDep
 from common.db.keys import Keys
@@ -117,7 +117,7 @@ async def create_key(wanted: NewKey, services: ServicesDep, caller: Admin) -> Ma
         lasts_s=wanted.expires_in_seconds,
         limits=wanted.limits.given(),
     )
-    services.get(KeyRing).forget(key.id)
+    services.get(KeyCache).forget(key.id)
     return MadeKey(**KeyDocument.model_validate(key).model_dump(), key=text.reveal())
 
 
@@ -130,4 +130,4 @@ async def create_key(wanted: NewKey, services: ServicesDep, caller: Admin) -> Ma
 async def revoke_key(key_id: KeyId, services: ServicesDep, caller: Admin) -> None:
     """Revoke a key permanently. Other gateway processes follow within five seconds."""
     await services.in_thread(Keys(services.database, caller.tenant).revoke, key_id)
-    services.get(KeyRing).forget(key_id)
+    services.get(KeyCache).forget(key_id)

@@ -19,7 +19,7 @@ from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.routes import status_document
 from api.services import ServicesDep
 from common.domain.job import JobStatus, is_final
-from common.domain.results import segment_document, verdict_document
+from common.domain.results import finding_document, segment_document
 from common.domain.values import Segment
 from common.errors import Malformed
 
@@ -139,7 +139,7 @@ _PROGRESS = (*_COUNTS, "planned", "eta_seconds")
 
 
 def _segment(index: int, segment: Segment) -> dict[str, Any]:
-    return {**segment_document(index, segment), "moderation": verdict_document(index, segment)}
+    return {**segment_document(index, segment), "moderation": finding_document(index, segment)}
 
 
 def _parse(last_event_id: str | None) -> tuple[int, bool]:

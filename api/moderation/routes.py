@@ -23,7 +23,7 @@ from api.moderation.schemas import (
 )
 from api.processes.moderator import ModerationProcess
 from api.services import ServicesDep
-from common.domain.moderation import Label, ModeratedBy, Verdict
+from common.domain.moderation import Finding, Label, ModeratedBy
 from common.errors import FieldMissing, Malformed, OutOfRange, TooLarge, Unsupported
 
 router = APIRouter(tags=["moderation"])
@@ -53,8 +53,8 @@ async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> R
     body, moderation = Body(request), services.get(ModerationProcess)
     moderation.check()
     texts = read_texts(await _read(request, body))
-    by, verdicts = await while_connected(request, moderation.moderate(texts))
-    return JSONResponse(answer_document(texts, by, verdicts))
+    by, findings = await while_connected(request, moderation.moderate(texts))
+    return JSONResponse(answer_document(texts, by, findings))
 
 
 async def _read(request: Request, body: Body) -> bytes:
@@ -142,15 +142,15 @@ def _echoed(value: object) -> object:
 
 
 def answer_document(
-    texts: Sequence[str], by: ModeratedBy, verdicts: Sequence[Verdict]
+    texts: Sequence[str], by: ModeratedBy, findings: Sequence[Finding]
 ) -> dict[str, Any]:
     """The response that `ModerationAnswer` describes."""
     return {
         "results": [
             {
-                "label": verdict.label,
-                "score": verdict.score,
-                "scores": dict(zip(Label, verdict.scores, strict=True)),
+                "label": finding.label,
+                "score": finding.score,
+                "scores": dict(zip(Label, finding.scores, strict=True)),
                 "spans": [
                     {
                         "start": mark.start,
@@ -159,10 +159,10 @@ def answer_document(
                         "label": mark.label,
                         "source": mark.source,
                     }
-                    for mark in verdict.marks
+                    for mark in finding.marks
                 ],
             }
-            for text, verdict in zip(texts, verdicts, strict=True)
+            for text, finding in zip(texts, findings, strict=True)
         ],
         "model": by.model,
         "threshold": {str(label): least for label, least in by.thresholds.items()},

@@ -13,7 +13,7 @@ from typing import Any
 from loguru import logger
 
 from api.processes.child import OFF, ChildProcess, WarmProcess
-from common.domain.moderation import ModeratedBy, Verdict
+from common.domain.moderation import Finding, ModeratedBy
 from common.errors import (
     Busy,
     ModerationFailed,
@@ -45,15 +45,15 @@ RESTART_S = 2.0
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """Texts to moderate, and the verdicts so far."""
+    """Texts to moderate, and the findings so far."""
 
     texts: Sequence[str]
     answer: asyncio.Future[ModeratedBy]
-    verdicts: list[Verdict] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     deaths: int = 0
 
     def next_slice(self) -> list[str]:
-        start = end = len(self.verdicts)
+        start = end = len(self.findings)
         letters = 0
         while end < len(self.texts) and end - start < SLICE_TEXTS:
             letters += len(self.texts[end])
@@ -114,8 +114,8 @@ class ModerationProcess(WarmProcess):
         if self._calls >= MAX_CALLS or self._letters + letters > MAX_LETTERS:
             raise Busy(what="The moderation model")
 
-    async def moderate(self, texts: Sequence[str]) -> tuple[ModeratedBy, list[Verdict]]:
-        """One verdict a text, in order, and the model that gave them.
+    async def moderate(self, texts: Sequence[str]) -> tuple[ModeratedBy, list[Finding]]:
+        """One finding a text, in order, and the model that gave them.
 
         Raises:
             ModerationOff, ModerationUnusable, Busy: as `check` says.
@@ -130,7 +130,7 @@ class ModerationProcess(WarmProcess):
         self._awake.set()
         try:
             async with asyncio.timeout(CALL_S):
-                return await call.answer, call.verdicts
+                return await call.answer, call.findings
         except TimeoutError:
             raise ModerationFailed(reason=f"it took longer than {CALL_S:.0f} s") from None
         finally:
@@ -193,8 +193,8 @@ class ModerationProcess(WarmProcess):
         if "failed" in answer:
             self._fail(call, ModerationFailed(reason=answer["failed"]))
             return True
-        call.verdicts += map(Verdict.from_json, answer["verdicts"])
-        if len(call.verdicts) < len(call.texts):
+        call.findings += map(Finding.from_json, answer["findings"])
+        if len(call.findings) < len(call.texts):
             self._waiting.append(call)
         elif not call.answer.done() and self.by is not None:
             call.answer.set_result(self.by)

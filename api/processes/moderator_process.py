@@ -34,9 +34,9 @@ def main(parent: str, settings: str) -> None:
 
 
 def answer(moderation: Moderation, texts: Sequence[str]) -> dict[str, object]:
-    """What `api.processes.moderator.ModerationProcess` makes verdicts, or an error, of."""
+    """What `api.processes.moderator.ModerationProcess` makes findings, or an error, of."""
     try:
-        return {"verdicts": [verdict.to_json() for verdict in moderation.classify(texts)]}
+        return {"findings": [finding.to_json() for finding in moderation.classify(texts)]}
     except ModerationFailed as error:
         return {"failed": error.details["reason"]}
     except Exception as error:

@@ -33,7 +33,7 @@ from api.streams.options import (
 from common.audio.wav import container_of
 from common.db.streams import COMPLETED, NewStream, StreamFinal
 from common.domain.moderation import ModeratedBy
-from common.domain.results import seconds, verdict_document, word_document
+from common.domain.results import finding_document, seconds, word_document
 from common.domain.stream import (
     Attach,
     Detections,
@@ -447,7 +447,7 @@ class LiveStream:
     async def _moderate(self, final: Final) -> tuple[tuple[Segment, ...], ModeratedBy | None]:
         texts = [segment.text for segment in final.segments]
         try:
-            by, verdicts = await self._services.get(ModerationProcess).moderate(texts)
+            by, findings = await self._services.get(ModerationProcess).moderate(texts)
         except StenoError as error:
             logger.warning(
                 "stream {stream_id}: final {} is not moderated: {}",
@@ -456,8 +456,8 @@ class LiveStream:
                 stream_id=self.id,
             )
             return final.segments, None
-        moderated = zip(final.segments, verdicts, strict=True)
-        return tuple(replace(segment, verdict=verdict) for segment, verdict in moderated), by
+        moderated = zip(final.segments, findings, strict=True)
+        return tuple(replace(segment, finding=finding) for segment, finding in moderated), by
 
     async def _save_all(self) -> None:
         """Commit in order."""
@@ -602,7 +602,7 @@ def event_document(event: Event) -> Document:
                 "language": event.setup.language,
             }
         case Detections():
-            results = (verdict_document(index, each) for index, each in enumerate(event.segments))
+            results = (finding_document(index, each) for index, each in enumerate(event.segments))
             by = event.by.to_json()
             return common | {
                 "type": "detections",

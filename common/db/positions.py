@@ -9,10 +9,10 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
+from common.db.fair_order import joining
 from common.db.tables import Job
-from common.db.turns import joining
+from common.domain.fair_order import SHORTER_FIRST, passes_allowed, turns_before
 from common.domain.job import JobStatus
-from common.domain.turns import SHORTER_FIRST, passes_allowed, turns_before
 
 FARTHEST = 1_000
 """The largest reported position: at most so many rows are read."""

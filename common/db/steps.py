@@ -29,10 +29,10 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
+from common.db.fair_order import FairOrder
 from common.db.flow import OPEN, Flow, NewPart, end_job, enqueue, locked_job
 from common.db.tables import NOW, Job, Outbox, Part, Step, StepFailure
 from common.db.tallies import count
-from common.db.turns import Turns
 from common.domain.job import (
     MAX_LOSSES,
     RETRIES_AT_LIMIT,
@@ -328,15 +328,15 @@ class Steps:
         At most ``limited`` steps of limited kinds run at once (None: any number), so that slow or
         hostile servers cannot occupy every worker.
 
-        `common.domain.turns` defines the order. After a crash behind ``send`` the steps are sent
-        again under the same id, which is harmless: steps are claimed once. Nothing is published
-        while another dispatcher publishes. With ``limit`` 0 new steps are only queued.
+        `common.domain.fair_order` defines the order. After a crash behind ``send`` the steps are
+        sent again under the same id, which is harmless: steps are claimed once. Nothing is
+        published while another dispatcher publishes. With ``limit`` 0 new steps are only queued.
         """
         with self._database.transaction() as session:
-            turns = Turns(session)
-            if not turns.lock():
+            order = FairOrder(session)
+            if not order.lock():
                 return 0
-            turns.enqueue()
+            order.enqueue()
             if limit and limited is not None:
                 limited -= _limited(session)
             publications = [
@@ -347,7 +347,7 @@ class Steps:
                     description=f"{step.step_kind} job={step.job_id}"
                     + (f" part={step.part}" if step.part is not None else ""),
                 )
-                for step in turns.dequeue(limit, limited)
+                for step in order.dequeue(limit, limited)
             ]
             if publications:
                 send(publications)

@@ -448,8 +448,9 @@ class Outbox(Base):
 
 
 class JobTurn(Base):
-    """A job with queued steps; see `common.domain.turns`. Written by the holder of `TURNS_LOCK`.
+    """A job with queued steps; see `common.domain.fair_order`.
 
+    Written by the holder of `TURNS_LOCK`.
     It may outlive its job or the steps for a while: a foreign key would lock the job's row.
     """
 

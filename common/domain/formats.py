@@ -120,8 +120,8 @@ def _vtt_cue(segment: Segment, offence: Label | None) -> str:
 
 
 def _offence(segment: Segment, *, flag: bool) -> Label | None:
-    verdict = segment.verdict
-    return verdict.label if flag and verdict and verdict.label is not Label.CLEAN else None
+    finding = segment.finding
+    return finding.label if flag and finding and finding.label is not Label.CLEAN else None
 
 
 def _prefix(offence: Label | None) -> str:

@@ -40,9 +40,9 @@ def places(words: Sequence[Word]) -> Iterator[tuple[int, int]]:
 
 def masked_segment(segment: Segment) -> Segment:
     """The segment with its marks masked."""
-    if segment.verdict is None or not segment.verdict.marks:
+    if segment.finding is None or not segment.finding.marks:
         return segment
-    text = mask(segment.text, segment.verdict.marks)
+    text = mask(segment.text, segment.finding.marks)
     words = tuple(
         replace(word, text=text[start:end])
         for word, (start, end) in zip(segment.words, places(segment.words), strict=True)

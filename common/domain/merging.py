@@ -65,7 +65,7 @@ def _cut(segment: Segment, kept: slice) -> Segment:
         span=Span(words[0].span.start_ms, max(word.span.end_ms for word in words)),
         text=text,
         words=words,
-        verdict=segment.verdict and segment.verdict.cut(before, before + len(text)),
+        finding=segment.finding and segment.finding.cut(before, before + len(text)),
     )
 
 

@@ -47,7 +47,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Finding:
     """The label of a text.
 
     ``scores`` are probabilities in the order of `Label` that sum to 1; ``marks`` are in order and
@@ -63,8 +63,8 @@ class Verdict:
         """The score of the label."""
         return self.scores[self.label.severity]
 
-    def cut(self, start: int, end: int) -> Verdict:
-        """The verdict on the characters ``[start, end)`` alone: same label, with their marks."""
+    def cut(self, start: int, end: int) -> Finding:
+        """The finding on the characters ``[start, end)`` alone: same label, with their marks."""
         kept = tuple(
             replace(mark, start=max(mark.start, start) - start, end=min(mark.end, end) - start)
             for mark in self.marks

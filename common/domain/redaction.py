@@ -19,7 +19,7 @@ JOIN_MS = 200
 def unmoderated(transcript: Transcript) -> Iterator[Span]:
     """The times of the segments with text that could not be moderated."""
     for segment in transcript.segments:
-        if segment.verdict is None and segment.text.strip():
+        if segment.finding is None and segment.text.strip():
             yield segment.span
 
 
@@ -32,8 +32,8 @@ def spans_to_silence(transcript: Transcript) -> list[Span]:
     return _joined(
         Span(max(0, span.start_ms - MARGIN_MS), span.end_ms + MARGIN_MS)
         for segment in transcript.segments
-        if segment.verdict is not None and segment.verdict.label is not Label.CLEAN
-        for span in _offences(segment, segment.verdict.marks)
+        if segment.finding is not None and segment.finding.label is not Label.CLEAN
+        for span in _offences(segment, segment.finding.marks)
     )
 
 

@@ -71,34 +71,34 @@ def moderation_document(transcript: Transcript) -> dict[str, Any] | None:
     if transcript.moderated_by is None:
         return None
     moderated = [
-        (segment.span, segment.verdict.label)
+        (segment.span, segment.finding.label)
         for segment in transcript.segments
-        if segment.verdict is not None
+        if segment.finding is not None
     ]
-    verdicts = (verdict_document(index, it) for index, it in enumerate(transcript.segments))
+    findings = (finding_document(index, it) for index, it in enumerate(transcript.segments))
     first = transcript.moderated_by[0].to_json() if transcript.moderated_by else {}
     return {
-        "results": [verdict for verdict in verdicts if verdict is not None],
+        "results": [finding for finding in findings if finding is not None],
         "summary": _summary(moderated),
         "model": first.get("model"),
         "threshold": first.get("threshold"),
     }
 
 
-def verdict_document(index: int, segment: Segment) -> dict[str, Any] | None:
+def finding_document(index: int, segment: Segment) -> dict[str, Any] | None:
     """The moderation of a segment; None: it is not moderated."""
-    verdict = segment.verdict
-    if verdict is None:
+    finding = segment.finding
+    if finding is None:
         return None
     return {
         "id": index,
         "text": segment.text.strip(),
-        "label": verdict.label,
-        "score": verdict.score,
-        "scores": dict(zip(Label, verdict.scores, strict=True)),
+        "label": finding.label,
+        "score": finding.score,
+        "scores": dict(zip(Label, finding.scores, strict=True)),
         "start": seconds(segment.span.start_ms),
         "end": seconds(segment.span.end_ms),
-        "spans": [_offence(segment, mark) for mark in verdict.marks],
+        "spans": [_offence(segment, mark) for mark in finding.marks],
     }
 
 

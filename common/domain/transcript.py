@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.domain.moderation import ModeratedBy, Verdict
+from common.domain.moderation import Finding, ModeratedBy
 from common.domain.values import Detected, Segment, Span, Word
 
 
@@ -15,7 +15,7 @@ class Transcript:
     """Segments in order of time, none overlapping another.
 
     ``moderated_by`` lists the models that moderated segments, in order of time, each once; None:
-    moderation was not requested. If it was, a segment without a verdict could not be moderated.
+    moderation was not requested. If it was, a segment without a finding could not be moderated.
     """
 
     language: str
@@ -61,7 +61,7 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
             "flags": list(segment.flags),
             "detected": segment.detected
             and [segment.detected.language, round(segment.detected.probability, 3)],
-            "verdict": segment.verdict and segment.verdict.to_json(),
+            "verdict": segment.finding and segment.finding.to_json(),
         }
         for segment in segments
     ]
@@ -83,7 +83,7 @@ def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...
             temperature=entry["temperature"],
             flags=tuple(entry["flags"]),
             detected=Detected(*detected) if (detected := entry.get("detected")) else None,
-            verdict=Verdict.from_json(verdict) if (verdict := entry.get("verdict")) else None,
+            finding=Finding.from_json(finding) if (finding := entry.get("verdict")) else None,
         )
         for entry in document
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from common.domain.moderation import Verdict
+from common.domain.moderation import Finding
 
 SAMPLE_RATE = 16_000
 SAMPLES_PER_MS = SAMPLE_RATE // 1000
@@ -82,7 +82,7 @@ class Segment:
     ``temperature`` is the one that produced the text; ``flags`` are reasons for doubt
     (see `common.asr.guards`). ``words`` is empty if word times were not requested.
     ``detected`` is set if the window is in another language than the one it was decoded as.
-    ``verdict`` is None until the text is moderated; its marks index ``text``.
+    ``finding`` is None until the text is moderated; its marks index ``text``.
     """
 
     span: Span
@@ -94,7 +94,7 @@ class Segment:
     temperature: float = 0.0
     flags: tuple[str, ...] = ()
     detected: Detected | None = None
-    verdict: Verdict | None = None
+    finding: Finding | None = None
 
     def shifted(self, by_ms: int) -> Self:
         words = tuple(word.shifted(by_ms) for word in self.words)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from common.domain.moderation import Label, Mark, ModeratedBy, Verdict, decide
+from common.domain.moderation import Finding, Label, Mark, ModeratedBy, decide
 from common.moderation.lexicon import Lexicon
 from common.moderation.moderator import Moderator
 
@@ -37,26 +37,26 @@ class Moderation:
     def by(self) -> ModeratedBy:
         return self._moderator.by
 
-    def classify(self, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict a text, in order; a blank text is CLEAN.
+    def classify(self, texts: Sequence[str]) -> list[Finding]:
+        """One finding a text, in order; a blank text is CLEAN.
 
         Raises:
             ModerationFailed: the model failed (transient).
         """
-        verdicts = [
+        findings = [
             self._listed(text, scores)
             for text, scores in zip(texts, self._scores(texts), strict=True)
         ]
         unmarked = [
             index
-            for index, verdict in enumerate(verdicts)
-            if verdict.label is not Label.CLEAN and not verdict.marks
+            for index, finding in enumerate(findings)
+            if finding.label is not Label.CLEAN and not finding.marks
         ]
         for index in unmarked:
-            verdict = verdicts[index]
-            marks = tuple(self._deciding_words(texts[index], verdict))
-            verdicts[index] = Verdict(verdict.label, verdict.scores, marks)
-        return verdicts
+            finding = findings[index]
+            marks = tuple(self._deciding_words(texts[index], finding))
+            findings[index] = Finding(finding.label, finding.scores, marks)
+        return findings
 
     def _scores(self, texts: Sequence[str]) -> list[tuple[float, float, float]]:
         said = [index for index, text in enumerate(texts) if text.strip()]
@@ -67,7 +67,7 @@ class Moderation:
                 scores[index] = (clean, offensive, hate)
         return scores
 
-    def _listed(self, text: str, scores: tuple[float, float, float]) -> Verdict:
+    def _listed(self, text: str, scores: tuple[float, float, float]) -> Finding:
         finds = self._lexicon.find(text)
         label = decide(scores, self.by.thresholds)
         decided = [find.mark.label for find in finds if find.decides]
@@ -75,17 +75,17 @@ class Moderation:
         if worst is not label:
             label, scores = worst, _raised(scores, worst)
         marks = () if label is Label.CLEAN else tuple(find.mark for find in finds)
-        return Verdict(label, scores, marks)
+        return Finding(label, scores, marks)
 
-    def _deciding_words(self, text: str, verdict: Verdict) -> Iterator[Mark]:
+    def _deciding_words(self, text: str, finding: Finding) -> Iterator[Mark]:
         words = [match.span() for match in _WORD.finditer(text)]
         if not 1 < len(words) <= MAX_WORDS_TRIED:
             return
         without = [f"{text[:start]}{text[end:]}" for start, end in words]
         for (start, end), scores in zip(words, self._scores(without), strict=True):
-            left = scores[verdict.label.severity] / verdict.score
+            left = scores[finding.label.severity] / finding.score
             if left <= REMAINING and decide(scores, self.by.thresholds) is Label.CLEAN:
-                yield Mark(start, end, verdict.label, "model")
+                yield Mark(start, end, finding.label, "model")
 
 
 def _raised(scores: tuple[float, float, float], label: Label) -> tuple[float, float, float]:

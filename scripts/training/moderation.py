@@ -301,9 +301,9 @@ def evaluate(
     _show(alone, f"{moderator.by.model} alone, thresholds {_written(thresholds)}")
     together = alone
     if lists:
-        verdicts = Moderation(moderator, Lexicon()).classify(texts)
-        given = np.array([verdict.label.severity for verdict in verdicts])
-        together = report(truth, given, np.array([verdict.scores for verdict in verdicts]))
+        findings = Moderation(moderator, Lexicon()).classify(texts)
+        given = np.array([finding.label.severity for finding in findings])
+        together = report(truth, given, np.array([finding.scores for finding in findings]))
         _show(together, f"{moderator.by.model} with the word lists")
     click.echo(f"macro-F1 {together.macro_f1:.4f} ({len(texts)} texts, {data})")
 

@@ -76,15 +76,15 @@ def ignored(path: str) -> bool:
     """Whether `.dockerignore` keeps a path from the build; the last pattern that matches counts."""
     parts = path.split("/")
     with_parents = ["/".join(parts[: end + 1]) for end in range(len(parts))]
-    verdict = False
+    finding = False
     for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines():
         if not line or line.startswith("#"):
             continue
         pattern = re.escape(line.removeprefix("!"))
         pattern = pattern.replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
         if any(re.fullmatch(pattern, each) for each in with_parents):
-            verdict = not line.startswith("!")
-    return verdict
+            finding = not line.startswith("!")
+    return finding
 
 
 def listed(name: str) -> set[str]:

@@ -88,8 +88,8 @@ def test_the_service_judges_alike_by_onnx_and_by_pytorch(phobert: PhoBert) -> No
     )
     judged = [
         [
-            verdict.label
-            for verdict in load_moderation(settings).classify([it for it, _ in labelled])
+            finding.label
+            for finding in load_moderation(settings).classify([it for it, _ in labelled])
         ]
         for settings in (by_onnx, by_pytorch)
     ]

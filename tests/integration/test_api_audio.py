@@ -129,7 +129,7 @@ def test_a_recording_comes_as_wav_whatever_it_was(
 def test_marked_words_are_covered_and_nothing_else(
     gateway: GatewayProcess, completed: Completed
 ) -> None:
-    job_id = completed(talk, stored_segment(5_000, 7_500, TEXT, words=WORDS, verdict=FOUL))
+    job_id = completed(talk, stored_segment(5_000, 7_500, TEXT, words=WORDS, finding=FOUL))
     plain = sound(get(gateway, job_id, format="wav"))
     answer = get(gateway, job_id, format="wav", redact="true")
     assert differing_ms(plain, sound(answer)) == pytest.approx((5_900, 6_600), abs=2)
@@ -139,7 +139,7 @@ def test_marked_words_are_covered_and_nothing_else(
 def test_a_segment_without_word_times_is_covered_as_a_whole(
     gateway: GatewayProcess, completed: Completed
 ) -> None:
-    job_id = completed(talk, stored_segment(5_000, 7_500, TEXT, verdict=FOUL))
+    job_id = completed(talk, stored_segment(5_000, 7_500, TEXT, finding=FOUL))
     plain = sound(get(gateway, job_id, format="wav"))
     redacted = sound(get(gateway, job_id, format="wav", redact="true"))
     assert differing_ms(plain, redacted) == pytest.approx((4_900, 7_600), abs=2)
@@ -156,7 +156,7 @@ def test_a_recording_without_a_word_can_be_redacted(
 def test_what_was_judged_in_part_is_not_redacted(
     gateway: GatewayProcess, completed: Completed
 ) -> None:
-    judged = stored_segment(5_000, 7_500, TEXT, words=WORDS, verdict=FOUL)
+    judged = stored_segment(5_000, 7_500, TEXT, words=WORDS, finding=FOUL)
     job_id = completed(talk, judged, stored_segment(8_000, 9_000, " who knows"))
     problem = get(gateway, job_id, 409, format="wav", redact="true").json()
     assert problem["code"] == "conflict"

@@ -379,7 +379,7 @@ def moderated(database: Database, steps: Steps, options: Options) -> UUID:
                 20_000,
                 " oh shit",
                 words=[[" oh", 10_000, 10_500, 0.9], [" shit", 12_340, 12_900, 0.9]],
-                verdict=offensive(4, 8).to_json(),
+                finding=offensive(4, 8).to_json(),
             ),
         ],
         manifest={"moderation": [BY.to_json()]},

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import func, select, text, update
 
-from common.db.cleaning import Cleaning
 from common.db.database import Database
+from common.db.retention import Retention
 from common.db.steps import Steps
 from common.db.tables import Base, Deletion, Job, Recording
 from common.domain.pipeline import StepKind
@@ -58,8 +58,8 @@ def cleanup(gateway: GatewayProcess, gateway_database: Database) -> Cleanup:
     """One to whom nobody is at work any more."""
     folder = gateway.folder
     storage = LocalStorage(folder / "uploads", folder / "uploads" / ".incoming", folder / "results")
-    cleaning = Cleaning(gateway_database, grace_s=0.0)
-    return Cleanup(cleaning, storage, Events(connect(gateway.redis_url)), upload_wait_s=3600)
+    retention = Retention(gateway_database, grace_s=0.0)
+    return Cleanup(retention, storage, Events(connect(gateway.redis_url)), upload_wait_s=3600)
 
 
 def ask(
@@ -426,12 +426,12 @@ def test_a_list_that_makes_no_sense_is_refused_by_name(
 def test_history_tells_how_each_text_begins_masked_where_that_was_asked_for(
     gateway: GatewayProcess, gateway_database: Database, steps: Steps
 ) -> None:
-    verdict = offensive(4, 8).to_json()
+    finding = offensive(4, 8).to_json()
     options = Options(moderation=True, filter_profanity=True)
     for given in (Options(), options):
         submit_job(gateway_database, options=given)
         plan_chunks(steps, 0)
-        said = stored_segment(0, 10_000, " oh, fuck it all " + "and so on " * 50, verdict=verdict)
+        said = stored_segment(0, 10_000, " oh, fuck it all " + "and so on " * 50, finding=finding)
         finish_merge(steps, claim_next(steps), segments=[said] * 60, manifest={"moderation": []})
     submit_job(gateway_database)
     fail(steps)

@@ -328,8 +328,8 @@ def test_starting_does_not_wait_for_the_model() -> None:
         moderation = ModerationProcess(ModerationSettings())
         moderation.start()
         assert moderation.state == LOADING
-        _, (verdict,) = await moderation.moderate([FOUL])
-        assert verdict.label is not Label.CLEAN
+        _, (finding,) = await moderation.moderate([FOUL])
+        assert finding.label is not Label.CLEAN
         assert moderation.state == OK
         await moderation.close()
 
@@ -353,8 +353,8 @@ def test_texts_that_kill_the_process_twice_are_refused_and_others_are_served() -
         second.kill()
         with pytest.raises(ModerationFailed, match="-9"):
             await guilty
-        _, (verdict,) = await innocent
-        assert verdict.label is not Label.CLEAN
+        _, (finding,) = await innocent
+        assert finding.label is not Label.CLEAN
         await moderation.close()
 
     asyncio.run(run())

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, select
 
-from common.db.cleaning import Cleaning
 from common.db.database import Database
 from common.db.jobs import Created, Idempotency, Jobs
+from common.db.retention import Retention
 from common.db.tables import Job, Recording, Step, Tenant
 from common.domain.job import JobStatus
 from common.errors import Conflict, IdempotencyConflict, NotFound
@@ -149,11 +149,11 @@ def test_a_job_whose_recording_comes_at_the_last_moment_is_not_cancelled(
     database: Database, jobs: Jobs
 ) -> None:
     job_id = jobs.create(new_job()).job_id
-    cleaning = Cleaning(database, grace_s=0.0)
+    retention = Retention(database, grace_s=0.0)
     with ThreadPoolExecutor(1) as pool:
         with database.transaction() as session:
             assert jobs._attach(session, job_id, new_recording())  # and not committed yet
-            cancelling = pool.submit(cleaning.cancel_unsent, 0.0)
+            cancelling = pool.submit(retention.cancel_unsent, 0.0)
             wait([cancelling], PATIENCE_S)
         assert cancelling.result() == []
     assert jobs.snapshot(job_id).status is JobStatus.PENDING

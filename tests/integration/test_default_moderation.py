@@ -51,16 +51,16 @@ def moderation() -> Moderation:
 
 @pytest.mark.parametrize("text", CLEAN)
 def test_harmless_texts_are_clean(moderation: Moderation, text: str) -> None:
-    (verdict,) = moderation.classify([text])
-    assert verdict.label is Label.CLEAN
-    assert verdict.marks == ()
+    (finding,) = moderation.classify([text])
+    assert finding.label is Label.CLEAN
+    assert finding.marks == ()
 
 
 @pytest.mark.parametrize("text", OFFENSIVE)
 def test_foul_texts_are_not_clean_and_say_why(moderation: Moderation, text: str) -> None:
-    (verdict,) = moderation.classify([text])
-    assert verdict.label is not Label.CLEAN
-    assert verdict.marks
+    (finding,) = moderation.classify([text])
+    assert finding.label is not Label.CLEAN
+    assert finding.marks
 
 
 def test_one_foul_sentence_late_in_a_long_text_is_found(moderation: Moderation) -> None:
@@ -73,16 +73,16 @@ def test_one_foul_sentence_late_in_a_long_text_is_found(moderation: Moderation) 
 def test_a_megabyte_of_text_is_classified_to_its_end(moderation: Moderation) -> None:
     clean = "trời đẹp " * 110_000
     for text in (f"{clean}địt mẹ mày", "a" * 1_000_000 + " địt mẹ mày"):
-        (verdict,) = moderation.classify([text])
-        assert verdict.label is not Label.CLEAN
-        assert text[verdict.marks[-1].start :] == "địt mẹ mày"
+        (finding,) = moderation.classify([text])
+        assert finding.label is not Label.CLEAN
+        assert text[finding.marks[-1].start :] == "địt mẹ mày"
 
 
 def test_a_text_is_classified_alike_in_any_company(moderation: Moderation) -> None:
     texts = [*CLEAN, "", *OFFENSIVE, " ".join(CLEAN * 9)]
     together = moderation.classify(texts)
     alone = [moderation.classify([text])[0] for text in texts]
-    assert [verdict.label for verdict in together] == [verdict.label for verdict in alone]
+    assert [finding.label for finding in together] == [finding.label for finding in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.scores == pytest.approx(other.scores, abs=1e-4)
 

@@ -12,9 +12,9 @@ import httpx
 import pytest
 from sqlalchemy import text, update
 
-from common.db.cleaning import Cleaning
 from common.db.database import Database
 from common.db.deletions import Deletions
+from common.db.retention import Retention
 from common.db.snapshots import ClientData
 from common.db.streams import COMPLETED, INTERRUPTED, Streams
 from common.db.tables import Base, Job, StreamSession
@@ -69,7 +69,7 @@ def cleanup(gateway: GatewayProcess, database: Database) -> Cleanup:
     folder = gateway.folder
     storage = LocalStorage(folder / "uploads", folder / "uploads" / ".incoming", folder / "results")
     events = Events(connect(gateway.redis_url))
-    return Cleanup(Cleaning(database, grace_s=0.0), storage, events, upload_wait_s=3600)
+    return Cleanup(Retention(database, grace_s=0.0), storage, events, upload_wait_s=3600)
 
 
 def ask(
@@ -316,7 +316,7 @@ def test_after_an_outage_of_postgres_streams_get_time_to_send_heartbeats(
     with CutLine(int(port.rpartition(":")[2])) as line:
         line_port = line.url.rpartition(":")[2]
         with Database(f"{login}@127.0.0.1:{line_port}/{name}") as far:
-            cleanup._cleaning = Cleaning(far, grace_s=0.0)
+            cleanup._retention = Retention(far, grace_s=0.0)
             line.cut()
             cleanup.start()
             wait_until(lambda: cleanup._streams_expire_from, "the cleanup to notice")

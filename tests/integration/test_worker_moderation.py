@@ -200,7 +200,7 @@ def test_a_killed_moderation_is_done_again_and_recorded_once(
         gate.execute(WAIT_AT_THE_GATE)
         gate.execute("SELECT pg_advisory_lock(7)")
         job_id = service.submit(speak(SENTENCE), options=MODERATED)
-        wait_until(partial(waits_at_the_gate, gate), "a verdict about to be stored")
+        wait_until(partial(waits_at_the_gate, gate), "a finding about to be stored")
         engine_process_of(worker).kill()
         gate.execute("SELECT pg_advisory_unlock(7)")
 

@@ -15,7 +15,7 @@ from common.db.streams import NewStream, StreamFinal, Streams
 from common.db.tables import JobMetrics, TranscriptRevision
 from common.db.transcriptions import NewRecording, merged, plan_begun, plan_ended
 from common.domain.job import Priority
-from common.domain.moderation import Label, Mark, ModeratedBy, Verdict
+from common.domain.moderation import Finding, Label, Mark, ModeratedBy
 from common.domain.request import Options
 from common.domain.values import Segment, Span, Word
 from common.transcripts import moderation_to_json
@@ -24,7 +24,7 @@ TENANT = "default"
 MODERATED = Options(moderation=True)
 BY = ModeratedBy("a-model", "a" * 64, {Label.OFFENSIVE: 0.5, Label.HATE: 0.5})
 """The model that moderates the chunks of `finish_moderation`."""
-CLEAN = Verdict(Label.CLEAN, (0.9, 0.1, 0.0))
+CLEAN = Finding(Label.CLEAN, (0.9, 0.1, 0.0))
 
 
 def new_recording(duration_ms: int | None = 60_000) -> NewRecording:
@@ -129,20 +129,20 @@ def finish_chunk(steps: Steps, claim: Claim, *, take_next: bool = False) -> Clai
 def finish_moderation(
     steps: Steps,
     claim: Claim,
-    verdict: Verdict = CLEAN,
+    finding: Finding = CLEAN,
     by: ModeratedBy = BY,
     *,
     take_next: bool = False,
 ) -> Claim | None:
     """End the claimed moderation of a chunk with one segment."""
-    result = moderation_to_json(by, [[verdict]])
+    result = moderation_to_json(by, [[finding]])
     return steps.finish(claim, result=result, elapsed_ms=7, take_next=take_next)
 
 
-def offensive(start: int, end: int) -> Verdict:
-    """A verdict on a text that gives offence in ``[start, end)``."""
+def offensive(start: int, end: int) -> Finding:
+    """A finding on a text that gives offence in ``[start, end)``."""
     mark = Mark(start, end, Label.OFFENSIVE, "list")
-    return Verdict(Label.OFFENSIVE, (0.2, 0.7, 0.1), (mark,))
+    return Finding(Label.OFFENSIVE, (0.2, 0.7, 0.1), (mark,))
 
 
 def finish_merge(
@@ -226,8 +226,8 @@ def new_final(seq: int, text: str = " hello", **fields: Any) -> StreamFinal:
     return StreamFinal(**usual | fields)
 
 
-def moderated_final(seq: int, verdict: Verdict = CLEAN, by: ModeratedBy = BY) -> StreamFinal:
+def moderated_final(seq: int, finding: Finding = CLEAN, by: ModeratedBy = BY) -> StreamFinal:
     """The same final with moderation."""
     final = new_final(seq)
-    moderated = tuple(replace(segment, verdict=verdict) for segment in final.segments)
+    moderated = tuple(replace(segment, finding=finding) for segment in final.segments)
     return replace(final, segments=moderated, moderated_by=by)

@@ -1,4 +1,4 @@
-"""The lines of `common.domain.turns` in memory: what the tables of `common.db.turns` hold."""
+"""The queues of `common.domain.fair_order` in memory; `common.db.fair_order` has them in tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from common.domain.turns import next_job, next_tenant, serve, size_class
+from common.domain.fair_order import next_job, next_tenant, serve, size_class
 
 
 @dataclass(slots=True, eq=False)

@@ -22,12 +22,12 @@ import click
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from common.db.cleaning import Cleaning
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.listing import JobFilter, JobLists
 from common.db.migrate import upgrade
 from common.db.monitoring import observe_service
+from common.db.retention import Retention
 from common.db.steps import RetryPolicy, Steps
 from common.db.usage import Quota, Usage
 from common.db.vault import Vault
@@ -115,7 +115,7 @@ def operations(database: Counting) -> dict[str, Callable[[], object]]:
     """What is done per request, per tick of the dispatcher, and per scrape."""
     steps = Steps(database, lease_s=30.0, retry=RetryPolicy(3, 0.0))
     jobs, lists = Jobs(database, TENANT), JobLists(database, TENANT)
-    cleaning = Cleaning(database, grace_s=30.0)
+    retention = Retention(database, grace_s=30.0)
     deliveries = Deliveries(
         database, lease_s=30, delays_s=[1], at_once_each=4, pause_after=9, vault=Vault()
     )
@@ -159,12 +159,12 @@ def operations(database: Counting) -> dict[str, Callable[[], object]]:
         "jobs, recording_id=": page(recording_id="recording-7"),
         "history": lambda: lists.finished(limit=20, after=None),
         "metrics": lambda: observe_service(database),
-        "next to clean": lambda: cleaning.next_due_s(3600.0),
-        "sweep": lambda: cleaning.sweep(lambda _: True),
-        "expired": lambda: cleaning.expired(100),
-        "deleted": lambda: cleaning.deleted(100),
-        "cancel_unsent": lambda: cleaning.cancel_unsent(10**9),
-        "end_silent_streams": cleaning.end_silent_streams,
+        "next to clean": lambda: retention.next_due_s(3600.0),
+        "sweep": lambda: retention.sweep(lambda _: True),
+        "expired": lambda: retention.expired(100),
+        "deleted": lambda: retention.deleted(100),
+        "cancel_unsent": lambda: retention.cancel_unsent(10**9),
+        "end_silent_streams": retention.end_silent_streams,
         "claim webhook messages": lambda: deliveries.claim(0) or deliveries.claim(10),
         "next webhook message": deliveries.next_due_s,
         "prune webhook messages": lambda: deliveries.prune(10_000),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.masking import mask, masked
-from common.domain.moderation import Label, Mark, Verdict
+from common.domain.moderation import Finding, Label, Mark
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
 
@@ -33,8 +33,8 @@ def marked_segments(draw: st.DrawFn) -> Segment:
     words = tuple(
         Word(text[start:end], Span(start, end), 0.9) for start, end in pairwise(cuts) if end > start
     )
-    verdict = Verdict(Label.OFFENSIVE, (0.1, 0.8, 0.1), marks)
-    return Segment(Span(0, len(text)), text, words, verdict=verdict)
+    finding = Finding(Label.OFFENSIVE, (0.1, 0.8, 0.1), marks)
+    return Segment(Span(0, len(text)), text, words, finding=finding)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_words_are_masked_exactly_as_their_segment_is(segment: Segment) -> None:
     (shown,) = masked(Transcript("vi", 1000, (segment,))).segments
     assert "".join(word.text for word in shown.words) == shown.text
     assert [word.span for word in shown.words] == [word.span for word in segment.words]
-    assert shown.verdict == segment.verdict
+    assert shown.finding == segment.finding
 
 
 def test_unmoderated_segments_stay_as_they_are() -> None:

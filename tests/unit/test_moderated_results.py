@@ -14,7 +14,7 @@ from common.db.transcriptions import ChunkResult
 from common.domain.formats import FLAGGING, write
 from common.domain.masking import masked
 from common.domain.merging import merge
-from common.domain.moderation import Label, Mark, ModeratedBy, Verdict
+from common.domain.moderation import Finding, Label, Mark, ModeratedBy
 from common.domain.request import Options
 from common.domain.results import transcript_document
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
@@ -29,7 +29,7 @@ from common.transcripts import (
 from tests.support.factories import BY, CLEAN, offensive, stored_segment
 
 OTHER = replace(BY, sha256="b" * 64)
-POLITE = Segment(Span(0, 2_000), " Xin chào.", verdict=CLEAN)
+POLITE = Segment(Span(0, 2_000), " Xin chào.", finding=CLEAN)
 RUDE = Segment(
     Span(2_000, 5_500),
     " oh shit man",
@@ -39,12 +39,12 @@ RUDE = Segment(
         Word("it", Span(3_000, 3_250), 0.9),
         Word(" man", Span(3_250, 5_500), 0.9),
     ),
-    verdict=offensive(4, 8),
+    finding=offensive(4, 8),
 )
 HATEFUL = Segment(
     Span(6_000, 7_000),
     " <you> & them",
-    verdict=Verdict(Label.HATE, (0.1, 0.2, 0.7), (Mark(8, 13, Label.HATE, "model"),)),
+    finding=Finding(Label.HATE, (0.1, 0.2, 0.7), (Mark(8, 13, Label.HATE, "model"),)),
 )
 UNMODERATED = Segment(Span(8_000, 9_000), " whatever")
 TALK = Transcript("vi", 10_000, (POLITE, RUDE, HATEFUL, UNMODERATED), (BY,))
@@ -122,8 +122,8 @@ def test_a_flag_in_vtt_is_also_a_class_and_no_text_is_taken_for_markup() -> None
 
 @given(st.text(), st.sampled_from([Label.OFFENSIVE, Label.HATE]))
 def test_a_flag_never_breaks_a_cue(text: str, label: Label) -> None:
-    verdict = Verdict(label, (0.0, 0.5, 0.5))
-    talk = Transcript("en", 1000, (Segment(Span(0, 1000), text, verdict=verdict),), (BY,))
+    finding = Finding(label, (0.0, 0.5, 0.5))
+    talk = Transcript("en", 1000, (Segment(Span(0, 1000), text, finding=finding),), (BY,))
     cues = 1 if text.strip() else 0
     assert FLAGGING["srt"](talk).count("\n\n") == cues
     assert FLAGGING["vtt"](talk).count("\n\n") == 1 + cues
@@ -146,14 +146,14 @@ def test_masks_reach_every_text_of_the_document_and_every_format() -> None:
 # --- stored -----------------------------------------------------------------------------------
 
 
-def test_verdicts_are_stored_with_their_segments() -> None:
+def test_findings_are_stored_with_their_segments() -> None:
     stored = json.loads(json.dumps(segments_to_json(TALK.segments)))
     assert segments_from_json(stored) == TALK.segments
 
 
 def test_segments_from_before_there_was_moderation_are_read_as_unjudged() -> None:
     (segment,) = segments_from_json([stored_segment(0, 1_000, " old")])
-    assert segment.verdict is None
+    assert segment.finding is None
 
 
 def test_options_from_before_there_was_moderation_ask_for_none() -> None:
@@ -164,10 +164,10 @@ def test_options_from_before_there_was_moderation_ask_for_none() -> None:
 
 
 def stored_chunk(
-    index: int, segments: list[Segment], by: ModeratedBy | None = BY, verdict: Verdict = CLEAN
+    index: int, segments: list[Segment], by: ModeratedBy | None = BY, finding: Finding = CLEAN
 ) -> ChunkResult:
     start, end = index * 10_000, (index + 1) * 10_000
-    moderated = by and moderation_to_json(by, [[verdict] * len(segments)])
+    moderated = by and moderation_to_json(by, [[finding] * len(segments)])
     row = SimpleNamespace(
         index=index,
         windows=[[start, end, start, end, 9_000]],
@@ -177,9 +177,9 @@ def stored_chunk(
     return cast("ChunkResult", row)
 
 
-def test_a_chunks_verdicts_meet_its_segments_again() -> None:
-    said = [replace(RUDE, verdict=None)]
-    ((_, (results,)),) = parts([stored_chunk(0, said, verdict=offensive(4, 8))])
+def test_a_chunks_findings_meet_its_segments_again() -> None:
+    said = [replace(RUDE, finding=None)]
+    ((_, (results,)),) = parts([stored_chunk(0, said, finding=offensive(4, 8))])
     assert tuple(results) == (RUDE,)
     ((_, (unmoderated,)),) = parts([stored_chunk(0, said, by=None)])
     assert tuple(unmoderated) == tuple(said)
@@ -214,7 +214,7 @@ def test_a_segment_cut_at_a_seam_keeps_the_marks_of_what_is_left() -> None:
         Span(8_000, 10_900),
         " shit happens damn",
         words,
-        verdict=Verdict(Label.OFFENSIVE, (0.1, 0.9, 0.0), marks),
+        finding=Finding(Label.OFFENSIVE, (0.1, 0.9, 0.0), marks),
     )
     again = replace(
         said,
@@ -229,8 +229,8 @@ def test_a_segment_cut_at_a_seam_keeps_the_marks_of_what_is_left() -> None:
     found = [
         segment.text[mark.start : mark.end]
         for segment in merged
-        if segment.verdict
-        for mark in segment.verdict.marks
+        if segment.finding
+        for mark in segment.finding.marks
     ]
     assert "".join(segment.text for segment in merged) == " shit happens damn"
     assert found == ["shit", "damn"]
@@ -257,9 +257,9 @@ def moderated_windows(draw: st.DrawFn) -> tuple[Chunk, list[list[Segment]]]:
                 Mark(start, end, Label.HATE, "list")
                 for start, end in zip(places[::2], places[1::2], strict=False)
             )
-            verdict = Verdict(Label.HATE, (0.1, 0.1, 0.8), marks)
+            finding = Finding(Label.HATE, (0.1, 0.1, 0.8), marks)
             span = Span(words[0].span.start_ms, now)
-            segments.append(Segment(span, text, tuple(words), verdict=verdict))
+            segments.append(Segment(span, text, tuple(words), finding=finding))
         results.append(segments)
     return Chunk(0, (left, right)), results
 
@@ -272,13 +272,13 @@ def test_marks_lie_inside_the_text_they_are_in_however_it_is_cut(
         segment.text[mark.start : mark.end]
         for segments in part[1]
         for segment in segments
-        if segment.verdict
-        for mark in segment.verdict.marks
+        if segment.finding
+        for mark in segment.finding.marks
     }
     for segment in merge([part]).segments:
-        assert segment.verdict is not None
+        assert segment.finding is not None
         assert segment.text == "".join(word.text for word in segment.words)
-        for mark in segment.verdict.marks:
+        for mark in segment.finding.marks:
             assert 0 <= mark.start < mark.end <= len(segment.text)
             marked = segment.text[mark.start : mark.end]
             assert any(marked in whole for whole in known)

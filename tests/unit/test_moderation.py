@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.domain.moderation import Label, Mark, ModeratedBy, Verdict, decide
+from common.domain.moderation import Finding, Label, Mark, ModeratedBy, decide
 from common.moderation.lexicon import Lexicon
 from common.moderation.moderation import LISTED_SCORE, MAX_WORDS_TRIED, Moderation
 from common.moderation.moderator import Scores
@@ -38,19 +38,19 @@ def moderation() -> Moderation:
     return Moderation(Listener(), Lexicon())
 
 
-def classify(moderation: Moderation, text: str) -> tuple[Verdict, list[str]]:
-    (verdict,) = moderation.classify([text])
-    return verdict, [text[mark.start : mark.end] for mark in verdict.marks]
+def classify(moderation: Moderation, text: str) -> tuple[Finding, list[str]]:
+    (finding,) = moderation.classify([text])
+    return finding, [text[mark.start : mark.end] for mark in finding.marks]
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
 def test_a_blank_text_is_clean_for_sure(moderation: Moderation, text: str) -> None:
-    assert moderation.classify([text]) == [Verdict(Label.CLEAN, (1.0, 0.0, 0.0))]
+    assert moderation.classify([text]) == [Finding(Label.CLEAN, (1.0, 0.0, 0.0))]
 
 
-def test_verdicts_come_in_the_order_of_the_texts(moderation: Moderation) -> None:
+def test_findings_come_in_the_order_of_the_texts(moderation: Moderation) -> None:
     texts = ["", "trời đẹp", "người xấu", " ", "lời độc", "trời đẹp"]
-    labels = [verdict.label for verdict in moderation.classify(texts)]
+    labels = [finding.label for finding in moderation.classify(texts)]
     assert labels == ["CLEAN", "CLEAN", "OFFENSIVE", "CLEAN", "HATE", "CLEAN"]
     assert moderation.classify([]) == []
 
@@ -58,15 +58,15 @@ def test_verdicts_come_in_the_order_of_the_texts(moderation: Moderation) -> None
 def test_words_that_tip_the_scale_are_marked_without_their_punctuation(
     moderation: Moderation,
 ) -> None:
-    verdict, marked = classify(moderation, "Ôi, người xấu quá!")
-    assert (verdict.label, marked) == (Label.OFFENSIVE, ["xấu"])
-    assert verdict.marks[0].source == "model"
+    finding, marked = classify(moderation, "Ôi, người xấu quá!")
+    assert (finding.label, marked) == (Label.OFFENSIVE, ["xấu"])
+    assert finding.marks[0].source == "model"
     assert classify(moderation, "(xấu) thật")[1] == []  # the model did not know it like this
 
 
 def test_no_word_is_blamed_where_any_of_two_is_enough(moderation: Moderation) -> None:
-    verdict, marked = classify(moderation, "xấu thì xấu")
-    assert (verdict.label, marked) == (Label.OFFENSIVE, [])
+    finding, marked = classify(moderation, "xấu thì xấu")
+    assert (finding.label, marked) == (Label.OFFENSIVE, [])
 
 
 def test_near_a_threshold_no_word_is_blamed_for_little() -> None:
@@ -75,24 +75,24 @@ def test_near_a_threshold_no_word_is_blamed_for_little() -> None:
             return np.array([[0.6 - len(t) / 200, 0.4 + len(t) / 200, 0] for t in texts], "f4")
 
     doubtful = Doubtful()
-    (verdict,) = Moderation(doubtful, Lexicon()).classify(["một hai"])
-    assert decide(verdict.scores, doubtful.by.thresholds) is Label.OFFENSIVE
-    assert verdict.marks == ()
+    (finding,) = Moderation(doubtful, Lexicon()).classify(["một hai"])
+    assert decide(finding.scores, doubtful.by.thresholds) is Label.OFFENSIVE
+    assert finding.marks == ()
 
 
 def test_english_profanity_is_not_clean_whatever_the_model_says(moderation: Moderation) -> None:
-    verdict, marked = classify(moderation, "This is fucking great")
-    assert verdict.label is Label.OFFENSIVE
+    finding, marked = classify(moderation, "This is fucking great")
+    assert finding.label is Label.OFFENSIVE
     assert marked == ["fucking"]
-    assert verdict.score == pytest.approx(LISTED_SCORE)
-    assert sum(verdict.scores) == pytest.approx(1)
-    assert verdict.scores[0] > verdict.scores[2]  # the others keep their order
+    assert finding.score == pytest.approx(LISTED_SCORE)
+    assert sum(finding.scores) == pytest.approx(1)
+    assert finding.scores[0] > finding.scores[2]  # the others keep their order
 
 
-def test_a_listed_word_makes_no_verdict_milder(moderation: Moderation) -> None:
-    verdict, marked = classify(moderation, "fucking độc")
-    assert verdict.label is Label.HATE
-    assert verdict.score == pytest.approx(0.8)
+def test_a_listed_word_makes_no_finding_milder(moderation: Moderation) -> None:
+    finding, marked = classify(moderation, "fucking độc")
+    assert finding.label is Label.HATE
+    assert finding.score == pytest.approx(0.8)
     assert marked == ["fucking"]
 
 
@@ -102,16 +102,16 @@ def test_a_word_that_may_be_innocent_is_marked_in_bad_company_only(moderation: M
         for word in ("khùng", "cút", "câm mồm")
         if [find.decides for find in Lexicon().find(word)] == [False]
     )
-    verdict, marked = classify(moderation, f"{doubtful} thật")
-    assert (verdict.label, marked) == (Label.CLEAN, [])
+    finding, marked = classify(moderation, f"{doubtful} thật")
+    assert (finding.label, marked) == (Label.CLEAN, [])
     assert classify(moderation, f"{doubtful} xấu")[1] == [doubtful]
 
 
 def test_a_long_text_is_classified_but_its_words_are_not_tried_one_by_one(
     moderation: Moderation,
 ) -> None:
-    verdict, marked = classify(moderation, " ".join(["trời"] * MAX_WORDS_TRIED + ["xấu"]))
-    assert (verdict.label, marked) == (Label.OFFENSIVE, [])
+    finding, marked = classify(moderation, " ".join(["trời"] * MAX_WORDS_TRIED + ["xấu"]))
+    assert (finding.label, marked) == (Label.OFFENSIVE, [])
 
 
 @given(
@@ -120,10 +120,10 @@ def test_a_long_text_is_classified_but_its_words_are_not_tried_one_by_one(
     )
 )
 def test_marks_lie_in_their_texts_and_clean_texts_have_none(texts: list[str]) -> None:
-    for text, verdict in zip(texts, Moderation(Listener(), Lexicon()).classify(texts), strict=True):
-        assert sum(verdict.scores) == pytest.approx(1)
-        assert verdict.marks == () or verdict.label is not Label.CLEAN
-        ends = [Mark(0, 0, Label.CLEAN, "list"), *verdict.marks]
-        for before, mark in zip(ends, verdict.marks, strict=False):
+    for text, finding in zip(texts, Moderation(Listener(), Lexicon()).classify(texts), strict=True):
+        assert sum(finding.scores) == pytest.approx(1)
+        assert finding.marks == () or finding.label is not Label.CLEAN
+        ends = [Mark(0, 0, Label.CLEAN, "list"), *finding.marks]
+        for before, mark in zip(ends, finding.marks, strict=False):
             assert before.end <= mark.start < mark.end <= len(text)
             assert text[mark.start : mark.end].strip() == text[mark.start : mark.end]

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.domain.moderation import Label, Mark, Verdict
+from common.domain.moderation import Finding, Label, Mark
 from common.domain.redaction import JOIN_MS, MARGIN_MS, spans_to_silence, unmoderated
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
 
-CLEAN = Verdict(Label.CLEAN, (0.9, 0.05, 0.05))
+CLEAN = Finding(Label.CLEAN, (0.9, 0.05, 0.05))
 
 
-def foul(*marks: Mark) -> Verdict:
-    return Verdict(Label.OFFENSIVE, (0.1, 0.8, 0.1), marks)
+def foul(*marks: Mark) -> Finding:
+    return Finding(Label.OFFENSIVE, (0.1, 0.8, 0.1), marks)
 
 
 def mark(start: int, end: int) -> Mark:
@@ -43,23 +43,23 @@ SAID = Segment(
 
 
 def test_the_marked_word_is_covered_with_a_margin() -> None:
-    moderated = replace(SAID, verdict=foul(mark(10, 14)))
+    moderated = replace(SAID, finding=foul(mark(10, 14)))
     assert spans_to_silence(transcript(moderated)) == [Span(3_000 - MARGIN_MS, 3_400 + MARGIN_MS)]
 
 
 def test_a_mark_covers_every_word_that_it_touches() -> None:
-    moderated = replace(SAID, verdict=foul(mark(8, 11)))
+    moderated = replace(SAID, finding=foul(mark(8, 11)))
     assert spans_to_silence(transcript(moderated)) == [Span(1_400, 1_800), Span(2_900, 3_500)]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"verdict": foul()},
-        {"verdict": foul(mark(10, 14)), "words": ()},
-        {"verdict": foul(mark(10, 14)), "text": "what the fuck is that"},
-        {"verdict": foul(mark(22, 23))},
-        {"verdict": foul(mark(10, 14), mark(22, 23))},
+        {"finding": foul()},
+        {"finding": foul(mark(10, 14)), "words": ()},
+        {"finding": foul(mark(10, 14)), "text": "what the fuck is that"},
+        {"finding": foul(mark(22, 23))},
+        {"finding": foul(mark(10, 14), mark(22, 23))},
     ],
     ids=["nothing marked", "no word times", "other words", "mark outside", "one mark outside"],
 )
@@ -71,18 +71,18 @@ def test_without_known_words_the_whole_segment_is_redacted(
 
 
 def test_clean_segments_are_not_redacted() -> None:
-    assert spans_to_silence(transcript(replace(SAID, verdict=CLEAN))) == []
+    assert spans_to_silence(transcript(replace(SAID, finding=CLEAN))) == []
 
 
 def test_a_word_at_the_very_start_is_covered_from_the_start() -> None:
     word = Word("fuck", Span(20, 300), 0.9)
-    moderated = Segment(Span(20, 300), "fuck", (word,), verdict=foul(mark(0, 4)))
+    moderated = Segment(Span(20, 300), "fuck", (word,), finding=foul(mark(0, 4)))
     assert spans_to_silence(transcript(moderated)) == [Span(0, 400)]
 
 
 def test_unmoderated_segments_are_reported_unless_they_have_no_text() -> None:
     silent = replace(SAID, text=" ", words=())
-    moderated = replace(SAID, verdict=CLEAN)
+    moderated = replace(SAID, finding=CLEAN)
     assert list(unmoderated(transcript(SAID, silent, moderated))) == [SAID.span]
 
 
@@ -100,9 +100,9 @@ def transcripts(draw: st.DrawFn) -> Transcript:
         text = "".join(word.text for word in words)
         edges = sorted(draw(st.sets(st.integers(0, len(text)), max_size=6)))
         marks = [mark(*pair) for pair in zip(edges[::2], edges[1::2], strict=False)]
-        verdict = draw(st.sampled_from([None, CLEAN, foul(*marks)]))
+        finding = draw(st.sampled_from([None, CLEAN, foul(*marks)]))
         timed = tuple(words) if draw(st.booleans()) else ()
-        segments.append(Segment(Span(first, now), text, timed, verdict=verdict))
+        segments.append(Segment(Span(first, now), text, timed, finding=finding))
     return transcript(*segments)
 
 
@@ -112,21 +112,21 @@ def test_every_marked_word_is_covered_and_stretches_keep_their_distance(said: Tr
     for one, other in itertools.pairwise(covered):
         assert other.start_ms - one.end_ms >= JOIN_MS
     for segment in said.segments:
-        if segment.verdict is None or segment.verdict.label is Label.CLEAN:
+        if segment.finding is None or segment.finding.label is Label.CLEAN:
             continue
         at = 0
         for word in segment.words:
             start, at = at, at + len(word.text)
-            if any(it.start < at and it.end > start for it in segment.verdict.marks):
+            if any(it.start < at and it.end > start for it in segment.finding.marks):
                 assert holds(covered, word.span)
-        if not segment.words or not segment.verdict.marks:
+        if not segment.words or not segment.finding.marks:
             assert holds(covered, segment.span)
 
 
 @given(transcripts())
 def test_nothing_far_from_an_offence_is_covered(said: Transcript) -> None:
     foul_segments = [
-        it.span for it in said.segments if it.verdict and it.verdict.label is not Label.CLEAN
+        it.span for it in said.segments if it.finding and it.finding.label is not Label.CLEAN
     ]
     for span in spans_to_silence(said):
         for edge in (span.start_ms, span.end_ms):

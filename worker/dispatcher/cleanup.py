@@ -9,8 +9,8 @@ from uuid import UUID
 
 from loguru import logger
 
-from common.db.cleaning import Cleaning
 from common.db.database import Database
+from common.db.retention import Retention
 from common.errors import Transient
 from common.redis.events import Events
 from common.redis.queue import connect
@@ -39,9 +39,9 @@ class Cleanup:
     """Runs in a thread of the dispatcher's process, so that a slow storage delays no step."""
 
     def __init__(
-        self, cleaning: Cleaning, storage: Storage, events: Events, *, upload_wait_s: float
+        self, retention: Retention, storage: Storage, events: Events, *, upload_wait_s: float
     ) -> None:
-        self._cleaning = cleaning
+        self._retention = retention
         self._storage = storage
         self._events = events
         self._upload_wait_s = upload_wait_s
@@ -71,7 +71,7 @@ class Cleanup:
             self._pace.wait()
             try:
                 if self._pace.is_due():
-                    due_s = self._cleaning.next_due_s(self._upload_wait_s)
+                    due_s = self._retention.next_due_s(self._upload_wait_s)
                     if due_s is not None and due_s <= 0:
                         self.clean()
                     self._pace.rest(due_s)
@@ -89,45 +89,45 @@ class Cleanup:
 
     def clean(self) -> None:
         """Do what is due according to Postgres."""
-        while self._cleaning.sweep(self._drop_chunks) and not self._stopping.is_set():
+        while self._retention.sweep(self._drop_chunks) and not self._stopping.is_set():
             continue
-        for job_id in self._cleaning.cancel_unsent(self._upload_wait_s):
+        for job_id in self._retention.cancel_unsent(self._upload_wait_s):
             logger.info("job {job_id}: cancelled, no recording was uploaded", job_id=job_id)
             self._events.job_changed(job_id)
-        for job_id in self._cleaning.expired(BATCH):
-            if (deleted := self._cleaning.expire(job_id)) is not None:
+        for job_id in self._retention.expired(BATCH):
+            if (deleted := self._retention.expire(job_id)) is not None:
                 logger.info("job {job_id}: deleted, its retention period is over", job_id=job_id)
                 self._events.job_changed(job_id)
                 self._erase(job_id, deleted.recording_id)
         if time.monotonic() >= self._streams_expire_from:
-            for stream_id in self._cleaning.end_silent_streams():
+            for stream_id in self._retention.end_silent_streams():
                 logger.warning(
                     "stream {stream_id}: ended, no heartbeat from its gateway", stream_id=stream_id
                 )
-        while not self._stopping.is_set() and (expired := self._cleaning.expire_stream()):
+        while not self._stopping.is_set() and (expired := self._retention.expire_stream()):
             logger.info(
                 "stream {stream_id}: deleted, its retention period is over", stream_id=expired
             )
-        for deleted in self._cleaning.deleted(BATCH):
+        for deleted in self._retention.deleted(BATCH):
             if self._erase(deleted.job_id, deleted.recording_id) == 0:
                 logger.info("job {job_id}: erasure verified", job_id=deleted.job_id)
-                self._cleaning.verified(deleted.job_id)
+                self._retention.verified(deleted.job_id)
 
     def tidy(self) -> None:
         """Settle abandoned uploads, and erase what workers wrote after the end of a job."""
         for page in self._storage.unsettled(ABANDONED_S):
-            committed = self._cleaning.committed_recordings(page)
+            committed = self._retention.committed_recordings(page)
             for recording_id in page:
                 self._settle(recording_id, committed=recording_id in committed)
         for made in get_args(Made):
             for page in self._storage.jobs_with(made):
-                for job_id in self._cleaning.missing(page):
+                for job_id in self._retention.missing(page):
                     logger.warning(
                         "job {job_id}: erasing {} written after its deletion", made, job_id=job_id
                     )
                     self._erase(job_id, None)
                 if made == "chunks":
-                    self._cleaning.sweep_again(page)
+                    self._retention.sweep_again(page)
 
     def _settle(self, recording_id: UUID, *, committed: bool) -> None:
         try:
@@ -142,7 +142,7 @@ class Cleanup:
     def _drop_chunks(self, job_id: UUID) -> bool:
         try:
             self._storage.drop_chunks(job_id)
-            for recording_id in self._cleaning.unfetched(job_id):
+            for recording_id in self._retention.unfetched(job_id):
                 self._storage.discard(recording_id)
         except Transient as error:
             logger.warning(
@@ -159,14 +159,14 @@ class Cleanup:
             logger.warning("job {job_id}: its files cannot be erased now: {}", error, job_id=job_id)
             return None
         if erased.files:
-            self._cleaning.erased(job_id, files=erased.files, size=erased.bytes)
+            self._retention.erased(job_id, files=erased.files, size=erased.bytes)
         return erased.files
 
 
 def build_cleanup(settings: Settings) -> Cleanup:
     """The cleanup, over connections of its own."""
     return Cleanup(
-        Cleaning(Database(database_url(settings), pool_size=2), grace_s=settings.worker.lease),
+        Retention(Database(database_url(settings), pool_size=2), grace_s=settings.worker.lease),
         open_storage(settings.storage),
         Events(connect(redis_url(settings))),
         upload_wait_s=settings.job.upload_wait,

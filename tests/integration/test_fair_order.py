@@ -1,4 +1,4 @@
-"""The dispatcher gives turns as `common.domain.turns` says, over the real tables."""
+"""The dispatcher gives turns as `common.domain.fair_order` says, over the real tables."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.steps import Claim, Steps
 from common.db.tables import Job, JobTurn, Outbox, Step, TenantTurn
+from common.domain.fair_order import turns_left
 from common.domain.job import JobStatus, Priority, Publication, StepStatus
 from common.domain.pipeline import StepKind
-from common.domain.turns import turns_left
 from common.domain.values import MAX_WINDOW_MS, SAMPLE_RATE
 from common.errors import EngineFailed
 from tests.support.factories import (

@@ -1,4 +1,4 @@
-"""The queue order of steps: `common.domain.turns`, over its own tables.
+"""The queue order of steps: `common.domain.fair_order`, over its own tables.
 
 Only the dispatcher that holds `TURNS_LOCK` writes these tables, so turns are assigned one after
 the other while others submit, claim and finish. Each query reads the beginning of an index, so its
@@ -27,15 +27,15 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from common.db.tables import NOW, TURNS, TURNS_LOCK, Job, JobTurn, Outbox, Step, TenantTurn
-from common.domain.job import StepStatus
-from common.domain.pipeline import PIPELINES, limited_kinds
-from common.domain.turns import (
+from common.domain.fair_order import (
     next_job,
     next_tenant,
     serve,
     size_class,
     turns_left,
 )
+from common.domain.job import StepStatus
+from common.domain.pipeline import PIPELINES, limited_kinds
 
 ENQUEUE_BATCH = 10_000
 
@@ -43,7 +43,7 @@ T = TypeVar("T", JobTurn, TenantTurn)
 
 
 @dataclass(slots=True)
-class Turns:
+class FairOrder:
     """The queue, while a transaction holds its lock."""
 
     session: Session

@@ -24,7 +24,7 @@ _ENDS = [status for status in JobStatus if is_final(status)]
 
 
 @dataclass(frozen=True, slots=True)
-class Cleaning:
+class Retention:
     """Finds due work and records its results.
 
     ``grace_s`` is how long a worker may write for a job that has ended: the lease. A worker that

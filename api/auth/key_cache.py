@@ -34,7 +34,7 @@ class InThread(Protocol):
     def __call__(self, call: Callable[..., T], /, *args: Any) -> Awaitable[T]: ...
 
 
-class KeyRing:
+class KeyCache:
     """Looks keys up, each at most once in `CACHED_S`, and records their use.
 
     ``own`` is GATEWAY_API_KEY; ``loopback``: the gateway listens on loopback only.

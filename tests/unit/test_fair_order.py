@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.domain.turns import CLIPS_FIRST, SHORTER_FIRST, size_class, turns_before, turns_left
+from common.domain.fair_order import (
+    CLIPS_FIRST,
+    SHORTER_FIRST,
+    size_class,
+    turns_before,
+    turns_left,
+)
 from tests.support.lines import Lines
 
 

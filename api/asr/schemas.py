@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from api.auth.callers import Caller
 from api.http.bodies import Body
-from api.http.fields import Prose, Word
+from api.http.fields import Document, Prose, Word
 from api.http.multipart import FormReader
 from api.jobs.idempotency import idempotency_key, request_sha256
 from api.jobs.schemas import Accepted
@@ -43,9 +43,7 @@ _JOINS = "\x1fasr"
 """Prefix of the idempotency keys of such jobs; clients cannot send it."""
 
 
-class _Query(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
+class _Query(Document):
     encode: bool = True
     """false: the file is PCM without a header (16 bit, little endian, mono, 16 kHz). A file that
     has a header is still read by it."""

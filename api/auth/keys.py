@@ -6,10 +6,11 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, status
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from api.auth.callers import Admin
 from api.auth.key_cache import KeyCache
+from api.http.fields import Document, RequestDocument
 from api.http.problems import documented
 from api.services import ServicesDep
 from common.db.keys import Keys
@@ -22,10 +23,8 @@ KeyId = Annotated[str, Path(pattern=ID_PATTERN)]
 MAX_EXPIRY_S = 10 * 366 * 86_400
 
 
-class OwnLimits(BaseModel):
+class OwnLimits(RequestDocument):
     """Where a key's limits differ from the settings (LIMIT_...); 0: no limit."""
-
-    model_config = ConfigDict(extra="forbid")
 
     requests_per_second: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     requests_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
@@ -39,10 +38,8 @@ class OwnLimits(BaseModel):
         return given
 
 
-class NewKey(BaseModel):
+class NewKey(RequestDocument):
     """A key to create."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: Annotated[
         str,
@@ -50,20 +47,15 @@ class NewKey(BaseModel):
         Field(examples=["the call centre"], pattern=r"^[^\x00-\x1f\x7f]*$"),
     ]
     """What the key is for."""
-    scopes: Annotated[list[Scope], Field(min_length=1, max_length=3)] = [
-        Scope.TRANSCRIBE,
-        Scope.READ,
-    ]
+    scopes: list[Scope] = Field([Scope.TRANSCRIBE, Scope.READ], min_length=1, max_length=3)
     """transcribe: submit and cancel; read: status, text and files; admin: all, for any tenant."""
     expires_in_seconds: Annotated[int, Field(ge=1, le=MAX_EXPIRY_S)] | None = None
     """Null: valid until it is revoked."""
     limits: OwnLimits = OwnLimits()
 
 
-class KeyDocument(BaseModel):
+class KeyDocument(Document):
     """A key without its secret."""
-
-    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
 
     id: str = Field(examples=["k3v9x0a1b2c3"])
     """The part after `steno_`."""

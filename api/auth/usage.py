@@ -6,9 +6,10 @@ from datetime import date
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from api.auth.callers import Reader
+from api.http.fields import Document
 from api.services import ServicesDep
 from common.db.usage import HOUR_MS, Day, Quota, Spent, Usage, seconds_to_midnight
 from common.domain.keys import Limits
@@ -16,7 +17,7 @@ from common.domain.keys import Limits
 router = APIRouter(tags=["keys"])
 
 
-class Amount(BaseModel):
+class Amount(Document):
     """Jobs, and the hours of audio in them."""
 
     jobs: int
@@ -25,8 +26,6 @@ class Amount(BaseModel):
 
 class UsageDay(Amount):
     """A tenant's usage on one day (UTC)."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     date: date
     own: Amount
@@ -43,10 +42,8 @@ class KeyLimits(BaseModel):
     audio_hours_per_day: float | None
 
 
-class Left(BaseModel):
+class Left(Document):
     """What remains of the key's limits; null: no limit."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     concurrent_jobs: int | None
     concurrent_streams: int | None
@@ -56,10 +53,8 @@ class Left(BaseModel):
     """Until midnight (UTC)."""
 
 
-class UsageDocument(BaseModel):
+class UsageDocument(Document):
     """A tenant's usage, and what remains of the limits of the calling key."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     tenant: str
     key_id: str | None = Field(examples=["k3v9x0a1b2c3"])

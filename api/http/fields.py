@@ -1,4 +1,4 @@
-"""Types of fields that several resources take: names, prose, numbers, and a client's own JSON."""
+"""The bases of documents, and types of fields that several resources take."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import json
 import math
 from typing import Annotated, Any, NoReturn
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_BYTES = 16 * 1024
 """As compact JSON in UTF-8."""
 MAX_DEPTH = 32
 """Nested objects and lists; JSON writers fail at some greater depth."""
+
+
+class Document(BaseModel):
+    """A document whose fields are described by their docstrings; made of JSON or of an object."""
+
+    model_config = ConfigDict(from_attributes=True, use_attribute_docstrings=True)
+
+
+class RequestDocument(Document):
+    """A document that clients send; fields that it does not have are rejected."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def metadata_of(text: str) -> Any:
@@ -63,6 +75,10 @@ def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def _seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
 def _no_control(text: str) -> str:
     if any(ord(letter) < 32 and letter not in "\t\r\n" for letter in text):
         raise ValueError("text without control characters")
@@ -79,4 +95,6 @@ Word = BeforeValidator(_lower)
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_no_control)]
 Metadata = Annotated[dict[str, Any], AfterValidator(checked)]
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+"""Of milliseconds."""
 Number = Annotated[float, Field(allow_inf_nan=False)]

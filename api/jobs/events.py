@@ -16,7 +16,7 @@ from api.auth.callers import Reader
 from api.http.problems import documented
 from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
 from api.jobs.feeds import JobFeed, watch_job
-from api.jobs.routes import status_document
+from api.jobs.schemas import Status
 from api.services import ServicesDep
 from common.domain.job import JobStatus, is_final
 from common.domain.results import finding_document, segment_document
@@ -112,7 +112,7 @@ async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator
         changed, snapshot, over = feed.changed, feed.snapshot, feed.over
         if snapshot is None:
             return
-        status = status_document(snapshot).model_dump(mode="json")
+        status = Status.model_validate(snapshot).model_dump(mode="json")
         progress = {key: status[key] for key in _PROGRESS}
         final = is_final(snapshot.status)
         if not final and any(status[key] != last_status.get(key) for key in _STATUS):

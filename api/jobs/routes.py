@@ -12,17 +12,17 @@ from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from loguru import logger
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from api.auth.callers import Caller, Reader, Transcriber
-from api.http.fields import Name
+from api.http.fields import Document, Name
 from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
 from api.http.problems import documented
 from api.jobs.changes import JobChanges
 from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
-from api.jobs.schemas import AudioTrack, Status, UploadOptions
+from api.jobs.schemas import Status, UploadOptions
 from api.services import Services, ServicesDep
 from common.db.deletions import Deletions, Reason, Receipt
 from common.db.jobs import Jobs, NewJob
@@ -30,7 +30,6 @@ from common.db.listing import JobFilter, JobLists
 from common.db.snapshots import Snapshot
 from common.db.tables import Kind
 from common.domain.job import JobStatus, is_final
-from common.domain.results import seconds
 from common.errors import Transient
 
 router = APIRouter(tags=["jobs"], responses=documented(422, 503))
@@ -43,10 +42,8 @@ AS_SET = UploadOptions.model_validate({})
 """No options given: all defaults."""
 
 
-class CreatedJob(BaseModel):
+class CreatedJob(Document):
     """A job that waits for its recording."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     job_id: UUID
     status: JobStatus = Field(examples=["PENDING_UPLOAD"])
@@ -63,10 +60,8 @@ class JobPage(BaseModel):
     next_cursor: NextCursor
 
 
-class DeletionReceipt(BaseModel):
+class DeletionReceipt(Document):
     """What was deleted of a job or stream."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     kind: Kind
     session_id: UUID
@@ -136,7 +131,10 @@ async def jobs(
     which = JobFilter(status, created_after, created_before, recording_id, model)
     lists = JobLists(services.database, caller.tenant)
     page = await services.in_thread(lists.page, which, limit=limit, after=parse_cursor(cursor))
-    return JobPage(jobs=list(map(status_document, page.items)), next_cursor=next_cursor(page.next))
+    return JobPage(
+        jobs=[Status.model_validate(each) for each in page.items],
+        next_cursor=next_cursor(page.next),
+    )
 
 
 @router.get(
@@ -177,7 +175,7 @@ async def status(
                 await asyncio.wait_for(changed.wait(), min(left, REREAD_S))
             changed.clear()
             now = await services.in_thread(jobs.snapshot, job_id)
-    return status_document(now)
+    return Status.model_validate(now)
 
 
 @router.post(
@@ -263,7 +261,7 @@ def _retry(services: Services, caller: Caller, job_id: UUID) -> Status:
     logger.info("job {job_id} is retried", job_id=job_id)
     services.events.work_to_do()
     services.events.job_changed(job_id)
-    return status_document(jobs.snapshot(job_id))
+    return Status.model_validate(jobs.snapshot(job_id))
 
 
 def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
@@ -296,40 +294,9 @@ def _receipt(receipt: Receipt) -> DeletionReceipt:
 def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:
     services.stop(jobs.cancel(job_id))
     services.events.job_changed(job_id)
-    return status_document(jobs.snapshot(job_id))
+    return Status.model_validate(jobs.snapshot(job_id))
 
 
 def _visible(snapshot: Snapshot) -> Snapshot:
     """The snapshot without the estimate, which changes all the time."""
     return replace(snapshot, eta_s=None)
-
-
-def status_document(snapshot: Snapshot) -> Status:
-    """A job's status as clients read it."""
-    return Status(
-        job_id=snapshot.job_id,
-        status=snapshot.status,
-        stage=snapshot.stage,
-        progress=snapshot.progress,
-        chunks_completed=snapshot.chunks_completed,
-        chunks_total=snapshot.chunks_total,
-        planned=snapshot.planned,
-        created_at=snapshot.created_at,
-        started_at=snapshot.started_at,
-        completed_at=snapshot.completed_at,
-        error_message=snapshot.error_message,
-        error_code=snapshot.error_code,
-        eta_seconds=None if snapshot.eta_s is None else round(snapshot.eta_s, 1),
-        queue_position=snapshot.queue_position,
-        warnings=list(snapshot.warnings),
-        filename=snapshot.filename,
-        engine=snapshot.engine,
-        model=snapshot.model,
-        language=snapshot.language,
-        duration_seconds=None if snapshot.duration_ms is None else seconds(snapshot.duration_ms),
-        recording_id=snapshot.client.recording_id,
-        metadata=snapshot.client.metadata,
-        delete_at=snapshot.delete_at,
-        audio_tracks=[AudioTrack(**track.to_json()) for track in snapshot.audio_tracks],
-        audio_track=snapshot.audio_track,
-    )

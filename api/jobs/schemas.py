@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, Field
 
-from api.http.fields import Metadata, Name, Number, Prose, Word
+from api.http.fields import Document, Metadata, Name, Number, Prose, RequestDocument, Seconds, Word
 from common.domain.job import JobStatus
 
 
@@ -18,10 +18,12 @@ def _as_text(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
 
-class UploadOptions(BaseModel):
-    """The options of an upload; defaults come from the settings."""
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=False)
+
+class UploadOptions(RequestDocument):
+    """The options of an upload; defaults come from the settings."""
 
     language: Annotated[str | None, Word] = Field(None, examples=["vi"])
     """A Whisper code (vi, en, ...) or auto."""
@@ -74,10 +76,8 @@ class UploadOptions(BaseModel):
     or the gateway is configured, else never."""
 
 
-class AudioTrack(BaseModel):
+class AudioTrack(Document):
     """An audio track of a recording."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     index: int
     """Counted from 0, audio tracks only."""
@@ -100,10 +100,8 @@ class Accepted(BaseModel):
     """Null until a job with the same weights has finished here."""
 
 
-class Status(BaseModel):
+class Status(Document):
     """A job's status."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     job_id: UUID
     status: JobStatus = Field(examples=["PROCESSING"])
@@ -121,7 +119,7 @@ class Status(BaseModel):
     completed_at: datetime | None
     error_message: str | None
     error_code: str | None
-    eta_seconds: float | None
+    eta_seconds: Annotated[float | None, AfterValidator(_rounded)] = Field(validation_alias="eta_s")
     """Estimated from the job's own speed; null until two chunks are transcribed."""
     queue_position: int | None
     """How many turns of other jobs precede this job's first one, if no more jobs arrive. 0: it is
@@ -132,10 +130,10 @@ class Status(BaseModel):
     engine: str
     model: str
     language: str
-    duration_seconds: float | None
-    recording_id: str | None
+    duration_seconds: Seconds | None = Field(validation_alias="duration_ms")
+    recording_id: str | None = Field(validation_alias=AliasPath("client", "recording_id"))
     """Your own name for the recording."""
-    metadata: dict[str, Any] | None
+    metadata: dict[str, Any] | None = Field(validation_alias=AliasPath("client", "metadata"))
     """Your own, unchanged."""
     delete_at: datetime | None
     """When the job will be deleted with all its data; null until it has ended, or if never."""

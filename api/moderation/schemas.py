@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from api.http.fields import without_default
+from api.http.fields import Document, RequestDocument, without_default
 from common.domain.moderation import Label
 
 MAX_TEXTS = 1_000
@@ -17,12 +17,10 @@ ModeratedText = Annotated[str, Field(min_length=1, max_length=MAX_LETTERS)]
 ModeratedTexts = Annotated[list[ModeratedText], Field(min_length=1, max_length=MAX_TEXTS)]
 
 
-class ModerationRequest(BaseModel):
+class ModerationRequest(RequestDocument):
     """Texts to moderate: one, or a list."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        use_attribute_docstrings=True,
         json_schema_extra={
             "oneOf": [{"required": ["text"]}, {"required": ["texts"]}],
             "examples": [{"texts": ["Chúc bạn một ngày vui", "shut the fuck up"]}],
@@ -35,10 +33,8 @@ class ModerationRequest(BaseModel):
     """Texts; in place of `text`."""
 
 
-class ModerationSpan(BaseModel):
+class ModerationSpan(Document):
     """An offensive part of a text."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     start: int = Field(examples=[9])
     """Index of its first character, in Unicode code points of the text as it was sent."""
@@ -50,10 +46,8 @@ class ModerationSpan(BaseModel):
     """What found it: a word list, or the model (which would label the text CLEAN without it)."""
 
 
-class ModerationResult(BaseModel):
+class ModerationResult(Document):
     """A text's label."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     label: Label = Field(examples=[Label.OFFENSIVE])
     score: float = Field(examples=[0.93])
@@ -86,12 +80,10 @@ _EXAMPLE: dict[str, Any] = {
 }
 
 
-class ModerationAnswer(BaseModel):
+class ModerationAnswer(Document):
     """One result a text, in order, and the model that gave them."""
 
-    model_config = ConfigDict(
-        use_attribute_docstrings=True, json_schema_extra={"examples": [_EXAMPLE]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     results: list[ModerationResult]
     model: str = Field(examples=["bert-finetuned-onnx"])

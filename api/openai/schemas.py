@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from api.http.fields import Number, Prose
+from api.http.fields import Number, Prose, RequestDocument
 from api.http.problems import (
     Problem,
     close_if_unread,
@@ -48,10 +48,8 @@ def _named(model: str) -> str:
     return model
 
 
-class AudioOptions(BaseModel):
+class AudioOptions(RequestDocument):
     """The options of both calls, beside the file."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_named)]
     """The weights, as `GET /v1/models` lists them or as they were published

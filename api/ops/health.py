@@ -10,11 +10,11 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from loguru import logger
-from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 from starlette.responses import Response
 
 from api.cache import SingleFlight
+from api.http.fields import Document
 from api.http.problems import RETRY_AFTER_S
 from api.jobs.resolving import Resolver
 from api.processes.child import LOADING, OFF, OK
@@ -38,10 +38,8 @@ CACHED_S = 1.0
 """How long a result is cached: no key is required, and checks cost connections and threads."""
 
 
-class Health(BaseModel):
+class Health(Document):
     """The health of all parts."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     status: Literal["healthy", "degraded"]
     version: str

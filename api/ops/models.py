@@ -6,9 +6,10 @@ import asyncio
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from api.auth.callers import Reader
+from api.http.fields import Document
 from api.processes.moderator import ModerationProcess
 from api.processes.recognizers import Recognizers
 from api.services import Services, ServicesDep
@@ -18,10 +19,8 @@ from common.domain.moderation import Label
 router = APIRouter(tags=["models"])
 
 
-class ModelState(BaseModel):
+class ModelState(Document):
     """Weights, and whether this machine has them."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     engine: str
     model: str
@@ -41,10 +40,8 @@ class ModelState(BaseModel):
     """The number of streams that use them now; null where they are not in memory."""
 
 
-class ModerationModel(BaseModel):
+class ModerationModel(Document):
     """The moderation model, as this process has loaded it."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     state: str = Field(examples=["ok"])
     """ok, off, loading, or what is wrong with it."""

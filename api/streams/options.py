@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
-from api.http.fields import Metadata, Name, Word, metadata_of, without_default
+from api.http.fields import Metadata, Name, RequestDocument, Word, metadata_of, without_default
 from api.http.problems import echoed, validation_error
 from api.processes.moderator import NEEDED as MODERATION
 from common.asr.loading import STYLES
@@ -35,10 +35,8 @@ PACKAGES = {"faster-whisper": "faster_whisper", "zipformer": "sherpa_onnx"}
 """The package that an engine requires; a gateway in a container of its own has none of them."""
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(RequestDocument):
     """The options of a live stream; defaults come from the settings."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, strict=False)
 
     model_id: Name | SkipJsonSchema[None] = Field(
         None, examples=["base"], json_schema_extra=without_default

@@ -10,10 +10,11 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from loguru import logger
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Reader, Transcriber
+from api.http.fields import Document
 from api.http.problems import documented
 from api.services import Services, ServicesDep
 from api.transcripts.schemas import ResultModeration, ResultSegment, ResultWord
@@ -25,10 +26,8 @@ from common.transcripts import SEVERAL_MODELS
 router = APIRouter(prefix="/streams", tags=["streams"], responses=documented(404, 422, 503))
 
 
-class Utterance(BaseModel):
+class Utterance(Document):
     """An utterance, from one silence to the next: a final."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     seq: int
     """The `seq` of its message."""
@@ -45,10 +44,8 @@ class Utterance(BaseModel):
     """The model that moderated it; null where none did."""
 
 
-class StreamDocument(BaseModel):
+class StreamDocument(Document):
     """A live stream and its text."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     session_id: UUID
     outcome: str | None = Field(examples=["completed"])

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Reader
+from api.http.fields import Document
 from api.http.headers import attachment
 from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
 from api.http.problems import documented
@@ -48,10 +49,8 @@ CONTENT_LETTERS = 200
 """Characters of a text that the history shows."""
 
 
-class HistoryEntry(BaseModel):
+class HistoryEntry(Document):
     """A finished job or stream, the beginning of its text, and its latency."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     kind: Kind
     session_id: UUID

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from api.http.fields import Document
 from common.domain.job import JobStatus
 from common.domain.moderation import Label
 
@@ -38,10 +39,8 @@ class ResultWord(BaseModel):
     speaker: str | None
 
 
-class JudgedSpan(BaseModel):
+class JudgedSpan(Document):
     """An offensive part of a segment."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     text: str = Field(examples=["fuck"])
     start: float | None = Field(examples=[12.34])
@@ -52,10 +51,8 @@ class JudgedSpan(BaseModel):
     """What found it: a word list, or the model (which would label the segment CLEAN without it)."""
 
 
-class JudgedSegment(BaseModel):
+class JudgedSegment(Document):
     """A segment's label."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: int
     """The segment's id."""
@@ -72,10 +69,8 @@ class JudgedSegment(BaseModel):
     """The offensive parts, in order, where they could be located."""
 
 
-class ModerationSummary(BaseModel):
+class ModerationSummary(Document):
     """The moderated segments by label."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     label: Label | None = Field(examples=[Label.OFFENSIVE])
     """The worst label; null where there are no segments."""
@@ -85,15 +80,13 @@ class ModerationSummary(BaseModel):
     """Their total duration."""
 
 
-class ResultModeration(BaseModel):
+class ResultModeration(Document):
     """The labels of the segments, and the model that gave them.
 
     Segments whose moderation failed are absent (warning `moderation_failed`). Where models or
     thresholds changed during the job (warning `moderated_by_several_models`), the first ones are
     reported here, all of them in the manifest.
     """
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     results: list[JudgedSegment]
     summary: ModerationSummary
@@ -103,10 +96,8 @@ class ResultModeration(BaseModel):
     """The lowest score at which a text gets the label."""
 
 
-class Result(BaseModel):
+class Result(Document):
     """A recording's text."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     job_id: UUID
     status: JobStatus = Field(examples=["COMPLETED"])

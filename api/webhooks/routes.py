@@ -29,7 +29,6 @@ from api.webhooks.schemas import (
     Secrets,
 )
 from common.db.endpoints import DeliveryFilter, MessageDelivery
-from common.db.tables import WebhookEndpoint
 from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, webhook_id
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], responses=documented(422, 503))
@@ -116,21 +115,21 @@ async def create(wanted: NewEndpoint, services: ServicesDep, caller: Transcriber
         wanted.description,
         limit=services.settings.webhook.max_endpoints,
     )
-    return NewlyMade(**_endpoint(endpoint), secret=secret.text)
+    return NewlyMade(**Endpoint.model_validate(endpoint).model_dump(), secret=secret.text)
 
 
 @router.get("", summary="List endpoints")
 async def list_endpoints(services: ServicesDep, caller: Transcriber) -> EndpointList:
     """The tenant's endpoints, oldest first."""
     found = await services.in_thread(services.webhooks(caller.tenant).endpoints)
-    return EndpointList(endpoints=[Endpoint(**_endpoint(each)) for each in found])
+    return EndpointList(endpoints=[Endpoint.model_validate(each) for each in found])
 
 
 @router.get("/{endpoint_id}", summary="Get an endpoint", responses=documented(404))
 async def read(endpoint_id: UUID, services: ServicesDep, caller: Transcriber) -> Endpoint:
     """One endpoint."""
     webhooks = services.webhooks(caller.tenant)
-    return Endpoint(**_endpoint(await services.in_thread(webhooks.endpoint, endpoint_id)))
+    return Endpoint.model_validate(await services.in_thread(webhooks.endpoint, endpoint_id))
 
 
 @router.patch("/{endpoint_id}", summary="Change an endpoint", responses=documented(404))
@@ -147,7 +146,7 @@ async def change(
     endpoint = await services.in_thread(webhooks.change, endpoint_id, **values)
     if wanted.paused is False:
         services.events.work_to_do()
-    return Endpoint(**_endpoint(endpoint))
+    return Endpoint.model_validate(endpoint)
 
 
 @router.delete(
@@ -202,20 +201,6 @@ def _events(named: Sequence[Event]) -> list[WebhookEvent]:
     return [WebhookEvent(name) for name in dict.fromkeys(named)]
 
 
-def _endpoint(endpoint: WebhookEndpoint) -> dict[str, Any]:
-    return {
-        "id": endpoint.id,
-        "url": endpoint.url,
-        "events": endpoint.events,
-        "description": endpoint.description,
-        "paused": endpoint.paused_at is not None,
-        "paused_at": endpoint.paused_at,
-        "paused_reason": endpoint.paused_reason,
-        "failures": endpoint.failures,
-        "created_at": endpoint.created_at,
-    }
-
-
 def _secrets(secrets: Sequence[Secret]) -> Secrets:
     newest, *before = secrets
     return Secrets(
@@ -241,14 +226,5 @@ def _delivery(delivery: MessageDelivery) -> DeliveryDocument:
         created_at=row.created_at,
         next_attempt_at=row.due_at if row.status == DeliveryStatus.PENDING else None,
         ended_at=row.ended_at,
-        attempts=[
-            Attempt(
-                attempt=attempt.attempt,
-                at=attempt.created_at,
-                status_code=attempt.status_code,
-                error=attempt.error,
-                duration_seconds=attempt.duration_ms / 1000,
-            )
-            for attempt in delivery.attempts
-        ],
+        attempts=[Attempt.model_validate(each) for each in delivery.attempts],
     )

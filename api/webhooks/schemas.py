@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Annotated, Literal, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from api.http.fields import Name
+from api.http.fields import Document, Name, RequestDocument, Seconds
 from api.http.pagination import NextCursor
 from common.domain.webhooks import DeliveryStatus
 from common.net.egress import MAX_URL_LENGTH
@@ -21,23 +21,19 @@ ALL: tuple[Event, ...] = get_args(Event)
 Events = Annotated[list[Event], Field(min_length=1, max_length=len(ALL))]
 
 
-class NewEndpoint(BaseModel):
+class NewEndpoint(RequestDocument):
     """An endpoint to create."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     url: Url
     """Where messages are sent, by POST: http or https, and no private address."""
-    events: Events = list(ALL)
+    events: Events = Field(list(ALL))
     """The events to send; by default all."""
     description: Name = ""
     """Your own note."""
 
 
-class EndpointChange(BaseModel):
+class EndpointChange(RequestDocument):
     """Changes to an endpoint; omitted fields stay as they are."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     url: Url | SkipJsonSchema[None] = None
     """Pending messages go there, too."""
@@ -47,16 +43,14 @@ class EndpointChange(BaseModel):
     """true: hold messages; false: send the held ones."""
 
 
-class Endpoint(BaseModel):
+class Endpoint(Document):
     """A URL that is notified when jobs end."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: UUID
     url: str = Field(examples=["https://example.com/stenopool"])
     events: list[str] = Field(examples=[["transcription.completed"]])
     description: str
-    paused: bool
+    paused: Annotated[bool, BeforeValidator(bool)] = Field(validation_alias="paused_at")
     """Whether its messages are held."""
     paused_at: datetime | None
     paused_reason: str | None = Field(examples=["10 messages in a row were given up"])
@@ -91,32 +85,26 @@ class Secrets(BaseModel):
     replaced: list[OldSecret]
 
 
-class Rotation(BaseModel):
+class Rotation(RequestDocument):
     """How to rotate a secret."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     overlap_seconds: int = Field(DAY_S, ge=0, le=30 * DAY_S)
     """How long the previous secrets sign messages, too."""
 
 
-class Attempt(BaseModel):
+class Attempt(Document):
     """One delivery attempt."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
     attempt: int
-    at: datetime
+    at: datetime = Field(validation_alias="created_at")
     status_code: int | None = Field(examples=[503])
     """Null: there was no response."""
     error: str | None = Field(examples=["it answered 503"])
-    duration_seconds: float
+    duration_seconds: Seconds = Field(validation_alias="duration_ms")
 
 
-class DeliveryDocument(BaseModel):
+class DeliveryDocument(Document):
     """A message and its delivery attempts."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     id: UUID
     webhook_id: str = Field(examples=["msg_3fa85f6457174562b3fc2c963f66afa6"])
@@ -136,10 +124,8 @@ class DeliveryDocument(BaseModel):
     attempts: list[Attempt]
 
 
-class DeliveryList(BaseModel):
+class DeliveryList(Document):
     """Some messages, newest first."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
     deliveries: list[DeliveryDocument]
     next_cursor: NextCursor

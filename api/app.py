@@ -31,7 +31,7 @@ from api.jobs.resolving import Resolver
 from api.jobs.uploads import UploadSlots
 from api.moderation import routes as moderation
 from api.openai import routes as openai
-from api.openai.schemas import install as install_openai
+from api.openai.schemas import error_answer
 from api.ops import docs, health, metrics, models
 from api.ops.health import PROBES, PartChecks
 from api.ops.metrics import HttpMetrics, RequestMetrics, Scraper
@@ -120,8 +120,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     _add_middleware(app, resolved)
     app.add_middleware(RequestMetrics, metrics=http)
-    problems.install(app)
-    install_openai(app)
+    problems.install(app, error_answer)
     docs.install(app, api.public_url)
     for module, prefix in (
         (submissions, PREFIX),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from math import isfinite
@@ -49,7 +49,7 @@ RETRY_AFTER_S = 5
 LONGEST_ECHO = 200
 """Characters of an invalid value that an error repeats."""
 
-CLIENT_GONE = 499
+CLIENT_DISCONNECTED = 499
 """nginx's status for a request whose client has disconnected; only logs show it."""
 LINGER_S = 2.0
 
@@ -178,34 +178,38 @@ def _field(place: Sequence[int | str]) -> str:
     return str(place[1] if place[0] in {"query", "path", "header"} else place[-1])
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of ``app`` as a problem."""
+Present = Callable[[Request, Problem], Response]
+"""Chooses the response for a problem: itself, or another form of it."""
+
+
+def install(app: FastAPI, present: Present) -> None:
+    """Answer every error of ``app`` as a problem, in the form that ``present`` gives it."""
+
+    def answered(request: Request, error: Problem) -> Response:
+        """Close the connection after a response that is sent before the body was read."""
+        answer = present(request, error)
+        return ClosingAnswer(answer) if has_unread_body(request.scope) else answer
 
     @app.exception_handler(StenoError)
     async def _ours(request: Request, error: StenoError) -> Response:
-        return close_if_unread(request, problem(error))
+        return answered(request, problem(error))
 
     @app.exception_handler(ClientDisconnect)
-    async def _gone(_: Request, __: ClientDisconnect) -> Response:
-        return Response(status_code=CLIENT_GONE)
+    async def _disconnected(_: Request, __: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_DISCONNECTED)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        return close_if_unread(request, problem(validation_error(error.errors()[0])))
+        return answered(request, problem(validation_error(error.errors()[0])))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
         if isinstance(error, BodyRejected):
-            return close_if_unread(request, problem(error.error))
+            return answered(request, problem(error.error))
         code = _CODES.get(error.status_code, "http_error")
         answer = Problem(error.status_code, code, str(error.detail))
         answer.headers.update(error.headers or {})
-        return answer
-
-
-def close_if_unread(request: Request, answer: Response) -> Response:
-    """Close the connection after a response that is sent before the body was read."""
-    return ClosingAnswer(answer) if has_unread_body(request.scope) else answer
+        return present(request, answer)
 
 
 def _plain(value: object) -> object:

@@ -33,7 +33,6 @@ from api.openai.schemas import (
     UNBRACKETED,
     AudioOptions,
     ErrorAnswer,
-    Route,
     TranscriptionOptions,
     TranslationOptions,
     documented,
@@ -47,7 +46,7 @@ from common.domain.values import Segment
 from common.errors import NotFound, StenoError
 from common.transcripts import transcript_of
 
-router = APIRouter(prefix=PREFIX, tags=["openai"], route_class=Route)
+router = APIRouter(prefix=PREFIX, tags=["openai"])
 
 NO_RETRY = {"x-should-retry": "false"}
 """Keeps OpenAI's clients from sending the recording again after some errors (409, 504)."""

@@ -8,25 +8,17 @@ objects. Unsupported fields that clients send by habit are ignored, and named in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
+from fastapi import Request
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from api.http.fields import Number, Prose, RequestDocument
-from api.http.problems import (
-    Problem,
-    close_if_unread,
-    problem,
-    validation_error,
-)
+from api.http.problems import Problem, validation_error
 from api.openai.model_names import weights_named
 from common.domain.formats import to_srt, to_vtt
 from common.domain.languages import AUTO, LANGUAGES, language_code
@@ -34,7 +26,7 @@ from common.domain.request import Task
 from common.domain.results import seconds, segment_document, word_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
-from common.errors import OptionConflict, StenoError, UnknownOption
+from common.errors import OptionConflict, UnknownOption
 
 PREFIX = "/v1"
 GRANULARITIES = "timestamp_granularities[]"
@@ -219,32 +211,10 @@ class ErrorAnswer(JSONResponse):
         self.headers.update({k: v for k, v in problem.headers.items() if k in kept})
 
 
-class Route(APIRoute):
-    """Answers errors as `ErrorAnswer`."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except StenoError as error:
-                return close_if_unread(request, ErrorAnswer(problem(error)))
-            except RequestValidationError as error:
-                return ErrorAnswer(problem(validation_error(error.errors()[0])))
-
-        return answer
-
-
-def install(app: FastAPI) -> None:
-    """Answer unknown paths under ``/v1`` as `ErrorAnswer`, too."""
-    others = app.exception_handlers[HTTPException]
-
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> Response:
-        answer: Response = await others(request, error)  # type: ignore[misc]
-        is_openai = request.url.path.startswith(f"{PREFIX}/") and isinstance(answer, Problem)
-        return ErrorAnswer(answer) if is_openai else answer  # type: ignore[arg-type]
+def error_answer(request: Request, problem: Problem) -> Response:
+    """An error's response: under ``/v1`` as `ErrorAnswer`."""
+    path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+    return ErrorAnswer(problem) if path.startswith(f"{PREFIX}/") else problem
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

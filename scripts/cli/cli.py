@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,40 +30,28 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
 
 
-@dataclass(frozen=True, slots=True)
-class LazyCommand:
-    """A command that is imported from ``module`` only when it is called, to keep the others fast.
-
-    The module has it under the command's name.
-    """
-
-    module: str
-    help: str
-
-
-LAZY_COMMANDS = {
-    "transcribe": LazyCommand("scripts.cli.transcribe", "Turn recordings into text."),
-    "listen": LazyCommand("scripts.cli.listen", "Transcribe live audio as it is spoken."),
-    "status": LazyCommand("scripts.cli.client", "Show a job's status and progress."),
-    "result": LazyCommand("scripts.cli.client", "Print a finished job's text."),
-    "download": LazyCommand("scripts.cli.client", "Save a finished job's text in a format."),
-    "cancel": LazyCommand("scripts.cli.client", "Cancel a job."),
-    "jobs": LazyCommand("scripts.cli.jobs", "List jobs, newest first."),
-    "retry": LazyCommand("scripts.cli.jobs", "Retry a failed job."),
-    "delete": LazyCommand("scripts.cli.jobs", "Delete a job and its files."),
-    "keys": LazyCommand("scripts.cli.keys", "Create, list and revoke API keys."),
-    "tenants": LazyCommand("scripts.cli.keys", "Show and change settings of tenants."),
-    "models": LazyCommand("scripts.cli.models", "List, pull, convert and verify weights."),
-    "moderation": LazyCommand(
-        "scripts.training.moderation", "Train, export, check and evaluate moderation models."
+LAZY_COMMANDS: dict[str, tuple[str, str]] = {
+    "transcribe": ("scripts.cli.transcribe", "Turn recordings into text."),
+    "listen": ("scripts.cli.listen", "Transcribe live audio as it is spoken."),
+    "status": ("scripts.cli.client", "Show a job's status and progress."),
+    "result": ("scripts.cli.client", "Print a finished job's text."),
+    "download": ("scripts.cli.client", "Save a finished job's text in a format."),
+    "cancel": ("scripts.cli.client", "Cancel a job."),
+    "jobs": ("scripts.cli.jobs", "List jobs, newest first."),
+    "retry": ("scripts.cli.jobs", "Retry a failed job."),
+    "delete": ("scripts.cli.jobs", "Delete a job and its files."),
+    "keys": ("scripts.cli.keys", "Create, list and revoke API keys."),
+    "tenants": ("scripts.cli.keys", "Show and change settings of tenants."),
+    "models": ("scripts.cli.models", "List, pull, convert and verify weights."),
+    "moderation": (
+        "scripts.training.moderation",
+        "Train, export, check and evaluate moderation models.",
     ),
-    "bench": LazyCommand(
-        "scripts.bench.bench", "Measure speed and accuracy on a folder of recordings."
-    ),
-    "doctor": LazyCommand(
-        "scripts.cli.doctor", "Check the installation; say how to fix what is missing."
-    ),
+    "bench": ("scripts.bench.bench", "Measure speed and accuracy on a folder of recordings."),
+    "doctor": ("scripts.cli.doctor", "Check the installation; say how to fix what is missing."),
 }
+"""The module of each command, which has it under the command's name, and its help. It is imported
+only when the command is called, to keep the others fast."""
 
 
 class OneLineErrors(click.Group):
@@ -113,17 +100,17 @@ class OneLineErrors(click.Group):
         return sorted({*super().list_commands(ctx), *LAZY_COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        lazy = LAZY_COMMANDS.get(cmd_name)
-        if lazy is None:
+        if cmd_name not in LAZY_COMMANDS:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(importlib.import_module(lazy.module), cmd_name)
+        module, _ = LAZY_COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
         for name in self.list_commands(ctx):
             if name in LAZY_COMMANDS:
-                rows.append((name, LAZY_COMMANDS[name].help))
+                rows.append((name, LAZY_COMMANDS[name][1]))
             elif (command := super().get_command(ctx, name)) is not None:
                 rows.append((name, command.get_short_help_str(limit=80)))
         with formatter.section("Commands"):

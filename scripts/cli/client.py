@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import ipaddress
 import json
@@ -14,7 +15,7 @@ from email.message import Message
 from email.utils import collapse_rfc2231_value
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import click
 import httpx
@@ -28,7 +29,7 @@ from scripts.cli.cli import data_dir_option, load_settings, suggestion
 from scripts.stack.running import find_owner, find_running
 
 FORMATS = tuple(MEDIA_TYPES)
-SOUND = "wav"
+WAV = "wav"
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
 """Final states of a job."""
 
@@ -65,7 +66,7 @@ MOST_LANGUAGES = 3
 MOST_FLAGGED = 5
 """How many flagged segments are listed with their times."""
 
-_Command = TypeVar("_Command", bound=Callable[..., None])
+Command = Callable[..., None]
 
 Sent = Callable[[int], None]
 """Called with the number of bytes just sent; may raise to abort."""
@@ -131,9 +132,7 @@ class Gateway:
 
         Offending words are masked as ``filter_profanity`` says, or (None) as the upload did.
         """
-        params = {} if filter_profanity is None else {"filter_profanity": _wire(filter_profanity)}
-        if partial:
-            params["partial"] = _wire(partial)
+        params = _given(partial=partial or None, filter_profanity=filter_profanity)
         return self._json("GET", f"/result/{job_id}", params=params)
 
     def stream(self, session_id: str) -> dict[str, Any]:
@@ -147,8 +146,7 @@ class Gateway:
         return self._json("POST", f"/jobs/{job_id}/retry")
 
     def delete(self, job_id: str) -> None:
-        with self._errors():
-            _check(self._http.delete(f"/jobs/{job_id}"))
+        self._send("DELETE", f"/jobs/{job_id}")
 
     def jobs(self, **query: object) -> Iterator[dict[str, Any]]:
         """Jobs, newest first, asked for a page at a time; ``query`` as the gateway takes it."""
@@ -169,8 +167,7 @@ class Gateway:
         return self._json("POST", "/keys", json=wanted, headers=_of(tenant))
 
     def revoke_key(self, tenant: str | None, key_id: str) -> None:
-        with self._errors():
-            _check(self._http.delete(f"/keys/{key_id}", headers=_of(tenant)))
+        self._send("DELETE", f"/keys/{key_id}", headers=_of(tenant))
 
     def health(self) -> dict[str, Any]:
         """The health of all parts of the service."""
@@ -191,13 +188,12 @@ class Gateway:
         ``flag`` marks offending cues, ``filter_profanity`` is as for `result`, ``redact`` covers
         offending words of the recording (``wav``).
         """
-        params = {"format": ending}
-        if flag:
-            params["flag"] = _wire(flag)
-        if filter_profanity is not None:
-            params["filter_profanity"] = _wire(filter_profanity)
-        if redact:
-            params["redact"] = _wire(redact)
+        params = _given(
+            format=ending,
+            flag=flag or None,
+            filter_profanity=filter_profanity,
+            redact=redact or None,
+        )
         with (
             self._errors(),
             self._http.stream("GET", f"/download/{job_id}", params=params) as answer,
@@ -205,30 +201,20 @@ class Gateway:
             _check(answer)
             yield _file_name(answer) or f"{job_id}.{ending}", answer.iter_bytes()
 
-    def save(
-        self,
-        job_id: str,
-        ending: str,
-        target: Path | None = None,
-        *,
-        flag: bool = False,
-        filter_profanity: bool | None = None,
-    ) -> Path:
-        """`download` to ``target`` (here, as the gateway calls it), whole or not at all."""
-        with self.download(job_id, ending, flag=flag, filter_profanity=filter_profanity) as (
-            name,
-            pieces,
-        ):
-            target = target or Path(name)
+    def save(self, job_id: str, ending: str, target: Path, *, flag: bool = False) -> None:
+        """`download` to ``target``, whole or not at all."""
+        with self.download(job_id, ending, flag=flag) as (_, pieces):
             _write_atomically(target, pieces)
-        return target
 
-    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         with self._errors():
             answer = self._http.request(method, path, **request)
         _check(answer)
+        return answer
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         try:
-            document: dict[str, Any] = answer.json()
+            document: dict[str, Any] = self._send(method, path, **request).json()
         except ValueError:
             raise RequestRejected(
                 detail=f"{self.address} does not answer like a gateway of Stenopool", status=0
@@ -271,8 +257,9 @@ def _of(tenant: str | None) -> dict[str, str]:
     return {"X-Tenant-Id": tenant} if tenant else {}
 
 
-def _wire(value: bool) -> str:
-    return str(value).lower()
+def _given(**params: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in params.items() if value is not None}
 
 
 def _check(answer: httpx.Response) -> None:
@@ -389,7 +376,7 @@ def clock(seconds: float) -> str:
 # --- the commands -----------------------------------------------------------------------------
 
 
-def gateway_options(command: _Command) -> _Command:
+def gateway_options(command: Command) -> Command:
     """Add the options that select the gateway: ``server``, ``key``, and the data directory."""
     command = data_dir_option(command)
     command = click.option(
@@ -401,6 +388,18 @@ def gateway_options(command: _Command) -> _Command:
         metavar="URL",
         help="Gateway to use [STENO_SERVER, or the one of `steno up`].",
     )(command)
+
+
+def with_gateway(command: Command) -> Command:
+    """Add `gateway_options`, and pass the gateway that they select as ``gateway``."""
+
+    @gateway_options
+    @functools.wraps(command)
+    def connected(server: str | None, key: str | None, **others: Any) -> None:
+        with find_gateway(server, key) as gateway:
+            command(gateway=gateway, **others)
+
+    return connected
 
 
 class LanguageParam(click.ParamType[str]):
@@ -425,6 +424,11 @@ _masks = click.option(
     default=None,
     help="Mask offensive words, or show them [as the job asked].",
 )
+
+
+def print_json(document: object) -> None:
+    """Print what the gateway answered."""
+    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def find_gateway(server: str | None, key: str | None = None) -> Gateway:
@@ -457,13 +461,12 @@ def find_gateway(server: str | None, key: str | None = None) -> Gateway:
 @click.command()
 @job_id_argument
 @json_option
-@gateway_options
-def status(job_id: str, as_json: bool, server: str | None, key: str | None) -> None:
+@with_gateway
+def status(gateway: Gateway, job_id: str, as_json: bool) -> None:
     """Show the status and progress of the job ID."""
-    with find_gateway(server, key) as gateway:
-        state = gateway.status(job_id)
+    state = gateway.status(job_id)
     if as_json:
-        click.echo(json.dumps(state, ensure_ascii=False, indent=2))
+        print_json(state)
         return
     for name, value in _facts(state):
         click.echo(f"{name:<10} {value}")
@@ -518,20 +521,14 @@ def local_time(time: str) -> str:
 )
 @_masks
 @json_option
-@gateway_options
+@with_gateway
 def result(
-    job_id: str,
-    partial: bool,
-    filter_profanity: bool | None,
-    as_json: bool,
-    server: str | None,
-    key: str | None,
+    gateway: Gateway, job_id: str, partial: bool, filter_profanity: bool | None, as_json: bool
 ) -> None:
     """Print the text of the finished job ID."""
-    with find_gateway(server, key) as gateway:
-        found = gateway.result(job_id, partial=partial, filter_profanity=filter_profanity)
+    found = gateway.result(job_id, partial=partial, filter_profanity=filter_profanity)
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+        print_json(found)
         return
     for line in lines(found):
         click.echo(line)
@@ -546,7 +543,7 @@ def result(
 @click.option(
     "--format",
     "ending",
-    type=click.Choice((*FORMATS, SOUND)),
+    type=click.Choice((*FORMATS, WAV)),
     help="Format to save [by the extension of --output, or txt]; wav saves the recording.",
 )
 @click.option(
@@ -560,46 +557,44 @@ def result(
 @click.option(
     "--redact", is_flag=True, help="Save the recording with offensive words covered by a tone."
 )
-@gateway_options
+@with_gateway
 def download(
+    gateway: Gateway,
     job_id: str,
     ending: str | None,
     output: Path | None,
     flag: bool,
     filter_profanity: bool | None,
     redact: bool,
-    server: str | None,
-    key: str | None,
 ) -> None:
     """Save the text or the recording of the finished job ID to a file.
 
     Existing files are overwritten; an existing recording only when --output names it.
     """
-    ending = ending or _ending_of_download(output) or (SOUND if redact else "txt")
-    with find_gateway(server, key) as gateway:
-        file = gateway.download(
-            job_id, ending, flag=flag, filter_profanity=filter_profanity, redact=redact
-        )
-        with file as (name, pieces):
-            if output == Path("-"):
-                for piece in pieces:
-                    click.echo(piece, nl=False)
-                return
-            folder = output if output is not None and output.is_dir() else None
-            target = folder / name if folder else output or Path(name)
-            if ending == SOUND and target != output and target.exists():
-                raise SetupProblem(
-                    problem=f"{target} exists, and may be the recording itself",
-                    remedy="Pass another file with --output",
-                )
-            _write_atomically(target, pieces)
-            click.echo(target)
+    ending = ending or _ending_of_download(output) or (WAV if redact else "txt")
+    file = gateway.download(
+        job_id, ending, flag=flag, filter_profanity=filter_profanity, redact=redact
+    )
+    with file as (name, pieces):
+        if output == Path("-"):
+            for piece in pieces:
+                click.echo(piece, nl=False)
+            return
+        folder = output if output is not None and output.is_dir() else None
+        target = folder / name if folder else output or Path(name)
+        if ending == WAV and target != output and target.exists():
+            raise SetupProblem(
+                problem=f"{target} exists, and may be the recording itself",
+                remedy="Pass another file with --output",
+            )
+        _write_atomically(target, pieces)
+        click.echo(target)
 
 
 def _ending_of_download(output: Path | None) -> str | None:
     if output is None:
         return None
-    return SOUND if output.suffix.lower() == f".{SOUND}" else ending_of(output)
+    return WAV if output.suffix.lower() == f".{WAV}" else ending_of(output)
 
 
 def ending_of(path: Path) -> str | None:
@@ -610,9 +605,7 @@ def ending_of(path: Path) -> str | None:
 
 @click.command()
 @job_id_argument
-@gateway_options
-def cancel(job_id: str, server: str | None, key: str | None) -> None:
+@with_gateway
+def cancel(gateway: Gateway, job_id: str) -> None:
     """Cancel the job ID. Finished chunks are kept for another run."""
-    with find_gateway(server, key) as gateway:
-        state = gateway.cancel(job_id)
-    click.echo(f"{job_id} {state['status']}")
+    click.echo(f"{job_id} {gateway.cancel(job_id)['status']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -13,12 +12,13 @@ import click
 
 from common.domain.job import JobStatus
 from scripts.cli.client import (
-    find_gateway,
-    gateway_options,
+    Gateway,
     job_id_argument,
     json_option,
     local_time,
+    print_json,
     recording_name,
+    with_gateway,
 )
 from scripts.cli.progress import shortened
 
@@ -37,19 +37,14 @@ FOR_DATES = 100
 )
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @json_option
-@gateway_options
-def jobs(
-    statuses: tuple[str, ...], limit: int, as_json: bool, server: str | None, key: str | None
-) -> None:
+@with_gateway
+def jobs(gateway: Gateway, statuses: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Show jobs, newest first."""
-    with find_gateway(server, key) as gateway:
-        query: dict[str, object] = {"limit": min(limit + 1, LARGEST_PAGE)}
-        if statuses:
-            query["status"] = list(statuses)
-        found = list(islice(gateway.jobs(**query), limit + 1))
+    query = {"limit": min(limit + 1, LARGEST_PAGE), "status": list(statuses)}
+    found = list(islice(gateway.jobs(**query), limit + 1))
     shown = found[:limit]
     if as_json:
-        click.echo(json.dumps(shown, ensure_ascii=False, indent=2))
+        print_json(shown)
         return
     rows = [("id", "status", "%", "made", "recording"), *map(_row, shown)]
     # On a terminal each job takes one line, however long its recording's name.
@@ -75,19 +70,16 @@ def _row(job: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 
 @click.command()
 @job_id_argument
-@gateway_options
-def retry(job_id: str, server: str | None, key: str | None) -> None:
+@with_gateway
+def retry(gateway: Gateway, job_id: str) -> None:
     """Retry the failed job ID; finished steps are not repeated."""
-    with find_gateway(server, key) as gateway:
-        state = gateway.retry(job_id)
-    click.echo(f"{job_id} {state['status']}")
+    click.echo(f"{job_id} {gateway.retry(job_id)['status']}")
 
 
 @click.command()
 @job_id_argument
-@gateway_options
-def delete(job_id: str, server: str | None, key: str | None) -> None:
+@with_gateway
+def delete(gateway: Gateway, job_id: str) -> None:
     """Cancel the job ID if it runs, and delete its recording and text for good."""
-    with find_gateway(server, key) as gateway:
-        gateway.delete(job_id)
+    gateway.delete(job_id)
     click.echo(f"{job_id} deleted")

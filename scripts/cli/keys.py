@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import click
-from rich.table import Table
+from pydantic import TypeAdapter
+from rich.table import Column
 
 from common.db.database import Database
 from common.db.keys import AllKeys, Key, Keys
@@ -19,7 +20,7 @@ from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
 from common.errors import NotFound, SecretsLocked, SetupProblem
 from scripts.cli.cli import data_dir_option, database_here, load_settings
 from scripts.cli.client import Gateway, find_gateway
-from scripts.cli.console import make_console
+from scripts.cli.console import print_table
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -112,21 +113,8 @@ class _GatewayKeys:
 
 def _key(document: Mapping[str, Any]) -> Key:
     """A key from the document that the gateway's API answers."""
-    times = {
-        name: value and datetime.fromisoformat(value)
-        for name, value in document.items()
-        if name.endswith("_at")
-    }
-    return Key(
-        id=document["id"],
-        tenant=document["tenant"],
-        name=document["name"],
-        secret_sha256="",
-        scopes=frozenset(map(Scope, document["scopes"])),
-        limits=document["limits"],
-        expired=document["state"] == "expired",
-        **times,
-    )
+    hidden = {"secret_sha256": "", "expired": document["state"] == "expired"}
+    return TypeAdapter(Key).validate_python({**document, **hidden})
 
 
 @contextmanager
@@ -220,13 +208,10 @@ def create(
 def list_(tenant: str | None, server: str | None, key: str | None) -> None:
     """Show keys, including revoked and expired ones."""
     with _open_store(server, key) as store:
-        found = store.all(tenant)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("id", "tenant", "name", "scopes", "state", "expires", "last used", "limits"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
-    for each in found:
-        table.add_row(*_row(each))
-    make_console().print(table)
+        rows = list(map(_row, store.all(tenant)))
+    others = ("tenant", "name", "scopes", "state", "expires", "last used", "limits")
+    columns = [Column("id", no_wrap=True), *(Column(each, overflow="fold") for each in others)]
+    print_table(columns, rows)
 
 
 @keys.command()
@@ -282,15 +267,14 @@ def tenants() -> None:
 def list_tenants() -> None:
     """Show the tenants that override settings."""
     with _database() as database:
-        found = Tenants(database).all()
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("tenant", "tier", "jobs deleted after"):
-        table.add_column(heading)
-    for tenant in found:
-        kept = tenant.delete_after_s
-        after = "-" if kept is None else str(timedelta(seconds=kept))
-        table.add_row(tenant.name, tenant.tier, after)
-    make_console().print(table)
+        rows = [
+            (each.name, each.tier, _kept(each.delete_after_s)) for each in Tenants(database).all()
+        ]
+    print_table(("tenant", "tier", "jobs deleted after"), rows)
+
+
+def _kept(seconds: int | None) -> str:
+    return "-" if seconds is None else str(timedelta(seconds=seconds))
 
 
 @tenants.command("set")

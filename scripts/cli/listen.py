@@ -348,21 +348,15 @@ def _run(
     interrupt_on_signals()
     settings = load_settings()
     service = _service(settings, options, server, key)
-    try:
-        with service, Screen(moves=not as_json) as screen, _about(source.name):
-            stream = StreamClient(service.gateway.address, key or settings.key.of_client, **options)
-            listening = Listening(stream, source, screen, as_json=as_json)
-            asyncio.run(listening.run())
-            if not as_json:
-                screen.say(
-                    listening.summary(
-                        default_language="language" not in options,
-                        show_session=not service.is_ours,
-                    )
-                )
-    except KeyboardInterrupt:
-        service.kill()
-        raise
+    with service, Screen(moves=not as_json) as screen, _about(source.name):
+        stream = StreamClient(service.gateway.address, key or settings.key.of_client, **options)
+        listening = Listening(stream, source, screen, as_json=as_json)
+        asyncio.run(listening.run())
+        if not as_json:
+            summary = listening.summary(
+                default_language="language" not in options, show_session=not service.is_ours
+            )
+            screen.say(summary)
 
 
 def _service(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column
 
 from common.errors import WeightsCorrupt, WeightsMissing
 from common.settings import AsrSettings
@@ -20,6 +19,7 @@ from common.weights.manifest import (
 from common.weights.pull import Puller
 from common.weights.store import Weights, WeightsState, WeightsStore
 from common.weights.transfer import Meter
+from scripts.cli.console import print_table
 from scripts.cli.weights import transfer_bar
 
 _STYLES = {"present": "green", "missing": "dim", "corrupt": "bold red"}
@@ -45,12 +45,12 @@ def models(context: click.Context, folder: Path | None) -> None:
 @click.pass_obj
 def list_(store: WeightsStore) -> None:
     """Show all weights, published and your own, with their state."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("model", "engine", "languages", "size", "licence", "state"):
-        table.add_column(heading, justify="right" if heading == "size" else "left", no_wrap=True)
-    for weights in store.states():
-        table.add_row(*_row(weights))
-    Console().print(table)
+    headings = ("model", "engine", "languages", "size", "licence", "state")
+    columns = [
+        Column(each, justify="right" if each == "size" else "left", no_wrap=True)
+        for each in headings
+    ]
+    print_table(columns, map(_row, store.states()))
 
 
 def _row(weights: WeightsState) -> tuple[str, ...]:

@@ -76,8 +76,12 @@ class ServiceSession:
         for gateway in self._gateways:
             gateway.close()
         if self._stack is not None:
-            with self._console.status("Stopping Stenopool ..."):
-                self._stack.stop()
+            try:
+                with self._console.status("Stopping Stenopool ..."):
+                    self._stack.stop()
+            except KeyboardInterrupt:
+                self._stack.kill()
+                raise
 
     @property
     def gateway(self) -> Gateway:

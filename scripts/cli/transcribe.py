@@ -568,18 +568,14 @@ def _run(
         engine=options.get("engine"),
         model=options.get("model"),
     )
-    try:
-        with service, Board(takes, console) as board:
-            if workers is not None and not service.is_ours:
-                board.say("A stack is already running; --workers has no effect.")
-            delivery = Delivery(
-                board,
-                several=len(takes) > 1,
-                default_language="language" not in options,
-                show_job=not service.is_ours,
-            )
-            TranscribeRun(service, takes, options, board, delivery.deliver, flag=flag).run()
-            delivery.conclude(takes, service.started_in_s)
-    except KeyboardInterrupt:
-        service.kill()
-        raise
+    with service, Board(takes, console) as board:
+        if workers is not None and not service.is_ours:
+            board.say("A stack is already running; --workers has no effect.")
+        delivery = Delivery(
+            board,
+            several=len(takes) > 1,
+            default_language="language" not in options,
+            show_job=not service.is_ours,
+        )
+        TranscribeRun(service, takes, options, board, delivery.deliver, flag=flag).run()
+        delivery.conclude(takes, service.started_in_s)

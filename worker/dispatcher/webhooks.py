@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import httpcore
+import httpx
 from loguru import logger
 
 from common.db.database import Database
@@ -197,7 +198,8 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
             status = response.status
             result, error = result_of(status), _error_of(status)
             if status in RETRY_AFTER:
-                asked_s = retry_after_s(_header(response, b"retry-after"), datetime.now(UTC))
+                asked = httpx.Headers(response.headers).get("retry-after")
+                asked_s = retry_after_s(asked, datetime.now(UTC))
             await _drain(response)
     except UrlRefused as refusal:
         result, error = AttemptResult.REFUSED, str(refusal)
@@ -229,13 +231,6 @@ def _error_of(status: int) -> str | None:
     if 300 <= status < 400:
         return f"it answered {status}, and redirects are not followed"
     return f"it answered {status}"
-
-
-def _header(response: httpcore.Response, name: bytes) -> str | None:
-    for key, value in response.headers:
-        if key.lower() == name:
-            return value.decode("latin-1")
-    return None
 
 
 async def _settled(

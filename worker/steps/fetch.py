@@ -189,7 +189,7 @@ class _Download:
             self._start_over()
         try:
             async with self._opened(outbound, headers) as response:
-                await self._receive(response, _Headers(response))
+                await self._receive(response)
         except httpcore.TimeoutException as error:
             raise _Interrupted("it sent nothing for too long") from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
@@ -206,7 +206,7 @@ class _Download:
                 if response.status not in REDIRECTS:
                     yield response
                     return
-                location = _Headers(response).get("location")
+                location = _headers(response).get("location")
             if not location:
                 raise self._failed("it redirects to nowhere")
             try:
@@ -218,8 +218,8 @@ class _Download:
             url = following
         raise self._failed(f"it redirects more than {MAX_REDIRECTS} times")
 
-    async def _receive(self, response: httpcore.Response, headers: _Headers) -> None:
-        total = self._check(response.status, headers)
+    async def _receive(self, response: httpcore.Response) -> None:
+        total = self._check(response.status, _headers(response))
         if response.status == RANGE_NOT_SATISFIABLE:  # the file is complete already
             return
         async for part in response.aiter_stream():
@@ -230,12 +230,12 @@ class _Download:
         if total is not None and self._size != total:
             raise _Interrupted(f"{self._size} of {total} bytes were received")
 
-    def _check(self, status: int, headers: _Headers) -> int | None:
+    def _check(self, status: int, headers: httpx.Headers) -> int | None:
         """Check status and headers; returns the size of the whole file, if it is known."""
         if status in RETRIED or status >= 500:
-            asked_s = headers.retry_after_s() if status in RETRY_AFTER else None
-            raise _Interrupted(f"it answered {status}", asked_s)
-        begin, total = headers.content_range()
+            asked = headers.get("retry-after") if status in RETRY_AFTER else None
+            raise _Interrupted(f"it answered {status}", retry_after_s(asked, datetime.now(UTC)))
+        begin, total = _content_range(headers)
         if status == RANGE_NOT_SATISFIABLE and self._size:
             if total != self._size:
                 self._start_over()
@@ -246,9 +246,10 @@ class _Download:
                 raise _Interrupted("it sent another range than the requested one")
         elif status == 200:
             self._start_over()
-            total = headers.content_length()
-            self._validator = headers.validator()
-            self._name = headers.file_name()
+            length = headers.get("content-length", "")
+            total = int(length) if length.isdecimal() else None
+            self._validator = _validator(headers)
+            self._name = _file_name(headers)
         else:
             raise self._failed(f"it answered {status}")
         if headers.get("content-encoding", "identity").lower() != "identity":
@@ -271,43 +272,29 @@ class _Download:
         return FetchFailed(host=self._url.host, reason=reason)
 
 
-class _Headers:
-    """The headers of a response, parsed."""
+def _headers(response: httpcore.Response) -> httpx.Headers:
+    return httpx.Headers(response.headers, encoding="latin-1")
 
-    def __init__(self, response: httpcore.Response) -> None:
-        self._values = {
-            name.decode("ascii", "replace").lower(): value.decode("latin-1")
-            for name, value in response.headers
-        }
 
-    def get(self, name: str, default: str = "") -> str:
-        return self._values.get(name, default)
+def _content_range(headers: httpx.Headers) -> tuple[int | None, int | None]:
+    """Where the range begins and the size of the whole file; None: not stated."""
+    if not (match := _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))):
+        return None, None
+    begin, total = match.groups()
+    return int(begin) if begin else None, None if total == "*" else int(total)
 
-    def content_length(self) -> int | None:
-        text = self.get("content-length")
-        return int(text) if text.isdecimal() else None
 
-    def content_range(self) -> tuple[int | None, int | None]:
-        """Where the range begins and the size of the whole file; None: not stated."""
-        if not (match := _CONTENT_RANGE.fullmatch(self.get("content-range"))):
-            return None, None
-        begin, total = match.groups()
-        return int(begin) if begin else None, None if total == "*" else int(total)
+def _validator(headers: httpx.Headers) -> str | None:
+    """What identifies this version of the file: a strong ETag, or else its date."""
+    if etag := headers.get("etag"):
+        return None if etag.startswith("W/") else str(etag)
+    return headers.get("last-modified") or None
 
-    def validator(self) -> str | None:
-        """What identifies this version of the file: a strong ETag, or else its date."""
-        etag = self.get("etag")
-        if etag and not etag.startswith("W/"):
-            return etag
-        return None if etag else self.get("last-modified") or None
 
-    def retry_after_s(self) -> float | None:
-        return retry_after_s(self.get("retry-after") or None, datetime.now(UTC))
-
-    def file_name(self) -> str | None:
-        """From Content-Disposition (RFC 6266)."""
-        message = Message()
-        message["content-disposition"] = self.get("content-disposition")
-        with suppress(ValueError, LookupError, UnicodeError):
-            return message.get_filename()
-        return None
+def _file_name(headers: httpx.Headers) -> str | None:
+    """From Content-Disposition (RFC 6266)."""
+    message = Message()
+    message["content-disposition"] = headers.get("content-disposition", "")
+    with suppress(ValueError, LookupError, UnicodeError):
+        return message.get_filename()
+    return None

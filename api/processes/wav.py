@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -30,14 +32,11 @@ class WavFiles:
         self._limit = limit
         self._open = 0
 
+    @asynccontextmanager
     async def open(
-        self,
-        recording_id: UUID,
-        duration_ms: int,
-        spans: Sequence[Span],
-        track: int | None = None,
-    ) -> WavFile:
-        """Begin to write the WAV of a stored recording; see `common.audio.redact`.
+        self, recording_id: UUID, duration_ms: int, spans: Sequence[Span], track: int | None = None
+    ) -> AsyncIterator[WavFile]:
+        """The WAV of a stored recording, which a process writes; see `common.audio.redact`.
 
         Raises:
             Busy: too many are being sent.
@@ -46,59 +45,47 @@ class WavFiles:
         """
         if self._open >= self._limit:
             raise Busy(what="Sending recordings")
-        self._open += 1
-        file = WavFile(self)
-        try:
-            await file.begin(recording_id, duration_ms, spans, track)
-        except BaseException:
-            await file.close()
-            raise
-        return file
-
-    def closed(self) -> None:
-        """A file is no longer being sent."""
-        self._open -= 1
-
-
-class WavFile:
-    """A WAV file of ``size`` bytes that is being written; read it once, and always close it."""
-
-    def __init__(self, files: WavFiles) -> None:
-        self.timeout_s = files.timeout_s
-        self._files: WavFiles | None = files
-        self._child: ChildProcess | None = None
-        self.size = 0
-
-    async def begin(
-        self, recording_id: UUID, duration_ms: int, spans: Sequence[Span], track: int | None
-    ) -> None:
-        """Start the process, which reports the size.
-
-        Raises:
-            Conflict: the recording cannot be decoded, or decoding it crashes or hangs.
-            NotFound, Unavailable: the storage does not have it, or is unavailable.
-        """
-        self._child = await ChildProcess.spawn("api.processes.wav_process", line_bytes=PIECE_BYTES)
         order = {
             "recording": str(recording_id),
             "track": track,
             "duration_ms": duration_ms,
             "spans": [(span.start_ms, span.end_ms) for span in spans],
         }
+        self._open += 1
+        try:
+            child = await ChildProcess.spawn("api.processes.wav_process", line_bytes=PIECE_BYTES)
+            try:
+                yield WavFile(child, await self._size(child, order), self.timeout_s)
+            finally:
+                await child.kill()
+        finally:
+            self._open -= 1
+
+    async def _size(self, child: ChildProcess, order: dict[str, Any]) -> int:
         line = b""
         try:
             async with asyncio.timeout(self.timeout_s):
-                line = await self._child.ask(order)
+                line = await child.ask(order)
         except TimeoutError:
-            logger.warning("decoding {} hangs", recording_id)
+            logger.warning("decoding {} hangs", order["recording"])
         answer: dict[str, Any] = json.loads(line or '{"unreadable": "decoding it fails"}')
         if "missing" in answer:
-            raise NotFound(what="stored recording", value=recording_id)
+            raise NotFound(what="stored recording", value=order["recording"])
         if "unavailable" in answer:
             raise Unavailable(what="The storage")
         if "unreadable" in answer:
             raise Conflict(reason=f"The recording cannot be read: {answer['unreadable']}")
-        self.size = answer["size"]
+        size: int = answer["size"]
+        return size
+
+
+@dataclass(slots=True)
+class WavFile:
+    """A WAV file of ``size`` bytes that ``child`` writes; read it once."""
+
+    child: ChildProcess
+    size: int
+    timeout_s: float
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """The file in pieces.
@@ -107,10 +94,10 @@ class WavFile:
             ConnectionAbortedError: the process fails; the response must not look complete.
         """
         left = self.size
-        while left and self._child is not None:
+        while left:
             try:
                 async with asyncio.timeout(self.timeout_s):
-                    piece = await self._child.read(PIECE_BYTES)
+                    piece = await self.child.read(PIECE_BYTES)
             except TimeoutError:
                 piece = b""
             if not piece:
@@ -118,32 +105,23 @@ class WavFile:
             left -= len(piece)
             yield piece
 
-    async def close(self) -> None:
-        """End the process."""
-        files, self._files = self._files, None
-        if files is not None:
-            files.closed()
-        if self._child is not None:
-            await self._child.kill()
-
 
 class WavResponse(StreamingResponse):
-    """Sends a file as fast as the client reads it."""
+    """Sends a file as fast as the client reads it; then closes its source."""
 
-    def __init__(self, file: WavFile, disposition: str) -> None:
+    def __init__(self, file: WavFile, source: AsyncExitStack, disposition: str) -> None:
         headers = {"Content-Length": str(file.size), "Content-Disposition": disposition}
         super().__init__(file, headers=headers, media_type="audio/wav")
-        self._file = file
+        self._source = source
+        self._timeout_s = file.timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
+        async with self._source:
             await super().__call__(scope, receive, send)
-        finally:
-            await self._file.close()
 
     async def stream_response(self, send: Send) -> None:
         async def send_soon(message: dict[str, object]) -> None:
-            async with asyncio.timeout(self._file.timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 await send(message)
 
         await super().stream_response(send_soon)  # type: ignore[arg-type]

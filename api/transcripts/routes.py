@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -192,11 +193,12 @@ async def _recording(services: Services, jobs: Jobs, job_id: UUID, *, redact: bo
         _check_all_moderated(transcript)
     recording = await services.in_thread(jobs.recording, job_id)
     spans = spans_to_silence(transcript) if redact else []
-    file = await services.get(WavFiles).open(
+    name = attachment(snapshot.filename, "redacted.wav" if redact else "wav")
+    wav = services.get(WavFiles).open(
         recording.id, transcript.duration_ms, spans, snapshot.audio_track
     )
-    name = attachment(snapshot.filename, "redacted.wav" if redact else "wav")
-    return WavResponse(file, name)
+    source = AsyncExitStack()
+    return WavResponse(await source.enter_async_context(wav), source, name)
 
 
 def _file(

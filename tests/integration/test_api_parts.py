@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import wave
+from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import uuid4
 
@@ -121,12 +122,11 @@ def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
     async def run() -> None:
         files = WavFiles(limit=1, timeout_s=0.5)
         with pytest.raises(Conflict, match="cannot be read"):
-            await files.open(endless, 1_000, [])
+            await AsyncExitStack().enter_async_context(files.open(endless, 1_000, []))
         assert children("api.processes.wav_process") == []
         files.timeout_s = 60
-        file = await files.open(whole, 1_000, [])
-        assert sum([len(piece) async for piece in file]) == file.size == 32_044
-        await file.close()
+        async with files.open(whole, 1_000, []) as file:
+            assert sum([len(piece) async for piece in file]) == file.size == 32_044
 
     asyncio.run(run())
     assert children("api.processes.wav_process") == []
@@ -135,7 +135,7 @@ def test_a_recording_that_holds_the_decoder_is_given_up_and_the_next_is_sent(
 def test_a_recording_that_is_not_there_is_not_found(recordings: Path) -> None:
     async def run() -> None:
         with pytest.raises(NotFound):
-            await WavFiles().open(uuid4(), 1_000, [])
+            await AsyncExitStack().enter_async_context(WavFiles().open(uuid4(), 1_000, []))
 
     asyncio.run(run())
     assert list(recordings.iterdir()) == []
@@ -154,11 +154,11 @@ def test_a_client_that_takes_nothing_more_is_not_waited_for_for_ever(recordings:
             await asyncio.Event().wait()
 
     async def run() -> None:
-        files = WavFiles(timeout_s=60)
-        file = await files.open(recording, 1_000, [])
+        source = AsyncExitStack()
+        file = await source.enter_async_context(WavFiles().open(recording, 1_000, []))
         file.timeout_s = 0.05
         with pytest.raises(TimeoutError):
-            await WavResponse(file, "attachment")({"type": "http"}, receive, send)
+            await WavResponse(file, source, "attachment")({"type": "http"}, receive, send)
         assert children("api.processes.wav_process") == []
 
     asyncio.run(run())

@@ -8,20 +8,19 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import accumulate
 from math import inf
-from typing import TypeVar
+from pathlib import Path
 
 from fastapi import APIRouter, Depends, Request
 from loguru import logger
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import (
     CounterMetricFamily,
-    GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -34,7 +33,7 @@ from api.auth.callers import may_read_metrics
 from api.cache import SingleFlight
 from api.http.problems import documented
 from api.services import VERSION, Services, ServicesDep
-from common.db.monitoring import MOST, DatabaseServer, Observed, Waiting, observe_service
+from common.db.monitoring import MOST, Observed, Waiting, observe_service
 from common.db.streams import COMPLETED, INTERRUPTED
 from common.domain.job import JobStatus
 from common.domain.metrics import (
@@ -51,11 +50,13 @@ from common.domain.metrics import (
 from common.domain.metrics import Counter as Counted
 from common.domain.pipeline import StepKind
 from common.errors import StenoError
+from common.redis.queue import StepQueue
 
 router = APIRouter(tags=["health"])
 
-T = TypeVar("T")
 Labels = tuple[str, ...]
+Part = SingleFlight[list[Metric] | None]
+"""The metrics of a part of the service; None: it is unavailable."""
 
 TIMEOUT_S = 3.0
 """For Postgres, Redis and the disk; what does not answer in time is left out."""
@@ -148,48 +149,31 @@ class Scraper:
     """Answers scrapes; concurrent ones share the queries to Postgres and Redis."""
 
     def __init__(self, services: Services, http: HttpMetrics) -> None:
-        self._services = services
         self._http = http
-        self._postgres = _shared("postgres", lambda: observe_service(services.database))
-        self._redis = _shared("redis", self._queue)
-        self._disk = _shared("disk", self._usage)
+        self._postgres = _shared("postgres", lambda: _service(observe_service(services.database)))
+        self._redis = _shared("redis", lambda: _queue(services.queue))
+        self._disk = _shared("disk", lambda: _disk(services.settings.storage.temp))
 
     async def scrape(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the form that ``accept`` asks for, and its media type.
 
         What is unavailable is left out, and reported as down.
         """
-        service, queue, disk = await asyncio.gather(
+        postgres, redis, disk = await asyncio.gather(
             _in_time(self._postgres), _in_time(self._redis), _in_time(self._disk)
         )
-        registry = CollectorRegistry()
-        registry.register(_Everything(self._http, service, queue, disk))
+        up = {"postgres": postgres is not None, "redis": redis is not None}
         encode, media_type = choose_encoder(accept)
-        return await asyncio.to_thread(encode, registry), media_type
-
-    def _queue(self) -> _QueueState:
-        queue = self._services.queue
-        used, limit = queue.memory()
-        return _QueueState(
-            workers=queue.live_workers(),
-            dispatchers=queue.live_dispatchers(),
-            queued_steps=queue.waiting(),
-            memory_bytes=used,
-            memory_limit_bytes=inf if limit is None else limit,
-            storage_full=queue.storage_is_full(),
-        )
-
-    def _usage(self) -> _Disk:
-        found = shutil.disk_usage(self._services.settings.storage.temp)
-        return _Disk(found.total, found.free)
+        everything = _Everything(up, self._http, disk, redis, postgres)
+        return await asyncio.to_thread(encode, everything), media_type
 
 
-def _shared(part: str, read: Callable[[], T]) -> SingleFlight[T | None]:
+def _shared(part: str, read: Callable[[], Iterable[Metric]]) -> Part:
     """What ``read`` returns in a thread, once for concurrent scrapes; None where it fails."""
 
-    async def attempt() -> T | None:
+    async def attempt() -> list[Metric] | None:
         try:
-            return await asyncio.to_thread(read)
+            return await asyncio.to_thread(lambda: list(read()))
         except (StenoError, RedisError, OSError) as error:
             logger.warning("metrics of {} are missing: {}", part, type(error).__name__)
             return None
@@ -197,85 +181,57 @@ def _shared(part: str, read: Callable[[], T]) -> SingleFlight[T | None]:
     return SingleFlight(attempt, cached_s=0)
 
 
-async def _in_time(read: SingleFlight[T | None]) -> T | None:
+async def _in_time(part: Part) -> list[Metric] | None:
     with suppress(TimeoutError):
         async with asyncio.timeout(TIMEOUT_S):
-            return await read.get()
+            return await part.get()
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class _QueueState:
-    workers: int
-    dispatchers: int
-    queued_steps: int
-    memory_bytes: int
-    memory_limit_bytes: float
-    storage_full: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Disk:
-    size_bytes: int
-    free_bytes: int
 
 
 class _Everything(Collector):
     def __init__(
-        self,
-        http: HttpMetrics,
-        service: Observed | None,
-        queue: _QueueState | None,
-        disk: _Disk | None,
+        self, up: Mapping[str, bool], http: HttpMetrics, *parts: list[Metric] | None
     ) -> None:
+        self._up: dict[Labels, float] = {(part,): float(is_up) for part, is_up in up.items()}
         self._http = http
-        self._service = service
-        self._queue = queue
-        self._disk = disk
+        self._parts = parts
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge("stenopool_build_info", "The running version", ("version",), {(VERSION,): 1})
-        up: dict[Labels, float] = {
-            ("postgres",): self._service is not None,
-            ("redis",): self._queue is not None,
-        }
-        yield _gauge("stenopool_up", "Whether a part is available", ("part",), up)
+        yield _gauge("stenopool_up", "Whether a part is available", ("part",), self._up)
         yield from self._http.collect()
-        if self._disk is not None:
-            yield _one(
-                "stenopool_disk_bytes",
-                "Size of the disk that receives uploads",
-                self._disk.size_bytes,
-            )
-            yield _one(
-                "stenopool_disk_free_bytes",
-                "Free space on the disk that receives uploads",
-                self._disk.free_bytes,
-            )
-        if self._queue is not None:
-            yield from _queue(self._queue)
-        if self._service is not None:
-            yield from _gauges(self._service)
-            yield from _server(self._service.server)
-            yield from _tallies(self._service)
+        for part in self._parts:
+            yield from part or ()
 
 
-def _queue(queue: _QueueState) -> Iterator[Metric]:
-    yield _one("stenopool_workers", "Live workers", queue.workers)
-    yield _one("stenopool_dispatchers", "Live dispatchers", queue.dispatchers)
-    yield _one("stenopool_doorbells", "Steps queued in RQ", queue.queued_steps)
-    yield _one("stenopool_redis_memory_bytes", "Memory that Redis uses", queue.memory_bytes)
-    limit = "Memory limit of Redis; it rejects writes beyond it"
-    yield _one("stenopool_redis_memory_limit_bytes", limit, queue.memory_limit_bytes)
+def _disk(folder: Path) -> Iterator[Metric]:
+    found = shutil.disk_usage(folder)
+    size = "Size of the disk that receives uploads"
+    yield Gauge("stenopool_disk_bytes", size, found.total)
+    free = "Free space on the disk that receives uploads"
+    yield Gauge("stenopool_disk_free_bytes", free, found.free)
+
+
+def _queue(queue: StepQueue) -> Iterator[Metric]:
+    used, limit = queue.memory()
+    yield Gauge("stenopool_workers", "Live workers", queue.live_workers())
+    yield Gauge("stenopool_dispatchers", "Live dispatchers", queue.live_dispatchers())
+    yield Gauge("stenopool_doorbells", "Steps queued in RQ", queue.waiting())
+    yield Gauge("stenopool_redis_memory_bytes", "Memory that Redis uses", used)
+    most = "Memory limit of Redis; it rejects writes beyond it"
+    yield Gauge("stenopool_redis_memory_limit_bytes", most, inf if limit is None else limit)
     full = "Whether a worker recently failed to write for lack of space"
-    yield _one("stenopool_storage_full", full, queue.storage_full)
+    yield Gauge("stenopool_storage_full", full, queue.storage_is_full())
 
 
-def _server(server: DatabaseServer) -> Iterator[Metric]:
-    yield _one("stenopool_database_bytes", "Size of the database", server.database_bytes)
-    yield _one("stenopool_database_connections", "Connections to Postgres", server.connections)
+def _service(service: Observed) -> Iterator[Metric]:
+    yield from _gauges(service)
+    server = service.server
+    yield Gauge("stenopool_database_bytes", "Size of the database", server.database_bytes)
+    yield Gauge("stenopool_database_connections", "Connections to Postgres", server.connections)
     limit = "Connection limit of Postgres"
-    yield _one("stenopool_database_connections_limit", limit, server.connections_limit)
+    yield Gauge("stenopool_database_connections_limit", limit, server.connections_limit)
+    yield from _tallies(service)
 
 
 def _gauges(service: Observed) -> Iterator[Metric]:
@@ -295,7 +251,7 @@ def _gauges(service: Observed) -> Iterator[Metric]:
     due: dict[Labels, Waiting] = {(): service.deliveries_due}
     what = f"Webhook messages to send ({MOST}: that many or more)"
     yield from _both("stenopool_webhook_deliveries_due", what, (), due)
-    yield _one("stenopool_streams_open", "Open live streams", service.streams_open)
+    yield Gauge("stenopool_streams_open", "Open live streams", service.streams_open)
 
 
 def _both(
@@ -306,12 +262,8 @@ def _both(
     yield _gauge(f"{name}_oldest_seconds", f"{what}: age of the oldest", labels, ages)
 
 
-def _one(name: str, what: str, value: float) -> Metric:
-    return _gauge(name, what, (), {(): value})
-
-
 def _gauge(name: str, what: str, labels: tuple[str, ...], values: Mapping[Labels, float]) -> Metric:
-    family = GaugeMetricFamily(name, what, labels=labels)
+    family = Gauge(name, what, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)
     return family

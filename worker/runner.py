@@ -24,7 +24,7 @@ STEPS: dict[str, dict[str, str]] = {
         StepKind.TRANSCRIBE: "worker.steps.transcribe",
         StepKind.MODERATE: "worker.steps.moderate",
         StepKind.MERGE: "worker.steps.merge",
-    },
+    }
 }
 """The module of each kind of step, by kind of job (see `StepModule`). It is imported when a step of
 that kind first runs."""

@@ -94,10 +94,7 @@ async def list_keys(services: ServicesDep, caller: Admin) -> KeyList:
 
 
 @router.post(
-    "",
-    summary="Create a key",
-    status_code=status.HTTP_201_CREATED,
-    responses=documented(422),
+    "", summary="Create a key", status_code=status.HTTP_201_CREATED, responses=documented(422)
 )
 async def create_key(wanted: NewKey, services: ServicesDep, caller: Admin) -> MadeKey:
     """Create a key for the tenant. Once there is a key, every request requires one."""

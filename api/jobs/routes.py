@@ -144,10 +144,7 @@ async def jobs(
     responses=documented(404),
 )
 @router.get(
-    "/jobs/{job_id}",
-    response_model=Status,
-    summary="Get a job's status",
-    responses=documented(404),
+    "/jobs/{job_id}", response_model=Status, summary="Get a job's status", responses=documented(404)
 )
 async def status(
     job_id: UUID,
@@ -189,11 +186,7 @@ async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> St
     return await services.in_thread(_cancel, services, services.jobs(caller.tenant), job_id)
 
 
-@router.post(
-    "/jobs/{job_id}/retry",
-    summary="Retry a failed job",
-    responses=documented(404, 409),
-)
+@router.post("/jobs/{job_id}/retry", summary="Retry a failed job", responses=documented(404, 409))
 async def retry(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
     """Retry the steps of a FAILED job that are not done; finished steps are not repeated."""
     return await services.in_thread(_retry, services, caller, job_id)

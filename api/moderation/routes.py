@@ -11,16 +11,8 @@ from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Transcriber
 from api.http.bodies import Body, while_connected
-from api.http.problems import (
-    documented,
-    echoed,
-)
-from api.moderation.schemas import (
-    MAX_LETTERS,
-    MAX_TEXTS,
-    ModerationAnswer,
-    ModerationRequest,
-)
+from api.http.problems import documented, echoed
+from api.moderation.schemas import MAX_LETTERS, MAX_TEXTS, ModerationAnswer, ModerationRequest
 from api.processes.moderator import ModerationProcess
 from api.services import ServicesDep
 from common.domain.moderation import Finding, Label, ModeratedBy

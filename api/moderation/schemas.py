@@ -24,7 +24,7 @@ class ModerationRequest(RequestDocument):
         json_schema_extra={
             "oneOf": [{"required": ["text"]}, {"required": ["texts"]}],
             "examples": [{"texts": ["Chúc bạn một ngày vui", "shut the fuck up"]}],
-        },
+        }
     )
 
     text: ModeratedText | SkipJsonSchema[None] = Field(None, json_schema_extra=without_default)

@@ -24,12 +24,7 @@ from api.http.problems import details_of
 from api.processes.moderator import ModerationProcess
 from api.processes.recognizers import Recognizers
 from api.services import Services
-from api.streams.options import (
-    StreamOptions,
-    StreamRequest,
-    StreamResolver,
-    check_unchanged,
-)
+from api.streams.options import StreamOptions, StreamRequest, StreamResolver, check_unchanged
 from common.audio.wav import container_of
 from common.db.streams import COMPLETED, NewStream, StreamFinal
 from common.domain.moderation import ModeratedBy

@@ -17,24 +17,14 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api.auth.callers import Caller, Transcriber, caller_of
 from api.http.bodies import stream_body
-from api.http.problems import (
-    PUBLIC_ERRORS,
-    documented,
-    problem,
-)
+from api.http.problems import PUBLIC_ERRORS, documented, problem
 from api.http.sse import MEDIA_TYPE as SSE
 from api.http.sse import event
 from api.services import Services, ServicesDep
 from api.streams.live import UNREAD_S, LiveStream, error_document
 from api.streams.options import StreamOptions, StreamResolver, stream_options
 from common.domain.keys import Scope as KeyScope
-from common.errors import (
-    Idle,
-    Malformed,
-    Restarting,
-    SlowReader,
-    StenoError,
-)
+from common.errors import Idle, Malformed, Restarting, SlowReader, StenoError
 
 router = APIRouter(tags=["streams"])
 

@@ -55,8 +55,7 @@ async def list_deliveries(
         cursor=parse_cursor(cursor),
     )
     return DeliveryList(
-        deliveries=[_delivery(each) for each in page.items],
-        next_cursor=next_cursor(page.next),
+        deliveries=[_delivery(each) for each in page.items], next_cursor=next_cursor(page.next)
     )
 
 
@@ -100,10 +99,7 @@ async def rotate_tenant_secret(
 
 
 @router.post(
-    "",
-    summary="Create an endpoint",
-    status_code=HTTP_201_CREATED,
-    responses=documented(409),
+    "", summary="Create an endpoint", status_code=HTTP_201_CREATED, responses=documented(409)
 )
 async def create(wanted: NewEndpoint, services: ServicesDep, caller: Transcriber) -> NewlyMade:
     """Notify a URL when this tenant's jobs end; 409 when there are too many endpoints."""

@@ -185,12 +185,7 @@ def create(
     key: str | None,
 ) -> None:
     """Create a key and print it once: it is not stored."""
-    wanted = {
-        "name": name,
-        "scopes": list(scopes),
-        "expires_in_seconds": lasts,
-        "limits": limits,
-    }
+    wanted = {"name": name, "scopes": list(scopes), "expires_in_seconds": lasts, "limits": limits}
     with _open_store(server, key) as store:
         made, text = store.create(tenant, wanted)
     until = f"until {_time(made.expires_at)}" if made.expires_at else "until it is revoked"

@@ -49,10 +49,7 @@ class ServiceSession:
         self._server = server
         self._key = key or settings.key.of_client
         self._workers = workers
-        self._weights = (
-            engine or settings.asr.default_engine,
-            model or settings.asr.default_model,
-        )
+        self._weights = (engine or settings.asr.default_engine, model or settings.asr.default_model)
         self._data_dir = settings.storage.data_dir.absolute()
         self._stack: Stack | None = None
         self.started_in_s: float | None = None

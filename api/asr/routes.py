@@ -21,7 +21,7 @@ from api.asr.schemas import (
     json_document,
 )
 from api.auth.callers import Caller, Transcriber
-from api.http.bodies import Body
+from api.http.bodies import Body, documented_body
 from api.http.headers import answer_with, attachment
 from api.http.problems import documented
 from api.jobs.feeds import watch_job
@@ -36,18 +36,12 @@ from common.transcripts import transcript_of
 
 router = APIRouter(tags=["asr"])
 
-_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {FILE: {"type": "string", "format": "binary"}},
-                "required": [FILE],
-            }
-        }
-    },
+_SCHEMA = {
+    "type": "object",
+    "properties": {FILE: {"type": "string", "format": "binary"}},
+    "required": [FILE],
 }
+_DOCUMENTED = {**documented_body("multipart/form-data", _SCHEMA), "parameters": [PARAMETER]}
 
 
 @router.post(
@@ -62,7 +56,7 @@ _BODY = {
         },
         **documented(400, 404, 408, 409, 413, 415, 422, 503),
     },
-    openapi_extra={"requestBody": _BODY, "parameters": [PARAMETER]},
+    openapi_extra=_DOCUMENTED,
 )
 async def asr(
     request: Request,
@@ -91,7 +85,7 @@ async def asr(
     "/detect-language",
     summary="Detect a recording's language",
     responses=documented(400, 404, 408, 409, 413, 415, 422, 503),
-    openapi_extra={"requestBody": _BODY, "parameters": [PARAMETER]},
+    openapi_extra=_DOCUMENTED,
 )
 async def detect_language(
     request: Request,

@@ -24,6 +24,11 @@ LOWEST_RATE = 1_000
 _INTAKE = "steno.intake"
 
 
+def documented_body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The documentation of a route that reads its body itself (``openapi_extra``)."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
 class BodyRejected(HTTPException):
     """Carries ``error`` out of FastAPI, which passes on only this class while it reads a body."""
 

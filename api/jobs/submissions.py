@@ -11,7 +11,7 @@ from loguru import logger
 from pydantic import Field
 
 from api.auth.callers import Caller, Transcriber
-from api.http.bodies import Body
+from api.http.bodies import Body, documented_body
 from api.http.problems import documented
 from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
@@ -44,7 +44,7 @@ def _form(*, options: bool = True) -> dict[str, Any]:
     others = {name: _as_sent(option) for name, option in schema["properties"].items()}
     schema["properties"] = {"file": file, **others}
     schema["required"] = ["file"]
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    return documented_body("multipart/form-data", schema)
 
 
 def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _as_sent(option: dict[str, Any]) -> dict[str, Any]:
     summary="Upload a recording",
     response_model=Accepted,
     responses=documented(400, 408, 409, 413, 415, 422, 503),
-    openapi_extra={"requestBody": _form(), "parameters": [PARAMETER]},
+    openapi_extra={**_form(), "parameters": [PARAMETER]},
 )
 async def upload(request: Request, services: ServicesDep, caller: Transcriber) -> Accepted:
     """Upload a recording; the response follows once it is stored.
@@ -81,7 +81,7 @@ async def upload(request: Request, services: ServicesDep, caller: Transcriber) -
     summary="Upload the recording of a job that waits for it",
     response_model=Accepted,
     responses=documented(400, 404, 408, 409, 413, 415, 422, 503),
-    openapi_extra={"requestBody": _form(options=False)},
+    openapi_extra=_form(options=False),
 )
 async def upload_awaited(
     job_id: UUID, request: Request, services: ServicesDep, caller: Transcriber

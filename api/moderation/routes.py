@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Transcriber
-from api.http.bodies import Body, while_connected
+from api.http.bodies import Body, documented_body, while_connected
 from api.http.problems import documented, echoed
 from api.moderation.schemas import MAX_LETTERS, MAX_TEXTS, ModerationAnswer, ModerationRequest
 from api.processes.moderator import ModerationProcess
@@ -29,12 +29,7 @@ _FIELDS = frozenset(ModerationRequest.model_fields)
     summary="Moderate texts",
     response_model=ModerationAnswer,
     responses=documented(400, 408, 413, 422, 503),
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": ModerationRequest.model_json_schema()}},
-        }
-    },
+    openapi_extra=documented_body("application/json", ModerationRequest.model_json_schema()),
 )
 async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> Response:
     """Label a text, or up to 1,000, CLEAN, OFFENSIVE or HATE, and locate the offensive parts.

@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Caller, Reader, Transcriber
-from api.http.bodies import Body
+from api.http.bodies import Body, documented_body
 from api.http.multipart import FormReader
 from api.http.problems import problem
 from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
@@ -61,14 +61,14 @@ class Call:
     options: type[AudioOptions]
     task: Task
 
-    def request_body(self) -> dict[str, Any]:
+    def documented(self) -> dict[str, Any]:
         """The form, for the documentation."""
         schema = self.options.model_json_schema()
         file = {"type": "string", "format": "binary", "description": "The recording."}
         schema["properties"] = {"file": file, **schema["properties"]}
         schema["required"] = ["file", "model"]
         del schema["additionalProperties"]
-        return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+        return documented_body("multipart/form-data", schema)
 
 
 class ParsedCall:
@@ -116,7 +116,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     summary="Transcribe a recording",
     response_class=Response,
     responses=_ANSWERS,
-    openapi_extra={"requestBody": TRANSCRIPTIONS.request_body()},
+    openapi_extra=TRANSCRIPTIONS.documented(),
 )
 async def transcriptions(request: Request, services: ServicesDep, caller: Transcriber) -> Response:
     """OpenAI's "Create transcription". The header X-Job-Id names its job."""
@@ -128,7 +128,7 @@ async def transcriptions(request: Request, services: ServicesDep, caller: Transc
     summary="Translate a recording to English",
     response_class=Response,
     responses=_ANSWERS,
-    openapi_extra={"requestBody": TRANSLATIONS.request_body()},
+    openapi_extra=TRANSLATIONS.documented(),
 )
 async def translations(request: Request, services: ServicesDep, caller: Transcriber) -> Response:
     """OpenAI's "Create translation". The header X-Job-Id names its job."""

@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api.auth.callers import Caller, Transcriber, caller_of
-from api.http.bodies import stream_body
+from api.http.bodies import documented_body, stream_body
 from api.http.problems import PUBLIC_ERRORS, documented, problem
 from api.http.sse import MEDIA_TYPE as SSE
 from api.http.sse import event
@@ -257,14 +257,9 @@ def _public(error: StenoError) -> StenoError:
         },
         **documented(400, 408, 413, 422, 503),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
-            },
-        }
-    },
+    openapi_extra=documented_body(
+        "application/octet-stream", {"type": "string", "format": "binary"}
+    ),
 )
 async def stream(
     request: Request,

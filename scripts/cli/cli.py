@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -72,14 +71,14 @@ class OneLineErrors(click.Group):
             allowed = str(error.details["allowed"]).split(", ")
             _fail(f"{error}{suggestion(str(error.details['value']), allowed)}")
         except StenoError as error:
-            if _wants_tracebacks():
+            if os.environ.get("STENO_DEBUG"):
                 traceback.print_exc()
             _fail(str(error))
         except BrokenPipeError:  # `steno result ID | head` closed the pipe
             sys.stdout = None
             sys.exit(1)
         except Exception as error:
-            if _wants_tracebacks():
+            if os.environ.get("STENO_DEBUG"):
                 traceback.print_exc()
             _fail(_unexpected(error))
         sys.exit(answer if isinstance(answer, int) else 0)
@@ -89,9 +88,7 @@ class OneLineErrors(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
             return super().resolve_command(ctx, args)
-        except (
-            click.exceptions.NoSuchCommand
-        ) as error:  # it suggests only commands that are imported
+        except click.exceptions.NoSuchCommand as error:  # it suggests only what is imported
             raise click.exceptions.NoSuchCommand(
                 error.command_name, possibilities=self.list_commands(ctx), ctx=ctx
             ) from None
@@ -142,10 +139,6 @@ def _usage_message(error: click.ClickException) -> str:
     return f"{error.format_message().rstrip('.')}{hint}"
 
 
-def _wants_tracebacks() -> bool:
-    return bool(os.environ.get("STENO_DEBUG"))
-
-
 def _unexpected(error: Exception) -> str:
     """Write the traceback to a file; returns a line that names it."""
     summary = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -193,11 +186,7 @@ def interrupt_on_signals() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
+            signal.signal(number, signal.default_int_handler)
 
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

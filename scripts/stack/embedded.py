@@ -27,7 +27,8 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, ClassVar, Self
 
@@ -104,7 +105,7 @@ class EmbeddedServer(ABC):
         """Start the server until it is ready; safe to call again, also after it was killed."""
         if self.running:
             return self.url
-        self._take_lock()
+        self._lock = self._lock or own(self.data_dir)
         try:
             self._end_orphans()
             self.prepare()
@@ -143,19 +144,14 @@ class EmbeddedServer(ABC):
 
     # --- what is common to them ---------------------------------------------------------------
 
-    def _take_lock(self) -> None:
-        if self._lock is None:
-            self._lock = own(self.data_dir)
-
     def _end_orphans(self) -> None:
         """End servers that a killed owner left running: we hold the lock, so they have no owner."""
         orphans = list(self._processes_on_data())
-        for orphan in orphans:
-            _signal(orphan, self.stop_signals[0])
-        _, stubborn = psutil.wait_procs(orphans, timeout=10)
-        for orphan in stubborn:
-            _signal(orphan, signal.SIGKILL)
-        psutil.wait_procs(stubborn, timeout=10)
+        for number in (self.stop_signals[0], signal.SIGKILL):
+            for orphan in orphans:
+                with suppress(psutil.NoSuchProcess):
+                    orphan.send_signal(number)
+            _, orphans = psutil.wait_procs(orphans, timeout=10)
 
     def _processes_on_data(self) -> Iterator[psutil.Process]:
         """Both servers have their data directory as working directory, which identifies them."""
@@ -194,13 +190,11 @@ class EmbeddedServer(ABC):
     def _load_access(self) -> Access:
         path = self.data_dir / "access.json"
         if path.exists():
-            kept = json.loads(path.read_text())
-            return Access(port=int(kept["port"]), password=str(kept["password"]))
+            return Access(**json.loads(path.read_text()))
         return self._keep(Access(free_port(), secrets.token_urlsafe(24)))
 
     def _keep(self, access: Access) -> Access:
-        text = json.dumps({"port": access.port, "password": access.password})
-        write_private(self.data_dir / "access.json", text)
+        write_private(self.data_dir / "access.json", json.dumps(asdict(access)))
         return access
 
 
@@ -328,9 +322,10 @@ class EmbeddedPostgres(EmbeddedServer):
         )
         password_file.unlink()
         if done.returncode != 0:
+            free = shutil.disk_usage(self.data_dir).free
             raise SetupProblem(
                 problem=f"Postgres cannot create its data directory {unfinished}: "
-                f"{_reason(done.stderr, 1)} ({_free(self.data_dir)} free; it takes {NEW_CLUSTER})",
+                f"{_reason(done.stderr, 1)} ({free / 1e6:.0f} MB free; it takes {NEW_CLUSTER})",
                 remedy=f"Free some space, {ELSEWHERE}, or set DATABASE_URL",
             )
         unfinished.rename(self.cluster)
@@ -570,18 +565,14 @@ def own(directory: Path, access: FileAccess = OWN) -> IO[str]:
 
 
 def _unusable(directory: Path, error: OSError) -> SetupProblem:
-    """The error of a data directory that cannot be used."""
+    """The error of a data directory that cannot be used, or of another file that it names."""
     full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    elsewhere = error.filename is not None and not Path(error.filename).is_relative_to(directory)
+    named = f": {error.filename}" if elsewhere else ""
     return SetupProblem(
-        problem=f"The data directory {directory} cannot be used: {error.strerror or error}",
+        problem=f"The data directory {directory} cannot be used: {error.strerror or error}{named}",
         remedy=f"{'Free some space' if full else 'Make it a writable folder'}, or {ELSEWHERE}",
     )
-
-
-def _free(directory: Path) -> str:
-    """The free space on the disk of ``directory``."""
-    existing = next(place for place in (directory, *directory.parents) if place.is_dir())
-    return f"{shutil.disk_usage(existing).free / 1e6:.0f} MB"
 
 
 def listening_problem(port: int, host: str = "127.0.0.1") -> str | None:
@@ -590,7 +581,7 @@ def listening_problem(port: int, host: str = "127.0.0.1") -> str | None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        return error.strerror or str(error)
+        return (error.strerror or str(error)).partition(" (while")[0]  # the address is known
     return None
 
 
@@ -612,10 +603,3 @@ def _reason(text: str, most: int = 3) -> str:
     first = next((i for i, line in enumerate(lines) if re.search(failure, line)), -1)
     reasons = [re.sub(r"^.*(FATAL|PANIC): +", "", line) for line in lines[first:][:most]]
     return " / ".join(reasons).rstrip(".") or "its log is empty"
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return

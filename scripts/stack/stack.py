@@ -268,13 +268,14 @@ class Stack:
         if problem := listening_problem(self.port, self.host):
             raise SetupProblem(
                 problem=f"The gateway cannot listen on {self.host}, port {self.port}: {problem}",
-                remedy="Stop what listens there, or choose another with --port or API_PORT",
+                remedy="Stop what listens there, or choose another with --host or --port",
             )
         self._prepare()
 
     def _bring_up(self) -> None:
-        self.database_url = self._database()
-        self.redis_url = self._redis()
+        settings = self.settings
+        self.database_url = settings.database.address or self._serve("postgres", EmbeddedPostgres)
+        self.redis_url = settings.redis.address or self._serve("valkey", EmbeddedValkey)
         upgrade(self.database_url)
         self.host = listening_host(self.settings, self.database_url, self._report)
         self._children = [
@@ -288,20 +289,9 @@ class Stack:
         running = RunningStack(self.address, os.getpid(), self.database_url, self.redis_url)
         write_private(self.data_dir / "stack.json", json.dumps(asdict(running)))
 
-    def _database(self) -> str:
-        if self.settings.database.address is not None:
-            return self.settings.database.address
-        server = EmbeddedPostgres(
-            self.data_dir / "postgres", log_file=self.log_dir / "postgres.log"
-        )
-        self._servers["postgres"] = server
-        return server.start()
-
-    def _redis(self) -> str:
-        if self.settings.redis.address is not None:
-            return self.settings.redis.address
-        server = EmbeddedValkey(self.data_dir / "valkey", log_file=self.log_dir / "valkey.log")
-        self._servers["valkey"] = server
+    def _serve(self, role: str, kind: type[EmbeddedPostgres | EmbeddedValkey]) -> str:
+        server = kind(self.data_dir / role, log_file=self.log_dir / f"{role}.log")
+        self._servers[role] = server
         return server.start()
 
     def _child(self, role: str, name: str, module: str) -> StackProcess:

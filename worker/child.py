@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from common.settings import AsrSettings
 
@@ -27,19 +27,7 @@ POLL_S = 0.01
 STOPPING = {signal.SIGINT, signal.SIGTERM}
 
 
-class Child(Protocol):
-    """The part of `subprocess.Popen` that a worker uses."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """The exit code, or minus the signal; None while it runs."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for its exit code; raises `subprocess.TimeoutExpired` after ``timeout`` s."""
-
-
-def start_child(name: str, *, warm: bool) -> tuple[Child, socket.socket]:
+def start_child(name: str, *, warm: bool) -> tuple[Forked | subprocess.Popen[bytes], socket.socket]:
     """Start the engine process of the worker ``name`` in its own process group.
 
     ``warm``: it loads its models before the first step needs them.
@@ -52,17 +40,9 @@ def start_child(name: str, *, warm: bool) -> tuple[Child, socket.socket]:
         if sys.platform == "linux":
             return Forked(partial(_serve, name, ours, theirs, os.getpid(), warm=warm)), ours
         descriptor = str(theirs.fileno())
-        command = [
-            "-m",
-            "worker.engine_process",
-            name,
-            descriptor,
-            str(os.getpid()),
-            *["warm"] * warm,
-        ]
-        child = subprocess.Popen(
-            [sys.executable, *command], process_group=0, pass_fds=[theirs.fileno()]
-        )
+        module = [sys.executable, "-m", "worker.engine_process"]
+        arguments = [name, descriptor, str(os.getpid()), *["warm"] * warm]
+        child = subprocess.Popen([*module, *arguments], process_group=0, pass_fds=[theirs.fileno()])
         return child, ours
 
 
@@ -76,7 +56,7 @@ def preload(settings: AsrSettings) -> None:
 
 
 class Forked:
-    """A forked child that calls ``run`` and exits."""
+    """A forked child that calls ``run`` and exits; as `subprocess.Popen`, as far as it is used."""
 
     def __init__(self, run: Callable[[], None]) -> None:
         self._code: int | None = None

@@ -37,7 +37,7 @@ from common.redis.events import Events
 from common.redis.presence import HEARTBEAT_S, RECORD_S
 from common.redis.queue import StepMessage
 from worker.announcement import Announcement
-from worker.child import Child, start_child
+from worker.child import Forked, start_child
 
 KILLED = {signal.SIGKILL, signal.SIGTERM}
 """Signals from operators and from the kernel when memory runs out: not the step's fault."""
@@ -72,6 +72,9 @@ class _NoAlarm(BaseDeathPenalty):
 
     def cancel_death_penalty(self) -> None:
         """Do nothing."""
+
+
+Engine = Forked | subprocess.Popen[bytes]
 
 
 class _Queue(Queue):
@@ -110,7 +113,7 @@ class WarmWorker(Worker):
     waits_for_work = False
     """Whether a signal to stop may interrupt this process."""
 
-    _engine: Child | None = None
+    _engine: Engine | None = None
     _link: socket.socket
     _signals: socket.socket
     _received = b""
@@ -361,7 +364,7 @@ class WarmWorker(Worker):
                 return
         raise StopRequested
 
-    def _running_engine(self) -> Child:
+    def _running_engine(self) -> Engine:
         if self._engine is not None and self._engine.poll() is None:
             return self._engine
         self._warm = self._warm and self._has_begun
@@ -401,12 +404,9 @@ class WarmWorker(Worker):
                 self._link.shutdown(socket.SHUT_WR)
 
     def _end_engine(self) -> None:
-        if self._engine is None:
-            return
-        try:
-            os.killpg(self._engine.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        if self._engine is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._engine.pid, signal.SIGKILL)
 
     def _retire_engine(self, timeout_s: float = 5.0) -> None:
         """Disconnect: an idle engine process then exits by itself; kill it after ``timeout_s``."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from loguru import logger
 
@@ -28,10 +28,8 @@ _ANY = ""
 """The entry for whether there are any keys; no key's id is empty."""
 
 
-class InThread(Protocol):
-    """Runs what blocks; see `api.services.Services.in_thread`."""
-
-    def __call__(self, call: Callable[..., T], /, *args: Any) -> Awaitable[T]: ...
+InThread = Callable[..., Awaitable[Any]]
+"""Runs what blocks; see `api.services.Services.in_thread`."""
 
 
 class KeyCache:

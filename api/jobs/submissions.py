@@ -18,7 +18,7 @@ from api.jobs.resolving import Resolver
 from api.jobs.schemas import Accepted, UploadOptions
 from api.jobs.uploads import AwaitedUpload, Upload
 from api.services import Services, ServicesDep
-from common.db.jobs import Created, Jobs, NewJob
+from common.db.jobs import Created, NewJob
 from common.domain.job import JobStatus
 from common.errors import NotFound, OutcomeUnknown, Transient, Unsupported
 from common.net.egress import MAX_URL_LENGTH
@@ -132,19 +132,13 @@ def _commit(services: Services, caller: Caller, job: NewJob) -> Created:
     jobs = services.jobs(caller.tenant)
     try:
         created = jobs.create(job)
-    except OutcomeUnknown:
-        if not _is_committed(jobs, job):
-            raise
+    except OutcomeUnknown as unknown:
+        try:
+            jobs.snapshot(job.id)
+        except (NotFound, Transient):
+            raise unknown from None
         created = Created(job.id, JobStatus.PENDING, replayed=False)
     if not created.replayed:
         services.events.work_to_do()
         logger.info("job {} accepted: to be fetched", job.id)
     return created
-
-
-def _is_committed(jobs: Jobs, job: NewJob) -> bool:
-    try:
-        jobs.snapshot(job.id)
-    except (NotFound, Transient):
-        return False
-    return True

@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
 from pathlib import Path
@@ -101,7 +100,7 @@ def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
     return settings.chunk.timeout + settings.fetch.timeout + copy_s
 
 
-async def _fetch(context: Context, source: str, path: Path) -> _Fetched:
+async def _fetch(context: Context, source: str, path: Path) -> _Download:
     limits = context.settings.fetch
     url = parse_url(source)
     with storage_errors(), path.open("r+b") as file:
@@ -117,16 +116,7 @@ async def _fetch(context: Context, source: str, path: Path) -> _Fetched:
             raise FetchFailed(host=url.host, reason=reason) from None
         file.flush()
         os.fsync(file.fileno())
-    return download.fetched
-
-
-@dataclass(frozen=True, slots=True)
-class _Fetched:
-    """A complete file; ``name`` comes from its server or its URL."""
-
-    name: str
-    size: int
-    sha256: str
+    return download
 
 
 class _Interrupted(Exception):
@@ -151,12 +141,16 @@ class _Download:
         self._name: str | None = None
         self._validator: str | None = None
         self._digest = hashlib.sha256()
-        self._size = 0
+        self.size = 0
 
     @property
-    def fetched(self) -> _Fetched:
-        name = self._name or unquote(self._url.path)
-        return _Fetched(display_name(name), self._size, self._digest.hexdigest())
+    def name(self) -> str:
+        """As its server names it, or its URL."""
+        return display_name(self._name or unquote(self._url.path))
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
     async def run(self, outbound: Outbound, tries: int) -> None:
         """Fetch the whole file; ``tries`` is how many requests in a row may bring no bytes.
@@ -167,15 +161,15 @@ class _Download:
         """
         fruitless = 0
         while True:
-            before = self._size
+            before = self.size
             try:
                 await self._try(outbound)
             except _Interrupted as interrupted:
-                fruitless = 0 if self._size > before else fruitless + 1
+                fruitless = 0 if self.size > before else fruitless + 1
                 if fruitless >= tries:
                     raise FetchInterrupted(host=self._url.host, reason=str(interrupted)) from None
                 pause_s = interrupted.pause_s or FIRST_PAUSE_S * 2**fruitless
-                logger.debug("interrupted after {} bytes: {}", self._size, interrupted)
+                logger.debug("interrupted after {} bytes: {}", self.size, interrupted)
                 await asyncio.sleep(min(pause_s, LONGEST_PAUSE_S))
             else:
                 return
@@ -183,8 +177,8 @@ class _Download:
     async def _try(self, outbound: Outbound) -> None:
         """Make one request; raises `_Interrupted`, and what `run` raises."""
         headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": USER_AGENT}
-        if self._size and self._validator:
-            headers |= {"range": f"bytes={self._size}-", "if-range": self._validator}
+        if self.size and self._validator:
+            headers |= {"range": f"bytes={self.size}-", "if-range": self._validator}
         else:
             self._start_over()
         try:
@@ -223,12 +217,12 @@ class _Download:
         if response.status == RANGE_NOT_SATISFIABLE:  # the file is complete already
             return
         async for part in response.aiter_stream():
-            self._check_size(self._size + len(part))
+            self._check_size(self.size + len(part))
             self._file.write(part)
             self._digest.update(part)
-            self._size += len(part)
-        if total is not None and self._size != total:
-            raise _Interrupted(f"{self._size} of {total} bytes were received")
+            self.size += len(part)
+        if total is not None and self.size != total:
+            raise _Interrupted(f"{self.size} of {total} bytes were received")
 
     def _check(self, status: int, headers: httpx.Headers) -> int | None:
         """Check status and headers; returns the size of the whole file, if it is known."""
@@ -236,12 +230,12 @@ class _Download:
             asked = headers.get("retry-after") if status in RETRY_AFTER else None
             raise _Interrupted(f"it answered {status}", retry_after_s(asked, datetime.now(UTC)))
         begin, total = _content_range(headers)
-        if status == RANGE_NOT_SATISFIABLE and self._size:
-            if total != self._size:
+        if status == RANGE_NOT_SATISFIABLE and self.size:
+            if total != self.size:
                 self._start_over()
                 raise _Interrupted("the file has changed")
-        elif status == PARTIAL_CONTENT and self._size:
-            if begin != self._size:
+        elif status == PARTIAL_CONTENT and self.size:
+            if begin != self.size:
                 self._start_over()
                 raise _Interrupted("it sent another range than the requested one")
         elif status == 200:
@@ -261,7 +255,7 @@ class _Download:
         self._file.seek(0)
         self._file.truncate()
         self._digest = hashlib.sha256()
-        self._size = 0
+        self.size = 0
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:

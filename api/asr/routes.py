@@ -21,7 +21,7 @@ from api.asr.schemas import (
     json_document,
 )
 from api.auth.callers import Caller, Transcriber
-from api.http.bodies import Body, documented_body
+from api.http.bodies import documented_body
 from api.http.headers import answer_with, attachment
 from api.http.problems import documented
 from api.jobs.feeds import watch_job
@@ -113,7 +113,7 @@ async def _text(
         Restarting: the gateway is shutting down.
         BadInput, Transient: as an upload; the job failed, was cancelled or was deleted.
     """
-    job_id = (await upload.accept(request, Body(request))).job_id
+    job_id = (await upload.accept(request)).job_id
     answer_with(request.scope, {JOB_ID: str(job_id)})
     async with watch_job(services, caller.tenant, job_id) as feed:
         await wait_for_end(request, feed)

@@ -15,7 +15,6 @@ from fastapi import Request
 from pydantic import BaseModel, Field, model_validator
 
 from api.auth.callers import Caller
-from api.http.bodies import Body
 from api.http.fields import Document, Prose, Word
 from api.http.multipart import FormReader
 from api.jobs.idempotency import idempotency_key, request_sha256
@@ -123,9 +122,9 @@ class DetectQuery(_Query):
 class AsrUpload(Upload):
     """A recording that joins the job of the same recording and options, if there is one."""
 
-    async def accept(self, request: Request, body: Body) -> Accepted:
+    async def accept(self, request: Request) -> Accepted:
         try:
-            return await super().accept(request, body)
+            return await super().accept(request)
         except NotAudio as error:
             if self._form.may_be_bare:
                 raise

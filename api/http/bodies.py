@@ -91,11 +91,11 @@ def count_body(scope: Scope, receive: Receive, limit: int) -> Receive:
     return intake.next
 
 
-def stream_body(scope: Scope) -> None:
-    """Lift the limit: the request's route reads the body as a stream, and limits it itself."""
+def limit_body(scope: Scope, limit: int | None) -> None:
+    """Limit the body to ``limit`` bytes; None: the route reads it as a stream, and limits it."""
     intake: CountedBody | None = scope.get(_INTAKE)
     if intake is not None:
-        intake.limit = None
+        intake.limit = limit
 
 
 def has_unread_body(scope: Scope) -> bool:
@@ -113,7 +113,7 @@ class Body:
     """
 
     def __init__(self, request: Request) -> None:
-        stream_body(request.scope)
+        limit_body(request.scope, None)
         self._stream = request.stream()
         self.ended = False
 

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.http.bodies import BodyRejected, has_unread_body
+from api.http.bodies import BodyRejected, has_unread_body, limit_body
 from common.errors import (
     BadInput,
     FieldMissing,
@@ -114,13 +114,13 @@ class ClosingAnswer(Response):
         super().__init__(answer.body, answer.status_code)
         self.raw_headers = [*answer.raw_headers, (b"connection", b"close")]
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limit_body(scope, None)  # one response is enough
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        # The rest of the body may be rejected too (`api.http.bodies`): one response is enough.
-        with suppress(TimeoutError, HTTPException):
+        with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 while (await receive()).get("more_body"):
                     continue

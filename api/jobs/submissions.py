@@ -11,7 +11,7 @@ from loguru import logger
 from pydantic import Field
 
 from api.auth.callers import Caller, Transcriber
-from api.http.bodies import Body, documented_body
+from api.http.bodies import documented_body
 from api.http.problems import documented
 from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
@@ -73,7 +73,7 @@ async def upload(request: Request, services: ServicesDep, caller: Transcriber) -
     Options may come before or after the file. Formats are detected by content, not by name: mp3,
     wav, m4a, mp4, aac, ogg, opus, flac, wma, webm, mkv, avi, mov and more; of a video, its audio.
     """
-    return await Upload(services, caller).accept(request, Body(request))
+    return await Upload(services, caller).accept(request)
 
 
 @router.post(
@@ -87,7 +87,7 @@ async def upload_awaited(
     job_id: UUID, request: Request, services: ServicesDep, caller: Transcriber
 ) -> Accepted:
     """Upload the recording of a job that `POST /jobs` has created: once."""
-    return await AwaitedUpload(services, caller, job_id).accept(request, Body(request))
+    return await AwaitedUpload(services, caller, job_id).accept(request)
 
 
 @router.post(

@@ -251,8 +251,8 @@ class _Incoming(ABC):
         self._securing = False
         self._handed_over = False
 
-    async def accept(self, request: Request, body: Body) -> Accepted:
-        """Read the form in ``body`` and commit what it asks for.
+    async def accept(self, request: Request) -> Accepted:
+        """Read the request's form and commit what it asks for.
 
         Raises:
             BadInput: the form, the file or an option is wrong.
@@ -261,10 +261,11 @@ class _Incoming(ABC):
         """
         slots = self._services.get(UploadSlots)
         with slots.take(self._caller.key_id, self._caller.quota.concurrent_jobs):
-            return await self._accept(request, body)
+            return await self._accept(request)
 
-    async def _accept(self, request: Request, body: Body) -> Accepted:
+    async def _accept(self, request: Request) -> Accepted:
         started = time.monotonic()
+        body = Body(request)
         length = request.headers.get("content-length", "")
         if length.isdecimal():
             self._check_size(int(length) - FORM_BYTES)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Transcriber
-from api.http.bodies import Body, documented_body, while_connected
+from api.http.bodies import documented_body, limit_body, while_connected
 from api.http.problems import documented, echoed
 from api.moderation.schemas import MAX_LETTERS, MAX_TEXTS, ModerationAnswer, ModerationRequest
 from api.processes.moderator import ModerationProcess
@@ -37,33 +37,12 @@ async def moderate(request: Request, services: ServicesDep, _: Transcriber) -> R
     A text has up to 50,000 characters, the body up to 4 MB. A text longer than the model's input
     is classified in pieces, and gets the label of its worst piece.
     """
-    body, moderation = Body(request), services.get(ModerationProcess)
+    limit_body(request.scope, MAX_BODY_BYTES)
+    moderation = services.get(ModerationProcess)
     moderation.check()
-    texts = read_texts(await _read(request, body))
+    texts = read_texts(await request.body())
     by, findings = await while_connected(request, moderation.moderate(texts))
     return JSONResponse(answer_document(texts, by, findings))
-
-
-async def _read(request: Request, body: Body) -> bytes:
-    """The whole body.
-
-    Raises:
-        TooLarge: it has more than `MAX_BODY_BYTES`.
-        Stalled: the client stopped sending.
-    """
-    length = request.headers.get("content-length", "")
-    size = int(length) if length.isdecimal() else 0
-    content = bytearray()
-    if size <= MAX_BODY_BYTES:
-        async for data in body:
-            content += data
-            size = len(content)
-            if size > MAX_BODY_BYTES:
-                break
-    if size > MAX_BODY_BYTES:
-        value = f"{size} bytes" if length else f"more than {MAX_BODY_BYTES} bytes"
-        raise TooLarge(field="body", limit=f"{MAX_BODY_BYTES} bytes", value=value)
-    return bytes(content)
 
 
 def read_texts(content: bytes) -> list[str]:

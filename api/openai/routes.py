@@ -17,7 +17,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Caller, Reader, Transcriber
-from api.http.bodies import Body, documented_body
+from api.http.bodies import documented_body
 from api.http.multipart import FormReader
 from api.http.problems import problem
 from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
@@ -138,7 +138,7 @@ async def translations(request: Request, services: ServicesDep, caller: Transcri
 async def _serve(call: Call, request: Request, services: Services, caller: Caller) -> Response:
     parsed = ParsedCall(call)
     upload = Upload(services, caller, parsed.form)
-    job_id = (await upload.accept(request, Body(request))).job_id
+    job_id = (await upload.accept(request)).job_id
     headers = {JOB_ID: str(job_id)}
     try:
         async with AsyncExitStack() as source:

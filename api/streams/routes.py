@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api.auth.callers import Caller, Transcriber, caller_of
-from api.http.bodies import documented_body, stream_body
+from api.http.bodies import documented_body, limit_body
 from api.http.problems import PUBLIC_ERRORS, documented, problem
 from api.http.sse import MEDIA_TYPE as SSE
 from api.http.sse import event
@@ -273,7 +273,7 @@ async def stream(
     as on the WebSocket `/ws/transcribe`; or server-sent events, where `Accept` asks for them. Audio
     is read as fast as it is recognized.
     """
-    stream_body(request.scope)
+    limit_body(request.scope, None)
     wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, options)
     live = LiveStream(services, caller, wanted, request.state.request_id)
     await live.begin()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import TypedDict
 
@@ -209,14 +209,13 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     app.add_middleware(SafeHeaders, https=https, static=docs.ASSETS)
 
 
-async def _end_streams(services: Services, then: Callable[[], object]) -> None:
-    """Finish live streams, then call ``then``: the server would close their connections at once."""
-    services.get(LiveStreams).finish()
-    for _ in range(round(STREAMS_END_S / POLL_S)):
-        if not len(services.get(LiveStreams)):
-            break
-        await asyncio.sleep(POLL_S)
-    then()
+async def _end_streams(streams: LiveStreams) -> None:
+    """Finish live streams first: the server would close their connections at once."""
+    streams.finish()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STREAMS_END_S):
+            while len(streams):
+                await asyncio.sleep(POLL_S)
 
 
 @contextmanager
@@ -226,26 +225,25 @@ def _stopping_on_signals(services: Services) -> Iterator[None]:
         yield
         return
     loop = asyncio.get_running_loop()
-    stopping: list[int] = []
     tasks: list[asyncio.Task[None]] = []
     servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(services.get(JobChanges).shut_down)
+    async def stop(number: int, frame: FrameType | None, *, again: bool) -> None:
+        services.get(JobChanges).shut_down()
         server = servers[signal.Signals(number)]
-        if not callable(server):
-            return
-        if stopping or not len(services.get(LiveStreams)):
+        if callable(server):
+            if not again:
+                await _end_streams(services.get(LiveStreams))
             server(number, frame)
-        else:
-            stopping.append(number)
-            loop.call_soon_threadsafe(end_streams, lambda: server(number, frame))
 
-    def end_streams(then: Callable[[], object]) -> None:
-        tasks.append(asyncio.create_task(_end_streams(services, then)))
+    def begin(number: int, frame: FrameType | None) -> None:
+        tasks.append(loop.create_task(stop(number, frame, again=bool(tasks))))
+
+    def received(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(begin, number, frame)
 
     for number in servers:
-        signal.signal(number, stop)
+        signal.signal(number, received)
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
 from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.schemas import Status
 from api.services import ServicesDep
-from common.domain.job import JobStatus, is_final
+from common.domain.job import is_final
 from common.domain.results import finding_document, segment_document
 from common.domain.values import Segment
 from common.errors import Malformed
@@ -29,15 +29,10 @@ RECONNECT_MS = 2_000
 END = "-end"
 """Ends the id of the last event: a client that reconnects with it has missed nothing."""
 _ID = re.compile(rf"(\d{{1,9}})({END})?")
-_NAMES = {
-    JobStatus.COMPLETED: "completed",
-    JobStatus.FAILED: "failed",
-    JobStatus.CANCELLED: "cancelled",
-}
 EVENT = {
     "type": "object",
     "properties": {
-        "event": {"enum": ["status", "progress", "segment", *_NAMES.values()]},
+        "event": {"enum": ["status", "progress", "segment", "completed", "failed", "cancelled"]},
         "id": {"type": "string", "pattern": f"^\\d+({END})?$"},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
@@ -124,7 +119,7 @@ async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator
             yield event(progress, name="progress", number=sent)
         last_status, last_progress = status, progress
         if final:
-            yield event(status, name=_NAMES[snapshot.status], number=f"{sent}{END}")
+            yield event(status, name=snapshot.status.lower(), number=f"{sent}{END}")
         if over:
             return
         try:

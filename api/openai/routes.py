@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -40,7 +39,6 @@ from api.openai.schemas import (
     verbose_document,
 )
 from api.services import Services, ServicesDep
-from common.domain.request import Task
 from common.domain.transcript import Transcript, join_text
 from common.domain.values import Segment
 from common.errors import NotFound, StenoError
@@ -54,31 +52,13 @@ CREATED = 0
 """When the weights were created is unknown, and clients expect a number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One of the two calls: its options, and the task of its job."""
-
-    options: type[AudioOptions]
-    task: Task
-
-    def documented(self) -> dict[str, Any]:
-        """The form, for the documentation."""
-        schema = self.options.model_json_schema()
-        file = {"type": "string", "format": "binary", "description": "The recording."}
-        schema["properties"] = {"file": file, **schema["properties"]}
-        schema["required"] = ["file", "model"]
-        del schema["additionalProperties"]
-        return documented_body("multipart/form-data", schema)
-
-
 class ParsedCall:
     """The options of one request, known once its form is parsed."""
 
-    def __init__(self, call: Call) -> None:
-        self.task = call.task
-        self._model = call.options
+    def __init__(self, kind: type[AudioOptions]) -> None:
+        self._kind = kind
         self._options: AudioOptions | None = None
-        names = {field.alias or name for name, field in call.options.model_fields.items()}
+        names = {field.alias or name for name, field in kind.model_fields.items()}
         lists = {GRANULARITIES, UNBRACKETED} if GRANULARITIES in names else set()
         self.form = Form(tuple(names - lists), tuple(lists), self._read, ignores_unknown=True)
 
@@ -91,12 +71,18 @@ class ParsedCall:
         sent: dict[str, str | list[str]] = {**form.options, **form.lists}
         if UNBRACKETED in sent:
             sent.setdefault(GRANULARITIES, sent.pop(UNBRACKETED))
-        self._options = self._model.read(sent)
-        return self._options.job_options(self.task)
+        self._options = self._kind.read(sent)
+        return self._options.job_options()
 
 
-TRANSCRIPTIONS = Call(TranscriptionOptions, "transcribe")
-TRANSLATIONS = Call(TranslationOptions, "translate")
+def _form(kind: type[AudioOptions]) -> dict[str, Any]:
+    schema = kind.model_json_schema()
+    file = {"type": "string", "format": "binary", "description": "The recording."}
+    schema["properties"] = {"file": file, **schema["properties"]}
+    schema["required"] = ["file", "model"]
+    del schema["additionalProperties"]
+    return documented_body("multipart/form-data", schema)
+
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -116,11 +102,11 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     summary="Transcribe a recording",
     response_class=Response,
     responses=_ANSWERS,
-    openapi_extra=TRANSCRIPTIONS.documented(),
+    openapi_extra=_form(TranscriptionOptions),
 )
 async def transcriptions(request: Request, services: ServicesDep, caller: Transcriber) -> Response:
     """OpenAI's "Create transcription". The header X-Job-Id names its job."""
-    return await _serve(TRANSCRIPTIONS, request, services, caller)
+    return await _serve(TranscriptionOptions, request, services, caller)
 
 
 @router.post(
@@ -128,15 +114,17 @@ async def transcriptions(request: Request, services: ServicesDep, caller: Transc
     summary="Translate a recording to English",
     response_class=Response,
     responses=_ANSWERS,
-    openapi_extra=TRANSLATIONS.documented(),
+    openapi_extra=_form(TranslationOptions),
 )
 async def translations(request: Request, services: ServicesDep, caller: Transcriber) -> Response:
     """OpenAI's "Create translation". The header X-Job-Id names its job."""
-    return await _serve(TRANSLATIONS, request, services, caller)
+    return await _serve(TranslationOptions, request, services, caller)
 
 
-async def _serve(call: Call, request: Request, services: Services, caller: Caller) -> Response:
-    parsed = ParsedCall(call)
+async def _serve(
+    kind: type[AudioOptions], request: Request, services: Services, caller: Caller
+) -> Response:
+    parsed = ParsedCall(kind)
     upload = Upload(services, caller, parsed.form)
     job_id = (await upload.accept(request)).job_id
     headers = {JOB_ID: str(job_id)}
@@ -153,16 +141,15 @@ async def _serve(call: Call, request: Request, services: Services, caller: Calle
         answer = ErrorAnswer(problem(error))
         answer.headers.update(headers | NO_RETRY)
         return answer
-    return _answer(transcript_of(text), parsed, headers)
+    return _answer(transcript_of(text), parsed.options, headers)
 
 
-def _answer(transcript: Transcript, parsed: ParsedCall, headers: dict[str, str]) -> Response:
-    options = parsed.options
+def _answer(transcript: Transcript, options: AudioOptions, headers: dict[str, str]) -> Response:
     if options.response_format in TEXTS:
         kind, write = TEXTS[options.response_format]
         return Response(write(transcript), media_type=kind, headers=headers)
     if options.response_format == "verbose_json":
-        document = verbose_document(transcript, parsed.task, options.granularities)
+        document = verbose_document(transcript, options)
     else:
         document = {"text": transcript.text, "usage": usage(transcript)}
     return JSONResponse(document, headers=headers)

@@ -8,10 +8,10 @@ objects. Unsupported fields that clients send by habit are ignored, and named in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from fastapi import Request
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
@@ -54,18 +54,20 @@ class AudioOptions(RequestDocument):
     temperature: Number = Field(0, ge=0, le=1)
     """0: chosen by the decoder's confidence."""
 
+    task: ClassVar[Task]
+
     @property
     def granularities(self) -> Sequence[str]:
         """What has times in verbose_json."""
         return ("segment",)
 
-    def job_options(self, task: Task) -> dict[str, str]:
+    def job_options(self) -> dict[str, str]:
         """The equivalent options of an upload."""
         engine, name = weights_named(self.model)
         options = {
             "model": name,
             "engine": engine,
-            "task": task,
+            "task": self.task,
             "language": AUTO,
             "initial_prompt": self.prompt or "",
             "temperature": str(self.temperature) if self.temperature else "",
@@ -91,9 +93,13 @@ class AudioOptions(RequestDocument):
 class TranslationOptions(AudioOptions):
     """`POST /v1/audio/translations`: to English."""
 
+    task = "translate"
+
 
 class TranscriptionOptions(AudioOptions):
     """`POST /v1/audio/transcriptions`."""
+
+    task = "transcribe"
 
     language: Annotated[str | None, Field(max_length=20)] = None
     """ISO-639-1, such as vi; locales (pt-BR) and names (English) are accepted too. Detected if
@@ -109,8 +115,8 @@ class TranscriptionOptions(AudioOptions):
     def granularities(self) -> Sequence[str]:
         return self.timestamp_granularities
 
-    def job_options(self, task: Task) -> dict[str, str]:
-        options = super().job_options(task)
+    def job_options(self) -> dict[str, str]:
+        options = super().job_options()
         if self.language:
             options["language"] = language_code(self.language) or self.language
         return options
@@ -158,20 +164,20 @@ def whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
     return {"seek": 0, "tokens": [], **segment_document(index, segment)}
 
 
-def verbose_document(transcript: Transcript, task: Task, granularities: Iterable[str]) -> Any:
+def verbose_document(transcript: Transcript, options: AudioOptions) -> Any:
     """The response in ``verbose_json``."""
     document: dict[str, Any] = {
-        "task": task,
+        "task": options.task,
         "language": LANGUAGES.get(transcript.language, transcript.language).lower(),
         "duration": seconds(transcript.duration_ms),
         "text": transcript.text,
         "usage": usage(transcript),
     }
-    if "segment" in granularities:
+    if "segment" in options.granularities:
         document["segments"] = [
             whisper_segment(index, segment) for index, segment in enumerate(transcript.segments)
         ]
-    if "word" in granularities:
+    if "word" in options.granularities:
         document["words"] = [word_document(word) for word in transcript.words]
     return document
 

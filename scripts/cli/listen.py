@@ -183,20 +183,16 @@ class Listening:
     def _take(self, message: Message) -> None:
         document = message.document
         match message.type:
-            case "status":
-                self._note(document)
+            case "status" if document["status"] == "ready":
+                self._ready = document
+            case "status" if document["status"] == "closed":
+                self._closed = document
             case "final":
                 self._words += len(document["text"].split())
         if self._as_json:
             self._screen.print_line(message.text)
         else:
             self._show(message.type, document)
-
-    def _note(self, status: Mapping[str, Any]) -> None:
-        if status["status"] == "ready":
-            self._ready = status
-        elif status["status"] == "closed":
-            self._closed = status
 
     def _show(self, kind: str, document: Mapping[str, Any]) -> None:
         match kind:

@@ -76,30 +76,16 @@ def build_context(
 
 
 def database_url(settings: Settings) -> str:
-    """The URL of Postgres.
-
-    Raises:
-        SetupProblem: it is not configured.
-    """
-    address = settings.database.address
-    if address is None:
-        raise SetupProblem(
-            problem="DATABASE_URL is not set",
-            remedy="Set it, or run `steno up`, which starts a database",
-        )
-    return address
+    """The URL of Postgres; raises `SetupProblem` where it is not configured."""
+    if settings.database.address is None:
+        remedy = "Set it, or run `steno up`, which starts a database"
+        raise SetupProblem(problem="DATABASE_URL is not set", remedy=remedy)
+    return settings.database.address
 
 
 def redis_url(settings: Settings) -> str:
-    """The URL of Redis.
-
-    Raises:
-        SetupProblem: it is not configured.
-    """
-    address = settings.redis.address
-    if address is None:
-        raise SetupProblem(
-            problem="Neither REDIS_URL nor REDIS_HOST is set",
-            remedy="Set one, or run `steno up`, which starts a Redis",
-        )
-    return address
+    """The URL of Redis; raises `SetupProblem` where it is not configured."""
+    if settings.redis.address is None:
+        remedy = "Set one, or run `steno up`, which starts a Redis"
+        raise SetupProblem(problem="Neither REDIS_URL nor REDIS_HOST is set", remedy=remedy)
+    return settings.redis.address

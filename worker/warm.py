@@ -394,7 +394,6 @@ class WarmWorker(Worker):
         return self._handed_back or self._timed_out
 
     def _request_end(self) -> None:
-        """Ask the engine process to end after the current step."""
         with suppress(BlockingIOError):
             self._signals.recv(1024)
         if not self._stop_sent:

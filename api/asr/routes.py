@@ -106,13 +106,7 @@ async def detect_language(
 async def _text(
     request: Request, services: Services, caller: Caller, upload: AsrUpload
 ) -> tuple[Snapshot, Text]:
-    """The text of the job that the request created or joined, once it has ended.
-
-    Raises:
-        starlette.requests.ClientDisconnect: the client has disconnected.
-        Restarting: the gateway is shutting down.
-        BadInput, Transient: as an upload; the job failed, was cancelled or was deleted.
-    """
+    """The text of the job that the request created or joined, once it has ended."""
     job_id = (await upload.accept(request)).job_id
     answer_with(request.scope, {JOB_ID: str(job_id)})
     async with watch_job(services, caller.tenant, job_id) as feed:

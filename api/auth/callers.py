@@ -159,11 +159,7 @@ async def caller_of(
 
 
 async def _identify(services: Services, sent: str | None) -> Caller:
-    """The holder of the key ``sent``.
-
-    Raises:
-        Unauthorised: a key is required, and this one is missing or invalid.
-    """
+    """The holder of the key ``sent``."""
     if await services.get(KeyCache).is_open():  # to this machine only: see `LocalOnly`
         return Caller(DEFAULT_TENANT, None, _EVERYTHING)
     if not sent:
@@ -190,11 +186,7 @@ async def _holder(services: Services, shown: KeyText | None) -> Caller:
 
 
 async def _count(request: HTTPConnection, services: Services, key_id: str, limits: Limits) -> None:
-    """Count the request, and report the remaining ones in the response's headers.
-
-    Raises:
-        RateLimited: the key has reached its limit.
-    """
+    """Count the request, and report the remaining ones in the response's headers."""
     window = await services.get(RateLimiter).count(key_id, limits)
     if window is None:
         return

@@ -92,7 +92,6 @@ class KeyCache:
         self._used[key_id] = datetime.now(UTC).replace(second=0, microsecond=0)
 
     async def _cached(self, name: str, query: Callable[[], T]) -> T:
-        """A cached value, or the one in Postgres."""
         entry = self._known.pop(name, None)
         if entry is None:
             entry = SingleFlight(lambda: self._in_thread(query), cached_s=CACHED_S)

@@ -205,7 +205,6 @@ class ModerationProcess(WarmProcess):
         self._awake.set()
 
     async def _called(self) -> None:
-        """Return when a call waits."""
         while not self._waiting:
             self._awake.clear()
             await self._awake.wait()

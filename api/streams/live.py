@@ -300,7 +300,6 @@ class LiveStream:
         return Busy(what=self._session.setup.engine)
 
     def _pump(self) -> None:
-        """Carry out the session's events and orders."""
         for out in self._session.take():
             if isinstance(out, Event):
                 self._emit(out)
@@ -404,7 +403,6 @@ class LiveStream:
             )
 
     def _keep(self, final: Final, latency_ms: int) -> None:
-        """Save a final now, and its moderation once that is done."""
         kept = StreamFinal(
             seq=final.seq,
             span=final.span,
@@ -430,7 +428,6 @@ class LiveStream:
             saving.cancel()
 
     async def _moderate_all(self) -> None:
-        """Moderate the finals, one after the other."""
         while (final := await self._to_moderate.get()) is not None:
             segments, by = await self._moderate(final)
             self._session.moderated(final.seq, segments, by)
@@ -455,7 +452,6 @@ class LiveStream:
         return tuple(replace(segment, finding=finding) for segment, finding in moderated), by
 
     async def _save_all(self) -> None:
-        """Commit in order."""
         while (item := await self._to_save.get()) is not None:
             await self._save(*item)
 

@@ -121,11 +121,7 @@ class _Connection:
             await self._close(live.error)
 
     async def _first(self) -> Message:
-        """The first message that is not a keep-alive; options in it are applied.
-
-        Raises:
-            BadInput: it is invalid.
-        """
+        """The first message that is not a keep-alive; options in it are applied."""
         limit_s = self._services.settings.stream.idle
         while True:
             try:

@@ -139,7 +139,6 @@ def _utterance(final: StreamFinal) -> dict[str, Any]:
 
 
 def _warnings(found: Stream) -> Iterator[str]:
-    """Warnings about its moderation."""
     if not found.moderation:
         return
     others = [final for final in found.finals if final.segments and final.moderated_by is None]

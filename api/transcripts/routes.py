@@ -220,13 +220,7 @@ def _file(
 def _text(
     jobs: Jobs, job_id: UUID, *, partial: bool, mask: bool | None
 ) -> tuple[Snapshot, Text, Transcript]:
-    """The job and its text, with or without masks; None: as its upload requested.
-
-    Raises:
-        NotFound: there is no such job.
-        NotReady, Conflict: it has no text yet, or never will.
-        OptionConflict: it was not moderated, so it is unknown what to mask.
-    """
+    """The job and its text, with or without masks; None: as its upload requested."""
     snapshot = jobs.snapshot(job_id)
     if not partial:
         check_ready(snapshot)

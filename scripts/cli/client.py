@@ -253,7 +253,6 @@ def shown(key: str | None) -> dict[str, str]:
 
 
 def _of(tenant: str | None) -> dict[str, str]:
-    """The headers that choose a tenant."""
     return {"X-Tenant-Id": tenant} if tenant else {}
 
 

@@ -112,7 +112,6 @@ class _GatewayKeys:
 
 
 def _key(document: Mapping[str, Any]) -> Key:
-    """A key from the document that the gateway's API answers."""
     hidden = {"secret_sha256": "", "expired": document["state"] == "expired"}
     return TypeAdapter(Key).validate_python({**document, **hidden})
 
@@ -128,7 +127,6 @@ def _open_store(server: str | None, key: str | None) -> Iterator[_DatabaseKeys |
 
 
 def _store_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say where keys are kept."""
     command = data_dir_option(command)
     command = click.option("--key", metavar="KEY", help="Admin key for --server [STENO_API_KEY].")(
         command

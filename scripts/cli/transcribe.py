@@ -193,11 +193,7 @@ class TranscribeRun:
     # --- both ---------------------------------------------------------------------------------
 
     def _retrying(self, ask: Callable[[Gateway], _Answer]) -> _Answer:
-        """The gateway's response; retried while the gateway is unavailable.
-
-        Raises:
-            GatewayLost, RequestRejected: it stays unavailable, or rejects for good.
-        """
+        """The gateway's response; retried while the gateway is unavailable."""
         deadline = time.monotonic() + PATIENCE_S
         delay_s = 0.2
         while True:
@@ -370,7 +366,6 @@ def _endings(_: click.Context, __: click.Parameter, values: Iterable[str]) -> li
 
 
 def _wire(options: Mapping[str, Any]) -> dict[str, str]:
-    """The given options as fields of the upload form."""
     given = {name: value for name, value in options.items() if value is not None}
     if not given.pop("word_timestamps"):
         given["word_timestamps"] = "false"
@@ -529,11 +524,7 @@ def _look_up(take: Take) -> None:
 
 
 def _check(settings: Settings, options: Mapping[str, str]) -> None:
-    """Check the options as a gateway of these settings would, before one is started.
-
-    Raises:
-        BadInput: one of them is wrong; it is named.
-    """
+    """Check the options as a gateway of these settings would, before one is started."""
     # Slow to import, and rarely needed.
     from api.jobs.resolving import Resolver, form_options
     from common.net.egress import Egress

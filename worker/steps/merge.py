@@ -118,7 +118,6 @@ def _write_files(
     warnings: list[str],
     manifest: dict[str, Any],
 ) -> None:
-    """Write every format to the storage, masked if the job asks for it."""
     for ending in MEDIA_TYPES:
         content = write(ending, transcript, warnings=warnings, manifest=manifest)
         name, encoded = f"transcript.{ending}", content.encode()

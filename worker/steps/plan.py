@@ -157,7 +157,6 @@ class _Planning:
             self.warnings.append(OTHER_AUDIO_TRACK)
 
     def _add_or_hold(self, planned: PlannedChunk, *, replan: bool) -> None:
-        """Add a chunk, or hold it until the language is known."""
         if self._language is None:
             self._held.append(planned)
             if sum(len(held.chunk.windows) for held in self._held) >= HELD_WINDOWS:
@@ -171,7 +170,6 @@ class _Planning:
         self._add(planned, self._language)
 
     def _decide(self, *, replan: bool) -> None:
-        """Detect the language from the held chunks, and add them."""
         self._detect(self._held)
         language = next(iter(self.detection.probabilities), FALLBACK_LANGUAGE)
         self._start(language, replan=replan)

@@ -154,13 +154,14 @@ class RequestQueue:
 
     def _utterance(self, asked: dict[str, Any]) -> RecognitionRequest:
         audio, context = self._audio[asked["stream"]], asked["context"]
+        start_ms, end_ms = asked["span"]["start_ms"], asked["span"]["end_ms"]
         before = context and PrecedingAudio(
-            audio.piece(context["start_ms"], asked["start_ms"]), context["text"]
+            audio.piece(context["start_ms"], start_ms), context["text"]
         )
         return RecognitionRequest(
             stream=asked["stream"],
             utterance=asked["utterance"],
-            samples=audio.piece(asked["start_ms"], asked["end_ms"]),
+            samples=audio.piece(start_ms, end_ms),
             language=asked["language"],
             before=before,
             full=asked["full"],

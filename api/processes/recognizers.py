@@ -6,10 +6,10 @@ import asyncio
 import json
 from base64 import b64encode
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from loguru import logger
 
@@ -21,6 +21,7 @@ from common.domain.stream import (
     Hypothesis,
     Order,
     Recognize,
+    Session,
     Setup,
     Style,
 )
@@ -39,21 +40,19 @@ PIECE_BYTES = 32 * FRAME_BYTES
 """Audio is passed on in pieces of 1 s, so that messages of other streams get in between."""
 
 
-class Listener(Protocol):
-    """A stream as a recognizer sees it; see the methods of `common.domain.stream.Session`."""
+@dataclass(eq=False, slots=True)
+class Listener:
+    """A stream as a recognizer sees it: what it reports goes to the ``session``.
+
+    ``on_report`` is called after each report, ``on_rejected`` where the weights cannot be used, now
+    or ever. ``spent_ms`` is the processing time so far, with the stream's share of batches.
+    """
 
     id: str
-    spent_ms: float
-    """Processing time of the stream so far, with its share of batches."""
-
-    def attached(self, style: Style) -> None: ...
-    def speech(self, start_ms: int, probabilities: Sequence[float]) -> None: ...
-    def recognized(self, ticket: int, hypothesis: Hypothesis) -> None: ...
-    def failed(self, ticket: int, reason: str) -> None: ...
-    def lost(self, reason: str) -> None: ...
-    def rejected(self, error: StenoError) -> None:
-        """The weights cannot be used, now or ever."""
-        ...
+    session: Session
+    on_report: Callable[[], None]
+    on_rejected: Callable[[StenoError], None]
+    spent_ms: float = 0.0
 
 
 class Recognizers:
@@ -186,7 +185,7 @@ class _Recognizer(WarmProcess):
         self.listeners[listener.id] = listener
         self._languages[listener.id] = language
         if problem := self._recent_problem:
-            asyncio.get_running_loop().call_soon(listener.rejected, problem)
+            asyncio.get_running_loop().call_soon(listener.on_rejected, problem)
         elif not self.is_running:
             self.start()
         elif self._style is not None:
@@ -222,21 +221,9 @@ class _Recognizer(WarmProcess):
                 self._send({"do": "forget", "stream": listener.id, "before_ms": before_ms})
             case Recognize():
                 self._unanswered[listener.id, "recognize", order.ticket] = self._now()
-                self._send(
-                    {
-                        "do": "recognize",
-                        "stream": listener.id,
-                        "ticket": order.ticket,
-                        "utterance": order.utterance,
-                        "start_ms": order.span.start_ms,
-                        "end_ms": order.span.end_ms,
-                        "context": None if order.context is None else asdict(order.context),
-                        "language": self._languages[listener.id],
-                        "full": order.full,
-                        "final": order.final,
-                        "alone": order.alone,
-                    }
-                )
+                language = self._languages[listener.id]
+                message = {"do": "recognize", "stream": listener.id, "language": language}
+                self._send({**message, **asdict(order)})
 
     # --- the process ----------------------------------------------------------------------------
 
@@ -263,8 +250,10 @@ class _Recognizer(WarmProcess):
         if len(self._deaths) == DEATHS and now - self._deaths[0] < DEATHS_WITHIN_S:
             return self._unusable("its process dies again and again")
         for listener in list(self.listeners.values()):
-            # It attaches to a new process at once.
-            listener.lost(f"its process ended with {child.exit_code}")
+            reason = f"its process ended with {child.exit_code}"
+            logger.warning("stream {stream_id}: its recognizer {}", reason, stream_id=listener.id)
+            listener.session.lost(reason)
+            listener.on_report()  # it attaches to a new process at once
         return None
 
     async def _pause(self) -> bool:
@@ -274,7 +263,8 @@ class _Recognizer(WarmProcess):
 
     def _notify_ready(self, listener: Listener, style: Style) -> None:
         if self.listeners.get(listener.id) is listener and self.is_ready:
-            listener.attached(style)
+            listener.session.attached(style)
+            listener.on_report()
 
     async def _serve(self, child: ChildProcess, loaded: dict[str, Any]) -> None:
         """Pass on messages and answers, until the process ends, hangs or is not needed."""
@@ -314,16 +304,20 @@ class _Recognizer(WarmProcess):
             if listener is None:
                 continue
             listener.spent_ms += answer.get("took_ms", 0.0)
-            if "speech" in answer:
-                self._unanswered.pop((listener.id, "feed", answer["start_ms"]), None)
-                listener.speech(answer["start_ms"], answer["speech"])
-                continue
-            self._unanswered.pop((listener.id, "recognize", answer["ticket"]), None)
-            if "failed" in answer:
-                listener.failed(answer["ticket"], answer["failed"])
-            else:
-                segments = segments_from_json(answer["segments"])
-                listener.recognized(answer["ticket"], Hypothesis(segments, answer["doubtful"]))
+            self._take(listener.session, listener.id, answer)
+            listener.on_report()
+
+    def _take(self, session: Session, stream: str, answer: dict[str, Any]) -> None:
+        if "speech" in answer:
+            self._unanswered.pop((stream, "feed", answer["start_ms"]), None)
+            session.speech(answer["start_ms"], answer["speech"])
+            return
+        self._unanswered.pop((stream, "recognize", answer["ticket"]), None)
+        if "failed" in answer:
+            session.failed(answer["ticket"], answer["failed"])
+        else:
+            segments = segments_from_json(answer["segments"])
+            session.recognized(answer["ticket"], Hypothesis(segments, answer["doubtful"]))
 
     async def _watch(self) -> None:
         """Return when the process hangs, or has been idle for long."""
@@ -344,7 +338,7 @@ class _Recognizer(WarmProcess):
 
     def _reject_all(self, error: StenoError) -> None:
         for listener in list(self.listeners.values()):
-            listener.rejected(error)
+            listener.on_rejected(error)
 
     def _unusable(self, reason: str) -> RecognizerUnusable:
         if self._path is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from loguru import logger
 from api.auth.callers import Caller
 from api.http.problems import details_of
 from api.processes.moderator import ModerationProcess
-from api.processes.recognizers import Recognizers
+from api.processes.recognizers import Listener, Recognizers
 from api.services import Services
 from api.streams.options import StreamOptions, StreamRequest, StreamResolver, check_unchanged
 from common.audio.wav import container_of
@@ -35,12 +35,10 @@ from common.domain.stream import (
     Event,
     Failure,
     Final,
-    Hypothesis,
     Partial,
     Session,
     State,
     StateChange,
-    Style,
 )
 from common.domain.values import Segment, Span
 from common.errors import (
@@ -86,7 +84,7 @@ Document = dict[str, Any]
 
 
 class LiveStream:
-    """A stream of one caller; it is a `api.processes.recognizers.Listener`.
+    """A stream of one caller.
 
     Call `begin`, then `audio` and the others as the client sends, `documents` for the messages to
     send back, and `end` in any case.
@@ -96,7 +94,6 @@ class LiveStream:
         self, services: Services, caller: Caller, wanted: StreamRequest, request_id: str | None
     ) -> None:
         self.id = str(uuid4())
-        self.spent_ms = 0.0
         self.error: StenoError | None = None
         """Why the stream ended; None: the client closed it."""
         self._services = services
@@ -107,6 +104,7 @@ class LiveStream:
         self._timeout_s = services.settings.stream.patience
         self._streams = services.streams(caller.tenant)
         self._session = Session(wanted.setup, wanted.endpointing, moderated=wanted.moderation)
+        self._listener = Listener(self.id, self._session, self._pump, self._reject)
         self._arrivals = Arrivals()
         self._began = self._active_at = self._now()
         self._audio_at = self._began
@@ -262,37 +260,14 @@ class LiveStream:
                 task.cancel()
             if self._keeping is not None:
                 self._keeping.cancel()
-            self._services.get(Recognizers).detach(self)
+            self._services.get(Recognizers).detach(self._listener)
 
-    # --- from the recognizer --------------------------------------------------------------------
+    # --- inside ---------------------------------------------------------------------------------
 
-    def attached(self, style: Style) -> None:
-        self._session.attached(style)
-        self._pump()
-
-    def speech(self, start_ms: int, probabilities: Sequence[float]) -> None:
-        self._session.speech(start_ms, probabilities)
-        self._pump()
-
-    def recognized(self, ticket: int, hypothesis: Hypothesis) -> None:
-        self._session.recognized(ticket, hypothesis)
-        self._pump()
-
-    def failed(self, ticket: int, reason: str) -> None:
-        self._session.failed(ticket, reason)
-        self._pump()
-
-    def lost(self, reason: str) -> None:
-        logger.warning("stream {stream_id}: its recognizer {}", reason, stream_id=self.id)
-        self._session.lost(reason)
-        self._pump()
-
-    def rejected(self, error: StenoError) -> None:
+    def _reject(self, error: StenoError) -> None:
         """The weights cannot be used: without them there is no stream."""
         self.error = self.error or error
         self._finish_up()
-
-    # --- inside ---------------------------------------------------------------------------------
 
     def _overload(self) -> StenoError:
         if self._session.received_ms > (self._now() - self._began) * 1000 + AHEAD_MS:
@@ -304,9 +279,9 @@ class LiveStream:
             if isinstance(out, Event):
                 self._emit(out)
             elif isinstance(out, Attach):
-                self._services.get(Recognizers).attach(self, out.setup)
+                self._services.get(Recognizers).attach(self._listener, out.setup)
             else:
-                self._services.get(Recognizers).order(self, out)
+                self._services.get(Recognizers).order(self._listener, out)
         if self._session.behind_ms <= CAUGHT_UP_MS:
             self._eased.set()
         if self._session.is_over:
@@ -352,7 +327,7 @@ class LiveStream:
             State.CLOSED,
             reason=COMPLETED if self.error is None else self.error.code,
             audio_seconds=seconds(self._session.received_ms),
-            processing_seconds=seconds(round(self.spent_ms)),
+            processing_seconds=seconds(round(self._listener.spent_ms)),
         )
         for out in self._session.take():
             if isinstance(out, Event):

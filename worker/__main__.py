@@ -18,8 +18,11 @@ from common.redis.presence import HEARTBEAT_S, QUEUE_NAME, WORKER_TTL_S, own_nam
 from common.redis.queue import StepMessage, connect
 from common.settings import load_settings
 from common.storage.opening import open_storage
+from common.weights.manifest import Manifest
+from common.weights.store import WeightsStore
+from worker.announcement import Announcement
 from worker.child import preload
-from worker.compose import build_announcement, build_steps, redis_url, wait_for_services
+from worker.compose import build_steps, redis_url, wait_for_services
 from worker.warm import WarmWorker
 
 
@@ -46,8 +49,9 @@ def main() -> None:
             maintenance_interval=60,
             log_job_description=False,
         )
+        store = WeightsStore(settings.asr.models_dir, Manifest.load())
         worker.steps = build_steps(settings)
-        worker.announcement = build_announcement(settings, redis, worker.name)
+        worker.announcement = Announcement(redis, worker.name, store)
         worker.stop_period_s = settings.worker.stop_period
         worker.engine_idle_s = settings.asr.engine_idle or inf
         worker.start_engine()

@@ -18,7 +18,6 @@ from common.settings import Settings
 from common.storage.opening import open_storage
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
-from worker.announcement import Announcement
 from worker.context import Context
 from worker.engines import Engines
 from worker.memory import Memory
@@ -45,12 +44,6 @@ def build_steps(settings: Settings, database: Database | None = None) -> Steps:
         retry=RetryPolicy(settings.job.max_retries, settings.job.retry_delay),
         reuse=settings.job.reuse_results,
     )
-
-
-def build_announcement(settings: Settings, redis: Redis, name: str) -> Announcement:
-    """The report of the weights of the worker ``name``."""
-    store = WeightsStore(settings.asr.models_dir, Manifest.load())
-    return Announcement(redis, name, store)
 
 
 def build_context(

@@ -18,18 +18,10 @@ class Engines:
     """Loads engines and keeps the last one: most jobs use the same weights."""
 
     def __init__(self, store: WeightsStore, settings: AsrSettings, memory: Memory) -> None:
-        self._store = store
+        self.store = store
         self._settings = settings
         self._memory = memory
         self._loaded: tuple[Weights, SpeechEngine] | None = None
-
-    def weights(self, engine: str, model: str) -> Weights:
-        """The weights of these names on this machine.
-
-        Raises:
-            WeightsMissing: they are missing.
-        """
-        return self._store.resolve(engine, model)
 
     def get(self, engine: str, model: str) -> SpeechEngine:
         """The engine with these weights; loads it unless it is loaded already.
@@ -39,7 +31,7 @@ class Engines:
         """
         from common.asr.loading import load_engine
 
-        weights = self.weights(engine, model)
+        weights = self.store.resolve(engine, model)
         if self._loaded is not None and self._loaded[0] == weights:
             return self._loaded[1]
         self._loaded = None  # two sets of weights at once may not fit

@@ -196,7 +196,7 @@ class WarmWorker(Worker):
     def fork_work_horse(self, job: Job, queue: Queue) -> None:  # noqa: ARG002
         """Pass the job to the engine process; start one if there is none."""
         self._given = cast("StepMessage", job).step_id
-        engine = self._running_engine()
+        engine = self.start_engine()
         assert self.execution is not None  # noqa: S101 - RQ prepares it just before
         self._horse_pid = engine.pid
         self._running = None
@@ -227,7 +227,7 @@ class WarmWorker(Worker):
                     if time.monotonic() >= beat_at:
                         raise HorseMonitorTimeoutException
                     continue
-                self._end_engine()
+                self.kill_horse()
             lines = self._receive()
             if not lines:
                 return self._reap()
@@ -250,7 +250,9 @@ class WarmWorker(Worker):
 
     def kill_horse(self, sig: signal.Signals = signal.SIGKILL) -> None:  # noqa: ARG002
         """Kill the engine process and its children; do nothing if there is none."""
-        self._end_engine()
+        if self._engine is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._engine.pid, signal.SIGKILL)
 
     def get_heartbeat_ttl(self, job: Job) -> int:  # noqa: ARG002
         """The TTL of a running job: RQ knows no limit of it and would use minutes."""
@@ -324,9 +326,15 @@ class WarmWorker(Worker):
 
     # --- the engine process -------------------------------------------------------------------
 
-    def start_engine(self) -> None:
+    def start_engine(self) -> Engine:
         """Start an engine process if there is none, so that the next job finds it warm."""
-        self._running_engine()
+        if self._engine is not None and self._engine.poll() is None:
+            return self._engine
+        self._warm = self._warm and self._has_begun
+        self._has_begun = False
+        self._engine, self._link = start_child(self.name, warm=self._warm)
+        self._received = b""
+        return self._engine
 
     def _keep_engine(self) -> None:
         """Keep an engine process running, unless there was no work for `engine_idle_s`."""
@@ -364,15 +372,6 @@ class WarmWorker(Worker):
                 return
         raise StopRequested
 
-    def _running_engine(self) -> Engine:
-        if self._engine is not None and self._engine.poll() is None:
-            return self._engine
-        self._warm = self._warm and self._has_begun
-        self._has_begun = False
-        self._engine, self._link = start_child(self.name, warm=self._warm)
-        self._received = b""
-        return self._engine
-
     def _receive(self) -> list[bytes]:
         """The lines received so far, at least one; none: the engine process has ended."""
         while b"\n" not in self._received:
@@ -402,11 +401,6 @@ class WarmWorker(Worker):
             with suppress(OSError):  # it may have just ended
                 self._link.shutdown(socket.SHUT_WR)
 
-    def _end_engine(self) -> None:
-        if self._engine is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._engine.pid, signal.SIGKILL)
-
     def _retire_engine(self, timeout_s: float = 5.0) -> None:
         """Disconnect: an idle engine process then exits by itself; kill it after ``timeout_s``."""
         if self._engine is None:
@@ -415,7 +409,7 @@ class WarmWorker(Worker):
         try:
             self._engine.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            self._end_engine()
+            self.kill_horse()
             self._engine.wait()
         self._engine = None
         self._warm = self._has_begun = True

@@ -139,7 +139,9 @@ class FormReader:
         if name not in (self._file_field, *self._repeatable) and name not in self._known:
             if not self._ignores_unknown:
                 raise Unsupported(field=name[:100])
-            self._ignore(name[:100])
+            self._ignores_part = True
+            if name[:100] not in self.ignored and len(self.ignored) < MAX_IGNORED:
+                self.ignored.append(name[:100])
             return
         if len(self.lists.get(name, ())) == MAX_REPEATED:
             raise Malformed(reason=f"{name} occurs more than {MAX_REPEATED} times")
@@ -149,11 +151,6 @@ class FormReader:
         if name == self._file_field:
             self.file_begun = True
             self.filename = file_name(self._disposition)
-
-    def _ignore(self, name: str) -> None:
-        self._ignores_part = True
-        if name not in self.ignored and len(self.ignored) < MAX_IGNORED:
-            self.ignored.append(name)
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._ignores_part:

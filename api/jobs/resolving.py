@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE, WHISPER_ENGINES
 from common.weights.store import WeightsState, WeightsStore
 
+DECODING = {each.name for each in fields(Decoding)}
 OfWorkers = Callable[[], set[tuple[str, str]] | None]
 
 
@@ -141,7 +143,7 @@ class Resolver:
             priority=Priority[options.priority.upper()],
             options=Options(
                 cutting=self._cutting(options),
-                decoding=_decoding(options),
+                decoding=Decoding(**options.model_dump(include=DECODING)),
                 moderation=self._moderation(options),
                 filter_profanity=options.filter_profanity,
                 audio_track=options.audio_track,
@@ -196,17 +198,6 @@ class Resolver:
 def _check_language(language: str | None) -> None:
     if language is not None and language != AUTO and language not in LANGUAGES:
         raise _not_among("language", [AUTO, *LANGUAGES], language)
-
-
-def _decoding(options: UploadOptions) -> Decoding:
-    return Decoding(
-        task=options.task,
-        beam_size=options.beam_size,
-        temperature=options.temperature,
-        initial_prompt=options.initial_prompt,
-        hotwords=options.hotwords,
-        word_timestamps=options.word_timestamps,
-    )
 
 
 def _either(given: float | None, default: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from html import escape
 from typing import Literal
 
@@ -102,8 +103,9 @@ async def health(services: ServicesDep) -> Health:
     whole = all(state in {OK, OFF, LOADING} for state in parts.values())
     workers = dispatchers = None
     if parts["redis"] == OK:
-        workers = await asyncio.to_thread(_count, services.queue.live_workers)
-        dispatchers = await asyncio.to_thread(_count, services.queue.live_dispatchers)
+        with suppress(RedisError):
+            workers = await asyncio.to_thread(services.queue.live_workers)
+            dispatchers = await asyncio.to_thread(services.queue.live_dispatchers)
     return Health(
         status="healthy" if whole else "degraded",
         version=VERSION,
@@ -188,10 +190,3 @@ async def _check(name: str, check: Callable[[], None], logged: Parts) -> str:
         logger.warning("{}: {}", name, in_full)
     logged[name] = in_full
     return state
-
-
-def _count(count: Callable[[], int]) -> int | None:
-    try:
-        return count()
-    except RedisError:
-        return None

@@ -31,7 +31,9 @@ class ChildProcess:
     """
 
     def __init__(self, process: Process) -> None:
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - pipes
         self._process = process
+        self._stdin, self._stdout = process.stdin, process.stdout
 
     @classmethod
     async def spawn(cls, module: str, *arguments: str, line_bytes: int = LINE_BYTES) -> Self:
@@ -63,26 +65,21 @@ class ChildProcess:
 
     async def send(self, question: object) -> None:
         """Write ``question`` as a line of JSON; a process that has ended receives nothing."""
-        stdin = self._process.stdin
-        if stdin is not None:
-            with suppress(ConnectionError):
-                stdin.write(json.dumps(question).encode() + b"\n")
-                await stdin.drain()
+        with suppress(ConnectionError):
+            self._stdin.write(json.dumps(question).encode() + b"\n")
+            await self._stdin.drain()
 
     async def receive(self) -> bytes:
         """Its next line; empty where there will be none."""
-        stdout = self._process.stdout
-        return b"" if stdout is None else await stdout.readline()
+        return await self._stdout.readline()
 
     async def read(self, count: int) -> bytes:
         """Up to ``count`` bytes of what it writes; empty at the end."""
-        stdout = self._process.stdout
-        return b"" if stdout is None else await stdout.read(count)
+        return await self._stdout.read(count)
 
     def close_input(self) -> None:
         """Let it end by itself, since no question will follow."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._stdin.close()
 
     async def wait(self) -> None:
         """Return when it has ended."""

@@ -40,7 +40,9 @@ class Prober:
             NotAudio: it has no audio that can be decoded, or opening it crashes or hangs.
         """
         async with self._slots:
-            line, ended = await self._ask_idle(path)
+            line, ended = b"", None
+            if self._idle:
+                line, ended = await self._ask(self._idle.pop(), path)
             if not line and ended != -signal.SIGALRM:
                 # It may have died before: only the death of a fresh one is caused by the file.
                 line, ended = await self._ask(await self._spawn(), path)
@@ -54,9 +56,6 @@ class Prober:
         found = answer["probe"]
         tracks = tuple(map(Track.from_json, found.pop("tracks")))
         return Probe(**found, tracks=tracks)
-
-    async def _ask_idle(self, path: Path) -> tuple[bytes, int | None]:
-        return await self._ask(self._idle.pop(), path) if self._idle else (b"", None)
 
     async def _ask(self, child: ChildProcess, path: Path) -> tuple[bytes, int | None]:
         """The line that ``child`` answers; empty, with its exit code, where it dies."""

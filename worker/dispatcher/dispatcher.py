@@ -126,17 +126,14 @@ class Dispatcher:
     def reconcile(self) -> None:
         """Rescue steps with expired leases, republish lost messages, fail overdue jobs."""
         if time.monotonic() >= self._leases_expire_from:
-            self._reclaim()
+            for job_id in self._steps.reclaim_expired():
+                logger.warning("job {job_id}: the lease of a step expired", job_id=job_id)
+                self._events.job_changed(job_id)
         self._republish_lost()
         if self._job_timeout_s:
             for job_id in self._steps.fail_overdue_jobs(self._job_timeout_s):
                 logger.warning("job {job_id}: failed, it exceeded JOB_TIMEOUT", job_id=job_id)
                 self._events.job_changed(job_id)
-
-    def _reclaim(self) -> None:
-        for job_id in self._steps.reclaim_expired():
-            logger.warning("job {job_id}: the lease of a step expired", job_id=job_id)
-            self._events.job_changed(job_id)
 
     def _republish_lost(self) -> None:
         published = self._steps.published()

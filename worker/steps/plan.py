@@ -103,7 +103,7 @@ class _Planning:
             self._default,
         )
         self._recording = recording
-        self._weights = context.engines.weights(self._job.engine, self._job.model)
+        self._weights = context.engines.store.resolve(self._job.engine, self._job.model)
         self._language: str | None = None
         self._held: list[PlannedChunk] = []
         self._since_detection = 0

@@ -52,7 +52,7 @@ def _chunk(part: Part | None) -> Chunk:
 
 def _transcribe(context: Context, claim: Claim) -> list[Any]:
     job, chunk = claim.job, _chunk(claim.part)
-    weights = context.engines.weights(job.engine, job.model)
+    weights = context.engines.store.resolve(job.engine, job.model)
     expected = job.transcription.weights_sha256
     if weights.sha256 != expected:
         raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=expected)

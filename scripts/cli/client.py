@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from email.message import Message
-from email.utils import collapse_rfc2231_value
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -20,6 +18,7 @@ from typing import Any, Self
 import click
 import httpx
 
+from api.http.multipart import file_name
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.formats import MEDIA_TYPES
 from common.domain.languages import AUTO, LANGUAGES, language_code
@@ -309,15 +308,9 @@ def _is_here(address: str) -> bool:
 
 
 def _file_name(answer: httpx.Response) -> str | None:
-    """The name in Content-Disposition, without any folder (RFC 6266: ``filename*`` goes first)."""
-    header = Message()
-    header["Content-Disposition"] = answer.headers.get("Content-Disposition", "")
-    sent = [
-        (isinstance(value, tuple), collapse_rfc2231_value(value))
-        for key, value in header.get_params(header="Content-Disposition") or []
-        if key.lower() == "filename"
-    ]
-    name = PurePosixPath(max(sent, default=(False, ""))[1].replace("\\", "/")).name
+    """The name in Content-Disposition, without any folder."""
+    sent = file_name(answer.headers.get("Content-Disposition", "").encode()) or ""
+    name = PurePosixPath(sent.replace("\\", "/")).name
     return name if name not in {"", ".."} else None
 
 

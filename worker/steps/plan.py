@@ -104,23 +104,19 @@ class _Planning:
         )
         self._recording = recording
         self._weights = context.engines.store.resolve(self._job.engine, self._job.model)
-        self._language: str | None = None
-        self._held: list[PlannedChunk] = []
-        self._since_detection = 0
         self._known: dict[int, tuple[str, bool]] = {}
         self._charged_ms = self._job.transcription.charged_ms
         self._is_silent = False
-        self.detection = Detection()
         self.duration_ms = 0
         self.warnings: list[str] = []
+
+    def run(self, *, replan: bool) -> None:
+        self._language: str | None = None
+        self._held: list[PlannedChunk] = []
+        self._since_detection = 0
         self._decoded = False
         self.last: list[NewPart] = []
         """The parts found after decoding ended; stored when the step finishes."""
-
-    def run(self, *, replan: bool) -> None:
-        self._language = None
-        self._held, self._since_detection = [], 0
-        self._decoded, self.last = False, []
         self.detection = Detection()
         # `_start` checks the claim after this and before anything is written.
         with_retries(self._context.storage.begin_chunks, self._claim.job_id)

@@ -20,7 +20,6 @@ from api.jobs.schemas import Status
 from api.services import ServicesDep
 from common.domain.job import is_final
 from common.domain.results import finding_document, segment_document
-from common.domain.values import Segment
 from common.errors import Malformed
 
 router = APIRouter(tags=["jobs"])
@@ -113,8 +112,10 @@ async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator
         if not final and any(status[key] != last_status.get(key) for key in _STATUS):
             yield event(status, name="status", number=sent)
         for segment in feed.segments[sent:]:
-            yield event(_segment(sent, segment), name="segment", number=sent + 1)
+            found = {"moderation": finding_document(sent, segment)}
+            document = segment_document(sent, segment) | found
             sent += 1
+            yield event(document, name="segment", number=sent)
         if not final and any(progress[key] != last_progress.get(key) for key in _COUNTS):
             yield event(progress, name="progress", number=sent)
         last_status, last_progress = status, progress
@@ -131,10 +132,6 @@ async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator
 _STATUS = ("status", "stage", "queue_position", "warnings")
 _COUNTS = ("progress", "chunks_completed", "chunks_total")
 _PROGRESS = (*_COUNTS, "planned", "eta_seconds")
-
-
-def _segment(index: int, segment: Segment) -> dict[str, Any]:
-    return {**segment_document(index, segment), "moderation": finding_document(index, segment)}
 
 
 def _parse(last_event_id: str | None) -> tuple[int, bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Mapping
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,10 +90,11 @@ def _document_common_errors(description: dict[str, Any]) -> None:
     """Document the errors for keys, bodies and queries at every operation that has them."""
     for operations in description["paths"].values():
         for operation in operations.values():
+            places = {parameter["in"] for parameter in operation.get("parameters", ())}
             statuses = (
                 *(WITH_KEYS if "security" in operation else ()),
                 *(WITH_BODIES if "requestBody" in operation else ()),
-                *(WITH_QUERIES if _has_query(operation) else ()),
+                *(WITH_QUERIES if "query" in places else ()),
             )
             responses = operation["responses"]
             if FASTAPI_ERROR in str(responses.get("422")):
@@ -104,10 +104,6 @@ def _document_common_errors(description: dict[str, Any]) -> None:
                 responses.setdefault(str(status), answer)
     for name in (FASTAPI_ERROR, "ValidationError"):
         description.get("components", {}).get("schemas", {}).pop(name, None)
-
-
-def _has_query(operation: Mapping[str, Any]) -> bool:
-    return any(each["in"] == "query" for each in operation.get("parameters", ()))
 
 
 def _assets() -> Path:

@@ -265,11 +265,6 @@ def _gauge(name: str, what: str, labels: tuple[str, ...], values: Mapping[Labels
     return family
 
 
-def _number(bound: float) -> str:
-    text: str = floatToGoString(bound)  # type: ignore[no-untyped-call]
-    return text
-
-
 def _zeros(counter: Counted, service: Observed) -> dict[Labels, float]:
     """Zeros for labels that may be counted next: a rate needs a zero before the first count."""
     submitted = service.tallied.of(JOBS_SUBMITTED)
@@ -295,7 +290,7 @@ def _tallies(service: Observed) -> Iterator[Metric]:
         yield counted
     for histogram in HISTOGRAMS:
         seen = HistogramMetricFamily(histogram.name, histogram.help, labels=histogram.labels)
-        bounds = [_number(bound) for bound in (*histogram.bounds, inf)]
+        bounds = [floatToGoString(bound) for bound in (*histogram.bounds, inf)]  # type: ignore[no-untyped-call]
         for labels, found in service.tallied.distributions(histogram).items():
             buckets = list(zip(bounds, accumulate(found.counts), strict=True))
             seen.add_metric(labels, buckets=buckets, sum_value=found.sum)

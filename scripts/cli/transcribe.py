@@ -268,10 +268,10 @@ def targets(
     found = []
     for path in paths:
         folder = path.parent if output is None else output
-        if output is not None and _is_file(output, len(paths) * len(endings)):
-            found.append([(ending, output) for ending in endings])
-        else:
-            found.append([(ending, folder / f"{path.stem}.{ending}") for ending in endings])
+        found.append([(ending, folder / f"{path.stem}.{ending}") for ending in endings])
+    is_one = len(paths) * len(endings) == 1
+    if output is not None and is_one and output.suffix and not output.is_dir():
+        found = [[(endings[0], output)]]
     taken = {path.absolute(): path for path in paths}
     for path, files in zip(paths, found, strict=True):
         for _, target in files:
@@ -283,10 +283,6 @@ def targets(
                     else f"The texts of {other} and {path} would both be {target}"
                 )
     return found
-
-
-def _is_file(output: Path, results: int) -> bool:
-    return results == 1 and not output.is_dir() and bool(output.suffix)
 
 
 class Delivery:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
-from typing import cast
 
 from loguru import logger
 from redis import Redis
@@ -81,7 +80,7 @@ class Dispatcher:
     def _dispatch_and_reconcile(self) -> None:
         while not self._stopping.is_set():
             try:
-                with _wake_ups(self._redis) as wake_ups:
+                with self._redis.pubsub(ignore_subscribe_messages=True) as wake_ups:  # type: ignore[no-untyped-call]
                     wake_ups.subscribe(WORK_CHANNEL, JOB_CHANNEL)
                     self._pace.wake()
                     while not self._stopping.is_set():
@@ -150,7 +149,3 @@ class Dispatcher:
         if lost:
             logger.warning("{} message(s) were lost: publishing their steps again", len(lost))
             self._steps.publish_again(steps[rq_job_id] for rq_job_id in lost)
-
-
-def _wake_ups(redis: Redis) -> PubSub:
-    return cast("PubSub", redis.pubsub(ignore_subscribe_messages=True))  # type: ignore[no-untyped-call]

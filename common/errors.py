@@ -236,6 +236,13 @@ class Conflict(BadInput):
     status = 409
 
 
+class JobKindUnknown(BadInput):
+    """The job is of the kind {kind}, which this version does not know"""
+
+    code = "job_kind_unknown"
+    status = 409
+
+
 class IdempotencyConflict(BadInput):
     """{field} {value} was already used for a different request"""
 

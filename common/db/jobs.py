@@ -192,12 +192,12 @@ class Jobs:
                     complete=True,
                     manifest=transcript.manifest,
                 )
-            transcription = session.get_one(Transcription, job_id)
+            transcription = session.get(Transcription, job_id)
             chunks = (to_chunk(row) for row in session.execute(select_chunks(job_id)))
             return Text(
                 segments=[],
                 chunks=list(takewhile(lambda chunk: chunk.result is not None, chunks)),
-                language=transcription.detected_language or job.language,
+                language=(transcription and transcription.detected_language) or job.language,
                 duration_ms=job.units_total or 0,
                 options=Options.from_json(job.options),
                 complete=False,

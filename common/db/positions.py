@@ -13,6 +13,7 @@ from common.db.fair_order import joining
 from common.db.tables import Job
 from common.domain.fair_order import SHORTER_FIRST, passes_allowed, turns_before
 from common.domain.job import JobStatus
+from common.domain.pipeline import PIPELINES
 
 FARTHEST = 1_000
 """The largest reported position: at most so many rows are read."""
@@ -25,10 +26,12 @@ NEVER = 2**63 - 1
 def positions(session: Session, jobs: Iterable[Job], farthest: int) -> dict[UUID, int]:
     """How many turns come before the first of each PENDING job, if no others are submitted.
 
+    Jobs of kinds that this version does not know have no position.
+
     0: it is next, or a worker is about to begin; ``farthest``: that many or more. Each job of a
     higher priority counts as one turn.
     """
-    pending = [job for job in jobs if job.status == JobStatus.PENDING]
+    pending = [it for it in jobs if it.status == JobStatus.PENDING and it.kind in PIPELINES]
     if not pending:
         return {}
     found = session.execute(_PLACES, joining(pending) | {"most": farthest, "never": NEVER})

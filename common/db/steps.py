@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.fair_order import FairOrder
+from common.db.fair_order import FairOrder, is_known
 from common.db.flow import OPEN, Flow, NewPart, end_job, enqueue, locked_job
 from common.db.tables import NOW, Job, Outbox, Part, Step, StepFailure
 from common.db.tallies import count
@@ -42,7 +42,7 @@ from common.domain.job import (
     retry_delay_s,
 )
 from common.domain.metrics import LEASES_EXPIRED, STEP_RETRIES
-from common.domain.pipeline import PIPELINES, StepKind, StepType, limited_kinds
+from common.domain.pipeline import StepKind, StepType, limited_kinds, pipeline_of
 from common.errors import ChunkTimedOut, LeaseExpired, StenoError, Transient, WorkerLost
 
 MAX_BACKOFF_STEP = 10
@@ -116,11 +116,11 @@ class Steps:
     def claim(self, step_id: UUID, worker: str, rq_job_id: str | None = None) -> Claim | None:
         """Claim a pending step; None if it is claimed, done, not due yet or cancelled.
 
-        ``rq_job_id`` is the RQ job that ``worker`` runs: stopping that stops the work.
+        None also if this version does not know the kind of its job. ``rq_job_id`` is the RQ job
+        that ``worker`` runs: stopping that stops the work.
         """
         with self._database.transaction() as session:
-            job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
-            job = None if job_id is None else locked_job(session, job_id)
+            job = _job_of(session, step_id)
             return None if job is None else self._claim(session, job, step_id, worker, rq_job_id)
 
     def renew(self, claim: Claim) -> bool:
@@ -204,11 +204,10 @@ class Steps:
         never. A full disk or an outage is not the step's fault: it is not counted, and the step is
         retried until it is over. A step whose failure is only a warning fails no job: its part
         lacks the result, and after one such failure the same steps of later parts get one attempt
-        each. Returns False if the attempt is not the current one.
+        each. Returns False if the attempt is not the current one, or the job not `is_known`.
         """
         with self._database.transaction() as session:
-            job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
-            job = None if job_id is None else locked_job(session, job_id)
+            job = _job_of(session, step_id)
             if job is None:
                 return False
             lost = isinstance(error, WorkerLost)
@@ -228,7 +227,7 @@ class Steps:
                 return False
             if not is_outage:
                 session.add(_failure(step, error))
-            step_type = PIPELINES[job.kind].step(step.kind)
+            step_type = pipeline_of(job.kind).step(step.kind)
             delay_s = self._delay_s(session, step, step_type, error)
             if isinstance(error, LeaseExpired):
                 count(session, LEASES_EXPIRED, kind=step.kind)
@@ -436,7 +435,7 @@ class Steps:
             job.status = JobStatus.PROCESSING
             job.started_at = job.started_at or session.scalar(select(func.clock_timestamp()))
         part = None if row.part is None else session.get_one(Part, (job.id, row.part))
-        step = PIPELINES[job.kind].step(row.kind)
+        step = pipeline_of(job.kind).step(row.kind)
         return Claim(
             step_id=step_id,
             kind=row.kind,
@@ -479,6 +478,13 @@ class Steps:
             )
         )
         return session.scalar(pending.returning(Step.id)) is not None
+
+
+def _job_of(session: Session, step_id: UUID) -> Job | None:
+    """The job of a step, locked; None: it is deleted, or not `is_known`."""
+    job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
+    job = None if job_id is None else locked_job(session, job_id)
+    return job if job is not None and is_known(job.id, job.kind) else None
 
 
 def _failure(step: Step, error: StenoError) -> StepFailure:

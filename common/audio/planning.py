@@ -51,7 +51,6 @@ class SpeechFinder(Protocol):
     @property
     def settled_ms(self) -> int:
         """No speech reported later starts before this."""
-        ...
 
     def feed(self, block: NDArray[np.int16]) -> list[Speech]: ...
 
@@ -148,7 +147,6 @@ class _Cutting(Protocol):
     @property
     def needed_from_ms(self) -> int:
         """No later window has audio before this."""
-        ...
 
     def feed(self, block: NDArray[np.int16]) -> list[Window]: ...
 

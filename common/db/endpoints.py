@@ -222,7 +222,11 @@ class Webhooks:
             Conflict: its endpoint is paused.
         """
         with self._database.transaction() as session:
-            delivery = session.scalar(self._delivery(delivery_id))
+            delivery = session.scalar(
+                select(WebhookDelivery).where(
+                    WebhookDelivery.id == delivery_id, WebhookDelivery.tenant == self._tenant
+                )
+            )
             if delivery is None:
                 raise NotFound(what="delivery", value=delivery_id)
             if delivery.endpoint_id is not None:  # always locked before its message
@@ -254,11 +258,6 @@ class Webhooks:
         if endpoint is None:
             raise NotFound(what="endpoint", value=endpoint_id)
         return endpoint
-
-    def _delivery(self, delivery_id: UUID) -> Any:
-        return select(WebhookDelivery).where(
-            WebhookDelivery.id == delivery_id, WebhookDelivery.tenant == self._tenant
-        )
 
 
 def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[MessageDelivery]:

@@ -143,16 +143,16 @@ class Jobs:
             UnknownOption: it lacks the audio track that the job asks for.
         """
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             if not self._attach(session, job_id, recording):
-                job, _ = self._job(session, job_id)
+                job = self._job(session, job_id)
                 raise _not_awaited(job)
             charge(session, job_id, quota, jobs=0, audio_ms=recording.duration_ms or 0)
 
     def check_awaits(self, job_id: UUID) -> None:
         """Raise as `attach` would, before the upload."""
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             if job.status != JobStatus.PENDING_UPLOAD:
                 raise _not_awaited(job)
 
@@ -175,7 +175,7 @@ class Jobs:
             NotFound: the tenant has no such job.
         """
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             transcript = session.scalar(
                 select(TranscriptRevision)
                 .where(TranscriptRevision.job_id == job_id)
@@ -218,7 +218,7 @@ class Jobs:
             NotFound: the tenant has no such job, or it has no recording yet.
         """
         with self._database.transaction() as session:
-            recording_id = self._job(session, job_id)[0].recording_id
+            recording_id = self._job(session, job_id).recording_id
             if recording_id is None:
                 raise NotFound(what="recording of job", value=job_id)
             return session.get_one(Recording, recording_id)
@@ -231,12 +231,12 @@ class Jobs:
             Conflict: it has ended already, other than by cancellation.
         """
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             locked_job(session, job_id)  # so no step can be claimed before all are cancelled
             running = running_steps(session, job_id)
             if end_job(session, job_id, JobStatus.CANCELLED):
                 return running
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             if job.status != JobStatus.CANCELLED:
                 raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
             return []
@@ -250,9 +250,9 @@ class Jobs:
             TooManyJobs: it exceeds the quota of the job's API key.
         """
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             if not retry_job(session, job_id):
-                job, _ = self._job(session, job_id)
+                job = self._job(session, job_id)
                 raise Conflict(reason=f"The job is {job.status}; only a FAILED job can be retried")
             check_restart(session, job_id, quota)
 
@@ -361,16 +361,15 @@ class Jobs:
         tenants = session.scalar(select(Tenant.delete_after_s).where(Tenant.id == self._tenant))
         return (self._delete_after_s if tenants is None else tenants) or None
 
-    def _job(self, session: Session, job_id: UUID) -> tuple[Job, str | None]:
-        row = session.execute(
-            select(Job, Recording.filename)
-            .outerjoin(Recording, Recording.id == Job.recording_id)
+    def _job(self, session: Session, job_id: UUID) -> Job:
+        job = session.scalar(
+            select(Job)
             .where(Job.id == job_id, Job.tenant == self._tenant)
             .execution_options(populate_existing=True)
-        ).one_or_none()
-        if row is None:
+        )
+        if job is None:
             raise NotFound(what="job", value=job_id)
-        return row[0], row[1]
+        return job
 
 
 def _release(session: Session, job_id: UUID, good_s: int) -> bool:

@@ -17,12 +17,13 @@ from sqlalchemy import ColumnElement, Integer, Select, case, func, null, select,
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from common.db.counting import count_final, count_stream, count_stream_audio, count_stream_end
 from common.db.database import Database
 from common.db.deletions import Reason, remove_stream, was_deleted
 from common.db.snapshots import NO_CLIENT_DATA, ClientData
 from common.db.tables import Kind, StoredFinal, StreamSession, Tenant
+from common.db.tallies import count, observe
 from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_stream, is_silent
+from common.domain import metrics
 from common.domain.moderation import ModeratedBy
 from common.domain.transcript import Transcript, join_text, segments_from_json, segments_to_json
 from common.domain.values import Segment, Span
@@ -148,7 +149,7 @@ class Streams:
                     ),
                 )
             )
-            count_stream(session, stream.engine, stream.model)
+            count(session, metrics.STREAMS_OPENED, engine=stream.engine, model=stream.model)
             check_stream(session, stream.key_id, stream.quota)
 
     def add(self, stream_id: UUID, finals: Sequence[StreamFinal]) -> None:
@@ -170,7 +171,8 @@ class Streams:
                 .returning(StoredFinal.latency_ms, StoredFinal.engine, StoredFinal.model)
             )
             for latency_ms, engine, model in new:
-                count_final(session, latency_ms, engine, model)
+                latency_s = latency_ms / 1000
+                observe(session, metrics.STREAM_LATENCY, latency_s, engine=engine, model=model)
 
     def moderate(
         self, stream_id: UUID, seq: int, segments: Sequence[Segment], by: ModeratedBy
@@ -298,7 +300,8 @@ class Streams:
         if row is None:
             raise NotFound(what=Kind.STREAM, value=stream_id)
         if row.more_ms:
-            count_stream_audio(session, row.more_ms, row.engine, row.model)
+            more_s = row.more_ms / 1000
+            count(session, metrics.STREAM_AUDIO, more_s, engine=row.engine, model=row.model)
             charge_stream(session, self._tenant, row.key_id, row.more_ms)
         key_id: str | None = row.key_id
         return key_id
@@ -335,7 +338,7 @@ def _end(session: Session, outcome: str, stream_ids: Sequence[UUID]) -> list[UUI
         .execution_options(synchronize_session=False)
     ).all()
     for _, engine, model in ended:
-        count_stream_end(session, outcome, engine, model)
+        count(session, metrics.STREAMS_ENDED, outcome=outcome, engine=engine, model=model)
     return [stream_id for stream_id, _, _ in ended]
 
 

@@ -251,20 +251,13 @@ def _check(
 
     ``jobs`` and ``streams``: how many of them there are.
     """
-    if jobs and 0 < quota.concurrent_jobs < spent.concurrent_jobs:
-        raise TooManyJobs(
-            field="concurrent_jobs",
-            limit=quota.concurrent_jobs,
-            value=spent.concurrent_jobs,
-            retry_after_s=RETRY_S,
-        )
-    if streams and 0 < quota.concurrent_streams < spent.concurrent_streams:
-        raise TooManyStreams(
-            field="concurrent_streams",
-            limit=quota.concurrent_streams,
-            value=spent.concurrent_streams,
-            retry_after_s=RETRY_S,
-        )
+    for field, asked, error in (
+        ("concurrent_jobs", jobs, TooManyJobs),
+        ("concurrent_streams", streams, TooManyStreams),
+    ):
+        limit, value = getattr(quota, field), getattr(spent, field)
+        if asked and 0 < limit < value:
+            raise error(field=field, limit=limit, value=value, retry_after_s=RETRY_S)
     if 0 < quota.audio_ms_per_day < spent.audio_ms + max(1, audio_ms):
         raise TooMuchAudio(
             field="audio_hours_per_day",

@@ -289,7 +289,7 @@ def list_tenants() -> None:
     for tenant in found:
         kept = tenant.delete_after_s
         after = "-" if kept is None else str(timedelta(seconds=kept))
-        table.add_row(tenant.name, tenant.tier, after)
+        table.add_row(tenant.id, tenant.tier, after)
     make_console().print(table)
 
 

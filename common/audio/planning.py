@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.audio.silence import SilenceFinder, SilenceOptions
-from common.audio.vad import VadFinder, VadOptions
+from common.audio.vad import VadFinder
 from common.domain.cutting import (
     ChunkGrouper,
     CutOptions,
@@ -33,7 +33,6 @@ class PlanOptions:
 
     strategy: Strategy = "vad"
     cut: CutOptions = field(default_factory=CutOptions)
-    vad: VadOptions = field(default_factory=VadOptions)
     silence: SilenceOptions = field(default_factory=SilenceOptions)
 
 
@@ -203,4 +202,4 @@ def _cutting(options: PlanOptions, network: SileroNetwork | None) -> _Cutting:
         return _BySpeech(SilenceFinder(options.silence, options.cut), options.cut)
     if network is None:
         raise ValueError("the strategy vad needs a network")
-    return _BySpeech(VadFinder(network, options.vad, options.cut), options.cut)
+    return _BySpeech(VadFinder(network, options.cut), options.cut)

@@ -30,6 +30,7 @@ from common.domain.agreement import agreed
 from common.domain.moderation import ModeratedBy
 from common.domain.speaking import (
     FRAME_MS,
+    MIN_SPEECH_MS,
     Endpointing,
     Speaking,
     SpokenUtterance,
@@ -488,7 +489,7 @@ class Session:
         recognition = self._recognition(utterance)
         now_ms = self._speaking.analyzed_ms
         step_ms = style.step_ms if recognition.text else style.step_ms // 2
-        if utterance.speech_ms < max(style.first_ms, self._endpointing.min_speech_ms):
+        if utterance.speech_ms < max(style.first_ms, MIN_SPEECH_MS):
             return
         if now_ms - utterance.start_ms >= self._endpointing.max_ms:
             self._order(utterance, now_ms, full=True, final=False)

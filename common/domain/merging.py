@@ -49,24 +49,10 @@ class _Placed:
             kept = slice(max(first - at, 0), max(last - at, 0))
             words = segment.words[kept]
             if words and len(words) < len(segment.words):
-                yield _cut(segment, kept)
+                yield segment.with_words(kept)
             elif words or (not segment.words and first <= at < last):
                 yield segment
             at += count
-
-
-def _cut(segment: Segment, kept: slice) -> Segment:
-    """A segment with only some of its words."""
-    words = segment.words[kept]
-    before = sum(len(word.text) for word in segment.words[: kept.start])
-    text = "".join(word.text for word in words)
-    return replace(
-        segment,
-        span=Span(words[0].span.start_ms, max(word.span.end_ms for word in words)),
-        text=text,
-        words=words,
-        finding=segment.finding and segment.finding.cut(before, before + len(text)),
-    )
 
 
 def merge(parts: Iterable[ChunkSegments]) -> Merged:

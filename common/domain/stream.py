@@ -21,7 +21,7 @@ outputs: numbered `Event`s for the client and `Order`s for the recognizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
@@ -35,7 +35,7 @@ from common.domain.speaking import (
     Speaking,
     SpokenUtterance,
 )
-from common.domain.values import BYTES_PER_MS, Segment, Span, Word
+from common.domain.values import BYTES_PER_MS, Segment, Span
 
 FRAME_BYTES = FRAME_MS * BYTES_PER_MS
 TRIES = 2
@@ -661,14 +661,5 @@ def first_words(segments: Sequence[Segment], count: int) -> tuple[Segment, ...]:
         if words == segment.words:
             kept.append(segment)
         elif words:
-            kept.append(_of_words(segment, words))
+            kept.append(segment.with_words(slice(0, len(words))))
     return tuple(kept)
-
-
-def _of_words(segment: Segment, words: Sequence[Word]) -> Segment:
-    return replace(
-        segment,
-        text="".join(word.text for word in words),
-        span=Span(segment.span.start_ms, words[-1].span.end_ms),
-        words=tuple(words),
-    )

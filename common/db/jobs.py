@@ -94,7 +94,11 @@ class Text:
 
 
 class Jobs:
-    """The jobs of one tenant; another tenant's are not found."""
+    """The jobs of one tenant.
+
+    Methods with a ``job_id`` raise `NotFound` if the tenant has no such job; only `chunks_since`
+    returns nothing.
+    """
 
     def __init__(
         self, database: Database, tenant: str, *, delete_after_s: int | None = None
@@ -137,7 +141,6 @@ class Jobs:
         """Commit the recording that a job waits for.
 
         Raises:
-            NotFound: the tenant has no such job.
             Conflict: it does not wait for one.
             TooMuchAudio: it exceeds the quota of the job's API key.
             UnknownOption: it lacks the audio track that the job asks for.
@@ -157,11 +160,7 @@ class Jobs:
                 raise _not_awaited(job)
 
     def snapshot(self, job_id: UUID) -> Snapshot:
-        """The state of the job.
-
-        Raises:
-            NotFound: the tenant has no such job.
-        """
+        """The state of the job."""
         with self._database.transaction() as session:
             found = snapshot(session, self._tenant, job_id)
         if found is None:
@@ -169,11 +168,7 @@ class Jobs:
         return found
 
     def text(self, job_id: UUID) -> Text:
-        """The text so far.
-
-        Raises:
-            NotFound: the tenant has no such job.
-        """
+        """The text so far."""
         with self._database.transaction() as session:
             job = self._job(session, job_id)
             transcript = session.scalar(
@@ -227,7 +222,6 @@ class Jobs:
         """Cancel the job; returns (worker, RQ job) of each running step.
 
         Raises:
-            NotFound: the tenant has no such job.
             Conflict: it has ended already, other than by cancellation.
         """
         with self._database.transaction() as session:
@@ -245,7 +239,6 @@ class Jobs:
         """Retry the missing steps of a FAILED job; steps that are done stay done.
 
         Raises:
-            NotFound: the tenant has no such job.
             Conflict: it is not FAILED.
             TooManyJobs: it exceeds the quota of the job's API key.
         """
@@ -260,7 +253,6 @@ class Jobs:
         """Resume a job that waits for a person.
 
         Raises:
-            NotFound: the tenant has no such job.
             Conflict: it is not waiting.
         """
         with self._database.transaction() as session:

@@ -112,7 +112,10 @@ class Stream:
 
 
 class Streams:
-    """The streams of one tenant; another tenant's are not found."""
+    """The streams of one tenant.
+
+    Methods with a ``stream_id`` raise `NotFound` if the tenant has no such stream (any more).
+    """
 
     def __init__(
         self, database: Database, tenant: str, *, delete_after_s: int | None = None
@@ -153,11 +156,7 @@ class Streams:
             check_stream(session, stream.key_id, stream.quota)
 
     def add(self, stream_id: UUID, finals: Sequence[StreamFinal]) -> None:
-        """Commit finals; existing ones stay as they are.
-
-        Raises:
-            NotFound: the stream was deleted in the meantime.
-        """
+        """Commit finals; existing ones stay as they are."""
         if not finals:
             return
         with self._database.transaction() as session:
@@ -177,11 +176,7 @@ class Streams:
     def moderate(
         self, stream_id: UUID, seq: int, segments: Sequence[Segment], by: ModeratedBy
     ) -> None:
-        """Commit the moderation of the stored final ``seq``.
-
-        Raises:
-            NotFound: the stream was deleted in the meantime.
-        """
+        """Commit the moderation of the stored final ``seq``."""
         moderated = {"segments": segments_to_json(segments), "moderation": by.to_json()}
         with self._database.transaction() as session:
             updated = session.execute(
@@ -209,7 +204,6 @@ class Streams:
         """Record a heartbeat, the audio received so far, and the current engine.
 
         Raises:
-            NotFound: it was deleted in the meantime.
             TooMuchAudio: its API key has used up its quota of today; the audio is charged anyway.
         """
         with self._database.transaction() as session:
@@ -220,21 +214,13 @@ class Streams:
         Usage(self._database, self._tenant, key_id).check(today, jobs=0)
 
     def close(self, stream_id: UUID, *, audio_ms: int, outcome: str) -> None:
-        """Record the end of the stream and its ``outcome``; an ended one stays as it is.
-
-        Raises:
-            NotFound: it was deleted in the meantime.
-        """
+        """Record the end of the stream and its ``outcome``; an ended one stays as it is."""
         with self._database.transaction() as session:
             self._note(session, stream_id, audio_ms)
             _end(session, outcome, [stream_id])
 
     def get(self, stream_id: UUID) -> Stream:
-        """The state of the stream.
-
-        Raises:
-            NotFound: the tenant has no such stream.
-        """
+        """The state of the stream."""
         with self._database.transaction() as session:
             row = session.scalar(self._own(stream_id))
             if row is None:

@@ -31,8 +31,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from common.db.tables import NOW, TURNS, TURNS_LOCK, Job, JobTurn, Outbox, Step, TenantTurn
 from common.domain.fair_order import (
-    next_job,
-    next_tenant,
+    next_served,
+    passes_allowed,
     serve,
     size_class,
     turns_left,
@@ -126,12 +126,12 @@ class FairOrder:
 
     def _next(self, lanes: Sequence[bool]) -> Row[Any] | None:
         while (tenants := self._tenants(lanes)) is not None:
-            tenant = next_tenant(*tenants)
+            tenant = next_served(*tenants)
             jobs = self._jobs(tenant)
             if jobs is None:
                 self._without_jobs(tenant)
                 continue
-            job = next_job(*jobs)
+            job = next_served(*jobs, passes_allowed(jobs[1].size))
             step = self.session.execute(_first_step(job.job_id)).one_or_none()
             if step is None or not is_known(step.job_id, step.kind):
                 self._without_step(job)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import takewhile
+from itertools import starmap, takewhile
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +19,8 @@ from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
 from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
-from common.db.transcriptions import ChunkResult, NewRecording, select_chunks, to_chunk
-from common.db.usage import NO_QUOTA, Quota, charge, check_restart
+from common.db.transcriptions import ChunkResult, NewRecording, select_chunks
+from common.db.usage import NO_QUOTA, Quota, charge, check_quota
 from common.domain.job import JobStatus, Priority
 from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
@@ -188,10 +189,9 @@ class Jobs:
                     manifest=transcript.manifest,
                 )
             transcription = session.get(Transcription, job_id)
-            chunks = (to_chunk(row) for row in session.execute(select_chunks(job_id)))
             return Text(
                 segments=[],
-                chunks=list(takewhile(lambda chunk: chunk.result is not None, chunks)),
+                chunks=_transcribed(session.execute(select_chunks(job_id))),
                 language=(transcription and transcription.detected_language) or job.language,
                 duration_ms=job.units_total or 0,
                 options=Options.from_json(job.options),
@@ -204,7 +204,7 @@ class Jobs:
         with self._database.transaction() as session:
             of_tenant = select(Job.id).where(Job.id == job_id, Job.tenant == self._tenant)
             rows = session.execute(select_chunks(job_id, index).where(of_tenant.exists()))
-            return list(takewhile(lambda chunk: chunk.result is not None, map(to_chunk, rows)))
+            return _transcribed(rows)
 
     def recording(self, job_id: UUID) -> Recording:
         """The recording of the job.
@@ -247,7 +247,8 @@ class Jobs:
             if not retry_job(session, job_id):
                 job = self._job(session, job_id)
                 raise Conflict(reason=f"The job is {job.status}; only a FAILED job can be retried")
-            check_restart(session, job_id, quota)
+            # Its audio was charged already.
+            check_quota(session, job.key_id, Quota(quota.concurrent_jobs), jobs=1)
 
     def resume(self, job_id: UUID) -> None:
         """Resume a job that waits for a person.
@@ -362,6 +363,11 @@ class Jobs:
         if job is None:
             raise NotFound(what="job", value=job_id)
         return job
+
+
+def _transcribed(rows: Iterable[Any]) -> list[ChunkResult]:
+    """The chunks of `select_chunks` before the first that is not transcribed."""
+    return list(takewhile(lambda chunk: chunk.result is not None, starmap(ChunkResult, rows)))
 
 
 def _release(session: Session, job_id: UUID, good_s: int) -> bool:

@@ -169,6 +169,7 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
     job: Job = row.Job
     transcription: Transcription | None = row.Transcription
     state = _Progress(job, row.ended or {})
+    duration_ms = job.units_total
     return Snapshot(
         job_id=job.id,
         status=JobStatus(job.status),
@@ -188,20 +189,14 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         engine=job.engine,
         model=job.model,
         language=(transcription and transcription.detected_language) or job.language,
-        duration_ms=job.units_total,
+        duration_ms=duration_ms,
         options=Options.from_json(job.options),
         client=ClientData(job.client_recording_id, job.client_metadata),
         delete_at=job.delete_at,
         audio_tracks=tuple(map(Track.from_json, row.audio_tracks or ())),
         audio_track=None if transcription is None else transcription.audio_track,
-        estimate_s=_estimate_s(job, row.speed),
+        estimate_s=duration_ms / 1000 / float(row.speed) if duration_ms and row.speed else None,
         planned=job.parts_known,
-    )
-
-
-def _estimate_s(job: Job, recent_speed: Any) -> float | None:
-    return (
-        job.units_total / 1000 / float(recent_speed) if job.units_total and recent_speed else None
     )
 
 

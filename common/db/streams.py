@@ -22,7 +22,7 @@ from common.db.deletions import Reason, remove_stream, was_deleted
 from common.db.snapshots import NO_CLIENT_DATA, ClientData
 from common.db.tables import Kind, StoredFinal, StreamSession, Tenant
 from common.db.tallies import count, observe
-from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_stream, is_silent
+from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_quota, is_silent
 from common.domain import metrics
 from common.domain.moderation import ModeratedBy
 from common.domain.transcript import Transcript, join_text, segments_from_json, segments_to_json
@@ -153,7 +153,7 @@ class Streams:
                 )
             )
             count(session, metrics.STREAMS_OPENED, engine=stream.engine, model=stream.model)
-            check_stream(session, stream.key_id, stream.quota)
+            check_quota(session, stream.key_id, stream.quota, streams=1)
 
     def add(self, stream_id: UUID, finals: Sequence[StreamFinal]) -> None:
         """Commit finals; existing ones stay as they are."""

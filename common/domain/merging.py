@@ -18,17 +18,6 @@ ChunkSegments = tuple[Chunk, Sequence[Sequence[Segment]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """The text of a recording on its own clock: segments in order that do not overlap."""
-
-    segments: tuple[Segment, ...]
-
-    @property
-    def words(self) -> tuple[Word, ...]:
-        return tuple(word for segment in self.segments for word in segment.words)
-
-
-@dataclass(frozen=True, slots=True)
 class _Placed:
     """A window's segments on the recording's clock, and which of its words count.
 
@@ -55,8 +44,8 @@ class _Placed:
             at += count
 
 
-def merge(parts: Iterable[ChunkSegments]) -> Merged:
-    """Join the windows' segments.
+def merge(parts: Iterable[ChunkSegments]) -> tuple[Segment, ...]:
+    """The windows' segments on the recording's clock, in order, without overlaps.
 
     A window cut in silence keeps all its words, clipped to its audio if the engine let them end too
     late. Where two windows share audio, the seam is a word that both have near the edge of their
@@ -70,7 +59,7 @@ def merge(parts: Iterable[ChunkSegments]) -> Merged:
         ValueError: a chunk has another number of results than windows, or is out of order.
     """
     kept = (segment for placed in _placed_windows(parts) for segment in placed.owned())
-    return Merged(tuple(_in_order(kept)))
+    return tuple(_in_order(kept))
 
 
 class IncrementalMerge:
@@ -91,7 +80,7 @@ class IncrementalMerge:
             if chunk.audio.end_ms <= chunk.core.end_ms:
                 certain = count
         ready, self._held = self._held[:certain], self._held[certain:]
-        return merge(ready).segments
+        return merge(ready)
 
 
 def speech_without_text(parts: Iterable[ChunkSegments]) -> tuple[Span, ...]:

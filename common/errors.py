@@ -16,6 +16,12 @@ class StenoError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
 
+    def __init_subclass__(cls, *, code: str | None = None, status: int | None = None) -> None:
+        """``code`` and ``status``: those of the base class unless they are given."""
+        super().__init_subclass__()
+        cls.code = code or cls.code
+        cls.status = status or cls.status
+
     def __init__(self, **details: object) -> None:
         self.details = details
         super().__init__(inspect.cleandoc(type(self).__doc__ or "").format(**details))
@@ -26,230 +32,146 @@ class StenoError(Exception):
         return str(self.args[0])
 
 
-class Transient(StenoError):
+class Transient(StenoError, code="transient", status=503):
     """A temporary failure: {reason}"""
 
-    code = "transient"
-    status = 503
     counts: ClassVar[bool] = True
     """Whether a step's attempt that failed so counts towards MAX_RETRIES; else the step waits."""
 
 
-class BadInput(StenoError):
+class BadInput(StenoError, code="bad_input", status=400):
     """The request is invalid"""
-
-    code = "bad_input"
-    status = 400
 
 
 # --- errors in a request ---------------------------------------------------------------------
 
 
-class Malformed(BadInput):
+class Malformed(BadInput, code="malformed"):
     """The request is malformed: {reason}"""
 
-    code = "malformed"
 
-
-class UnknownOption(BadInput):
+class UnknownOption(BadInput, code="unknown_option", status=422):
     """{field} must be one of {allowed}; got {value!r}"""
 
-    code = "unknown_option"
-    status = 422
 
-
-class OutOfRange(BadInput):
+class OutOfRange(BadInput, code="out_of_range", status=422):
     """{field} must be {limit}; got {value!r}"""
 
-    code = "out_of_range"
-    status = 422
 
-
-class OptionConflict(BadInput):
+class OptionConflict(BadInput, code="option_conflict", status=422):
     """{field}={value} needs {needed}"""
 
-    code = "option_conflict"
-    status = 422
 
-
-class FieldMissing(BadInput):
+class FieldMissing(BadInput, code="missing", status=422):
     """{field} is missing"""
 
-    code = "missing"
-    status = 422
 
-
-class ModelNotInstalled(BadInput):
+class ModelNotInstalled(BadInput, code="weights_missing", status=422):
     """{model} is not installed, {here} are; run: steno models pull {model} --engine {engine}"""
 
-    code = "weights_missing"
-    status = 422
 
-
-class Unauthorised(BadInput):
+class Unauthorised(BadInput, code="unauthorised", status=401):
     """{reason}"""
 
-    code = "unauthorised"
-    status = 401
 
-
-class Forbidden(BadInput):
+class Forbidden(BadInput, code="forbidden", status=403):
     """{reason}"""
 
-    code = "forbidden"
-    status = 403
 
-
-class OverLimit(BadInput):
+class OverLimit(BadInput, code="over_limit", status=429):
     """The API key's limit is reached: {field} {limit}; try again in {retry_after_s} s"""
 
-    code = "over_limit"
-    status = 429
 
-
-class RateLimited(OverLimit):
+class RateLimited(OverLimit, code="rate_limited"):
     """The API key is limited to {limit} requests a {period}; try again in {retry_after_s} s"""
 
-    code = "rate_limited"
 
-
-class TooManyJobs(OverLimit):
+class TooManyJobs(OverLimit, code="too_many_jobs"):
     """The API key is limited to {limit} jobs at once; try again when one has ended"""
 
-    code = "too_many_jobs"
 
-
-class TooManyStreams(OverLimit):
+class TooManyStreams(OverLimit, code="too_many_streams"):
     """The API key is limited to {limit} live streams at once; try again when one has ended"""
 
-    code = "too_many_streams"
 
-
-class TooMuchAudio(OverLimit):
+class TooMuchAudio(OverLimit, code="too_much_audio"):
     """The API key is limited to {limit:g} hours of audio a day (UTC); this would make {value:g}"""
 
-    code = "too_much_audio"
 
-
-class Stalled(BadInput):
+class Stalled(BadInput, code="stalled", status=408):
     """No data arrived for {limit_s} s; the request was not complete"""
 
-    code = "stalled"
-    status = 408
 
-
-class Idle(BadInput):
+class Idle(BadInput, code="idle", status=408):
     """No data arrived for {limit_s:g} s; send KeepAlive messages to keep a silent WebSocket open"""
 
-    code = "idle"
-    status = 408
 
-
-class SlowReader(BadInput):
+class SlowReader(BadInput, code="slow_reader", status=408):
     """The client did not read the stream's messages for {limit_s:g} s"""
 
-    code = "slow_reader"
-    status = 408
 
-
-class NotPcm(BadInput):
+class NotPcm(BadInput, code="not_pcm", status=415):
     """The audio is a {value} file; send raw PCM: 16 bit, little endian, mono, 16 kHz"""
 
-    code = "not_pcm"
-    status = 415
 
-
-class TooFast(BadInput):
+class TooFast(BadInput, code="too_fast", status=429):
     """The audio arrived faster than it is transcribed for {limit_s:g} s; upload recordings"""
 
-    code = "too_fast"
-    status = 429
 
-
-class TooLong(BadInput):
+class TooLong(BadInput, code="too_long", status=413):
     """A live stream is limited to {limit:g} hours"""
 
-    code = "too_long"
-    status = 413
 
-
-class Unsupported(BadInput):
+class Unsupported(BadInput, code="unsupported_option", status=422):
     """{field} is not supported"""
 
-    code = "unsupported_option"
-    status = 422
 
-
-class TooLarge(BadInput):
+class TooLarge(BadInput, code="too_large", status=413):
     """{field} is limited to {limit}; got {value}"""
 
-    code = "too_large"
-    status = 413
 
-
-class NotAudio(BadInput):
+class NotAudio(BadInput, code="not_audio", status=415):
     """file has no audio that can be decoded: {reason}"""
 
-    code = "not_audio"
-    status = 415
 
-
-class EncodedBody(BadInput):
+class EncodedBody(BadInput, code="encoded_body", status=415):
     """The body must not have a {field}; got {value!r}"""
 
-    code = "encoded_body"
-    status = 415
 
-
-class UrlRefused(BadInput):
+class UrlRefused(BadInput, code="url_refused", status=422):
     """{field} is rejected: {reason}"""
 
-    code = "url_refused"
-    status = 422
 
-
-class NotFound(BadInput):
+class NotFound(BadInput, code="not_found", status=404):
     """There is no {what} {value}"""
 
-    code = "not_found"
-    status = 404
 
-
-class NotReady(BadInput):
+class NotReady(BadInput, code="not_ready", status=409):
     """The job is {status_now}; its result is available when it is COMPLETED"""
 
-    code = "not_ready"
-    status = 409
 
-
-class JobStillRunning(BadInput):
+class JobStillRunning(BadInput, code="still_under_way", status=504):
     """Job {job_id} is still {status_now}; get its text later from GET /api/v1/result/{job_id}"""
 
-    code = "still_under_way"
-    status = 504
 
-
-class Conflict(BadInput):
+class Conflict(BadInput, code="conflict", status=409):
     """{reason}"""
 
-    code = "conflict"
-    status = 409
+
+class JobKindUnknown(BadInput, code="job_kind_unknown", status=409):
+    """The job is of the kind {kind}, which this version does not know"""
 
 
-class IdempotencyConflict(BadInput):
+class IdempotencyConflict(BadInput, code="idempotency_conflict", status=409):
     """{field} {value} was already used for a different request"""
-
-    code = "idempotency_conflict"
-    status = 409
 
 
 # --- failures of the service ------------------------------------------------------------
 
 
-class Unavailable(Transient):
+class Unavailable(Transient, code="unavailable"):
     """{what} is unavailable; try again soon"""
 
-    code = "unavailable"
     counts = False
     logged: ClassVar[str] = "{what} is unavailable: {reason}"
 
@@ -267,32 +189,24 @@ class Unavailable(Transient):
         return self.logged.format(**self.details, reason=self.reason)
 
 
-class Busy(Transient):
+class Busy(Transient, code="busy"):
     """{what} is busy; try again soon"""
 
-    code = "busy"
 
-
-class StreamsFull(Transient):
+class StreamsFull(Transient, code="streams_full"):
     """All {limit} live streams of {engine} are in use; try again soon"""
 
-    code = "streams_full"
 
-
-class Restarting(Transient):
+class Restarting(Transient, code="restarting"):
     """The gateway is restarting; try again soon"""
-
-    code = "restarting"
 
 
 class NotMigrated(Unavailable):
     """The database is at {found}, and this version needs {newest}: {remedy}"""
 
 
-class SecretsLocked(Transient):
+class SecretsLocked(Transient, code="secrets_locked"):
     """The webhooks' secrets cannot be decrypted: SECRETS_KEY lacks the key that encrypted them"""
-
-    code = "secrets_locked"
 
 
 class OutcomeUnknown(Unavailable):
@@ -313,137 +227,90 @@ class DatabaseFull(Unavailable):
     logged = "{what} has no disk space left: {reason}"
 
 
-class StorageFull(Transient):
+class StorageFull(Transient, code="storage_full"):
     """The storage is full; try again when there is space"""
 
-    code = "storage_full"
     counts = False
 
 
-class RecordingLost(StenoError):
+class RecordingLost(StenoError, code="recording_lost"):
     """The job's recording is missing from the storage"""
 
-    code = "recording_lost"
 
-
-class ChunkAudioLost(StenoError):
+class ChunkAudioLost(StenoError, code="sound_lost"):
     """The audio of chunk {index} is missing, and its source has changed; retry the job"""
 
-    code = "sound_lost"
 
-
-class EngineFailed(Transient):
+class EngineFailed(Transient, code="engine_failed"):
     """The engine failed: {reason}"""
 
-    code = "engine_failed"
 
-
-class RecognizerUnusable(StenoError):
+class RecognizerUnusable(StenoError, code="recognizer_unusable", status=503):
     """{engine} {model} cannot transcribe live streams: {reason}"""
 
-    code = "recognizer_unusable"
-    status = 503
 
-
-class WorkerLost(Transient):
+class WorkerLost(Transient, code="worker_lost"):
     """The worker process was lost: {reason}"""
-
-    code = "worker_lost"
 
 
 class LeaseExpired(WorkerLost):
     """The worker process was lost: its lease ran out"""
 
 
-class ChunkTimedOut(Transient):
+class ChunkTimedOut(Transient, code="timed_out"):
     """The step exceeded its limit of {limit_s} s"""
 
-    code = "timed_out"
 
-
-class FetchFailed(StenoError):
+class FetchFailed(StenoError, code="fetch_failed", status=422):
     """The recording cannot be fetched from {host}: {reason}"""
 
-    code = "fetch_failed"
-    status = 422
 
-
-class FetchInterrupted(Transient):
+class FetchInterrupted(Transient, code="fetch_failed"):
     """Fetching the recording from {host} failed: {reason}"""
 
-    code = "fetch_failed"
 
-
-class DecodeFailed(StenoError):
+class DecodeFailed(StenoError, code="decode_failed", status=422):
     """The recording cannot be decoded: {reason}"""
 
-    code = "decode_failed"
-    status = 422
 
-
-class WeightsMissing(StenoError):
+class WeightsMissing(StenoError, code="weights_missing", status=503):
     """{model} for {engine} is not installed; run: steno models pull {model} --engine {engine}"""
 
-    code = "weights_missing"
-    status = 503
 
-
-class WeightsCorrupt(StenoError):
+class WeightsCorrupt(StenoError, code="weights_corrupt", status=503):
     """{path} has the wrong hash (sha256 {found}, expected {expected}); delete it and pull again"""
 
-    code = "weights_corrupt"
-    status = 503
 
-
-class PullFailed(StenoError):
+class PullFailed(StenoError, code="pull_failed", status=503):
     """The weights {model} could not be fetched from any source: {reason}"""
 
-    code = "pull_failed"
-    status = 503
 
-
-class ModerationFailed(Transient):
+class ModerationFailed(Transient, code="moderation_failed"):
     """The moderation model failed: {reason}"""
 
-    code = "moderation_failed"
 
-
-class ModerationUnusable(StenoError):
+class ModerationUnusable(StenoError, code="moderation_unusable", status=503):
     """The moderation model in {path} cannot be used: {reason}"""
 
-    code = "moderation_unusable"
-    status = 503
 
-
-class ModerationOff(StenoError):
+class ModerationOff(StenoError, code="moderation_off", status=503):
     """Moderation is disabled (AI_LOAD_MODELS=false)"""
 
-    code = "moderation_off"
-    status = 503
 
-
-class SetupProblem(StenoError):
+class SetupProblem(StenoError, code="setup"):
     """{problem}. {remedy}"""
 
-    code = "setup"
 
-
-class InUse(SetupProblem):
+class InUse(SetupProblem, code="in_use"):
     """{problem}. {remedy}"""
-
-    code = "in_use"
 
 
 # --- errors of a client of the gateway -----------------------------------------------------
 
 
-class RequestRejected(StenoError):
+class RequestRejected(StenoError, code="refused"):
     """{detail}"""
 
-    code = "refused"
 
-
-class GatewayLost(Transient):
+class GatewayLost(Transient, code="gateway_lost"):
     """The gateway at {address} cannot be reached: {reason}"""
-
-    code = "gateway_lost"

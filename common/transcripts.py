@@ -64,7 +64,7 @@ def transcript_of(text: Text, *, moderated_only: bool = False) -> Transcript:
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
         chunks = list(chunks)
         by = moderated_by(chunks) if text.options.moderation else None
-        segments = merge(parts(chunks)).segments
+        segments = merge(parts(chunks))
     return Transcript(text.language, text.duration_ms, segments, by)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
+from hmac import compare_digest
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Security, WebSocket
@@ -32,7 +33,6 @@ from common.domain.keys import (
     Limits,
     Scope,
     is_tenant,
-    same,
     sha256_of,
 )
 from common.errors import Forbidden, OutOfRange, RateLimited, Unauthorised, Unavailable
@@ -174,7 +174,7 @@ async def _holder(services: Services, shown: KeyText | None) -> Caller:
     if shown is None:
         raise Unauthorised(reason="Unknown API key")
     stored = await services.get(KeyCache).find(shown.id)
-    right = same(shown.sha256, _NOBODY if stored is None else stored.secret_sha256)
+    right = compare_digest(shown.sha256, _NOBODY if stored is None else stored.secret_sha256)
     if stored is None or not right:
         raise Unauthorised(reason="Unknown API key")
     if stored.state != "active":

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from hmac import compare_digest
 from typing import Any, TypeVar
 
 from loguru import logger
 
 from api.cache import SingleFlight
 from common.db.keys import AllKeys, Key
-from common.domain.keys import same, sha256_of
+from common.domain.keys import sha256_of
 from common.errors import StenoError
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ class KeyCache:
 
     def is_own(self, sent: str) -> bool:
         """Whether ``sent`` is GATEWAY_API_KEY."""
-        return self._own is not None and same(sha256_of(sent), self._own)
+        return self._own is not None and compare_digest(sha256_of(sent), self._own)
 
     async def is_open(self) -> bool:
         """Whether no key is required: there is none, and only this machine can connect.

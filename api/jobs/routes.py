@@ -24,11 +24,11 @@ from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
 from api.jobs.schemas import Status, UploadOptions
 from api.services import Services, ServicesDep
-from common.db.deletions import Deletions, Reason, Receipt
+from common.db.deletions import Deletions, Reason
 from common.db.jobs import Jobs, NewJob
 from common.db.listing import JobFilter, JobLists
 from common.db.snapshots import Snapshot
-from common.db.tables import Kind
+from common.db.tables import Deletion, Kind
 from common.domain.job import JobStatus, is_final
 from common.errors import Transient
 
@@ -270,17 +270,17 @@ def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
         deletions.erased(job_id, files=erased.files, size=erased.bytes)
 
 
-def _receipt(receipt: Receipt) -> DeletionReceipt:
+def _receipt(deletion: Deletion) -> DeletionReceipt:
     return DeletionReceipt(
-        kind=receipt.kind,
-        session_id=receipt.id,
-        job_id=receipt.id if receipt.kind is Kind.JOB else None,
-        reason=receipt.reason,
-        requested_at=receipt.requested_at,
-        erased_at=receipt.erased_at,
-        rows=receipt.rows,
-        files=receipt.files,
-        bytes=receipt.bytes,
+        kind=Kind(deletion.kind),
+        session_id=deletion.job_id,
+        job_id=deletion.job_id if deletion.kind == Kind.JOB else None,
+        reason=Reason(deletion.reason),
+        requested_at=deletion.requested_at,
+        erased_at=deletion.erased_at,
+        rows=deletion.rows,
+        files=deletion.files,
+        bytes=deletion.bytes,
     )
 
 

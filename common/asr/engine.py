@@ -52,7 +52,6 @@ class SpeechEngine(Protocol):
         Raises:
             common.errors.EngineFailed: the engine failed (transient).
         """
-        ...
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
@@ -64,4 +63,3 @@ class SpeechEngine(Protocol):
         Raises:
             common.errors.EngineFailed: the engine failed (transient).
         """
-        ...

@@ -11,7 +11,7 @@ Whisper fails in known ways, each with its own guard (for speech that it leaves 
 - **A hallucination on silence.** A segment is *dropped* only in two cases: the decoder itself
   reports silence (`is_silence`, openai/whisper's rule), or the whole segment is a phrase that
   Whisper is known to invent (`is_known_phrase`; arXiv 2501.11378) *and* the evidence is for silence
-  (`Evidence.of_silence`). A "thank you" in audible speech is never dropped.
+  (`is_hallucination`). A "thank you" in audible speech is never dropped.
 - **A hallucination on very short audio.** A tenth of a second has no room for "Thank you.": text
   that nobody can say so fast (`is_too_fast`) is dropped.
 
@@ -241,24 +241,6 @@ def collapse_repeats(words: Sequence[Word]) -> tuple[tuple[Word, ...], bool]:
 # --- hallucinations on silence ----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """The evidence for and against speech in one segment."""
-
-    no_speech_prob: float
-    avg_logprob: float
-    loudness_dbfs: float
-
-    @property
-    def of_silence(self) -> bool:
-        """Whether any of the three indicates silence."""
-        return (
-            self.no_speech_prob > MAX_NO_SPEECH_PROB
-            or self.avg_logprob < MIN_AVG_LOGPROB
-            or self.loudness_dbfs < QUIET_DBFS
-        )
-
-
 KNOWN_PHRASES: Final = (
     # English; most are in the table of arXiv 2501.11378, the others were seen on noise with base
     r"you( you)*",
@@ -305,9 +287,14 @@ def is_known_phrase(text: str) -> bool:
     return _KNOWN.fullmatch(plain(text)) is not None
 
 
-def is_hallucination(text: str, evidence: Evidence) -> bool:
-    """Whether to drop a segment: a known phrase on silence."""
-    return evidence.of_silence and is_known_phrase(text)
+def is_hallucination(text: str, decoding: DecodingResult, loudness_dbfs: float) -> bool:
+    """Whether to drop a segment of the window: a known phrase, where anything indicates silence."""
+    may_be_silence = (
+        decoding.no_speech_prob > MAX_NO_SPEECH_PROB
+        or decoding.avg_logprob < MIN_AVG_LOGPROB
+        or loudness_dbfs < QUIET_DBFS
+    )
+    return may_be_silence and is_known_phrase(text)
 
 
 MAX_LETTERS_PER_S: Final = 30

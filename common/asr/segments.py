@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from common.asr.engine import Samples
 from common.asr.guards import (
     DecodingResult,
-    Evidence,
     collapse_repeats,
     doubts,
     is_hallucination,
@@ -65,10 +64,8 @@ def segments_of(
     for group in split(kept):
         text = "".join(word.text for word in group)
         span = Span(group[0].span.start_ms, group[-1].span.end_ms)
-        evidence = Evidence(
-            decoding.no_speech_prob, decoding.avg_logprob, loudness_dbfs(samples, span)
-        )
-        if not text.strip() or is_hallucination(text, evidence):
+        loudness = loudness_dbfs(samples, span)
+        if not text.strip() or is_hallucination(text, decoding, loudness):
             continue
         probability = sum(word.probability for word in group) / len(group)
         segments.append(

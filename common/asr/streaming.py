@@ -53,8 +53,6 @@ class Recognizer(Protocol):
         Raises:
             common.errors.EngineFailed: the engine failed.
         """
-        ...
 
     def forget(self, stream: str) -> None:
         """Drop all state of a stream that has ended."""
-        ...

@@ -242,7 +242,7 @@ class _Tags:
         return packet.pos < self._until
 
 
-class MonoDecoder:
+class MonoDecoder(AudioDecoder):
     """One pass over the audio of a recording in the engines' format: 16 kHz, mono.
 
     Iterating yields int16 blocks of shape (samples,), each ``block_ms`` long except the last; for
@@ -256,19 +256,10 @@ class MonoDecoder:
     def __init__(
         self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
     ) -> None:
-        self._decoder = AudioDecoder(source, track, mono=True)
+        super().__init__(source, track, mono=True)
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
         """The number of samples yielded."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Faults of the recording, complete after the last block."""
-        return self._decoder.warnings
-
-    @property
-    def damaged_packets(self) -> int:
-        return self._decoder.damaged_packets
 
     @property
     def duration_ms(self) -> int:
@@ -278,7 +269,7 @@ class MonoDecoder:
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
         block = np.empty(self._block_samples, np.int16)
         filled = 0
-        for piece in self._decoder:
+        for piece in super().__iter__():
             start = 0
             while start < len(piece):
                 taken = min(len(piece) - start, len(block) - filled)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.audio.silence import SilenceFinder, SilenceOptions
-from common.audio.vad import VadFinder, VadOptions
+from common.audio.vad import VadFinder
 from common.domain.cutting import (
     ChunkGrouper,
     CutOptions,
@@ -19,12 +19,11 @@ from common.domain.cutting import (
     WindowCutter,
     reaching,
 )
+from common.domain.request import Strategy
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Chunk, Window
 
 if TYPE_CHECKING:
     from common.audio.silero import SileroNetwork
-
-Strategy = Literal["vad", "silence", "fixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,6 @@ class PlanOptions:
 
     strategy: Strategy = "vad"
     cut: CutOptions = field(default_factory=CutOptions)
-    vad: VadOptions = field(default_factory=VadOptions)
     silence: SilenceOptions = field(default_factory=SilenceOptions)
 
 
@@ -45,17 +43,8 @@ class PlannedChunk:
     pcm: bytes
 
 
-class SpeechFinder(Protocol):
-    """Reports speech in order, in pieces that fit a window."""
-
-    @property
-    def settled_ms(self) -> int:
-        """No speech reported later starts before this."""
-        ...
-
-    def feed(self, block: NDArray[np.int16]) -> list[Speech]: ...
-
-    def finish(self) -> list[Speech]: ...
+SpeechFinder = SilenceFinder | VadFinder
+"""Reports speech in order, in pieces that fit a window."""
 
 
 class Planner:
@@ -142,19 +131,6 @@ class Planner:
         return bytes(self._pcm[start:end])
 
 
-class _Cutting(Protocol):
-    """Cuts samples into windows, by one of the strategies."""
-
-    @property
-    def needed_from_ms(self) -> int:
-        """No later window has audio before this."""
-        ...
-
-    def feed(self, block: NDArray[np.int16]) -> list[Window]: ...
-
-    def finish(self, duration_ms: int) -> list[Window]: ...
-
-
 class _BySpeech:
     """Windows around the speech that a finder reports."""
 
@@ -165,6 +141,7 @@ class _BySpeech:
 
     @property
     def needed_from_ms(self) -> int:
+        """No later window has audio before this."""
         begun = self._cutter.needed_from_ms
         return max(0, self._finder.settled_ms - self._reach) if begun is None else begun
 
@@ -188,6 +165,7 @@ class _ByLength:
 
     @property
     def needed_from_ms(self) -> int:
+        """No later window has audio before this."""
         return self._cutter.needed_from_ms
 
     def feed(self, block: NDArray[np.int16]) -> list[Window]:
@@ -198,11 +176,11 @@ class _ByLength:
         return self._cutter.finish(duration_ms)
 
 
-def _cutting(options: PlanOptions, network: SileroNetwork | None) -> _Cutting:
+def _cutting(options: PlanOptions, network: SileroNetwork | None) -> _BySpeech | _ByLength:
     if options.strategy == "fixed":
         return _ByLength(options.cut)
     if options.strategy == "silence":
         return _BySpeech(SilenceFinder(options.silence, options.cut), options.cut)
     if network is None:
         raise ValueError("the strategy vad needs a network")
-    return _BySpeech(VadFinder(network, options.vad, options.cut), options.cut)
+    return _BySpeech(VadFinder(network, options.cut), options.cut)

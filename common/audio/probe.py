@@ -12,8 +12,7 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Disposition, Stream
-from av.video.stream import VideoStream
+from av.stream import Stream
 
 from common.audio.parts import file_parts
 from common.domain.tracks import Track
@@ -70,9 +69,6 @@ class Probe:
     container: str
     codec: str
     duration_ms: int | None
-    channels: int
-    sample_rate: int
-    has_video: bool
     tracks: tuple[Track, ...]
 
 
@@ -89,14 +85,11 @@ def probe(path: Path) -> Probe:
         found = file_parts(file)
         with open_container(found[0].of(file)) as container:
             stream = audio_stream(container)
-            first = _first_frame(container, stream)
+            _check_decodes(container, stream)
             return Probe(
                 container=container.format.name,
                 codec=stream.codec_context.codec.canonical_name,
                 duration_ms=_plausible_ms(container, stream, size) if len(found) == 1 else None,
-                channels=first.layout.nb_channels,
-                sample_rate=first.sample_rate,
-                has_video=any(not _is_picture(video) for video in container.streams.video),
                 tracks=tuple(_tracks(container, stream)),
             )
 
@@ -202,11 +195,11 @@ def _tracks(container: InputContainer, default: AudioStream) -> Iterator[Track]:
         )
 
 
-def _first_frame(container: InputContainer, stream: AudioStream) -> av.AudioFrame:
-    """The first audio that decodes, within the limits of the trial.
+def _check_decodes(container: InputContainer, stream: AudioStream) -> None:
+    """Decode the first audio, within the limits of the trial.
 
     Raises:
-        NotAudio: none did.
+        NotAudio: none decodes, or its sample rate or its channels are not supported.
     """
     packets = read = 0
     try:
@@ -214,7 +207,7 @@ def _first_frame(container: InputContainer, stream: AudioStream) -> av.AudioFram
             frames = decode_packet(packet)
             if frames:
                 _check_form(frames[0])
-                return frames[0]
+                return
             packets += 1
             read += packet.size
             if packets >= TRIAL_PACKETS or read > TRIAL_BYTES:
@@ -273,8 +266,3 @@ def _plausible_ms(container: InputContainer, stream: AudioStream, size: int) -> 
     if codec.startswith("pcm_"):
         lowest = 8 * stream.codec_context.sample_rate * stream.codec_context.layout.nb_channels
     return None if size * 8 * 1000 < lowest * duration_ms else duration_ms
-
-
-def _is_picture(video: VideoStream) -> bool:
-    """Whether it is a cover picture, not a film."""
-    return bool(video.disposition & Disposition.attached_pic)

@@ -30,18 +30,16 @@ class SilenceOptions:
     Args:
         threshold_dbfs: the highest level of silence, in dB of full scale, at most 0.
         min_silence_ms: the shortest silence, at least 1.
-        seek_step_ms: silence is searched at each multiple of this, at least 1.
     """
 
     threshold_dbfs: float = -40.0
     min_silence_ms: int = 500
-    seek_step_ms: int = 1
 
     def __post_init__(self) -> None:
         if self.threshold_dbfs > 0:
             raise ValueError(f"threshold_dbfs must be at most 0, got {self.threshold_dbfs}")
-        if self.min_silence_ms < 1 or self.seek_step_ms < 1:
-            raise ValueError("min_silence_ms and seek_step_ms must be at least 1")
+        if self.min_silence_ms < 1:
+            raise ValueError(f"min_silence_ms must be at least 1, got {self.min_silence_ms}")
 
 
 def detect_nonsilent(samples: NDArray[np.int16], options: SilenceOptions) -> list[tuple[int, int]]:
@@ -76,7 +74,6 @@ class SilenceScanner:
 
     def __init__(self, options: SilenceOptions) -> None:
         self._length = options.min_silence_ms
-        self._step = options.seek_step_ms
         self._limit = 10 ** (options.threshold_dbfs / 20) * FULL_SCALE
         self._energy = np.zeros(0, np.int64)
         self._known = 0
@@ -86,7 +83,7 @@ class SilenceScanner:
 
     @property
     def loud_until_ms(self) -> int:
-        if self._last_silent is not None and self._next <= self._last_silent + self._step:
+        if self._last_silent is not None and self._next <= self._last_silent + 1:
             return self.loud_since_ms
         return max(self._next, self.loud_since_ms)
 
@@ -94,37 +91,31 @@ class SilenceScanner:
         """Take the next milliseconds; returns the loud stretches that silence has ended."""
         self._energy = np.concatenate([self._energy, energy])
         self._known += len(energy)
-        found = self._scan(np.arange(self._next, self._known - self._length + 1, self._step))
-        kept = self._known - max(self._next, 0)
-        self._energy = self._energy[max(len(self._energy) - max(kept, self._length), 0) :]
+        found = self._scan()
+        self._energy = self._energy[-self._length :]
         return found
 
     def finish(self) -> list[tuple[int, int]]:
         """The loud stretch that lasts until the recording's end."""
-        found = []
-        last = self._known - self._length
-        if last % self._step and last >= 0:
-            found = self._scan(np.array([last]))
-        if self._last_silent is None or self.loud_since_ms != self._known:
-            found.append((self.loud_since_ms, self._known))
-        return found
-
-    def _scan(self, starts: NDArray[np.int64]) -> list[tuple[int, int]]:
-        """Search silence in the stretches that begin at ``starts``."""
-        if not len(starts):
+        if self._last_silent is not None and self.loud_since_ms == self._known:
             return []
-        self._next = int(starts[-1]) + self._step
-        first = self._known - len(self._energy)
+        return [(self.loud_since_ms, self._known)]
+
+    def _scan(self) -> list[tuple[int, int]]:
+        """Search silence in the stretches that are complete and were not searched yet."""
+        start, self._next = self._next, max(self._next, self._known - self._length + 1)
+        if start == self._next:
+            return []
         sums = np.concatenate([[0], np.cumsum(self._energy)])
-        energy = sums[starts - first + self._length] - sums[starts - first]
+        begin = start - (self._known - len(self._energy))
+        energy = sums[begin + self._length :] - sums[begin : -self._length]
         # The division and the root in double precision, then the floor, as audioop.rms has them.
         rms = np.floor(np.sqrt(energy / (self._length * SAMPLES_PER_MS)))
-        silent = starts[rms <= self._limit]
+        silent = np.flatnonzero(rms <= self._limit) + start
         if not len(silent):
             return []
         before = -1 - self._length if self._last_silent is None else self._last_silent
-        gaps = np.diff(silent, prepend=before)
-        begins = (gaps != self._step) & (gaps > self._length)
+        begins = np.diff(silent, prepend=before) > self._length
         begins[0] |= self._last_silent is None
         fresh = np.flatnonzero(begins)
         ends = np.concatenate([[before], silent])[fresh] + self._length

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from common.audio.silero import CONTEXT, FRAME, SILENCE, SileroNetwork
 from common.domain.cutting import Curve, CutOptions, Speech, cut_long
+from common.domain.speaking import HYSTERESIS, MIN_SPEECH_MS, THRESHOLD
 from common.domain.values import SAMPLES_PER_MS, Span
 
 FRAME_MS = FRAME // SAMPLES_PER_MS
@@ -18,25 +17,8 @@ BLOCK = 128 * FRAME
 the last bits of a matrix product depend on its size, and the cuts of a recording must not."""
 
 
-@dataclass(frozen=True, slots=True)
-class VadOptions:
-    """When speech begins and ends; defaults are Silero's where it has some.
-
-    Args:
-        threshold: speech begins at a frame with at least this probability, in (0, 1).
-        hysteresis: speech ends below ``threshold - hysteresis``.
-        min_silence_ms: shorter silences belong to the speech around them.
-        min_speech_ms: shorter speech counts as noise.
-    """
-
-    threshold: float = 0.5
-    hysteresis: float = 0.15
-    min_silence_ms: int = 160
-    min_speech_ms: int = 96
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must be in (0, 1), got {self.threshold}")
+MIN_SILENCE_MS = 160
+"""Shorter silences belong to the speech around them."""
 
 
 class VoiceActivity:
@@ -75,7 +57,7 @@ def voiced(network: SileroNetwork, window: NDArray[np.float32]) -> NDArray[np.bo
     activity = VoiceActivity(network)
     samples = np.clip(np.rint(window * 32_768), -32_768, 32_767).astype(np.int16)
     probabilities = np.concatenate([activity.feed(samples), activity.finish()])
-    return np.asarray(probabilities >= VadOptions().threshold)
+    return np.asarray(probabilities >= THRESHOLD)
 
 
 def speech_ms(network: SileroNetwork, window: NDArray[np.float32]) -> int:
@@ -86,9 +68,8 @@ def speech_ms(network: SileroNetwork, window: NDArray[np.float32]) -> int:
 class VadFinder:
     """Finds speech by voice activity."""
 
-    def __init__(self, network: SileroNetwork, options: VadOptions, cut: CutOptions) -> None:
+    def __init__(self, network: SileroNetwork, cut: CutOptions) -> None:
         self._activity = VoiceActivity(network)
-        self._options = options
         self._cut = cut
         self._curve = Curve(FRAME_MS)
         self._samples = 0
@@ -120,18 +101,17 @@ class VadFinder:
     def _follow(self, probabilities: list[float]) -> list[Speech]:
         found = []
         self._curve.extend(probabilities)
-        release = self._options.threshold - self._options.hysteresis
         for probability in probabilities:
             now = self._frames * FRAME_MS
             self._frames += 1
-            if probability >= self._options.threshold:
+            if probability >= THRESHOLD:
                 self._quiet_since = None
                 if self._start is None:
                     self._start = now
-            elif self._start is not None and probability < release:
+            elif self._start is not None and probability < THRESHOLD - HYSTERESIS:
                 if self._quiet_since is None:
                     self._quiet_since = now
-                if now + FRAME_MS - self._quiet_since >= self._options.min_silence_ms:
+                if now + FRAME_MS - self._quiet_since >= MIN_SILENCE_MS:
                     found += self._close(self._start, self._quiet_since)
         if self._start is not None:
             now = min(self._frames * FRAME_MS, self._samples // SAMPLES_PER_MS)
@@ -141,7 +121,7 @@ class VadFinder:
 
     def _close(self, start: int, end: int) -> list[Speech]:
         pieces, rest = self._cut_off(start, end)
-        if not rest.opened or rest.span.duration_ms >= self._options.min_speech_ms:
+        if not rest.opened or rest.span.duration_ms >= MIN_SPEECH_MS:
             pieces.append(rest)
         self._start, self._opened, self._quiet_since = None, True, None
         return pieces

@@ -1,11 +1,10 @@
-"""Counts jobs and streams, in the transactions that change them."""
+"""Counts jobs, in the transactions that change them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
 from common.db.tables import Job, JobMetrics, Tenant
@@ -15,13 +14,6 @@ from common.domain.job import JobStatus
 
 STANDARD = "standard"
 """The tier of tenants without a row, and the default of the column."""
-
-
-class _JobLabels(NamedTuple):
-    tier: str
-    engine: str
-    model: str
-    error_code: str | None
 
 
 def count_submission(session: Session, job_id: UUID) -> None:
@@ -62,32 +54,10 @@ def count_durations(session: Session, measured: JobMetrics) -> None:
             observe(session, metrics.STAGE_RTF, rtf, stage=stage, engine=engine, model=model)
 
 
-def count_stream(session: Session, engine: str, model: str) -> None:
-    """Count a stream that begins."""
-    count(session, metrics.STREAMS_OPENED, engine=engine, model=model)
-
-
-def count_stream_audio(session: Session, audio_ms: int, engine: str, model: str) -> None:
-    """Count audio received on a stream."""
-    count(session, metrics.STREAM_AUDIO, audio_ms / 1000, engine=engine, model=model)
-
-
-def count_final(session: Session, latency_ms: int, engine: str, model: str) -> None:
-    """Count a saved final."""
-    seconds = latency_ms / 1000
-    observe(session, metrics.STREAM_LATENCY, seconds, engine=engine, model=model)
-
-
-def count_stream_end(session: Session, outcome: str, engine: str, model: str) -> None:
-    """Count a stream that has ended, or counts as ended."""
-    count(session, metrics.STREAMS_ENDED, outcome=outcome, engine=engine, model=model)
-
-
-def _labels(session: Session, job_id: UUID) -> _JobLabels:
-    return _JobLabels(
-        *session.execute(
-            select(func.coalesce(Tenant.tier, STANDARD), Job.engine, Job.model, Job.error_code)
-            .outerjoin(Tenant, Tenant.id == Job.tenant)
-            .where(Job.id == job_id)
-        ).one()
-    )
+def _labels(session: Session, job_id: UUID) -> Row[str, str, str, str | None]:
+    """The tier, engine, model and error code of a job."""
+    return session.execute(
+        select(func.coalesce(Tenant.tier, STANDARD), Job.engine, Job.model, Job.error_code)
+        .outerjoin(Tenant, Tenant.id == Job.tenant)
+        .where(Job.id == job_id)
+    ).one()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, cast
 from uuid import UUID
@@ -56,23 +56,6 @@ class Deleted:
     running: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What was deleted of a job or stream, and when its erasure was verified; see `Deletion`.
-
-    ``id`` is that of the job or the stream.
-    """
-
-    id: UUID
-    kind: Kind
-    reason: Reason
-    requested_at: datetime
-    erased_at: datetime | None
-    rows: int
-    files: int
-    bytes: int
-
-
 class Deletions:
     """The deletions of one tenant; another tenant's jobs are not found."""
 
@@ -108,7 +91,7 @@ class Deletions:
         session_id: UUID | None = None,
         limit: int,
         after: Cursor | None,
-    ) -> Page[Receipt]:
+    ) -> Page[Deletion]:
         """The newest deletions, or those of one job (``job_id``) or one stream (``session_id``)."""
         which: list[ColumnElement[bool]] = []
         if job_id is not None:
@@ -126,20 +109,7 @@ class Deletions:
                 .order_by(Deletion.requested_at.desc(), Deletion.job_id.desc())
                 .limit(limit + 1)
             ).all()
-        receipts = [
-            Receipt(
-                id=row.job_id,
-                kind=Kind(row.kind),
-                reason=Reason(row.reason),
-                requested_at=row.requested_at,
-                erased_at=row.erased_at,
-                rows=row.rows,
-                files=row.files,
-                bytes=row.bytes,
-            )
-            for row in rows
-        ]
-        return page_of(receipts, limit, lambda it: Cursor(it.requested_at, it.id))
+        return page_of(rows, limit, lambda it: Cursor(it.requested_at, it.job_id))
 
 
 def erased(session: Session, job_id: UUID, *, files: int, size: int) -> None:
@@ -165,14 +135,14 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
     # A worker that is stopped during a fetch leaves a file without a row.
     recording_id = job.recording_id or next(iter(fetched_ids(session, job.id)), None)
     end_job(session, job.id, JobStatus.CANCELLED)  # unless it has ended already
-    deleted = [cast("CursorResult[Any]", session.execute(each)) for each in _deletes(job)]
+    rows = _executed(session, _deletes(job))
     session.add(
         Deletion(
             job_id=job.id,
             tenant=job.tenant,
             recording_id=recording_id,
             reason=reason,
-            rows=sum(result.rowcount for result in deleted),
+            rows=rows,
             requested_at=func.clock_timestamp(),
         )
     )
@@ -185,11 +155,11 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
     A stream has nothing but rows, so its erasure is complete at once.
     """
     stream_id, tenant = stream.id, stream.tenant
-    deletes = (
+    deletes = [
         delete(StoredFinal).where(StoredFinal.session_id == stream_id),
         delete(StreamSession).where(StreamSession.id == stream_id),
-    )
-    deleted = [cast("CursorResult[Any]", session.execute(each)) for each in deletes]
+    ]
+    rows = _executed(session, deletes)
     now = func.statement_timestamp()  # the same in both columns
     session.add(
         Deletion(
@@ -197,7 +167,7 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
             kind=Kind.STREAM,
             tenant=tenant,
             reason=reason,
-            rows=sum(result.rowcount for result in deleted),
+            rows=rows,
             requested_at=now,
             erased_at=now,
         )
@@ -210,6 +180,11 @@ def was_deleted(session: Session, tenant: str, row_id: UUID, kind: Kind) -> bool
         Deletion.job_id == row_id, Deletion.tenant == tenant, Deletion.kind == kind
     )
     return session.scalar(receipt) is not None
+
+
+def _executed(session: Session, deletes: Iterable[Delete]) -> int:
+    """Execute ``deletes``; returns how many rows they deleted."""
+    return sum(cast("CursorResult[Any]", session.execute(each)).rowcount for each in deletes)
 
 
 def _deletes(job: Job) -> list[Delete]:

@@ -39,7 +39,10 @@ class DeliveryFilter:
 
 
 class Webhooks:
-    """The endpoints, messages and secrets of one tenant; another tenant's are not found."""
+    """The endpoints, messages and secrets of one tenant.
+
+    Methods with an ``endpoint_id`` raise `NotFound` if the tenant has no such endpoint.
+    """
 
     def __init__(self, database: Database, tenant: str, vault: Vault) -> None:
         self._database = database
@@ -100,9 +103,6 @@ class Webhooks:
         """Set columns of an endpoint; a new URL also applies to pending messages.
 
         ``paused`` False also resets its failures.
-
-        Raises:
-            NotFound: the tenant has no such endpoint.
         """
         with self._database.transaction() as session:
             endpoint = self._endpoint(session, endpoint_id, lock=True)
@@ -124,11 +124,7 @@ class Webhooks:
             return endpoint
 
     def delete(self, endpoint_id: UUID) -> None:
-        """Delete an endpoint and its messages, pending ones too.
-
-        Raises:
-            NotFound: the tenant has no such endpoint.
-        """
+        """Delete an endpoint and its messages, pending ones too."""
         with self._database.transaction() as session:
             session.delete(self._endpoint(session, endpoint_id, lock=True))
 
@@ -138,7 +134,6 @@ class Webhooks:
         """The secrets of an endpoint, or (None) of the jobs' own URLs, newest first.
 
         Raises:
-            NotFound: the tenant has no such endpoint.
             SecretsLocked: they cannot be decrypted.
         """
         with self._database.transaction() as session:
@@ -152,9 +147,6 @@ class Webhooks:
         """Create a secret; earlier ones stay valid for at most ``overlap_s`` seconds.
 
         Secrets that cannot be decrypted are dropped.
-
-        Raises:
-            NotFound: the tenant has no such endpoint.
         """
         with self._database.transaction() as session:
             holder = (
@@ -195,11 +187,7 @@ class Webhooks:
             return Page(_with_attempts(session, page.items), page.next)
 
     def test(self, endpoint_id: UUID) -> MessageDelivery:
-        """Add a test message to an endpoint, paused or not; it is sent once, without retries.
-
-        Raises:
-            NotFound: the tenant has no such endpoint.
-        """
+        """Add a test message to an endpoint, paused or not; it is sent once, without retries."""
         with self._database.transaction() as session:
             endpoint = self._endpoint(session, endpoint_id)
             delivery = WebhookDelivery(
@@ -222,7 +210,11 @@ class Webhooks:
             Conflict: its endpoint is paused.
         """
         with self._database.transaction() as session:
-            delivery = session.scalar(self._delivery(delivery_id))
+            delivery = session.scalar(
+                select(WebhookDelivery).where(
+                    WebhookDelivery.id == delivery_id, WebhookDelivery.tenant == self._tenant
+                )
+            )
             if delivery is None:
                 raise NotFound(what="delivery", value=delivery_id)
             if delivery.endpoint_id is not None:  # always locked before its message
@@ -254,11 +246,6 @@ class Webhooks:
         if endpoint is None:
             raise NotFound(what="endpoint", value=endpoint_id)
         return endpoint
-
-    def _delivery(self, delivery_id: UUID) -> Any:
-        return select(WebhookDelivery).where(
-            WebhookDelivery.id == delivery_id, WebhookDelivery.tenant == self._tenant
-        )
 
 
 def _with_attempts(session: Session, rows: Sequence[WebhookDelivery]) -> list[MessageDelivery]:

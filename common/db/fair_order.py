@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 from uuid import UUID
 
+from loguru import logger
 from sqlalchemy import (
     ColumnElement,
     Row,
@@ -28,14 +31,14 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from common.db.tables import NOW, TURNS, TURNS_LOCK, Job, JobTurn, Outbox, Step, TenantTurn
 from common.domain.fair_order import (
-    next_job,
-    next_tenant,
+    next_served,
+    passes_allowed,
     serve,
     size_class,
     turns_left,
 )
 from common.domain.job import StepStatus
-from common.domain.pipeline import PIPELINES, limited_kinds
+from common.domain.pipeline import PIPELINES, limited_kinds, pipeline_of
 
 ENQUEUE_BATCH = 10_000
 
@@ -48,7 +51,7 @@ class FairOrder:
 
     session: Session
     _busy_jobs: set[UUID] = field(default_factory=set)
-    """Jobs whose steps are all locked by other transactions."""
+    """Jobs whose steps are all locked by other transactions, or that are not `is_known`."""
     _busy_tenants: set[tuple[int, str, bool]] = field(default_factory=set)
 
     def lock(self) -> bool:
@@ -57,9 +60,10 @@ class FairOrder:
         return bool(self.session.scalar(locked))
 
     def enqueue(self) -> None:
-        """Queue the due steps of the outbox."""
-        while self._enqueue_batch() == ENQUEUE_BATCH:
-            continue
+        """Queue the due steps of the outbox; those of jobs that are not `is_known` stay there."""
+        batch = self._enqueue_batch()
+        while len(batch) == ENQUEUE_BATCH:
+            batch = self._enqueue_batch(tuple_(Outbox.due_at, Outbox.id) > tuple_(*batch[-1]))
 
     def dequeue(self, limit: int, limited: int | None) -> Iterator[Row[Any]]:
         """The next steps, locked and removed from the outbox; at most ``limited`` of limited kinds.
@@ -77,20 +81,22 @@ class FairOrder:
 
     # --- enqueuing ----------------------------------------------------------------------------
 
-    def _enqueue_batch(self) -> int:
-        new = self.session.scalars(
-            select(Outbox.id)
-            .where(Outbox.job_id.is_(None), Outbox.due_at <= NOW)
+    def _enqueue_batch(self, *where: ColumnElement[bool]) -> Sequence[Row[datetime, int]]:
+        new = self.session.execute(
+            select(Outbox.due_at, Outbox.id)
+            .where(Outbox.job_id.is_(None), Outbox.due_at <= NOW, *where)
             .order_by(Outbox.due_at, Outbox.id)
             .limit(ENQUEUE_BATCH)
             .with_for_update(skip_locked=True)
         ).all()
         if not new:
-            return 0
+            return new
+        ids = [row.id for row in new]
+        of_steps = (Outbox.id == func.any(ids), Step.id == Outbox.step_id, Job.id == Step.job_id)
         taken = self.session.execute(
             update(Outbox)
             # The ids are read first: Postgres would expect thousands, and read the whole table.
-            .where(Outbox.id == func.any(new), Step.id == Outbox.step_id, Job.id == Step.job_id)
+            .where(*of_steps, Job.kind.in_(PIPELINES))
             .values(
                 job_id=Step.job_id,
                 priority=Job.priority,
@@ -102,7 +108,11 @@ class FairOrder:
         ).all()
         in_order = sorted(taken, key=lambda row: row.id)
         self._join(list(dict.fromkeys(row.job_id for row in in_order)))
-        return len(new)
+        if len(taken) < len(new):
+            of_others = (*of_steps, Job.kind.not_in(PIPELINES))
+            for job in self.session.execute(select(Job.id, Job.kind).where(*of_others).distinct()):
+                is_known(job.id, job.kind)
+        return new
 
     def _join(self, job_ids: Sequence[UUID]) -> None:
         found = self.session.execute(select(*_FACTS).where(Job.id == func.any(job_ids)))
@@ -116,14 +126,14 @@ class FairOrder:
 
     def _next(self, lanes: Sequence[bool]) -> Row[Any] | None:
         while (tenants := self._tenants(lanes)) is not None:
-            tenant = next_tenant(*tenants)
+            tenant = next_served(*tenants)
             jobs = self._jobs(tenant)
             if jobs is None:
                 self._without_jobs(tenant)
                 continue
-            job = next_job(*jobs)
+            job = next_served(*jobs, passes_allowed(jobs[1].size))
             step = self.session.execute(_first_step(job.job_id)).one_or_none()
-            if step is None:
+            if step is None or not is_known(step.job_id, step.kind):
                 self._without_step(job)
                 continue
             turn = self.session.scalar(select(TURNS.next_value())) or 0
@@ -189,7 +199,7 @@ class FairOrder:
             other.since = tenant.since
 
     def _without_step(self, job: JobTurn) -> None:
-        """Skip the job: its steps are claimed, or are being claimed."""
+        """Skip the job: its steps are claimed, or are being claimed, or are not for us."""
         if self._has_steps(job):
             self._busy_jobs.add(job.job_id)
         else:
@@ -214,6 +224,23 @@ class FairOrder:
         return bool(self.session.scalar(select(exists().where(Outbox.job_id == job.job_id))))
 
 
+def is_known(job_id: UUID, kind: str) -> bool:
+    """Whether this version can process a job of ``kind``; logs once that it cannot.
+
+    A newer version that is being started may have created the job: it waits for one of its workers.
+    """
+    known = kind in PIPELINES
+    if not known:
+        _log_unknown(job_id, kind)
+    return known
+
+
+@lru_cache(maxsize=1000)
+def _log_unknown(job_id: UUID, kind: str) -> None:
+    message = "job {job_id} waits: it is of the kind {kind}, which this version does not know"
+    logger.warning(message, job_id=job_id, kind=kind)
+
+
 def leave_queue(session: Session, job_id: UUID) -> None:
     """Remove a job that ends from the queue."""
     session.execute(delete(JobTurn).where(JobTurn.job_id == job_id))
@@ -231,11 +258,11 @@ def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def _is_limited(job: Any) -> bool:
-    return job.phase is not None and PIPELINES[job.kind].is_limited(job.phase)
+    return job.phase is not None and pipeline_of(job.kind).is_limited(job.phase)
 
 
 def _size(job: Any) -> int:
-    pipeline = PIPELINES[job.kind]
+    pipeline = pipeline_of(job.kind)
     remaining = turns_left(
         units_total=job.units_total,
         units_done=job.units_done,

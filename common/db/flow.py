@@ -20,7 +20,7 @@ from common.db.fair_order import leave_queue
 from common.db.tables import Job, Outbox, Part, Step
 from common.db.webhooks import write_messages
 from common.domain.job import JobStatus, StepStatus, job_sources, step_sources
-from common.domain.pipeline import PIPELINES, Phase, StepType
+from common.domain.pipeline import Phase, StepType, pipeline_of
 from common.domain.webhooks import EVENT_OF
 from common.errors import Conflict
 
@@ -49,12 +49,16 @@ def locked_job(session: Session, job_id: UUID) -> Job | None:
 
 
 class Flow:
-    """Moves one job through its pipeline. Its row must be locked."""
+    """Moves one job through its pipeline. Its row must be locked.
+
+    Raises:
+        JobKindUnknown: the job is of a kind of a newer version.
+    """
 
     def __init__(self, session: Session, job: Job) -> None:
         self._session = session
         self._job = job
-        self._pipeline = PIPELINES[job.kind]
+        self._pipeline = pipeline_of(job.kind)
 
     def start(self) -> list[UUID]:
         """Begin the first phase; returns the added steps, as all these methods do."""

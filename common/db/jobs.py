@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import takewhile
+from itertools import starmap, takewhile
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +19,8 @@ from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
 from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
-from common.db.transcriptions import ChunkResult, NewRecording, select_chunks, to_chunk
-from common.db.usage import NO_QUOTA, Quota, charge, check_restart
+from common.db.transcriptions import ChunkResult, NewRecording, select_chunks
+from common.db.usage import NO_QUOTA, Quota, charge, check_quota
 from common.domain.job import JobStatus, Priority
 from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
@@ -94,7 +95,11 @@ class Text:
 
 
 class Jobs:
-    """The jobs of one tenant; another tenant's are not found."""
+    """The jobs of one tenant.
+
+    Methods with a ``job_id`` raise `NotFound` if the tenant has no such job; only `chunks_since`
+    returns nothing.
+    """
 
     def __init__(
         self, database: Database, tenant: str, *, delete_after_s: int | None = None
@@ -137,31 +142,26 @@ class Jobs:
         """Commit the recording that a job waits for.
 
         Raises:
-            NotFound: the tenant has no such job.
             Conflict: it does not wait for one.
             TooMuchAudio: it exceeds the quota of the job's API key.
             UnknownOption: it lacks the audio track that the job asks for.
         """
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             if not self._attach(session, job_id, recording):
-                job, _ = self._job(session, job_id)
+                job = self._job(session, job_id)
                 raise _not_awaited(job)
             charge(session, job_id, quota, jobs=0, audio_ms=recording.duration_ms or 0)
 
     def check_awaits(self, job_id: UUID) -> None:
         """Raise as `attach` would, before the upload."""
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             if job.status != JobStatus.PENDING_UPLOAD:
                 raise _not_awaited(job)
 
     def snapshot(self, job_id: UUID) -> Snapshot:
-        """The state of the job.
-
-        Raises:
-            NotFound: the tenant has no such job.
-        """
+        """The state of the job."""
         with self._database.transaction() as session:
             found = snapshot(session, self._tenant, job_id)
         if found is None:
@@ -169,13 +169,9 @@ class Jobs:
         return found
 
     def text(self, job_id: UUID) -> Text:
-        """The text so far.
-
-        Raises:
-            NotFound: the tenant has no such job.
-        """
+        """The text so far."""
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             transcript = session.scalar(
                 select(TranscriptRevision)
                 .where(TranscriptRevision.job_id == job_id)
@@ -192,12 +188,11 @@ class Jobs:
                     complete=True,
                     manifest=transcript.manifest,
                 )
-            transcription = session.get_one(Transcription, job_id)
-            chunks = (to_chunk(row) for row in session.execute(select_chunks(job_id)))
+            transcription = session.get(Transcription, job_id)
             return Text(
                 segments=[],
-                chunks=list(takewhile(lambda chunk: chunk.result is not None, chunks)),
-                language=transcription.detected_language or job.language,
+                chunks=_transcribed(session.execute(select_chunks(job_id))),
+                language=(transcription and transcription.detected_language) or job.language,
                 duration_ms=job.units_total or 0,
                 options=Options.from_json(job.options),
                 complete=False,
@@ -209,7 +204,7 @@ class Jobs:
         with self._database.transaction() as session:
             of_tenant = select(Job.id).where(Job.id == job_id, Job.tenant == self._tenant)
             rows = session.execute(select_chunks(job_id, index).where(of_tenant.exists()))
-            return list(takewhile(lambda chunk: chunk.result is not None, map(to_chunk, rows)))
+            return _transcribed(rows)
 
     def recording(self, job_id: UUID) -> Recording:
         """The recording of the job.
@@ -218,7 +213,7 @@ class Jobs:
             NotFound: the tenant has no such job, or it has no recording yet.
         """
         with self._database.transaction() as session:
-            recording_id = self._job(session, job_id)[0].recording_id
+            recording_id = self._job(session, job_id).recording_id
             if recording_id is None:
                 raise NotFound(what="recording of job", value=job_id)
             return session.get_one(Recording, recording_id)
@@ -227,16 +222,15 @@ class Jobs:
         """Cancel the job; returns (worker, RQ job) of each running step.
 
         Raises:
-            NotFound: the tenant has no such job.
             Conflict: it has ended already, other than by cancellation.
         """
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             locked_job(session, job_id)  # so no step can be claimed before all are cancelled
             running = running_steps(session, job_id)
             if end_job(session, job_id, JobStatus.CANCELLED):
                 return running
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             if job.status != JobStatus.CANCELLED:
                 raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
             return []
@@ -245,22 +239,21 @@ class Jobs:
         """Retry the missing steps of a FAILED job; steps that are done stay done.
 
         Raises:
-            NotFound: the tenant has no such job.
             Conflict: it is not FAILED.
             TooManyJobs: it exceeds the quota of the job's API key.
         """
         with self._database.transaction() as session:
-            job, _ = self._job(session, job_id)
+            job = self._job(session, job_id)
             if not retry_job(session, job_id):
-                job, _ = self._job(session, job_id)
+                job = self._job(session, job_id)
                 raise Conflict(reason=f"The job is {job.status}; only a FAILED job can be retried")
-            check_restart(session, job_id, quota)
+            # Its audio was charged already.
+            check_quota(session, job.key_id, Quota(quota.concurrent_jobs), jobs=1)
 
     def resume(self, job_id: UUID) -> None:
         """Resume a job that waits for a person.
 
         Raises:
-            NotFound: the tenant has no such job.
             Conflict: it is not waiting.
         """
         with self._database.transaction() as session:
@@ -361,16 +354,20 @@ class Jobs:
         tenants = session.scalar(select(Tenant.delete_after_s).where(Tenant.id == self._tenant))
         return (self._delete_after_s if tenants is None else tenants) or None
 
-    def _job(self, session: Session, job_id: UUID) -> tuple[Job, str | None]:
-        row = session.execute(
-            select(Job, Recording.filename)
-            .outerjoin(Recording, Recording.id == Job.recording_id)
+    def _job(self, session: Session, job_id: UUID) -> Job:
+        job = session.scalar(
+            select(Job)
             .where(Job.id == job_id, Job.tenant == self._tenant)
             .execution_options(populate_existing=True)
-        ).one_or_none()
-        if row is None:
+        )
+        if job is None:
             raise NotFound(what="job", value=job_id)
-        return row[0], row[1]
+        return job
+
+
+def _transcribed(rows: Iterable[Any]) -> list[ChunkResult]:
+    """The chunks of `select_chunks` before the first that is not transcribed."""
+    return list(takewhile(lambda chunk: chunk.result is not None, starmap(ChunkResult, rows)))
 
 
 def _release(session: Session, job_id: UUID, good_s: int) -> bool:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from psycopg.errors import UndefinedTable
 from sqlalchemy import Select, bindparam, delete, func, select, update
-from sqlalchemy.exc import ProgrammingError
-from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.revision import not_migrated
+from common.db.revision import migrated_transaction
 from common.db.tables import ApiKey
 from common.domain.keys import KeyText, Scope
 from common.errors import NotFound
@@ -61,7 +57,7 @@ class Keys:
     ) -> tuple[Key, KeyText]:
         """Create a key, valid for ``lasts_s`` seconds. Its text is returned only here."""
         text = KeyText.make()
-        with _transaction(self._database) as session:
+        with migrated_transaction(self._database) as session:
             row = ApiKey(
                 id=text.id,
                 tenant=self._tenant,
@@ -77,7 +73,7 @@ class Keys:
 
     def all(self) -> list[Key]:
         """All keys, expired and revoked ones too, oldest first."""
-        with _transaction(self._database) as session:
+        with migrated_transaction(self._database) as session:
             rows = session.execute(
                 _found().where(ApiKey.tenant == self._tenant).order_by(ApiKey.created_at, ApiKey.id)
             )
@@ -89,7 +85,7 @@ class Keys:
         Raises:
             NotFound: the tenant has no such key.
         """
-        with _transaction(self._database) as session:
+        with migrated_transaction(self._database) as session:
             found = session.scalar(
                 update(ApiKey)
                 .where(ApiKey.id == key_id, ApiKey.tenant == self._tenant)
@@ -108,24 +104,24 @@ class AllKeys:
 
     def find(self, key_id: str) -> Key | None:
         """The key, in any state; None: there is none."""
-        with _transaction(self._database) as session:
+        with migrated_transaction(self._database) as session:
             row = session.execute(_found().where(ApiKey.id == key_id)).one_or_none()
             return None if row is None else _key(*row)
 
     def exist(self) -> bool:
         """Whether there is any key, in any state."""
-        with _transaction(self._database) as session:
+        with migrated_transaction(self._database) as session:
             return session.scalar(select(ApiKey.id).limit(1)) is not None
 
     def all(self) -> list[Key]:
-        with _transaction(self._database) as session:
+        with migrated_transaction(self._database) as session:
             rows = session.execute(_found().order_by(ApiKey.tenant, ApiKey.created_at))
             return [_key(*row) for row in rows]
 
     def used(self, when: Mapping[str, datetime]) -> None:
         """Record when keys were last used, by their ids."""
         later = ApiKey.last_used_at.is_(None) | (ApiKey.last_used_at < bindparam("at"))
-        with _transaction(self._database) as session:
+        with migrated_transaction(self._database) as session:
             session.connection().execute(
                 update(ApiKey)
                 .where(ApiKey.id == bindparam("key_id"), later)
@@ -135,20 +131,8 @@ class AllKeys:
 
     def forget(self, key_id: str) -> None:
         """Delete the key without a trace."""
-        with _transaction(self._database) as session:
+        with migrated_transaction(self._database) as session:
             session.execute(delete(ApiKey).where(ApiKey.id == key_id))
-
-
-@contextmanager
-def _transaction(database: Database) -> Iterator[Session]:
-    """A transaction that also raises `NotMigrated`."""
-    try:
-        with database.transaction() as session:
-            yield session
-    except ProgrammingError as error:
-        if isinstance(error.orig, UndefinedTable):
-            raise not_migrated(None) from error
-        raise
 
 
 def _found() -> Select[ApiKey, bool]:

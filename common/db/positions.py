@@ -13,6 +13,7 @@ from common.db.fair_order import joining
 from common.db.tables import Job
 from common.domain.fair_order import SHORTER_FIRST, passes_allowed, turns_before
 from common.domain.job import JobStatus
+from common.domain.pipeline import PIPELINES
 
 FARTHEST = 1_000
 """The largest reported position: at most so many rows are read."""
@@ -25,10 +26,12 @@ NEVER = 2**63 - 1
 def positions(session: Session, jobs: Iterable[Job], farthest: int) -> dict[UUID, int]:
     """How many turns come before the first of each PENDING job, if no others are submitted.
 
+    Jobs of kinds that this version does not know have no position.
+
     0: it is next, or a worker is about to begin; ``farthest``: that many or more. Each job of a
     higher priority counts as one turn.
     """
-    pending = [job for job in jobs if job.status == JobStatus.PENDING]
+    pending = [it for it in jobs if it.status == JobStatus.PENDING and it.kind in PIPELINES]
     if not pending:
         return {}
     found = session.execute(_PLACES, joining(pending) | {"most": farthest, "never": NEVER})
@@ -59,9 +62,35 @@ def _position(row: Row[Any]) -> int:
     return before
 
 
+_JOBS = """job_turns AS it WHERE it.remote = own.remote AND it.priority = own.priority
+    AND it.tenant = own.tenant"""
+_TENANTS = "tenant_turns AS it WHERE it.remote = own.remote AND it.priority = own.priority"
+_OTHERS = f"{_TENANTS} AND it.tenant <> own.tenant"
+"""The queue of a job's tenant, and the tenants that take turns with it."""
+
+
+def _first(column: str, queue: str, order: str) -> str:
+    return f"(SELECT {column} FROM {queue} ORDER BY {order} LIMIT 1)"  # noqa: S608
+
+
+def _count(queue: str, order: str) -> str:
+    return f"(SELECT count(*) FROM (SELECT FROM {queue} ORDER BY {order} LIMIT :most) AS found)"  # noqa: S608
+
+
+def _shorter(queue: str, size: str, since: str) -> str:
+    """How many go before this one as they are shorter, and how many of these have waited longer."""
+    return f"""LATERAL (
+        SELECT count(*) AS number, count(*) FILTER (WHERE found.since < {since}) AS ahead
+        FROM (
+            SELECT since FROM {queue} AND (it.size, it.since) < ({size}, {since})
+            ORDER BY it.size, it.since LIMIT :most
+        ) AS found
+    )"""  # noqa: S608
+
+
 # Each count reads the beginning of an index: hence its ORDER BY. OFFSET 0 makes Postgres look up a
 # row by its key. With statistics from before a burst of jobs it would read the whole table.
-_PLACES = text("""
+_PLACES = text(f"""
     WITH own AS (
         SELECT
             job_id, joining.priority, joining.tenant, joining.remote,
@@ -88,34 +117,13 @@ _PLACES = text("""
         ) AS line ON true
     )
     SELECT own.job_id, own.size, NOT in_line AND outbox_id IS NULL AS handed_out,
-        higher, not_in_line, other_tenants,
-        jobs_before, jobs_ahead, jobs_waited, tenants_before, tenants_ahead, tenants_waited,
+        {
+    _count(
+        "job_turns AS it WHERE it.remote = own.remote AND it.priority < own.priority", "it.priority"
+    )
+} AS higher,
         (
-            SELECT size FROM job_turns AS it
-            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
-            ORDER BY size LIMIT 1
-        ) AS jobs_smallest,
-        (
-            SELECT passed FROM job_turns AS it
-            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
-            ORDER BY since LIMIT 1
-        ) AS jobs_passed,
-        (
-            SELECT passed FROM tenant_turns AS it
-            WHERE it.remote = own.remote AND it.priority = own.priority
-            ORDER BY since LIMIT 1
-        ) AS tenants_passed
-    FROM own,
-    LATERAL (
-        SELECT count(*) AS higher FROM (
-            SELECT FROM job_turns AS it
-            WHERE it.remote = own.remote AND it.priority < own.priority
-            ORDER BY it.priority LIMIT :most
-        ) AS found
-    ) AS higher_priority,
-    LATERAL (
-        SELECT count(*) AS not_in_line FROM (
-            SELECT FROM (
+            SELECT count(*) FROM (
                 SELECT id, step_id FROM outbox
                 WHERE NOT in_line AND job_id IS NULL AND due_at <= statement_timestamp()
                 ORDER BY due_at LIMIT :most
@@ -125,47 +133,16 @@ _PLACES = text("""
             ) AS job
             WHERE job.id <> own.job_id
             AND (job.priority, it.id) < (own.priority, own.outbox_id)
-        ) AS found
-    ) AS joining_as_well,
-    LATERAL (
-        SELECT count(*) AS jobs_before,
-            count(*) FILTER (WHERE found.since < own.since) AS jobs_ahead
-        FROM (
-            SELECT since FROM job_turns AS it
-            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
-            AND (it.size, it.since) < (own.size, own.since)
-            ORDER BY it.size, it.since LIMIT :most
-        ) AS found
-    ) AS shorter_jobs,
-    LATERAL (
-        SELECT count(*) AS jobs_waited FROM (
-            SELECT FROM job_turns AS it
-            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant = own.tenant
-            AND it.since < own.since ORDER BY it.since LIMIT :most
-        ) AS found
-    ) AS older_jobs,
-    LATERAL (
-        SELECT count(*) AS tenants_before,
-            count(*) FILTER (WHERE found.since < own.tenant_since) AS tenants_ahead
-        FROM (
-            SELECT since FROM tenant_turns AS it
-            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
-            AND (it.size, it.since) < (own.tenant_size, own.tenant_since)
-            ORDER BY it.size, it.since LIMIT :most
-        ) AS found
-    ) AS tenants_with_shorter_jobs,
-    LATERAL (
-        SELECT count(*) AS tenants_waited FROM (
-            SELECT FROM tenant_turns AS it
-            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
-            AND it.since < own.tenant_since ORDER BY it.since LIMIT :most
-        ) AS found
-    ) AS older_tenants,
-    LATERAL (
-        SELECT count(*) AS other_tenants FROM (
-            SELECT FROM tenant_turns AS it
-            WHERE it.remote = own.remote AND it.priority = own.priority AND it.tenant <> own.tenant
-            ORDER BY it.since LIMIT :most
-        ) AS found
-    ) AS others
-""")
+        ) AS not_in_line,
+        shorter_jobs.number AS jobs_before, shorter_jobs.ahead AS jobs_ahead,
+        {_count(f"{_JOBS} AND it.since < own.since", "it.since")} AS jobs_waited,
+        {_first("size", _JOBS, "size")} AS jobs_smallest,
+        {_first("passed", _JOBS, "since")} AS jobs_passed,
+        shorter_tenants.number AS tenants_before, shorter_tenants.ahead AS tenants_ahead,
+        {_count(f"{_OTHERS} AND it.since < own.tenant_since", "it.since")} AS tenants_waited,
+        {_first("passed", _TENANTS, "since")} AS tenants_passed,
+        {_count(_OTHERS, "it.since")} AS other_tenants
+    FROM own,
+    {_shorter(_JOBS, "own.size", "own.since")} AS shorter_jobs,
+    {_shorter(_OTHERS, "own.tenant_size", "own.tenant_since")} AS shorter_tenants
+""")  # noqa: S608

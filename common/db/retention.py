@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import case, func, null, select, update
@@ -11,7 +12,7 @@ from sqlalchemy import case, func, null, select, update
 from common.db.database import Database
 from common.db.deletions import Deleted, Reason, erased, remove, remove_stream
 from common.db.flow import end_job
-from common.db.steps import fetched_ids, seconds
+from common.db.steps import fetched_ids
 from common.db.streams import end_silent
 from common.db.tables import NOW, Deletion, Job, Recording, StreamSession
 from common.db.usage import SILENT_S
@@ -51,25 +52,25 @@ class Retention:
             )
             if job_id is None:
                 return False
-            safe_at = Job.completed_at + seconds(self.grace_s)
+            safe_at = Job.completed_at + timedelta(seconds=self.grace_s)
             again = (
                 case((Job.sweep_at >= safe_at, null()), else_=func.greatest(safe_at, NOW))
                 if drop(job_id)
-                else NOW + seconds(SWEEP_AGAIN_S)
+                else NOW + timedelta(seconds=SWEEP_AGAIN_S)
             )
             session.execute(update(Job).where(Job.id == job_id).values(sweep_at=again))
             return True
 
     def next_due_s(self, upload_wait_s: float) -> float | None:
         """Seconds until the next cleanup, at most 0 if one is due; None: nothing to clean up."""
-        grace, wait = seconds(self.grace_s), seconds(upload_wait_s)
+        grace, wait = timedelta(seconds=self.grace_s), timedelta(seconds=upload_wait_s)
         earliest = (
             select(func.min(Job.sweep_at)),
             select(func.min(Job.delete_at)),
             select(func.min(Job.created_at) + wait).where(Job.status == JobStatus.PENDING_UPLOAD),
             select(func.min(Deletion.requested_at) + grace).where(Deletion.erased_at.is_(None)),
             select(func.min(StreamSession.delete_at)),
-            select(func.min(StreamSession.seen_at) + seconds(SILENT_S)).where(
+            select(func.min(StreamSession.seen_at) + timedelta(seconds=SILENT_S)).where(
                 StreamSession.ended_at.is_(None)
             ),
         )
@@ -124,7 +125,7 @@ class Retention:
                 select(Deletion.job_id, Deletion.recording_id)
                 .where(
                     Deletion.erased_at.is_(None),
-                    Deletion.requested_at <= NOW - seconds(self.grace_s),
+                    Deletion.requested_at <= NOW - timedelta(seconds=self.grace_s),
                 )
                 .order_by(Deletion.requested_at)
                 .limit(limit)
@@ -167,7 +168,7 @@ class Retention:
                 select(Job.id)
                 .where(
                     Job.status == JobStatus.PENDING_UPLOAD,
-                    Job.created_at < NOW - seconds(limit_s),
+                    Job.created_at < NOW - timedelta(seconds=limit_s),
                 )
                 # A transaction that has locked one may be committing its recording.
                 .with_for_update(key_share=True, skip_locked=True)

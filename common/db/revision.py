@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from psycopg.errors import UndefinedTable
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
 
 from common.db.database import Database
 from common.errors import NotMigrated
@@ -21,18 +24,25 @@ def newest_revision() -> str:
 
 def check_revision(database: Database) -> None:
     """Raise `NotMigrated` unless the database is at this version's revision."""
+    with migrated_transaction(database) as session:
+        found = session.scalar(text("SELECT version_num FROM alembic_version"))
+    if found != newest_revision():
+        raise _not_migrated(found)
+
+
+@contextmanager
+def migrated_transaction(database: Database) -> Iterator[Session]:
+    """A transaction that also raises `NotMigrated`."""
     try:
         with database.transaction() as session:
-            found = session.scalar(text("SELECT version_num FROM alembic_version"))
+            yield session
     except ProgrammingError as error:
         if isinstance(error.orig, UndefinedTable):
-            raise not_migrated(None) from error
+            raise _not_migrated(None) from error
         raise
-    if found != newest_revision():
-        raise not_migrated(found)
 
 
-def not_migrated(found: str | None) -> NotMigrated:
+def _not_migrated(found: str | None) -> NotMigrated:
     """The error for a database at revision ``found``; None: without tables."""
     newest = newest_revision()
     newer = found is not None and found > newest

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session, aliased
 from common.db.positions import FARTHEST, FARTHEST_LISTED, positions
 from common.db.tables import Job, Recording, Step, Transcription
 from common.domain.job import JobStatus, StepStatus
-from common.domain.pipeline import PIPELINES
+from common.domain.pipeline import PIPELINES, Pipeline
 from common.domain.request import Options
 from common.domain.tracks import Track
 
@@ -53,10 +53,11 @@ NO_CLIENT_DATA = ClientData()
 class Snapshot:
     """The state of a job at one instant.
 
-    ``stage`` is queued, done, or that of the step it waits for (`common.domain.pipeline`).
-    ``progress`` is in [0, 100]. ``queue_position`` counts the turns of others before it (0: next;
-    see `positions`); None once it was started. ``eta_s`` is the remaining time, from the job's own
-    pace; ``estimate_s`` is the whole time, from the pace of recent jobs; None: not known.
+    ``stage`` is queued, done, or that of the step it waits for (`common.domain.pipeline`); of a
+    started job of a kind that this version does not know, processing. ``progress`` is in [0, 100].
+    ``queue_position`` counts the turns of others before it (0: next; see `positions`); None once it
+    was started, and for such a kind. ``eta_s`` is the remaining time, from the job's own pace;
+    ``estimate_s`` is the whole time, from the pace of recent jobs; None: not known.
     ``chunks_total`` grows until the job is ``planned``. ``filename`` is None until the recording is
     stored. ``delete_at`` is None until the job has ended, and if it is kept.
     """
@@ -168,6 +169,7 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
     job: Job = row.Job
     transcription: Transcription | None = row.Transcription
     state = _Progress(job, row.ended or {})
+    duration_ms = job.units_total
     return Snapshot(
         job_id=job.id,
         status=JobStatus(job.status),
@@ -187,20 +189,14 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         engine=job.engine,
         model=job.model,
         language=(transcription and transcription.detected_language) or job.language,
-        duration_ms=job.units_total,
+        duration_ms=duration_ms,
         options=Options.from_json(job.options),
         client=ClientData(job.client_recording_id, job.client_metadata),
         delete_at=job.delete_at,
         audio_tracks=tuple(map(Track.from_json, row.audio_tracks or ())),
         audio_track=None if transcription is None else transcription.audio_track,
-        estimate_s=_estimate_s(job, row.speed),
+        estimate_s=duration_ms / 1000 / float(row.speed) if duration_ms and row.speed else None,
         planned=job.parts_known,
-    )
-
-
-def _estimate_s(job: Job, recent_speed: Any) -> float | None:
-    return (
-        job.units_total / 1000 / float(recent_speed) if job.units_total and recent_speed else None
     )
 
 
@@ -213,8 +209,9 @@ class _Progress:
     def __init__(self, job: Job, ended: Mapping[str, int]) -> None:
         self._job = job
         self._ended = ended
-        self._pipeline = PIPELINES[job.kind]
-        self._phase = None if job.phase is None else self._pipeline.phase(job.phase)
+        known = PIPELINES.get(job.kind)
+        self._pipeline = known or Pipeline(job.kind, phases=())
+        self._phase = known.phase(job.phase) if known and job.phase is not None else None
         self._counting = self._pipeline.counting(job.options)
 
     @property
@@ -226,8 +223,10 @@ class _Progress:
     def stage(self) -> str:
         if self._job.status in (JobStatus.PENDING_UPLOAD, JobStatus.PENDING):
             return "queued"
-        if self._job.status != JobStatus.PROCESSING or self._phase is None:
+        if self._job.status != JobStatus.PROCESSING:
             return "done"
+        if self._phase is None:  # of a kind that this version does not know
+            return "processing"
         whole = self._phase.step_of(self._job.options)
         each = self._phase.each_of(self._job.options)
         if whole is not None and not (each and self._job.parts_total):

@@ -10,26 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
-from sqlalchemy import (
-    ColumnElement,
-    Interval,
-    Update,
-    and_,
-    cast,
-    delete,
-    func,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Update, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.fair_order import FairOrder
+from common.db.fair_order import FairOrder, is_known
 from common.db.flow import OPEN, Flow, NewPart, end_job, enqueue, locked_job
 from common.db.tables import NOW, Job, Outbox, Part, Step, StepFailure
 from common.db.tallies import count
@@ -42,7 +31,7 @@ from common.domain.job import (
     retry_delay_s,
 )
 from common.domain.metrics import LEASES_EXPIRED, STEP_RETRIES
-from common.domain.pipeline import PIPELINES, StepKind, StepType, limited_kinds
+from common.domain.pipeline import StepKind, StepType, limited_kinds, pipeline_of
 from common.errors import ChunkTimedOut, LeaseExpired, StenoError, Transient, WorkerLost
 
 MAX_BACKOFF_STEP = 10
@@ -94,11 +83,6 @@ class Claim:
         return None if self.part is None else self.part.index
 
 
-def seconds(value: float) -> ColumnElement[Any]:
-    """An interval, as SQL."""
-    return cast(literal(f"{value} seconds"), Interval)
-
-
 class Steps:
     """The operations of workers and the dispatcher on steps, for all tenants."""
 
@@ -116,18 +100,20 @@ class Steps:
     def claim(self, step_id: UUID, worker: str, rq_job_id: str | None = None) -> Claim | None:
         """Claim a pending step; None if it is claimed, done, not due yet or cancelled.
 
-        ``rq_job_id`` is the RQ job that ``worker`` runs: stopping that stops the work.
+        None also if this version does not know the kind of its job. ``rq_job_id`` is the RQ job
+        that ``worker`` runs: stopping that stops the work.
         """
         with self._database.transaction() as session:
-            job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
-            job = None if job_id is None else locked_job(session, job_id)
+            job = _job_of(session, step_id)
             return None if job is None else self._claim(session, job, step_id, worker, rq_job_id)
 
     def renew(self, claim: Claim) -> bool:
         """Extend the lease; False if the claim is no longer valid."""
         with self._database.transaction() as session:
-            extended = _held(claim).values(
-                lease_until=func.clock_timestamp() + seconds(self._lease_s)
+            extended = (
+                update(Step)
+                .where(_is_held(claim))
+                .values(lease_until=func.clock_timestamp() + timedelta(seconds=self._lease_s))
             )
             return session.scalar(extended.returning(Step.id)) is not None
 
@@ -142,7 +128,11 @@ class Steps:
             StaleClaim: the claim is no longer valid.
         """
         with self._database.transaction() as session:
-            within(session, _held_job(session, claim))
+            job = locked_job(session, claim.job_id)
+            held = select(Step.id).where(_is_held(claim)).with_for_update()
+            if job is None or session.scalar(held) is None:
+                raise StaleClaim
+            within(session, job)
 
     def add_parts(self, claim: Claim, parts: Sequence[NewPart]) -> None:
         """Store parts that the claimed step found, with their first steps.
@@ -175,14 +165,18 @@ class Steps:
             job = locked_job(session, claim.job_id)
             if job is None:
                 raise StaleClaim
-            done = _held(claim).values(
-                status=StepStatus.DONE,
-                token=None,
-                lease_until=None,
-                finished_at=func.clock_timestamp(),
-                result=result,
-                elapsed_ms=elapsed_ms,
-                stored_count=Step.stored_count + 1,
+            done = (
+                update(Step)
+                .where(_is_held(claim))
+                .values(
+                    status=StepStatus.DONE,
+                    token=None,
+                    lease_until=None,
+                    finished_at=func.clock_timestamp(),
+                    result=result,
+                    elapsed_ms=elapsed_ms,
+                    stored_count=Step.stored_count + 1,
+                )
             )
             if session.scalar(done.returning(Step.id)) is None:
                 raise StaleClaim
@@ -204,11 +198,10 @@ class Steps:
         never. A full disk or an outage is not the step's fault: it is not counted, and the step is
         retried until it is over. A step whose failure is only a warning fails no job: its part
         lacks the result, and after one such failure the same steps of later parts get one attempt
-        each. Returns False if the attempt is not the current one.
+        each. Returns False if the attempt is not the current one, or the job not `is_known`.
         """
         with self._database.transaction() as session:
-            job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
-            job = None if job_id is None else locked_job(session, job_id)
+            job = _job_of(session, step_id)
             if job is None:
                 return False
             lost = isinstance(error, WorkerLost)
@@ -227,21 +220,27 @@ class Steps:
             if step is None:
                 return False
             if not is_outage:
-                session.add(_failure(step, error))
-            step_type = PIPELINES[job.kind].step(step.kind)
+                session.add(
+                    StepFailure(
+                        job_id=step.job_id,
+                        kind=step.kind,
+                        part=step.part,
+                        attempt=step.attempt,
+                        code=error.code,
+                        message=error.message,
+                        worker=step.worker,
+                    )
+                )
+            step_type = pipeline_of(job.kind).step(step.kind)
             delay_s = self._delay_s(session, step, step_type, error)
             if isinstance(error, LeaseExpired):
                 count(session, LEASES_EXPIRED, kind=step.kind)
             if delay_s is not None:
                 count(session, STEP_RETRIES, kind=step.kind, code=error.code)
-                self._to_pending(session, step_id, attempt, delay_s=delay_s)
+                session.execute(_to_pending(delay_s).where(Step.id == step_id))
                 enqueue(session, [step_id])
             else:
-                session.execute(
-                    update(Step)
-                    .where(Step.id == step_id)
-                    .values(status=StepStatus.FAILED, token=None, lease_until=None)
-                )
+                step.status, step.token, step.lease_until = StepStatus.FAILED, None, None
                 if step_type.warning is None:
                     end_job(
                         session, job.id, JobStatus.FAILED, code=error.code, message=error.message
@@ -282,16 +281,7 @@ class Steps:
             for job_id in jobs:
                 locked_job(session, job_id)
             back = session.execute(
-                update(Step)
-                .where(mine, Step.job_id.in_(jobs))
-                .values(
-                    status=StepStatus.PENDING,
-                    token=None,
-                    lease_until=None,
-                    run_after=func.clock_timestamp(),
-                    rq_job_id=None,
-                )
-                .returning(Step.id, Step.job_id)
+                _to_pending().where(mine, Step.job_id.in_(jobs)).returning(Step.id, Step.job_id)
             ).all()
             given = [] if step_id is None else [step_id]
             _enqueue_again(session, [*given, *(step.id for step in back)])
@@ -392,7 +382,8 @@ class Steps:
             jobs = session.scalars(
                 select(Job.id).where(
                     Job.status == JobStatus.PROCESSING,
-                    func.coalesce(Job.resumed_at, Job.started_at) < NOW - seconds(limit_s),
+                    func.coalesce(Job.resumed_at, Job.started_at)
+                    < NOW - timedelta(seconds=limit_s),
                 )
             ).all()
             for job_id in jobs:
@@ -421,7 +412,7 @@ class Steps:
                 status=StepStatus.RUNNING,
                 attempt=Step.attempt + 1,
                 token=func.gen_random_uuid(),
-                lease_until=func.clock_timestamp() + seconds(self._lease_s),
+                lease_until=func.clock_timestamp() + timedelta(seconds=self._lease_s),
                 worker=worker,
                 rq_job_id=rq_job_id or Step.rq_job_id,
                 started_at=func.clock_timestamp(),
@@ -436,7 +427,7 @@ class Steps:
             job.status = JobStatus.PROCESSING
             job.started_at = job.started_at or session.scalar(select(func.clock_timestamp()))
         part = None if row.part is None else session.get_one(Part, (job.id, row.part))
-        step = PIPELINES[job.kind].step(row.kind)
+        step = pipeline_of(job.kind).step(row.kind)
         return Claim(
             step_id=step_id,
             kind=row.kind,
@@ -462,34 +453,22 @@ class Steps:
                 return None
         return added[0]
 
-    def _to_pending(self, session: Session, step_id: UUID, attempt: int, *, delay_s: float) -> bool:
-        pending = (
-            update(Step)
-            .where(
-                Step.id == step_id,
-                Step.attempt == attempt,
-                Step.status == StepStatus.RUNNING,
-            )
-            .values(
-                status=StepStatus.PENDING,
-                token=None,
-                lease_until=None,
-                run_after=func.clock_timestamp() + seconds(delay_s),
-                rq_job_id=None,
-            )
-        )
-        return session.scalar(pending.returning(Step.id)) is not None
+
+def _job_of(session: Session, step_id: UUID) -> Job | None:
+    """The job of a step, locked; None: it is deleted, or not `is_known`."""
+    job_id = session.scalar(select(Step.job_id).where(Step.id == step_id))
+    job = None if job_id is None else locked_job(session, job_id)
+    return job if job is not None and is_known(job.id, job.kind) else None
 
 
-def _failure(step: Step, error: StenoError) -> StepFailure:
-    return StepFailure(
-        job_id=step.job_id,
-        kind=step.kind,
-        part=step.part,
-        attempt=step.attempt,
-        code=error.code,
-        message=error.message,
-        worker=step.worker,
+def _to_pending(delay_s: float = 0.0) -> Update:
+    """Makes steps pending again, due after ``delay_s`` seconds."""
+    return update(Step).values(
+        status=StepStatus.PENDING,
+        token=None,
+        lease_until=None,
+        run_after=func.clock_timestamp() + timedelta(seconds=delay_s),
+        rq_job_id=None,
     )
 
 
@@ -565,20 +544,11 @@ def _failed_already(step: Step) -> Any:
     )
 
 
-def _held(claim: Claim) -> Update:
-    return update(Step).where(
+def _is_held(claim: Claim) -> ColumnElement[bool]:
+    """Whether a step is that of the claim, and the claim is valid."""
+    return and_(
         Step.id == claim.step_id, Step.token == claim.token, Step.status == StepStatus.RUNNING
     )
-
-
-def _held_job(session: Session, claim: Claim) -> Job:
-    job = locked_job(session, claim.job_id)
-    held = select(Step.id).where(
-        Step.id == claim.step_id, Step.token == claim.token, Step.status == StepStatus.RUNNING
-    )
-    if job is None or session.scalar(held.with_for_update()) is None:
-        raise StaleClaim
-    return job
 
 
 def _is_published() -> ColumnElement[bool]:

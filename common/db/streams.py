@@ -17,12 +17,13 @@ from sqlalchemy import ColumnElement, Integer, Select, case, func, null, select,
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from common.db.counting import count_final, count_stream, count_stream_audio, count_stream_end
 from common.db.database import Database
 from common.db.deletions import Reason, remove_stream, was_deleted
 from common.db.snapshots import NO_CLIENT_DATA, ClientData
 from common.db.tables import Kind, StoredFinal, StreamSession, Tenant
-from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_stream, is_silent
+from common.db.tallies import count, observe
+from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_quota, is_silent
+from common.domain import metrics
 from common.domain.moderation import ModeratedBy
 from common.domain.transcript import Transcript, join_text, segments_from_json, segments_to_json
 from common.domain.values import Segment, Span
@@ -111,7 +112,10 @@ class Stream:
 
 
 class Streams:
-    """The streams of one tenant; another tenant's are not found."""
+    """The streams of one tenant.
+
+    Methods with a ``stream_id`` raise `NotFound` if the tenant has no such stream (any more).
+    """
 
     def __init__(
         self, database: Database, tenant: str, *, delete_after_s: int | None = None
@@ -148,15 +152,11 @@ class Streams:
                     ),
                 )
             )
-            count_stream(session, stream.engine, stream.model)
-            check_stream(session, stream.key_id, stream.quota)
+            count(session, metrics.STREAMS_OPENED, engine=stream.engine, model=stream.model)
+            check_quota(session, stream.key_id, stream.quota, streams=1)
 
     def add(self, stream_id: UUID, finals: Sequence[StreamFinal]) -> None:
-        """Commit finals; existing ones stay as they are.
-
-        Raises:
-            NotFound: the stream was deleted in the meantime.
-        """
+        """Commit finals; existing ones stay as they are."""
         if not finals:
             return
         with self._database.transaction() as session:
@@ -170,16 +170,13 @@ class Streams:
                 .returning(StoredFinal.latency_ms, StoredFinal.engine, StoredFinal.model)
             )
             for latency_ms, engine, model in new:
-                count_final(session, latency_ms, engine, model)
+                latency_s = latency_ms / 1000
+                observe(session, metrics.STREAM_LATENCY, latency_s, engine=engine, model=model)
 
     def moderate(
         self, stream_id: UUID, seq: int, segments: Sequence[Segment], by: ModeratedBy
     ) -> None:
-        """Commit the moderation of the stored final ``seq``.
-
-        Raises:
-            NotFound: the stream was deleted in the meantime.
-        """
+        """Commit the moderation of the stored final ``seq``."""
         moderated = {"segments": segments_to_json(segments), "moderation": by.to_json()}
         with self._database.transaction() as session:
             updated = session.execute(
@@ -207,7 +204,6 @@ class Streams:
         """Record a heartbeat, the audio received so far, and the current engine.
 
         Raises:
-            NotFound: it was deleted in the meantime.
             TooMuchAudio: its API key has used up its quota of today; the audio is charged anyway.
         """
         with self._database.transaction() as session:
@@ -218,21 +214,13 @@ class Streams:
         Usage(self._database, self._tenant, key_id).check(today, jobs=0)
 
     def close(self, stream_id: UUID, *, audio_ms: int, outcome: str) -> None:
-        """Record the end of the stream and its ``outcome``; an ended one stays as it is.
-
-        Raises:
-            NotFound: it was deleted in the meantime.
-        """
+        """Record the end of the stream and its ``outcome``; an ended one stays as it is."""
         with self._database.transaction() as session:
             self._note(session, stream_id, audio_ms)
             _end(session, outcome, [stream_id])
 
     def get(self, stream_id: UUID) -> Stream:
-        """The state of the stream.
-
-        Raises:
-            NotFound: the tenant has no such stream.
-        """
+        """The state of the stream."""
         with self._database.transaction() as session:
             row = session.scalar(self._own(stream_id))
             if row is None:
@@ -298,7 +286,8 @@ class Streams:
         if row is None:
             raise NotFound(what=Kind.STREAM, value=stream_id)
         if row.more_ms:
-            count_stream_audio(session, row.more_ms, row.engine, row.model)
+            more_s = row.more_ms / 1000
+            count(session, metrics.STREAM_AUDIO, more_s, engine=row.engine, model=row.model)
             charge_stream(session, self._tenant, row.key_id, row.more_ms)
         key_id: str | None = row.key_id
         return key_id
@@ -335,7 +324,7 @@ def _end(session: Session, outcome: str, stream_ids: Sequence[UUID]) -> list[UUI
         .execution_options(synchronize_session=False)
     ).all()
     for _, engine, model in ended:
-        count_stream_end(session, outcome, engine, model)
+        count(session, metrics.STREAMS_ENDED, outcome=outcome, engine=engine, model=model)
     return [stream_id for stream_id, _, _ in ended]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -37,6 +37,9 @@ class Kind(StrEnum):
     STREAM = "stream"
 
 
+OfJob = Annotated[UUID, mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)]
+"""The job of a row whose key begins with it."""
+
 NOW = func.statement_timestamp()
 """For conditions: unlike clock_timestamp() it can be used with an index."""
 
@@ -44,6 +47,11 @@ NOW = func.statement_timestamp()
 def _one_of(column: str, values: type) -> str:
     allowed = ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]
     return f"{column} IN ({allowed})"
+
+
+def _partial(name: str, *columns: Any, where: str, unique: bool = False) -> Index:
+    """An index of the rows that match ``where``."""
+    return Index(name, *columns, unique=unique, postgresql_where=text(where))
 
 
 class Base(DeclarativeBase):
@@ -99,50 +107,40 @@ class Job(Base):
         Index("ix_jobs_tenant_created_at", "tenant", "created_at"),
         Index("ix_jobs_tenant_status", "tenant", "status", "created_at", "id"),
         Index("ix_jobs_tenant_model", "tenant", "model", "status", "created_at", "id"),
-        Index(
+        _partial(
             "ix_jobs_tenant_recording",
             "tenant",
             "client_recording_id",
             "created_at",
-            postgresql_where=text("client_recording_id IS NOT NULL"),
+            where="client_recording_id IS NOT NULL",
         ),
-        Index(
+        _partial(
             "ix_jobs_key_unfinished",
             "key_id",
-            postgresql_where=text("status IN ('PENDING_UPLOAD', 'PENDING', 'PROCESSING')"),
+            where="status IN ('PENDING_UPLOAD', 'PENDING', 'PROCESSING')",
         ),
-        Index(
+        _partial(
             "ix_jobs_unfinished",
             "status",
             text("coalesce(retried_at, created_at)"),
-            postgresql_where=text("status IN ('PENDING', 'PROCESSING')"),
+            where="status IN ('PENDING', 'PROCESSING')",
         ),
-        Index(
+        _partial(
             "ix_jobs_processing",
             text("coalesce(resumed_at, started_at)"),
-            postgresql_where=text("status = 'PROCESSING'"),
+            where="status = 'PROCESSING'",
         ),
-        Index(
+        _partial(
             "uq_jobs_tenant_idempotency_key",
             "tenant",
             "idempotency_key",
             unique=True,
-            postgresql_where=text("idempotency_key IS NOT NULL"),
+            where="idempotency_key IS NOT NULL",
         ),
-        Index(
-            "ix_jobs_lately",
-            "engine",
-            "model",
-            "completed_at",
-            postgresql_where=text("status = 'COMPLETED'"),
-        ),
-        Index(
-            "ix_jobs_awaited",
-            "created_at",
-            postgresql_where=text("status = 'PENDING_UPLOAD'"),
-        ),
-        Index("ix_jobs_sweep_at", "sweep_at", postgresql_where=text("sweep_at IS NOT NULL")),
-        Index("ix_jobs_delete_at", "delete_at", postgresql_where=text("delete_at IS NOT NULL")),
+        _partial("ix_jobs_lately", "engine", "model", "completed_at", where="status = 'COMPLETED'"),
+        _partial("ix_jobs_awaited", "created_at", where="status = 'PENDING_UPLOAD'"),
+        _partial("ix_jobs_sweep_at", "sweep_at", where="sweep_at IS NOT NULL"),
+        _partial("ix_jobs_delete_at", "delete_at", where="delete_at IS NOT NULL"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -211,9 +209,7 @@ class Transcription(Base):
 
     __tablename__ = "transcriptions"
 
-    job_id: Mapped[UUID] = mapped_column(
-        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
-    )
+    job_id: Mapped[OfJob]
     detected_language: Mapped[str | None]
     language_probabilities: Mapped[dict[str, Any] | None]
     """Of the detected languages, if detection was requested."""
@@ -231,12 +227,8 @@ class StreamSession(Base):
     __tablename__ = "stream_sessions"
     __table_args__ = (
         Index("ix_stream_sessions_tenant_created_at", "tenant", "created_at"),
-        Index("ix_stream_sessions_live", "seen_at", postgresql_where=text("ended_at IS NULL")),
-        Index(
-            "ix_stream_sessions_delete_at",
-            "delete_at",
-            postgresql_where=text("delete_at IS NOT NULL"),
-        ),
+        _partial("ix_stream_sessions_live", "seen_at", where="ended_at IS NULL"),
+        _partial("ix_stream_sessions_delete_at", "delete_at", where="delete_at IS NOT NULL"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -302,7 +294,7 @@ class Deletion(Base):
     __table_args__ = (
         CheckConstraint(_one_of("kind", Kind), name="kind"),
         Index("ix_deletions_tenant_requested_at", "tenant", "requested_at"),
-        Index("ix_deletions_due", "requested_at", postgresql_where=text("erased_at IS NULL")),
+        _partial("ix_deletions_due", "requested_at", where="erased_at IS NULL"),
     )
 
     job_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -329,9 +321,7 @@ class Part(Base):
 
     __tablename__ = "parts"
 
-    job_id: Mapped[UUID] = mapped_column(
-        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
-    )
+    job_id: Mapped[OfJob]
     index: Mapped[int] = mapped_column(primary_key=True)
     units: Mapped[int]
     """Its share of the job's ``units_total``."""
@@ -350,19 +340,14 @@ class Step(Base):
     __table_args__ = (
         CheckConstraint(_one_of("status", StepStatus), name="status"),
         UniqueConstraint("job_id", "kind", "part", postgresql_nulls_not_distinct=True),
-        Index(
-            "ix_steps_unfinished",
-            "status",
-            "job_id",
-            postgresql_where=text("status IN ('pending', 'running')"),
+        _partial(
+            "ix_steps_unfinished", "status", "job_id", where="status IN ('pending', 'running')"
         ),
-        Index(
+        _partial(
             "ix_steps_handed_out",
             "status",
             "kind",
-            postgresql_where=text(
-                "status = 'running' OR (status = 'pending' AND rq_job_id IS NOT NULL)"
-            ),
+            where="status = 'running' OR (status = 'pending' AND rq_job_id IS NOT NULL)",
         ),
     )
 
@@ -417,21 +402,21 @@ class Outbox(Base):
 
     __tablename__ = "outbox"
     __table_args__ = (
-        Index("ix_outbox_new", "due_at", "id", postgresql_where=text("job_id IS NULL")),
-        Index(
+        _partial("ix_outbox_new", "due_at", "id", where="job_id IS NULL"),
+        _partial(
             "ix_outbox_in_line",
             "job_id",
             text("part NULLS FIRST"),
             "id",
-            postgresql_where=text("job_id IS NOT NULL"),
+            where="job_id IS NOT NULL",
         ),
-        Index(
+        _partial(
             "ix_outbox_waiting",
             "priority",
             "kind",
             "due_at",
             # Not of job_id, or Postgres might look for a job's steps here.
-            postgresql_where=text("kind IS NOT NULL"),
+            where="kind IS NOT NULL",
         ),
     )
 
@@ -498,9 +483,7 @@ class TranscriptRevision(Base):
 
     __tablename__ = "transcripts"
 
-    job_id: Mapped[UUID] = mapped_column(
-        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
-    )
+    job_id: Mapped[OfJob]
     revision: Mapped[int] = mapped_column(primary_key=True)
     language: Mapped[str]
     duration_ms: Mapped[int]
@@ -515,9 +498,7 @@ class JobMetrics(Base):
 
     __tablename__ = "job_metrics"
 
-    job_id: Mapped[UUID] = mapped_column(
-        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
-    )
+    job_id: Mapped[OfJob]
     audio_ms: Mapped[int] = mapped_column(Integer)
     speech_ms: Mapped[int] = mapped_column(Integer)
     upload_ms: Mapped[int] = mapped_column(Integer)
@@ -617,26 +598,20 @@ class WebhookDelivery(Base):
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
         CheckConstraint(_one_of("status", DeliveryStatus), name="status"),
-        Index(
-            "ix_webhook_deliveries_due",
-            "due_at",
-            postgresql_where=text("status = 'pending'"),
-        ),
+        _partial("ix_webhook_deliveries_due", "due_at", where="status = 'pending'"),
         Index("ix_webhook_deliveries_tenant_created_at", "tenant", "created_at"),
         Index("ix_webhook_deliveries_tenant_status", "tenant", "status", "created_at", "id"),
         Index("ix_webhook_deliveries_endpoint", "endpoint_id", "status", "created_at", "id"),
-        Index(
+        _partial(
             "ix_webhook_deliveries_leased",
             "lease_until",
-            postgresql_where=text("status = 'pending' AND lease_until IS NOT NULL"),
+            where="status = 'pending' AND lease_until IS NOT NULL",
         ),
-        Index(
-            "ix_webhook_deliveries_ended", "ended_at", postgresql_where=text("status <> 'pending'")
-        ),
-        Index(
+        _partial("ix_webhook_deliveries_ended", "ended_at", where="status <> 'pending'"),
+        _partial(
             "ix_webhook_deliveries_orphaned",
             "id",
-            postgresql_where=text("job_id IS NULL AND event <> 'test' AND status <> 'pending'"),
+            where="job_id IS NULL AND event <> 'test' AND status <> 'pending'",
         ),
     )
 

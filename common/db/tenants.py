@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from common.db.database import Database
 from common.db.tables import Tenant
-
-
-@dataclass(frozen=True, slots=True)
-class TenantOptions:
-    """A tenant's class for metrics, and when its jobs are deleted (s after their end).
-
-    ``delete_after_s`` None: that of the settings.
-    """
-
-    name: str
-    tier: str
-    delete_after_s: int | None
 
 
 class Tenants:
@@ -29,11 +15,10 @@ class Tenants:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def all(self) -> list[TenantOptions]:
+    def all(self) -> list[Tenant]:
         """All of them, by name."""
         with self._database.transaction() as session:
-            rows = session.scalars(select(Tenant).order_by(Tenant.id))
-            return [TenantOptions(row.id, row.tier, row.delete_after_s) for row in rows]
+            return list(session.scalars(select(Tenant).order_by(Tenant.id)))
 
     def put(self, name: str, **options: str | int | None) -> None:
         """Set these columns of `Tenant`; the others stay as they are."""

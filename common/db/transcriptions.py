@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import starmap
 from typing import Any
 from uuid import UUID
 
@@ -74,7 +75,7 @@ _TRANSCRIBED, _MODERATED = aliased(Step), aliased(Step)
 
 
 def select_chunks(job_id: UUID, first: int = 0) -> Select[Any]:
-    """Selects a job's chunks from ``first`` on, in order, for `to_chunk`."""
+    """Selects a job's chunks from ``first`` on, in order, with the columns of `ChunkResult`."""
     return (
         select(
             Part.index,
@@ -90,11 +91,6 @@ def select_chunks(job_id: UUID, first: int = 0) -> Select[Any]:
         .where(Part.job_id == job_id, Part.index >= first)
         .order_by(Part.index)
     )
-
-
-def to_chunk(row: Any) -> ChunkResult:
-    """Convert a row of `select_chunks`."""
-    return ChunkResult(*row)
 
 
 def _done(step: Any, kind: StepKind) -> Any:
@@ -131,7 +127,7 @@ class Transcriptions:
         """All chunks of a job, in order, and the duration of planning in ms."""
         plan = select(Step.elapsed_ms).where(Step.job_id == job_id, Step.kind == StepKind.PLAN)
         with self._database.transaction() as session:
-            chunks = [to_chunk(row) for row in session.execute(select_chunks(job_id))]
+            chunks = list(starmap(ChunkResult, session.execute(select_chunks(job_id))))
             return chunks, session.scalar(plan) or 0
 
 

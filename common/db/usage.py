@@ -104,19 +104,10 @@ def charge(
         TooManyJobs, TooMuchAudio: it exceeds the key's quota; do not commit.
     """
     tenant, key_id = session.execute(select(Job.tenant, Job.key_id).where(Job.id == job_id)).one()
-    _hold(session, key_id, quota, jobs=jobs, audio_ms=audio_ms)
+    check_quota(session, key_id, quota, jobs=jobs, audio_ms=audio_ms)
     _add(session, tenant, key_id, _today(), jobs=jobs, audio_ms=audio_ms)
     charged_ms = Transcription.charged_ms + audio_ms
     session.execute(_of(job_id).values(charged_ms=charged_ms))
-
-
-def check_stream(session: Session, key_id: str | None, quota: Quota) -> None:
-    """Check the quota for a stream opened in this transaction; call it last.
-
-    Raises:
-        TooManyStreams, TooMuchAudio: it exceeds the key's quota; do not commit.
-    """
-    _hold(session, key_id, quota, streams=1)
 
 
 def charge_stream(session: Session, tenant: str, key_id: str | None, audio_ms: int) -> None:
@@ -132,16 +123,6 @@ def is_live() -> ColumnElement[bool]:
 def is_silent() -> ColumnElement[bool]:
     """Whether the last heartbeat of a stream is older than `SILENT_S`."""
     return StreamSession.seen_at <= NOW - timedelta(seconds=SILENT_S)
-
-
-def check_restart(session: Session, job_id: UUID, quota: Quota) -> None:
-    """Check the quota for a job that is retried; it was charged already.
-
-    Raises:
-        TooManyJobs: it exceeds the key's quota.
-    """
-    key_id = session.scalar(select(Job.key_id).where(Job.id == job_id))
-    _hold(session, key_id, Quota(quota.concurrent_jobs), jobs=1)
 
 
 def charge_decoded(session: Session, job_id: UUID, decoded_ms: int) -> None:
@@ -228,7 +209,7 @@ def seconds_to_midnight() -> int:
     return int((midnight - now).total_seconds()) + 1
 
 
-def _hold(
+def check_quota(
     session: Session,
     key_id: str | None,
     quota: Quota,
@@ -237,6 +218,11 @@ def _hold(
     streams: int = 0,
     audio_ms: int = 0,
 ) -> None:
+    """Check the quota for jobs or streams of this transaction, and their audio; call it last.
+
+    Raises:
+        TooManyJobs, TooManyStreams, TooMuchAudio: it is exceeded; do not commit.
+    """
     if key_id is not None and quota != NO_QUOTA:
         # One transaction at a time: each must see the jobs of the others.
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key_id, 0))))
@@ -251,20 +237,13 @@ def _check(
 
     ``jobs`` and ``streams``: how many of them there are.
     """
-    if jobs and 0 < quota.concurrent_jobs < spent.concurrent_jobs:
-        raise TooManyJobs(
-            field="concurrent_jobs",
-            limit=quota.concurrent_jobs,
-            value=spent.concurrent_jobs,
-            retry_after_s=RETRY_S,
-        )
-    if streams and 0 < quota.concurrent_streams < spent.concurrent_streams:
-        raise TooManyStreams(
-            field="concurrent_streams",
-            limit=quota.concurrent_streams,
-            value=spent.concurrent_streams,
-            retry_after_s=RETRY_S,
-        )
+    for field, asked, error in (
+        ("concurrent_jobs", jobs, TooManyJobs),
+        ("concurrent_streams", streams, TooManyStreams),
+    ):
+        limit, value = getattr(quota, field), getattr(spent, field)
+        if asked and 0 < limit < value:
+            raise error(field=field, limit=limit, value=value, retry_after_s=RETRY_S)
     if 0 < quota.audio_ms_per_day < spent.audio_ms + max(1, audio_ms):
         raise TooMuchAudio(
             field="audio_hours_per_day",

@@ -171,7 +171,9 @@ class Deliveries:
         """Record the outcome of an attempt; False if its claim was lost."""
         with self._database.transaction() as session:
             # Locked before its deliveries, as in every other transaction.
-            endpoint = _locked(session, sending.endpoint_id)
+            endpoint = sending.endpoint_id and session.get(
+                WebhookEndpoint, sending.endpoint_id, with_for_update={"key_share": True}
+            )
             delivery = session.scalar(
                 select(WebhookDelivery).where(_held(sending)).with_for_update(key_share=True)
             )
@@ -191,7 +193,7 @@ class Deliveries:
             count(session, WEBHOOK_ATTEMPTS, outcome=outcome.result)
             if delivery.status != DeliveryStatus.PENDING:
                 count(session, WEBHOOK_DELIVERIES, outcome=delivery.status)
-            if endpoint is not None and delivery.event != WebhookEvent.TEST:
+            if endpoint and delivery.event != WebhookEvent.TEST:
                 self._update_endpoint(endpoint, DeliveryStatus(delivery.status), outcome)
             return True
 
@@ -355,22 +357,8 @@ def secrets_of(session: Session, tenant: str, vault: Vault) -> list[dict[str, An
 def locked_tenant(session: Session, tenant: str) -> Tenant:
     """The tenant's row, locked; created if there is none."""
     session.execute(upsert(Tenant).values(id=tenant).on_conflict_do_nothing())
-    return session.scalars(
-        select(Tenant)
-        .where(Tenant.id == tenant)
-        .with_for_update(key_share=True)
-        .execution_options(populate_existing=True)
-    ).one()
-
-
-def _locked(session: Session, endpoint_id: UUID | None) -> WebhookEndpoint | None:
-    if endpoint_id is None:
-        return None
-    return session.scalar(
-        select(WebhookEndpoint)
-        .where(WebhookEndpoint.id == endpoint_id)
-        .with_for_update(key_share=True)
-    )
+    lock = {"key_share": True}
+    return session.get_one(Tenant, tenant, with_for_update=lock, populate_existing=True)
 
 
 def _pause(endpoint: WebhookEndpoint, reason: str) -> None:

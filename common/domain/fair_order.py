@@ -69,14 +69,12 @@ def size_class(turns: int) -> int:
     return (turns - 1).bit_length()
 
 
-def next_tenant(longest: P, shortest: P) -> P:
-    """Which of the two candidates is served next; they may be the same."""
-    return _next(longest, shortest, SHORTER_FIRST)
+def next_served(longest: P, shortest: P, may_pass: int = SHORTER_FIRST) -> P:
+    """Which of two tenants is served next, or which of two jobs; they may be the same.
 
-
-def next_job(longest: P, shortest: P) -> P:
-    """The same for a tenant's jobs."""
-    return _next(longest, shortest, passes_allowed(shortest.size))
+    ``may_pass``: how often in a row the shortest may pass over the longest-waiting one.
+    """
+    return longest if longest.passed >= may_pass else shortest
 
 
 def passes_allowed(size: int) -> int:
@@ -109,7 +107,3 @@ def turns_before(
     waited = ahead + longer
     as_longest = waited + min(shorter, max(0, others_may * (waited + 1) - passed))
     return min(as_shortest, as_longest)
-
-
-def _next(longest: P, shortest: P, may_pass: int) -> P:
-    return longest if longest.passed >= may_pass else shortest

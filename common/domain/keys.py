@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
 import string
@@ -68,11 +67,6 @@ class KeyText:
 def sha256_of(text: str) -> str:
     """The SHA-256 of a text, lower-case hex."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def same(one: str, other: str) -> bool:
-    """Whether two hashes are equal, in constant time."""
-    return hmac.compare_digest(one, other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,17 +18,6 @@ ChunkSegments = tuple[Chunk, Sequence[Sequence[Segment]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """The text of a recording on its own clock: segments in order that do not overlap."""
-
-    segments: tuple[Segment, ...]
-
-    @property
-    def words(self) -> tuple[Word, ...]:
-        return tuple(word for segment in self.segments for word in segment.words)
-
-
-@dataclass(frozen=True, slots=True)
 class _Placed:
     """A window's segments on the recording's clock, and which of its words count.
 
@@ -49,28 +38,14 @@ class _Placed:
             kept = slice(max(first - at, 0), max(last - at, 0))
             words = segment.words[kept]
             if words and len(words) < len(segment.words):
-                yield _cut(segment, kept)
+                yield segment.with_words(kept)
             elif words or (not segment.words and first <= at < last):
                 yield segment
             at += count
 
 
-def _cut(segment: Segment, kept: slice) -> Segment:
-    """A segment with only some of its words."""
-    words = segment.words[kept]
-    before = sum(len(word.text) for word in segment.words[: kept.start])
-    text = "".join(word.text for word in words)
-    return replace(
-        segment,
-        span=Span(words[0].span.start_ms, max(word.span.end_ms for word in words)),
-        text=text,
-        words=words,
-        finding=segment.finding and segment.finding.cut(before, before + len(text)),
-    )
-
-
-def merge(parts: Iterable[ChunkSegments]) -> Merged:
-    """Join the windows' segments.
+def merge(parts: Iterable[ChunkSegments]) -> tuple[Segment, ...]:
+    """The windows' segments on the recording's clock, in order, without overlaps.
 
     A window cut in silence keeps all its words, clipped to its audio if the engine let them end too
     late. Where two windows share audio, the seam is a word that both have near the edge of their
@@ -84,7 +59,7 @@ def merge(parts: Iterable[ChunkSegments]) -> Merged:
         ValueError: a chunk has another number of results than windows, or is out of order.
     """
     kept = (segment for placed in _placed_windows(parts) for segment in placed.owned())
-    return Merged(tuple(_in_order(kept)))
+    return tuple(_in_order(kept))
 
 
 class IncrementalMerge:
@@ -105,7 +80,7 @@ class IncrementalMerge:
             if chunk.audio.end_ms <= chunk.core.end_ms:
                 certain = count
         ready, self._held = self._held[:certain], self._held[certain:]
-        return merge(ready).segments
+        return merge(ready)
 
 
 def speech_without_text(parts: Iterable[ChunkSegments]) -> tuple[Span, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.values import MAX_WINDOW_MS
+from common.errors import JobKindUnknown
 
 Condition = Callable[[Mapping[str, Any]], bool]
 """Whether something applies to a job with these stored options."""
@@ -192,6 +193,17 @@ TRANSCRIPTION = Pipeline(
 
 PIPELINES = {pipeline.kind: pipeline for pipeline in (TRANSCRIPTION,)}
 """All kinds of jobs, by the name in their rows."""
+
+
+def pipeline_of(kind: str) -> Pipeline:
+    """The pipeline of a kind of job.
+
+    Raises:
+        JobKindUnknown: it is a kind of a newer version.
+    """
+    if kind not in PIPELINES:
+        raise JobKindUnknown(kind=kind)
+    return PIPELINES[kind]
 
 
 def kinds_of_steps() -> list[str]:

@@ -65,9 +65,9 @@ class Options:
     def from_json(cls, document: dict[str, Any]) -> Self:
         """Read the output of `to_json`."""
         return cls(
-            Cutting(**document["cutting"]),
-            Decoding(**document["decoding"]),
-            # Older jobs were stored without these.
+            # Jobs of other kinds are stored without some of these, and so are older ones.
+            Cutting(**document.get("cutting", {})),
+            Decoding(**document.get("decoding", {})),
             moderation=document.get("moderation", False),
             filter_profanity=document.get("filter_profanity", False),
             audio_track=document.get("audio_track"),

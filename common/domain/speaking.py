@@ -8,16 +8,19 @@ from common.domain.values import MAX_WINDOW_MS
 
 FRAME_MS = 32
 """The frame of Silero (`common.audio.silero.FRAME`)."""
+THRESHOLD = 0.5
+"""Speech begins at a frame with at least this probability: Silero's default."""
+HYSTERESIS = 0.15
+"""A frame is silence if it is below the threshold by more than this: Silero's default."""
+MIN_SPEECH_MS = 96
+"""Less speech between two silences counts as noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpointing:
-    """When an utterance begins and ends; the first defaults are Silero's own.
+    """How far an utterance reaches.
 
     Args:
-        threshold: speech begins at a frame with at least this probability, in (0, 1).
-        hysteresis: a frame below ``threshold - hysteresis`` is silence.
-        min_speech_ms: an utterance with less speech counts as noise.
         lead_ms: how much of the audio before its speech belongs to an utterance; with less than
             200 ms engines miss first words.
         tail_ms: how much of the silence after its speech does; also the pause after which an
@@ -27,9 +30,6 @@ class Endpointing:
         most_ms: it ends here at the latest: the limit of engines.
     """
 
-    threshold: float = 0.5
-    hysteresis: float = 0.15
-    min_speech_ms: int = 96
     lead_ms: int = 8 * FRAME_MS
     tail_ms: int = 6 * FRAME_MS
     silence_ms: int = 500
@@ -100,7 +100,7 @@ class Speaking:
         """Take the next frame."""
         options, start_ms = self._options, self.analyzed_ms
         self.analyzed_ms += FRAME_MS
-        spoken = probability >= options.threshold
+        spoken = probability >= THRESHOLD
         if self.open is None:
             if not spoken:
                 self._lead = [*self._lead, probability][-(options.lead_ms // FRAME_MS) :]
@@ -112,7 +112,7 @@ class Speaking:
         if spoken:
             utterance.speech_ms += FRAME_MS
             utterance.quiet_since_ms = None
-        elif probability < options.threshold - options.hysteresis and self.pause_ms == 0:
+        elif probability < THRESHOLD - HYSTERESIS and self.pause_ms == 0:
             utterance.quiet_since_ms = start_ms
         quiet_since_ms = utterance.quiet_since_ms
         utterance.spoken_until_ms = self.analyzed_ms if quiet_since_ms is None else quiet_since_ms
@@ -130,7 +130,7 @@ class Speaking:
             return
         self._free_from_ms, self._lead = utterance.end_ms, []
         self._was_cut_off = False
-        least_ms = FRAME_MS if utterance.is_rest else self._options.min_speech_ms
+        least_ms = FRAME_MS if utterance.is_rest else MIN_SPEECH_MS
         if utterance.speech_ms >= least_ms:
             utterance.is_over = True
             self.over.append(utterance)
@@ -148,7 +148,7 @@ class Speaking:
             start_ms=at_ms,
             spoken_until_ms=max(at_ms, first.spoken_until_ms),
             end_ms=max(at_ms, first.end_ms),
-            speech_ms=FRAME_MS * sum(each >= self._options.threshold for each in rest),
+            speech_ms=FRAME_MS * sum(each >= THRESHOLD for each in rest),
             quiet_since_ms=first.quiet_since_ms,
             is_rest=True,
             curve=rest,

@@ -21,7 +21,7 @@ outputs: numbered `Event`s for the client and `Order`s for the recognizer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
@@ -30,11 +30,12 @@ from common.domain.agreement import agreed
 from common.domain.moderation import ModeratedBy
 from common.domain.speaking import (
     FRAME_MS,
+    MIN_SPEECH_MS,
     Endpointing,
     Speaking,
     SpokenUtterance,
 )
-from common.domain.values import BYTES_PER_MS, Segment, Span, Word
+from common.domain.values import BYTES_PER_MS, Segment, Span
 
 FRAME_BYTES = FRAME_MS * BYTES_PER_MS
 TRIES = 2
@@ -488,7 +489,7 @@ class Session:
         recognition = self._recognition(utterance)
         now_ms = self._speaking.analyzed_ms
         step_ms = style.step_ms if recognition.text else style.step_ms // 2
-        if utterance.speech_ms < max(style.first_ms, self._endpointing.min_speech_ms):
+        if utterance.speech_ms < max(style.first_ms, MIN_SPEECH_MS):
             return
         if now_ms - utterance.start_ms >= self._endpointing.max_ms:
             self._order(utterance, now_ms, full=True, final=False)
@@ -660,14 +661,5 @@ def first_words(segments: Sequence[Segment], count: int) -> tuple[Segment, ...]:
         if words == segment.words:
             kept.append(segment)
         elif words:
-            kept.append(_of_words(segment, words))
+            kept.append(segment.with_words(slice(0, len(words))))
     return tuple(kept)
-
-
-def _of_words(segment: Segment, words: Sequence[Word]) -> Segment:
-    return replace(
-        segment,
-        text="".join(word.text for word in words),
-        span=Span(segment.span.start_ms, words[-1].span.end_ms),
-        words=tuple(words),
-    )

@@ -52,7 +52,7 @@ def find_track(tracks: Sequence[Track], asked: str | None) -> int | None:
     if asked is None:
         return None
     for track in tracks:
-        if str(track.index) == asked or (track.language and _same(track.language, asked)):
+        if str(track.index) == asked or (track.language and _code(track.language) == _code(asked)):
             return track.index
     raise UnknownOption(field="audio_track", allowed=", ".join(map(str, tracks)), value=asked)
 
@@ -60,10 +60,6 @@ def find_track(tracks: Sequence[Track], asked: str | None) -> int | None:
 def default_track(tracks: Sequence[Track]) -> int | None:
     """The index of the default track; None: not known."""
     return next((track.index for track in tracks if track.default), None)
-
-
-def _same(one: str, other: str) -> bool:
-    return _code(one) == _code(other)
 
 
 def _code(language: str) -> str:

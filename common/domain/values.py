@@ -100,6 +100,19 @@ class Segment:
         words = tuple(word.shifted(by_ms) for word in self.words)
         return replace(self, span=self.span.shifted(by_ms), words=words)
 
+    def with_words(self, kept: slice) -> Self:
+        """Only some of its words, at least one, with their text, time and marks."""
+        words = self.words[kept]
+        before = sum(len(word.text) for word in self.words[: kept.start])
+        text = "".join(word.text for word in words)
+        return replace(
+            self,
+            span=Span(words[0].span.start_ms, max(word.span.end_ms for word in words)),
+            text=text,
+            words=words,
+            finding=self.finding and self.finding.cut(before, before + len(text)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Window:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.domain.moderation import Label, Thresholds
+from common.domain.moderation import Label, ModeratedBy, Thresholds
 from common.errors import ModerationUnusable
 from common.moderation.phobert_tokenizer import MERGES
 
@@ -51,9 +51,15 @@ class ModelFolder:
     normalised: bool
     thresholds: Thresholds
 
-    def thresholds_with(self, chosen: Thresholds) -> Thresholds:
-        """The model's own thresholds, overridden by ``chosen``."""
-        return {**self.thresholds, **chosen}
+    def moderated_by(self, sha256: str, chosen: Thresholds | None) -> ModeratedBy:
+        """The model, with its own thresholds overridden by ``chosen``."""
+        return ModeratedBy(self.name, sha256, {**self.thresholds, **(chosen or {})})
+
+    def check_outputs(self, outputs: int, of: str) -> None:
+        """Raise `ModerationUnusable` unless each of the ``outputs`` has a label."""
+        if outputs != len(self.labels):
+            named = f"{len(self.labels)} are named: {', '.join(self.labels)}"
+            raise unusable(self.path, f"{of} has {outputs} outputs, but {named}")
 
 
 def read_folder(path: Path, labels: str | None = None) -> ModelFolder:

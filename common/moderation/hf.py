@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.domain.moderation import Label, ModeratedBy, Thresholds
+from common.domain.moderation import Label, Thresholds
 from common.errors import ModerationFailed
 from common.moderation.folder import read_folder, unusable
 from common.moderation.inputs import Inputs, TokenInputs, Worst, to_scores
@@ -38,20 +38,13 @@ class HfModerator:
         if weights is None:
             raise unusable(path, f"it has no weights ({' or '.join(WEIGHTS)})")
         self.model = _load(path)
-        outputs = self.model.config.num_labels
-        if outputs != len(folder.labels):
-            raise unusable(
-                path,
-                f"the model has {outputs} outputs, but {len(folder.labels)} are named: "
-                f"{', '.join(folder.labels)}",
-            )
+        folder.check_outputs(self.model.config.num_labels, "the model")
         taken = inspect.signature(self.model.forward).parameters
         self.folder = folder
-        self._labels = folder.labels
         self._inputs = TokenInputs(folder, [*taken])
         with weights.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        self.by = ModeratedBy(folder.name, sha256, folder.thresholds_with(thresholds or {}))
+        self.by = folder.moderated_by(sha256, thresholds)
 
     def scores(self, texts: Sequence[str]) -> Scores:
         import torch
@@ -59,7 +52,7 @@ class HfModerator:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return score(self.model, self._inputs, texts, self._labels)
+            return score(self.model, self._inputs, texts, self.folder.labels)
         except RuntimeError as error:
             raise ModerationFailed(reason=" ".join(str(error).split())[:300]) from error
         finally:

@@ -49,7 +49,6 @@ class Inputs(Protocol):
 
         Texts share a batch only where that does not change their scores.
         """
-        ...
 
 
 class TokenInputs:

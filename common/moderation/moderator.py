@@ -30,4 +30,3 @@ class Moderator(Protocol):
         Raises:
             common.errors.ModerationFailed: the model failed (transient).
         """
-        ...

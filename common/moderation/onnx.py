@@ -10,7 +10,7 @@ from typing import Any
 
 import onnxruntime
 
-from common.domain.moderation import ModeratedBy, Thresholds
+from common.domain.moderation import Thresholds
 from common.errors import ModerationFailed
 from common.moderation.folder import ModelFolder, read_folder, unusable
 from common.moderation.inputs import Inputs, TokenInputs, Worst, to_scores
@@ -51,17 +51,13 @@ class OnnxModerator:
         sha256, by_batch = _inspect(self.graph)
         self.session = _open(self.graph)
         outputs = self.session.get_outputs()[0].shape[-1]
-        if isinstance(outputs, int) and outputs != len(folder.labels):
-            raise unusable(
-                path,
-                f"{self.graph.name} has {outputs} outputs, but {len(folder.labels)} are named: "
-                f"{', '.join(folder.labels)}",
-            )
+        if isinstance(outputs, int):
+            folder.check_outputs(outputs, self.graph.name)
         self._labels = folder.labels
         self.inputs = inputs_for(
             [given.name for given in self.session.get_inputs()], folder, apart=by_batch
         )
-        self.by = ModeratedBy(folder.name, sha256, folder.thresholds_with(thresholds or {}))
+        self.by = folder.moderated_by(sha256, thresholds)
 
     def scores(self, texts: Sequence[str]) -> Scores:
         worst = Worst(len(texts))

@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -249,12 +249,11 @@ def _is_ipv6(host: str) -> bool:
         return False
 
 
-class _Guarded(httpcore.AsyncNetworkBackend):
+class _Guarded(httpcore.AnyIOBackend):
     """Connects only to addresses that were validated just before."""
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
-        self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -275,7 +274,7 @@ class _Guarded(httpcore.AsyncNetworkBackend):
         failure = httpcore.ConnectError("its name has no address")
         for address in addresses[:MOST_ADDRESSES]:
             try:
-                return await self._network.connect_tcp(
+                return await super().connect_tcp(
                     address, port, timeout, local_address, socket_options
                 )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
@@ -284,9 +283,6 @@ class _Guarded(httpcore.AsyncNetworkBackend):
 
     async def connect_unix_socket(self, *_: object, **__: object) -> httpcore.AsyncNetworkStream:
         raise httpcore.ConnectError("Unix sockets are not allowed")
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class Outbound:
@@ -306,14 +302,12 @@ class Outbound:
             max_keepalive_connections=0,
             network_backend=_Guarded(egress),
         )
-        self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self._pool)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        await self._pool.aclose()
 
     @asynccontextmanager
     async def send(

@@ -25,7 +25,6 @@ class Publisher(Protocol):
 
     def publish(self, channel: str, message: str) -> object:
         """Send a message to all current subscribers."""
-        ...
 
 
 class Events:

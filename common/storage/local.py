@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -14,13 +13,13 @@ from uuid import UUID
 
 from common.errors import NotFound, StorageFull
 from common.files import OWN, FileAccess
-from common.storage.storage import Erased, Made, ids, storage_errors
+from common.storage.storage import Erased, Made, Storage, ids, storage_errors
 
 PAGE = 1000
 """Jobs on a page of `LocalStorage.jobs_with`."""
 
 
-class LocalStorage:
+class LocalStorage(Storage):
     """Files in three folders; ``temp`` must be on the same file system as ``root``.
 
     A recording moves from ``temp`` to its place after its commit: every file in place has a row.
@@ -42,26 +41,14 @@ class LocalStorage:
                 check_writable(folder)
 
     def check(self) -> None:
-        """Raise `StorageFull` or `Unavailable` unless a file can be written."""
         check_writable(self._temp)
 
     # --- recordings -----------------------------------------------------------------------------
-
-    def incoming(self, recording_id: UUID) -> Path:
-        """The file of a recording that is still being received."""
-        return self._temp / f"{recording_id}.part"
-
-    def create(self, recording_id: UUID) -> BinaryIO:
-        """Create that file, for writing and reading."""
-        with storage_errors():
-            file: BinaryIO = self._access.open(self.incoming(recording_id), "x+b")
-        return file
 
     def secure(self, recording_id: UUID) -> None:
         """Nothing to do: the writer has synced it, on the file system that it stays on."""
 
     def keep(self, recording_id: UUID) -> None:
-        """Move a committed recording to its place, durably; repeating does nothing."""
         place = self._place(recording_id)
         with storage_errors():
             try:
@@ -73,36 +60,19 @@ class LocalStorage:
             _sync_folder(place.parent)
 
     def discard(self, recording_id: UUID) -> None:
-        """Delete a recording that was not committed."""
         with storage_errors():
             self.incoming(recording_id).unlink(missing_ok=True)
 
     def open_recording(self, recording_id: UUID) -> BinaryIO:
-        """Open a committed recording for reading.
-
-        Raises:
-            NotFound: it is missing.
-        """
         with storage_errors():
             return self._found(recording_id).open("rb")
 
     def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> Path:  # noqa: ARG002
-        """The file of a committed recording.
-
-        Raises:
-            NotFound: it is missing.
-        """
         return self._found(recording_id)
 
     def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
         """Recordings in ``temp`` that have not grown for a while; one page, as they are few."""
-        found = []
-        with storage_errors():
-            for path in self._temp.glob("*.part"):
-                with suppress(FileNotFoundError, ValueError):
-                    if time.time() - path.stat().st_mtime > older_than_s:
-                        found.append(UUID(path.stem))
-        if found:
+        if found := list(self._left_behind(older_than_s)):
             yield found
 
     def _found(self, recording_id: UUID) -> Path:
@@ -120,25 +90,14 @@ class LocalStorage:
     # --- chunks' audio --------------------------------------------------------------------------
 
     def begin_chunks(self, job_id: UUID) -> None:
-        """Create the place for a job's chunks; check the claim after that."""
         with storage_errors():
             self._access.make_folder(self._chunks(job_id))
 
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
-        """Store a chunk's 16 kHz mono 16-bit PCM atomically.
-
-        Raises:
-            NotFound: its place was erased, or never created.
-        """
         with _fenced(job_id):
             write_atomically(self._chunks(job_id) / f"{index}.pcm", pcm, self._access)
 
     def read_chunk(self, job_id: UUID, index: int) -> bytes:
-        """A chunk's PCM.
-
-        Raises:
-            NotFound: it is missing.
-        """
         path = self._chunks(job_id) / f"{index}.pcm"
         with storage_errors():
             try:
@@ -147,7 +106,6 @@ class LocalStorage:
                 raise NotFound(what="stored audio of chunk", value=index) from error
 
     def drop_chunks(self, job_id: UUID) -> None:
-        """Delete the chunks' audio of an ended job; the recording stays."""
         with storage_errors():
             _erase_folder(self._chunks(job_id))
 
@@ -157,23 +115,16 @@ class LocalStorage:
     # --- finished transcripts -------------------------------------------------------------------
 
     def begin_results(self, job_id: UUID) -> None:
-        """Create the place for a job's results; check the claim after that."""
         with storage_errors():
             self._access.make_folder(self._results / str(job_id))
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
-        """Write a result file of a finished job, for users who collect files.
-
-        Raises:
-            NotFound: its place was erased, or never created.
-        """
         with _fenced(job_id):
             write_atomically(self._results / str(job_id) / name, content, self._access)
 
     # --- everything of a job --------------------------------------------------------------------
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
-        """Delete a job's recording, chunks' audio and results; may be repeated."""
         with storage_errors():
             erased = _erase_folder(self._chunks(job_id)) + _erase_folder(
                 self._results / str(job_id)
@@ -184,7 +135,6 @@ class LocalStorage:
         return erased
 
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
-        """Pages of the jobs that have such files, or a place for them."""
         folder = self._results if made == "results" else self._root / "chunks"
         with storage_errors(), os.scandir(folder) as entries:
             found = ids(entry.name for entry in entries)

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+from functools import partial, wraps
+from typing import TYPE_CHECKING, BinaryIO, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import boto3
@@ -26,12 +26,13 @@ from common.errors import NotFound, SetupProblem, StenoError, StorageFull, Unava
 from common.settings import StorageSettings
 from common.storage.local import check_writable
 from common.storage.ranges import BLOCK_BYTES, RangedFile
-from common.storage.storage import Erased, Made, Stored, ids, storage_errors
+from common.storage.storage import Erased, Made, Storage, Stored, ids, storage_errors
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import ObjectTypeDef
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 PART_BYTES = 16 << 20
@@ -46,7 +47,22 @@ TRIES = 4
 FIRST_PAUSE_S = 0.2
 
 
-class S3Storage:
+def _with_retries(read: Callable[P, T]) -> Callable[P, T]:
+    """Retry a read that broke off; the library itself only retries requests without an answer."""
+
+    @wraps(read)
+    def retried(*args: P.args, **kwargs: P.kwargs) -> T:
+        for tries in range(1, TRIES):
+            try:
+                return read(*args, **kwargs)
+            except Unavailable:
+                time.sleep(FIRST_PAUSE_S * 2**tries)
+        return read(*args, **kwargs)
+
+    return retried
+
+
+class S3Storage(Storage):
     """Objects in one bucket, which must exist; the settings ``S3_...`` say which, and how.
 
     Raises:
@@ -79,22 +95,11 @@ class S3Storage:
                 self.incoming(recording_id).unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raise unless the bucket answers, and there is space for uploads."""
         check_writable(self._temp)
         with _s3_errors():
             self._client.head_bucket(Bucket=self._bucket)
 
     # --- recordings -----------------------------------------------------------------------------
-
-    def incoming(self, recording_id: UUID) -> Path:
-        """The local file of a recording that is still being received."""
-        return self._temp / f"{recording_id}.part"
-
-    def create(self, recording_id: UUID) -> BinaryIO:
-        """Create that file, for writing and reading."""
-        with storage_errors():
-            file: BinaryIO = self._access.open(self.incoming(recording_id), "x+b")
-        return file
 
     def secure(self, recording_id: UUID) -> None:
         """Upload a whole recording, in parts where it is large."""
@@ -117,41 +122,20 @@ class S3Storage:
             self.incoming(recording_id).unlink(missing_ok=True)
 
     def discard(self, recording_id: UUID) -> None:
-        """Delete a recording that was not committed."""
         self.keep(recording_id)
         self._delete_one(self._recording(recording_id))
 
     def open_recording(self, recording_id: UUID) -> BinaryIO:
-        """Open a committed recording, which is fetched in blocks as it is read.
-
-        Raises:
-            NotFound: it is missing.
-        """
-        key = self._recording(recording_id)
-        missing = NotFound(what="stored recording", value=recording_id)
-
-        def fetch(start: int, count: int) -> bytes:
-            return self._range(key, start, count, missing)[0]
-
-        head, size = self._range(key, 0, BLOCK_BYTES, missing)
-        return cast("BinaryIO", RangedFile(size, head, fetch))
+        head, size = self._range(recording_id, 0, BLOCK_BYTES)
+        return cast("BinaryIO", RangedFile(size, head, partial(self._bytes, recording_id)))
 
     def offer(self, recording_id: UUID, *, media_type: str, disposition: str) -> str | Stored:
-        """A signed URL of a committed recording that works for a while, or its parts without links.
-
-        Raises:
-            NotFound: it is missing.
-        """
+        """A signed URL; without links, its parts."""
         key = self._recording(recording_id)
-        missing = NotFound(what="stored recording", value=recording_id)
-
-        def fetch(start: int, count: int) -> bytes:
-            return self._range(key, start, count, missing)[0]
-
-        with _s3_errors(missing):
+        with _s3_errors(_missing(recording_id)):
             head = self._client.head_object(Bucket=self._bucket, Key=key)
             if not self._links:
-                return Stored(head["ContentLength"], fetch)
+                return Stored(head["ContentLength"], partial(self._bytes, recording_id))
             return self._public.generate_presigned_url(
                 "get_object",
                 Params={
@@ -180,26 +164,15 @@ class S3Storage:
         """Nothing to do: a bucket has no folders."""
 
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
-        """Store a chunk's 16 kHz mono 16-bit PCM atomically."""
         self._put(f"{self._chunks(job_id)}{index}.pcm", pcm)
 
+    @_with_retries
     def read_chunk(self, job_id: UUID, index: int) -> bytes:
-        """A chunk's PCM.
-
-        Raises:
-            NotFound: it is missing.
-        """
-        missing = NotFound(what="stored audio of chunk", value=index)
-
-        def read() -> bytes:
-            with _s3_errors(missing):
-                key = f"{self._chunks(job_id)}{index}.pcm"
-                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-
-        return _with_retries(read)
+        with _s3_errors(NotFound(what="stored audio of chunk", value=index)):
+            key = f"{self._chunks(job_id)}{index}.pcm"
+            return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
 
     def drop_chunks(self, job_id: UUID) -> None:
-        """Delete the chunks' audio of an ended job; the recording stays."""
         self._erase_all(self._chunks(job_id))
 
     # --- finished transcripts -------------------------------------------------------------------
@@ -208,13 +181,11 @@ class S3Storage:
         """Nothing to do: a bucket has no folders."""
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
-        """Write a result file of a finished job, for users who collect files."""
         self._put(f"{self._results(job_id)}{name}", content)
 
     # --- everything of a job --------------------------------------------------------------------
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
-        """Delete a job's recording, chunks' audio and results; may be repeated."""
         erased = self._erase_all(self._chunks(job_id)) + self._erase_all(self._results(job_id))
         if recording_id is not None:
             self.keep(recording_id)
@@ -222,7 +193,6 @@ class S3Storage:
         return erased
 
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
-        """Pages of the jobs that have such objects."""
         prefix = f"{self._prefix}{made}/"
         with _s3_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -244,29 +214,23 @@ class S3Storage:
     def _results(self, job_id: UUID) -> str:
         return f"{self._prefix}results/{job_id}/"
 
-    def _left_behind(self, older_than_s: float) -> Iterator[UUID]:
-        """Local files that have not grown for a while; the bucket has those that are needed."""
-        with storage_errors():
-            for path in self._temp.glob("*.part"):
-                with suppress(FileNotFoundError):
-                    if time.time() - path.stat().st_mtime > older_than_s:
-                        yield from ids([path.stem])
-
     def _put(self, key: str, content: bytes) -> None:
         with _s3_errors():
             self._client.put_object(Bucket=self._bucket, Key=key, Body=content)
 
-    def _range(self, key: str, start: int, count: int, missing: NotFound) -> tuple[bytes, int]:
-        """Up to ``count`` bytes from ``start`` on, and the object's size."""
+    def _bytes(self, recording_id: UUID, start: int, count: int) -> bytes:
+        return self._range(recording_id, start, count)[0]
 
-        def read() -> tuple[bytes, int]:
-            with _s3_errors(missing):
-                answer = self._client.get_object(
-                    Bucket=self._bucket, Key=key, Range=f"bytes={start}-{start + count - 1}"
-                )
-                return answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2])
-
-        return _with_retries(read)
+    @_with_retries
+    def _range(self, recording_id: UUID, start: int, count: int) -> tuple[bytes, int]:
+        """Up to ``count`` bytes of a recording from ``start`` on, and its size."""
+        with _s3_errors(_missing(recording_id)):
+            answer = self._client.get_object(
+                Bucket=self._bucket,
+                Key=self._recording(recording_id),
+                Range=f"bytes={start}-{start + count - 1}",
+            )
+            return answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2])
 
     def _pages(self, prefix: str) -> Iterator[list[ObjectTypeDef]]:
         with _s3_errors():
@@ -329,6 +293,10 @@ class S3Storage:
                     )
 
 
+def _missing(recording_id: UUID) -> NotFound:
+    return NotFound(what="stored recording", value=recording_id)
+
+
 def _client(settings: StorageSettings, endpoint_url: str | None) -> S3Client:
     secret = settings.s3_secret_access_key
     # A session of its own: the default one is not thread-safe.
@@ -378,13 +346,3 @@ def _ours(error: Exception, missing: NotFound | None) -> StenoError:
         return StorageFull()
     logger.warning("S3: {} {}", type(error).__name__, code)
     return Unavailable(what="The storage")
-
-
-def _with_retries(read: Callable[[], T]) -> T:
-    """Retry a read that broke off; the library itself only retries requests without an answer."""
-    for tries in range(1, TRIES):
-        try:
-            return read()
-        except Unavailable:
-            time.sleep(FIRST_PAUSE_S * 2**tries)
-    return read()

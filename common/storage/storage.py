@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from typing import BinaryIO, Literal, Protocol
 from uuid import UUID
 
 from common.errors import StorageFull, Unavailable
+from common.files import FileAccess
 
 Made = Literal["chunks", "results"]
 """What workers derive from recordings; a folder a job."""
@@ -60,38 +62,46 @@ class Storage(Protocol):
         Unavailable: the storage cannot be reached, or fails.
     """
 
+    _temp: Path
+    _access: FileAccess
+
     def prepare(self) -> None:
         """Create what must exist; once in each process."""
-        ...
 
     def check(self) -> None:
         """Raise unless the storage works."""
-        ...
 
     # --- recordings -----------------------------------------------------------------------------
 
     def incoming(self, recording_id: UUID) -> Path:
         """The local file of a recording that is still being received."""
-        ...
+        return self._temp / f"{recording_id}.part"
 
     def create(self, recording_id: UUID) -> BinaryIO:
         """Create that file, which must not exist, for writing and reading."""
-        ...
+        with storage_errors():
+            file: BinaryIO = self._access.open(self.incoming(recording_id), "x+b")
+        return file
+
+    def _left_behind(self, older_than_s: float) -> Iterator[UUID]:
+        """The recordings of such files that have not grown for a while."""
+        with storage_errors():
+            for path in self._temp.glob("*.part"):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > older_than_s:
+                        yield from ids([path.stem])
 
     def secure(self, recording_id: UUID) -> None:
         """Make a whole recording durable, before its commit.
 
         May take as long as copying the recording.
         """
-        ...
 
     def keep(self, recording_id: UUID) -> None:
         """Move a committed recording to its final place; repeating does nothing."""
-        ...
 
     def discard(self, recording_id: UUID) -> None:
         """Delete a recording that was not committed, if there is one."""
-        ...
 
     def open_recording(self, recording_id: UUID) -> BinaryIO:
         """Open a committed recording for reading; it is seekable.
@@ -99,7 +109,6 @@ class Storage(Protocol):
         Raises:
             NotFound: it is missing.
         """
-        ...
 
     def offer(
         self, recording_id: UUID, *, media_type: str, disposition: str
@@ -111,17 +120,14 @@ class Storage(Protocol):
         Raises:
             NotFound: it is missing.
         """
-        ...
 
     def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
         """Pages of older recordings that may be neither kept nor discarded."""
-        ...
 
     # --- chunks' audio --------------------------------------------------------------------------
 
     def begin_chunks(self, job_id: UUID) -> None:
         """Create the place for a job's chunks; check the claim after that."""
-        ...
 
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
         """Store a chunk's 16 kHz mono 16-bit PCM atomically.
@@ -129,7 +135,6 @@ class Storage(Protocol):
         Raises:
             NotFound: its place was erased, or never created.
         """
-        ...
 
     def read_chunk(self, job_id: UUID, index: int) -> bytes:
         """A chunk's PCM.
@@ -137,17 +142,14 @@ class Storage(Protocol):
         Raises:
             NotFound: it is missing.
         """
-        ...
 
     def drop_chunks(self, job_id: UUID) -> None:
         """Delete the chunks' audio of an ended job; the recording stays."""
-        ...
 
     # --- finished transcripts -------------------------------------------------------------------
 
     def begin_results(self, job_id: UUID) -> None:
         """Create the place for a job's results; check the claim after that."""
-        ...
 
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
         """Write a result file of a finished job, for users who collect files.
@@ -155,17 +157,14 @@ class Storage(Protocol):
         Raises:
             NotFound: its place was erased, or never created.
         """
-        ...
 
     # --- everything of a job --------------------------------------------------------------------
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
         """Delete a job's recording, chunks' audio and results; may be repeated."""
-        ...
 
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
         """Pages of the jobs that have such files, or a place for them."""
-        ...
 
 
 def ids(names: Iterable[str]) -> Iterator[UUID]:

@@ -42,10 +42,6 @@ _KEPT_BESIDE = _TOKENIZER_FILES | {"preprocessor_config.json"}
 """Files that a faster-whisper folder keeps although its entry may not list them."""
 
 
-def _silent(_done: int, _total: int, _what: str) -> None:
-    pass
-
-
 class Puller:
     """Pulls weights into one store, reporting to ``progress``."""
 
@@ -54,7 +50,7 @@ class Puller:
         store: WeightsStore,
         *,
         network: DownloadOptions | None = None,
-        progress: Progress = _silent,
+        progress: Progress = lambda *_: None,
     ) -> None:
         self._store = store
         self._network = network or DownloadOptions()

@@ -57,17 +57,12 @@ class Weights:
 
     ``path`` is a file for whisper.cpp and a folder for the others. ``sha256`` is that of the
     tensors' file (`model.bin`, the ggml file itself, or zipformer's encoder or CTC model).
-    ``languages`` are Whisper codes or `manifest.EVERY_LANGUAGE`.
     """
 
     engine: str
     model: str
     path: Path
     sha256: str
-    languages: tuple[str, ...]
-
-    def speaks(self, language: str) -> bool:
-        return self.languages == EVERY_LANGUAGE or language in self.languages
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +175,7 @@ class WeightsStore:
             if want is not None and found != want:
                 raise WeightsCorrupt(path=path, found=found, expected=want)
             identity = identity or found
-        return Weights(engine, model, self.location(engine, model), identity, spec.languages)
+        return Weights(engine, model, self.location(engine, model), identity)
 
     def _state(self, spec: WeightsSpec, *, own: bool = False) -> WeightsState:
         files = list(self._files(spec))

@@ -1,15 +1,14 @@
 """Recordings, jobs, chunks, steps, failures, outbox, transcripts and metrics."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSONB
 
-revision: str = "0001"
-down_revision: str | Sequence[str] | None = None
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "0001"
+down_revision = None
+
+TIME = sa.TIMESTAMP(timezone=True)
+NOW = sa.text("now()")
 
 
 def upgrade() -> None:
@@ -22,14 +21,9 @@ def upgrade() -> None:
         sa.Column("codec", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.Text(), nullable=False),
-        sa.Column("duration_ms", sa.Integer(), nullable=True),
+        sa.Column("duration_ms", sa.Integer()),
         sa.Column("upload_ms", sa.Integer(), nullable=False),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_recordings")),
     )
     op.create_table(
@@ -42,33 +36,21 @@ def upgrade() -> None:
         sa.Column("engine", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("language", sa.Text(), nullable=False),
-        sa.Column(
-            "options", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
-        ),
-        sa.Column("detected_language", sa.Text(), nullable=True),
-        sa.Column("weights_sha256", sa.Text(), nullable=True),
+        sa.Column("options", JSONB(), nullable=False),
+        sa.Column("detected_language", sa.Text()),
+        sa.Column("weights_sha256", sa.Text()),
         sa.Column("planned", sa.Boolean(), nullable=False),
         sa.Column("chunks_total", sa.Integer(), nullable=False),
         sa.Column("remaining", sa.Integer(), nullable=False),
-        sa.Column("duration_ms", sa.Integer(), nullable=True),
+        sa.Column("duration_ms", sa.Integer()),
         sa.Column("done_ms", sa.Integer(), nullable=False),
-        sa.Column("plan_ms", sa.Integer(), nullable=True),
-        sa.Column(
-            "warnings",
-            postgresql.JSONB(none_as_null=True, astext_type=sa.Text()),
-            server_default=sa.text("'[]'::jsonb"),
-            nullable=False,
-        ),
-        sa.Column("error_code", sa.Text(), nullable=True),
-        sa.Column("error_message", sa.Text(), nullable=True),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("started_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column("completed_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("plan_ms", sa.Integer()),
+        sa.Column("warnings", JSONB(), server_default=sa.text("'[]'::jsonb"), nullable=False),
+        sa.Column("error_code", sa.Text()),
+        sa.Column("error_message", sa.Text()),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
+        sa.Column("started_at", TIME),
+        sa.Column("completed_at", TIME),
         sa.CheckConstraint(
             "status IN ('PENDING_UPLOAD', 'PENDING', 'PROCESSING', 'REVIEW', "
             "'COMPLETED', 'FAILED', 'CANCELLED')",
@@ -80,56 +62,46 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
-    op.create_index(op.f("ix_jobs_recording_id"), "jobs", ["recording_id"], unique=False)
-    op.create_index("ix_jobs_tenant_created_at", "jobs", ["tenant", "created_at"], unique=False)
+    op.create_index(op.f("ix_jobs_recording_id"), "jobs", ["recording_id"])
+    op.create_index("ix_jobs_tenant_created_at", "jobs", ["tenant", "created_at"])
     op.create_index(
         "ix_jobs_unfinished",
         "jobs",
         ["status"],
-        unique=False,
         postgresql_where=sa.text("status IN ('PENDING', 'PROCESSING')"),
     )
     op.create_table(
         "chunks",
         sa.Column("job_id", sa.Uuid(), nullable=False),
         sa.Column("index", sa.Integer(), nullable=False),
-        sa.Column(
-            "windows", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
-        ),
+        sa.Column("windows", JSONB(), nullable=False),
         sa.Column("content_hash", sa.Text(), nullable=False),
-        sa.Column(
-            "result", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True
-        ),
-        sa.Column("engine_ms", sa.Integer(), nullable=True),
+        sa.Column("result", JSONB()),
+        sa.Column("engine_ms", sa.Integer()),
         sa.Column("stored_count", sa.Integer(), nullable=False),
         sa.ForeignKeyConstraint(
             ["job_id"], ["jobs.id"], name=op.f("fk_chunks_job_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("job_id", "index", name=op.f("pk_chunks")),
     )
-    op.create_index(op.f("ix_chunks_content_hash"), "chunks", ["content_hash"], unique=False)
+    op.create_index(op.f("ix_chunks_content_hash"), "chunks", ["content_hash"])
     op.create_table(
         "failures",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("job_id", sa.Uuid(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("chunk_index", sa.Integer(), nullable=True),
+        sa.Column("chunk_index", sa.Integer()),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("code", sa.Text(), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
-        sa.Column("worker", sa.Text(), nullable=True),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
+        sa.Column("worker", sa.Text()),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
         sa.ForeignKeyConstraint(
             ["job_id"], ["jobs.id"], name=op.f("fk_failures_job_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_failures")),
     )
-    op.create_index(op.f("ix_failures_job_id"), "failures", ["job_id"], unique=False)
+    op.create_index(op.f("ix_failures_job_id"), "failures", ["job_id"])
     op.create_table(
         "job_metrics",
         sa.Column("job_id", sa.Uuid(), nullable=False),
@@ -152,23 +124,18 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("job_id", sa.Uuid(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("chunk_index", sa.Integer(), nullable=True),
+        sa.Column("chunk_index", sa.Integer()),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.Column("losses", sa.Integer(), nullable=False),
-        sa.Column("token", sa.Uuid(), nullable=True),
-        sa.Column("lease_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column(
-            "run_after",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("worker", sa.Text(), nullable=True),
-        sa.Column("doorbell", sa.Text(), nullable=True),
-        sa.Column("started_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column("finished_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("token", sa.Uuid()),
+        sa.Column("lease_until", TIME),
+        sa.Column("run_after", TIME, server_default=NOW, nullable=False),
+        sa.Column("worker", sa.Text()),
+        sa.Column("doorbell", sa.Text()),
+        sa.Column("started_at", TIME),
+        sa.Column("finished_at", TIME),
         sa.CheckConstraint("kind IN ('plan', 'transcribe', 'merge')", name=op.f("ck_steps_kind")),
         sa.CheckConstraint(
             "status IN ('pending', 'running', 'done', 'failed', 'cancelled')",
@@ -190,7 +157,6 @@ def upgrade() -> None:
         "ix_steps_unfinished",
         "steps",
         ["status", "job_id"],
-        unique=False,
         postgresql_where=sa.text("status IN ('pending', 'running')"),
     )
     op.create_table(
@@ -200,18 +166,9 @@ def upgrade() -> None:
         sa.Column("language", sa.Text(), nullable=False),
         sa.Column("duration_ms", sa.Integer(), nullable=False),
         sa.Column("word_count", sa.Integer(), nullable=False),
-        sa.Column(
-            "segments", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
-        ),
-        sa.Column(
-            "manifest", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
-        ),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
+        sa.Column("segments", JSONB(), nullable=False),
+        sa.Column("manifest", JSONB(), nullable=False),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
         sa.ForeignKeyConstraint(
             ["job_id"], ["jobs.id"], name=op.f("fk_transcripts_job_id"), ondelete="CASCADE"
         ),
@@ -221,12 +178,7 @@ def upgrade() -> None:
         "outbox",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("step_id", sa.Uuid(), nullable=False),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
         sa.ForeignKeyConstraint(
             ["step_id"], ["steps.id"], name=op.f("fk_outbox_step_id"), ondelete="CASCADE"
         ),
@@ -238,22 +190,14 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("outbox")
     op.drop_table("transcripts")
-    op.drop_index(
-        "ix_steps_unfinished",
-        table_name="steps",
-        postgresql_where=sa.text("status IN ('pending', 'running')"),
-    )
+    op.drop_index("ix_steps_unfinished", table_name="steps")
     op.drop_table("steps")
     op.drop_table("job_metrics")
     op.drop_index(op.f("ix_failures_job_id"), table_name="failures")
     op.drop_table("failures")
     op.drop_index(op.f("ix_chunks_content_hash"), table_name="chunks")
     op.drop_table("chunks")
-    op.drop_index(
-        "ix_jobs_unfinished",
-        table_name="jobs",
-        postgresql_where=sa.text("status IN ('PENDING', 'PROCESSING')"),
-    )
+    op.drop_index("ix_jobs_unfinished", table_name="jobs")
     op.drop_index("ix_jobs_tenant_created_at", table_name="jobs")
     op.drop_index(op.f("ix_jobs_recording_id"), table_name="jobs")
     op.drop_table("jobs")

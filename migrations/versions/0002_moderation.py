@@ -1,15 +1,11 @@
 """A step that moderates a chunk, what it finds, and how long it takes."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSONB
 
-revision: str = "0002"
-down_revision: str | Sequence[str] | None = "0001"
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "0002"
+down_revision = "0001"
 
 
 def upgrade() -> None:
@@ -17,13 +13,8 @@ def upgrade() -> None:
     op.create_check_constraint(
         op.f("ck_steps_kind"), "steps", "kind IN ('plan', 'transcribe', 'moderate', 'merge')"
     )
-    op.add_column(
-        "chunks",
-        sa.Column(
-            "moderation", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True
-        ),
-    )
-    op.add_column("chunks", sa.Column("moderation_ms", sa.Integer(), nullable=True))
+    op.add_column("chunks", sa.Column("moderation", JSONB()))
+    op.add_column("chunks", sa.Column("moderation_ms", sa.Integer()))
     op.add_column(
         "job_metrics",
         sa.Column("moderation_ms", sa.Integer(), server_default=sa.text("0"), nullable=False),

@@ -1,15 +1,14 @@
 """Keys, tenants, usage, webhooks, deletions, tallies, and jobs whose recording is still to come."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 
-revision: str = "0003"
-down_revision: str | Sequence[str] | None = "0002"
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "0003"
+down_revision = "0002"
+
+TIME = sa.TIMESTAMP(timezone=True)
+NOW = sa.text("now()")
 
 
 def upgrade() -> None:
@@ -25,55 +24,35 @@ def upgrade() -> None:
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("secret_sha256", sa.Text(), nullable=False),
-        sa.Column(
-            "scopes", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
-        ),
-        sa.Column(
-            "limits",
-            postgresql.JSONB(none_as_null=True, astext_type=sa.Text()),
-            server_default=sa.text("'{}'::jsonb"),
-            nullable=False,
-        ),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("expires_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column("revoked_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column("last_used_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("scopes", JSONB(), nullable=False),
+        sa.Column("limits", JSONB(), server_default=sa.text("'{}'::jsonb"), nullable=False),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
+        sa.Column("expires_at", TIME),
+        sa.Column("revoked_at", TIME),
+        sa.Column("last_used_at", TIME),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
     )
-    op.create_index(op.f("ix_api_keys_tenant"), "api_keys", ["tenant"], unique=False)
+    op.create_index(op.f("ix_api_keys_tenant"), "api_keys", ["tenant"])
     op.create_table(
         "deletions",
         sa.Column("job_id", sa.Uuid(), nullable=False),
         sa.Column("tenant", sa.Text(), nullable=False),
-        sa.Column("recording_id", sa.Uuid(), nullable=True),
+        sa.Column("recording_id", sa.Uuid()),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.Column("files", sa.Integer(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
-        sa.Column(
-            "requested_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("erased_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("requested_at", TIME, server_default=NOW, nullable=False),
+        sa.Column("erased_at", TIME),
         sa.PrimaryKeyConstraint("job_id", name=op.f("pk_deletions")),
     )
     op.create_index(
         "ix_deletions_due",
         "deletions",
         ["requested_at"],
-        unique=False,
         postgresql_where=sa.text("erased_at IS NULL"),
     )
-    op.create_index(
-        "ix_deletions_tenant_requested_at", "deletions", ["tenant", "requested_at"], unique=False
-    )
+    op.create_index("ix_deletions_tenant_requested_at", "deletions", ["tenant", "requested_at"])
     op.create_table(
         "tallies",
         sa.Column("name", sa.Text(), nullable=False),
@@ -85,19 +64,9 @@ def upgrade() -> None:
         "tenants",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("tier", sa.Text(), server_default="standard", nullable=False),
-        sa.Column("delete_after_s", sa.Integer(), nullable=True),
-        sa.Column(
-            "secrets",
-            postgresql.JSONB(none_as_null=True, astext_type=sa.Text()),
-            server_default=sa.text("'[]'::jsonb"),
-            nullable=False,
-        ),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
+        sa.Column("delete_after_s", sa.Integer()),
+        sa.Column("secrets", JSONB(), server_default=sa.text("'[]'::jsonb"), nullable=False),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tenants")),
     )
     op.create_table(
@@ -114,33 +83,22 @@ def upgrade() -> None:
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
-        sa.Column(
-            "events", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
-        ),
+        sa.Column("events", JSONB(), nullable=False),
         sa.Column("description", sa.Text(), server_default="", nullable=False),
-        sa.Column(
-            "secrets", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
-        ),
+        sa.Column("secrets", JSONB(), nullable=False),
         sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column("paused_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column("paused_reason", sa.Text(), nullable=True),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
+        sa.Column("paused_at", TIME),
+        sa.Column("paused_reason", sa.Text()),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_endpoints")),
     )
-    op.create_index(
-        op.f("ix_webhook_endpoints_tenant"), "webhook_endpoints", ["tenant"], unique=False
-    )
+    op.create_index(op.f("ix_webhook_endpoints_tenant"), "webhook_endpoints", ["tenant"])
     op.create_table(
         "webhook_deliveries",
         sa.Column("id", sa.Uuid(), server_default=sa.text("gen_random_uuid()"), nullable=False),
         sa.Column("tenant", sa.Text(), nullable=False),
-        sa.Column("endpoint_id", sa.Uuid(), nullable=True),
-        sa.Column("job_id", sa.Uuid(), nullable=True),
+        sa.Column("endpoint_id", sa.Uuid()),
+        sa.Column("job_id", sa.Uuid()),
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column(
@@ -153,21 +111,11 @@ def upgrade() -> None:
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "due_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("token", sa.Uuid(), nullable=True),
-        sa.Column("lease_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("ended_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("due_at", TIME, server_default=NOW, nullable=False),
+        sa.Column("token", sa.Uuid()),
+        sa.Column("lease_until", TIME),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
+        sa.Column("ended_at", TIME),
         sa.CheckConstraint(
             "status IN ('pending', 'delivered', 'failed')",
             name=op.f("ck_webhook_deliveries_status"),
@@ -187,38 +135,24 @@ def upgrade() -> None:
         "ix_webhook_deliveries_due",
         "webhook_deliveries",
         ["due_at"],
-        unique=False,
         postgresql_where=sa.text("status = 'pending'"),
     )
     op.create_index(
-        op.f("ix_webhook_deliveries_endpoint_id"),
-        "webhook_deliveries",
-        ["endpoint_id"],
-        unique=False,
+        op.f("ix_webhook_deliveries_endpoint_id"), "webhook_deliveries", ["endpoint_id"]
     )
+    op.create_index(op.f("ix_webhook_deliveries_job_id"), "webhook_deliveries", ["job_id"])
     op.create_index(
-        op.f("ix_webhook_deliveries_job_id"), "webhook_deliveries", ["job_id"], unique=False
-    )
-    op.create_index(
-        "ix_webhook_deliveries_tenant_created_at",
-        "webhook_deliveries",
-        ["tenant", "created_at"],
-        unique=False,
+        "ix_webhook_deliveries_tenant_created_at", "webhook_deliveries", ["tenant", "created_at"]
     )
     op.create_table(
         "webhook_attempts",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=False), nullable=False),
         sa.Column("delivery_id", sa.Uuid(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
-        sa.Column("status_code", sa.Integer(), nullable=True),
-        sa.Column("error", sa.Text(), nullable=True),
+        sa.Column("status_code", sa.Integer()),
+        sa.Column("error", sa.Text()),
         sa.Column("duration_ms", sa.Integer(), nullable=False),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
         sa.ForeignKeyConstraint(
             ["delivery_id"],
             ["webhook_deliveries.id"],
@@ -227,29 +161,21 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_attempts")),
     )
-    op.create_index(
-        op.f("ix_webhook_attempts_delivery_id"), "webhook_attempts", ["delivery_id"], unique=False
-    )
-    op.add_column("jobs", sa.Column("key_id", sa.Text(), nullable=True))
-    op.add_column("jobs", sa.Column("source_url", sa.Text(), nullable=True))
-    op.add_column("jobs", sa.Column("webhook_url", sa.Text(), nullable=True))
+    op.create_index(op.f("ix_webhook_attempts_delivery_id"), "webhook_attempts", ["delivery_id"])
+    op.add_column("jobs", sa.Column("key_id", sa.Text()))
+    op.add_column("jobs", sa.Column("source_url", sa.Text()))
+    op.add_column("jobs", sa.Column("webhook_url", sa.Text()))
+    op.add_column("jobs", sa.Column("metadata", JSON()))
+    op.add_column("jobs", sa.Column("client_recording_id", sa.Text()))
+    op.add_column("jobs", sa.Column("idempotency_key", sa.Text()))
+    op.add_column("jobs", sa.Column("request_sha256", sa.Text()))
+    op.add_column("jobs", sa.Column("delete_after_s", sa.Integer()))
     op.add_column(
-        "jobs",
-        sa.Column(
-            "metadata", postgresql.JSON(none_as_null=True, astext_type=sa.Text()), nullable=True
-        ),
+        "jobs", sa.Column("charged_ms", sa.Integer(), server_default=sa.text("0"), nullable=False)
     )
-    op.add_column("jobs", sa.Column("client_recording_id", sa.Text(), nullable=True))
-    op.add_column("jobs", sa.Column("idempotency_key", sa.Text(), nullable=True))
-    op.add_column("jobs", sa.Column("request_sha256", sa.Text(), nullable=True))
-    op.add_column("jobs", sa.Column("delete_after_s", sa.Integer(), nullable=True))
-    op.add_column(
-        "jobs",
-        sa.Column("charged_ms", sa.Integer(), server_default=sa.text("0"), nullable=False),
-    )
-    op.add_column("jobs", sa.Column("request_id", sa.Text(), nullable=True))
+    op.add_column("jobs", sa.Column("request_id", sa.Text()))
     for name in ("delete_at", "sweep_at", "retried_at"):
-        op.add_column("jobs", sa.Column(name, postgresql.TIMESTAMP(timezone=True), nullable=True))
+        op.add_column("jobs", sa.Column(name, TIME))
     # The older code swept once a minute: chunks of the last ended jobs may remain.
     op.execute("UPDATE jobs SET sweep_at = now() WHERE completed_at > now() - interval '1 day'")
     op.alter_column("jobs", "recording_id", existing_type=sa.UUID(), nullable=True)
@@ -257,25 +183,19 @@ def upgrade() -> None:
         "ix_jobs_lately",
         "jobs",
         ["engine", "model", "completed_at"],
-        unique=False,
         postgresql_where=sa.text("status = 'COMPLETED'"),
     )
     op.create_index(
         "ix_jobs_awaited",
         "jobs",
         ["created_at"],
-        unique=False,
         postgresql_where=sa.text("status = 'PENDING_UPLOAD'"),
     )
     for name in ("delete_at", "sweep_at"):
         op.create_index(
-            f"ix_jobs_{name}",
-            "jobs",
-            [name],
-            unique=False,
-            postgresql_where=sa.text(f"{name} IS NOT NULL"),
+            f"ix_jobs_{name}", "jobs", [name], postgresql_where=sa.text(f"{name} IS NOT NULL")
         )
-    op.create_index(op.f("ix_jobs_key_id"), "jobs", ["key_id"], unique=False)
+    op.create_index(op.f("ix_jobs_key_id"), "jobs", ["key_id"])
     op.create_index(
         "uq_jobs_tenant_idempotency_key",
         "jobs",
@@ -286,11 +206,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_index(
-        "uq_jobs_tenant_idempotency_key",
-        table_name="jobs",
-        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
-    )
+    op.drop_index("uq_jobs_tenant_idempotency_key", table_name="jobs")
     op.drop_index(op.f("ix_jobs_key_id"), table_name="jobs")
     for name in ("delete_at", "sweep_at", "awaited", "lately"):
         op.drop_index(f"ix_jobs_{name}", table_name="jobs")
@@ -315,11 +231,7 @@ def downgrade() -> None:
     op.drop_index("ix_webhook_deliveries_tenant_created_at", table_name="webhook_deliveries")
     op.drop_index(op.f("ix_webhook_deliveries_job_id"), table_name="webhook_deliveries")
     op.drop_index(op.f("ix_webhook_deliveries_endpoint_id"), table_name="webhook_deliveries")
-    op.drop_index(
-        "ix_webhook_deliveries_due",
-        table_name="webhook_deliveries",
-        postgresql_where=sa.text("status = 'pending'"),
-    )
+    op.drop_index("ix_webhook_deliveries_due", table_name="webhook_deliveries")
     op.drop_table("webhook_deliveries")
     op.drop_index(op.f("ix_webhook_endpoints_tenant"), table_name="webhook_endpoints")
     op.drop_table("webhook_endpoints")
@@ -327,9 +239,7 @@ def downgrade() -> None:
     op.drop_table("tenants")
     op.drop_table("tallies")
     op.drop_index("ix_deletions_tenant_requested_at", table_name="deletions")
-    op.drop_index(
-        "ix_deletions_due", table_name="deletions", postgresql_where=sa.text("erased_at IS NULL")
-    )
+    op.drop_index("ix_deletions_due", table_name="deletions")
     op.drop_table("deletions")
     op.drop_index(op.f("ix_api_keys_tenant"), table_name="api_keys")
     op.drop_table("api_keys")

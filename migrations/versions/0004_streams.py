@@ -1,15 +1,14 @@
 """Live streams, their finals, and the records of deleted ones."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 
-revision: str = "0004"
-down_revision: str | Sequence[str] | None = "0003"
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "0004"
+down_revision = "0003"
+
+TIME = sa.TIMESTAMP(timezone=True)
+NOW = sa.text("now()")
 
 
 def upgrade() -> None:
@@ -17,51 +16,39 @@ def upgrade() -> None:
         "stream_sessions",
         sa.Column("id", sa.Uuid(), nullable=False),
         sa.Column("tenant", sa.Text(), nullable=False),
-        sa.Column("key_id", sa.Text(), nullable=True),
-        sa.Column("request_id", sa.Text(), nullable=True),
+        sa.Column("key_id", sa.Text()),
+        sa.Column("request_id", sa.Text()),
         sa.Column("engine", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("language", sa.Text(), nullable=False),
         sa.Column("moderation", sa.Boolean(), nullable=False),
-        sa.Column("client_recording_id", sa.Text(), nullable=True),
-        sa.Column(
-            "metadata", postgresql.JSON(none_as_null=True, astext_type=sa.Text()), nullable=True
-        ),
+        sa.Column("client_recording_id", sa.Text()),
+        sa.Column("metadata", JSON()),
         sa.Column("audio_ms", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("latency_ms", sa.Integer(), nullable=True),
+        sa.Column("latency_ms", sa.Integer()),
         *(
-            sa.Column(
-                name,
-                postgresql.TIMESTAMP(timezone=True),
-                server_default=sa.text("now()"),
-                nullable=False,
-            )
+            sa.Column(name, TIME, server_default=NOW, nullable=False)
             for name in ("created_at", "seen_at")
         ),
-        sa.Column("ended_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
-        sa.Column("outcome", sa.Text(), nullable=True),
-        sa.Column("delete_after_s", sa.Integer(), nullable=True),
-        sa.Column("delete_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("ended_at", TIME),
+        sa.Column("outcome", sa.Text()),
+        sa.Column("delete_after_s", sa.Integer()),
+        sa.Column("delete_at", TIME),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_stream_sessions")),
     )
     op.create_index(
-        "ix_stream_sessions_tenant_created_at",
-        "stream_sessions",
-        ["tenant", "created_at"],
-        unique=False,
+        "ix_stream_sessions_tenant_created_at", "stream_sessions", ["tenant", "created_at"]
     )
     op.create_index(
         "ix_stream_sessions_live",
         "stream_sessions",
         ["seen_at"],
-        unique=False,
         postgresql_where=sa.text("ended_at IS NULL"),
     )
     op.create_index(
         "ix_stream_sessions_delete_at",
         "stream_sessions",
         ["delete_at"],
-        unique=False,
         postgresql_where=sa.text("delete_at IS NOT NULL"),
     )
     op.create_table(
@@ -73,19 +60,10 @@ def upgrade() -> None:
         sa.Column("engine", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("language", sa.Text(), nullable=False),
-        sa.Column(
-            "segments", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=False
-        ),
+        sa.Column("segments", JSONB(), nullable=False),
         sa.Column("latency_ms", sa.Integer(), nullable=False),
-        sa.Column(
-            "moderation", postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), nullable=True
-        ),
-        sa.Column(
-            "created_at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
+        sa.Column("moderation", JSONB()),
+        sa.Column("created_at", TIME, server_default=NOW, nullable=False),
         sa.ForeignKeyConstraint(
             ["session_id"],
             ["stream_sessions.id"],

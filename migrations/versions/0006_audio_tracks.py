@@ -1,28 +1,19 @@
 """The audio tracks of recordings, and the one that a job transcribes."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSONB
 
-revision: str = "0006"
-down_revision: str | Sequence[str] | None = "0005"
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "0006"
+down_revision = "0005"
 
 
 def upgrade() -> None:
     op.add_column(
         "recordings",
-        sa.Column(
-            "audio_tracks",
-            postgresql.JSONB(none_as_null=True, astext_type=sa.Text()),
-            server_default=sa.text("'[]'::jsonb"),
-            nullable=False,
-        ),
+        sa.Column("audio_tracks", JSONB(), server_default=sa.text("'[]'::jsonb"), nullable=False),
     )
-    op.add_column("jobs", sa.Column("audio_track", sa.SmallInteger(), nullable=True))
+    op.add_column("jobs", sa.Column("audio_track", sa.SmallInteger()))
 
 
 def downgrade() -> None:

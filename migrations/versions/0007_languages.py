@@ -1,26 +1,15 @@
 """Which languages were detected in a recording, and how probable each is."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSONB
 
-revision: str = "0007"
-down_revision: str | Sequence[str] | None = "0006"
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade() -> None:
-    op.add_column(
-        "jobs",
-        sa.Column(
-            "language_probabilities",
-            postgresql.JSONB(none_as_null=True, astext_type=sa.Text()),
-            nullable=True,
-        ),
-    )
+    op.add_column("jobs", sa.Column("language_probabilities", JSONB()))
 
 
 def downgrade() -> None:

@@ -1,14 +1,10 @@
 """Indexes for queries over many rows, so that their cost depends only on what they find."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0008"
-down_revision: str | Sequence[str] | None = "0007"
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "0008"
+down_revision = "0007"
 
 UNFINISHED = "status IN ('PENDING', 'PROCESSING')"
 

@@ -1,15 +1,11 @@
 """Jobs of several kinds: transcriptions, parts and the results of steps in tables of their own."""
 
-from collections.abc import Sequence
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
 
-revision: str = "0009"
-down_revision: str | Sequence[str] | None = "0008"
-branch_labels: str | Sequence[str] | None = None
-depends_on: str | Sequence[str] | None = None
+revision = "0009"
+down_revision = "0008"
 
 COUNT_REMAINING = """
     UPDATE jobs SET remaining = (
@@ -44,8 +40,7 @@ def upgrade() -> None:
     )
 
     op.add_column(
-        "jobs",
-        sa.Column("kind", sa.Text(), nullable=False, server_default="transcription"),
+        "jobs", sa.Column("kind", sa.Text(), nullable=False, server_default="transcription")
     )
     op.add_column("jobs", sa.Column("phase", sa.Text()))
     op.add_column(

@@ -42,7 +42,6 @@ def main() -> int:
         AudioSegment(samples.tobytes(), frame_rate=SAMPLE_RATE, sample_width=2, channels=1),
         min_silence_len=options.min_silence_ms,
         silence_thresh=options.threshold_dbfs,
-        seek_step=options.seek_step_ms,
     )
     ended = time.process_time()
     ours_s, theirs_s = between - started, ended - between

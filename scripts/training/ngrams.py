@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding_bag
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from common.domain.moderation import Label, ModeratedBy, Thresholds
+from common.domain.moderation import Label, Thresholds
 from common.moderation.folder import CONFIG, OURS, read_folder, unusable
 from common.moderation.inputs import Worst, to_scores
 from common.moderation.moderator import Scores
@@ -160,7 +160,7 @@ class NgramModerator:
         self.net.eval()
         self.folder = folder
         sha256 = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
-        self.by = ModeratedBy(folder.name, sha256, folder.thresholds_with(thresholds or {}))
+        self.by = folder.moderated_by(sha256, thresholds)
 
     def scores(self, texts: Sequence[str]) -> Scores:
         return _score(self.net, texts, self.folder.labels)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from common.db.deletions import Deletions, Receipt
-from common.db.tables import Job
+from common.db.deletions import Deletions
+from common.db.tables import Deletion, Job
 from common.db.usage import Usage
 from common.domain.request import Cutting, Options
 from tests.support.factories import TENANT
@@ -45,7 +45,7 @@ def silence(path: Path) -> Path:
     return path
 
 
-def receipt_of(service: Service) -> Receipt:
+def receipt_of(service: Service) -> Deletion:
     (receipt,) = Deletions(service.database, TENANT).page(limit=1, after=None).items
     return receipt
 

@@ -491,7 +491,7 @@ def test_tenants_are_given_what_is_particular_to_them(
     assert steno(url, "tenants", "set", "gold", "--tier", "premium").exit_code == 0
     assert steno(url, "tenants", "set", "gold", "--delete-after", "30d").exit_code == 0
     (gold,) = Tenants(gateway_database).all()
-    assert (gold.name, gold.tier, gold.delete_after_s) == ("gold", "premium", 30 * 86_400)
+    assert (gold.id, gold.tier, gold.delete_after_s) == ("gold", "premium", 30 * 86_400)
     assert "premium" in steno(url, "tenants", "list").stdout
     assert steno(url, "tenants", "set", "gold", "--delete-after", "none").exit_code == 0
     assert Tenants(gateway_database).all()[0].delete_after_s is None

@@ -106,7 +106,7 @@ def test_streams_go_without_a_trace_when_they_are_taken_back_and_can_come_again(
         upgrade(database_url)
 
         receipts = Deletions(database, TENANT).page(limit=10, after=None)
-        assert [(it.kind, it.id) for it in receipts.items] == [("job", job_id)]
+        assert [(it.kind, it.job_id) for it in receipts.items] == [("job", job_id)]
         with pytest.raises(NotFound):
             streams.get(kept)
         open_stream(database)

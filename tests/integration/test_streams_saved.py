@@ -582,7 +582,7 @@ def test_streams_are_deleted_when_their_time_is_over_and_no_others(
     assert streams.get(kept).delete_at is None
     receipts = Deletions(database, TENANT).page(limit=9, after=None)
     (receipt,) = receipts.items
-    assert (receipt.id, receipt.kind, receipt.reason) == (over.id, "stream", "retention")
+    assert (receipt.job_id, receipt.kind, receipt.reason) == (over.id, "stream", "retention")
     assert (receipt.rows, receipt.erased_at) == (2, receipt.requested_at)
     assert rows(database, over.id) == {"deletions": 1}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from common.domain.fair_order import next_job, next_tenant, serve, size_class
+from common.domain.fair_order import next_served, passes_allowed, serve, size_class
 
 
 @dataclass(slots=True, eq=False)
@@ -52,10 +52,11 @@ class Lines:
         first = min(priority for priority, _ in self._tenants)
         tenants = {at: line for at, line in self._tenants.items() if at[0] == first}
         oldest = _oldest(tenants)
-        line = next_tenant(oldest, _shortest(tenants))
+        line = next_served(oldest, _shortest(tenants))
         at = next(at for at, each in tenants.items() if each is line)
         jobs = self._jobs[at]
-        standing = next_job(_oldest(jobs), _shortest(jobs))
+        shortest = _shortest(jobs)
+        standing = next_served(_oldest(jobs), shortest, passes_allowed(shortest.size))
         turn = next(self._turns)
         serve(standing, _oldest(jobs), turn)
         serve(line, oldest, turn)

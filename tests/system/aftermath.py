@@ -29,7 +29,7 @@ from common.db.tables import (
     StepFailure,
     TranscriptRevision,
 )
-from common.db.transcriptions import select_chunks, to_chunk
+from common.db.transcriptions import ChunkResult, select_chunks
 from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
 from common.domain.request import Options
@@ -239,7 +239,7 @@ def _chunks(finding: Findings, session: Session) -> None:
     totals: dict[UUID, int] = {}
     for job in session.scalars(select(Job)):
         totals[job.id] = job.parts_total
-        chunks = [to_chunk(row) for row in session.execute(select_chunks(job.id))]
+        chunks = [ChunkResult(*row) for row in session.execute(select_chunks(job.id))]
         missing = set(range(job.parts_total)) - {chunk.index for chunk in chunks}
         finding.check(not missing, f"job {job.id} lacks {len(missing)} chunk(s)")
         finding.check(

@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 
 from common.asr import guards
 from common.asr.engine import TEMPERATURES
-from common.asr.guards import DecodingResult, Evidence
+from common.asr.guards import DecodingResult
 from common.domain.values import Detected, Span, Word
 
-HEARD = Evidence(no_speech_prob=0.05, avg_logprob=-0.3, loudness_dbfs=-25.0)
-NO_VOICE = Evidence(no_speech_prob=0.9, avg_logprob=-0.6, loudness_dbfs=-45.0)
-UNSURE = Evidence(no_speech_prob=0.4, avg_logprob=-1.6, loudness_dbfs=-45.0)
-QUIET = Evidence(no_speech_prob=0.4, avg_logprob=-0.6, loudness_dbfs=-80.0)
+Evidence = tuple[DecodingResult, float]
+"""A window's decoding, and the loudness of a segment in dB of full scale."""
+
+SPOKEN = DecodingResult("", avg_logprob=-0.3, no_speech_prob=0.05), -25.0
+NO_VOICE = DecodingResult("", avg_logprob=-0.6, no_speech_prob=0.9), -45.0
+UNSURE = DecodingResult("", avg_logprob=-1.6, no_speech_prob=0.4), -45.0
+QUIET = DecodingResult("", avg_logprob=-0.6, no_speech_prob=0.4), -80.0
 
 
 def decoding(
@@ -59,12 +62,12 @@ INVENTED = [
 @pytest.mark.parametrize("text", INVENTED)
 @pytest.mark.parametrize("evidence", [NO_VOICE, UNSURE, QUIET])
 def test_a_known_phrase_on_silence_is_dropped(text: str, evidence: Evidence) -> None:
-    assert guards.is_hallucination(text, evidence)
+    assert guards.is_hallucination(text, *evidence)
 
 
 @pytest.mark.parametrize("text", INVENTED)
 def test_a_known_phrase_that_somebody_says_survives(text: str) -> None:
-    assert not guards.is_hallucination(text, HEARD)
+    assert not guards.is_hallucination(text, *SPOKEN)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_a_known_phrase_that_somebody_says_survives(text: str) -> None:
 )
 @pytest.mark.parametrize("evidence", [NO_VOICE, UNSURE, QUIET])
 def test_other_text_is_never_taken_for_an_invention(text: str, evidence: Evidence) -> None:
-    assert not guards.is_hallucination(text, evidence)
+    assert not guards.is_hallucination(text, *evidence)
 
 
 def test_a_phrase_is_known_however_its_letters_are_composed() -> None:

@@ -225,7 +225,7 @@ def test_a_segment_cut_at_a_seam_keeps_the_marks_of_what_is_left() -> None:
     )
     left = Window(Span(0, 10_000), Span(0, 11_000), 0)
     right = Window(Span(10_000, 20_000), Span(9_400, 20_000), 0)
-    merged = merge([(Chunk(0, (left, right)), [[said], [again]])]).segments
+    merged = merge([(Chunk(0, (left, right)), [[said], [again]])])
     found = [
         segment.text[mark.start : mark.end]
         for segment in merged
@@ -275,7 +275,7 @@ def test_marks_lie_inside_the_text_they_are_in_however_it_is_cut(
         if segment.finding
         for mark in segment.finding.marks
     }
-    for segment in merge([part]).segments:
+    for segment in merge([part]):
         assert segment.finding is not None
         assert segment.text == "".join(word.text for word in segment.words)
         for mark in segment.finding.marks:

@@ -53,7 +53,8 @@ def test_what_we_wrote_ourselves_goes_before(tmp_path: Path) -> None:
     assert (folder.name, folder.segmented, folder.normalised) == ("mine", False, True)
     assert folder.max_tokens == 64
     assert folder.thresholds == {Label.OFFENSIVE: 0.5, Label.HATE: 0.3}
-    assert folder.thresholds_with({Label.HATE: 0.9}) == {Label.OFFENSIVE: 0.5, Label.HATE: 0.9}
+    chosen = folder.moderated_by("a" * 64, {Label.HATE: 0.9}).thresholds
+    assert chosen == {Label.OFFENSIVE: 0.5, Label.HATE: 0.9}
 
 
 @pytest.mark.parametrize(

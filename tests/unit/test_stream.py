@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common.domain.moderation import ModeratedBy
-from common.domain.speaking import FRAME_MS, Endpointing
+from common.domain.speaking import FRAME_MS, MIN_SPEECH_MS, Endpointing
 from common.domain.stream import (
     FRAME_BYTES,
     Attach,
@@ -191,7 +191,7 @@ def worth_recognizing(spoken: Sequence[bool], endpointing: Endpointing = SHORT) 
                 utterances.append([])
             utterances[-1].append(number)
         quiet = 0 if is_spoken else quiet + 1
-    least = endpointing.min_speech_ms // FRAME_MS
+    least = MIN_SPEECH_MS // FRAME_MS
     return [number for frames in utterances if len(frames) >= least for number in frames]
 
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from common.audio.silero import CONTEXT, FRAME, SileroNetwork, silero_path
-from common.audio.vad import VadFinder, VadOptions, VoiceActivity
+from common.audio.vad import VadFinder, VoiceActivity
 from common.domain.cutting import CutOptions, Speech
 from common.domain.values import SAMPLE_RATE
 from tests.support import speech
@@ -55,10 +55,8 @@ def published(samples: NDArray[np.int16]) -> NDArray[np.float32]:
     return probabilities
 
 
-def listen(
-    network: SileroNetwork, samples: NDArray[np.int16], step: int, options: VadOptions | None = None
-) -> list[Speech]:
-    finder = VadFinder(network, options or VadOptions(), CutOptions())
+def listen(network: SileroNetwork, samples: NDArray[np.int16], step: int) -> list[Speech]:
+    finder = VadFinder(network, CutOptions())
     found = []
     for start in range(0, len(samples), step):
         found += finder.feed(samples[start : start + step])
@@ -84,10 +82,13 @@ def test_blocks_of_any_size_give_the_same_bits(network: SileroNetwork, step: int
     assert np.array_equal(np.concatenate([*fed, activity.finish()]), expected)
 
 
-def test_speech_is_found_where_somebody_speaks(network: SileroNetwork) -> None:
+def test_speech_is_found_where_somebody_speaks(
+    network: SileroNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.audio.vad.MIN_SILENCE_MS", 1_500)
     said = spoken()
     samples = np.concatenate([silence(3), said, silence(3), said, silence(3)])
-    found = listen(network, samples, SAMPLE_RATE, VadOptions(min_silence_ms=1_500))
+    found = listen(network, samples, SAMPLE_RATE)
     length_ms = len(said) // 16
     assert len(found) == 2
     for speech_found, start_ms in zip(found, (3_000, 6_000 + length_ms), strict=True):
@@ -110,23 +111,18 @@ def test_speech_at_the_very_end_ends_with_the_recording(network: SileroNetwork) 
 
 
 def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(
-    network: SileroNetwork,
+    network: SileroNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("common.audio.vad.MIN_SILENCE_MS", 2_000)
     said = spoken("and so on and on we go and never stop to breathe", "en")
     loud = np.flatnonzero(np.abs(said) > 500)
     without_end = np.tile(said[loud[0] : loud[-1]], 1 + 90 * SAMPLE_RATE // (loud[-1] - loud[0]))
-    options = VadOptions(min_silence_ms=2_000)
-    found = listen(network, without_end, 50_000, options)
-    assert found == listen(network, without_end, len(without_end), options)
+    found = listen(network, without_end, 50_000)
+    assert found == listen(network, without_end, len(without_end))
     assert [speech.closed for speech in found].count(False) >= 2
     for piece, following in pairwise(found):
         assert piece.span.end_ms == following.span.start_ms
         assert piece.span.duration_ms <= CutOptions().window_ms - CutOptions().overlap_ms
-
-
-def test_a_threshold_out_of_range_is_rejected() -> None:
-    with pytest.raises(ValueError, match="threshold"):
-        VadOptions(threshold=1.0)
 
 
 def test_another_version_of_the_network_is_rejected(tmp_path: Path) -> None:

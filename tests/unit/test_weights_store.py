@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing
-from common.weights.manifest import FileSpec, Manifest, WeightsSpec
+from common.weights.manifest import EVERY_LANGUAGE, FileSpec, Manifest, WeightsSpec
 from common.weights.store import WeightsStore
 from common.weights.zipformer import find_parts
 
@@ -65,11 +65,9 @@ def test_weights_are_found_with_the_hash_that_names_them(store: WeightsStore) ->
     folder = store.resolve("faster-whisper", "toy")
     assert folder.path == store.root / "faster-whisper-toy"
     assert folder.sha256 == sha256(TENSORS)
-    assert folder.speaks("vi")
-    assert not folder.speaks("en")
     file = store.resolve("whisper.cpp", "toy")
     assert file.path == store.root / "ggml-toy.bin"
-    assert file.speaks("en")
+    assert [state.languages for state in store.states()] == [("vi",), EVERY_LANGUAGE]
 
 
 def test_a_hash_is_computed_once_for_all_processes(store: WeightsStore) -> None:
@@ -188,9 +186,9 @@ def test_streaming_weights_put_there_by_hand_are_listed_and_usable(
         store.root / folder,
         sha256((first or names[0]).encode()),
     )
-    assert weights.speaks("vi")
     assert states(store)["zipformer", "mine"] == "present"
     assert store.states()[-1].own
+    assert store.states()[-1].languages == EVERY_LANGUAGE
     assert store.verify("zipformer", "mine") == weights
 
 

@@ -13,7 +13,6 @@ from common.asr.engine import DecodingOptions, Samples
 from common.audio.decode import MonoDecoder
 from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
-from common.audio.vad import VadOptions
 from common.db.tables import Job, Recording
 from common.domain.cutting import CutOptions
 from common.domain.request import Cutting, Options
@@ -71,7 +70,6 @@ def plan_options(cutting: Cutting) -> PlanOptions:
             overlap_ms=min(cutting.overlap_ms, cutting.window_ms // 4),
             pad_ms=min(CutOptions().pad_ms, cutting.window_ms // 8),
         ),
-        vad=VadOptions(),
         silence=SilenceOptions(
             threshold_dbfs=cutting.silence_dbfs, min_silence_ms=cutting.min_silence_ms
         ),

@@ -49,7 +49,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     transcript = Transcript(
         language=job.transcription.detected_language or job.language,
         duration_ms=job.units_total or 0,
-        segments=merge_windows(transcribed).segments,
+        segments=merge_windows(transcribed),
         moderated_by=moderated_by(stored) if options.moderation else None,
     )
     speech_ms = sum(chunk.speech_ms for chunk, _ in transcribed)

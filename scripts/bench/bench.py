@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -32,14 +33,9 @@ from scripts.bench.corpus import (
     wer,
 )
 from scripts.bench.direct import Way
-from scripts.bench.report import (
-    BenchPart,
-    Comparison,
-    Figure,
-    Target,
-)
+from scripts.bench.report import BenchPart, Comparison, Figure, Target, counted
 from scripts.bench.run import Findings, chosen, working
-from scripts.bench.service import Run, UnderTest, shares
+from scripts.bench.service import Run, UnderTest
 from scripts.cli.cli import load_settings
 from scripts.cli.console import make_console
 
@@ -108,11 +104,14 @@ class Bench:
             way: self._engine(way) for way in beside
         }  # fails early if weights are missing
         if set(wanted) - {"memory"}:
-            with UnderTest(self._settings, self._folder / "all", self._cores) as service:
+            with self._service(self._cores, "all") as service:
                 self._with_all_workers(service, wanted, found)
         if set(wanted) & {"scaling", "memory"}:
-            with UnderTest(self._settings, self._folder / "one", 1) as service:
-                self._with_one_worker(service, wanted, found)
+            with self._service(1, "one") as service:
+                if "scaling" in wanted:
+                    found(self._scaling(service))
+                if "memory" in wanted:
+                    found(self._memory(service))
 
     def _with_all_workers(
         self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
@@ -129,13 +128,8 @@ class Bench:
             for clip_set in self._corpus.clip_sets:
                 found(self._clips(service, clip_set))
 
-    def _with_one_worker(
-        self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
-    ) -> None:
-        if "scaling" in wanted:
-            found(self._scaling(service))
-        if "memory" in wanted:
-            found(self._memory(service))
+    def _service(self, workers: int, name: str) -> UnderTest:
+        return UnderTest(workers, self._folder / name, settings=self._settings)
 
     # --- what is measured on ------------------------------------------------------------------
 
@@ -275,11 +269,13 @@ class Bench:
     # --- 2: what is not inference -------------------------------------------------------------
 
     def _overhead(self, service: UnderTest) -> BenchPart:
-        runs = self._long_runs
         workers = service.workers
-        spent = [
-            shares(run.steps, workers, sent_at=run.sent_at, done_at=run.done_at) for run in runs
-        ]
+
+        def of_all(measured: Callable[[Run], tuple[float, float]]) -> tuple[float, ...]:
+            """What share of all workers' time a span is, in %, by run; both in one unit."""
+            spans = map(measured, self._long_runs)
+            return tuple(100 * span / (workers * wall) for span, wall in spans)
+
         self._progress("10 s clips on an idle stack")
         self._warm_up(service)
         clips = [
@@ -287,56 +283,34 @@ class Bench:
             for _ in range(self._rounds)
             for clip in self._ten_seconds[: self._size.sent]
         ]
-        beyond = sorted(run.seconds - run.engine_s for run in clips)
-        names = {
-            "before": "upload, probe, commit, way to the first claim",
-            "plan": "plan",
-            "waiting_first": "waiting for the first chunks to be cut",
-            "around": "in a chunk's step, outside of the engine",
-            "moderation": "moderation",
-            "between": "from one step to the next",
-            "tail": "no chunk left for this worker",
-            "merge": "merge (all workers)",
-            "after": "from the commit to the client",
-        }
-        comparison = Comparison(("worker seconds", "of all"))
-        for name, meaning in names.items():
-            values = tuple(float(getattr(each, name)) for each in spent)
-            of_all = tuple(100 * v / each.total for v, each in zip(values, spent, strict=True))
-            comparison.rows[meaning] = (
-                Figure(meaning, values, "s", 2),
-                Figure(f"{meaning}, of all", of_all, "%", 2),
-            )
+        beyond = [run.seconds - run.engine_s for run in clips]
+        engine = of_all(lambda run: (run.engine_s, run.seconds))
+        engine_since_creation = of_all(lambda run: (run.metrics.engine_ms, run.metrics.wall_ms))
+        moderation = of_all(lambda run: (run.metrics.moderation_ms, run.metrics.wall_ms))
         figures = (
             Figure(
                 "not inference, of the wall time from upload to COMPLETED",
-                tuple(100 * (1 - run.engine_s / (workers * run.seconds)) for run in runs),
+                tuple(100 - share for share in engine),
                 "%",
                 2,
                 Target(8.0),
             ),
             Figure(
                 "the same of the wall time from the job's creation",
-                tuple(
-                    100 * (1 - run.metrics.engine_ms / (workers * run.metrics.wall_ms))
-                    for run in runs
-                ),
+                tuple(100 - share for share in engine_since_creation),
                 "%",
                 2,
             ),
-            Figure("10 s clip: beyond the engine's own time, median", (_median(beyond),), "s", 3),
+            Figure("10 s clip: beyond the engine's own time, median", (median(beyond),), "s", 3),
             Figure(
                 "moderation, of the wall time from the job's creation",
-                tuple(
-                    100 * run.metrics.moderation_ms / (workers * run.metrics.wall_ms)
-                    for run in runs
-                ),
+                moderation,
                 "%",
                 2,
                 Target(3.0),
             ),
             Figure(
-                "10 s clip: beyond the engine's own time, most", (beyond[-1],), "s", 3, Target(0.7)
+                "10 s clip: beyond the engine's own time, most", (max(beyond),), "s", 3, Target(0.7)
             ),
             Figure("10 s clip: the engine's own time", tuple(r.engine_s for r in clips), "s", 2),
         )
@@ -344,8 +318,7 @@ class Bench:
             "overhead",
             f"2. What is not inference ({workers} workers)",
             figures,
-            comparison,
-            (f"{len(clips)} clips, one after the other.",),
+            remarks=(f"{len(clips)} clips, one after the other.",),
         )
 
     # --- 3: a clip while a long job runs ------------------------------------------------------
@@ -373,7 +346,7 @@ class Bench:
             "latency",
             "3. 10 s clips, one after another, while the long recording is transcribed",
             (
-                Figure("median", tuple(_median(taken) for taken in rounds), "s", 2),
+                Figure("median", tuple(median(taken) for taken in rounds), "s", 2),
                 Figure(
                     "95th percentile",
                     tuple(float(np.percentile(taken, 95)) for taken in rounds),
@@ -398,17 +371,14 @@ class Bench:
         comparison = Comparison(("WER",))
         figures = []
         details = []
-        ways = (
-            (FASTER_WHISPER, Way.SEQUENTIAL),
-            (WHISPER_CPP, Way.WHISPER_CPP),
-        )
-        for engine, way in ways:
+        ways = {FASTER_WHISPER: Way.SEQUENTIAL, WHISPER_CPP: Way.WHISPER_CPP}
+        for engine, way in ways.items():
             self._progress(f"{clip_set.name}: {OURS} with {engine}")
             options = {"language": clip_set.language, "model": MODEL, "engine": engine}
             ours = [run.text for run in service.run_all(paths, options)]
             self._progress(f"{clip_set.name}: {way}, directly")
             transcribed = direct.transcribe(
-                self._engines[way], paths, clip_set.language, self._folder, warm_up=False
+                self._engines[way], paths, clip_set.language, warm_up=False
             )
             theirs = [each.text for each in transcribed]
             our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
@@ -469,7 +439,7 @@ class Bench:
         return [
             Figure("worker after its first long recording", (first,), "MB", 0),
             Figure(f"worker over {transcribed} chunks", (max(peaks),), "MB", 0, Target(1300)),
-            Figure("engine processes that were used", (float(len(peaks)),), "", 0),
+            counted("engine processes that were used", len(peaks)),
         ]
 
     def _upload_memory(self) -> Figure:
@@ -477,7 +447,7 @@ class Bench:
         self._progress(f"a {size_mb} MB upload")
         # 16,000 samples of 2 bytes a second
         file = self._decoded.cut(self._folder / "upload.wav", 0, size_mb * 1e6 / 32_000)
-        with UnderTest(self._settings, self._folder / "none", 0) as service:
+        with self._service(0, "none") as service:
             service.submit(self._ten_seconds[0], self._options)
             before = {pid: direct.reset_peak(pid) for pid in service.gateway_pids}
             service.submit(file, self._options)
@@ -532,7 +502,6 @@ class Bench:
             self._engines[way],
             files,
             self._recording.language,
-            self._folder,
             warm_up=self._size.warm_up,
         )
 
@@ -540,15 +509,6 @@ class Bench:
 def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
     """Ratios by round, so that a slow round does not distort them."""
     return tuple(one / other for one, other in zip(above, below, strict=True))
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values))
-
-
-def parse_parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
-    """The parts named by the option, see `chosen`."""
-    return chosen(text, PARTS)
 
 
 class _Bench(click.Command):
@@ -572,7 +532,7 @@ class _Bench(click.Command):
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--parts",
-    callback=parse_parts,
+    callback=lambda _, __, text: chosen(text, PARTS),
     metavar="PART,...",
     help=f"What to measure [{','.join(PARTS)}].",
 )

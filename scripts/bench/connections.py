@@ -13,19 +13,17 @@ import multiprocessing
 import resource
 import socket
 import sys
-import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from uuid import uuid4
 
 import click
 import httpx
 import numpy as np
 
-from common.settings import Settings, StorageSettings
-from scripts.stack.stack import Stack
+from scripts.bench.service import UnderTest
 
 EACH = 5_000
 """Connections held by each attacking process."""
@@ -50,7 +48,7 @@ class Held:
     """Not established, or closed before anything was sent."""
     ended: int = 0
     """Closed by the gateway later."""
-    answered: dict[str, int] = field(default_factory=dict)
+    answered: Counter[str] = field(default_factory=Counter)
     """By status, where the gateway sent one."""
 
 
@@ -59,7 +57,7 @@ class HonestClient:
     """What the regular client measured; times in seconds."""
 
     times_s: list[float] = field(default_factory=list)
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
 
 
 def hold(port: int, source: str, count: int, until: float) -> Held:
@@ -94,8 +92,7 @@ async def _hold(port: int, source: str, count: int, until: float) -> Held:
             except OSError:
                 held.ended += 1
             if answer.startswith(b"HTTP/1.1 "):
-                status = answer[9:12].decode()
-                held.answered[status] = held.answered.get(status, 0) + 1
+                held.answered[answer[9:12].decode()] += 1
 
     await asyncio.gather(*(one() for _ in range(count)))
     return held
@@ -113,7 +110,7 @@ def ask(address: str, until: float) -> HonestClient:
         except httpx.HTTPError as error:
             outcome = type(error).__name__
         if outcome:
-            asked.failures[outcome] = asked.failures.get(outcome, 0) + 1
+            asked.failures[outcome] += 1
         else:
             asked.times_s.append(time.monotonic() - started)
         time.sleep(PAUSE_S)
@@ -129,27 +126,21 @@ def ask(address: str, until: float) -> HonestClient:
 def main(connections: int, sources: int, seconds: float) -> None:
     """Hold many connections with half a request head each, and measure other requests meanwhile."""
     counts = [min(EACH, connections - begun) for begun in range(0, connections, EACH)]
-    with tempfile.TemporaryDirectory(prefix="stenopool-connections-") as folder:
-        settings = Settings()
-        settings.storage = StorageSettings(data_dir=Path(folder))
-        settings.api.port = 0
-        with (
-            Stack(settings, workers=0, report=lambda _: None) as stack,
-            ProcessPoolExecutor(
-                len(counts), mp_context=multiprocessing.get_context("spawn")
-            ) as pool,
-        ):
-            for started in [pool.submit(time.sleep, START_S) for _ in counts]:
-                started.result()
-            quiet = ask(stack.address, time.time() + QUIET_S)
-            until = time.time() + seconds
-            attacks = [
-                pool.submit(hold, stack.port, f"127.0.0.{2 + number % sources}", count, until)
-                for number, count in enumerate(counts)
-            ]
-            asked = ask(stack.address, until)
-            held = [attack.result() for attack in attacks]
-        lines = (Path(folder) / "logs" / "gateway.log").read_text(errors="replace").splitlines()
+    with (
+        UnderTest(0) as service,
+        ProcessPoolExecutor(len(counts), mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        for started in [pool.submit(time.sleep, START_S) for _ in counts]:
+            started.result()
+        quiet = ask(service.address, time.time() + QUIET_S)
+        until = time.time() + seconds
+        attacks = [
+            pool.submit(hold, service.stack.port, f"127.0.0.{2 + number % sources}", count, until)
+            for number, count in enumerate(counts)
+        ]
+        asked = ask(service.address, until)
+        held = [attack.result() for attack in attacks]
+        lines = (service.stack.log_dir / "gateway.log").read_text(errors="replace").splitlines()
     log = [line for line in lines if "GET /api/v1/status/" not in line]
     for line in report(held, quiet, asked, log):
         click.echo(line)
@@ -158,17 +149,14 @@ def main(connections: int, sources: int, seconds: float) -> None:
 
 def report(held: list[Held], quiet: HonestClient, asked: HonestClient, log: list[str]) -> list[str]:
     """What is printed."""
-    answered: dict[str, int] = {}
-    for each in held:
-        for status, count in each.answered.items():
-            answered[status] = answered.get(status, 0) + count
+    answered = sum((each.answered for each in held), Counter[str]())
     made, refused, ended = (
         sum(getattr(each, what) for each in held) for what in ("made", "refused", "ended")
     )
     full = sum("Too many open files" in line for line in log)
     return [
         f"half heads: {made} connections made, {refused} not made, {ended} ended by the gateway",
-        f"  of these with 408: {answered.get('408', 0)}, with 503: {answered.get('503', 0)}",
+        f"  of these with 408: {answered['408']}, with 503: {answered['503']}",
         f"the regular client before: {shown(quiet)}",
         f"the regular client meanwhile: {shown(asked)}",
         f"the gateway's log: {len(log)} lines, {full} of them Too many open files",
@@ -178,8 +166,8 @@ def report(held: list[Held], quiet: HonestClient, asked: HonestClient, log: list
 def shown(asked: HonestClient) -> str:
     """The regular client's figures in one line."""
     median, p95, most = np.percentile(asked.times_s or [float("nan")], [50, 95, 100]) * 1000
-    count = len(asked.times_s) + sum(asked.failures.values())
-    failures = f"; failures: {asked.failures}" if asked.failures else ""
+    count = len(asked.times_s) + asked.failures.total()
+    failures = f"; failures: {dict(asked.failures)}" if asked.failures else ""
     return (
         f"{len(asked.times_s)} of {count} answered, median {median:.0f} ms, "
         f"95th percentile {p95:.0f} ms, most {most:.0f} ms{failures}"

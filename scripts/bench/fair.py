@@ -11,35 +11,25 @@ from __future__ import annotations
 
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from statistics import mean, median, quantiles
-from typing import TypeVar
 from uuid import UUID
 
 import click
 from sqlalchemy import ColumnElement, func, select
 
-from common.db.database import Database
 from common.db.tables import Job, Step
-from common.domain.job import JobStatus, StepStatus
+from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
-from scripts.cli.cli import load_settings
-from scripts.cli.client import Gateway
-from scripts.stack.stack import Stack
-
-T = TypeVar("T")
+from scripts.bench.service import UnderTest, until
 
 LIMIT = 1.5
 """Target: chunk times at the 95th percentile."""
 _TOOK_S = func.extract("epoch", Step.finished_at - Step.started_at)
-POLL_S = 0.05
 PATIENCE_S = 1800.0
 
 
@@ -74,39 +64,31 @@ class FairRow:
 
 
 class FairnessTrial:
-    """A stack, and direct access to its database."""
+    """Clips sent behind long jobs; ``options`` are those of all jobs."""
 
-    def __init__(self, gateway: Gateway, database: Database, engine: str) -> None:
-        self._gateway = gateway
-        self._database = database
-        self._engine, _, self._model = engine.partition(" ")
+    def __init__(self, service: UnderTest, options: dict[str, str]) -> None:
+        self._service = service
+        self._database = service.database
+        self._options = options
         self._luck = random.Random(1)  # noqa: S311 - it only spreads the clips
 
     def run(self, long: Path, clip: Path, count: int, clips: int) -> FairRow:
         """Send ``count`` times LONG, then ``clips`` times CLIP; then all are cancelled."""
-        jobs = [self._send(long) for _ in range(count)]
-        _wait(lambda: self._chunks_of(jobs) >= count, f"a chunk of each of {count} long jobs")
+        service = self._service
+        jobs = [service.submit(long, self._options) for _ in range(count)]
+        if until(lambda: self._chunks_of(jobs) >= count, PATIENCE_S) is None:
+            raise click.ClickException(f"not all of {count} long jobs have had a turn")
         sent = []
         for _ in range(clips):
             time.sleep(self._luck.uniform(0, self._chunk_s(jobs)))
-            sent.append(clip_id := self._send(clip))
-            _wait(partial(self._ended, clip_id), "the clip")
+            sent.append(clip_id := service.submit(clip, self._options))
+            service.wait(clip_id)
         last = max(self._span(clip_id)[1] for clip_id in sent)
-        _wait(lambda: self._nothing_from_before(jobs, last), "the chunks beside the last clip")
+        until(lambda: self._nothing_from_before(jobs, last), PATIENCE_S)
         taken = [self._taken(clip_id, jobs) for clip_id in sent]
         for job_id in jobs:
-            self._gateway.cancel(str(job_id))
+            service.cancel(job_id)
         return FairRow(count, taken)
-
-    def _send(self, file: Path) -> UUID:
-        options = {"language": "en", "engine": self._engine, "model": self._model}
-        return UUID(self._gateway.upload(file, options)["job_id"])
-
-    def _ended(self, job_id: UUID) -> bool:
-        state = self._gateway.status(str(job_id), wait_s=5)
-        if state["status"] == JobStatus.FAILED:
-            raise click.ClickException(f"a clip failed: {state['error_message']}")
-        return bool(state["status"] == JobStatus.COMPLETED)
 
     def _chunks_of(self, jobs: Sequence[UUID]) -> int:
         """Done, once all jobs have had a turn for one: at least their number."""
@@ -149,15 +131,6 @@ def _chunks(jobs: Sequence[UUID]) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _wait(check: Callable[[], T | None], what: str) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := check()):
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"waited {PATIENCE_S:g} s for {what}")
-        time.sleep(POLL_S)
-    return found
-
-
 def report(rows: Sequence[FairRow]) -> Iterator[str]:
     """The table."""
     yield "long jobs  clips  chunk s  clip s: median   max  chunk times: median   p95"
@@ -191,17 +164,11 @@ def main(
 ) -> None:
     """Send CLIP behind LONG; exits with 1 where it took more than 1.5 chunk times (p95)."""
     rows = []
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-fair-"))
-        settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
-        running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
-        bench = FairnessTrial(
-            stack.enter_context(Gateway(running.address)),
-            stack.enter_context(Database(running.database_url, pool_size=1)),
-            engine,
-        )
+    with UnderTest(workers) as service:
+        name, _, model = engine.partition(" ")
+        trial = FairnessTrial(service, {"language": "en", "engine": name, "model": model})
         for count in counts:
-            rows.append(bench.run(long, clip, count, clips))
+            rows.append(trial.run(long, clip, count, clips))
             click.echo("\n".join(report(rows[-1:])))
     click.echo("\n".join(["", *report(rows)]))
     sys.exit(int(not all(row.kept for row in rows)))

@@ -84,6 +84,11 @@ class Figure:
         }
 
 
+def counted(name: str, count: float, target: Target | None = None) -> Figure:
+    """A figure that is a number of things."""
+    return Figure(name, (float(count),), digits=0, target=target)
+
+
 @dataclass(slots=True)
 class Comparison:
     """A table of ways: a row per way, a column per figure."""

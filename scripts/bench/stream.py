@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from scripts.bench.corpus import (
     wer,
     write_wav,
 )
-from scripts.bench.report import BenchPart, Comparison, Figure, Target
+from scripts.bench.report import BenchPart, Comparison, Figure, Target, counted
 from scripts.bench.run import Findings, Progress, chosen, working
 from scripts.bench.service import UnderTest
 from scripts.bench.stream_clients import IDLE_S, StreamTarget, bad_clients, short_sessions
@@ -170,7 +170,7 @@ class StreamBench:
             if set(wanted) & {name, *SHARED} and (voice := find()) is not None:
                 self._voices[name] = voice
         if set(wanted) - {"clients"} and self._voices:
-            with UnderTest(self._settings, self._folder / "roomy", self._cores, **ROOMY) as roomy:
+            with self._service("roomy", self._cores, ROOMY) as roomy:
                 self._with_room(roomy, wanted, found)
         if "clients" in wanted and self._voices:
             with self._narrow() as narrow:
@@ -196,6 +196,9 @@ class StreamBench:
             found(self._one_too_many(service, voice))
         found(self._bad_clients(service))
         found(self._sessions(service))
+
+    def _service(self, name: str, workers: int, env: Mapping[str, str]) -> UnderTest:
+        return UnderTest(workers, self._folder / name, settings=self._settings, env=env)
 
     # --- voices ---------------------------------------------------------------------------
 
@@ -308,11 +311,9 @@ class StreamBench:
             f"several {voice.engine}",
             f"2. Several streams at once: {voice}",
             (
-                Figure(
+                counted(
                     f"{voice.engine}: streams at once that keep what is promised of one",
-                    (float(kept),),
-                    "",
-                    0,
+                    kept,
                     Target(1, at_least=True),
                 ),
             ),
@@ -325,15 +326,13 @@ class StreamBench:
         whisper, zipformer = (
             max(1, self._kept_pace.get(engine, 1)) for engine in (FASTER_WHISPER, ZIPFORMER)
         )
-        return UnderTest(
-            self._settings,
-            self._folder / "narrow",
-            0,
-            STREAM_MAX_WHISPER=str(whisper),
-            STREAM_MAX_ZIPFORMER=str(zipformer),
-            STREAM_IDLE=f"{IDLE_S:g}",
-            LIMIT_CONCURRENT_STREAMS="0",
-        )
+        env = {
+            "STREAM_MAX_WHISPER": str(whisper),
+            "STREAM_MAX_ZIPFORMER": str(zipformer),
+            "STREAM_IDLE": f"{IDLE_S:g}",
+            "LIMIT_CONCURRENT_STREAMS": "0",
+        }
+        return self._service("narrow", 0, env)
 
     def _one_too_many(self, service: UnderTest, voice: Voice) -> BenchPart:
         limit = max(1, self._kept_pace.get(voice.engine, 1))
@@ -348,13 +347,7 @@ class StreamBench:
             f"limit {voice.engine}",
             f"2. One stream too many: {voice}, limit {limit}",
             (
-                Figure(
-                    f"{name}: refused",
-                    (float(refused),),
-                    "",
-                    0,
-                    Target(1, at_least=True),
-                ),
+                counted(f"{name}: refused", refused, Target(1, at_least=True)),
                 *_waits(f"{name}: the others", _together(played), voice.promise),
             ),
             remarks=(f"The answer: {answer}", OF_WAITS),
@@ -397,14 +390,8 @@ class StreamBench:
             "clients",
             "3. Misbehaving clients",
             (
-                Figure("bad clients", (float(len(answers)),), "", 0),
-                Figure(
-                    "misbehaving clients with an unexpected response",
-                    (float(wrong),),
-                    "",
-                    0,
-                    Target(0),
-                ),
+                counted("bad clients", len(answers)),
+                counted("misbehaving clients with an unexpected response", wrong, Target(0)),
             ),
             remarks=tuple(map(str, answers)),
         )
@@ -433,10 +420,8 @@ class StreamBench:
             "sessions",
             f"3. {count} short sessions, one after the other",
             (
-                Figure(
-                    "sessions that did not end as they should", (float(failed),), "", 0, Target(0)
-                ),
-                Figure("processes left over", (float(counts[1] - counts[0]),), "", 0, Target(0)),
+                counted("sessions that did not end as they should", failed, Target(0)),
+                counted("processes left over", counts[1] - counts[0], Target(0)),
                 Figure("memory left over", (sizes[1] - sizes[0],), "MB", 1, Target(GROWTH_MB)),
             ),
             comparison,
@@ -525,7 +510,7 @@ def _row(waits: Waits, alone: Waits) -> tuple[Figure, ...]:
 def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
     first, final = Target(promise.first_s), Target(promise.final_s)
     return (
-        Figure(f"{name}: utterances", (float(len(waits.finals)),), "", 0),
+        counted(f"{name}: utterances", len(waits.finals)),
         Figure(f"{name}: first partial, median", (median(waits.firsts),), "s", 2, first),
         Figure(f"{name}: first partial, 95th percentile", (p95(waits.firsts),), "s", 2),
         Figure(f"{name}: final, median", (median(waits.finals),), "s", 2, final),

@@ -19,6 +19,8 @@ from rich.console import Console
 
 from common.errors import GatewayLost, InUse, RequestRejected, SetupProblem
 from common.settings import ROOT
+from scripts.bench.service import until
+from tests.system.aftermath import patiently
 from tests.system.containers.audit import (
     BLOCK_BYTES,
     LOOK_AT_PROCESSES,
@@ -40,10 +42,9 @@ from tests.system.containers.project import (
     containers_of,
     environment,
     secrets_of,
-    until,
     with_settings,
 )
-from tests.system.containers.proofs import BACKUP, chosen, lost, patiently
+from tests.system.containers.proofs import BACKUP, chosen, lost
 from tests.system.containers.report import Row, all_ok, faults_row, show, summary
 from tests.system.containers.trouble import NO_GROUP, UNREADABLE, said
 

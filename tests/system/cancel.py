@@ -9,10 +9,8 @@ the request was sent; then, when the last file cut from the recording was gone.
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -23,14 +21,11 @@ from redis import Redis
 from rq.worker import WorkerStatus
 from sqlalchemy import select
 
-from common.db.database import Database
 from common.db.tables import Step
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
 from common.redis.queue import connect
-from scripts.cli.cli import load_settings
-from scripts.cli.client import Gateway
-from scripts.stack.stack import Stack
+from scripts.bench.service import UnderTest
 from tests.support.service import PATIENCE_S, wait_until
 
 LIMIT_S = 2.0
@@ -66,35 +61,34 @@ class Cancelled:
 
 
 class CancelTrial:
-    """A stack, and direct access to its database."""
+    """A service, and direct access to its Redis."""
 
-    def __init__(self, stack: Stack, gateway: Gateway, database: Database, redis: Redis) -> None:
-        self._stack = stack
-        self._gateway = gateway
-        self._database = database
+    def __init__(self, service: UnderTest, redis: Redis) -> None:
+        self._service = service
         self._redis = redis
 
     def run(self, file: Path, engine: str, model: str, rest_s: float) -> Cancelled:
         """Send the file, cancel it under all workers, and watch what happens."""
+        gateway = self._service.gateway
         options = {"language": "auto", "engine": engine, "model": model}
-        job_id = UUID(self._gateway.upload(file, options)["job_id"])
+        job_id = self._service.submit(file, options)
         names = wait_until(lambda: self._all_transcribing(job_id), "all workers at work on it")
         workers = [Freed(name, self._engine_process(name)) for name in sorted(names)]
-        progress = self._gateway.status(str(job_id))["progress"]
+        progress = gateway.status(str(job_id))["progress"]
         files = len(self._chunk_files(job_id))
         started = time.monotonic()
-        status = self._gateway.cancel(str(job_id))["status"]
+        status = gateway.cancel(str(job_id))["status"]
         assert status == "CANCELLED"
         done = Cancelled(engine, model, progress, time.monotonic() - started, files, workers)
         wait_until(lambda: self._all_free(workers, started), "free workers")
-        wait_until(lambda: not self._chunk_files(job_id), "no sound")
+        wait_until(lambda: not self._chunk_files(job_id), "no chunk files")
         done.swept_s = time.monotonic() - started
         time.sleep(rest_s)
         done.left = len(self._chunk_files(job_id))
         return done
 
     def _all_transcribing(self, job_id: UUID) -> set[str] | None:
-        with self._database.transaction() as session:
+        with self._service.database.transaction() as session:
             rows = session.scalars(
                 select(Step.worker).where(
                     Step.job_id == job_id,
@@ -103,7 +97,7 @@ class CancelTrial:
                 )
             )
             names = {name for name in rows if name is not None}
-        return names if len(names) == self._stack.workers else None
+        return names if len(names) == self._service.workers else None
 
     def _engine_process(self, name: str) -> psutil.Process:
         """The engine's process of the worker whose name says which process it is."""
@@ -121,7 +115,7 @@ class CancelTrial:
         return all(worker.idle_s is not None for worker in workers)
 
     def _chunk_files(self, job_id: UUID) -> list[Path]:
-        folder = self._stack.settings.storage.uploads / "chunks" / str(job_id)
+        folder = self._service.stack.settings.storage.uploads / "chunks" / str(job_id)
         return list(folder.iterdir()) if folder.is_dir() else []
 
 
@@ -164,19 +158,11 @@ def report(done: Cancelled) -> Iterator[str]:
 def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> None:
     """Cancel FILE under all workers; exits with 1 where that took more than 2 s or left files."""
     broken = False
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-cancel-"))
-        settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
-        running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
-        bench = CancelTrial(
-            running,
-            stack.enter_context(Gateway(running.address)),
-            stack.enter_context(Database(running.database_url, pool_size=1)),
-            stack.enter_context(connect(running.redis_url)),
-        )
+    with UnderTest(workers) as service, connect(service.stack.redis_url) as redis:
+        trial = CancelTrial(service, redis)
         for each in engines:
             engine, _, model = each.partition(" ")
-            done = bench.run(file, engine, model, rest)
+            done = trial.run(file, engine, model, rest)
             for line in report(done):
                 click.echo(line)
             broken |= done.freed_s > LIMIT_S or done.left > 0

@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from rich.table import Table
 from common.audio.decode import HEADER_SIZE_WRONG
 from common.domain.tracks import OTHER_AUDIO_TRACK
 from common.errors import SetupProblem, StenoError
-from common.settings import Settings
 from scripts.bench.corpus import wer
 from scripts.bench.service import UnderTest
 from scripts.cli.client import ENDED, Gateway
@@ -230,13 +228,9 @@ def main(folder: Path) -> None:
     """Run the cases of ``folder``."""
     console: Console = make_console()
     cases = read_cases(folder)
-    with (
-        tempfile.TemporaryDirectory() as data,
-        UnderTest(Settings(), Path(data), workers=1) as service,
-        Gateway(service.address) as gateway,
-    ):
-        outcomes = []
-        for outcome in run(gateway, folder, cases):
+    outcomes = []
+    with UnderTest(workers=1) as service:
+        for outcome in run(service.gateway, folder, cases):
             click.echo(f"{outcome.case.file}: {outcome.answer}", err=True)
             outcomes.append(outcome)
     console.print(table(outcomes))

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import GatewayLost, RequestRejected, SetupProblem
+from scripts.bench.service import until
 from scripts.bench.stream_play import Played, Programme, median, play, waits_of
 from scripts.cli.client import Gateway
 from scripts.cli.streaming import Message
-from tests.system.containers.project import Project, until
+from tests.system.containers.project import Project
 from tests.system.containers.report import Row
 
 SERVICE = "live"

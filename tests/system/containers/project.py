@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,6 @@ OF_PROJECT = (f"label=com.docker.compose.project={NAME}", "label=com.docker.comp
 UP_S = 240
 COMMAND_S = 300.0
 BUILD_S = 3600.0
-POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,16 +464,6 @@ class Project:
             return httpx.get(url, timeout=10, trust_env=False).is_success
         except httpx.TransportError:
             return False
-
-
-def until(state: Callable[[], object], patience_s: float) -> float | None:
-    """Seconds until ``state`` is true, None where it does not become that."""
-    started = time.monotonic()
-    while True:
-        true, taken = state(), time.monotonic() - started
-        if true or taken > patience_s:
-            return taken if true else None
-        time.sleep(POLL_S)
 
 
 @contextmanager

@@ -33,14 +33,15 @@ from common.audio.probe import probe
 from common.domain.job import JobStatus
 from common.errors import GatewayLost, NotAudio, RequestRejected, SetupProblem, StenoError
 from scripts.bench.corpus import Clip
+from scripts.bench.service import until
 from scripts.bench.stream_play import string_together
-from scripts.cli.client import ENDED, Gateway, passing
+from scripts.cli.client import ENDED, Gateway
 from scripts.cli.console import make_console
-from tests.system.aftermath import JobText, text_of
+from tests.system.aftermath import JobText, patiently, text_of
 from tests.system.chaos import join
 from tests.system.containers.audit import audit, log_rows
 from tests.system.containers.live import SERVICE, Speaker, live
-from tests.system.containers.project import OURS, PROFILES, Container, Project, until
+from tests.system.containers.project import OURS, PROFILES, Container, Project
 from tests.system.containers.report import Row, all_ok, show, summary
 from tests.system.containers.trouble import trouble
 
@@ -56,7 +57,6 @@ SCALED = 0.6
 PATIENCE_S = 60.0
 """How long a job may stall after a fault."""
 JOB_S = 3600.0
-RETRY_S = 0.3
 POLL_S = 0.5
 
 MIDST_PERCENT = 85
@@ -120,25 +120,6 @@ class ContainerTrial:
 def lost(error: RequestRejected | GatewayLost) -> bool:
     """Whether only the connection is to blame."""
     return isinstance(error, GatewayLost)
-
-
-def patiently(
-    ask: Callable[[], T],
-    *,
-    again: Callable[[RequestRejected | GatewayLost], bool] = passing,
-    patience_s: float = 180.0,
-    on_retry: Callable[[], None] = lambda: None,
-) -> T:
-    """Ask a gateway until it answers, for as long as its errors are to be tried again."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return ask()
-        except (RequestRejected, GatewayLost) as error:
-            if not again(error) or time.monotonic() > deadline:
-                raise
-            on_retry()
-            time.sleep(RETRY_S)
 
 
 def outcome(gateway: Gateway, job_id: str) -> JobText:

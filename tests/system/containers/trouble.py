@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import SetupProblem, StenoError
+from scripts.bench.service import until
 from scripts.cli.client import ENDED, Gateway
-from tests.system.containers.project import NAME, Project, until
+from tests.system.containers.project import NAME, Project
 from tests.system.containers.report import Row
 
 SAID_S = 60.0

@@ -34,7 +34,7 @@ from scripts.bench.corpus import (
 )
 from scripts.bench.direct import Way
 from scripts.bench.report import BenchPart, Comparison, Figure, Target, counted
-from scripts.bench.run import Findings, chosen, working
+from scripts.bench.run import Findings, cores_option, json_option, parts_option, working
 from scripts.bench.service import Run, UnderTest
 from scripts.cli.cli import load_settings
 from scripts.cli.console import make_console
@@ -530,26 +530,13 @@ class _Bench(click.Command):
 
 @click.command(cls=_Bench)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--parts",
-    callback=lambda _, __, text: chosen(text, PARTS),
-    metavar="PART,...",
-    help=f"What to measure [{','.join(PARTS)}].",
-)
+@parts_option(PARTS)
 @click.option("--quick", is_flag=True, help="Measure ten minutes and a few clips: a smoke test.")
 @click.option(
     "--repeat", type=click.IntRange(min=1), default=1, help="Rounds; the median is reported [1]."
 )
-@click.option(
-    "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
-)
-@click.option(
-    "--json",
-    "as_json",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write all figures to this file as well.",
-)
+@cores_option
+@json_option
 def bench(
     folder: Path,
     parts: tuple[str, ...],

@@ -31,7 +31,14 @@ from scripts.bench.corpus import (
     write_wav,
 )
 from scripts.bench.report import BenchPart, Comparison, Figure, Target, counted
-from scripts.bench.run import Findings, Progress, chosen, working
+from scripts.bench.run import (
+    Findings,
+    Progress,
+    cores_option,
+    json_option,
+    parts_option,
+    working,
+)
 from scripts.bench.service import UnderTest
 from scripts.bench.stream_clients import IDLE_S, StreamTarget, bad_clients, short_sessions
 from scripts.bench.stream_play import (
@@ -297,7 +304,7 @@ class StreamBench:
             programmes = [voice.programme(self._size.several_s, seed) for seed in range(count)]
             self._progress(f"{voice}: {count} streams at once")
             played, spent_s = self._measured(service, voice, programmes)
-            waits = _together(played)
+            waits = waits_of(*played)
             alone = alone or waits
             cores = Figure("cores", (spent_s / programmes[0].duration_s,), "", 2)
             comparison.rows[f"{count} at once"] = (*_row(waits, alone), cores)
@@ -348,7 +355,7 @@ class StreamBench:
             f"2. One stream too many: {voice}, limit {limit}",
             (
                 counted(f"{name}: refused", refused, Target(1, at_least=True)),
-                *_waits(f"{name}: the others", _together(played), voice.promise),
+                *_waits(f"{name}: the others", waits_of(*played), voice.promise),
             ),
             remarks=(f"The answer: {answer}", OF_WAITS),
         )
@@ -436,11 +443,11 @@ class StreamBench:
         self._warm_up(service, voice)
         waits = {}
         self._progress(f"{voice}: one stream alone")
-        waits["the stream alone"] = _together(self._measured(service, voice, [programme])[0])
+        waits["the stream alone"] = waits_of(*self._measured(service, voice, [programme])[0])
         self._progress(f"{voice}: one stream, and {recording.path.name}")
         job = service.submit(recording.path, {"language": recording.language, "model": MODEL})
         service.wait_until_under_way(job)
-        waits["beside the job"] = _together(self._measured(service, voice, [programme])[0])
+        waits["beside the job"] = waits_of(*self._measured(service, voice, [programme])[0])
         over = service.ended(job)
         if not over:
             service.cancel(job)
@@ -489,13 +496,6 @@ def _family(service: UnderTest) -> dict[str, list[float]]:
     return found
 
 
-def _together(played: Sequence[Played]) -> Waits:
-    waits = Waits()
-    for each in played:
-        waits.add(waits_of(each))
-    return waits
-
-
 def _row(waits: Waits, alone: Waits) -> tuple[Figure, ...]:
     """A row of a comparison that has `COLUMNS`; ``alone`` is what one undisturbed stream met."""
     return (
@@ -526,26 +526,13 @@ def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
 @click.argument(
     "folder", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
-@click.option(
-    "--parts",
-    callback=lambda _, __, text: chosen(text, PARTS),
-    metavar="PART,...",
-    help=f"What to measure [{','.join(PARTS)}].",
-)
+@parts_option(PARTS)
 @click.option("--quick", is_flag=True, help="Measure a minute of each: a smoke test.")
 @click.option(
     "--long", "long_pause", is_flag=True, help="Let the client that pauses do so for 10 minutes."
 )
-@click.option(
-    "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
-)
-@click.option(
-    "--json",
-    "as_json",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write all figures to this file as well.",
-)
+@cores_option
+@json_option
 @click.pass_context
 def stream(
     context: click.Context,

@@ -66,25 +66,25 @@ def _pause(draw: random.Random) -> bytes:
 
 
 class Sent:
-    """When which sound was sent."""
+    """When which audio was sent."""
 
     def __init__(self) -> None:
         self._until_ms: list[float] = []
         self._times: list[float] = []
 
     def note(self, until_ms: float, at: float) -> None:
-        """All sound before ``until_ms`` is sent."""
+        """All audio before ``until_ms`` is sent."""
         self._until_ms.append(until_ms)
         self._times.append(at)
 
     def at(self, ms: float) -> float:
-        """When the sound before ``ms`` was sent."""
+        """When the audio before ``ms`` was sent."""
         return self._times[min(bisect_left(self._until_ms, ms), len(self._times) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A stream that is over: what the gateway said, and when which sound was sent."""
+    """A stream that is over: what the gateway said, and when which audio was sent."""
 
     messages: tuple[Message, ...]
     sent: Sent
@@ -109,7 +109,7 @@ class Played:
 
 @dataclass(slots=True)
 class Waits:
-    """How long words were waited for, each counted from when the sound in question was sent.
+    """How long words were waited for, each counted from when the audio in question was sent.
 
     ``firsts``: for something to read, from the beginning of an utterance's first word. ``finals``:
     for the final, from the utterance's end. ``words``: for the final, from its last word's end.
@@ -119,23 +119,23 @@ class Waits:
     finals: list[float] = field(default_factory=list)
     words: list[float] = field(default_factory=list)
 
-    def add(self, other: Waits) -> None:
-        self.firsts += other.firsts
-        self.finals += other.finals
-        self.words += other.words
 
-
-def waits_of(played: Played) -> Waits:
-    """The waits of one stream.
+def waits_of(*streams: Played) -> Waits:
+    """The waits of all streams.
 
     An utterance that goes on where one was cut off has no beginning that anybody waits at.
     """
     waits = Waits()
+    for played in streams:
+        _add_waits(waits, played)
+    return waits
+
+
+def _add_waits(waits: Waits, played: Played) -> None:
     finals = [message for message in played.of_type("final") if message.document["text"]]
     shown: dict[float, float] = {}
-    for message in (*played.of_type("partial"), *finals):
+    for message in sorted((*played.of_type("partial"), *finals), key=lambda it: it.at):
         shown.setdefault(message.document["start"], message.at)
-        shown[message.document["start"]] = min(shown[message.document["start"]], message.at)
     cut = {
         after.document["start"]
         for before, after in pairwise(finals)
@@ -149,7 +149,6 @@ def waits_of(played: Played) -> Waits:
             if document["start"] not in cut:
                 began = played.sent.at(document["words"][0]["start"] * 1000)
                 waits.firsts.append(shown[document["start"]] - began)
-    return waits
 
 
 async def play(

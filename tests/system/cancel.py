@@ -3,7 +3,7 @@
 Run ``scripts/test --system cancel FILE``, any recording of more than a few minutes. It starts a
 stack of its own, cancels once all workers have their engine at work on the file, and prints for
 each worker when its engine had ended and when it waited for the next step, counted from the moment
-the request was sent; then, when the last file cut from the recording was gone.
+the request was sent; then, when the last file cut from the recording was deleted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -26,7 +26,9 @@ from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
 from common.redis.queue import connect
 from scripts.bench.service import UnderTest
-from tests.support.service import PATIENCE_S, wait_until
+from scripts.cli.console import make_console
+from tests.support.service import wait_until
+from tests.system.report import Row, all_ok, show
 
 LIMIT_S = 2.0
 """What is promised."""
@@ -42,24 +44,6 @@ class Freed:
     idle_s: float | None = None
 
 
-@dataclass(slots=True)
-class Cancelled:
-    """One cancelled job; it had ``files`` chunk files, removed after ``swept_s`` seconds."""
-
-    engine: str
-    model: str
-    progress: int
-    answered_s: float
-    files: int
-    workers: list[Freed] = field(default_factory=list)
-    swept_s: float = 0.0
-    left: int = 0
-
-    @property
-    def freed_s(self) -> float:
-        return max(worker.idle_s or PATIENCE_S for worker in self.workers)
-
-
 class CancelTrial:
     """A service, and direct access to its Redis."""
 
@@ -67,7 +51,7 @@ class CancelTrial:
         self._service = service
         self._redis = redis
 
-    def run(self, file: Path, engine: str, model: str, rest_s: float) -> Cancelled:
+    def run(self, file: Path, engine: str, model: str, rest_s: float) -> Iterator[Row]:
         """Send the file, cancel it under all workers, and watch what happens."""
         gateway = self._service.gateway
         options = {"language": "auto", "engine": engine, "model": model}
@@ -78,14 +62,32 @@ class CancelTrial:
         files = len(self._chunk_files(job_id))
         started = time.monotonic()
         status = gateway.cancel(str(job_id))["status"]
-        assert status == "CANCELLED"
-        done = Cancelled(engine, model, progress, time.monotonic() - started, files, workers)
+        answered_s = time.monotonic() - started
+        yield Row(
+            f"cancelled at {progress} %",
+            f"{status} after {answered_s:.2f} s",
+            "CANCELLED",
+            status == "CANCELLED",
+        )
         wait_until(lambda: self._all_free(workers, started), "free workers")
         wait_until(lambda: not self._chunk_files(job_id), "no chunk files")
-        done.swept_s = time.monotonic() - started
+        deleted_s = time.monotonic() - started
+        for number, worker in enumerate(workers, start=1):
+            assert worker.idle_s is not None
+            yield Row(
+                f"worker {number}",
+                f"engine ended after {worker.ended_s:.2f} s, free after {worker.idle_s:.2f} s",
+                f"free within {LIMIT_S:g} s",
+                worker.idle_s <= LIMIT_S,
+            )
         time.sleep(rest_s)
-        done.left = len(self._chunk_files(job_id))
-        return done
+        left = len(self._chunk_files(job_id))
+        yield Row(
+            f"{files} chunk files",
+            f"deleted after {deleted_s:.2f} s, {left} left in the end",
+            "none left",
+            not left,
+        )
 
     def _all_transcribing(self, job_id: UUID) -> set[str] | None:
         with self._service.database.transaction() as session:
@@ -126,23 +128,6 @@ def _has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def report(done: Cancelled) -> Iterator[str]:
-    """What is printed of one job."""
-    yield (
-        f"{done.engine} {done.model}: cancelled at {done.progress} %, "
-        f"answered after {done.answered_s:.2f} s"
-    )
-    for number, worker in enumerate(done.workers, start=1):
-        yield (
-            f"  worker {number}: engine ended after {worker.ended_s:.2f} s, "
-            f"free after {worker.idle_s:.2f} s"
-        )
-    yield (
-        f"  {done.files} chunk file(s) removed after {done.swept_s:.2f} s; "
-        f"{done.left} left in the end"
-    )
-
-
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--workers", default=2, show_default=True)
@@ -157,13 +142,11 @@ def report(done: Cancelled) -> Iterator[str]:
 @click.option("--rest", default=20.0, show_default=True, help="Seconds to watch for late files.")
 def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> None:
     """Cancel FILE under all workers; exits with 1 where that took more than 2 s or left files."""
-    broken = False
+    rows = {}
     with UnderTest(workers) as service, connect(service.stack.redis_url) as redis:
         trial = CancelTrial(service, redis)
         for each in engines:
             engine, _, model = each.partition(" ")
-            done = trial.run(file, engine, model, rest)
-            for line in report(done):
-                click.echo(line)
-            broken |= done.freed_s > LIMIT_S or done.left > 0
-    sys.exit(int(broken))
+            rows[each] = list(trial.run(file, engine, model, rest))
+    show(rows, make_console())
+    sys.exit(not all_ok(rows))

@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,9 @@ from subprocess import Popen
 from uuid import UUID, uuid4
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from common.db.database import Database
-from common.db.endpoints import DeliveryFilter, MessageDelivery, Webhooks
+from common.db.endpoints import DeliveryFilter, Webhooks
 from common.db.jobs import Jobs, NewJob
 from common.db.migrate import upgrade
 from common.db.vault import Vault
@@ -32,9 +29,11 @@ from common.domain.job import Priority
 from common.domain.request import Options
 from common.domain.webhooks import DeliveryStatus, webhook_id
 from common.settings import ROOT, import_from_checkout
+from scripts.cli.console import make_console
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
 from scripts.stack.processes import spawn
 from tests.system.receiver import Receiver
+from tests.system.report import Row, all_ok, show
 
 TENANT = "bench"
 LOOK_S = 0.2
@@ -69,39 +68,6 @@ def kinds(timeout_s: float) -> tuple[ReceiverKind, ...]:
         ReceiverKind("is down", "down", DeliveryStatus.FAILED, None, reached=False),
         ReceiverKind("has a private address", "private", DeliveryStatus.FAILED, 1, reached=False),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class ReceiverRow:
-    """How the messages to one kind of receiver ended; ``strays`` went where a redirect led."""
-
-    kind: ReceiverKind
-    deliveries: Sequence[MessageDelivery]
-    arrived: Sequence[str]
-    strays: int
-    most_attempts: int
-
-    @property
-    def lost(self) -> int:
-        """Messages without an end, or that a receiver should have seen and has not."""
-        seen = set(self.arrived)
-        return sum(
-            1
-            for each in self.deliveries
-            if each.row.status == DeliveryStatus.PENDING
-            or (self.kind.reached and webhook_id(each.row.id) not in seen)
-        )
-
-    @property
-    def as_documented(self) -> bool:
-        """Every message ended as it should, after as many attempts as it should."""
-        wanted = self.kind.attempts or self.most_attempts
-        # A receiver counts the attempts of a sender that is killed over them; no one records them.
-        least = 1 if self.kind.ends == DeliveryStatus.DELIVERED else wanted
-        return not self.strays and all(
-            each.row.status == self.kind.ends and least <= len(each.attempts) <= wanted
-            for each in self.deliveries
-        )
 
 
 @click.command()
@@ -152,8 +118,10 @@ def main(
             time.sleep(LOOK_S)
         most = 1 + len(delays.split(","))
         rows = [_row(webhooks, kind, receivers.get(kind), jobs[kind], most) for kind in all_kinds]
-    elapsed_s = time.monotonic() - started
-    sys.exit(_show(rows, kills=kills, timeout_s=timeout, elapsed_s=elapsed_s))
+    title = f"sender killed {kills} times, {timeout:g} s for an answer"
+    show({title: rows}, make_console())
+    click.echo(f"in {time.monotonic() - started:.0f} s")
+    sys.exit(not all_ok({title: rows}))
 
 
 class _Sender:
@@ -178,7 +146,7 @@ class _Sender:
 def _end_jobs(
     database: Database, kind: ReceiverKind, receiver: Receiver | None, count: int
 ) -> list[UUID]:
-    """Have jobs end that tell ``receiver`` of it; None: nobody listens there."""
+    """Have jobs end that notify ``receiver``; None: nobody listens there."""
     address = "http://127.0.0.1:9" if receiver is None else receiver.url
     jobs = Jobs(database, TENANT)
     made = []
@@ -205,7 +173,8 @@ def _waiting(webhooks: Webhooks) -> bool:
 
 def _row(
     webhooks: Webhooks, kind: ReceiverKind, receiver: Receiver | None, jobs: list[UUID], most: int
-) -> ReceiverRow:
+) -> Row:
+    """How the messages to one kind of receiver ended, after how many attempts."""
     deliveries = [
         delivery
         for job_id in jobs
@@ -214,38 +183,28 @@ def _row(
         ).items
     ]
     arrivals = [] if receiver is None else receiver.arrivals(f"/{kind.path}")
-    strays = 0 if receiver is None else len(receiver.arrivals("/inside"))
-    arrived = [arrival.message_id for arrival in arrivals]
-    return ReceiverRow(kind, deliveries, arrived, strays, most)
-
-
-def _show(rows: Sequence[ReceiverRow], *, kills: int, timeout_s: float, elapsed_s: float) -> int:
-    """Print the rows; 1 where one is not as it should be."""
-    table = Table(title=f"Webhooks: sender killed {kills} times, {timeout_s:g} s for an answer")
-    for heading in ("receiver", "ends as", "messages", "attempts", "last reason", "arrivals"):
-        table.add_column(heading)
-    for heading in ("lost", "as documented"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        ends = sorted({each.row.status for each in row.deliveries})
-        counts = sorted({len(each.attempts) for each in row.deliveries})
-        reasons = sorted(
-            {each.attempts[-1].error or "-" for each in row.deliveries if each.attempts}
-        )
-        distinct = len(set(row.arrived))
-        table.add_row(
-            row.kind.name,
-            ", ".join(ends),
-            str(len(row.deliveries)),
-            ", ".join(map(str, counts)),
-            "; ".join(reasons),
-            f"{len(row.arrived)} of {distinct} ids",
-            str(row.lost),
-            "yes" if row.as_documented else "NO",
-        )
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(table)
-    lost = sum(row.lost for row in rows)
-    total = sum(len(row.deliveries) for row in rows)
-    console.print(f"{lost} of {total} messages lost, in {elapsed_s:.0f} s")
-    return int(lost > 0 or not all(row.as_documented for row in rows))
+    arrived = {arrival.message_id for arrival in arrivals}
+    redirected = 0 if receiver is None else len(receiver.arrivals("/inside"))
+    lost = sum(
+        each.row.status == DeliveryStatus.PENDING
+        or (kind.reached and webhook_id(each.row.id) not in arrived)
+        for each in deliveries
+    )
+    wanted = kind.attempts or most
+    # A receiver counts the attempts of a sender that is killed over them; no one records them.
+    least = 1 if kind.ends == DeliveryStatus.DELIVERED else wanted
+    as_documented = all(
+        each.row.status == kind.ends and least <= len(each.attempts) <= wanted
+        for each in deliveries
+    )
+    ends = sorted({each.row.status for each in deliveries})
+    counts = sorted({len(each.attempts) for each in deliveries})
+    reasons = sorted({each.attempts[-1].error or "-" for each in deliveries if each.attempts})
+    return Row(
+        kind.name,
+        f"{len(deliveries)} {', '.join(ends)} after {', '.join(map(str, counts))} attempts "
+        f"({'; '.join(reasons)}), {len(arrivals)} arrivals of {len(arrived)} messages, "
+        f"{redirected} redirected, {lost} lost",
+        f"{kind.ends} after {f'{least} to ' * (least < wanted)}{wanted}, none redirected or lost",
+        as_documented and not redirected and not lost,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 from tests.system.containers.project import OURS, Container, Project
-from tests.system.containers.report import Row, faults_row
+from tests.system.report import Row, faults_row
 
 BLOCK_BYTES = 4 << 20
 LOOK_AT_PROCESSES = """

@@ -16,7 +16,7 @@ from scripts.bench.stream_play import Played, Programme, median, play, waits_of
 from scripts.cli.client import Gateway
 from scripts.cli.streaming import Message
 from tests.system.containers.project import Project
-from tests.system.containers.report import Row
+from tests.system.report import Row
 
 SERVICE = "live"
 SHARE = 0.8

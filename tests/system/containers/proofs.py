@@ -42,8 +42,8 @@ from tests.system.chaos import join
 from tests.system.containers.audit import audit, log_rows
 from tests.system.containers.live import SERVICE, Speaker, live
 from tests.system.containers.project import OURS, PROFILES, Container, Project
-from tests.system.containers.report import Row, all_ok, show, summary
 from tests.system.containers.trouble import trouble
+from tests.system.report import Row, all_ok, show
 
 T = TypeVar("T")
 
@@ -778,7 +778,6 @@ def main(
                 shutil.rmtree(project.checkout, ignore_errors=True)
     console.print()
     show(rows, console)
-    console.print(summary(rows))
     if not all_ok(rows):
         console.print(f"Logs: {project.logs_folder}")
         sys.exit(1)

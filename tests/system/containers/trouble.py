@@ -12,7 +12,7 @@ from common.errors import SetupProblem, StenoError
 from scripts.bench.service import until
 from scripts.cli.client import ENDED, Gateway
 from tests.system.containers.project import NAME, Project
-from tests.system.containers.report import Row
+from tests.system.report import Row
 
 SAID_S = 60.0
 """Within how long what is wrong has to be said."""

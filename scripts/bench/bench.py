@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ from scripts.bench.corpus import (
     wer,
 )
 from scripts.bench.direct import Way
-from scripts.bench.report import BenchPart, Comparison, Figure, Target, counted
+from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, counted
 from scripts.bench.run import Findings, cores_option, json_option, parts_option, working
 from scripts.bench.service import Run, UnderTest
 from scripts.cli.cli import load_settings
@@ -45,6 +46,8 @@ OURS = "Stenopool"
 CLIP_S = 10.0
 CLIPS = 10
 """How many excerpts of the long recording are sent as clips."""
+PEAKS_EVERY_S = 0.5
+"""A worker's engine process may be replaced; the peaks of the earlier ones count too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,16 +212,18 @@ class Bench:
         wers = {name: self._wer(text) for name, text in alone.items()}
         # By its words; the engines' own segments reach up to half a minute beyond the cut.
         of_whole = self._wer(self._long_runs[0].text_until(until_s))
-        comparison = Comparison(("wall", "speed", "ours is faster", "WER of the start"))
-        for name, taken in seconds.items():
-            comparison.rows[name] = (
-                Figure(f"{name}: wall", taken, "s"),
-                Figure(f"{name}: speed", tuple(self._long_s / each for each in taken), "x"),
-                Figure(
-                    f"{OURS} against {name}", _ratios(taken, seconds[OURS][: len(taken)]), "x", 2
-                ),
-                Figure(f"{name}: WER of the start", (wers[name],), "%", 2),
+        comparison = Comparison(
+            (
+                Column("wall", "s", 1),
+                Column("speed", "x", 1),
+                Column("ours is faster", "x"),
+                Column("WER of the start", "%"),
             )
+        )
+        for name, taken in seconds.items():
+            speed = tuple(self._long_s / each for each in taken)
+            faster = _ratios(taken, seconds[OURS][: len(taken)])
+            comparison.add(name, taken, speed, faster, wers[name])
         sequential = wers[Way.SEQUENTIAL]
         remark = (
             f"The start is the first {until_s:g} s; the targets are set against sequential's WER "
@@ -368,7 +373,7 @@ class Bench:
         clips = clip_set.clips[: self._size.clips or None]
         paths = [clip.path for clip in clips]
         references = [clip.reference for clip in clips]
-        comparison = Comparison(("WER",))
+        comparison = Comparison((Column("WER", "%"),))
         figures = []
         details = []
         ways = {FASTER_WHISPER: Way.SEQUENTIAL, WHISPER_CPP: Way.WHISPER_CPP}
@@ -382,10 +387,8 @@ class Bench:
             )
             theirs = [each.text for each in transcribed]
             our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
-            comparison.rows[f"{OURS}, {engine}"] = (
-                Figure(f"{OURS}, {engine}", (our_wer,), "%", 2),
-            )
-            comparison.rows[f"{way}, directly"] = (Figure(f"{way}", (their_wer,), "%", 2),)
+            comparison.add(f"{OURS}, {engine}", our_wer)
+            comparison.add(f"{way}, directly", their_wer)
             figures.append(
                 Figure(
                     f"{clip_set.name}: WER above {engine}'s own",
@@ -430,15 +433,20 @@ class Bench:
     def _worker_memory(self, service: UnderTest) -> list[Figure]:
         self._warm_up(service)
         first = 0.0
-        with direct.Watch(lambda: service.engine_pids) as watch:
-            while (transcribed := service.chunks_transcribed()) < self._size.chunks:
-                self._progress(f"a worker over {self._size.chunks} chunks: {transcribed} done")
-                service.run(self._long_file, self._options)
-                first = first or max(watch.peaks_mb.values())
-        peaks = watch.peaks_mb.values()
+        peaks: dict[int, float] = {}
+        while (transcribed := service.chunks_transcribed()) < self._size.chunks:
+            self._progress(f"a worker over {self._size.chunks} chunks: {transcribed} done")
+            job_id = service.submit(self._long_file, self._options)
+            while not service.ended(job_id):
+                peaks |= direct.peaks_mb(service.engine_pids)
+                time.sleep(PEAKS_EVERY_S)
+            service.wait(job_id)
+            first = first or max(peaks.values())
         return [
             Figure("worker after its first long recording", (first,), "MB", 0),
-            Figure(f"worker over {transcribed} chunks", (max(peaks),), "MB", 0, Target(1300)),
+            Figure(
+                f"worker over {transcribed} chunks", (max(peaks.values()),), "MB", 0, Target(1300)
+            ),
             counted("engine processes that were used", len(peaks)),
         ]
 

@@ -9,7 +9,6 @@ import contextlib
 import math
 import multiprocessing
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +17,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import av
-import psutil
 
 from common.audio.decode import MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
@@ -234,39 +232,13 @@ def peak_mb(pid: int) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-class Watch:
-    """Records the peak of every process of ``pids`` while entered, also of those that end.
-
-    ``peaks_mb`` maps process to its largest resident size in MB.
-    """
-
-    def __init__(self, pids: Callable[[], Sequence[int]], every_s: float = 0.5) -> None:
-        self.peaks_mb: dict[int, float] = {}
-        self._pids = pids
-        self._every_s = every_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._look()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._look()
-
-    def _watch(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._look()
-
-    def _look(self) -> None:
-        # a process may end at any moment; its last peak is kept
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for pid in self._pids():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
-                    self.peaks_mb[pid] = peak_mb(pid)
+def peaks_mb(pids: Sequence[int]) -> dict[int, float]:
+    """The `peak_mb` of each process; those that have just ended are left out."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
+            found[pid] = peak_mb(pid)
+    return found
 
 
 def reset_peak(pid: int) -> float:

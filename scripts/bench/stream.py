@@ -7,6 +7,7 @@ cores. Audio is sent in real time.
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from scripts.bench.corpus import (
     wer,
     write_wav,
 )
-from scripts.bench.report import BenchPart, Comparison, Figure, Target, counted
+from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, counted
 from scripts.bench.run import (
     Findings,
     Progress,
@@ -90,7 +91,13 @@ class Promise:
 
 
 PROMISES = {FASTER_WHISPER: Promise(1.2, 1.0, 0.6), ZIPFORMER: Promise(0.8, 1.0, 0.15)}
-COLUMNS = ("first partial", "95 %", "final", "95 %", "to one alone")
+COLUMNS = (
+    Column("first partial", "s"),
+    Column("95 %", "s"),
+    Column("final", "s"),
+    Column("95 %", "s"),
+    Column("to one alone", "x"),
+)
 """Of comparisons: waits in the median and at the 95th percentile."""
 WER_POINTS = 2.0
 """How many WER points finals may lose against the batch path on the same audio."""
@@ -265,13 +272,11 @@ class StreamBench:
             "stream": stream.processing_s / programme.duration_s,
             "job": job.engine_s / programme.duration_s,
         }
-        comparison = Comparison(("WER", "time / audio", "to the job's"))
+        comparison = Comparison(
+            (Column("WER", "%"), Column("time / audio", digits=3), Column("to the job's", "x"))
+        )
         for way, name in (("stream", f"stream, {voice.engine}"), ("job", f"job, {FASTER_WHISPER}")):
-            comparison.rows[name] = (
-                Figure(f"{name}: WER", (wers[way],), "%", 2),
-                Figure(f"{name}: time / audio", (rtfs[way],), "", 3),
-                Figure(f"{name}: to the job's", (rtfs[way] / rtfs["job"],), "x", 2),
-            )
+            comparison.add(name, wers[way], rtfs[way], rtfs[way] / rtfs["job"])
         # Promised of the same weights on both paths.
         target = Target(WER_POINTS) if voice.engine == FASTER_WHISPER else None
         points = wers["stream"] - wers["job"]
@@ -297,7 +302,7 @@ class StreamBench:
 
     def _several(self, service: UnderTest, voice: Voice) -> BenchPart:
         self._warm_up(service, voice)
-        comparison = Comparison((*COLUMNS, "cores"))
+        comparison = Comparison((*COLUMNS, Column("cores")))
         alone: Waits | None = None
         kept = 0
         for count in self._size.steps:
@@ -306,8 +311,8 @@ class StreamBench:
             played, spent_s = self._measured(service, voice, programmes)
             waits = waits_of(*played)
             alone = alone or waits
-            cores = Figure("cores", (spent_s / programmes[0].duration_s,), "", 2)
-            comparison.rows[f"{count} at once"] = (*_row(waits, alone), cores)
+            cores = spent_s / programmes[0].duration_s
+            comparison.add(f"{count} at once", *_row(waits, alone), cores)
             behind = sum(each.states("behind") for each in played)
             if not voice.promise.kept_by(waits) or behind:
                 break
@@ -413,14 +418,12 @@ class StreamBench:
         self._progress(f"{count} short sessions")
         failed = asyncio.run(short_sessions(places, speech, count))
         after = _family(service)
-        comparison = Comparison(("before", "after", "ratio"))
+        comparison = Comparison(
+            (Column("before", "MB", 1), Column("after", "MB", 1), Column("ratio", "x"))
+        )
         for role in dict.fromkeys((*before, *after)):
             old, new = (sum(found.get(role, ())) for found in (before, after))
-            comparison.rows[role] = (
-                Figure(f"{role} before", (old,), "MB"),
-                Figure(f"{role} after", (new,), "MB"),
-                Figure(f"{role}: ratio", (new / old if old else float("inf"),), "x", 2),
-            )
+            comparison.add(role, old, new, new / old if old else math.inf)
         counts = [sum(map(len, found.values())) for found in (before, after)]
         sizes = [sum(map(sum, found.values())) for found in (before, after)]
         return BenchPart(
@@ -453,7 +456,7 @@ class StreamBench:
             service.cancel(job)
         comparison = Comparison(COLUMNS)
         for name, each in waits.items():
-            comparison.rows[name] = _row(each, waits["the stream alone"])
+            comparison.add(name, *_row(each, waits["the stream alone"]))
         return BenchPart(
             "batch",
             f"4. Beside a job: {voice}, {service.workers} workers at {recording.path.name}",
@@ -496,14 +499,14 @@ def _family(service: UnderTest) -> dict[str, list[float]]:
     return found
 
 
-def _row(waits: Waits, alone: Waits) -> tuple[Figure, ...]:
+def _row(waits: Waits, alone: Waits) -> tuple[float, ...]:
     """A row of a comparison that has `COLUMNS`; ``alone`` is what one undisturbed stream met."""
     return (
-        Figure("first partial", (median(waits.firsts),), "s", 2),
-        Figure("first partial, 95 %", (p95(waits.firsts),), "s", 2),
-        Figure("final", (median(waits.finals),), "s", 2),
-        Figure("final, 95 %", (p95(waits.finals),), "s", 2),
-        Figure("to one alone", (median(waits.finals) / median(alone.finals),), "x", 2),
+        median(waits.firsts),
+        p95(waits.firsts),
+        median(waits.finals),
+        p95(waits.finals),
+        median(waits.finals) / median(alone.finals),
     )
 
 

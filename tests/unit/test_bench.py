@@ -17,7 +17,7 @@ from common.audio.decode import MonoDecoder
 from common.errors import NotAudio, SetupProblem
 from scripts.bench.corpus import DecodedRecording, beginning, read_corpus, wer, write_wav
 from scripts.bench.direct import loop, plan
-from scripts.bench.report import BenchPart, Comparison, Figure, Target, show, summary
+from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, show, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SECOND = np.zeros(16_000, np.int16)
@@ -83,11 +83,6 @@ def test_the_reference_ends_with_the_last_turn_that_ends_in_time() -> None:
     turns = [turn(1, 8, "One.", "Two."), turn(8, 562, "Three."), turn(562, 763, "Four.")]
     assert beginning(turns) == ("One. Two. Three.", 562.0)
     assert beginning(turns, within_s=5) == ("", 0.0)
-
-
-def test_turns_may_hold_speech_in_place_of_sentences() -> None:
-    said = {"start": 0, "end": 2, "speech": [{"text": "One"}, {"text": "two."}]}
-    assert beginning([said]) == ("One two.", 2.0)
 
 
 def test_errors_count_over_all_words_after_whispers_normalisation() -> None:
@@ -187,9 +182,9 @@ def test_a_missed_target_is_said_in_the_table_and_in_the_last_line() -> None:
 
 
 def test_ways_stand_side_by_side() -> None:
-    comparison = Comparison(("wall",))
-    comparison.rows["ours"] = (Figure("ours", (1.0, 3.0), "s"),)
-    comparison.rows["theirs"] = (Figure("theirs", (9.0,), "s"),)
+    comparison = Comparison((Column("wall", "s", 1),))
+    comparison.add("ours", (1.0, 3.0))
+    comparison.add("theirs", 9.0)
     lines = shown(BenchPart("p", "A part", (), comparison, ("A remark.",))).splitlines()
     assert [" ".join(line.split()) for line in lines[2:]] == [
         "wall",

@@ -466,11 +466,9 @@ class Bench:
     def _plan_memory(self) -> list[Figure]:
         hours = self._size.planned_s / 3600
         self._progress(f"planning {hours:g} h")
-        looped = direct.loop(
-            self._recording.path, self._size.planned_s, self._folder / "looped.mka"
-        )
-        planned = direct.plan(looped, self._folder)
-        looped.unlink()
+        file = self._decoded.cut(self._folder / "planned.wav", 0, self._size.planned_s)
+        planned = direct.plan(file, self._folder)
+        file.unlink()
         return [
             Figure(f"planning {hours:g} h", (planned.peak_mb,), "MB", 0, Target(400)),
             Figure(f"planning {hours:g} h takes", (planned.seconds,), "s"),

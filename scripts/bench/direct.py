@@ -15,17 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-
-import av
 
 from common.audio.decode import MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.silero import SileroNetwork
 from common.domain.values import SAMPLE_RATE
-from common.errors import SetupProblem
 from common.storage.local import LocalStorage
 
 T = TypeVar("T")
@@ -42,9 +38,6 @@ class Way(StrEnum):
 
 WARM_UP_S = 30
 """How much of the first file is transcribed before the clock starts."""
-
-PACKET_S = 0.1
-"""How much shorter a looped recording may be: no packet starts at its very end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,35 +100,6 @@ def transcribe(
 def plan(recording: Path, folder: Path) -> Planned:
     """Decode a recording and cut it into chunks on disk, as a worker's plan step does."""
     return apart(_plan, recording, folder)
-
-
-def loop(recording: Path, seconds: float, target: Path) -> Path:
-    """Repeat the recording's packets, without re-encoding, until it lasts ``seconds``."""
-    with av.open(str(target), "w", format="matroska") as written:
-        out = None
-        shift_s = 0.0
-        while shift_s + PACKET_S < seconds:
-            with av.open(str(recording)) as source:
-                stream = source.streams.audio[0]
-                out = out or written.add_stream_from_template(stream)
-                base = stream.time_base or Fraction(1, SAMPLE_RATE)
-                shift, end = round(shift_s / base), 0
-                for packet in source.demux(stream):
-                    if packet.pts is None or packet.size == 0:
-                        continue
-                    if (packet.pts + shift) * base >= seconds:
-                        break
-                    end = max(end, packet.pts + (packet.duration or 0))
-                    packet.pts += shift
-                    packet.dts = packet.pts
-                    packet.stream = out
-                    written.mux(packet)  # which changes its clock to the container's
-                if end == 0:
-                    raise SetupProblem(
-                        problem=f"{recording} has no timestamps", remedy="Convert it"
-                    )
-                shift_s += float(end * base)
-    return target
 
 
 # --- in the process ---------------------------------------------------------------------------

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from common.audio.decode import MonoDecoder
 from common.errors import NotAudio, SetupProblem
 from scripts.bench.corpus import DecodedRecording, beginning, read_corpus, wer, write_wav
-from scripts.bench.direct import loop, plan
+from scripts.bench.direct import plan
 from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, show, summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,16 +113,6 @@ def test_a_cut_is_exact_and_starts_over_at_the_end(tmp_path: Path) -> None:
 
 
 # --- how it is measured -----------------------------------------------------------------------
-
-
-def test_a_looped_recording_lasts_as_long_as_asked_and_is_whole(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(-3000, 3000, 16_000 * 7, np.int16)
-    looped = loop(write_wav(tmp_path / "seven.wav", [noise]), 30, tmp_path / "looped.mka")
-    decoding = MonoDecoder(looped)
-    for _ in decoding:
-        pass
-    assert abs(decoding.duration_ms - 30_000) < 200
-    assert decoding.warnings == ()
 
 
 def test_planning_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def said(log: str, pattern: re.Pattern[str]) -> str | None:
     return None
 
 
-def _told(
+def _reported(
     project: Project, what: str, since: float, pattern: re.Pattern[str], *services: str
 ) -> Iterator[Row]:
     """A row for each service, that says what is wrong."""
@@ -108,7 +108,7 @@ def _wrong_database_password(project: Project) -> Iterator[Row]:
     with project.having({"DATABASE_PASSWORD": secrets.token_hex(32)}):
         failure = _fails_to_start(project)
         yield Row(f"{what}: up", failure or "starts", "fails", failure is not None)
-        yield from _told(project, what, since, WRONG_DATABASE_PASSWORD, "migrate")
+        yield from _reported(project, what, since, WRONG_DATABASE_PASSWORD, "migrate")
     yield _healed(project, what)
 
 
@@ -118,7 +118,7 @@ def _wrong_redis_password(project: Project) -> Iterator[Row]:
     with project.having({"REDIS_PASSWORD": secrets.token_hex(32)}):
         since = time.time()
         project.compose("restart", "--no-deps", *ours)
-        yield from _told(project, what, since, WRONG_REDIS_PASSWORD, *ours)
+        yield from _reported(project, what, since, WRONG_REDIS_PASSWORD, *ours)
         yield Row(
             f"{what}: /readyz",
             "ready" if project.ready() else "not ready",
@@ -140,8 +140,8 @@ def _unreadable(project: Project) -> Iterator[Row]:
         since = time.time()
         failure = _fails_to_start(project)
         yield Row(f"{what}: up", failure or "starts", "fails", failure is not None)
-        yield from _told(project, what, since, UNREADABLE, "migrate")
-        yield from _told(project, what, since, REMEDY, "redis")
+        yield from _reported(project, what, since, UNREADABLE, "migrate")
+        yield from _reported(project, what, since, REMEDY, "redis")
         project.make_secrets()
         yield _healed(project, f"{what}, secrets.sh")
 
@@ -175,10 +175,10 @@ def _lost_volume(project: Project, gateway: Callable[[], Gateway], clip: Path) -
         yield Row(
             f"{what}: the job",
             f"{state['status']}: {message}",
-            "FAILED, the recording is gone",
+            "FAILED, the recording is lost",
             state["status"] == "FAILED" and bool(LOST_RECORDING.search(message)),
         )
-        yield from _told(project, what, since, LOST_RECORDING, "worker")
+        yield from _reported(project, what, since, LOST_RECORDING, "worker")
         new_id = str(client.upload(clip, {})["job_id"])
         try:
             until(lambda: client.status(new_id)["status"] in ENDED, SAID_S)

@@ -12,20 +12,23 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from statistics import mean, median, quantiles
+from statistics import mean, median
 from uuid import UUID
 
 import click
+import numpy as np
 from sqlalchemy import ColumnElement, func, select
 
 from common.db.tables import Job, Step
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
+from scripts.bench.report import BenchPart, Figure, Target, show, summary
 from scripts.bench.service import UnderTest, until
+from scripts.cli.console import make_console
 
 LIMIT = 1.5
 """Target: chunk times at the 95th percentile."""
@@ -45,24 +48,6 @@ class ClipTiming:
         return self.took_s / self.chunk_s
 
 
-@dataclass(frozen=True, slots=True)
-class FairRow:
-    """The clips that were sent behind so many long jobs."""
-
-    long: int
-    clips: Sequence[ClipTiming]
-
-    @property
-    def p95(self) -> float:
-        """In chunk times."""
-        chunks = [clip.chunks for clip in self.clips]
-        return quantiles(chunks, n=20, method="inclusive")[-1] if len(chunks) > 1 else chunks[0]
-
-    @property
-    def kept(self) -> bool:
-        return self.p95 <= LIMIT
-
-
 class FairnessTrial:
     """Clips sent behind long jobs; ``options`` are those of all jobs."""
 
@@ -72,7 +57,7 @@ class FairnessTrial:
         self._options = options
         self._luck = random.Random(1)  # noqa: S311 - it only spreads the clips
 
-    def run(self, long: Path, clip: Path, count: int, clips: int) -> FairRow:
+    def run(self, long: Path, clip: Path, count: int, clips: int) -> BenchPart:
         """Send ``count`` times LONG, then ``clips`` times CLIP; then all are cancelled."""
         service = self._service
         jobs = [service.submit(long, self._options) for _ in range(count)]
@@ -88,7 +73,7 @@ class FairnessTrial:
         taken = [self._taken(clip_id, jobs) for clip_id in sent]
         for job_id in jobs:
             service.cancel(job_id)
-        return FairRow(count, taken)
+        return report(count, taken)
 
     def _chunks_of(self, jobs: Sequence[UUID]) -> int:
         """Done, once all jobs have had a turn for one: at least their number."""
@@ -131,17 +116,26 @@ def _chunks(jobs: Sequence[UUID]) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def report(rows: Sequence[FairRow]) -> Iterator[str]:
-    """The table."""
-    yield "long jobs  clips  chunk s  clip s: median   max  chunk times: median   p95"
-    for row in rows:
-        took = [clip.took_s for clip in row.clips]
-        yield (
-            f"{row.long:9}  {len(took):5}  {mean(clip.chunk_s for clip in row.clips):7.2f}"
-            f"  {median(took):14.2f} {max(took):5.2f}"
-            f"  {median(clip.chunks for clip in row.clips):19.2f} {row.p95:5.2f}"
-            f"{'' if row.kept else f'  above {LIMIT}'}"
-        )
+def report(count: int, clips: Sequence[ClipTiming]) -> BenchPart:
+    """The figures of the clips that were sent behind ``count`` long jobs."""
+    chunks = [clip.chunks for clip in clips]
+    return BenchPart(
+        f"{count} long jobs",
+        f"{len(clips)} clips behind {count} long jobs",
+        (
+            Figure("a chunk took, mean", (mean(clip.chunk_s for clip in clips),), "s", 2),
+            Figure("clip: median", (median(clip.took_s for clip in clips),), "s", 2),
+            Figure("clip: most", (max(clip.took_s for clip in clips),), "s", 2),
+            Figure("clip: median", (median(chunks),), "chunk times", 2),
+            Figure(
+                f"{count} long jobs: clip, 95th percentile",
+                (float(np.percentile(chunks, 95)),),
+                "chunk times",
+                2,
+                Target(LIMIT),
+            ),
+        ),
+    )
 
 
 @click.command()
@@ -163,15 +157,16 @@ def main(
     long: Path, clip: Path, workers: int, clips: int, counts: tuple[int, ...], engine: str
 ) -> None:
     """Send CLIP behind LONG; exits with 1 where it took more than 1.5 chunk times (p95)."""
-    rows = []
+    parts = []
+    console = make_console()
     with UnderTest(workers) as service:
         name, _, model = engine.partition(" ")
         trial = FairnessTrial(service, {"language": "en", "engine": name, "model": model})
         for count in counts:
-            rows.append(trial.run(long, clip, count, clips))
-            click.echo("\n".join(report(rows[-1:])))
-    click.echo("\n".join(["", *report(rows)]))
-    sys.exit(int(not all(row.kept for row in rows)))
+            parts.append(trial.run(long, clip, count, clips))
+            show(parts[-1], console)
+    console.print(summary(parts))
+    sys.exit(any(figure.met is False for part in parts for figure in part.figures))
 
 
 if __name__ == "__main__":

@@ -106,6 +106,18 @@ class Choice:
     at_default: float
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training gave: scores of texts that were not learned from, and thresholds chosen there.
+
+    ``epoch`` is the one whose weights are kept.
+    """
+
+    scores: Scores
+    choice: Choice
+    epoch: int
+
+
 def choose_thresholds(scores: Scores, truth: Sequence[int], seed: int = 0) -> Choice:
     """The thresholds with the best macro-F1, or the default ones where these hold up as well."""
     true = np.asarray(truth, np.intp)

@@ -1,42 +1,35 @@
 """Webhook deliveries to misbehaving receivers while the sender is killed: none may be lost.
 
-Run ``scripts/test --system webhooks``. It starts a Postgres, a Valkey and a dispatcher of its
-own, ends some jobs for each kind of receiver, kills the dispatcher by SIGKILL again and again while
-their messages are under way, and prints how each kind ended and whether it should have. The limits
+Run ``scripts/test --system webhooks``. It starts a stack of its own without workers, ends some jobs
+for each kind of receiver, kills the dispatcher by SIGKILL again and again while their messages are
+under way, and prints how each kind ended and whether it should have. The limits
 are those of production but for the pauses between two attempts, which would take hours.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from subprocess import Popen
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import click
 
 from common.db.database import Database
 from common.db.endpoints import DeliveryFilter, Webhooks
-from common.db.jobs import Jobs, NewJob
-from common.db.migrate import upgrade
+from common.db.jobs import Jobs
 from common.db.vault import Vault
-from common.domain.job import Priority
-from common.domain.request import Options
 from common.domain.webhooks import DeliveryStatus, webhook_id
-from common.settings import ROOT, import_from_checkout
+from scripts.bench.service import UnderTest, until
 from scripts.cli.console import make_console
-from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
-from scripts.stack.processes import spawn
+from tests.support.factories import new_job
 from tests.system.receiver import Receiver
 from tests.system.report import Row, all_ok, show
 
 TENANT = "bench"
-LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +76,13 @@ def main(
     """Send messages to bad receivers while their sender is killed."""
     started = time.monotonic()
     all_kinds = kinds(timeout)
+    env = {
+        "EGRESS_ALLOW": "127.0.0.0/16",
+        "WEBHOOK_TIMEOUT": str(timeout),
+        "WEBHOOK_RETRY_DELAYS": delays,
+    }
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        postgres = stack.enter_context(EmbeddedPostgres(folder / "pg"))
-        valkey = stack.enter_context(EmbeddedValkey(folder / "valkey"))
-        upgrade(postgres.url)
-        database = stack.enter_context(Database(postgres.url))
+        service = stack.enter_context(UnderTest(0, env=env))
         receivers = {
             # an address, and so a lane, of its own for each; the private one is not in EGRESS_ALLOW
             kind: stack.enter_context(Receiver(f"127.{int(kind.path == 'private')}.0.{place}"))
@@ -96,51 +90,21 @@ def main(
             if kind.path != "down"
         }
         jobs = {
-            kind: _end_jobs(database, kind, receivers.get(kind), messages) for kind in all_kinds
+            kind: _end_jobs(service.database, kind, receivers.get(kind), messages)
+            for kind in all_kinds
         }
-        sender = _Sender(
-            folder,
-            DATABASE_URL=postgres.url,
-            REDIS_URL=valkey.url,
-            DATA_DIR=str(folder),
-            EGRESS_ALLOW="127.0.0.0/16",
-            WEBHOOK_TIMEOUT=str(timeout),
-            WEBHOOK_RETRY_DELAYS=delays,
-        )
-        stack.callback(sender.kill)
-        webhooks = Webhooks(database, TENANT, Vault())
-        deadline = started + within
+        webhooks = Webhooks(service.database, TENANT, Vault())
         for _ in range(kills):
             time.sleep(every)
-            sender.kill()
-            sender.start()
-        while _waiting(webhooks) and time.monotonic() < deadline:
-            time.sleep(LOOK_S)
+            for pid in service.stack.processes["dispatcher"]:
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: not _waiting(webhooks), started + within - time.monotonic())
         most = 1 + len(delays.split(","))
         rows = [_row(webhooks, kind, receivers.get(kind), jobs[kind], most) for kind in all_kinds]
     title = f"sender killed {kills} times, {timeout:g} s for an answer"
     show({title: rows}, make_console())
     click.echo(f"in {time.monotonic() - started:.0f} s")
     sys.exit(not all_ok({title: rows}))
-
-
-class _Sender:
-    """The dispatcher, started at once; ``env`` are its settings."""
-
-    def __init__(self, folder: Path, **env: str) -> None:
-        self._env = {**os.environ, **import_from_checkout(), **env}
-        self._log = folder / "dispatcher.log"
-        self._process: Popen[bytes]
-        self.start()
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "worker.dispatcher"]
-            self._process = spawn(command, env=self._env, cwd=ROOT, log=log)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
 
 
 def _end_jobs(
@@ -151,15 +115,8 @@ def _end_jobs(
     jobs = Jobs(database, TENANT)
     made = []
     for number in range(count):
-        job = NewJob(
-            id=uuid4(),
-            engine="faster-whisper",
-            model="base",
-            language="auto",
-            priority=Priority.NORMAL,
-            options=Options(),
-            webhook_url=f"{address}/{kind.path}{'/' * (number > 0)}{number or ''}",
-        )
+        suffix = f"/{number}" if number else ""
+        job = new_job(webhook_url=f"{address}/{kind.path}{suffix}")
         jobs.create(job)
         jobs.cancel(job.id)
         made.append(job.id)

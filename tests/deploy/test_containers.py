@@ -53,7 +53,7 @@ SECRETS = {SECRET: "REDIS_PASSWORD"}
 
 
 def inspected(**changes: Any) -> dict[str, Any]:
-    """A container as `docker inspect` tells of it."""
+    """A container as `docker inspect` prints it."""
     host = {
         "ReadonlyRootfs": True,
         "CapDrop": ["ALL"],
@@ -96,7 +96,7 @@ def container(**changes: Any) -> Container:
 # --- what Docker says -----------------------------------------------------------------------------
 
 
-def test_containers_are_told_by_service_and_number() -> None:
+def test_containers_are_identified_by_service_and_number() -> None:
     first = inspected()
     second = inspected(Id="f" * 64)
     second["Config"] = {
@@ -249,7 +249,7 @@ def test_secrets_and_env_files_are_found_in_the_layers_of_images(pack: Any) -> N
     assert found({"a.json": history}) == ["REDIS_PASSWORD in a.json"]
 
 
-def test_secrets_in_logs_are_told_by_file_and_name(tmp_path: Path) -> None:
+def test_secrets_in_logs_are_reported_by_file_and_name(tmp_path: Path) -> None:
     (tmp_path / "api.log").write_text("all is well\n")
     (tmp_path / "worker.log").write_text(f"connecting to redis://:{SECRET}@redis\n")
     assert found_in_files(tmp_path.iterdir(), SECRETS) == ["REDIS_PASSWORD in worker.log"]
@@ -270,7 +270,7 @@ def test_backup_and_restore_are_the_commands_of_the_operators_page() -> None:
     assert restore.splitlines()[-1] == "docker compose up -d --wait"
 
 
-def test_settings_of_an_env_file_are_added_replaced_and_taken_away() -> None:
+def test_settings_of_an_env_file_are_added_replaced_and_removed() -> None:
     env = "A=1\n# B is not set\nB=2\nC=3\n"
     changed = with_settings(env, {"B": "4", "C": None, "D": "5"})
     assert changed.splitlines() == ["A=1", "# B is not set", "B=4", "D=5"]
@@ -333,7 +333,7 @@ def test_only_what_may_pass_is_tried_again() -> None:
     retries: list[None] = []
     assert patiently(ask, again=lost, on_retry=lambda: retries.append(None)) == "text"
     assert len(retries) == 1
-    answers[:] = [RequestRejected(detail="away", status=503), "text"]
+    answers[:] = [RequestRejected(detail="unavailable", status=503), "text"]
     with pytest.raises(RequestRejected):
         patiently(ask, again=lost)
 
@@ -341,7 +341,7 @@ def test_only_what_may_pass_is_tried_again() -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def test_the_table_tells_what_is_not_ok_where_there_is_no_terminal() -> None:
+def test_the_table_names_what_is_not_ok_where_there_is_no_terminal() -> None:
     rows = {
         "1. One": [Row("size", "900 MB"), Row("text", "5 words", "a text", ok=True)],
         "2. Two": [faults_row("logs", ["KEY in api.log"], "no secret", "none")],

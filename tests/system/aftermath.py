@@ -37,7 +37,7 @@ from common.errors import GatewayLost, RequestRejected, Unavailable
 from common.redis.queue import StepQueue, connect
 from common.storage.local import LocalStorage
 from scripts.bench.service import UnderTest, until
-from scripts.cli.client import ENDED, Gateway, passing
+from scripts.cli.client import passing
 from scripts.stack.embedded import find_postgres
 from scripts.stack.stack import Stack
 
@@ -78,24 +78,13 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class JobText:
-    """What a job heard: its text, when each segment and word was said, and its moderation."""
+    """A job's text, when each segment and word was said, and its moderation."""
 
     text: str
     segments: tuple[tuple[float, float, str], ...]
     words: tuple[tuple[float, float, str], ...]
     moderation: tuple[tuple[int, str], ...] | None
     """Each segment's id and label."""
-
-
-def wait_for_text(gateway: Gateway, job_id: str) -> JobText:
-    """What the job heard, once it has ended.
-
-    Raises:
-        RequestRejected: it did not complete.
-    """
-    while gateway.status(job_id, wait_s=10)["status"] not in ENDED:
-        continue
-    return text_of(gateway.result(job_id))
 
 
 def text_of(result: dict[str, Any]) -> JobText:
@@ -190,7 +179,7 @@ def examine_rows(
     last_fault: datetime,
     workers: int,
 ) -> None:
-    """Check what Postgres tells: every job ended well, every step once, and none of them late."""
+    """Check what Postgres holds: every job ended well, every step once, and none of them late."""
     _jobs(finding, session, accepted)
     _steps(finding, session)
     _chunks(finding, session)

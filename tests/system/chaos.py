@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 import numpy as np
@@ -47,8 +48,8 @@ from tests.system.aftermath import (
     examine,
     patiently,
     strays,
+    text_of,
     verify_pages,
-    wait_for_text,
     wait_for_the_end,
 )
 
@@ -122,7 +123,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class ChaosPlan:
-    """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres away for some.
+    """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres unavailable for some.
 
     A long recording consists of ``talk_parts`` clips, and so has as many chunks.
     """
@@ -362,9 +363,11 @@ def chaos(
         gateway = service.gateway
         clients = Clients(gateway, asked.language, run)
         report_line(f"{len(clips)} clips and {len(talks)} talks are transcribed undisturbed")
-        expected_text = {
-            path.name: wait_for_text(gateway, clients.send(path)) for path in (*clips, *talks)
-        }
+        expected_text = {}
+        for path in (*clips, *talks):
+            job_id = clients.send(path)
+            service.wait(UUID(job_id))
+            expected_text[path.name] = text_of(gateway.result(job_id))
         report_line(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
         run.undisturbed = len(run.accepted)
         started = time.monotonic()

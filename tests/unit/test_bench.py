@@ -155,16 +155,16 @@ def shown(part: BenchPart) -> str:
     return out.getvalue()
 
 
-def test_the_median_of_the_rounds_counts_and_the_spread_is_told() -> None:
+def test_the_median_of_the_rounds_counts_and_the_spread_is_shown() -> None:
     figure = Figure("speed", (2.0, 3.5, 3.0), "x", 2, Target(3.0, at_least=True))
     assert (str(figure), figure.spread, figure.met) == ("3.00 x", "2.00..3.50", True)
     assert Figure("speed", (2.0,), "x").spread == ""
 
 
-def test_a_missed_target_is_said_in_the_table_and_in_the_last_line() -> None:
+def test_a_missed_target_is_named_in_the_table_and_in_the_last_line() -> None:
     kept = Figure("kept", (8.0,), "s", 1, Target(8.0))
     missed = Figure("missed", (8.04,), "s", 1, Target(8.0))
-    part = BenchPart("p", "A part", (kept, missed, Figure("only told", (1.0,))))
+    part = BenchPart("p", "A part", (kept, missed, Figure("only shown", (1.0,))))
     assert "<= 8  met" in shown(part)
     assert "<= 8  MISSED" in shown(part)
     assert summary([part]) == "1 of 2 targets met; missed: missed"

@@ -105,7 +105,7 @@ def secrets_of(env: str) -> dict[str, str]:
 
 
 def with_settings(env: str, settings: Mapping[str, str | None]) -> str:
-    """The text of an ``.env`` with settings added, replaced, or (None) taken away."""
+    """The text of an ``.env`` with settings added, replaced, or (None) removed."""
     kept = [line for line in env.splitlines() if line.partition("=")[0] not in settings]
     new = [f"{name}={value}" for name, value in settings.items() if value is not None]
     return "\n".join([*kept, *new, ""])

@@ -26,7 +26,7 @@ from sqlalchemy import ColumnElement, func, select
 from common.db.tables import Job, Step
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
-from scripts.bench.report import BenchPart, Figure, Target, show, summary
+from scripts.bench.report import BenchPart, Figure, Target, all_met, show, summary
 from scripts.bench.service import UnderTest, until
 from scripts.cli.console import make_console
 
@@ -166,7 +166,7 @@ def main(
             parts.append(trial.run(long, clip, count, clips))
             show(parts[-1], console)
     console.print(summary(parts))
-    sys.exit(any(figure.met is False for part in parts for figure in part.figures))
+    sys.exit(not all_met(parts))
 
 
 if __name__ == "__main__":

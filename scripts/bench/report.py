@@ -192,6 +192,11 @@ def summary(parts: Sequence[BenchPart]) -> str:
     return line + (f"; missed: {'; '.join(missed)}" if missed else "")
 
 
+def all_met(parts: Sequence[BenchPart]) -> bool:
+    """Whether no target was missed."""
+    return all(figure.met is not False for part in parts for figure in part.figures)
+
+
 def machine(cores: int) -> dict[str, Any]:
     """The machine and versions that the figures belong to."""
     return {

@@ -15,7 +15,7 @@ import click
 from rich.console import Console
 
 from common.settings import Settings
-from scripts.bench.report import BenchPart, machine, show, show_machine, summary
+from scripts.bench.report import BenchPart, all_met, machine, show, show_machine, summary
 from scripts.stack.embedded import own
 from scripts.stack.stack import available_cores
 
@@ -87,7 +87,7 @@ class Findings:
         """Print how many targets were met; returns whether all were."""
         self._console.print()
         self._console.print(summary(self._parts), style="bold")
-        return all(figure.met is not False for part in self._parts for figure in part.figures)
+        return all_met(self._parts)
 
     def _document(self) -> dict[str, Any]:
         return {

@@ -51,23 +51,26 @@ def _reported(
 ) -> Iterator[Row]:
     """A row for each service, that says what is wrong."""
     for service in services:
-        line = ""
-
-        def look(service: str = service) -> bool:
-            nonlocal line
-            line = said(project.logs(since, service), pattern) or ""
-            return bool(line)
-
-        until(look, max(0.0, since + SAID_S - time.time()))
-        last = project.logs(since, service).strip().splitlines()[-1:]
+        log = _wait_for_line(project, since, pattern, service)
+        line = said(log, pattern)
+        last = log.strip().splitlines()[-1:]
         yield Row(
             f"{what}: {service} says",
             _short(line)
             if line
             else f"nothing of it; last: {_short(*last) if last else 'nothing'}",
             f"it, within {SAID_S:g} s",
-            bool(line),
+            line is not None,
         )
+
+
+def _wait_for_line(project: Project, since: float, pattern: re.Pattern[str], service: str) -> str:
+    """The log of a service, once it says that, or after `SAID_S`."""
+    until(
+        lambda: said(project.logs(since, service), pattern),
+        max(0.0, since + SAID_S - time.time()),
+    )
+    return project.logs(since, service)
 
 
 def _short(line: str) -> str:

@@ -195,10 +195,10 @@ def _jobs(finding: Findings, session: Session, accepted: Sequence[str]) -> None:
     jobs = session.scalars(select(Job)).all()
     for job in jobs:
         finding.jobs[job.status] = finding.jobs.get(job.status, 0) + 1
-        if job.status != JobStatus.COMPLETED:
-            finding.violations.append(
-                f"job {job.id} is {job.status}: {job.error_code} {job.error_message}"
-            )
+        finding.check(
+            job.status == JobStatus.COMPLETED,
+            f"job {job.id} is {job.status}: {job.error_code} {job.error_message}",
+        )
         finding.check(
             job.units_done == (job.units_total or 0),
             f"job {job.id} has {job.units_done} of {job.units_total} ms done",
@@ -214,10 +214,10 @@ def _steps(finding: Findings, session: Session) -> None:
     for step in session.scalars(select(Step)):
         finding.steps += 1
         finding.attempts += step.attempt
-        if step.status != StepStatus.DONE:
-            finding.violations.append(
-                f"{step.kind} of job {step.job_id} is {step.status} after {step.attempt} attempt(s)"
-            )
+        finding.check(
+            step.status == StepStatus.DONE,
+            f"{step.kind} of job {step.job_id} is {step.status} after {step.attempt} attempt(s)",
+        )
     finding.check(count(session, Outbox) == 0, "the outbox is not empty")
     codes = (
         select(StepFailure.code, func.count()).group_by(StepFailure.code).order_by(StepFailure.code)

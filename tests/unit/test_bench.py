@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
+import os
 import sys
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from common.errors import NotAudio, SetupProblem
 from scripts.bench.corpus import DecodedRecording, beginning, read_corpus, wer, write_wav
-from scripts.bench.direct import plan
+from scripts.bench.direct import apart, peak_mb, plan, reset_peak
 from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, show, summary
+from scripts.cli.cli import steno
 
-ROOT = Path(__file__).resolve().parents[2]
 SECOND = np.zeros(16_000, np.int16)
 
 
@@ -127,21 +128,19 @@ def test_an_error_in_the_process_is_raised_here(tmp_path: Path) -> None:
         plan(tmp_path / "no.wav", tmp_path)
 
 
+def peaks() -> tuple[float, float, float]:
+    """The peak, the same with 50 MB in use, and once these are freed and it was reset."""
+    pid = os.getpid()
+    before = peak_mb(pid)
+    big = np.ones(50_000_000, np.uint8)
+    high = peak_mb(pid)
+    del big
+    return before, high, reset_peak(pid)
+
+
 def test_a_peak_counts_from_its_reset() -> None:
-    code = """
-import os
-import numpy as np
-from scripts.bench.direct import peak_mb, reset_peak
-before = peak_mb(os.getpid())
-big = np.ones(50_000_000, np.uint8)
-high = peak_mb(os.getpid())
-del big
-print(before, high, reset_peak(os.getpid()))
-"""
     # In a process of its own: one that has run other tests may keep what is freed.
-    argv = [sys.executable, "-c", code]
-    found = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    before, high, reset = map(float, found.split())
+    before, high, reset = apart(peaks)
     assert high > before + 40
     assert reset < high - 40
 
@@ -200,24 +199,11 @@ def test_json_holds_every_round() -> None:
 # --- the command ------------------------------------------------------------------------------
 
 
-def test_what_is_missing_to_score_texts_is_named_in_one_line(tmp_path: Path) -> None:
-    program = (
-        "import sys\n"
-        "sys.meta_path.insert(0, type('No', (), {'find_spec': staticmethod(\n"
-        "    lambda name, *_: sys.exit(9) if name == 'jiwer' else None)}))\n"
-        "import importlib.util\n"
-        "found = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *a: None if name == 'jiwer' else found(name, *a)\n"
-        "from scripts.cli.cli import steno\n"
-        "steno(sys.argv[1:])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "bench", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (1, "")
+def test_what_is_missing_to_score_texts_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    done = CliRunner().invoke(steno, ["bench", str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
     assert "sh scripts/setup.sh requirements-dev.lock" in done.stderr

@@ -96,7 +96,7 @@ def container(**changes: Any) -> Container:
 # --- what Docker says -----------------------------------------------------------------------------
 
 
-def test_containers_are_identified_by_service_and_number() -> None:
+def test_containers_are_named_by_service_and_number() -> None:
     first = inspected()
     second = inspected(Id="f" * 64)
     second["Config"] = {
@@ -270,13 +270,13 @@ def test_backup_and_restore_are_the_commands_of_the_operators_page() -> None:
     assert restore.splitlines()[-1] == "docker compose up -d --wait"
 
 
-def test_settings_of_an_env_file_are_added_replaced_and_removed() -> None:
+def test_settings_of_an_env_file_are_added_replaced_and_taken_away() -> None:
     env = "A=1\n# B is not set\nB=2\nC=3\n"
     changed = with_settings(env, {"B": "4", "C": None, "D": "5"})
     assert changed.splitlines() == ["A=1", "# B is not set", "B=4", "D=5"]
 
 
-def test_what_this_shell_says_of_another_stack_does_not_reach_compose() -> None:
+def test_settings_of_another_stack_in_this_shell_do_not_reach_compose() -> None:
     compose_file = "image: ${IMAGE:-x}\ntest: $${NOT_ASKED}\nurl: ${DATABASE_URL:-y}"
     outside = {
         "PATH": "/bin",
@@ -292,9 +292,7 @@ def test_what_this_shell_says_of_another_stack_does_not_reach_compose() -> None:
     }
 
 
-def test_a_proof_is_not_begun_while_another_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proofs_do_not_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with alone(), pytest.raises(InUse), alone():
         pass
@@ -341,7 +339,7 @@ def test_only_what_may_pass_is_tried_again() -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def test_the_table_names_what_is_not_ok_where_there_is_no_terminal() -> None:
+def test_the_table_shows_what_is_not_ok_without_a_terminal() -> None:
     rows = {
         "1. One": [Row("size", "900 MB"), Row("text", "5 words", "a text", ok=True)],
         "2. Two": [faults_row("logs", ["KEY in api.log"], "no secret", "none")],

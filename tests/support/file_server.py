@@ -1,4 +1,4 @@
-"""An HTTP server of recordings that cuts, stalls, lies and redirects as a test wants."""
+"""An HTTP server of files that can cut, stall, lie and redirect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Served:
     ``cuts``: after how many bytes of the body the line is cut, request by request; when they are
     used up, nothing is cut. ``statuses``: answered in place of the file, likewise. ``chunked``: its
     length is not sent. ``absurd``: parts are said to be of a file beyond all size.
-    ``stall_after``: nothing more comes after so many bytes.
+    ``stall_after``: nothing more comes after so many bytes, until something else is put there.
     """
 
     content: bytes = b""
@@ -34,8 +34,6 @@ class Served:
 
 @dataclass(frozen=True)
 class SeenRequest:
-    """A request."""
-
     path: str
     headers: Mapping[str, str]
 
@@ -71,6 +69,9 @@ class _FileHandler(BaseHTTPRequestHandler):
         begin = self._begin(served, headers) if status == 200 else 0
         if begin:
             status = 206
+        if begin >= max(1, len(served.content)):
+            self.send_error(416)
+            return
         self.send_response(status)
         for name, value in served.headers.items():
             self.send_header(name, value)
@@ -100,7 +101,9 @@ class _FileHandler(BaseHTTPRequestHandler):
         if cut is not None:
             return
         if served.stall_after is not None:
-            self.server.closing.wait()
+            path = self.path.partition("?")[0]
+            while self.server.files.get(path) is served and not self.server.closing.wait(0.02):
+                continue
         elif served.chunked:
             self.wfile.write(b"0\r\n\r\n")
 
@@ -111,4 +114,4 @@ class _FileHandler(BaseHTTPRequestHandler):
             self.server.closing.set()
 
     def log_message(self, *_: object) -> None:
-        """Nothing: whoever runs this reads `FileServer.asked`."""
+        """Who asks reads `FileServer.asked`."""

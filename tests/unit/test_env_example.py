@@ -38,10 +38,14 @@ def lines_with_values() -> dict[str, str]:
     return dict(re.findall(r"^#([A-Z][A-Z0-9_]*)=(.*)$", TARGET.read_text("utf-8"), re.MULTILINE))
 
 
+def test_it_is_up_to_date() -> None:
+    assert TARGET.read_text("utf-8") == render()
+
+
 def test_it_has_every_setting_once() -> None:
-    listed = re.findall(r"^#([A-Z][A-Z0-9_]*)=", TARGET.read_text("utf-8"), re.MULTILINE)
-    assert listed == [names(group, field)[0] for group in groups() for field in group.model_fields]
-    assert len(listed) == len(set(listed))
+    told = re.findall(r"^#([A-Z][A-Z0-9_]*)=", TARGET.read_text("utf-8"), re.MULTILINE)
+    assert told == [names(group, field)[0] for group in groups() for field in group.model_fields]
+    assert len(told) == len(set(told))
 
 
 def test_it_says_nothing_of_the_machine_it_was_made_on() -> None:
@@ -72,9 +76,7 @@ def test_every_name_in_it_reaches_its_setting(
     assert field in group(_env_file=None).model_fields_set
 
 
-def test_the_check_passes_where_it_is_up_to_date_and_else_names_the_remedy(
-    tmp_path: Path,
-) -> None:
+def test_the_check_fails_when_it_differs_and_names_the_remedy(tmp_path: Path) -> None:
     old = tmp_path / ".env.example"
     old.write_text("#API_PORT=1\n")
     check = [sys.executable, "-m", "scripts.env_example", "--check"]

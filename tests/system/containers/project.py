@@ -466,17 +466,13 @@ class Project:
 @contextmanager
 def alone() -> Iterator[None]:
     """Keep others from starting, and so removing, the project meanwhile."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"{NAME}.lock")
     try:
-        lock.acquire(timeout=0)
+        with FileLock(Path(tempfile.gettempdir()) / f"{NAME}.lock", timeout=0):
+            yield
     except Timeout as error:
         raise InUse(
             problem=f"Another proof uses the project {NAME}", remedy="Wait for its end"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _filters(those: Sequence[str]) -> list[str]:

@@ -275,12 +275,6 @@ class Bench:
 
     def _overhead(self, service: UnderTest) -> BenchPart:
         workers = service.workers
-
-        def of_all(measured: Callable[[Run], tuple[float, float]]) -> tuple[float, ...]:
-            """What share of all workers' time a span is, in %, by run; both in one unit."""
-            spans = map(measured, self._long_runs)
-            return tuple(100 * span / (workers * wall) for span, wall in spans)
-
         self._progress("10 s clips on an idle stack")
         self._warm_up(service)
         clips = [
@@ -289,27 +283,23 @@ class Bench:
             for clip in self._ten_seconds[: self._size.sent]
         ]
         beyond = [run.seconds - run.engine_s for run in clips]
-        engine = of_all(lambda run: (run.engine_s, run.seconds))
-        engine_since_creation = of_all(lambda run: (run.metrics.engine_ms, run.metrics.wall_ms))
-        moderation = of_all(lambda run: (run.metrics.moderation_ms, run.metrics.wall_ms))
+        not_inference, moderation = [], []
+        for run in self._long_runs:
+            metrics = run.metrics
+            not_inference.append(100 * (1 - run.engine_s / (workers * run.seconds)))
+            moderation.append(100 * metrics.moderation_ms / (workers * metrics.wall_ms))
         figures = (
             Figure(
                 "not inference, of the wall time from upload to COMPLETED",
-                tuple(100 - share for share in engine),
+                tuple(not_inference),
                 "%",
                 2,
                 Target(8.0),
             ),
-            Figure(
-                "the same of the wall time from the job's creation",
-                tuple(100 - share for share in engine_since_creation),
-                "%",
-                2,
-            ),
             Figure("10 s clip: beyond the engine's own time, median", (median(beyond),), "s", 3),
             Figure(
                 "moderation, of the wall time from the job's creation",
-                moderation,
+                tuple(moderation),
                 "%",
                 2,
                 Target(3.0),

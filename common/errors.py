@@ -7,6 +7,8 @@ A class owns its message (the docstring, a format string over the keyword argume
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar
 
 
@@ -25,6 +27,9 @@ class StenoError(Exception):
     def __init__(self, **details: object) -> None:
         self.details = details
         super().__init__(inspect.cleandoc(type(self).__doc__ or "").format(**details))
+
+    def __reduce__(self) -> tuple[Callable[[], StenoError], tuple[()]]:
+        return partial(type(self), **self.details), ()
 
     @property
     def message(self) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 import click
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
@@ -21,6 +20,8 @@ from pydantic_settings import BaseSettings
 from common.settings import ROOT, Settings
 
 TARGET = ROOT / ".env.example"
+LIMITS = {"ge": "at least", "gt": "more than", "le": "at most"}
+"""The limits that a type may have, by their names in its metadata."""
 
 HEADER = """\
 # Every setting of Stenopool. Copy this file to .env and remove the # from a line to change it.
@@ -66,15 +67,12 @@ def _facts(field: FieldInfo) -> Iterator[str]:
     """What the type says: choices, limits, the default folder."""
     if choices := list(_choices(field.annotation)):
         yield f"One of: {', '.join(choices)}."
-    limits = []
-    for fact in field.metadata:
-        match fact:
-            case annotated_types.Ge(ge=limit):
-                limits.append(f"at least {limit}")
-            case annotated_types.Gt(gt=limit):
-                limits.append(f"more than {limit}")
-            case annotated_types.Le(le=limit):
-                limits.append(f"at most {limit}")
+    limits = [
+        f"{words} {getattr(fact, name)}"
+        for fact in field.metadata
+        for name, words in LIMITS.items()
+        if hasattr(fact, name)
+    ]
     if limits:
         yield f"{', '.join(limits).capitalize()}."
     if _lies_in_checkout(field.default):

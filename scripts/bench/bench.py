@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -32,14 +34,9 @@ from scripts.bench.corpus import (
     wer,
 )
 from scripts.bench.direct import Way
-from scripts.bench.report import (
-    BenchPart,
-    Comparison,
-    Figure,
-    Target,
-)
-from scripts.bench.run import Findings, chosen, working
-from scripts.bench.service import Run, UnderTest, shares
+from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, counted
+from scripts.bench.run import Findings, cores_option, json_option, parts_option, working
+from scripts.bench.service import Run, UnderTest
 from scripts.cli.cli import load_settings
 from scripts.cli.console import make_console
 
@@ -49,6 +46,8 @@ OURS = "Stenopool"
 CLIP_S = 10.0
 CLIPS = 10
 """How many excerpts of the long recording are sent as clips."""
+PEAKS_EVERY_S = 0.5
+"""A worker's engine process may be replaced; the peaks of the earlier ones count too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +107,14 @@ class Bench:
             way: self._engine(way) for way in beside
         }  # fails early if weights are missing
         if set(wanted) - {"memory"}:
-            with UnderTest(self._settings, self._folder / "all", self._cores) as service:
+            with self._service(self._cores, "all") as service:
                 self._with_all_workers(service, wanted, found)
         if set(wanted) & {"scaling", "memory"}:
-            with UnderTest(self._settings, self._folder / "one", 1) as service:
-                self._with_one_worker(service, wanted, found)
+            with self._service(1, "one") as service:
+                if "scaling" in wanted:
+                    found(self._scaling(service))
+                if "memory" in wanted:
+                    found(self._memory(service))
 
     def _with_all_workers(
         self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
@@ -129,13 +131,8 @@ class Bench:
             for clip_set in self._corpus.clip_sets:
                 found(self._clips(service, clip_set))
 
-    def _with_one_worker(
-        self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
-    ) -> None:
-        if "scaling" in wanted:
-            found(self._scaling(service))
-        if "memory" in wanted:
-            found(self._memory(service))
+    def _service(self, workers: int, name: str) -> UnderTest:
+        return UnderTest(workers, self._folder / name, settings=self._settings)
 
     # --- what is measured on ------------------------------------------------------------------
 
@@ -215,16 +212,18 @@ class Bench:
         wers = {name: self._wer(text) for name, text in alone.items()}
         # By its words; the engines' own segments reach up to half a minute beyond the cut.
         of_whole = self._wer(self._long_runs[0].text_until(until_s))
-        comparison = Comparison(("wall", "speed", "ours is faster", "WER of the start"))
-        for name, taken in seconds.items():
-            comparison.rows[name] = (
-                Figure(f"{name}: wall", taken, "s"),
-                Figure(f"{name}: speed", tuple(self._long_s / each for each in taken), "x"),
-                Figure(
-                    f"{OURS} against {name}", _ratios(taken, seconds[OURS][: len(taken)]), "x", 2
-                ),
-                Figure(f"{name}: WER of the start", (wers[name],), "%", 2),
+        comparison = Comparison(
+            (
+                Column("wall", "s", 1),
+                Column("speed", "x", 1),
+                Column("ours is faster", "x"),
+                Column("WER of the start", "%"),
             )
+        )
+        for name, taken in seconds.items():
+            speed = tuple(self._long_s / each for each in taken)
+            faster = _ratios(taken, seconds[OURS][: len(taken)])
+            comparison.add(name, taken, speed, faster, wers[name])
         sequential = wers[Way.SEQUENTIAL]
         remark = (
             f"The start is the first {until_s:g} s; the targets are set against sequential's WER "
@@ -275,11 +274,7 @@ class Bench:
     # --- 2: what is not inference -------------------------------------------------------------
 
     def _overhead(self, service: UnderTest) -> BenchPart:
-        runs = self._long_runs
         workers = service.workers
-        spent = [
-            shares(run.steps, workers, sent_at=run.sent_at, done_at=run.done_at) for run in runs
-        ]
         self._progress("10 s clips on an idle stack")
         self._warm_up(service)
         clips = [
@@ -287,56 +282,30 @@ class Bench:
             for _ in range(self._rounds)
             for clip in self._ten_seconds[: self._size.sent]
         ]
-        beyond = sorted(run.seconds - run.engine_s for run in clips)
-        names = {
-            "before": "upload, probe, commit, way to the first claim",
-            "plan": "plan",
-            "waiting_first": "waiting for the first chunks to be cut",
-            "around": "in a chunk's step, outside of the engine",
-            "moderation": "moderation",
-            "between": "from one step to the next",
-            "tail": "no chunk left for this worker",
-            "merge": "merge (all workers)",
-            "after": "from the commit to the client",
-        }
-        comparison = Comparison(("worker seconds", "of all"))
-        for name, meaning in names.items():
-            values = tuple(float(getattr(each, name)) for each in spent)
-            of_all = tuple(100 * v / each.total for v, each in zip(values, spent, strict=True))
-            comparison.rows[meaning] = (
-                Figure(meaning, values, "s", 2),
-                Figure(f"{meaning}, of all", of_all, "%", 2),
-            )
+        beyond = [run.seconds - run.engine_s for run in clips]
+        not_inference, moderation = [], []
+        for run in self._long_runs:
+            metrics = run.metrics
+            not_inference.append(100 * (1 - run.engine_s / (workers * run.seconds)))
+            moderation.append(100 * metrics.moderation_ms / (workers * metrics.wall_ms))
         figures = (
             Figure(
                 "not inference, of the wall time from upload to COMPLETED",
-                tuple(100 * (1 - run.engine_s / (workers * run.seconds)) for run in runs),
+                tuple(not_inference),
                 "%",
                 2,
                 Target(8.0),
             ),
-            Figure(
-                "the same of the wall time from the job's creation",
-                tuple(
-                    100 * (1 - run.metrics.engine_ms / (workers * run.metrics.wall_ms))
-                    for run in runs
-                ),
-                "%",
-                2,
-            ),
-            Figure("10 s clip: beyond the engine's own time, median", (_median(beyond),), "s", 3),
+            Figure("10 s clip: beyond the engine's own time, median", (median(beyond),), "s", 3),
             Figure(
                 "moderation, of the wall time from the job's creation",
-                tuple(
-                    100 * run.metrics.moderation_ms / (workers * run.metrics.wall_ms)
-                    for run in runs
-                ),
+                tuple(moderation),
                 "%",
                 2,
                 Target(3.0),
             ),
             Figure(
-                "10 s clip: beyond the engine's own time, most", (beyond[-1],), "s", 3, Target(0.7)
+                "10 s clip: beyond the engine's own time, most", (max(beyond),), "s", 3, Target(0.7)
             ),
             Figure("10 s clip: the engine's own time", tuple(r.engine_s for r in clips), "s", 2),
         )
@@ -344,8 +313,7 @@ class Bench:
             "overhead",
             f"2. What is not inference ({workers} workers)",
             figures,
-            comparison,
-            (f"{len(clips)} clips, one after the other.",),
+            remarks=(f"{len(clips)} clips, one after the other.",),
         )
 
     # --- 3: a clip while a long job runs ------------------------------------------------------
@@ -373,7 +341,7 @@ class Bench:
             "latency",
             "3. 10 s clips, one after another, while the long recording is transcribed",
             (
-                Figure("median", tuple(_median(taken) for taken in rounds), "s", 2),
+                Figure("median", tuple(median(taken) for taken in rounds), "s", 2),
                 Figure(
                     "95th percentile",
                     tuple(float(np.percentile(taken, 95)) for taken in rounds),
@@ -395,27 +363,22 @@ class Bench:
         clips = clip_set.clips[: self._size.clips or None]
         paths = [clip.path for clip in clips]
         references = [clip.reference for clip in clips]
-        comparison = Comparison(("WER",))
+        comparison = Comparison((Column("WER", "%"),))
         figures = []
         details = []
-        ways = (
-            (FASTER_WHISPER, Way.SEQUENTIAL),
-            (WHISPER_CPP, Way.WHISPER_CPP),
-        )
-        for engine, way in ways:
+        ways = {FASTER_WHISPER: Way.SEQUENTIAL, WHISPER_CPP: Way.WHISPER_CPP}
+        for engine, way in ways.items():
             self._progress(f"{clip_set.name}: {OURS} with {engine}")
             options = {"language": clip_set.language, "model": MODEL, "engine": engine}
             ours = [run.text for run in service.run_all(paths, options)]
             self._progress(f"{clip_set.name}: {way}, directly")
             transcribed = direct.transcribe(
-                self._engines[way], paths, clip_set.language, self._folder, warm_up=False
+                self._engines[way], paths, clip_set.language, warm_up=False
             )
             theirs = [each.text for each in transcribed]
             our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
-            comparison.rows[f"{OURS}, {engine}"] = (
-                Figure(f"{OURS}, {engine}", (our_wer,), "%", 2),
-            )
-            comparison.rows[f"{way}, directly"] = (Figure(f"{way}", (their_wer,), "%", 2),)
+            comparison.add(f"{OURS}, {engine}", our_wer)
+            comparison.add(f"{way}, directly", their_wer)
             figures.append(
                 Figure(
                     f"{clip_set.name}: WER above {engine}'s own",
@@ -460,16 +423,21 @@ class Bench:
     def _worker_memory(self, service: UnderTest) -> list[Figure]:
         self._warm_up(service)
         first = 0.0
-        with direct.Watch(lambda: service.engine_pids) as watch:
-            while (transcribed := service.chunks_transcribed()) < self._size.chunks:
-                self._progress(f"a worker over {self._size.chunks} chunks: {transcribed} done")
-                service.run(self._long_file, self._options)
-                first = first or max(watch.peaks_mb.values())
-        peaks = watch.peaks_mb.values()
+        peaks: dict[int, float] = {}
+        while (transcribed := service.chunks_transcribed()) < self._size.chunks:
+            self._progress(f"a worker over {self._size.chunks} chunks: {transcribed} done")
+            job_id = service.submit(self._long_file, self._options)
+            while not service.ended(job_id):
+                peaks |= direct.peaks_mb(service.engine_pids)
+                time.sleep(PEAKS_EVERY_S)
+            service.wait(job_id)
+            first = first or max(peaks.values())
         return [
             Figure("worker after its first long recording", (first,), "MB", 0),
-            Figure(f"worker over {transcribed} chunks", (max(peaks),), "MB", 0, Target(1300)),
-            Figure("engine processes that were used", (float(len(peaks)),), "", 0),
+            Figure(
+                f"worker over {transcribed} chunks", (max(peaks.values()),), "MB", 0, Target(1300)
+            ),
+            counted("engine processes that were used", len(peaks)),
         ]
 
     def _upload_memory(self) -> Figure:
@@ -477,7 +445,7 @@ class Bench:
         self._progress(f"a {size_mb} MB upload")
         # 16,000 samples of 2 bytes a second
         file = self._decoded.cut(self._folder / "upload.wav", 0, size_mb * 1e6 / 32_000)
-        with UnderTest(self._settings, self._folder / "none", 0) as service:
+        with self._service(0, "none") as service:
             service.submit(self._ten_seconds[0], self._options)
             before = {pid: direct.reset_peak(pid) for pid in service.gateway_pids}
             service.submit(file, self._options)
@@ -488,11 +456,9 @@ class Bench:
     def _plan_memory(self) -> list[Figure]:
         hours = self._size.planned_s / 3600
         self._progress(f"planning {hours:g} h")
-        looped = direct.loop(
-            self._recording.path, self._size.planned_s, self._folder / "looped.mka"
-        )
-        planned = direct.plan(looped, self._folder)
-        looped.unlink()
+        file = self._decoded.cut(self._folder / "planned.wav", 0, self._size.planned_s)
+        planned = direct.plan(file, self._folder)
+        file.unlink()
         return [
             Figure(f"planning {hours:g} h", (planned.peak_mb,), "MB", 0, Target(400)),
             Figure(f"planning {hours:g} h takes", (planned.seconds,), "s"),
@@ -532,7 +498,6 @@ class Bench:
             self._engines[way],
             files,
             self._recording.language,
-            self._folder,
             warm_up=self._size.warm_up,
         )
 
@@ -540,15 +505,6 @@ class Bench:
 def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]:
     """Ratios by round, so that a slow round does not distort them."""
     return tuple(one / other for one, other in zip(above, below, strict=True))
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values))
-
-
-def parse_parts(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...]:
-    """The parts named by the option, see `chosen`."""
-    return chosen(text, PARTS)
 
 
 class _Bench(click.Command):
@@ -570,26 +526,13 @@ class _Bench(click.Command):
 
 @click.command(cls=_Bench)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--parts",
-    callback=parse_parts,
-    metavar="PART,...",
-    help=f"What to measure [{','.join(PARTS)}].",
-)
+@parts_option(PARTS)
 @click.option("--quick", is_flag=True, help="Measure ten minutes and a few clips: a smoke test.")
 @click.option(
     "--repeat", type=click.IntRange(min=1), default=1, help="Rounds; the median is reported [1]."
 )
-@click.option(
-    "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
-)
-@click.option(
-    "--json",
-    "as_json",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write all figures to this file as well.",
-)
+@cores_option
+@json_option
 def bench(
     folder: Path,
     parts: tuple[str, ...],

@@ -13,19 +13,17 @@ import multiprocessing
 import resource
 import socket
 import sys
-import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from uuid import uuid4
 
 import click
 import httpx
 import numpy as np
 
-from common.settings import Settings, StorageSettings
-from scripts.stack.stack import Stack
+from scripts.bench.service import UnderTest
 
 EACH = 5_000
 """Connections held by each attacking process."""
@@ -42,35 +40,36 @@ LOG_LINES = 200
 
 
 @dataclass
-class Held:
-    """The outcome of the attacking connections."""
-
-    made: int = 0
-    refused: int = 0
-    """Not established, or closed before anything was sent."""
-    ended: int = 0
-    """Closed by the gateway later."""
-    answered: dict[str, int] = field(default_factory=dict)
-    """By status, where the gateway sent one."""
-
-
-@dataclass
 class HonestClient:
     """What the regular client measured; times in seconds."""
 
     times_s: list[float] = field(default_factory=list)
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        median, p95, most = np.percentile(self.times_s or [float("nan")], [50, 95, 100]) * 1000
+        count = len(self.times_s) + self.failures.total()
+        failures = f"; failures: {dict(self.failures)}" if self.failures else ""
+        return (
+            f"{len(self.times_s)} of {count} answered, median {median:.0f} ms, "
+            f"95th percentile {p95:.0f} ms, most {most:.0f} ms{failures}"
+        )
 
 
-def hold(port: int, source: str, count: int, until: float) -> Held:
-    """Hold ``count`` connections from ``source`` until that time (of `time.time`)."""
+def hold(port: int, source: str, count: int, until: float) -> Counter[str]:
+    """Hold ``count`` connections from ``source`` until that time (of `time.time`).
+
+    Returns:
+        How many were ``made``, ``refused`` (not established, or closed before anything was sent)
+        and later ``ended`` by the gateway; and the statuses that it sent.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return asyncio.run(_hold(port, source, count, until))
 
 
-async def _hold(port: int, source: str, count: int, until: float) -> Held:
-    held, turn, loop = Held(), asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop()
+async def _hold(port: int, source: str, count: int, until: float) -> Counter[str]:
+    held, turn, loop = Counter[str](), asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop()
 
     async def one() -> None:
         with socket.socket() as line:
@@ -81,21 +80,20 @@ async def _hold(port: int, source: str, count: int, until: float) -> Held:
                     await loop.sock_connect(line, ("127.0.0.1", port))
                     await loop.sock_sendall(line, HALF)
             except OSError:
-                held.refused += 1
+                held["refused"] += 1
                 return
-            held.made += 1
+            held["made"] += 1
             answer = b""
             try:
                 async with asyncio.timeout(max(0.0, until - time.time())):
                     answer = await loop.sock_recv(line, 4096)
-                held.ended += 1
             except TimeoutError:
                 return
             except OSError:
-                held.ended += 1
+                pass
+            held["ended"] += 1
             if answer.startswith(b"HTTP/1.1 "):
-                status = answer[9:12].decode()
-                held.answered[status] = held.answered.get(status, 0) + 1
+                held[answer[9:12].decode()] += 1
 
     await asyncio.gather(*(one() for _ in range(count)))
     return held
@@ -108,14 +106,13 @@ def ask(address: str, until: float) -> HonestClient:
         started = time.monotonic()
         try:
             with httpx.Client(base_url=address, timeout=ANSWER_S, trust_env=False) as client:
-                answer = client.get(f"/api/v1/status/{uuid4()}")
-            outcome = "" if answer.status_code == 404 else str(answer.status_code)
+                outcome = str(client.get(f"/api/v1/status/{uuid4()}").status_code)
         except httpx.HTTPError as error:
             outcome = type(error).__name__
-        if outcome:
-            asked.failures[outcome] = asked.failures.get(outcome, 0) + 1
-        else:
+        if outcome == "404":
             asked.times_s.append(time.monotonic() - started)
+        else:
+            asked.failures[outcome] += 1
         time.sleep(PAUSE_S)
     return asked
 
@@ -129,61 +126,32 @@ def ask(address: str, until: float) -> HonestClient:
 def main(connections: int, sources: int, seconds: float) -> None:
     """Hold many connections with half a request head each, and measure other requests meanwhile."""
     counts = [min(EACH, connections - begun) for begun in range(0, connections, EACH)]
-    with tempfile.TemporaryDirectory(prefix="stenopool-connections-") as folder:
-        settings = Settings()
-        settings.storage = StorageSettings(data_dir=Path(folder))
-        settings.api.port = 0
-        with (
-            Stack(settings, workers=0, report=lambda _: None) as stack,
-            ProcessPoolExecutor(
-                len(counts), mp_context=multiprocessing.get_context("spawn")
-            ) as pool,
-        ):
-            for started in [pool.submit(time.sleep, START_S) for _ in counts]:
-                started.result()
-            quiet = ask(stack.address, time.time() + QUIET_S)
-            until = time.time() + seconds
-            attacks = [
-                pool.submit(hold, stack.port, f"127.0.0.{2 + number % sources}", count, until)
-                for number, count in enumerate(counts)
-            ]
-            asked = ask(stack.address, until)
-            held = [attack.result() for attack in attacks]
-        lines = (Path(folder) / "logs" / "gateway.log").read_text(errors="replace").splitlines()
+    with (
+        UnderTest(0) as service,
+        ProcessPoolExecutor(len(counts), mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        for started in [pool.submit(time.sleep, START_S) for _ in counts]:
+            started.result()
+        quiet = ask(service.address, time.time() + QUIET_S)
+        until = time.time() + seconds
+        attacks = [
+            pool.submit(hold, service.stack.port, f"127.0.0.{2 + number % sources}", count, until)
+            for number, count in enumerate(counts)
+        ]
+        asked = ask(service.address, until)
+        held = sum((attack.result() for attack in attacks), Counter[str]())
+        lines = (service.stack.log_dir / "gateway.log").read_text(errors="replace").splitlines()
     log = [line for line in lines if "GET /api/v1/status/" not in line]
-    for line in report(held, quiet, asked, log):
-        click.echo(line)
-    sys.exit(int(bool(asked.failures) or len(log) > LOG_LINES))
-
-
-def report(held: list[Held], quiet: HonestClient, asked: HonestClient, log: list[str]) -> list[str]:
-    """What is printed."""
-    answered: dict[str, int] = {}
-    for each in held:
-        for status, count in each.answered.items():
-            answered[status] = answered.get(status, 0) + count
-    made, refused, ended = (
-        sum(getattr(each, what) for each in held) for what in ("made", "refused", "ended")
-    )
     full = sum("Too many open files" in line for line in log)
-    return [
-        f"half heads: {made} connections made, {refused} not made, {ended} ended by the gateway",
-        f"  of these with 408: {answered.get('408', 0)}, with 503: {answered.get('503', 0)}",
-        f"the regular client before: {shown(quiet)}",
-        f"the regular client meanwhile: {shown(asked)}",
-        f"the gateway's log: {len(log)} lines, {full} of them Too many open files",
-    ]
-
-
-def shown(asked: HonestClient) -> str:
-    """The regular client's figures in one line."""
-    median, p95, most = np.percentile(asked.times_s or [float("nan")], [50, 95, 100]) * 1000
-    count = len(asked.times_s) + sum(asked.failures.values())
-    failures = f"; failures: {asked.failures}" if asked.failures else ""
-    return (
-        f"{len(asked.times_s)} of {count} answered, median {median:.0f} ms, "
-        f"95th percentile {p95:.0f} ms, most {most:.0f} ms{failures}"
+    click.echo(
+        f"half heads: {held['made']} connections made, {held['refused']} not made, "
+        f"{held['ended']} ended by the gateway\n"
+        f"  of these with 408: {held['408']}, with 503: {held['503']}\n"
+        f"the regular client before: {quiet}\n"
+        f"the regular client meanwhile: {asked}\n"
+        f"the gateway's log: {len(log)} lines, {full} of them Too many open files"
     )
+    sys.exit(int(bool(asked.failures) or len(log) > LOG_LINES))
 
 
 if __name__ == "__main__":

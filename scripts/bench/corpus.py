@@ -126,14 +126,8 @@ def beginning(turns: Sequence[dict[str, Any]], within_s: float = SCORED_S) -> tu
     A cut at a turn's end leaves no sentence half in and half out of the reference.
     """
     said = [turn for turn in turns if turn["end"] <= within_s]
-    text = " ".join(_text_of(turn) for turn in said)
+    text = " ".join(sentence for turn in said for sentence in turn["sentences"])
     return text, float(max((turn["end"] for turn in said), default=0.0))
-
-
-def _text_of(turn: dict[str, Any]) -> str:
-    if "sentences" in turn:
-        return " ".join(turn["sentences"])
-    return " ".join(piece["text"] for piece in turn["speech"])
 
 
 # --- scoring ----------------------------------------------------------------------------------

@@ -1,30 +1,31 @@
-"""Engines used directly, without this project, and planning alone, each in a process of its own.
+"""Engines used directly, without this project, and planning alone.
 
-`steno bench` runs ``python -m scripts.bench.direct REQUEST ANSWER`` (both JSON files), so that one
-way's threads and memory do not affect another's.
+Each runs in a process of its own, so that one way's threads and memory do not affect another's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
+import multiprocessing
 import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from enum import StrEnum
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ParamSpec, TypeVar
 
-import av
-import psutil
+from common.audio.decode import MonoDecoder
+from common.audio.planning import PlannedChunk, Planner, PlanOptions
+from common.audio.silero import SileroNetwork
+from common.domain.values import SAMPLE_RATE
+from common.storage.local import LocalStorage
 
-from common.errors import SetupProblem
-from common.settings import ROOT, import_from_checkout
-from scripts.stack.processes import spawn, terminate
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class Way(StrEnum):
@@ -37,11 +38,6 @@ class Way(StrEnum):
 
 WARM_UP_S = 30
 """How much of the first file is transcribed before the clock starts."""
-
-SAMPLE_RATE = 16_000
-
-PACKET_S = 0.1
-"""How much shorter a looped recording may be: no packet starts at its very end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,105 +70,36 @@ class Planned:
     seconds: float
     peak_mb: float
     chunks: int
-    duration_s: float
 
 
 # --- the caller's side ------------------------------------------------------------------------
 
 
+def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a function returns in a new process, which is killed where the wait is interrupted."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        try:
+            return pool.submit(work, *args, **kwargs).result()
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
+
+
 def transcribe(
-    engine: DirectEngine,
-    files: Sequence[Path],
-    language: str,
-    folder: Path,
-    *,
-    warm_up: bool = True,
+    engine: DirectEngine, files: Sequence[Path], language: str, *, warm_up: bool = True
 ) -> list[DirectText]:
     """Transcribe the files one after the other with the engine's own defaults.
 
-    Loading the weights is not counted, decoding a file is. ``folder`` takes scratch files.
-
-    Raises:
-        SetupProblem: the process failed; its log is named.
+    Loading the weights is not counted, decoding a file is.
     """
-    answer = _call(
-        {
-            "do": "transcribe",
-            "engine": {**asdict(engine), "weights": str(engine.weights)},
-            "files": [str(file) for file in files],
-            "language": language,
-            "warm_up": warm_up,
-        },
-        folder,
-    )
-    return [
-        DirectText(one["seconds"], [(start, text) for start, text in one["segments"]])
-        for one in answer
-    ]
+    return apart(_transcribe, engine, files, language, warm_up=warm_up)
 
 
 def plan(recording: Path, folder: Path) -> Planned:
     """Decode a recording and cut it into chunks on disk, as a worker's plan step does."""
-    return Planned(**_call({"do": "plan", "file": str(recording), "folder": str(folder)}, folder))
-
-
-def _call(request: dict[str, Any], folder: Path) -> Any:
-    question, answer = folder / "request.json", folder / "answer.json"
-    answer.unlink(missing_ok=True)
-    question.write_text(json.dumps(request))
-    log_file = folder / "direct.log"
-    with log_file.open("ab") as log:
-        process = spawn(
-            [sys.executable, "-m", "scripts.bench.direct", question, answer],
-            log=log,
-            env={**os.environ, **import_from_checkout()},
-            cwd=ROOT,
-        )
-        try:
-            code = process.wait()
-        except BaseException:
-            terminate(process, (), 0)
-            raise
-    if code != 0 or not answer.exists():
-        raise SetupProblem(
-            problem=f"{request['do']} ended with code {code}: {_last_line(log_file)}",
-            remedy=f"Its log was {log_file}",
-        )
-    return json.loads(answer.read_text())
-
-
-def _last_line(log_file: Path) -> str:
-    lines = log_file.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "its log is empty"
-
-
-def loop(recording: Path, seconds: float, target: Path) -> Path:
-    """Repeat the recording's packets, without re-encoding, until it lasts ``seconds``."""
-    with av.open(str(target), "w", format="matroska") as written:
-        out = None
-        shift_s = 0.0
-        while shift_s + PACKET_S < seconds:
-            with av.open(str(recording)) as source:
-                stream = source.streams.audio[0]
-                out = out or written.add_stream_from_template(stream)
-                base = stream.time_base or Fraction(1, SAMPLE_RATE)
-                shift, end = round(shift_s / base), 0
-                for packet in source.demux(stream):
-                    if packet.pts is None or packet.size == 0:
-                        continue
-                    if (packet.pts + shift) * base >= seconds:
-                        break
-                    end = max(end, packet.pts + (packet.duration or 0))
-                    packet.pts += shift
-                    packet.dts = packet.pts
-                    packet.stream = out
-                    written.mux(packet)  # which changes its clock to the container's
-                if end == 0:
-                    raise SetupProblem(
-                        problem=f"{recording} has no timestamps", remedy="Convert it"
-                    )
-                shift_s += float(end * base)
-    return target
+    return apart(_plan, recording, folder)
 
 
 # --- in the process ---------------------------------------------------------------------------
@@ -217,54 +144,43 @@ def _samples(audio: Any) -> Any:
     return decode_audio(audio) if isinstance(audio, str) else audio
 
 
-def _transcribe(request: dict[str, Any]) -> list[dict[str, Any]]:
-    given = request["engine"]
-    recognize = _transcriber(
-        DirectEngine(**{**given, "way": Way(given["way"]), "weights": Path(given["weights"])}),
-        request["language"],
-    )
-    if request["warm_up"]:
-        recognize(_samples(request["files"][0])[: WARM_UP_S * SAMPLE_RATE])
-    answers = []
-    for file in request["files"]:
+def _transcribe(
+    engine: DirectEngine, files: Sequence[Path], language: str, *, warm_up: bool
+) -> list[DirectText]:
+    recognize = _transcriber(engine, language)
+    if warm_up:
+        recognize(_samples(str(files[0]))[: WARM_UP_S * SAMPLE_RATE])
+    texts = []
+    for file in files:
         started = time.monotonic()
-        segments = recognize(file)
-        answers.append({"seconds": time.monotonic() - started, "segments": segments})
-    return answers
+        segments = recognize(str(file))
+        texts.append(DirectText(time.monotonic() - started, segments))
+    return texts
 
 
-def _plan(request: dict[str, Any]) -> dict[str, Any]:
-    import uuid
-
-    from common.audio.decode import MonoDecoder
-    from common.audio.planning import Planner, PlanOptions
-    from common.audio.silero import SileroNetwork
-    from common.storage.local import LocalStorage
-
+def _plan(recording: Path, folder: Path) -> Planned:
     started = time.monotonic()
-    folder = Path(request["folder"])
     storage = LocalStorage(folder / "planned", folder / "planned" / "incoming", folder / "results")
     storage.prepare()
     job_id = uuid.uuid4()
     storage.begin_chunks(job_id)
-    planner = Planner(PlanOptions(), SileroNetwork())
     chunks = 0
-    for block in MonoDecoder(Path(request["file"])):
-        for chunk in planner.feed(block):
-            storage.write_chunk(job_id, chunk.chunk.index, chunk.pcm)
-            chunks += 1
-    for chunk in planner.finish():
-        storage.write_chunk(job_id, chunk.chunk.index, chunk.pcm)
+    for planned in planned_chunks(recording):
+        storage.write_chunk(job_id, planned.chunk.index, planned.pcm)
         chunks += 1
     storage.drop_chunks(job_id)
-    return asdict(
-        Planned(
-            seconds=time.monotonic() - started,
-            peak_mb=peak_mb(os.getpid()),
-            chunks=chunks,
-            duration_s=planner.duration_ms / 1000,
-        )
-    )
+    return Planned(time.monotonic() - started, peak_mb(os.getpid()), chunks)
+
+
+def planned_chunks(recording: Path, until_s: float = math.inf) -> Iterator[PlannedChunk]:
+    """The chunks of a recording, or of its first seconds, as a worker's plan step makes them."""
+    planner = Planner(PlanOptions(), SileroNetwork())
+    decoding = MonoDecoder(recording)
+    for block in decoding:
+        yield from planner.feed(block)
+        if decoding.duration_ms >= until_s * 1000:
+            break
+    yield from planner.finish()
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -280,53 +196,16 @@ def peak_mb(pid: int) -> float:
     return int(line.split()[1]) * 1024 / 1e6
 
 
-class Watch:
-    """Records the peak of every process of ``pids`` while entered, also of those that end.
-
-    ``peaks_mb`` maps process to its largest resident size in MB.
-    """
-
-    def __init__(self, pids: Callable[[], Sequence[int]], every_s: float = 0.5) -> None:
-        self.peaks_mb: dict[int, float] = {}
-        self._pids = pids
-        self._every_s = every_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._look()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._look()
-
-    def _watch(self) -> None:
-        while not self._over.wait(self._every_s):
-            self._look()
-
-    def _look(self) -> None:
-        # a process may end at any moment; its last peak is kept
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for pid in self._pids():
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
-                    self.peaks_mb[pid] = peak_mb(pid)
+def peaks_mb(pids: Sequence[int]) -> dict[int, float]:
+    """The `peak_mb` of each process; those that have just ended are left out."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, StopIteration):
+            found[pid] = peak_mb(pid)
+    return found
 
 
 def reset_peak(pid: int) -> float:
     """Have `peak_mb` count from now on, and return what it is now (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     return peak_mb(pid)
-
-
-def main() -> None:
-    """Answer one request."""
-    request = json.loads(Path(sys.argv[1]).read_text())
-    answer = _plan(request) if request["do"] == "plan" else _transcribe(request)
-    Path(sys.argv[2]).write_text(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main()

@@ -11,35 +11,28 @@ from __future__ import annotations
 
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from statistics import mean, median, quantiles
-from typing import TypeVar
+from statistics import mean, median
 from uuid import UUID
 
 import click
+import numpy as np
 from sqlalchemy import ColumnElement, func, select
 
-from common.db.database import Database
 from common.db.tables import Job, Step
-from common.domain.job import JobStatus, StepStatus
+from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
-from scripts.cli.cli import load_settings
-from scripts.cli.client import Gateway
-from scripts.stack.stack import Stack
-
-T = TypeVar("T")
+from scripts.bench.report import BenchPart, Figure, Target, all_met, show, summary
+from scripts.bench.service import UnderTest, until
+from scripts.cli.console import make_console
 
 LIMIT = 1.5
 """Target: chunk times at the 95th percentile."""
 _TOOK_S = func.extract("epoch", Step.finished_at - Step.started_at)
-POLL_S = 0.05
 PATIENCE_S = 1800.0
 
 
@@ -55,58 +48,32 @@ class ClipTiming:
         return self.took_s / self.chunk_s
 
 
-@dataclass(frozen=True, slots=True)
-class FairRow:
-    """The clips that were sent behind so many long jobs."""
-
-    long: int
-    clips: Sequence[ClipTiming]
-
-    @property
-    def p95(self) -> float:
-        """In chunk times."""
-        chunks = [clip.chunks for clip in self.clips]
-        return quantiles(chunks, n=20, method="inclusive")[-1] if len(chunks) > 1 else chunks[0]
-
-    @property
-    def kept(self) -> bool:
-        return self.p95 <= LIMIT
-
-
 class FairnessTrial:
-    """A stack, and direct access to its database."""
+    """Clips sent behind long jobs; ``options`` are those of all jobs."""
 
-    def __init__(self, gateway: Gateway, database: Database, engine: str) -> None:
-        self._gateway = gateway
-        self._database = database
-        self._engine, _, self._model = engine.partition(" ")
+    def __init__(self, service: UnderTest, options: dict[str, str]) -> None:
+        self._service = service
+        self._database = service.database
+        self._options = options
         self._luck = random.Random(1)  # noqa: S311 - it only spreads the clips
 
-    def run(self, long: Path, clip: Path, count: int, clips: int) -> FairRow:
+    def run(self, long: Path, clip: Path, count: int, clips: int) -> BenchPart:
         """Send ``count`` times LONG, then ``clips`` times CLIP; then all are cancelled."""
-        jobs = [self._send(long) for _ in range(count)]
-        _wait(lambda: self._chunks_of(jobs) >= count, f"a chunk of each of {count} long jobs")
+        service = self._service
+        jobs = [service.submit(long, self._options) for _ in range(count)]
+        if until(lambda: self._chunks_of(jobs) >= count, PATIENCE_S) is None:
+            raise click.ClickException(f"not all of {count} long jobs have had a turn")
         sent = []
         for _ in range(clips):
             time.sleep(self._luck.uniform(0, self._chunk_s(jobs)))
-            sent.append(clip_id := self._send(clip))
-            _wait(partial(self._ended, clip_id), "the clip")
+            sent.append(clip_id := service.submit(clip, self._options))
+            service.wait(clip_id)
         last = max(self._span(clip_id)[1] for clip_id in sent)
-        _wait(lambda: self._nothing_from_before(jobs, last), "the chunks beside the last clip")
+        until(lambda: self._nothing_from_before(jobs, last), PATIENCE_S)
         taken = [self._taken(clip_id, jobs) for clip_id in sent]
         for job_id in jobs:
-            self._gateway.cancel(str(job_id))
-        return FairRow(count, taken)
-
-    def _send(self, file: Path) -> UUID:
-        options = {"language": "en", "engine": self._engine, "model": self._model}
-        return UUID(self._gateway.upload(file, options)["job_id"])
-
-    def _ended(self, job_id: UUID) -> bool:
-        state = self._gateway.status(str(job_id), wait_s=5)
-        if state["status"] == JobStatus.FAILED:
-            raise click.ClickException(f"a clip failed: {state['error_message']}")
-        return bool(state["status"] == JobStatus.COMPLETED)
+            service.cancel(job_id)
+        return report(count, taken)
 
     def _chunks_of(self, jobs: Sequence[UUID]) -> int:
         """Done, once all jobs have had a turn for one: at least their number."""
@@ -149,26 +116,26 @@ def _chunks(jobs: Sequence[UUID]) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _wait(check: Callable[[], T | None], what: str) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := check()):
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"waited {PATIENCE_S:g} s for {what}")
-        time.sleep(POLL_S)
-    return found
-
-
-def report(rows: Sequence[FairRow]) -> Iterator[str]:
-    """The table."""
-    yield "long jobs  clips  chunk s  clip s: median   max  chunk times: median   p95"
-    for row in rows:
-        took = [clip.took_s for clip in row.clips]
-        yield (
-            f"{row.long:9}  {len(took):5}  {mean(clip.chunk_s for clip in row.clips):7.2f}"
-            f"  {median(took):14.2f} {max(took):5.2f}"
-            f"  {median(clip.chunks for clip in row.clips):19.2f} {row.p95:5.2f}"
-            f"{'' if row.kept else f'  above {LIMIT}'}"
-        )
+def report(count: int, clips: Sequence[ClipTiming]) -> BenchPart:
+    """The figures of the clips that were sent behind ``count`` long jobs."""
+    chunks = [clip.chunks for clip in clips]
+    return BenchPart(
+        f"{count} long jobs",
+        f"{len(clips)} clips behind {count} long jobs",
+        (
+            Figure("a chunk took, mean", (mean(clip.chunk_s for clip in clips),), "s", 2),
+            Figure("clip: median", (median(clip.took_s for clip in clips),), "s", 2),
+            Figure("clip: most", (max(clip.took_s for clip in clips),), "s", 2),
+            Figure("clip: median", (median(chunks),), "chunk times", 2),
+            Figure(
+                f"{count} long jobs: clip, 95th percentile",
+                (float(np.percentile(chunks, 95)),),
+                "chunk times",
+                2,
+                Target(LIMIT),
+            ),
+        ),
+    )
 
 
 @click.command()
@@ -190,21 +157,16 @@ def main(
     long: Path, clip: Path, workers: int, clips: int, counts: tuple[int, ...], engine: str
 ) -> None:
     """Send CLIP behind LONG; exits with 1 where it took more than 1.5 chunk times (p95)."""
-    rows = []
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-fair-"))
-        settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
-        running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
-        bench = FairnessTrial(
-            stack.enter_context(Gateway(running.address)),
-            stack.enter_context(Database(running.database_url, pool_size=1)),
-            engine,
-        )
+    parts = []
+    console = make_console()
+    with UnderTest(workers) as service:
+        name, _, model = engine.partition(" ")
+        trial = FairnessTrial(service, {"language": "en", "engine": name, "model": model})
         for count in counts:
-            rows.append(bench.run(long, clip, count, clips))
-            click.echo("\n".join(report(rows[-1:])))
-    click.echo("\n".join(["", *report(rows)]))
-    sys.exit(int(not all(row.kept for row in rows)))
+            parts.append(trial.run(long, clip, count, clips))
+            show(parts[-1], console)
+    console.print(summary(parts))
+    sys.exit(not all_met(parts))
 
 
 if __name__ == "__main__":

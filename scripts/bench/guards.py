@@ -10,13 +10,13 @@ speaks. It prints how many words keep a text, and how much of the rest gets one.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,29 +47,28 @@ FLOOR = 0.02
 Pcm = NDArray[np.int16]
 
 
-def main() -> int:
-    """Measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path", type=Path, metavar="RECORDING|FOLDER")
-    parser.add_argument("--language", default="en")
-    parser.add_argument("--wrong", default="vi")
-    parser.add_argument("--engine", choices=WHISPER_ENGINES, default=WHISPER_ENGINES[0])
-    parser.add_argument("--model", default="base")
-    parser.add_argument("--words", type=int, default=20, help="words a language")
-    asked = parser.parse_args()
+@click.command(help=__doc__)
+@click.argument("path", metavar="RECORDING|FOLDER", type=click.Path(exists=True, path_type=Path))
+@click.option("--language", default="en", show_default=True)
+@click.option("--wrong", default="vi", show_default=True)
+@click.option("--engine", type=click.Choice(WHISPER_ENGINES), default=WHISPER_ENGINES[0])
+@click.option("--model", default="base", show_default=True)
+@click.option("--words", default=20, show_default=True, help="Words a language.")
+def main(path: Path, language: str, wrong: str, engine: str, model: str, words: int) -> None:
+    """Measure and print; exits with 1 where the wrong language takes too long."""
     store = WeightsStore(load_settings().asr.models_dir, Manifest.load())
-    engine = load_engine(asked.engine, store.resolve(asked.engine, asked.model).path)
+    loaded = load_engine(engine, store.resolve(engine, model).path)
     network = SileroNetwork()
-    if asked.path.is_dir():
-        _words(asked.path, engine, network, asked.words)
-        return 0
-    chunks = _planned(_samples(asked.path), network)
-    right, wrong = (_seconds(engine, chunks, each) for each in (asked.language, asked.wrong))
-    _print(
-        f"{asked.path.name}: {right:.1f} s CPU in {asked.language}, {wrong:.1f} s in "
-        f"{asked.wrong}: {wrong / right:.2f} times as long (wanted: at most {MOST_TIMES:g})"
+    if path.is_dir():
+        _words(path, loaded, network, words)
+        return
+    chunks = _planned(_samples(path), network)
+    right_s, wrong_s = (_seconds(loaded, chunks, each) for each in (language, wrong))
+    click.echo(
+        f"{path.name}: {right_s:.1f} s CPU in {language}, {wrong_s:.1f} s in {wrong}: "
+        f"{wrong_s / right_s:.2f} times as long (wanted: at most {MOST_TIMES:g})"
     )
-    return 0 if wrong <= MOST_TIMES * right else 1
+    sys.exit(wrong_s > MOST_TIMES * right_s)
 
 
 def _seconds(engine: SpeechEngine, chunks: list[PlannedChunk], language: str) -> float:
@@ -93,7 +92,9 @@ def _words(folder: Path, engine: SpeechEngine, network: SileroNetwork, most: int
         ]
         kept = [(text, segments) for text, segments in found if segments]
         right = [text for text, segments in kept if guards.plain(_text(segments)) == text]
-        _print(f"{clips.name}: {len(kept)} of {len(found)} words have text, {len(right)} are right")
+        click.echo(
+            f"{clips.name}: {len(kept)} of {len(found)} words have text, {len(right)} are right"
+        )
         wordless = [*_no_speech(), *_scraps(clip.path for clip in clips.clips)]
         invented = [
             segments
@@ -104,7 +105,7 @@ def _words(folder: Path, engine: SpeechEngine, network: SileroNetwork, most: int
             all(not guards.DOUBTFUL.isdisjoint(segment.flags) for segment in segments)
             for segments in invented
         )
-        _print(
+        click.echo(
             f"{clips.language}: {len(invented)} of {len(wordless)} without a word have text, of "
             f"which {flagged} are flagged"
         )
@@ -179,9 +180,5 @@ def _text(segments: list[Segment]) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - what this program is for
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

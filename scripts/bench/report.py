@@ -84,12 +84,38 @@ class Figure:
         }
 
 
+def counted(name: str, count: float, target: Target | None = None) -> Figure:
+    """A figure that is a number of things."""
+    return Figure(name, (float(count),), digits=0, target=target)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a comparison."""
+
+    heading: str
+    unit: str = ""
+    digits: int = 2
+
+
 @dataclass(slots=True)
 class Comparison:
     """A table of ways: a row per way, a column per figure."""
 
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     rows: dict[str, tuple[Figure, ...]] = field(default_factory=dict)
+
+    def add(self, row: str, *values: float | tuple[float, ...]) -> None:
+        """Add a row: of each column its value, or one value a round."""
+        self.rows[row] = tuple(
+            Figure(
+                f"{row}: {column.heading}",
+                value if isinstance(value, tuple) else (value,),
+                column.unit,
+                column.digits,
+            )
+            for column, value in zip(self.columns, values, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +150,8 @@ def show(part: BenchPart, console: Console) -> None:
     console.print()
     console.print(Text(part.title, style="bold"))
     if part.comparison is not None:
-        table = Table("", *part.comparison.columns, box=None, pad_edge=False)
+        headings = (column.heading for column in part.comparison.columns)
+        table = Table("", *headings, box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
         for row, figures in part.comparison.rows.items():
@@ -163,6 +190,11 @@ def summary(parts: Sequence[BenchPart]) -> str:
     missed = [figure.name for figure in with_target if not figure.met]
     line = f"{len(with_target) - len(missed)} of {len(with_target)} targets met"
     return line + (f"; missed: {'; '.join(missed)}" if missed else "")
+
+
+def all_met(parts: Sequence[BenchPart]) -> bool:
+    """Whether no target was missed."""
+    return all(figure.met is not False for part in parts for figure in part.figures)
 
 
 def machine(cores: int) -> dict[str, Any]:

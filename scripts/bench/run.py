@@ -15,10 +15,11 @@ import click
 from rich.console import Console
 
 from common.settings import Settings
-from scripts.bench.report import BenchPart, machine, show, show_machine, summary
+from scripts.bench.report import BenchPart, all_met, machine, show, show_machine, summary
 from scripts.stack.embedded import own
 from scripts.stack.stack import available_cores
 
+Command = Callable[..., None]
 Progress = Callable[[str], None]
 """Called with the current activity."""
 
@@ -35,6 +36,28 @@ def chosen(text: str | None, parts: Sequence[str]) -> tuple[str, ...]:
     if not asked or not asked <= set(parts):
         raise click.BadParameter(f"has to be some of {','.join(parts)}")
     return tuple(part for part in parts if part in asked)
+
+
+def parts_option(parts: Sequence[str]) -> Callable[[Command], Command]:
+    """The option that chooses among ``parts``."""
+    return click.option(
+        "--parts",
+        callback=lambda _, __, text: chosen(text, parts),
+        metavar="PART,...",
+        help=f"What to measure [{','.join(parts)}].",
+    )
+
+
+cores_option = click.option(
+    "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
+)
+json_option = click.option(
+    "--json",
+    "as_json",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write all figures to this file as well.",
+)
 
 
 class Findings:
@@ -64,7 +87,7 @@ class Findings:
         """Print how many targets were met; returns whether all were."""
         self._console.print()
         self._console.print(summary(self._parts), style="bold")
-        return all(figure.met is not False for part in self._parts for figure in part.figures)
+        return all_met(self._parts)
 
     def _document(self) -> dict[str, Any]:
         return {

@@ -7,131 +7,93 @@ threads.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import click
 from loguru import logger
 from rich.table import Table
 
-from common.settings import ROOT, Settings, import_from_checkout, load_settings
+from common.asr.engine import DecodingOptions
+from common.settings import load_settings
 from common.weights.manifest import WHISPER_ENGINES, Manifest
-from common.weights.store import WeightsState, WeightsStore
-from scripts.bench.direct import peak_mb
+from common.weights.store import WeightsStore
+from scripts.bench.direct import apart, peak_mb, planned_chunks
 from scripts.cli.console import make_console
-
-if TYPE_CHECKING:
-    from common.audio.planning import PlannedChunk
 
 MEGABYTE = 1_000_000
 
 
-def main() -> int:
-    """Measure and print; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--minutes", type=float, default=3)
-    parser.add_argument("--language", default="en")
-    parser.add_argument(
-        "--model", action="append", help="only this model; may be given several times"
-    )
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    settings = load_settings()
-    if asked.one:
-        logger.remove()
-        print(json.dumps(_measure(settings, asked)))  # noqa: T201 - its parent reads it
-        return 0
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """What weights took: resident bytes once loaded, MB at most, seconds of loading and of CPU."""
+
+    loaded: int
+    peak_mb: float
+    loading_s: float
+    cpu_s: float
+
+
+@click.command(help=__doc__)
+@click.argument("recording", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--minutes", default=3.0, show_default=True)
+@click.option("--language", default="en", show_default=True)
+@click.option(
+    "--model", "models", multiple=True, help="Only this model; may be given several times."
+)
+def main(recording: Path, minutes: float, language: str, models: tuple[str, ...]) -> None:
+    """Measure, and print the table."""
+    asr = load_settings().asr
+    for library in ("OMP", "OPENBLAS"):  # as a worker sets it for its engine process
+        os.environ.setdefault(f"{library}_NUM_THREADS", str(asr.threads))
     table = Table("engine", "model", "on disk", "loaded", "at most", "loads in", "a minute takes")
-    for state in _present(settings, asked.model):
-        found = _in_a_process(state)
+    for state in WeightsStore(asr.models_dir, Manifest.load()).states():
+        if state.state != "present" or state.engine not in WHISPER_ENGINES:
+            continue
+        if models and state.model not in models:
+            continue
+        found = apart(measure, state.engine, state.model, recording, minutes, language)
         table.add_row(
             state.engine,
             state.model,
             f"{state.size / MEGABYTE:.0f} MB",
-            f"{found['loaded'] / MEGABYTE:.0f} MB",
-            f"{found['peak'] / MEGABYTE:.0f} MB",
-            f"{found['loading_s']:.1f} s",
-            f"{found['cpu_s'] / found['minutes']:.1f} s of a core",
+            f"{found.loaded / MEGABYTE:.0f} MB",
+            f"{found.peak_mb:.0f} MB",
+            f"{found.loading_s:.1f} s",
+            f"{found.cpu_s / minutes:.1f} s of a core",
         )
     console = make_console()
-    console.print(f"{asked.recording.name}, the first {asked.minutes:g} minutes")
+    console.print(f"{recording.name}, the first {minutes:g} minutes")
     console.print(table)
-    return 0
 
 
-def _present(settings: Settings, wanted: list[str] | None) -> Iterator[WeightsState]:
-    for state in WeightsStore(settings.asr.models_dir, Manifest.load()).states():
-        hears_recordings = state.state == "present" and state.engine in WHISPER_ENGINES
-        if hears_recordings and (not wanted or state.model in wanted):
-            yield state
-
-
-def _in_a_process(state: WeightsState) -> dict[str, float]:
-    command = [sys.executable, "-m", "scripts.bench.sizing", *sys.argv[1:]]
-    done = subprocess.run(
-        [*command, "--one", state.engine, state.model],
-        env={**os.environ, **import_from_checkout()},
-        cwd=ROOT,
-        check=True,
-        stdout=subprocess.PIPE,
-    )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
-def _measure(settings: Settings, asked: argparse.Namespace) -> dict[str, Any]:
+def measure(engine: str, model: str, recording: Path, minutes: float, language: str) -> Sized:
     """The cost of one engine process that plans and transcribes this recording alone."""
-    for library in ("OMP", "OPENBLAS"):  # as a worker sets it for its engine process
-        os.environ.setdefault(f"{library}_NUM_THREADS", str(settings.asr.threads))
-    from common.asr.engine import DecodingOptions
     from worker.engines import Engines
     from worker.memory import Memory
     from worker.moderation import WarmModeration
     from worker.steps.audio import cut_samples
 
+    logger.remove()
+    settings = load_settings()
     memory = Memory()
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     engines = Engines(store, settings.asr, memory)
     WarmModeration(settings.moderation, memory).get()
     started = time.monotonic()
-    engine = engines.get(*asked.one)
-    loading_s, loaded = time.monotonic() - started, memory.held
+    loaded = engines.get(engine, model)
+    loading_s, loaded_bytes = time.monotonic() - started, memory.held
     chunks = [
         cut_samples(planned.pcm, planned.chunk.windows, planned.chunk.audio)
-        for planned in _plan(asked.recording, asked.minutes)
+        for planned in planned_chunks(recording, minutes * 60)
     ]
     used = time.process_time()
     for windows in chunks:
-        engine.transcribe(windows, DecodingOptions(language=asked.language))
-    return {
-        "loading_s": loading_s,
-        "loaded": loaded,
-        "peak": round(peak_mb(os.getpid()) * MEGABYTE),
-        "cpu_s": time.process_time() - used,
-        "minutes": asked.minutes,
-    }
-
-
-def _plan(recording: Path, minutes: float) -> Iterator[PlannedChunk]:
-    from common.audio.decode import MonoDecoder
-    from common.audio.planning import Planner, PlanOptions
-    from common.audio.silero import SileroNetwork
-
-    planner = Planner(PlanOptions(), SileroNetwork())
-    decoding = MonoDecoder(recording)
-    for block in decoding:
-        yield from planner.feed(block)
-        if decoding.duration_ms >= minutes * 60_000:
-            break
-    yield from planner.finish()
+        loaded.transcribe(windows, DecodingOptions(language=language))
+    return Sized(loaded_bytes, peak_mb(os.getpid()), loading_s, time.process_time() - used)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,8 +7,9 @@ cores. Audio is sent in real time.
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,8 +31,15 @@ from scripts.bench.corpus import (
     wer,
     write_wav,
 )
-from scripts.bench.report import BenchPart, Comparison, Figure, Target
-from scripts.bench.run import Findings, Progress, chosen, working
+from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, counted
+from scripts.bench.run import (
+    Findings,
+    Progress,
+    cores_option,
+    json_option,
+    parts_option,
+    working,
+)
 from scripts.bench.service import UnderTest
 from scripts.bench.stream_clients import IDLE_S, StreamTarget, bad_clients, short_sessions
 from scripts.bench.stream_play import (
@@ -83,7 +91,13 @@ class Promise:
 
 
 PROMISES = {FASTER_WHISPER: Promise(1.2, 1.0, 0.6), ZIPFORMER: Promise(0.8, 1.0, 0.15)}
-COLUMNS = ("first partial", "95 %", "final", "95 %", "to one alone")
+COLUMNS = (
+    Column("first partial", "s"),
+    Column("95 %", "s"),
+    Column("final", "s"),
+    Column("95 %", "s"),
+    Column("to one alone", "x"),
+)
 """Of comparisons: waits in the median and at the 95th percentile."""
 WER_POINTS = 2.0
 """How many WER points finals may lose against the batch path on the same audio."""
@@ -170,7 +184,7 @@ class StreamBench:
             if set(wanted) & {name, *SHARED} and (voice := find()) is not None:
                 self._voices[name] = voice
         if set(wanted) - {"clients"} and self._voices:
-            with UnderTest(self._settings, self._folder / "roomy", self._cores, **ROOMY) as roomy:
+            with self._service("roomy", self._cores, ROOMY) as roomy:
                 self._with_room(roomy, wanted, found)
         if "clients" in wanted and self._voices:
             with self._narrow() as narrow:
@@ -196,6 +210,9 @@ class StreamBench:
             found(self._one_too_many(service, voice))
         found(self._bad_clients(service))
         found(self._sessions(service))
+
+    def _service(self, name: str, workers: int, env: Mapping[str, str]) -> UnderTest:
+        return UnderTest(workers, self._folder / name, settings=self._settings, env=env)
 
     # --- voices ---------------------------------------------------------------------------
 
@@ -255,13 +272,11 @@ class StreamBench:
             "stream": stream.processing_s / programme.duration_s,
             "job": job.engine_s / programme.duration_s,
         }
-        comparison = Comparison(("WER", "time / audio", "to the job's"))
+        comparison = Comparison(
+            (Column("WER", "%"), Column("time / audio", digits=3), Column("to the job's", "x"))
+        )
         for way, name in (("stream", f"stream, {voice.engine}"), ("job", f"job, {FASTER_WHISPER}")):
-            comparison.rows[name] = (
-                Figure(f"{name}: WER", (wers[way],), "%", 2),
-                Figure(f"{name}: time / audio", (rtfs[way],), "", 3),
-                Figure(f"{name}: to the job's", (rtfs[way] / rtfs["job"],), "x", 2),
-            )
+            comparison.add(name, wers[way], rtfs[way], rtfs[way] / rtfs["job"])
         # Promised of the same weights on both paths.
         target = Target(WER_POINTS) if voice.engine == FASTER_WHISPER else None
         points = wers["stream"] - wers["job"]
@@ -287,17 +302,17 @@ class StreamBench:
 
     def _several(self, service: UnderTest, voice: Voice) -> BenchPart:
         self._warm_up(service, voice)
-        comparison = Comparison((*COLUMNS, "cores"))
+        comparison = Comparison((*COLUMNS, Column("cores")))
         alone: Waits | None = None
         kept = 0
         for count in self._size.steps:
             programmes = [voice.programme(self._size.several_s, seed) for seed in range(count)]
             self._progress(f"{voice}: {count} streams at once")
             played, spent_s = self._measured(service, voice, programmes)
-            waits = _together(played)
+            waits = waits_of(*played)
             alone = alone or waits
-            cores = Figure("cores", (spent_s / programmes[0].duration_s,), "", 2)
-            comparison.rows[f"{count} at once"] = (*_row(waits, alone), cores)
+            cores = spent_s / programmes[0].duration_s
+            comparison.add(f"{count} at once", *_row(waits, alone), cores)
             behind = sum(each.states("behind") for each in played)
             if not voice.promise.kept_by(waits) or behind:
                 break
@@ -308,11 +323,9 @@ class StreamBench:
             f"several {voice.engine}",
             f"2. Several streams at once: {voice}",
             (
-                Figure(
+                counted(
                     f"{voice.engine}: streams at once that keep what is promised of one",
-                    (float(kept),),
-                    "",
-                    0,
+                    kept,
                     Target(1, at_least=True),
                 ),
             ),
@@ -325,15 +338,13 @@ class StreamBench:
         whisper, zipformer = (
             max(1, self._kept_pace.get(engine, 1)) for engine in (FASTER_WHISPER, ZIPFORMER)
         )
-        return UnderTest(
-            self._settings,
-            self._folder / "narrow",
-            0,
-            STREAM_MAX_WHISPER=str(whisper),
-            STREAM_MAX_ZIPFORMER=str(zipformer),
-            STREAM_IDLE=f"{IDLE_S:g}",
-            LIMIT_CONCURRENT_STREAMS="0",
-        )
+        env = {
+            "STREAM_MAX_WHISPER": str(whisper),
+            "STREAM_MAX_ZIPFORMER": str(zipformer),
+            "STREAM_IDLE": f"{IDLE_S:g}",
+            "LIMIT_CONCURRENT_STREAMS": "0",
+        }
+        return self._service("narrow", 0, env)
 
     def _one_too_many(self, service: UnderTest, voice: Voice) -> BenchPart:
         limit = max(1, self._kept_pace.get(voice.engine, 1))
@@ -348,14 +359,8 @@ class StreamBench:
             f"limit {voice.engine}",
             f"2. One stream too many: {voice}, limit {limit}",
             (
-                Figure(
-                    f"{name}: refused",
-                    (float(refused),),
-                    "",
-                    0,
-                    Target(1, at_least=True),
-                ),
-                *_waits(f"{name}: the others", _together(played), voice.promise),
+                counted(f"{name}: refused", refused, Target(1, at_least=True)),
+                *_waits(f"{name}: the others", waits_of(*played), voice.promise),
             ),
             remarks=(f"The answer: {answer}", OF_WAITS),
         )
@@ -397,14 +402,8 @@ class StreamBench:
             "clients",
             "3. Misbehaving clients",
             (
-                Figure("bad clients", (float(len(answers)),), "", 0),
-                Figure(
-                    "misbehaving clients with an unexpected response",
-                    (float(wrong),),
-                    "",
-                    0,
-                    Target(0),
-                ),
+                counted("bad clients", len(answers)),
+                counted("misbehaving clients with an unexpected response", wrong, Target(0)),
             ),
             remarks=tuple(map(str, answers)),
         )
@@ -419,24 +418,20 @@ class StreamBench:
         self._progress(f"{count} short sessions")
         failed = asyncio.run(short_sessions(places, speech, count))
         after = _family(service)
-        comparison = Comparison(("before", "after", "ratio"))
+        comparison = Comparison(
+            (Column("before", "MB", 1), Column("after", "MB", 1), Column("ratio", "x"))
+        )
         for role in dict.fromkeys((*before, *after)):
             old, new = (sum(found.get(role, ())) for found in (before, after))
-            comparison.rows[role] = (
-                Figure(f"{role} before", (old,), "MB"),
-                Figure(f"{role} after", (new,), "MB"),
-                Figure(f"{role}: ratio", (new / old if old else float("inf"),), "x", 2),
-            )
+            comparison.add(role, old, new, new / old if old else math.inf)
         counts = [sum(map(len, found.values())) for found in (before, after)]
         sizes = [sum(map(sum, found.values())) for found in (before, after)]
         return BenchPart(
             "sessions",
             f"3. {count} short sessions, one after the other",
             (
-                Figure(
-                    "sessions that did not end as they should", (float(failed),), "", 0, Target(0)
-                ),
-                Figure("processes left over", (float(counts[1] - counts[0]),), "", 0, Target(0)),
+                counted("sessions that did not end as they should", failed, Target(0)),
+                counted("processes left over", counts[1] - counts[0], Target(0)),
                 Figure("memory left over", (sizes[1] - sizes[0],), "MB", 1, Target(GROWTH_MB)),
             ),
             comparison,
@@ -451,17 +446,17 @@ class StreamBench:
         self._warm_up(service, voice)
         waits = {}
         self._progress(f"{voice}: one stream alone")
-        waits["the stream alone"] = _together(self._measured(service, voice, [programme])[0])
+        waits["the stream alone"] = waits_of(*self._measured(service, voice, [programme])[0])
         self._progress(f"{voice}: one stream, and {recording.path.name}")
         job = service.submit(recording.path, {"language": recording.language, "model": MODEL})
         service.wait_until_under_way(job)
-        waits["beside the job"] = _together(self._measured(service, voice, [programme])[0])
+        waits["beside the job"] = waits_of(*self._measured(service, voice, [programme])[0])
         over = service.ended(job)
         if not over:
             service.cancel(job)
         comparison = Comparison(COLUMNS)
         for name, each in waits.items():
-            comparison.rows[name] = _row(each, waits["the stream alone"])
+            comparison.add(name, *_row(each, waits["the stream alone"]))
         return BenchPart(
             "batch",
             f"4. Beside a job: {voice}, {service.workers} workers at {recording.path.name}",
@@ -504,28 +499,21 @@ def _family(service: UnderTest) -> dict[str, list[float]]:
     return found
 
 
-def _together(played: Sequence[Played]) -> Waits:
-    waits = Waits()
-    for each in played:
-        waits.add(waits_of(each))
-    return waits
-
-
-def _row(waits: Waits, alone: Waits) -> tuple[Figure, ...]:
+def _row(waits: Waits, alone: Waits) -> tuple[float, ...]:
     """A row of a comparison that has `COLUMNS`; ``alone`` is what one undisturbed stream met."""
     return (
-        Figure("first partial", (median(waits.firsts),), "s", 2),
-        Figure("first partial, 95 %", (p95(waits.firsts),), "s", 2),
-        Figure("final", (median(waits.finals),), "s", 2),
-        Figure("final, 95 %", (p95(waits.finals),), "s", 2),
-        Figure("to one alone", (median(waits.finals) / median(alone.finals),), "x", 2),
+        median(waits.firsts),
+        p95(waits.firsts),
+        median(waits.finals),
+        p95(waits.finals),
+        median(waits.finals) / median(alone.finals),
     )
 
 
 def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
     first, final = Target(promise.first_s), Target(promise.final_s)
     return (
-        Figure(f"{name}: utterances", (float(len(waits.finals)),), "", 0),
+        counted(f"{name}: utterances", len(waits.finals)),
         Figure(f"{name}: first partial, median", (median(waits.firsts),), "s", 2, first),
         Figure(f"{name}: first partial, 95th percentile", (p95(waits.firsts),), "s", 2),
         Figure(f"{name}: final, median", (median(waits.finals),), "s", 2, final),
@@ -541,26 +529,13 @@ def _waits(name: str, waits: Waits, promise: Promise) -> tuple[Figure, ...]:
 @click.argument(
     "folder", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
-@click.option(
-    "--parts",
-    callback=lambda _, __, text: chosen(text, PARTS),
-    metavar="PART,...",
-    help=f"What to measure [{','.join(PARTS)}].",
-)
+@parts_option(PARTS)
 @click.option("--quick", is_flag=True, help="Measure a minute of each: a smoke test.")
 @click.option(
     "--long", "long_pause", is_flag=True, help="Let the client that pauses do so for 10 minutes."
 )
-@click.option(
-    "--cores", type=click.IntRange(min=1), default=2, help="Cores, and workers, to use [2]."
-)
-@click.option(
-    "--json",
-    "as_json",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write all figures to this file as well.",
-)
+@cores_option
+@json_option
 @click.pass_context
 def stream(
     context: click.Context,

@@ -120,8 +120,8 @@ async def bad_clients(
     second = speech.pcm[:64_000]
     cut_off = [await _read_nothing(place)] if unread else []
     clients = (
-        _garbage_first(place),
-        _audio_as_text(place, second),
+        _refused_text(place, "garbage as the first message", "}{ no JSON"),
+        _refused_text(place, "audio as text", b64encode(second).decode()),
         _garbage_later(place, speech),
         _half_samples(place, speech),
         _unknown_option(place),
@@ -131,14 +131,6 @@ async def bad_clients(
         _vanish(place, speech),
     )
     return [await client for client in (*clients, *cut_off)]
-
-
-async def _garbage_first(place: StreamTarget) -> Encounter:
-    return await _refused_text(place, "garbage as the first message", "}{ no JSON")
-
-
-async def _audio_as_text(place: StreamTarget, audio: bytes) -> Encounter:
-    return await _refused_text(place, "audio as text", b64encode(audio).decode())
 
 
 async def _refused_text(place: StreamTarget, what: str, text: str) -> Encounter:

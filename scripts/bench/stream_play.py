@@ -6,9 +6,9 @@ Times in seconds, but for a stream's own clock, which counts in ms.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,7 +19,7 @@ import numpy as np
 from common.audio.decode import MonoDecoder
 from common.domain.values import BYTES_PER_MS
 from scripts.bench.corpus import Clip
-from scripts.cli.streaming import PIECE_BYTES, Message, StreamClient, paced
+from scripts.cli.streaming import PIECE_BYTES, PIECE_MS, Message, StreamClient, paced
 
 PAUSE_S = (0.8, 1.5)
 """Between two clips, at random."""
@@ -65,33 +65,21 @@ def _pause(draw: random.Random) -> bytes:
     return bytes(round(draw.uniform(*PAUSE_S) * 1000) * BYTES_PER_MS)
 
 
-class Sent:
-    """When which sound was sent."""
-
-    def __init__(self) -> None:
-        self._until_ms: list[float] = []
-        self._times: list[float] = []
-
-    def note(self, until_ms: float, at: float) -> None:
-        """All sound before ``until_ms`` is sent."""
-        self._until_ms.append(until_ms)
-        self._times.append(at)
-
-    def at(self, ms: float) -> float:
-        """When the sound before ``ms`` was sent."""
-        return self._times[min(bisect_left(self._until_ms, ms), len(self._times) - 1)]
-
-
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A stream that is over: what the gateway said, and when which sound was sent."""
+    """A stream that is over: what the gateway sent, and when each piece of audio was sent to it."""
 
     messages: tuple[Message, ...]
-    sent: Sent
+    sent: tuple[float, ...]
     code: int | None
 
     def of_type(self, kind: str) -> list[Message]:
         return [message for message in self.messages if message.type == kind]
+
+    def sent_at(self, ms: float) -> float:
+        """When the audio before ``ms`` was sent."""
+        piece = math.ceil(ms / PIECE_MS) - 1
+        return self.sent[min(max(piece, 0), len(self.sent) - 1)]
 
     @property
     def text(self) -> str:
@@ -109,7 +97,7 @@ class Played:
 
 @dataclass(slots=True)
 class Waits:
-    """How long words were waited for, each counted from when the sound in question was sent.
+    """How long words were waited for, each counted from when the audio in question was sent.
 
     ``firsts``: for something to read, from the beginning of an utterance's first word. ``finals``:
     for the final, from the utterance's end. ``words``: for the final, from its last word's end.
@@ -119,23 +107,23 @@ class Waits:
     finals: list[float] = field(default_factory=list)
     words: list[float] = field(default_factory=list)
 
-    def add(self, other: Waits) -> None:
-        self.firsts += other.firsts
-        self.finals += other.finals
-        self.words += other.words
 
-
-def waits_of(played: Played) -> Waits:
-    """The waits of one stream.
+def waits_of(*streams: Played) -> Waits:
+    """The waits of all streams.
 
     An utterance that goes on where one was cut off has no beginning that anybody waits at.
     """
     waits = Waits()
+    for played in streams:
+        _add_waits(waits, played)
+    return waits
+
+
+def _add_waits(waits: Waits, played: Played) -> None:
     finals = [message for message in played.of_type("final") if message.document["text"]]
     shown: dict[float, float] = {}
-    for message in (*played.of_type("partial"), *finals):
+    for message in sorted((*played.of_type("partial"), *finals), key=lambda it: it.at):
         shown.setdefault(message.document["start"], message.at)
-        shown[message.document["start"]] = min(shown[message.document["start"]], message.at)
     cut = {
         after.document["start"]
         for before, after in pairwise(finals)
@@ -143,13 +131,12 @@ def waits_of(played: Played) -> Waits:
     }
     for message in finals:
         document = message.document
-        waits.finals.append(message.at - played.sent.at(document["end"] * 1000))
+        waits.finals.append(message.at - played.sent_at(document["end"] * 1000))
         if document["words"]:
-            waits.words.append(message.at - played.sent.at(document["words"][-1]["end"] * 1000))
+            waits.words.append(message.at - played.sent_at(document["words"][-1]["end"] * 1000))
             if document["start"] not in cut:
-                began = played.sent.at(document["words"][0]["start"] * 1000)
+                began = played.sent_at(document["words"][0]["start"] * 1000)
                 waits.firsts.append(shown[document["start"]] - began)
-    return waits
 
 
 async def play(
@@ -170,7 +157,7 @@ async def play(
     Raises:
         RequestRejected, GatewayLost: the gateway rejected it, or the connection broke.
     """
-    sent = Sent()
+    sent: list[float] = []
     messages: list[Message] = []
     async with StreamClient(address, key, **options) as stream:
 
@@ -179,10 +166,8 @@ async def play(
             if together is not None:
                 await together.wait()
             await asyncio.sleep(delay_s)
-            length = 0
             async for piece in paced(_pieces(programme.pcm), speed=1.0):
-                length += len(piece)
-                sent.note(length / BYTES_PER_MS, time.monotonic())
+                sent.append(time.monotonic())
                 if not await stream.send(piece):
                     return
             await stream.finish()
@@ -196,7 +181,7 @@ async def play(
             speaking.cancel()
             await asyncio.wait([speaking])
     stream.check()
-    return Played(tuple(messages), sent, stream.code)
+    return Played(tuple(messages), tuple(sent), stream.code)
 
 
 async def _pieces(pcm: bytes) -> AsyncIterator[bytes]:

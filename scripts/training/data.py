@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,10 +153,3 @@ def _read(path: Path) -> str:
 
 def _wrong(path: Path, line: int, what: str) -> SetupProblem:
     return SetupProblem(problem=f"{path}, line {line}: {what}", remedy="Nothing was done")
-
-
-def lines(numbers: Sequence[int], most: int = 5) -> Iterator[str]:
-    """The first of ``numbers``, for a message."""
-    yield from map(str, numbers[:most])
-    if len(numbers) > most:
-        yield "..."

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.domain.moderation import Label, Thresholds, decide
+from common.domain.moderation import Thresholds
 from common.errors import SetupProblem
 from common.moderation.folder import CONFIG
 from common.moderation.hf import HfModerator
-from common.moderation.moderator import Moderator, Scores
+from common.moderation.moderator import Moderator
 from common.moderation.onnx import GRAPHS, OnnxModerator
-from scripts.training.train import copy_tokenizer, prepare_folder
+from scripts.training.metrics import decide_all
+from scripts.training.train import copy_tokenizer, label_names, prepare_folder, write_config
 
 if TYPE_CHECKING:
     from scripts.training.ngrams import NgramModerator
@@ -64,7 +65,7 @@ def export(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
     try:
-        _to_onnx(reference, beside / FP32, opset)
+        _to_fp32(reference, beside, opset)
         copy_tokenizer(checkpoint, beside)
         _copy_config(checkpoint, beside, reference)
         if int8:
@@ -92,11 +93,11 @@ def load_checkpoint(
     return HfModerator(path, labels=labels, thresholds=thresholds)
 
 
-def _to_onnx(reference: HfModerator | NgramModerator, graph: Path, opset: int) -> None:
+def _to_fp32(reference: HfModerator | NgramModerator, out: Path, opset: int) -> None:
     if not isinstance(reference, HfModerator):
         from scripts.training.graph import write_graph
 
-        write_graph(reference.net, graph, opset=opset, int8=False)
+        write_graph(reference.net, out / FP32, opset=opset, int8=False)
         return
     from optimum.exporters.onnx import export as to_onnx
     from optimum.exporters.tasks import TasksManager
@@ -105,26 +106,35 @@ def _to_onnx(reference: HfModerator | NgramModerator, graph: Path, opset: int) -
         "onnx", reference.model, task="text-classification", library_name="transformers"
     )
     with _quiet():
-        to_onnx(reference.model, constructor(reference.model.config), graph, opset=opset)
+        to_onnx(reference.model, constructor(reference.model.config), out / FP32, opset=opset)
 
 
 def _to_int8(reference: HfModerator | NgramModerator, out: Path, opset: int) -> None:
-    if isinstance(reference, HfModerator):
-        _quantise(out)
-    else:
+    """Weights to int8; of a checkpoint of Hugging Face by channel, activations as they come."""
+    if not isinstance(reference, HfModerator):
         from scripts.training.graph import write_graph
 
         write_graph(reference.net, out / INT8, opset=opset, int8=True)
+        return
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            out / FP32,
+            out / INT8,
+            per_channel=True,
+            # 7 bits: with 8, processors without VNNI overflow and score otherwise than those with
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+        )
 
 
 def _copy_config(checkpoint: Path, out: Path, reference: HfModerator | NgramModerator) -> None:
     """The checkpoint's config, and the meaning of its outputs where it has none."""
     config = json.loads((checkpoint / CONFIG).read_text(encoding="utf-8"))
-    labels = reference.folder.labels
-    config["id2label"] = {str(number): str(label) for number, label in enumerate(labels)}
-    config["label2id"] = {str(label): number for number, label in enumerate(labels)}
+    config |= label_names(reference.folder.labels)
     config.setdefault("stenopool", {}).setdefault("name", reference.by.model)
-    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_config(out, config)
 
 
 def _check(reference: Moderator, out: Path, texts: Sequence[str], *, int8: bool) -> Exported:
@@ -140,26 +150,9 @@ def _check(reference: Moderator, out: Path, texts: Sequence[str], *, int8: bool)
         return Exported(len(texts), difference, None, None)
     scores = OnnxModerator(out, graph=INT8).scores(texts)
 
-    def labels_of(rows: Scores) -> list[Label]:
-        return [decide(row, reference.by.thresholds) for row in rows.tolist()]
-
-    agreeing = np.mean([a is b for a, b in zip(labels_of(scores), labels_of(wanted), strict=True)])
-    return Exported(len(texts), difference, float(np.abs(scores - wanted).max()), float(agreeing))
-
-
-def _quantise(out: Path) -> None:
-    """Weights to int8 by channel, activations as they come."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _quiet():
-        quantize_dynamic(
-            out / FP32,
-            out / INT8,
-            per_channel=True,
-            # 7 bits: with 8, processors without VNNI overflow and score otherwise than those with
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-        )
+    labels, wanted_labels = (decide_all(rows, reference.by.thresholds) for rows in (scores, wanted))
+    agreeing = float((labels == wanted_labels).mean())
+    return Exported(len(texts), difference, float(np.abs(scores - wanted).max()), agreeing)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from common.moderation.moderator import Scores
 Labels = NDArray[np.intp]
 """Labels by number in the order of `Label`, shape (texts,)."""
 
-JUDGED = tuple(label for label in Label if label is not Label.CLEAN)
+MODERATED = tuple(label for label in Label if label is not Label.CLEAN)
 """The labels that have a threshold."""
 GRID = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """The thresholds that are tried."""
@@ -106,10 +106,22 @@ class Choice:
     at_default: float
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training gave: scores of texts that were not learned from, and thresholds chosen there.
+
+    ``epoch`` is the one whose weights are kept.
+    """
+
+    scores: Scores
+    choice: Choice
+    epoch: int
+
+
 def choose_thresholds(scores: Scores, truth: Sequence[int], seed: int = 0) -> Choice:
     """The thresholds with the best macro-F1, or the default ones where these hold up as well."""
     true = np.asarray(truth, np.intp)
-    default: Thresholds = dict.fromkeys(JUDGED, DEFAULT_THRESHOLD)
+    default: Thresholds = dict.fromkeys(MODERATED, DEFAULT_THRESHOLD)
     half = np.random.default_rng(seed).permutation(len(true)) % 2 == 0
     given = np.zeros_like(true)
     for part in (half, ~half):
@@ -122,7 +134,7 @@ def choose_thresholds(scores: Scores, truth: Sequence[int], seed: int = 0) -> Ch
 
 def _best(scores: Scores, truth: Labels) -> Thresholds:
     candidates: list[Thresholds] = [
-        dict(zip(JUDGED, values, strict=True)) for values in product(GRID, repeat=len(JUDGED))
+        dict(zip(MODERATED, values, strict=True)) for values in product(GRID, repeat=len(MODERATED))
     ]
     return max(candidates, key=lambda each: macro_f1(truth, decide_all(scores, each)))
 

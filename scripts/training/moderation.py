@@ -24,7 +24,6 @@ from scripts.training.data import (
     TEXT_COLUMNS,
     Example,
     hold_out,
-    lines,
     read_examples,
     texts_and_labels,
 )
@@ -365,10 +364,8 @@ def _examples(
 ) -> list[Example]:
     found = read_examples(path, text_column, label_column)
     if found.skipped:
-        _say(
-            f"{path}: skipped {len(found.skipped)} rows without a text (lines "
-            f"{', '.join(lines(found.skipped))})"
-        )
+        lines = shorten(", ".join(map(str, found.skipped)), SHOWN, placeholder=" ...")
+        _say(f"{path}: skipped {len(found.skipped)} rows without a text (lines {lines})")
     return list(found.examples)
 
 

@@ -37,7 +37,8 @@ from scripts.training.data import (
     shuffled_batches,
     texts_and_labels,
 )
-from scripts.training.metrics import Choice, choose_thresholds
+from scripts.training.metrics import Trained, choose_thresholds
+from scripts.training.train import label_names, write_config
 
 MODEL_TYPE = "ngram-gru"
 WEIGHTS = "model.safetensors"
@@ -70,14 +71,6 @@ class NgramRecipe:
     parts: Parts = "both"
     epochs: int = EPOCHS
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedNgrams:
-    """Out-of-fold scores of all texts, and the thresholds chosen by them."""
-
-    scores: Scores
-    choice: Choice
 
 
 class NgramNet(nn.Module):  # type: ignore[misc] # nothing is known of it without PyTorch
@@ -168,7 +161,7 @@ class NgramModerator:
 
 def train(
     examples: Sequence[Example], out: Path, recipe: NgramRecipe, progress: Callable[[str], None]
-) -> TrainedNgrams:
+) -> Trained:
     """Train on ``examples`` and write the folder ``out``, which exists and is empty.
 
     The thresholds are chosen by what `FOLDS` models, each taught without its part of the examples,
@@ -192,7 +185,7 @@ def train(
     choice = choose_thresholds(scores, truth, recipe.seed)
     net = _taught(found, columns, len(labels), recipe)
     _save(net, out, labels, recipe, choice.thresholds)
-    return TrainedNgrams(scores, choice)
+    return Trained(scores, choice, recipe.epochs)
 
 
 def _taught(
@@ -204,14 +197,13 @@ def _taught(
     cut = [windows(rows) for rows in found]
     is_clean = (columns == 0).tolist()  # `require_labels` has CLEAN first
     net = NgramNet(recipe.parts, labels, _rarity(found))
-    tables = [net.table] if net.table is not None else []
-    votes = [net.votes] if net.votes is not None else []
-    sparse = {id(parameter) for parameter in [*tables, *votes]}
-    dense = [parameter for parameter in net.parameters() if id(parameter) not in sparse]
+    sparse = {"table": TABLE_RATE, "votes": VOTE_RATE}
+    named = dict(net.named_parameters())
+    dense = [parameter for name, parameter in named.items() if name not in sparse]
     optimisers: list[Any] = [torch.optim.AdamW(dense, lr=DENSE_RATE, weight_decay=0.01)]
-    for parameters, rate in ((tables, TABLE_RATE), (votes, VOTE_RATE)):
-        if parameters:
-            optimisers.append(torch.optim.SparseAdam(parameters, lr=rate))
+    for name, rate in sparse.items():
+        if name in named:
+            optimisers.append(torch.optim.SparseAdam([named[name]], lr=rate))
     steps = math.ceil(len(found) / BATCH) * recipe.epochs
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _pace(step / steps))
@@ -291,10 +283,10 @@ def _save(
     config = {
         "model_type": MODEL_TYPE,
         "parts": recipe.parts,
-        "id2label": {str(number): str(label) for number, label in enumerate(labels)},
+        **label_names(labels),
         OURS: {
             "name": out.absolute().name,
             "thresholds": {str(label): value for label, value in thresholds.items()},
         },
     }
-    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_config(out, config)

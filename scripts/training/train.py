@@ -10,7 +10,7 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from scripts.training.data import (
     shuffled_batches,
     texts_and_labels,
 )
-from scripts.training.metrics import Choice, choose_thresholds, macro_f1
+from scripts.training.metrics import Trained, choose_thresholds, macro_f1
 
 TOKENIZER_FILES = (
     VOCABULARY,
@@ -87,15 +87,6 @@ class Recipe:
     segmented: bool | None = None
     normalised: bool | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """The result: scores on the held-out texts, and the thresholds chosen there."""
-
-    scores: Scores
-    choice: Choice
-    epoch: int
 
 
 def train(
@@ -165,6 +156,19 @@ def copy_tokenizer(source: Path, out: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
+
+
+def label_names(labels: Sequence[Label]) -> dict[str, dict[str, Any]]:
+    """The meaning of a model's outputs, as its config has it."""
+    return {
+        "id2label": {str(number): str(label) for number, label in enumerate(labels)},
+        "label2id": {str(label): number for number, label in enumerate(labels)},
+    }
+
+
+def write_config(out: Path, config: Mapping[str, Any]) -> None:
+    """Write a model's config.json."""
+    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def find_base(name: str) -> Path:
@@ -264,7 +268,7 @@ def _add_ours(out: Path, folder: ModelFolder) -> None:
         "max_tokens": folder.max_tokens,
         "thresholds": {str(label): value for label, value in folder.thresholds.items()},
     }
-    (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_config(out, config)
 
 
 class _Learner:
@@ -306,17 +310,20 @@ class _Learner:
     def epoch(self, windows: Sequence[Ids]) -> float:
         """Train for one epoch. Returns the mean loss."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
         self._model.train()
         losses: list[float] = []
         sizes = list(map(len, windows))
         for batch in shuffled_batches(sizes, self._recipe.batch, self._random):
-            width = max(len(windows[at]) for at in batch)
-            ids = torch.full((len(batch), width), self._padding)
-            for row, at in enumerate(batch):
-                ids[row, : len(windows[at])] = torch.from_numpy(windows[at])
-            lengths = torch.tensor([len(windows[at]) for at in batch])
-            mask = (torch.arange(width) < lengths[:, None]).long()
+            texts = [torch.from_numpy(windows[at]) for at in batch]
+            ids, mask = (
+                pad_sequence(rows, batch_first=True, padding_value=padding)
+                for rows, padding in (
+                    (texts, self._padding),
+                    ([torch.ones_like(text) for text in texts], 0),
+                )
+            )
             device = self._model.device
             logits = self._model(ids.to(device), attention_mask=mask.to(device)).logits
             wanted = torch.tensor([self._columns[at] for at in batch], device=device)

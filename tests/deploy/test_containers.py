@@ -19,6 +19,8 @@ from rich.console import Console
 
 from common.errors import GatewayLost, InUse, RequestRejected, SetupProblem
 from common.settings import ROOT
+from scripts.bench.service import until
+from tests.system.aftermath import patiently
 from tests.system.containers.audit import (
     BLOCK_BYTES,
     LOOK_AT_PROCESSES,
@@ -40,19 +42,18 @@ from tests.system.containers.project import (
     containers_of,
     environment,
     secrets_of,
-    until,
     with_settings,
 )
-from tests.system.containers.proofs import BACKUP, chosen, lost, patiently
-from tests.system.containers.report import Row, all_ok, faults_row, show, summary
+from tests.system.containers.proofs import BACKUP, chosen, lost
 from tests.system.containers.trouble import NO_GROUP, UNREADABLE, said
+from tests.system.report import Row, all_ok, faults_row, show
 
 SECRET = "sesame-" * 8
 SECRETS = {SECRET: "REDIS_PASSWORD"}
 
 
 def inspected(**changes: Any) -> dict[str, Any]:
-    """A container as `docker inspect` tells of it."""
+    """A container as `docker inspect` prints it."""
     host = {
         "ReadonlyRootfs": True,
         "CapDrop": ["ALL"],
@@ -95,7 +96,7 @@ def container(**changes: Any) -> Container:
 # --- what Docker says -----------------------------------------------------------------------------
 
 
-def test_containers_are_told_by_service_and_number() -> None:
+def test_containers_are_named_by_service_and_number() -> None:
     first = inspected()
     second = inspected(Id="f" * 64)
     second["Config"] = {
@@ -248,7 +249,7 @@ def test_secrets_and_env_files_are_found_in_the_layers_of_images(pack: Any) -> N
     assert found({"a.json": history}) == ["REDIS_PASSWORD in a.json"]
 
 
-def test_secrets_in_logs_are_told_by_file_and_name(tmp_path: Path) -> None:
+def test_secrets_in_logs_are_reported_by_file_and_name(tmp_path: Path) -> None:
     (tmp_path / "api.log").write_text("all is well\n")
     (tmp_path / "worker.log").write_text(f"connecting to redis://:{SECRET}@redis\n")
     assert found_in_files(tmp_path.iterdir(), SECRETS) == ["REDIS_PASSWORD in worker.log"]
@@ -275,7 +276,7 @@ def test_settings_of_an_env_file_are_added_replaced_and_taken_away() -> None:
     assert changed.splitlines() == ["A=1", "# B is not set", "B=4", "D=5"]
 
 
-def test_what_this_shell_says_of_another_stack_does_not_reach_compose() -> None:
+def test_settings_of_another_stack_in_this_shell_do_not_reach_compose() -> None:
     compose_file = "image: ${IMAGE:-x}\ntest: $${NOT_ASKED}\nurl: ${DATABASE_URL:-y}"
     outside = {
         "PATH": "/bin",
@@ -291,9 +292,7 @@ def test_what_this_shell_says_of_another_stack_does_not_reach_compose() -> None:
     }
 
 
-def test_a_proof_is_not_begun_while_another_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proofs_do_not_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with alone(), pytest.raises(InUse), alone():
         pass
@@ -332,7 +331,7 @@ def test_only_what_may_pass_is_tried_again() -> None:
     retries: list[None] = []
     assert patiently(ask, again=lost, on_retry=lambda: retries.append(None)) == "text"
     assert len(retries) == 1
-    answers[:] = [RequestRejected(detail="away", status=503), "text"]
+    answers[:] = [RequestRejected(detail="unavailable", status=503), "text"]
     with pytest.raises(RequestRejected):
         patiently(ask, again=lost)
 
@@ -340,7 +339,7 @@ def test_only_what_may_pass_is_tried_again() -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def test_the_table_tells_what_is_not_ok_where_there_is_no_terminal() -> None:
+def test_the_table_shows_what_is_not_ok_without_a_terminal() -> None:
     rows = {
         "1. One": [Row("size", "900 MB"), Row("text", "5 words", "a text", ok=True)],
         "2. Two": [faults_row("logs", ["KEY in api.log"], "no secret", "none")],
@@ -351,7 +350,7 @@ def test_the_table_tells_what_is_not_ok_where_there_is_no_terminal() -> None:
     assert "\x1b" not in out.getvalue()
     (observed,) = (line for line in lines if "KEY in api.log" in line)
     assert observed.rstrip().endswith("NOT OK")
-    assert summary(rows) == "1 of 2 ok; not ok: logs"
+    assert lines[-1] == "1 of 2 ok; not ok: logs"
     assert not all_ok(rows)
     assert all_ok({"1. One": rows["1. One"]})
     assert not all_ok({"nothing asked": [Row("size", "900 MB")]})

@@ -37,7 +37,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Made(request.param, checkpoint, onnx, trained, exported)
 
 
-def test_training_judges_each_text_by_a_model_that_has_not_seen_it(made: Made) -> None:
+def test_training_evaluates_each_text_by_a_model_that_has_not_seen_it(made: Made) -> None:
     found = re.search(r"macro-F1 (\S+), cross-validated in quarters", made.trained)
     assert found is not None
     assert float(found[1]) > 0.95

@@ -54,7 +54,7 @@ def test_check_and_smoke_give_a_text_the_same_label(phobert: PhoBert) -> None:
     assert re.search(r"\d+ segments/s on one core, \d+ MB in all; onnxruntime alone \d+/s", smoked)
 
 
-def test_eval_judges_a_file_with_and_without_the_word_lists(
+def test_eval_evaluates_a_file_with_and_without_the_word_lists(
     phobert: PhoBert, tmp_path: Path
 ) -> None:
     data = write_csv(tmp_path / "test.csv", examples(45, seed=11))
@@ -80,25 +80,25 @@ def test_a_checkpoint_is_fine_tuned_further(phobert: PhoBert, tmp_path: Path) ->
     assert config["stenopool"]["name"] == "tuned"
 
 
-def test_the_service_judges_alike_by_onnx_and_by_pytorch(phobert: PhoBert) -> None:
+def test_the_service_moderates_alike_by_onnx_and_by_pytorch(phobert: PhoBert) -> None:
     labelled = examples(30, seed=5)
     by_onnx, by_pytorch = (
         ModerationSettings(phobert_onnx_dir=phobert.onnx),
         ModerationSettings(use_onnxruntime=False, phobert_checkpoint_dir=phobert.checkpoint),
     )
-    judged = [
+    moderated = [
         [
             finding.label
             for finding in load_moderation(settings).classify([it for it, _ in labelled])
         ]
         for settings in (by_onnx, by_pytorch)
     ]
-    assert judged[0] == judged[1]
+    assert moderated[0] == moderated[1]
     severities = [
-        (told.severity, label.severity)
-        for told, (_, label) in zip(judged[0], labelled, strict=True)
+        (found.severity, label.severity)
+        for found, (_, label) in zip(moderated[0], labelled, strict=True)
     ]
-    assert all(told >= learned for told, learned in severities), "the word lists only add"
+    assert all(found >= learned for found, learned in severities), "the word lists only add"
 
 
 def test_thresholds_come_from_the_settings(phobert: PhoBert) -> None:
@@ -130,7 +130,7 @@ def test_run_time_needs_neither_pytorch_nor_what_comes_with_it(phobert: PhoBert)
     assert done.returncode == 0, done.stderr
 
 
-def test_without_pytorch_it_is_said_what_to_install(
+def test_without_pytorch_the_error_names_what_to_install(
     phobert: PhoBert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)

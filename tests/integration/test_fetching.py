@@ -257,7 +257,7 @@ def test_a_redirect_is_judged_like_the_url_itself(
 ) -> None:
     with FileServer("127.0.0.2") as victim:
         victim.put("/inside", Served(sound))
-        moved = {"location": location.format(port=victim.port)}
+        moved = {"location": location.format(port=victim.server_port)}
         server.put("/step", Served(status=302, headers=moved))
         claim = submit(
             context, server.put("/begin", Served(status=301, headers={"location": "/step"}))

@@ -1,13 +1,13 @@
-"""An HTTP server of recordings that can be told to cut, stall, lie and redirect."""
+"""An HTTP server of files that can cut, stall, lie and redirect."""
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from http.server import BaseHTTPRequestHandler
+
+from tests.support.local_server import LocalServer
 
 
 @dataclass
@@ -16,8 +16,8 @@ class Served:
 
     ``cuts``: after how many bytes of the body the line is cut, request by request; when they are
     used up, nothing is cut. ``statuses``: answered in place of the file, likewise. ``chunked``: its
-    length is not told. ``absurd``: parts are told to be of a file beyond all size.
-    ``stall_after``: nothing more comes after so many bytes.
+    length is not sent. ``absurd``: parts are said to be of a file beyond all size.
+    ``stall_after``: nothing more comes after so many bytes, until something else is put there.
     """
 
     content: bytes = b""
@@ -34,29 +34,17 @@ class Served:
 
 @dataclass(frozen=True)
 class SeenRequest:
-    """A request."""
-
     path: str
     headers: Mapping[str, str]
 
 
-class FileServer:
-    """Serves ``files``, by path, on a port of its own for as long as the block lasts."""
+class FileServer(LocalServer):
+    """Serves ``files``, by path; ``asked`` are the requests that came."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
-        owner = self
-
-        class Handler(_FileHandler):
-            server_of = owner
-
-        self._server = ThreadingHTTPServer((address, 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self.closing = threading.Event()
+        super().__init__(_FileHandler, address)
         self.files: dict[str, Served] = {}
         self.asked: list[SeenRequest] = []
-        self.port = self._server.server_port
-        self.url = f"http://{address}:{self.port}"
 
     def put(self, path: str, served: Served) -> str:
         """Serve it; returns its URL."""
@@ -64,33 +52,26 @@ class FileServer:
         self.files[path] = served
         return self.url + path
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
 
 class _FileHandler(BaseHTTPRequestHandler):
-    server_of: FileServer
+    server: FileServer
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server_of.asked.append(SeenRequest(self.path, headers))
+        self.server.asked.append(SeenRequest(self.path, headers))
         self.close_connection = True
-        served = self.server_of.files.get(self.path.partition("?")[0])
+        served = self.server.files.get(self.path.partition("?")[0])
         if served is None:
             self.send_error(404)
             return
-        status = next(_iterator(served.statuses), served.status)
+        status = next(iter(served.statuses), served.status)
         begin = self._begin(served, headers) if status == 200 else 0
         if begin:
             status = 206
+        if begin >= max(1, len(served.content)):
+            self.send_error(416)
+            return
         self.send_response(status)
         for name, value in served.headers.items():
             self.send_header(name, value)
@@ -112,15 +93,17 @@ class _FileHandler(BaseHTTPRequestHandler):
         return int(wanted[1])
 
     def _send_body(self, served: Served, body: bytes) -> None:
-        cut = next(_iterator(served.cuts), None)
+        cut = next(iter(served.cuts), None)
         stop = cut if cut is not None else served.stall_after
         self._write(body[:stop], chunked=served.chunked or served.endless)
-        while served.endless and not self.server_of.closing.is_set():
+        while served.endless and not self.server.closing.is_set():
             self._write(bytes(1 << 16), chunked=True)
         if cut is not None:
             return
         if served.stall_after is not None:
-            self.server_of.closing.wait()
+            path = self.path.partition("?")[0]
+            while self.server.files.get(path) is served and not self.server.closing.wait(0.02):
+                continue
         elif served.chunked:
             self.wfile.write(b"0\r\n\r\n")
 
@@ -128,11 +111,7 @@ class _FileHandler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if chunked and data else data)
         except ConnectionError:
-            self.server_of.closing.set()
+            self.server.closing.set()
 
     def log_message(self, *_: object) -> None:
         """Who asks reads `FileServer.asked`."""
-
-
-def _iterator(values: Iterable[int]) -> Iterator[int]:
-    return iter(values)

@@ -6,12 +6,12 @@ import hashlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psutil
@@ -33,18 +33,22 @@ from common.db.transcriptions import ChunkResult, select_chunks
 from common.domain.formats import MEDIA_TYPES
 from common.domain.job import JobStatus, StepStatus
 from common.domain.request import Options
-from common.errors import Unavailable
+from common.errors import GatewayLost, RequestRejected, Unavailable
 from common.redis.queue import StepQueue, connect
 from common.storage.local import LocalStorage
-from scripts.cli.client import ENDED, Gateway
+from scripts.bench.service import UnderTest, until
+from scripts.cli.client import passing
 from scripts.stack.embedded import find_postgres
 from scripts.stack.stack import Stack
+
+T = TypeVar("T")
 
 STUCK_S = 30.0
 """Longer than this nothing may stand still after the last fault."""
 TIDY_WITHIN_S = 120.0
-"""Sound is swept, and a killed worker forgotten, within seconds; unless Postgres was away."""
+"""Chunks are deleted, and a killed worker forgotten, within seconds, if Postgres is available."""
 POLL_S = 0.2
+RETRY_S = 0.3
 OPEN = (JobStatus.PENDING, JobStatus.PROCESSING)
 
 
@@ -74,32 +78,13 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class JobText:
-    """What a job heard: its text, when each segment and word was said, and its moderation."""
+    """A job's text, when each segment and word was said, and its moderation."""
 
     text: str
     segments: tuple[tuple[float, float, str], ...]
     words: tuple[tuple[float, float, str], ...]
     moderation: tuple[tuple[int, str], ...] | None
     """Each segment's id and label."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedTexts:
-    """The gateway, and each recording's undisturbed text, by filename."""
-
-    gateway: Gateway
-    expected_text: dict[str, JobText]
-
-
-def wait_for_text(gateway: Gateway, job_id: str) -> JobText:
-    """What the job heard, once it has ended.
-
-    Raises:
-        RequestRejected: it did not complete.
-    """
-    while gateway.status(job_id, wait_s=10)["status"] not in ENDED:
-        continue
-    return text_of(gateway.result(job_id))
 
 
 def text_of(result: dict[str, Any]) -> JobText:
@@ -114,63 +99,73 @@ def text_of(result: dict[str, Any]) -> JobText:
     )
 
 
-class Aftermath:
-    """The truth, read past the gateway."""
-
-    def __init__(self, database_url: str) -> None:
-        self.database = Database(database_url, pool_size=2)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.database.close()
-
-    def at_work(self) -> list[str]:
-        """The names of the workers that have a step in hand; none while Postgres is away."""
+def patiently(
+    ask: Callable[[], T],
+    *,
+    again: Callable[[RequestRejected | GatewayLost], bool] = passing,
+    patience_s: float = 180.0,
+    on_retry: Callable[[], None] = lambda: None,
+) -> T:
+    """Ask a gateway until it answers, for as long as its errors are to be tried again."""
+    deadline = time.monotonic() + patience_s
+    while True:
         try:
-            with self.database.transaction() as session:
-                running = select(Step.worker).where(
-                    Step.status == StepStatus.RUNNING, Step.lease_until > func.clock_timestamp()
-                )
-                return [name for name in session.scalars(running) if name is not None]
-        except Unavailable:
-            return []
+            return ask()
+        except (RequestRejected, GatewayLost) as error:
+            if not again(error) or time.monotonic() > deadline:
+                raise
+            on_retry()
+            time.sleep(RETRY_S)
 
-    def wait_for_the_end(self, patience_s: float) -> None:
-        """Until every job has ended, or no step has been finished for ``patience_s``."""
-        done, since = -1, time.monotonic()
-        while time.monotonic() - since < patience_s:
-            try:
-                with self.database.transaction() as session:
-                    is_open = count(session, Job, Job.status.in_(OPEN))
-                    now_done = count(session, Step, Step.status == StepStatus.DONE)
-            except Unavailable:
-                continue
-            if not is_open:
-                return
-            if now_done != done:
-                done, since = now_done, time.monotonic()
-            time.sleep(POLL_S)
+
+def at_work(database: Database) -> list[str]:
+    """The names of the workers that have a step in hand; none while Postgres is unavailable."""
+    try:
+        with database.transaction() as session:
+            running = select(Step.worker).where(
+                Step.status == StepStatus.RUNNING, Step.lease_until > func.clock_timestamp()
+            )
+            return [name for name in session.scalars(running) if name is not None]
+    except Unavailable:
+        return []
+
+
+def wait_for_the_end(database: Database, patience_s: float) -> None:
+    """Until every job has ended, or no step has been finished for ``patience_s``."""
+    done, since = -1, time.monotonic()
+    while time.monotonic() - since < patience_s:
+        try:
+            with database.transaction() as session:
+                is_open = count(session, Job, Job.status.in_(OPEN))
+                now_done = count(session, Step, Step.status == StepStatus.DONE)
+        except Unavailable:
+            continue
+        if not is_open:
+            return
+        if now_done != done:
+            done, since = now_done, time.monotonic()
+        time.sleep(POLL_S)
 
 
 def examine(
     finding: Findings,
-    aftermath: Aftermath,
-    stack: Stack,
+    service: UnderTest,
     accepted: Sequence[str],
     last_fault: datetime,
-    heard: ExpectedTexts,
+    expected_text: Mapping[str, JobText],
 ) -> None:
-    """Check every promise on a stack whose jobs have ended."""
-    with aftermath.database.transaction() as session:
-        examine_rows(finding, session, accepted, last_fault, stack.workers)
-    _texts(finding, aftermath, heard)
-    _queue(finding, stack)
-    _files(finding, aftermath, stack)
-    ours = _family()
+    """Check every promise on a stack whose jobs have ended.
+
+    ``expected_text`` has each recording's undisturbed text, by filename.
+    """
+    with service.database.transaction() as session:
+        examine_rows(finding, session, accepted, last_fault, service.workers)
+    _texts(finding, service, expected_text)
+    _queue(finding, service.stack)
+    _files(finding, service)
+    ours = frozenset(child.pid for child in psutil.Process().children(recursive=True))
     finding.violations += [
-        f"{name} belongs to nobody" for name in strays(stack.data_dir, besides=ours)
+        f"{name} belongs to nobody" for name in strays(service.stack.data_dir, besides=ours)
     ]
 
 
@@ -184,7 +179,7 @@ def examine_rows(
     last_fault: datetime,
     workers: int,
 ) -> None:
-    """Check what Postgres tells: every job ended well, every step once, and none of them late."""
+    """Check what Postgres holds: every job ended well, every step once, and none of them late."""
     _jobs(finding, session, accepted)
     _steps(finding, session)
     _chunks(finding, session)
@@ -200,10 +195,10 @@ def _jobs(finding: Findings, session: Session, accepted: Sequence[str]) -> None:
     jobs = session.scalars(select(Job)).all()
     for job in jobs:
         finding.jobs[job.status] = finding.jobs.get(job.status, 0) + 1
-        if job.status != JobStatus.COMPLETED:
-            finding.violations.append(
-                f"job {job.id} is {job.status}: {job.error_code} {job.error_message}"
-            )
+        finding.check(
+            job.status == JobStatus.COMPLETED,
+            f"job {job.id} is {job.status}: {job.error_code} {job.error_message}",
+        )
         finding.check(
             job.units_done == (job.units_total or 0),
             f"job {job.id} has {job.units_done} of {job.units_total} ms done",
@@ -219,10 +214,10 @@ def _steps(finding: Findings, session: Session) -> None:
     for step in session.scalars(select(Step)):
         finding.steps += 1
         finding.attempts += step.attempt
-        if step.status != StepStatus.DONE:
-            finding.violations.append(
-                f"{step.kind} of job {step.job_id} is {step.status} after {step.attempt} attempt(s)"
-            )
+        finding.check(
+            step.status == StepStatus.DONE,
+            f"{step.kind} of job {step.job_id} is {step.status} after {step.attempt} attempt(s)",
+        )
     finding.check(count(session, Outbox) == 0, "the outbox is not empty")
     codes = (
         select(StepFailure.code, func.count()).group_by(StepFailure.code).order_by(StepFailure.code)
@@ -302,15 +297,15 @@ def _seconds(span: timedelta) -> float:
 # --- at the gateway -------------------------------------------------------------------------------
 
 
-def _texts(finding: Findings, aftermath: Aftermath, heard: ExpectedTexts) -> None:
-    with aftermath.database.transaction() as session:
+def _texts(finding: Findings, service: UnderTest, expected_text: Mapping[str, JobText]) -> None:
+    with service.database.transaction() as session:
         completed = session.execute(
             select(Job.id, Recording.filename)
             .join(Recording, Recording.id == Job.recording_id)
             .where(Job.status == JobStatus.COMPLETED)
         ).all()
     for job_id, filename in completed:
-        if text_of(heard.gateway.result(str(job_id))) == heard.expected_text[filename]:
+        if text_of(service.gateway.result(str(job_id))) == expected_text[filename]:
             finding.equal_texts += 1
         else:
             finding.violations.append(
@@ -324,29 +319,21 @@ def _texts(finding: Findings, aftermath: Aftermath, heard: ExpectedTexts) -> Non
 def _queue(finding: Findings, stack: Stack) -> None:
     with connect(stack.redis_url) as redis:
         queue = StepQueue(redis)
-        settled = _becomes_true(lambda: queue.waiting() == 0)
-        finding.check(settled, f"{queue.waiting()} message(s) are left in the queue")
-        settled = _becomes_true(lambda: queue.live_workers() == stack.workers)
+        until(lambda: queue.waiting() == 0, TIDY_WITHIN_S)
+        finding.check(queue.waiting() == 0, f"{queue.waiting()} message(s) are left in the queue")
+        until(lambda: queue.live_workers() == stack.workers, TIDY_WITHIN_S)
+        alive = queue.live_workers()
         finding.check(
-            settled, f"{queue.live_workers()} worker(s) are registered, not {stack.workers}"
+            alive == stack.workers, f"{alive} worker(s) are registered, not {stack.workers}"
         )
-
-
-def _becomes_true(state: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + TIDY_WITHIN_S
-    while not state():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(POLL_S)
-    return True
 
 
 # --- on the disk ----------------------------------------------------------------------------------
 
 
-def _files(finding: Findings, aftermath: Aftermath, stack: Stack) -> None:
-    folders = stack.settings.storage
-    with aftermath.database.transaction() as session:
+def _files(finding: Findings, service: UnderTest) -> None:
+    folders = service.stack.settings.storage
+    with service.database.transaction() as session:
         promised = dict(session.execute(select(Recording.id, Recording.sha256)).all())
         jobs = set(session.scalars(select(Job.id).where(Job.status == JobStatus.COMPLETED)))
     kept = {path.name: path for path in (folders.uploads / "recordings").iterdir()}
@@ -364,8 +351,8 @@ def _files(finding: Findings, aftermath: Aftermath, stack: Stack) -> None:
         if recording_id in promised
     ]
     chunks = folders.uploads / "chunks"
-    _becomes_true(lambda: not any(chunks.iterdir()))
-    finding.violations += [f"the sound of job {path.name} was kept" for path in chunks.iterdir()]
+    until(lambda: not any(chunks.iterdir()), TIDY_WITHIN_S)
+    finding.violations += [f"the chunks of job {path.name} were kept" for path in chunks.iterdir()]
     _results(finding, folders.results, jobs)
 
 
@@ -395,22 +382,18 @@ def verify_pages(cluster: Path) -> list[str]:
 
 def strays(data_dir: Path, besides: frozenset[int] = frozenset()) -> list[str]:
     """Living processes that work for the stack in ``data_dir``, but for those in ``besides``."""
-    _becomes_true(lambda: not list(_at_work(data_dir, besides)))
-    return list(_at_work(data_dir, besides))
+    until(lambda: not list(_strays(data_dir, besides)), TIDY_WITHIN_S)
+    return list(_strays(data_dir, besides))
 
 
-def _at_work(data_dir: Path, besides: frozenset[int]) -> Iterator[str]:
+def _strays(data_dir: Path, besides: frozenset[int]) -> Iterator[str]:
     for process in psutil.process_iter():
         if process.pid in besides or process.pid == os.getpid():
             continue
         try:
             inside = Path(process.cwd()).is_relative_to(data_dir)
-            told = process.environ().get("DATA_DIR") == str(data_dir)
-            if (inside or told) and process.status() != psutil.STATUS_ZOMBIE:
+            configured = process.environ().get("DATA_DIR") == str(data_dir)
+            if (inside or configured) and process.status() != psutil.STATUS_ZOMBIE:
                 yield f"process {process.pid} ({' '.join(process.cmdline()[:4])})"
         except (psutil.Error, OSError):
             continue
-
-
-def _family() -> frozenset[int]:
-    return frozenset(child.pid for child in psutil.Process().children(recursive=True))

@@ -3,17 +3,15 @@
 Run ``scripts/test --system cancel FILE``, any recording of more than a few minutes. It starts a
 stack of its own, cancels once all workers have their engine at work on the file, and prints for
 each worker when its engine had ended and when it waited for the next step, counted from the moment
-the request was sent; then, when the last file cut from the recording was gone.
+the request was sent; then, when the last file cut from the recording was deleted.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -23,15 +21,14 @@ from redis import Redis
 from rq.worker import WorkerStatus
 from sqlalchemy import select
 
-from common.db.database import Database
 from common.db.tables import Step
 from common.domain.job import StepStatus
 from common.domain.pipeline import StepKind
 from common.redis.queue import connect
-from scripts.cli.cli import load_settings
-from scripts.cli.client import Gateway
-from scripts.stack.stack import Stack
-from tests.support.service import PATIENCE_S, wait_until
+from scripts.bench.service import UnderTest
+from scripts.cli.console import make_console
+from tests.support.service import wait_until
+from tests.system.report import Row, all_ok, show
 
 LIMIT_S = 2.0
 """What is promised."""
@@ -47,54 +44,53 @@ class Freed:
     idle_s: float | None = None
 
 
-@dataclass(slots=True)
-class Cancelled:
-    """One cancelled job; it had ``files`` chunk files, removed after ``swept_s`` seconds."""
-
-    engine: str
-    model: str
-    progress: int
-    answered_s: float
-    files: int
-    workers: list[Freed] = field(default_factory=list)
-    swept_s: float = 0.0
-    left: int = 0
-
-    @property
-    def freed_s(self) -> float:
-        return max(worker.idle_s or PATIENCE_S for worker in self.workers)
-
-
 class CancelTrial:
-    """A stack, and direct access to its database."""
+    """A service, and direct access to its Redis."""
 
-    def __init__(self, stack: Stack, gateway: Gateway, database: Database, redis: Redis) -> None:
-        self._stack = stack
-        self._gateway = gateway
-        self._database = database
+    def __init__(self, service: UnderTest, redis: Redis) -> None:
+        self._service = service
         self._redis = redis
 
-    def run(self, file: Path, engine: str, model: str, rest_s: float) -> Cancelled:
+    def run(self, file: Path, engine: str, model: str, rest_s: float) -> Iterator[Row]:
         """Send the file, cancel it under all workers, and watch what happens."""
+        gateway = self._service.gateway
         options = {"language": "auto", "engine": engine, "model": model}
-        job_id = UUID(self._gateway.upload(file, options)["job_id"])
+        job_id = self._service.submit(file, options)
         names = wait_until(lambda: self._all_transcribing(job_id), "all workers at work on it")
         workers = [Freed(name, self._engine_process(name)) for name in sorted(names)]
-        progress = self._gateway.status(str(job_id))["progress"]
+        progress = gateway.status(str(job_id))["progress"]
         files = len(self._chunk_files(job_id))
         started = time.monotonic()
-        status = self._gateway.cancel(str(job_id))["status"]
-        assert status == "CANCELLED"
-        done = Cancelled(engine, model, progress, time.monotonic() - started, files, workers)
+        status = gateway.cancel(str(job_id))["status"]
+        answered_s = time.monotonic() - started
+        yield Row(
+            f"cancelled at {progress} %",
+            f"{status} after {answered_s:.2f} s",
+            "CANCELLED",
+            status == "CANCELLED",
+        )
         wait_until(lambda: self._all_free(workers, started), "free workers")
-        wait_until(lambda: not self._chunk_files(job_id), "no sound")
-        done.swept_s = time.monotonic() - started
+        wait_until(lambda: not self._chunk_files(job_id), "no chunk files")
+        deleted_s = time.monotonic() - started
+        for number, worker in enumerate(workers, start=1):
+            assert worker.idle_s is not None
+            yield Row(
+                f"worker {number}",
+                f"engine ended after {worker.ended_s:.2f} s, free after {worker.idle_s:.2f} s",
+                f"free within {LIMIT_S:g} s",
+                worker.idle_s <= LIMIT_S,
+            )
         time.sleep(rest_s)
-        done.left = len(self._chunk_files(job_id))
-        return done
+        left = len(self._chunk_files(job_id))
+        yield Row(
+            f"{files} chunk files",
+            f"deleted after {deleted_s:.2f} s, {left} left in the end",
+            "none left",
+            not left,
+        )
 
     def _all_transcribing(self, job_id: UUID) -> set[str] | None:
-        with self._database.transaction() as session:
+        with self._service.database.transaction() as session:
             rows = session.scalars(
                 select(Step.worker).where(
                     Step.job_id == job_id,
@@ -103,7 +99,7 @@ class CancelTrial:
                 )
             )
             names = {name for name in rows if name is not None}
-        return names if len(names) == self._stack.workers else None
+        return names if len(names) == self._service.workers else None
 
     def _engine_process(self, name: str) -> psutil.Process:
         """The engine's process of the worker whose name says which process it is."""
@@ -121,7 +117,7 @@ class CancelTrial:
         return all(worker.idle_s is not None for worker in workers)
 
     def _chunk_files(self, job_id: UUID) -> list[Path]:
-        folder = self._stack.settings.storage.uploads / "chunks" / str(job_id)
+        folder = self._service.stack.settings.storage.uploads / "chunks" / str(job_id)
         return list(folder.iterdir()) if folder.is_dir() else []
 
 
@@ -130,23 +126,6 @@ def _has_ended(process: psutil.Process) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def report(done: Cancelled) -> Iterator[str]:
-    """What is printed of one job."""
-    yield (
-        f"{done.engine} {done.model}: cancelled at {done.progress} %, "
-        f"answered after {done.answered_s:.2f} s"
-    )
-    for number, worker in enumerate(done.workers, start=1):
-        yield (
-            f"  worker {number}: engine ended after {worker.ended_s:.2f} s, "
-            f"free after {worker.idle_s:.2f} s"
-        )
-    yield (
-        f"  {done.files} chunk file(s) removed after {done.swept_s:.2f} s; "
-        f"{done.left} left in the end"
-    )
 
 
 @click.command()
@@ -163,21 +142,11 @@ def report(done: Cancelled) -> Iterator[str]:
 @click.option("--rest", default=20.0, show_default=True, help="Seconds to watch for late files.")
 def main(file: Path, workers: int, engines: tuple[str, ...], rest: float) -> None:
     """Cancel FILE under all workers; exits with 1 where that took more than 2 s or left files."""
-    broken = False
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="stenopool-cancel-"))
-        settings = load_settings(data_dir=folder, api_port=0, reuse_results="false")
-        running = stack.enter_context(Stack(settings, workers=workers, report=lambda _: None))
-        bench = CancelTrial(
-            running,
-            stack.enter_context(Gateway(running.address)),
-            stack.enter_context(Database(running.database_url, pool_size=1)),
-            stack.enter_context(connect(running.redis_url)),
-        )
+    rows = {}
+    with UnderTest(workers) as service, connect(service.stack.redis_url) as redis:
+        trial = CancelTrial(service, redis)
         for each in engines:
             engine, _, model = each.partition(" ")
-            done = bench.run(file, engine, model, rest)
-            for line in report(done):
-                click.echo(line)
-            broken |= done.freed_s > LIMIT_S or done.left > 0
-    sys.exit(int(broken))
+            rows[each] = list(trial.run(file, engine, model, rest))
+    show(rows, make_console())
+    sys.exit(not all_ok(rows))

@@ -14,24 +14,21 @@ from __future__ import annotations
 import csv
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from common.audio.decode import HEADER_SIZE_WRONG
 from common.domain.tracks import OTHER_AUDIO_TRACK
 from common.errors import SetupProblem, StenoError
-from common.settings import Settings
 from scripts.bench.corpus import wer
 from scripts.bench.service import UnderTest
 from scripts.cli.client import ENDED, Gateway
 from scripts.cli.console import make_console
+from tests.system.report import Row, all_ok, show
 
 CASES = "cases.tsv"
 POLL_S = 30.0
@@ -52,10 +49,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class CaseAnswer:
-    """What came of a recording: its status and, where it is COMPLETED, its result; or an error."""
+    """What came of a recording: its result, or an error."""
 
-    status: dict[str, Any]
-    result: dict[str, Any]
+    result: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
 
     @property
@@ -72,15 +68,6 @@ class CaseAnswer:
         text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}..."
         facts = [f"{self.result['duration_seconds']:.1f} s", str(self.result["language"])]
         return f"{text!r}; {', '.join([*facts, *self.warnings])}"
-
-
-@dataclass(frozen=True, slots=True)
-class CaseOutcome:
-    """A case and what came of it."""
-
-    case: Case
-    answer: CaseAnswer
-    passed: bool
 
 
 class Answers:
@@ -105,10 +92,10 @@ class Answers:
             while (status := self._gateway.status(job_id, POLL_S))["status"] not in ENDED:
                 pass
             if status["status"] != "COMPLETED":
-                return CaseAnswer(status, {}, f"{status['status']}: {status['error_message']}")
-            return CaseAnswer(status, self._gateway.result(job_id))
+                return CaseAnswer(error=f"{status['status']}: {status['error_message']}")
+            return CaseAnswer(self._gateway.result(job_id))
         except StenoError as error:
-            return CaseAnswer({}, {}, str(error))
+            return CaseAnswer(error=str(error))
 
 
 def read_cases(folder: Path) -> list[Case]:
@@ -128,21 +115,12 @@ def read_cases(folder: Path) -> list[Case]:
     return [Case(*row) for row in rows]
 
 
-def run(gateway: Gateway, folder: Path, cases: Sequence[Case]) -> Iterator[CaseOutcome]:
+def run(gateway: Gateway, folder: Path, cases: Sequence[Case]) -> Iterator[Row]:
     """Transcribe the recordings of ``cases``, one after the other."""
     service = Answers(gateway, folder)
     for case in cases:
         answer = service.answer(case.file, case.language)
-        yield CaseOutcome(case, answer, _meets(case, answer, service))
-
-
-def table(outcomes: Sequence[CaseOutcome]) -> Table:
-    """What came and what must come, a row a case."""
-    shown = Table("file", "what came", "must be", "", expand=True)
-    for outcome in outcomes:
-        mark = "[green]ok" if outcome.passed else "[red]FAILED"
-        shown.add_row(outcome.case.file, str(outcome.answer), outcome.case.expected, mark)
-    return shown
+        yield Row(case.file, str(answer), case.expected, _meets(case, answer, service))
 
 
 # --- what must be ---------------------------------------------------------------------------------
@@ -228,18 +206,11 @@ def _is_known(part: str) -> bool:
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def main(folder: Path) -> None:
     """Run the cases of ``folder``."""
-    console: Console = make_console()
     cases = read_cases(folder)
-    with (
-        tempfile.TemporaryDirectory() as data,
-        UnderTest(Settings(), Path(data), workers=1) as service,
-        Gateway(service.address) as gateway,
-    ):
-        outcomes = []
-        for outcome in run(gateway, folder, cases):
-            click.echo(f"{outcome.case.file}: {outcome.answer}", err=True)
-            outcomes.append(outcome)
-    console.print(table(outcomes))
-    failed = sum(not outcome.passed for outcome in outcomes)
-    console.print(f"{len(outcomes) - failed} of {len(outcomes)} cases are as they must be")
-    sys.exit(1 if failed else 0)
+    rows = []
+    with UnderTest(workers=1) as service:
+        for row in run(service.gateway, folder, cases):
+            click.echo(str(row), err=True)
+            rows.append(row)
+    show({"cases": rows}, make_console())
+    sys.exit(not all_ok({"cases": rows}))

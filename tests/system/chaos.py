@@ -20,7 +20,6 @@ import sys
 import tempfile
 import threading
 import time
-import wave
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +27,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import click
 import numpy as np
@@ -37,31 +38,20 @@ from redis.exceptions import RedisError
 
 from common.audio.decode import MonoDecoder
 from common.domain.values import SAMPLE_RATE
-from common.errors import GatewayLost, RequestRejected, SetupProblem, WeightsMissing
-from common.settings import (
-    ApiSettings,
-    AsrSettings,
-    DatabaseSettings,
-    RedisSettings,
-    Settings,
-    StorageSettings,
-)
-from common.weights.manifest import FASTER_WHISPER, Manifest
-from common.weights.store import WeightsStore
-from scripts.cli.client import Gateway, passing
-from scripts.stack.stack import Stack
+from common.errors import SetupProblem
+from scripts.bench.corpus import write_wav
+from scripts.bench.service import UnderTest, until
+from scripts.cli.client import Gateway
 from tests.system.aftermath import (
-    Aftermath,
-    ExpectedTexts,
     Findings,
+    at_work,
     examine,
+    patiently,
     strays,
+    text_of,
     verify_pages,
-    wait_for_text,
+    wait_for_the_end,
 )
-
-MODELS = ("tiny", "base")
-"""The fastest weights that are present are used: the text only has to be the same."""
 
 CLIPS = 6
 """Short recordings taken from the folder."""
@@ -77,7 +67,6 @@ UPLOADING = 0.8
 CLIENTS = 4
 UPLOAD_S = 2.0
 """How long a client takes to send its bytes, so that the gateway dies in the midst of some."""
-CLIENT_PAUSE_S = 0.3
 CLIENT_PATIENCE_S = 300.0
 VICTIM_WITHIN_S = 60.0
 AIM_S = 5.0
@@ -134,7 +123,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class ChaosPlan:
-    """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres away for some.
+    """How much of it: ``jobs`` uploads and faults over ``seconds``, Postgres unavailable for some.
 
     A long recording consists of ``talk_parts`` clips, and so has as many chunks.
     """
@@ -220,15 +209,7 @@ def recordings(asked: ChaosPlan, folder: Path, into: Path) -> tuple[list[Path], 
 def join(parts: Sequence[Path], target: Path) -> Path:
     """One recording of ``parts`` with pauses between them."""
     pause = np.zeros(round(PAUSE_S * SAMPLE_RATE), np.int16)
-    with wave.open(str(target), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        for part in parts:
-            for block in MonoDecoder(part):
-                file.writeframes(block.astype("<i2").tobytes())
-            file.writeframes(pause.tobytes())
-    return target
+    return write_wav(target, (block for part in parts for block in (*MonoDecoder(part), pause)))
 
 
 class Clients:
@@ -247,20 +228,17 @@ class Clients:
             RequestRejected: the gateway rejected a valid upload.
             GatewayLost: it stayed unavailable.
         """
-        deadline = time.monotonic() + CLIENT_PATIENCE_S
-        while True:
-            try:
-                job_id = self._upload(recording, priority)
-            except (GatewayLost, RequestRejected) as error:
-                if not passing(error) or time.monotonic() > deadline:
-                    raise
-                with self._lock:
-                    self._run.retried += 1
-                time.sleep(CLIENT_PAUSE_S)
-            else:
-                with self._lock:
-                    self._run.accepted.append(job_id)
-                return job_id
+        job_id = patiently(
+            lambda: self._upload(recording, priority),
+            patience_s=CLIENT_PATIENCE_S,
+            on_retry=self._retried,
+        )
+        self._run.accepted.append(job_id)
+        return job_id
+
+    def _retried(self) -> None:
+        with self._lock:
+            self._run.retried += 1
 
     def _upload(self, recording: Path, priority: str) -> str:
         options = {"language": self._language, "priority": priority}
@@ -280,15 +258,14 @@ class FaultInjector:
 
     def __init__(
         self,
-        stack: Stack,
-        aftermath: Aftermath,
+        service: UnderTest,
         run: ChaosRun,
         *,
         outage_s: float,
         report_line: Callable[[str], None],
     ) -> None:
-        self._stack = stack
-        self._aftermath = aftermath
+        self._stack = service.stack
+        self._database = service.database
         self._run = run
         self._outage_s = outage_s
         self._report_line = report_line
@@ -296,60 +273,57 @@ class FaultInjector:
 
     def inject(self, fault: Fault) -> None:
         """Inject one fault; returns when it is over."""
-        if fault.kind is FaultKind.FLUSH:
-            self._flush()
-        elif fault.kind is FaultKind.OUTAGE:
+        if fault.kind is FaultKind.OUTAGE:
             with self._stack.hold("postgres"):
-                self._kill(fault, self._servers)
+                self._strike(fault)
                 time.sleep(self._outage_s)
-        elif fault.kind in {FaultKind.WORKER, FaultKind.ENGINE}:
-            self._kill(fault, self._workers)
         else:
-            self._kill(fault, self._servers)
+            self._strike(fault)
         with self._lock:
             self._report_line(f"{fault.at_s:6.1f} s  {fault.kind}")
             self._run.faults[fault.kind] += 1
             self._run.last_fault = datetime.now(UTC)
 
-    def _kill(self, fault: Fault, find: Callable[[Fault, float], list[int]]) -> None:
+    def _strike(self, fault: Fault) -> None:
         started = time.monotonic()
-        while (waited_s := time.monotonic() - started) < VICTIM_WITHIN_S:
-            victims = find(fault, waited_s)
-            if victims:
-                try:
-                    os.kill(victims[int(fault.pick * len(victims))], signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-                return
-            time.sleep(0.05)
-        raise SetupProblem(
-            problem=f"{fault.kind}: none was alive for {VICTIM_WITHIN_S:g} s", remedy="See the logs"
-        )
 
-    def _servers(self, fault: Fault, _waited_s: float) -> list[int]:
-        return self._stack.processes[ROLES[fault.kind]]
+        def done() -> bool:
+            if fault.kind is FaultKind.FLUSH:
+                return self._flush()
+            return self._kill(fault, time.monotonic() - started)
 
-    def _workers(self, fault: Fault, waited_s: float) -> list[int]:
+        if until(done, VICTIM_WITHIN_S, poll_s=0.05) is None:
+            raise SetupProblem(
+                problem=f"{fault.kind}: none was alive for {VICTIM_WITHIN_S:g} s",
+                remedy="See the logs",
+            )
+
+    def _kill(self, fault: Fault, waited_s: float) -> bool:
+        victims = self._victims(fault, waited_s)
+        try:
+            os.kill(victims[int(fault.pick * len(victims))], signal.SIGKILL)
+        except (IndexError, ProcessLookupError):  # there is none now
+            return False
+        return True
+
+    def _victims(self, fault: Fault, waited_s: float) -> list[int]:
+        if fault.kind in ROLES:
+            return self._stack.processes[ROLES[fault.kind]]
         workers = self._stack.processes["worker"]
         if fault.aimed and waited_s < AIM_S:
-            names = self._aftermath.at_work()
+            names = at_work(self._database)
             workers = [pid for pid in workers if any(f"-{pid}-" in name for name in names)]
         if fault.kind is FaultKind.WORKER:
             return workers
         return [child for worker in workers for child in _children(worker)]
 
-    def _flush(self) -> None:
-        deadline = time.monotonic() + VICTIM_WITHIN_S
-        while True:
-            try:
-                with Redis.from_url(self._stack.redis_url) as redis:
-                    redis.flushall()
-            except RedisError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-            else:
-                return
+    def _flush(self) -> bool:
+        try:
+            with Redis.from_url(self._stack.redis_url) as redis:
+                redis.flushall()
+        except RedisError:
+            return False
+        return True
 
 
 def _children(pid: int) -> list[int]:
@@ -374,26 +348,26 @@ def chaos(
     if any(data_dir.iterdir()):
         raise SetupProblem(problem=f"{data_dir} is not empty", remedy="Name a new folder")
     run = ChaosRun()
-    settings = settings_for(data_dir)
     clips, talks = recordings(asked, audio, data_dir)
     log = (data_dir / "chaos.log").open("a", buffering=1)
 
     def note(line: str) -> None:
         log.write(f"{datetime.now(UTC):%H:%M:%S.%f} {line}\n")
 
-    def log_and_tell(line: str) -> None:
+    def log_and_report(line: str) -> None:
         note(line)
         report_line(line)
 
-    stack = Stack(settings, workers=asked.workers, env=environment(settings), report=note)
-    with log, stack, Aftermath(stack.database_url) as aftermath:
-        gateway = Gateway(stack.address, settings.key.of_client)
+    service = UnderTest(asked.workers, data_dir, env={"JOB_TIMEOUT": "0"}, report=note)
+    with log, service:
+        gateway = service.gateway
         clients = Clients(gateway, asked.language, run)
-        model = settings.asr.default_model
-        report_line(f"{model} transcribes {len(clips)} clips and {len(talks)} talks undisturbed")
-        expected_text = {
-            path.name: wait_for_text(gateway, clients.send(path)) for path in (*clips, *talks)
-        }
+        report_line(f"{len(clips)} clips and {len(talks)} talks are transcribed undisturbed")
+        expected_text = {}
+        for path in (*clips, *talks):
+            job_id = clients.send(path)
+            service.wait(UUID(job_id))
+            expected_text[path.name] = text_of(gateway.result(job_id))
         report_line(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
         run.undisturbed = len(run.accepted)
         started = time.monotonic()
@@ -402,7 +376,7 @@ def chaos(
             ThreadPoolExecutor(len(FaultKind)) as injectors,
         ):
             injector = FaultInjector(
-                stack, aftermath, run, outage_s=asked.outage_s, report_line=log_and_tell
+                service, run, outage_s=asked.outage_s, report_line=log_and_report
             )
             work: list[Future[object]] = [
                 senders.submit(
@@ -419,70 +393,11 @@ def chaos(
         report_line(
             f"the last fault is over after {time.monotonic() - started:.0f} s; waiting for the rest"
         )
-        aftermath.wait_for_the_end(SETTLED_WITHIN_S)
-        examine(
-            run.finding,
-            aftermath,
-            stack,
-            run.accepted,
-            run.last_fault,
-            ExpectedTexts(gateway, expected_text),
-        )
+        wait_for_the_end(service.database, SETTLED_WITHIN_S)
+        examine(run.finding, service, run.accepted, run.last_fault, expected_text)
     run.finding.violations += [f"{name} outlived the stack" for name in strays(data_dir)]
     run.finding.violations += verify_pages(data_dir / "postgres" / "cluster")
     return run
-
-
-def settings_for(data_dir: Path) -> Settings:
-    """Settings that are independent of this shell and of .env."""
-    uploads = data_dir / "uploads"
-    asr = AsrSettings()
-    return Settings(
-        api=ApiSettings(host="127.0.0.1", port=0),
-        storage=StorageSettings(
-            data_dir=data_dir,
-            upload_dir=uploads,
-            results_dir=data_dir / "results",
-            temp_dir=uploads / ".incoming",
-        ),
-        database=DatabaseSettings(url=None),
-        redis=RedisSettings(url=None, host=None),
-        asr=asr.model_copy(
-            update={
-                "default_engine": FASTER_WHISPER,
-                "default_model": fastest_model(asr.models_dir),
-            }
-        ),
-    )
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """Settings of the stack's processes beside those of the stack."""
-    return {
-        "UPLOAD_DIR": str(settings.storage.uploads),
-        "RESULTS_DIR": str(settings.storage.results),
-        "TEMP_DIR": str(settings.storage.temp),
-        "DEFAULT_ENGINE": settings.asr.default_engine,
-        "DEFAULT_MODEL": settings.asr.default_model,
-        "REUSE_RESULTS": "false",  # every job is really transcribed
-        "API_WORKERS": "1",
-        "JOB_TIMEOUT": "0",
-    }
-
-
-def fastest_model(models_dir: Path) -> str:
-    """The smallest weights that are here.
-
-    Raises:
-        WeightsMissing: there are none.
-    """
-    store = WeightsStore(models_dir, Manifest.load())
-    for model in MODELS:
-        try:
-            return store.resolve(FASTER_WHISPER, model).model
-        except WeightsMissing:
-            continue
-    return store.resolve(FASTER_WHISPER, MODELS[-1]).model
 
 
 def _sleep_until(instant: float) -> None:
@@ -550,6 +465,7 @@ DEFAULT = ChaosPlan()
 )
 @click.option(
     "--outage",
+    "outage_s",
     default=DEFAULT.outage_s,
     show_default=True,
     help="How long Postgres is unavailable, in s.",
@@ -558,32 +474,14 @@ DEFAULT = ChaosPlan()
 @click.option("--workers", default=DEFAULT.workers, show_default=True)
 @click.option("--language", default=DEFAULT.language, show_default=True)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Kept; default: a temporary one.")
-def main(
-    folder: Path,
-    jobs: int,
-    seconds: float,
-    outage: float,
-    seed: int,
-    workers: int,
-    language: str,
-    data_dir: Path | None,
-) -> None:
+def main(folder: Path, data_dir: Path | None, **asked: Any) -> None:
     """Run, print, and exit with 1 when a promise was broken."""
-    kept = data_dir is not None
     where = data_dir or Path(tempfile.mkdtemp(prefix="stenopool-chaos-"))
-    asked = ChaosPlan(
-        jobs=jobs,
-        seconds=seconds,
-        outage_s=outage,
-        seed=seed,
-        workers=workers,
-        language=language,
-    )
-    run = chaos(asked, folder, where.absolute(), click.echo)
+    run = chaos(ChaosPlan(**asked), folder, where.absolute(), click.echo)
     for line in report(run):
         click.echo(line)
     if run.finding.violations:
         click.echo(f"Logs and data: {where}")
         sys.exit(1)
-    if not kept:
+    if data_dir is None:
         shutil.rmtree(where)

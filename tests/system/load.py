@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,8 +22,7 @@ import httpx
 import numpy as np
 
 from common.errors import SetupProblem
-from common.settings import Settings
-from scripts.bench.report import BenchPart, Figure, Target, show
+from scripts.bench.report import BenchPart, Figure, Target, all_met, counted, show
 from scripts.bench.service import UnderTest
 from scripts.cli.client import ENDED
 from scripts.cli.console import make_console
@@ -119,21 +117,19 @@ async def load(address: str, files: list[Path], clients: int, seconds: float) ->
 
 def report(seen: Seen, clients: int, seconds: float) -> BenchPart:
     """The figures, the promised ones with what was promised."""
-    figures = [
-        Figure("errors", (float(seen.errors.total()),), digits=0, target=Target(0)),
-    ]
+    figures = [counted("errors", seen.errors.total(), Target(0))]
     for kind, times in seen.times.items():
         p50, p95, p99 = np.percentile(times or [0.0], [50, 95, 99])
         target = Target(WANTED_MS) if kind == "status" else None
         figures += [
-            Figure(f"{kind}: requests", (float(len(times)),), digits=0),
+            counted(f"{kind}: requests", len(times)),
             Figure(f"{kind}: median", (float(p50),), "ms"),
             Figure(f"{kind}: 95th percentile", (float(p95),), "ms", target=target),
             Figure(f"{kind}: 99th percentile", (float(p99),), "ms"),
         ]
     figures += [
-        Figure("jobs completed", (float(seen.completed),), digits=0),
-        Figure("jobs still under way", (float(seen.unfinished),), digits=0),
+        counted("jobs completed", seen.completed),
+        counted("jobs still under way", seen.unfinished),
     ]
     title = f"{clients} clients for {seconds:g} s"
     return BenchPart(
@@ -156,12 +152,9 @@ def main(folder: Path, clients: int, seconds: float, language: str) -> None:
     ]
     if not files:
         raise SetupProblem(problem=f"{folder} has no short recordings", remedy="Name another")
-    with (
-        tempfile.TemporaryDirectory() as data,
-        UnderTest(Settings(), Path(data), available_cores()) as service,
-    ):
+    with UnderTest(available_cores()) as service:
         service.warm_up(files, {"language": language})
         seen = asyncio.run(load(service.address, files, clients, seconds))
     part = report(seen, clients, seconds)
     show(part, make_console())
-    sys.exit(any(figure.met is False for figure in part.figures))
+    sys.exit(not all_met([part]))

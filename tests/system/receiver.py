@@ -11,8 +11,9 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from http.server import BaseHTTPRequestHandler
+
+from tests.support.local_server import LocalServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +31,13 @@ class Arrival:
         return self.headers.get("webhook-id", "")
 
 
-class Receiver:
-    """Listens on a port of its own for as long as the block lasts."""
+class Receiver(LocalServer):
+    """Takes webhook messages."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
-        receiver = self
-
-        class Handler(_ReceiverHandler):
-            owner = receiver
-
-        self._server = ThreadingHTTPServer((address, 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        super().__init__(_ReceiverHandler, address)
         self._lock = threading.Lock()
         self._arrivals: list[Arrival] = []
-        self.closing = threading.Event()
-        self.url = f"http://{address}:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     def arrivals(self, path: str = "/") -> list[Arrival]:
         """What came to ``path`` and below it, in order."""
@@ -75,7 +57,7 @@ class Receiver:
 
 
 class _ReceiverHandler(BaseHTTPRequestHandler):
-    owner: Receiver
+    server: Receiver
 
     def do_POST(self) -> None:
         """Behave as the path says; whoever sends may hang up meanwhile."""
@@ -85,23 +67,23 @@ class _ReceiverHandler(BaseHTTPRequestHandler):
     def _behave(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        before = self.owner.take(Arrival(self.path, headers, body, None))
+        before = self.server.take(Arrival(self.path, headers, body, None))
         kind, _, rest = self.path.removeprefix("/").partition("/")
         number = int(rest.partition("/")[0]) if rest.partition("/")[0].isdecimal() else 0
         if kind == "hang":
-            self.owner.closing.wait()
+            self.server.closing.wait()
         elif kind == "late":
-            self.owner.closing.wait(number)
+            self.server.closing.wait(number)
             self._answer(200)
         elif kind == "drip":
             for byte in b"HTTP/1.1 200 OK\r\n" + b"x-slow: 1\r\n" * 100:
                 self.wfile.write(bytes([byte]))
-                if self.owner.closing.wait(1):
+                if self.server.closing.wait(1):
                     return
         elif kind == "fail":
             self._answer(503 if before < number else 200)
         elif kind == "redirect":
-            self._answer(307, location=f"{self.owner.url}/inside")
+            self._answer(307, location=f"{self.server.url}/inside")
         else:
             self._answer(number if kind == "status" else 200)
 

@@ -12,7 +12,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ from common.db.vault import Vault
 from common.db.webhooks import Deliveries
 from common.domain.job import JobStatus
 from common.domain.request import Options
+from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, all_met, show
+from scripts.cli.console import make_console
 from scripts.stack.embedded import EmbeddedPostgres
 from tests.support.factories import new_job, new_recording
 
@@ -78,22 +80,10 @@ class Cost:
     rows: float
 
 
-@dataclass(frozen=True, slots=True)
-class OperationRow:
-    """An operation with few rows and with many."""
-
-    name: str
-    few: Cost
-    many: Cost
-
-    @property
-    def times(self) -> float:
-        took = max(self.many.took_ms, NOISE_MS) / max(self.few.took_ms, NOISE_MS)
-        return max(took, max(self.many.rows, FEW_ROWS) / max(self.few.rows, FEW_ROWS))
-
-    @property
-    def kept(self) -> bool:
-        return self.times <= LIMIT
+def times(few: Cost, many: Cost) -> float:
+    """How often as much an operation costs with many rows: in time or in rows, the worse."""
+    took = max(many.took_ms, NOISE_MS) / max(few.took_ms, NOISE_MS)
+    return max(took, max(many.rows, FEW_ROWS) / max(few.rows, FEW_ROWS))
 
 
 def fill(database: Database, *, queued: int, finished: int) -> None:
@@ -262,15 +252,20 @@ _FILL = (
 )
 
 
-def report(rows: Sequence[OperationRow]) -> Iterator[str]:
-    """The table."""
-    yield f"{'operation':40} {'ms: few':>8} {'many':>8} {'times':>6} {'rows: few':>10} {'many':>8}"
-    for row in rows:
-        yield (
-            f"{row.name:40} {row.few.took_ms:8.2f} {row.many.took_ms:8.2f} {row.times:6.2f}"
-            f" {row.few.rows:10.0f} {row.many.rows:8.0f}"
-            f"{'' if row.kept else f'  above {LIMIT}'}"
+def report(few: dict[str, Cost], many: dict[str, Cost]) -> BenchPart:
+    """What each operation costs."""
+    comparison = Comparison(
+        (
+            Column("few", "ms"),
+            Column("many", "ms"),
+            Column("rows: few", "", 0),
+            Column("many", "", 0),
         )
+    )
+    for name in few:
+        comparison.add(name, few[name].took_ms, many[name].took_ms, few[name].rows, many[name].rows)
+    figures = (Figure(name, (times(few[name], many[name]),), "x", 2, Target(LIMIT)) for name in few)
+    return BenchPart("rows", "Few rows and many", tuple(figures), comparison)
 
 
 @click.command()
@@ -289,6 +284,6 @@ def main(queued: int, finished: int, repeat: int) -> None:
             few = measure(database, repeat)
             fill(database, queued=queued, finished=finished)
             many = measure(database, repeat)
-    rows = [OperationRow(name, few[name], many[name]) for name in few]
-    click.echo("\n".join(report(rows)))
-    sys.exit(int(not all(row.kept for row in rows)))
+    part = report(few, many)
+    show(part, make_console())
+    sys.exit(not all_met([part]))

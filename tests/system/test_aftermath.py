@@ -121,7 +121,7 @@ def late(session: Session) -> None:
         (late, "no step was finished for"),
     ],
 )
-def test_a_broken_promise_is_told(
+def test_a_broken_promise_is_reported(
     database: Database, job_id: UUID, happened: Callable[[Session], None], message: str
 ) -> None:
     with database.transaction() as session:

@@ -18,7 +18,7 @@ SENTENCES = (
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_every_accepted_recording_is_heard_once_and_alike_while_every_part_is_killed(
+def test_every_accepted_recording_is_transcribed_once_and_alike_while_every_part_is_killed(
     tmp_path: Path,
 ) -> None:
     clips = tmp_path / "clips"
@@ -29,8 +29,8 @@ def test_every_accepted_recording_is_heard_once_and_alike_while_every_part_is_ki
 
     run = chaos(asked, clips, tmp_path / "stack", print)
 
-    told = "\n".join(report(run))
-    assert not run.finding.violations, told
+    lines = "\n".join(report(run))
+    assert not run.finding.violations, lines
     assert set(run.faults) == set(FaultKind)
     assert len(run.accepted) - run.undisturbed == asked.jobs
     assert run.finding.equal_texts == sum(run.finding.jobs.values()) >= len(run.accepted)

@@ -21,7 +21,7 @@ asked_for = st.builds(
 
 
 @given(asked_for)
-def test_every_kind_of_fault_happens_within_the_time_and_postgres_goes_away_once(
+def test_every_kind_of_fault_happens_within_the_time_and_postgres_is_unavailable_once(
     asked: ChaosPlan,
 ) -> None:
     planned = faults(asked)
@@ -43,6 +43,6 @@ def test_every_upload_is_sent_while_faults_still_go_on(asked: ChaosPlan) -> None
 
 
 @given(asked_for)
-def test_a_seed_decides_what_is_sent_and_struck(asked: ChaosPlan) -> None:
+def test_a_seed_decides_which_uploads_and_faults_there_are(asked: ChaosPlan) -> None:
     assert faults(asked) == faults(asked)
     assert orders(asked, CLIPS, TALKS) == orders(asked, CLIPS, TALKS)

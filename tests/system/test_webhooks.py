@@ -1,4 +1,4 @@
-"""The bench of webhooks finds that nothing is lost."""
+"""Webhook messages are not lost: the short form of ``scripts/test --system webhooks``."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ def test_messages_end_as_documented_at_bad_receivers_though_their_sender_is_kill
     small = "--messages 2 --kills 2 --every 3 --timeout 2 --delays 0.2,0.2"
     result = CliRunner().invoke(main, small.split())
     assert result.exit_code == 0, result.output
-    assert "0 of 26 messages lost" in result.output
+    assert "13 of 13 ok" in result.output

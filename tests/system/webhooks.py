@@ -1,43 +1,35 @@
 """Webhook deliveries to misbehaving receivers while the sender is killed: none may be lost.
 
-Run ``scripts/test --system webhooks``. It starts a Postgres, a Valkey and a dispatcher of its
-own, ends some jobs for each kind of receiver, kills the dispatcher by SIGKILL again and again while
-their messages are under way, and prints how each kind ended and whether it should have. The limits
+Run ``scripts/test --system webhooks``. It starts a stack of its own without workers, ends some jobs
+for each kind of receiver, kills the dispatcher by SIGKILL again and again while their messages are
+under way, and prints how each kind ended and whether it should have. The limits
 are those of production but for the pauses between two attempts, which would take hours.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from subprocess import Popen
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from common.db.database import Database
-from common.db.endpoints import DeliveryFilter, MessageDelivery, Webhooks
-from common.db.jobs import Jobs, NewJob
-from common.db.migrate import upgrade
+from common.db.endpoints import DeliveryFilter, Webhooks
+from common.db.jobs import Jobs
 from common.db.vault import Vault
-from common.domain.job import Priority
-from common.domain.request import Options
 from common.domain.webhooks import DeliveryStatus, webhook_id
-from common.settings import ROOT, import_from_checkout
-from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
-from scripts.stack.processes import spawn
+from scripts.bench.service import UnderTest, until
+from scripts.cli.console import make_console
+from tests.support.factories import new_job
 from tests.system.receiver import Receiver
+from tests.system.report import Row, all_ok, show
 
 TENANT = "bench"
-LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,39 +63,6 @@ def kinds(timeout_s: float) -> tuple[ReceiverKind, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiverRow:
-    """How the messages to one kind of receiver ended; ``strays`` went where a redirect led."""
-
-    kind: ReceiverKind
-    deliveries: Sequence[MessageDelivery]
-    arrived: Sequence[str]
-    strays: int
-    most_attempts: int
-
-    @property
-    def lost(self) -> int:
-        """Messages without an end, or that a receiver should have seen and has not."""
-        seen = set(self.arrived)
-        return sum(
-            1
-            for each in self.deliveries
-            if each.row.status == DeliveryStatus.PENDING
-            or (self.kind.reached and webhook_id(each.row.id) not in seen)
-        )
-
-    @property
-    def as_documented(self) -> bool:
-        """Every message ended as it should, after as many attempts as it should."""
-        wanted = self.kind.attempts or self.most_attempts
-        # A receiver counts the attempts of a sender that is killed over them; no one records them.
-        least = 1 if self.kind.ends == DeliveryStatus.DELIVERED else wanted
-        return not self.strays and all(
-            each.row.status == self.kind.ends and least <= len(each.attempts) <= wanted
-            for each in self.deliveries
-        )
-
-
 @click.command()
 @click.option("--messages", default=8, show_default=True, help="For each kind of receiver.")
 @click.option("--kills", default=4, show_default=True, help="Of the sender.")
@@ -117,12 +76,13 @@ def main(
     """Send messages to bad receivers while their sender is killed."""
     started = time.monotonic()
     all_kinds = kinds(timeout)
+    env = {
+        "EGRESS_ALLOW": "127.0.0.0/16",
+        "WEBHOOK_TIMEOUT": str(timeout),
+        "WEBHOOK_RETRY_DELAYS": delays,
+    }
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        postgres = stack.enter_context(EmbeddedPostgres(folder / "pg"))
-        valkey = stack.enter_context(EmbeddedValkey(folder / "valkey"))
-        upgrade(postgres.url)
-        database = stack.enter_context(Database(postgres.url))
+        service = stack.enter_context(UnderTest(0, env=env))
         receivers = {
             # an address, and so a lane, of its own for each; the private one is not in EGRESS_ALLOW
             kind: stack.enter_context(Receiver(f"127.{int(kind.path == 'private')}.0.{place}"))
@@ -130,68 +90,33 @@ def main(
             if kind.path != "down"
         }
         jobs = {
-            kind: _end_jobs(database, kind, receivers.get(kind), messages) for kind in all_kinds
+            kind: _end_jobs(service.database, kind, receivers.get(kind), messages)
+            for kind in all_kinds
         }
-        sender = _Sender(
-            folder,
-            DATABASE_URL=postgres.url,
-            REDIS_URL=valkey.url,
-            DATA_DIR=str(folder),
-            EGRESS_ALLOW="127.0.0.0/16",
-            WEBHOOK_TIMEOUT=str(timeout),
-            WEBHOOK_RETRY_DELAYS=delays,
-        )
-        stack.callback(sender.kill)
-        webhooks = Webhooks(database, TENANT, Vault())
-        deadline = started + within
+        webhooks = Webhooks(service.database, TENANT, Vault())
         for _ in range(kills):
             time.sleep(every)
-            sender.kill()
-            sender.start()
-        while _waiting(webhooks) and time.monotonic() < deadline:
-            time.sleep(LOOK_S)
+            for pid in service.stack.processes["dispatcher"]:
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: not _waiting(webhooks), started + within - time.monotonic())
         most = 1 + len(delays.split(","))
         rows = [_row(webhooks, kind, receivers.get(kind), jobs[kind], most) for kind in all_kinds]
-    elapsed_s = time.monotonic() - started
-    sys.exit(_show(rows, kills=kills, timeout_s=timeout, elapsed_s=elapsed_s))
-
-
-class _Sender:
-    """The dispatcher, started at once; ``env`` are its settings."""
-
-    def __init__(self, folder: Path, **env: str) -> None:
-        self._env = {**os.environ, **import_from_checkout(), **env}
-        self._log = folder / "dispatcher.log"
-        self._process: Popen[bytes]
-        self.start()
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            command = [sys.executable, "-m", "worker.dispatcher"]
-            self._process = spawn(command, env=self._env, cwd=ROOT, log=log)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+    title = f"sender killed {kills} times, {timeout:g} s for an answer"
+    show({title: rows}, make_console())
+    click.echo(f"in {time.monotonic() - started:.0f} s")
+    sys.exit(not all_ok({title: rows}))
 
 
 def _end_jobs(
     database: Database, kind: ReceiverKind, receiver: Receiver | None, count: int
 ) -> list[UUID]:
-    """Have jobs end that tell ``receiver`` of it; None: nobody listens there."""
+    """Have jobs end that notify ``receiver``; None: nobody listens there."""
     address = "http://127.0.0.1:9" if receiver is None else receiver.url
     jobs = Jobs(database, TENANT)
     made = []
     for number in range(count):
-        job = NewJob(
-            id=uuid4(),
-            engine="faster-whisper",
-            model="base",
-            language="auto",
-            priority=Priority.NORMAL,
-            options=Options(),
-            webhook_url=f"{address}/{kind.path}{'/' * (number > 0)}{number or ''}",
-        )
+        suffix = f"/{number}" if number else ""
+        job = new_job(webhook_url=f"{address}/{kind.path}{suffix}")
         jobs.create(job)
         jobs.cancel(job.id)
         made.append(job.id)
@@ -205,7 +130,8 @@ def _waiting(webhooks: Webhooks) -> bool:
 
 def _row(
     webhooks: Webhooks, kind: ReceiverKind, receiver: Receiver | None, jobs: list[UUID], most: int
-) -> ReceiverRow:
+) -> Row:
+    """How the messages to one kind of receiver ended, after how many attempts."""
     deliveries = [
         delivery
         for job_id in jobs
@@ -214,38 +140,28 @@ def _row(
         ).items
     ]
     arrivals = [] if receiver is None else receiver.arrivals(f"/{kind.path}")
-    strays = 0 if receiver is None else len(receiver.arrivals("/inside"))
-    arrived = [arrival.message_id for arrival in arrivals]
-    return ReceiverRow(kind, deliveries, arrived, strays, most)
-
-
-def _show(rows: Sequence[ReceiverRow], *, kills: int, timeout_s: float, elapsed_s: float) -> int:
-    """Print the rows; 1 where one is not as it should be."""
-    table = Table(title=f"Webhooks: sender killed {kills} times, {timeout_s:g} s for an answer")
-    for heading in ("receiver", "ends as", "messages", "attempts", "last reason", "arrivals"):
-        table.add_column(heading)
-    for heading in ("lost", "as documented"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        ends = sorted({each.row.status for each in row.deliveries})
-        counts = sorted({len(each.attempts) for each in row.deliveries})
-        reasons = sorted(
-            {each.attempts[-1].error or "-" for each in row.deliveries if each.attempts}
-        )
-        distinct = len(set(row.arrived))
-        table.add_row(
-            row.kind.name,
-            ", ".join(ends),
-            str(len(row.deliveries)),
-            ", ".join(map(str, counts)),
-            "; ".join(reasons),
-            f"{len(row.arrived)} of {distinct} ids",
-            str(row.lost),
-            "yes" if row.as_documented else "NO",
-        )
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(table)
-    lost = sum(row.lost for row in rows)
-    total = sum(len(row.deliveries) for row in rows)
-    console.print(f"{lost} of {total} messages lost, in {elapsed_s:.0f} s")
-    return int(lost > 0 or not all(row.as_documented for row in rows))
+    arrived = {arrival.message_id for arrival in arrivals}
+    redirected = 0 if receiver is None else len(receiver.arrivals("/inside"))
+    lost = sum(
+        each.row.status == DeliveryStatus.PENDING
+        or (kind.reached and webhook_id(each.row.id) not in arrived)
+        for each in deliveries
+    )
+    wanted = kind.attempts or most
+    # A receiver counts the attempts of a sender that is killed over them; no one records them.
+    least = 1 if kind.ends == DeliveryStatus.DELIVERED else wanted
+    as_documented = all(
+        each.row.status == kind.ends and least <= len(each.attempts) <= wanted
+        for each in deliveries
+    )
+    ends = sorted({each.row.status for each in deliveries})
+    counts = sorted({len(each.attempts) for each in deliveries})
+    reasons = sorted({each.attempts[-1].error or "-" for each in deliveries if each.attempts})
+    return Row(
+        kind.name,
+        f"{len(deliveries)} {', '.join(ends)} after {', '.join(map(str, counts))} attempts "
+        f"({'; '.join(reasons)}), {len(arrivals)} arrivals of {len(arrived)} messages, "
+        f"{redirected} redirected, {lost} lost",
+        f"{kind.ends} after {f'{least} to ' * (least < wanted)}{wanted}, none redirected or lost",
+        as_documented and not redirected and not lost,
+    )

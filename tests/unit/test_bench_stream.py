@@ -22,7 +22,6 @@ from scripts.bench.stream_clients import Encounter, Met
 from scripts.bench.stream_play import (
     PAUSE_S,
     Played,
-    Sent,
     Waits,
     median,
     p95,
@@ -31,7 +30,7 @@ from scripts.bench.stream_play import (
     waits_of,
 )
 from scripts.cli.cli import steno
-from scripts.cli.streaming import PIECE_BYTES, Message
+from scripts.cli.streaming import PIECE_BYTES, PIECE_MS, Message
 
 MS = 16
 
@@ -91,12 +90,9 @@ def test_pieces_are_the_whole() -> None:
 # --- how waits are counted --------------------------------------------------------------------
 
 
-def at_pace(seconds: float = 10) -> Sent:
-    """Sound that was sent in pieces of 100 ms from the time 100 on."""
-    sent = Sent()
-    for number in range(1, round(seconds * 10) + 1):
-        sent.note(number * 100, 100 + number / 10)
-    return sent
+PIECE_S = PIECE_MS / 1000
+SENT = tuple(100 + PIECE_S * (number + 1) for number in range(100))
+"""When pieces were sent, at their own pace from the time 100 on."""
 
 
 def partial(start: float, at: float) -> Message:
@@ -115,19 +111,21 @@ def final(start: float, end: float, at: float, *words: tuple[float, float]) -> M
 
 
 def waits(*messages: Message) -> Waits:
-    found = waits_of(Played(messages, at_pace(), 1000))
+    found = waits_of(Played(messages, SENT, 1000))
     rounded = (
         [round(each, 3) for each in all_] for all_ in (found.firsts, found.finals, found.words)
     )
     return Waits(*rounded)
 
 
-def test_sound_counts_as_sent_with_the_piece_that_has_its_end() -> None:
-    sent = at_pace(1)
-    assert [sent.at(ms) for ms in (0, 100, 101, 1000, 5000)] == [100.1, 100.1, 100.2, 101, 101]
+def test_audio_counts_as_sent_with_the_piece_that_has_its_end() -> None:
+    played = Played((), SENT[:10], 1000)
+    pieces = (0, 1, 1.01, 10, 50)
+    found = [played.sent_at(PIECE_MS * number) for number in pieces]
+    assert found == [SENT[0], SENT[0], SENT[1], SENT[9], SENT[9]]
 
 
-def test_waits_count_from_when_that_sound_was_sent() -> None:
+def test_waits_count_from_when_that_audio_was_sent() -> None:
     found = waits(
         partial(1.0, 102.0), partial(1.0, 102.6), final(1.0, 3.0, 103.7, (1.2, 1.5), (2.0, 2.8))
     )
@@ -156,11 +154,11 @@ def test_a_final_without_words_or_text_is_no_wait_for_words() -> None:
 
 
 def test_the_text_is_that_of_the_finals_in_order() -> None:
-    played = Played((final(1, 2, 3), partial(3, 4), final(3, 4, 5)), at_pace(), 1000)
+    played = Played((final(1, 2, 3), partial(3, 4), final(3, 4, 5)), SENT, 1000)
     assert played.text == "some words some words"
 
 
-def test_nothing_heard_keeps_no_promise() -> None:
+def test_nothing_recognized_meets_no_target() -> None:
     assert (median([]), p95([])) == (math.inf, math.inf)
     assert not any(promise.kept_by(Waits()) for promise in PROMISES.values())
     good = Waits([0.5], [0.5], [0.5])
@@ -178,7 +176,7 @@ def test_an_answer_that_was_not_promised_is_marked() -> None:
     assert str(Encounter("it sleeps", "nothing", False)) == "it sleeps: nothing - UNEXPECTED"
 
 
-def test_a_missed_target_is_named_and_tells_on_the_run(
+def test_a_missed_target_is_named_and_fails_the_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     findings = Findings(Console(), cores=64, quick=False, as_json=tmp_path / "found.json")
@@ -188,7 +186,7 @@ def test_a_missed_target_is_named_and_tells_on_the_run(
     assert '"too slow"' in (tmp_path / "found.json").read_text()
 
 
-def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_reported(tmp_path: Path) -> None:
     corpus = Corpus(None, (ClipSet("fr-read", "fr", ()),))
     bench = StreamBench(corpus, Settings(), tmp_path, cores=1, size=QUICK, progress=lambda _: None)
     bench.run(("english", "vietnamese", "several", "clients", "batch"), lambda _: None)

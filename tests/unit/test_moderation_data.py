@@ -36,7 +36,7 @@ def test_any_columns_can_be_named(tmp_path: Path) -> None:
     assert read_examples(file, "comment", "toxic").examples == (Example("ba", Label.OFFENSIVE),)
 
 
-def test_a_row_without_a_text_is_left_out_and_its_line_told(tmp_path: Path) -> None:
+def test_a_row_without_a_text_is_skipped_and_its_line_reported(tmp_path: Path) -> None:
     found = read_examples(write(tmp_path, "text,label\nmột,0\n  ,1\nba,0\n"))
     assert (len(found.examples), found.skipped) == (2, (3,))
 
@@ -64,9 +64,7 @@ def test_a_text_of_a_million_letters_is_read_whole(tmp_path: Path) -> None:
         (b"text,label\nm\xf4t,0\n", "line 2: not UTF-8 (byte 0xf4)"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_line(
-    tmp_path: Path, content: str | bytes, said: str
-) -> None:
+def test_an_error_in_a_file_names_its_line(tmp_path: Path, content: str | bytes, said: str) -> None:
     with pytest.raises(SetupProblem) as caught:
         read_examples(write(tmp_path, content))
     assert said in caught.value.message

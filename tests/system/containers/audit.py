@@ -1,4 +1,4 @@
-"""What containers and images may do, and what they tell: nothing more than they need."""
+"""What containers and images may do, and what they reveal: nothing more than they need."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import base64
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO
 
 from tests.system.containers.project import OURS, Container, Project
-from tests.system.containers.report import Row, faults_row
+from tests.system.report import Row, faults_row
 
 BLOCK_BYTES = 4 << 20
 LOOK_AT_PROCESSES = """
@@ -37,12 +37,6 @@ find /opt -type d -name pip -path '*packages/pip'
 """
 
 
-class Readable(Protocol):
-    """Bytes that come once, front to back."""
-
-    def read(self, size: int = ..., /) -> bytes: ...
-
-
 def audit(project: Project) -> Iterator[Row]:
     """Every container that runs, the images they run from, and all that can be asked about them."""
     containers = project.containers()
@@ -65,7 +59,11 @@ def audit(project: Project) -> Iterator[Row]:
 
     secrets = project.ever_secret
     listings = {each.name: project.shell(each, LOOK_AT_PROCESSES) for each in containers}
-    found = [f"{name}: {text}" for name, text in _each(listings, secrets)]
+    found = [
+        f"{name}: {text}"
+        for name, listing in listings.items()
+        for text in process_faults(listing, secrets)
+    ]
     count = sum(listing.count("process ") for listing in listings.values())
     yield faults_row(
         "processes: user, capabilities, command, environment",
@@ -75,12 +73,6 @@ def audit(project: Project) -> Iterator[Row]:
     )
     yield faults_row("docker inspect", list(_inspected(project, containers)), "no secret", "none")
     yield from _images(project)
-
-
-def _each(listings: Mapping[str, str], secrets: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for name, listing in listings.items():
-        for fault in process_faults(listing, secrets):
-            yield name, fault
 
 
 # --- as they are set up ---------------------------------------------------------------------------
@@ -167,7 +159,7 @@ def needles_of(secrets: Mapping[str, str]) -> dict[bytes, str]:
     return plain | {base64.b64encode(value).rstrip(b"="): name for value, name in plain.items()}
 
 
-def found_in(stream: Readable, needles: Mapping[bytes, str]) -> set[str]:
+def found_in(stream: IO[bytes], needles: Mapping[bytes, str]) -> set[str]:
     """The names of the needles in a stream, which is never all in memory."""
     longest = max(map(len, needles), default=1)
     found, before = set(), b""

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import GatewayLost, RequestRejected, SetupProblem
+from scripts.bench.service import until
 from scripts.bench.stream_play import Played, Programme, median, play, waits_of
 from scripts.cli.client import Gateway
 from scripts.cli.streaming import Message
-from tests.system.containers.project import Project, until
-from tests.system.containers.report import Row
+from tests.system.containers.project import Project
+from tests.system.report import Row
 
 SERVICE = "live"
 SHARE = 0.8
@@ -34,7 +35,7 @@ done
 
 @dataclass(slots=True)
 class Speaker:
-    """Says the same on every stream; the programme's reference is what jobs heard."""
+    """Says the same on every stream; the programme's reference is what jobs transcribed."""
 
     project: Project
     gateway: Callable[[], Gateway]
@@ -43,7 +44,7 @@ class Speaker:
     def speak(
         self, to: str = SERVICE, fault_at_first_final: Callable[[], object] | None = None
     ) -> StreamOutcome:
-        """Say all of it; ``fault_at_first_final`` is dealt when the first final is told."""
+        """Say all of it; ``fault_at_first_final`` is called at the first final."""
         outcome = StreamOutcome()
         with ThreadPoolExecutor(1) as pool:
 
@@ -73,14 +74,14 @@ class Speaker:
         return outcome
 
     def share(self, text: str) -> float:
-        """How much of what jobs heard is in a text."""
+        """How much of what jobs transcribed is in a text."""
         wanted = _words(self.programme.reference)
         return len(wanted & _words(text)) / max(1, len(wanted))
 
     def row(self, what: str, outcome: StreamOutcome) -> Row:
-        """How well a stream was heard, and how soon."""
+        """How well a stream was transcribed, and how soon."""
         share = self.share(outcome.text)
-        observed = [f"{share:.0%} of the words that jobs heard"]
+        observed = [f"{share:.0%} of the words that jobs transcribed"]
         if outcome.played is not None:
             waits = waits_of(outcome.played)
             observed.append(f"first partial after {median(waits.firsts):.2f} s in the median")
@@ -91,7 +92,7 @@ class Speaker:
         return Row(what, ", ".join(observed), f">= {SHARE:.0%}", ok)
 
     def kept(self, outcome: StreamOutcome) -> Mapping[str, Any]:
-        """A stream as another gateway tells of it."""
+        """A stream as another gateway reports it."""
         with self.gateway() as gateway:
             return gateway.stream(outcome.session_id)
 
@@ -142,7 +143,7 @@ def live(speaker: Speaker, job: AbstractContextManager[object]) -> Iterator[Row]
 
 def _without_engines(speaker: Speaker) -> Row:
     refused = speaker.speak("api").error
-    observed = "it was heard" if refused is None else refused.message
+    observed = "it was transcribed" if refused is None else refused.message
     return Row("a stream on api", observed, "refused", refused is not None and "engine" in observed)
 
 
@@ -155,7 +156,7 @@ def _recognizer_killed(speaker: Speaker) -> Iterator[Row]:
     states = [state for state in LOST_AND_BACK if outcome.has("status", state)]
     observed = ", ".join(states) or "nothing"
     fine = len(states) == len(LOST_AND_BACK)
-    yield Row("kill -9 of the recognizer: told", observed, ", ".join(LOST_AND_BACK), fine)
+    yield Row("kill -9 of the recognizer: reported", observed, ", ".join(LOST_AND_BACK), fine)
 
 
 def _restarted(speaker: Speaker) -> Iterator[Row]:
@@ -164,7 +165,7 @@ def _restarted(speaker: Speaker) -> Iterator[Row]:
     )
     observed = outcome.has("code", "restarting")
     closed = "that it restarts" if observed else "nothing of it"
-    yield _struck("restart", speaker, outcome, f"told {closed}", observed)
+    yield _struck("restart", speaker, outcome, f"reported {closed}", observed)
     yield _back("restart", speaker)
 
 
@@ -187,14 +188,14 @@ def _killed(speaker: Speaker) -> Iterator[Row]:
 
 
 def _struck(what: str, speaker: Speaker, outcome: StreamOutcome, observed: str, ok: bool) -> Row:
-    """Whether all that a client was told is kept."""
+    """Whether all finals that a client received are kept."""
     kept = [final["text"] for final in speaker.kept(outcome)["finals"]]
     missing = [text for text in outcome.finals if text not in kept]
     count = len(outcome.finals)
     return Row(
         f"{what} of live while somebody speaks",
         f"{observed}; {count - len(missing)} of {count} finals kept",
-        "told, and all kept",
+        "reported, and all kept",
         ok and count > 0 and not missing,
     )
 

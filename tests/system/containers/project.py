@@ -6,15 +6,13 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import InUse, SetupProblem
 from common.settings import ROOT
+from scripts.stack.embedded import free_port
 from scripts.stack.processes import spawn, terminate
 
 NAME = "stenopool-proof"
@@ -44,7 +43,6 @@ OF_PROJECT = (f"label=com.docker.compose.project={NAME}", "label=com.docker.comp
 UP_S = 240
 COMMAND_S = 300.0
 BUILD_S = 3600.0
-POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ def secrets_of(env: str) -> dict[str, str]:
 
 
 def with_settings(env: str, settings: Mapping[str, str | None]) -> str:
-    """The text of an ``.env`` with settings added, replaced, or (None) taken away."""
+    """The text of an ``.env`` with settings added, replaced, or (None) removed."""
     kept = [line for line in env.splitlines() if line.partition("=")[0] not in settings]
     new = [f"{name}={value}" for name, value in settings.items() if value is not None]
     return "\n".join([*kept, *new, ""])
@@ -124,13 +122,13 @@ def environment(outside: Mapping[str, str], compose_file: str) -> dict[str, str]
 
 
 class Project:
-    """The project; as a context, it is gone in the end unless ``keep``.
+    """The project; as a context, it is removed in the end unless ``keep``.
 
     ``folder`` takes the snapshot, which has an ``.env`` of its own, and all logs. ``settings`` are
     for that ``.env``, ``build`` for the environment of Compose.
 
     Raises, from every method:
-        SetupProblem: Docker or Compose did not do what it was told to.
+        SetupProblem: Docker or Compose failed.
     """
 
     def __init__(
@@ -164,7 +162,7 @@ class Project:
             self._snapshot()
             text = (self.checkout / "docker-compose.yml").read_text("utf-8")
             self._env = environment(os.environ, text) | dict(self._build)
-            self._env |= {name: str(port) for name, port in zip(PORTS, _free_ports(), strict=True)}
+            self._env |= {name: str(free_port()) for name in PORTS}
             self._env |= {
                 "API_HOST": "127.0.0.1",
                 "COMPOSE_PROJECT_NAME": NAME,
@@ -226,7 +224,7 @@ class Project:
         return self.checkout / ".env"
 
     def make_secrets(self) -> None:
-        """Do what people are told to: `sh docker/secrets.sh`."""
+        """Do what the operator's page says: `sh docker/secrets.sh`."""
         self._run(["sh", "docker/secrets.sh", *({"s3"} & {*self._profiles})])
         self._remember()
 
@@ -313,7 +311,7 @@ class Project:
         timeout_s: float = COMMAND_S,
         logged: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        told = " ".join(argv[:4])
+        command = " ".join(argv[:4])
         try:
             done = subprocess.run(
                 argv,
@@ -329,11 +327,11 @@ class Project:
             )
         except FileNotFoundError as error:
             raise SetupProblem(
-                problem=f"{argv[0]} is not there", remedy="Install Docker with Compose v2"
+                problem=f"{argv[0]} is not installed", remedy="Install Docker with Compose v2"
             ) from error
         except subprocess.TimeoutExpired as error:
             raise SetupProblem(
-                problem=f"{told} did not end in {timeout_s:g} s", remedy=f"See {self.log}"
+                problem=f"{command} did not end in {timeout_s:g} s", remedy=f"See {self.log}"
             ) from error
         if logged:
             with self.log.open("a") as log:
@@ -341,13 +339,11 @@ class Project:
         if check and done.returncode:
             lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
             raise SetupProblem(
-                problem=f"{told} failed: {' '.join(lines[-1:])}", remedy=f"See {self.log}"
+                problem=f"{command} failed: {' '.join(lines[-1:])}", remedy=f"See {self.log}"
             )
         return done
 
     def _look_at_the_engine(self) -> None:
-        if shutil.which("docker") is None:
-            raise SetupProblem(problem="docker is not there", remedy="Install it with Compose v2")
         engine = json.loads(self.docker("version", "--format", "{{json .Server}}"))
         info = json.loads(self.docker("info", "--format", "{{json .}}"))
         compose = self.docker("compose", "version", "--short").strip()
@@ -379,7 +375,7 @@ class Project:
             self.compose("up", "-d", *wait, *options, *services, timeout_s=UP_S + COMMAND_S)
         except SetupProblem as error:
             raise SetupProblem(
-                problem=f"{error.details['problem']}; {self.told_of_the_sick()}",
+                problem=f"{error.details['problem']}; {self.describe_unhealthy()}",
                 remedy=error.details["remedy"],
             ) from error
         return time.monotonic() - started
@@ -397,7 +393,7 @@ class Project:
     def containers(self, *services: str, stopped: bool = False) -> list[Container]:
         """Those of ``services`` (none named: all) that run; with ``stopped``, the others too."""
         ids = self.docker("ps", "--all", "--quiet", "--no-trunc", *_filters(OF_PROJECT)).split()
-        # One may be removed meanwhile: then the rest is told all the same.
+        # One may be removed meanwhile: then the rest is printed all the same.
         found = containers_of(self.docker("inspect", *ids, check=False) or "[]") if ids else []
         return [
             each
@@ -409,9 +405,9 @@ class Project:
         """The container as it is now."""
         return containers_of(self.docker("inspect", container.id))[0]
 
-    def told_of_the_sick(self) -> str:
-        """What containers that are neither healthy nor done say of themselves."""
-        told = []
+    def describe_unhealthy(self) -> str:
+        """The containers that are neither healthy nor done, each with its last health check."""
+        unhealthy = []
         for each in self.containers(stopped=True):
             if each.running and each.health in {"", "healthy"}:
                 continue
@@ -420,8 +416,8 @@ class Project:
             checks = (each.seen["State"].get("Health") or {}).get("Log") or []
             last = " ".join(checks[-1]["Output"].split())[-200:] if checks else ""
             state = each.health if each.running else f"ended with {each.exit_code}"
-            told.append(f"{each.name} {state} {last}".strip())
-        return "; ".join(told) or "all are healthy"
+            unhealthy.append(f"{each.name} {state} {last}".strip())
+        return "; ".join(unhealthy) or "all are healthy"
 
     def kill(self, container: Container) -> bool:
         """Kill all in a container as the kernel would; whether its restart policy is left to act.
@@ -451,7 +447,7 @@ class Project:
         return done.stdout
 
     def sql(self, query: str) -> list[list[str]]:
-        """The rows that Postgres answers; none while it is away."""
+        """The rows that Postgres answers; none while it is unavailable."""
         command = ["docker", "compose", "exec", "-T", "postgres", "psql", "-qtA", "-F", "\t"]
         done = self._run(
             [*command, "-U", "steno", "-d", "steno", "-c", query], check=False, logged=False
@@ -467,42 +463,20 @@ class Project:
             return False
 
 
-def until(state: Callable[[], object], patience_s: float) -> float | None:
-    """Seconds until ``state`` is true, None where it does not become that."""
-    started = time.monotonic()
-    while True:
-        true, taken = state(), time.monotonic() - started
-        if true or taken > patience_s:
-            return taken if true else None
-        time.sleep(POLL_S)
-
-
 @contextmanager
 def alone() -> Iterator[None]:
     """Keep others from starting, and so removing, the project meanwhile."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"{NAME}.lock")
     try:
-        lock.acquire(timeout=0)
+        with FileLock(Path(tempfile.gettempdir()) / f"{NAME}.lock", timeout=0):
+            yield
     except Timeout as error:
         raise InUse(
             problem=f"Another proof uses the project {NAME}", remedy="Wait for its end"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _filters(those: Sequence[str]) -> list[str]:
     return [part for each in those for part in ("--filter", each)]
-
-
-def _free_ports() -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in PORTS]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 class _Followers:

@@ -19,12 +19,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Self, TypeVar
 
 import click
@@ -33,16 +32,17 @@ from common.audio.probe import probe
 from common.domain.job import JobStatus
 from common.errors import GatewayLost, NotAudio, RequestRejected, SetupProblem, StenoError
 from scripts.bench.corpus import Clip
+from scripts.bench.service import until
 from scripts.bench.stream_play import string_together
-from scripts.cli.client import ENDED, Gateway, passing
+from scripts.cli.client import ENDED, Gateway
 from scripts.cli.console import make_console
-from tests.system.aftermath import JobText, text_of
+from tests.system.aftermath import JobText, patiently, text_of
 from tests.system.chaos import join
 from tests.system.containers.audit import audit, log_rows
 from tests.system.containers.live import SERVICE, Speaker, live
-from tests.system.containers.project import OURS, PROFILES, Container, Project, until
-from tests.system.containers.report import Row, all_ok, show, summary
+from tests.system.containers.project import OURS, PROFILES, Container, Project
 from tests.system.containers.trouble import trouble
+from tests.system.report import Row, all_ok, show
 
 T = TypeVar("T")
 
@@ -56,7 +56,6 @@ SCALED = 0.6
 PATIENCE_S = 60.0
 """How long a job may stall after a fault."""
 JOB_S = 3600.0
-RETRY_S = 0.3
 POLL_S = 0.5
 
 MIDST_PERCENT = 85
@@ -96,11 +95,11 @@ class ContainerTrial:
         return str(accepted["job_id"])
 
     def wait_for_text(self, gateway: Gateway, path: Path) -> JobText:
-        """What a recording says."""
+        """A recording's text."""
         return outcome(gateway, self.send(gateway, path))
 
     def undisturbed(self, path: Path) -> JobText:
-        """What a recording says when nothing happens; heard once."""
+        """A recording's text when nothing happens; transcribed once."""
         if path not in self.expected_text:
             self.report_line(f"{path.name} is transcribed undisturbed")
             with self.gateway() as gateway:
@@ -122,27 +121,8 @@ def lost(error: RequestRejected | GatewayLost) -> bool:
     return isinstance(error, GatewayLost)
 
 
-def patiently(
-    ask: Callable[[], T],
-    *,
-    again: Callable[[RequestRejected | GatewayLost], bool] = passing,
-    patience_s: float = 180.0,
-    on_retry: Callable[[], None] = lambda: None,
-) -> T:
-    """Ask a gateway until it answers, for as long as its errors are to be tried again."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return ask()
-        except (RequestRejected, GatewayLost) as error:
-            if not again(error) or time.monotonic() > deadline:
-                raise
-            on_retry()
-            time.sleep(RETRY_S)
-
-
 def outcome(gateway: Gateway, job_id: str) -> JobText:
-    """What a job heard, once it has ended.
+    """The text of a job, once it has ended.
 
     Raises:
         RequestRejected: it did not complete.
@@ -184,9 +164,9 @@ def first_text(bench: ContainerTrial) -> Iterator[Row]:
         bool(text.text.strip()),
     )
     before = project.containers()
-    sick = project.told_of_the_sick()
-    healthy = ", ".join(each.service for each in before)
-    yield Row("healthy", healthy if _all_healthy(before) else sick, "all", _all_healthy(before))
+    healthy = _all_healthy(before)
+    names = ", ".join(each.service for each in before)
+    yield Row("healthy", names if healthy else project.describe_unhealthy(), "all", healthy)
     seconds = project.up()
     changed = {(each.id, each.started_at) for each in before} ^ {
         (each.id, each.started_at) for each in project.containers()
@@ -218,7 +198,7 @@ def scaling(bench: ContainerTrial) -> Iterator[Row]:
         bench.project.up(workers=workers)
         with bench.gateway() as gateway:
             _warm_up(bench, gateway, workers)
-            bench.report_line(f"{workers} worker(s) hear {bench.long.name}")
+            bench.report_line(f"{workers} worker(s) transcribe {bench.long.name}")
             started = time.monotonic()
             texts.append(bench.wait_for_text(gateway, bench.long))
             seconds.append(time.monotonic() - started)
@@ -301,7 +281,7 @@ def kills(bench: ContainerTrial) -> Iterator[Row]:
 def _kill(bench: ContainerTrial, job: Watched, victim: Container) -> Row:
     project = bench.project
     done = job.in_the_midst()
-    held = steps_of(project, victim) if victim.service == "worker" else []
+    held = steps_of(project, victim) if victim.service == "worker" else {}
     by_policy = project.kill(victim)
     bench.report_line(f"{victim.name} is killed after {done} chunks")
     seconds = job.goes_on(done)
@@ -333,39 +313,28 @@ def is_back(container: Container, before: Container) -> bool:
     return is_well(container) and container.started_at != before.started_at
 
 
-@dataclass(frozen=True, slots=True)
-class HeldStep:
-    """A step in the hand of a worker."""
-
-    step: str
-    worker: str
-
-
-def steps_of(project: Project, container: Container) -> list[HeldStep]:
-    """What the worker in a container has in hand."""
+def steps_of(project: Project, container: Container) -> dict[str, str]:
+    """The steps that the worker in a container has in hand, with its name."""
     rows = project.sql(
         "SELECT id, worker FROM steps WHERE status = 'running' AND kind = 'transcribe'"  # noqa: S608
         f" AND worker LIKE '{container.host}-%'"
     )
-    return [HeldStep(*row) for row in rows]
+    return dict(rows)
 
 
-def holders(project: Project, claims: Sequence[HeldStep]) -> dict[str, tuple[str, str]]:
-    """The status of each claimed step, and who has it or had it last."""
-    ids = ", ".join(f"'{claim.step}'" for claim in claims)
+def holders(project: Project, held: Mapping[str, str]) -> list[tuple[str, bool]]:
+    """The status of each step, and whether it is, or was last, another worker's."""
+    ids = ", ".join(f"'{step}'" for step in held)
     rows = project.sql(
         f"SELECT id, status, coalesce(worker, '') FROM steps WHERE id IN ({ids})"  # noqa: S608
     )
-    return {step: (status, worker) for step, status, worker in rows}
+    return [(status, worker != held[step]) for step, status, worker in rows]
 
 
-def taken_over(project: Project, claims: Sequence[HeldStep]) -> bool:
+def taken_over(project: Project, held: Mapping[str, str]) -> bool:
     """Whether other workers have, or have done, all of it."""
-    now = holders(project, claims)
-    return bool(now) and all(
-        now[claim.step][0] in {"running", "done"} and now[claim.step][1] != claim.worker
-        for claim in claims
-    )
+    now = holders(project, held)
+    return bool(now) and all(status in {"running", "done"} and moved for status, moved in now)
 
 
 # --- 4: rolling restarts, scaling, stopping -------------------------------------------------------
@@ -436,7 +405,7 @@ class Crowd:
             counter[what] += 1
 
     def row(self, what: str) -> Row:
-        """How they fared; for when they have gone home."""
+        """How they fared; for when they have stopped."""
         failures = "; ".join(f"{text} ({count})" for text, count in self.failures.most_common(5))
         return Row(
             what,
@@ -518,7 +487,7 @@ def _stops(bench: ContainerTrial) -> Iterator[Row]:
         with project.having(settings), bench.gateway() as gateway:
             project.up(workers=2, options=("--force-recreate",))
             job = Watched(bench, gateway)
-            for _ in range(TRIES):  # it may be done with the chunk before it is told
+            for _ in range(TRIES):  # it may be done with the chunk before the signal arrives
                 row = _stop(project, job, at_once=at_once)
                 project.up(workers=2)
                 if row.ok:
@@ -555,17 +524,15 @@ def _stop(project: Project, job: Watched, *, at_once: bool) -> Row:
     )
 
 
-def let_go(project: Project, claims: Sequence[HeldStep]) -> bool:
-    """Whether no claimed step is in its worker's hand any more, nor in nobody's."""
-    now = holders(project, claims)
+def let_go(project: Project, held: Mapping[str, str]) -> bool:
+    """Whether each step is done, or another worker's."""
+    now = holders(project, held)
     return bool(now) and all(
-        now[claim.step][0] == "done"
-        or (now[claim.step][0] == "running" and now[claim.step][1] != claim.worker)
-        for claim in claims
+        status == "done" or (status == "running" and moved) for status, moved in now
     )
 
 
-# --- 5: what they may, and what they tell ---------------------------------------------------------
+# --- 5: what they may, and what they reveal -------------------------------------------------------
 
 
 def confinement(bench: ContainerTrial) -> Iterator[Row]:
@@ -638,23 +605,20 @@ def _long_job(bench: ContainerTrial) -> Iterator[None]:
 # --- all of it ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
-    """One of the proofs."""
-
-    title: str
-    run: Callable[[ContainerTrial], Iterator[Row]]
+def clear_messages(bench: ContainerTrial) -> Iterator[Row]:
+    """Set the service up wrongly, and read what it says."""
+    yield from trouble(bench.project, bench.gateway, bench.clips[0])
 
 
-PROOFS = {
-    1: Proof("From docker compose build to a text", first_text),
-    2: Proof("Two workers against one", scaling),
-    3: Proof("kill -9 of each container during a job", kills),
-    4: Proof("Restarts, scaling and stopping under way", restarts),
-    5: Proof("What containers may, and what they tell", confinement),
-    6: Proof("Clear messages", lambda bench: trouble(bench.project, bench.gateway, bench.clips[0])),
-    7: Proof("Backup and restore, tables of an older version", keeping),
-    8: Proof("Live streams, in a gateway of their own", live_streams),
+PROOFS: dict[int, tuple[str, Callable[[ContainerTrial], Iterator[Row]]]] = {
+    1: ("From docker compose build to a text", first_text),
+    2: ("Two workers against one", scaling),
+    3: ("kill -9 of each container during a job", kills),
+    4: ("Restarts, scaling and stopping under way", restarts),
+    5: ("What containers may, and what they reveal", confinement),
+    6: ("Clear messages", clear_messages),
+    7: ("Backup and restore, tables of an older version", keeping),
+    8: ("Live streams, in a gateway of their own", live_streams),
 }
 
 
@@ -700,12 +664,12 @@ def chosen(
 def prove(bench: ContainerTrial, numbers: Sequence[int], rows: dict[str, list[Row]]) -> None:
     """Add what each proof finds to ``rows``; one that breaks off does not keep the others back."""
     for number in numbers:
-        proof = PROOFS[number]
-        title = f"{number}. {proof.title}"
+        name, proof = PROOFS[number]
+        title = f"{number}. {name}"
         bench.report_line(title)
         observed = rows.setdefault(title, [])
         try:
-            for row in proof.run(bench):
+            for row in proof(bench):
                 observed.append(row)
                 bench.report_line(f"   {row}")
         except StenoError as error:
@@ -718,10 +682,6 @@ def _numbers(_context: click.Context, _option: click.Parameter, text: str) -> li
     if not set(numbers) <= set(PROOFS):
         raise click.BadParameter(f"numbers of {', '.join(map(str, PROOFS))}, separated by commas")
     return sorted(set(numbers))
-
-
-def _terminated(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 @click.command(help=__doc__)
@@ -758,17 +718,12 @@ def main(
     keep: bool,
 ) -> None:
     """Prove, print, and exit with 1 where something was not ok."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     console = make_console()
     started = time.monotonic()
 
     def report_line(line: str) -> None:
-        console.print(
-            f"{time.monotonic() - started:7.1f} s  {line}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        click.echo(f"{time.monotonic() - started:7.1f} s  {line}")
 
     folder = Path(tempfile.mkdtemp(prefix="stenopool-containers-"))
     rows: dict[str, list[Row]] = {}
@@ -797,7 +752,6 @@ def main(
                 shutil.rmtree(project.checkout, ignore_errors=True)
     console.print()
     show(rows, console)
-    console.print(summary(rows))
     if not all_ok(rows):
         console.print(f"Logs: {project.logs_folder}")
         sys.exit(1)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import SetupProblem, StenoError
+from scripts.bench.service import until
 from scripts.cli.client import ENDED, Gateway
-from tests.system.containers.project import NAME, Project, until
-from tests.system.containers.report import Row
+from tests.system.containers.project import NAME, Project
+from tests.system.report import Row
 
 SAID_S = 60.0
 """Within how long what is wrong has to be said."""
@@ -45,28 +46,31 @@ def said(log: str, pattern: re.Pattern[str]) -> str | None:
     return None
 
 
-def _told(
+def _reported(
     project: Project, what: str, since: float, pattern: re.Pattern[str], *services: str
 ) -> Iterator[Row]:
     """A row for each service, that says what is wrong."""
     for service in services:
-        line = ""
-
-        def look(service: str = service) -> bool:
-            nonlocal line
-            line = said(project.logs(since, service), pattern) or ""
-            return bool(line)
-
-        until(look, max(0.0, since + SAID_S - time.time()))
-        last = project.logs(since, service).strip().splitlines()[-1:]
+        log = _wait_for_line(project, since, pattern, service)
+        line = said(log, pattern)
+        last = log.strip().splitlines()[-1:]
         yield Row(
             f"{what}: {service} says",
             _short(line)
             if line
             else f"nothing of it; last: {_short(*last) if last else 'nothing'}",
             f"it, within {SAID_S:g} s",
-            bool(line),
+            line is not None,
         )
+
+
+def _wait_for_line(project: Project, since: float, pattern: re.Pattern[str], service: str) -> str:
+    """The log of a service, once it says that, or after `SAID_S`."""
+    until(
+        lambda: said(project.logs(since, service), pattern),
+        max(0.0, since + SAID_S - time.time()),
+    )
+    return project.logs(since, service)
 
 
 def _short(line: str) -> str:
@@ -107,7 +111,7 @@ def _wrong_database_password(project: Project) -> Iterator[Row]:
     with project.having({"DATABASE_PASSWORD": secrets.token_hex(32)}):
         failure = _fails_to_start(project)
         yield Row(f"{what}: up", failure or "starts", "fails", failure is not None)
-        yield from _told(project, what, since, WRONG_DATABASE_PASSWORD, "migrate")
+        yield from _reported(project, what, since, WRONG_DATABASE_PASSWORD, "migrate")
     yield _healed(project, what)
 
 
@@ -117,7 +121,7 @@ def _wrong_redis_password(project: Project) -> Iterator[Row]:
     with project.having({"REDIS_PASSWORD": secrets.token_hex(32)}):
         since = time.time()
         project.compose("restart", "--no-deps", *ours)
-        yield from _told(project, what, since, WRONG_REDIS_PASSWORD, *ours)
+        yield from _reported(project, what, since, WRONG_REDIS_PASSWORD, *ours)
         yield Row(
             f"{what}: /readyz",
             "ready" if project.ready() else "not ready",
@@ -139,8 +143,8 @@ def _unreadable(project: Project) -> Iterator[Row]:
         since = time.time()
         failure = _fails_to_start(project)
         yield Row(f"{what}: up", failure or "starts", "fails", failure is not None)
-        yield from _told(project, what, since, UNREADABLE, "migrate")
-        yield from _told(project, what, since, REMEDY, "redis")
+        yield from _reported(project, what, since, UNREADABLE, "migrate")
+        yield from _reported(project, what, since, REMEDY, "redis")
         project.make_secrets()
         yield _healed(project, f"{what}, secrets.sh")
 
@@ -174,10 +178,10 @@ def _lost_volume(project: Project, gateway: Callable[[], Gateway], clip: Path) -
         yield Row(
             f"{what}: the job",
             f"{state['status']}: {message}",
-            "FAILED, the recording is gone",
+            "FAILED, the recording is lost",
             state["status"] == "FAILED" and bool(LOST_RECORDING.search(message)),
         )
-        yield from _told(project, what, since, LOST_RECORDING, "worker")
+        yield from _reported(project, what, since, LOST_RECORDING, "worker")
         new_id = str(client.upload(clip, {})["job_id"])
         try:
             until(lambda: client.status(new_id)["status"] in ENDED, SAID_S)

@@ -1,4 +1,4 @@
-"""What `tests.system.containers` found, as one table."""
+"""What a proof found, as one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One thing that was looked at; ``ok`` is None where nothing was asked of it."""
+    """One thing that was measured; ``ok`` is None where nothing was asked of it."""
 
     what: str
     measured: str
@@ -34,7 +34,7 @@ def faults_row(what: str, faults: Sequence[str], asked: str, fine: str) -> Row:
 
 
 def show(rows: Mapping[str, Sequence[Row]], console: Console) -> None:
-    """Print a table; ``rows`` are by proof."""
+    """Print a table, and how much of what was asked is so; ``rows`` are by title."""
     table = Table("", "measured", "asked", "", box=None, pad_edge=False)
     for number, (title, each) in enumerate(rows.items()):
         if number:
@@ -45,14 +45,10 @@ def show(rows: Mapping[str, Sequence[Row]], console: Console) -> None:
             cells = (row.what, row.measured, row.asked)
             table.add_row(*(Text(cell) for cell in cells), Text(row.mark, style=style))
     console.print(table)
-
-
-def summary(rows: Mapping[str, Sequence[Row]]) -> str:
-    """How much of what was asked is so, and what is not."""
     checked = [row for each in rows.values() for row in each if row.ok is not None]
     broken = [row.what for row in checked if not row.ok]
     line = f"{len(checked) - len(broken)} of {len(checked)} ok"
-    return line + (f"; not ok: {'; '.join(broken)}" if broken else "")
+    console.print(line + (f"; not ok: {'; '.join(broken)}" if broken else ""))
 
 
 def all_ok(rows: Mapping[str, Sequence[Row]]) -> bool:

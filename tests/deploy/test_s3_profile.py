@@ -37,7 +37,7 @@ def service() -> dict[str, Any]:
     return found
 
 
-def test_its_settings_are_made_for_those_who_ask_for_them(checkout: Path) -> None:
+def test_its_settings_are_made_on_request(checkout: Path) -> None:
     secrets(checkout).check_returncode()
     assert settings(checkout).storage_backend == "local"
     assert settings(checkout).s3_access_key_id is None
@@ -65,7 +65,7 @@ def test_what_was_made_once_stays(checkout: Path) -> None:
     assert settings(checkout).storage_backend == "s3"
 
 
-def test_who_uses_another_s3_is_not_led_away_from_it(checkout: Path) -> None:
+def test_settings_of_another_s3_stay(checkout: Path) -> None:
     (checkout / ".env").write_text("STORAGE_BACKEND=s3\nS3_BUCKET=at-amazon\n")
     refused = secrets(checkout, "s3")
     assert refused.returncode == 1

@@ -1,10 +1,10 @@
-"""An HTTP server of recordings that can be told to cut, stall, lie and redirect."""
+"""An HTTP server of files that can cut, stall, lie and redirect."""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
@@ -16,8 +16,8 @@ class Served:
 
     ``cuts``: after how many bytes of the body the line is cut, request by request; when they are
     used up, nothing is cut. ``statuses``: answered in place of the file, likewise. ``chunked``: its
-    length is not told. ``absurd``: parts are told to be of a file beyond all size.
-    ``stall_after``: nothing more comes after so many bytes.
+    length is not sent. ``absurd``: parts are said to be of a file beyond all size.
+    ``stall_after``: nothing more comes after so many bytes, until something else is put there.
     """
 
     content: bytes = b""
@@ -34,8 +34,6 @@ class Served:
 
 @dataclass(frozen=True)
 class SeenRequest:
-    """A request."""
-
     path: str
     headers: Mapping[str, str]
 
@@ -87,10 +85,13 @@ class _FileHandler(BaseHTTPRequestHandler):
         if served is None:
             self.send_error(404)
             return
-        status = next(_iterator(served.statuses), served.status)
+        status = next(iter(served.statuses), served.status)
         begin = self._begin(served, headers) if status == 200 else 0
         if begin:
             status = 206
+        if begin >= max(1, len(served.content)):
+            self.send_error(416)
+            return
         self.send_response(status)
         for name, value in served.headers.items():
             self.send_header(name, value)
@@ -112,7 +113,7 @@ class _FileHandler(BaseHTTPRequestHandler):
         return int(wanted[1])
 
     def _send_body(self, served: Served, body: bytes) -> None:
-        cut = next(_iterator(served.cuts), None)
+        cut = next(iter(served.cuts), None)
         stop = cut if cut is not None else served.stall_after
         self._write(body[:stop], chunked=served.chunked or served.endless)
         while served.endless and not self.server_of.closing.is_set():
@@ -120,7 +121,11 @@ class _FileHandler(BaseHTTPRequestHandler):
         if cut is not None:
             return
         if served.stall_after is not None:
-            self.server_of.closing.wait()
+            path = self.path.partition("?")[0]
+            while self.server_of.files.get(path) is served and not self.server_of.closing.wait(
+                0.02
+            ):
+                continue
         elif served.chunked:
             self.wfile.write(b"0\r\n\r\n")
 
@@ -132,7 +137,3 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Who asks reads `FileServer.asked`."""
-
-
-def _iterator(values: Iterable[int]) -> Iterator[int]:
-    return iter(values)

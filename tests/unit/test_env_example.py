@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from pydantic_settings import BaseSettings
 
 from common.settings import ROOT, Settings
 from scripts.env_example import TARGET, names, render
+from tests.support.programs import run_python
 
 SAMPLES = {"API_PUBLIC_URL": "https://steno.example.org", "API_ROOT_PATH": "/steno"}
 """Of settings that are unset, and not anything."""
@@ -79,10 +78,10 @@ def test_every_name_in_it_reaches_its_setting(
 def test_the_check_fails_when_it_differs_and_names_the_remedy(tmp_path: Path) -> None:
     old = tmp_path / ".env.example"
     old.write_text("#API_PORT=1\n")
-    check = [sys.executable, "-m", "scripts.env_example", "--check"]
-    done = subprocess.run([*check, old], cwd=ROOT, capture_output=True, text=True, check=False)
+    check = ("-m", "scripts.env_example", "--check")
+    done = run_python(*check, old)
     assert done.returncode == 1
     assert "python -m scripts.env_example" in done.stderr
     assert old.read_text() == "#API_PORT=1\n"
-    done = subprocess.run(check, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_python(*check)
     assert (done.returncode, done.stderr) == (0, "")

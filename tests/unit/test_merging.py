@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.cutting import ChunkGrouper, Curve, CutOptions, Speech, WindowCutter, cut_long
-from common.domain.merging import ChunkSegments, IncrementalMerge, merge, speech_without_text
+from common.domain.merging import (
+    ChunkSegments,
+    IncrementalMerge,
+    Merged,
+    merge,
+    speech_without_text,
+)
 from common.domain.values import Chunk, Segment, Span, Window, Word
 
 MOST_JITTER_MS = 150
@@ -74,16 +80,18 @@ def segments(words: list[Word], size: int = 7) -> list[Segment]:
     ]
 
 
-@given(speeches())
-def test_a_correct_engine_gives_every_word_once_at_its_time(
-    recording: tuple[Spoken, int],
-) -> None:
-    spoken, duration_ms = recording
-    parts = [
+def recognized_parts(spoken: Spoken, duration_ms: int) -> list[ChunkSegments]:
+    """What an engine without errors makes of it."""
+    return [
         (chunk, [segments(recognized(window, spoken)) for window in chunk.windows])
         for chunk in chunks_of(spoken, duration_ms)
     ]
-    merged = merge(parts)
+
+
+@given(speeches())
+def test_a_correct_engine_gives_every_word_once_at_its_time(recording: tuple[Spoken, int]) -> None:
+    spoken, duration_ms = recording
+    merged = merge(recognized_parts(spoken, duration_ms))
     assert list(merged.words) == [word for _, words in spoken for word in words]
     for segment in merged.segments:
         assert segment.text == "".join(word.text for word in segment.words)
@@ -91,8 +99,7 @@ def test_a_correct_engine_gives_every_word_once_at_its_time(
 
 @given(speeches(), st.randoms(use_true_random=False))
 def test_words_at_wrong_times_are_in_order_and_none_is_doubled(
-    recording: tuple[Spoken, int],
-    random: Random,
+    recording: tuple[Spoken, int], random: Random
 ) -> None:
     spoken, duration_ms = recording
 
@@ -123,14 +130,8 @@ def test_words_at_wrong_times_are_in_order_and_none_is_doubled(
 
 
 @given(speeches(), st.data())
-def test_text_that_grows_is_never_taken_back(
-    recording: tuple[Spoken, int], data: st.DataObject
-) -> None:
-    spoken, duration_ms = recording
-    parts: list[ChunkSegments] = [
-        (chunk, [segments(recognized(window, spoken)) for window in chunk.windows])
-        for chunk in chunks_of(spoken, duration_ms)
-    ]
+def test_text_that_grows_never_changes(recording: tuple[Spoken, int], data: st.DataObject) -> None:
+    parts = recognized_parts(*recording)
     growing, rest = IncrementalMerge(), list(parts)
     grown: list[Segment] = []
     while rest:
@@ -152,6 +153,16 @@ def one_chunk(*windows: tuple[Window, list[Segment]]) -> list[ChunkSegments]:
     return [(Chunk(0, tuple(w for w, _ in windows)), [found for _, found in windows])]
 
 
+def joined(left: list[Segment], right: list[Segment]) -> Merged:
+    """The texts of two windows of 10 s, each of which has a second of the other's audio."""
+    return merge(
+        one_chunk(
+            (window((0, 10_000), (0, 11_000)), left),
+            (window((10_000, 20_000), (9_000, 20_000)), right),
+        )
+    )
+
+
 def test_a_word_that_the_engine_ends_too_late_is_pulled_into_its_window() -> None:
     late = segments([word(" late", 9_500, 11_000), word(" later", 12_000, 12_500)])
     following = segments([word(" then", 0, 400)])
@@ -166,51 +177,28 @@ def test_a_word_that_the_engine_ends_too_late_is_pulled_into_its_window() -> Non
 def test_two_windows_join_at_the_word_they_share_although_they_place_it_differently() -> None:
     left = segments([word(" one", 8_000, 8_900), word(" two,", 9_850, 10_250)])
     right = segments([word(" Two", 600, 900), word(" three", 950, 1_700)])
-    merged = merge(
-        one_chunk(
-            (window((0, 10_000), (0, 11_000)), left),
-            (window((10_000, 20_000), (9_000, 20_000)), right),
-        )
-    )
-    assert [w.text for w in merged.words] == [" one", " two,", " three"]
+    assert [w.text for w in joined(left, right).words] == [" one", " two,", " three"]
 
 
 def test_without_a_common_word_each_counts_where_its_midpoint_lies() -> None:
     left = segments([word(" one", 8_000, 8_900), word(" tooth", 9_500, 10_100)])
     right = segments([word(" truth", 500, 1_000), word(" three", 1_050, 1_700)])
-    merged = merge(
-        one_chunk(
-            (window((0, 10_000), (0, 11_000)), left),
-            (window((10_000, 20_000), (9_000, 20_000)), right),
-        )
-    )
-    assert [w.text for w in merged.words] == [" one", " tooth", " three"]
-    assert [segment.text for segment in merged.segments] == [" one tooth", " three"]
+    assert [w.text for w in joined(left, right).words] == [" one", " tooth", " three"]
+    assert [s.text for s in joined(left, right).segments] == [" one tooth", " three"]
 
 
 def test_segments_without_words_count_by_their_midpoint() -> None:
     left = [Segment(Span(0, 9_800), " all of it"), Segment(Span(9_900, 11_000), " twice")]
     right = [Segment(Span(900, 1_900), " twice"), Segment(Span(2_000, 3_000), " more")]
-    merged = merge(
-        one_chunk(
-            (window((0, 10_000), (0, 11_000)), left),
-            (window((10_000, 20_000), (9_000, 20_000)), right),
-        )
-    )
-    assert [segment.text for segment in merged.segments] == [" all of it", " twice", " more"]
+    assert [s.text for s in joined(left, right).segments] == [" all of it", " twice", " more"]
 
 
 def test_the_numbers_of_the_decoder_stay_on_a_segment_that_loses_words() -> None:
-    said = [word(" in", 1_000, 1_500), word(" out", 11_000, 11_500)]
+    said = (word(" in", 1_000, 1_500), word(" out", 10_400, 10_900))
     doubtful = Segment(
-        Span(1_000, 11_500), " in out", tuple(said), avg_logprob=-1.5, flags=("low_probability",)
+        Span(1_000, 10_900), " in out", said, avg_logprob=-1.5, flags=("low_probability",)
     )
-    (kept,) = merge(
-        one_chunk(
-            (window((0, 10_000), (0, 12_000)), [doubtful]),
-            (window((10_000, 20_000), (8_000, 20_000)), []),
-        )
-    ).segments
+    (kept,) = joined([doubtful], []).segments
     assert (kept.text, kept.avg_logprob, kept.flags) == (" in", -1.5, ("low_probability",))
 
 
@@ -220,7 +208,7 @@ def test_chunks_that_are_not_transcribed_yet_are_simply_absent() -> None:
     assert [w.span.start_ms for w in merge([first, third]).words] == [0, 20_000]
 
 
-def test_results_that_do_not_belong_to_the_windows_are_refused() -> None:
+def test_results_that_do_not_belong_to_the_windows_are_rejected() -> None:
     with pytest.raises(ValueError, match="zip"):
         merge([(Chunk(0, (window((0, 10_000)),)), [])])
     with pytest.raises(ValueError, match="out of order"):

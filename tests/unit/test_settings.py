@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from sqlalchemy import make_url
 
 from common.errors import SetupProblem
 from common.settings import ROOT, ApiSettings, DatabaseSettings, load_settings
+from tests.support.programs import run_python
 
 
 def address(url: str, password: str) -> str | None:
@@ -104,10 +103,8 @@ def test_a_file_of_settings_that_cannot_be_read_is_named(
 def test_another_file_of_settings_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "mine.env").write_text("API_PORT=1234\n")
     show = "from common.settings import ApiSettings; print(ApiSettings().port)"
-    told = {"STENO_ENV_FILE": str(tmp_path / "mine.env"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", show], env=told, capture_output=True, text=True, check=True
-    )
+    environment = {"STENO_ENV_FILE": str(tmp_path / "mine.env"), "PYTHONPATH": str(ROOT)}
+    done = run_python("-c", show, env=environment)
     assert done.stdout == "1234\n"
 
 

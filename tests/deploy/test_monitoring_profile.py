@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.gateway import ROOT
+from common.settings import ROOT
 
 DOCKER = ROOT / "docker"
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.settings import StorageSettings
-from tests.support.gateway import ROOT
+from common.settings import ROOT, StorageSettings
 
 
 @pytest.fixture

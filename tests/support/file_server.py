@@ -42,12 +42,8 @@ class FileServer:
     """Serves ``files``, by path, on a port of its own for as long as the block lasts."""
 
     def __init__(self, address: str = "127.0.0.1") -> None:
-        owner = self
-
-        class Handler(_FileHandler):
-            server_of = owner
-
-        self._server = ThreadingHTTPServer((address, 0), Handler)
+        handler = type("Handler", (_FileHandler,), {"server_of": self})
+        self._server = ThreadingHTTPServer((address, 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self.closing = threading.Event()

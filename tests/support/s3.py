@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import boto3
 import httpx
 
-from tests.support.gateway import free_port
+from scripts.stack.embedded import free_port
 from tests.support.service import wait_until
 
 if TYPE_CHECKING:
@@ -88,16 +88,12 @@ class OneByOne:
     did until 2026; ``refused`` counts what it did not know."""
 
     def __init__(self, server: S3Server) -> None:
-        owner = self
-
-        class Handler(_OneByOne):
-            server_of = owner
-
         self.behind = server.url
         self.status = 400
         """Of an answer to what it does not know."""
         self.refused = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        handler = type("Handler", (_OneByOne,), {"server_of": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -115,18 +111,6 @@ class _OneByOne(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._serve()
-
-    def do_POST(self) -> None:
-        self._serve()
-
-    def do_PUT(self) -> None:
-        self._serve()
-
-    def do_DELETE(self) -> None:
-        self._serve()
-
-    def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         query = self.path.partition("?")[2]
         if self.command == "POST" and query == "delete":
@@ -137,6 +121,8 @@ class _OneByOne(BaseHTTPRequestHandler):
         else:
             answer = self._pass_on(self.command, body)
             self._answer(answer.status_code, answer.content, answer.headers["content-type"])
+
+    do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the base class's names
 
     def _pass_on(self, method: str, body: bytes = b"") -> httpx.Response:
         return httpx.request(

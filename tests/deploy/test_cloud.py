@@ -1,4 +1,4 @@
-"""docker/cloud: what AWS would refuse, and what the service needs of it."""
+"""docker/cloud: what AWS would reject, and what the service needs of it."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def container(**changes: Any) -> Container:
 # --- what Docker says -----------------------------------------------------------------------------
 
 
-def test_containers_are_told_by_service_and_number() -> None:
+def test_containers_are_named_by_service_and_number() -> None:
     first = inspected()
     second = inspected(Id="f" * 64)
     second["Config"] = {
@@ -248,7 +248,7 @@ def test_secrets_and_env_files_are_found_in_the_layers_of_images(pack: Any) -> N
     assert found({"a.json": history}) == ["REDIS_PASSWORD in a.json"]
 
 
-def test_secrets_in_logs_are_told_by_file_and_name(tmp_path: Path) -> None:
+def test_secrets_in_logs_are_reported_by_file_and_name(tmp_path: Path) -> None:
     (tmp_path / "api.log").write_text("all is well\n")
     (tmp_path / "worker.log").write_text(f"connecting to redis://:{SECRET}@redis\n")
     assert found_in_files(tmp_path.iterdir(), SECRETS) == ["REDIS_PASSWORD in worker.log"]
@@ -275,7 +275,7 @@ def test_settings_of_an_env_file_are_added_replaced_and_taken_away() -> None:
     assert changed.splitlines() == ["A=1", "# B is not set", "B=4", "D=5"]
 
 
-def test_what_this_shell_says_of_another_stack_does_not_reach_compose() -> None:
+def test_settings_of_another_stack_in_this_shell_do_not_reach_compose() -> None:
     compose_file = "image: ${IMAGE:-x}\ntest: $${NOT_ASKED}\nurl: ${DATABASE_URL:-y}"
     outside = {
         "PATH": "/bin",
@@ -291,9 +291,7 @@ def test_what_this_shell_says_of_another_stack_does_not_reach_compose() -> None:
     }
 
 
-def test_a_proof_is_not_begun_while_another_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_proofs_do_not_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with alone(), pytest.raises(InUse), alone():
         pass
@@ -340,7 +338,7 @@ def test_only_what_may_pass_is_tried_again() -> None:
 # --- the table ------------------------------------------------------------------------------------
 
 
-def test_the_table_tells_what_is_not_ok_where_there_is_no_terminal() -> None:
+def test_the_table_shows_what_is_not_ok_without_a_terminal() -> None:
     rows = {
         "1. One": [Row("size", "900 MB"), Row("text", "5 words", "a text", ok=True)],
         "2. Two": [faults_row("logs", ["KEY in api.log"], "no secret", "none")],

@@ -1,4 +1,4 @@
-"""docker/kubernetes: what a cluster would refuse, and what the service needs of it."""
+"""docker/kubernetes: what a cluster would reject, and what the service needs of it."""
 
 from __future__ import annotations
 
@@ -434,7 +434,7 @@ def test_secrets_are_files_where_they_are_looked_for(manifest: Manifest) -> None
 
 
 @pytest.mark.parametrize("name", ["postgres", "redis"])
-def test_servers_for_a_try_are_where_the_settings_say_and_have_the_same_secrets(name: str) -> None:
+def test_servers_for_a_trial_have_the_addresses_and_secrets_of_the_settings(name: str) -> None:
     local = SETS["local"]
     settings = one(local, "ConfigMap", "stenopool")["data"]
     hosts = {
@@ -601,10 +601,10 @@ def test_the_ingress_waits_as_long_as_an_answer_may_take() -> None:
         if name.endswith("timeout"):
             assert int(value.rstrip("s")) > Settings().openai.wait
         if name.endswith("body-size"):
-            assert value == "0", "the gateway knows the limit, and says it better"
+            assert value == "0", "the gateway names the limit better"
 
 
-def test_the_alerts_can_be_loaded_as_the_page_says() -> None:
+def test_the_alerts_can_be_loaded_as_documented() -> None:
     alerts = (ROOT / "docker" / "prometheus" / "alerts.yml").read_text()
     head = "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nspec:\n"
     rule = yaml.safe_load(head + "".join(f"  {line}\n" for line in alerts.splitlines()))

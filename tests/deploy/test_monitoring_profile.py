@@ -152,7 +152,7 @@ def test_the_password_is_read_from_a_file_that_is_made_when_grafana_starts() -> 
     assert f">{match[1]}\n" in script
 
 
-def test_nobody_gets_into_grafana_without_a_password() -> None:
+def test_grafana_needs_a_password() -> None:
     environment = service("grafana")["environment"]
     assert "GF_AUTH_ANONYMOUS_ENABLED" not in environment
     assert environment["GF_USERS_ALLOW_SIGN_UP"] == "false"

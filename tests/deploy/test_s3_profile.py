@@ -66,14 +66,14 @@ def test_what_was_made_once_stays(checkout: Path) -> None:
 
 def test_settings_of_another_s3_stay(checkout: Path) -> None:
     (checkout / ".env").write_text("STORAGE_BACKEND=s3\nS3_BUCKET=at-amazon\n")
-    refused = secrets(checkout, "s3")
-    assert refused.returncode == 1
-    assert "another S3" in refused.stderr
+    done = secrets(checkout, "s3")
+    assert done.returncode == 1
+    assert "another S3" in done.stderr
     assert settings(checkout).s3_endpoint_url is None
     assert settings(checkout).s3_access_key_id is None
 
 
-def test_only_s3_itself_is_reached_and_by_those_alone_who_store() -> None:
+def test_only_the_s3_api_is_reached_and_only_by_services_that_store() -> None:
     assert service()["profiles"] == ["s3"]
     assert "ports" not in service()
     assert service()["networks"] == ["data"]
@@ -83,7 +83,7 @@ def test_only_s3_itself_is_reached_and_by_those_alone_who_store() -> None:
     assert bound == {"-s3.ip.bind=0.0.0.0"}
 
 
-def test_its_user_may_do_in_the_bucket_what_the_service_does_and_nothing_else() -> None:
+def test_its_user_may_do_what_the_service_does_and_nothing_else() -> None:
     script = service()["entrypoint"][-2]
     assert "-s3.config=/tmp/s3.json" in service()["command"]
     actions = re.search(r'"actions": \[(.*?)\]', script)

@@ -24,7 +24,7 @@ class GatewayProcess:
     """``python -m api`` on a free port; ``http`` is a client of it.
 
     ``settings`` are environment variables. ``max_file_bytes`` is how far the process may write a
-    file: beyond it the system refuses, as a full disk would.
+    file: beyond it the system fails, as a full disk would.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class GatewayProcess:
 
     @property
     def incoming(self) -> list[Path]:
-        """Uploads that are neither committed nor cleared away."""
+        """Uploads that are neither committed nor deleted."""
         return list((self.folder / "uploads" / ".incoming").iterdir())
 
     @property

@@ -85,13 +85,13 @@ class S3Server:
 
 class OneByOne:
     """The same objects by a server that deletes one at a time, and only what is there, as Google's
-    did until 2026; ``refused`` counts what it did not know."""
+    did until 2026; ``rejected`` counts what it did not know."""
 
     def __init__(self, server: S3Server) -> None:
         self.behind = server.url
         self.status = 400
         """Of an answer to what it does not know."""
-        self.refused = 0
+        self.rejected = 0
         handler = type("Handler", (_OneByOne,), {"server_of": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -114,10 +114,10 @@ class _OneByOne(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         query = self.path.partition("?")[2]
         if self.command == "POST" and query == "delete":
-            self.server_of.refused += 1
-            self._refuse(self.server_of.status, "InvalidArgument")
+            self.server_of.rejected += 1
+            self._reject(self.server_of.status, "InvalidArgument")
         elif self.command == "DELETE" and self._pass_on("HEAD").status_code == 404:
-            self._refuse(404, "NoSuchKey")
+            self._reject(404, "NoSuchKey")
         else:
             answer = self._pass_on(self.command, body)
             self._answer(answer.status_code, answer.content, answer.headers["content-type"])
@@ -133,7 +133,7 @@ class _OneByOne(BaseHTTPRequestHandler):
             trust_env=False,
         )
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _reject(self, status: int, code: str) -> None:
         self._answer(status, f"<Error><Code>{code}</Code></Error>".encode(), "application/xml")
 
     def _answer(self, status: int, content: bytes, media_type: str) -> None:

@@ -1,4 +1,4 @@
-"""A small real HTTP server in a gateway's place, for what a real one rarely does: refuse, vanish.
+"""A small real HTTP server in a gateway's place, for what a real one rarely does: reject, vanish.
 
 It takes uploads in, lets each job's status advance by one word of its script with every question,
 and answers with the texts it was given.
@@ -238,7 +238,7 @@ class _ScriptedHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _form(content_type: str, body: bytes) -> dict[str, tuple[str | None, bytes]]:

@@ -50,9 +50,7 @@ def run(server: ScriptedGateway, *arguments: str) -> Result:
 # --- the client -------------------------------------------------------------------------------
 
 
-def test_an_upload_arrives_whole_with_its_options(
-    gateway: Gateway, server: ScriptedGateway, talk: Path
-) -> None:
+def test_an_upload_arrives_whole(gateway: Gateway, server: ScriptedGateway, talk: Path) -> None:
     sent: list[int] = []
     accepted = gateway.upload(talk, {"language": "en", "hotwords": "Hà Nội"}, sent.append)
     job = server.jobs[accepted["job_id"]]
@@ -63,9 +61,7 @@ def test_an_upload_arrives_whole_with_its_options(
     assert len(sent) > 3
 
 
-def test_an_upload_never_has_the_recording_in_memory(
-    gateway: Gateway, server: ScriptedGateway, tmp_path: Path
-) -> None:
+def test_uploads_are_streamed(gateway: Gateway, server: ScriptedGateway, tmp_path: Path) -> None:
     server.forget_uploads = True
     server.refuse["/upload"] = (200, b"{}", "application/json")
     big = tmp_path / "big.wav"
@@ -248,7 +244,7 @@ def test_download_names_the_file_as_the_gateway_does(
     assert (tmp_path / "talk.txt").read_text().startswith("txt of")
 
 
-def test_download_takes_the_format_from_the_files_name(
+def test_the_file_name_sets_the_format(
     server: ScriptedGateway, job_id: str, tmp_path: Path
 ) -> None:
     done = run(server, "download", job_id, "-o", str(tmp_path / "a.vtt"))
@@ -259,9 +255,7 @@ def test_download_takes_the_format_from_the_files_name(
     assert run(server, "download", job_id, "--format", "tsv", "-o", "-").stdout.startswith("tsv of")
 
 
-def test_the_recording_is_downloaded_as_it_is_or_redacted(
-    server: ScriptedGateway, job_id: str, tmp_path: Path
-) -> None:
+def test_recordings_may_be_redacted(server: ScriptedGateway, job_id: str, tmp_path: Path) -> None:
     run(server, "download", job_id, "--format", "wav", "-o", str(tmp_path / "a"))
     run(server, "download", job_id, "--redact", "-o", str(tmp_path / "b"))
     run(server, "download", job_id, "--redact", "-o", str(tmp_path / "c.WAV"))
@@ -273,9 +267,7 @@ def test_the_recording_is_downloaded_as_it_is_or_redacted(
     ]
 
 
-def test_a_download_does_not_overwrite_the_recording_itself(
-    server: ScriptedGateway, job_id: str, tmp_path: Path
-) -> None:
+def test_no_recording_is_overwritten(server: ScriptedGateway, job_id: str, tmp_path: Path) -> None:
     server.disposition = 'attachment; filename="talk.wav"'
     recording = tmp_path / "talk.wav"
     recording.write_text("mine")
@@ -287,9 +279,7 @@ def test_a_download_does_not_overwrite_the_recording_itself(
     assert recording.read_text().startswith("wav of")
 
 
-def test_masks_and_flags_are_requested_only_by_their_options(
-    server: ScriptedGateway, job_id: str, tmp_path: Path
-) -> None:
+def test_masks_and_flags_are_options(server: ScriptedGateway, job_id: str, tmp_path: Path) -> None:
     run(server, "result", job_id)
     run(server, "result", job_id, "--filter-profanity", "--partial")
     run(server, "result", job_id, "--no-filter-profanity")
@@ -324,7 +314,7 @@ def test_an_unknown_job_is_one_line(server: ScriptedGateway, command: str) -> No
 
 
 @pytest.mark.parametrize("command", ["status", "result", "download", "cancel"])
-def test_without_a_gateway_it_says_how_to_get_one(command: str, tmp_path: Path) -> None:
+def test_a_missing_gateway_is_named_with_what_starts_one(command: str, tmp_path: Path) -> None:
     environment = {"DATA_DIR": str(tmp_path), "STENO_SERVER": ""}
     done = CliRunner().invoke(steno, [command, "7"], env=environment)
     assert done.exit_code == 1

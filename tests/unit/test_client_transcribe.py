@@ -60,9 +60,7 @@ def test_the_time_shown_is_the_time_waited(server: ScriptedGateway, folder: Path
     assert all(float(each_s) <= waited_s + 0.05 for _, each_s in shown)
 
 
-def test_several_texts_are_printed_in_order_with_names(
-    server: ScriptedGateway, folder: Path
-) -> None:
+def test_several_texts_come_in_order_with_names(server: ScriptedGateway, folder: Path) -> None:
     names = ["c.ogg", "a.mp3", "b.wav"]
     done = run(server, *(folder / name for name in names))
     assert done.exit_code == 0, done.output
@@ -146,9 +144,7 @@ def test_flagged_segments_are_shown_with_their_times(server: ScriptedGateway, fo
 
 
 @pytest.mark.parametrize("code", [415, 422])
-def test_a_rejection_is_one_line_and_final(
-    server: ScriptedGateway, folder: Path, code: int
-) -> None:
+def test_a_rejection_is_final_in_one_line(server: ScriptedGateway, folder: Path, code: int) -> None:
     body = b'{"detail": "beam_size must be at most 16; got 99"}'
     server.refuse["/upload"] = (code, body, "application/problem+json")
     done = run(server, folder / "a.mp3", "--beam-size", "99")
@@ -245,9 +241,7 @@ def test_a_pattern_stands_for_what_matches(server: ScriptedGateway, folder: Path
     assert f"{folder / '*.doc'} has no recordings" in done.stderr
 
 
-def test_nothing_is_sent_whose_text_cannot_be_written(
-    server: ScriptedGateway, folder: Path
-) -> None:
+def test_nothing_is_sent_if_no_text_can_be_written(server: ScriptedGateway, folder: Path) -> None:
     (folder / "file").write_text("")
     done = run(server, folder / "a.mp3", "-f", "srt", "-o", folder / "file" / "texts")
     assert done.exit_code == 1
@@ -328,9 +322,7 @@ def test_a_long_outage_is_an_error(
 # --- Ctrl-C -----------------------------------------------------------------------------------
 
 
-def test_an_address_without_a_server_is_tried_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_server_is_tried_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PATIENCE_S", 1e6)
     words = ["transcribe", "--server", "http://127.0.0.1:1", str(folder / "a.mp3")]
     done = CliRunner().invoke(steno, words)

@@ -159,7 +159,7 @@ def test_channels_are_mixed_so_that_each_is_audible(tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "picture", "archive", "zeros", "m3u8", "concat", "nine hours of nothing"],
 )
-def test_what_is_no_recording_is_rejected_with_the_reason(
+def test_other_files_are_rejected_with_a_reason(
     content: bytes, reason: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "speech.mp3"

@@ -36,67 +36,31 @@ EGRESS = Egress(resolve=nowhere)
 
 
 TRICKS = [
-    "http://127.0.0.1/",
-    "http://127.1/",
-    "http://2130706433/",
-    "http://0x7f000001/",
-    "http://0x7f.1/",
-    "http://017700000001/",
-    "http://0177.0.0.1/",
-    "http://0.0.0.0/",
-    "http://0/",
-    "http://[::1]/",
-    "http://[::]/",
-    "http://[::ffff:127.0.0.1]/",
-    "http://[::ffff:7f00:1]/",
-    "http://[::127.0.0.1]/",
-    "http://[64:ff9b::7f00:1]/",
-    "http://[2002:7f00:1::]/",
-    "http://[2001:0:7f00:1::]/",
-    "http://[fe80::1]/",
-    "http://[fe80::1%25eth0]/",
-    "http://[fec0::1]/",
-    "http://[fd00:ec2::254]/latest/meta-data/",
-    "http://[ff02::1]/",
-    "http://169.254.169.254/latest/meta-data/",
-    "http://2852039166/latest/meta-data/",
-    "http://100.100.100.200/",
-    "http://168.63.129.16/",
-    "http://192.0.0.192/",
-    "http://10.0.0.1/",
-    "http://172.31.255.255/",
-    "http://192.168.1.1/",
-    "http://100.64.0.1/",
-    "http://198.18.0.1/",
-    "http://224.0.0.1/",
-    "http://255.255.255.255/",
-    "http://127。0。0。1/",
-    "http://①②⑦.0.0.1/",
-    "http://127.0.0.1./",
-    "http://127.0.0.1:80/",
-    "http://public.example@127.0.0.1/",
-    "http://127.0.0.1@public.example/",
-    "http://user:secret@public.example/",
-    "http://@public.example/",
-    "http://public.example\\@127.0.0.1/",
-    "http://127.0.0.1\\.public.example/",
-    "http://127.0.0.1\t/",
-    "http://public.example /",
-    "http://public.example%00.evil/",
-    "http://%31%32%37.0.0.1/",
-    "http://public.example:0/",
-    "http://public.example:99999999/",
-    "http:///etc/passwd",
-    "http:public.example",
-    "//public.example/",
-    "file:///etc/passwd",
-    "gopher://public.example/",
-    "ftp://public.example/a.mp3",
-    "jar:http://public.example/!/",
-    "http://xn--/",
-    "http://xn--ls8h.example/",
-    "",
-    "http://" + "a" * 2_000 + ".example/",
+    *(
+        f"http://{host}/"
+        for host in (
+            # loopback
+            *("127.0.0.1", "127.1", "2130706433", "0x7f000001", "0x7f.1", "017700000001"),
+            *("0177.0.0.1", "0.0.0.0", "0", "127。0。0。1", "①②⑦.0.0.1", "127.0.0.1."),  # noqa: S104
+            *("127.0.0.1:80", "%31%32%37.0.0.1", "[::1]", "[::]", "[::ffff:127.0.0.1]"),
+            *("[::ffff:7f00:1]", "[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]"),
+            "[2001:0:7f00:1::]",
+            # private, link-local, multicast, and where clouds have their metadata
+            *("[fe80::1]", "[fe80::1%25eth0]", "[fec0::1]", "[ff02::1]", "100.100.100.200"),
+            *("168.63.129.16", "192.0.0.192", "10.0.0.1", "172.31.255.255", "192.168.1.1"),
+            *("100.64.0.1", "198.18.0.1", "224.0.0.1", "255.255.255.255"),
+            # a user, a port or letters that lead elsewhere
+            *("public.example@127.0.0.1", "127.0.0.1@public.example", "@public.example"),
+            *("user:secret@public.example", "public.example\\@127.0.0.1", "public.example:0"),
+            *("127.0.0.1\\.public.example", "127.0.0.1\t", "public.example ", "xn--"),
+            *("public.example%00.evil", "public.example:99999999", "xn--ls8h.example"),
+            "a" * 2_000 + ".example",
+        )
+    ),
+    *("http://[fd00:ec2::254]/latest/meta-data/", "http://169.254.169.254/latest/meta-data/"),
+    *("http://2852039166/latest/meta-data/", "http:///etc/passwd", "http:public.example"),
+    *("//public.example/", "file:///etc/passwd", "gopher://public.example/"),
+    *("ftp://public.example/a.mp3", "jar:http://public.example/!/", ""),
 ]
 
 
@@ -159,9 +123,7 @@ def test_what_is_rejected_is_named_without_the_secrets_of_its_url() -> None:
 
 
 @given(st.ip_addresses())
-def test_what_counts_as_public_is_public_to_python_too(
-    address: IPv4Address | IPv6Address,
-) -> None:
+def test_what_counts_as_public_is_public_to_python_too(address: IPv4Address | IPv6Address) -> None:
     if is_public(address):
         plain = getattr(address, "ipv4_mapped", None) or address
         assert plain.is_global or plain in IPv6Network("64:ff9b::/96")
@@ -246,9 +208,9 @@ def test_what_is_allowed_is_reached_though_private_and_nothing_beside_it() -> No
     for allowed in ("192.168.7.9", "minio.internal", "MINIO.internal.", "a.lan", "[fd12::5]"):
         asyncio.run(egress.check(f"http://{allowed}/"))
     asyncio.run(egress.check("http://[::ffff:192.168.7.9]/"))
-    for refused in ("192.168.8.9", "lan", "127.0.0.1", "[fd13::5]"):
+    for rejected in ("192.168.8.9", "lan", "127.0.0.1", "[fd13::5]"):
         with pytest.raises(UrlRefused):
-            asyncio.run(egress.check(f"http://{refused}/"))
+            asyncio.run(egress.check(f"http://{rejected}/"))
 
 
 @pytest.mark.parametrize("entry", ["10.0.0.0/33", "10.0.0", "http://minio", "a b", "min*"])
@@ -309,7 +271,7 @@ def test_a_dns_that_changes_between_two_looks_finds_no_gap() -> None:
 
     async def attack() -> tuple[int, int, int]:
         egress = Egress("127.0.0.2", resolve=rebinding)
-        refused = 0
+        rejected = 0
         async with Server("127.0.0.1") as victim, Outbound(egress, timeout_s=5) as outbound:
             async with Server("127.0.0.2") as public:
                 # one port for both, so that only the address makes the difference
@@ -318,14 +280,14 @@ def test_a_dns_that_changes_between_two_looks_finds_no_gap() -> None:
                     try:
                         await _status(outbound, url)
                     except UrlRefused:
-                        refused += 1
+                        rejected += 1
                     except httpcore.ConnectError:  # nobody listens at the public address's port
                         assert victim.port != public.port
-            return victim.connections, refused, len(asked)
+            return victim.connections, rejected, len(asked)
 
-    connections, refused, looked_up = asyncio.run(attack())
+    connections, rejected, looked_up = asyncio.run(attack())
     assert connections == 0
-    assert refused == 3
+    assert rejected == 3
     assert looked_up == 6  # once for each request
 
 

@@ -40,7 +40,7 @@ def test_only_a_whole_key_is_read_as_one(text: str) -> None:
     assert key is None or key.reveal() == text
 
 
-def test_limits_are_those_of_the_settings_where_the_key_says_nothing() -> None:
+def test_limits_are_those_of_the_settings_where_the_key_has_none() -> None:
     settings = Limits(10, 100, 5, 3, 1.5)
     assert settings.but({}) == settings
     ours = settings.but({"requests_per_minute": 0, "audio_hours_per_day": 2, "since removed": 1})
@@ -69,7 +69,7 @@ def test_only_this_machine_reaches_loopback(hosts: list[str], *, loopback: bool)
     assert {host: is_loopback(host) for host in hosts} == dict.fromkeys(hosts, loopback)
 
 
-def test_without_postgres_nobody_knows_whether_to_listen_in_public() -> None:
+def test_a_public_address_without_postgres_needs_a_key_in_the_settings() -> None:
     settings = Settings()
     settings.api.host = PUBLIC
     settings.key.gateway_api_key = None

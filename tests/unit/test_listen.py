@@ -130,7 +130,7 @@ def test_an_error_that_is_not_fatal_is_a_warning(server: ScriptedStream, talk: P
     assert "talk.wav: warning: no such thing\n" in done.stderr
 
 
-def test_on_a_terminal_the_utterance_is_redrawn_and_finals_stay(
+def test_a_terminal_shows_the_utterance_and_keeps_finals(
     server: ScriptedStream, talk: Path
 ) -> None:
     server.at_start = [status("loading", model_id="base"), READY]
@@ -323,9 +323,7 @@ def test_a_gateway_with_tls_is_reached_with_tls() -> None:
         ["a.wav", "--speed", "-1"],
     ],
 )
-def test_options_that_exclude_each_other_are_rejected(
-    server: ScriptedStream, arguments: list[str]
-) -> None:
+def test_conflicting_options_are_rejected(server: ScriptedStream, arguments: list[str]) -> None:
     assert run(server, *arguments).exit_code == 2
 
 
@@ -379,9 +377,7 @@ def test_a_rejected_stream_is_one_line(server: ScriptedStream, talk: Path) -> No
     assert done.stderr == "steno: language must be vi; got 'en'\n"
 
 
-def test_an_end_in_the_middle_is_an_error_that_keeps_the_text(
-    server: ScriptedStream, talk: Path
-) -> None:
+def test_an_early_end_is_an_error_and_keeps_the_text(server: ScriptedStream, talk: Path) -> None:
     server.at_audio = [final("So far.")]
     server.at_end = [error("This gateway is about to end", fatal=True), CLOSED]
     server.code = 1012
@@ -409,9 +405,7 @@ def test_an_address_without_a_server_is_named(talk: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_waits_for_the_last_words(
-    server: ScriptedStream, number: signal.Signals
-) -> None:
+def test_an_interrupt_waits_for_last_words(server: ScriptedStream, number: signal.Signals) -> None:
     server.at_end = [final("The last words."), CLOSED]
     with start(server, "-") as process:
         write(process, RAW.tobytes())
@@ -457,9 +451,7 @@ def test_a_second_interrupt_ends_though_the_gateway_reads_nothing(server: Script
 # --- the client -------------------------------------------------------------------------------
 
 
-def test_a_silent_client_sends_keep_alives(
-    server: ScriptedStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silence_sends_keep_alives(server: ScriptedStream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.05)
 
     async def wait() -> None:
@@ -470,9 +462,7 @@ def test_a_silent_client_sends_keep_alives(
     asyncio.run(asyncio.wait_for(wait(), 30))
 
 
-def test_messages_come_with_their_times_and_the_end_with_its_reason(
-    server: ScriptedStream,
-) -> None:
+def test_messages_come_with_their_times_and_the_end_with_its_reason(server: ScriptedStream) -> None:
     server.at_end = [error("too long", fatal=True), CLOSED]
     server.code = 4413
 

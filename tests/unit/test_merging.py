@@ -27,16 +27,16 @@ Spoken = list[tuple[Span, list[Word]]]
 @st.composite
 def speeches(draw: st.DrawFn) -> tuple[Spoken, int]:
     """Speech with some stretches too long for a window; many words are alike."""
-    now, spoken, said = draw(st.integers(0, 6_000)), [], 0
+    now, spoken, total = draw(st.integers(0, 6_000)), [], 0
     for count in draw(st.lists(st.integers(1, 130), max_size=4)):
         start, words = now, []
         shortest, common = draw(st.integers(120, 500)), draw(st.integers(2, 6))
         for at in range(count):
             length = shortest + (at * 37) % 100
-            name = "no" if said % common == 0 else f"w{said}"
+            name = "no" if total % common == 0 else f"w{total}"
             words.append(Word(f" {name}", Span(now, now + length), 0.9))
             now += length
-            said += 1
+            total += 1
         spoken.append((Span(start, now), words))
         now += draw(st.integers(200, 1_000) | st.integers(200, 20_000))
     return spoken, now
@@ -118,15 +118,15 @@ def test_words_at_wrong_times_are_in_order_and_none_is_doubled(
     merged = merge(parts)
     for spans in ([s.span for s in merged.segments], [w.span for w in merged.words]):
         assert all(a.end_ms <= b.start_ms for a, b in pairwise(spans))
-    said = Counter(word.text for _, words in spoken for word in words)
+    expected = Counter(word.text for _, words in spoken for word in words)
     got = Counter(word.text for word in merged.words)
-    unique = {text for text, count in said.items() if count == 1}
+    unique = {text for text, count in expected.items() if count == 1}
     assert all(got[text] <= 1 for text in unique)
     shared = any(
         window.audio.end_ms > window.core.end_ms for chunk, _ in parts for window in chunk.windows
     )
     if not shared:
-        assert got == said
+        assert got == expected
 
 
 @given(speeches(), st.data())
@@ -194,9 +194,9 @@ def test_segments_without_words_count_by_their_midpoint() -> None:
 
 
 def test_the_numbers_of_the_decoder_stay_on_a_segment_that_loses_words() -> None:
-    said = (word(" in", 1_000, 1_500), word(" out", 10_400, 10_900))
+    words = (word(" in", 1_000, 1_500), word(" out", 10_400, 10_900))
     doubtful = Segment(
-        Span(1_000, 10_900), " in out", said, avg_logprob=-1.5, flags=("low_probability",)
+        Span(1_000, 10_900), " in out", words, avg_logprob=-1.5, flags=("low_probability",)
     )
     (kept,) = joined([doubtful], []).segments
     assert (kept.text, kept.avg_logprob, kept.flags) == (" in", -1.5, ("low_probability",))
@@ -224,7 +224,7 @@ def test_speech_that_no_text_accounts_for_is_reported_where_it_is() -> None:
     halting = [Segment(Span(at, at + 3_000), " well") for at in range(0, 30_000, 5_000)]
     parts = one_chunk(
         (silent, []),
-        (transcribed, [Segment(Span(500, 14_000), " told"), Segment(Span(15_000, 28_000), " all")]),
+        (transcribed, [Segment(Span(500, 14_000), " well"), Segment(Span(15_000, 28_000), " all")]),
         (half, [Segment(Span(0, 9_000), " the beginning"), Segment(Span(9_000, 20_000), " ")]),
         (breath, []),
         (pauses, halting),

@@ -169,11 +169,11 @@ def stored_chunk(
 
 
 def test_a_chunks_findings_meet_its_segments_again() -> None:
-    said = [replace(RUDE, finding=None)]
-    ((_, (results,)),) = parts([stored_chunk(0, said, finding=offensive(4, 8))])
+    segment = replace(RUDE, finding=None)
+    ((_, (results,)),) = parts([stored_chunk(0, [segment], finding=offensive(4, 8))])
     assert tuple(results) == (RUDE,)
-    ((_, (unmoderated,)),) = parts([stored_chunk(0, said, by=None)])
-    assert tuple(unmoderated) == tuple(said)
+    ((_, (unmoderated,)),) = parts([stored_chunk(0, [segment], by=None)])
+    assert tuple(unmoderated) == (segment,)
 
 
 def test_every_model_is_named_once_in_order_and_several_are_a_warning() -> None:
@@ -211,14 +211,14 @@ def test_a_segment_cut_at_a_seam_keeps_the_marks_of_what_is_left() -> None:
         Word(" damn", Span(10_600, 10_900), 0.9),
     )
     marks = (Mark(1, 5, Label.OFFENSIVE, "list"), Mark(14, 18, Label.OFFENSIVE, "list"))
-    said = Segment(
+    whole = Segment(
         Span(8_000, 10_900),
         " shit happens damn",
         words,
         finding=Finding(Label.OFFENSIVE, (0.1, 0.9, 0.0), marks),
     )
     again = replace(
-        said,
+        whole,
         span=Span(0, 1_900),
         words=tuple(
             replace(word, span=Span(at * 600, at * 600 + 500)) for at, word in enumerate(words)
@@ -226,7 +226,7 @@ def test_a_segment_cut_at_a_seam_keeps_the_marks_of_what_is_left() -> None:
     )
     left = Window(Span(0, 10_000), Span(0, 11_000), 0)
     right = Window(Span(10_000, 20_000), Span(9_400, 20_000), 0)
-    merged = merge([(Chunk(0, (left, right)), [[said], [again]])]).segments
+    merged = merge([(Chunk(0, (left, right)), [[whole], [again]])]).segments
     assert "".join(segment.text for segment in merged) == " shit happens damn"
     assert marked(merged) == ["shit", "damn"]
 

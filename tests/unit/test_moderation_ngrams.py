@@ -35,7 +35,7 @@ def test_any_text_has_features(text: str) -> None:
     assert found.shape[1] == SLOTS
     assert (found >= 0).all()
     assert (found < BUCKETS).all()
-    assert (found[:, 0] > 0).all()  # a syllable is told from padding by its first feature
+    assert (found[:, 0] > 0).all()  # a syllable differs from padding by its first feature
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\u200b", "\ud83d"])

@@ -1,4 +1,4 @@
-"""The comparison of two OpenAPI documents tells texts from structure."""
+"""The comparison of two OpenAPI documents separates texts from structure."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def test_another_text_is_listed_and_passes(tmp_path: Path) -> None:
         {"type": "string", "default": None},
     ],
 )
-def test_another_schema_fails_also_of_a_property_called_title(
-    tmp_path: Path, schema: dict[str, Any]
-) -> None:
+def test_another_schema_of_a_property_title_fails(tmp_path: Path, schema: dict[str, Any]) -> None:
     new = copy.deepcopy(DOCUMENT)
     new["components"]["schemas"]["Job"]["properties"]["title"] = schema
     code, output = compared(tmp_path, new)

@@ -1,4 +1,4 @@
-"""Files that are not what their headers say: joined, piped, tagged, silent in places."""
+"""Files that are not what their headers state: joined, piped, tagged, silent in places."""
 
 from __future__ import annotations
 
@@ -112,9 +112,7 @@ def test_a_wav_that_does_not_know_its_size_is_whole(riff: int, data: int, tmp_pa
 
 
 @pytest.mark.parametrize("claimed", [32_000, 32_001, 2])
-def test_what_is_behind_the_size_in_the_header_is_decoded_with_a_warning(
-    claimed: int, tmp_path: Path
-) -> None:
+def test_audio_beyond_its_size_is_decoded_with_a_warning(claimed: int, tmp_path: Path) -> None:
     path = sized(tmp_path / "recorded.wav", claimed + 36, claimed, PCM)
     samples, warnings = decoded(path)
     assert len(samples) == 48_000
@@ -305,9 +303,7 @@ def test_sample_rates_at_the_limits_are_taken(rate: int, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("channels", "taken"), [(64, True), (65, False)])
-def test_so_many_channels_are_taken_as_can_be_mixed(
-    channels: int, taken: bool, tmp_path: Path
-) -> None:
+def test_up_to_64_channels_are_read(channels: int, taken: bool, tmp_path: Path) -> None:
     path = tmp_path / "audio.wav"
     head = bytearray(wav_header(16_000, 1, 16_000))
     head[22:24], head[32:34] = struct.pack("<H", channels), struct.pack("<H", 2 * channels)

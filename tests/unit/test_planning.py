@@ -25,8 +25,8 @@ TEXT = "We were talking about the old house by the river, and how quiet it used 
 
 def talk() -> NDArray[np.int16]:
     """Three minutes with speech, pauses, a minute of silence, and an endless tone."""
-    said = speech.speak_pcm(TEXT)
-    parts = [np.concatenate([said, silence(0.3 + 0.2 * turn)]) for turn in range(6)]
+    spoken = speech.speak_pcm(TEXT)
+    parts = [np.concatenate([spoken, silence(0.3 + 0.2 * turn)]) for turn in range(6)]
     return np.concatenate([*parts, silence(60), *parts, tone(45), silence(2.0005)])
 
 

@@ -94,16 +94,14 @@ def test_what_is_inside_is_a_tone_and_what_is_outside_is_as_it_was(
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 96_000, 192_000])
 @pytest.mark.parametrize("channels", [1, 2, 6, 32])
-def test_rate_and_channels_stay_as_they_were_recorded(
-    rate: int, channels: int, tmp_path: Path
-) -> None:
+def test_rate_and_channels_stay_as_recorded(rate: int, channels: int, tmp_path: Path) -> None:
     path = tmp_path / "audio.wav"
-    said = np.random.default_rng(0).integers(-3_000, 3_000, (rate * 2, channels), np.int16)
-    path.write_bytes(wav_header(rate, channels, len(said)) + said.tobytes())
+    samples = np.random.default_rng(0).integers(-3_000, 3_000, (rate * 2, channels), np.int16)
+    path.write_bytes(wav_header(rate, channels, len(samples)) + samples.tobytes())
     covered, found = audio(made(path, [Span(500, 900)], 2_000))
-    assert (found, covered.shape) == (rate, said.shape)
-    assert np.array_equal(cut(covered, rate, 0, 500), cut(said, rate, 0, 500))
-    assert np.array_equal(cut(covered, rate, 900, 2_000), cut(said, rate, 900, 2_000))
+    assert (found, covered.shape) == (rate, samples.shape)
+    assert np.array_equal(cut(covered, rate, 0, 500), cut(samples, rate, 0, 500))
+    assert np.array_equal(cut(covered, rate, 900, 2_000), cut(samples, rate, 900, 2_000))
     inside = cut(covered, rate, 500 + FADE_MS, 900 - FADE_MS)
     assert all(np.array_equal(inside[:, 0], inside[:, other]) for other in range(channels))
 
@@ -130,18 +128,16 @@ def test_the_tone_is_as_loud_as_its_surroundings(level: float, tmp_path: Path) -
     assert level_dbfs < max(around, SOFTEST_DBFS + 0.5)
 
 
-def test_a_word_in_a_quiet_place_is_covered_as_loud_as_it_was_said(tmp_path: Path) -> None:
-    said = np.concatenate([noise(2, 0.001), noise(0.5, 0.2), noise(2, 0.001)])
-    path = write(tmp_path / "audio.wav", said, KINDS["wav"])
+def test_a_word_in_a_quiet_place_is_covered_as_loud_as_it_was_spoken(tmp_path: Path) -> None:
+    samples = np.concatenate([noise(2, 0.001), noise(0.5, 0.2), noise(2, 0.001)])
+    path = write(tmp_path / "audio.wav", samples, KINDS["wav"])
     covered, rate = audio(made(path, [Span(2_000, 2_500)]))
     assert abs(dbfs(cut(covered, rate, 2_100, 2_400)) - dbfs(noise(1, 0.2)[:, None])) < 4
 
 
 @pytest.mark.parametrize("broken", ["truncated", "damaged"])
 @pytest.mark.parametrize("ending", ["mp3", "ogg", "webm", "flac", "wav"])
-def test_a_broken_recording_is_covered_at_the_same_times(
-    ending: str, broken: str, tmp_path: Path
-) -> None:
+def test_a_broken_recording_keeps_its_times(ending: str, broken: str, tmp_path: Path) -> None:
     path = write(tmp_path / "audio", tone(8, VOICE_HZ), KINDS[ending])
     (truncate(path, 0.7) if broken == "truncated" else damage(path, 0.4, 0.5))
     covered, rate = audio(made(path, [Span(500, 1_000)]))
@@ -157,7 +153,7 @@ def test_audio_that_starts_late_is_covered_at_the_time_of_the_film(tmp_path: Pat
     assert power(cut(covered, rate, 3_010, 3_990), rate, VOICE_HZ) < 0.001
 
 
-def test_a_file_is_as_long_as_it_was_said_to_be(tmp_path: Path) -> None:
+def test_a_file_has_the_duration_that_was_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path / "audio.wav", tone(2), KINDS["wav"])
     for duration_ms in (0, 1, 1_999, 2_000, 2_003, 5_000):
         covered, rate = audio(made(path, [Span(1_500, 9_000)], duration_ms))
@@ -173,17 +169,17 @@ def test_stretches_of_any_length_are_covered_and_nothing_else(
     tmp_path: Path, edges: list[int], rate: int
 ) -> None:
     path = tmp_path / "audio.wav"
-    said = np.random.default_rng(0).integers(20_000, 30_000, (rate * 4, 1), np.int16)
-    path.write_bytes(wav_header(rate, 1, len(said)) + said.tobytes())
+    samples = np.random.default_rng(0).integers(20_000, 30_000, (rate * 4, 1), np.int16)
+    path.write_bytes(wav_header(rate, 1, len(samples)) + samples.tobytes())
     spans = [Span(*pair) for pair in zip(edges[::2], edges[1::2], strict=False)]
     covered, _ = audio(made(path, spans, 4_000))
-    inside = np.zeros(len(said), bool)
+    inside = np.zeros(len(samples), bool)
     for span in spans:
         inside[span.start_ms * rate // 1000 : -(-span.end_ms * rate // 1000)] = True
         fade = min(FADE_MS, span.duration_ms // 2) + 1
         middle = cut(covered, rate, span.start_ms + fade, min(span.end_ms, 4_000) - fade)
         assert not len(middle) or middle.max() < 20_000
-    assert np.array_equal(covered[~inside], said[~inside])
+    assert np.array_equal(covered[~inside], samples[~inside])
     assert all(one.end_ms <= other.start_ms for one, other in pairwise(spans))
 
 

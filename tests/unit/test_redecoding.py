@@ -129,9 +129,7 @@ def test_no_text_is_looked_for_where_nobody_speaks(network: SileroNetwork) -> No
 
 
 @pytest.mark.parametrize("flag", [guards.LOW_CONFIDENCE, guards.REPETITIVE, guards.LIKELY_SILENCE])
-def test_doubtful_text_does_not_replace_what_was_decoded_first(
-    network: SileroNetwork, flag: str
-) -> None:
+def test_doubtful_text_does_not_replace_the_first_one(network: SileroNetwork, flag: str) -> None:
     engine = Hasty(4.0, flags=(flag,))
     ((segment,),) = Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert segment.span.end_ms <= 4_000

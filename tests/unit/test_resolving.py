@@ -85,9 +85,7 @@ def test_weights_that_know_one_language_are_not_asked_for_another(resolver: Reso
         resolve(resolver, model="pho", language="en")
 
 
-def test_a_gateway_with_weights_rejects_those_that_are_missing(
-    resolver: Resolver, tmp_path: Path
-) -> None:
+def test_a_gateway_with_weights_rejects_missing_ones(resolver: Resolver, tmp_path: Path) -> None:
     assert resolve(resolver, model="pho").model == "pho"  # it has none: the workers are elsewhere
     (tmp_path / "ggml-base.bin").write_bytes(b"weights")
     assert resolve(resolver, model="base").model == "base"
@@ -156,7 +154,7 @@ def test_an_unknown_option_is_rejected_by_name(resolver: Resolver, name: str) ->
         resolve(resolver, **{name: "1"})
 
 
-def test_jobs_are_moderated_unless_they_or_the_installation_say_no(
+def test_jobs_are_moderated_unless_they_or_the_installation_opt_out(
     resolver: Resolver, unmoderated: Resolver
 ) -> None:
     assert resolve(resolver).options.moderation
@@ -172,9 +170,7 @@ def test_words_are_masked_where_that_was_asked_for(resolver: Resolver) -> None:
     assert resolve(resolver, filter_profanity="true").options.filter_profanity
 
 
-def test_moderation_that_is_unavailable_is_rejected_by_name(
-    resolver: Resolver, unmoderated: Resolver
-) -> None:
+def test_missing_moderation_is_rejected_by_name(resolver: Resolver, unmoderated: Resolver) -> None:
     whisper = {"engine": "whisper.cpp", "model": "base"}
     for name in ("moderation", "filter_profanity"):
         with pytest.raises(OptionConflict, match=rf"{name}=true needs .*AI_LOAD_MODELS=false"):

@@ -194,7 +194,7 @@ class World:
         return [event.state for event in self.events if isinstance(event, StateChange)]
 
     @property
-    def said(self) -> list[int]:
+    def words(self) -> list[int]:
         """The frames with recognized speech, from the finals."""
         return [int(word) for final in self.finals for word in final.text.split()]
 
@@ -257,7 +257,7 @@ def test_all_speech_is_emitted_once_and_in_order_however_the_audio_arrives(
 ) -> None:
     world = played_in_pieces(parts, seed, style)
     assert world.session.is_over
-    assert world.said == worth_recognizing(world.spoken)
+    assert world.words == worth_recognizing(world.spoken)
 
 
 @given(runs, st.integers(0, 2**32), st.sampled_from(STYLES))
@@ -292,7 +292,7 @@ def test_nothing_is_lost_with_a_recognizer(
             world.lose()
     world.end()
     assert world.session.is_over
-    assert world.said == worth_recognizing(spoken)
+    assert world.words == worth_recognizing(spoken)
 
 
 @given(runs, st.integers(0, 2**32), st.data())
@@ -317,8 +317,8 @@ def test_a_switch_splits_the_stream_where_it_was_asked_for(
             by_the_second = {int(word) >= at for word in final.text.split()}
             assert by_the_second == {final.setup == ENGLISH}
     recognized = worth_recognizing(spoken)
-    assert world.said == [number for number in recognized if number in world.said]
-    assert len(set(recognized) - set(world.said)) < 6 + len(recognized) // 20
+    assert world.words == [number for number in recognized if number in world.words]
+    assert len(set(recognized) - set(world.words)) < 6 + len(recognized) // 20
 
 
 def contexts(world: World) -> list[str | None]:
@@ -351,7 +351,7 @@ def test_context_is_limited_to_what_the_engine_can_use() -> None:
     assert contexts(played(spoken)) == [None, counted(*range(20)), counted(*range(32, 52))]
 
 
-def test_after_a_long_pause_nothing_of_what_was_said_is_kept() -> None:
+def test_after_a_long_pause_no_context_is_kept() -> None:
     spoken = speech_frames((True, 10), (False, 200), (True, 10), (False, 12))
     world = World(spoken, style=replace(WITH_CONTEXT, context_ms=20_000))
     play(world, map(frame, range(len(spoken))))
@@ -404,7 +404,7 @@ def test_what_failed_once_is_recognized_without_context() -> None:
             else:
                 world.answer()
     assert [order.context for order in world.asked if order.alone and order.full] == [None]
-    assert world.said == worth_recognizing(TWO_UTTERANCES)
+    assert world.words == worth_recognizing(TWO_UTTERANCES)
 
 
 def test_a_final_needs_no_request_if_all_was_recognized_in_the_pause() -> None:
@@ -426,7 +426,7 @@ def test_half_a_sample_waits_for_its_other_half_and_is_dropped_at_the_end() -> N
     world = World(speech_frames((True, 20), (False, 20)))
     audio_bytes = b"".join(map(frame, range(40)))
     play(world, [audio_bytes[:333], audio_bytes[333:334], audio_bytes[334:], b"\x01"])
-    assert world.said == list(range(20))
+    assert world.words == list(range(20))
     assert world.session.is_over
 
 
@@ -451,10 +451,10 @@ def test_a_client_may_end_an_utterance_itself() -> None:
     world.session.finalize()
     world.take()
     world.settle()
-    assert world.said == list(range(20))
+    assert world.words == list(range(20))
     world.send(range(20, 40))
     world.end()
-    assert world.said == list(range(40))
+    assert world.words == list(range(40))
 
 
 def test_audio_that_crashes_the_recognizer_twice_is_skipped_and_the_rest_continues() -> None:
@@ -475,7 +475,7 @@ def test_audio_that_crashes_the_recognizer_twice_is_skipped_and_the_rest_continu
     failures = [event for event in world.events if isinstance(event, Failure)]
     assert [failure.code for failure in failures] == ["engine_failed"]
     assert not failures[0].fatal
-    assert set(range(42, 72)) <= set(world.said)
+    assert set(range(42, 72)) <= set(world.words)
     assert world.states.count(State.RECOGNIZER_LOST) == world.states.count(State.RECOGNIZER_BACK)
 
 

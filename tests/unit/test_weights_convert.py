@@ -133,9 +133,7 @@ def test_a_quantized_file_is_no_source(toy: Whisper, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [3, 40, 60, 65_000, 400_000])
-def test_a_file_cut_short_is_rejected(
-    toy: Whisper, folder: Path, tmp_path: Path, keep: int
-) -> None:
+def test_a_cut_file_is_rejected(toy: Whisper, folder: Path, tmp_path: Path, keep: int) -> None:
     write_ggml(toy, tmp_path / "toy.bin")
     for path in (tmp_path / "toy.bin", folder / "model.bin"):
         path.write_bytes(path.read_bytes()[:keep])
@@ -154,9 +152,7 @@ def test_something_else_altogether_is_rejected(folder: Path, tmp_path: Path) -> 
         read_ct2(folder)
 
 
-def test_a_companion_with_another_vocabulary_is_rejected(
-    toy: Whisper, folder: Path, tmp_path: Path
-) -> None:
+def test_another_vocabulary_is_rejected(toy: Whisper, folder: Path, tmp_path: Path) -> None:
     write_ggml(toy, tmp_path / "toy.bin")
     (folder / "vocabulary.json").write_text(json.dumps(VOCABULARY[:-1]), "utf-8")
     with pytest.raises(NotConvertible, match="have different vocabularies"):
@@ -179,9 +175,7 @@ def write_toy_checkpoint(toy: Whisper, folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(generation), "utf-8")
 
 
-def test_a_pytorch_checkpoint_becomes_the_same_faster_whisper_weights(
-    toy: Whisper, folder: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_gives_the_same_weights(toy: Whisper, folder: Path, tmp_path: Path) -> None:
     write_toy_checkpoint(toy, tmp_path / "checkpoint")
     result = tmp_path / "result"
     result.mkdir()

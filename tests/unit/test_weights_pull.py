@@ -240,9 +240,7 @@ def test_a_server_that_cannot_resume_starts_over(place: Place) -> None:
 
 
 @pytest.mark.parametrize("part", [TENSORS, TENSORS + b"more"], ids=["whole", "too long"])
-def test_a_part_with_all_bytes_is_completed_and_a_longer_one_deleted(
-    place: Place, part: bytes
-) -> None:
+def test_a_whole_part_is_completed_and_a_longer_one_deleted(place: Place, part: bytes) -> None:
     place.stage({"model.bin.part": part})
     place.pull(toy(GOOD))
 
@@ -264,9 +262,7 @@ def test_a_wrong_hash_is_removed_and_the_next_source_tried(place: Place) -> None
 
 
 @pytest.mark.parametrize("content", [TENSORS[:-1], b""], ids=["too short", "empty"])
-def test_a_file_of_the_wrong_size_is_removed_and_the_next_source_tried(
-    place: Place, content: bytes
-) -> None:
+def test_a_wrong_size_leads_to_the_next_source(place: Place, content: bytes) -> None:
     place.hub.put(GOOD_MODEL, Served(content))
     place.pull(toy(GOOD, OTHER))
 
@@ -287,7 +283,7 @@ def test_a_source_that_stalls_is_given_up_for_the_next(place: Place) -> None:
         ("http://hub.invalid", "its host name cannot be resolved"),
     ],
 )
-def test_no_way_to_the_hub_is_said_and_the_registry_tried(
+def test_a_hub_that_cannot_be_reached_is_named_with_the_reason(
     place: Place, endpoint: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
@@ -304,9 +300,7 @@ def test_a_hub_declared_offline_is_not_asked(place: Place, monkeypatch: pytest.M
         Puller(place.store(toy(GOOD))).pull("faster-whisper", "toy")
 
 
-def test_the_hub_gets_the_token_of_its_own_library(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_gets_its_librarys_token(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
     place.pull(toy(GOOD))
     assert {asked.headers["authorization"] for asked in place.hub.asked} == {"Bearer hf_made_up"}
@@ -355,7 +349,7 @@ def test_a_failed_pull_names_every_source_and_its_reason(
     )
 
 
-def test_a_conversion_says_what_it_lacked(place: Place) -> None:
+def test_a_failed_conversion_names_what_it_lacked(place: Place) -> None:
     place.hub.files.clear()
     file, source = FileSpec("ggml-toy.bin", 3, "0" * 64), Conversion("faster-whisper", "toy")
     ggml = WeightsSpec("whisper.cpp", "toy", ("*",), "MIT", (file,), (source,))

@@ -132,9 +132,7 @@ def test_an_unknown_engine_is_named_with_those_there_are(store: WeightsStore) ->
 
 
 @pytest.mark.parametrize("folder", ["mine", "faster-whisper-mine"])
-def test_a_fine_tune_put_there_by_hand_is_listed_and_usable(
-    store: WeightsStore, folder: str
-) -> None:
+def test_own_weights_are_listed_and_usable(store: WeightsStore, folder: str) -> None:
     put(store.root / folder, {"model.bin": b"fine", "config.json": CONFIG})
     put(store.root, {"ggml-mine.bin": b"tuned"})
     assert states(store)["faster-whisper", "mine"] == "present"
@@ -163,7 +161,7 @@ def test_published_streaming_weights_have_a_folder_of_their_own(tmp_path: Path) 
         ["ctc-epoch-20-avg-1-chunk-16.int8.onnx", "bpe.model"],
     ],
 )
-def test_streaming_weights_put_there_by_hand_are_listed_and_usable(
+def test_own_streaming_weights_are_usable(
     store: WeightsStore, folder: str, names: list[str]
 ) -> None:
     put_named(store.root / folder, *names, "tokens.txt")

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Make tests judge behaviour wherever they run.
+    """Make tests find the same wherever they run.
 
     Property tests get no time limit per example. A shell's background job ignores SIGINT, what
     nohup starts ignores SIGHUP, and their children inherit that: both have to reach what the tests
@@ -54,7 +54,7 @@ def weights_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def streaming_weights(weights_dir: Path) -> Path:
-    """A Vietnamese streaming model, ``viet-wenet`` for zipformer; brought when it is not there."""
+    """A Vietnamese streaming model, ``viet-wenet`` for zipformer; fetched when it is missing."""
     return bring(weights_dir)
 
 
@@ -111,7 +111,7 @@ def redis_url(valkey: EmbeddedValkey) -> str:
 
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, Any]:
-    """What a module's gateway is told by its environment; a module may have its own."""
+    """The environment of a module's gateway; a module may have its own."""
     return {}
 
 

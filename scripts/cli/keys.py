@@ -261,7 +261,7 @@ def list_tenants() -> None:
     """Show the tenants that override settings."""
     with _database() as database:
         rows = [
-            (each.name, each.tier, _kept(each.delete_after_s)) for each in Tenants(database).all()
+            (each.id, each.tier, _kept(each.delete_after_s)) for each in Tenants(database).all()
         ]
     print_table(("tenant", "tier", "jobs deleted after"), rows)
 

@@ -308,7 +308,7 @@ def test_a_job_is_erased_on_a_server_that_deletes_one_object_at_a_time(
             assert storage.erase(job_id, recording_id) == Erased(4, 12)
             assert server.names() == []
             assert storage.erase(job_id, recording_id) == Erased()
-        assert google.refused == 1, "it is asked once"
+        assert google.rejected == 1, "it is asked once"
         storage.discard(uuid4())
 
 

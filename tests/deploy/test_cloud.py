@@ -1,4 +1,4 @@
-"""docker/cloud: what AWS would refuse, and what the service needs of it."""
+"""docker/cloud: what AWS would reject, and what the service needs of it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.compat import HTTPHeaders
 from botocore.validate import ParamValidator
+from pydantic import SecretStr
 from redis import SSLConnection
 
 from common.redis import queue
@@ -102,10 +103,23 @@ def test_a_field_that_is_misspelt_would_be_found() -> None:
     assert list(wrong_choices({"networkMode": "vpc"}, shape, "")) == [".networkMode: vpc"]
 
 
-@pytest.mark.parametrize("task", files("task-"))
+every_task = pytest.mark.parametrize("task", files("task-"))
+
+
+def container_of(task: dict[str, Any]) -> dict[str, Any]:
+    (container,) = task["containerDefinitions"]
+    assert isinstance(container, dict)
+    return container
+
+
+def environment_of(container: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["environment"]}
+
+
+@every_task
 def test_containers_may_do_nothing_that_they_need_not(task: dict[str, Any]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (container,) = task["containerDefinitions"]
+    container = container_of(task)
     assert container["user"] == "10001:10001"
     assert container["readonlyRootFilesystem"] is True
     assert container["linuxParameters"] == {"capabilities": {"drop": ["ALL"]}}
@@ -115,10 +129,10 @@ def test_containers_may_do_nothing_that_they_need_not(task: dict[str, Any]) -> N
     assert image.rpartition(":")[2] == project["version"]
 
 
-@pytest.mark.parametrize("task", files("task-"))
+@every_task
 def test_settings_are_known_and_secrets_are_not_among_them(task: dict[str, Any]) -> None:
-    (container,) = task["containerDefinitions"]
-    open_ones = {each["name"]: each["value"] for each in container["environment"]}
+    container = container_of(task)
+    open_ones = environment_of(container)
     secret = {each["name"] for each in container["secrets"]}
     assert set(open_ones) - {"TMPDIR"} <= set(settings_named())
     assert secret <= secret_settings()
@@ -133,16 +147,15 @@ def test_settings_are_known_and_secrets_are_not_among_them(task: dict[str, Any])
 
 
 def test_the_load_balancer_closes_an_idle_connection_before_the_gateway_does() -> None:
-    (container,) = json.loads((FOLDER / "task-api.json").read_text())["containerDefinitions"]
-    open_ones = {each["name"]: each["value"] for each in container["environment"]}
+    open_ones = environment_of(container_of(json.loads((FOLDER / "task-api.json").read_text())))
     page = FOLDER.with_suffix(".md").read_text()
     (idle_s,) = re.findall(r"`idle_timeout\.timeout_seconds=(\d+)`", page)
     assert int(open_ones["API_KEEP_ALIVE"]) > int(idle_s)
 
 
-@pytest.mark.parametrize("task", files("task-"))
-def test_sizes_and_times_are_within_what_there_is(task: dict[str, Any]) -> None:
-    (container,) = task["containerDefinitions"]
+@every_task
+def test_sizes_and_times_are_within_limits(task: dict[str, Any]) -> None:
+    container = container_of(task)
     if "FARGATE" in task["requiresCompatibilities"]:
         assert int(task["memory"]) in FARGATE[task["cpu"]]
     assert Settings().worker.stop_period + 10 < container["stopTimeout"] <= 120
@@ -160,7 +173,7 @@ def test_every_service_runs_a_task_that_there_is(service: dict[str, Any]) -> Non
     name = service["taskDefinition"].removeprefix("stenopool-")
     task = json.loads((FOLDER / f"task-{name}.json").read_text())
     assert task["family"] == service["taskDefinition"]
-    (container,) = task["containerDefinitions"]
+    container = container_of(task)
     for balancer in service.get("loadBalancers", []):
         assert balancer["containerName"] == container["name"]
         ports = {mapping["containerPort"] for mapping in container["portMappings"]}
@@ -199,17 +212,15 @@ def test_a_redis_with_tls_is_spoken_to_with_tls() -> None:
 
 
 def test_servers_that_know_only_the_old_checksums_are_not_sent_others(tmp_path: Path) -> None:
-    settings = StorageSettings.model_validate(
-        {
-            "storage_backend": "s3",
-            "s3_bucket": "bucket",
-            "s3_endpoint_url": "https://storage.example.org",
-            "s3_addressing_style": "path",
-            "s3_region": "auto",
-            "s3_access_key_id": "id",
-            "s3_secret_access_key": "secret",
-            "data_dir": tmp_path,
-        }
+    settings = StorageSettings(
+        storage_backend="s3",
+        s3_bucket="bucket",
+        s3_endpoint_url="https://storage.example.org",
+        s3_addressing_style="path",
+        s3_region="auto",
+        s3_access_key_id="id",
+        s3_secret_access_key=SecretStr("secret"),
+        data_dir=tmp_path,
     )
     storage = s3.S3Storage(settings)
     storage.prepare()
@@ -221,7 +232,7 @@ def test_servers_that_know_only_the_old_checksums_are_not_sent_others(tmp_path: 
         return AWSResponse(request.url, 200, HTTPHeaders.from_pairs([("ETag", "1")]), Raw(body))
 
     storage._client.meta.events.register("before-send.s3", answer)
-    storage.write_chunk(uuid4(), 0, b"sound")
+    storage.write_chunk(uuid4(), 0, b"audio")
     recording = uuid4()
     storage.incoming(recording).write_bytes(bytes(s3.PART_BYTES + 1))
     storage.secure(recording)

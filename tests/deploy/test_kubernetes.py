@@ -1,4 +1,4 @@
-"""docker/kubernetes: what a cluster would refuse, and what the service needs of it."""
+"""docker/kubernetes: what a cluster would reject, and what the service needs of it."""
 
 from __future__ import annotations
 
@@ -229,15 +229,13 @@ def test_whatever_selects_finds_its_pods(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         spec = manifest.get("spec", {})
         match manifest["kind"]:
-            case "StatefulSet":
+            case "StatefulSet" | "Deployment":
                 wanted = spec["selector"]["matchLabels"].items()
                 assert wanted <= spec["template"]["metadata"]["labels"].items()
-                assert one(manifests, "Service", spec["serviceName"])
-            case "Deployment":
-                wanted = spec["selector"]["matchLabels"].items()
-                assert wanted <= spec["template"]["metadata"]["labels"].items()
-                for constraint in pod_of(manifest)["topologySpreadConstraints"]:
+                for constraint in pod_of(manifest).get("topologySpreadConstraints", []):
                     assert constraint["labelSelector"]["matchLabels"].items() == wanted
+                if "serviceName" in spec:
+                    assert one(manifests, "Service", spec["serviceName"])
             case "Service":
                 assert any(spec["selector"].items() <= labels.items() for labels in pods)
             case "PodDisruptionBudget":
@@ -307,7 +305,7 @@ def test_an_outage_of_minutes_restarts_nothing(manifest: Manifest) -> None:
 
 
 @pytest.mark.parametrize("manifest", every("Deployment"))
-def test_whoever_is_stopped_has_the_time_to_drain(manifest: Manifest) -> None:
+def test_what_is_stopped_has_the_time_to_drain(manifest: Manifest) -> None:
     for container in containers(manifest):
         sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {})
         needed = {
@@ -340,7 +338,7 @@ def test_an_upload_of_the_greatest_size_fits() -> None:
     assert room["worker"] >= 2 * largest
 
 
-def test_live_streams_are_heard_where_the_engines_and_the_weights_are() -> None:
+def test_live_streams_have_a_gateway_with_the_engines_and_the_weights() -> None:
     (worker,) = containers(one(SETS["example"], "Deployment", "worker"))
     (gateway,) = containers(one(SETS["example"], "Deployment", "live"))
     assert gateway["args"] == ["api"]
@@ -359,8 +357,8 @@ def test_files_that_all_share_are_with_all() -> None:
 def test_what_is_applied_before_the_migration_is_what_it_needs_and_nothing_that_runs() -> None:
     running = {"api", "dispatcher", "live", "worker"}
     page = (FOLDER / "README.md").read_text("utf-8")
-    said = f"-l 'app.kubernetes.io/component notin ({', '.join(sorted(running))})'"
-    assert page.count(said) == page.count(" notin ") == 3
+    selector = f"-l 'app.kubernetes.io/component notin ({', '.join(sorted(running))})'"
+    assert page.count(selector) == page.count(" notin ") == 3
     for manifests in SETS.values():
         first = [
             each
@@ -436,7 +434,7 @@ def test_secrets_are_files_where_they_are_looked_for(manifest: Manifest) -> None
 
 
 @pytest.mark.parametrize("name", ["postgres", "redis"])
-def test_servers_for_a_try_are_where_the_settings_say_and_have_the_same_secrets(name: str) -> None:
+def test_servers_for_a_trial_have_the_addresses_and_secrets_of_the_settings(name: str) -> None:
     local = SETS["local"]
     settings = one(local, "ConfigMap", "stenopool")["data"]
     hosts = {
@@ -519,7 +517,7 @@ def components(policy: Manifest) -> set[str]:
     return set(expression["values"])
 
 
-def test_nobody_talks_to_anybody_unless_it_is_allowed() -> None:
+def test_pods_connect_only_where_a_policy_allows_it() -> None:
     nothing = policies()["stenopool-nothing-else"]
     assert nothing["podSelector"] == {"matchLabels": {"app.kubernetes.io/name": "stenopool"}}
     assert set(nothing["policyTypes"]) == {"Ingress", "Egress"}
@@ -528,19 +526,28 @@ def test_nobody_talks_to_anybody_unless_it_is_allowed() -> None:
     assert components(allowing) == {"api", "live"}
 
 
-def test_the_internet_is_no_way_into_the_network_inside() -> None:
-    outside = [
+def blocks() -> list[Manifest]:
+    """The addresses that policies let pods connect to."""
+    return [
         peer["ipBlock"]
         for each in policies().values()
         for rule in each.get("egress", [])
         for peer in rule["to"]
-        if peer.get("ipBlock", {}).get("cidr") == "0.0.0.0/0"
+        if "ipBlock" in peer
     ]
-    assert len(outside) == 2, "the gateways', and that of workers and dispatchers"
-    for block in outside:
-        refused = [ipaddress.ip_network(each) for each in block["except"]]
-        for address in PRIVATE:
-            assert any(ipaddress.ip_address(address) in network for network in refused), address
+
+
+def allowed(address: str, block: Manifest) -> bool:
+    excepted = [ipaddress.ip_network(each) for each in block.get("except", [])]
+    ip = ipaddress.ip_address(address)
+    return ip in ipaddress.ip_network(block["cidr"]) and not any(ip in each for each in excepted)
+
+
+def test_the_internet_is_no_way_into_the_network_inside() -> None:
+    internet = [block for block in blocks() if block["cidr"] == "0.0.0.0/0"]
+    assert len(internet) == 2, "the gateways', and that of workers and dispatchers"
+    assert not [ip for ip in PRIVATE for block in internet if allowed(ip, block)]
+    assert not [block for block in blocks() if allowed("169.254.169.254", block)], "metadata"
 
 
 def test_only_those_who_use_clients_urls_reach_all_of_the_internet() -> None:
@@ -548,18 +555,6 @@ def test_only_those_who_use_clients_urls_reach_all_of_the_internet() -> None:
     assert components(policies()["stenopool-storage"]) == {"api", "live"}
     (rule,) = policies()["stenopool-storage"]["egress"]
     assert rule["ports"] == [{"port": 443}]
-
-
-def test_no_metadata_address_is_ever_allowed() -> None:
-    metadata = ipaddress.ip_address("169.254.169.254")
-    for each in policies().values():
-        for rule in each.get("egress", []):
-            for peer in rule["to"]:
-                block = peer.get("ipBlock", {"cidr": "::/128"})
-                excepted = [ipaddress.ip_network(one) for one in block.get("except", [])]
-                assert metadata not in ipaddress.ip_network(block["cidr"]) or any(
-                    metadata in network for network in excepted
-                )
 
 
 # --- from outside --------------------------------------------------------------------------------
@@ -588,7 +583,7 @@ def test_the_ingress_leads_to_services_and_ports_that_there_are() -> None:
         assert backend["port"]["name"] in {port["name"] for port in ports}
 
 
-def test_the_ingress_leads_live_streams_and_nothing_else_to_those_who_hear_them() -> None:
+def test_the_ingress_leads_live_streams_and_nothing_else_to_their_gateway() -> None:
     ingress = one(SETS["example"], "Ingress", "api")
     (rule,) = ingress["spec"]["rules"]
     there = {
@@ -606,10 +601,10 @@ def test_the_ingress_waits_as_long_as_an_answer_may_take() -> None:
         if name.endswith("timeout"):
             assert int(value.rstrip("s")) > Settings().openai.wait
         if name.endswith("body-size"):
-            assert value == "0", "the gateway knows the limit, and says it better"
+            assert value == "0", "the gateway names the limit better"
 
 
-def test_the_alerts_can_be_loaded_as_the_page_says() -> None:
+def test_the_alerts_can_be_loaded_as_documented() -> None:
     alerts = (ROOT / "docker" / "prometheus" / "alerts.yml").read_text()
     head = "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nspec:\n"
     rule = yaml.safe_load(head + "".join(f"  {line}\n" for line in alerts.splitlines()))

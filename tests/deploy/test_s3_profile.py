@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.settings import StorageSettings
-from tests.support.gateway import ROOT
+from common.settings import ROOT, StorageSettings
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def service() -> dict[str, Any]:
     return found
 
 
-def test_its_settings_are_made_for_those_who_ask_for_them(checkout: Path) -> None:
+def test_its_settings_are_made_on_request(checkout: Path) -> None:
     secrets(checkout).check_returncode()
     assert settings(checkout).storage_backend == "local"
     assert settings(checkout).s3_access_key_id is None
@@ -65,16 +64,16 @@ def test_what_was_made_once_stays(checkout: Path) -> None:
     assert settings(checkout).storage_backend == "s3"
 
 
-def test_who_uses_another_s3_is_not_led_away_from_it(checkout: Path) -> None:
+def test_settings_of_another_s3_stay(checkout: Path) -> None:
     (checkout / ".env").write_text("STORAGE_BACKEND=s3\nS3_BUCKET=at-amazon\n")
-    refused = secrets(checkout, "s3")
-    assert refused.returncode == 1
-    assert "another S3" in refused.stderr
+    done = secrets(checkout, "s3")
+    assert done.returncode == 1
+    assert "another S3" in done.stderr
     assert settings(checkout).s3_endpoint_url is None
     assert settings(checkout).s3_access_key_id is None
 
 
-def test_only_s3_itself_is_reached_and_by_those_alone_who_store() -> None:
+def test_only_the_s3_api_is_reached_and_only_by_services_that_store() -> None:
     assert service()["profiles"] == ["s3"]
     assert "ports" not in service()
     assert service()["networks"] == ["data"]
@@ -84,7 +83,7 @@ def test_only_s3_itself_is_reached_and_by_those_alone_who_store() -> None:
     assert bound == {"-s3.ip.bind=0.0.0.0"}
 
 
-def test_its_user_may_do_in_the_bucket_what_the_service_does_and_nothing_else() -> None:
+def test_its_user_may_do_what_the_service_does_and_nothing_else() -> None:
     script = service()["entrypoint"][-2]
     assert "-s3.config=/tmp/s3.json" in service()["command"]
     actions = re.search(r'"actions": \[(.*?)\]', script)

@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scripts.stack.running import RunningStack, find_running
-from tests.support.scripted_gateway import until
+from tests.support.service import wait_until
 from tests.support.speech import pcm16, silence, speak
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def started(
 
 
 def told(read: Callable[[], RunningStack | None]) -> RunningStack:
-    until(read, UP_WITHIN_S)
+    wait_until(read, "the stack", UP_WITHIN_S)
     running = read()
     assert running is not None
     return running
@@ -182,7 +182,7 @@ def test_an_interrupt_ends_the_stack_that_was_started(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     long = say(tmp_path / "long.wav", np.tile(speak(SENTENCE), 100))
     with started(data_dir, "transcribe", long, "-l", "en", "--workers", "1") as command:
-        until(lambda: at_work(data_dir), UP_WITHIN_S)
+        wait_until(lambda: at_work(data_dir), "work", UP_WITHIN_S)
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=90)
     assert command.returncode == 130
@@ -199,7 +199,7 @@ def test_a_stack_that_goes_away_meanwhile_is_replaced_and_no_word_is_lost(tmp_pa
         told(lambda: find_running(data_dir))
         send = ("transcribe", long, "-l", "en", "--workers", "1")
         with started(data_dir, *send, **soon) as command:
-            until(lambda: at_work(data_dir))
+            wait_until(lambda: at_work(data_dir), "work", 30)
             up.send_signal(signal.SIGKILL)
             up.communicate()
             out, err = command.communicate(timeout=300)

@@ -15,8 +15,8 @@ import pytest
 from common.domain.moderation import Label
 from common.errors import ModerationOff, ModerationUnusable
 from common.moderation.loading import load_moderation, load_moderator
-from common.settings import ModerationSettings
-from tests.support.phobert import ROOT, VOCABULARY, WORDS, PhoBert, examples, moderation, write_csv
+from common.settings import ROOT, ModerationSettings
+from tests.support.phobert import VOCABULARY, WORDS, PhoBert, examples, moderation, write_csv
 
 FOUL = f"theo như tin tức {WORDS[Label.OFFENSIVE][0]} mọi người ơi"
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import func, select, text, update
 
+from common.audio.wav import wav_header
 from common.db.database import Database
 from common.db.retention import Retention
 from common.db.steps import Steps
@@ -23,7 +24,6 @@ from common.redis.events import Events
 from common.redis.queue import connect
 from common.storage.local import LocalStorage
 from scripts.cli.cli import steno
-from tests.support.audio_files import wav_header
 from tests.support.factories import (
     claim_next,
     finish_chunk,
@@ -38,7 +38,7 @@ from tests.support.factories import (
 from tests.support.gateway import GatewayProcess
 from worker.dispatcher.cleanup import Cleanup
 
-RECORDING = wav_header(1.0) + bytes(32_000)
+RECORDING = wav_header(16_000, 1, 16_000) + bytes(32_000)
 KEPT = {"deletions", "usage_days", "tallies", "alembic_version"}
 """Tables that a deleted job leaves something in."""
 

@@ -31,6 +31,7 @@ from common.domain.metrics import COUNTERS, HISTOGRAMS
 from common.domain.webhooks import AttemptResult
 from common.errors import DecodeFailed, EngineFailed
 from common.redis import presence
+from common.settings import ROOT
 from tests.support.factories import (
     TENANT,
     claim_next,
@@ -42,7 +43,7 @@ from tests.support.factories import (
     plan_chunks,
     submit_job,
 )
-from tests.support.gateway import ROOT, GatewayProcess
+from tests.support.gateway import GatewayProcess
 from tests.support.s3 import CutLine
 from tests.support.service import wait_until
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import struct
+import os
+import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +45,7 @@ KINDS = {
     "avi": AudioKind("avi", "libmp3lame", 44_100),
     "mov": AudioKind("mov", "pcm_s16le"),
 }
-"""Every format that uploads may have, sound alone."""
+"""Every format that uploads may have, audio alone."""
 
 FILMS = {
     "mp4": AudioKind("mp4", "aac", video="mpeg4"),
@@ -76,47 +78,39 @@ def write(
     samples: NDArray[np.int16],
     kind: AudioKind,
     *,
-    sound_at: float = 0.0,
+    audio_at: float = 0.0,
     film_seconds: float | None = None,
 ) -> Path:
     """Encode ``samples`` (16 kHz mono) into ``path``.
 
-    ``sound_at`` (seconds) is where the sound starts on the film's clock; the film lasts
-    ``film_seconds``, by default as long as the sound.
+    ``audio_at`` (seconds) is where the audio starts on the film's clock; the film lasts
+    ``film_seconds``, by default as long as the audio.
     """
     with av.open(str(path), "w", format=kind.container, options=dict(kind.options)) as container:
         film = None
         if kind.video:
             film = container.add_stream(kind.video, rate=10)
-        sound = container.add_stream(
+        audio = container.add_stream(
             kind.codec, rate=kind.rate, layout=kind.layout, options={"strict": "experimental"}
         )
-        assert isinstance(sound, AudioStream)
+        assert isinstance(audio, AudioStream)
         if kind.bit_rate:
-            sound.codec_context.bit_rate = kind.bit_rate
+            audio.codec_context.bit_rate = kind.bit_rate
         if film is not None:
             assert isinstance(film, VideoStream)
-            length = len(samples) / RATE + sound_at if film_seconds is None else film_seconds
+            length = len(samples) / RATE + audio_at if film_seconds is None else film_seconds
             _film(container, film, length)
         if len(samples):
-            _sound(container, sound, samples, kind, sound_at)
+            _audio(container, audio, samples, kind, audio_at)
     return path
 
 
-def write_film_without_sound(path: Path, seconds: float) -> Path:
+def write_film_without_audio(path: Path, seconds: float) -> Path:
     with av.open(str(path), "w", format="mp4") as container:
         film = container.add_stream("mpeg4", rate=10)
         assert isinstance(film, VideoStream)
         _film(container, film, seconds)
     return path
-
-
-def wav_header(seconds: float, rate: int = RATE) -> bytes:
-    """The header of a WAV file that claims ``seconds`` of sound, with no sound behind it."""
-    size = round(seconds * rate) * 2
-    layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16)
-    head = struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE")
-    return head + layout + struct.pack("<4sI", b"data", size)
 
 
 def truncate(path: Path, share: float) -> Path:
@@ -135,6 +129,17 @@ def damage(path: Path, start: float, end: float) -> Path:
     return path
 
 
+def takes_little_memory(work: Callable[[], bool]) -> bool:
+    """Whether ``work`` returns True in a process that grows by less than 64 MiB meanwhile."""
+    child = os.fork()
+    if child == 0:  # its peak memory is its own
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        done = work()
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        os._exit(0 if done and grown_kib < 64 << 10 else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def _film(container: OutputContainer, film: VideoStream, seconds: float) -> None:
     film.width, film.height, film.pix_fmt = 64, 48, "yuv420p"
     picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
@@ -144,14 +149,14 @@ def _film(container: OutputContainer, film: VideoStream, seconds: float) -> None
     container.mux(film.encode(None))
 
 
-def _sound(
+def _audio(
     container: OutputContainer,
-    sound: AudioStream,
+    audio: AudioStream,
     samples: NDArray[np.int16],
     kind: AudioKind,
-    sound_at: float,
+    audio_at: float,
 ) -> None:
-    context = sound.codec_context
+    context = audio.codec_context
     if not context.is_open:
         context.open()
     resampler = av.AudioResampler(
@@ -159,9 +164,9 @@ def _sound(
     )
     source = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
     source.sample_rate = RATE
-    position = round(sound_at * kind.rate)
+    position = round(audio_at * kind.rate)
     for frame in (*resampler.resample(source), *resampler.resample(None)):
         frame.pts = position
         position += frame.samples
-        container.mux(sound.encode(frame))
-    container.mux(sound.encode(None))
+        container.mux(audio.encode(frame))
+    container.mux(audio.encode(None))

@@ -1,14 +1,12 @@
-"""PyTorch checkpoints of Whisper, written without PyTorch."""
+"""PyTorch checkpoints of Whisper."""
 
 from __future__ import annotations
 
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from numpy.typing import NDArray
 
 
@@ -39,50 +37,12 @@ def hf_name(name: str) -> str:
     return f"{prefix}.{norm}.{rest[0]}"
 
 
-class Pickle:
-    """Opcodes of protocol 2, as `torch.save` writes them (Python's `pickletools` lists them)."""
-
-    @staticmethod
-    def name(module: str, name: str) -> bytes:
-        return f"c{module}\n{name}\n".encode()
-
-    @staticmethod
-    def text(value: str) -> bytes:
-        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-    @staticmethod
-    def integers(*values: int) -> bytes:
-        return b"(" + b"".join(b"J" + struct.pack("<i", value) for value in values) + b"t"
-
-    @classmethod
-    def empty_dictionary(cls) -> bytes:
-        return cls.name("collections", "OrderedDict") + b")R"
-
-    @classmethod
-    def tensor(cls, key: str, shape: tuple[int, ...]) -> bytes:
-        strides = [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
-        storage = cls.text("storage") + cls.name("torch", "FloatStorage") + cls.text(key)
-        storage += cls.text("cpu") + b"J" + struct.pack("<i", int(np.prod(shape)))
-        arguments = b"(" + storage + b"tQ" + b"J" + struct.pack("<i", 0)
-        arguments += cls.integers(*shape) + cls.integers(*strides) + b"\x89"
-        rebuild = cls.name("torch._utils", "_rebuild_tensor_v2")
-        return rebuild + b"(" + arguments + cls.empty_dictionary() + b"tR"
-
-    @classmethod
-    def dictionary(cls, items: dict[str, bytes]) -> bytes:
-        body = b"".join(cls.text(key) + value for key, value in items.items())
-        # a module's state dictionary carries its versions in an attribute
-        attribute = b"}" + cls.text("_metadata") + cls.empty_dictionary() + b"s"
-        return b"\x80\x02" + cls.empty_dictionary() + b"(" + body + b"u" + attribute + b"b."
-
-
 def write_checkpoint(tensors: Mapping[str, NDArray[Any]], folder: Path) -> None:
     """Write ``tensors``, under OpenAI's names, as transformers saves them, in float32."""
     folder.mkdir()
-    items = {}
-    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
-        for index, (name, tensor) in enumerate(tensors.items()):
-            archive.writestr(f"archive/data/{index}", tensor.astype("<f4").tobytes())
-            items[hf_name(name)] = Pickle.tensor(str(index), tensor.shape)
-        items["proj_out.weight"] = items["model.decoder.embed_tokens.weight"]
-        archive.writestr("archive/data.pkl", Pickle.dictionary(items))
+    state = torch.nn.Module().state_dict()  # which carries its versions in an attribute
+    state.update(
+        {hf_name(name): torch.tensor(tensors[name], dtype=torch.float32) for name in tensors}
+    )
+    state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
+    torch.save(state, folder / "pytorch_model.bin")

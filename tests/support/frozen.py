@@ -79,7 +79,7 @@ def holds_locks(service: Service) -> bool:
 
 
 def is_logged(service: Service, line: str) -> bool:
-    """Whether the log says so, soon."""
+    """Whether the log has it, soon."""
     try:
         return wait_until(lambda: line in service.log(), line, patience_s=2)
     except AssertionError:

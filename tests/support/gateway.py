@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,9 @@ from typing import Self
 import httpx
 import psutil
 
-ROOT = Path(__file__).resolve().parents[2]
+from common.settings import ROOT
+from scripts.stack.embedded import free_port
+
 START_LIMIT_S = 60
 
 
@@ -23,7 +24,7 @@ class GatewayProcess:
     """``python -m api`` on a free port; ``http`` is a client of it.
 
     ``settings`` are environment variables. ``max_file_bytes`` is how far the process may write a
-    file: beyond it the system refuses, as a full disk would.
+    file: beyond it the system fails, as a full disk would.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class GatewayProcess:
 
     @property
     def incoming(self) -> list[Path]:
-        """Uploads that are neither committed nor cleared away."""
+        """Uploads that are neither committed nor deleted."""
         return list((self.folder / "uploads" / ".incoming").iterdir())
 
     @property
@@ -101,17 +102,10 @@ class GatewayProcess:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def children(module: str, parent: int | None = None, *, told: str = "") -> list[psutil.Process]:
+def children(module: str, parent: int | None = None, *, last: str = "") -> list[psutil.Process]:
     """The processes that run ``module`` as children of ``parent``, else of this process.
 
-    ``told`` is in their last argument.
+    ``last`` is in their last argument.
     """
 
     def is_one(process: psutil.Process) -> bool:
@@ -119,6 +113,6 @@ def children(module: str, parent: int | None = None, *, told: str = "") -> list[
             command = process.cmdline()
         except psutil.Error:  # it has just ended
             return False
-        return module in command and told in command[-1]
+        return module in command and last in command[-1]
 
     return [each for each in psutil.Process(parent).children() if is_one(each)]

@@ -1,7 +1,7 @@
 """A pipeline that does nothing of use: what the engine of jobs is tested with.
 
-`register` makes it known to the process that calls it. What a job's steps do is said by the job's
-client metadata (`Behaviour`).
+`register` makes it known to the process that calls it. What a job's steps do is in the job's client
+metadata (`Behaviour`).
 """
 
 from __future__ import annotations

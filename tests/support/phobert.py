@@ -13,12 +13,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, islice, product
+from itertools import count, cycle, islice, product
 from pathlib import Path
 
 from common.domain.moderation import Label
-
-ROOT = Path(__file__).resolve().parents[2]
+from common.settings import ROOT
 
 VOCABULARY = 64_001
 """Ids of PhoBERT: 4 special tokens, the words of vocab.txt, and the mask."""
@@ -41,8 +40,8 @@ _RHYMES = (
 
 def write_tokenizer(folder: Path) -> None:
     """Write vocab.txt and bpe.codes, in PhoBERT's format and of its size."""
-    said = " ".join([*FILLING, *(each for several in WORDS.values() for each in several)])
-    syllables = [*dict.fromkeys(said.split()), *(a + b for a, b in product(_ONSETS, _RHYMES))]
+    words_used = " ".join([*FILLING, *(each for several in WORDS.values() for each in several)])
+    syllables = [*dict.fromkeys(words_used.split()), *(a + b for a, b in product(_ONSETS, _RHYMES))]
     merges: dict[tuple[str, str], None] = {}
     pieces: dict[str, None] = {}
     for syllable in syllables:
@@ -69,22 +68,15 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def examples(number: int, seed: int = 0) -> list[tuple[str, Label]]:
-    """Sentences whose label one can hear, in equal parts."""
+    """Sentences whose label is plain to a reader, in equal parts."""
     chance = random.Random(seed)  # noqa: S311 - made up, no secret
-    labels = list(Label)
-    return [
-        (
-            " ".join(
-                [
-                    *chance.sample(FILLING, chance.randint(1, 3)),
-                    chance.choice(WORDS[labels[at % len(labels)]]),
-                    *chance.sample(FILLING, chance.randint(0, 2)),
-                ]
-            ),
-            labels[at % len(labels)],
-        )
-        for at in range(number)
-    ]
+    found = []
+    for label in islice(cycle(Label), number):
+        before = chance.sample(FILLING, chance.randint(1, 3))
+        word = chance.choice(WORDS[label])
+        after = chance.sample(FILLING, chance.randint(0, 2))
+        found.append((" ".join([*before, word, *after]), label))
+    return found
 
 
 def write_csv(path: Path, rows: Sequence[tuple[str, Label]]) -> Path:

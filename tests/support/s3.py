@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import boto3
 import httpx
 
-from tests.support.gateway import free_port
+from scripts.stack.embedded import free_port
 from tests.support.service import wait_until
 
 if TYPE_CHECKING:
@@ -85,19 +85,15 @@ class S3Server:
 
 class OneByOne:
     """The same objects by a server that deletes one at a time, and only what is there, as Google's
-    did until 2026; ``refused`` counts what it did not know."""
+    did until 2026; ``rejected`` counts what it did not know."""
 
     def __init__(self, server: S3Server) -> None:
-        owner = self
-
-        class Handler(_OneByOne):
-            server_of = owner
-
         self.behind = server.url
         self.status = 400
         """Of an answer to what it does not know."""
-        self.refused = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.rejected = 0
+        handler = type("Handler", (_OneByOne,), {"server_of": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -115,28 +111,18 @@ class _OneByOne(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._serve()
-
-    def do_POST(self) -> None:
-        self._serve()
-
-    def do_PUT(self) -> None:
-        self._serve()
-
-    def do_DELETE(self) -> None:
-        self._serve()
-
-    def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         query = self.path.partition("?")[2]
         if self.command == "POST" and query == "delete":
-            self.server_of.refused += 1
-            self._refuse(self.server_of.status, "InvalidArgument")
+            self.server_of.rejected += 1
+            self._reject(self.server_of.status, "InvalidArgument")
         elif self.command == "DELETE" and self._pass_on("HEAD").status_code == 404:
-            self._refuse(404, "NoSuchKey")
+            self._reject(404, "NoSuchKey")
         else:
             answer = self._pass_on(self.command, body)
             self._answer(answer.status_code, answer.content, answer.headers["content-type"])
+
+    do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - the base class's names
 
     def _pass_on(self, method: str, body: bytes = b"") -> httpx.Response:
         return httpx.request(
@@ -147,7 +133,7 @@ class _OneByOne(BaseHTTPRequestHandler):
             trust_env=False,
         )
 
-    def _refuse(self, status: int, code: str) -> None:
+    def _reject(self, status: int, code: str) -> None:
         self._answer(status, f"<Error><Code>{code}</Code></Error>".encode(), "application/xml")
 
     def _answer(self, status: int, content: bytes, media_type: str) -> None:

@@ -1,4 +1,4 @@
-"""A small real HTTP server in a gateway's place, for what a real one rarely does: refuse, vanish.
+"""A small real HTTP server in a gateway's place, for what a real one rarely does: reject, vanish.
 
 It takes uploads in, lets each job's status advance by one word of its script with every question,
 and answers with the texts it was given.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from email import message_from_bytes
@@ -104,8 +103,6 @@ DONE = {
 class ScriptedGateway:
     """The server. What it is to do next is set from outside, what was asked is kept."""
 
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    """By file name; every other recording says what its name is."""
     states: list[dict[str, Any]] = field(default_factory=lambda: [{}, WORKING, DONE])
     states_of: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Another script for the jobs of recordings with these names."""
@@ -126,7 +123,6 @@ class ScriptedGateway:
     asked: Counter[str] = field(default_factory=Counter)
     queries: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """What was asked for about jobs, and how."""
-    uploading: threading.Event = field(default_factory=threading.Event)
     answering: threading.Lock = field(default_factory=threading.Lock)
     """Held for each answer: clients upload in several threads."""
 
@@ -152,7 +148,7 @@ class ScriptedGateway:
             hashlib.sha256(content).hexdigest(),
             {field_name: value.decode() for field_name, (_, value) in form.items()},
             list(self.states_of.get(name, self.states)),
-            self.texts.get(name, [f"This is {name}.", "Over."]),
+            [f"This is {name}.", "Over."],
             self.warnings,
             self.moderation,
         )
@@ -173,9 +169,8 @@ class _ScriptedHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         left = int(self.headers.get("Content-Length", 0))
-        if self.path.endswith("/upload"):
-            self.gateway.uploading.set()
-            while self.gateway.forget_uploads and left:
+        if self.path.endswith("/upload") and self.gateway.forget_uploads:
+            while left:
                 left -= len(self.rfile.read(min(left, 65_536)))
         self._answer(self.rfile.read(left))
 
@@ -243,7 +238,7 @@ class _ScriptedHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def _form(content_type: str, body: bytes) -> dict[str, tuple[str | None, bytes]]:
@@ -257,11 +252,3 @@ def _form(content_type: str, body: bytes) -> dict[str, tuple[str | None, bytes]]
         assert isinstance(content, bytes)
         found[name] = (part.get_filename(), content)
     return found
-
-
-def until(state: Any, within_s: float = 30) -> None:
-    """Wait for a state, not for a time."""
-    deadline = time.monotonic() + within_s
-    while not state():
-        assert time.monotonic() < deadline, "the state was not reached"
-        time.sleep(0.01)

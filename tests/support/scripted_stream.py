@@ -1,4 +1,4 @@
-"""A small real WebSocket server in a gateway's place, which says what it is told to."""
+"""A small real WebSocket server in a gateway's place, which sends what it is given."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ CLOSED = status("closed", reason="completed", audio_seconds=1.5)
 
 @dataclass
 class ScriptedStream:
-    """The server. What it is to say is set from outside, what it was sent is kept."""
+    """The server. What it is to send is set from outside, what it receives is kept."""
 
     at_start: list[Document] = field(default_factory=lambda: [LOADING, READY])
-    at_sound: list[Document] = field(default_factory=list)
-    """Said when the first sound comes in."""
+    at_audio: list[Document] = field(default_factory=list)
+    """Sent when the first audio comes in."""
     at_end: list[Document] = field(default_factory=lambda: [CLOSED])
-    """Said when the client says that it is done."""
+    """Sent when the client closes the stream."""
     code: int = 1000
     """What the stream is then closed with."""
     close_early: bool = False
-    """Close it right after what is said at the start."""
+    """Close it right after what is sent at the start."""
     break_off: bool = False
-    """Break the connection off at the first sound."""
+    """Break the connection off at the first audio."""
     refuse: tuple[int, bytes] | None = None
     """Status and body of the answer to the handshake."""
     may_end: threading.Event = field(default_factory=threading.Event)
     """The end is put off until it is set."""
     may_read: threading.Event = field(default_factory=threading.Event)
     """Nothing is read but the first message until it is set."""
-    sound: bytearray = field(default_factory=bytearray)
-    said: list[Document] = field(default_factory=list)
-    """The client's messages that are no sound; the first has its options."""
+    audio: bytearray = field(default_factory=bytearray)
+    received: list[Document] = field(default_factory=list)
+    """The client's messages that are no audio; the first has its options."""
     headers: Headers = field(default_factory=Headers)
     path: str = ""
 
@@ -70,7 +70,7 @@ class ScriptedStream:
         self.may_read.set()
 
     def __enter__(self) -> Self:
-        self._server = serve(self._hear, "127.0.0.1", 0, process_request=self._greet)
+        self._server = serve(self._serve, "127.0.0.1", 0, process_request=self._greet)
         port = self._server.socket.getsockname()[1]
         self.address = f"http://127.0.0.1:{port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -92,13 +92,13 @@ class ScriptedStream:
         response.headers["Content-Length"] = str(len(body))
         return response
 
-    def _hear(self, connection: ServerConnection) -> None:
+    def _serve(self, connection: ServerConnection) -> None:
         with suppress(ConnectionClosed):
             self._talk(connection)
 
     def _talk(self, connection: ServerConnection) -> None:
-        self.said.append(json.loads(connection.recv()))
-        self._say(connection, self.at_start)
+        self.received.append(json.loads(connection.recv()))
+        self._send(connection, self.at_start)
         if self.close_early:
             connection.close(self.code)
         self.may_read.wait()
@@ -106,21 +106,21 @@ class ScriptedStream:
             if isinstance(message, bytes):
                 self._take(connection, message)
                 continue
-            self.said.append(json.loads(message))
-            if self.said[-1] == {"type": "CloseStream"}:
+            self.received.append(json.loads(message))
+            if self.received[-1] == {"type": "CloseStream"}:
                 self.may_end.wait()
-                self._say(connection, self.at_end)
+                self._send(connection, self.at_end)
                 connection.close(self.code)
 
-    def _take(self, connection: ServerConnection, sound: bytes) -> None:
-        first = not self.sound
-        self.sound += sound
+    def _take(self, connection: ServerConnection, audio: bytes) -> None:
+        first = not self.audio
+        self.audio += audio
         if first and self.break_off:
             connection.socket.close()
         elif first:
-            self._say(connection, self.at_sound)
+            self._send(connection, self.at_audio)
 
-    def _say(self, connection: ServerConnection, documents: list[Document]) -> None:
+    def _send(self, connection: ServerConnection, documents: list[Document]) -> None:
         for number, document in enumerate(documents, 1):
             common = {"seq": number, "start": 0.0, "end": 0.0, "text": "", "is_final": False}
             connection.send(json.dumps(common | document, ensure_ascii=False))

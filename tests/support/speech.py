@@ -1,4 +1,4 @@
-"""Sound with a known text, made on the spot: no recording has to be shipped.
+"""Speech with a known text, made on the spot: no recording has to be shipped.
 
 The voice is eSpeak NG's, from the wheel `espeakng-loader`. It is a robot's, yet Whisper base
 understands its English nearly word for word (its Vietnamese less well).
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from common.domain.values import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
+Pcm = NDArray[np.int16]
 
 
 @functools.cache
@@ -34,16 +35,21 @@ def speak(text: str, language: str = "en", *, words_per_minute: int = 140) -> Sa
         subprocess.CalledProcessError: eSpeak NG has no such voice.
     """
     program = Path(__file__).with_name("espeak.py")
-    heard = subprocess.run(
+    spoken = subprocess.run(
         [sys.executable, str(program), language, str(words_per_minute)],
         input=text.encode(),
         capture_output=True,
         check=True,
     ).stdout
-    rate = int.from_bytes(heard[:4], "little")
-    samples = _resampled(np.frombuffer(heard, dtype="<i2", offset=4), rate)
+    rate = int.from_bytes(spoken[:4], "little")
+    samples = _resampled(np.frombuffer(spoken, dtype="<i2", offset=4), rate)
     samples.flags.writeable = False
     return samples
+
+
+def speak_pcm(text: str, language: str = "en") -> Pcm:
+    """The same in 16 bits."""
+    return np.frombuffer(pcm16(speak(text, language)), "<i2").astype(np.int16)
 
 
 def silence(seconds: float) -> Samples:
@@ -62,7 +68,7 @@ def pcm16(samples: Samples) -> bytes:
     return (np.clip(samples, -1, 1) * 32_767).astype("<i2").tobytes()
 
 
-def _resampled(pcm: NDArray[np.int16], rate: int) -> Samples:
+def _resampled(pcm: Pcm, rate: int) -> Samples:
     """Linear interpolation: eSpeak's 22.05 kHz voice holds little above 8 kHz that could alias."""
     positions = np.arange(int(len(pcm) * SAMPLE_RATE / rate)) * (rate / SAMPLE_RATE)
     samples: Samples = np.interp(positions, np.arange(len(pcm)), pcm / 32_768).astype(np.float32)

@@ -1,6 +1,6 @@
 """Networks for sherpa-onnx that are small enough to make on the spot.
 
-All of them do the same: in each chunk of 320 ms that is loud they say one token, `CYCLE` from its
+All of them do the same: in each chunk of 320 ms that is loud they emit one token, `CYCLE` from its
 beginning on, over and over. Which one is next they know from their state alone, so a state that is
 lost or mixed up changes the text.
 """
@@ -19,13 +19,13 @@ from onnx import TensorProto, helper, numpy_helper
 CHUNK_MS = 320
 TOKENS = ("<blk>", "<sos/eos>", "<unk>", "\u2581một", "\u2581hai", "ba")
 CYCLE = (" một", " hai", "ba")
-"""What is said: the third token goes on with the word of the second."""
+"""What is emitted: the third token goes on with the word of the second."""
 
 MELS = 80
 SHIFT = CHUNK_MS // 10
 """Frames in a chunk, of which the encoder makes a fourth."""
 LOUD = -8.0
-"""A mean log-mel energy above this is sound; of digital silence it is -16."""
+"""A mean log-mel energy above this is loud; of digital silence it is -16."""
 LAYER, WIDTH, LEFT, KERNEL = 1, 8, 4, 3
 
 
@@ -37,19 +37,28 @@ def write_tokens(folder: Path, tokens: Sequence[str] = TOKENS) -> None:
 
 def write_zipformer2_ctc(folder: Path, shift: int = SHIFT) -> None:
     """Write a CTC model, with its tokens. ``shift`` is how many frames its chunks have."""
-    _save(folder / "model.onnx", _Zipformer2(shift, ahead=13), "log_probs", _ZIPFORMER2)
+    _save(folder / "model.onnx", _zipformer2(shift), "log_probs", _ZIPFORMER2)
     write_tokens(folder)
 
 
 def write_zipformer2(folder: Path, export: str = "") -> None:
     """Write a transducer, with its tokens. Its files are called ``encoder<export>.onnx``, ..."""
-    _write_transducer(folder, _Zipformer2(SHIFT, ahead=13), _ZIPFORMER2, export)
+    _write_transducer(folder, _zipformer2(), _ZIPFORMER2, export)
 
 
 def write_zipformer(folder: Path) -> None:
     """Write a transducer of the first kind of zipformer, with its tokens."""
     metadata = _COMMON | {"model_type": "zipformer", "attention_dims": WIDTH}
-    _write_transducer(folder, _Zipformer(SHIFT, ahead=7), metadata)
+    states: dict[str, tuple[int | str, ...]] = {
+        "len": (LAYER, "N"),
+        "avg": (LAYER, "N", WIDTH),
+        "key": (LAYER, LEFT, "N", WIDTH),
+        "val": (LAYER, LEFT, "N", WIDTH // 2),
+        "val2": (LAYER, LEFT, "N", WIDTH // 2),
+        "conv1": (LAYER, "N", WIDTH, KERNEL - 1),
+        "conv2": (LAYER, "N", WIDTH, KERNEL - 1),
+    }
+    _write_transducer(folder, _network(states, counter="len", ahead=7), metadata)
 
 
 def write_conformer(folder: Path) -> None:
@@ -62,7 +71,13 @@ def write_conformer(folder: Path) -> None:
         "pad_length": 7,
         "cnn_module_kernel": KERNEL,
     }
-    _write_transducer(folder, _Conformer(SHIFT, ahead=7), metadata)
+    states: dict[str, tuple[int | str, ...]] = {
+        "attention": (LAYER, LEFT, "N", WIDTH),
+        "convolution": (LAYER, KERNEL - 1, "N", WIDTH),
+    }
+    network = _network(states, counter="convolution", ahead=7, axes=[0, 1, 3])
+    network.inputs.append(helper.make_tensor_value_info("processed", TensorProto.INT64, ["N"]))
+    _write_transducer(folder, network, metadata)
 
 
 def write_lstm(folder: Path) -> None:
@@ -73,7 +88,12 @@ def write_lstm(folder: Path) -> None:
         "rnn_hidden_size": 2 * WIDTH,
         "d_model": WIDTH,
     }
-    _write_transducer(folder, _Lstm(SHIFT, ahead=7), metadata)
+    states: dict[str, tuple[int | str, ...]] = {
+        "h": (LAYER, "N", WIDTH),
+        "c": (LAYER, "N", 2 * WIDTH),
+    }
+    network = _network(states, counter="c", ahead=7, axes=[0, 2])
+    _write_transducer(folder, network, metadata)
 
 
 _COMMON: dict[str, object] = {
@@ -103,12 +123,10 @@ class _NetworkGraph:
     constants: list[Any] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
     next_states: list[Any] = field(default_factory=list)
-    told: list[Any] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
     """What else it is given."""
-
-    def build(self, output: str) -> None:
-        """Make all of it, up to ``output``."""
-        raise NotImplementedError
+    chunk: str = ""
+    """The node that has the chunk's number."""
 
     @property
     def frames(self) -> int:
@@ -126,11 +144,10 @@ class _NetworkGraph:
         self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
         return output
 
-    def state(self, name: str, kind: int, *shape: int | str) -> str:
+    def state(self, name: str, kind: int, *shape: int | str) -> None:
         """A state, which is passed on as it is where nothing else is done to it."""
         self.states.append(helper.make_tensor_value_info(name, kind, shape))
         self.next_states.append(helper.make_tensor_value_info(f"new_{name}", kind, shape))
-        return name
 
     def counted(self, counter: str) -> str:
         """Pass ``counter`` on with this chunk's outputs added; gives which chunk it is, (N,)."""
@@ -154,91 +171,70 @@ class _NetworkGraph:
             if f"new_{value.name}" not in made:
                 self.node("Identity", [value.name], f"new_{value.name}")
 
-    def speak(self, chunk: str, output: str) -> None:
-        """From the sound and the chunk's number to the tokens' scores, (N, outputs, tokens)."""
+    def emit(self, output: str) -> None:
+        """From the audio and the chunk's number to the tokens' scores, (N, outputs, tokens)."""
         shift = [self.constant(f"slice_{i}", [i], np.int64) for i in (0, self.shift, 1)]
-        heard = self.node("Slice", ["x", shift[0], shift[1], shift[2]], "heard")
+        new = self.node("Slice", ["x", *shift], "new")
         shape = self.constant("shape", [0, self.outputs, 4 * MELS], np.int64)
-        blocks = self.node("Reshape", [heard, shape], "blocks")
+        blocks = self.node("Reshape", [new, shape], "blocks")
         level = self.node("ReduceMean", [blocks], "level", axes=[2], keepdims=1)
         loudness = self.node("Sub", [level, self.constant("loud", LOUD, np.float32)], "loudness")
         first = self.constant("first", TOKENS.index("\u2581một"), np.int64)
-        turn = self.node("Mod", [chunk, self.constant("cycle", len(CYCLE), np.int64)], "turn")
+        turn = self.node("Mod", [self.chunk, self.constant("cycle", len(CYCLE), np.int64)], "turn")
         token = self.node("Add", [turn, first], "token")
-        said = self.node(
-            "OneHot",
-            [
-                token,
-                self.constant("depth", len(TOKENS), np.int64),
-                self.constant("off_on", [0.0, 1.0], np.float32),
-            ],
-            "said",
-        )
+        depth = self.constant("depth", len(TOKENS), np.int64)
+        off_on = self.constant("off_on", [0.0, 1.0], np.float32)
+        one_hot = self.node("OneHot", [token, depth, off_on], "one_hot")
         axis = self.constant("axis", [1], np.int64)
-        wanted = self.node("Unsqueeze", [said, axis], "wanted")
+        wanted = self.node("Unsqueeze", [one_hot, axis], "wanted")
         self.node("Mul", [wanted, loudness], output)
 
 
-class _Zipformer2(_NetworkGraph):
-    def build(self, output: str) -> None:
-        n = "N"
-        for name in ("key", "nonlin", "val1", "val2", "conv1", "conv2"):
-            shape: tuple[int | str, ...] = {
-                "key": (LEFT, n, 2),
-                "nonlin": (1, n, LEFT, 3 * WIDTH // 4),
-                "val1": (LEFT, n, 2),
-                "val2": (LEFT, n, 2),
-                "conv1": (n, WIDTH, KERNEL // 2),
-                "conv2": (n, WIDTH, KERNEL // 2),
-            }[name]
-            self.state(name, TensorProto.FLOAT, *shape)
-        self.state("embed", TensorProto.FLOAT, n, 128, 3, 19)
-        counter = self.state("processed", TensorProto.INT64, n)
-        self.speak(self.counted(counter), output)
-        self.passed_on()
+def _network(
+    states: dict[str, tuple[int | str, ...]],
+    *,
+    counter: str,
+    ahead: int,
+    shift: int = SHIFT,
+    axes: Sequence[int] = (),
+) -> _NetworkGraph:
+    """A network that knows by the state ``counter`` how far it is.
+
+    That is an integer; with ``axes``, one of the floats that all states are, as in `counted_in`.
+    """
+    graph = _NetworkGraph(shift, ahead)
+    for name, shape in states.items():
+        kind = TensorProto.INT64 if name == counter and not axes else TensorProto.FLOAT
+        graph.state(name, kind, *shape)
+    graph.chunk = graph.counted_in(counter, axes) if axes else graph.counted(counter)
+    return graph
 
 
-class _Zipformer(_NetworkGraph):
-    def build(self, output: str) -> None:
-        n = "N"
-        counter = self.state("len", TensorProto.INT64, LAYER, n)
-        self.state("avg", TensorProto.FLOAT, LAYER, n, WIDTH)
-        self.state("key", TensorProto.FLOAT, LAYER, LEFT, n, WIDTH)
-        self.state("val", TensorProto.FLOAT, LAYER, LEFT, n, WIDTH // 2)
-        self.state("val2", TensorProto.FLOAT, LAYER, LEFT, n, WIDTH // 2)
-        self.state("conv1", TensorProto.FLOAT, LAYER, n, WIDTH, KERNEL - 1)
-        self.state("conv2", TensorProto.FLOAT, LAYER, n, WIDTH, KERNEL - 1)
-        self.speak(self.counted(counter), output)
-        self.passed_on()
-
-
-class _Conformer(_NetworkGraph):
-    def build(self, output: str) -> None:
-        self.state("attention", TensorProto.FLOAT, LAYER, LEFT, "N", WIDTH)
-        self.state("convolution", TensorProto.FLOAT, LAYER, KERNEL - 1, "N", WIDTH)
-        self.told.append(helper.make_tensor_value_info("processed", TensorProto.INT64, ["N"]))
-        self.speak(self.counted_in("convolution", [0, 1, 3]), output)
-        self.passed_on()
-
-
-class _Lstm(_NetworkGraph):
-    def build(self, output: str) -> None:
-        self.state("h", TensorProto.FLOAT, LAYER, "N", WIDTH)
-        self.state("c", TensorProto.FLOAT, LAYER, "N", 2 * WIDTH)
-        self.speak(self.counted_in("c", [0, 2]), output)
-        self.passed_on()
+def _zipformer2(shift: int = SHIFT) -> _NetworkGraph:
+    states: dict[str, tuple[int | str, ...]] = {
+        "key": (LEFT, "N", 2),
+        "nonlin": (1, "N", LEFT, 3 * WIDTH // 4),
+        "val1": (LEFT, "N", 2),
+        "val2": (LEFT, "N", 2),
+        "conv1": ("N", WIDTH, KERNEL // 2),
+        "conv2": ("N", WIDTH, KERNEL // 2),
+        "embed": ("N", 128, 3, 19),
+        "processed": ("N",),
+    }
+    return _network(states, counter="processed", ahead=13, shift=shift)
 
 
 def _save(path: Path, graph: _NetworkGraph, output: str, metadata: dict[str, object]) -> None:
-    graph.build(output)
-    sound = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", graph.frames, MELS])
+    graph.emit(output)
+    graph.passed_on()
+    audio = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", graph.frames, MELS])
     scores = helper.make_tensor_value_info(
         output, TensorProto.FLOAT, ["N", graph.outputs, len(TOKENS)]
     )
     _write(
         path,
         graph.nodes,
-        [sound, *graph.states, *graph.told],
+        [audio, *graph.states, *graph.inputs],
         [scores, *graph.next_states],
         graph.constants,
         metadata | {"decode_chunk_len": graph.shift, "T": graph.frames},
@@ -248,7 +244,7 @@ def _save(path: Path, graph: _NetworkGraph, output: str, metadata: dict[str, obj
 def _write_transducer(
     folder: Path, graph: _NetworkGraph, metadata: dict[str, object], export: str = ""
 ) -> None:
-    """The encoder, a decoder that forbids the last token, so that it is said once, and a joiner
+    """The encoder, a decoder that forbids the last token, so that it is emitted once, and a joiner
     that adds; with the tokens.
     """
     _save(folder / f"encoder{export}.onnx", graph, "encoder_out", metadata)

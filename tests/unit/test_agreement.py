@@ -24,9 +24,7 @@ from common.domain.agreement import agreed
         ("?? !! ..", "?? !! .. ,,", "?? !! .."),
     ],
 )
-def test_words_are_stable_on_which_two_hypotheses_in_a_row_agree_but_for_the_last(
-    before: str, now: str, stable: str
-) -> None:
+def test_common_words_but_the_last_are_stable(before: str, now: str, stable: str) -> None:
     assert now[: agreed(before, now)] == stable
 
 

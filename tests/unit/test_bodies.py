@@ -11,8 +11,8 @@ from api.http import bodies
 from api.http.bodies import BodyRejected, count_body
 
 
-def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of its bytes comes long before the client would count as gone."""
+def test_a_body_that_trickles_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its bytes comes long before the client would count as disconnected."""
     monkeypatch.setattr(bodies, "TIMEOUT_S", 0.2)
     scope: dict[str, Any] = {"headers": [(b"content-length", b"1000")]}
 

@@ -23,14 +23,6 @@ from scripts.cli.client import WARNINGS, Gateway, clock, flagged, warning
 from tests.support.scripted_gateway import DONE, WORKING, ScriptedGateway
 from worker.steps import merge
 
-HTML = b"<html>Bad gateway</html>"
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedGateway]:
-    with ScriptedGateway() as server:
-        yield server
-
 
 @pytest.fixture
 def gateway(server: ScriptedGateway) -> Iterator[Gateway]:
@@ -58,22 +50,18 @@ def run(server: ScriptedGateway, *arguments: str) -> Result:
 # --- the client -------------------------------------------------------------------------------
 
 
-def test_an_upload_arrives_whole_with_its_options(
-    gateway: Gateway, server: ScriptedGateway, talk: Path
-) -> None:
-    told: list[int] = []
-    accepted = gateway.upload(talk, {"language": "en", "hotwords": "Hà Nội"}, told.append)
+def test_an_upload_arrives_whole(gateway: Gateway, server: ScriptedGateway, talk: Path) -> None:
+    sent: list[int] = []
+    accepted = gateway.upload(talk, {"language": "en", "hotwords": "Hà Nội"}, sent.append)
     job = server.jobs[accepted["job_id"]]
     assert job.sha256 == hashlib.sha256(talk.read_bytes()).hexdigest()
     assert job.filename == "talk.mp3"
     assert job.options == {"language": "en", "hotwords": "Hà Nội"}
-    assert sum(told) == talk.stat().st_size
-    assert len(told) > 3
+    assert sum(sent) == talk.stat().st_size
+    assert len(sent) > 3
 
 
-def test_an_upload_never_has_the_recording_in_memory(
-    gateway: Gateway, server: ScriptedGateway, tmp_path: Path
-) -> None:
+def test_uploads_are_streamed(gateway: Gateway, server: ScriptedGateway, tmp_path: Path) -> None:
     server.forget_uploads = True
     server.refuse["/upload"] = (200, b"{}", "application/json")
     big = tmp_path / "big.wav"
@@ -99,22 +87,23 @@ def test_a_problem_becomes_its_detail(
     assert caught.value.details["status"] == code
 
 
-def test_a_proxys_error_page_becomes_one_line(gateway: Gateway, server: ScriptedGateway) -> None:
-    server.refuse["/status"] = (502, HTML, "text/html")
-    with pytest.raises(RequestRejected, match=r"^The gateway answered 502 Bad Gateway$"):
-        gateway.status("1")
-
-
-def test_something_else_at_the_address_is_told_apart(
-    gateway: Gateway, server: ScriptedGateway
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (502, "^The gateway answered 502 Bad Gateway$"),
+        (200, "does not answer like a gateway"),
+    ],
+)
+def test_a_page_in_the_place_of_an_answer_becomes_one_line(
+    gateway: Gateway, server: ScriptedGateway, code: int, message: str
 ) -> None:
-    server.refuse["/status"] = (200, HTML, "text/html")
-    with pytest.raises(RequestRejected, match="does not answer like a gateway"):
+    server.refuse["/status"] = (code, b"<html>Bad gateway</html>", "text/html")
+    with pytest.raises(RequestRejected, match=message):
         gateway.status("1")
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://no.such.host.invalid"])
-def test_a_gateway_that_is_not_there_is_named(address: str) -> None:
+def test_an_address_without_a_gateway_is_named(address: str) -> None:
     with Gateway(address) as gateway, pytest.raises(GatewayLost, match=address):
         gateway.status("1")
 
@@ -122,7 +111,7 @@ def test_a_gateway_that_is_not_there_is_named(address: str) -> None:
 @pytest.mark.parametrize(
     "address", ["localhost", "ftp://x", "http://a:b", "http://xn--/", "http://[::1"]
 )
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_what_is_no_address_is_rejected(address: str) -> None:
     with pytest.raises(RequestRejected, match="is no"), Gateway(address) as gateway:
         gateway.status("1")
 
@@ -172,18 +161,12 @@ def test_the_gateways_name_for_a_file_cannot_leave_the_folder(
 
 
 def test_every_warning_there_is_has_human_words() -> None:
-    codes = {merge.NO_TEXT, OTHER_AUDIO_TRACK, "no_speech"} | {
-        decode.TRUNCATED,
-        decode.DAMAGED,
-        decode.GAPS,
-        decode.CLOCK_JUMPED,
-        decode.HEADER_SIZE_WRONG,
-        decode.CHANNELS_INVERTED,
-        decode.CHANNELS_LEFT_OUT,
-    }
-    codes |= {merge.TOO_SHORT, merge.DOUBTFUL_TEXT}
+    codes = {"no_speech", OTHER_AUDIO_TRACK, MODERATION_FAILED, SEVERAL_MODELS}
+    codes |= {merge.NO_TEXT, merge.TOO_SHORT, merge.DOUBTFUL_TEXT}
     codes |= {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN}
-    assert codes | {MODERATION_FAILED, SEVERAL_MODELS} == set(WARNINGS)
+    codes |= {decode.TRUNCATED, decode.DAMAGED, decode.GAPS, decode.CLOCK_JUMPED}
+    codes |= {decode.HEADER_SIZE_WRONG, decode.CHANNELS_INVERTED, decode.CHANNELS_LEFT_OUT}
+    assert codes == set(WARNINGS)
 
 
 def test_a_warning_about_languages_names_those_that_were_found() -> None:
@@ -195,50 +178,48 @@ def test_a_warning_about_languages_names_those_that_were_found() -> None:
     assert warning("something_new", found) == "something_new"
 
 
-def test_flagged_segments_are_told_with_their_times_but_never_all_of_many() -> None:
-    def judged(*labels: str) -> dict[str, Any]:
+def test_flagged_segments_are_shown_with_their_times_but_never_all_of_many() -> None:
+    def moderated(*labels: str) -> dict[str, Any]:
         results = [{"start": 65.0 * at, "label": label} for at, label in enumerate(labels)]
         return {"moderation": {"results": results}}
 
     assert flagged({"moderation": None}) is None
-    assert flagged(judged("CLEAN", "CLEAN")) is None
-    assert flagged(judged("CLEAN", "HATE")) == "1 segment flagged: 1:05 HATE"
-    told = flagged(judged("OFFENSIVE", "CLEAN", *["HATE"] * 6))
-    assert told == (
+    assert flagged(moderated("CLEAN", "CLEAN")) is None
+    assert flagged(moderated("CLEAN", "HATE")) == "1 segment flagged: 1:05 HATE"
+    assert flagged(moderated("OFFENSIVE", "CLEAN", *["HATE"] * 6)) == (
         "7 segments flagged: 0:00 OFFENSIVE, 2:10 HATE, 3:15 HATE, 4:20 HATE, 5:25 HATE and 2 more"
     )
 
 
 def test_a_clock_has_hours_only_where_there_are_any() -> None:
-    assert [clock(seconds) for seconds in (0, 7.4, 65, 3599.6, 3725)] == [
-        "0:00",
-        "0:07",
-        "1:05",
-        "1:00:00",
-        "1:02:05",
-    ]
+    shown = [clock(seconds) for seconds in (0, 7.4, 65, 3599.6, 3725)]
+    assert shown == ["0:00", "0:07", "1:05", "1:00:00", "1:02:05"]
 
 
 # --- the commands -----------------------------------------------------------------------------
 
 
-def test_status_tells_a_person_how_far_it_is(server: ScriptedGateway, job_id: str) -> None:
+def test_status_shows_how_far_a_job_is(server: ScriptedGateway, job_id: str) -> None:
     server.jobs[job_id].states[:] = [WORKING]
     done = run(server, "status", job_id)
     assert done.exit_code == 0, done.output
     assert "recording  talk.mp3 (0:08)" in done.stdout
     assert "progress   50 %, transcribing, 1 of 2 chunks" in done.stdout
     assert "left       about 0:02" in done.stdout
-
-
-def test_status_tells_why_a_job_failed(server: ScriptedGateway, job_id: str) -> None:
-    server.jobs[job_id].states[:] = [{"status": "FAILED", "error_message": "it is no sound"}]
-    assert "error      it is no sound" in run(server, "status", job_id).stdout
-
-
-def test_status_as_json_is_the_gateways_answer(server: ScriptedGateway, job_id: str) -> None:
-    server.jobs[job_id].states[:] = [WORKING]
     assert json.loads(run(server, "status", job_id, "--json").stdout)["progress"] == 50
+
+
+def test_status_shows_why_a_job_failed(server: ScriptedGateway, job_id: str) -> None:
+    server.jobs[job_id].states[:] = [{"status": "FAILED", "error_message": "it is no audio"}]
+    assert "error      it is no audio" in run(server, "status", job_id).stdout
+
+
+def test_status_shows_warnings_in_words(server: ScriptedGateway, job_id: str) -> None:
+    server.jobs[job_id].states[:] = [DONE]
+    server.jobs[job_id].warnings = ["no_speech", "something_new"]
+    shown = run(server, "status", job_id).stdout
+    assert "nobody speaks in it" in shown
+    assert "warning    something_new" in shown
 
 
 def test_result_prints_the_text_alone(server: ScriptedGateway, job_id: str) -> None:
@@ -263,7 +244,7 @@ def test_download_names_the_file_as_the_gateway_does(
     assert (tmp_path / "talk.txt").read_text().startswith("txt of")
 
 
-def test_download_takes_the_format_from_the_files_name(
+def test_the_file_name_sets_the_format(
     server: ScriptedGateway, job_id: str, tmp_path: Path
 ) -> None:
     done = run(server, "download", job_id, "-o", str(tmp_path / "a.vtt"))
@@ -274,9 +255,7 @@ def test_download_takes_the_format_from_the_files_name(
     assert run(server, "download", job_id, "--format", "tsv", "-o", "-").stdout.startswith("tsv of")
 
 
-def test_the_recording_is_downloaded_as_it_is_or_redacted(
-    server: ScriptedGateway, job_id: str, tmp_path: Path
-) -> None:
+def test_recordings_may_be_redacted(server: ScriptedGateway, job_id: str, tmp_path: Path) -> None:
     run(server, "download", job_id, "--format", "wav", "-o", str(tmp_path / "a"))
     run(server, "download", job_id, "--redact", "-o", str(tmp_path / "b"))
     run(server, "download", job_id, "--redact", "-o", str(tmp_path / "c.WAV"))
@@ -288,9 +267,7 @@ def test_the_recording_is_downloaded_as_it_is_or_redacted(
     ]
 
 
-def test_a_download_does_not_overwrite_the_recording_itself(
-    server: ScriptedGateway, job_id: str, tmp_path: Path
-) -> None:
+def test_no_recording_is_overwritten(server: ScriptedGateway, job_id: str, tmp_path: Path) -> None:
     server.disposition = 'attachment; filename="talk.wav"'
     recording = tmp_path / "talk.wav"
     recording.write_text("mine")
@@ -302,9 +279,7 @@ def test_a_download_does_not_overwrite_the_recording_itself(
     assert recording.read_text().startswith("wav of")
 
 
-def test_masks_and_flags_are_asked_for_only_where_they_are_wanted(
-    server: ScriptedGateway, job_id: str, tmp_path: Path
-) -> None:
+def test_masks_and_flags_are_options(server: ScriptedGateway, job_id: str, tmp_path: Path) -> None:
     run(server, "result", job_id)
     run(server, "result", job_id, "--filter-profanity", "--partial")
     run(server, "result", job_id, "--no-filter-profanity")
@@ -320,9 +295,7 @@ def test_masks_and_flags_are_asked_for_only_where_they_are_wanted(
     ]
 
 
-def test_result_tells_beside_the_text_what_was_flagged(
-    server: ScriptedGateway, job_id: str
-) -> None:
+def test_result_shows_what_was_flagged(server: ScriptedGateway, job_id: str) -> None:
     server.jobs[job_id].moderation = {"results": [{"start": 12.3, "label": "OFFENSIVE"}]}
     done = run(server, "result", job_id)
     assert done.stdout == "This is talk.mp3.\nOver.\n"
@@ -341,17 +314,9 @@ def test_an_unknown_job_is_one_line(server: ScriptedGateway, command: str) -> No
 
 
 @pytest.mark.parametrize("command", ["status", "result", "download", "cancel"])
-def test_without_a_gateway_it_says_how_to_get_one(command: str, tmp_path: Path) -> None:
+def test_a_missing_gateway_is_named_with_what_starts_one(command: str, tmp_path: Path) -> None:
     environment = {"DATA_DIR": str(tmp_path), "STENO_SERVER": ""}
     done = CliRunner().invoke(steno, [command, "7"], env=environment)
     assert done.exit_code == 1
     assert "steno up" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_a_finished_job_is_told_in_words(server: ScriptedGateway, job_id: str) -> None:
-    server.jobs[job_id].states[:] = [DONE]
-    server.jobs[job_id].warnings = ["no_speech", "something_new"]
-    told = run(server, "status", job_id).stdout
-    assert "nobody speaks in it" in told
-    assert "warning    something_new" in told

@@ -64,7 +64,5 @@ def test_every_language_is_known_by_its_code_and_its_name() -> None:
         ("gpt-4o-transcribe-diarize", ("", "gpt-4o-transcribe-diarize")),
     ],
 )
-def test_weights_are_known_by_the_names_they_were_published_under(
-    sent: str, weights: tuple[str, str]
-) -> None:
+def test_weights_are_known_by_their_published_names(sent: str, weights: tuple[str, str]) -> None:
     assert weights_named(sent) == weights

@@ -46,9 +46,7 @@ ADDRESSES = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:
 
 
 @given(st.lists(st.tuples(ADDRESSES, st.booleans(), st.booleans()), max_size=60))
-def test_there_are_never_too_many_and_none_at_work_makes_room(
-    events: list[tuple[str, bool, bool]],
-) -> None:
+def test_connections_are_limited_and_busy_ones_stay(events: list[tuple[str, bool, bool]]) -> None:
     crowd = Connections(most=8, most_each=3, proxies=frozenset({PROXY}))
     held: list[Line] = []
     for address, works, ends in events:
@@ -99,14 +97,14 @@ def test_what_happens_again_and_again_is_logged_once_and_counted(lines: list[str
 
 def test_a_lack_of_descriptors_does_not_fill_the_log(lines: list[str]) -> None:
     async def lack() -> list[str]:
-        told: list[str] = []
+        reported: list[str] = []
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+        loop.set_exception_handler(lambda _, context: reported.append(context["message"]))
         throttle_accept_warnings(loop)
         for _ in range(2_000):
             loop.call_exception_handler({"message": "socket.accept() out of system resource"})
         loop.call_exception_handler({"message": "something else"})
-        return told
+        return reported
 
     assert asyncio.run(lack()) == ["something else"]
     assert len(lines) == 1

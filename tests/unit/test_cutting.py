@@ -21,6 +21,9 @@ from common.domain.values import Chunk, Span, Window
 
 STEP_MS = 32
 
+Recording = tuple[list[Span], int]
+"""Stretches of speech, and the duration."""
+
 options = st.builds(
     CutOptions,
     window_ms=st.integers(8_000, 30_000),
@@ -31,7 +34,7 @@ options = st.builds(
 
 
 @st.composite
-def recordings(draw: st.DrawFn) -> tuple[list[Span], int]:
+def recordings(draw: st.DrawFn) -> Recording:
     """Speech of up to two minutes between silences, and the recording's duration."""
     now = draw(st.integers(0, 40_000))
     spans = []
@@ -63,7 +66,7 @@ def windows_of(spans: list[Span], cut: CutOptions, duration_ms: int) -> list[Win
 
 
 @given(recordings(), options)
-def test_cores_tile_the_recording(recording: tuple[list[Span], int], cut: CutOptions) -> None:
+def test_cores_tile_the_recording(recording: Recording, cut: CutOptions) -> None:
     spans, duration_ms = recording
     windows = windows_of(spans, cut, duration_ms)
     if spans:
@@ -73,9 +76,7 @@ def test_cores_tile_the_recording(recording: tuple[list[Span], int], cut: CutOpt
 
 
 @given(recordings(), options)
-def test_no_window_is_longer_than_the_limit_and_none_reaches_past_the_recording(
-    recording: tuple[list[Span], int], cut: CutOptions
-) -> None:
+def test_windows_are_limited_and_end_with_the_audio(recording: Recording, cut: CutOptions) -> None:
     spans, duration_ms = recording
     for window in windows_of(spans, cut, duration_ms):
         assert 0 < window.audio.duration_ms <= cut.window_ms
@@ -83,9 +84,7 @@ def test_no_window_is_longer_than_the_limit_and_none_reaches_past_the_recording(
 
 
 @given(recordings(), options)
-def test_all_speech_is_in_the_audio_of_the_window_in_whose_core_it_lies(
-    recording: tuple[list[Span], int], cut: CutOptions
-) -> None:
+def test_all_speech_is_in_the_audio_of_its_window(recording: Recording, cut: CutOptions) -> None:
     spans, duration_ms = recording
     windows = windows_of(spans, cut, duration_ms)
     assert sum(window.speech_ms for window in windows) == sum(span.duration_ms for span in spans)
@@ -96,9 +95,7 @@ def test_all_speech_is_in_the_audio_of_the_window_in_whose_core_it_lies(
 
 
 @given(recordings(), options)
-def test_audio_is_shared_only_where_speech_was_cut(
-    recording: tuple[list[Span], int], cut: CutOptions
-) -> None:
+def test_audio_is_shared_only_where_speech_was_cut(recording: Recording, cut: CutOptions) -> None:
     spans, duration_ms = recording
     for left, right in pairwise(windows_of(spans, cut, duration_ms)):
         edge = left.core.end_ms
@@ -109,7 +106,7 @@ def test_audio_is_shared_only_where_speech_was_cut(
 
 @given(recordings(), options, st.data())
 def test_early_notice_that_nothing_follows_changes_no_window(
-    recording: tuple[list[Span], int], cut: CutOptions, data: st.DataObject
+    recording: Recording, cut: CutOptions, data: st.DataObject
 ) -> None:
     spans, duration_ms = recording
     cutter = WindowCutter(cut)
@@ -124,9 +121,7 @@ def test_early_notice_that_nothing_follows_changes_no_window(
 
 
 @given(st.integers(1, 200_000), st.integers(0, 400_000), options)
-def test_pieces_cut_off_stay_when_the_speech_turns_out_longer(
-    length_ms: int, more_ms: int, cut: CutOptions
-) -> None:
+def test_pieces_stay_when_the_speech_grows(length_ms: int, more_ms: int, cut: CutOptions) -> None:
     levels = curve(length_ms + more_ms)
     early, growing = cut_long(cut, levels, Speech(Span(0, length_ms)))
     grown = Speech(Span(growing.span.start_ms, length_ms + more_ms), opened=growing.opened)
@@ -176,9 +171,7 @@ def test_fixed_windows_tile_the_recording_however_it_is_fed(
 
 
 @given(recordings(), st.data())
-def test_chunks_hold_every_window_once_and_no_long_silence(
-    recording: tuple[list[Span], int], data: st.DataObject
-) -> None:
+def test_chunks_hold_windows_and_no_long_silence(recording: Recording, data: st.DataObject) -> None:
     spans, duration_ms = recording
     windows = windows_of(spans, CutOptions(), duration_ms)
     grouper = ChunkGrouper()
@@ -212,6 +205,6 @@ def test_chunks_grow_with_the_recording_and_never_with_its_claimed_duration() ->
         {"pad_ms": 400, "max_gap_ms": 799},
     ],
 )
-def test_options_out_of_range_are_refused_by_name(wrong: dict[str, int]) -> None:
+def test_options_out_of_range_are_rejected_by_name(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=list(wrong)[-1]):
         CutOptions(**wrong)

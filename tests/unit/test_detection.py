@@ -38,7 +38,7 @@ def test_music_that_is_taken_for_speech_does_not_decide() -> None:
     assert found.warnings == []
 
 
-def test_each_window_has_its_say_by_its_speech() -> None:
+def test_windows_count_by_their_speech() -> None:
     found = detection((1_000, ENGLISH), (20_000, VIETNAMESE))
     assert language(found) == "vi"
     assert found.probabilities["vi"] == pytest.approx(0.95 * 20 / 21, abs=0.001)
@@ -55,7 +55,7 @@ def test_a_detection_without_a_confident_window_gives_a_warning() -> None:
     assert found.warnings == [LANGUAGE_UNCERTAIN]
 
 
-def test_nothing_asked_is_nothing_found() -> None:
+def test_without_windows_no_language_is_found() -> None:
     assert Detection().probabilities == {}
     assert Detection().warnings == []
 

@@ -254,9 +254,7 @@ def test_settings_exist(page: Document) -> None:
     ("title", "transitions"),
     [("States of a job", JOB_TRANSITIONS), ("States of a step", STEP_TRANSITIONS)],
 )
-def test_the_diagrams_show_each_transition(
-    title: str, transitions: dict[str, frozenset[str]]
-) -> None:
+def test_diagrams_show_each_transition(title: str, transitions: dict[str, frozenset[str]]) -> None:
     section = document("worker/README.md").text.partition(f"### {title}\n")[2]
     diagram = section.partition("```mermaid\n")[2].partition("```")[0]
     drawn = re.findall(r"^ *([\w]+) --> ([\w]+)\b", diagram, re.MULTILINE)

@@ -107,9 +107,7 @@ class Simulation:
 
 
 @given(arrivals, st.integers(1, 6))
-def test_each_job_has_its_turn_within_the_bound_and_all_of_them_are_done(
-    coming: list[Arrival], workers: int
-) -> None:
+def test_each_job_has_its_turn_in_time_and_ends(coming: list[Arrival], workers: int) -> None:
     simulation = Simulation(workers, coming)
     for served in simulation.run():
         at = simulation.jobs[served].arrival
@@ -120,9 +118,7 @@ def test_each_job_has_its_turn_within_the_bound_and_all_of_them_are_done(
 
 
 @given(arrivals, st.integers(1, 6))
-def test_no_turn_is_given_while_a_higher_priority_waits(
-    coming: list[Arrival], workers: int
-) -> None:
+def test_no_turn_comes_while_a_higher_priority_waits(coming: list[Arrival], workers: int) -> None:
     simulation = Simulation(workers, coming)
     for served in simulation.run():
         for higher in range(simulation.jobs[served].arrival.priority):
@@ -149,9 +145,7 @@ def test_each_tenant_has_a_turn_in_two_rounds(coming: list[Arrival], workers: in
     st.integers(1, 6),
     st.integers(0, 80),
 )
-def test_a_clip_among_long_jobs_is_next_or_next_but_one(
-    coming: list[Arrival], workers: int, at: int
-) -> None:
+def test_a_clip_among_long_jobs_is_soon_next(coming: list[Arrival], workers: int, at: int) -> None:
     """Next, but for a turn that another tenant is owed: each worker is waited for once at most."""
     clip = Arrival(at, "a", 0, 1)
     alone = [Arrival(each.at, "a", each.priority, each.chunks) for each in coming]

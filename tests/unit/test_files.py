@@ -75,9 +75,7 @@ def test_a_folder_that_was_there_keeps_its_modes(tmp_path: Path) -> None:
     assert stat.S_IMODE((folder / "ours").stat().st_mode) == 0o700
 
 
-def test_a_file_is_never_open_to_others_not_even_for_a_moment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_private_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     change = os.fchmod
 

@@ -29,14 +29,14 @@ def test_txt_has_one_segment_a_line() -> None:
     assert to_txt(TALK) == "Xin chào, Steno.\na --> b c d\n"
 
 
-def test_srt_counts_from_one_and_always_tells_the_hour() -> None:
+def test_srt_counts_from_one_and_always_has_the_hour() -> None:
     assert to_srt(TALK) == (
         "1\n00:00:00,000 --> 00:00:01,500\nXin chào, Steno.\n\n"
         "2\n00:59:59,999 --> 01:00:00,001\na -> b c d\n\n"
     )
 
 
-def test_vtt_tells_the_hour_only_from_the_first_hour_on() -> None:
+def test_vtt_has_the_hour_only_from_the_first_hour_on() -> None:
     assert to_vtt(TALK) == (
         "WEBVTT\n\n"
         "00:00.000 --> 00:01.500\nXin chào, Steno.\n\n"
@@ -53,12 +53,11 @@ def test_tsv_keeps_three_columns_whatever_the_text_holds() -> None:
 def test_json_is_the_public_document_with_letters_as_letters() -> None:
     text = write("json", TALK, warnings=["late"], manifest={"engine": "x"})
     assert "Xin chào" in text
-    assert json.loads(text) == transcript_document(
-        TALK, warnings=["late"], manifest={"engine": "x"}
-    )
+    document = transcript_document(TALK, warnings=["late"], manifest={"engine": "x"})
+    assert json.loads(text) == document
 
 
-def test_the_public_document_speaks_seconds_and_plain_words() -> None:
+def test_the_public_document_has_seconds_and_words_without_spaces() -> None:
     document = transcript_document(TALK)
     assert document["text"] == "Xin chào,  Steno. a --> b\tc\n\nd"
     assert document["word_count"] == 8

@@ -38,13 +38,11 @@ def test_a_json_line_has_the_ids_that_are_known_as_fields(log: Path) -> None:
     }
 
 
-def test_an_exception_is_logged_on_the_same_json_line_without_the_values_of_variables(
-    log: Path,
-) -> None:
+def test_an_exception_is_on_the_same_json_line_without_values_of_variables(log: Path) -> None:
     set_up_logging(LogSettings(file=log, as_json=True), "worker")
 
-    def fail(said: str) -> None:
-        raise ValueError(len(said))
+    def fail(secret: str) -> None:
+        raise ValueError(len(secret))
 
     try:
         fail("hush")

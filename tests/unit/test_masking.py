@@ -54,9 +54,7 @@ def test_a_mark_shows_its_first_letter_only(text: str, start: int, end: int, sho
 
 
 @given(marked_texts())
-def test_nothing_but_what_is_marked_changes_and_every_character_stays_in_its_place(
-    case: tuple[str, tuple[Mark, ...]],
-) -> None:
+def test_masks_change_no_other_character_and_no_length(case: tuple[str, tuple[Mark, ...]]) -> None:
     text, marks = case
     shown = mask(text, marks)
     hidden = {at for mark in marks for at in range(mark.start, mark.end)}

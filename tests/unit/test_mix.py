@@ -1,4 +1,4 @@
-"""Many channels become one: what is said on any of them is in it, and two that agree stay plain."""
+"""Many channels become one: speech on any of them is in it, and two that agree stay plain."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_everybody_is_audible_where_each_has_a_channel() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 6, 32])
-def test_noise_on_the_other_channels_does_not_drown_what_is_said(count: int) -> None:
+def test_noise_on_the_other_channels_does_not_drown_speech(count: int) -> None:
     channels = np.random.default_rng(0).normal(0, 0.1, (len(VOICE), count)).astype(np.float32)
     channels[:, 1] = VOICE
     found, mixer = mixed(channels)
@@ -143,14 +143,14 @@ def test_a_constant_offset_and_hum_change_nothing() -> None:
     assert loudness(steps, np.diff(VOICE[8:] - VOICE[:-8])) > 0.5
 
 
-def test_a_recording_says_what_was_done_to_its_channels(tmp_path: Path) -> None:
+def test_warnings_name_what_was_done_to_channels(tmp_path: Path) -> None:
     loud = np.random.default_rng(0).normal(0, 0.2, len(VOICE)).astype(np.float32)
     for channels, warnings in (
         (together(VOICE, OTHER), ()),
         (together(VOICE, -VOICE), (CHANNELS_INVERTED,)),
         (together(VOICE, loud), (CHANNELS_LEFT_OUT,)),
     ):
-        decoding = MonoDecoder(write(tmp_path / "sound.wav", channels))
+        decoding = MonoDecoder(write(tmp_path / "audio.wav", channels))
         assert sum(map(len, decoding)) == len(channels)
         assert decoding.warnings == warnings
 
@@ -159,5 +159,5 @@ def test_a_recording_says_what_was_done_to_its_channels(tmp_path: Path) -> None:
 def test_no_channel_is_dropped_for_its_place(count: int, at: int, tmp_path: Path) -> None:
     channels = np.zeros((len(VOICE), count), np.float32)
     channels[:, at] = VOICE
-    found = np.concatenate(list(MonoDecoder(write(tmp_path / "sound.wav", channels))))
+    found = np.concatenate(list(MonoDecoder(write(tmp_path / "audio.wav", channels))))
     assert loudness(found.astype(np.float32) / 32_768, VOICE) == pytest.approx(0.5, abs=0.01)

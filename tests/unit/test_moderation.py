@@ -19,10 +19,10 @@ ILL = {"xấu": (0.2, 0.7, 0.1), "độc": (0.1, 0.1, 0.8), "hơi": (0.58, 0.41,
 OTHERWISE = (0.9, 0.06, 0.04)
 
 
-class Listener:
+class WordModel:
     """A model whose reasons can be seen: the worst of its words decides."""
 
-    by = ModeratedBy("listener", "0" * 64, {Label.OFFENSIVE: 0.4, Label.HATE: 0.5})
+    by = ModeratedBy("words", "0" * 64, {Label.OFFENSIVE: 0.4, Label.HATE: 0.5})
 
     def scores(self, texts: Sequence[str]) -> Scores:
         assert all(text.strip() for text in texts)
@@ -35,7 +35,7 @@ class Listener:
 
 @pytest.fixture(scope="module")
 def moderation() -> Moderation:
-    return Moderation(Listener(), Lexicon())
+    return Moderation(WordModel(), Lexicon())
 
 
 def classify(moderation: Moderation, text: str) -> tuple[Finding, list[str]]:
@@ -55,9 +55,7 @@ def test_findings_come_in_the_order_of_the_texts(moderation: Moderation) -> None
     assert moderation.classify([]) == []
 
 
-def test_words_that_tip_the_scale_are_marked_without_their_punctuation(
-    moderation: Moderation,
-) -> None:
+def test_words_that_tip_the_scale_are_marked_without_punctuation(moderation: Moderation) -> None:
     finding, marked = classify(moderation, "Ôi, người xấu quá!")
     assert (finding.label, marked) == (Label.OFFENSIVE, ["xấu"])
     assert finding.marks[0].source == "model"
@@ -70,7 +68,7 @@ def test_no_word_is_blamed_where_any_of_two_is_enough(moderation: Moderation) ->
 
 
 def test_near_a_threshold_no_word_is_blamed_for_little() -> None:
-    class Doubtful(Listener):
+    class Doubtful(WordModel):
         def scores(self, texts: Sequence[str]) -> Scores:
             return np.array([[0.6 - len(t) / 200, 0.4 + len(t) / 200, 0] for t in texts], "f4")
 
@@ -80,7 +78,7 @@ def test_near_a_threshold_no_word_is_blamed_for_little() -> None:
     assert finding.marks == ()
 
 
-def test_english_profanity_is_not_clean_whatever_the_model_says(moderation: Moderation) -> None:
+def test_english_profanity_is_not_clean_whatever_its_scores(moderation: Moderation) -> None:
     finding, marked = classify(moderation, "This is fucking great")
     assert finding.label is Label.OFFENSIVE
     assert marked == ["fucking"]
@@ -107,9 +105,7 @@ def test_a_word_that_may_be_innocent_is_marked_in_bad_company_only(moderation: M
     assert classify(moderation, f"{doubtful} xấu")[1] == [doubtful]
 
 
-def test_a_long_text_is_classified_but_its_words_are_not_tried_one_by_one(
-    moderation: Moderation,
-) -> None:
+def test_the_words_of_a_long_text_are_not_tried_one_by_one(moderation: Moderation) -> None:
     finding, marked = classify(moderation, " ".join(["trời"] * MAX_WORDS_TRIED + ["xấu"]))
     assert (finding.label, marked) == (Label.OFFENSIVE, [])
 
@@ -120,7 +116,9 @@ def test_a_long_text_is_classified_but_its_words_are_not_tried_one_by_one(
     )
 )
 def test_marks_lie_in_their_texts_and_clean_texts_have_none(texts: list[str]) -> None:
-    for text, finding in zip(texts, Moderation(Listener(), Lexicon()).classify(texts), strict=True):
+    for text, finding in zip(
+        texts, Moderation(WordModel(), Lexicon()).classify(texts), strict=True
+    ):
         assert sum(finding.scores) == pytest.approx(1)
         assert finding.marks == () or finding.label is not Label.CLEAN
         ends = [Mark(0, 0, Label.CLEAN, "list"), *finding.marks]

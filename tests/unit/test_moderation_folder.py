@@ -1,4 +1,4 @@
-"""What a model's folder says is understood, and what it lacks is said."""
+"""A model's folder is read, and what it lacks is named."""
 
 from __future__ import annotations
 
@@ -22,13 +22,8 @@ def read(path: Path, labels: str | None = None, /, **config: Any) -> ModelFolder
 
 def test_phoberts_own_config_is_enough_when_its_outputs_are_named(tmp_path: Path) -> None:
     (tmp_path / "bpe.codes").touch()
-    folder = read(
-        tmp_path,
-        id2label=NAMED,
-        model_type="roberta",
-        max_position_embeddings=258,
-        pad_token_id=1,
-    )
+    config = {"model_type": "roberta", "max_position_embeddings": 258, "pad_token_id": 1}
+    folder = read(tmp_path, id2label=NAMED, **config)
     assert folder == ModelFolder(
         tmp_path,
         tmp_path.name,
@@ -41,14 +36,9 @@ def test_phoberts_own_config_is_enough_when_its_outputs_are_named(tmp_path: Path
     )
 
 
-def test_what_we_wrote_ourselves_goes_before(tmp_path: Path) -> None:
-    ours = {
-        "name": "mine",
-        "segmented": False,
-        "normalised": True,
-        "max_tokens": 64,
-        "thresholds": {"HATE": 0.3},
-    }
+def test_our_own_section_of_the_config_goes_before(tmp_path: Path) -> None:
+    ours = {"name": "mine", "segmented": False, "normalised": True, "max_tokens": 64}
+    ours["thresholds"] = {"HATE": 0.3}
     folder = read(tmp_path, id2label=NAMED, max_position_embeddings=258, stenopool=ours)
     assert (folder.name, folder.segmented, folder.normalised) == ("mine", False, True)
     assert folder.max_tokens == 64
@@ -72,14 +62,12 @@ def test_outputs_are_known_by_name_in_any_case_and_order(
 
 
 @pytest.mark.parametrize("config", [{}, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}])
-def test_outputs_without_names_take_those_of_the_setting(
-    tmp_path: Path, config: dict[str, Any]
-) -> None:
+def test_unnamed_outputs_are_named_by_the_setting(tmp_path: Path, config: dict[str, Any]) -> None:
     assert read(tmp_path, "clean, hate", **config).labels == (Label.CLEAN, Label.HATE)
 
 
 @pytest.mark.parametrize(
-    ("labels", "config", "said"),
+    ("labels", "config", "reason"),
     [
         (None, {}, "no id2label; set MODERATION_LABELS"),
         (None, {"id2label": {"0": "LABEL_0"}}, "no id2label; set MODERATION_LABELS"),
@@ -92,29 +80,29 @@ def test_outputs_without_names_take_those_of_the_setting(
         (None, {"id2label": NAMED, "stenopool": {"thresholds": {"BAD": 1}}}, "'BAD' is not a"),
     ],
 )
-def test_a_config_that_does_not_do_says_why(
-    tmp_path: Path, labels: str | None, config: dict[str, Any], said: str
+def test_an_unusable_config_is_rejected_with_the_reason(
+    tmp_path: Path, labels: str | None, config: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ModerationUnusable) as caught:
         read(tmp_path, labels, **config)
     assert str(tmp_path) in caught.value.message
-    assert said in caught.value.message
+    assert reason in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "reason"),
     [
         (None, "it has no config.json"),
         ("{", "config.json cannot be read"),
         ("[]", "not a JSON object"),
     ],
 )
-def test_a_folder_without_a_readable_config_says_so(
-    tmp_path: Path, content: str | None, said: str
+def test_a_folder_without_a_readable_config_is_rejected_with_the_reason(
+    tmp_path: Path, content: str | None, reason: str
 ) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ModerationUnusable, match=said):
+    with pytest.raises(ModerationUnusable, match=reason):
         read_folder(tmp_path)
 
 

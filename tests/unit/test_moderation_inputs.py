@@ -80,8 +80,8 @@ def test_a_graph_gets_the_inputs_that_it_names(folder: ModelFolder) -> None:
 
 
 def test_a_graph_of_another_kind_is_rejected(folder: ModelFolder) -> None:
-    with pytest.raises(ModerationUnusable, match="its graph has unsupported inputs: pixels, sound"):
-        inputs_for({"sound", "pixels"}, folder)
+    with pytest.raises(ModerationUnusable, match="its graph has unsupported inputs: audio, pixels"):
+        inputs_for({"audio", "pixels"}, folder)
 
 
 def test_half_a_surrogate_pair_is_a_sign_like_any_other(inputs: TokenInputs) -> None:

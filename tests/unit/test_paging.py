@@ -24,7 +24,7 @@ def test_a_cursor_leads_back_to_its_place(cursor: Cursor) -> None:
 
 
 @given(st.text(max_size=80) | CURSORS.map(lambda cursor: str(cursor)[:-3]))
-def test_what_is_no_cursor_is_refused_by_name(text: str) -> None:
+def test_what_is_no_cursor_is_rejected_by_name(text: str) -> None:
     with pytest.raises(OutOfRange, match="cursor"):
         Cursor.parse(text)
 

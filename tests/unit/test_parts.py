@@ -1,8 +1,9 @@
-"""Files that are not what their headers say: joined, piped, tagged, silent in places."""
+"""Files that are not what their headers state: joined, piped, tagged, silent in places."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from common.audio.decode import HEADER_SIZE_WRONG, TRUNCATED, MonoDecoder
 from common.audio.probe import probe
+from common.audio.wav import wav_header
 from common.errors import NotAudio
-from tests.support.audio_files import KINDS, AudioKind, silence, tone, wav_header, write
+from tests.support.audio_files import KINDS, AudioKind, silence, tone, write
 
 EDGE_MS = 80
 
@@ -60,8 +62,8 @@ AC3 = AudioKind("ac3", "ac3", 48_000)
 def test_joined_recordings_are_decoded_to_the_end_at_their_own_rates(
     first: AudioKind, second: AudioKind, tmp_path: Path
 ) -> None:
-    one = write(tmp_path / "one", np.concatenate([silence(1), tone(2), silence(1)]), first)
-    two = write(tmp_path / "two", np.concatenate([silence(1), tone(2), silence(1)]), second)
+    beep = np.concatenate([silence(1), tone(2), silence(1)])
+    one, two = write(tmp_path / "one", beep, first), write(tmp_path / "two", beep, second)
     path = joined(tmp_path / "both", one, two, one)
     probe(path)
     samples, warnings = decoded(path)
@@ -69,13 +71,13 @@ def test_joined_recordings_are_decoded_to_the_end_at_their_own_rates(
     assert len(samples) / 16_000 == pytest.approx(12, abs=0.4)
     for at in range(3):
         start, end = loud_seconds(samples[at * 64_000 : (at + 1) * 64_000])
-        # An encoder in front of which nothing is told of its delay shifts what it encodes.
+        # An encoder whose delay no header states shifts what it encodes.
         assert start == pytest.approx(1, abs=0.4)
         assert end - start == pytest.approx(2, abs=0.1)
 
 
 def sized(path: Path, riff: int, data: int, pcm: bytes, behind: bytes = b"") -> Path:
-    head = bytearray(wav_header(1))
+    head = bytearray(wav_header(16_000, 1, 16_000))
     head[4:8], head[-4:] = riff.to_bytes(4, "little"), data.to_bytes(4, "little")
     path.write_bytes(bytes(head) + pcm + behind)
     return path
@@ -110,9 +112,7 @@ def test_a_wav_that_does_not_know_its_size_is_whole(riff: int, data: int, tmp_pa
 
 
 @pytest.mark.parametrize("claimed", [32_000, 32_001, 2])
-def test_what_is_behind_the_size_in_the_header_is_decoded_and_said(
-    claimed: int, tmp_path: Path
-) -> None:
+def test_audio_beyond_its_size_is_decoded_with_a_warning(claimed: int, tmp_path: Path) -> None:
     path = sized(tmp_path / "recorded.wav", claimed + 36, claimed, PCM)
     samples, warnings = decoded(path)
     assert len(samples) == 48_000
@@ -135,40 +135,42 @@ def test_a_wav_that_ends_early_is_truncated(tmp_path: Path) -> None:
     assert decoded(path)[1] == (TRUNCATED,)
 
 
-@pytest.mark.parametrize("data", [0, 0xFFFFFFFFFFFFFFFF])
-def test_rf64_from_a_pipe_is_whole(data: int, tmp_path: Path) -> None:
-    layout = wav_header(1)[12:36]
-    sizes = struct.pack("<4sIQQQI", b"ds64", 28, data, data, 0, 0)
+def rf64(path: Path, size: int) -> None:
+    layout = wav_header(16_000, 1, 16_000)[12:36]
+    sizes = struct.pack("<4sIQQQI", b"ds64", 28, size, size, 0, 0)
     head = struct.pack("<4sI4s", b"RF64", 0xFFFFFFFF, b"WAVE") + sizes + layout
-    path = tmp_path / "piped.wav"
     path.write_bytes(head + struct.pack("<4sI", b"data", 0xFFFFFFFF) + PCM)
-    probe(path)
-    samples, warnings = decoded(path)
-    assert len(samples) == 48_000
-    assert warnings == ()
 
 
-@pytest.mark.parametrize("size", [0, 0x7F000008, 0xFFFFFFFF])
-def test_aiff_from_a_pipe_is_whole(size: int, tmp_path: Path) -> None:
-    path = write(tmp_path / "piped.aiff", tone(3), AudioKind("aiff", "pcm_s16be", 16_000))
+def aiff(path: Path, size: int) -> None:
+    write(path, tone(3), AudioKind("aiff", "pcm_s16be", 16_000))
     content = bytearray(path.read_bytes())
-    content[4:8] = size.to_bytes(4, "big")
-    place = content.index(b"SSND") + 4
-    content[place : place + 4] = size.to_bytes(4, "big")
+    for place in (4, content.index(b"SSND") + 4):
+        content[place : place + 4] = size.to_bytes(4, "big")
     path.write_bytes(content)
-    probe(path)
-    samples, warnings = decoded(path)
-    assert len(samples) == 48_000
-    assert warnings == ()
 
 
-@pytest.mark.parametrize("size", [0, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF])
-def test_wave64_from_a_pipe_is_whole(size: int, tmp_path: Path) -> None:
-    path = write(tmp_path / "piped.w64", tone(3), AudioKind("w64", "pcm_s16le", 16_000))
+def wave64(path: Path, size: int) -> None:
+    write(path, tone(3), AudioKind("w64", "pcm_s16le", 16_000))
     content = bytearray(path.read_bytes())
     for place in (16, content.index(b"data\xf3\xac") + 16):
         content[place : place + 8] = (size or 24).to_bytes(8, "little")
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        *((rf64, size) for size in (0, 0xFFFFFFFFFFFFFFFF)),
+        *((aiff, size) for size in (0, 0x7F000008, 0xFFFFFFFF)),
+        *((wave64, size) for size in (0, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF)),
+    ],
+)
+def test_what_comes_from_a_pipe_is_whole(
+    make: Callable[[Path, int], None], size: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "piped"
+    make(path, size)
     probe(path)
     samples, warnings = decoded(path)
     assert len(samples) == 48_000
@@ -239,7 +241,7 @@ def test_pauses_that_amr_does_not_send_are_silence(tmp_path: Path) -> None:
     ],
 )
 def test_what_ffmpeg_reads_is_taken(kind: AudioKind, name: str, tmp_path: Path) -> None:
-    path = tmp_path / "sound"
+    path = tmp_path / "audio"
     if kind.video:
         film(path, tone(2))
     else:
@@ -253,7 +255,7 @@ def film(path: Path, samples: NDArray[np.int16]) -> None:
     with av.open(str(path), "w", format="mxf") as container:
         video = container.add_stream("mpeg2video", rate=25)
         video.width, video.height, video.pix_fmt = 128, 96, "yuv420p"
-        sound = container.add_stream("pcm_s16le", rate=48_000, layout="mono")
+        audio = container.add_stream("pcm_s16le", rate=48_000, layout="mono")
         picture = av.VideoFrame.from_ndarray(np.zeros((96, 128, 3), np.uint8), format="rgb24")
         resampler = av.AudioResampler("s16", "mono", 48_000, 1_920)
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
@@ -262,9 +264,9 @@ def film(path: Path, samples: NDArray[np.int16]) -> None:
         for index, piece in enumerate(pieces):
             picture.pts, piece.pts = index, index * 1_920
             container.mux(video.encode(picture))
-            container.mux(sound.encode(piece))
+            container.mux(audio.encode(piece))
         container.mux(video.encode(None))
-        container.mux(sound.encode(None))
+        container.mux(audio.encode(None))
 
 
 def test_sphere_and_gsm_are_taken(tmp_path: Path) -> None:
@@ -285,8 +287,8 @@ def test_sphere_and_gsm_are_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rate", [1, 3_999, 768_001, 2**31 - 1, 2**31])
 def test_a_sample_rate_at_which_nobody_records_is_rejected(rate: int, tmp_path: Path) -> None:
-    path = tmp_path / "sound.wav"
-    head = bytearray(wav_header(1))
+    path = tmp_path / "audio.wav"
+    head = bytearray(wav_header(16_000, 1, 16_000))
     head[24:32] = struct.pack("<II", rate, 2 * rate & 0xFFFFFFFF)
     path.write_bytes(bytes(head) + PCM)
     with pytest.raises(NotAudio):
@@ -295,17 +297,15 @@ def test_a_sample_rate_at_which_nobody_records_is_rejected(rate: int, tmp_path: 
 
 @pytest.mark.parametrize("rate", [4_000, 768_000])
 def test_sample_rates_at_the_limits_are_taken(rate: int, tmp_path: Path) -> None:
-    path = tmp_path / "sound.wav"
-    path.write_bytes(wav_header(1, rate) + PCM * 40)
+    path = tmp_path / "audio.wav"
+    path.write_bytes(wav_header(rate, 1, rate) + PCM * 40)
     probe(path)
 
 
 @pytest.mark.parametrize(("channels", "taken"), [(64, True), (65, False)])
-def test_so_many_channels_are_taken_as_can_be_mixed(
-    channels: int, taken: bool, tmp_path: Path
-) -> None:
-    path = tmp_path / "sound.wav"
-    head = bytearray(wav_header(1))
+def test_up_to_64_channels_are_read(channels: int, taken: bool, tmp_path: Path) -> None:
+    path = tmp_path / "audio.wav"
+    head = bytearray(wav_header(16_000, 1, 16_000))
     head[22:24], head[32:34] = struct.pack("<H", channels), struct.pack("<H", 2 * channels)
     path.write_bytes(bytes(head) + bytes(32_000))
     if taken:

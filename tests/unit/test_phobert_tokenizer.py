@@ -44,9 +44,7 @@ def theirs(folder: Path) -> Any:
 
 
 @given(text=st.one_of(vietnamese, glued, st.text(characters)))
-def test_any_text_has_the_ids_that_transformers_gives_it(
-    ours: Tokenizer, theirs: Any, text: str
-) -> None:
+def test_any_text_has_the_ids_of_transformers(ours: Tokenizer, theirs: Any, text: str) -> None:
     expected = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
     assert ours.encode(text).tolist() == expected
 
@@ -91,19 +89,19 @@ def test_any_other_models_tokenizer_is_read_from_its_json(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("vocab.txt", b"word\n", "vocab.txt, line 1: expected a token and a count, got 'word'"),
         ("vocab.txt", b"w\xff 1\n", "vocab.txt is not UTF-8 (byte 1)"),
         ("bpe.codes", b"", "bpe.codes has no merges"),
     ],
 )
-def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=r".+") as caught:
         load_tokenizer(tmp_path)
-    assert str(caught.value) == said
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("content", ["{", json.dumps({"model": {}})])
@@ -113,6 +111,6 @@ def test_a_broken_json_is_named(tmp_path: Path, content: str) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_a_folder_without_a_tokenizer_says_what_is_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_rejected_with_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither vocab\.txt with bpe\.codes nor"):
         load_tokenizer(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.silero import SileroNetwork
 from common.domain.cutting import CutOptions
+from common.domain.request import Strategy
 from common.domain.values import SAMPLE_RATE
 from tests.support import speech
 from tests.support.audio_files import noise, silence, tone
 
 NETWORK = SileroNetwork()
-STRATEGIES: tuple[Literal["vad", "silence", "fixed"], ...] = ("vad", "silence", "fixed")
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 TEXT = "We were talking about the old house by the river, and how quiet it used to be there. "
 
 
 def talk() -> NDArray[np.int16]:
     """Three minutes with speech, pauses, a minute of silence, and an endless tone."""
-    said = np.frombuffer(speech.pcm16(speech.speak(TEXT)), "<i2").astype(np.int16)
-    parts = [np.concatenate([said, silence(0.3 + 0.2 * turn)]) for turn in range(6)]
+    spoken = speech.speak_pcm(TEXT)
+    parts = [np.concatenate([spoken, silence(0.3 + 0.2 * turn)]) for turn in range(6)]
     return np.concatenate([*parts, silence(60), *parts, tone(45), silence(2.0005)])
 
 
@@ -45,18 +46,12 @@ def plan(
     return planned + planner.finish(), planner
 
 
-def whole(options: PlanOptions) -> list[PlannedChunk]:
-    return plan(TALK, options, [len(TALK)])[0]
-
-
-WHOLE = {strategy: whole(PlanOptions(strategy)) for strategy in STRATEGIES}
+WHOLE = {strategy: plan(TALK, PlanOptions(strategy), [len(TALK)]) for strategy in STRATEGIES}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_cores_tile_the_recording_and_each_chunk_has_its_own_audio(
-    strategy: Literal["vad", "silence", "fixed"],
-) -> None:
-    planned, planner = plan(TALK, PlanOptions(strategy), [len(TALK)])
+def test_cores_tile_the_recording_and_chunks_have_their_audio(strategy: Strategy) -> None:
+    planned, planner = WHOLE[strategy]
     windows = [window for each in planned for window in each.chunk.windows]
     assert windows[0].core.start_ms == 0
     assert windows[-1].core.end_ms == planner.duration_ms == -(-len(TALK) // 16)
@@ -75,23 +70,19 @@ def test_cores_tile_the_recording_and_each_chunk_has_its_own_audio(
         lambda steps: sum(steps) > SAMPLE_RATE // 4
     ),
 )
-def test_blocks_of_any_size_give_the_same_chunks(
-    strategy: Literal["vad", "silence", "fixed"], steps: list[int]
-) -> None:
-    assert plan(TALK, PlanOptions(strategy), steps)[0] == WHOLE[strategy]
+def test_blocks_of_any_size_give_the_same_chunks(strategy: Strategy, steps: list[int]) -> None:
+    assert plan(TALK, PlanOptions(strategy), steps)[0] == WHOLE[strategy][0]
 
 
 def test_the_first_chunks_are_handed_out_before_the_recording_ends() -> None:
     planner = Planner(PlanOptions(), NETWORK)
     early = planner.feed(TALK[: len(TALK) // 2])
     assert early
-    assert early == WHOLE["vad"][: len(early)]
+    assert early == WHOLE["vad"][0][: len(early)]
 
 
 @pytest.mark.parametrize("strategy", ["vad", "silence"])
-def test_a_recording_in_which_nobody_speaks_has_no_chunks(
-    strategy: Literal["vad", "silence"],
-) -> None:
+def test_a_recording_without_speech_has_no_chunks(strategy: Strategy) -> None:
     quiet = np.concatenate([silence(30), noise(30, 0.003)])
     planned, planner = plan(quiet, PlanOptions(strategy), [SAMPLE_RATE])
     assert planned == []
@@ -99,9 +90,7 @@ def test_a_recording_in_which_nobody_speaks_has_no_chunks(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_recording_without_a_sample_has_no_chunks(
-    strategy: Literal["vad", "silence", "fixed"],
-) -> None:
+def test_a_recording_without_a_sample_has_no_chunks(strategy: Strategy) -> None:
     assert Planner(PlanOptions(strategy), NETWORK).finish() == []
 
 

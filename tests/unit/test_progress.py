@@ -1,4 +1,4 @@
-"""What is shown on a terminal: it fits, and it tells the truth."""
+"""What is shown on a terminal: it fits, and it is true."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_estimate_counts_down_between_answers() -> None:
     assert "1:00 left" in drawn([take])[0] or "0:5" in drawn([take])[0]
 
 
-def test_a_total_that_grows_is_said_to_grow() -> None:
+def test_a_total_that_grows_is_marked() -> None:
     assert "1/2+ chunks" in drawn([a_take(planned=False)])[0]
     assert "1/2 chunks" in drawn([a_take(planned=True)])[0]
 

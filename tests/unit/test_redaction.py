@@ -63,9 +63,7 @@ def test_a_mark_covers_every_word_that_it_touches() -> None:
     ],
     ids=["nothing marked", "no word times", "other words", "mark outside", "one mark outside"],
 )
-def test_without_known_words_the_whole_segment_is_redacted(
-    changes: dict[str, object],
-) -> None:
+def test_without_known_words_the_whole_segment_is_redacted(changes: dict[str, object]) -> None:
     moderated = replace(SAID, **changes)  # type: ignore[arg-type]
     assert spans_to_silence(transcript(moderated)) == [Span(900, 9_100)]
 
@@ -107,11 +105,11 @@ def transcripts(draw: st.DrawFn) -> Transcript:
 
 
 @given(transcripts())
-def test_every_marked_word_is_covered_and_stretches_keep_their_distance(said: Transcript) -> None:
-    covered = spans_to_silence(said)
+def test_marked_words_are_covered_and_stretches_keep_their_distance(moderated: Transcript) -> None:
+    covered = spans_to_silence(moderated)
     for one, other in itertools.pairwise(covered):
         assert other.start_ms - one.end_ms >= JOIN_MS
-    for segment in said.segments:
+    for segment in moderated.segments:
         if segment.finding is None or segment.finding.label is Label.CLEAN:
             continue
         at = 0
@@ -124,11 +122,11 @@ def test_every_marked_word_is_covered_and_stretches_keep_their_distance(said: Tr
 
 
 @given(transcripts())
-def test_nothing_far_from_an_offence_is_covered(said: Transcript) -> None:
+def test_nothing_far_from_an_offence_is_covered(moderated: Transcript) -> None:
     foul_segments = [
-        it.span for it in said.segments if it.finding and it.finding.label is not Label.CLEAN
+        it.span for it in moderated.segments if it.finding and it.finding.label is not Label.CLEAN
     ]
-    for span in spans_to_silence(said):
+    for span in spans_to_silence(moderated):
         for edge in (span.start_ms, span.end_ms):
             assert any(
                 it.start_ms - MARGIN_MS <= edge <= it.end_ms + MARGIN_MS for it in foul_segments

@@ -44,13 +44,13 @@ def network() -> SileroNetwork:
     return SileroNetwork()
 
 
-def words_of(sound: Samples) -> tuple[Word, ...]:
-    """A word for each half second in which there is any sound."""
+def words_of(audio: Samples) -> tuple[Word, ...]:
+    """A word for each half second that is not silent."""
     step = 500 * SAMPLES_PER_MS
     return tuple(
         Word(f" {start // step}", Span(start // SAMPLES_PER_MS, start // SAMPLES_PER_MS + 500), 1.0)
-        for start in range(0, len(sound), step)
-        if np.abs(sound[start : start + step]).max() > 0.01
+        for start in range(0, len(audio), step)
+        if np.abs(audio[start : start + step]).max() > 0.01
     )
 
 
@@ -60,36 +60,48 @@ def segment_of(words: Sequence[Word], flags: tuple[str, ...] = ()) -> Segment:
 
 
 class Hasty:
-    """An engine that decodes the first ``seconds`` of each window, and is sure of itself."""
+    """An engine that decodes the first ``seconds`` of each window, and is sure of itself.
+
+    Several windows at once, which are pieces of one, get ``flags``.
+    """
 
     name = "hasty"
 
-    def __init__(self, seconds: float, flags: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        flags: tuple[str, ...] = (),
+        detected: Detected | None = None,
+        languages: Mapping[str, float] | None = None,
+    ) -> None:
         self._decoded = round(seconds * 16_000)
         self._flags = flags
+        self._detected = detected
+        self._languages = languages or {"en": 0.9}
         self.calls: list[int] = []
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
-        return [{"en": len(window) / 1_000_000} for window in windows]
+        return [self._languages for _ in windows]
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
     ) -> list[tuple[Segment, ...]]:
         assert options.word_timestamps
         self.calls.append(len(windows))
+        flags = self._flags if len(windows) > 1 else ()
         decoded = [words_of(window[: self._decoded]) for window in windows]
-        return [(segment_of(words, self._flags),) if words else () for words in decoded]
-
-
-def last_end_s(segments: Sequence[Segment]) -> float:
-    return max(segment.span.end_ms for segment in segments) / 1000
+        return [
+            (replace(segment_of(words, flags), detected=self._detected),) if words else ()
+            for words in decoded
+        ]
 
 
 def test_what_is_left_out_is_decoded_again(network: SileroNetwork) -> None:
     engine = Hasty(4.0)
     ((*segments,),) = Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1, 3], "the window, then its three sentences"
-    assert last_end_s(segments) > len(WINDOW) / 16_000 - 2
+    assert segments[-1].span.end_ms > len(WINDOW) // 16 - 2_000
     assert all(guards.RETRIED in segment.flags for segment in segments)
     starts = [word.span.start_ms for segment in segments for word in segment.words]
     assert starts == sorted(starts)
@@ -117,19 +129,9 @@ def test_no_text_is_looked_for_where_nobody_speaks(network: SileroNetwork) -> No
 
 
 @pytest.mark.parametrize("flag", [guards.LOW_CONFIDENCE, guards.REPETITIVE, guards.LIKELY_SILENCE])
-def test_doubtful_text_does_not_replace_what_was_decoded_first(
-    network: SileroNetwork, flag: str
-) -> None:
-    class Inventive(Hasty):
-        def transcribe(
-            self, windows: Sequence[Samples], options: DecodingOptions
-        ) -> list[tuple[Segment, ...]]:
-            decoded = super().transcribe(windows, options)
-            if len(windows) == 1:
-                return decoded
-            return [tuple(replace(each, flags=(flag,)) for each in one) for one in decoded]
-
-    ((segment,),) = Redecoding(Inventive(4.0), network).transcribe([WINDOW], OPTIONS)
+def test_doubtful_text_does_not_replace_the_first_one(network: SileroNetwork, flag: str) -> None:
+    engine = Hasty(4.0, flags=(flag,))
+    ((segment,),) = Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert segment.span.end_ms <= 4_000
     assert not segment.flags
 
@@ -149,17 +151,13 @@ def test_words_are_given_only_where_they_are_asked_for(network: SileroNetwork) -
 
 
 def test_the_language_is_the_engines_business(network: SileroNetwork) -> None:
-    redecoding = Redecoding(Hasty(1.0), network)
+    redecoding = Redecoding(Hasty(1.0, languages={"de": 0.7}), network)
     assert redecoding.name == "hasty"
-    assert redecoding.languages([WINDOW]) == [{"en": len(WINDOW) / 1_000_000}]
+    assert redecoding.languages([WINDOW]) == [{"de": 0.7}]
 
 
 def test_what_is_left_out_in_another_language_is_not_decoded_again(network: SileroNetwork) -> None:
-    class Polyglot(Hasty):
-        def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
-            return [{"fr": 0.9, "en": 0.01} for _ in windows]
-
-    engine = Polyglot(4.0)
+    engine = Hasty(4.0, languages={"fr": 0.9, "en": 0.01})
     ((segment,),) = Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1]
     assert segment.detected == Detected("fr", 0.9)
@@ -167,16 +165,7 @@ def test_what_is_left_out_in_another_language_is_not_decoded_again(network: Sile
 
 
 def test_a_window_in_another_language_is_decoded_once(network: SileroNetwork) -> None:
-    class Foreign(Hasty):
-        def transcribe(
-            self, windows: Sequence[Samples], options: DecodingOptions
-        ) -> list[tuple[Segment, ...]]:
-            decoded = super().transcribe(windows, options)
-            return [
-                tuple(replace(each, detected=Detected("fr", 0.9)) for each in w) for w in decoded
-            ]
-
-    engine = Foreign(4.0)
+    engine = Hasty(4.0, detected=Detected("fr", 0.9))
     Redecoding(engine, network).transcribe([WINDOW], OPTIONS)
     assert engine.calls == [1]
 

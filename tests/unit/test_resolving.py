@@ -16,22 +16,15 @@ from common.domain.request import Cutting
 from common.errors import BadInput, ModelNotInstalled, OptionConflict, OutOfRange, UnknownOption
 from common.net.egress import Egress
 from common.settings import AsrSettings, ChunkSettings, ModerationSettings, Settings
-from common.weights.manifest import Manifest
+from common.weights.manifest import WHISPER_CPP, FileSpec, Manifest, WeightsSpec
 from common.weights.store import WeightsStore
 
 
-def spec(model: str, languages: list[str]) -> dict[str, Any]:
-    return {
-        "engine": "whisper.cpp",
-        "model": model,
-        "languages": languages,
-        "licence": "MIT",
-        "files": [{"name": f"ggml-{model}.bin"}],
-        "sources": [],
-    }
+def spec(model: str, language: str) -> WeightsSpec:
+    return WeightsSpec(WHISPER_CPP, model, (language,), "MIT", (FileSpec(f"ggml-{model}.bin"),), ())
 
 
-MANIFEST = Manifest.parse({"weights": [spec("base", ["*"]), spec("pho", ["vi"])]})
+MANIFEST = Manifest((spec("base", "*"), spec("pho", "vi")))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +73,7 @@ def test_a_default_overlap_shrinks_with_the_window(resolver: Resolver) -> None:
     assert (job.options.cutting.window_ms, job.options.cutting.overlap_ms) == (8_000, 2_000)
 
 
-def test_an_overlap_that_was_asked_for_does_not_shrink_in_silence(resolver: Resolver) -> None:
+def test_an_overlap_that_was_asked_for_does_not_shrink_silently(resolver: Resolver) -> None:
     with pytest.raises(OutOfRange, match="chunk_overlap"):
         resolve(resolver, chunk_duration="8", chunk_overlap="3")
 
@@ -92,21 +85,19 @@ def test_weights_that_know_one_language_are_not_asked_for_another(resolver: Reso
         resolve(resolver, model="pho", language="en")
 
 
-def test_a_gateway_apart_from_the_workers_takes_every_known_model(resolver: Resolver) -> None:
-    assert resolve(resolver, model="base").model == "base"
-
-
-def test_a_gateway_beside_the_workers_refuses_weights_that_are_missing(
-    resolver: Resolver, tmp_path: Path
-) -> None:
+def test_a_gateway_with_weights_rejects_missing_ones(resolver: Resolver, tmp_path: Path) -> None:
+    assert resolve(resolver, model="pho").model == "pho"  # it has none: the workers are elsewhere
     (tmp_path / "ggml-base.bin").write_bytes(b"weights")
     assert resolve(resolver, model="base").model == "base"
     with pytest.raises(ModelNotInstalled, match="steno models pull pho"):
         resolve(resolver, model="pho")
 
 
+BASE = Settings(asr=AsrSettings(default_engine="whisper.cpp", default_model="base"))
+
+
 @pytest.mark.parametrize(
-    ("of_workers", "refused"),
+    ("of_workers", "missing"),
     [
         (None, {"pho"}),
         ({("whisper.cpp", "pho")}, set()),
@@ -115,14 +106,13 @@ def test_a_gateway_beside_the_workers_refuses_weights_that_are_missing(
     ],
 )
 def test_what_living_workers_have_decides_over_what_is_on_this_machine(
-    tmp_path: Path, of_workers: set[tuple[str, str]] | None, refused: set[str]
+    tmp_path: Path, of_workers: set[tuple[str, str]] | None, missing: set[str]
 ) -> None:
     (tmp_path / "ggml-base.bin").write_bytes(b"weights")
-    settings = Settings(asr=AsrSettings(default_engine="whisper.cpp", default_model="base"))
-    resolver = Resolver(settings, WeightsStore(tmp_path, MANIFEST), Egress(), lambda: of_workers)
+    resolver = Resolver(BASE, WeightsStore(tmp_path, MANIFEST), Egress(), lambda: of_workers)
     usable = set(resolver.installed())
-    assert usable == {"base", "pho"} - refused
-    for model in refused:
+    assert usable == {"base", "pho"} - missing
+    for model in missing:
         with pytest.raises(ModelNotInstalled):
             resolve(resolver, model=model)
     for model in usable:
@@ -130,8 +120,7 @@ def test_what_living_workers_have_decides_over_what_is_on_this_machine(
 
 
 def test_workers_without_any_weights_are_no_workers_apart(tmp_path: Path) -> None:
-    settings = Settings(asr=AsrSettings(default_engine="whisper.cpp", default_model="base"))
-    resolver = Resolver(settings, WeightsStore(tmp_path, MANIFEST), Egress(), set)
+    resolver = Resolver(BASE, WeightsStore(tmp_path, MANIFEST), Egress(), set)
     with pytest.raises(ModelNotInstalled, match=r"steno models pull base --engine whisper\.cpp"):
         resolver.check_defaults()
     assert resolver.installed() == []
@@ -160,12 +149,12 @@ def test_a_model_is_a_known_name_and_nothing_else(resolver: Resolver, model: str
 
 
 @pytest.mark.parametrize("name", ["diarize", "callback_url", "__class__"])
-def test_an_option_nobody_knows_is_refused_by_name(resolver: Resolver, name: str) -> None:
+def test_an_unknown_option_is_rejected_by_name(resolver: Resolver, name: str) -> None:
     with pytest.raises(BadInput, match=name):
         resolve(resolver, **{name: "1"})
 
 
-def test_jobs_are_moderated_unless_they_or_the_installation_say_no(
+def test_jobs_are_moderated_unless_they_or_the_installation_opt_out(
     resolver: Resolver, unmoderated: Resolver
 ) -> None:
     assert resolve(resolver).options.moderation
@@ -181,14 +170,11 @@ def test_words_are_masked_where_that_was_asked_for(resolver: Resolver) -> None:
     assert resolve(resolver, filter_profanity="true").options.filter_profanity
 
 
-def test_moderation_that_cannot_be_had_is_refused_by_name(
-    resolver: Resolver, unmoderated: Resolver
-) -> None:
+def test_missing_moderation_is_rejected_by_name(resolver: Resolver, unmoderated: Resolver) -> None:
     whisper = {"engine": "whisper.cpp", "model": "base"}
-    with pytest.raises(OptionConflict, match=r"moderation=true needs .*AI_LOAD_MODELS=false"):
-        resolve(unmoderated, moderation="true", **whisper)
-    with pytest.raises(OptionConflict, match=r"filter_profanity=true needs .*AI_LOAD_MODELS=false"):
-        resolve(unmoderated, filter_profanity="true", **whisper)
+    for name in ("moderation", "filter_profanity"):
+        with pytest.raises(OptionConflict, match=rf"{name}=true needs .*AI_LOAD_MODELS=false"):
+            resolve(unmoderated, **{name: "true"}, **whisper)
     with pytest.raises(OptionConflict, match="filter_profanity=true needs moderation=true"):
         resolve(resolver, filter_profanity="true", moderation="false")
     with pytest.raises(BadInput, match="moderation"):

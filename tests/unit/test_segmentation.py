@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.moderation.segmentation import PIECE, segment_words
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.programs import run_python
 
 
 @pytest.mark.parametrize(
@@ -73,7 +69,5 @@ def test_it_brings_in_neither_the_rest_of_underthesea_nor_pytorch() -> None:
         "heavy = {'underthesea', 'joblib', 'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python("-c", program)
     assert done.returncode == 0, done.stderr

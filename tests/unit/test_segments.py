@@ -69,9 +69,9 @@ def test_segments_end_with_sentences_but_not_with_initials() -> None:
 
 
 def test_a_pause_before_a_word_is_no_part_of_it() -> None:
-    sound = np.concatenate([noise(1, level=0.2), silence(3), noise(1, level=0.2)])
+    audio = np.concatenate([noise(1, level=0.2), silence(3), noise(1, level=0.2)])
     words = timed((" one", 0, 1000), (" two", 1000, 5000))
-    assert [word.span for word in without_pauses(words, sound)] == [
+    assert [word.span for word in without_pauses(words, audio)] == [
         Span(0, 1000),
         Span(4000, 5000),
     ]

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from sqlalchemy import make_url
 
 from common.errors import SetupProblem
 from common.settings import ROOT, ApiSettings, DatabaseSettings, load_settings
+from tests.support.programs import run_python
 
 
 def address(url: str, password: str) -> str | None:
@@ -61,16 +60,15 @@ def test_a_password_is_not_shown_with_the_settings() -> None:
     assert "s3cret" not in repr(DatabaseSettings.model_validate({"password": "s3cret"}))
 
 
-def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORKER_LEASE", "soon")
-    with pytest.raises(SetupProblem, match="WORKER_LEASE is wrong"):
+@pytest.mark.parametrize(("name", "value"), [("WORKER_LEASE", "soon"), ("LOG_JSON", "maybe")])
+def test_a_wrong_setting_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SetupProblem, match=f"{name} is wrong"):
         load_settings()
 
 
 @pytest.mark.parametrize("name", ["DEFAULT_LANGUAGE", "ASR_LANGUAGE"])
-def test_a_default_language_that_whisper_does_not_know_is_named(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_default_language_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "english")
     with pytest.raises(SetupProblem, match=r"DEFAULT_LANGUAGE.* auto, .*en, .*'english'"):
         load_settings()
@@ -84,15 +82,7 @@ def test_a_default_language_is_a_code_or_auto(
     assert load_settings().asr.default_language == language
 
 
-def test_a_wrong_setting_with_a_name_of_its_own_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOG_JSON", "maybe")
-    with pytest.raises(SetupProblem, match="LOG_JSON is wrong"):
-        load_settings()
-
-
-def test_a_file_of_settings_that_cannot_be_read_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_unreadable_env_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_text("API_PORT=1\n")
     file.chmod(0)
@@ -104,16 +94,12 @@ def test_a_file_of_settings_that_cannot_be_read_is_named(
 def test_another_file_of_settings_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "mine.env").write_text("API_PORT=1234\n")
     show = "from common.settings import ApiSettings; print(ApiSettings().port)"
-    told = {"STENO_ENV_FILE": str(tmp_path / "mine.env"), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", show], env=told, capture_output=True, text=True, check=True
-    )
+    environment = {"STENO_ENV_FILE": str(tmp_path / "mine.env"), "PYTHONPATH": str(ROOT)}
+    done = run_python("-c", show, env=environment)
     assert done.stdout == "1234\n"
 
 
-def test_secrets_are_read_from_files_named_as_in_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_secrets_are_files_by_their_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "DATABASE_PASSWORD").write_text("s3cret\n")
     monkeypatch.setitem(DatabaseSettings.model_config, "secrets_dir", tmp_path)
     password = DatabaseSettings().password

@@ -56,7 +56,7 @@ def test_it_finds_what_pydub_finds(samples: NDArray[np.int16], looked_for: Silen
 
 
 @pytest.mark.parametrize("threshold_dbfs", [-50.0, -40.0, -26.0])
-def test_it_finds_what_pydub_finds_in_a_recording_with_room_noise(threshold_dbfs: float) -> None:
+def test_it_finds_what_pydub_finds_in_room_noise(threshold_dbfs: float) -> None:
     fading = (tone(2, 220) * np.linspace(1, 0, 2 * SAMPLE_RATE)).astype(np.int16)
     parts = [silence(0.3), fading, silence(1), tone(0.7, 440, 0.02), silence(0.4), tone(1, 300)]
     samples = (np.concatenate(parts) + noise(5.4, 0.008)).clip(-32_768, 32_767).astype(np.int16)

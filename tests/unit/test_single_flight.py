@@ -17,13 +17,13 @@ def test_many_who_ask_at_once_have_it_looked_up_once() -> None:
         return looked
 
     async def run() -> None:
-        shared = SingleFlight(look, cached_s=3600)
-        leaving = asyncio.create_task(shared.get())
-        staying = [asyncio.create_task(shared.get()) for _ in range(50)]
+        lookups = SingleFlight(look, cached_s=3600)
+        disconnecting = asyncio.create_task(lookups.get())
+        waiting = [asyncio.create_task(lookups.get()) for _ in range(50)]
         await asyncio.sleep(0)
-        leaving.cancel()
-        assert await asyncio.gather(*staying) == [1] * 50
-        assert await shared.get() == 1
+        disconnecting.cancel()
+        assert await asyncio.gather(*waiting) == [1] * 50
+        assert await lookups.get() == 1
 
     asyncio.run(run())
 
@@ -35,8 +35,8 @@ def test_what_is_not_good_any_more_is_looked_up_again() -> None:
         return next(found)
 
     async def run() -> None:
-        shared = SingleFlight(look, cached_s=0)
-        assert [await shared.get() for _ in range(3)] == [0, 1, 2]
+        lookups = SingleFlight(look, cached_s=0)
+        assert [await lookups.get() for _ in range(3)] == [0, 1, 2]
 
     asyncio.run(run())
 
@@ -49,9 +49,9 @@ def test_a_failure_is_not_remembered() -> None:
             raise error
 
     async def run() -> None:
-        shared = SingleFlight(look, cached_s=3600)
+        lookups = SingleFlight(look, cached_s=3600)
         with pytest.raises(OSError, match="out"):
-            await shared.get()
-        await shared.get()
+            await lookups.get()
+        await lookups.get()
 
     asyncio.run(run())

@@ -7,7 +7,6 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
-from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -150,6 +149,31 @@ class World:
         while self.waiting:
             self.answer()
 
+    def send(self, numbers: Iterable[int]) -> None:
+        """Send these frames, and do all that is asked after each."""
+        self.settle()
+        for number in numbers:
+            self.session.audio(frame(number))
+            self.take()
+            self.settle()
+
+    def end(self) -> None:
+        self.session.finish()
+        self.take()
+        self.settle()
+
+    def send_until_asked(self, count: int) -> Recognize:
+        """Send the first frames, and do all but recognize; returns the first request to."""
+        self.settle()
+        for number in range(count):
+            self.session.audio(frame(number))
+            self.take()
+            while self.waiting and not isinstance(self.waiting[0], Recognize):
+                self.answer()
+        asked = self.waiting[0]
+        assert isinstance(asked, Recognize)
+        return asked
+
     def lose(self) -> None:
         """The recognizer is lost, with its pending orders."""
         self.waiting = [order for order in self.waiting if isinstance(order, Attach)]
@@ -170,7 +194,7 @@ class World:
         return [event.state for event in self.events if isinstance(event, StateChange)]
 
     @property
-    def said(self) -> list[int]:
+    def words(self) -> list[int]:
         """The frames with recognized speech, from the finals."""
         return [int(word) for final in self.finals for word in final.text.split()]
 
@@ -195,6 +219,7 @@ def worth_recognizing(spoken: Sequence[bool], endpointing: Endpointing = SHORT) 
     return [number for frames in utterances if len(frames) >= least for number in frames]
 
 
+TWO_UTTERANCES = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
 runs = st.lists(st.tuples(st.booleans(), st.integers(1, 40)), min_size=1, max_size=12)
 
 
@@ -205,9 +230,7 @@ def play(world: World, pieces: Iterable[bytes]) -> None:
         for _ in range(world.random.randrange(4)):
             if world.waiting:
                 world.answer()
-    world.session.finish()
-    world.take()
-    world.settle()
+    world.end()
 
 
 def cut_up(audio_bytes: bytes, random: randomness.Random) -> Iterable[bytes]:
@@ -218,6 +241,13 @@ def cut_up(audio_bytes: bytes, random: randomness.Random) -> Iterable[bytes]:
         at += size
 
 
+def played_in_pieces(parts: list[tuple[bool, int]], seed: int, style: Style) -> World:
+    """A stream whose audio arrives in pieces of any size, and whose recognizer is slow."""
+    world = World(speech_frames(*parts), seeded(seed), style)
+    play(world, cut_up(b"".join(map(frame, range(len(world.spoken)))), world.random))
+    return world
+
+
 @given(runs, st.integers(0, 2**32), st.sampled_from(STYLES))
 @example([(True, 40)] * 12, 1, ANEW)
 @example([(True, 40)] * 12, 1, WITH_CONTEXT)
@@ -225,28 +255,21 @@ def cut_up(audio_bytes: bytes, random: randomness.Random) -> Iterable[bytes]:
 def test_all_speech_is_emitted_once_and_in_order_however_the_audio_arrives(
     parts: list[tuple[bool, int]], seed: int, style: Style
 ) -> None:
-    spoken, random = speech_frames(*parts), seeded(seed)
-    world = World(spoken, random, style)
-    play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
+    world = played_in_pieces(parts, seed, style)
     assert world.session.is_over
-    assert world.said == worth_recognizing(spoken)
+    assert world.words == worth_recognizing(world.spoken)
 
 
 @given(runs, st.integers(0, 2**32), st.sampled_from(STYLES))
 def test_finals_do_not_overlap_and_every_message_has_the_next_number(
     parts: list[tuple[bool, int]], seed: int, style: Style
 ) -> None:
-    spoken, random = speech_frames(*parts), seeded(seed)
-    world = World(spoken, random, style)
-    play(world, cut_up(b"".join(map(frame, range(len(spoken)))), random))
+    world = played_in_pieces(parts, seed, style)
     for before, after in pairwise(world.finals):
         assert before.span.end_ms <= after.span.start_ms
-    for event in world.events:
-        assert not isinstance(event, Failure)
+    assert not any(isinstance(event, Failure) for event in world.events)
     assert [event.seq for event in world.events] == list(range(1, len(world.events) + 1))
-    for event in world.events:
-        if isinstance(event, Partial):
-            assert 0 <= event.stable <= len(event.text)
+    assert all(0 <= partial.stable <= len(partial.text) for partial in world.partials)
 
 
 @given(runs, st.integers(0, 2**32), st.data())
@@ -267,11 +290,9 @@ def test_nothing_is_lost_with_a_recognizer(
                 world.answer()
         if index in die_at:
             world.lose()
-    world.session.finish()
-    world.take()
-    world.settle()
+    world.end()
     assert world.session.is_over
-    assert world.said == worth_recognizing(spoken)
+    assert world.words == worth_recognizing(spoken)
 
 
 @given(runs, st.integers(0, 2**32), st.data())
@@ -289,17 +310,15 @@ def test_a_switch_splits_the_stream_where_it_was_asked_for(
         world.take()
         if world.waiting and random.random() < 0.7:
             world.answer()
-    world.session.finish()
-    world.take()
-    world.settle()
+    world.end()
     assert world.session.is_over
     if world.attached_to[0] == VIETNAMESE:
         for final in world.finals:
             by_the_second = {int(word) >= at for word in final.text.split()}
             assert by_the_second == {final.setup == ENGLISH}
     recognized = worth_recognizing(spoken)
-    assert world.said == [number for number in recognized if number in world.said]
-    assert len(set(recognized) - set(world.said)) < 6 + len(recognized) // 20
+    assert world.words == [number for number in recognized if number in world.words]
+    assert len(set(recognized) - set(world.words)) < 6 + len(recognized) // 20
 
 
 def contexts(world: World) -> list[str | None]:
@@ -308,17 +327,11 @@ def contexts(world: World) -> list[str | None]:
     return [order.context.text if order.context else None for order in ends.values()]
 
 
-def played(spoken: Sequence[bool], style: Style = WITH_CONTEXT, **more: Any) -> World:
+def played(spoken: Sequence[bool], style: Style = WITH_CONTEXT) -> World:
     """A stream whose recognizer keeps pace."""
-    world = World(spoken, style=style, **more)
-    world.settle()
-    for number in range(len(spoken)):
-        world.session.audio(frame(number))
-        world.take()
-        world.settle()
-    world.session.finish()
-    world.take()
-    world.settle()
+    world = World(spoken, style=style)
+    world.send(range(len(spoken)))
+    world.end()
     return world
 
 
@@ -327,9 +340,7 @@ def counted(*numbers: int) -> str:
 
 
 def test_an_utterance_is_recognized_with_the_preceding_finals_as_context() -> None:
-    spoken = speech_frames(
-        (True, 10), (False, 12), (True, 10), (False, 12), (True, 10), (False, 12)
-    )
+    spoken = speech_frames(*[(True, 10), (False, 12)] * 3)
     first, second = counted(*range(10)), counted(*range(22, 32))
     assert contexts(played(spoken)) == [None, first, first + second]
     assert contexts(played(spoken, ANEW)) == [None, None, None]
@@ -340,25 +351,19 @@ def test_context_is_limited_to_what_the_engine_can_use() -> None:
     assert contexts(played(spoken)) == [None, counted(*range(20)), counted(*range(32, 52))]
 
 
-def test_after_a_long_pause_nothing_of_what_was_said_is_kept() -> None:
+def test_after_a_long_pause_no_context_is_kept() -> None:
     spoken = speech_frames((True, 10), (False, 200), (True, 10), (False, 12))
-    far = replace(WITH_CONTEXT, context_ms=20_000)
-    world = World(spoken, style=far)
+    world = World(spoken, style=replace(WITH_CONTEXT, context_ms=20_000))
     play(world, map(frame, range(len(spoken))))
     assert contexts(world) == [None, None]
     assert len(world.received) < 60
 
 
 def test_finals_of_another_recognizer_are_no_context() -> None:
-    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
-    world = World(spoken, style=WITH_CONTEXT)
-    world.settle()
-    for number in range(len(spoken)):
-        if number == 21:
-            world.session.switch(ENGLISH)
-        world.session.audio(frame(number))
-        world.take()
-        world.settle()
+    world = World(TWO_UTTERANCES, style=WITH_CONTEXT)
+    world.send(range(21))
+    world.session.switch(ENGLISH)
+    world.send(range(21, 44))
     assert [final.setup for final in world.finals] == [VIETNAMESE, ENGLISH]
     assert contexts(world) == [None, None]
 
@@ -370,31 +375,24 @@ def test_what_was_in_doubt_is_no_context() -> None:
             doubted = (replace(each, flags=("low_confidence",)) for each in recognized.segments)
             return replace(recognized, segments=tuple(doubted))
 
-    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
-    world = Unsure(spoken, style=WITH_CONTEXT)
-    play(world, map(frame, range(len(spoken))))
+    world = Unsure(TWO_UTTERANCES, style=WITH_CONTEXT)
+    play(world, map(frame, range(44)))
     assert len(world.finals) == 2
     assert contexts(world) == [None, None]
 
 
 def test_context_outlives_the_recognizer() -> None:
-    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
-    world = World(spoken, style=WITH_CONTEXT)
-    world.settle()
-    for number in range(len(spoken)):
-        if number == 25:
-            world.lose()
-        world.session.audio(frame(number))
-        world.take()
-        world.settle()
+    world = World(TWO_UTTERANCES, style=WITH_CONTEXT)
+    world.send(range(25))
+    world.lose()
+    world.send(range(25, 44))
     assert contexts(world) == [None, counted(*range(10))]
 
 
 def test_what_failed_once_is_recognized_without_context() -> None:
-    spoken = speech_frames((True, 10), (False, 12), (True, 10), (False, 12))
-    world = World(spoken, style=WITH_CONTEXT)
+    world = World(TWO_UTTERANCES, style=WITH_CONTEXT)
     world.settle()
-    for number in range(len(spoken)):
+    for number in range(44):
         world.session.audio(frame(number))
         world.take()
         while world.waiting:
@@ -406,40 +404,29 @@ def test_what_failed_once_is_recognized_without_context() -> None:
             else:
                 world.answer()
     assert [order.context for order in world.asked if order.alone and order.full] == [None]
-    assert world.said == worth_recognizing(spoken)
+    assert world.words == worth_recognizing(TWO_UTTERANCES)
 
 
 def test_a_final_needs_no_request_if_all_was_recognized_in_the_pause() -> None:
-    spoken = speech_frames((False, 10), (True, 30), (False, 10))
-    world = World(spoken)
-    world.settle()
-    for number in range(len(spoken)):
-        world.session.audio(frame(number))
-        world.take()
-        world.settle()
+    world = World(speech_frames((False, 10), (True, 30), (False, 10)))
+    world.send(range(50))
     assert [final.text.split() for final in world.finals] == [[str(n) for n in range(10, 40)]]
     assert not any(order.final for order in world.asked)
     assert world.asked[-1].full
 
 
 def test_an_engine_that_goes_on_is_asked_for_the_end_at_the_end() -> None:
-    spoken = speech_frames((False, 10), (True, 30), (False, 11))
-    world = World(spoken, style=ONWARDS)
-    world.settle()
-    for number in range(len(spoken)):
-        world.session.audio(frame(number))
-        world.take()
-        world.settle()
+    world = World(speech_frames((False, 10), (True, 30), (False, 11)), style=ONWARDS)
+    world.send(range(51))
     assert [order.final for order in world.asked[-2:]] == [False, True]
     assert len(world.finals) == 1
 
 
 def test_half_a_sample_waits_for_its_other_half_and_is_dropped_at_the_end() -> None:
-    spoken = speech_frames((True, 20), (False, 20))
-    world = World(spoken)
+    world = World(speech_frames((True, 20), (False, 20)))
     audio_bytes = b"".join(map(frame, range(40)))
     play(world, [audio_bytes[:333], audio_bytes[333:334], audio_bytes[334:], b"\x01"])
-    assert world.said == list(range(20))
+    assert world.words == list(range(20))
     assert world.session.is_over
 
 
@@ -451,8 +438,7 @@ def test_an_empty_stream_is_over_at_once() -> None:
 
 
 def test_silence_emits_nothing_and_is_not_kept() -> None:
-    spoken = speech_frames((False, 2_000))
-    world = World(spoken)
+    world = World(speech_frames((False, 2_000)))
     play(world, map(frame, range(2_000)))
     assert not world.finals
     assert not world.partials
@@ -460,21 +446,15 @@ def test_silence_emits_nothing_and_is_not_kept() -> None:
 
 
 def test_a_client_may_end_an_utterance_itself() -> None:
-    spoken = speech_frames((True, 40))
-    world = World(spoken)
-    world.settle()
-    for number in range(20):
-        world.session.audio(frame(number))
+    world = World(speech_frames((True, 40)))
+    world.send(range(20))
     world.session.finalize()
     world.take()
     world.settle()
-    assert world.said == list(range(20))
-    for number in range(20, 40):
-        world.session.audio(frame(number))
-    world.session.finish()
-    world.take()
-    world.settle()
-    assert world.said == list(range(40))
+    assert world.words == list(range(20))
+    world.send(range(20, 40))
+    world.end()
+    assert world.words == list(range(40))
 
 
 def test_audio_that_crashes_the_recognizer_twice_is_skipped_and_the_rest_continues() -> None:
@@ -491,27 +471,19 @@ def test_audio_that_crashes_the_recognizer_twice_is_skipped_and_the_rest_continu
         if world.waiting:
             world.lose()
             world.settle() if number > 60 else None
-    world.session.finish()
-    world.take()
-    world.settle()
+    world.end()
     failures = [event for event in world.events if isinstance(event, Failure)]
     assert [failure.code for failure in failures] == ["engine_failed"]
     assert not failures[0].fatal
-    assert set(range(42, 72)) <= set(world.said)
+    assert set(range(42, 72)) <= set(world.words)
     assert world.states.count(State.RECOGNIZER_LOST) == world.states.count(State.RECOGNIZER_BACK)
 
 
 def test_what_failed_once_is_recognized_alone() -> None:
     world = World(speech_frames((True, 40)))
-    world.settle()
-    for number in range(12):
-        world.session.audio(frame(number))
-        world.take()
-        while world.waiting and not isinstance(world.waiting[0], Recognize):
-            world.answer()
-    first = world.waiting.pop(0)
-    assert isinstance(first, Recognize)
+    first = world.send_until_asked(12)
     assert not first.alone
+    world.waiting.remove(first)
     world.session.failed(first.ticket, "no memory")
     world.take()
     again = world.asked[-1]
@@ -522,14 +494,7 @@ def test_what_failed_once_is_recognized_alone() -> None:
 
 def test_an_answer_that_comes_too_late_changes_nothing() -> None:
     world = World(speech_frames((True, 40)))
-    world.settle()
-    for number in range(20):
-        world.session.audio(frame(number))
-        world.take()
-        while world.waiting and not isinstance(world.waiting[0], Recognize):
-            world.answer()
-    late = world.waiting[0]
-    assert isinstance(late, Recognize)
+    late = world.send_until_asked(20)
     world.lose()
     before = list(world.events)
     world.session.recognized(late.ticket, Hypothesis((Segment(Span(0, 10), " late"),)))
@@ -561,11 +526,8 @@ def test_a_switch_to_the_current_recognizer_does_nothing() -> None:
     assert world.attached_to == [VIETNAMESE]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"silence_ms": 100}, {"max_ms": 400}, {"max_ms": 40_000}],
-)
-def test_endpointing_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+@pytest.mark.parametrize("wrong", [{"silence_ms": 100}, {"max_ms": 400}, {"max_ms": 40_000}])
+def test_endpointing_that_makes_no_sense_is_rejected(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="needs tail"):
         Endpointing(**wrong)
 

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from common.settings import ROOT
+from tests.support.programs import run_python
 
 SWITCH = "ORT_DISABLE_TELEMETRY"
 
@@ -25,9 +24,7 @@ print("onnxruntime" in sys.modules)
 
 
 @pytest.mark.parametrize(("wanted", "switch"), [(None, "1"), ("0", "0")])
-def test_a_library_that_would_tell_its_makers_of_our_use_is_told_not_to(
-    tmp_path: Path, wanted: str | None, switch: str
-) -> None:
+def test_telemetry_is_off_by_default(tmp_path: Path, wanted: str | None, switch: str) -> None:
     """It reads the switch when it is imported, and keeps what it would send below the home.
 
     Whether it does so when it may is its own affair (it looks at the machine): not asserted.
@@ -39,9 +36,7 @@ def test_a_library_that_would_tell_its_makers_of_our_use_is_told_not_to(
         "PYTHONPATH": str(ROOT),
         **({} if wanted is None else {SWITCH: wanted}),
     }
-    told = subprocess.run(
-        [sys.executable, "-c", LOAD], env=environment, check=True, capture_output=True, text=True
-    )
-    assert told.stdout.split() == [switch, "False", "True"]
+    done = run_python("-c", LOAD, env=environment)
+    assert done.stdout.split() == [switch, "False", "True"]
     if switch == "1":
         assert not list(tmp_path.rglob("*onnxruntime*"))

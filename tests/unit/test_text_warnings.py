@@ -1,4 +1,4 @@
-"""What a result says of a text that is missing or doubtful (worker.steps.merge)."""
+"""The warnings of a text that is missing or doubtful (worker.steps.merge)."""
 
 from __future__ import annotations
 

@@ -54,9 +54,7 @@ def test_a_track_that_is_missing_is_named_with_those_there_are(asked: str) -> No
 
 @pytest.mark.parametrize("container", ["matroska", "mp4"])
 @pytest.mark.parametrize("default", [0, 2])
-def test_a_probe_lists_the_tracks_and_each_can_be_decoded(
-    container: str, default: int, tmp_path: Path
-) -> None:
+def test_each_track_is_listed_and_decodable(container: str, default: int, tmp_path: Path) -> None:
     voice = speak("The captain walked along the beach.")
     path = write_tracks(
         tmp_path / "film",

@@ -14,10 +14,10 @@ from common.audio.silero import CONTEXT, FRAME, SileroNetwork, silero_path
 from common.audio.vad import VadFinder, VoiceActivity
 from common.domain.cutting import CutOptions, Speech
 from common.domain.values import SAMPLE_RATE
-from tests.support import speech
 from tests.support.audio_files import noise, silence
+from tests.support.speech import Pcm, speak_pcm
 
-TEXT = "Nobody knows what the weather will be tomorrow, but we shall go out in any case."
+SPOKEN = speak_pcm("Nobody knows what the weather will be tomorrow, but we shall go out.")
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +25,22 @@ def network() -> SileroNetwork:
     return SileroNetwork()
 
 
-def spoken(text: str = TEXT, language: str = "en") -> NDArray[np.int16]:
-    return np.frombuffer(speech.pcm16(speech.speak(text, language)), "<i2").astype(np.int16)
-
-
-def conversation() -> NDArray[np.int16]:
+def conversation() -> Pcm:
     """A minute with speech in two languages, pauses, noise, and a broken frame at the end."""
     parts = [
         silence(1.2),
-        spoken(),
+        SPOKEN,
         noise(3, 0.05),
-        spoken("Hôm nay trời đẹp, chúng ta cùng nhau đi chơi.", "vi"),
+        speak_pcm("Hôm nay trời đẹp, chúng ta cùng nhau đi chơi.", "vi"),
         silence(2),
-        spoken(),
+        SPOKEN,
         noise(20, 0.2),
-        spoken(),
+        SPOKEN,
     ]
     return np.concatenate(parts)[:-100]
 
 
-def published(samples: NDArray[np.int16]) -> NDArray[np.float32]:
+def published(samples: Pcm) -> NDArray[np.float32]:
     """The probabilities by onnxruntime on the unchanged file, as faster-whisper feeds it."""
     session = onnxruntime.InferenceSession(str(silero_path()), providers=["CPUExecutionProvider"])
     padded = np.pad(samples, (CONTEXT, -len(samples) % FRAME)) / np.float32(32_768)
@@ -55,7 +51,7 @@ def published(samples: NDArray[np.int16]) -> NDArray[np.float32]:
     return probabilities
 
 
-def listen(network: SileroNetwork, samples: NDArray[np.int16], step: int) -> list[Speech]:
+def found_in(network: SileroNetwork, samples: Pcm, step: int) -> list[Speech]:
     finder = VadFinder(network, CutOptions())
     found = []
     for start in range(0, len(samples), step):
@@ -82,14 +78,13 @@ def test_blocks_of_any_size_give_the_same_bits(network: SileroNetwork, step: int
     assert np.array_equal(np.concatenate([*fed, activity.finish()]), expected)
 
 
-def test_speech_is_found_where_somebody_speaks(
+def test_speech_is_found_at_its_times(
     network: SileroNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.audio.vad.MIN_SILENCE_MS", 1_500)
-    said = spoken()
-    samples = np.concatenate([silence(3), said, silence(3), said, silence(3)])
-    found = listen(network, samples, SAMPLE_RATE)
-    length_ms = len(said) // 16
+    samples = np.concatenate([silence(3), SPOKEN, silence(3), SPOKEN, silence(3)])
+    found = found_in(network, samples, SAMPLE_RATE)
+    length_ms = len(SPOKEN) // 16
     assert len(found) == 2
     for speech_found, start_ms in zip(found, (3_000, 6_000 + length_ms), strict=True):
         assert abs(speech_found.span.start_ms - start_ms) < 300
@@ -97,28 +92,26 @@ def test_speech_is_found_where_somebody_speaks(
 
 
 @pytest.mark.parametrize("nobody", [silence(20), noise(20, 0.02), silence(0), silence(0.001)])
-def test_silence_and_noise_have_no_speech(
-    network: SileroNetwork, nobody: NDArray[np.int16]
-) -> None:
-    assert listen(network, nobody, SAMPLE_RATE) == []
+def test_silence_and_noise_have_no_speech(network: SileroNetwork, nobody: Pcm) -> None:
+    assert found_in(network, nobody, SAMPLE_RATE) == []
 
 
 def test_speech_at_the_very_end_ends_with_the_recording(network: SileroNetwork) -> None:
-    said = spoken("one two three four five six seven")
-    cut_off = said[: len(said) // 2]
-    found = listen(network, np.concatenate([silence(1), cut_off]), SAMPLE_RATE)
+    spoken = speak_pcm("one two three four five six seven")
+    cut_off = spoken[: len(spoken) // 2]
+    found = found_in(network, np.concatenate([silence(1), cut_off]), SAMPLE_RATE)
     assert found[-1].span.end_ms == (SAMPLE_RATE + len(cut_off)) // 16
 
 
-def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(
+def test_speech_without_a_pause_is_cut_to_fit_windows(
     network: SileroNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.audio.vad.MIN_SILENCE_MS", 2_000)
-    said = spoken("and so on and on we go and never stop to breathe", "en")
-    loud = np.flatnonzero(np.abs(said) > 500)
-    without_end = np.tile(said[loud[0] : loud[-1]], 1 + 90 * SAMPLE_RATE // (loud[-1] - loud[0]))
-    found = listen(network, without_end, 50_000)
-    assert found == listen(network, without_end, len(without_end))
+    spoken = speak_pcm("and so on and on we go and never stop to breathe")
+    loud = np.flatnonzero(np.abs(spoken) > 500)
+    without_end = np.tile(spoken[loud[0] : loud[-1]], 1 + 90 * SAMPLE_RATE // (loud[-1] - loud[0]))
+    found = found_in(network, without_end, 50_000)
+    assert found == found_in(network, without_end, len(without_end))
     assert [speech.closed for speech in found].count(False) >= 2
     for piece, following in pairwise(found):
         assert piece.span.end_ms == following.span.start_ms
@@ -127,8 +120,7 @@ def test_speech_without_a_pause_is_cut_into_pieces_that_fit_a_window(
 
 def test_another_version_of_the_network_is_rejected(tmp_path: Path) -> None:
     other = tmp_path / "other.onnx"
-    other.write_bytes(
-        silero_path().read_bytes().replace(b"conv_layers.3.bias", b"conv_layers.4.bias")
-    )
+    content = silero_path().read_bytes()
+    other.write_bytes(content.replace(b"conv_layers.3.bias", b"conv_layers.4.bias"))
     with pytest.raises(KeyError):
         SileroNetwork(other)

@@ -42,7 +42,7 @@ def test_a_receiver_with_the_official_library_accepts_a_message() -> None:
     }
 
 
-def test_a_message_that_was_changed_or_signed_by_another_is_refused() -> None:
+def test_a_message_that_was_changed_or_signed_by_another_is_rejected() -> None:
     secret = Secret.new().text
     for body, signer in (
         (BODY.replace(b"completed", b"failed"), secret),
@@ -129,7 +129,7 @@ def test_after_the_last_delay_a_message_is_given_up() -> None:
     assert next_delay_s((), 1, luck=0.5) is None
 
 
-def test_a_receiver_may_ask_for_more_patience_but_not_for_ever() -> None:
+def test_a_receiver_may_ask_for_a_longer_delay_but_not_for_ever() -> None:
     assert next_delay_s(DELAYS_S, 1, luck=0.5, asked_s=300) == 300
     assert next_delay_s(DELAYS_S, 1, luck=0.5, asked_s=1) == 30
     assert next_delay_s(DELAYS_S, 1, luck=0.5, asked_s=1e9) == MAX_RETRY_AFTER_S
@@ -147,9 +147,7 @@ def test_a_receiver_may_ask_for_more_patience_but_not_for_ever() -> None:
         (None, None),
     ],
 )
-def test_both_forms_of_retry_after_are_understood(
-    header: str | None, seconds: float | None
-) -> None:
+def test_both_forms_of_retry_after_are_read(header: str | None, seconds: float | None) -> None:
     assert retry_after_s(header, NOW) == seconds
 
 
@@ -158,6 +156,6 @@ def test_the_default_schedule_is_the_documented_one() -> None:
 
 
 @pytest.mark.parametrize("text", ["soon", "30,-1", "1;2"])
-def test_a_schedule_that_means_nothing_is_refused(text: str) -> None:
+def test_a_schedule_that_means_nothing_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="retry_delays"):
         WebhookSettings(retry_delays=text)

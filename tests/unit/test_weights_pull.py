@@ -10,20 +10,17 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
-from urllib.parse import unquote
 
 import pytest
 from huggingface_hub import constants
 
 from common.errors import PullFailed, UnknownOption, WeightsCorrupt, WeightsMissing
+from common.settings import ROOT
 from common.weights.manifest import (
     Conversion,
     FileSpec,
@@ -36,30 +33,12 @@ from common.weights.manifest import (
 from common.weights.pull import Puller
 from common.weights.store import WeightsStore
 from common.weights.transfer import DownloadOptions
+from tests.support.file_server import FileServer, Served
+from tests.support.wheels import write_wheel
 
 TENSORS = bytes(range(256)) * 4096
 CONFIG = b'{"toy": true}'
 GOOD, OTHER = HubFiles("someone/good", "main"), HubFiles("someone/other", "v1")
-
-
-@dataclass
-class Hub:
-    """A hub with the toy in two repositories, and faults that a test can order."""
-
-    contents: dict[str, bytes] = field(default_factory=dict)
-    cuts: dict[str, int] = field(default_factory=dict)
-    """Bytes after which a connection is broken, once for each entry."""
-    stalls: dict[str, int] = field(default_factory=dict)
-    """Bytes after which nothing more comes, for as long as the entry stays."""
-    rejects_ranges: bool = False
-    states_hashes: bool = False
-    authorizations: set[str | None] = field(default_factory=set)
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-    endpoint: str = ""
-
-    def offsets(self, path: str) -> list[str | None]:
-        """The ranges that were asked for, in order."""
-        return [range_ for asked, range_ in self.asked if asked == path]
 
 
 GOOD_MODEL = "/someone/good/resolve/main/model.bin"
@@ -67,63 +46,19 @@ GOOD_CONFIG = "/someone/good/resolve/main/config.json"
 OTHER_MODEL = "/someone/other/resolve/v1/model.bin"
 
 
-class Answer(BaseHTTPRequestHandler):
-    hub: ClassVar[Hub]
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        hub, range_ = self.hub, self.headers["Range"]
-        hub.asked.append((self.path, range_))
-        hub.authorizations.add(self.headers["Authorization"])
-        whole = hub.contents.get(unquote(self.path))
-        if whole is None:
-            self.send_error(404)
-            return
-        start = 0
-        if range_ is not None and not hub.rejects_ranges:
-            start = int(range_.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(whole):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(whole) - start))
-        if hub.states_hashes:
-            self.send_header("X-Linked-ETag", f'"{sha256(hub.contents["stated"])}"')
-        self.end_headers()
-        cut = hub.cuts.pop(self.path, None)
-        if cut is not None:
-            self.wfile.write(whole[start : start + cut])
-            self.close_connection = True
-            return
-        if self.path in hub.stalls:
-            self.wfile.write(whole[start : start + hub.stalls[self.path]])
-            self.wfile.flush()
-            while self.path in hub.stalls:
-                time.sleep(0.02)
-            self.close_connection = True
-            return
-        self.wfile.write(whole[start:])
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
-
-
 @pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub()
-    for repository in ("/someone/good/resolve/main", "/someone/other/resolve/v1"):
-        hub.contents[f"{repository}/model.bin"] = TENSORS
-        hub.contents[f"{repository}/config.json"] = CONFIG
-    handler = type("AnswerOfThisHub", (Answer,), {"hub": hub})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        server.daemon_threads = True
-        hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield hub
-        hub.stalls.clear()
-        server.shutdown()
-        thread.join()
+def hub() -> Iterator[FileServer]:
+    """A hub with the toy in two repositories."""
+    with FileServer() as server:
+        for repository in ("/someone/good/resolve/main", "/someone/other/resolve/v1"):
+            server.put(f"{repository}/model.bin", Served(TENSORS))
+            server.put(f"{repository}/config.json", Served(CONFIG))
+        yield server
+
+
+def ranges(hub: FileServer, path: str) -> list[str | None]:
+    """The ranges of a file that were asked for, in order."""
+    return [asked.headers.get("range") for asked in hub.asked if asked.path == path]
 
 
 def sha256(content: bytes) -> str:
@@ -145,7 +80,7 @@ class Place:
     """A store in a temporary folder, and the news that pulls into it gave."""
 
     root: Path
-    hub: Hub
+    hub: FileServer
     news: list[str] = field(default_factory=list)
     stall_timeout_s: float = 20.0
     connect_timeout_s: float = 3.0
@@ -154,12 +89,19 @@ class Place:
     def target(self) -> Path:
         return self.root / "faster-whisper-toy"
 
+    def stage(self, files: Mapping[str, bytes]) -> None:
+        """Leave what an interrupted pull would."""
+        staged = self.root / ".staging" / "faster-whisper-toy"
+        staged.mkdir(parents=True)
+        for name, content in files.items():
+            (staged / name).write_bytes(content)
+
     def store(self, spec: WeightsSpec) -> WeightsStore:
         return WeightsStore(self.root, Manifest((spec,)))
 
     def puller(self, spec: WeightsSpec, endpoint: str | None = None) -> Puller:
         network = DownloadOptions(
-            endpoint or self.hub.endpoint, self.connect_timeout_s, self.stall_timeout_s
+            endpoint or self.hub.url, self.connect_timeout_s, self.stall_timeout_s
         )
         return Puller(self.store(spec), network=network, progress=self.report)
 
@@ -176,7 +118,7 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, hub: Hub) -> Place:
+def place(tmp_path: Path, hub: FileServer) -> Place:
     return Place(tmp_path / "models", hub)
 
 
@@ -201,19 +143,19 @@ def test_corrupt_weights_are_replaced(place: Place) -> None:
     place.target.mkdir(parents=True)
     (place.target / "model.bin").write_bytes(b"?" * len(TENSORS))
     (place.target / "config.json").write_bytes(CONFIG)
-    puller = Puller(place.store(toy(GOOD)), network=DownloadOptions(place.hub.endpoint))
+    puller = Puller(place.store(toy(GOOD)), network=DownloadOptions(place.hub.url))
     assert puller.pull("faster-whisper", "toy").sha256 == sha256(TENSORS)
 
 
 def test_a_file_may_lie_elsewhere_in_the_repository(place: Place) -> None:
-    place.hub.contents["/someone/good/resolve/main/sub dir/weights"] = TENSORS
+    place.hub.put("/someone/good/resolve/main/sub%20dir/weights", Served(TENSORS))
     place.pull(toy(HubFiles("someone/good", "main", {"model.bin": "sub dir/weights"})))
 
 
 def test_streaming_weights_get_plain_names_and_their_first_hashes_are_kept(place: Place) -> None:
     long = "encoder-epoch-99-avg-1-chunk-16-left-128.int8.onnx"
-    place.hub.contents[f"/someone/good/resolve/main/{long}"] = TENSORS
-    place.hub.contents["/someone/good/resolve/main/tokens.txt"] = CONFIG
+    place.hub.put(f"/someone/good/resolve/main/{long}", Served(TENSORS))
+    place.hub.put("/someone/good/resolve/main/tokens.txt", Served(CONFIG))
     source = HubFiles("someone/good", "main", {"encoder.onnx": long})
     files = (FileSpec("encoder.onnx"), FileSpec("tokens.txt"))
     spec = WeightsSpec("zipformer", "toy", ("vi",), "Apache-2.0", files, (source,))
@@ -230,8 +172,8 @@ def test_streaming_weights_get_plain_names_and_their_first_hashes_are_kept(place
 
 
 def test_two_pulls_at_once_fetch_once(place: Place) -> None:
-    place.hub.stalls[GOOD_MODEL] = 1000
-    network = DownloadOptions(place.hub.endpoint, stall_timeout_s=30)
+    place.hub.put(GOOD_MODEL, Served(TENSORS, stall_after=1000))
+    network = DownloadOptions(place.hub.url, stall_timeout_s=30)
     waiting = threading.Event()
 
     def report(_done: int, _total: int, what: str) -> None:
@@ -245,22 +187,22 @@ def test_two_pulls_at_once_fetch_once(place: Place) -> None:
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(pull), pool.submit(pull)]
         assert waiting.wait(timeout=20)
-        place.hub.stalls.clear()
+        place.hub.put(GOOD_MODEL, Served(TENSORS))
         assert [one.result() for one in both] == [sha256(TENSORS)] * 2
-    assert place.hub.offsets(GOOD_CONFIG) == [None]
+    assert ranges(place.hub, GOOD_CONFIG) == [None]
 
 
 # --- cut off -----------------------------------------------------------------------------------
 
 
 def test_a_transfer_that_breaks_goes_on_where_it_stopped(place: Place) -> None:
-    place.hub.cuts[GOOD_MODEL] = 300_000
+    place.hub.put(GOOD_MODEL, Served(TENSORS, cuts=[300_000]))
     place.pull(toy(GOOD))
-    assert place.hub.offsets(GOOD_MODEL) == [None, "bytes=300000-"]
+    assert ranges(place.hub, GOOD_MODEL) == [None, "bytes=300000-"]
 
 
 def test_a_pull_that_was_killed_goes_on_where_it_stopped(place: Place) -> None:
-    place.hub.stalls[GOOD_MODEL] = 300_000
+    place.hub.put(GOOD_MODEL, Served(TENSORS, stall_after=300_000))
     script = (
         "import sys; from pathlib import Path\n"
         "from common.weights.manifest import *\n"
@@ -272,52 +214,39 @@ def test_a_pull_that_was_killed_goes_on_where_it_stopped(place: Place) -> None:
         "network = DownloadOptions(sys.argv[2], stall_timeout_s=60)\n"
         "Puller(store, network=network).pull('faster-whisper', 'toy')\n"
     )
-    command = [sys.executable, "-c", script, str(place.root), place.hub.endpoint]
-    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", script, str(place.root), place.hub.url]
     part = place.root / ".staging" / "faster-whisper-toy" / "model.bin.part"
-    with subprocess.Popen(command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
         while not part.exists() or part.stat().st_size < 300_000:
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert not place.target.exists()
-    place.hub.stalls.clear()
+    place.hub.put(GOOD_MODEL, Served(TENSORS))
     place.pull(toy(GOOD))
-    assert place.hub.offsets(GOOD_MODEL) == [None, "bytes=300000-"]
-    assert place.hub.offsets(GOOD_CONFIG) == [None]
+    assert ranges(place.hub, GOOD_MODEL) == [None, "bytes=300000-"]
+    assert ranges(place.hub, GOOD_CONFIG) == [None]
 
 
 def test_what_one_source_brought_whole_is_not_fetched_from_the_next(place: Place) -> None:
-    del place.hub.contents[GOOD_CONFIG]
+    del place.hub.files[GOOD_CONFIG]
     place.pull(toy(GOOD, OTHER))
-    assert place.hub.offsets(OTHER_MODEL) == []
+    assert ranges(place.hub, OTHER_MODEL) == []
 
 
 def test_a_server_that_cannot_resume_starts_over(place: Place) -> None:
-    place.hub.rejects_ranges = True
-    place.hub.cuts[GOOD_MODEL] = 300_000
+    place.hub.put(GOOD_MODEL, Served(TENSORS, ranges=False, cuts=[300_000]))
     place.pull(toy(GOOD))
 
 
-def test_a_transfer_cut_after_its_last_byte_is_complete(place: Place) -> None:
-    staged = place.root / ".staging" / "faster-whisper-toy"
-    staged.mkdir(parents=True)
-    (staged / "model.bin.part").write_bytes(TENSORS)
-    place.pull(toy(GOOD))
-
-
-def test_a_part_longer_than_the_file_is_thrown_away(place: Place) -> None:
-    staged = place.root / ".staging" / "faster-whisper-toy"
-    staged.mkdir(parents=True)
-    (staged / "model.bin.part").write_bytes(TENSORS + b"more")
+@pytest.mark.parametrize("part", [TENSORS, TENSORS + b"more"], ids=["whole", "too long"])
+def test_a_whole_part_is_completed_and_a_longer_one_deleted(place: Place, part: bytes) -> None:
+    place.stage({"model.bin.part": part})
     place.pull(toy(GOOD))
 
 
 def test_finished_files_of_an_interrupted_pull_need_no_source(place: Place) -> None:
-    staged = place.root / ".staging" / "faster-whisper-toy"
-    staged.mkdir(parents=True)
-    (staged / "model.bin").write_bytes(TENSORS)
-    (staged / "config.json").write_bytes(CONFIG)
+    place.stage({"model.bin": TENSORS, "config.json": CONFIG})
     place.pull(toy(GOOD))
     assert place.hub.asked == []
 
@@ -326,30 +255,25 @@ def test_finished_files_of_an_interrupted_pull_need_no_source(place: Place) -> N
 
 
 def test_a_wrong_hash_is_removed_and_the_next_source_tried(place: Place) -> None:
-    place.hub.contents[GOOD_MODEL] = TENSORS[::-1]
+    place.hub.put(GOOD_MODEL, Served(TENSORS[::-1]))
     place.pull(toy(GOOD, OTHER))
     assert any(f"wrong hash (sha256 {sha256(TENSORS[::-1])})" in news for news in place.news)
-    assert place.hub.offsets(OTHER_MODEL) == [None]
+    assert ranges(place.hub, OTHER_MODEL) == [None]
 
 
-def test_a_file_of_the_wrong_size_is_removed_and_the_next_source_tried(place: Place) -> None:
-    place.hub.contents[GOOD_MODEL] = TENSORS[:-1]
+@pytest.mark.parametrize("content", [TENSORS[:-1], b""], ids=["too short", "empty"])
+def test_a_wrong_size_leads_to_the_next_source(place: Place, content: bytes) -> None:
+    place.hub.put(GOOD_MODEL, Served(content))
     place.pull(toy(GOOD, OTHER))
 
 
 def test_a_source_that_stalls_is_given_up_for_the_next(place: Place) -> None:
-    place.hub.stalls[GOOD_MODEL] = 1000
+    place.hub.put(GOOD_MODEL, Served(TENSORS, stall_after=1000))
     place.stall_timeout_s = 0.3
     place.pull(toy(GOOD, OTHER))
     assert "hub someone/good: the transfer stalled; trying the next source" in place.news
     # what it brought before it stalled counts
-    assert place.hub.offsets(OTHER_MODEL) == ["bytes=1000-"]
-
-
-def test_a_source_that_brings_nothing_at_all_is_given_up(place: Place) -> None:
-    place.hub.contents[GOOD_MODEL] = b""
-    place.hub.contents[GOOD_CONFIG] = b""
-    place.pull(toy(GOOD, OTHER))
+    assert ranges(place.hub, OTHER_MODEL) == ["bytes=1000-"]
 
 
 @pytest.mark.parametrize(
@@ -359,7 +283,7 @@ def test_a_source_that_brings_nothing_at_all_is_given_up(place: Place) -> None:
         ("http://hub.invalid", "its host name cannot be resolved"),
     ],
 )
-def test_no_way_to_the_hub_is_said_and_the_registry_tried(
+def test_a_hub_that_cannot_be_reached_is_named_with_the_reason(
     place: Place, endpoint: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for variable in ("http_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"):
@@ -376,12 +300,10 @@ def test_a_hub_declared_offline_is_not_asked(place: Place, monkeypatch: pytest.M
         Puller(place.store(toy(GOOD))).pull("faster-whisper", "toy")
 
 
-def test_the_hub_gets_the_token_of_its_own_library(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_gets_its_librarys_token(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_made_up")
     place.pull(toy(GOOD))
-    assert place.hub.authorizations == {"Bearer hf_made_up"}
+    assert {asked.headers["authorization"] for asked in place.hub.asked} == {"Bearer hf_made_up"}
 
 
 @pytest.fixture
@@ -417,7 +339,7 @@ def test_a_failed_pull_names_every_source_and_its_reason(
     place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    place.hub.contents.clear()
+    place.hub.files.clear()
     npm = Packages("npm", ("toy@1",), {"model.bin": ("a",), "config.json": ("b",)})
     with pytest.raises(PullFailed) as failure:
         place.pull(toy(GOOD, npm))
@@ -427,19 +349,13 @@ def test_a_failed_pull_names_every_source_and_its_reason(
     )
 
 
-def test_a_conversion_says_what_it_lacked(place: Place) -> None:
-    place.hub.contents.clear()
-    ggml = WeightsSpec(
-        "whisper.cpp",
-        "toy",
-        ("*",),
-        "MIT",
-        (FileSpec("ggml-toy.bin", 3, "0" * 64),),
-        (Conversion("faster-whisper", "toy"),),
-    )
+def test_a_failed_conversion_names_what_it_lacked(place: Place) -> None:
+    place.hub.files.clear()
+    file, source = FileSpec("ggml-toy.bin", 3, "0" * 64), Conversion("faster-whisper", "toy")
+    ggml = WeightsSpec("whisper.cpp", "toy", ("*",), "MIT", (file,), (source,))
     store = WeightsStore(place.root, Manifest((toy(GOOD), ggml)))
     with pytest.raises(PullFailed, match=r"conversion from faster-whisper toy: .* answers 404"):
-        Puller(store, network=DownloadOptions(place.hub.endpoint)).pull("whisper.cpp", "toy")
+        Puller(store, network=DownloadOptions(place.hub.url)).pull("whisper.cpp", "toy")
 
 
 def test_weights_that_cannot_fit_on_the_disk_are_not_begun(place: Place) -> None:
@@ -463,7 +379,7 @@ def test_the_hash_of_the_first_pull_holds_for_later_ones(place: Place) -> None:
     spec = toy(GOOD, files=UNPUBLISHED)
     place.pull(spec)
     place.target.rename(place.root / "elsewhere")
-    place.hub.contents[GOOD_MODEL] = TENSORS[::-1]
+    place.hub.put(GOOD_MODEL, Served(TENSORS[::-1]))
     with pytest.raises(PullFailed, match=r"model\.bin has the wrong hash"):
         place.pull(spec)
     assert not place.target.exists()
@@ -478,39 +394,18 @@ def test_the_hash_of_the_first_pull_holds_for_verify(place: Place) -> None:
 
 
 def test_the_hash_that_the_hub_states_is_held_against_what_it_sends(place: Place) -> None:
-    place.hub.states_hashes = True
-    place.hub.contents["stated"] = b"something else"
+    def state(content: bytes) -> None:
+        headers = {"x-linked-etag": f'"{sha256(content)}"'}
+        place.hub.put(GOOD_MODEL, Served(TENSORS, headers=headers))
+
+    state(b"something else")
     with pytest.raises(PullFailed, match=r"model\.bin has the wrong hash"):
         place.pull(toy(GOOD, files=UNPUBLISHED))
-    place.hub.contents["stated"] = TENSORS
+    state(TENSORS)
     place.pull(toy(GOOD, files=(FileSpec("model.bin"), *PINNED[1:])))
 
 
 # --- packages ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for its only index."""
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
-
-
-def put_wheel(folder: Path, name: str, members: dict[str, bytes]) -> Path:
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    information = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for member, content in members.items():
-            wheel.writestr(member, content)
-        wheel.writestr(
-            f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0"
-        )
-        wheel.writestr(f"{information}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any")
-        wheel.writestr(f"{information}/RECORD", "")
-    return path
 
 
 IN_WHEELS = Packages(
@@ -520,26 +415,28 @@ IN_WHEELS = Packages(
 )
 
 
+TOY_ONE = {"toyone/part1": TENSORS[:5000], "toyone/config.json": CONFIG}
+TOY_TWO = {"toytwo/part2": TENSORS[5000:]}
+
+
 def test_a_file_is_put_together_from_the_pieces_in_packages(place: Place, wheels: Path) -> None:
-    put_wheel(wheels, "toyone", {"toyone/part1": TENSORS[:5000], "toyone/config.json": CONFIG})
-    put_wheel(wheels, "toytwo", {"toytwo/part2": TENSORS[5000:]})
+    write_wheel(wheels, "toyone", TOY_ONE)
+    write_wheel(wheels, "toytwo", TOY_TWO)
     place.pull(toy(IN_WHEELS))
 
 
 def test_a_package_that_came_whole_is_kept_for_the_next_try(place: Place, wheels: Path) -> None:
-    one = put_wheel(
-        wheels, "toyone", {"toyone/part1": TENSORS[:5000], "toyone/config.json": CONFIG}
-    )
+    one = write_wheel(wheels, "toyone", TOY_ONE)
     with pytest.raises(PullFailed, match=r"pypi toyone==1\.0 \+ toytwo==1\.0: .*toytwo"):
         place.pull(toy(IN_WHEELS))
     one.unlink()
-    put_wheel(wheels, "toytwo", {"toytwo/part2": TENSORS[5000:]})
+    write_wheel(wheels, "toytwo", TOY_TWO)
     place.pull(toy(IN_WHEELS))
 
 
 def test_a_package_without_the_file_is_no_source(place: Place, wheels: Path) -> None:
-    put_wheel(wheels, "toyone", {"toyone/part1": TENSORS[:5000]})
-    put_wheel(wheels, "toytwo", {"toytwo/part2": TENSORS[5000:]})
+    write_wheel(wheels, "toyone", {"toyone/part1": TENSORS[:5000]})
+    write_wheel(wheels, "toytwo", TOY_TWO)
     place.pull(toy(IN_WHEELS, GOOD))
     assert any("cannot be unpacked" in news for news in place.news)
 
@@ -554,7 +451,6 @@ def test_weights_that_are_not_here_cannot_be_converted(place: Place) -> None:
 
 def test_what_is_no_whisper_cannot_be_converted(place: Place) -> None:
     place.pull(toy(GOOD))
-    place.news.clear()
     puller = Puller(place.store(toy(GOOD)))
     with pytest.raises(PullFailed, match="conversion from faster-whisper toy: cannot be converted"):
         puller.convert("toy", "faster-whisper", "whisper.cpp")

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,34 +20,36 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-FOLDER = WeightsSpec(
-    "faster-whisper",
-    "toy",
-    ("vi",),
-    "MIT",
-    (
-        FileSpec("model.bin", len(TENSORS), sha256(TENSORS)),
-        FileSpec("config.json", len(CONFIG), sha256(CONFIG)),
-    ),
-    (),
-)
-FILE = WeightsSpec(
-    "whisper.cpp",
-    "toy",
-    ("*",),
-    "MIT",
-    (FileSpec("ggml-toy.bin", len(TENSORS), sha256(TENSORS)),),
-    (),
-)
+def spec(engine: str, language: str, files: Mapping[str, bytes | None]) -> WeightsSpec:
+    """Weights called toy; of files without content no hash is published."""
+    specs = [
+        FileSpec(name) if content is None else FileSpec(name, len(content), sha256(content))
+        for name, content in files.items()
+    ]
+    return WeightsSpec(engine, "toy", (language,), "MIT", tuple(specs), ())
+
+
+FOLDER = spec("faster-whisper", "vi", {"model.bin": TENSORS, "config.json": CONFIG})
+FILE = spec("whisper.cpp", "*", {"ggml-toy.bin": TENSORS})
+STREAMING = spec("zipformer", "vi", {"encoder.onnx": TENSORS, "tokens.txt": None})
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> WeightsStore:
-    (tmp_path / "faster-whisper-toy").mkdir()
-    (tmp_path / "faster-whisper-toy" / "model.bin").write_bytes(TENSORS)
-    (tmp_path / "faster-whisper-toy" / "config.json").write_bytes(CONFIG)
-    (tmp_path / "ggml-toy.bin").write_bytes(TENSORS)
+    put(tmp_path / "faster-whisper-toy", {"model.bin": TENSORS, "config.json": CONFIG})
+    put(tmp_path, {"ggml-toy.bin": TENSORS})
     return WeightsStore(tmp_path, Manifest((FOLDER, FILE)))
+
+
+def put(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def put_named(folder: Path, *names: str) -> None:
+    """Files whose content is their name."""
+    put(folder, {name: name.encode() for name in names})
 
 
 def states(store: WeightsStore) -> dict[tuple[str, str], str]:
@@ -127,13 +130,9 @@ def test_an_unknown_engine_is_named_with_those_there_are(store: WeightsStore) ->
 
 
 @pytest.mark.parametrize("folder", ["mine", "faster-whisper-mine"])
-def test_a_fine_tune_put_there_by_hand_is_listed_and_usable(
-    store: WeightsStore, folder: str
-) -> None:
-    (store.root / folder).mkdir()
-    (store.root / folder / "model.bin").write_bytes(b"fine")
-    (store.root / folder / "config.json").write_bytes(CONFIG)
-    (store.root / "ggml-mine.bin").write_bytes(b"tuned")
+def test_own_weights_are_listed_and_usable(store: WeightsStore, folder: str) -> None:
+    put(store.root / folder, {"model.bin": b"fine", "config.json": CONFIG})
+    put(store.root, {"ggml-mine.bin": b"tuned"})
     assert states(store)["faster-whisper", "mine"] == "present"
     assert states(store)["whisper.cpp", "mine"] == "present"
     assert [line.own for line in store.states()] == [False, False, True, True]
@@ -142,27 +141,10 @@ def test_a_fine_tune_put_there_by_hand_is_listed_and_usable(
     assert store.verify("whisper.cpp", "mine").sha256 == sha256(b"tuned")
 
 
-STREAMING = WeightsSpec(
-    "zipformer",
-    "toy",
-    ("vi",),
-    "Apache-2.0",
-    (FileSpec("encoder.onnx", len(TENSORS), sha256(TENSORS)), FileSpec("tokens.txt")),
-    (),
-)
-
-
-def put(folder: Path, names: Sequence[str]) -> None:
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / name).write_bytes(name.encode())
-
-
 def test_published_streaming_weights_have_a_folder_of_their_own(tmp_path: Path) -> None:
     store = WeightsStore(tmp_path, Manifest((STREAMING,)))
     assert states(store) == {("zipformer", "toy"): "missing"}
-    put(tmp_path / "zipformer-toy", ["encoder.onnx", "tokens.txt"])
-    (tmp_path / "zipformer-toy" / "encoder.onnx").write_bytes(TENSORS)
+    put(tmp_path / "zipformer-toy", {"encoder.onnx": TENSORS, "tokens.txt": b"a 0"})
     weights = store.verify("zipformer", "toy")
     assert (weights.path, weights.sha256) == (tmp_path / "zipformer-toy", sha256(TENSORS))
     assert states(store) == {("zipformer", "toy"): "present"}
@@ -170,22 +152,19 @@ def test_published_streaming_weights_have_a_folder_of_their_own(tmp_path: Path) 
 
 @pytest.mark.parametrize("folder", ["mine", "zipformer-mine"])
 @pytest.mark.parametrize(
-    ("names", "first"),
+    "names",
     [
-        (["encoder.onnx", "decoder.onnx", "joiner.onnx"], "encoder.onnx"),
-        (["model.onnx"], "model.onnx"),
-        (["ctc-epoch-20-avg-1-chunk-16.int8.onnx", "bpe.model"], None),
+        ["encoder.onnx", "decoder.onnx", "joiner.onnx"],
+        ["model.onnx"],
+        ["ctc-epoch-20-avg-1-chunk-16.int8.onnx", "bpe.model"],
     ],
 )
-def test_streaming_weights_put_there_by_hand_are_listed_and_usable(
-    store: WeightsStore, folder: str, names: list[str], first: str | None
+def test_own_streaming_weights_are_usable(
+    store: WeightsStore, folder: str, names: list[str]
 ) -> None:
-    put(store.root / folder, [*names, "tokens.txt"])
+    put_named(store.root / folder, *names, "tokens.txt")
     weights = store.resolve("zipformer", "mine")
-    assert (weights.path, weights.sha256) == (
-        store.root / folder,
-        sha256((first or names[0]).encode()),
-    )
+    assert (weights.path, weights.sha256) == (store.root / folder, sha256(names[0].encode()))
     assert states(store)["zipformer", "mine"] == "present"
     assert store.states()[-1].own
     assert store.states()[-1].languages == EVERY_LANGUAGE
@@ -193,40 +172,36 @@ def test_streaming_weights_put_there_by_hand_are_listed_and_usable(
 
 
 def test_streaming_weights_that_lack_a_network_are_none(store: WeightsStore) -> None:
-    put(store.root / "half", ["encoder.onnx", "decoder.onnx", "tokens.txt"])
-    put(store.root / "zipformer-half", ["model.onnx"])
+    put_named(store.root / "half", "encoder.onnx", "decoder.onnx", "tokens.txt")
+    put_named(store.root / "zipformer-half", "model.onnx")
     assert len(store.states()) == 2
     for model in ("half", "nowhere"):
         with pytest.raises(WeightsMissing, match=f"steno models pull {model} --engine zipformer"):
             store.resolve("zipformer", model)
 
 
-PUBLISHED = [
-    f"{network}-epoch-99-avg-1-chunk-16-left-{left}{bits}.onnx"
-    for network in ("joiner", "encoder", "decoder")
-    for left in (128, 64)
-    for bits in ("", ".int8", ".fp16")
-]
+NETWORKS = ("encoder", "decoder", "joiner")
+PUBLISHED = list(product(sorted(NETWORKS, reverse=True), (128, 64), ("", ".int8", ".fp16")))
+
+
+def export(network: str, left: int, bits: str) -> str:
+    return f"{network}-epoch-99-avg-1-chunk-16-left-{left}{bits}.onnx"
 
 
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
         (
-            PUBLISHED,
-            [
-                "encoder-epoch-99-avg-1-chunk-16-left-128.int8.onnx",
-                "decoder-epoch-99-avg-1-chunk-16-left-128.int8.onnx",
-                "joiner-epoch-99-avg-1-chunk-16-left-128.int8.onnx",
-            ],
+            [export(network, left, bits) for network, left, bits in PUBLISHED],
+            [export(network, 128, ".int8") for network in NETWORKS],
         ),
         (
-            [name for name in PUBLISHED if "left-64.int8" in name or "left-128.fp16" in name],
             [
-                "encoder-epoch-99-avg-1-chunk-16-left-64.int8.onnx",
-                "decoder-epoch-99-avg-1-chunk-16-left-64.int8.onnx",
-                "joiner-epoch-99-avg-1-chunk-16-left-64.int8.onnx",
+                export(network, left, bits)
+                for network, left, bits in PUBLISHED
+                if (left, bits) in {(64, ".int8"), (128, ".fp16")}
             ],
+            [export(network, 64, ".int8") for network in NETWORKS],
         ),
         (
             ["encoder.int8.onnx", "encoder.onnx", "decoder.onnx", "joiner.int8.onnx"],
@@ -239,7 +214,7 @@ PUBLISHED = [
 def test_of_several_networks_those_of_one_export_in_8_bits_are_chosen(
     tmp_path: Path, names: list[str], chosen: list[str]
 ) -> None:
-    put(tmp_path, [*names, "tokens.txt"])
+    put_named(tmp_path, *names, "tokens.txt")
     parts = find_parts(tmp_path)
     assert parts is not None
     assert [path.name for path in parts.files] == [*chosen, "tokens.txt"]
@@ -260,36 +235,28 @@ def test_an_empty_or_absent_folder_lists_what_could_be_there(tmp_path: Path) -> 
 
 
 def test_recorded_hashes_hold_where_none_is_published(tmp_path: Path) -> None:
-    spec = WeightsSpec("whisper.cpp", "new", ("*",), "MIT", (FileSpec("ggml-new.bin"),), ())
-    store = WeightsStore(tmp_path, Manifest((spec,)))
-    (tmp_path / "ggml-new.bin").write_bytes(b"first")
-    store.trust("whisper.cpp", "new", "a test", {"ggml-new.bin": sha256(b"first")})
-    assert store.resolve("whisper.cpp", "new").sha256 == sha256(b"first")
-    (tmp_path / "ggml-new.bin").write_bytes(b"other")
+    store = WeightsStore(tmp_path, Manifest((spec("whisper.cpp", "*", {"ggml-toy.bin": None}),)))
+    put(tmp_path, {"ggml-toy.bin": b"first"})
+    store.trust("whisper.cpp", "toy", "a test", {"ggml-toy.bin": sha256(b"first")})
+    assert store.resolve("whisper.cpp", "toy").sha256 == sha256(b"first")
+    put(tmp_path, {"ggml-toy.bin": b"other"})
     with pytest.raises(WeightsCorrupt, match=sha256(b"first")):
-        store.resolve("whisper.cpp", "new")
+        store.resolve("whisper.cpp", "toy")
 
 
 def test_a_damaged_cache_of_hashes_is_made_anew(store: WeightsStore) -> None:
-    (store.root / ".hashes.json").write_text("{")
-    assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)
-    (store.root / ".hashes.json").write_text('{"ggml-toy.bin": "nonsense"}')
-    assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)
+    for damaged in ("{", '{"ggml-toy.bin": "nonsense"}'):
+        (store.root / ".hashes.json").write_text(damaged)
+        assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)
 
 
-def test_what_cannot_be_written_down_is_hashed_once_a_process(store: WeightsStore) -> None:
+def test_without_a_cache_of_hashes_each_process_computes_them_once(store: WeightsStore) -> None:
     (store.root / ".hashes.json").mkdir()  # whoever we are, no file can take its place
-    assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS)
-    path = store.root / "ggml-toy.bin"
-    before = path.stat()
-    path.write_bytes(TENSORS[::-1])
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    files = {path.name for path in store.root.iterdir()}
+    path = store.resolve("whisper.cpp", "toy").path
+    change_unnoticed(path, TENSORS[::-1])
     assert store.resolve("whisper.cpp", "toy").sha256 == sha256(TENSORS), "hashed anew"
-    assert sorted(each.name for each in store.root.iterdir()) == [
-        ".hashes.json",
-        "faster-whisper-toy",
-        "ggml-toy.bin",
-    ]
+    assert {path.name for path in store.root.iterdir()} == files
     os.utime(path)
     with pytest.raises(WeightsCorrupt):
         store.resolve("whisper.cpp", "toy")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import wave
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -43,7 +46,7 @@ KINDS = {
     "avi": AudioKind("avi", "libmp3lame", 44_100),
     "mov": AudioKind("mov", "pcm_s16le"),
 }
-"""Every format that uploads may have, sound alone."""
+"""Every format that uploads may have, audio alone."""
 
 FILMS = {
     "mp4": AudioKind("mp4", "aac", video="mpeg4"),
@@ -76,30 +79,52 @@ def write(
     samples: NDArray[np.int16],
     kind: AudioKind,
     *,
-    sound_at: float = 0.0,
+    audio_at: float = 0.0,
     film_seconds: float | None = None,
 ) -> Path:
     """Encode ``samples`` (16 kHz mono) into ``path``.
 
-    ``sound_at`` (seconds) is where the sound starts on the film's clock; the film lasts
-    ``film_seconds``, by default as long as the sound.
+    ``audio_at`` (seconds) is where the audio starts on the film's clock; the film lasts
+    ``film_seconds``, by default as long as the audio.
     """
     with av.open(str(path), "w", format=kind.container, options=dict(kind.options)) as container:
         film = None
         if kind.video:
             film = container.add_stream(kind.video, rate=10)
-        sound = container.add_stream(
+        audio = container.add_stream(
             kind.codec, rate=kind.rate, layout=kind.layout, options={"strict": "experimental"}
         )
-        assert isinstance(sound, AudioStream)
+        assert isinstance(audio, AudioStream)
         if kind.bit_rate:
-            sound.codec_context.bit_rate = kind.bit_rate
+            audio.codec_context.bit_rate = kind.bit_rate
         if film is not None:
             assert isinstance(film, VideoStream)
-            length = len(samples) / RATE + sound_at if film_seconds is None else film_seconds
+            length = len(samples) / RATE + audio_at if film_seconds is None else film_seconds
             _film(container, film, length)
         if len(samples):
-            _sound(container, sound, samples, kind, sound_at)
+            _audio(container, audio, samples, kind, audio_at)
+    return path
+
+
+def write_tracks(
+    path: Path,
+    *tracks: tuple[str, NDArray[np.floating]],
+    container: str = "matroska",
+    default: int = 0,
+) -> Path:
+    """Write audio (mono at 16 kHz in [-1, 1]), each with its language (ISO 639-2), as AAC."""
+    kind = AudioKind(container, "aac", RATE)
+    with av.open(str(path), "w", format=container) as output:
+        streams = []
+        for index, (language, _) in enumerate(tracks):
+            stream = output.add_stream("aac", rate=RATE, layout="mono")
+            assert isinstance(stream, AudioStream)
+            stream.metadata["language"] = language
+            stream.disposition = Disposition.default if index == default else Disposition(0)
+            streams.append(stream)
+        for stream, (_, samples) in zip(streams, tracks, strict=True):
+            pcm = np.round(np.clip(samples, -1, 1) * 32_767).astype(np.int16)
+            _audio(output, stream, pcm, kind, 0.0)
     return path
 
 
@@ -111,8 +136,19 @@ def write_film_without_sound(path: Path, seconds: float) -> Path:
     return path
 
 
+def make_wav(pcm: bytes) -> bytes:
+    """A recording in a WAV file: 16 kHz mono, 16 bits a sample."""
+    target = io.BytesIO()
+    with wave.open(target, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(pcm)
+    return target.getvalue()
+
+
 def wav_header(seconds: float, rate: int = RATE) -> bytes:
-    """The header of a WAV file that claims ``seconds`` of sound, with no sound behind it."""
+    """The header of a WAV file that claims ``seconds`` of audio, with no audio behind it."""
     size = round(seconds * rate) * 2
     layout = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16)
     head = struct.pack("<4sI4s", b"RIFF", size + 36, b"WAVE")
@@ -144,14 +180,14 @@ def _film(container: OutputContainer, film: VideoStream, seconds: float) -> None
     container.mux(film.encode(None))
 
 
-def _sound(
+def _audio(
     container: OutputContainer,
-    sound: AudioStream,
+    audio: AudioStream,
     samples: NDArray[np.int16],
     kind: AudioKind,
-    sound_at: float,
+    audio_at: float,
 ) -> None:
-    context = sound.codec_context
+    context = audio.codec_context
     if not context.is_open:
         context.open()
     resampler = av.AudioResampler(
@@ -159,9 +195,9 @@ def _sound(
     )
     source = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
     source.sample_rate = RATE
-    position = round(sound_at * kind.rate)
+    position = round(audio_at * kind.rate)
     for frame in (*resampler.resample(source), *resampler.resample(None)):
         frame.pts = position
         position += frame.samples
-        container.mux(sound.encode(frame))
-    container.mux(sound.encode(None))
+        container.mux(audio.encode(frame))
+    container.mux(audio.encode(None))

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -63,6 +64,15 @@ class GatewayProcess:
     def recordings(self) -> list[Path]:
         return list((self.folder / "uploads" / "recordings").iterdir())
 
+    def answer_to(self, begun: bytes) -> bytes:
+        """The answer to the beginning of a request, up to the end of the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as line:
+            line.sendall(begun)
+            received = b""
+            while data := line.recv(65_536):
+                received += data
+        return received
+
     def __enter__(self) -> Self:
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
@@ -101,6 +111,10 @@ class GatewayProcess:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
+StartGateway = Callable[..., GatewayProcess]
+"""Starts a `GatewayProcess` with settings of its own, given by their names in the environment."""
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -108,10 +122,10 @@ def free_port() -> int:
         return port
 
 
-def children(module: str, parent: int | None = None, *, told: str = "") -> list[psutil.Process]:
+def children(module: str, parent: int | None = None, *, argument: str = "") -> list[psutil.Process]:
     """The processes that run ``module`` as children of ``parent``, else of this process.
 
-    ``told`` is in their last argument.
+    ``argument`` is in their last argument.
     """
 
     def is_one(process: psutil.Process) -> bool:
@@ -119,6 +133,6 @@ def children(module: str, parent: int | None = None, *, told: str = "") -> list[
             command = process.cmdline()
         except psutil.Error:  # it has just ended
             return False
-        return module in command and told in command[-1]
+        return module in command and argument in command[-1]
 
     return [each for each in psutil.Process(parent).children() if is_one(each)]

@@ -6,29 +6,28 @@ import contextlib
 import os
 import sys
 import time
-import wave
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import Self, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psutil
 import psycopg
 
 from common.db.database import Database
-from common.db.jobs import Jobs, NewJob
+from common.db.jobs import Jobs
 from common.db.snapshots import Snapshot
-from common.db.transcriptions import NewRecording
-from common.domain.job import JobStatus, Priority
-from common.domain.request import Options
+from common.domain.job import JobStatus
 from common.redis.events import Events
 from common.redis.queue import connect
 from common.settings import ROOT
 from common.storage.local import LocalStorage
 from scripts.stack.embedded import EmbeddedPostgres
 from scripts.stack.processes import spawn
-from tests.support.factories import TENANT
+from tests.support.audio_files import make_wav
+from tests.support.factories import TENANT, new_job, new_recording
 from tests.support.speech import Samples, pcm16
 
 T = TypeVar("T")
@@ -49,11 +48,7 @@ def wait_until(check: Callable[[], T | None], what: str, patience_s: float = PAT
 
 def write_wav(path: Path, samples: Samples) -> Path:
     """A 16 kHz mono recording."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes(pcm16(samples))
+    path.write_bytes(make_wav(pcm16(samples)))
     return path
 
 
@@ -121,37 +116,20 @@ class Service:
 
     def submit(self, audio: Samples | Path, **options: object) -> UUID:
         """Submit a recording; ``options`` are fields of `NewJob`."""
-        recording_id = uuid4()
-        incoming = self.storage.incoming(recording_id)
+        recording = replace(
+            new_recording(duration_ms=None), filename="talk.wav", container="wav", codec="pcm_s16le"
+        )
+        incoming = self.storage.incoming(recording.id)
         if isinstance(audio, Path):
             incoming.write_bytes(audio.read_bytes())
         else:
             write_wav(incoming, audio)
-        job = {
-            "id": uuid4(),
-            "engine": "faster-whisper",
-            "model": "base",
-            "language": "en",
-            "priority": Priority.NORMAL,
-            "options": Options(),
-        } | options
-        self.jobs.submit(
-            NewRecording(
-                id=recording_id,
-                filename="talk.wav",
-                container="wav",
-                codec="pcm_s16le",
-                size_bytes=incoming.stat().st_size,
-                sha256="0" * 64,
-                duration_ms=None,
-                upload_ms=1,
-            ),
-            new_job := NewJob(**job),  # type: ignore[arg-type]
-        )
-        self.storage.keep(recording_id)
+        job = new_job(**options)
+        self.jobs.submit(replace(recording, size_bytes=incoming.stat().st_size), job)
+        self.storage.keep(recording.id)
         with connect(self.redis_url) as redis:
             Events(redis).work_to_do()
-        return new_job.id
+        return job.id
 
     def ended(self, job_id: UUID, patience_s: float = PATIENCE_S) -> Snapshot:
         """The job's last state, waited for."""

@@ -81,7 +81,7 @@ def test_every_format_is_decoded_whole_whatever_its_name_says(ending: str, tmp_p
 
 @pytest.mark.parametrize("ending", FILMS)
 def test_the_audio_of_a_film_is_on_the_films_clock(ending: str, tmp_path: Path) -> None:
-    path = write(tmp_path / "film", beeps(), FILMS[ending], sound_at=2.0)
+    path = write(tmp_path / "film", beeps(), FILMS[ending], audio_at=2.0)
     assert probe(path).has_video
     samples, decoding = decoded(path)
     assert_beeps(samples, shift_ms=0 if ending == "avi" else 2_000)  # AVI has no starting times

@@ -162,7 +162,7 @@ def test_a_broken_recording_is_covered_at_the_same_times(
 def test_sound_that_starts_late_on_the_film_is_covered_at_the_time_of_the_film(
     tmp_path: Path,
 ) -> None:
-    path = write(tmp_path / "film", tone(4, VOICE_HZ), FILMS["mp4"], sound_at=2.0)
+    path = write(tmp_path / "film", tone(4, VOICE_HZ), FILMS["mp4"], audio_at=2.0)
     covered, rate = audio(made(path, [Span(3_000, 4_000)]))
     assert np.abs(cut(covered, rate, 0, 1_900)).max() < 300
     assert power(cut(covered, rate, 2_100, 2_900), rate, VOICE_HZ) > 0.2

@@ -48,7 +48,7 @@ def steps(gateway_database: Database) -> Steps:
 
 @pytest.fixture
 def events(gateway: GatewayProcess) -> Iterator[Events]:
-    """Tells the module's gateway of changes."""
+    """Notifies the module's gateway of changes."""
     with redis.Redis.from_url(gateway.redis_url) as connection:
         yield Events(connection)
 

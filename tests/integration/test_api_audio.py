@@ -82,7 +82,6 @@ def streaming(api: Api, job_id: UUID) -> Iterator[tuple[httpx.Response, Iterator
 
 
 def wav_processes(api: Api) -> list[psutil.Process]:
-    assert api.gateway.process is not None
     return children("api.processes.wav_process", api.gateway.process.pid)
 
 

@@ -47,7 +47,6 @@ def ask(gateway: GatewayProcess, body: object, status: int = 200) -> Any:
 
 
 def processes(gateway: GatewayProcess) -> list[psutil.Process]:
-    assert gateway.process is not None
     return children(MODULE, gateway.process.pid)
 
 
@@ -233,7 +232,6 @@ def test_the_process_ends_with_its_gateway_even_by_force(alone: StartGateway) ->
     ask(gateway, {"text": CLEAN})
     (moderation,) = processes(gateway)
     moderation.suspend()  # so that it cannot notice by itself
-    assert gateway.process is not None
     gateway.process.kill()
     gateway.process.wait()
     wait_until(

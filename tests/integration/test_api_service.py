@@ -227,12 +227,6 @@ def test_an_unforeseen_error_reveals_nothing_of_the_inside(api: Api) -> None:
         assert inside not in answer.text
 
 
-def test_several_gateway_processes_serve_one_port(alone: StartGateway) -> None:
-    gateway = alone(API_WORKERS="2")
-    for _ in range(4):
-        assert httpx.get(f"{gateway.url}/readyz", trust_env=False).status_code == 200
-
-
 def test_a_gateway_without_a_database_url_says_what_to_do(alone: StartGateway) -> None:
     with pytest.raises(AssertionError, match="DATABASE_URL is not set"):
         alone(database_url="")

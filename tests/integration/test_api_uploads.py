@@ -361,7 +361,6 @@ def test_too_large_is_refused_by_its_announced_size_and_while_it_streams(
 def test_a_large_recording_is_never_held_in_memory(gateway: GatewayProcess) -> None:
     size = 128_000_000
     assert send(gateway).status_code == 200
-    assert gateway.process is not None
     process = psutil.Process(gateway.process.pid)
     before = process.memory_info().rss
     largest = 0
@@ -395,12 +394,16 @@ def check_refused_for_now(answer: httpx.Response, code: str) -> None:
 
 
 def test_a_full_disk_is_answered_with_503_and_leaves_nothing_behind(
-    alone: StartGateway, database: Database
+    gateway: GatewayProcess, gateway_database: Database
 ) -> None:
-    gateway = alone(max_file_bytes=1 << 20)
-    before = traces(gateway, database)
-    check_refused_for_now(send(gateway, LONG), "storage_full")
-    assert traces(gateway, database) == before
+    before = traces(gateway, gateway_database)
+    process = psutil.Process(gateway.process.pid)
+    # The system refuses it to write further than this, as it does where no space is left.
+    process.rlimit(psutil.RLIMIT_FSIZE, (1 << 20, psutil.RLIM_INFINITY))
+    refused = send(gateway, LONG)
+    process.rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
+    check_refused_for_now(refused, "storage_full")
+    assert traces(gateway, gateway_database) == before
     assert send(gateway).status_code == 200
 
 

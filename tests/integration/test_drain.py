@@ -78,26 +78,25 @@ def test_a_step_that_is_done_in_time_is_kept_and_no_other_is_taken(start: Start)
     completed_without_blame(service, job_id)
 
 
-def test_a_step_that_is_not_done_in_time_is_handed_to_another_worker_at_once(start: Start) -> None:
-    service = start(WORKER_STOP_PERIOD="0.2", **NO_LEASE_HELPS)
+@pytest.mark.parametrize(
+    ("stop_period", "signals"),
+    [
+        ("0.2", [signal.SIGTERM]),
+        ("600", [signal.SIGTERM, signal.SIGTERM]),
+        ("600", [signal.SIGINT, signal.SIGINT]),
+    ],
+    ids=["not done in time", "second SIGTERM", "second SIGINT"],
+)
+def test_a_step_is_handed_back_at_the_end_of_the_stop_period_or_at_a_second_signal(
+    start: Start, stop_period: str, signals: list[signal.Signals]
+) -> None:
+    service = start(WORKER_STOP_PERIOD=stop_period, **NO_LEASE_HELPS)
     worker, _, job_id = frozen_worker(service)
     service.start_worker()
 
-    worker.terminate()
-
-    completed_without_blame(service, job_id)
-    wait_for_end(worker)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_hands_the_step_back_at_once(start: Start, number: signal.Signals) -> None:
-    service = start(WORKER_STOP_PERIOD="600", **NO_LEASE_HELPS)
-    worker, _, job_id = frozen_worker(service)
-    service.start_worker()
-
-    worker.send_signal(number)
-    assert is_logged(service, "stopping; the current step")
-    worker.send_signal(number)
+    for number in signals:
+        worker.send_signal(number)
+        assert is_logged(service, "stopping; the current step")
 
     completed_without_blame(service, job_id)
     wait_for_end(worker)

@@ -466,7 +466,6 @@ def test_the_command_line_sets_the_tier_and_the_retention_of_a_tenant(
 
 def listens_on(gateway: GatewayProcess) -> set[str]:
     """The addresses at which a gateway's processes listen on its port."""
-    assert gateway.process is not None
     process = psutil.Process(gateway.process.pid)
     return {
         connection.laddr.ip

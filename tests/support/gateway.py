@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import socket
 import subprocess
 import sys
@@ -53,7 +52,7 @@ class GatewayProcess:
             "MODELS_DIR": str(ROOT / "models"),
             **settings,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes]
 
     @property
     def incoming(self) -> list[Path]:
@@ -92,13 +91,12 @@ class GatewayProcess:
 
     def __exit__(self, *_: object) -> None:
         self.http.close()
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def _lives(self) -> bool:
         try:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
-from common.db.database import Database
-from scripts.stack.embedded import EmbeddedValkey
-from tests.support.audio_files import KINDS, tone, write
-from tests.support.gateway import GatewayProcess
-from tests.support.service import Service, wait_until
+from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.support.api import Api
+from tests.support.audio_files import make_wav
+from tests.support.gateway import GatewayProcess, StartGateway
+from tests.support.service import Start, shut, wait_until
 
+FILES = {"file": ("a.wav", make_wav(bytes(32_000)))}
 NO_POSTGRES = "postgresql://nobody:x@127.0.0.1:9/none"
 
 
@@ -37,39 +40,53 @@ def not_ready(gateway: GatewayProcess) -> httpx.Response:
     return wait_until(lambda: None if (answer := asked()).is_success else answer, "not ready")
 
 
-@pytest.mark.parametrize("missing", ["postgres", "redis", "migrations"])
-def test_readiness_names_the_part_that_is_out(
-    tmp_path: Path, empty_database_url: str, database_url: str, missing: str
+def bad_parts(answer: httpx.Response) -> set[str]:
+    assert answer.status_code == 503
+    assert "retry-after" in answer.headers
+    return {name for name, state in answer.json()["parts"].items() if state != "ok"}
+
+
+def test_readiness_names_the_part_that_fails_until_it_works_again(
+    own_valkey: EmbeddedValkey, alone: StartGateway, postgres: EmbeddedPostgres, database_url: str
 ) -> None:
-    with EmbeddedValkey(tmp_path / "valkey") as valkey:
-        database = {"postgres": NO_POSTGRES, "migrations": empty_database_url}.get(missing)
-        with GatewayProcess(tmp_path, database or database_url, valkey.url) as gateway:
-            if missing == "redis":
-                valkey.stop()
-            answer = not_ready(gateway)
-            assert answer.status_code == 503
-            assert "retry-after" in answer.headers
-            out = {name for name, said in answer.json()["parts"].items() if said != "ok"}
-            assert missing in out
-            assert "redis" not in out or missing == "redis"
-            health = gateway.http.get("/health")
-            assert (health.status_code, health.json()["status"]) == (200, "degraded")
-            assert gateway.http.get("/healthz").status_code == 200
+    gateway = alone(redis_url=own_valkey.url, AI_LOAD_MODELS="false")
+    incoming = gateway.folder / "uploads" / ".incoming"
+
+    def rename(table: str, name: str) -> None:
+        with psycopg.connect(database_url) as connection:
+            connection.execute(f"ALTER TABLE {table} RENAME TO {name}")
+
+    faults: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "redis": (own_valkey.stop, own_valkey.start),
+        "storage": (incoming.rmdir, incoming.mkdir),
+        "migrations": (
+            partial(rename, "alembic_version", "renamed"),
+            partial(rename, "renamed", "alembic_version"),
+        ),
+        "postgres": (
+            partial(shut, postgres, database_url, allow=False),
+            partial(shut, postgres, database_url, allow=True),
+        ),
+    }
+    for part, (break_it, repair_it) in faults.items():
+        break_it()
+        bad = bad_parts(not_ready(gateway)) - {"moderation"}
+        assert bad == ({"postgres", "migrations"} if part == "postgres" else {part})
+        health = gateway.http.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        assert gateway.http.get("/healthz").status_code == 200
+        repair_it()
+        wait_until(lambda: gateway.http.get("/readyz").is_success, "ready")
 
 
-def test_readiness_notices_a_storage_that_takes_no_files(
-    tmp_path: Path, database_url: str, redis_url: str
-) -> None:
-    with GatewayProcess(tmp_path, database_url, redis_url) as gateway:
-        incoming = tmp_path / "uploads" / ".incoming"
-        incoming.rmdir()
-        parts = not_ready(gateway).json()["parts"]
-        assert parts["storage"] != "ok"
-        assert parts["postgres"] == "ok"
+def test_a_gateway_starts_without_postgres_and_is_not_ready(alone: StartGateway) -> None:
+    gateway = alone(database_url=NO_POSTGRES)
+    assert "postgres" in bad_parts(not_ready(gateway))
+    assert gateway.http.get("/healthz").status_code == 200
 
 
-def test_missing_weights_are_said_wherever_they_are_asked_for(
-    tmp_path: Path, database_url: str, redis_url: str, weights_dir: Path
+def test_missing_weights_are_named_until_a_worker_has_them(
+    tmp_path: Path, alone: StartGateway, start: Start, weights_dir: Path
 ) -> None:
     models = tmp_path / "models"
     models.mkdir()
@@ -78,58 +95,40 @@ def test_missing_weights_are_said_wherever_they_are_asked_for(
     def ready() -> httpx.Response | None:
         return answer if (answer := gateway.http.get("/readyz")).is_success else None
 
-    with (
-        GatewayProcess(tmp_path, database_url, redis_url, MODELS_DIR=str(models)) as gateway,
-        Service(database_url, redis_url, tmp_path, MODELS_DIR=str(models)) as service,
-    ):
-        assert gateway.http.get("/readyz").is_success, "without workers it cannot be known"
-        service.start_worker()
-        answer = not_ready(gateway)
-        assert pull in answer.json()["parts"]["weights"]
-        listed = gateway.http.get("/api/v1/models").json()["models"]
-        assert {model["state"] for model in listed if model["default"]} == {"missing"}
-        assert gateway.http.get("/v1/models").json()["data"] == []
+    def names() -> list[str]:
+        return [each["id"] for each in gateway.http.get("/v1/models").json()["data"]]
 
-        files = {"file": write(tmp_path / "a.wav", tone(1.0), KINDS["wav"]).read_bytes()}
-        sent = gateway.http.post("/api/v1/upload", files=files)
-        assert (sent.status_code, sent.json()["code"]) == (422, "weights_missing")
-        assert pull in sent.json()["detail"]
-        spoken = gateway.http.post(
-            "/v1/audio/transcriptions", data={"model": "whisper-1"}, files=files
-        )
-        assert (spoken.status_code, spoken.json()["error"]["code"]) == (404, "model_not_found")
-        assert pull in spoken.json()["error"]["message"]
+    gateway = alone(MODELS_DIR=str(tmp_path / "none"))
+    assert gateway.http.get("/readyz").is_success, "without workers it cannot be known"
+    start(MODELS_DIR=str(models)).start_worker()
+    answer = not_ready(gateway)
+    assert pull in answer.json()["parts"]["weights"]
+    listed = gateway.http.get("/api/v1/models").json()["models"]
+    assert {model["state"] for model in listed if model["default"]} == {"missing"}
+    assert names() == []
 
-        (models / "ggml-tiny.bin").symlink_to(weights_dir / "ggml-tiny.bin")
-        answer = wait_until(ready, "weights that can be named")
-        assert pull in answer.json()["parts"]["weights"]
-        assert gateway.http.get("/health").json()["status"] == "degraded"
+    sent = gateway.http.post("/api/v1/upload", files=FILES)
+    assert (sent.status_code, sent.json()["code"]) == (422, "weights_missing")
+    assert pull in sent.json()["detail"]
+    form = {"model": "whisper-1"}
+    sent = gateway.http.post("/v1/audio/transcriptions", data=form, files=FILES)
+    assert (sent.status_code, sent.json()["error"]["code"]) == (404, "model_not_found")
+    assert pull in sent.json()["error"]["message"]
 
-        (models / "faster-whisper-base").symlink_to(weights_dir / "faster-whisper-base")
-        wait_until(lambda: gateway.http.get("/health").json()["status"] == "healthy", "all")
-        sent = gateway.http.post("/api/v1/upload", files=files)
-        assert sent.status_code == 200
+    (models / "ggml-tiny.bin").symlink_to(weights_dir / "ggml-tiny.bin")
+    answer = wait_until(ready, "weights that can be named")
+    assert pull in answer.json()["parts"]["weights"]
+    assert gateway.http.get("/health").json()["status"] == "degraded"
+
+    (models / "faster-whisper-base").symlink_to(weights_dir / "faster-whisper-base")
+    wait_until(lambda: gateway.http.get("/health").json()["status"] == "healthy", "all")
+    assert names() == ["whisper-1", "base", "whisper.cpp/tiny"]
+    assert gateway.http.post("/api/v1/upload", files=FILES).status_code == 200
+    sent = gateway.http.post("/api/v1/upload", files=FILES, data={"model": "small"})
+    assert (sent.status_code, sent.json()["code"]) == (422, "weights_missing")
 
 
-def test_weights_that_only_workers_have_can_be_asked_for(
-    tmp_path: Path, database_url: str, redis_url: str, weights_dir: Path
-) -> None:
-    models = tmp_path / "models"
-    with (
-        GatewayProcess(tmp_path, database_url, redis_url, MODELS_DIR=str(models)) as gateway,
-        Service(database_url, redis_url, tmp_path, MODELS_DIR=str(weights_dir)) as service,
-    ):
-        service.start_worker()
-
-        def named() -> bool:
-            names = [each["id"] for each in gateway.http.get("/v1/models").json()["data"]]
-            return names == ["whisper-1", "base", "whisper.cpp/tiny"]
-
-        wait_until(named, "the workers' weights")
-        assert gateway.http.get("/readyz").is_success
-        files = {"file": write(tmp_path / "a.wav", tone(1.0), KINDS["wav"]).read_bytes()}
-        sent = gateway.http.post("/api/v1/upload", files=files, data={"model": "small"})
-        assert (sent.status_code, sent.json()["code"]) == (422, "weights_missing")
+# --- pages and descriptions -----------------------------------------------------------------------
 
 
 def test_the_documentation_needs_no_network(gateway: GatewayProcess) -> None:
@@ -142,33 +141,28 @@ def test_the_documentation_needs_no_network(gateway: GatewayProcess) -> None:
     assert "://" not in page
 
 
-def test_the_description_has_the_form_with_all_its_options(gateway: GatewayProcess) -> None:
-    description = gateway.http.get("/openapi.json").json()
-    upload = description["paths"]["/api/v1/upload"]["post"]
-    form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert {"file", "language", "priority", "model", "engine"} <= set(form["properties"])
-    assert form["properties"]["language"]["examples"] == ["vi"]
-    assert {"200", "413", "415", "422", "503"} <= set(upload["responses"])
+@pytest.fixture
+def paths(gateway: GatewayProcess) -> Any:
+    """What the description says of each path."""
+    return gateway.http.get("/openapi.json").json()["paths"]
 
 
-def test_the_form_is_filled_with_nothing_that_nobody_asked_for(gateway: GatewayProcess) -> None:
-    description = gateway.http.get("/openapi.json").json()
-    upload = description["paths"]["/api/v1/upload"]["post"]
+def test_the_description_has_the_form_with_all_its_options_and_fills_in_none(paths: Any) -> None:
+    upload = paths["/api/v1/upload"]["post"]
     form = upload["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert {"file", "language", "priority", "model", "engine"} <= set(form)
+    assert form["language"]["examples"] == ["vi"]
+    assert {"200", "413", "415", "422", "503"} <= set(upload["responses"])
     for name in ("engine", "temperature", "initial_prompt", "chunk_overlap", "moderation"):
         assert form[name]["examples"] == [""]
         assert "anyOf" not in form[name]
 
 
-def test_every_error_in_the_description_is_of_its_status(gateway: GatewayProcess) -> None:
-    routes = [
-        route
-        for methods in gateway.http.get("/openapi.json").json()["paths"].values()
-        for route in methods.values()
-    ]
+def test_every_error_in_the_description_is_of_its_status(paths: Any) -> None:
     examples = [
         (int(status), content["example"])
-        for route in routes
+        for methods in paths.values()
+        for route in methods.values()
         for status, answer in route["responses"].items()
         for kind, content in answer.get("content", {}).items()
         if kind == "application/problem+json"
@@ -177,7 +171,7 @@ def test_every_error_in_the_description_is_of_its_status(gateway: GatewayProcess
     assert all(example["status"] == status for status, example in examples)
 
 
-def test_the_front_page_speaks_to_people_and_to_programs(gateway: GatewayProcess) -> None:
+def test_the_front_page_is_for_people_and_for_programs(gateway: GatewayProcess) -> None:
     assert gateway.http.get("/").json()["name"] == "stenopool"
     page = gateway.http.get("/", headers={"Accept": "text/html"})
     assert page.headers["content-type"].startswith("text/html")
@@ -215,49 +209,24 @@ def test_every_error_is_a_problem_document(
     assert answer.json()["status"] == status
 
 
-def test_an_unforeseen_error_tells_nothing_of_the_inside(
-    gateway: GatewayProcess, gateway_database: Database
-) -> None:
-    with gateway_database.transaction() as session:
-        session.connection().exec_driver_sql("ALTER TABLE transcripts RENAME TO gone")
+def test_an_unforeseen_error_reveals_nothing_of_the_inside(api: Api) -> None:
+    job_id = api.submit()
+    with api.database.transaction() as session:
+        session.connection().exec_driver_sql("ALTER TABLE transcripts RENAME TO renamed")
     try:
-        job_id = "00000000-0000-0000-0000-000000000000"
-        with psycopg.connect(gateway.database_url) as connection:
-            connection.execute(
-                "INSERT INTO recordings (id, tenant, filename, container, codec, size_bytes, "
-                "sha256, upload_ms) VALUES (%s, 'default', 'a', 'wav', 'pcm', 1, '', 1)",
-                [job_id],
-            )
-            connection.execute(
-                "INSERT INTO jobs (id, tenant, recording_id, status, priority, engine, model, "
-                "language, options) VALUES "
-                "(%(id)s, 'default', %(id)s, 'PENDING', 1, 'e', 'm', 'en', '{}')",
-                {"id": job_id},
-            )
-        answer = gateway.http.get(f"/api/v1/result/{job_id}", params={"partial": "true"})
+        answer = api.http.get(f"/api/v1/result/{job_id}", params={"partial": "true"})
     finally:
-        with gateway_database.transaction() as session:
-            session.connection().exec_driver_sql("ALTER TABLE gone RENAME TO transcripts")
+        with api.database.transaction() as session:
+            session.connection().exec_driver_sql("ALTER TABLE renamed RENAME TO transcripts")
     assert answer.status_code == 500
     assert answer.headers["content-type"] == "application/problem+json"
     assert set(answer.json()) == {"type", "title", "status", "detail", "code"}
     request_id = answer.headers["x-request-id"]
-    assert f"request {request_id} failed" in gateway.log_file.read_text()
+    assert f"request {request_id} failed" in api.gateway.log_file.read_text()
     for inside in ("SELECT", "transcripts", "psycopg", "Traceback"):
         assert inside not in answer.text
 
 
-def test_several_gateway_processes_serve_one_port(
-    tmp_path: Path, database_url: str, redis_url: str
-) -> None:
-    with GatewayProcess(tmp_path, database_url, redis_url, API_WORKERS="2") as gateway:
-        for _ in range(4):
-            assert httpx.get(f"{gateway.url}/readyz", trust_env=False).status_code == 200
-
-
-def test_a_gateway_without_a_database_url_says_what_to_do(tmp_path: Path, redis_url: str) -> None:
-    with (
-        pytest.raises(AssertionError, match="DATABASE_URL is not set"),
-        GatewayProcess(tmp_path, "", redis_url),
-    ):
-        pass
+def test_a_gateway_without_a_database_url_says_what_to_do(alone: StartGateway) -> None:
+    with pytest.raises(AssertionError, match="DATABASE_URL is not set"):
+        alone(database_url="")

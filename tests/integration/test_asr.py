@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import redis
 import requests
 
-from common.db.database import Database
-from common.db.steps import Steps
-from common.errors import DecodeFailed
-from common.redis.events import Events
-from tests.support.factories import claim_next, finish_chunk, finish_merge, make_steps, plan_chunks
-from tests.support.factories import stored_segment as segment
+from tests.support.audio_files import make_wav
 from tests.support.gateway import GatewayProcess
-from tests.support.service import wait_until, write_wav
 from tests.support.speech import pcm16, speak
 
 SENTENCE = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
@@ -42,11 +32,6 @@ def samples() -> bytes:
     return pcm16(speak(SENTENCE))
 
 
-@pytest.fixture(scope="module")
-def wav(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return write_wav(tmp_path_factory.mktemp("talk") / "talk.wav", speak(SENTENCE)).read_bytes()
-
-
 def ask(gateway: GatewayProcess, file: bytes, **params: Any) -> httpx.Response:
     files = {"audio_file": ("talk.wav", file)}
     return gateway.http.post("/asr", params=params, files=files, auth=BASIC)
@@ -66,10 +51,16 @@ def test_bazarr_gets_its_subtitles(serving: GatewayProcess, samples: bytes) -> N
     session.trust_env = False
     params = {"task": "transcribe", "language": "en", "output": "srt", "encode": "false"}
     params["video_file"] = "/media/series/Canoes - S01E02.mkv"
-    timeout = (5, 3600)
-    answer = session.post(
-        f"{endpoint}/asr", params=params, files={"audio_file": samples}, timeout=timeout
-    )
+
+    def send(**changed: str) -> requests.Response:
+        return session.post(
+            f"{endpoint}/asr",
+            params=params | changed,
+            files={"audio_file": samples},
+            timeout=(5, 3600),
+        )
+
+    answer = send()
     assert answer.status_code == 200, answer.text
     assert answer.content.startswith(b"1\n00:00:00,")
     assert b"glue the sheet" in answer.content.lower()
@@ -81,13 +72,9 @@ def test_bazarr_gets_its_subtitles(serving: GatewayProcess, samples: bytes) -> N
     assert job["duration_seconds"] == round(len(samples) / 32) / 1_000
     assert job["warnings"] == []
     # It sends episodes again, also when it wants another form of them.
-    again = session.post(
-        f"{endpoint}/asr", params=params, files={"audio_file": samples}, timeout=timeout
-    )
+    again = send()
     assert (again.content, again.headers["idempotent-replayed"]) == (answer.content, "true")
-    other = session.post(
-        f"{endpoint}/asr", params={**params, "output": "vtt"}, files={"audio_file": samples}
-    )
+    other = send(output="vtt")
     assert other.text.startswith("WEBVTT")
     assert other.headers["x-job-id"] == answer.headers["x-job-id"]
     kept = serving.http.get(f"/api/v1/download/{job['job_id']}?format=original", auth=BASIC).content
@@ -126,11 +113,8 @@ def test_a_language_is_detected_and_nothing_transcribed(serving: GatewayProcess)
 
 def test_where_nobody_speaks_the_language_is_undefined(serving: GatewayProcess) -> None:
     answer = detect(serving, bytes(64_000), encode="false", vad_filter="true")
-    assert answer.json() == {
-        "detected_language": "Unknown",
-        "language_code": "und",
-        "confidence": 0,
-    }
+    unknown = {"detected_language": "Unknown", "language_code": "und", "confidence": 0}
+    assert answer.json() == unknown
     assert answer.headers["x-ignored-parameters"] == "vad_filter"
 
 
@@ -142,11 +126,11 @@ def test_bazarr_translates_to_english(serving: GatewayProcess, samples: bytes) -
     assert manifest["options"]["decoding"]["task"] == "translate"
 
 
-def test_speakr_gets_its_segments(serving: GatewayProcess, wav: bytes) -> None:
+def test_speakr_gets_its_segments(serving: GatewayProcess, samples: bytes) -> None:
     diarizing = {"diarize": True, "enable_diarization": True, "return_speaker_embeddings": True}
     answer = ask(
         serving,
-        wav,
+        make_wav(samples),
         encode=True,
         task="transcribe",
         output="json",
@@ -188,10 +172,10 @@ def test_subgens_clients_get_words(serving: GatewayProcess, samples: bytes) -> N
     assert answer.headers["x-ignored-parameters"] == "vad_filter"
 
 
-def test_what_has_a_header_is_read_by_it_whatever_is_said(
-    serving: GatewayProcess, samples: bytes, wav: bytes
+def test_a_file_with_a_header_is_read_by_it_whatever_encode_says(
+    serving: GatewayProcess, samples: bytes
 ) -> None:
-    answer = ask(serving, wav, encode="false", language="en")
+    answer = ask(serving, make_wav(samples), encode="false", language="en")
     assert "glue the sheet" in answer.text.lower()
     assert job_of(serving, answer)["duration_seconds"] == round(len(samples) / 32) / 1_000
     refused = ask(serving, samples, encode="true")
@@ -209,34 +193,12 @@ def test_what_has_a_header_is_read_by_it_whatever_is_said(
         ({"encode": "perhaps"}, "encode"),
     ],
 )
-def test_what_cannot_be_heeded_is_rejected_by_name(
-    gateway: GatewayProcess, wav: bytes, wrong: dict[str, str], field: str
+def test_a_wrong_parameter_is_rejected_by_name(
+    gateway: GatewayProcess, samples: bytes, wrong: dict[str, str], field: str
 ) -> None:
-    answer = ask(gateway, wav, **wrong)
+    answer = ask(gateway, make_wav(samples), **wrong)
     assert (answer.status_code, answer.json()["field"]) == (422, field)
     assert gateway.incoming == []
-
-
-def test_an_idempotency_key_means_one_request(
-    alone: Callable[..., GatewayProcess], wav: bytes
-) -> None:
-    gateway = alone(GATEWAY_API_KEY=KEY)
-
-    def send(**params: str) -> None:
-        gateway.http.post(
-            "/asr",
-            params=params,
-            files={"audio_file": wav},
-            headers={"Idempotency-Key": "episode 1"},
-            auth=BASIC,
-            timeout=httpx.Timeout(60, read=2),
-        ).raise_for_status()
-
-    for _ in range(2):
-        with pytest.raises(httpx.ReadTimeout):
-            send(initial_prompt="One.", priority="low")
-    with pytest.raises(httpx.HTTPStatusError, match="409"):
-        send(initial_prompt="Another.")
 
 
 def test_a_form_without_the_file_is_rejected_by_its_name(gateway: GatewayProcess) -> None:
@@ -259,96 +221,3 @@ def test_a_key_may_come_as_a_password(gateway: GatewayProcess) -> None:
     assert status("anybody", KEY, **{"Sec-Fetch-Site": "same-origin"}) == 200
     broken = gateway.http.get("/v1/models", headers={"Authorization": "Basic %%%"})
     assert (broken.status_code, broken.headers["www-authenticate"]) == (401, "Bearer")
-
-
-# --- jobs that take their time, with nobody but the test at work --------------------------------
-
-
-@pytest.fixture
-def steps(database_url: str) -> Iterator[Steps]:
-    with Database(database_url) as database:
-        yield make_steps(database)
-
-
-def jobs(gateway: GatewayProcess) -> list[Any]:
-    listed: list[Any] = gateway.http.get("/api/v1/jobs").json()["jobs"]
-    return listed
-
-
-def test_a_repeat_joins_the_job_that_runs_and_waits_as_long_as_it_takes(
-    alone: Callable[..., GatewayProcess], steps: Steps, samples: bytes, pool: ThreadPoolExecutor
-) -> None:
-    gateway = alone(OPENAI_WAIT="0.1", AI_LOAD_MODELS="false")
-    brief = httpx.Timeout(60, read=2)
-    sent: dict[str, Any] = {
-        "params": {"encode": "false", "language": "en", "output": "srt"},
-        "files": {"audio_file": samples},
-    }
-    with pytest.raises(httpx.ReadTimeout):
-        gateway.http.post("/asr", timeout=brief, **sent)
-    (job,) = jobs(gateway)
-    assert job["status"] == "PENDING"
-
-    asking = [pool.submit(gateway.http.post, "/asr", **sent) for _ in range(2)]
-    wait_until(lambda: gateway.log_file.read_text().count("was submitted again") == 2, "repeats")
-    plan_chunks(steps, 1)
-    finish_chunk(steps, claim_next(steps))
-    finish_merge(steps, claim_next(steps), segments=[segment(0, 10_000, " At last.")])
-    with redis.Redis.from_url(gateway.redis_url) as connection:
-        Events(connection).job_changed(job["job_id"])
-    for answer in (each.result(timeout=60) for each in asking):
-        assert answer.text == "1\n00:00:00,000 --> 00:00:10,000\nAt last.\n\n"
-        assert answer.headers["x-job-id"] == job["job_id"]
-    assert len(jobs(gateway)) == 1
-
-
-def test_a_repeat_of_what_failed_is_another_job(
-    alone: Callable[..., GatewayProcess], steps: Steps, samples: bytes, pool: ThreadPoolExecutor
-) -> None:
-    gateway = alone()
-    sent: dict[str, Any] = {"params": {"encode": "false"}, "files": {"audio_file": samples}}
-    for number in (1, 2):
-        asking = pool.submit(gateway.http.post, "/asr", **sent)
-        wait_until(lambda: len(jobs(gateway)) == number, "the job")  # noqa: B023 - within its turn
-        claim = claim_next(steps)
-        steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="it is empty"))
-        with redis.Redis.from_url(gateway.redis_url) as connection:
-            Events(connection).job_changed(claim.job_id)
-        answer = asking.result(timeout=60)
-        assert (answer.status_code, answer.headers["x-job-id"]) == (409, str(claim.job_id))
-        assert "it is empty" in answer.json()["detail"]
-
-
-def test_a_gateway_that_ends_sends_its_clients_elsewhere(
-    alone: Callable[..., GatewayProcess], wav: bytes, pool: ThreadPoolExecutor
-) -> None:
-    gateway = alone()
-    asking = pool.submit(gateway.http.post, "/asr", files={"audio_file": wav})
-    wait_until(lambda: jobs(gateway), "the job")
-    assert gateway.process is not None
-    gateway.process.terminate()
-    answer = asking.result(timeout=60)
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-
-
-def test_another_tenants_recording_is_not_joined(
-    alone: Callable[..., GatewayProcess], tmp_path: Path
-) -> None:
-    gateway = alone(GATEWAY_API_KEY=KEY)
-    recording = write_wav(tmp_path / "a.wav", speak("It is easy to tell the depth."))
-    brief = httpx.Timeout(60, read=2)
-    ids = set()
-    for tenant in ("a", "a", "b"):
-        with pytest.raises(httpx.ReadTimeout):
-            gateway.http.post(
-                "/asr",
-                files={"audio_file": recording.read_bytes()},
-                headers={"X-Tenant-Id": tenant},
-                auth=BASIC,
-                timeout=brief,
-            )
-        shown = {"X-Tenant-Id": tenant}
-        listed = gateway.http.get("/api/v1/jobs", headers=shown, auth=BASIC).json()["jobs"]
-        assert len(listed) == 1
-        ids.add(listed[0]["job_id"])
-    assert len(ids) == 2

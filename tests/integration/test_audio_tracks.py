@@ -16,13 +16,10 @@ from common.domain.chunks import windows_from_json
 from common.domain.request import Cutting, Options, Strategy
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track
 from common.domain.values import Chunk
-from common.redis.queue import connect
-from common.settings import Settings
-from tests.support.audio_tracks import write_tracks
+from tests.support.api import Api
+from tests.support.audio_files import write_tracks
 from tests.support.factories import TENANT, claim_next, new_job, new_recording
-from tests.support.gateway import GatewayProcess
 from tests.support.speech import silence, speak
-from worker.compose import build_context
 from worker.context import Context
 from worker.steps import plan
 from worker.steps.audio import cut_again
@@ -35,22 +32,9 @@ TWO = tuple(
 
 
 @pytest.fixture
-def context(
-    database_url: str,
-    redis_url: str,
-    tmp_path: Path,
-    weights_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Context:
-    """What a worker has."""
-    for name, value in {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "DATA_DIR": str(tmp_path),
-        "MODELS_DIR": str(weights_dir),
-    }.items():
-        monkeypatch.setenv(name, value)
-    return build_context(Settings(), connect(redis_url), may_continue=lambda: False)
+def context(context: Context) -> Context:
+    """What a worker has that does not go on with what follows a plan."""
+    return replace(context, may_continue=lambda: False)
 
 
 def planned(context: Context, options: Options, *voices: NDArray[Any]) -> Snapshot:
@@ -85,43 +69,44 @@ def test_the_track_with_speech_is_chosen_where_the_default_one_is_silent(
     assert np.abs(np.frombuffer(pcm, "<i2")).max() > 3_000
 
 
-def test_the_default_track_is_transcribed_where_it_has_speech(context: Context) -> None:
-    found = planned(context, Options(), VOICE, VOICE)
-    assert (found.audio_track, found.warnings) == (0, ())
-
-
-def test_silence_on_all_tracks_is_no_speech(context: Context) -> None:
-    found = planned(context, Options(), silence(4), silence(4))
-    assert (found.audio_track, found.warnings) == (0, ("no_speech",))
-
-
-@pytest.mark.parametrize("asked", ["1", "vi"])
-def test_the_track_that_is_asked_for_is_transcribed(context: Context, asked: str) -> None:
-    found = planned(context, Options(audio_track=asked), VOICE, silence(4))
-    assert (found.audio_track, found.warnings) == (1, ("no_speech",))
+@pytest.mark.parametrize(
+    ("asked", "voices", "track", "warnings"),
+    [
+        (None, (VOICE, VOICE), 0, ()),
+        (None, (silence(4), silence(4)), 0, ("no_speech",)),
+        ("1", (VOICE, silence(4)), 1, ("no_speech",)),
+        ("vi", (VOICE, silence(4)), 1, ("no_speech",)),
+    ],
+    ids=["default", "silence on both", "by index", "by language"],
+)
+def test_the_default_track_or_the_requested_one_is_transcribed(
+    context: Context,
+    asked: str | None,
+    voices: tuple[NDArray[Any], ...],
+    track: int,
+    warnings: tuple[str, ...],
+) -> None:
+    found = planned(context, Options(audio_track=asked), *voices)
+    assert (found.audio_track, found.warnings) == (track, warnings)
 
 
 def test_the_status_lists_the_tracks_and_an_unknown_one_is_refused_by_name(
-    gateway: GatewayProcess, tmp_path: Path
+    api: Api, tmp_path: Path
 ) -> None:
     film = write_tracks(tmp_path / "film.mkv", ("eng", silence(2)), ("vie", VOICE)).read_bytes()
     files = {"file": ("film.mkv", film)}
-    answer = gateway.http.post("/api/v1/upload", files=files, data={"audio_track": "vi"})
-    assert answer.status_code == 200, answer.text
-    status = gateway.http.get(f"/api/v1/status/{answer.json()['job_id']}").json()
+    sent = api.ask("POST", "upload", files=files, data={"audio_track": "vi"}).json()
+    status = api.get(f"status/{sent['job_id']}")
     usual = {"title": None, "codec": "aac", "channels": 1}
     assert status["audio_tracks"] == [
         {"index": 0, "language": "eng", "default": True, **usual},
         {"index": 1, "language": "vie", "default": False, **usual},
     ]
     assert status["audio_track"] is None
-    refused = gateway.http.post("/api/v1/upload", files=files, data={"audio_track": "fr"})
-    assert refused.status_code == 422
-    problem = refused.json()
+    problem = api.ask("POST", "upload", 422, files=files, data={"audio_track": "fr"}).json()
     assert (problem["field"], problem["value"]) == ("audio_track", "fr")
     assert "0 (eng), 1 (vie)" in problem["detail"]
-    assert gateway.incoming == []
-    created = gateway.http.post("/api/v1/jobs", json={"audio_track": 2})
-    assert created.status_code in (200, 201), created.text
-    url = f"/api/v1/jobs/{created.json()['job_id']}/upload"
-    assert gateway.http.post(url, files=files).json()["field"] == "audio_track"
+    assert api.gateway.incoming == []
+    created = api.ask("POST", "jobs", 201, json={"audio_track": 2}).json()
+    late = api.ask("POST", f"jobs/{created['job_id']}/upload", 422, files=files).json()
+    assert late["field"] == "audio_track"

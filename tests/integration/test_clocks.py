@@ -1,4 +1,4 @@
-"""What hosts whose clocks differ from the servers' are taken for: hosts like all others."""
+"""Hosts whose clocks differ from the servers' count as all others do."""
 
 from __future__ import annotations
 

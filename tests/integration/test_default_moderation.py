@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from common.domain.moderation import Label
 from common.moderation.loading import load_moderation
 from common.moderation.moderation import Moderation
-from common.settings import ModerationSettings
+from common.settings import ROOT, ModerationSettings
 
-ROOT = Path(__file__).resolve().parents[2]
 MAX_BYTES = 25_000_000
 
 CLEAN = [
@@ -70,9 +68,9 @@ def test_one_foul_sentence_late_in_a_long_text_is_found(moderation: Moderation) 
     assert after.label is not Label.CLEAN
 
 
-def test_a_megabyte_of_text_is_classified_to_its_end(moderation: Moderation) -> None:
-    clean = "trời đẹp " * 110_000
-    for text in (f"{clean}địt mẹ mày", "a" * 1_000_000 + " địt mẹ mày"):
+def test_a_long_text_is_classified_to_its_end(moderation: Moderation) -> None:
+    clean = "trời đẹp " * 11_000
+    for text in (f"{clean}địt mẹ mày", "a" * 100_000 + " địt mẹ mày"):
         (finding,) = moderation.classify([text])
         assert finding.label is not Label.CLEAN
         assert text[finding.marks[-1].start :] == "địt mẹ mày"
@@ -105,7 +103,7 @@ def refuse(event, _):
 sys.addaudithook(refuse)
 sys.modules["torch"] = sys.modules["transformers"] = sys.modules["optimum"] = None
 from common.moderation.loading import load_moderation
-from common.settings import ModerationSettings
+from common.settings import ROOT, ModerationSettings
 print(load_moderation(ModerationSettings()).classify(["địt mẹ mày"])[0].label)
 """
     done = subprocess.run(

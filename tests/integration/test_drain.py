@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from functools import partial
-from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
@@ -20,7 +19,7 @@ from common.redis.queue import StepQueue
 from scripts.stack.embedded import EmbeddedPostgres
 from tests.support.frozen import SENTENCE, failures, frozen_worker, is_logged
 from tests.support.service import Service, Start, engine_process_of, shut, wait_until
-from tests.support.speech import Samples, silence, speak
+from tests.support.speech import silence, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
 
@@ -39,12 +38,12 @@ WarmWorker.subscribe = stopped
 """
 
 
-def has_gone(process: psutil.Process) -> bool:
+def has_ended(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def wait_for_end(process: psutil.Process) -> None:
-    wait_until(partial(has_gone, process), "the worker's end")
+    wait_until(partial(has_ended, process), "the worker's end")
 
 
 def completed_without_blame(service: Service, job_id: UUID) -> None:
@@ -69,7 +68,7 @@ def test_a_step_that_is_done_in_time_is_kept_and_no_other_is_taken(start: Start)
     engine.send_signal(signal.SIGCONT)
 
     wait_for_end(worker)
-    assert has_gone(engine)
+    assert has_ended(engine)
     with service.database.transaction() as session:
         states = dict(
             session.execute(select(Step.kind, Step.status).where(Step.job_id == job_id)).all()
@@ -79,26 +78,25 @@ def test_a_step_that_is_done_in_time_is_kept_and_no_other_is_taken(start: Start)
     completed_without_blame(service, job_id)
 
 
-def test_a_step_that_is_not_done_in_time_is_handed_to_another_worker_at_once(start: Start) -> None:
-    service = start(WORKER_STOP_PERIOD="0.2", **NO_LEASE_HELPS)
+@pytest.mark.parametrize(
+    ("stop_period", "signals"),
+    [
+        ("0.2", [signal.SIGTERM]),
+        ("600", [signal.SIGTERM, signal.SIGTERM]),
+        ("600", [signal.SIGINT, signal.SIGINT]),
+    ],
+    ids=["not done in time", "second SIGTERM", "second SIGINT"],
+)
+def test_a_step_is_handed_back_at_the_end_of_the_stop_period_or_at_a_second_signal(
+    start: Start, stop_period: str, signals: list[signal.Signals]
+) -> None:
+    service = start(WORKER_STOP_PERIOD=stop_period, **NO_LEASE_HELPS)
     worker, _, job_id = frozen_worker(service)
     service.start_worker()
 
-    worker.terminate()
-
-    completed_without_blame(service, job_id)
-    wait_for_end(worker)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_hands_the_step_back_at_once(start: Start, number: signal.Signals) -> None:
-    service = start(WORKER_STOP_PERIOD="600", **NO_LEASE_HELPS)
-    worker, _, job_id = frozen_worker(service)
-    service.start_worker()
-
-    worker.send_signal(number)
-    assert is_logged(service, "stopping; the current step")
-    worker.send_signal(number)
+    for number in signals:
+        worker.send_signal(number)
+        assert is_logged(service, "stopping; the current step")
 
     completed_without_blame(service, job_id)
     wait_for_end(worker)
@@ -156,18 +154,21 @@ def test_a_worker_that_still_loads_its_weights_returns_its_message(
     completed_without_blame(service, job_id)
 
 
-def test_an_idle_worker_ends_and_says_good_bye(start: Start, redis_url: str) -> None:
+def test_an_idle_worker_and_a_dispatcher_end_on_a_signal(start: Start, redis_url: str) -> None:
     service = start()
+    dispatcher = service.start_dispatcher()
     worker = service.start_worker()
-    redis = Redis.from_url(redis_url)
-    wait_until(StepQueue(redis).live_workers, "its registration")
+    assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
     engine = engine_process_of(worker)
 
     worker.terminate()
+    dispatcher.terminate()
 
     wait_for_end(worker)
-    assert has_gone(engine)
-    assert redis.smembers("rq:workers:steno") == set()
+    assert has_ended(engine)
+    assert Redis.from_url(redis_url).smembers("rq:workers:steno") == set()
+    wait_for_end(dispatcher)
+    assert "Traceback" not in service.log()
 
 
 def test_a_worker_that_is_stopped_while_it_registers_does_not_stay_registered(
@@ -185,18 +186,19 @@ def test_all_workers_can_be_replaced_in_the_middle_of_a_job(start: Start) -> Non
     service = start(WORKER_STOP_PERIOD="0.5", REUSE_RESULTS="false", **NO_LEASE_HELPS)
     service.start_dispatcher()
     workers = [service.start_worker(), service.start_worker()]
-    whole = service.submit(talk())
-    assert service.ended(whole).status == JobStatus.COMPLETED
+    loaded = "loaded the moderation model"
+    wait_until(lambda: service.log().count(loaded) == len(workers), "their weights")
+    parts = [speak(f"{SENTENCE} This is part number {number}.") for number in range(6)]
 
-    job_id = service.submit(talk())
+    job_id = service.submit(np.concatenate([audio for it in parts for audio in (it, silence(6))]))
     for old in workers:
-        wait_until(partial(hearing, service, job_id, old), "work in its hands")
+        wait_until(partial(has_a_step, service, job_id, old), "work in its hands")
         service.start_worker()
         old.terminate()
         wait_for_end(old)
 
     completed_without_blame(service, job_id)
-    assert service.text(job_id) == service.text(whole)
+    assert service.text(job_id).count("fox") == len(parts)
     with service.database.transaction() as session:
         stored = session.scalars(
             select(Step.stored_count).where(Step.job_id == job_id, Step.kind == StepKind.TRANSCRIBE)
@@ -204,29 +206,10 @@ def test_all_workers_can_be_replaced_in_the_middle_of_a_job(start: Start) -> Non
     assert set(stored) == {1}
 
 
-def talk() -> Samples:
-    """Chunks enough for the workers that come and go."""
-    parts = [speak(f"{SENTENCE} This is part number {number}.") for number in range(8)]
-    paused = [audio for pair in pairwise([*parts, parts[0]]) for audio in (pair[0], silence(6))]
-    return np.concatenate(paused)
-
-
-def hearing(service: Service, job_id: UUID, worker: psutil.Process) -> bool:
+def has_a_step(service: Service, job_id: UUID, worker: psutil.Process) -> bool:
     """Whether this worker has a step of the job in its hands."""
     with service.database.transaction() as session:
         at_work = session.scalars(
             select(Step.worker).where(Step.job_id == job_id, Step.status == StepStatus.RUNNING)
         )
         return any(f"-{worker.pid}-" in (name or "") for name in at_work)
-
-
-def test_a_dispatcher_ends_on_a_signal(start: Start) -> None:
-    service = start()
-    dispatcher = service.start_dispatcher()
-    service.start_worker()
-    assert service.ended(service.submit(silence(1))).status == JobStatus.COMPLETED
-
-    dispatcher.terminate()
-
-    wait_for_end(dispatcher)
-    assert "Traceback" not in service.log()

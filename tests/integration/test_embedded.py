@@ -19,32 +19,45 @@ import pytest
 import redis
 
 from common.errors import SetupProblem
+from common.settings import ROOT
 from scripts.stack import embedded
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedServer, EmbeddedValkey
 
-ROOT = Path(__file__).resolve().parents[2]
+KINDS = [EmbeddedPostgres, EmbeddedValkey]
+
+Started = Callable[[type[EmbeddedServer]], EmbeddedServer]
 
 
 @pytest.fixture
-def started() -> Iterator[Callable[[EmbeddedServer], str]]:
-    """Start a server and stop it after the test, whatever happened to it."""
+def started(tmp_path: Path) -> Iterator[Started]:
+    """Starts servers in one directory; they are stopped after the test, whatever happened."""
     with ExitStack() as stack:
 
-        def start(server: EmbeddedServer) -> str:
+        def start(kind: type[EmbeddedServer]) -> EmbeddedServer:
+            server = kind(tmp_path)
             stack.callback(server.stop)
-            return server.start()
+            server.start()
+            return server
 
         yield start
 
 
-@pytest.fixture(params=[EmbeddedPostgres, EmbeddedValkey], ids=["postgres", "valkey"])
-def make(request: pytest.FixtureRequest) -> type[EmbeddedServer]:
-    kind: type[EmbeddedServer] = request.param
-    return kind
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest, started: Started) -> EmbeddedServer:
+    """One that has promised to keep a value."""
+    server = started(request.param)
+    write(server)
+    return server
+
+
+@pytest.fixture(params=["postgres", "valkey"])
+def running(request: pytest.FixtureRequest) -> EmbeddedServer:
+    """The session's server: it goes on running."""
+    server: EmbeddedServer = request.getfixturevalue(request.param)
+    return server
 
 
 def write(server: EmbeddedServer) -> None:
-    """Write one value that the server has promised to keep."""
     if isinstance(server, EmbeddedPostgres):
         with psycopg.connect(server.url) as connection:
             connection.execute("CREATE TABLE kept (value text)")
@@ -55,14 +68,12 @@ def write(server: EmbeddedServer) -> None:
             assert client.execute_command("WAITAOF", 1, 0, 10_000)[0] == 1  # on the disk
 
 
-def read(server: EmbeddedServer) -> str:
+def has_the_value(server: EmbeddedServer) -> bool:
     if isinstance(server, EmbeddedPostgres):
         with psycopg.connect(server.url) as connection:
-            row = connection.execute("SELECT value FROM kept").fetchone()
-            assert row is not None
-            return str(row[0])
+            return connection.execute("SELECT value FROM kept").fetchone() == ("xin chào",)
     with redis.Redis.from_url(server.url, decode_responses=True) as client:
-        return str(client.get("kept"))
+        return bool(client.get("kept") == "xin chào")
 
 
 def kill(server: EmbeddedServer) -> None:
@@ -71,101 +82,62 @@ def kill(server: EmbeddedServer) -> None:
     server.process.wait()
 
 
-def ping(url: str) -> None:
-    with redis.Redis.from_url(url) as client:
-        client.ping()
+# --- what is written stays ------------------------------------------------------------------------
 
 
-def test_what_was_written_is_there_after_a_restart(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
+def test_a_restart_keeps_the_data_and_the_address_unless_its_port_was_taken(
+    server: EmbeddedServer, started: Started
 ) -> None:
-    first = make(tmp_path)
-    url = started(first)
-    write(first)
-    first.stop()
+    url = server.url
+    server.stop()
+    second = started(type(server))
+    assert second.url == url
+    assert has_the_value(second)
+    second.stop()
 
-    second = make(tmp_path)
-    assert started(second) == url
-    assert read(second) == "xin chào"
-
-
-def test_a_killed_server_comes_back_at_the_same_address_with_everything_it_promised(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    server = make(tmp_path)
-    url = started(server)
-    write(server)
-    kill(server)
-    assert not server.running
-
-    assert server.start() == url
-    assert read(server) == "xin chào"
-
-
-def test_starting_twice_is_starting_once(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    server = make(tmp_path)
-    url = started(server)
-    pid = server.pid
-    assert server.start() == url
-    assert server.pid == pid
-
-
-def test_two_stacks_cannot_use_one_directory(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    started(make(tmp_path))
-    with pytest.raises(SetupProblem, match=f"in use by another stack .process {os.getpid()}"):
-        make(tmp_path).start()
-
-
-def test_the_password_is_asked_for_and_kept_where_only_the_owner_reads_it(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    url = started(make(tmp_path))
-    password = url.split(":")[2].split("@")[0]
-    files = [path for path in tmp_path.iterdir() if path.is_file()]
-    telling = [path for path in files if password in path.read_text(errors="replace")]
-    assert telling
-    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in telling)
-
-    connect = psycopg.connect if make is EmbeddedPostgres else ping
-    with pytest.raises((psycopg.OperationalError, redis.AuthenticationError)):
-        connect(url.replace(password, "guess"))
-
-
-def test_a_server_listens_on_the_loopback_address_only(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    server = make(tmp_path)
-    started(server)
-    listening = [
-        connection.laddr
-        for connection in psutil.Process(server.pid).net_connections("all")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    assert [address.ip for address in listening] == ["127.0.0.1"]
-
-
-def test_a_kept_port_that_somebody_took_is_replaced(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    first = make(tmp_path)
-    url = started(first)
-    write(first)
-    first.stop()
     with socket.socket() as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0])))
         squatter.listen()
-        second = make(tmp_path)
-        assert started(second) != url
-        assert read(second) == "xin chào"
+        third = started(type(server))
+        assert third.url != url
+        assert has_the_value(third)
 
 
+def test_a_killed_server_comes_back_at_the_same_address_with_everything_it_promised(
+    server: EmbeddedServer,
+) -> None:
+    url = server.url
+    kill(server)
+    assert not server.running
+    assert server.start() == url
+    assert has_the_value(server)
+
+    if isinstance(server, EmbeddedPostgres):
+        kill(server)
+        pid_file = server.cluster / "postmaster.pid"
+        lines = pid_file.read_text().splitlines()
+        pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]))  # it is another's now
+        server.start()
+        assert has_the_value(server)
+
+
+def test_an_orphan_that_would_not_die_is_ended_before_its_data_is_used(
+    server: EmbeddedServer, started: Started
+) -> None:
+    assert server._lock is not None
+    server._lock.close()  # as if its owner had died where the kernel tells children nothing
+    server._lock = None
+
+    successor = started(type(server))
+    assert server.process is not None
+    assert server.process.poll() is not None
+    assert has_the_value(successor)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_owner_leaves_no_server_and_its_directory_can_be_taken_over(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
+    kind: type[EmbeddedServer], started: Started, tmp_path: Path
 ) -> None:
     program = (
         "import sys, pathlib; from scripts.stack.embedded import *\n"
@@ -173,7 +145,7 @@ def test_a_killed_owner_leaves_no_server_and_its_directory_can_be_taken_over(
         "print(server.pid, flush=True); sys.stdin.read()"
     )
     owner = subprocess.Popen(
-        [sys.executable, "-c", program, make.__name__, str(tmp_path)],
+        [sys.executable, "-c", program, kind.__name__, str(tmp_path)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -183,52 +155,90 @@ def test_a_killed_owner_leaves_no_server_and_its_directory_can_be_taken_over(
     owner.kill()
     owner.communicate()
 
-    successor = make(tmp_path)
-    started(successor)
+    successor = started(kind)
     assert not orphan.is_running()
     write(successor)
 
 
-def test_an_orphan_that_would_not_die_is_ended_before_its_data_is_used(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_directory_with_spaces_and_quotes_will_do(
+    kind: type[EmbeddedServer], tmp_path: Path
 ) -> None:
-    abandoned = make(tmp_path)
-    started(abandoned)
-    write(abandoned)
-    assert abandoned._lock is not None
-    abandoned._lock.close()  # as if its owner had died where the kernel tells children nothing
-    abandoned._lock = None
-
-    successor = make(tmp_path)
-    started(successor)
-    assert abandoned.process is not None
-    assert abandoned.process.poll() is not None
-    assert read(successor) == "xin chào"
+    server = kind(tmp_path / "dữ liệu của 'tôi' \"here\"")
+    with server:
+        write(server)
+    with server:
+        assert has_the_value(server)
 
 
-def test_a_pid_that_now_belongs_to_another_process_does_not_stop_postgres(
-    started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    server = EmbeddedPostgres(tmp_path)
-    started(server)
-    write(server)
-    kill(server)
-    pid_file = server.cluster / "postmaster.pid"
-    lines = pid_file.read_text().splitlines()
-    pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]))
-
-    server.start()
-    assert read(server) == "xin chào"
-
-
-def test_a_cluster_whose_making_was_cut_off_is_made_again(
-    started: Callable[[EmbeddedServer], str], tmp_path: Path
+def test_a_cluster_whose_creation_was_cut_off_is_created_again(
+    started: Started, tmp_path: Path
 ) -> None:
     half = tmp_path / "cluster.new"
     half.mkdir()
     (half / "PG_VERSION").write_text("18\n")
-    started(EmbeddedPostgres(tmp_path))
+    started(EmbeddedPostgres)
     assert not half.exists()
+
+
+# --- while it runs --------------------------------------------------------------------------------
+
+
+def test_starting_twice_is_starting_once(running: EmbeddedServer) -> None:
+    url, pid = running.url, running.pid
+    assert running.start() == url
+    assert running.pid == pid
+
+
+def test_two_stacks_cannot_use_one_directory(running: EmbeddedServer) -> None:
+    with pytest.raises(SetupProblem, match=f"in use by another stack .process {os.getpid()}"):
+        type(running)(running.data_dir).start()
+
+
+def test_the_password_is_required_and_kept_where_only_the_owner_reads_it(
+    running: EmbeddedServer,
+) -> None:
+    password = running.url.split(":")[2].split("@")[0]
+    files = [path for path in running.data_dir.iterdir() if path.is_file()]
+    revealing = [path for path in files if password in path.read_text(errors="replace")]
+    assert revealing
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in revealing)
+
+    wrong = running.url.replace(password, "guess")
+    if isinstance(running, EmbeddedPostgres):
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(wrong)
+    else:
+        with redis.Redis.from_url(wrong) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+
+
+def test_a_server_listens_on_the_loopback_address_only(running: EmbeddedServer) -> None:
+    listening = [
+        connection.laddr
+        for connection in psutil.Process(running.pid).net_connections("all")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert [address.ip for address in listening] == ["127.0.0.1"]
+
+
+def test_postgres_keeps_checksums_and_utf8(postgres: EmbeddedPostgres) -> None:
+    with psycopg.connect(postgres.url) as connection:
+        row = connection.execute(
+            "SELECT current_setting('data_checksums'), current_setting('server_encoding'),"
+            " lower('TIẾNG VIỆT')"
+        ).fetchone()
+    assert row == ("on", "UTF8", "tiếng việt")
+
+
+def test_valkey_evicts_nothing_and_writes_to_disk(valkey: EmbeddedValkey) -> None:
+    with redis.Redis.from_url(valkey.url) as client:
+        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+        assert client.config_get("appendonly")["appendonly"] == "yes"
+        assert client.config_get("appendfsync")["appendfsync"] == "everysec"
+
+
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_data_of_another_postgres_is_refused_by_name(tmp_path: Path) -> None:
@@ -246,48 +256,22 @@ def test_a_server_that_cannot_read_its_data_says_why(tmp_path: Path) -> None:
         EmbeddedValkey(tmp_path).start()
 
 
-def test_a_broken_cluster_says_why_and_lets_go_of_its_directory(
-    started: Callable[[EmbeddedServer], str], tmp_path: Path
+def test_a_stop_is_clean_and_a_broken_cluster_says_why_and_unlocks_its_directory(
+    started: Started, tmp_path: Path
 ) -> None:
-    server = EmbeddedPostgres(tmp_path)
-    started(server)
-    server.stop()
-    control = server.cluster / "global" / "pg_control"
-    control.rename(control.with_suffix(".away"))
+    server = started(EmbeddedPostgres)
+    with psycopg.connect(server.url):  # an open session does not hold it up
+        process = server.process
+        server.stop()
+    assert process is not None
+    assert process.returncode == 0
+    assert signal.SIGINT in server.stop_signals
+
+    control = tmp_path / "cluster" / "global" / "pg_control"
+    control.rename(control.with_suffix(".lost"))
     for _ in range(2):  # the second time as well: the lock was released
         with pytest.raises(SetupProblem, match=r"Postgres did not start: .*pg_control"):
             EmbeddedPostgres(tmp_path).start()
-
-
-def test_postgres_keeps_checksums_and_utf8(
-    started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    with psycopg.connect(started(EmbeddedPostgres(tmp_path))) as connection:
-        row = connection.execute(
-            "SELECT current_setting('data_checksums'), current_setting('server_encoding'),"
-            " lower('TIẾNG VIỆT')"
-        ).fetchone()
-    assert row == ("on", "UTF8", "tiếng việt")
-
-
-def test_valkey_evicts_nothing_and_writes_to_disk(
-    started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    with redis.Redis.from_url(started(EmbeddedValkey(tmp_path))) as client:
-        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
-        assert client.config_get("appendonly")["appendonly"] == "yes"
-        assert client.config_get("appendfsync")["appendfsync"] == "everysec"
-
-
-def test_a_directory_with_spaces_and_quotes_will_do(
-    make: type[EmbeddedServer], started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    server = make(tmp_path / "dữ liệu của 'tôi' \"here\"")
-    started(server)
-    write(server)
-    server.stop()
-    server.start()
-    assert read(server) == "xin chào"
 
 
 def test_a_binary_that_does_not_run_here_is_passed_over(
@@ -302,7 +286,7 @@ def test_a_binary_that_does_not_run_here_is_passed_over(
     assert embedded.find_valkey() == good
 
 
-def test_a_machine_without_servers_is_told_what_to_install(
+def test_where_servers_are_missing_the_packages_to_install_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(embedded, "_postgres_directories", lambda: iter(()))
@@ -313,20 +297,7 @@ def test_a_machine_without_servers_is_told_what_to_install(
         embedded.find_valkey()
 
 
-def test_a_clean_stop_is_a_clean_stop(
-    started: Callable[[EmbeddedServer], str], tmp_path: Path
-) -> None:
-    server = EmbeddedPostgres(tmp_path)
-    url = started(server)
-    with psycopg.connect(url):  # an open session does not hold it up
-        process = server.process
-        server.stop()
-    assert process is not None
-    assert process.returncode == 0
-    assert signal.SIGINT in server.stop_signals
-
-
-@pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_data_directory_that_cannot_be_made_is_named(
     kind: type[EmbeddedServer], tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ def planned(service: Service) -> tuple[int, bool]:
         return chunks, is_over
 
 
-def test_a_worker_that_was_stopped_while_it_planned_leaves_nothing_of_a_deleted_job(
+def test_a_worker_that_was_paused_while_it_planned_leaves_nothing_of_a_deleted_job(
     start: Start, server: S3Server | None, tmp_path: Path
 ) -> None:
     service = start(WORKER_LEASE="2", **({} if server is None else server.settings()))

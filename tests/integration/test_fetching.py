@@ -20,23 +20,18 @@ from common.domain.pipeline import StepKind
 from common.errors import FetchFailed, FetchInterrupted, NotAudio, TooLarge, UrlRefused
 from common.redis.events import Events
 from common.redis.queue import connect
-from common.settings import Settings
+from tests.support.audio_files import make_wav
 from tests.support.factories import TENANT, claim_next, new_job
 from tests.support.file_server import FileServer, Served
-from tests.support.service import Start, wait_until, write_wav
-from tests.support.speech import noise, speak
+from tests.support.service import Start, wait_until
+from tests.support.speech import noise, pcm16, speak
 from tests.system.receiver import Receiver
-from worker.compose import build_context
 from worker.context import Context
 from worker.steps.fetch import run as fetch
 
 ETAG = {"etag": '"one"'}
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Ten seconds of noise in a WAV file of 320 kB."""
-    return write_wav(tmp_path_factory.mktemp("sound") / "noise.wav", noise(10)).read_bytes()
+WAV = make_wav(pcm16(noise(10)))
+"""320 kB."""
 
 
 @pytest.fixture
@@ -52,23 +47,16 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def context(
-    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Context:
-    """What a worker has, with little patience, and leave to reach this machine."""
-    for name, value in {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "DATA_DIR": str(tmp_path),
+def worker_settings(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Short timeouts, and leave to reach this machine."""
+    monkeypatch.setattr("worker.steps.fetch.FIRST_PAUSE_S", 0.01)
+    return {
         "EGRESS_ALLOW": "127.0.0.1",
         "FETCH_STALL": "0.5",
         "FETCH_TIMEOUT": "20",
         "FETCH_TRIES": "2",
         "MAX_UPLOAD_SIZE_MB": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("worker.steps.fetch.FIRST_PAUSE_S", 0.01)
-    return build_context(Settings(), connect(redis_url))
+    }
 
 
 def submit(context: Context, url: str) -> Claim:
@@ -89,6 +77,13 @@ def recording_of(context: Context, claim: Claim) -> tuple[Recording, bytes]:
         return recording, file.read()
 
 
+def fetched(context: Context, url: str) -> bytes:
+    """What a job stores that is submitted with a URL."""
+    claim = submit(context, url)
+    fetch(context, claim)
+    return recording_of(context, claim)[1]
+
+
 def left_behind(context: Context) -> list[Path]:
     return list(context.settings.storage.temp.glob("*.part"))
 
@@ -98,16 +93,16 @@ def ranges(server: FileServer) -> list[str | None]:
 
 
 def test_a_recording_is_fetched_as_if_it_had_been_sent(
-    context: Context, server: FileServer, sound: bytes
+    context: Context, server: FileServer
 ) -> None:
-    claim = submit(context, server.put("/a%20talk.wav", Served(sound)) + "?token=hush")
+    claim = submit(context, server.put("/a%20talk.wav", Served(WAV)) + "?token=hush")
     following = fetch(context, claim)
     recording, stored = recording_of(context, claim)
-    assert stored == sound
+    assert stored == WAV
     assert recording.filename == "a talk.wav"
-    assert recording.sha256 == hashlib.sha256(sound).hexdigest()
+    assert recording.sha256 == hashlib.sha256(WAV).hexdigest()
     assert (recording.container, recording.codec) == ("wav", "pcm_s16le")
-    assert (recording.size_bytes, recording.duration_ms) == (len(sound), 10_000)
+    assert (recording.size_bytes, recording.duration_ms) == (len(WAV), 10_000)
     assert recording.tenant == TENANT
     assert left_behind(context) == []
     assert following is not None
@@ -120,11 +115,11 @@ def test_a_recording_is_fetched_as_if_it_had_been_sent(
     assert kept == f"{server.url}/a%20talk.wav"
 
 
-def test_a_server_says_how_its_file_is_called(
-    context: Context, server: FileServer, sound: bytes
+def test_a_recording_has_the_name_that_its_server_gives(
+    context: Context, server: FileServer
 ) -> None:
     named = {"content-disposition": "attachment; filename*=UTF-8''bu%E1%BB%95i%20h%E1%BB%8Dp.wav"}
-    claim = submit(context, server.put("/get", Served(sound, headers=named)))
+    claim = submit(context, server.put("/get", Served(WAV, headers=named)))
     fetch(context, claim)
     assert recording_of(context, claim)[0].filename == "buổi họp.wav"
 
@@ -134,12 +129,10 @@ def test_a_server_says_how_its_file_is_called(
 )
 @pytest.mark.parametrize("chunked", [False, True])
 def test_after_each_cut_only_the_rest_is_asked_for(
-    context: Context, server: FileServer, sound: bytes, headers: dict[str, str], *, chunked: bool
+    context: Context, server: FileServer, headers: dict[str, str], *, chunked: bool
 ) -> None:
-    served = Served(sound, headers=headers, cuts=[100_000, 50_000, 1], chunked=chunked)
-    claim = submit(context, server.put("/cut.wav", served))
-    fetch(context, claim)
-    assert recording_of(context, claim)[1] == sound
+    served = Served(WAV, headers=headers, cuts=[100_000, 50_000, 1], chunked=chunked)
+    assert fetched(context, server.put("/cut.wav", served)) == WAV
     assert ranges(server) == [None, "bytes=100000-", "bytes=150000-", "bytes=150001-"]
     assert [it.headers.get("if-range") for it in server.asked[1:]] == [*headers.values()] * 3
 
@@ -147,23 +140,22 @@ def test_after_each_cut_only_the_rest_is_asked_for(
 @pytest.mark.parametrize(
     "served",
     [
-        Served(headers=ETAG, ranges=False, cuts=[100_000]),
-        Served(headers=ETAG, cuts=[100_000], absurd=True),
-        Served(headers={}, cuts=[100_000]),
-        Served(headers={"etag": 'W/"weak"'}, cuts=[100_000]),
+        Served(WAV, headers=ETAG, ranges=False, cuts=[100_000]),
+        Served(WAV, headers=ETAG, cuts=[100_000], absurd=True),
+        Served(WAV, headers={}, cuts=[100_000]),
+        Served(WAV, headers={"etag": 'W/"weak"'}, cuts=[100_000]),
+        Served(WAV, statuses=[503]),
     ],
+    ids=["no ranges", "absurd size", "no validator", "weak validator", "busy for a moment"],
 )
-def test_a_file_that_cannot_be_told_to_be_the_same_begins_anew(
-    context: Context, server: FileServer, sound: bytes, served: Served
+def test_a_fetch_that_cannot_be_resumed_begins_anew(
+    context: Context, server: FileServer, served: Served
 ) -> None:
-    served.content = sound
-    claim = submit(context, server.put("/cut.wav", served))
-    fetch(context, claim)
-    assert recording_of(context, claim)[1] == sound
+    assert fetched(context, server.put("/cut.wav", served)) == WAV
 
 
 def test_a_file_that_changed_between_two_tries_is_not_mixed(
-    context: Context, server: FileServer, sound: bytes
+    context: Context, server: FileServer
 ) -> None:
     class Changing(dict[str, str]):
         """Another ETag, and another file, in each answer."""
@@ -172,24 +164,14 @@ def test_a_file_that_changed_between_two_tries_is_not_mixed(
 
         def items(self):  # type: ignore[no-untyped-def]
             self.versions += 1
-            served.content = bytes([self.versions]) * 44 if self.versions == 1 else sound
+            served.content = bytes([self.versions]) * 44 if self.versions == 1 else WAV
             return {"etag": f'"{self.versions}"'}.items()
 
         def get(self, name, default=None):  # type: ignore[no-untyped-def]
             return f'"{self.versions + 1}"' if name == "etag" else default
 
     served = Served(b"x" * 400_000, headers=Changing(), cuts=[40])
-    claim = submit(context, server.put("/changing.wav", served))
-    fetch(context, claim)
-    assert recording_of(context, claim)[1] == sound
-
-
-def test_a_server_that_is_busy_for_a_moment_is_asked_again(
-    context: Context, server: FileServer, sound: bytes
-) -> None:
-    claim = submit(context, server.put("/busy.wav", Served(sound, statuses=[503])))
-    fetch(context, claim)
-    assert recording_of(context, claim)[1] == sound
+    assert fetched(context, server.put("/changing.wav", served)) == WAV
 
 
 @pytest.mark.parametrize(
@@ -223,16 +205,15 @@ def test_a_fetch_that_cannot_be_ends_and_says_why_without_the_urls_secrets(
     assert left_behind(context) == []
 
 
-def test_a_server_that_drips_runs_into_the_limit_of_time(
-    context: Context, server: FileServer, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_sends_byte_by_byte_runs_into_the_total_timeout(
+    context: Context, server: FileServer
 ) -> None:
-    """Each drop comes in time: only the limit on all of it helps (slow loris)."""
-    monkeypatch.setenv("FETCH_TIMEOUT", "1")
-    hurried = build_context(Settings(), connect(context.settings.redis.address or ""))
-    dripping = Served(bytes(10_000), headers=ETAG, cuts=[1] * 10_000)
-    claim = submit(hurried, server.put("/drip", dripping))
+    """Each byte comes in time: only the limit on all of them helps (slow loris)."""
+    context.settings.fetch.timeout = 1
+    slow = Served(bytes(10_000), headers=ETAG, cuts=[1] * 10_000)
+    claim = submit(context, server.put("/slow", slow))
     with pytest.raises(FetchFailed, match=r"it took more than 1 s"):
-        fetch(hurried, claim)
+        fetch(context, claim)
 
 
 @pytest.mark.parametrize(
@@ -252,39 +233,34 @@ def test_a_server_that_drips_runs_into_the_limit_of_time(
         "ftp://127.0.0.1/inside",
     ],
 )
-def test_a_redirect_is_judged_like_the_url_itself(
-    context: Context, server: FileServer, sound: bytes, location: str
+def test_a_redirect_is_checked_like_the_url_itself(
+    context: Context, server: FileServer, location: str
 ) -> None:
     with FileServer("127.0.0.2") as victim:
-        victim.put("/inside", Served(sound))
+        victim.put("/inside", Served(WAV))
         moved = {"location": location.format(port=victim.server_port)}
         server.put("/step", Served(status=302, headers=moved))
-        claim = submit(
-            context, server.put("/begin", Served(status=301, headers={"location": "/step"}))
-        )
+        begin = Served(status=301, headers={"location": "/step"})
+        claim = submit(context, server.put("/begin", begin))
         with pytest.raises(UrlRefused):
             fetch(context, claim)
         assert victim.asked == []
     assert left_behind(context) == []
 
 
-def test_a_redirect_to_where_it_may_go_is_followed(
-    context: Context, server: FileServer, sound: bytes
-) -> None:
-    server.put("/moved%20to.wav", Served(sound, headers=ETAG, cuts=[1_000]))
+def test_a_redirect_to_where_it_may_go_is_followed(context: Context, server: FileServer) -> None:
+    server.put("/moved%20to.wav", Served(WAV, headers=ETAG, cuts=[1_000]))
     moved = {"location": "moved to.wav", "set-cookie": "a=b"}
-    claim = submit(context, server.put("/begin", Served(status=307, headers=moved)))
-    fetch(context, claim)
-    assert recording_of(context, claim)[1] == sound
+    assert fetched(context, server.put("/begin", Served(status=307, headers=moved))) == WAV
     assert [it.path for it in server.asked] == ["/begin", "/moved%20to.wav"] * 2
     assert ranges(server)[-1] == "bytes=1000-"
     assert all("cookie" not in it.headers for it in server.asked)
 
 
 def test_a_late_attempt_leaves_nothing_and_does_no_harm_to_the_newer_one(
-    context: Context, server: FileServer, sound: bytes
+    context: Context, server: FileServer
 ) -> None:
-    claim = submit(context, server.put("/talk.wav", Served(sound)))
+    claim = submit(context, server.put("/talk.wav", Served(WAV)))
     Jobs(context.steps._database, TENANT).cancel(claim.job_id)
     with pytest.raises(StaleClaim):
         fetch(context, claim)
@@ -292,15 +268,9 @@ def test_a_late_attempt_leaves_nothing_and_does_no_harm_to_the_newer_one(
 
 
 def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
-    start: Start,
-    server: FileServer,
-    receiver: Receiver,
-    redis_url: str,
-    tmp_path: Path,
-    weights_dir: Path,
+    start: Start, server: FileServer, receiver: Receiver, redis_url: str, tmp_path: Path
 ) -> None:
-    assert (weights_dir / "faster-whisper-base").is_dir()
-    speech = write_wav(tmp_path / "speech.wav", speak("The quick brown fox.")).read_bytes()
+    speech = make_wav(pcm16(speak("The quick brown fox.")))
     served = Served(speech, headers=ETAG, cuts=[10_000])
     service = start(EGRESS_ALLOW="127.0.0.1", AI_LOAD_MODELS="false")
     source = server.put("/speech.wav", served) + "?signature=hush"
@@ -315,18 +285,18 @@ def test_a_job_submitted_by_url_is_transcribed_by_a_real_worker(
     wait_until(receiver.arrivals, "the message about its end")
     (arrival,) = receiver.arrivals()
     (secret,) = Webhooks(service.database, TENANT, Vault()).secrets(None)
-    told = Webhook(secret.text).verify(arrival.body, dict(arrival.headers))
-    assert (told["type"], told["data"]["job_id"]) == ("transcription.completed", str(job.id))
-    assert told["data"]["duration_seconds"] == snapshot.duration_ms / 1000  # type: ignore[operator]
+    event = Webhook(secret.text).verify(arrival.body, dict(arrival.headers))
+    assert (event["type"], event["data"]["job_id"]) == ("transcription.completed", str(job.id))
+    assert event["data"]["duration_seconds"] == snapshot.duration_ms / 1000  # type: ignore[operator]
     assert "hush" not in service.log()
 
     private = new_job(source_url=server.url.replace("127.0.0.1", "127.0.0.9") + "/a?b=hush")
-    gone = new_job(source_url=f"{server.url}/nothing?signature=hush")
+    missing = new_job(source_url=f"{server.url}/nothing?signature=hush")
     stalled = new_job(source_url=server.put("/stalled", Served(bytes(99), stall_after=9)))
-    for refused in (private, gone, stalled):
+    for refused in (private, missing, stalled):
         service.jobs.create(refused)
     assert service.ended(private.id).error_code == "url_refused"
-    assert service.ended(gone.id).error_message == (
+    assert service.ended(missing.id).error_message == (
         "The recording cannot be fetched from 127.0.0.1: it answered 404"
     )
     wait_until(lambda: "stalled" in server.asked[-1].path, "the fetch")

@@ -27,15 +27,9 @@ OPEN = (StepStatus.PENDING, StepStatus.RUNNING)
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with Database(database_url) as database:
-        yield database
+def steps(database: Database) -> Iterator[Steps]:
+    yield make_steps(database)
     PIPELINES.pop(KIND, None)
-
-
-@pytest.fixture
-def steps(database: Database) -> Steps:
-    return make_steps(database)
 
 
 def never(_options: Mapping[str, Any]) -> bool:
@@ -111,7 +105,7 @@ def check_order(pipeline: Pipeline, done: list[tuple[str, int | None]]) -> None:
             assert done.index((after, part)) < done.index((kind, part))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), pipeline=pipelines(), parts=st.integers(0, 4))
 def test_every_order_of_finishing_leads_to_one_end(
     database: Database, steps: Steps, data: st.DataObject, pipeline: Pipeline, parts: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from uuid import UUID
 
 import httpx
@@ -15,33 +14,29 @@ from common.db.database import Database
 from common.db.keys import Keys
 from common.domain.keys import Scope
 from scripts.stack.embedded import EmbeddedValkey
+from tests.support.audio_files import make_wav
 from tests.support.factories import TENANT, claim_next, make_steps, submit_job
-from tests.support.gateway import GatewayProcess
-from tests.support.service import wait_until, write_wav
-from tests.support.speech import silence
+from tests.support.gateway import StartGateway
+from tests.support.service import wait_until
 
 LIMIT_S = 10.0
 """What clients wait for; it is answered within 3 s, or at once, where nothing else runs."""
+RECORDING = make_wav(bytes(32_000))
 
 
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    """One that may be stopped, as nobody else has it."""
-    with EmbeddedValkey(tmp_path / "valkey") as server:
-        yield server
-        assert server.process is not None
-        server.process.send_signal(signal.SIGCONT)
+def valkey(own_valkey: EmbeddedValkey) -> Iterator[EmbeddedValkey]:
+    """One that may hang."""
+    yield own_valkey
+    assert own_valkey.process is not None
+    own_valkey.process.send_signal(signal.SIGCONT)
 
 
 def test_a_redis_that_hangs_holds_up_what_needs_it_shortly_and_nothing_else(
-    tmp_path: Path, database_url: str, valkey: EmbeddedValkey
+    database: Database, alone: StartGateway, valkey: EmbeddedValkey
 ) -> None:
-    recording = write_wav(tmp_path / "a.wav", silence(1)).read_bytes()
-    with (
-        Database(database_url) as database,
-        GatewayProcess(tmp_path, database_url, valkey.url) as gateway,
-        httpx.Client(base_url=gateway.url, timeout=LIMIT_S, trust_env=False) as http,
-    ):
+    gateway = alone(redis_url=valkey.url)
+    with httpx.Client(base_url=gateway.url, timeout=LIMIT_S, trust_env=False) as http:
         jobs = [running_job(database) for _ in range(12)]
         _, key = Keys(database, TENANT).create(
             "x", list(Scope), limits={"requests_per_minute": 1000}
@@ -49,7 +44,7 @@ def test_a_redis_that_hangs_holds_up_what_needs_it_shortly_and_nothing_else(
         http.headers["X-API-Key"] = key.reveal()
 
         def upload() -> httpx.Response:
-            return http.post("/api/v1/upload", files={"file": ("a.wav", recording)})
+            return http.post("/api/v1/upload", files={"file": ("a.wav", RECORDING)})
 
         def cancel(job_id: UUID) -> httpx.Response:
             return http.post(f"/api/v1/jobs/{job_id}/cancel")
@@ -71,7 +66,7 @@ def test_a_redis_that_hangs_holds_up_what_needs_it_shortly_and_nothing_else(
                 assert "retry-after" in refused.headers
         assert http.get("/readyz").json()["parts"]["redis"] != "ok"
         assert http.get("/health").json()["workers"] is None
-        assert list((gateway.folder / "uploads" / ".incoming").iterdir()) == []
+        assert gateway.incoming == []
 
         valkey.process.send_signal(signal.SIGCONT)
         wait_until(lambda: upload().status_code == 200, "an upload that is accepted")

@@ -11,12 +11,12 @@ from common.db.tables import Outbox
 from tests.support.factories import submit_job
 from tests.support.service import Start, wait_until
 
-LOOK_S = 5.0
-MOST = 30
-"""Transactions within that time; with a look every half second it would be a hundred."""
+LOOK_S = 2.5
+MOST = 15
+"""Transactions within that time; with a look every half second it would be fifty."""
 
 
-def test_an_idle_dispatcher_asks_little_and_finds_what_no_notification_told_of(
+def test_an_idle_dispatcher_asks_little_and_finds_a_step_without_a_notification(
     start: Start,
 ) -> None:
     service = start()
@@ -24,14 +24,14 @@ def test_an_idle_dispatcher_asks_little_and_finds_what_no_notification_told_of(
     first = submit_job(service.database)
     wait_until(lambda: waiting(service.database) == 0, "the first step to be handed out")
     service.jobs.cancel(first)
-    wait_until(lambda: rests(service.database), "rest")
+    wait_until(lambda: is_idle(service.database), "it to be idle")
 
     submit_job(service.database)  # and nobody is notified
 
     wait_until(lambda: waiting(service.database) == 0, "the step to be handed out")
 
 
-def rests(database: Database) -> bool:
+def is_idle(database: Database) -> bool:
     before = transactions(database)
     time.sleep(LOOK_S)
     return transactions(database) - before < MOST

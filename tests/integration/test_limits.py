@@ -26,8 +26,7 @@ from common.domain.keys import KeyText, Scope
 from common.domain.request import Options
 from common.errors import DecodeFailed, OverLimit, TooManyJobs, TooMuchAudio
 from scripts.stack.embedded import EmbeddedValkey
-from tests.integration.test_keys import make_wav
-from tests.support.audio_files import tone
+from tests.support.audio_files import make_wav, tone
 from tests.support.factories import claim_next, make_steps, new_job, new_recording, store_plan
 from tests.support.gateway import GatewayProcess
 from tests.support.service import wait_until

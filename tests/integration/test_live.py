@@ -152,7 +152,7 @@ def wait_for(condition: Callable[[], Any]) -> Any:
 def recognizers(gateway: GatewayProcess) -> list[psutil.Process]:
     """The processes that hear by Whisper; another engine may have some beside them."""
     assert gateway.process is not None
-    return children(MODULE, gateway.process.pid, last="faster-whisper")
+    return children(MODULE, gateway.process.pid, argument="faster-whisper")
 
 
 def recognizer(gateway: GatewayProcess) -> psutil.Process:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_keys import make_wav
-from tests.support.audio_files import tone
+from tests.support.audio_files import make_wav, tone
 from tests.support.gateway import GatewayProcess
 
 KEY = "the-operators-own-key-0123456789"

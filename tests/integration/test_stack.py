@@ -38,8 +38,7 @@ from scripts.cli.cli import INTERRUPTED, steno
 from scripts.stack import stack as stack_module
 from scripts.stack.running import RunningStack
 from scripts.stack.stack import Stack, StackProcess, find_running
-from tests.integration.test_keys import make_wav
-from tests.support.audio_files import tone
+from tests.support.audio_files import make_wav, tone
 from tests.support.file_server import FileServer, Served
 
 ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")

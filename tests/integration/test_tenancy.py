@@ -15,8 +15,7 @@ from common.db.keys import Keys
 from common.db.streams import COMPLETED, Streams
 from common.db.tables import WebhookDelivery, WebhookEndpoint
 from common.domain.keys import Scope
-from tests.integration.test_keys import make_wav
-from tests.support.audio_files import tone
+from tests.support.audio_files import make_wav, tone
 from tests.support.factories import (
     claim_next,
     finish_chunk,

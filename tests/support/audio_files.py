@@ -12,8 +12,11 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
+
+from common.audio.wav import wav_header
 
 RATE = 16_000
 
@@ -105,12 +108,39 @@ def write(
     return path
 
 
+def write_tracks(
+    path: Path,
+    *tracks: tuple[str, NDArray[np.floating]],
+    container: str = "matroska",
+    default: int = 0,
+) -> Path:
+    """Write audio (mono at 16 kHz in [-1, 1]), each with its language (ISO 639-2), as AAC."""
+    kind = AudioKind(container, "aac", RATE)
+    with av.open(str(path), "w", format=container) as output:
+        streams = []
+        for index, (language, _) in enumerate(tracks):
+            stream = output.add_stream("aac", rate=RATE, layout="mono")
+            assert isinstance(stream, AudioStream)
+            stream.metadata["language"] = language
+            stream.disposition = Disposition.default if index == default else Disposition(0)
+            streams.append(stream)
+        for stream, (_, samples) in zip(streams, tracks, strict=True):
+            pcm = np.round(np.clip(samples, -1, 1) * 32_767).astype(np.int16)
+            _audio(output, stream, pcm, kind, 0.0)
+    return path
+
+
 def write_film_without_audio(path: Path, seconds: float) -> Path:
     with av.open(str(path), "w", format="mp4") as container:
         film = container.add_stream("mpeg4", rate=10)
         assert isinstance(film, VideoStream)
         _film(container, film, seconds)
     return path
+
+
+def make_wav(pcm: bytes) -> bytes:
+    """A recording in a WAV file: 16 kHz mono, 16 bits a sample."""
+    return wav_header(RATE, 1, len(pcm) // 2) + pcm
 
 
 def truncate(path: Path, share: float) -> Path:

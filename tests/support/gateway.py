@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -53,7 +54,7 @@ class GatewayProcess:
             "MODELS_DIR": str(ROOT / "models"),
             **settings,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes]
 
     @property
     def incoming(self) -> list[Path]:
@@ -63,6 +64,15 @@ class GatewayProcess:
     @property
     def recordings(self) -> list[Path]:
         return list((self.folder / "uploads" / "recordings").iterdir())
+
+    def answer_to(self, begun: bytes) -> bytes:
+        """The answer to the beginning of a request, up to the end of the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as line:
+            line.sendall(begun)
+            received = b""
+            while data := line.recv(65_536):
+                received += data
+        return received
 
     def __enter__(self) -> Self:
         with self.log_file.open("ab") as log:
@@ -83,13 +93,12 @@ class GatewayProcess:
 
     def __exit__(self, *_: object) -> None:
         self.http.close()
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def _lives(self) -> bool:
         try:
@@ -102,10 +111,14 @@ class GatewayProcess:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-def children(module: str, parent: int | None = None, *, last: str = "") -> list[psutil.Process]:
+StartGateway = Callable[..., GatewayProcess]
+"""Starts a `GatewayProcess` with settings of its own, given by their names in the environment."""
+
+
+def children(module: str, parent: int | None = None, *, argument: str = "") -> list[psutil.Process]:
     """The processes that run ``module`` as children of ``parent``, else of this process.
 
-    ``last`` is in their last argument.
+    ``argument`` is in their last argument.
     """
 
     def is_one(process: psutil.Process) -> bool:
@@ -113,6 +126,6 @@ def children(module: str, parent: int | None = None, *, last: str = "") -> list[
             command = process.cmdline()
         except psutil.Error:  # it has just ended
             return False
-        return module in command and last in command[-1]
+        return module in command and argument in command[-1]
 
     return [each for each in psutil.Process(parent).children() if is_one(each)]

@@ -11,23 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import Self, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psutil
 import psycopg
 
-from common.audio.wav import wav_header
 from common.db.database import Database
 from common.db.jobs import Jobs
 from common.db.snapshots import Snapshot
 from common.domain.job import JobStatus
-from common.domain.values import SAMPLE_RATE
 from common.redis.events import Events
 from common.redis.queue import connect
 from common.settings import ROOT
 from common.storage.local import LocalStorage
 from scripts.stack.embedded import EmbeddedPostgres
 from scripts.stack.processes import spawn
+from tests.support.audio_files import make_wav
 from tests.support.factories import TENANT, new_job, new_recording
 from tests.support.speech import Samples, pcm16
 
@@ -49,7 +48,7 @@ def wait_until(check: Callable[[], T | None], what: str, patience_s: float = PAT
 
 def write_wav(path: Path, samples: Samples) -> Path:
     """A 16 kHz mono recording."""
-    path.write_bytes(wav_header(SAMPLE_RATE, 1, len(samples)) + pcm16(samples))
+    path.write_bytes(make_wav(pcm16(samples)))
     return path
 
 
@@ -117,23 +116,17 @@ class Service:
 
     def submit(self, audio: Samples | Path, **options: object) -> UUID:
         """Submit a recording; ``options`` are fields of `NewJob`."""
-        recording_id = uuid4()
-        incoming = self.storage.incoming(recording_id)
+        recording = replace(
+            new_recording(duration_ms=None), filename="talk.wav", container="wav", codec="pcm_s16le"
+        )
+        incoming = self.storage.incoming(recording.id)
         if isinstance(audio, Path):
             incoming.write_bytes(audio.read_bytes())
         else:
             write_wav(incoming, audio)
         job = new_job(**options)
-        recording = replace(
-            new_recording(duration_ms=None),
-            id=recording_id,
-            filename="talk.wav",
-            container="wav",
-            codec="pcm_s16le",
-            size_bytes=incoming.stat().st_size,
-        )
-        self.jobs.submit(recording, job)
-        self.storage.keep(recording_id)
+        self.jobs.submit(replace(recording, size_bytes=incoming.stat().st_size), job)
+        self.storage.keep(recording.id)
         with connect(self.redis_url) as redis:
             Events(redis).work_to_do()
         return job.id

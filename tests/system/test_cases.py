@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scripts.cli.client import Gateway
-from tests.support.audio_files import AudioKind, tone, write
-from tests.support.audio_tracks import write_tracks
+from tests.support.audio_files import AudioKind, tone, write, write_tracks
 from tests.support.gateway import GatewayProcess
 from tests.support.speech import silence, speak
 from tests.system.cases import read_cases, run

@@ -12,7 +12,7 @@ from common.audio.probe import probe
 from common.audio.redact import RedactedWav
 from common.domain.tracks import Track, default_track, find_track
 from common.errors import UnknownOption
-from tests.support.audio_tracks import write_tracks
+from tests.support.audio_files import write_tracks
 from tests.support.speech import silence, speak
 
 TRACKS = tuple(

@@ -311,7 +311,8 @@ class _Incoming(ABC):
 
     def _check_room(self, request: Request) -> None:
         """Reject early what the commit would; of a replay, which is free, only the commit knows."""
-        self._services.check_services()
+        self._services.database.ping()
+        self._services.check_queue()
         self._services.check_space()
         if not self._may_be_replay(request):
             caller = self._caller

@@ -67,13 +67,14 @@ def test_what_others_reach(host: str) -> None:
     assert not is_loopback(host)
 
 
-def test_without_postgres_nobody_knows_whether_to_listen_in_public() -> None:
+def test_without_postgres_nobody_knows_whether_to_listen_in_public(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("common.net.reach.STARTUP_TIMEOUT_S", 0)
     settings = Settings()
     settings.api.host = PUBLIC
     settings.key.gateway_api_key = None
     warnings: list[str] = []
     with pytest.raises(SetupProblem, match="GATEWAY_API_KEY"):
-        listening_host(
-            settings, "postgresql://nobody:x@127.0.0.1:9/none", warnings.append, timeout_s=0
-        )
+        listening_host(settings, "postgresql://nobody:x@127.0.0.1:9/none", warnings.append)
     assert warnings == []

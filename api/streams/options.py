@@ -8,9 +8,8 @@ from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
-from pydantic.json_schema import SkipJsonSchema
 
-from api.http.fields import Metadata, Name, RequestDocument, Word, metadata_of, without_default
+from api.http.fields import Metadata, Name, Omittable, RequestDocument, Word, metadata_of
 from api.http.problems import echoed, validation_error
 from api.processes.moderator import NEEDED as MODERATION
 from common.asr.loading import STYLES
@@ -38,34 +37,20 @@ PACKAGES = {"faster-whisper": "faster_whisper", "zipformer": "sherpa_onnx"}
 class StreamOptions(RequestDocument):
     """The options of a live stream; defaults come from the settings."""
 
-    model_id: Name | SkipJsonSchema[None] = Field(
-        None, examples=["base"], json_schema_extra=without_default
-    )
+    model_id: Annotated[Omittable[Name], Field(examples=["base"])] = None
     """The weights, or `whisper` or `zipformer` for that engine's; `GET /api/v1/models` shows which
     support streams. It can be changed at any time."""
-    engine: Annotated[
-        Literal["faster-whisper", "whisper", "zipformer"] | SkipJsonSchema[None],
-        Word,
-        Field(json_schema_extra=without_default),
-    ] = None
+    engine: Annotated[Omittable[Literal["faster-whisper", "whisper", "zipformer"]], Word] = None
     """The code that runs the weights, where two engines have weights of that name."""
-    language: Annotated[
-        str | SkipJsonSchema[None], Word, Field(examples=["vi"], json_schema_extra=without_default)
-    ] = None
+    language: Annotated[Omittable[str], Word, Field(examples=["vi"])] = None
     """A Whisper code (vi, en, ...)."""
-    moderation: Annotated[bool | SkipJsonSchema[None], Field(json_schema_extra=without_default)] = (
-        None
-    )
+    moderation: Omittable[bool] = None
     """Moderate each final; true unless moderation is off on the gateway."""
     endpointing: int = Field(500, ge=200, le=5_000)
     """Milliseconds of silence that end an utterance."""
-    recording_id: Annotated[
-        Name | SkipJsonSchema[None], Field(json_schema_extra=without_default)
-    ] = None
+    recording_id: Omittable[Name] = None
     """Your own name for the stream, returned unchanged."""
-    metadata: Annotated[
-        Metadata | SkipJsonSchema[None], Field(json_schema_extra=without_default)
-    ] = None
+    metadata: Omittable[Metadata] = None
     """A JSON object of at most 16 KB, returned unchanged; in a URL as text."""
 
 

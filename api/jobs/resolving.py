@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
 from uuid import UUID
 
-from pydantic import ValidationError
-
-from api.http.fields import metadata_of
-from api.http.problems import echoed, validation_error
+from api.http.problems import validated
 from api.jobs.schemas import UploadOptions
 from api.processes.moderator import NEEDED as MODERATION
 from common.db.jobs import NewJob
@@ -35,17 +31,8 @@ def form_options(sent: Mapping[str, str]) -> UploadOptions:
     Raises:
         UnknownOption, OutOfRange, Unsupported: one of them is wrong; it is named.
     """
-    given: dict[str, Any] = {name: value for name, value in sent.items() if value.strip()}
-    if "metadata" in given:
-        try:
-            given["metadata"] = metadata_of(given["metadata"])
-        except ValueError as error:
-            value = echoed(given["metadata"])
-            raise OutOfRange(field="metadata", limit=error, value=value) from None
-    try:
-        return UploadOptions.model_validate(given)
-    except ValidationError as error:
-        raise validation_error(dict(error.errors()[0])) from None
+    given = {name: value for name, value in sent.items() if value.strip()}
+    return validated(UploadOptions, given)
 
 
 class Resolver:

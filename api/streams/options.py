@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from api.http.fields import Metadata, Name, Omittable, RequestDocument, Word, metadata_of
-from api.http.problems import echoed, validation_error
+from api.http.fields import Metadata, Name, Omittable, RequestDocument, Word
+from api.http.problems import echoed
 from api.processes.moderator import NEEDED as MODERATION
 from common.asr.loading import STYLES
 from common.db.snapshots import ClientData
@@ -62,25 +61,6 @@ class StreamRequest:
     endpointing: Endpointing
     moderation: bool
     client: ClientData
-
-
-def stream_options(sent: Mapping[str, Any]) -> StreamOptions:
-    """The options in a message, or in a URL, where all are text and ``metadata`` is JSON.
-
-    Raises:
-        UnknownOption, OutOfRange, Unsupported: one of them is wrong; it is named.
-    """
-    given = dict(sent)
-    try:
-        if isinstance(given.get("metadata"), str):
-            given["metadata"] = metadata_of(given["metadata"])
-        return StreamOptions.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise validation_error({**first, "loc": first["loc"][:1]}) from None
-    except ValueError as error:
-        value = echoed(given["metadata"])
-        raise OutOfRange(field="metadata", limit=error, value=value) from None
 
 
 class StreamResolver:

@@ -17,12 +17,12 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api.auth.callers import Caller, Transcriber, caller_of
 from api.http.bodies import documented_body, limit_body
-from api.http.problems import PUBLIC_ERRORS, documented, problem
+from api.http.problems import PUBLIC_ERRORS, documented, problem, validated
 from api.http.sse import MEDIA_TYPE as SSE
 from api.http.sse import event
 from api.services import Services, ServicesDep
 from api.streams.live import UNREAD_S, LiveStream, error_document
-from api.streams.options import StreamOptions, StreamResolver, stream_options
+from api.streams.options import StreamOptions, StreamResolver
 from common.domain.keys import Scope as KeyScope
 from common.errors import Idle, Malformed, Restarting, SlowReader, StenoError
 
@@ -74,7 +74,7 @@ async def transcribe(websocket: WebSocket) -> None:
     try:
         sent = protocols[1] if shows_key else None
         caller = await caller_of(websocket, services, KeyScope.TRANSCRIBE, sent)
-        options = stream_options(websocket.query_params)
+        options = validated(StreamOptions, websocket.query_params)
     except StenoError as error:
         await websocket.send_denial_response(problem(error))
         return
@@ -175,7 +175,7 @@ class _Connection:
             case "CloseStream":
                 live.finish()
             case _:
-                await live.configure(stream_options(message))
+                await live.configure(validated(StreamOptions, message))
 
     async def _write(self, live: LiveStream) -> None:
         """Send messages until the stream is over or the client does not read."""
@@ -228,8 +228,8 @@ def read_message(text: str) -> dict[str, Any]:
 
 def _merged(options: StreamOptions, message: Mapping[str, Any]) -> StreamOptions:
     """The options in the URL, overridden by those in the first message."""
-    stream_options(message)  # so that an error names the value as it was sent
-    return stream_options({**options.model_dump(exclude_unset=True), **message})
+    validated(StreamOptions, message)  # so that an error names the value as it was sent
+    return validated(StreamOptions, {**options.model_dump(exclude_unset=True), **message})
 
 
 def _public(error: StenoError) -> StenoError:

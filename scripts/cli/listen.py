@@ -370,11 +370,13 @@ def _service(
 
 def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
     """Engine and model that a gateway with these settings selects, present or not."""
-    from api.streams.options import StreamResolver, stream_options  # it takes a while
+    # They take a while to import.
+    from api.http.problems import validated
+    from api.streams.options import StreamOptions, StreamResolver
 
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     try:
-        setup = StreamResolver(settings, store).setup(stream_options(options))
+        setup = StreamResolver(settings, store).setup(validated(StreamOptions, options))
     except ModelNotInstalled as missing:
         return str(missing.details["engine"]), str(missing.details["model"])
     return setup.engine, setup.model

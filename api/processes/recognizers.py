@@ -67,7 +67,6 @@ class Recognizers:
         """The recognizer of each stream, by its id."""
 
     async def close(self) -> None:
-        """End all of them."""
         await asyncio.gather(*(process.close() for process in self._processes.values()))
 
     def loaded(self) -> dict[tuple[str, str], int]:
@@ -112,7 +111,6 @@ class Recognizers:
         return self._processes[engine, model].state
 
     def detach(self, listener: Listener) -> None:
-        """Stop recognizing the stream."""
         process = self._by_stream.pop(listener.id, None)
         if process is not None:
             process.detach(listener)

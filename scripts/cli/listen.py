@@ -100,7 +100,6 @@ class Screen:
         self._live.update(text, refresh=True)
 
     def clear(self) -> None:
-        """Show nothing but what stays."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()

@@ -82,7 +82,6 @@ class ServiceSession:
 
     @property
     def gateway(self) -> Gateway:
-        """The current client."""
         return self._gateways[-1]
 
     @property
@@ -98,7 +97,6 @@ class ServiceSession:
                 self._use(address)
 
     def kill(self) -> None:
-        """Kill a stack that was started here."""
         if self._stack is not None:
             self._stack.kill()
 

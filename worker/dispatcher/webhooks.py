@@ -93,7 +93,6 @@ class WebhookSender:
         self._pace = Pace(idle_poll_s)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:

@@ -43,7 +43,6 @@ class Breaker:
         threading.Thread(target=self._wait, name="redis-probe", daemon=True).start()
 
     def close(self) -> None:
-        """Stop probing."""
         self._closing.set()
 
     def _wait(self) -> None:
@@ -82,7 +81,6 @@ class GuardedRedis(Redis):
             raise
 
     def close(self) -> None:
-        """Close its connections, and stop probing."""
         self.breaker.close()
         super().close()
 

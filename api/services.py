@@ -117,11 +117,6 @@ class Services:
         for worker, message in running:
             self.events.stop(worker, message)
 
-    def check_services(self) -> None:
-        """Raise `Unavailable` unless Postgres and Redis answer."""
-        self.database.ping()
-        self.check_queue()
-
     def weights_of_workers(self) -> set[tuple[str, str]] | None:
         """Engine and model of the weights that running workers have; None where unknown."""
         try:

@@ -54,7 +54,6 @@ class StepJob(StepMessage):
     runner: Runner
 
     def perform(self) -> None:
-        """Run the step that the message names."""
         self.runner.run(self.step_id, self.id)
 
 
@@ -115,7 +114,6 @@ class EngineProcess:
                 logger.warning("results will lack moderation: {}", error)
 
     def serve(self) -> None:
-        """Run steps until the worker disconnects."""
         for line in self._lines:
             self._run(**json.loads(line))
             self._send(done=True, recycle=self._has_reached_a_limit())

@@ -14,7 +14,6 @@ class Memory:
 
     @property
     def held(self) -> int:
-        """Bytes now."""
         return self._process.memory_info().rss
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast
 from uuid import UUID
@@ -44,6 +45,7 @@ OUTAGE_PAUSE_S = 1.0
 """How soon to retry renewing a lease while Postgres is unavailable."""
 
 
+@dataclass(eq=False)
 class Runner:
     """Claims a step, runs it while its lease is renewed, and records how it ended.
 
@@ -52,18 +54,11 @@ class Runner:
     from within. ``on_lost()`` must end it at once: the claim on the current step is lost.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        worker: str,
-        on_start: Callable[[Claim, float], None],
-        on_lost: Callable[[], None],
-    ) -> None:
-        self._context = context
-        self._worker = worker
-        self._on_start = on_start
-        self._on_lost = on_lost
-        self._was_full = False
+    context: Context
+    worker: str
+    on_start: Callable[[Claim, float], None]
+    on_lost: Callable[[], None]
+    _was_full: bool = False
 
     def run(self, step_id: UUID, rq_job_id: str) -> None:
         """Run the step if it can be claimed, then the steps that follow it directly.
@@ -72,7 +67,7 @@ class Runner:
         worker once, and not four times.
         """
         try:
-            claim = self._context.steps.claim(step_id, self._worker, rq_job_id)
+            claim = self.context.steps.claim(step_id, self.worker, rq_job_id)
         except Unavailable as error:
             # It is published again; a claim that was committed expires with its lease.
             logger.warning("step {} cannot be claimed: {}", step_id, error)
@@ -83,8 +78,8 @@ class Runner:
         following: Claim | None = claim
         while following is not None:
             claim, following = following, self._run_logged(following)
-            self._context.events.job_changed(claim.job_id)
-        self._context.events.work_to_do()
+            self.context.events.job_changed(claim.job_id)
+        self.context.events.work_to_do()
 
     def _run_logged(self, claim: Claim) -> Claim | None:
         with logger.contextualize(
@@ -100,9 +95,9 @@ class Runner:
         try:
             with self._renewed(claim):
                 module = cast("StepModule", import_module(STEPS[claim.job.kind][claim.kind]))
-                self._on_start(claim, module.limit_s(self._context, claim))
-                self._context.events.job_changed(claim.job_id)
-                following = module.run(self._context, claim)
+                self.on_start(claim, module.limit_s(self.context, claim))
+                self.context.events.job_changed(claim.job_id)
+                following = module.run(self.context, claim)
         except StaleClaim:
             logger.warning("the claim is stale: the result is dropped")
             self._clear(claim)
@@ -120,14 +115,14 @@ class Runner:
         logger.debug("the step is done")
         if self._was_full:
             self._was_full = False
-            self._context.note_space(full=False)
+            self.context.note_space(full=False)
         return following
 
     def _fail(self, claim: Claim, error: StenoError) -> None:
         if isinstance(error, StorageFull):
             self._was_full = True
-            self._context.note_space(full=True)
-        with_retries(self._context.steps.fail, claim.step_id, claim.attempt, error)
+            self.context.note_space(full=True)
+        with_retries(self.context.steps.fail, claim.step_id, claim.attempt, error)
 
     def _hand_back(self) -> None:
         """Give back what was claimed as the step ended, where its end was not known to be one.
@@ -136,14 +131,14 @@ class Runner:
         end then finds the step done, but not the claim of the next one.
         """
         with suppress(Unavailable):
-            self._context.steps.hand_back(self._worker)
+            self.context.steps.hand_back(self.worker)
 
     def _clear(self, claim: Claim) -> None:
         """Erase what was written for a job that has ended, whose files may be erased already.
 
         The dispatcher erases later what cannot be erased now (`worker.dispatcher.cleanup`).
         """
-        context = self._context
+        context = self.context
         try:
             if claim.kind == StepKind.FETCH:
                 recording_id = fetched_id(claim.step_id, claim.attempt)
@@ -166,13 +161,13 @@ class Runner:
         lease, and has ended within two thirds. So no worker writes for the step after one lease.
         """
         over = threading.Event()
-        interval_s = self._context.settings.worker.lease / 3
+        interval_s = self.context.settings.worker.lease / 3
 
         def renew() -> None:
             pause_s = interval_s
             while not over.wait(pause_s):
                 try:
-                    if self._context.steps.renew(claim):
+                    if self.context.steps.renew(claim):
                         pause_s = interval_s
                         continue
                 except Unavailable:
@@ -182,7 +177,7 @@ class Runner:
                     try:
                         self._clear(claim)
                     finally:
-                        self._on_lost()
+                        self.on_lost()
                 return
 
         thread = threading.Thread(target=renew, name="lease", daemon=True)

@@ -109,12 +109,10 @@ class DetectQuery(_Query):
     """Length to use, in seconds; 0: up to the end."""
 
     def job_options(self) -> dict[str, str]:
-        """The equivalent options of an upload."""
         return {"language": AUTO, "moderation": "false", "delete_after": str(DETECTED_S)}
 
     @property
     def part(self) -> Span:
-        """The part in which to detect the language."""
         length_s = self.detect_lang_length or LONGEST_S
         return Span(1000 * self.detect_lang_offset, 1000 * (self.detect_lang_offset + length_s))
 

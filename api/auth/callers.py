@@ -75,7 +75,6 @@ class Caller:
 
     @property
     def quota(self) -> Quota:
-        """The limits of its jobs."""
         return Quota.of(self.limits)
 
     def attributed(self, request: Request, job: NewJob) -> NewJob:

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-import time
 from collections.abc import Callable, Collection, Mapping
 from urllib.parse import urlsplit
-
-from loguru import logger
 
 from common.db.database import Database
 from common.db.keys import AllKeys
 from common.errors import Forbidden, SetupProblem, Unavailable
+from common.net.reach import wait_for
 from common.settings import Settings
 
 LOOPBACK = "127.0.0.1"
-TIMEOUT_S = 60.0
-"""How long Postgres may take to say whether there are keys."""
-RETRY_S = 1.0
 
 FORWARDED = frozenset(
     {
@@ -87,11 +82,7 @@ def _name_in(host: str) -> str:
 
 
 def listening_host(
-    settings: Settings,
-    database_url: str | None,
-    warn: Callable[[str], None],
-    *,
-    timeout_s: float = TIMEOUT_S,
+    settings: Settings, database_url: str | None, warn: Callable[[str], None]
 ) -> str:
     """The host to listen on: API_HOST, or only loopback as long as there is no key.
 
@@ -101,24 +92,19 @@ def listening_host(
     host = settings.api.host
     if is_loopback(host) or settings.key.gateway_api_key is not None or database_url is None:
         return host
-    if _has_keys(database_url, timeout_s):
+    if _has_keys(database_url):
         return host
     warn(f"No API key is configured: listening on {LOOPBACK} only, and not on {host}; {REMEDY}")
     return LOOPBACK
 
 
-def _has_keys(database_url: str, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
+def _has_keys(database_url: str) -> bool:
     with Database(database_url, pool_size=1) as database:
-        while True:
-            try:
-                return AllKeys(database).exist()
-            except Unavailable as error:
-                if error.final or time.monotonic() > deadline:
-                    raise SetupProblem(
-                        problem=f"The API keys cannot be read: {error}",
-                        remedy="Without a key the gateway must not listen on API_HOST; "
-                        "GATEWAY_API_KEY sets one that needs no database",
-                    ) from error
-                logger.warning("cannot read the API keys yet: {}", error)
-            time.sleep(RETRY_S)
+        try:
+            return wait_for(AllKeys(database).exist)
+        except Unavailable as error:
+            raise SetupProblem(
+                problem=f"The API keys cannot be read: {error}",
+                remedy="Without a key the gateway must not listen on API_HOST; "
+                "GATEWAY_API_KEY sets one that needs no database",
+            ) from error

@@ -33,7 +33,6 @@ class OwnLimits(RequestDocument):
     audio_hours_per_day: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
 
     def given(self) -> dict[str, float]:
-        """The limits that were given, by name."""
         given: dict[str, float] = self.model_dump(exclude_none=True)
         return given
 

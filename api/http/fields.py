@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+T = TypeVar("T")
 
 MAX_BYTES = 16 * 1024
 """As compact JSON in UTF-8."""
@@ -85,11 +88,12 @@ def _no_control(text: str) -> str:
     return text
 
 
-def without_default(schema: dict[str, Any]) -> None:
-    """Leave out a default of null that a client may not send."""
+def _without_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
+Omittable = Annotated[T | SkipJsonSchema[None], Field(json_schema_extra=_without_default)]
+"""A field that may be left out, and is None then; null is not documented."""
 Word = BeforeValidator(_lower)
 """A name, in any case."""
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]

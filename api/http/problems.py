@@ -8,18 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from loguru import logger
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.http.bodies import BodyRejected, has_unread_body, limit_body
+from api.http.fields import metadata_of
 from common.errors import (
     BadInput,
     FieldMissing,
@@ -43,6 +44,8 @@ from common.errors import (
     UnknownOption,
     Unsupported,
 )
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
@@ -169,6 +172,25 @@ def validation_error(error: Mapping[str, Any]) -> BadInput:
     limit = _LIMITS.get(kind)
     text = limit.format(**context) if limit else error["msg"].removeprefix("Value error, ")
     return OutOfRange(field=field, limit=text, value=echoed(value))
+
+
+def validated(kind: type[Model], sent: Mapping[str, Any]) -> Model:
+    """The document ``kind`` with the fields ``sent``; the field ``metadata`` may be text, of JSON.
+
+    Raises:
+        UnknownOption, OutOfRange, Unsupported: one of them is wrong; it is named.
+    """
+    given = dict(sent)
+    try:
+        if isinstance(given.get("metadata"), str):
+            given["metadata"] = metadata_of(given["metadata"])
+        return kind.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise validation_error({**first, "loc": first["loc"][:1]}) from None
+    except ValueError as error:
+        value = echoed(given["metadata"])
+        raise OutOfRange(field="metadata", limit=error, value=value) from None
 
 
 def _field(place: Sequence[int | str]) -> str:

@@ -143,7 +143,6 @@ class Protocol(H11Protocol):
             self._connections.becomes(self, other)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop counting it."""
         if self._refused:
             return
         self._stop_timer()
@@ -210,7 +209,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket, which counts as a connection as long as it is open."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop counting it."""
         connections: Connections | None = self.app_state.get("connections")
         if connections is not None:
             connections.closed(self)

@@ -50,7 +50,6 @@ class JobFeed:
         self.notify()
 
     def notify(self) -> None:
-        """Wake all watchers."""
         previous, self.changed = self.changed, asyncio.Event()
         previous.set()
 

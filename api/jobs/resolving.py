@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
 from uuid import UUID
 
-from pydantic import ValidationError
-
-from api.http.fields import metadata_of
-from api.http.problems import echoed, validation_error
+from api.http.problems import validated
 from api.jobs.schemas import UploadOptions
 from api.processes.moderator import NEEDED as MODERATION
 from common.db.jobs import NewJob
@@ -35,19 +31,11 @@ def form_options(sent: Mapping[str, str]) -> UploadOptions:
     Raises:
         UnknownOption, OutOfRange, Unsupported: one of them is wrong; it is named.
     """
-    given: dict[str, Any] = {name: value for name, value in sent.items() if value.strip()}
-    if "metadata" in given:
-        try:
-            given["metadata"] = metadata_of(given["metadata"])
-        except ValueError as error:
-            value = echoed(given["metadata"])
-            raise OutOfRange(field="metadata", limit=error, value=value) from None
-    try:
-        return UploadOptions.model_validate(given)
-    except ValidationError as error:
-        raise validation_error(dict(error.errors()[0])) from None
+    given = {name: value for name, value in sent.items() if value.strip()}
+    return validated(UploadOptions, given)
 
 
+@dataclass(eq=False)
 class Resolver:
     """Resolves options by this installation's defaults and weights.
 
@@ -57,17 +45,10 @@ class Resolver:
     container of its own, no weights are taken to be missing.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        weights: WeightsStore,
-        egress: Egress,
-        of_workers: OfWorkers = lambda: None,
-    ) -> None:
-        self._settings = settings
-        self._weights = weights
-        self._egress = egress
-        self._of_workers = of_workers
+    settings: Settings
+    weights: WeightsStore
+    egress: Egress
+    of_workers: OfWorkers = lambda: None
 
     async def resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         """The job that ``options`` ask for.
@@ -78,7 +59,7 @@ class Resolver:
         """
         job = await asyncio.to_thread(self._resolve, job_id, options)  # it reads the disk
         if options.webhook_url is not None:
-            await self._egress.check(options.webhook_url, "webhook_url")
+            await self.egress.check(options.webhook_url, "webhook_url")
         return job
 
     async def check_names(self, options: UploadOptions) -> None:
@@ -97,7 +78,7 @@ class Resolver:
             UnknownOption, ModelNotInstalled: the defaults name a language or weights that do not
                 exist.
         """
-        asr = self._settings.asr
+        asr = self.settings.asr
         self._check(asr.default_engine, asr.default_model, asr.default_language)
 
     def installed(self) -> list[str]:
@@ -109,17 +90,17 @@ class Resolver:
 
         Weights of the default engine are listed by name, others as ``engine/name``.
         """
-        asr = self._settings.asr
+        asr = self.settings.asr
         name = model or asr.default_model
         return name if engine in ("", asr.default_engine) else f"{engine}/{name}"
 
     def _states(self) -> list[WeightsState]:
-        return [state for state in self._weights.states() if state.engine in WHISPER_ENGINES]
+        return [state for state in self.weights.states() if state.engine in WHISPER_ENGINES]
 
     def _usable(self, states: Sequence[WeightsState]) -> Sequence[WeightsState]:
         """Those that a worker or this machine has, as far as known."""
         local = {(it.engine, it.model) for it in states if it.state != "missing"}
-        of_workers = self._of_workers()
+        of_workers = self.of_workers()
         if of_workers is None and not local:
             return states
         had = local | (of_workers or set())
@@ -130,7 +111,7 @@ class Resolver:
         return list(dict.fromkeys(it.model for it in self._usable(states) or states))
 
     def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
-        asr = self._settings.asr
+        asr = self.settings.asr
         engine = options.engine or asr.default_engine
         language = options.language or asr.default_language
         model = options.model or asr.default_model
@@ -169,7 +150,7 @@ class Resolver:
             raise _not_among("language", spoken, language)
 
     def _moderation(self, options: UploadOptions) -> bool:
-        possible = self._settings.moderation.ai_load_models
+        possible = self.settings.moderation.ai_load_models
         if options.moderation and not possible:
             raise OptionConflict(field="moderation", value="true", needed=MODERATION)
         wanted = possible if options.moderation is None else options.moderation
@@ -179,7 +160,7 @@ class Resolver:
         return wanted
 
     def _cutting(self, options: UploadOptions) -> Cutting:
-        chunk, silence = self._settings.chunk, self._settings.silence
+        chunk, silence = self.settings.chunk, self.settings.silence
         duration = _either(options.chunk_duration, chunk.duration)
         widest = duration / 4
         if options.chunk_overlap is not None and options.chunk_overlap > widest:

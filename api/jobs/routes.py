@@ -22,13 +22,12 @@ from api.http.problems import documented
 from api.jobs.changes import JobChanges
 from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
-from api.jobs.schemas import Status, UploadOptions
+from api.jobs.schemas import Status, Subject, UploadOptions
 from api.services import Services, ServicesDep
 from common.db.deletions import Deletions, Reason
 from common.db.jobs import Jobs, NewJob
 from common.db.listing import JobFilter, JobLists
 from common.db.snapshots import Snapshot
-from common.db.tables import Deletion, Kind
 from common.domain.job import JobStatus, is_final
 from common.errors import Transient
 
@@ -60,14 +59,9 @@ class JobPage(BaseModel):
     next_cursor: NextCursor
 
 
-class DeletionReceipt(Document):
+class DeletionReceipt(Subject):
     """What was deleted of a job or stream."""
 
-    kind: Kind
-    session_id: UUID
-    """The id of the job or stream."""
-    job_id: UUID | None
-    """The same, for a job; null for a stream."""
     reason: Reason
     requested_at: datetime
     erased_at: datetime | None
@@ -229,7 +223,8 @@ async def deletions(
         receipts.page, job_id=job_id, session_id=session_id, limit=limit, after=after
     )
     return DeletionPage(
-        deletions=list(map(_receipt, page.items)), next_cursor=next_cursor(page.next)
+        deletions=[DeletionReceipt.model_validate(each) for each in page.items],
+        next_cursor=next_cursor(page.next),
     )
 
 
@@ -268,20 +263,6 @@ def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
     with suppress(Transient):  # the dispatcher erases what is left
         erased = services.storage.erase(job_id, deleted.recording_id)
         deletions.erased(job_id, files=erased.files, size=erased.bytes)
-
-
-def _receipt(deletion: Deletion) -> DeletionReceipt:
-    return DeletionReceipt(
-        kind=Kind(deletion.kind),
-        session_id=deletion.job_id,
-        job_id=deletion.job_id if deletion.kind == Kind.JOB else None,
-        reason=Reason(deletion.reason),
-        requested_at=deletion.requested_at,
-        erased_at=deletion.erased_at,
-        rows=deletion.rows,
-        files=deletion.files,
-        bytes=deletion.bytes,
-    )
 
 
 def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:

@@ -6,9 +6,18 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AliasPath, BaseModel, BeforeValidator, Field
+from pydantic import (
+    AfterValidator,
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from api.http.fields import Document, Metadata, Name, Number, Prose, RequestDocument, Seconds, Word
+from common.db.tables import Kind
 from common.domain.job import JobStatus
 
 
@@ -74,6 +83,21 @@ class UploadOptions(RequestDocument):
     delete_after: int | None = Field(None, ge=60, le=315_360_000)
     """Seconds after the job's end until it is deleted with all its data. By default as the tenant
     or the gateway is configured, else never."""
+
+
+class Subject(Document):
+    """What an entry of a list is about: a job or a live stream."""
+
+    kind: Kind
+    session_id: UUID = Field(validation_alias="id")
+    """The id of the job or stream."""
+    job_id: UUID | None = Field(validation_alias="id")
+    """The same, for a job; null for a stream."""
+
+    @field_validator("job_id")
+    @classmethod
+    def _of_jobs_alone(cls, job_id: UUID, info: ValidationInfo) -> UUID | None:
+        return job_id if info.data["kind"] is Kind.JOB else None
 
 
 class AudioTrack(Document):

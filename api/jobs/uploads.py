@@ -68,11 +68,19 @@ def name_ignored(request: Request, names: Iterable[str]) -> None:
 
 
 class IncomingFile:
-    """A file that is written and hashed in threads while more of it is received."""
+    """A file that is written and hashed in threads while more of it is received.
 
-    def __init__(self, path: Path, create: Callable[[], BinaryIO]) -> None:
+    With ``may_be_bare`` samples without a header (16 bit, little endian, mono, 16 kHz) become a WAV
+    file; a file that has a header is left as it is.
+    """
+
+    def __init__(
+        self, path: Path, create: Callable[[], BinaryIO], *, may_be_bare: bool = False
+    ) -> None:
         self.path = path
         self._create = create
+        self._may_be_bare = may_be_bare
+        self._is_bare = False
         self.size = 0
         self._digest = hashlib.sha256()
         self._file: BinaryIO | None = None
@@ -124,42 +132,23 @@ class IncomingFile:
         with storage_errors():
             if self._file is None:
                 self._file = self._create()
-                self._begin(blocks)
+                if self._may_be_bare and container_of(b"".join(blocks)[:16]) is None:
+                    self._is_bare = True
+                    blocks.insert(0, wav_header(SAMPLE_RATE, 1, 0))
             for block in blocks:
                 self._file.write(block)
                 self._digest.update(block)
 
-    def _begin(self, blocks: list[bytes]) -> None:
-        """Called with the first `BLOCK_BYTES` before they are written."""
-
-    def _end(self, file: BinaryIO) -> None:
-        """Called once all of it is written."""
-
     def _close(self) -> None:
         if self._file is not None:
             with storage_errors():
-                self._end(self._file)
+                if self._is_bare:
+                    self._complete_header(self._file)
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._file.close()
 
-
-class BareFile(IncomingFile):
-    """Samples without a header (16 bit, little endian, mono, 16 kHz) become a WAV file.
-
-    A file that has a header is left as it is.
-    """
-
-    _bare = False
-
-    def _begin(self, blocks: list[bytes]) -> None:
-        self._bare = container_of(b"".join(blocks)[:16]) is None
-        if self._bare:
-            blocks.insert(0, wav_header(SAMPLE_RATE, 1, 0))
-
-    def _end(self, file: BinaryIO) -> None:
-        if not self._bare:
-            return
+    def _complete_header(self, file: BinaryIO) -> None:
         header = wav_header(SAMPLE_RATE, 1, min(self.size, MOST_BARE_BYTES) // SAMPLE_BYTES)
         file.seek(0)
         file.write(header)
@@ -177,8 +166,7 @@ class Form:
     ``fields`` may come once each, ``lists`` several times, before or after the file; other fields
     are rejected, or with ``ignores_unknown`` ignored and named to the client, after what was
     ``ignored`` already. ``options`` turns them into `UploadOptions`; it is called again once all
-    fields have arrived. ``filename`` replaces the form's. With
-    ``may_be_bare`` the recording may come without a header (`BareFile`).
+    fields have arrived. ``filename`` replaces the form's. ``may_be_bare`` is as for `IncomingFile`.
 
     Raises, from ``options``:
         FieldMissing, OptionConflict: a field is missing.
@@ -242,10 +230,10 @@ class _Incoming(ABC):
         self._form = form
         self._job_id = job_id
         self._recording_id = uuid4()
-        kind = BareFile if form.may_be_bare else IncomingFile
-        self._file = kind(
+        self._file = IncomingFile(
             services.storage.incoming(self._recording_id),
             partial(services.storage.create, self._recording_id),
+            may_be_bare=form.may_be_bare,
         )
         self._max_bytes = services.settings.upload.max_bytes
         self._securing = False
@@ -311,7 +299,8 @@ class _Incoming(ABC):
 
     def _check_room(self, request: Request) -> None:
         """Reject early what the commit would; of a replay, which is free, only the commit knows."""
-        self._services.check_services()
+        self._services.database.ping()
+        self._services.check_queue()
         self._services.check_space()
         if not self._may_be_replay(request):
             caller = self._caller

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
 
-from api.http.fields import Document, RequestDocument, without_default
+from api.http.fields import Document, Omittable, RequestDocument
 from common.domain.moderation import Label
 
 MAX_TEXTS = 1_000
@@ -27,9 +26,9 @@ class ModerationRequest(RequestDocument):
         }
     )
 
-    text: ModeratedText | SkipJsonSchema[None] = Field(None, json_schema_extra=without_default)
+    text: Omittable[ModeratedText] = None
     """A text; in place of `texts`."""
-    texts: ModeratedTexts | SkipJsonSchema[None] = Field(None, json_schema_extra=without_default)
+    texts: Omittable[ModeratedTexts] = None
     """Texts; in place of `text`."""
 
 

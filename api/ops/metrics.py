@@ -93,7 +93,6 @@ class HttpMetrics:
             self._seconds.labels(method, route).observe(seconds)
 
     def collect(self) -> Iterable[Metric]:
-        """All metrics of requests."""
         if SHARED_FOLDER in os.environ:
             shared: Iterable[Metric] = MultiProcessCollector(CollectorRegistry()).collect()  # type: ignore[no-untyped-call]
             return shared

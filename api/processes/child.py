@@ -82,7 +82,6 @@ class ChildProcess:
         self._stdin.close()
 
     async def wait(self) -> None:
-        """Return when it has ended."""
         await self._process.wait()
 
     async def end(self) -> None:
@@ -146,12 +145,10 @@ class WarmProcess(ABC):
             self._running = asyncio.create_task(self._run())
 
     def stop(self) -> None:
-        """End the process soon."""
         if self._running is not None:
             self._running.cancel()
 
     async def close(self) -> None:
-        """End the process."""
         self.stop()
         if self._running is not None:
             with suppress(asyncio.CancelledError):

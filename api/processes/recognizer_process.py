@@ -65,7 +65,6 @@ class StreamAudio:
         return [round(float(each), 3) for each in probabilities]
 
     def forget(self, before_ms: int) -> None:
-        """Drop the audio before ``before_ms``."""
         before = before_ms * BYTES_PER_MS
         if before > self._from:
             del self._pcm[: before - self._from]
@@ -93,7 +92,6 @@ class RequestQueue:
         self._ended = False
 
     def answer(self, document: dict[str, Any]) -> None:
-        """Send an answer to the gateway."""
         with self._writing:
             write_line(self._answers, document)
 

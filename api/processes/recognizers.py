@@ -67,7 +67,6 @@ class Recognizers:
         """The recognizer of each stream, by its id."""
 
     async def close(self) -> None:
-        """End all of them."""
         await asyncio.gather(*(process.close() for process in self._processes.values()))
 
     def loaded(self) -> dict[tuple[str, str], int]:
@@ -112,7 +111,6 @@ class Recognizers:
         return self._processes[engine, model].state
 
     def detach(self, listener: Listener) -> None:
-        """Stop recognizing the stream."""
         process = self._by_stream.pop(listener.id, None)
         if process is not None:
             process.detach(listener)
@@ -135,7 +133,7 @@ class Recognizers:
         """Unload unused weights, where there would be too many in memory."""
         others = [each for each in self._processes.values() if each is not wanted]
         idle = sorted(
-            (each for each in others if each.is_running and each.is_idle and not each.stays),
+            (each for each in others if each.is_running and not each.listeners and not each.stays),
             key=lambda each: each.idle_since,
         )
         running = sum(each.is_running for each in others)
@@ -176,10 +174,6 @@ class _Recognizer(WarmProcess):
         self._unanswered: dict[tuple[str, str, int], float] = {}
         """When each unanswered message was sent, by stream, kind and number."""
         self._deaths: deque[float] = deque(maxlen=DEATHS)
-
-    @property
-    def is_idle(self) -> bool:
-        return not self.listeners
 
     def join(self, listener: Listener, language: str) -> None:
         self.listeners[listener.id] = listener
@@ -329,7 +323,7 @@ class _Recognizer(WarmProcess):
                 logger.error("recognizer {} {} hangs", self.engine, self.model)
                 return
             idle_s = now - self.idle_since
-            if self.is_idle and not self.stays and idle_s > self._settings.unload_after:
+            if not self.listeners and not self.stays and idle_s > self._settings.unload_after:
                 return
 
     def _send(self, message: dict[str, Any]) -> None:

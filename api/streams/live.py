@@ -214,7 +214,6 @@ class LiveStream:
         self._pump()
 
     def finalize(self) -> None:
-        """End the current utterance."""
         self._session.finalize()
         self._pump()
 
@@ -336,7 +335,6 @@ class LiveStream:
         self._news.set()
 
     async def _watch_clock(self) -> None:
-        """Apply timeouts and limits, and mark the stream as alive."""
         beat_at = self._now() + HEARTBEAT_S
         beating: asyncio.Task[None] | None = None
         limit_s = self._services.settings.stream.idle

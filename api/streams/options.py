@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import Field
 
-from api.http.fields import Metadata, Name, RequestDocument, Word, metadata_of, without_default
-from api.http.problems import echoed, validation_error
+from api.http.fields import Metadata, Name, Omittable, RequestDocument, Word
+from api.http.problems import echoed
 from api.processes.moderator import NEEDED as MODERATION
 from common.asr.loading import STYLES
 from common.db.snapshots import ClientData
@@ -38,34 +36,20 @@ PACKAGES = {"faster-whisper": "faster_whisper", "zipformer": "sherpa_onnx"}
 class StreamOptions(RequestDocument):
     """The options of a live stream; defaults come from the settings."""
 
-    model_id: Name | SkipJsonSchema[None] = Field(
-        None, examples=["base"], json_schema_extra=without_default
-    )
+    model_id: Annotated[Omittable[Name], Field(examples=["base"])] = None
     """The weights, or `whisper` or `zipformer` for that engine's; `GET /api/v1/models` shows which
     support streams. It can be changed at any time."""
-    engine: Annotated[
-        Literal["faster-whisper", "whisper", "zipformer"] | SkipJsonSchema[None],
-        Word,
-        Field(json_schema_extra=without_default),
-    ] = None
+    engine: Annotated[Omittable[Literal["faster-whisper", "whisper", "zipformer"]], Word] = None
     """The code that runs the weights, where two engines have weights of that name."""
-    language: Annotated[
-        str | SkipJsonSchema[None], Word, Field(examples=["vi"], json_schema_extra=without_default)
-    ] = None
+    language: Annotated[Omittable[str], Word, Field(examples=["vi"])] = None
     """A Whisper code (vi, en, ...)."""
-    moderation: Annotated[bool | SkipJsonSchema[None], Field(json_schema_extra=without_default)] = (
-        None
-    )
+    moderation: Omittable[bool] = None
     """Moderate each final; true unless moderation is off on the gateway."""
     endpointing: int = Field(500, ge=200, le=5_000)
     """Milliseconds of silence that end an utterance."""
-    recording_id: Annotated[
-        Name | SkipJsonSchema[None], Field(json_schema_extra=without_default)
-    ] = None
+    recording_id: Omittable[Name] = None
     """Your own name for the stream, returned unchanged."""
-    metadata: Annotated[
-        Metadata | SkipJsonSchema[None], Field(json_schema_extra=without_default)
-    ] = None
+    metadata: Omittable[Metadata] = None
     """A JSON object of at most 16 KB, returned unchanged; in a URL as text."""
 
 
@@ -77,25 +61,6 @@ class StreamRequest:
     endpointing: Endpointing
     moderation: bool
     client: ClientData
-
-
-def stream_options(sent: Mapping[str, Any]) -> StreamOptions:
-    """The options in a message, or in a URL, where all are text and ``metadata`` is JSON.
-
-    Raises:
-        UnknownOption, OutOfRange, Unsupported: one of them is wrong; it is named.
-    """
-    given = dict(sent)
-    try:
-        if isinstance(given.get("metadata"), str):
-            given["metadata"] = metadata_of(given["metadata"])
-        return StreamOptions.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise validation_error({**first, "loc": first["loc"][:1]}) from None
-    except ValueError as error:
-        value = echoed(given["metadata"])
-        raise OutOfRange(field="metadata", limit=error, value=value) from None
 
 
 class StreamResolver:

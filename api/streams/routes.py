@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, WebSocket
@@ -17,12 +18,12 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from api.auth.callers import Caller, Transcriber, caller_of
 from api.http.bodies import documented_body, limit_body
-from api.http.problems import PUBLIC_ERRORS, documented, problem
+from api.http.problems import PUBLIC_ERRORS, documented, problem, validated
 from api.http.sse import MEDIA_TYPE as SSE
 from api.http.sse import event
 from api.services import Services, ServicesDep
 from api.streams.live import UNREAD_S, LiveStream, error_document
-from api.streams.options import StreamOptions, StreamResolver, stream_options
+from api.streams.options import StreamOptions, StreamResolver
 from common.domain.keys import Scope as KeyScope
 from common.errors import Idle, Malformed, Restarting, SlowReader, StenoError
 
@@ -31,8 +32,7 @@ router = APIRouter(tags=["streams"])
 NDJSON = "application/x-ndjson"
 TOKEN = "token"  # noqa: S105 - a name
 """The subprotocol for keys of web pages, which can send no header: ``token, KEY``."""
-KEEP_ALIVE, FINALIZE, CLOSE = "KeepAlive", "Finalize", "CloseStream"
-CONTROLS = (KEEP_ALIVE, FINALIZE, CLOSE)
+CONTROLS = ("KeepAlive", "Finalize", "CloseStream")
 
 DONE, SERVICE_RESTART = 1000, 1012
 OWN_CODES = 4000
@@ -74,7 +74,7 @@ async def transcribe(websocket: WebSocket) -> None:
     try:
         sent = protocols[1] if shows_key else None
         caller = await caller_of(websocket, services, KeyScope.TRANSCRIBE, sent)
-        options = stream_options(websocket.query_params)
+        options = validated(StreamOptions, websocket.query_params)
     except StenoError as error:
         await websocket.send_denial_response(problem(error))
         return
@@ -82,17 +82,15 @@ async def transcribe(websocket: WebSocket) -> None:
     await _Connection(websocket, services, caller, options).run()
 
 
+@dataclass(slots=True)
 class _Connection:
     """One connection, from the first message to the last."""
 
-    def __init__(
-        self, websocket: WebSocket, services: Services, caller: Caller, options: StreamOptions
-    ) -> None:
-        self._socket = websocket
-        self._services = services
-        self._caller = caller
-        self._options = options
-        self._mistakes = 0
+    socket: WebSocket
+    services: Services
+    caller: Caller
+    options: StreamOptions
+    mistakes: int = 0
 
     async def run(self) -> None:
         try:
@@ -122,26 +120,26 @@ class _Connection:
 
     async def _first(self) -> Message:
         """The first message that is not a keep-alive; options in it are applied."""
-        limit_s = self._services.settings.stream.idle
+        limit_s = self.services.settings.stream.idle
         while True:
             try:
                 async with asyncio.timeout(limit_s):
-                    message = await self._socket.receive()
+                    message = await self.socket.receive()
             except TimeoutError:
                 raise Idle(limit_s=limit_s) from None
             text = message.get("text")
             control = {} if text is None else read_message(text)
-            if control.get("type") == KEEP_ALIVE:
+            if control.get("type") == "KeepAlive":
                 continue
             if control and "type" not in control:
-                self._options = _merged(self._options, control)
+                self.options = _merged(self.options, control)
                 return {"type": "websocket.receive", "bytes": b""}
             return message
 
     async def _begin(self) -> LiveStream:
-        services = self._services
-        wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, self._options)
-        live = LiveStream(services, self._caller, wanted, self._socket.state.request_id)
+        services = self.services
+        wanted = await asyncio.to_thread(services.get(StreamResolver).resolve, self.options)
+        live = LiveStream(services, self.caller, wanted, self.socket.state.request_id)
         await live.begin()
         return live
 
@@ -154,14 +152,14 @@ class _Connection:
             else:
                 await self._take_text(live, message["text"])
             await live.room(in_time=True)
-            message = await self._socket.receive()
+            message = await self.socket.receive()
 
     async def _take_text(self, live: LiveStream, text: str) -> None:
         try:
             await self._handle(live, read_message(text))
         except StenoError as error:
-            self._mistakes += 1
-            if self._mistakes > MOST_MISTAKES:
+            self.mistakes += 1
+            if self.mistakes > MOST_MISTAKES:
                 live.finish(error)
             else:
                 live.report(_public(error))
@@ -175,7 +173,7 @@ class _Connection:
             case "CloseStream":
                 live.finish()
             case _:
-                await live.configure(stream_options(message))
+                await live.configure(validated(StreamOptions, message))
 
     async def _write(self, live: LiveStream) -> None:
         """Send messages until the stream is over or the client does not read."""
@@ -183,7 +181,7 @@ class _Connection:
             text = json.dumps(document, ensure_ascii=False)
             try:
                 async with asyncio.timeout(UNREAD_S):
-                    await self._socket.send_text(text)
+                    await self.socket.send_text(text)
             except TimeoutError:
                 live.error = live.error or SlowReader(limit_s=UNREAD_S)
                 return
@@ -193,18 +191,18 @@ class _Connection:
         with suppress(RuntimeError, TimeoutError):
             async with asyncio.timeout(UNREAD_S):
                 document = error_document(error)
-                await self._socket.send_text(json.dumps(document, ensure_ascii=False))
+                await self.socket.send_text(json.dumps(document, ensure_ascii=False))
         await self._close(error)
 
     async def _close(self, error: StenoError | None) -> None:
         if WebSocketState.DISCONNECTED in (
-            self._socket.client_state,
-            self._socket.application_state,
+            self.socket.client_state,
+            self.socket.application_state,
         ):
             return
         with suppress(RuntimeError, TimeoutError):
             async with asyncio.timeout(UNREAD_S):
-                await self._socket.close(close_code(error), "" if error is None else error.code)
+                await self.socket.close(close_code(error), "" if error is None else error.code)
 
 
 def read_message(text: str) -> dict[str, Any]:
@@ -228,8 +226,8 @@ def read_message(text: str) -> dict[str, Any]:
 
 def _merged(options: StreamOptions, message: Mapping[str, Any]) -> StreamOptions:
     """The options in the URL, overridden by those in the first message."""
-    stream_options(message)  # so that an error names the value as it was sent
-    return stream_options({**options.model_dump(exclude_unset=True), **message})
+    validated(StreamOptions, message)  # so that an error names the value as it was sent
+    return validated(StreamOptions, {**options.model_dump(exclude_unset=True), **message})
 
 
 def _public(error: StenoError) -> StenoError:

@@ -8,24 +8,24 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import AliasPath, BaseModel, BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import JSONResponse, Response
 
 from api.auth.callers import Reader
-from api.http.fields import Document
+from api.http.fields import Seconds
 from api.http.headers import attachment
 from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, parse_cursor
 from api.http.problems import documented
+from api.jobs.schemas import Subject
 from api.jobs.waiting import check_ready
 from api.processes.wav import WavFiles, WavResponse
 from api.services import Services, ServicesDep
 from api.transcripts.original import RESPONSES, original
 from api.transcripts.schemas import Result
 from common.db.jobs import Jobs, Text
-from common.db.listing import Finished, JobLists
+from common.db.listing import JobLists
 from common.db.snapshots import Snapshot
-from common.db.tables import Kind
 from common.domain.formats import FLAGGING, MEDIA_TYPES, write
 from common.domain.masking import masked
 from common.domain.redaction import spans_to_silence, unmoderated
@@ -50,27 +50,28 @@ CONTENT_LETTERS = 200
 """Characters of a text that the history shows."""
 
 
-class HistoryEntry(Document):
+def _beginning(text: Text) -> str:
+    transcript = transcript_of(text)
+    shown = masked(transcript) if text.options.filter_profanity else transcript
+    return shown.text[:CONTENT_LETTERS]
+
+
+class HistoryEntry(Subject):
     """A finished job or stream, the beginning of its text, and its latency."""
 
-    kind: Kind
-    session_id: UUID
-    """The id of the job or stream."""
-    job_id: UUID | None
-    """The same, for a job; null for a stream."""
     engine: str
-    model_id: str = Field(examples=["base"])
-    language: str = Field(examples=["vi"])
-    content: str
+    model_id: str = Field(examples=["base"], validation_alias="model")
+    language: str = Field(examples=["vi"], validation_alias=AliasPath("beginning", "language"))
+    content: Annotated[str, BeforeValidator(_beginning)] = Field(validation_alias="beginning")
     """The first 200 characters of the text, masked if the upload requested it."""
-    duration_seconds: float
+    duration_seconds: Seconds = Field(validation_alias=AliasPath("beginning", "duration_ms"))
     latency_ms: int | None
     """From the request to the text; for a stream the median from the end of an utterance to its
     text; null where it had none."""
     created_at: datetime
     completed_at: datetime
-    recording_id: str | None
-    metadata: dict[str, Any] | None
+    recording_id: str | None = Field(validation_alias=AliasPath("client", "recording_id"))
+    metadata: dict[str, Any] | None = Field(validation_alias=AliasPath("client", "metadata"))
 
 
 class History(BaseModel):
@@ -164,7 +165,10 @@ async def history(
     """
     lists = JobLists(services.database, caller.tenant)
     page = await services.in_thread(lists.finished, limit=limit, after=parse_cursor(cursor))
-    return History(history=list(map(_entry, page.items)), next_cursor=next_cursor(page.next))
+    return History(
+        history=[HistoryEntry.model_validate(each) for each in page.items],
+        next_cursor=next_cursor(page.next),
+    )
 
 
 def _result(
@@ -242,24 +246,3 @@ def _check_all_moderated(transcript: Transcript) -> None:
     if span := next(unmoderated(transcript), None):
         at = f"the text at {seconds(span.start_ms)} s"
         raise Conflict(reason=f"redact=true is not possible: moderation failed for {at}")
-
-
-def _entry(finished: Finished) -> HistoryEntry:
-    transcript = transcript_of(finished.beginning)
-    if finished.beginning.options.filter_profanity:
-        transcript = masked(transcript)
-    return HistoryEntry(
-        kind=finished.kind,
-        session_id=finished.id,
-        job_id=finished.id if finished.kind is Kind.JOB else None,
-        engine=finished.engine,
-        model_id=finished.model,
-        language=finished.beginning.language,
-        content=transcript.text[:CONTENT_LETTERS],
-        duration_seconds=finished.beginning.duration_ms / 1000,
-        latency_ms=finished.latency_ms,
-        created_at=finished.created_at,
-        completed_at=finished.completed_at,
-        recording_id=finished.client.recording_id,
-        metadata=finished.client.metadata,
-    )

@@ -169,7 +169,6 @@ class Gateway:
         self._send("DELETE", f"/keys/{key_id}", headers=_of(tenant))
 
     def health(self) -> dict[str, Any]:
-        """The health of all parts of the service."""
         return self._json("GET", f"{self.address}/health")
 
     @contextmanager

@@ -224,15 +224,10 @@ def examine_server(gateway: Gateway) -> Iterator[Check]:
     for part, said in health["parts"].items():
         well = said in {OK, OFF, LOADING}
         yield Check(part, said, None if well else "check it on the gateway's host")
-    for part, count in (("workers", health["workers"]), ("dispatchers", health["dispatchers"])):
-        if count is not None:
-            yield Check(part, f"{count} running", None if count else _START[part])
-
-
-_START = {
-    "workers": "start one with: steno worker",
-    "dispatchers": "start one with: steno dispatch",
-}
+    for part, command in (("workers", "steno worker"), ("dispatchers", "steno dispatch")):
+        if (count := health[part]) is not None:
+            remedy = None if count else f"start one with: {command}"
+            yield Check(part, f"{count} running", remedy)
 
 
 @click.command()

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,7 +100,6 @@ class Screen:
         self._live.update(text, refresh=True)
 
     def clear(self) -> None:
-        """Show nothing but what stays."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
@@ -117,20 +116,18 @@ class Screen:
         click.echo(line, err=True)
 
 
+@dataclass(eq=False)
 class Listening:
     """One stream, from its first audio to its last final."""
 
-    def __init__(
-        self, stream: StreamClient, source: Source, screen: Screen, *, as_json: bool
-    ) -> None:
-        self._stream = stream
-        self._source = source
-        self._screen = screen
-        self._as_json = as_json
-        self._words = 0
-        self._ready: Mapping[str, Any] = {}
-        self._closed: Mapping[str, Any] = {}
-        self._stopping = False
+    stream: StreamClient
+    source: Source
+    screen: Screen
+    as_json: bool
+    _words: int = 0
+    _ready: Mapping[str, Any] = field(default_factory=dict)
+    _closed: Mapping[str, Any] = field(default_factory=dict)
+    _stopping: bool = False
 
     async def run(self) -> None:
         """Run until the last final. Ctrl-C ends the audio, a second one the command.
@@ -140,11 +137,11 @@ class Listening:
             KeyboardInterrupt: at the second Ctrl-C.
             Whatever the source raises.
         """
-        async with self._stream:
+        async with self.stream:
             speaking = asyncio.create_task(self._speak())
             try:
                 with self._interruptible(speaking):
-                    async for message in self._stream.messages():
+                    async for message in self.stream.messages():
                         self._take(message)
             except asyncio.CancelledError:
                 raise KeyboardInterrupt from None
@@ -153,7 +150,7 @@ class Listening:
                 await asyncio.wait([speaking])
             with suppress(asyncio.CancelledError):
                 speaking.result()
-        self._stream.check()
+        self.stream.check()
 
     def summary(self, *, default_language: bool, show_session: bool) -> str:
         """The stream's outcome in words."""
@@ -166,19 +163,19 @@ class Listening:
             facts.append(f"language {self._ready['language']}{by_default * default_language}")
             if show_session:
                 facts.append(f"session {self._ready['session_id']}")
-        return f"{self._source.name}: {', '.join(facts)}"
+        return f"{self.source.name}: {', '.join(facts)}"
 
     async def _speak(self) -> None:
         """Send the audio, and in every case its end."""
         try:
-            if self._source.waits:
-                await self._stream.ready.wait()
-            async with in_thread(self._source.pieces) as pieces:
-                async for piece in paced(pieces, self._source.speed):
-                    if not await self._stream.send(piece):
+            if self.source.waits:
+                await self.stream.ready.wait()
+            async with in_thread(self.source.pieces) as pieces:
+                async for piece in paced(pieces, self.source.speed):
+                    if not await self.stream.send(piece):
                         return
         finally:
-            await self._stream.finish()
+            await self.stream.finish()
 
     def _take(self, message: Message) -> None:
         document = message.document
@@ -189,8 +186,8 @@ class Listening:
                 self._closed = document
             case "final":
                 self._words += len(document["text"].split())
-        if self._as_json:
-            self._screen.print_line(message.text)
+        if self.as_json:
+            self.screen.print_line(message.text)
         else:
             self._show(message.type, document)
 
@@ -200,25 +197,25 @@ class Listening:
                 self._show_state(document)
             case "partial":
                 text, stable = document["text"], document["stable"]
-                self._screen.show(Text.assemble(text[:stable], (text[stable:], "dim")))
+                self.screen.show(Text.assemble(text[:stable], (text[stable:], "dim")))
             case "final":
-                self._screen.clear()
+                self.screen.clear()
                 if line := " ".join(document["text"].split()):
-                    self._screen.print_line(line)
+                    self.screen.print_line(line)
             case "detections":
                 if flags := flagged({"moderation": document}):
-                    self._screen.say(f"{self._source.name}: {flags}")
+                    self.screen.say(f"{self.source.name}: {flags}")
             case "error" if not document["fatal"]:
-                self._screen.say(f"{self._source.name}: warning: {document['detail']}")
+                self.screen.say(f"{self.source.name}: warning: {document['detail']}")
 
     def _show_state(self, status: Mapping[str, Any]) -> None:
         state = status["status"]
-        if state == "ready" and self._source.cue:
-            self._screen.say(self._source.cue)
+        if state == "ready" and self.source.cue:
+            self.screen.say(self.source.cue)
         elif line := STATES.get(state):
-            self._screen.show(Text(line.format_map(status), style="yellow"))
+            self.screen.show(Text(line.format_map(status), style="yellow"))
         else:
-            self._screen.clear()
+            self.screen.clear()
 
     @contextmanager
     def _interruptible(self, speaking: asyncio.Task[None]) -> Iterator[None]:
@@ -230,7 +227,7 @@ class Listening:
                 whole.cancel()
                 return
             self._stopping = True
-            self._screen.say("Stopping after the last words. Press Ctrl-C again to stop at once.")
+            self.screen.say("Stopping after the last words. Press Ctrl-C again to stop at once.")
             speaking.cancel()
 
         kept = {number: signal.getsignal(number) for number in SIGNALS}
@@ -370,11 +367,13 @@ def _service(
 
 def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
     """Engine and model that a gateway with these settings selects, present or not."""
-    from api.streams.options import StreamResolver, stream_options  # it takes a while
+    # They take a while to import.
+    from api.http.problems import validated
+    from api.streams.options import StreamOptions, StreamResolver
 
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
     try:
-        setup = StreamResolver(settings, store).setup(stream_options(options))
+        setup = StreamResolver(settings, store).setup(validated(StreamOptions, options))
     except ModelNotInstalled as missing:
         return str(missing.details["engine"]), str(missing.details["model"])
     return setup.engine, setup.model

@@ -75,7 +75,6 @@ class Take:
         self.over = True
 
     def update(self, state: dict[str, Any]) -> None:
-        """Update from a status response."""
         self.state = state
         self.updated_at = time.monotonic()
         if self.working_since is None and state["status"] == "PROCESSING":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -21,6 +22,7 @@ STARTING_S = 60
 """How long another process's stack may take to start or stop."""
 
 
+@dataclass(eq=False)
 class ServiceSession:
     """A gateway for as long as the block lasts. Jobs will ask for ``engine`` and ``model``.
 
@@ -31,41 +33,30 @@ class ServiceSession:
     It is to be called by the thread that entered; `gateway` may be used by any.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        console: Console,
-        *,
-        server: str | None = None,
-        key: str | None = None,
-        workers: int | None = None,
-        engine: str | None = None,
-        model: str | None = None,
-        check: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._settings = settings
-        self._check = check
-        self._console = console
-        self._server = server
-        self._key = key or settings.key.of_client
-        self._workers = workers
-        self._weights = (engine or settings.asr.default_engine, model or settings.asr.default_model)
-        self._data_dir = settings.storage.data_dir.absolute()
-        self._stack: Stack | None = None
-        self.started_in_s: float | None = None
-        """What starting a stack took; None where one was running."""
-        self._gateways: list[Gateway] = []
+    settings: Settings
+    console: Console
+    server: str | None
+    key: str | None
+    workers: int | None
+    engine: str | None
+    model: str | None
+    check: Callable[[], None] = lambda: None
+    started_in_s: float | None = None
+    """What starting a stack took; None where one was running."""
+    _stack: Stack | None = None
+    _gateways: list[Gateway] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        if self._server is not None:
-            self._use(self._server)
+        if self.server is not None:
+            self._use(self.server)
             self.gateway.reach()
-        elif (running := find_running(self._data_dir)) is not None:
+        elif (running := find_running(self.settings.storage.data_dir.absolute())) is not None:
             self._use(running.address)
         else:
-            self._check()
-            have_weights(self._settings.asr, *self._weights)
-            with self._console.status("Starting Stenopool ..."):
+            self.check()
+            asr = self.settings.asr
+            have_weights(asr, self.engine or asr.default_engine, self.model or asr.default_model)
+            with self.console.status("Starting Stenopool ..."):
                 self._use(self._find_or_start())
         return self
 
@@ -74,7 +65,7 @@ class ServiceSession:
             gateway.close()
         if self._stack is not None:
             try:
-                with self._console.status("Stopping Stenopool ..."):
+                with self.console.status("Stopping Stenopool ..."):
                     self._stack.stop()
             except KeyboardInterrupt:
                 self._stack.kill()
@@ -82,7 +73,6 @@ class ServiceSession:
 
     @property
     def gateway(self) -> Gateway:
-        """The current client."""
         return self._gateways[-1]
 
     @property
@@ -92,23 +82,22 @@ class ServiceSession:
 
     def revive(self) -> None:
         """Start a stack again if the one that was found has stopped."""
-        if self._server is None and self._stack is None:
+        if self.server is None and self._stack is None:
             address = self._find_or_start()
             if address != self.gateway.address:
                 self._use(address)
 
     def kill(self) -> None:
-        """Kill a stack that was started here."""
         if self._stack is not None:
             self._stack.kill()
 
     def _use(self, address: str) -> None:
-        self._gateways.append(Gateway(address, self._key))
+        self._gateways.append(Gateway(address, self.key or self.settings.key.of_client))
 
     def _find_or_start(self) -> str:
         deadline = time.monotonic() + STARTING_S
         while True:
-            running = find_running(self._data_dir)
+            running = find_running(self.settings.storage.data_dir.absolute())
             if running is not None:
                 return running.address
             try:
@@ -122,10 +111,10 @@ class ServiceSession:
         from scripts.stack.stack import Stack  # slow to import, and rarely needed
 
         # Any free port: a stack over other data may have the usual one.
-        api = self._settings.api.model_copy(update={"host": "127.0.0.1", "port": 0})
-        settings = self._settings.model_copy(update={"api": api})
+        api = self.settings.api.model_copy(update={"host": "127.0.0.1", "port": 0})
+        settings = self.settings.model_copy(update={"api": api})
         began = time.monotonic()
-        stack = Stack(settings, workers=self._workers, report=lambda _: None)
+        stack = Stack(settings, workers=self.workers, report=lambda _: None)
         address = stack.start()
         self.started_in_s = time.monotonic() - began
         self._stack = stack

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
@@ -63,45 +64,36 @@ class _Stopped(Exception):
     """The user has stopped the command."""
 
 
+@dataclass(eq=False)
 class TranscribeRun:
     """Uploads recordings, follows their jobs and delivers their texts.
 
     Call `run` in the main thread.
     """
 
-    def __init__(
-        self,
-        service: ServiceSession,
-        takes: Sequence[Take],
-        options: Mapping[str, str],
-        board: Board,
-        deliver: Callable[[Take], None],
-        *,
-        flag: bool = False,
-    ) -> None:
-        self._flag = flag
-        self._service = service
-        self._takes = takes
-        self._options = options
-        self._board = board
-        self._deliver = deliver
-        self._stopping = threading.Event()
-        self._lost = threading.Event()
-        self._to_send: queue.SimpleQueue[Take] = queue.SimpleQueue()
-        self._senders: list[threading.Thread] = []
+    service: ServiceSession
+    takes: Sequence[Take]
+    options: Mapping[str, str]
+    board: Board
+    deliver: Callable[[Take], None]
+    flag: bool = False
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _lost: threading.Event = field(default_factory=threading.Event)
+    _to_send: queue.SimpleQueue[Take] = field(default_factory=queue.SimpleQueue)
+    _senders: list[threading.Thread] = field(default_factory=list)
 
     def run(self) -> None:
         """Run until every take is delivered, in order; on Ctrl-C, cancel open jobs."""
         try:
             self._start_sending()
             delivered = 0
-            while delivered < len(self._takes):
+            while delivered < len(self.takes):
                 began = time.monotonic()
                 self._look_at_all()
-                while delivered < len(self._takes) and self._takes[delivered].over:
-                    self._deliver(self._takes[delivered])
+                while delivered < len(self.takes) and self.takes[delivered].over:
+                    self.deliver(self.takes[delivered])
                     delivered += 1
-                if delivered < len(self._takes):
+                if delivered < len(self.takes):
                     self._stopping.wait(max(0.02, TICK_S - (time.monotonic() - began)))
         except BaseException:
             self._undo()
@@ -110,7 +102,7 @@ class TranscribeRun:
     # --- sending, in threads ------------------------------------------------------------------
 
     def _start_sending(self) -> None:
-        for take in self._takes:
+        for take in self.takes:
             if not take.over:
                 self._to_send.put(take)
         for _ in range(min(UPLOADS_AT_ONCE, self._to_send.qsize())):
@@ -142,12 +134,12 @@ class TranscribeRun:
                 raise _Stopped
             take.sent += count
 
-        return gateway.upload(take.path, self._options, sent)
+        return gateway.upload(take.path, self.options, sent)
 
     # --- polling, in the main thread -----------------------------------------------------------
 
     def _look_at_all(self) -> None:
-        working = [take for take in self._takes if not take.over]
+        working = [take for take in self.takes if not take.over]
         asked = [take for take in working if take.job_id is not None]
         for take in asked:
             try:
@@ -155,7 +147,7 @@ class TranscribeRun:
             except (StenoError, OSError) as error:
                 take.fail(_reason(error, take.path))
         if not asked and self._lost.is_set():
-            self._service.revive()
+            self.service.revive()
             self._lost.clear()
 
     def _look_at(self, take: Take, wait_s: float) -> None:
@@ -169,23 +161,18 @@ class TranscribeRun:
             take.result = self._retrying(lambda gateway: gateway.result(job_id))
             take.ended_at = time.monotonic()
             for ending, target in take.targets:
-                flag = self._flag and ending in FLAGGING
+                flag = self.flag and ending in FLAGGING
                 self._retrying(functools.partial(_save, job_id, ending, target, flag))
             take.over = True
 
     def _show_text(self, take: Take) -> None:
         """Fetch the text so far, if this take's text is on the screen and has grown."""
         chunks = take.state["chunks_completed"]
-        shown = next(each for each in self._takes if not each.over)
+        shown = next(each for each in self.takes if not each.over)
         began = time.monotonic()
-        if (
-            self._board.moves
-            and take is shown
-            and chunks > take.lines_of
-            and began > take.lines_due
-        ):
+        if self.board.moves and take is shown and chunks > take.lines_of and began > take.lines_due:
             with contextlib.suppress(GatewayLost, RequestRejected):
-                take.lines = lines(self._service.gateway.result(take.job_id or "", partial=True))
+                take.lines = lines(self.service.gateway.result(take.job_id or "", partial=True))
                 take.lines_of = chunks
             now = time.monotonic()
             take.lines_due = now + LINES_SHARE * (now - began)
@@ -198,17 +185,17 @@ class TranscribeRun:
         delay_s = 0.2
         while True:
             try:
-                answer = ask(self._service.gateway)
+                answer = ask(self.service.gateway)
             except (GatewayLost, RequestRejected) as error:
                 if not passing(error) or time.monotonic() > deadline:
                     raise
-                self._board.notice(f"{error}; trying again")
+                self.board.notice(f"{error}; trying again")
                 self._lost.set()
             else:
-                self._board.notice("")
+                self.board.notice("")
                 return answer
             if threading.current_thread() is threading.main_thread():
-                self._service.revive()
+                self.service.revive()
                 self._lost.clear()
             if self._stopping.wait(delay_s):
                 raise _Stopped
@@ -217,27 +204,27 @@ class TranscribeRun:
     def _undo(self) -> None:
         """Cancel jobs that still run; a second Ctrl-C skips the rest."""
         self._stopping.set()
-        self._board.say("Stopping. Press Ctrl-C again to stop at once.")
+        self.board.say("Stopping. Press Ctrl-C again to stop at once.")
         try:
             for thread in self._senders:
                 thread.join(JOINING_S)
-            for take in self._takes:
+            for take in self.takes:
                 if take.job_id is not None and not take.over and not take.ended:
                     self._cancel(take, take.job_id)
         except KeyboardInterrupt:
-            self._board.say(
+            self.board.say(
                 "Jobs that were not cancelled resume when a stack is up; see steno cancel ID"
             )
-            self._service.kill()
+            self.service.kill()
             raise
 
     def _cancel(self, take: Take, job_id: str) -> None:
         try:
-            self._service.gateway.cancel(job_id)
+            self.service.gateway.cancel(job_id)
         except StenoError as error:
-            self._board.say(f"{take.name}: not cancelled: {error} (job {job_id})")
+            self.board.say(f"{take.name}: not cancelled: {error} (job {job_id})")
         else:
-            self._board.say(f"{take.name}: cancelled (job {job_id})")
+            self.board.say(f"{take.name}: cancelled (job {job_id})")
 
 
 def _save(job_id: str, ending: str, target: Path, flag: bool, gateway: Gateway) -> None:
@@ -285,56 +272,54 @@ def targets(
     return found
 
 
+@dataclass(eq=False)
 class Delivery:
     """Writes texts to stdout and to files, and everything about them to the board."""
 
-    def __init__(
-        self, board: Board, *, several: bool, default_language: bool, show_job: bool
-    ) -> None:
-        self._board = board
-        self._several = several
-        self._default_language = default_language
-        self._show_job = show_job
-        self._printed = False
+    board: Board
+    several: bool
+    default_language: bool
+    show_job: bool
+    _printed: bool = False
 
     def deliver(self, take: Take) -> None:
         if take.result is not None:
             self._print(take, take.result)
             self._summarise(take, take.result)
-        if take.error is not None and self._several:
-            self._board.say(f"{take.name}: failed: {take.error}")
+        if take.error is not None and self.several:
+            self.board.say(f"{take.name}: failed: {take.error}")
 
     def conclude(self, takes: Sequence[Take], started_in_s: float | None) -> None:
         """Summarize all takes; ``started_in_s``: how long starting a stack took before."""
         done = [take for take in takes if take.result is not None]
         if len(done) > 1:
-            self._board.say(f"{len(done)} recordings: {_pace(done)}")
+            self.board.say(f"{len(done)} recordings: {_pace(done)}")
         if started_in_s is not None:
-            self._board.say(f"Starting Stenopool took {_length(started_in_s)} before that.")
+            self.board.say(f"Starting Stenopool took {_length(started_in_s)} before that.")
 
     def _print(self, take: Take, result: Mapping[str, Any]) -> None:
         text = "".join(f"{line}\n" for line in lines(result))
-        if self._several:  # as head(1) and tail(1) separate files
+        if self.several:  # as head(1) and tail(1) separate files
             text = ("\n" if self._printed else "") + f"==> {take.path} <==\n{text}"
         self._printed = True
-        with self._board.released() if sys.stdout.isatty() else contextlib.nullcontext():
+        with self.board.released() if sys.stdout.isatty() else contextlib.nullcontext():
             click.echo(text, nl=False)
             sys.stdout.flush()
 
     def _summarise(self, take: Take, result: Mapping[str, Any]) -> None:
         for code in result["warnings"]:
-            self._board.say(f"{take.name}: warning: {warning(code, result)}")
+            self.board.say(f"{take.name}: warning: {warning(code, result)}")
         facts = [_pace([take]), plural(result["word_count"], "word")]
         by_default = " (the default; --language takes others, or auto)"
-        facts.append(f"language {result['language']}{by_default * self._default_language}")
-        if self._show_job:
+        facts.append(f"language {result['language']}{by_default * self.default_language}")
+        if self.show_job:
             facts.append(f"job {take.job_id}")
-        self._board.say(f"{take.name}: {', '.join(facts)}")
+        self.board.say(f"{take.name}: {', '.join(facts)}")
         if flags := flagged(result):
-            self._board.say(f"{take.name}: {flags}")
+            self.board.say(f"{take.name}: {flags}")
         if take.targets:
             written = ", ".join(str(target) for _, target in take.targets)
-            self._board.say(f"{take.name}: wrote {written}")
+            self.board.say(f"{take.name}: wrote {written}")
 
 
 def _pace(takes: Sequence[Take]) -> str:

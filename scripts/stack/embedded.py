@@ -457,10 +457,9 @@ class Identity:
     user: int | None = None
     group: int | None = None
 
-    def own(self, *paths: Path) -> None:
-        for path in paths:
-            if self.user is not None and self.group is not None:
-                os.chown(path, self.user, self.group)
+    def own(self, path: Path) -> None:
+        if self.user is not None and self.group is not None:
+            os.chown(path, self.user, self.group)
 
 
 def choose_identity(postgres: Path, data_dir: Path) -> Identity:

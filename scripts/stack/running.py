@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +31,9 @@ def find_running(data_dir: Path) -> RunningStack | None:
 
 def find_owner(data_dir: Path) -> str | None:
     """The id of the process whose stack is up in ``data_dir``, starts or stops."""
-    try:
-        with (data_dir / "lock").open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return lock.read().strip() or "unknown"
-    except OSError:
-        pass
+    with suppress(OSError), (data_dir / "lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return lock.read().strip() or "unknown"
     return None

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Self
 
@@ -40,7 +40,6 @@ from scripts.stack.embedded import (
 )
 from scripts.stack.processes import spawn
 from scripts.stack.running import RunningStack
-from scripts.stack.running import find_running as find_running
 
 READY_WITHIN_S = 120
 TICK_S = 0.5
@@ -58,21 +57,19 @@ PATIENCE_S = {"gateway": 25.0, "worker": 10.0, "dispatcher": 10.0}
 worker has WORKER_STOP_PERIOD on top, to finish its step."""
 
 
+@dataclass(eq=False)
 class StackProcess:
     """One supervised process, with its log."""
 
-    def __init__(
-        self, role: str, name: str, argv: list[str], log_file: Path, access: FileAccess = OWN
-    ) -> None:
-        self.access = access
-        self.role = role
-        self.name = name
-        self.argv = argv
-        self.log_file = log_file
-        self.process: subprocess.Popen[bytes] | None = None
-        self._started_at = 0.0
-        self._delay_s = FIRST_DELAY_S
-        self._read_up_to = 0
+    role: str
+    name: str
+    argv: list[str]
+    log_file: Path
+    access: FileAccess = OWN
+    process: subprocess.Popen[bytes] | None = None
+    _started_at: float = 0.0
+    _delay_s: float = FIRST_DELAY_S
+    _read_up_to: int = 0
 
     @property
     def running(self) -> bool:

@@ -12,7 +12,8 @@ from common.db.migrate import revisions
 from common.settings import Settings
 from scripts.cli.cli import steno
 from scripts.stack.embedded import EmbeddedPostgres, free_port
-from scripts.stack.stack import Stack, find_running
+from scripts.stack.running import find_running
+from scripts.stack.stack import Stack
 
 
 @pytest.fixture(autouse=True)

@@ -36,8 +36,8 @@ from common.settings import (
 from common.weights.manifest import HubFiles, Manifest
 from scripts.cli.cli import INTERRUPTED, steno
 from scripts.stack import stack as stack_module
-from scripts.stack.running import RunningStack
-from scripts.stack.stack import Stack, StackProcess, find_running
+from scripts.stack.running import RunningStack, find_running
+from scripts.stack.stack import Stack, StackProcess
 from tests.support.audio_files import make_wav, tone
 from tests.support.file_server import FileServer, Served
 

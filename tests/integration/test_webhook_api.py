@@ -18,6 +18,7 @@ from tests.support.factories import submit_job
 from tests.support.gateway import GatewayProcess
 from tests.support.service import wait_until
 from tests.system.receiver import Receiver
+from worker.dispatcher.pace import Pace
 from worker.dispatcher.webhooks import WebhookSender, deliveries_for
 
 OTHER = {"X-Tenant-Id": "other"}
@@ -200,9 +201,9 @@ def test_messages_are_listed_with_their_attempts_page_by_page_and_sent_again(
     name = tenant()
     headers = {"X-Tenant-Id": name}
     settings = WebhookSettings(retry_delays="0")
-    sender = WebhookSender(
-        deliveries_for(gateway_database, settings, Vault()), Egress(OWN), settings, idle_poll_s=0.2
-    )
+    deliveries = deliveries_for(gateway_database, settings, Vault())
+    sender = WebhookSender(deliveries, Egress(OWN), settings)
+    sender._pace = Pace(0.2)
     with Receiver(OWN) as receiver:
         made = create(gateway, tenant=name, url=f"{receiver.url}/fail/2")
         jobs = [submit_job(gateway_database, tenant=name) for _ in range(3)]

@@ -27,6 +27,7 @@ from scripts.cli.cli import steno
 from tests.support.factories import TENANT, submit_job
 from tests.support.service import Start, wait_until
 from tests.system.receiver import Receiver
+from worker.dispatcher.pace import Pace
 from worker.dispatcher.webhooks import WebhookSender, deliveries_for
 
 FAST = WebhookSettings(timeout=1, retry_delays="0,0,0", pause_after=3)
@@ -61,7 +62,8 @@ def sending(
     vault: Vault = NO_KEY,
 ) -> Iterator[WebhookSender]:
     deliveries = deliveries_for(database, settings, vault)
-    sender = WebhookSender(deliveries, Egress(allow), settings, idle_poll_s=0.2)
+    sender = WebhookSender(deliveries, Egress(allow), settings)
+    sender._pace = Pace(0.2)
     sender.start()
     try:
         yield sender

@@ -69,12 +69,14 @@ def test_only_this_machine_reaches_loopback(hosts: list[str], *, loopback: bool)
     assert {host: is_loopback(host) for host in hosts} == dict.fromkeys(hosts, loopback)
 
 
-def test_a_public_address_without_postgres_needs_a_key_in_the_settings() -> None:
+def test_a_public_address_without_postgres_needs_a_key_in_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("common.net.reach.STARTUP_TIMEOUT_S", 0)
     settings = Settings()
     settings.api.host = PUBLIC
     settings.key.gateway_api_key = None
     warnings: list[str] = []
-    url = "postgresql://nobody:x@127.0.0.1:9/none"
     with pytest.raises(SetupProblem, match="GATEWAY_API_KEY"):
-        listening_host(settings, url, warnings.append, timeout_s=0)
+        listening_host(settings, "postgresql://nobody:x@127.0.0.1:9/none", warnings.append)
     assert warnings == []

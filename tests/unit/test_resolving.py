@@ -193,7 +193,7 @@ def test_a_dns_that_is_slow_to_answer_holds_up_no_thread_that_others_need(
         return ["93.184.216.34"]
 
     async def run() -> None:
-        resolver._egress = Egress(resolve=slow)
+        resolver.egress = Egress(resolve=slow)
         options = form_options({"webhook_url": "https://slow.example/"})
         jobs = [asyncio.create_task(resolver.resolve(uuid4(), options)) for _ in range(50)]
         await asyncio.sleep(0)

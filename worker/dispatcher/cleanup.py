@@ -51,7 +51,6 @@ class Cleanup:
         self._thread = threading.Thread(target=self._run, name="cleanup", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:

@@ -72,7 +72,6 @@ class Dispatcher:
         self._stopping.set()
 
     def run(self) -> None:
-        """Dispatch and reconcile."""
         self._dispatch_and_reconcile()
         with suppress(RedisError):
             presence.remove_dispatcher(self._redis, self._name)

@@ -28,7 +28,6 @@ class Pace:
         self._woken.wait(max(0.0, self._next_at - time.monotonic()))
 
     def is_due(self) -> bool:
-        """Whether to check now."""
         if self._woken.is_set():
             self._woken.clear()
             return True

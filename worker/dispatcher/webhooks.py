@@ -76,24 +76,16 @@ def deliveries_for(database: Database, settings: WebhookSettings, vault: Vault) 
 class WebhookSender:
     """Runs from `start` to `stop`, and through outages of Postgres."""
 
-    def __init__(
-        self,
-        deliveries: Deliveries,
-        egress: Egress,
-        settings: WebhookSettings,
-        *,
-        idle_poll_s: float = IDLE_POLL_S,
-    ) -> None:
+    def __init__(self, deliveries: Deliveries, egress: Egress, settings: WebhookSettings) -> None:
         self._deliveries = deliveries
         self._egress = egress
         self._settings = settings
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="sender", daemon=True)
         self._pruned = 0.0
-        self._pace = Pace(idle_poll_s)
+        self._pace = Pace(IDLE_POLL_S)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:

@@ -24,7 +24,7 @@ from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
 from api.jobs.schemas import AudioTrack, Status, UploadOptions
 from api.services import Services, ServicesDep
-from common.db.deletions import Deletions, Reason
+from common.db.deletions import Deletions, Reason, record_erased
 from common.db.jobs import Jobs, NewJob
 from common.db.listing import JobFilter, JobLists
 from common.db.snapshots import Snapshot
@@ -267,8 +267,7 @@ def _retry(services: Services, caller: Caller, job_id: UUID) -> Status:
 
 
 def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
-    deletions = Deletions(services.database, caller.tenant)
-    deleted = deletions.delete(job_id)
+    deleted = Deletions(services.database, caller.tenant).delete(job_id)
     if deleted is None:
         return
     services.stop(deleted.running)
@@ -276,7 +275,7 @@ def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
     logger.info("job {job_id} was deleted", job_id=job_id)
     with suppress(Transient):  # the dispatcher erases what is left
         erased = services.storage.erase(job_id, deleted.recording_id)
-        deletions.erased(job_id, files=erased.files, size=erased.bytes)
+        record_erased(services.database, job_id, files=erased.files, size=erased.bytes)
 
 
 def _receipt(deletion: Deletion) -> DeletionReceipt:

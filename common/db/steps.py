@@ -331,7 +331,6 @@ class Steps:
                 limited -= _limited(session)
             publications = [
                 Publication(
-                    outbox_id=step.outbox_id,
                     step_id=step.step_id,
                     rq_job_id=f"{step.step_id}-{step.attempt + 1}-{step.outbox_id}",
                     description=f"{step.step_kind} job={step.job_id}"

@@ -92,14 +92,9 @@ def _data(session: Session, job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A claimed message, with everything that one attempt needs, until the lease ends."""
+    """A message as it was claimed, until its lease ends, and the secrets that sign it."""
 
-    delivery_id: UUID
-    endpoint_id: UUID | None
-    attempt: int
-    token: UUID
-    url: str
-    payload: str
+    row: WebhookDelivery
     secrets: tuple[str, ...]
     """Empty: they cannot be decrypted."""
 
@@ -171,8 +166,8 @@ class Deliveries:
         """Record the outcome of an attempt; False if its claim was lost."""
         with self._database.transaction() as session:
             # Locked before its deliveries, as in every other transaction.
-            endpoint = sending.endpoint_id and session.get(
-                WebhookEndpoint, sending.endpoint_id, with_for_update={"key_share": True}
+            endpoint = sending.row.endpoint_id and session.get(
+                WebhookEndpoint, sending.row.endpoint_id, with_for_update={"key_share": True}
             )
             delivery = session.scalar(
                 select(WebhookDelivery).where(_held(sending)).with_for_update(key_share=True)
@@ -181,8 +176,8 @@ class Deliveries:
                 return False
             session.add(
                 WebhookAttempt(
-                    delivery_id=sending.delivery_id,
-                    attempt=sending.attempt,
+                    delivery_id=delivery.id,
+                    attempt=delivery.attempt,
                     status_code=outcome.status_code,
                     error=outcome.error,
                     duration_ms=outcome.duration_ms,
@@ -242,7 +237,6 @@ class Deliveries:
     # --- inside one transaction ---------------------------------------------------------------
 
     def _sending(self, session: Session, delivery: WebhookDelivery) -> Sending:
-        assert delivery.token is not None  # noqa: S101 - it has just been claimed
         if delivery.endpoint_id is None:
             stored = secrets_of(session, delivery.tenant, self._vault)
         else:
@@ -250,15 +244,7 @@ class Deliveries:
         secrets: list[Secret] = []
         with suppress(SecretsLocked):  # its attempt reports it
             secrets = self._vault.open(stored, datetime.now(UTC))
-        return Sending(
-            delivery_id=delivery.id,
-            endpoint_id=delivery.endpoint_id,
-            attempt=delivery.attempt,
-            token=delivery.token,
-            url=delivery.url,
-            payload=delivery.payload,
-            secrets=tuple(secret.text for secret in secrets),
-        )
+        return Sending(delivery, tuple(secret.text for secret in secrets))
 
     def _fairly(self, limit: int) -> Any:
         lane, tenant = WebhookDelivery.lane, WebhookDelivery.tenant
@@ -399,7 +385,7 @@ def _due() -> ColumnElement[bool]:
 
 def _held(sending: Sending) -> ColumnElement[bool]:
     return and_(
-        WebhookDelivery.id == sending.delivery_id,
-        WebhookDelivery.token == sending.token,
+        WebhookDelivery.id == sending.row.id,
+        WebhookDelivery.token == sending.row.token,
         WebhookDelivery.status == DeliveryStatus.PENDING,
     )

@@ -17,17 +17,6 @@ from common.domain.transcript import Transcript
 from common.domain.values import Segment
 
 
-def to_json(
-    transcript: Transcript,
-    *,
-    warnings: Sequence[str] = (),
-    manifest: Mapping[str, Any] | None = None,
-) -> str:
-    """The public document (`common.domain.results`), without ASCII escapes."""
-    document = transcript_document(transcript, warnings=warnings, manifest=manifest)
-    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
-
-
 def to_txt(transcript: Transcript) -> str:
     """One line for each segment."""
     return "".join(f"{_line(segment)}\n" for segment in _spoken(transcript))
@@ -89,14 +78,17 @@ def write(
     warnings: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,
 ) -> str:
-    """The file of an ending in `MEDIA_TYPES`; only JSON has warnings and manifest.
+    """The file of an ending in `MEDIA_TYPES`.
+
+    JSON is the public document (`common.domain.results`); only it has warnings and manifest.
 
     ``flag`` marks offending cues, in the formats of `FLAGGING` only.
     """
     if flag:
         return FLAGGING[ending](transcript)
     if ending == "json":
-        return to_json(transcript, warnings=warnings, manifest=manifest)
+        document = transcript_document(transcript, warnings=warnings, manifest=manifest)
+        return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
     return WRITERS[ending](transcript)
 
 

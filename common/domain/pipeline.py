@@ -102,10 +102,6 @@ class Phase:
         """The kinds of its steps."""
         return {step.kind for step in self.steps}
 
-    def following(self, kind: str | None, options: Mapping[str, Any]) -> Iterator[StepType]:
-        """The steps of a part that follow its step ``kind``; None: its first steps."""
-        return (step for step in self.each_of(options) if step.after == kind)
-
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:

@@ -246,7 +246,7 @@ def _plan(request: dict[str, Any]) -> dict[str, Any]:
     storage = LocalStorage(folder / "planned", folder / "planned" / "incoming", folder / "results")
     storage.prepare()
     job_id = uuid.uuid4()
-    storage.begin_chunks(job_id)
+    storage.begin("chunks", job_id)
     planner = Planner(PlanOptions(), SileroNetwork())
     chunks = 0
     for block in MonoDecoder(Path(request["file"])):

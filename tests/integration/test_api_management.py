@@ -492,9 +492,9 @@ def test_a_deleted_job_leaves_nothing_but_a_receipt(
     job_id = upload(gateway, metadata='{"private": 1}', recording_id="mine").json()["job_id"]
     plan_chunks(steps, 2)
     finish_chunk(steps, claim_next(steps))
-    cleanup._storage.begin_chunks(UUID(job_id))
+    cleanup._storage.begin("chunks", UUID(job_id))
     cleanup._storage.write_chunk(UUID(job_id), 1, bytes(320))
-    cleanup._storage.begin_results(UUID(job_id))
+    cleanup._storage.begin("results", UUID(job_id))
     cleanup._storage.write_result(UUID(job_id), "transcript.txt", b"hello")
     with gateway_database.transaction() as session:
         recording_id = session.scalar(select(Job.recording_id))
@@ -531,7 +531,7 @@ def test_what_a_late_worker_writes_is_erased_before_erasure_is_verified(
     job_id = upload(gateway).json()["job_id"]
     claim_next(steps)
     ask(gateway, "DELETE", f"jobs/{job_id}", 204)
-    cleanup._storage.begin_chunks(UUID(job_id))
+    cleanup._storage.begin("chunks", UUID(job_id))
     cleanup._storage.write_chunk(UUID(job_id), 7, bytes(320))
 
     cleanup.clean()
@@ -553,9 +553,9 @@ def test_what_is_written_after_the_proof_is_found_and_the_receipt_put_right(
     cleanup.clean()
     (before,) = get(gateway, "deletions", job_id=job_id)["deletions"]
     assert before["erased_at"] is not None
-    cleanup._storage.begin_chunks(UUID(job_id))
+    cleanup._storage.begin("chunks", UUID(job_id))
     cleanup._storage.write_chunk(UUID(job_id), 7, b"123")
-    cleanup._storage.begin_results(UUID(job_id))
+    cleanup._storage.begin("results", UUID(job_id))
     cleanup._storage.write_result(UUID(job_id), "transcript.txt", b"1")
 
     cleanup.tidy()
@@ -574,7 +574,7 @@ def test_chunks_of_a_job_that_had_ended_are_found(
     going_on = submit_job(gateway_database)
     cleanup.clean()
     for job_id in (ended, going_on):
-        cleanup._storage.begin_chunks(job_id)
+        cleanup._storage.begin("chunks", job_id)
         cleanup._storage.write_chunk(job_id, 0, bytes(320))
 
     cleanup.tidy()
@@ -633,7 +633,7 @@ def test_the_sound_of_a_job_that_has_ended_is_dropped_unless_it_is_retried(
     ended, retried = submit_job(gateway_database), submit_job(gateway_database)
     for job_id in (ended, retried):
         fail(steps)
-        cleanup._storage.begin_chunks(job_id)
+        cleanup._storage.begin("chunks", job_id)
         cleanup._storage.write_chunk(job_id, 0, bytes(320))
     ask(gateway, "POST", f"jobs/{retried}/retry")
 

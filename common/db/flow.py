@@ -302,10 +302,9 @@ def _job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
     write_messages(session, job_id, EVENT_OF[status])
 
 
-def retry_job(session: Session, job_id: UUID) -> bool:
-    """Retry a FAILED job; False if it is not FAILED."""
-    job = locked_job(session, job_id)
-    if job is None or job.status != JobStatus.FAILED:
+def retry_job(session: Session, job: Job) -> bool:
+    """Retry a FAILED job, whose row is locked; False if it is not FAILED."""
+    if job.status != JobStatus.FAILED:
         return False
     job.status = JobStatus.PENDING
     job.error_code = job.error_message = None

@@ -22,7 +22,7 @@ from common.db.deletions import Reason, remove_stream, was_deleted
 from common.db.snapshots import NO_CLIENT_DATA, ClientData
 from common.db.tables import Kind, StoredFinal, StreamSession, Tenant
 from common.db.tallies import count, observe
-from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_quota, is_silent
+from common.db.usage import NO_QUOTA, Quota, Usage, add_usage, check_quota, is_silent
 from common.domain import metrics
 from common.domain.moderation import ModeratedBy
 from common.domain.transcript import Transcript, join_text, segments_from_json, segments_to_json
@@ -288,7 +288,7 @@ class Streams:
         if row.more_ms:
             more_s = row.more_ms / 1000
             count(session, metrics.STREAM_AUDIO, more_s, engine=row.engine, model=row.model)
-            charge_stream(session, self._tenant, row.key_id, row.more_ms)
+            add_usage(session, self._tenant, row.key_id, audio_ms=row.more_ms)
         key_id: str | None = row.key_id
         return key_id
 

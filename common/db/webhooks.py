@@ -110,25 +110,16 @@ class Outcome:
     retry_after_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Deliveries:
     """The operations of a sender on messages, for all tenants."""
 
-    def __init__(
-        self,
-        database: Database,
-        *,
-        lease_s: float,
-        delays_s: Sequence[float],
-        at_once_each: int,
-        pause_after: int,
-        vault: Vault,
-    ) -> None:
-        self._database = database
-        self._lease_s = lease_s
-        self._delays_s = delays_s
-        self._at_once_each = at_once_each
-        self._pause_after = pause_after
-        self._vault = vault
+    database: Database
+    lease_s: float
+    delays_s: Sequence[float]
+    at_once_each: int
+    pause_after: int
+    vault: Vault
 
     def claim(self, limit: int) -> list[Sending]:
         """Claim up to ``limit`` due messages, in turn over tenants and within them over lanes.
@@ -136,7 +127,7 @@ class Deliveries:
         At most ``at_once_each`` messages of a lane are in flight, so that a hanging receiver
         delays only its own lane. Messages to a paused endpoint wait, except tests.
         """
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             ids = session.scalars(self._fairly(limit)).all()
             if not ids:
                 return []
@@ -146,7 +137,7 @@ class Deliveries:
                 .values(
                     attempt=WebhookDelivery.attempt + 1,
                     token=func.gen_random_uuid(),
-                    lease_until=func.clock_timestamp() + timedelta(seconds=self._lease_s),
+                    lease_until=func.clock_timestamp() + timedelta(seconds=self.lease_s),
                 )
                 .returning(WebhookDelivery)
             ).all()
@@ -158,13 +149,13 @@ class Deliveries:
         unclaimed = _earliest(WebhookDelivery.due_at).where(_unclaimed())
         claimed = _earliest(WebhookDelivery.lease_until).where(WebhookDelivery.lease_until > NOW)
         due = func.least(unclaimed.scalar_subquery(), claimed.scalar_subquery())
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             due_s = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
             return None if due_s is None else float(due_s)
 
     def record(self, sending: Sending, outcome: Outcome) -> bool:
         """Record the outcome of an attempt; False if its claim was lost."""
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             # Locked before its deliveries, as in every other transaction.
             endpoint = sending.row.endpoint_id and session.get(
                 WebhookEndpoint, sending.row.endpoint_id, with_for_update={"key_share": True}
@@ -194,7 +185,7 @@ class Deliveries:
 
     def release(self, sending: Sending) -> None:
         """Release a message that was not sent; another sender may claim it at once."""
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             session.execute(
                 update(WebhookDelivery).where(_held(sending)).values(token=None, lease_until=None)
             )
@@ -206,7 +197,7 @@ class Deliveries:
         """
         long_ago = NOW - timedelta(days=keep_days)
         paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_at.is_not(None))
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             given_up = session.scalars(
                 update(WebhookDelivery)
                 .where(
@@ -238,12 +229,12 @@ class Deliveries:
 
     def _sending(self, session: Session, delivery: WebhookDelivery) -> Sending:
         if delivery.endpoint_id is None:
-            stored = secrets_of(session, delivery.tenant, self._vault)
+            stored = secrets_of(session, delivery.tenant, self.vault)
         else:
             stored = session.get_one(WebhookEndpoint, delivery.endpoint_id).secrets
         secrets: list[Secret] = []
         with suppress(SecretsLocked):  # its attempt reports it
-            secrets = self._vault.open(stored, datetime.now(UTC))
+            secrets = self.vault.open(stored, datetime.now(UTC))
         return Sending(delivery, tuple(secret.text for secret in secrets))
 
     def _fairly(self, limit: int) -> Any:
@@ -286,7 +277,7 @@ class Deliveries:
                 ).label("turn"),
             )
             .outerjoin(by_tenant, by_tenant.c.tenant == queued.c.tenant)
-            .where(queued.c.turn <= self._at_once_each)
+            .where(queued.c.turn <= self.at_once_each)
             .subquery()
         )
         return (
@@ -308,7 +299,7 @@ class Deliveries:
         delay_s = None
         if outcome.result is AttemptResult.AGAIN and delivery.event != WebhookEvent.TEST:
             delay_s = next_delay_s(
-                self._delays_s,
+                self.delays_s,
                 delivery.failures,
                 luck=random.random(),  # noqa: S311 - it only spreads the load
                 asked_s=outcome.retry_after_s,
@@ -327,7 +318,7 @@ class Deliveries:
             endpoint.failures += 1
             if outcome.result is AttemptResult.GONE:
                 _pause(endpoint, "The receiver answered 410 Gone")
-            elif endpoint.failures >= self._pause_after:
+            elif endpoint.failures >= self.pause_after:
                 _pause(endpoint, f"{endpoint.failures} messages in a row were given up")
 
 

@@ -317,9 +317,9 @@ class Deliveries:
         elif status is DeliveryStatus.FAILED:
             endpoint.failures += 1
             if outcome.result is AttemptResult.GONE:
-                _pause(endpoint, "The receiver answered 410 Gone")
+                pause(endpoint, "The receiver answered 410 Gone")
             elif endpoint.failures >= self.pause_after:
-                _pause(endpoint, f"{endpoint.failures} messages in a row were given up")
+                pause(endpoint, f"{endpoint.failures} messages in a row were given up")
 
 
 def secrets_of(session: Session, tenant: str, vault: Vault) -> list[dict[str, Any]]:
@@ -338,7 +338,8 @@ def locked_tenant(session: Session, tenant: str) -> Tenant:
     return session.get_one(Tenant, tenant, with_for_update=lock, populate_existing=True)
 
 
-def _pause(endpoint: WebhookEndpoint, reason: str) -> None:
+def pause(endpoint: WebhookEndpoint, reason: str) -> None:
+    """Pause an endpoint; a paused one keeps its time and reason."""
     if endpoint.paused_at is None:
         endpoint.paused_at, endpoint.paused_reason = datetime.now(UTC), reason
 

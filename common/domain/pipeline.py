@@ -148,11 +148,6 @@ class Pipeline:
         """The steps that count as progress of a job with these options."""
         return [step for step in self.steps if step.counts and step.when(options)]
 
-    def is_limited(self, phase: str) -> bool:
-        """Whether a job in this phase waits for a step of a limited kind."""
-        step = self.phase(phase).step
-        return step is not None and step.is_limited
-
 
 TRANSCRIPTION = Pipeline(
     "transcription",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from common.domain.masking import places
+from common.domain.masking import marked_words
 from common.domain.moderation import Label, Mark
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span
@@ -40,14 +40,8 @@ def spans_to_silence(transcript: Transcript) -> list[Span]:
 def _offences(segment: Segment, marks: tuple[Mark, ...]) -> list[Span]:
     if not marks or "".join(word.text for word in segment.words) != segment.text:
         return [segment.span]
-    said = list(zip(segment.words, places(segment.words), strict=True))
-    offences = []
-    for mark in marks:
-        words = [word.span for word, (start, end) in said if start < mark.end and end > mark.start]
-        if not words:
-            return [segment.span]
-        offences += words
-    return offences
+    words = [marked_words(segment, mark) for mark in marks]
+    return [word.span for each in words for word in each] if all(words) else [segment.span]
 
 
 def _joined(spans: Iterable[Span]) -> list[Span]:

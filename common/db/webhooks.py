@@ -214,15 +214,11 @@ class Deliveries:
             orphaned = and_(
                 WebhookDelivery.job_id.is_(None), WebhookDelivery.event != WebhookEvent.TEST
             )
+            ended = delete(WebhookDelivery).where(WebhookDelivery.status != DeliveryStatus.PENDING)
             return sum(
-                len(session.scalars(forget.returning(WebhookDelivery.id)).all())
+                len(session.scalars(ended.where(which).returning(WebhookDelivery.id)).all())
                 # One by one: each has an index.
-                for forget in (
-                    delete(WebhookDelivery).where(
-                        WebhookDelivery.status != DeliveryStatus.PENDING, which
-                    )
-                    for which in (WebhookDelivery.ended_at < long_ago, orphaned)
-                )
+                for which in (WebhookDelivery.ended_at < long_ago, orphaned)
             )
 
     # --- inside one transaction ---------------------------------------------------------------

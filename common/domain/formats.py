@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from common.domain.moderation import Label
@@ -48,25 +47,27 @@ def to_tsv(transcript: Transcript) -> str:
     )
 
 
-WRITERS: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
-    {"txt": to_txt, "srt": to_srt, "vtt": to_vtt, "tsv": to_tsv}
-)
+WRITERS: Mapping[str, Callable[[Transcript], str]] = {
+    "txt": to_txt,
+    "srt": to_srt,
+    "vtt": to_vtt,
+    "tsv": to_tsv,
+}
 """The formats that need only the transcript, by file ending."""
 
-FLAGGING: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
-    {"srt": partial(to_srt, flag=True), "vtt": partial(to_vtt, flag=True)}
-)
+FLAGGING: Mapping[str, Callable[[Transcript], str]] = {
+    "srt": partial(to_srt, flag=True),
+    "vtt": partial(to_vtt, flag=True),
+}
 """The formats that can mark offending cues, with that option."""
 
-MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
-    {
-        "json": "application/json",
-        "txt": "text/plain; charset=utf-8",
-        "srt": "application/x-subrip; charset=utf-8",
-        "vtt": "text/vtt; charset=utf-8",
-        "tsv": "text/tab-separated-values; charset=utf-8",
-    }
-)
+MEDIA_TYPES: Mapping[str, str] = {
+    "json": "application/json",
+    "txt": "text/plain; charset=utf-8",
+    "srt": "application/x-subrip; charset=utf-8",
+    "vtt": "text/vtt; charset=utf-8",
+    "tsv": "text/tab-separated-values; charset=utf-8",
+}
 """The media types of all formats, by file ending."""
 
 

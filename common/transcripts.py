@@ -15,7 +15,7 @@ from common.domain.chunks import windows_from_json
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked_segment
 from common.domain.merging import ChunkSegments, IncrementalMerge, merge
-from common.domain.moderation import Finding, ModeratedBy
+from common.domain.moderation import Finding, ModeratedBy, each_once
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
 from common.domain.values import Chunk, Segment
 
@@ -109,13 +109,8 @@ class GrowingTranscript:
 
 def moderated_by(chunks: Iterable[ChunkResult]) -> tuple[ModeratedBy, ...]:
     """The models that moderated any of ``chunks``, in order, each once."""
-    found: list[ModeratedBy] = []
-    for chunk in chunks:
-        if chunk.moderation is not None:
-            by = ModeratedBy.from_json(chunk.moderation["by"])
-            if by not in found:
-                found.append(by)
-    return tuple(found)
+    moderated = (chunk.moderation for chunk in chunks if chunk.moderation is not None)
+    return each_once(ModeratedBy.from_json(moderation["by"]) for moderation in moderated)
 
 
 def moderation_warnings(chunks: Sequence[ChunkResult]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from loguru import logger
 
+from common.db.deletions import record_erased
 from common.db.steps import Claim, StaleClaim, fetched_id
 from common.domain.pipeline import StepKind
 from common.errors import StenoError, StorageFull, Transient, Unavailable
@@ -147,7 +148,8 @@ class Runner:
             if context.retention.missing([claim.job_id]):
                 erased = context.storage.erase(claim.job_id, None)
                 if erased.files:
-                    context.retention.erased(claim.job_id, files=erased.files, size=erased.bytes)
+                    database = context.retention.database
+                    record_erased(database, claim.job_id, files=erased.files, size=erased.bytes)
             else:
                 context.retention.sweep_again([claim.job_id])
         except Transient as error:

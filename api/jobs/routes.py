@@ -24,7 +24,7 @@ from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
 from api.jobs.resolving import Resolver
 from api.jobs.schemas import Status, Subject, UploadOptions
 from api.services import Services, ServicesDep
-from common.db.deletions import Deletions, Reason
+from common.db.deletions import Deletions, Reason, record_erased
 from common.db.jobs import Jobs, NewJob
 from common.db.listing import JobFilter, JobLists
 from common.db.snapshots import Snapshot
@@ -253,8 +253,7 @@ def _retry(services: Services, caller: Caller, job_id: UUID) -> Status:
 
 
 def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
-    deletions = Deletions(services.database, caller.tenant)
-    deleted = deletions.delete(job_id)
+    deleted = Deletions(services.database, caller.tenant).delete(job_id)
     if deleted is None:
         return
     services.stop(deleted.running)
@@ -262,7 +261,7 @@ def _delete(services: Services, caller: Caller, job_id: UUID) -> None:
     logger.info("job {job_id} was deleted", job_id=job_id)
     with suppress(Transient):  # the dispatcher erases what is left
         erased = services.storage.erase(job_id, deleted.recording_id)
-        deletions.erased(job_id, files=erased.files, size=erased.bytes)
+        record_erased(services.database, job_id, files=erased.files, size=erased.bytes)
 
 
 def _cancel(services: Services, jobs: Jobs, job_id: UUID) -> Status:

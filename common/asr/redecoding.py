@@ -20,7 +20,7 @@ The comparison takes 3 ms a window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -33,7 +33,7 @@ from common.audio.silero import SileroNetwork
 from common.audio.vad import FRAME_MS, voiced
 from common.domain.cutting import CutOptions
 from common.domain.detection import LANGUAGE_MISMATCH
-from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span
+from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span, join_spans
 
 LEFT_OUT_MS = 2_000
 """This much speech without a word in it is decoded again."""
@@ -147,8 +147,8 @@ def pieces(speech: Frames, duration_ms: int) -> list[Span]:
 
     They are in order and do not overlap; only silence lies between them.
     """
-    phrases = _joined(_runs(speech), lambda before, run: run.start_ms - before.end_ms < GAP_MS)
-    groups = _joined(phrases, lambda before, run: run.end_ms - before.start_ms <= PIECE_MS)
+    phrases = join_spans(_runs(speech), lambda before, run: run.start_ms - before.end_ms < GAP_MS)
+    groups = join_spans(phrases, lambda before, run: run.end_ms - before.start_ms <= PIECE_MS)
     cuts = [(left.end_ms + right.start_ms) // 2 for left, right in pairwise(groups)]
     return [
         Span(max(start, group.start_ms - PAD_MS), min(end, group.end_ms + PAD_MS))
@@ -159,17 +159,6 @@ def pieces(speech: Frames, duration_ms: int) -> list[Span]:
 def _runs(speech: Frames) -> list[Span]:
     edges = np.flatnonzero(np.diff(speech.astype(np.int8), prepend=0, append=0)) * FRAME_MS
     return [Span(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
-
-
-def _joined(spans: Iterable[Span], belongs: Callable[[Span, Span], bool]) -> list[Span]:
-    """The spans, each joined to the one before it where ``belongs`` says so."""
-    groups: list[Span] = []
-    for span in spans:
-        if groups and belongs(groups[-1], span):
-            groups[-1] = Span(groups[-1].start_ms, span.end_ms)
-        else:
-            groups.append(span)
-    return groups
 
 
 def _with_detected(segment: Segment, detected: Detected) -> Segment:

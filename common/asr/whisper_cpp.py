@@ -78,9 +78,8 @@ class WhisperCpp:
             ggml.whisper_free(self._context)
         params = ggml.whisper_context_default_params()
         params.use_gpu = False
-        params.flash_attn = (
-            False  # the alignment needs the attention, which flash attention never stores
-        )
+        # The alignment needs the attention, which flash attention never stores.
+        params.flash_attn = False
         params.dtw_token_timestamps = True
         params.dtw_aheads_preset = self._heads
         _errors.clear()

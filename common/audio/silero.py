@@ -82,15 +82,12 @@ SILENCE = RecurrentState(np.zeros((1, 1, _STATE), np.float32), np.zeros((1, 1, _
 class SileroNetwork:
     """The loaded network, on one thread; stateless, so one serves any number of recordings.
 
-    Args:
-        path: Silero's ONNX file; by default the one inside faster-whisper.
-
     Raises:
         KeyError: the file is of another version.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        model = memoryview((path or silero_path()).read_bytes())
+    def __init__(self) -> None:
+        model = memoryview(silero_path().read_bytes())
         weights = dict(_weights(model))
         self._encoder = [
             Convolution.of(

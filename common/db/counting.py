@@ -36,15 +36,8 @@ def count_durations(session: Session, measured: JobMetrics) -> None:
     tier, engine, model, _ = _labels(session, measured.job_id)
     audio_s = measured.audio_ms / 1000
     count(session, metrics.AUDIO_TRANSCRIBED, audio_s, tier=tier, engine=engine, model=model)
-    stages = {
-        "waited": measured.waited_ms,
-        "plan": measured.plan_ms,
-        "engine": measured.engine_ms,
-        "moderation": measured.moderation_ms,
-        "merge": measured.merge_ms,
-        "wall": measured.wall_ms,
-    }
-    for stage, stage_ms in stages.items():
+    for stage in ("waited", "plan", "engine", "moderation", "merge", "wall"):
+        stage_ms: int = getattr(measured, f"{stage}_ms")
         if stage == "moderation" and not stage_ms:  # it was not requested
             continue
         stage_s = stage_ms / 1000

@@ -79,11 +79,6 @@ class Deletions:
                 raise NotFound(what="job", value=job_id)
             return None
 
-    def erased(self, job_id: UUID, *, files: int, size: int) -> None:
-        """Record what was erased of a job that was just deleted."""
-        with self._database.transaction() as session:
-            erased(session, job_id, files=files, size=size)
-
     def page(
         self,
         *,
@@ -112,17 +107,18 @@ class Deletions:
         return page_of(rows, limit, lambda it: Cursor(it.requested_at, it.job_id))
 
 
-def erased(session: Session, job_id: UUID, *, files: int, size: int) -> None:
-    """Add what was erased in the storage; ``erased_at``, if set, moves to now."""
-    session.execute(
-        update(Deletion)
-        .where(Deletion.job_id == job_id)
-        .values(
-            files=Deletion.files + files,
-            bytes=Deletion.bytes + size,
-            erased_at=case((Deletion.erased_at.is_not(None), func.clock_timestamp())),
+def record_erased(database: Database, job_id: UUID, *, files: int, size: int) -> None:
+    """Add what was erased of a deleted job in the storage; ``erased_at``, if set, moves to now."""
+    with database.transaction() as session:
+        session.execute(
+            update(Deletion)
+            .where(Deletion.job_id == job_id)
+            .values(
+                files=Deletion.files + files,
+                bytes=Deletion.bytes + size,
+                erased_at=case((Deletion.erased_at.is_not(None), func.clock_timestamp())),
+            )
         )
-    )
 
 
 def remove(session: Session, job: Job, reason: Reason) -> Deleted:

@@ -16,7 +16,7 @@ from common.db.database import Database
 from common.db.paging import Cursor, Page, beyond, page_of
 from common.db.tables import WebhookAttempt, WebhookDelivery, WebhookEndpoint
 from common.db.vault import Vault
-from common.db.webhooks import locked_tenant, message, secrets_of
+from common.db.webhooks import locked_tenant, message, pause, secrets_of
 from common.domain.webhooks import DeliveryStatus, Secret, WebhookEvent, rotated
 from common.errors import Conflict, NotFound, SecretsLocked
 
@@ -108,8 +108,8 @@ class Webhooks:
             endpoint = self._endpoint(session, endpoint_id, lock=True)
             for name, value in values.items():
                 setattr(endpoint, name, value)
-            if paused and endpoint.paused_at is None:
-                endpoint.paused_at, endpoint.paused_reason = datetime.now(UTC), "It was asked for"
+            if paused:
+                pause(endpoint, "It was asked for")
             if paused is False:
                 endpoint.paused_at, endpoint.paused_reason, endpoint.failures = None, None, 0
             if "url" in values:

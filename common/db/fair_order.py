@@ -258,7 +258,8 @@ def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def _is_limited(job: Any) -> bool:
-    return job.phase is not None and pipeline_of(job.kind).is_limited(job.phase)
+    step = None if job.phase is None else pipeline_of(job.kind).phase(job.phase).step
+    return step is not None and step.is_limited
 
 
 def _size(job: Any) -> int:

@@ -7,7 +7,7 @@ could deadlock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
@@ -74,18 +74,7 @@ class Flow:
             return []
         added = self._session.scalars(
             upsert(Part)
-            .values(
-                [
-                    {
-                        "job_id": self._job.id,
-                        "index": part.index,
-                        "units": part.units,
-                        "data": part.data,
-                        "content_hash": part.content_hash,
-                    }
-                    for part in parts
-                ]
-            )
+            .values([{"job_id": self._job.id, **asdict(part)} for part in parts])
             .on_conflict_do_nothing()
             .returning(Part.index)
         ).all()
@@ -114,7 +103,8 @@ class Flow:
             self._job.units_done += part.units
         if done:
             options = self._job.options
-            following = [it.kind for it in self._phase.following(kind, options)]
+            each = self._phase.each_of(options)
+            following = [it.kind for it in each if it.after == kind]
             if following:
                 return add_steps(self._session, self._job.id, following, [part.index])
         return self._continue()
@@ -312,10 +302,9 @@ def _job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
     write_messages(session, job_id, EVENT_OF[status])
 
 
-def retry_job(session: Session, job_id: UUID) -> bool:
-    """Retry a FAILED job; False if it is not FAILED."""
-    job = locked_job(session, job_id)
-    if job is None or job.status != JobStatus.FAILED:
+def retry_job(session: Session, job: Job) -> bool:
+    """Retry a FAILED job, whose row is locked; False if it is not FAILED."""
+    if job.status != JobStatus.FAILED:
         return False
     job.status = JobStatus.PENDING
     job.error_code = job.error_message = None

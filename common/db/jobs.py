@@ -225,12 +225,10 @@ class Jobs:
             Conflict: it has ended already, other than by cancellation.
         """
         with self._database.transaction() as session:
-            job = self._job(session, job_id)
-            locked_job(session, job_id)  # so no step can be claimed before all are cancelled
+            job = self._locked(session, job_id)  # so no step can be claimed before the end
             running = running_steps(session, job_id)
             if end_job(session, job_id, JobStatus.CANCELLED):
                 return running
-            job = self._job(session, job_id)
             if job.status != JobStatus.CANCELLED:
                 raise Conflict(reason=f"The job is {job.status} and cannot be cancelled")
             return []
@@ -243,9 +241,8 @@ class Jobs:
             TooManyJobs: it exceeds the quota of the job's API key.
         """
         with self._database.transaction() as session:
-            job = self._job(session, job_id)
-            if not retry_job(session, job_id):
-                job = self._job(session, job_id)
+            job = self._locked(session, job_id)
+            if not retry_job(session, job):
                 raise Conflict(reason=f"The job is {job.status}; only a FAILED job can be retried")
             # Its audio was charged already.
             check_quota(session, job.key_id, Quota(quota.concurrent_jobs), jobs=1)
@@ -257,11 +254,7 @@ class Jobs:
             Conflict: it is not waiting.
         """
         with self._database.transaction() as session:
-            self._job(session, job_id)
-            job = locked_job(session, job_id)
-            if job is None:
-                raise NotFound(what="job", value=job_id)
-            Flow(session, job).resume()
+            Flow(session, self._locked(session, job_id)).resume()
 
     # --- inside one transaction ---------------------------------------------------------------
 
@@ -353,6 +346,13 @@ class Jobs:
             return job.delete_after_s
         tenants = session.scalar(select(Tenant.delete_after_s).where(Tenant.id == self._tenant))
         return (self._delete_after_s if tenants is None else tenants) or None
+
+    def _locked(self, session: Session, job_id: UUID) -> Job:
+        self._job(session, job_id)
+        job = locked_job(session, job_id)
+        if job is None:
+            raise NotFound(what="job", value=job_id)
+        return job
 
     def _job(self, session: Session, job_id: UUID) -> Job:
         job = session.scalar(

@@ -103,7 +103,7 @@ class JobLists:
             rows = session.execute(
                 select(found).order_by(found.c.created_at.desc(), found.c.id.desc())
             ).all()
-        return page_of([_finished(row) for row in rows], limit, _place)
+        return page_of(list(map(_finished, rows)), limit, lambda it: Cursor(it.created_at, it.id))
 
 
 def _newest(rows: Select[*tuple[Any, ...]], limit: int) -> Select[*tuple[Any, ...]]:
@@ -213,7 +213,3 @@ def _finished(row: Any) -> Finished:
         ),
         client=ClientData(row.client_recording_id, row.client_metadata),
     )
-
-
-def _place(finished: Finished) -> Cursor:
-    return Cursor(finished.created_at, finished.id)

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import case, func, null, select, update
 
 from common.db.database import Database
-from common.db.deletions import Deleted, Reason, erased, remove, remove_stream
+from common.db.deletions import Deleted, Reason, remove, remove_stream
 from common.db.flow import end_job
 from common.db.steps import fetched_ids
 from common.db.streams import end_silent
@@ -131,11 +131,6 @@ class Retention:
                 .limit(limit)
             )
             return [Deleted(job_id, recording_id) for job_id, recording_id in rows]
-
-    def erased(self, job_id: UUID, *, files: int, size: int) -> None:
-        """Record what was erased of a deleted job."""
-        with self.database.transaction() as session:
-            erased(session, job_id, files=files, size=size)
 
     def verified(self, job_id: UUID) -> None:
         """Record that the storage has nothing of a deleted job: its erasure is verified."""

@@ -264,7 +264,9 @@ class Steps:
         retries = self._retry.max_retries
         if isinstance(error, ChunkTimedOut):
             retries = min(retries, RETRIES_AT_LIMIT)
-        if step_type.warning is not None and session.scalar(_failed_already(step)):
+        alike = (Step.job_id == step.job_id, Step.kind == step.kind)
+        failed = select(Step.id).where(*alike, Step.status == StepStatus.FAILED).limit(1)
+        if step_type.warning is not None and session.scalar(failed):
             retries = 0
         return retry_delay_s(step.failures, first_s) if step.failures <= retries else None
 
@@ -331,7 +333,6 @@ class Steps:
                 limited -= _limited(session)
             publications = [
                 Publication(
-                    outbox_id=step.outbox_id,
                     step_id=step.step_id,
                     rq_job_id=f"{step.step_id}-{step.attempt + 1}-{step.outbox_id}",
                     description=f"{step.step_kind} job={step.job_id}"
@@ -533,15 +534,6 @@ def running_steps(session: Session, job_id: UUID) -> list[tuple[str, str]]:
         )
     )
     return [(worker, rq_job_id) for worker, rq_job_id in running if worker and rq_job_id]
-
-
-def _failed_already(step: Step) -> Any:
-    """A failed step of the same job and kind as ``step``."""
-    return (
-        select(Step.id)
-        .where(Step.job_id == step.job_id, Step.kind == step.kind, Step.status == StepStatus.FAILED)
-        .limit(1)
-    )
 
 
 def _is_held(claim: Claim) -> ColumnElement[bool]:

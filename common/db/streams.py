@@ -22,9 +22,9 @@ from common.db.deletions import Reason, remove_stream, was_deleted
 from common.db.snapshots import NO_CLIENT_DATA, ClientData
 from common.db.tables import Kind, StoredFinal, StreamSession, Tenant
 from common.db.tallies import count, observe
-from common.db.usage import NO_QUOTA, Quota, Usage, charge_stream, check_quota, is_silent
+from common.db.usage import NO_QUOTA, Quota, Usage, add_usage, check_quota, is_silent
 from common.domain import metrics
-from common.domain.moderation import ModeratedBy
+from common.domain.moderation import ModeratedBy, each_once
 from common.domain.transcript import Transcript, join_text, segments_from_json, segments_to_json
 from common.domain.values import Segment, Span
 from common.errors import NotFound
@@ -99,15 +99,12 @@ class Stream:
     @property
     def transcript(self) -> Transcript:
         """The text so far."""
-        models: list[ModeratedBy] = []
-        for final in self.finals:
-            if final.moderated_by is not None and final.moderated_by not in models:
-                models.append(final.moderated_by)
+        models = each_once(final.moderated_by for final in self.finals)
         return Transcript(
             language=self.language,
             duration_ms=self.audio_ms,
             segments=tuple(segment for final in self.finals for segment in final.segments),
-            moderated_by=tuple(models) if self.moderation else None,
+            moderated_by=models if self.moderation else None,
         )
 
 
@@ -288,7 +285,7 @@ class Streams:
         if row.more_ms:
             more_s = row.more_ms / 1000
             count(session, metrics.STREAM_AUDIO, more_s, engine=row.engine, model=row.model)
-            charge_stream(session, self._tenant, row.key_id, row.more_ms)
+            add_usage(session, self._tenant, row.key_id, audio_ms=row.more_ms)
         key_id: str | None = row.key_id
         return key_id
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import starmap
 from typing import Any
@@ -40,18 +40,8 @@ class NewRecording:
 
     def row(self, tenant: str) -> Recording:
         """The row to commit."""
-        return Recording(
-            id=self.id,
-            tenant=tenant,
-            filename=self.filename,
-            container=self.container,
-            codec=self.codec,
-            size_bytes=self.size_bytes,
-            sha256=self.sha256,
-            duration_ms=self.duration_ms,
-            upload_ms=self.upload_ms,
-            audio_tracks=[track.to_json() for track in self.tracks],
-        )
+        values = asdict(self)
+        return Recording(tenant=tenant, audio_tracks=list(values.pop("tracks")), **values)
 
 
 @dataclass(frozen=True, slots=True)

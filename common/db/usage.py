@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -105,14 +104,9 @@ def charge(
     """
     tenant, key_id = session.execute(select(Job.tenant, Job.key_id).where(Job.id == job_id)).one()
     check_quota(session, key_id, quota, jobs=jobs, audio_ms=audio_ms)
-    _add(session, tenant, key_id, _today(), jobs=jobs, audio_ms=audio_ms)
+    add_usage(session, tenant, key_id, jobs=jobs, audio_ms=audio_ms)
     charged_ms = Transcription.charged_ms + audio_ms
     session.execute(_of(job_id).values(charged_ms=charged_ms))
-
-
-def charge_stream(session: Session, tenant: str, key_id: str | None, audio_ms: int) -> None:
-    """Charge received audio, also beyond the quota; call it last in the transaction."""
-    _add(session, tenant, key_id, _today(), jobs=0, audio_ms=audio_ms)
 
 
 def is_live() -> ColumnElement[bool]:
@@ -145,7 +139,8 @@ def correct(session: Session, job_id: UUID, duration_ms: int) -> None:
     ).one()
     if charged_ms != duration_ms:
         session.execute(_of(job_id).values(charged_ms=duration_ms))
-        _add(session, tenant, key_id, day, jobs=0, audio_ms=duration_ms - charged_ms)
+        more_ms = duration_ms - charged_ms
+        add_usage(session, tenant, key_id, audio_ms=more_ms, day=day)
 
 
 def _charged(job_id: UUID) -> Select[int]:
@@ -273,16 +268,17 @@ def _spent(session: Session, key_id: str, quota: Quota) -> Spent:
     return Spent(*map(int, found))
 
 
-def _add(
+def add_usage(
     session: Session,
     tenant: str,
     key_id: str | None,
-    day: date | ColumnElement[date],
     *,
-    jobs: int,
+    jobs: int = 0,
     audio_ms: int,
+    day: date | None = None,
 ) -> None:
-    row: dict[str, Any] = {"tenant": tenant, "key_id": key_id or NO_KEY, "day": day}
+    """Add to the usage of a day (None: today), also beyond the quota; call it last."""
+    row = {"tenant": tenant, "key_id": key_id or NO_KEY, "day": day or _today()}
     session.execute(
         insert(DailyUsage)
         .values(row | {"jobs": jobs, "audio_ms": max(0, audio_ms)})

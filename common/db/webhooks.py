@@ -92,14 +92,9 @@ def _data(session: Session, job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A claimed message, with everything that one attempt needs, until the lease ends."""
+    """A message as it was claimed, until its lease ends, and the secrets that sign it."""
 
-    delivery_id: UUID
-    endpoint_id: UUID | None
-    attempt: int
-    token: UUID
-    url: str
-    payload: str
+    row: WebhookDelivery
     secrets: tuple[str, ...]
     """Empty: they cannot be decrypted."""
 
@@ -115,25 +110,16 @@ class Outcome:
     retry_after_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class Deliveries:
     """The operations of a sender on messages, for all tenants."""
 
-    def __init__(
-        self,
-        database: Database,
-        *,
-        lease_s: float,
-        delays_s: Sequence[float],
-        at_once_each: int,
-        pause_after: int,
-        vault: Vault,
-    ) -> None:
-        self._database = database
-        self._lease_s = lease_s
-        self._delays_s = delays_s
-        self._at_once_each = at_once_each
-        self._pause_after = pause_after
-        self._vault = vault
+    database: Database
+    lease_s: float
+    delays_s: Sequence[float]
+    at_once_each: int
+    pause_after: int
+    vault: Vault
 
     def claim(self, limit: int) -> list[Sending]:
         """Claim up to ``limit`` due messages, in turn over tenants and within them over lanes.
@@ -141,7 +127,7 @@ class Deliveries:
         At most ``at_once_each`` messages of a lane are in flight, so that a hanging receiver
         delays only its own lane. Messages to a paused endpoint wait, except tests.
         """
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             ids = session.scalars(self._fairly(limit)).all()
             if not ids:
                 return []
@@ -151,7 +137,7 @@ class Deliveries:
                 .values(
                     attempt=WebhookDelivery.attempt + 1,
                     token=func.gen_random_uuid(),
-                    lease_until=func.clock_timestamp() + timedelta(seconds=self._lease_s),
+                    lease_until=func.clock_timestamp() + timedelta(seconds=self.lease_s),
                 )
                 .returning(WebhookDelivery)
             ).all()
@@ -163,16 +149,16 @@ class Deliveries:
         unclaimed = _earliest(WebhookDelivery.due_at).where(_unclaimed())
         claimed = _earliest(WebhookDelivery.lease_until).where(WebhookDelivery.lease_until > NOW)
         due = func.least(unclaimed.scalar_subquery(), claimed.scalar_subquery())
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             due_s = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
             return None if due_s is None else float(due_s)
 
     def record(self, sending: Sending, outcome: Outcome) -> bool:
         """Record the outcome of an attempt; False if its claim was lost."""
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             # Locked before its deliveries, as in every other transaction.
-            endpoint = sending.endpoint_id and session.get(
-                WebhookEndpoint, sending.endpoint_id, with_for_update={"key_share": True}
+            endpoint = sending.row.endpoint_id and session.get(
+                WebhookEndpoint, sending.row.endpoint_id, with_for_update={"key_share": True}
             )
             delivery = session.scalar(
                 select(WebhookDelivery).where(_held(sending)).with_for_update(key_share=True)
@@ -181,8 +167,8 @@ class Deliveries:
                 return False
             session.add(
                 WebhookAttempt(
-                    delivery_id=sending.delivery_id,
-                    attempt=sending.attempt,
+                    delivery_id=delivery.id,
+                    attempt=delivery.attempt,
                     status_code=outcome.status_code,
                     error=outcome.error,
                     duration_ms=outcome.duration_ms,
@@ -199,7 +185,7 @@ class Deliveries:
 
     def release(self, sending: Sending) -> None:
         """Release a message that was not sent; another sender may claim it at once."""
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             session.execute(
                 update(WebhookDelivery).where(_held(sending)).values(token=None, lease_until=None)
             )
@@ -211,7 +197,7 @@ class Deliveries:
         """
         long_ago = NOW - timedelta(days=keep_days)
         paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_at.is_not(None))
-        with self._database.transaction() as session:
+        with self.database.transaction() as session:
             given_up = session.scalars(
                 update(WebhookDelivery)
                 .where(
@@ -228,37 +214,24 @@ class Deliveries:
             orphaned = and_(
                 WebhookDelivery.job_id.is_(None), WebhookDelivery.event != WebhookEvent.TEST
             )
+            ended = delete(WebhookDelivery).where(WebhookDelivery.status != DeliveryStatus.PENDING)
             return sum(
-                len(session.scalars(forget.returning(WebhookDelivery.id)).all())
+                len(session.scalars(ended.where(which).returning(WebhookDelivery.id)).all())
                 # One by one: each has an index.
-                for forget in (
-                    delete(WebhookDelivery).where(
-                        WebhookDelivery.status != DeliveryStatus.PENDING, which
-                    )
-                    for which in (WebhookDelivery.ended_at < long_ago, orphaned)
-                )
+                for which in (WebhookDelivery.ended_at < long_ago, orphaned)
             )
 
     # --- inside one transaction ---------------------------------------------------------------
 
     def _sending(self, session: Session, delivery: WebhookDelivery) -> Sending:
-        assert delivery.token is not None  # noqa: S101 - it has just been claimed
         if delivery.endpoint_id is None:
-            stored = secrets_of(session, delivery.tenant, self._vault)
+            stored = secrets_of(session, delivery.tenant, self.vault)
         else:
             stored = session.get_one(WebhookEndpoint, delivery.endpoint_id).secrets
         secrets: list[Secret] = []
         with suppress(SecretsLocked):  # its attempt reports it
-            secrets = self._vault.open(stored, datetime.now(UTC))
-        return Sending(
-            delivery_id=delivery.id,
-            endpoint_id=delivery.endpoint_id,
-            attempt=delivery.attempt,
-            token=delivery.token,
-            url=delivery.url,
-            payload=delivery.payload,
-            secrets=tuple(secret.text for secret in secrets),
-        )
+            secrets = self.vault.open(stored, datetime.now(UTC))
+        return Sending(delivery, tuple(secret.text for secret in secrets))
 
     def _fairly(self, limit: int) -> Any:
         lane, tenant = WebhookDelivery.lane, WebhookDelivery.tenant
@@ -300,7 +273,7 @@ class Deliveries:
                 ).label("turn"),
             )
             .outerjoin(by_tenant, by_tenant.c.tenant == queued.c.tenant)
-            .where(queued.c.turn <= self._at_once_each)
+            .where(queued.c.turn <= self.at_once_each)
             .subquery()
         )
         return (
@@ -322,7 +295,7 @@ class Deliveries:
         delay_s = None
         if outcome.result is AttemptResult.AGAIN and delivery.event != WebhookEvent.TEST:
             delay_s = next_delay_s(
-                self._delays_s,
+                self.delays_s,
                 delivery.failures,
                 luck=random.random(),  # noqa: S311 - it only spreads the load
                 asked_s=outcome.retry_after_s,
@@ -340,9 +313,9 @@ class Deliveries:
         elif status is DeliveryStatus.FAILED:
             endpoint.failures += 1
             if outcome.result is AttemptResult.GONE:
-                _pause(endpoint, "The receiver answered 410 Gone")
-            elif endpoint.failures >= self._pause_after:
-                _pause(endpoint, f"{endpoint.failures} messages in a row were given up")
+                pause(endpoint, "The receiver answered 410 Gone")
+            elif endpoint.failures >= self.pause_after:
+                pause(endpoint, f"{endpoint.failures} messages in a row were given up")
 
 
 def secrets_of(session: Session, tenant: str, vault: Vault) -> list[dict[str, Any]]:
@@ -361,7 +334,8 @@ def locked_tenant(session: Session, tenant: str) -> Tenant:
     return session.get_one(Tenant, tenant, with_for_update=lock, populate_existing=True)
 
 
-def _pause(endpoint: WebhookEndpoint, reason: str) -> None:
+def pause(endpoint: WebhookEndpoint, reason: str) -> None:
+    """Pause an endpoint; a paused one keeps its time and reason."""
     if endpoint.paused_at is None:
         endpoint.paused_at, endpoint.paused_reason = datetime.now(UTC), reason
 
@@ -399,7 +373,7 @@ def _due() -> ColumnElement[bool]:
 
 def _held(sending: Sending) -> ColumnElement[bool]:
     return and_(
-        WebhookDelivery.id == sending.delivery_id,
-        WebhookDelivery.token == sending.token,
+        WebhookDelivery.id == sending.row.id,
+        WebhookDelivery.token == sending.row.token,
         WebhookDelivery.status == DeliveryStatus.PENDING,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from hashlib import sha256
 from typing import Any
 
@@ -12,16 +13,7 @@ from common.domain.values import Chunk, Span, Window
 
 def windows_to_json(windows: Iterable[Window]) -> list[list[int]]:
     """One ``[core start, core end, audio start, audio end, speech]`` a window, in ms."""
-    return [
-        [
-            window.core.start_ms,
-            window.core.end_ms,
-            window.audio.start_ms,
-            window.audio.end_ms,
-            window.speech_ms,
-        ]
-        for window in windows
-    ]
+    return [[*core, *audio, speech_ms] for core, audio, speech_ms in map(astuple, windows)]
 
 
 def windows_from_json(document: Sequence[Sequence[int]]) -> tuple[Window, ...]:

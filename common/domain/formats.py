@@ -8,24 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from common.domain.moderation import Label
 from common.domain.results import transcript_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
-
-
-def to_json(
-    transcript: Transcript,
-    *,
-    warnings: Sequence[str] = (),
-    manifest: Mapping[str, Any] | None = None,
-) -> str:
-    """The public document (`common.domain.results`), without ASCII escapes."""
-    document = transcript_document(transcript, warnings=warnings, manifest=manifest)
-    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
 
 
 def to_txt(transcript: Transcript) -> str:
@@ -59,25 +47,27 @@ def to_tsv(transcript: Transcript) -> str:
     )
 
 
-WRITERS: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
-    {"txt": to_txt, "srt": to_srt, "vtt": to_vtt, "tsv": to_tsv}
-)
+WRITERS: Mapping[str, Callable[[Transcript], str]] = {
+    "txt": to_txt,
+    "srt": to_srt,
+    "vtt": to_vtt,
+    "tsv": to_tsv,
+}
 """The formats that need only the transcript, by file ending."""
 
-FLAGGING: Mapping[str, Callable[[Transcript], str]] = MappingProxyType(
-    {"srt": partial(to_srt, flag=True), "vtt": partial(to_vtt, flag=True)}
-)
+FLAGGING: Mapping[str, Callable[[Transcript], str]] = {
+    "srt": partial(to_srt, flag=True),
+    "vtt": partial(to_vtt, flag=True),
+}
 """The formats that can mark offending cues, with that option."""
 
-MEDIA_TYPES: Mapping[str, str] = MappingProxyType(
-    {
-        "json": "application/json",
-        "txt": "text/plain; charset=utf-8",
-        "srt": "application/x-subrip; charset=utf-8",
-        "vtt": "text/vtt; charset=utf-8",
-        "tsv": "text/tab-separated-values; charset=utf-8",
-    }
-)
+MEDIA_TYPES: Mapping[str, str] = {
+    "json": "application/json",
+    "txt": "text/plain; charset=utf-8",
+    "srt": "application/x-subrip; charset=utf-8",
+    "vtt": "text/vtt; charset=utf-8",
+    "tsv": "text/tab-separated-values; charset=utf-8",
+}
 """The media types of all formats, by file ending."""
 
 
@@ -89,14 +79,17 @@ def write(
     warnings: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,
 ) -> str:
-    """The file of an ending in `MEDIA_TYPES`; only JSON has warnings and manifest.
+    """The file of an ending in `MEDIA_TYPES`.
+
+    JSON is the public document (`common.domain.results`); only it has warnings and manifest.
 
     ``flag`` marks offending cues, in the formats of `FLAGGING` only.
     """
     if flag:
         return FLAGGING[ending](transcript)
     if ending == "json":
-        return to_json(transcript, warnings=warnings, manifest=manifest)
+        document = transcript_document(transcript, warnings=warnings, manifest=manifest)
+        return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
     return WRITERS[ending](transcript)
 
 

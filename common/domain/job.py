@@ -33,7 +33,6 @@ class StepStatus(StrEnum):
 class Publication:
     """A step that the dispatcher hands to RQ as the job ``rq_job_id``."""
 
-    outbox_id: int
     step_id: UUID
     rq_job_id: str
     description: str

@@ -38,6 +38,12 @@ def places(words: Sequence[Word]) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
+def marked_words(segment: Segment, mark: Mark) -> list[Word]:
+    """The words that a mark touches."""
+    said = zip(segment.words, places(segment.words), strict=True)
+    return [word for word, (start, end) in said if start < mark.end and end > mark.start]
+
+
 def masked_segment(segment: Segment) -> Segment:
     """The segment with its marks masked."""
     if segment.finding is None or not segment.finding.marks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal, Self
@@ -110,6 +110,15 @@ class ModeratedBy:
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         thresholds = {Label(name): value for name, value in document["threshold"].items()}
         return cls(document["model"], document["sha256"], thresholds)
+
+
+def each_once(models: Iterable[ModeratedBy | None]) -> tuple[ModeratedBy, ...]:
+    """The models, in order, each once."""
+    found: list[ModeratedBy] = []
+    for by in models:
+        if by is not None and by not in found:
+            found.append(by)
+    return tuple(found)
 
 
 def decide(scores: Sequence[float], thresholds: Thresholds) -> Label:

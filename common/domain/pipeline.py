@@ -102,10 +102,6 @@ class Phase:
         """The kinds of its steps."""
         return {step.kind for step in self.steps}
 
-    def following(self, kind: str | None, options: Mapping[str, Any]) -> Iterator[StepType]:
-        """The steps of a part that follow its step ``kind``; None: its first steps."""
-        return (step for step in self.each_of(options) if step.after == kind)
-
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -151,11 +147,6 @@ class Pipeline:
     def counting(self, options: Mapping[str, Any]) -> list[StepType]:
         """The steps that count as progress of a job with these options."""
         return [step for step in self.steps if step.counts and step.when(options)]
-
-    def is_limited(self, phase: str) -> bool:
-        """Whether a job in this phase waits for a step of a limited kind."""
-        step = self.phase(phase).step
-        return step is not None and step.is_limited
 
 
 TRANSCRIPTION = Pipeline(

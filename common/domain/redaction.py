@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from common.domain.masking import places
+from common.domain.masking import marked_words
 from common.domain.moderation import Label, Mark
 from common.domain.transcript import Transcript
-from common.domain.values import Segment, Span
+from common.domain.values import Segment, Span, join_spans
 
 MARGIN_MS = 100
 """Added before and after a word: the times of words are accurate to about 200 ms."""
@@ -29,32 +29,17 @@ def spans_to_silence(transcript: Transcript) -> list[Span]:
     Of a segment that is not CLEAN these are its marked words, or the whole segment if the words or
     their times are not known.
     """
-    return _joined(
+    widened = sorted(
         Span(max(0, span.start_ms - MARGIN_MS), span.end_ms + MARGIN_MS)
         for segment in transcript.segments
         if segment.finding is not None and segment.finding.label is not Label.CLEAN
         for span in _offences(segment, segment.finding.marks)
     )
+    return join_spans(widened, lambda before, span: span.start_ms - before.end_ms < JOIN_MS)
 
 
 def _offences(segment: Segment, marks: tuple[Mark, ...]) -> list[Span]:
     if not marks or "".join(word.text for word in segment.words) != segment.text:
         return [segment.span]
-    said = list(zip(segment.words, places(segment.words), strict=True))
-    offences = []
-    for mark in marks:
-        words = [word.span for word, (start, end) in said if start < mark.end and end > mark.start]
-        if not words:
-            return [segment.span]
-        offences += words
-    return offences
-
-
-def _joined(spans: Iterable[Span]) -> list[Span]:
-    joined: list[Span] = []
-    for span in sorted(spans):
-        if joined and span.start_ms - joined[-1].end_ms < JOIN_MS:
-            last = joined.pop()
-            span = Span(last.start_ms, max(last.end_ms, span.end_ms))
-        joined.append(span)
-    return joined
+    words = [marked_words(segment, mark) for mark in marks]
+    return [word.span for each in words for word in each] if all(words) else [segment.span]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.domain.masking import places
+from common.domain.masking import marked_words
 from common.domain.moderation import Label, Mark
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
@@ -103,15 +103,11 @@ def finding_document(index: int, segment: Segment) -> dict[str, Any] | None:
 
 
 def _offence(segment: Segment, mark: Mark) -> dict[str, Any]:
-    times = [
-        word.span
-        for word, (start, end) in zip(segment.words, places(segment.words), strict=True)
-        if start < mark.end and end > mark.start
-    ]
+    words = marked_words(segment, mark)
     return {
         "text": segment.text[mark.start : mark.end].strip(),
-        "start": seconds(times[0].start_ms) if times else None,
-        "end": seconds(times[-1].end_ms) if times else None,
+        "start": seconds(words[0].span.start_ms) if words else None,
+        "end": seconds(words[-1].span.end_ms) if words else None,
         "label": mark.label,
         "source": mark.source,
     }

@@ -6,6 +6,7 @@ One millisecond is 16 samples, or 32 bytes, of the 16 kHz mono 16-bit PCM that w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -48,6 +49,17 @@ class Span:
         """The nearest span inside ``to``; empty at one of its ends when the two do not meet."""
         start = min(max(self.start_ms, to.start_ms), to.end_ms)
         return Span(start, min(max(self.end_ms, start), to.end_ms))
+
+
+def join_spans(spans: Iterable[Span], belongs: Callable[[Span, Span], bool]) -> list[Span]:
+    """Spans in order, each joined to the one before it where ``belongs(before, span)``."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined and belongs(joined[-1], span):
+            before = joined.pop()
+            span = Span(before.start_ms, max(before.end_ms, span.end_ms))
+        joined.append(span)
+    return joined
 
 
 @dataclass(frozen=True, slots=True)

@@ -243,10 +243,8 @@ def literal(host: str) -> Address | None:
 
 
 def _is_ipv6(host: str) -> bool:
-    try:
-        return IPv6Address(host).scope_id is None
-    except ValueError:
-        return False
+    address = literal(host)
+    return isinstance(address, IPv6Address) and address.scope_id is None
 
 
 class _Guarded(httpcore.AnyIOBackend):

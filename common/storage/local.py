@@ -89,10 +89,6 @@ class LocalStorage(Storage):
 
     # --- chunks' audio --------------------------------------------------------------------------
 
-    def begin_chunks(self, job_id: UUID) -> None:
-        with storage_errors():
-            self._access.make_folder(self._chunks(job_id))
-
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
         with _fenced(job_id):
             write_atomically(self._chunks(job_id) / f"{index}.pcm", pcm, self._access)
@@ -114,15 +110,15 @@ class LocalStorage(Storage):
 
     # --- finished transcripts -------------------------------------------------------------------
 
-    def begin_results(self, job_id: UUID) -> None:
-        with storage_errors():
-            self._access.make_folder(self._results / str(job_id))
-
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
         with _fenced(job_id):
             write_atomically(self._results / str(job_id) / name, content, self._access)
 
     # --- everything of a job --------------------------------------------------------------------
+
+    def begin(self, made: Made, job_id: UUID) -> None:
+        with storage_errors():
+            self._access.make_folder(self._all(made) / str(job_id))
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
         with storage_errors():
@@ -135,11 +131,13 @@ class LocalStorage(Storage):
         return erased
 
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
-        folder = self._results if made == "results" else self._root / "chunks"
-        with storage_errors(), os.scandir(folder) as entries:
+        with storage_errors(), os.scandir(self._all(made)) as entries:
             found = ids(entry.name for entry in entries)
             while page := list(islice(found, PAGE)):
                 yield page
+
+    def _all(self, made: Made) -> Path:
+        return self._results if made == "results" else self._root / "chunks"
 
 
 @contextmanager

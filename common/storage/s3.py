@@ -160,9 +160,6 @@ class S3Storage(Storage):
 
     # --- chunks' audio --------------------------------------------------------------------------
 
-    def begin_chunks(self, job_id: UUID) -> None:
-        """Nothing to do: a bucket has no folders."""
-
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
         self._put(f"{self._chunks(job_id)}{index}.pcm", pcm)
 
@@ -177,13 +174,13 @@ class S3Storage(Storage):
 
     # --- finished transcripts -------------------------------------------------------------------
 
-    def begin_results(self, job_id: UUID) -> None:
-        """Nothing to do: a bucket has no folders."""
-
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
         self._put(f"{self._results(job_id)}{name}", content)
 
     # --- everything of a job --------------------------------------------------------------------
+
+    def begin(self, made: Made, job_id: UUID) -> None:
+        """Nothing to do: a bucket has no folders."""
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
         erased = self._erase_all(self._chunks(job_id)) + self._erase_all(self._results(job_id))

@@ -126,9 +126,6 @@ class Storage(Protocol):
 
     # --- chunks' audio --------------------------------------------------------------------------
 
-    def begin_chunks(self, job_id: UUID) -> None:
-        """Create the place for a job's chunks; check the claim after that."""
-
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
         """Store a chunk's 16 kHz mono 16-bit PCM atomically.
 
@@ -148,9 +145,6 @@ class Storage(Protocol):
 
     # --- finished transcripts -------------------------------------------------------------------
 
-    def begin_results(self, job_id: UUID) -> None:
-        """Create the place for a job's results; check the claim after that."""
-
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
         """Write a result file of a finished job, for users who collect files.
 
@@ -159,6 +153,9 @@ class Storage(Protocol):
         """
 
     # --- everything of a job --------------------------------------------------------------------
+
+    def begin(self, made: Made, job_id: UUID) -> None:
+        """Create the place for such files of a job; check the claim after that."""
 
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
         """Delete a job's recording, chunks' audio and results; may be repeated."""

@@ -42,10 +42,10 @@ def fetch(
     repo: str,
     revision: str,
     files: Sequence[FileSpec],
-    paths: Mapping[str, str],
     into: Path,
     network: DownloadOptions,
     progress: Progress,
+    paths: Mapping[str, str] | None = None,
 ) -> None:
     """Download ``files`` to the folder ``into``, except those that it has whole.
 
@@ -73,7 +73,7 @@ def fetch(
             if is_whole(target, file):
                 meter.add(target.stat().st_size)
                 continue
-            path = quote(paths.get(file.name, file.name))
+            path = quote((paths or {}).get(file.name, file.name))
             url = f"{endpoint}/{repo}/resolve/{quote(revision, safe='')}/{path}"
             meter.what = file.name
             digest = _FileDownload(client, url, target, file.size, meter).run()

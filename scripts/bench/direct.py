@@ -163,7 +163,7 @@ def _plan(recording: Path, folder: Path) -> Planned:
     storage = LocalStorage(folder / "planned", folder / "planned" / "incoming", folder / "results")
     storage.prepare()
     job_id = uuid.uuid4()
-    storage.begin_chunks(job_id)
+    storage.begin("chunks", job_id)
     chunks = 0
     for planned in planned_chunks(recording):
         storage.write_chunk(job_id, planned.chunk.index, planned.pcm)

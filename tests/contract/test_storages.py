@@ -137,8 +137,8 @@ def test_what_is_not_there_is_not_found(storage: Storage) -> None:
 def test_sound_is_read_as_it_was_written_until_it_is_dropped(storage: Storage) -> None:
     job_id, other = uuid4(), uuid4()
     for each in (job_id, other):
-        storage.begin_chunks(each)
-        storage.begin_chunks(each)
+        storage.begin("chunks", each)
+        storage.begin("chunks", each)
     storage.write_chunk(job_id, 0, b"zero")
     storage.write_chunk(job_id, 10, b"ten")
     storage.write_chunk(job_id, 10, b"ten again")
@@ -154,10 +154,10 @@ def test_sound_is_read_as_it_was_written_until_it_is_dropped(storage: Storage) -
 def test_erasing_a_job_takes_all_of_it_and_tells_how_much_that_was(storage: Storage) -> None:
     job_id, other = uuid4(), uuid4()
     recording_id, others = taken_in(storage, b"12345"), taken_in(storage, b"other")
-    storage.begin_chunks(job_id)
+    storage.begin("chunks", job_id)
     storage.write_chunk(job_id, 0, b"123")
     for each in (job_id, other):
-        storage.begin_results(each)
+        storage.begin("results", each)
     storage.write_result(job_id, "transcript.txt", b"12")
     storage.write_result(other, "transcript.txt", b"other")
     assert storage.erase(job_id, recording_id) == Erased(3, 10)
@@ -170,10 +170,10 @@ def test_the_jobs_that_have_files_are_found(storage: Storage) -> None:
     assert [*storage.jobs_with("chunks"), *storage.jobs_with("results")] == []
     jobs = [uuid4() for _ in range(3)]
     for job_id in jobs:
-        storage.begin_chunks(job_id)
+        storage.begin("chunks", job_id)
         storage.write_chunk(job_id, 0, b"123")
         storage.write_chunk(job_id, 1, b"123")
-    storage.begin_results(jobs[0])
+    storage.begin("results", jobs[0])
     storage.write_result(jobs[0], "transcript.txt", b"12")
     assert {each for page in storage.jobs_with("chunks") for each in page} == set(jobs)
     assert list(storage.jobs_with("results")) == [[jobs[0]]]
@@ -184,8 +184,8 @@ def test_the_jobs_that_have_files_are_found(storage: Storage) -> None:
 def test_what_was_erased_on_a_file_system_lets_nothing_be_written_any_more(tmp_path: Path) -> None:
     storage = open_storage(StorageSettings(data_dir=tmp_path))
     job_id = uuid4()
-    storage.begin_chunks(job_id)
-    storage.begin_results(job_id)
+    storage.begin("chunks", job_id)
+    storage.begin("results", job_id)
     storage.erase(job_id, None)
     with pytest.raises(NotFound):
         storage.write_chunk(job_id, 0, b"123")

@@ -65,12 +65,12 @@ def created(api: Api, **options: object) -> str:
 
 
 def write_chunk(cleanup: Cleanup, job_id: UUID | str, pcm: bytes = bytes(320)) -> None:
-    cleanup._storage.begin_chunks(UUID(str(job_id)))
+    cleanup._storage.begin("chunks", UUID(str(job_id)))
     cleanup._storage.write_chunk(UUID(str(job_id)), 7, pcm)
 
 
 def write_result(cleanup: Cleanup, job_id: str, content: bytes) -> None:
-    cleanup._storage.begin_results(UUID(job_id))
+    cleanup._storage.begin("results", UUID(job_id))
     cleanup._storage.write_result(UUID(job_id), "transcript.txt", content)
 
 

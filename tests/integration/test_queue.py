@@ -34,7 +34,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 def published(queue: StepQueue) -> str:
     name = str(uuid4())
-    queue.publish([Publication(outbox_id=1, step_id=uuid4(), rq_job_id=name, description="plan")])
+    queue.publish([Publication(step_id=uuid4(), rq_job_id=name, description="plan")])
     return name
 
 

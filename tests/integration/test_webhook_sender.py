@@ -335,9 +335,9 @@ def test_tenants_take_turns_and_no_lane_has_more_than_its_share(database: Databa
         for letter in urls:
             end_job(database, tenant, f"http://{letter}.example/{letter}")
     deliveries = deliveries_for(database, FAST, NO_KEY)
-    first = [each.url for each in deliveries.claim(2)]
+    first = [each.row.url for each in deliveries.claim(2)]
     assert sorted(first) == ["http://x.example/x", "http://z.example/z"]
-    rest = [each.url for each in deliveries.claim(100)]
+    rest = [each.row.url for each in deliveries.claim(100)]
     assert sorted(rest) == ["http://x.example/x"] * 3 + ["http://y.example/y"]
     assert deliveries.claim(100) == []
 

@@ -141,7 +141,7 @@ def test_no_engine_is_loaded_for_a_step_that_another_worker_has_begun(
     claim = claim_next(make_steps(service.database), "another")
     queue = StepQueue(Redis.from_url(redis_url))
 
-    queue.publish([Publication(1, claim.step_id, "late", "plan")])
+    queue.publish([Publication(claim.step_id, "late", "plan")])
 
     wait_until(lambda: not queue.waiting() and not queue.in_transit(), "the message's end")
     assert worker.children() == []

@@ -38,9 +38,9 @@ def written(settings: StorageSettings) -> Path:
         if keep:
             storage.keep(recording_id)
     job_id = uuid4()
-    storage.begin_chunks(job_id)
+    storage.begin("chunks", job_id)
     storage.write_chunk(job_id, 0, b"123")
-    storage.begin_results(job_id)
+    storage.begin("results", job_id)
     storage.write_result(job_id, "transcript.txt", b"hello")
     return settings.data_dir
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from loguru import logger
 
 from common.db.database import Database
+from common.db.deletions import record_erased
 from common.db.retention import Retention
 from common.errors import Transient
 from common.redis.events import Events
@@ -158,7 +159,8 @@ class Cleanup:
             logger.warning("job {job_id}: its files cannot be erased now: {}", error, job_id=job_id)
             return None
         if erased.files:
-            self._retention.erased(job_id, files=erased.files, size=erased.bytes)
+            database = self._retention.database
+            record_erased(database, job_id, files=erased.files, size=erased.bytes)
         return erased.files
 
 

@@ -149,8 +149,8 @@ class WebhookSender:
             raise
         logger.info(
             "message {} attempt {}: {} in {} ms ({})",
-            sending.delivery_id,
-            sending.attempt,
+            sending.row.id,
+            sending.row.attempt,
             outcome.result,
             outcome.duration_ms,
             outcome.error or outcome.status_code,
@@ -161,7 +161,7 @@ class WebhookSender:
                 await asyncio.to_thread(self._deliveries.record, sending, outcome)
             except Unavailable:
                 if time.monotonic() > deadline or self._stopping.is_set():
-                    logger.warning("message {}: will be sent again", sending.delivery_id)
+                    logger.warning("message {}: will be sent again", sending.row.id)
                     return
                 await asyncio.sleep(OUTAGE_PAUSE_S)
             else:
@@ -172,20 +172,20 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
     """Send a message once; the outcome includes any error."""
     if not sending.secrets:
         locked = str(SecretsLocked())
-        logger.error("message {}: {}", sending.delivery_id, locked)
+        logger.error("message {}: {}", sending.row.id, locked)
         return Outcome(AttemptResult.AGAIN, None, locked, 0)
     started = time.monotonic()
-    body = sending.payload.encode()
+    body = sending.row.payload.encode()
     headers = {
         "content-type": "application/json",
         "user-agent": USER_AGENT,
-        **signed_headers(sending.delivery_id, body, sending.secrets, datetime.now(UTC)),
+        **signed_headers(sending.row.id, body, sending.secrets, datetime.now(UTC)),
     }
     result, status, error, asked_s = AttemptResult.AGAIN, None, None, None
     try:
         async with (
             asyncio.timeout(timeout_s),
-            outbound.send("POST", parse_url(sending.url), headers, body) as response,
+            outbound.send("POST", parse_url(sending.row.url), headers, body) as response,
         ):
             status = response.status
             result, error = result_of(status), _error_of(status)
@@ -200,7 +200,7 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
     except (httpcore.NetworkError, httpcore.ProtocolError) as failure:
         error = error if status else (str(failure) or type(failure).__name__)[:LONGEST_ERROR]
     except Exception as failure:  # no error may leave the message claimed
-        logger.exception("message {}: the attempt failed unexpectedly", sending.delivery_id)
+        logger.exception("message {}: the attempt failed unexpectedly", sending.row.id)
         error = error if status else type(failure).__name__
     duration_ms = round((time.monotonic() - started) * 1000)
     return Outcome(result, status, error, duration_ms, asked_s)

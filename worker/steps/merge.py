@@ -63,7 +63,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     languages = job.transcription.language_probabilities or others
     manifest = _manifest(job, stored, transcript.moderated_by, languages)
     shown = masked(transcript) if options.filter_profanity else transcript
-    with_retries(context.storage.begin_results, job.id)
+    with_retries(context.storage.begin, "results", job.id)
     with_retries(context.steps.check, claim)
     with fenced():
         _write_files(context, job, shown, warnings, manifest)

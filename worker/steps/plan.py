@@ -119,7 +119,7 @@ class _Planning:
         """The parts found after decoding ended; stored when the step finishes."""
         self.detection = Detection()
         # `_start` checks the claim after this and before anything is written.
-        with_retries(self._context.storage.begin_chunks, self._claim.job_id)
+        with_retries(self._context.storage.begin, "chunks", self._claim.job_id)
         if not replan:
             self._known = with_retries(self._context.transcriptions.planned, self._claim.job_id)
         if self._job.language != AUTO:

@@ -89,10 +89,7 @@ def test_a_problem_becomes_its_detail(
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [
-        (502, "^The gateway answered 502 Bad Gateway$"),
-        (200, "does not answer like a gateway"),
-    ],
+    [(502, "^The gateway answered 502 Bad Gateway$"), (200, "does not answer like a gateway")],
 )
 def test_a_page_in_the_place_of_an_answer_becomes_one_line(
     gateway: Gateway, server: ScriptedGateway, code: int, message: str

@@ -38,13 +38,7 @@ def test_another_text_is_listed_and_passes(tmp_path: Path) -> None:
     assert "no difference but 1 texts" in output
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": "integer"},
-        {"type": "string", "default": None},
-    ],
-)
+@pytest.mark.parametrize("schema", [{"type": "integer"}, {"type": "string", "default": None}])
 def test_another_schema_of_a_property_title_fails(tmp_path: Path, schema: dict[str, Any]) -> None:
     new = copy.deepcopy(DOCUMENT)
     new["components"]["schemas"]["Job"]["properties"]["title"] = schema

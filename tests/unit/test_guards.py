@@ -13,7 +13,7 @@ from common.asr.engine import TEMPERATURES
 from common.asr.guards import DecodingResult, Evidence
 from common.domain.values import Detected, Span, Word
 
-HEARD = Evidence(no_speech_prob=0.05, avg_logprob=-0.3, loudness_dbfs=-25.0)
+CLEAR = Evidence(no_speech_prob=0.05, avg_logprob=-0.3, loudness_dbfs=-25.0)
 NO_VOICE = Evidence(no_speech_prob=0.9, avg_logprob=-0.6, loudness_dbfs=-45.0)
 UNSURE = Evidence(no_speech_prob=0.4, avg_logprob=-1.6, loudness_dbfs=-45.0)
 QUIET = Evidence(no_speech_prob=0.4, avg_logprob=-0.6, loudness_dbfs=-80.0)
@@ -64,7 +64,7 @@ def test_a_known_phrase_on_silence_is_dropped(text: str, evidence: Evidence) -> 
 
 @pytest.mark.parametrize("text", INVENTED)
 def test_a_known_phrase_in_clear_speech_is_kept(text: str) -> None:
-    assert not guards.is_hallucination(text, HEARD)
+    assert not guards.is_hallucination(text, CLEAR)
 
 
 @pytest.mark.parametrize(

@@ -261,9 +261,9 @@ def test_a_wrong_hash_is_removed_and_the_next_source_tried(place: Place) -> None
     assert ranges(place.hub, OTHER_MODEL) == [None]
 
 
-@pytest.mark.parametrize("content", [TENSORS[:-1], b""], ids=["too short", "empty"])
-def test_a_wrong_size_leads_to_the_next_source(place: Place, content: bytes) -> None:
-    place.hub.put(GOOD_MODEL, Served(content))
+@pytest.mark.parametrize(("content", "status"), [(TENSORS[:-1], 200), (b"", 200), (b"", 416)])
+def test_a_wrong_size_leads_to_the_next_source(place: Place, content: bytes, status: int) -> None:
+    place.hub.put(GOOD_MODEL, Served(content, status))
     place.pull(toy(GOOD, OTHER))
 
 

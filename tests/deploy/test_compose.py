@@ -17,6 +17,7 @@ import yaml
 from api.__main__ import SHUTDOWN_S
 from api.app import STREAMS_END_S
 from common.settings import ROOT, WorkerSettings
+from tests.support.compose import COMPOSE, SERVICES
 from tests.support.setting_names import secret_settings, settings_named
 
 ONE_SHOT = {"migrate"}
@@ -25,16 +26,8 @@ STOP_MARGIN_S = 10
 """What WORKER_STOP_PERIOD asks for on top."""
 
 
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
-
-
-def services() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = COMPOSE["services"]
-    return found
-
-
 def ours() -> dict[str, dict[str, Any]]:
-    return {name: it for name, it in services().items() if it["image"].startswith("stenopool-")}
+    return {name: it for name, it in SERVICES.items() if it["image"].startswith("stenopool-")}
 
 
 def seconds(duration: str) -> int:
@@ -95,9 +88,9 @@ def listed(name: str) -> set[str]:
 # --- every service --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", services())
+@pytest.mark.parametrize("name", SERVICES)
 def test_a_service_can_write_nowhere_and_gain_nothing(name: str) -> None:
-    service = services()[name]
+    service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "cap_add" not in service
@@ -107,17 +100,17 @@ def test_a_service_can_write_nowhere_and_gain_nothing(name: str) -> None:
 
 
 def test_no_container_runs_as_root() -> None:
-    for name in services().keys() - ours().keys():
-        assert services()[name]["user"] not in {"", "0", "root"}, name
+    for name in SERVICES.keys() - ours().keys():
+        assert SERVICES[name]["user"] not in {"", "0", "root"}, name
     users = [rest for word, rest in stages()["gateway"] if word == "USER"]
     assert users[-1] == "10001:10001"
     assert not [word for word, _ in stages()["worker"] if word == "USER"]
     assert not [name for name, service in ours().items() if "user" in service]
 
 
-@pytest.mark.parametrize("name", services())
+@pytest.mark.parametrize("name", SERVICES)
 def test_a_service_is_started_again_and_has_limits(name: str) -> None:
-    service = services()[name]
+    service = SERVICES[name]
     assert service["restart"].startswith("on-failure" if name in ONE_SHOT else "unless-stopped")
     limits = service["deploy"]["resources"]["limits"]
     assert limits["memory"]
@@ -125,36 +118,36 @@ def test_a_service_is_started_again_and_has_limits(name: str) -> None:
     assert service["logging"]["options"].keys() >= {"max-size", "max-file"}
 
 
-@pytest.mark.parametrize("name", services())
+@pytest.mark.parametrize("name", SERVICES)
 def test_a_service_has_a_health_check_unless_it_ends(name: str) -> None:
-    check = services()[name].get("healthcheck")
+    check = SERVICES[name].get("healthcheck")
     if name in ONE_SHOT:
         assert check == {"disable": True}
     elif check is not None:
         assert check["test"]
         assert seconds(check["timeout"]) > 0
     else:
-        stage = services()[name]["build"]["target"]
+        stage = SERVICES[name]["build"]["target"]
         assert [rest for word, rest in stages()[stage] if word == "HEALTHCHECK"]
 
 
 def test_what_a_service_depends_on_is_there_and_well_or_done() -> None:
-    for name, service in services().items():
+    for name, service in SERVICES.items():
         for needed, how in service.get("depends_on", {}).items():
             state = "completed_successfully" if needed in ONE_SHOT else "healthy"
             assert how == {"condition": f"service_{state}"}, name
-            assert needed in services()
+            assert needed in SERVICES
 
 
 def test_postgres_and_redis_are_reached_from_no_other_network_and_no_port() -> None:
     for name in ("postgres", "redis"):
-        assert services()[name]["networks"] == ["data"]
-        assert "ports" not in services()[name]
+        assert SERVICES[name]["networks"] == ["data"]
+        assert "ports" not in SERVICES[name]
     assert COMPOSE["networks"]["data"]["internal"] is True
 
 
 def test_ports_are_published_to_this_host_alone_unless_one_says_otherwise() -> None:
-    for service in services().values():
+    for service in SERVICES.values():
         for port in service.get("ports", ()):
             assert port.startswith(("127.0.0.1:", "${API_HOST:-127.0.0.1}:"))
 

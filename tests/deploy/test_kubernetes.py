@@ -228,28 +228,26 @@ def test_whatever_selects_finds_its_pods(manifests: list[Manifest]) -> None:
     ]
     for manifest in manifests:
         spec = manifest.get("spec", {})
+        selector = spec.get("selector") or spec.get("podSelector") or {}
+        wanted = selector.get("matchLabels", selector).items()  # a Service's are the selector
+        matching = [labels for labels in pods if wanted <= labels.items()]
         match manifest["kind"]:
             case "StatefulSet" | "Deployment":
-                wanted = spec["selector"]["matchLabels"].items()
-                assert wanted <= spec["template"]["metadata"]["labels"].items()
+                assert spec["template"]["metadata"]["labels"] in matching
                 for constraint in pod_of(manifest).get("topologySpreadConstraints", []):
                     assert constraint["labelSelector"]["matchLabels"].items() == wanted
                 if "serviceName" in spec:
                     assert one(manifests, "Service", spec["serviceName"])
-            case "Service":
-                assert any(spec["selector"].items() <= labels.items() for labels in pods)
+            case "Service" | "NetworkPolicy":
+                assert wanted
+                assert matching
             case "PodDisruptionBudget":
-                wanted = spec["selector"]["matchLabels"].items()
-                assert sum(wanted <= labels.items() for labels in pods) == 1
-            case "NetworkPolicy":
-                wanted = spec["podSelector"]["matchLabels"].items()
-                assert any(wanted <= labels.items() for labels in pods)
+                assert len(matching) == 1
             case "HorizontalPodAutoscaler" | "ScaledObject":
                 target = one(manifests, "Deployment", spec["scaleTargetRef"]["name"])
                 assert "replicas" not in target["spec"]
             case "ServiceMonitor":
                 service = one(manifests, "Service", "api")
-                wanted = spec["selector"]["matchLabels"].items()
                 assert wanted <= service["metadata"]["labels"].items()
                 ports = {port["name"] for port in service["spec"]["ports"]}
                 assert {endpoint["port"] for endpoint in spec["endpoints"]} <= ports

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from common.settings import ROOT
+from tests.support.compose import SERVICES
 
 DOCKER = ROOT / "docker"
 
@@ -21,16 +21,9 @@ def read(path: Path) -> dict[str, Any]:
     return document
 
 
-@cache
-def service(name: str) -> dict[str, Any]:
-    """As docker-compose.yml has it, anchors and merges followed."""
-    found: dict[str, Any] = read(ROOT / "docker-compose.yml")["services"][name]
-    return found
-
-
 def mounted(name: str) -> dict[str, Path]:
     """Files and folders of the checkout that a service sees, by where it does."""
-    parts = [volume.split(":") for volume in service(name)["volumes"]]
+    parts = [volume.split(":") for volume in SERVICES[name]["volumes"]]
     return {part[1]: ROOT / part[0] for part in parts if part[0].startswith("./")}
 
 
@@ -45,7 +38,9 @@ def on_this_machine(name: str, inside: str) -> Path:
 def option(name: str, option: str) -> str:
     """What a service's command gives for an option."""
     (found,) = (
-        word.partition("=")[2] for word in service(name)["command"] if word.startswith(f"{option}=")
+        word.partition("=")[2]
+        for word in SERVICES[name]["command"]
+        if word.startswith(f"{option}=")
     )
     return str(found)
 
@@ -79,44 +74,44 @@ def test_every_gateway_is_scraped_where_it_listens() -> None:
     (found,) = scraped()["dns_sd_configs"]
     assert found["type"] == "A"
     assert found["names"] == ["api"]
-    assert found["port"] == int(service("api")["environment"]["API_PORT"])
+    assert found["port"] == int(SERVICES["api"]["environment"]["API_PORT"])
     assert scraped().get("metrics_path", "/metrics") == "/metrics"
     # A name is found in a network that both are in.
-    networks = service("prometheus").get("networks", ["default"])
-    assert set(networks) & set(service("api")["networks"])
+    networks = SERVICES["prometheus"].get("networks", ["default"])
+    assert set(networks) & set(SERVICES["api"]["networks"])
 
 
 def test_the_key_is_in_a_file_that_is_made_when_prometheus_starts() -> None:
     authorization = scraped()["authorization"]
     assert set(authorization) == {"credentials_file"}
-    script = service("prometheus")["entrypoint"][-2]
+    script = SERVICES["prometheus"]["entrypoint"][-2]
     assert "GATEWAY_API_KEY" in script
     assert f">{authorization['credentials_file']}\n" in script
     assert authorization["credentials_file"].startswith("/tmp/")  # noqa: S108 - in the container
-    assert "/tmp" in service("prometheus")["tmpfs"]  # noqa: S108 - the same
+    assert "/tmp" in SERVICES["prometheus"]["tmpfs"]  # noqa: S108 - the same
 
 
 def test_what_prometheus_has_seen_outlives_it_for_so_many_days_only() -> None:
     volume = f"prometheus:{option('prometheus', '--storage.tsdb.path')}"
-    assert volume in service("prometheus")["volumes"]
+    assert volume in SERVICES["prometheus"]["volumes"]
     assert re.fullmatch(r"\d+d", option("prometheus", "--storage.tsdb.retention.time"))
 
 
 def test_its_services_are_of_the_profile() -> None:
     for name in ("prometheus", "grafana"):
-        assert service(name)["profiles"] == ["monitoring"]
+        assert SERVICES[name]["profiles"] == ["monitoring"]
 
 
 @pytest.mark.parametrize("name", ["prometheus", "grafana"])
 def test_all_that_is_mounted_is_there_and_cannot_be_written_to(name: str) -> None:
-    for volume in service(name)["volumes"]:
+    for volume in SERVICES[name]["volumes"]:
         if volume.startswith("./"):
             assert volume.endswith(":ro")
     assert all(path.exists() for path in mounted(name).values())
 
 
 def test_grafana_asks_the_prometheus_that_runs_beside_it() -> None:
-    port = service("prometheus")["ports"][0].rpartition(":")[2]
+    port = SERVICES["prometheus"]["ports"][0].rpartition(":")[2]
     assert source()["url"] == f"http://prometheus:{port}"
     assert source()["isDefault"]
     interval = read(DOCKER / "prometheus" / "prometheus.yml")["global"]["scrape_interval"]
@@ -133,7 +128,7 @@ def test_the_dashboard_draws_from_a_source_of_the_kind_that_there_is() -> None:
 
 def test_the_dashboard_is_where_grafana_looks_for_it() -> None:
     (provider,) = read(DOCKER / "grafana/provisioning/dashboards/stenopool.yml")["providers"]
-    home = service("grafana")["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    home = SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert home.startswith(f"{provider['options']['path']}/")
     assert on_this_machine("grafana", home) == DOCKER / "grafana" / "stenopool.json"
 
@@ -144,15 +139,15 @@ def test_grafanas_folders_of_provisioning_are_the_ones_that_it_knows() -> None:
 
 
 def test_the_password_is_read_from_a_file_that_is_made_when_grafana_starts() -> None:
-    password = service("grafana")["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+    password = SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
     match = re.fullmatch(r"\$\$__file\{(/tmp/\w+)\}", password)  # $$: a $ to Compose
     assert match is not None
-    script = service("grafana")["entrypoint"][-1]
+    script = SERVICES["grafana"]["entrypoint"][-1]
     assert "GRAFANA_PASSWORD" in script
     assert f">{match[1]}\n" in script
 
 
 def test_grafana_needs_a_password() -> None:
-    environment = service("grafana")["environment"]
+    environment = SERVICES["grafana"]["environment"]
     assert "GF_AUTH_ANONYMOUS_ENABLED" not in environment
     assert environment["GF_USERS_ALLOW_SIGN_UP"] == "false"

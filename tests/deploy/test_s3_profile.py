@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from common.settings import ROOT, StorageSettings
+from tests.support.compose import SERVICES
+
+SERVICE = SERVICES["s3"]
 
 
 @pytest.fixture
@@ -28,12 +29,6 @@ def secrets(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def settings(checkout: Path) -> StorageSettings:
     return StorageSettings(_env_file=checkout / ".env")  # type: ignore[call-arg]
-
-
-def service() -> dict[str, Any]:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
-    found: dict[str, Any] = compose["services"]["s3"]
-    return found
 
 
 def test_its_settings_are_made_on_request(checkout: Path) -> None:
@@ -74,18 +69,18 @@ def test_settings_of_another_s3_stay(checkout: Path) -> None:
 
 
 def test_only_the_s3_api_is_reached_and_only_by_services_that_store() -> None:
-    assert service()["profiles"] == ["s3"]
-    assert "ports" not in service()
-    assert service()["networks"] == ["data"]
-    command = service()["command"]
+    assert SERVICE["profiles"] == ["s3"]
+    assert "ports" not in SERVICE
+    assert SERVICE["networks"] == ["data"]
+    command = SERVICE["command"]
     assert {"-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3.ip.bind=0.0.0.0"} <= set(command)
     bound = {word for word in command if "0.0.0.0" in word}  # noqa: S104 - in a container
     assert bound == {"-s3.ip.bind=0.0.0.0"}
 
 
 def test_its_user_may_do_what_the_service_does_and_nothing_else() -> None:
-    script = service()["entrypoint"][-2]
-    assert "-s3.config=/tmp/s3.json" in service()["command"]
+    script = SERVICE["entrypoint"][-2]
+    assert "-s3.config=/tmp/s3.json" in SERVICE["command"]
     actions = re.search(r'"actions": \[(.*?)\]', script)
     assert actions is not None
     assert re.findall(r'"(\w+):%s"', actions[1]) == ["Read", "Write", "List"]

@@ -94,13 +94,12 @@ def _command(words: list[str]) -> list[str]:
         return []
     while words and (ASSIGNMENT.match(words[0]) or words[0] in KEYWORDS):
         words = words[1:]
-    kept: list[str] = []
-    skip = False
-    for word in words:
-        if not skip and not re.fullmatch(r"[<>]+", word):
-            kept.append(word)
-        skip = bool(re.fullmatch(r"[<>]+", word))
-    return kept
+    redirects = [bool(re.fullmatch(r"[<>]+", word)) for word in words]
+    return [
+        word
+        for word, here, before in zip(words, redirects, [False, *redirects], strict=False)
+        if not here and not before
+    ]
 
 
 def _logical_lines(script: str) -> Iterator[str]:

@@ -80,16 +80,13 @@ def _generate(built: list[Manifest], folder: Path, kind: str, generator: Manifes
         lines += (path if path.exists() else folder / f"{name}.example").read_text().splitlines()
     values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     if generator.get("behavior") == "merge":
-        (there,) = [each for each in built if _is_meant(each, {"kind": kind, **_name(generator)})]
+        target = {"kind": kind, "name": generator["name"]}
+        (there,) = [each for each in built if _is_meant(each, target)]
         there["data"] |= values
     else:
         options = generator.get("options", {})
-        metadata = {**_name(generator), "labels": options.get("labels", {})}
+        metadata = {"name": generator["name"], "labels": options.get("labels", {})}
         built.append({"apiVersion": "v1", "kind": kind, "metadata": metadata, "data": values})
-
-
-def _name(generator: Manifest) -> dict[str, str]:
-    return {"name": generator["name"]}
 
 
 def _is_meant(manifest: Manifest, target: Mapping[str, str]) -> bool:
@@ -105,15 +102,15 @@ def _is_meant(manifest: Manifest, target: Mapping[str, str]) -> bool:
 def _change(manifest: Manifest, change: Any) -> None:
     if isinstance(change, list):
         for operation in change:
-            _operate(manifest, operation)
+            _replace(manifest, operation)
     else:
         name = manifest["metadata"]["name"]
         _merge(manifest, change)
         manifest["metadata"]["name"] = name
 
 
-def _operate(manifest: Manifest, operation: Manifest) -> None:
-    """RFC 6902, `replace` alone."""
+def _replace(manifest: Manifest, operation: Manifest) -> None:
+    """The operation of RFC 6902."""
     assert operation["op"] == "replace", operation
     *parents, last = operation["path"].removeprefix("/").split("/")
     place: Any = manifest

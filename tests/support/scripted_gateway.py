@@ -116,7 +116,7 @@ class ScriptedGateway:
     """Read an upload and keep nothing of it."""
     cut_downloads: bool = False
     """End downloads half-way."""
-    refuse: dict[str, tuple[int, bytes, str]] = field(default_factory=dict)
+    reject: dict[str, tuple[int, bytes, str]] = field(default_factory=dict)
     """Status, body and its type to answer, by the path's beginning."""
     disposition: str = 'attachment; filename="talk.txt"'
     jobs: dict[str, ScriptedJob] = field(default_factory=dict)
@@ -152,12 +152,8 @@ class ScriptedGateway:
             self.warnings,
             self.moderation,
         )
-        return {
-            "job_id": job_id,
-            "status": "PENDING",
-            "message": "",
-            "estimated_time_seconds": None,
-        }
+        accepted = {"job_id": job_id, "status": "PENDING"}
+        return accepted | {"message": "", "estimated_time_seconds": None}
 
 
 class _ScriptedHandler(BaseHTTPRequestHandler):
@@ -181,17 +177,15 @@ class _ScriptedHandler(BaseHTTPRequestHandler):
     def _answer_alone(self, gateway: ScriptedGateway, body: bytes) -> None:
         path = urlsplit(self.path).path.removeprefix("/api/v1")
         gateway.asked[path.split("/")[1]] += 1
-        refusal = next(
-            (path for path in gateway.refuse if self.path.startswith(f"/api/v1{path}")), None
-        )
+        rejected = [each for each in gateway.reject if path.startswith(each)]
         if gateway.hang_up:
             gateway.hang_up -= 1
             self.close_connection = True
         elif gateway.unavailable:
             gateway.unavailable -= 1
             self._problem(503, "Postgres is unavailable; try again soon")
-        elif refusal is not None:
-            self._send(*gateway.refuse[refusal])
+        elif rejected:
+            self._send(*gateway.reject[rejected[0]])
         elif path == "/upload":
             self._json(gateway.take_in(_form(self.headers["Content-Type"], body)))
         else:

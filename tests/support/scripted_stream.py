@@ -53,7 +53,7 @@ class ScriptedStream:
     """Close it right after what is sent at the start."""
     break_off: bool = False
     """Break the connection off at the first audio."""
-    refuse: tuple[int, bytes] | None = None
+    reject: tuple[int, bytes] | None = None
     """Status and body of the answer to the handshake."""
     may_end: threading.Event = field(default_factory=threading.Event)
     """The end is put off until it is set."""
@@ -83,9 +83,9 @@ class ScriptedStream:
 
     def _greet(self, connection: ServerConnection, request: Request) -> Response | None:
         self.headers, self.path = request.headers, request.path
-        if self.refuse is None:
+        if self.reject is None:
             return None
-        code, body = self.refuse
+        code, body = self.reject
         response = connection.respond(HTTPStatus(code), "")
         response.body = body
         del response.headers["Content-Length"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -12,16 +13,28 @@ from common.settings import Settings
 from scripts.env_example import names
 
 
+def groups() -> Iterator[type[BaseSettings]]:
+    """The groups of settings."""
+    for field in Settings.model_fields.values():
+        assert isinstance(field.annotation, type)
+        assert issubclass(field.annotation, BaseSettings)
+        yield field.annotation
+
+
+def every_name() -> list[tuple[type[BaseSettings], str, str]]:
+    """The group, the field and a name of each setting."""
+    return [
+        (group, field, name)
+        for group in groups()
+        for field in group.model_fields
+        for name in names(group, field)
+    ]
+
+
 @cache
 def settings_named() -> dict[str, Any]:
     """What each setting holds, by every name that it has."""
-    return {
-        name: group.model_fields[field].annotation
-        for each in Settings.model_fields.values()
-        if isinstance(group := each.annotation, type) and issubclass(group, BaseSettings)
-        for field in group.model_fields
-        for name in names(group, field)
-    }
+    return {name: group.model_fields[field].annotation for group, field, name in every_name()}
 
 
 def secret_settings() -> set[str]:

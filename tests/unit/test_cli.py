@@ -120,6 +120,14 @@ def test_ctrl_c_ends_with_the_code_that_shells_expect() -> None:
     assert done.stderr == "\nsteno: stopped\n"  # on a line of its own, after the terminal's ^C
 
 
+def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_PORT", "eighty")
+    done = CliRunner().invoke(steno, ["migrate"])
+    assert done.exit_code == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "API_PORT" in done.stderr
+
+
 @pytest.mark.parametrize("command", ["api", "worker", "dispatch"])
 def test_a_single_process_without_servers_names_what_to_set(command: str) -> None:
     done = CliRunner().invoke(steno, [command])

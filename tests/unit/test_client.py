@@ -63,7 +63,7 @@ def test_an_upload_arrives_whole(gateway: Gateway, server: ScriptedGateway, talk
 
 def test_uploads_are_streamed(gateway: Gateway, server: ScriptedGateway, tmp_path: Path) -> None:
     server.forget_uploads = True
-    server.refuse["/upload"] = (200, b"{}", "application/json")
+    server.reject["/upload"] = (200, b"{}", "application/json")
     big = tmp_path / "big.wav"
     with big.open("wb") as file:
         file.truncate(50_000_000)
@@ -81,7 +81,7 @@ def test_a_problem_becomes_its_detail(
     gateway: Gateway, server: ScriptedGateway, talk: Path, code: int
 ) -> None:
     body = json.dumps({"detail": "file is not audio", "code": "x"}).encode()
-    server.refuse["/upload"] = (code, body, "application/problem+json")
+    server.reject["/upload"] = (code, body, "application/problem+json")
     with pytest.raises(RequestRejected, match=r"^file is not audio$") as caught:
         gateway.upload(talk, {})
     assert caught.value.details["status"] == code
@@ -89,15 +89,12 @@ def test_a_problem_becomes_its_detail(
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [
-        (502, "^The gateway answered 502 Bad Gateway$"),
-        (200, "does not answer like a gateway"),
-    ],
+    [(502, "^The gateway answered 502 Bad Gateway$"), (200, "does not answer like a gateway")],
 )
 def test_a_page_in_the_place_of_an_answer_becomes_one_line(
     gateway: Gateway, server: ScriptedGateway, code: int, message: str
 ) -> None:
-    server.refuse["/status"] = (code, b"<html>Bad gateway</html>", "text/html")
+    server.reject["/status"] = (code, b"<html>Bad gateway</html>", "text/html")
     with pytest.raises(RequestRejected, match=message):
         gateway.status("1")
 

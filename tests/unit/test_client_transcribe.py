@@ -146,7 +146,7 @@ def test_flagged_segments_are_shown_with_their_times(server: ScriptedGateway, fo
 @pytest.mark.parametrize("code", [415, 422])
 def test_a_rejection_is_final_in_one_line(server: ScriptedGateway, folder: Path, code: int) -> None:
     body = b'{"detail": "beam_size must be at most 16; got 99"}'
-    server.refuse["/upload"] = (code, body, "application/problem+json")
+    server.reject["/upload"] = (code, body, "application/problem+json")
     done = run(server, folder / "a.mp3", "--beam-size", "99")
     assert done.exit_code == 1
     assert done.stderr == f"steno: {folder / 'a.mp3'}: beam_size must be at most 16; got 99\n"
@@ -190,7 +190,7 @@ def test_a_wrong_option_is_rejected_before_anything_is_fetched_or_started(
 
 def test_a_rejected_value_comes_with_a_likely_one(server: ScriptedGateway, folder: Path) -> None:
     problem = {"detail": "model must be ...; got 'bsae'", "value": "bsae", "allowed": "tiny, base"}
-    server.refuse["/upload"] = (422, json.dumps(problem).encode(), "application/problem+json")
+    server.reject["/upload"] = (422, json.dumps(problem).encode(), "application/problem+json")
     assert "Did you mean base?" in run(server, folder / "a.mp3", "-m", "bsae").stderr
 
 

@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
 
-from api.http.connections import (
-    Connections,
-    ThrottledWarning,
-    client_of,
-    throttle_accept_warnings,
-)
+from api.http.connections import Connections, ThrottledWarning, client_of, throttle_accept_warnings
 
 PROXY = "10.0.0.1"
 

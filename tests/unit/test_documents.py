@@ -9,19 +9,18 @@ from pathlib import Path
 
 import click
 import pytest
-import yaml
 
 from common.domain.job import JOB_TRANSITIONS, STEP_TRANSITIONS
 from common.settings import ROOT
 from scripts.bench.bench import bench
 from scripts.bench.stream import stream
 from scripts.cli.cli import steno
+from tests.support.compose import SERVICES
 from tests.support.documents import Document, commands, document, documents
 from tests.support.setting_names import settings_named
 from tests.system.test_proofs import PROOFS
 
 LARGEST_README = 8192
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 
 OTHER_PROGRAMS = {
     *("aws", "base64", "cp", "echo", "ffmpeg", "git", "jq", "kind", "kubectl", "openssl", "printf"),
@@ -194,13 +193,12 @@ def parse_compose(arguments: list[str], *, in_full: bool) -> None:
             words.append(word)
             if words[0] in {"exec", "run"} and len(words) == 2:
                 break
-    services = COMPOSE["services"]
-    profiles = {name for service in services.values() for name in service.get("profiles", ())}
+    profiles = {name for service in SERVICES.values() for name in service.get("profiles", ())}
     assert valued["--profile"] <= profiles
-    assert valued["--scale"] <= set(services)
+    assert valued["--scale"] <= set(SERVICES)
     verb, *named = words or [""]
     assert verb in {"", "build", "down", "exec", "logs", "ps", "restart", "rm", "run", "stop", "up"}
-    assert set(named) <= set(services)
+    assert set(named) <= set(SERVICES)
     if verb == "exec" and rest[:1] == ["steno"]:
         parse_click(steno, rest[1:], in_full=in_full)
     if verb == "run" and rest[:1] == ["scripts"]:

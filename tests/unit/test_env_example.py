@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pydantic_settings import BaseSettings
 
-from common.settings import ROOT, Settings
+from common.settings import ROOT
 from scripts.env_example import TARGET, names, render
 from tests.support.programs import run_python
+from tests.support.setting_names import every_name, groups
 
 SAMPLES = {"API_PUBLIC_URL": "https://steno.example.org", "API_ROOT_PATH": "/steno"}
 """Of settings that are unset, and not anything."""
-
-
-def groups() -> Iterator[type[BaseSettings]]:
-    for field in Settings.model_fields.values():
-        assert isinstance(field.annotation, type)
-        assert issubclass(field.annotation, BaseSettings)
-        yield field.annotation
-
-
-def every_name() -> list[tuple[type[BaseSettings], str, str]]:
-    return [
-        (group, field, name)
-        for group in groups()
-        for field in group.model_fields
-        for name in names(group, field)
-    ]
 
 
 def lines_with_values() -> dict[str, str]:

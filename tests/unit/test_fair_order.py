@@ -64,15 +64,12 @@ class Simulation:
     def run(self) -> Iterator[int]:
         """Each turn as it is given: the job's number, before its consequences."""
         self.coming.sort(key=lambda each: each.at)
-        while self.coming or self.busy or self.lines.tenants(0) or self._some():
+        while self.coming or self.busy or any(map(self.lines.tenants, range(3))):
             self._arrive()
             while len(self.busy) < self.workers and (job := self.lines.next()) is not None:
                 yield job
                 self._begin(job)
             self._tick()
-
-    def _some(self) -> bool:
-        return any(self.lines.tenants(priority) for priority in (1, 2))
 
     def _arrive(self) -> None:
         while self.coming and self.coming[0].at <= self.now:

@@ -16,7 +16,7 @@ from common.domain.values import Detected, Span, Word
 Evidence = tuple[DecodingResult, float]
 """A window's decoding, and the loudness of a segment in dB of full scale."""
 
-SPOKEN = DecodingResult("", avg_logprob=-0.3, no_speech_prob=0.05), -25.0
+CLEAR = DecodingResult("", avg_logprob=-0.3, no_speech_prob=0.05), -25.0
 NO_VOICE = DecodingResult("", avg_logprob=-0.6, no_speech_prob=0.9), -45.0
 UNSURE = DecodingResult("", avg_logprob=-1.6, no_speech_prob=0.4), -45.0
 QUIET = DecodingResult("", avg_logprob=-0.6, no_speech_prob=0.4), -80.0
@@ -67,7 +67,7 @@ def test_a_known_phrase_on_silence_is_dropped(text: str, evidence: Evidence) -> 
 
 @pytest.mark.parametrize("text", INVENTED)
 def test_a_known_phrase_in_clear_speech_is_kept(text: str) -> None:
-    assert not guards.is_hallucination(text, *SPOKEN)
+    assert not guards.is_hallucination(text, *CLEAR)
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,7 @@ GET_A_KEY = "pass one with --key or STENO_API_KEY (steno keys create makes one)"
 def test_a_rejected_handshake_is_one_line(
     server: ScriptedStream, talk: Path, code: int, body: bytes, message: str
 ) -> None:
-    server.refuse = (code, body)
+    server.reject = (code, body)
     done = run(server, talk)
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == f"steno: {message}\n"
@@ -475,9 +475,9 @@ def test_messages_come_with_their_times_and_the_end_with_its_reason(server: Scri
             assert stream.ready.is_set()
             assert stream.code == 4413
             assert not await stream.send(b"ab")
-            with pytest.raises(RequestRejected, match="too long") as refused:
+            with pytest.raises(RequestRejected, match="too long") as caught:
                 stream.check()
-            assert refused.value.details["status"] == 413
+            assert caught.value.details["status"] == 413
             return [message.type for message in messages]
 
     assert asyncio.run(talk()) == ["status", "status", "error", "status"]

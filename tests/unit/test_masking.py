@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 
 import pytest
 from hypothesis import given
@@ -17,12 +17,8 @@ def marked_texts(draw: st.DrawFn) -> tuple[str, tuple[Mark, ...]]:
     text = draw(st.text(max_size=60))
     places = sorted(draw(st.sets(st.integers(0, len(text)), max_size=8)))
     chosen = draw(st.lists(st.booleans(), min_size=len(places), max_size=len(places)))
-    marks = [
-        Mark(start, end, Label.OFFENSIVE, "list")
-        for (start, end), wanted in zip(pairwise(places), chosen, strict=False)
-        if wanted
-    ]
-    return text, tuple(marks)
+    spans = compress(pairwise(places), chosen)
+    return text, tuple(Mark(start, end, Label.OFFENSIVE, "list") for start, end in spans)
 
 
 @st.composite

@@ -95,14 +95,10 @@ def test_a_listed_word_makes_no_finding_milder(moderation: Moderation) -> None:
 
 
 def test_a_word_that_may_be_innocent_is_marked_in_bad_company_only(moderation: Moderation) -> None:
-    doubtful = next(
-        word
-        for word in ("khùng", "cút", "câm mồm")
-        if [find.decides for find in Lexicon().find(word)] == [False]
-    )
-    finding, marked = classify(moderation, f"{doubtful} thật")
+    assert [find.decides for find in Lexicon().find("khùng")] == [False]
+    finding, marked = classify(moderation, "khùng thật")
     assert (finding.label, marked) == (Label.CLEAN, [])
-    assert classify(moderation, f"{doubtful} xấu")[1] == [doubtful]
+    assert classify(moderation, "khùng xấu")[1] == ["khùng"]
 
 
 def test_the_words_of_a_long_text_are_not_tried_one_by_one(moderation: Moderation) -> None:
@@ -116,9 +112,8 @@ def test_the_words_of_a_long_text_are_not_tried_one_by_one(moderation: Moderatio
     )
 )
 def test_marks_lie_in_their_texts_and_clean_texts_have_none(texts: list[str]) -> None:
-    for text, finding in zip(
-        texts, Moderation(WordModel(), Lexicon()).classify(texts), strict=True
-    ):
+    findings = Moderation(WordModel(), Lexicon()).classify(texts)
+    for text, finding in zip(texts, findings, strict=True):
         assert sum(finding.scores) == pytest.approx(1)
         assert finding.marks == () or finding.label is not Label.CLEAN
         ends = [Mark(0, 0, Label.CLEAN, "list"), *finding.marks]

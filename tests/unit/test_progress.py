@@ -14,8 +14,6 @@ from rich.console import Console
 from scripts.cli.progress import TEXT_LINES, Board, Take
 from tests.support.scripted_gateway import WORKING, state
 
-WIDTHS = [20, 30, 40, 60, 80, 200]
-
 
 def a_take(name: str = "talk.mp3", **changes: Any) -> Take:
     take = Take(Path("somewhere") / name, size=1000)
@@ -39,7 +37,7 @@ def drawn(takes: list[Take], width: int = 80, height: int = 24) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 200])
 @pytest.mark.parametrize(
     "name", ["a.mp3", "a very long name of a talk that was given by somebody.mp3", "会議の録音.wav"]
 )

@@ -13,8 +13,7 @@ from common.domain.moderation import Finding, Label, Mark
 from common.domain.redaction import JOIN_MS, MARGIN_MS, spans_to_silence, unmoderated
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
-
-CLEAN = Finding(Label.CLEAN, (0.9, 0.05, 0.05))
+from tests.support.factories import CLEAN
 
 
 def foul(*marks: Mark) -> Finding:

@@ -165,7 +165,7 @@ def test_jobs_are_moderated_unless_they_or_the_installation_opt_out(
         assert not job.options.moderation
 
 
-def test_words_are_masked_where_that_was_asked_for(resolver: Resolver) -> None:
+def test_words_are_masked_on_request(resolver: Resolver) -> None:
     assert not resolve(resolver).options.filter_profanity
     assert resolve(resolver, filter_profanity="true").options.filter_profanity
 

@@ -7,13 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.asr.guards import DecodingResult
-from common.asr.segments import (
-    MAX_LETTERS,
-    MAX_SEGMENT_MS,
-    segments_of,
-    split,
-    without_pauses,
-)
+from common.asr.segments import MAX_LETTERS, MAX_SEGMENT_MS, segments_of, split, without_pauses
 from common.domain.values import Span, Word
 from tests.support.speech import noise, silence
 
@@ -54,27 +48,16 @@ def test_a_segment_fits_on_a_screen(words: list[Word]) -> None:
 
 
 def test_segments_end_with_sentences_but_not_with_initials() -> None:
-    words = timed(
-        (" My", 0, 200),
-        (" name", 200, 400),
-        (" is", 400, 600),
-        (" Arthur", 600, 1000),
-        (" J.", 1000, 1200),
-        (" Haynes.", 1200, 1700),
-        (" Call", 1700, 1900),
-        (" me", 1900, 2000),
-        (" Art.", 2000, 2300),
-    )
+    spoken = ["My", "name", "is", "Arthur", "J.", "Haynes.", "Call", "me", "Art."]
+    words = timed(*((f" {word}", at * 200, at * 200 + 200) for at, word in enumerate(spoken)))
     assert texts(split(words)) == [" My name is Arthur J. Haynes.", " Call me Art."]
 
 
 def test_a_pause_before_a_word_is_no_part_of_it() -> None:
     audio = np.concatenate([noise(1, level=0.2), silence(3), noise(1, level=0.2)])
     words = timed((" one", 0, 1000), (" two", 1000, 5000))
-    assert [word.span for word in without_pauses(words, audio)] == [
-        Span(0, 1000),
-        Span(4000, 5000),
-    ]
+    spans = [word.span for word in without_pauses(words, audio)]
+    assert spans == [Span(0, 1000), Span(4000, 5000)]
 
 
 def test_in_steady_noise_no_word_is_moved() -> None:

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
 from api.cache import SingleFlight
 
 
-def test_many_who_ask_at_once_have_it_looked_up_once() -> None:
-    looked = 0
+def test_simultaneous_requests_cause_one_lookup() -> None:
+    found = itertools.count(1)
 
     async def look() -> int:
-        nonlocal looked
-        looked += 1
         await asyncio.sleep(0)
-        return looked
+        return next(found)
 
     async def run() -> None:
         lookups = SingleFlight(look, cached_s=3600)
@@ -28,8 +27,8 @@ def test_many_who_ask_at_once_have_it_looked_up_once() -> None:
     asyncio.run(run())
 
 
-def test_what_is_not_good_any_more_is_looked_up_again() -> None:
-    found = iter(range(9))
+def test_what_has_expired_is_looked_up_again() -> None:
+    found = itertools.count()
 
     async def look() -> int:
         return next(found)

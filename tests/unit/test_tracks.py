@@ -56,20 +56,11 @@ def test_a_track_that_is_missing_is_named_with_those_there_are(asked: str) -> No
 @pytest.mark.parametrize("default", [0, 2])
 def test_each_track_is_listed_and_decodable(container: str, default: int, tmp_path: Path) -> None:
     voice = speak("The captain walked along the beach.")
-    path = write_tracks(
-        tmp_path / "film",
-        ("eng", silence(2)),
-        ("vie", voice),
-        ("fra", silence(2)),
-        container=container,
-        default=default,
-    )
+    tracks = (("eng", silence(2)), ("vie", voice), ("fra", silence(2)))
+    path = write_tracks(tmp_path / "film", *tracks, container=container, default=default)
     found = probe(path)
-    assert [(track.index, track.language, track.codec) for track in found.tracks] == [
-        (0, "eng", "aac"),
-        (1, "vie", "aac"),
-        (2, "fra", "aac"),
-    ]
+    listed = [(track.index, track.language, track.codec) for track in found.tracks]
+    assert listed == [(0, "eng", "aac"), (1, "vie", "aac"), (2, "fra", "aac")]
     assert default_track(found.tracks) == default
     loudest = [
         max(int(np.abs(block.astype(int)).max()) for block in MonoDecoder(path, track=track))

@@ -30,18 +30,6 @@ BODY = '{"type": "transcription.completed", "data": {"metadata": "Xin chào"}}'.
 DELAYS_S = (30.0, 120.0, 600.0, 3600.0)
 
 
-def sign(secrets: list[str], body: bytes = BODY) -> dict[str, str]:
-    return signed_headers(uuid4(), body, secrets, datetime.now(UTC))
-
-
-def test_a_receiver_with_the_official_library_accepts_a_message() -> None:
-    secret = Secret.new().text
-    assert Webhook(secret).verify(BODY, sign([secret])) == {
-        "type": "transcription.completed",
-        "data": {"metadata": "Xin chào"},
-    }
-
-
 def test_a_message_that_was_changed_or_signed_by_another_is_rejected() -> None:
     secret = Secret.new().text
     for body, signer in (
@@ -49,16 +37,7 @@ def test_a_message_that_was_changed_or_signed_by_another_is_rejected() -> None:
         (BODY, Secret.new().text),
     ):
         with pytest.raises(WebhookVerificationError):
-            Webhook(secret).verify(body, sign([signer]))
-
-
-def test_during_a_rotation_both_the_old_and_the_new_secret_verify() -> None:
-    old = Secret.new()
-    secrets = rotated([old], NOW, overlap_s=3600)
-    assert len({secret.text for secret in secrets}) == 2
-    headers = sign([secret.text for secret in good(secrets, NOW)])
-    for secret in secrets:
-        Webhook(secret.text).verify(BODY, headers)
+            Webhook(secret).verify(body, signed_headers(uuid4(), BODY, [signer], datetime.now(UTC)))
 
 
 def test_a_replaced_secret_is_good_until_its_time_is_over_and_no_longer() -> None:
@@ -77,11 +56,8 @@ def test_a_rotation_without_overlap_leaves_one_secret() -> None:
 def test_rotating_again_does_not_keep_the_oldest_secret_longer() -> None:
     first = Secret.new()
     twice = rotated(rotated([first], NOW, overlap_s=60), NOW, overlap_s=3600)
-    assert [secret.until for secret in twice] == [
-        None,
-        NOW + timedelta(seconds=3600),
-        NOW + timedelta(seconds=60),
-    ]
+    ends = [NOW + timedelta(seconds=seconds) for seconds in (3600, 60)]
+    assert [secret.until for secret in twice] == [None, *ends]
 
 
 def test_a_secret_survives_being_stored() -> None:

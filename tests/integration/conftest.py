@@ -66,7 +66,7 @@ def alone(
     started: list[GatewayProcess] = []
 
     def start(**settings: str) -> GatewayProcess:
-        started.append(GatewayProcess(tmp_path, database_url, redis_url, **settings))  # type: ignore[arg-type]
+        started.append(GatewayProcess(tmp_path, database_url, redis_url, **settings))
         return started[-1].__enter__()
 
     yield start

@@ -506,7 +506,7 @@ def test_a_full_disk_is_answered_with_503_and_leaves_nothing_behind(
     tmp_path: Path, database_url: str, redis_url: str, recording: bytes
 ) -> None:
     with (
-        GatewayProcess(tmp_path, database_url, redis_url, max_file_bytes=1 << 20) as gateway,
+        GatewayProcess(tmp_path, database_url, redis_url, 1 << 20) as gateway,
         Database(database_url) as database,
     ):
         before = traces(gateway, database)

@@ -1,4 +1,4 @@
-"""An HTTP server of recordings that can be told to cut, stall, lie and redirect."""
+"""An HTTP server of recordings that can cut, stall, lie and redirect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Served:
 
     ``cuts``: after how many bytes of the body the line is cut, request by request; when they are
     used up, nothing is cut. ``statuses``: answered in place of the file, likewise. ``chunked``: its
-    length is not told. ``absurd``: parts are told to be of a file beyond all size.
+    length is not stated. ``absurd``: parts claim to be of a file beyond all size.
     ``stall_after``: nothing more comes after so many bytes.
     """
 

@@ -31,8 +31,8 @@ class GatewayProcess:
         folder: Path,
         database_url: str,
         redis_url: str,
-        *,
         max_file_bytes: int | None = None,
+        /,
         **settings: str,
     ) -> None:
         self.folder = folder
@@ -108,10 +108,10 @@ def free_port() -> int:
         return port
 
 
-def children(module: str, parent: int | None = None, *, told: str = "") -> list[psutil.Process]:
+def children(module: str, parent: int | None = None, *, argument: str = "") -> list[psutil.Process]:
     """The processes that run ``module`` as children of ``parent``, else of this process.
 
-    ``told`` is in their last argument.
+    ``argument`` is in their last argument.
     """
 
     def is_one(process: psutil.Process) -> bool:
@@ -119,6 +119,6 @@ def children(module: str, parent: int | None = None, *, told: str = "") -> list[
             command = process.cmdline()
         except psutil.Error:  # it has just ended
             return False
-        return module in command and told in command[-1]
+        return module in command and argument in command[-1]
 
     return [each for each in psutil.Process(parent).children() if is_one(each)]

@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own, a line to it that can be cut, and one of fewer talents."""
+"""An S3 server in a process of its own, a line to it that can be cut, and one that lacks a call."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 import boto3
 import httpx
@@ -64,6 +66,11 @@ class S3Server:
         listed = self.client.list_objects_v2(Bucket=BUCKET)
         return [entry["Key"] for entry in listed.get("Contents", [])]
 
+    def empty(self) -> None:
+        """Delete all objects."""
+        for name in self.names():
+            self.client.delete_object(Bucket=BUCKET, Key=name)
+
     def settings(self, url: str | None = None) -> dict[str, str]:
         """What makes this the storage, by names in the environment; ``url`` leads here."""
         return {
@@ -84,7 +91,7 @@ class S3Server:
 
 
 class OneByOne:
-    """The same objects by a server that deletes one at a time, and only what is there, as Google's
+    """The same objects by a server that deletes one at a time, and only existing ones, as Google's
     did until 2026; ``refused`` counts what it did not know."""
 
     def __init__(self, server: S3Server) -> None:
@@ -115,18 +122,6 @@ class _OneByOne(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._serve()
-
-    def do_POST(self) -> None:
-        self._serve()
-
-    def do_PUT(self) -> None:
-        self._serve()
-
-    def do_DELETE(self) -> None:
-        self._serve()
-
-    def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         query = self.path.partition("?")[2]
         if self.command == "POST" and query == "delete":
@@ -137,6 +132,8 @@ class _OneByOne(BaseHTTPRequestHandler):
         else:
             answer = self._pass_on(self.command, body)
             self._answer(answer.status_code, answer.content, answer.headers["content-type"])
+
+    do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 - http.server's names
 
     def _pass_on(self, method: str, body: bytes = b"") -> httpx.Response:
         return httpx.request(
@@ -231,3 +228,14 @@ class CutLine:
                         return False
             target.sendall(data)
         return True
+
+
+@contextmanager
+def cut_line_to(database_url: str) -> Iterator[tuple[CutLine, str]]:
+    """A line to Postgres that can be cut, and the database's URL over it."""
+    parts = urlsplit(database_url)
+    assert parts.port is not None
+    with CutLine(parts.port) as line:
+        login = parts.netloc.rpartition("@")[0]
+        netloc = f"{login}@{urlsplit(line.url).netloc}"
+        yield line, parts._replace(netloc=netloc).geturl()

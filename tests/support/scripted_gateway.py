@@ -259,7 +259,7 @@ def _form(content_type: str, body: bytes) -> dict[str, tuple[str | None, bytes]]
     return found
 
 
-def until(state: Any, within_s: float = 30) -> None:
+def until(state: Any, within_s: float = 60) -> None:
     """Wait for a state, not for a time."""
     deadline = time.monotonic() + within_s
     while not state():

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 from typing import Self, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psutil
 import psycopg
+from sqlalchemy import text
 
 from common.db.database import Database
-from common.db.jobs import Jobs, NewJob
+from common.db.jobs import Jobs
 from common.db.snapshots import Snapshot
-from common.db.transcriptions import NewRecording
-from common.domain.job import JobStatus, Priority
-from common.domain.request import Options
+from common.domain.job import JobStatus
 from common.redis.events import Events
 from common.redis.queue import connect
 from common.settings import ROOT
 from common.storage.local import LocalStorage
 from scripts.stack.embedded import EmbeddedPostgres
 from scripts.stack.processes import spawn
-from tests.support.factories import TENANT
+from tests.support.factories import TENANT, new_job, new_recording
 from tests.support.speech import Samples, pcm16
 
 T = TypeVar("T")
@@ -98,60 +99,41 @@ class Service:
         self._log.close()
         self.database.close()
 
-    def start_worker(self) -> psutil.Process:
-        """Start one worker."""
-        return self._start("-m", "worker")
+    def serve(self, workers: int = 1) -> Self:
+        """Start workers and a dispatcher."""
+        for _ in range(workers):
+            self.start_worker()
+        self.start_dispatcher()
+        return self
 
-    def start_worker_after(self, code: str) -> psutil.Process:
-        """Start one worker in a process that runs ``code`` first."""
-        return self._start("-c", f"{code}\nfrom worker.__main__ import main\nmain()")
+    def start_worker(self, before: str = "") -> psutil.Process:
+        """Start one worker, in a process that runs the code ``before`` first."""
+        return self._start("worker", before)
 
-    def start_dispatcher(self) -> psutil.Process:
-        """Start the dispatcher."""
-        return self._start("-m", "worker.dispatcher")
-
-    def start_dispatcher_after(self, code: str) -> psutil.Process:
-        """Start the dispatcher in a process that runs ``code`` first."""
-        return self._start("-c", f"{code}\nfrom worker.dispatcher.__main__ import main\nmain()")
+    def start_dispatcher(self, before: str = "") -> psutil.Process:
+        """Start the dispatcher, in a process that runs the code ``before`` first."""
+        return self._start("worker.dispatcher", before)
 
     def workers(self) -> list[psutil.Process]:
         """The workers that run."""
-        running = (psutil.Process(it.pid) for it in self._processes if it.poll() is None)
-        return [process for process in running if "worker.__main__" in " ".join(process.cmdline())]
+        running = [psutil.Process(it.pid) for it in self._processes if it.poll() is None]
+        command = re.compile(r"^worker$|from worker\.__main__")
+        return [process for process in running if command.search(process.cmdline()[-1])]
 
     def submit(self, audio: Samples | Path, **options: object) -> UUID:
         """Submit a recording; ``options`` are fields of `NewJob`."""
-        recording_id = uuid4()
-        incoming = self.storage.incoming(recording_id)
+        recording = replace(new_recording(None), filename="talk.wav", container="wav")
+        incoming = self.storage.incoming(recording.id)
         if isinstance(audio, Path):
             incoming.write_bytes(audio.read_bytes())
         else:
             write_wav(incoming, audio)
-        job = {
-            "id": uuid4(),
-            "engine": "faster-whisper",
-            "model": "base",
-            "language": "en",
-            "priority": Priority.NORMAL,
-            "options": Options(),
-        } | options
-        self.jobs.submit(
-            NewRecording(
-                id=recording_id,
-                filename="talk.wav",
-                container="wav",
-                codec="pcm_s16le",
-                size_bytes=incoming.stat().st_size,
-                sha256="0" * 64,
-                duration_ms=None,
-                upload_ms=1,
-            ),
-            new_job := NewJob(**job),  # type: ignore[arg-type]
-        )
-        self.storage.keep(recording_id)
+        job = new_job(**options)
+        self.jobs.submit(recording, job)
+        self.storage.keep(recording.id)
         with connect(self.redis_url) as redis:
             Events(redis).work_to_do()
-        return new_job.id
+        return job.id
 
     def ended(self, job_id: UUID, patience_s: float = PATIENCE_S) -> Snapshot:
         """The job's last state, waited for."""
@@ -173,7 +155,10 @@ class Service:
         """The text of a completed job."""
         return " ".join(segment["text"].strip() for segment in self.jobs.text(job_id).segments)
 
-    def _start(self, *what: str) -> psutil.Process:
+    def _start(self, module: str, before: str) -> psutil.Process:
+        what = ["-m", module]
+        if before:
+            what = ["-c", f"{before}\nfrom {module}.__main__ import main\nmain()"]
         process = spawn([sys.executable, *what], env=self._env, cwd=ROOT, log=self._log)
         self._processes.append(process)
         return psutil.Process(process.pid)
@@ -192,6 +177,11 @@ def engine_process_of(worker: psutil.Process) -> psutil.Process:
     return wait_until(look, "an engine process")
 
 
+def have_ended(processes: Iterable[psutil.Process]) -> bool:
+    """Whether all have, reaped or not."""
+    return not any(it.is_running() and it.status() != psutil.STATUS_ZOMBIE for it in processes)
+
+
 def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:
     """Close the database to all, or open it again."""
     name = database_url.rpartition("/")[2]
@@ -200,3 +190,13 @@ def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
         )
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    """Whether some transaction waits for another one's lock."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with database.transaction() as session:
+        return bool(session.scalar(waiting))

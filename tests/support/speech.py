@@ -1,4 +1,4 @@
-"""Sound with a known text, made on the spot: no recording has to be shipped.
+"""Speech with a known text, made on the spot: no recording has to be shipped.
 
 The voice is eSpeak NG's, from the wheel `espeakng-loader`. It is a robot's, yet Whisper base
 understands its English nearly word for word (its Vietnamese less well).
@@ -34,14 +34,14 @@ def speak(text: str, language: str = "en", *, words_per_minute: int = 140) -> Sa
         subprocess.CalledProcessError: eSpeak NG has no such voice.
     """
     program = Path(__file__).with_name("espeak.py")
-    heard = subprocess.run(
+    output = subprocess.run(
         [sys.executable, str(program), language, str(words_per_minute)],
         input=text.encode(),
         capture_output=True,
         check=True,
     ).stdout
-    rate = int.from_bytes(heard[:4], "little")
-    samples = _resampled(np.frombuffer(heard, dtype="<i2", offset=4), rate)
+    rate = int.from_bytes(output[:4], "little")
+    samples = _resampled(np.frombuffer(output, dtype="<i2", offset=4), rate)
     samples.flags.writeable = False
     return samples
 

@@ -25,7 +25,7 @@ MELS = 80
 SHIFT = CHUNK_MS // 10
 """Frames in a chunk, of which the encoder makes a fourth."""
 LOUD = -8.0
-"""A mean log-mel energy above this is sound; of digital silence it is -16."""
+"""A mean log-mel energy above this is loud; of digital silence it is -16."""
 LAYER, WIDTH, LEFT, KERNEL = 1, 8, 4, 3
 
 
@@ -103,7 +103,7 @@ class _NetworkGraph:
     constants: list[Any] = field(default_factory=list)
     states: list[Any] = field(default_factory=list)
     next_states: list[Any] = field(default_factory=list)
-    told: list[Any] = field(default_factory=list)
+    inputs: list[Any] = field(default_factory=list)
     """What else it is given."""
 
     def build(self, output: str) -> None:
@@ -155,11 +155,11 @@ class _NetworkGraph:
                 self.node("Identity", [value.name], f"new_{value.name}")
 
     def speak(self, chunk: str, output: str) -> None:
-        """From the sound and the chunk's number to the tokens' scores, (N, outputs, tokens)."""
+        """From the audio and the chunk's number to the tokens' scores, (N, outputs, tokens)."""
         shift = [self.constant(f"slice_{i}", [i], np.int64) for i in (0, self.shift, 1)]
-        heard = self.node("Slice", ["x", shift[0], shift[1], shift[2]], "heard")
+        sliced = self.node("Slice", ["x", shift[0], shift[1], shift[2]], "sliced")
         shape = self.constant("shape", [0, self.outputs, 4 * MELS], np.int64)
-        blocks = self.node("Reshape", [heard, shape], "blocks")
+        blocks = self.node("Reshape", [sliced, shape], "blocks")
         level = self.node("ReduceMean", [blocks], "level", axes=[2], keepdims=1)
         loudness = self.node("Sub", [level, self.constant("loud", LOUD, np.float32)], "loudness")
         first = self.constant("first", TOKENS.index("\u2581một"), np.int64)
@@ -216,7 +216,7 @@ class _Conformer(_NetworkGraph):
     def build(self, output: str) -> None:
         self.state("attention", TensorProto.FLOAT, LAYER, LEFT, "N", WIDTH)
         self.state("convolution", TensorProto.FLOAT, LAYER, KERNEL - 1, "N", WIDTH)
-        self.told.append(helper.make_tensor_value_info("processed", TensorProto.INT64, ["N"]))
+        self.inputs.append(helper.make_tensor_value_info("processed", TensorProto.INT64, ["N"]))
         self.speak(self.counted_in("convolution", [0, 1, 3]), output)
         self.passed_on()
 
@@ -231,14 +231,14 @@ class _Lstm(_NetworkGraph):
 
 def _save(path: Path, graph: _NetworkGraph, output: str, metadata: dict[str, object]) -> None:
     graph.build(output)
-    sound = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", graph.frames, MELS])
+    features = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", graph.frames, MELS])
     scores = helper.make_tensor_value_info(
         output, TensorProto.FLOAT, ["N", graph.outputs, len(TOKENS)]
     )
     _write(
         path,
         graph.nodes,
-        [sound, *graph.states, *graph.told],
+        [features, *graph.states, *graph.inputs],
         [scores, *graph.next_states],
         graph.constants,
         metadata | {"decode_chunk_len": graph.shift, "T": graph.frames},

@@ -6,25 +6,22 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from common.settings import AsrSettings, Settings
 from common.weights.convert import ct2_to_ggml
 from common.weights.manifest import WHISPER_ENGINES
 from scripts.bench.bench import OURS, PARTS, Bench, Size
-from scripts.bench.corpus import read_corpus, write_wav
+from scripts.bench.corpus import read_corpus
 from scripts.bench.direct import Way
 from scripts.bench.report import BenchPart
-from tests.support.speech import Samples, pcm16, speak
+from tests.support.service import write_wav
+from tests.support.speech import speak
 
-TALK = (
-    "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. "
-    "It is easy to tell the depth of a well. These days a chicken leg is a rare dish."
-)
+TALK = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
 """From the first of the Harvard sentences (IEEE, 1969)."""
 CLIP = "The hogs were fed chopped corn and garbage."
-TINY = Size(clips=1, sent=1, upload_mb=2, planned_s=30, chunks=6, warm_up=False)
+TINY = Size(clips=1, sent=1, upload_mb=2, planned_s=10, chunks=3, warm_up=False)
 
 
 @pytest.fixture
@@ -33,9 +30,9 @@ def speech(tmp_path: Path) -> Path:
     folder = tmp_path / "speech"
     for name in ("en-read", "en-long"):
         (folder / name).mkdir(parents=True)
-    save(folder / "en-read" / "clip.wav", speak(CLIP))
+    write_wav(folder / "en-read" / "clip.wav", speak(CLIP))
     (folder / "en-read" / "refs.tsv").write_text(f"clip.wav\t{CLIP}\n")
-    save(folder / "en-long" / "talk.wav", speak(TALK))
+    write_wav(folder / "en-long" / "talk.wav", speak(TALK))
     turns = [{"start": 0, "end": len(speak(TALK)) / 16_000, "sentences": [TALK]}]
     (folder / "en-long" / "talk.transcript.json").write_text(json.dumps({"turns": turns}))
     return folder
@@ -50,10 +47,6 @@ def models(tmp_path: Path, weights_dir: Path) -> Path:
     (folder / whisper.name).symlink_to(whisper.resolve())
     ct2_to_ggml(whisper, folder / "ggml-base.bin")
     return folder
-
-
-def save(path: Path, samples: Samples) -> None:
-    write_wav(path, [np.frombuffer(pcm16(samples), "<i2")])
 
 
 def test_every_part_is_measured_and_the_ways_stand_side_by_side(

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 
 from common.settings import AsrSettings, Settings
-from scripts.bench.corpus import read_corpus, write_wav
+from scripts.bench.corpus import read_corpus
 from scripts.bench.report import BenchPart
 from scripts.bench.stream import PARTS, StreamBench, StreamSize
-from tests.support.speech import Samples, pcm16, speak
+from tests.support.service import write_wav
+from tests.support.speech import speak
 
 FOX = "The quick brown fox jumps over the lazy dog."
 RICE = "Rice is often served in round bowls."
 VIETNAMESE = "xin chào các bạn hôm nay trời đẹp"
 TINY = StreamSize(
-    stream_s=6, several_s=4, steps=(1,), pause_s=5, fast_s=2, unread=False, sessions=4
+    stream_s=4, several_s=3, steps=(1,), pause_s=5, fast_s=2, unread=False, sessions=2
 )
 
 
@@ -30,20 +31,16 @@ def speech(tmp_path: Path) -> Path:
     for name, texts in {"en-read": (FOX, RICE), "vi-read": (VIETNAMESE,)}.items():
         (folder / name).mkdir(parents=True)
         for number, text in enumerate(texts):
-            save(folder / name / f"{number}.wav", speak(text, name[:2]))
+            write_wav(folder / name / f"{number}.wav", speak(text, name[:2]))
         table = "".join(f"{number}.wav\t{text}\n" for number, text in enumerate(texts))
         (folder / name / "refs.tsv").write_text(table)
-    talk = [FOX, RICE] * 8
-    sound = np.concatenate([speak(text) for text in talk])
+    talk = [FOX, RICE] * 4
+    audio = np.concatenate([speak(text) for text in talk])
     (folder / "en-long").mkdir()
-    save(folder / "en-long" / "talk.wav", sound)
-    turns = [{"start": 0, "end": len(sound) / 16_000, "sentences": talk}]
+    write_wav(folder / "en-long" / "talk.wav", audio)
+    turns = [{"start": 0, "end": len(audio) / 16_000, "sentences": talk}]
     (folder / "en-long" / "talk.transcript.json").write_text(json.dumps({"turns": turns}))
     return folder
-
-
-def save(path: Path, samples: Samples) -> None:
-    write_wav(path, [np.frombuffer(pcm16(samples), "<i2")])
 
 
 def test_every_part_is_measured(speech: Path, streaming_weights: Path, tmp_path: Path) -> None:
@@ -52,7 +49,7 @@ def test_every_part_is_measured(speech: Path, streaming_weights: Path, tmp_path:
         read_corpus(speech),
         Settings(asr=AsrSettings(models_dir=streaming_weights.parent)),
         tmp_path / "bench",
-        cores=2,
+        cores=1,
         size=TINY,
         progress=lambda _: None,
     )

@@ -21,7 +21,6 @@ from tests.support.frozen import SENTENCE, failures, frozen_worker, has_ended
 from tests.support.service import Start, engine_process_of, have_ended, wait_until
 from tests.support.speech import silence, speak
 
-TINY = {"engine": "whisper.cpp", "model": "tiny"}
 pytestmark = pytest.mark.usefixtures("weights_dir")
 
 
@@ -159,11 +158,11 @@ def test_several_workers_give_the_same_text_as_one(start: Start) -> None:
     parts = [speak(f"{SENTENCE} This is part number {number}.") for number in range(3)]
     audio = np.concatenate([piece for part in parts for piece in (part, silence(6))])
     service = start(REUSE_RESULTS="false").serve()
-    alone = service.submit(audio, **TINY)
+    alone = service.submit(audio)
     assert service.ended(alone).status == JobStatus.COMPLETED
     service.start_worker()
 
-    together = service.submit(audio, **TINY)
+    together = service.submit(audio)
 
     assert service.ended(together).status == JobStatus.COMPLETED
     assert service.text(together) == service.text(alone)

@@ -100,7 +100,7 @@ def cold(service: Service) -> psutil.Process:
 
 
 def test_a_hanging_model_costs_its_time_limit_and_a_warning(start: Start, tmp_path: Path) -> None:
-    service = start(**hanging(tmp_path), CHUNK_TIMEOUT="5", MAX_RETRIES="0", WORKER_LEASE="600")
+    service = start(**hanging(tmp_path), CHUNK_TIMEOUT="10", MAX_RETRIES="0", WORKER_LEASE="600")
     worker = cold(service)
 
     job_id = service.submit(speak(SENTENCE), options=MODERATED)

@@ -18,10 +18,13 @@ from scripts.bench.report import BenchPart
 from tests.support.service import write_wav
 from tests.support.speech import speak
 
-TALK = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
+TALK = (
+    "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. "
+    "It is easy to tell the depth of a well. These days a chicken leg is a rare dish."
+)
 """From the first of the Harvard sentences (IEEE, 1969)."""
 CLIP = "The hogs were fed chopped corn and garbage."
-TINY = Size(clips=1, sent=1, upload_mb=2, planned_s=10, chunks=3, warm_up=False)
+TINY = Size(clips=1, sent=1, upload_mb=2, planned_s=30, chunks=6, warm_up=False)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import psycopg
@@ -18,11 +18,16 @@ import pytest
 import redis
 from psycopg import sql
 
+from common.db.database import Database
 from scripts.bench.streaming_weights import bring
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.support.gateway import GatewayProcess
 from tests.support.phobert import PhoBert, make_phobert
 from tests.support.service import Service
+
+if TYPE_CHECKING:
+    from tests.support.s3 import S3Server
+    from worker.context import Context
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,6 +78,21 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]
 
 
 @pytest.fixture(scope="session")
+def _s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    from tests.support.s3 import S3Server
+
+    with S3Server(tmp_path_factory.mktemp("s3") / "moto.log") as server:
+        yield server
+
+
+@pytest.fixture
+def s3_server(_s3_server: S3Server) -> Iterator[S3Server]:
+    """The session's S3 server, with an empty bucket."""
+    yield _s3_server
+    _s3_server.empty()
+
+
+@pytest.fixture(scope="session")
 def migrated_template(postgres: EmbeddedPostgres) -> str:
     """The name of a database with every migration applied, to copy from."""
     from common.db.migrate import upgrade
@@ -95,10 +115,35 @@ def database_url(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator
     yield from _database_for_a_test(postgres, template=migrated_template)
 
 
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A migrated database of this test's own."""
+    with Database(database_url, pool_size=20) as database:
+        yield database
+
+
 @pytest.fixture(scope="module")
 def module_database_url(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[str]:
     """The URL of a migrated database that the tests of a module share."""
     yield from _database_for_a_test(postgres, template=migrated_template)
+
+
+@pytest.fixture
+def worker_context(
+    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Context]:
+    """Makes what a worker has, with settings."""
+    from common.redis.queue import connect
+    from common.settings import Settings
+    from worker.compose import build_context
+
+    def make(**settings: str) -> Context:
+        urls = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "DATA_DIR": str(tmp_path)}
+        for name, value in (urls | settings).items():
+            monkeypatch.setenv(name, value)
+        return build_context(Settings(), connect(redis_url))
+
+    return make
 
 
 @pytest.fixture
@@ -111,7 +156,7 @@ def redis_url(valkey: EmbeddedValkey) -> str:
 
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, Any]:
-    """The environment of a module's gateway; a module may have its own."""
+    """The environment variables of a module's gateway; a module may have its own."""
     return {}
 
 

@@ -60,12 +60,7 @@ def one(
     return segments
 
 
-@pytest.mark.parametrize("spoken", [TRAIN, REPORT, FORECAST])
-def test_speech_becomes_its_text(engine: SpeechEngine, spoken: str) -> None:
-    assert word_error_rate(spoken, text(one(engine, speak(spoken)))) <= 0.25
-
-
-def test_each_window_has_its_own_segments_in_order(engine: SpeechEngine) -> None:
+def test_each_window_becomes_its_text(engine: SpeechEngine) -> None:
     spoken = [TRAIN, REPORT, FORECAST]
     decoded = engine.transcribe([speak(each) for each in spoken], ENGLISH)
     assert len(decoded) == len(spoken)
@@ -74,9 +69,10 @@ def test_each_window_has_its_own_segments_in_order(engine: SpeechEngine) -> None
 
 
 def test_how_windows_are_grouped_into_calls_changes_nothing(engine: SpeechEngine) -> None:
-    windows = [speak(TRAIN), noise(2), speak(FORECAST), silence(1)]
-    together = [gist(segments) for segments in engine.transcribe(windows, ENGLISH)]
-    alone = [gist(one(engine, window)) for window in reversed(windows)]
+    windows = [speak(REPORT), noise(2), speak(FORECAST), silence(1)]
+    cool = replace(ENGLISH, temperatures=(0.0,))
+    together = [gist(segments) for segments in engine.transcribe(windows, cool)]
+    alone = [gist(one(engine, window, cool)) for window in reversed(windows)]
     assert together == alone[::-1]
 
 
@@ -88,28 +84,23 @@ def test_sampling_at_a_high_temperature_gives_the_same_text_again(engine: Speech
     assert {segment.temperature for segment in first + second} == {0.8}
 
 
-def test_no_option_of_one_call_is_left_for_the_next(engine: SpeechEngine) -> None:
+def test_no_option_of_one_call_applies_to_the_next(engine: SpeechEngine) -> None:
     window = speak(REPORT)
     before = gist(one(engine, window))
-    one(
-        engine,
-        window,
-        DecodingOptions(
-            language="fr",
-            task="translate",
-            beam_size=1,
-            temperatures=(0.4,),
-            initial_prompt="Ce rapport est confidentiel.",
-            hotwords="vendredi",
-            word_timestamps=False,
-        ),
+    others = DecodingOptions(
+        language="fr",
+        task="translate",
+        beam_size=1,
+        temperatures=(0.4,),
+        initial_prompt="Ce rapport est confidentiel.",
+        hotwords="vendredi",
+        word_timestamps=False,
     )
+    one(engine, window, others)
     assert gist(one(engine, window)) == before
 
 
-def test_words_join_to_the_text_and_follow_each_other_inside_the_window(
-    engine: SpeechEngine,
-) -> None:
+def test_words_join_to_the_text_in_order_inside_the_window(engine: SpeechEngine) -> None:
     window = speak(TRAIN)
     segments = one(engine, window)
     words = [word for segment in segments for word in segment.words]
@@ -119,7 +110,7 @@ def test_words_join_to_the_text_and_follow_each_other_inside_the_window(
     assert all(0 <= word.probability <= 1 for word in words)
 
 
-def test_words_stand_where_they_are_said(engine: SpeechEngine) -> None:
+def test_words_have_the_times_when_they_are_spoken(engine: SpeechEngine) -> None:
     before = speak("Good morning everybody.")
     window = np.concatenate([before, silence(3), speak("Please send the report.")])
     words = [word for segment in one(engine, window) for word in segment.words]
@@ -128,7 +119,7 @@ def test_words_stand_where_they_are_said(engine: SpeechEngine) -> None:
     assert abs(please.span.start_ms - resumed_ms) < 500
 
 
-def test_segments_stay_without_words_when_none_are_asked_for(engine: SpeechEngine) -> None:
+def test_segments_are_the_same_without_word_timestamps(engine: SpeechEngine) -> None:
     plain = one(engine, speak(TRAIN), replace(ENGLISH, word_timestamps=False))
     full = one(engine, speak(TRAIN))
     assert [each.words for each in plain] == [()] * len(full)
@@ -149,9 +140,7 @@ def test_silence_has_no_text(engine: SpeechEngine) -> None:
 
 
 @pytest.mark.parametrize("start", [4_800, 16_000, 24_000])
-def test_a_tenth_of_a_second_gives_no_text_or_text_in_doubt(
-    engine: SpeechEngine, start: int
-) -> None:
+def test_a_tenth_of_a_second_gives_no_certain_text(engine: SpeechEngine, start: int) -> None:
     for segment in one(engine, speak(TRAIN)[start : start + 1_600]):
         assert not guards.DOUBTFUL.isdisjoint(segment.flags)
 
@@ -163,17 +152,18 @@ def test_a_clip_of_one_word_has_text(engine: SpeechEngine, word: str) -> None:
     assert text(one(engine, spoken[loud[0] : loud[-1]])).strip()
 
 
-def test_a_thank_you_that_is_said_stays(engine: SpeechEngine) -> None:
-    heard = text(one(engine, speak("Thank you for watching.")))
-    assert is_known_phrase(heard)
-    assert "thank you" in heard.lower()
+def test_a_spoken_thank_you_stays(engine: SpeechEngine) -> None:
+    transcribed = text(one(engine, speak("Thank you for watching.")))
+    assert is_known_phrase(transcribed)
+    assert "thank you" in transcribed.lower()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 399, 1_600, 480_000])
 def test_a_window_may_have_any_length_up_to_30_s(engine: SpeechEngine, samples: int) -> None:
-    window = np.resize(speak(TRAIN), samples)
-    heard = one(engine, window, QUICK)
-    assert all(segment.span.end_ms <= samples // 16 for segment in heard)
+    spoken = speak(REPORT)[:samples]
+    window = np.pad(spoken, (0, samples - len(spoken)))
+    segments = one(engine, window, QUICK)
+    assert all(segment.span.end_ms <= samples // 16 for segment in segments)
 
 
 def test_no_windows_are_no_work(engine: SpeechEngine) -> None:
@@ -188,8 +178,8 @@ def test_a_prompt_longer_than_the_decoders_memory_is_cut(engine: SpeechEngine) -
 def test_a_prompt_teaches_a_spelling(engine: SpeechEngine) -> None:
     window = speak("We visited Mister Haynes in his office on Monday.")
     for spelling in ("Hanes", "Haines"):
-        told = replace(ENGLISH, initial_prompt=f"Mr. {spelling} and Mrs. {spelling}.")
-        assert spelling in text(one(engine, window, told))
+        prompted = replace(ENGLISH, initial_prompt=f"Mr. {spelling} and Mrs. {spelling}.")
+        assert spelling in text(one(engine, window, prompted))
 
 
 def test_each_windows_language_is_detected(engine: SpeechEngine) -> None:
@@ -218,7 +208,7 @@ def test_text_in_the_right_language_has_no_other_detected(engine: SpeechEngine) 
 
 
 @pytest.mark.parametrize("language", ["vi", "haw", "jw", "he", "zh", "th"])
-def test_a_language_we_offer_is_taken(engine: SpeechEngine, language: str) -> None:
+def test_an_offered_language_is_accepted(engine: SpeechEngine, language: str) -> None:
     options = replace(QUICK, language=language)
     assert len(engine.transcribe([speak(REPORT)], options)) == 1
 
@@ -243,24 +233,18 @@ def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
         load_engine(name, tmp_path / "nowhere")
 
 
-def test_a_file_that_is_no_weights_fails_the_engine(tmp_path: Path) -> None:
+def test_a_file_without_weights_fails_the_engine(weights_dir: Path, tmp_path: Path) -> None:
     for name in ("model.bin", "config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(EngineFailed):
         load_engine("faster-whisper", tmp_path)
-    for content in (b"", b"{}" * 100):
+    truncated = (weights_dir / "ggml-tiny.bin").read_bytes()[:1_000_000]
+    for content in (b"", b"{}" * 100, truncated):
         (tmp_path / "ggml.bin").write_bytes(content)
         with pytest.raises(EngineFailed):
             load_engine("whisper.cpp", tmp_path / "ggml.bin")
 
 
-def test_cut_off_ggml_weights_fail_the_engine(weights_dir: Path, tmp_path: Path) -> None:
-    cut = tmp_path / "ggml.bin"
-    cut.write_bytes((weights_dir / "ggml-tiny.bin").read_bytes()[:1_000_000])
-    with pytest.raises(EngineFailed):
-        load_engine("whisper.cpp", cut)
-
-
-def test_an_unknown_engine_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_unknown_engine_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownOption, match="vosk"):
         load_engine("vosk", tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,16 @@ def test_each_text_has_probabilities_in_order(moderator: Moderator) -> None:
     assert scores.sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_what_it_was_taught_it_knows(moderator: Moderator) -> None:
+def labels(moderator: Moderator, texts: Sequence[str]) -> list[Label]:
+    return [decide(row, moderator.by.thresholds) for row in moderator.scores(texts).tolist()]
+
+
+def test_it_gives_the_labels_it_was_trained_on(moderator: Moderator) -> None:
     labelled = examples(90, seed=3)
-    scores = moderator.scores([text for text, _ in labelled])
-    told = [decide(row, moderator.by.thresholds) for row in scores.tolist()]
-    assert told == [label for _, label in labelled]
+    assert labels(moderator, [text for text, _ in labelled]) == [label for _, label in labelled]
 
 
-def test_the_same_text_has_the_same_scores_in_any_company(moderator: Moderator) -> None:
+def test_the_same_text_has_the_same_scores_in_any_batch(moderator: Moderator) -> None:
     texts = [*TEXTS[:20], *ODD]
     together = moderator.scores(texts)
     alone = np.concatenate([moderator.scores([text]) for text in texts])
@@ -103,38 +105,34 @@ def test_no_texts_have_no_scores(moderator: Moderator) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 300, 3000])
-def test_what_is_foul_is_found_anywhere_in_a_long_text(moderator: Moderator, before: int) -> None:
+def test_foul_words_are_found_anywhere_in_a_long_text(moderator: Moderator, before: int) -> None:
     clean = (f"{WORDS[Label.CLEAN][0]} " * 1000).split()
     foul = (f"{WORDS[Label.HATE][1]} " * 60).split()
     texts = [" ".join(clean), " ".join([*clean[:before], *foul, *clean[before:]])]
-    told = [decide(row, moderator.by.thresholds) for row in moderator.scores(texts).tolist()]
-    assert told == [Label.CLEAN, Label.HATE]
+    assert labels(moderator, texts) == [Label.CLEAN, Label.HATE]
 
 
 def test_a_megabyte_is_read_to_its_end(moderator: Moderator) -> None:
     foul = f"{WORDS[Label.HATE][1]} " * 60
     text = f"{WORDS[Label.CLEAN][0]} " * 48_000 + foul
     assert len(text.encode()) > 1_000_000
-    (scores,) = moderator.scores([text]).tolist()
-    assert decide(scores, moderator.by.thresholds) is Label.HATE
+    assert labels(moderator, [text]) == [Label.HATE]
 
 
-def test_it_says_who_it_is(moderator: Moderator, source: Path, kind: str) -> None:
+def test_it_names_its_weights_and_thresholds(moderator: Moderator, source: Path, kind: str) -> None:
     assert moderator.by.model == "checkpoint"
     content = (source / WEIGHTS[kind]).read_bytes()
     assert moderator.by.sha256 == hashlib.sha256(content).hexdigest()
     assert set(moderator.by.thresholds) == {Label.OFFENSIVE, Label.HATE}
 
 
-def test_thresholds_that_are_chosen_go_before_its_own(folder: Path, kind: str) -> None:
+def test_thresholds_of_the_settings_go_before_its_own(folder: Path, kind: str) -> None:
     configure(folder, stenopool={"thresholds": {"OFFENSIVE": 0.4, "HATE": 0.3}})
     moderator = ADAPTERS[kind](folder, thresholds={Label.HATE: 0.9})
     assert moderator.by.thresholds == {Label.OFFENSIVE: 0.4, Label.HATE: 0.9}
 
 
-def test_outputs_that_have_no_names_are_named_by_the_setting(
-    folder: Path, kind: str, moderator: Moderator
-) -> None:
+def test_the_setting_names_the_outputs(folder: Path, kind: str, moderator: Moderator) -> None:
     configure(folder, id2label={str(number): f"LABEL_{number}" for number in range(3)})
     with pytest.raises(
         ModerationUnusable, match="set MODERATION_LABELS to the labels of its outputs"
@@ -144,7 +142,7 @@ def test_outputs_that_have_no_names_are_named_by_the_setting(
     assert swapped == pytest.approx(moderator.scores(TEXTS[:6])[:, ::-1], abs=1e-4)
 
 
-def test_names_that_are_too_few_are_refused(folder: Path, kind: str) -> None:
+def test_too_few_labels_are_rejected(folder: Path, kind: str) -> None:
     configure(folder, id2label=None, label2id=None, num_labels=None)
     with pytest.raises(ModerationUnusable, match=r"outputs|size mismatch"):
         ADAPTERS[kind](folder, labels="CLEAN,HATE")
@@ -160,9 +158,7 @@ def test_a_folder_without_weights_says_which_it_lacks(folder: Path, kind: str) -
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", None])
-def test_weights_that_are_corrupt_are_refused(
-    folder: Path, kind: str, content: bytes | None
-) -> None:
+def test_corrupt_weights_are_rejected(folder: Path, kind: str, content: bytes | None) -> None:
     weights = folder / WEIGHTS[kind]
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2] if content is None else content)
@@ -180,11 +176,10 @@ def test_a_folder_without_a_tokenizer_says_so(folder: Path, kind: str) -> None:
 
 def test_both_adapters_give_the_same_labels_and_scores(phobert: PhoBert) -> None:
     texts = [*TEXTS, *ODD, " ".join(TEXTS)]
-    theirs = HfModerator(phobert.checkpoint).scores(texts)
-    ours = OnnxModerator(phobert.onnx, graph="model.onnx")
-    scores = ours.scores(texts)
-    assert np.abs(scores - theirs).max() <= 1e-3
-    by = ours.by.thresholds
-    assert [decide(row, by) for row in scores.tolist()] == [
-        decide(row, by) for row in theirs.tolist()
-    ]
+    by_onnx, by_hf = (
+        OnnxModerator(phobert.onnx, graph="model.onnx"),
+        HfModerator(phobert.checkpoint),
+    )
+    assert by_onnx.by.thresholds == by_hf.by.thresholds
+    assert np.abs(by_onnx.scores(texts) - by_hf.scores(texts)).max() <= 1e-3
+    assert labels(by_onnx, texts) == labels(by_hf, texts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -25,27 +25,29 @@ LARGE = 2 * (16 << 20) + 5
 """Three parts of a multipart upload."""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with S3Server(tmp_path_factory.mktemp("s3") / "moto.log") as running:
-        yield running
-
-
 @pytest.fixture
-def line(server: S3Server) -> Iterator[CutLine]:
-    with CutLine(server.port) as whole:
+def line(s3_server: S3Server) -> Iterator[CutLine]:
+    with CutLine(s3_server.port) as whole:
         yield whole
 
 
 @pytest.fixture
-def s3(
-    server: S3Server, line: CutLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Storage]:
-    for name, value in server.settings(line.url).items():
-        monkeypatch.setenv(name, value)
-    yield open_storage(StorageSettings(data_dir=tmp_path, s3_link_seconds=60))
-    for key in server.names():
-        server.client.delete_object(Bucket=BUCKET, Key=key)
+def open_s3(
+    s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Storage]:
+    """Opens the storage at a URL that leads to the server."""
+
+    def open_at(url: str) -> Storage:
+        for name, value in s3_server.settings(url).items():
+            monkeypatch.setenv(name, value)
+        return open_storage(StorageSettings(data_dir=tmp_path, s3_link_seconds=60))
+
+    return open_at
+
+
+@pytest.fixture
+def s3(open_s3: Callable[[str], Storage], line: CutLine) -> Storage:
+    return open_s3(line.url)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -56,7 +58,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(StorageSettings(data_dir=tmp_path))
 
 
-def taken_in(storage: Storage, content: bytes, *, committed: bool = True) -> UUID:
+def store(storage: Storage, content: bytes, *, committed: bool = True) -> UUID:
     recording_id = uuid4()
     storage.incoming(recording_id).write_bytes(content)
     storage.secure(recording_id)
@@ -78,21 +80,24 @@ def test_it_says_that_it_can_be_used(storage: Storage) -> None:
     storage.check()
 
 
-def test_a_recording_comes_back_as_it_was_sent(storage: Storage) -> None:
+def test_a_recording_is_read_as_it_was_sent(storage: Storage) -> None:
     content = os.urandom(100_000)
-    recording_id = taken_in(storage, content)
-    assert read(storage, recording_id) == content
-    assert not storage.incoming(recording_id).exists()
+    recording_id = store(storage, content)
+    for _ in range(2):
+        assert read(storage, recording_id) == content
+        assert not storage.incoming(recording_id).exists()
+        storage.keep(recording_id)
+    storage.discard(uuid4())
 
 
-def test_a_recording_whose_gateway_died_after_the_commit_is_there(storage: Storage) -> None:
-    recording_id = taken_in(storage, b"sound", committed=False)
-    assert read(storage, recording_id) == b"sound"
+def test_a_recording_whose_gateway_died_after_the_commit_is_found(storage: Storage) -> None:
+    recording_id = store(storage, b"audio", committed=False)
+    assert read(storage, recording_id) == b"audio"
 
 
 def test_a_recording_can_be_read_from_any_place(storage: Storage) -> None:
     content = os.urandom(2 * BLOCK_BYTES + 1000)
-    with storage.open_recording(taken_in(storage, content)) as file:
+    with storage.open_recording(store(storage, content)) as file:
         assert file.seek(0, os.SEEK_END) == len(content)
         assert file.read(10) == b""
         for place in (len(content) - 7, 0, BLOCK_BYTES - 5, 2 * BLOCK_BYTES - 1, 17):
@@ -104,28 +109,21 @@ def test_a_recording_can_be_read_from_any_place(storage: Storage) -> None:
         assert file.read() == b""
 
 
-def test_what_was_settled_may_be_settled_again(storage: Storage) -> None:
-    recording_id = taken_in(storage, b"sound")
-    storage.keep(recording_id)
-    assert read(storage, recording_id) == b"sound"
-    storage.discard(uuid4())
-
-
 def test_a_recording_that_was_not_committed_leaves_nothing(storage: Storage) -> None:
-    recording_id = taken_in(storage, b"sound", committed=False)
+    recording_id = store(storage, b"audio", committed=False)
     storage.discard(recording_id)
     assert not storage.incoming(recording_id).exists()
     with pytest.raises(NotFound):
         storage.open_recording(recording_id)
 
 
-def test_what_nobody_settled_is_found_once_it_is_old(storage: Storage) -> None:
-    recording_id = taken_in(storage, b"sound", committed=False)
+def test_uncommitted_recordings_are_found_once_they_are_old(storage: Storage) -> None:
+    recording_id = store(storage, b"audio", committed=False)
     assert unsettled(storage, 3600) == set()
     assert recording_id in unsettled(storage, -1)
 
 
-def test_what_is_not_there_is_not_found(storage: Storage) -> None:
+def test_missing_files_are_not_found(storage: Storage) -> None:
     with pytest.raises(NotFound):
         storage.open_recording(uuid4())
     with pytest.raises(NotFound):
@@ -134,7 +132,7 @@ def test_what_is_not_there_is_not_found(storage: Storage) -> None:
         storage.read_chunk(uuid4(), 0)
 
 
-def test_sound_is_read_as_it_was_written_until_it_is_dropped(storage: Storage) -> None:
+def test_chunks_are_read_as_they_were_written_until_they_are_dropped(storage: Storage) -> None:
     job_id, other = uuid4(), uuid4()
     for each in (job_id, other):
         storage.begin("chunks", each)
@@ -151,9 +149,9 @@ def test_sound_is_read_as_it_was_written_until_it_is_dropped(storage: Storage) -
     assert storage.read_chunk(other, 0) == b"other"
 
 
-def test_erasing_a_job_takes_all_of_it_and_tells_how_much_that_was(storage: Storage) -> None:
+def test_erasing_a_job_deletes_all_of_it_and_reports_how_much(storage: Storage) -> None:
     job_id, other = uuid4(), uuid4()
-    recording_id, others = taken_in(storage, b"12345"), taken_in(storage, b"other")
+    recording_id, others = store(storage, b"12345"), store(storage, b"other")
     storage.begin("chunks", job_id)
     storage.write_chunk(job_id, 0, b"123")
     for each in (job_id, other):
@@ -181,7 +179,7 @@ def test_the_jobs_that_have_files_are_found(storage: Storage) -> None:
     assert list(storage.jobs_with("results")) == []
 
 
-def test_what_was_erased_on_a_file_system_lets_nothing_be_written_any_more(tmp_path: Path) -> None:
+def test_nothing_can_be_written_for_a_job_erased_on_a_file_system(tmp_path: Path) -> None:
     storage = open_storage(StorageSettings(data_dir=tmp_path))
     job_id = uuid4()
     storage.begin("chunks", job_id)
@@ -194,18 +192,18 @@ def test_what_was_erased_on_a_file_system_lets_nothing_be_written_any_more(tmp_p
     assert not [path for path in tmp_path.rglob("*") if str(job_id) in str(path)]
 
 
-def test_a_client_is_given_the_recording_under_its_name(storage: Storage) -> None:
+def test_a_recording_is_offered_under_its_name(storage: Storage) -> None:
     offered = storage.offer(
-        taken_in(storage, b"sound"),
+        store(storage, b"audio"),
         media_type="audio/mpeg",
         disposition="attachment; filename=\"a.mp3\"; filename*=utf-8''%C3%A2.mp3",
     )
     if isinstance(offered, Path):
-        assert offered.read_bytes() == b"sound"
+        assert offered.read_bytes() == b"audio"
         return
     assert isinstance(offered, str)
     answer = httpx.get(offered, headers={"Range": "bytes=1-"}, trust_env=False)
-    assert answer.content == b"ound"
+    assert answer.content == b"udio"
     assert answer.headers["content-type"] == "audio/mpeg"
     assert answer.headers["content-disposition"].endswith("%C3%A2.mp3")
 
@@ -218,18 +216,18 @@ def test_s3_without_a_bucket_says_what_is_missing(tmp_path: Path) -> None:
         open_storage(StorageSettings(data_dir=tmp_path, storage_backend="s3"))
 
 
-def test_a_large_recording_is_sent_in_parts(s3: Storage, server: S3Server) -> None:
+def test_a_large_recording_is_sent_in_parts(s3: Storage, s3_server: S3Server) -> None:
     content = os.urandom(LARGE)
-    recording_id = taken_in(s3, content)
-    (key,) = server.names()
+    recording_id = store(s3, content)
+    (key,) = s3_server.names()
     assert key == f"steno/recordings/{recording_id}"
-    assert server.client.head_object(Bucket=BUCKET, Key=key)["ETag"].strip('"').endswith("-3")
+    assert s3_server.client.head_object(Bucket=BUCKET, Key=key)["ETag"].strip('"').endswith("-3")
     assert read(s3, recording_id) == content
 
 
 def test_reading_a_recording_in_order_fetches_each_byte_once(s3: Storage, line: CutLine) -> None:
     size = 3 * BLOCK_BYTES + 10
-    recording_id = taken_in(s3, bytes(size))
+    recording_id = store(s3, bytes(size))
     before = line.received
     with s3.open_recording(recording_id) as file:
         file.seek(-128, os.SEEK_END)
@@ -240,30 +238,28 @@ def test_reading_a_recording_in_order_fetches_each_byte_once(s3: Storage, line: 
     assert size < line.received - before < size + 20_000
 
 
-def test_looking_at_a_large_recording_does_not_fetch_all_of_it(s3: Storage, line: CutLine) -> None:
-    recording_id = taken_in(s3, bytes(5 * BLOCK_BYTES))
+def test_reading_the_start_of_a_recording_does_not_fetch_all(s3: Storage, line: CutLine) -> None:
+    recording_id = store(s3, bytes(5 * BLOCK_BYTES))
     before = line.received
     with s3.open_recording(recording_id) as file:
         file.read(1000)
     assert line.received - before < 2 * BLOCK_BYTES
 
 
-def test_a_connection_that_is_cut_while_a_recording_is_read_costs_nothing_else(
-    s3: Storage, line: CutLine
-) -> None:
+def test_a_connection_cut_during_a_read_is_replaced(s3: Storage, line: CutLine) -> None:
     content = os.urandom(2 * BLOCK_BYTES)
-    recording_id = taken_in(s3, content)
+    recording_id = store(s3, content)
     with s3.open_recording(recording_id) as file:
         line.cut_after = BLOCK_BYTES // 2
         assert file.read() == content
     assert line.cut_after is None
 
 
-def test_a_storage_that_goes_away_while_a_recording_is_decoded_does_not_look_like_its_end(
+def test_a_storage_that_fails_while_a_recording_is_decoded_does_not_look_like_its_end(
     s3: Storage, line: CutLine, tmp_path: Path
 ) -> None:
     long = write_wav(tmp_path / "long.wav", noise(300))
-    with s3.open_recording(taken_in(s3, long.read_bytes())) as file:
+    with s3.open_recording(store(s3, long.read_bytes())) as file:
         decoding = MonoDecoder(file)
         blocks = iter(decoding)
         next(blocks)
@@ -273,9 +269,9 @@ def test_a_storage_that_goes_away_while_a_recording_is_decoded_does_not_look_lik
     assert "truncated" not in decoding.warnings
 
 
-def test_what_cannot_be_reached_is_said_to_be_unavailable(s3: Storage, line: CutLine) -> None:
-    recording_id = taken_in(s3, b"sound")
-    s3.incoming(recording_id).write_bytes(b"sound")
+def test_a_storage_that_cannot_be_reached_is_unavailable(s3: Storage, line: CutLine) -> None:
+    recording_id = store(s3, b"audio")
+    s3.incoming(recording_id).write_bytes(b"audio")
     line.cut()
     for call in (
         s3.check,
@@ -290,36 +286,32 @@ def test_what_cannot_be_reached_is_said_to_be_unavailable(s3: Storage, line: Cut
 
 @pytest.mark.parametrize("status", [400, 403, 405, 501])
 def test_a_job_is_erased_on_a_server_that_deletes_one_object_at_a_time(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+    s3_server: S3Server, open_s3: Callable[[str], Storage], status: int
 ) -> None:
-    with OneByOne(server) as google:
+    with OneByOne(s3_server) as google:
         google.status = status
-        for name, value in server.settings(google.url).items():
-            monkeypatch.setenv(name, value)
-        storage = open_storage(StorageSettings(data_dir=tmp_path))
+        storage = open_s3(google.url)
         for _ in range(2):
             job_id, recording_id = uuid4(), uuid4()
-            server.client.put_object(
+            s3_server.client.put_object(
                 Bucket=BUCKET, Key=f"steno/recordings/{recording_id}", Body=b"12345"
             )
             storage.write_chunk(job_id, 0, b"123")
             storage.write_chunk(job_id, 1, b"45")
             storage.write_result(job_id, "transcript.txt", b"12")
             assert storage.erase(job_id, recording_id) == Erased(4, 12)
-            assert server.names() == []
+            assert s3_server.names() == []
             assert storage.erase(job_id, recording_id) == Erased()
         assert google.rejected == 1, "it is asked once"
         storage.discard(uuid4())
 
 
-def test_a_server_that_is_out_is_not_taken_for_one_that_deletes_one_object_at_a_time(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unavailable_server_is_not_taken_for_one_that_deletes_one_object_at_a_time(
+    s3_server: S3Server, open_s3: Callable[[str], Storage]
 ) -> None:
-    with OneByOne(server) as google:
+    with OneByOne(s3_server) as google:
         google.status = 503
-        for name, value in server.settings(google.url).items():
-            monkeypatch.setenv(name, value)
-        storage = open_storage(StorageSettings(data_dir=tmp_path))
+        storage = open_s3(google.url)
         job_id = uuid4()
         storage.write_chunk(job_id, 0, b"123")
         with pytest.raises(Unavailable):
@@ -327,26 +319,24 @@ def test_a_server_that_is_out_is_not_taken_for_one_that_deletes_one_object_at_a_
         assert storage.read_chunk(job_id, 0) == b"123"
         google.status = 400
         storage.drop_chunks(job_id)
-    assert server.names() == []
+    assert s3_server.names() == []
 
 
-def test_an_upload_that_a_dead_gateway_has_begun_is_ended(s3: Storage, server: S3Server) -> None:
+def test_an_upload_that_a_dead_gateway_has_begun_is_ended(s3: Storage, s3_server: S3Server) -> None:
     key = f"steno/recordings/{uuid4()}"
-    upload = server.client.create_multipart_upload(Bucket=BUCKET, Key=key)
-    server.client.upload_part(
+    upload = s3_server.client.create_multipart_upload(Bucket=BUCKET, Key=key)
+    s3_server.client.upload_part(
         Bucket=BUCKET, Key=key, UploadId=upload["UploadId"], PartNumber=1, Body=b"part"
     )
-    assert server.client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
+    assert s3_server.client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
     assert unsettled(s3, -1) == set()
-    assert not server.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
+    assert not s3_server.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
 
 
-def test_what_a_dead_gateway_has_left_on_its_disk_is_cleared_when_it_starts(
-    s3: Storage, tmp_path: Path
-) -> None:
+def test_old_files_of_a_dead_gateway_are_deleted_at_start(s3: Storage, tmp_path: Path) -> None:
     old, new = s3.incoming(uuid4()), s3.incoming(uuid4())
     for path in (old, new):
-        path.write_bytes(b"sound")
+        path.write_bytes(b"audio")
     long_ago = time.time() - 2 * 3600
     os.utime(old, (long_ago, long_ago))
     open_storage(StorageSettings(data_dir=tmp_path))

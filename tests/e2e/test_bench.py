@@ -7,19 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from common.settings import AsrSettings, Settings
 from common.weights.convert import ct2_to_ggml
 from common.weights.manifest import WHISPER_ENGINES
 from scripts.bench.bench import OURS, PARTS, Bench, Size
-from scripts.bench.corpus import read_corpus, write_wav
+from scripts.bench.corpus import read_corpus
 from scripts.bench.direct import Way
 from scripts.bench.report import BenchPart
 from scripts.bench.stream import PARTS as STREAM_PARTS
 from scripts.bench.stream import StreamBench, StreamSize
-from tests.support.speech import Samples, pcm16, speak
+from tests.support.service import write_wav
+from tests.support.speech import speak
 
 TALK = (
     "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. "
@@ -42,20 +42,16 @@ def write_folder(folder: Path, talk: str, clips: Mapping[str, Sequence[str]]) ->
         place = folder / f"{language}-read"
         place.mkdir(parents=True)
         for number, text in enumerate(texts):
-            save(place / f"{number}.wav", speak(text, language))
+            write_wav(place / f"{number}.wav", speak(text, language))
         lines = (f"{number}.wav\t{text}\n" for number, text in enumerate(texts))
         (place / "refs.tsv").write_text("".join(lines))
     audio = speak(talk)
     place = folder / "en-long"
     place.mkdir()
-    save(place / "talk.wav", audio)
+    write_wav(place / "talk.wav", audio)
     turns = [{"start": 0, "end": len(audio) / 16_000, "sentences": [talk]}]
     (place / "talk.transcript.json").write_text(json.dumps({"turns": turns}))
     return folder
-
-
-def save(path: Path, samples: Samples) -> None:
-    write_wav(path, [np.frombuffer(pcm16(samples), "<i2")])
 
 
 @pytest.fixture

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from numpy.typing import NDArray
 
-from scripts.stack.running import RunningStack, find_running
-from tests.support.service import wait_until
-from tests.support.speech import pcm16, silence, speak
+from scripts.stack.running import find_running
+from tests.support.cli import start_steno
+from tests.support.frozen import SENTENCE
+from tests.support.service import wait_until, write_wav
+from tests.support.speech import silence, speak
 
-ROOT = Path(__file__).resolve().parents[2]
-SENTENCE = "The quick brown fox jumps over the lazy dog."
 HARVARD = (
     "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background. "
     "It is easy to tell the depth of a well. These days a chicken leg is a rare dish. "
@@ -35,40 +31,17 @@ HARVARD = (
 UP_WITHIN_S = 120
 
 
-def environment(data_dir: Path) -> dict[str, str]:
-    ours = {"DATABASE_URL", "REDIS_URL", "REDIS_HOST", "API_PORT", "API_HOST", "STENO_SERVER"}
-    kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return kept | {
-        "DATA_DIR": str(data_dir),
-        "MODELS_DIR": str(ROOT / "models"),
-        "PYTHONPATH": str(ROOT),
-    }
-
-
-def steno(
-    data_dir: Path, *arguments: str | Path, **settings: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "scripts", *map(str, arguments)],
-        env=environment(data_dir) | settings,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+def steno(data_dir: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    process = start_steno(data_dir, *arguments)
+    out, err = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @contextmanager
 def started(
     data_dir: Path, *arguments: str | Path, **settings: str
 ) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts", *map(str, arguments)],
-        env=environment(data_dir) | settings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_steno(data_dir, *arguments, settings=settings)
     try:
         yield process
     finally:
@@ -76,28 +49,12 @@ def started(
         process.communicate()
 
 
-def told(read: Callable[[], RunningStack | None]) -> RunningStack:
-    wait_until(read, "the stack", UP_WITHIN_S)
-    running = read()
-    assert running is not None
-    return running
-
-
-def say(path: Path, samples: NDArray[np.float32]) -> Path:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes(pcm16(samples))
-    return path
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where a stack is up."""
     data_dir = tmp_path_factory.mktemp("data")
     with started(data_dir, "up", "--port", "0", "--workers", "1") as up:
-        told(lambda: find_running(data_dir))
+        wait_until(lambda: find_running(data_dir), "the stack", UP_WITHIN_S)
         yield data_dir
         up.send_signal(signal.SIGINT)
         up.communicate(timeout=60)
@@ -105,7 +62,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def talk(tmp_path: Path) -> Path:
-    return say(tmp_path / "talk.wav", speak(SENTENCE))
+    return write_wav(tmp_path / "talk.wav", speak(SENTENCE))
 
 
 def test_a_recording_becomes_text_and_every_kind_of_file(data_dir: Path, talk: Path) -> None:
@@ -121,9 +78,7 @@ def test_a_recording_becomes_text_and_every_kind_of_file(data_dir: Path, talk: P
     assert talk.with_suffix(".tsv").read_text().startswith("start\tend\ttext\n")
 
 
-def test_a_finished_job_can_be_asked_about_later(
-    data_dir: Path, talk: Path, tmp_path: Path
-) -> None:
+def test_a_finished_job_can_be_read_later(data_dir: Path, talk: Path, tmp_path: Path) -> None:
     sent = steno(data_dir, "transcribe", talk, "-l", "en")
     found = re.search(r"job ([0-9a-f-]{36})", sent.stderr)
     assert found is not None, sent.stderr
@@ -140,20 +95,20 @@ def test_a_finished_job_can_be_asked_about_later(
     assert cancelled.stderr == "steno: The job is COMPLETED and cannot be cancelled\n"
 
 
-def test_bad_recordings_are_named_and_good_ones_are_heard(
+def test_bad_recordings_are_named_and_good_ones_are_transcribed(
     data_dir: Path, talk: Path, tmp_path: Path
 ) -> None:
-    no_sound = tmp_path / "letter.mp3"
-    no_sound.write_text("Dear reader, this is no recording.\n" * 100)
+    letter = tmp_path / "letter.mp3"
+    letter.write_text("Dear reader, this is no recording.\n" * 100)
     empty = tmp_path / "empty.wav"
     empty.touch()
-    quiet = say(tmp_path / "quiet.wav", silence(3))
-    done = steno(data_dir, "transcribe", no_sound, talk, empty, quiet, "-l", "en")
+    quiet = write_wav(tmp_path / "quiet.wav", silence(3))
+    done = steno(data_dir, "transcribe", letter, talk, empty, quiet, "-l", "en")
     assert done.returncode == 1
     assert "quick brown fox" in done.stdout
     assert f"==> {quiet} <==" in done.stdout
     assert "quiet.wav: warning: nobody speaks in it" in done.stderr
-    assert done.stderr.splitlines()[-1] == f"steno: 2 of 4 failed: {no_sound}, {empty}"
+    assert done.stderr.splitlines()[-1] == f"steno: 2 of 4 failed: {letter}, {empty}"
     assert "Traceback" not in done.stderr
 
 
@@ -180,7 +135,7 @@ def test_without_a_stack_one_is_started_and_nothing_of_it_stays(talk: Path, tmp_
 
 def test_an_interrupt_ends_the_stack_that_was_started(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    long = say(tmp_path / "long.wav", np.tile(speak(SENTENCE), 100))
+    long = write_wav(tmp_path / "long.wav", np.tile(speak(SENTENCE), 100))
     with started(data_dir, "transcribe", long, "-l", "en", "--workers", "1") as command:
         wait_until(lambda: at_work(data_dir), "work", UP_WITHIN_S)
         command.send_signal(signal.SIGINT)
@@ -191,12 +146,12 @@ def test_an_interrupt_ends_the_stack_that_was_started(tmp_path: Path) -> None:
     assert processes_over(data_dir) == []
 
 
-def test_a_stack_that_goes_away_meanwhile_is_replaced_and_no_word_is_lost(tmp_path: Path) -> None:
+def test_a_stack_that_is_killed_meanwhile_is_replaced_and_no_word_is_lost(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
-    long = say(tmp_path / "long.wav", speak(HARVARD))
+    long = write_wav(tmp_path / "long.wav", speak(HARVARD))
     soon = {"WORKER_LEASE": "3"}  # what the first stack had in hand is taken back after it
     with started(data_dir, "up", "--port", "0", "--workers", "1", **soon) as up:
-        told(lambda: find_running(data_dir))
+        wait_until(lambda: find_running(data_dir), "the stack", UP_WITHIN_S)
         send = ("transcribe", long, "-l", "en", "--workers", "1")
         with started(data_dir, *send, **soon) as command:
             wait_until(lambda: at_work(data_dir), "work", 30)

@@ -62,7 +62,7 @@ def test_the_table_takes_a_byte_a_number(made: Made) -> None:
         assert small.stat().st_size < 25e6 < large.stat().st_size
 
 
-def test_a_text_has_the_same_scores_in_any_company(made: Made) -> None:
+def test_a_text_has_the_same_scores_in_any_batch(made: Made) -> None:
     moderator = OnnxModerator(made.onnx)
     together = moderator.scores([*TEXTS, LONG, ""])
     alone = np.concatenate([moderator.scores([text]) for text in [*TEXTS, LONG, ""]])
@@ -91,14 +91,14 @@ def test_one_way_to_train_must_be_named(ways: tuple[str, ...], tmp_path: Path) -
     assert "Give one of --base, --from-scratch and --ngrams" in said
 
 
-def test_an_option_that_would_be_ignored_is_refused(tmp_path: Path) -> None:
+def test_an_option_that_would_be_ignored_is_rejected(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "data.csv", examples(30))
     how = ("--ngrams", "both", "--dev", data)
     said = moderation("train", data, "--out", tmp_path / "out", *how, fails=True).stderr
     assert "--dev does not go with --ngrams" in said
 
 
-def test_training_data_of_one_label_is_refused(tmp_path: Path) -> None:
+def test_training_data_of_one_label_is_rejected(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "data.csv", [("xin chào", Label.CLEAN)] * 10)
     done = moderation("train", data, "--out", tmp_path / "out", "--ngrams", "linear", fails=True)
     assert "CLEAN only" in done.stderr

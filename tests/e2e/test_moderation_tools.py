@@ -16,7 +16,15 @@ from common.domain.moderation import Label
 from common.errors import ModerationOff, ModerationUnusable
 from common.moderation.loading import load_moderation, load_moderator
 from common.settings import ROOT, ModerationSettings
-from tests.support.phobert import VOCABULARY, WORDS, PhoBert, examples, moderation, write_csv
+from tests.support.phobert import (
+    VOCABULARY,
+    WORDS,
+    PhoBert,
+    examples,
+    moderation,
+    moderation_process,
+    write_csv,
+)
 
 FOUL = f"theo như tin tức {WORDS[Label.OFFENSIVE][0]} mọi người ơi"
 
@@ -47,7 +55,7 @@ def test_exports_agree_with_pytorch(phobert: PhoBert) -> None:
 def test_check_and_smoke_give_a_text_the_same_label(phobert: PhoBert) -> None:
     checked = moderation("check", phobert.checkpoint, FOUL, "cảm ơn bạn đã giúp").stdout
     how = ("--folder", phobert.onnx, "--bare")
-    smoked = moderation("smoke", FOUL, "cảm ơn bạn đã giúp", *how).stdout
+    smoked = moderation_process("smoke", FOUL, "cảm ơn bạn đã giúp", *how).stdout
     for said in (checked, smoked):
         assert re.findall(r"^(CLEAN|OFFENSIVE|HATE) ", said, re.MULTILINE) == ["OFFENSIVE", "CLEAN"]
     assert re.search(r"model_int8\.onnx: imported in .* s, loaded in .* s, \d+ MB", smoked)
@@ -80,7 +88,7 @@ def test_a_checkpoint_is_fine_tuned_further(phobert: PhoBert, tmp_path: Path) ->
     assert config["stenopool"]["name"] == "tuned"
 
 
-def test_the_service_moderates_alike_by_onnx_and_by_pytorch(phobert: PhoBert) -> None:
+def test_the_service_gives_the_same_labels_by_onnx_and_by_pytorch(phobert: PhoBert) -> None:
     labelled = examples(30, seed=5)
     by_onnx, by_pytorch = (
         ModerationSettings(phobert_onnx_dir=phobert.onnx),
@@ -99,6 +107,17 @@ def test_the_service_moderates_alike_by_onnx_and_by_pytorch(phobert: PhoBert) ->
         for found, (_, label) in zip(moderated[0], labelled, strict=True)
     ]
     assert all(found >= learned for found, learned in severities), "the word lists only add"
+    texts = [text for text, _ in labelled]
+    found, by_torch = (
+        [finding.label for finding in load_moderation(settings).classify(texts)]
+        for settings in (by_onnx, by_pytorch)
+    )
+    assert found == by_torch
+    severities = [
+        (label.severity, learned.severity)
+        for label, (_, learned) in zip(found, labelled, strict=True)
+    ]
+    assert all(label >= learned for label, learned in severities), "the word lists only add"
 
 
 def test_thresholds_come_from_the_settings(phobert: PhoBert) -> None:
@@ -109,7 +128,7 @@ def test_thresholds_come_from_the_settings(phobert: PhoBert) -> None:
     assert moderator.by.thresholds[Label.OFFENSIVE] < 0.99
 
 
-def test_what_is_switched_off_is_not_loaded(tmp_path: Path) -> None:
+def test_moderation_that_is_switched_off_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(ModerationOff):
         load_moderation(ModerationSettings(ai_load_models=False, phobert_onnx_dir=tmp_path))
 
@@ -139,7 +158,7 @@ def test_without_pytorch_the_error_names_what_to_install(
         load_moderator(settings)
 
 
-def test_tools_say_what_is_wrong_in_one_line(phobert: PhoBert, tmp_path: Path) -> None:
+def test_tools_report_what_is_wrong_in_one_line(phobert: PhoBert, tmp_path: Path) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_text("text,label\nxin chào,CLEAN\nđồ ngu,RUDE\n", "utf-8")
     unnamed = Path(shutil.copytree(phobert.onnx, tmp_path / "unnamed"))
@@ -171,11 +190,8 @@ def test_tools_say_what_is_wrong_in_one_line(phobert: PhoBert, tmp_path: Path) -
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_name_that_neither_is_a_folder_nor_on_a_hub_is_refused(
-    phobert: PhoBert, tmp_path: Path
-) -> None:
-    done = moderation(
-        "train", phobert.data, "--out", tmp_path / "out", "--base", "no/such", fails=True,
-        HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path),
-    )  # fmt: skip
+def test_a_base_neither_a_folder_nor_on_a_hub_is_rejected(phobert: PhoBert, tmp_path: Path) -> None:
+    arguments = ("train", phobert.data, "--out", tmp_path / "out", "--base", "no/such")
+    done = moderation_process(*arguments, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert done.returncode == 1
     assert "no/such is neither a folder nor available from the hub" in done.stderr

@@ -176,7 +176,7 @@ def test_a_worker_that_is_stopped_while_it_registers_does_not_stay_registered(
 ) -> None:
     service = start()
 
-    wait_for_end(service.start_worker_after(STOPPED_WHILE_IT_REGISTERS))
+    wait_for_end(service.start_worker(STOPPED_WHILE_IT_REGISTERS))
 
     assert "stopped" in service.log()
     assert Redis.from_url(redis_url).smembers("rq:workers:steno") == set()

@@ -1,29 +1,22 @@
-"""What the logs tell, and what they must not."""
+"""What the logs contain, and what they must not."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.frozen import SENTENCE
 from tests.support.gateway import GatewayProcess
 from tests.support.s3 import SECRET, S3Server
 from tests.support.service import Service, wait_until, write_wav
 from tests.support.speech import speak
 
-SENTENCE = "The quick brown fox jumps over the lazy dog."
 REQUEST_ID = "request-that-is-followed"
 KEY = "key-of-the-gateway-in-the-tests-of-the-logs"
 QUERY = "hidden-in-the-query"
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[S3Server]:
-    with S3Server(tmp_path / "moto.log") as running:
-        yield running
 
 
 def lines(*logs: Path) -> list[dict[str, Any]]:
@@ -32,11 +25,11 @@ def lines(*logs: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_request_is_followed_into_the_workers_and_nothing_secret_or_said_is_logged(
-    tmp_path: Path, database_url: str, redis_url: str, server: S3Server
+def test_a_request_is_followed_into_the_workers_and_no_secret_or_text_is_logged(
+    tmp_path: Path, database_url: str, redis_url: str, s3_server: S3Server
 ) -> None:
     settings = {
-        **server.settings(),
+        **s3_server.settings(),
         "LOG_JSON": "true",
         "LOG_LEVEL": "DEBUG",
         "GATEWAY_API_KEY": KEY,
@@ -45,12 +38,11 @@ def test_a_request_is_followed_into_the_workers_and_nothing_secret_or_said_is_lo
     folder.mkdir()
     recording = write_wav(tmp_path / "private-name.wav", speak(SENTENCE))
     with (
-        GatewayProcess(folder, database_url, redis_url, max_file_bytes=None, **settings) as gateway,
+        GatewayProcess(folder, database_url, redis_url, **settings) as gateway,
         Service(database_url, redis_url, tmp_path, **settings) as service,
     ):
         gateway.http.headers["Authorization"] = f"Bearer {KEY}"
-        worker = service.start_worker()
-        service.start_dispatcher()
+        (worker,) = service.serve().workers()
         job_id = gateway.http.post(
             f"/api/v1/upload?token={QUERY}",
             files={"file": (recording.name, recording.read_bytes())},
@@ -66,10 +58,10 @@ def test_a_request_is_followed_into_the_workers_and_nothing_secret_or_said_is_lo
             found: dict[str, Any] = gateway.http.get(f"/api/v1/result/{job_id}").json()
             return found
 
-        said = wait_until(lambda: document().get("text"), "the text").split()
+        text = wait_until(lambda: document().get("text"), "the text").split()
         original = gateway.http.get(f"/api/v1/download/{job_id}?format=original")
         assert original.is_redirect
-        # It tells of the job's webhook message, whenever it comes to that.
+        # It logs the job's webhook message at some time.
         wait_until(lambda: '"process": "dispatcher"' in service.log(), "a line of the dispatcher's")
         assert worker.is_running()
     gateway_log, service_log = gateway.log_file, service.folder / "service.log"
@@ -82,9 +74,9 @@ def test_a_request_is_followed_into_the_workers_and_nothing_secret_or_said_is_lo
     assert any(line["process"] == "dispatcher" for line in lines(service_log))
 
     logged = gateway_log.read_text() + service_log.read_text()
-    words = {word.strip(".,").lower() for word in said if len(word) > 3}
+    words = {word.strip(".,").lower() for word in text if len(word) > 3}
     assert "quick" in words
-    told = " ".join(line["message"] for line in lines(gateway_log, service_log)).lower().split()
-    assert not words & set(told)
+    messages = " ".join(line["message"] for line in lines(gateway_log, service_log))
+    assert not words & set(messages.lower().split())
     for secret in (KEY, SECRET, QUERY, "X-Amz-Signature", "whsec_", "private-name", SENTENCE):
         assert secret not in logged

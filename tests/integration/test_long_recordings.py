@@ -1,8 +1,8 @@
-"""Recordings that are too long are refused, whatever their headers say of it."""
+"""Recordings that are too long are rejected, whatever their headers claim."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,14 +10,11 @@ import pytest
 
 from common.db.jobs import Jobs
 from common.errors import TooLarge
-from common.redis.queue import connect
-from common.settings import Settings
 from tests.support.factories import TENANT, claim_next, new_job, new_recording
 from tests.support.file_server import FileServer, Served
 from tests.support.gateway import GatewayProcess
 from tests.support.service import write_wav
 from tests.support.speech import noise
-from worker.compose import build_context
 from worker.context import Context
 from worker.steps import fetch, plan
 
@@ -30,19 +27,8 @@ def gateway_settings() -> dict[str, str]:
 
 
 @pytest.fixture
-def context(
-    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Context:
-    """What a worker has."""
-    for name, value in {
-        "DATABASE_URL": database_url,
-        "REDIS_URL": redis_url,
-        "DATA_DIR": str(tmp_path),
-        "EGRESS_ALLOW": "127.0.0.1",
-        "MAX_AUDIO_HOURS": THREE_SECONDS,
-    }.items():
-        monkeypatch.setenv(name, value)
-    return build_context(Settings(), connect(redis_url))
+def context(worker_context: Callable[..., Context]) -> Context:
+    return worker_context(EGRESS_ALLOW="127.0.0.1", MAX_AUDIO_HOURS=THREE_SECONDS)
 
 
 @pytest.fixture
@@ -51,29 +37,27 @@ def server() -> Iterator[FileServer]:
         yield server
 
 
-def test_what_claims_to_be_too_long_is_not_taken_in(
-    gateway: GatewayProcess, tmp_path: Path
-) -> None:
+def test_uploads_that_are_too_long_are_rejected(gateway: GatewayProcess, tmp_path: Path) -> None:
     for seconds, status in ((3, 200), (4, 413)):
-        sound = write_wav(tmp_path / f"{seconds}.wav", noise(seconds)).read_bytes()
-        answer = gateway.http.post("/api/v1/upload", files={"file": ("a.wav", sound)})
+        wav = write_wav(tmp_path / f"{seconds}.wav", noise(seconds)).read_bytes()
+        answer = gateway.http.post("/api/v1/upload", files={"file": ("a.wav", wav)})
         assert answer.status_code == status, answer.text
     assert "hours of audio" in answer.json()["detail"]
     assert gateway.incoming == []
 
 
-def test_what_was_fetched_and_is_too_long_is_not_kept(
+def test_a_fetched_recording_that_is_too_long_is_not_stored(
     context: Context, server: FileServer, tmp_path: Path
 ) -> None:
-    sound = write_wav(tmp_path / "long.wav", noise(4)).read_bytes()
-    job = new_job(source_url=server.put("/long.wav", Served(sound)))
+    wav = write_wav(tmp_path / "long.wav", noise(4)).read_bytes()
+    job = new_job(source_url=server.put("/long.wav", Served(wav)))
     Jobs(context.steps._database, TENANT).create(job)
     with pytest.raises(TooLarge, match="hours of audio"):
         fetch.run(context, claim_next(context.steps))
     assert list(context.settings.storage.temp.glob("*.part")) == []
 
 
-def test_what_turns_out_to_be_too_long_is_not_cut_to_its_end(
+def test_a_plan_ends_where_a_recording_turns_out_to_be_too_long(
     context: Context, tmp_path: Path, weights_dir: Path
 ) -> None:
     assert (weights_dir / "faster-whisper-base").is_dir()

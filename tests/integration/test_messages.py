@@ -1,4 +1,4 @@
-"""What the processes say of what is in their way: a line, the setting to look at, no secret."""
+"""What processes log of what keeps them from starting: a line, the setting, no secret."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ from scripts.stack.embedded import free_port
 from tests.support.factories import TENANT
 from tests.support.frozen import frozen_worker, is_logged
 from tests.support.gateway import GatewayProcess
-from tests.support.service import Start, wait_until, write_wav
+from tests.support.service import Start, have_ended, wait_until, write_wav
 from tests.support.speech import speak
 
 SECRET = "wrong-sesame"
 MODULES = ["worker", "worker.dispatcher"]
 WRONG_PASSWORD = ["password authentication failed", "DATABASE_PASSWORD"]
+WRONG_PAIR = ["username-password pair", "REDIS_PASSWORD"]
+UNREADABLE = "DATABASE_URL cannot be read"
 NO_HOST = "no-such-host.invalid"
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Those that are there."""
+    """Those that run."""
 
     database: str
     redis: str
@@ -68,7 +70,7 @@ def changed(url: str, **parts: str) -> str:
     return f"{was.scheme}://{user or ''}:{password}@{host}:{port}{path}"
 
 
-def last_words(module: str, environment: dict[str, str], *arguments: str) -> str:
+def last_line(module: str, environment: dict[str, str], *arguments: str) -> str:
     """The one error that a process ends with."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -78,12 +80,12 @@ def last_words(module: str, environment: dict[str, str], *arguments: str) -> str
         text=True,
         check=False,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 1, said
-    assert "Traceback" not in said, said
-    assert SECRET not in said, said
-    lines = [line for line in said.splitlines() if " INFO " not in line]
-    assert len(lines) == 1, said
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert "Traceback" not in output, output
+    assert SECRET not in output, output
+    lines = [line for line in output.splitlines() if " INFO " not in line]
+    assert len(lines) == 1, output
     return lines[0]
 
 
@@ -104,58 +106,47 @@ def running(module: str, environment: dict[str, str], log: Path) -> Iterator[Non
     assert SECRET not in log.read_text()
 
 
-def says(log: Path, *words: str) -> bool:
+def has_line(log: Path, *words: str) -> bool:
     """Whether a line has all of them."""
     return any(all(word in line for word in words) for line in log.read_text().splitlines())
 
 
 @pytest.mark.parametrize(
-    ("command", "wrong", "words"),
+    ("command", "setting", "wrong", "words"),
     [
-        (("worker",), {"password": SECRET}, WRONG_PASSWORD),
-        (("worker.dispatcher",), {"password": SECRET}, WRONG_PASSWORD),
-        (("scripts", "migrate"), {"password": SECRET}, WRONG_PASSWORD),
-        (("worker",), {"path": "/nowhere"}, ['"nowhere" does not exist', "DATABASE_URL"]),
-        (("worker",), {"password": SECRET, "port": "x"}, ["DATABASE_URL cannot be read"]),
+        ("worker", "DATABASE_URL", {"password": SECRET}, WRONG_PASSWORD),
+        ("worker.dispatcher", "DATABASE_URL", {"password": SECRET}, WRONG_PASSWORD),
+        ("scripts migrate", "DATABASE_URL", {"password": SECRET}, WRONG_PASSWORD),
+        ("worker", "DATABASE_URL", {"path": "/nowhere"}, ['"nowhere" does not', "DATABASE_URL"]),
+        ("worker", "DATABASE_URL", {"password": SECRET, "port": "x"}, [UNREADABLE]),
+        ("api", "DATABASE_URL", {"password": SECRET, "port": "x"}, [UNREADABLE]),
+        ("worker", "REDIS_URL", {"password": SECRET}, WRONG_PAIR),
+        ("worker.dispatcher", "REDIS_URL", {"password": SECRET}, WRONG_PAIR),
+        ("worker.dispatcher", "REDIS_URL", {"password": SECRET, "port": "x"}, ["REDIS_URL cannot"]),
     ],
 )
-def test_a_database_that_refuses_ends_it_with_the_reason(
+def test_a_server_that_rejects_it_ends_it_with_the_reason(
     servers: Servers,
     tmp_path: Path,
-    command: tuple[str, ...],
+    command: str,
+    setting: str,
     wrong: dict[str, str],
     words: list[str],
 ) -> None:
-    environment = servers.environment(tmp_path, DATABASE_URL=changed(servers.database, **wrong))
-    said = last_words(command[0], environment, *command[1:])
-    assert all(word in said for word in words), said
+    url = servers.database if setting == "DATABASE_URL" else servers.redis
+    environment = servers.environment(tmp_path, **{setting: changed(url, **wrong)})
+    module, *arguments = command.split()
+    line = last_line(module, environment, *arguments)
+    assert all(word in line for word in words), line
 
 
-@pytest.mark.parametrize(
-    ("module", "wrong", "words"),
-    [
-        ("worker", {"password": SECRET}, ["username-password pair", "REDIS_PASSWORD"]),
-        ("worker.dispatcher", {"password": SECRET}, ["username-password pair", "REDIS_PASSWORD"]),
-        ("worker.dispatcher", {"password": SECRET, "port": "x"}, ["REDIS_URL cannot be read"]),
-    ],
-)
-def test_a_redis_that_refuses_ends_it_with_the_reason(
-    servers: Servers, tmp_path: Path, module: str, wrong: dict[str, str], words: list[str]
-) -> None:
-    redis_url = changed(servers.redis, **wrong)
-    said = last_words(module, servers.environment(tmp_path, REDIS_URL=redis_url))
-    assert all(word in said for word in words), said
-
-
-def test_a_redis_that_wants_a_password_says_which_setting_has_it(
-    servers: Servers, tmp_path: Path
-) -> None:
+def test_a_missing_redis_password_is_named_by_its_setting(servers: Servers, tmp_path: Path) -> None:
     parts = urlsplit(servers.redis)
     environment = servers.environment(
         tmp_path, REDIS_URL="", REDIS_HOST="127.0.0.1", REDIS_PORT=str(parts.port)
     )
-    said = last_words("worker.dispatcher", environment)
-    assert "it needs a password (see REDIS_PASSWORD" in said
+    line = last_line("worker.dispatcher", environment)
+    assert "it needs a password (see REDIS_PASSWORD" in line
 
 
 @pytest.mark.parametrize(
@@ -167,64 +158,62 @@ def test_a_redis_that_wants_a_password_says_which_setting_has_it(
         ("worker.dispatcher", "REDIS_URL", f"redis://:{{}}@{NO_HOST}:{{}}/0", NO_HOST),
     ],
 )
-def test_a_server_that_is_not_there_yet_is_waited_for(
+def test_a_server_that_is_unavailable_is_waited_for(
     servers: Servers, tmp_path: Path, module: str, setting: str, address: str, word: str
 ) -> None:
     missing = {setting: address.format(SECRET, free_port())}
     log = tmp_path / "log"
     with running(module, servers.environment(tmp_path, **missing), log):
-        wait_until(partial(says, log, "waiting: ", setting, word), "a word about it")
+        wait_until(partial(has_line, log, "waiting: ", setting, word), "a word about it")
 
 
 @pytest.mark.parametrize(
     ("module", "registered"),
     [("worker", f"rq:workers:{QUEUE_NAME}"), ("worker.dispatcher", DISPATCHERS)],
 )
-def test_tables_that_are_still_to_come_are_waited_for(
+def test_missing_tables_are_waited_for(
     empty_database_url: str, redis_url: str, tmp_path: Path, module: str, registered: str
 ) -> None:
     log = tmp_path / "log"
     environment = Servers(empty_database_url, redis_url).environment(tmp_path)
     with running(module, environment, log), Redis.from_url(redis_url) as redis:
-        wait_until(partial(says, log, "at nothing", "run `steno migrate`"), "a word about them")
+        wait_until(partial(has_line, log, "at nothing", "run `steno migrate`"), "a word about them")
         upgrade(empty_database_url)
         wait_until(lambda: redis.exists(registered), "its start")
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_newer_versions_database_is_not_changed(
-    servers: Servers, tmp_path: Path, module: str
-) -> None:
+def test_a_newer_database_is_not_changed(servers: Servers, tmp_path: Path, module: str) -> None:
     with psycopg.connect(servers.database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    said = last_words(module, servers.environment(tmp_path))
-    assert "is at 9999" in said
-    assert "a newer version's" in said
+    line = last_line(module, servers.environment(tmp_path))
+    assert "is at 9999" in line
+    assert "a newer version's" in line
 
 
 @pytest.mark.parametrize("module", ["worker", "api"])
-def test_a_folder_that_cannot_be_written_in_is_named_with_its_owner_and_the_setting(
+def test_a_folder_that_cannot_be_written_is_named_with_its_owner_and_the_setting(
     servers: Servers, tmp_path: Path, module: str
 ) -> None:
-    said = last_words(module, servers.environment(tmp_path, DATA_DIR="/sys/stenopool"))
+    line = last_line(module, servers.environment(tmp_path, DATA_DIR="/sys/stenopool"))
     for words in ("/sys cannot be used", "user 0", f"process is {os.geteuid()}", "DATA_DIR"):
-        assert words in said
+        assert words in line
 
 
 def test_a_wrong_setting_is_named(servers: Servers, tmp_path: Path) -> None:
-    said = last_words("worker", servers.environment(tmp_path, WORKER_STOP_PERIOD="-1"))
-    assert "WORKER_STOP_PERIOD" in said
+    line = last_line("worker", servers.environment(tmp_path, WORKER_STOP_PERIOD="-1"))
+    assert "WORKER_STOP_PERIOD" in line
 
 
-def test_a_gateway_logs_why_it_is_not_ready_and_tells_clients_less(
-    servers: Servers, tmp_path: Path
-) -> None:
+def test_only_the_log_says_why_a_gateway_is_not_ready(servers: Servers, tmp_path: Path) -> None:
     wrong_database = changed(servers.database, password=SECRET)
     wrong_redis = changed(servers.redis, password=SECRET)
     with GatewayProcess(tmp_path, wrong_database, wrong_redis) as gateway:
         log = gateway.log_file
-        wait_until(partial(says, log, "password authentication failed", "DATABASE_"), "the reason")
-        wait_until(partial(says, log, "username-password pair", "REDIS_PASSWORD"), "the reason")
+        wait_until(
+            partial(has_line, log, "password authentication failed", "DATABASE_"), "the reason"
+        )
+        wait_until(partial(has_line, log, "username-password pair", "REDIS_PASSWORD"), "the reason")
         answers = [gateway.http.get("/readyz"), gateway.http.get("/api/v1/jobs")]
     for answer in answers:
         assert answer.status_code == 503
@@ -235,20 +224,12 @@ def test_a_gateway_logs_why_it_is_not_ready_and_tells_clients_less(
     assert SECRET not in log.read_text()
 
 
-def test_a_gateway_says_that_tables_are_missing(
-    empty_database_url: str, redis_url: str, tmp_path: Path
-) -> None:
+def test_missing_tables_are_named(empty_database_url: str, redis_url: str, tmp_path: Path) -> None:
     with GatewayProcess(tmp_path, empty_database_url, redis_url) as gateway:
-        wait_until(partial(says, gateway.log_file, "at nothing", "steno migrate"), "the reason")
+        wait_until(partial(has_line, gateway.log_file, "at nothing", "steno migrate"), "the reason")
         ready = gateway.http.get("/readyz")
     assert ready.status_code == 503
     assert "run `steno migrate`" in ready.json()["parts"]["migrations"]
-
-
-def test_a_gateway_with_an_address_that_is_none_ends(servers: Servers, tmp_path: Path) -> None:
-    url = changed(servers.database, password=SECRET, port="x")
-    said = last_words("api", servers.environment(tmp_path, DATABASE_URL=url))
-    assert "DATABASE_URL cannot be read" in said
 
 
 @pytest.mark.usefixtures("weights_dir")
@@ -257,8 +238,7 @@ def test_a_job_whose_recording_is_lost_reports_it(start: Start) -> None:
     job_id = service.submit(speak("The quick brown fox."))
     (recording,) = (service.folder / "uploads" / "recordings").iterdir()
     recording.unlink()
-    service.start_dispatcher()
-    service.start_worker()
+    service.serve()
 
     ended = service.ended(job_id)
 
@@ -268,15 +248,13 @@ def test_a_job_whose_recording_is_lost_reports_it(start: Start) -> None:
 
 @pytest.mark.usefixtures("weights_dir")
 @pytest.mark.parametrize("another", [False, True])
-def test_a_lost_chunk_is_cut_again_from_the_same_recording_only(
-    start: Start, another: bool
-) -> None:
+def test_a_lost_chunk_is_cut_again_only_from_its_recording(start: Start, another: bool) -> None:
     service = start(REUSE_RESULTS="false")
     planner, engine, job_id = frozen_worker(service, [StepKind.PLAN])
     planner.terminate()
     assert is_logged(service, "stopping; the current step")
     engine.send_signal(signal.SIGCONT)
-    wait_until(lambda: not planner.is_running() or planner.status() == "zombie", "a plan, no more")
+    wait_until(partial(have_ended, [planner]), "a plan, no more")
     for cut in (service.folder / "uploads" / "chunks" / str(job_id)).iterdir():
         cut.unlink()
     if another:

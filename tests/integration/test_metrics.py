@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""The metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from math import inf
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -44,7 +43,7 @@ from tests.support.factories import (
     submit_job,
 )
 from tests.support.gateway import GatewayProcess
-from tests.support.s3 import CutLine
+from tests.support.s3 import cut_line_to
 from tests.support.service import wait_until
 
 OPERATOR = "the-operators-own-key-0123456789"
@@ -82,9 +81,12 @@ def value(samples: Samples, name: str, **labels: str) -> float:
     return samples.get((f"stenopool_{name}", frozenset(labels.items())), 0.0)
 
 
-def test_a_job_is_counted_from_its_submission_to_its_end(
-    gateway: GatewayProcess, database: Database
-) -> None:
+def exists(samples: Samples, name: str, **labels: str) -> bool:
+    """Whether there is a sample that says 0."""
+    return samples.get((f"stenopool_{name}", frozenset(labels.items()))) == 0
+
+
+def test_a_job_is_counted_until_its_end(gateway: GatewayProcess, database: Database) -> None:
     Tenants(database).put(TENANT, tier="gold")
     steps = make_steps(database)
     submit_job(database)
@@ -163,21 +165,16 @@ def test_messages_are_counted_by_how_they_went(gateway: GatewayProcess, database
     assert value(samples, "webhook_deliveries_due") == 0
 
 
-def test_a_stream_is_counted_from_its_beginning_to_its_end(
-    gateway: GatewayProcess, database: Database
-) -> None:
+def test_a_stream_is_counted_until_its_end(gateway: GatewayProcess, database: Database) -> None:
     streams = Streams(database, TENANT)
     stream_id = open_stream(database)
     begun = scrape(gateway)
     assert value(begun, "streams_open") == 1
     assert value(begun, "streams_opened_total", **BASE) == 1
-    for name, more in (
-        ("streams_ended_total", {"outcome": "completed"}),
-        ("streams_ended_total", {"outcome": "interrupted"}),
-        ("stream_audio_seconds_total", {}),
-    ):
-        zero = (f"stenopool_{name}", frozenset({**BASE, **more}.items()))
-        assert begun[zero] == 0  # or else the first would be no increase
+    # Or else the first would be no increase.
+    assert exists(begun, "streams_ended_total", outcome="completed", **BASE)
+    assert exists(begun, "streams_ended_total", outcome="interrupted", **BASE)
+    assert exists(begun, "stream_audio_seconds_total", **BASE)
 
     now = {"engine": "zipformer", "model": "small", "language": "vi"}
     streams.beat(stream_id, audio_ms=1_500, **BASE, language="en", quota=NO_QUOTA)
@@ -222,19 +219,18 @@ def test_requests_are_counted_by_their_route_over_all_processes(gateway: Gateway
 
 
 def test_the_first_of_a_kind_is_an_increase(gateway: GatewayProcess, database: Database) -> None:
-    def told(name: str, **labels: str) -> bool:
-        return (f"stenopool_{name}", frozenset(labels.items())) in scrape(gateway)
-
-    assert told("leases_expired_total", kind="transcribe")
+    before = scrape(gateway)
+    assert exists(before, "leases_expired_total", kind="transcribe")
     one = {"tier": "standard", **BASE}
-    assert not told("jobs_ended_total", status="failed", **one)
+    assert not exists(before, "jobs_ended_total", status="failed", **one)
     submit_job(database)
+    after = scrape(gateway)
     for status in ("completed", "failed", "cancelled"):
-        assert told("jobs_ended_total", status=status, **one)
-    assert told("audio_transcribed_seconds_total", **one)
+        assert exists(after, "jobs_ended_total", status=status, **one)
+    assert exists(after, "audio_transcribed_seconds_total", **one)
 
 
-def test_it_is_told_how_much_room_is_left(gateway: GatewayProcess, database: Database) -> None:
+def test_space_and_connections_are_measured(gateway: GatewayProcess, database: Database) -> None:
     samples = scrape(gateway)
     size = shutil.disk_usage(gateway.folder)
     assert value(samples, "disk_bytes") == size.total
@@ -248,7 +244,7 @@ def test_it_is_told_how_much_room_is_left(gateway: GatewayProcess, database: Dat
     assert value(samples, "database_bytes") > 1_000_000
 
 
-def test_a_dispatcher_is_told_of_for_as_long_as_it_lives(gateway: GatewayProcess) -> None:
+def test_running_dispatchers_are_counted(gateway: GatewayProcess) -> None:
     assert value(scrape(gateway), "dispatchers") == 0
     with Redis.from_url(gateway.redis_url) as redis:
         presence.report_dispatcher(redis, "the-tests-one")
@@ -257,17 +253,15 @@ def test_a_dispatcher_is_told_of_for_as_long_as_it_lives(gateway: GatewayProcess
     assert value(scrape(gateway), "dispatchers") == 0
 
 
-def test_nothing_tells_one_tenant_or_job_from_another(
-    gateway: GatewayProcess, database: Database
-) -> None:
+def test_metrics_name_no_tenant_and_no_job(gateway: GatewayProcess, database: Database) -> None:
     job_id = submit_job(database)
     gateway.http.get(f"/api/v1/status/{job_id}", headers={"Authorization": f"Bearer {OPERATOR}"})
-    told = gateway.http.get("/metrics").text
-    assert str(job_id) not in told
-    assert TENANT not in told
+    metrics = gateway.http.get("/metrics").text
+    assert str(job_id) not in metrics
+    assert TENANT not in metrics
 
 
-def test_openmetrics_is_told_to_those_who_ask_for_it(gateway: GatewayProcess) -> None:
+def test_openmetrics_is_served_to_clients_that_accept_it(gateway: GatewayProcess) -> None:
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
     answer = gateway.http.get("/metrics", headers=accept)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
@@ -276,9 +270,7 @@ def test_openmetrics_is_told_to_those_who_ask_for_it(gateway: GatewayProcess) ->
 
 
 @pytest.mark.parametrize("file", ["grafana/stenopool.json", "prometheus/alerts.yml"])
-def test_dashboard_and_alerts_ask_for_metrics_that_are_told(
-    gateway: GatewayProcess, file: str
-) -> None:
+def test_dashboard_and_alerts_use_metrics_that_exist(gateway: GatewayProcess, file: str) -> None:
     known = {
         family.name.removesuffix("_total")
         for family in text_string_to_metric_families(gateway.http.get("/metrics").text)
@@ -289,7 +281,7 @@ def test_dashboard_and_alerts_ask_for_metrics_that_are_told(
     assert {re.sub(r"_(total|bucket|sum|count)$", "", name) for name in asked} <= known
 
 
-def test_the_dashboard_lets_its_reader_choose_the_source_and_draws_every_panel() -> None:
+def test_the_dashboard_has_a_data_source_variable_and_complete_panels() -> None:
     dashboard = json.loads((ROOT / "docker/grafana/stenopool.json").read_text())
     (variable,) = dashboard["templating"]["list"]
     assert variable["type"] == "datasource"
@@ -302,27 +294,10 @@ def test_the_dashboard_lets_its_reader_choose_the_source_and_draws_every_panel()
             assert target["expr"].count("{") == target["expr"].count("}")
 
 
-@pytest.fixture
-def locked(
-    tmp_path: Path, database_url: str, redis_url: str
-) -> Iterator[Callable[..., GatewayProcess]]:
-    running: list[GatewayProcess] = []
-
-    def start(url: str = database_url, **settings: str) -> GatewayProcess:
-        settings = {"GATEWAY_API_KEY": OPERATOR, **settings}
-        one = GatewayProcess(tmp_path, url, redis_url, max_file_bytes=None, **settings)
-        running.append(one.__enter__())
-        return one
-
-    yield start
-    for one in running:
-        one.__exit__()
-
-
-def test_where_keys_are_needed_only_one_with_the_scope_admin_opens_the_metrics(
-    locked: Callable[..., GatewayProcess], database_url: str
+def test_where_keys_are_required_metrics_need_the_scope_admin(
+    alone: Callable[..., GatewayProcess], database_url: str
 ) -> None:
-    gateway = locked()
+    gateway = alone(GATEWAY_API_KEY=OPERATOR)
     with Database(database_url) as database:
         reader, admin = (
             Keys(database, "acme").create("a test's", [scope])[1].reveal()
@@ -338,14 +313,11 @@ def test_where_keys_are_needed_only_one_with_the_scope_admin_opens_the_metrics(
     assert ask(admin) == ask(OPERATOR) == HTTPStatus.OK
 
 
-def test_while_postgres_is_out_the_rest_is_told_and_all_of_it_afterwards(
-    locked: Callable[..., GatewayProcess], database_url: str
+def test_while_postgres_is_unavailable_the_other_metrics_are_served(
+    alone: Callable[..., GatewayProcess], database_url: str
 ) -> None:
-    login, _, rest = database_url.rpartition("@")
-    port, _, name = rest.partition("/")
-    with CutLine(int(port.rpartition(":")[2])) as line:
-        line_port = line.url.rpartition(":")[2]
-        gateway = locked(f"{login}@127.0.0.1:{line_port}/{name}", METRICS_OPEN="true")
+    with cut_line_to(database_url) as (line, url):
+        gateway = alone(DATABASE_URL=url, METRICS_OPEN="true")
         with Database(database_url) as database:
             submit_job(database)
         whole = scrape(gateway)

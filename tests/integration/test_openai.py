@@ -50,63 +50,55 @@ def test_a_recording_is_answered_with_its_text_and_its_job(
     answer = client.audio.transcriptions.with_raw_response.create(
         file=talk, model="whisper-1", language="en"
     )
-    heard = answer.parse()
-    assert "glue the sheet" in heard.text.lower()
-    assert heard.usage is not None
-    assert heard.usage.type == "duration"
+    transcription = answer.parse()
+    assert "glue the sheet" in transcription.text.lower()
+    assert transcription.usage is not None
+    assert transcription.usage.type == "duration"
     job = serving.http.get(f"/api/v1/status/{answer.headers['x-job-id']}").json()
     assert (job["status"], job["model"], job["language"]) == ("COMPLETED", "base", "en")
 
 
 def test_the_language_is_detected_where_none_is_given(client: OpenAI, talk: Path) -> None:
-    heard = client.audio.transcriptions.create(
+    transcription = client.audio.transcriptions.create(
         file=talk, model="base", response_format="verbose_json"
     )
-    assert heard.language == "english"
-    assert heard.duration == pytest.approx(len(speak(SENTENCE)) / 16_000, abs=0.1)
-    assert heard.words is None
-    assert heard.segments is not None
-    assert " ".join(segment.text for segment in heard.segments) == heard.text
-    assert all(segment.avg_logprob < 0 for segment in heard.segments)
+    assert transcription.language == "english"
+    assert transcription.duration == pytest.approx(len(speak(SENTENCE)) / 16_000, abs=0.1)
+    assert transcription.words is None
+    assert transcription.segments is not None
+    assert " ".join(segment.text for segment in transcription.segments) == transcription.text
+    assert all(segment.avg_logprob < 0 for segment in transcription.segments)
 
 
-def test_words_have_times_where_they_are_asked_for(client: OpenAI, talk: Path) -> None:
-    heard = client.audio.transcriptions.create(
+def test_words_have_times_where_they_are_requested(client: OpenAI, talk: Path) -> None:
+    transcription = client.audio.transcriptions.create(
         file=talk,
         model="base",
         language="en",
         response_format="verbose_json",
         timestamp_granularities=["word"],
     )
-    assert heard.segments is None
-    assert heard.words is not None
-    assert " ".join(word.word for word in heard.words) == heard.text
-    assert all(word.start <= word.end for word in heard.words)
+    assert transcription.segments is None
+    assert transcription.words is not None
+    assert " ".join(word.word for word in transcription.words) == transcription.text
+    assert all(word.start <= word.end for word in transcription.words)
 
 
-@pytest.mark.parametrize(("name", "start"), [("srt", "1\n00:00:00,"), ("vtt", "WEBVTT\n")])
-def test_subtitles_come_as_text(client: OpenAI, talk: Path, name: Any, start: str) -> None:
-    heard = client.audio.transcriptions.create(
+@pytest.mark.parametrize(
+    ("name", "start"), [("srt", "1\n00:00:00,"), ("vtt", "WEBVTT\n"), ("text", "")]
+)
+def test_subtitles_and_text_are_plain(client: OpenAI, talk: Path, name: Any, start: str) -> None:
+    text = client.audio.transcriptions.create(
         file=talk, model="base", language="en", response_format=name
     )
-    assert isinstance(heard, str)
-    assert heard.startswith(start)
-    assert "glue the sheet" in heard.lower()
+    assert isinstance(text, str)
+    assert text.startswith(start)
+    assert "glue the sheet" in text.lower()
 
 
-def test_plain_text_comes_as_text(client: OpenAI, talk: Path) -> None:
-    heard = client.audio.transcriptions.create(
-        file=talk, model="base", language="en", response_format="text"
-    )
-    assert isinstance(heard, str)
-    assert "glue the sheet" in heard.lower()
-
-
-def test_a_stream_makes_up_the_whole_text(
-    client: OpenAI, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    sound = np.concatenate([speak(SENTENCE), silence(2.0), speak("It is easy to tell the depth.")])
-    path = write_wav(tmp_path_factory.mktemp("stream") / "talk.wav", sound)
+def test_a_stream_makes_up_the_whole_text(client: OpenAI, tmp_path: Path) -> None:
+    audio = np.concatenate([speak(SENTENCE), silence(2.0), speak("It is easy to tell the depth.")])
+    path = write_wav(tmp_path / "talk.wav", audio)
     with client.audio.transcriptions.create(
         file=path, model="base", language="en", stream=True
     ) as stream:
@@ -130,7 +122,7 @@ def test_a_translation_is_made_by_the_translating_task(
     assert manifest["options"]["decoding"]["task"] == "translate"
 
 
-def test_the_models_are_listed_by_the_names_that_can_be_asked_for(client: OpenAI) -> None:
+def test_the_models_are_listed_by_the_names_that_can_be_requested(client: OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert {"whisper-1", "base", "whisper.cpp/tiny"} <= set(names)
     assert client.models.retrieve("whisper.cpp/tiny").id == "whisper.cpp/tiny"
@@ -138,9 +130,7 @@ def test_the_models_are_listed_by_the_names_that_can_be_asked_for(client: OpenAI
         client.models.retrieve("gpt-6")
 
 
-def test_another_engine_is_named_before_its_weights(
-    serving: GatewayProcess, client: OpenAI, talk: Path
-) -> None:
+def test_a_model_may_name_its_engine(serving: GatewayProcess, client: OpenAI, talk: Path) -> None:
     answer = client.audio.transcriptions.with_raw_response.create(
         file=talk, model="whisper.cpp/tiny", language="en"
     )
@@ -158,7 +148,7 @@ def test_another_engine_is_named_before_its_weights(
         ({"stream": True, "response_format": "srt"}, "stream"),
     ],
 )
-def test_what_is_not_supported_is_refused_by_name(
+def test_an_unsupported_option_is_named(
     client: OpenAI, talk: Path, wrong: dict[str, Any], param: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
@@ -168,9 +158,7 @@ def test_what_is_not_supported_is_refused_by_name(
     assert refusal.value.type == "invalid_request_error"
 
 
-def test_weights_that_are_missing_are_not_found_and_those_here_are_named(
-    client: OpenAI, talk: Path
-) -> None:
+def test_missing_weights_are_not_found_and_others_are_named(client: OpenAI, talk: Path) -> None:
     for model in ("Systran/faster-whisper-small", "gpt-6"):
         with pytest.raises(openai.NotFoundError, match=r"\bbase\b") as refusal:
             client.audio.transcriptions.create(file=talk, model=model)
@@ -186,7 +174,7 @@ def node() -> None:
     install_clients()
 
 
-def test_a_locale_and_a_name_of_openais_do_for_language_and_model(
+def test_a_locale_and_a_name_of_openais_are_accepted_for_language_and_model(
     serving: GatewayProcess, client: OpenAI, talk: Path
 ) -> None:
     answer = client.audio.transcriptions.with_raw_response.create(
@@ -201,60 +189,45 @@ def test_a_locale_and_a_name_of_openais_do_for_language_and_model(
 
 @pytest.mark.usefixtures("node")
 @pytest.mark.parametrize("stream", [False, True])
-def test_openais_client_for_node_sends_the_file_first(
-    serving: GatewayProcess, talk: Path, stream: bool
-) -> None:
+def test_node_sends_the_file_first(serving: GatewayProcess, talk: Path, stream: bool) -> None:
     options = {"model": "whisper-1", "language": "en", "include": ["logprobs"], "stream": stream}
     answer = run_client("transcribe", f"{serving.url}/v1", str(talk), json.dumps(options))
-    heard = answer["data"][-1] if stream else answer["data"]
-    assert "glue the sheet" in heard["text"].lower()
+    last = answer["data"][-1] if stream else answer["data"]
+    assert "glue the sheet" in last["text"].lower()
     assert answer["headers"]["x-ignored-parameters"] == "include[]"
 
 
 FILE = "file"
+MODEL, LANGUAGE = ("model", "whisper-1"), ("language", "en")
+JSON, VERBOSE = ("response_format", "json"), ("response_format", "verbose_json")
+WORDS, SEGMENTS = (("timestamp_granularities[]", it) for it in ("word", "segment"))
 HABITS = {
-    "Open WebUI": ([("model", "whisper-1"), ("language", "en"), (FILE, "")], ""),
-    "Open WebUI, later": (
-        [
-            ("model", "whisper-1"),
-            ("response_format", "verbose_json"),
-            ("timestamp_granularities[]", "segment"),
-            (FILE, ""),
-        ],
-        "",
-    ),
-    "n8n": ([("model", "whisper-1"), ("language", "en"), ("temperature", "0"), (FILE, "")], ""),
+    "Open WebUI": ([MODEL, LANGUAGE, (FILE, "")], ""),
+    "Open WebUI, later": ([MODEL, VERBOSE, SEGMENTS, (FILE, "")], ""),
+    "n8n": ([MODEL, LANGUAGE, ("temperature", "0"), (FILE, "")], ""),
     "Home Assistant": (
         [
-            ("model", "whisper-1"),
+            MODEL,
             ("prompt", "At home."),
-            ("response_format", "json"),
+            JSON,
             ("stream", "false"),
             ("temperature", "0.0"),
             (FILE, ""),
         ],
         "",
     ),
-    "LiveKit": (
-        [
-            ("model", "gpt-4o-mini-transcribe"),
-            ("language", "en"),
-            ("response_format", "json"),
-            (FILE, ""),
-        ],
-        "",
-    ),
+    "LiveKit": ([("model", "gpt-4o-mini-transcribe"), LANGUAGE, JSON, (FILE, "")], ""),
     "subtitles": (
         [
             (FILE, ""),
             ("temperature", "0"),
-            ("timestamp_granularities[]", "word"),
-            ("timestamp_granularities[]", "segment"),
+            WORDS,
+            SEGMENTS,
             ("model", "openai/whisper-base"),
             ("language", "english"),
             ("prompt", ""),
             ("user", "somebody"),
-            ("response_format", "verbose_json"),
+            VERBOSE,
         ],
         "user",
     ),
@@ -276,7 +249,7 @@ HABITS = {
             ("vad_filter", "true"),
             ("vad_filter", "false"),
             ("Größe, und", "x"),
-            ("response_format", "verbose_json"),
+            VERBOSE,
         ],
         "vad_filter, Gr%C3%B6%C3%9Fe%2C%20und",
     ),
@@ -285,7 +258,7 @@ HABITS = {
 
 
 @pytest.mark.parametrize("name", HABITS)
-def test_what_clients_send_by_habit_is_taken_in_any_order(
+def test_what_clients_send_by_habit_is_accepted_in_any_order(
     serving: GatewayProcess, talk: Path, name: str
 ) -> None:
     fields, ignored = HABITS[name]
@@ -300,31 +273,28 @@ def test_what_clients_send_by_habit_is_taken_in_any_order(
     assert answer.headers.get("x-ignored-parameters", "") == ignored
 
 
-def test_what_is_no_recording_is_refused(client: OpenAI) -> None:
+def test_a_file_without_audio_is_rejected(client: OpenAI) -> None:
     with pytest.raises(openai.APIStatusError) as refusal:
-        client.audio.transcriptions.create(file=("a.wav", b"no sound"), model="base")
+        client.audio.transcriptions.create(file=("a.wav", b"no audio"), model="base")
     assert refusal.value.status_code == 415
     assert refusal.value.body["code"] == "not_audio"  # type: ignore[index]
 
 
-def test_a_wrong_key_is_told_apart(
-    tmp_path: Path, database_url: str, redis_url: str, talk: Path
-) -> None:
-    with GatewayProcess(tmp_path, database_url, redis_url, GATEWAY_API_KEY="k" * 40) as locked:
-        with pytest.raises(openai.AuthenticationError) as refusal:
-            client_of(locked).audio.transcriptions.create(file=talk, model="base")
-        assert refusal.value.code == "invalid_api_key"
-        with_key = OpenAI(api_key="k" * 40, base_url=f"{locked.url}/v1")
-        assert "whisper-1" in [model.id for model in with_key.models.list()]
+def test_a_wrong_key_has_its_own_error(alone: Callable[..., GatewayProcess], talk: Path) -> None:
+    locked = alone(GATEWAY_API_KEY="k" * 40)
+    with pytest.raises(openai.AuthenticationError) as refusal:
+        client_of(locked).audio.transcriptions.create(file=talk, model="base")
+    assert refusal.value.code == "invalid_api_key"
+    with_key = OpenAI(api_key="k" * 40, base_url=f"{locked.url}/v1")
+    assert "whisper-1" in [model.id for model in with_key.models.list()]
 
 
 # --- jobs that do not end well, with nobody but the test at work --------------------------------
 
 
 @pytest.fixture
-def steps(database_url: str) -> Iterator[Steps]:
-    with Database(database_url) as database:
-        yield make_steps(database)
+def steps(database: Database) -> Steps:
+    return make_steps(database)
 
 
 def jobs(gateway: GatewayProcess) -> list[UUID]:
@@ -372,7 +342,7 @@ def test_a_job_that_fails_says_why(
     assert len(jobs(gateway)) == 1
 
 
-def test_a_job_that_is_deleted_is_said_to_be_gone(
+def test_a_stream_of_a_job_that_is_deleted_ends_with_an_error(
     alone: Callable[..., GatewayProcess], talk: Path
 ) -> None:
     gateway = alone()
@@ -383,7 +353,7 @@ def test_a_job_that_is_deleted_is_said_to_be_gone(
         list(answer)
 
 
-def test_a_client_that_leaves_loses_nothing_and_holds_nobodys_place(
+def test_a_client_that_disconnects_loses_no_job_and_frees_its_place(
     alone: Callable[..., GatewayProcess], talk: Path
 ) -> None:
     gateway = alone(EVENTS_MAX_WATCHERS="1")
@@ -392,7 +362,7 @@ def test_a_client_that_leaves_loses_nothing_and_holds_nobodys_place(
             f"{gateway.url}/v1/audio/transcriptions",
             files={"file": talk.read_bytes()},
             data={"model": "base"},
-            timeout=httpx.Timeout(60, read=2),
+            timeout=httpx.Timeout(60, read=1),
             trust_env=False,
         )
     (job_id,) = jobs(gateway)
@@ -402,11 +372,11 @@ def test_a_client_that_leaves_loses_nothing_and_holds_nobodys_place(
         with gateway.http.stream("GET", f"/api/v1/jobs/{job_id}/events") as answer:
             return answer.status_code == httpx.codes.OK
 
-    wait_until(can_watch, "the place of the client that left")
+    wait_until(can_watch, "the place of the client that disconnected")
     assert "Traceback" not in gateway.log_file.read_text()
 
 
-def test_what_is_not_there_is_refused_in_the_same_words(gateway: GatewayProcess) -> None:
+def test_an_unknown_route_answers_an_error_of_openais_form(gateway: GatewayProcess) -> None:
     answer = gateway.http.post("/v1/chat/completions", json={})
     assert answer.status_code == 404
     assert answer.json()["error"]["type"] == "not_found_error"

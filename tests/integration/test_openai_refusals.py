@@ -1,4 +1,4 @@
-"""What OpenAI's routes refuse, asked for without OpenAI's client."""
+"""What OpenAI's routes reject, without OpenAI's client."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_model_of_no_engine_here_is_not_found(gateway: GatewayProcess, model: 
     assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")
 
 
-def test_an_upload_without_a_key_is_refused_before_it_is_sent(gateway: GatewayProcess) -> None:
+def test_an_upload_without_a_key_is_rejected_before_it_is_sent(gateway: GatewayProcess) -> None:
     head = (
         f"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: 127.0.0.1:{gateway.port}\r\n"
         "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000000\r\n\r\n"

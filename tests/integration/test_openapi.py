@@ -1,4 +1,4 @@
-"""The OpenAPI document tells the truth: whatever is sent, the answer is one that it names."""
+"""The OpenAPI document is true: whatever is sent, the answer is one that it names."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def made(gateway: GatewayProcess, gateway_database: Database) -> dict[str, list[str]]:
-    """Things that are there to be asked for, by the name of the parameter that asks; the first
-    jobs have ended. There are many of each, as some operations delete them."""
+    """Ids of what exists, by the name of their parameter; the first jobs have ended. There are many
+    of each, as some operations delete them."""
     steps = make_steps(gateway_database)
     jobs = []
     for _ in range(10):
@@ -109,8 +109,8 @@ def test_every_answer_is_documented(
         watched = case.path.endswith("/events")
         for name in made.keys() & case.path_parameters.keys():
             if watched or random.random() < 0.7:
-                there = made[name][:10] if watched else made[name]
-                case.path_parameters[name] = random.choice(there)
+                ids = made[name][:10] if watched else made[name]
+                case.path_parameters[name] = random.choice(ids)
         if "wait" in case.query:  # as long as it is, it waits
             case.query["wait"] = random.choice([0, 0.01, -1, 61, "long"])
         if case.path in {

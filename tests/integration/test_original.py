@@ -1,4 +1,4 @@
-"""A recording is given back as it was sent."""
+"""A recording can be downloaded as it was sent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.speech import noise
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("sound") / "noise.wav"
+    path = tmp_path_factory.mktemp("audio") / "noise.wav"
     return write_wav(path, noise(1.0)).read_bytes()
 
 
@@ -33,7 +33,7 @@ def ask(gateway: GatewayProcess, job_id: str, **headers: str) -> httpx.Response:
     return gateway.http.get(path, headers={name.title(): it for name, it in headers.items()})
 
 
-def test_it_comes_under_its_name_and_type_before_the_job_has_ended(
+def test_it_has_its_name_and_type_before_the_job_has_ended(
     gateway: GatewayProcess, job_id: str, sent: bytes
 ) -> None:
     answer = ask(gateway, job_id)
@@ -44,7 +44,7 @@ def test_it_comes_under_its_name_and_type_before_the_job_has_ended(
     )
 
 
-def test_parts_of_it_may_be_asked_for(gateway: GatewayProcess, job_id: str, sent: bytes) -> None:
+def test_ranges_of_it_may_be_requested(gateway: GatewayProcess, job_id: str, sent: bytes) -> None:
     part = ask(gateway, job_id, range="bytes=100-199")
     assert part.status_code == HTTPStatus.PARTIAL_CONTENT
     assert part.content == sent[100:200]
@@ -57,19 +57,14 @@ def test_parts_of_it_may_be_asked_for(gateway: GatewayProcess, job_id: str, sent
 
 
 @pytest.mark.parametrize("option", ["redact", "filter_profanity", "flag"])
-def test_nothing_can_be_changed_in_it(gateway: GatewayProcess, job_id: str, option: str) -> None:
+def test_changing_options_are_rejected(gateway: GatewayProcess, job_id: str, option: str) -> None:
     answer = gateway.http.get(f"/api/v1/download/{job_id}?format=original&{option}=true")
     assert answer.status_code == HTTPStatus.UNPROCESSABLE_ENTITY
     assert answer.json()["field"] == option
 
 
-def test_no_job_no_recording(gateway: GatewayProcess) -> None:
+def test_missing_recordings_are_404(gateway: GatewayProcess, job_id: str, tmp_path: Path) -> None:
     assert ask(gateway, str(uuid4())).status_code == HTTPStatus.NOT_FOUND
-
-
-def test_a_recording_that_is_gone_is_not_found(
-    gateway: GatewayProcess, job_id: str, tmp_path: Path
-) -> None:
     (stored,) = gateway.recordings
     hidden = stored.rename(tmp_path / "hidden")
     assert ask(gateway, job_id).status_code == HTTPStatus.NOT_FOUND

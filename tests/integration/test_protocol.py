@@ -30,7 +30,7 @@ UPGRADE = (
 
 
 async def talkative(scope: Any, receive: Any, send: Any) -> None:
-    """Over HTTP an answer without end; over a WebSocket so much, and then it hangs up."""
+    """Over HTTP an answer without end; over a WebSocket for half a second, then it closes."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -41,8 +41,8 @@ async def talkative(scope: Any, receive: Any, send: Any) -> None:
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await receive()  # the request's body
-    leaving = asyncio.ensure_future(receive())
-    while not leaving.done():
+    disconnecting = asyncio.ensure_future(receive())
+    while not disconnecting.done():
         await send({"type": "http.response.body", "body": PIECE, "more_body": True})
 
 
@@ -94,9 +94,7 @@ def is_served(port: int, client: int) -> bool:
 
 
 @pytest.mark.parametrize("asked", [REQUEST, UPGRADE], ids=["HTTP", "WebSocket"])
-def test_who_takes_nothing_of_what_is_sent_is_cut_off(
-    asked: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_client_reading_nothing_is_cut_off(asked: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "UNREAD_MS", 1_000)
     with serving(talkative) as port, deaf(port) as client:
         client.sendall(asked)
@@ -105,7 +103,7 @@ def test_who_takes_nothing_of_what_is_sent_is_cut_off(
         wait_until(lambda: not is_served(port, me), "its end")
 
 
-def test_who_reads_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_reads_slowly_is_not_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "UNREAD_MS", 1_000)
     with serving(talkative) as port, socket.create_connection(("127.0.0.1", port)) as client:
         client.sendall(REQUEST)
@@ -194,7 +192,7 @@ def test_a_head_that_never_ends_is_answered_and_its_connection_closed(before: by
         assert b'"code": "stalled"' in answer
 
 
-def test_a_head_that_trickles_gets_no_more_time() -> None:
+def test_a_head_that_trickles_has_no_more_time() -> None:
     with serving(echo, head_s=HEAD_S) as port, connected(port) as client:
         pause = threading.Event()
         client.sendall(b"GET / HTTP/1.1\r\nX-Long: ")
@@ -206,13 +204,13 @@ def test_a_head_that_trickles_gets_no_more_time() -> None:
 
 
 @pytest.mark.parametrize("before", [b"", REQUEST], ids=["first", "second"])
-def test_a_connection_over_which_nothing_comes_is_closed(before: bytes) -> None:
+def test_an_idle_connection_is_closed(before: bytes) -> None:
     with serving(echo, head_s=HEAD_S) as port, connected(port) as client:
         client.sendall(before)
         assert all_of(client).count(b"HTTP/1.1") == bool(before)
 
 
-def test_a_slow_body_and_a_websocket_have_all_the_time_they_need() -> None:
+def test_a_slow_body_and_a_websocket_have_no_time_limit() -> None:
     with serving(echo, head_s=HEAD_S) as port, connected(port) as slow, connected(port) as chatty:
         slow.sendall(BODY)
         chatty.sendall(UPGRADE)
@@ -264,21 +262,21 @@ def test_a_head_that_can_be_read_in_two_ways_ends_the_connection(head: str) -> N
 
 
 def test_a_body_that_cannot_be_read_ends_its_request_quietly() -> None:
-    heard: list[str] = []
+    received: list[str] = []
 
     async def note(_: Any, receive: Any, send: Any) -> None:
-        while not heard or heard[-1] == "http.request":
-            heard.append((await receive())["type"])
+        while not received or received[-1] == "http.request":
+            received.append((await receive())["type"])
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     request = b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n"
     with serving(note) as port, connected(port) as client:
         client.sendall(request)
         assert all_of(client).startswith(b"HTTP/1.1 400 ")
-        wait_until(lambda: heard[-1:] == ["http.disconnect"], "the end")
+        wait_until(lambda: received[-1:] == ["http.disconnect"], "the end")
 
 
-def test_whoever_holds_connections_makes_room_for_whoever_asks() -> None:
+def test_idle_connections_make_room_for_requests() -> None:
     crowd = Connections(most=20, most_each=1000, proxies=frozenset())
     with (
         contextlib.ExitStack() as stack,
@@ -308,7 +306,7 @@ def test_whoever_holds_connections_makes_room_for_whoever_asks() -> None:
         wait_until(lambda: not len(crowd), "the end of all connections")
 
 
-def test_where_all_are_at_work_another_is_told_to_come_back() -> None:
+def test_where_all_connections_are_busy_another_is_answered_503() -> None:
     crowd = Connections(most=1000, most_each=2, proxies=frozenset())
     with serving(echo, connections=crowd) as port, contextlib.ExitStack() as stack:
         for _ in range(2):

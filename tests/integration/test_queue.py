@@ -38,14 +38,10 @@ def published(queue: StepQueue) -> str:
     return name
 
 
-def test_a_waiting_message_is_not_lost(redis: Redis) -> None:
-    queue = StepQueue(redis)
-    assert queue.lost([published(queue)]) == set()
-
-
-def test_a_flushed_message_is_lost(redis: Redis) -> None:
+def test_a_message_is_lost_once_redis_is_flushed(redis: Redis) -> None:
     queue = StepQueue(redis)
     name = published(queue)
+    assert queue.lost([name]) == set()
     redis.flushall()
     assert queue.lost([name]) == {name}
 
@@ -128,9 +124,8 @@ def test_callbacks_webhooks_and_retries_of_a_message_are_ignored(redis: Redis) -
 
     message = StepMessage.fetch(written.id, connection=redis, serializer=JSONSerializer)
 
-    assert message.success_callback is None
-    assert message.failure_callback is None
-    assert message.stopped_callback is None
+    callbacks = (message.success_callback, message.failure_callback, message.stopped_callback)
+    assert callbacks == (None, None, None)
     assert message.webhooks == []
     assert not message.should_retry
     assert (message.repeats_left, message.dependency_ids, message.group_id) == (None, [], None)
@@ -156,9 +151,7 @@ def test_callbacks_webhooks_and_retries_of_a_message_are_ignored(redis: Redis) -
     ],
     ids=range(12),
 )
-def test_a_message_that_is_none_of_ours_counts_as_missing(
-    redis: Redis, field: str, value: bytes
-) -> None:
+def test_a_foreign_message_counts_as_missing(redis: Redis, field: str, value: bytes) -> None:
     name = published(StepQueue(redis))
     StepMessage.fetch(name, connection=redis, serializer=JSONSerializer)
     redis.hset(f"rq:job:{name}", field, value)
@@ -167,9 +160,7 @@ def test_a_message_that_is_none_of_ours_counts_as_missing(
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_worker_outlives_what_others_write_to_its_queue(
-    start: Start, redis: Redis, tmp_path: Path
-) -> None:
+def test_a_worker_survives_foreign_messages(start: Start, redis: Redis, tmp_path: Path) -> None:
     service = start()
     worker = service.start_worker()
     queue = Queue(QUEUE_NAME, connection=redis, serializer=JSONSerializer)

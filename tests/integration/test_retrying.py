@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -18,26 +18,18 @@ from common.db.deletions import Deletions
 from common.db.jobs import Jobs
 from common.db.steps import Claim, StaleClaim, Steps
 from common.db.tables import Job, Outbox, Recording, Step
-from common.db.transcriptions import Transcriptions
 from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
-from common.errors import (
-    Conflict,
-    DecodeFailed,
-    EngineFailed,
-    ModerationOff,
-    NotFound,
-    WeightsMissing,
-)
+from common.errors import Conflict, DecodeFailed, EngineFailed, ModerationOff, NotFound
 from tests.support.factories import (
     MODERATED,
     TENANT,
     chunk_part,
     claim_next,
+    do_all,
+    do_step,
     finish_chunk,
-    finish_merge,
-    finish_moderation,
     finish_plan,
     make_steps,
     new_job,
@@ -49,15 +41,8 @@ from tests.support.factories import (
     submit_job,
 )
 
-PASSING = EngineFailed(reason="made up")
-BROKEN = DecodeFailed(reason="made up")
-"""A failure for good."""
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with Database(database_url, pool_size=20) as database:
-        yield database
+TRANSIENT = EngineFailed(reason="made up")
+PERMANENT = DecodeFailed(reason="made up")
 
 
 @pytest.fixture
@@ -70,52 +55,17 @@ def jobs(database: Database) -> Jobs:
     return Jobs(database, TENANT)
 
 
-def work(steps: Steps, *, kinds: list[str] | None = None) -> None:
-    """Do all there is to do, noting each step's kind."""
-    while ready := published(steps):
-        for step_id in ready:
-            claim = steps.claim(step_id, "worker")
-            assert claim is not None
-            if kinds is not None:
-                kinds.append(claim.kind)
-            do(steps, claim)
-
-
-def do(steps: Steps, claim: Claim) -> None:
-    if claim.kind == StepKind.PLAN:
-        replan(steps, claim)
-    elif claim.kind == StepKind.TRANSCRIBE:
-        finish_chunk(steps, claim)
-    elif claim.kind == StepKind.MODERATE:
-        finish_moderation(steps, claim)
-    else:
-        finish_merge(steps, claim)
-
-
-def replan(steps: Steps, claim: Claim, count: int = 3) -> None:
-    """As the worker plans: what is done is left out."""
-    known = Transcriptions(steps._database).planned(claim.job_id)
-    steps.write(claim, plan_started())
-    for index in range(count):
-        if not known.get(index, ("", False))[1]:
-            steps.add_parts(claim, [chunk_part(index)])
-    finish_plan(steps, claim, 10_000 * count)
-
-
 def fail(steps: Steps, claim: Claim) -> None:
-    assert steps.fail(claim.step_id, claim.attempt, BROKEN)
+    assert steps.fail(claim.step_id, claim.attempt, PERMANENT)
 
 
-def check_whole(database: Database, job_id: UUID, chunks: int = 3) -> None:
+def check_whole(steps: Steps, job_id: UUID, chunks: int = 3) -> None:
     """Completed, each chunk transcribed once, and nothing left to do."""
-    with database.transaction() as session:
+    with steps._database.transaction() as session:
         job = session.get_one(Job, job_id)
-        assert (job.status, job.parts_known, job.parts_total) == (
-            JobStatus.COMPLETED,
-            True,
-            chunks,
-        )
-        assert job.units_done == job.units_total == 10_000 * chunks
+        assert (job.status, job.parts_known) == (JobStatus.COMPLETED, True)
+        assert (job.parts_total, job.units_total) == (chunks, 10_000 * chunks)
+        assert job.units_done == job.units_total
         transcribed = (Step.job_id == job_id, Step.kind == StepKind.TRANSCRIBE)
         stored = session.scalars(select(Step.stored_count).where(*transcribed)).all()
         assert stored == [1] * chunks
@@ -125,63 +75,21 @@ def check_whole(database: Database, job_id: UUID, chunks: int = 3) -> None:
         assert set(session.scalars(undone)) <= {StepKind.MODERATE}
 
 
-def test_transcribed_chunks_are_not_transcribed_again(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
-    job_id = submit_job(database)
+def fail_a_chunk(steps: Steps) -> None:
     plan_chunks(steps, 3)
     finish_chunk(steps, claim_next(steps))
     fail(steps, claim_next(steps))
-    failed = jobs.snapshot(job_id)
-    assert (failed.status, failed.error_code) == (JobStatus.FAILED, "decode_failed")
-
-    jobs.retry(job_id)
-
-    again = jobs.snapshot(job_id)
-    assert (again.status, again.error_code, again.error_message) == (JobStatus.PENDING, None, None)
-    assert (again.completed_at, again.chunks_completed, again.chunks_total) == (None, 1, 3)
-    kinds: list[str] = []
-    work(steps, kinds=kinds)
-    assert kinds == ["plan", "transcribe", "transcribe", "merge"]
-    check_whole(database, job_id)
 
 
-def test_a_plan_that_failed_is_made_again(database: Database, steps: Steps, jobs: Jobs) -> None:
-    job_id = submit_job(database)
+def fail_the_plan(steps: Steps) -> None:
     plan = claim_next(steps)
     store_plan(steps, plan, 2, finish=False)
     finish_chunk(steps, claim_next(steps))
     fail(steps, plan)
 
-    jobs.retry(job_id)
 
-    kinds: list[str] = []
-    work(steps, kinds=kinds)
-    assert kinds == ["plan", "transcribe", "transcribe", "merge"]
-    check_whole(database, job_id)
-
-
-def test_only_the_merge_is_done_again_where_only_that_failed(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 3)
-    for _ in range(3):
-        finish_chunk(steps, claim_next(steps))
-    fail(steps, claim_next(steps))
-
-    jobs.retry(job_id)
-
-    kinds: list[str] = []
-    work(steps, kinds=kinds)
-    assert kinds == ["merge"]
-    check_whole(database, job_id)
-
-
-def test_moderation_that_failed_is_done_again_where_only_the_merge_ended_the_job(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
-    job_id = submit_job(database, options=MODERATED)
+def fail_the_merge(steps: Steps) -> None:
+    """The merge, after all moderation where there is any."""
     plan_chunks(steps, 3)
     while (claim := claim_next(steps)).kind != StepKind.MERGE:
         if claim.kind == StepKind.TRANSCRIBE:
@@ -190,12 +98,55 @@ def test_moderation_that_failed_is_done_again_where_only_the_merge_ended_the_job
             steps.fail(claim.step_id, claim.attempt, ModerationOff())
     fail(steps, claim)
 
+
+def fail_during_moderation(steps: Steps) -> None:
+    """A chunk, when one before it could not be moderated and another was to be."""
+    plan_chunks(steps, 3)
+    claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
+    first, second, third = [claim for claim in claims if claim is not None]
+    finish_chunk(steps, first)
+    moderation = claim_next(steps)
+    assert steps.fail(moderation.step_id, moderation.attempt, ModerationOff())
+    finish_chunk(steps, second)
+    fail(steps, third)
+
+
+@pytest.mark.parametrize(
+    ("fail_at", "options", "done_again"),
+    [
+        (fail_a_chunk, Options(), ["plan", "transcribe", "transcribe", "merge"]),
+        (fail_the_plan, Options(), ["plan", "transcribe", "transcribe", "merge"]),
+        (fail_the_merge, Options(), ["merge"]),
+        (fail_the_merge, MODERATED, ["moderate", "moderate", "moderate", "merge"]),
+        (
+            fail_during_moderation,
+            MODERATED,
+            ["plan", "moderate", "moderate", "transcribe", "moderate", "merge"],
+        ),
+    ],
+)
+def test_a_retry_does_again_what_failed_or_is_missing(
+    database: Database,
+    steps: Steps,
+    jobs: Jobs,
+    fail_at: Callable[[Steps], None],
+    options: Options,
+    done_again: list[str],
+) -> None:
+    job_id = submit_job(database, options=options)
+    fail_at(steps)
+    failed = jobs.snapshot(job_id)
+    assert (failed.status, failed.error_code) == (JobStatus.FAILED, "decode_failed")
+
     jobs.retry(job_id)
 
-    kinds: list[str] = []
-    work(steps, kinds=kinds)
-    assert kinds == ["moderate"] * 3 + ["merge"]
-    check_whole(database, job_id)
+    again = jobs.snapshot(job_id)
+    assert (again.error_code, again.error_message, again.completed_at) == (None, None, None)
+    assert again.status == JobStatus.PENDING
+    assert again.chunks_completed == failed.chunks_completed
+    assert again.chunks_total == failed.chunks_total
+    assert sorted(do_all(steps)) == sorted(done_again)
+    check_whole(steps, job_id)
     assert jobs.snapshot(job_id).warnings == ()
 
 
@@ -206,49 +157,23 @@ def test_a_fetch_that_failed_is_done_again(steps: Steps, jobs: Jobs) -> None:
     assert claim_next(steps).kind == "fetch"
 
 
-def test_moderation_that_was_cut_off_or_failed_is_done_again(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
-    job_id = submit_job(database, options=MODERATED)
-    plan_chunks(steps, 3)
-    claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
-    first, second, third = [claim for claim in claims if claim is not None]
-    finish_chunk(steps, first)
-    moderation = claim_next(steps)
-    assert steps.fail(moderation.step_id, moderation.attempt, ModerationOff())
-    finish_chunk(steps, second)
-    fail(steps, third)
-
-    jobs.retry(job_id)
-
-    kinds: list[str] = []
-    work(steps, kinds=kinds)
-    assert sorted(kinds) == ["merge", *["moderate"] * 3, "plan", "transcribe"]
-    check_whole(database, job_id)
-    assert jobs.snapshot(job_id).warnings == ()
-
-
-def test_a_retried_job_has_all_its_tries_again(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
+def test_a_retried_job_has_all_its_attempts(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 1)
     for _ in range(2):
         while jobs.snapshot(job_id).status != JobStatus.FAILED:
             claim = claim_next(steps)
             if claim.kind == StepKind.PLAN:
-                replan(steps, claim, 1)
+                do_step(steps, claim, 1)
             else:
-                steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="made up"))
+                steps.fail(claim.step_id, claim.attempt, TRANSIENT)
         jobs.retry(job_id)
     with database.transaction() as session:
         failures = text("SELECT count(*) FROM failures WHERE kind = 'transcribe'")
         assert session.scalar(failures) == 2 * (1 + 3)
 
 
-def test_a_job_that_ran_out_of_time_has_all_of_it_again(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
+def test_a_retried_job_has_all_its_time(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 1)
     with database.transaction() as session:
@@ -259,9 +184,7 @@ def test_a_job_that_ran_out_of_time_has_all_of_it_again(
     assert steps.fail_overdue_jobs(60) == []
 
 
-def test_a_late_worker_of_the_failed_run_changes_nothing(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
+def test_late_workers_change_nothing(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database)
     plan = claim_next(steps)
     store_plan(steps, plan, 2, finish=False)
@@ -279,10 +202,10 @@ def test_a_late_worker_of_the_failed_run_changes_nothing(
             write()
     for claim in (plan, late, other):
         assert not steps.renew(claim)
-        assert not steps.fail(claim.step_id, claim.attempt, WeightsMissing(model="m", engine="e"))
+        assert not steps.fail(claim.step_id, claim.attempt, PERMANENT)
         assert steps.claim(claim.step_id, "worker") is None
-    work(steps)
-    check_whole(database, job_id)
+    do_all(steps)
+    check_whole(steps, job_id)
 
 
 def test_of_many_retries_at_once_one_counts(database: Database, steps: Steps, jobs: Jobs) -> None:
@@ -298,13 +221,11 @@ def test_of_many_retries_at_once_one_counts(database: Database, steps: Steps, jo
 
     with ThreadPoolExecutor(10) as pool:
         assert sum(pool.map(retry, range(10))) == 1
-    work(steps)
-    check_whole(database, job_id)
+    do_all(steps)
+    check_whole(steps, job_id)
 
 
-def test_a_job_that_is_deleted_at_the_same_moment_is_not_found(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
+def test_a_job_deleted_meanwhile_is_not_found(database: Database, steps: Steps, jobs: Jobs) -> None:
     def run_call(call: Callable[[UUID], object], job_id: UUID) -> None:
         with suppress(NotFound, Conflict):
             call(job_id)
@@ -332,15 +253,13 @@ def test_a_job_that_is_deleted_at_the_same_moment_is_not_found(
     assert len(deletions.page(job_id=None, limit=100, after=None).items) == 20
 
 
-def test_only_a_failed_job_of_the_tenant_is_retried(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
+def test_only_own_failed_jobs_are_retried(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database)
     with pytest.raises(NotFound):
         Jobs(database, "another").retry(job_id)
     with pytest.raises(Conflict, match="PENDING"):
         jobs.retry(job_id)
-    work(steps)
+    do_all(steps)
     with pytest.raises(Conflict, match="COMPLETED"):
         jobs.retry(job_id)
     cancelled = submit_job(database)
@@ -349,25 +268,21 @@ def test_only_a_failed_job_of_the_tenant_is_retried(
         jobs.retry(cancelled)
 
 
-def test_changed_weights_make_all_chunks_be_transcribed_again(
-    database: Database, steps: Steps, jobs: Jobs
-) -> None:
+def test_changed_weights_transcribe_all_again(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database)
-    plan_chunks(steps, 2)
-    finish_chunk(steps, claim_next(steps))
-    fail(steps, claim_next(steps))
+    fail_a_chunk(steps)
     jobs.retry(job_id)
     plan = claim_next(steps)
     steps.write(plan, plan_started(replan=True))
     steps.add_parts(plan, [chunk_part(index, "d") for index in range(3)])
     finish_plan(steps, plan, 30_000)
-    work(steps)
-    check_whole(database, job_id)
+    do_all(steps)
+    check_whole(steps, job_id)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), moderated=st.booleans())
-def test_whenever_a_job_fails_and_however_often_it_ends_whole(
+def test_a_job_ends_whole_whenever_and_however_often_it_fails(
     database: Database, steps: Steps, jobs: Jobs, data: st.DataObject, moderated: bool
 ) -> None:
     job_id = submit_job(database, options=Options(moderation=moderated))
@@ -384,12 +299,10 @@ def test_whenever_a_job_fails_and_however_often_it_ends_whole(
             assert claim is not None
             held.append(claim)
         claim = held.pop(data.draw(st.integers(0, len(held) - 1)))
-        error = data.draw(st.sampled_from([None, None, None, BROKEN, PASSING]))
+        error = data.draw(st.sampled_from([None, None, None, PERMANENT, TRANSIENT]))
         if error is not None:
             steps.fail(claim.step_id, claim.attempt, error)
             continue
-        try:
-            do(steps, claim)
-        except StaleClaim:
-            continue
-    check_whole(database, job_id)
+        with suppress(StaleClaim):
+            do_step(steps, claim)
+    check_whole(steps, job_id)

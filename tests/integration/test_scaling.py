@@ -31,12 +31,6 @@ Wanted = Callable[[], int]
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with Database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
 def steps(database: Database) -> Steps:
     return make_steps(database)
 
@@ -60,11 +54,8 @@ def test_each_is_a_worker() -> None:
     assert TRIGGER["metadata"]["targetQueryValue"] == "1"
 
 
-def test_with_nothing_to_do_none_is_wanted(wanted: Wanted) -> None:
+def test_a_waiting_job_wants_one(database: Database, wanted: Wanted) -> None:
     assert wanted() == 0
-
-
-def test_a_job_that_waits_wants_one(database: Database, wanted: Wanted) -> None:
     submit_job(database)
     assert wanted() == 1
 
@@ -78,9 +69,7 @@ def test_steps_that_are_due_want_one_for_every_four(
     assert wanted() == count
 
 
-def test_workers_at_work_are_all_wanted_whatever_waits(
-    database: Database, steps: Steps, wanted: Wanted
-) -> None:
+def test_all_busy_workers_are_wanted(database: Database, steps: Steps, wanted: Wanted) -> None:
     submit_job(database)
     plan_chunks(steps, 8)
     claims = [claim_next(steps) for _ in range(6)]
@@ -92,21 +81,15 @@ def test_workers_at_work_are_all_wanted_whatever_waits(
     assert wanted() == 3
 
 
-def test_what_is_tried_again_later_wants_none_yet(database: Database, wanted: Wanted) -> None:
-    steps = make_steps(database, delay_s=60)
-    submit_job(database)
-    claim = claim_next(steps)
-    steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it crashed"))
-    assert wanted() == 0
-
-
-def test_what_is_tried_again_at_once_wants_one(
-    database: Database, steps: Steps, wanted: Wanted
+@pytest.mark.parametrize(("delay_s", "count"), [(60, 0), (0, 1)])
+def test_a_retry_wants_one_once_it_is_due(
+    database: Database, wanted: Wanted, delay_s: float, count: int
 ) -> None:
+    steps = make_steps(database, delay_s=delay_s)
     submit_job(database)
     claim = claim_next(steps)
     steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it crashed"))
-    assert wanted() == 1
+    assert wanted() == count
 
 
 def test_jobs_that_have_ended_want_none(database: Database, wanted: Wanted) -> None:
@@ -123,7 +106,7 @@ def test_jobs_that_have_ended_want_none(database: Database, wanted: Wanted) -> N
     assert wanted() == 0
 
 
-def test_a_role_that_reads_two_columns_may_ask(
+def test_reading_two_columns_suffices(
     database_url: str, database: Database, wanted: Wanted
 ) -> None:
     submit_job(database)

@@ -1,4 +1,4 @@
-"""The supervisor: everything comes up, comes back, and goes away again."""
+"""The supervisor: everything starts, is restarted, and is stopped again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +40,7 @@ from scripts.stack.running import RunningStack, find_running
 from scripts.stack.stack import Stack, StackProcess
 from tests.support.audio_files import make_wav, tone
 from tests.support.file_server import FileServer, Served
+from tests.support.service import wait_until
 
 ROLES = ("postgres", "valkey", "gateway", "dispatcher", "worker")
 
@@ -52,11 +53,18 @@ def no_servers_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def stack_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The data directory of a stack that is up."""
-    data_dir = tmp_path_factory.mktemp("elsewhere")
-    with Stack(settings_for(data_dir), workers=0):
-        yield data_dir
+def reported() -> list[str]:
+    """What `running` has reported."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, reported: list[str]) -> Iterator[Stack]:
+    """A stack that is up, and is to listen everywhere."""
+    settings = settings_for(tmp_path_factory.mktemp("running"))
+    settings.api.host = "0.0.0.0"  # noqa: S104 - it must not be listened on
+    with Stack(settings, workers=0, report=reported.append) as stack:
+        yield stack
 
 
 def settings_for(data_dir: Path, port: int = 0) -> Settings:
@@ -80,7 +88,10 @@ def test_nobody_else_can_read_what_a_stack_writes(tmp_path: Path) -> None:
                 trust_env=False,
             )
             status = f"{stack.address}/api/v1/status/{sent.json()['job_id']}"
-            until(lambda: httpx.get(status, trust_env=False).json()["status"] == "COMPLETED", 120)
+            wait_until(
+                lambda: httpx.get(status, trust_env=False).json()["status"] == "COMPLETED",
+                patience_s=120,
+            )
             written = list(data_dir.rglob("*"))
             open_to_others = [
                 str(path) for path in written if path.exists() and path.stat().st_mode & 0o077
@@ -93,15 +104,7 @@ def test_nobody_else_can_read_what_a_stack_writes(tmp_path: Path) -> None:
     assert stat.S_IMODE(data_dir.stat().st_mode) & ~stat.S_IXOTH == 0o700
 
 
-def until(state: Callable[[], object], within_s: float = 60) -> None:
-    """Wait for a state, not for a time."""
-    deadline = time.monotonic() + within_s
-    while not state():
-        assert time.monotonic() < deadline, "the state was not reached"
-        time.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process has ended, reaped or not."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -138,25 +141,20 @@ def steno_up(data_dir: Path, *options: str, **env: str) -> Iterator[subprocess.P
         up.communicate()
 
 
-def address_told_by(up: subprocess.Popen[str]) -> str:
+def address_of(up: subprocess.Popen[str]) -> str:
     assert up.stdout is not None
     for line in up.stdout:
         if found := re.search(r"is up at (http://\S+)", line):
             return found[1]
-    raise AssertionError("steno up ended without telling an address")
+    raise AssertionError("steno up ended without an address")
 
 
-def test_what_is_up_is_ready_and_what_dies_comes_back(tmp_path: Path) -> None:
-    told: list[str] = []
-    with Stack(settings_for(tmp_path), workers=2, report=told.append) as stack:
+def test_what_is_up_is_ready_and_what_dies_is_restarted(tmp_path: Path) -> None:
+    reported: list[str] = []
+    with Stack(settings_for(tmp_path), workers=2, report=reported.append) as stack:
         assert httpx.get(f"{stack.address}/readyz").is_success
-        assert {role: len(pids) for role, pids in stack.processes.items()} == {
-            "postgres": 1,
-            "valkey": 1,
-            "gateway": 1,
-            "dispatcher": 1,
-            "worker": 2,
-        }
+        counts = {role: len(pids) for role, pids in stack.processes.items()}
+        assert counts == dict.fromkeys(ROLES, 1) | {"worker": 2}
         before = stack.processes
         for role in ROLES:
             os.kill(before[role][0], signal.SIGKILL)
@@ -168,11 +166,11 @@ def test_what_is_up_is_ready_and_what_dies_comes_back(tmp_path: Path) -> None:
                 for role in ROLES
             )
 
-        until(all_are_back)
-        until(lambda: is_ready(stack.address))
+        wait_until(all_are_back)
+        wait_until(lambda: is_ready(stack.address))
         living = family(os.getpid())
-    assert any("gateway was killed by SIGKILL" in line for line in told)
-    assert all(gone(pid) for pid in living if pid not in family(os.getpid()))
+    assert any("gateway was killed by SIGKILL" in line for line in reported)
+    assert all(has_ended(pid) for pid in living if pid not in family(os.getpid()))
     assert stack.processes == {}
 
 
@@ -183,16 +181,16 @@ def is_ready(address: str) -> bool:
         return False
 
 
-def test_a_held_role_stays_down_until_it_is_let_go(tmp_path: Path) -> None:
+def test_a_held_role_stays_down_until_it_is_released(tmp_path: Path) -> None:
     with Stack(settings_for(tmp_path), workers=1) as stack:
         with stack.hold("worker"):
             worker = stack.processes["worker"][0]
             os.kill(worker, signal.SIGKILL)
             gateway = stack.processes["gateway"][0]
             os.kill(gateway, signal.SIGKILL)
-            until(lambda: stack.processes["gateway"] not in ([], [gateway]))
+            wait_until(lambda: stack.processes["gateway"] not in ([], [gateway]))
             assert stack.processes["worker"] == []
-        until(lambda: stack.processes["worker"] not in ([], [worker]))
+        wait_until(lambda: stack.processes["worker"] not in ([], [worker]))
 
 
 def test_servers_that_are_named_are_used_and_migrated(
@@ -207,16 +205,14 @@ def test_servers_that_are_named_are_used_and_migrated(
         assert found == newest
 
 
-def test_a_running_stack_can_be_found_and_a_stopped_one_cannot(tmp_path: Path) -> None:
-    assert find_running(tmp_path) is None
-    with Stack(settings_for(tmp_path), workers=0) as stack:
-        found = find_running(tmp_path)
-        assert found is not None
-        assert (found.address, found.pid) == (stack.address, os.getpid())
-        with pytest.raises(SetupProblem, match=f"in use by another stack .process {os.getpid()}"):
-            Stack(settings_for(tmp_path)).start()
-        assert find_running(tmp_path) == found
-    assert find_running(tmp_path) is None
+def test_a_running_stack_is_found_and_keeps_its_data_directory(running: Stack) -> None:
+    data_dir = running.data_dir
+    found = find_running(data_dir)
+    assert found is not None
+    assert (found.address, found.pid) == (running.address, os.getpid())
+    with pytest.raises(SetupProblem, match=f"in use by another stack .process {os.getpid()}"):
+        Stack(settings_for(data_dir)).start()
+    assert find_running(data_dir) == found
 
 
 @pytest.mark.parametrize(
@@ -230,10 +226,11 @@ def test_a_running_stack_can_be_found_and_a_stopped_one_cannot(tmp_path: Path) -
     ],
 )
 def test_every_command_finds_the_stack_of_a_data_directory(
-    stack_elsewhere: Path, tmp_path: Path, command: list[str], shown: str
+    running: Stack, tmp_path: Path, command: list[str], shown: str
 ) -> None:
     elsewhere = {"DATA_DIR": str(tmp_path)}
-    done = CliRunner().invoke(steno, [*command, "--data-dir", str(stack_elsewhere)], env=elsewhere)
+    where = ["--data-dir", str(running.data_dir)]
+    done = CliRunner().invoke(steno, [*command, *where], env=elsewhere)
     assert shown in done.stdout, done.output
     assert list(tmp_path.iterdir()) == []
 
@@ -260,37 +257,42 @@ def test_a_part_that_cannot_start_is_quoted(tmp_path: Path) -> None:
     assert stack.processes == {}
 
 
-def test_ctrl_c_stops_everything_and_leaves_nothing(tmp_path: Path) -> None:
-    with steno_up(tmp_path) as up:
-        assert is_ready(address_told_by(up))
+def test_a_stack_over_ipv6_is_found_and_ctrl_c_stops_everything(tmp_path: Path) -> None:
+    with steno_up(tmp_path, "--host", "[::1]") as up:
+        address = address_of(up)
+        assert re.fullmatch(r"http://\[::1\]:\d+", address)
+        assert is_ready(address)
+        running = find_running(tmp_path)
+        assert running is not None
+        assert running.address == address
+        done = CliRunner().invoke(steno, ["jobs"], env={"DATA_DIR": str(tmp_path)})
+        assert (done.exit_code, done.stderr) == (0, "steno: there are no jobs\n")
         living = family(up.pid)
         up.send_signal(signal.SIGINT)
         output, _ = up.communicate(timeout=60)
         assert up.returncode == 0
         assert "Stopping" in output
         assert "Traceback" not in output
-    assert all(gone(pid) for pid in living)
+    assert all(has_ended(pid) for pid in living)
     assert find_running(tmp_path) is None
 
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     with steno_up(tmp_path) as up:
-        address_told_by(up)
+        address_of(up)
         living = family(up.pid)
         for child in psutil.Process(up.pid).children():  # none can end by itself any more
             child.suspend()
         up.send_signal(signal.SIGINT)
         assert up.stdout is not None
-        until(lambda: "Stopping" in str(up.stdout and up.stdout.readline()))
+        wait_until(lambda: "Stopping" in str(up.stdout and up.stdout.readline()))
         up.send_signal(signal.SIGINT)
         up.communicate(timeout=20)
         assert up.returncode == 130
-    until(lambda: all(gone(pid) for pid in living))
+    wait_until(lambda: all(has_ended(pid) for pid in living))
 
 
-def test_the_default_weights_are_fetched_before_it_says_that_it_is_up(
-    tmp_path: Path, weights_dir: Path
-) -> None:
+def test_the_default_weights_are_fetched_before_it_is_up(tmp_path: Path, weights_dir: Path) -> None:
     spec = Manifest.load().find("whisper.cpp", "tiny")
     (source, *_), (file,) = spec.sources, spec.files
     assert isinstance(source, HubFiles)
@@ -310,14 +312,13 @@ def test_the_default_weights_are_fetched_before_it_says_that_it_is_up(
         (tmp_path / "stack.json").write_text(json.dumps(asdict(killed)))
         hub.put(path, Served(content, stall_after=len(content) // 2))
         with steno_up(tmp_path, **env) as up:
-            until(lambda: part.exists() and part.stat().st_size > len(content) // 3)
+            wait_until(lambda: part.exists() and part.stat().st_size > len(content) // 3)
             assert find_running(tmp_path) is None
             assert family(up.pid) == []
             here = {**env, "DATA_DIR": str(tmp_path)}
-            told = CliRunner().invoke(steno, ["jobs"], env=here)
-            assert f"Stenopool is starting or stopping in {tmp_path} (process {up.pid})" in (
-                told.stderr
-            )
+            listed = CliRunner().invoke(steno, ["jobs"], env=here)
+            starting = f"Stenopool is starting or stopping in {tmp_path} (process {up.pid})"
+            assert starting in listed.stderr
             examined = CliRunner().invoke(steno, ["doctor"], env=here)
             assert "-> steno models pull tiny --engine whisper.cpp" in examined.stdout
             assert f"starting or stopping (process {up.pid})" in examined.stdout
@@ -329,7 +330,7 @@ def test_the_default_weights_are_fetched_before_it_says_that_it_is_up(
 
         hub.put(path, Served(content))
         with steno_up(tmp_path, **env) as up:
-            address = address_told_by(up)
+            address = address_of(up)
             assert is_ready(address)
             parts = httpx.get(f"{address}/readyz").json()["parts"]
         assert parts["weights"] == "ok"
@@ -349,42 +350,24 @@ def test_a_stack_whose_default_weights_cannot_be_fetched_does_not_come_up(tmp_pa
     assert not (tmp_path / "postgres").exists()
 
 
-def test_a_killed_supervisor_leaves_no_process_and_its_data_can_be_used_again(
-    tmp_path: Path,
-) -> None:
+def test_a_killed_supervisor_leaves_no_process_and_usable_data(tmp_path: Path) -> None:
     with steno_up(tmp_path) as up:
-        address_told_by(up)
+        address_of(up)
         living = family(up.pid)
         assert len(living) >= len(ROLES)
         up.kill()
-        until(lambda: all(gone(pid) for pid in living))
+        wait_until(lambda: all(has_ended(pid) for pid in living))
     assert find_running(tmp_path) is None
     with steno_up(tmp_path) as again:
-        assert is_ready(address_told_by(again))
+        assert is_ready(address_of(again))
 
 
-def test_without_any_key_only_this_machine_is_listened_to(tmp_path: Path) -> None:
-    settings = settings_for(tmp_path)
-    settings.api.host = "0.0.0.0"  # noqa: S104 - it must not be listened on
-    told: list[str] = []
-    with Stack(settings, workers=0, report=told.append) as stack:
-        assert stack.address == f"http://127.0.0.1:{stack.port}"
-        listening = psutil.Process(stack.processes["gateway"][0]).net_connections("inet")
-        addresses = {each.laddr.ip for each in listening if each.laddr.port == stack.port}
-        assert addresses == {"127.0.0.1"}
-    assert any("steno keys create" in line for line in told)
-
-
-def test_an_address_of_ipv6_is_listened_on_and_found_by_commands(tmp_path: Path) -> None:
-    with steno_up(tmp_path, "--host", "[::1]") as up:
-        address = address_told_by(up)
-        assert re.fullmatch(r"http://\[::1\]:\d+", address)
-        assert is_ready(address)
-        running = find_running(tmp_path)
-        assert running is not None
-        assert running.address == address
-        done = CliRunner().invoke(steno, ["jobs"], env={"DATA_DIR": str(tmp_path)})
-        assert (done.exit_code, done.stderr) == (0, "steno: there are no jobs\n")
+def test_without_a_key_only_this_machine_is_served(running: Stack, reported: list[str]) -> None:
+    assert running.address == f"http://127.0.0.1:{running.port}"
+    listening = psutil.Process(running.processes["gateway"][0]).net_connections("inet")
+    addresses = {each.laddr.ip for each in listening if each.laddr.port == running.port}
+    assert addresses == {"127.0.0.1"}
+    assert any("steno keys create" in line for line in reported)
 
 
 def test_a_stack_in_the_background_of_a_script_ends_on_sigint(tmp_path: Path) -> None:
@@ -398,11 +381,11 @@ def test_a_stack_in_the_background_of_a_script_ends_on_sigint(tmp_path: Path) ->
     try:
         assert shell.stdout is not None
         pid = int(shell.stdout.readline())
-        until(lambda: find_running(tmp_path))
+        wait_until(lambda: find_running(tmp_path))
         living = family(pid)
         os.kill(pid, signal.SIGINT)
-        until(lambda: gone(pid))
-        assert all(gone(each) for each in living)
+        wait_until(lambda: has_ended(pid))
+        assert all(has_ended(each) for each in living)
     finally:
         for process in psutil.Process(shell.pid).children():
             process.kill()
@@ -416,7 +399,7 @@ def test_errors_in_a_log_are_shown_and_the_rest_is_not(tmp_path: Path) -> None:
         "worker", "worker-1", [sys.executable, "-c", program], tmp_path / "logs" / "w.log"
     )
     child.start(os.environ)
-    until(lambda: not child.running)
+    wait_until(lambda: not child.running)
     assert list(child.new_errors()) == ["ERROR  broken"]
     assert list(child.new_errors()) == []
     assert child.last_words() == "half a line ERROR"
@@ -428,7 +411,7 @@ def test_a_log_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.Mon
     program = "import sys; print('x' * 2000, flush=True); sys.stdin.read(); print('ERROR later')"
     child = StackProcess("worker", "worker-1", [sys.executable, "-c", program], log)
     child.start(os.environ)
-    until(lambda: not child.running)
+    wait_until(lambda: not child.running)
     assert list(child.new_errors()) == ["ERROR later"]
     assert log.stat().st_size == 0
     assert log.with_suffix(".log.1").stat().st_size > 2000

@@ -1,10 +1,13 @@
-"""The promises of claims, leases, retries and fair order, on a real Postgres."""
+"""The promises of claims, leases and retries, on a real Postgres."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
@@ -12,10 +15,10 @@ from sqlalchemy import func, select, text, update
 
 from common.db.database import Database
 from common.db.jobs import Jobs
-from common.db.steps import RetryPolicy, StaleClaim, Steps
+from common.db.steps import Claim, RetryPolicy, StaleClaim, Steps
 from common.db.tables import Job, JobMetrics, Outbox, Part, Step, StepFailure
 from common.db.transcriptions import Transcriptions
-from common.domain.job import MAX_LOSSES, JobStatus, Priority, Publication, StepStatus
+from common.domain.job import MAX_LOSSES, JobStatus, Publication, StepStatus
 from common.domain.pipeline import StepKind
 from common.errors import (
     ChunkTimedOut,
@@ -24,7 +27,6 @@ from common.errors import (
     ModerationFailed,
     ModerationOff,
     ModerationUnusable,
-    NotFound,
     StenoError,
     WorkerLost,
 )
@@ -46,13 +48,10 @@ from tests.support.factories import (
     stored_segment,
     submit_job,
 )
-from tests.support.service import wait_until
+from tests.support.service import wait_until, waits_for_a_lock
 
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with Database(database_url, pool_size=20) as database:
-        yield database
+T = TypeVar("T")
+LATE = DecodeFailed(reason="late")
 
 
 @pytest.fixture
@@ -60,9 +59,18 @@ def steps(database: Database) -> Steps:
     return make_steps(database)
 
 
+@pytest.fixture
+def jobs(database: Database) -> Jobs:
+    return Jobs(database, TENANT)
+
+
 def expire_leases(database: Database) -> None:
     with database.transaction() as session:
         session.execute(text("UPDATE steps SET lease_until = now() - interval '1 second'"))
+
+
+def fail(steps: Steps, claim: Claim, error: StenoError) -> bool:
+    return steps.fail(claim.step_id, claim.attempt, error)
 
 
 def count(database: Database, table: type) -> int:
@@ -70,18 +78,9 @@ def count(database: Database, table: type) -> int:
         return session.scalar(select(func.count()).select_from(table)) or 0
 
 
-def status(database: Database, job_id: UUID) -> str:
-    return Jobs(database, TENANT).snapshot(job_id).status
-
-
-def blocked(database: Database) -> bool:
-    """Whether some transaction waits for another one's lock."""
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
+def kinds(database: Database, job_id: UUID) -> list[str]:
     with database.transaction() as session:
-        return bool(session.scalar(waiting))
+        return sorted(session.scalars(select(Step.kind).where(Step.job_id == job_id)))
 
 
 def job_of(database: Database, step_id: UUID) -> UUID:
@@ -89,37 +88,65 @@ def job_of(database: Database, step_id: UUID) -> UUID:
         return session.get_one(Step, step_id).job_id
 
 
-def test_a_step_is_claimed_by_one_of_many_workers(database: Database, steps: Steps) -> None:
+def planned(database: Database, steps: Steps, chunks: int = 1, **fields: Any) -> UUID:
+    """A job with so many chunks to transcribe; ``fields`` are those of `NewJob`."""
+    job_id = submit_job(database, **fields)
+    plan_chunks(steps, chunks)
+    return job_id
+
+
+def transcribed(database: Database, steps: Steps, chunks: int = 1) -> UUID:
+    """A job with so many chunks that are transcribed and wait for their moderation."""
+    job_id = planned(database, steps, chunks, options=MODERATED)
+    for claim in claim_all(steps):
+        finish_chunk(steps, claim)
+    return job_id
+
+
+OF_A_CHUNK = pytest.mark.parametrize(
+    ("prepare", "finish"), [(planned, finish_chunk), (transcribed, finish_moderation)]
+)
+"""Both steps of a chunk: what makes jobs that wait for it, and what ends it."""
+Prepare = Callable[[Database, Steps, int], UUID]
+Finish = Callable[..., Claim | None]
+
+
+def claim_all(steps: Steps) -> list[Claim]:
+    claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
+    return [claim for claim in claims if claim is not None]
+
+
+def at_once(count: int, call: Callable[[int], T]) -> list[T]:
+    """What calls with each of so many numbers return, begun at the same moment in threads."""
+    barrier = threading.Barrier(count)
+
+    def begin(number: int) -> T:
+        barrier.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(begin, range(count)))
+
+
+def test_of_many_workers_one_claims_a_step(database: Database, steps: Steps) -> None:
     submit_job(database)
     (step_id,) = published(steps)
-    claims = []
-    barrier = threading.Barrier(8)
 
-    def work(name: str) -> None:
-        barrier.wait()
-        claims.append(steps.claim(step_id, name))
-
-    threads = [threading.Thread(target=work, args=(f"worker-{n}",)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    claims = at_once(8, lambda number: steps.claim(step_id, f"worker-{number}"))
 
     assert len([claim for claim in claims if claim is not None]) == 1
 
 
-def test_a_step_that_is_handed_back_is_due_at_once_and_counts_no_failure(
-    database: Database, steps: Steps
-) -> None:
+def test_a_step_handed_back_is_due_at_once(database: Database, steps: Steps) -> None:
     job_id = submit_job(database)
-    given_up = claim_next(steps, "leaving")
+    given_up = claim_next(steps, "stopping")
 
-    assert steps.hand_back("leaving", given_up.step_id) == [job_id]
+    assert steps.hand_back("stopping", given_up.step_id) == [job_id]
 
     with pytest.raises(StaleClaim):
         store_plan(steps, given_up, 1)
     assert not steps.renew(given_up)
-    assert not steps.fail(given_up.step_id, given_up.attempt, WorkerLost(reason="late"))
+    assert not fail(steps, given_up, WorkerLost(reason="late"))
     plan_chunks(steps, 0)
     assert count(database, StepFailure) == 0
     with database.transaction() as session:
@@ -128,44 +155,46 @@ def test_a_step_that_is_handed_back_is_due_at_once_and_counts_no_failure(
 
 
 def test_only_what_a_worker_still_holds_is_handed_back(database: Database, steps: Steps) -> None:
-    submit_job(database)
-    plan_chunks(steps, 2)
-    done, others = claim_next(steps, "leaving"), claim_next(steps, "staying")
+    planned(database, steps, 2)
+    done, others = claim_next(steps, "stopping"), claim_next(steps, "staying")
     finish_chunk(steps, done)
 
-    assert steps.hand_back("leaving", done.step_id) == []
+    assert steps.hand_back("stopping", done.step_id) == []
 
     assert steps.renew(others)
     assert published(steps) == []
 
 
-def test_a_step_whose_message_is_returned_unclaimed_is_published_again(
-    database: Database, steps: Steps
-) -> None:
+def test_a_message_returned_unclaimed_is_published_again(database: Database, steps: Steps) -> None:
     submit_job(database)
     (step_id,) = published(steps)
 
-    assert steps.hand_back("leaving", step_id) == []
+    assert steps.hand_back("stopping", step_id) == []
 
     assert published(steps) == [step_id]
 
 
-def test_a_late_worker_cannot_overwrite_a_newer_attempt(database: Database, steps: Steps) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 1)
+@OF_A_CHUNK
+def test_a_late_worker_cannot_overwrite_a_newer_attempt(
+    database: Database, steps: Steps, prepare: Prepare, finish: Finish
+) -> None:
+    job_id = prepare(database, steps, 1)
     late = claim_next(steps, "late")
     expire_leases(database)
     assert steps.reclaim_expired() == [job_id]
     newer = claim_next(steps, "newer")
 
     with pytest.raises(StaleClaim):
-        finish_chunk(steps, late)
+        finish(steps, late)
     assert not steps.renew(late)
-    finish_chunk(steps, newer)
+    assert not fail(steps, late, LATE)
+    finish(steps, newer)
+    with pytest.raises(StaleClaim):
+        finish(steps, newer)
 
     with database.transaction() as session:
-        stored = select(Step.stored_count).where(Step.job_id == job_id, Step.part == 0)
-        assert session.scalars(stored).all() == [1]
+        step = session.get_one(Step, newer.step_id)
+        assert (step.status, step.stored_count) == (StepStatus.DONE, 1)
     assert newer.attempt == late.attempt + 1
 
 
@@ -179,35 +208,40 @@ def test_a_renewed_lease_is_not_taken_back(database: Database, steps: Steps) -> 
     assert steps.reclaim_expired() == []
 
 
-def test_many_workers_finishing_at_once_start_exactly_one_merge(
-    database: Database, steps: Steps
+@OF_A_CHUNK
+def test_workers_that_finish_at_once_start_one_merge(
+    database: Database, steps: Steps, prepare: Prepare, finish: Finish
 ) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 40)
-    claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
-    merges = []
+    job_id = prepare(database, steps, 24)
+    claims = claim_all(steps)
+
+    def work(start: int) -> list[Claim]:
+        following = [finish(steps, claim, take_next=True) for claim in claims[start::8]]
+        return [claim for claim in following if claim is not None]
+
+    found = [claim for claims in at_once(8, work) for claim in claims]
+
+    assert [claim.kind for claim in found] == [StepKind.MERGE]
+    assert kinds(database, job_id).count("merge") == 1
+
+
+def test_moderation_ending_in_any_way_starts_one_merge(database: Database, steps: Steps) -> None:
+    job_id = transcribed(database, steps, 24)
+    claims = claim_all(steps)
 
     def work(start: int) -> None:
         for claim in claims[start::8]:
-            assert claim is not None
-            merges.append(finish_chunk(steps, claim, take_next=True))
+            if start % 2:
+                finish_moderation(steps, claim)
+            else:
+                fail(steps, claim, ModerationOff())
 
-    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(8, work)
 
-    assert len(merges) == 40
-    assert len([merge for merge in merges if merge is not None]) == 1
-    with database.transaction() as session:
-        kinds = session.scalars(select(Step.kind).where(Step.job_id == job_id)).all()
-    assert kinds.count(StepKind.MERGE) == 1
+    assert kinds(database, job_id).count("merge") == 1
 
 
-def test_chunks_finished_while_the_plan_goes_on_do_not_start_the_merge(
-    database: Database, steps: Steps
-) -> None:
+def test_chunks_finished_during_the_plan_start_no_merge(database: Database, steps: Steps) -> None:
     submit_job(database)
     plan = plan_chunks(steps, 1, finish=False)
     assert finish_chunk(steps, claim_next(steps), take_next=True) is None
@@ -219,31 +253,26 @@ def test_chunks_finished_while_the_plan_goes_on_do_not_start_the_merge(
 
 
 def test_a_plan_without_chunks_goes_straight_to_the_merge(database: Database, steps: Steps) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 0)
+    job_id = planned(database, steps, 0)
 
     claim = claim_next(steps)
 
     assert (claim.kind, claim.job_id) == (StepKind.MERGE, job_id)
 
 
-def test_a_repeated_plan_keeps_the_chunks_that_are_done(database: Database, steps: Steps) -> None:
+def test_a_repeated_plan_keeps_done_chunks(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database)
     plan_chunks(steps, 2, finish=False)
     finish_chunk(steps, claim_next(steps))
     expire_leases(database)
     steps.reclaim_expired()
-    again = next(
-        claim
-        for step_id in published(steps)
-        if (claim := steps.claim(step_id, "again")) and claim.kind == StepKind.PLAN
-    )
+    again = next(claim for claim in claim_all(steps) if claim.kind == StepKind.PLAN)
 
     assert Transcriptions(database).planned(job_id) == {0: ("c0", True), 1: ("c1", False)}
     steps.add_parts(again, [chunk_part(0), chunk_part(1), chunk_part(2)])
     finish_plan(steps, again, 30_000)
 
-    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    snapshot = jobs.snapshot(job_id)
     assert (snapshot.chunks_total, snapshot.chunks_completed) == (3, 1)
 
 
@@ -260,131 +289,53 @@ def test_a_plan_that_was_taken_over_can_add_nothing(database: Database, steps: S
     assert count(database, Part) == 1
 
 
-def test_a_transient_error_is_retried_up_to_the_limit_and_every_reason_is_kept(
-    database: Database,
+@pytest.mark.parametrize(
+    ("error", "max_retries", "attempts"),
+    [
+        (EngineFailed(reason="it broke"), 2, 3),
+        (ChunkTimedOut(limit_s=60), 3, 2),
+        (DecodeFailed(reason="nothing in it"), 3, 1),
+        (WorkerLost(reason="killed"), 0, MAX_LOSSES),
+    ],
+)
+def test_a_step_is_retried_up_to_its_limit_and_every_reason_is_kept(
+    database: Database, jobs: Jobs, error: StenoError, max_retries: int, attempts: int
 ) -> None:
-    steps = make_steps(database, max_retries=2)
+    steps = make_steps(database, max_retries=max_retries)
     job_id = submit_job(database)
-    for _ in range(3):
-        claim = claim_next(steps)
-        assert steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it broke"))
+    for _ in range(attempts):
+        assert jobs.snapshot(job_id).status != JobStatus.FAILED
+        assert fail(steps, claim_next(steps), error)
 
-    snapshot = Jobs(database, TENANT).snapshot(job_id)
-    assert snapshot.status == JobStatus.FAILED
-    assert snapshot.error_code == "engine_failed"
-    assert snapshot.error_message == "The engine failed: it broke"
+    snapshot = jobs.snapshot(job_id)
+    assert (snapshot.status, snapshot.error_code) == (JobStatus.FAILED, error.code)
+    assert snapshot.error_message == error.message
     assert published(steps) == []
     with database.transaction() as session:
-        attempts = session.scalars(
+        failed = session.scalars(
             select(StepFailure.attempt).where(StepFailure.job_id == job_id)
         ).all()
-    assert sorted(attempts) == [1, 2, 3]
-
-
-def test_a_step_that_runs_into_its_time_limit_is_retried_once(
-    database: Database, steps: Steps
-) -> None:
-    job_id = submit_job(database)
-    for expected in (JobStatus.PROCESSING, JobStatus.FAILED):
-        claim = claim_next(steps)
-        assert steps.fail(claim.step_id, claim.attempt, ChunkTimedOut(limit_s=60))
-        assert status(database, job_id) == expected
-    assert published(steps) == []
-
-
-def test_a_permanent_error_is_not_retried(database: Database, steps: Steps) -> None:
-    job_id = submit_job(database)
-    claim = claim_next(steps)
-
-    steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="nothing in it"))
-
-    assert status(database, job_id) == JobStatus.FAILED
-    assert published(steps) == []
+    assert sorted(failed) == list(range(1, attempts + 1))
 
 
 def test_a_retry_waits_for_its_delay(database: Database) -> None:
     steps = make_steps(database, delay_s=3600)
     submit_job(database)
     claim = claim_next(steps)
-    steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it broke"))
+    fail(steps, claim, EngineFailed(reason="it broke"))
 
     assert published(steps) == []
     assert steps.claim(claim.step_id, "eager") is None
 
 
-def test_losing_workers_costs_no_retries_but_does_not_go_on_for_ever(database: Database) -> None:
-    steps = make_steps(database, max_retries=0)
-    job_id = submit_job(database)
-    for _ in range(MAX_LOSSES - 1):
-        claim = claim_next(steps)
-        steps.fail(claim.step_id, claim.attempt, WorkerLost(reason="killed"))
-    assert status(database, job_id) == JobStatus.PROCESSING
-
-    claim = claim_next(steps)
-    steps.fail(claim.step_id, claim.attempt, WorkerLost(reason="killed"))
-
-    assert status(database, job_id) == JobStatus.FAILED
-
-
-def test_a_failure_of_an_old_attempt_says_nothing_about_the_new_one(
-    database: Database, steps: Steps
-) -> None:
-    job_id = submit_job(database)
-    old = claim_next(steps)
-    expire_leases(database)
-    steps.reclaim_expired()
-    claim_next(steps)
-
-    assert not steps.fail(old.step_id, old.attempt, DecodeFailed(reason="late"))
-
-    assert status(database, job_id) == JobStatus.PROCESSING
-
-
-def test_a_short_recording_goes_before_the_rest_of_a_long_one(
-    database: Database, steps: Steps
-) -> None:
-    submit_job(database)
-    plan_chunks(steps, 10)
-    under_way = [claim_next(steps), claim_next(steps)]
-    short = submit_job(database)
-
-    next_job = job_of(database, published(steps, 1)[0])
-
-    assert next_job == short
-    assert all(claim.job_id != short for claim in under_way)
-
-
-def test_jobs_of_one_priority_take_turns(database: Database, steps: Steps) -> None:
-    jobs = [submit_job(database) for _ in range(3)]
-    for plan in [claim_next(steps) for _ in jobs]:
-        store_plan(steps, plan, 3)
-
-    order = [job_of(database, step_id) for step_id in published(steps)]
-
-    assert order == jobs * 3
-
-
-def test_priority_goes_before_turns(database: Database, steps: Steps) -> None:
-    submit_job(database, priority=Priority.LOW)
-    plan_chunks(steps, 2)
-    submit_job(database, priority=Priority.NORMAL)
-    urgent = submit_job(database, priority=Priority.HIGH)
-
-    assert job_of(database, published(steps, 1)[0]) == urgent
-
-
-def test_servers_that_are_slow_to_send_recordings_do_not_hold_every_worker(
-    database: Database, steps: Steps
-) -> None:
-    jobs = Jobs(database, TENANT)
+def test_slow_sources_do_not_hold_all_workers(database: Database, steps: Steps, jobs: Jobs) -> None:
     fetched = [jobs.create(new_job(source_url="https://slow.example/")).job_id for _ in range(5)]
     sent = [submit_job(database) for _ in range(2)]
 
     def publish(limit: int) -> list[UUID]:
         handed_out: list[UUID] = []
         steps.publish(limit, lambda rows: handed_out.extend(it.step_id for it in rows), limited=2)
-        with database.transaction() as session:
-            return [session.get_one(Step, step_id).job_id for step_id in handed_out]
+        return [job_of(database, step_id) for step_id in handed_out]
 
     assert publish(3) == [*fetched[:2], sent[0]]
     assert publish(9) == [sent[1]]
@@ -393,27 +344,23 @@ def test_servers_that_are_slow_to_send_recordings_do_not_hold_every_worker(
     assert publish(9) == [fetched[2]]
 
 
-def test_a_crash_while_publishing_rings_again_under_the_same_name(
-    database: Database, steps: Steps
-) -> None:
+def test_a_crash_while_publishing_keeps_the_message_id(database: Database, steps: Steps) -> None:
     submit_job(database)
-    rung: list[str] = []
+    sent: list[str] = []
 
-    def ring_and_crash(rows: Sequence[Publication]) -> None:
-        rung.extend(row.rq_job_id for row in rows)
+    def send_and_crash(rows: Sequence[Publication]) -> None:
+        sent.extend(row.rq_job_id for row in rows)
         raise RuntimeError("the power went out")
 
     with pytest.raises(RuntimeError, match="power"):
-        steps.publish(10, ring_and_crash)
-    steps.publish(10, lambda rows: rung.extend(row.rq_job_id for row in rows))
+        steps.publish(10, send_and_crash)
+    steps.publish(10, lambda rows: sent.extend(row.rq_job_id for row in rows))
 
-    assert len(rung) == 2
-    assert rung[0] == rung[1]
+    assert len(sent) == 2
+    assert sent[0] == sent[1]
 
 
-def test_a_lost_message_is_published_again_under_another_id(
-    database: Database, steps: Steps
-) -> None:
+def test_a_lost_message_is_published_again_with_a_new_id(database: Database, steps: Steps) -> None:
     submit_job(database)
     (step_id,) = published(steps)
     ((lost_step, lost_rq_job),) = steps.published()
@@ -427,9 +374,7 @@ def test_a_lost_message_is_published_again_under_another_id(
     assert rq_job != lost_rq_job
 
 
-def test_a_message_republished_while_its_step_is_claimed_leaves_nothing_in_the_outbox(
-    database: Database, steps: Steps
-) -> None:
+def test_a_claim_during_republishing_empties_the_outbox(database: Database, steps: Steps) -> None:
     submit_job(database)
     (step_id,) = published(steps)
     with database.transaction() as claiming:
@@ -438,26 +383,23 @@ def test_a_message_republished_while_its_step_is_claimed_leaves_nothing_in_the_o
     assert count(database, Outbox) == 0
 
 
-def test_a_message_republished_while_its_job_is_cancelled_leaves_nothing_in_the_outbox(
-    database: Database, steps: Steps
+def test_a_cancellation_during_republishing_empties_the_outbox(
+    database: Database, steps: Steps, jobs: Jobs, pool: ThreadPoolExecutor
 ) -> None:
     job_id = submit_job(database)
     (step_id,) = published(steps)
-    cancelling = threading.Thread(target=Jobs(database, TENANT).cancel, args=(job_id,))
-    with database.transaction() as ringing:  # as `publish_again` does
-        ringing.execute(select(Step.id).where(Step.id == step_id).with_for_update())
-        ringing.add(Outbox(step_id=step_id))
-        ringing.flush()
-        cancelling.start()
-        wait_until(lambda: blocked(database), "the cancellation to wait")
-    cancelling.join()
-    assert status(database, job_id) == JobStatus.CANCELLED
+    with database.transaction() as republishing:  # as `publish_again` does
+        republishing.execute(select(Step.id).where(Step.id == step_id).with_for_update())
+        republishing.add(Outbox(step_id=step_id))
+        republishing.flush()
+        cancelling = pool.submit(jobs.cancel, job_id)
+        wait_until(lambda: waits_for_a_lock(database), "the cancellation to wait")
+    cancelling.result()
+    assert jobs.snapshot(job_id).status == JobStatus.CANCELLED
     assert count(database, Outbox) == 0
 
 
-def test_a_lost_step_that_is_in_the_outbox_already_is_taken_back(
-    database: Database, steps: Steps
-) -> None:
+def test_a_lost_step_in_the_outbox_already_is_rescued(database: Database, steps: Steps) -> None:
     job_id = submit_job(database)
     claim = claim_next(steps)
     with database.transaction() as session:
@@ -467,68 +409,52 @@ def test_a_lost_step_that_is_in_the_outbox_already_is_taken_back(
     assert published(steps) == [claim.step_id]
 
 
-def test_cancelling_invalidates_every_claim(database: Database, steps: Steps) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 3)
+@OF_A_CHUNK
+def test_cancelling_invalidates_every_claim(
+    database: Database, steps: Steps, jobs: Jobs, prepare: Prepare, finish: Finish
+) -> None:
+    job_id = prepare(database, steps, 3)
     running = claim_next(steps, "busy")
 
-    stopped = Jobs(database, TENANT).cancel(job_id)
+    stopped = jobs.cancel(job_id)
 
     assert [worker for worker, _ in stopped] == ["busy"]
-    assert status(database, job_id) == JobStatus.CANCELLED
     assert published(steps) == []
+    assert not fail(steps, running, LATE)
     with pytest.raises(StaleClaim):
-        finish_chunk(steps, running)
-    assert Jobs(database, TENANT).cancel(job_id) == []
+        finish(steps, running)
+    assert jobs.cancel(job_id) == []
+    assert jobs.snapshot(job_id).status == JobStatus.CANCELLED
 
 
-def test_cancelling_names_the_rq_job_that_runs_a_step(database: Database, steps: Steps) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 1)
+def test_cancelling_names_the_running_rq_job(database: Database, steps: Steps, jobs: Jobs) -> None:
+    job_id = planned(database, steps)
     (step_id,) = published(steps)
     assert steps.claim(step_id, "worker-1", "that of the plan") is not None
-    assert Jobs(database, TENANT).cancel(job_id) == [("worker-1", "that of the plan")]
+    assert jobs.cancel(job_id) == [("worker-1", "that of the plan")]
 
 
-def test_cancelling_and_finishing_at_the_same_time_never_deadlock(
-    database: Database, steps: Steps
-) -> None:
-    errors: list[Exception] = []
+def test_cancels_and_finishes_never_deadlock(database: Database, steps: Steps, jobs: Jobs) -> None:
     for _ in range(10):
-        job_id = submit_job(database)
-        plan_chunks(steps, 6)
-        claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
-        barrier = threading.Barrier(len(claims) + 1)
+        job_id = planned(database, steps, 6)
+        claims = claim_all(steps)
 
-        def finish(claim: object, barrier: threading.Barrier = barrier) -> None:
-            barrier.wait()
-            try:
-                finish_chunk(steps, claim)  # type: ignore[arg-type]
-            except StaleClaim:
-                pass
-            except Exception as error:
-                errors.append(error)
+        def end(number: int, claims: list[Claim] = claims, job_id: UUID = job_id) -> None:
+            if number == len(claims):
+                jobs.cancel(job_id)
+                return
+            with suppress(StaleClaim):
+                finish_chunk(steps, claims[number])
 
-        threads = [threading.Thread(target=finish, args=(claim,)) for claim in claims]
-        for thread in threads:
-            thread.start()
-        barrier.wait()
-        Jobs(database, TENANT).cancel(job_id)
-        for thread in threads:
-            thread.join()
-
-    assert errors == []
+        at_once(len(claims) + 1, end)
 
 
-def test_a_completed_job_has_its_transcript_and_its_metrics(
-    database: Database, steps: Steps
-) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 1)
+def test_a_completed_job_has_its_metrics(database: Database, steps: Steps, jobs: Jobs) -> None:
+    job_id = planned(database, steps)
     finish_chunk(steps, claim_next(steps))
     finish_merge(steps, claim_next(steps), warnings=["no_speech"])
 
-    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    snapshot = jobs.snapshot(job_id)
     assert (snapshot.status, snapshot.progress) == (JobStatus.COMPLETED, 100)
     assert snapshot.warnings == ("no_speech",)
     with database.transaction() as session:
@@ -537,9 +463,8 @@ def test_a_completed_job_has_its_transcript_and_its_metrics(
         assert metrics.wall_ms >= metrics.waited_ms >= 0
 
 
-def test_progress_never_falls_and_ends_at_100(database: Database, steps: Steps) -> None:
+def test_progress_never_falls(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database, duration_ms=40_000)
-    jobs = Jobs(database, TENANT)
     seen = [jobs.snapshot(job_id).progress]
     plan_chunks(steps, 4)
     for _ in range(4):
@@ -552,39 +477,27 @@ def test_progress_never_falls_and_ends_at_100(database: Database, steps: Steps) 
 
 
 def test_the_text_so_far_ends_before_the_first_chunk_that_is_not_done(
-    database: Database, steps: Steps
+    database: Database, steps: Steps, jobs: Jobs
 ) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 3)
-    claims = [claim_next(steps) for _ in range(3)]
+    job_id = planned(database, steps, 3)
+    claims = claim_all(steps)
 
     finish_chunk(steps, claims[0])
     finish_chunk(steps, claims[2])
-    assert [chunk.index for chunk in Jobs(database, TENANT).text(job_id).chunks] == [0]
+    assert [chunk.index for chunk in jobs.text(job_id).chunks] == [0]
     finish_chunk(steps, claims[1])
-    assert [chunk.index for chunk in Jobs(database, TENANT).text(job_id).chunks] == [0, 1, 2]
-
-
-def test_another_tenants_job_is_not_found(database: Database) -> None:
-    job_id = submit_job(database, tenant="one")
-    other = Jobs(database, "two")
-
-    for ask in (other.snapshot, other.text, other.cancel):
-        with pytest.raises(NotFound):
-            ask(job_id)
+    assert [chunk.index for chunk in jobs.text(job_id).chunks] == [0, 1, 2]
 
 
 def test_an_equal_chunk_is_reused_within_the_tenant_only(database: Database, steps: Steps) -> None:
-    submit_job(database, tenant="one")
-    plan_chunks(steps, 1)
+    planned(database, steps, tenant="one")
     finish_chunk(steps, claim_next(steps))
     finish_merge(steps, claim_next(steps))
 
     def known(steps: Steps, tenant: str) -> list[bool]:
         """Whether the result of each of two chunks is known ahead."""
-        job_id = submit_job(database, tenant=tenant)
-        plan_chunks(steps, 2)
-        claims = [claim_next(steps) for _ in range(2)]
+        job_id = planned(database, steps, 2, tenant=tenant)
+        claims = claim_all(steps)
         Jobs(database, tenant).cancel(job_id)
         return [claim.known is not None for claim in claims]
 
@@ -594,9 +507,7 @@ def test_an_equal_chunk_is_reused_within_the_tenant_only(database: Database, ste
     assert known(unlike, "one") == [False, False]
 
 
-def test_a_job_that_takes_too_long_fails_with_the_limit_named(
-    database: Database, steps: Steps
-) -> None:
+def test_an_overdue_job_fails_with_the_limit(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database)
     claim = claim_next(steps)
     with database.transaction() as session:
@@ -604,7 +515,7 @@ def test_a_job_that_takes_too_long_fails_with_the_limit_named(
 
     assert steps.fail_overdue_jobs(60) == [job_id]
 
-    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    snapshot = jobs.snapshot(job_id)
     assert snapshot.status == JobStatus.FAILED
     assert snapshot.error_message is not None
     assert "JOB_TIMEOUT of 60 s" in snapshot.error_message
@@ -614,42 +525,23 @@ def test_a_job_that_takes_too_long_fails_with_the_limit_named(
 # --- moderation -----------------------------------------------------------------------------------
 
 
-def kinds(database: Database, job_id: UUID) -> list[str]:
-    with database.transaction() as session:
-        return sorted(session.scalars(select(Step.kind).where(Step.job_id == job_id)))
-
-
-def moderated_chunk(database: Database, steps: Steps, count: int = 1) -> UUID:
-    """A job with ``count`` chunks that are transcribed and wait for their moderation."""
-    job_id = submit_job(database, options=MODERATED)
-    plan_chunks(steps, count)
-    for step_id in published(steps):
-        claim = steps.claim(step_id, "worker")
-        assert claim is not None
-        finish_chunk(steps, claim)
-    return job_id
-
-
-def test_a_job_that_wants_no_moderation_gets_no_such_step(database: Database, steps: Steps) -> None:
-    job_id = submit_job(database)
-    plan_chunks(steps, 1)
+def test_a_job_without_moderation_gets_no_such_step(database: Database, steps: Steps) -> None:
+    job_id = planned(database, steps)
     finish_chunk(steps, claim_next(steps))
 
     assert kinds(database, job_id) == ["merge", "plan", "transcribe"]
 
 
-def test_each_chunk_is_moderated_once_it_is_transcribed_and_then_they_are_merged(
+def test_each_chunk_is_moderated_after_it_is_transcribed_and_then_they_are_merged(
     database: Database, steps: Steps
 ) -> None:
-    job_id = submit_job(database, options=MODERATED)
-    plan_chunks(steps, 2)
+    job_id = planned(database, steps, 2, options=MODERATED)
     for _ in range(2):
         moderation = finish_chunk(steps, claim_next(steps), take_next=True)
         assert moderation is not None
         assert moderation.kind == StepKind.MODERATE
-        assert moderation.previous == [
-            [stored_segment(0, 10_000, f" chunk {moderation.part_index}")]
-        ]
+        segment = stored_segment(0, 10_000, f" chunk {moderation.part_index}")
+        assert moderation.previous == [[segment]]
         merge = finish_moderation(steps, moderation, take_next=True)
 
     assert merge is not None
@@ -660,32 +552,15 @@ def test_each_chunk_is_moderated_once_it_is_transcribed_and_then_they_are_merged
     assert (chunk.moderation["by"]["model"], chunk.moderation_ms) == ("a-model", 7)
 
 
-def test_a_chunk_counts_as_transcribed_before_it_is_moderated(
-    database: Database, steps: Steps
-) -> None:
-    job_id = moderated_chunk(database, steps, 2)
+def test_chunks_count_before_moderation(database: Database, steps: Steps, jobs: Jobs) -> None:
+    job_id = transcribed(database, steps, 2)
 
-    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    snapshot = jobs.snapshot(job_id)
     assert (snapshot.stage, snapshot.chunks_completed) == ("moderating", 2)
-    assert len(Jobs(database, TENANT).text(job_id).chunks) == 2
+    assert len(jobs.text(job_id).chunks) == 2
     for _ in range(2):
         finish_moderation(steps, claim_next(steps))
-    assert Jobs(database, TENANT).snapshot(job_id).stage == "merging"
-
-
-def test_a_late_workers_moderation_is_refused(database: Database, steps: Steps) -> None:
-    job_id = moderated_chunk(database, steps)
-    late = claim_next(steps, "late")
-    expire_leases(database)
-    assert steps.reclaim_expired() == [job_id]
-    newer = claim_next(steps, "newer")
-
-    with pytest.raises(StaleClaim):
-        finish_moderation(steps, late)
-    assert finish_moderation(steps, newer, take_next=True) is not None
-    with pytest.raises(StaleClaim):
-        finish_moderation(steps, newer)
-    assert kinds(database, job_id).count("merge") == 1
+    assert jobs.snapshot(job_id).stage == "merging"
 
 
 @pytest.mark.parametrize(
@@ -697,96 +572,54 @@ def test_a_late_workers_moderation_is_refused(database: Database, steps: Steps) 
         (WorkerLost(reason="killed"), MAX_LOSSES),
     ],
 )
-def test_moderation_that_fails_for_good_costs_a_warning_and_not_the_job(
-    database: Database, steps: Steps, error: StenoError, attempts: int
+def test_failed_moderation_costs_a_warning_and_not_the_job(
+    database: Database, steps: Steps, jobs: Jobs, error: StenoError, attempts: int
 ) -> None:
-    job_id = moderated_chunk(database, steps, 2)
+    job_id = transcribed(database, steps, 2)
     finish_moderation(steps, claim_next(steps))
     for _ in range(attempts):
         claim = claim_next(steps)
         assert claim.kind == StepKind.MODERATE
-        assert steps.fail(claim.step_id, claim.attempt, error)
+        assert fail(steps, claim, error)
 
-    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    snapshot = jobs.snapshot(job_id)
     assert (snapshot.status, snapshot.stage) == (JobStatus.PROCESSING, "merging")
     assert snapshot.warnings == ("moderation_failed",)
     assert snapshot.error_code is None
-    assert not steps.fail(claim.step_id, claim.attempt, error)
+    assert not fail(steps, claim, error)
     finish_merge(steps, claim_next(steps), warnings=["moderation_failed"])
-    ended = Jobs(database, TENANT).snapshot(job_id)
+    ended = jobs.snapshot(job_id)
     assert (ended.status, ended.warnings) == (JobStatus.COMPLETED, ("moderation_failed",))
 
 
-def test_once_a_chunk_cannot_be_moderated_the_others_get_one_try_each(
+def test_after_one_moderation_failed_others_get_one_attempt(
     database: Database, steps: Steps
 ) -> None:
-    job_id = moderated_chunk(database, steps, 3)
+    job_id = transcribed(database, steps, 3)
     attempts: Counter[int | None] = Counter()
     while (claim := claim_next(steps)).kind == StepKind.MODERATE:
         attempts[claim.part_index] += 1
-        steps.fail(claim.step_id, claim.attempt, EngineFailed(reason="it crashed with SIGSEGV"))
+        fail(steps, claim, EngineFailed(reason="it crashed with SIGSEGV"))
 
     assert attempts == {0: 4, 1: 1, 2: 1}
     assert kinds(database, job_id).count("merge") == 1
 
 
-def test_moderation_that_fails_while_the_plan_goes_on_does_not_start_the_merge(
-    database: Database, steps: Steps
+def test_moderation_that_fails_during_the_plan_starts_no_merge(
+    database: Database, steps: Steps, jobs: Jobs
 ) -> None:
     job_id = submit_job(database, options=MODERATED)
     plan = plan_chunks(steps, 1, finish=False)
     finish_chunk(steps, claim_next(steps))
-    claim = claim_next(steps)
-    steps.fail(claim.step_id, claim.attempt, ModerationOff())
+    fail(steps, claim_next(steps), ModerationOff())
     assert "merge" not in kinds(database, job_id)
 
     assert finish_plan(steps, plan, 10_000, take_next=True) is not None
 
-    assert Jobs(database, TENANT).snapshot(job_id).warnings == ("moderation_failed",)
+    assert jobs.snapshot(job_id).warnings == ("moderation_failed",)
 
 
-def test_many_workers_moderating_at_once_start_exactly_one_merge(
-    database: Database, steps: Steps
-) -> None:
-    job_id = moderated_chunk(database, steps, 24)
-    claims = [steps.claim(step_id, "worker") for step_id in published(steps)]
-    errors: list[Exception] = []
-
-    def work(start: int) -> None:
-        for claim in claims[start::8]:
-            assert claim is not None
-            try:
-                if start % 2:
-                    finish_moderation(steps, claim)
-                else:
-                    steps.fail(claim.step_id, claim.attempt, ModerationOff())
-            except Exception as error:
-                errors.append(error)
-
-    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert errors == []
-    assert kinds(database, job_id).count("merge") == 1
-
-
-def test_cancelling_also_cancels_moderation(database: Database, steps: Steps) -> None:
-    job_id = moderated_chunk(database, steps, 2)
-    running = claim_next(steps)
-
-    Jobs(database, TENANT).cancel(job_id)
-
-    assert published(steps) == []
-    assert not steps.fail(running.step_id, running.attempt, ModerationOff())
-    with pytest.raises(StaleClaim):
-        finish_moderation(steps, running)
-    assert status(database, job_id) == JobStatus.CANCELLED
-
-
-def test_a_new_plan_also_deletes_moderation(database: Database, steps: Steps) -> None:
+def test_a_new_plan_also_deletes_moderation(database: Database, steps: Steps, jobs: Jobs) -> None:
     job_id = submit_job(database, options=MODERATED)
     plan = plan_chunks(steps, 2, finish=False)
     finish_chunk(steps, claim_next(steps))
@@ -796,20 +629,19 @@ def test_a_new_plan_also_deletes_moderation(database: Database, steps: Steps) ->
 
     with pytest.raises(StaleClaim):
         finish_moderation(steps, moderation)
-    assert not steps.fail(moderation.step_id, moderation.attempt, ModerationOff())
+    assert not fail(steps, moderation, ModerationOff())
     assert kinds(database, job_id) == ["plan"]
-    snapshot = Jobs(database, TENANT).snapshot(job_id)
+    snapshot = jobs.snapshot(job_id)
     assert (snapshot.chunks_total, snapshot.chunks_completed, snapshot.progress) == (0, 0, 0)
 
 
 def test_an_equal_chunk_is_reused_without_its_moderation(database: Database, steps: Steps) -> None:
-    first = moderated_chunk(database, steps)
+    first = transcribed(database, steps)
     finish_moderation(steps, claim_next(steps))
     finish_merge(steps, claim_next(steps))
     (chunk,), _ = Transcriptions(database).to_merge(first)
 
-    submit_job(database, options=MODERATED)
-    plan_chunks(steps, 1)
+    planned(database, steps, options=MODERATED)
     claim = claim_next(steps)
     assert claim.known == chunk.result
     moderation = steps.finish(claim, result=claim.known, elapsed_ms=0, take_next=True)
@@ -818,7 +650,7 @@ def test_an_equal_chunk_is_reused_without_its_moderation(database: Database, ste
 
 
 def test_a_job_from_before_there_was_moderation_is_finished_without(
-    database: Database, steps: Steps
+    database: Database, steps: Steps, jobs: Jobs
 ) -> None:
     job_id = submit_job(database, options=MODERATED)
     with database.transaction() as session:
@@ -829,5 +661,5 @@ def test_a_job_from_before_there_was_moderation_is_finished_without(
 
     finish_merge(steps, claim_next(steps))
 
-    assert status(database, job_id) == JobStatus.COMPLETED
-    assert not Jobs(database, TENANT).text(job_id).options.moderation
+    assert jobs.snapshot(job_id).status == JobStatus.COMPLETED
+    assert not jobs.text(job_id).options.moderation

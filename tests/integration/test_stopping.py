@@ -1,4 +1,4 @@
-"""What workers promise about jobs that are called off or deleted while they work on them."""
+"""What workers promise about jobs that are cancelled or deleted while they work on them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from redis import Redis
 from sqlalchemy import select
 
 from common.db.deletions import Deletions
-from common.db.jobs import Jobs
 from common.db.tables import Step
 from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import StepKind
 from common.redis.events import Events
 from tests.support.factories import TENANT
-from tests.support.service import Service, Start, engine_process_of, wait_until
+from tests.support.frozen import SENTENCE
+from tests.support.service import Service, Start, engine_process_of, have_ended, wait_until
 from tests.support.speech import Samples, speak
 
 pytestmark = pytest.mark.usefixtures("weights_dir")
-
-SENTENCE = "The quick brown fox jumps over the lazy dog."
 
 
 def lecture() -> Samples:
@@ -32,8 +30,8 @@ def lecture() -> Samples:
     return np.tile(said, 300 * 16_000 // len(said))
 
 
-def hearing(service: Service, job_id: UUID, workers: int) -> bool:
-    """Whether so many workers have the engine at work on the job."""
+def transcribing(service: Service, job_id: UUID, workers: int) -> bool:
+    """Whether so many workers transcribe parts of the job."""
     with service.database.transaction() as session:
         at_work = session.scalars(
             select(Step.worker).where(
@@ -49,14 +47,8 @@ def at_work(
     start: Start, workers: int = 1, **settings: str
 ) -> tuple[Service, list[psutil.Process]]:
     """A service with warm workers."""
-    service = start(REUSE_RESULTS="false", **settings)
-    started = [service.start_worker() for _ in range(workers)]
-    service.start_dispatcher()
-    return service, [engine_process_of(worker) for worker in started]
-
-
-def have_ended(processes: list[psutil.Process]) -> bool:
-    return not any(it.is_running() and it.status() != psutil.STATUS_ZOMBIE for it in processes)
+    service = start(REUSE_RESULTS="false", **settings).serve(workers)
+    return service, [engine_process_of(worker) for worker in service.workers()]
 
 
 def chunks_left(service: Service) -> list[str]:
@@ -69,7 +61,7 @@ def test_cancelling_stops_all_workers_at_once_and_deletes_all_chunk_files(
 ) -> None:
     service, engines = at_work(start, workers=2)
     job_id = service.submit(lecture(), engine=engine, model=model)
-    wait_until(partial(hearing, service, job_id, 2), "two workers at it")
+    wait_until(partial(transcribing, service, job_id, 2), "two workers at it")
 
     for worker, rq_job in service.jobs.cancel(job_id):
         Events(Redis.from_url(redis_url)).stop(worker, rq_job)
@@ -81,12 +73,10 @@ def test_cancelling_stops_all_workers_at_once_and_deletes_all_chunk_files(
     assert service.ended(other).status == JobStatus.COMPLETED
 
 
-def test_a_worker_that_misses_the_stop_command_finds_out_that_its_job_was_cancelled(
-    start: Start,
-) -> None:
+def test_a_worker_that_misses_the_stop_command_notices_the_cancellation(start: Start) -> None:
     service, engines = at_work(start, WORKER_LEASE="3")
     job_id = service.submit(lecture())
-    wait_until(partial(hearing, service, job_id, 1), "work")
+    wait_until(partial(transcribing, service, job_id, 1), "work")
 
     service.jobs.cancel(job_id)  # no stop command is sent
 
@@ -122,18 +112,3 @@ def running(service: Service, job_id: UUID) -> list[str]:
     with service.database.transaction() as session:
         running = select(Step.kind).where(Step.job_id == job_id, Step.status == StepStatus.RUNNING)
         return list(session.scalars(running))
-
-
-def test_a_job_whose_weights_were_missing_completes_when_it_is_retried(start: Start) -> None:
-    service, _ = at_work(start)
-    job_id = service.submit(speak(SENTENCE))
-    with service.database.transaction() as session:
-        session.connection().exec_driver_sql("UPDATE jobs SET model = 'large-v3'")
-    assert service.ended(job_id).error_code == "weights_missing"
-    with service.database.transaction() as session:
-        session.connection().exec_driver_sql("UPDATE jobs SET model = 'base'")
-
-    Jobs(service.database, TENANT).retry(job_id)
-
-    assert service.ended(job_id).status == JobStatus.COMPLETED
-    assert "fox" in service.text(job_id)

@@ -56,7 +56,7 @@ def test_only_the_utterance_is_returned(whisper: StreamingWhisper) -> None:
     assert "".join(word.text for word in words_of(recognized)).strip() == recognized.text
 
 
-def test_words_stand_where_they_do_without_what_came_before(whisper: StreamingWhisper) -> None:
+def test_words_have_the_same_times_without_preceding_audio(whisper: StreamingWhisper) -> None:
     alone, after = (
         words_of(whisper.recognize([full(TRAIN, before)])[0])
         for before in (None, said_before(REPORT))
@@ -69,7 +69,7 @@ def test_words_stand_where_they_do_without_what_came_before(whisper: StreamingWh
     assert after[-1].span.end_ms <= len(utterance(TRAIN)) // SAMPLES_PER_MS
 
 
-def test_what_is_given_but_was_not_said_costs_no_words(whisper: StreamingWhisper) -> None:
+def test_preceding_text_that_was_not_spoken_costs_no_words(whisper: StreamingWhisper) -> None:
     wrong = PrecedingAudio(silence(1.0), f" {TRAIN}")
     recognized, alone = (
         whisper.recognize([full(TRAIN, before)])[0].text for before in (wrong, None)
@@ -130,7 +130,5 @@ def test_a_word_begun_before_is_kept_from_where_it_goes_on(whisper: StreamingWhi
         ("", "He went home, he went home, he went home.", False),
     ],
 )
-def test_a_decoder_that_says_the_same_again_is_noticed(
-    text: str, before: str, expected: bool
-) -> None:
+def test_a_decoder_that_repeats_itself_is_noticed(text: str, before: str, expected: bool) -> None:
     assert repeats(text, before) is expected

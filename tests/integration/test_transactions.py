@@ -1,8 +1,8 @@
-"""How often a worker asks Postgres while it does a chunk."""
+"""How many transactions a worker begins while it does a chunk."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +13,6 @@ from common.db.steps import Claim
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.errors import OutcomeUnknown
-from common.redis.queue import connect
-from common.settings import Settings
 from tests.support.factories import (
     MODERATED,
     TENANT,
@@ -25,7 +23,6 @@ from tests.support.factories import (
 )
 from tests.support.service import write_wav
 from tests.support.speech import speak
-from worker.compose import build_context
 from worker.context import Context
 from worker.runner import Runner
 from worker.steps import moderate, plan, transcribe
@@ -34,24 +31,20 @@ pytestmark = pytest.mark.usefixtures("weights_dir")
 
 
 @pytest.fixture
-def context(
-    database_url: str, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Context:
-    """What a worker has that goes on with what follows, but not from the plan to a chunk."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("REDIS_URL", redis_url)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    return build_context(Settings(), connect(redis_url))
+def context(worker_context: Callable[..., Context]) -> Context:
+    return worker_context()
 
 
-@pytest.mark.parametrize(("options", "most"), [(Options(), 2), (MODERATED, 3)])
-def test_a_chunk_takes_three_transactions_at_most(
-    context: Context, options: Options, most: int
-) -> None:
+def submit(context: Context, options: Options) -> None:
     recording = new_recording()
     write_wav(context.storage.incoming(recording.id), speak("The quick brown fox jumps."))
     Jobs(context.steps._database, TENANT).submit(recording, new_job(options=options))
     context.storage.keep(recording.id)
+
+
+@pytest.mark.parametrize(("options", "most"), [(Options(), 2), (MODERATED, 3)])
+def test_a_chunk_takes_few_transactions(context: Context, options: Options, most: int) -> None:
+    submit(context, options)
     claim = plan.run(context, claim_next(context.steps))
     assert claim is not None
     # As if another worker had planned it.
@@ -59,7 +52,8 @@ def test_a_chunk_takes_three_transactions_at_most(
     begun: list[object] = []
     event.listen(context.steps._database._engine, "begin", begun.append)
 
-    chunk = claimed(context, claim)
+    chunk = context.steps.claim(claim.step_id, "another")
+    assert chunk is not None
     following = transcribe.run(context, chunk)
     if options.moderation:
         assert following is not None
@@ -70,19 +64,10 @@ def test_a_chunk_takes_three_transactions_at_most(
     assert len(begun) == most
 
 
-def claimed(context: Context, claim: Claim) -> Claim:
-    again = context.steps.claim(claim.step_id, "another")
-    assert again is not None
-    return again
-
-
-def test_what_is_claimed_by_a_commit_of_unknown_outcome_is_given_back_at_once(
+def test_a_step_claimed_by_a_commit_of_unknown_outcome_is_handed_back_at_once(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording = new_recording()
-    write_wav(context.storage.incoming(recording.id), speak("The quick brown fox jumps."))
-    Jobs(context.steps._database, TENANT).submit(recording, new_job())
-    context.storage.keep(recording.id)
+    submit(context, Options())
     (planning,) = published(context.steps)
     finish = context.steps.finish
 

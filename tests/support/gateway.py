@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -24,8 +23,7 @@ START_LIMIT_S = 60
 class GatewayProcess:
     """``python -m api`` on a free port; ``http`` is a client of it.
 
-    ``settings`` are environment variables. ``max_file_bytes`` is how far the process may write a
-    file: beyond it the system fails, as a full disk would.
+    ``settings`` are environment variables.
     """
 
     def __init__(
@@ -33,8 +31,6 @@ class GatewayProcess:
         folder: Path,
         database_url: str,
         redis_url: str,
-        *,
-        max_file_bytes: int | None = None,
         **settings: str,
     ) -> None:
         self.folder = folder
@@ -44,7 +40,6 @@ class GatewayProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
-        self._limit = max_file_bytes
         self._environment = os.environ | {
             "API_PORT": str(self.port),
             "DATABASE_URL": database_url,
@@ -82,7 +77,6 @@ class GatewayProcess:
                 env=self._environment,
                 stdout=log,
                 stderr=log,
-                preexec_fn=self._limit_files if self._limit else None,
             )
         deadline = time.monotonic() + START_LIMIT_S
         while not self._lives():
@@ -105,10 +99,6 @@ class GatewayProcess:
             return self.http.get("/healthz").status_code == httpx.codes.OK
         except httpx.TransportError:
             return False
-
-    def _limit_files(self) -> None:
-        limit = self._limit or resource.RLIM_INFINITY
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
 StartGateway = Callable[..., GatewayProcess]

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from itertools import count, cycle, islice, product
 from pathlib import Path
 
+from click.testing import CliRunner, Result
+
 from common.domain.moderation import Label
-from common.settings import ROOT
 
 VOCABULARY = 64_001
 """Ids of PhoBERT: 4 special tokens, the words of vocab.txt, and the mask."""
@@ -113,17 +114,23 @@ def make_phobert(folder: Path) -> PhoBert:
     return PhoBert(tokenizer, data, checkpoint, onnx, trained.stdout, exported.stdout)
 
 
-def moderation(
-    *arguments: str | Path, fails: bool = False, **env: str
-) -> subprocess.CompletedProcess[str]:
+def moderation(*arguments: str | Path, fails: bool = False) -> Result:
+    """Run `steno moderation` in this process."""
+    from scripts.cli.cli import steno
+
+    # One thread: others may be using the other cores.
+    runner = CliRunner(env={"OMP_NUM_THREADS": "1"})
+    done = runner.invoke(steno, ["moderation", *map(str, arguments)])
+    assert (done.exit_code != 0) == fails, done.output
+    return done
+
+
+def moderation_process(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `steno moderation` in a process of its own."""
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "scripts", "moderation", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},  # others may be using the other cores
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode != 0) == fails, done.stderr
-    return done

@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own, a line to it that can be cut, and one of fewer talents."""
+"""An S3 server in a process of its own, a line to it that can be cut, and one that lacks a call."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
 
 import boto3
 import httpx
@@ -63,6 +65,11 @@ class S3Server:
         """Of all objects."""
         listed = self.client.list_objects_v2(Bucket=BUCKET)
         return [entry["Key"] for entry in listed.get("Contents", [])]
+
+    def empty(self) -> None:
+        """Delete all objects."""
+        for name in self.names():
+            self.client.delete_object(Bucket=BUCKET, Key=name)
 
     def settings(self, url: str | None = None) -> dict[str, str]:
         """What makes this the storage, by names in the environment; ``url`` leads here."""
@@ -217,3 +224,14 @@ class CutLine:
                         return False
             target.sendall(data)
         return True
+
+
+@contextmanager
+def cut_line_to(database_url: str) -> Iterator[tuple[CutLine, str]]:
+    """A line to Postgres that can be cut, and the database's URL over it."""
+    parts = urlsplit(database_url)
+    assert parts.port is not None
+    with CutLine(parts.port) as line:
+        login = parts.netloc.rpartition("@")[0]
+        netloc = f"{login}@{urlsplit(line.url).netloc}"
+        yield line, parts._replace(netloc=netloc).geturl()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
@@ -15,6 +16,7 @@ from uuid import UUID
 
 import psutil
 import psycopg
+from sqlalchemy import text
 
 from common.db.database import Database
 from common.db.jobs import Jobs
@@ -36,7 +38,9 @@ STOP_LIMIT_S = 10.0
 ENDED = {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
 
 
-def wait_until(check: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:
+def wait_until(
+    check: Callable[[], T | None], what: str = "the state", patience_s: float = PATIENCE_S
+) -> T:
     """Wait for ``check`` to give something true, and return that."""
     deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
@@ -93,39 +97,37 @@ class Service:
         self._log.close()
         self.database.close()
 
-    def start_worker(self) -> psutil.Process:
-        """Start one worker."""
-        return self._start("-m", "worker")
+    def serve(self, workers: int = 1) -> Self:
+        """Start workers and a dispatcher."""
+        for _ in range(workers):
+            self.start_worker()
+        self.start_dispatcher()
+        return self
 
-    def start_worker_after(self, code: str) -> psutil.Process:
-        """Start one worker in a process that runs ``code`` first."""
-        return self._start("-c", f"{code}\nfrom worker.__main__ import main\nmain()")
+    def start_worker(self, before: str = "") -> psutil.Process:
+        """Start one worker, in a process that runs the code ``before`` first."""
+        return self._start("worker", before)
 
-    def start_dispatcher(self) -> psutil.Process:
-        """Start the dispatcher."""
-        return self._start("-m", "worker.dispatcher")
-
-    def start_dispatcher_after(self, code: str) -> psutil.Process:
-        """Start the dispatcher in a process that runs ``code`` first."""
-        return self._start("-c", f"{code}\nfrom worker.dispatcher.__main__ import main\nmain()")
+    def start_dispatcher(self, before: str = "") -> psutil.Process:
+        """Start the dispatcher, in a process that runs the code ``before`` first."""
+        return self._start("worker.dispatcher", before)
 
     def workers(self) -> list[psutil.Process]:
         """The workers that run."""
-        running = (psutil.Process(it.pid) for it in self._processes if it.poll() is None)
-        return [process for process in running if "worker.__main__" in " ".join(process.cmdline())]
+        running = [psutil.Process(it.pid) for it in self._processes if it.poll() is None]
+        command = re.compile(r"^worker$|from worker\.__main__")
+        return [process for process in running if command.search(process.cmdline()[-1])]
 
     def submit(self, audio: Samples | Path, **options: object) -> UUID:
         """Submit a recording; ``options`` are fields of `NewJob`."""
-        recording = replace(
-            new_recording(duration_ms=None), filename="talk.wav", container="wav", codec="pcm_s16le"
-        )
+        recording = replace(new_recording(None), filename="talk.wav", container="wav")
         incoming = self.storage.incoming(recording.id)
         if isinstance(audio, Path):
             incoming.write_bytes(audio.read_bytes())
         else:
             write_wav(incoming, audio)
         job = new_job(**options)
-        self.jobs.submit(replace(recording, size_bytes=incoming.stat().st_size), job)
+        self.jobs.submit(recording, job)
         self.storage.keep(recording.id)
         with connect(self.redis_url) as redis:
             Events(redis).work_to_do()
@@ -151,7 +153,10 @@ class Service:
         """The text of a completed job."""
         return " ".join(segment["text"].strip() for segment in self.jobs.text(job_id).segments)
 
-    def _start(self, *what: str) -> psutil.Process:
+    def _start(self, module: str, before: str) -> psutil.Process:
+        what = ["-m", module]
+        if before:
+            what = ["-c", f"{before}\nfrom {module}.__main__ import main\nmain()"]
         process = spawn([sys.executable, *what], env=self._env, cwd=ROOT, log=self._log)
         self._processes.append(process)
         return psutil.Process(process.pid)
@@ -170,6 +175,11 @@ def engine_process_of(worker: psutil.Process) -> psutil.Process:
     return wait_until(look, "an engine process")
 
 
+def have_ended(processes: Iterable[psutil.Process]) -> bool:
+    """Whether all have, reaped or not."""
+    return not any(it.is_running() and it.status() != psutil.STATUS_ZOMBIE for it in processes)
+
+
 def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:
     """Close the database to all, or open it again."""
     name = database_url.rpartition("/")[2]
@@ -178,3 +188,13 @@ def shut(postgres: EmbeddedPostgres, database_url: str, *, allow: bool) -> None:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
         )
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    """Whether some transaction waits for another one's lock."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with database.transaction() as session:
+        return bool(session.scalar(waiting))

@@ -35,14 +35,14 @@ def speak(text: str, language: str = "en", *, words_per_minute: int = 140) -> Sa
         subprocess.CalledProcessError: eSpeak NG has no such voice.
     """
     program = Path(__file__).with_name("espeak.py")
-    spoken = subprocess.run(
+    output = subprocess.run(
         [sys.executable, str(program), language, str(words_per_minute)],
         input=text.encode(),
         capture_output=True,
         check=True,
     ).stdout
-    rate = int.from_bytes(spoken[:4], "little")
-    samples = _resampled(np.frombuffer(spoken, dtype="<i2", offset=4), rate)
+    rate = int.from_bytes(output[:4], "little")
+    samples = _resampled(np.frombuffer(output, dtype="<i2", offset=4), rate)
     samples.flags.writeable = False
     return samples
 

@@ -194,10 +194,11 @@ def validated(kind: type[Model], sent: Mapping[str, Any]) -> Model:
 
 
 def _field(place: Sequence[int | str]) -> str:
-    """The field of an invalid value: of a parameter its own name, not that of a part of it."""
-    if not place:
+    """The field of an invalid value: of a parameter its own name, of an item its list's name."""
+    names = [name for name in place if isinstance(name, str)]
+    if not names:
         return "body"
-    return str(place[1] if place[0] in {"query", "path", "header"} else place[-1])
+    return names[1] if names[0] in {"query", "path", "header"} else names[-1]
 
 
 Present = Callable[[Request, Problem], Response]

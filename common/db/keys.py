@@ -1,4 +1,4 @@
-"""API keys: creation, lookup and revocation."""
+"""API keys: creation, lookup and revocation; and the settings of tenants."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from sqlalchemy import Select, bindparam, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from common.db.database import Database
 from common.db.revision import migrated_transaction
-from common.db.tables import ApiKey
+from common.db.tables import ApiKey, Tenant
 from common.domain.keys import KeyText, Scope
 from common.errors import NotFound
 
@@ -154,3 +155,25 @@ def _key(row: ApiKey, expired: bool | None) -> Key:
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
     )
+
+
+class Tenants:
+    """All tenants with settings of their own; for operators."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def all(self) -> list[Tenant]:
+        """All of them, by name."""
+        with self._database.transaction() as session:
+            return list(session.scalars(select(Tenant).order_by(Tenant.id)))
+
+    def put(self, name: str, **options: str | int | None) -> None:
+        """Set these columns of `Tenant`; the others stay as they are."""
+        statement = insert(Tenant).values(id=name, **options)
+        with self._database.transaction() as session:
+            session.execute(
+                statement.on_conflict_do_update(index_elements=[Tenant.id], set_=options)
+                if options
+                else statement.on_conflict_do_nothing()
+            )

@@ -13,8 +13,7 @@ from pydantic import TypeAdapter
 from rich.table import Column
 
 from common.db.database import Database
-from common.db.keys import AllKeys, Key, Keys
-from common.db.tenants import Tenants
+from common.db.keys import AllKeys, Key, Keys, Tenants
 from common.db.vault import Vault, seal_all
 from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
 from common.errors import NotFound, SecretsLocked, SetupProblem

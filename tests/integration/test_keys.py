@@ -16,8 +16,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from common.db.database import Database
-from common.db.keys import AllKeys, Keys
-from common.db.tenants import Tenants
+from common.db.keys import AllKeys, Keys, Tenants
 from common.domain.keys import KeyText, Scope
 from scripts.cli.cli import steno as steno_command
 from tests.support.audio_files import make_wav
@@ -219,7 +218,7 @@ def test_keys_are_made_listed_and_revoked_over_http(gateway: GatewayProcess) -> 
         ({}, "name"),
         ({"name": ""}, "name"),
         ({"name": "a\x00b"}, "name"),
-        ({"name": "a", "scopes": ["write"]}, "0"),
+        ({"name": "a", "scopes": ["write"]}, "scopes"),
         ({"name": "a", "scopes": []}, "scopes"),
         ({"name": "a", "limits": {"requests_per_hour": 1}}, "requests_per_hour"),
         ({"name": "a", "limits": {"concurrent_jobs": -1}}, "concurrent_jobs"),

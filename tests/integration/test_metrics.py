@@ -19,9 +19,8 @@ from sqlalchemy import text
 
 from common.db.database import Database
 from common.db.jobs import Jobs
-from common.db.keys import Keys
+from common.db.keys import Keys, Tenants
 from common.db.streams import Streams
-from common.db.tenants import Tenants
 from common.db.usage import NO_QUOTA
 from common.db.vault import Vault
 from common.db.webhooks import Deliveries, Outcome

@@ -14,11 +14,11 @@ from sqlalchemy import text, update
 
 from common.db.database import Database
 from common.db.deletions import Deletions
+from common.db.keys import Tenants
 from common.db.retention import Retention
 from common.db.snapshots import ClientData
 from common.db.streams import COMPLETED, INTERRUPTED, Streams
 from common.db.tables import Base, Job, StreamSession
-from common.db.tenants import Tenants
 from common.db.usage import HOUR_MS, NO_QUOTA, SILENT_S, Quota, Usage
 from common.domain.moderation import Label, ModeratedBy
 from common.errors import NotFound, TooManyStreams, TooMuchAudio

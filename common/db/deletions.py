@@ -90,21 +90,21 @@ class Deletions:
         """The newest deletions, or those of one job (``job_id``) or one stream (``session_id``)."""
         which: list[ColumnElement[bool]] = []
         if job_id is not None:
-            which += [Deletion.job_id == job_id, Deletion.kind == Kind.JOB]
+            which += [Deletion.id == job_id, Deletion.kind == Kind.JOB]
         if session_id is not None:
-            which.append(Deletion.job_id == session_id)
+            which.append(Deletion.id == session_id)
         with self._database.transaction() as session:
             rows = session.scalars(
                 select(Deletion)
                 .where(
                     Deletion.tenant == self._tenant,
                     *which,
-                    *beyond(after, Deletion.requested_at, Deletion.job_id),
+                    *beyond(after, Deletion.requested_at, Deletion.id),
                 )
-                .order_by(Deletion.requested_at.desc(), Deletion.job_id.desc())
+                .order_by(Deletion.requested_at.desc(), Deletion.id.desc())
                 .limit(limit + 1)
             ).all()
-        return page_of(rows, limit, lambda it: Cursor(it.requested_at, it.job_id))
+        return page_of(rows, limit, lambda it: Cursor(it.requested_at, it.id))
 
 
 def record_erased(database: Database, job_id: UUID, *, files: int, size: int) -> None:
@@ -112,7 +112,7 @@ def record_erased(database: Database, job_id: UUID, *, files: int, size: int) ->
     with database.transaction() as session:
         session.execute(
             update(Deletion)
-            .where(Deletion.job_id == job_id)
+            .where(Deletion.id == job_id)
             .values(
                 files=Deletion.files + files,
                 bytes=Deletion.bytes + size,
@@ -134,7 +134,7 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
     rows = _executed(session, _deletes(job))
     session.add(
         Deletion(
-            job_id=job.id,
+            id=job.id,
             tenant=job.tenant,
             recording_id=recording_id,
             reason=reason,
@@ -159,7 +159,7 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
     now = func.statement_timestamp()  # the same in both columns
     session.add(
         Deletion(
-            job_id=stream_id,
+            id=stream_id,
             kind=Kind.STREAM,
             tenant=tenant,
             reason=reason,
@@ -172,8 +172,8 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
 
 def was_deleted(session: Session, tenant: str, row_id: UUID, kind: Kind) -> bool:
     """Whether such a job or stream of the tenant was deleted."""
-    receipt = select(Deletion.job_id).where(
-        Deletion.job_id == row_id, Deletion.tenant == tenant, Deletion.kind == kind
+    receipt = select(Deletion.id).where(
+        Deletion.id == row_id, Deletion.tenant == tenant, Deletion.kind == kind
     )
     return session.scalar(receipt) is not None
 

@@ -122,7 +122,7 @@ class Retention:
         """Deleted jobs that no worker can write for any more, and whose erasure is not verified."""
         with self.database.transaction() as session:
             rows = session.execute(
-                select(Deletion.job_id, Deletion.recording_id)
+                select(Deletion.id, Deletion.recording_id)
                 .where(
                     Deletion.erased_at.is_(None),
                     Deletion.requested_at <= NOW - timedelta(seconds=self.grace_s),
@@ -137,7 +137,7 @@ class Retention:
         with self.database.transaction() as session:
             session.execute(
                 update(Deletion)
-                .where(Deletion.job_id == job_id, Deletion.erased_at.is_(None))
+                .where(Deletion.id == job_id, Deletion.erased_at.is_(None))
                 .values(erased_at=func.clock_timestamp())
             )
 

@@ -297,7 +297,7 @@ class Deletion(Base):
         _partial("ix_deletions_due", "requested_at", where="erased_at IS NULL"),
     )
 
-    job_id: Mapped[UUID] = mapped_column(primary_key=True)
+    id: Mapped[UUID] = mapped_column("job_id", primary_key=True)
     """The id of the job or the stream."""
     kind: Mapped[str] = mapped_column(server_default=Kind.JOB)
     tenant: Mapped[str]

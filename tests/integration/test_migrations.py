@@ -95,7 +95,7 @@ def test_streams_can_be_removed_without_a_trace_and_added_again(database_url: st
         upgrade(database_url)
 
         receipts = Deletions(database, TENANT).page(limit=10, after=None)
-        assert [(it.kind, it.job_id) for it in receipts.items] == [("job", job_id)]
+        assert [(it.kind, it.id) for it in receipts.items] == [("job", job_id)]
         with pytest.raises(NotFound):
             streams.get(kept)
         open_stream(database)

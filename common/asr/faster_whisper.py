@@ -98,7 +98,7 @@ class FasterWhisper:
             raise EngineFailed(reason=error) from error
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
-        """See `Engine.languages`."""
+        """See `SpeechEngine.languages`."""
         try:
             return [
                 self._languages(encoded)
@@ -116,7 +116,7 @@ class FasterWhisper:
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
     ) -> list[tuple[Segment, ...]]:
-        """See `Engine.transcribe`."""
+        """See `SpeechEngine.transcribe`."""
         if not windows:
             return []
         tokenizer = self._tokenizer(options)

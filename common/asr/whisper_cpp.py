@@ -90,7 +90,7 @@ class WhisperCpp:
             raise EngineFailed(reason=_errors[0].strip())
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
-        """See `Engine.languages`."""
+        """See `SpeechEngine.languages`."""
         return [self._detect(window) for window in windows]
 
     def _detect(self, window: Samples) -> Mapping[str, float]:
@@ -107,7 +107,7 @@ class WhisperCpp:
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
     ) -> list[tuple[Segment, ...]]:
-        """See `Engine.transcribe`."""
+        """See `SpeechEngine.transcribe`."""
         return [self._one(window, options) for window in windows]
 
     def _one(self, window: Samples, options: DecodingOptions) -> tuple[Segment, ...]:

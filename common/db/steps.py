@@ -363,7 +363,7 @@ class Steps:
         with self._database.transaction() as session:
             _enqueue_again(session, step_ids)
 
-    def reclaim_expired(self) -> list[UUID]:
+    def rescue_expired(self) -> list[UUID]:
         """Rescue steps whose leases have expired; returns their jobs."""
         with self._database.transaction() as session:
             expired = session.execute(

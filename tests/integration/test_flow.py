@@ -168,7 +168,7 @@ class Run:
                     text("UPDATE steps SET lease_until = now() - interval '1 s' WHERE token = :it"),
                     {"it": claim.token},
                 )
-            self._steps.reclaim_expired()
+            self._steps.rescue_expired()
         elif end == "for good" and self._pipeline.step(claim.kind).warning is None:
             self._steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="made up"))
         elif end == "lost":

@@ -130,7 +130,7 @@ def test_failures_cancellations_retries_and_lost_leases_are_counted_by_their_rea
     claim_next(steps)
     with database.transaction() as session:
         session.execute(text("UPDATE steps SET lease_until = now() - interval '1 second'"))
-    assert steps.reclaim_expired()
+    assert steps.rescue_expired()
     claim = claim_next(steps)
     steps.fail(claim.step_id, claim.attempt, DecodeFailed(reason="nothing in it"))
     Jobs(database, TENANT).cancel(submit_job(database))

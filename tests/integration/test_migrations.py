@@ -159,7 +159,7 @@ def test_jobs_that_were_in_mid_way_are_done_after_it(empty_database_url: str) ->
         with database.transaction() as session:  # whoever had them is killed
             session.execute(text("UPDATE steps SET lease_until = now(), run_after = now()"))
             session.execute(text("UPDATE outbox SET due_at = now()"))
-        steps.reclaim_expired()
+        steps.rescue_expired()
         steps.publish_again(step_id for step_id, _ in steps.published())
 
         do_all(steps)

@@ -110,14 +110,14 @@ def test_steps_that_a_newer_version_has_queued_or_begun_are_left_to_it(
 
     assert claim_next(steps).job_id == other
     assert published(steps) == []
-    assert steps.reclaim_expired() == []
+    assert steps.rescue_expired() == []
     assert steps.claim(message, "an older worker") is None
     assert step_of(database, begun).status == StepStatus.RUNNING
     assert {step_of(database, job_id).attempt for job_id in (handed_out, queued)} == {0}
     assert len(warnings) == 3
 
     upgrade(monkeypatch)
-    assert steps.reclaim_expired() == [begun]
+    assert steps.rescue_expired() == [begun]
     assert steps.claim(message, "a newer worker") is not None
     assert {claim_next(steps).job_id for _ in range(2)} == {begun, queued}
 

@@ -181,7 +181,7 @@ def test_a_late_worker_cannot_overwrite_a_newer_attempt(
     job_id = prepare(database, steps, 1)
     late = claim_next(steps, "late")
     expire_leases(database)
-    assert steps.reclaim_expired() == [job_id]
+    assert steps.rescue_expired() == [job_id]
     newer = claim_next(steps, "newer")
 
     with pytest.raises(StaleClaim):
@@ -205,7 +205,7 @@ def test_a_renewed_lease_is_not_taken_back(database: Database, steps: Steps) -> 
 
     assert steps.renew(claim)
 
-    assert steps.reclaim_expired() == []
+    assert steps.rescue_expired() == []
 
 
 @OF_A_CHUNK
@@ -265,7 +265,7 @@ def test_a_repeated_plan_keeps_done_chunks(database: Database, steps: Steps, job
     plan_chunks(steps, 2, finish=False)
     finish_chunk(steps, claim_next(steps))
     expire_leases(database)
-    steps.reclaim_expired()
+    steps.rescue_expired()
     again = next(claim for claim in claim_all(steps) if claim.kind == StepKind.PLAN)
 
     assert Transcriptions(database).planned(job_id) == {0: ("c0", True), 1: ("c1", False)}
@@ -280,7 +280,7 @@ def test_a_plan_that_was_taken_over_can_add_nothing(database: Database, steps: S
     submit_job(database)
     late = plan_chunks(steps, 1, finish=False)
     expire_leases(database)
-    steps.reclaim_expired()
+    steps.rescue_expired()
 
     with pytest.raises(StaleClaim):
         steps.add_parts(late, [chunk_part(1)])
@@ -405,7 +405,7 @@ def test_a_lost_step_in_the_outbox_already_is_rescued(database: Database, steps:
     with database.transaction() as session:
         session.add(Outbox(step_id=claim.step_id))
     expire_leases(database)
-    assert steps.reclaim_expired() == [job_id]
+    assert steps.rescue_expired() == [job_id]
     assert published(steps) == [claim.step_id]
 
 

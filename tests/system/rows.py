@@ -134,7 +134,7 @@ def operations(database: Counting) -> dict[str, Callable[[], object]]:
         "any_open": steps.any_open,
         "handed_out": steps.handed_out,
         "published": steps.published,
-        "reclaim_expired": steps.reclaim_expired,
+        "rescue_expired": steps.rescue_expired,
         "fail_overdue_jobs": lambda: steps.fail_overdue_jobs(10**9),
         "status of a job in the queue": lambda: jobs.snapshot(pending),
         "status of a completed job": lambda: jobs.snapshot(completed),

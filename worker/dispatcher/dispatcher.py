@@ -124,7 +124,7 @@ class Dispatcher:
     def reconcile(self) -> None:
         """Rescue steps with expired leases, republish lost messages, fail overdue jobs."""
         if time.monotonic() >= self._leases_expire_from:
-            for job_id in self._steps.reclaim_expired():
+            for job_id in self._steps.rescue_expired():
                 logger.warning("job {job_id}: the lease of a step expired", job_id=job_id)
                 self._events.job_changed(job_id)
         self._republish_lost()

@@ -32,7 +32,7 @@ RICE = "Rice is often served in round bowls."
 VIETNAMESE = "xin chào các bạn hôm nay trời đẹp"
 TINY = Size(clips=1, sent=1, upload_mb=2, planned_s=30, chunks=6, warm_up=False)
 TINY_STREAMS = StreamSize(
-    stream_s=6, several_s=4, steps=(1,), pause_s=5, fast_s=2, unread=False, sessions=4
+    stream_s=4, several_s=3, steps=(1,), pause_s=5, fast_s=2, unread=False, sessions=2
 )
 
 
@@ -103,13 +103,13 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
 
 def test_every_part_of_live_streams_is_measured(streaming_weights: Path, tmp_path: Path) -> None:
     clips = {"en": [FOX, RICE], "vi": [VIETNAMESE]}
-    speech = write_folder(tmp_path / "speech", " ".join([FOX, RICE] * 8), clips)
+    speech = write_folder(tmp_path / "speech", " ".join([FOX, RICE] * 4), clips)
     (tmp_path / "bench").mkdir()
     bench = StreamBench(
         read_corpus(speech),
         Settings(asr=AsrSettings(models_dir=streaming_weights.parent)),
         tmp_path / "bench",
-        cores=2,
+        cores=1,
         size=TINY_STREAMS,
         progress=lambda _: None,
     )

@@ -116,11 +116,12 @@ def make_phobert(folder: Path) -> PhoBert:
 
 def moderation(*arguments: str | Path, fails: bool = False) -> Result:
     """Run `steno moderation` in this process."""
+    import torch
+
     from scripts.cli.cli import steno
 
-    # One thread: others may be using the other cores.
-    runner = CliRunner(env={"OMP_NUM_THREADS": "1"})
-    done = runner.invoke(steno, ["moderation", *map(str, arguments)])
+    torch.set_num_threads(1)  # others may be using the other cores
+    done = CliRunner().invoke(steno, ["moderation", *map(str, arguments)])
     assert (done.exit_code != 0) == fails, done.output
     return done
 

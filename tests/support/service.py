@@ -127,7 +127,7 @@ class Service:
         else:
             write_wav(incoming, audio)
         job = new_job(**options)
-        self.jobs.submit(recording, job)
+        self.jobs.submit(replace(recording, size_bytes=incoming.stat().st_size), job)
         self.storage.keep(recording.id)
         with connect(self.redis_url) as redis:
             Events(redis).work_to_do()

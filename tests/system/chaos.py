@@ -42,6 +42,7 @@ from common.errors import SetupProblem
 from scripts.bench.corpus import write_wav
 from scripts.bench.service import UnderTest, until
 from scripts.cli.client import Gateway
+from scripts.cli.recordings import find_recordings
 from tests.system.aftermath import (
     Findings,
     at_work,
@@ -190,14 +191,10 @@ def recordings(asked: ChaosPlan, folder: Path, into: Path) -> tuple[list[Path], 
     """Some clips of ``folder``, and long recordings made of them.
 
     Raises:
-        SetupProblem: there are none.
+        click.UsageError: there are none.
     """
     chance = random.Random(asked.seed)  # noqa: S311 - nothing secret
-    found = sorted(path for path in folder.iterdir() if path.is_file())
-    if not found:
-        raise SetupProblem(
-            problem=f"There is no recording in {folder}", remedy="Name a folder with short ones"
-        )
+    found, _ = find_recordings([folder])
     clips = chance.sample(found, min(CLIPS, len(found)))
     talks = []
     for number in range(2):

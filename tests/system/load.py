@@ -26,6 +26,7 @@ from scripts.bench.report import BenchPart, Figure, Target, all_met, counted, sh
 from scripts.bench.service import UnderTest
 from scripts.cli.client import ENDED
 from scripts.cli.console import make_console
+from scripts.cli.recordings import find_recordings
 from scripts.stack.stack import available_cores
 
 PAUSE_S = (0.5, 1.5)
@@ -144,12 +145,8 @@ def report(seen: Seen, clients: int, seconds: float) -> BenchPart:
 @click.option("--language", default="vi", show_default=True)
 def main(folder: Path, clients: int, seconds: float, language: str) -> None:
     """Measure, print, and exit with 1 where a target is missed."""
-    files = [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix in {".wav", ".mp3", ".flac", ".ogg", ".m4a", ".opus"}
-        and path.stat().st_size <= LARGEST_BYTES
-    ]
+    found, _ = find_recordings([folder])
+    files = [path for path in found if path.stat().st_size <= LARGEST_BYTES]
     if not files:
         raise SetupProblem(problem=f"{folder} has no short recordings", remedy="Name another")
     with UnderTest(available_cores()) as service:

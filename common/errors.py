@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class StenoError(Exception):
@@ -28,8 +28,8 @@ class StenoError(Exception):
         self.details = details
         super().__init__(inspect.cleandoc(type(self).__doc__ or "").format(**details))
 
-    def __reduce__(self) -> tuple[Callable[[], StenoError], tuple[()]]:
-        return partial(type(self), **self.details), ()
+    def __reduce__(self) -> tuple[Callable[[], StenoError], tuple[()], dict[str, Any]]:
+        return partial(type(self), **self.details), (), self.__dict__
 
     @property
     def message(self) -> str:

@@ -50,7 +50,9 @@ class Database:
                 "application_name": "stenopool",
                 # PgBouncer in transaction mode cannot keep prepared statements.
                 "prepare_threshold": None,
-                "options": "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s",
+                # In UTC a day has 24 hours, whatever the server's time zone.
+                "options": "-c timezone=UTC -c statement_timeout=60s"
+                " -c idle_in_transaction_session_timeout=60s",
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,

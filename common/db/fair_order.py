@@ -2,7 +2,7 @@
 
 Only the dispatcher that holds `TURNS_LOCK` writes these tables, so turns are assigned one after
 the other while others submit, claim and finish. Each query reads the beginning of an index, so its
-time does not depend on the length of the queue.
+time does not depend on the length of the queue. Only steps of unknown kinds are read each time.
 """
 
 from __future__ import annotations

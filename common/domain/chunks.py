@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple
 from hashlib import sha256
 from typing import Any
 
@@ -13,7 +12,10 @@ from common.domain.values import Chunk, Span, Window
 
 def windows_to_json(windows: Iterable[Window]) -> list[list[int]]:
     """One ``[core start, core end, audio start, audio end, speech]`` a window, in ms."""
-    return [[*core, *audio, speech_ms] for core, audio, speech_ms in map(astuple, windows)]
+    return [
+        [it.core.start_ms, it.core.end_ms, it.audio.start_ms, it.audio.end_ms, it.speech_ms]
+        for it in windows
+    ]
 
 
 def windows_from_json(document: Sequence[Sequence[int]]) -> tuple[Window, ...]:

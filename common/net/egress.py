@@ -230,6 +230,13 @@ def parse_url(text: str, field: str = "url") -> httpx.URL:
     return url.copy_with(fragment=None)
 
 
+def headers_of(response: httpcore.Response) -> httpx.Headers:
+    """The headers of a response; of a repeated one the last value counts."""
+    return httpx.Headers(
+        {name.lower(): value for name, value in response.headers}, encoding="latin-1"
+    )
+
+
 def literal(host: str) -> Address | None:
     """The address that ``host`` spells, in any notation of the C library (0x7f.1, ...)."""
     try:

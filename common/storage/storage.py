@@ -17,11 +17,12 @@ import errno
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import BinaryIO, Literal
 from uuid import UUID
 
 from common.errors import StorageFull, Unavailable
@@ -54,7 +55,7 @@ class Stored:
     fetch: Callable[[int, int], bytes]
 
 
-class Storage(Protocol):
+class Storage(ABC):
     """All methods are thread-safe, and may be repeated after a failure.
 
     Besides what each method names, they raise:
@@ -65,9 +66,11 @@ class Storage(Protocol):
     _temp: Path
     _access: FileAccess
 
+    @abstractmethod
     def prepare(self) -> None:
         """Create what must exist; once in each process."""
 
+    @abstractmethod
     def check(self) -> None:
         """Raise unless the storage works."""
 
@@ -91,18 +94,22 @@ class Storage(Protocol):
                     if time.time() - path.stat().st_mtime > older_than_s:
                         yield from ids([path.stem])
 
+    @abstractmethod
     def secure(self, recording_id: UUID) -> None:
         """Make a whole recording durable, before its commit.
 
         May take as long as copying the recording.
         """
 
+    @abstractmethod
     def keep(self, recording_id: UUID) -> None:
         """Move a committed recording to its final place; repeating does nothing."""
 
+    @abstractmethod
     def discard(self, recording_id: UUID) -> None:
         """Delete a recording that was not committed, if there is one."""
 
+    @abstractmethod
     def open_recording(self, recording_id: UUID) -> BinaryIO:
         """Open a committed recording for reading; it is seekable.
 
@@ -110,6 +117,7 @@ class Storage(Protocol):
             NotFound: it is missing.
         """
 
+    @abstractmethod
     def offer(
         self, recording_id: UUID, *, media_type: str, disposition: str
     ) -> Path | str | Stored:
@@ -121,11 +129,13 @@ class Storage(Protocol):
             NotFound: it is missing.
         """
 
+    @abstractmethod
     def unsettled(self, older_than_s: float) -> Iterator[list[UUID]]:
         """Pages of older recordings that may be neither kept nor discarded."""
 
     # --- chunks' audio --------------------------------------------------------------------------
 
+    @abstractmethod
     def write_chunk(self, job_id: UUID, index: int, pcm: bytes) -> None:
         """Store a chunk's 16 kHz mono 16-bit PCM atomically.
 
@@ -133,6 +143,7 @@ class Storage(Protocol):
             NotFound: its place was erased, or never created.
         """
 
+    @abstractmethod
     def read_chunk(self, job_id: UUID, index: int) -> bytes:
         """A chunk's PCM.
 
@@ -140,11 +151,13 @@ class Storage(Protocol):
             NotFound: it is missing.
         """
 
+    @abstractmethod
     def drop_chunks(self, job_id: UUID) -> None:
         """Delete the chunks' audio of an ended job; the recording stays."""
 
     # --- finished transcripts -------------------------------------------------------------------
 
+    @abstractmethod
     def write_result(self, job_id: UUID, name: str, content: bytes) -> None:
         """Write a result file of a finished job, for users who collect files.
 
@@ -154,12 +167,15 @@ class Storage(Protocol):
 
     # --- everything of a job --------------------------------------------------------------------
 
+    @abstractmethod
     def begin(self, made: Made, job_id: UUID) -> None:
         """Create the place for such files of a job; check the claim after that."""
 
+    @abstractmethod
     def erase(self, job_id: UUID, recording_id: UUID | None) -> Erased:
         """Delete a job's recording, chunks' audio and results; may be repeated."""
 
+    @abstractmethod
     def jobs_with(self, made: Made) -> Iterator[list[UUID]]:
         """Pages of the jobs that have such files, or a place for them."""
 

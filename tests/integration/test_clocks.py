@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from sqlalchemy import text
 
+from common.db.database import Database
 from common.redis import presence
 from common.settings import ROOT
 from tests.support.service import Start, wait_until
@@ -42,3 +44,19 @@ def test_a_worker_and_a_dispatcher_whose_clock_is_wrong_count_as_living(
         (key,) = redis.keys("rq:worker:*")
         beat = datetime.fromisoformat(redis.hget(key, "last_heartbeat").decode())
         assert abs(beat.timestamp() - redis.time()[0] - skew_s) < abs(skew_s)  # it is wrong
+
+
+def test_a_day_has_24_hours_whatever_the_time_zone_of_postgres(database_url: str) -> None:
+    summer_time = text(
+        "SELECT timestamptz '2027-03-27 12:00+01' + interval '1 day'"
+        " = timestamptz '2027-03-28 12:00+01'"
+    )
+    with Database(database_url) as database, database.transaction() as session:
+        name = session.scalar(text("SELECT current_database()"))
+        session.execute(text(f"ALTER DATABASE \"{name}\" SET timezone = 'Europe/Berlin'"))
+    try:
+        with Database(database_url) as database, database.transaction() as session:
+            assert session.scalar(summer_time)
+    finally:
+        with Database(database_url) as database, database.transaction() as session:
+            session.execute(text(f'ALTER DATABASE "{name}" RESET timezone'))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import sys
 import wave
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from common.errors import NotAudio, SetupProblem
+from common.errors import NotAudio, SetupProblem, Unavailable
 from scripts.bench.corpus import DecodedRecording, beginning, read_corpus, wer, write_wav
 from scripts.bench.direct import apart, peak_mb, plan, reset_peak
 from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, show, summary
@@ -126,6 +127,13 @@ def test_an_error_in_the_process_is_raised_here(tmp_path: Path) -> None:
     (tmp_path / "no.wav").write_bytes(b"no audio")
     with pytest.raises(NotAudio):
         plan(tmp_path / "no.wav", tmp_path)
+
+
+def test_an_error_keeps_its_details_between_processes() -> None:
+    sent = pickle.dumps(Unavailable(what="Postgres", reason="down", final=True))
+    error = pickle.loads(sent)  # noqa: S301 - our own
+    assert (error.details, error.final) == ({"what": "Postgres"}, True)
+    assert str(error) == "Postgres is unavailable: down"
 
 
 def peaks() -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import SetupProblem, UrlRefused
-from common.net.egress import Egress, Outbound, is_public, parse_url
+from common.net.egress import Egress, Outbound, headers_of, is_public, parse_url
 
 PUBLIC = "93.184.216.34"
 
@@ -378,3 +378,13 @@ def test_a_certificate_is_held_to_the_name_and_not_to_the_address(
     else:
         with pytest.raises(httpcore.ConnectError, match="certificate verify failed"):
             ask(NAMED, asked, certified)
+
+
+def test_of_a_repeated_header_the_last_value_counts() -> None:
+    sent = [
+        (b"Location", b"/first"),
+        (b"location", b"/last"),
+        (b"X-Name", "b\xe9".encode("latin-1")),
+    ]
+    headers = headers_of(httpcore.Response(302, headers=sent))
+    assert (headers["location"], headers["x-name"]) == ("/last", "b\xe9")

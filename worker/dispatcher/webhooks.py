@@ -13,7 +13,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import httpcore
-import httpx
 from loguru import logger
 
 from common.db.database import Database
@@ -27,7 +26,7 @@ from common.domain.webhooks import (
     signed_headers,
 )
 from common.errors import SecretsLocked, Unavailable, UrlRefused
-from common.net.egress import Egress, Outbound, parse_url
+from common.net.egress import Egress, Outbound, headers_of, parse_url
 from common.settings import Settings, WebhookSettings
 from worker.compose import database_url
 from worker.dispatcher.pace import Pace
@@ -190,7 +189,7 @@ async def attempt(outbound: Outbound, sending: Sending, timeout_s: float) -> Out
             status = response.status
             result, error = result_of(status), _error_of(status)
             if status in RETRY_AFTER:
-                asked = httpx.Headers(response.headers).get("retry-after")
+                asked = headers_of(response).get("retry-after")
                 asked_s = retry_after_s(asked, datetime.now(UTC))
             await _drain(response)
     except UrlRefused as refusal:

@@ -28,7 +28,7 @@ from common.db.transcriptions import NewRecording, recording_fetched
 from common.domain.webhooks import RETRIED, RETRY_AFTER, retry_after_s
 from common.errors import FetchFailed, FetchInterrupted, StenoError, TooLarge, Transient, UrlRefused
 from common.filenames import display_name
-from common.net.egress import Outbound, parse_url
+from common.net.egress import Outbound, headers_of, parse_url
 from common.storage.storage import storage_errors
 from worker.context import Context, with_retries
 
@@ -200,7 +200,7 @@ class _Download:
                 if response.status not in REDIRECTS:
                     yield response
                     return
-                location = _headers(response).get("location")
+                location = headers_of(response).get("location")
             if not location:
                 raise self._failed("it redirects to nowhere")
             try:
@@ -213,7 +213,7 @@ class _Download:
         raise self._failed(f"it redirects more than {MAX_REDIRECTS} times")
 
     async def _receive(self, response: httpcore.Response) -> None:
-        total = self._check(response.status, _headers(response))
+        total = self._check(response.status, headers_of(response))
         if response.status == RANGE_NOT_SATISFIABLE:  # the file is complete already
             return
         async for part in response.aiter_stream():
@@ -264,10 +264,6 @@ class _Download:
 
     def _failed(self, reason: str) -> StenoError:
         return FetchFailed(host=self._url.host, reason=reason)
-
-
-def _headers(response: httpcore.Response) -> httpx.Headers:
-    return httpx.Headers(response.headers, encoding="latin-1")
 
 
 def _content_range(headers: httpx.Headers) -> tuple[int | None, int | None]:

@@ -198,7 +198,8 @@ def _field(place: Sequence[int | str]) -> str:
     names = [name for name in place if isinstance(name, str)]
     if not names:
         return "body"
-    return names[1] if names[0] in {"query", "path", "header"} else names[-1]
+    of_parameter = names[0] in {"query", "path", "header"} and len(names) > 1
+    return names[1] if of_parameter else names[-1]
 
 
 Present = Callable[[Request, Problem], Response]

@@ -392,10 +392,13 @@ class LiveStream:
 
     async def _keep_all(self) -> None:
         """Moderate and save concurrently, until no more finals follow."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._save_all())
+        saving = asyncio.create_task(self._save_all())
+        try:
             await self._moderate_all()
             self._to_save.put_nowait(None)
+            await saving
+        finally:
+            saving.cancel()
 
     async def _moderate_all(self) -> None:
         while (final := await self._to_moderate.get()) is not None:

@@ -69,7 +69,8 @@ class FairnessTrial:
             sent.append(clip_id := service.submit(clip, self._options))
             service.wait(clip_id)
         last = max(self._span(clip_id)[1] for clip_id in sent)
-        until(lambda: self._nothing_from_before(jobs, last), PATIENCE_S)
+        if until(lambda: self._nothing_from_before(jobs, last), PATIENCE_S) is None:
+            raise click.ClickException("chunks from before the last clip's end are not done")
         taken = [self._taken(clip_id, jobs) for clip_id in sent]
         for job_id in jobs:
             service.cancel(job_id)

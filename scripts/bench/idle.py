@@ -67,7 +67,8 @@ def _extra_s(service: UnderTest, file: Path, rounds: int) -> float:
         # The first few may be the first ones of another worker.
         sent = [service.run(file, options).seconds for _ in range(WARM_CLIPS * service.workers)]
         warm += sent[-WARM_CLIPS:]
-        until(lambda: not service.engine_pids, 60 * ENGINE_IDLE_S, poll_s=1)
+        if until(lambda: not service.engine_pids, 60 * ENGINE_IDLE_S, poll_s=1) is None:
+            raise click.ClickException("the engines were not unloaded")
     click.echo(f"a clip, engines loaded: {_row(warm)}; unloaded: {_row(cold)}")
     return median(cold) - median(warm)
 

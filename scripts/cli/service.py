@@ -61,15 +61,16 @@ class ServiceSession:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for gateway in self._gateways:
-            gateway.close()
-        if self._stack is not None:
-            try:
+        try:
+            for gateway in self._gateways:
+                gateway.close()
+            if self._stack is not None:
                 with self.console.status("Stopping Stenopool ..."):
                     self._stack.stop()
-            except KeyboardInterrupt:
+        except KeyboardInterrupt:
+            if self._stack is not None:
                 self._stack.kill()
-                raise
+            raise
 
     @property
     def gateway(self) -> Gateway:

@@ -265,7 +265,8 @@ class Stack:
         if problem := listening_problem(self.port, self.host):
             raise SetupProblem(
                 problem=f"The gateway cannot listen on {self.host}, port {self.port}: {problem}",
-                remedy="Stop what listens there, or choose another with --host or --port",
+                remedy="Stop what listens there, or choose another with --host or --port"
+                " (API_HOST, API_PORT)",
             )
         self._prepare()
 

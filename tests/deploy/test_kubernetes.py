@@ -234,10 +234,12 @@ def test_whatever_selects_finds_its_pods(manifests: list[Manifest]) -> None:
         match manifest["kind"]:
             case "StatefulSet" | "Deployment":
                 assert spec["template"]["metadata"]["labels"] in matching
-                for constraint in pod_of(manifest).get("topologySpreadConstraints", []):
-                    assert constraint["labelSelector"]["matchLabels"].items() == wanted
-                if "serviceName" in spec:
+                assert wanted
+                if manifest["kind"] == "StatefulSet":
                     assert one(manifests, "Service", spec["serviceName"])
+                    continue
+                for constraint in pod_of(manifest)["topologySpreadConstraints"]:
+                    assert constraint["labelSelector"]["matchLabels"].items() == wanted
             case "Service" | "NetworkPolicy":
                 assert wanted
                 assert matching

@@ -14,6 +14,7 @@ from scripts.cli.cli import steno
 from scripts.stack.embedded import EmbeddedPostgres, free_port
 from scripts.stack.running import find_running
 from scripts.stack.stack import Stack
+from tests.support.service import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +115,8 @@ def test_a_running_stack_and_its_workers_are_seen(tmp_path: Path) -> None:
     with Stack(Settings(), workers=0):
         assert "-> start one with: steno worker" in run("doctor", fails=True)
     with Stack(Settings(), workers=2):
-        while "workers     2 running" not in CliRunner().invoke(steno, ["doctor"]).stdout:
-            continue
+        running = "workers     2 running"
+        wait_until(lambda: running in CliRunner().invoke(steno, ["doctor"]).stdout, running)
         run("doctor")
         assert find_running(tmp_path / "data") is not None
     assert "not running" in run("doctor")

@@ -154,12 +154,13 @@ def test_streams_recognized_together_have_what_each_has_alone(
     alone = [at_once(recognizer, audio) for audio in clips]
     steps = [list(growing(audio)) for audio in clips]
     last: dict[int, Hypothesis] = {}
-    for turn in range(max(map(len, steps))):
-        going = [number for number, each in enumerate(steps) if turn < len(each)]
+    for turn in range(max(map(len, steps)) + len(clips)):
+        # Each begins one turn after the one before, so that all are at different positions.
+        going = [number for number, each in enumerate(steps) if 0 <= turn - number < len(each)]
         asked = [
             request(samples, stream=str(number), final=final)
             for number in going
-            for samples, final in [steps[number][turn]]
+            for samples, final in [steps[number][turn - number]]
         ]
         last.update(zip(going, recognizer.recognize(asked), strict=True))
     assert [last[number] for number in range(len(clips))] == alone

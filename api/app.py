@@ -237,6 +237,7 @@ def _stopping_on_signals(services: Services) -> Iterator[None]:
             server(number, frame)
 
     def begin(number: int, frame: FrameType | None) -> None:
+        # A second signal does not wait for the streams.
         tasks.append(loop.create_task(stop(number, frame, again=bool(tasks))))
 
     def received(number: int, frame: FrameType | None) -> None:

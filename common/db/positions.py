@@ -62,6 +62,7 @@ def _position(row: Row[Any]) -> int:
     return before
 
 
+_HIGHER = "job_turns AS it WHERE it.remote = own.remote AND it.priority < own.priority"
 _JOBS = """job_turns AS it WHERE it.remote = own.remote AND it.priority = own.priority
     AND it.tenant = own.tenant"""
 _TENANTS = "tenant_turns AS it WHERE it.remote = own.remote AND it.priority = own.priority"
@@ -117,11 +118,7 @@ _PLACES = text(f"""
         ) AS line ON true
     )
     SELECT own.job_id, own.size, NOT in_line AND outbox_id IS NULL AS handed_out,
-        {
-    _count(
-        "job_turns AS it WHERE it.remote = own.remote AND it.priority < own.priority", "it.priority"
-    )
-} AS higher,
+        {_count(_HIGHER, "it.priority")} AS higher,
         (
             SELECT count(*) FROM (
                 SELECT id, step_id FROM outbox

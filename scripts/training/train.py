@@ -317,13 +317,8 @@ class _Learner:
         sizes = list(map(len, windows))
         for batch in shuffled_batches(sizes, self._recipe.batch, self._random):
             texts = [torch.from_numpy(windows[at]) for at in batch]
-            ids, mask = (
-                pad_sequence(rows, batch_first=True, padding_value=padding)
-                for rows, padding in (
-                    (texts, self._padding),
-                    ([torch.ones_like(text) for text in texts], 0),
-                )
-            )
+            ids = pad_sequence(texts, batch_first=True, padding_value=self._padding)
+            mask = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
             device = self._model.device
             logits = self._model(ids.to(device), attention_mask=mask.to(device)).logits
             wanted = torch.tensor([self._columns[at] for at in batch], device=device)

@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from common.db.database import Database
+from common.db.jobs import Jobs
 from common.db.migrate import upgrade
 from common.db.steps import Steps
 from common.redis.events import Events
@@ -17,7 +18,7 @@ from common.redis.queue import connect
 from common.settings import Settings
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.support.api import Api
-from tests.support.factories import make_steps
+from tests.support.factories import TENANT, make_steps
 from tests.support.gateway import GatewayProcess, StartGateway
 from tests.support.service import Service, Start
 from worker.compose import build_context
@@ -25,10 +26,9 @@ from worker.context import Context
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """This test's own database, for as many threads as it likes."""
-    with Database(database_url, pool_size=20) as database:
-        yield database
+def jobs(database: Database) -> Jobs:
+    """The tenant's jobs in this test's own database."""
+    return Jobs(database, TENANT)
 
 
 @pytest.fixture(scope="module")

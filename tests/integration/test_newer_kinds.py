@@ -24,19 +24,8 @@ NEWER = Pipeline("newer", phases=(Phase("whole", StepType("work", stage="working
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with Database(database_url) as database:
-        yield database
-
-
-@pytest.fixture
 def steps(database: Database) -> Steps:
     return make_steps(database)
-
-
-@pytest.fixture
-def jobs(database: Database) -> Jobs:
-    return Jobs(database, TENANT)
 
 
 @pytest.fixture

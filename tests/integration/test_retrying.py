@@ -50,11 +50,6 @@ def steps(database: Database) -> Steps:
     return make_steps(database)
 
 
-@pytest.fixture
-def jobs(database: Database) -> Jobs:
-    return Jobs(database, TENANT)
-
-
 def fail(steps: Steps, claim: Claim) -> None:
     assert steps.fail(claim.step_id, claim.attempt, PERMANENT)
 

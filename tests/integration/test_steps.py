@@ -32,7 +32,6 @@ from common.errors import (
 )
 from tests.support.factories import (
     MODERATED,
-    TENANT,
     chunk_part,
     claim_next,
     finish_chunk,
@@ -57,11 +56,6 @@ LATE = DecodeFailed(reason="late")
 @pytest.fixture
 def steps(database: Database) -> Steps:
     return make_steps(database)
-
-
-@pytest.fixture
-def jobs(database: Database) -> Jobs:
-    return Jobs(database, TENANT)
 
 
 def expire_leases(database: Database) -> None:

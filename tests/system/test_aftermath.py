@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -28,12 +28,6 @@ from tests.support.factories import (
 from tests.system.aftermath import STUCK_S, Findings, examine_rows
 
 WORKERS = 1
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with Database(database_url) as database:
-        yield database
 
 
 @pytest.fixture(params=[Options(), MODERATED], ids=["plain", "moderated"])

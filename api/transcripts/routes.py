@@ -26,7 +26,7 @@ from api.transcripts.schemas import Result
 from common.db.jobs import Jobs, Text
 from common.db.listing import JobLists
 from common.db.snapshots import Snapshot
-from common.domain.formats import FLAGGING, MEDIA_TYPES, write
+from common.domain.formats import FLAGGING, MEDIA_TYPES, TextFormat, write
 from common.domain.masking import masked
 from common.domain.redaction import spans_to_silence, unmoderated
 from common.domain.results import seconds, transcript_document
@@ -37,8 +37,7 @@ from common.transcripts import transcript_of
 router = APIRouter(tags=["jobs"], responses=documented(422, 503))
 
 
-TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
-Format = Literal["json", "txt", "srt", "vtt", "tsv", "wav", "original"]
+Format = Literal[TextFormat, "wav", "original"]
 Masks = Annotated[
     bool | SkipJsonSchema[None],
     Query(description="Mask offensive words; by default as the upload requested."),

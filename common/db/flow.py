@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, joinedload
 
 from common.db.counting import count_end
-from common.db.fair_order import leave_queue
+from common.db.due_steps import leave_queue
 from common.db.tables import Job, Outbox, Part, Step
 from common.db.webhooks import write_messages
 from common.domain.job import JobStatus, StepStatus, job_sources, step_sources

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
-from common.db.fair_order import joining
+from common.db.due_steps import joining
 from common.db.tables import Job
 from common.domain.fair_order import SHORTER_FIRST, passes_allowed, turns_before
 from common.domain.job import JobStatus

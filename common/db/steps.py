@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Update, and_, delete, func, or_, select, u
 from sqlalchemy.orm import Session
 
 from common.db.database import Database
-from common.db.fair_order import FairOrder, is_known
+from common.db.due_steps import DueSteps, is_known
 from common.db.flow import OPEN, Flow, NewPart, end_job, enqueue, locked_job
 from common.db.tables import NOW, Job, Outbox, Part, Step, StepFailure
 from common.db.tallies import count
@@ -325,10 +325,10 @@ class Steps:
         published while another dispatcher publishes. With ``limit`` 0 new steps are only queued.
         """
         with self._database.transaction() as session:
-            order = FairOrder(session)
-            if not order.lock():
+            due = DueSteps(session)
+            if not due.lock():
                 return 0
-            order.enqueue()
+            due.enqueue()
             if limit and limited is not None:
                 limited -= _limited(session)
             publications = [
@@ -338,7 +338,7 @@ class Steps:
                     description=f"{step.step_kind} job={step.job_id}"
                     + (f" part={step.part}" if step.part is not None else ""),
                 )
-                for step in order.dequeue(limit, limited)
+                for step in due.dequeue(limit, limited)
             ]
             if publications:
                 send(publications)

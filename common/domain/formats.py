@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from common.domain.moderation import Label
 from common.domain.results import transcript_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
+
+TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
+"""All formats, by file ending."""
 
 
 def to_txt(transcript: Transcript) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,10 +35,18 @@ REPORT = "Please send me the report before Friday."
 FRENCH = "Bonjour, je voudrais une tasse de café et un morceau de pain, s'il vous plaît."
 FORECAST = "The weather will be warm and dry in the south, with some rain in the mountains."
 
+Spoken = Callable[[str], tuple[Segment, ...]]
+
 
 @pytest.fixture(scope="module", params=WHISPER_ENGINES)
 def engine(request: pytest.FixtureRequest, weights_dir: Path) -> SpeechEngine:
     return load_engine(request.param, weights_dir / WEIGHTS[request.param])
+
+
+@pytest.fixture(scope="module")
+def spoken(engine: SpeechEngine) -> Spoken:
+    """Gives what the engine makes of a spoken sentence with the options `ENGLISH`."""
+    return cache(lambda sentence: one(engine, speak(sentence)))
 
 
 def text(segments: tuple[Segment, ...]) -> str:
@@ -60,12 +70,9 @@ def one(
     return segments
 
 
-def test_each_window_becomes_its_text(engine: SpeechEngine) -> None:
-    spoken = [TRAIN, REPORT, FORECAST]
-    decoded = engine.transcribe([speak(each) for each in spoken], ENGLISH)
-    assert len(decoded) == len(spoken)
-    for reference, segments in zip(spoken, decoded, strict=True):
-        assert word_error_rate(reference, text(segments)) <= 0.25
+def test_each_window_becomes_its_text(spoken: Spoken) -> None:
+    for reference in (TRAIN, REPORT, FORECAST):
+        assert word_error_rate(reference, text(spoken(reference))) <= 0.25
 
 
 def test_how_windows_are_grouped_into_calls_changes_nothing(engine: SpeechEngine) -> None:
@@ -84,9 +91,9 @@ def test_sampling_at_a_high_temperature_gives_the_same_text_again(engine: Speech
     assert {segment.temperature for segment in first + second} == {0.8}
 
 
-def test_no_option_of_one_call_applies_to_the_next(engine: SpeechEngine) -> None:
+def test_no_option_of_one_call_applies_to_the_next(engine: SpeechEngine, spoken: Spoken) -> None:
     window = speak(REPORT)
-    before = gist(one(engine, window))
+    before = gist(spoken(REPORT))
     others = DecodingOptions(
         language="fr",
         task="translate",
@@ -100,13 +107,12 @@ def test_no_option_of_one_call_applies_to_the_next(engine: SpeechEngine) -> None
     assert gist(one(engine, window)) == before
 
 
-def test_words_join_to_the_text_in_order_inside_the_window(engine: SpeechEngine) -> None:
-    window = speak(TRAIN)
-    segments = one(engine, window)
+def test_words_join_to_the_text_in_order_inside_the_window(spoken: Spoken) -> None:
+    segments = spoken(TRAIN)
     words = [word for segment in segments for word in segment.words]
     assert "".join(word.text for word in words) == text(segments)
     assert all(left.span.end_ms <= right.span.start_ms for left, right in pairwise(words))
-    assert words[-1].span.end_ms <= len(window) // SAMPLES_PER_MS
+    assert words[-1].span.end_ms <= len(speak(TRAIN)) // SAMPLES_PER_MS
     assert all(0 <= word.probability <= 1 for word in words)
 
 
@@ -119,15 +125,17 @@ def test_words_have_the_times_when_they_are_spoken(engine: SpeechEngine) -> None
     assert abs(please.span.start_ms - resumed_ms) < 500
 
 
-def test_segments_are_the_same_without_word_timestamps(engine: SpeechEngine) -> None:
+def test_segments_are_the_same_without_word_timestamps(
+    engine: SpeechEngine, spoken: Spoken
+) -> None:
     plain = one(engine, speak(TRAIN), replace(ENGLISH, word_timestamps=False))
-    full = one(engine, speak(TRAIN))
+    full = spoken(TRAIN)
     assert [each.words for each in plain] == [()] * len(full)
     assert [(each.text, each.span) for each in plain] == [(each.text, each.span) for each in full]
 
 
-def test_the_decoders_numbers_are_in_their_ranges(engine: SpeechEngine) -> None:
-    for segment in one(engine, speak(FORECAST)):
+def test_the_decoders_numbers_are_in_their_ranges(spoken: Spoken) -> None:
+    for segment in spoken(FORECAST):
         assert -1 < segment.avg_logprob < 0
         assert 0 < segment.compression_ratio < 2.4
         assert 0 <= segment.no_speech_prob < 0.5
@@ -139,7 +147,7 @@ def test_silence_has_no_text(engine: SpeechEngine) -> None:
     assert engine.transcribe([silence(2), silence(20)], ENGLISH) == [(), ()]
 
 
-@pytest.mark.parametrize("start", [4_800, 16_000, 24_000])
+@pytest.mark.parametrize("start", [4_800, 16_000])
 def test_a_tenth_of_a_second_gives_no_certain_text(engine: SpeechEngine, start: int) -> None:
     for segment in one(engine, speak(TRAIN)[start : start + 1_600]):
         assert not guards.DOUBTFUL.isdisjoint(segment.flags)
@@ -203,11 +211,11 @@ def test_no_hotter_decoding_is_tried_in_the_wrong_language(engine: SpeechEngine)
         assert segment.detected.probability > 0.8
 
 
-def test_text_in_the_right_language_has_no_other_detected(engine: SpeechEngine) -> None:
-    assert all(segment.detected is None for segment in one(engine, speak(FORECAST)))
+def test_text_in_the_right_language_has_no_other_detected(spoken: Spoken) -> None:
+    assert all(segment.detected is None for segment in spoken(FORECAST))
 
 
-@pytest.mark.parametrize("language", ["vi", "haw", "jw", "he", "zh", "th"])
+@pytest.mark.parametrize("language", ["haw", "jw", "he"])
 def test_an_offered_language_is_accepted(engine: SpeechEngine, language: str) -> None:
     options = replace(QUICK, language=language)
     assert len(engine.transcribe([speak(REPORT)], options)) == 1

@@ -22,8 +22,6 @@ from common.db.snapshots import Snapshot
 from common.db.tables import Job, Outbox, Part, Step, StepFailure
 from common.domain.job import JobStatus, StepStatus
 from common.errors import Conflict
-from common.redis.events import Events
-from common.redis.queue import connect
 from tests.support import made_up
 from tests.support.factories import TENANT
 from tests.support.made_up import PARTS, RATING_FAILED, Behaviour
@@ -49,13 +47,8 @@ def service(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Servi
 
 def submit(service: Service, behaviour: Behaviour | None = None) -> UUID:
     job_id = made_up.submit(service.database, behaviour)
-    notify(service)
+    service.notify()
     return job_id
-
-
-def notify(service: Service) -> None:
-    with connect(service.redis_url) as redis:
-        Events(redis).work_to_do()
 
 
 def reaches(service: Service, job_id: UUID, status: JobStatus) -> Snapshot:
@@ -66,7 +59,7 @@ def reaches(service: Service, job_id: UUID, status: JobStatus) -> Snapshot:
 
 def resume(service: Service, job_id: UUID) -> None:
     service.jobs.resume(job_id)
-    notify(service)
+    service.notify()
 
 
 def steps(service: Service, job_id: UUID, *where: object) -> list[Step]:
@@ -182,8 +175,7 @@ def test_a_retry_does_what_is_missing_and_nothing_again(service: Service, kind: 
     with service.database.transaction() as session:
         session.get_one(Job, job_id).client_metadata = {}
 
-    service.jobs.retry(job_id)
-    notify(service)
+    service.retry(job_id)
     if kind == "look":
         reaches(service, job_id, JobStatus.REVIEW)
         resume(service, job_id)

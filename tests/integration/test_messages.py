@@ -17,14 +17,12 @@ import psycopg
 import pytest
 from redis import Redis
 
-from common.db.jobs import Jobs
 from common.db.migrate import upgrade
 from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
 from common.redis.presence import DISPATCHERS, QUEUE_NAME
 from common.settings import ROOT
 from scripts.stack.embedded import free_port
-from tests.support.factories import TENANT
 from tests.support.frozen import frozen_worker, is_logged
 from tests.support.gateway import GatewayProcess
 from tests.support.service import Start, have_ended, wait_until, write_wav
@@ -266,7 +264,7 @@ def test_a_lost_chunk_is_cut_again_only_from_its_recording(start: Start, another
 
     if another:
         assert (ended.status, ended.error_code) == (JobStatus.FAILED, "sound_lost")
-        Jobs(service.database, TENANT).retry(job_id)
+        service.retry(job_id)
         ended = service.ended(job_id)
     assert ended.status == JobStatus.COMPLETED
     assert ("snail" if another else "fox") in service.text(job_id)

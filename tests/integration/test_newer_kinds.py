@@ -67,7 +67,7 @@ def outbox(database: Database) -> list[tuple[object, ...]]:
 def test_a_job_of_a_newer_kind_waits_untouched_while_others_are_served(
     database: Database, steps: Steps, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.db.fair_order.ENQUEUE_BATCH", 1)
+    monkeypatch.setattr("common.db.due_steps.ENQUEUE_BATCH", 1)
     waiting = [submit_newer(database), submit_newer(database)]
     before = outbox(database)
     other = submit_job(database)

@@ -90,7 +90,7 @@ def test_missing_weights_fail_a_job_with_advice_and_it_can_be_retried(service: S
     with service.database.transaction() as session:
         session.connection().exec_driver_sql("UPDATE jobs SET model = 'base'")
 
-    service.jobs.retry(job_id)
+    service.retry(job_id)
 
     assert service.ended(job_id).status == JobStatus.COMPLETED
     assert "fox" in service.text(job_id)

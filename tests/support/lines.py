@@ -1,4 +1,4 @@
-"""The queues of `common.domain.fair_order` in memory; `common.db.fair_order` has them in tables."""
+"""The queues of `common.domain.fair_order` in memory; `common.db.due_steps` has them in tables."""
 
 from __future__ import annotations
 

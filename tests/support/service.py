@@ -129,9 +129,18 @@ class Service:
         job = new_job(**options)
         self.jobs.submit(replace(recording, size_bytes=incoming.stat().st_size), job)
         self.storage.keep(recording.id)
+        self.notify()
+        return job.id
+
+    def notify(self) -> None:
+        """Notify the dispatcher of work, as the gateway does after each change of a job."""
         with connect(self.redis_url) as redis:
             Events(redis).work_to_do()
-        return job.id
+
+    def retry(self, job_id: UUID) -> None:
+        """Retry a job."""
+        self.jobs.retry(job_id)
+        self.notify()
 
     def ended(self, job_id: UUID, patience_s: float = PATIENCE_S) -> Snapshot:
         """The job's last state, waited for."""

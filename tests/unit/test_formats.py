@@ -1,11 +1,21 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.domain.formats import MEDIA_TYPES, WRITERS, to_srt, to_tsv, to_txt, to_vtt, write
+from common.domain.formats import (
+    MEDIA_TYPES,
+    WRITERS,
+    TextFormat,
+    to_srt,
+    to_tsv,
+    to_txt,
+    to_vtt,
+    write,
+)
 from common.domain.results import transcript_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment, Span, Word
@@ -91,4 +101,4 @@ def test_no_text_can_break_out_of_its_record(text: str, start: int, length: int)
 
 
 def test_every_format_has_a_media_type() -> None:
-    assert set(MEDIA_TYPES) == {*WRITERS, "json"}
+    assert set(MEDIA_TYPES) == set(get_args(TextFormat)) == {*WRITERS, "json"}

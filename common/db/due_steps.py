@@ -1,4 +1,4 @@
-"""The queue order of steps: `common.domain.fair_order`, over its own tables.
+"""The queue of due steps, in the order of `common.domain.fair_order`, over its own tables.
 
 Only the dispatcher that holds `TURNS_LOCK` writes these tables, so turns are assigned one after
 the other while others submit, claim and finish. Each query reads the beginning of an index, so its
@@ -46,7 +46,7 @@ T = TypeVar("T", JobTurn, TenantTurn)
 
 
 @dataclass(slots=True)
-class FairOrder:
+class DueSteps:
     """The queue, while a transaction holds its lock."""
 
     session: Session

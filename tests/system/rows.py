@@ -39,8 +39,9 @@ from scripts.cli.console import make_console
 from scripts.stack.embedded import EmbeddedPostgres
 from tests.support.factories import new_job, new_recording
 
-LIMIT = 1.5
-"""What is promised: how often as much an operation may take."""
+LIMIT = 3.0
+"""How often as much an operation may take. Deeper indexes and colder caches cost up to twice as
+much; a table that is read from end to end costs a hundred times as much."""
 NOISE_MS = 2.0
 """What takes less is taken to take this."""
 FEW_ROWS = 10_000
@@ -273,7 +274,7 @@ def report(few: dict[str, Cost], many: dict[str, Cost]) -> BenchPart:
 @click.option("--finished", default=1_000_000, show_default=True)
 @click.option("--repeat", default=30, show_default=True)
 def main(queued: int, finished: int, repeat: int) -> None:
-    """Fill the tables; exits with 1 where an operation takes more than 1.5 times as long."""
+    """Fill the tables; exits with 1 where an operation takes three times as much."""
     with (
         tempfile.TemporaryDirectory(prefix="stenopool-rows-") as folder,
         EmbeddedPostgres(Path(folder)) as server,

@@ -1,4 +1,7 @@
-"""`steno bench` over everything that it measures: the real stack and engines, spoken text."""
+"""`steno bench` over everything that it measures: the real stack and engines, spoken text.
+
+Runs on demand, after a change to benchmarks: ``scripts/test -m system tests/e2e/test_bench.py``.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from scripts.bench.stream import PARTS as STREAM_PARTS
 from scripts.bench.stream import StreamBench, StreamSize
 from tests.support.service import write_wav
 from tests.support.speech import speak
+
+pytestmark = pytest.mark.system
 
 TALK = "The birch canoe slid on the smooth planks. Glue the sheet to the dark blue background."
 """From the first of the Harvard sentences (IEEE, 1969)."""

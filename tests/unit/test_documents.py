@@ -171,7 +171,7 @@ def parse_test(arguments: list[str], *, in_full: bool) -> None:
         case ["--system", proof, *rest]:
             assert proof in PROOFS
             parse_click(PROOFS[proof], rest, in_full=in_full)
-        case [path]:
+        case [path] | ["-m", "system", path]:
             assert (ROOT / path).exists()
         case _:
             raise AssertionError(arguments)

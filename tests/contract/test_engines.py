@@ -76,8 +76,8 @@ def test_each_window_becomes_its_text(spoken: Spoken) -> None:
 
 
 def test_how_windows_are_grouped_into_calls_changes_nothing(engine: SpeechEngine) -> None:
-    windows = [speak(REPORT), noise(1), silence(1)]
-    cool = replace(ENGLISH, beam_size=2, temperatures=(0.0,))
+    windows = [speak(REPORT), noise(2), speak(FORECAST), silence(1)]
+    cool = replace(ENGLISH, temperatures=(0.0,))
     together = [gist(segments) for segments in engine.transcribe(windows, cool)]
     alone = [gist(one(engine, window, cool)) for window in reversed(windows)]
     assert together == alone[::-1]
@@ -87,6 +87,7 @@ def test_sampling_at_a_high_temperature_gives_the_same_text_again(engine: Speech
     hot = replace(ENGLISH, temperatures=(0.8,))
     first, second = engine.transcribe([speak(TRAIN), speak(REPORT)], hot)
     assert gist(one(engine, speak(REPORT), hot)) == gist(second)
+    assert gist(one(engine, speak(TRAIN), hot)) == gist(first)
     assert {segment.temperature for segment in first + second} == {0.8}
 
 
@@ -146,7 +147,7 @@ def test_silence_has_no_text(engine: SpeechEngine) -> None:
     assert engine.transcribe([silence(2), silence(20)], ENGLISH) == [(), ()]
 
 
-@pytest.mark.parametrize("start", [4_800, 16_000])
+@pytest.mark.parametrize("start", [4_800, 16_000, 24_000])
 def test_a_tenth_of_a_second_gives_no_certain_text(engine: SpeechEngine, start: int) -> None:
     for segment in one(engine, speak(TRAIN)[start : start + 1_600]):
         assert not guards.DOUBTFUL.isdisjoint(segment.flags)
@@ -165,7 +166,7 @@ def test_a_spoken_thank_you_stays(engine: SpeechEngine) -> None:
     assert "thank you" in transcribed.lower()
 
 
-@pytest.mark.parametrize("samples", [0, 399, 480_000])
+@pytest.mark.parametrize("samples", [0, 1, 399, 1_600, 480_000])
 def test_a_window_may_have_any_length_up_to_30_s(engine: SpeechEngine, samples: int) -> None:
     spoken = speak(REPORT)[:samples]
     window = np.pad(spoken, (0, samples - len(spoken)))
@@ -214,7 +215,7 @@ def test_text_in_the_right_language_has_no_other_detected(spoken: Spoken) -> Non
     assert all(segment.detected is None for segment in spoken(FORECAST))
 
 
-@pytest.mark.parametrize("language", ["haw", "jw", "he"])
+@pytest.mark.parametrize("language", ["vi", "haw", "jw", "he", "zh", "th"])
 def test_an_offered_language_is_accepted(engine: SpeechEngine, language: str) -> None:
     options = replace(QUICK, language=language)
     assert len(engine.transcribe([speak(REPORT)], options)) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -11,7 +10,6 @@ from sqlalchemy import text
 
 from common.db.database import Database
 from common.redis import presence
-from common.settings import ROOT
 from tests.support.service import Start, wait_until
 
 SKEWED = """
@@ -26,17 +24,16 @@ for module in list(sys.modules.values()):
         module.now = lambda: real_now() + timedelta(seconds={skew_s})
 time.time = lambda: real_time() + {skew_s}
 """
-"""A `sitecustomize` that has a process of ours live at another time."""
+"""Code that has a process of ours live at another time."""
 
 
 @pytest.mark.parametrize("skew_s", [-3600, 3600])
 def test_a_worker_and_a_dispatcher_whose_clock_is_wrong_count_as_living(
-    start: Start, redis_url: str, tmp_path: Path, skew_s: int
+    start: Start, redis_url: str, skew_s: int
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(SKEWED.format(skew_s=skew_s))
-    service = start(PYTHONPATH=f"{tmp_path}:{ROOT}")
-    service.start_worker()
-    service.start_dispatcher()
+    service = start()
+    service.start_worker(SKEWED.format(skew_s=skew_s))
+    service.start_dispatcher(SKEWED.format(skew_s=skew_s))
     with Redis.from_url(redis_url) as redis:
         for look in (presence.workers, presence.dispatchers):
             (silence_s,) = wait_until(lambda: look(redis).values(), "a sign of life")  # noqa: B023

@@ -149,7 +149,7 @@ def test_a_worker_that_still_loads_its_weights_returns_its_message(
     worker.terminate()
 
     wait_for_end(worker)
-    assert (queue.in_transit(), queue.waiting()) == (set(), 1)
+    wait_until(lambda: (queue.in_transit(), queue.waiting()) == (set(), 1), "a message that waits")
     service.start_worker()
     completed_without_blame(service, job_id)
 

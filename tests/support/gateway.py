@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 
 from common.settings import ROOT
 from scripts.stack.embedded import free_port
+from tests.support.fork_server import Program
 
 START_LIMIT_S = 60
 
@@ -49,7 +49,7 @@ class GatewayProcess:
             "MODELS_DIR": str(ROOT / "models"),
             **settings,
         }
-        self.process: subprocess.Popen[bytes]
+        self.process: Program
 
     @property
     def incoming(self) -> list[Path]:
@@ -71,13 +71,7 @@ class GatewayProcess:
 
     def __enter__(self) -> Self:
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "api"],
-                cwd=ROOT,
-                env=self._environment,
-                stdout=log,
-                stderr=log,
-            )
+            self.process = Program("api", self._environment, log)
         deadline = time.monotonic() + START_LIMIT_S
         while not self._lives():
             if self.process.poll() is not None or time.monotonic() > deadline:

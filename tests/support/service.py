@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from subprocess import Popen, TimeoutExpired
+from subprocess import TimeoutExpired
 from typing import Self, TypeVar
 from uuid import UUID
 
@@ -27,9 +25,9 @@ from common.redis.queue import connect
 from common.settings import ROOT
 from common.storage.local import LocalStorage
 from scripts.stack.embedded import EmbeddedPostgres
-from scripts.stack.processes import spawn
 from tests.support.audio_files import make_wav
 from tests.support.factories import TENANT, new_job, new_recording
+from tests.support.fork_server import Program
 from tests.support.speech import Samples, pcm16
 
 T = TypeVar("T")
@@ -81,7 +79,7 @@ class Service:
             **env,
         }
         self._log = (folder / "service.log").open("wb")
-        self._processes: list[Popen[bytes]] = []
+        self._processes: list[Program] = []
 
     def __enter__(self) -> Self:
         return self
@@ -114,9 +112,11 @@ class Service:
 
     def workers(self) -> list[psutil.Process]:
         """The workers that run."""
-        running = [psutil.Process(it.pid) for it in self._processes if it.poll() is None]
-        command = re.compile(r"^worker$|from worker\.__main__")
-        return [process for process in running if command.search(process.cmdline()[-1])]
+        return [
+            psutil.Process(it.pid)
+            for it in self._processes
+            if it.module == "worker" and it.poll() is None
+        ]
 
     def submit(self, audio: Samples | Path, **options: object) -> UUID:
         """Submit a recording; ``options`` are fields of `NewJob`."""
@@ -163,10 +163,7 @@ class Service:
         return " ".join(segment["text"].strip() for segment in self.jobs.text(job_id).segments)
 
     def _start(self, module: str, before: str) -> psutil.Process:
-        what = ["-m", module]
-        if before:
-            what = ["-c", f"{before}\nfrom {module}.__main__ import main\nmain()"]
-        process = spawn([sys.executable, *what], env=self._env, cwd=ROOT, log=self._log)
+        process = Program(module, self._env, self._log, before)
         self._processes.append(process)
         return psutil.Process(process.pid)
 

@@ -76,15 +76,14 @@ class Program:
 
 @functools.cache
 def _server(module: str) -> socket.socket:
-    """The connection to the process that has imported ``module``; it ends with this process."""
-    ours, theirs = socket.socketpair(type=socket.SOCK_DGRAM)
+    """The connection to the process that has imported ``module``; it ends with the connection."""
+    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
     with theirs:
         subprocess.Popen(
             [sys.executable, "-m", "tests.support.fork_server", module],
             stdin=theirs.fileno(),
             cwd=ROOT,
             process_group=0,
-            preexec_fn=functools.partial(die_with_parent, os.getpid()),
         )
     return ours
 
@@ -96,7 +95,10 @@ def main() -> None:
     requests = socket.socket(fileno=0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
     while True:
-        request, (log, status), _, _ = socket.recv_fds(requests, REQUEST_BYTES, maxfds=2)
+        request, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES, maxfds=2)
+        if not request:
+            return
+        log, status = descriptors
         server = os.getpid()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

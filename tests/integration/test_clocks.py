@@ -40,7 +40,7 @@ def test_a_worker_and_a_dispatcher_whose_clock_is_wrong_count_as_living(
             assert 0 <= round(silence_s) < presence.SILENT_S
         (key,) = redis.keys("rq:worker:*")
         beat = datetime.fromisoformat(redis.hget(key, "last_heartbeat").decode())
-        assert abs(beat.timestamp() - redis.time()[0] - skew_s) < abs(skew_s)  # it is wrong
+        assert abs(beat.timestamp() - redis.time()[0] - skew_s) < abs(skew_s) / 2  # it is wrong
 
 
 def test_a_day_has_24_hours_whatever_the_time_zone_of_postgres(database_url: str) -> None:

@@ -5,7 +5,6 @@ A program has its own environment, output and process group, as one in a new int
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
@@ -16,10 +15,9 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from importlib import import_module
-from typing import IO, NoReturn
+from typing import IO
 
 from common.process.orphans import die_with_parent
 from common.settings import ROOT
@@ -98,25 +96,29 @@ def main() -> None:
         request, descriptors, _, _ = socket.recv_fds(requests, REQUEST_BYTES, maxfds=2)
         if not request:
             return
-        log, status = descriptors
         server = os.getpid()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(server)
             env, before = json.loads(request)
-            _keep(module, env, before, log, status)
-        os.close(log)
-        os.close(status)
+            _keep(module, env, before, *descriptors)
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
-def _keep(module: str, env: dict[str, str], before: str, log: int, status: int) -> NoReturn:
-    """Fork the program and report its process id and its exit code, a line each."""
+def _keep(module: str, env: dict[str, str], before: str, log: int, status: int) -> None:
+    """Fork the program and report its process id and its exit code, a line each.
+
+    Returns only as the program, at its end, so that its interpreter ends as a new one does.
+    """
     keeper = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(status)
         die_with_parent(keeper)
         _become(module, env, before, log)
+        return
     os.close(log)
     os.write(status, b"%d\n" % pid)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -124,32 +126,20 @@ def _keep(module: str, env: dict[str, str], before: str, log: int, status: int) 
     os._exit(0)
 
 
-def _become(module: str, env: dict[str, str], before: str, log: int) -> NoReturn:
-    """Run the program to its end, in the state of a new interpreter."""
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for descriptor, standard in ((nothing, 0), (log, 1), (log, 2)):
-            os.dup2(descriptor, standard)
-        os.closerange(3, max(nothing, log) + 1)
-        os.environ.clear()
-        os.environ.update(env)
-        time.tzset()
-        del sys.argv[1:]
-        del sys.modules[module]  # it runs, and is imported, as in a new interpreter
-        exec(before, {})  # noqa: S102 - a test's own
-        runpy.run_module(module.removesuffix(".__main__"), run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _become(module: str, env: dict[str, str], before: str, log: int) -> None:
+    """Run the program in the state of a new interpreter."""
+    os.setpgid(0, 0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, standard in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(descriptor, standard)
+    os.closerange(3, max(nothing, log) + 1)
+    os.environ.clear()
+    os.environ.update(env)
+    time.tzset()
+    del sys.argv[1:]
+    del sys.modules[module]  # it runs, and is imported, as in a new interpreter
+    exec(before, {})  # noqa: S102 - a test's own
+    runpy.run_module(module.removesuffix(".__main__"), run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

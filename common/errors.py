@@ -75,6 +75,10 @@ class ModelNotInstalled(BadInput, code="weights_missing", status=422):
     """{model} is not installed, {here} are; run: steno models pull {model} --engine {engine}"""
 
 
+class ModelUnusable(BadInput, code="weights_unusable", status=422):
+    """{field}={value} of {engine} cannot be used: {reason}"""
+
+
 class Unauthorised(BadInput, code="unauthorised", status=401):
     """{reason}"""
 
@@ -284,6 +288,10 @@ class WeightsMissing(StenoError, code="weights_missing", status=503):
 
 class WeightsCorrupt(StenoError, code="weights_corrupt", status=503):
     """{path} has the wrong hash (sha256 {found}, expected {expected}); delete it and pull again"""
+
+
+class WeightsUnusable(StenoError, code="weights_unusable", status=503):
+    """{model} for {engine} cannot be used: {reason}"""
 
 
 class PullFailed(StenoError, code="pull_failed", status=503):

@@ -394,7 +394,7 @@ class AsrSettings(BaseSettings):
 
     model_config = _config()
 
-    default_engine: Literal["faster-whisper", "whisper.cpp"] = "faster-whisper"
+    default_engine: Literal["faster-whisper", "whisper.cpp", "sherpa-onnx"] = "faster-whisper"
     """Engine of jobs that name none."""
     default_model: Annotated[
         str,
@@ -414,6 +414,9 @@ class AsrSettings(BaseSettings):
     """Number format of faster-whisper: int8 on CPU; float16 or int8_float16 on CUDA."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of an engine; one worker of one thread per core is fastest."""
+    engines_mb: Annotated[int, Field(ge=0)] = 700
+    """Size on disk, in MB, of the models that a worker may keep loaded together; for another one,
+    those used least recently are unloaded. 0: it keeps one."""
     engine_idle: Annotated[float, Field(ge=0)] = 600.0
     """Seconds without work after which a worker ends its engine process to free memory; the next
     step starts a new one. 0: never."""

@@ -19,7 +19,7 @@ import redis
 from psycopg import sql
 
 from common.db.database import Database
-from scripts.bench.streaming_weights import bring
+from scripts.bench.vietnamese_weights import bring, bring_for_recordings
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.support.gateway import GatewayProcess
 from tests.support.phobert import PhoBert, make_phobert
@@ -61,6 +61,12 @@ def weights_dir() -> Path:
 def streaming_weights(weights_dir: Path) -> Path:
     """A Vietnamese streaming model, ``viet-wenet`` for zipformer; fetched when it is missing."""
     return bring(weights_dir)
+
+
+@pytest.fixture(scope="session")
+def vietnamese_weights(weights_dir: Path) -> Path:
+    """A Vietnamese model for recordings, ``viet-wenet`` for sherpa-onnx; made when missing."""
+    return bring_for_recordings(weights_dir)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""The engine that a worker keeps loaded."""
+"""The engines that a worker keeps loaded."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from loguru import logger
@@ -15,13 +16,18 @@ if TYPE_CHECKING:
 
 
 class Engines:
-    """Loads engines and keeps the last one: most jobs use the same weights."""
+    """Loads engines, and keeps those that were used last.
+
+    Their models may have ``ENGINES_MB`` on disk together. Before another one is loaded, those that
+    were not used for the longest time are unloaded until it fits; alone, any model fits.
+    """
 
     def __init__(self, store: WeightsStore, settings: AsrSettings, memory: Memory) -> None:
         self.store = store
         self._settings = settings
         self._memory = memory
-        self._loaded: tuple[Weights, SpeechEngine] | None = None
+        self._loaded: OrderedDict[Weights, SpeechEngine] = OrderedDict()
+        """The one that was used last comes last."""
 
     def get(self, engine: str, model: str) -> SpeechEngine:
         """The engine with these weights; loads it unless it is loaded already.
@@ -29,20 +35,28 @@ class Engines:
         Raises:
             WeightsMissing: the weights are missing.
         """
+        weights = self.store.resolve(engine, model)
+        if weights not in self._loaded:
+            self._make_room(weights)
+            self._loaded[weights] = self._load(weights)
+            self._memory.note_loaded()
+        self._loaded.move_to_end(weights)
+        return self._loaded[weights]
+
+    def _make_room(self, weights: Weights) -> None:
+        limit = self._settings.engines_mb * 1_000_000
+        while self._loaded and sum(each.size for each in (weights, *self._loaded)) > limit:
+            unloaded, _ = self._loaded.popitem(last=False)
+            logger.info("unloading {} {}", unloaded.engine, unloaded.model)
+
+    def _load(self, weights: Weights) -> SpeechEngine:
         from common.asr.loading import load_engine
 
-        weights = self.store.resolve(engine, model)
-        if self._loaded is not None and self._loaded[0] == weights:
-            return self._loaded[1]
-        self._loaded = None  # two sets of weights at once may not fit
-        logger.info("loading {} {}", engine, model)
-        loaded = load_engine(
-            engine,
+        logger.info("loading {} {}", weights.engine, weights.model)
+        return load_engine(
+            weights.engine,
             weights.path,
             threads=self._settings.threads,
             device=self._settings.device,
             compute_type=self._settings.compute_type,
         )
-        self._loaded = (weights, loaded)
-        self._memory.note_loaded()
-        return loaded

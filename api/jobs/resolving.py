@@ -15,10 +15,16 @@ from common.db.snapshots import ClientData
 from common.domain.job import Priority
 from common.domain.languages import AUTO, LANGUAGES
 from common.domain.request import Cutting, Decoding, Options
-from common.errors import ModelNotInstalled, OptionConflict, OutOfRange, UnknownOption
+from common.errors import (
+    ModelNotInstalled,
+    ModelUnusable,
+    OptionConflict,
+    OutOfRange,
+    UnknownOption,
+)
 from common.net.egress import Egress
 from common.settings import Settings
-from common.weights.manifest import EVERY_LANGUAGE, WHISPER_ENGINES
+from common.weights.manifest import BATCH_ENGINES, EVERY_LANGUAGE, SHERPA_ONNX
 from common.weights.store import WeightsState, WeightsStore
 
 DECODING = {each.name for each in fields(Decoding)}
@@ -54,8 +60,8 @@ class Resolver:
         """The job that ``options`` ask for.
 
         Raises:
-            UnknownOption, OutOfRange, OptionConflict, ModelNotInstalled, UrlRefused: one of them is
-                wrong; it is named.
+            UnknownOption, OutOfRange, OptionConflict, ModelNotInstalled, ModelUnusable, UrlRefused:
+                one of them is wrong; it is named.
         """
         job = await asyncio.to_thread(self._resolve, job_id, options)  # it reads the disk
         if options.webhook_url is not None:
@@ -95,7 +101,7 @@ class Resolver:
         return name if engine in ("", asr.default_engine) else f"{engine}/{name}"
 
     def _states(self) -> list[WeightsState]:
-        return [state for state in self.weights.states() if state.engine in WHISPER_ENGINES]
+        return [state for state in self.weights.states() if state.engine in BATCH_ENGINES]
 
     def _usable(self, states: Sequence[WeightsState]) -> Sequence[WeightsState]:
         """Those that a worker or this machine has, as far as known."""
@@ -115,7 +121,9 @@ class Resolver:
         engine = options.engine or asr.default_engine
         language = options.language or asr.default_language
         model = options.model or asr.default_model
-        self._check(engine, model, language)
+        language = self._check(engine, model, language)
+        if engine == SHERPA_ONNX:
+            _check_for_sherpa_onnx(options)
         return NewJob(
             id=job_id,
             engine=engine,
@@ -134,7 +142,8 @@ class Resolver:
             delete_after_s=options.delete_after,
         )
 
-    def _check(self, engine: str, model: str, language: str) -> None:
+    def _check(self, engine: str, model: str, language: str) -> str:
+        """The language to transcribe in: ``language``, or the only one that sherpa-onnx's has."""
         _check_language(language)
         states = self._states()
         known = {state.model: state for state in states if state.engine == engine}
@@ -145,9 +154,17 @@ class Resolver:
             raise ModelNotInstalled(
                 field="model", model=model, engine=engine, value=model, here=here
             )
+        if problem := known[model].problem:
+            raise ModelUnusable(field="model", value=model, engine=engine, reason=problem)
         spoken = known[model].languages
         if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
             raise _not_among("language", spoken, language)
+        if language == AUTO and engine == SHERPA_ONNX:
+            if len(spoken) == 1 and spoken != EVERY_LANGUAGE:
+                return spoken[0]
+            needed = "an engine that detects languages: faster-whisper or whisper.cpp"
+            raise OptionConflict(field="language", value=AUTO, needed=needed)
+        return language
 
     def _moderation(self, options: UploadOptions) -> bool:
         possible = self.settings.moderation.ai_load_models
@@ -174,6 +191,19 @@ class Resolver:
             silence_dbfs=_either(options.silence_threshold, silence.silence_threshold),
             min_silence_ms=int(_either(options.min_silence_duration, silence.min_silence_duration)),
         )
+
+
+def _check_for_sherpa_onnx(options: UploadOptions) -> None:
+    """Reject options that only Whisper has."""
+    whisper = {
+        "task": options.task if options.task != "transcribe" else None,
+        "temperature": options.temperature,
+        "initial_prompt": options.initial_prompt,
+    }
+    for field, value in whisper.items():
+        if value is not None:
+            needed = "a Whisper engine: faster-whisper or whisper.cpp"
+            raise OptionConflict(field=field, value=str(value)[:200], needed=needed)
 
 
 def _check_language(language: str | None) -> None:

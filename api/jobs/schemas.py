@@ -38,7 +38,7 @@ class UploadOptions(RequestDocument):
     """A Whisper code (vi, en, ...) or auto."""
     priority: Annotated[Literal["high", "normal", "low"], Word] = "normal"
     """Jobs of higher priority run first."""
-    engine: Annotated[Literal["faster-whisper", "whisper.cpp"] | None, Word] = None
+    engine: Annotated[Literal["faster-whisper", "whisper.cpp", "sherpa-onnx"] | None, Word] = None
     """The code that runs the weights."""
     model: str | None = None
     """The weights, such as base; `GET /api/v1/models` lists them."""

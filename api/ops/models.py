@@ -28,6 +28,8 @@ class ModelState(Document):
     size_bytes: int
     licence: str
     state: Literal["present", "missing", "corrupt"]
+    problem: str | None
+    """Why weights that are present cannot be used; null where nothing is known."""
     default: bool
     """Jobs use these by default."""
     streams: bool
@@ -78,6 +80,7 @@ async def models(services: ServicesDep, _: Reader) -> Models:
                 size_bytes=state.size,
                 licence=state.licence,
                 state=state.state,
+                problem=state.problem,
                 default=(state.engine, state.model) == default,
                 streams=can_stream(state),
                 default_of_streams=(state.engine, state.model) == (live.engine, live.model),

@@ -44,10 +44,12 @@ class SpeechEngine(Protocol):
     """Loaded weights that turn audio into text. Not thread-safe; one per process."""
 
     name: str
-    """``faster-whisper`` or ``whisper.cpp``."""
+    """``faster-whisper``, ``whisper.cpp`` or ``sherpa-onnx``."""
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
         """The probability of each language in each window, in [0, 1]; English-only weights give en.
+
+        Empty where the engine detects no languages.
 
         Raises:
             common.errors.EngineFailed: the engine failed (transient).

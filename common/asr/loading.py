@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from common.domain.stream import Style
 from common.errors import UnknownOption, WeightsMissing
-from common.weights.manifest import WHISPER_ENGINES
+from common.weights.manifest import BATCH_ENGINES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +27,9 @@ _CT2_FILES: Final = ("model.bin", "config.json", "tokenizer.json")
 def load_engine(
     engine: str, weights: Path, *, threads: int = 1, device: str = "cpu", compute_type: str = "int8"
 ) -> SpeechEngine:
-    """Load ``weights`` (a CTranslate2 folder, or a ggml file for ``whisper.cpp``) into an engine.
+    """Load ``weights`` into an engine: a folder, or a ggml file for ``whisper.cpp``.
 
-    The engine decodes again where it left speech out (`common.asr.redecoding`).
+    Whisper decodes again where it left speech out (`common.asr.redecoding`).
 
     Call this in the process that uses the engine, never before a fork. ``device`` (``cpu``,
     ``cuda``) and ``compute_type`` are for faster-whisper; a ggml file has its own precision, and
@@ -38,9 +38,14 @@ def load_engine(
     Raises:
         UnknownOption: The engine does not exist.
         WeightsMissing: ``weights``, or a part of it, is missing.
+        WeightsUnusable: They are incomplete, malformed, or of an unknown kind.
         EngineFailed: The weights do not load, or the device is unavailable.
     """
     loaded: SpeechEngine
+    if engine == "sherpa-onnx":
+        from common.asr.sherpa import SherpaOnnx
+
+        return SherpaOnnx(weights, threads=threads)
     if engine == "faster-whisper":
         _require(engine, weights, [weights / name for name in _CT2_FILES])
         from common.asr.faster_whisper import FasterWhisper
@@ -52,7 +57,7 @@ def load_engine(
 
         loaded = WhisperCpp(weights, threads=threads)
     else:
-        raise UnknownOption(field="engine", allowed=", ".join(WHISPER_ENGINES), value=engine)
+        raise UnknownOption(field="engine", allowed=", ".join(BATCH_ENGINES), value=engine)
     from common.asr.redecoding import Redecoding
     from common.audio.silero import SileroNetwork
 
@@ -77,7 +82,7 @@ def load_recognizer(
 
     Raises:
         UnknownOption: No such engine.
-        WeightsMissing, EngineFailed: As in `load_engine`.
+        WeightsMissing, WeightsUnusable, EngineFailed: As in `load_engine`.
     """
     style_of(engine)
     if engine == "zipformer":

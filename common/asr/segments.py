@@ -106,14 +106,28 @@ def without_pauses(words: Sequence[Word], samples: Samples) -> list[Word]:
     becomes part of the word after it (up to seconds: whisperX issue 1220). A word with a clear
     silence inside keeps only the louder side, of equals the later.
     """
+    loud = _loud_frames(samples)
+    return [replace(word, span=_loud_part(word.span, loud)) for word in words]
+
+
+def loud_span(samples: Samples) -> Span:
+    """From the first loud frame to the last; all of the audio where its level does not vary."""
+    loud = np.flatnonzero(_loud_frames(samples))
+    if not len(loud):
+        return Span(0, len(samples) // SAMPLES_PER_MS)
+    return Span(int(loud[0]) * FRAME_MS, (int(loud[-1]) + 1) * FRAME_MS)
+
+
+def _loud_frames(samples: Samples) -> NDArray[np.bool_]:
+    """Whether each frame of 20 ms is louder than a pause; all False where the level is even."""
     levels = _levels(samples)
     if not len(levels):
-        return list(words)
+        return np.zeros(0, np.bool_)
     floor, voice = np.percentile(levels, (10, 90))
     if voice - floor < MIN_CONTRAST_DB:
-        return list(words)
-    loud = levels > floor + PAUSE_LEVEL * (voice - floor)
-    return [replace(word, span=_loud_part(word.span, loud)) for word in words]
+        return np.zeros(len(levels), np.bool_)
+    loud: NDArray[np.bool_] = levels > floor + PAUSE_LEVEL * (voice - floor)
+    return loud
 
 
 def _levels(samples: Samples) -> NDArray[np.float64]:

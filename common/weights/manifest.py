@@ -13,10 +13,13 @@ from common.errors import UnknownOption
 
 FASTER_WHISPER = "faster-whisper"
 WHISPER_CPP = "whisper.cpp"
+SHERPA_ONNX = "sherpa-onnx"
 ZIPFORMER = "zipformer"
 WHISPER_ENGINES = (FASTER_WHISPER, WHISPER_CPP)
-"""The engines for recordings. Their weights can be converted into each other's."""
-ENGINES = (*WHISPER_ENGINES, ZIPFORMER)
+"""The engines whose weights can be converted into each other's."""
+BATCH_ENGINES = (*WHISPER_ENGINES, SHERPA_ONNX)
+"""The engines for recordings."""
+ENGINES = (*BATCH_ENGINES, ZIPFORMER)
 
 EVERY_LANGUAGE = ("*",)
 """The languages of multilingual weights: all of Whisper's."""

@@ -12,6 +12,9 @@ from common.weights.whisper import map_file
 GRAPH = 7
 _METADATA = 14
 _KEY, _VALUE = 1, 2
+# Fields on the way from a GraphProto to the last dimension of an output: GraphProto.output,
+# ValueInfoProto.type, TypeProto.tensor_type, Tensor.shape, TensorShapeProto.dim, dim_value.
+_OUTPUT, _TYPE, _TENSOR, _SHAPE, _DIM, _DIM_VALUE = 12, 2, 1, 2, 1, 1
 
 # Protobuf's wire types
 _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
@@ -43,6 +46,30 @@ def read_metadata(path: Path) -> dict[str, str]:
     if not has_graph:
         raise ValueError(f"{path.name} is not an ONNX model")
     return found
+
+
+def read_output_sizes(path: Path) -> list[int]:
+    """The last dimension of each output of an ONNX model; 0 where it varies.
+
+    Raises:
+        ValueError: the file is not an ONNX model, or is truncated.
+    """
+    try:
+        (graph,) = _fields(map_file(path), GRAPH)
+        return [_last_dimension(output) for output in _fields(graph, _OUTPUT)]
+    except (IndexError, ValueError) as problem:
+        raise ValueError(f"{path.name} is not an ONNX model, or is truncated") from problem
+
+
+def _last_dimension(output: memoryview) -> int:
+    found = [output]
+    for number in (_TYPE, _TENSOR, _SHAPE, _DIM):
+        found = [value for message in found for value in _fields(message, number)]
+    return next(iter(_fields(found[-1], _DIM_VALUE)), 0) if found else 0
+
+
+def _fields(message: memoryview, number: int) -> list[Any]:
+    return [value for field, value in read_fields(message) if field == number]
 
 
 def read_fields(message: memoryview) -> Iterator[tuple[int, Any]]:

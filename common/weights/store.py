@@ -1,9 +1,9 @@
 """The folder of weights: where they are, whether they are whole, and the hash that names them.
 
-On disk, under one root: `faster-whisper-<model>/` and `zipformer-<model>/` folders, and
-`ggml-<model>.bin` files. Weights that the user adds are found under their own names: any folder
-with `model.bin` and `config.json`, or with the files of `common.weights.zipformer`, and any
-`ggml-*.bin`.
+On disk, under one root: `faster-whisper-<model>/`, `sherpa-onnx-<model>/` and `zipformer-<model>/`
+folders, and `ggml-<model>.bin` files. Weights that the user adds are found under their own names:
+any folder with `model.bin` and `config.json`, or with a network of sherpa-onnx
+(`common.weights.sherpa`), and any `ggml-*.bin`.
 
 Beside them are `.hashes.json`, a cache that may be deleted, and `weights.lock.json`: for files
 whose hash the manifest lacks, the hash of their first pull.
@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing
+from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing, WeightsUnusable
 from common.weights.manifest import (
     ENGINES,
     EVERY_LANGUAGE,
     FASTER_WHISPER,
+    SHERPA_ONNX,
     WHISPER_CPP,
     ZIPFORMER,
     FileSpec,
@@ -33,22 +34,22 @@ from common.weights.manifest import (
     WeightsSpec,
     is_model_name,
 )
-from common.weights.zipformer import find_parts
+from common.weights.sherpa import TOKENS, Network, network_in, networks_in
 
 State = Literal["present", "missing", "corrupt"]
 
 Tick = Callable[[int], None]
 """Called with the number of bytes just processed."""
 
-_FOLDER_PREFIXES = {FASTER_WHISPER: "faster-whisper-", ZIPFORMER: "zipformer-"}
+_FOLDER_PREFIXES = {
+    FASTER_WHISPER: "faster-whisper-",
+    SHERPA_ONNX: "sherpa-onnx-",
+    ZIPFORMER: "zipformer-",
+}
 _GGML_PREFIX, _GGML_SUFFIX = "ggml-", ".bin"
 _OWN_LICENCE = "own"
 _OWN_FILES = (FileSpec("model.bin"), FileSpec("config.json"))
 """The files that faster-whisper requires."""
-_NO_PARTS = tuple(
-    FileSpec(name) for name in ("encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt")
-)
-"""The files that an empty zipformer folder lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +57,23 @@ class Weights:
     """Weights that are installed and whole.
 
     ``path`` is a file for whisper.cpp and a folder for the others. ``sha256`` is that of the
-    tensors' file (`model.bin`, the ggml file itself, or zipformer's encoder or CTC model).
+    tensors' file (`model.bin`, the ggml file itself, or a network's encoder or CTC model).
+    ``size`` is the sum of the files', in bytes.
     """
 
     engine: str
     model: str
     path: Path
     sha256: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class WeightsState:
     """One line of `steno models list`. ``size`` in bytes: on disk where present, else to download.
 
-    ``own`` marks weights that the manifest does not list.
+    ``own`` marks weights that the manifest does not list. ``problem`` says why weights that are
+    present cannot be used, where that is known.
     """
 
     engine: str
@@ -79,6 +83,7 @@ class WeightsState:
     licence: str
     state: State
     own: bool = False
+    problem: str | None = None
 
 
 class WeightsStore:
@@ -93,6 +98,7 @@ class WeightsStore:
         self.manifest = manifest
         self._hashes = _Sidecar(root / ".hashes.json")
         self._lock = _Sidecar(root / "weights.lock.json")
+        self._checked: dict[Path, tuple[object, Network | str]] = {}
 
     def location(self, engine: str, model: str) -> Path:
         """The path of these weights, installed or not."""
@@ -121,6 +127,7 @@ class WeightsStore:
             UnknownOption: no engine has this name.
             WeightsMissing: a file is missing.
             WeightsCorrupt: the size or the hash of a file is wrong.
+            WeightsUnusable: the user's own network for sherpa-onnx is incomplete or malformed.
         """
         return self._check(engine, model, every_hash=False)
 
@@ -159,8 +166,10 @@ class WeightsStore:
         if not is_model_name(model):
             raise WeightsMissing(model=model, engine=engine)
         spec = self.spec(engine, model)
+        if self.location(engine, model).is_dir() and (problem := self._problem(spec)):
+            raise WeightsUnusable(model=model, engine=engine, reason=problem)
         expected = self.trusted(engine, model)
-        identity = ""
+        identity, size = "", 0
         for index, (file, path) in enumerate(self._files(spec)):
             if not path.is_file():
                 raise WeightsMissing(model=model, engine=engine)
@@ -169,13 +178,14 @@ class WeightsStore:
                 found = self._hash(path, anew=every_hash, tick=tick)
                 expected_text = want or f"that of a file of {file.size} bytes"
                 raise WeightsCorrupt(path=path, found=found, expected=expected_text)
+            size += path.stat().st_size
             if index > 0 and not every_hash:
                 continue
             found = self._hash(path, anew=every_hash, tick=tick)
             if want is not None and found != want:
                 raise WeightsCorrupt(path=path, found=found, expected=want)
             identity = identity or found
-        return Weights(engine, model, self.location(engine, model), identity)
+        return Weights(engine, model, self.location(engine, model), identity, size)
 
     def _state(self, spec: WeightsSpec, *, own: bool = False) -> WeightsState:
         files = list(self._files(spec))
@@ -191,8 +201,12 @@ class WeightsStore:
             want = file.sha256 or expected.get(file.name)
             if file.size not in (None, path.stat().st_size) or (known and want and known != want):
                 state = "corrupt"
+        problem = self._problem(spec)
         return WeightsState(
-            spec.engine, spec.model, spec.languages, size, spec.licence, state, own=own
+            *(spec.engine, spec.model, spec.languages, size, spec.licence),
+            state="corrupt" if problem else state,
+            own=own,
+            problem=problem,
         )
 
     def _own_files(self, engine: str, model: str) -> tuple[FileSpec, ...]:
@@ -200,8 +214,36 @@ class WeightsStore:
             return (FileSpec(f"{_GGML_PREFIX}{model}{_GGML_SUFFIX}"),)
         if engine == FASTER_WHISPER:
             return _OWN_FILES
-        parts = find_parts(self.location(engine, model))
-        return tuple(FileSpec(path.name) for path in parts.files) if parts else _NO_PARTS
+        network = self._network(self.location(engine, model))
+        if isinstance(network, str):
+            return (FileSpec(TOKENS),)
+        return tuple(FileSpec(path.name) for path in network.parts.files)
+
+    def _problem(self, spec: WeightsSpec) -> str | None:
+        """What is wrong with the user's own network for sherpa-onnx."""
+        published = self.manifest.get(spec.engine, spec.model) is not None
+        if published or spec.engine not in (SHERPA_ONNX, ZIPFORMER):
+            return None
+        network = self._network(self.location(spec.engine, spec.model))
+        if isinstance(network, str):
+            return network
+        wanted = ZIPFORMER if network.kind.is_streaming else SHERPA_ONNX
+        return None if spec.engine == wanted else f"a {network.kind} network is for {wanted}"
+
+    def _network(self, folder: Path) -> Network | str:
+        """The network for sherpa-onnx in a folder, or what is wrong with it.
+
+        It is checked once, and again when one of its files has changed.
+        """
+        try:
+            state = [(path.name, *_fingerprint(path)) for path in sorted(folder.iterdir())]
+            known, network = self._checked.get(folder, (None, ""))
+            if known != state:
+                network = _checked_network(folder)
+                self._checked[folder] = state, network
+        except OSError as error:
+            return str(error)
+        return network
 
     def _files(self, spec: WeightsSpec) -> Iterator[tuple[FileSpec, Path]]:
         place = self.location(spec.engine, spec.model)
@@ -216,14 +258,25 @@ class WeightsStore:
                 continue
             if all((path / file.name).is_file() for file in _OWN_FILES):
                 key = FASTER_WHISPER, path.name.removeprefix(_FOLDER_PREFIXES[FASTER_WHISPER])
-            elif find_parts(path) is not None:
-                key = ZIPFORMER, path.name.removeprefix(_FOLDER_PREFIXES[ZIPFORMER])
+            elif path.is_dir() and networks_in(path):
+                engine = self._engine_of(path)
+                key = engine, path.name.removeprefix(_FOLDER_PREFIXES[engine])
             elif path.is_file() and path.match(f"{_GGML_PREFIX}?*{_GGML_SUFFIX}"):
                 key = WHISPER_CPP, path.name[len(_GGML_PREFIX) : -len(_GGML_SUFFIX)]
             else:
                 continue
             if is_model_name(key[1]) and self.manifest.get(*key) is None:
                 yield key
+
+    def _engine_of(self, folder: Path) -> str:
+        """The engine for a folder with a network for sherpa-onnx, whole or not."""
+        network = self._network(folder)
+        streams = (
+            folder.name.startswith(_FOLDER_PREFIXES[ZIPFORMER])
+            if isinstance(network, str)
+            else network.kind.is_streaming
+        )
+        return ZIPFORMER if streams else SHERPA_ONNX
 
     def _hash(self, path: Path, *, anew: bool, tick: Tick) -> str:
         known = None if anew else self._known_hash(path)
@@ -244,6 +297,13 @@ class WeightsStore:
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def _checked_network(folder: Path) -> Network | str:
+    try:
+        return network_in(folder)
+    except ValueError as error:
+        return str(error)
 
 
 def _fingerprint(path: Path) -> list[int]:

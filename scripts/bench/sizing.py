@@ -18,7 +18,7 @@ from rich.table import Table
 
 from common.asr.engine import DecodingOptions
 from common.settings import load_settings
-from common.weights.manifest import WHISPER_ENGINES, Manifest
+from common.weights.manifest import BATCH_ENGINES, Manifest
 from common.weights.store import WeightsStore
 from scripts.bench.direct import apart, peak_mb, planned_chunks
 from scripts.cli.console import make_console
@@ -50,7 +50,7 @@ def main(recording: Path, minutes: float, language: str, models: tuple[str, ...]
         os.environ.setdefault(f"{library}_NUM_THREADS", str(asr.threads))
     table = Table("engine", "model", "on disk", "loaded", "at most", "loads in", "a minute takes")
     for state in WeightsStore(asr.models_dir, Manifest.load()).states():
-        if state.state != "present" or state.engine not in WHISPER_ENGINES:
+        if state.state != "present" or state.engine not in BATCH_ENGINES:
             continue
         if models and state.model not in models:
             continue

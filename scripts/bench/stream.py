@@ -236,7 +236,7 @@ class StreamBench:
                 return Voice(clips, ZIPFORMER, state.model)
         self._progress("fetching Vietnamese weights for zipformer")
         try:
-            from scripts.bench.streaming_weights import bring
+            from scripts.bench.vietnamese_weights import bring
 
             place = bring(self._settings.asr.models_dir)
         except (SourceFailed, ImportError, OSError) as error:

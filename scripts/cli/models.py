@@ -50,7 +50,12 @@ def list_(store: WeightsStore) -> None:
         Column(each, justify="right" if each == "size" else "left", no_wrap=True)
         for each in headings
     ]
-    print_table(columns, map(_row, store.states()))
+    states = store.states()
+    print_table(columns, map(_row, states))
+    for state in states:
+        if state.problem is not None:
+            problem = f"{state.model} for {state.engine} cannot be used: {state.problem}"
+            click.echo(problem, err=True)
 
 
 def _row(weights: WeightsState) -> tuple[str, ...]:

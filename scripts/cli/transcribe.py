@@ -23,7 +23,7 @@ from rich.console import Console
 
 from common.domain.formats import FLAGGING
 from common.errors import GatewayLost, RequestRejected, StenoError
-from common.weights.manifest import WHISPER_ENGINES, Manifest
+from common.weights.manifest import BATCH_ENGINES, Manifest
 from common.weights.store import WeightsStore
 from scripts.cli.cli import interrupt_on_signals, load_settings
 from scripts.cli.client import (
@@ -384,7 +384,7 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     help="A Whisper code (vi, en, ...), a name, or auto [DEFAULT_LANGUAGE].",
 )
 @click.option("--model", "-m", help="Weights, see `steno models list` [DEFAULT_MODEL].")
-@click.option("--engine", type=click.Choice(WHISPER_ENGINES), help="[DEFAULT_ENGINE]")
+@click.option("--engine", type=click.Choice(BATCH_ENGINES), help="[DEFAULT_ENGINE]")
 @click.option(
     "--task", type=click.Choice(["transcribe", "translate"]), help="translate: to English."
 )

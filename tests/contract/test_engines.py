@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -23,11 +23,16 @@ from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.languages import LANGUAGES
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
-from common.weights.manifest import WHISPER_ENGINES
+from common.weights.manifest import BATCH_ENGINES, WHISPER_ENGINES
 from tests.support.speech import noise, silence, speak
 
-WEIGHTS = {"faster-whisper": "faster-whisper-base", "whisper.cpp": "ggml-tiny.bin"}
+WEIGHTS = {
+    "faster-whisper": "faster-whisper-base",
+    "whisper.cpp": "ggml-tiny.bin",
+    "sherpa-onnx": "sherpa-onnx-viet-wenet",
+}
 ENGLISH = DecodingOptions(language="en")
+VIETNAMESE = DecodingOptions(language="vi", beam_size=1)
 QUICK = replace(ENGLISH, beam_size=1, temperatures=(0.0,))
 """For what does not depend on how well a text is searched for."""
 TRAIN = "The train to London leaves at nine o'clock. Please do not be late tomorrow morning."
@@ -38,15 +43,61 @@ FORECAST = "The weather will be warm and dry in the south, with some rain in the
 Spoken = Callable[[str], tuple[Segment, ...]]
 
 
-@pytest.fixture(scope="module", params=WHISPER_ENGINES)
+@dataclass(frozen=True)
+class Script:
+    """Sentences in a language that an engine transcribes, and the words it gets wrong at most."""
+
+    options: DecodingOptions
+    sentences: tuple[str, ...]
+    wrong: float
+
+    def spoken(self, index: int) -> Samples:
+        """A voice that reads the sentence of this number."""
+        return speak(self.sentences[index], self.options.language)
+
+
+IN_ENGLISH = Script(ENGLISH, (TRAIN, REPORT, FORECAST), wrong=0.25)
+# To this network the robot's voice is hard to understand; a person's is not, see `steno bench`.
+IN_VIETNAMESE = Script(
+    VIETNAMESE,
+    (
+        "một hai ba bốn năm sáu bảy tám chín mười",
+        "việt nam là một nước đông nam á",
+        "cảm ơn bạn rất nhiều",
+    ),
+    wrong=0.65,
+)
+
+
+@pytest.fixture(scope="module", params=BATCH_ENGINES)
 def engine(request: pytest.FixtureRequest, weights_dir: Path) -> SpeechEngine:
+    if request.param == "sherpa-onnx":
+        request.getfixturevalue("vietnamese_weights")
     return load_engine(request.param, weights_dir / WEIGHTS[request.param])
 
 
 @pytest.fixture(scope="module")
-def spoken(engine: SpeechEngine) -> Spoken:
-    """Gives what the engine makes of a spoken sentence with the options `ENGLISH`."""
-    return cache(lambda sentence: one(engine, speak(sentence)))
+def script(engine: SpeechEngine) -> Script:
+    return IN_VIETNAMESE if engine.name == "sherpa-onnx" else IN_ENGLISH
+
+
+@pytest.fixture(scope="module")
+def spoken(engine: SpeechEngine, script: Script) -> Spoken:
+    """Gives what the engine makes of a spoken sentence of its script."""
+    return cache(
+        lambda sentence: one(engine, speak(sentence, script.options.language), script.options)
+    )
+
+
+@pytest.fixture(scope="module", params=WHISPER_ENGINES)
+def whisper(request: pytest.FixtureRequest, weights_dir: Path) -> SpeechEngine:
+    return load_engine(request.param, weights_dir / WEIGHTS[request.param])
+
+
+@pytest.fixture(scope="module")
+def spoken_to_whisper(whisper: SpeechEngine) -> Spoken:
+    """Gives what Whisper makes of a spoken sentence with the options `ENGLISH`."""
+    return cache(lambda sentence: one(whisper, speak(sentence)))
 
 
 def text(segments: tuple[Segment, ...]) -> str:
@@ -70,30 +121,34 @@ def one(
     return segments
 
 
-def test_each_window_becomes_its_text(spoken: Spoken) -> None:
-    for reference in (TRAIN, REPORT, FORECAST):
-        assert word_error_rate(reference, text(spoken(reference))) <= 0.25
+def test_each_window_becomes_its_text(script: Script, spoken: Spoken) -> None:
+    for reference in script.sentences:
+        assert word_error_rate(reference, text(spoken(reference))) <= script.wrong
 
 
-def test_how_windows_are_grouped_into_calls_changes_nothing(engine: SpeechEngine) -> None:
-    windows = [speak(REPORT), noise(2), speak(FORECAST), silence(1)]
-    cool = replace(ENGLISH, temperatures=(0.0,))
+def test_how_windows_are_grouped_into_calls_changes_nothing(
+    engine: SpeechEngine, script: Script
+) -> None:
+    windows = [script.spoken(1), noise(2), script.spoken(2), silence(1)]
+    cool = replace(script.options, temperatures=(0.0,))
     together = [gist(segments) for segments in engine.transcribe(windows, cool)]
     alone = [gist(one(engine, window, cool)) for window in reversed(windows)]
     assert together == alone[::-1]
 
 
-def test_sampling_at_a_high_temperature_gives_the_same_text_again(engine: SpeechEngine) -> None:
+def test_sampling_at_a_high_temperature_gives_the_same_text_again(whisper: SpeechEngine) -> None:
     hot = replace(ENGLISH, temperatures=(0.8,))
-    first, second = engine.transcribe([speak(TRAIN), speak(REPORT)], hot)
-    assert gist(one(engine, speak(REPORT), hot)) == gist(second)
-    assert gist(one(engine, speak(TRAIN), hot)) == gist(first)
+    first, second = whisper.transcribe([speak(TRAIN), speak(REPORT)], hot)
+    assert gist(one(whisper, speak(REPORT), hot)) == gist(second)
+    assert gist(one(whisper, speak(TRAIN), hot)) == gist(first)
     assert {segment.temperature for segment in first + second} == {0.8}
 
 
-def test_no_option_of_one_call_applies_to_the_next(engine: SpeechEngine, spoken: Spoken) -> None:
-    window = speak(REPORT)
-    before = gist(spoken(REPORT))
+def test_no_option_of_one_call_applies_to_the_next(
+    engine: SpeechEngine, script: Script, spoken: Spoken
+) -> None:
+    window = script.spoken(1)
+    before = gist(spoken(script.sentences[1]))
     others = DecodingOptions(
         language="fr",
         task="translate",
@@ -104,94 +159,102 @@ def test_no_option_of_one_call_applies_to_the_next(engine: SpeechEngine, spoken:
         word_timestamps=False,
     )
     one(engine, window, others)
-    assert gist(one(engine, window)) == before
+    assert gist(one(engine, window, script.options)) == before
 
 
-def test_words_join_to_the_text_in_order_inside_the_window(spoken: Spoken) -> None:
-    segments = spoken(TRAIN)
+def test_words_join_to_the_text_in_order_inside_the_window(script: Script, spoken: Spoken) -> None:
+    segments = spoken(script.sentences[0])
     words = [word for segment in segments for word in segment.words]
     assert "".join(word.text for word in words) == text(segments)
     assert all(left.span.end_ms <= right.span.start_ms for left, right in pairwise(words))
-    assert words[-1].span.end_ms <= len(speak(TRAIN)) // SAMPLES_PER_MS
+    assert words[-1].span.end_ms <= len(script.spoken(0)) // SAMPLES_PER_MS
     assert all(0 <= word.probability <= 1 for word in words)
 
 
-def test_words_have_the_times_when_they_are_spoken(engine: SpeechEngine) -> None:
-    before = speak("Good morning everybody.")
-    window = np.concatenate([before, silence(3), speak("Please send the report.")])
-    words = [word for segment in one(engine, window) for word in segment.words]
-    please = next(word for word in words if word.text.strip().lower().startswith("please"))
-    resumed_ms = (len(before) // SAMPLES_PER_MS) + 3_000
-    assert abs(please.span.start_ms - resumed_ms) < 500
+def test_words_have_the_times_when_they_are_spoken(engine: SpeechEngine, script: Script) -> None:
+    before = script.spoken(0)
+    window = np.concatenate([before, silence(3), script.spoken(1)])
+    words = [word for segment in one(engine, window, script.options) for word in segment.words]
+    paused_ms = len(before) // SAMPLES_PER_MS
+    resumed = next(word for word in words if word.span.start_ms > paused_ms + 1_000)
+    assert abs(resumed.span.start_ms - paused_ms - 3_000) < 500
 
 
 def test_segments_are_the_same_without_word_timestamps(
-    engine: SpeechEngine, spoken: Spoken
+    engine: SpeechEngine, script: Script, spoken: Spoken
 ) -> None:
-    plain = one(engine, speak(TRAIN), replace(ENGLISH, word_timestamps=False))
-    full = spoken(TRAIN)
+    plain = one(engine, script.spoken(0), replace(script.options, word_timestamps=False))
+    full = spoken(script.sentences[0])
     assert [each.words for each in plain] == [()] * len(full)
     assert [(each.text, each.span) for each in plain] == [(each.text, each.span) for each in full]
 
 
-def test_the_decoders_numbers_are_in_their_ranges(spoken: Spoken) -> None:
-    for segment in spoken(FORECAST):
-        assert -1 < segment.avg_logprob < 0
+def test_the_decoders_numbers_are_in_their_ranges(script: Script, spoken: Spoken) -> None:
+    for segment in spoken(script.sentences[2]):
+        assert -1 < segment.avg_logprob <= 0
         assert 0 < segment.compression_ratio < 2.4
         assert 0 <= segment.no_speech_prob < 0.5
         assert segment.temperature == 0
         assert segment.flags == ()
 
 
-def test_silence_has_no_text(engine: SpeechEngine) -> None:
-    assert engine.transcribe([silence(2), silence(20)], ENGLISH) == [(), ()]
+def test_a_log_probability_is_given(spoken_to_whisper: Spoken) -> None:
+    assert all(segment.avg_logprob < 0 for segment in spoken_to_whisper(FORECAST))
+
+
+def test_silence_has_no_text(engine: SpeechEngine, script: Script) -> None:
+    assert engine.transcribe([silence(2), silence(20)], script.options) == [(), ()]
 
 
 @pytest.mark.parametrize("start", [4_800, 16_000, 24_000])
-def test_a_tenth_of_a_second_gives_no_certain_text(engine: SpeechEngine, start: int) -> None:
-    for segment in one(engine, speak(TRAIN)[start : start + 1_600]):
+def test_a_tenth_of_a_second_gives_no_certain_text(whisper: SpeechEngine, start: int) -> None:
+    for segment in one(whisper, speak(TRAIN)[start : start + 1_600]):
         assert not guards.DOUBTFUL.isdisjoint(segment.flags)
 
 
 @pytest.mark.parametrize("word", ["yes", "no"])
-def test_a_clip_of_one_word_has_text(engine: SpeechEngine, word: str) -> None:
+def test_a_clip_of_one_word_has_text(whisper: SpeechEngine, word: str) -> None:
     spoken = speak(word)
     loud = np.flatnonzero(np.abs(spoken) > 0.01)
-    assert text(one(engine, spoken[loud[0] : loud[-1]])).strip()
+    assert text(one(whisper, spoken[loud[0] : loud[-1]])).strip()
 
 
-def test_a_spoken_thank_you_stays(engine: SpeechEngine) -> None:
-    transcribed = text(one(engine, speak("Thank you for watching.")))
+def test_a_spoken_thank_you_stays(whisper: SpeechEngine) -> None:
+    transcribed = text(one(whisper, speak("Thank you for watching.")))
     assert is_known_phrase(transcribed)
     assert "thank you" in transcribed.lower()
 
 
 @pytest.mark.parametrize("samples", [0, 1, 399, 1_600, 480_000])
-def test_a_window_may_have_any_length_up_to_30_s(engine: SpeechEngine, samples: int) -> None:
-    spoken = speak(REPORT)[:samples]
+def test_a_window_may_have_any_length_up_to_30_s(
+    engine: SpeechEngine, script: Script, samples: int
+) -> None:
+    spoken = script.spoken(1)[:samples]
     window = np.pad(spoken, (0, samples - len(spoken)))
-    segments = one(engine, window, QUICK)
+    quick = replace(QUICK, language=script.options.language)
+    segments = one(engine, window, quick)
     assert all(segment.span.end_ms <= samples // 16 for segment in segments)
 
 
 def test_no_windows_are_no_work(engine: SpeechEngine) -> None:
     assert engine.transcribe([], ENGLISH) == []
+    assert engine.languages([]) == []
 
 
-def test_a_prompt_longer_than_the_decoders_memory_is_cut(engine: SpeechEngine) -> None:
+def test_a_prompt_longer_than_the_decoders_memory_is_cut(whisper: SpeechEngine) -> None:
     long = replace(ENGLISH, hotwords="London, " * 300, initial_prompt="The train. " * 300)
-    assert one(engine, speak(REPORT), long) is not None
+    assert one(whisper, speak(REPORT), long) is not None
 
 
-def test_a_prompt_teaches_a_spelling(engine: SpeechEngine) -> None:
+def test_a_prompt_teaches_a_spelling(whisper: SpeechEngine) -> None:
     window = speak("We visited Mister Haynes in his office on Monday.")
     for spelling in ("Hanes", "Haines"):
         prompted = replace(ENGLISH, initial_prompt=f"Mr. {spelling} and Mrs. {spelling}.")
-        assert spelling in text(one(engine, window, prompted))
+        assert spelling in text(one(whisper, window, prompted))
 
 
-def test_each_windows_language_is_detected(engine: SpeechEngine) -> None:
-    english, french = engine.languages([speak(TRAIN), speak(FRENCH, "fr")])
+def test_each_windows_language_is_detected(whisper: SpeechEngine) -> None:
+    english, french = whisper.languages([speak(TRAIN), speak(FRENCH, "fr")])
     for languages, code in ((english, "en"), (french, "fr")):
         assert set(languages) <= set(LANGUAGES)
         assert sum(languages.values()) == pytest.approx(1, abs=0.01)
@@ -199,8 +262,8 @@ def test_each_windows_language_is_detected(engine: SpeechEngine) -> None:
         assert languages[code] > 0.5
 
 
-def test_no_hotter_decoding_is_tried_in_the_wrong_language(engine: SpeechEngine) -> None:
-    wrong = one(engine, speak(FORECAST), replace(ENGLISH, language="vi"))
+def test_no_hotter_decoding_is_tried_in_the_wrong_language(whisper: SpeechEngine) -> None:
+    wrong = one(whisper, speak(FORECAST), replace(ENGLISH, language="vi"))
     assert wrong
     assert {segment.temperature for segment in wrong} == {0}
     for segment in wrong:
@@ -211,14 +274,14 @@ def test_no_hotter_decoding_is_tried_in_the_wrong_language(engine: SpeechEngine)
         assert segment.detected.probability > 0.8
 
 
-def test_text_in_the_right_language_has_no_other_detected(spoken: Spoken) -> None:
-    assert all(segment.detected is None for segment in spoken(FORECAST))
+def test_text_in_the_right_language_has_no_other_detected(script: Script, spoken: Spoken) -> None:
+    assert all(segment.detected is None for segment in spoken(script.sentences[2]))
 
 
 @pytest.mark.parametrize("language", ["vi", "haw", "jw", "he", "zh", "th"])
-def test_an_offered_language_is_accepted(engine: SpeechEngine, language: str) -> None:
+def test_an_offered_language_is_accepted(whisper: SpeechEngine, language: str) -> None:
     options = replace(QUICK, language=language)
-    assert len(engine.transcribe([speak(REPORT)], options)) == 1
+    assert len(whisper.transcribe([speak(REPORT)], options)) == 1
 
 
 def test_the_languages_we_offer_are_those_of_both_libraries() -> None:
@@ -228,14 +291,14 @@ def test_the_languages_we_offer_are_those_of_both_libraries() -> None:
 
 
 def test_an_engine_prints_nothing(
-    engine: SpeechEngine, weights_dir: Path, capfd: pytest.CaptureFixture[str]
+    engine: SpeechEngine, script: Script, weights_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     loaded = load_engine(engine.name, weights_dir / WEIGHTS[engine.name])
-    loaded.transcribe([speak(REPORT)], ENGLISH)
+    loaded.transcribe([script.spoken(1)], script.options)
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", WHISPER_ENGINES)
+@pytest.mark.parametrize("name", BATCH_ENGINES)
 def test_missing_weights_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="nowhere"):
         load_engine(name, tmp_path / "nowhere")

@@ -96,6 +96,23 @@ def test_missing_weights_fail_a_job_with_advice_and_it_can_be_retried(service: S
     assert "fox" in service.text(job_id)
 
 
+@pytest.mark.usefixtures("vietnamese_weights")
+def test_a_network_of_sherpa_onnx_transcribes_a_recording(service: Service) -> None:
+    job_id = service.submit(
+        speak("một hai ba bốn năm sáu bảy tám chín mười", "vi"),
+        engine="sherpa-onnx",
+        model="viet-wenet",
+        language="vi",
+    )
+    snapshot = service.ended(job_id)
+    assert snapshot.status == JobStatus.COMPLETED, snapshot
+    assert "năm bảy tám chín" in service.text(job_id)
+    manifest = service.jobs.text(job_id).manifest
+    assert manifest is not None
+    assert manifest["decoding"]["engine"] == "sherpa-onnx"
+    assert manifest["decoding"]["options"]["beam_size"] == 1
+
+
 def test_a_run_can_be_repeated_from_its_manifest(service: Service) -> None:
     audio = speak(SENTENCE)
     first = service.submit(audio)

@@ -16,7 +16,7 @@ from common.asr.streaming import RecognitionRequest
 from common.asr.zipformer import Zipformer
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLES_PER_MS, Word
-from common.errors import EngineFailed, WeightsMissing
+from common.errors import EngineFailed, WeightsMissing, WeightsUnusable
 from tests.support.speech import noise, silence, speak
 from tests.support.streaming_networks import (
     CHUNK_MS,
@@ -252,7 +252,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsMissing, match="steno models pull nowhere --engine zipformer"):
         load_recognizer("zipformer", tmp_path / "nowhere")
     write_tokens(tmp_path)
-    with pytest.raises(WeightsMissing):
+    with pytest.raises(WeightsUnusable, match=r"lacks model\.onnx"):
         load_recognizer("zipformer", tmp_path)
 
 
@@ -281,18 +281,18 @@ def swap(path: Path, old: bytes, new: bytes) -> None:
         ),
         (
             lambda folder: swap(folder / "encoder.onnx", b"decode_chunk_len", b"offline_has_none"),
-            "not for streams: its metadata lacks decode_chunk_len",
+            "the metadata of encoder.onnx lacks decode_chunk_len",
         ),
         (
             lambda folder: swap(folder / "decoder.onnx", b"context_size", b"context_less"),
-            "lacks vocab_size or context_size",
+            "the metadata of decoder.onnx lacks context_size",
         ),
         (lambda folder: write_tokens(folder, ["<blk>", "a"]), "has 2 tokens, the network 6"),
         (
             lambda folder: (folder / "tokens.txt").write_text("three words here\n"),
             "line 1: expected a token and a number",
         ),
-        (lambda folder: (folder / "tokens.txt").write_bytes(b"\xff\xfe"), "can't decode"),
+        (lambda folder: (folder / "tokens.txt").write_bytes(b"\xff\xfe"), "is not UTF-8"),
     ],
 )
 def test_damaged_weights_fail_with_a_reason(
@@ -300,14 +300,14 @@ def test_damaged_weights_fail_with_a_reason(
 ) -> None:
     write_zipformer2(tmp_path)
     damage(tmp_path)
-    with pytest.raises(EngineFailed, match=complaint):
+    with pytest.raises(WeightsUnusable, match=complaint):
         Zipformer(tmp_path)
 
 
 def test_a_ctc_model_needs_a_blank(tmp_path: Path) -> None:
     write_zipformer2_ctc(tmp_path)
     write_tokens(tmp_path, ["a", "b", "c", "d", "e", "f"])
-    with pytest.raises(EngineFailed, match="has none of <blank>, <blk>, <eps>"):
+    with pytest.raises(WeightsUnusable, match="has none of <blank>, <blk>, <eps>"):
         Zipformer(tmp_path)
 
 

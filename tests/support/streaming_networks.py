@@ -7,7 +7,7 @@ lost or mixed up changes the text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,7 +231,7 @@ def _save(path: Path, graph: _NetworkGraph, output: str, metadata: dict[str, obj
     scores = helper.make_tensor_value_info(
         output, TensorProto.FLOAT, ["N", graph.outputs, len(TOKENS)]
     )
-    _write(
+    write_network(
         path,
         graph.nodes,
         [audio, *graph.states, *graph.inputs],
@@ -257,7 +257,7 @@ def _write_transducer(
         helper.make_node("Gather", ["table", "token"], ["decoder_out"], axis=0),
     ]
     value = helper.make_tensor_value_info
-    _write(
+    write_network(
         folder / f"decoder{export}.onnx",
         nodes,
         [value("y", TensorProto.INT64, ["N", 2])],
@@ -265,7 +265,7 @@ def _write_transducer(
         [table, last],
         {"vocab_size": size, "context_size": 2},
     )
-    _write(
+    write_network(
         folder / f"joiner{export}.onnx",
         [helper.make_node("Add", ["encoder_out", "decoder_out"], ["logit"])],
         [value(name, TensorProto.FLOAT, ["N", size]) for name in ("encoder_out", "decoder_out")],
@@ -276,14 +276,15 @@ def _write_transducer(
     write_tokens(folder)
 
 
-def _write(
+def write_network(
     path: Path,
     nodes: list[Any],
     inputs: list[Any],
     outputs: list[Any],
     constants: list[Any],
-    metadata: dict[str, object],
+    metadata: Mapping[str, object],
 ) -> None:
+    """Write a network with these parts."""
     graph = helper.make_graph(nodes, path.stem, inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, {key: str(each) for key, each in metadata.items()})

@@ -13,10 +13,17 @@ from api.jobs.resolving import Resolver, form_options
 from api.jobs.schemas import UploadOptions
 from common.domain.job import Priority
 from common.domain.request import Cutting
-from common.errors import BadInput, ModelNotInstalled, OptionConflict, OutOfRange, UnknownOption
+from common.errors import (
+    BadInput,
+    ModelNotInstalled,
+    ModelUnusable,
+    OptionConflict,
+    OutOfRange,
+    UnknownOption,
+)
 from common.net.egress import Egress
 from common.settings import AsrSettings, ChunkSettings, ModerationSettings, Settings
-from common.weights.manifest import WHISPER_CPP, FileSpec, Manifest, WeightsSpec
+from common.weights.manifest import SHERPA_ONNX, WHISPER_CPP, FileSpec, Manifest, WeightsSpec
 from common.weights.store import WeightsStore
 
 
@@ -24,7 +31,13 @@ def spec(model: str, language: str) -> WeightsSpec:
     return WeightsSpec(WHISPER_CPP, model, (language,), "MIT", (FileSpec(f"ggml-{model}.bin"),), ())
 
 
-MANIFEST = Manifest((spec("base", "*"), spec("pho", "vi")))
+def network(model: str, *languages: str) -> WeightsSpec:
+    return WeightsSpec(SHERPA_ONNX, model, languages, "MIT", (FileSpec("model.onnx"),), ())
+
+
+MANIFEST = Manifest(
+    (spec("base", "*"), spec("pho", "vi"), network("vi-68m", "vi"), network("sense", "en", "zh"))
+)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +96,37 @@ def test_weights_that_know_one_language_are_not_asked_for_another(resolver: Reso
     assert resolve(resolver, model="pho", language="auto").language == "auto"
     with pytest.raises(UnknownOption, match="language"):
         resolve(resolver, model="pho", language="en")
+
+
+def test_a_network_of_one_language_needs_no_detection(resolver: Resolver) -> None:
+    named = {"engine": "sherpa-onnx", "model": "vi-68m"}
+    assert resolve(resolver, **named, language="auto").language == "vi"
+    with pytest.raises(OptionConflict, match="language=auto needs an engine that detects"):
+        resolve(resolver, engine="sherpa-onnx", model="sense", language="auto")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("task", "translate"), ("temperature", "0"), ("initial_prompt", "Hà Nội")],
+)
+def test_options_of_whisper_alone_are_rejected_elsewhere(
+    resolver: Resolver, field: str, value: str
+) -> None:
+    assert resolve(resolver, **{field: value})
+    with pytest.raises(OptionConflict, match=f"{field}={value}.* needs a Whisper engine"):
+        resolve(resolver, engine="sherpa-onnx", model="vi-68m", **{field: value})
+    hotwords = {"hotwords": "Hà Nội", "beam_size": "4"}
+    assert resolve(resolver, engine="sherpa-onnx", model="vi-68m", **hotwords)
+
+
+def test_own_weights_that_are_unusable_are_rejected_with_the_reason(
+    resolver: Resolver, tmp_path: Path
+) -> None:
+    (tmp_path / "half").mkdir()
+    for name in ("encoder.onnx", "tokens.txt"):
+        (tmp_path / "half" / name).write_text("")
+    with pytest.raises(ModelUnusable, match=r"half lacks decoder\.onnx, joiner\.onnx"):
+        resolve(resolver, engine="sherpa-onnx", model="half")
 
 
 def test_a_gateway_with_weights_rejects_missing_ones(resolver: Resolver, tmp_path: Path) -> None:

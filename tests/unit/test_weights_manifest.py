@@ -7,6 +7,7 @@ import pytest
 from common.errors import UnknownOption
 from common.weights.manifest import (
     MANIFEST,
+    SHERPA_ONNX,
     WHISPER_ENGINES,
     ZIPFORMER,
     Conversion,
@@ -14,6 +15,7 @@ from common.weights.manifest import (
     Manifest,
     is_model_name,
 )
+from common.weights.sherpa import LAYOUTS
 
 SIZES = ("tiny", "base", "small", "medium", "large-v3", "large-v3-turbo")
 PHOWHISPER = tuple(f"phowhisper-{size}" for size in ("tiny", "base", "small", "medium", "large"))
@@ -46,6 +48,18 @@ def test_streams_can_be_transcribed_in_vietnamese_and_english_by_networks_of_the
     for spec in streaming:
         names = [file.name for file in spec.files]
         assert names == ["encoder.onnx", "decoder.onnx", "joiner.onnx", "tokens.txt"]
+
+
+def test_recordings_can_be_transcribed_by_networks_of_sherpa_onnx() -> None:
+    networks = {spec.model: spec for spec in Manifest.load().specs if spec.engine == SHERPA_ONNX}
+    assert {"vi-68m", "vi-30m", "parakeet-v2", "parakeet-v3", "sense-voice", "moonshine-base"} <= (
+        networks.keys()
+    )
+    for spec in networks.values():
+        names = {file.name.split(".")[0] for file in spec.files}
+        assert {*names} - {"tokens"} in [set(layout) for layout in LAYOUTS]
+        assert spec.files[0].name.split(".")[0] in [layout[0] for layout in LAYOUTS]
+        assert spec.files[-1].name == "tokens.txt"
 
 
 def test_every_file_that_someone_published_is_pinned_by_its_hash() -> None:

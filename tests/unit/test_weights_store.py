@@ -2,16 +2,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing
+from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing, WeightsUnusable
 from common.weights.manifest import EVERY_LANGUAGE, FileSpec, Manifest, WeightsSpec
+from common.weights.sherpa import find_parts
 from common.weights.store import WeightsStore
-from common.weights.zipformer import find_parts
+from tests.support.offline_networks import (
+    write_moonshine,
+    write_nemo_ctc,
+    write_offline_zipformer2,
+)
+from tests.support.streaming_networks import (
+    write_tokens,
+    write_zipformer2,
+    write_zipformer2_ctc,
+)
 
 TENSORS, CONFIG = b"tensors of a toy", b"{}"
 
@@ -150,34 +160,69 @@ def test_published_streaming_weights_have_a_folder_of_their_own(tmp_path: Path) 
     assert states(store) == {("zipformer", "toy"): "present"}
 
 
-@pytest.mark.parametrize("folder", ["mine", "zipformer-mine"])
+OWN_NETWORKS = {
+    "zipformer": (write_zipformer2, write_zipformer2_ctc),
+    "sherpa-onnx": (write_offline_zipformer2, write_nemo_ctc, write_moonshine),
+}
+
+
 @pytest.mark.parametrize(
-    "names",
-    [
-        ["encoder.onnx", "decoder.onnx", "joiner.onnx"],
-        ["model.onnx"],
-        ["ctc-epoch-20-avg-1-chunk-16.int8.onnx", "bpe.model"],
-    ],
+    ("engine", "write"), [(engine, each) for engine, them in OWN_NETWORKS.items() for each in them]
 )
-def test_own_streaming_weights_are_usable(
-    store: WeightsStore, folder: str, names: list[str]
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_own_networks_are_usable_by_their_engine(
+    store: WeightsStore, engine: str, write: Callable[[Path], None], prefixed: bool
 ) -> None:
-    put_named(store.root / folder, *names, "tokens.txt")
-    weights = store.resolve("zipformer", "mine")
-    assert (weights.path, weights.sha256) == (store.root / folder, sha256(names[0].encode()))
-    assert states(store)["zipformer", "mine"] == "present"
-    assert store.states()[-1].own
-    assert store.states()[-1].languages == EVERY_LANGUAGE
-    assert store.verify("zipformer", "mine") == weights
+    folder = store.root / (f"{engine}-mine" if prefixed else "mine")
+    folder.mkdir()
+    write(folder)
+    weights = store.resolve(engine, "mine")
+    assert weights.path == folder
+    assert weights.sha256 in {sha256(path.read_bytes()) for path in folder.glob("*.onnx")}
+    (mine,) = [state for state in store.states() if state.own]
+    assert (mine.engine, mine.model, mine.state) == (engine, "mine", "present")
+    assert (mine.languages, mine.problem) == (EVERY_LANGUAGE, None)
+    assert store.verify(engine, "mine") == weights
 
 
-def test_streaming_weights_that_lack_a_network_are_none(store: WeightsStore) -> None:
-    put_named(store.root / "half", "encoder.onnx", "decoder.onnx", "tokens.txt")
-    put_named(store.root / "zipformer-half", "model.onnx")
-    assert len(store.states()) == 2
-    for model in ("half", "nowhere"):
-        with pytest.raises(WeightsMissing, match=f"steno models pull {model} --engine zipformer"):
-            store.resolve("zipformer", model)
+def test_own_networks_that_are_unusable_are_listed_with_the_reason(store: WeightsStore) -> None:
+    for name in ("half", "zipformer-streams", "wrong-tokens"):
+        (store.root / name).mkdir()
+        write_offline_zipformer2(store.root / name)
+    (store.root / "half" / "joiner.onnx").unlink()
+    write_tokens(store.root / "wrong-tokens", ["<blk>"])
+    found = {state.model: state for state in store.states() if state.own}
+    problems = {
+        "half": "half lacks joiner.onnx",
+        "wrong-tokens": "tokens.txt has 1 tokens, the network 6",
+    }
+    for model, problem in problems.items():
+        assert (found[model].engine, found[model].state) == ("sherpa-onnx", "corrupt")
+        assert found[model].problem == problem
+        with pytest.raises(WeightsUnusable, match=problem):
+            store.resolve("sherpa-onnx", model)
+    assert found["zipformer-streams"].engine == "sherpa-onnx", "whatever its folder is called"
+    with pytest.raises(WeightsMissing, match="steno models pull nowhere --engine zipformer"):
+        store.resolve("zipformer", "nowhere")
+
+
+def test_an_own_network_is_checked_again_when_it_changes(store: WeightsStore) -> None:
+    folder = store.root / "mine"
+    folder.mkdir()
+    write_offline_zipformer2(folder)
+    assert states(store)["sherpa-onnx", "mine"] == "present"
+    tokens = (folder / "tokens.txt").read_bytes()
+    write_tokens(folder, ["<blk>"])
+    assert states(store)["sherpa-onnx", "mine"] == "corrupt"
+    (folder / "tokens.txt").write_bytes(tokens)
+    assert states(store)["sherpa-onnx", "mine"] == "present"
+
+
+def test_a_network_for_streams_is_for_no_other_engine(store: WeightsStore) -> None:
+    (store.root / "mine").mkdir()
+    write_zipformer2(store.root / "mine")
+    with pytest.raises(WeightsUnusable, match="a streaming transducer network is for zipformer"):
+        store.resolve("sherpa-onnx", "mine")
 
 
 NETWORKS = ("encoder", "decoder", "joiner")

@@ -18,6 +18,7 @@ from common.domain.cutting import CutOptions
 from common.domain.request import Cutting, Options
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Span, Window
 from common.errors import NotFound, RecordingLost
+from common.weights.manifest import SHERPA_ONNX
 from worker.context import Context
 
 SLOWEST_ENGINE = 4.0
@@ -76,6 +77,10 @@ def plan_options(cutting: Cutting) -> PlanOptions:
     )
 
 
+BEAM_SIZES = {SHERPA_ONNX: 1}
+"""The beam size of engines that have another default than Whisper's 5."""
+
+
 def decoding_options(job: Job, language: str) -> DecodingOptions:
     """How to decode, from the stored options and each engine's measured defaults."""
     asked = Options.from_json(job.options).decoding
@@ -86,8 +91,9 @@ def decoding_options(job: Job, language: str) -> DecodingOptions:
         "hotwords": asked.hotwords,
         "word_timestamps": asked.word_timestamps,
     }
-    if asked.beam_size is not None:
-        given["beam_size"] = asked.beam_size
+    beam_size = asked.beam_size or BEAM_SIZES.get(job.engine)
+    if beam_size is not None:
+        given["beam_size"] = beam_size
     if asked.temperature is not None:
         given["temperatures"] = (asked.temperature,)
     return DecodingOptions(**given)

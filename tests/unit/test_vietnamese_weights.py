@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.weights.transfer import SourceFailed
-from scripts.bench.streaming_weights import NAME, bring
+from scripts.bench.vietnamese_weights import NAME, bring
 from tests.support.wheels import write_wheel
 
 

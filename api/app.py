@@ -173,7 +173,11 @@ async def _open_services(settings: Settings) -> AsyncIterator[Services]:
             JobFeeds(changes, limit=watching.max_watchers, limit_each=watching.max_watchers_each)
         )
         services.add(
-            Resolver(settings, services.weights, services.egress, services.weights_of_workers)
+            Resolver(
+                *(settings, services.weights, services.egress),
+                of_workers=services.weights_of_workers,
+                failed_fetches=services.failed_fetches,
+            )
         )
         services.add(StreamResolver(settings, services.weights))
         services.add(LiveStreams())

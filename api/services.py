@@ -124,6 +124,13 @@ class Services:
         except (RedisError, OSError):
             return None
 
+    def failed_fetches(self) -> set[tuple[str, str]]:
+        """Engine and model of the weights that workers could not fetch lately."""
+        try:
+            return self.queue.failed_fetches()
+        except (RedisError, OSError):
+            return set()
+
     def check_space(self) -> None:
         """Raise `StorageFull` unless there is space for uploads."""
         storage = self.settings.storage

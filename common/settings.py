@@ -28,6 +28,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.domain.keys import Limits
 from common.domain.languages import AUTO, LANGUAGES
+from common.domain.models import (
+    ANY_LANGUAGE,
+    AUTO_MODEL,
+    BATCH_ENGINES,
+    ModelName,
+    Names,
+    Table,
+    candidates,
+    parse_table,
+)
 from common.errors import SetupProblem
 from common.files import OWN, FileAccess
 
@@ -389,6 +399,16 @@ class RedisSettings(BaseSettings):
         return f"redis://{login}{self.host}:{self.port}/{self.db}"
 
 
+def _model_table(text: str) -> str:
+    for language, names in parse_table(text).items():
+        if language != ANY_LANGUAGE and language not in LANGUAGES:
+            raise ValueError(f"must have Whisper codes as languages; got {language!r}")
+        if unknown := [str(name) for name in names if name.engine not in BATCH_ENGINES]:
+            known = ", ".join(BATCH_ENGINES)
+            raise ValueError(f"must have engines among {known}; got {unknown[0]!r}")
+    return text
+
+
 class AsrSettings(BaseSettings):
     """Speech recognition."""
 
@@ -400,12 +420,22 @@ class AsrSettings(BaseSettings):
         str,
         Field(validation_alias=AliasChoices("default_model", "asr_model_name")),
     ] = "base"
-    """Model of jobs that name none (also ASR_MODEL_NAME); `steno models list` shows all."""
+    """Model of jobs that name none (also ASR_MODEL_NAME); `steno models list` shows all. auto: the
+    best one for the language, see MODEL_FOR."""
     default_language: Annotated[
         str,
         Field(validation_alias=AliasChoices("default_language", "asr_language")),
     ] = "vi"
     """Language of jobs that name none (also ASR_LANGUAGE): a Whisper code, or auto."""
+    model_for: Annotated[str, AfterValidator(_model_table)] = (
+        "vi = sherpa-onnx/vi-68m, faster-whisper/phowhisper-small, faster-whisper/small, "
+        "faster-whisper/base; en = faster-whisper/small, faster-whisper/base; "
+        "* = faster-whisper/small, faster-whisper/base"
+    )
+    """Models for jobs that ask for the model auto: by language, best first. The first that is
+    installed or can be fetched is used."""
+    auto_fetch: bool = True
+    """Fetch missing models when a job needs them; false: such jobs are rejected."""
     models_dir: Path = HOME / "models"
     """Folder of the models."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
@@ -420,6 +450,23 @@ class AsrSettings(BaseSettings):
     engine_idle: Annotated[float, Field(ge=0)] = 600.0
     """Seconds without work after which a worker ends its engine process to free memory; the next
     step starts a new one. 0: never."""
+
+    @cached_property
+    def models_for(self) -> Table:
+        """The models of each language, from MODEL_FOR."""
+        return parse_table(self.model_for)
+
+    def models_of(self, engine: str | None, model: str | None, language: str | None) -> Names:
+        """The models of a job with these options, best first; several if it asks for ``auto``."""
+        model = model or self.default_model
+        if model.lower() != AUTO_MODEL:
+            return (ModelName(engine or self.default_engine, model),)
+        return candidates(self.models_for, language or self.default_language)
+
+    @property
+    def default_models(self) -> Names:
+        """The models of a job without options, best first."""
+        return self.models_of(None, None, None)
 
     @field_validator("default_language")
     @classmethod

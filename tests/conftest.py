@@ -6,6 +6,7 @@ Both servers start once a session, in a temporary directory. Every test that ask
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ def pytest_configure() -> None:
     nohup starts ignores SIGHUP, and their children inherit that: both have to reach what the tests
     start.
     """
+    # Tests name the models that they have; those of missing ones set this themselves.
+    os.environ["AUTO_FETCH"] = "false"
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -21,6 +21,7 @@ from common.weights.store import WeightsStore
 from worker.context import Context
 from worker.engines import Engines
 from worker.memory import Memory
+from worker.models import Models
 from worker.moderation import WarmModeration
 
 
@@ -52,6 +53,7 @@ def build_context(
     """The services that steps use; see `Context.may_continue`."""
     memory = Memory()
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
+    models = Models(store, redis, auto_fetch=settings.asr.auto_fetch)
     database = Database(database_url(settings), pool_size=settings.database.pool_size)
     return Context(
         settings=settings,
@@ -60,7 +62,8 @@ def build_context(
         retention=Retention(database, grace_s=settings.worker.lease),
         storage=open_storage(settings.storage),
         events=Events(redis),
-        engines=Engines(store, settings.asr, memory),
+        models=models,
+        engines=Engines(models, settings.asr, memory),
         moderation=WarmModeration(settings.moderation, memory),
         memory=memory,
         redis=redis,

@@ -24,6 +24,7 @@ from common.settings import Settings
 from common.storage.storage import Storage
 from worker.engines import Engines
 from worker.memory import Memory
+from worker.models import Models
 from worker.moderation import WarmModeration
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Context:
     retention: Retention
     storage: Storage
     events: Events
+    models: Models
     engines: Engines
     moderation: WarmModeration
     memory: Memory

@@ -41,9 +41,11 @@ from worker.compose import build_context, redis_url
 from worker.runner import STEPS, Runner
 
 BY_EVERY_JOB = [
-    module for kind, module in STEPS[TRANSCRIPTION.kind].items() if kind != StepKind.FETCH
+    module
+    for kind, module in STEPS[TRANSCRIPTION.kind].items()
+    if kind not in (StepKind.FETCH, StepKind.FETCH_MODEL)
 ]
-"""The modules of steps that are imported ahead; that of fetch is large and seldom needed."""
+"""The modules of steps that are imported ahead; those that fetch are large and seldom needed."""
 OOM_SCORE = "500"
 """When memory runs out, the kernel should kill this process: its step is retried."""
 
@@ -94,9 +96,10 @@ class EngineProcess:
         """Load the default engine and the moderation before the first step needs them."""
         beside = Thread(target=self._warm_up_the_rest)
         beside.start()
-        asr = self._settings.asr
+        name = self._context.models.first_present(self._settings.asr.default_models)
         try:
-            self._context.engines.get(asr.default_engine, asr.default_model)
+            if name is not None:
+                self._context.engines.get(name)
         except Exception as error:
             # A job that needs them reports the error itself; others may need other weights.
             logger.warning("the default engine cannot be loaded yet: {}", error)

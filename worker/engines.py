@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from loguru import logger
 
+from common.domain.models import ModelName
 from common.settings import AsrSettings
-from common.weights.store import Weights, WeightsStore
+from common.weights.store import Weights
 from worker.memory import Memory
+from worker.models import Models
 
 if TYPE_CHECKING:
     from common.asr.engine import SpeechEngine
@@ -22,20 +24,20 @@ class Engines:
     were not used for the longest time are unloaded until it fits; alone, any model fits.
     """
 
-    def __init__(self, store: WeightsStore, settings: AsrSettings, memory: Memory) -> None:
-        self.store = store
+    def __init__(self, models: Models, settings: AsrSettings, memory: Memory) -> None:
+        self._models = models
         self._settings = settings
         self._memory = memory
         self._loaded: OrderedDict[Weights, SpeechEngine] = OrderedDict()
         """The one that was used last comes last."""
 
-    def get(self, engine: str, model: str) -> SpeechEngine:
+    def get(self, name: ModelName) -> SpeechEngine:
         """The engine with these weights; loads it unless it is loaded already.
 
         Raises:
-            WeightsMissing: the weights are missing.
+            WeightsMissing, PullFailed: the weights are missing.
         """
-        weights = self.store.resolve(engine, model)
+        weights = self._models.resolve(name)
         if weights not in self._loaded:
             self._make_room(weights)
             self._loaded[weights] = self._load(weights)

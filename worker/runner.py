@@ -22,6 +22,7 @@ from worker.context import Context, with_retries
 STEPS: dict[str, dict[str, str]] = {
     "transcription": {
         StepKind.FETCH: "worker.steps.fetch",
+        StepKind.FETCH_MODEL: "worker.steps.fetch_model",
         StepKind.PLAN: "worker.steps.plan",
         StepKind.TRANSCRIBE: "worker.steps.transcribe",
         StepKind.MODERATE: "worker.steps.moderate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from api.http.problems import validated
 from api.jobs.schemas import UploadOptions
@@ -14,6 +14,14 @@ from common.db.jobs import NewJob
 from common.db.snapshots import ClientData
 from common.domain.job import Priority
 from common.domain.languages import AUTO, LANGUAGES
+from common.domain.models import (
+    ANY_LANGUAGE,
+    AUTO_MODEL,
+    BATCH_ENGINES,
+    ModelName,
+    Table,
+    candidates,
+)
 from common.domain.request import Cutting, Decoding, Options
 from common.errors import (
     ModelNotInstalled,
@@ -24,7 +32,7 @@ from common.errors import (
 )
 from common.net.egress import Egress
 from common.settings import Settings
-from common.weights.manifest import BATCH_ENGINES, EVERY_LANGUAGE, SHERPA_ONNX
+from common.weights.manifest import EVERY_LANGUAGE, SHERPA_ONNX
 from common.weights.store import WeightsState, WeightsStore
 
 DECODING = {each.name for each in fields(Decoding)}
@@ -48,13 +56,15 @@ class Resolver:
     ``of_workers`` returns engine and model of the weights that running workers have, or None where
     that is unknown. Weights are missing where neither a worker nor this machine has them. Where it
     is unknown what workers have, and this machine has no weights for jobs at all, as a gateway in a
-    container of its own, no weights are taken to be missing.
+    container of its own, no weights are taken to be missing. ``failed_fetches`` returns those that
+    no source had lately.
     """
 
     settings: Settings
     weights: WeightsStore
     egress: Egress
     of_workers: OfWorkers = lambda: None
+    failed_fetches: Callable[[], set[tuple[str, str]]] = set
 
     async def resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         """The job that ``options`` ask for.
@@ -84,8 +94,7 @@ class Resolver:
             UnknownOption, ModelNotInstalled: the defaults name a language or weights that do not
                 exist.
         """
-        asr = self.settings.asr
-        self._check(asr.default_engine, asr.default_model, asr.default_language)
+        self._resolve(uuid4(), form_options({}))
 
     def installed(self) -> list[str]:
         """The weights that jobs may ask for, by their listed names; reads the disk."""
@@ -96,9 +105,19 @@ class Resolver:
 
         Weights of the default engine are listed by name, others as ``engine/name``.
         """
-        asr = self.settings.asr
-        name = model or asr.default_model
-        return name if engine in ("", asr.default_engine) else f"{engine}/{name}"
+        default = self.settings.asr.default_engine
+        name = ModelName(engine or default, model) if model else self.default()
+        return name.model if name.engine == default else str(name)
+
+    def default(self) -> ModelName:
+        """The model of a job without options, as far as known; reads the disk."""
+        names = self.settings.asr.default_models
+        return self.first_here(names) or names[0]
+
+    def first_here(self, names: Iterable[ModelName]) -> ModelName | None:
+        """The first of these that a worker or this machine has, as far as known."""
+        here = {(it.engine, it.model) for it in self._usable(self._states())}
+        return next((it for it in names if (it.engine, it.model) in here), None)
 
     def _states(self) -> list[WeightsState]:
         return [state for state in self.weights.states() if state.engine in BATCH_ENGINES]
@@ -118,16 +137,24 @@ class Resolver:
 
     def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         asr = self.settings.asr
-        engine = options.engine or asr.default_engine
         language = options.language or asr.default_language
+        _check_language(language)
         model = options.model or asr.default_model
-        language = self._check(engine, model, language)
-        if engine == SHERPA_ONNX:
-            _check_for_sherpa_onnx(options)
+        if model.lower() == AUTO_MODEL:
+            models = self._candidates(options, language)
+            name, fetch = self._choose(models, language)
+        else:
+            name = ModelName(options.engine or asr.default_engine, model)
+            language, fetch = self._check(name, language)
+            models = {ANY_LANGUAGE: (name,)} if fetch else {}
+            if name.engine == SHERPA_ONNX and (refused := _only_for_whisper(options)):
+                field, value = refused
+                needed = "a Whisper engine: faster-whisper or whisper.cpp"
+                raise OptionConflict(field=field, value=value, needed=needed)
         return NewJob(
             id=job_id,
-            engine=engine,
-            model=model,
+            engine=name.engine,
+            model=name.model,
             language=language,
             priority=Priority[options.priority.upper()],
             options=Options(
@@ -136,35 +163,104 @@ class Resolver:
                 moderation=self._moderation(options),
                 filter_profanity=options.filter_profanity,
                 audio_track=options.audio_track,
+                models=models,
+                fetch_model=fetch,
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),
             delete_after_s=options.delete_after,
         )
 
-    def _check(self, engine: str, model: str, language: str) -> str:
-        """The language to transcribe in: ``language``, or the only one that sherpa-onnx's has."""
-        _check_language(language)
-        states = self._states()
-        known = {state.model: state for state in states if state.engine == engine}
-        if model not in known:
-            raise _not_among("model", self._offered(list(known.values())), model)
-        if known[model].state == "missing" and known[model] not in self._usable(states):
-            here = ", ".join(self.installed()) or "none"
-            raise ModelNotInstalled(
-                field="model", model=model, engine=engine, value=model, here=here
+    def _candidates(self, options: UploadOptions, language: str) -> Table:
+        """The models that may transcribe this request, best first, by language.
+
+        Raises:
+            UnknownOption: the engine runs none of them.
+        """
+        table = self.settings.asr.models_for
+        if language != AUTO:
+            table = {language: candidates(table, language)}
+        whisper = _only_for_whisper(options) is not None
+        found = {
+            code: tuple(
+                name
+                for name in self._run_by(options.engine, names)
+                if not (whisper and name.engine == SHERPA_ONNX)
             )
-        if problem := known[model].problem:
-            raise ModelUnusable(field="model", value=model, engine=engine, reason=problem)
-        spoken = known[model].languages
+            for code, names in table.items()
+        }
+        if not all(found.values()):
+            allowed = {name.engine for names in table.values() for name in names}
+            raise _not_among("engine", sorted(allowed), options.engine or "")
+        return found
+
+    def _run_by(self, engine: str | None, names: Sequence[ModelName]) -> Sequence[ModelName]:
+        """These models, or those of the same names for ``engine``."""
+        if engine is None:
+            return names
+        known = {state.model for state in self._states() if state.engine == engine}
+        same = dict.fromkeys(ModelName(engine, name.model) for name in names)
+        return [name for name in same if name.model in known]
+
+    def _choose(self, models: Table, language: str) -> tuple[ModelName, bool]:
+        """The model that will probably be used, and whether any has to be fetched.
+
+        Raises:
+            ModelNotInstalled: of the models of a language, none is here or can be fetched.
+        """
+        states = self._states()
+        here = {(state.engine, state.model) for state in self._usable(states)}
+        failed = self.failed_fetches()
+        chosen = {}
+        for code, names in models.items():
+            usable = [
+                name
+                for name in names
+                if (name.engine, name.model) in here
+                or (self._can_fetch(name) and (name.engine, name.model) not in failed)
+            ]
+            if not usable:
+                raise self._not_installed(names[0])
+            chosen[code] = usable[0]
+        fetch = any((name.engine, name.model) not in here for name in chosen.values())
+        return chosen[ANY_LANGUAGE if language == AUTO else language], fetch
+
+    def _can_fetch(self, name: ModelName) -> bool:
+        published = self.weights.manifest.get(name.engine, name.model)
+        return self.settings.asr.auto_fetch and published is not None and bool(published.sources)
+
+    def _not_installed(self, name: ModelName) -> ModelNotInstalled:
+        here = ", ".join(self.installed()) or "none"
+        return ModelNotInstalled(
+            field="model", model=name.model, engine=name.engine, value=name.model, here=here
+        )
+
+    def _check(self, name: ModelName, language: str) -> tuple[str, bool]:
+        """The language to transcribe in, and whether the model has to be fetched.
+
+        The language is ``language``, or the only one that the model of sherpa-onnx has.
+        """
+        states = self._states()
+        known = {state.model: state for state in states if state.engine == name.engine}
+        if name.model not in known:
+            raise _not_among("model", self._offered(list(known.values())), name.model)
+        state = known[name.model]
+        missing = state.state == "missing" and state not in self._usable(states)
+        if missing and not self._can_fetch(name):
+            raise self._not_installed(name)
+        if state.problem:
+            raise ModelUnusable(
+                field="model", value=name.model, engine=name.engine, reason=state.problem
+            )
+        spoken = state.languages
         if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
             raise _not_among("language", spoken, language)
-        if language == AUTO and engine == SHERPA_ONNX:
-            if len(spoken) == 1 and spoken != EVERY_LANGUAGE:
-                return spoken[0]
-            needed = "an engine that detects languages: faster-whisper or whisper.cpp"
-            raise OptionConflict(field="language", value=AUTO, needed=needed)
-        return language
+        if language == AUTO and name.engine == SHERPA_ONNX:
+            if len(spoken) > 1 or spoken == EVERY_LANGUAGE:
+                needed = "an engine that detects languages: faster-whisper or whisper.cpp"
+                raise OptionConflict(field="language", value=AUTO, needed=needed)
+            language = spoken[0]
+        return language, missing
 
     def _moderation(self, options: UploadOptions) -> bool:
         possible = self.settings.moderation.ai_load_models
@@ -193,17 +289,15 @@ class Resolver:
         )
 
 
-def _check_for_sherpa_onnx(options: UploadOptions) -> None:
-    """Reject options that only Whisper has."""
-    whisper = {
-        "task": options.task if options.task != "transcribe" else None,
-        "temperature": options.temperature,
-        "initial_prompt": options.initial_prompt,
-    }
-    for field, value in whisper.items():
-        if value is not None:
-            needed = "a Whisper engine: faster-whisper or whisper.cpp"
-            raise OptionConflict(field=field, value=str(value)[:200], needed=needed)
+def _only_for_whisper(options: UploadOptions) -> tuple[str, str] | None:
+    """The first option that only Whisper has, and its value."""
+    if options.task != "transcribe":
+        return "task", options.task
+    if options.temperature is not None:
+        return "temperature", f"{options.temperature:g}"
+    if options.initial_prompt is not None:
+        return "initial_prompt", options.initial_prompt[:200]
+    return None
 
 
 def _check_language(language: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Literal
 
 from fastapi import APIRouter
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from api.auth.callers import Reader
 from api.http.fields import Document
+from api.jobs.resolving import Resolver
 from api.processes.moderator import ModerationProcess
 from api.processes.recognizers import Recognizers
 from api.services import Services, ServicesDep
@@ -54,10 +56,25 @@ class ModerationModel(Document):
     """The lowest score at which a text gets the label."""
 
 
+class ModelChoice(Document):
+    """The weights of a job that asks for the model auto."""
+
+    language: str = Field(examples=["vi"])
+    """A Whisper code; * for all other languages."""
+    model: str | None = Field(examples=["faster-whisper/base"])
+    """The engine and the weights that it would use now; null where none is installed."""
+    candidates: list[str]
+    """All that are considered, best first."""
+    reason: str
+    """Why this one."""
+
+
 class Models(BaseModel):
     """All weights that can be requested, and the moderation model."""
 
     models: list[ModelState]
+    auto: list[ModelChoice]
+    """What the model auto means now, by language."""
     moderation: ModerationModel
 
 
@@ -67,8 +84,9 @@ async def models(services: ServicesDep, _: Reader) -> Models:
 
     `streams`, `loaded` and `live_streams` describe the gateway process that answers.
     """
-    asr, live = services.settings.asr, services.settings.stream
-    default = (asr.default_engine, asr.default_model)
+    live = services.settings.stream
+    resolver = services.get(Resolver)
+    default = await asyncio.to_thread(resolver.default)
     loaded = services.get(Recognizers).loaded()
     can_stream = services.get(StreamResolver).can_stream
     return Models(
@@ -81,7 +99,7 @@ async def models(services: ServicesDep, _: Reader) -> Models:
                 licence=state.licence,
                 state=state.state,
                 problem=state.problem,
-                default=(state.engine, state.model) == default,
+                default=(state.engine, state.model) == (default.engine, default.model),
                 streams=can_stream(state),
                 default_of_streams=(state.engine, state.model) == (live.engine, live.model),
                 loaded=(state.engine, state.model) in loaded,
@@ -89,8 +107,26 @@ async def models(services: ServicesDep, _: Reader) -> Models:
             )
             for state in await asyncio.to_thread(services.weights.states)
         ],
+        auto=await asyncio.to_thread(lambda: list(_choices(resolver))),
         moderation=_moderation(services),
     )
+
+
+def _choices(resolver: Resolver) -> Iterator[ModelChoice]:
+    for language, names in resolver.settings.asr.models_for.items():
+        chosen = resolver.first_here(names)
+        better = names if chosen is None else names[: names.index(chosen)]
+        if not better:
+            reason = "It is the best one of the list, and installed."
+        else:
+            missing = ", ".join(map(str, better))
+            reason = f"Not installed: {missing}. Run: {better[0].pull_command}"
+        yield ModelChoice(
+            language=language,
+            model=None if chosen is None else str(chosen),
+            candidates=[str(name) for name in names],
+            reason=reason,
+        )
 
 
 def _moderation(services: Services) -> ModerationModel:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from common.domain.models import BATCH_ENGINES
 from common.domain.stream import Style
 from common.errors import UnknownOption, WeightsMissing
-from common.weights.manifest import BATCH_ENGINES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,6 +19,7 @@ from common.db.steps import Within
 from common.db.tables import Job, JobMetrics, Part, Recording, Step, TranscriptRevision
 from common.db.usage import charge_decoded, correct
 from common.domain.job import StepStatus
+from common.domain.models import ModelName
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.domain.tracks import Track, find_track
@@ -147,11 +148,12 @@ def audio_decoded(decoded_ms: int) -> Within:
 
 
 def plan_begun(
-    *, weights_sha256: str, language: str, audio_track: int | None, replan: bool
+    *, name: ModelName, weights_sha256: str, language: str, audio_track: int | None, replan: bool
 ) -> Within:
     """Store what all chunks of the job share; with ``replan`` delete an earlier plan."""
 
     def store(session: Session, job: Job) -> None:
+        job.engine, job.model = name.engine, name.model
         job.transcription.weights_sha256 = weights_sha256
         job.transcription.detected_language = language
         job.transcription.audio_track = audio_track

@@ -28,6 +28,7 @@ class StepKind(StrEnum):
     """The kinds of steps of the pipelines below."""
 
     FETCH = "fetch"
+    FETCH_MODEL = "fetch_model"
     PLAN = "plan"
     TRANSCRIBE = "transcribe"
     MODERATE = "moderate"
@@ -156,6 +157,15 @@ TRANSCRIPTION = Pipeline(
             "fetch",
             StepType(StepKind.FETCH, stage="fetching", is_limited=True),
             brings_input=True,
+        ),
+        Phase(
+            "model",
+            StepType(
+                StepKind.FETCH_MODEL,
+                stage="fetching_model",
+                when=lambda options: bool(options.get("fetch_model")),
+                is_limited=True,
+            ),
         ),
         Phase(
             "chunks",

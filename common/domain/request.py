@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from common.domain.models import ModelName
 from common.domain.values import Span
 
 Strategy = Literal["vad", "silence", "fixed"]
@@ -48,7 +50,8 @@ class Options:
     ``moderation``: label the segments. ``filter_profanity``: mask the offending words wherever the
     text is shown, unless a request overrides it; the stored text is not masked. ``audio_track``: an
     index, or a language; see `common.domain.tracks`. ``detect_in``: detect the language of this
-    part, and transcribe nothing.
+    part, and transcribe nothing. ``models``: by language, the models to choose from, best first;
+    empty where the request names one that is installed. ``fetch_model``: some have to be fetched.
     """
 
     cutting: Cutting = Cutting()
@@ -57,9 +60,12 @@ class Options:
     filter_profanity: bool = False
     audio_track: str | None = None
     detect_in: Span | None = None
+    models: Mapping[str, tuple[ModelName, ...]] = field(default_factory=dict)
+    fetch_model: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        names = {language: [str(each) for each in them] for language, them in self.models.items()}
+        return asdict(self) | {"models": names}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
@@ -72,4 +78,9 @@ class Options:
             filter_profanity=document.get("filter_profanity", False),
             audio_track=document.get("audio_track"),
             detect_in=Span(**part) if (part := document.get("detect_in")) else None,
+            models={
+                language: tuple(map(ModelName.parse, names))
+                for language, names in document.get("models", {}).items()
+            },
+            fetch_model=document.get("fetch_model", False),
         )

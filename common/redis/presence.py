@@ -33,6 +33,11 @@ WORKER = "rq:worker:"
 WEIGHTS = "steno:weights:"
 """Prefix of the weights that a worker has, as pairs of engine and model; its name follows."""
 
+FAILED_FETCHES = "steno:failed-fetches"
+"""Weights that no source had lately: engine/model, scored by the Unix time by Redis' clock."""
+FETCH_AGAIN_S = 600
+"""How long after a failure they are not fetched again for a job that can do without."""
+
 STORAGE_FULL = "steno:storage-full"
 FULL_S = 90
 """Longer than the longest delay before a step is retried."""
@@ -107,6 +112,19 @@ def weights(redis: Redis) -> set[tuple[str, str]] | None:
     found = cast("list[bytes | None]", redis.mget([f"{WEIGHTS}{name}" for name in names]))
     reports = [pairs for each in found if each and (pairs := _pairs(each)) is not None]
     return set().union(*reports) if reports else None
+
+
+def report_failed_fetch(redis: Redis, engine: str, model: str) -> None:
+    """Record for `FETCH_AGAIN_S` that these weights could not be fetched."""
+    redis.zadd(FAILED_FETCHES, {f"{engine}/{model}": _now(redis)})
+
+
+def failed_fetches(redis: Redis) -> set[tuple[str, str]]:
+    """Engine and model of the weights that could not be fetched lately."""
+    redis.zremrangebyscore(FAILED_FETCHES, "-inf", _now(redis) - FETCH_AGAIN_S)
+    names = cast("list[bytes]", redis.zrange(FAILED_FETCHES, 0, -1))
+    pairs = (name.decode().partition("/") for name in names)
+    return {(engine, model) for engine, _, model in pairs}
 
 
 def report_full_storage(redis: Redis) -> None:

@@ -182,6 +182,10 @@ class StepQueue:
         """Engine and model of the weights that live workers have; None without a live worker."""
         return presence.weights(self._redis)
 
+    def failed_fetches(self) -> set[tuple[str, str]]:
+        """Engine and model of the weights that workers could not fetch lately."""
+        return presence.failed_fetches(self._redis)
+
     def storage_is_full(self) -> bool:
         """Whether a worker recently found the storage full."""
         return presence.storage_is_full(self._redis)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from common.domain.models import BATCH_ENGINES
 from common.errors import UnknownOption
 
 FASTER_WHISPER = "faster-whisper"
@@ -17,8 +18,6 @@ SHERPA_ONNX = "sherpa-onnx"
 ZIPFORMER = "zipformer"
 WHISPER_ENGINES = (FASTER_WHISPER, WHISPER_CPP)
 """The engines whose weights can be converted into each other's."""
-BATCH_ENGINES = (*WHISPER_ENGINES, SHERPA_ONNX)
-"""The engines for recordings."""
 ENGINES = (*BATCH_ENGINES, ZIPFORMER)
 
 EVERY_LANGUAGE = ("*",)

@@ -17,8 +17,9 @@ from loguru import logger
 from rich.table import Table
 
 from common.asr.engine import DecodingOptions
+from common.domain.models import BATCH_ENGINES, ModelName
 from common.settings import load_settings
-from common.weights.manifest import BATCH_ENGINES, Manifest
+from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.bench.direct import apart, peak_mb, planned_chunks
 from scripts.cli.console import make_console
@@ -73,6 +74,7 @@ def measure(engine: str, model: str, recording: Path, minutes: float, language: 
     """The cost of one engine process that plans and transcribes this recording alone."""
     from worker.engines import Engines
     from worker.memory import Memory
+    from worker.models import Models
     from worker.moderation import WarmModeration
     from worker.steps.audio import cut_samples
 
@@ -80,10 +82,10 @@ def measure(engine: str, model: str, recording: Path, minutes: float, language: 
     settings = load_settings()
     memory = Memory()
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
-    engines = Engines(store, settings.asr, memory)
+    engines = Engines(Models(store), settings.asr, memory)
     WarmModeration(settings.moderation, memory).get()
     started = time.monotonic()
-    loaded = engines.get(engine, model)
+    loaded = engines.get(ModelName(engine, model))
     loading_s, loaded_bytes = time.monotonic() - started, memory.held
     chunks = [
         cut_samples(planned.pcm, planned.chunk.windows, planned.chunk.audio)

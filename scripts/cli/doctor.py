@@ -91,13 +91,17 @@ def _packages() -> Check:
 
 
 def _weights(settings: Settings) -> Check:
-    engine, model = settings.asr.default_engine, settings.asr.default_model
+    names = settings.asr.default_models
     store = WeightsStore(settings.asr.models_dir, Manifest.load())
-    try:
-        weights = store.resolve(engine, model)
-    except StenoError as error:
-        return Check("weights", error.message, f"steno models pull {model} --engine {engine}")
-    return Check("weights", f"{weights.model} for {weights.engine} in {weights.path}")
+    problem = ""
+    for name in names:
+        try:
+            weights = store.resolve(name.engine, name.model)
+        except StenoError as error:
+            problem = problem or error.message
+        else:
+            return Check("weights", f"{weights.model} for {weights.engine} in {weights.path}")
+    return Check("weights", problem, names[0].pull_command)
 
 
 def _moderation(settings: Settings) -> Check:

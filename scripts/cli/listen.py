@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from common.asr.loading import STYLES
 from common.audio.probe import probe
+from common.domain.models import ModelName
 from common.errors import GatewayLost, ModelNotInstalled, RequestRejected, SetupProblem, StenoError
 from common.settings import Settings
 from common.weights.manifest import Manifest
@@ -357,16 +358,14 @@ def _service(
 ) -> ServiceSession:
     """The gateway to use. One that has to be started needs no workers, but the weights."""
     console = Console(stderr=True, highlight=False)
-    engine = model = None
+    models: Sequence[ModelName] = ()
     if server is None and find_running(settings.storage.data_dir.absolute()) is None:
-        engine, model = _weights(settings, options)
-    return ServiceSession(
-        settings, console, server=server, key=key, workers=0, engine=engine, model=model
-    )
+        models = [_weights(settings, options)]
+    return ServiceSession(settings, console, server=server, key=key, workers=0, models=models)
 
 
-def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
-    """Engine and model that a gateway with these settings selects, present or not."""
+def _weights(settings: Settings, options: Mapping[str, Any]) -> ModelName:
+    """The model that a gateway with these settings selects, present or not."""
     # They take a while to import.
     from api.http.problems import validated
     from api.streams.options import StreamOptions, StreamResolver
@@ -375,5 +374,5 @@ def _weights(settings: Settings, options: Mapping[str, Any]) -> tuple[str, str]:
     try:
         setup = StreamResolver(settings, store).setup(validated(StreamOptions, options))
     except ModelNotInstalled as missing:
-        return str(missing.details["engine"]), str(missing.details["model"])
-    return setup.engine, setup.model
+        return ModelName(str(missing.details["engine"]), str(missing.details["model"]))
+    return ModelName(setup.engine, setup.model)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.table import Column
 
-from common.errors import WeightsCorrupt, WeightsMissing
+from common.errors import PullFailed, WeightsCorrupt, WeightsMissing
 from common.settings import AsrSettings
 from common.weights.manifest import (
     ENGINES,
@@ -81,11 +81,22 @@ def _short(languages: tuple[str, ...]) -> str:
 @click.option("--engine", type=_engine, help="Engine of the weights (default: DEFAULT_ENGINE).")
 @click.pass_obj
 def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
-    """Download MODEL (default: DEFAULT_MODEL), or resume an interrupted download."""
-    settings = AsrSettings()
+    """Download MODEL (default: DEFAULT_MODEL), or resume an interrupted download.
+
+    auto downloads the best one for DEFAULT_LANGUAGE that has a source.
+    """
+    names = AsrSettings().models_of(engine, model, None)
     with transfer_bar() as progress:
         puller = Puller(store, progress=progress)
-        weights = puller.pull(engine or settings.default_engine, model or settings.default_model)
+        for name in names:
+            try:
+                weights = puller.pull(name.engine, name.model)
+            except PullFailed as error:
+                if name == names[-1]:
+                    raise
+                progress(0, 0, error.message)
+            else:
+                break
     _say(weights)
 
 

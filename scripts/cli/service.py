@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
+from common.domain.models import ModelName
 from common.errors import InUse
 from common.settings import Settings
 from scripts.cli.client import Gateway
-from scripts.cli.weights import have_weights
+from scripts.cli.weights import have_one
 from scripts.stack.running import find_running
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ STARTING_S = 60
 
 @dataclass(eq=False)
 class ServiceSession:
-    """A gateway for as long as the block lasts. Jobs will ask for ``engine`` and ``model``.
+    """A gateway for as long as the block lasts.
 
     ``check`` is called before anything is fetched or started: a gateway that runs checks by itself.
 
@@ -38,8 +39,8 @@ class ServiceSession:
     server: str | None
     key: str | None
     workers: int | None
-    engine: str | None
-    model: str | None
+    models: Sequence[ModelName]
+    """Those of which one has to be here before a stack is started, best first."""
     check: Callable[[], None] = lambda: None
     started_in_s: float | None = None
     """What starting a stack took; None where one was running."""
@@ -54,8 +55,7 @@ class ServiceSession:
             self._use(running.address)
         else:
             self.check()
-            asr = self.settings.asr
-            have_weights(asr, self.engine or asr.default_engine, self.model or asr.default_model)
+            have_one(self.settings.asr, self.models)
             with self.console.status("Starting Stenopool ..."):
                 self._use(self._find_or_start())
         return self

@@ -22,8 +22,9 @@ from loguru import logger
 from rich.console import Console
 
 from common.domain.formats import FLAGGING
+from common.domain.models import BATCH_ENGINES
 from common.errors import GatewayLost, RequestRejected, StenoError
-from common.weights.manifest import BATCH_ENGINES, Manifest
+from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.cli.cli import interrupt_on_signals, load_settings
 from scripts.cli.client import (
@@ -537,8 +538,9 @@ def _run(
         server=server,
         key=key,
         workers=workers,
-        engine=options.get("engine"),
-        model=options.get("model"),
+        models=settings.asr.models_of(
+            *(options.get(name) for name in ("engine", "model", "language"))
+        ),
     )
     with service, Board(takes, console) as board:
         if workers is not None and not service.is_ours:

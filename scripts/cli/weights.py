@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,7 +16,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from common.errors import SetupProblem, UnknownOption, WeightsCorrupt, WeightsMissing
+from common.domain.models import ModelName
+from common.errors import (
+    PullFailed,
+    SetupProblem,
+    UnknownOption,
+    WeightsCorrupt,
+    WeightsMissing,
+)
 from common.settings import AsrSettings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -31,14 +39,31 @@ def have_default_weights(asr: AsrSettings) -> None:
         SetupProblem: they are neither present nor in the manifest.
         PullFailed: every source failed.
     """
-    try:
-        have_weights(asr, asr.default_engine, asr.default_model)
-    except UnknownOption as error:
-        raise SetupProblem(
-            problem=f"DEFAULT_MODEL {asr.default_model} for {asr.default_engine} is not in "
-            f"{asr.models_dir}, and the manifest has no source for it",
-            remedy="Put it there, or set DEFAULT_MODEL to one of `steno models list`",
-        ) from error
+    have_one(asr, asr.default_models)
+
+
+def have_one(asr: AsrSettings, names: Sequence[ModelName]) -> None:
+    """Download the first of these weights that has a source, unless a better one is present.
+
+    Raises:
+        SetupProblem: they are neither present nor in the manifest.
+        PullFailed: no source had any of them.
+    """
+    for name in names:
+        try:
+            have_weights(asr, name.engine, name.model)
+        except UnknownOption as error:
+            raise SetupProblem(
+                problem=f"DEFAULT_MODEL {name.model} for {name.engine} is not in "
+                f"{asr.models_dir}, and the manifest has no source for it",
+                remedy="Put it there, or set DEFAULT_MODEL to one of `steno models list`",
+            ) from error
+        except PullFailed as error:
+            if name == names[-1]:
+                raise
+            click.echo(f"{error.message}; trying {names[names.index(name) + 1]}", err=True)
+        else:
+            return
 
 
 def have_weights(asr: AsrSettings, engine: str, model: str) -> None:

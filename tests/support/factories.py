@@ -22,6 +22,7 @@ from common.db.transcriptions import (
     recording_fetched,
 )
 from common.domain.job import Priority
+from common.domain.models import ModelName
 from common.domain.moderation import Finding, Label, Mark, ModeratedBy
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
@@ -111,7 +112,13 @@ def store_plan(steps: Steps, claim: Claim, count: int, *, finish: bool = True) -
 
 def plan_started(*, replan: bool = False) -> Within:
     """What a plan stores before its first chunk."""
-    return plan_begun(weights_sha256="w" * 64, language="en", audio_track=None, replan=replan)
+    return plan_begun(
+        name=ModelName("faster-whisper", "base"),
+        weights_sha256="w" * 64,
+        language="en",
+        audio_track=None,
+        replan=replan,
+    )
 
 
 def finish_plan(

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from common.domain.models import ModelName
 from common.settings import AsrSettings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from tests.support.offline_networks import write_offline_zipformer2
 from worker.engines import Engines
 from worker.memory import Memory
+from worker.models import Models
 
 MB = 1_000_000
 
@@ -29,7 +31,7 @@ def engines(tmp_path: Path) -> Callable[[int], Engines]:
                 f"{model} 6\n" + "\n".join(f"t{number} {number}" for number in range(7, 200_000))
             )
     store = WeightsStore(tmp_path, Manifest(()))
-    return lambda mb: Engines(store, AsrSettings(engines_mb=mb), Memory())
+    return lambda mb: Engines(Models(store), AsrSettings(engines_mb=mb), Memory())
 
 
 def loaded(engines: Engines) -> str:
@@ -38,19 +40,19 @@ def loaded(engines: Engines) -> str:
 
 def test_engines_stay_loaded_while_their_models_fit(engines: Callable[[int], Engines]) -> None:
     made = engines(20)
-    first = {model: made.get("sherpa-onnx", model) for model in "abc"}
-    assert {model: made.get("sherpa-onnx", model) for model in "abc"} == first
+    first = {model: made.get(ModelName("sherpa-onnx", model)) for model in "abc"}
+    assert {model: made.get(ModelName("sherpa-onnx", model)) for model in "abc"} == first
 
 
 def test_the_one_used_least_recently_is_unloaded_for_another(
     engines: Callable[[int], Engines],
 ) -> None:
-    size = engines(0).store.resolve("sherpa-onnx", "a").size
+    size = engines(0)._models.resolve(ModelName("sherpa-onnx", "a")).size
     made = engines(2 * size // MB + 1)
-    made.get("sherpa-onnx", "a")
-    made.get("sherpa-onnx", "b")
-    made.get("sherpa-onnx", "a")
-    made.get("sherpa-onnx", "c")
+    made.get(ModelName("sherpa-onnx", "a"))
+    made.get(ModelName("sherpa-onnx", "b"))
+    made.get(ModelName("sherpa-onnx", "a"))
+    made.get(ModelName("sherpa-onnx", "c"))
     assert loaded(made) == "ac"
 
 
@@ -59,5 +61,5 @@ def test_a_model_that_is_larger_than_the_limit_is_loaded_alone(
 ) -> None:
     made = engines(0)
     for model in "ab":
-        made.get("sherpa-onnx", model)
+        made.get(ModelName("sherpa-onnx", model))
         assert loaded(made) == model

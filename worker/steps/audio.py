@@ -15,6 +15,7 @@ from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
 from common.db.tables import Job, Recording
 from common.domain.cutting import CutOptions
+from common.domain.models import ModelName
 from common.domain.request import Cutting, Options
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Span, Window
 from common.errors import NotFound, RecordingLost
@@ -75,6 +76,11 @@ def plan_options(cutting: Cutting) -> PlanOptions:
             threshold_dbfs=cutting.silence_dbfs, min_silence_ms=cutting.min_silence_ms
         ),
     )
+
+
+def model_of(job: Job) -> ModelName:
+    """The model that transcribes the job; with ``auto`` it is known once the job is planned."""
+    return ModelName(job.engine, job.model)
 
 
 BEAM_SIZES = {SHERPA_ONNX: 1}

@@ -17,6 +17,7 @@ from common.db.transcriptions import audio_decoded, plan_begun, plan_ended
 from common.domain.chunks import content_hash, windows_to_json
 from common.domain.detection import MOST_ASKED, Detection, spread
 from common.domain.languages import AUTO
+from common.domain.models import ANY_LANGUAGE, FALLBACK_MODEL, ModelName, candidates
 from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.domain.values import MAX_WINDOW_MS
@@ -26,6 +27,7 @@ from worker.steps.audio import (
     SLOWEST_ENGINE,
     cut_samples,
     decoding_identity,
+    model_of,
     open_recording,
     part_of,
     plan_options,
@@ -54,7 +56,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     """Cut the recording of the claimed job; returns the claim of the next step, if any.
 
     Raises:
-        DecodeFailed, RecordingLost, TooLarge, WeightsMissing: permanently.
+        DecodeFailed, RecordingLost, TooLarge, WeightsMissing, PullFailed: permanently.
         StaleClaim, StorageFull, Unavailable: as in every step.
     """
     started = time.monotonic()
@@ -84,7 +86,11 @@ def limit_s(context: Context, claim: Claim) -> float:
     assert recording is not None  # noqa: S101 - the phase that fetches it comes first
     longest_s = recording.size_bytes / LOWEST_BYTE_RATE
     asked_s = MOST_ASKED * MAX_WINDOW_MS / 1000 if job.language == AUTO else 0
-    return context.settings.chunk.timeout + SLOWEST_PLAN * longest_s + SLOWEST_ENGINE * asked_s
+    models = Options.from_json(job.options).models.values()
+    names = [name for each in models for name in each] or [model_of(job)]
+    fetch_s = context.models.fetch_limit_s(names)
+    limit_s = context.settings.chunk.timeout + SLOWEST_PLAN * longest_s + fetch_s
+    return limit_s + SLOWEST_ENGINE * asked_s
 
 
 class _Planning:
@@ -103,12 +109,14 @@ class _Planning:
             self._default,
         )
         self._recording = recording
-        self._weights = context.engines.store.resolve(self._job.engine, self._job.model)
+        self._models = options.models
+        self._weights_sha256 = ""
         self._known: dict[int, tuple[str, bool]] = {}
         self._charged_ms = self._job.transcription.charged_ms
         self._is_silent = False
         self.duration_ms = 0
         self.warnings: list[str] = []
+        self._fallback: list[str] = []
 
     def run(self, *, replan: bool) -> None:
         self._language: str | None = None
@@ -147,6 +155,7 @@ class _Planning:
         self.warnings = [
             *decoding.warnings,
             *(["no_speech"] if self._is_silent else []),
+            *self._fallback,
             *self.detection.warnings,
         ]
         if self._track != (self._default if self._requested is None else self._requested):
@@ -184,11 +193,32 @@ class _Planning:
         network = self._context.voice_network
         spoken_ms = [speech_ms(network, samples(index)) for index in range(len(windows))]
         for index in spread(spoken_ms):
-            engine = self._context.engines.get(self._job.engine, self._job.model)
+            engine = self._context.engines.get(self._detector())
             (languages,) = engine.languages([samples(index)])
             self.detection.add(spoken_ms[index], languages)
             if self.detection.is_settled:
                 return
+
+    def _detector(self) -> ModelName:
+        """The model that detects the language."""
+        if not self._models:
+            return model_of(self._job)
+        return self._context.models.have_one(self._models[ANY_LANGUAGE])
+
+    def _choose(self, language: str) -> ModelName:
+        """The model for this language: the best one that is here."""
+        if not self._models:
+            return model_of(self._job)
+        names = candidates(self._models, language)
+        chosen = self._context.models.first_present(names)
+        if chosen is None:  # it was deleted since it was fetched
+            chosen = self._context.models.have_one(names)
+        self._fallback = [
+            f"{FALLBACK_MODEL}: {best} is not installed; run: {best.pull_command}"
+            for best in names[:1]
+            if best != chosen
+        ]
+        return chosen
 
     def find_speech(self) -> bool:
         """Select another audio track if that one has speech and the default one has none."""
@@ -227,8 +257,12 @@ class _Planning:
         self._language = language
         if replan:
             self._known = {}
+        name = self._choose(language)
+        self._weights_sha256 = self._context.models.resolve(name).sha256
+        self._job.engine, self._job.model = name.engine, name.model  # as they will be stored
         begun = plan_begun(
-            weights_sha256=self._weights.sha256,
+            name=name,
+            weights_sha256=self._weights_sha256,
             language=language,
             audio_track=self._track,
             replan=replan,
@@ -240,7 +274,7 @@ class _Planning:
         if self._detect_in is not None:
             return
         chunk = planned.chunk
-        identity = decoding_identity(self._job, self._weights.sha256, language)
+        identity = decoding_identity(self._job, self._weights_sha256, language)
         address = content_hash(chunk, planned.pcm, identity)
         known_address, done = self._known.get(chunk.index, (address, False))
         if known_address != address:

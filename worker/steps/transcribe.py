@@ -20,6 +20,7 @@ from worker.steps.audio import (
     cut_samples,
     decoding_identity,
     decoding_options,
+    model_of,
     open_recording,
 )
 
@@ -28,7 +29,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     """Transcribe the claimed chunk; returns the claim of the next step, if any.
 
     Raises:
-        WeightsMissing, WeightsCorrupt, RecordingLost, ChunkAudioLost: permanently.
+        WeightsMissing, WeightsCorrupt, PullFailed, RecordingLost, ChunkAudioLost: permanently.
         EngineFailed, StaleClaim, Unavailable: as in every step.
     """
     if claim.known is not None:
@@ -42,7 +43,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
 def limit_s(context: Context, claim: Claim) -> float:
     """The time limit, by the length of the chunk."""
     audio_s = _chunk(claim.part).audio.duration_ms / 1000
-    return context.settings.chunk.timeout + SLOWEST_ENGINE * audio_s
+    fetch_s = context.models.fetch_limit_s([model_of(claim.job)])
+    return context.settings.chunk.timeout + SLOWEST_ENGINE * audio_s + fetch_s
 
 
 def _chunk(part: Part | None) -> Chunk:
@@ -52,13 +54,14 @@ def _chunk(part: Part | None) -> Chunk:
 
 def _transcribe(context: Context, claim: Claim) -> list[Any]:
     job, chunk = claim.job, _chunk(claim.part)
-    weights = context.engines.store.resolve(job.engine, job.model)
+    name = model_of(job)
+    weights = context.models.resolve(name)
     expected = job.transcription.weights_sha256
     if weights.sha256 != expected:
         raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=expected)
     language = job.transcription.detected_language or job.language
     pcm = _read(context, claim, chunk, decoding_identity(job, weights.sha256, language))
-    segments = context.engines.get(job.engine, job.model).transcribe(
+    segments = context.engines.get(name).transcribe(
         cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)
     )
     return result_to_json(segments)

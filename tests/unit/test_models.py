@@ -1,0 +1,125 @@
+"""The table of models for ``auto``, and what a worker makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.domain.models import ModelName, candidates, parse_table
+from common.domain.request import Options
+from common.errors import PullFailed, SetupProblem, WeightsMissing
+from common.settings import AsrSettings, load_settings
+from common.weights.manifest import FileSpec, HubFiles, Manifest, WeightsSpec
+from common.weights.store import WeightsStore
+from tests.support.offline_networks import write_offline_zipformer2
+from worker.models import Models
+
+BEST, SECOND, OWN = (ModelName("sherpa-onnx", name) for name in ("best", "second", "own"))
+MANIFEST = Manifest(
+    tuple(
+        WeightsSpec(
+            *("sherpa-onnx", model, ("vi",), "MIT"),
+            (FileSpec("tokens.txt", 5, "0" * 64),),
+            (HubFiles("someone/nothing", "main"),),
+        )
+        for model in ("best", "second")
+    )
+)
+
+
+def test_a_table_has_the_models_of_each_language_in_order() -> None:
+    table = parse_table(" VI = sherpa-onnx/best ,sherpa-onnx/second;*=sherpa-onnx/own ; ")
+    assert table == {"vi": (BEST, SECOND), "*": (OWN,)}
+    assert candidates(table, "vi") == (BEST, SECOND)
+    assert candidates(table, "en") == candidates(table, "auto") == (OWN,)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", r"must have an entry \* ="),
+        ("vi = sherpa-onnx/best", r"must have an entry \* ="),
+        ("* = base", "must be like faster-whisper/base; got 'base'"),
+        ("* = faster-whisper/", "must be like faster-whisper/base"),
+        ("faster-whisper/base", "must have entries like vi = faster-whisper/base"),
+        ("* = vosk/base", "must have engines among faster-whisper"),
+        ("xx = faster-whisper/base; * = faster-whisper/base", "Whisper codes .* got 'xx'"),
+    ],
+)
+def test_a_wrong_table_is_rejected_with_the_place(
+    monkeypatch: pytest.MonkeyPatch, text: str, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        AsrSettings(model_for=text or " ; ")
+    monkeypatch.setenv("MODEL_FOR", text or " ; ")
+    with pytest.raises(SetupProblem, match="MODEL_FOR"):
+        load_settings()
+
+
+def test_the_published_table_names_models_of_the_manifest() -> None:
+    manifest = Manifest.load()
+    for language, names in AsrSettings().models_for.items():
+        for name in names:
+            spec = manifest.find(name.engine, name.model)
+            assert spec.sources
+            assert language in spec.languages or spec.languages == ("*",)
+        assert manifest.find(names[-1].engine, names[-1].model).languages == ("*",)
+
+
+def test_options_keep_the_models_through_json() -> None:
+    options = Options(models={"vi": (BEST, SECOND), "*": (OWN,)}, fetch_model=True)
+    assert Options.from_json(options.to_json()) == options
+    assert Options.from_json({}) == Options()
+
+
+def test_a_job_uses_the_models_that_its_options_ask_for() -> None:
+    asr = AsrSettings(
+        default_model="auto", default_language="vi", model_for=f"vi={BEST},{SECOND};*={OWN}"
+    )
+    assert asr.default_models == (BEST, SECOND)
+    assert asr.models_of(None, None, "en") == (OWN,)
+    assert asr.models_of("whisper.cpp", "tiny", None) == (ModelName("whisper.cpp", "tiny"),)
+    assert asr.models_of(None, "base", "vi") == (ModelName("faster-whisper", "base"),)
+
+
+# --- of a worker ----------------------------------------------------------------------------------
+
+
+def have(store: WeightsStore, name: ModelName) -> None:
+    folder = store.location(name.engine, name.model)
+    folder.mkdir()
+    write_offline_zipformer2(folder)
+
+
+def test_the_first_model_that_is_here_is_used(tmp_path: Path) -> None:
+    store = WeightsStore(tmp_path, MANIFEST)
+    models = Models(store)
+    have(store, OWN)
+    assert models.first_present([BEST, OWN]) == OWN
+    assert models.have_one([BEST, OWN]) == OWN
+    assert models.first_present([BEST, SECOND]) is None
+    with pytest.raises(WeightsMissing, match="best for sherpa-onnx"):
+        models.have_one([BEST, SECOND])
+    with pytest.raises(WeightsMissing):
+        models.resolve(BEST)
+
+
+def test_a_model_without_a_reachable_source_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    store = WeightsStore(tmp_path, MANIFEST)
+    models = Models(store, auto_fetch=True)
+    with pytest.raises(PullFailed, match="HF_HUB_OFFLINE"):
+        models.resolve(BEST)
+    have(store, OWN)
+    assert models.have_one([BEST, OWN]) == OWN
+    assert models.fetch_limit_s([BEST, OWN]) > models.fetch_limit_s([OWN]) == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    models = Models(WeightsStore(tmp_path / "file", MANIFEST), auto_fetch=True)
+    with pytest.raises(PullFailed, match="file cannot be written: Not a directory"):
+        models.resolve(BEST)

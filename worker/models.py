@@ -1,0 +1,125 @@
+"""The models on this machine, which are fetched where they are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+
+from loguru import logger
+from redis import Redis
+from redis.exceptions import RedisError
+
+from common.domain.models import ModelName
+from common.errors import PullFailed, UnknownOption, WeightsCorrupt, WeightsMissing, WeightsUnusable
+from common.redis import presence
+from common.weights.store import Weights, WeightsStore
+
+LOWEST_RATE = 100_000
+"""Bytes a second: a slower download counts as hung."""
+
+
+class Models:
+    """The weights of one worker; ``auto_fetch``: fetch missing ones from where they are published.
+
+    Failures are remembered in ``redis``. Only one process at a time downloads the same weights into
+    a folder; others wait for it.
+    """
+
+    def __init__(
+        self, store: WeightsStore, redis: Redis | None = None, *, auto_fetch: bool = False
+    ) -> None:
+        self.store = store
+        self._redis = redis
+        self._auto_fetch = auto_fetch
+
+    def resolve(self, name: ModelName) -> Weights:
+        """The weights of this name; fetches them where they are missing.
+
+        Raises:
+            WeightsMissing: they are missing, and may not or cannot be fetched.
+            WeightsCorrupt, WeightsUnusable: they are present, but wrong.
+            PullFailed: no source had them.
+        """
+        try:
+            return self.store.resolve(name.engine, name.model)
+        except WeightsMissing:
+            if not self._can_fetch(name):
+                raise
+            return self._fetch(name)
+
+    def first_present(self, names: Iterable[ModelName]) -> ModelName | None:
+        """The first of these that is here and whole."""
+        for name in names:
+            with suppress(UnknownOption, WeightsMissing, WeightsCorrupt, WeightsUnusable):
+                self.store.resolve(name.engine, name.model)
+                return name
+        return None
+
+    def have_one(self, names: Iterable[ModelName]) -> ModelName:
+        """The first of these that is here, or can be fetched.
+
+        Raises:
+            PullFailed: none is, and no source has one; the last failure.
+            WeightsMissing: none is, and none may be fetched.
+        """
+        failure: PullFailed | WeightsMissing | None = None
+        for name in names:
+            if self.first_present([name]):
+                return name
+            if not self._can_fetch(name) or self._failed_lately(name):
+                failure = failure or WeightsMissing(engine=name.engine, model=name.model)
+                continue
+            try:
+                self._fetch(name)
+            except PullFailed as error:
+                logger.warning("{}", error)
+                failure = error
+            else:
+                return name
+        assert failure is not None  # noqa: S101 - there is at least one name
+        raise failure
+
+    def fetch_limit_s(self, names: Iterable[ModelName]) -> float:
+        """Seconds that fetching those of these which are missing may take."""
+        missing = [name for name in names if self.first_present([name]) is None]
+        specs = [self.store.manifest.get(name.engine, name.model) for name in missing]
+        return sum(spec.size for spec in specs if spec is not None) / LOWEST_RATE
+
+    def _can_fetch(self, name: ModelName) -> bool:
+        spec = self.store.manifest.get(name.engine, name.model)
+        return self._auto_fetch and spec is not None and bool(spec.sources)
+
+    def _failed_lately(self, name: ModelName) -> bool:
+        if self._redis is None:
+            return False
+        with suppress(RedisError):
+            return (name.engine, name.model) in presence.failed_fetches(self._redis)
+        return False
+
+    def _fetch(self, name: ModelName) -> Weights:
+        from common.weights.pull import Puller  # slow to import, and rarely needed
+
+        logger.info("fetching {}", name)
+        try:
+            weights = Puller(self.store, progress=_log).pull(name.engine, name.model)
+        except OSError as error:
+            reason = f"{self.store.root} cannot be written: {error.strerror or error}"
+            failure = PullFailed(model=name.model, reason=reason)
+            self._note_failure(name)
+            raise failure from error
+        except PullFailed:
+            self._note_failure(name)
+            raise
+        logger.info("fetched {}", name)
+        return weights
+
+    def _note_failure(self, name: ModelName) -> None:
+        if self._redis is None:
+            return
+        with suppress(RedisError):
+            presence.report_failed_fetch(self._redis, name.engine, name.model)
+
+
+def _log(_done: int, total: int, what: str) -> None:
+    if total == 0:  # a message of its own
+        logger.info("{}", what)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,7 +13,9 @@ import pytest
 
 from api.jobs.resolving import Resolver, form_options
 from api.jobs.schemas import UploadOptions
+from common.db.jobs import NewJob
 from common.domain.job import Priority
+from common.domain.models import ModelName
 from common.domain.request import Cutting
 from common.errors import (
     BadInput,
@@ -23,7 +27,14 @@ from common.errors import (
 )
 from common.net.egress import Egress
 from common.settings import AsrSettings, ChunkSettings, ModerationSettings, Settings
-from common.weights.manifest import SHERPA_ONNX, WHISPER_CPP, FileSpec, Manifest, WeightsSpec
+from common.weights.manifest import (
+    SHERPA_ONNX,
+    WHISPER_CPP,
+    FileSpec,
+    HubFiles,
+    Manifest,
+    WeightsSpec,
+)
 from common.weights.store import WeightsStore
 
 
@@ -248,3 +259,104 @@ def test_a_dns_that_is_slow_to_answer_holds_up_no_thread_that_others_need(
         assert all(job.webhook_url for job in await asyncio.gather(*jobs))
 
     asyncio.run(run())
+
+
+# --- models that are chosen, and fetched ----------------------------------------------------------
+
+PUBLISHED = Manifest(
+    tuple(
+        replace(each, sources=(HubFiles("someone/something", "main"),))
+        for each in (*MANIFEST.specs, spec("small", "*"))
+    )
+)
+VI_68M, PHO, SMALL, BASE_CPP = (
+    ModelName(engine, model)
+    for engine, model in (
+        ("sherpa-onnx", "vi-68m"),
+        ("whisper.cpp", "pho"),
+        ("whisper.cpp", "small"),
+        ("whisper.cpp", "base"),
+    )
+)
+Made = Callable[..., Resolver]
+
+
+@pytest.fixture
+def choosing(tmp_path: Path) -> Made:
+    """Makes a resolver of `auto`: with these models installed, and these failures to fetch some."""
+
+    def make(
+        *here: ModelName, failed: Sequence[ModelName] = (), auto_fetch: bool = True
+    ) -> Resolver:
+        asr = AsrSettings(
+            default_model="auto",
+            default_language="vi",
+            model_for=f"vi = {VI_68M}, {PHO}, {BASE_CPP}; * = {SMALL}, {BASE_CPP}",
+            auto_fetch=auto_fetch,
+        )
+        pairs = {(name.engine, name.model) for name in here}
+        failures = {(name.engine, name.model) for name in failed}
+        store = WeightsStore(tmp_path, PUBLISHED)
+        return Resolver(
+            Settings(asr=asr), store, Egress(), lambda: pairs, failed_fetches=lambda: failures
+        )
+
+    return make
+
+
+def chosen(job: NewJob) -> tuple[str, bool]:
+    return f"{job.engine}/{job.model}", job.options.fetch_model
+
+
+def test_the_best_model_of_a_language_is_chosen(choosing: Made) -> None:
+    resolver = choosing(VI_68M, BASE_CPP)
+    job = resolve(resolver)
+    assert chosen(job) == ("sherpa-onnx/vi-68m", False)
+    assert job.options.models == {"vi": (VI_68M, PHO, BASE_CPP)}
+    assert chosen(resolve(resolver, language="en", model="Auto")) == ("whisper.cpp/small", True)
+    assert resolver.default() == VI_68M
+
+
+def test_a_better_model_that_is_published_is_fetched(choosing: Made) -> None:
+    assert chosen(resolve(choosing(BASE_CPP))) == ("sherpa-onnx/vi-68m", True)
+    assert chosen(resolve(choosing(BASE_CPP), language="en")) == ("whisper.cpp/small", True)
+
+
+def test_a_model_that_could_not_be_fetched_lately_is_not_waited_for(choosing: Made) -> None:
+    job = resolve(choosing(BASE_CPP, failed=[VI_68M, PHO]))
+    assert chosen(job) == ("whisper.cpp/base", False)
+    assert job.options.models["vi"][0] == VI_68M
+    with pytest.raises(ModelNotInstalled, match="steno models pull vi-68m --engine sherpa-onnx"):
+        resolve(choosing(failed=[VI_68M, PHO, BASE_CPP]))
+
+
+def test_without_auto_fetch_the_best_installed_one_is_chosen(choosing: Made) -> None:
+    assert chosen(resolve(choosing(PHO, BASE_CPP, auto_fetch=False))) == ("whisper.cpp/pho", False)
+    with pytest.raises(ModelNotInstalled, match="steno models pull vi-68m"):
+        resolve(choosing(SMALL, auto_fetch=False))
+
+
+def test_a_detected_language_needs_the_models_of_all(choosing: Made) -> None:
+    job = resolve(choosing(VI_68M, SMALL), language="auto")
+    assert chosen(job) == ("whisper.cpp/small", False)
+    assert job.options.models.keys() == {"vi", "*"}
+    assert chosen(resolve(choosing(SMALL), language="auto")) == ("whisper.cpp/small", True)
+
+
+def test_an_engine_or_an_option_of_whisper_narrows_the_choice(choosing: Made) -> None:
+    resolver = choosing(VI_68M, PHO, BASE_CPP)
+    assert chosen(resolve(resolver, engine="whisper.cpp")) == ("whisper.cpp/pho", False)
+    for field, value in {"task": "translate", "temperature": "0.2", "initial_prompt": "a"}.items():
+        assert chosen(resolve(resolver, **{field: value})) == ("whisper.cpp/pho", False)
+    with pytest.raises(UnknownOption, match="engine must be one of sherpa-onnx, whisper"):
+        resolve(resolver, engine="faster-whisper")
+
+
+def test_a_named_model_that_is_published_is_fetched(choosing: Made) -> None:
+    job = resolve(choosing(BASE_CPP), engine="whisper.cpp", model="small")
+    assert chosen(job) == ("whisper.cpp/small", True)
+    assert job.options.models == {"*": (SMALL,)}
+    job = resolve(choosing(BASE_CPP), engine="whisper.cpp", model="base")
+    assert (chosen(job), job.options.models) == (("whisper.cpp/base", False), {})
+    with pytest.raises(ModelNotInstalled, match="steno models pull small"):
+        resolve(choosing(BASE_CPP, auto_fetch=False), engine="whisper.cpp", model="small")

@@ -41,7 +41,7 @@ class UploadOptions(RequestDocument):
     engine: Annotated[Literal["faster-whisper", "whisper.cpp", "sherpa-onnx"] | None, Word] = None
     """The code that runs the weights."""
     model: str | None = None
-    """The weights, such as base; `GET /api/v1/models` lists them."""
+    """The weights, such as base (`GET /api/v1/models`), or auto: the best for the language."""
     task: Annotated[Literal["transcribe", "translate"], Word] = "transcribe"
     """translate: to English."""
     beam_size: int | None = Field(None, ge=1, le=16)
@@ -130,8 +130,8 @@ class Status(Document):
     job_id: UUID
     status: JobStatus = Field(examples=["PROCESSING"])
     stage: str = Field(examples=["transcribing"])
-    """queued, fetching (from its URL), planning, transcribing, moderating (all is transcribed),
-    merging or done."""
+    """queued, fetching (from its URL), fetching_model, planning, transcribing, moderating (all is
+    transcribed), merging or done."""
     progress: int = Field(ge=0, le=100, examples=[40])
     chunks_completed: int
     chunks_total: int

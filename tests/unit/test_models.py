@@ -108,7 +108,7 @@ def test_the_first_model_that_is_here_is_used(tmp_path: Path) -> None:
 def test_a_model_without_a_reachable_source_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     store = WeightsStore(tmp_path, MANIFEST)
     models = Models(store, auto_fetch=True)
     with pytest.raises(PullFailed, match="HF_HUB_OFFLINE"):

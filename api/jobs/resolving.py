@@ -81,7 +81,7 @@ class Resolver:
     async def check_names(self, options: UploadOptions) -> None:
         """Raise `UnknownOption` for names that are invalid whatever the other options are."""
         _check_language(options.language)
-        if options.model is not None:
+        if options.model is not None and options.model.lower() != AUTO_MODEL:
             states = await asyncio.to_thread(self._states)
             if options.model not in {state.model for state in states}:
                 allowed = await asyncio.to_thread(self._offered, states)

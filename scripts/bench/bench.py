@@ -19,9 +19,10 @@ from typing import Any
 import click
 import numpy as np
 
+from common.domain.models import ModelName
 from common.errors import SetupProblem
 from common.settings import Settings
-from common.weights.manifest import FASTER_WHISPER, WHISPER_CPP, Manifest
+from common.weights.manifest import FASTER_WHISPER, SHERPA_ONNX, WHISPER_CPP, Manifest
 from common.weights.store import WeightsStore
 from scripts.bench import direct
 from scripts.bench.corpus import (
@@ -363,22 +364,27 @@ class Bench:
         clips = clip_set.clips[: self._size.clips or None]
         paths = [clip.path for clip in clips]
         references = [clip.reference for clip in clips]
-        comparison = Comparison((Column("WER", "%"),))
+        comparison = Comparison((Column("WER", "%"), Column("speed of a process", "x")))
         figures = []
         details = []
+        speeds: dict[str, float] = {}
         ways = {FASTER_WHISPER: Way.SEQUENTIAL, WHISPER_CPP: Way.WHISPER_CPP}
         for engine, way in ways.items():
             self._progress(f"{clip_set.name}: {OURS} with {engine}")
-            options = {"language": clip_set.language, "model": MODEL, "engine": engine}
-            ours = [run.text for run in service.run_all(paths, options)]
+            runs = self._clips_by(service, paths, clip_set.language, ModelName(engine, MODEL))
+            ours = [run.text for run in runs]
+            speeds[engine] = _engine_speed(runs)
             self._progress(f"{clip_set.name}: {way}, directly")
             transcribed = direct.transcribe(
                 self._engines[way], paths, clip_set.language, warm_up=False
             )
             theirs = [each.text for each in transcribed]
             our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
-            comparison.add(f"{OURS}, {engine}", our_wer)
-            comparison.add(f"{way}, directly", their_wer)
+            comparison.add(f"{OURS}, {engine}", our_wer, speeds[engine])
+            audio_s = sum(run.metrics.audio_ms for run in runs) / 1000
+            comparison.add(
+                f"{way}, directly", their_wer, audio_s / sum(each.seconds for each in transcribed)
+            )
             figures.append(
                 Figure(
                     f"{clip_set.name}: WER above {engine}'s own",
@@ -398,6 +404,22 @@ class Bench:
                 }
                 for clip, our_text, their_text in zip(clips, ours, theirs, strict=True)
             ]
+        for name in self._networks(clip_set.language):
+            self._progress(f"{clip_set.name}: {OURS} with {name}")
+            runs = self._clips_by(service, paths, clip_set.language, name)
+            errors = wer(references, [run.text for run in runs], clip_set.language)
+            times = _engine_speed(runs) / speeds[FASTER_WHISPER]
+            comparison.add(f"{OURS}, {name}", errors, _engine_speed(runs))
+            figures += [
+                Figure(f"{clip_set.name}: WER of {name}", (errors,), "%", 2, Target(10.0)),
+                Figure(
+                    f"{clip_set.name}: speed of {name}, of {FASTER_WHISPER} {MODEL}'s",
+                    (times,),
+                    "x",
+                    1,
+                    Target(5.0, at_least=True),
+                ),
+            ]
         return BenchPart(
             f"clips {clip_set.name}",
             f"4. {clip_set.name}: {len(clips)} clips, {MODEL}",
@@ -405,6 +427,31 @@ class Bench:
             comparison,
             details=tuple(details),
         )
+
+    def _clips_by(
+        self, service: UnderTest, paths: Sequence[Path], language: str, name: ModelName
+    ) -> list[Run]:
+        """Send the clips for this model, which all workers have loaded."""
+        options = {"language": language, "model": name.model, "engine": name.engine}
+        service.warm_up(paths[:1], options)
+        return service.run_all(paths, options)
+
+    def _networks(self, language: str) -> list[ModelName]:
+        """The installed networks of sherpa-onnx for a language; in Vietnamese there is one."""
+        found = [
+            ModelName(state.engine, state.model)
+            for state in self._weights.states()
+            if state.engine == SHERPA_ONNX
+            and state.state == "present"
+            and (state.own or language in state.languages)
+        ]
+        if not found and language == "vi":
+            self._progress("making Vietnamese weights for sherpa-onnx")
+            from scripts.bench.vietnamese_weights import bring_for_recordings
+
+            place = bring_for_recordings(self._settings.asr.models_dir)
+            found = [ModelName(SHERPA_ONNX, place.name.removeprefix(f"{SHERPA_ONNX}-"))]
+        return found
 
     # --- 5: memory ----------------------------------------------------------------------------
 
@@ -564,3 +611,8 @@ def bench(
             progress=progress,
         ).run(parts, findings.take)
     findings.sum_up()
+
+
+def _engine_speed(runs: Sequence[Run]) -> float:
+    """Seconds of audio that the engine transcribes in a second."""
+    return sum(run.metrics.audio_ms for run in runs) / sum(run.metrics.engine_ms for run in runs)

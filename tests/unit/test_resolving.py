@@ -315,6 +315,7 @@ def test_the_best_model_of_a_language_is_chosen(choosing: Made) -> None:
     assert job.options.models == {"vi": (VI_68M, PHO, BASE_CPP)}
     assert chosen(resolve(resolver, language="en", model="Auto")) == ("whisper.cpp/small", True)
     assert resolver.default() == VI_68M
+    asyncio.run(resolver.check_names(form_options({"model": "AUTO"})))
 
 
 def test_a_better_model_that_is_published_is_fetched(choosing: Made) -> None:

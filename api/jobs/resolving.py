@@ -23,6 +23,7 @@ from common.domain.models import (
     candidates,
 )
 from common.domain.request import Cutting, Decoding, Options
+from common.domain.values import MAX_WINDOW_MS
 from common.errors import (
     ModelNotInstalled,
     ModelUnusable,
@@ -151,6 +152,11 @@ class Resolver:
                 field, value = refused
                 needed = "a Whisper engine: faster-whisper or whisper.cpp"
                 raise OptionConflict(field=field, value=value, needed=needed)
+        cutting = self._cutting(options)
+        used = {each.engine for names in models.values() for each in names} or {name.engine}
+        if cutting.window_ms > MAX_WINDOW_MS and used != {SHERPA_ONNX}:
+            limit = f"at most {MAX_WINDOW_MS // 1000} for Whisper"
+            raise OutOfRange(field="chunk_duration", limit=limit, value=options.chunk_duration)
         return NewJob(
             id=job_id,
             engine=name.engine,
@@ -158,7 +164,7 @@ class Resolver:
             language=language,
             priority=Priority[options.priority.upper()],
             options=Options(
-                cutting=self._cutting(options),
+                cutting=cutting,
                 decoding=Decoding(**options.model_dump(include=DECODING)),
                 moderation=self._moderation(options),
                 filter_profanity=options.filter_profanity,

@@ -61,8 +61,8 @@ class UploadOptions(RequestDocument):
     The stored text is unmasked: results are available with and without masks."""
     chunk_strategy: Annotated[Literal["vad", "silence", "fixed"] | None, Word] = None
     """How the recording is cut: by detected speech, by silence, or at fixed times."""
-    chunk_duration: Number | None = Field(None, ge=1, le=30)
-    """Longest window, in seconds."""
+    chunk_duration: Number | None = Field(None, ge=1, le=60)
+    """Longest window, in seconds; at most 30 for Whisper."""
     chunk_overlap: Number | None = Field(None, ge=0, le=7.5)
     """Overlap of windows where there is no silence, in seconds; at most a quarter of a window."""
     silence_threshold: Number | None = Field(None, ge=-96, le=0)

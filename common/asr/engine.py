@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from common.domain.values import Segment
 
 Samples = NDArray[np.float32]
-"""Mono audio at 16 kHz in [-1, 1], shape (samples,), at most 30 s (480,000 samples)."""
+"""Mono audio at 16 kHz in [-1, 1], shape (samples,); for Whisper at most 30 s (480,000 samples)."""
 
 TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """The fallback temperatures of openai/whisper: a failed window is decoded at the next one."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from common.domain.values import MAX_WINDOW_MS, Chunk, Span, Window
+from common.domain.values import LONGEST_WINDOW_MS, MAX_WINDOW_MS, Chunk, Span, Window
 
 CLEAR_SILENCE_MS = 400
 """A pause that ends a phrase; those within one are mostly below 250 ms (Goldman-Eisler 1968)."""
@@ -39,7 +39,7 @@ class CutOptions:
     """How windows are cut; all in milliseconds.
 
     Args:
-        window_ms: the longest window, in [1000, 30000].
+        window_ms: the longest window, in [1000, 60000]; Whisper takes at most 30000.
         overlap_ms: what two windows share if no silence was found, in [0, window_ms / 4].
         pad_ms: the audio kept before and after the speech of a window, in [0, window_ms / 4]. A
             detector misses soft beginnings and the far voice of an interview. On 562 s of one
@@ -55,7 +55,7 @@ class CutOptions:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("window_ms", 1_000, MAX_WINDOW_MS),
+            ("window_ms", 1_000, LONGEST_WINDOW_MS),
             ("overlap_ms", 0, self.window_ms // 4),
             ("pad_ms", 0, self.window_ms // 4),
             ("max_gap_ms", 2 * self.pad_ms, None),

@@ -17,8 +17,8 @@ Task = Literal["transcribe", "translate"]
 class Cutting:
     """How a recording is cut into windows.
 
-    ``window_ms`` in [1000, 30000]; ``overlap_ms`` is what neighbours share if no silence was
-    found; ``silence_dbfs`` <= 0 and ``min_silence_ms`` define silence.
+    ``window_ms`` in [1000, 60000], for Whisper at most 30000; ``overlap_ms`` is what neighbours
+    share if no silence was found; ``silence_dbfs`` <= 0 and ``min_silence_ms`` define silence.
     """
 
     strategy: Strategy = "vad"

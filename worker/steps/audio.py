@@ -22,7 +22,7 @@ from worker.context import Context
 
 SLOWEST_ENGINE = 4.0
 """An engine that takes more than this many times the length of the audio counts as hung."""
-ADAPTER_REVISION = 3
+ADAPTER_REVISION = 4
 """Increased when our own code changes the text of the same audio and options."""
 
 

@@ -29,6 +29,7 @@ class Engines:
         Raises:
             WeightsMissing: the weights are missing.
         """
+        from common.asr.encoders import choose_encoder, has_openvino, processor_flags
         from common.asr.loading import load_engine
 
         weights = self.store.resolve(engine, model)
@@ -36,13 +37,23 @@ class Engines:
             return self._loaded[1]
         self._loaded = None  # two sets of weights at once may not fit
         logger.info("loading {} {}", engine, model)
+        settings = self._settings
+        choice = choose_encoder(
+            settings.encoder,
+            device=settings.device,
+            compute_type=settings.compute_type,
+            flags=processor_flags(),
+            installed=has_openvino(),
+        )
         loaded = load_engine(
             engine,
             weights.path,
-            threads=self._settings.threads,
-            device=self._settings.device,
-            compute_type=self._settings.compute_type,
+            threads=settings.threads,
+            device=settings.device,
+            compute_type=settings.compute_type,
+            encoder=choice.encoder,
         )
+        logger.info("encoder {}; {} is chosen: {}", loaded.encoder, choice.encoder, choice.reason)
         self._loaded = (weights, loaded)
         self._memory.note_loaded()
         return loaded

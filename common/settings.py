@@ -442,6 +442,9 @@ class AsrSettings(BaseSettings):
     """Device of faster-whisper."""
     compute_type: str = "int8"
     """Number format of faster-whisper: int8 on CPU; float16 or int8_float16 on CUDA."""
+    encoder: Literal["auto", "ctranslate2", "openvino"] = "auto"
+    """Encoder of faster-whisper; auto: openvino where it is installed and the processor has
+    bfloat16 (AMX or AVX-512). Texts differ a little: set one for all workers to prevent that."""
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """Threads of an engine; one worker of one thread per core is fastest."""
     engines_mb: Annotated[int, Field(ge=0)] = 700

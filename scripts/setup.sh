@@ -1,11 +1,12 @@
 #!/bin/sh
-# setup.sh LOCK: have .venv hold the packages that LOCK names, with the hashes it names, and for the
-# development lock PyTorch beside them. Takes milliseconds when it does already. Cut off half-way,
+# setup.sh LOCK: have .venv hold the packages that LOCK names, with the hashes it names, for the
+# development lock PyTorch beside them, and OpenVINO where the processor profits. Takes milliseconds when it does already. Cut off half-way,
 # the next run completes it; two at once wait for each other.
 set -eu
 cd "$(dirname "$0")/.."
 lock=$1
 marker=.venv/.stenopool
+cpuinfo=${STENO_CPUINFO:-/proc/cpuinfo} # tests set it
 # In no lock, as which build is fit depends on the machine. pip takes a CPU build where it is told
 # of one (PIP_FIND_LINKS, PIP_INDEX_URL, PIP_EXTRA_INDEX_URL or its configuration; uv reads none).
 torch=torch==2.13.0
@@ -20,7 +21,18 @@ fail() {
 fingerprint() {
     printf '%s %s' "$1" "$(cksum <"$1")"
     if trains "$1"; then printf ' %s' "$torch"; fi
+    if profits_from_openvino; then printf ' %s' "$(cksum <openvino.lock)"; fi
     echo
+}
+
+# With AMX, Whisper's encoder takes a third of the time on OpenVINO (common/asr/encoders.py).
+profits_from_openvino() {
+    [ -f openvino.lock ] && [ -r "$cpuinfo" ] || return 1
+    flags=
+    while IFS= read -r line; do
+        case $line in flags*) flags=$line && break ;; esac
+    done <"$cpuinfo"
+    case " $flags " in *" amx_bf16 "*) ;; *) return 1 ;; esac
 }
 
 trains() { [ "$1" = requirements-dev.lock ]; }
@@ -96,16 +108,24 @@ make_venv() {
     fi
 }
 
-# A lock is complete but for torch, which others in it name: so nothing is to be looked for.
 install_packages() {
-    if has_uv; then
-        quietly uv pip install --python .venv/bin/python --no-deps --require-hashes -r "$lock"
-    else
-        quietly .venv/bin/python -m pip install --disable-pip-version-check --no-deps \
-            --require-hashes -r "$lock"
+    install_lock "$lock"
+    # Nothing needs it: without it, Whisper is slower.
+    if profits_from_openvino; then
+        (install_lock openvino.lock) || say "goes on without OpenVINO"
     fi
     if trains "$lock"; then
         quietly .venv/bin/python -m pip install --disable-pip-version-check "$torch"
+    fi
+}
+
+# A lock is complete but for torch, which others in it name: so nothing is to be looked for.
+install_lock() {
+    if has_uv; then
+        quietly uv pip install --python .venv/bin/python --no-deps --require-hashes -r "$1"
+    else
+        quietly .venv/bin/python -m pip install --disable-pip-version-check --no-deps \
+            --require-hashes -r "$1"
     fi
 }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from common.domain.models import ModelName
 from common.settings import AsrSettings
+from common.weights.manifest import FASTER_WHISPER
 from common.weights.store import Weights
 from worker.memory import Memory
 from worker.models import Models
@@ -52,13 +54,26 @@ class Engines:
             logger.info("unloading {} {}", unloaded.engine, unloaded.model)
 
     def _load(self, weights: Weights) -> SpeechEngine:
+        from common.asr.encoders import choose_encoder, has_openvino, processor_flags
         from common.asr.loading import load_engine
 
         logger.info("loading {} {}", weights.engine, weights.model)
-        return load_engine(
+        settings = self._settings
+        choice = choose_encoder(
+            settings.encoder,
+            device=settings.device,
+            compute_type=settings.compute_type,
+            flags=processor_flags(),
+            installed=has_openvino(),
+        )
+        loaded = load_engine(
             weights.engine,
             weights.path,
-            threads=self._settings.threads,
-            device=self._settings.device,
-            compute_type=self._settings.compute_type,
+            threads=settings.threads,
+            device=settings.device,
+            compute_type=settings.compute_type,
+            encoder=choice.encoder,
         )
+        if weights.engine == FASTER_WHISPER:
+            logger.info("encoder {}; {} is chosen: {}", loaded.encoder, *astuple(choice))
+        return loaded

@@ -45,6 +45,8 @@ class SpeechEngine(Protocol):
 
     name: str
     """``faster-whisper``, ``whisper.cpp`` or ``sherpa-onnx``."""
+    encoder: str
+    """What encodes the audio, and in which precision; texts of unlike encoders differ a little."""
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
         """The probability of each language in each window, in [0, 1]; English-only weights give en.

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Final
 from common.domain.models import BATCH_ENGINES
 from common.domain.stream import Style
 from common.errors import UnknownOption, WeightsMissing
+from common.weights.whisper import NotConvertible
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from common.asr.encoders import Encoder
     from common.asr.engine import SpeechEngine
+    from common.asr.openvino_encoder import OpenVinoEncoder
     from common.asr.streaming import Recognizer
 
 STYLES: Final = {
@@ -25,15 +28,22 @@ _CT2_FILES: Final = ("model.bin", "config.json", "tokenizer.json")
 
 
 def load_engine(
-    engine: str, weights: Path, *, threads: int = 1, device: str = "cpu", compute_type: str = "int8"
+    engine: str,
+    weights: Path,
+    *,
+    threads: int = 1,
+    device: str = "cpu",
+    compute_type: str = "int8",
+    encoder: Encoder = "ctranslate2",
 ) -> SpeechEngine:
     """Load ``weights`` into an engine: a folder, or a ggml file for ``whisper.cpp``.
 
     Whisper decodes again where it left speech out (`common.asr.redecoding`).
 
     Call this in the process that uses the engine, never before a fork. ``device`` (``cpu``,
-    ``cuda``) and ``compute_type`` are for faster-whisper; a ggml file has its own precision, and
-    the whisper.cpp of PyPI runs on the CPU.
+    ``cuda``), ``compute_type`` and ``encoder`` are for faster-whisper; a ggml file has its own
+    precision, and the whisper.cpp of PyPI runs on the CPU. CTranslate2 encodes where OpenVINO
+    cannot, as with quantized weights: see `SpeechEngine.encoder`.
 
     Raises:
         UnknownOption: The engine does not exist.
@@ -50,7 +60,13 @@ def load_engine(
         _require(engine, weights, [weights / name for name in _CT2_FILES])
         from common.asr.faster_whisper import FasterWhisper
 
-        loaded = FasterWhisper(weights, threads=threads, device=device, compute_type=compute_type)
+        loaded = FasterWhisper(
+            weights,
+            threads=threads,
+            device=device,
+            compute_type=compute_type,
+            encoder=_openvino_encoder(weights, threads) if encoder == "openvino" else None,
+        )
     elif engine == "whisper.cpp":
         _require(engine, weights, [weights])
         from common.asr.whisper_cpp import WhisperCpp
@@ -62,6 +78,15 @@ def load_engine(
     from common.audio.silero import SileroNetwork
 
     return Redecoding(loaded, SileroNetwork())
+
+
+def _openvino_encoder(weights: Path, threads: int) -> OpenVinoEncoder | None:
+    try:
+        from common.asr.openvino_encoder import OpenVinoEncoder
+
+        return OpenVinoEncoder(weights, threads=threads)
+    except (ImportError, NotConvertible, RuntimeError):
+        return None
 
 
 def style_of(engine: str) -> Style:

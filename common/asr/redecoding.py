@@ -61,6 +61,7 @@ class Redecoding:
 
     def __init__(self, engine: SpeechEngine, network: SileroNetwork) -> None:
         self.name = engine.name
+        self.encoder = engine.encoder
         self._engine = engine
         self._network = network
 

@@ -66,6 +66,7 @@ class SherpaOnnx:
     """
 
     name = "sherpa-onnx"
+    encoder = "onnxruntime"
 
     def __init__(self, weights: Path, *, threads: int = 1) -> None:
         if not weights.is_dir():

@@ -61,6 +61,7 @@ class WhisperCpp:
     """
 
     name = "whisper.cpp"
+    encoder = "whisper.cpp"
 
     def __init__(self, weights: Path, *, threads: int = 1) -> None:
         _take_over_log()

@@ -62,13 +62,14 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
             "detected": segment.detected
             and [segment.detected.language, round(segment.detected.probability, 3)],
             "verdict": segment.finding and segment.finding.to_json(),
+            "encoder": segment.encoder,
         }
         for segment in segments
     ]
 
 
 def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...]:
-    """Read the output of `segments_to_json`, also of versions without moderation or detection."""
+    """Read the output of `segments_to_json`, also of versions with fewer fields."""
     return tuple(
         Segment(
             span=Span(*entry["span"]),
@@ -84,6 +85,7 @@ def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...
             flags=tuple(entry["flags"]),
             detected=Detected(*detected) if (detected := entry.get("detected")) else None,
             finding=Finding.from_json(finding) if (finding := entry.get("verdict")) else None,
+            encoder=entry.get("encoder"),
         )
         for entry in document
     )

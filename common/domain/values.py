@@ -99,6 +99,8 @@ class Segment:
     (see `common.asr.guards`). ``words`` is empty if word times were not requested.
     ``detected`` is set if the window is in another language than the one it was decoded as.
     ``finding`` is None until the text is moderated; its marks index ``text``.
+    ``encoder`` is what encoded the audio, and in which precision: it depends on the worker's
+    processor.
     """
 
     span: Span
@@ -111,6 +113,7 @@ class Segment:
     flags: tuple[str, ...] = ()
     detected: Detected | None = None
     finding: Finding | None = None
+    encoder: str | None = None
 
     def shifted(self, by_ms: int) -> Self:
         words = tuple(word.shifted(by_ms) for word in self.words)

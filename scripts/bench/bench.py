@@ -230,6 +230,7 @@ class Bench:
             f"The start is the first {until_s:g} s; the targets are set against sequential's WER "
             f"there. Engines used directly have {self._cores} threads."
         )
+        encoders = f"{OURS}'s encoder: {', '.join(self._long_runs[0].encoders)}."
         return BenchPart(
             "long",
             f"1. {self._recording.path.name}, {self._long_s / 60:.1f} min, {MODEL}: "
@@ -265,7 +266,7 @@ class Bench:
                 ),
             ),
             comparison,
-            (remark,),
+            (remark, encoders),
             tuple({"way": name, "text": text} for name, text in alone.items()),
         )
 

@@ -48,6 +48,12 @@ class Run:
     def text(self) -> str:
         return str(self.result["text"])
 
+    @property
+    def encoders(self) -> list[str]:
+        """What encoded the audio, and in which precision."""
+        encoders: list[str] = self.result["manifest"]["encoders"]
+        return encoders
+
     def text_until(self, end_s: float) -> str:
         """The words that start before ``end_s``."""
         words = (word["word"].strip() for word in self.result["words"] if word["start"] < end_s)

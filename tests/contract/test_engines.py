@@ -130,7 +130,8 @@ def test_each_window_becomes_its_text(script: Script, spoken: Spoken) -> None:
 def test_how_windows_are_grouped_into_calls_changes_nothing(
     engine: SpeechEngine, script: Script
 ) -> None:
-    windows = [script.spoken(1), noise(2), script.spoken(2), silence(1)]
+    both = np.concatenate([script.spoken(1), script.spoken(0)])
+    windows = [script.spoken(1), noise(2), script.spoken(2), silence(1), both]
     cool = replace(script.options, temperatures=(0.0,))
     together = [gist(segments) for segments in engine.transcribe(windows, cool)]
     alone = [gist(one(engine, window, cool)) for window in reversed(windows)]

@@ -153,6 +153,25 @@ def test_messages_that_redis_loses_are_published_again(start: Start, redis_url: 
     assert worker.is_running()
 
 
+def test_a_manifest_names_the_encoders_that_ran_also_those_of_reused_text(start: Start) -> None:
+    service = start().serve()
+    first = service.submit(speak(SENTENCE))
+    service.ended(first)
+    with service.database.transaction() as session:
+        session.connection().exec_driver_sql(
+            "UPDATE steps SET result = jsonb_set(result, '{0,0,encoder}', '\"another\"')"
+            " WHERE kind = 'transcribe'"
+        )
+
+    again = service.submit(speak(SENTENCE))
+
+    service.ended(again)
+    manifests = [service.jobs.text(job_id).manifest for job_id in (first, again)]
+    own, reused = [manifest["encoders"] for manifest in manifests if manifest is not None]
+    assert [name.split()[0] for name in own] in (["ctranslate2"], ["openvino"])
+    assert reused == ["another"]
+
+
 def test_several_workers_give_the_same_text_as_one(start: Start) -> None:
     # The pauses between the parts are long enough to end a window.
     parts = [speak(f"{SENTENCE} This is part number {number}.") for number in range(3)]

@@ -207,6 +207,16 @@ def test_the_set_up_says_what_it_installs_and_ends_where_that_fails(tmp_path: Pa
         "steno: installed",
     ]
     assert set_up().stderr == ""
+    faster = write_wheel(wheels, "faster", {}).read_bytes()
+    (checkout / "openvino.lock").write_text(
+        f"faster==1.0 --hash=sha256:{hashlib.sha256(faster).hexdigest()}\n"
+    )
+    for flags, is_installed in (("fpu avx512_bf16", False), ("fpu amx_bf16", True)):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+        environment["STENO_CPUINFO"] = str(tmp_path / "cpuinfo")
+        assert set_up().returncode == 0
+        assert bool([*checkout.glob(".venv/lib/*/site-packages/faster-1.0*")]) is is_installed
+    assert set_up().stderr == ""
     (checkout / "requirements.lock").write_text(f"toy99==1.0 --hash=sha256:{'0' * 64}\n")
     failed = set_up()
     assert failed.returncode == 1

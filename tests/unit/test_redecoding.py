@@ -66,6 +66,7 @@ class Hasty:
     """
 
     name = "hasty"
+    encoder = "none"
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from worker.context import Context
 
 SLOWEST_ENGINE = 4.0
 """An engine that takes more than this many times the length of the audio counts as hung."""
-ADAPTER_REVISION = 3
+ADAPTER_REVISION = 4
 """Increased when our own code changes the text of the same audio and options."""
 
 
@@ -106,7 +106,12 @@ def decoding_options(job: Job, language: str) -> DecodingOptions:
 
 
 def decoding_identity(job: Job, weights_sha256: str, language: str) -> dict[str, Any]:
-    """Everything but the audio that a text depends on."""
+    """Everything but the audio that a text depends on, as far as all workers agree on it.
+
+    Workers on unlike processors may have unlike encoders (`SpeechEngine.encoder`), and any of them
+    may transcribe what another one planned, or reuse its text. So each segment names its encoder,
+    and the manifest those of a text.
+    """
     return {
         "adapter": ADAPTER_REVISION,
         "engine": job.engine,

@@ -18,7 +18,6 @@ from common.domain.languages import AUTO
 from common.domain.masking import masked
 from common.domain.merging import ChunkSegments, speech_without_text
 from common.domain.merging import merge as merge_windows
-from common.domain.moderation import ModeratedBy
 from common.domain.request import Options
 from common.domain.transcript import Transcript, segments_to_json
 from common.errors import Transient
@@ -61,7 +60,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         warnings += moderation_warnings(stored)
     warnings = list(dict.fromkeys(warnings))
     languages = job.transcription.language_probabilities or others
-    manifest = _manifest(job, stored, transcript.moderated_by, languages)
+    manifest = _manifest(job, stored, transcript, languages)
     shown = masked(transcript) if options.filter_profanity else transcript
     with_retries(context.storage.begin, "results", job.id)
     with_retries(context.steps.check, claim)
@@ -127,11 +126,12 @@ def _write_files(
 def _manifest(
     job: Job,
     chunks: Sequence[ChunkResult],
-    models: Sequence[ModeratedBy] | None,
+    transcript: Transcript,
     languages: Mapping[str, float],
 ) -> dict[str, Any]:
     """Everything that the text depends on: enough to reproduce it."""
     assert job.recording is not None  # noqa: S101 - the phase that fetches it comes first
+    models = transcript.moderated_by
     language = job.transcription.detected_language or job.language
     weights_sha256 = job.transcription.weights_sha256
     return {
@@ -140,6 +140,7 @@ def _manifest(
         "models": job.options.get("models") or None,
         "weights_sha256": weights_sha256,
         "decoding": decoding_identity(job, weights_sha256 or "", language),
+        "encoders": sorted({segment.encoder for segment in transcript.segments} - {None}),
         "language_probabilities": languages or None,
         "options": job.options,
         "moderation": None if models is None else [by.to_json() for by in models],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from loguru import logger
@@ -61,10 +62,13 @@ def _transcribe(context: Context, claim: Claim) -> list[Any]:
         raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=expected)
     language = job.transcription.detected_language or job.language
     pcm = _read(context, claim, chunk, decoding_identity(job, weights.sha256, language))
-    segments = context.engines.get(name).transcribe(
+    engine = context.engines.get(name)
+    windows = engine.transcribe(
         cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)
     )
-    return result_to_json(segments)
+    return result_to_json(
+        [replace(segment, encoder=engine.encoder) for segment in segments] for segments in windows
+    )
 
 
 def _read(context: Context, claim: Claim, chunk: Chunk, identity: dict[str, Any]) -> bytes:

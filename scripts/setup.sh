@@ -1,7 +1,8 @@
 #!/bin/sh
-# setup.sh LOCK: have .venv hold the packages that LOCK names, with the hashes it names, for the
-# development lock PyTorch beside them, and OpenVINO where the processor profits. Takes milliseconds when it does already. Cut off half-way,
-# the next run completes it; two at once wait for each other.
+# setup.sh LOCK: have .venv hold the packages that LOCK names, with the hashes it names; for the
+# development lock PyTorch and OpenVINO beside them, else OpenVINO where the processor profits. Takes
+# milliseconds when it does already. Cut off half-way, the next run completes it; two at once wait
+# for each other.
 set -eu
 cd "$(dirname "$0")/.."
 lock=$1
@@ -21,13 +22,15 @@ fail() {
 fingerprint() {
     printf '%s %s' "$1" "$(cksum <"$1")"
     if trains "$1"; then printf ' %s' "$torch"; fi
-    if profits_from_openvino; then printf ' %s' "$(cksum <openvino.lock)"; fi
+    if wants_openvino "$1"; then printf ' %s' "$(cksum <openvino.lock)"; fi
     echo
 }
 
+wants_openvino() { [ -f openvino.lock ] && { trains "$1" || profits_from_openvino; }; }
+
 # With AMX, Whisper's encoder takes a third of the time on OpenVINO (common/asr/encoders.py).
 profits_from_openvino() {
-    [ -f openvino.lock ] && [ -r "$cpuinfo" ] || return 1
+    [ -r "$cpuinfo" ] || return 1
     flags=
     while IFS= read -r line; do
         case $line in flags*) flags=$line && break ;; esac
@@ -110,8 +113,8 @@ make_venv() {
 
 install_packages() {
     install_lock "$lock"
-    # Nothing needs it: without it, Whisper is slower.
-    if profits_from_openvino; then
+    # Nothing but tests needs it: without it, Whisper is slower.
+    if wants_openvino "$lock"; then
         (install_lock openvino.lock) || say "goes on without OpenVINO"
     fi
     if trains "$lock"; then

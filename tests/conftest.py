@@ -42,6 +42,7 @@ def pytest_configure() -> None:
     """
     # Tests name the models that they have; those of missing ones set this themselves.
     os.environ["AUTO_FETCH"] = "false"
+    os.environ["ENCODER"] = "ctranslate2"  # whatever suits the processor
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

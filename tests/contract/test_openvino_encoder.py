@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ from tests.support.speech import speak
 
 SENTENCE = "Please send me the report before Friday."
 
-with_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO not installed")
-
 
 @pytest.fixture
 def weights(weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -27,7 +24,6 @@ def weights(weights_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return weights_dir / "faster-whisper-base"
 
 
-@with_openvino
 def test_its_output_is_that_of_float32_within_three_percent(weights: Path) -> None:
     from common.asr.openvino_encoder import OpenVinoEncoder
 
@@ -39,7 +35,6 @@ def test_its_output_is_that_of_float32_within_three_percent(weights: Path) -> No
     assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
 
 
-@with_openvino
 def test_the_engine_names_it_and_finds_the_text(weights: Path) -> None:
     engine = load_engine("faster-whisper", weights, encoder="openvino")
     assert engine.encoder == "openvino bfloat16"
@@ -47,13 +42,11 @@ def test_the_engine_names_it_and_finds_the_text(weights: Path) -> None:
     assert "report before Friday" in "".join(segment.text for segment in segments)
 
 
-@with_openvino
 def test_the_compiled_encoder_is_kept_on_disk(weights: Path, tmp_path: Path) -> None:
     load_engine("faster-whisper", weights, encoder="openvino")
     assert list((tmp_path / "stenopool" / "openvino").iterdir())
 
 
-@with_openvino
 def test_it_connects_to_nothing(weights: Path) -> None:
     watched = f"""
 import socket, sys

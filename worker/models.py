@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from loguru import logger
@@ -55,28 +55,32 @@ class Models:
                 return name
         return None
 
-    def have_one(self, names: Iterable[ModelName]) -> ModelName:
+    def have_one(self, names: Sequence[ModelName]) -> ModelName:
         """The first of these that is here, or can be fetched.
+
+        Those that no source had lately are tried last.
 
         Raises:
             PullFailed: none is, and no source has one; the last failure.
             WeightsMissing: none is, and none may be fetched.
         """
-        failure: PullFailed | WeightsMissing | None = None
-        for name in names:
-            if self.first_present([name]):
-                return name
-            if not self._can_fetch(name) or self._failed_lately(name):
-                failure = failure or WeightsMissing(engine=name.engine, model=name.model)
-                continue
-            try:
-                self._fetch(name)
-            except PullFailed as error:
-                logger.warning("{}", error)
-                failure = error
-            else:
-                return name
-        assert failure is not None  # noqa: S101 - there is at least one name
+        failure: PullFailed | WeightsMissing = WeightsMissing(
+            engine=names[0].engine, model=names[0].model
+        )
+        failed = self._failed_lately()
+        for tried in (set(names) - failed, failed):
+            for name in names:
+                if self.first_present([name]):
+                    return name
+                if name not in tried or not self._can_fetch(name):
+                    continue
+                try:
+                    self._fetch(name)
+                except PullFailed as error:
+                    logger.warning("{}", error)
+                    failure = error
+                else:
+                    return name
         raise failure
 
     def fetch_limit_s(self, names: Iterable[ModelName]) -> float:
@@ -89,12 +93,12 @@ class Models:
         spec = self.store.manifest.get(name.engine, name.model)
         return self._auto_fetch and spec is not None and bool(spec.sources)
 
-    def _failed_lately(self, name: ModelName) -> bool:
+    def _failed_lately(self) -> set[ModelName]:
         if self._redis is None:
-            return False
+            return set()
         with suppress(RedisError):
-            return (name.engine, name.model) in presence.failed_fetches(self._redis)
-        return False
+            return {ModelName(*pair) for pair in presence.failed_fetches(self._redis)}
+        return set()
 
     def _fetch(self, name: ModelName) -> Weights:
         from common.weights.pull import Puller  # slow to import, and rarely needed

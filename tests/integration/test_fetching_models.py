@@ -237,3 +237,18 @@ def test_a_full_disk_fails_the_job_with_the_space_that_it_needs(
     claim = claim_next(context.steps)
     with pytest.raises(PullFailed, match="needs 78 MB of disk space, 0 MB are free"):
         fetch_model.run(context, claim)
+
+
+def test_what_failed_lately_is_tried_again_only_where_nothing_else_is_left(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr("worker.models._log", lambda _done, _total, what: tried.append(what))
+    with pytest.raises(PullFailed, match="small"):
+        context.models.have_one([SMALL])
+    assert len(tried) == 1
+    assert context.models.have_one([SMALL, BASE]) == BASE
+    assert len(tried) == 1
+    with pytest.raises(PullFailed, match="small"):
+        context.models.have_one([SMALL])
+    assert len(tried) == 2

@@ -26,6 +26,8 @@ Everything else stays in the text; flags express doubt:
 ``likely_silence``     the decoder's no-speech probability is above 0.6
 ``language_mismatch``  the decoding failed or is unsure, and the window is in another language than
                        requested
+``stock_phrase``       it contains a phrase of video channels that Whisper invents over music and
+                       noise, such as "Hãy subscribe cho kênh ..."
 =====================  ============================================================================
 """
 
@@ -56,6 +58,7 @@ RETRIED: Final = "retried"
 LOW_CONFIDENCE: Final = "low_confidence"
 REPETITIVE: Final = "repetitive"
 LIKELY_SILENCE: Final = "likely_silence"
+STOCK_PHRASE: Final = "stock_phrase"
 DOUBTFUL: Final = frozenset({LOW_CONFIDENCE, REPETITIVE, LIKELY_SILENCE, LANGUAGE_MISMATCH})
 """Text with one of these flags may be invented: it covers no speech."""
 
@@ -241,8 +244,28 @@ def collapse_repeats(words: Sequence[Word]) -> tuple[tuple[Word, ...], bool]:
 # --- hallucinations on silence ----------------------------------------------------------------
 
 
+STOCK_PHRASES: Final = (
+    # English; most are in the table of arXiv 2501.11378
+    r"(thank you|thanks)( (so|very) much)? for (watching|listening|viewing)( .{0,40})?",
+    r"see you( (guys )?(next time|in the next (video|one)))",
+    r"(please )?(like and )?subscribe( to (my|our|the) channel)( .{0,40})?",
+    r"don t forget to (like|subscribe).{0,60}",
+    r"(sub)?titles? by .{0,60}",
+    r"(transcript(ion|ed)?|translat(ed|ion)|captions?|captioning) by .{0,60}",
+    r".{0,40}amara ?org.{0,40}",
+    # Vietnamese; faster-whisper issues 506 and 843
+    r"(các bạn )?(hãy|nhớ|đừng quên)?( ?các bạn)? ?(subscribe|đăng k[ýí])( cho)? k[eê]nh.{0,120}",
+    r".{0,30}ghiền mì.{0,80}",
+    r".{0,20}để không bỏ lỡ.{0,60}",
+    r"(xin )?(cảm|cám) ơn( các bạn| quý vị)?( đã)? ?(theo dõi|xem|lắng nghe|ủng hộ).{0,60}",
+    r"(phụ đề|biên dịch|dịch)( được thực hiện)? (bởi|by).{0,60}",
+)
+"""Phrases of video channels that Whisper invents, also in the middle of a text, as regular
+expressions over `plain` text."""
+
 KNOWN_PHRASES: Final = (
-    # English; most are in the table of arXiv 2501.11378, the others were seen on noise with base
+    *STOCK_PHRASES,
+    # English; most are in the same table, the others were seen on noise with base
     r"you( you)*",
     r"so",
     r"bye( bye)*",
@@ -250,29 +273,20 @@ KNOWN_PHRASES: Final = (
     r"i ?m sorry",
     r"thank you( (so|very) much)?",
     r"thanks",
-    r"(thank you|thanks)( (so|very) much)? for (watching|listening|viewing)( .{0,40})?",
     r"(i ?ll )?see you( (guys )?(next time|later|soon|in the next (video|one)))?",
     r"(please )?(like and )?subscribe( to (my|our|the) channel)?( .{0,40})?",
-    r"don t forget to (like|subscribe).{0,60}",
-    r"(sub)?titles? by .{0,60}",
-    r"(transcript(ion|ed)?|translat(ed|ion)|captions?|captioning) by .{0,60}",
-    r".{0,40}amara ?org.{0,40}",
     r"(the )?end",
     r"(music|applause|laughter|silence|blank audio)",
-    # Vietnamese; faster-whisper issues 506 and 843, the others were seen on noise with base
-    r"(các bạn )?(hãy|nhớ|đừng quên)?( ?các bạn)? ?(subscribe|đăng k[ýí])( cho)? k[eê]nh.{0,120}",
-    r".{0,30}ghiền mì.{0,80}",
-    r".{0,20}để không bỏ lỡ.{0,60}",
-    r"(xin )?(cảm|cám) ơn( các bạn| quý vị)?( đã)? ?(theo dõi|xem|lắng nghe|ủng hộ).{0,60}",
+    # Vietnamese; seen on noise with base
     r"(xin )?(cảm|cám) ơn( các bạn)?",
     r"(xin )?(chào|tạm biệt)( các bạn)?",
     r"(hẹn gặp lại|chúc các bạn).{0,60}",
-    r"(phụ đề|biên dịch|dịch)( được thực hiện)? (bởi|by).{0,60}",
     r"cái gì( cái gì| vậy)*",
 )
-"""Whole segments that Whisper invents, as regular expressions over `plain` text."""
+"""Whole segments that Whisper invents, in the same form."""
 
 _KNOWN: Final = re.compile("|".join(f"(?:{phrase})" for phrase in KNOWN_PHRASES))
+_STOCK: Final = re.compile("|".join(rf"\b(?:{phrase})\b" for phrase in STOCK_PHRASES))
 
 
 def plain(text: str) -> str:
@@ -285,6 +299,11 @@ def plain(text: str) -> str:
 def is_known_phrase(text: str) -> bool:
     """Whether all of ``text`` is a phrase that Whisper is known to invent on silence."""
     return _KNOWN.fullmatch(plain(text)) is not None
+
+
+def has_stock_phrase(text: str) -> bool:
+    """Whether ``text`` contains a phrase of video channels that Whisper is known to invent."""
+    return _STOCK.search(plain(text)) is not None
 
 
 def is_hallucination(text: str, decoding: DecodingResult, loudness_dbfs: float) -> bool:
@@ -320,6 +339,7 @@ def doubts(
         REPETITIVE: collapsed or compression_ratio(text.strip()) > MAX_COMPRESSION_RATIO,
         LIKELY_SILENCE: no_voice,
         LANGUAGE_MISMATCH: decoding.detected is not None,
+        STOCK_PHRASE: has_stock_phrase(text),
     }
     return tuple(flag for flag, raised in flags.items() if raised)
 

@@ -276,3 +276,34 @@ def test_each_doubt_has_its_flag(
 ) -> None:
     found = guards.doubts(result, " All is well.", word_probability, collapsed=collapsed)
     assert found == flags
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hãy subscribe cho kênh La La School Để không bỏ lỡ những video hấp dẫn",
+        "Hôm nay trời đẹp. Hãy đăng ký kênh để ủng hộ kênh của mình nhé. Chúng ta đi tiếp.",
+        "Cảm ơn các bạn đã theo dõi và hẹn gặp lại.",
+        "And so it ended. Thanks for watching! The next chapter is about rain.",
+        "Don't forget to like and subscribe.",
+        "Subtitles by the Amara.org community",
+    ],
+)
+def test_a_stock_phrase_is_flagged_wherever_it_stands(text: str) -> None:
+    found = guards.doubts(decoding(), text, 0.9, collapsed=False)
+    assert found == (guards.STOCK_PHRASE,)
+    assert guards.DOUBTFUL.isdisjoint(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Thank you for the report that you sent on Monday.",
+        "We will see you on Friday; bye, and thanks.",
+        "I subscribe to that view.",
+        "Tôi muốn đăng ký một khóa học. Cảm ơn các bạn, xin chào.",
+        "Chúc các bạn một ngày vui vẻ.",
+    ],
+)
+def test_other_text_is_no_stock_phrase(text: str) -> None:
+    assert guards.doubts(decoding(), text, 0.9, collapsed=False) == ()

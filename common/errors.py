@@ -298,6 +298,10 @@ class PullFailed(StenoError, code="pull_failed", status=503):
     """The weights {model} could not be fetched from any source: {reason}"""
 
 
+class ModelFetchFailed(Transient, code="pull_failed"):
+    """{reason}"""
+
+
 class ModerationFailed(Transient, code="moderation_failed"):
     """The moderation model failed: {reason}"""
 

@@ -32,6 +32,7 @@ from common.domain.models import (
     ANY_LANGUAGE,
     AUTO_MODEL,
     BATCH_ENGINES,
+    WHISPER_ENGINES,
     ModelName,
     Names,
     Table,
@@ -403,9 +404,12 @@ def _model_table(text: str) -> str:
     for language, names in parse_table(text).items():
         if language != ANY_LANGUAGE and language not in LANGUAGES:
             raise ValueError(f"must have Whisper codes as languages; got {language!r}")
-        if unknown := [str(name) for name in names if name.engine not in BATCH_ENGINES]:
-            known = ", ".join(BATCH_ENGINES)
-            raise ValueError(f"must have engines among {known}; got {unknown[0]!r}")
+        # The models for all other languages also detect the language, which sherpa-onnx's do not.
+        allowed = WHISPER_ENGINES if language == ANY_LANGUAGE else BATCH_ENGINES
+        for name in names:
+            if name.engine not in allowed:
+                known = ", ".join(allowed)
+                raise ValueError(f"must have engines among {known} for {language}; got {name}")
     return text
 
 
@@ -435,7 +439,8 @@ class AsrSettings(BaseSettings):
     """Models for jobs that ask for the model auto: by language, best first. The first that is
     installed or can be fetched is used."""
     auto_fetch: bool = True
-    """Fetch missing models when a job needs them; false: such jobs are rejected."""
+    """Fetch missing models when a job needs them; false: jobs that name one are rejected, and auto
+    uses the next one of its list."""
     models_dir: Path = HOME / "models"
     """Folder of the models."""
     device: Literal["cpu", "cuda", "auto"] = "cpu"
@@ -464,7 +469,10 @@ class AsrSettings(BaseSettings):
         model = model or self.default_model
         if model.lower() != AUTO_MODEL:
             return (ModelName(engine or self.default_engine, model),)
-        return candidates(self.models_for, language or self.default_language)
+        names = candidates(self.models_for, language or self.default_language)
+        if engine is None:
+            return names
+        return tuple(dict.fromkeys(ModelName(engine, name.model) for name in names))
 
     @property
     def default_models(self) -> Names:

@@ -83,11 +83,20 @@ class Models:
                     return name
         raise failure
 
+    def advice(self, name: ModelName) -> str:
+        """That the model is not installed, and what installs it if it is published."""
+        published = self.store.manifest.get(name.engine, name.model) is not None
+        return f"{name} is not installed" + (f"; run: {name.pull_command}" if published else "")
+
     def fetch_limit_s(self, names: Iterable[ModelName]) -> float:
-        """Seconds that fetching those of these which are missing may take."""
-        missing = [name for name in names if self.first_present([name]) is None]
-        specs = [self.store.manifest.get(name.engine, name.model) for name in missing]
-        return sum(spec.size for spec in specs if spec is not None) / LOWEST_RATE
+        """Seconds that having one of these may take: those up to the first that is here."""
+        size = 0
+        for name in names:
+            if self.first_present([name]):
+                break
+            if self._can_fetch(name):
+                size += self.store.spec(name.engine, name.model).size
+        return size / LOWEST_RATE
 
     def _can_fetch(self, name: ModelName) -> bool:
         spec = self.store.manifest.get(name.engine, name.model)
@@ -106,11 +115,9 @@ class Models:
         logger.info("fetching {}", name)
         try:
             weights = Puller(self.store, progress=_log).pull(name.engine, name.model)
-        except OSError as error:
+        except OSError as error:  # of this machine alone
             reason = f"{self.store.root} cannot be written: {error.strerror or error}"
-            failure = PullFailed(model=name.model, reason=reason)
-            self._note_failure(name)
-            raise failure from error
+            raise PullFailed(model=name.model, reason=reason) from error
         except PullFailed:
             self._note_failure(name)
             raise

@@ -136,7 +136,8 @@ class AsrUpload(Upload):
         if idempotency_key(request) is not None:
             return super()._store(recording, request)
         job = self._job  # with today's defaults
-        request_name = f"{request.url.path} {job.engine} {job.model} {job.language} {job.options}"
+        options = replace(job.options, models={}, fetch_model=False)  # these change as models come
+        request_name = f"{request.url.path} {job.engine} {job.model} {job.language} {options}"
         sha256 = request_sha256(request_name, self._options, recording.sha256)
         return self._submit(recording, Idempotency(f"{_JOINS}:{sha256}", sha256, JOIN_S))
 

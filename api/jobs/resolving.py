@@ -149,9 +149,7 @@ class Resolver:
             language, fetch = self._check(name, language)
             models = {ANY_LANGUAGE: (name,)} if fetch else {}
             if name.engine == SHERPA_ONNX and (refused := _only_for_whisper(options)):
-                field, value = refused
-                needed = "a Whisper engine: faster-whisper or whisper.cpp"
-                raise OptionConflict(field=field, value=value, needed=needed)
+                raise _needs_whisper(*refused)
         cutting = self._cutting(options)
         used = {each.engine for names in models.values() for each in names} or {name.engine}
         if cutting.window_ms > MAX_WINDOW_MS and used != {SHERPA_ONNX}:
@@ -186,15 +184,17 @@ class Resolver:
         table = self.settings.asr.models_for
         if language != AUTO:
             table = {language: candidates(table, language)}
-        whisper = _only_for_whisper(options) is not None
+        whisper = _only_for_whisper(options)
         found = {
             code: tuple(
                 name
                 for name in self._run_by(options.engine, names)
-                if not (whisper and name.engine == SHERPA_ONNX)
+                if whisper is None or name.engine != SHERPA_ONNX
             )
             for code, names in table.items()
         }
+        if whisper is not None and not all(found.values()):
+            raise _needs_whisper(*whisper)
         if not all(found.values()):
             allowed = {name.engine for names in table.values() for name in names}
             raise _not_among("engine", sorted(allowed), options.engine or "")
@@ -209,27 +209,32 @@ class Resolver:
         return [name for name in same if name.model in known]
 
     def _choose(self, models: Table, language: str) -> tuple[ModelName, bool]:
-        """The model that will probably be used, and whether any has to be fetched.
+        """The model that the job begins with, and whether it has to be fetched.
 
         Raises:
-            ModelNotInstalled: of the models of a language, none is here or can be fetched.
+            ModelNotInstalled: none of its models is here or can be fetched.
         """
-        states = self._states()
-        here = {(state.engine, state.model) for state in self._usable(states)}
+        names = candidates(models, language)
+        name, is_here = self.choose(names)
+        if name is None:
+            raise self._not_installed(names[0])
+        return name, not is_here
+
+    def choose(self, names: Sequence[ModelName]) -> tuple[ModelName | None, bool]:
+        """The first of these that is here or can be fetched, and whether it is here.
+
+        Those that no source had lately are fetched only where nothing else is left.
+        """
+        here = {(state.engine, state.model) for state in self._usable(self._states())}
         failed = self.failed_fetches()
-        chosen = {}
-        for code, names in models.items():
-            usable = [
-                name
-                for name in names
-                if (name.engine, name.model) in here
-                or (self._can_fetch(name) and (name.engine, name.model) not in failed)
-            ]
-            if not usable:
-                raise self._not_installed(names[0])
-            chosen[code] = usable[0]
-        fetch = any((name.engine, name.model) not in here for name in chosen.values())
-        return chosen[ANY_LANGUAGE if language == AUTO else language], fetch
+        fetchable = [name for name in names if self._can_fetch(name)]
+        for name in names:
+            pair = name.engine, name.model
+            if pair in here:
+                return name, True
+            if name in fetchable and pair not in failed:
+                return name, False
+        return next(iter(fetchable), None), False
 
     def _can_fetch(self, name: ModelName) -> bool:
         published = self.weights.manifest.get(name.engine, name.model)
@@ -304,6 +309,11 @@ def _only_for_whisper(options: UploadOptions) -> tuple[str, str] | None:
     if options.initial_prompt is not None:
         return "initial_prompt", options.initial_prompt[:200]
     return None
+
+
+def _needs_whisper(field: str, value: str) -> OptionConflict:
+    needed = "a Whisper engine: faster-whisper or whisper.cpp"
+    return OptionConflict(field=field, value=value, needed=needed)
 
 
 def _check_language(language: str | None) -> None:

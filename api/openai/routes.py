@@ -192,7 +192,8 @@ async def models(services: ServicesDep, _: Reader) -> dict[str, Any]:
 )
 async def model(model: str, services: ServicesDep, _: Reader) -> dict[str, Any]:
     """OpenAI's "Retrieve model"."""
-    if services.get(Resolver).listed_name(*weights_named(model)) not in await _names(services):
+    name = await asyncio.to_thread(services.get(Resolver).listed_name, *weights_named(model))
+    if name not in await _names(services):
         raise NotFound(what="model", value=model[:200])
     return _model(model)
 
@@ -200,7 +201,8 @@ async def model(model: str, services: ServicesDep, _: Reader) -> dict[str, Any]:
 async def _names(services: Services) -> list[str]:
     resolver = services.get(Resolver)
     names = await asyncio.to_thread(resolver.installed)
-    return [WHISPER, *names] if resolver.listed_name("", "") in names else names
+    default = await asyncio.to_thread(resolver.listed_name, "", "")
+    return [WHISPER, *names] if default in names else names
 
 
 def _model(name: str) -> dict[str, Any]:

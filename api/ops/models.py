@@ -62,7 +62,7 @@ class ModelChoice(Document):
     language: str = Field(examples=["vi"])
     """A Whisper code; * for all other languages."""
     model: str | None = Field(examples=["faster-whisper/base"])
-    """The engine and the weights that it would use now; null where none is installed."""
+    """The engine and the weights that it would use now; null where there are none."""
     candidates: list[str]
     """All that are considered, best first."""
     reason: str
@@ -114,13 +114,13 @@ async def models(services: ServicesDep, _: Reader) -> Models:
 
 def _choices(resolver: Resolver) -> Iterator[ModelChoice]:
     for language, names in resolver.settings.asr.models_for.items():
-        chosen = resolver.first_here(names)
+        chosen, is_here = resolver.choose(names)
         better = names if chosen is None else names[: names.index(chosen)]
-        if not better:
-            reason = "It is the best one of the list, and installed."
-        else:
-            missing = ", ".join(map(str, better))
-            reason = f"Not installed: {missing}. Run: {better[0].pull_command}"
+        reasons = [f"{name} is not installed, and cannot be fetched." for name in better]
+        if chosen is not None:
+            state = "installed" if is_here else "fetched for the first job that needs it"
+            reasons.append(f"{chosen} is {state}.")
+        reason = " ".join(reasons)
         yield ModelChoice(
             language=language,
             model=None if chosen is None else str(chosen),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ HOTWORDS_SCORE = 1.5
 """What a hotword adds to the log probability of each of its pieces (sherpa-onnx's default)."""
 MOST_HOTWORDS = 500
 _NO_LETTER = re.compile(r"[^\w']+")
+_SPECIAL = re.compile(r"<.+>")
+"""Tokens that are no text, such as the blank."""
 
 
 class SherpaOnnx:
@@ -80,7 +83,7 @@ class SherpaOnnx:
         self._recognizer(beam_size=1)
 
     def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
-        """See `SpeechEngine.languages`: these networks tell none."""
+        """See `SpeechEngine.languages`: these networks detect none."""
         return [{} for _ in windows]
 
     def transcribe(
@@ -101,10 +104,7 @@ class SherpaOnnx:
                 loaded = _load(self._network, self._threads, beam_size)
             except (RuntimeError, ValueError, OSError) as error:
                 raise EngineFailed(reason=error) from error
-            # One for greedy search, and the last one for beam search.
-            self._recognizers = {
-                size: each for size, each in self._recognizers.items() if size == 1
-            } | {beam_size: loaded}
+            self._recognizers = {beam_size: loaded}  # one at a time: each holds the whole network
         return self._recognizers[beam_size]
 
     def _segments(
@@ -150,7 +150,9 @@ class SherpaOnnx:
         They have the network's case. Those with letters that the network never writes are left out:
         sherpa-onnx would reject them with a line on stderr.
         """
-        known = "".join(read_tokens(self._network.parts.tokens))
+        tokens = read_tokens(self._network.parts.tokens)
+        known = "".join(token for token in tokens if not _SPECIAL.fullmatch(token))
+        text = unicodedata.normalize("NFC", text)
         if known == known.upper():
             text = text.upper()
         elif known == known.lower():

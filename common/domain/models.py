@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
-BATCH_ENGINES: Final = ("faster-whisper", "whisper.cpp", "sherpa-onnx")
+WHISPER_ENGINES: Final = ("faster-whisper", "whisper.cpp")
+"""The engines whose models detect languages, and can be converted into each other's."""
+BATCH_ENGINES: Final = (*WHISPER_ENGINES, "sherpa-onnx")
 """The engines for recordings."""
 AUTO_MODEL: Final = "auto"
 ANY_LANGUAGE: Final = "*"

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from common.domain.models import BATCH_ENGINES
+from common.domain.models import BATCH_ENGINES, WHISPER_ENGINES
 from common.errors import UnknownOption
 
 FASTER_WHISPER = "faster-whisper"
 WHISPER_CPP = "whisper.cpp"
 SHERPA_ONNX = "sherpa-onnx"
 ZIPFORMER = "zipformer"
-WHISPER_ENGINES = (FASTER_WHISPER, WHISPER_CPP)
-"""The engines whose weights can be converted into each other's."""
 ENGINES = (*BATCH_ENGINES, ZIPFORMER)
 
 EVERY_LANGUAGE = ("*",)

@@ -142,7 +142,8 @@ class WeightsStore:
         `verify`.
         """
         published = [self._state(spec) for spec in self.manifest.specs]
-        own = [self._state(self.spec(engine, model), own=True) for engine, model in self._by_hand()]
+        by_hand = dict.fromkeys(self._by_hand())  # with and without the prefix it is one name
+        own = [self._state(self.spec(engine, model), own=True) for engine, model in by_hand]
         return published + own
 
     def present(self) -> list[tuple[str, str]]:
@@ -236,13 +237,14 @@ class WeightsStore:
         It is checked once, and again when one of its files has changed.
         """
         try:
-            state = [(path.name, *_fingerprint(path)) for path in sorted(folder.iterdir())]
+            files = sorted([*networks_in(folder), *folder.glob(TOKENS)])
+            state = [(path.name, *_fingerprint(path)) for path in files]
             known, network = self._checked.get(folder, (None, ""))
             if known != state:
                 network = _checked_network(folder)
                 self._checked[folder] = state, network
         except OSError as error:
-            return str(error)
+            return error.strerror or "it cannot be read"
         return network
 
     def _files(self, spec: WeightsSpec) -> Iterator[tuple[FileSpec, Path]]:

@@ -26,8 +26,9 @@ from common.asr.loading import load_engine
 from common.audio.decode import MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.silero import SileroNetwork
+from common.domain.models import WHISPER_ENGINES
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment
-from common.weights.manifest import WHISPER_ENGINES, Manifest
+from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from scripts.bench.corpus import read_corpus
 from scripts.cli.cli import load_settings

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 from rich.table import Column
 
-from common.errors import PullFailed, WeightsCorrupt, WeightsMissing
+from common.domain.models import WHISPER_ENGINES
+from common.errors import PullFailed, UnknownOption, WeightsCorrupt, WeightsMissing
 from common.settings import AsrSettings
 from common.weights.manifest import (
     ENGINES,
     EVERY_LANGUAGE,
     FASTER_WHISPER,
-    WHISPER_ENGINES,
     Manifest,
 )
 from common.weights.pull import Puller
@@ -91,7 +91,7 @@ def pull(store: WeightsStore, model: str | None, engine: str | None) -> None:
         for name in names:
             try:
                 weights = puller.pull(name.engine, name.model)
-            except PullFailed as error:
+            except (PullFailed, UnknownOption) as error:
                 if name == names[-1]:
                     raise
                 progress(0, 0, error.message)

@@ -53,6 +53,8 @@ def have_one(asr: AsrSettings, names: Sequence[ModelName]) -> None:
         try:
             have_weights(asr, name.engine, name.model)
         except UnknownOption as error:
+            if name != names[-1]:
+                continue
             raise SetupProblem(
                 problem=f"DEFAULT_MODEL {name.model} for {name.engine} is not in "
                 f"{asr.models_dir}, and the manifest has no source for it",

@@ -21,10 +21,9 @@ from common.asr.guards import is_known_phrase
 from common.asr.loading import load_engine
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.languages import LANGUAGES
-from common.domain.models import BATCH_ENGINES
+from common.domain.models import BATCH_ENGINES, WHISPER_ENGINES
 from common.domain.values import SAMPLES_PER_MS, Segment, Span
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
-from common.weights.manifest import WHISPER_ENGINES
 from tests.support.speech import noise, silence, speak
 
 WEIGHTS = {

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from common.domain.models import WHISPER_ENGINES
 from common.settings import AsrSettings, Settings
 from common.weights.convert import ct2_to_ggml
-from common.weights.manifest import WHISPER_ENGINES
 from scripts.bench.bench import OURS, PARTS, Bench, Size
 from scripts.bench.corpus import read_corpus
 from scripts.bench.direct import Way

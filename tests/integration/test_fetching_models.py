@@ -16,7 +16,7 @@ from common.db.jobs import Jobs
 from common.db.tables import Job
 from common.domain.models import ModelName
 from common.domain.request import Options
-from common.errors import PullFailed, WeightsCorrupt
+from common.errors import ModelFetchFailed, PullFailed, WeightsCorrupt
 from tests.support.factories import claim_next, new_job, new_recording
 from tests.support.gateway import GatewayProcess, StartGateway
 from tests.support.service import Service, Start, wait_until, write_wav
@@ -147,20 +147,21 @@ def test_without_the_best_model_the_next_one_is_used_with_a_warning(
         ]
         manifest = gateway.http.get(f"/api/v1/result/{job}").json()["manifest"]
         assert manifest["model"] == "base"
-        assert manifest["models"] == {"en": [str(SMALL), str(BASE)]}
+        assert manifest["options"]["models"] == {"en": [str(SMALL), str(BASE)]}
     third = upload(gateway, tmp_path, initial_prompt="C.")
     ended(gateway, third)
     with service.database.transaction() as session:
         row = session.get_one(Job, UUID(third))
         assert row.options["fetch_model"] is False, "it failed a moment ago"
-    assert (service.folder / "service.log").read_text().count("fetching faster-whisper/small") <= 2
+    tried = (service.folder / "service.log").read_text().count("fetching faster-whisper/small")
+    assert 1 <= tried <= 2
     (english,) = (
         each
         for each in gateway.http.get("/api/v1/models").json()["auto"]
         if each["language"] == "en"
     )
     assert english["model"] == str(BASE)
-    assert "steno models pull small" in english["reason"]
+    assert english["reason"].startswith(f"{SMALL} is not installed, and cannot be fetched.")
 
 
 def test_a_detected_language_decides_about_the_model(
@@ -235,7 +236,7 @@ def test_a_full_disk_fails_the_job_with_the_space_that_it_needs(
     full = shutil.disk_usage(models)._replace(free=1_000)
     monkeypatch.setattr("common.weights.pull.shutil.disk_usage", lambda _: full)
     claim = claim_next(context.steps)
-    with pytest.raises(PullFailed, match="needs 78 MB of disk space, 0 MB are free"):
+    with pytest.raises(ModelFetchFailed, match="needs 78 MB of disk space, 0 MB are free"):
         fetch_model.run(context, claim)
 
 

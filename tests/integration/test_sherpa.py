@@ -34,6 +34,7 @@ from tests.support.speech import noise, silence
 from tests.support.streaming_networks import (
     CHUNK_MS,
     CYCLE,
+    TOKENS,
     write_tokens,
     write_zipformer2,
     write_zipformer2_ctc,
@@ -157,6 +158,17 @@ def test_any_hotwords_and_beam_are_accepted(
     options = replace(GREEDY, beam_size=8, hotwords=hotwords, initial_prompt="Xin chào.")
     assert text(one(engine, loud(4), options))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("capitals", [False, True])
+def test_hotwords_have_the_letters_of_the_network(tmp_path: Path, capitals: bool) -> None:
+    tokens = [each.upper() if capitals and "<" not in each else each for each in TOKENS]
+    write_offline_zipformer2(tmp_path, unsure=(TOKENS[3], TOKENS[4]))
+    write_tokens(tmp_path, tokens)
+    engine = SherpaOnnx(tmp_path)
+    for hotword in ("hai", "HAI", "Hai"):
+        found = text(one(engine, loud(1), replace(GREEDY, hotwords=f"Köln, {hotword}")))
+        assert found == ("HAI" if capitals else "hai")
 
 
 def test_hotwords_of_one_call_do_not_apply_to_the_next(engine: SherpaOnnx) -> None:

@@ -16,6 +16,7 @@ from tests.support.offline_networks import write_offline_zipformer2
 from worker.models import Models
 
 BEST, SECOND, OWN = (ModelName("sherpa-onnx", name) for name in ("best", "second", "own"))
+BASE = ModelName("faster-whisper", "base")
 MANIFEST = Manifest(
     tuple(
         WeightsSpec(
@@ -44,6 +45,7 @@ def test_a_table_has_the_models_of_each_language_in_order() -> None:
         ("* = faster-whisper/", "must be like faster-whisper/base"),
         ("faster-whisper/base", "must have entries like vi = faster-whisper/base"),
         ("* = vosk/base", "must have engines among faster-whisper"),
+        ("* = sherpa-onnx/own", r"among faster-whisper, whisper\.cpp for \*; got sherpa-onnx/own"),
         ("xx = faster-whisper/base; * = faster-whisper/base", "Whisper codes .* got 'xx'"),
     ],
 )
@@ -75,10 +77,11 @@ def test_options_keep_the_models_through_json() -> None:
 
 def test_a_job_uses_the_models_that_its_options_ask_for() -> None:
     asr = AsrSettings(
-        default_model="auto", default_language="vi", model_for=f"vi={BEST},{SECOND};*={OWN}"
+        default_model="auto", default_language="vi", model_for=f"vi={BEST},{SECOND};*={BASE}"
     )
     assert asr.default_models == (BEST, SECOND)
-    assert asr.models_of(None, None, "en") == (OWN,)
+    assert asr.models_of(None, None, "en") == (BASE,)
+    assert asr.models_of("whisper.cpp", "AUTO", "en") == (ModelName("whisper.cpp", "base"),)
     assert asr.models_of("whisper.cpp", "tiny", None) == (ModelName("whisper.cpp", "tiny"),)
     assert asr.models_of(None, "base", "vi") == (ModelName("faster-whisper", "base"),)
 
@@ -115,7 +118,10 @@ def test_a_model_without_a_reachable_source_is_passed_over(
         models.resolve(BEST)
     have(store, OWN)
     assert models.have_one([BEST, OWN]) == OWN
-    assert models.fetch_limit_s([BEST, OWN]) > models.fetch_limit_s([OWN]) == 0
+    assert models.fetch_limit_s([BEST, OWN]) > models.fetch_limit_s([OWN, BEST]) == 0
+    assert Models(store).fetch_limit_s([BEST, OWN]) == 0, "it may not fetch"
+    assert "steno models pull best" in models.advice(BEST)
+    assert models.advice(OWN) == "sherpa-onnx/own is not installed"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -334,8 +334,8 @@ def test_a_model_that_could_not_be_fetched_lately_is_not_waited_for(choosing: Ma
     job = resolve(choosing(BASE_CPP, failed=[VI_68M, PHO]))
     assert chosen(job) == ("whisper.cpp/base", False)
     assert job.options.models["vi"][0] == VI_68M
-    with pytest.raises(ModelNotInstalled, match="steno models pull vi-68m --engine sherpa-onnx"):
-        resolve(choosing(failed=[VI_68M, PHO, BASE_CPP]))
+    nothing_else = choosing(failed=[VI_68M, PHO, BASE_CPP])
+    assert chosen(resolve(nothing_else)) == ("sherpa-onnx/vi-68m", True)
 
 
 def test_without_auto_fetch_the_best_installed_one_is_chosen(choosing: Made) -> None:
@@ -344,11 +344,12 @@ def test_without_auto_fetch_the_best_installed_one_is_chosen(choosing: Made) -> 
         resolve(choosing(SMALL, auto_fetch=False))
 
 
-def test_a_detected_language_needs_the_models_of_all(choosing: Made) -> None:
+def test_a_language_is_detected_by_the_model_for_all_others(choosing: Made) -> None:
     job = resolve(choosing(VI_68M, SMALL), language="auto")
     assert chosen(job) == ("whisper.cpp/small", False)
     assert job.options.models.keys() == {"vi", "*"}
-    assert chosen(resolve(choosing(SMALL), language="auto")) == ("whisper.cpp/small", True)
+    assert chosen(resolve(choosing(SMALL), language="auto")) == ("whisper.cpp/small", False)
+    assert chosen(resolve(choosing(VI_68M), language="auto")) == ("whisper.cpp/small", True)
 
 
 def test_an_engine_or_an_option_of_whisper_narrows_the_choice(choosing: Made) -> None:
@@ -356,6 +357,8 @@ def test_an_engine_or_an_option_of_whisper_narrows_the_choice(choosing: Made) ->
     assert chosen(resolve(resolver, engine="whisper.cpp")) == ("whisper.cpp/pho", False)
     for field, value in {"task": "translate", "temperature": "0.2", "initial_prompt": "a"}.items():
         assert chosen(resolve(resolver, **{field: value})) == ("whisper.cpp/pho", False)
+        with pytest.raises(OptionConflict, match=f"{field}={value} needs a Whisper engine"):
+            resolve(resolver, engine="sherpa-onnx", **{field: value})
     with pytest.raises(UnknownOption, match="engine must be one of sherpa-onnx, whisper"):
         resolve(resolver, engine="faster-whisper")
 

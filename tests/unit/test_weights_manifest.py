@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from common.domain.models import WHISPER_ENGINES
 from common.errors import UnknownOption
 from common.weights.manifest import (
     MANIFEST,
     SHERPA_ONNX,
-    WHISPER_ENGINES,
     ZIPFORMER,
     Conversion,
     HubFiles,

@@ -5,25 +5,36 @@ from __future__ import annotations
 import time
 
 from common.db.steps import Claim
+from common.db.tables import Job
+from common.domain.models import ANY_LANGUAGE, Names
 from common.domain.request import Options
+from common.errors import ModelFetchFailed, PullFailed
 from worker.context import Context
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
-    """Have one model for each of the job's languages; returns the claim of the next step, if any.
+    """Have one of the models that the job begins with; returns the claim of the next step, if any.
+
+    With a language that is to be detected, that is the model which detects it.
 
     Raises:
-        PullFailed, WeightsMissing: of the models of a language, none can be had; permanently.
-        StaleClaim, Unavailable: as in every step.
+        WeightsMissing: none is here, and none may be fetched; permanently.
+        ModelFetchFailed, StaleClaim, Unavailable: as in every step.
     """
     started = time.monotonic()
-    for names in Options.from_json(claim.job.options).models.values():
-        context.models.have_one(names)
+    try:
+        context.models.have_one(_names(claim.job))
+    except PullFailed as error:
+        raise ModelFetchFailed(reason=error.message) from error
     elapsed_ms = round((time.monotonic() - started) * 1000)
     return context.finish(claim, elapsed_ms=elapsed_ms)
 
 
 def limit_s(context: Context, claim: Claim) -> float:
     """The time limit, by the size of all models that may be tried."""
-    names = [name for each in Options.from_json(claim.job.options).models.values() for name in each]
-    return context.settings.chunk.timeout + context.models.fetch_limit_s(names)
+    return context.settings.chunk.timeout + context.models.fetch_limit_s(_names(claim.job))
+
+
+def _names(job: Job) -> Names:
+    models = Options.from_json(job.options).models
+    return models.get(ANY_LANGUAGE) or next(iter(models.values()))

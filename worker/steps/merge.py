@@ -137,7 +137,6 @@ def _manifest(
     return {
         "recording_sha256": job.recording.sha256,
         "model": job.model,
-        "models": job.options.get("models") or None,
         "weights_sha256": weights_sha256,
         "decoding": decoding_identity(job, weights_sha256 or "", language),
         "encoders": sorted({segment.encoder for segment in transcript.segments} - {None}),

@@ -86,9 +86,8 @@ def limit_s(context: Context, claim: Claim) -> float:
     assert recording is not None  # noqa: S101 - the phase that fetches it comes first
     longest_s = recording.size_bytes / LOWEST_BYTE_RATE
     asked_s = MOST_ASKED * MAX_WINDOW_MS / 1000 if job.language == AUTO else 0
-    models = Options.from_json(job.options).models.values()
-    names = [name for each in models for name in each] or [model_of(job)]
-    fetch_s = context.models.fetch_limit_s(names)
+    models = Options.from_json(job.options).models or {job.language: (model_of(job),)}
+    fetch_s = sum(map(context.models.fetch_limit_s, models.values()))
     limit_s = context.settings.chunk.timeout + SLOWEST_PLAN * longest_s + fetch_s
     return limit_s + SLOWEST_ENGINE * asked_s
 
@@ -210,13 +209,10 @@ class _Planning:
         if not self._models:
             return model_of(self._job)
         names = candidates(self._models, language)
-        chosen = self._context.models.first_present(names)
-        if chosen is None:  # it was deleted since it was fetched
-            chosen = self._context.models.have_one(names)
+        chosen = self._context.models.have_one(names)
+        better = names[: names.index(chosen)]
         self._fallback = [
-            f"{FALLBACK_MODEL}: {best} is not installed; run: {best.pull_command}"
-            for best in names[:1]
-            if best != chosen
+            f"{FALLBACK_MODEL}: {self._context.models.advice(name)}" for name in better[:1]
         ]
         return chosen
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from common.domain.stream import Style
 from common.errors import UnknownOption, WeightsMissing
 from common.weights.manifest import WHISPER_ENGINES
-from common.weights.whisper import NotConvertible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +79,7 @@ def _openvino_encoder(weights: Path, threads: int) -> OpenVinoEncoder | None:
         from common.asr.openvino_encoder import OpenVinoEncoder
 
         return OpenVinoEncoder(weights, threads=threads)
-    except (ImportError, NotConvertible, RuntimeError):
+    except (ImportError, KeyError, OSError, RuntimeError, ValueError):
         return None
 
 

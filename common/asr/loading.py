@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 from common.domain.models import BATCH_ENGINES
 from common.domain.stream import Style
 from common.errors import UnknownOption, WeightsMissing
-from common.weights.whisper import NotConvertible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +84,7 @@ def _openvino_encoder(weights: Path, threads: int) -> OpenVinoEncoder | None:
         from common.asr.openvino_encoder import OpenVinoEncoder
 
         return OpenVinoEncoder(weights, threads=threads)
-    except (ImportError, NotConvertible, RuntimeError):
+    except (ImportError, KeyError, OSError, RuntimeError, ValueError):
         return None
 
 

@@ -438,13 +438,16 @@ class Bench:
         return service.run_all(paths, options)
 
     def _networks(self, language: str) -> list[ModelName]:
-        """The installed networks of sherpa-onnx for a language; in Vietnamese there is one."""
+        """The published networks of sherpa-onnx for a language that are installed.
+
+        In Vietnamese there is always one.
+        """
         found = [
             ModelName(state.engine, state.model)
             for state in self._weights.states()
             if state.engine == SHERPA_ONNX
             and state.state == "present"
-            and (state.own or language in state.languages)
+            and language in state.languages
         ]
         if not found and language == "vi":
             self._progress("making Vietnamese weights for sherpa-onnx")

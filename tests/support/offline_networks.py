@@ -20,6 +20,7 @@ from tests.support.streaming_networks import (
     LOUD,
     MELS,
     TOKENS,
+    write_decoder_and_joiner,
     write_network,
     write_tokens,
 )
@@ -130,28 +131,7 @@ def write_offline_zipformer2(
         graph.constants,
         {"model_type": "zipformer2", "version": "1", "comment": "non-streaming zipformer2"},
     )
-    zeros = numpy_helper.from_array(np.zeros((size, size), np.float32), "table")
-    last = numpy_helper.from_array(np.array(1, np.int64), "last")
-    write_network(
-        folder / f"decoder{export}.onnx",
-        [
-            helper.make_node("Gather", ["y", "last"], ["token"], axis=1),
-            helper.make_node("Gather", ["table", "token"], ["decoder_out"], axis=0),
-        ],
-        [value("y", TensorProto.INT64, ["N", 2])],
-        [value("decoder_out", TensorProto.FLOAT, ["N", size])],
-        [zeros, last],
-        {"vocab_size": size, "context_size": 2},
-    )
-    write_network(
-        folder / f"joiner{export}.onnx",
-        [helper.make_node("Add", ["encoder_out", "decoder_out"], ["logit"])],
-        [value(name, TensorProto.FLOAT, ["N", size]) for name in ("encoder_out", "decoder_out")],
-        [value("logit", TensorProto.FLOAT, ["N", size])],
-        [],
-        {"joiner_dim": size},
-    )
-    write_tokens(folder)
+    write_decoder_and_joiner(folder, np.zeros((size, size), np.float32), export)
 
 
 def write_offline_zipformer2_ctc(folder: Path) -> None:

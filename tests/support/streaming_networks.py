@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 CHUNK_MS = 320
@@ -248,10 +249,19 @@ def _write_transducer(
     that adds; with the tokens.
     """
     _save(folder / f"encoder{export}.onnx", graph, "encoder_out", metadata)
+    forbidding = np.diag([0.0, *[-1000.0] * (len(TOKENS) - 1)]).astype(np.float32)
+    write_decoder_and_joiner(folder, forbidding, export)
+
+
+def write_decoder_and_joiner(folder: Path, table: NDArray[np.float32], export: str = "") -> None:
+    """Write a decoder that gives the last token's row of ``table``, a joiner that adds it to the
+    scores, and the tokens.
+    """
     size = len(TOKENS)
-    forbidding = np.diag([0.0, *[-1000.0] * (size - 1)]).astype(np.float32)
-    table = numpy_helper.from_array(forbidding, "table")
-    last = numpy_helper.from_array(np.array(1, np.int64), "last")
+    constants = [
+        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(np.array(1, np.int64), "last"),
+    ]
     nodes = [
         helper.make_node("Gather", ["y", "last"], ["token"], axis=1),
         helper.make_node("Gather", ["table", "token"], ["decoder_out"], axis=0),
@@ -262,7 +272,7 @@ def _write_transducer(
         nodes,
         [value("y", TensorProto.INT64, ["N", 2])],
         [value("decoder_out", TensorProto.FLOAT, ["N", size])],
-        [table, last],
+        constants,
         {"vocab_size": size, "context_size": 2},
     )
     write_network(

@@ -99,8 +99,7 @@ class Models:
         return size / LOWEST_RATE
 
     def _can_fetch(self, name: ModelName) -> bool:
-        spec = self.store.manifest.get(name.engine, name.model)
-        return self._auto_fetch and spec is not None and bool(spec.sources)
+        return self._auto_fetch and self.store.manifest.has_source(name.engine, name.model)
 
     def _failed_lately(self) -> set[ModelName]:
         if self._redis is None:

@@ -237,8 +237,8 @@ class Resolver:
         return next(iter(fetchable), None), False
 
     def _can_fetch(self, name: ModelName) -> bool:
-        published = self.weights.manifest.get(name.engine, name.model)
-        return self.settings.asr.auto_fetch and published is not None and bool(published.sources)
+        auto_fetch = self.settings.asr.auto_fetch
+        return auto_fetch and self.weights.manifest.has_source(name.engine, name.model)
 
     def _not_installed(self, name: ModelName) -> ModelNotInstalled:
         here = ", ".join(self.installed()) or "none"

@@ -162,6 +162,11 @@ class Manifest:
         """The entry for these weights, or None."""
         return next((s for s in self.specs if (s.engine, s.model) == (engine, model)), None)
 
+    def has_source(self, engine: str, model: str) -> bool:
+        """Whether these weights can be fetched from somewhere."""
+        spec = self.get(engine, model)
+        return spec is not None and bool(spec.sources)
+
     def find(self, engine: str, model: str) -> WeightsSpec:
         """The entry for these weights.
 

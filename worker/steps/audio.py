@@ -26,6 +26,8 @@ SLOWEST_ENGINE = 4.0
 """An engine that takes more than this many times the length of the audio counts as hung."""
 ADAPTER_REVISION = 4
 """Increased when our own code changes the text of the same audio and options."""
+BEAM_SIZES = {SHERPA_ONNX: 1}
+"""The beam size of engines that have another default than Whisper's 5."""
 
 
 def open_recording(context: Context, recording: Recording | None) -> BinaryIO:
@@ -81,10 +83,6 @@ def plan_options(cutting: Cutting) -> PlanOptions:
 def model_of(job: Job) -> ModelName:
     """The model that transcribes the job; with ``auto`` it is known once the job is planned."""
     return ModelName(job.engine, job.model)
-
-
-BEAM_SIZES = {SHERPA_ONNX: 1}
-"""The beam size of engines that have another default than Whisper's 5."""
 
 
 def decoding_options(job: Job, language: str) -> DecodingOptions:

@@ -419,11 +419,11 @@ class AsrSettings(BaseSettings):
     model_config = _config()
 
     default_engine: Literal["faster-whisper", "whisper.cpp", "sherpa-onnx"] = "faster-whisper"
-    """Engine of jobs that name none."""
+    """Engine of jobs that name a model, but no engine."""
     default_model: Annotated[
         str,
         Field(validation_alias=AliasChoices("default_model", "asr_model_name")),
-    ] = "base"
+    ] = "auto"
     """Model of jobs that name none (also ASR_MODEL_NAME); `steno models list` shows all. auto: the
     best one for the language, see MODEL_FOR."""
     default_language: Annotated[

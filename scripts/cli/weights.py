@@ -45,10 +45,14 @@ def have_default_weights(asr: AsrSettings) -> None:
 def have_one(asr: AsrSettings, names: Sequence[ModelName]) -> None:
     """Download the first of these weights that has a source, unless a better one is present.
 
+    With ``AUTO_FETCH=false``, nothing is downloaded where any of them is present.
+
     Raises:
         SetupProblem: they are neither present nor in the manifest.
         PullFailed: no source had any of them.
     """
+    if not asr.auto_fetch and _any_is_present(asr, names):
+        return
     for name in names:
         try:
             have_weights(asr, name.engine, name.model)
@@ -66,6 +70,12 @@ def have_one(asr: AsrSettings, names: Sequence[ModelName]) -> None:
             click.echo(f"{error.message}; trying {names[names.index(name) + 1]}", err=True)
         else:
             return
+
+
+def _any_is_present(asr: AsrSettings, names: Sequence[ModelName]) -> bool:
+    states = WeightsStore(asr.models_dir, Manifest.load()).states()
+    here = {ModelName(it.engine, it.model) for it in states if it.state == "present"}
+    return not here.isdisjoint(names)
 
 
 def have_weights(asr: AsrSettings, engine: str, model: str) -> None:

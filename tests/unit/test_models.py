@@ -12,6 +12,7 @@ from common.errors import PullFailed, SetupProblem, WeightsMissing
 from common.settings import AsrSettings, load_settings
 from common.weights.manifest import FileSpec, HubFiles, Manifest, WeightsSpec
 from common.weights.store import WeightsStore
+from scripts.cli.weights import have_one
 from tests.support.offline_networks import write_offline_zipformer2
 from worker.models import Models
 
@@ -122,6 +123,22 @@ def test_a_model_without_a_reachable_source_is_passed_over(
     assert Models(store).fetch_limit_s([BEST, OWN]) == 0, "it may not fetch"
     assert "steno models pull best" in models.advice(BEST)
     assert models.advice(OWN) == "sherpa-onnx/own is not installed"
+
+
+def test_the_command_line_fetches_a_better_model_only_if_it_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    store = WeightsStore(tmp_path, Manifest.load())
+    own = ModelName("sherpa-onnx", "own")
+    have(store, own)
+    names = (ModelName("sherpa-onnx", "vi-68m"), own)
+    have_one(AsrSettings(models_dir=tmp_path, auto_fetch=False), names)
+    assert capsys.readouterr().err == ""
+    have_one(AsrSettings(models_dir=tmp_path, auto_fetch=True), names)
+    assert f"HF_HUB_OFFLINE is set; trying {own}" in capsys.readouterr().err
+    with pytest.raises(PullFailed, match="vi-68m"):
+        have_one(AsrSettings(models_dir=tmp_path, auto_fetch=False), names[:1])
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

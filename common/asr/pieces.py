@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import exp
 from statistics import fmean
+from typing import Self
 
 from common.domain.values import Span, Word
 
@@ -39,6 +40,11 @@ class Pieces:
     def avg_logprob(self) -> float:
         """The mean log probability, at most 0; 0 where the network gives none."""
         return min(0.0, fmean(self.logprobs)) if self.logprobs else 0.0
+
+    def in_lower_case(self) -> Self:
+        """The same, with the text in lower case."""
+        tokens = [token.lower() for token in self.tokens]
+        return replace(self, text=self.text.lower(), tokens=tokens)
 
     def words(self, emission: Emission, whole: Span) -> list[Word]:
         """The words, inside ``whole``; their start and end are estimated, as ``emission`` says.

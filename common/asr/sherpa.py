@@ -8,6 +8,8 @@ Windows are decoded one by one. So a text depends on its window alone: in a batc
 would be padded, and 8-bit weights share the scale of their activations. On a CPU a batch gains
 nothing, as one window fills a core.
 
+The text of a network that has only capitals is in lower case.
+
 Words have the times at which their pieces were emitted. Moonshine gives no times: there the words
 are spread over the audio that is loud, by their letters.
 """
@@ -30,7 +32,14 @@ from common.asr.pieces import Emission, Pieces, begins_word
 from common.asr.segments import loud_span, segments_of
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, WeightsMissing, WeightsUnusable
-from common.weights.sherpa import Kind, Network, network_in, read_tokens
+from common.weights.sherpa import (
+    Kind,
+    Network,
+    has_only_capitals,
+    letters_of,
+    network_in,
+    read_tokens,
+)
 
 MIN_SAMPLES = SAMPLE_RATE // 2
 """Shorter windows are padded with silence: convolutions need some frames."""
@@ -47,8 +56,6 @@ HOTWORDS_SCORE = 1.5
 """What a hotword adds to the log probability of each of its pieces (sherpa-onnx's default)."""
 MOST_HOTWORDS = 500
 _NO_LETTER = re.compile(r"[^\w']+")
-_SPECIAL = re.compile(r"<.+>")
-"""Tokens that are no text, such as the blank."""
 
 
 class SherpaOnnx:
@@ -78,6 +85,7 @@ class SherpaOnnx:
             self._network = network_in(weights, streaming=False)
         except (ValueError, OSError) as error:
             raise WeightsUnusable(model=weights.name, engine=self.name, reason=error) from error
+        self._letters = letters_of(read_tokens(self._network.parts.tokens))
         self._threads = threads
         self._recognizers: dict[int, OfflineRecognizer] = {}
         self._recognizer(beam_size=1)
@@ -123,13 +131,15 @@ class SherpaOnnx:
             [round(time * 1000) for time in result.timestamps],
             result.ys_log_probs,
         )
+        if has_only_capitals(self._letters):
+            pieces = pieces.in_lower_case()
         whole = Span(0, len(window) // SAMPLES_PER_MS)
         if pieces.emitted_ms:
             is_wenet = self._network.kind is Kind.WENET_CTC
             words = pieces.words(WENET_EMISSION if is_wenet else EMISSION, whole)
         else:
-            words = _spread(result.text.split(), loud_span(window))
-        decoding = DecodingResult(result.text, pieces.avg_logprob, no_speech_prob=0.0)
+            words = _spread(pieces.text.split(), loud_span(window))
+        decoding = DecodingResult(pieces.text, pieces.avg_logprob, no_speech_prob=0.0)
         return segments_of(decoding, words, window, keep_words=options.word_timestamps)
 
     def _decode(self, recognizer: OfflineRecognizer, window: Samples, hotwords: str) -> Any:
@@ -150,8 +160,7 @@ class SherpaOnnx:
         They have the network's case. Those with letters that the network never writes are left out:
         sherpa-onnx would reject them with a line on stderr.
         """
-        tokens = read_tokens(self._network.parts.tokens)
-        known = "".join(token for token in tokens if not _SPECIAL.fullmatch(token))
+        known = self._letters
         text = unicodedata.normalize("NFC", text)
         if known == known.upper():
             text = text.upper()

@@ -2,7 +2,7 @@
 
 Transducers (zipformer and its predecessors) and CTC models (zipformer2's, WeNet's) are
 distinguished by their files and metadata. They know what they were trained on: one language, often
-no punctuation, often no case.
+no punctuation, often no case: the text of one that has only capitals is in lower case.
 
 A network decodes chunks of some hundred milliseconds, keeps its state between them, and takes the
 best token at each frame. It never changes earlier text, so each hypothesis begins with the one
@@ -27,7 +27,14 @@ from common.asr.streaming import RecognitionRequest
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, WeightsMissing, WeightsUnusable
-from common.weights.sherpa import Kind, Network, network_in
+from common.weights.sherpa import (
+    Kind,
+    Network,
+    has_only_capitals,
+    letters_of,
+    network_in,
+    read_tokens,
+)
 
 TAIL_MS = 800
 """Silence after an utterance: the last words are emitted only when more audio follows."""
@@ -79,6 +86,8 @@ class Zipformer:
             self._recognizer = _load(network, threads)
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailed(reason=error) from error
+        letters = letters_of(read_tokens(network.parts.tokens))
+        self._has_only_capitals = has_only_capitals(letters)
         tail_ms = max(TAIL_MS, _chunk_ms(network) + LATE_MS)
         self._tail = np.zeros(tail_ms * SAMPLES_PER_MS, np.float32)
         self._utterances: dict[tuple[str, int], _Utterance] = {}
@@ -135,6 +144,8 @@ class Zipformer:
             [round(time * 1000) for time in result.timestamps],
             result.ys_probs,
         )
+        if self._has_only_capitals:
+            pieces = pieces.in_lower_case()
         mean_logprob = round(pieces.avg_logprob, 3)
         groups = split(pieces.words(EMISSION, whole))
         return Hypothesis(tuple(_segment(group, mean_logprob) for group in groups if group))

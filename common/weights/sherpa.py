@@ -9,6 +9,7 @@ after a line on stderr: so `network_in` checks its requirements first, where tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +27,8 @@ LAYOUTS = (TRANSDUCER, MOONSHINE, *SINGLE)
 """The networks that belong together, by the beginning of their files' names. The hash of the first
 identifies the weights."""
 _SUFFIX = ".onnx"
+_SPECIAL = re.compile(r"<.+>")
+"""Tokens that are no text, such as the blank."""
 
 
 class Kind(StrEnum):
@@ -151,6 +154,16 @@ def read_tokens(path: Path) -> dict[str, int]:
             case _:
                 raise ValueError(f"{path.name}, line {number}: expected a token and a number")
     return tokens
+
+
+def letters_of(tokens: Iterable[str]) -> str:
+    """What these tokens write, in one string; special ones, such as the blank, write nothing."""
+    return "".join(token for token in tokens if not _SPECIAL.fullmatch(token))
+
+
+def has_only_capitals(letters: str) -> bool:
+    """Whether a network with these letters writes capitals where others write all letters."""
+    return letters == letters.upper() != letters.lower()
 
 
 # --- kinds ------------------------------------------------------------------------------------

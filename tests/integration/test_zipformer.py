@@ -21,6 +21,7 @@ from tests.support.speech import noise, silence, speak
 from tests.support.streaming_networks import (
     CHUNK_MS,
     CYCLE,
+    TOKENS,
     write_conformer,
     write_lstm,
     write_tokens,
@@ -240,6 +241,14 @@ def test_published_names_are_understood_and_eight_bits_preferred(tmp_path: Path)
     for name in ("encoder", "decoder", "joiner"):
         (tmp_path / f"{name}-epoch-99-avg-1-chunk-16-left-128.onnx").write_bytes(b"not looked at")
     assert at_once(Zipformer(tmp_path), loud(chunks=2)).text
+
+
+def test_a_network_that_has_only_capitals_writes_lower_case(tmp_path: Path) -> None:
+    write_zipformer2_ctc(tmp_path)
+    write_tokens(tmp_path, [each if "<" in each else each.upper() for each in TOKENS])
+    found = at_once(Zipformer(tmp_path), loud(chunks=6))
+    assert found.text == said_by_the_network(6)
+    assert "".join(word.text for word in found.segments[0].words).strip() == found.text
 
 
 def test_long_chunks_are_decoded_to_their_end(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from worker.context import Context
 
 SLOWEST_ENGINE = 4.0
 """An engine that takes more than this many times the length of the audio counts as hung."""
-ADAPTER_REVISION = 4
+ADAPTER_REVISION = 5
 """Increased when our own code changes the text of the same audio and options."""
 BEAM_SIZES = {SHERPA_ONNX: 1}
 """The beam size of engines that have another default than Whisper's 5."""

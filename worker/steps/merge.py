@@ -25,6 +25,8 @@ from common.transcripts import moderated_by, moderation_warnings, parts
 from worker.context import Context, fenced, with_retries
 from worker.steps.audio import decoding_identity
 
+VERSIONS = ("av", "ctranslate2", "faster-whisper", "onnxruntime", "pywhispercpp", "sherpa-onnx")
+"""The packages that a text depends on."""
 NO_TEXT = "speech_without_text"
 TOO_SHORT = "speech_too_short"
 SHORT_SPEECH_MS = 300
@@ -143,10 +145,7 @@ def _manifest(
         "language_probabilities": languages or None,
         "options": job.options,
         "moderation": None if models is None else [by.to_json() for by in models],
-        "versions": {
-            name: version(name)
-            for name in ("av", "ctranslate2", "faster-whisper", "onnxruntime", "pywhispercpp")
-        },
+        "versions": {name: version(name) for name in VERSIONS},
         "chunks": [
             {"index": chunk.index, "windows": chunk.windows, "content_hash": chunk.content_hash}
             for chunk in chunks

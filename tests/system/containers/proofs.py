@@ -619,7 +619,7 @@ def models(bench: ContainerTrial) -> Iterator[Row]:
             accepted = gateway.upload(clip, converted)
             text = outcome(gateway, accepted["job_id"])
             seconds = time.monotonic() - started
-            used = gateway.result(accepted["job_id"])["manifest"]["engine"]
+            used = gateway.status(accepted["job_id"])["engine"]
             yield Row(
                 what,
                 f"{len(text.words)} words by {used} after {seconds:.1f} s",
@@ -632,9 +632,9 @@ def models(bench: ContainerTrial) -> Iterator[Row]:
             project.up("worker", workers=2, options=("--no-deps", "--force-recreate"))
         accepted = gateway.upload(clip, {"language": "vi", "model": "auto"})
         outcome(gateway, accepted["job_id"])
-        result = gateway.result(accepted["job_id"])
-        warned = [each for each in result["warnings"] if each.startswith(FALLBACK_MODEL)]
-        used = f"{result['manifest']['engine']}/{result['manifest']['model']}"
+        state = gateway.status(accepted["job_id"])
+        warned = [each for each in state["warnings"] if each.startswith(FALLBACK_MODEL)]
+        used = f"{state['engine']}/{state['model']}"
         best = str(AsrSettings().models_for["vi"][0])
         yield Row(
             "the best model for Vietnamese",

@@ -37,7 +37,7 @@ class Engines:
         """The engine with these weights; loads it unless it is loaded already.
 
         Raises:
-            WeightsMissing, PullFailed: the weights are missing.
+            WeightsMissing, ModelFetchFailed: the weights are missing.
         """
         weights = self._models.resolve(name)
         if weights not in self._loaded:

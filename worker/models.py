@@ -10,7 +10,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from common.domain.models import ModelName
-from common.errors import PullFailed, UnknownOption, WeightsCorrupt, WeightsMissing, WeightsUnusable
+from common.errors import (
+    ModelFetchFailed,
+    PullFailed,
+    UnknownOption,
+    WeightsCorrupt,
+    WeightsMissing,
+    WeightsUnusable,
+)
 from common.redis import presence
 from common.weights.store import Weights, WeightsStore
 
@@ -38,7 +45,7 @@ class Models:
         Raises:
             WeightsMissing: they are missing, and may not or cannot be fetched.
             WeightsCorrupt, WeightsUnusable: they are present, but wrong.
-            PullFailed: no source had them.
+            ModelFetchFailed: no source had them, or this machine cannot store them; retried.
         """
         try:
             return self.store.resolve(name.engine, name.model)
@@ -61,10 +68,10 @@ class Models:
         Those that no source had lately are tried last.
 
         Raises:
-            PullFailed: none is, and no source has one; the last failure.
+            ModelFetchFailed: none is, and none could be fetched; the last failure.
             WeightsMissing: none is, and none may be fetched.
         """
-        failure: PullFailed | WeightsMissing = WeightsMissing(
+        failure: ModelFetchFailed | WeightsMissing = WeightsMissing(
             engine=names[0].engine, model=names[0].model
         )
         failed = self._failed_lately()
@@ -76,7 +83,7 @@ class Models:
                     continue
                 try:
                     self._fetch(name)
-                except PullFailed as error:
+                except ModelFetchFailed as error:
                     logger.warning("{}", error)
                     failure = error
                 else:
@@ -116,10 +123,10 @@ class Models:
             weights = Puller(self.store, progress=_log).pull(name.engine, name.model)
         except OSError as error:  # of this machine alone
             reason = f"{self.store.root} cannot be written: {error.strerror or error}"
-            raise PullFailed(model=name.model, reason=reason) from error
-        except PullFailed:
+            raise ModelFetchFailed(model=name.model, reason=reason) from error
+        except PullFailed as error:
             self._note_failure(name)
-            raise
+            raise ModelFetchFailed(**error.details) from error
         logger.info("fetched {}", name)
         return weights
 

@@ -16,7 +16,7 @@ from common.db.jobs import Jobs
 from common.db.tables import Job
 from common.domain.models import ModelName
 from common.domain.request import Options
-from common.errors import ModelFetchFailed, PullFailed, WeightsCorrupt
+from common.errors import ModelFetchFailed, Transient, WeightsCorrupt
 from tests.support.factories import claim_next, new_job, new_recording
 from tests.support.gateway import GatewayProcess, StartGateway
 from tests.support.service import Service, Start, wait_until, write_wav
@@ -245,11 +245,26 @@ def test_what_failed_lately_is_tried_again_only_where_nothing_else_is_left(
 ) -> None:
     tried: list[str] = []
     monkeypatch.setattr("worker.models._log", lambda _done, _total, what: tried.append(what))
-    with pytest.raises(PullFailed, match="small"):
+    with pytest.raises(ModelFetchFailed, match="small"):
         context.models.have_one([SMALL])
     assert len(tried) == 1
     assert context.models.have_one([SMALL, BASE]) == BASE
     assert len(tried) == 1
-    with pytest.raises(PullFailed, match="small"):
+    with pytest.raises(ModelFetchFailed, match="small"):
         context.models.have_one([SMALL])
     assert len(tried) == 2
+
+
+def test_a_chunk_whose_model_cannot_be_fetched_here_is_tried_again(
+    context: Context, jobs: Jobs, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(context, jobs, model="tiny", options=NEEDS_TINY)
+    planned = fetch_model.run(context, claim_next(context.steps))
+    assert planned is not None
+    chunk = plan.run(context, planned)
+    assert chunk is not None
+    shutil.rmtree(models / "faster-whisper-tiny")
+    full = shutil.disk_usage(models)._replace(free=1_000)
+    monkeypatch.setattr("common.weights.pull.shutil.disk_usage", lambda _: full)
+    with pytest.raises(Transient, match="tiny could not be fetched"):
+        transcribe.run(context, chunk)

@@ -8,7 +8,7 @@ import pytest
 
 from common.domain.models import ModelName, candidates, parse_table
 from common.domain.request import Options
-from common.errors import PullFailed, SetupProblem, WeightsMissing
+from common.errors import ModelFetchFailed, PullFailed, SetupProblem, WeightsMissing
 from common.settings import AsrSettings, load_settings
 from common.weights.manifest import FileSpec, HubFiles, Manifest, WeightsSpec
 from common.weights.store import WeightsStore
@@ -115,7 +115,7 @@ def test_a_model_without_a_reachable_source_is_passed_over(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     store = WeightsStore(tmp_path, MANIFEST)
     models = Models(store, auto_fetch=True)
-    with pytest.raises(PullFailed, match="HF_HUB_OFFLINE"):
+    with pytest.raises(ModelFetchFailed, match="HF_HUB_OFFLINE"):
         models.resolve(BEST)
     have(store, OWN)
     assert models.have_one([BEST, OWN]) == OWN
@@ -144,5 +144,5 @@ def test_the_command_line_fetches_a_better_model_only_if_it_may(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     models = Models(WeightsStore(tmp_path / "file", MANIFEST), auto_fetch=True)
-    with pytest.raises(PullFailed, match="file cannot be written: Not a directory"):
+    with pytest.raises(ModelFetchFailed, match="file cannot be written: Not a directory"):
         models.resolve(BEST)

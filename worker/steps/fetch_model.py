@@ -8,7 +8,6 @@ from common.db.steps import Claim
 from common.db.tables import Job
 from common.domain.models import ANY_LANGUAGE, Names
 from common.domain.request import Options
-from common.errors import ModelFetchFailed, PullFailed
 from worker.context import Context
 
 
@@ -22,10 +21,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         ModelFetchFailed, StaleClaim, Unavailable: as in every step.
     """
     started = time.monotonic()
-    try:
-        context.models.have_one(_names(claim.job))
-    except PullFailed as error:
-        raise ModelFetchFailed(reason=error.message) from error
+    context.models.have_one(_names(claim.job))
     elapsed_ms = round((time.monotonic() - started) * 1000)
     return context.finish(claim, elapsed_ms=elapsed_ms)
 

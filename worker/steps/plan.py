@@ -56,8 +56,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     """Cut the recording of the claimed job; returns the claim of the next step, if any.
 
     Raises:
-        DecodeFailed, RecordingLost, TooLarge, WeightsMissing, PullFailed: permanently.
-        StaleClaim, StorageFull, Unavailable: as in every step.
+        DecodeFailed, RecordingLost, TooLarge, WeightsMissing: permanently.
+        ModelFetchFailed, StaleClaim, StorageFull, Unavailable: as in every step.
     """
     started = time.monotonic()
     planning = _Planning(context, claim)

@@ -30,8 +30,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     """Transcribe the claimed chunk; returns the claim of the next step, if any.
 
     Raises:
-        WeightsMissing, WeightsCorrupt, PullFailed, RecordingLost, ChunkAudioLost: permanently.
-        EngineFailed, StaleClaim, Unavailable: as in every step.
+        WeightsMissing, WeightsCorrupt, RecordingLost, ChunkAudioLost: permanently.
+        EngineFailed, ModelFetchFailed, StaleClaim, Unavailable: as in every step.
     """
     if claim.known is not None:
         return context.finish(claim, result=claim.known, elapsed_ms=0)

@@ -113,7 +113,10 @@ def _transcriber(engine: DirectEngine, language: str) -> Transcriber:
         from pywhispercpp.model import Model
 
         ggml = Model(
-            str(engine.weights), n_threads=engine.threads, redirect_whispercpp_logs_to=None
+            str(engine.weights),
+            n_threads=engine.threads,
+            redirect_whispercpp_logs_to=None,
+            print_progress=False,
         )
         # its times are in 10 ms
         return lambda audio: [

@@ -98,7 +98,7 @@ def test_missing_weights_are_named_until_a_worker_has_them(
     def names() -> list[str]:
         return [each["id"] for each in gateway.http.get("/v1/models").json()["data"]]
 
-    gateway = alone(MODELS_DIR=str(tmp_path / "none"))
+    gateway = alone(MODELS_DIR=str(tmp_path / "none"), DEFAULT_MODEL="base")
     assert gateway.http.get("/readyz").is_success, "without workers it cannot be known"
     start(MODELS_DIR=str(models)).start_worker()
     answer = not_ready(gateway)

@@ -23,7 +23,7 @@ BASIC = httpx.BasicAuth("anybody", KEY)
 
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, str]:
-    return {"GATEWAY_API_KEY": KEY, "OPENAI_WAIT": "0.1"}
+    return {"GATEWAY_API_KEY": KEY, "OPENAI_WAIT": "0.1", "DEFAULT_MODEL": "base"}
 
 
 @pytest.fixture(scope="module")

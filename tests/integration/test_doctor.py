@@ -42,7 +42,7 @@ def test_a_machine_where_all_is_well_passes_and_nothing_is_left_on_it(tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"MODELS_DIR": "{tmp}"}, ["-> steno models pull base --engine faster-whisper"]),
+        ({"MODELS_DIR": "{tmp}"}, ["-> steno models pull vi-68m --engine sherpa-onnx"]),
         (
             {"PHOBERT_ONNX_DIR": "{tmp}/none"},
             ["The moderation model in {tmp}/none cannot be used"],

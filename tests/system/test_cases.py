@@ -58,6 +58,11 @@ def joined(path: Path, kind: AudioKind, other: AudioKind) -> None:
 
 
 @pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, str]:
+    return {"DEFAULT_MODEL": "base"}
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recordings of all kinds, and what they must give."""
     folder = tmp_path_factory.mktemp("cases")

@@ -238,7 +238,7 @@ def up(workers: int | None, host: str | None, port: int | None) -> None:
 
     def have_weights() -> None:
         if stack.workers:
-            have_default_weights(settings.asr)
+            have_default_weights(settings.asr, settings.stream)
 
     settings = load_settings(api_host=host, api_port=port)
     stack = Stack(

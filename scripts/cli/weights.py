@@ -24,7 +24,7 @@ from common.errors import (
     WeightsCorrupt,
     WeightsMissing,
 )
-from common.settings import AsrSettings
+from common.settings import AsrSettings, StreamSettings
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 
@@ -32,14 +32,22 @@ LINES = 10
 """How many lines report the progress without a terminal."""
 
 
-def have_default_weights(asr: AsrSettings) -> None:
-    """Download the default weights unless they are present.
+def have_default_weights(asr: AsrSettings, streams: StreamSettings) -> None:
+    """Download the default weights of jobs and of live streams unless they are present.
+
+    Without those of streams, jobs are possible: a failure is only reported.
 
     Raises:
-        SetupProblem: they are neither present nor in the manifest.
-        PullFailed: every source failed.
+        SetupProblem: those of jobs are neither present nor in the manifest.
+        PullFailed: every source of those of jobs failed.
     """
     have_one(asr, asr.default_models)
+    if not asr.auto_fetch or not streams.limit_of(streams.engine):
+        return
+    try:
+        have_weights(asr, streams.engine, streams.model)
+    except (UnknownOption, PullFailed) as error:
+        click.echo(f"For live streams: {error.message}", err=True)
 
 
 def have_one(asr: AsrSettings, names: Sequence[ModelName]) -> None:

@@ -9,10 +9,11 @@ import pytest
 from common.domain.models import ModelName, candidates, parse_table
 from common.domain.request import Options
 from common.errors import ModelFetchFailed, PullFailed, SetupProblem, WeightsMissing
-from common.settings import AsrSettings, load_settings
+from common.settings import AsrSettings, StreamSettings, load_settings
 from common.weights.manifest import FileSpec, HubFiles, Manifest, WeightsSpec
 from common.weights.store import WeightsStore
-from scripts.cli.weights import have_one
+from common.weights.transfer import SourceFailed
+from scripts.cli.weights import have_default_weights, have_one
 from tests.support.offline_networks import write_offline_zipformer2
 from worker.models import Models
 
@@ -87,6 +88,11 @@ def test_a_job_uses_the_models_that_its_options_ask_for() -> None:
     assert asr.models_of(None, "base", "vi") == (ModelName("faster-whisper", "base"),)
 
 
+def no_packages(*_: object) -> None:
+    """In place of `packages.fetch`: a registry that is unreachable."""
+    raise SourceFailed("unreachable")
+
+
 # --- of a worker ----------------------------------------------------------------------------------
 
 
@@ -139,6 +145,21 @@ def test_the_command_line_fetches_a_better_model_only_if_it_may(
     assert f"HF_HUB_OFFLINE is set; trying {own}" in capsys.readouterr().err
     with pytest.raises(PullFailed, match="vi-68m"):
         have_one(AsrSettings(models_dir=tmp_path, auto_fetch=False), names[:1])
+
+
+def test_the_command_line_has_the_default_models_of_jobs_and_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("common.weights.packages.fetch", no_packages)
+    have(WeightsStore(tmp_path, Manifest.load()), OWN)
+    asr = AsrSettings(models_dir=tmp_path, model_for=f"vi={OWN};*={BASE}", auto_fetch=True)
+    have_default_weights(asr, StreamSettings(max_whisper=0))
+    assert capsys.readouterr().err == "", "there are no streams"
+    have_default_weights(asr.model_copy(update={"auto_fetch": False}), StreamSettings())
+    assert capsys.readouterr().err == ""
+    have_default_weights(asr, StreamSettings())
+    assert "For live streams: The weights base could not be fetched" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

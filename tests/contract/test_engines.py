@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import _pywhispercpp as ggml
 import jiwer
@@ -17,7 +18,8 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples, SpeechEngine
-from common.asr.guards import is_known_phrase
+from common.asr.faster_whisper import FasterWhisper
+from common.asr.guards import DecodingResult, is_known_phrase
 from common.asr.loading import load_engine
 from common.domain.detection import LANGUAGE_MISMATCH
 from common.domain.languages import LANGUAGES
@@ -135,6 +137,26 @@ def test_how_windows_are_grouped_into_calls_changes_nothing(
     together = [gist(segments) for segments in engine.transcribe(windows, cool)]
     alone = [gist(one(engine, window, cool)) for window in reversed(windows)]
     assert together == alone[::-1]
+
+
+def test_large_weights_decode_two_windows_at_a_time_to_the_same_texts(
+    weights_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    generate = FasterWhisper._generate
+
+    def counting(self: FasterWhisper, encoded: Any, *args: Any) -> list[DecodingResult]:
+        batches.append(encoded.shape[0])
+        return generate(self, encoded, *args)
+
+    monkeypatch.setattr(FasterWhisper, "_generate", counting)
+    windows = [speak(TRAIN), speak(REPORT), speak(TRAIN), speak(REPORT), speak(TRAIN)]
+    base = FasterWhisper(weights_dir / "faster-whisper-base")
+    together = [gist(segments) for segments in base.transcribe(windows, QUICK)]
+    monkeypatch.setattr("common.asr.faster_whisper.BATCH_BYTES", 0)
+    large = FasterWhisper(weights_dir / "faster-whisper-base")
+    assert [gist(segments) for segments in large.transcribe(windows, QUICK)] == together
+    assert batches == [5, 2, 2, 1]
 
 
 def test_sampling_at_a_high_temperature_gives_the_same_text_again(whisper: SpeechEngine) -> None:

@@ -152,7 +152,7 @@ class EngineProcess:
     def _has_reached_a_limit(self) -> bool:
         limits = self._settings.worker
         memory = self._context.memory
-        if memory.grown > limits.max_growth_mb * 1_000_000:
+        if memory.has_grown(limits.max_growth_mb * 1_000_000):
             logger.info("replaced at {:.0f} MB, after {} steps", memory.held / 1e6, self._steps_run)
             return True
         return self._steps_run >= limits.max_steps

@@ -19,7 +19,7 @@ from typing import Any
 import click
 import numpy as np
 
-from common.domain.models import ModelName
+from common.domain.models import BATCH_ENGINES, ModelName
 from common.errors import SetupProblem
 from common.settings import Settings
 from common.weights.manifest import FASTER_WHISPER, SHERPA_ONNX, WHISPER_CPP, Manifest
@@ -41,7 +41,7 @@ from scripts.bench.service import Run, UnderTest
 from scripts.cli.cli import load_settings
 from scripts.cli.console import make_console
 
-PARTS = ("long", "overhead", "latency", "clips", "memory", "scaling")
+PARTS = ("long", "overhead", "latency", "clips", "memory", "mixed", "scaling")
 MODEL = "base"
 OURS = "Stenopool"
 CLIP_S = 10.0
@@ -107,7 +107,7 @@ class Bench:
         self._engines = {
             way: self._engine(way) for way in beside
         }  # fails early if weights are missing
-        if set(wanted) - {"memory"}:
+        if set(wanted) - {"memory", "mixed"}:
             with self._service(self._cores, "all") as service:
                 self._with_all_workers(service, wanted, found)
         if set(wanted) & {"scaling", "memory"}:
@@ -116,6 +116,8 @@ class Bench:
                     found(self._scaling(service))
                 if "memory" in wanted:
                     found(self._memory(service))
+        if "mixed" in wanted:
+            found(self._mixed())
 
     def _with_all_workers(
         self, service: UnderTest, wanted: Sequence[str], found: Callable[[BenchPart], None]
@@ -132,8 +134,8 @@ class Bench:
             for clip_set in self._corpus.clip_sets:
                 found(self._clips(service, clip_set))
 
-    def _service(self, workers: int, name: str) -> UnderTest:
-        return UnderTest(workers, self._folder / name, settings=self._settings)
+    def _service(self, workers: int, name: str, **env: str) -> UnderTest:
+        return UnderTest(workers, self._folder / name, settings=self._settings, env=env)
 
     # --- what is measured on ------------------------------------------------------------------
 
@@ -365,27 +367,33 @@ class Bench:
         clips = clip_set.clips[: self._size.clips or None]
         paths = [clip.path for clip in clips]
         references = [clip.reference for clip in clips]
-        comparison = Comparison((Column("WER", "%"), Column("speed of a process", "x")))
+        comparison = Comparison(
+            (
+                Column("WER", "%"),
+                Column("speed of a process", "x"),
+                Column(f"of {FASTER_WHISPER} {MODEL}'s", "x"),
+            )
+        )
         figures = []
         details = []
-        speeds: dict[str, float] = {}
+        base_speed = 0.0
         ways = {FASTER_WHISPER: Way.SEQUENTIAL, WHISPER_CPP: Way.WHISPER_CPP}
         for engine, way in ways.items():
             self._progress(f"{clip_set.name}: {OURS} with {engine}")
             runs = self._clips_by(service, paths, clip_set.language, ModelName(engine, MODEL))
             ours = [run.text for run in runs]
-            speeds[engine] = _engine_speed(runs)
+            speed = _engine_speed(runs)
+            base_speed = base_speed or speed
             self._progress(f"{clip_set.name}: {way}, directly")
             transcribed = direct.transcribe(
                 self._engines[way], paths, clip_set.language, warm_up=False
             )
             theirs = [each.text for each in transcribed]
             our_wer, their_wer = (wer(references, t, clip_set.language) for t in (ours, theirs))
-            comparison.add(f"{OURS}, {engine}", our_wer, speeds[engine])
+            comparison.add(f"{OURS}, {engine}", our_wer, speed, speed / base_speed)
             audio_s = sum(run.metrics.audio_ms for run in runs) / 1000
-            comparison.add(
-                f"{way}, directly", their_wer, audio_s / sum(each.seconds for each in transcribed)
-            )
+            directly = audio_s / sum(each.seconds for each in transcribed)
+            comparison.add(f"{way}, directly", their_wer, directly, directly / base_speed)
             figures.append(
                 Figure(
                     f"{clip_set.name}: WER above {engine}'s own",
@@ -405,17 +413,19 @@ class Bench:
                 }
                 for clip, our_text, their_text in zip(clips, ours, theirs, strict=True)
             ]
-        for name in self._networks(clip_set.language):
+        for name in self._other_models(clip_set.language):
             self._progress(f"{clip_set.name}: {OURS} with {name}")
             runs = self._clips_by(service, paths, clip_set.language, name)
             errors = wer(references, [run.text for run in runs], clip_set.language)
-            times = _engine_speed(runs) / speeds[FASTER_WHISPER]
-            comparison.add(f"{OURS}, {name}", errors, _engine_speed(runs))
+            speed = _engine_speed(runs)
+            comparison.add(f"{OURS}, {name}", errors, speed, speed / base_speed)
+            if name.engine != SHERPA_ONNX:
+                continue
             figures += [
                 Figure(f"{clip_set.name}: WER of {name}", (errors,), "%", 2, Target(10.0)),
                 Figure(
                     f"{clip_set.name}: speed of {name}, of {FASTER_WHISPER} {MODEL}'s",
-                    (times,),
+                    (speed / base_speed,),
                     "x",
                     1,
                     Target(5.0, at_least=True),
@@ -437,25 +447,30 @@ class Bench:
         service.warm_up(paths[:1], options)
         return service.run_all(paths, options)
 
-    def _networks(self, language: str) -> list[ModelName]:
-        """The published networks of sherpa-onnx for a language that are installed.
+    def _other_models(self, language: str) -> list[ModelName]:
+        """The published models for recordings in a language that are installed, except `MODEL`.
 
-        In Vietnamese there is always one.
+        In Vietnamese there is always one of sherpa-onnx.
         """
         found = [
             ModelName(state.engine, state.model)
             for state in self._weights.states()
-            if state.engine == SHERPA_ONNX
+            if state.engine in BATCH_ENGINES
+            and state.model != MODEL
             and state.state == "present"
-            and language in state.languages
+            and not state.own
+            and {"*", language} & set(state.languages)
         ]
-        if not found and language == "vi":
-            self._progress("making Vietnamese weights for sherpa-onnx")
-            from scripts.bench.vietnamese_weights import bring_for_recordings
-
-            place = bring_for_recordings(self._settings.asr.models_dir)
-            found = [ModelName(SHERPA_ONNX, place.name.removeprefix(f"{SHERPA_ONNX}-"))]
+        if language == "vi" and all(name.engine != SHERPA_ONNX for name in found):
+            found.append(self._vietnamese_network())
         return found
+
+    def _vietnamese_network(self) -> ModelName:
+        self._progress("making Vietnamese weights for sherpa-onnx")
+        from scripts.bench.vietnamese_weights import bring_for_recordings
+
+        place = bring_for_recordings(self._settings.asr.models_dir)
+        return ModelName(SHERPA_ONNX, place.name.removeprefix(f"{SHERPA_ONNX}-"))
 
     # --- 5: memory ----------------------------------------------------------------------------
 
@@ -514,6 +529,55 @@ class Bench:
             Figure(f"planning {hours:g} h", (planned.peak_mb,), "MB", 0, Target(400)),
             Figure(f"planning {hours:g} h takes", (planned.seconds,), "s"),
         ]
+
+    # --- 6: two languages at once --------------------------------------------------------------
+
+    def _mixed(self) -> BenchPart:
+        title = f"6. Vietnamese clips by {SHERPA_ONNX} while {MODEL} transcribes a long recording"
+        clips = [
+            clip.path
+            for clip_set in self._corpus.clip_sets
+            if clip_set.language == "vi"
+            for clip in clip_set.clips[: self._size.clips or None]
+        ]
+        if not clips:
+            return BenchPart("mixed", title, (), remarks=("The folder has no Vietnamese clips.",))
+        name = next(each for each in self._other_models("vi") if each.engine == SHERPA_ONNX)
+        options = {"language": "vi", "model": name.model, "engine": name.engine}
+        peaks: dict[int, float] = {}
+        sent = 0
+        # The engines' loads are counted in the log.
+        with self._service(self._cores, "mixed", LOG_LEVEL="INFO") as service:
+            long_job = service.submit(self._long_file, self._options)
+            while not sent or not service.ended(long_job):
+                self._progress(f"a long recording and {sent + 1} clips")
+                service.run(clips[sent % len(clips)], options)
+                sent += 1
+                for worker, peak in service.worker_peaks_mb().items():
+                    peaks[worker] = max(peak, peaks.get(worker, 0.0))
+            service.wait(long_job)
+            loads = service.engine_loads()
+        comparison = Comparison(
+            (
+                Column("peak memory", "MB", 0),
+                Column("engines loaded", digits=0),
+                Column("engines unloaded", digits=0),
+            )
+        )
+        for number, (peak, load) in enumerate(zip(peaks.values(), loads, strict=True), start=1):
+            comparison.add(f"worker {number}", peak, load.loaded, load.unloaded)
+        remark = (
+            f"{sent} clips by {name}, one after the other. A worker may keep engines of "
+            f"{self._settings.asr.engines_mb} MB on disk (ENGINES_MB). Its memory is the peak of "
+            "its engine process and what the worker itself does not share with it."
+        )
+        return BenchPart(
+            "mixed",
+            title,
+            (Figure("worker, most", (max(peaks.values()),), "MB", 0, Target(1500)),),
+            comparison,
+            (remark,),
+        )
 
     # --- 7: one worker and several ------------------------------------------------------------
 

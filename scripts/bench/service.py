@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,11 @@ from sqlalchemy import func, select
 from common.db.database import Database
 from common.db.tables import JobMetrics, Step
 from common.domain.job import StepStatus
+from common.domain.models import BATCH_ENGINES
 from common.domain.pipeline import StepKind
 from common.errors import SetupProblem
 from common.settings import Settings, load_settings
+from scripts.bench.direct import peaks_mb
 from scripts.cli.client import ENDED, Gateway
 from scripts.stack.stack import Stack
 
@@ -58,6 +61,14 @@ class Run:
         """The words that start before ``end_s``."""
         words = (word["word"].strip() for word in self.result["words"] if word["start"] < end_s)
         return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoads:
+    """How often a worker has loaded an engine, and unloaded one to make room for another."""
+
+    loaded: int
+    unloaded: int
 
 
 def until(state: Callable[[], object], patience_s: float, poll_s: float = 0.2) -> float | None:
@@ -212,8 +223,36 @@ class UnderTest:
     @property
     def engine_pids(self) -> list[int]:
         """The workers' engine processes."""
-        workers = map(psutil.Process, self.stack.processes.get("worker", []))
-        return [child.pid for worker in workers for child in worker.children()]
+        return [engine.pid for worker in self._workers for engine in worker.children()]
+
+    def worker_peaks_mb(self) -> dict[int, float]:
+        """The peak memory of each worker, by its process's id.
+
+        That is the peak of its engine process, and what the worker itself does not share with it.
+        """
+        return {
+            worker.pid: worker.memory_full_info().uss / 1e6
+            + max(peaks_mb([child.pid for child in worker.children()]).values(), default=0.0)
+            for worker in self._workers
+        }
+
+    def engine_loads(self) -> list[EngineLoads]:
+        """How often each worker has loaded and unloaded engines, by its log (at INFO)."""
+        engines = "|".join(map(re.escape, BATCH_ENGINES))
+        logs = sorted(self.stack.log_dir.glob("worker-*.log"))
+        return [
+            EngineLoads(
+                *(
+                    len(re.findall(rf"\b{verb} (?:{engines}) ", log.read_text(errors="replace")))
+                    for verb in ("loading", "unloading")
+                )
+            )
+            for log in logs
+        ]
+
+    @property
+    def _workers(self) -> list[psutil.Process]:
+        return [psutil.Process(pid) for pid in self.stack.processes.get("worker", [])]
 
     def recognizers(self, engine: str) -> list[psutil.Process]:
         """The gateway's recognizer processes with ``engine``."""

@@ -35,6 +35,7 @@ CLIP = "The hogs were fed chopped corn and garbage."
 FOX = "The quick brown fox jumps over the lazy dog."
 RICE = "Rice is often served in round bowls."
 VIETNAMESE = "xin chào các bạn hôm nay trời đẹp"
+VIETNAMESE_MODEL = "sherpa-onnx/viet-wenet"
 TINY = Size(clips=1, sent=1, upload_mb=2, planned_s=30, chunks=6, warm_up=False)
 TINY_STREAMS = StreamSize(
     stream_s=4, several_s=3, steps=(1,), pause_s=5, fast_s=2, unread=False, sessions=2
@@ -60,12 +61,13 @@ def write_folder(folder: Path, talk: str, clips: Mapping[str, Sequence[str]]) ->
 
 
 @pytest.fixture
-def models(tmp_path: Path, weights_dir: Path) -> Path:
-    """The same weights for both engines."""
+def models(tmp_path: Path, weights_dir: Path, vietnamese_weights: Path) -> Path:
+    """The same weights for both Whisper engines, and a Vietnamese network."""
     folder = tmp_path / "models"
     folder.mkdir()
     whisper = weights_dir / "faster-whisper-base"
-    (folder / whisper.name).symlink_to(whisper.resolve())
+    for weights in (whisper, vietnamese_weights):
+        (folder / weights.name).symlink_to(weights.resolve())
     ct2_to_ggml(whisper, folder / "ggml-base.bin")
     return folder
 
@@ -73,7 +75,7 @@ def models(tmp_path: Path, weights_dir: Path) -> Path:
 def test_every_part_is_measured_and_the_ways_stand_side_by_side(
     models: Path, tmp_path: Path
 ) -> None:
-    speech = write_folder(tmp_path / "speech", TALK, {"en": [CLIP]})
+    speech = write_folder(tmp_path / "speech", TALK, {"en": [CLIP], "vi": [VIETNAMESE]})
     (tmp_path / "bench").mkdir()
     bench = Bench(
         read_corpus(speech),
@@ -87,7 +89,10 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
     found: list[BenchPart] = []
     bench.run(PARTS, found.append)
     parts = {part.name: part for part in found}
-    assert list(parts) == ["long", "overhead", "latency", "clips en-read", "scaling", "memory"]
+    assert list(parts) == [
+        *("long", "overhead", "latency", "clips en-read", "clips vi-read"),
+        *("scaling", "memory", "mixed"),
+    ]
     figures = {figure.name: figure for part in found for figure in part.figures}
     assert all(math.isfinite(value) for figure in figures.values() for value in figure.values)
 
@@ -103,6 +108,13 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
     assert {f"en-read: WER above {engine}'s own" for engine in WHISPER_ENGINES} <= set(figures)
     assert figures["gateway's rise by a 2 MB upload"].value >= 0
     assert any(name.startswith("worker over ") for name in figures)
+    assert f"vi-read: WER of {VIETNAMESE_MODEL}" in figures
+    mixed = parts["mixed"].comparison
+    assert mixed is not None
+    ((peak, loaded, unloaded),) = mixed.rows.values()
+    # The default of ENGINES_MB has room for both.
+    assert peak.value > 200
+    assert (loaded.value, unloaded.value) == (2, 0)
     json.dumps([part.document() for part in found])
 
 

@@ -48,10 +48,13 @@ class SpeechEngine(Protocol):
     encoder: str
     """What encodes the audio, and in which precision; texts of unlike encoders differ a little."""
 
-    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+    def languages(
+        self, windows: Sequence[Samples], *, quick: bool = False
+    ) -> list[Mapping[str, float]]:
         """The probability of each language in each window, in [0, 1]; English-only weights give en.
 
-        Empty where the engine detects no languages.
+        Empty where the engine detects no languages. ``quick`` is for short windows, and enough to
+        tell a few languages apart: engines that can, take less time.
 
         Raises:
             common.errors.EngineFailed: the engine failed (transient).

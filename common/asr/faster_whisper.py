@@ -72,6 +72,10 @@ BATCH_BYTES = 1_000_000_000
 most this, and at least two. For each the decoder needs memory in proportion to its size: 4 windows
 of 30 s take 263 MB with base and 747 MB with small, 2 take 145 and 405 MB. Two by two, small's
 decoder needs 1.15 times as long."""
+SHORT_S = 10
+"""To detect the language quickly, shorter windows are encoded with little padding. Of 40 pieces of
+4 s, English or Vietnamese, it tells as many apart as with all of it (39), in a tenth of the time
+(base). Where any language may be spoken, it makes more mistakes."""
 FRAMES = 3_000
 """Mel frames in 30 s, the length of the encoder's training; shorter windows are padded."""
 POSITIONS_PER_S = 50
@@ -132,9 +136,13 @@ class FasterWhisper:
         own = f"ctranslate2 {self._model.model.compute_type}"
         self.encoder = own if encoder is None else encoder.name
 
-    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+    def languages(
+        self, windows: Sequence[Samples], *, quick: bool = False
+    ) -> list[Mapping[str, float]]:
         """See `SpeechEngine.languages`."""
         try:
+            if quick:
+                return [self._languages(self._encode_briefly(window)) for window in windows]
             return [
                 self._languages(encoded)
                 for encoded in self._encode([self._features(window) for window in windows])
@@ -200,6 +208,17 @@ class FasterWhisper:
             without_padding(each, len(window))
             for each, window in zip(encoded, windows, strict=True)
         ]
+
+    def _encode_briefly(self, window: Samples) -> ctranslate2.StorageView:
+        """The encoder's output for one window; of a short one with little padding.
+
+        Only CTranslate2 encodes less than 30 s.
+        """
+        if len(window) > SHORT_S * SAMPLE_RATE:
+            return self._encode([self._features(window)])[0]
+        padded = np.pad(window, (0, SILENCE_S * SAMPLE_RATE))
+        mel = self._model.feature_extractor(padded)[..., :-1]
+        return self._model.model.encode(view(mel[np.newaxis]), to_cpu=True)
 
     def _encode(self, features: Sequence[NDArray[np.float32]]) -> list[ctranslate2.StorageView]:
         """The encoder's output for each window: shape (1, 1500, width), in main memory."""

@@ -65,9 +65,11 @@ class Redecoding:
         self._engine = engine
         self._network = network
 
-    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+    def languages(
+        self, windows: Sequence[Samples], *, quick: bool = False
+    ) -> list[Mapping[str, float]]:
         """See `SpeechEngine.languages`."""
-        return self._engine.languages(windows)
+        return self._engine.languages(windows, quick=quick)
 
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions

@@ -90,7 +90,12 @@ class SherpaOnnx:
         self._recognizers: dict[int, OfflineRecognizer] = {}
         self._recognizer(beam_size=1)
 
-    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+    def languages(
+        self,
+        windows: Sequence[Samples],
+        *,
+        quick: bool = False,  # noqa: ARG002
+    ) -> list[Mapping[str, float]]:
         """See `SpeechEngine.languages`: these networks detect none."""
         return [{} for _ in windows]
 

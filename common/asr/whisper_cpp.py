@@ -90,7 +90,12 @@ class WhisperCpp:
             self._context = None
             raise EngineFailed(reason=_errors[0].strip())
 
-    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+    def languages(
+        self,
+        windows: Sequence[Samples],
+        *,
+        quick: bool = False,  # noqa: ARG002
+    ) -> list[Mapping[str, float]]:
         """See `SpeechEngine.languages`."""
         return [self._detect(window) for window in windows]
 

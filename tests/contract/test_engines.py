@@ -21,10 +21,10 @@ from common.asr.engine import DecodingOptions, Samples, SpeechEngine
 from common.asr.faster_whisper import FasterWhisper
 from common.asr.guards import DecodingResult, is_known_phrase
 from common.asr.loading import load_engine
-from common.domain.detection import LANGUAGE_MISMATCH
+from common.domain.detection import LANGUAGE_MISMATCH, SURE
 from common.domain.languages import LANGUAGES
 from common.domain.models import BATCH_ENGINES, WHISPER_ENGINES
-from common.domain.values import SAMPLES_PER_MS, Segment, Span
+from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
 from tests.support.speech import noise, silence, speak
 
@@ -283,6 +283,24 @@ def test_each_windows_language_is_detected(whisper: SpeechEngine) -> None:
         assert sum(languages.values()) == pytest.approx(1, abs=0.01)
         assert max(languages, key=lambda each: languages[each]) == code
         assert languages[code] > 0.5
+
+
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("seconds", [2.5, 10, 10.1, 30])
+def test_a_windows_language_is_detected_whatever_its_length(
+    whisper: SpeechEngine, seconds: float, quick: bool
+) -> None:
+    samples = round(seconds * SAMPLE_RATE)
+    for sentence, code in ((TRAIN, "en"), (FRENCH, "fr")):
+        spoken = speak(sentence, code)[:samples]
+        (found,) = whisper.languages([np.pad(spoken, (0, samples - len(spoken)))], quick=quick)
+        assert max(found, key=lambda each: found[each]) == code
+
+
+@pytest.mark.parametrize("samples", [0, 1, 399])
+def test_the_language_of_next_to_no_audio_is_uncertain(whisper: SpeechEngine, samples: int) -> None:
+    (found,) = whisper.languages([silence(1)[:samples]], quick=True)
+    assert max(found.values()) < SURE
 
 
 def test_no_hotter_decoding_is_tried_in_the_wrong_language(whisper: SpeechEngine) -> None:

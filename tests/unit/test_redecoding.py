@@ -82,7 +82,12 @@ class Hasty:
         self._languages = languages or {"en": 0.9}
         self.calls: list[int] = []
 
-    def languages(self, windows: Sequence[Samples]) -> list[Mapping[str, float]]:
+    def languages(
+        self,
+        windows: Sequence[Samples],
+        *,
+        quick: bool = False,  # noqa: ARG002
+    ) -> list[Mapping[str, float]]:
         return [self._languages for _ in windows]
 
     def transcribe(

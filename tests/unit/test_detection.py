@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, product
+from math import log
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.detection import (
     LANGUAGE_UNCERTAIN,
+    LEAST,
     MIXED_LANGUAGES,
     MOST_ASKED,
+    SWITCH_COST,
     Detection,
+    follow,
     mismatched,
     spread,
 )
@@ -90,3 +96,67 @@ def test_the_languages_of_failed_text_are_weighted_by_duration() -> None:
     ]
     assert list(mismatched(segments).items()) == [("en", 0.68), ("fr", 0.18)]
     assert mismatched(segments[-1:]) == {}
+
+
+# --- several languages ----------------------------------------------------------------------------
+
+DECLARED = ("vi", "en", "fr")
+Pieces = list[dict[str, float]]
+
+
+def cost(pieces: Pieces, path: tuple[str, ...], first: str) -> float:
+    """What `follow` minimizes."""
+    total = SWITCH_COST * sum(left != right for left, right in pairwise((first, *path)))
+    for piece, code in zip(pieces, path, strict=True):
+        known = sum(piece.get(each, 0.0) for each in DECLARED)
+        if known:
+            total -= known * log(max(LEAST, piece.get(code, 0.0) / known))
+    return total
+
+
+@st.composite
+def probabilities(draw: st.DrawFn) -> dict[str, float]:
+    """Of the declared languages and another one."""
+    weights = draw(st.lists(st.integers(0, 100), min_size=4, max_size=4).filter(any))
+    return {
+        code: weight / sum(weights) for code, weight in zip((*DECLARED, "th"), weights, strict=True)
+    }
+
+
+@given(st.lists(probabilities(), max_size=5), st.sampled_from(DECLARED))
+def test_the_languages_of_pieces_are_the_most_probable_path(pieces: Pieces, first: str) -> None:
+    found = tuple(follow(pieces, DECLARED, first))
+    assert len(found) == len(pieces)
+    least = min(cost(pieces, path, first) for path in product(DECLARED, repeat=len(pieces)))
+    assert cost(pieces, found, first) == pytest.approx(least, abs=1e-9)
+
+
+@given(st.lists(st.sampled_from(DECLARED)), st.sampled_from(DECLARED))
+def test_clear_speech_keeps_its_language_however_often_it_changes(
+    spoken: list[str], first: str
+) -> None:
+    assert follow([{code: 0.95, "th": 0.05} for code in spoken], DECLARED, first) == spoken
+
+
+@given(st.lists(st.one_of(st.none(), st.sampled_from(DECLARED))), st.sampled_from(DECLARED))
+def test_pieces_in_no_declared_language_follow_their_neighbours(
+    spoken: list[str | None], first: str
+) -> None:
+    pieces = [{"th": 1.0} if code is None else {code: 1.0} for code in spoken]
+    found = follow(pieces, DECLARED, first)
+    before = [first, *found][: len(found)]
+    after = [*found[1:], *found[-1:]]
+    for code, chosen, left, right in zip(spoken, found, before, after, strict=True):
+        assert chosen == code or (code is None and chosen in (left, right))
+
+
+def test_a_doubtful_piece_does_not_interrupt_a_language() -> None:
+    doubtful, clear = {"en": 0.7, "vi": 0.3}, {"en": 0.9, "vi": 0.1}
+    assert follow([VIETNAMESE, doubtful, VIETNAMESE], DECLARED, "vi") == ["vi"] * 3
+    assert follow([VIETNAMESE, clear, VIETNAMESE], DECLARED, "vi") == ["vi", "en", "vi"]
+
+
+def test_the_order_in_which_languages_are_reported_changes_nothing() -> None:
+    pieces = [VIETNAMESE, MUSIC, ENGLISH, {"en": 0.5, "vi": 0.5}]
+    backwards = [dict(reversed(piece.items())) for piece in pieces]
+    assert follow(pieces, DECLARED, "en") == follow(backwards, DECLARED, "en")

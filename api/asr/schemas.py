@@ -177,7 +177,7 @@ def json_document(transcript: Transcript, *, words: bool) -> dict[str, Any]:
         "text": transcript.text,
         "segments": [
             {
-                **whisper_segment(index, segment),
+                **whisper_segment(index, segment, transcript.language),
                 **({"words": [word_document(word) for word in segment.words]} if words else {}),
             }
             for index, segment in enumerate(transcript.segments)

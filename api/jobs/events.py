@@ -113,7 +113,7 @@ async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator
             yield event(status, name="status", number=sent)
         for segment in feed.segments[sent:]:
             found = {"moderation": finding_document(sent, segment)}
-            document = segment_document(sent, segment) | found
+            document = segment_document(sent, segment, snapshot.language) | found
             sent += 1
             yield event(document, name="segment", number=sent)
         if not final and any(progress[key] != last_progress.get(key) for key in _COUNTS):

@@ -20,6 +20,7 @@ class ResultSegment(BaseModel):
     start: float
     end: float
     text: str
+    language: str
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float

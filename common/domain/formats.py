@@ -34,10 +34,13 @@ def to_srt(transcript: Transcript, *, flag: bool = False) -> str:
 
 
 def to_vtt(transcript: Transcript, *, flag: bool = False) -> str:
-    """WebVTT. With ``flag`` as `to_srt`, and the cue has its label as a class for styling."""
+    """WebVTT. Cues in another language than the transcript's name theirs, for fonts and voices.
+
+    With ``flag`` as `to_srt`, and the cue has its label as a class for styling.
+    """
     return "WEBVTT\n\n" + "".join(
         f"{_vtt_time(segment.span.start_ms)} --> {_vtt_time(segment.span.end_ms)}\n"
-        f"{_vtt_cue(segment, _offence(segment, flag=flag))}\n\n"
+        f"{_vtt_cue(segment, transcript.language, _offence(segment, flag=flag))}\n\n"
         for segment in _spoken(transcript)
     )
 
@@ -109,9 +112,11 @@ def _cue(segment: Segment) -> str:
     return _line(segment).replace("-->", "->")
 
 
-def _vtt_cue(segment: Segment, offence: Label | None) -> str:
+def _vtt_cue(segment: Segment, language: str, offence: Label | None) -> str:
     # In WebVTT both begin markup (www.w3.org/TR/webvtt1, 4.2.2).
     text = _prefix(offence) + _cue(segment).replace("&", "&amp;").replace("<", "&lt;")
+    if segment.language not in (None, language):
+        text = f"<lang {segment.language}>{text}</lang>"
     return f"<c.{offence.lower()}>{text}</c>" if offence else text
 
 

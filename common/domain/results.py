@@ -25,7 +25,8 @@ def transcript_document(
         "language": transcript.language,
         "language_probabilities": (manifest or {}).get("language_probabilities"),
         "segments": [
-            segment_document(index, segment) for index, segment in enumerate(transcript.segments)
+            segment_document(index, segment, transcript.language)
+            for index, segment in enumerate(transcript.segments)
         ],
         "words": [word_document(word) for word in transcript.words],
         "moderation": moderation_document(transcript),
@@ -34,13 +35,17 @@ def transcript_document(
     }
 
 
-def segment_document(index: int, segment: Segment) -> dict[str, Any]:
-    """A segment with OpenAI's names, and reasons to doubt its text (``flags``)."""
+def segment_document(index: int, segment: Segment, language: str) -> dict[str, Any]:
+    """A segment with OpenAI's names, its language, and reasons to doubt its text (``flags``).
+
+    ``language`` is the transcript's, for segments that have none of their own.
+    """
     return {
         "id": index,
         "start": seconds(segment.span.start_ms),
         "end": seconds(segment.span.end_ms),
         "text": segment.text.strip(),
+        "language": segment.language or language,
         "avg_logprob": segment.avg_logprob,
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_prob,

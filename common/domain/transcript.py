@@ -59,6 +59,7 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
             "no_speech_prob": round(segment.no_speech_prob, 4),
             "temperature": segment.temperature,
             "flags": list(segment.flags),
+            "language": segment.language,
             "detected": segment.detected
             and [segment.detected.language, round(segment.detected.probability, 3)],
             "verdict": segment.finding and segment.finding.to_json(),
@@ -83,6 +84,7 @@ def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...
             no_speech_prob=entry["no_speech_prob"],
             temperature=entry["temperature"],
             flags=tuple(entry["flags"]),
+            language=entry.get("language"),
             detected=Detected(*detected) if (detected := entry.get("detected")) else None,
             finding=Finding.from_json(finding) if (finding := entry.get("verdict")) else None,
             encoder=entry.get("encoder"),

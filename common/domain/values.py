@@ -97,6 +97,7 @@ class Segment:
     ``avg_logprob`` <= 0; ``compression_ratio`` > 0; ``no_speech_prob`` in [0, 1];
     ``temperature`` is the one that produced the text; ``flags`` are reasons for doubt
     (see `common.asr.guards`). ``words`` is empty if word times were not requested.
+    ``language`` is that of its text; None: that of its transcript.
     ``detected`` is set if the window is in another language than the one it was decoded as.
     ``finding`` is None until the text is moderated; its marks index ``text``.
     ``encoder`` is what encoded the audio, and in which precision: it depends on the worker's
@@ -111,6 +112,7 @@ class Segment:
     no_speech_prob: float = 0.0
     temperature: float = 0.0
     flags: tuple[str, ...] = ()
+    language: str | None = None
     detected: Detected | None = None
     finding: Finding | None = None
     encoder: str | None = None

@@ -168,6 +168,7 @@ def test_a_result_has_all_that_the_wire_contract_names(api: Api, completed: UUID
         "start": 10.0,
         "end": 20.0,
         "text": "chunk 1",
+        "language": "en",
         "avg_logprob": -0.1,
         "compression_ratio": 1.0,
         "no_speech_prob": 0.0,

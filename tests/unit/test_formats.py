@@ -54,6 +54,21 @@ def test_vtt_has_the_hour_only_from_the_first_hour_on() -> None:
     )
 
 
+def test_vtt_names_the_language_of_a_cue_that_has_another_than_the_whole() -> None:
+    cues = [
+        Segment(Span(0, 1_000), "Xin chào", language="vi"),
+        Segment(Span(1_000, 2_000), "A <b>", language="en"),
+    ]
+    talk = Transcript(language="vi", duration_ms=2_000, segments=tuple(cues))
+    assert to_vtt(talk) == (
+        "WEBVTT\n\n"
+        "00:00.000 --> 00:01.000\nXin chào\n\n"
+        "00:01.000 --> 00:02.000\n<lang en>A &lt;b></lang>\n\n"
+    )
+    segments = transcript_document(talk)["segments"]
+    assert [segment["language"] for segment in segments] == ["vi", "en"]
+
+
 def test_tsv_keeps_three_columns_whatever_the_text_holds() -> None:
     assert to_tsv(TALK) == (
         "start\tend\ttext\n0\t1500\tXin chào, Steno.\n3599999\t3600001\ta --> b c d\n"

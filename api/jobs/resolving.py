@@ -36,6 +36,7 @@ from common.settings import Settings
 from common.weights.manifest import EVERY_LANGUAGE, SHERPA_ONNX
 from common.weights.store import WeightsState, WeightsStore
 
+MOST_LANGUAGES = 8
 DECODING = {each.name for each in fields(Decoding)}
 OfWorkers = Callable[[], set[tuple[str, str]] | None]
 
@@ -81,7 +82,7 @@ class Resolver:
 
     async def check_names(self, options: UploadOptions) -> None:
         """Raise `UnknownOption` for names that are invalid whatever the other options are."""
-        _check_language(options.language)
+        _languages(options)
         if options.model is not None and options.model.lower() != AUTO_MODEL:
             states = await asyncio.to_thread(self._states)
             if options.model not in {state.model for state in states}:
@@ -138,18 +139,23 @@ class Resolver:
 
     def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
         asr = self.settings.asr
-        language = options.language or asr.default_language
-        _check_language(language)
+        languages = _languages(options) or (asr.default_language,)
+        language = languages[0] if len(languages) == 1 else AUTO
         model = options.model or asr.default_model
         if model.lower() == AUTO_MODEL:
-            models = self._candidates(options, language)
-            name, fetch = self._choose(models, language)
+            models = self._candidates(options, languages)
+            name, fetch = self._choose(models, languages)
         else:
             name = ModelName(options.engine or asr.default_engine, model)
-            language, fetch = self._check(name, language)
+            language, fetch = self._check(name, languages, options)
             models = {ANY_LANGUAGE: (name,)} if fetch else {}
-            if name.engine == SHERPA_ONNX and (refused := _only_for_whisper(options)):
-                raise _needs_whisper(*refused)
+            if name.engine == SHERPA_ONNX:
+                if refused := _only_for_whisper(options):
+                    raise _needs_whisper(*refused)
+                if language == AUTO:  # another model detects the languages
+                    of_each = dict.fromkeys(languages, (name,))
+                    models = {**of_each, ANY_LANGUAGE: asr.models_for[ANY_LANGUAGE]}
+                    fetch = self._choose(models, languages)[1]
         cutting = self._cutting(options)
         used = {each.engine for names in models.values() for each in names} or {name.engine}
         if cutting.window_ms > MAX_WINDOW_MS and used != {SHERPA_ONNX}:
@@ -167,6 +173,7 @@ class Resolver:
                 moderation=self._moderation(options),
                 filter_profanity=options.filter_profanity,
                 audio_track=options.audio_track,
+                languages=languages if len(languages) > 1 else (),
                 models=models,
                 fetch_model=fetch,
             ),
@@ -175,15 +182,15 @@ class Resolver:
             delete_after_s=options.delete_after,
         )
 
-    def _candidates(self, options: UploadOptions, language: str) -> Table:
+    def _candidates(self, options: UploadOptions, languages: Sequence[str]) -> Table:
         """The models that may transcribe this request, best first, by language.
 
         Raises:
             UnknownOption: the engine runs none of them.
         """
         table = self.settings.asr.models_for
-        if language != AUTO:
-            table = {language: candidates(table, language)}
+        if AUTO not in languages:
+            table = {code: candidates(table, code) for code in _with_detection(languages)}
         whisper = _only_for_whisper(options)
         found = {
             code: tuple(
@@ -208,17 +215,20 @@ class Resolver:
         same = dict.fromkeys(ModelName(engine, name.model) for name in names)
         return [name for name in same if name.model in known]
 
-    def _choose(self, models: Table, language: str) -> tuple[ModelName, bool]:
-        """The model that the job begins with, and whether it has to be fetched.
+    def _choose(self, models: Table, languages: Sequence[str]) -> tuple[ModelName, bool]:
+        """The model that the job begins with, and whether one has to be fetched.
 
         Raises:
-            ModelNotInstalled: none of its models is here or can be fetched.
+            ModelNotInstalled: of the models of a language, none is here or can be fetched.
         """
-        names = candidates(models, language)
-        name, is_here = self.choose(names)
-        if name is None:
-            raise self._not_installed(names[0])
-        return name, not is_here
+        chosen = []
+        for code in _with_detection(languages):
+            names = candidates(models, code)
+            name, is_here = self.choose(names)
+            if name is None:
+                raise self._not_installed(names[0])
+            chosen.append((name, is_here))
+        return chosen[0][0], not all(is_here for _, is_here in chosen)
 
     def choose(self, names: Sequence[ModelName]) -> tuple[ModelName | None, bool]:
         """The first of these that is here or can be fetched, and whether it is here.
@@ -246,10 +256,12 @@ class Resolver:
             field="model", model=name.model, engine=name.engine, value=name.model, here=here
         )
 
-    def _check(self, name: ModelName, language: str) -> tuple[str, bool]:
+    def _check(
+        self, name: ModelName, languages: Sequence[str], options: UploadOptions
+    ) -> tuple[str, bool]:
         """The language to transcribe in, and whether the model has to be fetched.
 
-        The language is ``language``, or the only one that the model of sherpa-onnx has.
+        The language is the only one of ``languages``, or of a model of sherpa-onnx; else auto.
         """
         states = self._states()
         known = {state.model: state for state in states if state.engine == name.engine}
@@ -264,8 +276,12 @@ class Resolver:
                 field="model", value=name.model, engine=name.engine, reason=state.problem
             )
         spoken = state.languages
-        if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
-            raise _not_among("language", spoken, language)
+        for language in languages:
+            if spoken != EVERY_LANGUAGE and language not in (AUTO, *spoken):
+                field = "languages" if options.languages else "language"
+                raise _not_among(field, spoken, language)
+        if len(languages) > 1:
+            return AUTO, missing
         if language == AUTO and name.engine == SHERPA_ONNX:
             if len(spoken) > 1 or spoken == EVERY_LANGUAGE:
                 needed = "an engine that detects languages: faster-whisper or whisper.cpp"
@@ -316,9 +332,28 @@ def _needs_whisper(field: str, value: str) -> OptionConflict:
     return OptionConflict(field=field, value=value, needed=needed)
 
 
-def _check_language(language: str | None) -> None:
+def _languages(options: UploadOptions) -> tuple[str, ...]:
+    """The languages that are asked for, each once: codes, or auto alone; empty: none."""
+    language = options.language
     if language is not None and language != AUTO and language not in LANGUAGES:
         raise _not_among("language", [AUTO, *LANGUAGES], language)
+    if options.languages is None:
+        return () if language is None else (language,)
+    if language not in (None, AUTO):
+        raise OptionConflict(field="languages", value=options.languages, needed="language=auto")
+    codes = dict.fromkeys(code.strip() for code in options.languages.split(","))
+    for code in codes:
+        if code not in LANGUAGES:
+            raise _not_among("languages", LANGUAGES, code)
+    if len(codes) > MOST_LANGUAGES:
+        limit = f"at most {MOST_LANGUAGES} codes"
+        raise OutOfRange(field="languages", limit=limit, value=options.languages)
+    return tuple(codes)
+
+
+def _with_detection(languages: Sequence[str]) -> Sequence[str]:
+    """The keys of the models that are needed: several languages are told apart by one as well."""
+    return (*languages, ANY_LANGUAGE) if len(languages) > 1 else languages
 
 
 def _either(given: float | None, default: float) -> float:

@@ -36,6 +36,9 @@ class UploadOptions(RequestDocument):
 
     language: Annotated[str | None, Word] = Field(None, examples=["vi"])
     """A Whisper code (vi, en, ...) or auto."""
+    languages: Annotated[str, Word, Field(max_length=200)] | None = Field(None, examples=["vi,en"])
+    """Several languages that are spoken in the recording, separated by commas: each part is
+    transcribed in its own. The first one is taken where none can be detected."""
     priority: Annotated[Literal["high", "normal", "low"], Word] = "normal"
     """Jobs of higher priority run first."""
     engine: Annotated[Literal["faster-whisper", "whisper.cpp", "sherpa-onnx"] | None, Word] = None
@@ -154,6 +157,9 @@ class Status(Document):
     engine: str
     model: str
     language: str
+    """Of several languages, the main one."""
+    languages: list[str] = Field(validation_alias=AliasPath("options", "languages"))
+    """Those that the request names; empty unless there are several."""
     duration_seconds: Seconds | None = Field(validation_alias="duration_ms")
     recording_id: str | None = Field(validation_alias=AliasPath("client", "recording_id"))
     """Your own name for the recording."""

@@ -145,13 +145,13 @@ def left_out(speech: Frames, segments: Sequence[Segment]) -> int:
     return int(np.count_nonzero(speech & ~covered_frames(sure, len(speech))))
 
 
-def pieces(speech: Frames, duration_ms: int) -> list[Span]:
-    """Where to cut a window: pieces of about `PIECE_MS`, longer where there is no pause.
+def pieces(speech: Frames, duration_ms: int, piece_ms: int = PIECE_MS) -> list[Span]:
+    """Where to cut a window: pieces of up to ``piece_ms``, longer where there is no pause.
 
     They are in order and do not overlap; only silence lies between them.
     """
     phrases = join_spans(_runs(speech), lambda before, run: run.start_ms - before.end_ms < GAP_MS)
-    groups = join_spans(phrases, lambda before, run: run.end_ms - before.start_ms <= PIECE_MS)
+    groups = join_spans(phrases, lambda before, run: run.end_ms - before.start_ms <= piece_ms)
     cuts = [(left.end_ms + right.start_ms) // 2 for left, right in pairwise(groups)]
     return [
         Span(max(start, group.start_ms - PAD_MS), min(end, group.end_ms + PAD_MS))

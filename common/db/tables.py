@@ -217,6 +217,9 @@ class Transcription(Base):
     """The index of the transcribed track; None: the one FFmpeg would play."""
     weights_sha256: Mapped[str | None]
     """Of the weights that the plan found; every chunk must be transcribed by the same ones."""
+    models: Mapped[dict[str, Any] | None]
+    """With several languages, the `ChosenModel` of each, and of `ANY_LANGUAGE`: that which detects
+    them."""
     charged_ms: Mapped[int] = mapped_column(server_default=text("0"))
     """The audio charged for it in `DailyUsage`."""
 

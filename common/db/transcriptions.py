@@ -148,15 +148,25 @@ def audio_decoded(decoded_ms: int) -> Within:
 
 
 def plan_begun(
-    *, name: ModelName, weights_sha256: str, language: str, audio_track: int | None, replan: bool
+    *,
+    name: ModelName,
+    weights_sha256: str,
+    language: str,
+    audio_track: int | None,
+    replan: bool,
+    models: dict[str, Any] | None = None,
 ) -> Within:
-    """Store what all chunks of the job share; with ``replan`` delete an earlier plan."""
+    """Store what all chunks of the job share; with ``replan`` delete an earlier plan.
+
+    ``models``: as in `Transcription`.
+    """
 
     def store(session: Session, job: Job) -> None:
         job.engine, job.model = name.engine, name.model
         job.transcription.weights_sha256 = weights_sha256
         job.transcription.detected_language = language
         job.transcription.audio_track = audio_track
+        job.transcription.models = models
         if replan:
             Flow(session, job).forget_parts()
 

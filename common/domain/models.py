@@ -45,6 +45,22 @@ class ModelName:
         return f"steno models pull {self.model} --engine {self.engine}"
 
 
+@dataclass(frozen=True, slots=True)
+class ChosenModel:
+    """A model that a plan chose, and the hash of its weights: every chunk must use the same."""
+
+    name: ModelName
+    weights_sha256: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"model": str(self.name), "weights_sha256": self.weights_sha256}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, str]) -> Self:
+        """Read the output of `to_json`."""
+        return cls(ModelName.parse(document["model"]), document["weights_sha256"])
+
+
 Names = tuple[ModelName, ...]
 Table = Mapping[str, Names]
 """The models of each language, best first; `ANY_LANGUAGE` is one of the keys."""

@@ -50,8 +50,11 @@ class Options:
     ``moderation``: label the segments. ``filter_profanity``: mask the offending words wherever the
     text is shown, unless a request overrides it; the stored text is not masked. ``audio_track``: an
     index, or a language; see `common.domain.tracks`. ``detect_in``: detect the language of this
-    part, and transcribe nothing. ``models``: by language, the models to choose from, best first;
-    empty where the request names one that is installed. ``fetch_model``: some have to be fetched.
+    part, and transcribe nothing. ``languages``: several that are spoken, each transcribed as such;
+    the first is taken where none can be detected; empty: there is one, or it is detected.
+    ``models``: by language, the models to choose from, best first; empty where the request names
+    one that is installed and detects languages itself; those of `ANY_LANGUAGE` also detect the
+    language. ``fetch_model``: some have to be fetched.
     """
 
     cutting: Cutting = Cutting()
@@ -60,6 +63,7 @@ class Options:
     filter_profanity: bool = False
     audio_track: str | None = None
     detect_in: Span | None = None
+    languages: tuple[str, ...] = ()
     models: Mapping[str, tuple[ModelName, ...]] = field(default_factory=dict)
     fetch_model: bool = False
 
@@ -78,6 +82,7 @@ class Options:
             filter_profanity=document.get("filter_profanity", False),
             audio_track=document.get("audio_track"),
             detect_in=Span(**part) if (part := document.get("detect_in")) else None,
+            languages=tuple(document.get("languages", ())),
             models={
                 language: tuple(map(ModelName.parse, names))
                 for language, names in document.get("models", {}).items()

@@ -23,6 +23,7 @@ from tests.support.service import Service, Start, wait_until, write_wav
 from tests.support.speech import speak
 from worker.context import Context
 from worker.steps import fetch_model, plan, transcribe
+from worker.steps.audio import models_of
 
 SENTENCE = "Please send me the report before Friday."
 TINY = ModelName("faster-whisper", "tiny")
@@ -195,7 +196,7 @@ def submit(context: Context, jobs: Jobs, **options: Any) -> None:
     path = context.storage.incoming(recording.id)
     write_wav(path, speak(SENTENCE))
     recording = replace(recording, size_bytes=path.stat().st_size, duration_ms=None)
-    jobs.submit(recording, new_job(language="en", **options))
+    jobs.submit(recording, new_job(**{"language": "en"} | options))
     context.storage.keep(recording.id)
 
 
@@ -238,6 +239,30 @@ def test_a_full_disk_fails_the_job_with_the_space_that_it_needs(
     claim = claim_next(context.steps)
     with pytest.raises(ModelFetchFailed, match="needs 78 MB of disk space, 0 MB are free"):
         fetch_model.run(context, claim)
+
+
+def test_the_models_of_several_languages_are_fetched_or_named(
+    context: Context, jobs: Jobs, models: Path
+) -> None:
+    better = (SMALL, BASE)
+    several = Options(
+        languages=("en", "fr", "de"),
+        models={"en": (TINY,), "fr": better, "de": better, "*": (BASE,)},
+        fetch_model=True,
+    )
+    submit(context, jobs, language="auto", options=several)
+    planned = fetch_model.run(context, claim_next(context.steps))
+    assert planned is not None
+    assert (models / "faster-whisper-tiny" / "model.bin").is_file()
+    chunk = plan.run(context, planned)
+    assert chunk is not None
+    used = {code: chosen.name for code, chosen in models_of(chunk.job).items()}
+    assert used == {"en": TINY, "fr": BASE, "de": BASE, "*": BASE}
+    assert chunk.job.model == "tiny"
+    assert chunk.job.warnings == [
+        f"fallback_model: {SMALL} is not installed; run: {SMALL.pull_command}"
+    ]
+    transcribe.run(context, chunk)
 
 
 def test_what_failed_lately_is_tried_again_only_where_nothing_else_is_left(

@@ -116,6 +116,43 @@ def test_a_network_of_one_language_needs_no_detection(resolver: Resolver) -> Non
         resolve(resolver, engine="sherpa-onnx", model="sense", language="auto")
 
 
+def test_several_languages_are_one_job_whose_main_language_is_detected(resolver: Resolver) -> None:
+    job = resolve(resolver, languages=" VI, en,vi ")
+    assert (job.language, job.options.languages, job.options.models) == ("auto", ("vi", "en"), {})
+    assert resolve(resolver, languages="vi,en", language="auto").options == job.options
+    one = resolve(resolver, languages="en")
+    assert (one.language, one.options) == ("en", resolve(resolver, language="en").options)
+
+
+@pytest.mark.parametrize(
+    ("sent", "complaint"),
+    [
+        ({"languages": "vi,xx"}, "languages must be one of af, .*got 'xx'"),
+        ({"languages": "vi,auto"}, "languages must be one of af, .*got 'auto'"),
+        ({"languages": "vi,,en"}, "languages must be one of af, .*got ''"),
+        ({"languages": "vi,en", "language": "vi"}, "languages=vi,en needs language=auto"),
+        ({"languages": "vi,en", "model": "pho"}, "languages must be one of vi; got 'en'"),
+        (
+            {"languages": "vi,en", "engine": "sherpa-onnx", "model": "sense"},
+            "languages must be one of en, zh; got 'vi'",
+        ),
+        (
+            {"languages": "af,am,ar,as,az,ba,be,bg,bn"},
+            "languages must be at most 8 codes; got 'af,am,ar,as,az,ba,be,bg,bn'",
+        ),
+        (
+            {"languages": "en,zh", "engine": "sherpa-onnx", "model": "sense", "task": "translate"},
+            "task=translate needs a Whisper engine",
+        ),
+    ],
+)
+def test_wrong_languages_are_rejected_with_a_reason(
+    resolver: Resolver, sent: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(BadInput, match=complaint):
+        resolve(resolver, **sent)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("task", "translate"), ("temperature", "0"), ("initial_prompt", "Hà Nội")],
@@ -336,6 +373,33 @@ def test_a_model_that_could_not_be_fetched_lately_is_not_waited_for(choosing: Ma
     assert job.options.models["vi"][0] == VI_68M
     nothing_else = choosing(failed=[VI_68M, PHO, BASE_CPP])
     assert chosen(resolve(nothing_else)) == ("sherpa-onnx/vi-68m", True)
+
+
+def test_each_of_several_languages_has_its_best_model(choosing: Made) -> None:
+    job = resolve(choosing(VI_68M, SMALL), languages="vi,en")
+    assert set(job.options.models) == {"vi", "en", "*"}
+    assert job.options.models["vi"][0] == VI_68M
+    assert not job.options.fetch_model
+    assert resolve(choosing(VI_68M), languages="vi,en").options.fetch_model
+    translated = resolve(choosing(VI_68M, SMALL), languages="vi,en", task="translate")
+    assert VI_68M not in translated.options.models["vi"]
+    with pytest.raises(ModelNotInstalled, match="pull small"):
+        resolve(choosing(VI_68M, auto_fetch=False), languages="vi,en")
+
+
+def test_the_languages_of_a_network_are_told_apart_by_a_model_that_detects_them(
+    choosing: Made,
+) -> None:
+    named = {"engine": "sherpa-onnx", "model": "sense", "languages": "en,zh"}
+    sense = (ModelName("sherpa-onnx", "sense"),)
+    job = resolve(choosing(*sense, SMALL), **named)
+    assert (job.language, job.options.fetch_model) == ("auto", False)
+    detectors = job.options.models["*"]
+    assert job.options.models == {"en": sense, "zh": sense, "*": detectors}
+    assert SMALL in detectors
+    assert resolve(choosing(*sense), **named).options.fetch_model
+    with pytest.raises(OutOfRange, match="chunk_duration must be at most 30 for Whisper; got 31"):
+        resolve(choosing(*sense, SMALL), **named, chunk_duration="31")
 
 
 def test_without_auto_fetch_the_best_installed_one_is_chosen(choosing: Made) -> None:

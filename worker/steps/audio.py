@@ -15,7 +15,7 @@ from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
 from common.db.tables import Job, Recording
 from common.domain.cutting import CutOptions
-from common.domain.models import ModelName
+from common.domain.models import ANY_LANGUAGE, ChosenModel, ModelName
 from common.domain.request import Cutting, Options
 from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Span, Window
 from common.errors import NotFound, RecordingLost
@@ -85,7 +85,16 @@ def model_of(job: Job) -> ModelName:
     return ModelName(job.engine, job.model)
 
 
-def decoding_options(job: Job, language: str) -> DecodingOptions:
+def models_of(job: Job) -> dict[str, ChosenModel]:
+    """With several languages, the model of each and of `ANY_LANGUAGE`: that which detects them.
+
+    Empty with one language, and until the job is planned.
+    """
+    stored = job.transcription.models or {}
+    return {language: ChosenModel.from_json(each) for language, each in stored.items()}
+
+
+def decoding_options(job: Job, engine: str, language: str) -> DecodingOptions:
     """How to decode, from the stored options and each engine's measured defaults."""
     asked = Options.from_json(job.options).decoding
     given: dict[str, Any] = {
@@ -95,7 +104,7 @@ def decoding_options(job: Job, language: str) -> DecodingOptions:
         "hotwords": asked.hotwords,
         "word_timestamps": asked.word_timestamps,
     }
-    beam_size = asked.beam_size or BEAM_SIZES.get(job.engine)
+    beam_size = asked.beam_size or BEAM_SIZES.get(engine)
     if beam_size is not None:
         given["beam_size"] = beam_size
     if asked.temperature is not None:
@@ -109,12 +118,26 @@ def decoding_identity(job: Job, weights_sha256: str, language: str) -> dict[str,
     Workers on unlike processors may have unlike encoders (`SpeechEngine.encoder`), and any of them
     may transcribe what another one planned, or reuse its text. So each segment names its encoder,
     and the manifest those of a text.
+
+    ``language`` is that of the recording; with several, their models decide (`models_of`).
     """
+
+    def of_one(engine: str, weights_sha256: str, language: str) -> dict[str, Any]:
+        options = asdict(decoding_options(job, engine, language))
+        return {"engine": engine, "weights": weights_sha256, "options": options}
+
+    models = models_of(job)
+    if not models:
+        return {"adapter": ADAPTER_REVISION, **of_one(job.engine, weights_sha256, language)}
+    detector = models.pop(ANY_LANGUAGE)
     return {
         "adapter": ADAPTER_REVISION,
-        "engine": job.engine,
-        "weights": weights_sha256,
-        "options": asdict(decoding_options(job, language)),
+        "detector": detector.to_json(),
+        "first": language,
+        "languages": {
+            code: of_one(chosen.name.engine, chosen.weights_sha256, code)
+            for code, chosen in models.items()
+        },
     }
 
 

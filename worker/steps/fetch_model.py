@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from common.db.steps import Claim
 from common.db.tables import Job
-from common.domain.models import ANY_LANGUAGE, Names
+from common.domain.models import ANY_LANGUAGE, Names, candidates
 from common.domain.request import Options
 from worker.context import Context
 
@@ -14,23 +15,31 @@ from worker.context import Context
 def run(context: Context, claim: Claim) -> Claim | None:
     """Have one of the models that the job begins with; returns the claim of the next step, if any.
 
-    With a language that is to be detected, that is the model which detects it.
+    With a language that is to be detected, that is the model which detects it; with several
+    languages, those of each as well.
 
     Raises:
         WeightsMissing: none is here, and none may be fetched; permanently.
         ModelFetchFailed, StaleClaim, Unavailable: as in every step.
     """
     started = time.monotonic()
-    context.models.have_one(_names(claim.job))
+    for names in _needed(claim.job):
+        context.models.have_one(names)
     elapsed_ms = round((time.monotonic() - started) * 1000)
     return context.finish(claim, elapsed_ms=elapsed_ms)
 
 
 def limit_s(context: Context, claim: Claim) -> float:
     """The time limit, by the size of all models that may be tried."""
-    return context.settings.chunk.timeout + context.models.fetch_limit_s(_names(claim.job))
+    fetch_s = sum(map(context.models.fetch_limit_s, _needed(claim.job)))
+    return context.settings.chunk.timeout + fetch_s
 
 
-def _names(job: Job) -> Names:
-    models = Options.from_json(job.options).models
-    return models.get(ANY_LANGUAGE) or next(iter(models.values()))
+def _needed(job: Job) -> Iterable[Names]:
+    """The models to choose from, for each that is needed."""
+    options = Options.from_json(job.options)
+    if options.languages:
+        needed = (candidates(options.models, code) for code in (ANY_LANGUAGE, *options.languages))
+        return dict.fromkeys(needed)
+    first = options.models.get(ANY_LANGUAGE) or next(iter(options.models.values()))
+    return [first]

@@ -57,7 +57,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     warnings = [*job.warnings, *text_warnings(transcript, transcribed, speech_ms)]
     others = mismatched(transcript.segments)
     if others:
-        warnings.append(MIXED_LANGUAGES if job.language == AUTO else LANGUAGE_MISMATCH)
+        detected = job.language == AUTO and not options.languages
+        warnings.append(MIXED_LANGUAGES if detected else LANGUAGE_MISMATCH)
     if options.moderation:
         warnings += moderation_warnings(stored)
     warnings = list(dict.fromkeys(warnings))
@@ -140,6 +141,7 @@ def _manifest(
         "recording_sha256": job.recording.sha256,
         "model": job.model,
         "weights_sha256": weights_sha256,
+        "models": job.transcription.models,
         "decoding": decoding_identity(job, weights_sha256 or "", language),
         "encoders": sorted({segment.encoder for segment in transcript.segments} - {None}),
         "language_probabilities": languages or None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from common.asr.engine import Samples
 from common.audio.decode import MonoDecoder
@@ -15,9 +16,21 @@ from common.db.flow import NewPart
 from common.db.steps import Claim
 from common.db.transcriptions import audio_decoded, plan_begun, plan_ended
 from common.domain.chunks import content_hash, windows_to_json
-from common.domain.detection import MOST_ASKED, Detection, spread
+from common.domain.detection import (
+    LANGUAGE_UNCERTAIN,
+    MOST_ASKED,
+    Detection,
+    among,
+    spread,
+)
 from common.domain.languages import AUTO
-from common.domain.models import ANY_LANGUAGE, FALLBACK_MODEL, ModelName, candidates
+from common.domain.models import (
+    ANY_LANGUAGE,
+    FALLBACK_MODEL,
+    ChosenModel,
+    ModelName,
+    candidates,
+)
 from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.domain.values import MAX_WINDOW_MS
@@ -108,6 +121,7 @@ class _Planning:
             self._default,
         )
         self._recording = recording
+        self._languages = options.languages
         self._models = options.models
         self._weights_sha256 = ""
         self._known: dict[int, tuple[str, bool]] = {}
@@ -115,7 +129,8 @@ class _Planning:
         self._is_silent = False
         self.duration_ms = 0
         self.warnings: list[str] = []
-        self._fallback: list[str] = []
+        self._fallback: dict[str, None] = {}
+        """Warnings, each once."""
 
     def run(self, *, replan: bool) -> None:
         self._language: str | None = None
@@ -155,7 +170,7 @@ class _Planning:
             *decoding.warnings,
             *(["no_speech"] if self._is_silent else []),
             *self._fallback,
-            *self.detection.warnings,
+            *self._detection_warnings,
         ]
         if self._track != (self._default if self._requested is None else self._requested):
             self.warnings.append(OTHER_AUDIO_TRACK)
@@ -166,7 +181,7 @@ class _Planning:
             if sum(len(held.chunk.windows) for held in self._held) >= HELD_WINDOWS:
                 self._decide(replan=replan)
             return
-        if self._job.language == AUTO:
+        if self._job.language == AUTO and not self._languages:
             self._since_detection += len(planned.chunk.windows)
             if self._since_detection >= DETECT_EVERY:
                 self._since_detection = 0
@@ -175,7 +190,8 @@ class _Planning:
 
     def _decide(self, *, replan: bool) -> None:
         self._detect(self._held)
-        language = next(iter(self.detection.probabilities), FALLBACK_LANGUAGE)
+        otherwise = self._languages[0] if self._languages else FALLBACK_LANGUAGE
+        language = next(iter(self.detection.probabilities), otherwise)
         self._start(language, replan=replan)
         held, self._held = self._held, []
         for planned in held:
@@ -194,9 +210,17 @@ class _Planning:
         for index in spread(spoken_ms):
             engine = self._context.engines.get(self._detector())
             (languages,) = engine.languages([samples(index)])
+            if self._languages:
+                languages = among(languages, self._languages)
             self.detection.add(spoken_ms[index], languages)
             if self.detection.is_settled:
                 return
+
+    @property
+    def _detection_warnings(self) -> list[str]:
+        """With several languages declared, it is no news that there are several."""
+        found = self.detection.warnings
+        return [each for each in found if not self._languages or each == LANGUAGE_UNCERTAIN]
 
     def _detector(self) -> ModelName:
         """The model that detects the language."""
@@ -211,10 +235,20 @@ class _Planning:
         names = candidates(self._models, language)
         chosen = self._context.models.have_one(names)
         better = names[: names.index(chosen)]
-        self._fallback = [
-            f"{FALLBACK_MODEL}: {self._context.models.advice(name)}" for name in better[:1]
-        ]
+        for name in better[:1]:
+            self._fallback[f"{FALLBACK_MODEL}: {self._context.models.advice(name)}"] = None
         return chosen
+
+    def _of_each_language(self) -> dict[str, Any] | None:
+        """The models of several languages, as `Transcription.models` has them."""
+        if not self._languages:
+            return None
+        names = {code: self._choose(code) for code in self._languages}
+        names[ANY_LANGUAGE] = self._detector()
+        return {code: self._chosen(name).to_json() for code, name in names.items()}
+
+    def _chosen(self, name: ModelName) -> ChosenModel:
+        return ChosenModel(name, self._context.models.resolve(name).sha256)
 
     def find_speech(self) -> bool:
         """Select another audio track if that one has speech and the default one has none."""
@@ -253,15 +287,19 @@ class _Planning:
         self._language = language
         if replan:
             self._known = {}
-        name = self._choose(language)
-        self._weights_sha256 = self._context.models.resolve(name).sha256
-        self._job.engine, self._job.model = name.engine, name.model  # as they will be stored
+        self._fallback = {}
+        chosen = self._chosen(self._choose(language))
+        self._weights_sha256 = chosen.weights_sha256
+        # as they will be stored
+        self._job.engine, self._job.model = chosen.name.engine, chosen.name.model
+        self._job.transcription.models = self._of_each_language()
         begun = plan_begun(
-            name=name,
+            name=chosen.name,
             weights_sha256=self._weights_sha256,
             language=language,
             audio_track=self._track,
             replan=replan,
+            models=self._job.transcription.models,
         )
         with_retries(self._context.steps.write, self._claim, begun)
 

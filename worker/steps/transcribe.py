@@ -8,10 +8,13 @@ from typing import Any
 
 from loguru import logger
 
+from common.asr.engine import Samples
+from common.asr.multilingual import cut, parts_by_language
 from common.db.steps import Claim
-from common.db.tables import Part
+from common.db.tables import Job, Part
 from common.domain.chunks import content_hash, windows_from_json
-from common.domain.values import Chunk
+from common.domain.models import ANY_LANGUAGE, ChosenModel
+from common.domain.values import Chunk, Segment, Span
 from common.errors import ChunkAudioLost, NotFound, WeightsCorrupt
 from common.transcripts import result_to_json
 from worker.context import Context, with_retries
@@ -22,6 +25,7 @@ from worker.steps.audio import (
     decoding_identity,
     decoding_options,
     model_of,
+    models_of,
     open_recording,
 )
 
@@ -44,8 +48,11 @@ def run(context: Context, claim: Claim) -> Claim | None:
 def limit_s(context: Context, claim: Claim) -> float:
     """The time limit, by the length of the chunk."""
     audio_s = _chunk(claim.part).audio.duration_ms / 1000
-    fetch_s = context.models.fetch_limit_s([model_of(claim.job)])
-    return context.settings.chunk.timeout + SLOWEST_ENGINE * audio_s + fetch_s
+    several = models_of(claim.job)
+    names = {chosen.name for chosen in several.values()} or {model_of(claim.job)}
+    fetch_s = sum(context.models.fetch_limit_s([name]) for name in names)
+    runs = 2 if several else 1  # to detect the languages may take as long as to transcribe
+    return context.settings.chunk.timeout + runs * SLOWEST_ENGINE * audio_s + fetch_s
 
 
 def _chunk(part: Part | None) -> Chunk:
@@ -55,20 +62,66 @@ def _chunk(part: Part | None) -> Chunk:
 
 def _transcribe(context: Context, claim: Claim) -> list[Any]:
     job, chunk = claim.job, _chunk(claim.part)
-    name = model_of(job)
-    weights = context.models.resolve(name)
-    expected = job.transcription.weights_sha256
-    if weights.sha256 != expected:
-        raise WeightsCorrupt(path=weights.path, found=weights.sha256, expected=expected)
+    several = models_of(job)
+    weights_sha256 = job.transcription.weights_sha256 or ""
+    for chosen in several.values() or [ChosenModel(model_of(job), weights_sha256)]:
+        _check(context, chosen)
     language = job.transcription.detected_language or job.language
-    pcm = _read(context, claim, chunk, decoding_identity(job, weights.sha256, language))
-    engine = context.engines.get(name)
-    windows = engine.transcribe(
-        cut_samples(pcm, chunk.windows, chunk.audio), decoding_options(job, language)
-    )
+    pcm = _read(context, claim, chunk, decoding_identity(job, weights_sha256, language))
+    windows = cut_samples(pcm, chunk.windows, chunk.audio)
+    if several:
+        return result_to_json(_in_several_languages(context, job, windows, language))
+    engine = context.engines.get(model_of(job))
+    options = decoding_options(job, job.engine, language)
     return result_to_json(
-        [replace(segment, encoder=engine.encoder) for segment in segments] for segments in windows
+        [replace(segment, encoder=engine.encoder) for segment in segments]
+        for segments in engine.transcribe(windows, options)
     )
+
+
+def _check(context: Context, chosen: ChosenModel) -> None:
+    """Have the weights that the job was planned with."""
+    weights = context.models.resolve(chosen.name)
+    if weights.sha256 != chosen.weights_sha256:
+        raise WeightsCorrupt(
+            path=weights.path, found=weights.sha256, expected=chosen.weights_sha256
+        )
+
+
+def _in_several_languages(
+    context: Context, job: Job, windows: list[Samples], first: str
+) -> list[list[Segment]]:
+    """The segments of each window, each part of it by the model of its language."""
+    models = models_of(job)
+    detector = models.pop(ANY_LANGUAGE).name
+    parts = parts_by_language(
+        windows, context.engines.get(detector), context.voice_network, list(models), first
+    )
+    found: dict[tuple[int, Span], list[Segment]] = {}
+    # The detector is loaded, and of the others each is loaded once.
+    order = sorted(models, key=lambda code: (models[code].name != detector, str(models[code].name)))
+    for language in order:
+        own = [
+            (index, span)
+            for index, each in enumerate(parts)
+            for span, spoken in each
+            if spoken == language
+        ]
+        if not own:
+            continue
+        engine = context.engines.get(models[language].name)
+        options = decoding_options(job, engine.name, language)
+        decoded = engine.transcribe([cut(windows[index], span) for index, span in own], options)
+        written = "en" if options.task == "translate" else language
+        for (index, span), segments in zip(own, decoded, strict=True):
+            found[index, span] = [
+                replace(segment.shifted(span.start_ms), encoder=engine.encoder, language=written)
+                for segment in segments
+            ]
+    return [
+        [segment for span, _ in each for segment in found[index, span]]
+        for index, each in enumerate(parts)
+    ]
 
 
 def _read(context: Context, claim: Claim, chunk: Chunk, identity: dict[str, Any]) -> bytes:

@@ -408,6 +408,16 @@ class LanguageParam(click.ParamType[str]):
         return code
 
 
+class LanguagesParam(LanguageParam):
+    """Several languages, separated by commas; converts to their codes."""
+
+    name = "languages"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        names = filter(str.strip, value.split(","))
+        return ",".join(super(LanguagesParam, self).convert(name, param, ctx) for name in names)
+
+
 job_id_argument = click.argument("job_id", metavar="ID")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the gateway's response.")
 _masks = click.option(
@@ -474,7 +484,8 @@ def _facts(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "progress", f"{state['progress']} %, {state['stage']}, {chunks}"
     if state["eta_seconds"] is not None:
         yield "left", f"about {clock(state['eta_seconds'])}"
-    yield "asked for", f"{state['engine']} {state['model']}, language {state['language']}"
+    languages = ",".join(state["languages"]) or state["language"]
+    yield "asked for", f"{state['engine']} {state['model']}, language {languages}"
     for name in ("created", "started", "completed"):
         if state[f"{name}_at"]:
             yield name, local_time(state[f"{name}_at"])
@@ -492,6 +503,21 @@ def warning(code: str, found: Mapping[str, Any]) -> str:
         return meaning
     likeliest = sorted(languages.items(), key=lambda item: -item[1])[:MOST_LANGUAGES]
     return f"{meaning} ({', '.join(f'{each} {100 * p:.0f} %' for each, p in likeliest)})"
+
+
+def spoken(result: Mapping[str, Any]) -> str:
+    """The language of a result; of several, each with its share of the time with text."""
+    segments = result["segments"]
+    codes = {each.get("language") for each in segments}
+    if len(codes) < 2:
+        return str(result["language"])
+    lengths = {
+        code: sum(each["end"] - each["start"] for each in segments if each["language"] == code)
+        for code in sorted(codes)
+    }
+    whole = sum(lengths.values()) or 1.0
+    longest = sorted(codes, key=lambda code: -lengths[code])
+    return ", ".join(f"{code} {100 * lengths[code] / whole:.0f} %" for code in longest)
 
 
 def recording_name(state: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from loguru import logger
 from rich.console import Console
 
 from common.domain.formats import FLAGGING
+from common.domain.languages import AUTO
 from common.domain.models import BATCH_ENGINES
 from common.errors import GatewayLost, RequestRejected, StenoError
 from common.weights.manifest import Manifest
@@ -31,6 +32,7 @@ from scripts.cli.client import (
     FORMATS,
     Gateway,
     LanguageParam,
+    LanguagesParam,
     clock,
     ending_of,
     flagged,
@@ -38,6 +40,7 @@ from scripts.cli.client import (
     lines,
     passing,
     plural,
+    spoken,
     warning,
 )
 from scripts.cli.progress import Board, Take
@@ -312,7 +315,7 @@ class Delivery:
             self.board.say(f"{take.name}: warning: {warning(code, result)}")
         facts = [_pace([take]), plural(result["word_count"], "word")]
         by_default = " (the default; --language takes others, or auto)"
-        facts.append(f"language {result['language']}{by_default * self.default_language}")
+        facts.append(f"language {spoken(result)}{by_default * self.default_language}")
         if self.show_job:
             facts.append(f"job {take.job_id}")
         self.board.say(f"{take.name}: {', '.join(facts)}")
@@ -383,6 +386,12 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     "-l",
     type=LanguageParam(),
     help="A Whisper code (vi, en, ...), a name, or auto [DEFAULT_LANGUAGE].",
+)
+@click.option(
+    "--languages",
+    type=LanguagesParam(),
+    metavar="LIST",
+    help="Several that are spoken in a recording, such as vi,en: each part has its own.",
 )
 @click.option("--model", "-m", help="Weights, see `steno models list` [DEFAULT_MODEL].")
 @click.option("--engine", type=click.Choice(BATCH_ENGINES), help="[DEFAULT_ENGINE]")
@@ -539,7 +548,10 @@ def _run(
         key=key,
         workers=workers,
         models=settings.asr.models_of(
-            *(options.get(name) for name in ("engine", "model", "language"))
+            options.get("engine"),
+            options.get("model"),
+            # Several languages need a model that detects them; a worker fetches those of each.
+            AUTO if "languages" in options else options.get("language"),
         ),
     )
     with service, Board(takes, console) as board:
@@ -548,7 +560,7 @@ def _run(
         delivery = Delivery(
             board,
             several=len(takes) > 1,
-            default_language="language" not in options,
+            default_language=not {"language", "languages"} & set(options),
             show_job=not service.is_ours,
         )
         TranscribeRun(service, takes, options, board, delivery.deliver, flag=flag).run()

@@ -75,6 +75,7 @@ def state(job_id: str, filename: str) -> dict[str, Any]:
         "engine": "faster-whisper",
         "model": "base",
         "language": "vi",
+        "languages": [],
         "duration_seconds": 8.0,
     }
 

@@ -19,7 +19,7 @@ from common.domain.tracks import OTHER_AUDIO_TRACK
 from common.errors import GatewayLost, RequestRejected
 from common.transcripts import SEVERAL_MODELS
 from scripts.cli.cli import steno
-from scripts.cli.client import WARNINGS, Gateway, clock, flagged, warning
+from scripts.cli.client import WARNINGS, Gateway, clock, flagged, spoken, warning
 from tests.support.scripted_gateway import DONE, WORKING, ScriptedGateway
 from worker.steps import merge
 
@@ -173,6 +173,15 @@ def test_a_warning_about_languages_names_those_that_were_found() -> None:
     assert warning(LANGUAGE_MISMATCH, {}) == WARNINGS[LANGUAGE_MISMATCH]
     assert warning("truncated", found) == WARNINGS["truncated"]
     assert warning("something_new", found) == "something_new"
+
+
+def test_several_languages_are_named_with_their_shares_of_the_time() -> None:
+    def result(*codes: str) -> dict[str, Any]:
+        segments = [{"start": at, "end": at + 1, "language": code} for at, code in enumerate(codes)]
+        return {"language": "vi", "segments": segments}
+
+    assert spoken(result()) == spoken(result("vi", "vi")) == "vi"
+    assert spoken(result("vi", "en", "en", "vi", "en")) == "en 60 %, vi 40 %"
 
 
 def test_flagged_segments_are_shown_with_their_times_but_never_all_of_many() -> None:

@@ -85,7 +85,8 @@ def test_warnings_come_in_human_words(server: ScriptedGateway, folder: Path) -> 
 
 def test_the_default_language_is_named(server: ScriptedGateway, folder: Path) -> None:
     assert "language vi (the default; --language" in run(server, folder / "a.mp3").stderr
-    assert "the default" not in run(server, folder / "a.mp3", "--language", "en").stderr
+    for named in (("--language", "en"), ("--languages", "vi,en")):
+        assert "the default" not in run(server, folder / "a.mp3", *named).stderr
 
 
 # --- options ----------------------------------------------------------------------------------
@@ -107,6 +108,7 @@ def test_the_options_are_those_of_the_upload_form() -> None:
             {"language": "en", "word_timestamps": "false", "beam_size": "2"},
         ),
         ("-l English", {"language": "en"}),
+        ("--languages Vietnamese,en-US", {"languages": "vi,en"}),
         ("--no-moderation", {"moderation": "false"}),
         ("--moderation --filter-profanity", {"moderation": "true", "filter_profanity": "true"}),
         (
@@ -156,6 +158,7 @@ def test_a_rejection_is_final_in_one_line(server: ScriptedGateway, folder: Path,
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
+        ("--languages vi,klingon", 2, "'klingon' is not a Whisper language"),
         ("--language klingon", 2, "'klingon' is not a Whisper language"),
         ("--language vietnam", 2, "Did you mean vietnamese?"),
         ("--engine whisper", 2, "'whisper' is not one of"),

@@ -12,14 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from common.domain.models import BATCH_ENGINES, ModelName
+from common.domain.values import SAMPLE_RATE
 from common.errors import SetupProblem
 from common.settings import Settings
 from common.weights.manifest import FASTER_WHISPER, SHERPA_ONNX, WHISPER_CPP, Manifest
@@ -30,9 +33,11 @@ from scripts.bench.corpus import (
     Corpus,
     DecodedRecording,
     LongRecording,
+    decode,
     read_corpus,
     require_scorers,
     wer,
+    write_wav,
 )
 from scripts.bench.direct import Way
 from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, counted
@@ -47,6 +52,8 @@ OURS = "Stenopool"
 CLIP_S = 10.0
 CLIPS = 10
 """How many excerpts of the long recording are sent as clips."""
+PAUSE_SAMPLES = SAMPLE_RATE // 2
+"""Between clips in one recording."""
 PEAKS_EVERY_S = 0.5
 """A worker's engine process may be replaced; the peaks of the earlier ones count too."""
 
@@ -133,6 +140,11 @@ class Bench:
         if "clips" in wanted:
             for clip_set in self._corpus.clip_sets:
                 found(self._clips(service, clip_set))
+            first: dict[str, ClipSet] = {}
+            for clip_set in self._corpus.clip_sets:
+                first.setdefault(clip_set.language, clip_set)
+            if len(first) > 1:
+                found(self._in_turn(service, list(first.values())[:2]))
 
     def _service(self, workers: int, name: str, **env: str) -> UnderTest:
         return UnderTest(workers, self._folder / name, settings=self._settings, env=env)
@@ -471,6 +483,34 @@ class Bench:
 
         place = bring_for_recordings(self._settings.asr.models_dir)
         return ModelName(SHERPA_ONNX, place.name.removeprefix(f"{SHERPA_ONNX}-"))
+
+    def _in_turn(self, service: UnderTest, clip_sets: Sequence[ClipSet]) -> BenchPart:
+        """One recording of two languages: a clip of each in turn."""
+        languages = ",".join(each.language for each in clip_sets)
+        self._progress(f"clips of {languages} in turn: {OURS}")
+        turns = zip(*(each.clips for each in clip_sets), strict=False)
+        pieces: list[NDArray[np.int16]] = []
+        spoken: list[tuple[float, float, str]] = []
+        end_s = 0.0
+        for clips in islice(turns, self._size.clips or None):
+            for clip_set, clip in zip(clip_sets, clips, strict=True):
+                pieces += [decode(clip.path), np.zeros(PAUSE_SAMPLES, np.int16)]
+                length_s = len(pieces[-2]) / SAMPLE_RATE
+                spoken.append((end_s, end_s + length_s, clip_set.language))
+                end_s += length_s + PAUSE_SAMPLES / SAMPLE_RATE
+        file = write_wav(self._folder / "in-turn.wav", pieces)
+        run = service.run(file, {"languages": languages, "model": MODEL})
+        right = [
+            (max(0.0, min(end, it["end"]) - max(start, it["start"])), it["language"] == language)
+            for it in run.result["segments"]
+            for start, end, language in spoken
+        ]
+        share = sum(s for s, is_right in right if is_right) / sum(s for s, _ in right)
+        return BenchPart(
+            "clips in turn",
+            f"4. Clips of {languages} in turn, in one recording, {MODEL}",
+            (Figure("text in the language of its clip", (100 * share,), "%", 1, Target(95, True)),),
+        )
 
     # --- 5: memory ----------------------------------------------------------------------------
 

@@ -187,6 +187,13 @@ def write_wav(path: Path, pieces: Iterable[NDArray[np.int16]]) -> Path:
     return path
 
 
+def decode(recording: Path) -> NDArray[np.int16]:
+    """The samples of a short recording: 16 kHz, mono."""
+    from common.audio.decode import MonoDecoder
+
+    return np.concatenate(list(MonoDecoder(recording)))
+
+
 class DecodedRecording:
     """A recording decoded once, to cut from; the file ``pcm`` takes its samples."""
 

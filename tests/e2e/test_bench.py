@@ -33,6 +33,7 @@ TALK = (
 """From the first of the Harvard sentences (IEEE, 1969)."""
 CLIP = "The hogs were fed chopped corn and garbage."
 FOX = "The quick brown fox jumps over the lazy dog."
+BREAKFAST = "Bonjour, je voudrais une tasse de café et un morceau de pain, s'il vous plaît."
 RICE = "Rice is often served in round bowls."
 VIETNAMESE = "xin chào các bạn hôm nay trời đẹp"
 VIETNAMESE_MODEL = "sherpa-onnx/viet-wenet"
@@ -75,7 +76,8 @@ def models(tmp_path: Path, weights_dir: Path, vietnamese_weights: Path) -> Path:
 def test_every_part_is_measured_and_the_ways_stand_side_by_side(
     models: Path, tmp_path: Path
 ) -> None:
-    speech = write_folder(tmp_path / "speech", TALK, {"en": [CLIP], "vi": [VIETNAMESE]})
+    clips = {"en": [CLIP], "fr": [BREAKFAST], "vi": [VIETNAMESE]}
+    speech = write_folder(tmp_path / "speech", TALK, clips)
     (tmp_path / "bench").mkdir()
     bench = Bench(
         read_corpus(speech),
@@ -89,10 +91,8 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
     found: list[BenchPart] = []
     bench.run(PARTS, found.append)
     parts = {part.name: part for part in found}
-    assert list(parts) == [
-        *("long", "overhead", "latency", "clips en-read", "clips vi-read"),
-        *("scaling", "memory", "mixed"),
-    ]
+    of_clips = ["clips en-read", "clips fr-read", "clips vi-read", "clips in turn"]
+    assert list(parts) == ["long", "overhead", "latency", *of_clips, "scaling", "memory", "mixed"]
     figures = {figure.name: figure for part in found for figure in part.figures}
     assert all(math.isfinite(value) for figure in figures.values() for value in figure.values)
 
@@ -106,6 +106,7 @@ def test_every_part_is_measured_and_the_ways_stand_side_by_side(
     overhead = figures["not inference, of the wall time from upload to COMPLETED"]
     assert 0 < overhead.value < 100
     assert {f"en-read: WER above {engine}'s own" for engine in WHISPER_ENGINES} <= set(figures)
+    assert figures["text in the language of its clip"].value > 90
     assert figures["gateway's rise by a 2 MB upload"].value >= 0
     assert any(name.startswith("worker over ") for name in figures)
     assert f"vi-read: WER of {VIETNAMESE_MODEL}" in figures

@@ -299,7 +299,7 @@ class PullFailed(StenoError, code="pull_failed", status=503):
 
 
 class ModelFetchFailed(Transient, code="pull_failed"):
-    """The weights {model} could not be fetched from any source: {reason}"""
+    """The weights {model} could not be fetched: {reason}"""
 
 
 class ModerationFailed(Transient, code="moderation_failed"):

@@ -419,7 +419,7 @@ class AsrSettings(BaseSettings):
     model_config = _config()
 
     default_engine: Literal["faster-whisper", "whisper.cpp", "sherpa-onnx"] = "faster-whisper"
-    """Engine of jobs that name a model, but no engine."""
+    """Engine of models that are named without one, in a request or in DEFAULT_MODEL."""
     default_model: Annotated[
         str,
         Field(validation_alias=AliasChoices("default_model", "asr_model_name")),

@@ -135,9 +135,11 @@ class AsrUpload(Upload):
     def _store(self, recording: NewRecording, request: Request) -> Created:
         if idempotency_key(request) is not None:
             return super()._store(recording, request)
-        job = self._job  # with today's defaults
+        job, asr = self._job, self._services.settings.asr  # with today's defaults
         options = replace(job.options, models={}, fetch_model=False)  # these change as models come
-        request_name = f"{request.url.path} {job.engine} {job.model} {job.language} {options}"
+        names = asr.models_of(self._options.engine, self._options.model, job.language)
+        models = ",".join(map(str, names))
+        request_name = f"{request.url.path} {models} {job.language} {options}"
         sha256 = request_sha256(request_name, self._options, recording.sha256)
         return self._submit(recording, Idempotency(f"{_JOINS}:{sha256}", sha256, JOIN_S))
 
@@ -177,7 +179,7 @@ def json_document(transcript: Transcript, *, words: bool) -> dict[str, Any]:
         "text": transcript.text,
         "segments": [
             {
-                **whisper_segment(index, segment, transcript.language),
+                **whisper_segment(index, segment),
                 **({"words": [word_document(word) for word in segment.words]} if words else {}),
             }
             for index, segment in enumerate(transcript.segments)

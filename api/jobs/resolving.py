@@ -37,6 +37,7 @@ from common.weights.manifest import EVERY_LANGUAGE, SHERPA_ONNX
 from common.weights.store import WeightsState, WeightsStore
 
 MOST_LANGUAGES = 8
+"""More than people speak in one recording; each has a model to fetch and to load."""
 DECODING = {each.name for each in fields(Decoding)}
 OfWorkers = Callable[[], set[tuple[str, str]] | None]
 
@@ -189,6 +190,8 @@ class Resolver:
             UnknownOption: the engine runs none of them.
         """
         table = self.settings.asr.models_for
+        if options.task == "translate":  # those of a single language were trained to transcribe
+            table = {ANY_LANGUAGE: table[ANY_LANGUAGE]}
         if AUTO not in languages:
             table = {code: candidates(table, code) for code in _with_detection(languages)}
         whisper = _only_for_whisper(options)
@@ -203,8 +206,12 @@ class Resolver:
         if whisper is not None and not all(found.values()):
             raise _needs_whisper(*whisper)
         if not all(found.values()):
-            allowed = {name.engine for names in table.values() for name in names}
-            raise _not_among("engine", sorted(allowed), options.engine or "")
+            allowed = [
+                engine
+                for engine in BATCH_ENGINES
+                if all(self._run_by(engine, names) for names in table.values())
+            ]
+            raise _not_among("engine", allowed, options.engine or "")
         return found
 
     def _run_by(self, engine: str | None, names: Sequence[ModelName]) -> Sequence[ModelName]:

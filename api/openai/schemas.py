@@ -159,9 +159,9 @@ TEXTS: Mapping[str, tuple[str, Callable[[Transcript], str]]] = MappingProxyType(
 """Formats other than JSON: media type and writer."""
 
 
-def whisper_segment(index: int, segment: Segment, language: str) -> dict[str, Any]:
+def whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
     """A segment as in Whisper's own JSON; token ids are not stored, so the list is empty."""
-    return {"seek": 0, "tokens": [], **segment_document(index, segment, language)}
+    return {"seek": 0, "tokens": [], **segment_document(index, segment)}
 
 
 def verbose_document(transcript: Transcript, options: AudioOptions) -> Any:
@@ -175,8 +175,7 @@ def verbose_document(transcript: Transcript, options: AudioOptions) -> Any:
     }
     if "segment" in options.granularities:
         document["segments"] = [
-            whisper_segment(index, segment, transcript.language)
-            for index, segment in enumerate(transcript.segments)
+            whisper_segment(index, segment) for index, segment in enumerate(transcript.segments)
         ]
     if "word" in options.granularities:
         document["words"] = [word_document(word) for word in transcript.words]

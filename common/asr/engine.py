@@ -22,7 +22,7 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 class DecodingOptions:
     """How to decode, fully resolved: no option is left to an engine's default.
 
-    ``language`` is a Whisper code (``vi``, ``en``, ...); if it is detected, then before.
+    ``language`` is a Whisper code (``vi``, ``en``, ...), never auto: it has been detected before.
     ``beam_size`` in [1, 16]. ``temperatures`` ascend in [0, 1]; the first is tried first.
     """
 

@@ -32,7 +32,7 @@ from common.domain.values import SAMPLES_PER_MS, Span
 PIECE_MS = 3_000
 """About the length of a piece; see above."""
 
-Part = tuple[Span, str]
+LanguagePart = tuple[Span, str]
 """A part of a window and its language; times count from the window's start."""
 
 
@@ -42,10 +42,10 @@ def parts_by_language(
     network: SileroNetwork,
     declared: Sequence[str],
     first: str,
-) -> list[list[Part]]:
+) -> list[list[LanguagePart]]:
     """The parts of each window, in order, at least one; each has another language than the next.
 
-    ``declared`` are the languages to choose from, ``first`` is that of the speech before.
+    ``declared`` are the languages to choose from, ``first`` is that of the recording.
 
     Raises:
         common.errors.EngineFailed: the detector failed (transient).
@@ -73,7 +73,7 @@ def whole(window: Samples) -> Span:
     return Span(0, len(window) // SAMPLES_PER_MS)
 
 
-def _joined(parts: Sequence[Part], window: Samples) -> list[Part]:
+def _joined(parts: Sequence[LanguagePart], window: Samples) -> list[LanguagePart]:
     """Neighbours of one language as one part; a single one is the whole window."""
     groups = [list(group) for _, group in groupby(parts, key=lambda part: part[1])]
     if len(groups) == 1:

@@ -38,9 +38,12 @@ def to_vtt(transcript: Transcript, *, flag: bool = False) -> str:
 
     With ``flag`` as `to_srt`, and the cue has its label as a class for styling.
     """
+    main = transcript.language
+    # A translation is in one language, though not in that of the recording.
+    is_mixed = len({segment.language or main for segment in transcript.segments}) > 1
     return "WEBVTT\n\n" + "".join(
         f"{_vtt_time(segment.span.start_ms)} --> {_vtt_time(segment.span.end_ms)}\n"
-        f"{_vtt_cue(segment, transcript.language, _offence(segment, flag=flag))}\n\n"
+        f"{_vtt_cue(segment, main if is_mixed else None, _offence(segment, flag=flag))}\n\n"
         for segment in _spoken(transcript)
     )
 
@@ -112,10 +115,10 @@ def _cue(segment: Segment) -> str:
     return _line(segment).replace("-->", "->")
 
 
-def _vtt_cue(segment: Segment, language: str, offence: Label | None) -> str:
+def _vtt_cue(segment: Segment, main: str | None, offence: Label | None) -> str:
     # In WebVTT both begin markup (www.w3.org/TR/webvtt1, 4.2.2).
     text = _prefix(offence) + _cue(segment).replace("&", "&amp;").replace("<", "&lt;")
-    if segment.language not in (None, language):
+    if main is not None and segment.language not in (None, main):
         text = f"<lang {segment.language}>{text}</lang>"
     return f"<c.{offence.lower()}>{text}</c>" if offence else text
 

@@ -35,17 +35,17 @@ def transcript_document(
     }
 
 
-def segment_document(index: int, segment: Segment, language: str) -> dict[str, Any]:
+def segment_document(index: int, segment: Segment, language: str | None = None) -> dict[str, Any]:
     """A segment with OpenAI's names, its language, and reasons to doubt its text (``flags``).
 
-    ``language`` is the transcript's, for segments that have none of their own.
+    ``language`` is the transcript's, for segments that have none of their own; None: leave it out.
     """
     return {
         "id": index,
         "start": seconds(segment.span.start_ms),
         "end": seconds(segment.span.end_ms),
         "text": segment.text.strip(),
-        "language": segment.language or language,
+        **({"language": segment.language or language} if language else {}),
         "avg_logprob": segment.avg_logprob,
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_prob,

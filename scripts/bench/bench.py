@@ -505,7 +505,7 @@ class Bench:
             for it in run.result["segments"]
             for start, end, language in spoken
         ]
-        share = sum(s for s, is_right in right if is_right) / sum(s for s, _ in right)
+        share = sum(s for s, is_right in right if is_right) / (sum(s for s, _ in right) or 1.0)
         return BenchPart(
             "clips in turn",
             f"4. Clips of {languages} in turn, in one recording, {MODEL}",

@@ -484,7 +484,7 @@ def _facts(state: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "progress", f"{state['progress']} %, {state['stage']}, {chunks}"
     if state["eta_seconds"] is not None:
         yield "left", f"about {clock(state['eta_seconds'])}"
-    languages = ",".join(state["languages"]) or state["language"]
+    languages = ",".join(state.get("languages", ())) or state["language"]
     yield "asked for", f"{state['engine']} {state['model']}, language {languages}"
     for name in ("created", "started", "completed"):
         if state[f"{name}_at"]:

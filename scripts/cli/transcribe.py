@@ -540,6 +540,7 @@ def _run(
     interrupt_on_signals()
     console = Console(stderr=True, highlight=False)
     settings = load_settings()
+    languages = options.get("languages", "")
     service = ServiceSession(
         settings,
         console,
@@ -551,7 +552,7 @@ def _run(
             options.get("engine"),
             options.get("model"),
             # Several languages need a model that detects them; a worker fetches those of each.
-            AUTO if "languages" in options else options.get("language"),
+            AUTO if "," in languages else languages or options.get("language"),
         ),
     )
     with service, Board(takes, console) as board:

@@ -129,6 +129,18 @@ def test_containers_may_do_nothing_that_they_need_not(task: dict[str, Any]) -> N
 
 
 @every_task
+def test_models_are_fetched_only_where_they_can_be_written(task: dict[str, Any]) -> None:
+    container = container_of(task)
+    mounted = {each["containerPath"] for each in container["mountPoints"]}
+    resolves = container["name"] in {"api", "worker"}
+    assert (
+        ("/models" in mounted)
+        or not resolves
+        or (environment_of(container)["AUTO_FETCH"] == "false")
+    )
+
+
+@every_task
 def test_settings_are_known_and_secrets_are_not_among_them(task: dict[str, Any]) -> None:
     container = container_of(task)
     open_ones = environment_of(container)

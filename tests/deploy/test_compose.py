@@ -194,6 +194,17 @@ def test_live_streams_have_a_gateway_with_the_engines_and_the_weights() -> None:
     assert live["healthcheck"]["test"] == ["CMD", *yaml.safe_load(check[check.index("[") :])]
 
 
+def test_models_are_in_a_volume_or_in_a_folder_that_is_prepared() -> None:
+    users = ("worker", "live")
+    assert all("models:/models" in ours()[name]["volumes"] for name in users)
+    assert "models" in COMPOSE["volumes"]
+    prepared = yaml.safe_load((ROOT / "docker" / "weights.yml").read_text("utf-8"))["services"]
+    assert all(prepared[name]["volumes"][0].endswith(":/models:ro") for name in users)
+    # Nothing can be fetched into a folder that is read-only, and gateways must know that.
+    fetching = {name: it["environment"]["AUTO_FETCH"] for name, it in prepared.items()}
+    assert fetching == {"api": "false", "worker": "false", "live": "false"}
+
+
 def modules() -> Iterator[str]:
     """What containers run with ``python -m``."""
     for service in ours().values():

@@ -23,7 +23,7 @@ from tests.support.service import Service, Start, wait_until, write_wav
 from tests.support.speech import speak
 from worker.context import Context
 from worker.steps import fetch_model, plan, transcribe
-from worker.steps.audio import models_of
+from worker.steps.audio import chosen_models
 
 SENTENCE = "Please send me the report before Friday."
 TINY = ModelName("faster-whisper", "tiny")
@@ -256,7 +256,7 @@ def test_the_models_of_several_languages_are_fetched_or_named(
     assert (models / "faster-whisper-tiny" / "model.bin").is_file()
     chunk = plan.run(context, planned)
     assert chunk is not None
-    used = {code: chosen.name for code, chosen in models_of(chunk.job).items()}
+    used = {code: chosen.name for code, chosen in chosen_models(chunk.job).items()}
     assert used == {"en": TINY, "fr": BASE, "de": BASE, "*": BASE}
     assert chunk.job.model == "tiny"
     assert chunk.job.warnings == [

@@ -69,6 +69,12 @@ def test_vtt_names_the_language_of_a_cue_that_has_another_than_the_whole() -> No
     assert [segment["language"] for segment in segments] == ["vi", "en"]
 
 
+def test_cues_of_a_translation_are_not_tagged() -> None:
+    talk = Transcript("vi", 1_000, (Segment(Span(0, 1_000), "Hello", language="en"),))
+    assert "<lang" not in to_vtt(talk)
+    assert transcript_document(talk)["segments"][0]["language"] == "en"
+
+
 def test_tsv_keeps_three_columns_whatever_the_text_holds() -> None:
     assert to_tsv(TALK) == (
         "start\tend\ttext\n0\t1500\tXin chào, Steno.\n3599999\t3600001\ta --> b c d\n"

@@ -382,6 +382,7 @@ def test_each_of_several_languages_has_its_best_model(choosing: Made) -> None:
     assert not job.options.fetch_model
     assert resolve(choosing(VI_68M), languages="vi,en").options.fetch_model
     translated = resolve(choosing(VI_68M, SMALL), languages="vi,en", task="translate")
+    assert translated.options.models["vi"] == translated.options.models["*"]
     assert VI_68M not in translated.options.models["vi"]
     with pytest.raises(ModelNotInstalled, match="pull small"):
         resolve(choosing(VI_68M, auto_fetch=False), languages="vi,en")
@@ -419,12 +420,20 @@ def test_a_language_is_detected_by_the_model_for_all_others(choosing: Made) -> N
 def test_an_engine_or_an_option_of_whisper_narrows_the_choice(choosing: Made) -> None:
     resolver = choosing(VI_68M, PHO, BASE_CPP)
     assert chosen(resolve(resolver, engine="whisper.cpp")) == ("whisper.cpp/pho", False)
-    for field, value in {"task": "translate", "temperature": "0.2", "initial_prompt": "a"}.items():
-        assert chosen(resolve(resolver, **{field: value})) == ("whisper.cpp/pho", False)
+    # A model for Vietnamese alone was trained to transcribe.
+    used = {"temperature": "whisper.cpp/pho", "initial_prompt": "whisper.cpp/pho"}
+    used["task"] = "whisper.cpp/small"
+    values = {"task": "translate", "temperature": "0.2", "initial_prompt": "a"}
+    for field, value in values.items():
+        assert chosen(resolve(resolver, **{field: value}))[0] == used[field]
         with pytest.raises(OptionConflict, match=f"{field}={value} needs a Whisper engine"):
             resolve(resolver, engine="sherpa-onnx", **{field: value})
-    with pytest.raises(UnknownOption, match="engine must be one of sherpa-onnx, whisper"):
+    with pytest.raises(UnknownOption, match=r"engine must be one of whisper\.cpp, sherpa-onnx;"):
         resolve(resolver, engine="faster-whisper")
+    with pytest.raises(
+        UnknownOption, match=r"engine must be one of whisper\.cpp; got 'sherpa-onnx'"
+    ):
+        resolve(resolver, engine="sherpa-onnx", language="auto")
 
 
 def test_a_named_model_that_is_published_is_fetched(choosing: Made) -> None:

@@ -85,7 +85,7 @@ def model_of(job: Job) -> ModelName:
     return ModelName(job.engine, job.model)
 
 
-def models_of(job: Job) -> dict[str, ChosenModel]:
+def chosen_models(job: Job) -> dict[str, ChosenModel]:
     """With several languages, the model of each and of `ANY_LANGUAGE`: that which detects them.
 
     Empty with one language, and until the job is planned.
@@ -119,14 +119,14 @@ def decoding_identity(job: Job, weights_sha256: str, language: str) -> dict[str,
     may transcribe what another one planned, or reuse its text. So each segment names its encoder,
     and the manifest those of a text.
 
-    ``language`` is that of the recording; with several, their models decide (`models_of`).
+    ``language`` is that of the recording; with several, their models decide (`chosen_models`).
     """
 
     def of_one(engine: str, weights_sha256: str, language: str) -> dict[str, Any]:
         options = asdict(decoding_options(job, engine, language))
         return {"engine": engine, "weights": weights_sha256, "options": options}
 
-    models = models_of(job)
+    models = chosen_models(job)
     if not models:
         return {"adapter": ADAPTER_REVISION, **of_one(job.engine, weights_sha256, language)}
     detector = models.pop(ANY_LANGUAGE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from common.asr.engine import Samples
 from common.audio.decode import MonoDecoder
@@ -239,16 +238,16 @@ class _Planning:
             self._fallback[f"{FALLBACK_MODEL}: {self._context.models.advice(name)}"] = None
         return chosen
 
-    def _of_each_language(self) -> dict[str, Any] | None:
-        """The models of several languages, as `Transcription.models` has them."""
-        if not self._languages:
-            return None
-        names = {code: self._choose(code) for code in self._languages}
-        names[ANY_LANGUAGE] = self._detector()
-        return {code: self._chosen(name).to_json() for code, name in names.items()}
-
-    def _chosen(self, name: ModelName) -> ChosenModel:
-        return ChosenModel(name, self._context.models.resolve(name).sha256)
+    def _chosen(self, language: str) -> dict[str, ChosenModel]:
+        """The model of the language or, of several, of each and of what detects them."""
+        if self._detect_in is not None:
+            names = {language: self._detector()}
+        else:
+            names = {code: self._choose(code) for code in self._languages or (language,)}
+        if self._languages:
+            names[ANY_LANGUAGE] = self._detector()
+        resolve = self._context.models.resolve
+        return {code: ChosenModel(name, resolve(name).sha256) for code, name in names.items()}
 
     def find_speech(self) -> bool:
         """Select another audio track if that one has speech and the default one has none."""
@@ -288,11 +287,14 @@ class _Planning:
         if replan:
             self._known = {}
         self._fallback = {}
-        chosen = self._chosen(self._choose(language))
+        models = self._chosen(language)
+        chosen = models[language]
         self._weights_sha256 = chosen.weights_sha256
         # as they will be stored
         self._job.engine, self._job.model = chosen.name.engine, chosen.name.model
-        self._job.transcription.models = self._of_each_language()
+        self._job.transcription.models = (
+            {code: each.to_json() for code, each in models.items()} if self._languages else None
+        )
         begun = plan_begun(
             name=chosen.name,
             weights_sha256=self._weights_sha256,

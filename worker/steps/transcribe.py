@@ -20,14 +20,17 @@ from common.transcripts import result_to_json
 from worker.context import Context, with_retries
 from worker.steps.audio import (
     SLOWEST_ENGINE,
+    chosen_models,
     cut_again,
     cut_samples,
     decoding_identity,
     decoding_options,
     model_of,
-    models_of,
     open_recording,
 )
+
+TRANSLATED = "en"
+"""The language that Whisper translates into."""
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
@@ -48,7 +51,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
 def limit_s(context: Context, claim: Claim) -> float:
     """The time limit, by the length of the chunk."""
     audio_s = _chunk(claim.part).audio.duration_ms / 1000
-    several = models_of(claim.job)
+    several = chosen_models(claim.job)
     names = {chosen.name for chosen in several.values()} or {model_of(claim.job)}
     fetch_s = sum(context.models.fetch_limit_s([name]) for name in names)
     runs = 2 if several else 1  # to detect the languages may take as long as to transcribe
@@ -62,7 +65,7 @@ def _chunk(part: Part | None) -> Chunk:
 
 def _transcribe(context: Context, claim: Claim) -> list[Any]:
     job, chunk = claim.job, _chunk(claim.part)
-    several = models_of(job)
+    several = chosen_models(job)
     weights_sha256 = job.transcription.weights_sha256 or ""
     for chosen in several.values() or [ChosenModel(model_of(job), weights_sha256)]:
         _check(context, chosen)
@@ -73,8 +76,9 @@ def _transcribe(context: Context, claim: Claim) -> list[Any]:
         return result_to_json(_in_several_languages(context, job, windows, language))
     engine = context.engines.get(model_of(job))
     options = decoding_options(job, job.engine, language)
+    written = TRANSLATED if options.task == "translate" else None
     return result_to_json(
-        [replace(segment, encoder=engine.encoder) for segment in segments]
+        [replace(segment, encoder=engine.encoder, language=written) for segment in segments]
         for segments in engine.transcribe(windows, options)
     )
 
@@ -92,7 +96,7 @@ def _in_several_languages(
     context: Context, job: Job, windows: list[Samples], first: str
 ) -> list[list[Segment]]:
     """The segments of each window, each part of it by the model of its language."""
-    models = models_of(job)
+    models = chosen_models(job)
     detector = models.pop(ANY_LANGUAGE).name
     parts = parts_by_language(
         windows, context.engines.get(detector), context.voice_network, list(models), first
@@ -112,7 +116,7 @@ def _in_several_languages(
         engine = context.engines.get(models[language].name)
         options = decoding_options(job, engine.name, language)
         decoded = engine.transcribe([cut(windows[index], span) for index, span in own], options)
-        written = "en" if options.task == "translate" else language
+        written = TRANSLATED if options.task == "translate" else language
         for (index, span), segments in zip(own, decoded, strict=True):
             found[index, span] = [
                 replace(segment.shifted(span.start_ms), encoder=engine.encoder, language=written)

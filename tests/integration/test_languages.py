@@ -139,6 +139,9 @@ def test_a_named_model_transcribes_all_languages(gateway: GatewayProcess, tmp_pa
     assert {used["model"] for used in found["manifest"]["models"].values()} == {str(BASE)}
     translated = result(gateway, audio, languages="en,vi", model="base", task="translate")
     assert {segment["language"] for segment in translated["segments"]} == {"en"}
+    translated = result(gateway, audio, language="vi", model="base", task="translate")
+    assert translated["language"] == "vi"
+    assert {segment["language"] for segment in translated["segments"]} == {"en"}
 
 
 def test_a_language_that_is_not_declared_is_a_warning(

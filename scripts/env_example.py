@@ -88,12 +88,16 @@ def _choices(annotation: Any) -> Iterator[str]:
 
 
 def _value(field: FieldInfo) -> str:
-    """The default; empty if it is unset, or a folder that differs between machines."""
+    """The default; empty if it is unset, or a folder that differs between machines.
+
+    One with spaces is in quotes: shells read the file too.
+    """
     if field.default is None or _lies_in_checkout(field.default):
         return ""
     if isinstance(field.default, bool):
         return str(field.default).lower()
-    return str(field.default)
+    text = str(field.default)
+    return f'"{text}"' if " " in text else text
 
 
 def _lies_in_checkout(default: object) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 from pydantic_settings import BaseSettings
 
-from common.settings import ROOT
+from common.settings import ROOT, AsrSettings
 from scripts.env_example import TARGET, names, render
 from tests.support.programs import run_python
 from tests.support.setting_names import every_name, groups
@@ -17,14 +20,27 @@ SAMPLES = {"API_PUBLIC_URL": "https://steno.example.org", "API_ROOT_PATH": "/ste
 """Of settings that are unset, and not anything."""
 
 
-def lines_with_values() -> dict[str, str]:
-    return dict(re.findall(r"^#([A-Z][A-Z0-9_]*)=(.*)$", TARGET.read_text("utf-8"), re.MULTILINE))
+def lines_with_values() -> dict[str, str | None]:
+    lines = re.findall(r"^#([A-Z][A-Z0-9_]*=.*)$", TARGET.read_text("utf-8"), re.MULTILINE)
+    return dotenv_values(stream=StringIO("\n".join(lines)), interpolate=False)
 
 
 def test_it_has_every_setting_once() -> None:
     listed = re.findall(r"^#([A-Z][A-Z0-9_]*)=", TARGET.read_text("utf-8"), re.MULTILINE)
     assert listed == [names(group, field)[0] for group in groups() for field in group.model_fields]
     assert len(listed) == len(set(listed))
+
+
+def test_a_shell_can_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text(TARGET.read_text("utf-8").replace("\n#", "\n").replace("\n ", "\n# "))
+    done = subprocess.run(
+        ["sh", "-euc", f'. {file}; printf %s "$MODEL_FOR"'],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stderr, done.stdout) == ("", AsrSettings().model_for)
 
 
 def test_it_names_nothing_of_the_machine_it_was_made_on() -> None:

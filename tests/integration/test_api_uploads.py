@@ -150,6 +150,7 @@ def test_the_resolved_request_is_stored_with_the_job(
         "filter_profanity": True,
         "audio_track": None,
         "detect_in": None,
+        "languages": [],
         "models": {},
         "fetch_model": False,
     }

@@ -32,14 +32,7 @@ from common.asr.pieces import Emission, Pieces, begins_word
 from common.asr.segments import loud_span, segments_of
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, WeightsMissing, WeightsUnusable
-from common.weights.sherpa import (
-    Kind,
-    Network,
-    has_only_capitals,
-    letters_of,
-    network_in,
-    read_tokens,
-)
+from common.weights.sherpa import Kind, Network, has_only_capitals, network_in, read_tokens
 
 MIN_SAMPLES = SAMPLE_RATE // 2
 """Shorter windows are padded with silence: convolutions need some frames."""
@@ -85,7 +78,8 @@ class SherpaOnnx:
             self._network = network_in(weights, streaming=False)
         except (ValueError, OSError) as error:
             raise WeightsUnusable(model=weights.name, engine=self.name, reason=error) from error
-        self._letters = letters_of(read_tokens(self._network.parts.tokens))
+        self._letters = self._network.letters()
+        self._has_only_capitals = has_only_capitals(self._letters)
         self._threads = threads
         self._recognizers: dict[int, OfflineRecognizer] = {}
         self._recognizer(beam_size=1)
@@ -136,7 +130,7 @@ class SherpaOnnx:
             [round(time * 1000) for time in result.timestamps],
             result.ys_log_probs,
         )
-        if has_only_capitals(self._letters):
+        if self._has_only_capitals:
             pieces = pieces.in_lower_case()
         whole = Span(0, len(window) // SAMPLES_PER_MS)
         if pieces.emitted_ms:

@@ -27,14 +27,7 @@ from common.asr.streaming import RecognitionRequest
 from common.domain.stream import Hypothesis
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, WeightsMissing, WeightsUnusable
-from common.weights.sherpa import (
-    Kind,
-    Network,
-    has_only_capitals,
-    letters_of,
-    network_in,
-    read_tokens,
-)
+from common.weights.sherpa import Kind, Network, has_only_capitals, network_in
 
 TAIL_MS = 800
 """Silence after an utterance: the last words are emitted only when more audio follows."""
@@ -86,8 +79,7 @@ class Zipformer:
             self._recognizer = _load(network, threads)
         except (RuntimeError, ValueError, OSError) as error:
             raise EngineFailed(reason=error) from error
-        letters = letters_of(read_tokens(network.parts.tokens))
-        self._has_only_capitals = has_only_capitals(letters)
+        self._has_only_capitals = has_only_capitals(network.letters())
         tail_ms = max(TAIL_MS, _chunk_ms(network) + LATE_MS)
         self._tail = np.zeros(tail_ms * SAMPLES_PER_MS, np.float32)
         self._utterances: dict[tuple[str, int], _Utterance] = {}

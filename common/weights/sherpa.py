@@ -81,6 +81,11 @@ class Network:
     parts: Parts
     metadata: Mapping[str, str]
 
+    def letters(self) -> str:
+        """What its tokens write, in one string; special ones, such as the blank, write nothing."""
+        tokens = read_tokens(self.parts.tokens)
+        return "".join(token for token in tokens if not _SPECIAL.fullmatch(token))
+
 
 def networks_in(folder: Path) -> list[Path]:
     """The files in ``folder`` that are, or could be, networks of a speech model for sherpa-onnx.
@@ -154,11 +159,6 @@ def read_tokens(path: Path) -> dict[str, int]:
             case _:
                 raise ValueError(f"{path.name}, line {number}: expected a token and a number")
     return tokens
-
-
-def letters_of(tokens: Iterable[str]) -> str:
-    """What these tokens write, in one string; special ones, such as the blank, write nothing."""
-    return "".join(token for token in tokens if not _SPECIAL.fullmatch(token))
 
 
 def has_only_capitals(letters: str) -> bool:

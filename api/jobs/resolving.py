@@ -114,13 +114,12 @@ class Resolver:
 
     def default(self) -> ModelName:
         """The model of a job without options, as far as known; reads the disk."""
-        names = self.settings.asr.default_models
-        return self.first_here(names) or names[0]
+        names, here = self.settings.asr.default_models, self._here()
+        return next((name for name in names if name in here), names[0])
 
-    def first_here(self, names: Iterable[ModelName]) -> ModelName | None:
-        """The first of these that a worker or this machine has, as far as known."""
-        here = {(it.engine, it.model) for it in self._usable(self._states())}
-        return next((it for it in names if (it.engine, it.model) in here), None)
+    def _here(self) -> set[ModelName]:
+        """Those that a worker or this machine has, as far as known."""
+        return {ModelName(it.engine, it.model) for it in self._usable(self._states())}
 
     def _states(self) -> list[WeightsState]:
         return [state for state in self.weights.states() if state.engine in BATCH_ENGINES]
@@ -242,14 +241,12 @@ class Resolver:
 
         Those that no source had lately are fetched only where nothing else is left.
         """
-        here = {(state.engine, state.model) for state in self._usable(self._states())}
-        failed = self.failed_fetches()
+        here, failed = self._here(), self.failed_fetches()
         fetchable = [name for name in names if self._can_fetch(name)]
         for name in names:
-            pair = name.engine, name.model
-            if pair in here:
+            if name in here:
                 return name, True
-            if name in fetchable and pair not in failed:
+            if name in fetchable and (name.engine, name.model) not in failed:
                 return name, False
         return next(iter(fetchable), None), False
 

@@ -24,6 +24,7 @@ from itertools import chain, groupby
 
 from common.asr.engine import Samples, SpeechEngine
 from common.asr.redecoding import pieces
+from common.asr.segments import cut
 from common.audio.silero import SileroNetwork
 from common.audio.vad import voiced
 from common.domain.detection import follow
@@ -61,11 +62,6 @@ def parts_by_language(
         _joined([(span, next(languages)) for span in each or [whole(window)]], window)
         for window, each in zip(windows, spans, strict=True)
     ]
-
-
-def cut(window: Samples, span: Span) -> Samples:
-    """A part of a window."""
-    return window[span.start_ms * SAMPLES_PER_MS : span.end_ms * SAMPLES_PER_MS]
 
 
 def whole(window: Samples) -> Span:

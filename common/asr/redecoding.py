@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from common.asr import guards
 from common.asr.engine import DecodingOptions, Samples, SpeechEngine
+from common.asr.segments import cut
 from common.audio.silero import SileroNetwork
 from common.audio.vad import FRAME_MS, voiced
 from common.domain.cutting import CutOptions
@@ -106,13 +107,7 @@ class Redecoding:
         spans = pieces(speech, len(window) // SAMPLES_PER_MS)
         if len(spans) < 2:
             return before
-        decoded = self._engine.transcribe(
-            [
-                window[span.start_ms * SAMPLES_PER_MS : span.end_ms * SAMPLES_PER_MS]
-                for span in spans
-            ],
-            options,
-        )
+        decoded = self._engine.transcribe([cut(window, span) for span in spans], options)
         after = tuple(
             replace(segment.shifted(span.start_ms), flags=_with_retried(segment.flags))
             for span, segments in zip(spans, decoded, strict=True)

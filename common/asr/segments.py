@@ -154,9 +154,14 @@ def _loud_part(span: Span, loud: NDArray[np.bool_]) -> Span:
     )
 
 
+def cut(window: Samples, span: Span) -> Samples:
+    """A part of a window."""
+    return window[span.start_ms * SAMPLES_PER_MS : span.end_ms * SAMPLES_PER_MS]
+
+
 def loudness_dbfs(samples: Samples, span: Span) -> float:
     """The RMS level of a stretch, relative to full scale; -120 for digital silence or nothing."""
-    audio = samples[span.start_ms * SAMPLES_PER_MS : span.end_ms * SAMPLES_PER_MS]
+    audio = cut(samples, span)
     power = float(np.mean(np.square(audio, dtype=np.float64))) if len(audio) else 0.0
     return 10 * float(np.log10(max(power, 1e-12)))
 

@@ -9,7 +9,8 @@ from typing import Any
 from loguru import logger
 
 from common.asr.engine import Samples
-from common.asr.multilingual import cut, parts_by_language
+from common.asr.multilingual import parts_by_language
+from common.asr.segments import cut
 from common.db.steps import Claim
 from common.db.tables import Job, Part
 from common.domain.chunks import content_hash, windows_from_json

@@ -10,7 +10,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -628,6 +629,8 @@ class Bench:
             self._progress(f"the long recording with one worker (round {number + 1})")
             alone.append(service.run(self._long_file, self._options).seconds)
         together = tuple(run.seconds for run in self._long_runs)
+        processes_s = self._engine_processes_s(self._cores)
+        of_engine = processes_s / self._cores / self._engine_processes_s(1)
         return BenchPart(
             "scaling",
             f"7. One worker and {self._cores}, on the long recording",
@@ -641,8 +644,31 @@ class Bench:
                     3,
                     Target(0.58),
                 ),
+                Figure(
+                    f"the same of {self._cores} separate processes of the engine",
+                    (of_engine,),
+                    "",
+                    3,
+                ),
+            ),
+            remarks=(
+                "What separate processes need beyond their share of the cores is the machine's.",
             ),
         )
+
+    def _engine_processes_s(self, count: int) -> float:
+        """Seconds that each of so many processes at once takes for the clips; the slowest one's."""
+        engine = replace(self._engines[Way.SEQUENTIAL], threads=1)
+        clips = self._ten_seconds[: self._size.sent]
+        self._progress(f"faster-whisper in {count} processes at once")
+
+        def transcribe(_: int) -> float:
+            language, warm_up = self._recording.language, self._size.warm_up
+            texts = direct.transcribe(engine, clips, language, warm_up=warm_up)
+            return sum(text.seconds for text in texts)
+
+        with ThreadPoolExecutor(count) as pool:
+            return max(pool.map(transcribe, range(count)))
 
     def _warm_up(self, service: UnderTest) -> None:
         if self._size.warm_up:

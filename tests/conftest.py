@@ -20,6 +20,9 @@ import redis
 from psycopg import sql
 
 from common.db.database import Database
+from common.weights.manifest import DIARIZATION, Manifest
+from common.weights.pull import Puller
+from common.weights.store import WeightsStore
 from scripts.bench.vietnamese_weights import bring, bring_for_recordings
 from scripts.stack.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.support.gateway import GatewayProcess
@@ -71,6 +74,16 @@ def streaming_weights(weights_dir: Path) -> Path:
 def vietnamese_weights(weights_dir: Path) -> Path:
     """A Vietnamese model for recordings, ``viet-wenet`` for sherpa-onnx; made when missing."""
     return bring_for_recordings(weights_dir)
+
+
+@pytest.fixture(scope="session")
+def diarization_weights(weights_dir: Path) -> WeightsStore:
+    """The store with the networks of speaker diarization; they are fetched when missing."""
+    store = WeightsStore(weights_dir, Manifest.load())
+    for spec in store.manifest.specs:
+        if spec.engine == DIARIZATION:
+            Puller(store).pull(spec.engine, spec.model)
+    return store
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from common.weights.onnx_file import GRAPH, read_fields
+from common.weights.onnx_file import GRAPH, read_fields, write_field
 
 Floats = NDArray[np.float32]
 
@@ -152,8 +152,6 @@ _NODE_OUTPUT = 2
 _TENSOR_DIMS, _TENSOR_TYPE, _TENSOR_NAME, _TENSOR_RAW = 1, 2, 8, 9
 _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_ELEMENT = 1, 2, 1, 1
 _FLOAT = 1
-_BYTES = 2
-"""The wire type of text, bytes and messages."""
 
 
 def _weights(model: memoryview) -> Iterator[tuple[str, Floats]]:
@@ -177,11 +175,11 @@ def _from_tensor(model: memoryview, name: str) -> bytes:
         if number == _GRAPH_NODE and (_NODE_OUTPUT, name.encode()) in read_fields(node)
     )
     kept = [field for at, field in enumerate(graph) if at > produced_at or field[0] != _GRAPH_NODE]
-    kind = _write(_VALUE_TYPE, _write(_TYPE_TENSOR, _write(_TENSOR_ELEMENT, _FLOAT)))
-    kept.append((_GRAPH_INPUT, _write(_VALUE_NAME, name.encode()) + kind))
-    shortened = b"".join(_write(*field) for field in kept)
+    kind = write_field(_VALUE_TYPE, write_field(_TYPE_TENSOR, write_field(_TENSOR_ELEMENT, _FLOAT)))
+    kept.append((_GRAPH_INPUT, write_field(_VALUE_NAME, name.encode()) + kind))
+    shortened = b"".join(write_field(*field) for field in kept)
     return b"".join(
-        _write(number, shortened if number == GRAPH else value)
+        write_field(number, shortened if number == GRAPH else value)
         for number, value in read_fields(model)
     )
 
@@ -192,17 +190,3 @@ def _is_audio_input(field: tuple[int, Any]) -> bool:
 
 def _graph(model: memoryview) -> Any:
     return dict(read_fields(model))[GRAPH]
-
-
-def _write(number: int, value: int | bytes | memoryview) -> bytes:
-    if isinstance(value, int):
-        return _to_varint(number << 3) + _to_varint(value)
-    return _to_varint(number << 3 | _BYTES) + _to_varint(len(value)) + value
-
-
-def _to_varint(value: int) -> bytes:
-    written = bytearray()
-    while value >= 0x80:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*written, value])

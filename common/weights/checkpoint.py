@@ -1,4 +1,4 @@
-"""PyTorch checkpoints of transformers' Whisper, read without PyTorch."""
+"""PyTorch checkpoints, and those of transformers' Whisper, read without PyTorch."""
 
 from __future__ import annotations
 
@@ -39,14 +39,11 @@ _HF_RENAMED = (
 def read_transformers(folder: Path) -> Whisper:
     """Read a transformers checkpoint: `pytorch_model.bin` and `tokenizer.json`.
 
-    The pickle inside is never executed: only the three names that a dictionary of tensors needs
-    are resolved, to functions of this module.
-
     Raises:
         NotConvertible: the checkpoint has other content, or is truncated.
     """
     tensors = {}
-    for name, tensor in _torch_tensors(folder / "pytorch_model.bin").items():
+    for name, tensor in read_tensors(folder / "pytorch_model.bin").items():
         if name == "proj_out.weight":  # tied to the embedding
             continue
         for theirs, ours in _HF_RENAMED:
@@ -63,8 +60,15 @@ def read_transformers(folder: Path) -> Whisper:
     return Whisper(tensors, tuple(texts))
 
 
-def _torch_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file in its zip format, mapped, with no PyTorch."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a PyTorch file in its zip format, mapped: all of it, or its ``state_dict``.
+
+    The pickle inside is never executed: only the names that a dictionary of tensors needs are
+    resolved, to functions of this module.
+
+    Raises:
+        NotConvertible: the file has other content, or is truncated.
+    """
     data = map_file(path)
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -83,14 +87,18 @@ def _torch_tensors(path: Path) -> dict[str, Tensor]:
             return np.frombuffer(data[start : start + info.file_size], dtype)
 
         with archive.open(index) as file:
-            tensors = _TensorUnpickler(file, storage).load()
-    return dict(tensors)
+            content = _TensorUnpickler(file, storage).load()
+    return dict(content.get("state_dict", content))
 
 
 class _TensorUnpickler(pickle.Unpickler):
     """Builds dictionaries of numpy views; rejects every other object."""
 
-    _STORAGES = {"FloatStorage": "<f4", "HalfStorage": "<f2"}  # noqa: RUF012 - never changed
+    _STORAGES = {  # noqa: RUF012 - never changed
+        "FloatStorage": "<f4",
+        "HalfStorage": "<f2",
+        "LongStorage": "<i8",
+    }
 
     def __init__(self, file: Any, storage: Callable[[str, str], Tensor]) -> None:
         super().__init__(file)

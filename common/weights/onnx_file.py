@@ -1,4 +1,4 @@
-"""ONNX files read as protocol buffers, without loading the network in them."""
+"""ONNX files read and written as protocol buffers, without loading the network in them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from common.weights.whisper import map_file
 
 # From onnx.proto: fields of ModelProto, and of the StringStringEntryProto in it.
 GRAPH = 7
-_METADATA = 14
-_KEY, _VALUE = 1, 2
+METADATA = 14
+METADATA_KEY, METADATA_VALUE = 1, 2
 # Fields on the way from a GraphProto to the last dimension of an output: GraphProto.output,
 # ValueInfoProto.type, TypeProto.tensor_type, Tensor.shape, TensorShapeProto.dim, dim_value.
 _OUTPUT, _TYPE, _TENSOR, _SHAPE, _DIM, _DIM_VALUE = 12, 2, 1, 2, 1, 1
@@ -35,12 +35,12 @@ def read_metadata(path: Path) -> dict[str, str]:
         for number, value in read_fields(map_file(path)):
             if number == GRAPH:
                 has_graph = True
-            elif number == _METADATA:
+            elif number == METADATA:
                 texts = [
                     (key, text) for key, text in read_fields(value) if not isinstance(text, int)
                 ]
                 pair = {key: bytes(text).decode() for key, text in texts}
-                found[pair.get(_KEY, "")] = pair.get(_VALUE, "")
+                found[pair.get(METADATA_KEY, "")] = pair.get(METADATA_VALUE, "")
     except (IndexError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path.name} is not an ONNX model, or is truncated") from problem
     if not has_graph:
@@ -105,3 +105,18 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (message[at] & 0x7F) << shift
         at, shift = at + 1, shift + 7
     return value | message[at] << shift, at + 1
+
+
+def write_field(number: int, value: int | bytes | memoryview) -> bytes:
+    """A field of a protobuf message: a number that is not negative, or bytes (text, a message)."""
+    if isinstance(value, int):
+        return _to_varint(number << 3 | _VARINT) + _to_varint(value)
+    return _to_varint(number << 3 | _BYTES) + _to_varint(len(value)) + value
+
+
+def _to_varint(value: int) -> bytes:
+    written = bytearray()
+    while value >= 0x80:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*written, value])

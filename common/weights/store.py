@@ -1,9 +1,9 @@
 """The folder of weights: where they are, whether they are whole, and the hash that names them.
 
-On disk, under one root: `faster-whisper-<model>/`, `sherpa-onnx-<model>/` and `zipformer-<model>/`
-folders, and `ggml-<model>.bin` files. Weights that the user adds are found under their own names:
-any folder with `model.bin` and `config.json`, or with a network of sherpa-onnx
-(`common.weights.sherpa`), and any `ggml-*.bin`.
+On disk, under one root: `faster-whisper-<model>/`, `sherpa-onnx-<model>/`, `zipformer-<model>/` and
+`diarization-<model>/` folders, and `ggml-<model>.bin` files. Weights that the user adds are found
+under their own names: any folder with `model.bin` and `config.json`, or with a network of
+sherpa-onnx (`common.weights.sherpa`), and any `ggml-*.bin`.
 
 Beside them are `.hashes.json`, a cache that may be deleted, and `weights.lock.json`: for files
 whose hash the manifest lacks, the hash of their first pull.
@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from common.errors import UnknownOption, WeightsCorrupt, WeightsMissing, WeightsUnusable
 from common.weights.manifest import (
+    DIARIZATION,
     ENGINES,
     EVERY_LANGUAGE,
     FASTER_WHISPER,
@@ -45,6 +46,7 @@ _FOLDER_PREFIXES = {
     FASTER_WHISPER: "faster-whisper-",
     SHERPA_ONNX: "sherpa-onnx-",
     ZIPFORMER: "zipformer-",
+    DIARIZATION: "diarization-",
 }
 _GGML_PREFIX, _GGML_SUFFIX = "ggml-", ".bin"
 _OWN_LICENCE = "own"
@@ -250,7 +252,8 @@ class WeightsStore:
     def _files(self, spec: WeightsSpec) -> Iterator[tuple[FileSpec, Path]]:
         place = self.location(spec.engine, spec.model)
         for file in spec.files:
-            yield file, place if spec.engine == WHISPER_CPP else place / file.name
+            path = place if spec.engine == WHISPER_CPP else place / file.name
+            yield file.as_found(path), path
 
     def _by_hand(self) -> Iterator[tuple[str, str]]:
         if not self.root.is_dir():

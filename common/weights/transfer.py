@@ -58,6 +58,7 @@ class Meter:
 
 def is_whole(path: Path, file: FileSpec) -> bool:
     """Whether ``path`` exists and has the hash that the manifest states; False without one."""
+    file = file.as_found(path)
     if file.sha256 is None or not path.is_file() or file.size not in (None, path.stat().st_size):
         return False
     return sha256_of(path) == file.sha256

@@ -73,6 +73,17 @@ def test_other_weights_are_as_published(
     assert store.verify(engine, model) == pulled
 
 
+@pytest.mark.parametrize("model", ["pyannote-segmentation-3.0", "campplus-zh-en"])
+def test_networks_of_diarization_are_converted_to_the_bytes_that_are_pinned(
+    store: WeightsStore, puller: Puller, model: str
+) -> None:
+    pulled = puller.pull("diarization", model)
+    assert store.verify("diarization", model) == pulled
+    (file,) = store.manifest.find("diarization", model).files
+    assert file.converted
+    assert pulled.sha256 == file.converted.sha256
+
+
 @pytest.mark.usefixtures("base")
 def test_a_finished_store_has_no_remains(store: WeightsStore) -> None:
     remains = [path for path in (store.root / ".staging").iterdir() if path.suffix != ".lock"]

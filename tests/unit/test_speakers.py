@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.domain.speakers import (
+    SpeakerCount,
+    Spoken,
+    Stretch,
+    Turn,
+    gather,
+    speakers_of,
+    split_by_speaker,
+    turns_of,
+)
+from common.domain.values import Chunk, Segment, Span, Window, Word
+from common.errors import OptionConflict, OutOfRange
+
+A, B = "SPEAKER_00", "SPEAKER_01"
+
+
+def stretch(*spans: tuple[int, int], overlapped: bool = False, **fields: int) -> Stretch:
+    spoken = tuple(Spoken(Span(*span), overlapped) for span in spans)
+    return Stretch(fields.get("window", 0), fields.get("voice", 0), spoken)
+
+
+def turn(start: int, end: int, speaker: str = A) -> Turn:
+    return Turn(Span(start, end), speaker)
+
+
+def word(text: str, start: int, end: int) -> Word:
+    return Word(f" {text}", Span(start, end), 0.9)
+
+
+def chunk(index: int, core: tuple[int, int], audio: tuple[int, int]) -> Chunk:
+    return Chunk(index, (Window(Span(*core), Span(*audio), 0),))
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((None, None, None), SpeakerCount(1, None)),
+        ((2, None, None), SpeakerCount(2, 2)),
+        ((None, 2, None), SpeakerCount(2, None)),
+        ((None, None, 4), SpeakerCount(1, 4)),
+        ((3, 2, 4), SpeakerCount(3, 3)),
+    ],
+)
+def test_the_options_limit_the_number(
+    options: tuple[int | None, ...], expected: SpeakerCount
+) -> None:
+    assert SpeakerCount.of(*options) == expected
+
+
+@pytest.mark.parametrize("field", ["num_speakers", "min_speakers", "max_speakers"])
+@pytest.mark.parametrize("value", [0, -1, 31])
+def test_a_number_out_of_range_is_named_with_its_limit(field: str, value: int) -> None:
+    with pytest.raises(OutOfRange, match=f"{field} must be from 1 to 30; got {value}"):
+        SpeakerCount.of(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((None, 5, 3), "min_speakers=5 needs max_speakers of at least 5; got 3"),
+        ((2, 3, None), "num_speakers=2 needs a number from 3 to 30"),
+        ((6, None, 4), "num_speakers=6 needs a number from 1 to 4"),
+    ],
+)
+def test_numbers_that_contradict_are_named(options: tuple[int | None, ...], message: str) -> None:
+    with pytest.raises(OptionConflict, match=message):
+        SpeakerCount.of(*options)
+
+
+# --- stretches --------------------------------------------------------------------------------
+
+
+def test_stretches_survive_their_stored_form() -> None:
+    whole = Stretch(
+        3,
+        1,
+        (Spoken(Span(5, 90)), Spoken(Span(90, 120), overlapped=True)),
+        b"\0\xff",
+        85,
+        alone=False,
+    )
+    for it in (whole, stretch((0, 400))):
+        assert Stretch.from_json(json.loads(json.dumps(it.to_json()))) == it
+
+
+def test_stretches_come_to_the_recordings_clock_and_stay_in_their_core() -> None:
+    first = (
+        chunk(0, (0, 10_000), (0, 12_000)),
+        [stretch((9_000, 11_000)), stretch((11_000, 12_000))],
+    )
+    second = chunk(1, (10_000, 20_000), (8_000, 20_000)), [stretch((1_000, 4_000), window=0)]
+    found = gather([second, first])
+    assert [it.span for it in found] == [Span(9_000, 10_000), Span(10_000, 12_000)]
+    assert found[0].window != found[1].window, "windows of two chunks are two"
+    assert gather([first, second]) == found
+
+
+# --- turns ------------------------------------------------------------------------------------
+
+
+def test_speakers_are_numbered_as_they_first_speak() -> None:
+    stretches = [stretch((0, 1_000)), stretch((3_000, 4_000)), stretch((6_000, 7_000))]
+    assert [it.speaker for it in turns_of(stretches, [7, 2, 7])] == [A, B, A]
+
+
+def test_short_pauses_belong_to_a_turn_and_long_ones_end_it() -> None:
+    stretches = [
+        stretch((0, 1_000), (1_400, 2_000)),
+        stretch((2_499, 3_000)),
+        stretch((3_500, 4_000)),
+    ]
+    assert [it.span for it in turns_of(stretches, [0, 0, 0])] == [
+        Span(0, 3_000),
+        Span(3_500, 4_000),
+    ]
+
+
+def test_turns_of_two_may_overlap_and_say_so() -> None:
+    stretches = [
+        stretch((0, 2_000)),
+        stretch((2_000, 2_500), overlapped=True),
+        stretch((2_000, 2_500), overlapped=True, voice=1),
+        stretch((2_500, 4_000), voice=1),
+        stretch((9_000, 9_500)),
+    ]
+    assert turns_of(stretches, [0, 0, 1, 1, 0]) == (
+        Turn(Span(0, 2_500), A, overlapped=True),
+        Turn(Span(2_000, 4_000), B, overlapped=True),
+        Turn(Span(9_000, 9_500), A),
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 50_000), st.integers(1, 3_000), st.integers(0, 3)), max_size=30
+    )
+)
+def test_turns_cover_all_that_is_spoken(spoken: list[tuple[int, int, int]]) -> None:
+    stretches = [stretch((start, start + length)) for start, length, _ in spoken]
+    turns = turns_of(stretches, [who for _, _, who in spoken])
+    assert list(turns) == sorted(turns)
+    assert len({it.speaker for it in turns}) == len({who for _, _, who in spoken})
+    for it in stretches:
+        assert any(
+            turn.span.start_ms <= it.span.start_ms and it.span.end_ms <= turn.span.end_ms
+            for turn in turns
+        )
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def test_a_word_belongs_to_who_speaks_for_the_most_of_it() -> None:
+    turns = [turn(0, 1_000), turn(1_000, 2_000, B)]
+    words = [
+        word("a", 0, 500),
+        word("b", 700, 1_200),
+        word("c", 900, 1_500),
+        word("d", 1_500, 2_000),
+    ]
+    assert speakers_of(words, turns) == [A, A, B, B]
+
+
+def test_a_word_in_a_pause_belongs_to_the_nearest_turn_if_one_is_near() -> None:
+    turns = [turn(0, 1_000), turn(3_000, 4_000, B), turn(9_000, 9_500)]
+    words = [word("a", 1_100, 1_300), word("b", 2_700, 2_900), word("c", 6_000, 6_300)]
+    assert speakers_of(words, turns) == [A, B, None]
+
+
+def test_where_two_speak_a_word_goes_on_with_the_speaker_before() -> None:
+    turns = [turn(0, 2_000), turn(1_000, 3_000, B)]
+    words = [word("a", 0, 900), word("b", 1_200, 1_600), word("c", 2_100, 2_600)]
+    assert speakers_of(words, turns) == [A, A, B]
+    assert speakers_of([word("b", 1_200, 1_600)], [turn(1_000, 3_000, B), turn(1_000, 2_000)]) == [
+        A
+    ]
+
+
+def test_a_long_turn_that_began_long_ago_counts() -> None:
+    turns = [turn(0, 600_000), *(turn(at, at + 500, B) for at in range(10_000, 500_000, 20_000))]
+    assert speakers_of([word("a", 590_000, 590_500)], turns) == [A]
+
+
+def test_words_without_turns_have_no_speaker() -> None:
+    assert speakers_of([word("a", 0, 100)], []) == [None]
+
+
+@given(
+    turns=st.lists(
+        st.tuples(st.integers(0, 20_000), st.integers(1, 9_000), st.sampled_from([A, B])),
+        max_size=12,
+    ),
+    words=st.lists(st.tuples(st.integers(0, 25_000), st.integers(0, 900)), max_size=12),
+)
+def test_looking_at_near_turns_alone_gives_what_all_give(
+    turns: list[tuple[int, int, str]], words: list[tuple[int, int]]
+) -> None:
+    in_order = sorted(turn(start, start + length, who) for start, length, who in turns)
+    said = [word("a", start, start + length) for start, length in sorted(words)]
+    found = speakers_of(said, in_order)
+    for each, speaker in zip(said, found, strict=True):
+        shared = {
+            who: sum(it.span.clipped(each.span).duration_ms for it in in_order if it.speaker == who)
+            for who in (A, B)
+        }
+        if max(shared.values()):
+            assert speaker is not None
+            assert shared[speaker] == max(shared.values())
+
+
+def test_a_segment_is_split_where_the_speaker_changes() -> None:
+    words = (word("yes", 0, 400), word("no", 1_000, 1_400), word("why", 1_500, 1_900))
+    segment = Segment(Span(0, 1_900), " yes no why", words)
+    parts = split_by_speaker(segment, [turn(0, 500), turn(900, 2_000, B)])
+    assert [(part.text, part.span, who) for part, who in parts] == [
+        (" yes", Span(0, 400), A),
+        (" no why", Span(1_000, 1_900), B),
+    ]
+    assert split_by_speaker(segment, [turn(0, 2_000)]) == [(segment, A)]
+
+
+def test_a_segment_without_words_belongs_to_who_speaks_for_the_most_of_it() -> None:
+    segment = Segment(Span(0, 3_000), " yes")
+    assert split_by_speaker(segment, [turn(0, 1_000), turn(1_000, 3_000, B)]) == [(segment, B)]
+    assert split_by_speaker(segment, []) == [(segment, None)]

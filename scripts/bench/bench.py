@@ -689,7 +689,7 @@ def _ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, ...]
 
 
 class _Bench(click.Command):
-    """`steno bench FOLDER`; `steno bench stream ...` is a command of its own."""
+    """`steno bench FOLDER`; `stream ...` and `speakers ...` after it are commands of their own."""
 
     def make_context(
         self,
@@ -698,11 +698,14 @@ class _Bench(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        if args[:1] != ["stream"]:
-            return super().make_context(info_name, args, parent, **extra)
-        from scripts.bench.stream import stream
-
-        return stream.make_context(f"{info_name} stream", args[1:], parent, **extra)
+        match args[:1]:
+            case ["stream"]:
+                from scripts.bench.stream import stream as command
+            case ["speakers"]:
+                from scripts.bench.speakers import speakers as command
+            case _:
+                return super().make_context(info_name, args, parent, **extra)
+        return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
 
 
 @click.command(cls=_Bench)
@@ -727,7 +730,8 @@ def bench(
     FOLDER holds folders named for their language, such as en-read: with refs.tsv (file, tab,
     reference) a set of short clips; with NAME.transcript.json beside NAME.mp3 a long recording.
 
-    `steno bench stream FOLDER` measures live streams (a folder of that name is ./stream).
+    `steno bench stream FOLDER` measures live streams, `steno bench speakers FOLDER` diarization
+    (folders of these names are ./stream and ./speakers).
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as on Ctrl-C
     require_scorers()

@@ -10,19 +10,23 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.domain.models import WHISPER_ENGINES
 from common.settings import AsrSettings, Settings
 from common.weights.convert import ct2_to_ggml
+from common.weights.store import WeightsStore
 from scripts.bench.bench import OURS, PARTS, Bench, Size
 from scripts.bench.corpus import read_corpus
 from scripts.bench.direct import Way
 from scripts.bench.report import BenchPart
+from scripts.bench.speakers import PARTS as SPEAKER_PARTS
+from scripts.bench.speakers import SHERPA, WHOLE, SpeakersBench, SpeakersSize
 from scripts.bench.stream import PARTS as STREAM_PARTS
 from scripts.bench.stream import StreamBench, StreamSize
 from tests.support.service import write_wav
-from tests.support.speech import speak
+from tests.support.speech import silence, speak
 
 pytestmark = pytest.mark.system
 
@@ -164,4 +168,47 @@ def test_every_part_of_live_streams_is_measured(streaming_weights: Path, tmp_pat
     beside = parts["batch"].comparison
     assert beside is not None
     assert list(beside.rows) == ["the stream alone", "beside the job"]
+    json.dumps([part.document() for part in found])
+
+
+def test_every_part_of_diarization_is_measured(
+    diarization_weights: WeightsStore, tmp_path: Path
+) -> None:
+    voices = {"1": "en", "2": "en+f4"}
+    place = tmp_path / "speech" / "en-read"
+    place.mkdir(parents=True)
+    lines = []
+    for reader, voice in voices.items():
+        for number, text in enumerate((FOX, RICE, CLIP)):
+            write_wav(place / f"{reader}-{number}.wav", speak(text, voice))
+            lines.append(f"{reader}-{number}.wav\t{text}\n")
+    (place / "refs.tsv").write_text("".join(lines))
+    said = [(reader, text) for text in (FOX, RICE, CLIP, TALK) for reader in voices]
+    pieces, turns, now = [], [], 0.0
+    for reader, text in said:
+        pieces += [speak(text, voices[reader]), silence(1)]
+        length = (len(pieces[-2]) + len(pieces[-1])) / 16_000
+        turns.append({"start": now, "end": now + length, "speaker": reader, "sentences": [text]})
+        now += length
+    write_wav(place / "talk.wav", np.concatenate(pieces))
+    (place / "talk.transcript.json").write_text(json.dumps({"turns": turns}))
+    found: list[BenchPart] = []
+    SpeakersBench(
+        read_corpus(tmp_path / "speech"),
+        Settings(asr=AsrSettings(models_dir=diarization_weights.root)),
+        size=SpeakersSize(conversations=1),
+        progress=lambda _: None,
+    ).run(SPEAKER_PARTS, found.append)
+    parts = {part.name: part for part in found}
+    assert list(parts) == list(SPEAKER_PARTS)
+    for part in ("conversations", "long"):
+        table = parts[part].comparison
+        assert table is not None
+        assert list(table.rows) == [OURS, WHOLE, SHERPA]
+    figures = {figure.name: figure for part in found for figure in part.figures}
+    # In the noise of a room the network takes a robot's two voices for one.
+    assert figures["DER, collar 0.25 s"].value < 60
+    assert figures["speakers found"].value == 2
+    assert figures["words given to the right one"].value > 90
+    assert figures["clustering 20,000 stretches (10 h)"].met
     json.dumps([part.document() for part in found])

@@ -36,6 +36,10 @@ the cosines of all pairs of ten hours would need gigabytes."""
 WHOLE = 4_000
 """So many clusters are merged at once."""
 SURE = 0.6
+_ANY = -1.5
+"""Less than any cosine, also one that is rounded."""
+_LEAST = 1e-6
+"""Of a squared length: embeddings that cancel each other out have no direction."""
 _OWN_MS = 2_000
 """With so much audio, a stretch is assigned by its own embedding; with less, the others of the same
 voice in its window count as well."""
@@ -153,7 +157,7 @@ def _condensed(clusters: Sequence[_Cluster]) -> Sequence[_Cluster]:
     return clusters
 
 
-def _merges(clusters: Sequence[_Cluster], least: float = -1.0) -> list[_Merge]:
+def _merges(clusters: Sequence[_Cluster], least: float = _ANY) -> list[_Merge]:
     """What centroid linkage merges, in order, until no two clusters have the cosine ``least``.
 
     The best partner of each cluster is found anew only when it may be the best of all: until then
@@ -162,7 +166,7 @@ def _merges(clusters: Sequence[_Cluster], least: float = -1.0) -> list[_Merge]:
     count = len(clusters)
     totals = np.stack([it.total for it in clusters])
     products = totals @ totals.T
-    norms = np.sqrt(products.diagonal().copy())
+    norms = np.sqrt(np.maximum(products.diagonal(), _LEAST))
     first = np.arange(count)
     alive = np.ones(count, bool)
     cosines = products / norms / norms[:, None]
@@ -187,7 +191,7 @@ def _merges(clusters: Sequence[_Cluster], least: float = -1.0) -> list[_Merge]:
         products[one] += products[other]
         products[one, one] += products[one, other]
         products[:, one] = products[one]
-        norms[one] = np.sqrt(products[one, one])
+        norms[one] = np.sqrt(max(products[one, one], _LEAST))
         row = np.where(alive, products[one] / norms / norms[one], -2)
         row[one] = -2
         partner[one] = row.argmax()

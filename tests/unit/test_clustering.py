@@ -4,9 +4,12 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.diarization import clustering
 from common.diarization.clustering import cluster
@@ -186,6 +189,30 @@ def test_ten_hours_are_clustered_in_ten_seconds_and_500_mb() -> None:
     assert sum(count for _, count in right) >= 19_990
     assert elapsed < 10
     assert peak < 500e6
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 14))
+def test_each_merge_is_of_the_two_most_alike(seed: int, count: int) -> None:
+    random = np.random.default_rng(seed)
+    sums = list(random.standard_normal((count, 5)).astype(np.float32))
+    clusters = [clustering._Cluster(each, 1.0, {at}) for at, each in enumerate(sums)]
+    left = dict(enumerate(sums))
+    for merge in clustering._merges(clusters):
+        cosines = {
+            (one, other): a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+            for (one, a), (other, b) in combinations(left.items(), 2)
+        }
+        assert merge.cosine == pytest.approx(max(cosines.values()), abs=1e-4)
+        assert merge.cosine == pytest.approx(cosines[merge.one, merge.other], abs=1e-4)
+        left[merge.one] = left[merge.one] + left.pop(merge.other)
+    assert list(left) == [0]
+
+
+def test_embeddings_that_cancel_each_other_out_are_no_trouble() -> None:
+    (one,) = voices(1)
+    stretches = [stretch(at, one * (-1) ** at, noise=0) for at in range(10)]
+    assert len(set(cluster(stretches, SpeakerCount.of(num_speakers=1)))) == 1
+    assert agree(cluster(stretches), [0, 1] * 5)
 
 
 def test_a_long_recording_condensed_in_blocks_has_the_same_speakers(

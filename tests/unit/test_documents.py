@@ -13,6 +13,7 @@ import pytest
 from common.domain.job import JOB_TRANSITIONS, STEP_TRANSITIONS
 from common.settings import ROOT
 from scripts.bench.bench import bench
+from scripts.bench.speakers import speakers
 from scripts.bench.stream import stream
 from scripts.cli.cli import steno
 from tests.support.compose import SERVICES
@@ -129,8 +130,8 @@ def parse(command: list[str], *, in_full: bool) -> None:
 
 
 def parse_click(command: click.Command, arguments: list[str], *, in_full: bool) -> None:
-    if command is bench and arguments[:1] == ["stream"]:
-        command, arguments = stream, arguments[1:]
+    if command is bench and arguments[:1] in (["stream"], ["speakers"]):
+        command, arguments = {"stream": stream, "speakers": speakers}[arguments[0]], arguments[1:]
     context = click.Context(command, info_name=command.name)
     given, rest, _ = command.make_parser(context).parse_args(list(arguments))
     if isinstance(command, click.Group) and rest:

@@ -20,7 +20,8 @@ import redis
 from psycopg import sql
 
 from common.db.database import Database
-from common.weights.manifest import DIARIZATION, Manifest
+from common.domain.models import SPEAKER_NETWORKS
+from common.weights.manifest import Manifest
 from common.weights.pull import Puller
 from common.weights.store import WeightsStore
 from scripts.bench.vietnamese_weights import bring, bring_for_recordings
@@ -80,9 +81,8 @@ def vietnamese_weights(weights_dir: Path) -> Path:
 def diarization_weights(weights_dir: Path) -> WeightsStore:
     """The store with the networks of speaker diarization; they are fetched when missing."""
     store = WeightsStore(weights_dir, Manifest.load())
-    for spec in store.manifest.specs:
-        if spec.engine == DIARIZATION:
-            Puller(store).pull(spec.engine, spec.model)
+    for it in SPEAKER_NETWORKS:
+        Puller(store).pull(it.engine, it.model)
     return store
 
 

@@ -61,6 +61,12 @@ class ChosenModel:
         return cls(ModelName.parse(document["model"]), document["weights_sha256"])
 
 
+SPEAKER_NETWORKS: Final = (
+    ModelName("diarization", "pyannote-segmentation-3.0"),
+    ModelName("diarization", "campplus-zh-en"),
+)
+"""What diarization needs: the segmentation, and the embedding of voices."""
+
 Names = tuple[ModelName, ...]
 Table = Mapping[str, Names]
 """The models of each language, best first; `ANY_LANGUAGE` is one of the keys."""

@@ -26,11 +26,12 @@ from common.audio.silero import SileroNetwork
 from common.diarization.clustering import cluster
 from common.diarization.onnx import OnnxDiarizer
 from common.domain.merging import merge
+from common.domain.models import SPEAKER_NETWORKS
 from common.domain.speakers import SpeakerCount, Stretch, Turn, gather, speakers_of, turns_of
 from common.domain.values import SAMPLE_RATE, Chunk, Span, Window, Word
 from common.errors import SetupProblem
 from common.settings import Settings
-from common.weights.manifest import DIARIZATION, FASTER_WHISPER, Manifest
+from common.weights.manifest import FASTER_WHISPER, Manifest
 from common.weights.pull import Puller
 from common.weights.store import WeightsStore
 from scripts.bench.bench import MODEL, OURS
@@ -115,9 +116,8 @@ class SpeakersBench:
         """The folders of the segmentation and of the embedding; fetched when missing."""
         self._progress("fetching the networks")
         puller = Puller(self._store)
-        models = ("pyannote-segmentation-3.0", "campplus-zh-en")
-        first, second = (puller.pull(DIARIZATION, model).path for model in models)
-        return first, second
+        segmentation, embedding = (puller.pull(it.engine, it.model) for it in SPEAKER_NETWORKS)
+        return segmentation.path, embedding.path
 
     @cached_property
     def _diarizer(self) -> OnnxDiarizer:

@@ -12,9 +12,9 @@ from common.audio.planning import Planner, PlanOptions
 from common.audio.silero import SileroNetwork
 from common.diarization.clustering import cluster
 from common.diarization.onnx import OnnxDiarizer
+from common.domain.models import SPEAKER_NETWORKS
 from common.domain.speakers import SpeakerCount, Turn, gather, turns_of
 from common.domain.values import SAMPLE_RATE, Chunk, Span, Window
-from common.weights.manifest import DIARIZATION
 from common.weights.store import WeightsStore
 from tests.support.speech import noise, pcm16, silence, speak
 
@@ -31,8 +31,7 @@ NEAR_MS = 500
 @pytest.fixture(scope="module")
 def diarizer(diarization_weights: WeightsStore) -> OnnxDiarizer:
     segmentation, embedding = (
-        diarization_weights.resolve(DIARIZATION, model).path
-        for model in ("pyannote-segmentation-3.0", "campplus-zh-en")
+        diarization_weights.resolve(it.engine, it.model).path for it in SPEAKER_NETWORKS
     )
     return OnnxDiarizer(segmentation, embedding)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from common.domain.models import WHISPER_ENGINES
+from common.domain.models import SPEAKER_NETWORKS, WHISPER_ENGINES, ModelName
 from common.errors import UnknownOption
 from common.weights.manifest import (
     DIARIZATION,
@@ -67,6 +67,7 @@ def test_recordings_can_be_transcribed_by_networks_of_sherpa_onnx() -> None:
 
 def test_the_networks_of_diarization_need_no_hub() -> None:
     networks = {spec.model: spec for spec in Manifest.load().specs if spec.engine == DIARIZATION}
+    assert set(SPEAKER_NETWORKS) == {ModelName(DIARIZATION, model) for model in networks}
     assert {model: spec.licence for model, spec in networks.items()} == {
         "pyannote-segmentation-3.0": "MIT",
         "campplus-zh-en": "Apache-2.0",

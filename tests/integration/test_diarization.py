@@ -92,7 +92,19 @@ def test_who_interrupts_speaks_at_the_same_time(diarizer: OnnxDiarizer) -> None:
     assert any(one.span.end_ms > other.span.start_ms for one, other in pairwise(both))
 
 
-@pytest.mark.parametrize("samples", [silence(3), noise(12), silence(0.05)])
+def music(seconds: float) -> Samples:
+    """Chords of decaying tones, two a second."""
+    random = np.random.default_rng(2)
+    at = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    samples = np.zeros(len(at))
+    for start in np.arange(0, seconds, 0.5):
+        decay = np.exp(-3 * np.maximum(at - start, 0)) * (at >= start)
+        for hz in random.choice([220, 262, 330, 392, 440, 523, 659], 3, replace=False):
+            samples += 0.06 * decay * sum(np.sin(2 * np.pi * hz * k * at) / k for k in range(1, 5))
+    return samples.astype(np.float32)
+
+
+@pytest.mark.parametrize("samples", [silence(3), noise(12), silence(0.05), music(12)])
 def test_where_nobody_speaks_there_is_no_turn(diarizer: OnnxDiarizer, samples: Samples) -> None:
     assert diarized(diarizer, samples, whole=True) == ()
 

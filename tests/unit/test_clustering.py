@@ -4,6 +4,7 @@ import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -103,6 +104,27 @@ def test_two_like_voices_are_told_apart_where_two_are_requested() -> None:
     stretches = [stretch(at, (one, other)[who], noise=0.3) for at, who in enumerate(said)]
     assert len(set(cluster(stretches))) == 1
     assert agree(cluster(stretches, SpeakerCount.of(num_speakers=2)), said)
+
+
+def test_one_more_is_who_says_most_of_those_taken_for_others() -> None:
+    one, other, third = voices(3)
+    other = 0.85 * one + (1 - 0.85**2) ** 0.5 * other
+    said = [0, 1] * 60
+    stretches = [stretch(at, (one, other)[who], noise=0.3) for at, who in enumerate(said)]
+    laugh = stretch(120, third)
+    found = cluster([*stretches, laugh], SpeakerCount.of(num_speakers=2))
+    assert agree(found[:-1], said)
+
+
+def test_what_all_share_on_a_telephone_makes_nobody_alike() -> None:
+    *people, line = voices(4)
+    said = [0, 1, 2] * 30
+    stretches = [
+        replace(stretch(2 * at + half, people[who] + 0.9 * line, noise=0.9), window=at, voice=0)
+        for at, who in enumerate(said)
+        for half in (0, 1)
+    ]
+    assert agree(cluster(stretches), [who for who in said for _ in (0, 1)])
 
 
 def test_more_speakers_than_stretches_are_as_many_as_there_can_be() -> None:

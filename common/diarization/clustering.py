@@ -33,8 +33,6 @@ SPEAKER_MS = 4_000
 SPEAKER_SHARE = 0.05
 """How much a speaker says at least, of such stretches: the first, or that share of a short
 recording. What is less, such as a laugh, is assigned to the others."""
-RARE_WINDOWS = 3
-"""Who speaks in so many windows is a speaker with half of that."""
 BLOCK = 1_000
 """So many stretches in a row of a long recording are merged first, as far as they are surely alike:
 the cosines of all pairs of ten hours would need gigabytes."""
@@ -63,10 +61,7 @@ def cluster(stretches: Sequence[Stretch], count: SpeakerCount | None = None) -> 
     if not seeds:
         return [0] * len(stretches)
     clusters = [
-        _Cluster(
-            units.vectors[at] * units.weights[at], float(units.weights[at]), {stretches[at].window}
-        )
-        for at in seeds
+        _Cluster(units.vectors[at] * units.weights[at], float(units.weights[at])) for at in seeds
     ]
     alike = _alike(stretches, units)
     return _assign(stretches, units, _speakers(clusters, count or SpeakerCount(), alike))
@@ -118,18 +113,16 @@ def _alike(stretches: Sequence[Stretch], units: _Units) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Cluster:
-    """Stretches that are alike: the sum of their embeddings, times their ms, these, and where."""
+    """Stretches that are alike: the sum of their embeddings, times their ms, and of these."""
 
     total: Floats
     ms: float
-    windows: set[int]
 
     @classmethod
     def joined(cls, clusters: Sequence[_Cluster]) -> _Cluster:
         return cls(
             np.sum([it.total for it in clusters], axis=0, dtype=np.float32),
             sum(it.ms for it in clusters),
-            set().union(*(it.windows for it in clusters)),
         )
 
 
@@ -149,13 +142,9 @@ def _speakers(clusters: Sequence[_Cluster], count: SpeakerCount, alike: float) -
             counts = _counts(clusters, merges, least_ms)
         until = max(range(until + 1), key=lambda at: (min(counts[at], wanted), at))
     made = _merged(clusters, merges[:until])
-    made.sort(key=lambda it: (-it.ms, min(it.windows)))
-    large = [it for it in made if _is_speaker(it.ms, it.windows, least_ms)] or made[:1]
+    made.sort(key=lambda it: -it.ms)
+    large = [it for it in made if it.ms >= least_ms] or made[:1]
     return _unit(np.stack([it.total for it in large[:wanted]]))
-
-
-def _is_speaker(ms: float, windows: set[int], least_ms: float) -> bool:
-    return ms >= (least_ms / 2 if len(windows) >= RARE_WINDOWS else least_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,18 +214,11 @@ def _merges(clusters: Sequence[_Cluster], least: float = _ANY) -> list[_Merge]:
 def _counts(clusters: Sequence[_Cluster], merges: Sequence[_Merge], least_ms: float) -> list[int]:
     """How many clusters are speakers, after each number of merges from 0."""
     ms = [it.ms for it in clusters]
-    windows = [set(it.windows) for it in clusters]
-    are = [_is_speaker(*each, least_ms) for each in zip(ms, windows, strict=True)]
-    counts = [sum(are)]
+    counts = [sum(each >= least_ms for each in ms)]
     for merge in merges:
-        one, other = merge.one, merge.other
-        ms[one] += ms[other]
-        fewer, more = sorted((windows[one], windows[other]), key=len)
-        more |= fewer
-        windows[one] = more
-        before = are[one] + are[other]
-        are[one] = _is_speaker(ms[one], more, least_ms)
-        counts.append(counts[-1] - before + are[one])
+        before = (ms[merge.one] >= least_ms) + (ms[merge.other] >= least_ms)
+        ms[merge.one] += ms[merge.other]
+        counts.append(counts[-1] - before + (ms[merge.one] >= least_ms))
     return counts
 
 

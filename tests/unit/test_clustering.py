@@ -217,7 +217,7 @@ def test_ten_hours_are_clustered_in_ten_seconds_and_500_mb() -> None:
 def test_each_merge_is_of_the_two_most_alike(seed: int, count: int) -> None:
     random = np.random.default_rng(seed)
     sums = list(random.standard_normal((count, 5)).astype(np.float32))
-    clusters = [clustering._Cluster(each, 1.0, {at}) for at, each in enumerate(sums)]
+    clusters = [clustering._Cluster(each, 1.0) for each in sums]
     left = dict(enumerate(sums))
     for merge in clustering._merges(clusters):
         cosines = {

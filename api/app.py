@@ -45,6 +45,7 @@ from api.streams import saved
 from api.streams.live import LiveStreams
 from api.streams.options import StreamResolver
 from api.transcripts import routes as transcripts
+from api.transcripts import speakers
 from api.webhooks import routes as webhooks
 from common.db.keys import AllKeys
 from common.settings import Settings
@@ -125,6 +126,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for module, prefix in (
         (submissions, PREFIX),
         (transcripts, PREFIX),
+        (speakers, PREFIX),
         (jobs, PREFIX),
         (events, PREFIX),
         (saved, PREFIX),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import takewhile
+from itertools import accumulate, takewhile
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked_segment
 from common.domain.merging import ChunkSegments, IncrementalMerge, merge
 from common.domain.moderation import Finding, ModeratedBy, each_once
+from common.domain.speakers import Diarization
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
 from common.domain.values import Chunk, Segment
 
@@ -58,18 +59,23 @@ def transcript_of(text: Text, *, moderated_only: bool = False) -> Transcript:
         models = (text.manifest or {}).get("moderation")
         by = None if models is None else tuple(map(ModeratedBy.from_json, models))
         segments = segments_from_json(text.segments)
+        stored = text.diarization
+        diarization = None if stored is None else Diarization.from_json(stored)
     else:
         chunks: Iterable[ChunkResult] = text.chunks
         if moderated_only:
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
         chunks = list(chunks)
         by = moderated_by(chunks) if text.options.moderation else None
-        segments = merge(parts(chunks))
-    return Transcript(text.language, text.duration_ms, segments, by)
+        segments, diarization = merge(parts(chunks)), None
+    return Transcript(text.language, text.duration_ms, segments, by, diarization)
 
 
 class GrowingTranscript:
-    """Reads a job's growing text piece by piece; masked if the job asks for it."""
+    """Reads a job's growing text piece by piece; masked if the job asks for it.
+
+    Speakers are known at the end only. Then segments may be split: what counts is words.
+    """
 
     def __init__(self, jobs: Jobs, job_id: UUID) -> None:
         self._jobs = jobs
@@ -77,6 +83,7 @@ class GrowingTranscript:
         self._merge = IncrementalMerge()
         self._next_chunk = 0
         self._given = 0
+        """In words; a segment without words counts as one."""
 
     def read(self) -> tuple[Snapshot, list[Segment]]:
         """The state of the job, and the segments since the last call.
@@ -90,10 +97,10 @@ class GrowingTranscript:
         if snapshot.status is JobStatus.COMPLETED:
             text = self._jobs.text(self._job_id)
             hide = text.options.filter_profanity
-            segments = list(transcript_of(text).segments[self._given :])
+            segments = _after(self._given, transcript_of(text).segments)
         else:
             hide, segments = self._from_chunks(snapshot)
-        self._given += len(segments)
+        self._given += sum(map(_words_in, segments))
         return snapshot, [masked_segment(segment) if hide else segment for segment in segments]
 
     def _from_chunks(self, snapshot: Snapshot) -> tuple[bool, list[Segment]]:
@@ -105,6 +112,16 @@ class GrowingTranscript:
         chunks = list(chunks)
         self._next_chunk += len(chunks)
         return options.filter_profanity, list(self._merge.add(parts(chunks)))
+
+
+def _words_in(segment: Segment) -> int:
+    return len(segment.words) or 1
+
+
+def _after(words: int, segments: Sequence[Segment]) -> list[Segment]:
+    """The segments after the first ``words`` words."""
+    before = accumulate(map(_words_in, segments), initial=0)
+    return [segment for segment, count in zip(segments, before, strict=False) if count >= words]
 
 
 def moderated_by(chunks: Iterable[ChunkResult]) -> tuple[ModeratedBy, ...]:

@@ -19,6 +19,7 @@ from common.storage.opening import open_storage
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
 from worker.context import Context
+from worker.diarization import WarmDiarizer
 from worker.engines import Engines
 from worker.memory import Memory
 from worker.models import Models
@@ -65,6 +66,7 @@ def build_context(
         models=models,
         engines=Engines(models, settings.asr, memory),
         moderation=WarmModeration(settings.moderation, memory),
+        diarizer=WarmDiarizer(models, memory),
         memory=memory,
         redis=redis,
         may_continue=may_continue,

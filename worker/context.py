@@ -22,6 +22,7 @@ from common.redis import presence
 from common.redis.events import Events
 from common.settings import Settings
 from common.storage.storage import Storage
+from worker.diarization import WarmDiarizer
 from worker.engines import Engines
 from worker.memory import Memory
 from worker.models import Models
@@ -51,6 +52,7 @@ class Context:
     models: Models
     engines: Engines
     moderation: WarmModeration
+    diarizer: WarmDiarizer
     memory: Memory
     redis: Redis
     may_continue: Callable[[], bool] = lambda: True

@@ -26,6 +26,7 @@ STEPS: dict[str, dict[str, str]] = {
         StepKind.PLAN: "worker.steps.plan",
         StepKind.TRANSCRIBE: "worker.steps.transcribe",
         StepKind.MODERATE: "worker.steps.moderate",
+        StepKind.DIARIZE: "worker.steps.diarize",
         StepKind.MERGE: "worker.steps.merge",
     }
 }

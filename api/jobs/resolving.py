@@ -18,11 +18,13 @@ from common.domain.models import (
     ANY_LANGUAGE,
     AUTO_MODEL,
     BATCH_ENGINES,
+    SPEAKER_NETWORKS,
     ModelName,
     Table,
     candidates,
 )
 from common.domain.request import Cutting, Decoding, Options
+from common.domain.speakers import SpeakerCount
 from common.domain.values import MAX_WINDOW_MS
 from common.errors import (
     ModelNotInstalled,
@@ -33,7 +35,7 @@ from common.errors import (
 )
 from common.net.egress import Egress
 from common.settings import Settings
-from common.weights.manifest import EVERY_LANGUAGE, SHERPA_ONNX
+from common.weights.manifest import DIARIZATION, EVERY_LANGUAGE, SHERPA_ONNX
 from common.weights.store import WeightsState, WeightsStore
 
 MOST_LANGUAGES = 8
@@ -156,6 +158,7 @@ class Resolver:
                     of_each = dict.fromkeys(languages, (name,))
                     models = {**of_each, ANY_LANGUAGE: asr.models_for[ANY_LANGUAGE]}
                     fetch = self._choose(models, languages)[1]
+        diarize = _speaker_count(options)
         cutting = self._cutting(options)
         used = {each.engine for names in models.values() for each in names} or {name.engine}
         if cutting.window_ms > MAX_WINDOW_MS and used != {SHERPA_ONNX}:
@@ -175,7 +178,8 @@ class Resolver:
                 audio_track=options.audio_track,
                 languages=languages if len(languages) > 1 else (),
                 models=models,
-                fetch_model=fetch,
+                fetch_model=fetch or (diarize is not None and self._lacks_networks()),
+                diarize=diarize,
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),
@@ -250,6 +254,21 @@ class Resolver:
                 return name, False
         return next(iter(fetchable), None), False
 
+    def _lacks_networks(self) -> bool:
+        """Whether the networks of diarization have to be fetched.
+
+        Raises:
+            OptionConflict: they are not here and cannot be fetched.
+        """
+        states = [state for state in self.weights.states() if state.engine == DIARIZATION]
+        here = {(it.engine, it.model) for it in self._usable(states)}
+        missing = [it for it in SPEAKER_NETWORKS if (it.engine, it.model) not in here]
+        for name in missing:
+            if not self._can_fetch(name):
+                needed = f"{name}, which is not installed; run: {name.pull_command}"
+                raise OptionConflict(field="diarize", value="true", needed=needed)
+        return bool(missing)
+
     def _can_fetch(self, name: ModelName) -> bool:
         auto_fetch = self.settings.asr.auto_fetch
         return auto_fetch and self.weights.manifest.has_source(name.engine, name.model)
@@ -318,6 +337,19 @@ class Resolver:
             silence_dbfs=_either(options.silence_threshold, silence.silence_threshold),
             min_silence_ms=int(_either(options.min_silence_duration, silence.min_silence_duration)),
         )
+
+
+def _speaker_count(options: UploadOptions) -> SpeakerCount | None:
+    """How many speakers to find; None: none."""
+    limits = {
+        name: getattr(options, name) for name in ("num_speakers", "min_speakers", "max_speakers")
+    }
+    if options.diarize:
+        return SpeakerCount.of(**limits)
+    for name, value in limits.items():
+        if value is not None:
+            raise OptionConflict(field=name, value=value, needed="diarize=true")
+    return None
 
 
 def _only_for_whisper(options: UploadOptions) -> tuple[str, str] | None:

@@ -182,7 +182,11 @@ async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> St
 
 @router.post("/jobs/{job_id}/retry", summary="Retry a failed job", responses=documented(404, 409))
 async def retry(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
-    """Retry the steps of a FAILED job that are not done; finished steps are not repeated."""
+    """Retry the steps that are not done; finished steps are not repeated.
+
+    The job is FAILED, or COMPLETED with a warning that a step failed (`moderation_failed`,
+    `diarization_failed`); the latter keeps its text meanwhile.
+    """
     return await services.in_thread(_retry, services, caller, job_id)
 
 

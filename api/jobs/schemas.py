@@ -19,6 +19,7 @@ from pydantic import (
 from api.http.fields import Document, Metadata, Name, Number, Prose, RequestDocument, Seconds, Word
 from common.db.tables import Kind
 from common.domain.job import JobStatus
+from common.domain.speakers import MAX_SPEAKERS
 
 
 def _as_text(value: object) -> object:
@@ -62,6 +63,12 @@ class UploadOptions(RequestDocument):
     filter_profanity: bool = False
     """Mask offensive words wherever the text is shown, except their first letters, as in `f***`.
     The stored text is unmasked: results are available with and without masks."""
+    diarize: bool = False
+    """Find who says what. Segments are split where the speaker changes."""
+    num_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    """How many people speak, if that is known."""
+    min_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    max_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
     chunk_strategy: Annotated[Literal["vad", "silence", "fixed"] | None, Word] = None
     """How the recording is cut: by detected speech, by silence, or at fixed times."""
     chunk_duration: Number | None = Field(None, ge=1, le=60)
@@ -134,7 +141,7 @@ class Status(Document):
     status: JobStatus = Field(examples=["PROCESSING"])
     stage: str = Field(examples=["transcribing"])
     """queued, fetching (from its URL), fetching_model, planning, transcribing, moderating (all is
-    transcribed), merging or done."""
+    transcribed), diarizing (likewise), merging or done."""
     progress: int = Field(ge=0, le=100, examples=[40])
     chunks_completed: int
     chunks_total: int

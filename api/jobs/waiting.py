@@ -61,15 +61,16 @@ def check_completed(snapshot: Snapshot | None, job_id: UUID) -> Snapshot:
 
 
 def check_ready(snapshot: Snapshot) -> None:
-    """Pass if the job is COMPLETED.
+    """Pass if the job has its text.
 
     Raises:
         Conflict: it failed or was cancelled.
         NotReady: it has not ended.
     """
+    if snapshot.has_text:
+        return
     if snapshot.status is JobStatus.FAILED:
         raise Conflict(reason=f"The job failed: {snapshot.error_message}")
     if snapshot.status is JobStatus.CANCELLED:
         raise Conflict(reason="The job was cancelled")
-    if snapshot.status is not JobStatus.COMPLETED:
-        raise NotReady(status_now=snapshot.status.value)
+    raise NotReady(status_now=snapshot.status.value)

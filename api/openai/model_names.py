@@ -8,7 +8,7 @@ from types import MappingProxyType
 WHISPER = "whisper-1"
 """OpenAI's name for its Whisper; here it means the default weights."""
 
-_OPENAI_MODEL = re.compile(r"whisper-1|gpt-4o(-mini)?-transcribe(-\d{4}-\d{2}-\d{2})?")
+_OPENAI_MODEL = re.compile(r"whisper-1|gpt-4o(-mini)?-transcribe(-diarize)?(-\d{4}-\d{2}-\d{2})?")
 _PUBLISHED = re.compile(
     r"((openai|systran|guillaumekln|mobiuslabsgmbh|deepdml|ggerganov|vinai)/)?"
     r"((faster-)?whisper-|ggml-)?"

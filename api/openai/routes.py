@@ -7,8 +7,9 @@ listed by `GET /api/v1/jobs`, and chunks that are done are reused when the recor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from api.jobs.uploads import Form, Upload
 from api.jobs.waiting import HEADERS, JOB_ID, check_completed, wait_for_end
 from api.openai.model_names import WHISPER, weights_named
 from api.openai.schemas import (
+    DIARIZED,
     GRANULARITIES,
     PREFIX,
     TEXTS,
@@ -34,6 +36,8 @@ from api.openai.schemas import (
     ErrorAnswer,
     TranscriptionOptions,
     TranslationOptions,
+    diarized_document,
+    diarized_segments,
     documented,
     usage,
     verbose_document,
@@ -133,7 +137,10 @@ async def _serve(
             feed = await source.enter_async_context(watch_job(services, caller.tenant, job_id))
             if isinstance(parsed.options, TranscriptionOptions) and parsed.options.stream:
                 heartbeat_s = services.settings.events.heartbeat
-                return EventStream(_events(feed, job_id, heartbeat_s), source.pop_all(), headers)
+                read = partial(_segments, services, caller.tenant, job_id)
+                diarized = parsed.options.response_format == DIARIZED
+                events = _events(feed, job_id, heartbeat_s, read if diarized else None)
+                return EventStream(events, source.pop_all(), headers)
             await wait_for_end(request, feed, services.settings.openai.wait)
             check_completed(feed.snapshot, job_id)
         text = await services.in_thread(services.jobs(caller.tenant).text, job_id)
@@ -150,13 +157,28 @@ def _answer(transcript: Transcript, options: AudioOptions, headers: dict[str, st
         return Response(write(transcript), media_type=kind, headers=headers)
     if options.response_format == "verbose_json":
         document = verbose_document(transcript, options)
+    elif options.response_format == DIARIZED:
+        document = diarized_document(transcript)
     else:
         document = {"text": transcript.text, "usage": usage(transcript)}
     return JSONResponse(document, headers=headers)
 
 
-async def _events(feed: JobFeed, job_id: UUID, heartbeat_s: float) -> AsyncIterator[str]:
-    """The text as it grows, in OpenAI's events: the deltas together are the whole text."""
+async def _segments(services: Services, tenant: str, job_id: UUID) -> list[dict[str, Any]]:
+    text = await services.in_thread(services.jobs(tenant).text, job_id)
+    return diarized_segments(transcript_of(text))
+
+
+async def _events(
+    feed: JobFeed,
+    job_id: UUID,
+    heartbeat_s: float,
+    diarized: Callable[[], Awaitable[list[dict[str, Any]]]] | None = None,
+) -> AsyncIterator[str]:
+    """The text as it grows, in OpenAI's events: the deltas together are the whole text.
+
+    ``diarized`` reads the segments with their speakers, which are known at the end.
+    """
     sent: list[Segment] = []
     while True:
         changed, over = feed.changed, feed.over
@@ -173,9 +195,12 @@ async def _events(feed: JobFeed, job_id: UUID, heartbeat_s: float) -> AsyncItera
             yield HEARTBEAT
     try:
         check_completed(feed.snapshot, job_id)
+        segments = [] if diarized is None else await diarized()
     except StenoError as error:
         yield event({"error": ErrorAnswer(problem(error)).error}, name="error")
     else:
+        for each in segments:
+            yield event(each)
         yield event({"type": "transcript.text.done", "text": join_text(sent)})
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from string import ascii_uppercase
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -23,13 +24,17 @@ from api.openai.model_names import weights_named
 from common.domain.formats import to_srt, to_vtt
 from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.request import Task
-from common.domain.results import seconds, segment_document, word_document
+from common.domain.results import seconds, segment_document, words_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
 from common.errors import OptionConflict, UnknownOption
 
 PREFIX = "/v1"
+UNKNOWN_SPEAKER = "unknown"
 GRANULARITIES = "timestamp_granularities[]"
+DIARIZED = "diarized_json"
+STREAMED = ("json", "text", DIARIZED)
+"""The formats with events."""
 UNBRACKETED = "timestamp_granularities"
 """The same field as some clients name it."""
 
@@ -45,12 +50,12 @@ class AudioOptions(RequestDocument):
 
     model: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_named)]
     """The weights, as `GET /v1/models` lists them or as they were published
-    (`Systran/faster-whisper-small`, `whisper-large-v3`). whisper-1, gpt-4o-transcribe and
-    gpt-4o-mini-transcribe are the default ones."""
+    (`Systran/faster-whisper-small`, `whisper-large-v3`). whisper-1, gpt-4o-transcribe,
+    gpt-4o-mini-transcribe and gpt-4o-transcribe-diarize are the default ones."""
     prompt: Prose | None = None
     """Text that the decoder takes as the preceding context."""
-    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
-    """The format of the response."""
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"] = "json"
+    """The format of the response; diarized_json says who speaks."""
     temperature: Number = Field(0, ge=0, le=1)
     """0: chosen by the decoder's confidence."""
 
@@ -95,6 +100,9 @@ class TranslationOptions(AudioOptions):
 
     task = "translate"
 
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    """The format of the response."""
+
 
 class TranscriptionOptions(AudioOptions):
     """`POST /v1/audio/transcriptions`."""
@@ -109,7 +117,7 @@ class TranscriptionOptions(AudioOptions):
     )
     """What has times in verbose_json."""
     stream: bool = False
-    """Send events while the text grows; with json or text."""
+    """Send events while the text grows; with json, text or diarized_json."""
 
     @property
     def granularities(self) -> Sequence[str]:
@@ -119,15 +127,16 @@ class TranscriptionOptions(AudioOptions):
         options = super().job_options()
         if self.language:
             options["language"] = language_code(self.language) or self.language
+        if self.response_format == DIARIZED:
+            options["diarize"] = "true"
         return options
 
     @classmethod
     def read(cls, sent: Mapping[str, str | list[str]]) -> Self:
         options = super().read(sent)
-        if options.stream and options.response_format not in {"json", "text"}:
-            raise OptionConflict(
-                field="stream", value="true", needed="response_format json or text"
-            )
+        if options.stream and options.response_format not in STREAMED:
+            needed = f"response_format {', '.join(STREAMED)}"
+            raise OptionConflict(field="stream", value="true", needed=needed)
         if GRANULARITIES in sent and options.response_format != "verbose_json":
             value = ", ".join(options.timestamp_granularities)
             raise OptionConflict(
@@ -164,6 +173,46 @@ def whisper_segment(index: int, segment: Segment) -> dict[str, Any]:
     return {"seek": 0, "tokens": [], **segment_document(index, segment)}
 
 
+def diarized_segments(transcript: Transcript) -> list[dict[str, Any]]:
+    """The segments in ``diarized_json``, which are events of a stream as well.
+
+    Speakers without a name are A, B, ... in the order in which they first speak.
+    """
+    diarization = transcript.diarization
+    names = {}
+    if diarization is not None:
+        for number, speaker in enumerate(diarization.speakers):
+            names[speaker] = diarization.names.get(speaker, _letters(number))
+    return [
+        {
+            "type": "transcript.text.segment",
+            "id": f"seg_{number}",
+            "start": seconds(segment.span.start_ms),
+            "end": seconds(segment.span.end_ms),
+            "text": segment.text.strip(),
+            "speaker": names.get(segment.speaker or "", UNKNOWN_SPEAKER),
+        }
+        for number, segment in enumerate(transcript.segments)
+    ]
+
+
+def _letters(number: int) -> str:
+    """A, ..., Z, AA, AB, ..."""
+    before = _letters(number // 26 - 1) if number >= 26 else ""
+    return before + ascii_uppercase[number % 26]
+
+
+def diarized_document(transcript: Transcript) -> dict[str, Any]:
+    """The response in ``diarized_json``."""
+    return {
+        "task": "transcribe",
+        "duration": seconds(transcript.duration_ms),
+        "text": transcript.text,
+        "segments": diarized_segments(transcript),
+        "usage": usage(transcript),
+    }
+
+
 def verbose_document(transcript: Transcript, options: AudioOptions) -> Any:
     """The response in ``verbose_json``."""
     document: dict[str, Any] = {
@@ -178,7 +227,7 @@ def verbose_document(transcript: Transcript, options: AudioOptions) -> Any:
             whisper_segment(index, segment) for index, segment in enumerate(transcript.segments)
         ]
     if "word" in options.granularities:
-        document["words"] = [word_document(word) for word in transcript.words]
+        document["words"] = words_document(transcript)
     return document
 
 

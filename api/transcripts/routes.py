@@ -26,7 +26,7 @@ from api.transcripts.schemas import Result
 from common.db.jobs import Jobs, Text
 from common.db.listing import JobLists
 from common.db.snapshots import Snapshot
-from common.domain.formats import FLAGGING, MEDIA_TYPES, TextFormat, write
+from common.domain.formats import FLAGGING, MEDIA_TYPES, RTTM, TextFormat, write
 from common.domain.masking import masked
 from common.domain.redaction import spans_to_silence, unmoderated
 from common.domain.results import seconds, transcript_document
@@ -95,7 +95,10 @@ async def result(
     ] = False,
     filter_profanity: Masks = None,
 ) -> Response:
-    """A job's text; 409 until it is COMPLETED, unless `partial` is set."""
+    """A job's text; 409 until it is COMPLETED, unless `partial` is set.
+
+    A COMPLETED job that is retried, for what it lacks, keeps its text meanwhile.
+    """
     return await services.in_thread(
         _result,
         services.jobs(caller.tenant),
@@ -210,6 +213,8 @@ def _file(
     snapshot, text, transcript = _text(jobs, job_id, partial=False, mask=mask)
     if flag:
         _check_moderated(text, "flag")
+    if ending == RTTM and transcript.diarization is None:
+        raise OptionConflict(field="format", value=RTTM, needed="a job with diarize=true")
     content = write(
         ending, transcript, flag=flag, warnings=snapshot.warnings, manifest=text.manifest
     )

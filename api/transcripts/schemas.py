@@ -25,7 +25,8 @@ class ResultSegment(BaseModel):
     compression_ratio: float
     no_speech_prob: float
     temperature: float
-    speaker: str | None
+    speaker: str | None = Field(examples=["SPEAKER_00"])
+    """The id of who says it; null where that is not known, or the job has no `diarize`."""
     channel: int | None
     flags: list[str]
 
@@ -38,6 +39,18 @@ class ResultWord(BaseModel):
     end: float
     probability: float
     speaker: str | None
+
+
+class ResultSpeaker(BaseModel):
+    """Somebody who speaks in a recording."""
+
+    id: str = Field(examples=["SPEAKER_00"])
+    """Counted in the order in which they first speak."""
+    name: str | None = Field(examples=["Lan"])
+    """As `PATCH /jobs/{job_id}/speakers` named them."""
+    seconds: float
+    """How long they speak, also where somebody else does at the same time."""
+    words: int
 
 
 class JudgedSpan(Document):
@@ -91,6 +104,8 @@ class ResultModeration(Document):
 
     results: list[JudgedSegment]
     summary: ModerationSummary
+    speakers: dict[str, ModerationSummary] | None
+    """The segments of each speaker by label; null where the job has no `diarize`."""
     model: str | None = Field(examples=["bert-finetuned-onnx"])
     """Null where nothing was moderated."""
     threshold: dict[Label, float] | None = Field(examples=[{"OFFENSIVE": 0.5, "HATE": 0.5}])
@@ -113,6 +128,9 @@ class Result(Document):
     download_url: str | None
     segments: list[ResultSegment]
     words: list[ResultWord]
+    speakers: list[ResultSpeaker] | None
+    """In the order in which they first speak; null where the job has no `diarize`, and until it is
+    COMPLETED."""
     moderation: ResultModeration | None
     """Null where the job is not moderated."""
     warnings: list[str]

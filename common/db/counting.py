@@ -36,9 +36,9 @@ def count_durations(session: Session, measured: JobMetrics) -> None:
     tier, engine, model, _ = _labels(session, measured.job_id)
     audio_s = measured.audio_ms / 1000
     count(session, metrics.AUDIO_TRANSCRIBED, audio_s, tier=tier, engine=engine, model=model)
-    for stage in ("waited", "plan", "engine", "moderation", "merge", "wall"):
+    for stage in ("waited", "plan", "engine", "moderation", "diarization", "merge", "wall"):
         stage_ms: int = getattr(measured, f"{stage}_ms")
-        if stage == "moderation" and not stage_ms:  # it was not requested
+        if stage in ("moderation", "diarization") and not stage_ms:  # it was not requested
             continue
         stage_s = stage_ms / 1000
         observe(session, metrics.STAGE_SECONDS, stage_s, stage=stage, engine=engine, model=model)

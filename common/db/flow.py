@@ -303,11 +303,18 @@ def _job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
 
 
 def retry_job(session: Session, job: Job) -> bool:
-    """Retry a FAILED job, whose row is locked; False if it is not FAILED."""
-    if job.status != JobStatus.FAILED:
+    """Retry a job, whose row is locked, that is FAILED, or COMPLETED without some results.
+
+    False if it is neither.
+    """
+    incomplete = select(Step.id).where(Step.job_id == job.id, Step.status == StepStatus.FAILED)
+    if job.status != JobStatus.FAILED and not (
+        job.status == JobStatus.COMPLETED and session.scalar(incomplete.limit(1))
+    ):
         return False
     job.status = JobStatus.PENDING
     job.error_code = job.error_message = None
+    job.warnings = [it for it in job.warnings if it not in pipeline_of(job.kind).warnings]
     job.retried_at = func.clock_timestamp()
     job.started_at = job.resumed_at = job.completed_at = job.sweep_at = job.delete_at = None
     Flow(session, job).retry()

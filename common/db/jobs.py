@@ -80,9 +80,9 @@ class Created:
 class Text:
     """A job's text so far.
 
-    If ``complete``, it is the transcript: ``segments`` as stored JSON, and its ``manifest``. Until
-    then it is ``chunks``: those before the first unfinished chunk, so that the text a client shows
-    only grows at its end. ``options`` are the job's.
+    If ``complete``, it is the transcript: ``segments`` and ``diarization`` as stored JSON, and its
+    ``manifest``. Until then it is ``chunks``: those before the first unfinished chunk, so that the
+    text a client shows only grows at its end. ``options`` are the job's.
     """
 
     segments: list[Any]
@@ -92,6 +92,7 @@ class Text:
     options: Options
     complete: bool
     manifest: dict[str, Any] | None
+    diarization: dict[str, Any] | None = None
 
 
 class Jobs:
@@ -187,6 +188,7 @@ class Jobs:
                     options=Options.from_json(job.options),
                     complete=True,
                     manifest=transcript.manifest,
+                    diarization=transcript.diarization,
                 )
             transcription = session.get(Transcription, job_id)
             return Text(
@@ -234,16 +236,17 @@ class Jobs:
             return []
 
     def retry(self, job_id: UUID, quota: Quota = NO_QUOTA) -> None:
-        """Retry the missing steps of a FAILED job; steps that are done stay done.
+        """Retry the missing steps of a job; steps that are done stay done.
 
         Raises:
-            Conflict: it is not FAILED.
+            Conflict: it is not FAILED, and no step of it failed.
             TooManyJobs: it exceeds the quota of the job's API key.
         """
         with self._database.transaction() as session:
             job = self._locked(session, job_id)
             if not retry_job(session, job):
-                raise Conflict(reason=f"The job is {job.status}; only a FAILED job can be retried")
+                needed = "only a FAILED job, or one with failed steps, can be retried"
+                raise Conflict(reason=f"The job is {job.status}; {needed}")
             # Its audio was charged already.
             check_quota(session, job.key_id, Quota(quota.concurrent_jobs), jobs=1)
 

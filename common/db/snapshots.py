@@ -17,13 +17,14 @@ from sqlalchemy import (
     Select,
     bindparam,
     case,
+    exists,
     func,
     select,
 )
 from sqlalchemy.orm import Session, aliased
 
 from common.db.positions import FARTHEST, FARTHEST_LISTED, positions
-from common.db.tables import Job, Recording, Step, Transcription
+from common.db.tables import Job, Recording, Step, Transcription, TranscriptRevision
 from common.domain.job import JobStatus, StepStatus
 from common.domain.pipeline import PIPELINES, Pipeline
 from common.domain.request import Options
@@ -59,7 +60,8 @@ class Snapshot:
     was started, and for such a kind. ``eta_s`` is the remaining time, from the job's own pace;
     ``estimate_s`` is the whole time, from the pace of recent jobs; None: not known.
     ``chunks_total`` grows until the job is ``planned``. ``filename`` is None until the recording is
-    stored. ``delete_at`` is None until the job has ended, and if it is kept.
+    stored. ``delete_at`` is None until the job has ended, and if it is kept. ``has_text``: there is
+    a transcript, though the job may be retried for what it lacks.
     """
 
     job_id: UUID
@@ -88,6 +90,7 @@ class Snapshot:
     planned: bool
     audio_tracks: tuple[Track, ...]
     audio_track: int | None
+    has_text: bool
 
 
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
@@ -116,6 +119,7 @@ def _jobs() -> Select[Any]:
             Transcription,
             Recording.filename,
             Recording.audio_tracks,
+            exists().where(TranscriptRevision.job_id == Job.id).label("has_text"),
             _ended_steps().label("ended"),
             func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
             case((under_way, _speed(Job.engine, Job.model))).label("speed"),
@@ -197,6 +201,7 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         audio_track=None if transcription is None else transcription.audio_track,
         estimate_s=duration_ms / 1000 / float(row.speed) if duration_ms and row.speed else None,
         planned=job.parts_known,
+        has_text=row.has_text,
     )
 
 

@@ -492,6 +492,8 @@ class TranscriptRevision(Base):
     duration_ms: Mapped[int]
     word_count: Mapped[int]
     segments: Mapped[list[Any]]
+    diarization: Mapped[dict[str, Any] | None]
+    """Who speaks when (`common.domain.speakers.Diarization`); None: that was not requested."""
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -512,6 +514,7 @@ class JobMetrics(Base):
     """Summed over chunks: more than the wall time when several workers shared the job."""
     moderation_ms: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     """Summed likewise."""
+    diarization_ms: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     merge_ms: Mapped[int] = mapped_column(Integer)
     wall_ms: Mapped[int] = mapped_column(Integer)
     """From creation, or the last retry, to completion."""

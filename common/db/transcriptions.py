@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import starmap
@@ -50,7 +50,8 @@ class ChunkResult:
     """A chunk and the results of its steps; None: that step is not done.
 
     ``result``: the segments of each window (`common.transcripts`). ``moderation``: their labels,
-    and the model that gave them.
+    and the model that gave them. ``diarization``: stretches of voices (`common.domain.speakers`),
+    and what found them (``by``); only the merge reads it.
     """
 
     index: int
@@ -60,9 +61,11 @@ class ChunkResult:
     engine_ms: int | None
     moderation: dict[str, Any] | None
     moderation_ms: int | None
+    diarization: dict[str, Any] | None = None
+    diarization_ms: int | None = None
 
 
-_TRANSCRIBED, _MODERATED = aliased(Step), aliased(Step)
+_TRANSCRIBED, _MODERATED, _DIARIZED = aliased(Step), aliased(Step), aliased(Step)
 
 
 def select_chunks(job_id: UUID, first: int = 0) -> Select[Any]:
@@ -104,21 +107,41 @@ class Transcriptions:
         with self._database.transaction() as session:
             return session.get(Recording, recording_id) is not None
 
-    def planned(self, job_id: UUID) -> dict[int, tuple[str, bool]]:
-        """The chunks of an earlier attempt: index to (content hash, whether it is transcribed)."""
+    def planned(self, job_id: UUID, kinds: Sequence[str]) -> dict[int, tuple[str, bool]]:
+        """The chunks of an earlier attempt, by index.
+
+        Of each the content hash, and whether its steps of all these ``kinds`` are done.
+        """
+        done = (
+            select(func.count())
+            .select_from(Step)
+            .where(
+                Step.job_id == Part.job_id,
+                Step.part == Part.index,
+                Step.kind.in_(kinds),
+                Step.status == StepStatus.DONE,
+            )
+            .correlate(Part)
+            .scalar_subquery()
+        )
         with self._database.transaction() as session:
             rows = session.execute(
-                select(Part.index, Part.content_hash, Step.id.is_not(None))
-                .outerjoin(Step, _done(Step, StepKind.TRANSCRIBE))
-                .where(Part.job_id == job_id)
+                select(Part.index, Part.content_hash, done == len(kinds)).where(
+                    Part.job_id == job_id
+                )
             )
             return {index: (content_hash, done) for index, content_hash, done in rows}
 
     def to_merge(self, job_id: UUID) -> tuple[list[ChunkResult], int]:
         """All chunks of a job, in order, and the duration of planning in ms."""
         plan = select(Step.elapsed_ms).where(Step.job_id == job_id, Step.kind == StepKind.PLAN)
+        chunks_with_voices = (
+            select_chunks(job_id)
+            .add_columns(_DIARIZED.result.label("diarization"), _DIARIZED.elapsed_ms)
+            .outerjoin(_DIARIZED, _done(_DIARIZED, StepKind.DIARIZE))
+        )
         with self._database.transaction() as session:
-            chunks = list(starmap(ChunkResult, session.execute(select_chunks(job_id))))
+            chunks = list(starmap(ChunkResult, session.execute(chunks_with_voices)))
             return chunks, session.scalar(plan) or 0
 
 
@@ -191,9 +214,10 @@ def plan_ended(
 
 
 def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[str]) -> Within:
-    """Store the transcript and the durations of the stages."""
+    """Store the transcript as the newest revision, and the durations of the stages."""
 
     def store(session: Session, job: Job) -> None:
+        transcript.revision = next_revision(session, job.id)
         session.add(transcript)
         job.warnings = warnings
         now = session.scalars(select(func.clock_timestamp())).one()
@@ -204,10 +228,17 @@ def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[s
         ended = Step.failures + Step.losses + case((Step.status == StepStatus.DONE, 1), else_=0)
         attempts = select(func.sum(ended)).where(Step.job_id == job.id)
         metrics.attempts = session.scalar(attempts) or 0
-        session.add(metrics)
-        count_durations(session, metrics)
+        count_durations(session, session.merge(metrics))
 
     return store
+
+
+def next_revision(session: Session, job_id: UUID) -> int:
+    """The number of a job's next revision, whose row is locked."""
+    newest = select(func.max(TranscriptRevision.revision)).where(
+        TranscriptRevision.job_id == job_id
+    )
+    return (session.scalar(newest) or 0) + 1
 
 
 def _ms(start: datetime, end: datetime) -> int:

@@ -8,34 +8,40 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from common.domain.moderation import Label
 from common.domain.results import transcript_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
 
-TextFormat = Literal["json", "txt", "srt", "vtt", "tsv"]
+TextFormat = Literal["json", "txt", "srt", "vtt", "tsv", "rttm"]
 """All formats, by file ending."""
+RTTM: Final = "rttm"
+"""It has the turns of speakers and no text, so it needs a diarized transcript."""
 
 
 def to_txt(transcript: Transcript) -> str:
-    """One line for each segment."""
-    return "".join(f"{_line(segment)}\n" for segment in _spoken(transcript))
+    """One line for each segment, which begins with its speaker if that is known."""
+    return "".join(f"{_named(transcript, segment)}\n" for segment in _spoken(transcript))
 
 
 def to_srt(transcript: Transcript, *, flag: bool = False) -> str:
-    """SubRip. With ``flag`` the text of an offending cue begins with its label in brackets."""
+    """SubRip; a cue begins with its speaker if that is known.
+
+    With ``flag`` the text of an offending cue begins with its label in brackets.
+    """
     return "".join(
         f"{number}\n{_srt_time(segment.span.start_ms)} --> {_srt_time(segment.span.end_ms)}\n"
-        f"{_prefix(_offence(segment, flag=flag))}{_cue(segment)}\n\n"
+        f"{_prefix(_offence(segment, flag=flag))}{_cue(_named(transcript, segment))}\n\n"
         for number, segment in enumerate(_spoken(transcript), start=1)
     )
 
 
 def to_vtt(transcript: Transcript, *, flag: bool = False) -> str:
-    """WebVTT. Cues in another language than the transcript's name theirs, for fonts and voices.
+    """WebVTT, with the speakers as voices.
 
+    Cues in another language than the transcript's name theirs, for fonts and voices.
     With ``flag`` as `to_srt`, and the cue has its label as a class for styling.
     """
     main = transcript.language
@@ -43,16 +49,39 @@ def to_vtt(transcript: Transcript, *, flag: bool = False) -> str:
     is_mixed = len({segment.language or main for segment in transcript.segments}) > 1
     return "WEBVTT\n\n" + "".join(
         f"{_vtt_time(segment.span.start_ms)} --> {_vtt_time(segment.span.end_ms)}\n"
+        f"{_vtt_voice(transcript.speaker_of(segment))}"
         f"{_vtt_cue(segment, main if is_mixed else None, _offence(segment, flag=flag))}\n\n"
         for segment in _spoken(transcript)
     )
 
 
 def to_tsv(transcript: Transcript) -> str:
-    """Start and end in milliseconds and the text, separated by tabs."""
-    return "start\tend\ttext\n" + "".join(
-        f"{segment.span.start_ms}\t{segment.span.end_ms}\t{_line(segment)}\n"
+    """Start and end in milliseconds and the text, separated by tabs.
+
+    If the transcript is diarized, the speaker is the last column.
+    """
+    diarized = transcript.diarization is not None
+    columns = ("start", "end", "text", *["speaker"] * diarized)
+    rows = (
+        (
+            str(segment.span.start_ms),
+            str(segment.span.end_ms),
+            _line(segment),
+            *[transcript.speaker_of(segment) or ""] * diarized,
+        )
         for segment in _spoken(transcript)
+    )
+    return "".join("\t".join(row) + "\n" for row in (columns, *rows))
+
+
+def to_rttm(transcript: Transcript) -> str:
+    """The speakers' turns, which may overlap, as NIST's Rich Transcription Time Marked."""
+    if transcript.diarization is None:
+        return ""
+    return "".join(
+        f"SPEAKER recording 1 {turn.span.start_ms / 1000:.3f} {turn.span.duration_ms / 1000:.3f}"
+        f" <NA> <NA> {'_'.join(transcript.diarization.name_of(turn.speaker).split())} <NA> <NA>\n"
+        for turn in transcript.diarization.turns
     )
 
 
@@ -61,6 +90,7 @@ WRITERS: Mapping[str, Callable[[Transcript], str]] = {
     "srt": to_srt,
     "vtt": to_vtt,
     "tsv": to_tsv,
+    RTTM: to_rttm,
 }
 """The formats that need only the transcript, by file ending."""
 
@@ -76,6 +106,7 @@ MEDIA_TYPES: Mapping[str, str] = {
     "srt": "application/x-subrip; charset=utf-8",
     "vtt": "text/vtt; charset=utf-8",
     "tsv": "text/tab-separated-values; charset=utf-8",
+    RTTM: "text/plain; charset=utf-8",
 }
 """The media types of all formats, by file ending."""
 
@@ -102,6 +133,16 @@ def write(
     return WRITERS[ending](transcript)
 
 
+def files(
+    transcript: Transcript, *, warnings: Sequence[str], manifest: Mapping[str, Any] | None
+) -> Iterator[tuple[str, bytes]]:
+    """Name and content of a file in each format that the transcript can be written in."""
+    for ending in MEDIA_TYPES:
+        if ending != RTTM or transcript.diarization is not None:
+            content = write(ending, transcript, warnings=warnings, manifest=manifest)
+            yield f"transcript.{ending}", content.encode()
+
+
 def _spoken(transcript: Transcript) -> Iterator[Segment]:
     return (segment for segment in transcript.segments if segment.text.strip())
 
@@ -111,13 +152,28 @@ def _line(segment: Segment) -> str:
     return " ".join(segment.text.split())
 
 
-def _cue(segment: Segment) -> str:
-    return _line(segment).replace("-->", "->")
+def _named(transcript: Transcript, segment: Segment) -> str:
+    """The text on one line, after the name of its speaker if that is known."""
+    name, text = transcript.speaker_of(segment), _line(segment)
+    return text if name is None else f"{name}: {text}"
+
+
+def _cue(text: str) -> str:
+    return text.replace("-->", "->")
+
+
+def _vtt_text(text: str) -> str:
+    # In WebVTT both begin markup (www.w3.org/TR/webvtt1, 4.2.2).
+    return _cue(text).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _vtt_voice(name: str | None) -> str:
+    """The tag of a voice that speaks the whole cue: then it need not be closed."""
+    return "" if name is None else f"<v {_vtt_text(name).replace('>', '&gt;')}>"
 
 
 def _vtt_cue(segment: Segment, main: str | None, offence: Label | None) -> str:
-    # In WebVTT both begin markup (www.w3.org/TR/webvtt1, 4.2.2).
-    text = _prefix(offence) + _cue(segment).replace("&", "&amp;").replace("<", "&lt;")
+    text = _prefix(offence) + _vtt_text(_line(segment))
     if main is not None and segment.language not in (None, main):
         text = f"<lang {segment.language}>{text}</lang>"
     return f"<c.{offence.lower()}>{text}</c>" if offence else text

@@ -53,15 +53,15 @@ JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
         {JobStatus.REVIEW, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
     ),
     JobStatus.REVIEW: frozenset({JobStatus.PROCESSING, JobStatus.COMPLETED, JobStatus.CANCELLED}),
-    JobStatus.COMPLETED: frozenset(),
+    JobStatus.COMPLETED: frozenset({JobStatus.PENDING}),
     JobStatus.FAILED: frozenset({JobStatus.PENDING}),
     JobStatus.CANCELLED: frozenset(),
 }
 
 
 def is_final(status: JobStatus) -> bool:
-    """Whether a job stays in this status unless a client acts."""
-    return not JOB_TRANSITIONS[status] or status is JobStatus.FAILED
+    """Whether a job stays in this status unless a client retries it."""
+    return JOB_TRANSITIONS[status] <= {JobStatus.PENDING}
 
 
 STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
@@ -76,6 +76,8 @@ STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
 
 MODERATION_FAILED = "moderation_failed"
 """The warning of a job some of whose segments could not be moderated."""
+DIARIZATION_FAILED = "diarization_failed"
+"""The warning of a job some of whose chunks could not be diarized."""
 
 MAX_LOSSES = 20
 """How often a step may lose its worker (killed, host lost) before the step counts as the cause.

@@ -16,7 +16,7 @@ from enum import StrEnum
 from itertools import takewhile
 from typing import Any
 
-from common.domain.job import MODERATION_FAILED, JobStatus
+from common.domain.job import DIARIZATION_FAILED, MODERATION_FAILED, JobStatus
 from common.domain.values import MAX_WINDOW_MS
 from common.errors import JobKindUnknown
 
@@ -32,6 +32,7 @@ class StepKind(StrEnum):
     PLAN = "plan"
     TRANSCRIBE = "transcribe"
     MODERATE = "moderate"
+    DIARIZE = "diarize"
     MERGE = "merge"
 
 
@@ -145,6 +146,11 @@ class Pipeline:
         """All kinds of steps, in order."""
         return (step for phase in self.phases for step in phase.steps)
 
+    @property
+    def warnings(self) -> set[str]:
+        """The warnings of failed steps."""
+        return {step.warning for step in self.steps if step.warning is not None}
+
     def counting(self, options: Mapping[str, Any]) -> list[StepType]:
         """The steps that count as progress of a job with these options."""
         return [step for step in self.steps if step.counts and step.when(options)]
@@ -184,6 +190,14 @@ TRANSCRIPTION = Pipeline(
                     after=StepKind.TRANSCRIBE,
                     when=lambda options: bool(options.get("moderation")),
                     warning=MODERATION_FAILED,
+                ),
+                StepType(
+                    StepKind.DIARIZE,
+                    stage="diarizing",
+                    when=lambda options: bool(options.get("diarize")),
+                    warning=DIARIZATION_FAILED,
+                    reuses=True,
+                    reads_files=True,
                 ),
             ),
         ),

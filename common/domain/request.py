@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from common.domain.models import ModelName
+from common.domain.speakers import SpeakerCount
 from common.domain.values import Span
 
 Strategy = Literal["vad", "silence", "fixed"]
@@ -54,7 +55,8 @@ class Options:
     the first is taken where none can be detected; empty: there is one, or it is detected.
     ``models``: by language, the models to choose from, best first; empty where the request names
     one that is installed and detects languages itself; those of `ANY_LANGUAGE` also detect the
-    language. ``fetch_model``: some have to be fetched.
+    language. ``fetch_model``: some have to be fetched. ``diarize``: find so many speakers, and who
+    says what; None: do not.
     """
 
     cutting: Cutting = Cutting()
@@ -66,6 +68,7 @@ class Options:
     languages: tuple[str, ...] = ()
     models: Mapping[str, tuple[ModelName, ...]] = field(default_factory=dict)
     fetch_model: bool = False
+    diarize: SpeakerCount | None = None
 
     def to_json(self) -> dict[str, Any]:
         names = {language: [str(each) for each in them] for language, them in self.models.items()}
@@ -88,4 +91,5 @@ class Options:
                 for language, names in document.get("models", {}).items()
             },
             fetch_model=document.get("fetch_model", False),
+            diarize=SpeakerCount(**count) if (count := document.get("diarize")) else None,
         )

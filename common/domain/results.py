@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,8 @@ def transcript_document(
             segment_document(index, segment, transcript.language)
             for index, segment in enumerate(transcript.segments)
         ],
-        "words": [word_document(word) for word in transcript.words],
+        "words": words_document(transcript),
+        "speakers": speakers_document(transcript),
         "moderation": moderation_document(transcript),
         "warnings": list(warnings),
         "manifest": manifest,
@@ -50,21 +52,52 @@ def segment_document(index: int, segment: Segment, language: str | None = None) 
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_prob,
         "temperature": segment.temperature,
-        "speaker": None,
+        "speaker": segment.speaker,
         "channel": None,
         "flags": list(segment.flags),
     }
 
 
-def word_document(word: Word) -> dict[str, Any]:
+def word_document(word: Word, speaker: str | None = None) -> dict[str, Any]:
     """A word with its times, without its leading space."""
     return {
         "word": word.text.strip(),
         "start": seconds(word.span.start_ms),
         "end": seconds(word.span.end_ms),
         "probability": word.probability,
-        "speaker": None,
+        "speaker": speaker,
     }
+
+
+def words_document(transcript: Transcript) -> list[dict[str, Any]]:
+    """All words, each with its speaker."""
+    return [
+        word_document(word, segment.speaker)
+        for segment in transcript.segments
+        for word in segment.words
+    ]
+
+
+def speakers_document(transcript: Transcript) -> list[dict[str, Any]] | None:
+    """The speakers in the order in which they first speak; None: they were not requested.
+
+    ``words`` are counted as `Transcript.word_count` counts them.
+    """
+    diarization = transcript.diarization
+    if diarization is None:
+        return None
+    words: Counter[str | None] = Counter()
+    for segment in transcript.segments:
+        words[segment.speaker] += len(segment.text.split())
+    return [
+        {
+            "id": speaker,
+            "name": diarization.names.get(speaker),
+            "seconds": seconds(diarization.spoken_ms(speaker)),
+            "words": words[speaker],
+        }
+        for speaker in diarization.speakers
+    ]
 
 
 def moderation_document(transcript: Transcript) -> dict[str, Any] | None:
@@ -76,15 +109,21 @@ def moderation_document(transcript: Transcript) -> dict[str, Any] | None:
     if transcript.moderated_by is None:
         return None
     moderated = [
-        (segment.span, segment.finding.label)
+        (segment.speaker, segment.span, segment.finding.label)
         for segment in transcript.segments
         if segment.finding is not None
     ]
+    diarization = transcript.diarization
     findings = (finding_document(index, it) for index, it in enumerate(transcript.segments))
     first = transcript.moderated_by[0].to_json() if transcript.moderated_by else {}
     return {
         "results": [finding for finding in findings if finding is not None],
-        "summary": _summary(moderated),
+        "summary": _summary([(span, label) for _, span, label in moderated]),
+        "speakers": diarization
+        and {
+            speaker: _summary([(span, label) for who, span, label in moderated if who == speaker])
+            for speaker in diarization.speakers
+        },
         "model": first.get("model"),
         "threshold": first.get("threshold"),
     }

@@ -7,14 +7,15 @@ known once the stretches of a whole recording are compared (`common.diarization.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice, pairwise
 from typing import Any, Self
 
 from common.domain.values import Chunk, Segment, Span, Word, join_spans
-from common.errors import OptionConflict, OutOfRange
+from common.errors import OptionConflict, OutOfRange, UnknownOption
 
 MAX_SPEAKERS = 30
 """More cannot be requested."""
@@ -22,6 +23,10 @@ PAUSE_MS = 500
 """A shorter pause belongs to the turn around it."""
 NEAR_MS = 1_000
 """So far from a turn, a word without one is still taken for a part of it."""
+OVERLAP = "overlap"
+"""The flag of a segment in which somebody else speaks at the same time."""
+OVERLAP_MS = 200
+"""For at least so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +65,6 @@ class Stretch:
         kept = tuple(it for it in spoken if it.span.duration_ms)
         return replace(self, spoken=kept) if kept else None
 
-    def to_json(self) -> list[Any]:
-        """The stored form."""
-        return [
-            self.window,
-            self.voice,
-            [[it.span.start_ms, it.span.end_ms, int(it.overlapped)] for it in self.spoken],
-            self.embedding and b64encode(self.embedding).decode(),
-            self.embedded_ms,
-            int(self.alone),
-        ]
-
-    @classmethod
-    def from_json(cls, document: Sequence[Any]) -> Self:
-        """Read the output of `to_json`."""
-        window, voice, spoken, embedding, embedded_ms, alone = document
-        return cls(
-            window,
-            voice,
-            tuple(Spoken(Span(start, end), bool(both)) for start, end, both in spoken),
-            b64decode(embedding) if embedding else None,
-            embedded_ms,
-            bool(alone),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class SpeakerCount:
@@ -110,9 +91,9 @@ class SpeakerCount:
             "min_speakers": min_speakers,
             "max_speakers": max_speakers,
         }
-        for field, value in options.items():
+        for name, value in options.items():
             if value is not None and not 1 <= value <= MAX_SPEAKERS:
-                raise OutOfRange(field=field, limit=f"from 1 to {MAX_SPEAKERS}", value=value)
+                raise OutOfRange(field=name, limit=f"from 1 to {MAX_SPEAKERS}", value=value)
         if max_speakers is not None and (min_speakers or 1) > max_speakers:
             needed = f"max_speakers of at least {min_speakers}; got {max_speakers}"
             raise OptionConflict(field="min_speakers", value=min_speakers, needed=needed)
@@ -130,11 +111,111 @@ class SpeakerCount:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Turn:
-    """A span in which a speaker speaks; ``overlapped``: somewhere in it another one does, too."""
+    """A span in which a speaker speaks."""
 
     span: Span
     speaker: str
-    overlapped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Diarization:
+    """Who speaks when in a recording, and the names that people gave to speakers, by id.
+
+    ``turns`` are in order of time; those of one speaker do not overlap.
+    """
+
+    turns: tuple[Turn, ...]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def speakers(self) -> list[str]:
+        """The ids, in the order in which they first speak."""
+        return list(dict.fromkeys(turn.speaker for turn in self.turns))
+
+    def name_of(self, speaker: str) -> str:
+        """The name of a speaker; the id, where none was given."""
+        return self.names.get(speaker, speaker)
+
+    def spoken_ms(self, speaker: str) -> int:
+        """How long a speaker speaks."""
+        return sum(turn.span.duration_ms for turn in self.turns if turn.speaker == speaker)
+
+    def changed(self, changes: Mapping[str, str | None]) -> tuple[Self, Mapping[str, str]]:
+        """With speakers renamed or merged; and of those merged, into whom.
+
+        ``changes`` has for an id a name, None (no name any more), or the id of another speaker:
+        they are the same person, of whom that id stays.
+
+        Raises:
+            UnknownOption: there is no speaker of such an id.
+            OptionConflict: a speaker is to become a part of one who becomes a part of another.
+        """
+        known = self.speakers
+        for speaker in changes:
+            if speaker not in known:
+                allowed = ", ".join(known) or "none: nobody speaks"
+                raise UnknownOption(field="speaker", allowed=allowed, value=speaker)
+        into = {it: name for it, name in changes.items() if name in known and name != it}
+        for speaker, other in into.items():
+            if other in into:
+                needed = f"{other} to stay; it becomes a part of {into[other]}"
+                raise OptionConflict(field=speaker, value=other, needed=needed)
+        names = {it: name for it, name in self.names.items() if it not in changes}
+        names |= {it: name for it, name in changes.items() if name and it not in into}
+        turns = _joined(replace(it, speaker=into.get(it.speaker, it.speaker)) for it in self.turns)
+        return replace(self, turns=turns, names=names), into
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form."""
+        return {
+            "turns": [[it.span.start_ms, it.span.end_ms, it.speaker] for it in self.turns],
+            "names": dict(self.names),
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read the output of `to_json`."""
+        turns = (Turn(Span(start, end), speaker) for start, end, speaker in document["turns"])
+        return cls(tuple(turns), document["names"])
+
+
+def stretches_to_json(stretches: Sequence[Stretch]) -> dict[str, Any]:
+    """The stored form; the embeddings of all are one piece."""
+    return {
+        "stretches": [
+            [
+                it.window,
+                it.voice,
+                [
+                    [each.span.start_ms, each.span.end_ms, int(each.overlapped)]
+                    for each in it.spoken
+                ],
+                it.embedded_ms,
+                int(it.alone),
+            ]
+            for it in stretches
+        ],
+        "embeddings": b64encode(b"".join(it.embedding or b"" for it in stretches)).decode(),
+    }
+
+
+def stretches_from_json(document: Mapping[str, Any]) -> list[Stretch]:
+    """Read the output of `stretches_to_json`."""
+    embeddings = b64decode(document["embeddings"])
+    embedded = sum(embedded_ms > 0 for *_, embedded_ms, _ in document["stretches"])
+    size = len(embeddings) // max(1, embedded)
+    pieces = (embeddings[at : at + size] for at in count(0, size))
+    return [
+        Stretch(
+            window,
+            voice,
+            tuple(Spoken(Span(start, end), bool(both)) for start, end, both in spoken),
+            next(pieces) if embedded_ms else None,
+            embedded_ms,
+            bool(alone),
+        )
+        for window, voice, spoken, embedded_ms, alone in document["stretches"]
+    ]
 
 
 def gather(chunks: Iterable[tuple[Chunk, Sequence[Stretch]]]) -> list[Stretch]:
@@ -160,21 +241,26 @@ def turns_of(stretches: Sequence[Stretch], speakers: Sequence[int]) -> tuple[Tur
     Speakers are called ``SPEAKER_00``, ... in the order in which they first speak.
     """
     spoken = sorted(
-        (it.span, speaker, it.overlapped)
+        (it.span, speaker)
         for stretch, speaker in zip(stretches, speakers, strict=True)
         for it in stretch.spoken
     )
-    order = {speaker: at for at, speaker in enumerate(dict.fromkeys(who for _, who, _ in spoken))}
-    by_speaker: dict[int, list[tuple[Span, bool]]] = defaultdict(list)
-    for span, speaker, overlapped in spoken:
-        by_speaker[order[speaker]].append((span, overlapped))
-    turns = []
-    for number, theirs in by_speaker.items():
-        both = [span for span, overlapped in theirs if overlapped]
-        for span in join_spans([span for span, _ in theirs], _belongs):
-            overlapped = any(span.start_ms <= it.start_ms < span.end_ms for it in both)
-            turns.append(Turn(span, f"SPEAKER_{number:02}", overlapped))
-    return tuple(sorted(turns))
+    order = {speaker: at for at, speaker in enumerate(dict.fromkeys(who for _, who in spoken))}
+    return _joined(Turn(span, f"SPEAKER_{order[speaker]:02}") for span, speaker in spoken)
+
+
+def _joined(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """The turns, in order; those of one speaker with a shorter pause than `PAUSE_MS` are one."""
+    by_speaker: dict[str, list[Span]] = defaultdict(list)
+    for turn in sorted(turns):
+        by_speaker[turn.speaker].append(turn.span)
+    return tuple(
+        sorted(
+            Turn(span, speaker)
+            for speaker, theirs in by_speaker.items()
+            for span in join_spans(theirs, _belongs)
+        )
+    )
 
 
 def _belongs(one: Span, other: Span) -> bool:
@@ -187,26 +273,26 @@ def speakers_of(words: Sequence[Word], turns: Sequence[Turn]) -> list[str | None
     Where two speak for as much of it, the speaker of the word before. A word in nobody's turn
     belongs to the nearest turn, if one is within `NEAR_MS`; None otherwise.
     """
+    near = _Near(turns)
     speakers: list[str | None] = []
-    first = 0
-    longest_ms = max((turn.span.duration_ms for turn in turns), default=0)
     for word in words:
-        while (
-            first < len(turns)
-            and turns[first].span.start_ms + longest_ms < word.span.start_ms - NEAR_MS
-        ):
-            first += 1
         before = speakers[-1] if speakers else None
-        speakers.append(_speaker_of(word, _reaching(word.span, turns, first), before))
+        speakers.append(_speaker_of(word, near.to(word.span), before))
     return speakers
 
 
-def _reaching(span: Span, turns: Sequence[Turn], first: int) -> Iterator[Turn]:
-    """The turns that may have to do with a span."""
-    for turn in turns[first:]:
-        if turn.span.start_ms > span.end_ms + NEAR_MS:
-            return
-        yield turn
+class _Near:
+    """Finds the turns that may have to do with a span."""
+
+    def __init__(self, turns: Sequence[Turn]) -> None:
+        self._turns = turns
+        self._starts = [turn.span.start_ms for turn in turns]
+        self._longest_ms = max((turn.span.duration_ms for turn in turns), default=0)
+
+    def to(self, span: Span) -> Sequence[Turn]:
+        """Those that share some of the span, or are within `NEAR_MS` of it, and some more."""
+        first = bisect_left(self._starts, span.start_ms - NEAR_MS - self._longest_ms)
+        return self._turns[first : bisect_right(self._starts, span.end_ms + NEAR_MS)]
 
 
 def _speaker_of(word: Word, turns: Iterable[Turn], before: str | None) -> str | None:
@@ -224,18 +310,49 @@ def _speaker_of(word: Word, turns: Iterable[Turn], before: str | None) -> str | 
     )
 
 
-def split_by_speaker(segment: Segment, turns: Sequence[Turn]) -> list[tuple[Segment, str | None]]:
-    """The parts of a segment, cut where the speaker changes, each with its speaker.
+def attribute(segments: Sequence[Segment], turns: Sequence[Turn]) -> list[tuple[Segment, ...]]:
+    """The parts of each segment with their speakers, split where the speaker changes.
 
-    A segment without words is one part, of who speaks for the most of it.
+    A segment without words is one part, of who speaks for the most of it. Parts in which somebody
+    else speaks as well have the flag `OVERLAP`.
     """
-    if not segment.words:
-        return [(segment, speakers_of([Word(segment.text, segment.span, 0.0)], turns)[0])]
-    speakers = speakers_of(segment.words, turns)
+    near = _Near(turns)
+    speakers = iter(speakers_of([word for it in segments for word in _words(it)], turns))
+    return [
+        tuple(
+            _flagged(part, near.to(part.span))
+            for part in _split(segment, list(islice(speakers, len(_words(segment)))))
+        )
+        for segment in segments
+    ]
+
+
+def _words(segment: Segment) -> Sequence[Word]:
+    return segment.words or [Word(segment.text, segment.span, 0.0)]
+
+
+def _split(segment: Segment, speakers: Sequence[str | None]) -> Iterator[Segment]:
     changes = [at for at in range(1, len(speakers)) if speakers[at] != speakers[at - 1]]
     if not changes:
-        return [(segment, speakers[0])]
-    edges = [0, *changes, len(speakers)]
-    return [
-        (segment.with_words(slice(start, end)), speakers[start]) for start, end in pairwise(edges)
-    ]
+        yield replace(segment, speaker=speakers[0])
+        return
+    for start, end in pairwise([0, *changes, len(speakers)]):
+        yield replace(segment.with_words(slice(start, end)), speaker=speakers[start])
+
+
+def _flagged(segment: Segment, turns: Iterable[Turn]) -> Segment:
+    """With the flag `OVERLAP` if two speakers have turns at the same time in it."""
+    spans = sorted(
+        (turn.span.clipped(segment.span), turn.speaker)
+        for turn in turns
+        if turn.span.clipped(segment.span).duration_ms
+    )
+    both_ms = sum(
+        min(one.end_ms, other.end_ms) - other.start_ms
+        for at, (one, who) in enumerate(spans)
+        for other, another in spans[at + 1 :]
+        if another != who and other.start_ms < one.end_ms
+    )
+    if both_ms < OVERLAP_MS:
+        return segment
+    return replace(segment, flags=(*segment.flags, OVERLAP))

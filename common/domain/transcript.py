@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from common.domain.moderation import Finding, ModeratedBy
+from common.domain.speakers import Diarization
 from common.domain.values import Detected, Segment, Span, Word
 
 
@@ -16,22 +17,25 @@ class Transcript:
 
     ``moderated_by`` lists the models that moderated segments, in order of time, each once; None:
     moderation was not requested. If it was, a segment without a finding could not be moderated.
+    ``diarization`` is None where the speakers were not requested, or are not known yet.
     """
 
     language: str
     duration_ms: int
     segments: tuple[Segment, ...]
     moderated_by: tuple[ModeratedBy, ...] | None = None
+    diarization: Diarization | None = None
 
     @property
     def text(self) -> str:
         """The whole text on one line."""
         return join_text(self.segments)
 
-    @property
-    def words(self) -> Iterator[Word]:
-        for segment in self.segments:
-            yield from segment.words
+    def speaker_of(self, segment: Segment) -> str | None:
+        """The name of who says a segment; None: it is not known, or was not requested."""
+        if self.diarization is None or segment.speaker is None:
+            return None
+        return self.diarization.name_of(segment.speaker)
 
     @property
     def word_count(self) -> int:
@@ -64,6 +68,7 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
             and [segment.detected.language, round(segment.detected.probability, 3)],
             "verdict": segment.finding and segment.finding.to_json(),
             "encoder": segment.encoder,
+            "speaker": segment.speaker,
         }
         for segment in segments
     ]
@@ -88,6 +93,7 @@ def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...
             detected=Detected(*detected) if (detected := entry.get("detected")) else None,
             finding=Finding.from_json(finding) if (finding := entry.get("verdict")) else None,
             encoder=entry.get("encoder"),
+            speaker=entry.get("speaker"),
         )
         for entry in document
     )

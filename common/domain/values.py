@@ -101,7 +101,7 @@ class Segment:
     ``detected`` is set if the window is in another language than the one it was decoded as.
     ``finding`` is None until the text is moderated; its marks index ``text``.
     ``encoder`` is what encoded the audio, and in which precision: it depends on the worker's
-    processor.
+    processor. ``speaker`` is the id of who says it all; None: not known.
     """
 
     span: Span
@@ -116,6 +116,7 @@ class Segment:
     detected: Detected | None = None
     finding: Finding | None = None
     encoder: str | None = None
+    speaker: str | None = None
 
     def shifted(self, by_ms: int) -> Self:
         words = tuple(word.shifted(by_ms) for word in self.words)

@@ -55,6 +55,9 @@ WARNINGS = {
     "mixed_languages": "it has several languages; its text is in one of them",
     "language_uncertain": "its language could not be detected with confidence",
     "moderation_failed": "some segments could not be moderated; the text is complete",
+    "diarization_failed": "in some of it the speakers are not known; the text is complete "
+    "(steno retry ID tries again)",
+    "fewer_speakers": "fewer speakers were found than requested",
     "moderated_by_several_models": "the moderation model changed during the job; "
     "the manifest lists all of them",
 }
@@ -334,8 +337,13 @@ def _umask() -> int:
 
 def lines(result: Mapping[str, Any]) -> list[str]:
     """The text, one segment a line, as ``--format txt`` has it."""
-    texts = (" ".join(segment["text"].split()) for segment in result["segments"])
-    return [text for text in texts if text]
+    # A gateway of an earlier version knows no speakers.
+    names = {it["id"]: it["name"] or it["id"] for it in result.get("speakers") or ()}
+    return [
+        f"{names[segment['speaker']]}: {text}" if segment.get("speaker") in names else text
+        for segment in result["segments"]
+        if (text := " ".join(segment["text"].split()))
+    ]
 
 
 def flagged(result: Mapping[str, Any]) -> str | None:
@@ -416,6 +424,25 @@ class LanguagesParam(LanguageParam):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         names = filter(str.strip, value.split(","))
         return ",".join(super(LanguagesParam, self).convert(name, param, ctx) for name in names)
+
+
+class SpeakersParam(click.ParamType[dict[str, Any]]):
+    """How many people speak: a number, a range, or auto; converts to the options of an upload."""
+
+    name = "speakers"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        least, dash, most = value.strip().partition("-")
+        if least.isdecimal() and not dash:
+            return {"diarize": True, "num_speakers": int(least)}
+        if least.isdecimal() and most.isdecimal():
+            return {"diarize": True, "min_speakers": int(least), "max_speakers": int(most)}
+        if value.strip().lower() != AUTO:
+            wanted = "auto, a number or a range such as 2-4; a FILE goes before --speakers"
+            self.fail(f"{value!r} is not {wanted}", param, ctx)
+        return {"diarize": True}
 
 
 job_id_argument = click.argument("job_id", metavar="ID")

@@ -21,7 +21,7 @@ import click
 from loguru import logger
 from rich.console import Console
 
-from common.domain.formats import FLAGGING
+from common.domain.formats import FLAGGING, RTTM
 from common.domain.languages import AUTO
 from common.domain.models import BATCH_ENGINES
 from common.errors import GatewayLost, RequestRejected, StenoError
@@ -33,6 +33,7 @@ from scripts.cli.client import (
     Gateway,
     LanguageParam,
     LanguagesParam,
+    SpeakersParam,
     clock,
     ending_of,
     flagged,
@@ -398,6 +399,14 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
 @click.option(
     "--task", type=click.Choice(["transcribe", "translate"]), help="translate: to English."
 )
+@click.option(
+    "--speakers",
+    type=SpeakersParam(),
+    is_flag=False,
+    flag_value=AUTO,
+    metavar="[N|MIN-MAX|auto]",
+    help="Say who speaks, of so many people.",
+)
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="[normal]")
 @click.option("--beam-size", type=int, help="Beam size, 1 to 16.")
 @click.option(
@@ -468,6 +477,7 @@ def transcribe(
     workers: int | None,
     server: str | None,
     key: str | None,
+    speakers: dict[str, Any] | None,
     **options: Any,
 ) -> None:
     """Turn recordings into text.
@@ -489,6 +499,9 @@ def transcribe(
         if options["moderation"] is False:
             raise click.UsageError("--flag needs moderation; leave --no-moderation out")
         options["moderation"] = True
+    if speakers is None and any(ending == RTTM for take in takes for ending, _ in take.targets):
+        raise click.UsageError("rttm lists the turns of speakers; add --speakers")
+    options |= speakers or {}
     for take in takes:
         _look_up(take)
     if not all(take.over for take in takes):

@@ -37,7 +37,7 @@ def test_a_name_that_only_looks_like_a_model_is_not_taken_for_the_default(
     assert (status, error["param"]) == (400, "model")
 
 
-@pytest.mark.parametrize("model", ["vosk/base", "gpt-4o-transcribe-diarize", "../base"])
+@pytest.mark.parametrize("model", ["vosk/base", "gpt-4o-transcribe-mini", "../base"])
 def test_a_model_of_no_engine_here_is_not_found(gateway: GatewayProcess, model: str) -> None:
     status, error = refused(gateway, model)
     assert (status, error["param"], error["code"]) == (404, "model", "model_not_found")

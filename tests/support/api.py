@@ -19,6 +19,7 @@ from tests.support.factories import (
     CLEAN,
     claim_next,
     finish_chunk,
+    finish_diarization,
     finish_merge,
     finish_moderation,
     make_steps,
@@ -98,6 +99,8 @@ class Api:
         while (claim := claim_next(self.steps)).kind != StepKind.MERGE:
             if claim.kind == StepKind.MODERATE:
                 finish_moderation(self.steps, claim)
+            elif claim.kind == StepKind.DIARIZE:
+                finish_diarization(self.steps, claim)
             else:
                 finish_chunk(self.steps, claim)
         self._merge(claim, chunks, merged)

@@ -26,11 +26,13 @@ from common.domain.models import ModelName
 from common.domain.moderation import Finding, Label, Mark, ModeratedBy
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
+from common.domain.speakers import Diarization, SpeakerCount, Stretch, stretches_to_json
 from common.domain.values import Segment, Span, Word
 from common.transcripts import moderation_to_json
 
 TENANT = "default"
 MODERATED = Options(moderation=True)
+DIARIZED = Options(diarize=SpeakerCount())
 BY = ModeratedBy("a-model", "a" * 64, {Label.OFFENSIVE: 0.5, Label.HATE: 0.5})
 """The model that moderates the chunks of `finish_moderation`."""
 CLEAN = Finding(Label.CLEAN, (0.9, 0.1, 0.0))
@@ -154,12 +156,21 @@ def finish_moderation(
     return steps.finish(claim, result=result, elapsed_ms=7, take_next=take_next)
 
 
+def finish_diarization(
+    steps: Steps, claim: Claim, stretches: Sequence[Stretch] = (), *, take_next: bool = False
+) -> Claim | None:
+    """End the claimed diarization of a chunk."""
+    result = {"by": {"revision": 1}, **stretches_to_json(stretches)}
+    return steps.finish(claim, result=result, elapsed_ms=9, take_next=take_next)
+
+
 def do_step(steps: Steps, claim: Claim, chunks: int = 3) -> None:
     """Do a claimed step as a worker does; a plan finds ``chunks``, and leaves out what is done."""
     if claim.kind == StepKind.FETCH:
         steps.finish(claim, within=recording_fetched(new_recording()))
     elif claim.kind == StepKind.PLAN:
-        known = Transcriptions(steps._database).planned(claim.job_id)
+        reading = [StepKind.TRANSCRIBE, *[StepKind.DIARIZE] * bool(claim.job.options["diarize"])]
+        known = Transcriptions(steps._database).planned(claim.job_id, reading)
         chunks = max(chunks, len(known))
         steps.write(claim, plan_started())
         undone = [index for index in range(chunks) if not known.get(index, ("", False))[1]]
@@ -169,6 +180,8 @@ def do_step(steps: Steps, claim: Claim, chunks: int = 3) -> None:
         finish_chunk(steps, claim)
     elif claim.kind == StepKind.MODERATE:
         finish_moderation(steps, claim)
+    elif claim.kind == StepKind.DIARIZE:
+        finish_diarization(steps, claim)
     else:
         finish_merge(steps, claim)
 
@@ -197,17 +210,18 @@ def finish_merge(
     *,
     segments: Sequence[dict[str, Any]] = (),
     manifest: dict[str, Any] | None = None,
+    diarization: Diarization | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
     """End a claimed merge, which completes the job: 20 s in English."""
     assert claim.kind == "merge"
     transcript = TranscriptRevision(
         job_id=claim.job_id,
-        revision=1,
         language="en",
         duration_ms=20_000,
         word_count=4,
         segments=list(segments),
+        diarization=diarization and diarization.to_json(),
         manifest=manifest or {},
     )
     metrics = JobMetrics(
@@ -218,6 +232,7 @@ def finish_merge(
         plan_ms=5,
         engine_ms=200,
         moderation_ms=0,
+        diarization_ms=0,
         merge_ms=3,
     )
     steps.finish(claim, within=merged(transcript, metrics, list(warnings)))

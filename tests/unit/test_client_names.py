@@ -45,6 +45,7 @@ def test_every_language_is_known_by_its_code_and_its_name() -> None:
         ("gpt-4o-transcribe", ("", "")),
         ("gpt-4o-mini-transcribe", ("", "")),
         ("gpt-4o-mini-transcribe-2025-12-15", ("", "")),
+        ("gpt-4o-transcribe-diarize", ("", "")),
         ("base", ("", "base")),
         ("whisper.cpp/tiny", ("whisper.cpp", "tiny")),
         ("faster-whisper/base", ("faster-whisper", "base")),
@@ -61,7 +62,7 @@ def test_every_language_is_known_by_its_code_and_its_name() -> None:
         ("whisper-mine", ("", "whisper-mine")),
         ("Systran/faster-whisper-small.en", ("Systran", "faster-whisper-small.en")),
         ("vosk/base", ("vosk", "base")),
-        ("gpt-4o-transcribe-diarize", ("", "gpt-4o-transcribe-diarize")),
+        ("gpt-4o-transcribe-mini", ("", "gpt-4o-transcribe-mini")),
     ],
 )
 def test_weights_are_known_by_their_published_names(sent: str, weights: tuple[str, str]) -> None:

@@ -96,7 +96,8 @@ def test_the_options_are_those_of_the_upload_form() -> None:
     ours = {"files", "recursive", "endings", "output", "flag", "workers"}
     ours |= {"server", "key", "data_dir"}
     options = {parameter.name for parameter in transcribe.params} - ours
-    assert options == set(UploadOptions.model_fields)
+    of_speakers = {"diarize", "num_speakers", "min_speakers", "max_speakers"}
+    assert options - {"speakers"} == set(UploadOptions.model_fields) - of_speakers
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,10 @@ def test_the_options_are_those_of_the_upload_form() -> None:
         ("-l English", {"language": "en"}),
         ("--languages Vietnamese,en-US", {"languages": "vi,en"}),
         ("--no-moderation", {"moderation": "false"}),
+        ("--speakers", {"diarize": "true"}),
+        ("--speakers auto --no-moderation", {"diarize": "true", "moderation": "false"}),
+        ("--speakers 2", {"diarize": "true", "num_speakers": "2"}),
+        ("--speakers 2-4", {"diarize": "true", "min_speakers": "2", "max_speakers": "4"}),
         ("--moderation --filter-profanity", {"moderation": "true", "filter_profanity": "true"}),
         (
             '--recording-id call-17 --metadata {"team":"sales"} --delete-after 3600',
@@ -124,6 +129,19 @@ def test_the_options_that_were_given_are_sent_and_no_others(
     done = run(server, folder / "a.mp3", *words.split())
     assert done.exit_code == 0, done.output
     assert [job.options for job in server.jobs.values()] == [sent]
+
+
+@pytest.mark.parametrize("value", ["two", "2-", "a.mp3"])
+def test_a_number_of_speakers_that_is_none_is_named(value: str, folder: Path) -> None:
+    done = CliRunner().invoke(transcribe, ["--speakers", value, str(folder / "a.mp3")])
+    assert done.exit_code == 2
+    assert f"{value!r} is not auto, a number or a range" in done.stderr
+
+
+def test_turns_of_speakers_need_speakers(folder: Path) -> None:
+    done = CliRunner().invoke(transcribe, [str(folder / "a.mp3"), "-f", "rttm"])
+    assert done.exit_code == 2
+    assert "add --speakers" in done.stderr
 
 
 def test_a_flag_marks_the_files_that_have_cues(server: ScriptedGateway, folder: Path) -> None:

@@ -40,7 +40,7 @@ NO_SETTINGS = {
     # of the code
     *("JOB_TRANSITIONS", "STEP_TRANSITIONS", "MAX_LOSSES", "MEDIA_TYPES"),
     # of an example
-    "API_KEY",
+    *("API_KEY", "SPEAKER_00", "SPEAKER_01", "SPEAKER_02"),
     # of other programs
     *("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "PIP_FIND_LINKS", "NO_COLOR"),
     *("STT_OPENAI_URL", "STT_OPENAI_KEY", "STT_MODELS", "ASR_BASE_URL", "LD_LIBRARY_PATH"),

@@ -108,7 +108,13 @@ def test_the_public_document_has_seconds_and_words_without_spaces() -> None:
 def test_silence_gives_empty_files_that_are_still_valid() -> None:
     nothing = Transcript(language="en", duration_ms=1000, segments=())
     written = {ending: write(ending, nothing) for ending in WRITERS}
-    assert written == {"txt": "", "srt": "", "vtt": "WEBVTT\n\n", "tsv": "start\tend\ttext\n"}
+    assert written == {
+        "txt": "",
+        "srt": "",
+        "vtt": "WEBVTT\n\n",
+        "tsv": "start\tend\ttext\n",
+        "rttm": "",
+    }
 
 
 @given(text=st.text(), start=st.integers(0, 10**9), length=st.integers(0, 10**7))

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.domain.speakers import (
+    OVERLAP,
+    Diarization,
     SpeakerCount,
     Spoken,
     Stretch,
     Turn,
+    attribute,
     gather,
     speakers_of,
-    split_by_speaker,
+    stretches_from_json,
+    stretches_to_json,
     turns_of,
 )
 from common.domain.values import Chunk, Segment, Span, Window, Word
-from common.errors import OptionConflict, OutOfRange
+from common.errors import OptionConflict, OutOfRange, UnknownOption
 
 A, B = "SPEAKER_00", "SPEAKER_01"
 
@@ -82,16 +87,14 @@ def test_numbers_that_contradict_are_named(options: tuple[int | None, ...], mess
 
 
 def test_stretches_survive_their_stored_form() -> None:
-    whole = Stretch(
-        3,
-        1,
-        (Spoken(Span(5, 90)), Spoken(Span(90, 120), overlapped=True)),
-        b"\0\xff",
-        85,
-        alone=False,
-    )
-    for it in (whole, stretch((0, 400))):
-        assert Stretch.from_json(json.loads(json.dumps(it.to_json()))) == it
+    spoken = (Spoken(Span(5, 90)), Spoken(Span(90, 120), overlapped=True))
+    stretches = [
+        Stretch(3, 1, spoken, b"\0\xff", 85, alone=False),
+        stretch((0, 400)),
+        Stretch(4, 0, spoken, b"\1\2", 20),
+    ]
+    for each in (stretches, stretches[1:2], []):
+        assert stretches_from_json(json.loads(json.dumps(stretches_to_json(each)))) == each
 
 
 def test_stretches_come_to_the_recordings_clock_and_stay_in_their_core() -> None:
@@ -126,7 +129,7 @@ def test_short_pauses_belong_to_a_turn_and_long_ones_end_it() -> None:
     ]
 
 
-def test_turns_of_two_may_overlap_and_say_so() -> None:
+def test_turns_of_two_may_overlap() -> None:
     stretches = [
         stretch((0, 2_000)),
         stretch((2_000, 2_500), overlapped=True),
@@ -135,8 +138,8 @@ def test_turns_of_two_may_overlap_and_say_so() -> None:
         stretch((9_000, 9_500)),
     ]
     assert turns_of(stretches, [0, 0, 1, 1, 0]) == (
-        Turn(Span(0, 2_500), A, overlapped=True),
-        Turn(Span(2_000, 4_000), B, overlapped=True),
+        Turn(Span(0, 2_500), A),
+        Turn(Span(2_000, 4_000), B),
         Turn(Span(9_000, 9_500), A),
     )
 
@@ -222,15 +225,72 @@ def test_looking_at_near_turns_alone_gives_what_all_give(
 def test_a_segment_is_split_where_the_speaker_changes() -> None:
     words = (word("yes", 0, 400), word("no", 1_000, 1_400), word("why", 1_500, 1_900))
     segment = Segment(Span(0, 1_900), " yes no why", words)
-    parts = split_by_speaker(segment, [turn(0, 500), turn(900, 2_000, B)])
-    assert [(part.text, part.span, who) for part, who in parts] == [
+    (parts,) = attribute([segment], [turn(0, 500), turn(900, 2_000, B)])
+    assert [(part.text, part.span, part.speaker) for part in parts] == [
         (" yes", Span(0, 400), A),
         (" no why", Span(1_000, 1_900), B),
     ]
-    assert split_by_speaker(segment, [turn(0, 2_000)]) == [(segment, A)]
+    assert attribute([segment], [turn(0, 2_000)]) == [(replace(segment, speaker=A),)]
 
 
 def test_a_segment_without_words_belongs_to_who_speaks_for_the_most_of_it() -> None:
     segment = Segment(Span(0, 3_000), " yes")
-    assert split_by_speaker(segment, [turn(0, 1_000), turn(1_000, 3_000, B)]) == [(segment, B)]
-    assert split_by_speaker(segment, []) == [(segment, None)]
+    turns = [turn(0, 1_000), turn(1_000, 3_000, B)]
+    assert attribute([segment], turns) == [(replace(segment, speaker=B),)]
+    assert attribute([segment], []) == [(segment,)]
+
+
+def test_segments_with_and_without_words_get_their_own_speakers() -> None:
+    words = (word("yes", 0, 400), word("no", 1_000, 1_400))
+    segments = [
+        Segment(Span(0, 1_400), " yes no", words),
+        Segment(Span(1_500, 1_900), " why"),
+        Segment(Span(3_000, 3_400), " so", (word("so", 3_000, 3_400),)),
+    ]
+    found = attribute(segments, [turn(0, 500), turn(900, 2_000, B), turn(2_900, 3_500)])
+    assert [[part.speaker for part in parts] for parts in found] == [[A, B], [B], [A]]
+
+
+def test_a_segment_in_which_two_speak_at_once_says_so() -> None:
+    words = (word("yes", 0, 400), word("no", 500, 900))
+    segment = Segment(Span(0, 900), " yes no", words, flags=("odd",))
+    turns = [turn(0, 1_000), turn(400, 700, B)]
+    assert [it.flags for (it,) in attribute([segment], turns)] == [("odd", OVERLAP)]
+    turns = [turn(0, 1_000), turn(800, 1_000, B)]  # 100 ms of it
+    assert [it.flags for (it,) in attribute([segment], turns)] == [("odd",)]
+
+
+# --- changes ----------------------------------------------------------------------------------
+
+TALK = Diarization((turn(0, 900), turn(1_000, 2_000, B), turn(2_100, 3_000)), {A: "Lan"})
+
+
+def test_a_diarization_survives_its_stored_form() -> None:
+    assert Diarization.from_json(json.loads(json.dumps(TALK.to_json()))) == TALK
+
+
+def test_speakers_are_renamed() -> None:
+    renamed, into = TALK.changed({B: "Minh"})
+    assert (renamed.turns, renamed.names, into) == (TALK.turns, {A: "Lan", B: "Minh"}, {})
+    assert renamed.changed({A: None})[0].names == {B: "Minh"}
+    assert [TALK.name_of(it) for it in TALK.speakers] == ["Lan", B]
+    assert [TALK.spoken_ms(it) for it in TALK.speakers] == [1_800, 1_000]
+
+
+def test_two_speakers_become_one() -> None:
+    merged, into = TALK.changed({B: A})
+    assert (merged.turns, merged.names, into) == ((turn(0, 3_000),), {A: "Lan"}, {B: A})
+    merged, into = TALK.changed({A: B, B: "Minh"})
+    assert (merged.turns, merged.names, into) == ((turn(0, 3_000, B),), {B: "Minh"}, {A: B})
+
+
+def test_a_change_of_nobody_is_named_with_who_there_is() -> None:
+    with pytest.raises(UnknownOption, match="speaker must be one of SPEAKER_00, SPEAKER_01; got"):
+        TALK.changed({"SPEAKER_07": "Lan"})
+    with pytest.raises(UnknownOption, match="nobody speaks"):
+        Diarization(()).changed({A: "Lan"})
+
+
+def test_speakers_cannot_become_parts_of_each_other() -> None:
+    with pytest.raises(OptionConflict, match="SPEAKER_01 to stay; it becomes a part of SPEAKER_00"):
+        TALK.changed({A: B, B: A})

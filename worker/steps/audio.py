@@ -7,20 +7,23 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 import numpy as np
+from loguru import logger
 from numpy.typing import NDArray
 
 from common.asr.engine import DecodingOptions, Samples
 from common.audio.decode import MonoDecoder
 from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
-from common.db.tables import Job, Recording
+from common.db.steps import Claim
+from common.db.tables import Job, Part, Recording
+from common.domain.chunks import content_hash, windows_from_json
 from common.domain.cutting import CutOptions
 from common.domain.models import ANY_LANGUAGE, ChosenModel, ModelName
 from common.domain.request import Cutting, Options
-from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Span, Window
-from common.errors import NotFound, RecordingLost
+from common.domain.values import BYTES_PER_MS, SAMPLES_PER_MS, Chunk, Span, Window
+from common.errors import ChunkAudioLost, NotFound, RecordingLost
 from common.weights.manifest import SHERPA_ONNX
-from worker.context import Context
+from worker.context import Context, with_retries
 
 SLOWEST_ENGINE = 4.0
 """An engine that takes more than this many times the length of the audio counts as hung."""
@@ -53,6 +56,32 @@ def cut_again(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
     for part in part_of(MonoDecoder(recording, track=track), audio):
         pcm += part.astype("<i2", copy=False).tobytes()
     return bytes(pcm.ljust(audio.duration_ms * BYTES_PER_MS, b"\0"))
+
+
+def chunk_of(part: Part | None) -> Chunk:
+    """The chunk of a step in parts."""
+    assert part is not None  # noqa: S101 - the pipeline has this step in parts
+    return Chunk(part.index, windows_from_json(part.data))
+
+
+def read_chunk(context: Context, claim: Claim) -> bytes:
+    """The 16-bit PCM of the claimed chunk; cut from the recording again if it is lost.
+
+    Raises:
+        RecordingLost, ChunkAudioLost: it cannot be cut again.
+    """
+    job, part, chunk = claim.job, claim.part, chunk_of(claim.part)
+    try:
+        return with_retries(context.storage.read_chunk, job.id, chunk.index)
+    except NotFound:
+        logger.warning("the audio of chunk {} is lost: it is cut again", chunk.index)
+    with open_recording(context, job.recording) as recording:
+        pcm = cut_again(recording, chunk.audio, job.transcription.audio_track)
+    language = job.transcription.detected_language or job.language
+    identity = decoding_identity(job, job.transcription.weights_sha256 or "", language)
+    if part is None or content_hash(chunk, pcm, identity) != part.content_hash:
+        raise ChunkAudioLost(index=chunk.index)
+    return pcm
 
 
 def part_of(decoding: MonoDecoder, part: Span) -> Iterator[NDArray[np.int16]]:
@@ -141,11 +170,15 @@ def decoding_identity(job: Job, weights_sha256: str, language: str) -> dict[str,
     }
 
 
+def samples_of(pcm: bytes) -> Samples:
+    """16-bit PCM as mono float32 in [-1, 1)."""
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / 32768.0
+
+
 def cut_samples(pcm: bytes, windows: Iterable[Window], chunk_audio: Span) -> list[Samples]:
     """Each window's audio from its chunk's 16-bit PCM: mono float32 in [-1, 1) at 16 kHz."""
     cut = []
     for window in windows:
         audio = window.audio.shifted(-chunk_audio.start_ms)
-        part = pcm[audio.start_ms * BYTES_PER_MS : audio.end_ms * BYTES_PER_MS]
-        cut.append(np.frombuffer(part, "<i2").astype(np.float32) / 32768.0)
+        cut.append(samples_of(pcm[audio.start_ms * BYTES_PER_MS : audio.end_ms * BYTES_PER_MS]))
     return cut

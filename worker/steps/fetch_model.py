@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from common.db.steps import Claim
 from common.db.tables import Job
-from common.domain.models import ANY_LANGUAGE, Names, candidates
+from common.domain.models import ANY_LANGUAGE, SPEAKER_NETWORKS, ModelName, Names, candidates
 from common.domain.request import Options
+from common.errors import ModelFetchFailed, WeightsMissing
 from worker.context import Context
 
 
@@ -25,14 +27,17 @@ def run(context: Context, claim: Claim) -> Claim | None:
     started = time.monotonic()
     for names in _needed(claim.job):
         context.models.have_one(names)
+    for name in _speaker_networks(claim.job):
+        with suppress(ModelFetchFailed, WeightsMissing):  # a failed diarization fails no job
+            context.models.have_one([name])
     elapsed_ms = round((time.monotonic() - started) * 1000)
     return context.finish(claim, elapsed_ms=elapsed_ms)
 
 
 def limit_s(context: Context, claim: Claim) -> float:
     """The time limit, by the size of all models that may be tried."""
-    fetch_s = sum(map(context.models.fetch_limit_s, _needed(claim.job)))
-    return context.settings.chunk.timeout + fetch_s
+    needed = [*_needed(claim.job), *((name,) for name in _speaker_networks(claim.job))]
+    return context.settings.chunk.timeout + sum(map(context.models.fetch_limit_s, needed))
 
 
 def _needed(job: Job) -> Iterable[Names]:
@@ -41,5 +46,9 @@ def _needed(job: Job) -> Iterable[Names]:
     if options.languages:
         needed = (candidates(options.models, code) for code in (ANY_LANGUAGE, *options.languages))
         return dict.fromkeys(needed)
-    first = options.models.get(ANY_LANGUAGE) or next(iter(options.models.values()))
-    return [first]
+    first = options.models.get(ANY_LANGUAGE) or next(iter(options.models.values()), None)
+    return [] if first is None else [first]
+
+
+def _speaker_networks(job: Job) -> Sequence[ModelName]:
+    return SPEAKER_NETWORKS if job.options.get("diarize") else ()

@@ -5,22 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
+
+from loguru import logger
 
 from common.asr.guards import DOUBTFUL
 from common.db.steps import Claim
 from common.db.tables import Job, JobMetrics, TranscriptRevision
 from common.db.transcriptions import ChunkResult, merged
+from common.diarization.clustering import cluster
+from common.domain.chunks import windows_from_json
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
-from common.domain.formats import MEDIA_TYPES, write
+from common.domain.formats import files
+from common.domain.job import DIARIZATION_FAILED
 from common.domain.languages import AUTO
 from common.domain.masking import masked
 from common.domain.merging import ChunkSegments, speech_without_text
 from common.domain.merging import merge as merge_windows
+from common.domain.moderation import Label
 from common.domain.request import Options
+from common.domain.speakers import (
+    Diarization,
+    SpeakerCount,
+    attribute,
+    gather,
+    stretches_from_json,
+    turns_of,
+)
 from common.domain.transcript import Transcript, segments_to_json
-from common.errors import Transient
+from common.domain.values import Chunk, Segment
+from common.errors import StenoError, Transient
 from common.transcripts import moderated_by, moderation_warnings, parts
 from worker.context import Context, fenced, with_retries
 from worker.steps.audio import decoding_identity
@@ -33,6 +49,8 @@ SHORT_SPEECH_MS = 300
 """A word takes longer; Whisper hallucinates on less."""
 DOUBTFUL_TEXT = "doubtful_text"
 """The warning that every segment has a flag that makes it doubtful."""
+FEWER_SPEAKERS = "fewer_speakers"
+"""The warning that fewer speakers were found than the request has at least."""
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
@@ -47,11 +65,16 @@ def run(context: Context, claim: Claim) -> Claim | None:
     stored, plan_ms = with_retries(context.transcriptions.to_merge, claim.job_id)
     options = Options.from_json(job.options)
     transcribed = parts(stored)
+    segments, diarization = merge_windows(transcribed), None
+    if options.diarize is not None:
+        diarization = _diarization(stored, options.diarize)
+        segments = _attributed(context, segments, diarization)
     transcript = Transcript(
         language=job.transcription.detected_language or job.language,
         duration_ms=job.units_total or 0,
-        segments=merge_windows(transcribed),
+        segments=segments,
         moderated_by=moderated_by(stored) if options.moderation else None,
+        diarization=diarization,
     )
     speech_ms = sum(chunk.speech_ms for chunk, _ in transcribed)
     warnings = [*job.warnings, *text_warnings(transcript, transcribed, speech_ms)]
@@ -61,6 +84,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
         warnings.append(MIXED_LANGUAGES if detected else LANGUAGE_MISMATCH)
     if options.moderation:
         warnings += moderation_warnings(stored)
+    if options.diarize is not None and diarization is not None:
+        warnings += _diarization_warnings(stored, options.diarize, diarization)
     warnings = list(dict.fromkeys(warnings))
     languages = job.transcription.language_probabilities or others
     manifest = _manifest(job, stored, transcript, languages)
@@ -68,7 +93,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     with_retries(context.storage.begin, "results", job.id)
     with_retries(context.steps.check, claim)
     with fenced():
-        _write_files(context, job, shown, warnings, manifest)
+        for name, content in files(shown, warnings=warnings, manifest=manifest):
+            with_retries(context.storage.write_result, job.id, name, content)
     metrics = JobMetrics(
         job_id=job.id,
         audio_ms=transcript.duration_ms,
@@ -77,15 +103,16 @@ def run(context: Context, claim: Claim) -> Claim | None:
         plan_ms=plan_ms,
         engine_ms=sum(chunk.engine_ms or 0 for chunk in stored),
         moderation_ms=sum(chunk.moderation_ms or 0 for chunk in stored),
+        diarization_ms=sum(chunk.diarization_ms or 0 for chunk in stored),
         merge_ms=round((time.monotonic() - started) * 1000),
     )
     revision = TranscriptRevision(
         job_id=job.id,
-        revision=1,
         language=transcript.language,
         duration_ms=transcript.duration_ms,
         word_count=transcript.word_count,
         segments=segments_to_json(transcript.segments),
+        diarization=diarization and diarization.to_json(),
         manifest=manifest,
     )
     following = context.finish(claim, within=merged(revision, metrics, warnings))
@@ -113,17 +140,54 @@ def text_warnings(
         yield DOUBTFUL_TEXT
 
 
-def _write_files(
-    context: Context,
-    job: Job,
-    transcript: Transcript,
-    warnings: list[str],
-    manifest: dict[str, Any],
-) -> None:
-    for ending in MEDIA_TYPES:
-        content = write(ending, transcript, warnings=warnings, manifest=manifest)
-        name, encoded = f"transcript.{ending}", content.encode()
-        with_retries(context.storage.write_result, job.id, name, encoded)
+def _diarization(chunks: Sequence[ChunkResult], count: SpeakerCount) -> Diarization:
+    """Who speaks when, from the stretches of all chunks that were diarized."""
+    stretches = gather(
+        (
+            Chunk(chunk.index, windows_from_json(chunk.windows)),
+            stretches_from_json(chunk.diarization),
+        )
+        for chunk in chunks
+        if chunk.diarization is not None
+    )
+    return Diarization(turns_of(stretches, cluster(stretches, count)))
+
+
+def _attributed(
+    context: Context, segments: Sequence[Segment], diarization: Diarization
+) -> tuple[Segment, ...]:
+    """The segments with their speakers, split where the speaker changes.
+
+    The parts of an offensive segment are classified anew: not all of its speakers need to be so.
+    """
+    split = attribute(segments, diarization.turns)
+    offensive = [
+        part
+        for each in split
+        for part in each
+        if len(each) > 1 and part.finding and part.finding.label is not Label.CLEAN
+    ]
+    if offensive:
+        try:
+            found = context.moderation.get().classify([part.text for part in offensive])
+        except StenoError as error:
+            logger.warning("split segments keep the label of the whole: {}", error)
+        else:
+            anew = {
+                part: replace(part, finding=finding)
+                for part, finding in zip(offensive, found, strict=True)
+            }
+            split = [tuple(anew.get(part, part) for part in each) for each in split]
+    return tuple(part for each in split for part in each)
+
+
+def _diarization_warnings(
+    chunks: Sequence[ChunkResult], count: SpeakerCount, diarization: Diarization
+) -> Iterator[str]:
+    if any(chunk.diarization is None for chunk in chunks):
+        yield DIARIZATION_FAILED
+    elif len(diarization.speakers) < count.minimum:
+        yield FEWER_SPEAKERS
 
 
 def _manifest(
@@ -147,9 +211,19 @@ def _manifest(
         "language_probabilities": languages or None,
         "options": job.options,
         "moderation": None if models is None else [by.to_json() for by in models],
+        "diarization": _diarized_by(chunks) if job.options.get("diarize") else None,
         "versions": {name: version(name) for name in VERSIONS},
         "chunks": [
             {"index": chunk.index, "windows": chunk.windows, "content_hash": chunk.content_hash}
             for chunk in chunks
         ],
     }
+
+
+def _diarized_by(chunks: Sequence[ChunkResult]) -> list[dict[str, Any]]:
+    """What diarized any of these chunks, each once."""
+    found: list[dict[str, Any]] = []
+    for chunk in chunks:
+        if chunk.diarization is not None and chunk.diarization["by"] not in found:
+            found.append(chunk.diarization["by"])
+    return found

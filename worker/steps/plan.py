@@ -30,6 +30,7 @@ from common.domain.models import (
     ModelName,
     candidates,
 )
+from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.domain.values import MAX_WINDOW_MS
@@ -120,6 +121,12 @@ class _Planning:
             self._default,
         )
         self._recording = recording
+        self._reading = [
+            step.kind
+            for step in TRANSCRIPTION.phase("chunks").each_of(self._job.options)
+            if step.reads_files
+        ]
+        """The kinds of steps that read a chunk's audio."""
         self._languages = options.languages
         self._models = options.models
         self._weights_sha256 = ""
@@ -142,7 +149,8 @@ class _Planning:
         # `_start` checks the claim after this and before anything is written.
         with_retries(self._context.storage.begin, "chunks", self._claim.job_id)
         if not replan:
-            self._known = with_retries(self._context.transcriptions.planned, self._claim.job_id)
+            planned = self._context.transcriptions.planned
+            self._known = with_retries(planned, self._claim.job_id, self._reading)
         if self._job.language != AUTO:
             self._start(self._job.language, replan=replan)
         planner = Planner(plan_options(self._cutting), self._context.voice_network)

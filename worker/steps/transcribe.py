@@ -6,28 +6,24 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from loguru import logger
-
 from common.asr.engine import Samples
 from common.asr.multilingual import parts_by_language
 from common.asr.segments import cut
 from common.db.steps import Claim
-from common.db.tables import Job, Part
-from common.domain.chunks import content_hash, windows_from_json
+from common.db.tables import Job
 from common.domain.models import ANY_LANGUAGE, ChosenModel
-from common.domain.values import Chunk, Segment, Span
-from common.errors import ChunkAudioLost, NotFound, WeightsCorrupt
+from common.domain.values import Segment, Span
+from common.errors import WeightsCorrupt
 from common.transcripts import result_to_json
-from worker.context import Context, with_retries
+from worker.context import Context
 from worker.steps.audio import (
     SLOWEST_ENGINE,
     chosen_models,
-    cut_again,
+    chunk_of,
     cut_samples,
-    decoding_identity,
     decoding_options,
     model_of,
-    open_recording,
+    read_chunk,
 )
 
 TRANSLATED = "en"
@@ -51,7 +47,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
 
 def limit_s(context: Context, claim: Claim) -> float:
     """The time limit, by the length of the chunk."""
-    audio_s = _chunk(claim.part).audio.duration_ms / 1000
+    audio_s = chunk_of(claim.part).audio.duration_ms / 1000
     several = chosen_models(claim.job)
     names = {chosen.name for chosen in several.values()} or {model_of(claim.job)}
     fetch_s = sum(context.models.fetch_limit_s([name]) for name in names)
@@ -59,20 +55,14 @@ def limit_s(context: Context, claim: Claim) -> float:
     return context.settings.chunk.timeout + runs * SLOWEST_ENGINE * audio_s + fetch_s
 
 
-def _chunk(part: Part | None) -> Chunk:
-    assert part is not None  # noqa: S101 - the pipeline has this step in parts
-    return Chunk(part.index, windows_from_json(part.data))
-
-
 def _transcribe(context: Context, claim: Claim) -> list[Any]:
-    job, chunk = claim.job, _chunk(claim.part)
+    job, chunk = claim.job, chunk_of(claim.part)
     several = chosen_models(job)
     weights_sha256 = job.transcription.weights_sha256 or ""
     for chosen in several.values() or [ChosenModel(model_of(job), weights_sha256)]:
         _check(context, chosen)
     language = job.transcription.detected_language or job.language
-    pcm = _read(context, claim, chunk, decoding_identity(job, weights_sha256, language))
-    windows = cut_samples(pcm, chunk.windows, chunk.audio)
+    windows = cut_samples(read_chunk(context, claim), chunk.windows, chunk.audio)
     if several:
         return result_to_json(_in_several_languages(context, job, windows, language))
     engine = context.engines.get(model_of(job))
@@ -127,17 +117,3 @@ def _in_several_languages(
         [segment for span, _ in each for segment in found[index, span]]
         for index, each in enumerate(parts)
     ]
-
-
-def _read(context: Context, claim: Claim, chunk: Chunk, identity: dict[str, Any]) -> bytes:
-    """The chunk's PCM; cut from the recording again if it is lost."""
-    job, part = claim.job, claim.part
-    try:
-        return with_retries(context.storage.read_chunk, job.id, chunk.index)
-    except NotFound:
-        logger.warning("the audio of chunk {} is lost: it is cut again", chunk.index)
-    with open_recording(context, job.recording) as recording:
-        pcm = cut_again(recording, chunk.audio, job.transcription.audio_track)
-    if part is None or content_hash(chunk, pcm, identity) != part.content_hash:
-        raise ChunkAudioLost(index=chunk.index)
-    return pcm

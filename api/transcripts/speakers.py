@@ -1,0 +1,113 @@
+"""Routes for the speakers of a finished transcript."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Body
+from loguru import logger
+from pydantic import AfterValidator, BaseModel
+
+from api.auth.callers import Reader, Transcriber
+from api.http.fields import Name
+from api.http.problems import documented
+from api.jobs.waiting import check_ready
+from api.services import Services, ServicesDep
+from api.transcripts.schemas import ResultSpeaker
+from common.db.revisions import Revisions
+from common.domain.formats import files
+from common.domain.masking import masked
+from common.domain.results import speakers_document
+from common.errors import Conflict, NotFound, Transient
+from common.transcripts import transcript_of
+
+router = APIRouter(tags=["jobs"], responses=documented(422, 503))
+
+MOST_CHANGES = 100
+
+
+def _one_line(name: str) -> str:
+    """A name as it can stand before a line of text."""
+    name = " ".join(name.split())
+    if not name:
+        raise ValueError("text, or null for no name")
+    return name
+
+
+SpeakerName = Annotated[Name, AfterValidator(_one_line)]
+Changes = Annotated[
+    dict[str, SpeakerName | None],
+    Body(
+        min_length=1,
+        max_length=MOST_CHANGES,
+        examples=[{"SPEAKER_00": "Lan", "SPEAKER_02": "SPEAKER_00"}],
+    ),
+]
+
+
+class Speakers(BaseModel):
+    """The speakers of a recording, in the order in which they first speak."""
+
+    speakers: list[ResultSpeaker]
+
+
+@router.get(
+    "/jobs/{job_id}/speakers",
+    summary="List the speakers",
+    response_model=Speakers,
+    responses=documented(404, 409),
+)
+async def speakers(job_id: UUID, services: ServicesDep, caller: Reader) -> dict[str, Any]:
+    """The speakers of a job with `diarize`; 409 until it is COMPLETED."""
+    return await services.in_thread(_speakers, services, caller.tenant, job_id)
+
+
+@router.patch(
+    "/jobs/{job_id}/speakers",
+    summary="Rename or merge speakers",
+    response_model=Speakers,
+    responses=documented(404, 409),
+)
+async def change_speakers(
+    job_id: UUID, services: ServicesDep, caller: Transcriber, changes: Changes
+) -> dict[str, Any]:
+    """Give speakers names, or take several for the same person. All downloads follow.
+
+    The body has for an id a name, null (no name any more), or the id of another speaker: they are
+    the same person, of whom that id stays. All changes are made, or none.
+    """
+    return await services.in_thread(_change, services, caller.tenant, job_id, changes)
+
+
+def _change(
+    services: Services, tenant: str, job_id: UUID, changes: dict[str, str | None]
+) -> dict[str, Any]:
+    Revisions(services.database, tenant).change_speakers(job_id, changes)
+    logger.info("job {job_id}: {count} speakers were changed", job_id=job_id, count=len(changes))
+    services.events.job_changed(job_id)
+    try:
+        _write_files(services, tenant, job_id)
+    except Transient as error:
+        logger.warning("the result files of job {} have the earlier speakers: {}", job_id, error)
+    return _speakers(services, tenant, job_id)
+
+
+def _write_files(services: Services, tenant: str, job_id: UUID) -> None:
+    jobs = services.jobs(tenant)
+    text, snapshot = jobs.text(job_id), jobs.snapshot(job_id)
+    transcript = transcript_of(text)
+    shown = masked(transcript) if text.options.filter_profanity else transcript
+    with suppress(NotFound):  # the job is being deleted
+        for name, content in files(shown, warnings=snapshot.warnings, manifest=text.manifest):
+            services.storage.write_result(job_id, name, content)
+
+
+def _speakers(services: Services, tenant: str, job_id: UUID) -> dict[str, Any]:
+    jobs = services.jobs(tenant)
+    check_ready(jobs.snapshot(job_id))
+    found = speakers_document(transcript_of(jobs.text(job_id)))
+    if found is None:
+        raise Conflict(reason="The job has no speakers: it was sent without diarize=true")
+    return {"speakers": found}

@@ -30,7 +30,7 @@ from common.db.tables import (
     TranscriptRevision,
 )
 from common.db.transcriptions import ChunkResult, select_chunks
-from common.domain.formats import MEDIA_TYPES
+from common.domain.formats import MEDIA_TYPES, RTTM
 from common.domain.job import JobStatus, StepStatus
 from common.domain.request import Options
 from common.errors import GatewayLost, RequestRejected, Unavailable
@@ -78,13 +78,14 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class JobText:
-    """A job's text, when each segment and word was said, and its moderation."""
+    """A job's text, when each segment and word was said and by whom, and its moderation."""
 
     text: str
-    segments: tuple[tuple[float, float, str], ...]
+    segments: tuple[tuple[float, float, str, str | None], ...]
     words: tuple[tuple[float, float, str], ...]
     moderation: tuple[tuple[int, str], ...] | None
     """Each segment's id and label."""
+    speakers: tuple[tuple[str, float, int], ...] | None
 
 
 def text_of(result: dict[str, Any]) -> JobText:
@@ -92,10 +93,16 @@ def text_of(result: dict[str, Any]) -> JobText:
     moderation = result["moderation"]
     return JobText(
         text=result["text"],
-        segments=tuple((part["start"], part["end"], part["text"]) for part in result["segments"]),
+        segments=tuple(
+            (part["start"], part["end"], part["text"], part["speaker"])
+            for part in result["segments"]
+        ),
         words=tuple((part["start"], part["end"], part["word"]) for part in result["words"]),
         moderation=moderation
         and tuple((part["id"], part["label"]) for part in moderation["results"]),
+        speakers=None
+        if result.get("speakers") is None  # as in earlier versions
+        else tuple((each["id"], each["seconds"], each["words"]) for each in result["speakers"]),
     )
 
 
@@ -360,7 +367,7 @@ def _results(finding: Findings, results: Path, jobs: set[UUID]) -> None:
     wanted = {f"transcript.{ending}" for ending in MEDIA_TYPES}
     for job_id in jobs:
         names = {path.name for path in (results / str(job_id)).iterdir()}
-        for name in sorted(wanted - names):
+        for name in sorted(wanted - {f"transcript.{RTTM}"} - names):
             finding.violations.append(f"job {job_id} has no {name}")
         for name in sorted(names - wanted):
             finding.violations.append(f"{name} was left among the results of job {job_id}")

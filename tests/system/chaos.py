@@ -45,6 +45,7 @@ from scripts.cli.client import Gateway
 from scripts.cli.recordings import find_recordings
 from tests.system.aftermath import (
     Findings,
+    JobText,
     at_work,
     examine,
     patiently,
@@ -136,6 +137,7 @@ class ChaosPlan:
     seed: int = 1
     workers: int = 2
     language: str = "en"
+    speakers: bool = False
 
 
 @dataclass(slots=True)
@@ -146,6 +148,8 @@ class ChaosRun:
     last_fault: datetime = field(default_factory=lambda: datetime.now(UTC))
     accepted: list[str] = field(default_factory=list)
     undisturbed: int = 0
+    expected_text: dict[str, JobText] = field(default_factory=dict)
+    """The results of the undisturbed run, by filename."""
     retried: int = 0
     finding: Findings = field(default_factory=Findings)
 
@@ -212,9 +216,9 @@ def join(parts: Sequence[Path], target: Path) -> Path:
 class Clients:
     """Clients that send recordings and retry transient errors."""
 
-    def __init__(self, gateway: Gateway, language: str, run: ChaosRun) -> None:
+    def __init__(self, gateway: Gateway, asked: ChaosPlan, run: ChaosRun) -> None:
         self._gateway = gateway
-        self._language = language
+        self._options = {"language": asked.language, "diarize": str(asked.speakers).lower()}
         self._run = run
         self._lock = threading.Lock()
 
@@ -238,7 +242,7 @@ class Clients:
             self._run.retried += 1
 
     def _upload(self, recording: Path, priority: str) -> str:
-        options = {"language": self._language, "priority": priority}
+        options = self._options | {"priority": priority}
         size = recording.stat().st_size
 
         def take_time(sent: int) -> None:
@@ -358,13 +362,12 @@ def chaos(
     service = UnderTest(asked.workers, data_dir, env={"JOB_TIMEOUT": "0"}, report=note)
     with log, service:
         gateway = service.gateway
-        clients = Clients(gateway, asked.language, run)
+        clients = Clients(gateway, asked, run)
         report_line(f"{len(clips)} clips and {len(talks)} talks are transcribed undisturbed")
-        expected_text = {}
         for path in (*clips, *talks):
             job_id = clients.send(path)
             service.wait(UUID(job_id))
-            expected_text[path.name] = text_of(gateway.result(job_id))
+            run.expected_text[path.name] = text_of(gateway.result(job_id))
         report_line(f"{asked.jobs} jobs and faults over {asked.seconds:g} s, seed {asked.seed}")
         run.undisturbed = len(run.accepted)
         started = time.monotonic()
@@ -391,7 +394,7 @@ def chaos(
             f"the last fault is over after {time.monotonic() - started:.0f} s; waiting for the rest"
         )
         wait_for_the_end(service.database, SETTLED_WITHIN_S)
-        examine(run.finding, service, run.accepted, run.last_fault, expected_text)
+        examine(run.finding, service, run.accepted, run.last_fault, run.expected_text)
     run.finding.violations += [f"{name} outlived the stack" for name in strays(data_dir)]
     run.finding.violations += verify_pages(data_dir / "postgres" / "cluster")
     return run
@@ -470,6 +473,7 @@ DEFAULT = ChaosPlan()
 @click.option("--seed", default=DEFAULT.seed, show_default=True)
 @click.option("--workers", default=DEFAULT.workers, show_default=True)
 @click.option("--language", default=DEFAULT.language, show_default=True)
+@click.option("--speakers", is_flag=True, help="Jobs are diarized as well.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Kept; default: a temporary one.")
 def main(folder: Path, data_dir: Path | None, **asked: Any) -> None:
     """Run, print, and exit with 1 when a promise was broken."""

@@ -35,7 +35,7 @@ from common.errors import (
 )
 from common.net.egress import Egress
 from common.settings import Settings
-from common.weights.manifest import DIARIZATION, EVERY_LANGUAGE, SHERPA_ONNX
+from common.weights.manifest import EVERY_LANGUAGE, SHERPA_ONNX
 from common.weights.store import WeightsState, WeightsStore
 
 MOST_LANGUAGES = 8
@@ -260,8 +260,7 @@ class Resolver:
         Raises:
             OptionConflict: they are not here and cannot be fetched.
         """
-        states = [state for state in self.weights.states() if state.engine == DIARIZATION]
-        here = {(it.engine, it.model) for it in self._usable(states)}
+        here = {(it.engine, it.model) for it in self._usable(self.weights.states())}
         missing = [it for it in SPEAKER_NETWORKS if (it.engine, it.model) not in here]
         for name in missing:
             if not self._can_fetch(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -73,15 +74,15 @@ def test_each_says_their_own_words_whatever_the_chunks(service: Service) -> None
         assert (snapshot.status, snapshot.warnings) == (JobStatus.COMPLETED, ())
         body = document(service, job_id)
         assert [it["id"] for it in body["speakers"]] == [A, B]
-        for speaker, word in ((A, "weather"), (B, "weather"), (A, "palings"), (B, "palings")):
-            assert any(
-                it["speaker"] == speaker and word in it["text"].lower() for it in body["segments"]
-            ), (speaker, word, body["text"])
+        in_turn = [who for who, _ in groupby(it["speaker"] for it in body["segments"])]
+        assert in_turn == [A, B, A, B, A, B]
+        of_both = [it["speaker"] for it in body["segments"] if "warm" in it["text"].lower()]
+        assert set(of_both) == {A, B}
         assert all(it["speaker"] in (A, B) for it in body["words"])
         networks = body["manifest"]["diarization"][0]["weights"]
         assert networks.keys() == {"pyannote-segmentation-3.0", "campplus-zh-en"}
         found.append([it["seconds"] for it in body["speakers"]])
-    assert np.allclose(found[0], found[1], atol=1.0)
+    assert np.allclose(found[0], found[1], rtol=0.15)
 
 
 def test_one_person_is_one_speaker_and_silence_is_nobody(service: Service) -> None:

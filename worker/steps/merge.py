@@ -50,7 +50,7 @@ SHORT_SPEECH_MS = 300
 DOUBTFUL_TEXT = "doubtful_text"
 """The warning that every segment has a flag that makes it doubtful."""
 FEWER_SPEAKERS = "fewer_speakers"
-"""The warning that fewer speakers were found than the request has at least."""
+"""The warning that fewer speakers were found than the several that the request has at least."""
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
@@ -186,7 +186,7 @@ def _diarization_warnings(
 ) -> Iterator[str]:
     if any(chunk.diarization is None for chunk in chunks):
         yield DIARIZATION_FAILED
-    elif len(diarization.speakers) < count.minimum:
+    elif len(diarization.speakers) < count.minimum > 1:
         yield FEWER_SPEAKERS
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -108,6 +109,45 @@ def test_a_stream_makes_up_the_whole_text(client: OpenAI, tmp_path: Path) -> Non
     assert done.type == "transcript.text.done"
     assert "".join(event.delta for event in deltas) == done.text  # type: ignore[union-attr]
     assert "glue the sheet" in done.text.lower()
+
+
+@pytest.fixture(scope="module")
+def dialog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two voices."""
+    said = "The birch canoe slid on the smooth planks."
+    pieces = [speak(said), silence(0.8), speak(said, "en+f4"), silence(0.8), speak(said)]
+    return write_wav(tmp_path_factory.mktemp("dialog") / "dialog.wav", np.concatenate(pieces))
+
+
+@pytest.mark.usefixtures("diarization_weights")
+def test_a_diarized_answer_says_who_speaks(client: OpenAI, dialog: Path) -> None:
+    found = client.audio.transcriptions.create(
+        file=dialog,
+        model="gpt-4o-transcribe-diarize",
+        language="en",
+        response_format="diarized_json",
+    )
+    assert [who for who, _ in groupby(it.speaker for it in found.segments)] == ["A", "B", "A"]
+    assert " ".join(it.text for it in found.segments) == found.text
+    assert all(it.start < it.end <= found.duration for it in found.segments)
+    assert found.usage is not None
+
+
+@pytest.mark.usefixtures("diarization_weights")
+def test_a_diarized_stream_ends_with_who_speaks(client: OpenAI, dialog: Path) -> None:
+    with client.audio.transcriptions.create(
+        file=dialog,
+        model="gpt-4o-transcribe-diarize",
+        language="en",
+        response_format="diarized_json",
+        stream=True,
+    ) as stream:
+        *events, done = list(stream)
+    assert done.type == "transcript.text.done"
+    segments = [each for each in events if each.type == "transcript.text.segment"]
+    assert [who for who, _ in groupby(it.speaker for it in segments)] == ["A", "B", "A"]
+    deltas = [each.delta for each in events if each.type == "transcript.text.delta"]
+    assert "".join(deltas) == done.text == " ".join(it.text for it in segments)
 
 
 # OpenAI wants its client to call it no more; those that do are to be answered.

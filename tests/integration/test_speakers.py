@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ from sqlalchemy import select
 
 from common.db.tables import Step
 from common.domain.job import JobStatus
+from common.domain.moderation import Label
 from common.domain.pipeline import StepKind
 from common.domain.request import Cutting, Options
-from common.domain.speakers import SpeakerCount
-from common.domain.values import SAMPLE_RATE
+from common.domain.speakers import Diarization, SpeakerCount, Turn
+from common.domain.values import SAMPLE_RATE, Segment, Span, Word
 from common.weights.store import WeightsStore
 from scripts.stack.embedded import EmbeddedValkey
+from tests.support.factories import offensive
 from tests.support.service import Service, Start
 from tests.support.speech import Samples, silence, speak
+from worker.context import Context
+from worker.steps.merge import attributed
 
 pytestmark = pytest.mark.usefixtures("weights_dir", "diarization_weights")
 
@@ -160,3 +165,33 @@ def test_networks_that_do_not_load_cost_a_warning_and_a_retry_finds_the_speakers
     assert (snapshot.status, snapshot.warnings) == (JobStatus.COMPLETED, ())
     assert [it["id"] for it in document(service, job_id)["speakers"]] == [A, B]
     assert elapsed(service, job_id, StepKind.TRANSCRIBE) == transcribed
+
+
+def test_the_parts_of_an_offensive_segment_are_labelled_each_for_itself(context: Context) -> None:
+    said = (
+        (" have", 0),
+        (" a", 300),
+        (" nice", 600),
+        (" day", 900),
+        (" fuck", 2_000),
+        (" off", 2_400),
+    )
+    words = tuple(Word(text, Span(at, at + 250), 0.9) for text, at in said)
+    segment = Segment(Span(0, 2_650), "".join(text for text, _ in said), words)
+    (finding,) = context.moderation.get().classify([segment.text])
+    assert finding.label is Label.OFFENSIVE
+    turns = (Turn(Span(0, 1_200), A), Turn(Span(1_900, 2_700), B))
+    parts = attributed(context, [replace(segment, finding=finding)], Diarization(turns))
+    assert [(it.speaker, it.finding and it.finding.label) for it in parts] == [
+        (A, Label.CLEAN),
+        (B, Label.OFFENSIVE),
+    ]
+
+
+def test_without_moderation_the_parts_keep_the_label_of_the_whole(context: Context) -> None:
+    words = (Word(" hello", Span(0, 500), 0.9), Word(" fuck", Span(2_000, 2_300), 0.9))
+    segment = Segment(Span(0, 2_300), " hello fuck", words, finding=offensive(7, 11))
+    context.settings.moderation.ai_load_models = False
+    turns = (Turn(Span(0, 600), A), Turn(Span(1_900, 2_400), B))
+    parts = attributed(context, [segment], Diarization(turns))
+    assert [it.finding and it.finding.label for it in parts] == [Label.OFFENSIVE] * 2

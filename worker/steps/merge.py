@@ -68,7 +68,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     segments, diarization = merge_windows(transcribed), None
     if options.diarize is not None:
         diarization = _diarization(stored, options.diarize)
-        segments = _attributed(context, segments, diarization)
+        segments = attributed(context, segments, diarization)
     transcript = Transcript(
         language=job.transcription.detected_language or job.language,
         duration_ms=job.units_total or 0,
@@ -153,7 +153,7 @@ def _diarization(chunks: Sequence[ChunkResult], count: SpeakerCount) -> Diarizat
     return Diarization(turns_of(stretches, cluster(stretches, count)))
 
 
-def _attributed(
+def attributed(
     context: Context, segments: Sequence[Segment], diarization: Diarization
 ) -> tuple[Segment, ...]:
     """The segments with their speakers, split where the speaker changes.

@@ -34,11 +34,12 @@ from common.settings import Settings
 from common.weights.manifest import FASTER_WHISPER, Manifest
 from common.weights.pull import Puller
 from common.weights.store import WeightsStore
-from scripts.bench.bench import MODEL, OURS
+from scripts.bench.bench import CLIP_S, MODEL, OURS
 from scripts.bench.conversations import Conversation, Readers, converse, read_readers
 from scripts.bench.corpus import (
     TRANSCRIPT,
     Corpus,
+    DecodedRecording,
     LongRecording,
     normalizer,
     read_corpus,
@@ -47,12 +48,20 @@ from scripts.bench.corpus import (
 from scripts.bench.der import Errors, Turns, map_speakers, score
 from scripts.bench.direct import apart, peak_mb, planned_chunks
 from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, counted
-from scripts.bench.run import Findings, Progress, json_option, parts_option, working
+from scripts.bench.run import (
+    Findings,
+    Progress,
+    cores_option,
+    json_option,
+    parts_option,
+    working,
+)
+from scripts.bench.service import UnderTest
 from scripts.cli.cli import load_settings
 from scripts.cli.console import make_console
 from worker.steps.audio import cut_samples
 
-PARTS = ("conversations", "long", "cost")
+PARTS = ("conversations", "long", "cost", "job")
 SEEDS = range(1, 11)
 MOST_READERS = 6
 WHOLE = "the same, the whole at once"
@@ -62,6 +71,7 @@ COLLAR_MS = 250
 DER_LIMIT, DER_KNOWN_LIMIT, COUNT_LIMIT = 8.0, 5.0, 0.9
 WORDS_LIMIT, WORSE_LIMIT = 97.0, 0.5
 RTF_LIMIT, CLUSTERING_S, CLUSTERING_MB = 0.02, 10.0, 500.0
+GROWTH_LIMIT = 25.0
 MOST_STRETCHES = 20_000
 """About as many as ten hours have."""
 
@@ -87,9 +97,19 @@ class SpeakersBench:
     """Measures the requested parts."""
 
     def __init__(
-        self, corpus: Corpus, settings: Settings, *, size: SpeakersSize, progress: Progress
+        self,
+        corpus: Corpus,
+        settings: Settings,
+        folder: Path,
+        *,
+        cores: int,
+        size: SpeakersSize,
+        progress: Progress,
     ) -> None:
         self._corpus = corpus
+        self._settings = settings
+        self._folder = folder
+        self._cores = cores
         self._size = size
         self._progress = progress
         self._store = WeightsStore(settings.asr.models_dir, Manifest.load())
@@ -108,6 +128,8 @@ class SpeakersBench:
             found(self._long())
         if "cost" in wanted:
             found(self._cost())
+        if "job" in wanted:
+            found(self._job())
 
     # --- what is measured ---------------------------------------------------------------------
 
@@ -324,6 +346,45 @@ class SpeakersBench:
         )
         return BenchPart("cost", "3. Cost, one thread", figures)
 
+    # --- 4: a whole job -----------------------------------------------------------------------
+
+    def _job(self) -> BenchPart:
+        """The long recording through the service, without speakers and with them."""
+        options = {"language": self._recording.language, "model": MODEL}
+        table = Comparison(
+            (
+                Column("wall", "s", 1),
+                Column("planning", "s", 1),
+                Column("engine", "s", 1),
+                Column("diarization", "s", 1),
+                Column("merge", "s", 1),
+            )
+        )
+        walls = []
+        decoded = DecodedRecording(self._recording.path, self._folder / "recording.pcm")
+        clip = decoded.cut(self._folder / "clip.wav", 0, CLIP_S)
+        until_s = self._size.recording_s or decoded.duration_s
+        whole = decoded.cut(self._folder / "long.wav", 0, min(until_s, decoded.duration_s))
+        with UnderTest(self._cores, self._folder / "all", settings=self._settings) as service:
+            for diarize in ("false", "true"):
+                asked = options | {"diarize": diarize}
+                name = "with speakers" if diarize == "true" else "without"
+                self._progress(f"the long recording as a job, {name}")
+                service.warm_up([clip], asked)
+                run = service.run(whole, asked)
+                walls.append(run.seconds)
+                its = run.metrics
+                stages = (its.plan_ms, its.engine_ms, its.diarization_ms, its.merge_ms)
+                table.add(name, run.seconds, *(ms / 1000 for ms in stages))
+        growth = 100 * (walls[1] / walls[0] - 1)
+        figures = (
+            Figure("growth of the wall time", (growth,), "%", 1, Target(GROWTH_LIMIT)),
+            Figure("speakers found", (len(run.result["speakers"]),), "", 0),
+        )
+        remark = "Engine and diarization are summed over all chunks; they run beside each other."
+        title = f"4. {self._recording.path.name} as a job, {self._cores} workers, {MODEL}"
+        return BenchPart("job", title, figures, table, (remark,))
+
 
 @dataclass(frozen=True, slots=True)
 class _Result:
@@ -475,10 +536,16 @@ def measure_cost(networks: tuple[Path, Path], chunks: Sequence[PlannedChunk]) ->
 )
 @parts_option(PARTS)
 @click.option("--quick", is_flag=True, help="Measure two conversations and five minutes.")
+@cores_option
 @json_option
 @click.pass_context
 def speakers(
-    context: click.Context, folder: Path, parts: tuple[str, ...], quick: bool, as_json: Path | None
+    context: click.Context,
+    folder: Path,
+    parts: tuple[str, ...],
+    quick: bool,
+    cores: int,
+    as_json: Path | None,
 ) -> None:
     """Measure speaker diarization on the recordings in FOLDER [the current one].
 
@@ -490,9 +557,10 @@ def speakers(
     require_scorers()
     corpus = read_corpus(folder)
     settings = load_settings()
-    findings = Findings(make_console(), cores=1, quick=quick, as_json=as_json)
-    with working(settings) as (_, progress):
+    findings = Findings(make_console(), cores=cores, quick=quick, as_json=as_json)
+    with working(settings) as (place, progress):
         size = QUICK if quick else SpeakersSize()
-        SpeakersBench(corpus, settings, size=size, progress=progress).run(parts, findings.take)
+        bench = SpeakersBench(corpus, settings, place, cores=cores, size=size, progress=progress)
+        bench.run(parts, findings.take)
     if not findings.sum_up():
         context.exit(1)

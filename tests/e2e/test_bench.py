@@ -192,10 +192,13 @@ def test_every_part_of_diarization_is_measured(
         now += length
     write_wav(place / "talk.wav", np.concatenate(pieces))
     (place / "talk.transcript.json").write_text(json.dumps({"turns": turns}))
+    (tmp_path / "bench").mkdir()
     found: list[BenchPart] = []
     SpeakersBench(
         read_corpus(tmp_path / "speech"),
         Settings(asr=AsrSettings(models_dir=diarization_weights.root)),
+        tmp_path / "bench",
+        cores=1,
         size=SpeakersSize(conversations=1),
         progress=lambda _: None,
     ).run(SPEAKER_PARTS, found.append)
@@ -211,4 +214,7 @@ def test_every_part_of_diarization_is_measured(
     assert figures["speakers found"].value == 2
     assert figures["words given to the right one"].value > 90
     assert figures["clustering 20,000 stretches (10 h)"].met
+    job = parts["job"].comparison
+    assert job is not None
+    assert list(job.rows) == ["without", "with speakers"]
     json.dumps([part.document() for part in found])

@@ -45,7 +45,7 @@ _LEAST = 1e-6
 """Of a squared length: embeddings that cancel each other out have no direction."""
 _OWN_MS = 2_000
 """With so much audio, a stretch is assigned by its own embedding; with less, the others of the same
-voice in its window count as well."""
+voice in its window count as well; with none, the nearest of them alone does."""
 
 
 def cluster(stretches: Sequence[Stretch], count: SpeakerCount | None = None) -> list[int]:
@@ -244,14 +244,33 @@ def _unit(vectors: Floats) -> Floats:
 
 def _assign(stretches: Sequence[Stretch], units: _Units, speakers: Floats) -> list[int]:
     """The speaker of each stretch: the most alike, but two voices at once are two speakers."""
-    own = units.vectors
+    own = _filled(stretches, units)
     sums: dict[tuple[int, int], Floats] = defaultdict(lambda: np.zeros(own.shape[1], np.float32))
     for it, vector, weight in zip(stretches, own, units.weights, strict=True):
         sums[it.window, it.voice] += vector * weight
     voices = _unit(np.stack([sums[it.window, it.voice] for it in stretches]))
     share = np.float32(0.7) * np.clip(1 - units.weights[:, None] / np.float32(_OWN_MS), 0, 1)
+    share[units.weights == 0] = 0
     mixed = (1 - share) * own + share * voices
     return _apart(stretches, mixed @ speakers.T)
+
+
+def _filled(stretches: Sequence[Stretch], units: _Units) -> Floats:
+    """The embeddings; a stretch without one has that of the nearest of its voice in its window."""
+    filled = units.vectors.copy()
+    voices: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for at in np.flatnonzero(units.weights).tolist():
+        voices[stretches[at].window, stretches[at].voice].append(at)
+    for at in np.flatnonzero(units.weights == 0).tolist():
+        it = stretches[at]
+        middle_ms = it.span.midpoint_ms
+        nearest = min(
+            voices[it.window, it.voice],
+            key=lambda other: abs(stretches[other].span.midpoint_ms - middle_ms),
+            default=at,
+        )
+        filled[at] = filled[nearest]
+    return filled
 
 
 def _apart(stretches: Sequence[Stretch], likeness: Floats) -> list[int]:

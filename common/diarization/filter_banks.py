@@ -26,14 +26,22 @@ _EMPHASIS = 0.97
 _FLOOR = float(np.finfo(np.float32).eps)
 
 
-def filter_banks(samples: Floats) -> Floats:
-    """The log energies of each frame, shape (frames, 80); none for less than 25 ms.
+def frame_count(samples: int) -> int:
+    """How many frames there are in so many samples; none in less than 25 ms."""
+    return max(0, 1 + (samples - FRAME) // STEP)
 
-    ``samples`` are 16 kHz mono in [-1, 1].
+
+def filter_banks(samples: Floats, chosen: NDArray[np.intp]) -> Floats:
+    """The log energies of the ``chosen`` frames (by number, in any order), shape (chosen, 80).
+
+    ``samples`` are 16 kHz mono in [-1, 1).
+
+    Raises:
+        IndexError: there is no such frame.
     """
-    if len(samples) < FRAME:
+    if not len(chosen):
         return np.zeros((0, BANDS), np.float32)
-    frames = sliding_window_view(samples, FRAME)[::STEP]
+    frames = sliding_window_view(samples, FRAME)[::STEP][chosen]
     centred = frames - frames.mean(axis=1, keepdims=True)
     before = np.concatenate([centred[:, :1], centred[:, :-1]], axis=1)
     spectra = np.fft.rfft((centred - np.float32(_EMPHASIS) * before) * _window(), _FFT)

@@ -1,9 +1,10 @@
 """Diarization of a chunk by two networks: pyannote's segmentation, and embeddings of voices.
 
-The segmentation classifies ten seconds at a time, for each 17 ms: nobody, one of three voices, or
-two of them. The voices are those of a window only, and sometimes two people that follow closely
-count as one. So each stretch of two seconds gets an embedding of its own, and the clustering of the
-whole recording decides.
+The segmentation classifies a window of some seconds at a time, for each 17 ms: nobody, one of three
+voices, or two of them. The voices are those of a window only, and sometimes two people count as
+one. So each voice is cut into stretches of two seconds, and the clustering of the whole recording
+decides by their embeddings. An embedding costs as much as six seconds of segmentation: what is
+between two stretches that are alike gets none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from common.diarization.diarizer import Samples
-from common.diarization.filter_banks import FRAME, STEP, filter_banks
+from common.diarization.filter_banks import FRAME, STEP, filter_banks, frame_count
 from common.domain.speakers import Spoken, Stretch
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Span
 from common.errors import EngineFailed, WeightsUnusable
@@ -28,11 +29,13 @@ from common.weights.manifest import DIARIZATION
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
-WINDOW = 10 * SAMPLE_RATE
-"""Samples that the segmentation takes: the length that it was trained with."""
-MAX_SHIFT = 8 * SAMPLE_RATE
-"""Samples between the starts of two windows, at most. What they share is cut in the middle, since
-the network is less sure at its edges."""
+LONGEST, SHORTEST = 20 * SAMPLE_RATE, 10 * SAMPLE_RATE
+"""Samples that the segmentation takes. It was trained with 10 s. With windows of 20 s the error
+rate is about the same, and fewer embeddings are needed; with 30 s it is twice as high. Less audio
+is filled up with zeros."""
+OVERLAP = 1 * SAMPLE_RATE
+"""Samples that two windows share, about. The first one counts in the first half of these, the other
+in the second: the network is less sure at the edges."""
 VOICES = 3
 _CLASSES = np.array(
     [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], bool
@@ -43,7 +46,7 @@ _OFFSET = 360
 """Samples between two frames of the segmentation, and before what the first one stands for: its
 receptive field has 991 samples."""
 
-PAUSE_S = 0.25
+PAUSE_S = 0.5
 """A voice that pauses no longer goes on with the same stretch."""
 STRETCH_S = 2.0
 """The length into which longer stretches are cut: a change of speakers that the segmentation missed
@@ -54,10 +57,15 @@ same."""
 _MIN_ALONE = 30
 _MIN_EMBEDDED = 20
 """In frames of 10 ms. With less, the whole stretch is embedded, or nothing."""
+_SURE = 100
+"""In frames of 10 ms, of one voice alone. With less, an embedding says too little to compare."""
+ALIKE = 0.3
+"""The least cosine of two stretches of a voice in a window that vouch for those in between. Over
+three quarters of the pairs that are compared are so much alike."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class SegmentedWindow:
     """The voices of one window: ``active`` has the shape (frames, `VOICES`).
 
     ``start`` is its first sample. The samples from ``first`` to ``last`` count: in the others, the
@@ -80,6 +88,26 @@ class _Window:
         return self.start + _OFFSET + frame * _SHIFT
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A stretch without its embedding, which is to be made of these frames of the features."""
+
+    spoken: tuple[Spoken, ...]
+    frames: NDArray[np.intp]
+    alone: bool
+
+    @property
+    def sure(self) -> bool:
+        return self.alone and len(self.frames) >= _SURE
+
+    def stretch(self, window: int, voice: int, embedding: Floats | None) -> Stretch:
+        if embedding is None:
+            return Stretch(window, voice, self.spoken, alone=self.alone)
+        made_of_ms = len(self.frames) * STEP // SAMPLES_PER_MS
+        values = embedding.astype("<f2").tobytes()
+        return Stretch(window, voice, self.spoken, values, made_of_ms, self.alone)
+
+
 class OnnxDiarizer:
     """The two networks on one thread.
 
@@ -95,76 +123,66 @@ class OnnxDiarizer:
         self._embedding = _open(embedding / "model.onnx")
 
     def diarize(self, samples: Samples) -> list[Stretch]:
-        features = filter_banks(samples)
-        stretches = [
-            self._stretch(number, window, voice, frames, features)
-            for number, window in enumerate(self._windows(samples))
-            for voice in range(VOICES)
-            for frames in _cut(window.active[:, voice], window.owned)
-        ]
-        return sorted(
-            (stretch for stretch in stretches if stretch is not None),
-            key=lambda it: (it.span, it.voice),
-        )
+        stretches: list[Stretch] = []
+        for number, window in enumerate(self.segment(samples)):
+            for voice in range(VOICES):
+                pieces = list(_pieces(window, voice, frame_count(len(samples))))
+                embeddings = self._embeddings(pieces, samples)
+                stretches += [
+                    piece.stretch(number, voice, embeddings.get(at))
+                    for at, piece in enumerate(pieces)
+                ]
+        return sorted(stretches, key=lambda it: (it.span, it.voice))
 
-    def _windows(self, samples: Samples) -> Iterator[_Window]:
-        starts = _starts(len(samples))
+    def segment(self, samples: Samples) -> Iterator[SegmentedWindow]:
+        """The windows of a chunk's audio: who speaks when in each, without embeddings."""
+        length, starts = _layout(len(samples))
         for at, start in enumerate(starts):
-            part = samples[start : start + WINDOW]
-            padded = np.pad(part, (0, WINDOW - len(part)))
+            part = samples[start : start + length]
+            padded = np.pad(part, (0, length - len(part)))
             (classes,) = _run(self._segmentation, padded[None, None])
             active = _CLASSES[classes[0].argmax(axis=1)]
-            first = 0 if at == 0 else (starts[at - 1] + WINDOW + start) // 2
+            first = 0 if at == 0 else (starts[at - 1] + length + start) // 2
             last = len(samples)
             if at + 1 < len(starts):
-                last = (start + WINDOW + starts[at + 1]) // 2
-            yield _Window(start, active, first, last)
+                last = (start + length + starts[at + 1]) // 2
+            yield SegmentedWindow(start, active, first, last)
 
-    def _stretch(
-        self, number: int, window: _Window, voice: int, frames: slice, features: Floats
-    ) -> Stretch | None:
-        """The stretch in these frames of a window; None: it is in none that count."""
-        active = window.active[frames]
-        others = active.sum(axis=1) > 1
-        spoken = [
-            Spoken(span, overlapped=overlapped)
-            for overlapped in (False, True)
-            for run in _runs(active[:, voice] & (others == overlapped))
-            if (span := _span(window, frames.start, run)).duration_ms
-        ]
-        if not spoken:
-            return None
-        alone = _feature_frames(window, frames.start, active[:, voice] & ~others, len(features))
-        is_alone = len(alone) >= _MIN_ALONE
-        used = (
-            alone
-            if is_alone
-            else _feature_frames(window, frames.start, active[:, voice], len(features))
-        )
-        excess = len(used) - round(EMBEDDED_S * SAMPLE_RATE / STEP)
-        if excess > 0:
-            used = used[excess // 2 : len(used) - (excess + 1) // 2]
-        embedding = self._embed(features[used]) if len(used) >= _MIN_EMBEDDED else None
-        return Stretch(
-            window=number,
-            voice=voice,
-            spoken=tuple(sorted(spoken, key=lambda it: it.span)),
-            embedding=embedding,
-            embedded_ms=len(used) * STEP // SAMPLES_PER_MS if embedding else 0,
-            alone=is_alone,
-        )
+    def _embeddings(self, pieces: Sequence[_Piece], samples: Samples) -> dict[int, Floats]:
+        """The embeddings of a voice in a window, by the number of the piece.
 
-    def _embed(self, features: Floats) -> bytes:
+        Of the pieces that are sure the first and the last; where these are not alike, the one in
+        the middle as well, and so on for both halves. Pieces before and after have their own.
+        """
+        sure = [at for at, piece in enumerate(pieces) if piece.sure]
+        first, last = (sure[0], sure[-1]) if sure else (len(pieces), 0)
+        found = {
+            at: self._embed(piece, samples)
+            for at, piece in enumerate(pieces)
+            if not first < at < last and len(piece.frames) >= _MIN_EMBEDDED
+        }
+        unseen = [sure]
+        while unseen:
+            part = unseen.pop()
+            if len(part) > 2 and found[part[0]] @ found[part[-1]] < ALIKE:
+                middle = len(part) // 2
+                found[part[middle]] = self._embed(pieces[part[middle]], samples)
+                unseen += [part[: middle + 1], part[middle:]]
+        return found
+
+    def _embed(self, piece: _Piece, samples: Samples) -> Floats:
+        features = filter_banks(samples, piece.frames)
         (found,) = _run(self._embedding, (features - features.mean(axis=0))[None])
         unit: Floats = found[0] / np.linalg.norm(found[0])
-        return unit.astype("<f2").tobytes()
+        return unit
 
 
-def _starts(length: int) -> list[int]:
-    """Where the windows of so many samples start: evenly spread, the last one ends with them."""
-    left = max(0, length - WINDOW)
-    count = -(-left // MAX_SHIFT)
-    return [left * at // count for at in range(count + 1)] if count else [0]
+def _layout(length: int) -> tuple[int, list[int]]:
+    """The length of the windows of so many samples, and where they start: evenly spread."""
+    count = max(1, -(-(length - OVERLAP) // (LONGEST - OVERLAP)))
+    window = max(SHORTEST, -(-(length + (count - 1) * OVERLAP) // count))
+    left = max(0, length - window)
+    return window, [left * at // max(1, count - 1) for at in range(count)]
 
 
 def _runs(flags: Flags) -> list[slice]:
@@ -190,7 +208,29 @@ def _cut(voice: Flags, owned: slice) -> Iterator[slice]:
                 yield slice(start, stop)
 
 
-def _span(window: _Window, first: int, run: slice) -> Span:
+def _pieces(window: SegmentedWindow, voice: int, count: int) -> Iterator[_Piece]:
+    """The pieces of a voice that count in a window of audio with ``count`` frames of features."""
+    for frames in _cut(window.active[:, voice], window.owned):
+        active = window.active[frames]
+        others = active.sum(axis=1) > 1
+        spoken = [
+            Spoken(span, overlapped=overlapped)
+            for overlapped in (False, True)
+            for run in _runs(active[:, voice] & (others == overlapped))
+            if (span := _span(window, frames.start, run)).duration_ms
+        ]
+        if not spoken:
+            continue
+        used = _feature_frames(window, frames.start, active[:, voice] & ~others, count)
+        alone = len(used) >= _MIN_ALONE
+        if not alone:
+            used = _feature_frames(window, frames.start, active[:, voice], count)
+        excess = max(0, len(used) - round(EMBEDDED_S * SAMPLE_RATE / STEP))
+        used = used[excess // 2 : len(used) - (excess + 1) // 2]
+        yield _Piece(tuple(sorted(spoken, key=lambda it: it.span)), used, alone)
+
+
+def _span(window: SegmentedWindow, first: int, run: slice) -> Span:
     """The time of a run of frames, counted from the frame ``first``."""
     start, stop = (
         min(max(window.sample_of(first + frame), window.first), window.last) // SAMPLES_PER_MS
@@ -199,7 +239,9 @@ def _span(window: _Window, first: int, run: slice) -> Span:
     return Span(start, stop)
 
 
-def _feature_frames(window: _Window, first: int, flags: Flags, count: int) -> NDArray[np.intp]:
+def _feature_frames(
+    window: SegmentedWindow, first: int, flags: Flags, count: int
+) -> NDArray[np.intp]:
     """The frames of the features (of ``count``) whose middle is in the flagged frames."""
     found = []
     for run in _runs(flags):

@@ -44,8 +44,8 @@ class Stretch:
     ``window`` numbers the windows of a recording (of a chunk, until it is gathered); ``voice`` the
     voices of a window, which are those of different people. ``spoken`` is in order of time, with
     short pauses between. ``embedding`` describes the voice: float16, little-endian; None where the
-    audio is too short for that. It was made of ``embedded_ms`` of audio, in which nobody else
-    speaks if ``alone``.
+    audio is too short for that, or where those before and after show whose voice it is. It was made
+    of ``embedded_ms`` of audio, in which nobody else speaks if ``alone``.
     """
 
     window: int

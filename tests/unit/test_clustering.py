@@ -151,6 +151,20 @@ def test_a_short_stretch_goes_by_the_others_of_its_voice_in_its_window() -> None
     assert cluster([*stretches, misleading])[-1] == cluster(stretches)[10]
 
 
+def test_stretches_without_embedding_go_by_the_nearest_of_their_voice() -> None:
+    both = voices(2)
+    stretches = spoken_by([0, 1] * 20, noise=CLEAR)
+    mixed = [
+        replace(stretch(50, both[0], noise=CLEAR), window=50),
+        Stretch(50, 0, (Spoken(Span(102_000, 103_000)),)),
+        Stretch(50, 0, (Spoken(Span(106_000, 107_000)),)),
+        *(replace(stretch(at, both[1], noise=CLEAR), window=50) for at in (54, 55, 56)),
+    ]
+    first, near_first, near_others, *others = cluster([*stretches, *mixed])[-6:]
+    assert [near_first, near_others] == [first, others[0]]
+    assert first != others[0]
+
+
 def test_two_voices_at_once_are_two_speakers() -> None:
     both = voices(2)
     stretches = spoken_by([0, 1] * 20)

@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.diarization.filter_banks import filter_banks
-from common.diarization.onnx import OnnxDiarizer
+from common.diarization.filter_banks import filter_banks, frame_count
+from common.diarization.onnx import (
+    ALIKE,
+    LONGEST,
+    OVERLAP,
+    SHORTEST,
+    OnnxDiarizer,
+    _layout,
+)
 from common.domain.speakers import Stretch
 from common.domain.values import SAMPLE_RATE, Span
 from common.errors import WeightsUnusable
@@ -52,7 +59,7 @@ def test_filter_banks_are_those_of_kaldi() -> None:
     at = np.arange(8_000) / SAMPLE_RATE
     sweep = 0.3 * np.sin(2 * np.pi * (200 * at + 1_500 * at * at))
     samples = sweep + 0.05 * np.sin(2 * np.pi * 3_111 * at) + 0.01
-    found = filter_banks(samples.astype(np.float32))
+    found = filter_banks(samples.astype(np.float32), np.arange(frame_count(len(samples))))
     # computed by kaldi-native-fbank 1.22: 80 bands, no dither, otherwise its defaults
     expected = [
         [-9.2425, -1.4287, -12.7779, -15.9424, -15.9424, -9.7012, -14.7671, -15.9424],
@@ -61,7 +68,11 @@ def test_filter_banks_are_those_of_kaldi() -> None:
     ]
     assert found.shape == (48, 80)
     np.testing.assert_allclose(found[[0, 20, 47]][:, ::10], expected, atol=2e-3)
-    assert filter_banks(samples[:399].astype(np.float32)).shape == (0, 80)
+    assert [frame_count(length) for length in (0, 399, 400, 560)] == [0, 0, 1, 2]
+    assert filter_banks(samples[:399].astype(np.float32), np.arange(0)).shape == (0, 80)
+    np.testing.assert_array_equal(
+        filter_banks(samples.astype(np.float32), np.array([20, 3])), found[[20, 3]]
+    )
 
 
 def test_each_voice_is_found_where_it_speaks(diarizer: OnnxDiarizer) -> None:
@@ -139,10 +150,55 @@ def test_a_chunks_stretches_depend_on_its_audio_alone(diarizer: OnnxDiarizer) ->
 
 def test_voices_of_one_window_are_numbered_apart(diarizer: OnnxDiarizer) -> None:
     windows: dict[int, set[int]] = defaultdict(set)
-    for stretch in diarizer.diarize(np.concatenate([voice(12, 1), voice(12, 3)])):
+    for stretch in diarizer.diarize(np.concatenate([voice(20, 1), voice(20, 3)])):
         windows[stretch.window].add(stretch.voice)
     assert windows[0] == {0}
     assert windows[max(windows)] == {2}
+
+
+def embedded(stretches: list[Stretch]) -> list[int]:
+    """Which of the stretches have an embedding."""
+    return [at for at, it in enumerate(stretches) if it.embedding]
+
+
+def test_what_is_between_two_alike_stretches_of_a_voice_is_not_embedded(
+    diarizer: OnnxDiarizer,
+) -> None:
+    stretches = diarizer.diarize(voice(16, 1))
+    assert len(stretches) >= 7
+    assert embedded(stretches) == [0, len(stretches) - 1]
+    assert all(it.embedded_ms == 0 for it in stretches[1:-1])
+
+
+def test_between_unlike_ones_stretches_are_embedded_up_to_where_the_voice_changes(
+    diarizer: OnnxDiarizer,
+) -> None:
+    samples = np.concatenate([voice(12, 1), voice(4, 1, hz=5_000)])
+    stretches = diarizer.diarize(samples)
+    assert alike(stretches[0], stretches[-1]) < ALIKE
+    assert embedded(stretches) == [0, 4, 5, 6, 7]
+    assert alike(stretches[0], stretches[4]) > ALIKE > alike(stretches[5], stretches[6])
+
+
+def test_a_short_word_before_or_after_has_an_embedding_of_its_own(diarizer: OnnxDiarizer) -> None:
+    word = voice(0.5, 1)
+    pause = silence(0.8)
+    stretches = diarizer.diarize(
+        np.concatenate([silence(1), word, pause, voice(8, 1), pause, word, silence(1)])
+    )
+    found = embedded(stretches)
+    assert {0, 1, len(stretches) - 2, len(stretches) - 1} == set(found)
+
+
+@pytest.mark.parametrize("seconds", [0, 0.1, 10, 20, 20.1, 39, 39.1, 300])
+def test_windows_are_no_longer_than_needed_and_share_a_second(seconds: float) -> None:
+    samples = round(seconds * SAMPLE_RATE)
+    length, starts = _layout(samples)
+    assert SHORTEST <= length <= LONGEST
+    assert starts[0] == 0
+    assert starts[-1] + length >= samples
+    shared = [one + length - other for one, other in pairwise(starts)]
+    assert all(abs(each - OVERLAP) <= 2 for each in shared)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a network"])

@@ -11,14 +11,13 @@ from uuid import UUID
 from common.db.jobs import Jobs, Text
 from common.db.snapshots import Snapshot
 from common.db.transcriptions import ChunkResult
-from common.domain.chunks import windows_from_json
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked_segment
-from common.domain.merging import ChunkSegments, IncrementalMerge, merge
+from common.domain.merging import ChunkSegments, IncrementalMerge
 from common.domain.moderation import Finding, ModeratedBy, each_once
 from common.domain.speakers import Diarization
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
-from common.domain.values import Chunk, Segment
+from common.domain.values import Segment
 
 SEVERAL_MODELS = "moderated_by_several_models"
 """The warning that segments were moderated by different models or thresholds."""
@@ -40,10 +39,7 @@ def moderation_to_json(by: ModeratedBy, windows: Iterable[Iterable[Finding]]) ->
 def parts(chunks: Iterable[ChunkResult]) -> list[ChunkSegments]:
     """The transcribed ones of ``chunks``, for merging."""
     return [
-        (
-            Chunk(chunk.index, windows_from_json(chunk.windows)),
-            list(_moderated(chunk.result, chunk.moderation)),
-        )
+        (chunk.chunk, list(_moderated(chunk.result, chunk.moderation)))
         for chunk in chunks
         if chunk.result is not None
     ]
@@ -67,14 +63,15 @@ def transcript_of(text: Text, *, moderated_only: bool = False) -> Transcript:
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
         chunks = list(chunks)
         by = moderated_by(chunks) if text.options.moderation else None
-        segments, diarization = merge(parts(chunks)), None
+        segments, diarization = IncrementalMerge().add(parts(chunks)), None
     return Transcript(text.language, text.duration_ms, segments, by, diarization)
 
 
 class GrowingTranscript:
     """Reads a job's growing text piece by piece; masked if the job asks for it.
 
-    Speakers are known at the end only. Then segments may be split: what counts is words.
+    Speakers are known at the end only, unless they are the channels. Then segments may be split:
+    what counts is words.
     """
 
     def __init__(self, jobs: Jobs, job_id: UUID) -> None:

@@ -180,6 +180,7 @@ class Resolver:
                 models=models,
                 fetch_model=fetch or (diarize is not None and self._lacks_networks()),
                 diarize=diarize,
+                channels=options.channels,
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),
@@ -339,16 +340,21 @@ class Resolver:
 
 
 def _speaker_count(options: UploadOptions) -> SpeakerCount | None:
-    """How many speakers to find; None: none."""
+    """How many speakers to find; None: none.
+
+    Raises:
+        OutOfRange, OptionConflict: a number is impossible, or speakers are not to be found.
+    """
     limits = {
         name: getattr(options, name) for name in ("num_speakers", "min_speakers", "max_speakers")
     }
-    if options.diarize:
-        return SpeakerCount.of(**limits)
+    needed = None if options.diarize else "diarize=true"
+    if options.channels == "separate":
+        needed = "channels=mix or channels=auto: with separate, the channels are the speakers"
     for name, value in limits.items():
-        if value is not None:
-            raise OptionConflict(field=name, value=value, needed="diarize=true")
-    return None
+        if value is not None and needed is not None:
+            raise OptionConflict(field=name, value=value, needed=needed)
+    return SpeakerCount.of(**limits) if options.diarize else None
 
 
 def _only_for_whisper(options: UploadOptions) -> tuple[str, str] | None:

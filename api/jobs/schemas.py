@@ -19,6 +19,7 @@ from pydantic import (
 from api.http.fields import Document, Metadata, Name, Number, Prose, RequestDocument, Seconds, Word
 from common.db.tables import Kind
 from common.domain.job import JobStatus
+from common.domain.request import Channels
 from common.domain.speakers import MAX_SPEAKERS
 
 
@@ -69,6 +70,9 @@ class UploadOptions(RequestDocument):
     """How many people speak, if that is known."""
     min_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
     max_speakers: int | None = Field(None, ge=1, le=MAX_SPEAKERS)
+    channels: Annotated[Channels, Word] = "mix"
+    """mix: all channels together. separate: each by itself, of a recording with one person on each;
+    the channels are the speakers. auto: separate where different people speak on two channels."""
     chunk_strategy: Annotated[Literal["vad", "silence", "fixed"] | None, Word] = None
     """How the recording is cut: by detected speech, by silence, or at fixed times."""
     chunk_duration: Number | None = Field(None, ge=1, le=60)

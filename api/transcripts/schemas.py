@@ -26,8 +26,11 @@ class ResultSegment(BaseModel):
     no_speech_prob: float
     temperature: float
     speaker: str | None = Field(examples=["SPEAKER_00"])
-    """The id of who says it; null where that is not known, or the job has no `diarize`."""
-    channel: int | None
+    """The id of who says it; null where that is not known, or the job has neither `diarize` nor
+    separate channels."""
+    channel: int | None = Field(examples=[None])
+    """The channel, from 0, where `channels` are transcribed separately. Then segments of different
+    channels may overlap; all are in the order of their starts."""
     flags: list[str]
 
 
@@ -105,7 +108,7 @@ class ResultModeration(Document):
     results: list[JudgedSegment]
     summary: ModerationSummary
     speakers: dict[str, ModerationSummary] | None
-    """The segments of each speaker by label; null where the job has no `diarize`."""
+    """The segments of each speaker by label; null where the job has no speakers."""
     model: str | None = Field(examples=["bert-finetuned-onnx"])
     """Null where nothing was moderated."""
     threshold: dict[Label, float] | None = Field(examples=[{"OFFENSIVE": 0.5, "HATE": 0.5}])
@@ -129,8 +132,8 @@ class Result(Document):
     segments: list[ResultSegment]
     words: list[ResultWord]
     speakers: list[ResultSpeaker] | None
-    """In the order in which they first speak; null where the job has no `diarize`, and until it is
-    COMPLETED."""
+    """In the order in which they first speak; null where the job has neither `diarize` nor separate
+    channels, and until it is COMPLETED."""
     moderation: ResultModeration | None
     """Null where the job is not moderated."""
     warnings: list[str]

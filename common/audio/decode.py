@@ -91,11 +91,11 @@ class AudioDecoder:
     """One pass over the audio of a recording: a file, or an open seekable one.
 
     Iterating yields int16 pieces of a few seconds or less, interleaved: shape (frames *
-    channels,). Their ``rate`` (Hz) and ``channels`` are those the recording starts with; with
-    ``mono`` they are 16 kHz and one (`common.audio.mix`). ``track`` is the index of the audio
-    track, None the one that FFmpeg would play. Memory is constant. Gaps in the time stamps are
-    filled with silence, so a frame's index is its time. Packets that do not decode are skipped and
-    counted.
+    channels,). Their ``rate`` (Hz) and ``channels`` are those the recording starts with, unless a
+    ``rate`` is given; with ``mono`` they are 16 kHz and one (`common.audio.mix`). ``track`` is the
+    index of the audio track, None the one that FFmpeg would play. Memory is constant. Gaps in the
+    time stamps are filled with silence, so a frame's index is its time. Packets that do not decode
+    are skipped and counted.
 
     Raises:
         NotAudio: when iteration starts, the file is not a recording or has no audio.
@@ -104,11 +104,16 @@ class AudioDecoder:
     """
 
     def __init__(
-        self, source: Path | BinaryIO, track: int | None = None, *, mono: bool = False
+        self,
+        source: Path | BinaryIO,
+        track: int | None = None,
+        *,
+        mono: bool = False,
+        rate: int | None = None,
     ) -> None:
         self._source = source
         self._track = track
-        self._converter: _Converter = _Mono() if mono else _AsRecorded()
+        self._converter: _Converter = _Mono() if mono else _AsRecorded(rate)
         self._warnings: dict[str, None] = {}
         self._decoded_ms = 0.0
         self._broken_off = False
@@ -242,11 +247,11 @@ class _Tags:
         return packet.pos < self._until
 
 
-class MonoDecoder(AudioDecoder):
-    """One pass over the audio of a recording in the engines' format: 16 kHz, mono.
+class BlockDecoder(AudioDecoder):
+    """One pass over the audio of a recording at the engines' rate, 16 kHz.
 
-    Iterating yields int16 blocks of shape (samples,), each ``block_ms`` long except the last; for
-    the rest see `AudioDecoder`.
+    Iterating yields int16 blocks, each ``block_ms`` long except the last; for the rest see
+    `AudioDecoder`.
 
     Raises:
         NotAudio: when iteration starts, the file is not a recording or has no audio.
@@ -254,12 +259,13 @@ class MonoDecoder(AudioDecoder):
     """
 
     def __init__(
-        self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
+        self, source: Path | BinaryIO, block_ms: int, track: int | None, *, mono: bool
     ) -> None:
-        super().__init__(source, track, mono=True)
+        super().__init__(source, track, mono=mono, rate=SAMPLE_RATE)
+        self._mono = mono
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
-        """The number of samples yielded."""
+        """The number of samples of each channel yielded."""
 
     @property
     def duration_ms(self) -> int:
@@ -267,9 +273,12 @@ class MonoDecoder(AudioDecoder):
         return -(-self.samples // SAMPLES_PER_MS)
 
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
-        block = np.empty(self._block_samples, np.int16)
+        block: NDArray[np.int16] | None = None
         filled = 0
-        for piece in super().__iter__():
+        for interleaved in super().__iter__():
+            piece = interleaved if self._mono else interleaved.reshape(-1, self.channels)
+            if block is None:
+                block = np.empty((self._block_samples, *piece.shape[1:]), np.int16)
             start = 0
             while start < len(piece):
                 taken = min(len(piece) - start, len(block) - filled)
@@ -281,10 +290,28 @@ class MonoDecoder(AudioDecoder):
                     yield block
                     block, filled = np.empty_like(block), 0
         self.samples += filled
-        if filled:
+        if block is not None and filled:
             yield block[:filled]
         if not self.samples:
             raise DecodeFailed(reason="none of its packets can be decoded")
+
+
+class MonoDecoder(BlockDecoder):
+    """Decodes a recording to mono: blocks of shape (samples,)."""
+
+    def __init__(
+        self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
+    ) -> None:
+        super().__init__(source, block_ms, track, mono=True)
+
+
+class ChannelDecoder(BlockDecoder):
+    """Decodes the channels of a recording separately: blocks of shape (samples, channels)."""
+
+    def __init__(
+        self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
+    ) -> None:
+        super().__init__(source, block_ms, track, mono=False)
 
 
 class _MediaClock:
@@ -396,11 +423,15 @@ class _Converter(ABC):
 
 
 class _AsRecorded(_Converter):
-    """Converts to the rate and the channels that the recording starts with."""
+    """Converts to a rate, None: the recording's first one, and to the channels it starts with."""
+
+    def __init__(self, rate: int | None) -> None:
+        super().__init__()
+        self._asked = rate
 
     def expect(self, frame: av.AudioFrame) -> None:
         if not self.rate:
-            self.rate = min(max(frame.sample_rate, LOWEST_RATE), HIGHEST_RATE)
+            self.rate = self._asked or min(max(frame.sample_rate, LOWEST_RATE), HIGHEST_RATE)
             self.channels = frame.layout.nb_channels
             self._layout = frame.layout
 

@@ -37,10 +37,15 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class PlannedChunk:
-    """A chunk and the PCM of its ``audio``: 16 kHz, mono, 16 bit, little-endian."""
+    """A chunk and the PCM of its ``audio``: 16 kHz, mono, 16 bit, little-endian.
+
+    ``counted_ms`` is its share of the recording's length: the time up to the end of its core that
+    no chunk before it counts. Of a mono recording that is its core.
+    """
 
     chunk: Chunk
     pcm: bytes
+    counted_ms: int
 
 
 SpeechFinder = SilenceFinder | VadFinder
@@ -50,8 +55,8 @@ SpeechFinder = SilenceFinder | VadFinder
 class Planner:
     """Cuts one recording, fed block by block, into chunks.
 
-    The chunks depend on the samples and the options alone, not on the blocks. Only PCM that is not
-    returned yet is kept: a few windows.
+    The chunks depend on the samples and the options alone, not on the blocks. Their order is that
+    in which their audio starts. Only PCM that is not returned yet is kept: a few windows.
 
     After `finish`, ``duration_ms`` is the recording's length, rounded up, and ``speech_ms`` the
     speech in all windows. A recording without speech gives no chunks.
@@ -59,73 +64,135 @@ class Planner:
     Args:
         options: how to cut.
         network: the voice activity network; only the strategy ``vad`` needs it.
+        channels: those to cut separately; none: the blocks are mono.
 
     Raises:
         ValueError: the strategy ``vad`` without a network.
     """
 
-    def __init__(self, options: PlanOptions, network: SileroNetwork | None = None) -> None:
+    def __init__(
+        self,
+        options: PlanOptions,
+        network: SileroNetwork | None = None,
+        channels: Sequence[int] = (),
+    ) -> None:
+        self._channels = [_Channel(options, network, channel) for channel in (channels or (None,))]
+        self._ready: list[tuple[Chunk, bytes]] = []
+        self._last: list[tuple[Chunk, bytes]] = []
+        """The latest chunk waits for the next: the last one includes the silence at the end."""
+        self._chunks = 0
+        self._counted_ms = 0
+        """The time that the returned chunks count."""
+
+    @property
+    def duration_ms(self) -> int:
+        return self._channels[0].duration_ms
+
+    @property
+    def speech_ms(self) -> int:
+        return sum(channel.speech_ms for channel in self._channels)
+
+    def feed(self, block: NDArray[np.int16]) -> list[PlannedChunk]:
+        """Take the next samples; returns the finished chunks.
+
+        Their shape is (samples,), of any number; with channels (samples, all channels).
+        """
+        for channel in self._channels:
+            self._ready += channel.feed(block)
+        # Another channel may still find a chunk that comes first.
+        from_ms = min(channel.needed_from_ms for channel in self._channels)
+        in_order = self._in_order()
+        count = sum(chunk.audio.start_ms < from_ms for chunk, _ in in_order)
+        planned, self._ready = self._last + in_order[:count], in_order[count:]
+        self._last = planned[-1:]
+        return list(map(self._numbered, planned[:-1]))
+
+    def finish(self) -> list[PlannedChunk]:
+        """End the recording; returns the remaining chunks."""
+        for channel in self._channels:
+            self._ready += channel.finish()
+        planned = self._last + self._in_order()
+        if planned:
+            chunk, pcm = planned[-1]
+            planned[-1] = reaching(chunk, self.duration_ms), pcm
+        return list(map(self._numbered, planned))
+
+    def _in_order(self) -> list[tuple[Chunk, bytes]]:
+        return sorted(self._ready, key=lambda each: (each[0].audio.start_ms, each[0].channel or 0))
+
+    def _numbered(self, cut: tuple[Chunk, bytes]) -> PlannedChunk:
+        chunk, pcm = cut
+        counted_ms = max(self._counted_ms, chunk.core.end_ms)
+        planned = PlannedChunk(
+            replace(chunk, index=self._chunks), pcm, counted_ms - self._counted_ms
+        )
+        self._chunks, self._counted_ms = self._chunks + 1, counted_ms
+        return planned
+
+
+class _Channel:
+    """Cuts one channel, or the mix, into chunks that are numbered by themselves."""
+
+    def __init__(
+        self, options: PlanOptions, network: SileroNetwork | None, channel: int | None
+    ) -> None:
+        self._channel = channel
         self._cutting = _cutting(options, network)
         self._grouper = ChunkGrouper()
         self._pcm = bytearray()
-        self._pcm_from_ms = 0
         self._samples = 0
         self._ready: list[Chunk] = []
-        self._last: list[PlannedChunk] = []
-        """The latest chunk waits for the next: the last one includes the silence at the end."""
+        self.needed_from_ms = 0
+        """No later chunk has audio before this; PCM is kept from here on."""
         self.speech_ms = 0
 
     @property
     def duration_ms(self) -> int:
         return -(-self._samples // SAMPLES_PER_MS)
 
-    def feed(self, block: NDArray[np.int16]) -> list[PlannedChunk]:
-        """Take the next samples (shape (samples,), any number); returns the finished chunks."""
-        self._keep(block)
-        self._group(self._cutting.feed(block))
+    def feed(self, block: NDArray[np.int16]) -> list[tuple[Chunk, bytes]]:
+        """Take the next samples, of all channels; returns the finished chunks with their PCM."""
+        self._take(block if self._channel is None else block[:, self._channel])
         self._ready += self._grouper.advance(self._cutting.needed_from_ms)
         return self._hand_out()
 
-    def finish(self) -> list[PlannedChunk]:
+    def finish(self) -> list[tuple[Chunk, bytes]]:
         """End the recording; returns the remaining chunks."""
-        missing = np.zeros(-self._samples % SAMPLES_PER_MS, np.int16)
-        self._keep(missing)
-        self._group(self._cutting.feed(missing))
+        self._take(np.zeros(-self._samples % SAMPLES_PER_MS, np.int16))
         self._group(self._cutting.finish(self.duration_ms))
         self._ready += self._grouper.finish()
-        planned = self._hand_out()
-        return planned + [
-            replace(last, chunk=reaching(last.chunk, self.duration_ms)) for last in self._last
-        ]
+        return self._hand_out()
 
-    def _keep(self, block: NDArray[np.int16]) -> None:
-        self._pcm += block.astype("<i2", copy=False).tobytes()
-        self._samples += len(block)
+    def _take(self, samples: NDArray[np.int16]) -> None:
+        self._pcm += samples.astype("<i2", copy=False).tobytes()
+        self._samples += len(samples)
+        self._group(self._cutting.feed(samples))
 
     def _group(self, windows: Sequence[Window]) -> None:
         for window in windows:
             self.speech_ms += window.speech_ms
             self._ready += self._grouper.feed(window)
 
-    def _hand_out(self) -> list[PlannedChunk]:
+    def _hand_out(self) -> list[tuple[Chunk, bytes]]:
         """Return the chunks whose PCM is complete, and drop the PCM that is not needed any more."""
         known_ms = self._samples // SAMPLES_PER_MS
         count = sum(chunk.audio.end_ms <= known_ms for chunk in self._ready)
-        planned = [PlannedChunk(chunk, self._read(chunk)) for chunk in self._ready[:count]]
-        planned = self._last + planned
-        self._last = planned[-1:]
+        cut = [
+            (replace(chunk, channel=self._channel), self._read(chunk))
+            for chunk in self._ready[:count]
+        ]
         del self._ready[:count]
         starts = [chunk.audio.start_ms for chunk in self._ready]
         begun = self._grouper.needed_from_ms
         starts += [self._cutting.needed_from_ms, *([] if begun is None else [begun])]
         needed = min(known_ms, *starts)
-        del self._pcm[: (needed - self._pcm_from_ms) * BYTES_PER_MS]
-        self._pcm_from_ms = needed
-        return planned[:-1]
+        del self._pcm[: (needed - self.needed_from_ms) * BYTES_PER_MS]
+        self.needed_from_ms = needed
+        return cut
 
     def _read(self, chunk: Chunk) -> bytes:
         start, end = (
-            (ms - self._pcm_from_ms) * BYTES_PER_MS
+            (ms - self.needed_from_ms) * BYTES_PER_MS
             for ms in (chunk.audio.start_ms, chunk.audio.end_ms)
         )
         return bytes(self._pcm[start:end])

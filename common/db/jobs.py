@@ -24,7 +24,7 @@ from common.db.usage import NO_QUOTA, Quota, charge, check_quota
 from common.domain.job import JobStatus, Priority
 from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
-from common.domain.tracks import find_track
+from common.domain.tracks import check_channels
 from common.errors import Conflict, IdempotencyConflict, NotFound
 
 
@@ -339,7 +339,8 @@ class Jobs:
         )
         if options is None:
             return False
-        find_track(recording.tracks, Options.from_json(options).audio_track)
+        asked = Options.from_json(options)
+        check_channels(recording.tracks, asked.audio_track, asked.channels)
         self._start(session, job_id)
         return True
 

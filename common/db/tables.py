@@ -220,6 +220,9 @@ class Transcription(Base):
     models: Mapped[dict[str, Any] | None]
     """With several languages, the `ChosenModel` of each, and of `ANY_LANGUAGE`: that which detects
     them."""
+    channels: Mapped[list[Any] | None]
+    """The channels that are transcribed separately, by number; None: the mix is, or the job is not
+    planned yet."""
     charged_ms: Mapped[int] = mapped_column(server_default=text("0"))
     """The audio charged for it in `DailyUsage`."""
 
@@ -330,7 +333,7 @@ class Part(Base):
     """Its share of the job's ``units_total``."""
     data: Mapped[list[Any]]
     """The data of its pipeline. Of a chunk, its windows: one ``[core start, core end,
-    audio start, audio end, speech]`` each, in ms."""
+    audio start, audio end, speech]`` each, in ms; of a single channel, after its number."""
     content_hash: Mapped[str] = mapped_column(index=True)
     """Of everything its result depends on: equal hashes, equal results. Of a chunk: PCM, windows,
     engine, weights and options."""

@@ -18,11 +18,13 @@ from common.db.flow import Flow
 from common.db.steps import Within
 from common.db.tables import Job, JobMetrics, Part, Recording, Step, TranscriptRevision
 from common.db.usage import charge_decoded, correct
+from common.domain.chunks import chunk_from_json
 from common.domain.job import StepStatus
 from common.domain.models import ModelName
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
-from common.domain.tracks import Track, find_track
+from common.domain.tracks import Track, check_channels
+from common.domain.values import Chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,14 @@ class NewRecording:
 class ChunkResult:
     """A chunk and the results of its steps; None: that step is not done.
 
-    ``result``: the segments of each window (`common.transcripts`). ``moderation``: their labels,
-    and the model that gave them. ``diarization``: stretches of voices (`common.domain.speakers`),
-    and what found them (``by``); only the merge reads it.
+    ``data``: its stored form (`common.domain.chunks`). ``result``: the segments of each window
+    (`common.transcripts`). ``moderation``: their labels, and the model that gave them.
+    ``diarization``: stretches of voices (`common.domain.speakers`), and what found them (``by``);
+    only the merge reads it.
     """
 
     index: int
-    windows: list[Any]
+    data: list[Any]
     content_hash: str
     result: list[Any] | None
     engine_ms: int | None
@@ -63,6 +66,10 @@ class ChunkResult:
     moderation_ms: int | None
     diarization: dict[str, Any] | None = None
     diarization_ms: int | None = None
+
+    @property
+    def chunk(self) -> Chunk:
+        return chunk_from_json(self.index, self.data)
 
 
 _TRANSCRIBED, _MODERATED, _DIARIZED = aliased(Step), aliased(Step), aliased(Step)
@@ -150,12 +157,14 @@ def recording_fetched(recording: NewRecording) -> Within:
 
     Raises:
         UnknownOption: it lacks the audio track that the job asks for.
+        OutOfRange: that has too many channels to transcribe each.
     """
 
     def store(session: Session, job: Job) -> None:
         session.add(recording.row(job.tenant))
         session.flush()
-        find_track(recording.tracks, Options.from_json(job.options).audio_track)
+        options = Options.from_json(job.options)
+        check_channels(recording.tracks, options.audio_track, options.channels)
         job.recording_id, job.units_total = recording.id, recording.duration_ms
         # Its query may be a signature, and is no longer needed.
         job.source_url = (job.source_url or "").partition("?")[0]
@@ -178,10 +187,11 @@ def plan_begun(
     audio_track: int | None,
     replan: bool,
     models: dict[str, Any] | None = None,
+    channels: Sequence[int] = (),
 ) -> Within:
     """Store what all chunks of the job share; with ``replan`` delete an earlier plan.
 
-    ``models``: as in `Transcription`.
+    ``models``: as in `Transcription`. ``channels``: those that are transcribed separately.
     """
 
     def store(session: Session, job: Job) -> None:
@@ -190,6 +200,7 @@ def plan_begun(
         job.transcription.detected_language = language
         job.transcription.audio_track = audio_track
         job.transcription.models = models
+        job.transcription.channels = list(channels) or None
         if replan:
             Flow(session, job).forget_parts()
 

@@ -26,11 +26,25 @@ def windows_from_json(document: Sequence[Sequence[int]]) -> tuple[Window, ...]:
     )
 
 
+def chunk_to_json(chunk: Chunk) -> list[Any]:
+    """Its windows as of `windows_to_json`; of a single channel, after the channel."""
+    windows = windows_to_json(chunk.windows)
+    return windows if chunk.channel is None else [chunk.channel, *windows]
+
+
+def chunk_from_json(index: int, document: Sequence[Any]) -> Chunk:
+    """Read the output of `chunk_to_json`."""
+    if document and isinstance(document[0], int):
+        return Chunk(index, windows_from_json(document[1:]), document[0])
+    return Chunk(index, windows_from_json(document))
+
+
 def content_hash(chunk: Chunk, pcm: bytes, decoding: dict[str, Any]) -> str:
     """The address of a chunk's result: chunks of equal hash have the same text.
 
     ``decoding`` is everything else that the text depends on: engine, weights, language, options.
-    The chunk's position in the recording is not part of it: the engine does not know it.
+    The chunk's position in the recording, and its channel, are not part of it: the engine does not
+    know them.
     """
     origin = chunk.audio.start_ms
     windows = [

@@ -1,10 +1,17 @@
-"""Merges the texts of windows: no word twice, none lost, times in order."""
+"""Merges the texts of windows: no word twice, none lost, times in order.
+
+Where the channels of a recording are transcribed separately, each is merged by itself, and their
+segments are put in the order of their starts. Segments of different channels may overlap.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from common.domain.speakers import speaker_id
 from common.domain.values import Chunk, Segment, Span, Window, Word
 
 SPEECH_WITHOUT_TEXT_MS = 3_000
@@ -45,7 +52,10 @@ class _Placed:
 
 
 def merge(parts: Iterable[ChunkSegments]) -> tuple[Segment, ...]:
-    """The windows' segments on the recording's clock, in order, without overlaps.
+    """The windows' segments on the recording's clock, in order of their starts.
+
+    Those of one channel do not overlap. If channels were transcribed separately, a segment has its
+    channel, and a speaker: SPEAKER_00 is the channel that speaks first, and so on.
 
     A window cut in silence keeps all its words, clipped to its audio if the engine let them end too
     late. Where two windows share audio, the seam is a word that both have near the edge of their
@@ -58,50 +68,102 @@ def merge(parts: Iterable[ChunkSegments]) -> tuple[Segment, ...]:
     Raises:
         ValueError: a chunk has another number of results than windows, or is out of order.
     """
-    kept = (segment for placed in _placed_windows(parts) for segment in placed.owned())
-    return tuple(_in_order(kept))
+    merged = _Channels()
+    for channel, of_channel in _by_channel(parts):
+        merged.add(channel, of_channel)
+    return merged.take()
 
 
 class IncrementalMerge:
     """Merges chunks as they arrive in order; the result equals that of merging all at once.
 
-    A chunk cut in silence shares no audio with the next one, so its text is certain. A chunk cut
-    within speech is held until the next one arrives.
+    A chunk cut in silence shares no audio with the next one of its channel, so its text is certain.
+    A chunk cut within speech is held until that one arrives.
+
+    Where channels are transcribed separately, chunks arrive in the order in which their audio
+    starts. So a segment is returned once no chunk that may have an earlier one is missing.
     """
 
     def __init__(self) -> None:
-        self._held: list[ChunkSegments] = []
+        self._held: dict[int | None, list[ChunkSegments]] = {}
+        self._merged = _Channels()
+        self._started_ms = 0
+        """No later chunk of any channel has audio before this."""
 
     def add(self, parts: Iterable[ChunkSegments]) -> tuple[Segment, ...]:
         """Add ``parts``; returns the segments that became certain."""
-        self._held += parts
-        certain = 0
-        for count, (chunk, _) in enumerate(self._held, 1):
-            if chunk.audio.end_ms <= chunk.core.end_ms:
-                certain = count
-        ready, self._held = self._held[:certain], self._held[certain:]
-        return merge(ready)
+        for channel, of_channel in _by_channel(parts):
+            held = self._held.get(channel, []) + of_channel
+            certain = 0
+            for count, (chunk, _) in enumerate(held, 1):
+                if chunk.audio.end_ms <= chunk.core.end_ms:
+                    certain = count
+            self._merged.add(channel, held[:certain])
+            self._held[channel] = held[certain:]
+            self._started_ms = max(self._started_ms, of_channel[-1][0].audio.start_ms)
+        if None in self._held:
+            return self._merged.take()
+        waiting = [held[0][0].audio.start_ms for held in self._held.values() if held]
+        return self._merged.take(min([self._started_ms, *waiting]))
+
+
+@dataclass(eq=False)
+class _Channels:
+    """Puts the merged segments of channels in order, and numbers those who speak."""
+
+    _speakers: dict[int, str] = field(default_factory=dict)
+    _segments: list[Segment] = field(default_factory=list)
+
+    def add(self, channel: int | None, parts: Sequence[ChunkSegments]) -> None:
+        """Add chunks of a channel, in order; None: of the mix."""
+        kept = (segment for placed in _placed_windows(parts) for segment in placed.owned())
+        self._segments += (replace(segment, channel=channel) for segment in _in_order(kept))
+
+    def take(self, before_ms: float = math.inf) -> tuple[Segment, ...]:
+        """The segments that start before this, in order; they are added no more."""
+        # The sort is stable: segments of the same channel and start keep their order.
+        ordered = sorted(self._segments, key=lambda it: (it.span.start_ms, it.channel or 0))
+        count = sum(segment.span.start_ms < before_ms for segment in ordered)
+        self._segments = ordered[count:]
+        return tuple(map(self._with_speaker, ordered[:count]))
+
+    def _with_speaker(self, segment: Segment) -> Segment:
+        if segment.channel is None:
+            return segment
+        speaker = self._speakers.setdefault(segment.channel, speaker_id(len(self._speakers)))
+        return replace(segment, speaker=speaker)
+
+
+def _by_channel(
+    parts: Iterable[ChunkSegments],
+) -> Iterable[tuple[int | None, list[ChunkSegments]]]:
+    found: dict[int | None, list[ChunkSegments]] = defaultdict(list)
+    for part in parts:
+        found[part[0].channel].append(part)
+    return found.items()
 
 
 def speech_without_text(parts: Iterable[ChunkSegments]) -> tuple[Span, ...]:
     """Where at least `SPEECH_WITHOUT_TEXT_MS` of speech have no text.
 
-    Of each window that has more speech than its text can account for, the longest stretch of the
-    core without text, if that is long enough too: many short ones are pauses for breath.
+    Each channel counts by itself. Of each window that has more speech than its text can account
+    for, the longest stretch of the core without text, if that is long enough too: many short ones
+    are pauses for breath.
     """
     missing = []
-    for placed in _placed_windows(parts):
+    every = [placed for _, each in _by_channel(parts) for placed in _placed_windows(each)]
+    for placed in every:
         core = placed.window.core
         written = [segment.span.clipped(core) for segment in placed.owned() if segment.text.strip()]
         unwritten_ms = placed.window.speech_ms - sum(span.duration_ms for span in written)
         longest = max(_gaps(core, written), key=lambda span: span.duration_ms)
         if min(unwritten_ms, longest.duration_ms) >= SPEECH_WITHOUT_TEXT_MS:
             missing.append(longest)
-    return tuple(missing)
+    return tuple(sorted(missing))
 
 
 def _placed_windows(parts: Iterable[ChunkSegments]) -> list[_Placed]:
-    """All windows, with the words of each that count."""
+    """All windows of a channel, with the words of each that count."""
     placed = [
         _placed(window, segments)
         for chunk, results in parts

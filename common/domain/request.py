@@ -12,6 +12,7 @@ from common.domain.values import Span
 
 Strategy = Literal["vad", "silence", "fixed"]
 Task = Literal["transcribe", "translate"]
+Channels = Literal["mix", "separate", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ class Options:
     ``models``: by language, the models to choose from, best first; empty where the request names
     one that is installed and detects languages itself; those of `ANY_LANGUAGE` also detect the
     language. ``fetch_model``: some have to be fetched. ``diarize``: find so many speakers, and who
-    says what; None: do not.
+    says what; None: do not. ``channels``: transcribe the mix of all channels, or each by itself;
+    ``auto``: each if there are two with different people.
     """
 
     cutting: Cutting = Cutting()
@@ -69,6 +71,7 @@ class Options:
     models: Mapping[str, tuple[ModelName, ...]] = field(default_factory=dict)
     fetch_model: bool = False
     diarize: SpeakerCount | None = None
+    channels: Channels = "mix"
 
     def to_json(self) -> dict[str, Any]:
         names = {language: [str(each) for each in them] for language, them in self.models.items()}
@@ -92,4 +95,5 @@ class Options:
             },
             fetch_model=document.get("fetch_model", False),
             diarize=SpeakerCount(**count) if (count := document.get("diarize")) else None,
+            channels=document.get("channels", "mix"),
         )

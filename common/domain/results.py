@@ -53,7 +53,7 @@ def segment_document(index: int, segment: Segment, language: str | None = None) 
         "no_speech_prob": segment.no_speech_prob,
         "temperature": segment.temperature,
         "speaker": segment.speaker,
-        "channel": None,
+        "channel": segment.channel,
         "flags": list(segment.flags),
     }
 
@@ -70,7 +70,7 @@ def word_document(word: Word, speaker: str | None = None) -> dict[str, Any]:
 
 
 def words_document(transcript: Transcript) -> list[dict[str, Any]]:
-    """All words, each with its speaker."""
+    """All words, each with its speaker; segment by segment, as channels may overlap."""
     return [
         word_document(word, segment.speaker)
         for segment in transcript.segments

@@ -130,7 +130,8 @@ class Diarization:
     @property
     def speakers(self) -> list[str]:
         """The ids, in the order in which they first speak."""
-        return list(dict.fromkeys(turn.speaker for turn in self.turns))
+        by_start = sorted((turn.span.start_ms, turn.speaker) for turn in self.turns)
+        return list(dict.fromkeys(speaker for _, speaker in by_start))
 
     def name_of(self, speaker: str) -> str:
         """The name of a speaker; the id, where none was given."""
@@ -246,7 +247,22 @@ def turns_of(stretches: Sequence[Stretch], speakers: Sequence[int]) -> tuple[Tur
         for it in stretch.spoken
     )
     order = {speaker: at for at, speaker in enumerate(dict.fromkeys(who for _, who in spoken))}
-    return _joined(Turn(span, f"SPEAKER_{order[speaker]:02}") for span, speaker in spoken)
+    return _joined(Turn(span, speaker_id(order[speaker])) for span, speaker in spoken)
+
+
+def turns_in(segments: Iterable[Segment]) -> tuple[Turn, ...]:
+    """The turns, in order of time, of segments whose speakers are known."""
+    return _joined(
+        Turn(word.span, segment.speaker)
+        for segment in segments
+        if segment.speaker is not None
+        for word in _words(segment)
+    )
+
+
+def speaker_id(number: int) -> str:
+    """The id of a speaker; they are numbered from 0."""
+    return f"SPEAKER_{number:02}"
 
 
 def _joined(turns: Iterable[Turn]) -> tuple[Turn, ...]:
@@ -325,6 +341,12 @@ def attribute(segments: Sequence[Segment], turns: Sequence[Turn]) -> list[tuple[
         )
         for segment in segments
     ]
+
+
+def marked_overlaps(segments: Iterable[Segment], turns: Sequence[Turn]) -> tuple[Segment, ...]:
+    """The segments, with the flag `OVERLAP` where somebody else speaks as well."""
+    near = _Near(turns)
+    return tuple(_flagged(segment, near.to(segment.span)) for segment in segments)
 
 
 def _words(segment: Segment) -> Sequence[Word]:

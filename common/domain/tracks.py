@@ -7,10 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from common.domain.languages import language_code
-from common.errors import UnknownOption
+from common.domain.request import Channels
+from common.errors import OutOfRange, UnknownOption
 
 OTHER_AUDIO_TRACK = "other_audio_track"
 """The warning that the default track has no speech, and another one was transcribed."""
+
+
+MOST_SEPARATE = 8
+"""More channels are only transcribed as a mix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,27 @@ def find_track(tracks: Sequence[Track], asked: str | None) -> int | None:
         if str(track.index) == asked or (track.language and _code(track.language) == _code(asked)):
             return track.index
     raise UnknownOption(field="audio_track", allowed=", ".join(map(str, tracks)), value=asked)
+
+
+def check_channels(tracks: Sequence[Track], asked: str | None, channels: Channels) -> None:
+    """Check that a recording with these tracks can be transcribed as requested, as far as known.
+
+    Raises:
+        UnknownOption: it lacks the track ``asked`` for.
+        OutOfRange: that has too many channels to transcribe each.
+    """
+    index = find_track(tracks, asked)
+    if index is None:
+        index = default_track(tracks)
+    if channels == "separate" and index is not None:
+        check_separable(tracks[index].channels)
+
+
+def check_separable(count: int) -> None:
+    """Raise `OutOfRange` where there are too many channels to transcribe each by itself."""
+    if count > MOST_SEPARATE:
+        limit = f"mix or auto for a recording with more than {MOST_SEPARATE} channels"
+        raise OutOfRange(field="channels", limit=limit, value=f"separate, of {count} channels")
 
 
 def default_track(tracks: Sequence[Track]) -> int | None:

@@ -13,7 +13,7 @@ from common.domain.values import Detected, Segment, Span, Word
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """Segments in order of time, none overlapping another.
+    """Segments in order of their starts. Those of different channels may overlap, no others.
 
     ``moderated_by`` lists the models that moderated segments, in order of time, each once; None:
     moderation was not requested. If it was, a segment without a finding could not be moderated.
@@ -69,6 +69,7 @@ def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
             "verdict": segment.finding and segment.finding.to_json(),
             "encoder": segment.encoder,
             "speaker": segment.speaker,
+            "channel": segment.channel,
         }
         for segment in segments
     ]
@@ -94,6 +95,7 @@ def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...
             finding=Finding.from_json(finding) if (finding := entry.get("verdict")) else None,
             encoder=entry.get("encoder"),
             speaker=entry.get("speaker"),
+            channel=entry.get("channel"),
         )
         for entry in document
     )

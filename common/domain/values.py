@@ -101,7 +101,8 @@ class Segment:
     ``detected`` is set if the window is in another language than the one it was decoded as.
     ``finding`` is None until the text is moderated; its marks index ``text``.
     ``encoder`` is what encoded the audio, and in which precision: it depends on the worker's
-    processor. ``speaker`` is the id of who says it all; None: not known.
+    processor. ``speaker`` is the id of who says it all; None: not known. ``channel`` is the one of
+    the recording that it was transcribed from; None: the mix of all.
     """
 
     span: Span
@@ -117,6 +118,7 @@ class Segment:
     finding: Finding | None = None
     encoder: str | None = None
     speaker: str | None = None
+    channel: int | None = None
 
     def shifted(self, by_ms: int) -> Self:
         words = tuple(word.shifted(by_ms) for word in self.words)
@@ -140,8 +142,9 @@ class Segment:
 class Window:
     """The input of an engine (``audio``, at most 30 s) and the part that counts (``core``).
 
-    Cores tile the recording. ``audio`` may reach past ``core`` only if no silence was found
-    to cut in; a word then belongs to the window whose core holds its midpoint.
+    Cores tile the recording; those of a channel by itself may end before it does. ``audio`` may
+    reach past ``core`` only if no silence was found to cut in; a word then belongs to the window
+    whose core holds its midpoint.
     ``speech_ms`` is the speech in ``core`` according to voice activity detection.
     """
 
@@ -152,10 +155,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The unit of scheduling: consecutive windows that one engine call decodes as a batch."""
+    """The unit of scheduling: consecutive windows that one engine call decodes as a batch.
+
+    ``channel`` is the one of the recording that it is cut from; None: the mix of all.
+    """
 
     index: int
     windows: tuple[Window, ...]
+    channel: int | None = None
 
     @property
     def core(self) -> Span:

@@ -43,6 +43,8 @@ WARNINGS = {
     "header_size_wrong": "there is more audio than the file's header says; all was transcribed",
     "channels_inverted": "channels cancel each other out; one was inverted before mixing",
     "channels_left_out": "a channel holds loud noise; it was skipped where another holds speech",
+    "one_channel": "it has one channel, so there are none to separate",
+    "identical_channels": "channels have the same audio; it was transcribed once",
     "other_audio_track": "the default audio track has no speech; another was transcribed "
     "(--audio-track chooses one)",
     "clock_jumped": "the file's clock jumps, so times after the jump may differ from a player's",

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from uuid import uuid4
 
 import click
@@ -24,6 +24,7 @@ from rich.console import Console
 from common.domain.formats import FLAGGING, RTTM
 from common.domain.languages import AUTO
 from common.domain.models import BATCH_ENGINES
+from common.domain.request import Channels
 from common.errors import GatewayLost, RequestRejected, StenoError
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -407,6 +408,11 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     metavar="[N|MIN-MAX|auto]",
     help="Say who speaks, of so many people.",
 )
+@click.option(
+    "--channels",
+    type=click.Choice(get_args(Channels)),
+    help="separate: each by itself, of one person a channel; auto: if they are [mix].",
+)
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="[normal]")
 @click.option("--beam-size", type=int, help="Beam size, 1 to 16.")
 @click.option(
@@ -499,7 +505,8 @@ def transcribe(
         if options["moderation"] is False:
             raise click.UsageError("--flag needs moderation; leave --no-moderation out")
         options["moderation"] = True
-    if speakers is None and any(ending == RTTM for take in takes for ending, _ in take.targets):
+    has_speakers = speakers is not None or options["channels"] == "separate"
+    if not has_speakers and any(ending == RTTM for take in takes for ending, _ in take.targets):
         raise click.UsageError("rttm lists the turns of speakers; add --speakers")
     options |= speakers or {}
     for take in takes:

@@ -143,6 +143,15 @@ def make_wav(pcm: bytes) -> bytes:
     return wav_header(RATE, 1, len(pcm) // 2) + pcm
 
 
+def write_channels(path: Path, *channels: NDArray[np.floating]) -> Path:
+    """Write a WAV file of these channels, 16 kHz in [-1, 1]; shorter ones end in silence."""
+    frames = max(map(len, channels))
+    samples = np.stack([np.pad(it, (0, frames - len(it))) for it in channels], axis=1)
+    pcm = np.round(np.clip(samples, -1, 1) * 32_767).astype("<i2")
+    path.write_bytes(wav_header(RATE, len(channels), frames) + pcm.tobytes())
+    return path
+
+
 def truncate(path: Path, share: float) -> Path:
     """Cut a file off after ``share`` of its bytes."""
     whole = path.read_bytes()

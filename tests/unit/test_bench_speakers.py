@@ -113,7 +113,7 @@ def test_the_references_words_have_the_speakers_of_their_turns(tmp_path: Path) -
 def test_the_cost_is_measured_on_stretches_repeated_to_ten_hours(tmp_path: Path) -> None:
     span = Span(0, 6_000)
     pcm = pcm16(np.concatenate([voice(3, 1), voice(3, 2, hz=1_500)]))
-    chunk = PlannedChunk(Chunk(0, (Window(span, span, 0),)), pcm)
+    chunk = PlannedChunk(Chunk(0, (Window(span, span, 0),)), pcm, span.duration_ms)
     cost = measure_cost(write_networks(tmp_path), [chunk])
     assert cost.segmenting_s > 0
     assert 0 < cost.diarizing_s < cost.clustering_s < 10

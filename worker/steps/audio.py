@@ -11,12 +11,12 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from common.asr.engine import DecodingOptions, Samples
-from common.audio.decode import MonoDecoder
+from common.audio.decode import BlockDecoder, ChannelDecoder, MonoDecoder
 from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
 from common.db.steps import Claim
 from common.db.tables import Job, Part, Recording
-from common.domain.chunks import content_hash, windows_from_json
+from common.domain.chunks import chunk_from_json, content_hash
 from common.domain.cutting import CutOptions
 from common.domain.models import ANY_LANGUAGE, ChosenModel, ModelName
 from common.domain.request import Cutting, Options
@@ -46,14 +46,20 @@ def open_recording(context: Context, recording: Recording | None) -> BinaryIO:
         raise RecordingLost from error
 
 
-def cut_again(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
+def cut_again(
+    recording: BinaryIO, audio: Span, track: int | None, channel: int | None = None
+) -> bytes:
     """The 16-bit PCM of a part of a recording, as planned; decodes everything before it.
 
+    ``channel``: of this one; None: of the mix.
+
     Raises:
-        DecodeFailed, NotAudio: as `MonoDecoder`.
+        DecodeFailed, NotAudio: as `BlockDecoder`.
     """
     pcm = bytearray()
-    for part in part_of(MonoDecoder(recording, track=track), audio):
+    decoder = MonoDecoder if channel is None else ChannelDecoder
+    for block in part_of(decoder(recording, track=track), audio):
+        part = block if channel is None else block[:, channel]
         pcm += part.astype("<i2", copy=False).tobytes()
     return bytes(pcm.ljust(audio.duration_ms * BYTES_PER_MS, b"\0"))
 
@@ -61,7 +67,7 @@ def cut_again(recording: BinaryIO, audio: Span, track: int | None) -> bytes:
 def chunk_of(part: Part | None) -> Chunk:
     """The chunk of a step in parts."""
     assert part is not None  # noqa: S101 - the pipeline has this step in parts
-    return Chunk(part.index, windows_from_json(part.data))
+    return chunk_from_json(part.index, part.data)
 
 
 def read_chunk(context: Context, claim: Claim) -> bytes:
@@ -76,7 +82,7 @@ def read_chunk(context: Context, claim: Claim) -> bytes:
     except NotFound:
         logger.warning("the audio of chunk {} is lost: it is cut again", chunk.index)
     with open_recording(context, job.recording) as recording:
-        pcm = cut_again(recording, chunk.audio, job.transcription.audio_track)
+        pcm = cut_again(recording, chunk.audio, job.transcription.audio_track, chunk.channel)
     language = job.transcription.detected_language or job.language
     identity = decoding_identity(job, job.transcription.weights_sha256 or "", language)
     if part is None or content_hash(chunk, pcm, identity) != part.content_hash:
@@ -84,7 +90,7 @@ def read_chunk(context: Context, claim: Claim) -> bytes:
     return pcm
 
 
-def part_of(decoding: MonoDecoder, part: Span) -> Iterator[NDArray[np.int16]]:
+def part_of(decoding: BlockDecoder, part: Span) -> Iterator[NDArray[np.int16]]:
     """The samples of a part of a recording; decodes everything before it and little after it."""
     first, last = part.start_ms * SAMPLES_PER_MS, part.end_ms * SAMPLES_PER_MS
     for block in decoding:

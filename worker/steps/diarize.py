@@ -21,6 +21,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
         WeightsMissing, WeightsCorrupt, WeightsUnusable, RecordingLost, ChunkAudioLost: permanently.
         EngineFailed, ModelFetchFailed, StaleClaim, Unavailable: as in every step.
     """
+    if chunk_of(claim.part).channel is not None:  # the channels are the speakers
+        return context.finish(claim, elapsed_ms=0)
     started = time.monotonic()
     identity = context.diarizer.identity()
     if claim.known is not None and claim.known["by"] == identity:

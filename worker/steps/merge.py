@@ -16,7 +16,7 @@ from common.db.steps import Claim
 from common.db.tables import Job, JobMetrics, TranscriptRevision
 from common.db.transcriptions import ChunkResult, merged
 from common.diarization.clustering import cluster
-from common.domain.chunks import windows_from_json
+from common.domain.chunks import windows_to_json
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.formats import files
 from common.domain.job import DIARIZATION_FAILED
@@ -31,11 +31,13 @@ from common.domain.speakers import (
     SpeakerCount,
     attribute,
     gather,
+    marked_overlaps,
     stretches_from_json,
+    turns_in,
     turns_of,
 )
 from common.domain.transcript import Transcript, segments_to_json
-from common.domain.values import Chunk, Segment
+from common.domain.values import Segment
 from common.errors import StenoError, Transient
 from common.transcripts import moderated_by, moderation_warnings, parts
 from worker.context import Context, fenced, with_retries
@@ -66,7 +68,11 @@ def run(context: Context, claim: Claim) -> Claim | None:
     options = Options.from_json(job.options)
     transcribed = parts(stored)
     segments, diarization = merge_windows(transcribed), None
-    if options.diarize is not None:
+    separate = job.transcription.channels is not None
+    if separate:
+        diarization = Diarization(turns_in(segments))
+        segments = marked_overlaps(segments, diarization.turns)
+    elif options.diarize is not None:
         diarization = _diarization(stored, options.diarize)
         segments = attributed(context, segments, diarization)
     transcript = Transcript(
@@ -144,7 +150,7 @@ def _diarization(chunks: Sequence[ChunkResult], count: SpeakerCount) -> Diarizat
     """Who speaks when, from the stretches of all chunks that were diarized."""
     stretches = gather(
         (
-            Chunk(chunk.index, windows_from_json(chunk.windows)),
+            chunk.chunk,
             stretches_from_json(chunk.diarization),
         )
         for chunk in chunks
@@ -184,7 +190,7 @@ def attributed(
 def _diarization_warnings(
     chunks: Sequence[ChunkResult], count: SpeakerCount, diarization: Diarization
 ) -> Iterator[str]:
-    if any(chunk.diarization is None for chunk in chunks):
+    if any(it.diarization is None and it.chunk.channel is None for it in chunks):
         yield DIARIZATION_FAILED
     elif len(diarization.speakers) < count.minimum > 1:
         yield FEWER_SPEAKERS
@@ -201,6 +207,7 @@ def _manifest(
     models = transcript.moderated_by
     language = job.transcription.detected_language or job.language
     weights_sha256 = job.transcription.weights_sha256
+    channels = job.transcription.channels
     return {
         "recording_sha256": job.recording.sha256,
         "model": job.model,
@@ -211,11 +218,17 @@ def _manifest(
         "language_probabilities": languages or None,
         "options": job.options,
         "moderation": None if models is None else [by.to_json() for by in models],
-        "diarization": _diarized_by(chunks) if job.options.get("diarize") else None,
+        "channels": channels,
+        "diarization": None if channels or not job.options.get("diarize") else _diarized_by(chunks),
         "versions": {name: version(name) for name in VERSIONS},
         "chunks": [
-            {"index": chunk.index, "windows": chunk.windows, "content_hash": chunk.content_hash}
-            for chunk in chunks
+            {
+                "index": stored.index,
+                "channel": stored.chunk.channel,
+                "windows": windows_to_json(stored.chunk.windows),
+                "content_hash": stored.content_hash,
+            }
+            for stored in chunks
         ],
     }
 

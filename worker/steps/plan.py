@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from common.asr.engine import Samples
-from common.audio.decode import MonoDecoder
+from common.audio.channels import Separation, separate
+from common.audio.decode import ChannelDecoder, MonoDecoder
 from common.audio.planning import PlannedChunk, Planner, PlanOptions
 from common.audio.probe import check_length
 from common.audio.vad import speech_ms
 from common.db.flow import NewPart
 from common.db.steps import Claim
 from common.db.transcriptions import audio_decoded, plan_begun, plan_ended
-from common.domain.chunks import content_hash, windows_to_json
+from common.domain.chunks import chunk_to_json, content_hash
 from common.domain.detection import (
     LANGUAGE_UNCERTAIN,
     MOST_ASKED,
@@ -69,7 +70,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     """Cut the recording of the claimed job; returns the claim of the next step, if any.
 
     Raises:
-        DecodeFailed, RecordingLost, TooLarge, WeightsMissing: permanently.
+        DecodeFailed, OutOfRange, RecordingLost, TooLarge, WeightsMissing: permanently.
         ModelFetchFailed, StaleClaim, StorageFull, Unavailable: as in every step.
     """
     started = time.monotonic()
@@ -113,6 +114,7 @@ class _Planning:
         assert recording is not None  # noqa: S101 - the phase that fetches it comes first
         options = Options.from_json(self._job.options)
         self._cutting, self._detect_in = options.cutting, options.detect_in
+        self._wanted_channels = options.channels
         self._tracks = tuple(map(Track.from_json, recording.audio_tracks))
         self._default = default_track(self._tracks)
         self._requested = find_track(self._tracks, options.audio_track)
@@ -151,11 +153,14 @@ class _Planning:
         if not replan:
             planned = self._context.transcriptions.planned
             self._known = with_retries(planned, self._claim.job_id, self._reading)
+        self._separation = self._separate()
         if self._job.language != AUTO:
             self._start(self._job.language, replan=replan)
-        planner = Planner(plan_options(self._cutting), self._context.voice_network)
+        channels = self._separation.channels
+        planner = Planner(plan_options(self._cutting), self._context.voice_network, channels)
         with open_recording(self._context, self._recording) as recording:
-            decoding = MonoDecoder(recording, track=self._track)
+            decoder = ChannelDecoder if channels else MonoDecoder
+            decoding = decoder(recording, track=self._track)
             part = self._detect_in
             for block in decoding if part is None else part_of(decoding, part):
                 check_length(decoding.duration_ms, self._context.settings.upload.max_audio_hours)
@@ -175,12 +180,20 @@ class _Planning:
         self._is_silent = planner.speech_ms == 0
         self.warnings = [
             *decoding.warnings,
+            *filter(None, [self._separation.warning]),
             *(["no_speech"] if self._is_silent else []),
             *self._fallback,
             *self._detection_warnings,
         ]
         if self._track != (self._default if self._requested is None else self._requested):
             self.warnings.append(OTHER_AUDIO_TRACK)
+
+    def _separate(self) -> Separation:
+        """Which channels to transcribe separately; the same in every attempt."""
+        if self._wanted_channels == "mix":
+            return Separation()
+        with open_recording(self._context, self._recording) as recording:
+            return separate(ChannelDecoder(recording, track=self._track), self._wanted_channels)
 
     def _add_or_hold(self, planned: PlannedChunk, *, replan: bool) -> None:
         if self._language is None:
@@ -310,6 +323,7 @@ class _Planning:
             audio_track=self._track,
             replan=replan,
             models=self._job.transcription.models,
+            channels=self._separation.channels,
         )
         with_retries(self._context.steps.write, self._claim, begun)
 
@@ -328,8 +342,7 @@ class _Planning:
         storage, job_id = self._context.storage, self._claim.job_id
         with fenced():
             with_retries(storage.write_chunk, job_id, chunk.index, planned.pcm)
-        windows = windows_to_json(chunk.windows)
-        part = NewPart(chunk.index, chunk.core.duration_ms, windows, address)
+        part = NewPart(chunk.index, planned.counted_ms, chunk_to_json(chunk), address)
         if self._decoded:
             self.last.append(part)
             return

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -143,6 +144,59 @@ def test_text_that_grows_never_changes(recording: tuple[Spoken, int], data: st.D
         grown += growing.add(rest[:count])
         rest = rest[count:]
     assert tuple(grown) == merge(parts)
+
+
+def separate_parts(recordings: list[tuple[Spoken, int]]) -> list[ChunkSegments]:
+    """The chunks of channels that are cut by themselves, in the order of the plan."""
+    parts = [
+        (replace(chunk, channel=channel), found)
+        for channel, recording in enumerate(recordings)
+        for chunk, found in recognized_parts(*recording)
+    ]
+    parts.sort(key=lambda part: (part[0].audio.start_ms, part[0].channel))
+    return [(replace(chunk, index=at), found) for at, (chunk, found) in enumerate(parts)]
+
+
+@given(st.lists(speeches(), min_size=1, max_size=3))
+def test_channels_are_merged_by_themselves_and_put_in_order(
+    recordings: list[tuple[Spoken, int]],
+) -> None:
+    merged = merge(separate_parts(recordings))
+    for channel, (spoken, _) in enumerate(recordings):
+        own = [segment for segment in merged if segment.channel == channel]
+        assert words_of(own) == [word for _, words in spoken for word in words]
+        assert len({segment.speaker for segment in own}) == bool(own)
+    assert all(a.span.start_ms <= b.span.start_ms for a, b in pairwise(merged))
+    speakers = list(dict.fromkeys(segment.speaker for segment in merged))
+    assert speakers == [f"SPEAKER_{at:02}" for at in range(len(speakers))]
+
+
+@given(st.lists(speeches(), min_size=2, max_size=3), st.data())
+def test_text_of_channels_grows_at_its_end_only(
+    recordings: list[tuple[Spoken, int]], data: st.DataObject
+) -> None:
+    parts = separate_parts(recordings)
+    growing, rest, whole = IncrementalMerge(), list(parts), merge(parts)
+    grown: list[Segment] = []
+    while rest:
+        count = data.draw(st.integers(1, len(rest)))
+        grown += growing.add(rest[:count])
+        rest = rest[count:]
+        assert tuple(grown) == whole[: len(grown)]
+    last_ms = max((chunk.audio.start_ms for chunk, _ in parts), default=0)
+    late = [it for it in whole[len(grown) :] if it.span.start_ms < last_ms]
+    cut_within_speech = any(chunk.audio.end_ms > chunk.core.end_ms for chunk, _ in parts)
+    assert not late or cut_within_speech
+
+
+def test_speech_without_text_in_one_channel_is_found_though_another_has_text() -> None:
+    whole = (window((0, 30_000), speech=25_000),)
+    parts: list[ChunkSegments] = [
+        (Chunk(0, whole, channel=0), [[Segment(Span(0, 28_000), " all of it")]]),
+        (Chunk(1, whole, channel=1), [[]]),
+    ]
+    assert speech_without_text(parts) == (Span(0, 30_000),)
+    assert speech_without_text(parts[:1]) == ()
 
 
 def window(core: tuple[int, int], audio: tuple[int, int] | None = None, speech: int = 0) -> Window:

@@ -103,6 +103,70 @@ def test_fixed_windows_have_the_length_and_overlap_that_were_asked_for() -> None
         assert left.audio.end_ms - right.audio.start_ms == 1_000
 
 
+def separate(steps: list[int], *channels: NDArray[np.int16]) -> tuple[list[PlannedChunk], Planner]:
+    planner = Planner(PlanOptions(), NETWORK, range(len(channels)))
+    samples = np.stack(channels, axis=1)
+    planned, start = [], 0
+    while start < len(samples):
+        for step in steps:
+            planned += planner.feed(samples[start : start + step])
+            start += step
+    return planned + planner.finish(), planner
+
+
+LATE = np.concatenate([silence(7), TALK[: -7 * SAMPLE_RATE]])
+BRIEF = np.concatenate([TALK[: 6 * SAMPLE_RATE], np.zeros(len(TALK) - 6 * SAMPLE_RATE, np.int16)])
+APART = separate([len(TALK)], TALK, LATE, BRIEF, np.zeros_like(TALK))
+
+
+def test_each_channel_is_cut_as_if_it_were_alone() -> None:
+    planned, _ = APART
+    assert [each.chunk.index for each in planned] == list(range(len(planned)))
+    starts = [(each.chunk.audio.start_ms, each.chunk.channel) for each in planned]
+    assert starts == sorted(starts)
+    for channel, samples in enumerate((TALK, LATE, BRIEF)):
+        alone = plan(samples, PlanOptions(), [len(samples)])[0]
+        own = [each for each in planned if each.chunk.channel == channel]
+        assert [each.pcm for each in own] == [each.pcm for each in alone]
+        windows, expected = (
+            [(it.audio, it.core.start_ms, it.speech_ms) for it in each.chunk.windows]
+            for each in (own[-1], alone[-1])
+        )
+        assert windows == expected
+        assert [each.chunk.windows for each in own[:-1]] == [it.chunk.windows for it in alone[:-1]]
+    assert {each.chunk.channel for each in planned} == {0, 1, 2}
+
+
+def test_the_chunks_of_channels_count_the_whole_recording_once() -> None:
+    planned, planner = APART
+    assert sum(each.counted_ms for each in planned) == planner.duration_ms == -(-len(TALK) // 16)
+    assert all(each.counted_ms >= 0 for each in planned)
+    for each in WHOLE["vad"][0]:
+        assert each.counted_ms == each.chunk.core.duration_ms
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(SAMPLE_RATE // 4, 60 * SAMPLE_RATE), min_size=1, max_size=4))
+def test_blocks_of_any_size_give_the_same_chunks_of_channels(steps: list[int]) -> None:
+    assert separate(steps, TALK, LATE, BRIEF, np.zeros_like(TALK))[0] == APART[0]
+
+
+def test_a_channel_that_falls_silent_holds_nothing_back() -> None:
+    """Otherwise the audio of the others would wait in memory for the end."""
+    planner = Planner(PlanOptions(), NETWORK, (0, 1))
+    spoken = np.concatenate([speech.speak_pcm(TEXT)] * 8)
+    turn = np.concatenate([spoken, silence(2)])
+    first = np.stack([turn, np.zeros_like(turn)], axis=1)
+    first[: 5 * SAMPLE_RATE, 1] = turn[: 5 * SAMPLE_RATE]
+    ends = []
+    for at in range(10):
+        block = first if at == 0 else np.stack([turn, np.zeros_like(turn)], axis=1)
+        ends += [each.chunk.audio.end_ms for each in planner.feed(block)]
+        fed_ms = (at + 1) * len(turn) // 16
+        assert fed_ms - max(ends, default=0) < 300_000
+    assert len(ends) > 10
+
+
 def test_voice_activity_needs_its_network() -> None:
     with pytest.raises(ValueError, match="network"):
         Planner(PlanOptions("vad"))

@@ -16,9 +16,11 @@ from common.domain.speakers import (
     Turn,
     attribute,
     gather,
+    marked_overlaps,
     speakers_of,
     stretches_from_json,
     stretches_to_json,
+    turns_in,
     turns_of,
 )
 from common.domain.values import Chunk, Segment, Span, Window, Word
@@ -294,3 +296,24 @@ def test_a_change_of_nobody_is_named_with_who_there_is() -> None:
 def test_speakers_cannot_become_parts_of_each_other() -> None:
     with pytest.raises(OptionConflict, match="SPEAKER_01 to stay; it becomes a part of SPEAKER_00"):
         TALK.changed({A: B, B: A})
+
+
+# --- channels ---------------------------------------------------------------------------------
+
+
+def segment(speaker: str, *words: Word) -> Segment:
+    span = Span(words[0].span.start_ms, words[-1].span.end_ms)
+    return Segment(span, "".join(it.text for it in words), words, speaker=speaker)
+
+
+def test_the_turns_of_channels_are_those_of_their_words() -> None:
+    hers = segment(A, word("hello", 0, 500), word("there", 600, 1_000), word("you", 3_000, 3_500))
+    his = segment(B, word("hi", 700, 1_500))
+    turns = turns_in([hers, his, Segment(Span(9_000, 9_500), " music")])
+    assert turns == (turn(0, 1_000), turn(700, 1_500, B), turn(3_000, 3_500))
+    assert [it.flags for it in marked_overlaps([hers, his], turns)] == [(OVERLAP,), (OVERLAP,)]
+    assert marked_overlaps([hers], turns_in([hers])) == (hers,)
+
+
+def test_of_two_who_begin_at_once_the_first_id_is_the_first() -> None:
+    assert Diarization((turn(0, 500, B), turn(0, 900, A))).speakers == [A, B]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import numpy as np
 import pytest
 
 from api.transcripts.schemas import Result
+from common.db.flow import NewPart
 from common.db.jobs import Jobs
 from common.db.tables import TranscriptRevision
 from common.domain.job import JobStatus
@@ -17,12 +20,14 @@ from common.domain.values import Span
 from common.errors import WeightsUnusable
 from common.transcripts import GrowingTranscript
 from tests.support.api import Api
+from tests.support.audio_files import write_channels
 from tests.support.factories import (
     BY,
     DIARIZED,
     TENANT,
     do_step,
     finish_merge,
+    finish_plan,
     offensive,
     stored_segment,
 )
@@ -229,6 +234,13 @@ def test_watchers_get_each_word_once_though_segments_are_split_at_the_end(api: A
         ({"diarize": "true", "num_speakers": "31"}, "num_speakers must be at most 30"),
         ({"diarize": "true", "max_speakers": "0"}, "max_speakers must be at least 1"),
         ({"diarize": "perhaps"}, "diarize"),
+        ({"channels": "left"}, "channels must be one of mix, separate, auto; got 'left'"),
+        (
+            {"channels": "separate", "diarize": "true", "num_speakers": "2"},
+            "num_speakers=2 needs channels=mix or channels=auto",
+        ),
+        ({"channels": "separate", "max_speakers": "2"}, "max_speakers=2 needs channels=mix"),
+        ({"channels": "auto", "min_speakers": "2"}, "min_speakers=2 needs diarize=true"),
     ],
 )
 def test_options_that_cannot_be_are_named(api: Api, options: dict[str, str], message: str) -> None:
@@ -236,6 +248,77 @@ def test_options_that_cannot_be_are_named(api: Api, options: dict[str, str], mes
         "POST", "upload", 422, data=options, files={"file": ("talk.wav", b"RIFF", "audio/wav")}
     )
     assert message in refused.json()["detail"]
+
+
+def test_channels_are_requested_on_every_front(api: Api, tmp_path: Path) -> None:
+    voices = [np.full(1_600, level / 100, np.float32) for level in range(9)]
+    wide = write_channels(tmp_path / "wide.wav", *voices).read_bytes()
+    stereo = write_channels(tmp_path / "stereo.wav", *voices[:2]).read_bytes()
+
+    def upload(path: str, status: int, content: bytes, **options: str) -> Any:
+        files = {"file": ("talk.wav", content, "audio/wav")}
+        return api.ask("POST", path, status, data=options, files=files).json()
+
+    def stored(job_id: str) -> str:
+        return Jobs(api.database, TENANT).snapshot(UUID(job_id)).options.channels
+
+    refused = upload("upload", 422, wide, channels="separate")
+    assert (refused["field"], refused["value"]) == ("channels", "separate, of 9 channels")
+    assert "more than 8 channels" in refused["limit"]
+    assert stored(upload("upload", 200, wide, channels="auto")["job_id"]) == "auto"
+    assert stored(upload("upload", 200, stereo, channels="separate")["job_id"]) == "separate"
+    assert stored(upload("upload", 200, stereo)["job_id"]) == "mix"
+    waiting = api.ask("POST", "jobs", 201, json={"channels": "separate"}).json()["job_id"]
+    assert upload(f"jobs/{waiting}/upload", 422, wide)["field"] == "channels"
+    assert stored(upload(f"jobs/{waiting}/upload", 200, stereo)["job_id"]) == "separate"
+    fetched = {"url": "https://8.8.8.8/call.wav", "channels": "auto"}
+    assert stored(api.ask("POST", "transcribe", json=fetched).json()["job_id"]) == "auto"
+
+
+def test_watchers_of_a_call_get_each_segment_once_in_order_with_its_speaker(api: Api) -> None:
+    job_id = api.submit(options=Options(channels="separate"))
+    growing = GrowingTranscript(Jobs(api.database, TENANT), job_id)
+    claim = api.claim()
+    starts = [(1, 0), (0, 4_000), (1, 30_000), (0, 50_000)]
+    parts = [
+        NewPart(at, 0, [channel, [start, start + 20_000, start, start + 20_000, 9]], f"{at}")
+        for at, (channel, start) in enumerate(starts)
+    ]
+    api.steps.add_parts(claim, parts)
+    finish_plan(api.steps, claim, 70_000)
+    chunks = [api.claim() for _ in parts]
+
+    def transcribe(at: int, *segments: tuple[int, int]) -> list[tuple[int, str | None, int | None]]:
+        found = [stored_segment(start, end, f" {at}") for start, end in segments]
+        api.steps.finish(chunks[at], result=[found])
+        fresh = growing.read()[1]
+        return [(it.span.start_ms, it.speaker, it.channel) for it in fresh]
+
+    def partial() -> list[tuple[float, str]]:
+        found = api.get(f"result/{job_id}", partial="true")["segments"]
+        return [(it["start"], it["speaker"]) for it in found]
+
+    assert transcribe(1, (0, 2_000), (2_000, 9_000)) == []
+    assert transcribe(0, (500, 3_000), (3_500, 8_000), (8_000, 9_000)) == [
+        (500, A, 1),
+        (3_500, A, 1),
+    ]
+    assert partial() == [(0.5, A), (3.5, A)]
+    assert transcribe(2, (0, 5_000)) == [(4_000, B, 0), (6_000, B, 0), (8_000, A, 1)]
+    assert partial() == [(0.5, A), (3.5, A), (4.0, B), (6.0, B), (8.0, A)]
+    assert transcribe(3, (0, 5_000)) == [(30_000, A, 1)]
+    merge = api.claim()
+    said = [(500, A, 1), (3_500, A, 1), (4_000, B, 0), (6_000, B, 0), (8_000, A, 1)]
+    said += [(30_000, A, 1), (50_000, B, 0)]
+    segments = [
+        stored_segment(start, start + 1_000, " it", speaker=who, channel=channel)
+        for start, who, channel in said
+    ]
+    finish_merge(api.steps, merge, segments=segments, diarization=Diarization(TURNS))
+    assert [(it.span.start_ms, it.speaker) for it in growing.read()[1]] == [(50_000, B)]
+    assert [it["channel"] for it in api.get(f"result/{job_id}")["segments"]] == [
+        channel for *_, channel in said
+    ]
 
 
 def test_where_the_networks_are_missing_a_job_is_refused_with_what_installs_them(

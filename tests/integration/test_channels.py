@@ -16,7 +16,7 @@ from sqlalchemy import select
 
 from common.db.database import Database
 from common.db.jobs import Jobs
-from common.db.tables import Job, Part, Step
+from common.db.tables import Job, Part, Step, Transcription
 from common.domain.job import JobStatus
 from common.domain.pipeline import StepKind
 from common.domain.request import Channels, Options
@@ -115,6 +115,8 @@ def test_people_who_speak_at_the_same_time_are_both_understood(
     with service.database.transaction() as session:
         stored = session.get_one(Job, job_id)
         assert stored.units_done == stored.units_total == body["duration_seconds"] * 1_000
+        charged = select(Transcription.charged_ms).where(Transcription.job_id == job_id)
+        assert session.scalar(charged) == stored.units_total  # once for all channels
     assert sum(part.units for part in parts_of(service.database, job_id)) == stored.units_total
 
     alone = start().serve(workers=1)

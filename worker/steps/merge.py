@@ -149,10 +149,7 @@ def text_warnings(
 def _diarization(chunks: Sequence[ChunkResult], count: SpeakerCount) -> Diarization:
     """Who speaks when, from the stretches of all chunks that were diarized."""
     stretches = gather(
-        (
-            chunk.chunk,
-            stretches_from_json(chunk.diarization),
-        )
+        (chunk.chunk, stretches_from_json(chunk.diarization))
         for chunk in chunks
         if chunk.diarization is not None
     )

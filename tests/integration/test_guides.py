@@ -15,6 +15,7 @@ import openai
 import psycopg
 import pytest
 
+from tests.support.audio_files import write_channels
 from tests.support.documents import commands, document, documents
 from tests.support.gateway import GatewayProcess
 from tests.support.service import wait_until, write_wav
@@ -55,6 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a reader has the recordings that the examples name."""
     samples = speak("He is a fucking idiot, and the captain walked along the beach.")
     write_wav(tmp_path / "talk.mp3", samples)
+    write_channels(tmp_path / "call.wav", samples, samples[::-1])
     (tmp_path / "talk.pcm").write_bytes(pcm16(samples))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -156,7 +158,9 @@ def test_each_curl_does_something(curl: Curl, script: str) -> None:
 
 def is_about_a_job(arguments: list[str]) -> bool:
     """Whether a command needs a job that is in some state."""
-    return arguments[-1].endswith(("/cancel", "/retry")) or "/download/" in arguments[-1]
+    return (
+        arguments[-1].endswith(("/cancel", "/retry", "/speakers")) or "/download/" in arguments[-1]
+    )
 
 
 @pytest.mark.parametrize("code", CLIENTS)

@@ -169,7 +169,10 @@ def do_step(steps: Steps, claim: Claim, chunks: int = 3) -> None:
     if claim.kind == StepKind.FETCH:
         steps.finish(claim, within=recording_fetched(new_recording()))
     elif claim.kind == StepKind.PLAN:
-        reading = [StepKind.TRANSCRIBE, *[StepKind.DIARIZE] * bool(claim.job.options["diarize"])]
+        reading = [
+            StepKind.TRANSCRIBE,
+            *[StepKind.DIARIZE] * bool(claim.job.options.get("diarize")),
+        ]
         known = Transcriptions(steps._database).planned(claim.job_id, reading)
         chunks = max(chunks, len(known))
         steps.write(claim, plan_started())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from common.audio import decode
+from common.audio import channels, decode
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
 from common.domain.job import DIARIZATION_FAILED, MODERATION_FAILED
 from common.domain.tracks import OTHER_AUDIO_TRACK
@@ -163,6 +163,7 @@ def test_every_warning_there_is_has_human_words() -> None:
     codes |= {DIARIZATION_FAILED, merge.FEWER_SPEAKERS}
     codes |= {LANGUAGE_MISMATCH, MIXED_LANGUAGES, LANGUAGE_UNCERTAIN}
     codes |= {decode.TRUNCATED, decode.DAMAGED, decode.GAPS, decode.CLOCK_JUMPED}
+    codes |= {channels.ONE_CHANNEL, channels.IDENTICAL_CHANNELS}
     codes |= {decode.HEADER_SIZE_WRONG, decode.CHANNELS_INVERTED, decode.CHANNELS_LEFT_OUT}
     assert codes == set(WARNINGS)
 

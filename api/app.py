@@ -46,6 +46,7 @@ from api.streams.live import LiveStreams
 from api.streams.options import StreamResolver
 from api.transcripts import routes as transcripts
 from api.transcripts import speakers
+from api.voices import routes as voices
 from api.webhooks import routes as webhooks
 from common.db.keys import AllKeys
 from common.settings import Settings
@@ -136,6 +137,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (keys, PREFIX),
         (usage, PREFIX),
         (webhooks, PREFIX),
+        (voices, PREFIX),
         (openai, ""),
         (asr, ""),
         (health, ""),

@@ -21,7 +21,8 @@ from common.db.database import Database, parsed
 from common.db.endpoints import Webhooks
 from common.db.jobs import Jobs
 from common.db.streams import Streams
-from common.db.vault import Vault
+from common.db.vault import VOICES, Cipher, Vault
+from common.db.voices import Voices
 from common.errors import SetupProblem, StorageFull
 from common.net.egress import Egress
 from common.net.reach import redis_trouble
@@ -67,6 +68,7 @@ class Services:
         self._limiter = CapacityLimiter(max(1, pool_size - COMMITS_AT_ONCE))
         self._commits = CapacityLimiter(COMMITS_AT_ONCE)
         self._vault = Vault(settings.key.for_secrets)
+        self.voice_cipher = Cipher(VOICES, settings.key.for_voices)
         self._parts: dict[type, object] = {}
 
     def close(self) -> None:
@@ -111,6 +113,9 @@ class Services:
 
     def webhooks(self, tenant: str) -> Webhooks:
         return Webhooks(self.database, tenant, self._vault)
+
+    def voices(self, tenant: str) -> Voices:
+        return Voices(self.database, tenant, self.voice_cipher)
 
     def stop(self, running: Iterable[tuple[str, str]]) -> None:
         """Stop these running steps at once: (worker, queue message) of each."""
@@ -157,6 +162,7 @@ def check_settings(settings: Settings) -> None:
     database_url, redis_url = _addresses(settings)
     parsed(database_url)
     Vault(settings.key.for_secrets)
+    Cipher(VOICES, settings.key.for_voices)
     connect(redis_url).close()
     open_storage(settings.storage)
 

@@ -218,6 +218,10 @@ class SecretsLocked(Transient, code="secrets_locked"):
     """The webhooks' secrets cannot be decrypted: SECRETS_KEY lacks the key that encrypted them"""
 
 
+class VoicesLocked(Transient, code="voices_locked"):
+    """The embeddings of voices cannot be decrypted: VOICE_KEY lacks the key that encrypted them"""
+
+
 class OutcomeUnknown(Unavailable):
     """{what} became unavailable during a commit; check whether it succeeded once it is back"""
 

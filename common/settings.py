@@ -125,6 +125,11 @@ class ApiSettings(BaseSettings):
     proxy carries the connections of many clients."""
 
 
+def _keys(setting: SecretStr | None) -> tuple[str, ...]:
+    text = "" if setting is None else setting.get_secret_value()
+    return tuple(key.strip() for key in text.split(",") if key.strip())
+
+
 class KeySettings(BaseSettings):
     """Keys. `steno keys create` adds more; without any key the gateway listens on loopback only."""
 
@@ -139,12 +144,20 @@ class KeySettings(BaseSettings):
     """Encrypts webhook secrets in Postgres: 32 characters at least (`openssl rand -hex 32`). Of
     several, separated by commas, the first one encrypts, and all decrypt. Keep a copy: without it
     the secrets are lost. Unset: they are stored in the clear."""
+    voice_key: SecretStr | None = None
+    """Encrypts the embeddings of voices in Postgres, as SECRETS_KEY does secrets; the same for all
+    gateways and workers. Keep a copy: without it enrolled voices are lost. Unset: embeddings are
+    stored in the clear."""
 
     @property
     def for_secrets(self) -> tuple[str, ...]:
         """The keys in SECRETS_KEY."""
-        text = "" if self.secrets_key is None else self.secrets_key.get_secret_value()
-        return tuple(key.strip() for key in text.split(",") if key.strip())
+        return _keys(self.secrets_key)
+
+    @property
+    def for_voices(self) -> tuple[str, ...]:
+        """The keys in VOICE_KEY."""
+        return _keys(self.voice_key)
 
     @property
     def of_client(self) -> str | None:

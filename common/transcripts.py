@@ -11,11 +11,14 @@ from uuid import UUID
 from common.db.jobs import Jobs, Text
 from common.db.snapshots import Snapshot
 from common.db.transcriptions import ChunkResult
+from common.db.vault import Cipher
+from common.db.voices import opened
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked_segment
 from common.domain.merging import ChunkSegments, IncrementalMerge
+from common.domain.models import SPEAKER_NETWORKS
 from common.domain.moderation import Finding, ModeratedBy, each_once
-from common.domain.speakers import Diarization
+from common.domain.speakers import Diarization, Stretch, gather, stretches_from_json
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
 from common.domain.values import Segment
 
@@ -43,6 +46,30 @@ def parts(chunks: Iterable[ChunkResult]) -> list[ChunkSegments]:
         for chunk in chunks
         if chunk.result is not None
     ]
+
+
+def unlocked(chunks: Iterable[ChunkResult], cipher: Cipher) -> list[ChunkResult]:
+    """With embeddings decrypted; a diarization for which that fails is as if it were missing."""
+    return [replace(it, diarization=opened(it.diarization, cipher)) for it in chunks]
+
+
+def stretches_of(chunks: Iterable[ChunkResult]) -> list[Stretch]:
+    """The stretches of voices in all chunks that were diarized, on the recording's clock."""
+    return gather(
+        (chunk.chunk, stretches_from_json(chunk.diarization))
+        for chunk in chunks
+        if chunk.diarization is not None
+    )
+
+
+def embedded_by(chunks: Iterable[ChunkResult]) -> str | None:
+    """The network that made the embeddings of all chunks that were diarized.
+
+    None: not all are by the one that this version has, and so they cannot be compared.
+    """
+    network = SPEAKER_NETWORKS[1].model
+    used = [it.diarization["by"]["weights"] for it in chunks if it.diarization is not None]
+    return network if used and all(network in weights for weights in used) else None
 
 
 def transcript_of(text: Text, *, moderated_only: bool = False) -> Transcript:

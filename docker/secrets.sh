@@ -25,7 +25,7 @@ if grep -q '^DATABASE_URL=.*://[^@/]*:[^@/]*@' .env; then
         "into DATABASE_PASSWORD instead" >&2
     exit 1
 fi
-for name in DATABASE_PASSWORD REDIS_PASSWORD GATEWAY_API_KEY GRAFANA_PASSWORD SECRETS_KEY; do
+for name in DATABASE_PASSWORD REDIS_PASSWORD GATEWAY_API_KEY GRAFANA_PASSWORD SECRETS_KEY VOICE_KEY; do
     grep -q "^$name=." .env || put "$name" "$(random)"
 done
 # The group through which the containers' users read it (docker-compose.yml).

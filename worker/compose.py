@@ -11,6 +11,7 @@ from common.db.retention import Retention
 from common.db.revision import check_revision
 from common.db.steps import RetryPolicy, Steps
 from common.db.transcriptions import Transcriptions
+from common.db.vault import VOICES, Cipher
 from common.errors import SetupProblem
 from common.net.reach import wait_for
 from common.redis.events import Events
@@ -69,6 +70,7 @@ def build_context(
         diarizer=WarmDiarizer(models, memory),
         memory=memory,
         redis=redis,
+        voice_cipher=Cipher(VOICES, settings.key.for_voices),
         may_continue=may_continue,
     )
 

@@ -17,6 +17,8 @@ from common.db.flow import NewPart
 from common.db.retention import Retention
 from common.db.steps import Claim, StaleClaim, Steps, Within
 from common.db.transcriptions import Transcriptions
+from common.db.vault import Cipher
+from common.db.voices import Voices
 from common.errors import NotFound, Unavailable
 from common.redis import presence
 from common.redis.events import Events
@@ -55,6 +57,8 @@ class Context:
     diarizer: WarmDiarizer
     memory: Memory
     redis: Redis
+    voice_cipher: Cipher
+    """Encrypts embeddings."""
     may_continue: Callable[[], bool] = lambda: True
     """Whether this worker may claim a step that follows the one it finishes."""
 
@@ -69,6 +73,9 @@ class Context:
         from common.net.egress import Egress
 
         return Egress(self.settings.egress.allow)
+
+    def voices(self, tenant: str) -> Voices:
+        return Voices(self.retention.database, tenant, self.voice_cipher)
 
     def finish(
         self,

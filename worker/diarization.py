@@ -13,7 +13,7 @@ from worker.models import Models
 if TYPE_CHECKING:
     from common.diarization.diarizer import Diarizer
 
-DIARIZER_REVISION = 2
+DIARIZER_REVISION = 1
 """Increased when our own code changes the stretches of the same audio."""
 
 

@@ -88,6 +88,14 @@ def _no_control(text: str) -> str:
     return text
 
 
+def _one_line(text: str) -> str:
+    """As it can stand before a line of text."""
+    text = " ".join(text.split())
+    if not text:
+        raise ValueError("text")
+    return text
+
+
 def _without_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
@@ -98,6 +106,8 @@ Word = BeforeValidator(_lower)
 """A name, in any case."""
 Prose = Annotated[str, Field(max_length=2000), AfterValidator(_no_control)]
 Name = Annotated[str, Field(max_length=200), AfterValidator(_no_control)]
+OneLine = Annotated[Name, AfterValidator(_one_line)]
+"""A name that is not blank; spaces and line breaks become one space."""
 Metadata = Annotated[dict[str, Any], AfterValidator(checked)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 """Of milliseconds."""

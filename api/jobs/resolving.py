@@ -181,6 +181,7 @@ class Resolver:
                 fetch_model=fetch or (diarize is not None and self._lacks_networks()),
                 diarize=diarize,
                 channels=options.channels,
+                identify=options.identify,
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),
@@ -354,6 +355,8 @@ def _speaker_count(options: UploadOptions) -> SpeakerCount | None:
     for name, value in limits.items():
         if value is not None and needed is not None:
             raise OptionConflict(field=name, value=value, needed=needed)
+    if options.identify and not options.diarize:
+        raise OptionConflict(field="identify", value="true", needed="diarize=true")
     return SpeakerCount.of(**limits) if options.diarize else None
 
 

@@ -60,13 +60,13 @@ class JobPage(BaseModel):
 
 
 class DeletionReceipt(Subject):
-    """What was deleted of a job or stream."""
+    """What was deleted of a job, a stream or a voice."""
 
     reason: Reason
     requested_at: datetime
     erased_at: datetime | None
     """Set once erasure is verified: the storage holds nothing of it, and no worker can write any
-    more. Streams have nothing in the storage."""
+    more. Streams and voices have nothing in the storage."""
     rows: int
     """Deleted in Postgres."""
     files: int
@@ -211,13 +211,14 @@ async def deletions(
     caller: Reader,
     job_id: Annotated[UUID | SkipJsonSchema[None], Query(description="Only of this job.")] = None,
     session_id: Annotated[
-        UUID | SkipJsonSchema[None], Query(description="Only of this job or stream.")
+        UUID | SkipJsonSchema[None], Query(description="Only of this job, stream or voice.")
     ] = None,
     limit: Limit = 50,
     cursor: PageCursor = None,
 ) -> DeletionPage:
-    """Receipts for jobs and streams that were deleted, on request or by retention. Newest first.
+    """Receipts for jobs, streams and voices that were deleted, on request or by retention.
 
+    Newest first.
     `erased_at` is set once erasure is verified: the storage was searched when no worker could
     write any more, and nothing was found.
     """

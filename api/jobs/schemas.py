@@ -73,6 +73,8 @@ class UploadOptions(RequestDocument):
     channels: Annotated[Channels, Word] = "mix"
     """mix: all channels together. separate: each by itself, of a recording with one person on each;
     the channels are the speakers. auto: separate where different people speak on two channels."""
+    identify: bool = False
+    """Name the speakers whose voices are enrolled (`POST /api/v1/voices`); needs `diarize`."""
     chunk_strategy: Annotated[Literal["vad", "silence", "fixed"] | None, Word] = None
     """How the recording is cut: by detected speech, by silence, or at fixed times."""
     chunk_duration: Number | None = Field(None, ge=1, le=60)
@@ -100,13 +102,13 @@ class UploadOptions(RequestDocument):
 
 
 class Subject(Document):
-    """What an entry of a list is about: a job or a live stream."""
+    """What an entry of a list is about: a job or a live stream; of a deletion, maybe a voice."""
 
     kind: Kind
     session_id: UUID = Field(validation_alias="id")
-    """The id of the job or stream."""
+    """The id of the job, stream or voice."""
     job_id: UUID | None = Field(validation_alias="id")
-    """The same, for a job; null for a stream."""
+    """The same, for a job; else null."""
 
     @field_validator("job_id")
     @classmethod

@@ -20,7 +20,7 @@ from api.jobs.uploads import AwaitedUpload, Upload
 from api.services import Services, ServicesDep
 from common.db.jobs import Created, NewJob
 from common.domain.job import JobStatus
-from common.errors import NotFound, OutcomeUnknown, Transient, Unsupported
+from common.errors import NotFound, OutcomeUnknown, Transient
 from common.net.egress import MAX_URL_LENGTH
 
 router = APIRouter(tags=["jobs"])
@@ -32,8 +32,6 @@ class Submission(UploadOptions):
     url: Annotated[str, Field(max_length=MAX_URL_LENGTH, examples=["https://example.com/talk.mp3"])]
     """Where to fetch it: http or https, without user name and password, and only from publicly
     reachable addresses. What follows the `?` is sent to that host only."""
-    diarize: bool = False
-    """Speaker diarization: not supported yet, so only false is accepted."""
 
 
 def _form(*, options: bool = True) -> dict[str, Any]:
@@ -104,8 +102,6 @@ async def transcribe(
 
     Problems with the recording or with the fetch are reported in the job's status.
     """
-    if wanted.diarize:
-        raise Unsupported(field="diarize")
     once = idempotency(request, wanted)
     await services.egress.check(wanted.url)
     job = replace(

@@ -44,13 +44,18 @@ class ResultWord(BaseModel):
     speaker: str | None
 
 
-class ResultSpeaker(BaseModel):
+class ResultSpeaker(Document):
     """Somebody who speaks in a recording."""
 
     id: str = Field(examples=["SPEAKER_00"])
     """Counted in the order in which they first speak."""
     name: str | None = Field(examples=["Lan"])
-    """As `PATCH /jobs/{job_id}/speakers` named them."""
+    """As `PATCH /jobs/{job_id}/speakers` named them, or the voice that they were identified by."""
+    voice_id: UUID | None
+    """The enrolled voice that gave the name, which may be deleted since; null where there is none,
+    or a person has changed the name."""
+    similarity: float | None = Field(examples=[0.81])
+    """Of the speaker and that voice: a cosine, at most 1."""
     seconds: float
     """How long they speak, also where somebody else does at the same time."""
     words: int

@@ -40,7 +40,6 @@ SpeakerName = Annotated[Name, AfterValidator(_one_line)]
 Changes = Annotated[
     dict[str, SpeakerName | None],
     Body(
-        min_length=1,
         max_length=MOST_CHANGES,
         examples=[{"SPEAKER_00": "Lan", "SPEAKER_02": "SPEAKER_00"}],
     ),
@@ -84,6 +83,8 @@ async def change_speakers(
 def _change(
     services: Services, tenant: str, job_id: UUID, changes: dict[str, str | None]
 ) -> dict[str, Any]:
+    if not changes:
+        return _speakers(services, tenant, job_id)
     Revisions(services.database, tenant).change_speakers(job_id, changes)
     logger.info("job {job_id}: {count} speakers were changed", job_id=job_id, count=len(changes))
     services.events.job_changed(job_id)

@@ -44,8 +44,8 @@ VOICED = 10.0
 ACTIVE = 0.03
 """Share of the loudest speech's energy (-15 dB) from which a frame counts."""
 ALONE = 30.0
-"""Ratio of energies (15 dB) from which only one channel speaks. What is heard of one person in the
-other's channel has to be softer than that, or it would be transcribed there as well."""
+"""Ratio of energies (15 dB) from which only one channel speaks. One person's voice on the other's
+channel has to be softer than that, or it would be transcribed there as well."""
 MOSTLY_ALONE = 0.6
 """Share of the frames in which only one channel speaks, where channels have different people."""
 FEWEST_ALONE = 0.05

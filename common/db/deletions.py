@@ -1,4 +1,4 @@
-"""Deletes jobs and streams with all their rows, and keeps the records of the deletions."""
+"""Deletes jobs, streams and voices with all their rows, and keeps records of the deletions."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from common.db.tables import (
     StreamSession,
     Transcription,
     TranscriptRevision,
+    Voice,
     WebhookAttempt,
     WebhookDelivery,
 )
@@ -38,7 +39,7 @@ from common.errors import NotFound
 
 
 class Reason(StrEnum):
-    """Why a job or stream was deleted."""
+    """Why a job, stream or voice was deleted."""
 
     REQUEST = "request"
     RETENTION = "retention"
@@ -87,7 +88,7 @@ class Deletions:
         limit: int,
         after: Cursor | None,
     ) -> Page[Deletion]:
-        """The newest deletions, or those of one job (``job_id``) or one stream (``session_id``)."""
+        """The newest deletions, or those of a job (``job_id``) or of anything (``session_id``)."""
         which: list[ColumnElement[bool]] = []
         if job_id is not None:
             which += [Deletion.id == job_id, Deletion.kind == Kind.JOB]
@@ -150,17 +151,33 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
 
     A stream has nothing but rows, so its erasure is complete at once.
     """
-    stream_id, tenant = stream.id, stream.tenant
     deletes = [
-        delete(StoredFinal).where(StoredFinal.session_id == stream_id),
-        delete(StreamSession).where(StreamSession.id == stream_id),
+        delete(StoredFinal).where(StoredFinal.session_id == stream.id),
+        delete(StreamSession).where(StreamSession.id == stream.id),
     ]
+    _remove_rows(session, stream, Kind.STREAM, reason, deletes)
+
+
+def remove_voice(session: Session, voice: Voice, reason: Reason) -> None:
+    """Delete ``voice``, whose row is locked, with its embedding, and add a deletion."""
+    _remove_rows(session, voice, Kind.VOICE, reason, [delete(Voice).where(Voice.id == voice.id)])
+
+
+def _remove_rows(
+    session: Session,
+    thing: StreamSession | Voice,
+    kind: Kind,
+    reason: Reason,
+    deletes: Iterable[Delete],
+) -> None:
+    """Delete something that is nothing but rows, and add a deletion."""
+    thing_id, tenant = thing.id, thing.tenant
     rows = _executed(session, deletes)
     now = func.statement_timestamp()  # the same in both columns
     session.add(
         Deletion(
-            id=stream_id,
-            kind=Kind.STREAM,
+            id=thing_id,
+            kind=kind,
             tenant=tenant,
             reason=reason,
             rows=rows,
@@ -171,7 +188,7 @@ def remove_stream(session: Session, stream: StreamSession, reason: Reason) -> No
 
 
 def was_deleted(session: Session, tenant: str, row_id: UUID, kind: Kind) -> bool:
-    """Whether such a job or stream of the tenant was deleted."""
+    """Whether such a job, stream or voice of the tenant was deleted."""
     receipt = select(Deletion.id).where(
         Deletion.id == row_id, Deletion.tenant == tenant, Deletion.kind == kind
     )

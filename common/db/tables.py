@@ -31,10 +31,11 @@ from common.domain.webhooks import DeliveryStatus
 
 
 class Kind(StrEnum):
-    """The source of a text: a recording (of a job), or a live stream."""
+    """The source of a text: a recording (of a job), or a live stream; or what else was deleted."""
 
     JOB = "job"
     STREAM = "stream"
+    VOICE = "voice"
 
 
 OfJob = Annotated[UUID, mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)]
@@ -294,7 +295,7 @@ class StoredFinal(Base):
 
 
 class Deletion(Base):
-    """The record of a deleted job or stream, and of its verified erasure."""
+    """The record of a deleted job, stream or voice, and of its verified erasure."""
 
     __tablename__ = "deletions"
     __table_args__ = (
@@ -304,7 +305,7 @@ class Deletion(Base):
     )
 
     id: Mapped[UUID] = mapped_column("job_id", primary_key=True)
-    """The id of the job or the stream."""
+    """The id of the job, the stream or the voice."""
     kind: Mapped[str] = mapped_column(server_default=Kind.JOB)
     tenant: Mapped[str]
     recording_id: Mapped[UUID | None]
@@ -319,7 +320,7 @@ class Deletion(Base):
     requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
     erased_at: Mapped[datetime | None]
     """Set once erasure is verified: the storage has nothing of the job, and no worker can write for
-    it any more. A stream has no files: it is set at once."""
+    it any more. Streams and voices have no files: it is set at once."""
 
 
 class Part(Base):
@@ -538,6 +539,35 @@ class Tenant(Base):
     secrets: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
     """These sign messages to jobs' own webhook URLs (see `WebhookEndpoint.secrets`)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Voice(Base):
+    """An enrolled voice: what a person who agreed to it is recognized by."""
+
+    __tablename__ = "voices"
+    __table_args__ = (Index("ix_voices_tenant_created_at", "tenant", "created_at", "id"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant: Mapped[str]
+    name: Mapped[str]
+    embedding: Mapped[Any] = mapped_column(JSONB)
+    """In base64; encrypted if VOICE_KEY is set (`common.db.vault.Cipher.seal`)."""
+    spoken_ms: Mapped[int]
+    """Of the speech that the embedding describes."""
+    network: Mapped[str]
+    """The network that made the embedding: only those of the same one are compared."""
+    narrow: Mapped[bool]
+    """Whether it came over a telephone."""
+    consent_by: Mapped[str]
+    """Who agreed, as the client says."""
+    consent_note: Mapped[str | None]
+    key_id: Mapped[str | None]
+    """The API key that enrolled it; None: none was required."""
+    job_id: Mapped[UUID]
+    speaker: Mapped[str]
+    """Whose voice it is in that job. The job may be deleted, the voice stays."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """When it was enrolled, and the consent recorded."""
 
 
 class ApiKey(Base):

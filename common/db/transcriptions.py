@@ -151,6 +151,17 @@ class Transcriptions:
             chunks = list(starmap(ChunkResult, session.execute(chunks_with_voices)))
             return chunks, session.scalar(plan) or 0
 
+    def diarization(self, job_id: UUID) -> dict[str, Any] | None:
+        """That of the newest transcript, if there is one, as in `TranscriptRevision`."""
+        newest = (
+            select(TranscriptRevision.diarization)
+            .where(TranscriptRevision.job_id == job_id)
+            .order_by(TranscriptRevision.revision.desc())
+            .limit(1)
+        )
+        with self._database.transaction() as session:
+            return session.scalar(newest)
+
 
 def recording_fetched(recording: NewRecording) -> Within:
     """Store the fetched recording of a job.

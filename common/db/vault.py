@@ -1,13 +1,14 @@
-"""The storage format of webhook secrets: encrypted if SECRETS_KEY is set.
+"""What is encrypted in Postgres if a key is set: webhook secrets, and the embeddings of voices.
 
-Signing needs the plain secrets, so a hash is not enough. With encryption a backup of the database
-does not reveal them: SECRETS_KEY is not in it.
+Signing needs the plain secrets, and comparing the plain embeddings, so hashes are not enough. With
+encryption a backup of the database does not reveal them: the keys are not in it.
 """
 
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,29 +24,76 @@ if TYPE_CHECKING:
 
 SHORTEST = 32
 """The least number of characters of a key."""
-_PURPOSE = b"stenopool webhook secrets"
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What keys are for: the setting that has them, and what goes into their derivation."""
+
+    setting: str
+    derivation: bytes
+
+
+SECRETS = Purpose("SECRETS_KEY", b"stenopool webhook secrets")
+VOICES = Purpose("VOICE_KEY", b"stenopool embeddings of voices")
+
+
+class Cipher:
+    """Encrypts with the first of ``keys``, decrypts with any; without keys it does neither.
+
+    Raises:
+        SetupProblem: a key is too short.
+    """
+
+    def __init__(self, purpose: Purpose, keys: Sequence[str] = ()) -> None:
+        if any(len(key) < SHORTEST for key in keys):
+            raise SetupProblem(
+                problem=f"{purpose.setting} has a key of fewer than {SHORTEST} characters",
+                remedy="Make one with: openssl rand -hex 32",
+            )
+        self._fernet = _fernet(purpose, keys) if keys else None
+
+    def seal(self, text: str) -> dict[str, str] | str:
+        """The stored form of a text: JSON; the text itself where there is no key."""
+        token = self.encrypt(text)
+        return text if token is None else {"encrypted": token}
+
+    def open(self, stored: dict[str, str] | str) -> str | None:
+        """The text of a stored form; None: it cannot be decrypted."""
+        return stored if isinstance(stored, str) else self.decrypt(stored["encrypted"])
+
+    def encrypt(self, text: str) -> str | None:
+        """The encrypted text; None: there is no key."""
+        return None if self._fernet is None else self._fernet.encrypt(text.encode()).decode()
+
+    def decrypt(self, token: str) -> str | None:
+        """The text of an encrypted one; None: no key is that which encrypted it."""
+        if self._fernet is None:
+            return None
+        from cryptography.fernet import InvalidToken
+
+        try:
+            return self._fernet.decrypt(token).decode()
+        except InvalidToken:
+            return None
 
 
 class Vault:
-    """Encrypts with the first of ``keys``, decrypts with any; without keys it stores plain text.
+    """The storage format of webhook secrets; ``keys`` as of `Cipher`.
 
     Raises:
         SetupProblem: a key is too short.
     """
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
-        if any(len(key) < SHORTEST for key in keys):
-            raise SetupProblem(
-                problem=f"SECRETS_KEY has a key of fewer than {SHORTEST} characters",
-                remedy="Make one with: openssl rand -hex 32",
-            )
-        self._fernet = _fernet(keys) if keys else None
+        self._cipher = Cipher(SECRETS, keys)
 
     def seal(self, secret: Secret) -> dict[str, Any]:
         """The stored form of a secret."""
         document = secret.to_json()
-        if self._fernet is not None:
-            token = self._fernet.encrypt(document.pop("secret").encode()).decode()
+        token = self._cipher.encrypt(document["secret"])
+        if token is not None:
+            del document["secret"]
             document["encrypted"] = token
         return document
 
@@ -70,13 +118,8 @@ class Vault:
     def _opened(self, document: dict[str, Any]) -> Secret | None:
         if "encrypted" not in document:
             return Secret.from_json(document)
-        if self._fernet is None:
-            return None
-        from cryptography.fernet import InvalidToken
-
-        try:
-            text = self._fernet.decrypt(document["encrypted"]).decode()
-        except InvalidToken:
+        text = self._cipher.decrypt(document["encrypted"])
+        if text is None:
             return None
         return Secret.from_json({"secret": text, "until": document["until"]})
 
@@ -99,12 +142,12 @@ def seal_all(database: Database, vault: Vault) -> tuple[int, int]:
     return done, locked
 
 
-def _fernet(keys: Iterable[str]) -> MultiFernet:
+def _fernet(purpose: Purpose, keys: Iterable[str]) -> MultiFernet:
     from cryptography.fernet import Fernet, MultiFernet
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
     def derived(key: str) -> bytes:
-        return HKDF(SHA256(), length=32, salt=None, info=_PURPOSE).derive(key.encode())
+        return HKDF(SHA256(), length=32, salt=None, info=purpose.derivation).derive(key.encode())
 
     return MultiFernet([Fernet(urlsafe_b64encode(derived(key))) for key in keys])

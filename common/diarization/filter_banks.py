@@ -23,6 +23,11 @@ STEP = 160
 _FFT = 512
 _LOWEST_HZ = 20
 _EMPHASIS = 0.97
+_TELEPHONE_HZ = (300, 3_400)
+_ABOVE_HZ = (4_300, 7_500)
+_NARROW = 10**-4.5
+"""Of the power in a telephone's band. Of the speech of ten readers, also in noise, nearly all has
+more than 0.001 of it above that band."""
 _FLOOR = float(np.finfo(np.float32).eps)
 
 
@@ -47,6 +52,21 @@ def filter_banks(samples: Floats, chosen: NDArray[np.intp]) -> Floats:
     spectra = np.fft.rfft((centred - np.float32(_EMPHASIS) * before) * _window(), _FFT)
     power = (spectra.real**2 + spectra.imag**2).astype(np.float32)
     return np.asarray(np.log(np.maximum(power @ _mel_filters(), _FLOOR)), np.float32)
+
+
+def is_narrow(samples: Floats, frames: NDArray[np.intp]) -> bool:
+    """Whether speech in these frames (of `filter_banks`, at least one) went over a telephone.
+
+    Hiss above a telephone's band is always there, and speech comes and goes: only what is well
+    above the quieter frames counts.
+    """
+    chosen = sliding_window_view(samples, FRAME)[::STEP][frames]
+    power = np.abs(np.fft.rfft(chosen * _window(), _FFT)) ** 2
+    hz = np.arange(_FFT // 2 + 1) * SAMPLE_RATE / _FFT
+    inside, above = (
+        power[:, (hz >= low) & (hz < high)].mean(axis=1) for low, high in (_TELEPHONE_HZ, _ABOVE_HZ)
+    )
+    return bool(above.mean() - 1.5 * np.quantile(above, 0.2) < _NARROW * inside.mean())
 
 
 @cache

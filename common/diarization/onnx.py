@@ -20,7 +20,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from common.diarization.diarizer import Samples
-from common.diarization.filter_banks import FRAME, STEP, filter_banks, frame_count
+from common.diarization.filter_banks import FRAME, STEP, filter_banks, frame_count, is_narrow
 from common.domain.speakers import Spoken, Stretch
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Span
 from common.errors import EngineFailed, WeightsUnusable
@@ -100,12 +100,20 @@ class _Piece:
     def sure(self) -> bool:
         return self.alone and len(self.frames) >= _SURE
 
-    def stretch(self, window: int, voice: int, embedding: Floats | None) -> Stretch:
+    def stretch(
+        self, window: int, voice: int, embedding: Floats | None, samples: Samples
+    ) -> Stretch:
         if embedding is None:
             return Stretch(window, voice, self.spoken, alone=self.alone)
-        made_of_ms = len(self.frames) * STEP // SAMPLES_PER_MS
-        values = embedding.astype("<f2").tobytes()
-        return Stretch(window, voice, self.spoken, values, made_of_ms, self.alone)
+        return Stretch(
+            window,
+            voice,
+            self.spoken,
+            embedding.astype("<f2").tobytes(),
+            len(self.frames) * STEP // SAMPLES_PER_MS,
+            self.alone,
+            is_narrow(samples, self.frames),
+        )
 
 
 class OnnxDiarizer:
@@ -129,7 +137,7 @@ class OnnxDiarizer:
                 pieces = list(_pieces(window, voice, frame_count(len(samples))))
                 embeddings = self._embeddings(pieces, samples)
                 stretches += [
-                    piece.stretch(number, voice, embeddings.get(at))
+                    piece.stretch(number, voice, embeddings.get(at), samples)
                     for at, piece in enumerate(pieces)
                 ]
         return sorted(stretches, key=lambda it: (it.span, it.voice))

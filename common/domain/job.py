@@ -78,6 +78,8 @@ MODERATION_FAILED = "moderation_failed"
 """The warning of a job some of whose segments could not be moderated."""
 DIARIZATION_FAILED = "diarization_failed"
 """The warning of a job some of whose chunks could not be diarized."""
+IDENTIFICATION_FAILED = "identification_failed"
+"""The warning of a job whose speakers could not be compared with the enrolled voices."""
 
 MAX_LOSSES = 20
 """How often a step may lose its worker (killed, host lost) before the step counts as the cause.

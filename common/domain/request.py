@@ -58,7 +58,8 @@ class Options:
     one that is installed and detects languages itself; those of `ANY_LANGUAGE` also detect the
     language. ``fetch_model``: some have to be fetched. ``diarize``: find so many speakers, and who
     says what; None: do not. ``channels``: transcribe the mix of all channels, or each by itself;
-    ``auto``: each if there are two with different people.
+    ``auto``: each if there are two with different people. ``identify``: name the speakers whose
+    voices are enrolled.
     """
 
     cutting: Cutting = Cutting()
@@ -72,6 +73,7 @@ class Options:
     fetch_model: bool = False
     diarize: SpeakerCount | None = None
     channels: Channels = "mix"
+    identify: bool = False
 
     def to_json(self) -> dict[str, Any]:
         names = {language: [str(each) for each in them] for language, them in self.models.items()}
@@ -96,4 +98,5 @@ class Options:
             fetch_model=document.get("fetch_model", False),
             diarize=SpeakerCount(**count) if (count := document.get("diarize")) else None,
             channels=document.get("channels", "mix"),
+            identify=document.get("identify", False),
         )

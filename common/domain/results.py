@@ -81,7 +81,8 @@ def words_document(transcript: Transcript) -> list[dict[str, Any]]:
 def speakers_document(transcript: Transcript) -> list[dict[str, Any]] | None:
     """The speakers in the order in which they first speak; None: they were not requested.
 
-    ``words`` are counted as `Transcript.word_count` counts them.
+    ``words`` are counted as `Transcript.word_count` counts them. ``voice_id`` and ``similarity``
+    are None unless the name is that of an enrolled voice.
     """
     diarization = transcript.diarization
     if diarization is None:
@@ -89,10 +90,13 @@ def speakers_document(transcript: Transcript) -> list[dict[str, Any]] | None:
     words: Counter[str | None] = Counter()
     for segment in transcript.segments:
         words[segment.speaker] += len(segment.text.split())
+    voices = diarization.identified
     return [
         {
             "id": speaker,
             "name": diarization.names.get(speaker),
+            "voice_id": voices[speaker].voice_id if speaker in voices else None,
+            "similarity": voices[speaker].similarity if speaker in voices else None,
             "seconds": seconds(diarization.spoken_ms(speaker)),
             "words": words[speaker],
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice, pairwise
@@ -45,15 +45,17 @@ class Stretch:
     voices of a window, which are those of different people. ``spoken`` is in order of time, with
     short pauses between. ``embedding`` describes the voice: float16, little-endian; None where the
     audio is too short for that, or where those before and after show whose voice it is. It was made
-    of ``embedded_ms`` of audio, in which nobody else speaks if ``alone``.
+    of ``embedded_ms`` of audio, in which nobody else speaks if ``alone``, and which came over a
+    telephone if ``narrow``.
     """
 
     window: int
     voice: int
     spoken: tuple[Spoken, ...]
-    embedding: bytes | None = None
+    embedding: bytes | None = field(default=None, repr=False)
     embedded_ms: int = 0
     alone: bool = True
+    narrow: bool = False
 
     @property
     def span(self) -> Span:
@@ -118,14 +120,27 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Diarization:
-    """Who speaks when in a recording, and the names that people gave to speakers, by id.
+class Identified:
+    """The enrolled voice that a speaker was named by, and the cosine of the two, in [-1, 1].
 
-    ``turns`` are in order of time; those of one speaker do not overlap.
+    The voice may have been deleted since.
+    """
+
+    voice_id: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Diarization:
+    """Who speaks when in a recording, and the names of speakers, by id.
+
+    ``turns`` are in order of time; those of one speaker do not overlap. Names are given by people,
+    or by the voices in ``identified``.
     """
 
     turns: tuple[Turn, ...]
     names: Mapping[str, str] = field(default_factory=dict)
+    identified: Mapping[str, Identified] = field(default_factory=dict)
 
     @property
     def speakers(self) -> list[str]:
@@ -163,21 +178,49 @@ class Diarization:
                 raise OptionConflict(field=speaker, value=other, needed=needed)
         names = {it: name for it, name in self.names.items() if it not in changes}
         names |= {it: name for it, name in changes.items() if name and it not in into}
+        identified = {it: voice for it, voice in self.identified.items() if it not in changes}
         turns = _joined(replace(it, speaker=into.get(it.speaker, it.speaker)) for it in self.turns)
-        return replace(self, turns=turns, names=names), into
+        return replace(self, turns=turns, names=names, identified=identified), into
+
+    def with_names_of(self, earlier: Self) -> Self:
+        """With the names that people gave in an earlier diarization of the same recording.
+
+        Each is given to who now speaks for the most of that speaker's time, once.
+        """
+        near = _Near(self.turns)
+        names: dict[str, str] = {}
+        for speaker, name in earlier.names.items():
+            if speaker not in earlier.identified:
+                shared: Counter[str] = Counter()
+                for turn in earlier.turns:
+                    if turn.speaker == speaker:
+                        shared.update(_shared_ms([turn.span], near.to(turn.span)))
+                found = max(shared, key=lambda who: (shared[who], who), default=None)
+                if found is not None:
+                    names.setdefault(found, name)
+        identified = {it: voice for it, voice in self.identified.items() if it not in names}
+        return replace(self, names={**self.names, **names}, identified=identified)
 
     def to_json(self) -> dict[str, Any]:
         """The stored form."""
         return {
             "turns": [[it.span.start_ms, it.span.end_ms, it.speaker] for it in self.turns],
             "names": dict(self.names),
+            "identified": {
+                speaker: [it.voice_id, it.similarity] for speaker, it in self.identified.items()
+            },
         }
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """Read the output of `to_json`."""
         turns = (Turn(Span(start, end), speaker) for start, end, speaker in document["turns"])
-        return cls(tuple(turns), document["names"])
+        identified = document.get("identified", {})  # older ones have none
+        return cls(
+            tuple(turns),
+            document["names"],
+            {speaker: Identified(*voice) for speaker, voice in identified.items()},
+        )
 
 
 def stretches_to_json(stretches: Sequence[Stretch]) -> dict[str, Any]:
@@ -193,6 +236,7 @@ def stretches_to_json(stretches: Sequence[Stretch]) -> dict[str, Any]:
                 ],
                 it.embedded_ms,
                 int(it.alone),
+                int(it.narrow),
             ]
             for it in stretches
         ],
@@ -203,7 +247,7 @@ def stretches_to_json(stretches: Sequence[Stretch]) -> dict[str, Any]:
 def stretches_from_json(document: Mapping[str, Any]) -> list[Stretch]:
     """Read the output of `stretches_to_json`."""
     embeddings = b64decode(document["embeddings"])
-    embedded = sum(embedded_ms > 0 for *_, embedded_ms, _ in document["stretches"])
+    embedded = sum(embedded_ms > 0 for _, _, _, embedded_ms, *_ in document["stretches"])
     size = len(embeddings) // max(1, embedded)
     pieces = (embeddings[at : at + size] for at in count(0, size))
     return [
@@ -214,8 +258,9 @@ def stretches_from_json(document: Mapping[str, Any]) -> list[Stretch]:
             next(pieces) if embedded_ms else None,
             embedded_ms,
             bool(alone),
+            bool(narrow),
         )
-        for window, voice, spoken, embedded_ms, alone in document["stretches"]
+        for window, voice, spoken, embedded_ms, alone, narrow in document["stretches"]
     ]
 
 
@@ -324,6 +369,30 @@ def _speaker_of(word: Word, turns: Iterable[Turn], before: str | None) -> str | 
         key=lambda who: (-shared[who], distance[who], who != before, who),
         default=None,
     )
+
+
+def voiced_by(stretches: Sequence[Stretch], turns: Sequence[Turn]) -> dict[str, list[Stretch]]:
+    """The stretches in which nobody else speaks, by the speaker.
+
+    A stretch is that of who speaks for the most of it, by ``turns``; in nobody's turn it is left
+    out.
+    """
+    near = _Near(turns)
+    found: dict[str, list[Stretch]] = defaultdict(list)
+    for stretch in stretches:
+        if stretch.alone:
+            shared = _shared_ms([it.span for it in stretch.spoken], near.to(stretch.span))
+            if shared:
+                found[max(shared, key=lambda who: (shared[who], who))].append(stretch)
+    return dict(found)
+
+
+def _shared_ms(spans: Sequence[Span], turns: Iterable[Turn]) -> dict[str, int]:
+    """How long each speaker speaks in these spans; those who do not are left out."""
+    shared: dict[str, int] = defaultdict(int)
+    for turn in turns:
+        shared[turn.speaker] += sum(turn.span.clipped(span).duration_ms for span in spans)
+    return {speaker: ms for speaker, ms in shared.items() if ms}
 
 
 def attribute(segments: Sequence[Segment], turns: Sequence[Turn]) -> list[tuple[Segment, ...]]:

@@ -109,7 +109,7 @@ def converse(readers: Readers, count: int, seed: int) -> Conversation:
         now = start + said.speech[-1].end_ms + int(random.integers(*GAP_MS))
         last = name
     length = max(start * SAMPLES_PER_MS + len(said.samples) for start, _, said in placed)
-    samples = _noise(length, random)
+    samples = room_noise(length, random, NOISE_DB)
     for start, name, said in placed:
         at = start * SAMPLES_PER_MS
         samples[at : at + len(said.samples)] += said.samples * np.float32(gains[name])
@@ -118,11 +118,11 @@ def converse(readers: Readers, count: int, seed: int) -> Conversation:
     return Conversation(f"{count} speakers, seed {seed}", clipped, sorted(turns))
 
 
-def _noise(length: int, random: np.random.Generator) -> Floats:
-    """Noise of a room: more of it in low frequencies."""
+def room_noise(length: int, random: np.random.Generator, db: tuple[float, float]) -> Floats:
+    """Noise of a room: more of it in low frequencies; of a level in ``db``, against speech."""
     spectrum = np.fft.rfft(random.standard_normal(length))
     spectrum /= np.sqrt(np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 50))
     noise = np.fft.irfft(spectrum, length)
-    level = SPEECH_DBFS + random.uniform(*NOISE_DB)
+    level = SPEECH_DBFS + random.uniform(*db)
     noise *= 10 ** (level / 20) / np.sqrt((noise**2).mean())
     return np.asarray(noise, np.float32)

@@ -47,6 +47,7 @@ from scripts.bench.corpus import (
 )
 from scripts.bench.der import Errors, Turns, map_speakers, score
 from scripts.bench.direct import apart, peak_mb, planned_chunks
+from scripts.bench.identification import measure_identification
 from scripts.bench.report import BenchPart, Column, Comparison, Figure, Target, counted
 from scripts.bench.run import (
     Findings,
@@ -61,7 +62,7 @@ from scripts.cli.cli import load_settings
 from scripts.cli.console import make_console
 from worker.steps.audio import cut_samples
 
-PARTS = ("conversations", "long", "cost", "job")
+PARTS = ("conversations", "long", "cost", "job", "identify")
 SEEDS = range(1, 11)
 MOST_READERS = 6
 WHOLE = "the same, the whole at once"
@@ -84,13 +85,17 @@ Way = Callable[[Sequence[PlannedChunk], Samples], Found]
 
 @dataclass(frozen=True, slots=True)
 class SpeakersSize:
-    """How much is measured: conversations, and seconds of the long recording (0: all)."""
+    """How much is measured.
+
+    Conversations, seconds of the long recording (0: all), and clips of each reader to be named.
+    """
 
     conversations: int = len(SEEDS)
     recording_s: float = 0.0
+    clips: int = 16
 
 
-QUICK = SpeakersSize(conversations=2, recording_s=300.0)
+QUICK = SpeakersSize(conversations=2, recording_s=300.0, clips=4)
 
 
 class SpeakersBench:
@@ -130,6 +135,9 @@ class SpeakersBench:
             found(self._cost())
         if "job" in wanted:
             found(self._job())
+        if "identify" in wanted:
+            self._progress("enrolling and identifying the readers")
+            found(measure_identification(self._diarizer, self._readers, self._size.clips))
 
     # --- what is measured ---------------------------------------------------------------------
 
@@ -549,7 +557,9 @@ def measure_cost(networks: tuple[Path, Path], chunks: Sequence[PlannedChunk]) ->
     "folder", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @parts_option(PARTS)
-@click.option("--quick", is_flag=True, help="Measure two conversations and five minutes.")
+@click.option(
+    "--quick", is_flag=True, help="Measure two conversations, five minutes, and a few clips."
+)
 @cores_option
 @json_option
 @click.pass_context

@@ -60,6 +60,7 @@ WARNINGS = {
     "diarization_failed": "in some of it the speakers are not known; the text is complete "
     "(steno retry ID tries again)",
     "fewer_speakers": "fewer speakers were found than requested",
+    "identification_failed": "its speakers could not be compared with the enrolled voices",
     "moderated_by_several_models": "the moderation model changed during the job; "
     "the manifest lists all of them",
 }

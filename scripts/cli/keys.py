@@ -14,9 +14,10 @@ from rich.table import Column
 
 from common.db.database import Database
 from common.db.keys import AllKeys, Key, Keys, Tenants
-from common.db.vault import Vault, seal_all
+from common.db.vault import VOICES, Cipher, Vault, seal_all
+from common.db.voices import seal_voices
 from common.domain.keys import DEFAULT_TENANT, LIMIT_NAMES, Scope, is_tenant
-from common.errors import NotFound, SecretsLocked, SetupProblem
+from common.errors import NotFound, SecretsLocked, SetupProblem, VoicesLocked
 from scripts.cli.cli import data_dir_option, database_here, load_settings
 from scripts.cli.client import Gateway, find_gateway
 from scripts.cli.console import print_table
@@ -247,6 +248,27 @@ def encrypt_secrets() -> None:
     click.echo(f"The secrets of {done} endpoints and tenants are encrypted with the first key")
     if locked:
         raise SecretsLocked
+
+
+@keys.command("encrypt-voices")
+@data_dir_option
+def encrypt_voices() -> None:
+    """Encrypt all embeddings of voices with the first key of VOICE_KEY.
+
+    After VOICE_KEY was set, or got a new key before the old one, which is not needed any more then.
+    """
+    voice_keys = load_settings().key.for_voices
+    if not voice_keys:
+        raise SetupProblem(
+            problem="VOICE_KEY is not set",
+            remedy="Make a key with `openssl rand -hex 32` and set it wherever a gateway or a "
+            "worker runs",
+        )
+    with _database() as database:
+        done, locked = seal_voices(database, Cipher(VOICES, voice_keys))
+    click.echo(f"The embeddings of {done} voices and chunks are encrypted with the first key")
+    if locked:
+        raise VoicesLocked
 
 
 @click.group()

@@ -413,6 +413,12 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     type=click.Choice(get_args(Channels)),
     help="separate: each by itself, of one person a channel; auto: if they are [mix].",
 )
+@click.option(
+    "--identify",
+    is_flag=True,
+    default=None,
+    help="Name the speakers whose voices are enrolled; with --speakers.",
+)
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="[normal]")
 @click.option("--beam-size", type=int, help="Beam size, 1 to 16.")
 @click.option(
@@ -505,9 +511,8 @@ def transcribe(
         if options["moderation"] is False:
             raise click.UsageError("--flag needs moderation; leave --no-moderation out")
         options["moderation"] = True
-    has_speakers = speakers is not None or options["channels"] == "separate"
-    if not has_speakers and any(ending == RTTM for take in takes for ending, _ in take.targets):
-        raise click.UsageError("rttm lists the turns of speakers; add --speakers")
+    if speakers is None:
+        _check_without_speakers(takes, options)
     options |= speakers or {}
     for take in takes:
         _look_up(take)
@@ -519,6 +524,14 @@ def transcribe(
     if failed:
         names = ", ".join(str(take.path) for take in failed)
         raise click.ClickException(f"{len(failed)} of {len(takes)} failed: {names}")
+
+
+def _check_without_speakers(takes: Sequence[Take], options: Mapping[str, Any]) -> None:
+    if options["identify"]:
+        raise click.UsageError("--identify names speakers; add --speakers")
+    listed = any(ending == RTTM for take in takes for ending, _ in take.targets)
+    if listed and options["channels"] != "separate":  # then the channels are the speakers
+        raise click.UsageError("rttm lists the turns of speakers; add --speakers")
 
 
 def _look_up(take: Take) -> None:

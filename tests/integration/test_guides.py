@@ -158,9 +158,8 @@ def test_each_curl_does_something(curl: Curl, script: str) -> None:
 
 def is_about_a_job(arguments: list[str]) -> bool:
     """Whether a command needs a job that is in some state."""
-    return (
-        arguments[-1].endswith(("/cancel", "/retry", "/speakers")) or "/download/" in arguments[-1]
-    )
+    ends = ("/cancel", "/retry", "/speakers", "/voices")
+    return arguments[-1].endswith(ends) or "/download/" in arguments[-1]
 
 
 @pytest.mark.parametrize("code", CLIENTS)

@@ -23,6 +23,7 @@ from schemathesis.specs.openapi.checks import (
 from api.app import create_app
 from common.db.database import Database
 from common.db.streams import COMPLETED, Streams
+from common.db.tables import Voice
 from common.settings import Settings
 from tests.support.factories import (
     TENANT,
@@ -74,7 +75,24 @@ def made(gateway: GatewayProcess, gateway_database: Database) -> dict[str, list[
         delivery = gateway.http.post(f"/api/v1/webhooks/{endpoint}/test").json()["id"]
         endpoints.append(endpoint)
         deliveries.append(delivery)
+    voices = [
+        Voice(
+            tenant=TENANT,
+            name="somebody",
+            embedding="",
+            spoken_ms=10_000,
+            network="campplus-zh-en",
+            narrow=False,
+            consent_by="somebody",
+            job_id=jobs[0],
+            speaker="SPEAKER_00",
+        )
+        for _ in range(20)
+    ]
+    with gateway_database.transaction() as session:
+        session.add_all(voices)
     return {
+        "voice_id": [str(voice.id) for voice in voices],
         "job_id": [str(job_id) for job_id in jobs],
         "session_id": [str(session_id) for session_id in sessions],
         "endpoint_id": endpoints,

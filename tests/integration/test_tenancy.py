@@ -13,7 +13,7 @@ import pytest
 from common.db.database import Database
 from common.db.keys import Keys
 from common.db.streams import COMPLETED, Streams
-from common.db.tables import WebhookDelivery, WebhookEndpoint
+from common.db.tables import Voice, WebhookDelivery, WebhookEndpoint
 from common.domain.keys import Scope
 from tests.support.audio_files import make_wav, tone
 from tests.support.factories import (
@@ -124,7 +124,18 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
         secrets = [{"secret": f"whsec_{b64encode(bytes(24)).decode()}", "until": None}]
         endpoint = WebhookEndpoint(tenant=OURS, url=url, events=[], secrets=secrets)
         with gateway_database.transaction() as session:
-            session.add(endpoint)
+            voice = Voice(
+                tenant=OURS,
+                name="ours",
+                embedding="",
+                spoken_ms=10_000,
+                network="campplus-zh-en",
+                narrow=False,
+                consent_by="ours",
+                job_id=job_id,
+                speaker="SPEAKER_00",
+            )
+            session.add_all([endpoint, voice])
             session.flush()
             delivery = WebhookDelivery(
                 tenant=OURS,
@@ -143,6 +154,7 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
                 "key_id": key.id,
                 "endpoint_id": str(endpoint.id),
                 "delivery_id": str(delivery.id),
+                "voice_id": str(voice.id),
             }
 
     return make

@@ -120,7 +120,7 @@ def test_a_url_of_a_private_address_is_rejected_wherever_one_is_accepted(
         ("webhooks", {"url": f"{PUBLIC}/{'a' * 2000}"}, "out_of_range", "url"),
         ("webhooks", {"url": 5}, "out_of_range", "url"),
         ("transcribe", {}, "missing", "url"),
-        ("transcribe", {"diarize": True}, "unsupported_option", "diarize"),
+        ("transcribe", {"identify": True}, "option_conflict", "identify"),
         ("transcribe", {"speakers": 2}, "unsupported_option", "speakers"),
         ("transcribe", {"model": "none"}, "unknown_option", "model"),
         ("transcribe", {"language": "xx"}, "unknown_option", "language"),

@@ -22,7 +22,7 @@ from common.db.transcriptions import (
     recording_fetched,
 )
 from common.domain.job import Priority
-from common.domain.models import ModelName
+from common.domain.models import SPEAKER_NETWORKS, ModelName
 from common.domain.moderation import Finding, Label, Mark, ModeratedBy
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
@@ -160,7 +160,8 @@ def finish_diarization(
     steps: Steps, claim: Claim, stretches: Sequence[Stretch] = (), *, take_next: bool = False
 ) -> Claim | None:
     """End the claimed diarization of a chunk."""
-    result = {"by": {"revision": 1}, **stretches_to_json(stretches)}
+    by = {"revision": 1, "weights": {it.model: it.model for it in SPEAKER_NETWORKS}}
+    result = {"by": by, **stretches_to_json(stretches)}
     return steps.finish(claim, result=result, elapsed_ms=9, take_next=take_next)
 
 

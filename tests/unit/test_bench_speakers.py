@@ -22,9 +22,10 @@ from scripts.bench.conversations import (
     read_readers,
 )
 from scripts.bench.corpus import Clip, ClipSet, LongRecording, write_wav
+from scripts.bench.identification import QUIET, measure_identification
 from scripts.bench.speakers import measure_cost, right_words, said
 from tests.support.speech import pcm16, silence, speak
-from tests.support.voices import voice, write_networks
+from tests.support.voices import tone_diarizer, voice, write_networks
 
 
 def tone(hz: float, seconds: float) -> Said:
@@ -118,3 +119,20 @@ def test_the_cost_is_measured_on_stretches_repeated_to_ten_hours(tmp_path: Path)
     assert cost.segmenting_s > 0
     assert 0 < cost.diarizing_s < cost.clustering_s < 10
     assert 0 < cost.diarizing_mb <= cost.clustering_mb
+
+
+def test_readers_are_enrolled_by_some_clips_and_named_in_others(tmp_path: Path) -> None:
+    readers = {
+        name: [tone(hz, 3) for _ in range(8)] for name, hz in (("a", 300), ("b", 900), ("c", 2_700))
+    }
+    part = measure_identification(tone_diarizer(tmp_path), readers, 8)
+    assert part.comparison is not None
+    for row in (f"{QUIET}, 3 s", f"{QUIET}, 6 s"):
+        pieces, own, other, missed, taken = (it.value for it in part.comparison.rows[row])
+        assert pieces >= 6
+        assert own > 0.99 > 0.5 > other
+        assert (missed, taken) == (0, 0)
+    same = {name: [tone(300, 3) for _ in range(8)] for name in ("a", "b")}
+    part = measure_identification(tone_diarizer(tmp_path / "same"), same, 8)
+    figures = {it.name: it for it in part.figures}
+    assert not figures["named as another"].met, "who is not enrolled is taken for the other"

@@ -114,6 +114,7 @@ def test_the_options_are_those_of_the_upload_form() -> None:
         ("--speakers", {"diarize": "true"}),
         ("--speakers auto --no-moderation", {"diarize": "true", "moderation": "false"}),
         ("--speakers 2", {"diarize": "true", "num_speakers": "2"}),
+        ("--speakers auto --identify", {"diarize": "true", "identify": "true"}),
         ("--speakers 2-4", {"diarize": "true", "min_speakers": "2", "max_speakers": "4"}),
         ("--channels separate", {"channels": "separate"}),
         ("--channels auto --speakers", {"channels": "auto", "diarize": "true"}),
@@ -149,6 +150,12 @@ def test_turns_of_speakers_need_speakers(folder: Path) -> None:
 def test_separate_channels_are_speakers(server: ScriptedGateway, folder: Path) -> None:
     done = run(server, folder / "a.mp3", "-f", "rttm", "--channels", "separate")
     assert done.exit_code == 0, done.output
+
+
+def test_known_voices_are_those_of_speakers(folder: Path) -> None:
+    done = CliRunner().invoke(transcribe, [str(folder / "a.mp3"), "--identify"])
+    assert done.exit_code == 2
+    assert "--identify names speakers; add --speakers" in done.stderr
 
 
 def test_a_flag_marks_the_files_that_have_cues(server: ScriptedGateway, folder: Path) -> None:

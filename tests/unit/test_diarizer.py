@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.diarization.filter_banks import filter_banks, frame_count
+from common.diarization.filter_banks import filter_banks, frame_count, is_narrow
 from common.diarization.onnx import (
     ALIKE,
     LONGEST,
@@ -21,6 +21,7 @@ from common.diarization.onnx import (
 from common.domain.speakers import Stretch
 from common.domain.values import SAMPLE_RATE, Span
 from common.errors import WeightsUnusable
+from tests.support.speech import noise, speak
 from tests.support.voices import tone_diarizer, voice, write_networks
 
 NEAR_MS = 60
@@ -73,6 +74,22 @@ def test_filter_banks_are_those_of_kaldi() -> None:
     np.testing.assert_array_equal(
         filter_banks(samples.astype(np.float32), np.array([20, 3])), found[[20, 3]]
     )
+
+
+@pytest.mark.parametrize("hiss", [0.0, 0.003])
+@pytest.mark.parametrize("gain", [0.1, 1.0])
+def test_speech_over_a_telephone_is_known_by_its_band_whatever_the_noise(
+    hiss: float, gain: float
+) -> None:
+    said = speak("She sells sea shells, and six thick thistle sticks.")
+    spectrum = np.fft.rfft(said)
+    hz = np.fft.rfftfreq(len(said), 1 / SAMPLE_RATE)
+    spectrum[(hz < 300) | (hz > 3_400)] = 0
+    called = np.fft.irfft(spectrum, len(said)).astype(np.float32)
+    noisy = noise(len(said) / SAMPLE_RATE + 1, level=hiss)[: len(said)] if hiss else 0.0
+    for samples, narrow in ((said, False), (called, True)):
+        changed = (gain * (samples + noisy)).astype(np.float32)
+        assert is_narrow(changed, np.arange(frame_count(len(changed)))) == narrow
 
 
 def test_each_voice_is_found_where_it_speaks(diarizer: OnnxDiarizer) -> None:

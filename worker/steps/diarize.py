@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from common.db.steps import Claim
+from common.db.voices import opened, sealed
 from common.domain.models import SPEAKER_NETWORKS
 from common.domain.speakers import stretches_to_json
 from worker.context import Context
@@ -25,11 +26,12 @@ def run(context: Context, claim: Claim) -> Claim | None:
         return context.finish(claim, elapsed_ms=0)
     started = time.monotonic()
     identity = context.diarizer.identity()
-    if claim.known is not None and claim.known["by"] == identity:
-        return context.finish(claim, result=claim.known, elapsed_ms=0)
+    known = opened(claim.known, context.voice_cipher)
+    if known is not None and known["by"] == identity:
+        return context.finish(claim, result=sealed(known, context.voice_cipher), elapsed_ms=0)
     samples = samples_of(read_chunk(context, claim))
     stretches = context.diarizer.get().diarize(samples)
-    result = {"by": identity, **stretches_to_json(stretches)}
+    result = sealed({"by": identity, **stretches_to_json(stretches)}, context.voice_cipher)
     elapsed_ms = round((time.monotonic() - started) * 1000)
     return context.finish(claim, result=result, elapsed_ms=elapsed_ms)
 

@@ -16,10 +16,11 @@ from common.db.steps import Claim
 from common.db.tables import Job, JobMetrics, TranscriptRevision
 from common.db.transcriptions import ChunkResult, merged
 from common.diarization.clustering import cluster
+from common.diarization.identification import likeness, mean_voice
 from common.domain.chunks import windows_to_json
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
 from common.domain.formats import files
-from common.domain.job import DIARIZATION_FAILED
+from common.domain.job import DIARIZATION_FAILED, IDENTIFICATION_FAILED
 from common.domain.languages import AUTO
 from common.domain.masking import masked
 from common.domain.merging import ChunkSegments, speech_without_text
@@ -28,18 +29,27 @@ from common.domain.moderation import Label
 from common.domain.request import Options
 from common.domain.speakers import (
     Diarization,
+    Identified,
     SpeakerCount,
+    Stretch,
     attribute,
-    gather,
     marked_overlaps,
-    stretches_from_json,
     turns_in,
     turns_of,
+    voiced_by,
 )
 from common.domain.transcript import Transcript, segments_to_json
 from common.domain.values import Segment
-from common.errors import StenoError, Transient
-from common.transcripts import moderated_by, moderation_warnings, parts
+from common.domain.voices import MIN_SPEAKER_MS, identify
+from common.errors import Conflict, StenoError, Transient, VoicesLocked
+from common.transcripts import (
+    embedded_by,
+    moderated_by,
+    moderation_warnings,
+    parts,
+    stretches_of,
+    unlocked,
+)
 from worker.context import Context, fenced, with_retries
 from worker.steps.audio import decoding_identity
 
@@ -65,16 +75,22 @@ def run(context: Context, claim: Claim) -> Claim | None:
     job, recording = claim.job, claim.job.recording
     assert recording is not None  # noqa: S101 - the phase that fetches it comes first
     stored, plan_ms = with_retries(context.transcriptions.to_merge, claim.job_id)
+    stored = unlocked(stored, context.voice_cipher)
     options = Options.from_json(job.options)
     transcribed = parts(stored)
     segments, diarization = merge_windows(transcribed), None
     separate = job.transcription.channels is not None
+    of_speakers: Sequence[str] = ()
     if separate:
         diarization = Diarization(turns_in(segments))
         segments = marked_overlaps(segments, diarization.turns)
     elif options.diarize is not None:
-        diarization = _diarization(stored, options.diarize)
+        diarization, of_speakers = _diarization(context, job, stored, options.diarize)
         segments = attributed(context, segments, diarization)
+    if diarization is not None:
+        earlier = with_retries(context.transcriptions.diarization, job.id)
+        if earlier is not None:
+            diarization = diarization.with_names_of(Diarization.from_json(earlier))
     transcript = Transcript(
         language=job.transcription.detected_language or job.language,
         duration_ms=job.units_total or 0,
@@ -90,8 +106,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         warnings.append(MIXED_LANGUAGES if detected else LANGUAGE_MISMATCH)
     if options.moderation:
         warnings += moderation_warnings(stored)
-    if options.diarize is not None and diarization is not None:
-        warnings += _diarization_warnings(stored, options.diarize, diarization)
+    warnings += of_speakers
     warnings = list(dict.fromkeys(warnings))
     languages = job.transcription.language_probabilities or others
     manifest = _manifest(job, stored, transcript, languages)
@@ -146,14 +161,57 @@ def text_warnings(
         yield DOUBTFUL_TEXT
 
 
-def _diarization(chunks: Sequence[ChunkResult], count: SpeakerCount) -> Diarization:
-    """Who speaks when, from the stretches of all chunks that were diarized."""
-    stretches = gather(
-        (chunk.chunk, stretches_from_json(chunk.diarization))
-        for chunk in chunks
-        if chunk.diarization is not None
+def _diarization(
+    context: Context, job: Job, chunks: Sequence[ChunkResult], count: SpeakerCount
+) -> tuple[Diarization, list[str]]:
+    """Who speaks when, from the stretches of all chunks that were diarized; and warnings."""
+    stretches = stretches_of(chunks)
+    found = Diarization(turns_of(stretches, cluster(stretches, count)))
+    warnings = list(_diarization_warnings(chunks, count, found))
+    if Options.from_json(job.options).identify and stretches:
+        try:
+            found = _identified(context, job.tenant, chunks, stretches, found)
+        except (Conflict, VoicesLocked) as error:
+            logger.warning("nobody is identified: {}", error)
+            warnings.append(IDENTIFICATION_FAILED)
+    return found, warnings
+
+
+def _identified(
+    context: Context,
+    tenant: str,
+    chunks: Sequence[ChunkResult],
+    stretches: Sequence[Stretch],
+    diarization: Diarization,
+) -> Diarization:
+    """With the names of speakers whose voices the tenant has enrolled.
+
+    Raises:
+        VoicesLocked: a voice cannot be decrypted.
+        Conflict: another network than this version's describes the voices of a chunk.
+    """
+    network = embedded_by(chunks)
+    if network is None:
+        raise Conflict(reason="The voices were described by another network")
+    speakers = {
+        speaker: voice
+        for speaker, theirs in voiced_by(stretches, diarization.turns).items()
+        if (voice := mean_voice(theirs)) is not None and voice.spoken_ms >= MIN_SPEAKER_MS
+    }
+    voices = with_retries(context.voices(tenant).known, network)
+    cosines = likeness(
+        {speaker: it.embedding for speaker, it in speakers.items()},
+        [voice.embedding for voice in voices],
     )
-    return Diarization(turns_of(stretches, cluster(stretches, count)))
+    known = identify(cosines, voices, [who for who, it in speakers.items() if it.narrow])
+    return replace(
+        diarization,
+        names={speaker: voice.name for speaker, (voice, _) in known.items()},
+        identified={
+            speaker: Identified(str(voice.id), round(cosine, 3))
+            for speaker, (voice, cosine) in known.items()
+        },
+    )
 
 
 def attributed(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -158,14 +157,16 @@ def stored_chunk(
     index: int, segments: list[Segment], by: ModeratedBy | None = BY, finding: Finding = CLEAN
 ) -> ChunkResult:
     start, end = index * 10_000, (index + 1) * 10_000
-    moderated = by and moderation_to_json(by, [[finding] * len(segments)])
-    row = SimpleNamespace(
+    moderated = None if by is None else moderation_to_json(by, [[finding] * len(segments)])
+    return ChunkResult(
         index=index,
-        windows=[[start, end, start, end, 9_000]],
+        data=[[start, end, start, end, 9_000]],
+        content_hash=f"{index}",
         result=result_to_json([segments]),
+        engine_ms=100,
         moderation=moderated,
+        moderation_ms=None,
     )
-    return cast("ChunkResult", row)
 
 
 def test_a_chunks_findings_meet_its_segments_again() -> None:

@@ -51,12 +51,12 @@ def score(reference: Turns, found: Turns, *, collar_ms: int = 0) -> Errors:
     stretches = list(_stretches(reference, found, _collars(reference, collar_ms)))
     mapping = map_speakers(stretches)
     errors = Errors(0, 0, 0, 0)
-    for length, said, heard in stretches:
-        agreed = sum(mapping.get(speaker) in heard for speaker in said)
+    for length, said, hypothesis in stretches:
+        agreed = sum(mapping.get(speaker) in hypothesis for speaker in said)
         errors += Errors(
-            missed=max(0, len(said) - len(heard)) * length,
-            false_alarm=max(0, len(heard) - len(said)) * length,
-            confused=(min(len(said), len(heard)) - agreed) * length,
+            missed=max(0, len(said) - len(hypothesis)) * length,
+            false_alarm=max(0, len(hypothesis) - len(said)) * length,
+            confused=(min(len(said), len(hypothesis)) - agreed) * length,
             total=len(said) * length,
         )
     return errors
@@ -83,19 +83,19 @@ def _stretches(reference: Turns, found: Turns, left_out: Sequence[Span]) -> Iter
     for start, end in pairwise(sorted(changes)):
         for side, step, speaker in changes[start]:
             open_turns[side][speaker] += step
-        said, heard, skipped = (
+        said, hypothesis, skipped = (
             frozenset(speaker for speaker, count in turns.items() if count) for turns in open_turns
         )
         if not skipped:
-            yield end - start, said, heard
+            yield end - start, said, hypothesis
 
 
 def map_speakers(stretches: Iterable[Stretch]) -> Mapping[str, str]:
     """The speaker found for each of the reference's, so that they agree as long as possible."""
     together: dict[tuple[str, str], int] = defaultdict(int)
-    for length, said, heard in stretches:
+    for length, said, hypothesis in stretches:
         for speaker in said:
-            for other in heard:
+            for other in hypothesis:
                 together[speaker, other] += length
     ours = sorted({speaker for speaker, _ in together})
     theirs = sorted({other for _, other in together})

@@ -187,6 +187,12 @@ def test_what_is_between_two_alike_stretches_of_a_voice_is_not_embedded(
     assert all(it.embedded_ms == 0 for it in stretches[1:-1])
 
 
+def test_over_a_telephone_which_makes_voices_alike_all_is_embedded(diarizer: OnnxDiarizer) -> None:
+    stretches = diarizer.diarize(voice(16, 1, called=True))
+    assert embedded(stretches) == list(range(len(stretches)))
+    assert all(it.narrow for it in stretches)
+
+
 def test_between_unlike_ones_stretches_are_embedded_up_to_where_the_voice_changes(
     diarizer: OnnxDiarizer,
 ) -> None:

@@ -48,9 +48,20 @@ def parts(chunks: Iterable[ChunkResult]) -> list[ChunkSegments]:
     ]
 
 
-def unlocked(chunks: Iterable[ChunkResult], cipher: Cipher) -> list[ChunkResult]:
-    """With embeddings decrypted; a diarization for which that fails is as if it were missing."""
-    return [replace(it, diarization=opened(it.diarization, cipher)) for it in chunks]
+def usable(chunks: Iterable[ChunkResult], cipher: Cipher) -> list[ChunkResult]:
+    """With embeddings decrypted.
+
+    A diarization for which that fails, or that is of other networks than this version's, is as if
+    it were missing: stretches of different networks cannot be compared.
+    """
+    networks = {it.model for it in SPEAKER_NETWORKS}
+
+    def one(stored: dict[str, Any] | None) -> dict[str, Any] | None:
+        found = opened(stored, cipher)
+        is_of_them = found is not None and set(found["by"]["weights"]) == networks
+        return found if is_of_them else None
+
+    return [replace(it, diarization=one(it.diarization)) for it in chunks]
 
 
 def stretches_of(chunks: Iterable[ChunkResult]) -> list[Stretch]:
@@ -60,16 +71,6 @@ def stretches_of(chunks: Iterable[ChunkResult]) -> list[Stretch]:
         for chunk in chunks
         if chunk.diarization is not None
     )
-
-
-def embedded_by(chunks: Iterable[ChunkResult]) -> str | None:
-    """The network that made the embeddings of all chunks that were diarized.
-
-    None: not all are by the one that this version has, and so they cannot be compared.
-    """
-    network = SPEAKER_NETWORKS[1].model
-    used = [it.diarization["by"]["weights"] for it in chunks if it.diarization is not None]
-    return network if used and all(network in weights for weights in used) else None
 
 
 def transcript_of(text: Text, *, moderated_only: bool = False) -> Transcript:
@@ -124,7 +125,7 @@ class GrowingTranscript:
             segments = _after(self._given, transcript_of(text).segments)
         else:
             hide, segments = self._from_chunks(snapshot)
-        self._given += sum(map(_words_in, segments))
+        self._given += sum(map(words_in, segments))
         return snapshot, [masked_segment(segment) if hide else segment for segment in segments]
 
     def _from_chunks(self, snapshot: Snapshot) -> tuple[bool, list[Segment]]:
@@ -138,13 +139,14 @@ class GrowingTranscript:
         return options.filter_profanity, list(self._merge.add(parts(chunks)))
 
 
-def _words_in(segment: Segment) -> int:
+def words_in(segment: Segment) -> int:
+    """The words of a segment; one without words counts as one."""
     return len(segment.words) or 1
 
 
 def _after(words: int, segments: Sequence[Segment]) -> list[Segment]:
     """The segments after the first ``words`` words."""
-    before = accumulate(map(_words_in, segments), initial=0)
+    before = accumulate(map(words_in, segments), initial=0)
     return [segment for segment, count in zip(segments, before, strict=False) if count >= words]
 
 

@@ -21,6 +21,7 @@ from api.services import ServicesDep
 from common.domain.job import is_final
 from common.domain.results import finding_document, segment_document
 from common.errors import Malformed
+from common.transcripts import words_in
 
 router = APIRouter(tags=["jobs"])
 
@@ -84,8 +85,8 @@ async def events(
     `status` (a status document) when its status, stage or place in the queue changes; `progress`;
     `segment` for each piece of the text, in order and never changed afterwards, with `moderation`
     where the job is moderated; at last `completed`, `failed` or `cancelled`, with a status
-    document. An event's id is the number of segments sent so far. Reconnect with `Last-Event-ID`
-    to resume.
+    document. An event's id is the number of words sent so far (a segment without words counts as
+    one). Reconnect with `Last-Event-ID` to resume.
     """
     sent, ended = _parse(last_event_id)
     stack = AsyncExitStack()
@@ -98,10 +99,15 @@ async def events(
 
 
 async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator[str]:
-    """All events after the first ``sent`` segments, as they arrive."""
+    """All events after the first ``sent`` words, as they arrive.
+
+    Words are counted, since segments may be split at the end of a job.
+    """
     yield f"retry: {RECONNECT_MS}\n\n"
     last_status: dict[str, Any] = {}
     last_progress: dict[str, Any] = {}
+    seen, words = 0, 0
+    """How many segments, and words, of the feed were sent, by this watch or an earlier one."""
     while True:
         changed, snapshot, over = feed.changed, feed.snapshot, feed.over
         if snapshot is None:
@@ -111,10 +117,13 @@ async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator
         final = is_final(snapshot.status)
         if not final and any(status[key] != last_status.get(key) for key in _STATUS):
             yield event(status, name="status", number=sent)
-        for segment in feed.segments[sent:]:
-            found = {"moderation": finding_document(sent, segment)}
-            document = segment_document(sent, segment, snapshot.language) | found
-            sent += 1
+        for number, segment in enumerate(feed.segments[seen:], start=seen):
+            seen, words = seen + 1, words + words_in(segment)
+            if words <= sent:
+                continue
+            found = {"moderation": finding_document(number, segment)}
+            document = segment_document(number, segment, snapshot.language) | found
+            sent = words
             yield event(document, name="segment", number=sent)
         if not final and any(progress[key] != last_progress.get(key) for key in _COUNTS):
             yield event(progress, name="progress", number=sent)
@@ -135,7 +144,7 @@ _PROGRESS = (*_COUNTS, "planned", "eta_seconds")
 
 
 def _parse(last_event_id: str | None) -> tuple[int, bool]:
-    """How many segments were sent, and whether the end was."""
+    """How many words were sent, and whether the end was."""
     if not last_event_id:
         return 0, False
     match = _ID.fullmatch(last_event_id)

@@ -352,11 +352,10 @@ def _speaker_count(options: UploadOptions) -> SpeakerCount | None:
     needed = None if options.diarize else "diarize=true"
     if options.channels == "separate":
         needed = "channels=mix or channels=auto: with separate, the channels are the speakers"
-    for name, value in limits.items():
+    asked = limits | {"identify": "true" if options.identify else None}
+    for name, value in asked.items():
         if value is not None and needed is not None:
             raise OptionConflict(field=name, value=value, needed=needed)
-    if options.identify and not options.diarize:
-        raise OptionConflict(field="identify", value="true", needed="diarize=true")
     return SpeakerCount.of(**limits) if options.diarize else None
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Body
 from loguru import logger
-from pydantic import AfterValidator, BaseModel
+from pydantic import BaseModel
 
 from api.auth.callers import Reader, Transcriber
-from api.http.fields import Name
+from api.http.fields import OneLine
 from api.http.problems import documented
 from api.jobs.waiting import check_ready
 from api.services import Services, ServicesDep
 from api.transcripts.schemas import ResultSpeaker
+from common.db.deletions import record_erased, was_deleted
 from common.db.revisions import Revisions
+from common.db.tables import Kind
 from common.domain.formats import files
 from common.domain.masking import masked
 from common.domain.results import speakers_document
@@ -28,17 +29,8 @@ router = APIRouter(tags=["jobs"], responses=documented(422, 503))
 MOST_CHANGES = 100
 
 
-def _one_line(name: str) -> str:
-    """A name as it can stand before a line of text."""
-    name = " ".join(name.split())
-    if not name:
-        raise ValueError("text, or null for no name")
-    return name
-
-
-SpeakerName = Annotated[Name, AfterValidator(_one_line)]
 Changes = Annotated[
-    dict[str, SpeakerName | None],
+    dict[str, OneLine | None],
     Body(
         max_length=MOST_CHANGES,
         examples=[{"SPEAKER_00": "Lan", "SPEAKER_02": "SPEAKER_00"}],
@@ -96,13 +88,24 @@ def _change(
 
 
 def _write_files(services: Services, tenant: str, job_id: UUID) -> None:
-    jobs = services.jobs(tenant)
-    text, snapshot = jobs.text(job_id), jobs.snapshot(job_id)
-    transcript = transcript_of(text)
-    shown = masked(transcript) if text.options.filter_profanity else transcript
-    with suppress(NotFound):  # the job is being deleted
-        for name, content in files(shown, warnings=snapshot.warnings, manifest=text.manifest):
-            services.storage.write_result(job_id, name, content)
+    """Write the result files, again if they are changed meanwhile."""
+    jobs, storage = services.jobs(tenant), services.storage
+    try:
+        text = jobs.text(job_id)
+        while True:
+            transcript, warnings = transcript_of(text), jobs.snapshot(job_id).warnings
+            shown = masked(transcript) if text.options.filter_profanity else transcript
+            for name, content in files(shown, warnings=warnings, manifest=text.manifest):
+                storage.write_result(job_id, name, content)
+            written, text = text, jobs.text(job_id)
+            if written.diarization == text.diarization:
+                return
+    except NotFound:  # the job is deleted, or its files were removed
+        with services.database.transaction() as session:
+            deleted = was_deleted(session, tenant, job_id, Kind.JOB)
+        if deleted:
+            erased = storage.erase(job_id, None)
+            record_erased(services.database, job_id, files=erased.files, size=erased.bytes)
 
 
 def _speakers(services: Services, tenant: str, job_id: UUID) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from api.voices.schemas import NewVoice, RecordedConsent, VoiceChange, VoiceDocu
 from common.db import voices as stored
 from common.db.tables import Voice
 from common.db.transcriptions import ChunkResult, Transcriptions
+from common.domain.models import EMBEDDING_NETWORK
 from common.domain.speakers import Diarization, voiced_by
 from common.domain.voices import MIN_VOICE_MS
 from common.errors import Conflict, FieldMissing, OutOfRange, UnknownOption, VoicesLocked
-from common.transcripts import embedded_by, stretches_of, transcript_of, unlocked
+from common.transcripts import stretches_of, transcript_of, usable
 
 router = APIRouter(prefix="/voices", tags=["voices"], responses=documented(422, 503))
 
@@ -94,13 +95,14 @@ def _enrol(services: Services, caller: Caller, wanted: NewVoice) -> VoiceDocumen
         raise Conflict(reason="The job has no speakers: it was sent without diarize=true")
     speaker = _speaker(diarization, wanted.speaker)
     sealed, _ = Transcriptions(services.database).to_merge(wanted.job_id)
-    chunks = unlocked(sealed, services.voice_cipher)
+    chunks = usable(sealed, services.voice_cipher)
     if _diarized(chunks) < _diarized(sealed):
         raise VoicesLocked
-    network = embedded_by(chunks)
+    if not _diarized(chunks):
+        raise Conflict(reason="It has no voices: diarization failed, or the channels are separate")
     theirs = voiced_by(stretches_of(chunks), diarization.turns).get(speaker, ())
     voice = mean_voice(theirs)
-    if network is None or voice is None or voice.spoken_ms < MIN_VOICE_MS:
+    if voice is None or voice.spoken_ms < MIN_VOICE_MS:
         limit = f"somebody who speaks for at least {MIN_VOICE_MS / 1000:g} s while nobody else does"
         alone_ms = 0 if voice is None else voice.spoken_ms
         raise OutOfRange(field="speaker", limit=limit, value=f"{speaker}: {alone_ms / 1000:g} s")
@@ -109,7 +111,7 @@ def _enrol(services: Services, caller: Caller, wanted: NewVoice) -> VoiceDocumen
             name=wanted.name,
             embedding=voice.embedding,
             spoken_ms=voice.spoken_ms,
-            network=network,
+            network=EMBEDDING_NETWORK.model,
             narrow=voice.narrow,
             consent_by=wanted.consent.by,
             consent_note=wanted.consent.note,

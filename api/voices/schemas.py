@@ -58,7 +58,7 @@ class VoiceDocument(Document):
     seconds: float = Field(examples=[42.5])
     """How much speech it is made of."""
     network: str
-    """The hash of the network that described it. Recordings that are described by another one are
+    """The name of the network that described it. Recordings that are described by another one are
     not searched for it: enrol it again."""
     telephone: bool
     """Whether it came over a telephone, which changes a voice: enrol the person from another

@@ -121,7 +121,9 @@ class ChannelComparison:
     @property
     def all_differ(self) -> bool:
         """Whether no two channels can still turn out to have the same audio."""
-        return all(alike < DIFFERENT for *_, alike in self._pairs())
+        quietest = self._products.diagonal().min()
+        voiced = quietest > VOICED * SILENT * sum(map(len, self._levels))
+        return bool(voiced) and all(alike < DIFFERENT for *_, alike in self._pairs())
 
     @property
     def without_copies(self) -> tuple[int, ...]:

@@ -259,20 +259,18 @@ def end_job(
     code: str | None = None,
     message: str | None = None,
 ) -> bool:
-    """End a job that is not COMPLETED, and all its steps that are not done."""
-    ended = session.scalar(  # this locks the job's row before those of its steps
-        update(Job)
-        .where(Job.id == job_id, Job.status.in_(job_sources(status)))
-        .values(
-            status=status,
-            completed_at=func.clock_timestamp(),
-            error_code=code,
-            error_message=message,
-        )
-        .returning(Job.id)
-    )
-    if ended is None:
+    """End a job that is not COMPLETED, and all its steps that are not done.
+
+    One that was COMPLETED before it was retried is so again: it keeps its result.
+    """
+    job = locked_job(session, job_id)
+    if job is None or job.status not in job_sources(status):
         return False
+    if job.completed_at is not None:
+        status, code, message = JobStatus.COMPLETED, None, None
+    job.status, job.error_code, job.error_message = status, code, message
+    job.completed_at = func.clock_timestamp()
+    session.flush()
     session.execute(
         update(Step)
         .where(Step.job_id == job_id, Step.status.in_(step_sources(StepStatus.CANCELLED)))
@@ -307,15 +305,15 @@ def retry_job(session: Session, job: Job) -> bool:
 
     False if it is neither.
     """
-    incomplete = select(Step.id).where(Step.job_id == job.id, Step.status == StepStatus.FAILED)
-    if job.status != JobStatus.FAILED and not (
-        job.status == JobStatus.COMPLETED and session.scalar(incomplete.limit(1))
-    ):
-        return False
+    if job.status == JobStatus.FAILED:
+        job.completed_at = None
+    else:
+        undone = select(Step.id).where(Step.job_id == job.id, Step.status != StepStatus.DONE)
+        if job.status != JobStatus.COMPLETED or session.scalar(undone.limit(1)) is None:
+            return False
     job.status = JobStatus.PENDING
     job.error_code = job.error_message = None
-    job.warnings = [it for it in job.warnings if it not in pipeline_of(job.kind).warnings]
     job.retried_at = func.clock_timestamp()
-    job.started_at = job.resumed_at = job.completed_at = job.sweep_at = job.delete_at = None
+    job.started_at = job.resumed_at = job.sweep_at = job.delete_at = None
     Flow(session, job).retry()
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from uuid import UUID
 
 from sqlalchemy import select
@@ -10,7 +11,9 @@ from sqlalchemy import select
 from common.db.database import Database
 from common.db.flow import locked_job
 from common.db.tables import TranscriptRevision
-from common.domain.speakers import Diarization
+from common.domain.job import JobStatus, is_final
+from common.domain.speakers import Diarization, marked_overlaps
+from common.domain.transcript import segments_from_json, segments_to_json
 from common.errors import Conflict, NotFound, NotReady
 
 
@@ -34,6 +37,8 @@ class Revisions:
             job = locked_job(session, job_id)
             if job is None or job.tenant != self._tenant:
                 raise NotFound(what="job", value=job_id)
+            if not is_final(JobStatus(job.status)):  # a merge is to come
+                raise NotReady(status_now=job.status)
             newest = session.scalar(
                 select(TranscriptRevision)
                 .where(TranscriptRevision.job_id == job_id)
@@ -45,7 +50,10 @@ class Revisions:
             if newest.diarization is None:
                 raise Conflict(reason="The job has no speakers: it was sent without diarize=true")
             diarization, into = Diarization.from_json(newest.diarization).changed(changes)
-            speakers = (segment.get("speaker") for segment in newest.segments)
+            segments = (
+                replace(it, speaker=into.get(it.speaker or "", it.speaker))
+                for it in segments_from_json(newest.segments)
+            )
             session.add(
                 TranscriptRevision(
                     job_id=job_id,
@@ -53,10 +61,7 @@ class Revisions:
                     language=newest.language,
                     duration_ms=newest.duration_ms,
                     word_count=newest.word_count,
-                    segments=[
-                        segment | {"speaker": into.get(speaker, speaker)}
-                        for segment, speaker in zip(newest.segments, speakers, strict=True)
-                    ],
+                    segments=segments_to_json(marked_overlaps(segments, diarization.turns)),
                     diarization=diarization.to_json(),
                     manifest=newest.manifest,
                 )

@@ -17,15 +17,14 @@ from sqlalchemy import (
     Select,
     bindparam,
     case,
-    exists,
     func,
     select,
 )
 from sqlalchemy.orm import Session, aliased
 
 from common.db.positions import FARTHEST, FARTHEST_LISTED, positions
-from common.db.tables import Job, Recording, Step, Transcription, TranscriptRevision
-from common.domain.job import JobStatus, StepStatus
+from common.db.tables import Job, Recording, Step, Transcription
+from common.domain.job import JobStatus, StepStatus, is_final
 from common.domain.pipeline import PIPELINES, Pipeline
 from common.domain.request import Options
 from common.domain.tracks import Track
@@ -119,7 +118,6 @@ def _jobs() -> Select[Any]:
             Transcription,
             Recording.filename,
             Recording.audio_tracks,
-            exists().where(TranscriptRevision.job_id == Job.id).label("has_text"),
             _ended_steps().label("ended"),
             func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
             case((under_way, _speed(Job.engine, Job.model))).label("speed"),
@@ -151,10 +149,15 @@ def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
     ``engine`` and ``model`` are values or columns.
     """
     done = aliased(Job)
-    took = done.completed_at - func.coalesce(done.retried_at, done.created_at)
+    took = done.completed_at - done.created_at
     lately = (
         select(done.units_total, (func.extract("epoch", took) * 1000).label("wall_ms"))
-        .where(done.engine == engine, done.model == model, done.status == JobStatus.COMPLETED)
+        .where(
+            done.engine == engine,
+            done.model == model,
+            done.status == JobStatus.COMPLETED,
+            done.retried_at.is_(None),
+        )
         .order_by(done.completed_at.desc())
         .limit(LATELY)
         .correlate(Job)
@@ -201,8 +204,13 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         audio_track=None if transcription is None else transcription.audio_track,
         estimate_s=duration_ms / 1000 / float(row.speed) if duration_ms and row.speed else None,
         planned=job.parts_known,
-        has_text=row.has_text,
+        has_text=job.status == JobStatus.COMPLETED or _is_completed_again(job),
     )
+
+
+def _is_completed_again(job: Job) -> bool:
+    """Whether it is retried although it was COMPLETED, for what it lacks."""
+    return job.completed_at is not None and not is_final(JobStatus(job.status))
 
 
 class _Progress:
@@ -259,7 +267,8 @@ class _Progress:
             for step in self._pipeline.steps
             if step.warning is not None and self._number(step.kind, StepStatus.FAILED)
         )
-        return [*self._job.warnings, *failed]
+        of_steps = self._pipeline.warnings  # of an earlier merge, if the job is retried
+        return [*(it for it in self._job.warnings if it not in of_steps), *failed]
 
     def eta_s(self, elapsed_s: Any) -> float | None:
         """The remaining seconds at the job's own pace; None: not known."""

@@ -228,7 +228,8 @@ def plan_ended(
 
     def store(session: Session, job: Job) -> None:
         job.units_total = duration_ms
-        job.warnings = list(warnings)
+        if job.completed_at is None:  # a retry for what is missing keeps those of its text
+            job.warnings = list(warnings)
         job.transcription.language_probabilities = dict(languages) or None
         correct(session, job.id, duration_ms)
 
@@ -250,7 +251,9 @@ def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[s
         ended = Step.failures + Step.losses + case((Step.status == StepStatus.DONE, 1), else_=0)
         attempts = select(func.sum(ended)).where(Step.job_id == job.id)
         metrics.attempts = session.scalar(attempts) or 0
-        count_durations(session, session.merge(metrics))
+        session.merge(metrics)
+        if transcript.revision == 1:  # otherwise they were counted
+            count_durations(session, metrics)
 
     return store
 

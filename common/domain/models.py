@@ -61,9 +61,11 @@ class ChosenModel:
         return cls(ModelName.parse(document["model"]), document["weights_sha256"])
 
 
+EMBEDDING_NETWORK: Final = ModelName("diarization", "campplus-zh-en")
+"""What describes voices; only embeddings of the same network can be compared."""
 SPEAKER_NETWORKS: Final = (
     ModelName("diarization", "pyannote-segmentation-3.0"),
-    ModelName("diarization", "campplus-zh-en"),
+    EMBEDDING_NETWORK,
 )
 """What diarization needs: the segmentation, and the embedding of voices."""
 

@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, islice, pairwise
+from itertools import accumulate, count, islice, pairwise
 from typing import Any, Self
 
 from common.domain.values import Chunk, Segment, Span, Word, join_spans
@@ -348,11 +348,12 @@ class _Near:
     def __init__(self, turns: Sequence[Turn]) -> None:
         self._turns = turns
         self._starts = [turn.span.start_ms for turn in turns]
-        self._longest_ms = max((turn.span.duration_ms for turn in turns), default=0)
+        self._ends = list(accumulate((turn.span.end_ms for turn in turns), max))
+        """When all turns up to each have ended."""
 
     def to(self, span: Span) -> Sequence[Turn]:
         """Those that share some of the span, or are within `NEAR_MS` of it, and some more."""
-        first = bisect_left(self._starts, span.start_ms - NEAR_MS - self._longest_ms)
+        first = bisect_left(self._ends, span.start_ms - NEAR_MS)
         return self._turns[first : bisect_right(self._starts, span.end_ms + NEAR_MS)]
 
 
@@ -444,6 +445,5 @@ def _flagged(segment: Segment, turns: Iterable[Turn]) -> Segment:
         for other, another in spans[at + 1 :]
         if another != who and other.start_ms < one.end_ms
     )
-    if both_ms < OVERLAP_MS:
-        return segment
-    return replace(segment, flags=(*segment.flags, OVERLAP))
+    others = tuple(flag for flag in segment.flags if flag != OVERLAP)
+    return replace(segment, flags=(*others, OVERLAP) if both_ms >= OVERLAP_MS else others)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from common.errors import NotFound, StorageFull
 from common.files import OWN, FileAccess
@@ -167,7 +167,7 @@ def check_writable(folder: Path) -> None:
 
 def write_atomically(path: Path, content: bytes, access: FileAccess) -> None:
     """Write a file durably and atomically."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with access.open(part, "wb") as file:
             file.write(content)

@@ -176,3 +176,9 @@ def test_too_many_channels_are_refused_before_they_are_decoded() -> None:
     for track in ("1", "vi"):
         with pytest.raises(OutOfRange, match="8 channels; got 'separate, of 12 channels'"):
             check_channels(tracks, track, "separate")
+
+
+def test_copies_with_a_minute_of_silence_before_are_copies(tmp_path: Path) -> None:
+    said = np.concatenate([np.zeros(62 * 16_000, np.float32), HIS])
+    assert found(tmp_path, "separate", said, said) == Separation((), IDENTICAL_CHANNELS)
+    assert found(tmp_path, "separate", said, np.roll(said, 1)[::-1]) == Separation((0, 1))

@@ -14,6 +14,7 @@ from common.domain.speakers import (
     Spoken,
     Stretch,
     Turn,
+    _Near,
     attribute,
     gather,
     marked_overlaps,
@@ -260,6 +261,21 @@ def test_a_segment_in_which_two_speak_at_once_says_so() -> None:
     assert [it.flags for (it,) in attribute([segment], turns)] == [("odd", OVERLAP)]
     turns = [turn(0, 1_000), turn(800, 1_000, B)]  # 100 ms of it
     assert [it.flags for (it,) in attribute([segment], turns)] == [("odd",)]
+
+
+def test_one_turn_of_hours_does_not_slow_down_all_others() -> None:
+    turns = sorted(
+        [turn(0, 1_200_000), *(turn(at, at + 1_000, B) for at in range(0, 9_000_000, 1_500))]
+    )
+    near = _Near(turns)
+    reached = [len(near.to(Span(at, at + 300))) for at in range(3_000_000, 9_000_000, 60_000)]
+    assert max(reached) < 5
+
+
+def test_merged_speakers_no_longer_overlap_each_other() -> None:
+    words = (word("yes", 0, 400), word("no", 500, 900))
+    segment = Segment(Span(0, 900), " yes no", words, flags=("odd", OVERLAP))
+    assert marked_overlaps([segment], [turn(0, 1_000)])[0].flags == ("odd",)
 
 
 # --- changes ----------------------------------------------------------------------------------

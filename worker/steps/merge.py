@@ -25,7 +25,9 @@ from common.domain.languages import AUTO
 from common.domain.masking import masked
 from common.domain.merging import ChunkSegments, speech_without_text
 from common.domain.merging import merge as merge_windows
+from common.domain.models import EMBEDDING_NETWORK
 from common.domain.moderation import Label
+from common.domain.pipeline import pipeline_of
 from common.domain.request import Options
 from common.domain.speakers import (
     Diarization,
@@ -41,14 +43,13 @@ from common.domain.speakers import (
 from common.domain.transcript import Transcript, segments_to_json
 from common.domain.values import Segment
 from common.domain.voices import MIN_SPEAKER_MS, identify
-from common.errors import Conflict, StenoError, Transient, VoicesLocked
+from common.errors import StenoError, Transient, VoicesLocked
 from common.transcripts import (
-    embedded_by,
     moderated_by,
     moderation_warnings,
     parts,
     stretches_of,
-    unlocked,
+    usable,
 )
 from worker.context import Context, fenced, with_retries
 from worker.steps.audio import decoding_identity
@@ -61,8 +62,12 @@ SHORT_SPEECH_MS = 300
 """A word takes longer; Whisper hallucinates on less."""
 DOUBTFUL_TEXT = "doubtful_text"
 """The warning that every segment has a flag that makes it doubtful."""
+SLOWEST = 0.005
+"""A merge that takes more than this share of a recording's length counts as hung."""
 FEWER_SPEAKERS = "fewer_speakers"
 """The warning that fewer speakers were found than the several that the request has at least."""
+OWN_WARNINGS = {NO_TEXT, TOO_SHORT, DOUBTFUL_TEXT, FEWER_SPEAKERS, IDENTIFICATION_FAILED}
+"""Those of an earlier merge are not kept."""
 
 
 def run(context: Context, claim: Claim) -> Claim | None:
@@ -75,7 +80,10 @@ def run(context: Context, claim: Claim) -> Claim | None:
     job, recording = claim.job, claim.job.recording
     assert recording is not None  # noqa: S101 - the phase that fetches it comes first
     stored, plan_ms = with_retries(context.transcriptions.to_merge, claim.job_id)
-    stored = unlocked(stored, context.voice_cipher)
+    known = sum(it.diarization is not None for it in stored)
+    stored = usable(stored, context.voice_cipher)
+    lost = known > sum(it.diarization is not None for it in stored)
+    earlier = with_retries(context.transcriptions.diarization, job.id)
     options = Options.from_json(job.options)
     transcribed = parts(stored)
     segments, diarization = merge_windows(transcribed), None
@@ -85,12 +93,13 @@ def run(context: Context, claim: Claim) -> Claim | None:
         diarization = Diarization(turns_in(segments))
         segments = marked_overlaps(segments, diarization.turns)
     elif options.diarize is not None:
-        diarization, of_speakers = _diarization(context, job, stored, options.diarize)
+        if lost and earlier is not None:
+            diarization, of_speakers = Diarization.from_json(earlier), [DIARIZATION_FAILED]
+        else:
+            diarization, of_speakers = _diarization(context, job, stored, options.diarize)
         segments = attributed(context, segments, diarization)
-    if diarization is not None:
-        earlier = with_retries(context.transcriptions.diarization, job.id)
-        if earlier is not None:
-            diarization = diarization.with_names_of(Diarization.from_json(earlier))
+    if diarization is not None and earlier is not None:
+        diarization = diarization.with_names_of(Diarization.from_json(earlier))
     transcript = Transcript(
         language=job.transcription.detected_language or job.language,
         duration_ms=job.units_total or 0,
@@ -99,7 +108,9 @@ def run(context: Context, claim: Claim) -> Claim | None:
         diarization=diarization,
     )
     speech_ms = sum(chunk.speech_ms for chunk, _ in transcribed)
-    warnings = [*job.warnings, *text_warnings(transcript, transcribed, speech_ms)]
+    own = OWN_WARNINGS | pipeline_of(job.kind).warnings
+    warnings = [it for it in job.warnings if it not in own]
+    warnings += text_warnings(transcript, transcribed, speech_ms)
     others = mismatched(transcript.segments)
     if others:
         detected = job.language == AUTO and not options.languages
@@ -136,15 +147,16 @@ def run(context: Context, claim: Claim) -> Claim | None:
         diarization=diarization and diarization.to_json(),
         manifest=manifest,
     )
-    following = context.finish(claim, within=merged(revision, metrics, warnings))
+    # Before the end: a retry writes new ones.
     with suppress(Transient):  # otherwise the dispatcher drops them
         context.storage.drop_chunks(job.id)
-    return following
+    return context.finish(claim, within=merged(revision, metrics, warnings))
 
 
-def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
-    """The time limit."""
-    return context.settings.chunk.timeout
+def limit_s(context: Context, claim: Claim) -> float:
+    """The time limit, by the length of the recording."""
+    audio_s = (claim.job.units_total or 0) / 1000
+    return context.settings.chunk.timeout + SLOWEST * audio_s
 
 
 def text_warnings(
@@ -170,8 +182,8 @@ def _diarization(
     warnings = list(_diarization_warnings(chunks, count, found))
     if Options.from_json(job.options).identify and stretches:
         try:
-            found = _identified(context, job.tenant, chunks, stretches, found)
-        except (Conflict, VoicesLocked) as error:
+            found = _identified(context, job.tenant, stretches, found)
+        except VoicesLocked as error:
             logger.warning("nobody is identified: {}", error)
             warnings.append(IDENTIFICATION_FAILED)
     return found, warnings
@@ -180,7 +192,6 @@ def _diarization(
 def _identified(
     context: Context,
     tenant: str,
-    chunks: Sequence[ChunkResult],
     stretches: Sequence[Stretch],
     diarization: Diarization,
 ) -> Diarization:
@@ -188,17 +199,13 @@ def _identified(
 
     Raises:
         VoicesLocked: a voice cannot be decrypted.
-        Conflict: another network than this version's describes the voices of a chunk.
     """
-    network = embedded_by(chunks)
-    if network is None:
-        raise Conflict(reason="The voices were described by another network")
     speakers = {
         speaker: voice
         for speaker, theirs in voiced_by(stretches, diarization.turns).items()
         if (voice := mean_voice(theirs)) is not None and voice.spoken_ms >= MIN_SPEAKER_MS
     }
-    voices = with_retries(context.voices(tenant).known, network)
+    voices = with_retries(context.voices(tenant).known, EMBEDDING_NETWORK.model)
     cosines = likeness(
         {speaker: it.embedding for speaker, it in speakers.items()},
         [voice.embedding for voice in voices],

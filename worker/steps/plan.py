@@ -35,10 +35,18 @@ from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.domain.values import MAX_WINDOW_MS
-from common.errors import DecodeFailed, NotAudio
+from common.errors import (
+    DecodeFailed,
+    ModelFetchFailed,
+    NotAudio,
+    WeightsCorrupt,
+    WeightsMissing,
+    WeightsUnusable,
+)
 from worker.context import Context, fenced, with_retries
 from worker.steps.audio import (
     SLOWEST_ENGINE,
+    chosen_models,
     cut_samples,
     decoding_identity,
     model_of,
@@ -260,7 +268,12 @@ class _Planning:
         return chosen
 
     def _chosen(self, language: str) -> dict[str, ChosenModel]:
-        """The model of the language or, of several, of each and of what detects them."""
+        """The model of the language or, of several, of each and of what detects them.
+
+        A job that was planned before keeps those it was planned with, as long as they are here.
+        """
+        if kept := self._kept(language):
+            return kept
         if self._detect_in is not None:
             names = {language: self._detector()}
         else:
@@ -269,6 +282,22 @@ class _Planning:
             names[ANY_LANGUAGE] = self._detector()
         resolve = self._context.models.resolve
         return {code: ChosenModel(name, resolve(name).sha256) for code, name in names.items()}
+
+    def _kept(self, language: str) -> dict[str, ChosenModel]:
+        """The models of an earlier plan; none: there is none, or they are not as they were."""
+        stored, resolve = self._job.transcription, self._context.models.resolve
+        planned = self._known and stored.detected_language == language
+        if not planned or stored.weights_sha256 is None:
+            return {}
+        kept = chosen_models(self._job) or {
+            language: ChosenModel(model_of(self._job), stored.weights_sha256)
+        }
+        with suppress(ModelFetchFailed, WeightsCorrupt, WeightsMissing, WeightsUnusable):
+            if all(resolve(it.name).sha256 == it.weights_sha256 for it in kept.values()):
+                fallbacks = (it for it in self._job.warnings if it.startswith(FALLBACK_MODEL))
+                self._fallback = dict.fromkeys(fallbacks)
+                return kept
+        return {}
 
     def find_speech(self) -> bool:
         """Select another audio track if that one has speech and the default one has none."""

@@ -150,6 +150,9 @@ def test_the_resolved_request_is_stored_with_the_job(
         "filter_profanity": True,
         "audio_track": None,
         "detect_in": None,
+        "diarize": None,
+        "channels": "mix",
+        "identify": False,
         "languages": [],
         "models": {},
         "fetch_model": False,
@@ -262,7 +265,7 @@ def test_a_value_out_of_range_is_refused_with_the_limit(
 @pytest.mark.parametrize(
     ("options", "field", "detail"),
     [
-        ({"diarize": "true"}, "diarize", "diarize"),
+        ({"denoise": "true"}, "denoise", "denoise is not supported"),
         (
             {"filter_profanity": "true", "moderation": "false"},
             "filter_profanity",

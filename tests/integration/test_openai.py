@@ -181,7 +181,7 @@ def test_a_model_may_name_its_engine(serving: GatewayProcess, client: OpenAI, ta
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
-        ({"response_format": "diarized_json"}, "response_format"),
+        ({"response_format": "docx"}, "response_format"),
         ({"language": "tlh"}, "language"),
         ({"temperature": 2}, "temperature"),
         ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),

@@ -102,15 +102,15 @@ def _enrol(services: Services, caller: Caller, wanted: NewVoice) -> VoiceDocumen
         raise Conflict(reason="It has no voices: diarization failed, or the channels are separate")
     theirs = voiced_by(stretches_of(chunks), diarization.turns).get(speaker, ())
     voice = mean_voice(theirs)
-    if voice is None or voice.spoken_ms < MIN_VOICE_MS:
-        limit = f"somebody who speaks for at least {MIN_VOICE_MS / 1000:g} s while nobody else does"
-        alone_ms = 0 if voice is None else voice.spoken_ms
+    if voice is None or voice.sampled_ms < MIN_VOICE_MS:
+        limit = f"somebody of whom at least {MIN_VOICE_MS / 1000:g} s of speech were sampled"
+        alone_ms = 0 if voice is None else voice.sampled_ms
         raise OutOfRange(field="speaker", limit=limit, value=f"{speaker}: {alone_ms / 1000:g} s")
     row = services.voices(caller.tenant).enrol(
         stored.NewVoice(
             name=wanted.name,
             embedding=voice.embedding,
-            spoken_ms=voice.spoken_ms,
+            sampled_ms=voice.sampled_ms,
             network=EMBEDDING_NETWORK.model,
             narrow=voice.narrow,
             consent_by=wanted.consent.by,
@@ -147,7 +147,7 @@ def _document(row: Voice) -> VoiceDocument:
     return VoiceDocument(
         id=row.id,
         name=row.name,
-        seconds=row.spoken_ms / 1000,
+        seconds=row.sampled_ms / 1000,
         network=row.network,
         telephone=row.narrow,
         consent=RecordedConsent(

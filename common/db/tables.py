@@ -552,8 +552,8 @@ class Voice(Base):
     name: Mapped[str]
     embedding: Mapped[Any] = mapped_column(JSONB)
     """In base64; encrypted if VOICE_KEY is set (`common.db.vault.Cipher.seal`)."""
-    spoken_ms: Mapped[int]
-    """Of the speech that the embedding describes."""
+    sampled_ms: Mapped[int]
+    """Of the speech that the embedding was made of."""
     network: Mapped[str]
     """The network that made the embedding: only those of the same one are compared."""
     narrow: Mapped[bool]

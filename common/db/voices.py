@@ -33,7 +33,7 @@ class NewVoice:
 
     name: str
     embedding: bytes = field(repr=False)
-    spoken_ms: int
+    sampled_ms: int
     network: str
     narrow: bool
     consent_by: str
@@ -71,7 +71,7 @@ class Voices:
                 tenant=self._tenant,
                 name=voice.name,
                 embedding=self._cipher.seal(b64encode(voice.embedding).decode()),
-                spoken_ms=voice.spoken_ms,
+                sampled_ms=voice.sampled_ms,
                 network=voice.network,
                 narrow=voice.narrow,
                 consent_by=voice.consent_by,

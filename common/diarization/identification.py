@@ -15,12 +15,13 @@ from common.domain.speakers import Stretch
 class MeanVoice:
     """The mean embedding of a voice: float16, little-endian, of length 1.
 
-    It describes ``spoken_ms`` of speech, in which nobody else speaks. ``narrow``: most of the audio
-    that it was made of came over a telephone.
+    It was made of ``sampled_ms`` of speech, in which nobody else speaks: of a part of what the
+    person says, since not all stretches have an embedding. ``narrow``: most of that came over a
+    telephone.
     """
 
     embedding: bytes = field(repr=False)
-    spoken_ms: int
+    sampled_ms: int
     narrow: bool
 
 
@@ -38,11 +39,8 @@ def mean_voice(stretches: Sequence[Stretch]) -> MeanVoice | None:
     total = weights @ vectors.astype(np.float32)
     unit = total / max(float(np.linalg.norm(total)), 1e-9)
     narrow_ms = sum(it.embedded_ms for it in used if it.narrow)
-    spoken_ms = sum(
-        it.span.duration_ms for stretch in stretches for it in stretch.spoken if not it.overlapped
-    )
-    narrow = 2 * narrow_ms > weights.sum()
-    return MeanVoice(unit.astype("<f2").tobytes(), spoken_ms, bool(narrow))
+    sampled_ms = sum(it.embedded_ms for it in used)
+    return MeanVoice(unit.astype("<f2").tobytes(), sampled_ms, 2 * narrow_ms > sampled_ms)
 
 
 def likeness(speakers: Mapping[str, bytes], voices: Sequence[bytes]) -> dict[str, list[float]]:

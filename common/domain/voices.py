@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 MIN_VOICE_MS = 10_000
-"""Audio of one voice alone that an enrolled one is made of, at least."""
+"""Speech of one voice alone that an enrolled one is made of, at least. A minute of speech has about
+so much with an embedding."""
 MIN_SPEAKER_MS = 3_000
 """Likewise of a speaker who is to be identified."""
 ALIKE = 0.6

@@ -15,7 +15,7 @@ def upgrade() -> None:
         sa.Column("tenant", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("embedding", JSONB(), nullable=False),
-        sa.Column("spoken_ms", sa.Integer(), nullable=False),
+        sa.Column("sampled_ms", sa.Integer(), nullable=False),
         sa.Column("network", sa.Text(), nullable=False),
         sa.Column("narrow", sa.Boolean(), nullable=False),
         sa.Column("consent_by", sa.Text(), nullable=False),

@@ -164,7 +164,7 @@ def _voices(clips: Sequence[Sequence[Stretch]], length_ms: int) -> list[MeanVoic
     for stretch in (it for clip in clips for it in clip if it.alone):
         piece.append(stretch)
         voice = mean_voice(piece)
-        if voice is not None and voice.spoken_ms >= length_ms:
+        if voice is not None and voice.sampled_ms >= length_ms:
             found.append(voice)
             piece = []
     return found

@@ -80,7 +80,7 @@ def made(gateway: GatewayProcess, gateway_database: Database) -> dict[str, list[
             tenant=TENANT,
             name="somebody",
             embedding="",
-            spoken_ms=10_000,
+            sampled_ms=10_000,
             network="campplus-zh-en",
             narrow=False,
             consent_by="somebody",

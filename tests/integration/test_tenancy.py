@@ -128,7 +128,7 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
                 tenant=OURS,
                 name="ours",
                 embedding="",
-                spoken_ms=10_000,
+                sampled_ms=10_000,
                 network="campplus-zh-en",
                 narrow=False,
                 consent_by="ours",

@@ -50,7 +50,7 @@ def service(gateway: GatewayProcess) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def his_job(service: Service) -> UUID:
     """A job in which he speaks alone."""
-    said = np.concatenate([part for it in SAID * 3 for part in (speak(it, HIM), silence(0.5))])
+    said = np.concatenate([part for it in SAID * 8 for part in (speak(it, HIM), silence(0.5))])
     job_id = service.submit(said, options=Options(diarize=SpeakerCount()))
     assert service.ended(job_id).status == JobStatus.COMPLETED
     return job_id
@@ -138,7 +138,7 @@ def test_a_voice_of_another_tenant_or_a_deleted_one_names_nobody(
     theirs = NewVoice(
         name="Stranger",
         embedding=voice.embedding,
-        spoken_ms=row.spoken_ms,
+        sampled_ms=row.sampled_ms,
         network=row.network,
         narrow=row.narrow,
         consent_by="Stranger",

@@ -117,7 +117,7 @@ def test_a_voice_is_the_mean_of_its_lasting_embeddings_and_describes_all_its_spe
     ]
     voice = mean_voice(stretches)
     assert voice is not None
-    assert (voice.spoken_ms, voice.narrow) == (5_000, False)
+    assert (voice.sampled_ms, voice.narrow) == (7_000, False)
     assert np.allclose(np.frombuffer(voice.embedding, "<f2"), [0.6, 0.8], atol=1e-3)
     assert mean_voice(stretches[2:]) is None
 

@@ -203,7 +203,7 @@ def _identified(
     speakers = {
         speaker: voice
         for speaker, theirs in voiced_by(stretches, diarization.turns).items()
-        if (voice := mean_voice(theirs)) is not None and voice.spoken_ms >= MIN_SPEAKER_MS
+        if (voice := mean_voice(theirs)) is not None and voice.sampled_ms >= MIN_SPEAKER_MS
     }
     voices = with_retries(context.voices(tenant).known, EMBEDDING_NETWORK.model)
     cosines = likeness(

@@ -331,6 +331,8 @@ class SpeakersBench:
     def _cost(self) -> BenchPart:
         audio_s = self._chunks[-1].chunk.core.end_ms / 1000
         self._progress("the cost of a chunk, and of clustering")
+        for library in ("OMP", "OPENBLAS"):  # as in workers; of the process to come
+            os.environ[f"{library}_NUM_THREADS"] = "1"
         cost = apart(measure_cost, self._networks, self._chunks)
         figures = (
             Figure(

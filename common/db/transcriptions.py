@@ -23,6 +23,7 @@ from common.domain.job import StepStatus
 from common.domain.models import ModelName
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
+from common.domain.speakers import Diarization
 from common.domain.tracks import Track, check_channels
 from common.domain.values import Chunk
 
@@ -151,8 +152,8 @@ class Transcriptions:
             chunks = list(starmap(ChunkResult, session.execute(chunks_with_voices)))
             return chunks, session.scalar(plan) or 0
 
-    def diarization(self, job_id: UUID) -> dict[str, Any] | None:
-        """That of the newest transcript, if there is one, as in `TranscriptRevision`."""
+    def diarization(self, job_id: UUID) -> Diarization | None:
+        """That of the newest transcript, if there is one."""
         newest = (
             select(TranscriptRevision.diarization)
             .where(TranscriptRevision.job_id == job_id)
@@ -160,7 +161,8 @@ class Transcriptions:
             .limit(1)
         )
         with self._database.transaction() as session:
-            return session.scalar(newest)
+            stored = session.scalar(newest)
+        return None if stored is None else Diarization.from_json(stored)
 
 
 def recording_fetched(recording: NewRecording) -> Within:

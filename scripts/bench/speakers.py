@@ -60,7 +60,7 @@ from scripts.bench.run import (
 from scripts.bench.service import UnderTest
 from scripts.cli.cli import load_settings
 from scripts.cli.console import make_console
-from worker.steps.audio import cut_samples
+from worker.steps.audio import cut_samples, samples_of
 
 PARTS = ("conversations", "long", "cost", "job", "identify")
 SEEDS = range(1, 11)
@@ -419,11 +419,7 @@ def sum_errors(errors: Sequence[Errors]) -> Errors:
 
 def diarized(diarizer: OnnxDiarizer, chunks: Sequence[PlannedChunk]) -> list[Stretch]:
     """The stretches of all chunks."""
-    return gather((it.chunk, diarizer.diarize(_samples(it.pcm))) for it in chunks)
-
-
-def _samples(pcm: bytes) -> Samples:
-    return np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32_768)
+    return gather((it.chunk, diarizer.diarize(samples_of(it.pcm))) for it in chunks)
 
 
 def _turns(stretches: Sequence[Stretch], count: int | None) -> Turns:
@@ -455,7 +451,7 @@ def _audio_of(chunks: Sequence[PlannedChunk]) -> Samples:
     end_ms = max(it.chunk.audio.end_ms for it in chunks)
     samples = np.zeros(end_ms * SAMPLE_RATE // 1000, np.float32)
     for it in chunks:
-        part = _samples(it.pcm)
+        part = samples_of(it.pcm)
         at = it.chunk.audio.start_ms * SAMPLE_RATE // 1000
         samples[at : at + len(part)] = part[: len(samples) - at]
     return samples
@@ -533,7 +529,7 @@ def measure_cost(networks: tuple[Path, Path], chunks: Sequence[PlannedChunk]) ->
     diarizer = OnnxDiarizer(*networks)
     started = time.process_time()
     for it in chunks:
-        for _ in diarizer.segment(_samples(it.pcm)):
+        for _ in diarizer.segment(samples_of(it.pcm)):
             pass
     segmenting_s = time.process_time() - started
     started = time.process_time()

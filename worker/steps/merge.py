@@ -83,23 +83,25 @@ def run(context: Context, claim: Claim) -> Claim | None:
     known = sum(it.diarization is not None for it in stored)
     stored = usable(stored, context.voice_cipher)
     lost = known > sum(it.diarization is not None for it in stored)
-    earlier = with_retries(context.transcriptions.diarization, job.id)
     options = Options.from_json(job.options)
     transcribed = parts(stored)
     segments, diarization = merge_windows(transcribed), None
     separate = job.transcription.channels is not None
     of_speakers: Sequence[str] = ()
+    earlier = None
+    if separate or options.diarize is not None:
+        earlier = with_retries(context.transcriptions.diarization, job.id)
     if separate:
         diarization = Diarization(turns_in(segments))
         segments = marked_overlaps(segments, diarization.turns)
     elif options.diarize is not None:
         if lost and earlier is not None:
-            diarization, of_speakers = Diarization.from_json(earlier), [DIARIZATION_FAILED]
+            diarization, of_speakers = earlier, [DIARIZATION_FAILED]
         else:
             diarization, of_speakers = _diarization(context, job, stored, options.diarize)
         segments = attributed(context, segments, diarization)
     if diarization is not None and earlier is not None:
-        diarization = diarization.with_names_of(Diarization.from_json(earlier))
+        diarization = diarization.with_names_of(earlier)
     transcript = Transcript(
         language=job.transcription.detected_language or job.language,
         duration_ms=job.units_total or 0,
@@ -252,7 +254,7 @@ def attributed(
 def _diarization_warnings(
     chunks: Sequence[ChunkResult], count: SpeakerCount, diarization: Diarization
 ) -> Iterator[str]:
-    if any(it.diarization is None and it.chunk.channel is None for it in chunks):
+    if any(it.diarization is None for it in chunks):
         yield DIARIZATION_FAILED
     elif len(diarization.speakers) < count.minimum > 1:
         yield FEWER_SPEAKERS

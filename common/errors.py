@@ -159,6 +159,14 @@ class NotReady(BadInput, code="not_ready", status=409):
     """The job is {status_now}; its result is available when it is COMPLETED"""
 
 
+class StaleRevision(BadInput, code="stale_revision", status=412):
+    """The transcript is at revision {newest}, not at {value}: read it again and redo the change"""
+
+
+class PreconditionMissing(BadInput, code="precondition_missing", status=428):
+    """If-Match is missing: it has the ETag of the transcript that the change was made on"""
+
+
 class JobStillRunning(BadInput, code="still_under_way", status=504):
     """Job {job_id} is still {status_now}; get its text later from GET /api/v1/result/{job_id}"""
 

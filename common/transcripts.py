@@ -14,11 +14,11 @@ from common.db.transcriptions import ChunkResult
 from common.db.vault import Cipher
 from common.db.voices import opened
 from common.domain.job import MODERATION_FAILED, JobStatus
-from common.domain.masking import masked_segment
+from common.domain.masking import masked, masked_segment
 from common.domain.merging import ChunkSegments, IncrementalMerge
 from common.domain.models import SPEAKER_NETWORKS
 from common.domain.moderation import Finding, ModeratedBy, each_once
-from common.domain.speakers import Diarization, Stretch, gather, stretches_from_json
+from common.domain.speakers import Stretch, gather, stretches_from_json
 from common.domain.transcript import Transcript, segments_from_json, segments_to_json
 from common.domain.values import Segment
 
@@ -80,19 +80,27 @@ def transcript_of(text: Text, *, moderated_only: bool = False) -> Transcript:
     yet.
     """
     if text.complete:
-        models = (text.manifest or {}).get("moderation")
-        by = None if models is None else tuple(map(ModeratedBy.from_json, models))
-        segments = segments_from_json(text.segments)
-        stored = text.diarization
-        diarization = None if stored is None else Diarization.from_json(stored)
-    else:
-        chunks: Iterable[ChunkResult] = text.chunks
-        if moderated_only:
-            chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
-        chunks = list(chunks)
-        by = moderated_by(chunks) if text.options.moderation else None
-        segments, diarization = IncrementalMerge().add(parts(chunks)), None
-    return Transcript(text.language, text.duration_ms, segments, by, diarization)
+        return Transcript.from_json(
+            text.segments,
+            language=text.language,
+            duration_ms=text.duration_ms,
+            manifest=text.manifest,
+            diarization=text.diarization,
+        )
+    chunks: Iterable[ChunkResult] = text.chunks
+    if moderated_only:
+        chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
+    chunks = list(chunks)
+    by = moderated_by(chunks) if text.options.moderation else None
+    segments = IncrementalMerge().add(parts(chunks))
+    return Transcript(text.language, text.duration_ms, segments, by)
+
+
+def transcript_shown(text: Text) -> Transcript:
+    """A job's transcript as it is given out by default: masked if the job asks for it."""
+    hide = text.options.filter_profanity
+    transcript = transcript_of(text, moderated_only=hide)
+    return masked(transcript) if hide else transcript
 
 
 class GrowingTranscript:

@@ -8,10 +8,10 @@ from redis import Redis
 
 from common.db.database import Database
 from common.db.retention import Retention
-from common.db.revision import check_revision
 from common.db.steps import RetryPolicy, Steps
 from common.db.transcriptions import Transcriptions
 from common.db.vault import VOICES, Cipher
+from common.db.version import check_version
 from common.errors import SetupProblem
 from common.net.reach import wait_for
 from common.redis.events import Events
@@ -35,7 +35,7 @@ def wait_for_services(settings: Settings, redis: Redis) -> None:
         Unavailable: a server does not start, or rejects the connection.
     """
     with Database(database_url(settings), pool_size=1) as database:
-        wait_for(lambda: check_revision(database))
+        wait_for(lambda: check_version(database))
     wait_for(redis.ping)
 
 

@@ -28,6 +28,7 @@ STEPS: dict[str, dict[str, str]] = {
         StepKind.MODERATE: "worker.steps.moderate",
         StepKind.DIARIZE: "worker.steps.diarize",
         StepKind.MERGE: "worker.steps.merge",
+        StepKind.REFINE: "worker.steps.refine",
     }
 }
 """The module of each kind of step, by kind of job (see `StepModule`). It is imported when a step of

@@ -22,7 +22,7 @@ from api.processes.child import LOADING, OFF, OK
 from api.processes.moderator import ModerationProcess
 from api.processes.recognizers import Recognizers
 from api.services import VERSION, Services, ServicesDep
-from common.db.revision import check_revision
+from common.db.version import check_version
 from common.errors import StenoError
 
 Parts = dict[str, str]
@@ -158,7 +158,7 @@ _HOME = """<!doctype html>
 async def _check_all(services: Services, logged: Parts) -> Parts:
     checks: dict[str, Callable[[], None]] = {
         "postgres": services.database.ping,
-        "migrations": lambda: check_revision(services.database),
+        "migrations": lambda: check_version(services.database),
         "redis": services.check_queue,
         "storage": services.check_storage,
         WEIGHTS: services.get(Resolver).check_defaults,

@@ -32,7 +32,7 @@ from common.domain.redaction import spans_to_silence, unmoderated
 from common.domain.results import seconds, transcript_document
 from common.domain.transcript import Transcript
 from common.errors import Conflict, OptionConflict
-from common.transcripts import transcript_of
+from common.transcripts import transcript_of, transcript_shown
 
 router = APIRouter(tags=["jobs"], responses=documented(422, 503))
 
@@ -45,14 +45,15 @@ Masks = Annotated[
 
 WAV = "audio/wav"
 
+REVISION = "X-Revision"
+"""The header that names the revision of a text."""
+
 CONTENT_LETTERS = 200
 """Characters of a text that the history shows."""
 
 
 def _beginning(text: Text) -> str:
-    transcript = transcript_of(text)
-    shown = masked(transcript) if text.options.filter_profanity else transcript
-    return shown.text[:CONTENT_LETTERS]
+    return transcript_shown(text).text[:CONTENT_LETTERS]
 
 
 class HistoryEntry(Subject):
@@ -182,6 +183,7 @@ def _result(
         "status": snapshot.status,
         "completed_at": snapshot.completed_at and snapshot.completed_at.isoformat(),
         "download_url": download_url if text.complete else None,
+        "revision": text.revision,
         **transcript_document(transcript, warnings=snapshot.warnings, manifest=text.manifest),
         "recording_id": snapshot.client.recording_id,
         "metadata": snapshot.client.metadata,
@@ -221,7 +223,10 @@ def _file(
     return Response(
         content,
         media_type=MEDIA_TYPES[ending],
-        headers={"Content-Disposition": attachment(snapshot.filename, ending)},
+        headers={
+            "Content-Disposition": attachment(snapshot.filename, ending),
+            REVISION: str(text.revision),
+        },
     )
 
 

@@ -134,6 +134,8 @@ class Result(Document):
     requested one (warning `language_mismatch`)."""
     completed_at: datetime | None
     download_url: str | None
+    revision: int | None = Field(examples=[1])
+    """Of the transcript, the newest; null until there is one."""
     segments: list[ResultSegment]
     words: list[ResultWord]
     speakers: list[ResultSpeaker] | None

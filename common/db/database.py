@@ -93,7 +93,7 @@ class Database:
                 session.execute(ATTEMPT)
                 session.rollback()
         except ProgrammingError as error:
-            # A database without tables answers too: see `check_revision`.
+            # A database without tables answers too: see `check_version`.
             if not isinstance(error.orig, UndefinedTable):
                 raise
 

@@ -93,6 +93,8 @@ class Flow:
 
         After a failed step, the later steps of its part are skipped.
         """
+        if kind in self._pipeline.kinds_afterwards:
+            return []
         step = self._pipeline.step(kind)
         if part is None:
             if self._phase.each:
@@ -108,6 +110,16 @@ class Flow:
             if following:
                 return add_steps(self._session, self._job.id, following, [part.index])
         return self._continue()
+
+    def add_afterwards(self, kind: str) -> list[UUID]:
+        """Add a step that follows a change of the job's result.
+
+        One that is there already is replaced: if a worker runs it, it finds that it no longer
+        exists, and drops what it made of the earlier result.
+        """
+        before = (Step.job_id == self._job.id, Step.kind == kind)
+        self._session.execute(delete(Step).where(*before))
+        return add_steps(self._session, self._job.id, [kind], [None])
 
     def resume(self) -> list[UUID]:
         """Resume a job that waits for a person.
@@ -173,7 +185,11 @@ class Flow:
 
     def _continue(self) -> list[UUID]:
         """Begin the next phase if no step of this one is open."""
-        still_open = select(Step.id).where(Step.job_id == self._job.id, Step.status.in_(OPEN))
+        still_open = select(Step.id).where(
+            Step.job_id == self._job.id,
+            Step.status.in_(OPEN),
+            Step.kind.not_in(self._pipeline.kinds_afterwards),
+        )
         if self._session.scalar(still_open.limit(1)) is not None:
             return []
         phase = self._phase
@@ -308,7 +324,11 @@ def retry_job(session: Session, job: Job) -> bool:
     if job.status == JobStatus.FAILED:
         job.completed_at = None
     else:
-        undone = select(Step.id).where(Step.job_id == job.id, Step.status != StepStatus.DONE)
+        undone = select(Step.id).where(
+            Step.job_id == job.id,
+            Step.status != StepStatus.DONE,
+            Step.kind.not_in(pipeline_of(job.kind).kinds_afterwards),
+        )
         if job.status != JobStatus.COMPLETED or session.scalar(undone.limit(1)) is None:
             return False
     job.status = JobStatus.PENDING

@@ -18,8 +18,8 @@ from common.db.database import Database
 from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
-from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
-from common.db.transcriptions import ChunkResult, NewRecording, select_chunks
+from common.db.tables import Job, Recording, Tenant, Transcription
+from common.db.transcriptions import ChunkResult, NewRecording, newest_revision, select_chunks
 from common.db.usage import NO_QUOTA, Quota, charge, check_quota
 from common.domain.job import JobStatus, Priority
 from common.domain.pipeline import TRANSCRIPTION
@@ -80,9 +80,10 @@ class Created:
 class Text:
     """A job's text so far.
 
-    If ``complete``, it is the transcript: ``segments`` and ``diarization`` as stored JSON, and its
-    ``manifest``. Until then it is ``chunks``: those before the first unfinished chunk, so that the
-    text a client shows only grows at its end. ``options`` are the job's.
+    If ``complete``, it is the transcript: ``segments`` and ``diarization`` as stored JSON, its
+    ``manifest``, and the number of its ``revision`` (None in lists). Until then it is ``chunks``:
+    those before the first unfinished chunk, so that the text a client shows only grows at its end.
+    ``options`` are the job's.
     """
 
     segments: list[Any]
@@ -93,6 +94,7 @@ class Text:
     complete: bool
     manifest: dict[str, Any] | None
     diarization: dict[str, Any] | None = None
+    revision: int | None = None
 
 
 class Jobs:
@@ -173,12 +175,7 @@ class Jobs:
         """The text so far."""
         with self._database.transaction() as session:
             job = self._job(session, job_id)
-            transcript = session.scalar(
-                select(TranscriptRevision)
-                .where(TranscriptRevision.job_id == job_id)
-                .order_by(TranscriptRevision.revision.desc())
-                .limit(1)
-            )
+            transcript = session.scalar(newest_revision(job_id))
             if transcript is not None:
                 return Text(
                     segments=transcript.segments,
@@ -189,6 +186,7 @@ class Jobs:
                     complete=True,
                     manifest=transcript.manifest,
                     diarization=transcript.diarization,
+                    revision=transcript.revision,
                 )
             transcription = session.get(Transcription, job_id)
             return Text(

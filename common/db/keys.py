@@ -10,8 +10,8 @@ from sqlalchemy import Select, bindparam, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from common.db.database import Database
-from common.db.revision import migrated_transaction
 from common.db.tables import ApiKey, Tenant
+from common.db.version import migrated_transaction
 from common.domain.keys import KeyText, Scope
 from common.errors import NotFound
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from common.db.database import parsed, unavailable_details
-from common.db.revision import newest_revision
+from common.db.version import newest_version
 from common.errors import Unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ def revisions(database_url: str) -> tuple[str | None, str]:
     )
     try:
         with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision(), newest_revision()
+            return MigrationContext.configure(connection).get_current_revision(), newest_version()
     except OperationalError as error:
         raise Unavailable(**unavailable_details(error)) from error
 

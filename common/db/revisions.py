@@ -1,68 +1,220 @@
-"""Changes to a finished transcript, each of which is a new revision."""
+"""The revisions of transcripts, always within one tenant. A change is always a new revision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session, defer
 
 from common.db.database import Database
 from common.db.flow import locked_job
-from common.db.tables import TranscriptRevision
-from common.domain.job import JobStatus, is_final
-from common.domain.speakers import Diarization, marked_overlaps
-from common.domain.transcript import segments_from_json, segments_to_json
-from common.errors import Conflict, NotFound, NotReady
+from common.db.tables import Job, Step, TranscriptRevision
+from common.db.transcriptions import newest_revision, store_revision, transcript_in
+from common.domain.job import JobStatus, StepStatus, is_final
+from common.domain.pipeline import StepKind
+from common.domain.speakers import marked_overlaps
+from common.domain.transcript import Origin, Transcript, segments_to_json
+from common.errors import Conflict, NotFound, NotReady, StaleRevision
+
+Change = Callable[[Transcript], tuple[Transcript, list[Any]]]
+"""Makes the next transcript of the newest one, and says what it changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who makes a revision: the API key (None: none was required); and why, in their own words."""
+
+    key_id: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """A revision of a job's transcript.
+
+    ``refining`` is the status of the step that completes the newest one; None: it needs none.
+    """
+
+    row: TranscriptRevision
+    transcript: Transcript
+    refining: StepStatus | None
 
 
 class Revisions:
-    """The revisions of one tenant's transcripts."""
+    """The revisions of one tenant's transcripts.
+
+    All methods raise `NotFound` if the tenant has no such job, and `NotReady` if it has no
+    transcript yet.
+    """
 
     def __init__(self, database: Database, tenant: str) -> None:
         self._database = database
         self._tenant = tenant
 
-    def change_speakers(self, job_id: UUID, changes: Mapping[str, str | None]) -> None:
+    def get(self, job_id: UUID, number: int | None = None) -> Revision:
+        """A revision; None: the newest.
+
+        Raises:
+            NotFound: also if there is no such revision.
+        """
+        with self._database.transaction() as session:
+            newest = self._newest(session, self._job(session, job_id))
+            row = newest if number is None else self._revision(session, newest, number)
+            refining = None
+            if row is newest:
+                of_job = (Step.job_id == job_id, Step.kind == StepKind.REFINE)
+                refining = session.scalar(select(Step.status).where(*of_job))
+        return Revision(row, transcript_in(row), None if refining is None else StepStatus(refining))
+
+    def page(
+        self, job_id: UUID, *, limit: int, before: int | None
+    ) -> tuple[list[TranscriptRevision], int | None]:
+        """At most ``limit`` revisions below ``before``, the newest first, without their text.
+
+        Returns also the ``before`` of the next page; None: there is none.
+        """
+        with self._database.transaction() as session:
+            self._newest(session, self._job(session, job_id))
+            of_job = [TranscriptRevision.job_id == job_id]
+            if before is not None:
+                of_job.append(TranscriptRevision.revision < before)
+            rows = session.scalars(
+                select(TranscriptRevision)
+                .where(*of_job)
+                .options(
+                    defer(TranscriptRevision.segments, raiseload=True),
+                    defer(TranscriptRevision.diarization, raiseload=True),
+                    defer(TranscriptRevision.manifest, raiseload=True),
+                )
+                .order_by(TranscriptRevision.revision.desc())
+                .limit(limit + 1)
+            ).all()
+        more = len(rows) > limit
+        return list(rows[:limit]), rows[limit - 1].revision if more else None
+
+    def change(
+        self,
+        job_id: UUID,
+        change: Change,
+        *,
+        origin: Origin,
+        author: Author,
+        based_on: int | None = None,
+    ) -> TranscriptRevision:
+        """Store what ``change`` makes of the newest revision as the next one; returns it.
+
+        Nothing is stored if it raises.
+
+        Raises:
+            StaleRevision: the newest revision is not ``based_on`` (None: any may be).
+            NotReady: also while the job is retried: a merge is to come.
+        """
+        with self._database.transaction() as session:
+            job = self._job(session, job_id, lock=True)
+            newest = self._newest(session, job)
+            status = JobStatus(job.status)
+            if not (is_final(status) or status is JobStatus.REVIEW):
+                raise NotReady(status_now=job.status)
+            if based_on is not None and newest.revision != based_on:
+                raise StaleRevision(newest=newest.revision, value=based_on)
+            transcript, changes = change(transcript_in(newest))
+            return self._store(session, job, newest, transcript, changes, origin, author)
+
+    def restore(
+        self, job_id: UUID, number: int, *, author: Author, based_on: int | None = None
+    ) -> TranscriptRevision:
+        """Store an earlier revision as the newest one; returns that.
+
+        Raises:
+            NotFound: also if there is no such revision.
+            StaleRevision, NotReady: as `change`.
+        """
+        earlier = self.get(job_id, number)
+        return self.change(
+            job_id,
+            lambda _newest: (earlier.transcript, [{"op": "restore", "revision": number}]),
+            origin=Origin.RESTORE,
+            author=author,
+            based_on=based_on,
+        )
+
+    def change_speakers(
+        self, job_id: UUID, changes: Mapping[str, str | None], author: Author
+    ) -> None:
         """Rename or merge the speakers of a job; ``changes`` as of `Diarization.changed`.
 
         Raises:
-            NotFound: the tenant has no such job.
-            NotReady: it has no transcript yet.
             Conflict: its speakers were not requested.
             UnknownOption, OptionConflict: a change is impossible; then none is made.
         """
-        with self._database.transaction() as session:
-            job = locked_job(session, job_id)
-            if job is None or job.tenant != self._tenant:
-                raise NotFound(what="job", value=job_id)
-            if not is_final(JobStatus(job.status)):  # a merge is to come
-                raise NotReady(status_now=job.status)
-            newest = session.scalar(
-                select(TranscriptRevision)
-                .where(TranscriptRevision.job_id == job_id)
-                .order_by(TranscriptRevision.revision.desc())
-                .limit(1)
-            )
-            if newest is None:
-                raise NotReady(status_now=job.status)
-            if newest.diarization is None:
+
+        def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
+            if transcript.diarization is None:
                 raise Conflict(reason="The job has no speakers: it was sent without diarize=true")
-            diarization, into = Diarization.from_json(newest.diarization).changed(changes)
+            diarization, into = transcript.diarization.changed(changes)
             segments = (
                 replace(it, speaker=into.get(it.speaker or "", it.speaker))
-                for it in segments_from_json(newest.segments)
+                for it in transcript.segments
             )
-            session.add(
-                TranscriptRevision(
-                    job_id=job_id,
-                    revision=newest.revision + 1,
-                    language=newest.language,
-                    duration_ms=newest.duration_ms,
-                    word_count=newest.word_count,
-                    segments=segments_to_json(marked_overlaps(segments, diarization.turns)),
-                    diarization=diarization.to_json(),
-                    manifest=newest.manifest,
-                )
+            changed = replace(
+                transcript,
+                segments=marked_overlaps(segments, diarization.turns),
+                diarization=diarization,
             )
+            return changed, [{"op": "speakers", "speakers": dict(changes)}]
+
+        self.change(job_id, change, origin=Origin.SPEAKERS, author=author)
+
+    # --- inside one transaction ---------------------------------------------------------------
+
+    def _job(self, session: Session, job_id: UUID, *, lock: bool = False) -> Job:
+        job = locked_job(session, job_id) if lock else session.get(Job, job_id)
+        if job is None or job.tenant != self._tenant:
+            raise NotFound(what="job", value=job_id)
+        return job
+
+    def _newest(self, session: Session, job: Job) -> TranscriptRevision:
+        newest = session.scalar(newest_revision(job.id))
+        if newest is None:
+            raise NotReady(status_now=job.status)
+        return newest
+
+    def _revision(
+        self, session: Session, newest: TranscriptRevision, number: int
+    ) -> TranscriptRevision:
+        found = session.get(TranscriptRevision, (newest.job_id, number))
+        if found is None:
+            raise NotFound(what=f"revision of job {newest.job_id}", value=number)
+        return found
+
+    def _store(
+        self,
+        session: Session,
+        job: Job,
+        newest: TranscriptRevision,
+        transcript: Transcript,
+        changes: list[Any],
+        origin: Origin,
+        author: Author,
+    ) -> TranscriptRevision:
+        revision = TranscriptRevision(
+            job_id=job.id,
+            language=transcript.language,
+            duration_ms=transcript.duration_ms,
+            word_count=transcript.word_count,
+            segments=segments_to_json(transcript.segments),
+            diarization=transcript.diarization and transcript.diarization.to_json(),
+            manifest=newest.manifest,
+            origin=origin,
+            key_id=author.key_id,
+            note=author.note,
+            changes=changes,
+        )
+        store_revision(session, job, revision)
+        session.flush()
+        session.refresh(revision, ["created_at", "refinements"])
+        return revision

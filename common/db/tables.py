@@ -27,6 +27,7 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from common.domain.job import JobStatus, Priority, StepStatus
+from common.domain.transcript import Origin
 from common.domain.webhooks import DeliveryStatus
 
 
@@ -486,7 +487,11 @@ TURNS_LOCK = 7_319_483
 
 
 class TranscriptRevision(Base):
-    """The text of a recording; a job's newest revision is its result."""
+    """A version of a recording's text; a job's newest revision is its result.
+
+    The first is that of the merge, numbered 1. Later ones are never changed or deleted either, as
+    long as the job exists; only the times and the moderation of edited words are completed.
+    """
 
     __tablename__ = "transcripts"
 
@@ -499,6 +504,17 @@ class TranscriptRevision(Base):
     diarization: Mapped[dict[str, Any] | None]
     """Who speaks when (`common.domain.speakers.Diarization`); None: that was not requested."""
     manifest: Mapped[dict[str, Any]]
+    origin: Mapped[str] = mapped_column(server_default=Origin.MERGE)
+    """What made it: an `Origin`."""
+    key_id: Mapped[str | None]
+    """The API key of who made it; None: a worker did, or none was required."""
+    note: Mapped[str | None]
+    """Why, in the words of who made it."""
+    changes: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
+    """What it changed of the revision before."""
+    refinements: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often the times of its words, or its moderation, were completed. Its text never
+    changes."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -25,6 +25,7 @@ from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.domain.speakers import Diarization
 from common.domain.tracks import Track, check_channels
+from common.domain.transcript import Origin, Transcript, segments_to_json
 from common.domain.values import Chunk
 
 
@@ -152,14 +153,14 @@ class Transcriptions:
             chunks = list(starmap(ChunkResult, session.execute(chunks_with_voices)))
             return chunks, session.scalar(plan) or 0
 
+    def newest(self, job_id: UUID) -> TranscriptRevision:
+        """The newest revision of a job that has one."""
+        with self._database.transaction() as session:
+            return session.scalars(newest_revision(job_id)).one()
+
     def diarization(self, job_id: UUID) -> Diarization | None:
         """That of the newest transcript, if there is one."""
-        newest = (
-            select(TranscriptRevision.diarization)
-            .where(TranscriptRevision.job_id == job_id)
-            .order_by(TranscriptRevision.revision.desc())
-            .limit(1)
-        )
+        newest = newest_revision(job_id).with_only_columns(TranscriptRevision.diarization)
         with self._database.transaction() as session:
             stored = session.scalar(newest)
         return None if stored is None else Diarization.from_json(stored)
@@ -242,8 +243,8 @@ def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[s
     """Store the transcript as the newest revision, and the durations of the stages."""
 
     def store(session: Session, job: Job) -> None:
-        transcript.revision = next_revision(session, job.id)
-        session.add(transcript)
+        transcript.origin = Origin.MERGE
+        store_revision(session, job, transcript)
         job.warnings = warnings
         now = session.scalars(select(func.clock_timestamp())).one()
         asked_at = job.retried_at or job.created_at
@@ -260,12 +261,49 @@ def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[s
     return store
 
 
-def next_revision(session: Session, job_id: UUID) -> int:
-    """The number of a job's next revision, whose row is locked."""
-    newest = select(func.max(TranscriptRevision.revision)).where(
-        TranscriptRevision.job_id == job_id
+def refined(transcript: Transcript, manifest: dict[str, Any]) -> Within:
+    """Complete the newest revision: the times of its words and its moderation, not its text."""
+
+    def store(session: Session, job: Job) -> None:
+        revision = session.scalars(newest_revision(job.id)).one()
+        revision.segments = segments_to_json(transcript.segments)
+        revision.manifest = manifest
+        revision.refinements += 1
+
+    return store
+
+
+def newest_revision(job_id: UUID) -> Select[TranscriptRevision]:
+    """Selects the newest revision of a job's transcript, if there is any."""
+    return (
+        select(TranscriptRevision)
+        .where(TranscriptRevision.job_id == job_id)
+        .order_by(TranscriptRevision.revision.desc())
+        .limit(1)
     )
-    return (session.scalar(newest) or 0) + 1
+
+
+def transcript_in(row: TranscriptRevision) -> Transcript:
+    """The transcript of a revision."""
+    return Transcript.from_json(
+        row.segments,
+        language=row.language,
+        duration_ms=row.duration_ms,
+        manifest=row.manifest,
+        diarization=row.diarization,
+    )
+
+
+def store_revision(session: Session, job: Job, transcript: TranscriptRevision) -> None:
+    """Store ``transcript`` as the newest revision of ``job``, whose row is locked, and number it.
+
+    One that the merge has not made is refined afterwards.
+    """
+    newest = newest_revision(job.id).with_only_columns(TranscriptRevision.revision)
+    transcript.revision = (session.scalar(newest) or 0) + 1
+    session.add(transcript)
+    if transcript.origin != Origin.MERGE:
+        Flow(session, job).add_afterwards(StepKind.REFINE)
 
 
 def _ms(start: datetime, end: datetime) -> int:

@@ -80,6 +80,8 @@ MODERATION_FAILED = "moderation_failed"
 """The warning of a job some of whose segments could not be moderated."""
 DIARIZATION_FAILED = "diarization_failed"
 """The warning of a job some of whose chunks could not be diarized."""
+REFINEMENT_FAILED = "refinement_failed"
+"""The warning of a transcript whose edited words could not be moderated and aligned."""
 IDENTIFICATION_FAILED = "identification_failed"
 """The warning of a job whose speakers could not be compared with the enrolled voices."""
 

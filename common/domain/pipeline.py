@@ -16,7 +16,12 @@ from enum import StrEnum
 from itertools import takewhile
 from typing import Any
 
-from common.domain.job import DIARIZATION_FAILED, MODERATION_FAILED, JobStatus
+from common.domain.job import (
+    DIARIZATION_FAILED,
+    MODERATION_FAILED,
+    REFINEMENT_FAILED,
+    JobStatus,
+)
 from common.domain.values import MAX_WINDOW_MS
 from common.errors import JobKindUnknown
 
@@ -34,6 +39,7 @@ class StepKind(StrEnum):
     MODERATE = "moderate"
     DIARIZE = "diarize"
     MERGE = "merge"
+    REFINE = "refine"
 
 
 def always(_options: Mapping[str, Any]) -> bool:
@@ -116,6 +122,9 @@ class Pipeline:
     kind: str
     phases: tuple[Phase, ...]
     units_a_part: int = 1
+    afterwards: tuple[StepType, ...] = ()
+    """Steps of the whole job that follow a change of its result (`Flow.add_afterwards`). They have
+    a warning, and affect neither the job's status nor its progress."""
 
     def first_phase(self, *, has_input: bool) -> Phase:
         """The phase in which a job begins."""
@@ -139,11 +148,16 @@ class Pipeline:
 
     def step(self, kind: str) -> StepType:
         """The declaration of a kind of step."""
-        return next(step for step in self.steps if step.kind == kind)
+        return next(step for step in (*self.steps, *self.afterwards) if step.kind == kind)
+
+    @property
+    def kinds_afterwards(self) -> list[str]:
+        """The kinds of the steps that follow a change of the result."""
+        return [step.kind for step in self.afterwards]
 
     @property
     def steps(self) -> Iterator[StepType]:
-        """All kinds of steps, in order."""
+        """All kinds of steps of the phases, in order."""
         return (step for phase in self.phases for step in phase.steps)
 
     @property
@@ -204,6 +218,7 @@ TRANSCRIPTION = Pipeline(
         Phase("merge", StepType(StepKind.MERGE, stage="merging")),
     ),
     units_a_part=MAX_WINDOW_MS,
+    afterwards=(StepType(StepKind.REFINE, stage="refining", warning=REFINEMENT_FAILED),),
 )
 
 PIPELINES = {pipeline.kind: pipeline for pipeline in (TRANSCRIPTION,)}
@@ -223,7 +238,8 @@ def pipeline_of(kind: str) -> Pipeline:
 
 def kinds_of_steps() -> list[str]:
     """All kinds of steps, each once."""
-    return list(dict.fromkeys(str(step.kind) for it in PIPELINES.values() for step in it.steps))
+    steps = (step for it in PIPELINES.values() for step in (*it.steps, *it.afterwards))
+    return list(dict.fromkeys(str(step.kind) for step in steps))
 
 
 def limited_kinds() -> list[str]:

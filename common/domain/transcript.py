@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, Self
 
 from common.domain.moderation import Finding, ModeratedBy
 from common.domain.speakers import Diarization
 from common.domain.values import Detected, Segment, Span, Word
+
+
+class Origin(StrEnum):
+    """What made a revision of a transcript."""
+
+    MERGE = "merge"
+    """The steps of its job, or of its retry."""
+    EDIT = "edit"
+    SPEAKERS = "speakers"
+    """Speakers were renamed or merged."""
+    RESTORE = "restore"
+    """It is a copy of an earlier revision."""
+    RERUN = "rerun"
+    """A span was transcribed again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +40,26 @@ class Transcript:
     segments: tuple[Segment, ...]
     moderated_by: tuple[ModeratedBy, ...] | None = None
     diarization: Diarization | None = None
+
+    @classmethod
+    def from_json(
+        cls,
+        segments: Sequence[dict[str, Any]],
+        *,
+        language: str,
+        duration_ms: int,
+        manifest: Mapping[str, Any] | None,
+        diarization: Mapping[str, Any] | None,
+    ) -> Self:
+        """Read the stored form of a complete transcript."""
+        models = (manifest or {}).get("moderation")
+        return cls(
+            language,
+            duration_ms,
+            segments_from_json(segments),
+            None if models is None else tuple(map(ModeratedBy.from_json, models)),
+            None if diarization is None else Diarization.from_json(diarization),
+        )
 
     @property
     def text(self) -> str:

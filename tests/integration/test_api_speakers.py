@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -150,16 +149,6 @@ def test_two_speakers_become_one_everywhere(api: Api, job_id: UUID) -> None:
     assert "SPEAKER_02" not in api.download(job_id, format="rttm").text
 
 
-def test_the_result_files_follow(api: Api, job_id: UUID) -> None:
-    folder = api.gateway.folder / "results" / str(job_id)
-    folder.mkdir(parents=True)  # as the merge leaves it
-    change(api, job_id, {A: "Lan"})
-    for ending in ("txt", "json", "rttm"):
-        written = (folder / f"transcript.{ending}").read_text()
-        assert "Lan" in written
-        assert ending == "json" or written == api.download(job_id, format=ending).text
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -246,18 +235,6 @@ def test_speakers_are_not_changed_while_they_are_found_anew(api: Api) -> None:
         session.execute(update(Step).where(Step.kind == "diarize").values(status="failed"))
     api.ask("POST", f"jobs/{job_id}/retry")
     assert change(api, job_id, {A: "Lan"}, 409)["code"] == "not_ready"
-
-
-def test_changes_at_the_same_time_leave_the_files_of_the_last(api: Api, job_id: UUID) -> None:
-    folder = api.gateway.folder / "results" / str(job_id)
-    folder.mkdir(parents=True)
-    with ThreadPoolExecutor(8) as people:
-        list(people.map(lambda at: change(api, job_id, {A: f"Name {at}"}), range(16)))
-    assert api.count(TranscriptRevision) == 17
-    (name,) = {it["name"] for it in api.get(f"jobs/{job_id}/speakers")["speakers"]} - {None}
-    assert (folder / "transcript.txt").read_text() == api.download(job_id).text
-    assert name in (folder / "transcript.json").read_text()
-    assert not list(folder.glob(".*"))
 
 
 def test_a_watcher_that_comes_back_after_the_split_gets_no_word_twice(api: Api) -> None:

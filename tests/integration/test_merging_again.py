@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from common.db.database import Database
 from common.db.jobs import Jobs
-from common.db.revisions import Revisions
+from common.db.revisions import Author, Revisions
 from common.db.steps import Claim, Steps
 from common.db.tables import JobMetrics, Step, Tally
 from common.db.vault import VOICES, Cipher
@@ -84,7 +84,7 @@ def half_diarized(context: Context, steps: Steps) -> UUID:
     job_id = submit_job(steps._database, options=DIARIZED)
     plan_chunks(steps, CHUNKS)
     assert merged(context, steps, failing=1) == ["diarization_failed"]
-    Revisions(steps._database, TENANT).change_speakers(job_id, {B: "Lan"})
+    Revisions(steps._database, TENANT).change_speakers(job_id, {B: "Lan"}, Author())
     return job_id
 
 

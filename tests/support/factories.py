@@ -186,6 +186,8 @@ def do_step(steps: Steps, claim: Claim, chunks: int = 3) -> None:
         finish_moderation(steps, claim)
     elif claim.kind == StepKind.DIARIZE:
         finish_diarization(steps, claim)
+    elif claim.kind == StepKind.REFINE:
+        steps.finish(claim)
     else:
         finish_merge(steps, claim)
 

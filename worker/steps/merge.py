@@ -19,10 +19,8 @@ from common.diarization.clustering import cluster
 from common.diarization.identification import likeness, mean_voice
 from common.domain.chunks import windows_to_json
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
-from common.domain.formats import files
 from common.domain.job import DIARIZATION_FAILED, IDENTIFICATION_FAILED
 from common.domain.languages import AUTO
-from common.domain.masking import masked
 from common.domain.merging import ChunkSegments, speech_without_text
 from common.domain.merging import merge as merge_windows
 from common.domain.models import EMBEDDING_NETWORK
@@ -51,8 +49,9 @@ from common.transcripts import (
     stretches_of,
     usable,
 )
-from worker.context import Context, fenced, with_retries
+from worker.context import Context, with_retries
 from worker.steps.audio import decoding_identity
+from worker.steps.results import write_files
 
 VERSIONS = ("av", "ctranslate2", "faster-whisper", "onnxruntime", "pywhispercpp", "sherpa-onnx")
 """The packages that a text depends on."""
@@ -123,12 +122,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
     warnings = list(dict.fromkeys(warnings))
     languages = job.transcription.language_probabilities or others
     manifest = _manifest(job, stored, transcript, languages)
-    shown = masked(transcript) if options.filter_profanity else transcript
-    with_retries(context.storage.begin, "results", job.id)
-    with_retries(context.steps.check, claim)
-    with fenced():
-        for name, content in files(shown, warnings=warnings, manifest=manifest):
-            with_retries(context.storage.write_result, job.id, name, content)
+    write_files(context, claim, transcript, warnings=warnings, manifest=manifest)
     metrics = JobMetrics(
         job_id=job.id,
         audio_ms=transcript.duration_ms,

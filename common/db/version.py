@@ -17,16 +17,16 @@ from common.settings import ROOT
 
 
 @cache
-def newest_revision() -> str:
-    """The revision that this version needs: the last in ``migrations/versions``, by name."""
+def newest_version() -> str:
+    """The version of the tables that this code needs: the last in ``migrations/versions``."""
     return max(path.name for path in (ROOT / "migrations" / "versions").glob("[0-9]*.py"))[:4]
 
 
-def check_revision(database: Database) -> None:
+def check_version(database: Database) -> None:
     """Raise `NotMigrated` unless the database is at this version's revision."""
     with migrated_transaction(database) as session:
         found = session.scalar(text("SELECT version_num FROM alembic_version"))
-    if found != newest_revision():
+    if found != newest_version():
         raise _not_migrated(found)
 
 
@@ -44,7 +44,7 @@ def migrated_transaction(database: Database) -> Iterator[Session]:
 
 def _not_migrated(found: str | None) -> NotMigrated:
     """The error for a database at revision ``found``; None: without tables."""
-    newest = newest_revision()
+    newest = newest_version()
     newer = found is not None and found > newest
     return NotMigrated(
         found=found or "nothing",

@@ -1,0 +1,36 @@
+"""The result files of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.db.steps import Claim
+from common.domain.formats import files
+from common.domain.masking import masked
+from common.domain.request import Options
+from common.domain.transcript import Transcript
+from worker.context import Context, fenced, with_retries
+
+
+def write_files(
+    context: Context,
+    claim: Claim,
+    transcript: Transcript,
+    *,
+    warnings: Sequence[str],
+    manifest: Mapping[str, Any],
+) -> None:
+    """Write the transcript of the claimed job in every format, masked if the job asks for it.
+
+    Raises:
+        StaleClaim: the claim is no longer valid, or the files were removed.
+        StorageFull, Unavailable: as in every step.
+    """
+    hide = Options.from_json(claim.job.options).filter_profanity
+    shown = masked(transcript) if hide else transcript
+    with_retries(context.storage.begin, "results", claim.job_id)
+    with_retries(context.steps.check, claim)
+    with fenced():
+        for name, content in files(shown, warnings=warnings, manifest=manifest):
+            with_retries(context.storage.write_result, claim.job_id, name, content)

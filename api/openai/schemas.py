@@ -24,7 +24,7 @@ from api.openai.model_names import weights_named
 from common.domain.formats import to_srt, to_vtt
 from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.request import Task
-from common.domain.results import seconds, segment_document, words_document
+from common.domain.results import seconds, segment_document, word_document
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
 from common.errors import OptionConflict, UnknownOption
@@ -227,7 +227,11 @@ def verbose_document(transcript: Transcript, options: AudioOptions) -> Any:
             whisper_segment(index, segment) for index, segment in enumerate(transcript.segments)
         ]
     if "word" in options.granularities:
-        document["words"] = words_document(transcript)
+        document["words"] = [
+            word_document(word, segment.speaker)
+            for segment in transcript.segments
+            for word in segment.words
+        ]
     return document
 
 

@@ -42,6 +42,9 @@ class ResultWord(BaseModel):
     end: float
     probability: float
     speaker: str | None
+    estimated: bool = Field(examples=[False])
+    """Whether its times are interpolated, as the text was changed and not aligned to the audio
+    since."""
 
 
 class ResultSpeaker(Document):

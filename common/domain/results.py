@@ -70,9 +70,12 @@ def word_document(word: Word, speaker: str | None = None) -> dict[str, Any]:
 
 
 def words_document(transcript: Transcript) -> list[dict[str, Any]]:
-    """All words, each with its speaker; segment by segment, as channels may overlap."""
+    """All words, each with its speaker; segment by segment, as channels may overlap.
+
+    ``estimated`` is that of `Word`.
+    """
     return [
-        word_document(word, segment.speaker)
+        {**word_document(word, segment.speaker), "estimated": word.estimated}
         for segment in transcript.segments
         for word in segment.words
     ]

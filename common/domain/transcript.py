@@ -84,13 +84,19 @@ def join_text(segments: Iterable[Segment]) -> str:
 
 
 def segments_to_json(segments: Iterable[Segment]) -> list[dict[str, Any]]:
-    """The stored form: short keys, integer milliseconds."""
+    """The stored form: short keys, integer milliseconds; a word has a fifth item if estimated."""
     return [
         {
             "span": [segment.span.start_ms, segment.span.end_ms],
             "text": segment.text,
             "words": [
-                [word.text, word.span.start_ms, word.span.end_ms, round(word.probability, 4)]
+                [
+                    word.text,
+                    word.span.start_ms,
+                    word.span.end_ms,
+                    round(word.probability, 4),
+                    *([1] if word.estimated else []),
+                ]
                 for word in segment.words
             ],
             "avg_logprob": round(segment.avg_logprob, 4),
@@ -117,8 +123,8 @@ def segments_from_json(document: Sequence[dict[str, Any]]) -> tuple[Segment, ...
             span=Span(*entry["span"]),
             text=entry["text"],
             words=tuple(
-                Word(text, Span(start, end), probability)
-                for text, start, end, probability in entry["words"]
+                Word(text, Span(start, end), probability, bool(estimated))
+                for text, start, end, probability, *estimated in entry["words"]
             ),
             avg_logprob=entry["avg_logprob"],
             compression_ratio=entry["compression_ratio"],

@@ -68,15 +68,18 @@ def join_spans(spans: Iterable[Span], belongs: Callable[[Span, Span], bool]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """One word as the engine wrote it.
+    """One word as the engine, or a person, wrote it.
 
     ``text`` keeps its leading space (none in languages written without spaces), so that words
     join into a segment's text by plain concatenation. ``probability`` is in [0, 1].
+    ``estimated``: its times are interpolated, as a person has changed the text and it is not
+    aligned to the audio yet.
     """
 
     text: str
     span: Span
     probability: float
+    estimated: bool = False
 
     def shifted(self, by_ms: int) -> Self:
         return replace(self, span=self.span.shifted(by_ms))

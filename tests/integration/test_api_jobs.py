@@ -177,7 +177,14 @@ def test_a_result_has_all_that_the_wire_contract_names(api: Api, completed: UUID
         "channel": None,
         "flags": ["repetition"],
     }
-    word = {"word": "chunk0", "start": 0.0, "end": 0.5, "probability": 0.9, "speaker": None}
+    word = {
+        "word": "chunk0",
+        "start": 0.0,
+        "end": 0.5,
+        "probability": 0.9,
+        "speaker": None,
+        "estimated": False,
+    }
     assert body["words"] == [word]
     assert body["moderation"] is None
     assert (body["warnings"], body["manifest"]) == (MERGED["warnings"], MERGED["manifest"])

@@ -102,6 +102,7 @@ def test_the_public_document_has_seconds_and_words_without_spaces() -> None:
         "end": 0.8,
         "probability": 0.8,
         "speaker": None,
+        "estimated": False,
     }
 
 

@@ -40,7 +40,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_configure() -> None:
     """Make tests find the same wherever they run.
 
-    Property tests get no time limit per example. A shell's background job ignores SIGINT, what
+    Property tests get no time limit per example, and 10,000 examples with
+    ``--hypothesis-profile=thorough``. A shell's background job ignores SIGINT, what
     nohup starts ignores SIGHUP, and their children inherit that: both have to reach what the tests
     start.
     """
@@ -48,6 +49,7 @@ def pytest_configure() -> None:
     os.environ["AUTO_FETCH"] = "false"
     os.environ["ENCODER"] = "ctranslate2"  # whatever suits the processor
     hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.register_profile("thorough", deadline=None, max_examples=10_000)
     hypothesis.settings.load_profile("untimed")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

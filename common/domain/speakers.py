@@ -27,6 +27,8 @@ OVERLAP = "overlap"
 """The flag of a segment in which somebody else speaks at the same time."""
 OVERLAP_MS = 200
 """For at least so long."""
+NO_SPEAKERS = "The job has no speakers: it was sent without diarize=true"
+"""Why a speaker of a transcript cannot be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,28 @@ class Diarization:
         turns = _joined(replace(it, speaker=into.get(it.speaker, it.speaker)) for it in self.turns)
         return replace(self, turns=turns, names=names, identified=identified), into
 
+    def reassigned(self, changes: Iterable[tuple[Segment, str | None]]) -> Self:
+        """With segments given to other speakers, one after another; None: to nobody.
+
+        In the span of a segment its speaker has no turns any more. The new one speaks during its
+        words, and in shorter pauses than `PAUSE_MS` between them. Turns of others stay.
+        """
+        spans: dict[str, list[Span]] = defaultdict(list)
+        for turn in self.turns:
+            spans[turn.speaker].append(turn.span)
+        given = set()
+        for segment, speaker in changes:
+            if segment.speaker is not None:
+                spans[segment.speaker] = _without(spans[segment.speaker], segment.span)
+            if speaker is not None:
+                spoken = [word.span for word in _words(segment) if word.span.duration_ms]
+                spans[speaker] += join_spans(spoken or [segment.span], _belongs)
+                given.add(speaker)
+        for speaker in given:
+            spans[speaker] = join_spans(sorted(spans[speaker]), _touches)
+        turns = (Turn(span, speaker) for speaker, theirs in spans.items() for span in theirs)
+        return replace(self, turns=tuple(sorted(turns)))
+
     def with_names_of(self, earlier: Self) -> Self:
         """With the names that people gave in an earlier diarization of the same recording.
 
@@ -322,6 +346,24 @@ def _joined(turns: Iterable[Turn]) -> tuple[Turn, ...]:
             for span in join_spans(theirs, _belongs)
         )
     )
+
+
+def _touches(one: Span, other: Span) -> bool:
+    return other.start_ms <= one.end_ms
+
+
+def _without(spans: Iterable[Span], gone: Span) -> list[Span]:
+    """The parts of the spans before and after another one."""
+    left = []
+    for span in spans:
+        if span.end_ms <= gone.start_ms or gone.end_ms <= span.start_ms:
+            left.append(span)
+            continue
+        if span.start_ms < gone.start_ms:
+            left.append(Span(span.start_ms, gone.start_ms))
+        if gone.end_ms < span.end_ms:
+            left.append(Span(gone.end_ms, span.end_ms))
+    return left
 
 
 def _belongs(one: Span, other: Span) -> bool:

@@ -44,8 +44,8 @@ from api.streams import routes as live
 from api.streams import saved
 from api.streams.live import LiveStreams
 from api.streams.options import StreamResolver
+from api.transcripts import revisions, speakers
 from api.transcripts import routes as transcripts
-from api.transcripts import speakers
 from api.voices import routes as voices
 from api.webhooks import routes as webhooks
 from common.db.keys import AllKeys
@@ -56,12 +56,12 @@ PREFIX = "/api/v1"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 CLIENTS_SEND = (
     *("Authorization", "X-API-Key", "X-Tenant-Id", "X-Request-Id", "Content-Type"),
-    *("Idempotency-Key", "Last-Event-ID", "Range"),
+    *("Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID", "Range"),
 )
 """Request headers that pages of other origins may send (CORS)."""
 CLIENTS_READ = (
     *("X-Request-Id", "X-Job-Id", "Location", "Idempotent-Replayed", "Retry-After"),
-    "X-Ignored-Parameters",
+    *("X-Ignored-Parameters", "X-Revision", "ETag"),
     *("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"),
     *("Content-Disposition", "Content-Length", "Content-Range", "WWW-Authenticate"),
 )
@@ -128,6 +128,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (submissions, PREFIX),
         (transcripts, PREFIX),
         (speakers, PREFIX),
+        (revisions, PREFIX),
         (jobs, PREFIX),
         (events, PREFIX),
         (saved, PREFIX),

@@ -9,8 +9,10 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from api.http.fields import Document
+from api.http.pagination import NextCursor
 from common.domain.job import JobStatus
 from common.domain.moderation import Label
+from common.domain.transcript import Origin
 
 
 class ResultSegment(BaseModel):
@@ -45,6 +47,12 @@ class ResultWord(BaseModel):
     estimated: bool = Field(examples=[False])
     """Whether its times are interpolated, as the text was changed and not aligned to the audio
     since."""
+
+
+class TranscriptSegment(ResultSegment):
+    """A segment, and its words."""
+
+    words: list[ResultWord]
 
 
 class ResultSpeaker(Document):
@@ -154,3 +162,49 @@ class Result(Document):
     """Your own, unchanged."""
     delete_at: datetime | None
     """When the job will be deleted with all its data; null if never."""
+
+
+class RevisionDocument(Document):
+    """A revision of a transcript, without its text."""
+
+    revision: int = Field(examples=[2])
+    origin: Origin = Field(examples=[Origin.EDIT])
+    key_id: str | None
+    """The API key of who made it; null: a worker did, or none was required."""
+    note: str | None = Field(examples=["Names corrected"])
+    created_at: datetime
+    word_count: int
+    changes: list[dict[str, Any]]
+    """What it changed, in order of time: `op` (replace, split, join, delete, insert) and the
+    segments `before` and `after`; where a text changed, `words` has it in pieces, each of which is
+    equal, delete or insert. A change of speakers' names is the op speakers."""
+
+
+class RevisionPage(BaseModel):
+    """Some revisions, the newest first."""
+
+    revisions: list[RevisionDocument]
+    next_cursor: NextCursor
+
+
+class EditableTranscript(RevisionDocument):
+    """A revision with its text, as `PATCH` can change it; offensive words are not masked."""
+
+    job_id: UUID
+    language: str = Field(examples=["vi"])
+    duration_seconds: float
+    segments: list[TranscriptSegment]
+    speakers: list[ResultSpeaker] | None
+    """As in the result."""
+    refinement: Literal["pending", "running", "done", "failed"] | None
+    """Of the newest revision: whether a worker has moderated its new text, aligned its new words,
+    and written its files; null where there is nothing to do, and in earlier ones."""
+
+
+class TranscriptDifference(BaseModel):
+    """What to change in one revision to get another."""
+
+    old: int
+    new: int
+    changes: list[dict[str, Any]]
+    """As those of a revision."""

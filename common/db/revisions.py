@@ -14,9 +14,10 @@ from common.db.database import Database
 from common.db.flow import locked_job
 from common.db.tables import Job, Step, TranscriptRevision
 from common.db.transcriptions import newest_revision, store_revision, transcript_in
+from common.domain.differences import difference
 from common.domain.job import JobStatus, StepStatus, is_final
 from common.domain.pipeline import StepKind
-from common.domain.speakers import marked_overlaps
+from common.domain.speakers import NO_SPEAKERS, marked_overlaps
 from common.domain.transcript import Origin, Transcript, segments_to_json
 from common.errors import Conflict, NotFound, NotReady, StaleRevision
 
@@ -133,10 +134,10 @@ class Revisions:
             NotFound: also if there is no such revision.
             StaleRevision, NotReady: as `change`.
         """
-        earlier = self.get(job_id, number)
+        earlier = self.get(job_id, number).transcript
         return self.change(
             job_id,
-            lambda _newest: (earlier.transcript, [{"op": "restore", "revision": number}]),
+            lambda newest: (earlier, difference(newest, earlier)),
             origin=Origin.RESTORE,
             author=author,
             based_on=based_on,
@@ -154,7 +155,7 @@ class Revisions:
 
         def change(transcript: Transcript) -> tuple[Transcript, list[Any]]:
             if transcript.diarization is None:
-                raise Conflict(reason="The job has no speakers: it was sent without diarize=true")
+                raise Conflict(reason=NO_SPEAKERS)
             diarization, into = transcript.diarization.changed(changes)
             segments = (
                 replace(it, speaker=into.get(it.speaker or "", it.speaker))
@@ -165,7 +166,8 @@ class Revisions:
                 segments=marked_overlaps(segments, diarization.turns),
                 diarization=diarization,
             )
-            return changed, [{"op": "speakers", "speakers": dict(changes)}]
+            named = {"op": "speakers", "speakers": dict(changes)}
+            return changed, [named, *difference(transcript, changed)]
 
         self.change(job_id, change, origin=Origin.SPEAKERS, author=author)
 

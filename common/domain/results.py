@@ -70,13 +70,14 @@ def word_document(word: Word, speaker: str | None = None) -> dict[str, Any]:
 
 
 def words_document(transcript: Transcript) -> list[dict[str, Any]]:
-    """All words, each with its speaker; segment by segment, as channels may overlap.
+    """All words, segment by segment, as channels may overlap."""
+    return [word for segment in transcript.segments for word in words_of(segment)]
 
-    ``estimated`` is that of `Word`.
-    """
+
+def words_of(segment: Segment) -> list[dict[str, Any]]:
+    """The words of a segment, each with its speaker; ``estimated`` is that of `Word`."""
     return [
         {**word_document(word, segment.speaker), "estimated": word.estimated}
-        for segment in transcript.segments
         for word in segment.words
     ]
 

@@ -158,6 +158,14 @@ class Transcriptions:
         with self._database.transaction() as session:
             return session.scalars(newest_revision(job_id)).one()
 
+    def revised(self, job_id: UUID) -> TranscriptRevision | None:
+        """The newest revision, if there is any that the steps of the job have not made."""
+        by_others = select(TranscriptRevision.revision).where(
+            TranscriptRevision.job_id == job_id, TranscriptRevision.origin != Origin.MERGE
+        )
+        with self._database.transaction() as session:
+            return session.scalar(newest_revision(job_id).where(by_others.exists()))
+
     def diarization(self, job_id: UUID) -> Diarization | None:
         """That of the newest transcript, if there is one."""
         newest = newest_revision(job_id).with_only_columns(TranscriptRevision.diarization)
@@ -243,7 +251,6 @@ def merged(transcript: TranscriptRevision, metrics: JobMetrics, warnings: list[s
     """Store the transcript as the newest revision, and the durations of the stages."""
 
     def store(session: Session, job: Job) -> None:
-        transcript.origin = Origin.MERGE
         store_revision(session, job, transcript)
         job.warnings = warnings
         now = session.scalars(select(func.clock_timestamp())).one()

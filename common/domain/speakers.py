@@ -225,6 +225,30 @@ class Diarization:
         identified = {it: voice for it, voice in self.identified.items() if it not in names}
         return replace(self, names={**self.names, **names}, identified=identified)
 
+    def completed_by(self, anew: Self) -> Self:
+        """With the turns of another diarization of the same recording, where this one has none.
+
+        Its speakers are those of this one, each once, with whom they share the most; others get new
+        ids.
+        """
+        near = _Near(self.turns)
+        shared: Counter[tuple[str, str]] = Counter()
+        for turn in anew.turns:
+            for speaker, ms in _shared_ms([turn.span], near.to(turn.span)).items():
+                shared[turn.speaker, speaker] += ms
+        same: dict[str, str] = {}
+        for theirs, ours in sorted(shared, key=lambda pair: (-shared[pair], pair)):
+            if theirs not in same and ours not in same.values():
+                same[theirs] = ours
+        free = (it for it in map(speaker_id, count()) if it not in self.speakers)
+        same |= {it: next(free) for it in anew.speakers if it not in same}
+        added = (
+            Turn(turn.span, same[turn.speaker])
+            for turn in anew.turns
+            if not _shared_ms([turn.span], near.to(turn.span))
+        )
+        return replace(self, turns=_joined([*self.turns, *added]))
+
     def to_json(self) -> dict[str, Any]:
         """The stored form."""
         return {

@@ -22,6 +22,8 @@ class Origin(StrEnum):
     """Speakers were renamed or merged."""
     RESTORE = "restore"
     """It is a copy of an earlier revision."""
+    RETRY = "retry"
+    """A retry of the job added what was missing; the text of people stayed."""
     RERUN = "rerun"
     """A span was transcribed again."""
 

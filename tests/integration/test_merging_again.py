@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -15,10 +16,12 @@ from common.db.steps import Claim, Steps
 from common.db.tables import JobMetrics, Step, Tally
 from common.db.vault import VOICES, Cipher
 from common.db.voices import sealed
+from common.domain.editing import Replace, apply_edits
 from common.domain.job import JobStatus
 from common.domain.metrics import AUDIO_TRANSCRIBED
 from common.domain.pipeline import StepKind
 from common.domain.speakers import Spoken, Stretch
+from common.domain.transcript import Origin, Transcript
 from common.domain.values import Span
 from common.errors import WeightsUnusable
 from common.transcripts import transcript_of
@@ -128,6 +131,31 @@ def test_a_retry_that_cannot_decrypt_the_first_voices_keeps_the_speakers(
 
     assert merged(context, steps, failing=None) == ["diarization_failed"]
     assert speakers(database, job_id) == before
+
+
+def test_a_retry_keeps_what_people_have_written_and_whom_they_named(
+    context: Context, database: Database, steps: Steps
+) -> None:
+    job_id = half_diarized(context, steps)
+    revisions = Revisions(database, TENANT)
+
+    def corrected(transcript: Transcript) -> tuple[Transcript, list[dict[str, Any]]]:
+        edited = apply_edits(transcript, [Replace(0, text="Hello"), Replace(1, text="corrected")])
+        return edited.transcript, edited.changes
+
+    revisions.change(job_id, corrected, origin=Origin.EDIT, author=Author())
+    Jobs(database, TENANT).retry(job_id)
+
+    assert merged(context, steps, failing=None) == []
+
+    newest = revisions.get(job_id)
+    assert newest.row.origin == Origin.RETRY
+    segments = newest.transcript.segments
+    assert [(it.text, it.speaker) for it in segments] == [(" Hello", A), (" corrected", B)]
+    names, turns = speakers(database, job_id)
+    assert names == {B: "Lan"}
+    assert turns == [(0, A), (5_000, B), (10_000, A), (15_000, B)]
+    assert claim_next(steps).kind == StepKind.REFINE
 
 
 def test_voices_that_other_networks_described_count_as_missing(

@@ -27,6 +27,7 @@ from common.domain.moderation import Finding, Label, Mark, ModeratedBy
 from common.domain.pipeline import StepKind
 from common.domain.request import Options
 from common.domain.speakers import Diarization, SpeakerCount, Stretch, stretches_to_json
+from common.domain.transcript import Origin
 from common.domain.values import Segment, Span, Word
 from common.transcripts import moderation_to_json
 
@@ -229,6 +230,7 @@ def finish_merge(
         segments=list(segments),
         diarization=diarization and diarization.to_json(),
         manifest=manifest or {},
+        origin=Origin.MERGE,
     )
     metrics = JobMetrics(
         job_id=claim.job_id,

@@ -333,3 +333,24 @@ def test_the_turns_of_channels_are_those_of_their_words() -> None:
 
 def test_of_two_who_begin_at_once_the_first_id_is_the_first() -> None:
     assert Diarization((turn(0, 500, B), turn(0, 900, A))).speakers == [A, B]
+
+
+def test_a_diarization_completes_another_one_where_that_has_nobody() -> None:
+    first = Diarization((Turn(Span(0, 4_000), A), Turn(Span(4_000, 8_000), B)), {B: "Lan"})
+    anew = (
+        Turn(Span(0, 3_900), B),  # the same people by other ids, and one more
+        Turn(Span(4_100, 8_000), A),
+        Turn(Span(10_000, 12_000), A),
+        Turn(Span(12_000, 13_000), B),
+        Turn(Span(13_000, 14_000), "SPEAKER_02"),
+    )
+    found = first.completed_by(Diarization(anew))
+    assert found.names == {B: "Lan"}
+    assert [(it.span.start_ms, it.speaker) for it in found.turns] == [
+        (0, A),
+        (4_000, B),
+        (10_000, B),
+        (12_000, A),
+        (13_000, "SPEAKER_02"),
+    ]
+    assert found.completed_by(Diarization(anew)) == found

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 from loguru import logger
@@ -14,7 +15,7 @@ from loguru import logger
 from common.asr.guards import DOUBTFUL
 from common.db.steps import Claim
 from common.db.tables import Job, JobMetrics, TranscriptRevision
-from common.db.transcriptions import ChunkResult, merged
+from common.db.transcriptions import ChunkResult, merged, transcript_in
 from common.diarization.clustering import cluster
 from common.diarization.identification import likeness, mean_voice
 from common.domain.chunks import windows_to_json
@@ -24,7 +25,7 @@ from common.domain.languages import AUTO
 from common.domain.merging import ChunkSegments, speech_without_text
 from common.domain.merging import merge as merge_windows
 from common.domain.models import EMBEDDING_NETWORK
-from common.domain.moderation import Label
+from common.domain.moderation import Label, each_once
 from common.domain.pipeline import pipeline_of
 from common.domain.request import Options
 from common.domain.speakers import (
@@ -38,7 +39,7 @@ from common.domain.speakers import (
     turns_of,
     voiced_by,
 )
-from common.domain.transcript import Transcript, segments_to_json
+from common.domain.transcript import Origin, Transcript, segments_to_json
 from common.domain.values import Segment
 from common.domain.voices import MIN_SPEAKER_MS, identify
 from common.errors import StenoError, Transient, VoicesLocked
@@ -108,6 +109,7 @@ def run(context: Context, claim: Claim) -> Claim | None:
         moderated_by=moderated_by(stored) if options.moderation else None,
         diarization=diarization,
     )
+    revised = with_retries(context.transcriptions.revised, job.id)
     speech_ms = sum(chunk.speech_ms for chunk, _ in transcribed)
     own = OWN_WARNINGS | pipeline_of(job.kind).warnings
     warnings = [it for it in job.warnings if it not in own]
@@ -121,6 +123,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     warnings += of_speakers
     warnings = list(dict.fromkeys(warnings))
     languages = job.transcription.language_probabilities or others
+    if revised is not None:
+        transcript = completed(transcript_in(revised), transcript)
     manifest = _manifest(job, stored, transcript, languages)
     write_files(context, claim, transcript, warnings=warnings, manifest=manifest)
     metrics = JobMetrics(
@@ -140,8 +144,9 @@ def run(context: Context, claim: Claim) -> Claim | None:
         duration_ms=transcript.duration_ms,
         word_count=transcript.word_count,
         segments=segments_to_json(transcript.segments),
-        diarization=diarization and diarization.to_json(),
+        diarization=transcript.diarization and transcript.diarization.to_json(),
         manifest=manifest,
+        origin=Origin.MERGE if revised is None else Origin.RETRY,
     )
     # Before the end: a retry writes new ones.
     with suppress(Transient):  # otherwise the dispatcher drops them
@@ -243,6 +248,30 @@ def attributed(
             }
             split = [tuple(anew.get(part, part) for part in each) for each in split]
     return tuple(part for each in split for part in each)
+
+
+def completed(revised: Transcript, anew: Transcript) -> Transcript:
+    """The text of people, with the speakers that a retry has found where there were none.
+
+    The refinement that follows moderates what is not moderated.
+    """
+    models = None
+    if revised.moderated_by is not None and anew.moderated_by is not None:
+        models = each_once([*revised.moderated_by, *anew.moderated_by])
+    diarization, segments = anew.diarization, revised.segments
+    if diarization is not None:
+        if revised.diarization is not None:
+            diarization = revised.diarization.completed_by(diarization)
+        unknown = [it for it in segments if it.speaker is None]
+        found = dict(zip(map(id, unknown), attribute(unknown, diarization.turns), strict=True))
+        parts = (_cut_finding(found.get(id(it), (it,))) for it in segments)
+        segments = marked_overlaps(chain.from_iterable(parts), diarization.turns)
+    return replace(revised, segments=segments, moderated_by=models, diarization=diarization)
+
+
+def _cut_finding(parts: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """The parts of a segment, without its label where it has several."""
+    return parts if len(parts) == 1 else tuple(replace(it, finding=None) for it in parts)
 
 
 def _diarization_warnings(

@@ -424,8 +424,8 @@ def _joined(segments: Sequence[Segment]) -> Segment:
     has_words = any(segment.words for segment in segments)
     text, words = "", []
     for segment in segments:
-        apart = not text or text[-1].isspace() or segment.text[:1].isspace()
-        space = "" if apart else space_before(segment.text)
+        touching = text and segment.text and not (text[-1].isspace() or segment.text[0].isspace())
+        space = space_before(segment.text) if touching else ""
         text += space + segment.text
         if has_words:
             more = [*(segment.words or retimed((), segment.text, segment.span))]

@@ -284,6 +284,16 @@ def test_a_join_undoes_a_split() -> None:
     assert edited(parts, Join(0, 1)) == told
 
 
+def test_a_join_puts_a_space_where_words_would_run_together() -> None:
+    def joined(*texts: str) -> str:
+        parts = [Segment(Span(at * 100, at * 100 + 50), text) for at, text in enumerate(texts)]
+        return edited(talk(*parts), Join(0, len(parts) - 1)).segments[0].text
+
+    assert joined("Xin", "chào", " nhé") == "Xin chào nhé"
+    assert joined("你好。", "世界") == "你好。世界"
+    assert joined(" a", "", " b") == " a b"
+
+
 def test_a_join_leaves_other_channels_alone() -> None:
     told = talk(
         segment("a", 0, channel=0),

@@ -29,6 +29,7 @@ from common.audio.parts import (
     xing_size,
 )
 from common.audio.probe import audio_stream, decode_packet, has_usable_rate, open_container
+from common.audio.skipping import skip
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS
 from common.errors import DecodeFailed, NotAudio
 
@@ -80,6 +81,9 @@ CLOCKLESS = frozenset(
 PCM_FORMATS = frozenset({"au", "caf", "nistsphere", "voc", "w64"})
 """Formats that are cut into packets anywhere, so that the last is rarely full."""
 
+WARM_UP_MS = 13_000
+"""What is decoded before the audio that is wanted: as much as `common.audio.mix` considers."""
+
 MP3_FRAME = 2_881
 """The longest frame, in bytes."""
 
@@ -97,6 +101,13 @@ class AudioDecoder:
     time stamps are filled with silence, so a frame's index is its time. Packets that do not decode
     are skipped and counted.
 
+    With ``start_ms``, only the audio from there on is wanted: where that moves no time
+    (`common.audio.skipping`), what comes before is not decoded but silence, except for the last
+    `WARM_UP_MS`. A frame's index still is its time. The samples differ a little from those of a
+    complete decoding, and so does the mix of several channels, whose weights depend on the past.
+    In mono PCM or FLAC at 16 kHz they are the same. Use it only for recordings whose complete
+    decoding did not have the warning `DAMAGED`; ``warnings`` are incomplete.
+
     Raises:
         NotAudio: when iteration starts, the file is not a recording or has no audio.
         DecodeFailed: FFmpeg cannot convert what it decodes.
@@ -110,8 +121,10 @@ class AudioDecoder:
         *,
         mono: bool = False,
         rate: int | None = None,
+        start_ms: int = 0,
     ) -> None:
         self._source = source
+        self._skipped_ms = start_ms - WARM_UP_MS
         self._track = track
         self._converter: _Converter = _Mono() if mono else _AsRecorded(rate)
         self._warnings: dict[str, None] = {}
@@ -137,6 +150,8 @@ class AudioDecoder:
     def __iter__(self) -> Iterator[NDArray[np.int16]]:
         with _opened(self._source) as file:
             found = file_parts(file)
+            if len(found) > 1:
+                self._skipped_ms = 0  # only its decoding shows how long a part is
             for part in found:
                 try:
                     yield from self._part(part.of(file), part, is_last=part is found[-1])
@@ -154,8 +169,18 @@ class AudioDecoder:
             stream = audio_stream(container, self._track)
             clock = _MediaClock(container, self._decoded_ms)
             converter = self._converter
-            for frame in self._frames(container, stream, clock, part):
-                gap_ms = clock.advance(frame)
+            packets = _audio_packets(container, stream, clock)
+            if self._skipped_ms > 0:
+                first = skip(packets, stream, clock, self._skipped_ms)
+                if first is None:
+                    self._skipped_ms = 0
+                    yield from self._part(file, part, is_last=is_last)
+                    return
+                converter.expect(first)
+                yield from converter.silence(clock.decoded_ms)
+            is_pcm = part.size_is is not None or container.format.name in PCM_FORMATS
+            for frame in self._frames(packets, is_pcm=is_pcm):
+                gap_ms = clock.advance(frame.time, frame.samples, frame.sample_rate)
                 if gap_ms:
                     if converter.is_fed:
                         self._warn(GAPS)
@@ -175,19 +200,13 @@ class AudioDecoder:
                 self._warn(DAMAGED)
 
     def _frames(
-        self, container: InputContainer, stream: AudioStream, clock: _MediaClock, part: FilePart
+        self, packets: Iterator[av.Packet[Stream]], *, is_pcm: bool
     ) -> Iterator[av.AudioFrame]:
         """The frames that decode, up to the end or the first read error."""
         broken = False
         tags = _Tags()
-        is_pcm = part.size_is is not None or container.format.name in PCM_FORMATS
-        # Where the header only has the length of the whole film, its pictures show whether it ends.
-        watched = container.streams if stream.duration is None else [stream]
         try:
-            for packet in container.demux(*watched):
-                if packet.stream.index != stream.index:
-                    clock.see(packet)
-                    continue
+            for packet in packets:
                 frames = decode_packet(packet)
                 if frames is None or not all(map(has_usable_rate, frames)):
                     if not tags.hold(packet):
@@ -259,9 +278,15 @@ class BlockDecoder(AudioDecoder):
     """
 
     def __init__(
-        self, source: Path | BinaryIO, block_ms: int, track: int | None, *, mono: bool
+        self,
+        source: Path | BinaryIO,
+        block_ms: int,
+        track: int | None,
+        *,
+        mono: bool,
+        start_ms: int = 0,
     ) -> None:
-        super().__init__(source, track, mono=mono, rate=SAMPLE_RATE)
+        super().__init__(source, track, mono=mono, rate=SAMPLE_RATE, start_ms=start_ms)
         self._mono = mono
         self._block_samples = block_ms * SAMPLES_PER_MS
         self.samples = 0
@@ -300,18 +325,28 @@ class MonoDecoder(BlockDecoder):
     """Decodes a recording to mono: blocks of shape (samples,)."""
 
     def __init__(
-        self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
+        self,
+        source: Path | BinaryIO,
+        block_ms: int = BLOCK_MS,
+        track: int | None = None,
+        *,
+        start_ms: int = 0,
     ) -> None:
-        super().__init__(source, block_ms, track, mono=True)
+        super().__init__(source, block_ms, track, mono=True, start_ms=start_ms)
 
 
 class ChannelDecoder(BlockDecoder):
     """Decodes the channels of a recording separately: blocks of shape (samples, channels)."""
 
     def __init__(
-        self, source: Path | BinaryIO, block_ms: int = BLOCK_MS, track: int | None = None
+        self,
+        source: Path | BinaryIO,
+        block_ms: int = BLOCK_MS,
+        track: int | None = None,
+        *,
+        start_ms: int = 0,
     ) -> None:
-        super().__init__(source, block_ms, track, mono=False)
+        super().__init__(source, block_ms, track, mono=False, start_ms=start_ms)
 
 
 class _MediaClock:
@@ -342,20 +377,29 @@ class _MediaClock:
             start_ms = (self._zero_ms or 0) + self._before_ms
             self.seen_ms = max(self.seen_ms, float(until * 1000) - start_ms)
 
-    def advance(self, frame: av.AudioFrame) -> int:
-        """Count ``frame``; returns the milliseconds of silence that belong before it."""
+    def lag_ms(self, time_s: float | None) -> float:
+        """How far a time stamp is ahead of the audio counted; 0 where there is none."""
+        if not self._runs or time_s is None or self._zero_ms is None:
+            return 0.0
+        return time_s * 1000 - self._zero_ms - self.decoded_ms
+
+    def advance(self, time_s: float | None, samples: int, rate: int) -> int:
+        """Count audio that begins at a time stamp; returns the milliseconds of silence before it.
+
+        ``samples`` at a ``rate`` in Hz are its length.
+        """
         gap_ms = 0
-        if self._runs and frame.time is not None:
-            at_ms = frame.time * 1000
+        if self._runs and time_s is not None:
+            at_ms = time_s * 1000
             if self._zero_ms is None:
                 self._zero_ms = at_ms - self.decoded_ms
-            lag_ms = at_ms - self._zero_ms - self.decoded_ms
+            lag_ms = self.lag_ms(time_s)
             if not -LEAP_BACK_MS <= lag_ms <= LONGEST_GAP_MS:
                 self.jumped = True
                 self._zero_ms = at_ms - self.decoded_ms
             elif lag_ms > GAP_MS:
                 gap_ms = round(lag_ms)
-        self.decoded_ms += gap_ms + frame.samples * 1000 / frame.sample_rate
+        self.decoded_ms += gap_ms + samples * 1000 / rate
         return gap_ms
 
 
@@ -413,9 +457,9 @@ class _Converter(ABC):
         if resampler is not None:
             yield from map(self._samples, resampler.resample(None))
 
-    def silence(self, duration_ms: int) -> Iterator[NDArray[np.int16]]:
+    def silence(self, duration_ms: float) -> Iterator[NDArray[np.int16]]:
         second = np.zeros(self.rate * self.channels, np.int16)
-        left = duration_ms * self.rate // 1000
+        left = round(duration_ms * self.rate / 1000)
         while left > 0:
             taken = min(left, self.rate)
             yield second[: taken * self.channels]
@@ -489,6 +533,19 @@ class _Mono(_Converter):
 def _interleaved(frame: av.AudioFrame) -> NDArray[Any]:
     samples: NDArray[Any] = frame.to_ndarray()[0]
     return samples
+
+
+def _audio_packets(
+    container: InputContainer, stream: AudioStream, clock: _MediaClock
+) -> Iterator[av.Packet[Stream]]:
+    """The packets of the audio; those of pictures are counted on the clock."""
+    # Where the header only has the length of the whole film, its pictures show whether it ends.
+    watched = container.streams if stream.duration is None else [stream]
+    for packet in container.demux(*watched):
+        if packet.stream.index == stream.index:
+            yield packet
+        else:
+            clock.see(packet)
 
 
 def _opened(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:

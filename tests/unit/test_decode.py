@@ -7,12 +7,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from common.audio.decode import DAMAGED, GAP_MS, GAPS, TRUNCATED, MonoDecoder
+from common.audio.decode import (
+    DAMAGED,
+    GAP_MS,
+    GAPS,
+    TRUNCATED,
+    ChannelDecoder,
+    MonoDecoder,
+)
 from common.audio.probe import probe
 from common.audio.wav import wav_header
-from common.domain.values import SAMPLE_RATE
+from common.domain.values import SAMPLE_RATE, Span
 from common.errors import DecodeFailed, NotAudio
 from tests.support.audio_files import (
     FILMS,
@@ -27,6 +36,7 @@ from tests.support.audio_files import (
     write,
     write_film_without_audio,
 )
+from worker.steps.audio import read_span
 
 EDGE_MS = 80
 """How far an encoder may smear or shift the edge of a tone (MP3 in AVI and AAC in ADTS say nothing
@@ -124,6 +134,146 @@ def test_a_gap_in_the_time_stamps_becomes_silence(tmp_path: Path) -> None:
     samples, decoding = decoded(path)
     assert loud_spans(samples) == [(0, 1_999), (5_000, 6_999)]
     assert decoding.warnings == (GAPS,)
+
+
+def murmur(seconds: int) -> NDArray[np.int16]:
+    """Noise below 600 Hz, of which no second is like another."""
+    wave = np.random.default_rng(5).standard_normal(seconds * SAMPLE_RATE)
+    smooth = np.convolve(wave, np.hanning(65), "same")
+    samples: NDArray[np.int16] = np.round(smooth / np.abs(smooth).max() * 20_000).astype(np.int16)
+    return samples
+
+
+MURMUR = murmur(50)
+LATE_MS = 30_000
+
+
+def assert_same_times(
+    path: Path, start_ms: int, decoder: type[MonoDecoder | ChannelDecoder] = MonoDecoder
+) -> bool:
+    """The audio from ``start_ms`` on is that of a complete decoding; returns whether exactly."""
+    whole = np.concatenate(list(decoder(path)))
+    late = np.concatenate(list(decoder(path, start_ms=start_ms)))
+    assert abs(len(late) - len(whole)) <= 1
+    first = start_ms * 16
+    wanted, found = (each[first : len(whole) - 1].astype(float) for each in (whole, late))
+    if not len(wanted) or np.array_equal(wanted, found):
+        return True
+    assert np.std(found - wanted) < 0.15 * np.std(wanted), "half a sample of 600 Hz is 0.12"
+    return False
+
+
+def is_skipped(path: Path, start_ms: int = LATE_MS) -> bool:
+    """Whether most of the audio before is left out."""
+    late = np.concatenate(list(MonoDecoder(path, start_ms=start_ms)))
+    return not late[: (start_ms - 16_000) * 16].any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "audio_at"),
+    [(kind, 0.0) for kind in KINDS.values()] + [(kind, 2.0) for kind in FILMS.values()],
+    ids=[*KINDS, *(f"film-{each}" for each in FILMS)],
+)
+def test_what_is_before_the_wanted_audio_is_skipped_and_moves_no_time(
+    kind: AudioKind, audio_at: float, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "audio", MURMUR, kind, audio_at=audio_at)
+    assert is_skipped(path)
+    exact = [assert_same_times(path, start_ms) for start_ms in (0, 9_999, 20_001, 41_234, 70_000)]
+    if kind.rate == SAMPLE_RATE or kind.codec == "libopus":
+        assert all(exact)
+
+
+@given(start_ms=st.integers(0, 60_000))
+@settings(max_examples=20, deadline=None)
+def test_wherever_the_wanted_audio_starts_it_is_the_same(
+    start_ms: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "wherever"
+    if not path.exists():
+        write(path, MURMUR, KINDS["mp3"])
+    assert_same_times(path, start_ms)
+
+
+@pytest.mark.parametrize("start_ms", [LATE_MS, 70_000])
+@pytest.mark.parametrize("ending", ["mp3", "aac", "ogg", "opus", "wav", "flac", "webm", "mkv"])
+def test_joined_recordings_have_the_same_times_wherever_reading_starts(
+    ending: str, start_ms: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "twice", MURMUR, KINDS[ending])
+    path.write_bytes(2 * path.read_bytes())
+    assert_same_times(path, start_ms)
+
+
+@pytest.mark.parametrize("place", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("ending", [it for it in KINDS if it not in {"m4a", "mp4", "mov"}])
+def test_damage_changes_no_time_unless_the_warnings_name_it(
+    ending: str, place: float, tmp_path: Path
+) -> None:
+    path = damage(write(tmp_path / "scratched", MURMUR, KINDS[ending]), place, place + 0.005)
+    if DAMAGED not in decoded(path)[1].warnings:
+        assert_same_times(path, LATE_MS)
+
+
+def test_a_damaged_packet_is_why_nothing_is_skipped(tmp_path: Path) -> None:
+    path = damage(write(tmp_path / "scratched", MURMUR, KINDS["aac"]), 0.3, 0.33)
+    samples, decoding = decoded(path)
+    assert DAMAGED in decoding.warnings
+    part = Span(LATE_MS, LATE_MS + 5_000)
+    with path.open("rb") as file:
+        found = read_span(file, part, None, None, decoding.warnings)
+    wanted = samples[part.start_ms * 16 : part.end_ms * 16]
+    assert np.array_equal(np.round(found * 32_768).astype(np.int16), wanted)
+
+
+@pytest.mark.parametrize("seconds", [(0, 1, 5), (0, 1, 2, 10_000)])
+def test_gaps_and_jumps_of_the_clock_move_no_time(seconds: tuple[int, ...], tmp_path: Path) -> None:
+    path = tmp_path / "clock.mkv"
+    with av.open(str(path), "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=SAMPLE_RATE, layout="mono")
+        for second, start in enumerate((*seconds, *(seconds[-1] + it for it in range(1, 40)))):
+            samples = MURMUR[second * SAMPLE_RATE :][:SAMPLE_RATE]
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = SAMPLE_RATE, start * SAMPLE_RATE
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert assert_same_times(path, LATE_MS)
+
+
+@pytest.mark.parametrize("claimed", [0, 0x7FFF_FFFF, 0xFFFF_FFFF, 400_000])
+def test_a_wrong_size_in_the_header_moves_no_time(claimed: int, tmp_path: Path) -> None:
+    path = tmp_path / "sized.wav"
+    header = bytearray(wav_header(SAMPLE_RATE, 1, len(MURMUR)))
+    header[40:44] = claimed.to_bytes(4, "little")
+    path.write_bytes(bytes(header) + MURMUR.tobytes())
+    assert assert_same_times(path, LATE_MS)
+
+
+@pytest.mark.parametrize(
+    "between", [b"TAG" + b"x" * 125, b"ID3\x03\0\0\0\0\x7f\x76" + b"y" * 16_374]
+)
+def test_tags_move_no_time(between: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / "tagged.mp3", MURMUR, KINDS["mp3"])
+    path.write_bytes(between[-16_384:] * 2 + path.read_bytes() + between + path.read_bytes())
+    for start_ms in (LATE_MS, 70_000):
+        assert_same_times(path, start_ms)
+
+
+def test_channels_are_skipped_like_their_mix(tmp_path: Path) -> None:
+    both = np.stack([MURMUR, np.roll(MURMUR, 9_999)], axis=1)
+    path = tmp_path / "two.wav"
+    path.write_bytes(wav_header(SAMPLE_RATE, 2, len(both)) + both.tobytes())
+    assert is_skipped(path)
+    assert assert_same_times(path, LATE_MS, ChannelDecoder)
+    assert_same_times(path, LATE_MS)
+
+
+@pytest.mark.parametrize("channel", [None, 0])
+def test_a_span_beyond_the_end_has_no_samples(channel: int | None, tmp_path: Path) -> None:
+    path = write(tmp_path / "short.wav", MURMUR[: 20 * SAMPLE_RATE], KINDS["wav"])
+    for span, samples in ((Span(40_000, 50_000), 0), (Span(19_000, 50_000), SAMPLE_RATE)):
+        with path.open("rb") as file:
+            assert len(read_span(file, span, None, channel, ())) == samples
 
 
 @pytest.mark.parametrize("block_ms", [10, 1_000, 7_777])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
@@ -11,7 +11,7 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from common.asr.engine import DecodingOptions, Samples
-from common.audio.decode import BlockDecoder, ChannelDecoder, MonoDecoder
+from common.audio.decode import DAMAGED, BlockDecoder, ChannelDecoder, MonoDecoder
 from common.audio.planning import PlanOptions
 from common.audio.silence import SilenceOptions
 from common.db.steps import Claim
@@ -62,6 +62,28 @@ def cut_again(
         part = block if channel is None else block[:, channel]
         pcm += part.astype("<i2", copy=False).tobytes()
     return bytes(pcm.ljust(audio.duration_ms * BYTES_PER_MS, b"\0"))
+
+
+def read_span(
+    recording: BinaryIO,
+    audio: Span,
+    track: int | None,
+    channel: int | None,
+    warnings: Collection[str],
+) -> Samples:
+    """A part of a recording, shorter where the recording ends: mono float32 in [-1, 1) at 16 kHz.
+
+    Decodes little before it. The samples may differ a little from those of the job's chunks, the
+    times do not: ``warnings`` are those of the job, which show whether that is certain.
+
+    Raises:
+        DecodeFailed, NotAudio: as `BlockDecoder`.
+    """
+    start_ms = 0 if DAMAGED in warnings else audio.start_ms
+    decoder = MonoDecoder if channel is None else ChannelDecoder
+    blocks = part_of(decoder(recording, track=track, start_ms=start_ms), audio)
+    parts = [block if channel is None else block[:, channel] for block in blocks]
+    return np.concatenate(parts or [np.zeros(0, np.int16)]).astype(np.float32) / 32768.0
 
 
 def chunk_of(part: Part | None) -> Chunk:

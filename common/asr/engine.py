@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from common.domain.values import Segment
+from common.domain.values import Segment, Word
 
 Samples = NDArray[np.float32]
 """Mono audio at 16 kHz in [-1, 1], shape (samples,); for Whisper at most 30 s (480,000 samples)."""
@@ -66,6 +66,26 @@ class SpeechEngine(Protocol):
         """The segments of each window, in order; times count from the window's start.
 
         The text depends on the window and the options only, not on the grouping into calls.
+
+        Raises:
+            common.errors.EngineFailed: the engine failed (transient).
+        """
+
+    def align(
+        self,
+        windows: Sequence[Samples],
+        texts: Sequence[Sequence[str]],
+        options: DecodingOptions,
+    ) -> list[tuple[Word, ...] | None]:
+        """When the words of a known text are said in each window; times count from its start.
+
+        ``texts`` are the words of each window. Each becomes one `Word` with the same text and a
+        probability, in order, inside the window, at least 1 ms long. Of the options only the
+        language and the task count. The text is taken for what is said: where it is not, its
+        probabilities are low and its times mean nothing.
+
+        None: this engine cannot align a text (``whisper.cpp`` and ``sherpa-onnx`` have no function
+        for it), or the text is too long for the window.
 
         Raises:
             common.errors.EngineFailed: the engine failed (transient).

@@ -25,6 +25,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,18 @@ from common.asr import guards
 from common.asr.encoders import processor_flags
 from common.asr.engine import DecodingOptions, Samples
 from common.asr.guards import DecodingResult
-from common.asr.segments import segments_of
-from common.domain.values import MAX_WINDOW_MS, SAMPLE_RATE, Detected, Segment, Span, Word
+from common.asr.segments import segments_of, without_pauses
+from common.domain.aligning import spread
+from common.domain.languages import WRITTEN_WITHOUT_SPACES
+from common.domain.values import (
+    MAX_WINDOW_MS,
+    SAMPLE_RATE,
+    SAMPLES_PER_MS,
+    Detected,
+    Segment,
+    Span,
+    Word,
+)
 from common.errors import EngineFailed
 
 if TYPE_CHECKING:
@@ -180,6 +191,62 @@ class FasterWhisper:
             segments_of(decoding, found, window, keep_words=options.word_timestamps)
             for decoding, found, window in zip(decoded, words, windows, strict=True)
         ]
+
+    def align(
+        self,
+        windows: Sequence[Samples],
+        texts: Sequence[Sequence[str]],
+        options: DecodingOptions,
+    ) -> list[tuple[Word, ...] | None]:
+        """See `SpeechEngine.align`; a text has room for some 440 tokens."""
+        self._repair_tokenizer()
+        tokenizer = self._tokenizer(options)
+        try:
+            encoded = self._encode_windows(windows)
+            return [
+                self._align_text(each, text, window, tokenizer)
+                for each, text, window in zip(encoded, texts, windows, strict=True)
+            ]
+        except (RuntimeError, ValueError) as error:
+            raise EngineFailed(reason=error) from error
+
+    def _align_text(
+        self,
+        encoded: ctranslate2.StorageView,
+        text: Sequence[str],
+        window: Samples,
+        tokenizer: Tokenizer,
+    ) -> tuple[Word, ...] | None:
+        if not text:
+            return ()
+        spaced = tokenizer.language_code not in WRITTEN_WITHOUT_SPACES
+        tokens = [tokenizer.encode(f" {word.strip()}" if spaced else word or " ") for word in text]
+        length = sum(map(len, tokens))
+        duration_ms = len(window) // SAMPLES_PER_MS
+        # The alignment adds the prompt, the token of no timestamps, and the end.
+        room = self._model.max_length - len(tokenizer.sot_sequence) - 2
+        if length > room or duration_ms < len(text):
+            return None
+        frames = max(2, min(FRAMES, len(window) // SAMPLES_PER_FRAME))
+        (found,) = self._model.model.align(
+            encoded, tokenizer.sot_sequence, [[token for each in tokens for token in each]], frames
+        )
+        pairs = np.array(found.alignments)
+        begins = np.diff(pairs[:, 0], prepend=-1) > 0
+        starts_ms = pairs[begins, 1] * 1000 // POSITIONS_PER_S
+        words, at = [], 0
+        for word, own in zip(text, tokens, strict=True):
+            spoken = _without_marks(own, tokenizer)
+            span = Span(int(starts_ms[at + spoken.start]), int(starts_ms[at + spoken.stop]))
+            probability = float(np.mean(found.text_token_probs[at : at + len(own)]))
+            words.append(Word(word, span, min(1.0, max(0.0, probability))))
+            at += len(own)
+        timed = without_pauses(words, window)
+        spans = spread([word.span for word in timed], Span(0, duration_ms))
+        return tuple(
+            replace(word, span=span, probability=round(word.probability, 3))
+            for word, span in zip(timed, spans, strict=True)
+        )
 
     def _tokenizer(self, options: DecodingOptions) -> Tokenizer:
         if options.context:
@@ -422,6 +489,17 @@ def words_after(
             cut = len(own) < len(timing["tokens"])
             kept.append({**timing, "word": tokenizer.decode(own), "tokens": own} if cut else timing)
     return kept
+
+
+def _without_marks(tokens: Sequence[int], tokenizer: Tokenizer) -> range:
+    """The tokens of a word that are said: pauses are aligned to its marks. All, if only marks."""
+    pieces = [tokenizer.decode([token]).strip() for token in tokens]
+    first, last = 0, len(pieces)
+    while first < last and pieces[first] in PREPENDED:
+        first += 1
+    while first < last and pieces[last - 1] in APPENDED:
+        last -= 1
+    return range(first, last) if first < last else range(len(pieces))
 
 
 def _word(timing: dict[str, Any]) -> Word:

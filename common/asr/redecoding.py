@@ -34,7 +34,7 @@ from common.audio.silero import SileroNetwork
 from common.audio.vad import FRAME_MS, voiced
 from common.domain.cutting import CutOptions
 from common.domain.detection import LANGUAGE_MISMATCH
-from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span, join_spans
+from common.domain.values import SAMPLES_PER_MS, Detected, Segment, Span, Word, join_spans
 
 LEFT_OUT_MS = 2_000
 """This much speech without a word in it is decoded again."""
@@ -95,6 +95,15 @@ class Redecoding:
         if options.word_timestamps:
             return decoded
         return [tuple(replace(each, words=()) for each in segments) for segments in decoded]
+
+    def align(
+        self,
+        windows: Sequence[Samples],
+        texts: Sequence[Sequence[str]],
+        options: DecodingOptions,
+    ) -> list[tuple[Word, ...] | None]:
+        """See `SpeechEngine.align`."""
+        return self._engine.align(windows, texts, options)
 
     def _in_pieces(
         self,

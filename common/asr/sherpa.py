@@ -104,6 +104,15 @@ class SherpaOnnx:
         recognizer = self._recognizer(beam_size)
         return [self._segments(recognizer, window, hotwords, options) for window in windows]
 
+    def align(
+        self,
+        windows: Sequence[Samples],
+        texts: Sequence[Sequence[str]],  # noqa: ARG002
+        options: DecodingOptions,  # noqa: ARG002
+    ) -> list[tuple[Word, ...] | None]:
+        """See `SpeechEngine.align`: sherpa-onnx gives the times only of what it has decoded."""
+        return [None for _ in windows]
+
     def _recognizer(self, beam_size: int) -> OfflineRecognizer:
         """The network with this kind of search, which it has since it was loaded."""
         if beam_size not in self._recognizers:

@@ -116,6 +116,15 @@ class WhisperCpp:
         """See `SpeechEngine.transcribe`."""
         return [self._one(window, options) for window in windows]
 
+    def align(
+        self,
+        windows: Sequence[Samples],
+        texts: Sequence[Sequence[str]],  # noqa: ARG002
+        options: DecodingOptions,  # noqa: ARG002
+    ) -> list[tuple[Word, ...] | None]:
+        """See `SpeechEngine.align`: whisper.cpp aligns only what it has decoded itself."""
+        return [None for _ in windows]
+
     def _one(self, window: Samples, options: DecodingOptions) -> tuple[Segment, ...]:
         # The context keeps its random generator and the layout of its cache: only a new one decodes
         # a window reproducibly (0.1 s of 3.5 s a window with base).

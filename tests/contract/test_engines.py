@@ -21,10 +21,11 @@ from common.asr.engine import DecodingOptions, Samples, SpeechEngine
 from common.asr.faster_whisper import FasterWhisper
 from common.asr.guards import DecodingResult, is_known_phrase
 from common.asr.loading import load_engine
+from common.domain.aligning import LEAST_PROBABILITY
 from common.domain.detection import LANGUAGE_MISMATCH, SURE
 from common.domain.languages import LANGUAGES
 from common.domain.models import BATCH_ENGINES, WHISPER_ENGINES
-from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span
+from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, UnknownOption, WeightsMissing
 from tests.support.speech import noise, silence, speak
 
@@ -360,3 +361,96 @@ def test_a_file_without_weights_fails_the_engine(weights_dir: Path, tmp_path: Pa
 def test_an_unknown_engine_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownOption, match="vosk"):
         load_engine("vosk", tmp_path)
+
+
+CALM = "Tomorrow the library opens at ten and closes at six in the evening."
+CALM_VI = "Việt Nam là một nước ở Đông Nam Á, thủ đô là Hà Nội."
+
+
+@pytest.fixture(scope="module")
+def aligner(weights_dir: Path) -> SpeechEngine:
+    return load_engine("faster-whisper", weights_dir / WEIGHTS["faster-whisper"])
+
+
+def align(
+    engine: SpeechEngine, window: Samples, texts: list[str], options: DecodingOptions = ENGLISH
+) -> tuple[Word, ...] | None:
+    (found,) = engine.align([window], [texts], options)
+    return found
+
+
+def assert_aligned(words: tuple[Word, ...] | None, texts: list[str], window: Samples) -> None:
+    assert words is not None
+    assert [word.text for word in words] == texts
+    edges = [ms for word in words for ms in (word.span.start_ms, word.span.end_ms)]
+    assert edges == sorted(edges)
+    assert edges[-1] <= len(window) // SAMPLES_PER_MS
+    assert all(word.span.duration_ms >= 1 and 0 <= word.probability <= 1 for word in words)
+    assert not any(word.estimated for word in words)
+
+
+def test_the_words_of_a_text_get_the_times_at_which_they_are_said(aligner: SpeechEngine) -> None:
+    window = np.concatenate([silence(2), speak(CALM), silence(3), speak(REPORT)])
+    first, second = ([f" {word}" for word in it.split()] for it in (CALM, REPORT))
+    words = align(aligner, window, [*first, *second])
+    assert_aligned(words, [*first, *second], window)
+    assert words is not None
+    calm_ms = 2_000 + len(speak(CALM)) // SAMPLES_PER_MS
+    assert words[0].span.start_ms == pytest.approx(2_000, abs=300)
+    assert words[len(first) - 1].span.end_ms == pytest.approx(calm_ms, abs=500)
+    assert words[len(first)].span.start_ms == pytest.approx(calm_ms + 3_000, abs=400)
+    assert np.mean([word.probability for word in words]) > 0.5
+
+
+def test_what_was_transcribed_is_aligned_to_the_same_times(aligner: SpeechEngine) -> None:
+    window = speak(FORECAST)
+    spoken = [word for segment in one(aligner, window) for word in segment.words]
+    words = align(aligner, window, [word.text for word in spoken])
+    assert words is not None
+    for was, word in zip(spoken, words, strict=True):
+        assert word.span.midpoint_ms == pytest.approx(was.span.midpoint_ms, abs=120)
+
+
+def test_vietnamese_words_are_aligned_with_their_marks(aligner: SpeechEngine) -> None:
+    window = speak(CALM_VI, "vi")
+    texts = [f" {word}" for word in CALM_VI.split()]
+    assert_aligned(align(aligner, window, texts, VIETNAMESE), texts, window)
+
+
+def test_each_word_is_kept_as_it_is_written(aligner: SpeechEngine) -> None:
+    texts = ["The", " -", "  train,", " “to", "\nLondon”", " 🚆", "", " 9", " …"]
+    window = speak(TRAIN)
+    assert_aligned(align(aligner, window, texts), texts, window)
+    assert_aligned(
+        align(aligner, window, ["火", "车", "。"], replace(ENGLISH, language="zh")),
+        ["火", "车", "。"],
+        window,
+    )
+
+
+def test_a_text_that_nobody_says_is_improbable(aligner: SpeechEngine) -> None:
+    words = align(aligner, speak(TRAIN), [f" {word}" for word in ["Purple", "elephants", "juggle"]])
+    assert words is not None
+    assert np.mean([word.probability for word in words]) < LEAST_PROBABILITY
+
+
+def test_how_windows_are_grouped_into_calls_changes_no_alignment(aligner: SpeechEngine) -> None:
+    windows = [speak(TRAIN), silence(1), speak(REPORT)]
+    texts = [[f" {word}" for word in it.split()] for it in (TRAIN, "Hello there.", REPORT)]
+    together = aligner.align(windows, texts, ENGLISH)
+    for window, text_, found in zip(windows, texts, together, strict=True):
+        assert align(aligner, window, text_) == found
+    assert aligner.align([], [], ENGLISH) == []
+
+
+def test_no_text_has_no_words_and_too_long_a_text_no_alignment(aligner: SpeechEngine) -> None:
+    assert align(aligner, speak(REPORT), []) == ()
+    assert align(aligner, speak(REPORT), [" word"] * 500) is None
+    assert align(aligner, silence(0.002), [" word"] * 3) is None
+    assert align(aligner, silence(0), [" word"]) is None
+
+
+def test_engines_that_cannot_align_a_text_say_so(engine: SpeechEngine, script: Script) -> None:
+    texts = script.sentences[0].split()
+    found = align(engine, script.spoken(0), texts, script.options)
+    assert (found is None) == (engine.name != "faster-whisper")

@@ -90,6 +90,14 @@ class Hasty:
     ) -> list[Mapping[str, float]]:
         return [self._languages for _ in windows]
 
+    def align(
+        self,
+        windows: Sequence[Samples],
+        texts: Sequence[Sequence[str]],
+        options: DecodingOptions,
+    ) -> list[tuple[Word, ...] | None]:
+        raise NotImplementedError
+
     def transcribe(
         self, windows: Sequence[Samples], options: DecodingOptions
     ) -> list[tuple[Segment, ...]]:

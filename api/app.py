@@ -44,7 +44,7 @@ from api.streams import routes as live
 from api.streams import saved
 from api.streams.live import LiveStreams
 from api.streams.options import StreamResolver
-from api.transcripts import revisions, speakers
+from api.transcripts import reruns, revisions, speakers
 from api.transcripts import routes as transcripts
 from api.voices import routes as voices
 from api.webhooks import routes as webhooks
@@ -129,6 +129,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         (transcripts, PREFIX),
         (speakers, PREFIX),
         (revisions, PREFIX),
+        (reruns, PREFIX),
         (jobs, PREFIX),
         (events, PREFIX),
         (saved, PREFIX),

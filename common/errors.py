@@ -290,6 +290,10 @@ class FetchInterrupted(Transient, code="fetch_failed"):
     """Fetching the recording from {host} failed: {reason}"""
 
 
+class NoSpeech(StenoError, code="no_speech", status=422):
+    """There is no speech from {start} s to {end} s: the transcript stays as it is"""
+
+
 class DecodeFailed(StenoError, code="decode_failed", status=422):
     """The recording cannot be decoded: {reason}"""
 

@@ -29,7 +29,14 @@ STEPS: dict[str, dict[str, str]] = {
         StepKind.DIARIZE: "worker.steps.diarize",
         StepKind.MERGE: "worker.steps.merge",
         StepKind.REFINE: "worker.steps.refine",
-    }
+    },
+    "rerun": {
+        StepKind.FETCH_MODEL: "worker.steps.fetch_model",
+        StepKind.PLAN: "worker.steps.plan",
+        StepKind.TRANSCRIBE: "worker.steps.transcribe",
+        StepKind.MODERATE: "worker.steps.moderate",
+        StepKind.SPLICE: "worker.steps.splice",
+    },
 }
 """The module of each kind of step, by kind of job (see `StepModule`). It is imported when a step of
 that kind first runs."""

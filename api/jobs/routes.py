@@ -118,11 +118,15 @@ async def jobs(
         Name | SkipJsonSchema[None], Query(description="Your own name for the recording.")
     ] = None,
     model: Annotated[Name | SkipJsonSchema[None], Query(description="The weights.")] = None,
+    source_job_id: Annotated[
+        UUID | SkipJsonSchema[None],
+        Query(description="Those that change the transcript of this job, such as reruns."),
+    ] = None,
     limit: Limit = 50,
     cursor: PageCursor = None,
 ) -> JobPage:
     """The tenant's jobs, newest first. New jobs do not shift the pages."""
-    which = JobFilter(status, created_after, created_before, recording_id, model)
+    which = JobFilter(status, created_after, created_before, recording_id, model, source_job_id)
     lists = JobLists(services.database, caller.tenant)
     page = await services.in_thread(lists.page, which, limit=limit, after=parse_cursor(cursor))
     return JobPage(

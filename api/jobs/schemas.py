@@ -144,10 +144,14 @@ class Status(Document):
     """A job's status."""
 
     job_id: UUID
+    kind: str = Field(examples=["transcription"])
+    """transcription or rerun."""
+    source_job_id: UUID | None = Field(validation_alias="source_id")
+    """The job whose transcript this one changes; null: it has one of its own."""
     status: JobStatus = Field(examples=["PROCESSING"])
     stage: str = Field(examples=["transcribing"])
     """queued, fetching (from its URL), fetching_model, planning, transcribing, moderating (all is
-    transcribed), diarizing (likewise), merging or done."""
+    transcribed), diarizing (likewise), merging, splicing (of a rerun) or done."""
     progress: int = Field(ge=0, le=100, examples=[40])
     chunks_completed: int
     chunks_total: int

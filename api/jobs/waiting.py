@@ -69,6 +69,9 @@ def check_ready(snapshot: Snapshot) -> None:
     """
     if snapshot.has_text:
         return
+    if snapshot.source_id is not None:
+        reason = f"The job changes the transcript of {snapshot.source_id}, and has none of its own"
+        raise Conflict(reason=reason)
     if snapshot.status is JobStatus.FAILED:
         raise Conflict(reason=f"The job failed: {snapshot.error_message}")
     if snapshot.status is JobStatus.CANCELLED:

@@ -126,11 +126,16 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
     """Delete ``job``, whose row is locked, and add a deletion.
 
     Pending webhook messages are kept without the job's id, that of its cancellation among them.
-    They are deleted as soon as they have been delivered or have failed.
+    They are deleted as soon as they have been delivered or have failed. Jobs that work on its
+    transcript are deleted with it, and have deletions of their own.
     """
-    running = running_steps(session, job.id)
+    others = session.scalars(select(Job).where(Job.source_id == job.id).with_for_update()).all()
+    running = [step for other in others for step in remove(session, other, reason).running]
+    running += running_steps(session, job.id)
     # A worker that is stopped during a fetch leaves a file without a row.
     recording_id = job.recording_id or next(iter(fetched_ids(session, job.id)), None)
+    if job.source_id is not None:  # it is that of the source
+        recording_id = None
     end_job(session, job.id, JobStatus.CANCELLED)  # unless it has ended already
     rows = _executed(session, _deletes(job))
     session.add(
@@ -208,6 +213,8 @@ def _deletes(job: Job) -> list[Delete]:
         WebhookDelivery.status != DeliveryStatus.PENDING,
     )
     deliveries = select(WebhookDelivery.id).where(*finished_messages)
+    # A job that works on another's transcript shares the recording of that one.
+    own = Recording.id == (job.recording_id if job.source_id is None else None)
     return [
         delete(Outbox).where(Outbox.step_id.in_(steps)),
         delete(Step).where(Step.job_id == job.id),
@@ -219,5 +226,5 @@ def _deletes(job: Job) -> list[Delete]:
         delete(WebhookAttempt).where(WebhookAttempt.delivery_id.in_(deliveries)),
         delete(WebhookDelivery).where(*finished_messages),
         delete(Job).where(Job.id == job.id),
-        delete(Recording).where(Recording.id == job.recording_id),
+        delete(Recording).where(own),
     ]

@@ -11,21 +11,21 @@ from uuid import UUID
 
 from sqlalchemy import func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from common.db.counting import count_submission
 from common.db.database import Database
 from common.db.flow import Flow, end_job, locked_job, retry_job
 from common.db.snapshots import NO_CLIENT_DATA, ClientData, Snapshot, snapshot
 from common.db.steps import running_steps
-from common.db.tables import Job, Recording, Tenant, Transcription
+from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
 from common.db.transcriptions import ChunkResult, NewRecording, newest_revision, select_chunks
 from common.db.usage import NO_QUOTA, Quota, charge, check_quota
-from common.domain.job import JobStatus, Priority
+from common.domain.job import JobStatus, Priority, is_final, is_settled
 from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
 from common.domain.tracks import check_channels
-from common.errors import Conflict, IdempotencyConflict, NotFound
+from common.errors import Conflict, IdempotencyConflict, NotFound, NotReady
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,8 @@ class NewJob:
 
     ``source_url`` is the URL from which the recording is fetched. ``delete_after_s`` counts from
     the job's end. ``key_id`` and ``request_id`` name the API key and the HTTP request; ``quota`` is
-    that of the key. ``kind`` is one of `PIPELINES`.
+    that of the key. ``kind`` is one of `PIPELINES`. ``source_id`` is the job whose transcript it
+    works on.
     """
 
     id: UUID
@@ -65,6 +66,7 @@ class NewJob:
     quota: Quota = NO_QUOTA
     request_id: str | None = None
     kind: str = TRANSCRIPTION.kind
+    source_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,47 @@ class Jobs:
             self._attach(session, job.id, recording)
             charge(session, job.id, job.quota, audio_ms=recording.duration_ms or 0)
             return replace(created, status=JobStatus.PENDING)
+
+    def source(self, job_id: UUID) -> Job:
+        """A job with a transcript that others may work on, with its transcription.
+
+        Raises:
+            NotReady: it has none, or a retry is about to change it.
+        """
+        with self._database.transaction() as session:
+            return self._source(session, job_id)
+
+    def create_from_source(self, job: NewJob) -> Created:
+        """Commit a job that works on the transcript of another one, its ``source_id``.
+
+        Raises:
+            NotReady: as `source`.
+            Conflict: such a job is under way already.
+            TooManyJobs, TooMuchAudio: it exceeds the quota of the API key.
+        """
+        assert job.source_id is not None  # noqa: S101 - what this method is for
+        with self._database.transaction() as session:
+            locked_job(session, job.source_id)
+            source = self._source(session, job.source_id)
+            same = (Job.source_id == source.id, Job.kind == job.kind)
+            under_way = session.scalars(select(Job).where(*same).order_by(Job.created_at.desc()))
+            for other in under_way:
+                if not is_final(JobStatus(other.status)):
+                    raise Conflict(
+                        reason=f"The {job.kind} {other.id} of this job is {other.status}"
+                    )
+            self._insert(session, job, JobStatus.PENDING, recording_id=source.recording_id)
+            theirs = source.transcription
+            span = job.options.span
+            session.add(
+                Transcription(
+                    job_id=job.id, audio_track=theirs.audio_track, channels=theirs.channels
+                )
+            )
+            session.flush()
+            self._start(session, job.id)
+            charge(session, job.id, job.quota, audio_ms=span.duration_ms if span else 0)
+            return Created(job.id, JobStatus.PENDING, replayed=False)
 
     def attach(self, job_id: UUID, recording: NewRecording, quota: Quota = NO_QUOTA) -> None:
         """Commit the recording that a job waits for.
@@ -290,7 +333,26 @@ class Jobs:
         Flow(session, job).start()
         count_submission(session, job_id)
 
-    def _insert(self, session: Session, job: NewJob, status: JobStatus) -> bool:
+    def _source(self, session: Session, job_id: UUID) -> Job:
+        job = session.scalar(
+            select(Job)
+            .where(Job.id == job_id, Job.tenant == self._tenant)
+            .options(joinedload(Job.transcription))
+        )
+        if job is None:
+            raise NotFound(what="job", value=job_id)
+        revision = newest_revision(job_id).with_only_columns(TranscriptRevision.revision)
+        if not is_settled(JobStatus(job.status)) or session.scalar(revision) is None:
+            raise NotReady(status_now=job.status)
+        return job
+
+    def _insert(
+        self,
+        session: Session,
+        job: NewJob,
+        status: JobStatus,
+        recording_id: UUID | None = None,
+    ) -> bool:
         """Insert the job; False if the tenant has one with this key, however new."""
         inserted = (
             upsert(Job)
@@ -298,6 +360,9 @@ class Jobs:
                 id=job.id,
                 tenant=self._tenant,
                 kind=job.kind,
+                source_id=job.source_id,
+                recording_id=recording_id,
+                units_total=job.options.span and job.options.span.duration_ms,
                 key_id=job.key_id,
                 status=status,
                 priority=job.priority,

@@ -37,6 +37,8 @@ class JobFilter:
     created_before: datetime | None = None
     recording_id: str | None = None
     model: str | None = None
+    source_id: UUID | None = None
+    """Those that work on the transcript of this one; None: those that work on no other's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class JobLists:
         jobs = select(Job.id, Job.created_at).where(
             Job.tenant == self._tenant,
             Job.status == JobStatus.COMPLETED,
+            Job.source_id.is_(None),
             *beyond(after, Job.created_at, Job.id),
         )
         streams = select(StreamSession.id, StreamSession.created_at).where(
@@ -182,6 +185,7 @@ def _by_status(which: JobFilter) -> Iterator[list[ColumnElement[bool]]]:
 
 
 def _conditions(which: JobFilter) -> Iterator[ColumnElement[bool]]:
+    yield Job.source_id.is_(None) if which.source_id is None else Job.source_id == which.source_id
     if which.created_after is not None:
         yield Job.created_at > which.created_after
     if which.created_before is not None:

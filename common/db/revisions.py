@@ -15,7 +15,7 @@ from common.db.flow import locked_job
 from common.db.tables import Job, Step, TranscriptRevision
 from common.db.transcriptions import newest_revision, store_revision, transcript_in
 from common.domain.differences import difference
-from common.domain.job import JobStatus, StepStatus, is_final
+from common.domain.job import JobStatus, StepStatus, is_settled
 from common.domain.pipeline import StepKind
 from common.domain.speakers import NO_SPEAKERS, marked_overlaps
 from common.domain.transcript import Origin, Transcript, segments_to_json
@@ -116,14 +116,9 @@ class Revisions:
         """
         with self._database.transaction() as session:
             job = self._job(session, job_id, lock=True)
-            newest = self._newest(session, job)
-            status = JobStatus(job.status)
-            if not (is_final(status) or status is JobStatus.REVIEW):
-                raise NotReady(status_now=job.status)
-            if based_on is not None and newest.revision != based_on:
-                raise StaleRevision(newest=newest.revision, value=based_on)
-            transcript, changes = change(transcript_in(newest))
-            return self._store(session, job, newest, transcript, changes, origin, author)
+            return add_revision(
+                session, job, change, origin=origin, author=author, based_on=based_on
+            )
 
     def restore(
         self, job_id: UUID, number: int, *, author: Author, based_on: int | None = None
@@ -193,30 +188,47 @@ class Revisions:
             raise NotFound(what=f"revision of job {newest.job_id}", value=number)
         return found
 
-    def _store(
-        self,
-        session: Session,
-        job: Job,
-        newest: TranscriptRevision,
-        transcript: Transcript,
-        changes: list[Any],
-        origin: Origin,
-        author: Author,
-    ) -> TranscriptRevision:
-        revision = TranscriptRevision(
-            job_id=job.id,
-            language=transcript.language,
-            duration_ms=transcript.duration_ms,
-            word_count=transcript.word_count,
-            segments=segments_to_json(transcript.segments),
-            diarization=transcript.diarization and transcript.diarization.to_json(),
-            manifest=newest.manifest,
-            origin=origin,
-            key_id=author.key_id,
-            note=author.note,
-            changes=changes,
-        )
-        store_revision(session, job, revision)
-        session.flush()
-        session.refresh(revision, ["created_at", "refinements"])
-        return revision
+
+def add_revision(
+    session: Session,
+    job: Job,
+    change: Change,
+    *,
+    origin: Origin,
+    author: Author,
+    based_on: int | None = None,
+    rerun: Mapping[str, Any] | None = None,
+) -> TranscriptRevision:
+    """Store a revision of a job, whose row is locked; as `Revisions.change`.
+
+    ``rerun``: what the new text of a span depends on, for the manifest.
+    """
+    newest = session.scalar(newest_revision(job.id))
+    if newest is None or not is_settled(JobStatus(job.status)):
+        raise NotReady(status_now=job.status)
+    if based_on is not None and newest.revision != based_on:
+        raise StaleRevision(newest=newest.revision, value=based_on)
+    transcript, changes = change(transcript_in(newest))
+    manifest = newest.manifest
+    if rerun is not None:
+        manifest = {**manifest, "reruns": [*manifest.get("reruns", []), rerun]}
+    models = transcript.moderated_by
+    if models is not None:
+        manifest = {**manifest, "moderation": [it.to_json() for it in models]}
+    revision = TranscriptRevision(
+        job_id=job.id,
+        language=transcript.language,
+        duration_ms=transcript.duration_ms,
+        word_count=transcript.word_count,
+        segments=segments_to_json(transcript.segments),
+        diarization=transcript.diarization and transcript.diarization.to_json(),
+        manifest=manifest,
+        origin=origin,
+        key_id=author.key_id,
+        note=author.note,
+        changes=changes,
+    )
+    store_revision(session, job, revision)
+    session.flush()
+    session.refresh(revision, ["created_at", "refinements"])
+    return revision

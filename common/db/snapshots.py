@@ -60,7 +60,8 @@ class Snapshot:
     ``estimate_s`` is the whole time, from the pace of recent jobs; None: not known.
     ``chunks_total`` grows until the job is ``planned``. ``filename`` is None until the recording is
     stored. ``delete_at`` is None until the job has ended, and if it is kept. ``has_text``: there is
-    a transcript, though the job may be retried for what it lacks.
+    a transcript, though the job may be retried for what it lacks. ``source_id`` is the job whose
+    transcript this one works on.
     """
 
     job_id: UUID
@@ -90,6 +91,8 @@ class Snapshot:
     audio_tracks: tuple[Track, ...]
     audio_track: int | None
     has_text: bool
+    kind: str
+    source_id: UUID | None
 
 
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
@@ -157,6 +160,7 @@ def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
             done.model == model,
             done.status == JobStatus.COMPLETED,
             done.retried_at.is_(None),
+            done.source_id.is_(None),
         )
         .order_by(done.completed_at.desc())
         .limit(LATELY)
@@ -204,7 +208,10 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         audio_track=None if transcription is None else transcription.audio_track,
         estimate_s=duration_ms / 1000 / float(row.speed) if duration_ms and row.speed else None,
         planned=job.parts_known,
-        has_text=job.status == JobStatus.COMPLETED or _is_completed_again(job),
+        has_text=job.source_id is None
+        and (job.status == JobStatus.COMPLETED or _is_completed_again(job)),
+        kind=job.kind,
+        source_id=job.source_id,
     )
 
 

@@ -143,10 +143,14 @@ class Job(Base):
         _partial("ix_jobs_awaited", "created_at", where="status = 'PENDING_UPLOAD'"),
         _partial("ix_jobs_sweep_at", "sweep_at", where="sweep_at IS NOT NULL"),
         _partial("ix_jobs_delete_at", "delete_at", where="delete_at IS NOT NULL"),
+        _partial("ix_jobs_source", "source_id", where="source_id IS NOT NULL"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     tenant: Mapped[str]
+    source_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id"))
+    """The job whose transcript it works on, and whose recording it shares: it is deleted with that
+    one. None: it has a transcript of its own."""
     key_id: Mapped[str | None]
     """The API key of the request; None: none was required."""
     recording_id: Mapped[UUID | None] = mapped_column(ForeignKey("recordings.id"), index=True)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Select,
     Update,
     and_,
+    case,
     cast,
     func,
     literal,
@@ -132,7 +133,11 @@ def correct(session: Session, job_id: UUID, duration_ms: int) -> None:
             Job.tenant,
             Job.key_id,
             _charged(job_id).scalar_subquery(),
-            func.timezone("UTC", Recording.created_at).cast(Date),
+            # A job that works on another's transcript shares the recording of that one.
+            func.timezone(
+                "UTC",
+                case((Job.source_id.is_(None), Recording.created_at), else_=Job.created_at),
+            ).cast(Date),
         )
         .join(Recording, Recording.id == Job.recording_id)
         .where(Job.id == job_id)

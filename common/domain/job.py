@@ -66,6 +66,11 @@ def is_final(status: JobStatus) -> bool:
     return JOB_TRANSITIONS[status] <= {JobStatus.PENDING}
 
 
+def is_settled(status: JobStatus) -> bool:
+    """Whether no step will change a job's result unless somebody asks for it."""
+    return is_final(status) or status is JobStatus.REVIEW
+
+
 STEP_TRANSITIONS: dict[StepStatus, frozenset[StepStatus]] = {
     StepStatus.PENDING: frozenset({StepStatus.RUNNING, StepStatus.CANCELLED}),
     StepStatus.RUNNING: frozenset(

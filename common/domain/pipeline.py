@@ -40,6 +40,7 @@ class StepKind(StrEnum):
     DIARIZE = "diarize"
     MERGE = "merge"
     REFINE = "refine"
+    SPLICE = "splice"
 
 
 def always(_options: Mapping[str, Any]) -> bool:
@@ -170,6 +171,26 @@ class Pipeline:
         return [step for step in self.steps if step.counts and step.when(options)]
 
 
+_MODEL = Phase(
+    "model",
+    StepType(
+        StepKind.FETCH_MODEL,
+        stage="fetching_model",
+        when=lambda options: bool(options.get("fetch_model")),
+        is_limited=True,
+    ),
+)
+_TRANSCRIBE = StepType(
+    StepKind.TRANSCRIBE, stage="transcribing", reuses=True, counts=True, reads_files=True
+)
+_MODERATE = StepType(
+    StepKind.MODERATE,
+    stage="moderating",
+    after=StepKind.TRANSCRIBE,
+    when=lambda options: bool(options.get("moderation")),
+    warning=MODERATION_FAILED,
+)
+
 TRANSCRIPTION = Pipeline(
     "transcription",
     phases=(
@@ -178,33 +199,13 @@ TRANSCRIPTION = Pipeline(
             StepType(StepKind.FETCH, stage="fetching", is_limited=True),
             brings_input=True,
         ),
-        Phase(
-            "model",
-            StepType(
-                StepKind.FETCH_MODEL,
-                stage="fetching_model",
-                when=lambda options: bool(options.get("fetch_model")),
-                is_limited=True,
-            ),
-        ),
+        _MODEL,
         Phase(
             "chunks",
             StepType(StepKind.PLAN, stage="planning"),
             each=(
-                StepType(
-                    StepKind.TRANSCRIBE,
-                    stage="transcribing",
-                    reuses=True,
-                    counts=True,
-                    reads_files=True,
-                ),
-                StepType(
-                    StepKind.MODERATE,
-                    stage="moderating",
-                    after=StepKind.TRANSCRIBE,
-                    when=lambda options: bool(options.get("moderation")),
-                    warning=MODERATION_FAILED,
-                ),
+                _TRANSCRIBE,
+                _MODERATE,
                 StepType(
                     StepKind.DIARIZE,
                     stage="diarizing",
@@ -221,7 +222,18 @@ TRANSCRIPTION = Pipeline(
     afterwards=(StepType(StepKind.REFINE, stage="refining", warning=REFINEMENT_FAILED),),
 )
 
-PIPELINES = {pipeline.kind: pipeline for pipeline in (TRANSCRIPTION,)}
+RERUN = Pipeline(
+    "rerun",
+    phases=(
+        _MODEL,
+        Phase("chunks", StepType(StepKind.PLAN, stage="planning"), each=(_TRANSCRIBE, _MODERATE)),
+        Phase("splice", StepType(StepKind.SPLICE, stage="splicing")),
+    ),
+    units_a_part=MAX_WINDOW_MS,
+)
+"""Transcribes a span of a recording again, for a new revision of another job's transcript."""
+
+PIPELINES = {pipeline.kind: pipeline for pipeline in (TRANSCRIPTION, RERUN)}
 """All kinds of jobs, by the name in their rows."""
 
 

@@ -59,7 +59,7 @@ class Options:
     language. ``fetch_model``: some have to be fetched. ``diarize``: find so many speakers, and who
     says what; None: do not. ``channels``: transcribe the mix of all channels, or each by itself;
     ``auto``: each if there are two with different people. ``identify``: name the speakers whose
-    voices are enrolled.
+    voices are enrolled. ``span``: what of the recording is transcribed; None: all of it.
     """
 
     cutting: Cutting = Cutting()
@@ -74,6 +74,7 @@ class Options:
     diarize: SpeakerCount | None = None
     channels: Channels = "mix"
     identify: bool = False
+    span: Span | None = None
 
     def to_json(self) -> dict[str, Any]:
         names = {language: [str(each) for each in them] for language, them in self.models.items()}
@@ -99,4 +100,5 @@ class Options:
             diarize=SpeakerCount(**count) if (count := document.get("diarize")) else None,
             channels=document.get("channels", "mix"),
             identify=document.get("identify", False),
+            span=Span(**span) if (span := document.get("span")) else None,
         )

@@ -167,6 +167,13 @@ class Chunk:
     windows: tuple[Window, ...]
     channel: int | None = None
 
+    def shifted(self, by_ms: int) -> Self:
+        windows = (
+            replace(it, core=it.core.shifted(by_ms), audio=it.audio.shifted(by_ms))
+            for it in self.windows
+        )
+        return replace(self, windows=tuple(windows))
+
     @property
     def core(self) -> Span:
         return Span(self.windows[0].core.start_ms, self.windows[-1].core.end_ms)

@@ -31,13 +31,15 @@ from common.domain.models import (
     ModelName,
     candidates,
 )
-from common.domain.pipeline import TRANSCRIPTION
+from common.domain.pipeline import pipeline_of
 from common.domain.request import Options
+from common.domain.results import seconds
 from common.domain.tracks import OTHER_AUDIO_TRACK, Track, default_track, find_track
 from common.domain.values import MAX_WINDOW_MS
 from common.errors import (
     DecodeFailed,
     ModelFetchFailed,
+    NoSpeech,
     NotAudio,
     WeightsCorrupt,
     WeightsMissing,
@@ -122,7 +124,7 @@ class _Planning:
         assert recording is not None  # noqa: S101 - the phase that fetches it comes first
         options = Options.from_json(self._job.options)
         self._cutting, self._detect_in = options.cutting, options.detect_in
-        self._wanted_channels = options.channels
+        self._wanted_channels, self._span = options.channels, options.span
         self._tracks = tuple(map(Track.from_json, recording.audio_tracks))
         self._default = default_track(self._tracks)
         self._requested = find_track(self._tracks, options.audio_track)
@@ -133,7 +135,7 @@ class _Planning:
         self._recording = recording
         self._reading = [
             step.kind
-            for step in TRANSCRIPTION.phase("chunks").each_of(self._job.options)
+            for step in pipeline_of(self._job.kind).phase("chunks").each_of(self._job.options)
             if step.reads_files
         ]
         """The kinds of steps that read a chunk's audio."""
@@ -166,19 +168,21 @@ class _Planning:
             self._start(self._job.language, replan=replan)
         channels = self._separation.channels
         planner = Planner(plan_options(self._cutting), self._context.voice_network, channels)
+        start_ms = 0 if self._span is None else self._span.start_ms
         with open_recording(self._context, self._recording) as recording:
             decoder = ChannelDecoder if channels else MonoDecoder
-            decoding = decoder(recording, track=self._track)
-            part = self._detect_in
+            decoding = decoder(recording, track=self._track, start_ms=start_ms)
+            part = self._detect_in or self._span
             for block in decoding if part is None else part_of(decoding, part):
-                check_length(decoding.duration_ms, self._context.settings.upload.max_audio_hours)
-                if not self._charged_ms or decoding.duration_ms >= self._charged_ms + CHARGED_MS:
-                    self._charge(decoding.duration_ms)
+                decoded_ms = decoding.duration_ms - start_ms
+                check_length(decoded_ms, self._context.settings.upload.max_audio_hours)
+                if not self._charged_ms or decoded_ms >= self._charged_ms + CHARGED_MS:
+                    self._charge(decoded_ms)
                 for chunk in planner.feed(block):
                     self._add_or_hold(chunk, replan=replan)
-                if part is not None and self._language is not None:
+                if self._detect_in is not None and self._language is not None:
                     break
-        self._charge(decoding.duration_ms)
+        self._charge(planner.duration_ms if self._span else decoding.duration_ms)
         self._decoded = True
         for chunk in planner.finish():
             self._add_or_hold(chunk, replan=replan)
@@ -198,6 +202,8 @@ class _Planning:
 
     def _separate(self) -> Separation:
         """Which channels to transcribe separately; the same in every attempt."""
+        if self._span is not None:  # those of the source, as they were found in all of it
+            return Separation(tuple(self._job.transcription.channels or ()))
         if self._wanted_channels == "mix":
             return Separation()
         with open_recording(self._context, self._recording) as recording:
@@ -301,6 +307,10 @@ class _Planning:
 
     def find_speech(self) -> bool:
         """Select another audio track if that one has speech and the default one has none."""
+        if self._span is not None:
+            if self._is_silent:
+                raise NoSpeech(start=seconds(self._span.start_ms), end=seconds(self._span.end_ms))
+            return False
         if len(self._tracks) < 2 or self._requested is not None or self._track != self._default:
             return False
         # With the fixed strategy, everything counts as speech.
@@ -360,7 +370,7 @@ class _Planning:
         """Store the chunk to be transcribed, unless the job only detects the language."""
         if self._detect_in is not None:
             return
-        chunk = planned.chunk
+        chunk = planned.chunk if self._span is None else planned.chunk.shifted(self._span.start_ms)
         identity = decoding_identity(self._job, self._weights_sha256, language)
         address = content_hash(chunk, planned.pcm, identity)
         known_address, done = self._known.get(chunk.index, (address, False))

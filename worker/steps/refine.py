@@ -1,18 +1,29 @@
-"""Refine: complete a revision that a person has made: its moderation, and its result files."""
+"""Refine: complete a revision that is not the machine's: its moderation, word times and files."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from loguru import logger
 
 from common.db.steps import Claim
 from common.db.transcriptions import refined, transcript_in
+from common.domain.aligning import Passage, passages, with_times
 from common.domain.moderation import each_once
 from common.domain.transcript import Transcript
+from common.domain.values import Word
 from common.errors import StenoError
 from worker.context import Context, with_retries
+from worker.steps.audio import (
+    SLOWEST_ENGINE,
+    chosen_models,
+    decoding_options,
+    model_of,
+    open_recording,
+    read_span,
+)
 from worker.steps.results import write_files
 
 
@@ -22,15 +33,19 @@ def run(context: Context, claim: Claim) -> Claim | None:
     While the claim is valid it stays the newest: each new one has a step of its own.
 
     Raises:
-        ModerationOff, ModerationUnusable: permanently; the result files are written before.
-        ModerationFailed, StaleClaim, StorageFull, Unavailable: as in every step.
+        ModerationOff, ModerationUnusable, RecordingLost, WeightsMissing, WeightsCorrupt,
+            DecodeFailed: permanently; everything else is done before.
+        EngineFailed, ModelFetchFailed, ModerationFailed, StaleClaim, StorageFull, Unavailable: as
+            in every step.
     """
     revision = with_retries(context.transcriptions.newest, claim.job_id)
-    transcript, failure = transcript_in(revision), None
-    try:
-        complete = _moderated(context, transcript)
-    except StenoError as error:
-        complete, failure = transcript, error
+    complete = transcript = transcript_in(revision)
+    failure: StenoError | None = None
+    for refinement in (partial(_moderated, context), partial(_aligned, context, claim)):
+        try:
+            complete = refinement(complete)
+        except StenoError as error:
+            failure = error
     manifest = _manifest(revision.manifest, complete)
     if complete != transcript:
         with_retries(context.steps.write, claim, refined(complete, manifest))
@@ -40,9 +55,10 @@ def run(context: Context, claim: Claim) -> Claim | None:
     return context.finish(claim)
 
 
-def limit_s(context: Context, claim: Claim) -> float:  # noqa: ARG001
-    """The time limit."""
-    return context.settings.chunk.timeout
+def limit_s(context: Context, claim: Claim) -> float:
+    """The time limit, by the length of the recording, all of which may have been edited."""
+    audio_s = (claim.job.units_total or 0) / 1000
+    return context.settings.chunk.timeout + SLOWEST_ENGINE * audio_s
 
 
 def _moderated(context: Context, transcript: Transcript) -> Transcript:
@@ -61,6 +77,27 @@ def _moderated(context: Context, transcript: Transcript) -> Transcript:
         ),
         moderated_by=each_once([*transcript.moderated_by, moderation.by]),
     )
+
+
+def _aligned(context: Context, claim: Claim, transcript: Transcript) -> Transcript:
+    """With the times of words that are estimated, as far as the engine can align them."""
+    found = passages(transcript.segments)
+    if not found:
+        return transcript
+    job = claim.job
+    chosen = chosen_models(job)
+    track, warnings = job.transcription.audio_track, job.warnings
+    aligned: list[tuple[Passage, tuple[Word, ...] | None]] = []
+    with open_recording(context, job.recording) as recording:
+        for passage in found:
+            language = passage.language or transcript.language
+            name = chosen[language].name if language in chosen else model_of(job)
+            engine = context.engines.get(name)
+            samples = read_span(recording, passage.audio, track, passage.channel, warnings)
+            options = decoding_options(job, name.engine, language)
+            (words,) = engine.align([samples], [passage.texts], options)
+            aligned.append((passage, words))
+    return replace(transcript, segments=with_times(transcript.segments, aligned))
 
 
 def _manifest(manifest: dict[str, Any], transcript: Transcript) -> dict[str, Any]:

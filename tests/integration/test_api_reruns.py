@@ -1,0 +1,126 @@
+"""What the gateway promises about transcribing a span again."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from common.db.deletions import Deletions
+from common.db.tables import Deletion, Job, Part, Recording, Step, Transcription, TranscriptRevision
+from common.domain.pipeline import StepKind
+from common.domain.request import Decoding, Options
+from common.domain.values import Span
+from common.errors import NoSpeech
+from tests.support.api import Api
+from tests.support.factories import TENANT
+
+OPTIONS = Options(decoding=Decoding(hotwords="Lan", beam_size=3))
+
+
+@pytest.fixture
+def job_id(api: Api) -> UUID:
+    """A completed job of 20 s."""
+    job_id = api.submit(options=OPTIONS)
+    api.complete(2)
+    return job_id
+
+
+def rerun(api: Api, job_id: object, status: int = 202, **wanted: Any) -> Any:
+    body = {"start": 2.0, "end": 8.0} | wanted
+    return api.ask("POST", f"jobs/{job_id}/rerun", status, json=body).json()
+
+
+def test_a_rerun_is_a_job_of_its_own_that_changes_the_transcript_of_another(
+    api: Api, job_id: UUID
+) -> None:
+    made = rerun(api, job_id, hotwords="Minh", language="vi")
+    assert (made["kind"], made["source_job_id"], made["status"]) == (
+        "rerun",
+        str(job_id),
+        "PENDING",
+    )
+    assert (made["language"], made["model"], made["duration_seconds"]) == ("vi", "base", 6.0)
+    with api.database.transaction() as session:
+        stored = session.get_one(Job, UUID(made["job_id"]))
+        options = Options.from_json(stored.options)
+        assert stored.recording_id == session.get_one(Job, job_id).recording_id
+    assert options.decoding == Decoding(hotwords="Minh", beam_size=3)
+    assert options.span == Span(2_000, 8_000)
+    listed = {it["job_id"] for it in api.get("jobs")["jobs"]}
+    assert str(job_id) in listed
+    assert made["job_id"] not in listed
+    assert [it["job_id"] for it in api.get("jobs", source_job_id=job_id)["jobs"]] == [
+        made["job_id"]
+    ]
+    assert str(job_id) in api.get(f"result/{made['job_id']}", 409)["detail"]
+    api.download(made["job_id"], 409)
+
+
+def test_one_rerun_of_a_job_runs_at_a_time(api: Api, job_id: UUID) -> None:
+    first = rerun(api, job_id)["job_id"]
+    refused = rerun(api, job_id, 409, start=12.0, end=13.0)
+    assert refused["code"] == "conflict"
+    assert first in refused["detail"]
+    api.ask("POST", f"jobs/{first}/cancel")
+    rerun(api, job_id)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"),
+    [
+        ({"start": 5.0, "end": 20.1}, "end"),
+        ({"start": 5.0, "end": 5.05}, "end"),
+        ({"start": 5.0, "end": 4.0}, "end"),
+        ({"start": -1.0}, "start"),
+        ({"model": "no-such-model"}, "model"),
+        ({"language": "klingon"}, "language"),
+        ({"beam_size": 99}, "beam_size"),
+        ({"task": "translate"}, "task"),
+    ],
+)
+def test_an_impossible_rerun_names_its_field(
+    api: Api, job_id: UUID, wanted: dict[str, Any], field: str
+) -> None:
+    assert field in rerun(api, job_id, 422, **wanted)["detail"]
+    assert api.count(Job) == 1
+
+
+def test_only_a_transcript_of_ones_own_is_changed(api: Api, job_id: UUID) -> None:
+    unfinished = api.submit()
+    assert rerun(api, unfinished, 409)["code"] == "not_ready"
+    for unknown in (api.submit(tenant="another"), uuid4()):
+        rerun(api, unknown, 404)
+    nested = rerun(api, job_id)["job_id"]
+    rerun(api, nested, 409)
+
+
+def test_without_speech_the_transcript_stays_and_the_rerun_says_why(api: Api, job_id: UUID) -> None:
+    made = rerun(api, job_id)["job_id"]
+    api.fail(NoSpeech(start=2.0, end=8.0))
+    status = api.get(f"status/{made}")
+    assert (status["status"], status["error_code"]) == ("FAILED", "no_speech")
+    assert "2.0 s to 8.0 s" in status["error_message"]
+    assert api.count(TranscriptRevision) == 1
+    assert api.ask("POST", f"jobs/{made}/retry").json()["status"] == "PENDING"
+
+
+def test_a_rerun_is_deleted_with_its_source_and_the_recording_once(api: Api, job_id: UUID) -> None:
+    made = UUID(rerun(api, job_id)["job_id"])
+    api.plan(1)
+    Deletions(api.database, TENANT).delete(job_id)
+    for table in (Job, Recording, Step, Part, Transcription):
+        assert api.count(table) == 0
+    with api.database.transaction() as session:
+        assert session.get_one(Deletion, job_id).recording_id is not None
+        assert session.get_one(Deletion, made).recording_id is None
+
+
+def test_a_deleted_rerun_leaves_the_recording(api: Api, job_id: UUID) -> None:
+    made = rerun(api, job_id)["job_id"]
+    api.ask("DELETE", f"jobs/{made}", httpx.codes.NO_CONTENT)
+    assert api.count(Recording) == 1
+    assert api.get(f"result/{job_id}")["revision"] == 1
+    assert all(api.claim().kind == StepKind.PLAN for _ in [rerun(api, job_id)])

@@ -17,7 +17,7 @@ decoding had no such packets (`common.audio.decode.DAMAGED`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 from typing import Protocol, TypeAlias
@@ -36,8 +36,8 @@ SETTLING_MS = 2_000
 """Audio decoded before the first that is wanted. MP3 needs 0.3 s, Opus 80 ms."""
 AGREEMENT_MS = 0.5
 """How far exact time stamps may be from the count."""
-_Decoded: TypeAlias = "tuple[av.Packet[Stream], list[av.AudioFrame] | None]"
-"""A packet with its frames; None: it does not decode."""
+_Counted: TypeAlias = "tuple[av.Packet[Stream], int]"
+"""A packet, and the number of samples that it decodes to."""
 
 SYNC = {"mp3": 0xFF, "aac": 0xFF}
 """The first byte of each packet, by format; a packet with another is a tag, or damaged."""
@@ -64,8 +64,7 @@ def skip(
     Returns the first frame of the recording. None: everything has to be decoded, from the start.
     """
     try:
-        head = [(packet, decode_packet(packet)) for packet in islice(packets, HEAD_PACKETS)]
-        first = _count_frames(head, clock)
+        first, head = _head(islice(packets, HEAD_PACKETS), clock)
         if first is None or clock.decoded_ms > until_ms - SETTLING_MS:
             return None
         counter = _counter_of(head[PRIMING_PACKETS:], stream, first.sample_rate)
@@ -146,28 +145,36 @@ class _Counter:
         return self._each if abs(length - self._each) <= max(Fraction(1), ticks) else None
 
 
-def _count_frames(head: Sequence[_Decoded], clock: Clock) -> av.AudioFrame | None:
-    """Count the first frames on the clock; returns the first. None: some do not follow another."""
-    first = None
-    for _, frames in head:
+def _head(
+    packets: Iterable[av.Packet[Stream]], clock: Clock
+) -> tuple[av.AudioFrame | None, list[_Counted]]:
+    """Decode the first packets and count them on the clock.
+
+    Returns the first frame and all packets; no frame if some do not follow another.
+    """
+    first: av.AudioFrame | None = None
+    head: list[_Counted] = []
+    for packet in packets:
+        frames = decode_packet(packet)
         if frames is None or not all(map(has_usable_rate, frames)):
-            return None
+            return None, head
         for frame in frames:
             gap_ms = clock.advance(frame.time, frame.samples, frame.sample_rate)
             if clock.jumped or (gap_ms and first is not None):
-                return None
+                return None, head
             first = first or frame
             if frame.sample_rate != first.sample_rate:
-                return None
-    return first
+                return None, head
+        head.append((packet, _length(frames)))
+    return first, head
 
 
-def _counter_of(head: Sequence[_Decoded], stream: AudioStream, rate: int) -> _Counter | None:
+def _counter_of(head: Sequence[_Counted], stream: AudioStream, rate: int) -> _Counter | None:
     """What counts the samples of these packets right; None: nothing does."""
     tick = stream.time_base
     if tick is None or not head:
         return None
-    lengths = [_length(frames) for _, frames in head]
+    lengths = [length for _, length in head]
     sync = SYNC.get(stream.container.format.name)
     rules: list[int | None] = [None] if tick * rate <= 1 else []
     if len(set(lengths)) == 1:

@@ -5,8 +5,9 @@ of one channel's audio with all the words in it: the estimated ones, and kept on
 that the alignment has something to hold on to. An engine aligns the words of a passage
 (`common.asr.engine.SpeechEngine.align`); only the estimated ones take the new times.
 
-Measured (base; words of clips of read speech, English and Vietnamese, by `scripts.bench.aligning`):
-TABLE
+Measured by `scripts.bench.aligning` (base; rows of up to five words of English read speech whose
+times were taken away): starts and ends differ from those of the transcription by 77 ms in the
+median while interpolated (95 %: 347 ms), and by 0 ms after the alignment (95 %: 20 ms).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LONGEST_MS = MAX_WINDOW_MS - 2 * MARGIN_MS
 """From the first word of a passage to the last."""
 
 LEAST_PROBABILITY = 0.05
+"""Of the mean of a row of words. Rows that were said have 0.54 or more in 95 % of cases, words of
+other clips in their place 0.03 or less."""
 LONGEST_WORD_MS = 3_000
 """A longer word is aligned to something else."""
 TOLERANCE_MS = 500

@@ -564,6 +564,9 @@ class JobSettings(BaseSettings):
     """Reuse the text of a chunk that was transcribed before: same audio, model and options."""
     upload_wait: Annotated[float, Field(gt=0)] = 86_400.0
     """Seconds a job in PENDING_UPLOAD waits for its recording before it is CANCELLED."""
+    review_timeout: Annotated[float, Field(ge=0, le=315_360_000)] = 0.0
+    """Seconds a job waits in REVIEW; then it is COMPLETED with the warning review_timed_out. 0: it
+    waits until a person approves it."""
     delete_after: Annotated[int, Field(ge=0, le=315_360_000)] = 0
     """Seconds after its end at which a job is deleted with its recording and text; 0: never. A
     tenant (`steno tenants set`) or a job may override it."""

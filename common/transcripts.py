@@ -117,17 +117,23 @@ class GrowingTranscript:
         self._next_chunk = 0
         self._given = 0
         """In words; a segment without words counts as one."""
+        self._whole = False
+        """Whether the whole text was returned."""
 
     def read(self) -> tuple[Snapshot, list[Segment]]:
         """The state of the job, and the segments since the last call.
 
-        If the job is moderated and moderation has not failed, segments are moderated.
+        If the job is moderated and moderation has not failed, segments are moderated. Once the
+        whole text was returned there are no more, though people may edit it.
 
         Raises:
             NotFound: there is no such job.
         """
         snapshot = self._jobs.snapshot(self._job_id)
-        if snapshot.status is JobStatus.COMPLETED:
+        if self._whole:
+            return snapshot, []
+        if snapshot.status in (JobStatus.REVIEW, JobStatus.COMPLETED):
+            self._whole = True
             text = self._jobs.text(self._job_id)
             hide = text.options.filter_profanity
             segments = _after(self._given, transcript_of(text).segments)

@@ -97,6 +97,7 @@ class AsrQuery(_Query):
             "hotwords": self.hotwords or "",
             "engine": engine,
             "model": name,
+            "review": "false",  # the response waits for the text
         }
 
 
@@ -109,7 +110,12 @@ class DetectQuery(_Query):
     """Length to use, in seconds; 0: up to the end."""
 
     def job_options(self) -> dict[str, str]:
-        return {"language": AUTO, "moderation": "false", "delete_after": str(DETECTED_S)}
+        return {
+            "language": AUTO,
+            "moderation": "false",
+            "review": "false",
+            "delete_after": str(DETECTED_S),
+        }
 
     @property
     def part(self) -> Span:

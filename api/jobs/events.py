@@ -18,7 +18,7 @@ from api.http.sse import HEARTBEAT, MEDIA_TYPE, EventStream, event
 from api.jobs.feeds import JobFeed, watch_job
 from api.jobs.schemas import Status
 from api.services import ServicesDep
-from common.domain.job import is_final
+from common.domain.job import is_at_rest, is_final
 from common.domain.results import finding_document, segment_document
 from common.errors import Malformed
 from common.transcripts import words_in
@@ -32,7 +32,9 @@ _ID = re.compile(rf"(\d{{1,9}})({END})?")
 EVENT = {
     "type": "object",
     "properties": {
-        "event": {"enum": ["status", "progress", "segment", "completed", "failed", "cancelled"]},
+        "event": {
+            "enum": ["status", "progress", "segment", "review", "completed", "failed", "cancelled"]
+        },
         "id": {"type": "string", "pattern": f"^\\d+({END})?$"},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
@@ -84,7 +86,8 @@ async def events(
 
     `status` (a status document) when its status, stage or place in the queue changes; `progress`;
     `segment` for each piece of the text, in order and never changed afterwards, with `moderation`
-    where the job is moderated; at last `completed`, `failed` or `cancelled`, with a status
+    where the job is moderated; `review`, with a status document, when a person has to approve the
+    text, which is complete then; at last `completed`, `failed` or `cancelled`, with a status
     document. An event's id is the number of words sent so far (a segment without words counts as
     one). Reconnect with `Last-Event-ID` to resume.
     """
@@ -114,8 +117,9 @@ async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator
             return
         status = Status.model_validate(snapshot).model_dump(mode="json")
         progress = {key: status[key] for key in _PROGRESS}
-        final = is_final(snapshot.status)
-        if not final and any(status[key] != last_status.get(key) for key in _STATUS):
+        final, at_rest = is_final(snapshot.status), is_at_rest(snapshot.status)
+        is_new = any(status[key] != last_status.get(key) for key in _STATUS)
+        if is_new and not at_rest:
             yield event(status, name="status", number=sent)
         for number, segment in enumerate(feed.segments[seen:], start=seen):
             seen, words = seen + 1, words + words_in(segment)
@@ -127,9 +131,10 @@ async def _events(feed: JobFeed, sent: int, heartbeat_s: float) -> AsyncIterator
             yield event(document, name="segment", number=sent)
         if not final and any(progress[key] != last_progress.get(key) for key in _COUNTS):
             yield event(progress, name="progress", number=sent)
+        if is_new and at_rest:
+            event_id = f"{sent}{END}" if final else sent
+            yield event(status, name=snapshot.status.lower(), number=event_id)
         last_status, last_progress = status, progress
-        if final:
-            yield event(status, name=snapshot.status.lower(), number=f"{sent}{END}")
         if over:
             return
         try:

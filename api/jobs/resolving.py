@@ -182,6 +182,7 @@ class Resolver:
                 diarize=diarize,
                 channels=options.channels,
                 identify=options.identify,
+                review=options.review,
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),

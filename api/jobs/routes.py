@@ -1,4 +1,4 @@
-"""Routes for jobs: create, list, status, cancel, retry, delete, and the receipts of deletions."""
+"""Routes for jobs: create, list, status, cancel, retry, approve, delete; receipts of deletions."""
 
 from __future__ import annotations
 
@@ -180,7 +180,10 @@ async def status(
     responses=documented(404, 409),
 )
 async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
-    """Cancel a job. Cancelling it again changes nothing."""
+    """Cancel a job. Cancelling it again changes nothing.
+
+    A job that had its text when it was retried keeps it, and is COMPLETED or in REVIEW as before.
+    """
     return await services.in_thread(_cancel, services, services.jobs(caller.tenant), job_id)
 
 
@@ -188,10 +191,21 @@ async def cancel(job_id: UUID, services: ServicesDep, caller: Transcriber) -> St
 async def retry(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
     """Retry the steps that are not done; finished steps are not repeated.
 
-    The job is FAILED, or COMPLETED with a warning that a step failed (`moderation_failed`,
-    `diarization_failed`); the latter keeps its text meanwhile.
+    The job is FAILED, or COMPLETED or in REVIEW with a warning that a step failed
+    (`moderation_failed`, `diarization_failed`); the latter keeps its text meanwhile.
     """
     return await services.in_thread(_retry, services, caller, job_id)
+
+
+@router.post(
+    "/jobs/{job_id}/approve",
+    summary="Approve a job's text",
+    response_model=Status,
+    responses=documented(404, 409),
+)
+async def approve(job_id: UUID, services: ServicesDep, caller: Transcriber) -> Status:
+    """Complete a job in REVIEW; its text is approved as it is then. In any other state: 409."""
+    return await services.in_thread(_approve, services, caller, job_id)
 
 
 @router.delete(
@@ -257,6 +271,14 @@ def _retry(services: Services, caller: Caller, job_id: UUID) -> Status:
     jobs.retry(job_id, caller.quota)
     logger.info("job {job_id} is retried", job_id=job_id)
     services.events.work_to_do()
+    services.events.job_changed(job_id)
+    return Status.model_validate(jobs.snapshot(job_id))
+
+
+def _approve(services: Services, caller: Caller, job_id: UUID) -> Status:
+    jobs = services.jobs(caller.tenant)
+    jobs.approve(job_id, caller.key_id)
+    logger.info("job {job_id} was approved by key {key}", job_id=job_id, key=caller.key_id)
     services.events.job_changed(job_id)
     return Status.model_validate(jobs.snapshot(job_id))
 

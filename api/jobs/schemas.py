@@ -75,6 +75,9 @@ class UploadOptions(RequestDocument):
     the channels are the speakers. auto: separate where different people speak on two channels."""
     identify: bool = False
     """Name the speakers whose voices are enrolled (`POST /api/v1/voices`); needs `diarize`."""
+    review: bool | None = None
+    """Whether a person has to approve the text: the job waits in REVIEW, until `POST
+    /api/v1/jobs/{job_id}/approve` completes it. By default as the tenant is configured."""
     chunk_strategy: Annotated[Literal["vad", "silence", "fixed"] | None, Word] = None
     """How the recording is cut: by detected speech, by silence, or at fixed times."""
     chunk_duration: Number | None = Field(None, ge=1, le=60)
@@ -95,7 +98,7 @@ class UploadOptions(RequestDocument):
     metadata: Metadata | None = None
     """A JSON object of at most 16 KB, returned unchanged; in a form as text."""
     webhook_url: Annotated[str, Field(max_length=2000)] | None = None
-    """A URL that is notified of the job's end, in addition to the tenant's webhooks."""
+    """A URL that is notified of the job's review and end, in addition to the tenant's webhooks."""
     delete_after: int | None = Field(None, ge=60, le=315_360_000)
     """Seconds after the job's end until it is deleted with all its data. By default as the tenant
     or the gateway is configured, else never."""
@@ -151,7 +154,8 @@ class Status(Document):
     status: JobStatus = Field(examples=["PROCESSING"])
     stage: str = Field(examples=["transcribing"])
     """queued, fetching (from its URL), fetching_model, planning, transcribing, moderating (all is
-    transcribed), diarizing (likewise), merging, splicing (of a rerun) or done."""
+    transcribed), diarizing (likewise), merging, splicing (of a rerun), review (a person has to
+    approve the text) or done."""
     progress: int = Field(ge=0, le=100, examples=[40])
     chunks_completed: int
     chunks_total: int
@@ -188,3 +192,5 @@ class Status(Document):
     """Empty until the recording has been received."""
     audio_track: int | None
     """The index of the transcribed track; null until it is known."""
+    reviewed_by: str | None
+    """The id of the API key that approved the text; null if none was required, or nobody has."""

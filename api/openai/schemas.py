@@ -76,6 +76,7 @@ class AudioOptions(RequestDocument):
             "language": AUTO,
             "initial_prompt": self.prompt or "",
             "temperature": str(self.temperature) if self.temperature else "",
+            "review": "false",  # the response waits for the text
         }
         return {key: value for key, value in options.items() if value}
 

@@ -96,9 +96,9 @@ async def result(
     ] = False,
     filter_profanity: Masks = None,
 ) -> Response:
-    """A job's text; 409 until it is COMPLETED, unless `partial` is set.
+    """A job's text; 409 until it is COMPLETED or in REVIEW, unless `partial` is set.
 
-    A COMPLETED job that is retried, for what it lacks, keeps its text meanwhile.
+    Such a job that is retried, for what it lacks, keeps its text meanwhile.
     """
     return await services.in_thread(
         _result,

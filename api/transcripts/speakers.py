@@ -48,7 +48,7 @@ class Speakers(BaseModel):
     responses=documented(404, 409),
 )
 async def speakers(job_id: UUID, services: ServicesDep, caller: Reader) -> dict[str, Any]:
-    """The speakers of a job with `diarize` or separate channels; 409 until it is COMPLETED."""
+    """The speakers of a job with `diarize` or separate channels; 409 until it has its text."""
     return await services.in_thread(_speakers, services, caller.tenant, job_id)
 
 

@@ -31,7 +31,7 @@ router = APIRouter(prefix="/voices", tags=["voices"], responses=documented(422, 
     "", summary="Enrol a voice", status_code=HTTP_201_CREATED, responses=documented(404, 409)
 )
 async def enrol(wanted: NewVoice, services: ServicesDep, caller: Transcriber) -> VoiceDocument:
-    """Enrol a speaker of a COMPLETED job with `diarize`.
+    """Enrol a speaker of a job with `diarize` that has its text.
 
     Later jobs with `identify=true` name them. To enrol a person from a recording of their own, send
     that with `diarize=true` and `num_speakers=1` first.

@@ -27,7 +27,7 @@ class NewVoice(RequestDocument):
     name: OneLine = Field(examples=["Lan"])
     """The name that speakers with this voice get. Several voices of one name are one person."""
     job_id: UUID
-    """A COMPLETED job with `diarize`."""
+    """A COMPLETED job with `diarize`, or one in REVIEW."""
     speaker: Annotated[str, Field(max_length=200)] | None = Field(None, examples=["SPEAKER_00"])
     """Who it is in that job; may be left out where only one person speaks."""
     consent: Consent

@@ -16,7 +16,12 @@ from common.net.egress import MAX_URL_LENGTH
 
 DAY_S = 86_400
 Url = Annotated[str, Field(max_length=MAX_URL_LENGTH, examples=["https://example.com/stenopool"])]
-Event = Literal["transcription.completed", "transcription.failed", "transcription.cancelled"]
+Event = Literal[
+    "transcription.review",
+    "transcription.completed",
+    "transcription.failed",
+    "transcription.cancelled",
+]
 ALL: tuple[Event, ...] = get_args(Event)
 Events = Annotated[list[Event], Field(min_length=1, max_length=len(ALL))]
 

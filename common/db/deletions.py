@@ -136,6 +136,7 @@ def remove(session: Session, job: Job, reason: Reason) -> Deleted:
     recording_id = job.recording_id or next(iter(fetched_ids(session, job.id)), None)
     if job.source_id is not None:  # it is that of the source
         recording_id = None
+    job.paused_at = None  # so that it does not wait again
     end_job(session, job.id, JobStatus.CANCELLED)  # unless it has ended already
     rows = _executed(session, _deletes(job))
     session.add(

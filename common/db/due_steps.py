@@ -242,8 +242,9 @@ def _log_unknown(job_id: UUID, kind: str) -> None:
 
 
 def leave_queue(session: Session, job_id: UUID) -> None:
-    """Remove a job that ends from the queue."""
-    session.execute(delete(JobTurn).where(JobTurn.job_id == job_id))
+    """Remove a job that ends from the queue, unless a step that follows its end is queued."""
+    queued = exists().where(Outbox.job_id == job_id)
+    session.execute(delete(JobTurn).where(JobTurn.job_id == job_id, ~queued))
 
 
 def joining(jobs: Sequence[Any]) -> dict[str, list[Any]]:

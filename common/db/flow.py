@@ -130,9 +130,17 @@ class Flow:
         job, phase = self._job, self._phase
         if phase.pause is None or job.status != phase.pause.status:
             raise Conflict(reason=f"The job is {job.status} and cannot be resumed")
-        job.status = JobStatus.PROCESSING
-        job.resumed_at = func.clock_timestamp()
+        if self._pipeline.phases_after(phase.name):
+            job.status, job.paused_at = JobStatus.PROCESSING, None
+            job.resumed_at = func.clock_timestamp()
         return self._begin_next()
+
+    def pause_again(self) -> None:
+        """Let a job wait again that waited before it was retried; it has no open step."""
+        phases = [self._phase, *self._pipeline.phases_after(self._phase.name)]
+        phase = next(it for it in phases if it.pauses(self._job.options))
+        self._job.phase = phase.name
+        self._pause(phase)
 
     def retry(self) -> None:
         """Add the missing steps of a failed job; steps that are done stay done.
@@ -192,11 +200,20 @@ class Flow:
         )
         if self._session.scalar(still_open.limit(1)) is not None:
             return []
-        phase = self._phase
-        if phase.pause is not None and phase.pause.when(self._job.options):
-            self._job.status = phase.pause.status
+        # One that was COMPLETED before it was retried has been approved.
+        if self._phase.pauses(self._job.options) and self._job.completed_at is None:
+            self._pause(self._phase)
             return []
         return self._begin_next()
+
+    def _pause(self, phase: Phase) -> None:
+        assert phase.pause is not None  # noqa: S101 - the caller has checked it
+        self._job.status = phase.pause.status
+        self._job.paused_at = func.clock_timestamp()
+        if not self._pipeline.phases_after(phase.name):  # no step needs its files any more
+            self._job.sweep_at = func.clock_timestamp()
+        self._session.flush()
+        write_messages(self._session, self._job.id, EVENT_OF[phase.pause.status])
 
     def _begin_next(self) -> list[UUID]:
         """Begin the phase after this one; after the last one the job is COMPLETED."""
@@ -277,26 +294,49 @@ def end_job(
 ) -> bool:
     """End a job that is not COMPLETED, and all its steps that are not done.
 
-    One that was COMPLETED before it was retried is so again: it keeps its result.
+    One that was COMPLETED before it was retried is so again, and one that waited for a person waits
+    again: it keeps its result.
     """
     job = locked_job(session, job_id)
     if job is None or job.status not in job_sources(status):
         return False
-    if job.completed_at is not None:
+    if _waited_before_retry(job):
+        _cancel_steps(session, job, has_result=True)
+        leave_queue(session, job_id)
+        Flow(session, job).pause_again()
+        return True
+    has_result = job.completed_at is not None
+    if has_result:
         status, code, message = JobStatus.COMPLETED, None, None
     job.status, job.error_code, job.error_message = status, code, message
     job.completed_at = func.clock_timestamp()
     session.flush()
+    _cancel_steps(session, job, has_result=has_result)
+    _job_ended(session, job_id, status)
+    return True
+
+
+def _waited_before_retry(job: Job) -> bool:
+    """Whether a job is retried that waited for a person, who has not resumed it yet."""
+    under_way = job.status in (JobStatus.PENDING, JobStatus.PROCESSING)
+    return under_way and job.paused_at is not None and job.completed_at is None
+
+
+def _cancel_steps(session: Session, job: Job, *, has_result: bool) -> None:
+    """Cancel the steps of a job that are not done; its row is locked.
+
+    ``has_result``: steps that follow a change of its result are not cancelled.
+    """
+    kept = pipeline_of(job.kind).kinds_afterwards if has_result else []
+    cancelled = (Step.job_id == job.id, Step.kind.not_in(kept))
     session.execute(
         update(Step)
-        .where(Step.job_id == job_id, Step.status.in_(step_sources(StepStatus.CANCELLED)))
+        .where(*cancelled, Step.status.in_(step_sources(StepStatus.CANCELLED)))
         .values(status=StepStatus.CANCELLED, token=None, lease_until=None)
     )
     # The steps are locked now: no transaction can add one of them any more.
-    steps = select(Step.id).where(Step.job_id == job_id)
+    steps = select(Step.id).where(*cancelled)
     session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
-    _job_ended(session, job_id, status)
-    return True
 
 
 def _job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
@@ -317,9 +357,9 @@ def _job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
 
 
 def retry_job(session: Session, job: Job) -> bool:
-    """Retry a job, whose row is locked, that is FAILED, or COMPLETED without some results.
+    """Retry a job that is FAILED, or that is COMPLETED or in REVIEW without some results.
 
-    False if it is neither.
+    Its row is locked. False if it is neither.
     """
     if job.status == JobStatus.FAILED:
         job.completed_at = None
@@ -329,7 +369,8 @@ def retry_job(session: Session, job: Job) -> bool:
             Step.status != StepStatus.DONE,
             Step.kind.not_in(pipeline_of(job.kind).kinds_afterwards),
         )
-        if job.status != JobStatus.COMPLETED or session.scalar(undone.limit(1)) is None:
+        has_result = job.status in (JobStatus.COMPLETED, JobStatus.REVIEW)
+        if not has_result or session.scalar(undone.limit(1)) is None:
             return False
     job.status = JobStatus.PENDING
     job.error_code = job.error_message = None

@@ -21,7 +21,7 @@ from common.db.steps import running_steps
 from common.db.tables import Job, Recording, Tenant, Transcription, TranscriptRevision
 from common.db.transcriptions import ChunkResult, NewRecording, newest_revision, select_chunks
 from common.db.usage import NO_QUOTA, Quota, charge, check_quota
-from common.domain.job import JobStatus, Priority, is_final, is_settled
+from common.domain.job import JobStatus, Priority, is_at_rest, is_final
 from common.domain.pipeline import TRANSCRIPTION
 from common.domain.request import Options
 from common.domain.tracks import check_channels
@@ -279,6 +279,8 @@ class Jobs:
     def retry(self, job_id: UUID, quota: Quota = NO_QUOTA) -> None:
         """Retry the missing steps of a job; steps that are done stay done.
 
+        One that was in REVIEW returns to it.
+
         Raises:
             Conflict: it is not FAILED, and no step of it failed.
             TooManyJobs: it exceeds the quota of the job's API key.
@@ -299,6 +301,20 @@ class Jobs:
         """
         with self._database.transaction() as session:
             Flow(session, self._locked(session, job_id)).resume()
+
+    def approve(self, job_id: UUID, key_id: str | None = None) -> None:
+        """Complete a job in REVIEW; ``key_id`` is the API key of who approves its text.
+
+        Raises:
+            Conflict: it is not in REVIEW.
+        """
+        with self._database.transaction() as session:
+            job = self._locked(session, job_id)
+            if job.status != JobStatus.REVIEW:
+                needed = "only a job in REVIEW can be approved"
+                raise Conflict(reason=f"The job is {job.status}; {needed}")
+            job.reviewed_by = key_id
+            Flow(session, job).resume()
 
     # --- inside one transaction ---------------------------------------------------------------
 
@@ -342,7 +358,7 @@ class Jobs:
         if job is None:
             raise NotFound(what="job", value=job_id)
         revision = newest_revision(job_id).with_only_columns(TranscriptRevision.revision)
-        if not is_settled(JobStatus(job.status)) or session.scalar(revision) is None:
+        if not is_at_rest(JobStatus(job.status)) or session.scalar(revision) is None:
             raise NotReady(status_now=job.status)
         return job
 
@@ -354,6 +370,7 @@ class Jobs:
         recording_id: UUID | None = None,
     ) -> bool:
         """Insert the job; False if the tenant has one with this key, however new."""
+        delete_after_s, review = self._defaults(session, job)
         inserted = (
             upsert(Job)
             .values(
@@ -369,14 +386,14 @@ class Jobs:
                 engine=job.engine,
                 model=job.model,
                 language=job.language,
-                options=job.options.to_json(),
+                options=replace(job.options, review=review).to_json(),
                 source_url=job.source_url,
                 webhook_url=job.webhook_url,
                 client_metadata=job.client.metadata,
                 client_recording_id=job.client.recording_id,
                 idempotency_key=job.idempotency and job.idempotency.key,
                 request_sha256=job.idempotency and job.idempotency.request_sha256,
-                delete_after_s=self._delete_after_s_of(session, job),
+                delete_after_s=delete_after_s,
                 request_id=job.request_id,
             )
             .on_conflict_do_nothing(
@@ -407,12 +424,17 @@ class Jobs:
         self._start(session, job_id)
         return True
 
-    def _delete_after_s_of(self, session: Session, job: NewJob) -> int | None:
-        """Seconds after its end: the request's, else the tenant's, else the settings'."""
-        if job.delete_after_s is not None:
-            return job.delete_after_s
-        tenants = session.scalar(select(Tenant.delete_after_s).where(Tenant.id == self._tenant))
-        return (self._delete_after_s if tenants is None else tenants) or None
+    def _defaults(self, session: Session, job: NewJob) -> tuple[int | None, bool]:
+        """When to delete the job, and whether to review it.
+
+        As the request says, else the tenant's row, else the settings.
+        """
+        tenant = session.get(Tenant, self._tenant)
+        choices = (job.delete_after_s, tenant and tenant.delete_after_s, self._delete_after_s)
+        delete_after_s = next((it for it in choices if it is not None), None) or None
+        of_tenant = tenant is not None and tenant.review
+        review = of_tenant if job.options.review is None else job.options.review
+        return delete_after_s, review
 
     def _locked(self, session: Session, job_id: UUID) -> Job:
         self._job(session, job_id)

@@ -18,7 +18,13 @@ from common.domain.job import JobStatus, Priority, StepStatus
 from common.domain.pipeline import kinds_of_steps
 from common.domain.webhooks import DeliveryStatus
 
-UNFINISHED = (JobStatus.PENDING, JobStatus.PROCESSING)
+_SUBMITTED = func.coalesce(Job.retried_at, Job.created_at)
+SINCE = {
+    JobStatus.PENDING: _SUBMITTED,
+    JobStatus.PROCESSING: _SUBMITTED,
+    JobStatus.REVIEW: Job.paused_at,
+}
+"""The jobs that are counted, by status, and when each began to wait."""
 MOST = 1_000
 """At most so many of a kind are counted."""
 
@@ -46,7 +52,7 @@ class Observed:
 
     tallied: Tallied
     jobs: Mapping[JobStatus, Waiting]
-    """Unfinished jobs by status; their age counts from submission."""
+    """Those of `SINCE`; in REVIEW their age counts from when it began, else from submission."""
     steps_waiting: Mapping[tuple[str, Priority], Waiting]
     steps_running: Mapping[str, int]
     deliveries_due: Waiting
@@ -73,10 +79,9 @@ def observe_service(database: Database) -> Observed:
 
 
 def _jobs(session: Session) -> dict[JobStatus, Waiting]:
-    since = func.coalesce(Job.retried_at, Job.created_at)
     return {
         status: _first(session, select(since.label("since")).where(Job.status == status))
-        for status in UNFINISHED
+        for status, since in SINCE.items()
     }
 
 

@@ -11,17 +11,19 @@ from sqlalchemy import case, func, null, select, update
 
 from common.db.database import Database
 from common.db.deletions import Deleted, Reason, remove, remove_stream
-from common.db.flow import end_job
+from common.db.flow import Flow, end_job, locked_job
 from common.db.steps import fetched_ids
 from common.db.streams import end_silent
 from common.db.tables import NOW, Deletion, Job, Recording, StreamSession
 from common.db.usage import SILENT_S
-from common.domain.job import JobStatus, is_final
+from common.domain.job import REVIEW_TIMED_OUT, JobStatus, is_final
+from common.domain.pipeline import PIPELINES
 
 SWEEP_AGAIN_S = 60.0
 """How soon a failed deletion of chunks is retried."""
 
 _ENDS = [status for status in JobStatus if is_final(status)]
+_IN_REVIEW = (Job.status == JobStatus.REVIEW, Job.kind.in_(PIPELINES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,9 @@ class Retention:
     grace_s: float
 
     def sweep(self, drop: Callable[[UUID], bool]) -> bool:
-        """Let ``drop`` delete the chunks of one ended job; it returns whether it succeeded.
+        """Let ``drop`` delete the chunks of one job that has ended, or is in REVIEW.
+
+        It returns whether it succeeded.
 
         This is due at once, and once more when no worker can write any more. The job's row is
         locked during it, so that the job is not retried at the same time. Returns False if no job
@@ -52,7 +56,9 @@ class Retention:
             )
             if job_id is None:
                 return False
-            safe_at = Job.completed_at + timedelta(seconds=self.grace_s)
+            safe_at = func.coalesce(Job.completed_at, Job.paused_at) + timedelta(
+                seconds=self.grace_s
+            )
             again = (
                 case((Job.sweep_at >= safe_at, null()), else_=func.greatest(safe_at, NOW))
                 if drop(job_id)
@@ -61,10 +67,14 @@ class Retention:
             session.execute(update(Job).where(Job.id == job_id).values(sweep_at=again))
             return True
 
-    def next_due_s(self, upload_wait_s: float) -> float | None:
-        """Seconds until the next cleanup, at most 0 if one is due; None: nothing to clean up."""
+    def next_due_s(self, upload_wait_s: float, review_s: float) -> float | None:
+        """Seconds until the next cleanup, at most 0 if one is due; None: nothing to clean up.
+
+        ``upload_wait_s``, ``review_s``: how long jobs wait for their recording, and in REVIEW (0:
+        for ever).
+        """
         grace, wait = timedelta(seconds=self.grace_s), timedelta(seconds=upload_wait_s)
-        earliest = (
+        earliest = [
             select(func.min(Job.sweep_at)),
             select(func.min(Job.delete_at)),
             select(func.min(Job.created_at) + wait).where(Job.status == JobStatus.PENDING_UPLOAD),
@@ -73,7 +83,10 @@ class Retention:
             select(func.min(StreamSession.seen_at) + timedelta(seconds=SILENT_S)).where(
                 StreamSession.ended_at.is_(None)
             ),
-        )
+        ]
+        if review_s:
+            until = func.min(Job.paused_at) + timedelta(seconds=review_s)
+            earliest.append(select(until).where(*_IN_REVIEW))
         with self.database.transaction() as session:
             due = func.least(*(query.scalar_subquery() for query in earliest))
             due_s = session.scalar(select(func.extract("epoch", due - func.clock_timestamp())))
@@ -180,6 +193,27 @@ class Retention:
                     message=message,
                 )
             ]
+
+    def end_review(self, limit_s: float) -> UUID | None:
+        """Approve a job that has waited in REVIEW for more than ``limit_s`` seconds; None: none.
+
+        It has a warning then.
+        """
+        with self.database.transaction() as session:
+            job_id = session.scalar(
+                select(Job.id)
+                .where(*_IN_REVIEW, Job.paused_at < NOW - timedelta(seconds=limit_s))
+                .order_by(Job.paused_at)
+                .limit(1)
+                # A transaction that has locked one may be approving it.
+                .with_for_update(key_share=True, skip_locked=True)
+            )
+            job = None if job_id is None else locked_job(session, job_id)
+            if job is None:
+                return None
+            job.warnings = [*job.warnings, REVIEW_TIMED_OUT]
+            Flow(session, job).resume()
+            return job.id
 
     def committed_recordings(self, recording_ids: Sequence[UUID]) -> set[UUID]:
         """Which of these recordings are committed."""

@@ -15,7 +15,7 @@ from common.db.flow import locked_job
 from common.db.tables import Job, Step, TranscriptRevision
 from common.db.transcriptions import newest_revision, store_revision, transcript_in
 from common.domain.differences import difference
-from common.domain.job import JobStatus, StepStatus, is_settled
+from common.domain.job import JobStatus, StepStatus, is_at_rest
 from common.domain.pipeline import StepKind
 from common.domain.speakers import NO_SPEAKERS, marked_overlaps
 from common.domain.transcript import Origin, Transcript, segments_to_json
@@ -204,7 +204,7 @@ def add_revision(
     ``rerun``: what the new text of a span depends on, for the manifest.
     """
     newest = session.scalar(newest_revision(job.id))
-    if newest is None or not is_settled(JobStatus(job.status)):
+    if newest is None or not is_at_rest(JobStatus(job.status)):
         raise NotReady(status_now=job.status)
     if based_on is not None and newest.revision != based_on:
         raise StaleRevision(newest=newest.revision, value=based_on)

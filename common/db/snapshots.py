@@ -17,13 +17,14 @@ from sqlalchemy import (
     Select,
     bindparam,
     case,
+    exists,
     func,
     select,
 )
 from sqlalchemy.orm import Session, aliased
 
 from common.db.positions import FARTHEST, FARTHEST_LISTED, positions
-from common.db.tables import Job, Recording, Step, Transcription
+from common.db.tables import Job, Recording, Step, Transcription, TranscriptRevision
 from common.domain.job import JobStatus, StepStatus, is_final
 from common.domain.pipeline import PIPELINES, Pipeline
 from common.domain.request import Options
@@ -53,15 +54,17 @@ NO_CLIENT_DATA = ClientData()
 class Snapshot:
     """The state of a job at one instant.
 
-    ``stage`` is queued, done, or that of the step it waits for (`common.domain.pipeline`); of a
-    started job of a kind that this version does not know, processing. ``progress`` is in [0, 100].
+    ``stage`` is queued, review, done, or that of the step it waits for (`common.domain.pipeline`);
+    of a started job of a kind that this version does not know, processing. ``progress`` is in
+    [0, 100].
     ``queue_position`` counts the turns of others before it (0: next; see `positions`); None once it
     was started, and for such a kind. ``eta_s`` is the remaining time, from the job's own pace;
     ``estimate_s`` is the whole time, from the pace of recent jobs; None: not known.
     ``chunks_total`` grows until the job is ``planned``. ``filename`` is None until the recording is
     stored. ``delete_at`` is None until the job has ended, and if it is kept. ``has_text``: there is
-    a transcript, though the job may be retried for what it lacks. ``source_id`` is the job whose
-    transcript this one works on.
+    a transcript, though a person may have to approve it, or the job be retried for what it lacks.
+    ``reviewed_by`` is the API key that approved it; None: none was required, or nobody has.
+    ``source_id`` is the job whose transcript this one works on.
     """
 
     job_id: UUID
@@ -93,6 +96,7 @@ class Snapshot:
     has_text: bool
     kind: str
     source_id: UUID | None
+    reviewed_by: str | None
 
 
 def snapshot(session: Session, tenant: str, job_id: UUID) -> Snapshot | None:
@@ -122,6 +126,7 @@ def _jobs() -> Select[Any]:
             Recording.filename,
             Recording.audio_tracks,
             _ended_steps().label("ended"),
+            exists().where(TranscriptRevision.job_id == Job.id).label("has_transcript"),
             func.extract("epoch", func.clock_timestamp() - Job.started_at).label("elapsed_s"),
             case((under_way, _speed(Job.engine, Job.model))).label("speed"),
         )
@@ -152,7 +157,7 @@ def _speed(engine: Any, model: Any) -> ScalarSelect[Any]:
     ``engine`` and ``model`` are values or columns.
     """
     done = aliased(Job)
-    took = done.completed_at - done.created_at
+    took = func.coalesce(done.paused_at, done.completed_at) - done.created_at
     lately = (
         select(done.units_total, (func.extract("epoch", took) * 1000).label("wall_ms"))
         .where(
@@ -209,15 +214,14 @@ def _snapshot(row: Row[Any], position: int | None) -> Snapshot:
         estimate_s=duration_ms / 1000 / float(row.speed) if duration_ms and row.speed else None,
         planned=job.parts_known,
         has_text=job.source_id is None
-        and (job.status == JobStatus.COMPLETED or _is_completed_again(job)),
+        and (
+            job.status == JobStatus.COMPLETED
+            or (row.has_transcript and not is_final(JobStatus(job.status)))
+        ),
         kind=job.kind,
         source_id=job.source_id,
+        reviewed_by=job.reviewed_by,
     )
-
-
-def _is_completed_again(job: Job) -> bool:
-    """Whether it is retried although it was COMPLETED, for what it lacks."""
-    return job.completed_at is not None and not is_final(JobStatus(job.status))
 
 
 class _Progress:
@@ -243,6 +247,8 @@ class _Progress:
     def stage(self) -> str:
         if self._job.status in (JobStatus.PENDING_UPLOAD, JobStatus.PENDING):
             return "queued"
+        if self._job.status == JobStatus.REVIEW:
+            return "review"
         if self._job.status != JobStatus.PROCESSING:
             return "done"
         if self._phase is None:  # of a kind that this version does not know
@@ -257,7 +263,7 @@ class _Progress:
 
     @property
     def progress(self) -> int:
-        if self._job.status == JobStatus.COMPLETED:
+        if self._has_result:
             return 100
         if not self._job.parts_total and not self._counted:
             return 0
@@ -267,7 +273,7 @@ class _Progress:
     @property
     def warnings(self) -> list[str]:
         """Those of the last step; until then those of the plan and of failed steps."""
-        if self._job.status == JobStatus.COMPLETED:
+        if self._has_result:
             return self._job.warnings
         failed = (
             step.warning
@@ -300,6 +306,14 @@ class _Progress:
             return False
         remaining = dropwhile(lambda it: it is not self._phase, self._pipeline.phases)
         return not any(step.counts for phase in remaining for step in phase.each)
+
+    @property
+    def _has_result(self) -> bool:
+        """Whether it is COMPLETED, or only has to be approved."""
+        waits = self._job.status == JobStatus.REVIEW
+        return self._job.status == JobStatus.COMPLETED or (
+            waits and self._pipeline.phases[-1:] == (self._phase,)
+        )
 
     def _all_ended(self, kind: str) -> bool:
         ended = sum(self._number(kind, status) for status in (StepStatus.DONE, StepStatus.FAILED))

@@ -141,6 +141,7 @@ class Job(Base):
         ),
         _partial("ix_jobs_lately", "engine", "model", "completed_at", where="status = 'COMPLETED'"),
         _partial("ix_jobs_awaited", "created_at", where="status = 'PENDING_UPLOAD'"),
+        _partial("ix_jobs_review", "paused_at", where="status = 'REVIEW'"),
         _partial("ix_jobs_sweep_at", "sweep_at", where="sweep_at IS NOT NULL"),
         _partial("ix_jobs_delete_at", "delete_at", where="delete_at IS NOT NULL"),
         _partial("ix_jobs_source", "source_id", where="source_id IS NOT NULL"),
@@ -204,6 +205,11 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     resumed_at: Mapped[datetime | None]
     """When it was last resumed after it had waited for a person; None: never."""
+    paused_at: Mapped[datetime | None]
+    """When it last began to wait for a person. None: never, or it was resumed and has later phases.
+    It stays while the job is retried, so that it can wait again."""
+    reviewed_by: Mapped[str | None]
+    """The API key that approved its result; None: none was required, or nobody has."""
     completed_at: Mapped[datetime | None]
 
     recording: Mapped[Recording | None] = relationship(lazy="raise")
@@ -556,6 +562,8 @@ class Tenant(Base):
     """Its class in metrics: many tenants, few classes."""
     delete_after_s: Mapped[int | None]
     """The default of its jobs; None: that of the settings."""
+    review: Mapped[bool] = mapped_column(server_default=text("false"))
+    """The default of its jobs: whether a person has to approve their text."""
     secrets: Mapped[list[Any]] = mapped_column(server_default=text("'[]'::jsonb"))
     """These sign messages to jobs' own webhook URLs (see `WebhookEndpoint.secrets`)."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -239,7 +239,8 @@ def plan_ended(
 
     def store(session: Session, job: Job) -> None:
         job.units_total = duration_ms
-        if job.completed_at is None:  # a retry for what is missing keeps those of its text
+        # A retry for what is missing keeps those of its text.
+        if job.completed_at is None and job.paused_at is None:
             job.warnings = list(warnings)
         job.transcription.language_probabilities = dict(languages) or None
         correct(session, job.id, duration_ms)

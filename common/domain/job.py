@@ -49,12 +49,20 @@ class Priority(IntEnum):
 JOB_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.PENDING_UPLOAD: frozenset({JobStatus.PENDING, JobStatus.CANCELLED}),
     JobStatus.PENDING: frozenset(
-        {JobStatus.PROCESSING, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
+        {
+            JobStatus.PROCESSING,
+            JobStatus.REVIEW,
+            JobStatus.COMPLETED,
+            JobStatus.FAILED,
+            JobStatus.CANCELLED,
+        }
     ),
     JobStatus.PROCESSING: frozenset(
         {JobStatus.REVIEW, JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED}
     ),
-    JobStatus.REVIEW: frozenset({JobStatus.PROCESSING, JobStatus.COMPLETED, JobStatus.CANCELLED}),
+    JobStatus.REVIEW: frozenset(
+        {JobStatus.PENDING, JobStatus.PROCESSING, JobStatus.COMPLETED, JobStatus.CANCELLED}
+    ),
     JobStatus.COMPLETED: frozenset({JobStatus.PENDING}),
     JobStatus.FAILED: frozenset({JobStatus.PENDING}),
     JobStatus.CANCELLED: frozenset(),
@@ -66,8 +74,8 @@ def is_final(status: JobStatus) -> bool:
     return JOB_TRANSITIONS[status] <= {JobStatus.PENDING}
 
 
-def is_settled(status: JobStatus) -> bool:
-    """Whether no step will change a job's result unless somebody asks for it."""
+def is_at_rest(status: JobStatus) -> bool:
+    """Whether nothing changes a job's result by itself: it has ended, or waits for a person."""
     return is_final(status) or status is JobStatus.REVIEW
 
 
@@ -89,6 +97,8 @@ REFINEMENT_FAILED = "refinement_failed"
 """The warning of a transcript whose edited words could not be moderated and aligned."""
 IDENTIFICATION_FAILED = "identification_failed"
 """The warning of a job whose speakers could not be compared with the enrolled voices."""
+REVIEW_TIMED_OUT = "review_timed_out"
+"""The warning of a job that nobody approved in time: it was completed without."""
 
 MAX_LOSSES = 20
 """How often a step may lose its worker (killed, host lost) before the step counts as the cause.

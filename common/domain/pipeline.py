@@ -74,7 +74,7 @@ class StepType:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The job waits in ``status`` until a person resumes it."""
+    """The job waits in ``status`` until a person resumes it; after its last phase, approves it."""
 
     status: JobStatus
     when: Condition = always
@@ -100,6 +100,10 @@ class Phase:
     def each_of(self, options: Mapping[str, Any]) -> tuple[StepType, ...]:
         """The steps of each part of a job with these options."""
         return tuple(step for step in self.each if step.when(options))
+
+    def pauses(self, options: Mapping[str, Any]) -> bool:
+        """Whether a job with these options waits for a person after it."""
+        return self.pause is not None and self.pause.when(options)
 
     @property
     def steps(self) -> tuple[StepType, ...]:
@@ -142,9 +146,7 @@ class Pipeline:
     def since_pause(self, name: str, options: Mapping[str, Any]) -> list[Phase]:
         """The phases up to this one, from the last pause before it on."""
         until = self.phases[: self.phases.index(self.phase(name))]
-        unpaused = takewhile(
-            lambda it: it.pause is None or not it.pause.when(options), reversed(until)
-        )
+        unpaused = takewhile(lambda it: not it.pauses(options), reversed(until))
         return [*reversed(list(unpaused)), self.phase(name)]
 
     def step(self, kind: str) -> StepType:
@@ -216,7 +218,11 @@ TRANSCRIPTION = Pipeline(
                 ),
             ),
         ),
-        Phase("merge", StepType(StepKind.MERGE, stage="merging")),
+        Phase(
+            "merge",
+            StepType(StepKind.MERGE, stage="merging"),
+            pause=Pause(JobStatus.REVIEW, when=lambda options: bool(options.get("review"))),
+        ),
     ),
     units_a_part=MAX_WINDOW_MS,
     afterwards=(StepType(StepKind.REFINE, stage="refining", warning=REFINEMENT_FAILED),),

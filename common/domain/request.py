@@ -59,7 +59,8 @@ class Options:
     language. ``fetch_model``: some have to be fetched. ``diarize``: find so many speakers, and who
     says what; None: do not. ``channels``: transcribe the mix of all channels, or each by itself;
     ``auto``: each if there are two with different people. ``identify``: name the speakers whose
-    voices are enrolled. ``span``: what of the recording is transcribed; None: all of it.
+    voices are enrolled. ``review``: whether a person has to approve the text; None, which is not
+    stored: as the tenant's row says. ``span``: what of the recording is transcribed; None: all.
     """
 
     cutting: Cutting = Cutting()
@@ -74,6 +75,7 @@ class Options:
     diarize: SpeakerCount | None = None
     channels: Channels = "mix"
     identify: bool = False
+    review: bool | None = None
     span: Span | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -100,5 +102,6 @@ class Options:
             diarize=SpeakerCount(**count) if (count := document.get("diarize")) else None,
             channels=document.get("channels", "mix"),
             identify=document.get("identify", False),
+            review=document.get("review"),
             span=Span(**span) if (span := document.get("span")) else None,
         )

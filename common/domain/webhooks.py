@@ -23,6 +23,7 @@ from common.domain.job import JobStatus
 class WebhookEvent(StrEnum):
     """The events of webhook messages."""
 
+    REVIEW = "transcription.review"
     COMPLETED = "transcription.completed"
     FAILED = "transcription.failed"
     CANCELLED = "transcription.cancelled"
@@ -30,6 +31,7 @@ class WebhookEvent(StrEnum):
 
 
 EVENT_OF: dict[JobStatus, WebhookEvent] = {
+    JobStatus.REVIEW: WebhookEvent.REVIEW,
     JobStatus.COMPLETED: WebhookEvent.COMPLETED,
     JobStatus.FAILED: WebhookEvent.FAILED,
     JobStatus.CANCELLED: WebhookEvent.CANCELLED,

@@ -38,6 +38,7 @@ LAZY_COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("scripts.cli.client", "Cancel a job."),
     "jobs": ("scripts.cli.jobs", "List jobs, newest first."),
     "retry": ("scripts.cli.jobs", "Retry a failed job."),
+    "approve": ("scripts.cli.jobs", "Approve the text of a job in review."),
     "delete": ("scripts.cli.jobs", "Delete a job and its files."),
     "keys": ("scripts.cli.keys", "Create, list and revoke API keys."),
     "tenants": ("scripts.cli.keys", "Show and change settings of tenants."),

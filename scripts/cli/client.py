@@ -29,8 +29,10 @@ from scripts.stack.running import find_owner, find_running
 
 FORMATS = tuple(MEDIA_TYPES)
 WAV = "wav"
-ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED"})
-"""Final states of a job."""
+WITH_TEXT = frozenset({"COMPLETED", "REVIEW"})
+"""States of a job that has its whole text."""
+ENDED = WITH_TEXT | {"FAILED", "CANCELLED"}
+"""States of a job that changes no more by itself."""
 
 CONNECT_S = 5.0
 ANSWER_S = 60.0
@@ -60,6 +62,7 @@ WARNINGS = {
     "diarization_failed": "in some of it the speakers are not known; the text is complete "
     "(steno retry ID tries again)",
     "fewer_speakers": "fewer speakers were found than requested",
+    "review_timed_out": "nobody approved its text in time (REVIEW_TIMEOUT)",
     "identification_failed": "its speakers could not be compared with the enrolled voices",
     "moderated_by_several_models": "the moderation model changed during the job; "
     "the manifest lists all of them",
@@ -149,6 +152,9 @@ class Gateway:
 
     def retry(self, job_id: str) -> dict[str, Any]:
         return self._json("POST", f"/jobs/{job_id}/retry")
+
+    def approve(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/jobs/{job_id}/approve")
 
     def delete(self, job_id: str) -> None:
         self._send("DELETE", f"/jobs/{job_id}")

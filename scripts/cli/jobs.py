@@ -1,4 +1,4 @@
-"""`steno jobs`, `steno retry` and `steno delete`."""
+"""`steno jobs`, `steno retry`, `steno approve` and `steno delete`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,14 @@ def _row(job: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 def retry(gateway: Gateway, job_id: str) -> None:
     """Retry the failed job ID; finished steps are not repeated."""
     click.echo(f"{job_id} {gateway.retry(job_id)['status']}")
+
+
+@click.command()
+@job_id_argument
+@with_gateway
+def approve(gateway: Gateway, job_id: str) -> None:
+    """Approve the text of the job ID, which is in REVIEW: it is COMPLETED then."""
+    click.echo(f"{job_id} {gateway.approve(job_id)['status']}")
 
 
 @click.command()

@@ -282,9 +282,10 @@ def list_tenants() -> None:
     """Show the tenants that override settings."""
     with _database() as database:
         rows = [
-            (each.id, each.tier, _kept(each.delete_after_s)) for each in Tenants(database).all()
+            (each.id, each.tier, _kept(each.delete_after_s), "yes" if each.review else "no")
+            for each in Tenants(database).all()
         ]
-    print_table(("tenant", "tier", "jobs deleted after"), rows)
+    print_table(("tenant", "tier", "jobs deleted after", "review"), rows)
 
 
 def _kept(seconds: int | None) -> str:
@@ -299,9 +300,20 @@ def _kept(seconds: int | None) -> str:
     "delete_after",
     help="Delete its jobs this long after their end, such as 30d; none: as DELETE_AFTER says.",
 )
+@click.option(
+    "--review/--no-review",
+    default=None,
+    help="Let its jobs wait until a person approves their text.",
+)
 @data_dir_option
 @click.pass_context
-def set_(context: click.Context, name: str, tier: str | None, delete_after: str | None) -> None:
+def set_(
+    context: click.Context,
+    name: str,
+    tier: str | None,
+    delete_after: str | None,
+    review: bool | None,
+) -> None:
     """Change settings of the tenant NAME."""
     options: dict[str, str | int | None] = {}
     if tier is not None:
@@ -310,8 +322,10 @@ def set_(context: click.Context, name: str, tier: str | None, delete_after: str 
         options["tier"] = tier
     if delete_after is not None:
         options["delete_after_s"] = _duration(context, context.command.params[2], delete_after)
+    if review is not None:
+        options["review"] = review
     if not options:
-        raise click.UsageError("Nothing to set; see --tier and --delete-after")
+        raise click.UsageError("Nothing to set; see --tier, --delete-after and --review")
     with _database() as database:
         Tenants(database).put(name, **options)
     click.echo(f"{name} is set")

@@ -31,6 +31,7 @@ from common.weights.store import WeightsStore
 from scripts.cli.cli import interrupt_on_signals, load_settings
 from scripts.cli.client import (
     FORMATS,
+    WITH_TEXT,
     Gateway,
     LanguageParam,
     LanguagesParam,
@@ -161,7 +162,7 @@ class TranscribeRun:
         take.update(self._retrying(lambda gateway: gateway.status(job_id, wait_s)))
         if not take.ended:
             self._show_text(take)
-        elif take.state["status"] != "COMPLETED":
+        elif take.state["status"] not in WITH_TEXT:
             take.fail(take.state["error_message"] or f"the job is {take.state['status']}")
         else:
             take.result = self._retrying(lambda gateway: gateway.result(job_id))
@@ -323,6 +324,10 @@ class Delivery:
         self.board.say(f"{take.name}: {', '.join(facts)}")
         if flags := flagged(result):
             self.board.say(f"{take.name}: {flags}")
+        if result["status"] == "REVIEW":
+            self.board.say(
+                f"{take.name}: awaits review; to approve it: steno approve {take.job_id}"
+            )
         if take.targets:
             written = ", ".join(str(target) for _, target in take.targets)
             self.board.say(f"{take.name}: wrote {written}")
@@ -418,6 +423,11 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     is_flag=True,
     default=None,
     help="Name the speakers whose voices are enrolled; with --speakers.",
+)
+@click.option(
+    "--review/--no-review",
+    default=None,
+    help="Let the job wait until a person approves its text [the tenant's default].",
 )
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="[normal]")
 @click.option("--beam-size", type=int, help="Beam size, 1 to 16.")

@@ -193,6 +193,20 @@ def test_a_retry_does_what_is_missing_and_nothing_again(service: Service, kind: 
     assert len(before - set(after)) == (1 if kind == "look" else 0)
 
 
+def test_a_job_that_waits_for_a_person_is_retried_and_waits_again(service: Service) -> None:
+    job_id = submit(service, Behaviour(failing={"rate": [5]}))
+    assert reaches(service, job_id, JobStatus.REVIEW).warnings == (RATING_FAILED,)
+    with service.database.transaction() as session:
+        session.get_one(Job, job_id).client_metadata = {}
+
+    service.retry(job_id)
+
+    assert reaches(service, job_id, JobStatus.REVIEW).warnings == ()
+    resume(service, job_id)
+    reaches(service, job_id, JobStatus.COMPLETED)
+    check_whole(service, job_id)
+
+
 def test_a_deleted_job_leaves_nothing_and_others_go_on(service: Service) -> None:
     logged = len(service.log())
     job_id = submit(service, Behaviour(slow_s=0.05))

@@ -105,6 +105,21 @@ def test_a_watcher_receives_all_that_happens_in_order(api: Api) -> None:
         assert list(events) == []  # the line was closed
 
 
+def test_a_watcher_receives_the_review_with_the_text_and_then_the_approval(api: Api) -> None:
+    job_id = api.submit(options=Options(review=True))
+    with Watcher(api.gateway, job_id) as events:
+        api.complete(2)
+        texts = [until(events, "segment").data["text"] for _ in range(2)]
+        assert texts == ["chunk 0", "chunk 1"]
+        review = until(events, "review")
+        assert (review.id, review.data["status"]) == ("2", "REVIEW")
+        with Watcher(api.gateway, job_id, review.id) as later:
+            assert [next(later).name for _ in range(2)] == ["progress", "review"]
+            api.ask("POST", f"jobs/{job_id}/approve")
+            ends = [(it.name, it.id) for them in (events, later) for it in them]
+    assert ends == [("completed", "2-end")] * 2
+
+
 def test_chunks_that_finish_out_of_order_are_sent_in_order(api: Api) -> None:
     job_id = api.submit()
     api.plan(3)

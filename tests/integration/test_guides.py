@@ -158,7 +158,7 @@ def test_each_curl_does_something(curl: Curl, script: str) -> None:
 
 def is_about_a_job(arguments: list[str]) -> bool:
     """Whether a command needs a job that is in some state."""
-    ends = ("/cancel", "/retry", "/speakers", "/voices")
+    ends = ("/cancel", "/retry", "/approve", "/speakers", "/voices")
     return arguments[-1].endswith(ends) or "/download/" in arguments[-1]
 
 

@@ -460,6 +460,15 @@ def test_the_command_line_sets_the_tier_and_the_retention_of_a_tenant(
     assert Tenants(gateway_database).all()[0].delete_after_s is None
 
 
+def test_the_command_line_decides_whether_a_tenants_jobs_are_reviewed(
+    gateway: GatewayProcess, gateway_database: Database
+) -> None:
+    for word, review in (("--review", True), ("--no-review", False)):
+        assert steno(gateway.database_url, "tenants", "set", "gold", word).exit_code == 0
+        found = {it.id: it.review for it in Tenants(gateway_database).all()}
+        assert found["gold"] is review
+
+
 # --- helpers ----------------------------------------------------------------------------------
 
 

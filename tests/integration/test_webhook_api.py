@@ -48,6 +48,7 @@ def test_an_endpoint_is_created_changed_paused_resumed_and_deleted(gateway: Gate
     made = create(gateway, description="the call centre")
     assert made["secret"].startswith("whsec_")
     assert made["events"] == [
+        "transcription.review",
         "transcription.completed",
         "transcription.failed",
         "transcription.cancelled",

@@ -42,7 +42,7 @@ class ScriptedJob:
     def result(self) -> dict[str, Any]:
         return {
             "job_id": self.job_id,
-            "status": "COMPLETED",
+            "status": self.states[-1].get("status", "COMPLETED"),
             "text": " ".join(self.texts),
             "word_count": len(" ".join(self.texts).split()),
             "duration_seconds": 8.0,

@@ -83,6 +83,16 @@ def test_warnings_come_in_human_words(server: ScriptedGateway, folder: Path) -> 
     assert "a.mp3: warning: unheard_of\n" in done.stderr
 
 
+def test_a_text_that_awaits_its_review_is_printed_and_waited_for_no_longer(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    server.states = [WORKING, DONE | {"status": "REVIEW", "stage": "review", "completed_at": None}]
+    done = run(server, folder / "a.mp3", "--review")
+    assert (done.exit_code, done.stdout) == (0, "This is a.mp3.\nOver.\n")
+    (job_id,) = server.jobs
+    assert f"a.mp3: awaits review; to approve it: steno approve {job_id}\n" in done.stderr
+
+
 def test_the_default_language_is_named(server: ScriptedGateway, folder: Path) -> None:
     assert "language vi (the default; --language" in run(server, folder / "a.mp3").stderr
     for named in (("--language", "en"), ("--languages", "vi,en")):
@@ -117,6 +127,8 @@ def test_the_options_are_those_of_the_upload_form() -> None:
         ("--speakers auto --identify", {"diarize": "true", "identify": "true"}),
         ("--speakers 2-4", {"diarize": "true", "min_speakers": "2", "max_speakers": "4"}),
         ("--channels separate", {"channels": "separate"}),
+        ("--review", {"review": "true"}),
+        ("--no-review", {"review": "false"}),
         ("--channels auto --speakers", {"channels": "auto", "diarize": "true"}),
         ("--moderation --filter-profanity", {"moderation": "true", "filter_profanity": "true"}),
         (

@@ -40,12 +40,20 @@ class Cleanup:
     """Runs in a thread of the dispatcher's process, so that a slow storage delays no step."""
 
     def __init__(
-        self, retention: Retention, storage: Storage, events: Events, *, upload_wait_s: float
+        self,
+        retention: Retention,
+        storage: Storage,
+        events: Events,
+        *,
+        upload_wait_s: float,
+        review_s: float = 0.0,
     ) -> None:
+        """``review_s``: how long jobs wait in REVIEW; 0: for ever."""
         self._retention = retention
         self._storage = storage
         self._events = events
         self._upload_wait_s = upload_wait_s
+        self._review_s = review_s
         self._streams_expire_from = 0.0
         self._pace = Pace(IDLE_POLL_S)
         self._stopping = threading.Event()
@@ -71,7 +79,7 @@ class Cleanup:
             self._pace.wait()
             try:
                 if self._pace.is_due():
-                    due_s = self._retention.next_due_s(self._upload_wait_s)
+                    due_s = self._retention.next_due_s(self._upload_wait_s, self._review_s)
                     if due_s is not None and due_s <= 0:
                         self.clean()
                     self._pace.rest(due_s)
@@ -94,6 +102,7 @@ class Cleanup:
         for job_id in self._retention.cancel_unsent(self._upload_wait_s):
             logger.info("job {job_id}: cancelled, no recording was uploaded", job_id=job_id)
             self._events.job_changed(job_id)
+        self._end_reviews()
         for job_id in self._retention.expired(BATCH):
             if (deleted := self._retention.expire(job_id)) is not None:
                 logger.info("job {job_id}: deleted, its retention period is over", job_id=job_id)
@@ -112,6 +121,14 @@ class Cleanup:
             if self._erase(deleted.job_id, deleted.recording_id) == 0:
                 logger.info("job {job_id}: erasure verified", job_id=deleted.job_id)
                 self._retention.verified(deleted.job_id)
+
+    def _end_reviews(self) -> None:
+        while self._review_s and not self._stopping.is_set():
+            job_id = self._retention.end_review(self._review_s)
+            if job_id is None:
+                return
+            logger.info("job {job_id}: completed, nobody approved it in time", job_id=job_id)
+            self._events.job_changed(job_id)
 
     def tidy(self) -> None:
         """Settle abandoned uploads, and erase what workers wrote after the end of a job."""
@@ -171,4 +188,5 @@ def build_cleanup(settings: Settings) -> Cleanup:
         open_storage(settings.storage),
         Events(connect(redis_url(settings))),
         upload_wait_s=settings.job.upload_wait,
+        review_s=settings.job.review_timeout,
     )

@@ -247,7 +247,7 @@ class _Planning:
             if self._languages:
                 languages = among(languages, self._languages)
             self.detection.add(spoken_ms[index], languages)
-            if self.detection.is_settled:
+            if self.detection.is_at_rest:
                 return
 
     @property

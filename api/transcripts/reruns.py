@@ -96,6 +96,7 @@ async def rerun(
         fetch_model=job.options.fetch_model,
         diarize=None,
         identify=False,
+        review=False,
         span=span,
     )
     job = replace(

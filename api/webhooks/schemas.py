@@ -21,6 +21,9 @@ Event = Literal[
     "transcription.completed",
     "transcription.failed",
     "transcription.cancelled",
+    "rerun.completed",
+    "rerun.failed",
+    "rerun.cancelled",
 ]
 ALL: tuple[Event, ...] = get_args(Event)
 Events = Annotated[list[Event], Field(min_length=1, max_length=len(ALL))]

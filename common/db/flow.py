@@ -21,7 +21,7 @@ from common.db.tables import Job, Outbox, Part, Step
 from common.db.webhooks import write_messages
 from common.domain.job import JobStatus, StepStatus, job_sources, step_sources
 from common.domain.pipeline import Phase, StepType, pipeline_of
-from common.domain.webhooks import EVENT_OF
+from common.domain.webhooks import event_of
 from common.errors import Conflict
 
 OPEN = (StepStatus.PENDING, StepStatus.RUNNING)
@@ -213,7 +213,7 @@ class Flow:
         if not self._pipeline.phases_after(phase.name):  # no step needs its files any more
             self._job.sweep_at = func.clock_timestamp()
         self._session.flush()
-        write_messages(self._session, self._job.id, EVENT_OF[phase.pause.status])
+        _write_messages(self._session, self._job, phase.pause.status)
 
     def _begin_next(self) -> list[UUID]:
         """Begin the phase after this one; after the last one the job is COMPLETED."""
@@ -222,7 +222,7 @@ class Flow:
             return self._begin(later[0])
         self._job.status = JobStatus.COMPLETED
         self._job.completed_at = func.clock_timestamp()
-        _job_ended(self._session, self._job.id, JobStatus.COMPLETED)
+        _job_ended(self._session, self._job, JobStatus.COMPLETED)
         return []
 
     def _add_due(self, indexes: Sequence[int] | None = None) -> list[UUID]:
@@ -312,7 +312,7 @@ def end_job(
     job.completed_at = func.clock_timestamp()
     session.flush()
     _cancel_steps(session, job, has_result=has_result)
-    _job_ended(session, job_id, status)
+    _job_ended(session, job, status)
     return True
 
 
@@ -339,21 +339,27 @@ def _cancel_steps(session: Session, job: Job, *, has_result: bool) -> None:
     session.execute(delete(Outbox).where(Outbox.step_id.in_(steps)))
 
 
-def _job_ended(session: Session, job_id: UUID, status: JobStatus) -> None:
+def _job_ended(session: Session, job: Job, status: JobStatus) -> None:
     """Schedule the cleanup, count the end and write messages; the job's row is locked."""
     session.flush()
     session.execute(
         update(Job)
-        .where(Job.id == job_id)
+        .where(Job.id == job.id)
         .values(
             sweep_at=func.clock_timestamp(),
             # null where delete_after_s is
             delete_at=Job.completed_at + func.make_interval(0, 0, 0, 0, 0, 0, Job.delete_after_s),
         )
     )
-    leave_queue(session, job_id)
-    count_end(session, job_id, status)
-    write_messages(session, job_id, EVENT_OF[status])
+    leave_queue(session, job.id)
+    count_end(session, job.id, status)
+    _write_messages(session, job, status)
+
+
+def _write_messages(session: Session, job: Job, status: JobStatus) -> None:
+    event = event_of(job.kind, status)
+    if event is not None:
+        write_messages(session, job.id, event)
 
 
 def retry_job(session: Session, job: Job) -> bool:

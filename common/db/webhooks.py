@@ -80,6 +80,7 @@ def _data(session: Session, job: Job) -> dict[str, Any]:
     transcription = session.get(Transcription, job.id)
     return {
         "job_id": str(job.id),
+        "source_job_id": None if job.source_id is None else str(job.source_id),
         "status": job.status,
         "recording_id": job.client_recording_id,
         "metadata": job.client_metadata,

@@ -27,15 +27,16 @@ class WebhookEvent(StrEnum):
     COMPLETED = "transcription.completed"
     FAILED = "transcription.failed"
     CANCELLED = "transcription.cancelled"
+    RERUN_COMPLETED = "rerun.completed"
+    RERUN_FAILED = "rerun.failed"
+    RERUN_CANCELLED = "rerun.cancelled"
     TEST = "webhook.test"
 
 
-EVENT_OF: dict[JobStatus, WebhookEvent] = {
-    JobStatus.REVIEW: WebhookEvent.REVIEW,
-    JobStatus.COMPLETED: WebhookEvent.COMPLETED,
-    JobStatus.FAILED: WebhookEvent.FAILED,
-    JobStatus.CANCELLED: WebhookEvent.CANCELLED,
-}
+def event_of(kind: str, status: JobStatus) -> WebhookEvent | None:
+    """The event of a job of this kind that has come to this status; None: there is none."""
+    name = f"{kind}.{status.lower()}"
+    return next((event for event in WebhookEvent if event == name), None)
 
 
 class DeliveryStatus(StrEnum):

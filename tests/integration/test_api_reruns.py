@@ -7,9 +7,19 @@ from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 from common.db.deletions import Deletions
-from common.db.tables import Deletion, Job, Part, Recording, Step, Transcription, TranscriptRevision
+from common.db.tables import (
+    Deletion,
+    Job,
+    Part,
+    Recording,
+    Step,
+    Transcription,
+    TranscriptRevision,
+    WebhookDelivery,
+)
 from common.domain.pipeline import StepKind
 from common.domain.request import Decoding, Options
 from common.domain.values import Span
@@ -98,6 +108,8 @@ def test_only_a_transcript_of_ones_own_is_changed(api: Api, job_id: UUID) -> Non
 
 
 def test_without_speech_the_transcript_stays_and_the_rerun_says_why(api: Api, job_id: UUID) -> None:
+    endpoint = {"url": "https://93.184.216.34/hook", "events": ["rerun.failed", "rerun.completed"]}
+    api.ask("POST", "webhooks", 201, json=endpoint)
     made = rerun(api, job_id)["job_id"]
     api.fail(NoSpeech(start=2.0, end=8.0))
     status = api.get(f"status/{made}")
@@ -105,6 +117,8 @@ def test_without_speech_the_transcript_stays_and_the_rerun_says_why(api: Api, jo
     assert "2.0 s to 8.0 s" in status["error_message"]
     assert api.count(TranscriptRevision) == 1
     assert api.ask("POST", f"jobs/{made}/retry").json()["status"] == "PENDING"
+    with api.database.transaction() as session:
+        assert set(session.scalars(select(WebhookDelivery.event))) == {"rerun.failed"}
 
 
 def test_a_rerun_is_deleted_with_its_source_and_the_recording_once(api: Api, job_id: UUID) -> None:

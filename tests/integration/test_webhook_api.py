@@ -52,6 +52,9 @@ def test_an_endpoint_is_created_changed_paused_resumed_and_deleted(gateway: Gate
         "transcription.completed",
         "transcription.failed",
         "transcription.cancelled",
+        "rerun.completed",
+        "rerun.failed",
+        "rerun.cancelled",
     ]
     path = f"/api/v1/webhooks/{made['id']}"
     shown = gateway.http.get(path).json()

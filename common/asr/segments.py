@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -19,18 +18,13 @@ from common.asr.guards import (
     is_silence,
     is_too_fast,
 )
+from common.domain.clauses import CLAUSE_ENDS, SENTENCE_ENDS, ends_sentence
+from common.domain.subtitles import SCREEN_LETTERS, SCREEN_MS
 from common.domain.values import SAMPLES_PER_MS, Segment, Span, Word
 
-# Subtitles of at most two lines of 42 letters on screen for at most 7 s (BBC and Netflix guides).
-MAX_LETTERS = 84
-MAX_SEGMENT_MS = 7_000
 PAUSE_MS = 600
 LONG_PAUSE_MS = 2_000
 """A pause ends a segment with enough text, a long one ends any."""
-SENTENCE_ENDS = (".", "?", "!", "…", "。", "？", "！")  # noqa: RUF001 - the full-width marks are meant
-CLAUSE_ENDS = (",", ";", ":", "，", "、", "；", "：")  # noqa: RUF001
-ABBREVIATION = re.compile(r"(\w\.)+|(Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|No|TP|ThS|TS|GS|PGS)\.")
-"""Ends in a full stop, yet not a sentence: initials and titles."""
 MIN_LETTERS = 15
 """Shorter text ("Yes.", "And") stays together with what follows."""
 
@@ -173,14 +167,12 @@ def _ends_after(group: Sequence[Word], following: Word) -> bool:
         return False
     if _letters(group) < MIN_LETTERS:
         return pause >= LONG_PAUSE_MS
-    said = last.text.strip().rstrip("\"'”’)»")  # noqa: RUF001
-    sentence = said.endswith(SENTENCE_ENDS) and not ABBREVIATION.fullmatch(said)
-    return sentence or pause >= PAUSE_MS
+    return ends_sentence(last.text) or pause >= PAUSE_MS
 
 
 def _fitting(group: list[Word]) -> list[list[Word]]:
     duration = group[-1].span.end_ms - group[0].span.start_ms
-    if len(group) < 2 or (_letters(group) <= MAX_LETTERS and duration <= MAX_SEGMENT_MS):
+    if len(group) < 2 or (_letters(group) <= SCREEN_LETTERS and duration <= SCREEN_MS):
         return [group]
     cut = _best_cut(group)
     return [*_fitting(group[:cut]), *_fitting(group[cut:])]

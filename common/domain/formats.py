@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from common.domain.moderation import Label
 from common.domain.results import transcript_document
+from common.domain.subtitles import NO_LAYOUT, Cue, Layout, cues, text_of
 from common.domain.transcript import Transcript
 from common.domain.values import Segment
 
 TextFormat = Literal["json", "txt", "srt", "vtt", "tsv", "rttm"]
-"""All formats, by file ending."""
+"""The formats that a job's results are written in, by file ending."""
+DocumentFormat = Literal["docx", "html"]
+"""Formats for people to read, by file ending; they are made for a download only."""
 RTTM: Final = "rttm"
 """It has the turns of speakers and no text, so it needs a diarized transcript."""
 
@@ -26,19 +28,25 @@ def to_txt(transcript: Transcript) -> str:
     return "".join(f"{_named(transcript, segment)}\n" for segment in _spoken(transcript))
 
 
-def to_srt(transcript: Transcript, *, flag: bool = False) -> str:
+def to_srt(transcript: Transcript, *, flag: bool = False, layout: Layout = NO_LAYOUT) -> str:
     """SubRip; a cue begins with its speaker if that is known.
 
     With ``flag`` the text of an offending cue begins with its label in brackets.
     """
+
+    def heading(segment: Segment) -> str:
+        name = transcript.speaker_of(segment)
+        return f"{_prefix(segment, flag=flag)}{'' if name is None else f'{name}:'}".rstrip()
+
     return "".join(
-        f"{number}\n{_srt_time(segment.span.start_ms)} --> {_srt_time(segment.span.end_ms)}\n"
-        f"{_prefix(_offence(segment, flag=flag))}{_cue(_named(transcript, segment))}\n\n"
-        for number, segment in enumerate(_spoken(transcript), start=1)
+        f"{number}\n{_srt_time(cue.span.start_ms)} --> {_srt_time(cue.span.end_ms)}\n"
+        + _cue("\n".join(cue.lines))
+        + "\n\n"
+        for number, cue in enumerate(cues(transcript, layout, heading), start=1)
     )
 
 
-def to_vtt(transcript: Transcript, *, flag: bool = False) -> str:
+def to_vtt(transcript: Transcript, *, flag: bool = False, layout: Layout = NO_LAYOUT) -> str:
     """WebVTT, with the speakers as voices.
 
     Cues in another language than the transcript's name theirs, for fonts and voices.
@@ -48,10 +56,10 @@ def to_vtt(transcript: Transcript, *, flag: bool = False) -> str:
     # A translation is in one language, though not in that of the recording.
     is_mixed = len({segment.language or main for segment in transcript.segments}) > 1
     return "WEBVTT\n\n" + "".join(
-        f"{_vtt_time(segment.span.start_ms)} --> {_vtt_time(segment.span.end_ms)}\n"
-        f"{_vtt_voice(transcript.speaker_of(segment))}"
-        f"{_vtt_cue(segment, main if is_mixed else None, _offence(segment, flag=flag))}\n\n"
-        for segment in _spoken(transcript)
+        f"{_vtt_time(cue.span.start_ms)} --> {_vtt_time(cue.span.end_ms)}\n"
+        f"{_vtt_voice(transcript.speaker_of(cue.segments[0]))}"
+        f"{_vtt_cue(cue, main if is_mixed else None, flag=flag)}\n\n"
+        for cue in cues(transcript, layout, lambda segment: _prefix(segment, flag=flag).rstrip())
     )
 
 
@@ -66,7 +74,7 @@ def to_tsv(transcript: Transcript) -> str:
         (
             str(segment.span.start_ms),
             str(segment.span.end_ms),
-            _line(segment),
+            text_of(segment),
             *[transcript.speaker_of(segment) or ""] * diarized,
         )
         for segment in _spoken(transcript)
@@ -94,11 +102,11 @@ WRITERS: Mapping[str, Callable[[Transcript], str]] = {
 }
 """The formats that need only the transcript, by file ending."""
 
-FLAGGING: Mapping[str, Callable[[Transcript], str]] = {
-    "srt": partial(to_srt, flag=True),
-    "vtt": partial(to_vtt, flag=True),
-}
-"""The formats that can mark offending cues, with that option."""
+SUBTITLES: Mapping[str, Callable[..., str]] = {"srt": to_srt, "vtt": to_vtt}
+"""The formats of cues, which can be laid out."""
+
+FLAGGING: Final = (*SUBTITLES, *get_args(DocumentFormat))
+"""The formats that can mark offending text."""
 
 MEDIA_TYPES: Mapping[str, str] = {
     "json": "application/json",
@@ -108,7 +116,13 @@ MEDIA_TYPES: Mapping[str, str] = {
     "tsv": "text/tab-separated-values; charset=utf-8",
     RTTM: "text/plain; charset=utf-8",
 }
-"""The media types of all formats, by file ending."""
+"""The media types of those formats, by file ending."""
+
+DOCUMENT_TYPES: Mapping[DocumentFormat, str] = {
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "html": "text/html; charset=utf-8",
+}
+"""The media types of documents, by file ending."""
 
 
 def write(
@@ -116,6 +130,7 @@ def write(
     transcript: Transcript,
     *,
     flag: bool = False,
+    layout: Layout = NO_LAYOUT,
     warnings: Sequence[str] = (),
     manifest: Mapping[str, Any] | None = None,
 ) -> str:
@@ -123,10 +138,10 @@ def write(
 
     JSON is the public document (`common.domain.results`); only it has warnings and manifest.
 
-    ``flag`` marks offending cues, in the formats of `FLAGGING` only.
+    ``flag`` marks offending cues and ``layout`` cuts them, in the formats of `SUBTITLES` only.
     """
-    if flag:
-        return FLAGGING[ending](transcript)
+    if ending in SUBTITLES:
+        return SUBTITLES[ending](transcript, flag=flag, layout=layout)
     if ending == "json":
         document = transcript_document(transcript, warnings=warnings, manifest=manifest)
         return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
@@ -147,14 +162,9 @@ def _spoken(transcript: Transcript) -> Iterator[Segment]:
     return (segment for segment in transcript.segments if segment.text.strip())
 
 
-def _line(segment: Segment) -> str:
-    """The text on one line: a line break or a tab in it would end the record."""
-    return " ".join(segment.text.split())
-
-
 def _named(transcript: Transcript, segment: Segment) -> str:
     """The text on one line, after the name of its speaker if that is known."""
-    name, text = transcript.speaker_of(segment), _line(segment)
+    name, text = transcript.speaker_of(segment), text_of(segment)
     return text if name is None else f"{name}: {text}"
 
 
@@ -172,10 +182,12 @@ def _vtt_voice(name: str | None) -> str:
     return "" if name is None else f"<v {_vtt_text(name).replace('>', '&gt;')}>"
 
 
-def _vtt_cue(segment: Segment, main: str | None, offence: Label | None) -> str:
-    text = _prefix(offence) + _vtt_text(_line(segment))
-    if main is not None and segment.language not in (None, main):
-        text = f"<lang {segment.language}>{text}</lang>"
+def _vtt_cue(cue: Cue, main: str | None, *, flag: bool) -> str:
+    text = _vtt_text("\n".join(cue.lines))
+    language = cue.segments[0].language
+    if main is not None and language not in (None, main):
+        text = f"<lang {language}>{text}</lang>"
+    offence = _offence(cue.segments[0], flag=flag)
     return f"<c.{offence.lower()}>{text}</c>" if offence else text
 
 
@@ -184,7 +196,8 @@ def _offence(segment: Segment, *, flag: bool) -> Label | None:
     return finding.label if flag and finding and finding.label is not Label.CLEAN else None
 
 
-def _prefix(offence: Label | None) -> str:
+def _prefix(segment: Segment, *, flag: bool) -> str:
+    offence = _offence(segment, flag=flag)
     return f"[{offence}] " if offence else ""
 
 

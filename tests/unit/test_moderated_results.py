@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.db.transcriptions import ChunkResult
-from common.domain.formats import FLAGGING, write
+from common.domain.formats import write
 from common.domain.masking import masked
 from common.domain.merging import merge
 from common.domain.moderation import Finding, Label, Mark, ModeratedBy
@@ -101,12 +101,12 @@ def test_moderation_that_was_not_requested_is_null_and_without_a_model_empty() -
 
 
 def test_a_flag_is_what_a_player_shows_before_the_text() -> None:
-    shown = [cue.split("\n")[-1] for cue in FLAGGING["srt"](TALK).strip().split("\n\n")]
+    shown = [cue.split("\n")[-1] for cue in write("srt", TALK, flag=True).strip().split("\n\n")]
     assert shown == ["Xin chào.", "[OFFENSIVE] oh shit man", "[HATE] <you> & them", "whatever"]
 
 
 def test_a_flag_in_vtt_is_also_a_class_and_no_text_is_taken_for_markup() -> None:
-    flagged = FLAGGING["vtt"](TALK).split("\n\n")
+    flagged = write("vtt", TALK, flag=True).split("\n\n")
     assert flagged[1].endswith("\nXin chào.")
     assert flagged[2].endswith("\n<c.offensive>[OFFENSIVE] oh shit man</c>")
     assert flagged[3].endswith("\n<c.hate>[HATE] &lt;you> &amp; them</c>")
@@ -119,9 +119,9 @@ def test_a_flag_never_breaks_a_cue(text: str, label: Label) -> None:
     finding = Finding(label, (0.0, 0.5, 0.5))
     talk = Transcript("en", 1000, (Segment(Span(0, 1000), text, finding=finding),), (BY,))
     cues = 1 if text.strip() else 0
-    assert FLAGGING["srt"](talk).count("\n\n") == cues
-    assert FLAGGING["vtt"](talk).count("\n\n") == 1 + cues
-    assert FLAGGING["vtt"](talk).count("<") == 2 * cues
+    assert write("srt", talk, flag=True).count("\n\n") == cues
+    assert write("vtt", talk, flag=True).count("\n\n") == 1 + cues
+    assert write("vtt", talk, flag=True).count("<") == 2 * cues
 
 
 def test_masks_reach_every_text_of_the_document_and_every_format() -> None:

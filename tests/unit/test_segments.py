@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.asr.guards import DecodingResult
-from common.asr.segments import MAX_LETTERS, MAX_SEGMENT_MS, segments_of, split, without_pauses
+from common.asr.segments import segments_of, split, without_pauses
+from common.domain.subtitles import SCREEN_LETTERS, SCREEN_MS
 from common.domain.values import Span, Word
 from tests.support.speech import noise, silence
 
@@ -44,7 +45,7 @@ def test_a_segment_fits_on_a_screen(words: list[Word]) -> None:
     for group in split(words):
         duration = group[-1].span.end_ms - group[0].span.start_ms
         letters = sum(len(word.text) for word in group)
-        assert len(group) == 1 or (letters <= MAX_LETTERS and duration <= MAX_SEGMENT_MS)
+        assert len(group) == 1 or (letters <= SCREEN_LETTERS and duration <= SCREEN_MS)
 
 
 def test_segments_end_with_sentences_but_not_with_initials() -> None:

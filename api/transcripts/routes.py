@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AliasPath, BaseModel, BeforeValidator, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import JSONResponse, Response
@@ -21,29 +22,71 @@ from api.jobs.schemas import Subject
 from api.jobs.waiting import check_ready
 from api.processes.wav import WavFiles, WavResponse
 from api.services import Services, ServicesDep
+from api.transcripts.documents import page_policy, to_docx, to_html
 from api.transcripts.original import RESPONSES, original
 from api.transcripts.schemas import Result
 from common.db.jobs import Jobs, Text
 from common.db.listing import JobLists
 from common.db.snapshots import Snapshot
-from common.domain.formats import FLAGGING, MEDIA_TYPES, RTTM, TextFormat, write
+from common.domain.formats import (
+    DOCUMENT_TYPES,
+    FLAGGING,
+    MEDIA_TYPES,
+    RTTM,
+    SUBTITLES,
+    DocumentFormat,
+    TextFormat,
+    write,
+)
 from common.domain.masking import masked
 from common.domain.redaction import spans_to_silence, unmoderated
 from common.domain.results import seconds, transcript_document
+from common.domain.subtitles import LIMITS, NO_LAYOUT, Layout
 from common.domain.transcript import Transcript
 from common.errors import Conflict, OptionConflict
+from common.filenames import NAMELESS
 from common.transcripts import transcript_of, transcript_shown
 
 router = APIRouter(tags=["jobs"], responses=documented(422, 503))
 
 
-Format = Literal[TextFormat, "wav", "original"]
+Format = Literal[TextFormat, DocumentFormat, "wav", "original"]
 Masks = Annotated[
     bool | SkipJsonSchema[None],
     Query(description="Mask offensive words; by default as the upload requested."),
 ]
 
 WAV = "audio/wav"
+TEXT_TYPES: Mapping[str, str] = {**MEDIA_TYPES, **DOCUMENT_TYPES}
+CONTENT_TYPES = (*TEXT_TYPES.values(), WAV, "audio/*", "video/*")
+
+
+def _limited(name: str, description: str) -> Any:
+    least, most = LIMITS[name]
+    return Query(description=f"{description}; srt and vtt only.", ge=least, le=most)
+
+
+def _layout(
+    max_line_width: Annotated[
+        int | None, _limited("max_line_width", "Characters of a line of subtitles")
+    ] = None,
+    max_line_count: Annotated[
+        int | None, _limited("max_line_count", "Lines of a cue; needs max_line_width")
+    ] = None,
+    max_cue_seconds: Annotated[float | None, _limited("max_cue_seconds", "Longest cue")] = None,
+    min_cue_seconds: Annotated[
+        float | None, _limited("min_cue_seconds", "Shortest cue, where a pause allows it")
+    ] = None,
+    max_cps: Annotated[float | None, _limited("max_cps", "Characters to read in a second")] = None,
+) -> Layout:
+    return Layout.of(
+        max_line_width=max_line_width,
+        max_line_count=max_line_count,
+        max_cue_seconds=max_cue_seconds,
+        min_cue_seconds=min_cue_seconds,
+        max_cps=max_cps,
+    )
+
 
 REVISION = "X-Revision"
 """The header that names the revision of a text."""
@@ -116,7 +159,7 @@ async def result(
     response_class=Response,
     responses={
         200: {
-            "content": {kind: {} for kind in (*MEDIA_TYPES.values(), WAV, "audio/*", "video/*")},
+            "content": {kind: {} for kind in CONTENT_TYPES},
             "description": "The file",
         },
         **RESPONSES,
@@ -130,8 +173,10 @@ async def download(
     caller: Reader,
     format: Annotated[Format, Query(description="The kind of file.")] = "txt",  # noqa: A002 - its name on the wire
     flag: Annotated[
-        bool, Query(description="Prefix offensive cues with their label; srt and vtt only.")
+        bool,
+        Query(description="Prefix offensive text with its label; srt, vtt, docx and html only."),
     ] = False,
+    layout: Annotated[Layout, Depends(_layout)] = NO_LAYOUT,
     filter_profanity: Masks = None,
     redact: Annotated[
         bool, Query(description="Replace offensive words by a tone; wav only.")
@@ -145,7 +190,11 @@ async def download(
     the times of words are unknown.
     """
     if flag and format not in FLAGGING:
-        raise OptionConflict(field="flag", value="true", needed="format=srt or format=vtt")
+        raise OptionConflict(field="flag", value="true", needed="format=srt, vtt, docx or html")
+    if layout != NO_LAYOUT and format not in SUBTITLES:
+        given = next(name for name in LIMITS if name in request.query_params)
+        value = request.query_params[given]
+        raise OptionConflict(field=given, value=value, needed="format=srt or format=vtt")
     jobs = services.jobs(caller.tenant)
     if filter_profanity and format in {"wav", "original"}:
         raise OptionConflict(field="filter_profanity", value="true", needed="a format of text")
@@ -155,7 +204,9 @@ async def download(
         raise OptionConflict(field="redact", value="true", needed="format=wav")
     if format == "original":
         return await original(request, services, jobs, job_id)
-    return await services.in_thread(_file, jobs, job_id, format, flag=flag, mask=filter_profanity)
+    return await services.in_thread(
+        _file, jobs, job_id, format, flag=flag, layout=layout, mask=filter_profanity
+    )
 
 
 @router.get("/history", summary="List finished jobs and streams")
@@ -210,24 +261,39 @@ async def _recording(services: Services, jobs: Jobs, job_id: UUID, *, redact: bo
 
 
 def _file(
-    jobs: Jobs, job_id: UUID, ending: TextFormat, *, flag: bool, mask: bool | None
+    jobs: Jobs,
+    job_id: UUID,
+    ending: TextFormat | DocumentFormat,
+    *,
+    flag: bool,
+    layout: Layout,
+    mask: bool | None,
 ) -> Response:
     snapshot, text, transcript = _text(jobs, job_id, partial=False, mask=mask)
     if flag:
         _check_moderated(text, "flag")
     if ending == RTTM and transcript.diarization is None:
         raise OptionConflict(field="format", value=RTTM, needed="a job with diarize=true")
-    content = write(
-        ending, transcript, flag=flag, warnings=snapshot.warnings, manifest=text.manifest
-    )
-    return Response(
-        content,
-        media_type=MEDIA_TYPES[ending],
-        headers={
-            "Content-Disposition": attachment(snapshot.filename, ending),
-            REVISION: str(text.revision),
-        },
-    )
+    headers = {
+        "Content-Disposition": attachment(snapshot.filename, ending),
+        REVISION: str(text.revision),
+    }
+    name = snapshot.filename or NAMELESS
+    if ending == "docx":
+        content: str | bytes = to_docx(transcript, name, flag=flag)
+    elif ending == "html":
+        content = to_html(transcript, name, flag=flag)
+        headers["Content-Security-Policy"] = page_policy()
+    else:
+        content = write(
+            ending,
+            transcript,
+            flag=flag,
+            layout=layout,
+            warnings=snapshot.warnings,
+            manifest=text.manifest,
+        )
+    return Response(content, media_type=TEXT_TYPES[ending], headers=headers)
 
 
 def _text(

@@ -118,7 +118,7 @@ MEDIA_TYPES: Mapping[str, str] = {
 }
 """The media types of those formats, by file ending."""
 
-DOCUMENT_TYPES: Mapping[DocumentFormat, str] = {
+DOCUMENT_TYPES: Mapping[str, str] = {
     "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
     "html": "text/html; charset=utf-8",
 }

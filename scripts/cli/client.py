@@ -8,7 +8,7 @@ import ipaddress
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from http import HTTPStatus
@@ -20,14 +20,15 @@ import httpx
 
 from api.http.multipart import file_name
 from common.domain.detection import LANGUAGE_MISMATCH, LANGUAGE_UNCERTAIN, MIXED_LANGUAGES
-from common.domain.formats import MEDIA_TYPES
+from common.domain.formats import DOCUMENT_TYPES, MEDIA_TYPES, SUBTITLES
 from common.domain.languages import AUTO, LANGUAGES, language_code
 from common.domain.moderation import Label
-from common.errors import GatewayLost, RequestRejected, SetupProblem
+from common.domain.subtitles import LIMITS, Layout
+from common.errors import BadInput, GatewayLost, RequestRejected, SetupProblem
 from scripts.cli.cli import data_dir_option, load_settings, suggestion
 from scripts.stack.running import find_owner, find_running
 
-FORMATS = tuple(MEDIA_TYPES)
+FORMATS = (*MEDIA_TYPES, *DOCUMENT_TYPES)
 WAV = "wav"
 WITH_TEXT = frozenset({"COMPLETED", "REVIEW"})
 """States of a job that has its whole text."""
@@ -190,19 +191,22 @@ class Gateway:
         ending: str,
         *,
         flag: bool = False,
+        layout: Mapping[str, Any] = {},
         filter_profanity: bool | None = None,
         redact: bool = False,
     ) -> Iterator[tuple[str, Iterator[bytes]]]:
         """A result as a file: what the gateway calls it, and its content piece by piece.
 
-        ``flag`` marks offending cues, ``filter_profanity`` is as for `result`, ``redact`` covers
-        offending words of the recording (``wav``).
+        ``flag`` marks offending text, ``layout`` has the limits of cues (`Layout.of`),
+        ``filter_profanity`` is as for `result`, ``redact`` covers offending words of the recording
+        (``wav``).
         """
         params = _given(
             format=ending,
             flag=flag or None,
             filter_profanity=filter_profanity,
             redact=redact or None,
+            **layout,
         )
         with (
             self._errors(),
@@ -211,9 +215,17 @@ class Gateway:
             _check(answer)
             yield _file_name(answer) or f"{job_id}.{ending}", answer.iter_bytes()
 
-    def save(self, job_id: str, ending: str, target: Path, *, flag: bool = False) -> None:
+    def save(
+        self,
+        job_id: str,
+        ending: str,
+        target: Path,
+        *,
+        flag: bool = False,
+        layout: Mapping[str, Any] = {},
+    ) -> None:
         """`download` to ``target``, whole or not at all."""
-        with self.download(job_id, ending, flag=flag) as (_, pieces):
+        with self.download(job_id, ending, flag=flag, layout=layout) as (_, pieces):
             _write_atomically(target, pieces)
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
@@ -591,6 +603,45 @@ def result(
         click.echo(f"steno: {flags}", err=True)
 
 
+def layout_options(command: Command) -> Command:
+    """The options of `Layout.of`, which the command gets by name."""
+    for name, kind, text in reversed(
+        (
+            ("max_line_width", int, "Characters of a line of subtitles"),
+            ("max_line_count", int, "Lines of a cue; needs --max-line-width"),
+            ("max_cue_seconds", float, "Longest cue, in s"),
+            ("min_cue_seconds", float, "Shortest cue, in s, where a pause allows it"),
+            ("max_cps", float, "Characters to read in a second"),
+        )
+    ):
+        least, most = LIMITS[name]
+        option = click.option(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            metavar="N",
+            help=f"{text} (srt, vtt), {least:g} to {most:g}.",
+        )
+        command = option(command)
+    return command
+
+
+def layout_of(limits: Mapping[str, Any], endings: Iterable[str]) -> dict[str, Any]:
+    """The limits of cues that were given, for `Gateway.download`.
+
+    Raises:
+        click.UsageError: they are out of range, or no file has cues.
+    """
+    given = _given(**limits)
+    try:
+        Layout.of(**given)
+    except BadInput as error:
+        raise click.UsageError(error.message) from None
+    if given and not any(ending in SUBTITLES for ending in endings):
+        name = next(iter(given)).replace("_", "-")
+        raise click.UsageError(f"--{name} is of the cues of srt and vtt; choose such a format")
+    return given
+
+
 @click.command()
 @job_id_argument
 @click.option(
@@ -605,7 +656,10 @@ def result(
     type=click.Path(path_type=Path),
     help="File or folder to write to, - for stdout [named like the recording, here].",
 )
-@click.option("--flag", is_flag=True, help="Prefix offensive cues with their label (srt, vtt).")
+@click.option(
+    "--flag", is_flag=True, help="Prefix offensive text with its label (srt, vtt, docx, html)."
+)
+@layout_options
 @_masks
 @click.option(
     "--redact", is_flag=True, help="Save the recording with offensive words covered by a tone."
@@ -619,6 +673,7 @@ def download(
     flag: bool,
     filter_profanity: bool | None,
     redact: bool,
+    **limits: Any,
 ) -> None:
     """Save the text or the recording of the finished job ID to a file.
 
@@ -626,7 +681,12 @@ def download(
     """
     ending = ending or _ending_of_download(output) or (WAV if redact else "txt")
     file = gateway.download(
-        job_id, ending, flag=flag, filter_profanity=filter_profanity, redact=redact
+        job_id,
+        ending,
+        flag=flag,
+        layout=layout_of(limits, [ending]),
+        filter_profanity=filter_profanity,
+        redact=redact,
     )
     with file as (name, pieces):
         if output == Path("-"):

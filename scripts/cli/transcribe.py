@@ -21,10 +21,11 @@ import click
 from loguru import logger
 from rich.console import Console
 
-from common.domain.formats import FLAGGING, RTTM
+from common.domain.formats import FLAGGING, RTTM, SUBTITLES
 from common.domain.languages import AUTO
 from common.domain.models import BATCH_ENGINES
 from common.domain.request import Channels
+from common.domain.subtitles import LIMITS
 from common.errors import GatewayLost, RequestRejected, StenoError
 from common.weights.manifest import Manifest
 from common.weights.store import WeightsStore
@@ -40,6 +41,8 @@ from scripts.cli.client import (
     ending_of,
     flagged,
     gateway_options,
+    layout_of,
+    layout_options,
     lines,
     passing,
     plural,
@@ -84,6 +87,7 @@ class TranscribeRun:
     board: Board
     deliver: Callable[[Take], None]
     flag: bool = False
+    layout: Mapping[str, Any] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _lost: threading.Event = field(default_factory=threading.Event)
     _to_send: queue.SimpleQueue[Take] = field(default_factory=queue.SimpleQueue)
@@ -168,9 +172,13 @@ class TranscribeRun:
             take.result = self._retrying(lambda gateway: gateway.result(job_id))
             take.ended_at = time.monotonic()
             for ending, target in take.targets:
-                flag = self.flag and ending in FLAGGING
-                self._retrying(functools.partial(_save, job_id, ending, target, flag))
+                self._retrying(functools.partial(self._save, job_id, ending, target))
             take.over = True
+
+    def _save(self, job_id: str, ending: str, target: Path, gateway: Gateway) -> None:
+        flag = self.flag and ending in FLAGGING
+        layout = self.layout if ending in SUBTITLES else {}
+        gateway.save(job_id, ending, target, flag=flag, layout=layout)
 
     def _show_text(self, take: Take) -> None:
         """Fetch the text so far, if this take's text is on the screen and has grown."""
@@ -232,10 +240,6 @@ class TranscribeRun:
             self.board.say(f"{take.name}: not cancelled: {error} (job {job_id})")
         else:
             self.board.say(f"{take.name}: cancelled (job {job_id})")
-
-
-def _save(job_id: str, ending: str, target: Path, flag: bool, gateway: Gateway) -> None:
-    gateway.save(job_id, ending, target, flag=flag)
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -460,8 +464,9 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     help="Mask offensive words except for their first letters.",
 )
 @click.option(
-    "--flag", is_flag=True, help="Prefix offensive cues with their label, in srt and vtt."
+    "--flag", is_flag=True, help="Prefix offensive text with its label (srt, vtt, docx, html)."
 )
+@layout_options
 @click.option(
     "--chunk-strategy",
     type=click.Choice(["vad", "silence", "fixed"]),
@@ -515,9 +520,11 @@ def transcribe(
         Take(path, targets=files_of)
         for path, files_of in zip(paths, targets(paths, endings, output), strict=True)
     ]
+    written = [ending for take in takes for ending, _ in take.targets]
+    layout = layout_of({name: options.pop(name) for name in LIMITS}, written)
     if flag:
-        if not any(ending in FLAGGING for take in takes for ending, _ in take.targets):
-            raise click.UsageError("--flag marks cues in srt and vtt; add -f srt")
+        if not any(ending in FLAGGING for ending in written):
+            raise click.UsageError("--flag marks text in srt, vtt, docx and html; add -f srt")
         if options["moderation"] is False:
             raise click.UsageError("--flag needs moderation; leave --no-moderation out")
         options["moderation"] = True
@@ -527,7 +534,15 @@ def transcribe(
     for take in takes:
         _look_up(take)
     if not all(take.over for take in takes):
-        _run(takes, _wire(options), flag=flag, workers=workers, server=server, key=key)
+        _run(
+            takes,
+            _wire(options),
+            flag=flag,
+            layout=layout,
+            workers=workers,
+            server=server,
+            key=key,
+        )
     failed = [take for take in takes if take.error is not None]
     if len(takes) == 1 and failed:
         raise click.ClickException(f"{takes[0].path}: {takes[0].error}")
@@ -575,6 +590,7 @@ def _run(
     options: Mapping[str, str],
     *,
     flag: bool,
+    layout: Mapping[str, Any],
     workers: int | None,
     server: str | None,
     key: str | None,
@@ -607,5 +623,7 @@ def _run(
             default_language=not {"language", "languages"} & set(options),
             show_job=not service.is_ours,
         )
-        TranscribeRun(service, takes, options, board, delivery.deliver, flag=flag).run()
+        TranscribeRun(
+            service, takes, options, board, delivery.deliver, flag=flag, layout=layout
+        ).run()
         delivery.conclude(takes, service.started_in_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
@@ -213,10 +214,57 @@ def test_a_result_downloads_in_every_format_under_the_recordings_name(
     assert document == {name: result[name] for name in document}
 
 
+def test_subtitles_are_laid_out_as_asked(api: Api) -> None:
+    job_id = api.submit()
+    api.complete(segments=[stored_segment(0, 4_000, " một hai ba bốn, năm sáu bảy tám chín")])
+    srt = api.download(job_id, format="srt", max_line_width=20, max_line_count=1).text
+    assert [record.split("\n")[-1] for record in srt.strip().split("\n\n")] == [
+        "một hai ba bốn,",
+        "năm sáu bảy tám chín",
+    ]
+    vtt = api.download(job_id, format="vtt", max_cue_seconds=3.5, max_line_width=20).text
+    assert vtt.count(" --> ") == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"format": "srt", "max_line_width": 9}, "max_line_width"),
+        ({"format": "srt", "max_line_width": "wide"}, "max_line_width"),
+        ({"format": "srt", "max_cps": "nan"}, "max_cps"),
+        ({"format": "vtt", "max_line_count": 2}, "max_line_count"),
+        ({"format": "vtt", "min_cue_seconds": 3, "max_cue_seconds": 2}, "min_cue_seconds"),
+        ({"format": "txt", "max_cps": 20}, "max_cps"),
+        ({"format": "html", "max_line_width": 42}, "max_line_width"),
+        ({"format": "original", "min_cue_seconds": 1}, "min_cue_seconds"),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused_by_name(
+    api: Api, completed: UUID, query: dict[str, Any], field: str
+) -> None:
+    body = api.download(completed, 422, **query).json()
+    assert (body["field"], body["code"] in {"out_of_range", "option_conflict"}) == (field, True)
+    assert str(query[field]).rstrip(".0") in str(body["value"])
+
+
+def test_documents_are_made_on_download_and_run_nothing_of_others(
+    api: Api, completed: UUID
+) -> None:
+    page = api.download(completed, format="html")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-disposition"].startswith("attachment; ")
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    word = api.download(completed, format="docx")
+    assert word.content.startswith(b"PK")
+    assert word.headers["content-type"].endswith("wordprocessingml.document")
+
+
 def test_an_unknown_format_is_refused_with_those_that_are_known(api: Api, completed: UUID) -> None:
-    body = api.download(completed, 422, format="docx").json()
-    assert (body["field"], body["value"]) == ("format", "docx")
-    assert body["allowed"] == "json, txt, srt, vtt, tsv, rttm, wav, original"
+    body = api.download(completed, 422, format="pdf").json()
+    assert (body["field"], body["value"]) == ("format", "pdf")
+    assert body["allowed"] == "json, txt, srt, vtt, tsv, rttm, docx, html, wav, original"
 
 
 def test_a_failed_job_says_why_and_keeps_what_was_transcribed(api: Api) -> None:
@@ -291,7 +339,7 @@ def test_words_are_masked_by_the_jobs_default_or_as_the_request_says(
     api: Api, by_default: bool
 ) -> None:
     job_id = moderated(api, Options(moderation=True, filter_profanity=by_default))
-    endings = MEDIA_TYPES.keys() - {RTTM}  # which has no text
+    endings = {*MEDIA_TYPES, "html"} - {RTTM}  # which has no text
     for path in (f"result/{job_id}?", *(f"download/{job_id}?format={e}&" for e in endings)):
         texts = {
             asked: api.ask("GET", f"{path}filter_profanity={asked}").text
@@ -311,7 +359,7 @@ def test_cues_are_flagged_where_a_player_shows_them(api: Api) -> None:
     assert "\n<c.offensive>[OFFENSIVE] oh s***</c>\n" in vtt
     assert "[" not in api.download(job_id, format="srt").text
     body = api.download(job_id, 422, format="txt", flag="true").json()
-    assert (body["field"], body["needed"]) == ("flag", "format=srt or format=vtt")
+    assert (body["field"], body["needed"]) == ("flag", "format=srt, vtt, docx or html")
 
 
 def test_masks_and_flags_of_a_job_without_moderation_are_refused_by_name(

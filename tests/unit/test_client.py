@@ -299,12 +299,14 @@ def test_masks_and_flags_are_options(server: ScriptedGateway, job_id: str, tmp_p
     output = ("-o", str(tmp_path / "a.srt"))
     run(server, "download", job_id, *output)
     run(server, "download", job_id, *output, "--flag", "--filter-profanity")
+    run(server, "download", job_id, *output, "--max-line-width", "42")
     assert server.queries == [
         ("result", {}),
         ("result", {"partial": "true", "filter_profanity": "true"}),
         ("result", {"filter_profanity": "false"}),
         ("download", {"format": "srt"}),
         ("download", {"format": "srt", "flag": "true", "filter_profanity": "true"}),
+        ("download", {"format": "srt", "max_line_width": "42"}),
     ]
 
 

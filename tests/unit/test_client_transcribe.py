@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from api.jobs.schemas import UploadOptions
+from common.domain.subtitles import LIMITS
 from common.settings import ROOT
 from scripts.cli import transcribe as module
 from scripts.cli.cli import steno
@@ -104,7 +105,7 @@ def test_the_default_language_is_named(server: ScriptedGateway, folder: Path) ->
 
 def test_the_options_are_those_of_the_upload_form() -> None:
     ours = {"files", "recursive", "endings", "output", "flag", "workers"}
-    ours |= {"server", "key", "data_dir"}
+    ours |= {"server", "key", "data_dir", *LIMITS}
     options = {parameter.name for parameter in transcribe.params} - ours
     of_speakers = {"diarize", "num_speakers", "min_speakers", "max_speakers"}
     assert options - {"speakers"} == set(UploadOptions.model_fields) - of_speakers
@@ -182,6 +183,21 @@ def test_a_flag_marks_the_files_that_have_cues(server: ScriptedGateway, folder: 
     assert job.options == {"moderation": "true"}
 
 
+def test_the_limits_of_cues_are_those_of_the_files_that_have_cues(
+    server: ScriptedGateway, folder: Path
+) -> None:
+    limits = "--max-line-width 42 --max-line-count 2 --min-cue-seconds 1 --max-cps 17.5"
+    done = run(server, folder / "a.mp3", "-f", "srt,html", *limits.split())
+    assert done.exit_code == 0, done.output
+    asked = {"max_line_width": "42", "max_line_count": "2", "min_cue_seconds": "1.0"}
+    assert [query for what, query in server.queries if what == "download"] == [
+        {"format": "srt", "max_cps": "17.5", **asked},
+        {"format": "html"},
+    ]
+    (job,) = server.jobs.values()
+    assert job.options == {}
+
+
 def test_flagged_segments_are_shown_with_their_times(server: ScriptedGateway, folder: Path) -> None:
     server.moderation = {"results": [{"start": 12.0, "label": "OFFENSIVE"}]}
     done = run(server, folder / "a.mp3")
@@ -219,6 +235,10 @@ def test_a_rejection_is_final_in_one_line(server: ScriptedGateway, folder: Path,
         ("--flag", 2, "--flag"),
         ("--flag --format txt", 2, "--flag"),
         ("--flag --format srt --no-moderation", 2, "--flag"),
+        ("--max-cps 20", 2, "--max-cps is of the cues of srt and vtt"),
+        ("--max-cps 20 -f html", 2, "--max-cps is of the cues of srt and vtt"),
+        ("--max-cps 2 -f srt", 2, "max_cps must be from 5 to 100; got 2"),
+        ("--max-line-count 2 -f srt", 2, "max_line_count=2 needs max_line_width"),
     ],
 )
 def test_a_wrong_option_is_rejected_before_anything_is_fetched_or_started(

@@ -1,0 +1,427 @@
+"""Glossaries: words that a tenant wants to be written right, and the spellings to replace.
+
+Their words are hotwords of the decoder. Where a glossary rewrites, its spellings are replaced in
+the text as well. What people replace again and again is suggested for a glossary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
+from itertools import accumulate, pairwise
+from typing import Any, Self
+from unicodedata import category, normalize
+
+from common.domain.moderation import Finding, Mark
+from common.domain.values import Segment, Span, Word
+
+MOST_ENTRIES = 1_000
+"""Of a glossary, and of all glossaries of a job that rewrite."""
+LONGEST_WORD = 100
+"""In characters; also of a spelling."""
+MOST_SPELLINGS = 20
+"""Of an entry."""
+MOST_HOTWORDS = 500
+"""Phrases that sherpa-onnx is given."""
+PROMPT_BYTES = 446
+"""Whisper takes a prompt of 223 tokens (openai/whisper, decoding.py), and drops what precedes them.
+Lists of names take 0.39 (English), 0.40 (Vietnamese) and 0.49 (Chinese) tokens a byte of UTF-8;
+measured with the tokenizer of faster-whisper-base."""
+LONGEST_CHANGE = 5
+"""In words; a longer replacement is another sentence rather than another spelling."""
+MOST_COMPARED = 500
+"""Words of a text in which replacements are looked for."""
+MOST_PASSES = 10
+"""Over a segment: where a replacement makes another spelling complete, that is replaced as well."""
+SENTENCE_END = re.compile(r"[.!?…]\W*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A word, or several, and spellings that it replaces in any case.
+
+    All are in NFC, with single spaces between words.
+    """
+
+    word: str
+    instead_of: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form."""
+        return {"word": self.word, "instead_of": list(self.instead_of)}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read the output of `to_json`."""
+        return cls(document["word"], tuple(document["instead_of"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Glossary:
+    """A named list of words, as a job uses it.
+
+    ``language`` is a Whisper code: jobs in other languages cannot use it; None: it is for all.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    rewrite: bool = False
+    language: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form."""
+        return {
+            "name": self.name,
+            "entries": [entry.to_json() for entry in self.entries],
+            "rewrite": self.rewrite,
+            "language": self.language,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Read the output of `to_json`."""
+        entries = tuple(map(Entry.from_json, document["entries"]))
+        return cls(document["name"], entries, document["rewrite"], document["language"])
+
+
+def cleaned(text: str) -> str:
+    """In NFC, with single spaces."""
+    return " ".join(normalize("NFC", text).split())
+
+
+# --- hotwords ---------------------------------------------------------------------------------
+
+
+def hotwords(
+    asked: str | None, prompt: str | None, glossaries: Iterable[Glossary], *, for_whisper: bool
+) -> tuple[str | None, bool]:
+    """The hotwords that a request asks for, with the words of its glossaries after them.
+
+    As many as fit, in their order; and whether some are left out. ``prompt`` is the initial prompt,
+    which takes room as well: ``for_whisper`` both share `PROMPT_BYTES`.
+    """
+    text = asked.strip().rstrip(",") if asked else ""
+    words = list(dict.fromkeys(entry.word for each in glossaries for entry in each.entries))
+    room = PROMPT_BYTES - len((prompt or "").encode())
+    for at, word in enumerate(words):
+        longer = f"{text}, {word}" if text else word
+        if len(longer.encode()) > room if for_whisper else at >= MOST_HOTWORDS:
+            return text or asked, True
+        text = longer
+    return (text if words else asked), False
+
+
+# --- rewriting --------------------------------------------------------------------------------
+
+
+def rewritten(segments: Iterable[Segment], entries: Iterable[Entry]) -> tuple[Segment, ...]:
+    """The segments, with the spellings that ``entries`` replace written right.
+
+    Only whole words are replaced, in any case, the longest spellings first, and within a segment.
+    Punctuation around a spelling stays; within it there must be the same. A word that is all in
+    small letters keeps a capital that its place had. What is already right stays, unless it is a
+    part of a longer word to write; so rewriting again changes nothing. The first entry with a
+    spelling counts.
+
+    A replacement of as many words has the times of each. Otherwise its words share the span of the
+    replaced ones by their letters, with the least of their probabilities. Marks of a finding move
+    with the text; those on replaced words cover the whole replacement.
+
+    Segments without changes stay the same objects. In languages without spaces nothing is found.
+    """
+    spellings = _Spellings.of(entries)
+    return tuple(_rewritten(segment, spellings) for segment in segments)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spellings:
+    """What to look for, by its folded core: the text without punctuation around it.
+
+    ``wrong``: spellings with the entry's word; ``right``: words, as they may stay.
+    """
+
+    wrong: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    right: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Self:
+        found = cls()
+        for entry in entries:
+            found.right.setdefault(_folded(_core(entry.word)), []).append(entry.word)
+            for spelling in entry.instead_of:
+                known = found.wrong.setdefault(_folded(_core(spelling)), [])
+                known.append((spelling, entry.word))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """Some of a segment's words with no space between them; ``text`` in NFC without spaces around.
+
+    ``head`` and ``tail`` are the punctuation around its core; all is tail where it has none.
+    """
+
+    words: tuple[Word, ...]
+    text: str
+    head: str
+    tail: str
+
+    @classmethod
+    def of(cls, words: Sequence[Word]) -> Self:
+        text = cleaned("".join(word.text for word in words))
+        head, tail = _around(text)
+        return cls(tuple(words), text, head, tail)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """The tokens ``[first, last)`` of a segment become ``text``: ``word``, and punctuation."""
+
+    first: int
+    last: int
+    text: str
+    word: str
+
+
+def _rewritten(segment: Segment, spellings: _Spellings) -> Segment:
+    for _ in range(MOST_PASSES):
+        tokens = _tokens(segment.words or _pieces(segment))
+        changes = _changes(tokens, spellings)
+        if not changes:
+            break
+        segment = _changed(segment, tokens, changes)
+    return segment
+
+
+def _pieces(segment: Segment) -> Sequence[Word]:
+    """The words of a segment that has none; only their texts count."""
+    pieces = re.findall(r"\s*\S+\s*$|\s*\S+", segment.text)
+    return [Word(piece, segment.span, 0.0) for piece in pieces]
+
+
+def _changed(segment: Segment, tokens: Sequence[_Token], changes: Iterable[_Change]) -> Segment:
+    words: list[Word] = []
+    places: list[tuple[int, int, int, int]] = []
+    at = old_at = new_at = 0
+    for change in changes:
+        kept = [word for token in tokens[at : change.first] for word in token.words]
+        replaced = [word for token in tokens[change.first : change.last] for word in token.words]
+        new = _replacement(replaced, change.text)
+        words += [*kept, *new]
+        old_start, new_start = old_at + _length(kept), new_at + _length(kept)
+        old_at, new_at = old_start + _length(replaced), new_start + _length(new)
+        places.append((old_start, old_at, new_start, new_at))
+        at = change.last
+    words += [word for token in tokens[at:] for word in token.words]
+    return replace(
+        segment,
+        text="".join(word.text for word in words),
+        words=tuple(words) if segment.words else (),
+        finding=segment.finding and _moved(segment.finding, places),
+    )
+
+
+def _tokens(words: Sequence[Word]) -> list[_Token]:
+    """The words, those without a space between them together."""
+    starts = [
+        at
+        for at, word in enumerate(words)
+        if at == 0 or word.text[:1].isspace() or words[at - 1].text[-1:].isspace()
+    ]
+    return [_Token.of(words[one:other]) for one, other in pairwise([*starts, len(words)])]
+
+
+def _changes(tokens: Sequence[_Token], spellings: _Spellings) -> list[_Change]:
+    """What is to be replaced, in order."""
+    right = [
+        (first, last, word)
+        for first, last in _runs(tokens, spellings.right)
+        if (word := _right_word(tokens[first:last], spellings)) is not None
+    ]
+    changes: list[_Change] = []
+    for first, last in _runs(tokens, spellings.wrong):
+        if any(first < it.last and it.first < last for it in changes):
+            continue
+        change = _change(tokens, first, last, spellings)
+        if change is not None and all(
+            last <= start or end <= first or _keeps(change, start, end, word)
+            for start, end, word in right
+        ):
+            changes.append(change)
+    return sorted(changes, key=lambda it: it.first)
+
+
+def _right_word(tokens: Sequence[_Token], spellings: _Spellings) -> str | None:
+    """The word that the tokens are, with nothing but punctuation around it; None: they are none."""
+    text, core, (head, tail) = _run(tokens)
+    own = text[len(head) : len(text) - len(tail)]
+    for word in spellings.right[core]:
+        before, after = _around(word)
+        if own in (_core(word), _core(_capitalised(word))) and _fits(head, tail, before, after):
+            return _core(word)
+    return None
+
+
+def _change(
+    tokens: Sequence[_Token], first: int, last: int, spellings: _Spellings
+) -> _Change | None:
+    """What the tokens ``[first, last)`` become; None: the punctuation around them is another."""
+    text, core, (head, tail) = _run(tokens[first:last])
+    for spelling, word in spellings.wrong[core]:
+        before, after = _around(spelling)
+        if _fits(head, tail, before, after):
+            right = _capitalised(word) if text[len(head)].isupper() else word
+            tail = tail.removeprefix(after)
+            if tail.startswith("."):
+                right = right.removesuffix(".")
+            return _Change(first, last, f"{head.removesuffix(before)}{right}{tail}", _core(word))
+    return None
+
+
+def _keeps(change: _Change, first: int, last: int, word: str) -> bool:
+    """Whether a word that is right is but a part of what is replaced, and of the replacement."""
+    is_part = change.first <= first and last <= change.last
+    is_less = last - first < change.last - change.first
+    return is_part and is_less and f" {word} " in f" {change.word} "
+
+
+def _fits(head: str, tail: str, before: str, after: str) -> bool:
+    """Whether the punctuation around a text ends and begins with that of a spelling."""
+    return head.endswith(before) and tail.startswith(after)
+
+
+def _runs(tokens: Sequence[_Token], known: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Where tokens have a known core, the longest first; those of a length from left to right."""
+    for length in sorted({core.count(" ") + 1 for core in known}, reverse=True):
+        for first in range(len(tokens) - length + 1):
+            if _run(tokens[first : first + length])[1] in known:
+                yield first, first + length
+
+
+def _run(tokens: Sequence[_Token]) -> tuple[str, str, tuple[str, str]]:
+    """The text of tokens, its folded core, and the punctuation around that."""
+    text = " ".join(token.text for token in tokens)
+    head, tail = tokens[0].head, tokens[-1].tail
+    return text, _folded(text[len(head) : len(text) - len(tail)]), (head, tail)
+
+
+def _replacement(replaced: Sequence[Word], text: str) -> list[Word]:
+    """The words ``text``, at the times of those replaced."""
+    first, last = replaced[0].text, replaced[-1].text
+    before, after = first[: len(first) - len(first.lstrip())], last[len(last.rstrip()) :]
+    pieces = text.split(" ")
+    texts = [f"{' ' if at else before}{piece}" for at, piece in enumerate(pieces)]
+    texts[-1] += after
+    if len(texts) == len(replaced):
+        pairs = zip(replaced, texts, strict=True)
+        return [word if word.text == new else replace(word, text=new) for word, new in pairs]
+    start_ms, end_ms = replaced[0].span.start_ms, max(word.span.end_ms for word in replaced)
+    letters = list(accumulate(map(len, pieces), initial=0))
+    at_ms = [start_ms + (end_ms - start_ms) * count // letters[-1] for count in letters]
+    like = min(replaced, key=lambda word: word.probability)
+    return [
+        replace(like, text=new, span=Span(*span))
+        for new, span in zip(texts, pairwise(at_ms), strict=True)
+    ]
+
+
+def _moved(finding: Finding, places: Sequence[tuple[int, int, int, int]]) -> Finding:
+    """The finding, with its marks where their text is now."""
+
+    def moved(at: int, *, is_end: bool) -> int:
+        shift = 0
+        for old_start, old_end, new_start, new_end in places:
+            if old_start < at < old_end or (at == (old_end if is_end else old_start)):
+                return new_end if is_end else new_start
+            if at >= old_end:
+                shift = new_end - old_end
+        return at + shift
+
+    marks: list[Mark] = []
+    for mark in finding.marks:
+        start, end = moved(mark.start, is_end=False), moved(mark.end, is_end=True)
+        start = max(start, marks[-1].end) if marks else start
+        if start < end:
+            marks.append(replace(mark, start=start, end=end))
+    return replace(finding, marks=tuple(marks))
+
+
+def _length(words: Iterable[Word]) -> int:
+    return sum(len(word.text) for word in words)
+
+
+def _capitalised(word: str) -> str:
+    """With a capital at its start, if it is all in small letters."""
+    core = _around(word)[0]
+    at = len(core)
+    return f"{core}{word[at : at + 1].upper()}{word[at + 1 :]}" if word == word.lower() else word
+
+
+def _folded(text: str) -> str:
+    return normalize("NFC", text.casefold())
+
+
+def _core(text: str) -> str:
+    head, tail = _around(text)
+    return text[len(head) : len(text) - len(tail)]
+
+
+def _around(text: str) -> tuple[str, str]:
+    """The punctuation before and after the letters and digits of a text; all after, without any."""
+    inside = [at for at, letter in enumerate(text) if is_written(letter)]
+    if not inside:
+        return "", text
+    return text[: inside[0]], text[inside[-1] + 1 :]
+
+
+def is_written(letter: str) -> bool:
+    """Whether it is a part of a word: a letter, a digit, or a mark on one."""
+    return category(letter)[0] in "LNM"
+
+
+# --- suggestions ------------------------------------------------------------------------------
+
+
+def replacements(old: str, new: str) -> list[tuple[str, str]]:
+    """What a person replaced in a text: what was written, in small letters, and what is now.
+
+    Each has 1 to `LONGEST_CHANGE` words without punctuation around them. Changes of punctuation do
+    not count; changes of case only where a capital was added within a sentence, as to a name.
+    Nothing is looked for in texts of more than `MOST_COMPARED` words.
+    """
+    before, after = _spoken(old), _spoken(new)
+    if max(len(before), len(after)) > MOST_COMPARED:
+        return []
+    same = SequenceMatcher(
+        None, [word for word, _ in before], [word for word, _ in after], autojunk=False
+    )
+    found: dict[tuple[str, str], None] = {}
+    for kind, start, end, new_start, new_end in same.get_opcodes():
+        if kind != "replace" or max(end - start, new_end - new_start) > LONGEST_CHANGE:
+            continue
+        was = " ".join(word for word, _ in before[start:end])
+        now = " ".join(word for word, _ in after[new_start:new_end])
+        if max(len(was), len(now)) > LONGEST_WORD:
+            continue
+        if _folded(was) == _folded(now) and (after[new_start][1] or not _gains_capital(was, now)):
+            continue
+        found[was.lower(), now] = None
+    return list(found)
+
+
+def _spoken(text: str) -> list[tuple[str, bool]]:
+    """The words without the punctuation around them, and whether each begins a sentence."""
+    words, begins = [], True
+    for token in cleaned(text).split():
+        if core := _core(token):
+            words.append((core, begins))
+            begins = False
+        begins = begins or SENTENCE_END.search(token) is not None
+    return words
+
+
+def _gains_capital(was: str, now: str) -> bool:
+    pairs = zip(was.split(), now.split(), strict=True)
+    return any(new[:1].isupper() and not old[:1].isupper() for old, new in pairs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import accumulate, pairwise
 from typing import Any, Self
@@ -131,29 +131,14 @@ def rewritten(segments: Iterable[Segment], entries: Iterable[Entry]) -> tuple[Se
 
     Segments without changes stay the same objects. In languages without spaces nothing is found.
     """
-    spellings = _Spellings.of(entries)
-    return tuple(_rewritten(segment, spellings) for segment in segments)
-
-
-@dataclass(frozen=True, slots=True)
-class _Spellings:
-    """What to look for, by its folded core: the text without punctuation around it.
-
-    ``wrong``: spellings with the entry's word; ``right``: words, as they may stay.
-    """
-
-    wrong: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-    right: dict[str, list[str]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, entries: Iterable[Entry]) -> Self:
-        found = cls()
-        for entry in entries:
-            found.right.setdefault(_folded(_core(entry.word)), []).append(entry.word)
-            for spelling in entry.instead_of:
-                known = found.wrong.setdefault(_folded(_core(spelling)), [])
-                known.append((spelling, entry.word))
-        return found
+    entries = list(entries)
+    right = _Phrases((entry.word, entry.word) for entry in entries)
+    spellings: dict[str, tuple[str, str]] = {}
+    for entry in entries:
+        for spelling in entry.instead_of:
+            spellings.setdefault(_folded(spelling), (spelling, entry.word))
+    wrong = _Phrases(spellings.values())
+    return tuple(_rewritten(segment, right, wrong) for segment in segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,24 +156,89 @@ class _Token:
     @classmethod
     def of(cls, words: Sequence[Word]) -> Self:
         text = cleaned("".join(word.text for word in words))
-        head, tail = _around(text)
-        return cls(tuple(words), text, head, tail)
+        return cls(tuple(words), text, *_around(text))
+
+
+class _Phrases:
+    """What to look for, by its folded core: the text without punctuation around it.
+
+    Of each core pairs of a phrase with that core, and the word that it stands for.
+    """
+
+    def __init__(self, phrases: Iterable[tuple[str, str]]) -> None:
+        self._known: dict[str, list[tuple[str, str]]] = {}
+        for phrase, word in phrases:
+            if core := _folded(_core(phrase)):
+                self._known.setdefault(core, []).append((phrase, word))
+        self._begins = {core.partition(" ")[0] for core in self._known}
+        self._lengths = sorted({core.count(" ") + 1 for core in self._known}, reverse=True)
+
+    def found(self, tokens: Sequence[_Token]) -> Iterator[_Found]:
+        """Where they are in the tokens, the longest first; those of a length from left to right."""
+        begins = []
+        for token in tokens:
+            body = token.text[len(token.head) :]
+            alone = body[: len(body) - len(token.tail)]
+            begins.append({_folded(body), _folded(alone)} & self._begins)
+        for length in self._lengths:
+            for first in range(len(tokens) - length + 1):
+                if begins[first]:
+                    yield from self._at(tokens, first, first + length)
+
+    def _at(self, tokens: Sequence[_Token], first: int, last: int) -> Iterator[_Found]:
+        text = " ".join(token.text for token in tokens[first:last])
+        head, tail = tokens[first].head, tokens[last - 1].tail
+        core = text[len(head) : len(text) - len(tail)]
+        for phrase, word in self._known.get(_folded(core), ()):
+            before, after = _around(phrase)
+            if head.endswith(before) and tail.startswith(after):
+                kept = head.removesuffix(before), tail.removeprefix(after)
+                yield _Found(first, last, core, word, *kept)
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
-    """The tokens ``[first, last)`` of a segment become ``text``: ``word``, and punctuation."""
+class _Found:
+    """A phrase in the tokens ``[first, last)``, with ``core``, for which ``word`` stands.
+
+    ``head`` and ``tail``: the punctuation around it.
+    """
 
     first: int
     last: int
-    text: str
+    core: str
     word: str
+    head: str
+    tail: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is the word."""
+        return self.core in (_core(self.word), _core(_capitalised(self.word)))
+
+    @property
+    def text(self) -> str:
+        """The word in its place."""
+        word = _capitalised(self.word) if self.core[:1].isupper() else self.word
+        if self.tail.startswith("."):
+            word = word.removesuffix(".")
+        return f"{self.head}{word}{self.tail}"
+
+    @property
+    def places(self) -> range:
+        """The numbers of the tokens."""
+        return range(self.first, self.last)
+
+    def keeps(self, right: _Found) -> bool:
+        """Whether what is right is but a part of it, and of the word that it stands for."""
+        is_part = self.first <= right.first and right.last <= self.last
+        is_less = right.last - right.first < self.last - self.first
+        return is_part and is_less and f" {_core(right.word)} " in f" {_core(self.word)} "
 
 
-def _rewritten(segment: Segment, spellings: _Spellings) -> Segment:
+def _rewritten(segment: Segment, right: _Phrases, wrong: _Phrases) -> Segment:
     for _ in range(MOST_PASSES):
         tokens = _tokens(segment.words or _pieces(segment))
-        changes = _changes(tokens, spellings)
+        changes = _changes(tokens, right, wrong)
         if not changes:
             break
         segment = _changed(segment, tokens, changes)
@@ -201,7 +251,7 @@ def _pieces(segment: Segment) -> Sequence[Word]:
     return [Word(piece, segment.span, 0.0) for piece in pieces]
 
 
-def _changed(segment: Segment, tokens: Sequence[_Token], changes: Iterable[_Change]) -> Segment:
+def _changed(segment: Segment, tokens: Sequence[_Token], changes: Iterable[_Found]) -> Segment:
     words: list[Word] = []
     places: list[tuple[int, int, int, int]] = []
     at = old_at = new_at = 0
@@ -233,78 +283,25 @@ def _tokens(words: Sequence[Word]) -> list[_Token]:
     return [_Token.of(words[one:other]) for one, other in pairwise([*starts, len(words)])]
 
 
-def _changes(tokens: Sequence[_Token], spellings: _Spellings) -> list[_Change]:
+def _changes(tokens: Sequence[_Token], right: _Phrases, wrong: _Phrases) -> list[_Found]:
     """What is to be replaced, in order."""
-    right = [
-        (first, last, word)
-        for first, last in _runs(tokens, spellings.right)
-        if (word := _right_word(tokens[first:last], spellings)) is not None
-    ]
-    changes: list[_Change] = []
-    for first, last in _runs(tokens, spellings.wrong):
-        if any(first < it.last and it.first < last for it in changes):
-            continue
-        change = _change(tokens, first, last, spellings)
-        if change is not None and all(
-            last <= start or end <= first or _keeps(change, start, end, word)
-            for start, end, word in right
+    candidates = list(wrong.found(tokens))
+    if not candidates:
+        return []
+    stays: list[list[_Found]] = [[] for _ in tokens]
+    for found in right.found(tokens):
+        if found.is_right:
+            for at in found.places:
+                stays[at].append(found)
+    changes: list[_Found] = []
+    taken: set[int] = set()
+    for found in candidates:
+        if taken.isdisjoint(found.places) and all(
+            found.keeps(each) for at in found.places for each in stays[at]
         ):
-            changes.append(change)
+            changes.append(found)
+            taken.update(found.places)
     return sorted(changes, key=lambda it: it.first)
-
-
-def _right_word(tokens: Sequence[_Token], spellings: _Spellings) -> str | None:
-    """The word that the tokens are, with nothing but punctuation around it; None: they are none."""
-    text, core, (head, tail) = _run(tokens)
-    own = text[len(head) : len(text) - len(tail)]
-    for word in spellings.right[core]:
-        before, after = _around(word)
-        if own in (_core(word), _core(_capitalised(word))) and _fits(head, tail, before, after):
-            return _core(word)
-    return None
-
-
-def _change(
-    tokens: Sequence[_Token], first: int, last: int, spellings: _Spellings
-) -> _Change | None:
-    """What the tokens ``[first, last)`` become; None: the punctuation around them is another."""
-    text, core, (head, tail) = _run(tokens[first:last])
-    for spelling, word in spellings.wrong[core]:
-        before, after = _around(spelling)
-        if _fits(head, tail, before, after):
-            right = _capitalised(word) if text[len(head)].isupper() else word
-            tail = tail.removeprefix(after)
-            if tail.startswith("."):
-                right = right.removesuffix(".")
-            return _Change(first, last, f"{head.removesuffix(before)}{right}{tail}", _core(word))
-    return None
-
-
-def _keeps(change: _Change, first: int, last: int, word: str) -> bool:
-    """Whether a word that is right is but a part of what is replaced, and of the replacement."""
-    is_part = change.first <= first and last <= change.last
-    is_less = last - first < change.last - change.first
-    return is_part and is_less and f" {word} " in f" {change.word} "
-
-
-def _fits(head: str, tail: str, before: str, after: str) -> bool:
-    """Whether the punctuation around a text ends and begins with that of a spelling."""
-    return head.endswith(before) and tail.startswith(after)
-
-
-def _runs(tokens: Sequence[_Token], known: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
-    """Where tokens have a known core, the longest first; those of a length from left to right."""
-    for length in sorted({core.count(" ") + 1 for core in known}, reverse=True):
-        for first in range(len(tokens) - length + 1):
-            if _run(tokens[first : first + length])[1] in known:
-                yield first, first + length
-
-
-def _run(tokens: Sequence[_Token]) -> tuple[str, str, tuple[str, str]]:
-    """The text of tokens, its folded core, and the punctuation around that."""
-    text = " ".join(token.text for token in tokens)
-    head, tail = tokens[0].head, tokens[-1].tail
-    return text, _folded(text[len(head) : len(text) - len(tail)]), (head, tail)
 
 
 def _replacement(replaced: Sequence[Word], text: str) -> list[Word]:

@@ -19,6 +19,7 @@ from starlette.requests import HTTPConnection
 from api.redis import BackgroundPublisher, GuardedRedis
 from common.db.database import Database, parsed
 from common.db.endpoints import Webhooks
+from common.db.glossaries import Glossaries
 from common.db.jobs import Jobs
 from common.db.streams import Streams
 from common.db.vault import VOICES, Cipher, Vault
@@ -116,6 +117,9 @@ class Services:
 
     def voices(self, tenant: str) -> Voices:
         return Voices(self.database, tenant, self.voice_cipher)
+
+    def glossaries(self, tenant: str) -> Glossaries:
+        return Glossaries(self.database, tenant)
 
     def stop(self, running: Iterable[tuple[str, str]]) -> None:
         """Stop these running steps at once: (worker, queue message) of each."""

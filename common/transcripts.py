@@ -13,6 +13,7 @@ from common.db.snapshots import Snapshot
 from common.db.transcriptions import ChunkResult
 from common.db.vault import Cipher
 from common.db.voices import opened
+from common.domain.glossary import rewritten
 from common.domain.job import MODERATION_FAILED, JobStatus
 from common.domain.masking import masked, masked_segment
 from common.domain.merging import ChunkSegments, IncrementalMerge
@@ -92,7 +93,7 @@ def transcript_of(text: Text, *, moderated_only: bool = False) -> Transcript:
         chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
     chunks = list(chunks)
     by = moderated_by(chunks) if text.options.moderation else None
-    segments = IncrementalMerge().add(parts(chunks))
+    segments = rewritten(IncrementalMerge().add(parts(chunks)), text.options.to_rewrite)
     return Transcript(text.language, text.duration_ms, segments, by)
 
 
@@ -150,7 +151,8 @@ class GrowingTranscript:
             chunks = takewhile(lambda chunk: chunk.moderation is not None, chunks)
         chunks = list(chunks)
         self._next_chunk += len(chunks)
-        return options.filter_profanity, list(self._merge.add(parts(chunks)))
+        segments = rewritten(self._merge.add(parts(chunks)), options.to_rewrite)
+        return options.filter_profanity, list(segments)
 
 
 def words_in(segment: Segment) -> int:

@@ -81,6 +81,8 @@ class AsrQuery(_Query):
     """Text that the decoder takes as the preceding context."""
     hotwords: Prose | None = None
     """Names and terms that are likely to occur."""
+    glossaries: Prose | None = None
+    """The names of glossaries, separated by commas; by default the tenant's default one."""
     word_timestamps: bool = False
     """Whether the JSON includes the words of each segment."""
     model: Annotated[str | None, Field(max_length=200)] = None
@@ -95,6 +97,7 @@ class AsrQuery(_Query):
             "language": language_code(language) or language,
             "initial_prompt": self.initial_prompt or "",
             "hotwords": self.hotwords or "",
+            "glossaries": self.glossaries or "",
             "engine": engine,
             "model": name,
             "review": "false",  # the response waits for the text

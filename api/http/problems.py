@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from itertools import pairwise
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -196,12 +197,20 @@ def validated(kind: type[Model], sent: Mapping[str, Any]) -> Model:
 
 
 def _field(place: Sequence[int | str]) -> str:
-    """The field of an invalid value: of a parameter its own name, of an item its list's name."""
+    """The field of an invalid value: of a parameter its own name, of an item its list's name.
+
+    A field of an item is named with the item, as in ``entries[3].word``.
+    """
     names = [name for name in place if isinstance(name, str)]
     if not names:
         return "body"
     of_parameter = names[0] in {"query", "path", "header"} and len(names) > 1
-    return names[1] if of_parameter else names[-1]
+    if of_parameter:
+        return names[1]
+    for at, (number, name) in enumerate(pairwise(place)):
+        if isinstance(number, int) and isinstance(name, str) and at:
+            return f"{place[at - 1]}[{number}].{name}"
+    return names[-1]
 
 
 Present = Callable[[Request, Problem], Response]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from uuid import UUID, uuid4
 
+from fastapi import Request
+
+from api.auth.callers import Caller
 from api.http.problems import validated
 from api.jobs.schemas import UploadOptions
 from api.processes.moderator import NEEDED as MODERATION
+from api.services import Services
 from common.db.jobs import NewJob
 from common.db.snapshots import ClientData
+from common.domain.glossary import MOST_ENTRIES, NO_GLOSSARY, Glossary, cleaned, hotwords
 from common.domain.job import Priority
 from common.domain.languages import AUTO, LANGUAGES
 from common.domain.models import (
@@ -40,6 +45,8 @@ from common.weights.store import WeightsState, WeightsStore
 
 MOST_LANGUAGES = 8
 """More than people speak in one recording; each has a model to fetch and to load."""
+MOST_NAMES = 10
+"""Glossaries of a job."""
 DECODING = {each.name for each in fields(Decoding)}
 OfWorkers = Callable[[], set[tuple[str, str]] | None]
 
@@ -71,14 +78,18 @@ class Resolver:
     of_workers: OfWorkers = lambda: None
     failed_fetches: Callable[[], set[tuple[str, str]]] = set
 
-    async def resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
-        """The job that ``options`` ask for.
+    async def resolve(
+        self, job_id: UUID, options: UploadOptions, glossaries: Sequence[Glossary] = ()
+    ) -> NewJob:
+        """The job that ``options`` ask for, with these glossaries.
 
         Raises:
             UnknownOption, OutOfRange, OptionConflict, ModelNotInstalled, ModelUnusable, UrlRefused:
                 one of them is wrong; it is named.
         """
-        job = await asyncio.to_thread(self._resolve, job_id, options)  # it reads the disk
+        job = await asyncio.to_thread(
+            self._resolve, job_id, options, glossaries
+        )  # it reads the disk
         if options.webhook_url is not None:
             await self.egress.check(options.webhook_url, "webhook_url")
         return job
@@ -99,7 +110,7 @@ class Resolver:
             UnknownOption, ModelNotInstalled: the defaults name a language or weights that do not
                 exist.
         """
-        self._resolve(uuid4(), form_options({}))
+        self._resolve(uuid4(), form_options({}), ())
 
     def installed(self) -> list[str]:
         """The weights that jobs may ask for, by their listed names; reads the disk."""
@@ -139,7 +150,9 @@ class Resolver:
         """The names to suggest in place of an unknown one."""
         return list(dict.fromkeys(it.model for it in self._usable(states) or states))
 
-    def _resolve(self, job_id: UUID, options: UploadOptions) -> NewJob:
+    def _resolve(
+        self, job_id: UUID, options: UploadOptions, glossaries: Sequence[Glossary]
+    ) -> NewJob:
         asr = self.settings.asr
         languages = _languages(options) or (asr.default_language,)
         language = languages[0] if len(languages) == 1 else AUTO
@@ -164,6 +177,14 @@ class Resolver:
         if cutting.window_ms > MAX_WINDOW_MS and used != {SHERPA_ONNX}:
             limit = f"at most {MAX_WINDOW_MS // 1000} for Whisper"
             raise OutOfRange(field="chunk_duration", limit=limit, value=options.chunk_duration)
+        glossaries = _usable(glossaries, options, languages)
+        decoding = Decoding(**options.model_dump(include=DECODING))
+        words, truncated = hotwords(
+            decoding.hotwords,
+            decoding.initial_prompt,
+            glossaries,
+            for_whisper=used != {SHERPA_ONNX},
+        )
         return NewJob(
             id=job_id,
             engine=name.engine,
@@ -172,7 +193,7 @@ class Resolver:
             priority=Priority[options.priority.upper()],
             options=Options(
                 cutting=cutting,
-                decoding=Decoding(**options.model_dump(include=DECODING)),
+                decoding=replace(decoding, hotwords=words),
                 moderation=self._moderation(options),
                 filter_profanity=options.filter_profanity,
                 audio_track=options.audio_track,
@@ -183,6 +204,8 @@ class Resolver:
                 channels=options.channels,
                 identify=options.identify,
                 review=options.review,
+                glossaries=tuple(glossaries),
+                glossary_truncated=truncated,
             ),
             webhook_url=options.webhook_url,
             client=ClientData(options.recording_id, options.metadata),
@@ -339,6 +362,61 @@ class Resolver:
             silence_dbfs=_either(options.silence_threshold, silence.silence_threshold),
             min_silence_ms=int(_either(options.min_silence_duration, silence.min_silence_duration)),
         )
+
+
+async def resolved(
+    services: Services, caller: Caller, request: Request, job_id: UUID, options: UploadOptions
+) -> NewJob:
+    """The caller's job that ``options`` ask for, with the tenant's glossaries.
+
+    Raises:
+        UnknownOption, OutOfRange, OptionConflict, ModelNotInstalled, ModelUnusable, UrlRefused:
+            one of the options is wrong; it is named.
+    """
+    stored = services.glossaries(caller.tenant)
+    if options.glossaries is None:
+        glossaries = await services.in_thread(stored.default)
+    else:
+        glossaries = await services.in_thread(stored.named, glossary_names(options.glossaries))
+    job = await services.get(Resolver).resolve(job_id, options, glossaries)
+    return caller.attributed(request, job)
+
+
+def glossary_names(asked: str) -> list[str]:
+    """The names in a list with commas; none for `NO_GLOSSARY`.
+
+    Raises:
+        OutOfRange: there are too many.
+    """
+    names = list(dict.fromkeys(name for each in asked.split(",") if (name := cleaned(each))))
+    if [name.lower() for name in names] == [NO_GLOSSARY]:
+        return []
+    if len(names) > MOST_NAMES:
+        raise OutOfRange(field="glossaries", limit=f"at most {MOST_NAMES} names", value=asked[:200])
+    return names
+
+
+def _usable(
+    glossaries: Sequence[Glossary], options: UploadOptions, languages: Sequence[str]
+) -> list[Glossary]:
+    """Those for the job's languages; a default one that is not is left out.
+
+    Raises:
+        OptionConflict: one that is named is for another language.
+        OutOfRange: they have too many words.
+    """
+    possible = {None, *(LANGUAGES if AUTO in languages else languages)}
+    usable = [each for each in glossaries if each.language in possible]
+    if options.glossaries is not None:
+        for each in glossaries:
+            if each not in usable:
+                needed = f"language={each.language} or auto"
+                raise OptionConflict(field="glossaries", value=each.name, needed=needed)
+    count = sum(len(each.entries) for each in usable)
+    if count > MOST_ENTRIES:
+        limit = f"glossaries with at most {MOST_ENTRIES} words in all"
+        raise OutOfRange(field="glossaries", limit=limit, value=count)
+    return usable
 
 
 def _speaker_count(options: UploadOptions) -> SpeakerCount | None:

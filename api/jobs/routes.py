@@ -21,7 +21,7 @@ from api.http.pagination import Limit, NextCursor, PageCursor, next_cursor, pars
 from api.http.problems import documented
 from api.jobs.changes import JobChanges
 from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
-from api.jobs.resolving import Resolver
+from api.jobs.resolving import resolved
 from api.jobs.schemas import Status, Subject, UploadOptions
 from api.services import Services, ServicesDep
 from common.db.deletions import Deletions, Reason, record_erased
@@ -97,7 +97,7 @@ async def create(
 ) -> CreatedJob:
     """Create a job that waits for its recording; the options are those of an upload."""
     job = replace(
-        caller.attributed(request, await services.get(Resolver).resolve(uuid4(), options)),
+        await resolved(services, caller, request, uuid4(), options),
         idempotency=idempotency(request, options),
     )
     created = await services.in_thread(_create, request, services, caller, job)

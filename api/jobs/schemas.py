@@ -57,6 +57,10 @@ class UploadOptions(RequestDocument):
     """Text that the decoder takes as the preceding context."""
     hotwords: Prose | None = None
     """Names and terms that are likely to occur, such as Stenopool, Hà Nội."""
+    glossaries: Prose | None = Field(None, examples=["none"])
+    """The names of glossaries (`POST /api/v1/glossaries`), separated by commas: their words are
+    hotwords, and are written right in the text where they say so. By default the tenant's default
+    one; none: none."""
     word_timestamps: bool = True
     """Whether words have times."""
     moderation: bool | None = None

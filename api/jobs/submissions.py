@@ -14,7 +14,7 @@ from api.auth.callers import Caller, Transcriber
 from api.http.bodies import documented_body
 from api.http.problems import documented
 from api.jobs.idempotency import PARAMETER, idempotency, mark_replay
-from api.jobs.resolving import Resolver
+from api.jobs.resolving import resolved
 from api.jobs.schemas import Accepted, UploadOptions
 from api.jobs.uploads import AwaitedUpload, Upload
 from api.services import Services, ServicesDep
@@ -105,7 +105,7 @@ async def transcribe(
     once = idempotency(request, wanted)
     await services.egress.check(wanted.url)
     job = replace(
-        caller.attributed(request, await services.get(Resolver).resolve(uuid4(), wanted)),
+        await resolved(services, caller, request, uuid4(), wanted),
         source_url=wanted.url,
         idempotency=once,
     )

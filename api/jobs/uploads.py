@@ -29,7 +29,7 @@ from api.http.bodies import Body
 from api.http.headers import answer_with
 from api.http.multipart import MAX_IGNORED, FormReader
 from api.jobs.idempotency import idempotency, idempotency_key, mark_replay
-from api.jobs.resolving import Resolver, form_options
+from api.jobs.resolving import Resolver, form_options, resolved
 from api.jobs.schemas import Accepted, UploadOptions
 from api.processes.prober import Prober
 from api.services import Services
@@ -414,8 +414,9 @@ class Upload(_Incoming):
 
     async def _check(self, form: FormReader, request: Request) -> None:
         self._options = form_options(self._form.options(form))
-        job = await self._services.get(Resolver).resolve(self._job_id, self._options)
-        self._job = self._caller.attributed(request, job)
+        self._job = await resolved(
+            self._services, self._caller, request, self._job_id, self._options
+        )
 
     def _store(self, recording: NewRecording, request: Request) -> Created:
         return self._submit(recording, idempotency(request, self._options, recording.sha256))

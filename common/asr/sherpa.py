@@ -30,6 +30,7 @@ from common.asr.engine import DecodingOptions, Samples
 from common.asr.guards import DecodingResult
 from common.asr.pieces import Emission, Pieces, begins_word
 from common.asr.segments import loud_span, segments_of
+from common.domain.glossary import MOST_HOTWORDS
 from common.domain.values import SAMPLE_RATE, SAMPLES_PER_MS, Segment, Span, Word
 from common.errors import EngineFailed, WeightsMissing, WeightsUnusable
 from common.weights.sherpa import Kind, Network, has_only_capitals, network_in, read_tokens
@@ -47,7 +48,6 @@ BEAM_SIZE = 4
 """Hypotheses of the beam search that hotwords need (sherpa-onnx's default)."""
 HOTWORDS_SCORE = 1.5
 """What a hotword adds to the log probability of each of its pieces (sherpa-onnx's default)."""
-MOST_HOTWORDS = 500
 _NO_LETTER = re.compile(r"[^\w']+")
 
 

@@ -598,6 +598,45 @@ class Voice(Base):
     """When it was enrolled, and the consent recorded."""
 
 
+class StoredGlossary(Base):
+    """A tenant's named list of words (`common.domain.glossary`)."""
+
+    __tablename__ = "glossaries"
+    __table_args__ = (
+        UniqueConstraint("tenant", "name", name="uq_glossaries_tenant_name"),
+        Index("ix_glossaries_tenant_created_at", "tenant", "created_at", "id"),
+        _partial("uq_glossaries_default", "tenant", unique=True, where="is_default"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    tenant: Mapped[str]
+    name: Mapped[str]
+    entries: Mapped[list[Any]]
+    """``{"word": ..., "instead_of": [...]}`` each."""
+    rewrite: Mapped[bool]
+    """Whether the spellings are replaced in texts."""
+    language: Mapped[str | None]
+    """The language of jobs that may use it; None: all."""
+    is_default: Mapped[bool]
+    """Whether jobs that name no glossary use it; one of a tenant."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Replacement(Base):
+    """Words that a person has replaced in a job's transcript."""
+
+    __tablename__ = "replacements"
+    __table_args__ = (Index("ix_replacements_tenant", "tenant", "before", "after", "at"),)
+
+    job_id: Mapped[OfJob]
+    before: Mapped[str] = mapped_column(primary_key=True)
+    """In small letters."""
+    after: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 class ApiKey(Base):
     """An API key; its secret part is not stored."""
 

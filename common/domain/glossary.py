@@ -17,8 +17,12 @@ from unicodedata import category, normalize
 from common.domain.moderation import Finding, Mark
 from common.domain.values import Segment, Span, Word
 
+NO_GLOSSARY = "none"
+"""In place of names: no glossary, not even the default one."""
+GLOSSARY_TRUNCATED = "glossary_truncated"
+"""The warning that some words of a job's glossaries are no hotwords, as there was no room."""
 MOST_ENTRIES = 1_000
-"""Of a glossary, and of all glossaries of a job that rewrite."""
+"""Of a glossary, and of all glossaries of a job."""
 LONGEST_WORD = 100
 """In characters; also of a spelling."""
 MOST_SPELLINGS = 20
@@ -131,7 +135,9 @@ def rewritten(segments: Iterable[Segment], entries: Iterable[Entry]) -> tuple[Se
 
     Segments without changes stay the same objects. In languages without spaces nothing is found.
     """
-    entries = list(entries)
+    segments, entries = tuple(segments), list(entries)
+    if not segments or not entries:
+        return segments
     right = _Phrases((entry.word, entry.word) for entry in entries)
     spellings: dict[str, tuple[str, str]] = {}
     for entry in entries:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+from common.domain.glossary import Entry, Glossary
 from common.domain.models import ModelName
 from common.domain.speakers import SpeakerCount
 from common.domain.values import Span
@@ -61,6 +62,8 @@ class Options:
     ``auto``: each if there are two with different people. ``identify``: name the speakers whose
     voices are enrolled. ``review``: whether a person has to approve the text; None, which is not
     stored: as the tenant's row says. ``span``: what of the recording is transcribed; None: all.
+    ``glossaries``: as they were when the job was created; their words are in the hotwords.
+    ``glossary_truncated``: some are not, as there was no room.
     """
 
     cutting: Cutting = Cutting()
@@ -77,10 +80,18 @@ class Options:
     identify: bool = False
     review: bool | None = None
     span: Span | None = None
+    glossaries: tuple[Glossary, ...] = ()
+    glossary_truncated: bool = False
+
+    @property
+    def to_rewrite(self) -> list[Entry]:
+        """The entries whose spellings are replaced in the text."""
+        return [entry for each in self.glossaries if each.rewrite for entry in each.entries]
 
     def to_json(self) -> dict[str, Any]:
         names = {language: [str(each) for each in them] for language, them in self.models.items()}
-        return asdict(self) | {"models": names}
+        glossaries = [each.to_json() for each in self.glossaries]
+        return asdict(self) | {"models": names, "glossaries": glossaries}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Self:
@@ -104,4 +115,6 @@ class Options:
             identify=document.get("identify", False),
             review=document.get("review"),
             span=Span(**span) if (span := document.get("span")) else None,
+            glossaries=tuple(map(Glossary.from_json, document.get("glossaries", ()))),
+            glossary_truncated=document.get("glossary_truncated", False),
         )

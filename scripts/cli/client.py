@@ -65,6 +65,7 @@ WARNINGS = {
     "fewer_speakers": "fewer speakers were found than requested",
     "review_timed_out": "nobody approved its text in time (REVIEW_TIMEOUT)",
     "identification_failed": "its speakers could not be compared with the enrolled voices",
+    "glossary_truncated": "not all words of its glossaries are hotwords: there was no room",
     "moderated_by_several_models": "the moderation model changed during the job; "
     "the manifest lists all of them",
 }

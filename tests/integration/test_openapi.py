@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 from api.app import create_app
 from common.db.database import Database
 from common.db.streams import COMPLETED, Streams
-from common.db.tables import Voice
+from common.db.tables import StoredGlossary, Voice
 from common.settings import Settings
 from tests.support.factories import (
     TENANT,
@@ -89,9 +89,20 @@ def made(gateway: GatewayProcess, gateway_database: Database) -> dict[str, list[
         )
         for _ in range(20)
     ]
+    glossaries = [
+        StoredGlossary(
+            tenant=TENANT,
+            name=f"names {number}",
+            entries=[{"word": "Lan", "instead_of": ["lam"]}],
+            rewrite=True,
+            is_default=False,
+        )
+        for number in range(20)
+    ]
     with gateway_database.transaction() as session:
-        session.add_all(voices)
+        session.add_all([*voices, *glossaries])
     return {
+        "glossary_id": [str(glossary.id) for glossary in glossaries],
         "voice_id": [str(voice.id) for voice in voices],
         "job_id": [str(job_id) for job_id in jobs],
         "session_id": [str(session_id) for session_id in sessions],

@@ -13,7 +13,7 @@ import pytest
 from common.db.database import Database
 from common.db.keys import Keys
 from common.db.streams import COMPLETED, Streams
-from common.db.tables import Voice, WebhookDelivery, WebhookEndpoint
+from common.db.tables import StoredGlossary, Voice, WebhookDelivery, WebhookEndpoint
 from common.domain.keys import Scope
 from tests.support.audio_files import make_wav, tone
 from tests.support.factories import (
@@ -135,7 +135,10 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
                 job_id=job_id,
                 speaker="SPEAKER_00",
             )
-            session.add_all([endpoint, voice])
+            glossary = StoredGlossary(
+                tenant=OURS, name="ours", entries=[], rewrite=False, is_default=False
+            )
+            session.add_all([endpoint, voice, glossary])
             session.flush()
             delivery = WebhookDelivery(
                 tenant=OURS,
@@ -155,6 +158,7 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
                 "endpoint_id": str(endpoint.id),
                 "delivery_id": str(delivery.id),
                 "voice_id": str(voice.id),
+                "glossary_id": str(glossary.id),
             }
 
     return make

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from common.diarization.clustering import cluster
 from common.diarization.identification import likeness, mean_voice
 from common.domain.chunks import windows_to_json
 from common.domain.detection import LANGUAGE_MISMATCH, MIXED_LANGUAGES, mismatched
+from common.domain.glossary import Entry, rewritten
 from common.domain.job import DIARIZATION_FAILED, IDENTIFICATION_FAILED
 from common.domain.languages import AUTO
 from common.domain.merging import ChunkSegments, speech_without_text
@@ -85,7 +86,8 @@ def run(context: Context, claim: Claim) -> Claim | None:
     lost = known > sum(it.diarization is not None for it in stored)
     options = Options.from_json(job.options)
     transcribed = parts(stored)
-    segments, diarization = merge_windows(transcribed), None
+    segments = corrected(context, merge_windows(transcribed), options.to_rewrite)
+    diarization = None
     separate = job.transcription.channels is not None
     of_speakers: Sequence[str] = ()
     earlier = None
@@ -222,6 +224,19 @@ def _identified(
     )
 
 
+def corrected(
+    context: Context, segments: Sequence[Segment], entries: Sequence[Entry]
+) -> tuple[Segment, ...]:
+    """The segments with the words of glossaries written right, before they have speakers.
+
+    So the text has the same words as it had while it grew. Offensive segments that change are
+    classified anew: what was offensive may have been a name. Others stay CLEAN.
+    """
+    new = rewritten(segments, entries)
+    changed = [it for it, old in zip(new, segments, strict=True) if it is not old]
+    return _classified_anew(context, new, changed)
+
+
 def attributed(
     context: Context, segments: Sequence[Segment], diarization: Diarization
 ) -> tuple[Segment, ...]:
@@ -230,24 +245,27 @@ def attributed(
     The parts of an offensive segment are classified anew: not all of its speakers need to be so.
     """
     split = attribute(segments, diarization.turns)
-    offensive = [
-        part
-        for each in split
-        for part in each
-        if len(each) > 1 and part.finding and part.finding.label is not Label.CLEAN
-    ]
-    if offensive:
-        try:
-            found = context.moderation.get().classify([part.text for part in offensive])
-        except StenoError as error:
-            logger.warning("split segments keep the label of the whole: {}", error)
-        else:
-            anew = {
-                part: replace(part, finding=finding)
-                for part, finding in zip(offensive, found, strict=True)
-            }
-            split = [tuple(anew.get(part, part) for part in each) for each in split]
-    return tuple(part for each in split for part in each)
+    parts_of_split = [part for each in split if len(each) > 1 for part in each]
+    return _classified_anew(context, [part for each in split for part in each], parts_of_split)
+
+
+def _classified_anew(
+    context: Context, segments: Sequence[Segment], changed: Iterable[Segment]
+) -> tuple[Segment, ...]:
+    """The segments; those of the ``changed`` that are labelled offensive with a new finding.
+
+    If classifying fails, they keep the label of the text that they were made of.
+    """
+    offensive = [it for it in changed if it.finding and it.finding.label is not Label.CLEAN]
+    if not offensive:
+        return tuple(segments)
+    try:
+        found = context.moderation.get().classify([it.text for it in offensive])
+    except StenoError as error:
+        logger.warning("changed segments keep their labels: {}", error)
+        return tuple(segments)
+    anew = {it: replace(it, finding=finding) for it, finding in zip(offensive, found, strict=True)}
+    return tuple(anew.get(it, it) for it in segments)
 
 
 def completed(revised: Transcript, anew: Transcript) -> Transcript:
@@ -295,6 +313,7 @@ def _manifest(
     language = job.transcription.detected_language or job.language
     weights_sha256 = job.transcription.weights_sha256
     channels = job.transcription.channels
+    options = Options.from_json(job.options)
     return {
         "recording_sha256": job.recording.sha256,
         "model": job.model,
@@ -303,7 +322,9 @@ def _manifest(
         "decoding": decoding_identity(job, weights_sha256 or "", language),
         "encoders": sorted({segment.encoder for segment in transcript.segments} - {None}),
         "language_probabilities": languages or None,
-        "options": job.options,
+        # Without the words of the glossaries: the job's own options have them.
+        "options": {name: it for name, it in job.options.items() if name != "glossaries"},
+        "glossaries": {it.name: len(it.entries) for it in options.glossaries},
         "moderation": None if models is None else [by.to_json() for by in models],
         "channels": channels,
         "diarization": None if channels or not job.options.get("diarize") else _diarized_by(chunks),

@@ -23,6 +23,7 @@ from common.domain.detection import (
     among,
     spread,
 )
+from common.domain.glossary import GLOSSARY_TRUNCATED
 from common.domain.languages import AUTO
 from common.domain.models import (
     ANY_LANGUAGE,
@@ -139,6 +140,7 @@ class _Planning:
             if step.reads_files
         ]
         """The kinds of steps that read a chunk's audio."""
+        self._truncated = options.glossary_truncated
         self._languages = options.languages
         self._models = options.models
         self._weights_sha256 = ""
@@ -195,6 +197,7 @@ class _Planning:
             *filter(None, [self._separation.warning]),
             *(["no_speech"] if self._is_silent else []),
             *self._fallback,
+            *([GLOSSARY_TRUNCATED] if self._truncated else []),
             *self._detection_warnings,
         ]
         if self._track != (self._default if self._requested is None else self._requested):

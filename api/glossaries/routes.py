@@ -1,0 +1,94 @@
+"""Routes for glossaries: lists of words that are to be written right."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import APIRouter
+from loguru import logger
+from starlette.status import HTTP_201_CREATED, HTTP_204_NO_CONTENT
+
+from api.auth.callers import Reader, Transcriber
+from api.glossaries.schemas import (
+    GlossaryContent,
+    GlossaryDocument,
+    GlossaryList,
+    GlossarySummary,
+    SuggestionDocument,
+    SuggestionList,
+)
+from api.http.pagination import Limit, PageCursor, next_cursor, parse_cursor
+from api.http.problems import documented
+from api.services import ServicesDep
+
+router = APIRouter(prefix="/glossaries", tags=["glossaries"], responses=documented(422, 503))
+
+
+@router.post(
+    "", summary="Create a glossary", status_code=HTTP_201_CREATED, responses=documented(409, 413)
+)
+async def create(
+    wanted: GlossaryContent, services: ServicesDep, caller: Transcriber
+) -> GlossaryDocument:
+    """Create a glossary, for later jobs."""
+    stored = services.glossaries(caller.tenant)
+    row = await services.in_thread(stored.create, wanted.glossary(), default=wanted.default)
+    logger.info("glossary {} was created: {} words", row.id, len(row.entries))
+    return GlossaryDocument.model_validate(row)
+
+
+@router.get("", summary="List glossaries")
+async def list_glossaries(
+    services: ServicesDep, caller: Reader, limit: Limit = 50, cursor: PageCursor = None
+) -> GlossaryList:
+    """The tenant's glossaries, newest first, without their entries."""
+    page = await services.in_thread(
+        services.glossaries(caller.tenant).page, limit=limit, after=parse_cursor(cursor)
+    )
+    return GlossaryList(
+        glossaries=[GlossarySummary.model_validate(each) for each in page.items],
+        next_cursor=next_cursor(page.next),
+    )
+
+
+@router.get("/suggestions", summary="List suggestions for glossaries")
+async def suggestions(services: ServicesDep, caller: Reader, limit: Limit = 50) -> SuggestionList:
+    """What people replaced in the transcripts of three jobs or more, and no glossary replaces.
+
+    Add those that you want to the entries of a glossary. Suggestions are made of people's
+    corrections: they go when the jobs are deleted.
+    """
+    found = await services.in_thread(services.glossaries(caller.tenant).suggestions, limit)
+    return SuggestionList(suggestions=[SuggestionDocument.model_validate(it) for it in found])
+
+
+@router.get("/{glossary_id}", summary="Get a glossary", responses=documented(404))
+async def read(glossary_id: UUID, services: ServicesDep, caller: Reader) -> GlossaryDocument:
+    """One glossary."""
+    stored = services.glossaries(caller.tenant)
+    return GlossaryDocument.model_validate(await services.in_thread(stored.glossary, glossary_id))
+
+
+@router.put("/{glossary_id}", summary="Replace a glossary", responses=documented(404, 409, 413))
+async def replace(
+    glossary_id: UUID, wanted: GlossaryContent, services: ServicesDep, caller: Transcriber
+) -> GlossaryDocument:
+    """Replace all of a glossary. Jobs keep the words that they were created with."""
+    stored = services.glossaries(caller.tenant)
+    row = await services.in_thread(
+        stored.replace, glossary_id, wanted.glossary(), default=wanted.default
+    )
+    logger.info("glossary {} was replaced: {} words", row.id, len(row.entries))
+    return GlossaryDocument.model_validate(row)
+
+
+@router.delete(
+    "/{glossary_id}",
+    summary="Delete a glossary",
+    status_code=HTTP_204_NO_CONTENT,
+    responses=documented(404),
+)
+async def delete(glossary_id: UUID, services: ServicesDep, caller: Transcriber) -> None:
+    """Delete a glossary. Jobs keep the words that they were created with until they are deleted."""
+    await services.in_thread(services.glossaries(caller.tenant).delete, glossary_id)
+    logger.info("glossary {} was deleted", glossary_id)

@@ -268,7 +268,8 @@ def _changed(segment: Segment, tokens: Sequence[_Token], changes: Iterable[_Foun
         words += [*kept, *new]
         old_start, new_start = old_at + _length(kept), new_at + _length(kept)
         old_at, new_at = old_start + _length(replaced), new_start + _length(new)
-        places.append((old_start, old_at, new_start, new_at))
+        space = _length(replaced[:1]) - len(replaced[0].text.lstrip())
+        places.append((old_start + space, old_at, new_start + space, new_at))
         at = change.last
     words += [word for token in tokens[at:] for word in token.words]
     return replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any
+from unicodedata import category
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
@@ -29,8 +30,9 @@ def _clean(value: object) -> object:
     return cleaned(value) if isinstance(value, str) else value
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable():
+def _without_controls(text: str) -> str:
+    # Those of category Cf stay: Persian and Hindi words need them. Cs: halves of a character.
+    if any(category(letter) in ("Cc", "Cs") for letter in text):
         raise ValueError("text without control characters")
     return text
 
@@ -61,16 +63,16 @@ def _known(code: str) -> str:
 
 Spelling = Annotated[
     str,
-    BeforeValidator(_clean),
     Field(min_length=1, max_length=LONGEST_WORD),
-    AfterValidator(_printable),
+    BeforeValidator(_clean),
+    AfterValidator(_without_controls),
     AfterValidator(_with_letters),
 ]
 GlossaryName = Annotated[
     str,
-    BeforeValidator(_clean),
     Field(min_length=1, max_length=LONGEST_NAME),
-    AfterValidator(_printable),
+    BeforeValidator(_clean),
+    AfterValidator(_without_controls),
     AfterValidator(_without_commas),
     AfterValidator(_not_none),
 ]

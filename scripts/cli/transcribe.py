@@ -444,7 +444,7 @@ def _wire(options: Mapping[str, Any]) -> dict[str, str]:
     help="Text that precedes the recording: sets style and spelling.",
 )
 @click.option("--hotwords", metavar="TEXT", help="Names and terms that are likely to occur.")
-@click.option("--glossaries", metavar="NAMES", help="The tenant's glossaries, or none [default].")
+@click.option("--glossaries", metavar="NAMES", help="Glossaries, separated by commas; or none.")
 @click.option(
     "--no-word-timestamps",
     "word_timestamps",

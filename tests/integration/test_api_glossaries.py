@@ -131,6 +131,15 @@ def test_what_is_wrong_with_a_glossary_is_named(
     assert api.get("glossaries")["glossaries"] == []
 
 
+def test_halves_of_characters_are_rejected(api: Api) -> None:
+    json = {"Content-Type": "application/json"}
+    body = b'{"name": "x", "entries": [{"word": "\\ud800x"}]}'
+    answer = api.ask("POST", "glossaries", 422, content=body, headers=json)
+    assert answer.json()["field"] == "entries[0].word"
+    body = b'{"glossaries": "\\ud800x"}'
+    assert api.ask("POST", "jobs", 422, content=body, headers=json).json()["field"] == "glossaries"
+
+
 # --- jobs ---------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,8 @@ def test_the_resolved_request_is_stored_with_the_job(
         "diarize": None,
         "channels": "mix",
         "identify": False,
+        "glossaries": [],
+        "glossary_truncated": False,
         "languages": [],
         "models": {},
         "fetch_model": False,

@@ -36,6 +36,8 @@ OPEN = {"/healthz", "/readyz", "/health", "/metrics", "/status"}
 
 EVERYBODYS = {"model": "base"}
 """Parameters of paths that name nothing of any tenant's."""
+BODIES = {"/api/v1/glossaries/{glossary_id}": {"name": "a list", "entries": []}}
+"""Bodies of operations that do not accept an empty one, by path."""
 FILTERS = {"job_id", "session_id", "endpoint_id", "delivery_id", "key_id"}
 """Parameters of queries that name something of a tenant's."""
 
@@ -60,7 +62,7 @@ class Operation:
         if "multipart/form-data" in kinds:
             more["files"] = {"file": ("a.wav", make_wav(tone(0.1).tobytes()))}
         elif kinds:
-            more["json"] = {}
+            more["json"] = BODIES.get(self.path, {})
         path = self.path.format_map({**EVERYBODYS, **ids})
         return gateway.http.request(self.method, path, headers=dict(headers), **more)
 
@@ -136,7 +138,7 @@ def make_ours(gateway_database: Database) -> Callable[[], Ids]:
                 speaker="SPEAKER_00",
             )
             glossary = StoredGlossary(
-                tenant=OURS, name="ours", entries=[], rewrite=False, is_default=False
+                tenant=OURS, name=f"ours {job_id}", entries=[], rewrite=False, is_default=False
             )
             session.add_all([endpoint, voice, glossary])
             session.flush()
